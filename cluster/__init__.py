@@ -1,0 +1,1 @@
+"""The node people run: configuration, HTTP API, client, command line."""

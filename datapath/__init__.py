@@ -1,0 +1,1 @@
+"""How state gets from the primary to the backups, and survives."""

@@ -1,0 +1,82 @@
+"""The interface to agreement: all that the rest of onecopy knows of consensus.
+
+Two implementations: the hardened PySyncObj adapter (`election.pysyncobj_adapter`) in production,
+and `election.static` for tests that need no consensus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from election.view import Change, View
+
+
+class Committed(msgspec.Struct, frozen=True):
+    """The change was applied; `view` is the view that it made."""
+
+    view: View
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The change was not and will never be applied; `view` is the one that refused it."""
+
+    view: View | None
+    reason: str
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """The change may or may not have been applied, or may be applied yet (E3)."""
+
+    reason: str
+
+
+Outcome = Committed | Refused | Unknown
+
+
+class AgreementUnavailableError(Exception):
+    """Consensus did not answer in time. Nothing may be concluded about the view."""
+
+
+class AgreementFailedError(Exception):
+    """The local agreement member broke (bad journal, dead listener): the node must stop."""
+
+
+class Agreement(Protocol):
+    """Proposes changes of the view and reports the committed one.
+
+    All methods are called from one asyncio loop, and call back on it.
+    """
+
+    @property
+    def view(self) -> View | None:
+        """The newest committed view this node has applied; may be stale, never uncommitted.
+
+        None until this node has caught up once (`isReady` and a committed no-op).
+        """
+
+    def subscribe(self, on_view: Callable[[View], None]) -> None:
+        """Call `on_view` with each newer view, in order of versions (some may be skipped)."""
+
+    def on_failure(self, callback: Callable[[AgreementFailedError], None]) -> None:
+        """Call `callback` once if the local member breaks for good: the process must exit."""
+
+    async def start(self) -> None:
+        """Join the consensus group and return; `view` appears when this node has caught up."""
+
+    async def stop(self) -> None:
+        """Leave and free the port, thread and files."""
+
+    async def propose(self, change: Change, expected_version: int, timeout_ms: int) -> Outcome:
+        """Propose one change. Never raises; a time-out or a lost connection is `Unknown`."""
+
+    async def read_view(self, timeout_ms: int) -> View | None:
+        """Return the view after a committed no-op: nothing committed before the call is missing.
+
+        Returns None when the cluster has not been bootstrapped.
+
+        Raises:
+            AgreementUnavailableError: no commit within `timeout_ms`.
+        """

@@ -1,0 +1,248 @@
+"""The view and its pure transitions: the one place that owns them.
+
+A *view* says who is in charge. It changes only by `apply_change`, a total, deterministic function
+run by every member of the consensus group on the same commands in the same order. Nothing here
+reads a clock, draws a random number or raises: a change that may not happen is a `Refusal`.
+
+The shape (epoch, version, compare-and-set) follows PacificA's configurations and Kafka's KIP-497.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Role = Literal["replica", "witness"]
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that belongs to the cluster.
+
+    `data_id` names its disk: a random hex string drawn when the data directory was made, empty
+    until the node has registered it. A node whose disk was lost has another one, and is refused.
+    `client`, `peer` and `raft` are "host:port".
+    """
+
+    id: str
+    role: Role
+    client: str
+    peer: str
+    raft: str
+    data_id: str = ""
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is in charge, as agreed.
+
+    `epoch` rises whenever the primary changes (also to itself, after its restart); `version` rises
+    with every change. `in_sync` and `members` are sorted by id; the primary is always in `in_sync`.
+    """
+
+    cluster_id: str
+    epoch: int
+    version: int
+    primary: str
+    in_sync: tuple[str, ...]
+    members: tuple[Member, ...]
+
+    def member(self, node_id: str) -> Member | None:
+        """Return the member with that id, or None."""
+        for member in self.members:
+            if member.id == node_id:
+                return member
+        return None
+
+
+class Bootstrap(msgspec.Struct, frozen=True, tag="bootstrap"):
+    """Make the first view, at version 1 and epoch 1. Needs that there is no view yet (version 0)."""
+
+    cluster_id: str
+    primary: str
+    members: tuple[Member, ...]
+
+
+class TakeOver(msgspec.Struct, frozen=True, tag="take_over"):
+    """Make an in-sync replica the primary of a new epoch.
+
+    A primary that is replaced leaves the in-sync set in the same step; a primary that proposes
+    itself (after its restart) stays.
+    """
+
+    candidate: str
+
+
+class Handover(msgspec.Struct, frozen=True, tag="handover"):
+    """Planned change of primary, proposed by the primary itself: the in-sync set stays whole."""
+
+    to: str
+
+
+class RemoveFromInSync(msgspec.Struct, frozen=True, tag="remove_from_in_sync"):
+    """Take replicas out of the in-sync set (D5). Never the primary."""
+
+    nodes: tuple[str, ...]
+
+
+class AddToInSync(msgspec.Struct, frozen=True, tag="add_to_in_sync"):
+    """Put a caught-up replica into the in-sync set (D7 is the proposer's to check)."""
+
+    node: str
+
+
+class AddMember(msgspec.Struct, frozen=True, tag="add_member"):
+    """Add a node, or register the disk (`data_id`) and addresses of one that has none yet."""
+
+    member: Member
+
+
+class RemoveMember(msgspec.Struct, frozen=True, tag="remove_member"):
+    """Take a node out for good, and out of the in-sync set. Never the primary."""
+
+    node: str
+
+
+class Confirm(msgspec.Struct, frozen=True, tag="confirm"):
+    """Change nothing but the version: settles commands whose outcome is unknown (E3)."""
+
+
+Change = (
+    Bootstrap
+    | TakeOver
+    | Handover
+    | RemoveFromInSync
+    | AddToInSync
+    | AddMember
+    | RemoveMember
+    | Confirm
+)
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why a change did not happen. `reason` is a sentence for people."""
+
+    reason: str
+
+
+def apply_change(view: View | None, change: Change, expected_version: int) -> View | Refusal:
+    """Return the view after `change`, or why it may not happen.
+
+    `expected_version` is the version that the proposer saw (0: no view yet); any other current
+    version refuses, which makes every change a compare-and-set.
+    """
+    version = 0 if view is None else view.version
+    if expected_version != version:
+        return Refusal(f"the view is at version {version}, not {expected_version}")
+    if view is None:
+        if not isinstance(change, Bootstrap):
+            return Refusal("there is no view yet: the cluster has not been bootstrapped")
+        return _bootstrap(change)
+    match change:
+        case Bootstrap():
+            return Refusal("the cluster has been bootstrapped already")
+        case TakeOver(candidate):
+            return _take_over(view, candidate)
+        case Handover(to):
+            return _handover(view, to)
+        case RemoveFromInSync(nodes):
+            return _remove_from_in_sync(view, nodes)
+        case AddToInSync(node):
+            return _add_to_in_sync(view, node)
+        case AddMember(member):
+            return _add_member(view, member)
+        case RemoveMember(node):
+            return _remove_member(view, node)
+        case Confirm():
+            return _next(view)
+
+
+def _next(view: View, **changes: object) -> View:
+    return msgspec.structs.replace(view, version=view.version + 1, **changes)
+
+
+def _bootstrap(change: Bootstrap) -> View | Refusal:
+    members = tuple(sorted(change.members, key=lambda member: member.id))
+    if len({member.id for member in members}) != len(members):
+        return Refusal("two members have the same id")
+    view = View(
+        cluster_id=change.cluster_id,
+        epoch=1,
+        version=1,
+        primary=change.primary,
+        in_sync=(change.primary,),
+        members=members,
+    )
+    member = view.member(change.primary)
+    if member is None or member.role != "replica":
+        return Refusal(f"the first primary, {change.primary!r}, is not a replica among the members")
+    return view
+
+
+def _take_over(view: View, candidate: str) -> View | Refusal:
+    # E1: only a member of the committed in-sync set; witnesses and learners never are.
+    if candidate not in view.in_sync:
+        return Refusal(f"{candidate!r} is not in the in-sync set {list(view.in_sync)}")
+    in_sync = view.in_sync
+    if candidate != view.primary:
+        in_sync = tuple(node for node in in_sync if node != view.primary)
+    return _next(view, epoch=view.epoch + 1, primary=candidate, in_sync=in_sync)
+
+
+def _handover(view: View, to: str) -> View | Refusal:
+    if to not in view.in_sync:  # E1
+        return Refusal(f"{to!r} is not in the in-sync set {list(view.in_sync)}")
+    if to == view.primary:
+        return Refusal(f"{to!r} is the primary already")
+    return _next(view, epoch=view.epoch + 1, primary=to)
+
+
+def _remove_from_in_sync(view: View, nodes: tuple[str, ...]) -> View | Refusal:
+    if not nodes:
+        return Refusal("no node is named")
+    for node in nodes:
+        if node == view.primary:
+            return Refusal(f"{node!r} is the primary and stays in the in-sync set")
+        if node not in view.in_sync:
+            return Refusal(f"{node!r} is not in the in-sync set {list(view.in_sync)}")
+    return _next(view, in_sync=tuple(node for node in view.in_sync if node not in nodes))
+
+
+def _add_to_in_sync(view: View, node: str) -> View | Refusal:
+    member = view.member(node)
+    if member is None or member.role != "replica":
+        return Refusal(f"{node!r} is not a replica among the members")  # E1: a witness never is
+    if node in view.in_sync:
+        return Refusal(f"{node!r} is in the in-sync set already")
+    return _next(view, in_sync=tuple(sorted((*view.in_sync, node))))
+
+
+def _add_member(view: View, member: Member) -> View | Refusal:
+    known = view.member(member.id)
+    if known is not None:
+        if known.data_id and known.data_id != member.data_id:
+            return Refusal(
+                f"{member.id!r} is known with another data directory "
+                f"({known.data_id[:8]}, not {member.data_id[:8]}): a node that has lost its disk "
+                "must come back under a new id"
+            )
+        if known.role != member.role:
+            return Refusal(f"{member.id!r} is a {known.role}, not a {member.role}")
+        if known == member:
+            return Refusal(f"{member.id!r} is a member already, unchanged")
+    others = tuple(other for other in view.members if other.id != member.id)
+    for other in others:
+        if {other.client, other.peer, other.raft} & {member.client, member.peer, member.raft}:
+            return Refusal(f"{member.id!r} has an address that belongs to {other.id!r}")
+    return _next(view, members=tuple(sorted((*others, member), key=lambda item: item.id)))
+
+
+def _remove_member(view: View, node: str) -> View | Refusal:
+    if view.member(node) is None:
+        return Refusal(f"{node!r} is not a member")
+    if node == view.primary:
+        return Refusal(f"{node!r} is the primary: hand over first")
+    return _next(
+        view,
+        in_sync=tuple(item for item in view.in_sync if item != node),
+        members=tuple(member for member in view.members if member.id != node),
+    )
