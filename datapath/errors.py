@@ -1,0 +1,107 @@
+"""The data path's errors: one tree, each class saying what the caller may conclude.
+
+    DataPathError
+    ├── OperationError            an operation's answer; `code` is stable, `outcome` is one of:
+    │   ├── NotAppliedError       "not_applied": nothing changed, and nothing will
+    │   │   ├── RejectedError     the service itself said no (a condition failed, bad input)
+    │   │   ├── NotPrimaryError   this node cannot take it now; another may
+    │   │   ├── StorageFullError  no room on the primary's disk
+    │   │   └── OverloadedError   a bounded queue is full
+    │   └── UnknownOutcomeError   "unknown": it may or may not have been applied
+    ├── StorageError              this node's disk cannot be trusted or used
+    │   ├── LogCorruptError       a damaged record, named by file and offset
+    │   ├── DiskFullError         ENOSPC; nothing was half-written
+    │   ├── DiskFailedError       fsync or write failed: restart from disk (D9)
+    │   └── DataDirectoryError    wrong cluster, locked, missing, damaged identity
+    └── SafetyError               an invariant is broken: stop this node and keep its data
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+OutcomeWord = Literal["not_applied", "unknown"]
+
+
+class DataPathError(Exception):
+    """Root of the data path's errors."""
+
+
+class OperationError(DataPathError):
+    """An operation was not acknowledged. `str(error)` tells the user what to do next."""
+
+    outcome: ClassVar[OutcomeWord] = "unknown"
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+
+
+class NotAppliedError(OperationError):
+    """Nothing changed, and nothing will: safe to try again."""
+
+    outcome: ClassVar[OutcomeWord] = "not_applied"
+
+
+class RejectedError(NotAppliedError):
+    """The service refused the operation; raised by service methods. Their writes are dropped.
+
+    `code` is the service's own ("precondition_failed", …).
+    """
+
+
+class NotPrimaryError(NotAppliedError):
+    """This node is not serving as the primary; `primary` is the one it knows of, or ""."""
+
+    def __init__(self, code: str, detail: str, primary: str = "") -> None:
+        super().__init__(code, detail)
+        self.primary = primary
+
+
+class StorageFullError(NotAppliedError):
+    """The primary's disk has no room for the operation. Reads go on."""
+
+
+class OverloadedError(NotAppliedError):
+    """A bounded queue is full: try again later, or with fewer requests at once."""
+
+
+class UnknownOutcomeError(OperationError):
+    """The operation may or may not have been applied (or may be yet).
+
+    Try again under the same idempotency key to learn which.
+    """
+
+
+class StorageError(DataPathError):
+    """This node's disk cannot be used as it is."""
+
+
+class LogCorruptError(StorageError):
+    """A record that had been durable is damaged.
+
+    `path` and `offset` (bytes) name it; `last_good_index` is the last index before the damage.
+    """
+
+    def __init__(self, detail: str, *, path: str, offset: int, last_good_index: int) -> None:
+        super().__init__(detail)
+        self.path = path
+        self.offset = offset
+        self.last_good_index = last_good_index
+
+
+class DiskFullError(StorageError):
+    """ENOSPC or a full map; nothing was half-written."""
+
+
+class DiskFailedError(StorageError):
+    """A write or fsync failed for another reason than room: the data is suspect (D9)."""
+
+
+class DataDirectoryError(StorageError):
+    """The data directory is locked, belongs to another node or cluster, or is damaged."""
+
+
+class SafetyError(DataPathError):
+    """An invariant is broken. The node stops and keeps its data; tell the developers."""

@@ -1,0 +1,108 @@
+"""What replicas say to each other on a replication stream. Pure data, MessagePack on the wire.
+
+`session` numbers a stream: every new stream of a primary has a higher one, so that a late message
+of an old stream is told apart. `epoch` fences (D3). All indices are log indices; all are of the
+sender. Big record bytes travel as they are, without a copy.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    pass
+
+
+class Probe(_Message, tag=1):
+    """Primary to replica, first on each stream: I am the primary of this epoch; what do you hold?"""
+
+    session: int
+    epoch: int
+    primary: str
+    commit_index: int
+
+
+class ProbeReply(_Message, tag=2):
+    """What the replica's log holds. `epochs` is [(epoch, first index), …] from its commit index on.
+
+    `incarnation` names the process's lifetime. `suspect`: its log's tail was cut when it opened;
+    `damaged`: it has lost entries that it may have acknowledged, and must be caught up as a learner.
+    """
+
+    session: int
+    epoch: int
+    incarnation: str
+    first_index: int
+    last_index: int
+    last_epoch: int
+    commit_index: int
+    epochs: list[tuple[int, int]]
+    suspect: bool
+    damaged: bool
+
+
+class Append(_Message, tag=3):
+    """Records that follow the entry (`prev_index`, `prev_epoch`); none: only the commit index."""
+
+    session: int
+    epoch: int
+    prev_index: int
+    prev_epoch: int
+    commit_index: int
+    records: list[bytes]
+
+
+class AppendReply(_Message, tag=4):
+    """All up to `match_index` equals the primary's log and is durable here (D9)."""
+
+    session: int
+    epoch: int
+    match_index: int
+
+
+class Heartbeat(_Message, tag=5):
+    """I am here. `sequence` lets the primary count the lease from its own sending (D4)."""
+
+    session: int
+    epoch: int
+    sequence: int
+    commit_index: int
+
+
+class HeartbeatReply(_Message, tag=6):
+    """The promise: I propose nobody until my grace period, counted from the receipt, has run out.
+
+    `writable` is false while the replica's disk has no room.
+    """
+
+    session: int
+    epoch: int
+    sequence: int
+    applied_index: int
+    durable_index: int
+    writable: bool
+
+
+class Refusal(_Message, tag=7):
+    """The message's epoch is below `epoch`, which the sender has accepted (D3)."""
+
+    session: int
+    epoch: int
+    primary: str
+
+
+Message = Probe | ProbeReply | Append | AppendReply | Heartbeat | HeartbeatReply | Refusal
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """Encode a message."""
+    return _encoder.encode(message)
+
+
+def decode(data: bytes) -> Message:
+    """Decode a message; raises msgspec.MsgspecError on anything else."""
+    return _decoder.decode(data)

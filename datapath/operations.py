@@ -1,0 +1,145 @@
+"""Operations and queries, their answers, and the face that a node shows to its API.
+
+`Node` is what the HTTP API, the command line's server and the tests talk to. A replica's engine
+and a witness's gateway both implement it; whichever node is asked forwards to the primary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from election.view import View
+
+Ack = Literal["all", "local"]
+Consistency = Literal["linearizable", "stale"]
+
+
+class Operation(msgspec.Struct, frozen=True, array_like=True):
+    """One call of a service's operation.
+
+    `idempotency_key` ("" for none) makes a repeat get the first answer (D8). `ack` "local" answers
+    when the primary alone has it durable; `min_copies` refuses to be acknowledged on fewer.
+    """
+
+    method: str
+    args: tuple[Any, ...] = ()
+    idempotency_key: str = ""
+    ack: Ack = "all"
+    min_copies: int = 0
+
+
+class Result(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to an acknowledged operation.
+
+    `value` is what the service returned; `index` the log index of its delta (the revision), or
+    the index it was executed at when it wrote nothing; `copies` how many replicas hold it durably;
+    `node` the primary that executed it; `repeated`: this is a first answer given again.
+    """
+
+    value: Any
+    index: int
+    epoch: int
+    copies: int
+    node: str
+    repeated: bool = False
+
+
+class Query(msgspec.Struct, frozen=True, array_like=True):
+    """One call of a service's query. `max_staleness_ms` bounds "stale" reads; None: no bound."""
+
+    method: str
+    args: tuple[Any, ...] = ()
+    consistency: Consistency = "linearizable"
+    max_staleness_ms: int | None = None
+
+
+class QueryResult(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to a query, from the state at `index` on `node`, which knows of `epoch`."""
+
+    value: Any
+    index: int
+    epoch: int
+    node: str
+
+
+class NodeState(msgspec.Struct, frozen=True, kw_only=True):
+    """One node, as its primary (or itself) sees it.
+
+    `state`: "primary", "backup", "learner", "snapshot", "witness" or "unreachable"; `lag` is how
+    many log entries it is behind the primary's commit index, None when unknown.
+    """
+
+    role: str
+    client: str
+    state: str
+    applied_index: int | None = None
+    durable_index: int | None = None
+    lag: int | None = None
+
+
+class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of GET /v1/cluster. `primary` is "" while there is none known."""
+
+    cluster: str
+    epoch: int
+    version: int
+    primary: str
+    in_sync: tuple[str, ...]
+    nodes: dict[str, NodeState]
+
+
+class Digest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of GET /v1/digest: equal on all replicas at the same applied index."""
+
+    node: str
+    applied_index: int
+    digest: str
+
+
+class Node(Protocol):
+    """What a running node offers. All methods belong to its event loop.
+
+    Errors are `datapath.errors.OperationError`s: each has `code`, `detail` and `outcome`.
+    """
+
+    node_id: str
+
+    @property
+    def epoch(self) -> int:
+        """The newest epoch that this node knows of (0: none)."""
+
+    @property
+    def primary(self) -> str:
+        """The primary of the newest view this node knows, or ""."""
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether this node is the primary and serves under its leases right now."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether this node could answer a linearizable read now (itself or by the primary)."""
+
+    async def execute(self, operation: Operation, timeout_ms: int) -> Result:
+        """Execute on the primary, wherever it is; wait for one up to `timeout_ms`."""
+
+    async def query(self, query: Query, timeout_ms: int) -> QueryResult:
+        """Read; linearizable reads are answered here if this node is in touch with the primary."""
+
+    async def handover(self, to: str, timeout_ms: int) -> View:
+        """Make `to` (a member of the in-sync set) the primary; no waiting request fails."""
+
+    async def remove_member(self, node: str, timeout_ms: int) -> View:
+        """Take a node out of the cluster for good."""
+
+    async def cluster_status(self) -> ClusterStatus:
+        """Return the cluster as the primary sees it; without one, as this node does."""
+
+    async def digest(self) -> Digest:
+        """Scan this node's own store. Raises RejectedError("no_data") on a witness."""
+
+    def counters(self) -> Mapping[str, float]:
+        """Numbers for metrics: name without prefix -> value; names that end in _total only rise."""

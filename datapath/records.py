@@ -1,0 +1,100 @@
+"""Records: batches of consecutive log entries, the same bytes on the wire and in every log.
+
+A record is made once, by the primary, and never changed or split: its bytes go to the primary's
+log and to every backup. Layout, little-endian:
+
+    offset  size  field
+    0       4     length of what follows the checksum, bytes (never 0)
+    4       4     CRC-32C of all that follows
+    8       8     first index
+    16      8     epoch
+    24      8     commit index of the primary when it made the record
+    32      4     number of entries (never 0)
+    36      …     entries: MessagePack [[[space, key, value or nil], …], …], one item an entry
+
+Entry i of the record (from 0) has log index `first index + i`. An entry is the *delta* of one
+operation: its writes, in order. An entry without writes opens an epoch or records an answer.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import google_crc32c
+import msgspec
+
+from datapath.errors import LogCorruptError
+
+Write = tuple[int, bytes, bytes | None]
+"""(space, key, value): `value` None deletes. Space 0 is the service's, see `datapath.store`."""
+
+Entry = list[Write]
+
+_FRAME = struct.Struct("<II")
+_BODY = struct.Struct("<QQQI")
+FRAME_SIZE_BYTES = _FRAME.size
+HEADER_SIZE_BYTES = _FRAME.size + _BODY.size
+MAX_RECORD_SIZE_BYTES = 64 * 1024 * 1024
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[list[tuple[int, bytes, bytes | None]]])
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """A record's header and its whole bytes (frame included), verified."""
+
+    first_index: int
+    last_index: int
+    epoch: int
+    commit_index: int
+    data: bytes
+
+    def entries(self) -> list[Entry]:
+        """Decode the entries."""
+        return _decoder.decode(memoryview(self.data)[HEADER_SIZE_BYTES:])
+
+
+def make_record(
+    first_index: int, epoch: int, commit_index: int, entries: Sequence[Entry]
+) -> Record:
+    """Encode a batch of entries. Raises ValueError if it is empty or too large."""
+    if not entries:
+        raise ValueError("a record holds at least one entry")
+    body = _BODY.pack(first_index, epoch, commit_index, len(entries)) + _encoder.encode(entries)
+    if len(body) > MAX_RECORD_SIZE_BYTES:
+        raise ValueError(f"a record of {len(body)} bytes is over {MAX_RECORD_SIZE_BYTES}")
+    data = _FRAME.pack(len(body), google_crc32c.value(body)) + body
+    return Record(first_index, first_index + len(entries) - 1, epoch, commit_index, data)
+
+
+def frame_length(frame: bytes | memoryview) -> int:
+    """Return the whole size in bytes of the record that starts with these 8 bytes; 0 for none."""
+    length = int(_FRAME.unpack_from(frame)[0])
+    return length + _FRAME.size if length else 0
+
+
+def parse_record(data: bytes, *, path: str = "", offset: int = 0) -> Record:
+    """Verify a record's checksum and read its header.
+
+    Raises:
+        LogCorruptError: wrong length, checksum or count; `path` and `offset` are passed on.
+    """
+    problem = ""
+    if len(data) < HEADER_SIZE_BYTES:
+        problem = "is cut short"
+    else:
+        length, checksum = _FRAME.unpack_from(data)
+        if length + _FRAME.size != len(data):
+            problem = f"says {length + _FRAME.size} bytes, but there are {len(data)}"
+        elif google_crc32c.value(data[_FRAME.size :]) != checksum:
+            problem = "has a wrong checksum"
+    if problem:
+        raise LogCorruptError(
+            f"record at offset {offset} of {path or 'a message'} {problem}",
+            path=path,
+            offset=offset,
+            last_good_index=0,
+        )
+    first_index, epoch, commit_index, count = _BODY.unpack_from(data, _FRAME.size)
+    return Record(first_index, first_index + count - 1, epoch, commit_index, data)

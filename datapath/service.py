@@ -1,0 +1,81 @@
+"""Services: user code that runs once, on the primary; what it writes is the delta.
+
+A service is a class whose operations are methods marked with `operation` or `query`:
+
+    class Counter(Service):
+        @operation
+        def add(self, tx: Transaction, name: str, amount: int) -> int:
+            total = int(tx.get(name.encode()) or b"0") + amount
+            tx.put(name.encode(), str(total).encode())
+            return total
+
+        @query
+        def read(self, tx: ReadTransaction, name: str) -> int:
+            return int(tx.get(name.encode()) or b"0")
+
+Operations run one after another, in an order that all replicas share, and may read clocks, draw
+random numbers and call out: only their writes travel. `async def` operations may await; nothing
+else executes meanwhile, so keep them short. State lives only in the transaction: what an instance
+remembers elsewhere is lost at a failover. Arguments and results are what MessagePack can carry.
+To refuse, raise `RejectedError`: the operation's writes are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+class ReadTransaction(Protocol):
+    """A view of the state, over ordered byte keys (1 to 500 bytes)."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value under `key`, or None."""
+
+    def range(self, start: bytes, end: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
+        """Return up to `limit` (key, value) pairs with start <= key < end, in key order.
+
+        `end` None is no upper bound.
+        """
+
+
+class Transaction(ReadTransaction, Protocol):
+    """The state as this operation sees it, its own writes included."""
+
+    @property
+    def index(self) -> int:
+        """The log index that this operation's delta will have: a revision."""
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Write `value` under `key`."""
+
+    def delete(self, key: bytes) -> None:
+        """Remove `key`; nothing happens if it isn't there."""
+
+
+def operation(method: Method) -> Method:
+    """Mark a method of a service that may write."""
+    method.__onecopy__ = "operation"  # type: ignore[attr-defined]
+    return method
+
+
+def query(method: Method) -> Method:
+    """Mark a method of a service that only reads; it must not be `async`."""
+    method.__onecopy__ = "query"  # type: ignore[attr-defined]
+    return method
+
+
+class Service:
+    """Base class of services; collects the marked methods."""
+
+    def __init__(self) -> None:
+        self.operations: dict[str, Callable[..., Any]] = {}
+        self.queries: dict[str, Callable[..., Any]] = {}
+        for name in dir(type(self)):
+            kind = getattr(getattr(type(self), name), "__onecopy__", None)
+            if kind == "operation":
+                self.operations[name] = getattr(self, name)
+            elif kind == "query":
+                self.queries[name] = getattr(self, name)
