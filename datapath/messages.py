@@ -14,8 +14,8 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
     pass
 
 
-class Probe(_Message, tag=1):
-    """Primary to replica, first on each stream: I am the primary of this epoch; what do you hold?"""
+class Probe(_Message, frozen=True, tag=1):
+    """Primary to replica, first on each stream: I am this epoch's primary; what do you hold?"""
 
     session: int
     epoch: int
@@ -23,8 +23,8 @@ class Probe(_Message, tag=1):
     commit_index: int
 
 
-class ProbeReply(_Message, tag=2):
-    """What the replica's log holds. `epochs` is [(epoch, first index), …] from its commit index on.
+class ProbeReply(_Message, frozen=True, tag=2):
+    """What the replica's log holds: `epochs` is [(epoch, first index), …] after its commit index.
 
     `incarnation` names the process's lifetime. `suspect`: its log's tail was cut when it opened;
     `damaged`: it has lost entries that it may have acknowledged, and must be caught up as a learner.
@@ -42,7 +42,7 @@ class ProbeReply(_Message, tag=2):
     damaged: bool
 
 
-class Append(_Message, tag=3):
+class Append(_Message, frozen=True, tag=3):
     """Records that follow the entry (`prev_index`, `prev_epoch`); none: only the commit index."""
 
     session: int
@@ -53,7 +53,7 @@ class Append(_Message, tag=3):
     records: list[bytes]
 
 
-class AppendReply(_Message, tag=4):
+class AppendReply(_Message, frozen=True, tag=4):
     """All up to `match_index` equals the primary's log and is durable here (D9)."""
 
     session: int
@@ -61,7 +61,7 @@ class AppendReply(_Message, tag=4):
     match_index: int
 
 
-class Heartbeat(_Message, tag=5):
+class Heartbeat(_Message, frozen=True, tag=5):
     """I am here. `sequence` lets the primary count the lease from its own sending (D4)."""
 
     session: int
@@ -70,7 +70,7 @@ class Heartbeat(_Message, tag=5):
     commit_index: int
 
 
-class HeartbeatReply(_Message, tag=6):
+class HeartbeatReply(_Message, frozen=True, tag=6):
     """The promise: I propose nobody until my grace period, counted from the receipt, has run out.
 
     `writable` is false while the replica's disk has no room.
@@ -84,7 +84,7 @@ class HeartbeatReply(_Message, tag=6):
     writable: bool
 
 
-class Refusal(_Message, tag=7):
+class Refusal(_Message, frozen=True, tag=7):
     """The message's epoch is below `epoch`, which the sender has accepted (D3)."""
 
     session: int
@@ -105,4 +105,5 @@ def encode(message: Message) -> bytes:
 
 def decode(data: bytes) -> Message:
     """Decode a message; raises msgspec.MsgspecError on anything else."""
-    return _decoder.decode(data)
+    message: Message = _decoder.decode(data)
+    return message

@@ -79,6 +79,7 @@ def parse_record(data: bytes, *, path: str = "", offset: int = 0) -> Record:
 
     Raises:
         LogCorruptError: wrong length, checksum or count; `path` and `offset` are passed on.
+
     """
     problem = ""
     if len(data) < HEADER_SIZE_BYTES:

@@ -37,6 +37,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
     `epoch` rises whenever the primary changes (also to itself, after its restart); `version` rises
     with every change. `in_sync` and `members` are sorted by id; the primary is always in `in_sync`.
+    `handed_over`: this epoch's predecessor gave up serving before it proposed the change, so the
+    primary need not wait until promises made to the predecessor have run out (D4).
     """
 
     cluster_id: str
@@ -45,6 +47,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     primary: str
     in_sync: tuple[str, ...]
     members: tuple[Member, ...]
+    handed_over: bool = False
 
     def member(self, node_id: str) -> Member | None:
         """Return the member with that id, or None."""
@@ -185,7 +188,9 @@ def _take_over(view: View, candidate: str) -> View | Refusal:
     in_sync = view.in_sync
     if candidate != view.primary:
         in_sync = tuple(node for node in in_sync if node != view.primary)
-    return _next(view, epoch=view.epoch + 1, primary=candidate, in_sync=in_sync)
+    return _next(
+        view, epoch=view.epoch + 1, primary=candidate, in_sync=in_sync, handed_over=False
+    )
 
 
 def _handover(view: View, to: str) -> View | Refusal:
@@ -193,7 +198,7 @@ def _handover(view: View, to: str) -> View | Refusal:
         return Refusal(f"{to!r} is not in the in-sync set {list(view.in_sync)}")
     if to == view.primary:
         return Refusal(f"{to!r} is the primary already")
-    return _next(view, epoch=view.epoch + 1, primary=to)
+    return _next(view, epoch=view.epoch + 1, primary=to, handed_over=True)
 
 
 def _remove_from_in_sync(view: View, nodes: tuple[str, ...]) -> View | Refusal:

@@ -1,0 +1,477 @@
+"""The primary's role: replicate, commit, hold leases, keep the in-sync set, hand over."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Literal
+
+from datapath import effects as fx
+from datapath.core import Core
+from datapath.errors import SafetyError
+from datapath.messages import (
+    Append,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    Message,
+    Probe,
+    ProbeReply,
+)
+from datapath.progress import Progress
+from datapath.records import Record, make_record
+from election.view import (
+    AddToInSync,
+    Confirm,
+    Handover,
+    RemoveFromInSync,
+    View,
+)
+
+Stage = Literal["recording", "matching", "open"]
+
+SUSPECT_PATIENCE_GRACES = 20
+"""How long a primary whose log's tail was cut waits for its in-sync backups, in grace periods."""
+
+
+class Primary:
+    """One epoch as the primary. Made when the view says so, thrown away when it ends."""
+
+    def __init__(self, core: Core, view: View, links: dict[str, int]) -> None:
+        self._core = core
+        self.epoch = view.epoch
+        self.view = view
+        self.stage: Stage = "recording"
+        self.opening_index = 0
+        self.peers: dict[str, Progress] = {}
+        self.recent: deque[Record] = deque()
+        self._recent_bytes = 0
+        self._links = links  # peer -> session of the stream that is open to it
+        self._sequence = 0
+        self._next_heartbeat_ms = 0.0
+        self._adding = ""  # D1: a replica being added counts until the outcome is known
+        self._adding_version = 0
+        self._wanted_since_ms: float | None = None  # a view change is needed since then
+        self._abdicating = False
+        self._retry_ms = 0.0
+        self.handing_to = ""
+        self._handover_deadline_ms = 0.0
+        self._handover_version = 0  # of a handover that was proposed and not settled; 0: none
+        self.disk_stalled = False
+        core.accept(view.epoch, core.node_id)  # E5: nothing leaves before it is durable
+        self._sync_peers(view)
+
+    # -- opening the epoch
+
+    def on_durable(self) -> None:
+        """The disk has caught up: open the epoch, commit."""
+        if self.stage == "recording" and self._core.accepted_is_durable:
+            self.stage = "matching"
+            for node in self.peers:
+                if node in self._links:
+                    self._probe(node)
+            self._maybe_open()
+        self._maybe_commit()
+
+    def _maybe_open(self) -> None:
+        """D6: append the entry that opens the epoch, once it is sure that this log is the one."""
+        core = self._core
+        if self.stage != "matching" or not self._may_serve_after_promise():
+            return
+        if core.suspect and not self._is_longest():
+            return
+        core.suspect = False
+        self.stage = "open"
+        record = make_record(core.log.last_index + 1, self.epoch, core.commit_index, [[]])
+        self.opening_index = record.first_index
+        core.emit(fx.StartEpoch(self.epoch, record.last_index))
+        self._append(record)
+
+    def _may_serve_after_promise(self) -> bool:
+        """D4: what this replica promised to another primary must have run out before it serves.
+
+        A handover needs no wait: that primary had stopped serving before it was proposed.
+        """
+        core = self._core
+        if self.view.handed_over:
+            return True
+        return core.now_ms >= core.promised_ms + core.timing.grace_period_ms
+
+    def _is_longest(self) -> bool:
+        """A log whose tail was cut yields to an in-sync backup whose log goes further."""
+        core = self._core
+        best, best_position = "", (core.log.last_epoch, core.log.last_index)
+        for node in self.required():
+            peer = self.peers[node]
+            if peer.state in ("down", "probe"):
+                return False  # not heard yet: it answers, or is removed
+            if peer.last_position > best_position:
+                best, best_position = node, peer.last_position
+        if best:
+            core.propose(Handover(best), self.view.version)
+        return not best
+
+    # -- replication
+
+    def append(self, record: Record) -> None:
+        """Replicate a batch of executed operations. Its first index must be the log's next."""
+        self._append(record)
+
+    def _append(self, record: Record) -> None:
+        core = self._core
+        core.write([record])
+        self.recent.append(record)
+        self._recent_bytes += len(record.data)
+        while self._recent_bytes > core.bounds.recent_records_bytes and len(self.recent) > 1:
+            self._recent_bytes -= len(self.recent.popleft().data)
+        for peer in self.peers.values():
+            self._feed(peer)
+
+    def on_link(self, node: str) -> None:
+        """A stream to a replica is open: ask what it holds."""
+        if node in self.peers and self.stage != "recording":
+            self._probe(node)
+
+    def on_link_lost(self, node: str) -> None:
+        """The stream is gone: no more sends. It proves nothing about the replica (D4)."""
+        peer = self.peers.get(node)
+        if peer is not None and peer.state != "snapshot":
+            peer.state = "down"
+            peer.session = 0
+
+    def _probe(self, node: str) -> None:
+        core = self._core
+        peer = self.peers[node]
+        peer.open_session(self._links[node], core.now_ms)
+        probe = Probe(peer.session, self.epoch, core.node_id, core.commit_index)
+        core.emit(fx.Send(node, probe))
+
+    def on_message(self, node: str, message: Message) -> None:
+        """An answer from a replica; those of older sessions or epochs are dropped."""
+        peer = self.peers.get(node)
+        if peer is None or not isinstance(message, ProbeReply | AppendReply | HeartbeatReply):
+            return
+        if message.epoch != self.epoch or message.session != peer.session or not peer.session:
+            return
+        peer.heard_ms = self._core.now_ms
+        match message:
+            case ProbeReply():
+                self._on_probe_reply(peer, message)
+            case AppendReply():
+                self._on_append_reply(peer, message)
+            case HeartbeatReply():
+                self._on_heartbeat_reply(peer, message)
+
+    def _on_probe_reply(self, peer: Progress, message: ProbeReply) -> None:
+        core = self._core
+        if message.commit_index > core.log.last_index:
+            raise SafetyError(
+                f"{peer.node_id} has entry {message.commit_index} committed, and the primary of "
+                f"epoch {self.epoch} holds entries only up to {core.log.last_index}"
+            )
+        peer.incarnation = message.incarnation
+        peer.damaged = message.damaged
+        peer.last_position = (message.last_epoch, message.last_index)
+        match = core.log.match(message.last_index, message.epochs, message.commit_index)
+        peer.next_index = match + 1
+        peer.needs_snapshot = match < core.log.base_index
+        peer.state = "snapshot" if peer.needs_snapshot else "replicate"
+        self._heartbeat(peer)
+        if peer.needs_snapshot:
+            self._maybe_send_snapshot(peer)
+        else:
+            self._send_records(peer, [])  # settles the match index there
+            self._feed(peer)
+        self._maybe_open()
+
+    def _maybe_send_snapshot(self, peer: Progress) -> None:
+        """Only a learner is brought up by snapshot: an in-sync one is removed first (E1)."""
+        if peer.needs_snapshot and peer.node_id not in self.required():
+            peer.needs_snapshot = False
+            self._core.emit(fx.SendSnapshot(peer.node_id, peer.session))
+
+    def on_snapshot_sent(self, node: str, session: int, *, done: bool) -> None:
+        """The snapshot has arrived, or failed: start over on a new session."""
+        peer = self.peers.get(node)
+        if peer is None or peer.session != session:
+            return
+        peer.heard_ms = self._core.now_ms if done else peer.heard_ms
+        peer.state = "down"
+        peer.session = 0
+        self._core.emit(fx.Redial(node, "a snapshot was installed" if done else "snapshot failed"))
+
+    def _feed(self, peer: Progress) -> None:
+        """Send what the replica lacks, from memory if it is there, within its window."""
+        core = self._core
+        if peer.state != "replicate" or peer.reading:
+            return
+        last = core.log.last_index
+        while peer.next_index <= last and peer.inflight_bytes < core.bounds.max_peer_inflight_bytes:
+            if not self.recent or peer.next_index < self.recent[0].first_index:
+                peer.reading = True
+                core.emit(fx.ReadLog(peer.node_id, peer.session, peer.next_index))
+                return
+            self._send_records(peer, self._recent_from(peer.next_index))
+
+    def _recent_from(self, index: int) -> list[Record]:
+        """Return the recent records from `index` on, up to one message's worth of bytes."""
+        limit = self._core.bounds.max_append_bytes
+        found: list[Record] = []
+        for record in reversed(self.recent):
+            if record.first_index < index:
+                break
+            found.append(record)
+        found.reverse()
+        size = 0
+        for number, record in enumerate(found):
+            size += len(record.data)
+            if size > limit and number:
+                return found[:number]
+        return found
+
+    def on_log_read(self, node: str, session: int, records: list[Record] | None) -> None:
+        """Records from the log for a replica that is behind; None: no longer retained."""
+        peer = self.peers.get(node)
+        if peer is None or peer.session != session or peer.state != "replicate":
+            return
+        peer.reading = False
+        if records is None:
+            peer.state, peer.needs_snapshot = "snapshot", True
+            self._maybe_send_snapshot(peer)
+        elif records and records[0].first_index == peer.next_index:
+            self._send_records(peer, records)
+            self._feed(peer)
+        else:
+            self._core.emit(fx.Redial(node, "the log has changed under a read"))
+
+    def _send_records(self, peer: Progress, records: list[Record]) -> None:
+        core = self._core
+        prev_index = peer.next_index - 1
+        prev_epoch = core.log.epoch_at(prev_index)
+        if prev_epoch is None:
+            peer.state, peer.needs_snapshot = "snapshot", True
+            self._maybe_send_snapshot(peer)
+            return
+        data = [record.data for record in records]
+        message = Append(peer.session, self.epoch, prev_index, prev_epoch, core.commit_index, data)
+        core.emit(fx.Send(peer.node_id, message))
+        if records:
+            peer.sent(records[-1].last_index, sum(map(len, data)), core.now_ms)
+
+    def _on_append_reply(self, peer: Progress, message: AppendReply) -> None:
+        if peer.state == "replicate" and peer.acknowledged(message.match_index, self._core.now_ms):
+            self._maybe_commit()
+            self._feed(peer)
+
+    # -- commit (D1)
+
+    def required(self) -> set[str]:
+        """D1: the other replicas whose durable copy a commit needs."""
+        nodes = set(self.view.in_sync)
+        if self._adding:
+            nodes.add(self._adding)
+        nodes.discard(self._core.node_id)
+        return nodes
+
+    def _maybe_commit(self) -> None:
+        core = self._core
+        if self.stage != "open" or len(self.view.in_sync) < core.bounds.min_in_sync:
+            return
+        index = core.durable_index
+        for node in self.required():
+            index = min(index, self.peers[node].match_index)
+        if index >= self.opening_index:  # D6
+            core.commit_to(index)
+        if self.handing_to and not self._handover_version and core.proposal is None:
+            self._drive_handover()
+
+    @property
+    def is_open(self) -> bool:
+        """D6: whether the entry that opens the epoch has committed."""
+        return self.stage == "open" and self._core.commit_index >= self.opening_index
+
+    # -- leases (D4)
+
+    def lease_until_ms(self) -> float:
+        """Until when this node may serve; infinite if no other replica could take over."""
+        until = math.inf
+        for node in self.required():
+            start = self.peers[node].lease_start_ms
+            if start is None:
+                return -math.inf
+            until = min(until, start + self._core.timing.lease_duration_ms)
+        return until
+
+    def may_serve(self, now_ms: float) -> bool:
+        """Whether a read is linearizable now, and an answer may be given."""
+        return self.is_open and not self._handover_version and now_ms < self.lease_until_ms()
+
+    def _on_heartbeat_reply(self, peer: Progress, message: HeartbeatReply) -> None:
+        peer.answered_heartbeat(message.sequence)
+        peer.applied_index = message.applied_index
+        peer.durable_index = message.durable_index
+        peer.writable = message.writable
+
+    def _heartbeat(self, peer: Progress) -> None:
+        core = self._core
+        if self._abdicating or self.disk_stalled:
+            return
+        self._sequence += 1
+        peer.sent_heartbeat(self._sequence, core.now_ms)
+        message = Heartbeat(peer.session, self.epoch, self._sequence, core.commit_index)
+        core.emit(fx.Send(peer.node_id, message))
+
+    # -- the view
+
+    def on_view(self, view: View) -> None:
+        """A newer view of this epoch."""
+        self.view = view
+        self._wanted_since_ms = None
+        self._abdicating = False
+        if self._adding and view.version > self._adding_version:
+            self._adding = ""  # it is in the view now, or never will be
+        if self._handover_version and view.version > self._handover_version:
+            self._end_handover("the view has changed, and this node is still the primary")
+        self._sync_peers(view)
+        for peer in self.peers.values():
+            self._maybe_send_snapshot(peer)
+        self._maybe_commit()
+        self._maybe_open()
+
+    def _sync_peers(self, view: View) -> None:
+        core = self._core
+        replicas = {m.id for m in view.members if m.role == "replica"} - {core.node_id}
+        for node in [node for node in self.peers if node not in replicas]:
+            del self.peers[node]
+        for node in sorted(replicas - set(self.peers)):
+            self.peers[node] = Progress(node, core.now_ms)
+            if self.stage != "recording" and node in self._links:
+                self._probe(node)
+
+    def on_stall(self) -> None:
+        """This node itself stood still: give everyone a new period before accusing them."""
+        for peer in self.peers.values():
+            peer.heard_ms = peer.advanced_ms = self._core.now_ms
+
+    def on_tick(self) -> None:
+        """Heartbeats, suspicion, and whatever change of the view is due."""
+        core = self._core
+        if self.stage == "recording":
+            return
+        self._maybe_open()
+        if core.now_ms >= self._next_heartbeat_ms:
+            self._next_heartbeat_ms = core.now_ms + core.timing.heartbeat_interval_ms
+            for peer in self.peers.values():
+                if peer.state in ("replicate", "snapshot"):
+                    self._heartbeat(peer)
+        self._check_abdication()
+        if core.proposal is None and core.now_ms >= self._retry_ms:
+            self._propose_due()
+
+    def _propose_due(self) -> None:
+        core = self._core
+        if self._handover_version:
+            core.propose(Confirm(), self.view.version)  # E3: settle it
+            return
+        if self.handing_to:
+            self._drive_handover()
+            return
+        silent = tuple(node for node in self.view.in_sync if self._is_due_for_removal(node))
+        if silent:
+            if self._wanted_since_ms is None:
+                self._wanted_since_ms = core.now_ms
+            core.propose(RemoveFromInSync(silent), self.view.version)  # D5
+            return
+        if self._adding:
+            core.propose(AddToInSync(self._adding), self.view.version)
+            return
+        for peer in self.peers.values():
+            if peer.node_id not in self.view.in_sync and self._may_join(peer):
+                # D1: from here on commits need it, whatever becomes of the proposal.
+                self._adding, self._adding_version = peer.node_id, self.view.version
+                core.propose(AddToInSync(peer.node_id), self.view.version)
+                return
+
+    def _is_due_for_removal(self, node: str) -> bool:
+        if node == self._core.node_id:
+            return False
+        core, peer = self._core, self.peers[node]
+        patience_ms = core.timing.suspect_after_ms
+        if core.suspect:
+            # This log's tail was cut: a backup that is starting too may hold what was lost here.
+            patience_ms = SUSPECT_PATIENCE_GRACES * core.timing.grace_period_ms
+        return (
+            core.now_ms - peer.heard_ms >= patience_ms
+            or peer.stalled_for_ms(core.now_ms) >= core.timing.ack_timeout_ms
+            or not peer.writable
+            or peer.needs_snapshot
+        )
+
+    def _may_join(self, peer: Progress) -> bool:
+        """D7: it holds everything committed, in this epoch and session, and its lease is fresh."""
+        core, timing = self._core, self._core.timing
+        return (
+            self.is_open
+            and peer.state == "replicate"
+            and peer.writable
+            and peer.match_index >= max(core.commit_index, self.opening_index)
+            and peer.lease_start_ms is not None
+            and core.now_ms - peer.lease_start_ms < timing.lease_duration_ms / 2
+            and core.now_ms - peer.heard_ms < timing.suspect_after_ms / 2
+        )
+
+    def _check_abdication(self) -> None:
+        """A primary that cannot get a needed view change agreed lets go, so that another may."""
+        core = self._core
+        since = self._wanted_since_ms
+        if since is not None and core.now_ms - since >= core.timing.view_change_timeout_ms:
+            self._abdicating = True
+
+    def on_proposal_done(self, *, answered: bool) -> None:
+        """A proposal has ended; `answered`: consensus was reached (the outcome is not unknown)."""
+        core = self._core
+        if answered:
+            self._abdicating = False
+            self._wanted_since_ms = None
+        else:
+            self._retry_ms = core.now_ms + core.timing.heartbeat_interval_ms
+
+    # -- handover
+
+    def start_handover(self, to: str, timeout_ms: int) -> str:
+        """Begin to hand over; return "" or why that cannot be. No operation may be executed now."""
+        core = self._core
+        peer = self.peers.get(to)
+        if self.handing_to or self._handover_version:
+            return "a handover is under way already"
+        if not self.is_open:
+            return "this epoch is not open yet: try again in a moment"
+        if to not in self.view.in_sync or peer is None or peer.state != "replicate":
+            return f"{to!r} is not an in-sync backup (those are {sorted(self.required())})"
+        self.handing_to = to
+        self._handover_deadline_ms = core.now_ms + timeout_ms
+        self._retry_ms = 0.0
+        if core.proposal is None:
+            self._drive_handover()
+        return ""
+
+    def _drive_handover(self) -> None:
+        """Propose it once the chosen backup holds everything and everything is committed."""
+        core = self._core
+        peer = self.peers.get(self.handing_to)
+        if (
+            core.now_ms >= self._handover_deadline_ms
+            or peer is None
+            or self.handing_to not in self.view.in_sync
+            or peer.state != "replicate"
+        ):
+            self._end_handover(f"{self.handing_to!r} did not catch up in time, or left")
+        elif peer.match_index == core.log.last_index == core.commit_index:
+            # From here on this node serves nothing until the outcome is known (D4).
+            self._handover_version = self.view.version
+            core.propose(Handover(self.handing_to), self.view.version)
+
+    def _end_handover(self, reason: str) -> None:
+        self.handing_to = ""
+        self._handover_version = 0
+        self._core.emit(fx.HandoverEnded(reason))

@@ -1,0 +1,35 @@
+"""Timings and bounds of the data path, all in one place. Units are in the names."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """Periods. D4 needs `grace_period_ms` >= `lease_duration_ms` with a margin for clock rates."""
+
+    heartbeat_interval_ms: int = 50
+    suspect_after_ms: int = 150
+    lease_duration_ms: int = 250
+    grace_period_ms: int = 300
+    takeover_stagger_ms: int = 50
+    ack_timeout_ms: int = 1000
+    view_change_timeout_ms: int = 1000
+    stall_threshold_ms: int = 100
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """Sizes and counts."""
+
+    min_in_sync: int = 1
+    max_record_bytes: int = 4 * 1024 * 1024
+    max_record_entries: int = 4096
+    max_inflight_records: int = 4
+    max_peer_inflight_bytes: int = 8 * 1024 * 1024
+    recent_records_bytes: int = 16 * 1024 * 1024
+    max_append_bytes: int = 4 * 1024 * 1024
+    max_waiting_operations: int = 20_000
+    max_waiting_bytes: int = 256 * 1024 * 1024
+    client_table_entries: int = 100_000
+    log_retention_bytes: int = 256 * 1024 * 1024
+    log_catchup_bytes: int = 1024 * 1024 * 1024
