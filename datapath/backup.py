@@ -63,8 +63,8 @@ class Backup:
 
     def _answer_probe(self) -> None:
         core = self._core
-        if not self._unanswered_probe or not core.accepted_is_durable:
-            return  # E5: the record first
+        if not self._unanswered_probe or not core.accepted_is_durable or core.installing:
+            return  # E5: the record first; and what a snapshot replaces is not worth telling
         self._unanswered_probe = False
         core.emit(
             fx.Reply(
@@ -89,6 +89,8 @@ class Backup:
         core = self._core
         if self._fence(peer, message.session, message.epoch) or not self._is_current(peer, message):
             return
+        if core.installing:
+            return  # the probe is answered anew afterwards
         if core.log.epoch_at(message.prev_index) != message.prev_epoch:
             self._unanswered_probe = True  # no match: tell the primary again what is held
             self._answer_probe()
@@ -179,6 +181,18 @@ class Backup:
         else:
             refusal = Refusal(session, core.accepted_epoch, core.accepted_primary)
         core.emit(fx.Reply(peer, refusal))
+
+    # -- a snapshot takes the log's place
+
+    def on_install_started(self) -> None:
+        """Nothing is known to match until it has ended: nothing is committed or acknowledged."""
+        self._start_session(self.session)
+
+    def on_install_ended(self) -> None:
+        """The log is another one (or still the old one): tell the primary what it holds now."""
+        self._start_session(self.session)
+        self._unanswered_probe = self.session > 0
+        self._answer_probe()
 
     # -- what follows from messages and from the disk
 

@@ -63,6 +63,7 @@ class Core:
         self.suspect = recovered.suspect
         self.damaged = recovered.damaged
         self.writable = True
+        self.installing = False  # a snapshot is on its way into the log's place
         # D4: nobody knows what an earlier lifetime promised just before it ended, so a grace
         # period runs from the start.
         self.promised_ms = now_ms
@@ -148,6 +149,7 @@ class Core:
         if index < self.commit_index:
             raise SafetyError(f"a snapshot at {index} is older than commit {self.commit_index}")
         self.log = LogIndex(index, epoch, index)
+        self.installing = False
         self._writes.clear()
         self.durable_index = index
         self.commit_index = index

@@ -408,10 +408,13 @@ class Primary:
         )
 
     def _may_join(self, peer: Progress) -> bool:
-        """D7: it holds everything committed, in this epoch and session, and its lease is fresh."""
+        """D7: it holds everything committed, in this epoch and session, and its lease is fresh.
+
+        The opening entry need not have committed: with too few in sync it waits for this one.
+        """
         core, timing = self._core, self._core.timing
         return (
-            self.is_open
+            self.stage == "open"
             and peer.state == "replicate"
             and peer.writable
             and peer.match_index >= max(core.commit_index, self.opening_index)

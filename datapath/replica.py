@@ -179,7 +179,7 @@ class Replica:
         return core.take_effects()
 
     def _become_primary(self, view: View) -> None:
-        if self.core.damaged:
+        if self.core.damaged or self.core.installing:
             return  # it may lack what was acknowledged: another in-sync replica has to
         self.core.role = "primary"
         self.primary = Primary(self.core, view, self._links)
@@ -231,12 +231,35 @@ class Replica:
             self.primary.on_snapshot_sent(peer, session, done=done)
         return self.core.take_effects()
 
+    def start_install(self, index: int, epoch: int) -> str:
+        """Return why a snapshot at (index, epoch) is of no use here; or "", and wait for it.
+
+        From "" on the log stands still (nothing is written, committed or cut) until
+        `on_snapshot_installed` or `on_install_failed`: those who carry the snapshot out wait for
+        the disk writes under way, and put it in place.
+        """
+        core = self.core
+        if self.primary or core.installing:
+            return "this node is a primary" if self.primary else "another one is being installed"
+        if index <= core.commit_index or core.log.epoch_at(index) == epoch:
+            # What it holds may have been acknowledged here, and more after it (D1).
+            return f"this log holds entry {index} of epoch {epoch} already"
+        core.installing = True
+        self.backup.on_install_started()
+        return ""
+
+    def on_install_failed(self) -> list[fx.Effect]:
+        """The snapshot that `start_install` let in was not put in place."""
+        self.core.installing = False
+        self.backup.on_install_ended()
+        return self.core.take_effects()
+
     def on_snapshot_installed(self, index: int, epoch: int) -> list[fx.Effect]:
         """This replica's store and log were replaced by a snapshot at (index, epoch)."""
         if self.primary:
             raise SafetyError("a primary does not install snapshots")
         self.core.reset_to_snapshot(index, epoch)
-        self.backup.session = 0
+        self.backup.on_install_ended()
         return self.core.take_effects()
 
     def on_log_trimmed(self, first_index: int) -> list[fx.Effect]:

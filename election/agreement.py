@@ -79,4 +79,5 @@ class Agreement(Protocol):
 
         Raises:
             AgreementUnavailableError: no commit within `timeout_ms`.
+
         """

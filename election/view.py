@@ -58,7 +58,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bootstrap(msgspec.Struct, frozen=True, tag="bootstrap"):
-    """Make the first view, at version 1 and epoch 1. Needs that there is no view yet (version 0)."""
+    """Make the first view, at version 1 and epoch 1. Needs that there is none yet (version 0)."""
 
     cluster_id: str
     primary: str
@@ -188,9 +188,7 @@ def _take_over(view: View, candidate: str) -> View | Refusal:
     in_sync = view.in_sync
     if candidate != view.primary:
         in_sync = tuple(node for node in in_sync if node != view.primary)
-    return _next(
-        view, epoch=view.epoch + 1, primary=candidate, in_sync=in_sync, handed_over=False
-    )
+    return _next(view, epoch=view.epoch + 1, primary=candidate, in_sync=in_sync, handed_over=False)
 
 
 def _handover(view: View, to: str) -> View | Refusal:

@@ -1,0 +1,54 @@
+"""The command `onecopy`. Each command's module is imported only when that command is called."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+COMMANDS = {
+    "up": "cluster.cli_up:up",
+    "serve": "cluster.cli_serve:serve",
+    "put": "cluster.cli_kv:put",
+    "get": "cluster.cli_kv:get",
+    "delete": "cluster.cli_kv:delete",
+    "list": "cluster.cli_kv:list_keys",
+    "watch": "cluster.cli_watch:watch",
+    "status": "cluster.cli_cluster:status",
+    "handover": "cluster.cli_cluster:handover",
+    "remove": "cluster.cli_cluster:remove",
+    "load": "cluster.cli_bulk:load",
+    "dump": "cluster.cli_bulk:dump",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are named by "module:function" and imported when used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature
+        """Return the commands in the order in which they are best learned."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import and return the command, or None where there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name].partition(":")
+        command = getattr(importlib.import_module(module), function)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done; 1 refused, nothing applied; 2 usage; 3 no such key; 4 condition "
+    "failed; 5 unknown outcome; 6 no node available; 7 storage full; 78 a node refused to start.",
+)
+@click.version_option(package_name="onecopy", message="onecopy %(version)s")
+def main() -> None:
+    """Run, inspect and use a replicated key-value service that keeps what it acknowledges."""
+
+
+if __name__ == "__main__":
+    main(prog_name="onecopy")

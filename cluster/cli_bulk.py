@@ -1,0 +1,311 @@
+"""`onecopy load` and `dump`: the command line around `cluster.bulk` and `cluster.bulk_dump`."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cluster.bulk import Loader, LoadError, Totals, check_records
+from cluster.bulk_checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    check_unchanged,
+    fingerprint,
+    new_load_id,
+    read_checkpoint,
+    remove_checkpoint,
+    write_checkpoint,
+)
+from cluster.bulk_dump import DumpTotals, dump_records, dump_to_file
+from cluster.bulk_format import FORMATS, Format, detect_format
+from cluster.bulk_progress import ProgressView
+from cluster.bulk_wire import WireTransport
+from cluster.cli_common import (
+    client_options,
+    endpoint_options,
+    exit_code_of,
+    fail,
+    open_endpoints,
+    report_errors,
+    show_json,
+)
+from cluster.cli_exit import EXIT_INTERRUPTED, EXIT_NOT_APPLIED, EXIT_OK
+from cluster.client import Client
+
+STDIN = Path("-")
+T = TypeVar("T")
+
+
+@click.command()
+@click.argument(
+    "file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
+)
+@click.option("--format", "kind", type=click.Choice(FORMATS), help="Else told by name and content.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1024),
+    default=64,
+    show_default=True,
+    help="Requests at once.",
+)
+@click.option("--check", is_flag=True, help="Read the whole file for bad lines before anything.")
+@click.option(
+    "--restart", is_flag=True, help="Forget an interrupted load of this file; begin anew."
+)
+@click.option(
+    "--give-up-after-s",
+    type=click.IntRange(1, 86400),
+    default=300,
+    show_default=True,
+    help="End if a record cannot be written for so long.",
+)
+@endpoint_options
+def load(
+    file: Path,
+    kind: Format | None,
+    concurrency: int,
+    check: bool,
+    restart: bool,
+    give_up_after_s: int,
+    endpoints: str,
+    as_json: bool,
+) -> None:
+    """Write every record of FILE (- for standard input): NDJSON, or TSV.
+
+    NDJSON lines are {"key": …, "value": …} or {"key": …, "value_base64": …}. Of records with the
+    same key the last one wins. If the load is cut off, run the same command again: it goes on, and
+    nothing is lost or written twice. Standard input cannot be resumed.
+    """
+    urls = open_endpoints(endpoints)
+    if file == STDIN and check:
+        raise click.UsageError("--check needs a file: standard input can be read only once")
+    with report_errors(as_json=as_json):
+        if file == STDIN:
+            click.echo(
+                "standard input: no checkpoint is kept, a cut-off load cannot resume", err=True
+            )
+            state = _state_of_stdin(kind)
+            code = _load(urls, state, None, 0, concurrency, give_up_after_s, as_json=as_json)
+            sys.exit(code)
+        with _sole_loader(file) as descriptor:
+            try:
+                state = _state_of_file(urls, file, kind, check=check, restart=restart)
+            except (CheckpointError, LoadError) as error:
+                fail(f"{file}: {error}", "Nothing was applied.", EXIT_NOT_APPLIED)
+            os.lseek(descriptor, state.position, os.SEEK_SET)
+            code = _load(
+                urls, state, file, descriptor, concurrency, give_up_after_s, as_json=as_json
+            )
+    sys.exit(code)
+
+
+def _load(
+    urls: list[str],
+    state: Checkpoint,
+    file: Path | None,
+    descriptor: int,
+    concurrency: int,
+    give_up_after_s: int,
+    *,
+    as_json: bool,
+) -> int:
+    """Run the load; say how it ended; return the exit code."""
+    started = time.monotonic()
+    with ProgressView("loaded", state.size_bytes or None) as view:
+
+        def on_progress(totals: Totals) -> None:
+            retried = f", {totals.retried:,} retries" if totals.retried else ""
+            view.update(totals.acknowledged, totals.position, retried)
+
+        async def main() -> tuple[Totals, LoadError | None, bool]:
+            transport = WireTransport(urls, timeout_ms=give_up_after_s * 1000)
+            loader = Loader(
+                transport, state, file, concurrency=concurrency, on_progress=on_progress
+            )
+            try:
+                interrupted = await _until_signal(loader.run(descriptor))
+            except LoadError as error:
+                return loader.totals, error, False
+            finally:
+                await transport.close()
+            return loader.totals, None, interrupted
+
+        totals, error, interrupted = run_fast(main())
+    if error is None and not interrupted and file is not None:
+        remove_checkpoint(file)
+    _show_summary(totals, state, time.monotonic() - started, as_json=as_json)
+    if error is None and not interrupted:
+        return EXIT_OK
+    again = "Run the same command again to go on." if file is not None else ""
+    if interrupted:
+        click.echo(f"interrupted. {again}", err=True)
+        return EXIT_INTERRUPTED
+    if error is not None and error.cause_error is None:
+        again = "All records before it are loaded. Mend the line, then load with --restart."
+    click.echo(f"{click.style('error:', fg='red')} {file or 'standard input'}: {error}", err=True)
+    click.echo(f"  {again}", err=True)
+    return exit_code_of(error.cause_error if error is not None else None)
+
+
+def _show_summary(totals: Totals, state: Checkpoint, seconds: float, *, as_json: bool) -> None:
+    rate = totals.acknowledged / seconds if seconds else 0.0
+    before = state.records
+    if as_json:
+        show_json(
+            {
+                "read": totals.read,
+                "acknowledged": totals.acknowledged,
+                "acknowledged_before": before,
+                "retried": totals.retried,
+                "seconds": round(seconds, 3),
+                "records_per_s": round(rate, 1),
+            }
+        )
+        return
+    resumed = f" (resumed behind line {state.line})" if state.line else ""
+    click.echo(
+        f"{totals.read:,} records read, {totals.acknowledged:,} acknowledged{resumed}, "
+        f"{totals.retried:,} retries, {seconds:.1f} s, {rate:,.0f} records/s"
+    )
+
+
+def _state_of_stdin(kind: Format | None) -> Checkpoint:
+    if kind is None:
+        raise click.UsageError("standard input needs --format ndjson or --format tsv")
+    return Checkpoint(load_id=new_load_id(), cluster="", size_bytes=0, fingerprint="", format=kind)
+
+
+def _state_of_file(
+    urls: list[str], file: Path, kind: Format | None, *, check: bool, restart: bool
+) -> Checkpoint:
+    """Return where to go on, or a new state that has been made durable.
+
+    The load id must be on disk before the first record leaves: else a load that is cut off at once
+    would come back under another, and write its first records twice.
+    """
+    with file.open("rb") as source:
+        kind = kind or detect_format(file.name, source.readline(4096))
+    if check:
+        click.echo(f"checked: {check_records(file, kind):,} records", err=True)
+    size, checksum = file.stat().st_size, fingerprint(file)
+    cluster = run_fast(_cluster_name(urls))
+    found = None if restart else read_checkpoint(file)
+    if found is None:
+        state = Checkpoint(
+            load_id=new_load_id(),
+            cluster=cluster,
+            size_bytes=size,
+            fingerprint=checksum,
+            format=kind,
+        )
+        write_checkpoint(file, state)
+        return state
+    check_unchanged(file, found, size, checksum)
+    if found.cluster != cluster or found.format != kind:
+        raise CheckpointError(
+            f"its load was begun on cluster {found.cluster!r} as {found.format}, not on "
+            f"{cluster!r} as {kind}; to load the whole file here, use --restart"
+        )
+    click.echo(f"resuming behind line {found.line} ({found.records:,} records are there)", err=True)
+    return found
+
+
+async def _cluster_name(urls: list[str]) -> str:
+    async with Client(urls) as client:
+        return (await client.status()).cluster
+
+
+@contextmanager
+def _sole_loader(file: Path) -> Iterator[int]:
+    """Open the file, locked against a second load of it."""
+    with file.open("rb", buffering=0) as source:
+        try:
+            fcntl.flock(source, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fail(f"{file} is being loaded by another onecopy load", "", EXIT_NOT_APPLIED)
+        yield source.fileno()
+
+
+@click.command()
+@click.option("--prefix", default="", help="Only keys that begin so.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    default="-",
+    help="File to replace when the dump is complete; else standard output.",
+)
+@client_options
+def dump(prefix: str, output: Path, endpoints: str, timeout_ms: int, as_json: bool) -> None:
+    """Write all records as NDJSON, which load reads.
+
+    Each page of 1,000 is one consistent state, but writes may fall between two pages: the summary
+    says whether any did.
+    """
+    urls = open_endpoints(endpoints)
+    started = time.monotonic()
+    with report_errors(as_json=as_json), ProgressView("dumped", None) as view:
+
+        def on_progress(totals: DumpTotals) -> None:
+            view.update(totals.records, totals.size_bytes)
+
+        async def main() -> DumpTotals:
+            async with Client(urls, timeout_ms=timeout_ms) as client:
+                if output == STDIN:
+                    totals = await dump_records(client, prefix, sys.stdout.buffer, on_progress)
+                    sys.stdout.buffer.flush()
+                    return totals
+                return await dump_to_file(client, prefix, output, on_progress)
+
+        try:
+            totals = run_fast(main())
+        except OSError as error:
+            fail(f"{output}: {error.strerror}", "Nothing was replaced.", EXIT_NOT_APPLIED)
+    seconds = time.monotonic() - started
+    if as_json:
+        fields: dict[str, float] = {
+            "records": totals.records,
+            "bytes": totals.size_bytes,
+            "seconds": seconds,
+        }
+        fields |= {"first_revision": totals.first, "last_revision": totals.last}
+        show_json(fields, err=output == STDIN)
+        return
+    state = (
+        f"the state at revision {totals.first}"
+        if totals.first == totals.last
+        else f"written to meanwhile: pages from revision {totals.first} to {totals.last}"
+    )
+    click.echo(f"{totals.records:,} records in {seconds:.1f} s; {state}", err=True)
+
+
+async def _until_signal(work: Coroutine[Any, Any, None]) -> bool:
+    """Run `work`, or stop it at Ctrl-C or SIGTERM; return whether it was stopped."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        return True
+    return False
+
+
+def run_fast(main: Coroutine[Any, Any, T]) -> T:
+    """Run on uvloop where there is one."""
+    try:
+        import uvloop  # noqa: PLC0415 -- not there on every platform
+    except ImportError:
+        return asyncio.run(main)
+    return uvloop.run(main)

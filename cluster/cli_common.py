@@ -1,0 +1,165 @@
+"""What the client commands share: options, exit codes, how errors and JSON are shown."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+import click
+import msgspec
+
+from cluster.cli_exit import (
+    EXIT_NOT_APPLIED,
+    EXIT_PRECONDITION_FAILED,
+    EXIT_STORAGE_FULL,
+    EXIT_UNAVAILABLE,
+    EXIT_UNKNOWN_OUTCOME,
+    EXIT_USAGE,
+)
+from cluster.client import DEFAULT_ENDPOINTS, SyncClient
+from cluster.client_endpoints import normalize_endpoint
+from cluster.client_errors import (
+    ClientError,
+    NotAppliedError,
+    PreconditionFailedError,
+    StorageFullError,
+    UnavailableError,
+    UnknownOutcomeError,
+)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def endpoint_options(function: Function) -> Function:
+    """Add --endpoints and --json to a command."""
+    function = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")(
+        function
+    )
+    return click.option(
+        "--endpoints",
+        envvar="ONECOPY_ENDPOINTS",
+        default=",".join(DEFAULT_ENDPOINTS),
+        metavar="URL,…",
+        help="Nodes to ask, separated by commas [env: ONECOPY_ENDPOINTS; default: "
+        "http://127.0.0.1:8101, …:8102, …:8103].",
+    )(function)
+
+
+def client_options(function: Function) -> Function:
+    """Add --endpoints, --timeout-ms and --json to a command."""
+    option = click.option(
+        "--timeout-ms",
+        type=click.IntRange(1, 3_600_000),
+        default=10_000,
+        show_default=True,
+        help="Give up after so long, retries included.",
+    )
+    return option(endpoint_options(function))
+
+
+def open_endpoints(text: str) -> list[str]:
+    """Split the value of --endpoints. Raises UsageError."""
+    try:
+        urls = [normalize_endpoint(part) for part in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise click.UsageError(f"--endpoints: {error}") from None
+    if not urls:
+        raise click.UsageError("--endpoints names no node, say http://127.0.0.1:8101")
+    return urls
+
+
+@contextmanager
+def open_client(endpoints: str, timeout_ms: int, *, as_json: bool) -> Iterator[SyncClient]:
+    """Yield a client; end the process with the right exit code when a call fails."""
+    urls = open_endpoints(endpoints)
+    with report_errors(as_json=as_json), SyncClient(urls, timeout_ms=timeout_ms) as client:
+        yield client
+
+
+@contextmanager
+def report_errors(*, as_json: bool) -> Iterator[None]:
+    """Turn the client's errors into a message that says what to do next, and an exit code."""
+    try:
+        yield
+    except ClientError as error:
+        code, outcome, advice = _meaning(error)
+        if as_json:
+            body: dict[str, object] = {
+                "code": error.code,
+                "detail": error.detail,
+                "outcome": outcome,
+                "exit_code": code,
+            }
+            if isinstance(error, UnknownOutcomeError) and error.idempotency_key:
+                body["idempotency_key"] = error.idempotency_key
+            click.echo(msgspec.json.encode({"error": body}), err=True)
+            sys.exit(code)
+        fail(error.detail, advice, code)
+
+
+def fail(problem: str, advice: str, code: int) -> NoReturn:
+    """Say on standard error what is wrong and what to do next; exit."""
+    click.echo(f"{click.style('error:', fg='red')} {problem}", err=True)
+    if advice:
+        click.echo(f"  {advice}", err=True)
+    sys.exit(code)
+
+
+def exit_code_of(error: ClientError | None) -> int:
+    """Return the exit code for an error; one that came of no request is "nothing applied"."""
+    return EXIT_NOT_APPLIED if error is None else _meaning(error)[0]
+
+
+def _meaning(error: ClientError) -> tuple[int, str, str]:
+    """Return the exit code, the outcome and what to do next."""
+    match error:
+        case UnknownOutcomeError():
+            again = (
+                "Learn which: the same command with the same arguments and "
+                f"--idempotency-key {error.idempotency_key}"
+                if error.idempotency_key
+                else "See what came of it with: onecopy status"
+            )
+            return EXIT_UNKNOWN_OUTCOME, "unknown", again
+        case PreconditionFailedError():
+            advice = "Nothing was applied. Read the key's revision with: onecopy get KEY --json"
+            return EXIT_PRECONDITION_FAILED, "not_applied", advice
+        case StorageFullError():
+            advice = "Nothing was applied. Make room on the primary's disk, then repeat."
+            return EXIT_STORAGE_FULL, "not_applied", advice
+        case UnavailableError():
+            advice = (
+                "Nothing was applied. See who is there with: onecopy status; name other nodes with "
+                "--endpoints, wait longer with --timeout-ms, start a cluster with: onecopy up"
+            )
+            return EXIT_UNAVAILABLE, "not_applied", advice
+        case NotAppliedError():
+            code = EXIT_USAGE if error.status == 0 else EXIT_NOT_APPLIED
+            return code, "not_applied", "Nothing was applied."
+        case _:
+            return EXIT_NOT_APPLIED, "not_applied", ""
+
+
+def show_json(value: object, *, err: bool = False) -> None:
+    """Print one line of JSON."""
+    click.echo(msgspec.json.encode(value), err=err)
+
+
+def value_fields(value: bytes) -> dict[str, str]:
+    """Return {"value": text}, or {"value_base64": …} for what is not UTF-8."""
+    try:
+        return {"value": value.decode()}
+    except UnicodeDecodeError:
+        return {"value_base64": base64.b64encode(value).decode()}
+
+
+def for_terminal(text: str) -> str:
+    """Make control characters visible if a person reads standard output; a pipe gets them raw."""
+    if not sys.stdout.isatty() or text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )

@@ -1,0 +1,60 @@
+"""The client's errors: one tree, each class saying what the caller may conclude.
+
+ClientError
+├── NotAppliedError           nothing changed, and nothing will
+│   ├── InvalidRequestError   the request itself is wrong: sending it again cannot help
+│   ├── PreconditionFailedError   the key was not at the revision that was asked for
+│   ├── StorageFullError      no room on the primary's disk
+│   └── UnavailableError      nobody could take it before the deadline; also for reads
+└── UnknownOutcomeError       it may or may not have been applied, or may be yet
+"""
+
+from __future__ import annotations
+
+
+class ClientError(Exception):
+    """Root of the client's errors.
+
+    `code` is the server's stable code, or the client's own ("unreachable", "timeout", …); `status`
+    the HTTP status, 0 where no answer came.
+    """
+
+    def __init__(self, detail: str, *, code: str = "", status: int = 0) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.code = code
+        self.status = status
+
+
+class NotAppliedError(ClientError):
+    """Nothing changed, and nothing will."""
+
+
+class InvalidRequestError(NotAppliedError):
+    """The request itself was refused: mend it; trying again as it is cannot help."""
+
+
+class PreconditionFailedError(NotAppliedError):
+    """The key was not at the asked revision, or was there though it should not be."""
+
+
+class StorageFullError(NotAppliedError):
+    """The primary's disk has no room. Reads go on."""
+
+
+class UnavailableError(NotAppliedError):
+    """No node could take the request before the deadline. Later, or elsewhere, it may work."""
+
+
+class UnknownOutcomeError(ClientError):
+    """At least one try may have been applied, and none was confirmed before the deadline.
+
+    Call again with `idempotency_key=error.idempotency_key` and the same arguments to learn which:
+    if it was applied you get its answer, and it is not applied twice.
+    """
+
+    def __init__(
+        self, detail: str, *, code: str = "", status: int = 0, idempotency_key: str = ""
+    ) -> None:
+        super().__init__(detail, code=code, status=status)
+        self.idempotency_key = idempotency_key

@@ -1,0 +1,274 @@
+"""HTTP API, version 1, of a node: routes, cluster and health resources, errors as problems.
+
+Any node takes any request; the node behind it finds the primary. Handlers return an `Answer` or
+raise: `Problem` for what the API itself refuses, `OperationError` for what the node says.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from time import perf_counter
+from typing import TypeVar
+
+import msgspec
+from aiohttp import hdrs
+from aiohttp.web import BaseRequest, StreamResponse
+
+from cluster.http_answer import JSON, PROBLEM, Answer, NoAnswer
+from cluster.http_body import ClientGoneError, read_body
+from cluster.http_kv import KvHandlers
+from cluster.http_params import TIMEOUT, decode_percent, parse_query
+from cluster.http_server import HttpServer, HttpSettings, Listener
+from cluster.metrics import Metrics
+from cluster.openapi import openapi_json
+from cluster.problems import RETRY_AFTER_S, Problem, from_operation_error
+from datapath.errors import OperationError
+from datapath.operations import Node
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["HttpApi", "HttpSettings"]
+
+MAX_JSON_BODY_SIZE_BYTES = 64 * 1024
+KEYS = "/v1/kv/"
+NODES = "/v1/cluster/nodes/"
+
+_READS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_RETRY_AFTER = b"Retry-After: %d\r\n" % RETRY_AFTER_S
+
+Keyed = Callable[[BaseRequest, str, str], Awaitable[Answer]]
+Plain = Callable[[BaseRequest, str], Awaitable[Answer]]
+HandlerT = TypeVar("HandlerT", Keyed, Plain)
+
+
+class Handover(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/cluster/handover."""
+
+    to: str
+
+
+_handover_decoder = msgspec.json.Decoder(Handover)
+
+
+class HttpApi:
+    """Serves a `Node` over HTTP."""
+
+    def __init__(self, node: Node, settings: HttpSettings | None = None) -> None:
+        self._node = node
+        self._settings = settings or HttpSettings()
+        self._listener: Listener | None = None
+        self._server: HttpServer | None = None
+        self._metrics = Metrics(node.node_id, node.counters, self._open_connections)
+        kv = KvHandlers(node, self._settings)
+        # HEAD is GET whose body is not sent (see Answer).
+        self._key_methods: dict[str, Keyed] = {
+            "PUT": kv.put, "GET": kv.get, "HEAD": kv.get, "DELETE": kv.delete,
+        }  # fmt: skip
+        self._node_methods: dict[str, Keyed] = {"DELETE": self._remove_node}
+        self._routes: dict[str, dict[str, Plain]] = {
+            "/v1/kv": _readable(kv.range),
+            "/v1/cluster": _readable(self._cluster),
+            "/v1/cluster/handover": {"POST": self._handover},
+            "/v1/digest": _readable(self._digest),
+            "/livez": _readable(self._livez),
+            "/readyz": _readable(self._readyz),
+            "/primary": _readable(self._primary),
+            "/metrics": _readable(self._serve_metrics),
+            "/openapi.json": _readable(self._openapi),
+        }
+
+    def routes(self) -> dict[str, tuple[str, ...]]:
+        """Return path template -> methods, of everything that is served."""
+        keyed: dict[str, Mapping[str, object]] = {
+            f"{KEYS}{{key}}": self._key_methods,
+            f"{NODES}{{id}}": self._node_methods,
+        }
+        return {path: tuple(methods) for path, methods in {**keyed, **self._routes}.items()}
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on, known once started."""
+        if self._listener is None:
+            raise RuntimeError("the HTTP API has not been started")
+        return self._listener.port
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen on an address (port 0: any). Raises OSError if it cannot be had."""
+        self._server = HttpServer(self._handle, self._settings, self._identity)
+        self._listener = Listener(self._server)
+        await self._listener.start(host, port)
+
+    async def stop(self) -> None:
+        """Take no more requests, wait a bounded time for those under way, close everything."""
+        if self._listener is not None:
+            await self._listener.stop()
+
+    def _open_connections(self) -> int:
+        return 0 if self._server is None else len(self._server.connections)
+
+    def _identity(self) -> bytes:
+        node = self._node
+        return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n" % (node.node_id.encode(), node.epoch)
+
+    # --- dispatch ---
+
+    async def _handle(self, request: BaseRequest) -> StreamResponse:
+        """Answer a request, whatever happens."""
+        started = perf_counter()
+        method = request.method
+        try:
+            answer = await self._dispatch(request, method)
+        except Problem as problem:
+            answer = self._refusal(problem, method)
+        except OperationError as error:
+            answer = self._refusal(from_operation_error(error), method)
+        except ClientGoneError:
+            return NoAnswer()  # nothing was begun
+        except Exception:
+            request_id = secrets.token_hex(8)
+            path = request.raw_path.partition("?")[0]
+            logger.exception("request %s failed: %s %s", request_id, method, path)
+            answer = self._refusal(_unexpected(request_id), method)
+        seconds = perf_counter() - started
+        self._metrics.requests.observe(method, answer.status, seconds)
+        if self._settings.access_log:
+            # Keys may show here, values never do.
+            path = request.raw_path
+            logger.info("%s %s %d %.1f ms", method, path, answer.status, seconds * 1000)
+        return answer
+
+    def _dispatch(self, request: BaseRequest, method: str) -> Awaitable[Answer]:
+        """Return the handler's answer to come. Raises Problem."""
+        target = request.raw_path
+        if not target.startswith("/") or "#" in target:
+            target = _origin_form(target)
+        path, _, query = target.partition("?")
+        if path.startswith(KEYS):
+            return _method(self._key_methods, method)(request, path[len(KEYS) :], query)
+        route = self._routes.get(path)
+        if route is not None:
+            return _method(route, method)(request, query)
+        if path.startswith(NODES):
+            return _method(self._node_methods, method)(request, path[len(NODES) :], query)
+        raise Problem("not_found", f"nothing is served at {path[:200]!r}")
+
+    def _refusal(self, problem: Problem, method: str) -> Answer:
+        lines = problem.headers
+        if b"Onecopy-Node" not in lines:
+            lines += self._identity()
+        if problem.status == 503:
+            lines += _RETRY_AFTER
+        body = problem.body(write=method not in _READS)
+        return Answer(problem.status, body, PROBLEM, lines, closes=problem.closes)
+
+    def _answer(self, document: object, status: int = 200) -> Answer:
+        return Answer(status, msgspec.json.encode(document), JSON, self._identity())
+
+    # --- cluster ---
+
+    async def _cluster(self, _request: BaseRequest, query: str) -> Answer:
+        parse_query(query, {})
+        return self._answer(await self._node.cluster_status())
+
+    async def _digest(self, _request: BaseRequest, query: str) -> Answer:
+        parse_query(query, {})
+        return self._answer(await self._node.digest())
+
+    async def _handover(self, request: BaseRequest, query: str) -> Answer:
+        timeout_ms = self._timeout_ms(query)
+        # Only this type: a web page may POST others to any address without asking first.
+        content_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip()
+        if content_type.lower() != "application/json":
+            raise Problem(
+                "unsupported_media_type",
+                "the body must come with Content-Type: application/json",
+                headers=b"Accept: application/json\r\n",
+            )
+        body = await read_body(request, MAX_JSON_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
+        try:
+            to = _handover_decoder.decode(body).to
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise Problem("invalid_body", f'{error}; expected is {{"to": "n2"}}') from None
+        return self._answer(await self._node.handover(to, timeout_ms))
+
+    async def _remove_node(self, _request: BaseRequest, raw_node: str, query: str) -> Answer:
+        node = decode_percent(raw_node, "the node's id", "not_found").decode("utf-8")
+        if not node or "/" in node:
+            raise Problem("not_found", "name one node: /v1/cluster/nodes/{id}")
+        return self._answer(await self._node.remove_member(node, self._timeout_ms(query)))
+
+    def _timeout_ms(self, query: str) -> int:
+        value: int = parse_query(query, TIMEOUT).get(
+            "timeout_ms", self._settings.request_timeout_ms
+        )
+        return value
+
+    # --- health: any query is ignored, probes like to add their own ---
+
+    async def _livez(self, _request: BaseRequest, _query: str) -> Answer:
+        return self._answer({"status": "live"})
+
+    async def _readyz(self, _request: BaseRequest, _query: str) -> Answer:
+        if self._node.is_ready:
+            return self._answer({"status": "ready"})
+        primary = self._node.primary
+        raise Problem(
+            "not_ready",
+            f"this node is not in touch with a serving primary (last known: {primary or 'none'})",
+            members={"primary": primary} if primary else None,
+        )
+
+    async def _primary(self, _request: BaseRequest, _query: str) -> Answer:
+        node = self._node
+        if node.is_primary:
+            return self._answer({"primary": node.node_id, "epoch": node.epoch})
+        if not node.primary:
+            raise Problem("not_primary", "no primary is known here")
+        raise Problem(
+            "not_primary",
+            f"the primary known here is {node.primary!r}",
+            members={"primary": node.primary},
+        )
+
+    async def _serve_metrics(self, request: BaseRequest, _query: str) -> Answer:
+        body, content_type = self._metrics.render(request.headers.get(hdrs.ACCEPT, ""))
+        return Answer(200, body, content_type, self._identity())
+
+    async def _openapi(self, _request: BaseRequest, _query: str) -> Answer:
+        return Answer(200, openapi_json(), JSON, self._identity())
+
+
+def _origin_form(target: str) -> str:
+    """Return the path and query of an absolute-form target (as proxies send). Raises Problem."""
+    scheme, separator, rest = target.partition("://")
+    if "#" in target or not separator or scheme.lower() not in {"http", "https"}:
+        raise Problem("malformed_request", "the request's target must be a path, without #")
+    slash = rest.find("/")
+    return rest[slash:] if slash >= 0 else "/"
+
+
+def _readable(handler: Plain) -> dict[str, Plain]:
+    return {"GET": handler, "HEAD": handler}
+
+
+def _method(methods: Mapping[str, HandlerT], method: str) -> HandlerT:
+    handler = methods.get(method)
+    if handler is None:
+        allowed = ", ".join(methods)
+        raise Problem(
+            "method_not_allowed",
+            f"{method} is not served here; allowed are {allowed}",
+            headers=f"Allow: {allowed}\r\n".encode("ascii"),
+        )
+    return handler
+
+
+def _unexpected(request_id: str) -> Problem:
+    return Problem(
+        "internal_error",
+        f"the node's log has the details under {request_id}",
+        outcome="unknown",
+        members={"instance": f"urn:onecopy:request:{request_id}"},
+    )

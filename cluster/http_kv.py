@@ -1,0 +1,177 @@
+"""`/v1/kv`: the key-value store over HTTP. PUT and GET of a key are the hot path."""
+
+from __future__ import annotations
+
+import base64
+
+import msgspec
+from aiohttp import hdrs
+from aiohttp.web import BaseRequest
+
+from cluster.http_answer import BYTES, JSON, Answer
+from cluster.http_body import read_body
+from cluster.http_cursor import decode_cursor, encode_cursor, make_bounds
+from cluster.http_headers import (
+    Headers,
+    check_put_headers,
+    entity_tags,
+    idempotency_key,
+    put_if_absent,
+    refuse_if_none_match,
+    write_if_match,
+)
+from cluster.http_params import (
+    DEFAULT_RANGE_LIMIT,
+    RANGE_PARAMS,
+    WriteOptions,
+    decode_key,
+    make_read_options,
+    parse_query,
+    read_options,
+    write_options,
+)
+from cluster.http_server import HttpSettings
+from cluster.problems import Problem
+from datapath.operations import Node, Operation, Query, Result
+
+NO_CACHE = b"Cache-Control: no-cache\r\n"
+"""A cache between must ask again: an answer out of it would not be linearizable."""
+
+
+class KvHandlers:
+    """The handlers of keys and ranges. Each takes the request, the raw key, the raw query."""
+
+    def __init__(self, node: Node, settings: HttpSettings) -> None:
+        self._node = node
+        self._limit_bytes = settings.max_value_size_bytes
+        self._body_timeout_ms = settings.body_timeout_ms
+        self._timeout_ms = settings.request_timeout_ms
+
+    async def put(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
+        """PUT /v1/kv/{key}."""
+        # Everything that can be refused is refused before the body is asked for.
+        key = decode_key(raw_key)
+        options = write_options(query)
+        headers = request.headers
+        check_put_headers(headers)
+        if_absent = put_if_absent(headers)
+        if_revision = write_if_match(headers)
+        repeat_key = idempotency_key(headers)
+        value = await read_body(request, self._limit_bytes, self._body_timeout_ms)
+        result = await self._execute(
+            "put", (key, value, if_revision, if_absent), repeat_key, options
+        )
+        body = b'{"revision":%d,"epoch":%d,"copies":%d%b}' % (
+            result.index,
+            result.epoch,
+            result.copies,
+            b',"ack":"local"' if options.ack == "local" else b"",
+        )
+        tag = b'ETag: "%d"\r\n' % result.index
+        return Answer(201 if result.value else 200, body, JSON, tag + _write_headers(result))
+
+    async def delete(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
+        """DELETE /v1/kv/{key}."""
+        key = decode_key(raw_key)
+        options = write_options(query)
+        headers = request.headers
+        refuse_if_none_match(headers)
+        result = await self._execute(
+            "delete", (key, write_if_match(headers)), idempotency_key(headers), options
+        )
+        body = b'{"revision":%d,"deleted":%b,"epoch":%d,"copies":%d%b}' % (
+            result.index,
+            b"true" if result.value else b"false",
+            result.epoch,
+            result.copies,
+            b',"ack":"local"' if options.ack == "local" else b"",
+        )
+        return Answer(200, body, JSON, _write_headers(result))
+
+    async def _execute(
+        self, method: str, args: tuple[object, ...], repeat_key: str, options: WriteOptions
+    ) -> Result:
+        return await self._node.execute(
+            Operation(method, args, repeat_key, options.ack, options.min_copies),
+            options.timeout_ms or self._timeout_ms,
+        )
+
+    async def get(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
+        """GET and HEAD /v1/kv/{key}."""
+        key = decode_key(raw_key)
+        options = read_options(query)
+        result = await self._node.query(
+            Query("get", (key,), options.consistency, options.max_staleness_ms),
+            options.timeout_ms or self._timeout_ms,
+        )
+        who = _identity(result.node, result.epoch)
+        if result.value is None:
+            raise Problem("key_not_found", "there is no such key", headers=who)
+        value, revision = result.value
+        lines = b'ETag: "%d"\r\n%b%b' % (revision, NO_CACHE, who)
+        if self._is_unmodified(request.headers, revision, who):
+            return Answer(304, None, headers=lines)
+        return Answer(200, value, BYTES, lines)
+
+    @staticmethod
+    def _is_unmodified(headers: Headers, revision: int, who: bytes) -> bool:
+        """Evaluate a read's conditions, in RFC 9110's order (13.2.2). Raises Problem."""
+        if hdrs.IF_MATCH in headers:
+            tags = entity_tags(headers, hdrs.IF_MATCH)
+            if tags is not None and not tags.any and revision not in tags.strong:
+                detail = f'the key exists with ETag "{revision}", which If-Match does not name'
+                raise Problem("precondition_failed", detail, headers=who)
+        if hdrs.IF_NONE_MATCH in headers:
+            tags = entity_tags(headers, hdrs.IF_NONE_MATCH)
+            return tags is not None and (tags.any or revision in tags.all)
+        return False
+
+    async def range(self, _request: BaseRequest, query: str) -> Answer:
+        """GET /v1/kv."""
+        values = parse_query(query, RANGE_PARAMS)
+        options = make_read_options(values)
+        bounds = None
+        if not values.get("cursor") or not values.keys().isdisjoint(("prefix", "start", "end")):
+            bounds = make_bounds(*(values.get(name, b"") for name in ("prefix", "start", "end")))
+        if values.get("cursor"):
+            start, bounds = decode_cursor(values["cursor"], bounds)
+        else:
+            assert bounds is not None
+            start = bounds.start
+        limit = values.get("limit", DEFAULT_RANGE_LIMIT)
+        keys_only = values.get("keys_only") == "true"
+        result = await self._node.query(
+            Query(
+                "range",
+                (start, bounds.end, limit, keys_only),
+                options.consistency,
+                options.max_staleness_ms,
+            ),
+            options.timeout_ms or self._timeout_ms,
+        )
+        items, next_key = result.value
+        document = {
+            "items": [_item(*item) for item in items],
+            "revision": result.index,
+            "cursor": None if next_key is None else encode_cursor(next_key, bounds),
+        }
+        lines = NO_CACHE + _identity(result.node, result.epoch)
+        return Answer(200, msgspec.json.encode(document), JSON, lines)
+
+
+def _item(key: bytes, value: bytes | None, revision: int) -> dict[str, object]:
+    # A key that came in by another way than this API need not be UTF-8.
+    item: dict[str, object] = {"key": key.decode("utf-8", "replace")}
+    if value is not None:
+        item["value"] = base64.b64encode(value).decode("ascii")
+    item["revision"] = revision
+    return item
+
+
+def _identity(node: str, epoch: int) -> bytes:
+    return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n" % (node.encode("ascii"), epoch)
+
+
+def _write_headers(result: Result) -> bytes:
+    who = _identity(result.node, result.epoch)
+    return who + b"Idempotent-Replayed: true\r\n" if result.repeated else who

@@ -1,0 +1,151 @@
+"""The listening side: settings, connections and their bounds, on aiohttp's low-level server.
+
+aiohttp's Application is left out: its router and middlewares cost more than the whole dispatch
+here. What it would have done (100-continue, HEAD, problem answers) is done by the API itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
+
+from cluster.http_answer import PROBLEM, Answer
+from cluster.problems import RETRY_AFTER_S, Problem
+
+logger = logging.getLogger(__name__)
+
+LINGER_S = 2.0
+"""How long an unread body is read and dropped, so that the client gets to see its answer."""
+BACKLOG = 1024
+
+Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
+
+
+class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds and defaults of the API.
+
+    `idle_timeout_ms` bounds both a connection's idleness and the arrival of a request's head;
+    `body_timeout_ms` the arrival of its body. Connections over `max_connections` get 503.
+    `shutdown_grace_ms`: how long `stop` waits for requests under way.
+    """
+
+    max_value_size_bytes: int = 1024 * 1024
+    request_timeout_ms: int = 5000
+    idle_timeout_ms: int = 60_000
+    body_timeout_ms: int = 30_000
+    max_connections: int = 4096
+    shutdown_grace_ms: int = 5000
+    access_log: bool = False
+
+
+class HttpServer(web.Server):
+    """Makes connections. `identify` gives the header lines that say which node this is."""
+
+    def __init__(
+        self, handler: Handler, settings: HttpSettings, identify: Callable[[], bytes]
+    ) -> None:
+        super().__init__(
+            handler,
+            access_log=None,
+            auto_decompress=False,  # values are stored as sent; see check_put_headers
+            keepalive_timeout=settings.idle_timeout_ms / 1000,
+            lingering_time=LINGER_S,
+        )
+        self.settings = settings
+        self.identify = identify
+
+    def __call__(self) -> RequestHandler:
+        """Return the protocol of a new connection."""
+        return _Connection(self, loop=asyncio.get_running_loop(), **self._kwargs)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether another connection would be one too many."""
+        return len(self.connections) >= self.settings.max_connections
+
+
+class _Connection(RequestHandler):
+    """One connection: refused if there are too many; malformed requests answered as problems."""
+
+    __slots__ = ("_server",)
+
+    def __init__(self, server: HttpServer, **options: object) -> None:
+        super().__init__(server, **options)  # type: ignore[arg-type]
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Serve the connection, or refuse it at once while there are too many."""
+        if not self._server.is_full:
+            super().connection_made(transport)
+            return
+        problem = Problem(
+            "too_many_connections",
+            f"this node serves {self._server.settings.max_connections} connections already",
+        )
+        body = problem.body(write=True)  # whatever was about to be asked has not been applied
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(
+            b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: %b\r\nContent-Length: %d\r\n"
+            b"Retry-After: %d\r\n%bConnection: close\r\n\r\n%b"
+            % (PROBLEM, len(body), RETRY_AFTER_S, self._server.identify(), body)
+        )
+        self.force_close()  # nothing that arrives is read
+        transport.close()
+
+    def handle_error(
+        self,
+        request: BaseRequest,  # noqa: ARG002 -- aiohttp's signature
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> StreamResponse:
+        """Answer what aiohttp's parser could not read; the connection ends."""
+        if status >= 500:
+            logger.error("a handler failed outside of the dispatch", exc_info=exc)
+            problem = Problem("internal_error", "see the node's log", outcome="unknown")
+        elif isinstance(exc, LineTooLong):
+            problem = Problem("head_too_large", "the request line or a header is over 8190 bytes")
+        else:
+            # The parser's message goes on with an excerpt of the request, which may be a value.
+            reason = (message or "").partition("\n")[0].rstrip(": ")
+            problem = Problem("malformed_request", reason or "the request could not be parsed")
+        body = problem.body(write=True)
+        return Answer(problem.status, body, PROBLEM, self._server.identify(), closes=True)
+
+
+class Listener:
+    """Starts and stops an `HttpServer` on an address."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self._runner = web.ServerRunner(
+            server, shutdown_timeout=server.settings.shutdown_grace_ms / 1000
+        )
+        self._site: web.TCPSite | None = None
+
+    @property
+    def port(self) -> int:
+        """The port, known once started (asking for 0 lets the system choose)."""
+        if self._site is None:
+            raise RuntimeError("the HTTP API has not been started")
+        return self._site.port
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen. Raises OSError if the address cannot be had."""
+        await self._runner.setup()
+        self._site = web.TCPSite(self._runner, host, port, backlog=BACKLOG)
+        try:
+            await self._site.start()
+        except OSError:
+            self._site = None
+            await self._runner.cleanup()
+            raise
+
+    async def stop(self) -> None:
+        """Take no more requests, wait a bounded time for those under way, close everything."""
+        await self._runner.cleanup()

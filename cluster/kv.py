@@ -1,0 +1,141 @@
+"""The key-value store: the first service, and the one that HTTP API version 1 serves.
+
+Under each key the store keeps an 8-byte big-endian revision, then the value. A key's revision is
+the log index of the write that made it: revisions only rise, across all keys, and one names the
+same write on every replica.
+
+Conditions are evaluated inside the operation, on the primary, in the order of the log, so that
+between a check and its write nothing else happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from datapath.errors import RejectedError
+from datapath.service import ReadTransaction, Service, Transaction, operation, query
+
+REVISION_SIZE_BYTES = 8
+ANY_REVISION = 0
+"""In place of a revision in a condition: the key exists, whatever its revision."""
+NO_REVISION = -1
+"""In place of a revision in a condition: one that no key ever has, so that it always fails."""
+
+MAX_RANGE_SIZE_BYTES = 4 * 1024 * 1024
+"""A range stops after the item with which it has read so many bytes; the rest is another page."""
+_FIRST_BATCH_ITEMS = 4
+
+Revisions = int | Sequence[int]
+"""One revision, or several of which any will do."""
+Item = tuple[bytes, bytes | None, int]
+"""(key, value or None when only keys were asked for, revision)."""
+
+
+class KeyValue(Service):
+    """Values under ordered byte keys, with conditions on revisions."""
+
+    @operation
+    def put(
+        self,
+        tx: Transaction,
+        key: bytes,
+        value: bytes,
+        if_revision: Revisions | None = None,
+        if_absent: bool = False,
+    ) -> bool:
+        """Write `value` under `key`; return whether the key was created (not replaced).
+
+        Raises RejectedError "precondition_failed" if the key hasn't (one of) `if_revision`, or
+        is there although `if_absent`.
+        """
+        stored = tx.get(key)
+        if if_absent and stored is not None:
+            raise _failed(stored)
+        if if_revision is not None:
+            _check_revision(stored, if_revision)
+        tx.put(key, tx.index.to_bytes(REVISION_SIZE_BYTES) + value)
+        return stored is None
+
+    @operation
+    def delete(self, tx: Transaction, key: bytes, if_revision: Revisions | None = None) -> bool:
+        """Remove `key`; return whether it was there. One that wasn't there writes nothing.
+
+        Raises RejectedError "precondition_failed" if the key hasn't (one of) `if_revision`.
+        """
+        stored = tx.get(key)
+        if if_revision is not None:
+            _check_revision(stored, if_revision)
+        if stored is None:
+            return False
+        tx.delete(key)
+        return True
+
+    @query
+    def get(self, tx: ReadTransaction, key: bytes) -> tuple[bytes, int] | None:
+        """Return (value, revision), or None."""
+        stored = tx.get(key)
+        if stored is None:
+            return None
+        return stored[REVISION_SIZE_BYTES:], _revision(stored)
+
+    @query
+    def range(
+        self, tx: ReadTransaction, start: bytes, end: bytes | None, limit: int, keys_only: bool
+    ) -> tuple[list[Item], bytes | None]:
+        """Return up to `limit` items with start <= key < end, and where to go on, None at the end.
+
+        Fewer come when MAX_RANGE_SIZE_BYTES has been read before (values count although
+        `keys_only`: they are read for their revisions). At least one item comes if there is one.
+        """
+        items: list[Item] = []
+        size_bytes = 0
+        batch = _FIRST_BATCH_ITEMS
+        while True:
+            wanted = min(batch, limit - len(items))
+            pairs = tx.range(start, end, wanted)
+            for key, stored in pairs:
+                value = None if keys_only else stored[REVISION_SIZE_BYTES:]
+                items.append((key, value, _revision(stored)))
+                size_bytes += len(key) + len(stored)
+                start = key + b"\x00"  # the smallest key above this one
+                if size_bytes >= MAX_RANGE_SIZE_BYTES:
+                    return items, self._next(tx, start, end)
+            if len(pairs) < wanted:
+                return items, None
+            if len(items) == limit:
+                return items, self._next(tx, start, end)
+            # The next batch is as large as fits, judged by the items so far: a store of large
+            # values must not be read a thousand values at a time.
+            mean_size_bytes = max(1, size_bytes // len(items))
+            batch = max(1, (MAX_RANGE_SIZE_BYTES - size_bytes) // mean_size_bytes)
+
+    @staticmethod
+    def _next(tx: ReadTransaction, start: bytes, end: bytes | None) -> bytes | None:
+        """Return the first key from `start` on, so that the last page says that it is the last."""
+        pairs = tx.range(start, end, 1)
+        return pairs[0][0] if pairs else None
+
+
+def _revision(stored: bytes) -> int:
+    return int.from_bytes(stored[:REVISION_SIZE_BYTES])
+
+
+def _check_revision(stored: bytes | None, wanted: Revisions) -> None:
+    if stored is None:
+        raise RejectedError(
+            "precondition_failed", "the key does not exist, so that no If-Match can hold"
+        )
+    current = _revision(stored)
+    if isinstance(wanted, int):
+        if wanted in {current, ANY_REVISION}:
+            return
+    elif current in wanted:
+        return
+    raise _failed(stored)
+
+
+def _failed(stored: bytes) -> RejectedError:
+    return RejectedError(
+        "precondition_failed",
+        f'the key exists with ETag "{_revision(stored)}": read it, and decide again',
+    )

@@ -1,0 +1,133 @@
+"""Metrics in Prometheus' format: requests, the node's own numbers, the process.
+
+Requests are counted in plain lists and turned into metric families when they are scraped:
+prometheus-client's own counters cost several microseconds a request, with their locks and labels.
+Everything runs on the event loop, so that nothing needs a lock.
+"""
+
+from __future__ import annotations
+
+import platform
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import CollectorRegistry, Info, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+PREFIX = "onecopy_"
+LATENCY_BOUNDS_S = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+)  # fmt: skip
+METHODS = ("GET", "HEAD", "PUT", "DELETE", "POST", "other")
+
+
+class _MethodTally:
+    """What one method's requests have come to."""
+
+    __slots__ = ("by_class", "by_latency", "seconds")
+
+    def __init__(self) -> None:
+        self.by_class = [0] * 6  # by the status' first digit
+        self.by_latency = [0] * (len(LATENCY_BOUNDS_S) + 1)
+        self.seconds = 0.0
+
+
+class RequestMetrics(Collector):
+    """Counts of requests by method and status class, and their latency."""
+
+    def __init__(self) -> None:
+        self._tallies = {method: _MethodTally() for method in METHODS}
+        self._other = self._tallies["other"]
+
+    def observe(self, method: str, status: int, seconds: float) -> None:
+        """Count one request."""
+        tally = self._tallies.get(method, self._other)
+        tally.by_class[status // 100] += 1
+        tally.by_latency[bisect_left(LATENCY_BOUNDS_S, seconds)] += 1
+        tally.seconds += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families, for the registry."""
+        requests = CounterMetricFamily(
+            f"{PREFIX}http_requests",
+            "Requests answered, by method and class of status.",
+            labels=("method", "status"),
+        )
+        latency = HistogramMetricFamily(
+            f"{PREFIX}http_request_duration_seconds",
+            "From the request's head to its answer, without sending that.",
+            labels=("method",),
+        )
+        for method, tally in self._tallies.items():
+            if not any(tally.by_class):
+                continue
+            for status_class, count in enumerate(tally.by_class):
+                if count:
+                    requests.add_metric((method, f"{status_class}xx"), count)
+            latency.add_metric((method,), _cumulative(tally.by_latency), tally.seconds)
+        yield requests
+        yield latency
+
+
+def _cumulative(counts: list[int]) -> list[tuple[str, float]]:
+    total = 0
+    buckets: list[tuple[str, float]] = []
+    for bound, count in zip((*map(str, LATENCY_BOUNDS_S), "+Inf"), counts, strict=True):
+        total += count
+        buckets.append((bound, total))
+    return buckets
+
+
+class NumbersCollector(Collector):
+    """Numbers read when scraped: names that end in _total are counters, the others gauges."""
+
+    def __init__(self, read: Callable[[], Mapping[str, float]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield one family a number, for the registry."""
+        for name, value in self._read().items():
+            text = name.replace("_", " ")
+            if name.endswith("_total"):
+                yield CounterMetricFamily(PREFIX + name.removesuffix("_total"), text, value=value)
+            else:
+                yield GaugeMetricFamily(PREFIX + name, text, value=value)
+
+
+class Metrics:
+    """The registry of one node's API, apart from the process-wide default one."""
+
+    def __init__(
+        self,
+        node_id: str,
+        read_node: Callable[[], Mapping[str, float]],
+        connections: Callable[[], int],
+    ) -> None:
+        self.requests = RequestMetrics()
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self.requests)
+        self._registry.register(NumbersCollector(read_node))
+        self._registry.register(NumbersCollector(lambda: {"http_open_connections": connections()}))
+        ProcessCollector(registry=self._registry)
+        build = Info(f"{PREFIX}build", "What runs here.", registry=self._registry)
+        build.info({"version": _version(), "python": platform.python_version(), "node": node_id})
+
+    def render(self, accept: str) -> tuple[bytes, bytes]:
+        """Return (body, content type) in the exposition format that `accept` asks for."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type.encode("ascii")
+
+
+def _version() -> str:
+    try:
+        return version("onecopy")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"

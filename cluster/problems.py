@@ -1,0 +1,208 @@
+"""Problems: what the HTTP API answers when it does not do what was asked (RFC 9457).
+
+`CODES` is the one list of codes, each with its status. What a client may conclude about a write
+stands in `outcome`, which comes from the error's class (`datapath.errors`), never from its code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from datapath.errors import (
+    NotPrimaryError,
+    OperationError,
+    OutcomeWord,
+    OverloadedError,
+    RejectedError,
+    StorageFullError,
+    UnknownOutcomeError,
+)
+
+RETRY_AFTER_S = 1
+"""What Retry-After says on every 503: a failover takes less, and a client adds its own jitter."""
+
+
+class Code(msgspec.Struct, frozen=True):
+    """One problem code: its HTTP status, its title, and what the client should do."""
+
+    status: int
+    title: str
+    advice: str
+
+
+CODES: dict[str, Code] = {
+    "malformed_request": Code(
+        400, "The request is not valid HTTP/1.1", "Mend the client; the connection is closed."
+    ),
+    "invalid_key": Code(
+        400,
+        "The key is empty, not valid percent-encoding, or not UTF-8",
+        "Percent-encode the key's UTF-8 bytes.",
+    ),
+    "key_too_long": Code(400, "The key is longer than 480 bytes", "Use a shorter key."),
+    "unknown_parameter": Code(
+        400, "A query parameter is not known here", "Use the parameters that `detail` lists."
+    ),
+    "invalid_parameter": Code(
+        400, "A query parameter's value is not valid", "Mend the parameter that `detail` names."
+    ),
+    "invalid_header": Code(
+        400, "A header's value is not valid", "Mend the header that `detail` names."
+    ),
+    "invalid_cursor": Code(
+        400,
+        "The cursor is damaged, or belongs to another range",
+        "Begin the range again without a cursor.",
+    ),
+    "invalid_body": Code(
+        400, "The body is not the JSON that is expected", "Mend the field that `detail` names."
+    ),
+    "not_found": Code(404, "There is no such resource", "See /openapi.json for what there is."),
+    "key_not_found": Code(404, "There is no such key", "Nothing: it has no value."),
+    "no_data": Code(
+        404, "This node holds no data", "Ask a replica; /v1/cluster says which there are."
+    ),
+    "method_not_allowed": Code(
+        405, "The resource does not know this method", "Use one that the Allow header lists."
+    ),
+    "request_timeout": Code(
+        408, "The body did not arrive in time", "Send it again; the connection is closed."
+    ),
+    "refused": Code(409, "The cluster refuses this change", "Read `detail`: it says why."),
+    "precondition_failed": Code(
+        412, "A condition of the request does not hold", "Read the key, and decide again."
+    ),
+    "value_too_large": Code(
+        413, "The body is larger than allowed", "Split the value; the connection is closed."
+    ),
+    "unsupported_content_encoding": Code(
+        415, "Encoded bodies are not accepted", "Send the bytes without Content-Encoding."
+    ),
+    "unsupported_media_type": Code(
+        415, "The body's media type is not accepted", "Send Content-Type: application/json."
+    ),
+    "expectation_failed": Code(
+        417, "The Expect header is not supported", "Send 100-continue, or no Expect."
+    ),
+    "idempotency_key_reused": Code(
+        422,
+        "The idempotency key was used with another request",
+        "Draw a new key for every new request; repeat one only with the same request.",
+    ),
+    "head_too_large": Code(
+        431, "The request line or a header is too long", "Shorten it; the connection is closed."
+    ),
+    "internal_error": Code(
+        500,
+        "The server failed unexpectedly",
+        "Report it with the `instance`; try again under the same idempotency key.",
+    ),
+    "no_primary": Code(
+        503, "No primary could be reached in time", "Try again, at any node; see Retry-After."
+    ),
+    "not_primary": Code(503, "This node is not the serving primary", "Ask the node in `primary`."),
+    "not_ready": Code(
+        503, "This node cannot answer linearizable reads now", "Ask another node, or later."
+    ),
+    "overloaded": Code(
+        503, "Too many requests are waiting", "Try again later, with fewer requests at once."
+    ),
+    "too_many_connections": Code(
+        503, "This node has as many connections as it may", "Reuse connections, or ask another."
+    ),
+    "not_enough_copies": Code(
+        503,
+        "Fewer replicas are in sync than `min_copies` asks for",
+        "Try again when more are back, or accept fewer copies. `outcome` tells whether to check.",
+    ),
+    "outcome_unknown": Code(
+        503,
+        "The write may or may not have been applied",
+        "Try again under the same idempotency key to learn which.",
+    ),
+    "timeout": Code(
+        504,
+        "The answer did not come within timeout_ms",
+        "Try again under the same idempotency key to learn whether it was applied.",
+    ),
+    "storage_full": Code(
+        507, "The primary's disk is full", "Make room; reads go on. Nothing was applied."
+    ),
+}
+
+
+class Problem(Exception):  # noqa: N818 -- RFC 9457's word
+    """A request that is refused before it reaches the node, by a code of `CODES`.
+
+    `outcome` shows on writes only. `closes`: the connection cannot be used further (an unread
+    body, say). `headers` are header lines, each ending in CR LF; `members` are further members of
+    the JSON document.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        outcome: OutcomeWord = "not_applied",
+        closes: bool = False,
+        headers: bytes = b"",
+        members: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.status = CODES[code].status
+        self.title = CODES[code].title
+        self.outcome = outcome
+        self.closes = closes
+        self.headers = headers
+        self.members = members or {}
+
+    def body(self, *, write: bool) -> bytes:
+        """Return the JSON document; `write`: the request was to change something."""
+        document: dict[str, Any] = {
+            "type": f"urn:onecopy:problem:{self.code}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+        }
+        if write:
+            document["outcome"] = self.outcome
+        document.update(self.members)
+        return msgspec.json.encode(document)
+
+
+def from_operation_error(error: OperationError) -> Problem:
+    """Return the problem that says what `error` says.
+
+    The status goes by the code if `CODES` has it, else by the class, so that a code the engine or
+    a service makes up still gets a fitting status. The outcome is the class's own.
+    """
+    code = error.code if error.code in CODES else _code_of_class(error)
+    members = {}
+    if isinstance(error, NotPrimaryError) and error.primary:
+        members["primary"] = error.primary
+    problem = Problem(code, error.detail, outcome=error.outcome, members=members)
+    problem.code = error.code
+    return problem
+
+
+def _code_of_class(error: OperationError) -> str:
+    match error:
+        case RejectedError():
+            return "refused"
+        case NotPrimaryError():
+            return "no_primary"
+        case StorageFullError():
+            return "storage_full"
+        case OverloadedError():
+            return "overloaded"
+        case UnknownOutcomeError():
+            return "outcome_unknown"
+        case _:
+            return "no_primary" if error.outcome == "not_applied" else "outcome_unknown"

@@ -1,0 +1,129 @@
+"""Where `onecopy up` keeps a cluster: its configuration, written once, resumed ever after."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import socket
+from pathlib import Path
+
+from cluster.config import ClusterConfig, NodeConfig, load_config, render_config, split_address
+
+CONFIG_NAME = "cluster.toml"
+DEFAULT_PORT = 8101
+PEER_PORT_OFFSET = 100
+RAFT_PORT_OFFSET = 200
+REPLICAS_MAX = 9
+
+
+class UpError(Exception):
+    """`onecopy up` cannot start. `str(error)` says what to do."""
+
+
+def prepare_config(
+    data: Path, *, nodes: int | None, witnesses: int | None, port: int | None
+) -> tuple[ClusterConfig, bool]:
+    """Load the cluster kept in `data`, or write a new one; return it, and whether it is new.
+
+    None is "as it is", or the default for a new one (three replicas from port 8101). Raises
+    UpError where a kept cluster has another shape, ConfigError where its file is broken.
+    """
+    path = data / CONFIG_NAME
+    if path.exists():
+        config = load_config(path)
+        _check_shape(config, nodes=nodes, witnesses=witnesses, port=port)
+        return config, False
+    text = _new_config(nodes or 3, witnesses or 0, port or DEFAULT_PORT)
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        _write_private(path, text)
+    except OSError as error:
+        raise UpError(
+            f"{error.filename or data}: {error.strerror}; choose another --data"
+        ) from None
+    config = load_config(path)
+    try:
+        check_ports(config)
+    except UpError:
+        path.unlink()  # nothing has run yet: another --port must find no trace of this one
+        raise
+    return config, True
+
+
+def check_ports(config: ClusterConfig) -> None:
+    """Raise UpError if one of the cluster's addresses is in use."""
+    for node, item in config.nodes.items():
+        for channel in ("client", "peer", "raft"):
+            address: str = getattr(item, channel)
+            try:
+                _bind(address)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    problem = "is in use (another onecopy up?)"
+                else:
+                    problem = f"cannot be used: {error.strerror}"
+                raise UpError(
+                    f"{address} ({channel} address of {node}) {problem}; stop what uses it, or "
+                    f"choose another: --port for a new cluster, the field nodes.{node}.{channel} "
+                    f"in {config.path} for one that is resumed"
+                ) from None
+
+
+def _bind(address: str) -> None:
+    host, port = split_address(address)
+    family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+        probe.bind(where)
+        probe.listen()
+
+
+def _new_config(nodes: int, witnesses: int, port: int) -> str:
+    last = port + nodes + witnesses - 1
+    if nodes + witnesses > PEER_PORT_OFFSET or last + RAFT_PORT_OFFSET > 65535:
+        raise UpError(
+            f"ports {port} to {last + RAFT_PORT_OFFSET} are needed; choose a lower --port"
+        )
+    sections: dict[str, NodeConfig] = {}
+    for number in range(nodes + witnesses):
+        node = f"n{number + 1}"
+        sections[node] = NodeConfig(
+            role="replica" if number < nodes else "witness",
+            client=f"127.0.0.1:{port + number}",
+            peer=f"127.0.0.1:{port + number + PEER_PORT_OFFSET}",
+            raft=f"127.0.0.1:{port + number + RAFT_PORT_OFFSET}",
+            data=node,
+        )
+    return render_config("local", secrets.token_hex(32), sections)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 -- a descriptor
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_shape(
+    config: ClusterConfig, *, nodes: int | None, witnesses: int | None, port: int | None
+) -> None:
+    first = next(iter(config.nodes.values())).client
+    wanted = (
+        ("--nodes", nodes, len(config.replicas)),
+        ("--witness", witnesses, len(config.witnesses)),
+        ("--port", port, split_address(first)[1]),
+    )
+    for option, asked, kept in wanted:
+        if asked is not None and asked != kept:
+            raise UpError(
+                f"the cluster in {config.path.parent} has {option} {kept}, not {asked}; leave the "
+                f"option out to resume it, or choose another --data for a new cluster"
+            )

@@ -1,0 +1,279 @@
+"""The data directory: whose it is, and that one process alone uses it.
+
+    lock            flocked by the process that uses the directory; holds its pid
+    identity.json   node, data id, cluster, peers' data ids; checksummed, replaced atomically
+    accepted        the accepted (epoch, primary), see `datapath.accepted`
+    log/            see `datapath.log`
+    store/          see `datapath.store`
+
+The *data id* is drawn once, when the directory is made. Peers pin it: a node that comes back under
+its old name with another data id has lost its disk, and all that it had acknowledged.
+
+Here too are the primitives with which the storage half makes a file durable.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+from pathlib import Path
+
+import google_crc32c
+import msgspec
+
+from datapath.errors import DataDirectoryError, DiskFailedError, DiskFullError, StorageError
+
+_FORMAT = 1
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+def storage_error(error: OSError, doing: str) -> StorageError:
+    """Translate what the operating system said: no room, or a disk not to be trusted (D9)."""
+    kind = DiskFullError if error.errno in _NO_ROOM else DiskFailedError
+    return kind(f"{doing}: {error.strerror or error}")
+
+
+def sync_directory(path: Path) -> None:
+    """Make names created, renamed or removed in `path` durable. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Put `content` under `path`: after a crash the old content is there or the new, whole.
+
+    Durable when it returns. Raises OSError; the old content is then still in place.
+    """
+    fresh = path.with_name(path.name + ".new")
+    try:
+        with fresh.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+class _Identity(msgspec.Struct, frozen=True):
+    format: int
+    node: str
+    data: str
+    cluster: str = ""
+    joined: bool = False
+    peers: dict[str, str] = {}
+
+
+class DataDirectory:
+    """A locked data directory. Use `DataDirectory.open`; `close` releases it."""
+
+    def __init__(self, path: Path, identity: _Identity, lock: int) -> None:
+        self.path = path
+        self._identity = identity
+        self._lock = lock
+
+    @classmethod
+    def open(cls, path: str | Path, *, node_id: str, create: bool = True) -> DataDirectory:
+        """Lock the directory and read its identity; make it first if it is new.
+
+        Raises:
+            DataDirectoryError: in use, another node's, damaged, not writable, or missing while
+                `create` is false. The text says what to do.
+            DiskFullError, DiskFailedError: it could not be made durable.
+
+        """
+        path = Path(path).absolute()
+        _make(path, create)
+        lock = _lock(path)
+        try:
+            identity = _load(path, node_id, create)
+        except BaseException:
+            os.close(lock)
+            raise
+        return cls(path, identity, lock)
+
+    def close(self) -> None:
+        """Release the lock. Closing twice is harmless."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    @property
+    def node_id(self) -> str:
+        """The node that the directory belongs to."""
+        return self._identity.node
+
+    @property
+    def data_id(self) -> str:
+        """Names this disk's content: 32 hex digits, drawn when the directory was made."""
+        return self._identity.data
+
+    @property
+    def cluster_id(self) -> str:
+        """The cluster that the data belongs to, or "" before `bind_cluster`."""
+        return self._identity.cluster
+
+    @property
+    def joined(self) -> bool:
+        """Whether this node has taken part in consensus with this directory."""
+        return self._identity.joined
+
+    @property
+    def pins(self) -> dict[str, str]:
+        """Peers' data ids as pinned: node -> data id."""
+        return dict(self._identity.peers)
+
+    def bind_cluster(self, cluster_id: str) -> None:
+        """Tie the data to a cluster, for ever; durable when it returns.
+
+        Raises:
+            DataDirectoryError: it belongs to another cluster.
+
+        """
+        known = self._identity.cluster
+        if not cluster_id:
+            raise DataDirectoryError("an empty cluster id cannot be bound")
+        if known not in ("", cluster_id):
+            raise DataDirectoryError(
+                f"data directory {self.path} belongs to cluster {known}, not {cluster_id}: "
+                f"point this node at the data directory it used in {cluster_id}, or at an empty "
+                "one to join as a new node"
+            )
+        if not known:
+            self._save(msgspec.structs.replace(self._identity, cluster=cluster_id))
+
+    def mark_joined(self) -> None:
+        """Remember that this node has taken part in consensus; durable when it returns."""
+        if not self._identity.joined:
+            self._save(msgspec.structs.replace(self._identity, joined=True))
+
+    def pin_peer(self, node: str, data_id: str) -> bool:
+        """Remember a peer's data id, durably; False if the peer is known with another one."""
+        known = self._identity.peers.get(node)
+        if known is None:
+            peers = {**self._identity.peers, node: data_id}
+            self._save(msgspec.structs.replace(self._identity, peers=peers))
+        return known in (None, data_id)
+
+    def unpin_peer(self, node: str) -> None:
+        """Forget a peer's data id, durably: when the peer was removed from the cluster."""
+        peers = {name: pin for name, pin in self._identity.peers.items() if name != node}
+        if len(peers) != len(self._identity.peers):
+            self._save(msgspec.structs.replace(self._identity, peers=peers))
+
+    def _save(self, identity: _Identity) -> None:
+        if self._lock < 0:
+            raise DataDirectoryError(f"data directory {self.path} is closed")
+        _write(self.path, identity)
+        self._identity = identity
+
+
+def _make(path: Path, create: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise DataDirectoryError(f"{path} is not a directory: name another data directory")
+    if path.is_dir():
+        return
+    if not create:
+        raise DataDirectoryError(f"data directory {path} does not exist: check the path")
+    try:
+        path.mkdir(parents=True)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise DataDirectoryError(
+            f"data directory {path} cannot be made ({error.strerror}): create it yourself, "
+            "writable for this user, or name another"
+        ) from error
+
+
+def _lock(path: Path) -> int:
+    try:
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise DataDirectoryError(
+            f"data directory {path} is not writable ({error.strerror}): give this user the "
+            "right to write there, or name another"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    except BlockingIOError as error:
+        holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(lock)
+        raise DataDirectoryError(
+            f"data directory {path} is in use by process {holder}: stop that one first, or "
+            "give this node a directory of its own"
+        ) from error
+    except OSError as error:
+        # The pid is only for people: a full disk must not keep a node from starting.
+        if error.errno not in _NO_ROOM:
+            os.close(lock)
+            raise storage_error(error, f"locking data directory {path}") from error
+    return lock
+
+
+def _load(path: Path, node_id: str, create: bool) -> _Identity:
+    file = path / "identity.json"
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return _create(path, node_id, create)
+    except OSError as error:
+        raise storage_error(error, f"reading {file}") from error
+    identity = _parse(file, content)
+    if identity.node != node_id:
+        raise DataDirectoryError(
+            f"data directory {path} belongs to node {identity.node}, not {node_id}: start "
+            f"{identity.node} with it, or name {node_id}'s own directory"
+        )
+    return identity
+
+
+def _create(path: Path, node_id: str, create: bool) -> _Identity:
+    held = sorted(name for name in ("accepted", "log", "store") if (path / name).exists())
+    if held:
+        raise DataDirectoryError(
+            f"data directory {path} has lost its identity.json, but holds {', '.join(held)}: "
+            "restore the file from a backup, or move the directory away and join as a new node"
+        )
+    if not create:
+        raise DataDirectoryError(f"{path} is no data directory: identity.json is missing")
+    identity = _Identity(_FORMAT, node_id, secrets.token_hex(16))
+    _write(path, identity)
+    return identity
+
+
+def _write(path: Path, identity: _Identity) -> None:
+    body = msgspec.json.format(msgspec.json.encode(identity), indent=2)
+    line = f"{google_crc32c.value(body):08x}\n".encode()
+    try:
+        replace_file(path / "identity.json", body + b"\n" + line)
+    except OSError as error:
+        raise storage_error(error, f"writing {path / 'identity.json'}") from error
+
+
+def _parse(file: Path, content: bytes) -> _Identity:
+    body, _, checksum = content.rstrip(b"\n").rpartition(b"\n")
+    try:
+        sound = int(checksum, 16) == google_crc32c.value(body)
+        identity = msgspec.json.decode(body, type=_Identity) if sound else None
+    except (ValueError, msgspec.MsgspecError):
+        identity = None
+    if identity is None:
+        raise DataDirectoryError(
+            f"{file} is damaged (its last line is the checksum of the rest): restore it from a "
+            "backup, or move the data directory away and join as a new node"
+        )
+    if identity.format != _FORMAT:
+        raise DataDirectoryError(
+            f"{file} has format {identity.format}, this version reads {_FORMAT}: use the "
+            "version of onecopy that wrote it"
+        )
+    return identity

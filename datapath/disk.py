@@ -1,0 +1,301 @@
+"""The threads that own the disk: `DiskWorker` writes the log, `StoreFlusher` flushes the store.
+
+Both are made and used on the event loop's thread, and report there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
+
+from datapath.errors import DiskFullError, OverloadedError
+from datapath.log import SYNC_MARK_SIZE_BYTES, Log
+from datapath.records import Record
+from datapath.store import Store
+
+DEFAULT_MAX_QUEUED_BYTES = 48 * 1024 * 1024
+MAX_GROUP_BYTES = 8 * 1024 * 1024
+DEFAULT_FLUSH_BYTES = 8 * 1024 * 1024
+DEFAULT_FLUSH_AGE_MS = 500
+_FIRST_RETRY_MS = 100
+_LAST_RETRY_MS = 5000
+_BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+Job = Callable[[], object]
+
+
+def boot_clock() -> float:
+    """Return seconds on the clock that also counts while the machine is suspended (D4)."""
+    return time.clock_gettime(_BOOT_CLOCK)
+
+
+class _Task(NamedTuple):
+    ticket: int
+    job: Job | None  # None: append `records`
+    records: Sequence[Record] = ()
+    size_bytes: int = 0
+
+
+class _Pending(NamedTuple):
+    ticket: int
+    size_bytes: int
+    since: float
+
+
+class DiskWorker:
+    """One thread that carries out the log's writes, in the order in which they were submitted.
+
+    Appends that wait together are written and synced together (group commit). `on_done(ticket)`
+    says that this and all earlier jobs are durable (D9); one call stands for a whole group. After
+    the first error `on_error(error)` is called, once, and nothing more is carried out: what was
+    submitted after it has not happened.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        on_done: Callable[[int], object],
+        on_error: Callable[[Exception], object],
+        max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES,
+    ) -> None:
+        self._log = log
+        self._on_done = on_done
+        self._on_error = on_error
+        self._max_queued_bytes = max_queued_bytes
+        self._loop = asyncio.get_running_loop()
+        self._queue: SimpleQueue[_Task | None] = SimpleQueue()
+        self._pending: deque[_Pending] = deque()
+        self._last_ticket = 0
+        self._queued_bytes = 0
+        self._finished_ticket = 0  # written by the thread
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="onecopy-disk", daemon=True)
+        self._thread.start()
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of records submitted and not reported durable."""
+        return self._queued_bytes
+
+    @property
+    def oldest_pending_since(self) -> float | None:
+        """When the oldest unfinished job was submitted (boot clock, seconds); None if idle.
+
+        It stands still while the disk hangs. May be asked from any thread.
+        """
+        finished = self._finished_ticket
+        with contextlib.suppress(RuntimeError):  # the deque changed while another thread looked
+            for pending in self._pending:
+                if pending.ticket > finished:
+                    return pending.since
+        return None
+
+    def reserve(self, n_bytes: int) -> bool:
+        """Whether `n_bytes` of records can be appended, the queued ones first: queue and disk.
+
+        Raises DiskFailedError if the disk fails while room is taken.
+        """
+        queued = self._queued_bytes + len(self._pending) * SYNC_MARK_SIZE_BYTES
+        if queued and queued + n_bytes > self._max_queued_bytes:
+            return False
+        return self._log.reserve(queued + n_bytes)
+
+    def submit_append(self, records: Sequence[Record]) -> int:
+        """Append records and sync; return the ticket.
+
+        Raises:
+            OverloadedError: the queue is full; ask `reserve` first.
+
+        """
+        size_bytes = sum(len(record.data) for record in records)
+        if self._queued_bytes and self._queued_bytes + size_bytes > self._max_queued_bytes:
+            raise OverloadedError("disk_queue_full", "the disk does not keep up: try again later")
+        return self._submit(None, records, size_bytes)
+
+    def submit(self, job: Job) -> int:
+        """Call `job` on the disk thread after all that was submitted before; return the ticket."""
+        return self._submit(job, (), 0)
+
+    def _submit(self, job: Job | None, records: Sequence[Record], size_bytes: int) -> int:
+        if self._closed:
+            raise RuntimeError("the disk worker is closed")
+        self._last_ticket += 1
+        self._queued_bytes += size_bytes
+        self._pending.append(_Pending(self._last_ticket, size_bytes, boot_clock()))
+        self._queue.put(_Task(self._last_ticket, job, records, size_bytes))
+        return self._last_ticket
+
+    async def close(self) -> None:
+        """Carry out what was submitted, then end the thread. The log stays open."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    # On the loop
+
+    def _done(self, ticket: int) -> None:
+        pending = self._pending
+        while pending and pending[0].ticket <= ticket:
+            self._queued_bytes -= pending.popleft().size_bytes
+        self._on_done(ticket)
+
+    # On the thread
+
+    def _run(self) -> None:
+        try:
+            self._prepare()
+            waiting: _Task | None = None
+            while (task := waiting or self._queue.get()) is not None:
+                waiting = None
+                if task.job is None:
+                    task, waiting, ended = self._append_group(task)
+                    if ended:
+                        self._finish(task.ticket)
+                        return
+                else:
+                    task.job()
+                self._finish(task.ticket)
+                self._prepare()
+        except Exception as error:  # noqa: BLE001  whatever it was, going on would lose order
+            self._report(self._on_error, error)
+
+    def _append_group(self, first: _Task) -> tuple[_Task, _Task | None, bool]:
+        """Append and sync all appends that wait; return the last, what comes next, and the end."""
+        records = list(first.records)
+        size_bytes = first.size_bytes
+        last, following, ended = first, None, False
+        with contextlib.suppress(Empty):
+            while size_bytes < MAX_GROUP_BYTES:
+                task = self._queue.get_nowait()
+                if task is None or task.job is not None:
+                    following, ended = task, task is None
+                    break
+                records += task.records
+                size_bytes += task.size_bytes
+                last = task
+        self._log.append(records, durable=True)
+        return last, following, ended
+
+    def _prepare(self) -> None:
+        if self._log.wants_preparing:
+            self._log.prepare_next_segment()
+
+    def _finish(self, ticket: int) -> None:
+        self._finished_ticket = ticket
+        self._report(self._done, ticket)
+
+    def _report(self, callback: Callable[..., object], argument: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is gone, and nobody waits any more
+            self._loop.call_soon_threadsafe(callback, argument)
+
+
+class StoreFlusher:
+    """Flushes the store on a thread of its own, when its overlay is large or old enough.
+
+    A full disk is tried again, each time later (`full` says so meanwhile); any other failure is
+    reported once with `on_error(error)`, and ends it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        on_error: Callable[[Exception], object],
+        on_flushed: Callable[[int], object] | None = None,
+        flush_bytes: int = DEFAULT_FLUSH_BYTES,
+        flush_age_ms: int = DEFAULT_FLUSH_AGE_MS,
+    ) -> None:
+        self._store = store
+        self._on_error = on_error
+        self._on_flushed = on_flushed
+        self._flush_bytes = flush_bytes
+        self._flush_age_ms = flush_age_ms
+        self._loop = asyncio.get_running_loop()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="onecopy-flush")
+        self._wanted = asyncio.Event()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._turn = asyncio.Lock()
+        self._failure: Exception | None = None
+        self.full = False
+        self._task = self._loop.create_task(self._run(), name="onecopy-flush")
+
+    def applied(self) -> None:
+        """Say that entries were applied: starts a flush when one is due."""
+        if self._store.active_bytes >= self._flush_bytes:
+            self._wanted.set()
+        elif self._alarm is None:
+            self._alarm = self._loop.call_later(self._flush_age_ms / 1000, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._wanted.set()
+
+    async def flush_now(self) -> None:
+        """Make all that is applied now durable in the store.
+
+        Raises DiskFullError (it will be tried again) or DiskFailedError.
+        """
+        async with self._turn:
+            target = self._store.applied_index
+            while self._store.durable_index < target:
+                await self._flush_once()
+
+    @contextlib.asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Hold flushes off, a running one awaited: to install a snapshot."""
+        async with self._turn:
+            # A flush whose waiter was cancelled may still be running.
+            await self._loop.run_in_executor(self._executor, lambda: None)
+            yield
+
+    async def close(self) -> None:
+        """Stop; a flush that runs is awaited. What is not flushed is in the log."""
+        self._task.cancel()
+        if self._alarm is not None:
+            self._alarm.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        await asyncio.to_thread(self._executor.shutdown)
+
+    async def _run(self) -> None:
+        retry_ms = _FIRST_RETRY_MS
+        while self._failure is None:
+            await self._wanted.wait()
+            self._wanted.clear()
+            try:
+                await self.flush_now()
+                retry_ms = _FIRST_RETRY_MS
+            except DiskFullError:
+                await asyncio.sleep(retry_ms / 1000)
+                retry_ms = min(2 * retry_ms, _LAST_RETRY_MS)
+            except Exception:  # noqa: BLE001  reported where it was met
+                return
+
+    async def _flush_once(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._store.freeze()
+        try:
+            writing = self._loop.run_in_executor(self._executor, self._store.write_frozen)
+            await asyncio.shield(writing)
+            self._store.thaw()
+        except DiskFullError:
+            self.full = True
+            self._wanted.set()
+            raise
+        except Exception as error:
+            self._failure = error
+            self._on_error(error)
+            raise
+        self.full = False
+        if self._on_flushed is not None:
+            self._on_flushed(self._store.durable_index)

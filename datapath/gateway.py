@@ -1,0 +1,550 @@
+"""The gateway: any node takes any request. It finds the primary, forwards, waits, and retries
+what is known not to have been carried out, and nothing else.
+
+It also answers what other nodes ask: to execute, to read, to join.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from datapath.engine import Engine, clock_ms
+from datapath.errors import (
+    NotAppliedError,
+    NotPrimaryError,
+    OperationError,
+    RejectedError,
+    UnknownOutcomeError,
+)
+from datapath.links import Link
+from datapath.operations import (
+    ClusterStatus,
+    Digest,
+    NodeState,
+    Operation,
+    Query,
+    QueryResult,
+    Result,
+)
+from datapath.requests import (
+    Call,
+    Caller,
+    ErrorReturn,
+    ExecuteCall,
+    ExecuteReturn,
+    HandoverCall,
+    HelloCall,
+    HelloReturn,
+    JoinCall,
+    NoAnswerError,
+    NotSentError,
+    QueryCall,
+    QueryReturn,
+    ReadIndexCall,
+    ReadIndexReturn,
+    RemoveCall,
+    Return,
+    StatusCall,
+    StatusReturn,
+    ViewNote,
+    ViewReturn,
+    decode,
+    encode,
+    error_return,
+)
+from election.agreement import Agreement, Committed, Refused
+from election.view import AddMember, Change, Member, RemoveMember, View
+
+log = logging.getLogger(__name__)
+
+RETRY_INTERVAL_S = 0.05
+"""How long to wait for a change (a view, a link) before trying again anyway."""
+STATUS_TIMEOUT_MS = 500
+READ_INDEX_TIMEOUT_MS = 1000
+CALL_MARGIN_MS = 200
+
+
+class Gateway:
+    """The `Node` of `datapath.operations`, for replicas (with an engine) and witnesses (without).
+
+    `pin` remembers another node's data id and says whether it is the known one.
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        cluster: str,
+        agreement: Agreement,
+        pin: Callable[[str, str], bool],
+    ) -> None:
+        self.node_id = node_id
+        self._cluster = cluster
+        self._agreement = agreement
+        self._pin = pin
+        self._engine: Engine | None = None
+        self._view: View | None = None
+        self._view_listeners: list[Callable[[View], None]] = []
+        self._changed = asyncio.Event()
+        self.caller = Caller(self.note_change)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reading: asyncio.Future[tuple[float, int]] | None = None
+        self._next_reading: asyncio.Future[tuple[float, int]] | None = None
+        self._fresh_ms = float("-inf")  # what is applied here was up to date at that time
+        self._stopping = False
+        self._counters = {"forwarded_total": 0.0, "read_index_calls_total": 0.0}
+
+    def attach(self, engine: Engine) -> None:
+        """Give it the replica that runs on this node."""
+        self._engine = engine
+
+    def use_agreement(self, agreement: Agreement) -> None:
+        """Go over to another consensus member, before it is started: this node has just joined."""
+        self._agreement = agreement
+
+    async def stop(self) -> None:
+        """Stop answering other nodes."""
+        self._stopping = True
+        self.note_change()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- views
+
+    @property
+    def view(self) -> View | None:
+        """The newest committed view that this node has heard of."""
+        return self._view
+
+    def on_view(self, view: View) -> None:
+        """Take a committed view, from consensus or from a peer that has it from there."""
+        if self._view is not None and view.version <= self._view.version:
+            return
+        if self._view is not None and view.cluster_id != self._view.cluster_id:
+            log.error("a view of another cluster, %s, was offered", view.cluster_id)
+            return
+        self._view = view
+        for listener in self._view_listeners:
+            listener(view)
+        if self._engine is not None:
+            self._engine.on_view(view)
+        self.note_change()
+
+    def share_view(self, view: View) -> None:
+        """Take a view that this node has just got committed, and tell every peer."""
+        is_news = self._view is None or view.version > self._view.version
+        self.on_view(view)
+        if is_news:
+            for peer in self.caller.peers:
+                self.caller.note(peer, ViewNote(view))
+
+    def listen(self, listener: Callable[[View], None]) -> None:
+        """Call `listener` with each newer view."""
+        self._view_listeners.append(listener)
+
+    def note_change(self) -> None:
+        """A view, a role or a link has changed: who waits may try again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _wait_for_change(self, deadline_ms: float) -> None:
+        changed = self._changed
+        left_s = max(0.0, (deadline_ms - clock_ms()) / 1000)
+        try:
+            async with asyncio.timeout(min(RETRY_INTERVAL_S, left_s)):
+                await changed.wait()
+        except TimeoutError:
+            pass
+
+    # -- the Node face
+
+    @property
+    def epoch(self) -> int:
+        """The newest epoch that this node knows of (0: none)."""
+        known = self._engine.replica.epoch if self._engine else 0
+        return max(known, self._view.epoch if self._view else 0)
+
+    @property
+    def primary(self) -> str:
+        """The primary of the newest view this node knows, or ""."""
+        return self._view.primary if self._view else ""
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether this node is the primary and serves under its leases right now."""
+        return self._engine is not None and self._engine.replica.may_serve(clock_ms())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether this node could answer a linearizable read now (itself or by the primary)."""
+        if self.primary == self.node_id:
+            return self.is_primary
+        return bool(self.primary) and self.caller.reaches(self.primary)
+
+    async def execute(self, operation: Operation, timeout_ms: int) -> Result:
+        """Execute on the primary, wherever it is; wait for one up to `timeout_ms`.
+
+        What is certainly not carried out is tried again. What may have been is tried again only
+        under an idempotency key (D8), and then never called "not applied" any more.
+        """
+        deadline_ms = clock_ms() + timeout_ms
+        last, uncertain = "", False
+        while (left_ms := deadline_ms - clock_ms()) > 0 and not self._stopping:
+            try:
+                if self.primary == self.node_id and self._engine is not None:
+                    return await self._engine.execute(operation, left_ms)
+                if self.primary:
+                    return await self._forward(self.primary, operation, left_ms)
+            except (NotPrimaryError, NotSentError) as problem:
+                last = str(problem)
+            except NoAnswerError as problem:
+                last, uncertain = str(problem), True
+            except UnknownOutcomeError as problem:
+                if not operation.idempotency_key or problem.code != "unknown_outcome":
+                    raise
+                last, uncertain = str(problem), True
+            if uncertain and not operation.idempotency_key:
+                break
+            await self._wait_for_change(deadline_ms)
+        if uncertain:
+            raise UnknownOutcomeError(
+                "unknown_outcome",
+                f"it was sent, but {last}. It may or may not be applied: repeat it under the same "
+                "Idempotency-Key, or read before you repeat it",
+            )
+        raise self._no_primary(last)
+
+    async def _forward(self, primary: str, operation: Operation, left_ms: float) -> Result:
+        self._counters["forwarded_total"] += 1
+        call = ExecuteCall(operation, max(1, int(left_ms)))
+        answer = await self.caller.call(primary, call, left_ms + CALL_MARGIN_MS)
+        if not isinstance(answer, ExecuteReturn):
+            raise NoAnswerError(f"{primary} gave a strange answer")
+        return answer.result
+
+    def _no_primary(self, last: str) -> NotPrimaryError:
+        if self._view is None:
+            reason = "consensus has not been reached: is a majority of the nodes up?"
+        elif self._engine is not None and self.primary == self.node_id:
+            reason = self._engine.why_not_serving()
+        else:
+            in_sync = ", ".join(self._view.in_sync)
+            reason = (
+                f"{self.primary}, the primary of epoch {self._view.epoch}, cannot be reached from "
+                f"{self.node_id}; only its in-sync set ({in_sync}) may take over, and that needs "
+                "a majority of the nodes"
+            )
+        detail = f"no primary could take it in time: {reason}"
+        if last and last != reason:
+            detail += f" (last answer: {last})"
+        return NotPrimaryError("no_primary", detail, self.primary)
+
+    async def query(self, query: Query, timeout_ms: int) -> QueryResult:
+        """Read; linearizable reads are answered here if this node is in touch with the primary."""
+        engine = self._engine
+        if engine is not None and (result := engine.query(query)) is not None:
+            return result
+        deadline_ms = clock_ms() + timeout_ms
+        last = ""
+        while True:
+            left_ms = deadline_ms - clock_ms()
+            if left_ms <= 0 or self._stopping:
+                raise self._no_primary(last)
+            primary = self.primary
+            try:
+                if engine is not None and primary == self.node_id:
+                    if (result := engine.query(query)) is not None:
+                        return result
+                    if query.consistency == "stale" and engine.replica.may_serve(clock_ms()):
+                        return engine.read(query)
+                elif engine is not None and primary:
+                    return await self._read_here(engine, query, deadline_ms)
+                elif primary:
+                    return await self._forward_query(primary, query, left_ms)
+            except (NotPrimaryError, NotSentError, NoAnswerError) as problem:
+                last = str(problem)
+            await self._wait_for_change(deadline_ms)
+
+    async def _forward_query(self, primary: str, query: Query, left_ms: float) -> QueryResult:
+        self._counters["forwarded_total"] += 1
+        answer = await self.caller.call(primary, QueryCall(query, max(1, int(left_ms))), left_ms)
+        if not isinstance(answer, QueryReturn):
+            raise NoAnswerError(f"{primary} gave a strange answer")
+        return answer.result
+
+    async def _read_here(self, engine: Engine, query: Query, deadline_ms: float) -> QueryResult:
+        """Read on a backup, once it holds what the primary had committed when this began."""
+        if query.consistency == "stale" and query.max_staleness_ms is not None:
+            age_ms = clock_ms() - self._fresh_ms
+            if age_ms <= query.max_staleness_ms:
+                return engine.read(query)
+        left_s = max(0.001, (deadline_ms - clock_ms()) / 1000)
+        try:
+            async with asyncio.timeout(left_s):
+                asked_ms, index = await self._read_index(engine)
+                await engine.wait_applied(index)
+        except TimeoutError:
+            raise NotPrimaryError(
+                "timeout", f"{self.node_id} did not catch up with the primary in time"
+            ) from None
+        self._fresh_ms = max(self._fresh_ms, asked_ms)
+        return engine.read(query)
+
+    async def _read_index(self, engine: Engine) -> tuple[float, int]:
+        """Ask the primary for its commit index: one question for all reads that wait.
+
+        A read may use only an answer to a question that was asked after the read began.
+        """
+        if self._next_reading is not None:
+            return await asyncio.shield(self._next_reading)
+        running = self._reading
+        future: asyncio.Future[tuple[float, int]] = asyncio.get_running_loop().create_future()
+        self._next_reading = future
+        self._spawn(self._ask_index(engine, future, running))
+        return await asyncio.shield(future)
+
+    async def _ask_index(
+        self,
+        engine: Engine,
+        future: asyncio.Future[tuple[float, int]],
+        running: asyncio.Future[tuple[float, int]] | None,
+    ) -> None:
+        if running is not None:
+            await asyncio.wait([running])
+        self._reading, self._next_reading = future, None
+        asked_ms = clock_ms()
+        self._counters["read_index_calls_total"] += 1
+        try:
+            answer = await self.caller.call(self.primary, ReadIndexCall(), READ_INDEX_TIMEOUT_MS)
+            if not isinstance(answer, ReadIndexReturn):
+                raise NoAnswerError("the primary gave a strange answer")
+            engine.learn_commit(answer.epoch, answer.index)
+            if not future.done():
+                future.set_result((asked_ms, answer.index))
+        except (OperationError, NotSentError, NoAnswerError) as problem:
+            if not future.done():
+                future.set_exception(problem)
+                future.exception()  # seen: whoever waited may have gone
+        finally:
+            if not future.done():
+                future.cancel()
+
+    async def handover(self, to: str, timeout_ms: int) -> View:
+        """Make `to` (a member of the in-sync set) the primary; no waiting request fails."""
+        primary = self.primary
+        if to == primary and primary:
+            raise RejectedError("handover_failed", f"{to} is the primary already")
+        if self._view is not None and self._view.member(to) is None:
+            known = ", ".join(member.id for member in self._view.members)
+            raise RejectedError("unknown_node", f"there is no node {to!r}; there are: {known}")
+        if primary == self.node_id and self._engine is not None:
+            view = await self._engine.hand_over(to, timeout_ms)
+        else:
+            view = await self._ask_for_view(primary, HandoverCall(to, timeout_ms), timeout_ms)
+        if view.primary != to:
+            raise NotAppliedError("handover_failed", f"{view.primary} has become the primary")
+        return view
+
+    async def remove_member(self, node: str, timeout_ms: int) -> View:
+        """Take a node out of the cluster for good."""
+        if self._view is not None and self._view.member(node) is None:
+            raise RejectedError("unknown_node", f"there is no node {node!r}")
+        if node == self.primary:
+            raise RejectedError("is_primary", f"{node} is the primary: hand over first")
+        return await self._change_members(lambda _: RemoveMember(node), timeout_ms)
+
+    async def add_member(self, member: Member, timeout_ms: int) -> View:
+        """Make a node a member, or register the disk of one that is."""
+
+        def change(view: View) -> Change | None:
+            return None if view.member(member.id) == member else AddMember(member)
+
+        return await self._change_members(change, timeout_ms)
+
+    async def _change_members(
+        self, make_change: Callable[[View], Change | None], timeout_ms: int
+    ) -> View:
+        """Propose until it is committed or refused for another reason than the view's version."""
+        deadline_ms = clock_ms() + timeout_ms
+        while (left_ms := deadline_ms - clock_ms()) > 0:
+            view = self._view
+            if view is None:
+                await self._wait_for_change(deadline_ms)
+                continue
+            change = make_change(view)
+            if change is None:
+                return view
+            outcome = await self._agreement.propose(change, view.version, int(left_ms))
+            if isinstance(outcome, Committed):
+                self.share_view(outcome.view)
+                return outcome.view
+            if isinstance(outcome, Refused) and outcome.view is not None:
+                self.on_view(outcome.view)
+                if outcome.view.version == view.version:
+                    raise RejectedError("refused", outcome.reason)
+        raise UnknownOutcomeError("timeout", "consensus did not answer in time: look at the view")
+
+    async def _ask_for_view(self, primary: str, call: Call, timeout_ms: int) -> View:
+        if not primary:
+            raise self._no_primary("")
+        try:
+            answer = await self.caller.call(primary, call, timeout_ms + CALL_MARGIN_MS)
+        except NotSentError as problem:
+            raise self._no_primary(str(problem)) from problem
+        except NoAnswerError as problem:
+            raise UnknownOutcomeError("unknown_outcome", str(problem)) from problem
+        if not isinstance(answer, ViewReturn):
+            raise UnknownOutcomeError("unknown_outcome", f"{primary} gave a strange answer")
+        self.on_view(answer.view)
+        return answer.view
+
+    async def cluster_status(self) -> ClusterStatus:
+        """Return the cluster as the primary sees it; without one, as this node does."""
+        if not self.is_primary and self.primary and self.primary != self.node_id:
+            try:
+                answer = await self.caller.call(self.primary, StatusCall(), STATUS_TIMEOUT_MS)
+                if isinstance(answer, StatusReturn):
+                    return answer.status
+            except (OperationError, NotSentError, NoAnswerError):
+                pass  # the primary cannot be asked: tell what is known here
+        return self._own_status()
+
+    def _own_status(self) -> ClusterStatus:
+        if self._engine is not None:
+            return self._engine.status(self._cluster, self.caller.reaches)
+        view = self._view
+        nodes = {}
+        for member in view.members if view else ():
+            if member.id == self.node_id:
+                state = "witness"
+            else:
+                state = "unknown" if self.caller.reaches(member.id) else "unreachable"
+            nodes[member.id] = NodeState(role=member.role, client=member.client, state=state)
+        return ClusterStatus(
+            cluster=self._cluster,
+            epoch=self.epoch,
+            version=view.version if view else 0,
+            primary=self.primary,
+            in_sync=view.in_sync if view else (),
+            nodes=nodes,
+        )
+
+    async def digest(self) -> Digest:
+        """Scan this node's own store. Raises RejectedError("no_data") on a witness."""
+        if self._engine is None:
+            raise RejectedError("no_data", f"{self.node_id} is a witness: it holds no data")
+        return await self._engine.digest()
+
+    def counters(self) -> Mapping[str, float]:
+        """Numbers for metrics."""
+        own = {**self._counters, "peer_links": len(self.caller.peers)}
+        return {**own, **self._engine.counters()} if self._engine else own
+
+    # -- what other nodes ask; the LinkHandler of incoming links of the kind "request"
+
+    def on_open(self, link: Link) -> None:
+        """A node may ask from now on."""
+        if link.outgoing:
+            self.caller.on_open(link)
+
+    def on_close(self, link: Link, reason: str) -> None:
+        """A node asks no more. What it has asked goes on: its answer has nowhere to go."""
+        if link.outgoing:
+            self.caller.on_close(link, reason)
+
+    def on_frames(self, link: Link, frames: list[bytes]) -> None:
+        """Calls from another node, or answers to ours."""
+        if link.outgoing:
+            self.caller.on_frames(link, frames)
+            return
+        for frame in frames:
+            envelope = decode(frame)
+            body = envelope.body
+            match body:
+                case ReadIndexCall():
+                    self._answer_read_index(link, envelope.id)
+                case ViewNote(view):
+                    self.on_view(view)
+                case HelloCall(node, data_id):
+                    link.send(encode(envelope.id, self._hello(node, data_id)))
+                case StatusCall():
+                    link.send(encode(envelope.id, StatusReturn(self._own_status())))
+                case _:
+                    self._spawn(self._serve(link, envelope.id, body))
+
+    def _answer_read_index(self, link: Link, number: int) -> None:
+        answer: Return
+        try:
+            if self._engine is None:
+                raise NotPrimaryError("no_primary", f"{self.node_id} is a witness")
+            answer = ReadIndexReturn(*self._engine.read_index())
+        except OperationError as error:
+            answer = error_return(error)
+        link.send(encode(number, answer))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            log.error("answering another node failed", exc_info=problem)
+
+    async def _serve(self, link: Link, number: int, body: Call | Return) -> None:
+        answer: Return
+        try:
+            answer = await self._carry_out(body)
+        except OperationError as error:
+            answer = error_return(error)
+        except Exception as problem:
+            log.exception("a call from %s failed", link.peer)
+            answer = ErrorReturn("unknown", "internal_error", f"{self.node_id}: {problem!r}")
+        link.send(encode(number, answer))
+
+    async def _carry_out(self, body: Call | Return) -> Return:
+        engine = self._engine
+        match body:
+            case ExecuteCall(operation, timeout_ms):
+                if engine is None:
+                    raise NotPrimaryError("no_primary", f"{self.node_id} is a witness")
+                return ExecuteReturn(await engine.execute(operation, timeout_ms))
+            case QueryCall(query, _):
+                result = engine.query(query) if engine is not None else None
+                if result is None:
+                    raise NotPrimaryError("no_primary", f"{self.node_id} does not serve")
+                return QueryReturn(result)
+            case HandoverCall(to, timeout_ms):
+                if engine is None:
+                    raise NotPrimaryError("no_primary", f"{self.node_id} is a witness")
+                return ViewReturn(await engine.hand_over(to, timeout_ms))
+            case RemoveCall(node, timeout_ms):
+                return ViewReturn(await self.remove_member(node, timeout_ms))
+            case JoinCall(member, timeout_ms):
+                if not self._pin(member.id, member.data_id):
+                    raise RejectedError("lost_disk", _lost_disk(member.id))
+                return ViewReturn(await self.add_member(member, timeout_ms))
+            case _:
+                raise NotAppliedError("unknown_call", f"{type(body).__name__} is not a call")
+
+    def _hello(self, node: str, data_id: str) -> HelloReturn:
+        """May `node`, with that data directory, take part?"""
+        member = self._view.member(node) if self._view else None
+        if member is not None and member.data_id not in ("", data_id):
+            return HelloReturn(_lost_disk(node), self._view)
+        if not self._pin(node, data_id):
+            return HelloReturn(_lost_disk(node), self._view)
+        return HelloReturn("", self._view)
+
+
+def _lost_disk(node: str) -> str:
+    return (
+        f"node {node} is known with another data directory. If its disk was lost, what it had "
+        f"promised is lost too, so it must not come back under the same id: run `onecopy remove "
+        f"{node}`, give the node a new id in the configuration file (rename [nodes.{node}]), and "
+        "start it under that id. If the directory still exists, start the node with it"
+    )

@@ -1,0 +1,283 @@
+"""Mutual authentication of two nodes by the cluster secret. Pure: bytes in, bytes out.
+
+    dialer                                   listener
+    Hello(version, cluster, ids, kind, nonce) ->
+                                          <- Challenge(nonce)
+    Proof(mac "dialer") ->
+                                          <- Accept(mac "listener")
+
+Both macs are HMAC-SHA256 under the secret over all that both sides said: the role, the protocol
+version, the cluster, both ids, the kind of stream and both nonces, each field with its length
+before it. Fresh nonces from both sides leave nothing to replay; the role in the mac leaves nothing
+to reflect. The dialer proves itself first, so that a stranger who connects gets no mac to guess
+the secret from. What follows the handshake is neither encrypted nor signed: see
+`docs/peer-protocol.md`.
+"""
+
+from __future__ import annotations
+
+import enum
+import hmac
+import ipaddress
+from collections.abc import Collection
+
+import msgspec
+
+from datapath.errors import DataPathError
+
+PROTOCOL_VERSION = 1
+NONCE_SIZE_BYTES = 32
+MAX_HANDSHAKE_MESSAGE_BYTES = 4096
+MAX_NAME_LENGTH = 255
+"""Of a cluster name, a node id or a kind; in characters."""
+_MAX_REASON_LENGTH = 400
+
+_DIALER = b"dialer"
+_LISTENER = b"listener"
+
+
+class HandshakeError(DataPathError):
+    """The two sides do not get together; `str(error)` says why and what to change."""
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    pass
+
+
+class Hello(_Message, frozen=True, tag=1):
+    """Dialer: who I am, whom I mean to reach, for which stream, and my nonce."""
+
+    version: int
+    cluster: str
+    dialer: str
+    listener: str
+    kind: str
+    nonce: bytes
+
+
+class Challenge(_Message, frozen=True, tag=2):
+    """Listener: I am the one you mean; my nonce."""
+
+    nonce: bytes
+
+
+class Proof(_Message, frozen=True, tag=3):
+    """Dialer: I know the secret."""
+
+    mac: bytes
+
+
+class Accept(_Message, frozen=True, tag=4):
+    """Listener: so do I."""
+
+    mac: bytes
+
+
+class Refusal(_Message, frozen=True, tag=5):
+    """Listener: no. Not authenticated, so it is for people to read only."""
+
+    reason: str
+
+
+_encoder = msgspec.msgpack.Encoder()
+_AnyMessage = Hello | Challenge | Proof | Accept | Refusal
+_decoder: msgspec.msgpack.Decoder[_AnyMessage] = msgspec.msgpack.Decoder(_AnyMessage)
+
+
+def check_secret(host: str, secret: bytes) -> None:
+    """Raise HandshakeError if there is no secret and `host` can be reached from elsewhere."""
+    if secret:
+        return
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise HandshakeError(
+            f"cluster.secret is not set, and the peer address {host} can be reached from other "
+            "machines: set cluster.secret (or secret_file) to the same long random text on every "
+            "node, or listen on 127.0.0.1"
+        )
+
+
+def encode_refusal(reason: str) -> bytes:
+    """Encode what a listener answers instead of going on."""
+    return _encoder.encode(Refusal(reason[:_MAX_REASON_LENGTH]))
+
+
+class _State(enum.Enum):
+    START = enum.auto()
+    WAIT = enum.auto()
+    DONE = enum.auto()
+    FAILED = enum.auto()
+
+
+class DialerHandshake:
+    """The dialer's side: send `start()`, then each answer to `receive`, until `done`.
+
+    `nonce` is 32 fresh random bytes. A failed handshake cannot be used again.
+    """
+
+    def __init__(
+        self, *, cluster: str, secret: bytes, dialer: str, listener: str, kind: str, nonce: bytes
+    ) -> None:
+        _check_nonce(nonce)
+        self._secret = secret
+        self._hello = Hello(PROTOCOL_VERSION, cluster, dialer, listener, kind, nonce)
+        self._listener_nonce = b""
+        self._state = _State.START
+
+    @property
+    def done(self) -> bool:
+        """Whether both sides have proved themselves."""
+        return self._state is _State.DONE
+
+    def start(self) -> bytes:
+        """Return the Hello to send."""
+        return _encoder.encode(self._hello)
+
+    def receive(self, data: bytes) -> bytes:
+        """Take the listener's answer; return what to send next, b"" when done.
+
+        Raises HandshakeError: refused, not understood, out of order, or a wrong proof.
+        """
+        state, self._state = self._state, _State.FAILED
+        match state, _decode(data):
+            case _, Refusal(reason=reason):
+                told = ascii(reason[:_MAX_REASON_LENGTH])
+                raise HandshakeError(f"{self._hello.listener} refused the link: {told}")
+            case _State.START, Challenge(nonce=nonce):
+                _check_nonce(nonce)
+                self._listener_nonce = nonce
+                self._state = _State.WAIT
+                mac = _mac(self._secret, _DIALER, self._hello, nonce)
+                return _encoder.encode(Proof(mac))
+            case _State.WAIT, Accept(mac=mac):
+                expected = _mac(self._secret, _LISTENER, self._hello, self._listener_nonce)
+                if not hmac.compare_digest(mac, expected):
+                    raise HandshakeError(
+                        f"{self._hello.listener} does not know the cluster secret: cluster.secret "
+                        "must be the same on every node"
+                    )
+                self._state = _State.DONE
+                return b""
+            case _, message:
+                raise HandshakeError(f"unexpected {type(message).__name__} from the listener")
+
+
+class ListenerHandshake:
+    """The listener's side: `receive` each message and send what it returns, until `done`.
+
+    `kinds` are the streams served; `nonce` is 32 fresh random bytes, never used before.
+    `peer` and `kind` may be believed only when `done`.
+    """
+
+    def __init__(
+        self, *, cluster: str, secret: bytes, node_id: str, kinds: Collection[str], nonce: bytes
+    ) -> None:
+        _check_nonce(nonce)
+        self._cluster = cluster
+        self._secret = secret
+        self._node_id = node_id
+        self._kinds = kinds
+        self._nonce = nonce
+        self._hello: Hello | None = None
+        self._state = _State.START
+
+    @property
+    def done(self) -> bool:
+        """Whether both sides have proved themselves."""
+        return self._state is _State.DONE
+
+    @property
+    def peer(self) -> str:
+        """The dialer's node id; "" before its Hello."""
+        return self._hello.dialer if self._hello else ""
+
+    @property
+    def kind(self) -> str:
+        """The kind of stream asked for; "" before the Hello."""
+        return self._hello.kind if self._hello else ""
+
+    def receive(self, data: bytes) -> bytes:
+        """Take the dialer's message; return the answer to send.
+
+        Raises HandshakeError: answer with `encode_refusal(str(error))` and close.
+        """
+        state, self._state = self._state, _State.FAILED
+        match state, _decode(data):
+            case _State.START, Hello() as hello:
+                self._check_hello(hello)
+                self._hello = hello
+                self._state = _State.WAIT
+                return _encoder.encode(Challenge(self._nonce))
+            case _State.WAIT, Proof(mac=mac) if self._hello is not None:
+                hello = self._hello
+                expected = _mac(self._secret, _DIALER, hello, self._nonce)
+                if not hmac.compare_digest(mac, expected):
+                    raise HandshakeError(
+                        f"{hello.dialer!a} does not know {self._node_id}'s cluster secret: "
+                        "cluster.secret must be the same on every node"
+                    )
+                self._state = _State.DONE
+                return _encoder.encode(Accept(_mac(self._secret, _LISTENER, hello, self._nonce)))
+            case _, message:
+                raise HandshakeError(f"unexpected {type(message).__name__} from the dialer")
+
+    def _check_hello(self, hello: Hello) -> None:
+        if hello.version != PROTOCOL_VERSION:
+            raise HandshakeError(
+                f"{self._node_id} speaks peer protocol {PROTOCOL_VERSION}, not {hello.version}: "
+                "run the same version on every node"
+            )
+        if hello.cluster != self._cluster:
+            raise HandshakeError(
+                f"{self._node_id} belongs to cluster {self._cluster!r}, not "
+                f"{hello.cluster[:MAX_NAME_LENGTH]!a}: check cluster.name and the peer address"
+            )
+        if hello.listener != self._node_id:
+            raise HandshakeError(
+                f"this is {self._node_id}, not {hello.listener[:MAX_NAME_LENGTH]!a}: "
+                "check the nodes' peer addresses and the routes"
+            )
+        if not 0 < len(hello.dialer) <= MAX_NAME_LENGTH:
+            raise HandshakeError(f"a node id has 1 to {MAX_NAME_LENGTH} characters")
+        if hello.kind not in self._kinds:
+            raise HandshakeError(
+                f"{self._node_id} serves no {hello.kind[:MAX_NAME_LENGTH]!a} stream"
+            )
+        _check_nonce(hello.nonce)
+
+
+def _decode(data: bytes) -> _AnyMessage:
+    if len(data) > MAX_HANDSHAKE_MESSAGE_BYTES:
+        raise HandshakeError(f"a handshake message has at most {MAX_HANDSHAKE_MESSAGE_BYTES} bytes")
+    try:
+        return _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise HandshakeError(
+            "not a peer handshake message: is the other side a onecopy peer port?"
+        ) from error
+
+
+def _check_nonce(nonce: bytes) -> None:
+    if len(nonce) != NONCE_SIZE_BYTES:
+        raise HandshakeError(f"a nonce has {NONCE_SIZE_BYTES} bytes, not {len(nonce)}")
+
+
+def _mac(secret: bytes, role: bytes, hello: Hello, listener_nonce: bytes) -> bytes:
+    mac = hmac.new(secret, b"onecopy peer handshake", "sha256")
+    for field in (
+        role,
+        str(hello.version).encode(),
+        hello.cluster.encode(),
+        hello.dialer.encode(),
+        hello.listener.encode(),
+        hello.kind.encode(),
+        hello.nonce,
+        listener_nonce,
+    ):
+        # The length keeps ("ab", "c") and ("a", "bc") apart.
+        mac.update(len(field).to_bytes(4, "big"))
+        mac.update(field)
+    return mac.digest()

@@ -1,0 +1,248 @@
+"""Snapshots: the whole state at one (index, epoch), in numbered chunks.
+
+`SnapshotReader` reads it inside one LMDB read transaction while writes go on; `SnapshotWriter`
+builds a new environment beside the live one, which takes over in one atomic step. Neither holds
+more than a chunk in memory. A chunk, the same for as long as the reader lives:
+
+    offset  size  field
+    0       4     CRC-32C of what follows, little-endian
+    4       …     MessagePack [[space, key, value], …], in order of (space, key)
+
+The checksum over all is the content's hash, the same as `Store.digest` gives at that index.
+"""
+
+from __future__ import annotations
+
+import shutil
+from itertools import groupby
+from pathlib import Path
+
+import google_crc32c
+import lmdb
+import msgspec
+
+from datapath.datadir import storage_error
+from datapath.store import (
+    DEFAULT_MAP_SIZE_BYTES,
+    SPACES,
+    ContentHash,
+    Environment,
+    Store,
+    lmdb_failure,
+    next_environment,
+    set_current,
+)
+
+DEFAULT_CHUNK_SIZE_BYTES = 512 * 1024
+_CRC_SIZE_BYTES = 4
+
+_Item = tuple[int, bytes, bytes]
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[_Item])
+
+
+class SnapshotReader:
+    """Reads the store as it was when this was made: what LMDB held, not the overlay.
+
+    One thread at a time. While it lives LMDB cannot reuse the pages it sees: `close` it.
+    """
+
+    def __init__(self, store: Store, *, chunk_size_bytes: int = DEFAULT_CHUNK_SIZE_BYTES) -> None:
+        self._environment = store.acquire_environment()
+        self._transaction = self._environment.lmdb.begin()
+        self._chunk_size_bytes = chunk_size_bytes
+        self._starts: list[tuple[int, bytes]] = [(0, b"")]  # where each chunk starts
+        self._hash = ContentHash()
+        self._complete = False
+        self.index, self.epoch = self._environment.state(self._transaction)
+
+    def close(self) -> None:
+        """Let go of the store's pages. Closing twice is harmless."""
+        if not self._closed():
+            self._transaction.abort()
+            self._environment.release()
+            del self._environment
+
+    def _closed(self) -> bool:
+        return not hasattr(self, "_environment")
+
+    def read_chunk(self, number: int) -> bytes | None:
+        """Return a chunk, or None after the last one.
+
+        Any chunk that was read before may be read again, and the one after it.
+
+        Raises:
+            ValueError: a chunk before it has not been read yet.
+            StorageError: the store cannot be read.
+
+        """
+        if number >= len(self._starts):
+            if self._complete:
+                return None
+            raise ValueError(f"chunk {number} asked for before chunk {len(self._starts) - 1}")
+        if self._complete and number == len(self._starts) - 1:
+            return None
+        try:
+            items, following = self._collect(*self._starts[number])
+        except lmdb.Error as error:
+            raise lmdb_failure(error, self._environment.path) from error
+        if number == len(self._starts) - 1:
+            for space, group in groupby(items, key=lambda item: item[0]):
+                self._hash.update(space, [(key, value) for _, key, value in group])
+            if items:
+                self._starts.append(following)
+            self._complete = following[0] == SPACES
+        if not items:
+            return None
+        body = _encoder.encode(items)
+        checksum: bytes = google_crc32c.value(body).to_bytes(_CRC_SIZE_BYTES, "little")
+        return checksum + body
+
+    def _collect(self, space: int, start: bytes) -> tuple[list[_Item], tuple[int, bytes]]:
+        """Return a chunk's items, and where the next one starts: space `SPACES` for nowhere."""
+        items: list[_Item] = []
+        room = self._chunk_size_bytes
+        while space < SPACES:
+            cursor = self._transaction.cursor(self._environment.spaces[space])
+            if cursor.set_range(start) if start else cursor.first():
+                for key, value in cursor.iternext():
+                    if room <= 0:
+                        return items, (space, key)
+                    items.append((space, key, value))
+                    room -= len(key) + len(value) + 8
+            space, start = space + 1, b""
+        return items, (SPACES, b"")
+
+    @property
+    def checksum(self) -> str:
+        """The hash over all; known when all chunks were read. Raises ValueError before."""
+        self._check_complete()
+        return self._hash.hex()
+
+    @property
+    def count(self) -> int:
+        """How many items there are; known when all chunks were read. Raises ValueError before."""
+        self._check_complete()
+        return self._hash.count
+
+    def _check_complete(self) -> None:
+        if not self._complete:
+            raise ValueError("the snapshot has not been read to its end")
+
+
+class SnapshotWriter:
+    """Builds the state at (index, epoch) in a new environment beside the live one.
+
+    `feed` the chunks in order, `finish`, `install`, then `Store.reopen`. A crash before `install`
+    leaves the old store, one after it the new; what is left over goes when the store is opened.
+    One thread at a time, and one writer at a time for a store.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        index: int,
+        epoch: int,
+        *,
+        cluster_id: str = "",
+        map_size_bytes: int = DEFAULT_MAP_SIZE_BYTES,
+    ) -> None:
+        self.index = index
+        self.epoch = epoch
+        self.next_chunk = 0
+        self._directory = Path(directory)
+        self._cluster_id = cluster_id
+        self._hash = ContentHash()
+        self._finished = False
+        self._path = next_environment(self._directory)
+        try:
+            self._path.mkdir()
+        except OSError as error:
+            raise storage_error(error, f"making {self._path}") from error
+        # Synced once, by `finish`: nothing counts before.
+        self._environment: Environment | None = Environment(self._path, map_size_bytes, sync=False)
+
+    def feed(self, number: int, chunk: bytes) -> None:
+        """Take the chunk `next_chunk`; one taken before is passed over.
+
+        Raises:
+            ValueError: not the next one, damaged, or not in order: ask for it again.
+            DiskFullError: it was not taken; try again later, or `abort`.
+            DiskFailedError: `abort`.
+
+        """
+        environment = self._open_environment()
+        if number < self.next_chunk:
+            return
+        if number > self.next_chunk:
+            raise ValueError(f"chunk {number} came, but the next one is {self.next_chunk}")
+        body = chunk[_CRC_SIZE_BYTES:]
+        if google_crc32c.value(body).to_bytes(_CRC_SIZE_BYTES, "little") != chunk[:_CRC_SIZE_BYTES]:
+            raise ValueError(f"chunk {number} has a wrong checksum")
+        groups: list[tuple[int, list[tuple[bytes, bytes]]]] = [
+            (space, [(key, value) for _, key, value in group])
+            for space, group in groupby(_decoder.decode(body), key=lambda item: item[0])
+        ]
+        if not all(0 <= space < SPACES for space, _ in groups):
+            raise ValueError(f"chunk {number} names a space that does not exist")
+        try:
+            with environment.lmdb.begin(write=True) as transaction:
+                for space, items in groups:
+                    cursor = transaction.cursor(environment.spaces[space])
+                    if cursor.putmulti(items, append=True)[1] != len(items):
+                        raise ValueError(f"chunk {number} is not in key order")
+        except (lmdb.KeyExistsError, lmdb.BadValsizeError) as error:
+            raise ValueError(f"chunk {number} is not in key order: {error}") from error
+        except lmdb.Error as error:
+            raise lmdb_failure(error, self._path, len(chunk) * 2) from error
+        for space, items in groups:
+            self._hash.update(space, items)
+        self.next_chunk += 1
+
+    def finish(self, expected_checksum: str, count: int) -> None:
+        """Check the whole and make it durable.
+
+        Raises:
+            ValueError: it is not what the reader read: `abort`, and start again.
+            DiskFullError, DiskFailedError: it could not be made durable: `abort`.
+
+        """
+        environment = self._open_environment()
+        if (self._hash.hex(), self._hash.count) != (expected_checksum, count):
+            raise ValueError(
+                f"the snapshot's {self._hash.count} items are not the {count} that were sent, or "
+                "their hash is wrong"
+            )
+        try:
+            with environment.lmdb.begin(write=True) as transaction:
+                environment.write_meta(transaction, self.index, self.epoch, self._cluster_id)
+            environment.lmdb.sync(force=True)
+        except lmdb.Error as error:
+            raise lmdb_failure(error, self._path, 1 << 20) from error
+        environment.release()
+        self._environment = None
+        self._finished = True
+
+    def install(self) -> None:
+        """Make it the live environment, atomically and durably; then call `Store.reopen`.
+
+        Raises DiskFullError or DiskFailedError: the old one is still live.
+        """
+        if not self._finished:
+            raise ValueError("the snapshot is not finished")
+        try:
+            set_current(self._directory, self._path.name)
+        except OSError as error:
+            raise storage_error(error, f"installing {self._path}") from error
+
+    def abort(self) -> None:
+        """Give up, and delete what was written. Not after `install`."""
+        if self._environment is not None:
+            self._environment.release()
+            self._environment = None
+        shutil.rmtree(self._path, ignore_errors=True)
+
+    def _open_environment(self) -> Environment:
+        if self._environment is None:
+            raise ValueError("the snapshot writer is finished or aborted")
+        return self._environment

@@ -1,0 +1,213 @@
+"""`Agreement` on PySyncObj: what the rest of onecopy holds in its hands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+
+from election.agreement import (
+    AgreementFailedError,
+    AgreementUnavailableError,
+    Committed,
+    Outcome,
+    Refused,
+    Unknown,
+)
+from election.pysyncobj_adapter.machine import (
+    MAX_COMMAND_BYTES,
+    Answer,
+    Propose,
+    Read,
+    encode_command,
+)
+from election.pysyncobj_adapter.runner import AgreementStatus, Runner
+from election.pysyncobj_adapter.settings import AgreementSettings
+from election.view import Change, View
+
+_WATCH_INTERVAL_S = 0.5
+
+
+class PySyncObjAgreement:
+    """One node's member of the consensus group. Start and stop it once, on one event loop.
+
+    Raft runs on a thread of its own, which touches the loop only by `call_soon_threadsafe`.
+    """
+
+    def __init__(self, settings: AgreementSettings) -> None:
+        self._settings = settings
+        self._runner = Runner(settings, self)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._started: asyncio.Future[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._view: View | None = None
+        self._waiting: dict[bytes, asyncio.Future[Answer]] = {}
+        self._on_view: list[Callable[[View], None]] = []
+        self._on_failure: list[Callable[[AgreementFailedError], None]] = []
+        self._failure: AgreementFailedError | None = None
+        self._stopped = False
+
+    @property
+    def view(self) -> View | None:
+        """The newest committed view applied here; None until this node has caught up once."""
+        return self._view
+
+    @property
+    def status(self) -> AgreementStatus | None:
+        """How the group looks from here: for people and tests, never for a decision (E2)."""
+        return self._runner.status
+
+    def subscribe(self, on_view: Callable[[View], None]) -> None:
+        """Call `on_view` on the loop with each newer view that this node applies."""
+        self._on_view.append(on_view)
+
+    def on_failure(self, callback: Callable[[AgreementFailedError], None]) -> None:
+        """Call `callback` once if this member breaks after it has started."""
+        self._on_failure.append(callback)
+
+    async def start(self) -> None:
+        """Bind the port, read the stored state and join.
+
+        Raises:
+            AgreementFailedError: a subclass of it says why this node cannot take part.
+
+        """
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.create_future()
+        self._runner.start()
+        try:
+            await self._started
+        except BaseException:
+            await self.stop()
+            raise
+        self._watch = self._loop.create_task(self._watch_ticks())
+
+    async def stop(self) -> None:
+        """Leave, and return when the port, the thread and the files are free. Idempotent."""
+        self._stopped = True
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+            self._watch = None
+        await asyncio.to_thread(self._runner.stop)
+        self._give_up("this agreement was stopped")
+
+    async def propose(self, change: Change, expected_version: int, timeout_ms: int) -> Outcome:
+        """Propose one change; repeated under one request id until `timeout_ms` has passed."""
+        request_id = os.urandom(16)
+        command = encode_command(Propose(request_id, expected_version, change))
+        if len(command) > MAX_COMMAND_BYTES:
+            return Refused(self._view, f"the change is larger than {MAX_COMMAND_BYTES} bytes")
+        answer = await self._request(request_id, command, timeout_ms)
+        if isinstance(answer, str):
+            return Unknown(answer)
+        if answer.refusal is not None:
+            return Refused(answer.view, answer.refusal)
+        assert answer.view is not None
+        return Committed(answer.view)
+
+    async def read_view(self, timeout_ms: int) -> View | None:
+        """Return the view after a committed no-op; None before the bootstrap.
+
+        Raises:
+            AgreementUnavailableError: no commit within `timeout_ms`.
+
+        """
+        request_id = os.urandom(16)
+        answer = await self._request(request_id, encode_command(Read(request_id)), timeout_ms)
+        if isinstance(answer, str):
+            raise AgreementUnavailableError(answer)
+        return answer.view
+
+    async def _request(self, request_id: bytes, command: bytes, timeout_ms: int) -> Answer | str:
+        """Return the answer, or why there is none (the request may be applied all the same)."""
+        if self._loop is None or self._stopped or self._failure is not None:
+            return "this agreement does not run"
+        waiting: asyncio.Future[Answer] = self._loop.create_future()
+        self._waiting[request_id] = waiting
+        self._runner.request(request_id, command)
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await waiting
+        except TimeoutError:
+            return f"no agreement within {timeout_ms} ms"
+        except AgreementUnavailableError as error:
+            return str(error)
+        finally:
+            self._waiting.pop(request_id, None)
+            self._runner.forget(request_id)
+
+    # Called by the Raft thread: hand over to the loop, and never raise.
+
+    def on_started(self) -> None:
+        """Let `start` return."""
+        self._post(self._note_started)
+
+    def on_news(self, view: View | None, answers: list[Answer]) -> None:
+        """Publish the view first: who proposed it must see it when the answer comes."""
+        self._post(self._note_news, view, answers)
+
+    def on_failed(self, error: AgreementFailedError) -> None:
+        """Report the failure."""
+        self._post(self._note_failure, error)
+
+    def _post(self, callback: Callable[..., None], *args: object) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # The loop has been closed: nobody is left to tell.
+            self._loop.call_soon_threadsafe(callback, *args)
+
+    # On the loop.
+
+    def _note_started(self) -> None:
+        if self._started is not None and not self._started.done():
+            self._started.set_result(None)
+
+    def _note_news(self, view: View | None, answers: list[Answer]) -> None:
+        if self._stopped:
+            return
+        if view is not None:
+            self._view = view
+            for on_view in self._on_view:
+                self._loop_of().call_soon(on_view, view)
+        for answer in answers:
+            waiting = self._waiting.get(answer.request_id)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(answer)
+
+    def _note_failure(self, error: AgreementFailedError) -> None:
+        if self._failure is not None or self._stopped:
+            return
+        self._failure = error
+        self._give_up(str(error))
+        if self._started is not None and not self._started.done():
+            self._started.set_exception(error)
+            return
+        for callback in self._on_failure:
+            self._loop_of().call_soon(callback, error)
+
+    def _give_up(self, reason: str) -> None:
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(AgreementUnavailableError(reason))
+
+    def _loop_of(self) -> asyncio.AbstractEventLoop:
+        assert self._loop is not None
+        return self._loop
+
+    async def _watch_ticks(self) -> None:
+        """Report a Raft thread that makes no progress while this loop does."""
+        loop = self._loop_of()
+        ticks, silent_s, before = -1, 0.0, loop.time()
+        while True:
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+            # A stalled loop says nothing about the thread: count at most one interval at a time.
+            silent_s += min(loop.time() - before, _WATCH_INTERVAL_S)
+            before = loop.time()
+            if self._runner.ticks != ticks:
+                ticks, silent_s = self._runner.ticks, 0.0
+            elif silent_s * 1000 >= self._settings.stall_limit_ms:
+                reason = f"the consensus thread made no progress for {silent_s:.1f} s"
+                self._note_failure(AgreementFailedError(reason))
+                return

@@ -1,0 +1,44 @@
+"""What can break a member for good. All mean that the process must stop; nothing may be concluded.
+
+AgreementFailedError (election.agreement)
+├── StorageCorruptError     a file of the raft directory is damaged or missing
+├── StorageFullError        the disk has no room for what must be written
+├── AddressInUseError       the raft port cannot be bound
+├── DirectoryInUseError     another process uses the raft directory
+└── SafetyViolationError    the group did what Raft excludes; the data is kept for inspection
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from election.agreement import AgreementFailedError
+
+
+class StorageCorruptError(AgreementFailedError):
+    """A file is damaged. The node must not vote with what is left of its memory."""
+
+    def __init__(self, path: Path, offset_bytes: int, what: str) -> None:
+        super().__init__(
+            f"{path}: {what} at byte {offset_bytes}. This node's vote and log can no longer be "
+            "trusted. Keep the file for inspection, remove this node from the cluster, and bring "
+            "it back under a new id with an empty directory."
+        )
+        self.path = path
+        self.offset_bytes = offset_bytes
+
+
+class StorageFullError(AgreementFailedError):
+    """The disk is full. Free space and start again: nothing that was promised is lost."""
+
+
+class AddressInUseError(AgreementFailedError):
+    """The raft address cannot be bound."""
+
+
+class DirectoryInUseError(AgreementFailedError):
+    """Another process holds the lock on the raft directory."""
+
+
+class SafetyViolationError(AgreementFailedError):
+    """An impossible case of Raft was seen: stop loudly, keep the data."""

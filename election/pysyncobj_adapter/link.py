@@ -1,0 +1,281 @@
+"""One authenticated connection between two members.
+
+The dialer sends a greeting with a nonce, the acceptor answers with its own; both derive one key
+per direction from the cluster secret and the two greetings (HKDF-SHA-256). From then on every
+frame is sealed with AES-256-GCM under a counter, so a frame that is forged, repeated, dropped,
+reordered, reflected, or taken from another connection ends the connection. Nothing is parsed but
+two small greetings before the peer has proved that it knows the secret.
+
+    dialer                                   acceptor
+      Greeting(nonce, who, to whom, disk) ->
+                                          <- Greeting(nonce, who, to whom, disk)
+      sealed Proof                        ->
+                                          <- sealed Verdict (empty, or why refused)
+
+There is no forward secrecy: where the wire is not private, use a tunnel.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256, Hash
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from election.pysyncobj_adapter import poller as events
+from election.pysyncobj_adapter.poller import Poller
+
+PROTOCOL = "onecopy-raft-1"
+MAX_GREETING_BYTES = 1024
+MAX_FRAME_BYTES = 1024 * 1024
+MAX_UNSENT_BYTES = 4 * 1024 * 1024
+_READ_BYTES = 64 * 1024
+_NONCE_BYTES = 32
+_LENGTH = struct.Struct(">I")
+_COUNTER = struct.Struct(">4xQ")  # a 12-byte nonce for AES-GCM
+_WOULD_BLOCK = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
+
+
+class Greeting(msgspec.Struct, frozen=True, array_like=True):
+    """The only thing said in the clear."""
+
+    protocol: str
+    nonce: bytes
+    sender: str
+    target: str
+    directory_id: bytes
+
+
+class _Proof(msgspec.Struct, frozen=True, array_like=True, tag="proof"):
+    pass
+
+
+class _Verdict(msgspec.Struct, frozen=True, array_like=True, tag="verdict"):
+    refusal: str = ""
+
+
+class LinkOwner(Protocol):
+    """Who is told what happens on a link."""
+
+    def judge(self, greeting: Greeting) -> str:
+        """Return why this authenticated peer is refused, or an empty string."""
+
+    def on_open(self, link: Link) -> None:
+        """Note that both sides have accepted each other."""
+
+    def on_frame(self, link: Link, data: bytes) -> None:
+        """Take one authentic frame."""
+
+    def on_closed(self, link: Link) -> None:
+        """Note that the link is gone. Called once, also if it never opened."""
+
+
+class Link:
+    """A connection; `peer` is the member at the other end, once (for a dialer: as) known."""
+
+    def __init__(
+        self,
+        owner: LinkOwner,
+        poller: Poller,
+        sock: socket.socket,
+        *,
+        secret: bytes,
+        me: str,
+        directory_id: bytes,
+        peer: str | None,
+        now: float,
+    ) -> None:
+        """Start the handshake on a non-blocking socket: dial if `peer` is given, else accept.
+
+        The socket of a dialer may still be connecting.
+        """
+        self.peer = peer or ""
+        self.dialed = peer is not None
+        self.is_open = False
+        self.closed = False
+        self.refusal = ""
+        self.since = self.last_read_at = self.last_sent_at = now
+        self.peer_greeting: Greeting | None = None
+        self._owner = owner
+        self._poller = poller
+        self._socket = sock
+        self._fd = sock.fileno()
+        self._secret = secret
+        self._me = me
+        self._greeting = Greeting(PROTOCOL, os.urandom(_NONCE_BYTES), me, self.peer, directory_id)
+        self._connecting = self.dialed
+        self._seal: AESGCM | None = None
+        self._open: AESGCM | None = None
+        self._sent_frames = self._read_frames = 0
+        self._unread = bytearray()
+        self._unsent = bytearray()
+        self._on_plain: Callable[[bytes], None] = self._on_greeting
+        self._watch()
+        if self.dialed:
+            self._write(msgspec.msgpack.encode(self._greeting))
+
+    def send(self, data: bytes, now: float) -> None:
+        """Seal and send one frame on an open link; a link that cannot keep up is closed."""
+        if self.closed or self._seal is None:
+            return
+        self.last_sent_at = now
+        nonce = _COUNTER.pack(self._sent_frames)
+        self._sent_frames += 1
+        self._write(self._seal.encrypt(nonce, data, None))
+
+    def close(self) -> None:
+        """Close, and drop whatever has been received but not yet handled. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        self._unread.clear()
+        self._poller.unsubscribe(self._fd)
+        self._socket.close()
+        self._owner.on_closed(self)
+
+    # Bytes in and out.
+
+    def _watch(self) -> None:
+        mask = events.READ | events.ERROR
+        if self._unsent or self._connecting:
+            mask |= events.WRITE
+        self._poller.subscribe(self._fd, self._on_event, mask)
+
+    def _write(self, frame: bytes) -> None:
+        had_unsent = bool(self._unsent)
+        self._unsent += _LENGTH.pack(len(frame)) + frame
+        if len(self._unsent) > MAX_UNSENT_BYTES:
+            self.close()
+        elif not self._connecting and not had_unsent:
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                sent = self._socket.send(self._unsent)
+                del self._unsent[:sent]
+        except OSError as error:
+            if error.errno not in _WOULD_BLOCK:
+                self.close()
+                return
+        self._watch()
+
+    def _on_event(self, _descr: int, mask: int) -> None:
+        if self._connecting:
+            if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                self.close()
+                return
+            if not mask & events.WRITE:
+                return
+            self._connecting = False
+        if mask & events.WRITE:
+            self._flush()
+        if not self.closed and mask & (events.READ | events.ERROR):
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(_READ_BYTES)
+        except OSError as error:
+            if error.errno not in _WOULD_BLOCK:
+                self.close()
+            return
+        if not data:
+            self.close()
+            return
+        self._unread += data
+        while not self.closed:
+            if len(self._unread) < _LENGTH.size:
+                return
+            (length,) = _LENGTH.unpack_from(self._unread)
+            if length > (MAX_GREETING_BYTES if self._open is None else MAX_FRAME_BYTES):
+                self.close()
+                return
+            end = _LENGTH.size + length
+            if len(self._unread) < end:
+                return
+            frame = bytes(self._unread[_LENGTH.size : end])
+            del self._unread[:end]
+            self._on_frame(frame)
+
+    def _on_frame(self, frame: bytes) -> None:
+        if self._open is not None:
+            try:
+                frame = self._open.decrypt(_COUNTER.pack(self._read_frames), frame, None)
+            except InvalidTag:
+                self.close()
+                return
+            self._read_frames += 1
+        if self.is_open:
+            self._owner.on_frame(self, frame)
+            return
+        try:
+            self._on_plain(frame)
+        except msgspec.MsgspecError:
+            self.close()
+
+    # The handshake.
+
+    def _on_greeting(self, data: bytes) -> None:
+        theirs = msgspec.msgpack.decode(data, type=Greeting)
+        expected_sender = self.peer if self.dialed else theirs.sender
+        if (
+            theirs.protocol != PROTOCOL
+            or theirs.target != self._me
+            or theirs.sender != expected_sender
+            or len(theirs.nonce) != _NONCE_BYTES
+        ):
+            self.close()
+            return
+        self.peer_greeting = theirs
+        if self.dialed:
+            self._derive_keys(msgspec.msgpack.encode(self._greeting), data)
+            self._on_plain = self._on_verdict
+            self.send(msgspec.msgpack.encode(_Proof()), self.since)
+            return
+        self.peer = theirs.sender
+        self._greeting = msgspec.structs.replace(self._greeting, target=theirs.sender)
+        mine = msgspec.msgpack.encode(self._greeting)
+        self._write(mine)
+        self._derive_keys(data, mine)
+        self._on_plain = self._on_proof
+
+    def _derive_keys(self, dialer_greeting: bytes, acceptor_greeting: bytes) -> None:
+        transcript = Hash(SHA256())
+        for greeting in (dialer_greeting, acceptor_greeting):
+            transcript.update(_LENGTH.pack(len(greeting)) + greeting)
+        keys = HKDF(SHA256(), 64, transcript.finalize(), PROTOCOL.encode()).derive(self._secret)
+        dialer, acceptor = AESGCM(keys[:32]), AESGCM(keys[32:])
+        self._seal, self._open = (dialer, acceptor) if self.dialed else (acceptor, dialer)
+
+    def _on_proof(self, data: bytes) -> None:
+        msgspec.msgpack.decode(data, type=_Proof)
+        assert self.peer_greeting is not None
+        refusal = self._owner.judge(self.peer_greeting)
+        self.send(msgspec.msgpack.encode(_Verdict(refusal)), self.since)
+        if refusal:
+            self.refusal = refusal
+            self.close()
+        elif not self.closed:
+            self._opened()
+
+    def _on_verdict(self, data: bytes) -> None:
+        assert self.peer_greeting is not None
+        refusal = msgspec.msgpack.decode(data, type=_Verdict).refusal
+        self.refusal = refusal or self._owner.judge(self.peer_greeting)
+        if self.refusal:
+            self.close()
+        else:
+            self._opened()
+
+    def _opened(self) -> None:
+        self.is_open = True
+        self._owner.on_open(self)

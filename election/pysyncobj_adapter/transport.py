@@ -1,0 +1,240 @@
+"""The links of one member: who is dialled, who may come in, which link counts.
+
+Of each pair the member with the larger id dials the other. A link that opens replaces the pair's
+older one, which is closed with whatever it had not delivered. Only members are let in: there are
+no read-only peers and no anonymous requests. Every stage of a connection has a deadline.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+from pysyncobj.node import Node
+from pysyncobj.transport import Transport
+
+from election.pysyncobj_adapter import wire
+from election.pysyncobj_adapter.book import MemberBook
+from election.pysyncobj_adapter.clock import monotonic
+from election.pysyncobj_adapter.journal import Journal
+from election.pysyncobj_adapter.link import Greeting, Link
+from election.pysyncobj_adapter.listener import Listener
+from election.pysyncobj_adapter.poller import Poller
+from election.pysyncobj_adapter.resolver import Resolver
+from election.pysyncobj_adapter.settings import AgreementSettings
+
+MAX_STRANGERS = 32
+PING_INTERVAL_S = 0.1
+_REFUSAL_LOG_INTERVAL_S = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class Receiver(Protocol):
+    """Who takes the messages: the Raft core."""
+
+    def on_message(self, node: Node, message: wire.Message) -> None:
+        """Take one message from a member."""
+
+
+class RaftTransport(Transport):  # type: ignore[misc]
+    """PySyncObj's transport interface (hence the method names) over authenticated links."""
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        me: Node,
+        others: set[Node],
+        *,
+        settings: AgreementSettings,
+        poller: Poller,
+        journal: Journal,
+        book: MemberBook,
+        dial_address: Callable[[str], str | None],
+    ) -> None:
+        """Bind the raft port at once; links are made on ticks.
+
+        Raises:
+            AddressInUseError: the port cannot be bound.
+
+        """
+        super().__init__(receiver, me, others)
+        self._receiver = receiver
+        self._me = str(me.id)
+        self._settings = settings
+        self._poller = poller
+        self._journal = journal
+        self._book = book
+        self._dial_address = dial_address
+        self._resolver = Resolver()
+        self._nodes: dict[str, Node] = {str(node.id): node for node in others}
+        self._open: dict[str, Link] = {}
+        self._dialing: dict[str, Link] = {}
+        self._strangers: list[Link] = []
+        self._dialed_at: dict[str, float] = {}
+        self._refusal_logged_at = 0.0
+        self._listener = Listener(settings.bind_address, poller, self._on_accepted)
+
+    # What PySyncObj calls.
+
+    def addNode(self, node: Node) -> None:  # noqa: N802
+        """Take a member in."""
+        self._nodes[str(node.id)] = node
+
+    def dropNode(self, node: Node) -> None:  # noqa: N802
+        """Put a member out, and close its link."""
+        node_id = str(node.id)
+        self._nodes.pop(node_id, None)
+        for links in (self._open, self._dialing):
+            link = links.get(node_id)
+            if link is not None:
+                link.close()
+        self._dialed_at.pop(node_id, None)
+
+    def send(self, node: Node, message: dict[str, Any]) -> bool:
+        """Send one of PySyncObj's messages; False if there is no link."""
+        return self.send_wire(str(node.id), wire.from_pysyncobj(message))
+
+    def destroy(self) -> None:
+        """Close everything."""
+        self.setOnNodeConnectedCallback(None)
+        self.setOnNodeDisconnectedCallback(None)
+        self._listener.close()
+        for link in (*self._strangers, *self._dialing.values(), *self._open.values()):
+            link.close()
+
+    # What the Raft core calls.
+
+    def send_wire(self, node_id: str, message: wire.Message) -> bool:
+        """Send a message; False if there is no link. All that it may promise is durable first."""
+        link = self._open.get(node_id)
+        if link is None:
+            return False
+        self._journal.sync()
+        link.send(wire.encode(message), monotonic())
+        return not link.closed
+
+    def connected(self) -> list[str]:
+        """Return the ids of the members with an open link."""
+        return list(self._open)
+
+    def on_tick(self, now: float) -> None:
+        """Dial, ping, and close what has been silent or half-open for too long."""
+        self._listener.on_tick(now)
+        settings = self._settings
+        for link in (*self._strangers, *self._dialing.values()):
+            # A handshake whose bytes are swallowed, or a dial whose SYN is, would never end.
+            if now - link.since > settings.handshake_timeout_ms / 1000:
+                link.close()
+        for link in list(self._open.values()):
+            if now - link.last_read_at > settings.connection_timeout_ms / 1000:
+                link.close()
+            elif now - link.last_sent_at > PING_INTERVAL_S:
+                link.send(wire.encode(wire.Ping()), now)
+        for node_id in self._nodes:
+            if node_id < self._me and node_id not in self._open and node_id not in self._dialing:
+                self._dial(node_id, now)
+
+    def forgive(self, gap_s: float) -> None:
+        """Move all deadlines on: it was this process that stood still, not the peers."""
+        for link in (*self._strangers, *self._dialing.values(), *self._open.values()):
+            link.since += gap_s
+            link.last_read_at += gap_s
+
+    # Links.
+
+    def _dial(self, node_id: str, now: float) -> None:
+        address = self._dial_address(node_id)
+        last = self._dialed_at.get(node_id, 0.0)
+        if address is None or now - last < self._settings.dial_interval_ms / 1000:
+            return
+        self._dialed_at[node_id] = now
+        target = self._resolver.resolve(address, now)
+        if target is None:
+            return
+        try:
+            sock = socket.socket(target[0], socket.SOCK_STREAM)
+        except OSError:
+            return  # No descriptor to spare: tried again soon.
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            sock.connect(target[1])
+        except BlockingIOError:
+            pass
+        except OSError:
+            sock.close()
+            return
+        self._dialing[node_id] = self._link(sock, node_id, now)
+
+    def _on_accepted(self, sock: socket.socket) -> None:
+        if len(self._strangers) >= MAX_STRANGERS:
+            self._strangers[0].close()
+        self._strangers.append(self._link(sock, None, monotonic()))
+
+    def _link(self, sock: socket.socket, peer: str | None, now: float) -> Link:
+        return Link(
+            self,
+            self._poller,
+            sock,
+            secret=self._settings.secret,
+            me=self._me,
+            directory_id=self._journal.directory_id,
+            peer=peer,
+            now=now,
+        )
+
+    # What links call.
+
+    def judge(self, greeting: Greeting) -> str:
+        """Return why a peer that knows the secret is refused all the same."""
+        if greeting.sender not in self._nodes:
+            return f"{greeting.sender!r} is not a member, as far as {self._me!r} knows"
+        return self._book.judge(greeting.sender, greeting.directory_id)
+
+    def on_open(self, link: Link) -> None:
+        """Let the link replace the pair's older one."""
+        older = self._open.get(link.peer)
+        if older is not None:
+            older.close()
+        self._discard(link)
+        self._open[link.peer] = link
+        link.last_read_at = monotonic()
+        self._onNodeConnected(self._nodes[link.peer])
+
+    def on_frame(self, link: Link, data: bytes) -> None:
+        """Take one authentic frame from the link that counts."""
+        link.last_read_at = monotonic()
+        node = self._nodes.get(link.peer)
+        if node is None or self._open.get(link.peer) is not link:
+            link.close()
+            return
+        try:
+            message = wire.decode(data)
+        except msgspec.MsgspecError as error:
+            logger.warning("%s sent what is no message: %s", link.peer, error)
+            link.close()
+            return
+        if not isinstance(message, wire.Ping):
+            self._receiver.on_message(node, message)
+
+    def on_closed(self, link: Link) -> None:
+        """Forget the link."""
+        self._discard(link)
+        if self._open.get(link.peer) is link:
+            del self._open[link.peer]
+            node = self._nodes.get(link.peer, Node(link.peer))
+            self._onNodeDisconnected(node)
+        now = monotonic()
+        if link.refusal and now - self._refusal_logged_at > _REFUSAL_LOG_INTERVAL_S:
+            self._refusal_logged_at = now
+            logger.warning("no link between %s and %s: %s", self._me, link.peer, link.refusal)
+
+    def _discard(self, link: Link) -> None:
+        if link in self._strangers:
+            self._strangers.remove(link)
+        if self._dialing.get(link.peer) is link:
+            del self._dialing[link.peer]

@@ -1,0 +1,187 @@
+"""Messages between members. Whatever is not one of these is refused.
+
+PySyncObj's own messages are dictionaries, pickled. Here they are typed structs in MessagePack:
+nothing that arrives is ever unpickled, and no message has a field of the wrong type. Its utility
+messages (status, add, remove, transfer) and read-only peers have no counterpart.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from election.pysyncobj_adapter.dump import Chunk
+from election.pysyncobj_adapter.journal import Entry
+
+
+class Append(msgspec.Struct, frozen=True, tag=1, array_like=True):
+    """The leader's heartbeat, with entries after the entry at `prev_index`."""
+
+    term: int
+    commit_index: int
+    prev_index: int | None
+    prev_term: int | None
+    entries: list[Entry]
+
+
+class Snapshot(msgspec.Struct, frozen=True, tag=2, array_like=True):
+    """A chunk of the leader's dump, for a follower whose next entry it no longer has."""
+
+    term: int
+    commit_index: int
+    chunk: Chunk | None
+
+
+class Ack(msgspec.Struct, frozen=True, tag=3, array_like=True):
+    """The answer to the two above. PySyncObj's own carries no term; this one must."""
+
+    term: int
+    next_index: int
+    reset: bool
+    success: bool
+
+
+class RequestVote(msgspec.Struct, frozen=True, tag=4, array_like=True):
+    """A candidate asks for a vote."""
+
+    term: int
+    last_log_index: int
+    last_log_term: int
+
+
+class Vote(msgspec.Struct, frozen=True, tag=5, array_like=True):
+    """The vote is granted."""
+
+    term: int
+
+
+class Forward(msgspec.Struct, frozen=True, tag=6, array_like=True):
+    """A command for the leader to append."""
+
+    command: bytes
+
+
+class PreVote(msgspec.Struct, frozen=True, tag=7, array_like=True):
+    """Would you vote for me in this term? Nobody's term changes by asking."""
+
+    round: int
+    term: int
+    last_log_index: int
+    last_log_term: int
+
+
+class PreVoteAnswer(msgspec.Struct, frozen=True, tag=8, array_like=True):
+    """The answer; `term` is the answerer's own."""
+
+    round: int
+    granted: bool
+    term: int
+
+
+class TimeoutNow(msgspec.Struct, frozen=True, tag=9, array_like=True):
+    """The leader hands its place over."""
+
+    term: int
+
+
+class Ping(msgspec.Struct, frozen=True, tag=10, array_like=True):
+    """Keeps an idle connection known to be alive."""
+
+
+Message = (
+    Append
+    | Snapshot
+    | Ack
+    | RequestVote
+    | Vote
+    | Forward
+    | PreVote
+    | PreVoteAnswer
+    | TimeoutNow
+    | Ping
+)
+
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: Message) -> bytes:
+    """Return the message's bytes."""
+    return _encoder.encode(message)
+
+
+def decode(data: bytes) -> Message:
+    """Return the message.
+
+    Raises:
+        msgspec.MsgspecError: it is none of those above.
+
+    """
+    return _decoder.decode(data)
+
+
+def from_pysyncobj(message: dict[str, Any]) -> Message:
+    """Return the struct for a message that PySyncObj (or the adapter's Raft) made.
+
+    Raises:
+        ValueError: this kind is not spoken here.
+
+    """
+    match message["type"]:
+        case "append_entries" if "serialized" in message:
+            return Snapshot(message["term"], message["commit_index"], message["serialized"])
+        case "append_entries" if "transmission" not in message:
+            return Append(
+                message["term"],
+                message["commit_index"],
+                message["prevLogIdx"],
+                message["prevLogTerm"],
+                message["entries"],
+            )
+        case "request_vote":
+            return RequestVote(message["term"], message["last_log_index"], message["last_log_term"])
+        case "response_vote":
+            return Vote(message["term"])
+        case "apply_command":
+            return Forward(message["command"])
+        case "timeout_now":
+            return TimeoutNow(message["term"])
+        case kind:
+            raise ValueError(f"PySyncObj wants to send a {kind!r} message, which is not spoken")
+
+
+def to_pysyncobj(
+    message: Append | Ack | RequestVote | Vote | Forward | TimeoutNow,
+) -> dict[str, Any]:
+    """Return the dictionary that PySyncObj's handler expects."""
+    match message:
+        case Append():
+            return {
+                "type": "append_entries",
+                "term": message.term,
+                "commit_index": message.commit_index,
+                "prevLogIdx": message.prev_index,
+                "prevLogTerm": message.prev_term,
+                "entries": message.entries,
+            }
+        case Ack():
+            return {
+                "type": "next_node_idx",
+                "next_node_idx": message.next_index,
+                "reset": message.reset,
+                "success": message.success,
+            }
+        case RequestVote():
+            return {
+                "type": "request_vote",
+                "term": message.term,
+                "last_log_index": message.last_log_index,
+                "last_log_term": message.last_log_term,
+            }
+        case Vote():
+            return {"type": "response_vote", "term": message.term}
+        case Forward():
+            return {"type": "apply_command", "command": message.command}
+        case TimeoutNow():
+            return {"type": "timeout_now", "term": message.term}

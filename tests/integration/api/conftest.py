@@ -1,0 +1,59 @@
+"""What the API's tests run against: a served node, at a base URL.
+
+Tests that need no more than `base_url` hold for any node of any cluster. Those that make the node
+fail, or set the API's bounds, take `local` or `serve`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import NamedTuple
+
+import pytest
+
+from cluster.http_api import HttpApi, HttpSettings
+from cluster.kv import KeyValue
+from tests.support.local_node import LocalNode
+
+
+class Local(NamedTuple):
+    base_url: str
+    node: LocalNode
+    api: HttpApi
+
+
+Serve = Callable[..., Awaitable[Local]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Serve a fresh local node, with settings of the test's choice."""
+    started: list[HttpApi] = []
+
+    async def start(settings: HttpSettings | None = None, node: LocalNode | None = None) -> Local:
+        node = node or LocalNode(KeyValue())
+        api = HttpApi(node, settings)
+        await api.start("127.0.0.1", 0)
+        started.append(api)
+        return Local(f"http://127.0.0.1:{api.port}", node, api)
+
+    yield start
+    for api in started:
+        await api.stop()
+
+
+@pytest.fixture
+async def local(serve: Serve) -> Local:
+    return await serve()
+
+
+@pytest.fixture
+def base_url(local: Local) -> str:
+    return local.base_url
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix of keys that no other test has."""
+    return f"{uuid.uuid4().hex}-"

@@ -1,0 +1,112 @@
+"""Idempotency-Key: a repeat gets the first answer, another request under the key is refused."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from tests.support.raw_http import connect, fetch, kv
+
+
+def key_header(key: str) -> dict[str, str]:
+    return {"Idempotency-Key": key}
+
+
+async def test_a_repeat_gets_the_first_answer_and_does_nothing(base_url: str, prefix: str) -> None:
+    header = key_header(f'"{uuid.uuid4()}"')
+    first = await fetch(base_url, "PUT", kv(prefix), b"1", header)
+    await fetch(base_url, "PUT", kv(prefix), b"2")
+    repeat = await fetch(base_url, "PUT", kv(prefix), b"1", header)
+    assert (first.status, repeat.status) == (201, 201)
+    assert repeat.json["revision"] == first.json["revision"]
+    assert repeat.headers["etag"] == first.headers["etag"]
+    assert repeat.headers["idempotent-replayed"] == "true"
+    assert "idempotent-replayed" not in first.headers
+    assert (await fetch(base_url, "GET", kv(prefix))).body == b"2"
+
+
+async def test_a_repeated_delete_says_deleted_again(base_url: str, prefix: str) -> None:
+    header = key_header(f'"{uuid.uuid4()}"')
+    await fetch(base_url, "PUT", kv(prefix), b"1")
+    first = await fetch(base_url, "DELETE", kv(prefix), None, header)
+    repeat = await fetch(base_url, "DELETE", kv(prefix), None, header)
+    assert first.json["deleted"] is True
+    assert (repeat.json["deleted"], repeat.json["revision"]) == (True, first.json["revision"])
+
+
+async def test_quoted_and_bare_are_the_same_key(base_url: str, prefix: str) -> None:
+    key = str(uuid.uuid4())
+    first = await fetch(base_url, "PUT", kv(prefix), b"1", key_header(f'"{key}"'))
+    repeat = await fetch(base_url, "PUT", kv(prefix), b"1", key_header(key))
+    assert repeat.json["revision"] == first.json["revision"]
+
+
+async def test_escapes_in_a_quoted_key_are_undone(base_url: str, prefix: str) -> None:
+    key = str(uuid.uuid4())
+    await fetch(base_url, "PUT", kv(prefix), b"1", key_header(rf'"{key}\\a"'))
+    other = await fetch(base_url, "PUT", kv(prefix), b"2", key_header(rf'"{key}\"a"'))
+    assert other.status == 200  # another key: not a repeat, not a reuse
+
+
+@pytest.mark.parametrize(
+    ("method", "suffix", "body", "headers"),
+    [
+        ("PUT", "", b"2", {}),
+        ("PUT", "other", b"1", {}),
+        ("PUT", "", b"1", {"If-Match": "*"}),
+        ("DELETE", "", None, {}),
+    ],
+    ids=["another value", "another key", "another condition", "another method"],
+)
+async def test_another_request_under_the_key_is_refused(
+    base_url: str,
+    prefix: str,
+    method: str,
+    suffix: str,
+    body: bytes | None,
+    headers: dict[str, str],
+) -> None:
+    header = key_header(f'"{uuid.uuid4()}"')
+    await fetch(base_url, "PUT", kv(prefix), b"1", header)
+    reply = await fetch(base_url, method, kv(prefix + suffix), body, header | headers)
+    assert (reply.status, reply.code) == (422, "idempotency_key_reused")
+    assert reply.json["outcome"] == "not_applied"
+    assert (await fetch(base_url, "GET", kv(prefix))).body == b"1"
+
+
+@pytest.mark.parametrize("key", ['"' + "k" * 255 + '"', "k" * 255, '"with a space, and more"'])
+async def test_long_and_odd_keys_are_keys(base_url: str, prefix: str, key: str) -> None:
+    assert (await fetch(base_url, "PUT", kv(prefix), b"1", key_header(key))).status == 201
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        '""',
+        '"open',
+        'a"b',
+        "a b",
+        "a,b",
+        "a;b",
+        '"a";b=1',
+        "k" * 256,
+        '"' + "k" * 256 + '"',
+        '"é"',
+    ],
+)
+async def test_what_is_no_idempotency_key(base_url: str, prefix: str, key: str) -> None:
+    reply = await fetch(base_url, "PUT", kv(prefix), b"1", key_header(key))
+    assert (reply.status, reply.code) == (400, "invalid_header")
+    assert reply.json["detail"].startswith("Idempotency-Key")
+    assert (await fetch(base_url, "GET", kv(prefix))).status == 404
+
+
+async def test_two_idempotency_keys_are_refused(base_url: str, prefix: str) -> None:
+    async with connect(base_url) as connection:
+        connection.send(
+            f"DELETE {kv(prefix)} HTTP/1.1\r\nHost: test\r\n"
+            "Idempotency-Key: a\r\nIdempotency-Key: a\r\n\r\n".encode()
+        )
+        assert (await connection.receive()).code == "invalid_header"

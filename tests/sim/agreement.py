@@ -1,0 +1,152 @@
+"""Simulated consensus: one true sequence of views, proposals that get lost or come late."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from election.view import AddToInSync, Change, Refusal, RemoveFromInSync, TakeOver, View, apply_change
+from tests.sim.clockwork import Clockwork
+from tests.sim.oracle import Oracle
+
+if TYPE_CHECKING:
+    from tests.sim.node import Node
+
+PROPOSAL_TIMEOUT_MS = 1000.0
+
+
+class Agreement:
+    """The true views, who is cut off from them, and how proposals fare."""
+
+    def __init__(self, clockwork: Clockwork, oracle: Oracle, first: View) -> None:
+        self._clockwork = clockwork
+        self._oracle = oracle
+        self.views = [first]
+        self.nodes: dict[str, Node] = {}
+        self.cut_off: set[str] = set()
+        self.unknown_rate = 0.0
+        self.delay_ms = (2.0, 15.0)
+        self.laggards = 0.0  # share of view notices that come late
+        self.in_flight: dict[str, int] = {}
+        self.held: list[tuple[str, Change, int]] | None = None  # a list: proposals wait in it
+        oracle.on_true_view(None, first)
+
+    @property
+    def view(self) -> View:
+        """The newest committed view."""
+        return self.views[-1]
+
+    def commit(self, change: Change, version: int) -> bool:
+        """Apply one change to the true view; everybody learns of it sooner or later."""
+        clockwork = self._clockwork
+        old = self.view
+        new = apply_change(old, change, version)
+        if isinstance(new, Refusal):
+            clockwork.seen["proposal refused"] += 1
+            if clockwork.tracing:
+                clockwork.note(f"consensus refuses {change}: {new.reason}")
+            return False
+        self.views.append(new)
+        if clockwork.tracing:
+            clockwork.note(
+                f"VIEW {new.version}: epoch {new.epoch} primary {new.primary} in sync {new.in_sync}"
+                f"{' handed over' if new.handed_over else ''}   ({type(change).__name__})"
+            )
+        if isinstance(change, TakeOver):
+            own = change.candidate == old.primary
+            clockwork.seen["take-over by the primary itself" if own else "take-over"] += 1
+        elif isinstance(change, RemoveFromInSync):
+            clockwork.seen["shrink"] += 1
+        elif isinstance(change, AddToInSync):
+            clockwork.seen["grow"] += 1
+        else:
+            clockwork.seen[type(change).__name__.lower()] += 1
+        clockwork.seen["view change"] += 1
+        self._oracle.on_true_view(old, new)
+        for node in self.nodes.values():
+            if node.id not in self.cut_off:
+                self.inform(node)
+        return True
+
+    def inform(self, node: Node) -> None:
+        """Let a node learn of the newest view, after a while."""
+        clockwork = self._clockwork
+        delay = clockwork.between(1, 15)
+        if self.laggards and clockwork.chance(self.laggards):
+            delay = clockwork.between(15, 1200)
+        clockwork.after(delay, self._learn, node, node.life, self.view)
+
+    def _learn(self, node: Node, life: int, view: View) -> None:
+        if node.id not in self.cut_off:
+            node.post(life, node.on_view, view)
+
+    def reconnect(self, node_id: str) -> None:
+        """A node that was cut off reaches consensus again."""
+        if node_id in self.cut_off:
+            self.cut_off.discard(node_id)
+            self.inform(self.nodes[node_id])
+
+    # -- proposals
+
+    def propose(self, node: Node, change: Change, version: int) -> None:
+        """Take a node's proposal; what becomes of it is drawn here."""
+        clockwork = self._clockwork
+        delay = clockwork.between(*self.delay_ms)
+        self.in_flight[node.id] = self.in_flight.get(node.id, 0) + 1
+        if self.held is not None:
+            self.held.append((node.id, change, version))
+            return
+        if node.id in self.cut_off:
+            clockwork.after(PROPOSAL_TIMEOUT_MS, self._unknown, node, node.life)
+            clockwork.seen["unknown: never takes effect"] += 1
+            self._settled(node.id)
+            return
+        if not clockwork.chance(self.unknown_rate):
+            clockwork.after(delay, self._decide, node, node.life, change, version)
+            return
+        report = clockwork.between(1, PROPOSAL_TIMEOUT_MS)
+        clockwork.after(report, self._unknown, node, node.life)
+        kind = clockwork.random.randint(0, 2)
+        if kind == 0:
+            clockwork.seen["unknown: never takes effect"] += 1
+            self._settled(node.id)
+            return
+        effect = delay if kind == 1 else report + clockwork.between(1, 1500)
+        clockwork.after(effect, self._take_effect, node.id, change, version, effect > report)
+
+    def _settled(self, node_id: str) -> None:
+        self.in_flight[node_id] -= 1
+
+    def _take_effect(self, node_id: str, change: Change, version: int, late: bool) -> None:
+        self._settled(node_id)
+        if self.commit(change, version):
+            self._clockwork.seen[
+                "unknown: takes effect later" if late else "unknown: takes effect at once"
+            ] += 1
+
+    def _decide(self, node: Node, life: int, change: Change, version: int) -> None:
+        self._settled(node.id)
+        if node.id in self.cut_off:
+            # It did not get there, or its answer does not come back.
+            if self._clockwork.chance(0.5):
+                self.commit(change, version)
+            self._clockwork.after(PROPOSAL_TIMEOUT_MS / 2, self._unknown, node, life)
+            return
+        self.commit(change, version)
+        self._clockwork.after(
+            self._clockwork.between(0.5, 8), self._answer, node, life, self.view
+        )
+
+    def _answer(self, node: Node, life: int, view: View) -> None:
+        if node.id in self.cut_off:
+            self._clockwork.after(PROPOSAL_TIMEOUT_MS / 2, self._unknown, node, life)
+        else:
+            node.post(life, node.on_answer, view, answered=True)
+
+    def _unknown(self, node: Node, life: int) -> None:
+        """The outcome is unknown: the node reads the view back if it can (E3)."""
+        if node.id in self.cut_off:
+            node.post(life, node.on_answer, None, answered=False)
+        else:
+            self._clockwork.after(
+                self._clockwork.between(1, 20), self._answer, node, life, self.view
+            )

@@ -1,0 +1,35 @@
+"""Which situations a run has reached. A big run that never reaches one of them proves less."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+ENOUGH_SCHEDULES = 1000
+SITUATIONS = (
+    "view change", "take-over", "take-over by the primary itself", "handover", "handover given up",
+    "shrink", "grow", "addmember", "removemember", "confirm", "proposal refused",
+    "unknown: takes effect at once", "unknown: takes effect later", "unknown: never takes effect",
+    "epoch opened", "step down", "truncation", "log replay", "redial", "late delivery",
+    "snapshot begun", "snapshot installed", "lease expired", "abdication", "stall noticed",
+    "waited for own promise", "promise withheld", "refused as fenced", "suspect start",
+    "suspect yields", "damaged start", "damage repaired", "crash", "power cut", "pause",
+    "one-way cut", "isolation", "consensus cut", "disk stall", "full disk", "damage", "lost tail",
+    "too few in sync",
+)  # fmt: skip
+
+
+def missing(seen: Counter[str], schedules: int) -> list[str]:
+    """Return the situations that a big enough run has not reached."""
+    if schedules < ENOUGH_SCHEDULES:
+        return []
+    return [name for name in SITUATIONS if not seen[name]]
+
+
+def table(seen: Counter[str]) -> str:
+    """Format the counts."""
+    names = [*SITUATIONS, *sorted(set(seen) - set(SITUATIONS))]
+    width = max(map(len, names))
+    lines = [f"{name:<{width}} {seen[name]:>10}" for name in names]
+    half = (len(lines) + 1) // 2
+    right = [*lines[half:], ""]
+    return "\n".join(f"{left}    {right[number]}" for number, left in enumerate(lines[:half]))

@@ -1,0 +1,410 @@
+"""One simulated node: a production `Replica`, and what carries its effects out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from datapath import effects as fx
+from datapath.messages import Message
+from datapath.records import make_record
+from datapath.replica import Replica
+from election.view import TakeOver, View
+from tests.sim.disk import Disk
+
+if TYPE_CHECKING:
+    from tests.sim.world import World
+
+READ_LIMIT_RECORDS = 4
+_PAYLOAD = b"x" * 16
+
+
+class Node:
+    """A process on a machine. `life` counts its starts; what an earlier life awaited is dropped."""
+
+    def __init__(self, world: World, node_id: str) -> None:
+        clockwork = world.clockwork
+        self.world = world
+        self.clockwork = clockwork
+        self.id = node_id
+        self.life = 0
+        self.is_up = False
+        self.paused = False
+        self.installing = False
+        self.has_lost = False  # a fault took durable entries, and it has not caught up since
+        self.commit_index = 0
+        self.takeovers: set[int] = set()  # versions that this life has proposed itself at
+        self.disk = Disk(clockwork, self._on_disk)
+        self.clock_rate = clockwork.between(0.92, 1.08)
+        self.tick_ms = clockwork.between(14, 24)
+        self.replica: Replica
+        self._clock_offset = clockwork.between(0, 1e6)
+        self._backlog: list[tuple[Callable[..., None], tuple[Any, ...], dict[str, Any]]] = []
+        self._torn = False
+        self._applied_index = 0
+        self._appended = 0
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            fx.Send: self._send,
+            fx.Reply: self._reply,
+            fx.WriteRecords: self._write,
+            fx.TruncateLog: self._truncate,
+            fx.RecordAccepted: self._accepted,
+            fx.ClearDamaged: self._clear_damaged,
+            fx.Commit: self._commit,
+            fx.Propose: self._propose,
+            fx.ReadLog: self._read_log,
+            fx.SendSnapshot: self._send_snapshot,
+            fx.StartEpoch: self._start_epoch,
+            fx.StepDown: self._step_down,
+            fx.HandoverEnded: self._handover_ended,
+            fx.Redial: self._redial,
+        }
+
+    # -- lifetime
+
+    def clock(self) -> float:
+        """This machine's clock: it has a rate of its own, and goes on through pauses."""
+        return self._clock_offset + self.clock_rate * self.clockwork.now
+
+    def start(self) -> None:
+        """Start the process."""
+        clockwork, world = self.clockwork, self.world
+        self.life += 1
+        self.is_up, self.paused, self.installing = True, False, False
+        self._backlog.clear()
+        self.takeovers.clear()
+        recovered = self.disk.recover(self._applied_index, torn=self._torn)
+        self.commit_index = recovered.commit_index
+        if recovered.suspect:
+            clockwork.seen["suspect start"] += 1
+        if recovered.damaged:
+            clockwork.seen["damaged start"] += 1
+        self.replica = Replica(
+            self.id,
+            f"{self.id}.{self.life}",
+            recovered,
+            world.timing,
+            world.bounds,
+            self.clock(),
+            world.takeover_order,
+        )
+        if clockwork.tracing:
+            clockwork.note(
+                f"{self.id} STARTS: entries {recovered.log.base_index + 1}.."
+                f"{recovered.log.last_index} commit {recovered.commit_index} accepted "
+                f"{recovered.accepted_epoch} {recovered.accepted_primary}"
+                f"{' suspect' if recovered.suspect else ''}{' damaged' if recovered.damaged else ''}"
+            )
+        world.network.start_dialling(self)
+        if self.id not in world.agreement.cut_off:
+            world.agreement.inform(self)
+        clockwork.after(self.tick_ms, self._tick_later, self.life)
+
+    def crash(self, lost_from: int | None = None, *, damage: bool = False) -> None:
+        """End the process, at any point; what was not durable may be lost."""
+        if self.clockwork.tracing:
+            self.clockwork.note(f"{self.id} CRASHES{' and loses entries' if lost_from else ''}")
+        core = self.replica.core
+        self._applied_index = core.commit_index - self.clockwork.random.randint(0, 20)
+        if lost_from is not None:
+            self.has_lost = True
+            self._applied_index = min(self._applied_index, lost_from - 1)
+        # A tail that was cut stays suspicious until the replica has caught up.
+        self._torn = self.disk.crash(lost_from, damage=damage) or core.suspect
+        self.is_up = False
+        self.life += 1
+        self.world.network.forget(self)
+
+    def pause(self) -> None:
+        """Stop the process; what arrives meanwhile waits."""
+        self.paused = True
+        if self.clockwork.tracing:
+            self.clockwork.note(f"{self.id} is paused")
+
+    def resume(self) -> None:
+        """Wake up, and find what has arrived."""
+        if not self.is_up or not self.paused:
+            return
+        self.paused = False
+        if self.clockwork.tracing:
+            self.clockwork.note(f"{self.id} wakes")
+        backlog, self._backlog = self._backlog, []
+        for action, args, kwargs in backlog:
+            if not self.is_up or self.paused:
+                break
+            action(*args, **kwargs)
+
+    def post(self, life: int, action: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """Give an event to that life of this node, when it is awake."""
+        if life != self.life or not self.is_up:
+            return
+        if self.paused:
+            self._backlog.append((action, args, kwargs))
+        else:
+            action(*args, **kwargs)
+
+    # -- events
+
+    def _tick_later(self, life: int) -> None:
+        if life != self.life:
+            return
+        if not self.paused:
+            self._tick()
+        self.clockwork.after(self.tick_ms, self._tick_later, life)
+
+    def _tick(self) -> None:
+        timing = self.world.timing
+        stalled = self.disk.stalled_for_ms() >= timing.ack_timeout_ms
+        self._carry_out(self.replica.on_tick(self.clock(), disk_stalled=stalled))
+
+    def on_message(self, peer: str, message: Message) -> None:
+        """A message has arrived."""
+        if self.clockwork.tracing:
+            self.clockwork.note(f"{peer} -> {self.id}  {_brief(message)}")
+        self._carry_out(self.replica.on_message(peer, message, self.clock()))
+
+    def on_link(self, peer: str) -> None:
+        """The connection to a peer is open."""
+        if self.clockwork.tracing:
+            self.clockwork.note(f"{self.id} is connected to {peer}")
+        self._carry_out(self.replica.on_link(peer))
+
+    def on_link_lost(self, peer: str) -> None:
+        """The connection to a peer is gone."""
+        if self.clockwork.tracing:
+            self.clockwork.note(f"{self.id} has lost its connection to {peer}")
+        self._carry_out(self.replica.on_link_lost(peer))
+
+    def on_view(self, view: View) -> None:
+        """A view is known here."""
+        if self.clockwork.tracing:
+            self.clockwork.note(f"{self.id} learns view {view.version}")
+        self._carry_out(self.replica.on_view(view))
+
+    def on_answer(self, view: View | None, *, answered: bool) -> None:
+        """A proposal has ended."""
+        if view is not None:
+            self.on_view(view)
+        if self.clockwork.tracing:
+            self.clockwork.note(f"{self.id}: its proposal has ended, answered={answered}")
+        self._carry_out(self.replica.on_proposal_done(answered=answered))
+
+    def _on_disk(self, life: int, ticket: int) -> None:
+        # The disk counts its own lives; `post` asks for this process's.
+        del life
+        self.post(self.life, self.on_durable, ticket)
+
+    def on_durable(self, ticket: int) -> None:
+        """The disk has caught up."""
+        self._carry_out(self.replica.on_durable(ticket))
+
+    def append(self, n_entries: int) -> bool:
+        """Execute operations, if this node may."""
+        replica = self.replica
+        if not self.is_up or self.paused or not replica.may_execute() or not replica.core.writable:
+            return False
+        self._appended += 1
+        # Different bytes for each record, so that two of them at one place are told apart.
+        key = f"{self.id}.{self.life}.{self._appended}".encode()
+        record = make_record(
+            replica.next_index,
+            replica.epoch,
+            replica.core.commit_index,
+            [[(0, key, _PAYLOAD)]] * n_entries,
+        )
+        self._carry_out(replica.append(record))
+        return True
+
+    def hand_over(self, to: str) -> None:
+        """Ask for a handover."""
+        if not self.is_up or self.paused or self.replica.primary is None:
+            return
+        problem, effects = self.replica.start_handover(to, 500)
+        if self.clockwork.tracing:
+            self.clockwork.note(f"{self.id} hands over to {to}: {problem or 'begun'}")
+        self._carry_out(effects)
+
+    def trim(self, first_index: int) -> None:
+        """Forget old entries of the log."""
+        if not self.is_up or self.paused or self.installing or not self.disk.idle:
+            return
+        first = self.disk.trim(min(first_index, self.replica.core.commit_index))
+        self._carry_out(self.replica.on_log_trimmed(first))
+
+    # -- effects
+
+    def _carry_out(self, effects: list[fx.Effect]) -> None:
+        handlers = self._handlers
+        for effect in effects:
+            handlers[type(effect)](effect)
+        core = self.replica.core
+        if self.has_lost and not core.suspect and not core.damaged:
+            self.has_lost = False
+        self.world.oracle.check_node(self)
+
+    def _send(self, effect: fx.Send) -> None:
+        self.world.oracle.on_sent_as_primary(self, effect.message)
+        self.world.network.send(self.id, effect.peer, effect.message)
+
+    def _reply(self, effect: fx.Reply) -> None:
+        self.world.oracle.on_replied(self, effect.peer, effect.message)
+        self.world.network.reply(self.id, effect.peer, effect.message)
+
+    def _write(self, effect: fx.WriteRecords) -> None:
+        cache = self.disk.cache
+        previous = cache.epoch_at(effect.records[0].first_index - 1)
+        for record in effect.records:
+            self.world.oracle.on_write(self, record, previous)
+            previous = record.epoch
+        if cache.last_index + 1 != effect.records[0].first_index:
+            self.world.oracle.fail(f"{self.id} writes beside the end of its log")
+        self.disk.submit(effect.ticket, "records", effect.records)
+
+    def _truncate(self, effect: fx.TruncateLog) -> None:
+        self.clockwork.seen["truncation"] += 1
+        if self.clockwork.tracing:
+            self.clockwork.note(f"{self.id} cuts its log from {effect.from_index} on")
+        if effect.from_index <= self.replica.core.commit_index:
+            self.world.oracle.fail(f"D6: {self.id} cuts entry {effect.from_index}: committed")
+        self.disk.submit(effect.ticket, "truncate", effect.from_index)
+
+    def _accepted(self, effect: fx.RecordAccepted) -> None:
+        self.disk.submit(effect.ticket, "accepted", (effect.epoch, effect.primary))
+
+    def _clear_damaged(self, effect: fx.ClearDamaged) -> None:
+        self.clockwork.seen["damage repaired"] += 1
+        self.disk.submit(effect.ticket, "clear_damaged", None)
+
+    def _commit(self, effect: fx.Commit) -> None:
+        self.world.oracle.on_commit(self, self.commit_index, effect.index)
+        self.commit_index = effect.index
+
+    def _propose(self, effect: fx.Propose) -> None:
+        change = effect.change
+        if self.clockwork.tracing:
+            self.clockwork.note(f"{self.id} proposes {change} at {effect.expected_version}")
+        self.world.oracle.on_proposed(self, change)
+        if isinstance(change, TakeOver):
+            self.takeovers.add(effect.expected_version)
+        self.world.agreement.propose(self, change, effect.expected_version)
+
+    def _read_log(self, effect: fx.ReadLog) -> None:
+        self.clockwork.seen["log replay"] += 1
+        delay = self.clockwork.between(0.1, 10)
+        self.clockwork.after(delay, self.post, self.life, self._log_is_read, effect)
+
+    def _log_is_read(self, effect: fx.ReadLog) -> None:
+        records = self.disk.cache.read(effect.from_index, READ_LIMIT_RECORDS)
+        self._carry_out(self.replica.on_log_read(effect.peer, effect.session, records))
+
+    def _start_epoch(self, effect: fx.StartEpoch) -> None:
+        self.clockwork.seen["epoch opened"] += 1
+        if self.clockwork.tracing:
+            self.clockwork.note(f"{self.id} opens epoch {effect.epoch}")
+        self.world.oracle.on_start_epoch(self, effect.epoch)
+
+    def _step_down(self, effect: fx.StepDown) -> None:
+        self.clockwork.seen["step down"] += 1
+        if self.clockwork.tracing:
+            self.clockwork.note(f"{self.id} steps down from epoch {effect.epoch}")
+
+    def _handover_ended(self, effect: fx.HandoverEnded) -> None:
+        self.clockwork.seen["handover given up"] += 1
+        if self.clockwork.tracing:
+            self.clockwork.note(f"{self.id}: handover ended: {effect.reason}")
+
+    def _redial(self, effect: fx.Redial) -> None:
+        self.clockwork.seen["redial"] += 1
+        if self.clockwork.tracing:
+            self.clockwork.note(f"{self.id} redials {effect.peer}: {effect.reason}")
+        connection = self.world.network.outgoing.get((self.id, effect.peer))
+        if connection is not None:
+            self.world.network.close(connection, 0)
+
+    # -- snapshots: a copy of the state at the primary's commit index
+
+    def _send_snapshot(self, effect: fx.SendSnapshot) -> None:
+        self.clockwork.seen["snapshot begun"] += 1
+        delay = self.clockwork.between(0, 20)
+        self.clockwork.after(delay, self.post, self.life, self._snapshot_leaves, effect)
+
+    def _snapshot_leaves(self, effect: fx.SendSnapshot) -> None:
+        core, world = self.replica.core, self.world
+        index = core.commit_index
+        epoch = core.log.epoch_at(index)
+        if epoch is None or self.clockwork.chance(world.snapshot_failure_rate):
+            self._snapshot_done(effect, done=False)
+            return
+        target = world.nodes[effect.peer]
+        if self.clockwork.tracing:
+            self.clockwork.note(f"{self.id} sends {target.id} a snapshot at ({index}, {epoch})")
+        self.clockwork.after(
+            self.clockwork.between(5, world.snapshot_ms),
+            self._snapshot_arrives, effect, self.life, target, target.life, index, epoch,
+        )  # fmt: skip
+
+    def _snapshot_arrives(
+        self, effect: fx.SendSnapshot, life: int, target: Node, target_life: int,
+        index: int, epoch: int,
+    ) -> None:  # fmt: skip
+        network = self.world.network
+        if (
+            target.life != target_life
+            or target.paused
+            or network.is_cut(self.id, target.id)
+            or network.is_cut(target.id, self.id)
+        ):
+            self.post(life, self._snapshot_done, effect, done=False)
+            return
+        target.post(target_life, target.take_snapshot, self, life, effect, index, epoch)
+
+    def take_snapshot(
+        self, sender: Node, sender_life: int, effect: fx.SendSnapshot, index: int, epoch: int
+    ) -> None:
+        """Begin to put a received snapshot in place of the log."""
+        problem = self.replica.start_install(index, epoch)
+        if problem:
+            self.clockwork.seen["snapshot refused"] += 1
+            if self.clockwork.tracing:
+                self.clockwork.note(f"{self.id} refuses the snapshot at {index}: {problem}")
+            sender.post(sender_life, sender._snapshot_done, effect, done=False)
+            return
+        self.installing = True
+        self.clockwork.after(
+            self.clockwork.between(0.5, 30),
+            self.post, self.life, self._install, sender, sender_life, effect, index, epoch,
+        )  # fmt: skip
+
+    def _install(
+        self, sender: Node, sender_life: int, effect: fx.SendSnapshot, index: int, epoch: int
+    ) -> None:
+        if not self.disk.idle:
+            self.clockwork.after(
+                2, self.post, self.life, self._install, sender, sender_life, effect, index, epoch
+            )
+            return
+        self.disk.install(index, epoch)
+        self.installing = False
+        self.clockwork.seen["snapshot installed"] += 1
+        if self.clockwork.tracing:
+            self.clockwork.note(f"{self.id} has installed the snapshot at ({index}, {epoch})")
+        self.commit_index = index
+        self._carry_out(self.replica.on_snapshot_installed(index, epoch))
+        self.clockwork.after(
+            self.clockwork.between(0.5, 20),
+            sender.post, sender_life, sender._snapshot_done_kw, effect,
+        )  # fmt: skip
+
+    def _snapshot_done_kw(self, effect: fx.SendSnapshot) -> None:
+        self._snapshot_done(effect, done=True)
+
+    def _snapshot_done(self, effect: fx.SendSnapshot, *, done: bool) -> None:
+        self._carry_out(self.replica.on_snapshot_sent(effect.peer, effect.session, done=done))
+
+
+def _brief(message: Message) -> str:
+    fields = {name: getattr(message, name) for name in message.__struct_fields__}
+    if "records" in fields:
+        fields["records"] = len(fields["records"])
+    text = " ".join(f"{name}={value}" for name, value in fields.items())
+    return f"{type(message).__name__} {text}"

@@ -1,0 +1,208 @@
+"""What must hold after every event, judged with the knowledge that no node has.
+
+The oracle knows the true views, the true disks, every record that was ever written and every entry
+that was ever acknowledged. A broken rule raises `ViolationError`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from datapath.messages import AppendReply, HeartbeatReply, Message, ProbeReply
+from datapath.records import Record
+from election.view import TakeOver, View
+from tests.sim.clockwork import Clockwork, ViolationError
+
+if TYPE_CHECKING:
+    from tests.sim.node import Node
+
+
+class Oracle:
+    """Global truth."""
+
+    def __init__(self, clockwork: Clockwork, min_in_sync: int) -> None:
+        self._clockwork = clockwork
+        self._min_in_sync = min_in_sync
+        self.nodes: dict[str, Node] = {}
+        self.view: View | None = None
+        self.primaries: dict[int, str] = {}  # epoch -> primary
+        self.committed: list[int] = [0]  # index -> epoch of the committed entry
+        self.acknowledged = 0  # the highest index that a primary committed
+        self._records: dict[tuple[int, int], tuple[bytes, int]] = {}  # -> bytes, epoch before
+        self._openings: dict[int, tuple[str, int]] = {}  # epoch -> the (node, life) that opened it
+
+    def fail(self, text: str) -> None:
+        """A rule is broken."""
+        raise ViolationError(text)
+
+    # -- views
+
+    def on_true_view(self, old: View | None, new: View) -> None:
+        """E1, and one primary for each epoch."""
+        known = self.primaries.setdefault(new.epoch, new.primary)
+        if known != new.primary:
+            self.fail(f"epoch {new.epoch} has two primaries: {known} and {new.primary}")
+        if old is not None and new.epoch != old.epoch and new.primary not in old.in_sync:
+            self.fail(f"E1: {new.primary} was not in the in-sync set {old.in_sync}")
+        for node in new.in_sync:
+            member = new.member(node)
+            if member is None or member.role != "replica":
+                self.fail(f"E1: {node} is in the in-sync set and no replica among the members")
+        self.view = new
+
+    # -- logs
+
+    def on_write(self, node: Node, record: Record, previous_epoch: int | None) -> None:
+        """Equal (index, epoch) means equal bytes, and equal histories."""
+        if previous_epoch is None:
+            self.fail(f"{node.id} writes record {record.first_index} after a gap")
+            return
+        key = (record.first_index, record.epoch)
+        known = self._records.setdefault(key, (record.data, previous_epoch))
+        if known != (record.data, previous_epoch):
+            self.fail(f"{node.id} writes another record at {key} than was written there before")
+
+    def on_commit(self, node: Node, old: int, index: int) -> None:
+        """A node has committed: D1, and never anything else than anyone before."""
+        log, committed = node.replica.core.log, self.committed
+        if index <= old:
+            self.fail(f"the commit index of {node.id} goes from {old} to {index}")
+        primary = node.replica.primary
+        for position in range(max(old, log.base_index) + 1, index + 1):
+            epoch = log.epoch_at(position)
+            if epoch is None:
+                self.fail(f"{node.id} commits entry {position}, which it does not hold")
+                return
+            if position >= len(committed):
+                if primary is None:
+                    self.fail(f"{node.id} commits {position}, which no primary has committed")
+                committed.append(epoch)
+            elif committed[position] != epoch:
+                self.fail(
+                    f"entry {position} was committed with epoch {committed[position]}, and "
+                    f"{node.id} commits it with epoch {epoch}"
+                )
+        if primary is None or index <= self.acknowledged:
+            return
+        self.acknowledged = index
+        self._check_copies(node, index)
+        for other in self.nodes.values():
+            if other.is_up and other.replica.primary is not None:
+                self.check_holds_all(other)
+
+    def _check_copies(self, node: Node, index: int) -> None:
+        """D1: it is on every true disk of the in-sync set."""
+        view, epoch, copies = self.view, self.committed[index], 0
+        assert view is not None
+        for node_id, other in self.nodes.items():
+            durable = other.disk.durable
+            if durable.epoch_at(index) == epoch or index <= durable.base_index or other.has_lost:
+                copies += 1
+            elif node_id in view.in_sync:
+                self.fail(
+                    f"D1: {node.id} commits entry {index} of epoch {epoch}, and the disk of "
+                    f"{node_id}, which is in sync, ends at {durable.last_index}"
+                )
+        if copies < self._min_in_sync:
+            self.fail(f"D1: {node.id} commits entry {index} on {copies} copies")
+
+    def check_holds_all(self, node: Node) -> None:
+        """A primary that opens an epoch, or has, holds everything that was ever acknowledged."""
+        primary = node.replica.primary
+        last = len(self.committed) - 1
+        if primary is None or primary.stage != "open" or not last:
+            return
+        if primary.epoch < self.committed[last]:
+            return
+        log = node.replica.core.log
+        if last > log.base_index and log.epoch_at(last) != self.committed[last]:
+            self.fail(
+                f"{node.id}, primary of epoch {primary.epoch}, lacks entry {last} of epoch "
+                f"{self.committed[last]}, which was acknowledged; its log ends at {log.last_index}"
+            )
+
+    def on_start_epoch(self, node: Node, epoch: int) -> None:
+        """A primary opens its epoch: once, and with everything (D6); never in an old one (d)."""
+        if self.primaries.get(epoch) != node.id:
+            self.fail(f"{node.id} opens epoch {epoch} of {self.primaries.get(epoch)}")
+        known = self._openings.setdefault(epoch, (node.id, node.life))
+        if known != (node.id, node.life):
+            self.fail(f"rule d: epoch {epoch}, opened by {known}, is opened again by {node.id}")
+        if node.replica.core.damaged:
+            self.fail(f"rule e: {node.id} opens epoch {epoch} with a damaged log")
+        self.check_holds_all(node)
+
+    # -- messages
+
+    def on_sent_as_primary(self, node: Node, message: Message) -> None:
+        """Rule c: nothing in an epoch leaves before the epoch is durable."""
+        epoch = message.epoch
+        if node.disk.accepted != (epoch, node.id):
+            self.fail(
+                f"rule c: {node.id} speaks in epoch {epoch} and has accepted "
+                f"{node.disk.accepted} on disk"
+            )
+        if self.primaries.get(epoch) != node.id:
+            self.fail(f"{node.id} speaks as the primary of epoch {epoch}")
+
+    def on_replied(self, node: Node, peer: str, message: Message) -> None:
+        """E5, D9, and rule b."""
+        if not isinstance(message, ProbeReply | AppendReply | HeartbeatReply):
+            return
+        if node.disk.accepted != (message.epoch, peer):
+            self.fail(
+                f"E5: {node.id} acknowledges epoch {message.epoch} to {peer} and has accepted "
+                f"{node.disk.accepted} on disk"
+            )
+        if isinstance(message, AppendReply):
+            if message.match_index > node.disk.durable.last_index:
+                self.fail(
+                    f"D9: {node.id} acknowledges up to {message.match_index}, and its disk ends at "
+                    f"{node.disk.durable.last_index}"
+                )
+        elif isinstance(message, HeartbeatReply):
+            view = node.replica.view
+            if view is not None and view.version in node.takeovers:
+                self.fail(f"rule b: {node.id} promises while its own take-over may commit yet")
+
+    def on_proposed(self, node: Node, change: object) -> None:
+        """Rule e: a node that has lost entries proposes itself for nothing."""
+        if isinstance(change, TakeOver) and node.replica.core.damaged:
+            self.fail(f"rule e: {node.id} is damaged and proposes itself")
+
+    # -- after every event
+
+    def check_node(self, node: Node) -> None:
+        """What can be said of one node, and of those that believe to be primaries."""
+        replica = node.replica
+        core = replica.core
+        cache = node.disk.cache
+        if core.log.last_index != cache.last_index or core.durable_index < core.commit_index:
+            self.fail(
+                f"{node.id}: the log ends at {core.log.last_index} ({cache.last_index} written), "
+                f"durable {core.durable_index}, commit {core.commit_index}"
+            )
+        if core.durable_index > node.disk.durable.last_index and not node.installing:
+            self.fail(f"D9: {node.id} takes {core.durable_index} for durable")
+        if replica.primary is not None and replica.may_serve(node.clock()):
+            self.check_serving(node)
+
+    def check_serving(self, node: Node) -> None:
+        """At most one serves at any instant, and it serves all that was acknowledged (D4, D6)."""
+        commit_index = node.replica.core.commit_index
+        if commit_index < self.acknowledged:
+            self.fail(
+                f"{node.id} serves at commit index {commit_index}, and {self.acknowledged} was "
+                "acknowledged"
+            )
+        for other in self.nodes.values():
+            if (
+                other is not node
+                and other.is_up
+                and other.replica.primary is not None
+                and other.replica.may_serve(other.clock())
+            ):
+                self.fail(
+                    f"D4: {node.id} in epoch {node.replica.epoch} and {other.id} in epoch "
+                    f"{other.replica.epoch} serve at the same time"
+                )

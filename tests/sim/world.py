@@ -1,0 +1,138 @@
+"""A simulated cluster: production replicas on simulated machines, judged after every event."""
+
+from __future__ import annotations
+
+from datapath.settings import Bounds, Timing
+from election.view import AddMember, Member, View
+from tests.sim.agreement import Agreement
+from tests.sim.clockwork import Clockwork
+from tests.sim.network import Network
+from tests.sim.node import Node
+from tests.sim.oracle import Oracle
+
+
+def make_member(node_id: str) -> Member:
+    """Return a replica that is a member."""
+    return Member(
+        id=node_id,
+        role="replica",
+        client=f"{node_id}:1",
+        peer=f"{node_id}:2",
+        raft=f"{node_id}:3",
+        data_id=node_id,
+    )
+
+
+def make_witness() -> Member:
+    """Return a witness; it runs no replica and must never get into the in-sync set."""
+    return Member(id="w", role="witness", client="w:1", peer="w:2", raft="w:3")
+
+
+class World:
+    """All nodes, up from the first event on. The first view names "a" alone (bootstrap)."""
+
+    def __init__(
+        self,
+        seed: int,
+        n_nodes: int,
+        *,
+        min_in_sync: int = 1,
+        n_members: int | None = None,
+        trace: bool = False,
+        timing: Timing | None = None,
+    ) -> None:
+        self.clockwork = Clockwork(seed, trace=trace)
+        self.timing = timing or Timing()
+        self.bounds = Bounds(
+            min_in_sync=min_in_sync,
+            recent_records_bytes=600,
+            max_append_bytes=400,
+            max_peer_inflight_bytes=1200,
+        )
+        self.takeover_order: dict[str, int] = {}
+        self.snapshot_failure_rate = 0.0
+        self.snapshot_ms = 150.0
+        self.oracle = Oracle(self.clockwork, min_in_sync)
+        self.network = Network(self.clockwork)
+        names = "abcdefgh"[:n_nodes]
+        members = [make_member(name) for name in names[: n_members or n_nodes]]
+        first = View(
+            cluster_id="sim",
+            epoch=1,
+            version=1,
+            primary="a",
+            in_sync=("a",),
+            members=(*members, make_witness()),
+        )
+        self.agreement = Agreement(self.clockwork, self.oracle, first)
+        self.nodes = {name: Node(self, name) for name in names}
+        self.network.nodes = self.agreement.nodes = self.oracle.nodes = self.nodes
+        for node in self.nodes.values():
+            node.start()
+
+    # -- what tests and faults ask for
+
+    @property
+    def view(self) -> View:
+        """The true view."""
+        return self.agreement.view
+
+    def run_for(self, duration_ms: float) -> None:
+        """Let time pass."""
+        self.clockwork.run_until(self.clockwork.now + duration_ms)
+
+    def primary(self) -> Node | None:
+        """The node that serves now, if there is one."""
+        for node in self.nodes.values():
+            if node.is_up and not node.paused and node.replica.may_serve(node.clock()):
+                return node
+        return None
+
+    def live_members(self) -> list[Node]:
+        """The running replicas that belong to the cluster."""
+        members = {member.id for member in self.view.members}
+        return [node for node in self.nodes.values() if node.is_up and node.id in members]
+
+    def heal(self) -> None:
+        """End all faults: everyone runs and reaches everyone, and disks are fast."""
+        clockwork, agreement = self.clockwork, self.agreement
+        if clockwork.tracing:
+            clockwork.note("ALL FAULTS HEAL")
+        self.network.heal_all()
+        self.network.delay_ms = (0.1, 1.5)
+        agreement.unknown_rate, agreement.laggards = 0.0, 0.0
+        agreement.delay_ms = (2.0, 15.0)
+        self.snapshot_failure_rate = 0.0
+        for node in self.nodes.values():
+            node.disk.latency_ms = (0.1, 1.5)
+            if node.disk.stalled_since is not None:
+                node.disk.resume()
+            agreement.reconnect(node.id)
+            if not node.is_up:
+                node.start()
+            node.resume()
+            node.replica.core.writable = True
+            if self.view.member(node.id) is None:
+                agreement.commit(AddMember(make_member(node.id)), self.view.version)
+
+    def whole_problem(self) -> str:
+        """Why the cluster is not whole: "" once all replicas are in sync, equal, and served."""
+        primary, view = self.primary(), self.view
+        if primary is None:
+            return "nobody serves"
+        live = self.live_members()
+        if {node.id for node in live} != set(view.in_sync):
+            return f"in sync are {view.in_sync}, and {[node.id for node in live]} are up"
+        first = live[0].replica.core
+        for node in live:
+            core = node.replica.core
+            if core.view is None or core.view.version != view.version:
+                return f"{node.id} does not know view {view.version}"
+            place = (core.log.last_index, core.log.last_epoch, core.commit_index)
+            if place != (first.log.last_index, first.log.last_epoch, first.log.last_index):
+                return f"{node.id} stands at {place}, {live[0].id} ends at {first.log.last_index}"
+            if core.damaged or core.suspect:
+                return f"{node.id} is still suspect or damaged"
+        if len(self.oracle.committed) - 1 != first.log.last_index:
+            return f"{len(self.oracle.committed) - 1} entries were acknowledged"
+        return ""

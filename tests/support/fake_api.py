@@ -1,0 +1,240 @@
+"""Nodes for the client's tests: the real HTTP API on real sockets, over one store in memory.
+
+`FakeCluster` shows several nodes that share one `LocalNode`. What can go wrong is switched on: a
+node's `faults` say what happens to the next writes, `cut` what happens to the next connections'
+requests on their way, `silence` makes it accept and never answer, `kill` and `restart` are what
+they say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Literal
+
+import msgspec
+
+from cluster.http_api import HttpApi, HttpSettings
+from cluster.kv import KeyValue
+from datapath.errors import NotPrimaryError, StorageFullError, UnknownOutcomeError
+from datapath.operations import ClusterStatus, Digest, Operation, Query, QueryResult, Result
+from election.view import Member, View
+from tests.support.local_node import LocalNode
+
+Fault = Literal["not_applied", "unknown_before", "unknown_after", "full", "slow"]
+Cut = Literal["before", "after"]
+
+
+class FakeNode:
+    """One node's face of the shared store."""
+
+    def __init__(self, core: LocalNode, node_id: str) -> None:
+        self.node_id = node_id
+        self.core = core
+        self.faults: deque[Fault] = deque()
+        self.delay_s = 0.05
+        self.requests = 0
+        self.timeouts_ms: list[int] = []
+
+    @property
+    def epoch(self) -> int:
+        return self.core.epoch
+
+    @property
+    def primary(self) -> str:
+        return self.core.primary
+
+    @property
+    def is_primary(self) -> bool:
+        return self.core.primary == self.node_id
+
+    @property
+    def is_ready(self) -> bool:
+        return True
+
+    async def execute(self, operation: Operation, timeout_ms: int) -> Result:
+        self.requests += 1
+        self.timeouts_ms.append(timeout_ms)
+        fault = self.faults.popleft() if self.faults else ""
+        match fault:
+            case "not_applied":
+                raise NotPrimaryError("no_primary", "switched on by the test")
+            case "full":
+                raise StorageFullError("storage_full", "switched on by the test")
+            case "unknown_before":
+                raise UnknownOutcomeError("outcome_unknown", "switched on by the test")
+            case "slow":
+                await asyncio.sleep(self.delay_s)
+        result = await self.core.execute(operation, timeout_ms)
+        if fault == "unknown_after":
+            raise UnknownOutcomeError("outcome_unknown", "switched on by the test")
+        return result
+
+    async def query(self, query: Query, timeout_ms: int) -> QueryResult:
+        self.requests += 1
+        result = await self.core.query(query, timeout_ms)
+        return msgspec.structs.replace(result, node=self.node_id)
+
+    async def handover(self, to: str, timeout_ms: int) -> View:
+        view = await self.core.handover(to, timeout_ms)
+        if self.faults and self.faults.popleft() == "unknown_after":
+            raise UnknownOutcomeError("outcome_unknown", "switched on by the test")
+        return view
+
+    async def remove_member(self, node: str, timeout_ms: int) -> View:
+        return await self.core.remove_member(node, timeout_ms)
+
+    async def cluster_status(self) -> ClusterStatus:
+        return await self.core.cluster_status()
+
+    async def digest(self) -> Digest:
+        return msgspec.structs.replace(await self.core.digest(), node=self.node_id)
+
+    def counters(self) -> Mapping[str, float]:
+        return self.core.counters()
+
+
+class FakeServer:
+    """A node's HTTP API behind a relay that can cut, be silent, or be gone."""
+
+    def __init__(self, core: LocalNode, node_id: str) -> None:
+        self.node = FakeNode(core, node_id)
+        self.cuts: deque[Cut] = deque()
+        self.port = 0
+        self.accepted = 0
+        self._api = HttpApi(self.node, HttpSettings(shutdown_grace_ms=100))
+        self._relay: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._silent = False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        await self._api.start("127.0.0.1", 0)
+        await self.restart()
+
+    async def restart(self) -> None:
+        """Be there (again), on the same port."""
+        self._relay = await asyncio.start_server(
+            self._accept, "127.0.0.1", self.port, reuse_address=True
+        )
+        self.port = self._relay.sockets[0].getsockname()[1]
+
+    async def kill(self) -> None:
+        """Refuse connections, and break those there are."""
+        if self._relay is not None:
+            self._relay.close()
+            self._relay = None
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def stop(self) -> None:
+        await self.kill()
+        await self._api.stop()
+
+    def silence(self, silent: bool = True) -> None:
+        """Accept, take requests, and pass nothing on."""
+        self._silent = silent
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._serve(reader, writer)
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Relay bytes; a cut is taken at the first bytes of a request."""
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._api.port)
+        back = asyncio.ensure_future(self._back(up_reader, writer))
+        try:
+            while data := await reader.read(65536):
+                cut = self.cuts.popleft() if self.cuts else ""
+                if cut == "before":
+                    return
+                if cut == "after":
+                    back.cancel()
+                    await asyncio.wait([back])
+                    up_writer.write(data)
+                    await up_reader.read(1)  # it has been applied, and nobody learns of it
+                    return
+                while self._silent:
+                    await asyncio.sleep(0.01)
+                up_writer.write(data)
+        finally:
+            back.cancel()
+            up_writer.transport.abort()
+
+    async def _back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+
+class FakeCluster:
+    """Nodes n1, n2, …; n1 is the primary at first."""
+
+    def __init__(self, count: int) -> None:
+        self.core = LocalNode(KeyValue())
+        self.servers = {
+            f"n{number}": FakeServer(self.core, f"n{number}") for number in range(1, count + 1)
+        }
+
+    @property
+    def endpoints(self) -> list[str]:
+        return [server.url for server in self.servers.values()]
+
+    def __getitem__(self, node: str) -> FakeServer:
+        return self.servers[node]
+
+    def value(self, key: str) -> bytes | None:
+        """What is stored, without the revision in front."""
+        stored = self.core.store.values.get(key.encode())
+        return None if stored is None else stored[8:]
+
+    def set_primary(self, node: str) -> None:
+        view = self.core.view
+        self.core.view = msgspec.structs.replace(
+            view, primary=node, epoch=view.epoch + 1, version=view.version + 1
+        )
+
+
+@asynccontextmanager
+async def fake_cluster(count: int = 3) -> AsyncIterator[FakeCluster]:
+    cluster = FakeCluster(count)
+    try:
+        for server in cluster.servers.values():
+            await server.start()
+        members = tuple(
+            Member(
+                id=node,
+                role="replica",
+                client=f"127.0.0.1:{server.port}",
+                peer=f"{node}:1",
+                raft=f"{node}:2",
+            )
+            for node, server in cluster.servers.items()
+        )
+        cluster.core.view = View(
+            cluster_id="fake",
+            epoch=1,
+            version=1,
+            primary="n1",
+            in_sync=tuple(cluster.servers),
+            members=members,
+        )
+        yield cluster
+    finally:
+        for server in cluster.servers.values():
+            await server.stop()

@@ -1,0 +1,231 @@
+"""A `Node` in one process and in memory: it really executes a service, and replicates nothing.
+
+For tests of what stands on a node's face (the HTTP API, the client) without a cluster. Operations
+are transactions: a refused one leaves nothing behind. Answers under an idempotency key are kept
+(D8). What can go wrong on a real node is switched on by tests: `fail_with`, `hold`, `ready`, ….
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+from bisect import bisect_left, insort
+from collections.abc import Mapping
+
+import msgspec
+
+from datapath.errors import NotAppliedError, NotPrimaryError, RejectedError
+from datapath.operations import (
+    ClusterStatus,
+    Digest,
+    NodeState,
+    Operation,
+    Query,
+    QueryResult,
+    Result,
+)
+from datapath.service import Service
+from election.view import Handover, Member, Refusal, RemoveMember, View, apply_change
+
+NODES = ("n1", "n2", "n3")
+
+
+class Store:
+    """Ordered byte keys."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self.keys: list[bytes] = []
+
+    def put(self, key: bytes, value: bytes) -> None:
+        if key not in self.values:
+            insort(self.keys, key)
+        self.values[key] = value
+
+    def delete(self, key: bytes) -> None:
+        if self.values.pop(key, None) is not None:
+            del self.keys[bisect_left(self.keys, key)]
+
+
+class LocalTransaction:
+    """One operation's view; its writes are applied by `commit`."""
+
+    def __init__(self, store: Store, index: int) -> None:
+        self._store = store
+        self._index = index
+        self.writes: dict[bytes, bytes | None] = {}
+
+    @property
+    def index(self) -> int:
+        return self._index
+
+    def get(self, key: bytes) -> bytes | None:
+        if key in self.writes:
+            return self.writes[key]
+        return self._store.values.get(key)
+
+    def range(self, start: bytes, end: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
+        if self.writes:
+            raise NotImplementedError("a range after a write")
+        keys, values = self._store.keys, self._store.values
+        first = bisect_left(keys, start)
+        stop = len(keys) if end is None else bisect_left(keys, end)
+        return [(key, values[key]) for key in keys[first : min(stop, first + limit)]]
+
+    def put(self, key: bytes, value: bytes) -> None:
+        self.writes[key] = value
+
+    def delete(self, key: bytes) -> None:
+        self.writes[key] = None
+
+    def commit(self) -> None:
+        for key, value in self.writes.items():
+            if value is None:
+                self._store.delete(key)
+            else:
+                self._store.put(key, value)
+
+
+class LocalNode:
+    """Implements `datapath.operations.Node`."""
+
+    def __init__(self, service: Service, node_id: str = "n1") -> None:
+        self.node_id = node_id
+        self.service = service
+        self.store = Store()
+        self.index = 0
+        self.executed = 0
+        self.ready = True
+        self.fail_with: Exception | None = None
+        self.hold: asyncio.Event | None = None
+        self.answers: dict[str, tuple[bytes, Result]] = {}
+        members = tuple(
+            Member(
+                id=node,
+                role="replica",
+                client=f"127.0.0.1:81{number:02}",
+                peer=f"127.0.0.1:82{number:02}",
+                raft=f"127.0.0.1:83{number:02}",
+            )
+            for number, node in enumerate(NODES, 1)
+        )
+        self.view = View(
+            cluster_id="local", epoch=1, version=1, primary="n1", in_sync=NODES, members=members
+        )
+
+    @property
+    def epoch(self) -> int:
+        return self.view.epoch
+
+    @property
+    def primary(self) -> str:
+        return self.view.primary
+
+    @property
+    def is_primary(self) -> bool:
+        return self.ready and self.view.primary == self.node_id
+
+    @property
+    def is_ready(self) -> bool:
+        return self.ready
+
+    async def execute(self, operation: Operation, timeout_ms: int) -> Result:
+        await self._gate()
+        key = operation.idempotency_key
+        fingerprint = b""
+        if key:
+            call = msgspec.msgpack.encode((operation.method, operation.args))
+            fingerprint = hashlib.blake2b(call).digest()
+            if key in self.answers:
+                return self._repeat(key, fingerprint)
+        in_sync = len(self.view.in_sync)
+        if operation.min_copies > in_sync:
+            raise NotAppliedError(
+                "not_enough_copies", f"{in_sync} replicas are in sync, not {operation.min_copies}"
+            )
+        result = await self._call(operation, 1 if operation.ack == "local" else in_sync)
+        if key:
+            self.answers[key] = (fingerprint, result)
+        return result
+
+    def _repeat(self, key: str, fingerprint: bytes) -> Result:
+        known, result = self.answers[key]
+        if known != fingerprint:
+            raise RejectedError(
+                "idempotency_key_reused", f"the key {key!r} belongs to another request"
+            )
+        return msgspec.structs.replace(result, repeated=True)
+
+    async def _call(self, operation: Operation, copies: int) -> Result:
+        tx = LocalTransaction(self.store, self.index + 1)
+        value = self.service.operations[operation.method](tx, *operation.args)
+        if inspect.iscoroutine(value):
+            value = await value
+        if tx.writes:
+            tx.commit()
+            self.index = tx.index
+        self.executed += 1
+        return Result(value, self.index, self.epoch, copies, self.primary)
+
+    async def query(self, query: Query, timeout_ms: int) -> QueryResult:
+        await self._gate()
+        tx = LocalTransaction(self.store, self.index)
+        value = self.service.queries[query.method](tx, *query.args)
+        return QueryResult(value, self.index, self.epoch, self.node_id)
+
+    async def _gate(self) -> None:
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.fail_with is not None:
+            raise self.fail_with
+        if not self.view.primary:
+            raise NotPrimaryError("no_primary", "no primary within the time given")
+
+    async def handover(self, to: str, timeout_ms: int) -> View:
+        return self._change(Handover(to))
+
+    async def remove_member(self, node: str, timeout_ms: int) -> View:
+        return self._change(RemoveMember(node))
+
+    def _change(self, change: Handover | RemoveMember) -> View:
+        outcome = apply_change(self.view, change, self.view.version)
+        if isinstance(outcome, Refusal):
+            raise RejectedError("refused", outcome.reason)
+        self.view = outcome
+        return outcome
+
+    async def cluster_status(self) -> ClusterStatus:
+        return ClusterStatus(
+            cluster="local",
+            epoch=self.view.epoch,
+            version=self.view.version,
+            primary=self.view.primary,
+            in_sync=self.view.in_sync,
+            nodes={member.id: self._state(member) for member in self.view.members},
+        )
+
+    def _state(self, member: Member) -> NodeState:
+        return NodeState(
+            role=member.role,
+            client=member.client,
+            state="primary" if member.id == self.view.primary else "backup",
+            applied_index=self.index,
+            durable_index=self.index,
+            lag=0,
+        )
+
+    async def digest(self) -> Digest:
+        if self.fail_with is not None:
+            raise self.fail_with
+        digest = hashlib.sha256()
+        for key in self.store.keys:
+            digest.update(msgspec.msgpack.encode((key, self.store.values[key])))
+        return Digest(node=self.node_id, applied_index=self.index, digest=digest.hexdigest())
+
+    def counters(self) -> Mapping[str, float]:
+        return {
+            "applied_index": self.index,
+            "epoch": self.epoch,
+            "operations_total": self.executed,
+        }

@@ -1,0 +1,26 @@
+"""Serve the HTTP API over a `LocalNode`: `python -m tests.support.serve_local [PORT]`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import uvloop
+
+from cluster.http_api import HttpApi
+from cluster.kv import KeyValue
+from tests.support.local_node import LocalNode
+
+
+async def serve(port: int) -> None:
+    api = HttpApi(LocalNode(KeyValue()))
+    await api.start("127.0.0.1", port)
+    print(f"http://127.0.0.1:{api.port}", flush=True)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await api.stop()
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(int(sys.argv[1]) if len(sys.argv) > 1 else 0))
