@@ -10,6 +10,7 @@ with a success, or as unknown.
 from __future__ import annotations
 
 import asyncio
+import io
 import math
 import random
 from collections.abc import Iterable, Mapping
@@ -38,6 +39,7 @@ ANSWER_MARGIN_S = 0.25  # the server is told to give up so much before the clien
 BACKOFF_FIRST_S = 0.02
 BACKOFF_MAX_S = 0.4
 REFRESH_INTERVAL_S = 0.2  # the cluster's status is asked for no more often than this
+BODY_AT_ONCE_BYTES = 1 << 20
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 _decode_problem = msgspec.json.Decoder(Problem).decode
@@ -171,12 +173,13 @@ class Transport:
         """Send once and return whatever comes. Raises UnreachableError if nothing was sent."""
         timeout = aiohttp.ClientTimeout(total=try_s, sock_connect=CONNECT_TIMEOUT_S)
         whole = URL(url + target, encoded=True)
+        large = call.body is not None and len(call.body) > BODY_AT_ONCE_BYTES
+        body = io.BytesIO(call.body or b"") if large else call.body  # aiohttp sends it in parts
         try:
             async with self._open().request(
-                call.method, whole, data=call.body, headers=call.headers, timeout=timeout
+                call.method, whole, data=body, headers=call.headers, timeout=timeout
             ) as response:
-                body = await response.read()
-                return Reply(response.status, response.headers, body)
+                return Reply(response.status, response.headers, await response.read())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise UnreachableError(str(error)) from error
 

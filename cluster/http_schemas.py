@@ -104,6 +104,10 @@ SCHEMAS: Json = {
             "primary": _TEXT,
             "in_sync": _NODES,
             "members": {"type": "array", "items": {"$ref": "#/components/schemas/Member"}},
+            "handed_over": {
+                "type": "boolean",
+                "description": "Whether the epoch began with a planned handover.",
+            },
         }
     ),
     "Member": _object(

@@ -169,7 +169,7 @@ class NodeProcess:
             on_view=self._gateway.share_view,
             on_fatal=self._end,
         )
-        self._receiver = SnapshotReceiver(engine.make_sink, engine.install_snapshot)
+        self._receiver = SnapshotReceiver(engine.snapshots.make_sink, engine.snapshots.install)
         return engine
 
     def _peer_address(self, peer: str) -> tuple[str, int] | None:

@@ -36,6 +36,7 @@ _VIEW = {
     "primary": "n2",
     "in_sync": ["n1", "n2", "n3"],
     "members": [],
+    "handed_over": True,
 }
 
 
@@ -246,7 +247,7 @@ def _cluster() -> Json:
         "getCluster",
         "Who is in charge, and how far everyone is",
         {"200": json_answer("As the primary sees it, or this node.", "ClusterStatus", example)},
-        ("unknown_parameter", *_READ_CODES),
+        ("unknown_parameter",),
     )
 
 

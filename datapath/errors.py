@@ -1,19 +1,19 @@
 """The data path's errors: one tree, each class saying what the caller may conclude.
 
-    DataPathError
-    ├── OperationError            an operation's answer; `code` is stable, `outcome` is one of:
-    │   ├── NotAppliedError       "not_applied": nothing changed, and nothing will
-    │   │   ├── RejectedError     the service itself said no (a condition failed, bad input)
-    │   │   ├── NotPrimaryError   this node cannot take it now; another may
-    │   │   ├── StorageFullError  no room on the primary's disk
-    │   │   └── OverloadedError   a bounded queue is full
-    │   └── UnknownOutcomeError   "unknown": it may or may not have been applied
-    ├── StorageError              this node's disk cannot be trusted or used
-    │   ├── LogCorruptError       a damaged record, named by file and offset
-    │   ├── DiskFullError         ENOSPC; nothing was half-written
-    │   ├── DiskFailedError       fsync or write failed: restart from disk (D9)
-    │   └── DataDirectoryError    wrong cluster, locked, missing, damaged identity
-    └── SafetyError               an invariant is broken: stop this node and keep its data
+DataPathError
+├── OperationError            an operation's answer; `code` is stable, `outcome` is one of:
+│   ├── NotAppliedError       "not_applied": nothing changed, and nothing will
+│   │   ├── RejectedError     the service itself said no (a condition failed, bad input)
+│   │   ├── NotPrimaryError   this node cannot take it now; another may
+│   │   ├── StorageFullError  no room on the primary's disk
+│   │   └── OverloadedError   a bounded queue is full
+│   └── UnknownOutcomeError   "unknown": it may or may not have been applied
+├── StorageError              this node's disk cannot be trusted or used
+│   ├── LogCorruptError       a damaged record, named by file and offset
+│   ├── DiskFullError         ENOSPC; nothing was half-written
+│   ├── DiskFailedError       fsync or write failed: restart from disk (D9)
+│   └── DataDirectoryError    wrong cluster, locked, missing, damaged identity
+└── SafetyError               an invariant is broken: stop this node and keep its data
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from datapath.engine import Engine, clock_ms
+from datapath.clock import clock_ms
+from datapath.engine import Engine
 from datapath.errors import (
     NotAppliedError,
     NotPrimaryError,
@@ -319,11 +320,9 @@ class Gateway:
         self._counters["read_index_calls_total"] += 1
         try:
             answer = await self.caller.call(self.primary, ReadIndexCall(), READ_INDEX_TIMEOUT_MS)
-            if not isinstance(answer, ReadIndexReturn):
-                raise NoAnswerError("the primary gave a strange answer")
-            engine.learn_commit(answer.epoch, answer.index)
+            index = _read_index_of(engine, answer)
             if not future.done():
-                future.set_result((asked_ms, answer.index))
+                future.set_result((asked_ms, index))
         except (OperationError, NotSentError, NoAnswerError) as problem:
             if not future.done():
                 future.set_exception(problem)
@@ -539,6 +538,13 @@ class Gateway:
         if not self._pin(node, data_id):
             return HelloReturn(_lost_disk(node), self._view)
         return HelloReturn("", self._view)
+
+
+def _read_index_of(engine: Engine, answer: Return) -> int:
+    if not isinstance(answer, ReadIndexReturn):
+        raise NoAnswerError("the primary gave a strange answer")
+    engine.learn_commit(answer.epoch, answer.index)
+    return answer.index
 
 
 def _lost_disk(node: str) -> str:

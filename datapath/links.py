@@ -267,7 +267,7 @@ class Link:
                         pass
                     case aiohttp.WSMsgType.CLOSE:
                         self._deliver()
-                        self.close(f"{self.peer} closed it: {frame.extra or frame.data}")
+                        self.close(f"{self.peer} closed it: {frame.extra or frame.data!a}")
                     case _:
                         self._deliver()
                         self.close(f"connection lost: {frame.data or frame.type.name}")
@@ -488,7 +488,8 @@ class PeerListener:
             try:
                 _tune(connection)
                 _, protocol = await loop.connect_accepted_socket(server, connection)
-            except OSError:
+            except Exception:
+                log.exception("a peer connection could not be taken")
                 connection.close()
                 continue
             self._strangers[protocol] = _Stranger(connection, loop.time())
@@ -540,7 +541,8 @@ class PeerListener:
         handshake = stranger.handshake
         if handshake is None or not handshake.done or handshake.kind != kind:
             return _plain(401, "a websocket here takes a finished handshake on this connection")
-        if len(self.links) >= self._max_links:
+        known = (handshake.peer, kind) in self.links
+        if len(self.links) >= self._max_links and not known:
             return _plain(503, f"{self.node_id} has {self._max_links} links already")
         del self._strangers[request.protocol]
         return await self._serve(request, stranger.socket, handshake)
@@ -668,8 +670,12 @@ class Dialer:
                 self._report(str(error), logging.ERROR)
             except TimeoutError:
                 self._report(f"no answer in {self._dial_timeout * 1000:.0f} ms", logging.WARNING)
-            except (OSError, aiohttp.ClientError, LinkError, ValueError) as error:
+            except (OSError, aiohttp.ClientError, LinkError) as error:
                 self._report(str(error) or repr(error), logging.WARNING)
+            except Exception as error:
+                # A dialer that ends would keep two nodes apart until a restart.
+                log.exception("%s: dialling %s failed", self._node_id, self.peer)
+                self._report(repr(error), logging.ERROR)
             if self.problem or loop.time() - started < MIN_HEALTHY_LINK_MS / 1000:
                 delay_ms = min(max(2 * delay_ms, MIN_REDIAL_DELAY_MS), MAX_REDIAL_DELAY_MS)
             else:

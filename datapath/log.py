@@ -68,7 +68,7 @@ _SEGMENT_NAME = re.compile(r"\d{20}\.seg")
 
 
 class Files:
-    """The system calls that may fail for want of room or a bad disk; tests inject failures here."""
+    """The system calls that change the log; tests inject failures and crashes here."""
 
     write_through: int = getattr(os, "RWF_DSYNC", 0)
 
@@ -87,6 +87,18 @@ class Files:
     def truncate(self, descriptor: int, size_bytes: int) -> None:
         """Cut the file to that size."""
         os.ftruncate(descriptor, size_bytes)
+
+    def remove(self, path: Path) -> None:
+        """Delete a file, durably."""
+        path.unlink()
+        sync_directory(path.parent)
+
+    def rename(self, path: Path, target: Path) -> None:
+        """Give a file another name, durably."""
+        path.rename(target)
+        sync_directory(target.parent)
+        if path.parent != target.parent:
+            sync_directory(path.parent)
 
 
 class Damage(NamedTuple):
@@ -156,8 +168,7 @@ class _Segment:
             header = fields + google_crc32c.value(fields).to_bytes(4, "little")
             files.write(descriptor, [header.ljust(SEGMENT_HEADER_SIZE_BYTES, b"\0")], 0, 0)
             files.sync(descriptor)
-            spare.rename(path)
-            sync_directory(path.parent)
+            files.rename(spare, path)
             size = os.fstat(descriptor).st_size
         except BaseException:
             os.close(descriptor)
@@ -591,9 +602,17 @@ class Log:
             group.append(record)
             size += length
         # Writing through makes only this write durable, so nothing older may be waiting.
-        through = self._files.write_through if durable and not self._dirty else 0
-        self._write(group, through)
-        if durable and not through:
+        if durable and not self._dirty and self._files.write_through:
+            try:
+                self._write(group, self._files.write_through)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+                self._files.write_through = 0  # not on this file system
+            else:
+                return
+        self._write(group, 0)
+        if durable:
             self._sync()
 
     def _write(self, group: list[Record], flags: int) -> None:
@@ -697,8 +716,7 @@ class Log:
         """Delete segment files, each durably before the next."""
         for segment in segments:
             segment.close()
-            segment.path.unlink()
-            sync_directory(self.directory)
+            self._files.remove(segment.path)
 
     def _shorten(self, segment: _Segment) -> None:
         """Make all after `end` read as zeros, durably.
@@ -947,9 +965,7 @@ class _Recovery:
     def _move_aside(self, path: Path) -> None:
         if path.exists():
             place = self._aside_directory()
-            path.rename(place / path.name)
-            sync_directory(place)
-            sync_directory(self._log.directory)
+            self._log._files.rename(path, place / path.name)
 
     def _reset_unless_it_reaches_the_base(self) -> None:
         log = self._log

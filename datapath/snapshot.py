@@ -14,6 +14,7 @@ The checksum over all is the content's hash, the same as `Store.digest` gives at
 from __future__ import annotations
 
 import shutil
+import time
 from itertools import groupby
 from pathlib import Path
 
@@ -24,6 +25,8 @@ import msgspec
 from datapath.datadir import storage_error
 from datapath.store import (
     DEFAULT_MAP_SIZE_BYTES,
+    NAP_S,
+    SLICE,
     SPACES,
     ContentHash,
     Environment,
@@ -109,6 +112,8 @@ class SnapshotReader:
                     if room <= 0:
                         return items, (space, key)
                     items.append((space, key, value))
+                    if not len(items) % SLICE:
+                        time.sleep(NAP_S)
                     room -= len(key) + len(value) + 8
             space, start = space + 1, b""
         return items, (SPACES, b"")
@@ -189,10 +194,13 @@ class SnapshotWriter:
             with environment.lmdb.begin(write=True) as transaction:
                 for space, items in groups:
                     cursor = transaction.cursor(environment.spaces[space])
-                    if cursor.putmulti(items, append=True)[1] != len(items):
-                        raise ValueError(f"chunk {number} is not in key order")
-        except (lmdb.KeyExistsError, lmdb.BadValsizeError) as error:
-            raise ValueError(f"chunk {number} is not in key order: {error}") from error
+                    for at in range(0, len(items), SLICE):
+                        piece = items[at : at + SLICE]
+                        if cursor.putmulti(piece, append=True)[1] != len(piece):
+                            raise ValueError(f"chunk {number} is not in key order")
+                        time.sleep(NAP_S)
+        except lmdb.BadValsizeError as error:
+            raise ValueError(f"chunk {number} holds an impossible key") from error
         except lmdb.Error as error:
             raise lmdb_failure(error, self._path, len(chunk) * 2) from error
         for space, items in groups:

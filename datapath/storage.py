@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -27,45 +26,6 @@ MIN_ROOM_BYTES = 64 * 1024
 MAX_UNFLUSHED_BYTES = 128 * 1024 * 1024
 """With so much waiting for the store, no more operations are taken: it is in memory."""
 _READ_BATCH_BYTES = 4 * 1024 * 1024
-
-
-class OutgoingSnapshot:
-    """A snapshot of the store as `datapath.transfer` sends it."""
-
-    def __init__(self, reader: SnapshotReader) -> None:
-        self._reader = reader
-        self.snapshot_id = secrets.token_hex(16)
-        self.index = reader.index
-        self.epoch = reader.epoch
-        self.read_chunk = reader.read_chunk
-        self.close = reader.close
-
-    @property
-    def count(self) -> int:
-        """Items in it; valid after the last chunk."""
-        return self._reader.count
-
-    def checksum(self) -> bytes:
-        """Return the checksum over all of it; valid after the last chunk."""
-        return self._reader.checksum().encode()
-
-
-class IncomingSnapshot:
-    """A snapshot as `datapath.transfer` receives it, on its way into a store."""
-
-    def __init__(self, writer: SnapshotWriter) -> None:
-        self.writer = writer
-        self.feed = writer.feed
-        self.abort = writer.abort
-
-    @property
-    def next_chunk(self) -> int:
-        """The chunk it needs next."""
-        return self.writer.next_chunk
-
-    def finish(self, checksum: bytes, count: int) -> None:
-        """Make it durable and verify it."""
-        self.writer.finish(checksum.decode(), count)
 
 
 class Storage:
@@ -119,7 +79,7 @@ class Storage:
         except LogCorruptError as error:
             # Never served: what stood after the damage is fetched from the primary again. Until
             # then this replica may lack what it has acknowledged, and must know that it does.
-            log.error(
+            log.error(  # noqa: TRY400 -- the error names file and offset; a traceback adds nothing
                 "%s. Entries after %d are fetched anew from the primary",
                 error,
                 error.last_good_index,
@@ -234,7 +194,7 @@ class Storage:
     # -- room and health
 
     def reserve(self, n_bytes: int) -> bool:
-        """Whether records of `n_bytes` can be taken, queued ones and the store's backlog counted."""
+        """Whether records of `n_bytes` can be taken, beside what is queued and not flushed."""
         return self.store.overlay_bytes < MAX_UNFLUSHED_BYTES and self._disk.reserve(n_bytes)
 
     @property
@@ -310,25 +270,23 @@ class Storage:
 
     # -- snapshots
 
-    async def snapshot_reader(self) -> OutgoingSnapshot:
+    async def snapshot_reader(self) -> SnapshotReader:
         """Return a consistent snapshot of all that is applied now."""
         if self._flusher is not None:
             await self._flusher.flush_now()
-        return OutgoingSnapshot(await asyncio.to_thread(SnapshotReader, self.store))
+        return await asyncio.to_thread(SnapshotReader, self.store)
 
-    def snapshot_writer(self, index: int, epoch: int) -> IncomingSnapshot:
+    def snapshot_writer(self, index: int, epoch: int) -> SnapshotWriter:
         """Return a place for a snapshot that is to be received."""
-        return IncomingSnapshot(
-            SnapshotWriter(
-                self.store.directory,
-                index,
-                epoch,
-                cluster_id=self.store.cluster_id,
-                map_size_bytes=self._map_size_bytes,
-            )
+        return SnapshotWriter(
+            self.store.directory,
+            index,
+            epoch,
+            cluster_id=self.store.cluster_id,
+            map_size_bytes=self._map_size_bytes,
         )
 
-    async def install_snapshot(self, snapshot: IncomingSnapshot, index: int, epoch: int) -> None:
+    async def install_snapshot(self, writer: SnapshotWriter, index: int, epoch: int) -> None:
         """Put a finished snapshot in place of the store, and empty the log.
 
         A crash in between leaves a store that is ahead of its log, which then starts anew.
@@ -336,7 +294,7 @@ class Storage:
         if self._flusher is None:
             raise RuntimeError("the storage has not been started")
         async with self._flusher.paused():
-            await asyncio.to_thread(snapshot.writer.install)
+            await asyncio.to_thread(writer.install)
             self.store.reopen()
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             loop = asyncio.get_running_loop()

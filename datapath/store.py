@@ -50,8 +50,10 @@ DEFAULT_MAP_SIZE_BYTES = 256 * 1024**3
 _FORMAT = b"1"
 _STATE = struct.Struct("<QQ")
 _ITEM = struct.Struct("<BII")
-_WRITE_SLICE = 1000  # records handed to LMDB in one call; sorting more at once would hold the GIL
-_SCAN_SLICE = 500  # records read between two chances for other threads
+# LMDB's binding gives the interpreter's lock back and takes it again with every record, and each
+# time the event loop loses the race for it: so threads here stop for a moment every few records.
+SLICE = 200
+NAP_S = 0.00002
 _OVERHEAD_BYTES = 120  # what a record in the overlay costs beside its key and value
 _ENVIRONMENT_NAME = re.compile(r"env-(\d{16})")
 
@@ -507,9 +509,9 @@ class Store:
                 total = ContentHash()
                 for space, database in enumerate(environment.spaces):
                     items = transaction.cursor(database).iternext()
-                    while piece := list(islice(items, _SCAN_SLICE)):
+                    while piece := list(islice(items, SLICE)):
                         total.update(space, piece)
-                        time.sleep(0)
+                        time.sleep(NAP_S)
                 return environment.state(transaction)[0], total.hex()
         except lmdb.Error as error:
             raise lmdb_failure(error, environment.path) from error
@@ -577,11 +579,12 @@ def _write_space(
 ) -> None:
     cursor = transaction.cursor(database)
     changes = iter(writes.items())
-    while piece := sorted(islice(changes, _WRITE_SLICE)):
+    while piece := sorted(islice(changes, SLICE)):
         cursor.putmulti([(key, value) for key, value in piece if value is not None])
         for key, value in piece:
             if value is None:
                 transaction.delete(key, db=database)
+        time.sleep(NAP_S)
 
 
 # CURRENT

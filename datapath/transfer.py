@@ -217,7 +217,7 @@ class SnapshotSender:
         """Send all of it, over as many links as it takes; return the installed (index, epoch).
 
         Closes the source. Raises TransferError when the receiver refuses or fails, or nothing
-        moves for the time limits; when cancelled, tells the receiver so.
+        moves for the time limits; and what the source raises. Cancelled, it tells the receiver.
         """
         if self.active:
             raise TransferError(f"snapshot {self.active} is still being sent")
@@ -374,9 +374,9 @@ class SnapshotReceiver:
 
     `make_sink(peer, offer)` answers an offer with a sink, or a refusal as text; it runs on the
     event loop. `on_received(offer, sink)` owns the finished snapshot and installs it; the sender is
-    told when it returns or raises. One transfer runs at a time; an offer of another snapshot replaces it, unless its
-    sender's epoch is lower. `bytes_done` and `chunks_done` count what is written of the running or
-    last transfer; `active` is its snapshot id, "" when none runs.
+    told when it returns or raises. One transfer runs at a time; an offer of another snapshot
+    replaces it, unless its sender's epoch is lower. `bytes_done` and `chunks_done` count what is
+    written of the running or last transfer; `active` is its snapshot id, "" when none runs.
     """
 
     def __init__(
@@ -460,8 +460,14 @@ class SnapshotReceiver:
             except Exception as error:
                 log.exception("the snapshot from %s failed", link.peer)
                 await self._abort(f"{type(error).__name__}: {error}")
-                if self._on_error is not None:
-                    self._on_error(error)
+                self._pass_on(error)
+
+    def _pass_on(self, error: Exception) -> None:
+        try:
+            if self._on_error is not None:
+                self._on_error(error)
+        except Exception:
+            log.exception("on_error of the snapshot receiver failed")
 
     async def _handle(self, link: Link, message: Message | None) -> None:
         if isinstance(message, Chunk):
@@ -516,7 +522,7 @@ class SnapshotReceiver:
         if end.chunks != sink.next_chunk:
             raise TransferError(f"{sink.next_chunk} chunks came of {end.chunks}")
         await _in_thread(sink.finish, end.checksum, end.count)
-        # From here on the sink is the installer's: to abort an installed one would delete the store.
+        # The installer's from here on: to abort an installed one would delete the store.
         self._sink = None
         await self._on_received(offer, sink)
         self._installed = offer

@@ -123,6 +123,7 @@ class RaftCore(Members):
                 nodeClass=Node,
                 transportClass=self._make_transport,
             )
+        self._SyncObj__serializer = storage.dumps
         self._SyncObj__needLoadDumpFile = False
         if dump is not None:
             self._SyncObj__raftLastApplied = self._SyncObj__raftCommitIndex = dump.last[1]
@@ -331,7 +332,7 @@ class RaftCore(Members):
         elif (
             message.term == self.raftCurrentTerm
             and node in self._SyncObj__otherNodes
-            and message.next_index <= self._SyncObj__getCurrentLogIndex() + 1
+            and 1 < message.next_index <= self._SyncObj__getCurrentLogIndex() + 1
         ):
             self._pass_on(node, message)
 

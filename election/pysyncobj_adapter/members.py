@@ -49,11 +49,13 @@ class Members(Elections):
             self.transferLeadership()  # The next leader removes this one.
             return
         after = changed_members(members, step).keys()
-        answering = {self._settings.node_id} | {
+        # All that answered the last heartbeats, on links that still stand.
+        since = now - 3 * self._settings.heartbeat_interval_ms / 1000
+        answering = {
             str(node.id)
             for node, at in self._SyncObj__lastResponseTime.items()
-            if now - at < self._settings.leader_fallback_ms / 1000
-        }
+            if at > since and node.id in self._links.connected()
+        } | {self._settings.node_id}
         if 2 * len(after & answering & members.keys()) > len(after):
             self._applyCommand(MEMBERSHIP + msgspec.msgpack.encode(step), None)
 

@@ -128,6 +128,7 @@ class Runner:
             core.watch(self._wake_fd, self._on_wake)
             # Between applying and waiting: an answer must not wait for the next event.
             core.addOnTickCallback(lambda: self._report(core))
+            self._report(core)
             self._listener.on_started()
             self._add(self._catch_up_id, encode_command(Read(self._catch_up_id)))
             while not self._stopping:

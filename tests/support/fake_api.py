@@ -1,9 +1,9 @@
 """Nodes for the client's tests: the real HTTP API on real sockets, over one store in memory.
 
-`FakeCluster` shows several nodes that share one `LocalNode`. What can go wrong is switched on: a
-node's `faults` say what happens to the next writes, `cut` what happens to the next connections'
-requests on their way, `silence` makes it accept and never answer, `kill` and `restart` are what
-they say.
+`FakeCluster` shows several nodes that share one `LocalNode`. What can go wrong is switched on:
+`faults` say what happens to the next writes, at whichever node; a server's `cuts` say what happens
+to the next requests on their way; `silence` makes it accept and never answer; `kill` and `restart`
+are what they say.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ Cut = Literal["before", "after"]
 class FakeNode:
     """One node's face of the shared store."""
 
-    def __init__(self, core: LocalNode, node_id: str) -> None:
+    def __init__(self, core: LocalNode, node_id: str, faults: deque[Fault]) -> None:
         self.node_id = node_id
         self.core = core
-        self.faults: deque[Fault] = deque()
+        self.faults = faults
         self.delay_s = 0.05
+        self.pace_s = 0.0  # every write takes so much longer
         self.requests = 0
         self.timeouts_ms: list[int] = []
 
@@ -67,6 +68,8 @@ class FakeNode:
                 raise UnknownOutcomeError("outcome_unknown", "switched on by the test")
             case "slow":
                 await asyncio.sleep(self.delay_s)
+            case _ if self.pace_s:
+                await asyncio.sleep(self.pace_s)
         result = await self.core.execute(operation, timeout_ms)
         if fault == "unknown_after":
             raise UnknownOutcomeError("outcome_unknown", "switched on by the test")
@@ -99,15 +102,16 @@ class FakeNode:
 class FakeServer:
     """A node's HTTP API behind a relay that can cut, be silent, or be gone."""
 
-    def __init__(self, core: LocalNode, node_id: str) -> None:
-        self.node = FakeNode(core, node_id)
+    def __init__(self, core: LocalNode, node_id: str, faults: deque[Fault]) -> None:
+        self.node = FakeNode(core, node_id, faults)
         self.cuts: deque[Cut] = deque()
         self.port = 0
         self.accepted = 0
         self._api = HttpApi(self.node, HttpSettings(shutdown_grace_ms=100))
         self._relay: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._silent = False
+        self._passing = asyncio.Event()
+        self._passing.set()
 
     @property
     def url(self) -> str:
@@ -139,7 +143,10 @@ class FakeServer:
 
     def silence(self, silent: bool = True) -> None:
         """Accept, take requests, and pass nothing on."""
-        self._silent = silent
+        if silent:
+            self._passing.clear()
+        else:
+            self._passing.set()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
@@ -169,8 +176,7 @@ class FakeServer:
                     up_writer.write(data)
                     await up_reader.read(1)  # it has been applied, and nobody learns of it
                     return
-                while self._silent:
-                    await asyncio.sleep(0.01)
+                await self._passing.wait()
                 up_writer.write(data)
         finally:
             back.cancel()
@@ -187,8 +193,10 @@ class FakeCluster:
 
     def __init__(self, count: int) -> None:
         self.core = LocalNode(KeyValue())
+        self.faults: deque[Fault] = deque()
         self.servers = {
-            f"n{number}": FakeServer(self.core, f"n{number}") for number in range(1, count + 1)
+            f"n{number}": FakeServer(self.core, f"n{number}", self.faults)
+            for number in range(1, count + 1)
         }
 
     @property

@@ -99,6 +99,7 @@ class LocalNode:
         self.ready = True
         self.fail_with: Exception | None = None
         self.hold: asyncio.Event | None = None
+        self.waiting = 0
         self.answers: dict[str, tuple[bytes, Result]] = {}
         members = tuple(
             Member(
@@ -176,6 +177,7 @@ class LocalNode:
 
     async def _gate(self) -> None:
         if self.hold is not None:
+            self.waiting += 1
             await self.hold.wait()
         if self.fail_with is not None:
             raise self.fail_with
@@ -183,9 +185,11 @@ class LocalNode:
             raise NotPrimaryError("no_primary", "no primary within the time given")
 
     async def handover(self, to: str, timeout_ms: int) -> View:
+        await self._gate()
         return self._change(Handover(to))
 
     async def remove_member(self, node: str, timeout_ms: int) -> View:
+        await self._gate()
         return self._change(RemoveMember(node))
 
     def _change(self, change: Handover | RemoveMember) -> View:
@@ -196,6 +200,8 @@ class LocalNode:
         return outcome
 
     async def cluster_status(self) -> ClusterStatus:
+        if self.fail_with is not None:
+            raise self.fail_with
         return ClusterStatus(
             cluster="local",
             epoch=self.view.epoch,

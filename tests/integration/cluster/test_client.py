@@ -86,7 +86,7 @@ async def test_a_value_that_is_too_large_is_refused_for_good(nodes: FakeCluster)
 
 @pytest.mark.parametrize("fault", ["not_applied", "unknown_before", "unknown_after"])
 async def test_a_failed_try_is_repeated_and_applied_once(nodes: FakeCluster, fault: Fault) -> None:
-    nodes["n1"].node.faults += [fault, fault]
+    nodes.faults += [fault, fault]
     async with Client(nodes.endpoints[:1]) as client:
         result = await client.put("k", b"v")
         assert client.retries == 2
@@ -105,7 +105,7 @@ async def test_a_cut_connection_is_repeated_and_applied_once(nodes: FakeCluster,
 async def test_every_try_of_a_write_has_the_same_key_and_two_writes_have_two(
     nodes: FakeCluster,
 ) -> None:
-    nodes["n1"].node.faults += ["unknown_after"]
+    nodes.faults += ["unknown_after"]
     async with Client(nodes.endpoints) as client:
         first = await client.put("k", b"1")
         second = await client.put("k", b"1")
@@ -116,24 +116,24 @@ async def test_every_try_of_a_write_has_the_same_key_and_two_writes_have_two(
 async def test_an_outcome_that_stays_unknown_is_raised_and_can_be_resolved(
     nodes: FakeCluster,
 ) -> None:
-    nodes["n1"].node.faults += ["unknown_after"] * 100
+    nodes.faults += ["unknown_after"] * 100
     async with Client(nodes.endpoints[:1], timeout_ms=300) as client:
         with pytest.raises(UnknownOutcomeError) as caught:
             await client.put("k", b"v")
-        nodes["n1"].node.faults.clear()
+        nodes.faults.clear()
         again = await client.put("k", b"v", idempotency_key=caught.value.idempotency_key)
     assert (again.revision, nodes.core.executed) == (1, 1)
 
 
 async def test_one_doubtful_try_outweighs_all_later_not_applied_ones(nodes: FakeCluster) -> None:
-    nodes["n1"].node.faults += ["unknown_before", *["not_applied"] * 100]  # type: ignore[list-item]
+    nodes.faults += ["unknown_before", *["not_applied"] * 100]  # type: ignore[list-item]
     async with Client(nodes.endpoints[:1], timeout_ms=300) as client:
         with pytest.raises(UnknownOutcomeError):
             await client.put("k", b"v")
 
 
 async def test_a_full_disk_after_a_doubtful_try_is_still_unknown(nodes: FakeCluster) -> None:
-    nodes["n1"].node.faults += ["unknown_before", "full"]
+    nodes.faults += ["unknown_before", "full"]
     async with Client(nodes.endpoints[:1], timeout_ms=500) as client:
         with pytest.raises(UnknownOutcomeError):
             await client.put("k", b"v")
@@ -144,7 +144,7 @@ async def test_if_absent_that_fails_after_a_doubtful_try_is_still_unknown(
 ) -> None:
     async with Client(nodes.endpoints[:1]) as client:
         await client.put("k", b"mine")
-        nodes["n1"].node.faults += ["unknown_before"]
+        nodes.faults += ["unknown_before"]
         # The first try may be on its way yet, and the key may be gone when it arrives.
         with pytest.raises(UnknownOutcomeError):
             await client.put("k", b"v", if_absent=True)
@@ -156,13 +156,13 @@ async def test_a_revision_that_has_passed_is_certain_even_after_a_doubtful_try(
     async with Client(nodes.endpoints[:1]) as client:
         await client.put("k", b"1")
         await client.put("k", b"2")
-        nodes["n1"].node.faults += ["unknown_before"]
+        nodes.faults += ["unknown_before"]
         with pytest.raises(PreconditionFailedError):
             await client.put("k", b"v", if_revision=1)
 
 
 async def test_only_certain_failures_are_called_not_applied(nodes: FakeCluster) -> None:
-    nodes["n1"].node.faults += ["not_applied"] * 100
+    nodes.faults += ["not_applied"] * 100
     async with Client(nodes.endpoints[:1], timeout_ms=300) as client:
         with pytest.raises(UnavailableError) as caught:
             await client.put("k", b"v")
@@ -171,7 +171,7 @@ async def test_only_certain_failures_are_called_not_applied(nodes: FakeCluster) 
 
 
 async def test_a_full_disk_is_told_at_once(nodes: FakeCluster) -> None:
-    nodes["n1"].node.faults += ["full"]
+    nodes.faults += ["full"]
     async with Client(nodes.endpoints) as client:
         with pytest.raises(StorageFullError):
             await client.put("k", b"v")
@@ -236,7 +236,7 @@ async def test_it_prefers_the_primary_and_follows_it(nodes: FakeCluster) -> None
 
 
 async def test_handover_whose_answer_was_lost_is_looked_up(nodes: FakeCluster) -> None:
-    nodes["n1"].node.faults += ["unknown_after"]
+    nodes.faults += ["unknown_after"]
     async with Client(nodes.endpoints[:1]) as client:
         view = await client.handover("n2")
         assert (view.primary, view.epoch) == ("n2", 2)

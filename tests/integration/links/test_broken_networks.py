@@ -7,12 +7,13 @@ import itertools
 import os
 import socket
 import time
+from typing import Any
 
 import pytest
 from link_helpers import Recorder, connected, make_dialer, make_listener, until
 
 IDLE_MS = 400
-FAST = {"idle_timeout_ms": IDLE_MS}
+FAST: dict[str, Any] = {"idle_timeout_ms": IDLE_MS}
 SLACK_S = 0.35
 """For two noisy cores: what may pass beyond the timeout itself."""
 

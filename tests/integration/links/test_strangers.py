@@ -7,6 +7,7 @@ import contextlib
 import secrets
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -17,7 +18,7 @@ from datapath.links import PeerListener
 
 
 @contextlib.asynccontextmanager
-async def listening(**options: object) -> AsyncIterator[tuple[PeerListener, Recorder]]:
+async def listening(**options: Any) -> AsyncIterator[tuple[PeerListener, Recorder]]:
     far = Recorder()
     listener = make_listener(far, **options)
     await listener.start()
@@ -190,7 +191,9 @@ async def test_a_handshake_message_over_its_bound_is_refused_unread() -> None:
         assert status == 413
 
 
-@pytest.mark.parametrize("said", ["nothing", "half a line", "half a handshake", "a proof"])
+@pytest.mark.parametrize(
+    "said", ["nothing", "half a line", "half a body", "half a handshake", "a proof"]
+)
 async def test_half_a_handshake_and_then_silence_is_cut_off(said: str) -> None:
     async with listening(handshake_timeout_ms=300) as (listener, far):
         if said in {"half a handshake", "a proof"}:
@@ -204,7 +207,8 @@ async def test_half_a_handshake_and_then_silence_is_cut_off(said: str) -> None:
                 await until(lambda: not listener._strangers, 1.5)
         else:
             reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
-            writer.write(b"" if said == "nothing" else b"POST /peer/v1/repl")
+            line = b"POST /peer/v1/replicate HTTP/1.1\r\nContent-Length: 100\r\n\r\nbody"
+            writer.write({"nothing": b"", "half a line": line[:20], "half a body": line}[said])
             with contextlib.suppress(ConnectionError):
                 assert await asyncio.wait_for(reader.read(), 1.5) == b""
             writer.transport.abort()

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import hashlib
 import random
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import msgspec
 import pytest
-from link_helpers import Relay, make_dialer, make_listener, until
+from link_helpers import SECRET, Recorder, Relay, make_dialer, make_listener, until
 
 from datapath.links import Dialer, Link, PeerListener
 from datapath.transfer import (
@@ -18,7 +20,11 @@ from datapath.transfer import (
     MAX_CHUNK_BYTES,
     WINDOW_BYTES,
     WINDOW_CHUNKS,
+    Chunk,
+    End,
+    Failed,
     Offer,
+    Resume,
     SnapshotReceiver,
     SnapshotSender,
     SnapshotSink,
@@ -205,10 +211,7 @@ async def test_cut_again_and_again_at_random_places_it_still_arrives_equal(seed:
         total = sum(map(len, source.chunks))
         for place in sorted(rng.randrange(total) for _ in range(4)):
             pair.relay.cut_after_bytes = place
-            connections = pair.relay.connections
-            await until(
-                lambda seen=connections: pair.relay.connections > seen or sending.done(), 10
-            )
+            await until(lambda: pair.relay.cut_after_bytes is None or sending.done(), 10)
         assert await asyncio.wait_for(sending, 15) == (41, 3)
         assert len(pair.places) == 1, "it began anew instead of resuming"
         assert pair.places[0].chunks == source.chunks
@@ -329,26 +332,30 @@ async def test_a_wrong_checksum_of_the_whole_is_refused() -> None:
         assert not pair.received
 
 
-async def test_a_chunk_damaged_on_its_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datapath.transfer.Chunk", _damaged(at=4))
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (Chunk(0, 1, b"damaged on its way"), "chunk 0 has a wrong checksum"),
+        (Chunk(1, 0, b""), "chunk 1 came where 0 is next"),
+        (End(1, "", 0), "0 chunks came of 1"),
+    ],
+)
+async def test_what_a_sender_gets_wrong_is_refused_and_removed(bad: Chunk | End, says: str) -> None:
     async with ends() as pair:
-        with pytest.raises(TransferError, match="chunk 4 has a wrong checksum"):
-            await pair.sender.send_snapshot(Chunks(some_chunks(9)), 5)
-        assert len(pair.places[0].chunks) == 4
-        assert pair.places[0].aborted
-
-
-def _damaged(at: int) -> type:
-    from datapath.transfer import Chunk  # noqa: PLC0415 - the one that is replaced
-
-    class Damaged(Chunk, frozen=True, tag=3):
-        def __new__(cls, n: int, crc: int, data: bytes) -> Chunk:  # type: ignore[misc]
-            return Chunk(n, crc ^ (n == at), data)
-
-        def __instancecheck__(self, other: object) -> bool:
-            return isinstance(other, Chunk)
-
-    return Damaged
+        by_hand = Recorder()
+        dialer = make_dialer(by_hand, pair.relay.port, kind=KIND, node_id="n3")
+        dialer.start()
+        await until(lambda: by_hand.opened)
+        by_hand.link.send(msgspec.msgpack.encode(Offer("by hand", 41, 3, 5)))
+        await until(lambda: by_hand.frames)
+        assert msgspec.msgpack.decode(by_hand.frames[0], type=Resume).next_chunk == 0
+        by_hand.link.send(msgspec.msgpack.encode(bad))
+        await until(lambda: len(by_hand.frames) == 2)
+        assert says in msgspec.msgpack.decode(by_hand.frames[1], type=Failed).reason
+        assert pair.places[0].chunks == []
+        await until(lambda: pair.places[0].aborted)
+        await dialer.stop()
+        await pair.check_that_it_still_works()
 
 
 async def test_a_cancelled_sender_tells_the_receiver_and_closes_its_source_after_the_read() -> None:
@@ -360,11 +367,11 @@ async def test_a_cancelled_sender_tells_the_receiver_and_closes_its_source_after
         await until(lambda: source.reading)
         sending.cancel()
         await asyncio.sleep(0.05)
-        assert not source.closed
+        assert not sending.done()
         source.gate.set()
         with pytest.raises(asyncio.CancelledError):
             await sending
-        assert source.closed
+        assert source.closed  # And not while it was read, see Chunks.close.
         await until(lambda: pair.places[0].aborted)
         await pair.check_that_it_still_works()
 
@@ -390,7 +397,7 @@ async def test_a_receiver_that_never_comes_back_ends_the_sending() -> None:
         sending = asyncio.create_task(pair.sender.send_snapshot(source, 5))
         await until(lambda: pair.places and len(pair.places[0].chunks) > 3)
         await pair.stop_receiver()
-        with pytest.raises(TransferError, match="no progress for 0.4 s"):
+        with pytest.raises(TransferError, match=r"no progress for 0\.4 s"):
             await asyncio.wait_for(sending, 3)
         assert source.closed
         assert pair.places[0].aborted
@@ -498,4 +505,39 @@ async def test_bytes_that_are_no_snapshot_message_cost_the_link_only() -> None:
         assert pair.dialer.link is not None
         pair.dialer.link.send(b"\xc1 nonsense")
         await until(lambda: not pair.listener.links)
+        await pair.check_that_it_still_works()
+
+
+SENDER_PROCESS = """
+import asyncio, sys
+from datapath.links import Dialer
+from datapath.transfer import KIND, SnapshotSender, Throttle
+
+class Endless:
+    index, epoch, count, checksum = 41, 3, 0, ""
+    def read_chunk(self, number, /): return bytes(10_000)
+    def close(self): pass
+
+async def main():
+    sender = SnapshotSender(throttle=Throttle(1_000_000))
+    address = "127.0.0.1", int(sys.argv[1])
+    dialer = Dialer(lambda: address, "n2", KIND, "n1", "demo", sys.argv[2].encode(), sender)
+    dialer.start()
+    await sender.send_snapshot(Endless(), 5)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+async def test_a_sender_process_that_is_killed_is_forgotten_and_its_part_removed() -> None:
+    async with ends(resume_timeout_s=0.3) as pair:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", SENDER_PROCESS, str(pair.listener.port), SECRET.decode()
+        )
+        await until(lambda: pair.places and len(pair.places[0].chunks) > 3, 20)
+        process.kill()
+        await process.wait()
+        await until(lambda: pair.places[0].aborted, 3)
+        assert pair.receiver.active == ""
         await pair.check_that_it_still_works()

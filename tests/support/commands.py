@@ -1,0 +1,58 @@
+"""The command `onecopy` as users run it: a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: bytes
+    err: str
+
+
+async def start(
+    *arguments: str | Path, endpoints: Sequence[str] = (), stdin: int = DEVNULL, **env: str
+) -> Process:
+    """Start `onecopy` with arguments; its output is piped."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    environment.pop("ONECOPY_ENDPOINTS", None)
+    if endpoints:
+        environment["ONECOPY_ENDPOINTS"] = ",".join(endpoints)
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "cluster.cli",
+        *map(str, arguments),
+        stdin=stdin,
+        stdout=PIPE,
+        stderr=PIPE,
+        env=environment,
+    )
+
+
+async def finish(process: Process, stdin: bytes | None = None, seconds: float = 30.0) -> Ended:
+    """Wait for a command's end."""
+    async with asyncio.timeout(seconds):
+        out, err = await process.communicate(stdin)
+    assert process.returncode is not None
+    return Ended(process.returncode, out, err.decode())
+
+
+async def run(
+    *arguments: str | Path, endpoints: Sequence[str] = (), stdin: bytes | None = None, **env: str
+) -> Ended:
+    """Run `onecopy` with arguments to its end."""
+    source = DEVNULL if stdin is None else PIPE
+    process = await start(*arguments, endpoints=endpoints, stdin=source, **env)
+    return await finish(process, stdin)
