@@ -110,8 +110,8 @@ def get(
     if entry is None:
         _no_such_key(key, as_json=as_json)
     elif as_json:
-        fields = msgspec.structs.asdict(entry)
-        show_json({**fields, **value_fields(fields.pop("value"))})
+        who = {"revision": entry.revision, "node": entry.node, "epoch": entry.epoch}
+        show_json({"key": key, **value_fields(entry.value), **who})
     else:
         sys.stdout.buffer.write(entry.value)
         sys.stdout.buffer.flush()

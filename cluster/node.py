@@ -220,15 +220,26 @@ class NodeProcess:
         await self._api.start(*split_address(self._own.client))
         if self._engine is not None:
             self._engine.start()
+        self._check_votes()
         if not self._directory.joined:
             await self._enter()
-            self._directory.mark_joined()
         self._agreement.subscribe(self._gateway.on_view)
         self._agreement.on_failure(self._end)
         await self._agreement.start()
         self._agreement_started = True
+        self._directory.mark_joined()
         self._spawn_bootstrap()
         log.info("started: http://%s", self._own.client)
+
+    def _check_votes(self) -> None:
+        """Refuse to vote with a memory of votes that is gone."""
+        raft = self._directory.path / "raft"
+        if self._directory.joined and not (raft.is_dir() and any(raft.iterdir())):
+            raise DataDirectoryError(
+                f"{raft} is missing or empty, but this node has voted with it: restore it from a "
+                f"backup; or run `onecopy remove {self._node_id}` and give the node a new id and "
+                "an empty data directory"
+            )
 
     async def _stop(self) -> None:
         if self._engine is not None and self._engine.replica.primary is not None:

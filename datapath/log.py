@@ -166,7 +166,8 @@ class _Segment:
                 _MAGIC, _FORMAT, first_index, prev_epoch, int.from_bytes(salt, "little")
             )
             header = fields + google_crc32c.value(fields).to_bytes(4, "little")
-            files.write(descriptor, [header.ljust(SEGMENT_HEADER_SIZE_BYTES, b"\0")], 0, 0)
+            header = header.ljust(SEGMENT_HEADER_SIZE_BYTES, b"\0")
+            _write_all(files, descriptor, [header], 0, 0)
             files.sync(descriptor)
             files.rename(spare, path)
             size = os.fstat(descriptor).st_size
@@ -333,6 +334,21 @@ def _follows(record: Record, last_index: int, last_epoch: int) -> str:
     if record.epoch < last_epoch:
         return f"epoch {record.epoch} follows epoch {last_epoch}"
     return ""
+
+
+def _write_all(
+    files: Files, descriptor: int, buffers: list[bytes], offset: int, flags: int
+) -> None:
+    """Write all, also where the system takes it in parts."""
+    if len(buffers) > _MAX_BUFFERS:
+        buffers = [b"".join(buffers)]
+    total = sum(map(len, buffers))
+    taken = files.write(descriptor, buffers, offset, flags)
+    if taken == total:
+        return
+    rest = b"".join(buffers)
+    while taken < total:
+        taken += files.write(descriptor, [rest[taken:]], offset + taken, flags)
 
 
 def _is_zero(data: bytes, offset: int) -> bool:
@@ -625,21 +641,10 @@ class Log:
             buffers.insert(0, segment.mark())
             offset += SYNC_MARK_SIZE_BYTES
         self._dirty = not flags
-        self._write_all(segment.descriptor, buffers, segment.end, flags)
+        _write_all(self._files, segment.descriptor, buffers, segment.end, flags)
         for record in group:
             segment.note(record, offset)
             offset = segment.end
-
-    def _write_all(self, descriptor: int, buffers: list[bytes], offset: int, flags: int) -> None:
-        if len(buffers) > _MAX_BUFFERS:
-            buffers = [b"".join(buffers)]
-        total = sum(map(len, buffers))
-        taken = self._files.write(descriptor, buffers, offset, flags)
-        if taken == total:
-            return
-        rest = memoryview(b"".join(buffers))
-        while taken < total:
-            taken += self._files.write(descriptor, [bytes(rest[taken:])], offset + taken, flags)
 
     def _roll(self, record_size_bytes: int) -> None:
         """Seal the current segment and start the next, with room for the record to come."""
@@ -796,7 +801,7 @@ class Log:
             segment.size
         ):
             try:
-                self._files.write(segment.descriptor, [segment.mark()], segment.end, 0)
+                _write_all(self._files, segment.descriptor, [segment.mark()], segment.end, 0)
                 self._files.sync(segment.descriptor)
             except OSError as error:
                 raise storage_error(error, f"closing {segment.path}") from error

@@ -7,23 +7,14 @@ fail, or set the API's bounds, take `local` or `serve`.
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import NamedTuple
+from collections.abc import AsyncIterator
 
 import pytest
 
 from cluster.http_api import HttpApi, HttpSettings
 from cluster.kv import KeyValue
 from tests.support.local_node import LocalNode
-
-
-class Local(NamedTuple):
-    base_url: str
-    node: LocalNode
-    api: HttpApi
-
-
-Serve = Callable[..., Awaitable[Local]]
+from tests.support.served import Local, Serve
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.http_api import HttpSettings
 from datapath.errors import NotPrimaryError, RejectedError
-from tests.integration.api.conftest import Local, Serve
 from tests.support.raw_http import fetch, kv
+from tests.support.served import Local, Serve
 
 JSON = {"Content-Type": "application/json"}
 
@@ -179,7 +179,7 @@ async def test_openmetrics_on_request(base_url: str) -> None:
     accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
     reply = await fetch(base_url, "GET", "/metrics", None, accept)
     assert reply.headers["content-type"].startswith("application/openmetrics-text")
-    names = {family.name for family in parse_openmetrics(reply.body.decode())}
+    names = {family.name for family in parse_openmetrics(reply.body.decode())}  # type: ignore[no-untyped-call]
     assert "onecopy_http_requests" in names
 
 

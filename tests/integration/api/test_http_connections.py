@@ -9,8 +9,8 @@ import pytest
 
 from cluster import http_answer
 from cluster.http_api import HttpSettings
-from tests.integration.api.conftest import Local, Serve
 from tests.support.raw_http import connect, fetch, kv
+from tests.support.served import Local, Serve
 
 SHORT_MS = 100
 LONG_MS = 60_000

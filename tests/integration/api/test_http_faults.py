@@ -18,8 +18,8 @@ from datapath.errors import (
     StorageFullError,
     UnknownOutcomeError,
 )
-from tests.integration.api.conftest import Local, Serve
 from tests.support.raw_http import connect, fetch
+from tests.support.served import Local, Serve
 
 ERRORS = [
     (RejectedError("precondition_failed", "d"), 412, "not_applied"),

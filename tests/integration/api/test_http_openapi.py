@@ -28,8 +28,8 @@ from datapath.errors import (
     StorageFullError,
     UnknownOutcomeError,
 )
-from tests.integration.api.conftest import Local, Serve
 from tests.support.raw_http import Reply, connect, fetch
+from tests.support.served import Local, Serve
 
 DOCUMENT = openapi_document()
 METHODS = ("get", "head", "put", "post", "delete")

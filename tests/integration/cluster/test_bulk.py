@@ -20,6 +20,7 @@ from cluster.bulk_wire import WireTransport
 from tests.support.commands import finish, run, start
 from tests.support.fake_api import FakeCluster
 
+pytestmark = pytest.mark.slow  # a process for each command
 COUNT = 400
 
 
@@ -80,13 +81,7 @@ async def test_it_rides_through_a_failover(nodes: FakeCluster, tmp_path: Path) -
     )
     await until_written(nodes, 50)
     await nodes["n1"].kill()
-    nodes.core.view = nodes.core.view.__class__(
-        **{name: getattr(nodes.core.view, name) for name in nodes.core.view.__struct_fields__}
-        | {"primary": ""}
-    )
-    await asyncio.sleep(0)
     nodes.set_primary("n2")
-    await nodes["n1"].restart()
     ended = await finish(process)
     assert ended.code == 0, ended.err
     assert stored(nodes) == expected
@@ -231,7 +226,7 @@ async def test_what_is_dumped_can_be_loaded(nodes: FakeCluster, tmp_path: Path) 
     dump = await run("dump", "-o", tmp_path / "out.ndjson", endpoints=nodes.endpoints)
     assert dump.code == 0, dump.err
     assert "the state at revision" in dump.err
-    assert list(tmp_path.glob(".out*")) == []
+    assert sorted(os.listdir(tmp_path)) == ["in.ndjson", "out.ndjson"]
     piped = await run("dump", "--prefix", "key/", endpoints=nodes.endpoints)
     assert len(piped.out.splitlines()) == 1500
     nodes.core.store.values.clear()
@@ -247,7 +242,7 @@ async def test_a_dump_that_fails_leaves_the_old_file(nodes: FakeCluster, tmp_pat
         await server.kill()
     ended = await run("dump", "-o", tmp_path / "out", "--timeout-ms", "200", endpoints=ends)
     assert ended.code == 6
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert os.listdir(tmp_path) == ["out"]
     assert (tmp_path / "out").read_text() == "old"
 
 

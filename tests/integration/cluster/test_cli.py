@@ -13,6 +13,8 @@ import pytest
 from tests.support.commands import finish, run, start
 from tests.support.fake_api import FakeCluster
 
+pytestmark = pytest.mark.slow  # a process for each command
+
 
 async def test_put_get_delete(nodes: FakeCluster) -> None:
     ends = nodes.endpoints

@@ -1,0 +1,111 @@
+"""One process, one node, one cluster for a data directory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from datapath.datadir import DataDirectory
+from datapath.errors import DataDirectoryError
+
+
+def test_what_it_remembers_is_there_after_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "n1"
+    with pytest.raises(DataDirectoryError, match="does not exist"):
+        DataDirectory.open(path, node_id="n1", create=False)
+    directory = DataDirectory.open(path, node_id="n1")
+    data_id = directory.data_id
+    assert len(data_id) == 32
+    assert (directory.cluster_id, directory.joined, directory.pins) == ("", False, {})
+    directory.bind_cluster("c1")
+    directory.mark_joined()
+    assert directory.pin_peer("n2", "aa")
+    assert directory.pin_peer("n2", "aa")
+    assert not directory.pin_peer("n2", "bb")
+    directory.close()
+    directory.close()
+    directory = DataDirectory.open(path, node_id="n1", create=False)
+    assert (directory.data_id, directory.cluster_id, directory.joined) == (data_id, "c1", True)
+    assert directory.pins == {"n2": "aa"}
+    directory.unpin_peer("n2")
+    assert directory.pin_peer("n2", "bb")
+    directory.close()
+
+
+def test_another_cluster_or_node_is_refused(tmp_path: Path) -> None:
+    directory = DataDirectory.open(tmp_path, node_id="n1")
+    directory.bind_cluster("c1")
+    directory.bind_cluster("c1")
+    with pytest.raises(DataDirectoryError, match="belongs to cluster c1, not c2: "):
+        directory.bind_cluster("c2")
+    directory.close()
+    with pytest.raises(DataDirectoryError, match="belongs to node n1, not n2: "):
+        DataDirectory.open(tmp_path, node_id="n2")
+    DataDirectory.open(tmp_path, node_id="n1").close()  # refusing released the lock
+
+
+def test_a_second_process_is_refused_by_name(tmp_path: Path) -> None:
+    directory = DataDirectory.open(tmp_path, node_id="n1")
+    code = (
+        "import sys\n"
+        "from datapath.datadir import DataDirectory\n"
+        "from datapath.errors import DataDirectoryError\n"
+        "try:\n"
+        "    DataDirectory.open(sys.argv[1], node_id='n1')\n"
+        "except DataDirectoryError as error:\n"
+        "    print(error)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert f"in use by process {os.getpid()}" in run.stdout
+    directory.close()
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == ""
+
+
+def test_every_damaged_byte_of_the_identity_is_noticed(tmp_path: Path) -> None:
+    directory = DataDirectory.open(tmp_path, node_id="n1")
+    directory.bind_cluster("c1")
+    directory.close()
+    file = tmp_path / "identity.json"
+    content = file.read_bytes()
+    for offset in range(len(content) - 1):
+        file.write_bytes(content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :])
+        with pytest.raises(DataDirectoryError, match=r"identity\.json is damaged"):
+            DataDirectory.open(tmp_path, node_id="n1")
+    for length in range(len(content) - 1):
+        file.write_bytes(content[:length])
+        with pytest.raises(DataDirectoryError, match=r"identity\.json is damaged"):
+            DataDirectory.open(tmp_path, node_id="n1")
+
+
+def test_a_lost_identity_is_not_replaced_by_a_new_one(tmp_path: Path) -> None:
+    DataDirectory.open(tmp_path, node_id="n1").close()
+    (tmp_path / "log").mkdir()
+    (tmp_path / "identity.json").unlink()
+    with pytest.raises(DataDirectoryError, match=r"lost its identity\.json, but holds log"):
+        DataDirectory.open(tmp_path, node_id="n1")
+
+
+def test_a_file_in_its_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "n1").write_text("")
+    with pytest.raises(DataDirectoryError, match="is not a directory"):
+        DataDirectory.open(tmp_path / "n1", node_id="n1")
+
+
+def test_a_crash_while_replacing_leaves_the_old_identity(tmp_path: Path) -> None:
+    DataDirectory.open(tmp_path, node_id="n1").close()
+    (tmp_path / "identity.json.new").write_text("half of i")
+    directory = DataDirectory.open(tmp_path, node_id="n1")
+    directory.mark_joined()
+    directory.close()
+    directory = DataDirectory.open(tmp_path, node_id="n1")
+    assert directory.joined
+    directory.close()
