@@ -5,7 +5,10 @@ Pure bookkeeping: no I/O, the time is an argument (seconds, any monotonic clock)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+
+_ENDPOINT = re.compile(r"(https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?)/?")
 
 PENALTY_FIRST_S = 0.1  # an endpoint that failed is avoided for so long, doubled at each failure …
 PENALTY_MAX_S = 5.0  # … up to this
@@ -90,10 +93,10 @@ class Endpoints:
 
 def normalize_endpoint(text: str) -> str:
     """Return the base URL: a bare host:port is http; no path. Raises ValueError."""
-    url = text.strip().rstrip("/")
+    url = text.strip()
     if "://" not in url:
         url = f"http://{url}"
-    scheme, _, rest = url.partition("://")
-    if scheme not in {"http", "https"} or not rest or any(char in rest for char in "/?#@ "):
+    found = _ENDPOINT.fullmatch(url)
+    if found is None:
         raise ValueError(f"{text!r} is no endpoint; write it like http://127.0.0.1:8101")
-    return url
+    return found[1]

@@ -111,6 +111,7 @@ class RaftCore(Members):
         self._tick_due_at: float | None = None
         self._membership_checked_at = float("-inf")
         self._compaction_retry_at = float("-inf")
+        self._compaction_is_due = False
         dump = storage.dumps.current
         if dump is not None:
             self.machine.restore(dump.state)
@@ -372,7 +373,10 @@ class RaftCore(Members):
         change = membership_change(command)
         if change is not None:
             self.machine.apply_membership(change)
-            if not change.adding:
+            if change.adding:
+                # The newcomer gets a dump, and with it the members; its own list is a hint.
+                self._compaction_is_due = True
+            else:
                 self._storage.book.forget(change.node_id)
 
     def _SyncObj__tryLogCompaction(self) -> None:
@@ -380,7 +384,8 @@ class RaftCore(Members):
         now = monotonic()
         settings = self._settings
         if now < self._compaction_retry_at or (
-            len(self._journal) <= settings.compaction_entries
+            not self._compaction_is_due
+            and len(self._journal) <= settings.compaction_entries
             and now - self._SyncObj__lastSerializedTime < settings.compaction_interval_ms / 1000
         ):
             return
@@ -391,6 +396,7 @@ class RaftCore(Members):
             return
         try:
             self._storage.compact(Dump(self.machine.state(), pair[0], pair[1]))
+            self._compaction_is_due = False
         except StorageFullError as error:
             self._compaction_retry_at = now + _COMPACTION_RETRY_S
             logger.warning("the journal is not compacted: %s", error)

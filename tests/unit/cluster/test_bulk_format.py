@@ -51,7 +51,7 @@ def test_what_is_dumped_is_read_back_on_one_line(key: str, value: bytes, revisio
         (b'{"key": "k", "value": "v", "ttl": 5}', "ttl"),
         (b'{"key": "", "value": "v"}', "1 to 480"),
         (json.dumps({"key": "\u00fc" * 241, "value": ""}).encode(), "1 to 480"),
-        (b'{"key": "\xff", "value": ""}', ""),
+        (b'{"key": "\xff", "value": ""}', "UTF-8|utf-8"),
     ],
 )
 def test_what_is_no_record(line: bytes, says: str) -> None:

@@ -76,6 +76,7 @@ def test_nothing_is_learned_behind_https() -> None:
 def test_endpoints_are_written_in_one_way() -> None:
     assert normalize_endpoint(" a:1 ") == A
     assert normalize_endpoint("http://a:1/") == A
+    assert normalize_endpoint("https://[::1]:1") == "https://[::1]:1"
     for wrong in ("", "http://", "ftp://a", "http://a/b", "http://a?x", "http://u@a", "a b"):
         with pytest.raises(ValueError, match="is no endpoint"):
             normalize_endpoint(wrong)

@@ -130,6 +130,10 @@ class PowerLossFiles(Files):
         super().sync(descriptor)
         self.unsynced.pop(self._name(descriptor), None)
 
+    def remove(self, path: Path) -> None:
+        super().remove(path)
+        self.unsynced.pop(path.name, None)
+
     def lose_power(self, directory: Path, target: Path, chance: random.Random) -> None:
         """Copy the log to `target`, with some of the unsynced sectors as they were before."""
         shutil.copytree(directory, target)

@@ -1,0 +1,238 @@
+"""`onecopy up` as a user runs it: a cluster of real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import stat
+import time
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from cluster.client import Client
+from cluster.config import load_config
+from tests.support.commands import Ended, finish, run, start
+
+pytestmark = pytest.mark.slow  # real nodes
+READY_S = 30.0
+
+
+def free_port() -> int:
+    """Find a port such that it, and those 100 and 200 above with their neighbours, are free."""
+    for port in range(20_000 + os.getpid() % 5000, 32_000, 10):
+        try:
+            for number in range(port, port + 210):
+                if (number - port) % 100 < 4:
+                    with socket.socket() as probe:
+                        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                        probe.bind(("127.0.0.1", number))
+        except OSError:
+            continue
+        return port
+    raise RuntimeError("no free ports")
+
+
+class Running:
+    """A running `onecopy up`; its lines are kept as they come."""
+
+    def __init__(self, process: Process, port: int) -> None:
+        self.process = process
+        self.port = port
+        self.lines: list[str] = []
+        self._reader = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            self.lines.append(line.decode().rstrip())
+
+    def pid_of(self, node: str) -> int:
+        """The last process id that was shown for a node."""
+        pattern = re.compile(rf" {node} .* pid (\d+) ")
+        return max(
+            (index, int(found[1]))
+            for index, line in enumerate(self.lines)
+            if (found := pattern.search(line))
+        )[1]
+
+    def shows(self, pattern: str, after: int = 0) -> Callable[[], bool]:
+        return lambda: any(re.search(pattern, line) for line in self.lines[after:])
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + READY_S
+        while not condition():
+            assert time.monotonic() < deadline, "\n".join(self.lines)
+            assert self.process.returncode is None, "\n".join(self.lines)
+            await asyncio.sleep(0.02)
+
+    async def stop(self, number: signal.Signals = signal.SIGINT) -> Ended:
+        self.process.send_signal(number)
+        async with asyncio.timeout(READY_S):
+            code = await self.process.wait()
+            await self._reader
+        return Ended(code, "\n".join(self.lines).encode(), "")
+
+
+@asynccontextmanager
+async def up(data: Path, port: int, *options: str, new: bool = True) -> AsyncIterator[Running]:
+    """Run `onecopy up` until the block ends; whatever happens, nothing of it stays behind."""
+    port_option = ("--port", str(port)) if new else ()
+    process = await start("up", "--data", data, *port_option, *options)
+    running = Running(process, port)
+    try:
+        yield running
+    finally:
+        if process.returncode is None:
+            await running.stop()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs (one that has ended and was not reaped does not)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+async def test_up_serves_resumes_and_keeps_the_data(tmp_path: Path) -> None:
+    data, port = tmp_path / "data", free_port()
+    async with up(data, port) as running:
+        await running.until(running.shows(r"ready\. Try: curl"))
+        await running.until(running.shows(r"n3 backup in sync"))
+        async with Client(f"127.0.0.1:{port}") as client:
+            await client.put("hello", "world")
+            for number in range(3):
+                async with Client(f"127.0.0.1:{port + number}") as other:
+                    entry = await other.get("hello")
+                    assert entry is not None
+                    assert entry.value == b"world"
+        pids = [running.pid_of(node) for node in ("n1", "n2", "n3")]
+        ended = await running.stop()
+        assert ended.code == 0, ended.out
+    assert not any(map(is_alive, pids))
+    config = load_config(data / "cluster.toml")
+    assert len(config.secret) >= 32
+    assert stat.S_IMODE((data / "cluster.toml").stat().st_mode) == 0o600
+    assert sorted(path.name for path in (data / "logs").iterdir()) == ["n1.log", "n2.log", "n3.log"]
+    async with up(data, port, new=False) as running:
+        await running.until(running.shows(r"ready\. Try: curl"))
+        async with Client(f"127.0.0.1:{port}") as client:
+            entry = await client.get("hello")
+            assert entry is not None
+            assert entry.value == b"world"
+    assert load_config(data / "cluster.toml").secret == config.secret
+
+
+async def test_a_killed_node_comes_back_and_the_service_goes_on(tmp_path: Path) -> None:
+    data, port = tmp_path / "data", free_port()
+    async with up(data, port, "--nodes", "2", "--witness", "1") as running:
+        await running.until(running.shows(r"n2 backup in sync"))
+        async with Client(f"127.0.0.1:{port + 1}") as client:
+            await client.put("k", "1")
+            primary = (await client.status()).primary
+            before, old_pid = len(running.lines), running.pid_of(primary)
+            os.kill(old_pid, signal.SIGKILL)
+            await client.put("k", "2")
+            await running.until(running.shows(rf"{primary} down .*SIGKILL.*again in 1 s", before))
+            await running.until(running.shows(rf"{primary} backup in sync", before))
+            assert running.pid_of(primary) != old_pid
+            assert (await client.status()).primary != primary
+            entry = await client.get("k")
+            assert entry is not None
+            assert entry.value == b"2"
+
+
+async def test_a_killed_node_stays_down_if_asked_to(tmp_path: Path) -> None:
+    data, port = tmp_path / "data", free_port()
+    async with up(data, port, "--no-restart") as running:
+        await running.until(running.shows(r"n3 backup in sync"))
+        os.kill(running.pid_of("n3"), signal.SIGKILL)
+        await running.until(running.shows(r"n3 down .*not restarted"))
+
+
+async def test_a_node_that_refuses_is_not_restarted_and_says_why(tmp_path: Path) -> None:
+    data, port = tmp_path / "data", free_port()
+    async with up(data, port, "--nodes", "1") as running:
+        await running.until(running.shows("ready"))
+    text = (data / "cluster.toml").read_text()
+    (data / "cluster.toml").write_text(text.replace("[nodes.n1]", "[nodes.other]"))
+    process = await start("up", "--data", data)
+    ended = await finish(process)
+    assert ended.code == 1
+    assert b"other down" in ended.out
+    assert b"refused to start: " in ended.out
+    assert ended.out.count(b"other starting") == 1
+
+
+async def test_nodes_die_with_an_up_that_is_killed_outright(tmp_path: Path) -> None:
+    data, port = tmp_path / "data", free_port()
+    async with up(data, port, "--nodes", "1") as running:
+        await running.until(running.shows("ready"))
+        pid = running.pid_of("n1")
+        await running.stop(signal.SIGKILL)
+        deadline = time.monotonic() + 5
+        while is_alive(pid):
+            assert time.monotonic() < deadline, "the node outlives its supervisor"
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_other_signals_stop_it_too(tmp_path: Path, number: signal.Signals) -> None:
+    data, port = tmp_path / "data", free_port()
+    async with up(data, port, "--nodes", "1") as running:
+        await running.until(running.shows("ready"))
+        pid = running.pid_of("n1")
+        assert (await running.stop(number)).code == 0
+        assert not is_alive(pid)
+
+
+async def test_a_paused_node_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    data, port = tmp_path / "data", free_port()
+    async with up(data, port, "--nodes", "1") as running:
+        await running.until(running.shows("ready"))
+        os.kill(running.pid_of("n1"), signal.SIGSTOP)
+        started = time.monotonic()
+        assert (await running.stop()).code == 0
+        assert time.monotonic() - started < 9.0, "it waited for SIGKILL"
+
+
+async def test_what_does_not_fit_is_refused_up_front(tmp_path: Path) -> None:
+    data, port = tmp_path / "data", free_port()
+    with socket.create_server(("127.0.0.1", port + 101)):
+        busy = await run("up", "--data", data, "--port", str(port))
+    assert busy.code == 1
+    assert f"127.0.0.1:{port + 101} (peer address of n2)" in busy.err
+    assert "--port" in busy.err
+    assert not (data / "cluster.toml").exists(), "the next try would find these ports fixed"
+    async with up(data, port, "--nodes", "1") as running:
+        await running.until(running.shows("ready"))
+        twice = await run("up", "--data", data)
+        assert twice.code == 1
+        assert "another onecopy up" in twice.err
+    for option, value in (("--nodes", "3"), ("--witness", "1"), ("--port", str(port + 1))):
+        other = await run("up", "--data", data, option, value)
+        assert other.code == 1
+        assert option in other.err
+
+
+async def test_serve_refuses_what_a_restart_cannot_help(tmp_path: Path) -> None:
+    absent = await run("serve", "--config", tmp_path / "absent.toml", "--node", "n1")
+    assert absent.code == 78
+    assert "no such file" in absent.err
+    port = free_port()
+    (tmp_path / "c.toml").write_text(
+        f'[cluster]\nname = "x"\n[nodes.n1]\nclient = "127.0.0.1:{port}"\n'
+        f'peer = "127.0.0.1:{port + 1}"\nraft = "127.0.0.1:{port + 2}"\ndata = "n1"\n'
+    )
+    unknown = await run("serve", "--config", tmp_path / "c.toml", "--node", "n2")
+    assert unknown.code == 78
+    assert "did you mean 'n1'" in unknown.err
+    assert unknown.err.count("\n") == 1

@@ -1,0 +1,157 @@
+"""Processes that stand still (SIGSTOP) and go on as if nothing had happened (SIGCONT)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from tests.integration.nodes.conftest import MakeCluster
+from tests.support.cluster import Cluster, Writer, wait_until
+from tests.support.raw_http import Connection, connect, kv
+
+pytestmark = pytest.mark.slow
+
+KEY = kv("counter")
+PAUSE_S = 2.0  # what matters is that the others have taken over meanwhile: that is waited for
+
+
+async def test_a_paused_primary_serves_nothing_stale_when_it_wakes(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster: Cluster = make_cluster()
+    await cluster.start()
+    old = await cluster.primary()
+    await cluster.fetch(old, "PUT", KEY, b"0")
+    written = 0  # the newest acknowledged value
+    reads = {"fresh": 0, "refused": 0}
+
+    async def check(connection: Connection, least: int) -> None:
+        """Take one answer to a read that began when `least` was acknowledged already."""
+        reply = await connection.receive()
+        if reply.status == 200:
+            assert int(reply.body) >= least, f"{old} answered {reply.body!r}, {least} was there"
+            reads["fresh"] += 1
+        else:
+            assert reply.status in {503, 504}, reply
+            reads["refused"] += 1
+
+    async def sleeper() -> None:
+        """Ask before the pause ends; the answer comes afterwards."""
+        async with connect(cluster.url(old)) as connection:
+            connection.send_request("GET", KEY)
+            await check(connection, written)
+
+    async def hammer(until: asyncio.Event) -> None:
+        async with connect(cluster.url(old)) as connection:
+            while not until.is_set():
+                connection.send_request("GET", KEY)
+                await check(connection, written)
+
+    cluster.nodes[old].pause()
+    paused_at = time.monotonic()
+    new = await cluster.primary(besides=old)
+    value = 0
+
+    async def write() -> None:
+        nonlocal value, written
+        value += 1
+        reply = await cluster.fetch(new, "PUT", KEY, str(value).encode())
+        assert reply.status == 200, reply
+        written = value
+
+    while time.monotonic() < paused_at + PAUSE_S or written < 50:
+        await write()
+
+    # Requests that wait in the socket of the paused process, then as fast as it answers.
+    sleepers = [asyncio.create_task(sleeper()) for _ in range(50)]
+    await asyncio.sleep(0)
+    stop = asyncio.Event()
+    hammers = [asyncio.create_task(hammer(stop)) for _ in range(4)]
+    await write()  # and the senders have had their turns on the loop
+    cluster.nodes[old].resume()
+    try:
+        for _ in range(100):
+            await write()
+        status = await cluster.wait_in_sync(*cluster.replicas)
+    finally:
+        stop.set()
+        results = await asyncio.gather(*sleepers, *hammers, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    assert sum(reads.values()) >= 50
+    assert reads["fresh"], "once it is in touch with the new primary it serves reads again"
+    assert status.primary == new
+    assert status.nodes[old].state == "backup"
+    await cluster.wait_converged()
+
+
+async def test_writes_asked_of_a_paused_primary_are_acknowledged_only_if_they_stand(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster: Cluster = make_cluster()
+    await cluster.start()
+    old = await cluster.primary()
+    cluster.nodes[old].pause()
+
+    async def write(number: int) -> tuple[str, int, str]:
+        key = f"late/{number}"
+        reply = await cluster.fetch(old, "PUT", kv(key), key.encode())
+        return key, reply.status, reply.json.get("outcome", "")
+
+    tasks = [asyncio.create_task(write(number)) for number in range(50)]
+    new = await cluster.primary(besides=old)
+    await cluster.fetch(new, "PUT", kv("between"), b"1")
+    cluster.nodes[old].resume()
+    outcomes = await asyncio.gather(*tasks)
+    await cluster.wait_converged()
+    for key, status, outcome in outcomes:
+        seen = await cluster.fetch(new, "GET", kv(key))
+        if status == 201:
+            assert seen.body == key.encode()
+        else:
+            assert outcome in {"unknown", "not_applied"}
+            assert seen.status == 404 or outcome == "unknown"
+
+
+async def test_service_goes_on_when_a_backup_stands_still(make_cluster: MakeCluster) -> None:
+    cluster: Cluster = make_cluster()
+    await cluster.start()
+    primary = await cluster.primary()
+    victim, other = cluster.others(primary)
+    async with Writer(cluster, primary, other) as writer:
+        await writer.progress(30)
+        paused_at = time.monotonic()
+        cluster.nodes[victim].pause()
+        await cluster.wait_in_sync(primary, other)
+        await writer.progress(50)
+        gap = writer.longest_gap_s(paused_at)
+        cluster.nodes[victim].resume()
+        status = await cluster.wait_in_sync(*cluster.replicas)
+    assert status.primary == primary
+    assert not list(writer.unserved())
+    print(f"writes waited {gap * 1000:.0f} ms for the paused backup to be let go")
+    await cluster.wait_converged()
+    await writer.verify()
+
+
+async def test_service_goes_on_when_the_witness_stands_still(make_cluster: MakeCluster) -> None:
+    cluster: Cluster = make_cluster(replicas=2, witnesses=1)
+    await cluster.start()
+    async with Writer(cluster, "n1", "n2") as writer:
+        await writer.progress(30)
+        cluster.nodes["w1"].pause()
+        await writer.progress(100)
+        cluster.nodes["w1"].resume()
+        await writer.progress(30)
+
+        async def witness_is_back() -> bool:
+            status = await cluster.status("w1")
+            return status is not None and len(status.in_sync) == 2
+
+        await wait_until(witness_is_back, "the witness answers again")
+    assert not list(writer.unserved())
+    await cluster.wait_converged("n1", "n2")
+    await writer.verify()

@@ -1,0 +1,252 @@
+"""The sealed link: over real sockets, with an attacker between them who sees every frame."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from election.pysyncobj_adapter.link import MAX_FRAME_BYTES, Greeting, Link
+from election.pysyncobj_adapter.poller import Poller
+
+SECRET = b"the secret of the cluster"
+
+
+class Side:
+    """One member's end: notes what its link tells it."""
+
+    def __init__(self, refuse: str = "") -> None:
+        self.frames: list[bytes] = []
+        self.opened = self.closed = 0
+        self.refuse = refuse
+        self.judged: list[Greeting] = []
+
+    def judge(self, greeting: Greeting) -> str:
+        self.judged.append(greeting)
+        return self.refuse
+
+    def on_open(self, link: Link) -> None:
+        self.opened += 1
+
+    def on_frame(self, link: Link, data: bytes) -> None:
+        self.frames.append(data)
+
+    def on_closed(self, link: Link) -> None:
+        self.closed += 1
+
+
+class Wire:
+    """n2 dials n1; the test carries the bytes between them, whole frames at a time."""
+
+    def __init__(
+        self,
+        *,
+        acceptor: Side | None = None,
+        dialer_secret: bytes = SECRET,
+        dialer_means: str = "n1",
+        acceptor_is: str = "n1",
+    ) -> None:
+        self.poller = Poller()
+        self.dialer_side, self.acceptor_side = Side(), acceptor or Side()
+        dialer, self.at_dialer = socket.socketpair()
+        accepted, self.at_acceptor = socket.socketpair()
+        for sock in (dialer, accepted, self.at_dialer, self.at_acceptor):
+            sock.setblocking(False)
+        self.dialer = Link(
+            self.dialer_side,
+            self.poller,
+            dialer,
+            secret=dialer_secret,
+            me="n2",
+            directory_id=b"disk of n2",
+            peer=dialer_means,
+            now=0,
+        )
+        self.acceptor = Link(
+            self.acceptor_side,
+            self.poller,
+            accepted,
+            secret=SECRET,
+            me=acceptor_is,
+            directory_id=b"disk of n1",
+            peer=None,
+            now=0,
+        )
+
+    def poll(self) -> None:
+        for _ in range(4):
+            self.poller.poll(0)
+
+    def read(self, sock: socket.socket) -> list[bytes]:
+        """Return the frames that one end has sent."""
+        self.poll()
+        try:
+            data = sock.recv(1 << 22)
+        except OSError:
+            return []
+        frames = []
+        while data:
+            (length,) = struct.unpack_from(">I", data)
+            frames.append(data[: 4 + length])
+            data = data[4 + length :]
+        return frames
+
+    def carry(self) -> None:
+        """Carry frames to and fro until all is quiet."""
+        while True:
+            forth, back = self.read(self.at_dialer), self.read(self.at_acceptor)
+            self.at_acceptor.sendall(b"".join(forth))
+            self.at_dialer.sendall(b"".join(back))
+            self.poll()
+            if not forth and not back:
+                return
+
+    def close(self) -> None:
+        self.dialer.close()
+        self.acceptor.close()
+        self.at_dialer.close()
+        self.at_acceptor.close()
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Wire]]:
+    made: list[Wire] = []
+
+    def one(**options: object) -> Wire:
+        made.append(Wire(**options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield one
+    for wire in made:
+        wire.close()
+
+
+@pytest.fixture
+def wire(make: Callable[..., Wire]) -> Wire:
+    wire = make()
+    wire.carry()
+    assert wire.dialer.is_open
+    assert wire.acceptor.is_open
+    return wire
+
+
+def test_frames_arrive_whole_and_in_order(wire: Wire) -> None:
+    for number in range(3):
+        wire.dialer.send(b"to n1: %d" % number, 0)
+        wire.acceptor.send(b"to n2: %d" % number, 0)
+    wire.dialer.send(b"x" * (MAX_FRAME_BYTES - 16), 0)
+    wire.carry()
+    assert wire.acceptor_side.frames[:3] == [b"to n1: 0", b"to n1: 1", b"to n1: 2"]
+    assert len(wire.acceptor_side.frames[3]) == MAX_FRAME_BYTES - 16
+    assert wire.dialer_side.frames == [b"to n2: 0", b"to n2: 1", b"to n2: 2"]
+
+
+def test_both_sides_learn_who_the_other_is_and_which_disk_it_has(wire: Wire) -> None:
+    assert wire.acceptor.peer == "n2"
+    assert [item.directory_id for item in wire.acceptor_side.judged] == [b"disk of n2"]
+    assert [item.directory_id for item in wire.dialer_side.judged] == [b"disk of n1"]
+
+
+def test_what_is_sent_cannot_be_read(wire: Wire) -> None:
+    wire.dialer.send(b"the view of the cluster", 0)
+    (frame,) = wire.read(wire.at_dialer)
+    assert b"view" not in frame
+
+
+class TestEndsTheLink:
+    def deliver(self, wire: Wire, *frames: bytes) -> None:
+        for frame in frames:
+            wire.at_acceptor.sendall(frame)
+            wire.poll()
+
+    def two_frames(self, wire: Wire) -> tuple[bytes, bytes]:
+        wire.dialer.send(b"one", 0)
+        wire.dialer.send(b"two", 0)
+        one, two = wire.read(wire.at_dialer)
+        return one, two
+
+    def test_a_repeated_frame(self, wire: Wire) -> None:
+        one, two = self.two_frames(wire)
+        self.deliver(wire, one, one, two)
+        assert wire.acceptor_side.frames == [b"one"]
+        assert wire.acceptor.closed
+        assert wire.acceptor_side.closed == 1
+
+    def test_a_missing_frame(self, wire: Wire) -> None:
+        _, two = self.two_frames(wire)
+        self.deliver(wire, two)
+        assert wire.acceptor_side.frames == []
+        assert wire.acceptor.closed
+
+    def test_a_changed_frame(self, wire: Wire) -> None:
+        one, _ = self.two_frames(wire)
+        self.deliver(wire, one[:-1] + bytes([one[-1] ^ 1]))
+        assert wire.acceptor_side.frames == []
+        assert wire.acceptor.closed
+
+    def test_a_frame_reflected_to_its_sender(self, wire: Wire) -> None:
+        wire.acceptor.send(b"mine", 0)
+        (frame,) = wire.read(wire.at_acceptor)
+        self.deliver(wire, frame)
+        assert wire.acceptor_side.frames == []
+        assert wire.acceptor.closed
+
+    def test_a_whole_recorded_connection(self, make: Callable[..., Wire]) -> None:
+        recorded = make()
+        frames = []
+        while not recorded.acceptor.is_open:
+            forth, back = recorded.read(recorded.at_dialer), recorded.read(recorded.at_acceptor)
+            frames += forth
+            recorded.at_acceptor.sendall(b"".join(forth))
+            recorded.at_dialer.sendall(b"".join(back))
+            recorded.poll()
+        replay = make()
+        self.deliver(replay, *frames)
+        assert not replay.acceptor.is_open
+        assert replay.acceptor.closed
+
+    def test_a_length_beyond_the_bound(self, wire: Wire) -> None:
+        self.deliver(wire, struct.pack(">I", MAX_FRAME_BYTES + 1))
+        assert wire.acceptor.closed
+
+    def test_a_peer_that_does_not_read(self, wire: Wire) -> None:
+        for _ in range(50):
+            wire.dialer.send(bytes(200_000), 0)
+        assert wire.dialer.closed
+
+    def test_frames_behind_a_close_are_dropped(self, wire: Wire) -> None:
+        one, two = self.two_frames(wire)
+        side, link = wire.acceptor_side, wire.acceptor
+
+        def close_at_the_first(_link: Link, data: bytes) -> None:
+            side.frames.append(data)
+            link.close()
+
+        side.on_frame = close_at_the_first  # type: ignore[method-assign]
+        wire.at_acceptor.sendall(one + two)
+        wire.poll()
+        assert side.frames == [b"one"]
+
+
+class TestHandshake:
+    def test_another_secret_fails(self, make: Callable[..., Wire]) -> None:
+        wire = make(dialer_secret=b"a guess")
+        wire.carry()
+        assert wire.acceptor.closed
+        assert wire.acceptor_side.opened == wire.dialer_side.opened == 0
+        assert wire.acceptor_side.judged == []
+
+    def test_a_dial_that_reaches_another_node_fails(self, make: Callable[..., Wire]) -> None:
+        wire = make(dialer_means="n1", acceptor_is="n7")
+        wire.carry()
+        assert wire.acceptor.closed
+        assert not wire.dialer.is_open
+
+    def test_a_refused_member_is_told_why(self, make: Callable[..., Wire]) -> None:
+        wire = make(acceptor=Side(refuse="not a member"))
+        wire.carry()
+        assert wire.dialer.refusal == "not a member"
+        assert wire.dialer.closed
+        assert wire.dialer_side.opened == wire.acceptor_side.opened == 0
