@@ -30,10 +30,21 @@ CHECKPOINT_INTERVAL_S = 1.0
 
 
 class LoadError(Exception):
-    """The load ended at a line. `cause_error` is what the client said, None for a bad record."""
+    """The load ended at a line: a bad record, a refused request, or a failing disk.
 
-    def __init__(self, line: int, detail: str, cause_error: ClientError | None = None) -> None:
+    `cause_error` is what the client said, None if it was none of its.
+    """
+
+    def __init__(
+        self,
+        line: int,
+        detail: str,
+        *,
+        cause_error: ClientError | None = None,
+        is_bad_record: bool = False,
+    ) -> None:
         super().__init__(f"line {line}: {detail}")
+        self.is_bad_record = is_bad_record
         self.line = line
         self.cause_error = cause_error
 
@@ -100,9 +111,8 @@ class Loader:
                     queue.put_nowait(None)
                 await asyncio.wait(workers)
                 keeper.cancel()
-        except* LoadError as errors:
-            first = min(_leaves(errors), key=lambda error: error.line)
-            raise first from first.__cause__
+        except BaseExceptionGroup as group:
+            raise self._first_error(group) from group
         finally:
             self._report()
             self._save()
@@ -124,7 +134,7 @@ class Loader:
                 except RecordError as error:
                     # What stands before the bad line is still loaded, and acknowledged.
                     await self._drain()
-                    raise LoadError(line, str(error)) from error
+                    raise LoadError(line, str(error), is_bad_record=True) from error
                 pending = _Pending(line, end, len(text), self._call(line, *record))
                 self._window.append(pending)
                 self._window_bytes += pending.size
@@ -132,6 +142,17 @@ class Loader:
                 queues[hash(record.key) % count].put_nowait(pending)
                 if self._is_full():
                     await self._wait_until(lambda: not self._is_full())
+
+    def _first_error(self, group: BaseExceptionGroup) -> BaseException:
+        """Return the error with the lowest line; one of the disk is told with the line reached."""
+        errors = _leaves(group)
+        loads = [error for error in errors if isinstance(error, LoadError)]
+        if loads:
+            return min(loads, key=lambda error: error.line)
+        if isinstance(errors[0], OSError):
+            where = errors[0].filename or "the file"
+            return LoadError(self.totals.line, f"{where}: {errors[0].strerror}")
+        return errors[0]
 
     def _is_full(self) -> bool:
         return len(self._window) >= WINDOW_RECORDS or self._window_bytes >= WINDOW_BYTES
@@ -157,7 +178,7 @@ class Loader:
                 if reply.status not in {200, 201}:
                     raise_for(pending.call, reply)
             except ClientError as error:
-                raise LoadError(pending.line, error.detail, error) from error
+                raise LoadError(pending.line, error.detail, cause_error=error) from error
             self._acknowledged(pending)
 
     def _acknowledged(self, pending: _Pending) -> None:
@@ -199,8 +220,8 @@ class Loader:
         self._on_progress(self.totals)
 
 
-def _leaves(group: BaseExceptionGroup[LoadError]) -> list[LoadError]:
-    found: list[LoadError] = []
+def _leaves(group: BaseExceptionGroup) -> list[BaseException]:
+    found: list[BaseException] = []
     for error in group.exceptions:
         found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
     return found
@@ -217,6 +238,6 @@ def check_records(file: Path, kind: Format) -> int:
             try:
                 PARSERS[kind](stripped)
             except RecordError as error:
-                raise LoadError(number, str(error)) from error
+                raise LoadError(number, str(error), is_bad_record=True) from error
             count += 1
     return count

@@ -33,6 +33,7 @@ from cluster.bulk_wire import WireTransport
 from cluster.cli_common import (
     client_options,
     endpoint_options,
+    error_fields,
     exit_code_of,
     fail,
     open_endpoints,
@@ -100,7 +101,7 @@ def load(
         with _sole_loader(file) as descriptor:
             try:
                 state = _state_of_file(urls, file, kind, check=check, restart=restart)
-            except (CheckpointError, LoadError) as error:
+            except (CheckpointError, LoadError, OSError) as error:
                 fail(f"{file}: {error}", "Nothing was applied.", EXIT_NOT_APPLIED)
             os.lseek(descriptor, state.position, os.SEEK_SET)
             code = _load(
@@ -147,14 +148,29 @@ def _load(
     if error is None and not interrupted:
         return EXIT_OK
     again = "Run the same command again to go on." if file is not None else ""
-    if interrupted:
+    if interrupted or error is None:
         click.echo(f"interrupted. {again}", err=True)
         return EXIT_INTERRUPTED
-    if error is not None and error.cause_error is None:
-        again = "All records before it are loaded. Mend the line, then load with --restart."
-    click.echo(f"{click.style('error:', fg='red')} {file or 'standard input'}: {error}", err=True)
-    click.echo(f"  {again}", err=True)
-    return exit_code_of(error.cause_error if error is not None else None)
+    if error.is_bad_record:
+        again = "All records before it are loaded."
+        again += " Mend the line, then load with --restart." if file is not None else ""
+    _show_error(file, error, again, as_json=as_json)
+    return exit_code_of(error.cause_error)
+
+
+def _show_error(file: Path | None, error: LoadError, again: str, *, as_json: bool) -> None:
+    if not as_json:
+        click.echo(f"{click.style('error:', fg='red')} {file or STDIN}: {error}", err=True)
+        click.echo(f"  {again}", err=True)
+        return
+    fields: dict[str, object] = {
+        "code": "bad_record" if error.is_bad_record else "io",
+        "detail": str(error),
+    }
+    fields["exit_code"] = exit_code_of(error.cause_error)
+    if error.cause_error is not None:
+        fields |= error_fields(error.cause_error)
+    show_json({"error": {**fields, "line": error.line}}, err=True)
 
 
 def _show_summary(totals: Totals, state: Checkpoint, seconds: float, *, as_json: bool) -> None:

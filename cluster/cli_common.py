@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from cluster.cli_exit import (
+    EXIT_INTERRUPTED,
     EXIT_NOT_APPLIED,
     EXIT_PRECONDITION_FAILED,
     EXIT_STORAGE_FULL,
@@ -75,8 +76,12 @@ def open_endpoints(text: str) -> list[str]:
 def open_client(endpoints: str, timeout_ms: int, *, as_json: bool) -> Iterator[SyncClient]:
     """Yield a client; end the process with the right exit code when a call fails."""
     urls = open_endpoints(endpoints)
-    with report_errors(as_json=as_json), SyncClient(urls, timeout_ms=timeout_ms) as client:
-        yield client
+    try:
+        with report_errors(as_json=as_json), SyncClient(urls, timeout_ms=timeout_ms) as client:
+            yield client
+    except KeyboardInterrupt:
+        click.echo("interrupted; a write may or may not have been applied", err=True)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 @contextmanager
@@ -85,19 +90,21 @@ def report_errors(*, as_json: bool) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        code, outcome, advice = _meaning(error)
+        code, _, advice = _meaning(error)
         if as_json:
-            body: dict[str, object] = {
-                "code": error.code,
-                "detail": error.detail,
-                "outcome": outcome,
-                "exit_code": code,
-            }
-            if isinstance(error, UnknownOutcomeError) and error.idempotency_key:
-                body["idempotency_key"] = error.idempotency_key
-            click.echo(msgspec.json.encode({"error": body}), err=True)
+            show_json({"error": error_fields(error)}, err=True)
             sys.exit(code)
         fail(error.detail, advice, code)
+
+
+def error_fields(error: ClientError) -> dict[str, object]:
+    """Return an error as --json shows it."""
+    code, outcome, _ = _meaning(error)
+    fields: dict[str, object] = {"code": error.code, "detail": error.detail}
+    fields |= {"outcome": outcome, "exit_code": code}
+    if isinstance(error, UnknownOutcomeError) and error.idempotency_key:
+        fields["idempotency_key"] = error.idempotency_key
+    return fields
 
 
 def fail(problem: str, advice: str, code: int) -> NoReturn:

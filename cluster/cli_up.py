@@ -61,4 +61,6 @@ def up(
                 view.close()
     except (ConfigError, UpError) as error:
         fail(str(error), "", EXIT_NOT_APPLIED)
+    except OSError as error:
+        fail(f"{error.filename or data}: {error.strerror}", "", EXIT_NOT_APPLIED)
     sys.exit(code)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from typing import NoReturn
 
 import click
 
@@ -35,18 +37,25 @@ def watch(prefix: str, interval_ms: int, endpoints: str, timeout_ms: int, as_jso
     came and went, between two looks is not seen. What is printed did exist, in the order of
     revisions; deletions come with the revision of the look that missed the key.
     """
-    with open_client(endpoints, timeout_ms, as_json=as_json) as client:
-        seen, revision = _revisions(client, prefix)
-        if not as_json:
-            click.echo(f"watching {len(seen)} keys from revision {revision}; Ctrl-C ends", err=True)
-        while True:
-            time.sleep(interval_ms / 1000)
-            newest = client.page(prefix, limit=1, keys_only=True).revision
-            if newest == revision:
-                continue
-            current, revision = _revisions(client, prefix)
-            _show_changes(client, seen, current, revision, as_json=as_json)
-            seen = current
+    with (
+        open_client(endpoints, timeout_ms, as_json=as_json) as client,
+        suppress(KeyboardInterrupt),  # the way to end it
+    ):
+        _watch(client, prefix, interval_ms / 1000, as_json=as_json)
+
+
+def _watch(client: SyncClient, prefix: str, interval_s: float, *, as_json: bool) -> NoReturn:
+    seen, revision = _revisions(client, prefix)
+    if not as_json:
+        click.echo(f"watching {len(seen)} keys from revision {revision}; Ctrl-C ends", err=True)
+    while True:
+        time.sleep(interval_s)
+        newest = client.page(prefix, limit=1, keys_only=True).revision
+        if newest == revision:
+            continue
+        current, revision = _revisions(client, prefix)
+        _show_changes(client, seen, current, revision, as_json=as_json)
+        seen = current
 
 
 def _revisions(client: SyncClient, prefix: str) -> tuple[dict[str, int], int]:

@@ -276,10 +276,7 @@ def kv_target(key: str, **options: object) -> str:
     if not 1 <= size <= KEY_MAX_BYTES:
         problem = f"a key has 1 to {KEY_MAX_BYTES} bytes of UTF-8; this one has {size}"
         raise InvalidRequestError(problem, code="invalid_key")
-    segment = quote(key, safe="")
-    if key in {".", ".."}:
-        segment = key.replace(".", "%2E")  # else it would mean a place in the path
-    return f"/v1/kv/{segment}{_query(options)}"
+    return f"/v1/kv/{quote(key, safe='')}{_query(options)}"
 
 
 def write_call(

@@ -194,6 +194,9 @@ class Transport:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),
             )
+            # aiohttp would send a PUT again by itself when a kept connection breaks under it, and
+            # report the second try alone: a refused connection, say, though the first was sent.
+            self._session._retry_connection = False
         return self._session
 
     def _refresh_soon(self, *, after_failure: bool = False) -> None:

@@ -193,7 +193,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int,
         _count(
             "Idempotency keys remembered; the oldest is forgotten first. A retry that comes after "
-            "so many newer keys would be executed again.",
+            "so many newer keys would be executed again. At least 10000: an interrupted load sends "
+            "up to 8192 records again.",
+            ge=10_000,
             le=100_000_000,
         ),
     ] = 100_000

@@ -244,7 +244,9 @@ def _origin_form(target: str) -> str:
     """Return the path and query of an absolute-form target (as proxies send). Raises Problem."""
     scheme, separator, rest = target.partition("://")
     if "#" in target or not separator or scheme.lower() not in {"http", "https"}:
-        raise Problem("malformed_request", "the request's target must be a path, without #")
+        raise Problem(
+            "malformed_request", "the request's target must be a path, without #", closes=True
+        )
     slash = rest.find("/")
     return rest[slash:] if slash >= 0 else "/"
 

@@ -236,6 +236,6 @@ def _example(code: str, *, write: bool) -> Json:
         "code": code,
     }
     if write:
-        unknown = code in {"outcome_unknown", "timeout", "internal_error"}
+        unknown = code in {"unknown_outcome", "timeout", "internal_error"}
         example["outcome"] = "unknown" if unknown else Problem(code, "").outcome
     return example

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 import msgspec
 from aiohttp import web
@@ -89,14 +90,14 @@ class _Connection(RequestHandler):
             f"this node serves {self._server.settings.max_connections} connections already",
         )
         body = problem.body(write=True)  # whatever was about to be asked has not been applied
-        assert isinstance(transport, asyncio.Transport)
-        transport.write(
+        stream = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        stream.write(
             b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: %b\r\nContent-Length: %d\r\n"
             b"Retry-After: %d\r\n%bConnection: close\r\n\r\n%b"
             % (PROBLEM, len(body), RETRY_AFTER_S, self._server.identify(), body)
         )
         self.force_close()  # nothing that arrives is read
-        transport.close()
+        stream.close()
 
     def handle_error(
         self,

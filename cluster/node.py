@@ -20,7 +20,7 @@ from datapath.datadir import DataDirectory
 from datapath.engine import Engine
 from datapath.errors import DataDirectoryError, OperationError
 from datapath.gateway import Gateway
-from datapath.links import LinkHandler
+from datapath.link import LinkHandler
 from datapath.mesh import REPLICATE, REQUEST, SNAPSHOT, Mesh
 from datapath.requests import (
     HelloCall,
@@ -32,7 +32,7 @@ from datapath.requests import (
 )
 from datapath.settings import Bounds, Timing
 from datapath.storage import Storage
-from datapath.transfer import SnapshotReceiver
+from datapath.transfer_receive import SnapshotReceiver
 from election.agreement import AgreementUnavailableError
 from election.pysyncobj_adapter import AgreementSettings, PySyncObjAgreement
 from election.view import Bootstrap, Member, View

@@ -23,8 +23,16 @@ from cluster.problems import CODES
 _PARAMETER_CODES = ("unknown_parameter", "invalid_parameter")
 _KEY_CODES = ("invalid_key", "key_too_long", *_PARAMETER_CODES, "invalid_header")
 _NODE_CODES = ("no_primary", "not_primary", "overloaded")
-_WRITE_CODES = (*_NODE_CODES, "not_enough_copies", "outcome_unknown", "timeout", "storage_full")
-_CHANGE_CODES = (*_NODE_CODES, "refused", "outcome_unknown", "timeout")
+_WRITE_CODES = (
+    *_NODE_CODES,
+    "too_large",
+    "service_failed",
+    "not_enough_copies",
+    "unknown_outcome",
+    "timeout",
+    "storage_full",
+)
+_CHANGE_CODES = (*_NODE_CODES, "unknown_node", "refused", "unknown_outcome", "timeout")
 _READ_CODES = (*_NODE_CODES, "timeout")
 _BODY_CODES = ("value_too_large", "request_timeout", "expectation_failed")
 
@@ -261,6 +269,7 @@ def _handover() -> Json:
             "invalid_body",
             *_BODY_CODES,
             "unsupported_media_type",
+            "handover_failed",
             *_CHANGE_CODES,
         ),
         write=True,
@@ -284,7 +293,7 @@ def _remove_node() -> Json:
         "removeNode",
         "Take a node out of the cluster for good",
         {"200": json_answer("The new view.", "View", _VIEW)},
-        (*_PARAMETER_CODES, "not_found", *_CHANGE_CODES),
+        (*_PARAMETER_CODES, "not_found", "is_primary", *_CHANGE_CODES),
         write=True,
         parameters=[node, *_query(TIMEOUT)],
     )

@@ -62,6 +62,7 @@ CODES: dict[str, Code] = {
     ),
     "not_found": Code(404, "There is no such resource", "See /openapi.json for what there is."),
     "key_not_found": Code(404, "There is no such key", "Nothing: it has no value."),
+    "unknown_node": Code(404, "There is no such node", "See /v1/cluster for the nodes there are."),
     "no_data": Code(
         404, "This node holds no data", "Ask a replica; /v1/cluster says which there are."
     ),
@@ -71,6 +72,10 @@ CODES: dict[str, Code] = {
     "request_timeout": Code(
         408, "The body did not arrive in time", "Send it again; the connection is closed."
     ),
+    "handover_failed": Code(
+        409, "The handover did not take place", "Read `detail`: it says why; the view is unchanged."
+    ),
+    "is_primary": Code(409, "The primary cannot be taken out", "Hand over to another node first."),
     "refused": Code(409, "The cluster refuses this change", "Read `detail`: it says why."),
     "precondition_failed": Code(
         412, "A condition of the request does not hold", "Read the key, and decide again."
@@ -78,6 +83,7 @@ CODES: dict[str, Code] = {
     "value_too_large": Code(
         413, "The body is larger than allowed", "Split the value; the connection is closed."
     ),
+    "too_large": Code(413, "The change is larger than the log takes", "Use a smaller value."),
     "unsupported_content_encoding": Code(
         415, "Encoded bodies are not accepted", "Send the bytes without Content-Encoding."
     ),
@@ -100,6 +106,9 @@ CODES: dict[str, Code] = {
         "The server failed unexpectedly",
         "Report it with the `instance`; try again under the same idempotency key.",
     ),
+    "service_failed": Code(
+        500, "The service failed", "Report it; the primary's log has the details."
+    ),
     "no_primary": Code(
         503, "No primary could be reached in time", "Try again, at any node; see Retry-After."
     ),
@@ -118,7 +127,7 @@ CODES: dict[str, Code] = {
         "Fewer replicas are in sync than `min_copies` asks for",
         "Try again when more are back, or accept fewer copies. `outcome` tells whether to check.",
     ),
-    "outcome_unknown": Code(
+    "unknown_outcome": Code(
         503,
         "The write may or may not have been applied",
         "Try again under the same idempotency key to learn which.",
@@ -203,6 +212,6 @@ def _code_of_class(error: OperationError) -> str:
         case OverloadedError():
             return "overloaded"
         case UnknownOutcomeError():
-            return "outcome_unknown"
+            return "unknown_outcome"
         case _:
-            return "no_primary" if error.outcome == "not_applied" else "outcome_unknown"
+            return "no_primary" if error.outcome == "not_applied" else "unknown_outcome"

@@ -98,23 +98,28 @@ class Up:
             await asyncio.sleep(0.02)
 
     async def _poll(self) -> None:
-        """Keep `_status` up to date: ask the primary, or whoever answers."""
+        """Keep `_status` up to date."""
         timeout = aiohttp.ClientTimeout(total=POLL_TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             while True:
-                primary = self._status.primary if self._status is not None else ""
-                self._status = None if primary == "" else self._status
-                for node in sorted(self._config.nodes, key=lambda item: item != primary):
-                    if self._processes[node].pid is None:
-                        continue
-                    status = await _ask(session, f"http://{self._config.nodes[node].client}")
-                    if status is not None and (status.primary or self._status is None):
-                        self._status = status
-                    if status is not None and status.primary:
-                        break
-                else:
-                    self._status = self._status if self._status and not primary else None
+                self._status = await self._ask_around(session)
                 await asyncio.sleep(POLL_INTERVAL_S)
+
+    async def _ask_around(self, session: aiohttp.ClientSession) -> ClusterStatus | None:
+        """Ask the last known primary, then the others, until one knows of a primary.
+
+        If none does, what one of them knows; None if nobody answers.
+        """
+        primary = self._status.primary if self._status is not None else ""
+        found: ClusterStatus | None = None
+        for node in sorted(self._config.nodes, key=lambda item: item != primary):
+            if self._processes[node].pid is None:
+                continue
+            status = await _ask(session, f"http://{self._config.nodes[node].client}")
+            if status is not None and status.primary:
+                return status
+            found = found or status
+        return found
 
     def _show(self) -> None:
         rows = [self._row(node) for node in self._config.nodes]

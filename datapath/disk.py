@@ -103,10 +103,10 @@ class DiskWorker:
 
         Raises DiskFailedError if the disk fails while room is taken.
         """
-        queued = self._queued_bytes + len(self._pending) * SYNC_MARK_SIZE_BYTES
-        if queued and queued + n_bytes > self._max_queued_bytes:
+        if self._is_over(n_bytes):
             return False
-        return self._log.reserve(queued + n_bytes)
+        marks = len(self._pending) * SYNC_MARK_SIZE_BYTES
+        return self._log.reserve(self._queued_bytes + marks + n_bytes)
 
     def submit_append(self, records: Sequence[Record]) -> int:
         """Append records and sync; return the ticket.
@@ -116,9 +116,13 @@ class DiskWorker:
 
         """
         size_bytes = sum(len(record.data) for record in records)
-        if self._queued_bytes and self._queued_bytes + size_bytes > self._max_queued_bytes:
+        if self._is_over(size_bytes):
             raise OverloadedError("disk_queue_full", "the disk does not keep up: try again later")
         return self._submit(None, records, size_bytes)
+
+    def _is_over(self, n_bytes: int) -> bool:
+        # One record may be larger than the bound: it waits for an empty queue.
+        return self._queued_bytes > 0 and self._queued_bytes + n_bytes > self._max_queued_bytes
 
     def submit(self, job: Job) -> int:
         """Call `job` on the disk thread after all that was submitted before; return the ticket."""

@@ -14,6 +14,7 @@ from datapath import effects as fx
 from datapath import messages
 from datapath.clock import clock_ms
 from datapath.errors import (
+    DataDirectoryError,
     DataPathError,
     NotAppliedError,
     OperationError,
@@ -21,7 +22,7 @@ from datapath.errors import (
     UnknownOutcomeError,
 )
 from datapath.executor import Executor, ReadView
-from datapath.links import Link
+from datapath.link import Link
 from datapath.mesh import REPLICATE, Mesh
 from datapath.operations import ClusterStatus, Digest, Operation, Query, QueryResult, Result
 from datapath.pipeline import Pipeline, async_operations
@@ -102,6 +103,7 @@ class Engine:
                 self.replica.on_snapshot_sent, peer, session, done=done
             ),
             on_installed=self._on_snapshot_installed,
+            on_install_failed=lambda: self._run(self.replica.on_install_failed),
         )
         self._ready_index = 0  # the epoch is open when this has committed; 0: nothing to wait for
         self._incoming: dict[str, Link] = {}
@@ -267,6 +269,15 @@ class Engine:
             view.primary,
             ", ".join(view.in_sync),
         )
+        if self.replica.core.damaged and view.in_sync == (self.node_id,):
+            self.fail(
+                DataDirectoryError(
+                    f"the log of {self.node_id} has lost entries that may have been acknowledged "
+                    "(its log says which file), and no other replica is in sync that could make "
+                    "up for them: restore the data directory from a backup. It is kept as it is"
+                )
+            )
+            return
         self._run(self.replica.on_view, view)
         handover = self._handover
         if handover is not None and view.primary != self.node_id and not handover.done():
@@ -288,7 +299,7 @@ class Engine:
     def on_frames(self, link: Link, frames: list[bytes]) -> None:
         """Messages of a replication stream."""
         current = self._outgoing if link.outgoing else self._incoming
-        if current.get(link.peer) is not link or self.snapshots.installing:
+        if current.get(link.peer) is not link:
             return
         now = clock_ms()
         for frame in frames:

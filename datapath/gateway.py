@@ -20,7 +20,7 @@ from datapath.errors import (
     RejectedError,
     UnknownOutcomeError,
 )
-from datapath.links import Link
+from datapath.link import Link
 from datapath.operations import (
     ClusterStatus,
     Digest,

@@ -358,8 +358,9 @@ def _is_zero(data: bytes, offset: int) -> bool:
 class Log:
     """A replica's log. `Log.open` makes one.
 
-    One thread at a time may change it (`append` to `close`); `read`, `reserve` and the properties
-    may be used from any thread meanwhile. After DiskFailedError it refuses all change (D9).
+    One thread at a time may change it (`append` to `close`); `read`, `reserve`, `drop_before` and
+    the properties may be used from any thread meanwhile. After DiskFailedError it refuses all
+    change (D9).
     """
 
     def __init__(

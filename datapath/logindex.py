@@ -40,6 +40,11 @@ class LogIndex:
         """The epoch of the last entry."""
         return self._epochs[-1] if self._epochs else self.base_epoch
 
+    @property
+    def last_position(self) -> tuple[int, int]:
+        """(epoch, index) of the last entry: of two logs, the one with the higher goes further."""
+        return (self.last_epoch, self.last_index)
+
     def epoch_at(self, index: int) -> int | None:
         """Return the epoch of the entry at `index`; None if it is not held."""
         if index == self.base_index:
@@ -110,7 +115,7 @@ class LogIndex:
                 mine = self.epoch_at(top)
                 if mine == epoch:
                     return top
-                if mine is None or mine < epoch:
+                if mine is None or mine < epoch or top == self.base_index:
                     break
                 top = self._run_start(top) - 1  # mine is of a later epoch: look before its run
         return known_index

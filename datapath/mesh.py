@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
-from datapath.links import Dialer, LinkHandler, PeerListener
+from datapath.dialer import Dialer
+from datapath.link import LinkHandler
+from datapath.peer_listener import PeerListener
 
 Address = tuple[str, int]
 REQUEST = "request"

@@ -80,6 +80,9 @@ class Primary:
             return
         if core.suspect and not self._is_longest():
             return
+        for node, peer in self.peers.items():
+            if peer.state == "replicate" and peer.next_index > core.log.last_index + 1:
+                core.emit(fx.Redial(node, "its log goes further: it follows this one now"))
         core.suspect = False
         self.stage = "open"
         record = make_record(core.log.last_index + 1, self.epoch, core.commit_index, [[]])
@@ -100,16 +103,23 @@ class Primary:
     def _is_longest(self) -> bool:
         """A log whose tail was cut yields to an in-sync backup whose log goes further."""
         core = self._core
-        best, best_position = "", (core.log.last_epoch, core.log.last_index)
-        for node in self.required():
+        if self._handover_version:
+            return False  # one is proposed, and may commit yet (E3)
+        best, best_position = "", core.log.last_position
+        for node in sorted(self.required()):
             peer = self.peers[node]
             if peer.state in ("down", "probe"):
                 return False  # not heard yet: it answers, or is removed
             if peer.last_position > best_position:
                 best, best_position = node, peer.last_position
-        if best:
+        if best and core.proposal is None and not self.peers[best].damaged:
+            self._handover_version = self.view.version
             core.propose(Handover(best), self.view.version)
-        return not best
+        if best:
+            return False
+        for node, peer in self.peers.items():
+            self._check_holds(node, peer.applied_index)  # a learner may know of what was lost here
+        return True
 
     # -- replication
 
@@ -164,14 +174,19 @@ class Primary:
 
     def _on_probe_reply(self, peer: Progress, message: ProbeReply) -> None:
         core = self._core
-        if message.commit_index > core.log.last_index:
-            raise SafetyError(
-                f"{peer.node_id} has entry {message.commit_index} committed, and the primary of "
-                f"epoch {self.epoch} holds entries only up to {core.log.last_index}"
-            )
+        if not core.suspect:
+            self._check_holds(peer.node_id, message.commit_index)
         peer.incarnation = message.incarnation
         peer.damaged = message.damaged
+        peer.applied_index = message.commit_index
         peer.last_position = (message.last_epoch, message.last_index)
+        if core.suspect and peer.last_position > core.log.last_position:
+            # It goes further than this log, whose tail was cut: it must not be made to follow it.
+            peer.state = "replicate"
+            peer.next_index = max(message.last_index, core.log.last_index) + 1
+            self._heartbeat(peer)
+            self._maybe_open()
+            return
         match = core.log.match(message.last_index, message.epochs, message.commit_index)
         peer.next_index = match + 1
         peer.needs_snapshot = match < core.log.base_index
@@ -184,16 +199,35 @@ class Primary:
             self._feed(peer)
         self._maybe_open()
 
+    def _check_holds(self, node: str, committed_index: int) -> None:
+        """E1, D6: what a replica has committed, every primary holds."""
+        last_index = self._core.log.last_index
+        if committed_index > last_index:
+            raise SafetyError(
+                f"{node} has entry {committed_index} committed, and the primary of epoch "
+                f"{self.epoch} holds entries only up to {last_index}"
+            )
+
     def _maybe_send_snapshot(self, peer: Progress) -> None:
         """Only a learner is brought up by snapshot: an in-sync one is removed first (E1)."""
-        if peer.needs_snapshot and peer.node_id not in self.required():
-            peer.needs_snapshot = False
+        if (
+            peer.needs_snapshot
+            and not peer.sending_snapshot
+            and peer.node_id not in self.required()
+        ):
+            peer.needs_snapshot, peer.sending_snapshot = False, True
             self._core.emit(fx.SendSnapshot(peer.node_id, peer.session))
 
     def on_snapshot_sent(self, node: str, session: int, *, done: bool) -> None:
         """The snapshot has arrived, or failed: start over on a new session."""
         peer = self.peers.get(node)
-        if peer is None or peer.session != session:
+        if peer is None:
+            return
+        peer.sending_snapshot = False
+        if peer.state != "snapshot":
+            return  # the replica has said itself what it holds now
+        if peer.session != session and not done:
+            self._maybe_send_snapshot(peer)
             return
         peer.heard_ms = self._core.now_ms if done else peer.heard_ms
         peer.state = "down"
@@ -203,15 +237,21 @@ class Primary:
     def _feed(self, peer: Progress) -> None:
         """Send what the replica lacks, from memory if it is there, within its window."""
         core = self._core
-        if peer.state != "replicate" or peer.reading:
-            return
         last = core.log.last_index
-        while peer.next_index <= last and peer.inflight_bytes < core.bounds.max_peer_inflight_bytes:
+        while (
+            peer.state == "replicate"
+            and not peer.reading
+            and peer.next_index <= last
+            and peer.inflight_bytes < core.bounds.max_peer_inflight_bytes
+        ):
             if not self.recent or peer.next_index < self.recent[0].first_index:
                 peer.reading = True
                 core.emit(fx.ReadLog(peer.node_id, peer.session, peer.next_index))
                 return
-            self._send_records(peer, self._recent_from(peer.next_index))
+            records = self._recent_from(peer.next_index)
+            if not records or records[0].first_index != peer.next_index:
+                raise SafetyError(f"entry {peer.next_index} is not the first of its record")
+            self._send_records(peer, records)
 
     def _recent_from(self, index: int) -> list[Record]:
         """Return the recent records from `index` on, up to one message's worth of bytes."""
@@ -326,8 +366,7 @@ class Primary:
     def on_view(self, view: View) -> None:
         """A newer view of this epoch."""
         self.view = view
-        self._wanted_since_ms = None
-        self._abdicating = False
+        self._stop_letting_go()
         if self._adding and view.version > self._adding_version:
             self._adding = ""  # it is in the view now, or never will be
         if self._handover_version and view.version > self._handover_version:
@@ -358,15 +397,29 @@ class Primary:
         core = self._core
         if self.stage == "recording":
             return
+        if self.disk_stalled:
+            # It lets go; nobody can answer heartbeats that are not sent, so nobody is accused.
+            self.on_stall()
+            return
         self._maybe_open()
         if core.now_ms >= self._next_heartbeat_ms:
             self._next_heartbeat_ms = core.now_ms + core.timing.heartbeat_interval_ms
             for peer in self.peers.values():
                 if peer.state in ("replicate", "snapshot"):
                     self._heartbeat(peer)
+                self._redial_unanswered(peer)
         self._check_abdication()
         if core.proposal is None and core.now_ms >= self._retry_ms:
             self._propose_due()
+
+    def _redial_unanswered(self, peer: Progress) -> None:
+        """A stream on which nothing is ever answered may have lost its beginning."""
+        core = self._core
+        patience_ms = core.timing.ack_timeout_ms
+        since_ms = max(peer.heard_ms, peer.opened_ms)
+        if peer.session and not self._abdicating and core.now_ms - since_ms >= patience_ms:
+            peer.opened_ms = core.now_ms
+            core.emit(fx.Redial(peer.node_id, f"nothing was heard on it for {patience_ms} ms"))
 
     def _propose_due(self) -> None:
         core = self._core
@@ -376,10 +429,8 @@ class Primary:
         if self.handing_to:
             self._drive_handover()
             return
-        silent = tuple(node for node in self.view.in_sync if self._is_due_for_removal(node))
+        silent = self._silent()
         if silent:
-            if self._wanted_since_ms is None:
-                self._wanted_since_ms = core.now_ms
             core.propose(RemoveFromInSync(silent), self.view.version)  # D5
             return
         if self._adding:
@@ -391,6 +442,9 @@ class Primary:
                 self._adding, self._adding_version = peer.node_id, self.view.version
                 core.propose(AddToInSync(peer.node_id), self.view.version)
                 return
+
+    def _silent(self) -> tuple[str, ...]:
+        return tuple(node for node in self.view.in_sync if self._is_due_for_removal(node))
 
     def _is_due_for_removal(self, node: str) -> bool:
         if node == self._core.node_id:
@@ -426,16 +480,33 @@ class Primary:
     def _check_abdication(self) -> None:
         """A primary that cannot get a needed view change agreed lets go, so that another may."""
         core = self._core
-        since = self._wanted_since_ms
-        if since is not None and core.now_ms - since >= core.timing.view_change_timeout_ms:
+        if not self._is_held_up():
+            self._stop_letting_go()
+        elif self._wanted_since_ms is None:
+            self._wanted_since_ms = core.now_ms
+        elif core.now_ms - self._wanted_since_ms >= core.timing.view_change_timeout_ms:
             self._abdicating = True
+
+    def _is_held_up(self) -> bool:
+        """Whether this epoch does not get on without a change of the view."""
+        return bool(
+            self._handover_version
+            or self._silent()
+            or (self._adding and self._is_due_for_removal(self._adding))
+        )
+
+    def _stop_letting_go(self) -> None:
+        """Consensus answers, or nothing is needed of it any more."""
+        self._wanted_since_ms = None
+        if self._abdicating:
+            self._abdicating = False
+            self.on_stall()  # without heartbeats nobody could answer
 
     def on_proposal_done(self, *, answered: bool) -> None:
         """A proposal has ended; `answered`: consensus was reached (the outcome is not unknown)."""
         core = self._core
         if answered:
-            self._abdicating = False
-            self._wanted_since_ms = None
+            self._stop_letting_go()
         else:
             self._retry_ms = core.now_ms + core.timing.heartbeat_interval_ms
 

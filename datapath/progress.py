@@ -27,9 +27,11 @@ class Progress:
         self.writable = True
         self.damaged = False
         self.heard_ms = now_ms
+        self.opened_ms = now_ms  # when the session began
         self.advanced_ms = now_ms  # the last time that it had nothing open or acknowledged some
         self.lease_start_ms: float | None = None  # sending time of the newest answered heartbeat
         self.needs_snapshot = False
+        self.sending_snapshot = False  # one is on its way, perhaps since an older session
         self._heartbeats: deque[tuple[int, float]] = deque(maxlen=MAX_UNANSWERED_HEARTBEATS)
         self._inflight: deque[tuple[int, int]] = deque()  # (last index, bytes)
         self.inflight_bytes = 0
@@ -37,6 +39,7 @@ class Progress:
     def open_session(self, session: int, now_ms: float) -> None:
         """A new stream: nothing said on an older one counts any more, but for the lease."""
         self.session = session
+        self.opened_ms = now_ms
         self.state = "probe"
         self.match_index = 0
         self.reading = False

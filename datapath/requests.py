@@ -21,7 +21,7 @@ from datapath.errors import (
     StorageFullError,
     UnknownOutcomeError,
 )
-from datapath.links import Link
+from datapath.link import Link
 from datapath.operations import ClusterStatus, Operation, Query, QueryResult, Result
 from election.view import Member, View
 

@@ -159,13 +159,16 @@ class SnapshotWriter:
         self._cluster_id = cluster_id
         self._hash = ContentHash()
         self._finished = False
+        self._installed = False
         self._path = next_environment(self._directory)
         try:
             self._path.mkdir()
         except OSError as error:
             raise storage_error(error, f"making {self._path}") from error
         # Synced once, by `finish`: nothing counts before.
-        self._environment: Environment | None = Environment(self._path, map_size_bytes, sync=False)
+        self._environment: Environment | None = Environment(
+            self._path, map_size_bytes, fresh=True, sync=False
+        )
 
     def feed(self, number: int, chunk: bytes) -> None:
         """Take the chunk `next_chunk`; one taken before is passed over.
@@ -238,13 +241,17 @@ class SnapshotWriter:
         """
         if not self._finished:
             raise ValueError("the snapshot is not finished")
+        # Set first: CURRENT may name it even when this fails.
+        self._installed = True
         try:
             set_current(self._directory, self._path.name)
         except OSError as error:
             raise storage_error(error, f"installing {self._path}") from error
 
     def abort(self) -> None:
-        """Give up, and delete what was written. Not after `install`."""
+        """Give up, and delete what was written. After `install` it does nothing: that is live."""
+        if self._installed:
+            return
         if self._environment is not None:
             self._environment.release()
             self._environment = None

@@ -11,7 +11,8 @@ from datapath.mesh import SNAPSHOT, Mesh
 from datapath.replica import Replica
 from datapath.snapshot import SnapshotWriter
 from datapath.storage import Storage
-from datapath.transfer import Offer, SnapshotSender, SnapshotSink, Throttle, TransferError
+from datapath.transfer import Offer, SnapshotSink, Throttle, TransferError, in_thread
+from datapath.transfer_send import SnapshotSender
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,8 @@ RETRY_INTERVAL_S = 0.5
 class Snapshots:
     """Sends and takes the snapshots of one replica.
 
-    `on_sent(peer, session, done)` and `on_installed(index, epoch)` tell the replica.
+    `on_sent(peer, session, done)`, `on_installed(index, epoch)` and `on_install_failed()` tell the
+    replica.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Snapshots:
         *,
         on_sent: Callable[[str, int, bool], None],
         on_installed: Callable[[int, int], None],
+        on_install_failed: Callable[[], None],
     ) -> None:
         self._node_id = node_id
         self._replica = replica
@@ -42,8 +45,8 @@ class Snapshots:
         self._rate_bytes_per_s = rate_bytes_per_s
         self._on_sent = on_sent
         self._on_installed = on_installed
+        self._on_install_failed = on_install_failed
         self._sending: dict[str, int] = {}  # peer -> the newest session that waits for it
-        self.installing = False
         self.sent_total = 0
         self.received_total = 0
 
@@ -97,14 +100,21 @@ class Snapshots:
     async def install(self, offer: Offer, sink: SnapshotSink) -> None:
         """Put a received snapshot in place of log and store."""
         problem = self._refusal(self._replica.core.accepted_primary, offer)
+        if not isinstance(sink, SnapshotWriter):
+            problem = "this is no snapshot of a store"
+        # From here on nothing is written, committed or acknowledged, until it has ended.
+        problem = problem or self._replica.start_install(offer.index, offer.epoch)
         if problem or not isinstance(sink, SnapshotWriter):
-            raise TransferError(problem or "this is no snapshot of a store")
-        # Nothing is appended or acknowledged while log and store are replaced.
-        self.installing = True
+            await in_thread(sink.abort)
+            raise TransferError(problem)
+        installed = False
         try:
             await self._storage.install_snapshot(sink, offer.index, offer.epoch)
-            self._on_installed(offer.index, offer.epoch)
+            installed = True
         finally:
-            self.installing = False
+            if installed:
+                self._on_installed(offer.index, offer.epoch)
+            else:
+                self._on_install_failed()
         log.info("installed a snapshot at %d", offer.index)
         self.received_total += 1

@@ -12,7 +12,7 @@ from datapath.accepted import Accepted
 from datapath.core import Recovered
 from datapath.datadir import DataDirectory
 from datapath.disk import DiskWorker, StoreFlusher, boot_clock
-from datapath.errors import LogCorruptError
+from datapath.errors import LogCorruptError, SafetyError
 from datapath.log import Log
 from datapath.logindex import LogIndex
 from datapath.records import Record
@@ -98,8 +98,13 @@ class Storage:
         commit_index = max(store.durable_index, min(journal.commit_hint, journal.last_index))
         while store.applied_index < commit_index:
             for record in journal.read(store.applied_index + 1, _READ_BATCH_BYTES):
-                if record.last_index > commit_index:
+                if record.first_index > commit_index:
                     break
+                if record.last_index > commit_index:
+                    raise SafetyError(
+                        f"record {record.first_index}-{record.last_index} is committed in part "
+                        f"(up to {commit_index}): records are whole"
+                    )
                 store.apply(record.entries(), record.last_index, record.epoch)
         if self.accepted.damaged:
             log.error(
@@ -300,8 +305,10 @@ class Storage:
             loop = asyncio.get_running_loop()
 
             def reset() -> None:
-                self.log.reset(index, epoch)
-                loop.call_soon_threadsafe(done.set_result, None)
+                try:
+                    self.log.reset(index, epoch)
+                finally:  # a failure goes to on_error, and ends the node; nobody waits here then
+                    loop.call_soon_threadsafe(done.set_result, None)
 
             self._disk.submit(reset)
             await done

@@ -75,7 +75,9 @@ def lmdb_failure(error: lmdb.Error, path: Path, room_needed_bytes: int = 0) -> S
 class Environment:
     """One LMDB environment. Shared by the store and snapshot readers, closed by the last user."""
 
-    def __init__(self, path: Path, map_size_bytes: int, *, sync: bool = True) -> None:
+    def __init__(
+        self, path: Path, map_size_bytes: int, *, fresh: bool = False, sync: bool = True
+    ) -> None:
         self.path = path
         self._users = 1
         self._lock = threading.Lock()
@@ -92,7 +94,7 @@ class Environment:
                 self.meta = self.lmdb.open_db(b"meta", transaction)
                 names = [b"space%d" % number for number in range(SPACES)]
                 self.spaces = [self.lmdb.open_db(name, transaction) for name in names]
-                self._check_format(transaction)
+                self._check_format(transaction, fresh=fresh)
         except lmdb.Error as error:
             failure = lmdb_failure(error, path)
             if isinstance(failure, DiskFullError):
@@ -102,8 +104,13 @@ class Environment:
                 "data directory away and join as a new node"
             ) from error
 
-    def _check_format(self, transaction: lmdb.Transaction) -> None:
+    def _check_format(self, transaction: lmdb.Transaction, *, fresh: bool) -> None:
         found = transaction.get(b"format", None, self.meta)
+        if found is None and not fresh:  # LMDB takes an emptied file for a new one
+            raise DataDirectoryError(
+                f"store {self.path} has lost its content: restore it from a backup, or move the "
+                "data directory away and join as a new node"
+            )
         if found not in (None, _FORMAT):
             raise DataDirectoryError(
                 f"store {self.path} has format {found!r}, this version reads {_FORMAT!r}: use the "
@@ -371,7 +378,9 @@ class Store:
     ) -> list[Item]:
         """Return up to `limit` (key, value) with start <= key < end, in key order or reversed.
 
-        `end` None is no upper bound. The work is bounded by `limit` and the overlay's size.
+        `end` None is no upper bound. The work is bounded by `limit` and the overlay's size: keys
+        deleted since the last flush are passed over one by one, about 1 us each. Who takes keys
+        off the front, as from a queue, starts after the last one he took.
         """
         layers = [overlay for overlay in (self._frozen, self._active) if overlay is not None]
         try:
@@ -536,17 +545,17 @@ class Store:
         name = current_environment(self.directory)
         if name == self._environment.path.name:
             return
-        fresh = Environment(self.directory / name, self._map_size_bytes)
-        with fresh.lmdb.begin() as transaction:
-            index, epoch = fresh.state(transaction)
+        newer = Environment(self.directory / name, self._map_size_bytes)
+        with newer.lmdb.begin() as transaction:
+            index, epoch = newer.state(transaction)
         if index < self.applied_index:
-            fresh.release()
+            newer.release()
             raise SafetyError(
                 f"a snapshot at {index} is older than the store: {self.applied_index}"
             )
         self._read.abort()
         self._environment.release()
-        self._environment = fresh
+        self._environment = newer
         self._frozen = None
         self._renew_read()
         self._active = _Overlay(index, epoch)
@@ -624,7 +633,7 @@ def set_current(directory: Path, name: str) -> None:
 def _create(directory: Path, map_size_bytes: int) -> str:
     for leftover in directory.glob("env-*"):
         # CURRENT comes last: without it there may only be what an interrupted start left.
-        environment = Environment(leftover, map_size_bytes)
+        environment = Environment(leftover, map_size_bytes, fresh=True)
         with environment.lmdb.begin() as transaction:
             index, _ = environment.state(transaction)
         environment.release()
@@ -636,7 +645,7 @@ def _create(directory: Path, map_size_bytes: int) -> str:
         shutil.rmtree(leftover)
     path = next_environment(directory)
     path.mkdir()
-    environment = Environment(path, map_size_bytes)
+    environment = Environment(path, map_size_bytes, fresh=True)
     try:
         with environment.lmdb.begin(write=True) as transaction:
             environment.write_meta(transaction, 0, 0, "")

@@ -65,6 +65,8 @@ class PySyncObjAgreement:
     def on_failure(self, callback: Callable[[AgreementFailedError], None]) -> None:
         """Call `callback` once if this member breaks after it has started."""
         self._on_failure.append(callback)
+        if self._failure is not None:
+            self._loop_of().call_soon(callback, self._failure)
 
     async def start(self) -> None:
         """Bind the port, read the stored state and join.
@@ -97,7 +99,10 @@ class PySyncObjAgreement:
     async def propose(self, change: Change, expected_version: int, timeout_ms: int) -> Outcome:
         """Propose one change; repeated under one request id until `timeout_ms` has passed."""
         request_id = os.urandom(16)
-        command = encode_command(Propose(request_id, expected_version, change))
+        try:
+            command = encode_command(Propose(request_id, expected_version, change))
+        except (TypeError, ValueError, OverflowError) as error:
+            return Refused(self._view, f"the change cannot be written down: {error}")
         if len(command) > MAX_COMMAND_BYTES:
             return Refused(self._view, f"the change is larger than {MAX_COMMAND_BYTES} bytes")
         answer = await self._request(request_id, command, timeout_ms)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.errors import StorageCorruptError
 from election.pysyncobj_adapter.files import new_file_beside, rename_durably, seal, unseal
 
@@ -45,7 +46,7 @@ class MemberBook:
         payload = unseal(MAGIC, path.read_bytes(), path)
         try:
             self._content = msgspec.msgpack.decode(payload, type=_Content)
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             raise StorageCorruptError(path, 0, f"the content is wrong ({error})") from error
 
     @property

@@ -36,7 +36,7 @@ from election.pysyncobj_adapter.transport import RaftTransport
 READ_VERSION = "0.3.17"
 _REGULAR = b"\x00"  # PySyncObj's type of command
 _STALL_S = 0.05
-_MAX_WAIT_S = 0.02
+_MAX_WAIT_S = 0.05
 _COMPACTION_RETRY_S = 5.0
 
 logger = logging.getLogger(__name__)

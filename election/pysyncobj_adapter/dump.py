@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.errors import StorageCorruptError
 from election.pysyncobj_adapter.files import new_file_beside, rename_durably, seal, unseal
 from election.pysyncobj_adapter.journal import Entry
@@ -112,5 +113,5 @@ class DumpStore:
         payload = unseal(MAGIC, data, path)
         try:
             return msgspec.msgpack.decode(payload, type=Dump)
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             raise StorageCorruptError(path, 0, f"the content is not a dump ({error})") from error

@@ -41,6 +41,8 @@ class Elections(SyncObj):  # type: ignore[misc]
         return random.uniform(low, high) * self._settings.election_min_ms / 1000  # noqa: S311
 
     def _ask_before_standing(self, now: float) -> None:
+        if not self._links.connected():
+            self._ballot.won = False  # What was agreed before the links were lost is history.
         if (
             self._isLeader()
             or self._ballot.won

@@ -7,9 +7,10 @@ full disk does not stop them, because the file's blocks are allocated (and zeroe
 Entries that arrive together are one record with one sync, so that no more than one record is ever
 on its way to the disk.
 
-Record: a head with a CRC of its own (40 bytes), the payload, the end mark, zeros up to a multiple of
-8. A torn last write leaves zeros in it (the head's CRC, the end mark, or a whole disk sector) and is
-cut off: it was never acknowledged. Whatever else does not match is damage, and refuses to start.
+Record: a head with a CRC of its own (40 bytes), the payload, the end mark, zeros up to a multiple
+of 8. A torn last write leaves zeros in it (the head's CRC, the end mark, or a whole disk sector)
+and is cut off: it was never acknowledged. Whatever else does not match is damage, and refuses to
+start.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ class _Scan:
         if kind == _ENTRY:
             self._add((payload, index, term))
         elif kind == _BATCH:
+            # Its checksum matches, so this is what was encoded.
             for entry in msgspec.msgpack.decode(payload, type=list[Entry]):
                 self._add(entry)
         elif kind == _TRUNCATE:
@@ -148,9 +150,13 @@ class _Scan:
         else:
             end = check_at + _HEAD_CHECK.size + head[0] + 1
             mark = self.data[end - 1 : end]
-        return end > len(self.data) or not any(mark) or any(
-            not any(self.data[max(sector, start) : min(sector + _SECTOR_BYTES, end)])
-            for sector in range(start - start % _SECTOR_BYTES, end, _SECTOR_BYTES)
+        return (
+            end > len(self.data)
+            or not any(mark)
+            or any(
+                not any(self.data[max(sector, start) : min(sector + _SECTOR_BYTES, end)])
+                for sector in range(start - start % _SECTOR_BYTES, end, _SECTOR_BYTES)
+            )
         )
 
 

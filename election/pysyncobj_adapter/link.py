@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from election.pysyncobj_adapter import poller as events
+from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.poller import Poller
 
 PROTOCOL = "onecopy-raft-1"
@@ -219,7 +220,7 @@ class Link:
             return
         try:
             self._on_plain(frame)
-        except msgspec.MsgspecError:
+        except UNDECODABLE:
             self.close()
 
     # The handshake.

@@ -11,6 +11,7 @@ from collections import OrderedDict
 
 import msgspec
 
+from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.view import AddMember, Bootstrap, Change, Refusal, RemoveMember, View, apply_change
 
 MAX_COMMAND_BYTES = 32 * 1024
@@ -82,7 +83,7 @@ class Machine:
         """Run one command; None if it is not one (then nothing changes, on any member)."""
         try:
             command = self._decoder.decode(data)
-        except msgspec.MsgspecError:
+        except UNDECODABLE:
             return None
         if isinstance(command, Read):
             return Answer(command.request_id, self.view)

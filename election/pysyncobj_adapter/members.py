@@ -13,6 +13,7 @@ from __future__ import annotations
 import msgspec
 from pysyncobj.node import Node
 
+from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.elections import Elections
 from election.pysyncobj_adapter.journal import Entry, Journal
 from election.pysyncobj_adapter.machine import Machine, SetMembership, changed_members
@@ -94,7 +95,7 @@ def membership_change(command: bytes) -> SetMembership | None:
         return None
     try:
         return msgspec.msgpack.decode(command[1:], type=SetMembership)
-    except msgspec.MsgspecError:
+    except UNDECODABLE:
         return None
 
 

@@ -12,13 +12,14 @@ import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import msgspec
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
 from election.pysyncobj_adapter import wire
 from election.pysyncobj_adapter.book import MemberBook
 from election.pysyncobj_adapter.clock import monotonic
+from election.pysyncobj_adapter.codec import UNDECODABLE
+from election.pysyncobj_adapter.errors import StorageFullError
 from election.pysyncobj_adapter.journal import Journal
 from election.pysyncobj_adapter.link import Greeting, Link
 from election.pysyncobj_adapter.listener import Listener
@@ -29,6 +30,7 @@ from election.pysyncobj_adapter.settings import AgreementSettings
 MAX_STRANGERS = 32
 PING_INTERVAL_S = 0.1
 _REFUSAL_LOG_INTERVAL_S = 5.0
+_REFUSED_DIAL_PAUSE_S = 0.4
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +195,10 @@ class RaftTransport(Transport):  # type: ignore[misc]
         """Return why a peer that knows the secret is refused all the same."""
         if greeting.sender not in self._nodes:
             return f"{greeting.sender!r} is not a member, as far as {self._me!r} knows"
-        return self._book.judge(greeting.sender, greeting.directory_id)
+        try:
+            return self._book.judge(greeting.sender, greeting.directory_id)
+        except StorageFullError as error:
+            return f"{self._me!r} cannot note whom it meets: {error}"
 
     def on_open(self, link: Link) -> None:
         """Let the link replace the pair's older one."""
@@ -214,7 +219,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
             return
         try:
             message = wire.decode(data)
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             logger.warning("%s sent what is no message: %s", link.peer, error)
             link.close()
             return
@@ -229,6 +234,8 @@ class RaftTransport(Transport):  # type: ignore[misc]
             node = self._nodes.get(link.peer, Node(link.peer))
             self._onNodeDisconnected(node)
         now = monotonic()
+        if link.refusal and link.dialed:
+            self._dialed_at[link.peer] = now + _REFUSED_DIAL_PAUSE_S
         if link.refusal and now - self._refusal_logged_at > _REFUSAL_LOG_INTERVAL_S:
             self._refusal_logged_at = now
             logger.warning("no link between %s and %s: %s", self._me, link.peer, link.refusal)

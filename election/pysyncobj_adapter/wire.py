@@ -115,7 +115,7 @@ def decode(data: bytes) -> Message:
     """Return the message.
 
     Raises:
-        msgspec.MsgspecError: it is none of those above.
+        codec.UNDECODABLE: one of these; it is none of those above.
 
     """
     return _decoder.decode(data)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from election.view import AddToInSync, Change, Refusal, RemoveFromInSync, TakeOver, View, apply_change
+from election.view import (
+    AddToInSync,
+    Change,
+    Refusal,
+    RemoveFromInSync,
+    TakeOver,
+    View,
+    apply_change,
+)
 from tests.sim.clockwork import Clockwork
 from tests.sim.oracle import Oracle
 
@@ -27,7 +35,8 @@ class Agreement:
         self.delay_ms = (2.0, 15.0)
         self.laggards = 0.0  # share of view notices that come late
         self.in_flight: dict[str, int] = {}
-        self.held: list[tuple[str, Change, int]] | None = None  # a list: proposals wait in it
+        self.holding: set[str] = set()  # proposals of these nodes wait in `held`
+        self.held: list[tuple[str, Change, int]] = []
         oracle.on_true_view(None, first)
 
     @property
@@ -92,7 +101,7 @@ class Agreement:
         clockwork = self._clockwork
         delay = clockwork.between(*self.delay_ms)
         self.in_flight[node.id] = self.in_flight.get(node.id, 0) + 1
-        if self.held is not None:
+        if node.id in self.holding:
             self.held.append((node.id, change, version))
             return
         if node.id in self.cut_off:
@@ -132,9 +141,7 @@ class Agreement:
             self._clockwork.after(PROPOSAL_TIMEOUT_MS / 2, self._unknown, node, life)
             return
         self.commit(change, version)
-        self._clockwork.after(
-            self._clockwork.between(0.5, 8), self._answer, node, life, self.view
-        )
+        self._clockwork.after(self._clockwork.between(0.5, 8), self._answer, node, life, self.view)
 
     def _answer(self, node: Node, life: int, view: View) -> None:
         if node.id in self.cut_off:

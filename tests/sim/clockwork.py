@@ -38,8 +38,7 @@ class Clockwork:
         queue, pop = self._queue, heapq.heappop
         while queue and queue[0][0] <= until_ms:
             time, _, action, args = pop(queue)
-            if time > self.now:
-                self.now = time
+            self.now = max(self.now, time)
             self.events += 1
             action(*args)
         self.now = max(self.now, until_ms)

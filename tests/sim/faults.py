@@ -1,4 +1,4 @@
-"""One random schedule: a seed's cluster, load and faults, and then whether it becomes whole again."""
+"""One random schedule: a seed's cluster, its load and faults, and whether it becomes whole again."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from tests.sim.node import Node
 from tests.sim.world import World, make_member
 
 HEALING_LIMIT_MS = 10_000.0
+LASTING_FAULTS_RATE = 0.4
+LASTING_WRITES = 20
+"""So many writes, 20 ms apart, must commit although a fault lasts."""
 
 
 class Schedule:
@@ -24,14 +27,10 @@ class Schedule:
     def __init__(self, seed: int, *, trace: bool = False) -> None:
         self.seed = seed
         sizes = (1, 2, 2, 2, 3, 3, 3, 3, 3, 4, 5)
-        shape = Counter[str]()
         n_nodes = sizes[seed % len(sizes)]
         min_in_sync = 2 if n_nodes > 1 and seed % 3 == 0 else 1
         n_members = max(1, n_nodes - 1) if seed % 7 == 0 else n_nodes
-        self.world = World(
-            seed, n_nodes, min_in_sync=min_in_sync, n_members=n_members, trace=trace
-        )
-        del shape
+        self.world = World(seed, n_nodes, min_in_sync=min_in_sync, n_members=n_members, trace=trace)
         world, clockwork = self.world, self.world.clockwork
         random = clockwork.random
         if clockwork.chance(0.3):
@@ -76,14 +75,19 @@ class Schedule:
         return clockwork.seen
 
     def _heal(self) -> None:
+        """All faults end: everyone is in sync again soon, and equal. Then a few come, to stay."""
         world, clockwork = self.world, self.world.clockwork
         self._faults = []
         world.heal()
         deadline = clockwork.now + HEALING_LIMIT_MS
         appended = False
-        while clockwork.now < deadline:
+        while True:
             world.run_for(20)
             problem = world.whole_problem()
+            if clockwork.now >= deadline:
+                raise ViolationError(
+                    f"not whole {HEALING_LIMIT_MS:.0f} ms after healing: {problem}"
+                )
             if problem:
                 continue
             if appended:
@@ -92,9 +96,74 @@ class Schedule:
             self._may_append = False
             primary = world.primary()
             appended = primary is not None and primary.append(1)
-        else:
-            raise ViolationError(f"not whole {HEALING_LIMIT_MS:.0f} ms after healing: {problem}")
-        clockwork.seen["healed within 1 s"] += clockwork.now < deadline - HEALING_LIMIT_MS + 1000
+        if clockwork.chance(LASTING_FAULTS_RATE):
+            self._go_on_with(self._leave_some())
+
+    def _go_on_with(self, lasting: set[str]) -> None:
+        """With a fault that lasts the cluster must take writes again, soon and for good."""
+        world, clockwork = self.world, self.world.clockwork
+        if not self._somebody_could_serve(lasting):
+            return
+        deadline = clockwork.now + HEALING_LIMIT_MS
+        appended = 0
+        while True:
+            world.run_for(20)
+            problem = self._write_problem(appended)
+            if appended >= LASTING_WRITES and not problem:
+                return
+            if clockwork.now >= deadline:
+                raise ViolationError(
+                    f"no writes {HEALING_LIMIT_MS:.0f} ms after {sorted(lasting)} began: {problem}"
+                )
+            primary = world.primary()
+            appended += primary is not None and primary.append(1)
+
+    def _write_problem(self, appended: int) -> str:
+        """Why the cluster, with a lasting fault, does not take writes."""
+        world = self.world
+        primary = world.primary()
+        if primary is None:
+            return "nobody serves"
+        core = primary.replica.core
+        if core.commit_index < core.log.last_index:
+            return f"{primary.id} does not commit {core.log.last_index}"
+        return "" if appended else "nothing could be written"
+
+    def _leave_some(self) -> set[str]:
+        """Keep a fault or two for good; return what, as "kind node"."""
+        world, random = self.world, self.world.clockwork.random
+        names = list(world.nodes)
+        faults: set[str] = set()
+        for _ in range(random.randint(1, 2) if len(names) > 2 else 1):
+            node = world.nodes[random.choice(names)]
+            kind = random.choice(("dead", "alone", "no consensus", "no disk", "deaf to"))
+            if any(item.endswith(node.id) for item in faults):
+                continue
+            faults.add(f"{kind} {node.id}")
+            if kind == "dead" and node.is_up:
+                node.crash()
+            elif kind == "alone":
+                for other in names:
+                    world.network.cut(node.id, other)
+                world.agreement.cut_off.add(node.id)
+            elif kind == "no consensus":
+                world.agreement.cut_off.add(node.id)
+            elif kind == "no disk":
+                node.disk.stall()
+            elif kind == "deaf to":
+                world.network.cut(random.choice(names), node.id)
+        for fault in faults:
+            world.clockwork.seen[f"lasting: {fault[:-2]}"] += 1
+            if world.clockwork.tracing:
+                world.clockwork.note(f"BUT {fault} LASTS")
+        return faults
+
+    def _somebody_could_serve(self, lasting: set[str]) -> bool:
+        """Whether enough replicas are well; all were in sync when the faults began."""
+        world = self.world
+        ill = {fault[-1] for fault in lasting}
+        well = {node.id for node in world.live_members()} - ill
+        return len(well) >= world.bounds.min_in_sync
 
     def _append(self) -> None:
         clockwork = self.world.clockwork
@@ -123,7 +192,9 @@ class Schedule:
             return world.nodes[world.view.primary]
         return random.choice(list(world.nodes.values()))
 
-    def _after(self, low_ms: float, high_ms: float, action: Callable[..., None], *args: object) -> None:
+    def _after(
+        self, low_ms: float, high_ms: float, action: Callable[..., None], *args: object
+    ) -> None:
         clockwork = self.world.clockwork
         clockwork.after(clockwork.between(low_ms, high_ms), action, *args)
 
@@ -176,6 +247,12 @@ class Schedule:
         clockwork.seen["damage" if damage else "lost tail"] += 1
         node.crash(log.records[-lost].first_index, damage=damage)
         self._after(5, 900, self._start, node)
+        if clockwork.chance(0.4):
+            # The others cannot take over at once, so the one with less proposes itself, too.
+            for name in world.nodes:
+                if name != node.id:
+                    world.agreement.cut_off.add(name)
+                    self._after(1500, 2500, world.agreement.reconnect, name)
 
     def _pause(self) -> None:
         node = self._node()

@@ -61,7 +61,10 @@ class Network:
             for direction in (0, 1):
                 if self._direction(connection, direction) == (source, target):
                     self._clockwork.after(
-                        self._clockwork.between(*IDLE_TIMEOUT_MS), self._give_up, connection, direction
+                        self._clockwork.between(*IDLE_TIMEOUT_MS),
+                        self._give_up,
+                        connection,
+                        direction,
                     )
 
     def heal(self, source: str, target: str) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from datapath import effects as fx
-from datapath.messages import Message
+from datapath.messages import Heartbeat, Message, Refusal
 from datapath.records import make_record
 from datapath.replica import Replica
-from election.view import TakeOver, View
+from election.view import Handover, TakeOver, View
 from tests.sim.disk import Disk
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ class Node:
                 f"{self.id} STARTS: entries {recovered.log.base_index + 1}.."
                 f"{recovered.log.last_index} commit {recovered.commit_index} accepted "
                 f"{recovered.accepted_epoch} {recovered.accepted_primary}"
-                f"{' suspect' if recovered.suspect else ''}{' damaged' if recovered.damaged else ''}"
+                f"{' suspect' if recovered.suspect else ''}"
+                f"{' damaged' if recovered.damaged else ''}"
             )
         world.network.start_dialling(self)
         if self.id not in world.agreement.cut_off:
@@ -155,12 +156,31 @@ class Node:
     def _tick(self) -> None:
         timing = self.world.timing
         stalled = self.disk.stalled_for_ms() >= timing.ack_timeout_ms
+        self._count_situations()
         self._carry_out(self.replica.on_tick(self.clock(), disk_stalled=stalled))
+
+    def _count_situations(self) -> None:
+        """Look at what only the replica itself knows; each tick that finds it counts."""
+        seen, core, primary = self.clockwork.seen, self.replica.core, self.replica.primary
+        if self.clock() - core.now_ms >= self.world.timing.stall_threshold_ms:
+            seen["stall noticed"] += 1
+        if primary is None:
+            return
+        if primary.stage == "matching" and not primary._may_serve_after_promise():
+            seen["waited for own promise"] += 1
+        if primary.is_open and self.clock() >= primary.lease_until_ms():
+            seen["lease expired"] += 1
+        if primary._abdicating:
+            seen["abdication"] += 1
+        if len(primary.view.in_sync) < self.world.bounds.min_in_sync:
+            seen["too few in sync"] += 1
 
     def on_message(self, peer: str, message: Message) -> None:
         """A message has arrived."""
         if self.clockwork.tracing:
             self.clockwork.note(f"{peer} -> {self.id}  {_brief(message)}")
+        if isinstance(message, Heartbeat) and self.replica.backup._takeover_version:
+            self.clockwork.seen["promise withheld"] += 1
         self._carry_out(self.replica.on_message(peer, message, self.clock()))
 
     def on_link(self, peer: str) -> None:
@@ -247,6 +267,8 @@ class Node:
         self.world.network.send(self.id, effect.peer, effect.message)
 
     def _reply(self, effect: fx.Reply) -> None:
+        if isinstance(effect.message, Refusal):
+            self.clockwork.seen["refused as fenced"] += 1
         self.world.oracle.on_replied(self, effect.peer, effect.message)
         self.world.network.reply(self.id, effect.peer, effect.message)
 
@@ -286,6 +308,9 @@ class Node:
         self.world.oracle.on_proposed(self, change)
         if isinstance(change, TakeOver):
             self.takeovers.add(effect.expected_version)
+        primary = self.replica.primary
+        if isinstance(change, Handover) and primary is not None and primary.stage == "matching":
+            self.clockwork.seen["suspect yields"] += 1
         self.world.agreement.propose(self, change, effect.expected_version)
 
     def _read_log(self, effect: fx.ReadLog) -> None:

@@ -48,7 +48,20 @@ class Oracle:
             member = new.member(node)
             if member is None or member.role != "replica":
                 self.fail(f"E1: {node} is in the in-sync set and no replica among the members")
+        for node in set(new.in_sync) - set(old.in_sync) if old is not None else ():
+            self._check_joined(node)
         self.view = new
+
+    def _check_joined(self, node_id: str) -> None:
+        """D7: who joins holds everything that was acknowledged, on its true disk."""
+        node, index = self.nodes[node_id], self.acknowledged
+        durable = node.disk.durable
+        if (
+            index > durable.base_index
+            and durable.epoch_at(index) != self.committed[index]
+            and not node.has_lost
+        ):
+            self.fail(f"D7: {node_id} joins the in-sync set without entry {index}")
 
     # -- logs
 

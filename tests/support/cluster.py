@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -29,7 +30,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar, overload
 
 import msgspec
 
@@ -56,19 +57,32 @@ Scalar = int | str
 # -- waiting
 
 
+@overload
 async def wait_until(
-    condition: Callable[[], T | Awaitable[T]], what: str, deadline_s: float = DEADLINE_S
-) -> T:
-    """Poll until the condition gives something true, and return that.
+    condition: Callable[[], Awaitable[T | None]], what: str, deadline_s: float = DEADLINE_S
+) -> T: ...
+
+
+@overload
+async def wait_until(
+    condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S
+) -> bool: ...
+
+
+async def wait_until(
+    condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S
+) -> Any:
+    """Poll until the condition, a plain or an async function, gives something true; return that.
 
     Raises AssertionError that says `what` was waited for.
     """
     end = time.monotonic() + deadline_s
     while True:
         found = condition()
-        value: T = await found if isinstance(found, Awaitable) else found
-        if value:
-            return value
+        if isinstance(found, Awaitable):
+            found = await found
+        if found:
+            return found
         if time.monotonic() > end:
             raise AssertionError(f"not within {deadline_s:g} s: {what}")
         await asyncio.sleep(POLL_INTERVAL_S)
@@ -161,8 +175,10 @@ class NodeProcess:
         log: IO[bytes]
         with self.log_path.open("ab") as log:
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", "cluster.cli", "serve"]
-                + ["--config", str(config), "--node", self.node, *extra],
+                [
+                    *(sys.executable, "-m", "cluster.cli", "serve"),
+                    *("--config", str(config), "--node", self.node, *extra),
+                ],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -344,6 +360,17 @@ class Cluster:
         await self.primary()
         if in_sync:
             await self.wait_in_sync()
+        for node in nodes or tuple(self.specs):
+            await self.wait_started(node)
+
+    async def wait_started(self, node: str) -> None:
+        """Wait until a node says that all of it runs: it may be in sync a moment earlier."""
+
+        def said_so() -> bool:
+            self.check_alive()
+            return " started: http" in self.nodes[node].log()
+
+        await wait_until(said_so, f"{node} has started")
 
     async def kill(self, *nodes: str) -> None:
         """End these nodes as by kill -9, all at once."""
@@ -438,16 +465,16 @@ class Cluster:
             node = await self.serving()
             return None if node == besides else node
 
-        node = await wait_until(found, "a primary serves", deadline_s)
-        assert node is not None
-        return node
+        return await wait_until(found, "a primary serves", deadline_s)
 
     def check_alive(self) -> None:
         """Fail at once if a process has ended by itself with an error."""
-        for node, process in self.nodes.items():
+        for node in self.specs:
+            process = self.nodes[node]
             code = process.exit_code
             if code is not None and code > 0:
-                raise AssertionError(f"{node} ended by itself with exit code {code}")
+                last = (process.log().splitlines() or ["nothing"])[-1]
+                raise AssertionError(f"{node} ended with exit code {code}, and said: {last}")
 
     async def wait_in_sync(self, *nodes: str, deadline_s: float = DEADLINE_S) -> ClusterStatus:
         """Wait until the in-sync set is just these replicas (default: those that run)."""
@@ -459,9 +486,7 @@ class Cluster:
             status = None if node is None else await self.status(node)
             return status if status is not None and set(status.in_sync) == wanted else None
 
-        status = await wait_until(agreed, f"in sync are {sorted(wanted)}", deadline_s)
-        assert status is not None
-        return status
+        return await wait_until(agreed, f"in sync are {sorted(wanted)}", deadline_s)
 
     async def wait_converged(self, *nodes: str, deadline_s: float = DEADLINE_S) -> Digest:
         """Wait until these replicas (default: those that run) are in sync with equal digests.
@@ -482,11 +507,9 @@ class Cluster:
             )
 
         try:
-            digest = await wait_until(equal, "equal digests", deadline_s)
+            return await wait_until(equal, "equal digests", deadline_s)
         except AssertionError as error:
             raise AssertionError(f"{error}; last seen: {seen}") from None
-        assert digest is not None
-        return digest
 
 
 # -- writing under watch
@@ -619,7 +642,7 @@ class Writer:
         """Return the longest time between two acknowledgements after `since_s` (monotonic)."""
         times = sorted(ack.answered_s for ack in self.acknowledged.values())
         times = [moment for moment in times if moment >= since_s]
-        return max((later - earlier for earlier, later in zip(times, times[1:], strict=False)))
+        return max(later - earlier for earlier, later in itertools.pairwise(times))
 
     def unserved(self) -> Iterable[ClientError]:
         """Return the outcomes that were no success."""
@@ -635,7 +658,7 @@ class Writer:
             held = await self.held(node)
             lost = [key for key in self.acknowledged if key not in held]
             wrong = [key for key, value in held.items() if value != value_of(key, self.size_bytes)]
-            undone = [key for key in self.refused if key in held]
+            undone = [(key, error) for key, error in self.refused.items() if key in held]
             stray = [
                 key
                 for key in held
@@ -649,7 +672,7 @@ class Writer:
     async def held(self, node: str) -> dict[str, bytes]:
         """Return this writer's keys and values as one node holds them itself."""
         async with self.cluster.client(node) as client:
-            client._transport.learn = lambda _: None  # type: ignore[method-assign]  # ask only it
+            client._transport.learn = lambda status: None  # type: ignore[method-assign]
             found: dict[str, bytes] = {}
             async for item in client.list(f"{self.name}/", consistency="stale"):
                 found[item.key] = item.value
@@ -678,6 +701,7 @@ def listening(address: str) -> Iterator[None]:
     """Hold a port, as a foreign program would."""
     host, _, port = address.rpartition(":")
     with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # old connections linger
         holder.bind((host, int(port)))
         holder.listen()
         yield

@@ -100,7 +100,7 @@ class LocalNode:
         self.fail_with: Exception | None = None
         self.hold: asyncio.Event | None = None
         self.waiting = 0
-        self.answers: dict[str, tuple[bytes, Result]] = {}
+        self.answers: dict[str, tuple[bytes, Result | RejectedError]] = {}
         members = tuple(
             Member(
                 id=node,
@@ -145,7 +145,12 @@ class LocalNode:
             raise NotAppliedError(
                 "not_enough_copies", f"{in_sync} replicas are in sync, not {operation.min_copies}"
             )
-        result = await self._call(operation, 1 if operation.ack == "local" else in_sync)
+        try:
+            result = await self._call(operation, 1 if operation.ack == "local" else in_sync)
+        except RejectedError as refusal:
+            if key:
+                self.answers[key] = (fingerprint, refusal)
+            raise
         if key:
             self.answers[key] = (fingerprint, result)
         return result
@@ -156,6 +161,8 @@ class LocalNode:
             raise RejectedError(
                 "idempotency_key_reused", f"the key {key!r} belongs to another request"
             )
+        if isinstance(result, RejectedError):
+            raise RejectedError(result.code, result.detail)
         return msgspec.structs.replace(result, repeated=True)
 
     async def _call(self, operation: Operation, copies: int) -> Result:
@@ -186,16 +193,22 @@ class LocalNode:
 
     async def handover(self, to: str, timeout_ms: int) -> View:
         await self._gate()
-        return self._change(Handover(to))
+        self._check_known(to)
+        return self._change(Handover(to), "handover_failed")
 
     async def remove_member(self, node: str, timeout_ms: int) -> View:
         await self._gate()
-        return self._change(RemoveMember(node))
+        self._check_known(node)
+        return self._change(RemoveMember(node), "is_primary")
 
-    def _change(self, change: Handover | RemoveMember) -> View:
+    def _check_known(self, node: str) -> None:
+        if self.view.member(node) is None:
+            raise RejectedError("unknown_node", f"there is no node {node!r}")
+
+    def _change(self, change: Handover | RemoveMember, code: str) -> View:
         outcome = apply_change(self.view, change, self.view.version)
         if isinstance(outcome, Refusal):
-            raise RejectedError("refused", outcome.reason)
+            raise RejectedError(code, outcome.reason)
         self.view = outcome
         return outcome
 

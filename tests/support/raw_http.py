@@ -69,6 +69,7 @@ class Connection:
         async with asyncio.timeout(DEADLINE_S):
             head = await self.reader.readuntil(b"\r\n\r\n")
             status_line, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
+            assert status_line.startswith("HTTP/1.1 "), status_line
             headers = {}
             for line in lines:
                 name, _, value = line.partition(": ")

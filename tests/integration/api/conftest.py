@@ -6,15 +6,22 @@ fail, or set the API's bounds, take `local` or `serve`.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
+import uvloop
 
 from cluster.http_api import HttpApi, HttpSettings
 from cluster.kv import KeyValue
 from tests.support.local_node import LocalNode
 from tests.support.served import Local, Serve
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run on the loop that nodes run on: its transports differ from asyncio's own."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture

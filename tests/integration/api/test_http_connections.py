@@ -55,6 +55,18 @@ async def test_dripping_does_not_extend_the_time_for_a_body(serve: Serve) -> Non
         assert receiving.result().status == 408
 
 
+async def test_a_chunked_value_over_the_limit_in_one_packet_is_refused(serve: Serve) -> None:
+    local = await serve(HttpSettings(max_value_size_bytes=10))
+    async with connect(local.base_url) as connection:
+        connection.send(
+            b"PUT /v1/kv/a HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"b\r\n01234567890\r\n0\r\n\r\n"
+        )
+        reply = await connection.receive()
+        assert (reply.status, reply.code) == (413, "value_too_large")
+    assert local.node.executed == 0
+
+
 async def test_2000_idle_connections_do_no_harm(local: Local) -> None:
     async with AsyncExitStack() as stack:
         for _ in range(20):

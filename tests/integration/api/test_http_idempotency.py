@@ -35,6 +35,15 @@ async def test_a_repeated_delete_says_deleted_again(base_url: str, prefix: str) 
     assert (repeat.json["deleted"], repeat.json["revision"]) == (True, first.json["revision"])
 
 
+async def test_a_refusal_is_an_answer_too(base_url: str, prefix: str) -> None:
+    header = key_header(f'"{uuid.uuid4()}"') | {"If-Match": "*"}
+    assert (await fetch(base_url, "PUT", kv(prefix), b"1", header)).status == 412
+    await fetch(base_url, "PUT", kv(prefix), b"2")  # the condition would hold now
+    repeat = await fetch(base_url, "PUT", kv(prefix), b"1", header)
+    assert (repeat.status, repeat.code) == (412, "precondition_failed")
+    assert (await fetch(base_url, "GET", kv(prefix))).body == b"2"
+
+
 async def test_quoted_and_bare_are_the_same_key(base_url: str, prefix: str) -> None:
     key = str(uuid.uuid4())
     first = await fetch(base_url, "PUT", kv(prefix), b"1", key_header(f'"{key}"'))
@@ -75,8 +84,11 @@ async def test_another_request_under_the_key_is_refused(
     assert (await fetch(base_url, "GET", kv(prefix))).body == b"1"
 
 
-@pytest.mark.parametrize("key", ['"' + "k" * 255 + '"', "k" * 255, '"with a space, and more"'])
-async def test_long_and_odd_keys_are_keys(base_url: str, prefix: str, key: str) -> None:
+@pytest.mark.parametrize(
+    "template", ['"{0:k<255}"', "{0:k<255}", '"{0} with a space, and more"', "{0}:/?#[]@!$&'()*+="]
+)
+async def test_long_and_odd_keys_are_keys(base_url: str, prefix: str, template: str) -> None:
+    key = template.format(str(uuid.uuid4()))
     assert (await fetch(base_url, "PUT", kv(prefix), b"1", key_header(key))).status == 201
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.support.raw_http import fetch, kv
@@ -35,7 +37,9 @@ async def test_an_unknown_parameter_is_refused_and_the_known_are_listed(
 
 @pytest.mark.parametrize("target", ["/livez", "/readyz", "/primary", "/metrics", "/openapi.json"])
 async def test_probes_may_add_what_they_like(base_url: str, target: str) -> None:
-    assert (await fetch(base_url, "GET", f"{target}?cache=1234")).status == 200
+    with_query = await fetch(base_url, "GET", f"{target}?cache=1234")
+    assert with_query.status == (await fetch(base_url, "GET", target)).status
+    assert with_query.status in {200, 503}
 
 
 @pytest.mark.parametrize(
@@ -106,7 +110,11 @@ async def test_min_copies_is_met_or_refused(base_url: str, prefix: str) -> None:
 async def test_a_stale_read_is_answered_here(base_url: str, prefix: str) -> None:
     await fetch(base_url, "PUT", kv(prefix), b"x")
     for query in ("consistency=stale", "consistency=stale&max_staleness_ms=600000"):
-        assert (await fetch(base_url, "GET", f"{kv(prefix)}?{query}")).status == 200
+        async with asyncio.timeout(10):
+            # Stale is what it says: a backup may have the value a moment later.
+            while (reply := await fetch(base_url, "GET", f"{kv(prefix)}?{query}")).status == 404:
+                pass
+        assert (reply.status, reply.body) == (200, b"x")
 
 
 async def test_empty_parts_of_a_query_are_nothing(base_url: str, prefix: str) -> None:

@@ -121,6 +121,24 @@ async def test_a_cut_off_load_goes_on_where_it_was(
     assert nodes.core.executed == COUNT, "a record was written twice"
 
 
+async def test_the_load_id_is_on_disk_before_the_first_record_leaves(
+    nodes: FakeCluster, tmp_path: Path
+) -> None:
+    file = tmp_path / "f.ndjson"
+    expected = write_records(file, 40)
+    for server in nodes.servers.values():
+        server.node.pace_s = 0.2
+    process = await start("load", file, "--concurrency", "4", endpoints=nodes.endpoints)
+    await until_written(nodes, 1)
+    process.kill()
+    await finish(process)
+    for server in nodes.servers.values():
+        server.node.pace_s = 0
+    assert (await run("load", file, endpoints=nodes.endpoints)).code == 0
+    assert stored(nodes) == expected
+    assert nodes.core.executed == 40, "a record was written twice"
+
+
 async def test_what_stays_unknown_is_told_and_the_next_run_settles_it(
     nodes: FakeCluster, tmp_path: Path
 ) -> None:
@@ -162,6 +180,22 @@ async def test_a_record_that_the_server_refuses_is_named(
     ended = await run("load", file, endpoints=nodes.endpoints)
     assert ended.code == 1
     assert "line 2" in ended.err
+    as_json = await run("load", file, "--json", endpoints=nodes.endpoints)
+    error = json.loads(as_json.err.splitlines()[-1])["error"]
+    assert (error["line"], error["code"], error["exit_code"]) == (2, "value_too_large", 1)
+
+
+async def test_a_checkpoint_that_cannot_be_written_ends_the_load(
+    nodes: FakeCluster, tmp_path: Path
+) -> None:
+    file = tmp_path / "f.ndjson"
+    write_records(file)
+    checkpoint_path(file).with_name(f"{file.name}.onecopy-load.new").mkdir()
+    ended = await run("load", file, endpoints=nodes.endpoints)
+    assert ended.code == 1
+    assert "Is a directory" in ended.err
+    assert "Traceback" not in ended.err
+    assert nodes.core.executed == 0
 
 
 async def test_a_changed_file_or_another_cluster_is_no_resumption(

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from cluster.cli import COMMANDS, main
 from tests.support.commands import finish, run, start
 from tests.support.fake_api import FakeCluster
 
@@ -178,26 +180,29 @@ async def test_watch_prints_changes(nodes: FakeCluster) -> None:
         assert line["key"] == "a/new"
     assert line["key"] == "a/old"
     process.send_signal(signal.SIGINT)
-    await finish(process)
+    assert (await finish(process)).code == 0
+
+
+async def test_an_interrupted_write_is_not_called_not_applied(nodes: FakeCluster) -> None:
+    for server in nodes.servers.values():
+        server.node.pace_s = 5.0
+    process = await start("put", "k", "v", endpoints=nodes.endpoints)
+    deadline = time.monotonic() + 10
+    while not nodes["n1"].node.requests:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    ended = await finish(process)
+    assert ended.code == 130
+    assert "may or may not" in ended.err
 
 
 async def test_version_and_help() -> None:
     version = await run("--version")
     assert version.out.startswith(b"onecopy 0.")
     text = (await run("--help")).out.decode()
-    for command in (
-        "up",
-        "serve",
-        "put",
-        "get",
-        "delete",
-        "list",
-        "watch",
-        "status",
-        "handover",
-        "load",
-        "dump",
-        "remove",
-    ):
+    for command in COMMANDS:
         assert f"\n  {command} " in text
-        assert (await run(command, "--help")).code == 0
+        shown = CliRunner().invoke(main, [command, "--help"])
+        assert shown.exit_code == 0
+        assert f"{command} [OPTIONS]" in shown.output

@@ -196,9 +196,10 @@ async def test_a_node_that_accepts_and_never_answers_is_left_for_another(
     nodes["n1"].silence()
     async with Client(nodes.endpoints) as client:
         await client.put("k", b"v")
-        started = time.monotonic()
-        await client.put("k", b"w")
-        assert time.monotonic() - started < 1.0, "it went back to the silent node"
+        ends = time.monotonic() + 0.3  # longer than n1 is avoided for its first failure
+        while (started := time.monotonic()) < ends:
+            await client.put("k", b"w")
+            assert time.monotonic() - started < 1.0, "it went back to the silent node"
     assert nodes.value("k") == b"w"
     nodes["n1"].silence(False)
 
@@ -206,7 +207,7 @@ async def test_a_node_that_accepts_and_never_answers_is_left_for_another(
 async def test_the_server_is_told_to_give_up_before_the_client(nodes: FakeCluster) -> None:
     async with Client(nodes.endpoints) as client:
         await client.put("k", b"v", timeout_ms=1500)
-    assert 1000 <= nodes["n1"].node.timeouts_ms[0] < 1500
+    assert 1000 <= nodes["n1"].node.timeouts_ms[0] <= 1300
 
 
 async def test_it_learns_the_other_nodes_and_survives_the_one_it_was_given(
@@ -270,7 +271,11 @@ async def test_nothing_is_left_open(nodes: FakeCluster) -> None:
         await client.close()
         with pytest.raises(RuntimeError):
             await client.put("k", b"v")
-        del client
+        unused = Client(nodes.endpoints)
+        await unused.close()
+        with pytest.raises(RuntimeError):
+            await unused.put("k", b"v")
+        del client, unused
         gc.collect()
 
 
@@ -297,6 +302,7 @@ async def test_what_is_no_idempotency_key_is_refused(nodes: FakeCluster, key: st
     async with Client(nodes.endpoints) as client:
         with pytest.raises(InvalidRequestError):
             await client.put("k", b"v", idempotency_key=key)
+    assert nodes["n1"].accepted == 0
 
 
 async def test_an_answer_that_is_not_ours_is_no_success() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import functools
 import json
 import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from election.agreement import Committed, Outcome
 from election.pysyncobj_adapter import AgreementSettings, AgreementStatus, PySyncObjAgreement
@@ -76,11 +77,12 @@ class Group:
     async def start(self, *node_ids: str, **options: Any) -> None:
         for node_id in node_ids or self.addresses:
             agreement = PySyncObjAgreement(self.settings(node_id, **options))
-            agreement.on_failure(
-                lambda error, node_id=node_id: self.failures.append((node_id, error))
-            )
+            agreement.on_failure(functools.partial(self._note_failure, node_id))
             await agreement.start()
             self.running[node_id] = agreement
+
+    def _note_failure(self, node_id: str, error: Exception) -> None:
+        self.failures.append((node_id, error))
 
     async def stop(self, *node_ids: str) -> None:
         for node_id in node_ids or list(self.running):
@@ -109,6 +111,15 @@ class Group:
         await until(lambda: self.leader_of(*node_ids) is not None, timeout_s, "a leader")
         leader = self.leader_of(*node_ids)
         assert leader is not None
+        return leader
+
+    async def led_by_any_but(self, node_id: str) -> str:
+        """Restart that member until another leads; return the leader."""
+        while (leader := await self.leader()) == node_id:
+            await self.stop(node_id)
+            await self.leader()
+            await self.start(node_id)
+            await self.connected()
         return leader
 
     async def followers(self) -> list[str]:
@@ -145,12 +156,14 @@ class Group:
     async def sees(self, version: int, *node_ids: str, timeout_s: float = 5) -> None:
         for node_id in node_ids or self.running:
             await until(
-                lambda node_id=node_id: (
-                    (view := self[node_id].view) is not None and view.version >= version
-                ),
+                functools.partial(self._has_seen, node_id, version),
                 timeout_s,
                 f"{node_id} sees version {version}",
             )
+
+    def _has_seen(self, node_id: str, version: int) -> bool:
+        view = self[node_id].view
+        return view is not None and view.version >= version
 
 
 @contextlib.asynccontextmanager
@@ -179,7 +192,7 @@ class NodeProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
-        config = {
+        config: dict[str, Any] = {
             "node_id": self.settings.node_id,
             "bind_address": self.settings.bind_address,
             "members": self.settings.members,
@@ -239,7 +252,7 @@ async def processes(made: Group) -> AsyncIterator[dict[str, NodeProcess]]:
 class Mode(enum.Enum):
     """What a proxy does with its connections."""
 
-    PASS = "pass"  # noqa: S105 - a mode, no password
+    PASS = "pass"
     SWALLOW = "swallow"  # accept, read, and never say anything
     REFUSE = "refuse"  # close at once
 
@@ -255,7 +268,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
-    async def __aenter__(self) -> Proxy:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         host, port = self._server.sockets[0].getsockname()
         self.address = f"{host}:{port}"

@@ -54,6 +54,11 @@ class Node:
                 return "connected"
             await asyncio.sleep(0.005)
 
+    async def do_alone(self) -> str:
+        while self.agreement.status is None or self.agreement.status.connected:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        return "alone"
+
     async def do_bootstrap(self, members: list[dict[str, str]]) -> Any:
         converted = msgspec.convert(members, tuple[Member, ...])
         return describe(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from election_groups import Group, Mode, Proxy, group, processes, until
 
-from election.agreement import AgreementFailedError
+from election.agreement import AgreementFailedError, Committed
 from election.view import Confirm
 
 pytestmark = pytest.mark.slow
@@ -73,14 +73,7 @@ async def test_a_cut_link_deposes_nobody_until_the_orphans_patience_is_over(
             await made.start()
             await made.connected()
             await made.bootstrap()
-            for _ in range(20):
-                if await made.leader() in ("n1", "n3"):
-                    break
-                await made.stop("n2")
-                await made.leader()
-                await made.start("n2")
-                await made.connected()
-            leader = await made.leader()
+            leader = await made.led_by_any_but("n2")
             term = made.status(leader).term
             orphan = {"n1": "n3", "n3": "n1"}[leader]
             proxy.switch(Mode.REFUSE)
@@ -96,6 +89,29 @@ async def test_a_cut_link_deposes_nobody_until_the_orphans_patience_is_over(
         finally:
             await made.stop()
     assert made.failures == []
+
+
+async def test_a_proposal_lost_on_its_way_to_a_leader_that_stays_is_sent_again(
+    tmp_path: Path,
+) -> None:
+    made = Group(tmp_path)
+    async with Proxy(made.addresses["n1"]) as proxy:
+        made.routes = {"n3": {"n1": proxy.address}}
+        try:
+            await made.start()
+            await made.connected()
+            view = await made.bootstrap()
+            leader = await made.led_by_any_but("n2")
+            follower = {"n1": "n3", "n3": "n1"}[leader]
+            await made.sees(view.version)
+            proxy.freeze()
+            proposal = asyncio.ensure_future(made[follower].propose(Confirm(), view.version, 5000))
+            await asyncio.sleep(0.05)  # It leaves, into nowhere.
+            proxy.switch(Mode.PASS)
+            outcome = await proposal
+            assert isinstance(outcome, Committed)
+        finally:
+            await made.stop()
 
 
 @pytest.mark.parametrize("mode", [Mode.SWALLOW, Mode.REFUSE])
@@ -144,8 +160,7 @@ async def test_exhausted_descriptors_at_accept_do_not_kill_the_listener(tmp_path
         # n1 is dialled by both others: let them go, leave it no descriptor, and let them dial.
         await nodes["n2"].kill()
         await nodes["n3"].kill()
-        while (await nodes["n1"].ask(do="status"))["connected"]:
-            await asyncio.sleep(0.01)
+        assert await nodes["n1"].ask(do="alone") == "alone"
         assert await nodes["n1"].ask(do="exhaust_descriptors") == "exhausted"
         await nodes["n2"].start()
         await nodes["n3"].start()

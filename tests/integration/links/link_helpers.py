@@ -8,7 +8,9 @@ import dataclasses
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from datapath.links import Dialer, Link, LinkHandler, PeerListener
+from datapath.dialer import Dialer
+from datapath.link import Link, LinkHandler
+from datapath.peer_listener import PeerListener
 
 SECRET = b"a cluster secret"
 KIND = "replicate"
@@ -36,8 +38,8 @@ class Recorder:
         self.log.append("open")
 
     def on_frames(self, link: Link, frames: list[bytes]) -> None:
-        assert not link.closed
         self.frames += frames
+        assert not link.closed
 
     def on_close(self, link: Link, reason: str) -> None:
         assert link.closed

@@ -16,7 +16,7 @@ import pytest
 from link_helpers import KIND, Recorder, connected, make_dialer, make_listener, until
 
 from datapath.handshake import HandshakeError
-from datapath.links import (
+from datapath.link import (
     LARGE_MESSAGE_BYTES,
     MAX_MESSAGE_BYTES,
     PIECE_BYTES,
@@ -243,16 +243,17 @@ async def test_an_address_provider_that_fails_does_not_end_the_dialer() -> None:
     far = Recorder()
     listener = make_listener(far)
     await listener.start()
-    answers = iter((RuntimeError("not yet"), ("127.0.0.1", listener.port)))
+    known = False
 
     def address() -> tuple[str, int]:
-        answer = next(answers)
-        if isinstance(answer, RuntimeError):
-            raise answer
-        return answer
+        if not known:
+            raise RuntimeError("not yet")
+        return "127.0.0.1", listener.port
 
     dialer = make_dialer(Recorder(), 0, address=address)
     dialer.start()
+    await until(lambda: "its address cannot be found" in dialer.problem)
+    known = True
     await until(lambda: far.up == 1)
     await dialer.stop()
     await listener.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import socket
 from collections.abc import AsyncIterator
@@ -14,7 +15,7 @@ import pytest
 from link_helpers import KIND, SECRET, Recorder, make_dialer, make_listener, until
 
 from datapath.handshake import MAX_HANDSHAKE_MESSAGE_BYTES, NONCE_SIZE_BYTES, DialerHandshake
-from datapath.links import PeerListener
+from datapath.peer_listener import PeerListener
 
 
 @contextlib.asynccontextmanager
@@ -165,15 +166,21 @@ async def test_a_misdirected_or_wrong_dialer_is_told_why(
     "garbage",
     [
         b"\x00" * 3000,
-        b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 5000,
-        b"POST /peer/v1/replicate HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n" + b"x" * 9000,
-        b"POST /peer/v1/replicate HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffff\r\n" + b"x",
+        b"GET / HTTP/1.1\r\nHost: n2\r\n" + b"A: b\r\n" * 5000,
+        b"POST /peer/v1/replicate HTTP/1.1\r\nHost: n2\r\nContent-Length: 99999999999\r\n\r\n"
+        + b"x" * 9000,
+        (
+            b"POST /peer/v1/replicate HTTP/1.1\r\nHost: n2\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"ffffff\r\nx"
+        ),
         b"GET /peer/v1/" + b"r" * 100_000,
         secrets.token_bytes(70_000),
     ],
     ids=["zeros", "headers", "long body", "chunked body", "long line", "noise"],
 )
-async def test_garbage_is_cut_off_and_harms_nobody(garbage: bytes) -> None:
+async def test_garbage_is_cut_off_and_harms_nobody(
+    garbage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     async with listening(handshake_timeout_ms=400) as (listener, far):
         reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
         writer.write(garbage)
@@ -182,6 +189,7 @@ async def test_garbage_is_cut_off_and_harms_nobody(garbage: bytes) -> None:
         writer.transport.abort()
         await check_that_a_good_node_gets_in(listener, far)
         await until(lambda: not listener._strangers)
+        assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
 
 
 async def test_a_handshake_message_over_its_bound_is_refused_unread() -> None:
@@ -207,7 +215,9 @@ async def test_half_a_handshake_and_then_silence_is_cut_off(said: str) -> None:
                 await until(lambda: not listener._strangers, 1.5)
         else:
             reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
-            line = b"POST /peer/v1/replicate HTTP/1.1\r\nContent-Length: 100\r\n\r\nbody"
+            line = (
+                b"POST /peer/v1/replicate HTTP/1.1\r\nHost: n2\r\nContent-Length: 100\r\n\r\nbody"
+            )
             writer.write({"nothing": b"", "half a line": line[:20], "half a body": line}[said])
             with contextlib.suppress(ConnectionError):
                 assert await asyncio.wait_for(reader.read(), 1.5) == b""

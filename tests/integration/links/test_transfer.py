@@ -14,7 +14,9 @@ import msgspec
 import pytest
 from link_helpers import SECRET, Recorder, Relay, make_dialer, make_listener, until
 
-from datapath.links import Dialer, Link, PeerListener
+from datapath.dialer import Dialer
+from datapath.link import Link
+from datapath.peer_listener import PeerListener
 from datapath.transfer import (
     KIND,
     MAX_CHUNK_BYTES,
@@ -25,12 +27,12 @@ from datapath.transfer import (
     Failed,
     Offer,
     Resume,
-    SnapshotReceiver,
-    SnapshotSender,
     SnapshotSink,
     Throttle,
     TransferError,
 )
+from datapath.transfer_receive import SnapshotReceiver
+from datapath.transfer_send import SnapshotSender
 
 
 class Chunks:
@@ -503,15 +505,19 @@ async def test_bytes_that_are_no_snapshot_message_cost_the_link_only() -> None:
     async with ends() as pair:
         await until(lambda: pair.dialer.link)
         assert pair.dialer.link is not None
+        await until(lambda: pair.listener.links)
+        link = pair.listener.links["n1", KIND]
         pair.dialer.link.send(b"\xc1 nonsense")
-        await until(lambda: not pair.listener.links)
+        await until(lambda: link.closed)
+        assert link.reason.startswith("n1 sent no snapshot message")
         await pair.check_that_it_still_works()
 
 
 SENDER_PROCESS = """
 import asyncio, sys
-from datapath.links import Dialer
-from datapath.transfer import KIND, SnapshotSender, Throttle
+from datapath.dialer import Dialer
+from datapath.transfer import KIND, Throttle
+from datapath.transfer_send import SnapshotSender
 
 class Endless:
     index, epoch, count, checksum = 41, 3, 0, ""

@@ -37,6 +37,7 @@ async def test_each_of_the_three_may_be_killed_alone(make_cluster: MakeCluster) 
 async def test_a_replica_that_lags_behind_is_never_made_primary(make_cluster: MakeCluster) -> None:
     cluster, primary, backup = await start(make_cluster)
     await cluster.fetch(primary, "PUT", kv("early"), b"1")
+    await cluster.wait_converged()
     await cluster.kill(backup)
     await cluster.wait_in_sync(primary)
     async with Writer(cluster, primary) as writer:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from election.pysyncobj_adapter import journal as journal_module
 from election.pysyncobj_adapter.errors import StorageCorruptError, StorageFullError
 from election.pysyncobj_adapter.journal import Entry, Journal
 
@@ -236,7 +235,7 @@ class TestSafetyAndSpace:
             real(fd)
             synced.append(journal._end_bytes)
 
-        monkeypatch.setattr(journal_module.os, "fdatasync", note)
+        monkeypatch.setattr(os, "fdatasync", note)
         journal.add(*entry(1))
         journal.setCurrentTerm(2, "n1")
         journal.deleteEntriesFrom(0)
@@ -256,9 +255,13 @@ class TestSafetyAndSpace:
         for index in range(1, 100):
             journal.add(*entry(index))
             journal.setCurrentTerm(index, "n1")
-        with pytest.raises(StorageFullError, match="journal"):
+
+        def fill() -> None:
             for index in range(100, 1000):
                 journal.add(*entry(index))
+
+        with pytest.raises(StorageFullError, match="journal"):
+            fill()
         journal._destroy()
 
     def test_a_full_disk_at_the_start_says_so(self, path: Path, small_files: None) -> None:
@@ -277,7 +280,7 @@ class TestSafetyAndSpace:
             except OSError as error:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
-        monkeypatch.setattr(journal_module.os, "posix_fallocate", allocate)
+        monkeypatch.setattr(os, "posix_fallocate", allocate)
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (RESERVE_BYTES, hard))
         yield

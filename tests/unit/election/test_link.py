@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from election.pysyncobj_adapter.link import MAX_FRAME_BYTES, Greeting, Link
+from election.pysyncobj_adapter.link import MAX_FRAME_BYTES, MAX_GREETING_BYTES, Greeting, Link
 from election.pysyncobj_adapter.poller import Poller
 
 SECRET = b"the secret of the cluster"
@@ -81,11 +81,16 @@ class Wire:
 
     def read(self, sock: socket.socket) -> list[bytes]:
         """Return the frames that one end has sent."""
-        self.poll()
-        try:
-            data = sock.recv(1 << 22)
-        except OSError:
-            return []
+        data = b""
+        while True:
+            self.poll()
+            try:
+                received = sock.recv(1 << 20)
+            except OSError:
+                break
+            if not received:
+                break
+            data += received
         frames = []
         while data:
             (length,) = struct.unpack_from(">I", data)
@@ -93,13 +98,23 @@ class Wire:
             data = data[4 + length :]
         return frames
 
+    def push(self, sock: socket.socket, data: bytes) -> None:
+        """Hand bytes to one end, as far as it still takes any."""
+        while data:
+            try:
+                data = data[sock.send(data) :]
+            except BlockingIOError:
+                pass
+            except ConnectionError:
+                return
+            self.poll()
+
     def carry(self) -> None:
         """Carry frames to and fro until all is quiet."""
         while True:
             forth, back = self.read(self.at_dialer), self.read(self.at_acceptor)
-            self.at_acceptor.sendall(b"".join(forth))
-            self.at_dialer.sendall(b"".join(back))
-            self.poll()
+            self.push(self.at_acceptor, b"".join(forth))
+            self.push(self.at_dialer, b"".join(back))
             if not forth and not back:
                 return
 
@@ -158,8 +173,7 @@ def test_what_is_sent_cannot_be_read(wire: Wire) -> None:
 class TestEndsTheLink:
     def deliver(self, wire: Wire, *frames: bytes) -> None:
         for frame in frames:
-            wire.at_acceptor.sendall(frame)
-            wire.poll()
+            wire.push(wire.at_acceptor, frame)
 
     def two_frames(self, wire: Wire) -> tuple[bytes, bytes]:
         wire.dialer.send(b"one", 0)
@@ -199,9 +213,8 @@ class TestEndsTheLink:
         while not recorded.acceptor.is_open:
             forth, back = recorded.read(recorded.at_dialer), recorded.read(recorded.at_acceptor)
             frames += forth
-            recorded.at_acceptor.sendall(b"".join(forth))
-            recorded.at_dialer.sendall(b"".join(back))
-            recorded.poll()
+            recorded.push(recorded.at_acceptor, b"".join(forth))
+            recorded.push(recorded.at_dialer, b"".join(back))
         replay = make()
         self.deliver(replay, *frames)
         assert not replay.acceptor.is_open
@@ -224,9 +237,8 @@ class TestEndsTheLink:
             side.frames.append(data)
             link.close()
 
-        side.on_frame = close_at_the_first  # type: ignore[method-assign]
-        wire.at_acceptor.sendall(one + two)
-        wire.poll()
+        side.on_frame = close_at_the_first  # type: ignore[assignment,method-assign]
+        wire.push(wire.at_acceptor, one + two)
         assert side.frames == [b"one"]
 
 
@@ -243,6 +255,11 @@ class TestHandshake:
         wire.carry()
         assert wire.acceptor.closed
         assert not wire.dialer.is_open
+
+    def test_before_it_only_a_small_frame_is_waited_for(self, make: Callable[..., Wire]) -> None:
+        wire = make()
+        wire.push(wire.at_acceptor, struct.pack(">I", MAX_GREETING_BYTES + 1))
+        assert wire.acceptor.closed
 
     def test_a_refused_member_is_told_why(self, make: Callable[..., Wire]) -> None:
         wire = make(acceptor=Side(refuse="not a member"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from election.pysyncobj_adapter.machine import (
@@ -34,6 +34,8 @@ def bootstrapped() -> Machine:
 
 
 @given(st.binary(max_size=200))
+@example(b"\x92\xa2\xff\xfe\xc4\x00")  # A string that is not UTF-8.
+@example(b"\x92" * 5000)  # Nested more deeply than Python recurses.
 def test_whatever_bytes_are_applied_nothing_is_raised_and_nothing_changes(data: bytes) -> None:
     machine = bootstrapped()
     before = machine.state()

@@ -145,6 +145,27 @@ def test_every_crash_point_of_a_whole_life_keeps_every_promise(
             shutil.rmtree(left)
 
 
+def test_a_dump_that_reads_back_differently_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(settings(tmp_path))
+    for index in range(1, 7):
+        storage.journal.add(*entry(index))
+    storage.compact(dump_at(3))
+    before = (tmp_path / "dump").read_bytes()
+    write_all = files.write_all
+
+    def lose_a_bit(fd: int, data: bytes, offset_bytes: int) -> None:
+        write_all(fd, data[:-1] + bytes([data[-1] ^ 1]), offset_bytes)
+
+    monkeypatch.setattr(files, "write_all", lose_a_bit)
+    with pytest.raises(StorageCorruptError, match=r"dump\.new"):
+        storage.compact(dump_at(5))
+    assert (tmp_path / "dump").read_bytes() == before
+    assert storage.journal[0] == entry(2)
+    storage.close()
+
+
 class TestRefuses:
     @pytest.fixture
     def directory(self, tmp_path: Path) -> Path:

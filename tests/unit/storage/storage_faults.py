@@ -20,7 +20,10 @@ def record(
 ) -> Record:
     """A record of `entries` entries with values of `size` bytes."""
     return make_record(
-        first, epoch, commit, [[(0, b"k%d" % i, b"v" * size)] for i in range(first, first + entries)]
+        first,
+        epoch,
+        commit,
+        [[(0, b"k%d" % i, b"v" * size)] for i in range(first, first + entries)],
     )
 
 
@@ -117,7 +120,7 @@ class PowerLossFiles(Files):
 
     @staticmethod
     def _name(descriptor: int) -> str:
-        return Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        return Path(f"/proc/self/fd/{descriptor}").readlink().name
 
     def write(self, descriptor: int, buffers: Sequence[bytes], offset: int, flags: int) -> int:
         data = b"".join(buffers)

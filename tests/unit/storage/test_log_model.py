@@ -16,12 +16,20 @@ from datapath.records import Record
 
 Step = tuple[str, int, int]
 
+KINDS = [
+    "append",
+    "append",
+    "append durable",
+    "sync",
+    "truncate",
+    "drop",
+    "reset",
+    "reopen",
+    "kill",
+]
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(
-            ["append", "append", "append durable", "sync", "truncate", "drop", "reset", "reopen"]
-            + ["kill"]
-        ),
+        st.sampled_from(KINDS),
         st.integers(1, 6),
         st.integers(0, 1500),
     ),
@@ -50,9 +58,7 @@ class Model:
         for number in range(count):
             if (size + number) % 7 == 0:
                 self.epoch += 1
-            fresh.append(
-                record(first, entries=1 + size % 3, epoch=self.epoch, size=size // count)
-            )
+            fresh.append(record(first, entries=1 + size % 3, epoch=self.epoch, size=size // count))
             first = fresh[-1].last_index + 1
         return fresh
 
@@ -110,7 +116,7 @@ def reset(log: Log, model: Model, number: int) -> None:
 
 
 @given(STEPS)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_behaves_like_a_list_of_records(steps: list[Step]) -> None:
     changes: dict[str, Callable[[Log, Model, int], None]] = {
         "drop": drop,
@@ -141,7 +147,7 @@ def test_behaves_like_a_list_of_records(steps: list[Step]) -> None:
 
 
 @given(STEPS, st.randoms(use_true_random=False))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_a_power_cut_loses_nothing_synced_and_makes_nothing_up(
     steps: list[Step], chance: random.Random
 ) -> None:
@@ -169,9 +175,7 @@ def test_a_power_cut_loses_nothing_synced_and_makes_nothing_up(
         assert found == [item.data for item in model.records[: len(found)]]
         assert len(found) >= synced
         # What is left is a log like any other.
-        after.append(
-            [record(after.last_index + 1, epoch=max(after.last_epoch, 1))], durable=True
-        )
+        after.append([record(after.last_index + 1, epoch=max(after.last_epoch, 1))], durable=True)
         after.close()
         again = Log.open(Path(name) / "after", segment_size_bytes=SEGMENT_SIZE_BYTES)
         assert held(again)[:-1] == found

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,11 +65,12 @@ def test_reserved_room_is_there_without_more_disk_space(tmp_path: Path) -> None:
 def test_the_next_segment_is_prepared_once_the_current_one_is_half_full(tmp_path: Path) -> None:
     log = open_log(tmp_path)
     log.append([record(1)], durable=True)
-    assert not log.wants_preparing
+    wanted = [log.wants_preparing]
     log.append([record(2, size=SEGMENT_SIZE_BYTES // 2)], durable=True)
-    assert log.wants_preparing
+    wanted.append(log.wants_preparing)
     assert log.prepare_next_segment()
-    assert not log.wants_preparing
+    wanted.append(log.wants_preparing)
+    assert wanted == [False, True, False]
     assert log.room_bytes >= SEGMENT_SIZE_BYTES - 64
     log.close()
 
@@ -111,18 +114,23 @@ def test_after_a_failed_write_or_sync_the_log_refuses_all_change(
     log = open_log(tmp_path, files)
     log.append(records(1, 3), durable=True)
     files.fail_at = files.calls
-    with pytest.raises(DiskFailedError):
+    if method == "sync":
         log.append(records(4, 3))
-        log.sync()
+        fail: Callable[[], None] = log.sync
+    else:
+        fail = functools.partial(log.append, records(4, 3))
+    with pytest.raises(DiskFailedError):
+        fail()
     files.fail_at = 10_000  # the disk may say yes again: it is not asked (D9)
     calls = files.calls
-    for change in (
+    changes: list[Callable[[], None]] = [
         lambda: log.append(records(4, 1)),
         log.sync,
         lambda: log.truncate(2),
         lambda: log.reset(9, 9),
         lambda: log.drop_before(2),
-    ):
+    ]
+    for change in changes:
         with pytest.raises(DiskFailedError):
             change()
     assert not log.reserve(1 << 20)
@@ -239,4 +247,27 @@ def test_records_can_be_read_while_others_are_appended(tmp_path: Path) -> None:
     reader.join()
     assert not problems
     assert len(log._segments) > 2
+    log.close()
+
+
+def test_old_segments_can_be_dropped_while_records_are_appended(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    done = threading.Event()
+
+    def drop_all() -> None:
+        while not done.is_set():
+            log.drop_before(log.last_index)
+
+    dropper = threading.Thread(target=drop_all)
+    dropper.start()
+    for first in range(1, 3001, 10):
+        log.append(records(first, 10, size=60))
+    done.set()
+    dropper.join()
+    assert log.last_index == 3000
+    assert log.first_index > 1
+    abandon(log)
+    log = Log.open(tmp_path, segment_size_bytes=SEGMENT_SIZE_BYTES, base_index=3000, base_epoch=1)
+    assert log.last_index == 3000
+    assert not log.repairs
     log.close()

@@ -1,0 +1,177 @@
+"""Replicas that were away, for a while or for good, and come back while writes go on."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+
+import pytest
+
+from tests.integration.nodes.conftest import MakeCluster
+from tests.support.cluster import ROOT, Cluster, Writer, segments, wait_until
+
+pytestmark = pytest.mark.slow
+
+SMALL_LOG = {
+    "max_value_size_bytes": 8192,
+    "log_segment_size_bytes": 131_072,
+    "log_retention_bytes": 131_072,
+}
+JSON = {"Content-Type": "application/json"}
+
+
+async def onecopy(*arguments: str) -> tuple[int, str]:
+    """Run the command line; return exit code and all that it printed."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "cluster.cli", *arguments),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode()
+
+
+async def test_after_a_short_absence_the_log_is_replayed(make_cluster: MakeCluster) -> None:
+    cluster: Cluster = make_cluster()
+    await cluster.start()
+    primary = await cluster.primary()
+    victim = cluster.others(primary)[0]
+    async with Writer(cluster) as writer:
+        await writer.progress(50)
+        await cluster.kill(victim)
+        await writer.progress(200)
+        await cluster.start(victim)
+        await writer.progress(20)
+        assert await cluster.metric(victim, "snapshots_received_total") == 0
+    assert not list(writer.unserved())
+    await cluster.wait_converged()
+    await writer.verify()
+
+
+async def test_after_a_long_absence_a_snapshot_is_sent(make_cluster: MakeCluster) -> None:
+    cluster: Cluster = make_cluster(limits=SMALL_LOG)
+    await cluster.start()
+    primary = await cluster.primary()
+    victim = cluster.others(primary)[0]
+    async with Writer(cluster, size_bytes=8000, pause_s=0) as writer:
+        await writer.progress(50)
+        last_held = await cluster.metric(victim, "last_index")
+        await cluster.kill(victim)
+
+        async def trimmed() -> bool:
+            writer.check_healthy()
+            return await cluster.metric(primary, "log_first_index") > last_held + 1
+
+        await wait_until(trimmed, f"{primary} keeps no log that far back")
+        await cluster.start(victim)
+        await writer.progress(20)
+        assert await cluster.metric(victim, "snapshots_received_total") == 1
+        assert await cluster.metric(primary, "snapshots_sent_total") == 1
+    assert not list(writer.unserved())
+    await cluster.wait_converged()
+    await writer.verify()
+    # What came by snapshot is as good as any: it survives a restart and a change of primary.
+    await cluster.kill(*cluster.replicas)
+    await cluster.start()
+    await cluster.wait_converged()
+    await writer.verify()
+
+
+async def test_a_snapshot_that_is_broken_off_is_sent_again(make_cluster: MakeCluster) -> None:
+    """The receiver is killed while a snapshot comes in; then the sender is."""
+    slow = {**SMALL_LOG, "snapshot_rate_bytes_per_s": 1_000_000}
+    cluster: Cluster = make_cluster(limits=slow)
+    await cluster.start()
+    primary = await cluster.primary()
+    victim = cluster.others(primary)[0]
+    await cluster.kill(victim)
+    async with Writer(cluster, size_bytes=8000, tasks=8, pause_s=0) as writer:
+
+        async def enough() -> bool:
+            writer.check_healthy()
+            return await cluster.metric(primary, "log_first_index") > 1 and (
+                len(writer.acknowledged) > 400
+            )
+
+        await wait_until(enough, "more data than log")
+    for restarted in (victim, primary):
+        if not cluster.nodes[victim].running:
+            cluster.launch(victim)
+        sender = await cluster.primary()
+        await wait_until(
+            lambda: "receiving a snapshot" in cluster.nodes[victim].log(),
+            f"{victim} receives a snapshot from {sender}",
+        )
+        await cluster.kill(restarted)
+        cluster.launch(restarted)
+    await cluster.wait_converged()
+    await writer.verify()
+
+
+async def test_a_node_that_lost_its_disk_is_replaced_under_a_new_id(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster: Cluster = make_cluster()
+    await cluster.start()
+    async with Writer(cluster, "n1", "n3") as writer:
+        await writer.progress(50)
+        await cluster.kill("n2")
+        shutil.rmtree(cluster.data("n2"))
+
+        cluster.launch("n2")
+        assert await cluster.nodes["n2"].wait_exit() == 78
+        said = cluster.nodes["n2"].log()
+        assert "`onecopy remove n2`" in said
+        assert "new id" in said
+        await writer.progress(20)
+
+        endpoints = ",".join(cluster.url(node) for node in ("n1", "n3"))
+        code, output = await onecopy("remove", "--yes", "--endpoints", endpoints, "n2")
+        assert code == 0, output
+        status = await cluster.status("n1")
+        assert status is not None
+        assert "n2" not in status.nodes
+
+        cluster.replace_node("n2", "n4")
+        await cluster.start("n4")
+        await cluster.wait_in_sync("n1", "n3", "n4")
+        await writer.progress(20)
+    await cluster.wait_converged("n1", "n3", "n4")
+    await writer.verify("n1", "n3", "n4")
+
+    # The new node counts: with it and one other there is a majority, and it may be the primary.
+    async with Writer(cluster, name="later") as later:
+        await later.progress(20)
+        await cluster.kill("n3")
+        await later.progress(20)
+        await cluster.start("n3")
+        reply = await cluster.fetch("n4", "POST", "/v1/cluster/handover", b'{"to": "n4"}', JSON)
+        assert reply.status == 200, reply
+        await cluster.kill("n1")
+        assert await cluster.primary() == "n4"
+        await later.progress(20)
+        await cluster.start("n1")
+    await cluster.wait_converged("n1", "n3", "n4")
+    await writer.verify("n1", "n3", "n4")
+    await later.verify("n1", "n3", "n4")
+
+
+async def test_all_keeps_working_while_segments_come_and_go(make_cluster: MakeCluster) -> None:
+    cluster: Cluster = make_cluster(limits=SMALL_LOG)
+    await cluster.start()
+    async with Writer(cluster, size_bytes=8000, pause_s=0) as writer:
+
+        async def rolled() -> bool:
+            writer.check_healthy()
+            firsts = [await cluster.metric(node, "log_first_index") for node in cluster.replicas]
+            return min(firsts) > 200
+
+        await wait_until(rolled, "every node has let go of its oldest segments")
+        for node in cluster.replicas:
+            assert len(segments(cluster.data(node))) < 10
+    await cluster.wait_converged()
+    await writer.verify()

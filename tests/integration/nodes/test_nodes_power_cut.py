@@ -1,0 +1,283 @@
+"""Power cuts and bad disks: all nodes die at once, and logs come back torn, flipped, or longer."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from datapath.log import SEGMENT_HEADER_SIZE_BYTES, SYNC_MARK_SIZE_BYTES
+from datapath.records import HEADER_SIZE_BYTES, frame_length, make_record, parse_record
+from datapath.store import Store
+from tests.integration.nodes.conftest import MakeCluster
+from tests.support.cluster import Cluster, Writer, flip_byte, problem_of, segments, wait_until
+from tests.support.raw_http import kv
+
+pytestmark = pytest.mark.slow
+
+
+class Frame(NamedTuple):
+    """A record or a sync mark of a segment file."""
+
+    path: Path
+    offset: int
+    size: int
+    first_index: int  # 0: a sync mark
+    last_index: int
+
+    @property
+    def middle(self) -> int:
+        return self.offset + self.size // 2
+
+
+def frames(path: Path) -> list[Frame]:
+    """Return a sound segment's frames, in order."""
+    data, offset, found = path.read_bytes(), SEGMENT_HEADER_SIZE_BYTES, []
+    while offset + 8 <= len(data) and (size := frame_length(data[offset : offset + 8])):
+        first = last = 0
+        if size != SYNC_MARK_SIZE_BYTES:
+            record = parse_record(data[offset : offset + size])
+            first, last = record.first_index, record.last_index
+        found.append(Frame(path, offset, size, first, last))
+        offset += size
+    return found
+
+
+def end_of(path: Path) -> int:
+    last = frames(path)[-1]
+    return last.offset + last.size
+
+
+def cut_tail(directory: Path) -> None:
+    """Lose the second half of the last record, as a write that did not get through."""
+    path = segments(directory)[-1]
+    record = [frame for frame in frames(path) if frame.first_index][-1]
+    with path.open("r+b") as file:
+        file.seek(record.middle)
+        file.write(bytes(record.size + SYNC_MARK_SIZE_BYTES))
+
+
+def flip_tail(directory: Path) -> None:
+    """Invert a byte of the last record."""
+    path = segments(directory)[-1]
+    flip_byte(path, [frame for frame in frames(path) if frame.first_index][-1].middle)
+
+
+def append_garbage(directory: Path) -> None:
+    """Put half of a plausible record and noise after the end."""
+    path = segments(directory)[-1]
+    known = [frame for frame in frames(path) if frame.first_index]
+    record = make_record(known[-1].last_index + 1, 1, 0, [[(0, b"garbage", b"x" * 500)]])
+    with path.open("r+b") as file:
+        file.seek(end_of(path))
+        file.write(record.data[:300] + os.urandom(200))
+
+
+def append_zero_length_noise(directory: Path) -> None:
+    """Put noise after the end that claims to be as long as can be."""
+    path = segments(directory)[-1]
+    with path.open("r+b") as file:
+        file.seek(end_of(path))
+        file.write(struct.pack("<I", 0xFFFF_FFFF) + os.urandom(100))
+
+
+def unflushed(directory: Path) -> list[Frame]:
+    """Return the records that the store does not hold and that a sync mark follows, in order."""
+    cluster_id = (directory / "identity.json").read_text().split('"cluster": "')[1].split('"')[0]
+    store = Store.open(directory / "store", cluster_id=cluster_id, map_size_bytes=1 << 30)
+    try:
+        durable = store.durable_index
+    finally:
+        store.close()
+    found: list[Frame] = []
+    pending: list[Frame] = []
+    for path in segments(directory):
+        for frame in frames(path):
+            if frame.first_index:
+                pending.append(frame)
+            else:
+                found += pending
+                pending = []
+    return [frame for frame in found if frame.first_index > durable]
+
+
+async def kill_with_unflushed(cluster: Cluster, victim: str, *nodes: str) -> Frame:
+    """Kill nodes while `victim` has records that are in its log and not in its store; name one.
+
+    The writer goes on. A flush may come just before the kill: then it is tried again.
+    """
+    for _ in range(10):
+
+        async def behind() -> bool:
+            last = await cluster.metric(victim, "durable_index")
+            return last - await cluster.metric(victim, "store_durable_index") > 20
+
+        await wait_until(behind, f"{victim} has records that are not in its store")
+        await cluster.kill(*nodes)
+        found = unflushed(cluster.data(victim))
+        if len(found) > 2:
+            return found[len(found) // 2]
+        await cluster.start(*nodes)
+    raise AssertionError(f"the store of {victim} was never behind its log")
+
+
+@pytest.mark.parametrize("damage", [cut_tail, flip_tail, append_garbage, append_zero_length_noise])
+async def test_a_torn_tail_on_the_primary_costs_nothing_that_was_acknowledged(
+    make_cluster: MakeCluster, damage: object
+) -> None:
+    assert callable(damage)
+    cluster: Cluster = make_cluster()
+    await cluster.start()
+    primary = await cluster.primary()
+    async with Writer(cluster, timeout_ms=3000) as writer:
+        await writer.progress(100)
+        await cluster.kill(*cluster.replicas)
+        damage(cluster.data(primary))
+        await cluster.start()
+    assert "torn tail" in cluster.nodes[primary].log()
+    await cluster.wait_converged()
+    await writer.verify()
+
+
+async def test_torn_tails_on_all_nodes_at_once_cost_nothing_that_was_acknowledged(
+    make_cluster: MakeCluster,
+) -> None:
+    """What a power cut does: the last write of each, never acknowledged, is there in part."""
+    cluster: Cluster = make_cluster(replicas=2, witnesses=1)
+    await cluster.start()
+    for _ in range(2):
+        async with Writer(cluster, name=f"w{_}", timeout_ms=3000) as writer:
+            await writer.progress(100)
+            await cluster.kill(*cluster.specs)
+            for node in cluster.replicas:
+                append_garbage(cluster.data(node))
+            await cluster.start()
+        await cluster.wait_converged()
+        await writer.verify()
+
+
+async def test_power_cuts_again_and_again_lose_nothing(make_cluster: MakeCluster) -> None:
+    cluster: Cluster = make_cluster()
+    await cluster.start()
+    async with Writer(cluster, timeout_ms=5000) as writer:
+        for _ in range(3):
+            await writer.progress(50)
+            await cluster.kill(*cluster.replicas)
+            await cluster.start()
+    await cluster.wait_converged()
+    await writer.verify()
+
+
+@pytest.mark.parametrize("role", ["backup", "primary"])
+async def test_damage_inside_acknowledged_records_is_named_and_repaired_from_the_others(
+    make_cluster: MakeCluster, role: str
+) -> None:
+    cluster: Cluster = make_cluster()
+    await cluster.start()
+    primary = await cluster.primary()
+    victim = primary if role == "primary" else cluster.others(primary)[0]
+    async with Writer(cluster, timeout_ms=5000) as writer:
+        await writer.progress(50)
+        frame = await kill_with_unflushed(cluster, victim, *cluster.replicas)
+        flip_byte(frame.path, frame.middle)
+        await cluster.start()
+    said = cluster.nodes[victim].log()
+    assert f"{frame.path} is damaged at offset {frame.offset}" in said
+    assert "fetched anew from the primary" in said
+    assert await cluster.primary() != victim, "who may lack something is not made primary"
+    await cluster.wait_converged()
+    await writer.verify()
+    # Repaired for good: it serves alone with everything, and its next start finds nothing.
+    await cluster.stop(victim)
+    await cluster.start(victim)
+    assert "damaged" not in cluster.nodes[victim].log()
+    await cluster.wait_converged()
+    await writer.verify(victim)
+
+
+async def test_damage_that_nobody_can_repair_is_refused_with_an_instruction(
+    make_cluster: MakeCluster,
+) -> None:
+    """The only replica in the in-sync set: what it lacks, nobody is known to have."""
+    cluster: Cluster = make_cluster(replicas=2, witnesses=1)
+    await cluster.start()
+    primary = await cluster.primary()
+    (backup,) = cluster.others(primary)
+    await cluster.kill(backup)
+    await cluster.wait_in_sync(primary)
+    async with Writer(cluster, timeout_ms=1000) as writer:
+        await writer.progress(50)
+        frame = await kill_with_unflushed(cluster, primary, primary)
+    flip_byte(frame.path, frame.middle)
+
+    cluster.launch(primary, backup)
+    assert await cluster.nodes[primary].wait_exit() == 78
+    said = cluster.nodes[primary].log()
+    assert f"{frame.path} is damaged at offset {frame.offset}" in said
+    assert "restore" in said, "it says what to do"
+    reply = await cluster.fetch(backup, "GET", f"{kv('w/0/00000000')}?timeout_ms=1000")
+    assert (reply.status, problem_of(reply)["code"]) == (503, "no_primary")
+
+
+async def test_damage_in_what_the_store_already_holds_is_named_and_forgiven(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster: Cluster = make_cluster()
+    await cluster.start()
+    primary = await cluster.primary()
+    async with Writer(cluster) as writer:
+        await writer.progress(100)
+
+    async def flushed() -> bool:
+        durable = await cluster.metric(primary, "store_durable_index")
+        return durable == await cluster.metric(primary, "last_index")
+
+    await wait_until(flushed, "the store holds all")
+    await cluster.kill(*cluster.replicas)
+    path = segments(cluster.data(primary))[0]
+    records = [frame for frame in frames(path) if frame.first_index]
+    flip_byte(path, records[len(records) // 2].offset + HEADER_SIZE_BYTES)
+    await cluster.start()
+    assert f"{path} is damaged at offset" in cluster.nodes[primary].log()
+    await cluster.wait_converged()
+    await writer.verify()
+
+
+async def test_a_byte_that_goes_bad_under_a_running_primary_is_never_sent(
+    make_cluster: MakeCluster,
+) -> None:
+    """A backup that was away needs the log: the primary meets the damage as it reads it."""
+    cluster: Cluster = make_cluster(limits={"max_value_size_bytes": 65536})
+    await cluster.start()
+    primary = await cluster.primary()
+    victim = cluster.others(primary)[0]
+    await cluster.kill(victim)
+    async with Writer(cluster, size_bytes=60_000, tasks=8, pause_s=0) as writer:
+        # More than what is kept in memory for backups that are a little behind.
+        await wait_until(lambda: len(writer.acknowledged) > 350, "some twenty megabytes")
+    records = [frame for frame in frames(segments(cluster.data(primary))[0]) if frame.first_index]
+    frame = records[len(records) // 4]
+    flip_byte(frame.path, frame.middle)
+    cluster.launch(victim)
+    await wait_until(
+        lambda: f"{frame.path} is damaged at offset {frame.offset}" in log_of(cluster, primary),
+        f"{primary} names the damage",
+    )
+
+    async def ended_or_went_on() -> bool:
+        status = await cluster.status(primary)
+        all_in_sync = status is not None and len(status.in_sync) == 3
+        return all_in_sync or not cluster.nodes[primary].running
+
+    await wait_until(ended_or_went_on, f"{primary} ends, or sends a snapshot instead")
+    if not cluster.nodes[primary].running:
+        cluster.launch(primary)
+    await cluster.wait_converged(*cluster.replicas)
+    await writer.verify()
+
+
+def log_of(cluster: Cluster, node: str) -> str:
+    return cluster.nodes[node].log()
