@@ -214,7 +214,7 @@ def _state_of_file(
     if check:
         click.echo(f"checked: {check_records(file, kind):,} records", err=True)
     size, checksum = file.stat().st_size, fingerprint(file)
-    cluster = run_fast(_cluster_name(urls))
+    cluster = run_fast(_cluster_id(urls))
     found = None if restart else read_checkpoint(file)
     if found is None:
         state = Checkpoint(
@@ -236,9 +236,9 @@ def _state_of_file(
     return found
 
 
-async def _cluster_name(urls: list[str]) -> str:
+async def _cluster_id(urls: list[str]) -> str:
     async with Client(urls) as client:
-        return (await client.status()).cluster
+        return (await client.status()).cluster_id
 
 
 @contextmanager

@@ -72,6 +72,7 @@ SCHEMAS: Json = {
     "ClusterStatus": _object(
         {
             "cluster": _TEXT,
+            "cluster_id": {**_TEXT, "description": "Drawn once; empty before the first view."},
             "epoch": _COUNT,
             "version": _COUNT,
             "primary": {**_TEXT, "description": "Empty while none is known."},

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import resource
 import secrets
 import signal
 import sys
@@ -43,6 +44,7 @@ EXIT_FAILED = 1
 SWITCH_INTERVAL_S = 0.0005
 """A thread that returns from fsync waits for the interpreter at most about so long; the default
 of 5 ms would stand in every commit (measured: docs/storage.md)."""
+MAX_OPEN_FILES = 65_536
 HELLO_TIMEOUT_MS = 500
 JOIN_TIMEOUT_MS = 5000
 RETRY_INTERVAL_S = 0.2
@@ -58,12 +60,20 @@ async def run_node(config: ClusterConfig, node_id: str) -> int:
 
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    _raise_file_limit()
     directory = DataDirectory.open(config.data_dir(node_id), node_id=node_id)
     try:
         node = NodeProcess(config, node_id, directory)
         return await node.run()
     finally:
         directory.close()
+
+
+def _raise_file_limit() -> None:
+    """Allow as many descriptors as the system does: connections, links and files need them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class NodeProcess:

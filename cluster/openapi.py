@@ -249,7 +249,8 @@ def _range() -> Json:
 def _cluster() -> Json:
     node = {"role": "replica", "client": "127.0.0.1:8101", "state": "primary",
             "applied_index": 57, "durable_index": 57, "lag": 0}  # fmt: skip
-    example = {"cluster": "demo", "epoch": 3, "version": 9, "primary": "n1",
+    example = {"cluster": "demo", "cluster_id": "5f0c", "epoch": 3, "version": 9,
+               "primary": "n1",
                "in_sync": ["n1"], "nodes": {"n1": node}}  # fmt: skip
     return _operation(
         "getCluster",

@@ -4,7 +4,7 @@
     identity.json   node, data id, cluster, peers' data ids; checksummed, replaced atomically
     accepted        the accepted (epoch, primary), see `datapath.accepted`
     log/            see `datapath.log`
-    store/          see `datapath.store`
+    store/          see `datapath.environment`
 
 The *data id* is drawn once, when the directory is made. Peers pin it: a node that comes back under
 its old name with another data id has lost its disk, and all that it had acknowledged.

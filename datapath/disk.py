@@ -16,8 +16,9 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from datapath.errors import DiskFullError, OverloadedError
-from datapath.log import SYNC_MARK_SIZE_BYTES, Log
+from datapath.log import Log
 from datapath.records import Record
+from datapath.segment import SYNC_MARK_SIZE_BYTES
 from datapath.store import Store
 
 DEFAULT_MAX_QUEUED_BYTES = 48 * 1024 * 1024

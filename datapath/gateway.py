@@ -424,6 +424,7 @@ class Gateway:
             nodes[member.id] = NodeState(role=member.role, client=member.client, state=state)
         return ClusterStatus(
             cluster=self._cluster,
+            cluster_id=view.cluster_id if view else "",
             epoch=self.epoch,
             version=view.version if view else 0,
             primary=self.primary,

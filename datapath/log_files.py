@@ -45,9 +45,7 @@ class Files:
             sync_directory(path.parent)
 
 
-def write_all(
-    files: Files, descriptor: int, buffers: list[bytes], offset: int, flags: int
-) -> None:
+def write_all(files: Files, descriptor: int, buffers: list[bytes], offset: int, flags: int) -> None:
     """Write all, also where the system takes it in parts."""
     if len(buffers) > _MAX_BUFFERS:
         buffers = [b"".join(buffers)]

@@ -81,9 +81,13 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of GET /v1/cluster. `primary` is "" while there is none known."""
+    """The body of GET /v1/cluster. `primary` is "" while there is none known.
+
+    `cluster` is the configured name; `cluster_id` was drawn when the cluster was made, "" before.
+    """
 
     cluster: str
+    cluster_id: str
     epoch: int
     version: int
     primary: str

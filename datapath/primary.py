@@ -83,7 +83,7 @@ class Primary:
         for node, peer in self.peers.items():
             if peer.state == "replicate" and peer.next_index > core.log.last_index + 1:
                 core.emit(fx.Redial(node, "its log goes further: it follows this one now"))
-        core.suspect = False
+        core.suspect = core.damaged = False
         self.stage = "open"
         record = make_record(core.log.last_index + 1, self.epoch, core.commit_index, [[]])
         self.opening_index = record.first_index
@@ -116,6 +116,9 @@ class Primary:
             self._handover_version = self.view.version
             core.propose(Handover(best), self.view.version)
         if best:
+            # It has been seen that this log lacks something: until that is here, this replica
+            # takes over from nobody, not even if the one it yields to falls silent.
+            core.damaged = True
             return False
         for node, peer in self.peers.items():
             self._check_holds(node, peer.applied_index)  # a learner may know of what was lost here
@@ -451,6 +454,8 @@ class Primary:
             return False
         core, peer = self._core, self.peers[node]
         patience_ms = core.timing.suspect_after_ms
+        if core.suspect and peer.last_position > core.log.last_position:
+            return False  # it holds what is missing here: wait for it, however long
         if core.suspect:
             # This log's tail was cut: a backup that is starting too may hold what was lost here.
             patience_ms = SUSPECT_PATIENCE_GRACES * core.timing.grace_period_ms

@@ -3,12 +3,11 @@
 A segment is preallocated, so its unused tail reads as zeros; frame length 0 is its end. Layout,
 little-endian:
 
+    header (64 bytes)   magic 8, format u32, first index u64, epoch of the entry before u64,
                         salt u64, CRC-32C of these u32, zeros
     frames              records (see `datapath.records`), and between them *sync marks*:
     sync mark (32)      length u32 = 24, CRC-32C of salt and body u32;
                         body: "sync", own offset u32, next index u64, epoch of the last entry u64
-
-A sync mark opens each group that is written after a successful sync, and says "all before me was
 
 A sync mark opens each group that is written after a successful sync, and says "all before me was
 durable": `datapath.log_recovery` tells a crash from damage by it. The salt, drawn for each segment,
@@ -42,7 +41,6 @@ from datapath.records import (
 SEGMENT_HEADER_SIZE_BYTES = 64
 SYNC_MARK_SIZE_BYTES = 32
 
-
 _FORMAT = 1
 _MAGIC = b"onecopyL"
 _HEADER = struct.Struct("<8sIQQQ")
@@ -51,6 +49,7 @@ _MARK_MAGIC = b"sync"
 _FRAME = struct.Struct("<II")
 _INDEX_AND_COUNT = struct.Struct("<Q16xI")
 _SPARSE_STEP_BYTES = 16 * 1024
+_READ_SIZE_BYTES = 64 * 1024
 
 
 class Damage(NamedTuple):

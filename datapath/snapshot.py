@@ -23,18 +23,18 @@ import lmdb
 import msgspec
 
 from datapath.datadir import storage_error
-from datapath.store import (
+from datapath.environment import (
     DEFAULT_MAP_SIZE_BYTES,
     NAP_S,
     SLICE,
     SPACES,
     ContentHash,
     Environment,
-    Store,
     lmdb_failure,
     next_environment,
     set_current,
 )
+from datapath.store import Store
 
 DEFAULT_CHUNK_SIZE_BYTES = 512 * 1024
 _CRC_SIZE_BYTES = 4

@@ -18,6 +18,7 @@ def cluster_status(
     view = replica.view
     return ClusterStatus(
         cluster=cluster,
+        cluster_id=view.cluster_id if view else "",
         epoch=replica.epoch,
         version=view.version if view else 0,
         primary=view.primary if view else "",

@@ -246,16 +246,13 @@ class Storage:
         durable = self.store.durable_index
         size = self.log.size_bytes
         keep_from = self.log.first_index
-        for last, size_bytes in self._segment_bounds()[:-1]:
+        for last, size_bytes in self.log.segment_bounds()[:-1]:
             needed = last >= oldest_needed and size - size_bytes < self._catchup_bytes
             if last > durable or needed or size - size_bytes < self._retention_bytes:
                 break
             size -= size_bytes
             keep_from = last + 1
         return keep_from
-
-    def _segment_bounds(self) -> list[tuple[int, int]]:
-        return [(segment.last_index, segment.end) for segment in self.log._segments]
 
     async def _trim(self, keep_from: int, on_trimmed: Callable[[int], None]) -> None:
         try:

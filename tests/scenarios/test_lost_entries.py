@@ -52,6 +52,39 @@ def test_a_primary_that_lost_its_tail_waits_for_a_backup_that_is_down() -> None:
     assert cluster.seen["suspect yields"] == 1
 
 
+def test_a_primary_that_has_yielded_does_not_take_over_again() -> None:
+    """Seed 302317: the one it yields to learns of it late, and holds what is lost here."""
+    cluster = Cluster(2)
+    cluster.write(10)
+    cluster.cut_consensus("b")
+    _lose_tail(cluster, "a")
+    cluster["a"].start()
+    cluster.until(lambda: cluster.view.primary == "b")
+    cluster.run(5000)
+    assert cluster.view.primary == "b"
+    cluster.mend_consensus("b")
+    cluster.until(cluster.is_whole)
+
+
+def test_a_primary_that_has_seen_a_longer_log_waits_for_it_however_long() -> None:
+    cluster = Cluster(2)
+    cluster.write(10)
+    cluster.cut_consensus("b")
+    _lose_tail(cluster, "a")
+    cluster["a"].start()
+    cluster.until(lambda: cluster.view.epoch == 2)
+    cluster.hold_proposals()
+    cluster.until(lambda: cluster.held(Handover))
+    cluster.let_proposals_through()
+    cluster.report_unknown("a")
+    cluster["b"].crash()
+    cluster.run(15_000)
+    assert cluster.serving() == ""
+    cluster["b"].start()
+    cluster.mend_consensus("b")
+    cluster.until(cluster.is_whole)
+
+
 def test_a_yielding_primary_does_not_open_while_its_handover_may_commit_yet() -> None:
     """The backup's longer log was not durable, and is gone: both would serve."""
     cluster = Cluster(2)

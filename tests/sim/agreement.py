@@ -31,6 +31,7 @@ class Agreement:
         self.views = [first]
         self.nodes: dict[str, Node] = {}
         self.cut_off: set[str] = set()
+        self.cut_off_for_good: set[str] = set()
         self.unknown_rate = 0.0
         self.delay_ms = (2.0, 15.0)
         self.laggards = 0.0  # share of view notices that come late
@@ -90,7 +91,7 @@ class Agreement:
 
     def reconnect(self, node_id: str) -> None:
         """A node that was cut off reaches consensus again."""
-        if node_id in self.cut_off:
+        if node_id in self.cut_off and node_id not in self.cut_off_for_good:
             self.cut_off.discard(node_id)
             self.inform(self.nodes[node_id])
 

@@ -1,4 +1,4 @@
-"""One random schedule: a seed's cluster, its load and faults, and whether it becomes whole again."""
+"""One random schedule: a seed's cluster, its load and faults, and whether it recovers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,6 @@ class Schedule:
         # Some kinds only: troubles of one kind in a row reach states that a mixture does not.
         kinds = random.choice((3, 6, 12, len(all_faults)))
         self._faults = random.sample(all_faults, kinds)
-        self._lost_at_ms = -1e9
 
     # -- the run
 
@@ -146,8 +145,10 @@ class Schedule:
                 for other in names:
                     world.network.cut(node.id, other)
                 world.agreement.cut_off.add(node.id)
+                world.agreement.cut_off_for_good.add(node.id)
             elif kind == "no consensus":
                 world.agreement.cut_off.add(node.id)
+                world.agreement.cut_off_for_good.add(node.id)
             elif kind == "no disk":
                 node.disk.stall()
             elif kind == "deaf to":
@@ -200,7 +201,7 @@ class Schedule:
 
     def _may_stop(self) -> bool:
         """After a loss of durable entries the others must live on: it is one fault too many."""
-        return self.world.clockwork.now > self._lost_at_ms + 3000
+        return not any(node.has_lost for node in self.world.nodes.values())
 
     def _crash(self) -> None:
         node = self._node()
@@ -231,13 +232,12 @@ class Schedule:
             not node.is_up
             or not self._may_stop()
             or not others
-            or world.agreement.in_flight.get(node.id)
+            or any(world.agreement.in_flight.values())
             or any(not world.nodes[name].is_up or world.nodes[name].has_lost for name in others)
             or any(world.nodes[name].replica.core.suspect for name in others)
             or any(world.nodes[name].replica.core.damaged for name in world.nodes)
         ):
             return
-        self._lost_at_ms = clockwork.now
         world.heal()
         log = node.disk.durable
         if not log.records:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import msgspec
+import pytest
 
 import election.view as view_module
 from datapath import effects as fx
@@ -20,7 +21,7 @@ from datapath.backup import Backup
 from datapath.core import Core
 from datapath.errors import SafetyError
 from datapath.logindex import LogIndex
-from datapath.messages import HeartbeatReply, ProbeReply
+from datapath.messages import HeartbeatReply, Probe, ProbeReply
 from datapath.primary import Primary
 from datapath.progress import Progress
 from datapath.replica import Replica
@@ -28,6 +29,7 @@ from election.view import View
 from tests.scenarios import test_lost_entries, test_promises, test_snapshots
 from tests.sim.clockwork import ViolationError
 from tests.sim.faults import Schedule
+from tests.unit.replica import test_replica_guards
 
 MAX_SEEDS = 300
 Patch = contextlib.AbstractContextManager[object]
@@ -177,7 +179,17 @@ def _d6_cut_what_is_committed() -> list[Patch]:
         core.durable_index = min(core.durable_index, from_index - 1)
         core.emit(fx.TruncateLog(core.ticket(), from_index))
 
-    return [patch.object(Core, "truncate", truncate), *_d6_no_matching()]
+    return [patch.object(Core, "truncate", truncate)]
+
+
+def _e5_second_primary() -> list[Patch]:
+    on_probe = Backup.on_probe
+
+    def forget(backup: Backup, peer: str, message: Probe) -> None:
+        backup._core.accepted_primary = peer
+        on_probe(backup, peer, message)
+
+    return [patch.object(Backup, "on_probe", forget)]
 
 
 def _d7_join_at_once() -> list[Patch]:
@@ -310,7 +322,14 @@ MUTANTS = (
     ),
     Mutant("D6", "serves before its opening entry commits", _d6_serve_before_the_opening_commits),
     Mutant("D6", "logs are taken to match", _d6_no_matching, seed=4),
-    Mutant("D6", "committed entries are cut when told so", _d6_cut_what_is_committed, seed=4),
+    Mutant(
+        "D6", "committed entries are cut when told so", _d6_cut_what_is_committed,
+        scenario=test_replica_guards.test_committed_entries_are_never_cut,
+    ),
+    Mutant(
+        "E5", "a second primary for one epoch is accepted", _e5_second_primary,
+        scenario=test_replica_guards.test_a_second_primary_for_one_epoch_is_refused,
+    ),
     Mutant("D7", "a learner joins before it has caught up", _d7_join_at_once),
     Mutant("D9", "acknowledged before it is durable", _d9_ack_before_it_is_durable),
     Mutant(
@@ -350,7 +369,7 @@ def catch(mutant: Mutant, max_seeds: int = MAX_SEEDS) -> str:
         if mutant.scenario is not None:
             try:
                 mutant.scenario()
-            except (AssertionError, SafetyError) as error:
+            except (AssertionError, SafetyError, pytest.fail.Exception) as error:
                 reason = (str(error).splitlines() or [""])[0]
                 return f"{mutant.scenario.__name__}: {reason}"
             return ""

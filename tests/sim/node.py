@@ -344,7 +344,7 @@ class Node:
             self.clockwork.note(f"{self.id} redials {effect.peer}: {effect.reason}")
         connection = self.world.network.outgoing.get((self.id, effect.peer))
         if connection is not None:
-            self.world.network.close(connection, 0)
+            self.clockwork.after(0.01, self.world.network.close, connection, 0)
 
     # -- snapshots: a copy of the state at the primary's commit index
 
@@ -395,6 +395,7 @@ class Node:
             sender.post(sender_life, sender._snapshot_done, effect, done=False)
             return
         self.installing = True
+        self.clockwork.after(1000, self._tell_sender, self.life, sender, sender_life, effect)
         self.clockwork.after(
             self.clockwork.between(0.5, 30),
             self.post, self.life, self._install, sender, sender_life, effect, index, epoch,
@@ -408,6 +409,10 @@ class Node:
                 2, self.post, self.life, self._install, sender, sender_life, effect, index, epoch
             )
             return
+        if sender_life != sender.life:
+            self.installing = False
+            self._carry_out(self.replica.on_install_failed())
+            return
         self.disk.install(index, epoch)
         self.installing = False
         self.clockwork.seen["snapshot installed"] += 1
@@ -419,6 +424,13 @@ class Node:
             self.clockwork.between(0.5, 20),
             sender.post, sender_life, sender._snapshot_done_kw, effect,
         )  # fmt: skip
+
+    def _tell_sender(
+        self, life: int, sender: Node, sender_life: int, effect: fx.SendSnapshot
+    ) -> None:
+        """The sender notices if this process has ended while it installed a snapshot."""
+        if life != self.life:
+            sender.post(sender_life, sender._snapshot_done, effect, done=False)
 
     def _snapshot_done_kw(self, effect: fx.SendSnapshot) -> None:
         self._snapshot_done(effect, done=True)

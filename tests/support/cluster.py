@@ -472,7 +472,7 @@ class Cluster:
         for node in self.specs:
             process = self.nodes[node]
             code = process.exit_code
-            if code is not None and code > 0:
+            if code not in {None, 0, -signal.SIGKILL}:
                 last = (process.log().splitlines() or ["nothing"])[-1]
                 raise AssertionError(f"{node} ended with exit code {code}, and said: {last}")
 
@@ -500,11 +500,9 @@ class Cluster:
         async def equal() -> Digest | None:
             self.check_alive()
             digests = [await self.digest(node) for node in chosen]
-            for node, digest in zip(chosen, digests, strict=True):
-                seen[node] = digest and (digest.applied_index, digest.digest)
-            return (
-                digests[0] if None not in seen.values() and len(set(seen.values())) == 1 else None
-            )
+            for node, found in zip(chosen, digests, strict=True):
+                seen[node] = (found.applied_index, found.digest) if found else None
+            return digests[0] if len(set(seen.values())) == 1 else None
 
         try:
             return await wait_until(equal, "equal digests", deadline_s)
@@ -639,9 +637,11 @@ class Writer:
         await wait_until(enough, f"{count} more writes are acknowledged", deadline_s)
 
     def longest_gap_s(self, since_s: float = 0.0) -> float:
-        """Return the longest time between two acknowledgements after `since_s` (monotonic)."""
+        """Return the longest time without an acknowledgement from `since_s` (monotonic) on."""
         times = sorted(ack.answered_s for ack in self.acknowledged.values())
         times = [moment for moment in times if moment >= since_s]
+        if since_s:
+            times.insert(0, since_s)
         return max(later - earlier for earlier, later in itertools.pairwise(times))
 
     def unserved(self) -> Iterable[ClientError]:

@@ -217,6 +217,7 @@ class LocalNode:
             raise self.fail_with
         return ClusterStatus(
             cluster="local",
+            cluster_id=self.view.cluster_id,
             epoch=self.view.epoch,
             version=self.view.version,
             primary=self.view.primary,

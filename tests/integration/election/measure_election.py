@@ -6,6 +6,8 @@ python tests/integration/election/measure_election.py [rounds]
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -35,8 +37,26 @@ async def failover(nodes: dict[str, NodeProcess], idle_s: float) -> float:
     return took_s
 
 
+async def silence(nodes: dict[str, NodeProcess]) -> float:
+    """Stop the leader without closing its links, as a dead host does; seconds to a commit."""
+    leader = (await nodes["n1"].ask(do="status"))["leader"]
+    survivor = next(node for node_id, node in nodes.items() if node_id != leader)
+    await survivor.ask(do="read")
+    os.kill(nodes[leader].pid, signal.SIGSTOP)
+    start = time.monotonic()
+    outcome = await survivor.ask(do="confirm", timeout_ms=5000)
+    took_s = time.monotonic() - start
+    os.kill(nodes[leader].pid, signal.SIGCONT)
+    assert outcome["outcome"] == "Committed", outcome
+    for node in nodes.values():
+        await node.ask(do="connected", count=2)
+        await node.ask(do="read")
+    return took_s
+
+
 async def latency(node: NodeProcess, count: int) -> list[float]:
     taken = []
+    await node.ask(do="read")  # Its view is now the newest.
     for _ in range(count):
         start = time.monotonic()
         outcome = await node.ask(do="confirm")
@@ -61,6 +81,11 @@ async def main(rounds: int) -> None:
                 kind = "leader" if node_id == leader else "follower"
                 print(f"propose on {kind}: p50 {taken[150]:.2f} ms, p99 {taken[297]:.2f} ms")
             print("idle, % of a core:", await cpu_percent(nodes, 5))
+            taken = sorted([await silence(nodes) for _ in range(rounds)])
+            print(
+                f"leader falls silent (SIGSTOP) to a commit: "
+                f"median {statistics.median(taken):.3f} s, worst {taken[-1]:.3f} s of {rounds}"
+            )
             for idle_s in (0.0, IDLE_S):
                 taken = sorted([await failover(nodes, idle_s) for _ in range(rounds)])
                 print(

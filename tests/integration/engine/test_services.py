@@ -14,6 +14,8 @@ from datapath.errors import NotAppliedError, RejectedError
 from datapath.service import ReadTransaction, Service, Transaction, operation, query
 from tests.support.replicas import QUICK, LocalCluster, running, until
 
+pytestmark = pytest.mark.slow
+
 
 class Lottery(Service):
     """Nothing in it is deterministic."""
@@ -31,12 +33,12 @@ class Lottery(Service):
         return ticket
 
     @operation
-    async def draw_abroad(self, tx: Transaction, name: bytes) -> str:
+    async def draw_abroad(self, tx: Transaction, name: bytes) -> bytes | None:
         before = tx.get(name)
         await self.gate.wait()
         assert tx.get(name) == before, "nothing else executes meanwhile"
         tx.put(name, b"from abroad")
-        return "done"
+        return before
 
     @operation
     def draw_two_or_none(self, tx: Transaction, first: bytes, second: bytes) -> int:
@@ -125,3 +127,23 @@ async def test_an_async_operation_cut_short_by_a_failover_is_executed_by_the_nex
         answer = await slow
         assert answer.node == "n3"
         assert (await cluster["n3"].query("show", b"k")).value == b"from abroad"
+
+
+async def test_an_operation_that_ended_during_a_handover_that_failed_leaves_nothing_behind(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, Lottery) as cluster:
+        cluster["n3"].hang_disk()
+        stuck = asyncio.create_task(cluster["n1"].execute("draw", b"stuck"))
+        pipeline = cluster["n1"].engine._pipeline
+        await until(lambda: pipeline.uncommitted_records == 1, "n3 lags")
+        abroad = asyncio.create_task(cluster["n1"].execute("draw_abroad", b"k"))
+        await until(lambda: pipeline._executing is not None, "it executes")
+        handover = asyncio.create_task(cluster["n1"].gateway.handover("n3", 500))
+        await until(lambda: not cluster["n1"].engine.replica.may_execute(), "n1 hands over")
+        primary_service(cluster).gate.set()
+        with pytest.raises(NotAppliedError):
+            await handover
+        cluster["n3"].resume_disk()
+        await stuck
+        assert (await abroad).value is None, "what it wrote in vain was not seen by its second try"

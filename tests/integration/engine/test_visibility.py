@@ -13,6 +13,8 @@ from datapath.operations import Operation
 from datapath.settings import Bounds
 from tests.support.replicas import QUICK, LocalCluster, running, until
 
+pytestmark = pytest.mark.slow
+
 
 async def wait_until_written(cluster: LocalCluster, node: str = "n1") -> None:
     """Wait until the primary has something uncommitted that is durable on its own disk."""
@@ -81,9 +83,11 @@ async def test_d2_an_early_answer_waits_for_what_shines_through_it(tmp_path: Pat
         first = await cluster["n1"].execute("put", b"a", b"1", ack="local")
         assert first.copies == 1
         assert (await cluster["n1"].query("get", b"a")).value is None
+        pipeline = cluster["n1"].engine._pipeline
         second = asyncio.create_task(cluster["n1"].execute("put", b"a", b"2", ack="local"))
+        await until(lambda: pipeline.operations_total == 2, "the second is executed")
         third = await cluster["n1"].execute("put", b"b", b"3", ack="local")
-        assert third.index > first.index
+        assert third.index > first.index + 1
         assert not second.done()
         cluster["n3"].resume_disk()
         assert (await second).value is False  # replaced, as it turned out

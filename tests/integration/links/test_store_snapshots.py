@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from link_helpers import Relay, make_dialer, make_listener, until
 
+from datapath.environment import SPACES
 from datapath.snapshot import SnapshotReader, SnapshotWriter
 from datapath.snapshots import Snapshots
-from datapath.store import SPACES, Store
+from datapath.store import Store
 from datapath.transfer import KIND, Offer, SnapshotSink, TransferError
 from datapath.transfer_receive import SnapshotReceiver
 from datapath.transfer_send import SnapshotSender

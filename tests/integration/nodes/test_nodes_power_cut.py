@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from datapath.log import SEGMENT_HEADER_SIZE_BYTES, SYNC_MARK_SIZE_BYTES
 from datapath.records import HEADER_SIZE_BYTES, frame_length, make_record, parse_record
+from datapath.segment import SEGMENT_HEADER_SIZE_BYTES, SYNC_MARK_SIZE_BYTES
 from datapath.store import Store
 from tests.integration.nodes.conftest import MakeCluster
 from tests.support.cluster import Cluster, Writer, flip_byte, problem_of, segments, wait_until

@@ -9,7 +9,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from datapath.log import Files, Log
+from datapath.log import Log
+from datapath.log_files import Files
 from datapath.records import Record, make_record
 
 SEGMENT_SIZE_BYTES = 4096

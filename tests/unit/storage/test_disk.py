@@ -15,7 +15,8 @@ from storage_faults import FailingFiles, abandon, record, records
 
 from datapath.disk import DiskWorker, StoreFlusher
 from datapath.errors import DiskFailedError, DiskFullError, OverloadedError
-from datapath.log import Files, Log
+from datapath.log import Log
+from datapath.log_files import Files
 from datapath.store import Store
 
 

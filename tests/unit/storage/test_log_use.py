@@ -21,7 +21,8 @@ from storage_faults import (
 )
 
 from datapath.errors import DiskFailedError, DiskFullError, SafetyError
-from datapath.log import Files, Log
+from datapath.log import Log
+from datapath.log_files import Files
 
 
 def open_log(directory: Path, files: Files | None = None) -> Log:

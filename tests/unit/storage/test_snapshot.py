@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from datapath.environment import SERVICE_SPACE, SPACES, set_current
 from datapath.errors import DiskFailedError, SafetyError
 from datapath.snapshot import SnapshotReader, SnapshotWriter
-from datapath.store import SERVICE_SPACE, SPACES, Store, set_current
+from datapath.store import Store
 
 CHUNK_BYTES = 2000
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datapath.environment import CLIENT_SPACE, SERVICE_SPACE
 from datapath.errors import DataDirectoryError, DiskFullError, SafetyError
 from datapath.records import Entry
-from datapath.store import CLIENT_SPACE, SERVICE_SPACE, Store
+from datapath.store import Store
 
 KEYS = st.binary(min_size=1, max_size=2).map(lambda key: bytes(byte % 4 for byte in key))
 BOUNDS = st.binary(max_size=3).map(lambda key: bytes(byte % 4 for byte in key))

@@ -1,0 +1,263 @@
+"""The LMDB environments that hold the state, and which of them is the live one.
+
+`store/CURRENT` names the live environment beside it (`env-<number>/`), so that an installed
+snapshot takes over in one atomic step. An environment holds eight *spaces*, each a database of
+byte keys (1 to 511 bytes) in order: 0 the service's, 1 and 2 the client table's. What stands there
+is exactly what the entries wrote. A ninth database, `meta`, holds the format, the cluster id and
+the (applied index, epoch), written in the same transaction as the entries' writes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import struct
+import threading
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+
+import lmdb
+
+from datapath.datadir import replace_file, sync_directory
+from datapath.errors import (
+    DataDirectoryError,
+    DiskFailedError,
+    DiskFullError,
+    SafetyError,
+    StorageError,
+)
+
+SPACES = 8
+SERVICE_SPACE, CLIENT_SPACE, CLIENT_ORDER_SPACE = 0, 1, 2
+MAX_KEY_SIZE_BYTES = 511
+DEFAULT_MAP_SIZE_BYTES = 256 * 1024**3
+# LMDB's binding gives the interpreter's lock back and takes it again with every record, and each
+# time the event loop loses the race for it: so threads here stop for a moment every few records.
+SLICE = 200
+NAP_S = 0.00002
+
+_FORMAT = b"1"
+_STATE = struct.Struct("<QQ")
+_ITEM = struct.Struct("<BII")
+_ENVIRONMENT_NAME = re.compile(r"env-(\d{16})")
+
+Item = tuple[bytes, bytes]
+
+
+def lmdb_failure(error: lmdb.Error, path: Path, room_needed_bytes: int = 0) -> StorageError:
+    """Translate an LMDB error: no room, or a disk not to be trusted."""
+    full = isinstance(error, lmdb.MapFullError) or error.code in (errno.ENOSPC, errno.EDQUOT)
+    if error.code == errno.EIO:
+        # LMDB reports a short write as EIO, and a short write is how a disk becomes full.
+        room = os.statvfs(path)
+        full = room.f_bavail * room.f_frsize < room_needed_bytes + (1 << 20)
+    return (DiskFullError if full else DiskFailedError)(f"store {path}: {error}")
+
+
+class Environment:
+    """One LMDB environment. Shared by the store and snapshot readers, closed by the last user."""
+
+    def __init__(
+        self, path: Path, map_size_bytes: int, *, fresh: bool = False, sync: bool = True
+    ) -> None:
+        self.path = path
+        self._users = 1
+        self._lock = threading.Lock()
+        try:
+            self.lmdb = lmdb.open(
+                str(path),
+                map_size=map_size_bytes,
+                max_dbs=SPACES + 1,
+                readahead=False,
+                sync=sync,
+                metasync=sync,
+            )
+            with self.lmdb.begin(write=True) as transaction:
+                self.meta = self.lmdb.open_db(b"meta", transaction)
+                names = [b"space%d" % number for number in range(SPACES)]
+                self.spaces = [self.lmdb.open_db(name, transaction) for name in names]
+                self._check_format(transaction, fresh=fresh)
+        except lmdb.Error as error:
+            failure = lmdb_failure(error, path)
+            if isinstance(failure, DiskFullError):
+                raise failure from error
+            raise DataDirectoryError(
+                f"store {path} cannot be opened ({error}): if its files are damaged, move the "
+                "data directory away and join as a new node"
+            ) from error
+
+    def _check_format(self, transaction: lmdb.Transaction, *, fresh: bool) -> None:
+        found = transaction.get(b"format", None, self.meta)
+        if found is None and not fresh:  # LMDB takes an emptied file for a new one
+            raise DataDirectoryError(
+                f"store {self.path} has lost its content: restore it from a backup, or move the "
+                "data directory away and join as a new node"
+            )
+        if found not in (None, _FORMAT):
+            raise DataDirectoryError(
+                f"store {self.path} has format {found!r}, this version reads {_FORMAT!r}: use the "
+                "version of onecopy that wrote it"
+            )
+
+    def write_meta(
+        self, transaction: lmdb.Transaction, index: int, epoch: int, cluster_id: str
+    ) -> None:
+        """Put the position, format and cluster into a write transaction."""
+        transaction.put(b"format", _FORMAT, db=self.meta)
+        transaction.put(b"cluster", cluster_id.encode(), db=self.meta)
+        self.write_state(transaction, index, epoch)
+
+    def write_state(self, transaction: lmdb.Transaction, index: int, epoch: int) -> None:
+        """Put the (applied index, epoch) into a write transaction."""
+        transaction.put(b"state", _STATE.pack(index, epoch), db=self.meta)
+
+    def state(self, transaction: lmdb.Transaction) -> tuple[int, int]:
+        """Return the (applied index, epoch) that a transaction sees."""
+        found = transaction.get(b"state", None, self.meta)
+        if found is None:
+            return 0, 0
+        index, epoch = _STATE.unpack(found)
+        return index, epoch
+
+    def cluster_id(self, transaction: lmdb.Transaction) -> str:
+        """Return the cluster id, or "" if none was set."""
+        return bytes(transaction.get(b"cluster", None, self.meta) or b"").decode()
+
+    def scan(
+        self,
+        transaction: lmdb.Transaction[bytes],
+        space: int,
+        start: bytes,
+        end: bytes | None,
+        *,
+        reverse: bool,
+    ) -> Iterator[Item]:
+        """Yield what a transaction sees with start <= key < end, in key order or reversed."""
+        if len(start) > MAX_KEY_SIZE_BYTES:
+            start = start[:MAX_KEY_SIZE_BYTES] + b"\0"
+        cursor = transaction.cursor(self.spaces[space])
+        if not reverse:
+            if not (cursor.set_range(start[:MAX_KEY_SIZE_BYTES]) if start else cursor.first()):
+                return
+            for item in cursor.iternext():
+                if end is not None and item[0] >= end:
+                    return
+                if item[0] >= start:
+                    yield item
+            return
+        # The last key before `end`: one back from the first that is not.
+        found = (
+            cursor.prev()
+            if end is not None and cursor.set_range(end[:MAX_KEY_SIZE_BYTES])
+            else cursor.last()
+        )
+        if not found:
+            return
+        for item in cursor.iterprev():
+            if item[0] < start:
+                return
+            if end is None or item[0] < end:
+                yield item
+
+    def acquire(self) -> Environment:
+        """Keep the environment open until `release`."""
+        with self._lock:
+            if not self._users:
+                raise SafetyError(f"store {self.path} is closed")
+            self._users += 1
+        return self
+
+    def release(self) -> None:
+        """Give it back; the last user closes it."""
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self.lmdb.close()
+
+
+class ContentHash:
+    """A hash over items in order: equal for equal content, however it is stored."""
+
+    def __init__(self) -> None:
+        self._hash = blake2b(digest_size=32)
+        self.count = 0
+
+    def update(self, space: int, items: Iterable[Item]) -> None:
+        """Count in the next items of a space, in key order."""
+        pieces: list[bytes] = []
+        for key, value in items:
+            pieces += (_ITEM.pack(space, len(key), len(value)), key, value)
+        self.count += len(pieces) // 3
+        self._hash.update(b"".join(pieces))
+
+    def hex(self) -> str:
+        """Return the hash so far."""
+        return self._hash.hexdigest()
+
+
+def current_environment(directory: Path) -> str:
+    """Return the name of the live environment; "" if there is no CURRENT.
+
+    Raises DataDirectoryError if CURRENT names nothing that is there.
+    """
+    try:
+        name = (directory / "CURRENT").read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+    if not _ENVIRONMENT_NAME.fullmatch(name) or not (directory / name / "data.mdb").exists():
+        raise DataDirectoryError(
+            f"{directory / 'CURRENT'} names {name!r}, which is not there: restore it, or move the "
+            "data directory away and join as a new node"
+        )
+    return name
+
+
+def next_environment(directory: Path) -> Path:
+    """Return a name for an environment that is not in use."""
+    found = [_ENVIRONMENT_NAME.fullmatch(path.name) for path in directory.iterdir()]
+    highest = max((int(match[1]) for match in found if match), default=0)
+    return directory / f"env-{highest + 1:016}"
+
+
+def set_current(directory: Path, name: str) -> None:
+    """Make `name` the live environment, atomically and durably. Raises OSError."""
+    sync_directory(directory / name)
+    sync_directory(directory)
+    replace_file(directory / "CURRENT", name.encode() + b"\n")
+
+
+def remove_other_environments(directory: Path) -> None:
+    """Delete environments that CURRENT does not name; takes long if they are large."""
+    live = current_environment(directory)
+    for path in directory.iterdir():
+        if _ENVIRONMENT_NAME.fullmatch(path.name) and path.name != live:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def create_environment(directory: Path, map_size_bytes: int) -> str:
+    """Make the first environment of a store, the live one, and return its name."""
+    for leftover in directory.glob("env-*"):
+        # CURRENT comes last: without it there may only be what an interrupted start left.
+        environment = Environment(leftover, map_size_bytes, fresh=True)
+        with environment.lmdb.begin() as transaction:
+            index, _ = environment.state(transaction)
+        environment.release()
+        if index:
+            raise DataDirectoryError(
+                f"store {directory} has lost its CURRENT file, but {leftover.name} holds entries: "
+                "restore it, or move the data directory away and join as a new node"
+            )
+        shutil.rmtree(leftover)
+    path = next_environment(directory)
+    path.mkdir()
+    environment = Environment(path, map_size_bytes, fresh=True)
+    try:
+        with environment.lmdb.begin(write=True) as transaction:
+            environment.write_meta(transaction, 0, 0, "")
+    finally:
+        environment.release()
+    set_current(directory, path.name)
+    return path.name

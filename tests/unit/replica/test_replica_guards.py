@@ -1,0 +1,271 @@
+"""Guards that stand behind other guards: what a replica does if a peer breaks the rules."""
+
+from __future__ import annotations
+
+import pytest
+
+from datapath import effects as fx
+from datapath.core import Core, Recovered
+from datapath.errors import LogCorruptError, SafetyError
+from datapath.logindex import LogIndex
+from datapath.messages import (
+    Append,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    Probe,
+    ProbeReply,
+    Refusal,
+)
+from datapath.records import Record, make_record
+from datapath.replica import Replica
+from datapath.settings import Bounds, Timing
+from election.view import View
+from tests.sim.world import make_member
+
+
+def _recovered(last_index: int = 0, epoch: int = 0, commit_index: int = 0) -> Recovered:
+    runs = [(epoch, 1)] if last_index else []
+    return Recovered(
+        log=LogIndex.from_runs(0, 0, last_index, runs),
+        commit_index=commit_index,
+        accepted_epoch=epoch,
+        accepted_primary="a" if epoch else "",
+    )
+
+
+def _replica(recovered: Recovered) -> Replica:
+    return Replica("b", "b.1", recovered, Timing(), Bounds(), 0.0)
+
+
+def _view(epoch: int, primary: str, version: int = 1, in_sync: str = "ab") -> View:
+    return View(
+        cluster_id="test",
+        epoch=epoch,
+        version=version,
+        primary=primary,
+        in_sync=tuple(in_sync),
+        members=tuple(make_member(name) for name in "abc"),
+    )
+
+
+def _record(first_index: int, epoch: int, n_entries: int = 1, commit_index: int = 0) -> Record:
+    return make_record(first_index, epoch, commit_index, [[(0, b"k", b"v")]] * n_entries)
+
+
+def _replies(effects: list[fx.Effect]) -> list[object]:
+    return [effect.message for effect in effects if isinstance(effect, fx.Reply)]
+
+
+def _finish_writes(replica: Replica, effects: list[fx.Effect]) -> list[fx.Effect]:
+    """Make durable what the effects ask for."""
+    tickets = [
+        effect.ticket
+        for effect in effects
+        if isinstance(effect, fx.WriteRecords | fx.TruncateLog | fx.RecordAccepted)
+    ]
+    return replica.on_durable(max(tickets)) if tickets else []
+
+
+def _follow(replica: Replica, epoch: int, session: int = 1, peer: str = "a") -> None:
+    effects = replica.on_message(peer, Probe(session, epoch, peer, 0), 1.0)
+    _finish_writes(replica, effects)
+
+
+# E5, D3
+
+
+def test_a_second_primary_for_one_epoch_is_refused() -> None:
+    """E5."""
+    replica = _replica(_recovered())
+    _follow(replica, 3)
+    effects = replica.on_message("c", Probe(9, 3, "c", 0), 2.0)
+    assert _replies(effects) == [Refusal(9, 3, "a")]
+    assert (replica.core.accepted_epoch, replica.core.accepted_primary) == (3, "a")
+
+
+def test_a_probe_in_the_name_of_another_is_ignored() -> None:
+    replica = _replica(_recovered())
+    assert replica.on_message("c", Probe(1, 3, "a", 0), 1.0) == []
+
+
+def test_nothing_is_answered_before_the_accepted_epoch_is_durable() -> None:
+    """E5."""
+    replica = _replica(_recovered())
+    effects = replica.on_message("a", Probe(1, 3, "a", 0), 1.0)
+    assert [type(effect) for effect in effects] == [fx.RecordAccepted]
+    assert _replies(replica.on_message("a", Heartbeat(1, 3, 1, 0), 2.0)) == []
+    assert [type(item) for item in _replies(_finish_writes(replica, effects))] == [ProbeReply]
+
+
+def test_lower_epochs_are_refused_whatever_they_say() -> None:
+    """D3."""
+    replica = _replica(_recovered())
+    _follow(replica, 3)
+    for message in (Probe(5, 2, "c", 0), Append(5, 2, 0, 0, 0, []), Heartbeat(5, 2, 1, 0)):
+        assert _replies(replica.on_message("c", message, 2.0)) == [Refusal(5, 3, "a")]
+
+
+def test_an_epoch_below_the_agreed_one_is_refused_before_its_primary_was_heard() -> None:
+    """D3: the view is known, and its primary has not spoken yet."""
+    replica = _replica(_recovered())
+    _follow(replica, 3)
+    replica.on_view(_view(4, "c", in_sync="bc"))
+    assert _replies(replica.on_message("a", Heartbeat(1, 3, 1, 0), 2.0)) == [Refusal(1, 4, "c")]
+
+
+def test_a_primary_steps_down_when_it_is_told_of_a_higher_epoch() -> None:
+    """D3."""
+    replica = _replica(_recovered())
+    replica.on_view(_view(1, "b"))
+    assert replica.primary is not None
+    effects = replica.on_message("c", Refusal(1, 2, "c"), 1.0)
+    assert effects == [fx.StepDown(1)]
+    assert replica.role == "backup"
+
+
+def test_an_epoch_that_was_accepted_for_another_cannot_become_its_own() -> None:
+    replica = _replica(_recovered())
+    _follow(replica, 3)
+    replica.on_view(_view(3, "b"))
+    assert replica.role == "backup"
+
+
+# D6, D9
+
+
+def test_committed_entries_are_never_cut() -> None:
+    """D6: the impossible case stops the node, and keeps the data."""
+    replica = _replica(_recovered(5, 1, commit_index=3))
+    _follow(replica, 2)
+    conflicting = Append(1, 2, 2, 1, 0, [_record(3, 2).data])
+    with pytest.raises(SafetyError, match="committed"):
+        replica.on_message("a", conflicting, 2.0)
+    assert replica.core.log.last_index == 5
+
+
+def test_entries_of_an_old_epoch_are_cut_where_a_higher_one_differs() -> None:
+    """D6."""
+    replica = _replica(_recovered(5, 1, commit_index=3))
+    _follow(replica, 2)
+    effects = replica.on_message("a", Append(1, 2, 3, 1, 0, [_record(4, 2).data]), 2.0)
+    assert [effect for effect in effects if isinstance(effect, fx.TruncateLog)] == [
+        fx.TruncateLog(2, 4)
+    ]
+    assert replica.core.log.last_position == (2, 4)
+    assert replica.core.durable_index == 3
+
+
+def test_entries_of_the_present_epoch_are_never_cut() -> None:
+    replica = _replica(_recovered(5, 2, commit_index=1))
+    _follow(replica, 2, session=2)
+    with pytest.raises(SafetyError):
+        replica.on_message("a", Append(2, 2, 3, 2, 0, [_record(4, 1).data]), 2.0)
+
+
+def test_an_append_that_does_not_follow_tells_the_primary_what_is_held() -> None:
+    replica = _replica(_recovered(5, 1, commit_index=3))
+    _follow(replica, 2)
+    effects = replica.on_message("a", Append(1, 2, 9, 1, 0, [_record(10, 2).data]), 2.0)
+    assert [type(item) for item in _replies(effects)] == [ProbeReply]
+    assert replica.core.log.last_index == 5
+
+
+def test_records_are_acknowledged_when_they_are_durable_and_not_before() -> None:
+    """D9."""
+    replica = _replica(_recovered())
+    _follow(replica, 1)
+    effects = replica.on_message("a", Append(1, 1, 0, 0, 0, [_record(1, 1, 3).data]), 2.0)
+    assert _replies(effects) == [AppendReply(1, 1, 0)]
+    assert _replies(_finish_writes(replica, effects)) == [AppendReply(1, 1, 3)]
+
+
+def test_a_record_that_was_damaged_on_its_way_is_not_written() -> None:
+    replica = _replica(_recovered())
+    _follow(replica, 1)
+    data = bytearray(_record(1, 1, 3).data)
+    data[-1] ^= 1
+    with pytest.raises(LogCorruptError):
+        replica.on_message("a", Append(1, 1, 0, 0, 0, [bytes(data)]), 2.0)
+    assert replica.core.log.last_index == 0
+
+
+def test_a_backup_commits_only_what_matches_and_is_durable() -> None:
+    """D2."""
+    replica = _replica(_recovered(5, 1))
+    _follow(replica, 1, session=2)
+    assert replica.core.commit_index == 0
+    replica.on_message("a", Heartbeat(2, 1, 1, 5), 2.0)
+    assert replica.core.commit_index == 0  # it is not known yet to hold the same entries
+    replica.on_message("a", Append(2, 1, 4, 1, 5, []), 3.0)
+    assert replica.core.commit_index == 4
+
+
+def test_the_commit_index_cannot_go_beyond_the_log() -> None:
+    core = Core("a", "a.1", _recovered(5, 1), Timing(), Bounds(), 0.0)
+    with pytest.raises(SafetyError):
+        core.commit_to(6)
+    core.commit_to(4)
+    core.commit_to(2)
+    assert core.commit_index == 4
+
+
+def test_a_primary_stops_if_a_backup_has_committed_more_than_it_holds() -> None:
+    replica = _replica(_recovered())
+    _finish_writes(replica, replica.on_view(_view(1, "b")))
+    replica.on_link("a")
+    reply = ProbeReply(1, 1, "a.1", 1, 7, 1, 7, [], suspect=False, damaged=False)
+    with pytest.raises(SafetyError, match="committed"):
+        replica.on_message("a", reply, 400.0)
+
+
+# D4
+
+
+def test_a_promise_is_kept_for_a_whole_grace_period() -> None:
+    """D4."""
+    timing = Timing()
+    replica = _replica(_recovered())
+    replica.on_view(_view(1, "a"))
+    _follow(replica, 1)
+    effects = replica.on_message("a", Heartbeat(1, 1, 1, 0), 50.0)
+    assert [type(item) for item in _replies(effects)] == [HeartbeatReply]
+    for now_ms in range(60, 50 + timing.grace_period_ms, 10):
+        effects = replica.on_tick(float(now_ms))
+        assert not any(isinstance(effect, fx.Propose) for effect in effects)
+    effects = replica.on_tick(50.0 + timing.grace_period_ms + 1)
+    assert any(isinstance(effect, fx.Propose) for effect in effects)
+
+
+def test_a_learner_proposes_itself_for_nothing() -> None:
+    """E1."""
+    replica = _replica(_recovered())
+    replica.on_view(_view(1, "a", in_sync="ac"))
+    for now_ms in range(0, 5000, 20):
+        assert replica.on_tick(float(now_ms)) == []
+
+
+def test_a_replica_that_stood_still_waits_a_whole_period_more() -> None:
+    replica = _replica(_recovered())
+    replica.on_view(_view(1, "a"))
+    _follow(replica, 1)
+    assert replica.on_tick(5000.0) == []
+    assert replica.on_tick(5050.0) == []
+
+
+def test_a_primary_takes_no_snapshot() -> None:
+    replica = _replica(_recovered())
+    replica.on_view(_view(1, "b"))
+    assert replica.start_install(10, 1)
+    with pytest.raises(SafetyError):
+        replica.on_snapshot_installed(10, 1)
+
+
+def test_while_a_snapshot_is_installed_no_view_makes_the_replica_primary() -> None:
+    replica = _replica(_recovered())
+    assert replica.start_install(10, 1) == ""
+    replica.on_view(_view(2, "b"))
+    assert replica.role == "backup"
+    assert replica.start_install(12, 1)  # one at a time
+    replica.on_install_failed()
+    assert replica.start_install(12, 1) == ""
