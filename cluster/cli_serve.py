@@ -17,8 +17,9 @@ import click
 from cluster.cli_exit import EXIT_REFUSED
 from cluster.config import ClusterConfig, ConfigError, load_config
 from cluster.logs import ENVIRONMENT_VARIABLE, LEVELS, configure_logs
-from cluster.node import run_node
-from datapath.errors import DataDirectoryError, LogCorruptError, SafetyError
+from cluster.node import EXIT_FAILED, run_node
+from datapath.errors import DataDirectoryError, DataPathError, LogCorruptError, SafetyError
+from election.agreement import AgreementFailedError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -62,6 +63,10 @@ def serve(path: Path, node: str, log_level: str, supervised_by: int | None) -> N
     except (ConfigError, DataDirectoryError, LogCorruptError, SafetyError) as error:
         _log.error("%s", error)
         sys.exit(EXIT_REFUSED)
+    except (OSError, DataPathError, AgreementFailedError) as error:
+        # A busy port, a full disk: what may have passed by the next start.
+        _log.error("%s", error)
+        sys.exit(EXIT_FAILED)
     sys.exit(code)
 
 

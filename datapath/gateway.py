@@ -65,6 +65,9 @@ RETRY_INTERVAL_S = 0.05
 """How long to wait for a change (a view, a link) before trying again anyway."""
 STATUS_TIMEOUT_MS = 500
 READ_INDEX_TIMEOUT_MS = 1000
+CATCH_UP_TIMEOUT_MS = 1000
+"""How long a read waits for this node to follow the primary, before it is tried anew (a node that
+does not follow leaves the in-sync set, and then the primary answers)."""
 CALL_MARGIN_MS = 200
 
 
@@ -261,13 +264,21 @@ class Gateway:
                         return result
                     if query.consistency == "stale" and engine.replica.may_serve(clock_ms()):
                         return engine.read(query)
-                elif engine is not None and primary:
+                elif engine is not None and self._in_sync:
                     return await self._read_here(engine, query, deadline_ms)
                 elif primary:
                     return await self._forward_query(primary, query, left_ms)
             except (NotPrimaryError, NotSentError, NoAnswerError) as problem:
                 last = str(problem)
             await self._wait_for_change(deadline_ms)
+
+    @property
+    def _in_sync(self) -> bool:
+        """Whether this node is kept up to date, so that a read need not wait long here.
+
+        A learner may be far behind, or unable to follow (a full disk): the primary answers then.
+        """
+        return self._view is not None and self.node_id in self._view.in_sync
 
     async def _forward_query(self, primary: str, query: Query, left_ms: float) -> QueryResult:
         self._counters["forwarded_total"] += 1
@@ -282,9 +293,9 @@ class Gateway:
             age_ms = clock_ms() - self._fresh_ms
             if age_ms <= query.max_staleness_ms:
                 return engine.read(query)
-        left_s = max(0.001, (deadline_ms - clock_ms()) / 1000)
+        left_ms = max(1.0, min(CATCH_UP_TIMEOUT_MS, deadline_ms - clock_ms()))
         try:
-            async with asyncio.timeout(left_s):
+            async with asyncio.timeout(left_ms / 1000):
                 asked_ms, index = await self._read_index(engine)
                 await engine.wait_applied(index)
         except TimeoutError:
