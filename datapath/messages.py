@@ -27,7 +27,7 @@ class ProbeReply(_Message, frozen=True, tag=2):
     """What the replica's log holds: `epochs` is [(epoch, first index), …] after its commit index.
 
     `incarnation` names the process's lifetime. `suspect`: its log's tail was cut when it opened;
-    `damaged`: it has lost entries that it may have acknowledged, and must be caught up as a learner.
+    `damaged`: it may lack entries that it has acknowledged, until a primary has caught it up.
     """
 
     session: int

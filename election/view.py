@@ -167,6 +167,9 @@ def _bootstrap(change: Bootstrap) -> View | Refusal:
     members = tuple(sorted(change.members, key=lambda member: member.id))
     if len({member.id for member in members}) != len(members):
         return Refusal("two members have the same id")
+    addresses = [address for m in members for address in (m.client, m.peer, m.raft)]
+    if len(set(addresses)) != len(addresses):
+        return Refusal("two members, or two purposes, have the same address")
     view = View(
         cluster_id=change.cluster_id,
         epoch=1,

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from election_groups import Group, NodeProcess, processes
+from tests.integration.election.election_groups import Group, NodeProcess, processes
 
 IDLE_S = 5.0
 

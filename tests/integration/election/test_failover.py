@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from election_groups import Group, Mode, Proxy, group, processes, until
 
 from election.agreement import AgreementFailedError, Committed
 from election.view import Confirm
+from tests.integration.election.election_groups import Group, Mode, Proxy, group, processes, until
 
 pytestmark = pytest.mark.slow
 

@@ -7,13 +7,19 @@ import functools
 from pathlib import Path
 
 import pytest
-from election_groups import Group, free_addresses, group, members_of, until
 
 from election.agreement import Committed, Refused, Unknown
 from election.pysyncobj_adapter import PySyncObjAgreement
 from election.pysyncobj_adapter.errors import AddressInUseError, DirectoryInUseError
 from election.pysyncobj_adapter.machine import Propose, encode_command
 from election.view import AddToInSync, Bootstrap, Confirm, TakeOver, View
+from tests.integration.election.election_groups import (
+    Group,
+    free_addresses,
+    group,
+    members_of,
+    until,
+)
 
 pytestmark = pytest.mark.slow
 

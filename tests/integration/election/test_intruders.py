@@ -12,12 +12,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from election_groups import SECRET, Group, group, until
 
 from election.pysyncobj_adapter.link import PROTOCOL, Greeting, Link
 from election.pysyncobj_adapter.poller import Poller
 from election.pysyncobj_adapter.transport import MAX_STRANGERS
 from election.view import Confirm
+from tests.integration.election.election_groups import SECRET, Group, group, until
 
 pytestmark = pytest.mark.slow
 

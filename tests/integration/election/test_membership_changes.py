@@ -7,9 +7,15 @@ import functools
 from pathlib import Path
 
 import pytest
-from election_groups import Group, free_addresses, group, members_of, until
 
 from election.view import AddMember, Confirm, Member, RemoveMember
+from tests.integration.election.election_groups import (
+    Group,
+    free_addresses,
+    group,
+    members_of,
+    until,
+)
 
 pytestmark = pytest.mark.slow
 

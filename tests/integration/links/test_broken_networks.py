@@ -10,7 +10,14 @@ import time
 from typing import Any
 
 import pytest
-from link_helpers import Recorder, connected, make_dialer, make_listener, until
+
+from tests.integration.links.link_helpers import (
+    Recorder,
+    connected,
+    make_dialer,
+    make_listener,
+    until,
+)
 
 IDLE_MS = 400
 FAST: dict[str, Any] = {"idle_timeout_ms": IDLE_MS}

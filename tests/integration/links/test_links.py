@@ -13,7 +13,6 @@ import time
 import aiohttp
 import msgspec
 import pytest
-from link_helpers import KIND, Recorder, connected, make_dialer, make_listener, until
 
 from datapath.handshake import HandshakeError
 from datapath.link import (
@@ -22,6 +21,14 @@ from datapath.link import (
     PIECE_BYTES,
     Link,
     LinkError,
+)
+from tests.integration.links.link_helpers import (
+    KIND,
+    Recorder,
+    connected,
+    make_dialer,
+    make_listener,
+    until,
 )
 
 

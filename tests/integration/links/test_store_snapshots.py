@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from link_helpers import Relay, make_dialer, make_listener, until
 
 from datapath.environment import SPACES
 from datapath.snapshot import SnapshotReader, SnapshotWriter
@@ -20,6 +19,7 @@ from datapath.store import Store
 from datapath.transfer import KIND, Offer, SnapshotSink, TransferError
 from datapath.transfer_receive import SnapshotReceiver
 from datapath.transfer_send import SnapshotSender
+from tests.integration.links.link_helpers import Relay, make_dialer, make_listener, until
 
 CHUNK_BYTES = 10_000
 

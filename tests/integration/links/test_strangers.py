@@ -12,10 +12,17 @@ from typing import Any
 
 import aiohttp
 import pytest
-from link_helpers import KIND, SECRET, Recorder, make_dialer, make_listener, until
 
 from datapath.handshake import MAX_HANDSHAKE_MESSAGE_BYTES, NONCE_SIZE_BYTES, DialerHandshake
 from datapath.peer_listener import PeerListener
+from tests.integration.links.link_helpers import (
+    KIND,
+    SECRET,
+    Recorder,
+    make_dialer,
+    make_listener,
+    until,
+)
 
 
 @contextlib.asynccontextmanager

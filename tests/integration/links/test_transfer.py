@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 import pytest
-from link_helpers import SECRET, Recorder, Relay, make_dialer, make_listener, until
 
 from datapath.dialer import Dialer
 from datapath.link import Link
@@ -33,6 +32,14 @@ from datapath.transfer import (
 )
 from datapath.transfer_receive import SnapshotReceiver
 from datapath.transfer_send import SnapshotSender
+from tests.integration.links.link_helpers import (
+    SECRET,
+    Recorder,
+    Relay,
+    make_dialer,
+    make_listener,
+    until,
+)
 
 
 class Chunks:

@@ -165,6 +165,36 @@ async def test_a_backup_with_a_full_disk_is_let_go_and_comes_back_when_there_is_
     await writer.verify()
 
 
+async def test_a_snapshot_that_finds_no_room_is_tried_again_until_there_is_some(
+    make_cluster: MakeCluster, small_disk: SmallDisk
+) -> None:
+    disk = small_disk("disk")
+    cluster: Cluster = make_cluster(limits=LIMITS, data={"n3": disk / "n3"})
+    await cluster.start()
+    assert await cluster.primary() == "n1"
+    cluster.nodes["n3"].pause()
+    async with Writer(cluster, "n1", "n2", size_bytes=60_000, pause_s=0) as writer:
+
+        async def trimmed() -> bool:
+            writer.check_healthy()
+            return await cluster.metric("n1", "log_first_index") > 10
+
+        await wait_until(trimmed, "the primary keeps no log that far back")
+    ballast = fill(disk)
+    cluster.nodes["n3"].resume()
+
+    def failed() -> bool:
+        cluster.check_alive()
+        return cluster.nodes["n1"].log().count("the snapshot for n3 failed") > 2
+
+    await wait_until(failed, "the snapshot finds no room, again and again")
+    reply = await cluster.fetch("n3", "GET", kv(next(iter(writer.acknowledged))))
+    assert reply.status == 200
+    ballast.unlink()
+    await cluster.wait_converged()
+    await writer.verify()
+
+
 async def test_nodes_start_and_serve_what_they_hold_on_full_disks(
     make_cluster: MakeCluster, small_disk: SmallDisk
 ) -> None:

@@ -14,7 +14,7 @@ from tests.support.raw_http import connect, kv
 pytestmark = pytest.mark.slow
 
 WRITES = 60_000
-LONGEST_S = 20.0
+LONGEST_S = 16.0
 CONNECTIONS = 32
 KEYS = 5_000
 GROWTH_BYTES = 48 * 1024 * 1024

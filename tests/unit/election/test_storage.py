@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from crash_disk import Crash, CrashDisk
 
 from election.pysyncobj_adapter import files, journal
 from election.pysyncobj_adapter.dump import Dump, DumpStore
@@ -16,6 +15,7 @@ from election.pysyncobj_adapter.journal import Entry
 from election.pysyncobj_adapter.machine import State
 from election.pysyncobj_adapter.settings import AgreementSettings
 from election.pysyncobj_adapter.storage import Storage
+from tests.unit.election.crash_disk import Crash, CrashDisk
 
 MEMBERS = {"n1": "127.0.0.1:1", "n2": "127.0.0.1:2"}
 

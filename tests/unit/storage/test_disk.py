@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
-from storage_faults import FailingFiles, abandon, record, records
 
 from datapath.disk import DiskWorker, StoreFlusher
 from datapath.errors import DiskFailedError, DiskFullError, OverloadedError
 from datapath.log import Log
 from datapath.log_files import Files
 from datapath.store import Store
+from tests.unit.storage.storage_faults import FailingFiles, abandon, record, records
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:

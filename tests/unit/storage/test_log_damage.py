@@ -7,12 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from storage_faults import SEGMENT_SIZE_BYTES, Crash, FailingFiles, abandon, held, record, records
 
 from datapath.errors import LogCorruptError
 from datapath.log import Log
 from datapath.records import Record
 from datapath.segment import SEGMENT_HEADER_SIZE_BYTES, SYNC_MARK_SIZE_BYTES
+from tests.unit.storage.storage_faults import (
+    SEGMENT_SIZE_BYTES,
+    Crash,
+    FailingFiles,
+    abandon,
+    held,
+    record,
+    records,
+)
 
 
 def open_log(directory: Path, **options: object) -> Log:

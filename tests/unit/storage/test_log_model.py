@@ -9,10 +9,16 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from storage_faults import SEGMENT_SIZE_BYTES, PowerLossFiles, abandon, held, record
 
 from datapath.log import Log
 from datapath.records import Record
+from tests.unit.storage.storage_faults import (
+    SEGMENT_SIZE_BYTES,
+    PowerLossFiles,
+    abandon,
+    held,
+    record,
+)
 
 Step = tuple[str, int, int]
 

@@ -10,7 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from storage_faults import (
+
+from datapath.errors import DiskFailedError, DiskFullError, SafetyError
+from datapath.log import Log
+from datapath.log_files import Files
+from tests.unit.storage.storage_faults import (
     SEGMENT_SIZE_BYTES,
     FailingFiles,
     ShortWrites,
@@ -19,10 +23,6 @@ from storage_faults import (
     record,
     records,
 )
-
-from datapath.errors import DiskFailedError, DiskFullError, SafetyError
-from datapath.log import Log
-from datapath.log_files import Files
 
 
 def open_log(directory: Path, files: Files | None = None) -> Log:
