@@ -50,6 +50,9 @@ class Backup:
             return  # a late message of an old stream
         if message.epoch > core.accepted_epoch:
             core.accept(message.epoch, peer)
+        if core.suspect and message.commit_index > core.log.last_index:
+            # Its tail was cut, and it lacks what was committed: it takes over from nobody.
+            core.damaged = True
         self._start_session(message.session)
         self.contact_ms = core.now_ms
         self._unanswered_probe = True

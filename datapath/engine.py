@@ -356,9 +356,12 @@ class Engine:
 
     # -- operations and queries
 
-    async def execute(self, operation: Operation, timeout_ms: float) -> Result:
-        """Execute here. Raises NotPrimaryError if this node cannot, now or when its turn comes."""
-        return await self._pipeline.execute(operation, timeout_ms)
+    def submit(self, operation: Operation, timeout_ms: float) -> asyncio.Future[Result]:
+        """Execute here. The answer is a NotPrimaryError if this node cannot when its turn comes.
+
+        Raises NotPrimaryError or OverloadedError if it cannot take it at all.
+        """
+        return self._pipeline.submit(operation, timeout_ms)
 
     def why_not_serving(self) -> str:
         """A sentence about why this node does not serve as the primary now."""
@@ -381,8 +384,10 @@ class Engine:
 
     def query(self, query: Query) -> QueryResult | None:
         """Answer from here if this node is serving, or the query may be stale; else None."""
-        if query.consistency == "stale":
-            return self.read(query) if query.max_staleness_ms is None else None
+        if query.consistency == "stale" and query.max_staleness_ms is None:
+            return self.read(query)
+        if self.replica.primary is None:
+            return None
         result = self.read(query)
         # The lease is checked after the read and before the answer leaves (D4).
         return result if self.replica.may_serve(clock_ms()) else None

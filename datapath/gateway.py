@@ -199,7 +199,7 @@ class Gateway:
         while (left_ms := deadline_ms - clock_ms()) > 0 and not self._stopping:
             try:
                 if self.primary == self.node_id and self._engine is not None:
-                    return await self._engine.execute(operation, left_ms)
+                    return await self._engine.submit(operation, left_ms)
                 if self.primary:
                     return await self._forward(self.primary, operation, left_ms)
             except (NotPrimaryError, NotSentError) as problem:
@@ -262,8 +262,6 @@ class Gateway:
                 if engine is not None and primary == self.node_id:
                     if (result := engine.query(query)) is not None:
                         return result
-                    if query.consistency == "stale" and engine.replica.may_serve(clock_ms()):
-                        return engine.read(query)
                 elif engine is not None and self._in_sync:
                     return await self._read_here(engine, query, deadline_ms)
                 elif primary:
@@ -481,10 +479,33 @@ class Gateway:
                     self.on_view(view)
                 case HelloCall(node, data_id):
                     link.send(encode(envelope.id, self._hello(node, data_id)))
+                case ExecuteCall():
+                    self._execute_for(link, envelope.id, body)
                 case StatusCall():
                     link.send(encode(envelope.id, StatusReturn(self._own_status())))
                 case _:
                     self._spawn(self._serve(link, envelope.id, body))
+
+    def _execute_for(self, link: Link, number: int, call: ExecuteCall) -> None:
+        """Execute for another node, without a task of its own."""
+
+        def answer(future: asyncio.Future[Result]) -> None:
+            if future.cancelled():
+                return
+            problem = future.exception()
+            if problem is None:
+                link.send(encode(number, ExecuteReturn(future.result())))
+            elif isinstance(problem, OperationError):
+                link.send(encode(number, error_return(problem)))
+            else:
+                raise problem
+
+        try:
+            if self._engine is None:
+                raise NotPrimaryError("no_primary", f"{self.node_id} is a witness")
+            self._engine.submit(call.operation, call.timeout_ms).add_done_callback(answer)
+        except OperationError as error:
+            link.send(encode(number, error_return(error)))
 
     def _answer_read_index(self, link: Link, number: int) -> None:
         answer: Return
@@ -520,10 +541,6 @@ class Gateway:
     async def _carry_out(self, body: Call | Return) -> Return:
         engine = self._engine
         match body:
-            case ExecuteCall(operation, timeout_ms):
-                if engine is None:
-                    raise NotPrimaryError("no_primary", f"{self.node_id} is a witness")
-                return ExecuteReturn(await engine.execute(operation, timeout_ms))
             case QueryCall(query, _):
                 result = engine.query(query) if engine is not None else None
                 if result is None:

@@ -109,8 +109,11 @@ class Pipeline:
 
     # -- operations come in
 
-    async def execute(self, operation: Operation, timeout_ms: float) -> Result:
-        """Execute here. Raises NotPrimaryError if this node cannot, now or when its turn comes."""
+    def submit(self, operation: Operation, timeout_ms: float) -> asyncio.Future[Result]:
+        """Execute here. The answer is a NotPrimaryError if this node cannot when its turn comes.
+
+        Raises NotPrimaryError or OverloadedError if it cannot take it at all.
+        """
         if self._replica.primary is None or self._stopped:
             raise self.not_primary()
         size = _OPERATION_OVERHEAD_BYTES + sum(
@@ -130,7 +133,7 @@ class Pipeline:
         self._next_deadline_ms = min(self._next_deadline_ms, deadline_ms)
         if not self._burst_due:
             self.schedule()
-        return await future
+        return future
 
     def not_primary(self) -> NotPrimaryError:
         """Make the error that says so, and why."""

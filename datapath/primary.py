@@ -191,7 +191,7 @@ class Primary:
             self._maybe_open()
             return
         match = core.log.match(message.last_index, message.epochs, message.commit_index)
-        peer.next_index = match + 1
+        peer.rewind(match + 1)
         peer.needs_snapshot = match < core.log.base_index
         peer.state = "snapshot" if peer.needs_snapshot else "replicate"
         self._heartbeat(peer)

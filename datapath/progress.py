@@ -67,6 +67,12 @@ class Progress:
         self.inflight_bytes += size_bytes
         self.next_index = last_index + 1
 
+    def rewind(self, next_index: int) -> None:
+        """It has said what it holds: what was sent before, and did not get there, is sent again."""
+        self.next_index = next_index
+        self._inflight.clear()
+        self.inflight_bytes = 0
+
     def acknowledged(self, match_index: int, now_ms: float) -> bool:
         """It holds everything up to `match_index`; return whether that is news."""
         if match_index <= self.match_index:

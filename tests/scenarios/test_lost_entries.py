@@ -52,6 +52,22 @@ def test_a_primary_that_lost_its_tail_waits_for_a_backup_that_is_down() -> None:
     assert cluster.seen["suspect yields"] == 1
 
 
+def test_a_backup_that_lost_its_tail_and_was_told_so_takes_over_from_nobody() -> None:
+    """Seed 20968: the primary cannot remove it, lets go, and alone has what was lost."""
+    cluster = Cluster(2)
+    cluster.write(10)
+    cluster.cut_consensus("a")
+    _lose_tail(cluster, "b")
+    cluster["b"].start()
+    cluster.until(lambda: cluster["b"].replica.backup.session > 0)
+    cluster["a"].crash()
+    cluster.run(5000)
+    assert cluster.view.primary == "a"
+    cluster["a"].start()
+    cluster.mend_consensus("a")
+    cluster.until(cluster.is_whole)
+
+
 def test_a_primary_that_has_yielded_does_not_take_over_again() -> None:
     """Seed 302317: the one it yields to learns of it late, and holds what is lost here."""
     cluster = Cluster(2)

@@ -89,3 +89,21 @@ def test_a_slow_learner_whose_next_entries_were_trimmed_gets_a_snapshot() -> Non
     cluster["a"].trim(cluster["a"].replica.core.commit_index)
     cluster.rejoin()
     cluster.until(cluster.is_whole)
+
+
+def test_what_was_sent_before_a_replica_told_anew_what_it_holds_fills_no_window() -> None:
+    """Seed 501473: a snapshot of an older primary fails while the new one replays its log."""
+    cluster = Cluster()
+    cluster["c"].crash()
+    cluster.until(lambda: cluster.in_sync() == "ab")
+    cluster.write(80)
+    cluster["c"].start()
+    replica, primary = cluster["c"].replica, cluster["a"].replica.primary
+    assert primary is not None
+    peer = primary.peers["c"]
+    cluster.until(lambda: peer.match_index == replica.core.log.last_index > 5)
+    assert replica.start_install(10**6, 1) == ""
+    cluster.run(60)
+    assert replica.core.log.last_index < 70
+    cluster["c"]._carry_out(replica.on_install_failed())
+    cluster.until(cluster.is_whole)

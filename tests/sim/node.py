@@ -375,6 +375,7 @@ class Node:
         network = self.world.network
         if (
             target.life != target_life
+            or not target.is_up
             or target.paused
             or network.is_cut(self.id, target.id)
             or network.is_cut(target.id, self.id)

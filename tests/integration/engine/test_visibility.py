@@ -184,9 +184,9 @@ async def test_a_time_out_says_unknown_of_what_was_executed_and_not_applied_of_w
     async with running(tmp_path, KeyValue, bounds=Bounds(max_inflight_records=1)) as cluster:
         cluster["n3"].hang_disk()
         engine = cluster["n1"].engine
-        executed = asyncio.create_task(engine.execute(Operation("put", (b"a", b"1")), 300))
+        executed = asyncio.ensure_future(engine.submit(Operation("put", (b"a", b"1")), 300))
         await wait_until_written(cluster)
-        waiting = asyncio.create_task(engine.execute(Operation("put", (b"b", b"1")), 300))
+        waiting = asyncio.ensure_future(engine.submit(Operation("put", (b"b", b"1")), 300))
         with pytest.raises(OperationError) as unknown:
             await executed
         with pytest.raises(NotPrimaryError) as not_applied:
