@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install up check test fmt clean
+.PHONY: install up check test sim mutants fmt clean
 
 install: $(STAMP)
 
@@ -26,10 +26,18 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test: check
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m slow
+
+# The replica under a seeded simulator: make sim SEEDS=1000 [SEED=n]
+SEEDS ?= 200
+sim: install
+	$(BIN)/python -m tests.sim --seeds $(SEEDS) $(if $(SEED),--seed $(SEED) -v)
+
+mutants: install
+	$(BIN)/python -m tests.sim.mutants
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

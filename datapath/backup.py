@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datapath import effects as fx
-from datapath.core import Core
+from datapath.core import SUSPECT_PATIENCE_GRACES, Core
 from datapath.errors import SafetyError
 from datapath.messages import (
     Append,
@@ -18,7 +18,7 @@ from datapath.records import Record, parse_record
 from election.view import Confirm, TakeOver, View
 
 SUSPECT_PENALTY_GRACES = 3
-"""A replica whose log's tail was cut lets the others go first, by this many grace periods."""
+"""A restarted primary whose log's tail was cut lets the others go first, by this many graces."""
 
 
 class Backup:
@@ -260,7 +260,13 @@ class Backup:
     def _may_claim_ms(self, view: View) -> float:
         """The boot-clock time from which this replica may propose itself."""
         core, timing = self._core, self._core.timing
-        penalty = SUSPECT_PENALTY_GRACES * timing.grace_period_ms if core.suspect else 0
+        graces = 0
+        if core.suspect:
+            # A take-over leaves the old primary out at once, and with it what may be lost here; the
+            # primary itself can ask the others before it opens its epoch.
+            own = view.primary == core.node_id
+            graces = SUSPECT_PENALTY_GRACES if own else SUSPECT_PATIENCE_GRACES
+        penalty = graces * timing.grace_period_ms
         if view.primary == core.node_id:
             # It was the primary before its restart: its own promises are to nobody else.
             return self._self_claim_ms + penalty

@@ -14,6 +14,9 @@ from datapath.records import Record
 from datapath.settings import Bounds, Timing
 from election.view import Change, View
 
+SUSPECT_PATIENCE_GRACES = 20
+"""How long a replica whose log's tail was cut waits for those in sync with it, in grace periods."""
+
 Role = Literal["backup", "primary"]
 
 

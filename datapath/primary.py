@@ -7,7 +7,7 @@ from collections import deque
 from typing import Literal
 
 from datapath import effects as fx
-from datapath.core import Core
+from datapath.core import SUSPECT_PATIENCE_GRACES, Core
 from datapath.errors import SafetyError
 from datapath.messages import (
     Append,
@@ -29,9 +29,6 @@ from election.view import (
 )
 
 Stage = Literal["recording", "matching", "open"]
-
-SUSPECT_PATIENCE_GRACES = 20
-"""How long a primary whose log's tail was cut waits for its in-sync backups, in grace periods."""
 
 
 class Primary:

@@ -68,6 +68,21 @@ def test_a_backup_that_lost_its_tail_and_was_told_so_takes_over_from_nobody() ->
     cluster.until(cluster.is_whole)
 
 
+def test_a_backup_that_lost_its_tail_waits_long_before_it_takes_over() -> None:
+    """Seed 809309: the primary has not been heard yet, and may hold what was lost here."""
+    cluster = Cluster(2)
+    cluster.write(10)
+    cluster.cut_consensus("a")
+    cluster.isolate("b")
+    _lose_tail(cluster, "b")
+    cluster["b"].start()
+    cluster.run(4000)
+    assert cluster.view.primary == "a"
+    cluster.rejoin()
+    cluster.mend_consensus("a")
+    cluster.until(cluster.is_whole)
+
+
 def test_a_primary_that_has_yielded_does_not_take_over_again() -> None:
     """Seed 302317: the one it yields to learns of it late, and holds what is lost here."""
     cluster = Cluster(2)

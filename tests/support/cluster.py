@@ -21,7 +21,6 @@ import contextlib
 import itertools
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -42,6 +41,7 @@ from cluster.client import (
     UnknownOutcomeError,
 )
 from datapath.operations import ClusterStatus, Digest
+from tests.support.ports import free_address
 from tests.support.raw_http import Reply, fetch
 
 DEADLINE_S = 30.0
@@ -86,42 +86,6 @@ async def wait_until(
         if time.monotonic() > end:
             raise AssertionError(f"not within {deadline_s:g} s: {what}")
         await asyncio.sleep(POLL_INTERVAL_S)
-
-
-# -- addresses
-
-
-def _port_range() -> tuple[int, int]:
-    """Ports that the kernel gives to nobody by itself, so that a restart finds its port free."""
-    with contextlib.suppress(OSError, ValueError):
-        low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-        if low > 12_000:
-            return 10_000, low - 1
-    return 10_000, 32_000
-
-
-_given_out: set[int] = set()
-
-
-def free_port() -> int:
-    """Return a loopback port that nobody listens on now, and that was not given out before."""
-    draw = random.SystemRandom()
-    while True:
-        port = draw.randint(*_port_range())
-        if port in _given_out:
-            continue
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        _given_out.add(port)
-        return port
-
-
-def free_address() -> str:
-    return f"127.0.0.1:{free_port()}"
 
 
 # -- one node

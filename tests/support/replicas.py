@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from datapath.storage import Storage
 from datapath.transfer_receive import SnapshotReceiver
 from election.static import StaticGroup
 from election.view import Bootstrap, Member, apply_change
+from tests.support.ports import free_port
 
 PATIENT = Timing(
     suspect_after_ms=1200,
@@ -45,13 +45,6 @@ async def until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert asyncio.get_running_loop().time() < deadline, f"timed out waiting until {what}"
         await asyncio.sleep(0.01)
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class LocalReplica:

@@ -215,7 +215,8 @@ async def test_a_changed_file_or_another_cluster_is_no_resumption(
     assert nodes.core.executed == before
     write_records(file, 20)
     checkpoint = checkpoint_path(file)
-    checkpoint.write_bytes(checkpoint.read_bytes().replace(b'"local"', b'"elsewhere"'))
+    own_id = nodes.core.view.cluster_id.encode()
+    checkpoint.write_bytes(checkpoint.read_bytes().replace(own_id, b"elsewhere"))
     elsewhere = await run("load", file, endpoints=nodes.endpoints)
     assert elsewhere.code == 1
     assert "elsewhere" in elsewhere.err

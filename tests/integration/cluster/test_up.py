@@ -20,24 +20,10 @@ import pytest
 from cluster.client import Client
 from cluster.config import load_config
 from tests.support.commands import Ended, finish, run, start
+from tests.support.ports import free_up_port
 
 pytestmark = pytest.mark.slow  # real nodes
 READY_S = 30.0
-
-
-def free_port() -> int:
-    """Find a port such that it, and those 100 and 200 above with their neighbours, are free."""
-    for port in range(20_000 + os.getpid() % 5000, 32_000, 10):
-        try:
-            for number in range(port, port + 210):
-                if (number - port) % 100 < 4:
-                    with socket.socket() as probe:
-                        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                        probe.bind(("127.0.0.1", number))
-        except OSError:
-            continue
-        return port
-    raise RuntimeError("no free ports")
 
 
 class Running:
@@ -104,7 +90,7 @@ def is_alive(pid: int) -> bool:
 
 
 async def test_up_serves_resumes_and_keeps_the_data(tmp_path: Path) -> None:
-    data, port = tmp_path / "data", free_port()
+    data, port = tmp_path / "data", free_up_port()
     async with up(data, port) as running:
         await running.until(running.shows(r"ready\. Try: curl"))
         await running.until(running.shows(r"n3 backup in sync"))
@@ -133,7 +119,7 @@ async def test_up_serves_resumes_and_keeps_the_data(tmp_path: Path) -> None:
 
 
 async def test_a_killed_node_comes_back_and_the_service_goes_on(tmp_path: Path) -> None:
-    data, port = tmp_path / "data", free_port()
+    data, port = tmp_path / "data", free_up_port()
     async with up(data, port, "--nodes", "2", "--witness", "1") as running:
         await running.until(running.shows(r"n2 backup in sync"))
         async with Client(f"127.0.0.1:{port + 1}") as client:
@@ -152,7 +138,7 @@ async def test_a_killed_node_comes_back_and_the_service_goes_on(tmp_path: Path) 
 
 
 async def test_a_load_rides_through_two_killed_primaries(tmp_path: Path) -> None:
-    data, port, file = tmp_path / "data", free_port(), tmp_path / "records.tsv"
+    data, port, file = tmp_path / "data", free_up_port(), tmp_path / "records.tsv"
     expected = {f"key/{number}": f"value {number}" for number in range(20_000)}
     file.write_text("".join(f"{key}\t{value}\n" for key, value in expected.items()))
     async with up(data, port) as running:
@@ -178,7 +164,7 @@ async def test_a_load_rides_through_two_killed_primaries(tmp_path: Path) -> None
 
 
 async def test_a_killed_node_stays_down_if_asked_to(tmp_path: Path) -> None:
-    data, port = tmp_path / "data", free_port()
+    data, port = tmp_path / "data", free_up_port()
     async with up(data, port, "--no-restart") as running:
         await running.until(running.shows(r"n3 backup in sync"))
         os.kill(running.pid_of("n3"), signal.SIGKILL)
@@ -186,7 +172,7 @@ async def test_a_killed_node_stays_down_if_asked_to(tmp_path: Path) -> None:
 
 
 async def test_a_node_that_refuses_is_not_restarted_and_says_why(tmp_path: Path) -> None:
-    data, port = tmp_path / "data", free_port()
+    data, port = tmp_path / "data", free_up_port()
     async with up(data, port, "--nodes", "1") as running:
         await running.until(running.shows("ready"))
     text = (data / "cluster.toml").read_text()
@@ -200,7 +186,7 @@ async def test_a_node_that_refuses_is_not_restarted_and_says_why(tmp_path: Path)
 
 
 async def test_nodes_die_with_an_up_that_is_killed_outright(tmp_path: Path) -> None:
-    data, port = tmp_path / "data", free_port()
+    data, port = tmp_path / "data", free_up_port()
     async with up(data, port, "--nodes", "1") as running:
         await running.until(running.shows("ready"))
         pid = running.pid_of("n1")
@@ -213,7 +199,7 @@ async def test_nodes_die_with_an_up_that_is_killed_outright(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 async def test_other_signals_stop_it_too(tmp_path: Path, number: signal.Signals) -> None:
-    data, port = tmp_path / "data", free_port()
+    data, port = tmp_path / "data", free_up_port()
     async with up(data, port, "--nodes", "1") as running:
         await running.until(running.shows("ready"))
         pid = running.pid_of("n1")
@@ -222,7 +208,7 @@ async def test_other_signals_stop_it_too(tmp_path: Path, number: signal.Signals)
 
 
 async def test_a_paused_node_does_not_hold_up_the_end(tmp_path: Path) -> None:
-    data, port = tmp_path / "data", free_port()
+    data, port = tmp_path / "data", free_up_port()
     async with up(data, port, "--nodes", "1") as running:
         await running.until(running.shows("ready"))
         os.kill(running.pid_of("n1"), signal.SIGSTOP)
@@ -232,7 +218,7 @@ async def test_a_paused_node_does_not_hold_up_the_end(tmp_path: Path) -> None:
 
 
 async def test_what_does_not_fit_is_refused_up_front(tmp_path: Path) -> None:
-    data, port = tmp_path / "data", free_port()
+    data, port = tmp_path / "data", free_up_port()
     with socket.create_server(("127.0.0.1", port + 101)):
         busy = await run("up", "--data", data, "--port", str(port))
     assert busy.code == 1
@@ -254,7 +240,7 @@ async def test_serve_refuses_what_a_restart_cannot_help(tmp_path: Path) -> None:
     absent = await run("serve", "--config", tmp_path / "absent.toml", "--node", "n1")
     assert absent.code == 78
     assert "no such file" in absent.err
-    port = free_port()
+    port = free_up_port()
     (tmp_path / "c.toml").write_text(
         f'[cluster]\nname = "x"\n[nodes.n1]\nclient = "127.0.0.1:{port}"\n'
         f'peer = "127.0.0.1:{port + 1}"\nraft = "127.0.0.1:{port + 2}"\ndata = "n1"\n'

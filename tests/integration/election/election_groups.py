@@ -7,7 +7,6 @@ import contextlib
 import enum
 import functools
 import json
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +16,7 @@ from typing import Any, Self
 from election.agreement import Committed, Outcome
 from election.pysyncobj_adapter import AgreementSettings, AgreementStatus, PySyncObjAgreement
 from election.view import Bootstrap, Change, Member, View
+from tests.support.ports import free_address
 
 SECRET = b"a secret for tests, 32 bytes long"
 NODE_PROGRAM = Path(__file__).with_name("election_node.py")
@@ -24,11 +24,7 @@ NODE_PROGRAM = Path(__file__).with_name("election_node.py")
 
 def free_addresses(count: int) -> list[str]:
     """Return loopback addresses that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{sock.getsockname()[1]}" for sock in sockets]
+    return [free_address() for _ in range(count)]
 
 
 async def until(condition: Callable[[], bool], timeout_s: float, what: str) -> float:

@@ -42,9 +42,17 @@ async def test_another_clusters_data_is_refused(make_cluster: MakeCluster) -> No
     # One node of the second cluster gets the directory of its namesake in the first.
     victim = two.others(await two.primary())[0]
     await two.kill(victim)
+    await two.wait_in_sync(*two.others(victim))
     shutil.rmtree(two.data(victim))
     shutil.copytree(one.data(victim), two.data(victim))
     two.launch(victim)
+    for _ in range(50):
+        status = await two.status(await two.primary())
+        assert status is not None
+        assert victim not in status.in_sync, "a stranger's data counts as a copy of ours"
+        if not two.nodes[victim].running:
+            break
+        await two.fetch(two.others(victim)[0], "PUT", kv("more"), b"two")
     assert await two.nodes[victim].wait_exit() == REFUSED
     said = two.nodes[victim].log()
     assert str(two.data(victim)) in said
