@@ -178,6 +178,7 @@ class NodeProcess:
             on_change=self._gateway.note_change,
             on_view=self._gateway.share_view,
             on_fatal=self._end,
+            bind_cluster=self._directory.bind_cluster,
         )
         self._receiver = SnapshotReceiver(engine.snapshots.make_sink, engine.snapshots.install)
         return engine
@@ -221,6 +222,9 @@ class NodeProcess:
             self._ended.set_result(problem)
 
     async def _start(self) -> None:
+        self._check_votes()
+        if self._engine is not None and self._directory.joined:
+            self._engine.admit()
         handlers: dict[str, LinkHandler] = {REQUEST: self._gateway}
         if self._engine is not None and self._receiver is not None:
             handlers[REPLICATE] = self._engine
@@ -230,9 +234,10 @@ class NodeProcess:
         await self._api.start(*split_address(self._own.client))
         if self._engine is not None:
             self._engine.start()
-        self._check_votes()
         if not self._directory.joined:
             await self._enter()
+            if self._engine is not None:
+                self._engine.admit()
         self._agreement.subscribe(self._gateway.on_view)
         self._agreement.on_failure(self._end)
         await self._agreement.start()

@@ -16,9 +16,11 @@ from datapath.clock import clock_ms
 from datapath.errors import (
     DataDirectoryError,
     DataPathError,
+    DiskFullError,
     NotAppliedError,
     OperationError,
     RejectedError,
+    StorageFullError,
     UnknownOutcomeError,
 )
 from datapath.executor import Executor, ReadView
@@ -45,7 +47,8 @@ class Engine:
     """One running replica. Make it on the event loop, then `start`.
 
     `on_change`: the role or the view has changed. `on_view`: consensus has brought this view.
-    `on_fatal`: the node must stop (D9, a broken invariant), with the reason.
+    `on_fatal`: the node must stop (D9, a broken invariant), with the reason. `bind_cluster` ties
+    the data to a cluster id, and raises DataDirectoryError if it belongs to another.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Engine:
         on_change: Callable[[], None],
         on_view: Callable[[View], None],
         on_fatal: Callable[[BaseException], None],
+        bind_cluster: Callable[[str], None],
     ) -> None:
         self.node_id = node_id
         self.failed = False
@@ -75,6 +79,8 @@ class Engine:
         self._on_change = on_change
         self._on_view = on_view
         self._on_fatal = on_fatal
+        self._bind_cluster = bind_cluster
+        self._admitted = False
         self._loop = asyncio.get_running_loop()
         recovered = storage.recover()
         self.replica = Replica(
@@ -127,6 +133,10 @@ class Engine:
             on_durable=self._on_durable, on_flushed=self._on_flushed, on_error=self.fail
         )
         self._tick()
+
+    def admit(self) -> None:
+        """This node may take part with its data directory: streams from others are taken."""
+        self._admitted = True
 
     async def stop(self) -> None:
         """Stop: who waits is told, what is written stays."""
@@ -293,8 +303,10 @@ class Engine:
         if link.outgoing:
             self._outgoing[link.peer] = link
             self._run(self.replica.on_link, link.peer)
-        else:
+        elif self._admitted:
             self._incoming[link.peer] = link
+        else:
+            link.close(f"{self.node_id} has not been admitted to the cluster yet")
 
     def on_frames(self, link: Link, frames: list[bytes]) -> None:
         """Messages of a replication stream."""
@@ -304,11 +316,21 @@ class Engine:
         now = clock_ms()
         for frame in frames:
             message = messages.decode(frame)
+            if isinstance(message, messages.Probe) and not self._is_ours(message):
+                return
             if isinstance(message, messages.Append) and not self._has_room(message):
                 # Not acknowledged, and the stream is broken off: the primary goes on without.
                 link.close(f"{self.node_id} has no room on its disk, or its disk is too slow")
                 return
             self._run(self.replica.on_message, link.peer, message, now)
+
+    def _is_ours(self, message: messages.Probe) -> bool:
+        try:
+            self._bind_cluster(message.cluster_id)
+        except DataDirectoryError as problem:
+            self.fail(problem)
+            return False
+        return True
 
     def _has_room(self, message: messages.Append) -> bool:
         size = sum(map(len, message.records))
@@ -469,7 +491,10 @@ class Engine:
 
     async def digest(self) -> Digest:
         """Scan this node's store."""
-        index, digest = await self._storage.digest()
+        try:
+            index, digest = await self._storage.digest()
+        except DiskFullError as problem:
+            raise StorageFullError("storage_full", str(problem)) from problem
         return Digest(node=self.node_id, applied_index=index, digest=digest)
 
     def counters(self) -> dict[str, float]:

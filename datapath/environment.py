@@ -21,7 +21,7 @@ from pathlib import Path
 
 import lmdb
 
-from datapath.datadir import replace_file, sync_directory
+from datapath.datadir import replace_file, storage_error, sync_directory
 from datapath.errors import (
     DataDirectoryError,
     DiskFailedError,
@@ -36,6 +36,7 @@ MAX_KEY_SIZE_BYTES = 511
 DEFAULT_MAP_SIZE_BYTES = 256 * 1024**3
 # LMDB's binding gives the interpreter's lock back and takes it again with every record, and each
 # time the event loop loses the race for it: so threads here stop for a moment every few records.
+LOCK_SIZE_BYTES = 16 * 1024
 SLICE = 200
 NAP_S = 0.00002
 
@@ -57,6 +58,23 @@ def lmdb_failure(error: lmdb.Error, path: Path, room_needed_bytes: int = 0) -> S
     return (DiskFullError if full else DiskFailedError)(f"store {path}: {error}")
 
 
+def _allocate_lock(path: Path) -> None:
+    """Give LMDB's lock file its room: LMDB maps it sparse, and would die of SIGBUS on a full disk.
+
+    Raises DiskFullError or DiskFailedError.
+    """
+    file = path / "lock.mdb"
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            if os.fstat(descriptor).st_blocks * 512 < LOCK_SIZE_BYTES:
+                os.posix_fallocate(descriptor, 0, LOCK_SIZE_BYTES)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise storage_error(error, f"making {file}") from error
+
+
 class Environment:
     """One LMDB environment. Shared by the store and snapshot readers, closed by the last user."""
 
@@ -67,6 +85,7 @@ class Environment:
         self._users = 1
         self._lock = threading.Lock()
         try:
+            _allocate_lock(path)
             self.lmdb = lmdb.open(
                 str(path),
                 map_size=map_size_bytes,
@@ -75,6 +94,8 @@ class Environment:
                 sync=sync,
                 metasync=sync,
             )
+            # A write transaction that finds everything there writes nothing (a reader's handles
+            # would go with it): so a node starts on a full disk.
             with self.lmdb.begin(write=True) as transaction:
                 self.meta = self.lmdb.open_db(b"meta", transaction)
                 names = [b"space%d" % number for number in range(SPACES)]

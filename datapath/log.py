@@ -248,7 +248,12 @@ class Log(HeldLog):
                 raise self._break(error, f"starting {path}") from error
             self._spare_size_bytes = 0
             with self._shape:
-                self._segments = [*self._segments, segment]
+                kept = self._segments
+                if kept and kept[-1].last_index < kept[-1].first_index:
+                    # A cut had emptied it: the new one has its name, and has taken its place.
+                    kept[-1].close()
+                    kept = kept[:-1]
+                self._segments = [*kept, segment]
 
     def sync(self) -> None:
         """Make all that was appended durable. Raises DiskFailedError; never tried again (D9)."""

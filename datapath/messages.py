@@ -15,12 +15,16 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Probe(_Message, frozen=True, tag=1):
-    """Primary to replica, first on each stream: I am this epoch's primary; what do you hold?"""
+    """Primary to replica, first on each stream: I am this epoch's primary; what do you hold?
+
+    `cluster_id` keeps apart what only looks alike: another cluster's log may match by accident.
+    """
 
     session: int
     epoch: int
     primary: str
     commit_index: int
+    cluster_id: str = ""
 
 
 class ProbeReply(_Message, frozen=True, tag=2):

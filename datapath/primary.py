@@ -153,7 +153,9 @@ class Primary:
         core = self._core
         peer = self.peers[node]
         peer.open_session(self._links[node], core.now_ms)
-        probe = Probe(peer.session, self.epoch, core.node_id, core.commit_index)
+        probe = Probe(
+            peer.session, self.epoch, core.node_id, core.commit_index, self.view.cluster_id
+        )
         core.emit(fx.Send(node, probe))
 
     def on_message(self, node: str, message: Message) -> None:
@@ -426,12 +428,12 @@ class Primary:
         if self._handover_version:
             core.propose(Confirm(), self.view.version)  # E3: settle it
             return
-        if self.handing_to:
-            self._drive_handover()
-            return
         silent = self._silent()
         if silent:
-            core.propose(RemoveFromInSync(silent), self.view.version)  # D5
+            core.propose(RemoveFromInSync(silent), self.view.version)  # D5, also while handing over
+            return
+        if self.handing_to:
+            self._drive_handover()
             return
         if self._adding:
             core.propose(AddToInSync(self._adding), self.view.version)

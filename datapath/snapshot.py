@@ -166,9 +166,13 @@ class SnapshotWriter:
         except OSError as error:
             raise storage_error(error, f"making {self._path}") from error
         # Synced once, by `finish`: nothing counts before.
-        self._environment: Environment | None = Environment(
-            self._path, map_size_bytes, fresh=True, sync=False
-        )
+        try:
+            self._environment: Environment | None = Environment(
+                self._path, map_size_bytes, fresh=True, sync=False
+            )
+        except BaseException:
+            shutil.rmtree(self._path, ignore_errors=True)
+            raise
 
     def feed(self, number: int, chunk: bytes) -> None:
         """Take the chunk `next_chunk`; one taken before is passed over.

@@ -83,7 +83,10 @@ class Snapshots:
         if problem:
             return problem
         log.info("receiving a snapshot at %d from %s", offer.index, peer)
-        return self._storage.snapshot_writer(offer.index, offer.epoch)
+        try:
+            return self._storage.snapshot_writer(offer.index, offer.epoch)
+        except DiskFullError as error:
+            return f"{self._node_id} has no room for it: {error}"
 
     def _refusal(self, peer: str, offer: Offer) -> str:
         core, view = self._replica.core, self._replica.view

@@ -225,6 +225,10 @@ class Storage:
             return await asyncio.to_thread(self.log.read, from_index, max_bytes)
         except IndexError:
             return None
+        except LogCorruptError as error:
+            # What it holds is in the store as well: a snapshot serves. The next start repairs.
+            log.error("%s. A snapshot is sent instead", error)  # noqa: TRY400 -- names the place
+            return None
 
     def trim(self, oldest_needed: int, on_trimmed: Callable[[int], None]) -> None:
         """Delete segments that nobody needs, beyond what is retained anyway.

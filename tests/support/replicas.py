@@ -84,7 +84,9 @@ class LocalReplica:
             on_change=self.gateway.note_change,
             on_view=self.gateway.share_view,
             on_fatal=cluster.failures.append,
+            bind_cluster=self.directory.bind_cluster,
         )
+        self.engine.admit()
         self.gateway.attach(self.engine)
         self.receiver = SnapshotReceiver(
             self.engine.snapshots.make_sink, self.engine.snapshots.install

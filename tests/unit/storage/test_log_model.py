@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from datapath.log import Log
@@ -122,6 +122,7 @@ def reset(log: Log, model: Model, number: int) -> None:
 
 
 @given(STEPS)
+@example([("append", 1, 0), ("truncate", 1, 0), ("append", 1, 1499), ("reset", 1, 0)])
 @settings(max_examples=80, deadline=None)
 def test_behaves_like_a_list_of_records(steps: list[Step]) -> None:
     changes: dict[str, Callable[[Log, Model, int], None]] = {
