@@ -213,8 +213,8 @@ class RaftCore(Members):
         self._tick_due_at = now + wait_s
         term_before = self.raftCurrentTerm
         self._onTick(wait_s)
-        if self._SyncObj__raftState != library._RAFT_STATE.FOLLOWER:
-            self._on_stood(term_before)
+        if self.raftCurrentTerm != term_before:
+            self._on_new_term()
 
     def close(self) -> None:
         """Free the port, the connections and the files."""

@@ -61,10 +61,14 @@ class Elections(SyncObj):  # type: ignore[misc]
         for node_id in self._links.connected():
             self._links.send_wire(node_id, question)
 
-    def _on_stood(self, term_before: int) -> None:
-        """Try again soon when the vote is split; PySyncObj would wait a whole timeout."""
+    def _on_new_term(self) -> None:
+        """Ask anew before the next one; soon, if the vote is split.
+
+        PySyncObj would wait a whole timeout. Only a new term undoes what was agreed: a candidate
+        whose vote was split stays one, and must be free to stand again.
+        """
         self._ballot.won = False
-        if self.raftCurrentTerm != term_before:
+        if self._SyncObj__raftState == library._RAFT_STATE.CANDIDATE:
             self._SyncObj__raftElectionDeadline = monotonic() + self._draw_s(0.3, 0.8)
 
     def _on_pre_vote(self, node: Node, question: wire.PreVote) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -329,6 +330,33 @@ class TestPreVote:
         bench.receive("n3", wire.PreVoteAnswer(round_number, granted=True, term=0))
         bench.core.tick()
         assert bench.core.raftCurrentTerm == 1
+
+    def test_a_candidate_whose_vote_was_split_stands_again_when_a_majority_agrees(
+        self, bench: Bench
+    ) -> None:
+        core = bench.core
+        core._ballot.won = True
+        core._SyncObj__raftElectionDeadline = 0.0
+        core.tick()
+        split = int(core.raftCurrentTerm)
+        assert core._SyncObj__raftState == library._RAFT_STATE.CANDIDATE
+        assert not core._ballot.won, "the next term needs a new agreement"
+        core._SyncObj__raftElectionDeadline = 0.0
+        core.tick()  # it asks again
+
+        def answer(_descr: int, _event: int) -> None:
+            os.read(readable, 1)
+            for voter in ("n2", "n3"):
+                bench.receive(voter, wire.PreVoteAnswer(core._ballot.round, True, split))
+
+        readable, writable = os.pipe()
+        core.watch(readable, answer)
+        os.write(writable, b"!")
+        core.tick()  # the answers come while it waits, as in life
+        core.tick()
+        os.close(writable)
+        os.close(readable)
+        assert core.raftCurrentTerm == split + 1
 
     def test_after_a_stall_of_this_process_deadlines_move_on(self, bench: Bench) -> None:
         bench.append()
