@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from election.agreement import AgreementUnavailableError, Outcome
+from election.agreement import AgreementUnavailableError, Outcome, Refused
 from election.pysyncobj_adapter import AgreementSettings, PySyncObjAgreement
 from election.view import Bootstrap, Confirm, Member, View
 
@@ -66,10 +66,14 @@ class Node:
         )
 
     async def do_confirm(self, timeout_ms: int = 5000) -> Any:
-        """Propose on the view at hand, as a node does that takes over."""
+        """Propose on the view at hand, and on the newer one if that has been overtaken."""
         view: View | None = self.agreement.view
-        version = 0 if view is None else view.version
-        return describe(await self.agreement.propose(Confirm(), version, timeout_ms))
+        while True:
+            version = 0 if view is None else view.version
+            outcome = await self.agreement.propose(Confirm(), version, timeout_ms)
+            if not isinstance(outcome, Refused) or outcome.view in (None, view):
+                return describe(outcome)
+            view = outcome.view
 
     async def do_read(self, timeout_ms: int = 5000) -> Any:
         try:
