@@ -17,6 +17,9 @@ from datapath.transfer_send import SnapshotSender
 log = logging.getLogger(__name__)
 
 RETRY_INTERVAL_S = 0.5
+FLOOR_KEPT_S = 15.0
+"""How long the log after a snapshot is kept for the replica that has installed it, within the bound
+of catch-up: else, under load, it would need another snapshot."""
 
 
 class Snapshots:
@@ -72,10 +75,19 @@ class Snapshots:
             log.warning("the snapshot for %s failed: %s", peer, problem)
             await asyncio.sleep(RETRY_INTERVAL_S)
         finally:
-            self._storage.snapshot_floors.pop(peer, None)
+            if done:
+                # The log from there on is what the peer asks for next, when it has come back.
+                loop = asyncio.get_running_loop()
+                loop.call_later(FLOOR_KEPT_S, self._release_floor, peer, source.index)
+            else:
+                self._storage.snapshot_floors.pop(peer, None)
             session = self._sending.pop(peer)
             await dialer.stop()
         self._on_sent(peer, session, done)
+
+    def _release_floor(self, peer: str, index: int) -> None:
+        if self._storage.snapshot_floors.get(peer) == index and peer not in self._sending:
+            del self._storage.snapshot_floors[peer]
 
     def make_sink(self, peer: str, offer: Offer) -> SnapshotSink | str:
         """Answer a snapshot's offer: with a place for it, or why it is refused."""

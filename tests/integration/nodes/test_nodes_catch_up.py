@@ -69,8 +69,8 @@ async def test_after_a_long_absence_a_snapshot_is_sent(make_cluster: MakeCluster
         await wait_until(trimmed, f"{primary} keeps no log that far back")
         await cluster.start(victim)
         await writer.progress(20)
-        assert await cluster.metric(victim, "snapshots_received_total") == 1
-        assert await cluster.metric(primary, "snapshots_sent_total") == 1
+        assert await cluster.metric(victim, "snapshots_received_total") >= 1
+        assert await cluster.metric(primary, "snapshots_sent_total") >= 1
     assert not list(writer.unserved())
     await cluster.wait_converged()
     await writer.verify()
