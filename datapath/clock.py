@@ -7,6 +7,11 @@ import time
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
+def clock_s() -> float:
+    """Seconds since an arbitrary moment; never compared between machines."""
+    return time.clock_gettime(_CLOCK)
+
+
 def clock_ms() -> float:
     """Milliseconds since an arbitrary moment; never compared between machines."""
     return time.clock_gettime(_CLOCK) * 1000.0

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
+from datapath.clock import clock_s
 from datapath.errors import DiskFullError, OverloadedError
 from datapath.log import Log
 from datapath.records import Record
@@ -27,14 +27,8 @@ DEFAULT_FLUSH_BYTES = 8 * 1024 * 1024
 DEFAULT_FLUSH_AGE_MS = 500
 _FIRST_RETRY_MS = 100
 _LAST_RETRY_MS = 5000
-_BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 Job = Callable[[], object]
-
-
-def boot_clock() -> float:
-    """Return seconds on the clock that also counts while the machine is suspended (D4)."""
-    return time.clock_gettime(_BOOT_CLOCK)
 
 
 class _Task(NamedTuple):
@@ -134,7 +128,7 @@ class DiskWorker:
             raise RuntimeError("the disk worker is closed")
         self._last_ticket += 1
         self._queued_bytes += size_bytes
-        self._pending.append(_Pending(self._last_ticket, size_bytes, boot_clock()))
+        self._pending.append(_Pending(self._last_ticket, size_bytes, clock_s()))
         self._queue.put(_Task(self._last_ticket, job, records, size_bytes))
         return self._last_ticket
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from datapath.environment import CLIENT_ORDER_SPACE, CLIENT_SPACE, SERVICE_SPACE
 from datapath.errors import NotAppliedError, OperationError, RejectedError
 from datapath.operations import Operation
 from datapath.records import Entry
@@ -25,9 +26,6 @@ from datapath.service import Service
 
 log = logging.getLogger(__name__)
 
-SERVICE_SPACE = 0
-CLIENT_SPACE = 1
-CLIENT_ORDER_SPACE = 2
 MAX_KEY_SIZE_BYTES = 500
 _EVICTION_BATCH = 256
 _SCRATCH_RANGE_STEP = 256

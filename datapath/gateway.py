@@ -46,7 +46,6 @@ from datapath.requests import (
     QueryReturn,
     ReadIndexCall,
     ReadIndexReturn,
-    RemoveCall,
     Return,
     StatusCall,
     StatusReturn,
@@ -550,8 +549,6 @@ class Gateway:
                 if engine is None:
                     raise NotPrimaryError("no_primary", f"{self.node_id} is a witness")
                 return ViewReturn(await engine.hand_over(to, timeout_ms))
-            case RemoveCall(node, timeout_ms):
-                return ViewReturn(await self.remove_member(node, timeout_ms))
             case JoinCall(member, timeout_ms):
                 if not self._pin(member.id, member.data_id):
                     raise RejectedError("lost_disk", _lost_disk(member.id))

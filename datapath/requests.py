@@ -61,13 +61,6 @@ class HandoverCall(_Body, frozen=True, tag=5):
     timeout_ms: int
 
 
-class RemoveCall(_Body, frozen=True, tag=6):
-    """Remove a member for good."""
-
-    node: str
-    timeout_ms: int
-
-
 class HelloCall(_Body, frozen=True, tag=7):
     """I am `node` with data directory `data_id`: may I take part, and is there a view already?"""
 
@@ -94,7 +87,6 @@ Call = (
     | ReadIndexCall
     | StatusCall
     | HandoverCall
-    | RemoveCall
     | HelloCall
     | JoinCall
     | ViewNote

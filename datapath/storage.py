@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datapath.accepted import Accepted
+from datapath.clock import clock_s
 from datapath.core import Recovered
 from datapath.datadir import DataDirectory
-from datapath.disk import DiskWorker, StoreFlusher, boot_clock
+from datapath.disk import DiskWorker, StoreFlusher
 from datapath.errors import LogCorruptError, SafetyError
 from datapath.log import Log
 from datapath.logindex import LogIndex
@@ -210,7 +211,7 @@ class Storage:
     def stalled_for_ms(self) -> float:
         """For how long the oldest write has been under way."""
         since = self._disk.oldest_pending_since
-        return 0.0 if since is None else (boot_clock() - since) * 1000.0
+        return 0.0 if since is None else (clock_s() - since) * 1000.0
 
     # -- store, log reads, retention
 
