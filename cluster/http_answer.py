@@ -13,7 +13,7 @@ import email.utils
 import time
 from http import HTTPStatus
 
-from aiohttp import HttpVersion10, web
+from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.web import BaseRequest
 
@@ -65,14 +65,14 @@ class Answer(web.StreamResponse):
         self._answer_body = body
         self._answer_headers = headers
         self._answer_type = content_type
-        self._answer_closes = closes
+        self.closes = closes
         self._request: BaseRequest | None = None
 
     @property
     def keep_alive(self) -> bool:
         """Whether the connection serves another request."""
         request = self._request
-        return not self._answer_closes and (request is None or request.keep_alive)
+        return not self.closes and (request is None or request.keep_alive)
 
     async def prepare(self, request: BaseRequest) -> AbstractStreamWriter | None:
         """Take the request that this answers."""
@@ -87,7 +87,7 @@ class Answer(web.StreamResponse):
         transport = request.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client has closed the connection")
-        head, body = self._head(request), self._answer_body
+        head, body = self._head(self.keep_alive, request.version), self._answer_body
         if body is None or request.method == "HEAD":
             transport.write(head)
         elif len(body) <= _ONE_WRITE_SIZE_BYTES:
@@ -98,16 +98,21 @@ class Answer(web.StreamResponse):
         if request.protocol.writing_paused:
             await _drain(request, transport)
 
-    def _head(self, request: BaseRequest) -> bytes:
+    def as_bytes(self, *, closes: bool) -> bytes:
+        """Return the whole answer to a request of HTTP/1.1 that was not HEAD."""
+        head = self._head(not closes, HttpVersion11)
+        return head if self._answer_body is None else head + self._answer_body
+
+    def _head(self, keep_alive: bool, version: HttpVersion) -> bytes:
         lines = _STATUS_LINES[self.status] + self._answer_headers + _date_line()
         if self._answer_body is not None:
             lines += b"Content-Type: %b\r\nContent-Length: %d\r\n" % (
                 self._answer_type,
                 len(self._answer_body),
             )
-        if not self.keep_alive:
+        if not keep_alive:
             return lines + b"Connection: close\r\n\r\n"
-        if request.version == HttpVersion10:
+        if version == HttpVersion10:
             return lines + b"Connection: keep-alive\r\n\r\n"
         return lines + b"\r\n"
 

@@ -18,6 +18,8 @@ from aiohttp.web import BaseRequest, StreamResponse
 
 from cluster.http_answer import JSON, PROBLEM, Answer, NoAnswer
 from cluster.http_body import ClientGoneError, read_body
+from cluster.http_express import KEYS, Pending, Write
+from cluster.http_headers import Headers
 from cluster.http_kv import KvHandlers
 from cluster.http_params import TIMEOUT, decode_percent, parse_query
 from cluster.http_server import HttpServer, HttpSettings, Listener
@@ -25,14 +27,13 @@ from cluster.metrics import Metrics
 from cluster.openapi import openapi_json
 from cluster.problems import RETRY_AFTER_S, Problem, from_operation_error
 from datapath.errors import OperationError
-from datapath.operations import Node
+from datapath.operations import Node, Result
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["HttpApi", "HttpSettings"]
 
 MAX_JSON_BODY_SIZE_BYTES = 64 * 1024
-KEYS = "/v1/kv/"
 NODES = "/v1/cluster/nodes/"
 
 _READS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
@@ -62,6 +63,7 @@ class HttpApi:
         self._server: HttpServer | None = None
         self._metrics = Metrics(node.node_id, node.counters, self._open_connections)
         kv = KvHandlers(node, self._settings)
+        self._kv = kv
         # HEAD is GET whose body is not sent (see Answer).
         self._key_methods: dict[str, Keyed] = {
             "PUT": kv.put, "GET": kv.get, "HEAD": kv.get, "DELETE": kv.delete,
@@ -96,7 +98,7 @@ class HttpApi:
 
     async def start(self, host: str, port: int) -> None:
         """Listen on an address (port 0: any). Raises OSError if it cannot be had."""
-        self._server = HttpServer(self._handle, self._settings, self._identity)
+        self._server = HttpServer(self._handle, self._settings, self._identity, self)
         self._listener = Listener(self._server)
         await self._listener.start(host, port)
 
@@ -106,7 +108,7 @@ class HttpApi:
             await self._listener.stop()
 
     def _open_connections(self) -> int:
-        return 0 if self._server is None else len(self._server.connections)
+        return 0 if self._server is None else self._server.open_connections
 
     def _identity(self) -> bytes:
         node = self._node
@@ -126,18 +128,54 @@ class HttpApi:
             answer = self._refusal(from_operation_error(error), method)
         except ClientGoneError:
             return NoAnswer()  # nothing was begun
-        except Exception:
-            request_id = secrets.token_hex(8)
-            path = request.raw_path.partition("?")[0]
-            logger.exception("request %s failed: %s %s", request_id, method, path)
-            answer = self._refusal(_unexpected(request_id), method)
-        seconds = perf_counter() - started
+        except Exception as error:  # noqa: BLE001 -- the client gets an answer, whatever it is
+            answer = self.refuse(error, method, request.raw_path)
+        self.observe(method, request.raw_path, answer, perf_counter() - started)
+        return answer
+
+    # --- the express lane's face (cluster.http_express.ExpressApi) ---
+
+    def express_write(
+        self, method: str, key: str, query: str, headers: Headers, body: bytes
+    ) -> Write | None:
+        """Return what a PUT or DELETE asks for; None: the ordinary lane has to judge it."""
+        try:
+            return self._kv.express_write(method, key, query, headers, body)
+        except Problem:
+            return None
+
+    def express_read(self, key: str, query: str, headers: Headers) -> Answer | None:
+        """Return a GET's answer if it can be given at once; None: the ordinary lane does it."""
+        try:
+            return self._kv.express_read(key, query, headers)
+        except Problem as problem:
+            return self._refusal(problem, "GET")
+        except OperationError:
+            return None
+
+    def submit(self, write: Write, sink: Pending) -> bool:
+        """Give a write to this node's pipeline; False: it has not been taken."""
+        return self._node.submit(write.operation, write.timeout_ms, sink)
+
+    async def go_on(self, write: Write, after: OperationError) -> Result:
+        """Carry a write on elsewhere, after an attempt that ended so. Raises OperationError."""
+        return await self._node.execute(write.operation, write.timeout_ms, after)
+
+    def refuse(self, error: Exception, method: str, target: str) -> Answer:
+        """Return the answer that says why a request has failed."""
+        if isinstance(error, OperationError):
+            return self._refusal(from_operation_error(error), method)
+        request_id = secrets.token_hex(8)
+        path = target.partition("?")[0]
+        logger.error("request %s failed: %s %s", request_id, method, path, exc_info=error)
+        return self._refusal(_unexpected(request_id), method)
+
+    def observe(self, method: str, target: str, answer: Answer, seconds: float) -> None:
+        """Count an answered request, and log it if asked to."""
         self._metrics.requests.observe(method, answer.status, seconds)
         if self._settings.access_log:
             # Keys may show here, values never do.
-            path = request.raw_path
-            logger.info("%s %s %d %.1f ms", method, path, answer.status, seconds * 1000)
-        return answer
+            logger.info("%s %s %d %.1f ms", method, target, answer.status, seconds * 1000)
 
     def _dispatch(self, request: BaseRequest, method: str) -> Awaitable[Answer]:
         """Return the handler's answer to come. Raises Problem."""

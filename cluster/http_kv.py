@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 
 import msgspec
 from aiohttp import hdrs
@@ -11,6 +12,7 @@ from aiohttp.web import BaseRequest
 from cluster.http_answer import BYTES, JSON, Answer
 from cluster.http_body import read_body
 from cluster.http_cursor import decode_cursor, encode_cursor, make_bounds
+from cluster.http_express import Write
 from cluster.http_headers import (
     Headers,
     check_put_headers,
@@ -32,7 +34,7 @@ from cluster.http_params import (
 )
 from cluster.http_server import HttpSettings
 from cluster.problems import Problem
-from datapath.operations import Node, Operation, Query, Result
+from datapath.operations import Node, Operation, Query, QueryResult, Result
 
 NO_CACHE = b"Cache-Control: no-cache\r\n"
 """A cache between must ask again: an answer out of it would not be linearizable."""
@@ -50,66 +52,83 @@ class KvHandlers:
     async def put(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
         """PUT /v1/kv/{key}."""
         # Everything that can be refused is refused before the body is asked for.
+        make_operation = self._put(raw_key, query, request.headers)
+        value = await read_body(request, self._limit_bytes, self._body_timeout_ms)
+        return await self._execute(make_operation(value))
+
+    async def delete(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
+        """DELETE /v1/kv/{key}."""
+        return await self._execute(self._delete(raw_key, query, request.headers))
+
+    def express_write(
+        self, method: str, raw_key: str, query: str, headers: Headers, body: bytes
+    ) -> Write | None:
+        """Return what a PUT or DELETE asks for; None if it is no ordinary one. Raises Problem."""
+        if method == "PUT":
+            return self._put(raw_key, query, headers)(body)
+        return None if body else self._delete(raw_key, query, headers)
+
+    def _put(self, raw_key: str, query: str, headers: Headers) -> Callable[[bytes], Write]:
         key = decode_key(raw_key)
         options = write_options(query)
-        headers = request.headers
         check_put_headers(headers)
         if_absent = put_if_absent(headers)
         if_revision = write_if_match(headers)
         repeat_key = idempotency_key(headers)
-        value = await read_body(request, self._limit_bytes, self._body_timeout_ms)
-        result = await self._execute(
-            "put", (key, value, if_revision, if_absent), repeat_key, options
-        )
-        body = b'{"revision":%d,"epoch":%d,"copies":%d%b}' % (
-            result.index,
-            result.epoch,
-            result.copies,
-            b',"ack":"local"' if options.ack == "local" else b"",
-        )
-        tag = b'ETag: "%d"\r\n' % result.index
-        return Answer(201 if result.value else 200, body, JSON, tag + _write_headers(result))
 
-    async def delete(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
-        """DELETE /v1/kv/{key}."""
+        def make_operation(value: bytes) -> Write:
+            args = (key, value, if_revision, if_absent)
+            return self._write("put", args, repeat_key, options, _put_answer)
+
+        return make_operation
+
+    def _delete(self, raw_key: str, query: str, headers: Headers) -> Write:
         key = decode_key(raw_key)
         options = write_options(query)
-        headers = request.headers
         refuse_if_none_match(headers)
-        result = await self._execute(
-            "delete", (key, write_if_match(headers)), idempotency_key(headers), options
-        )
-        body = b'{"revision":%d,"deleted":%b,"epoch":%d,"copies":%d%b}' % (
-            result.index,
-            b"true" if result.value else b"false",
-            result.epoch,
-            result.copies,
-            b',"ack":"local"' if options.ack == "local" else b"",
-        )
-        return Answer(200, body, JSON, _write_headers(result))
+        args = (key, write_if_match(headers))
+        return self._write("delete", args, idempotency_key(headers), options, _delete_answer)
 
-    async def _execute(
-        self, method: str, args: tuple[object, ...], repeat_key: str, options: WriteOptions
-    ) -> Result:
-        return await self._node.execute(
+    def _write(
+        self,
+        method: str,
+        args: tuple[object, ...],
+        repeat_key: str,
+        options: WriteOptions,
+        answer: Callable[[Result, bytes], Answer],
+    ) -> Write:
+        note = b',"ack":"local"' if options.ack == "local" else b""
+        return Write(
             Operation(method, args, repeat_key, options.ack, options.min_copies),
             options.timeout_ms or self._timeout_ms,
+            lambda result: answer(result, note),
         )
+
+    async def _execute(self, write: Write) -> Answer:
+        return write.answer(await self._node.execute(write.operation, write.timeout_ms))
 
     async def get(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
         """GET and HEAD /v1/kv/{key}."""
-        key = decode_key(raw_key)
+        wanted, timeout_ms = self._get(raw_key, query)
+        return self._get_answer(await self._node.query(wanted, timeout_ms), request.headers)
+
+    def express_read(self, raw_key: str, query: str, headers: Headers) -> Answer | None:
+        """Return a GET's answer if this node can give it at once. Raises Problem."""
+        result = self._node.read_now(self._get(raw_key, query)[0])
+        return None if result is None else self._get_answer(result, headers)
+
+    def _get(self, raw_key: str, query: str) -> tuple[Query, int]:
         options = read_options(query)
-        result = await self._node.query(
-            Query("get", (key,), options.consistency, options.max_staleness_ms),
-            options.timeout_ms or self._timeout_ms,
-        )
+        wanted = Query("get", (decode_key(raw_key),), options.consistency, options.max_staleness_ms)
+        return wanted, options.timeout_ms or self._timeout_ms
+
+    def _get_answer(self, result: QueryResult, headers: Headers) -> Answer:
         who = _identity(result.node, result.epoch)
         if result.value is None:
             raise Problem("key_not_found", "there is no such key", headers=who)
         value, revision = result.value
         lines = b'ETag: "%d"\r\n%b%b' % (revision, NO_CACHE, who)
-        if self._is_unmodified(request.headers, revision, who):
+        if self._is_unmodified(headers, revision, who):
             return Answer(304, None, headers=lines)
         return Answer(200, value, BYTES, lines)
 
@@ -166,6 +185,21 @@ def _item(key: bytes, value: bytes | None, revision: int) -> dict[str, object]:
         item["value"] = base64.b64encode(value).decode("ascii")
     item["revision"] = revision
     return item
+
+
+def _put_answer(result: Result, note: bytes) -> Answer:
+    body = b'{"revision":%d,"epoch":%d,"copies":%d%b}' % (
+        result.index, result.epoch, result.copies, note,
+    )  # fmt: skip
+    tag = b'ETag: "%d"\r\n' % result.index
+    return Answer(201 if result.value else 200, body, JSON, tag + _write_headers(result))
+
+
+def _delete_answer(result: Result, note: bytes) -> Answer:
+    body = b'{"revision":%d,"deleted":%b,"epoch":%d,"copies":%d%b}' % (
+        result.index, b"true" if result.value else b"false", result.epoch, result.copies, note,
+    )  # fmt: skip
+    return Answer(200, body, JSON, _write_headers(result))
 
 
 def _identity(node: str, epoch: int) -> bytes:

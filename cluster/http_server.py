@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import cast
 
 import msgspec
 from aiohttp import web
@@ -17,6 +16,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
 from cluster.http_answer import PROBLEM, Answer
+from cluster.http_express import MAX_REQUEST_SIZE_BYTES, ExpressApi, ExpressConnection
 from cluster.problems import RETRY_AFTER_S, Problem
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 LINGER_S = 2.0
 """How long an unread body is read and dropped, so that the client gets to see its answer."""
 BACKLOG = 1024
+CHECK_INTERVAL_S = 0.5
+"""How often connections are looked at whether they are idle."""
 
 Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
 
@@ -49,7 +51,11 @@ class HttpServer(web.Server):
     """Makes connections. `identify` gives the header lines that say which node this is."""
 
     def __init__(
-        self, handler: Handler, settings: HttpSettings, identify: Callable[[], bytes]
+        self,
+        handler: Handler,
+        settings: HttpSettings,
+        identify: Callable[[], bytes],
+        api: ExpressApi,
     ) -> None:
         super().__init__(
             handler,
@@ -60,44 +66,91 @@ class HttpServer(web.Server):
         )
         self.settings = settings
         self.identify = identify
+        self.api = api
+        self.idle_timeout_s = settings.idle_timeout_ms / 1000
+        self.max_body_bytes = min(MAX_REQUEST_SIZE_BYTES, settings.max_value_size_bytes)
+        self._express: set[ExpressConnection] = set()
+        self._closing = False
+        self._checking = asyncio.get_running_loop().call_later(CHECK_INTERVAL_S, self._check)
 
-    def __call__(self) -> RequestHandler:
+    # The connections: each begins in the express lane
+
+    def __call__(self) -> asyncio.Protocol:  # type: ignore[override]
         """Return the protocol of a new connection."""
-        return _Connection(self, loop=asyncio.get_running_loop(), **self._kwargs)
+        return ExpressConnection(self)
+
+    def ordinary(self) -> asyncio.Protocol:
+        """Make aiohttp's protocol for a connection that leaves the express lane."""
+        connection = _Connection(self, loop=asyncio.get_running_loop(), **self._kwargs)
+        if self._closing:
+            connection.close()
+        return connection
 
     @property
-    def is_full(self) -> bool:
-        """Whether another connection would be one too many."""
-        return len(self.connections) >= self.settings.max_connections
+    def open_connections(self) -> int:
+        """How many connections there are."""
+        return len(self.connections) + len(self._express)
+
+    def admit(self, transport: asyncio.Transport) -> bool:
+        """Whether there is room for another connection; one that is refused is closed."""
+        if self.open_connections < self.settings.max_connections:
+            return True
+        problem = Problem(
+            "too_many_connections",
+            f"this node serves {self.settings.max_connections} connections already",
+        )
+        body = problem.body(write=True)  # whatever was about to be asked has not been applied
+        transport.write(
+            b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: %b\r\nContent-Length: %d\r\n"
+            b"Retry-After: %d\r\n%bConnection: close\r\n\r\n%b"
+            % (PROBLEM, len(body), RETRY_AFTER_S, self.identify(), body)
+        )
+        transport.close()
+        return False
+
+    def joined(self, connection: ExpressConnection) -> None:
+        """A connection is open."""
+        self._express.add(connection)
+
+    def left(self, connection: ExpressConnection) -> None:
+        """A connection is gone, or in the ordinary lane."""
+        self._express.discard(connection)
+
+    def _check(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._checking = loop.call_later(CHECK_INTERVAL_S, self._check)
+        now = loop.time()
+        for connection in list(self._express):
+            connection.check(now)
+
+    # Stopping
+
+    def pre_shutdown(self) -> None:
+        """Take no further requests."""
+        self._closing = True
+        super().pre_shutdown()
+        for connection in list(self._express):
+            connection.close()
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Wait up to `timeout` seconds for requests under way, then close everything."""
+        self._checking.cancel()
+        waits = [connection.gone for connection in self._express]
+        if waits:
+            await asyncio.wait(waits, timeout=timeout)
+        for connection in list(self._express):
+            connection.abort()
+        await super().shutdown(timeout)
 
 
 class _Connection(RequestHandler):
-    """One connection: refused if there are too many; malformed requests answered as problems."""
+    """A connection in the ordinary lane: malformed requests are answered as problems."""
 
     __slots__ = ("_server",)
 
     def __init__(self, server: HttpServer, **options: object) -> None:
         super().__init__(server, **options)  # type: ignore[arg-type]
         self._server = server
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Serve the connection, or refuse it at once while there are too many."""
-        if not self._server.is_full:
-            super().connection_made(transport)
-            return
-        problem = Problem(
-            "too_many_connections",
-            f"this node serves {self._server.settings.max_connections} connections already",
-        )
-        body = problem.body(write=True)  # whatever was about to be asked has not been applied
-        stream = cast("asyncio.Transport", transport)  # uvloop's is none by its class
-        stream.write(
-            b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: %b\r\nContent-Length: %d\r\n"
-            b"Retry-After: %d\r\n%bConnection: close\r\n\r\n%b"
-            % (PROBLEM, len(body), RETRY_AFTER_S, self._server.identify(), body)
-        )
-        self.force_close()  # nothing that arrives is read
-        stream.close()
 
     def handle_error(
         self,

@@ -26,7 +26,7 @@ from datapath.errors import (
 from datapath.executor import Executor, ReadView
 from datapath.link import Link
 from datapath.mesh import REPLICATE, Mesh
-from datapath.operations import ClusterStatus, Digest, Operation, Query, QueryResult, Result
+from datapath.operations import ClusterStatus, Digest, Operation, Query, QueryResult, Result, Sink
 from datapath.pipeline import Pipeline, async_operations
 from datapath.replica import Replica
 from datapath.service import Service
@@ -383,7 +383,13 @@ class Engine:
 
         Raises NotPrimaryError or OverloadedError if it cannot take it at all.
         """
-        return self._pipeline.submit(operation, timeout_ms)
+        future: asyncio.Future[Result] = self._loop.create_future()
+        self._pipeline.submit(operation, timeout_ms, future)
+        return future
+
+    def submit_to(self, operation: Operation, timeout_ms: float, sink: Sink) -> None:
+        """Execute here, and answer `sink`. As `submit` otherwise."""
+        self._pipeline.submit(operation, timeout_ms, sink)
 
     def why_not_serving(self) -> str:
         """A sentence about why this node does not serve as the primary now."""

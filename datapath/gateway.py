@@ -29,6 +29,7 @@ from datapath.operations import (
     Query,
     QueryResult,
     Result,
+    Sink,
 )
 from datapath.requests import (
     Call,
@@ -187,14 +188,33 @@ class Gateway:
             return self.is_primary
         return bool(self.primary) and self.caller.reaches(self.primary)
 
-    async def execute(self, operation: Operation, timeout_ms: int) -> Result:
+    def submit(self, operation: Operation, timeout_ms: int, sink: Sink) -> bool:
+        """Execute here, if this node is the primary; False: nothing was done."""
+        if self._engine is None or self.primary != self.node_id or self._stopping:
+            return False
+        try:
+            self._engine.submit_to(operation, timeout_ms, sink)
+        except OperationError:
+            return False
+        return True
+
+    def read_now(self, query: Query) -> QueryResult | None:
+        """Read at once, if this node serves or the query may be stale; else None."""
+        return self._engine.query(query) if self._engine is not None else None
+
+    async def execute(
+        self, operation: Operation, timeout_ms: int, after: OperationError | None = None
+    ) -> Result:
         """Execute on the primary, wherever it is; wait for one up to `timeout_ms`.
 
         What is certainly not carried out is tried again. What may have been is tried again only
-        under an idempotency key (D8), and then never called "not applied" any more.
+        under an idempotency key (D8), and then never called "not applied" any more. `after`: an
+        attempt has ended so, with a NotPrimaryError, or an UnknownOutcomeError under a key.
         """
         deadline_ms = clock_ms() + timeout_ms
-        last, uncertain = "", False
+        last, uncertain = str(after or ""), isinstance(after, UnknownOutcomeError)
+        if after is not None:
+            await self._wait_for_change(deadline_ms)
         while (left_ms := deadline_ms - clock_ms()) > 0 and not self._stopping:
             try:
                 if self.primary == self.node_id and self._engine is not None:

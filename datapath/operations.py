@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from datapath.errors import OperationError
 from election.view import View
 
 Ack = Literal["all", "local"]
@@ -103,6 +104,19 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
 
 
+class Sink(Protocol):
+    """Where an operation's answer goes: a future, or what looks like one. Called once."""
+
+    def done(self) -> bool:
+        """Whether it has been answered, or nobody waits any more."""
+
+    def set_result(self, result: Result, /) -> None:
+        """Take the answer."""
+
+    def set_exception(self, exception: OperationError, /) -> None:
+        """Take the reason why there is none."""
+
+
 class Node(Protocol):
     """What a running node offers. All methods belong to its event loop.
 
@@ -127,8 +141,23 @@ class Node(Protocol):
     def is_ready(self) -> bool:
         """Whether this node could answer a linearizable read now (itself or by the primary)."""
 
-    async def execute(self, operation: Operation, timeout_ms: int) -> Result:
-        """Execute on the primary, wherever it is; wait for one up to `timeout_ms`."""
+    def submit(self, operation: Operation, timeout_ms: int, sink: Sink) -> bool:
+        """Execute here, if this node is the primary; False: nothing was done, use `execute`.
+
+        `sink` is answered later, never before this returns. A NotPrimaryError there, and an
+        UnknownOutcomeError of an operation with an idempotency key, may be given to `execute`.
+        """
+
+    def read_now(self, query: Query) -> QueryResult | None:
+        """Read at once, if this node can answer so from here; None: use `query`."""
+
+    async def execute(
+        self, operation: Operation, timeout_ms: int, after: OperationError | None = None
+    ) -> Result:
+        """Execute on the primary, wherever it is; wait for one up to `timeout_ms`.
+
+        `after`: an attempt by `submit` has ended with that.
+        """
 
     async def query(self, query: Query, timeout_ms: int) -> QueryResult:
         """Read; linearizable reads are answered here if this node is in touch with the primary."""

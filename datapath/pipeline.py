@@ -26,7 +26,7 @@ from datapath.errors import (
     UnknownOutcomeError,
 )
 from datapath.executor import Executed, Executor
-from datapath.operations import Operation, Result
+from datapath.operations import Operation, Result, Sink
 from datapath.records import Entry, Record, make_record
 from datapath.replica import Replica
 from datapath.settings import Bounds
@@ -39,7 +39,7 @@ class Waiting(msgspec.Struct, gc=False):
     """An operation that waits to be executed."""
 
     operation: Operation
-    future: asyncio.Future[Result]
+    future: Sink
     deadline_ms: float
     size_bytes: int
 
@@ -109,7 +109,7 @@ class Pipeline:
 
     # -- operations come in
 
-    def submit(self, operation: Operation, timeout_ms: float) -> asyncio.Future[Result]:
+    def submit(self, operation: Operation, timeout_ms: float, sink: Sink) -> None:
         """Execute here. The answer is a NotPrimaryError if this node cannot when its turn comes.
 
         Raises NotPrimaryError or OverloadedError if it cannot take it at all.
@@ -127,13 +127,11 @@ class Pipeline:
                 "overloaded", "too many operations wait on the primary: try again in a moment"
             )
         deadline_ms = clock_ms() + timeout_ms
-        future: asyncio.Future[Result] = self._loop.create_future()
-        self._waiting.append(Waiting(operation, future, deadline_ms, size))
+        self._waiting.append(Waiting(operation, sink, deadline_ms, size))
         self._waiting_bytes += size
         self._next_deadline_ms = min(self._next_deadline_ms, deadline_ms)
         if not self._burst_due:
             self.schedule()
-        return future
 
     def not_primary(self) -> NotPrimaryError:
         """Make the error that says so, and why."""

@@ -18,8 +18,8 @@ import msgspec
 
 from cluster.http_api import HttpApi, HttpSettings
 from cluster.kv import KeyValue
-from datapath.errors import NotPrimaryError, StorageFullError, UnknownOutcomeError
-from datapath.operations import ClusterStatus, Digest, Operation, Query, QueryResult, Result
+from datapath.errors import NotPrimaryError, OperationError, StorageFullError, UnknownOutcomeError
+from datapath.operations import ClusterStatus, Digest, Operation, Query, QueryResult, Result, Sink
 from election.view import Member, View
 from tests.support.local_node import LocalNode
 
@@ -55,7 +55,15 @@ class FakeNode:
     def is_ready(self) -> bool:
         return True
 
-    async def execute(self, operation: Operation, timeout_ms: int) -> Result:
+    def submit(self, operation: Operation, timeout_ms: int, sink: Sink) -> bool:
+        return False
+
+    def read_now(self, query: Query) -> QueryResult | None:
+        return None
+
+    async def execute(
+        self, operation: Operation, timeout_ms: int, after: OperationError | None = None
+    ) -> Result:
         self.requests += 1
         self.timeouts_ms.append(timeout_ms)
         fault = self.faults.popleft() if self.faults else ""

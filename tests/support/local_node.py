@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from datapath.errors import NotAppliedError, NotPrimaryError, RejectedError
+from datapath.errors import NotAppliedError, NotPrimaryError, OperationError, RejectedError
 from datapath.operations import (
     ClusterStatus,
     Digest,
@@ -24,6 +24,7 @@ from datapath.operations import (
     Query,
     QueryResult,
     Result,
+    Sink,
 )
 from datapath.service import Service
 from election.view import Handover, Member, Refusal, RemoveMember, View, apply_change
@@ -90,13 +91,15 @@ class LocalTransaction:
 class LocalNode:
     """Implements `datapath.operations.Node`."""
 
-    def __init__(self, service: Service, node_id: str = "n1") -> None:
+    def __init__(self, service: Service, node_id: str = "n1", *, express: bool = True) -> None:
+        self.express = express
         self.node_id = node_id
         self.service = service
         self.store = Store()
         self.index = 0
         self.executed = 0
         self.ready = True
+        self.tasks: set[asyncio.Task[None]] = set()
         self.fail_with: Exception | None = None
         self.hold: asyncio.Event | None = None
         self.waiting = 0
@@ -131,7 +134,32 @@ class LocalNode:
     def is_ready(self) -> bool:
         return self.ready
 
-    async def execute(self, operation: Operation, timeout_ms: int) -> Result:
+    def submit(self, operation: Operation, timeout_ms: int, sink: Sink) -> bool:
+        """As the real node does: answer later; what it does here is what `execute` does."""
+
+        async def run() -> None:
+            try:
+                result = await self.execute(operation, timeout_ms)
+            except Exception as error:  # noqa: BLE001 -- a defect that a test has switched on
+                sink.set_exception(error)  # type: ignore[arg-type]
+            else:
+                sink.set_result(result)
+
+        if not self.express or not self.is_primary:
+            return False
+        task = asyncio.get_running_loop().create_task(run())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return True
+
+    def read_now(self, query: Query) -> QueryResult | None:
+        if not self.express or not self.is_primary or self.hold or self.fail_with is not None:
+            return None
+        return self._query(query)
+
+    async def execute(
+        self, operation: Operation, timeout_ms: int, after: OperationError | None = None
+    ) -> Result:
         await self._gate()
         key = operation.idempotency_key
         fingerprint = b""
@@ -178,6 +206,9 @@ class LocalNode:
 
     async def query(self, query: Query, timeout_ms: int) -> QueryResult:
         await self._gate()
+        return self._query(query)
+
+    def _query(self, query: Query) -> QueryResult:
         tx = LocalTransaction(self.store, self.index)
         value = self.service.queries[query.method](tx, *query.args)
         return QueryResult(value, self.index, self.epoch, self.node_id)

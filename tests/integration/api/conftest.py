@@ -24,13 +24,14 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     return {"uvloop": uvloop.new_event_loop}
 
 
-@pytest.fixture
-async def serve() -> AsyncIterator[Serve]:
-    """Serve a fresh local node, with settings of the test's choice."""
+@pytest.fixture(params=["express", "ordinary"])
+async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
+    """Serve a fresh local node, with settings of the test's choice, in both lanes."""
     started: list[HttpApi] = []
+    express = request.param == "express"
 
     async def start(settings: HttpSettings | None = None, node: LocalNode | None = None) -> Local:
-        node = node or LocalNode(KeyValue())
+        node = node or LocalNode(KeyValue(), express=express)
         api = HttpApi(node, settings)
         await api.start("127.0.0.1", 0)
         started.append(api)

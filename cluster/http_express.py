@@ -1,0 +1,417 @@
+"""The express lane: plain requests on keys, answered without aiohttp's request machinery.
+
+A connection starts here. As long as what comes are whole PUT, GET and DELETE requests on keys with
+a plain head (`PLAIN`, `_read_block`), each is recognised, executed and answered in one step, with
+no task and no request object: that is a third of the work. At the first request that is not so
+plain (another path, a condition that needs judging, a chunked body, a head in two parts, a node
+that is not the primary, …) the connection, with all that has come on it, is given to aiohttp, and
+stays there. So nothing is parsed here but what has one meaning only, and every refusal is made in
+one place, the ordinary lane: the express lane either serves a request just as that would, or has
+done nothing with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from time import perf_counter
+from typing import Protocol, cast
+
+import msgspec
+from aiohttp import hdrs
+from multidict import CIMultiDict, CIMultiDictProxy, istr
+
+from cluster.http_answer import ANSWER_TIMEOUT_S, Answer
+from cluster.http_headers import IDEMPOTENCY_KEY, Headers
+from datapath.errors import NotPrimaryError, OperationError, UnknownOutcomeError
+from datapath.operations import Operation, Result
+
+logger = logging.getLogger(__name__)
+
+MAX_REQUEST_SIZE_BYTES = 64 * 1024
+"""A larger request goes the ordinary way: its body is read piece by piece there."""
+MAX_BACKLOG_BYTES = 256 * 1024
+"""What a client may send ahead of its answer before no more is read."""
+BODY_PATIENCE_S = 0.5
+"""How long a body that has begun is awaited here; the ordinary lane has the real time-out."""
+_MAX_HEAD_SIZE_BYTES = 4096
+_MAX_BLOCKS = 512
+
+KEYS = "/v1/kv/"
+PLAIN = re.compile(
+    rb"(?:PUT|GET|DELETE) /v1/kv/[-A-Za-z0-9._~%!$&'()*+,;=:@/]+"
+    rb"(?:\?[-A-Za-z0-9._~%!$&'()*+,;=:@/?]*)? HTTP/1\.1\r\n"
+)
+_FIELD = re.compile(rb"([-A-Za-z0-9_]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)?[ \t]*")
+_LENGTH = re.compile(rb"[0-9]{1,6}")
+
+# Framing, hop-by-hop and content codings are aiohttp's business.
+_NOT_PLAIN = frozenset(
+    b"connection content-encoding content-range expect keep-alive proxy-connection te trailer "
+    b"transfer-encoding upgrade http2-settings".split()
+)
+_CONDITIONS = frozenset(
+    name.lower().encode() for name in (hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, IDEMPOTENCY_KEY)
+)
+_NO_HEADERS: Headers = CIMultiDictProxy(CIMultiDict())
+
+
+class Block(msgspec.Struct, frozen=True):
+    """A head's fields: the body's size, and those fields that change what is done."""
+
+    body_size_bytes: int
+    headers: Headers
+
+
+class Write(msgspec.Struct, frozen=True):
+    """A write that may be submitted: `answer` makes its answer of the result."""
+
+    operation: Operation
+    timeout_ms: int
+    answer: Callable[[Result], Answer]
+
+
+class ExpressApi(Protocol):
+    """What the lane needs of the API. Each method returns None for "the ordinary way"."""
+
+    def express_write(
+        self, method: str, key: str, query: str, headers: Headers, body: bytes
+    ) -> Write | None:
+        """Return what a PUT or DELETE asks for."""
+
+    def express_read(self, key: str, query: str, headers: Headers) -> Answer | None:
+        """Return a GET's answer, if it can be given at once."""
+
+    def submit(self, write: Write, sink: Pending) -> bool:
+        """Give a write to this node's pipeline; False: it has not been taken."""
+
+    async def go_on(self, write: Write, after: OperationError) -> Result:
+        """Carry a write on elsewhere, after an attempt that ended so. Raises OperationError."""
+
+    def refuse(self, error: Exception, method: str, target: str) -> Answer:
+        """Return the answer that says why a request has failed."""
+
+    def observe(self, method: str, target: str, answer: Answer, seconds: float) -> None:
+        """Count an answered request."""
+
+
+class Lane(Protocol):
+    """The server that an express connection belongs to."""
+
+    api: ExpressApi
+    idle_timeout_s: float
+    max_body_bytes: int
+
+    def admit(self, transport: asyncio.Transport) -> bool:
+        """Whether there is room for another connection; one that is refused is closed."""
+
+    def ordinary(self) -> asyncio.Protocol:
+        """Make aiohttp's protocol for a connection."""
+
+    def joined(self, connection: ExpressConnection) -> None:
+        """A connection is open."""
+
+    def left(self, connection: ExpressConnection) -> None:
+        """A connection is gone, or in the ordinary lane."""
+
+
+class Pending:
+    """A write under way: what the pipeline gives its answer to, in place of a future."""
+
+    __slots__ = ("_connection", "_done", "method", "started", "target", "write")
+
+    def __init__(
+        self, connection: ExpressConnection, method: str, target: str, write: Write
+    ) -> None:
+        self._connection = connection
+        self._done = False
+        self.method = method
+        self.target = target
+        self.write = write
+        self.started = perf_counter()
+
+    def done(self) -> bool:
+        """Whether it has been answered."""
+        return self._done
+
+    def set_result(self, result: Result) -> None:
+        """Answer with what was acknowledged."""
+        self._done = True
+        self._connection.succeeded(self, result)
+
+    def set_exception(self, error: BaseException) -> None:
+        """Answer with a failure, or try on where that is known to be right."""
+        self._done = True
+        self._connection.failed(self, error)
+
+
+class ExpressConnection(asyncio.Protocol):
+    """One connection in the express lane. One request at a time, in the order they came."""
+
+    __slots__ = (
+        "_backlog", "_closing", "_gone", "_lane", "_partial", "_paused_at", "_pending", "_quiet",
+        "_since", "_task", "_transport",
+    )  # fmt: skip
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._transport: asyncio.Transport | None = None
+        self._backlog = b""
+        self._pending: Pending | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._gone: asyncio.Future[None] | None = None
+        self._closing = False
+        self._quiet = False  # reading is paused: the client sends far ahead
+        self._partial = False  # the first request in the backlog is not whole
+        self._paused_at = 0.0  # since when the client takes none of its answers; 0: it does
+        self._since = 0.0  # the last time that it became idle, or a body began
+
+    @property
+    def gone(self) -> asyncio.Future[None]:
+        """Done when the connection is lost."""
+        if self._gone is None:
+            self._gone = asyncio.get_running_loop().create_future()
+        return self._gone
+
+    # -- asyncio's protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Serve the connection, or refuse it at once while there are too many."""
+        stream = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        if self._lane.admit(stream):
+            self._transport = stream
+            self._since = _now()
+            self._lane.joined(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
+        """Forget the connection; a write under way goes on, its answer has nowhere to go."""
+        self._transport = None
+        self._backlog = b""
+        self._lane.left(self)
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come; while a request is under way, it waits."""
+        self._backlog = self._backlog + data if self._backlog else data
+        if self._pending is None and not self._paused_at:
+            self._advance()
+        elif len(self._backlog) > MAX_BACKLOG_BYTES and not self._quiet:
+            self._quiet = True
+            if self._transport is not None:
+                self._transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        """The client does not take its answers as fast as it asks: serve it no more for now."""
+        self._paused_at = _now()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._paused_at = 0.0
+        if self._pending is None:
+            self._go_on_reading()
+
+    # -- requests
+
+    def _advance(self) -> None:
+        """Serve what waits, until a write is under way or more has to come."""
+        while self._backlog and self._pending is None and not self._paused_at:
+            if self._transport is None or self._closing:
+                return
+            served = self._serve_one()
+            if served is None:
+                return  # the body is not complete
+            if not served:
+                self._leave()
+                return
+
+    def _serve_one(self) -> bool | None:
+        """Serve the first request that waits; False: it is not plain; None: it is not whole."""
+        data = self._backlog
+        line = PLAIN.match(data)
+        end = data.find(b"\r\n\r\n", 0, _MAX_HEAD_SIZE_BYTES)
+        if line is None or end < line.end() - 2:
+            return False
+        block = _read_block(data[line.end() : end + 2])
+        if block is None or block.body_size_bytes > self._lane.max_body_bytes:
+            return False
+        size = end + 4 + block.body_size_bytes
+        if len(data) < size:
+            if not self._partial:
+                self._partial, self._since = True, _now()
+            return None
+        self._partial = False
+        method, target, _ = line[0].decode().split(" ")
+        taken = self._serve(method, target, block.headers, data[end + 4 : size])
+        if taken:
+            self._backlog = data[size:]
+        return taken
+
+    def _serve(self, method: str, target: str, headers: Headers, body: bytes) -> bool:
+        lane = self._lane
+        key, _, query = target[len(KEYS) :].partition("?")
+        if method == "GET":
+            started = perf_counter()
+            answer = None if body else lane.api.express_read(key, query, headers)
+            if answer is None:
+                return False
+            self._send(answer, method, target, started)
+            return True
+        write = lane.api.express_write(method, key, query, headers, body)
+        if write is None:
+            return False
+        pending = Pending(self, method, target, write)
+        self._pending = pending
+        if lane.api.submit(write, pending):
+            return True
+        self._pending = None
+        return False
+
+    def answer(self, pending: Pending, answer: Answer) -> None:
+        """Answer the write under way, and go on with what has come meanwhile."""
+        try:
+            self._send(answer, pending.method, pending.target, pending.started)
+        finally:
+            self._pending = None
+        if self._backlog:
+            # Not here: this is called from within the pipeline, amid others' answers.
+            asyncio.get_running_loop().call_soon(self._go_on_reading)
+
+    def _go_on_reading(self) -> None:
+        self._advance()
+        if self._quiet and len(self._backlog) <= MAX_BACKLOG_BYTES and self._transport is not None:
+            self._quiet = False
+            self._transport.resume_reading()
+
+    def succeeded(self, pending: Pending, result: Result) -> None:
+        """Answer with what was acknowledged."""
+        try:
+            answer = pending.write.answer(result)
+        except Exception as error:  # noqa: BLE001 -- the pipeline must go on, whatever it is
+            answer = self._lane.api.refuse(error, pending.method, pending.target)
+        self.answer(pending, answer)
+
+    def failed(self, pending: Pending, error: BaseException) -> None:
+        """Go on elsewhere after what is known not to be applied, or safe to repeat; else say so."""
+        may_go_on = isinstance(error, NotPrimaryError) or (
+            isinstance(error, UnknownOutcomeError)
+            and error.code == "unknown_outcome"
+            and pending.write.operation.idempotency_key
+        )
+        if may_go_on and isinstance(error, OperationError):
+            loop = asyncio.get_running_loop()
+            self._task = loop.create_task(self._go_on(pending, error))
+        elif isinstance(error, Exception):
+            self.answer(pending, self._lane.api.refuse(error, pending.method, pending.target))
+
+    async def _go_on(self, pending: Pending, after: OperationError) -> None:
+        api = self._lane.api
+        try:
+            answer = pending.write.answer(await api.go_on(pending.write, after))
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
+            answer = api.refuse(error, pending.method, pending.target)
+        self.answer(pending, answer)
+
+    def _send(self, answer: Answer, method: str, target: str, started: float) -> None:
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            closes = self._closing or answer.closes
+            transport.write(answer.as_bytes(closes=closes))
+            if closes:
+                transport.close()
+        self._since = _now()
+        self._lane.api.observe(method, target, answer, perf_counter() - started)
+
+    # -- lifetime
+
+    def _leave(self) -> None:
+        """Give the connection to aiohttp, with all that has come on it."""
+        transport, backlog = self._transport, self._backlog
+        if transport is None:
+            return
+        self._transport, self._backlog = None, b""
+        self._lane.left(self)
+        if self._quiet:
+            transport.resume_reading()
+        protocol = self._lane.ordinary()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        protocol.data_received(backlog)
+
+    def check(self, now: float) -> None:
+        """Close it if it is idle too long; called about once a second."""
+        transport = self._transport
+        if transport is None:
+            return
+        if self._paused_at:
+            if now - self._paused_at > ANSWER_TIMEOUT_S:
+                # A client that asks and never reads would hold its answers' memory for ever.
+                transport.abort()
+        elif self._pending is not None:
+            return
+        elif self._backlog:
+            if now - self._since > BODY_PATIENCE_S:
+                self._leave()
+        elif now - self._since > self._lane.idle_timeout_s:
+            transport.close()
+
+    def close(self) -> None:
+        """Serve no further request; close when the one under way is answered."""
+        self._closing = True
+        if self._pending is None and self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._task is not None:
+            self._task.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+
+
+_blocks: dict[bytes, Block | None] = {}
+
+
+def _read_block(fields: bytes) -> Block | None:
+    """Read a head's fields, each ending in CR LF; None: they are not plain.
+
+    A client sends the same ones with each request, but for idempotency keys and conditions.
+    """
+    block = _blocks.get(fields, _blocks)
+    if block is _blocks:
+        block = _parse_block(fields)
+        if block is None or not block.headers:
+            if len(_blocks) >= _MAX_BLOCKS:
+                _blocks.clear()
+            _blocks[fields] = block
+    return cast("Block | None", block)
+
+
+def _parse_block(fields: bytes) -> Block | None:
+    seen: set[bytes] = set()
+    size = 0
+    headers: CIMultiDict[str] | None = None
+    for line in fields.split(b"\r\n")[:-1]:
+        field = _FIELD.fullmatch(line)
+        if field is None:
+            return None
+        name, value = field[1].lower(), field[2] or b""
+        if name in seen or name in _NOT_PLAIN:
+            return None
+        seen.add(name)
+        if name == b"content-length":
+            if not _LENGTH.fullmatch(value):
+                return None
+            size = int(value)
+        elif name in _CONDITIONS:
+            headers = headers if headers is not None else CIMultiDict()
+            headers[istr(name.decode())] = value.decode()
+    if b"host" not in seen:
+        return None
+    return Block(size, _NO_HEADERS if headers is None else CIMultiDictProxy(headers))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
