@@ -254,7 +254,7 @@ class ExpressConnection(asyncio.Protocol):
         key, _, query = target[len(KEYS) :].partition("?")
         if method == "GET":
             started = perf_counter()
-            answer = None if body else lane.api.express_read(key, query, headers)
+            answer = lane.api.express_read(key, query, headers)
             if answer is None:
                 return False
             self._send(answer, method, target, started)

@@ -62,11 +62,11 @@ class KvHandlers:
 
     def express_write(
         self, method: str, raw_key: str, query: str, headers: Headers, body: bytes
-    ) -> Write | None:
-        """Return what a PUT or DELETE asks for; None if it is no ordinary one. Raises Problem."""
+    ) -> Write:
+        """Return what a PUT or DELETE asks for. Raises Problem."""
         if method == "PUT":
             return self._put(raw_key, query, headers)(body)
-        return None if body else self._delete(raw_key, query, headers)
+        return self._delete(raw_key, query, headers)
 
     def _put(self, raw_key: str, query: str, headers: Headers) -> Callable[[bytes], Write]:
         key = decode_key(raw_key)

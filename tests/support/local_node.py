@@ -101,6 +101,7 @@ class LocalNode:
         self.ready = True
         self.tasks: set[asyncio.Task[None]] = set()
         self.fail_with: Exception | None = None
+        self.fail_next: Exception | None = None
         self.hold: asyncio.Event | None = None
         self.waiting = 0
         self.answers: dict[str, tuple[bytes, Result | RejectedError]] = {}
@@ -217,8 +218,9 @@ class LocalNode:
         if self.hold is not None:
             self.waiting += 1
             await self.hold.wait()
-        if self.fail_with is not None:
-            raise self.fail_with
+        problem, self.fail_next = self.fail_next or self.fail_with, None
+        if problem is not None:
+            raise problem
         if not self.view.primary:
             raise NotPrimaryError("no_primary", "no primary within the time given")
 
