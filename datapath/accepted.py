@@ -9,7 +9,8 @@ start, so that a full disk never keeps a replica from accepting a new primary. S
     4       4     format version
     8       8     sequence: the slot with the higher one counts
     16      8     epoch
-    24      1     1 if the log has lost entries that may have been acknowledged
+    24      1     marks: 1 if the log has lost entries that may have been acknowledged (damaged),
+                  2 if its tail was cut as torn, and nothing has shown that to be harmless (suspect)
     25      1     length of the primary's id, bytes
     26      …     the primary's id, UTF-8
 """
@@ -29,11 +30,12 @@ _SLOT_SIZE_BYTES = 4096
 _FORMAT = 1
 _CHECKSUM = struct.Struct("<I")
 _FIELDS = struct.Struct("<IQQBB")
-_State = tuple[int, int, bool, str]  # sequence, epoch, damaged, primary
+_State = tuple[int, int, int, str]  # sequence, epoch, marks, primary
+_DAMAGED, _SUSPECT = 1, 2
 
 
 class Accepted:
-    """The last accepted (epoch, primary), and whether the log is damaged; durable."""
+    """The last accepted (epoch, primary), and what the log's state has to be told; durable."""
 
     def __init__(self, path: Path) -> None:
         """Open the file `path`; make it first if it is not there.
@@ -47,7 +49,7 @@ class Accepted:
         self._failed = False
         try:
             if not path.exists():
-                replace_file(path, _encode((0, 0, False, "")) + bytes(_SLOT_SIZE_BYTES))
+                replace_file(path, _encode((0, 0, 0, "")) + bytes(_SLOT_SIZE_BYTES))
             self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             content = os.pread(self._descriptor, 2 * _SLOT_SIZE_BYTES, 0)
         except OSError as error:
@@ -63,7 +65,7 @@ class Accepted:
                 f"{path} is damaged: which primary this node had accepted is lost. Move the data "
                 "directory away and join as a new node"
             )
-        self._sequence, self._epoch, self._damaged, self._primary = max(slots)
+        self._sequence, self._epoch, self._marks, self._primary = max(slots)
 
     def close(self) -> None:
         """Close the file."""
@@ -84,7 +86,12 @@ class Accepted:
     @property
     def damaged(self) -> bool:
         """Whether the log has lost entries, and nothing has made up for that yet."""
-        return self._damaged
+        return bool(self._marks & _DAMAGED)
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the log's tail was cut, and nothing has shown yet that nobody was promised it."""
+        return bool(self._marks & _SUSPECT)
 
     def record(self, epoch: int, primary: str) -> None:
         """Accept `primary` for `epoch`; durable when it returns (E5).
@@ -103,12 +110,23 @@ class Accepted:
             )
         if not 0 < len(primary.encode()) < 256:
             raise SafetyError(f"a primary's id has 1 to 255 bytes, not {primary!r}")
-        self._write((self._sequence + 1, epoch, self._damaged, primary))
+        self._write((self._sequence + 1, epoch, self._marks, primary))
 
-    def set_damaged(self, damaged: bool) -> None:
-        """Set or clear the damaged mark; durable when it returns. Raises DiskFailedError."""
-        if damaged != self._damaged:
-            self._write((self._sequence + 1, self._epoch, damaged, self._primary))
+    def set_damaged(self) -> None:
+        """Set the damaged mark; durable when it returns. Raises DiskFailedError."""
+        self._mark(self._marks | _DAMAGED)
+
+    def set_suspect(self) -> None:
+        """Set the suspect mark; durable when it returns. Raises DiskFailedError."""
+        self._mark(self._marks | _SUSPECT)
+
+    def clear_marks(self) -> None:
+        """Nothing is missing any more; durable when it returns. Raises DiskFailedError."""
+        self._mark(0)
+
+    def _mark(self, marks: int) -> None:
+        if marks != self._marks:
+            self._write((self._sequence + 1, self._epoch, marks, self._primary))
 
     def _write(self, state: _State) -> None:
         if self._failed or self._descriptor < 0:
@@ -120,13 +138,13 @@ class Accepted:
         except OSError as error:
             self._failed = True
             raise DiskFailedError(f"writing {self.path}: {error.strerror}") from error
-        self._sequence, self._epoch, self._damaged, self._primary = state
+        self._sequence, self._epoch, self._marks, self._primary = state
 
 
 def _encode(state: _State) -> bytes:
-    sequence, epoch, damaged, primary = state
+    sequence, epoch, marks, primary = state
     name = primary.encode()
-    body = _FIELDS.pack(_FORMAT, sequence, epoch, damaged, len(name)) + name
+    body = _FIELDS.pack(_FORMAT, sequence, epoch, marks, len(name)) + name
     slot = _CHECKSUM.pack(google_crc32c.value(body)) + body
     return slot.ljust(_SLOT_SIZE_BYTES, b"\0")
 
@@ -135,7 +153,7 @@ def _decode(path: Path, slot: bytes) -> _State | None:
     if len(slot) < _SLOT_SIZE_BYTES:
         return None
     start = _CHECKSUM.size + _FIELDS.size
-    version, sequence, epoch, damaged, length = _FIELDS.unpack_from(slot, _CHECKSUM.size)
+    version, sequence, epoch, marks, length = _FIELDS.unpack_from(slot, _CHECKSUM.size)
     body = slot[_CHECKSUM.size : start + length]
     if google_crc32c.value(body) != _CHECKSUM.unpack_from(slot)[0]:
         return None
@@ -144,4 +162,4 @@ def _decode(path: Path, slot: bytes) -> _State | None:
             f"{path} has format {version}, this version reads {_FORMAT}: use the version of "
             "onecopy that wrote it"
         )
-    return sequence, epoch, bool(damaged), slot[start : start + length].decode()
+    return sequence, epoch, marks, slot[start : start + length].decode()

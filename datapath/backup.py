@@ -226,10 +226,7 @@ class Backup:
         ):
             # This epoch's opening entry is held, so all of earlier epochs; and all of this one that
             # its primary has committed: nothing that was ever acknowledged is missing here.
-            core.suspect = False
-            if core.damaged:
-                core.damaged = False
-                core.emit(fx.ClearDamaged(core.ticket()))
+            core.clear_marks()
 
     # -- taking over
 

@@ -24,8 +24,8 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
     """What a replica finds on its disk when it starts.
 
     `commit_index` is a lower bound of what is committed, never above the log's end. `suspect`:
-    the log's tail was cut when it was opened. `damaged`: entries may be missing that had been
-    acknowledged.
+    the log's tail was cut, now or at an earlier opening, and nothing has shown since that it was
+    nobody's. `damaged`: entries may be missing that had been acknowledged.
     """
 
     log: LogIndex
@@ -131,6 +131,12 @@ class Core:
     def accepted_is_durable(self) -> bool:
         """Whether the newest accepted (epoch, primary) is on disk."""
         return self.accepted_durable_epoch == self.accepted_epoch
+
+    def clear_marks(self) -> None:
+        """Nothing that was acknowledged is missing here, whatever the disk had lost."""
+        if self.suspect or self.damaged:
+            self.suspect = self.damaged = False
+            self.emit(fx.ClearMarks(self.ticket()))
 
     def note_durable(self, ticket: int) -> None:
         """Everything up to `ticket` is durable (D9: fsync has returned)."""

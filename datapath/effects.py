@@ -39,8 +39,8 @@ class RecordAccepted(_Effect, frozen=True):
     primary: str
 
 
-class ClearDamaged(_Effect, frozen=True):
-    """This replica holds everything again: forget the durable mark that it didn't."""
+class ClearMarks(_Effect, frozen=True):
+    """This replica holds everything again: forget the durable marks (damaged, suspect)."""
 
     ticket: int
 
@@ -117,7 +117,7 @@ Effect = (
     WriteRecords
     | TruncateLog
     | RecordAccepted
-    | ClearDamaged
+    | ClearMarks
     | Send
     | Reply
     | ReadLog

@@ -213,8 +213,8 @@ class Engine:
             case fx.TruncateLog(ticket, from_index):
                 self._pipeline.on_truncated(from_index)
                 self._storage.truncate(ticket, from_index)
-            case fx.ClearDamaged(ticket):
-                self._storage.clear_damaged(ticket)
+            case fx.ClearMarks(ticket):
+                self._storage.clear_marks(ticket)
             case fx.Propose():
                 self._spawn(self._propose(effect))
             case fx.ReadLog(peer, session, from_index):

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from datapath.datadir import storage_error
@@ -71,6 +71,7 @@ class Log(HeldLog):
         base_index: int = 0,
         base_epoch: int = 0,
         salvage: bool = False,
+        before_cut: Callable[[TailCut], None] | None = None,
         files: Files | None = None,
     ) -> Log:
         """Open the log of a store that holds everything up to (`base_index`, `base_epoch`).
@@ -79,7 +80,8 @@ class Log(HeldLog):
 
         `salvage` keeps what stands before the damage, and moves the rest to `damaged-<time>/`:
         the replica has then lost entries it may have acknowledged, so note that durably first
-        (`Accepted.set_damaged`).
+        (`Accepted.set_damaged`). `before_cut` is called before a torn tail is cut off, to note
+        that as durably: afterwards nothing on the disk tells of it.
 
         Raises:
             LogCorruptError: entries after `base_index` are damaged or missing.
@@ -89,7 +91,14 @@ class Log(HeldLog):
         base = (base_index, base_epoch)
         log = cls(Path(directory), segment_size_bytes, base, files or Files())
         try:
-            found = recover(log.directory, segment_size_bytes, base, log._files, salvage=salvage)
+            found = recover(
+                log.directory,
+                segment_size_bytes,
+                base,
+                log._files,
+                salvage=salvage,
+                before_cut=before_cut,
+            )
         except OSError as error:
             raise storage_error(error, f"opening the log {directory}") from error
         log._segments, log.repairs, log.cut = found

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,9 +48,11 @@ def recover(
     files: Files,
     *,
     salvage: bool,
+    before_cut: Callable[[TailCut], None] | None,
 ) -> Recovered:
     """Open the segments of a log beside a store at `base`; see `Log.open`. Raises OSError too."""
-    return _Recovery(directory, segment_size_bytes, base, files, salvage=salvage).run()
+    recovery = _Recovery(directory, segment_size_bytes, base, files, salvage=salvage)
+    return recovery.run(before_cut)
 
 
 class _Recovery:
@@ -81,7 +83,7 @@ class _Recovery:
         self._damage: Damage | None = None  # where reading stopped, and has not gone on
         self._torn: TailCut | None = None
 
-    def run(self) -> Recovered:
+    def run(self, before_cut: Callable[[TailCut], None] | None) -> Recovered:
         if not self._directory.is_dir():
             self._directory.mkdir(parents=True)
             sync_directory(self._directory.parent)
@@ -92,7 +94,7 @@ class _Recovery:
             for path in self._paths:
                 self._take(path, last=path == self._paths[-1])
             self._match_base()
-            cut = self._finish()
+            cut = self._finish(before_cut)
         except BaseException:
             _close(self._chain)
             raise
@@ -169,7 +171,7 @@ class _Recovery:
         if self._damage and not self._salvage:
             raise self._damage.error()
 
-    def _finish(self) -> TailCut | None:
+    def _finish(self, before_cut: Callable[[TailCut], None] | None) -> TailCut | None:
         """Do what was decided; return what was cut off as torn."""
         for segment in self._obsolete:
             # Oldest first: a crash must not leave a gap.
@@ -181,6 +183,8 @@ class _Recovery:
             self._keep_prefix(self._damage)
         cut = self._torn if self._chain else None
         if cut:
+            if before_cut is not None:
+                before_cut(cut)
             self._chain[-1].shorten(self._files)
         self._empty_unless_it_reaches_the_base()
         if self._chain:

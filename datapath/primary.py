@@ -80,7 +80,7 @@ class Primary:
         for node, peer in self.peers.items():
             if peer.state == "replicate" and peer.next_index > core.log.last_index + 1:
                 core.emit(fx.Redial(node, "its log goes further: it follows this one now"))
-        core.suspect = core.damaged = False
+        core.clear_marks()
         self.stage = "open"
         record = make_record(core.log.last_index + 1, self.epoch, core.commit_index, [[]])
         self.opening_index = record.first_index

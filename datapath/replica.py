@@ -6,7 +6,7 @@ code runs under asyncio in production and under a simulator in tests.
 
     events                                effects (datapath.effects)
     on_message, on_link, on_link_lost     Send, Reply, Redial
-    on_durable(ticket)                    WriteRecords, TruncateLog, RecordAccepted, ClearDamaged
+    on_durable(ticket)                    WriteRecords, TruncateLog, RecordAccepted, ClearMarks
     on_view, on_proposal_done             Propose
     append(record), start_handover        StartEpoch, Commit, StepDown, HandoverEnded
     on_log_read, on_snapshot_…            ReadLog, SendSnapshot

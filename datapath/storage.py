@@ -73,6 +73,7 @@ class Storage:
                 base_index=base_index,
                 base_epoch=base_epoch,
                 salvage=salvage,
+                before_cut=lambda _: self.accepted.set_suspect(),
             )
 
         try:
@@ -85,7 +86,7 @@ class Storage:
                 error,
                 error.last_good_index,
             )
-            self.accepted.set_damaged(True)
+            self.accepted.set_damaged()
             found = opened(salvage=True)
         for repair in found.repairs:
             log.warning("log repaired: %s", repair)
@@ -119,7 +120,7 @@ class Storage:
             commit_index=commit_index,
             accepted_epoch=self.accepted.epoch,
             accepted_primary=self.accepted.primary,
-            suspect=journal.tail_cut,
+            suspect=self.accepted.suspect,
             damaged=self.accepted.damaged,
         )
 
@@ -183,9 +184,9 @@ class Storage:
         """E5."""
         self._submit(ticket, lambda: self.accepted.record(epoch, primary))
 
-    def clear_damaged(self, ticket: int) -> None:
+    def clear_marks(self, ticket: int) -> None:
         """Nothing is missing any more."""
-        self._submit(ticket, lambda: self.accepted.set_damaged(False))
+        self._submit(ticket, self.accepted.clear_marks)
 
     def _submit(self, ticket: int, job: Callable[[], object]) -> None:
         self._tickets.append((self._disk.submit(job), ticket))

@@ -49,7 +49,7 @@ class Node:
             fx.WriteRecords: self._write,
             fx.TruncateLog: self._truncate,
             fx.RecordAccepted: self._accepted,
-            fx.ClearDamaged: self._clear_damaged,
+            fx.ClearMarks: self._clear_damaged,
             fx.Commit: self._commit,
             fx.Propose: self._propose,
             fx.ReadLog: self._read_log,
@@ -293,7 +293,7 @@ class Node:
     def _accepted(self, effect: fx.RecordAccepted) -> None:
         self.disk.submit(effect.ticket, "accepted", (effect.epoch, effect.primary))
 
-    def _clear_damaged(self, effect: fx.ClearDamaged) -> None:
+    def _clear_damaged(self, effect: fx.ClearMarks) -> None:
         self.clockwork.seen["damage repaired"] += 1
         self.disk.submit(effect.ticket, "clear_damaged", None)
 

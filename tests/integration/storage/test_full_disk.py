@@ -122,7 +122,7 @@ def test_a_new_primary_can_be_accepted_on_a_full_disk(disk: Path) -> None:
     fill_up(disk)
     for epoch in range(1, 5):
         accepted.record(epoch, f"n{epoch}")
-    accepted.set_damaged(True)
+    accepted.set_damaged()
     accepted.close()
     accepted = Accepted(disk / "accepted")
     assert (accepted.epoch, accepted.primary, accepted.damaged) == (4, "n4", True)

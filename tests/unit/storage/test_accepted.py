@@ -28,7 +28,10 @@ def test_a_second_primary_or_a_lower_epoch_is_refused(tmp_path: Path) -> None:
 def test_the_damaged_mark_outlives_restarts_and_new_epochs(tmp_path: Path) -> None:
     for damaged in (True, True, False):
         accepted = Accepted(tmp_path / "accepted")
-        accepted.set_damaged(damaged)
+        if damaged:
+            accepted.set_damaged()
+        else:
+            accepted.clear_marks()
         accepted.record(accepted.epoch + 1, "n1")
         accepted.close()
         accepted = Accepted(tmp_path / "accepted")
