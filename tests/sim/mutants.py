@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import msgspec
@@ -28,21 +28,13 @@ from datapath.replica import Replica
 from election.view import View
 from tests.scenarios import test_lost_entries, test_promises, test_snapshots
 from tests.sim.clockwork import ViolationError
+from tests.sim.consensus_mutants import CONSENSUS_MUTANTS
 from tests.sim.faults import Schedule
+from tests.sim.mutant import Mutant, Patch, broken
 from tests.unit.replica import test_replica_guards
 
 MAX_SEEDS = 300
-Patch = contextlib.AbstractContextManager[object]
-
-
-class Mutant(NamedTuple):
-    """A guard taken out, and who notices: a scenario, or a seed from `seed` on."""
-
-    rule: str
-    broken: str
-    patches: Callable[[], list[Patch]]
-    seed: int = 0
-    scenario: Callable[[], None] | None = None
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _property(value: object) -> property:
@@ -351,25 +343,23 @@ MUTANTS = (
         .test_a_primary_that_lost_its_tail_waits_if_a_learner_knows_of_what_it_lost,
     ),
     Mutant("e", "a damaged replica takes over", _e_damaged_takes_over, seed=10),
+    *CONSENSUS_MUTANTS,
 )  # fmt: skip
-
-
-@contextlib.contextmanager
-def broken(mutant: Mutant) -> Iterator[None]:
-    """Take the guard out, for a while."""
-    with contextlib.ExitStack() as stack:
-        for item in mutant.patches():
-            stack.enter_context(item)
-        yield
 
 
 def catch(mutant: Mutant, max_seeds: int = MAX_SEEDS) -> str:
     """Return who notices it and how; "" if nobody does."""
+    if mutant.unit:
+        command = [sys.executable, "-m", "tests.sim.mutants", "--unit", mutant.broken]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode not in (0, pytest.ExitCode.TESTS_FAILED):
+            raise RuntimeError(f"{mutant.unit} could not be run:\n{done.stdout}{done.stderr}")
+        return mutant.unit.rpartition("::")[2] if done.returncode else ""
     with broken(mutant):
         if mutant.scenario is not None:
             try:
                 mutant.scenario()
-            except (AssertionError, SafetyError, pytest.fail.Exception) as error:
+            except (AssertionError, SafetyError, ViolationError, pytest.fail.Exception) as error:
                 reason = (str(error).splitlines() or [""])[0]
                 return f"{mutant.scenario.__name__}: {reason}"
             return ""
@@ -381,8 +371,17 @@ def catch(mutant: Mutant, max_seeds: int = MAX_SEEDS) -> str:
     return ""
 
 
+def run_unit(name: str) -> int:
+    """Run the test that has to notice one mutant; return pytest's exit code."""
+    mutant = next(mutant for mutant in MUTANTS if mutant.broken == name)
+    with broken(mutant):
+        return pytest.main([mutant.unit, "-q", "-p", "no:cacheprovider", "-p", "no:xdist"])
+
+
 def main() -> int:
-    """Try all of them."""
+    """Try all of them; print the table."""
+    if sys.argv[1:2] == ["--unit"]:
+        return run_unit(sys.argv[2])
     missed = 0
     for mutant in MUTANTS:
         began = time.perf_counter()

@@ -11,7 +11,8 @@ import pytest
 
 from tests.sim.clockwork import ViolationError
 from tests.sim.faults import Schedule
-from tests.sim.mutants import MUTANTS, Mutant, catch
+from tests.sim.mutant import Mutant
+from tests.sim.mutants import MUTANTS, catch
 
 FAST_SEEDS = range(10)
 FIXED_SEEDS = (*range(100, 160), 192, 643, 201935)

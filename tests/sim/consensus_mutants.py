@@ -1,0 +1,190 @@
+"""Mutants of the rules about consensus: whom to trust (E2), what unknown means (E3), and what the
+adapter adds to PySyncObj (E4).
+"""
+
+from __future__ import annotations
+
+import pickle
+from importlib import import_module
+from typing import Any
+from unittest.mock import patch
+
+from pysyncobj.node import Node
+
+from datapath import effects as fx
+from datapath.backup import Backup
+from datapath.primary import Primary
+from datapath.replica import Replica
+from election.pysyncobj_adapter import journal as journal_module
+from election.pysyncobj_adapter import wire
+from election.pysyncobj_adapter.core import RaftCore
+from election.pysyncobj_adapter.files import write_all
+from election.pysyncobj_adapter.journal import Journal
+from election.pysyncobj_adapter.transport import RaftTransport
+from election.view import View
+from tests.scenarios import test_handover, test_joining
+from tests.sim.mutant import Mutant, Patch
+
+UNIT = "tests/unit/election/"
+
+
+def _e2_authority_without_a_view() -> list[Patch]:
+    """As if consensus' own leader took itself for the primary, whatever the view says."""
+    on_view = Replica.on_view
+
+    def lead(replica: Replica, view: View) -> list[fx.Effect]:
+        core = replica.core
+        effects = on_view(replica, view)
+        if (
+            replica.primary is None
+            and core.node_id == max(view.in_sync)
+            and view.epoch > core.accepted_epoch
+        ):
+            replica._become_primary(view)
+            effects += core.take_effects()
+        return effects
+
+    return [patch.object(Replica, "on_view", lead)]
+
+
+def _e3_an_unknown_take_over_has_failed() -> list[Patch]:
+    done = Backup.on_proposal_done
+
+    def forget(backup: Backup) -> None:
+        backup._takeover_version = 0
+        done(backup)
+
+    return [patch.object(Backup, "on_proposal_done", forget)]
+
+
+def _e3_an_unknown_joining_has_failed() -> list[Patch]:
+    done = Primary.on_proposal_done
+
+    def forget(primary: Primary, *, answered: bool) -> None:
+        done(primary, answered=answered)
+        if not answered:
+            primary._adding = ""
+
+    return [patch.object(Primary, "on_proposal_done", forget)]
+
+
+def _e3_an_unknown_handover_has_failed() -> list[Patch]:
+    done = Primary.on_proposal_done
+
+    def forget(primary: Primary, *, answered: bool) -> None:
+        done(primary, answered=answered)
+        if not answered:
+            primary._handover_version = 0
+
+    return [patch.object(Primary, "on_proposal_done", forget)]
+
+
+def _e4_no_fsync() -> list[Patch]:
+    def append(journal: Journal, record: bytes) -> None:
+        journal.sync()
+        end = journal._end_bytes + len(record)
+        if end > journal._size_bytes:
+            journal._reserve(end)
+        write_all(journal._fd, record, journal._end_bytes)
+        journal._end_bytes = end
+
+    return [patch.object(Journal, "_append", append)]
+
+
+def _e4_no_checksum() -> list[Patch]:
+    return [patch.object(journal_module, "crc32c", lambda _: 0)]
+
+
+def _e4_votes_in_memory() -> list[Patch]:
+    def set_term(journal: Journal, term: int, voted_for: str | None) -> None:
+        journal._term, journal._voted_for = term, voted_for
+
+    return [patch.object(Journal, "setCurrentTerm", set_term)]
+
+
+def _e4_no_term_filter() -> list[Patch]:
+    def on_ack(core: RaftCore, node: Node, message: wire.Ack) -> None:
+        core._pass_on(node, message)
+
+    return [patch.object(RaftCore, "_on_ack", on_ack)]
+
+
+def _e4_appends_as_they_come() -> list[Patch]:
+    def on_append(core: RaftCore, node: Node, message: wire.Append) -> None:
+        core._pass_on(node, message)
+
+    return [patch.object(RaftCore, "_on_append", on_append)]
+
+
+def _e4_send_before_the_sync() -> list[Patch]:
+    def send(links: RaftTransport, node_id: str, message: wire.Message) -> bool:
+        batch, links._journal._batch = links._journal._batch, None
+        try:
+            return sends(links, node_id, message)
+        finally:
+            links._journal._batch = batch
+
+    sends = RaftTransport.send_wire
+    return [patch.object(RaftTransport, "send_wire", send)]
+
+
+def _e4_committed_entries_are_replaced() -> list[Patch]:
+    def delete(core: Any, from_index: int) -> None:
+        super(RaftCore, core)._SyncObj__deleteEntriesFrom(from_index)
+
+    return [patch.object(RaftCore, "_SyncObj__deleteEntriesFrom", delete)]
+
+
+def _e4_unpickles() -> list[Patch]:
+    return [patch.object(import_module("pysyncobj.syncobj"), "pickle", pickle)]
+
+
+CONSENSUS_MUTANTS = (
+    Mutant("E2", "whoever leads consensus acts as primary", _e2_authority_without_a_view),
+    Mutant("E3", "an unknown take-over is taken for failed", _e3_an_unknown_take_over_has_failed),
+    Mutant(
+        "E3", "an unknown joining is taken for failed", _e3_an_unknown_joining_has_failed,
+        scenario=test_joining
+        .test_a_joining_whose_outcome_is_unknown_counts_until_it_is_settled,
+    ),
+    Mutant(
+        "E3", "an unknown handover is taken for failed", _e3_an_unknown_handover_has_failed,
+        scenario=test_handover
+        .test_a_handover_whose_outcome_is_unknown_is_settled_before_anyone_serves,
+    ),
+    Mutant(
+        "E4", "the raft journal is not synced", _e4_no_fsync,
+        unit=UNIT + "test_journal.py::TestSafetyAndSpace"
+        "::test_a_record_is_synced_before_the_call_returns",
+    ),
+    Mutant(
+        "E4", "the raft journal's checksums are not checked", _e4_no_checksum,
+        unit=UNIT + "test_journal.py::TestRefuses::test_every_flipped_bit_of_every_record",
+    ),
+    Mutant(
+        "E4", "a vote is only in memory", _e4_votes_in_memory,
+        unit=UNIT + "test_core.py::TestVotes::test_one_vote_per_term_also_after_a_restart",
+    ),
+    Mutant(
+        "E4", "acknowledgements of an old term count", _e4_no_term_filter,
+        unit=UNIT + "test_core.py::TestAck::test_a_stale_one_counts_for_nothing",
+    ),
+    Mutant(
+        "E4", "an old append erases newer entries", _e4_appends_as_they_come,
+        unit=UNIT + "test_core.py::TestAppend::test_a_redelivered_append_erases_nothing",
+    ),
+    Mutant(
+        "E4", "an acknowledgement leaves before the sync", _e4_send_before_the_sync,
+        unit=UNIT + "test_core.py::TestAppend"
+        "::test_they_are_on_the_disk_before_the_acknowledgement_leaves",
+    ),
+    Mutant(
+        "E4", "committed raft entries are replaced", _e4_committed_entries_are_replaced,
+        unit=UNIT + "test_core.py::TestAppend"
+        "::test_a_contradiction_of_a_committed_entry_stops_the_member",
+    ),
+    Mutant(
+        "E4", "pickles are opened", _e4_unpickles,
+        unit=UNIT + "test_core.py::TestLibrary::test_nothing_is_ever_unpickled",
+    ),
+)  # fmt: skip

@@ -1,0 +1,33 @@
+"""What a mutant is: a rule's guard taken out, and who has to notice."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+Patch = contextlib.AbstractContextManager[object]
+
+
+class Mutant(NamedTuple):
+    """A guard taken out, and who notices.
+
+    `scenario` is called; `unit` names a pytest test, run in a process of its own; without either,
+    schedules of the simulator are run, from `seed` on.
+    """
+
+    rule: str
+    broken: str
+    patches: Callable[[], list[Patch]]
+    seed: int = 0
+    scenario: Callable[[], None] | None = None
+    unit: str = ""
+
+
+@contextlib.contextmanager
+def broken(mutant: Mutant) -> Iterator[None]:
+    """Take the guard out, for a while."""
+    with contextlib.ExitStack() as stack:
+        for item in mutant.patches():
+            stack.enter_context(item)
+        yield
