@@ -13,6 +13,7 @@ $(STAMP): pyproject.toml
 	  { echo "onecopy needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	-$(BIN)/python -m tests.support.go_tools install
 	@touch $(STAMP)
 
 up: install
