@@ -143,6 +143,9 @@ func explain(name string, p *part, timeout time.Duration, pictures string, draw 
 		}
 	}
 	sort.SliceStable(left, func(i, j int) bool { return left[i].returned < left[j].returned })
+	if keys == "" {
+		keys = "none"
+	}
 	reason := fmt.Sprintf("keys %s: no order explains all %d operations, the best found explains %d", keys, len(p.operations), len(longest))
 	if len(left) > 0 {
 		reason += fmt.Sprintf("; left over first: client %d: %s", left[0].record.Client, left[0].describe())

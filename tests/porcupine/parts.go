@@ -11,7 +11,6 @@ type part struct {
 	keys       []string
 	values     []string // by number; values[absent] stands for none
 	operations []*operation
-	hasRange   bool
 }
 
 // seenWrite is what reads tell of an unknown write.
@@ -86,7 +85,7 @@ func (h *history) split() []*part {
 		if _, done := first[at]; r.Kind != "range" || r.Stale || done {
 			continue
 		}
-		first[at] = -1 // a range over no key says nothing
+		first[at] = -1 // it covers no key that ever was
 		for number := sort.SearchStrings(keys, max(r.Start, r.Prefix)); number < len(keys) && r.covers(keys[number]); number++ {
 			if first[at] < 0 {
 				first[at] = number
@@ -116,11 +115,18 @@ func (h *history) split() []*part {
 		var p *part
 		number := 0
 		if r.Kind == "range" {
-			if number = first[bounds{r.Prefix, r.Start, r.End}]; number < 0 {
-				continue
-			}
+			number = first[bounds{r.Prefix, r.Start, r.End}]
 		} else {
 			number = numbers[r.Key]
+		}
+		if number < 0 {
+			// Only its revision says something; such ranges make a part without keys.
+			if p = byRoot[number]; p == nil {
+				p = &part{}
+				byRoot[number], parts = p, append(parts, p)
+			}
+			p.add(r, 0, seen, nil)
+			continue
 		}
 		p = byRoot[find(number)]
 		if valueNumbers[p] == nil {
@@ -179,7 +185,6 @@ func (p *part) add(r *record, key int, seen map[*record]seenWrite, numbers map[s
 	case r.Kind == "get" && r.Found != nil:
 		o.value = number(*r.Found)
 	case r.Kind == "range":
-		p.hasRange = true
 		o.revision = r.Revision
 		o.cells = make([]cell, len(p.keys))
 		for at, name := range p.keys {
