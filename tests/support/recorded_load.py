@@ -56,6 +56,8 @@ from tests.support.raw_http import Reply
 
 _SEPARATOR = "|"
 _RETRY_PAUSE_S = 0.05
+_SPREAD_S = 0.002
+"""How far from each other clients begin."""
 
 
 class Mix(msgspec.Struct, frozen=True, kw_only=True):
@@ -320,12 +322,12 @@ class _Client:
         interval_s = load.bounds.clients / load.bounds.rate_per_s
         kinds = [name for name in Mix.__struct_fields__ if name != "idempotent"]
         weights = [getattr(load.mix, kind) for kind in kinds]
-        next_s = time.monotonic() + self.rng.uniform(0, interval_s)
         try:
             while load.running:
-                await asyncio.sleep(max(0.0, next_s - time.monotonic()))
-                # A client that was held up does not make up for it in a burst.
-                next_s = max(next_s, time.monotonic()) + self.rng.uniform(0.5, 1.5) * interval_s
+                # All clients ask at the same beats, so that their operations overlap. One that was
+                # held up joins in again at the next beat.
+                wait_s = interval_s - time.monotonic() % interval_s
+                await asyncio.sleep(wait_s + self.rng.uniform(0, _SPREAD_S))
                 (kind,) = self.rng.choices(kinds, weights)
                 generation = load.enter()
                 try:

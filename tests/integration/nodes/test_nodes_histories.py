@@ -12,7 +12,7 @@ from tests.support.recorded_load import RecordedLoad
 
 pytestmark = pytest.mark.slow
 
-KILLS = 2
+KILLS = PAUSES = 2
 MAX_GAP_MS = 15_000
 """For a failover on a machine as busy as it may be: that it ends at all is what counts here."""
 
@@ -43,4 +43,27 @@ async def test_a_history_is_linearizable_while_the_primary_is_killed(
     assert load.counts["put failed_condition"], "conditions are tried, and fail"
     assert load.counts["repeats"], "idempotent repeats are tried"
     assert max(gaps_ms) < MAX_GAP_MS
+    await cluster.wait_converged()
+
+
+async def test_a_history_is_linearizable_while_the_primary_is_paused(
+    make_cluster: MakeCluster, tmp_path: Path
+) -> None:
+    """It wakes with requests in its sockets that were sent after others had taken over."""
+    cluster = make_cluster()
+    await cluster.start()
+    endpoints = {node: cluster.url(node) for node in cluster.replicas}
+    async with RecordedLoad(endpoints, tmp_path / "histories") as load:
+        for _ in range(PAUSES):
+            await load.progress(writes=50, reads=50)
+            old = (await cluster.wait_in_sync(*cluster.replicas)).primary
+            cluster.nodes[old].pause()
+            new = await cluster.primary(besides=old)
+            for node in cluster.others(old):
+                await load.progress(writes=40, reads=40, node=node)
+            cluster.nodes[old].resume()
+            await load.progress(writes=10, reads=10, node=old)
+            assert (await cluster.wait_in_sync(*cluster.replicas)).primary == new
+    print(load.require())
+    print(dict(load.counts))
     await cluster.wait_converged()
