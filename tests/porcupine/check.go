@@ -42,10 +42,9 @@ func check(h *history, timeout time.Duration, pictures string) *verdict {
 	for _, p := range parts {
 		v.Largest = max(v.Largest, len(p.operations))
 	}
-	reasons := append(h.checkRanges(), h.checkValues()...)
-	reasons = append(reasons, checkRevisions(parts)...)
 	results := checkParts(parts, begin.Add(timeout))
 	v.Seconds = time.Since(begin).Seconds()
+	var reasons []string
 	undecided := 0
 	for at, result := range results {
 		switch result {
@@ -58,6 +57,9 @@ func check(h *history, timeout time.Duration, pictures string) *verdict {
 		case porcupine.Unknown:
 			undecided++
 		}
+	}
+	for _, others := range [][]string{h.checkRanges(), h.checkValues(), checkRevisions(parts)} {
+		reasons = append(reasons, others...)
 	}
 	switch {
 	case len(reasons) > 0:

@@ -87,7 +87,9 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     keys_per_group: int = 3
     value_size_bytes: int = 16
     timeout_ms: int = 2000
-    """What a node is told; the client itself waits a second longer."""
+    """How long a node is told to try."""
+    patience_ms: int = 3000
+    """How long a client waits for an answer."""
     give_up_s: float = 10.0
     """How long a write is repeated under its idempotency key."""
     check_timeout_s: float = 60.0
@@ -257,7 +259,7 @@ class RecordedLoad:
         await wait_until(
             lambda: generation.under_way == 0,
             "the generation's operations end",
-            self.bounds.give_up_s + self.bounds.timeout_ms / 1000 + DEADLINE_S,
+            self.bounds.give_up_s + self.bounds.patience_ms / 1000 + DEADLINE_S,
         )
         await self._read_once_more(generation)
         async with self._checking:
@@ -394,7 +396,7 @@ class _Asking:
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> Reply:
-        timeout_s = self.load.bounds.timeout_ms / 1000 + 1
+        timeout_s = self.load.bounds.patience_ms / 1000
         try:
             return await wire.ask(method, target, body, headers, timeout_s=timeout_s)
         except NotSentError:
