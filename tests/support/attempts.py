@@ -17,6 +17,7 @@ import msgspec
 from tests.support.raw_http import Connection, Reply
 
 _ETAG = re.compile(r'ETag "(\d+)"')
+_SPARES_TIMEOUT_S = 1.0
 _READ_LIMIT_BYTES = 16 * 1024 * 1024
 
 
@@ -33,14 +34,39 @@ class ProtocolError(Exception):
 
 
 class Wire:
-    """A connection to one endpoint, made when it is needed, and again when it has broken."""
+    """A connection to one endpoint, made when it is needed, and again when it has broken.
 
-    def __init__(self, url: str) -> None:
+    `spares` more are held ready and used first when it breaks: a node that was paused finds what
+    was sent on them before it gets to accept new ones.
+    """
+
+    def __init__(self, url: str, spares: int = 0) -> None:
         parts = urlsplit(url)
         assert parts.hostname is not None, url
         assert parts.port is not None, url
         self._place = (parts.hostname, parts.port)
+        self._n_spares = spares
+        self._spares: list[Connection] = []
         self._connection: Connection | None = None
+
+    async def _open(self) -> Connection:
+        return Connection(*await asyncio.open_connection(*self._place, limit=_READ_LIMIT_BYTES))
+
+    async def _take(self) -> Connection:
+        """Return a connection: a spare one that still stands, or a new one."""
+        while self._spares:
+            spare = self._spares.pop()
+            if not spare.reader.at_eof() and not spare.writer.transport.is_closing():
+                return spare
+            spare.writer.transport.abort()
+        return await self._open()
+
+    async def _lay_in(self) -> None:
+        """Open what spares are missing; call it while the endpoint answers."""
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_SPARES_TIMEOUT_S):
+                while len(self._spares) < self._n_spares:
+                    self._spares.append(await self._open())
 
     async def ask(
         self,
@@ -59,8 +85,7 @@ class Wire:
         try:
             async with asyncio.timeout(timeout_s):
                 if connection is None:
-                    streams = await asyncio.open_connection(*self._place, limit=_READ_LIMIT_BYTES)
-                    connection = self._connection = Connection(*streams)
+                    connection = self._connection = await self._take()
                 connection.send_request(method, target, body, headers)
                 reply = await connection.receive(head_only=method == "HEAD")
         except (OSError, EOFError, TimeoutError) as error:
@@ -73,6 +98,8 @@ class Wire:
             raise
         if reply.headers.get("connection", "").lower() == "close":
             self._drop()
+        if len(self._spares) < self._n_spares:
+            await self._lay_in()
         return reply
 
     def _drop(self) -> None:
@@ -81,8 +108,11 @@ class Wire:
             self._connection = None
 
     async def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
+        connections, self._spares = self._spares, []
+        if self._connection is not None:
+            connections.append(self._connection)
+            self._connection = None
+        for connection in connections:
             with contextlib.suppress(OSError):
                 await connection.close()
 

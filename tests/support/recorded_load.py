@@ -90,6 +90,8 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     """How long a node is told to try."""
     patience_ms: int = 3000
     """How long a client waits for an answer."""
+    spare_connections: int = 0
+    """How many connections a client holds ready for when it has lost patience with one."""
     give_up_s: float = 10.0
     """How long a write is repeated under its idempotency key."""
     check_timeout_s: float = 60.0
@@ -167,13 +169,30 @@ class RecordedLoad:
         traceback: TracebackType | None,
     ) -> None:
         self._stopping = True
-        if kind is None:
-            await asyncio.gather(*self._tasks)
-            self._close(self._generation)
-            await asyncio.gather(*self._closings)
-        for task in (*self._tasks, *self._closings):
-            task.cancel()
-        await asyncio.gather(*self._tasks, *self._closings, return_exceptions=True)
+        try:
+            if error is None:
+                await self._finish()
+            elif isinstance(error, Exception):
+                # What went wrong may well be seen in the history, and more plainly.
+                with contextlib.suppress(Exception):
+                    await self._finish()
+                for problem in (*self.defects, *self.bad):
+                    error.add_note(str(problem))
+        finally:
+            for task in (*self._tasks, *self._closings):
+                task.cancel()
+            await asyncio.gather(*self._tasks, *self._closings, return_exceptions=True)
+
+    async def _finish(self) -> None:
+        """Let what is under way end, and check the last generation."""
+        await asyncio.gather(*self._tasks)
+        self._close(self._generation)
+        await asyncio.gather(*self._closings)
+
+    @property
+    def issued(self) -> int:
+        """How many operations have been asked for."""
+        return self._issued
 
     @property
     def running(self) -> bool:
@@ -317,7 +336,10 @@ class _Client:
         self.node = node
         self.rng = rng
         self.number = next(load._numbers)
-        self.wires = {name: Wire(url) for name, url in load.endpoints.items()}
+        self.wires = {
+            name: Wire(url, load.bounds.spare_connections if name == node else 0)
+            for name, url in load.endpoints.items()
+        }
 
     async def run(self) -> None:
         load = self.load
