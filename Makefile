@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install up check test sim mutants fmt clean
+.PHONY: install tools up check test sim mutants fmt clean
 
 install: $(STAMP)
 
@@ -13,8 +13,11 @@ $(STAMP): pyproject.toml
 	  { echo "onecopy needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	-$(BIN)/python -m tests.support.go_tools install
 	@touch $(STAMP)
+
+# The tests' programs in Go, built once into a cache; and Go itself where there is none.
+tools: install
+	@$(BIN)/python -m tests.support.go_tools install build
 
 up: install
 	$(BIN)/onecopy up
@@ -22,7 +25,7 @@ up: install
 fmt: install
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-check: install
+check: tools
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -107,18 +107,36 @@ func (p *part) forPorcupine() []porcupine.Operation {
 			end = max(end, o.returned)
 		}
 	}
+	rows := p.rows()
 	operations := make([]porcupine.Operation, len(p.operations))
 	for i, o := range p.operations {
 		operations[i] = porcupine.Operation{
-			ClientId: o.record.Client,
+			ClientId: rows[o.record.Client],
 			Input:    o,
 			Call:     o.call,
 			Output:   o,
 			Return:   min(o.returned, end+1),
-			Metadata: o.record.Note,
+			Metadata: strings.TrimSpace(fmt.Sprintf("client %d %s", o.record.Client, o.record.Note)),
 		}
 	}
 	return operations
+}
+
+// rows gives each client a row of the picture, which has one for each number up to the highest.
+func (p *part) rows() map[int]int {
+	rows := map[int]int{}
+	var clients []int
+	for _, o := range p.operations {
+		if _, known := rows[o.record.Client]; !known {
+			rows[o.record.Client] = 0
+			clients = append(clients, o.record.Client)
+		}
+	}
+	sort.Ints(clients)
+	for row, client := range clients {
+		rows[client] = row
+	}
+	return rows
 }
 
 // explain draws a part that is not linearizable, and says what the longest order leaves out.

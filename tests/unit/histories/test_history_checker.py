@@ -374,7 +374,7 @@ def test_a_range_that_mixes_two_moments_is_caught(script: Script, tmp_path: Path
     script.put("a/x", "v2", 7, created=False, times=(100, 200))
     script.put("a/y", "w2", 8, created=False, times=(100, 200))
     script.range("a/", [("a/x", "v1", 5), ("a/y", "w2", 8)], 8, times=(100, 200))
-    refuse(script, tmp_path, "range prefix=")
+    refuse(script, tmp_path)
 
 
 def test_a_range_at_a_revision_that_it_does_not_show_is_caught(
@@ -382,7 +382,7 @@ def test_a_range_at_a_revision_that_it_does_not_show_is_caught(
 ) -> None:
     script.put("a/x", "v1", 5, times=(100, 200))
     script.range("a/", [], 7, times=(100, 200))
-    refuse(script, tmp_path, "range prefix=")
+    refuse(script, tmp_path)
 
 
 def test_a_range_at_an_old_revision_is_caught(script: Script, tmp_path: Path) -> None:
