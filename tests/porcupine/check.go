@@ -218,7 +218,7 @@ func (h *history) checkValues() []string {
 			writers[at] = append(writers[at], r)
 		}
 	}
-	seen := h.resolve()
+	seen, _ := h.resolve()
 	var reasons []string
 	for i := range h.records {
 		read := &h.records[i]

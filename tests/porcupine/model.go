@@ -14,10 +14,12 @@ import (
 // would find out later. A range says the store's revision at which it was read: no write at or below
 // that comes after it, none above it before.
 //
-// A write whose outcome is unknown, and whose value nobody saw, takes effect in the model wherever
-// Porcupine puts it, at a revision not known yet ("0"); that it never happened is the same as that
-// it happened at the very end, which is where its interval ends. One whose value somebody saw has
-// happened: see resolve.
+// A write whose outcome is unknown, and whose value nobody saw ("open"; for the others see resolve),
+// could take effect anywhere after its call, or never, which would make Porcupine try far too much.
+// Two facts cut that down. First, it can be moved to later, past all that it does not matter to: so
+// it is let take effect only right before an operation on its key that is impossible without it
+// (state.needs). Where there is none, it is left over, and does nothing at the end. Second, open
+// writes of one kind to one key are alike, so they are used in the order of their calls.
 
 // operation is a record made ready for the model.
 type operation struct {
@@ -28,11 +30,16 @@ type operation struct {
 	value    int    // number of the value that a put writes or a get found; absent for none
 	cells    []cell // what a range says of each key of the part; covered false where it says nothing
 	open     bool   // nobody knows whether it took effect
+	class    int    // of an open write: those of one class are alike
+	rank     int    // which of its class it is, in the order of the calls
 	revision int64  // of a write that took effect; 0 if not known
 	previous int64  // the revision of the write before it, among those known in its part
 }
 
-const absent = 0
+const (
+	absent = 0
+	unseen = 1 // what an open put writes: a value that nobody ever saw
+)
 
 // cell is the state of one key.
 type cell struct {
@@ -47,16 +54,21 @@ type state struct {
 	last  int64 // the highest revision among the writes whose revision is known
 	floor int64 // the store's revision is at least this
 	cells []cell
+	done  int   // how many operations have been taken, open ones left out
+	used  []int // how many open writes of each class have taken effect
+	needs bool  // an open write has just taken effect on a key; without, the key was as follows
+	key   int
+	was   cell
 }
 
 func (s *state) with(key int, c cell) *state {
-	next := &state{last: s.last, floor: s.floor, cells: make([]cell, len(s.cells))}
-	copy(next.cells, s.cells)
+	next := *s
+	next.cells = append([]cell(nil), s.cells...)
 	next.cells[key] = c
 	if c.revision > next.floor {
 		next.floor = c.revision
 	}
-	return next
+	return &next
 }
 
 // matches tells whether a cell can have this revision; 0: any.
@@ -80,10 +92,52 @@ func (s *state) learn(key int, revision int64) *state {
 	return s.with(key, c)
 }
 
-func (s *state) step(o *operation) (bool, *state) {
+// step takes an operation; p.closed is the number of those that are not open.
+func (p *part) step(s *state, o *operation) (bool, *state) {
+	if o.open && s.done == p.closed {
+		return true, s // left over
+	}
+	if s.needs {
+		if !o.touches(s.key) {
+			return false, s
+		}
+		without := s.with(s.key, s.was)
+		without.needs = false
+		if possible, _ := without.take(o); possible {
+			return false, s
+		}
+	}
+	possible, next := s.take(o)
+	if !possible {
+		return false, s
+	}
+	result := *next
+	result.needs = o.open
+	if o.open {
+		result.key, result.was = o.key, s.cells[o.key]
+		result.used = append([]int(nil), s.used...)
+		result.used[o.class]++
+	} else {
+		result.key, result.was = 0, cell{}
+		result.done++
+	}
+	return true, &result
+}
+
+func (o *operation) touches(key int) bool {
+	if o.record.Kind == "range" {
+		return o.cells[key].covered
+	}
+	return o.key == key
+}
+
+// take tells whether an operation is possible, open ones: has an effect, and what comes of it.
+func (s *state) take(o *operation) (bool, *state) {
 	switch {
+	case o.open:
+		return s.takeOpen(o)
 	case o.record.Kind == "range":
-		return s.stepRange(o)
+		return s.takeRange(o)
 	case o.record.Kind == "get":
 		c := s.cells[o.key]
 		if c.value != o.value || (c.value != absent && !c.matches(o.record.Revision)) {
@@ -91,12 +145,33 @@ func (s *state) step(o *operation) (bool, *state) {
 		}
 		return true, s.learn(o.key, o.record.Revision)
 	case o.record.Outcome == "failed_condition":
-		return s.stepFailed(o)
+		return s.takeFailed(o)
 	}
-	return s.stepWrite(o)
+	return s.takeWrite(o)
 }
 
-func (s *state) stepRange(o *operation) (bool, *state) {
+// conditionHolds tells whether a write's condition can hold.
+func (s *state) conditionHolds(o *operation) bool {
+	c, r := s.cells[o.key], o.record
+	there := c.value != absent
+	return !(r.IfAbsent && there) && !(r.IfAny && !there) &&
+		(r.IfRevision == nil || (there && c.matches(*r.IfRevision)))
+}
+
+func (s *state) takeOpen(o *operation) (bool, *state) {
+	c := s.cells[o.key]
+	if s.used[o.class] != o.rank || !s.conditionHolds(o) {
+		return false, s
+	}
+	if o.value == absent {
+		return c.value != absent, s.with(o.key, cell{})
+	}
+	// It has a revision above the one before, but which, in the order of all, is not known: it may
+	// have happened before other keys' writes that it has been moved past.
+	return true, s.with(o.key, cell{value: o.value, floor: max(c.floor, c.revision)})
+}
+
+func (s *state) takeRange(o *operation) (bool, *state) {
 	if o.revision != 0 && o.revision < s.floor {
 		return false, s
 	}
@@ -112,13 +187,15 @@ func (s *state) stepRange(o *operation) (bool, *state) {
 		next = next.learn(key, said.revision)
 	}
 	if o.revision > next.floor {
-		next = &state{last: next.last, floor: o.revision, cells: next.cells}
+		raised := *next
+		raised.floor = o.revision
+		next = &raised
 	}
 	return true, next
 }
 
-// stepFailed: the condition must not hold, and the key be what the answer says.
-func (s *state) stepFailed(o *operation) (bool, *state) {
+// takeFailed: the condition must not hold, and the key be what the answer says.
+func (s *state) takeFailed(o *operation) (bool, *state) {
 	c, said := s.cells[o.key], o.record.Revision
 	if said != notSaid && (c.value == absent) != (said == 0) {
 		return false, s
@@ -139,16 +216,10 @@ func (s *state) stepFailed(o *operation) (bool, *state) {
 	return true, s.learn(o.key, said)
 }
 
-func (s *state) stepWrite(o *operation) (bool, *state) {
-	c, r := s.cells[o.key], o.record
-	there := c.value != absent
-	holds := !(r.IfAbsent && there) && !(r.IfAny && !there) &&
-		(r.IfRevision == nil || (there && c.matches(*r.IfRevision)))
-	if o.open {
-		if !holds || (r.Kind == "delete" && !there) {
-			return true, s // it may have had no effect
-		}
-	} else if !holds || (r.Outcome == "ok" && !answersTruly(r, there)) {
+func (s *state) takeWrite(o *operation) (bool, *state) {
+	r := o.record
+	there := s.cells[o.key].value != absent
+	if !s.conditionHolds(o) || (r.Outcome == "ok" && !answersTruly(r, there)) {
 		return false, s
 	}
 	if r.Kind == "delete" && !there {
@@ -160,10 +231,11 @@ func (s *state) stepWrite(o *operation) (bool, *state) {
 	if r.IfRevision != nil {
 		s = s.learn(o.key, *r.IfRevision)
 	}
-	next := s.with(o.key, cell{value: o.value, revision: o.revision, floor: s.floor})
+	written := cell{value: o.value, revision: o.revision, floor: s.floor}
 	if o.value == absent {
-		next.cells[o.key] = cell{}
+		written = cell{}
 	}
+	next := s.with(o.key, written)
 	if o.revision != 0 {
 		next.last, next.floor = o.revision, o.revision
 	} else {
@@ -181,7 +253,9 @@ func answersTruly(r *record, there bool) bool {
 }
 
 func (s *state) equal(other *state) bool {
-	if s.last != other.last || s.floor != other.floor {
+	// What has been taken and used is the same wherever Porcupine compares states.
+	if s.last != other.last || s.floor != other.floor || s.needs != other.needs ||
+		s.key != other.key || s.was != other.was {
 		return false
 	}
 	for key, c := range s.cells {
@@ -207,9 +281,11 @@ func (s *state) hash() uint64 {
 // model returns Porcupine's model of a part.
 func (p *part) model() porcupine.Model {
 	return porcupine.Model{
-		Init: func() interface{} { return &state{cells: make([]cell, len(p.keys))} },
+		Init: func() interface{} {
+			return &state{cells: make([]cell, len(p.keys)), used: make([]int, p.classes)}
+		},
 		Step: func(s, input, _ interface{}) (bool, interface{}) {
-			return s.(*state).step(input.(*operation))
+			return p.step(s.(*state), input.(*operation))
 		},
 		Equal: func(a, b interface{}) bool { return a.(*state).equal(b.(*state)) },
 		Hash:  func(s interface{}) uint64 { return s.(*state).hash() },

@@ -9,8 +9,10 @@ import (
 // part is a set of keys whose operations are checked as one, because ranges tie the keys together.
 type part struct {
 	keys       []string
-	values     []string // by number; values[absent] stands for none
+	values     []string // by number; the first ones stand for none, and for any that nobody saw
 	operations []*operation
+	closed     int // how many of them are not open
+	classes    int // of open ones
 }
 
 // seenWrite is what reads tell of an unknown write.
@@ -25,7 +27,7 @@ type writeKey struct{ key, value string }
 // was read at a revision has happened at that revision, and before that read had ended. This turns
 // an open operation into a closed one, and spares Porcupine most of its guessing. It holds for values
 // that only one put wrote; others stay open.
-func (h *history) resolve() map[*record]seenWrite {
+func (h *history) resolve() (map[*record]seenWrite, map[writeKey][]*record) {
 	writers := map[writeKey][]*record{}
 	for i := range h.records {
 		if r := &h.records[i]; r.mayHaveWritten() {
@@ -56,7 +58,7 @@ func (h *history) resolve() map[*record]seenWrite {
 			seen[writer] = known
 		})
 	}
-	return seen
+	return seen, writers
 }
 
 // split makes the parts: keys that a range covers belong together, others are for themselves.
@@ -98,14 +100,15 @@ func (h *history) split() []*part {
 	for number, key := range keys {
 		p := byRoot[find(number)]
 		if p == nil {
-			p = &part{values: []string{"nothing"}}
+			p = &part{values: []string{"nothing", "something"}}
 			byRoot[find(number)] = p
 			parts = append(parts, p)
 		}
 		at[number] = len(p.keys)
 		p.keys = append(p.keys, key)
 	}
-	seen := h.resolve()
+	seen, writers := h.resolve()
+	unique := func(r *record) bool { return len(writers[writeKey{r.Key, r.Value}]) == 1 }
 	valueNumbers := make(map[*part]map[string]int, len(parts))
 	for i := range h.records {
 		r := &h.records[i]
@@ -125,19 +128,20 @@ func (h *history) split() []*part {
 				p = &part{}
 				byRoot[number], parts = p, append(parts, p)
 			}
-			p.add(r, 0, seen, nil)
+			p.add(r, 0, seen, unique, nil)
 			continue
 		}
 		p = byRoot[find(number)]
 		if valueNumbers[p] == nil {
 			valueNumbers[p] = map[string]int{}
 		}
-		p.add(r, at[number], seen, valueNumbers[p])
+		p.add(r, at[number], seen, unique, valueNumbers[p])
 	}
 	used := parts[:0]
 	for _, p := range parts {
 		if len(p.operations) > 0 {
 			p.chain()
+			p.classify()
 			used = append(used, p)
 		}
 	}
@@ -163,7 +167,7 @@ func (h *history) sortedKeys() []string {
 	return keys
 }
 
-func (p *part) add(r *record, key int, seen map[*record]seenWrite, numbers map[string]int) {
+func (p *part) add(r *record, key int, seen map[*record]seenWrite, unique func(*record) bool, numbers map[string]int) {
 	number := func(value string) int {
 		if numbers[value] == 0 {
 			numbers[value] = len(p.values)
@@ -179,6 +183,8 @@ func (p *part) add(r *record, key int, seen map[*record]seenWrite, numbers map[s
 			o.revision = r.Revision
 		} else if found, ok := seen[r]; ok {
 			o.open, o.revision, o.returned = false, found.revision, found.returned
+		} else if unique(r) {
+			o.value = unseen
 		}
 	case r.Kind == "delete" && r.Deleted:
 		o.revision = r.Revision
@@ -211,6 +217,33 @@ func (p *part) chain() {
 	previous := int64(0)
 	for _, o := range writes {
 		o.previous, previous = previous, o.revision
+	}
+}
+
+// classify numbers the open writes, and counts the others.
+func (p *part) classify() {
+	type class struct {
+		key, value      int
+		ifRevision      int64
+		ifAny, ifAbsent bool
+	}
+	sort.SliceStable(p.operations, func(i, j int) bool { return p.operations[i].call < p.operations[j].call })
+	numbers, counts := map[class]int{}, map[class]int{}
+	for _, o := range p.operations {
+		if !o.open {
+			p.closed++
+			continue
+		}
+		like := class{key: o.key, value: o.value, ifRevision: -1, ifAny: o.record.IfAny, ifAbsent: o.record.IfAbsent}
+		if o.record.IfRevision != nil {
+			like.ifRevision = *o.record.IfRevision
+		}
+		if _, known := numbers[like]; !known {
+			numbers[like] = p.classes
+			p.classes++
+		}
+		o.class, o.rank = numbers[like], counts[like]
+		counts[like]++
 	}
 }
 
