@@ -56,9 +56,14 @@ type state struct {
 	cells []cell
 	done  int   // how many operations have been taken, open ones left out
 	used  []int // how many open writes of each class have taken effect
-	needs bool  // an open write has just taken effect on a key; without, the key was as follows
-	key   int
-	was   cell
+	// Open writes have just taken effect on these keys, in their order; without, they were as follows.
+	needs []need
+}
+
+// need: without an open write, this key was so.
+type need struct {
+	key int
+	was cell
 }
 
 func (s *state) with(key int, c cell) *state {
@@ -97,13 +102,18 @@ func (p *part) step(s *state, o *operation) (bool, *state) {
 	if o.open && s.done == p.closed {
 		return true, s // left over
 	}
-	if s.needs {
-		if !o.touches(s.key) {
+	last := len(s.needs) - 1
+	for at, before := range s.needs {
+		if o.open && o.key != before.key {
+			if at == last && o.key < before.key {
+				return false, s
+			}
+			continue // a range may need several keys' writes
+		}
+		if !o.touches(before.key) {
 			return false, s
 		}
-		without := s.with(s.key, s.was)
-		without.needs = false
-		if possible, _ := without.take(o); possible {
+		if possible, _ := s.with(before.key, before.was).take(o); possible {
 			return false, s
 		}
 	}
@@ -112,13 +122,16 @@ func (p *part) step(s *state, o *operation) (bool, *state) {
 		return false, s
 	}
 	result := *next
-	result.needs = o.open
+	result.needs = nil
 	if o.open {
-		result.key, result.was = o.key, s.cells[o.key]
+		result.needs = append([]need(nil), s.needs...)
+		if last >= 0 && s.needs[last].key == o.key {
+			result.needs = result.needs[:last]
+		}
+		result.needs = append(result.needs, need{o.key, s.cells[o.key]})
 		result.used = append([]int(nil), s.used...)
 		result.used[o.class]++
 	} else {
-		result.key, result.was = 0, cell{}
 		result.done++
 	}
 	return true, &result
@@ -254,9 +267,13 @@ func answersTruly(r *record, there bool) bool {
 
 func (s *state) equal(other *state) bool {
 	// What has been taken and used is the same wherever Porcupine compares states.
-	if s.last != other.last || s.floor != other.floor || s.needs != other.needs ||
-		s.key != other.key || s.was != other.was {
+	if s.last != other.last || s.floor != other.floor || len(s.needs) != len(other.needs) {
 		return false
+	}
+	for at, before := range s.needs {
+		if before != other.needs[at] {
+			return false
+		}
 	}
 	for key, c := range s.cells {
 		if c != other.cells[key] {

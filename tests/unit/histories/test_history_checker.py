@@ -210,6 +210,15 @@ def test_an_unknown_delete_may_happen_or_not(script: Script, tmp_path: Path) -> 
     accept(script, tmp_path)
 
 
+def test_a_range_may_need_unknown_writes_of_several_keys(script: Script, tmp_path: Path) -> None:
+    script.put("a/x", "v1", 5)
+    script.put("a/y", "v2", 6)
+    for key in ("a/y", "a/x"):
+        script.history.delete(99, key, 100).unknown(110)
+    script.range("a/", [], 9, times=(120, 130))
+    accept(script, tmp_path)
+
+
 def test_an_unknown_write_does_not_come_back(script: Script, tmp_path: Path) -> None:
     script.unknown_put("k", "v1")
     script.get("k", "v1", 5)
