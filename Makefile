@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install up check test sim mutants fmt clean
+.PHONY: install tools up check test sim mutants fmt clean
 
 install: $(STAMP)
 
@@ -15,13 +15,17 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $(STAMP)
 
+# The tests' programs in Go, built once into a cache; and Go itself where there is none.
+tools: install
+	@$(BIN)/python -m tests.support.go_tools install build
+
 up: install
 	$(BIN)/onecopy up
 
 fmt: install
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-check: install
+check: tools
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
