@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install tools up check test sim mutants fmt clean
+.PHONY: install tools up check test sim mutants faults soak fmt clean
 
 install: $(STAMP)
 
@@ -33,7 +33,7 @@ check: tools
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test: check
-	$(BIN)/python -m pytest -n 3 --dist loadfile -m slow
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m 'slow and not long'
 
 # The replica under a seeded simulator: make sim SEEDS=1000 [SEED=n]
 SEEDS ?= 200
@@ -42,6 +42,15 @@ sim: install
 
 mutants: install
 	$(BIN)/python -m tests.sim.mutants
+
+# All tests against broken processes and disks; make test runs a slice of them.
+faults: tools
+	$(BIN)/python -m pytest tests/faults -n 2 --dist loadfile
+
+# Real nodes under load and random faults, one verdict: make soak MINUTES=60 [SEED=n] [ARGS=--witness]
+MINUTES ?= 60
+soak: tools
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -19,7 +19,7 @@ from cluster.config import ClusterConfig, ConfigError, load_config
 from cluster.logs import ENVIRONMENT_VARIABLE, LEVELS, configure_logs
 from cluster.node import EXIT_FAILED, run_node
 from datapath.errors import DataDirectoryError, DataPathError, LogCorruptError, SafetyError
-from election.agreement import AgreementFailedError
+from election.agreement import AgreementDamagedError, AgreementFailedError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -60,7 +60,13 @@ def serve(path: Path, node: str, log_level: str, supervised_by: int | None) -> N
         for warning in config.warnings:
             _log.warning("%s", warning)
         code = _run(run_node(config, node))
-    except (ConfigError, DataDirectoryError, LogCorruptError, SafetyError) as error:
+    except (
+        ConfigError,
+        DataDirectoryError,
+        LogCorruptError,
+        SafetyError,
+        AgreementDamagedError,
+    ) as error:
         _log.error("%s", error)
         sys.exit(EXIT_REFUSED)
     except (OSError, DataPathError, AgreementFailedError) as error:

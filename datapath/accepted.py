@@ -1,8 +1,10 @@
 """The accepted (epoch, primary): the second line of defence behind consensus (E5).
 
-One file of two slots, written in turn, each a page of its own: a torn write leaves the older slot,
-which is right, for the newer one was never reported as done. The file has its full size from the
-start, so that a full disk never keeps a replica from accepting a new primary. Slot, little-endian:
+One file of two slots, each a page of its own. A state is written to both, one after the other, and
+counts as done when both are on the disk: a torn write leaves the other slot whole, with the state
+before (which is right, for the new one was never reported as done) or already the new one; and a
+slot that rots later is made up for by the other. The file has its full size from the start, so that
+a full disk never keeps a replica from accepting a new primary. Slot, little-endian:
 
     offset  size  field
     0       4     CRC-32C of all that follows, up to the primary's end
@@ -27,6 +29,7 @@ from datapath.datadir import replace_file, storage_error
 from datapath.errors import DataDirectoryError, DiskFailedError, SafetyError
 
 _SLOT_SIZE_BYTES = 4096
+_SLOTS = (0, _SLOT_SIZE_BYTES)
 _FORMAT = 1
 _CHECKSUM = struct.Struct("<I")
 _FIELDS = struct.Struct("<IQQBB")
@@ -42,30 +45,36 @@ class Accepted:
 
         Raises:
             DataDirectoryError: both slots are damaged.
-            DiskFullError, DiskFailedError: it could not be made or read.
+            DiskFullError, DiskFailedError: it could not be made, read or repaired.
 
         """
         self.path = path
+        self.repair = ""
         self._failed = False
         try:
             if not path.exists():
-                replace_file(path, _encode((0, 0, 0, "")) + bytes(_SLOT_SIZE_BYTES))
+                replace_file(path, 2 * _encode((0, 0, 0, "")))
             self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             content = os.pread(self._descriptor, 2 * _SLOT_SIZE_BYTES, 0)
         except OSError as error:
             raise storage_error(error, f"opening {path}") from error
-        slots = [
-            state
-            for offset in (0, _SLOT_SIZE_BYTES)
+        slots = {
+            offset: state
+            for offset in _SLOTS
             if (state := _decode(path, content[offset : offset + _SLOT_SIZE_BYTES]))
-        ]
+        }
         if not slots:
             os.close(self._descriptor)
             raise DataDirectoryError(
                 f"{path} is damaged: which primary this node had accepted is lost. Move the data "
                 "directory away and join as a new node"
             )
-        self._sequence, self._epoch, self._marks, self._primary = max(slots)
+        self._newest = max(slots, key=lambda offset: slots[offset])  # the slot to be kept longest
+        state = self._sequence, self._epoch, self._marks, self._primary = slots[self._newest]
+        if len(slots) < len(_SLOTS):
+            self.repair = f"one of the two slots of {path} is damaged; the other one counts"
+        if slots.get(_SLOT_SIZE_BYTES - self._newest) != state:
+            self._write(state)
 
     def close(self) -> None:
         """Close the file."""
@@ -132,9 +141,10 @@ class Accepted:
         if self._failed or self._descriptor < 0:
             raise DiskFailedError(f"{self.path} is closed, or failed before (D9)")
         try:
-            offset = state[0] % 2 * _SLOT_SIZE_BYTES
-            os.pwrite(self._descriptor, _encode(state), offset)
-            os.fsync(self._descriptor)
+            # First over the older slot: until it is whole again, the newest must stand.
+            for offset in (_SLOT_SIZE_BYTES - self._newest, self._newest):
+                os.pwrite(self._descriptor, _encode(state), offset)
+                os.fsync(self._descriptor)
         except OSError as error:
             self._failed = True
             raise DiskFailedError(f"writing {self.path}: {error.strerror}") from error

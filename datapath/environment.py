@@ -2,9 +2,11 @@
 
 `store/CURRENT` names the live environment beside it (`env-<number>/`), so that an installed
 snapshot takes over in one atomic step. An environment holds eight *spaces*, each a database of
-byte keys (1 to 511 bytes) in order: 0 the service's, 1 and 2 the client table's. What stands there
-is exactly what the entries wrote. A ninth database, `meta`, holds the format, the cluster id and
-the (applied index, epoch), written in the same transaction as the entries' writes.
+byte keys (1 to 511 bytes) in order: 0 the service's, 1 and 2 the client table's. Under each key
+stands the value that the entries wrote, and a CRC-32C of key and value (4 bytes, little-endian):
+LMDB itself has no checksums. A ninth database, `meta`, holds the format, the cluster id and the
+(applied index, epoch), the last one with a CRC too, written in the same transaction as the entries'
+writes.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 
+import google_crc32c
 import lmdb
 
 from datapath.datadir import replace_file, storage_error, sync_directory
@@ -40,7 +43,9 @@ LOCK_SIZE_BYTES = 16 * 1024
 SLICE = 200
 NAP_S = 0.00002
 
-_FORMAT = b"1"
+_FORMAT = b"2"
+_CRC = struct.Struct("<I")
+_STATE_KEY = b"state"
 _STATE = struct.Struct("<QQ")
 _ITEM = struct.Struct("<BII")
 _ENVIRONMENT_NAME = re.compile(r"env-(\d{16})")
@@ -58,6 +63,25 @@ def lmdb_failure(error: lmdb.Error, path: Path, room_needed_bytes: int = 0) -> S
     return (DiskFullError if full else DiskFailedError)(f"store {path}: {error}")
 
 
+def seal(key: bytes, value: bytes) -> bytes:
+    """Return what is stored under `key` for `value`."""
+    return value + _CRC.pack(google_crc32c.extend(google_crc32c.value(key), value))
+
+
+def unseal(key: bytes, stored: bytes, path: Path) -> bytes:
+    """Return the value that is stored under `key` in the environment `path`.
+
+    Raises DataDirectoryError if it is not what was written.
+    """
+    value = stored[: -_CRC.size]
+    if stored[-_CRC.size :] != _CRC.pack(google_crc32c.extend(google_crc32c.value(key), value)):
+        raise DataDirectoryError(
+            f"store {path} is damaged: what stands under {key!r} is not what was written. Move the "
+            "data directory away and join as a new node"
+        )
+    return value
+
+
 def _allocate_lock(path: Path) -> None:
     """Give LMDB's lock file its room: LMDB maps it sparse, and would die of SIGBUS on a full disk.
 
@@ -73,6 +97,20 @@ def _allocate_lock(path: Path) -> None:
             os.close(descriptor)
     except OSError as error:
         raise storage_error(error, f"making {file}") from error
+
+
+def _fill_up(file: Path, environment: lmdb.Environment) -> None:
+    """Give a file that was cut short its full size, so that no page of it lies outside.
+
+    LMDB reads through a map: a page behind the end kills the process with SIGBUS, and says nothing.
+    A page of zeros is told as damage. (LMDB itself may leave free pages at the end unwritten.)
+    """
+    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    try:
+        if file.stat().st_size < needed:
+            os.truncate(file, needed)
+    except OSError as error:
+        raise storage_error(error, f"opening {file}") from error
 
 
 class Environment:
@@ -94,6 +132,7 @@ class Environment:
                 sync=sync,
                 metasync=sync,
             )
+            _fill_up(path / "data.mdb", self.lmdb)
             # A write transaction that finds everything there writes nothing (a reader's handles
             # would go with it): so a node starts on a full disk.
             with self.lmdb.begin(write=True) as transaction:
@@ -133,14 +172,15 @@ class Environment:
 
     def write_state(self, transaction: lmdb.Transaction, index: int, epoch: int) -> None:
         """Put the (applied index, epoch) into a write transaction."""
-        transaction.put(b"state", _STATE.pack(index, epoch), db=self.meta)
+        state = seal(_STATE_KEY, _STATE.pack(index, epoch))
+        transaction.put(_STATE_KEY, state, db=self.meta)
 
     def state(self, transaction: lmdb.Transaction) -> tuple[int, int]:
         """Return the (applied index, epoch) that a transaction sees."""
-        found = transaction.get(b"state", None, self.meta)
+        found = transaction.get(_STATE_KEY, None, self.meta)
         if found is None:
             return 0, 0
-        index, epoch = _STATE.unpack(found)
+        index, epoch = _STATE.unpack(unseal(_STATE_KEY, bytes(found), self.path))
         return index, epoch
 
     def cluster_id(self, transaction: lmdb.Transaction) -> str:
@@ -167,7 +207,7 @@ class Environment:
                 if end is not None and item[0] >= end:
                     return
                 if item[0] >= start:
-                    yield item
+                    yield item[0], unseal(*item, self.path)
             return
         # The last key before `end`: one back from the first that is not.
         found = (
@@ -181,7 +221,7 @@ class Environment:
             if item[0] < start:
                 return
             if end is None or item[0] < end:
-                yield item
+                yield item[0], unseal(*item, self.path)
 
     def acquire(self) -> Environment:
         """Keep the environment open until `release`."""

@@ -32,7 +32,9 @@ from datapath.environment import (
     Environment,
     lmdb_failure,
     next_environment,
+    seal,
     set_current,
+    unseal,
 )
 from datapath.store import Store
 
@@ -111,7 +113,7 @@ class SnapshotReader:
                 for key, value in cursor.iternext():
                     if room <= 0:
                         return items, (space, key)
-                    items.append((space, key, value))
+                    items.append((space, key, unseal(key, value, self._environment.path)))
                     if not len(items) % SLICE:
                         time.sleep(NAP_S)
                     room -= len(key) + len(value) + 8
@@ -202,7 +204,7 @@ class SnapshotWriter:
                 for space, items in groups:
                     cursor = transaction.cursor(environment.spaces[space])
                     for at in range(0, len(items), SLICE):
-                        piece = items[at : at + SLICE]
+                        piece = [(key, seal(key, value)) for key, value in items[at : at + SLICE]]
                         if cursor.putmulti(piece, append=True)[1] != len(piece):
                             raise ValueError(f"chunk {number} is not in key order")
                         time.sleep(NAP_S)

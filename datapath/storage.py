@@ -13,7 +13,7 @@ from datapath.clock import clock_s
 from datapath.core import Recovered
 from datapath.datadir import DataDirectory
 from datapath.disk import DiskWorker, StoreFlusher
-from datapath.errors import LogCorruptError, SafetyError
+from datapath.errors import DataDirectoryError, LogCorruptError, SafetyError
 from datapath.log import Log
 from datapath.logindex import LogIndex
 from datapath.records import Record
@@ -51,6 +51,8 @@ class Storage:
         self._retention_bytes = retention_bytes
         self._catchup_bytes = catchup_bytes
         self.accepted = Accepted(path / "accepted")
+        if self.accepted.repair:
+            log.warning("%s", self.accepted.repair)
         self.store = Store.open(
             path / "store", cluster_id=directory.cluster_id, map_size_bytes=map_size_bytes
         )
@@ -143,6 +145,7 @@ class Storage:
         """Start the threads. `on_durable` gets the replica's tickets; all on the event loop."""
         self._on_durable = on_durable
         self._on_error = on_error
+        self.store.on_damage = on_error
         self._worker = DiskWorker(self.log, on_done=self._done, on_error=on_error)
         self._flusher = StoreFlusher(
             self.store,
@@ -274,7 +277,11 @@ class Storage:
         """Return (index, digest) of the store, all that is applied now included."""
         if self._flusher is not None:
             await self._flusher.flush_now()
-        return await asyncio.to_thread(self.store.digest)
+        try:
+            return await asyncio.to_thread(self.store.digest)
+        except DataDirectoryError as error:
+            self._on_error(error)
+            raise
 
     # -- snapshots
 

@@ -14,7 +14,7 @@ After a crash the log is replayed from the durable index.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -33,8 +33,16 @@ from datapath.environment import (
     current_environment,
     lmdb_failure,
     remove_other_environments,
+    seal,
+    unseal,
 )
-from datapath.errors import DataDirectoryError, DiskFailedError, DiskFullError, SafetyError
+from datapath.errors import (
+    DataDirectoryError,
+    DiskFailedError,
+    DiskFullError,
+    SafetyError,
+    StorageError,
+)
 from datapath.overlay import Change, Overlay, merge
 from datapath.records import Entry
 
@@ -47,6 +55,8 @@ class Store:
 
     def __init__(self, directory: Path, environment: Environment, map_size_bytes: int) -> None:
         self.directory = directory
+        self.on_damage: Callable[[StorageError], object] = _ignore
+        """Called on the loop thread, before a read raises: the node must not go on with it."""
         self._map_size_bytes = map_size_bytes
         self._environment = environment
         self._read = environment.lmdb.begin()
@@ -179,10 +189,15 @@ class Store:
                 return value
         if not 0 < len(key) <= MAX_KEY_SIZE_BYTES:
             return None
+        environment = self._environment
         try:
-            return self._read.get(key, None, self._environment.spaces[space])
+            stored = self._read.get(key, None, environment.spaces[space])
+            return None if stored is None else unseal(key, stored, environment.path)
         except lmdb.Error as error:
-            raise lmdb_failure(error, self._environment.path) from error
+            raise lmdb_failure(error, environment.path) from error
+        except DataDirectoryError as error:
+            self.on_damage(error)
+            raise
 
     def range(
         self, space: int, start: bytes, end: bytes | None, limit: int, *, reverse: bool = False
@@ -207,6 +222,9 @@ class Store:
             return list(islice(present, max(limit, 0)))
         except lmdb.Error as error:
             raise lmdb_failure(error, self._environment.path) from error
+        except DataDirectoryError as error:
+            self.on_damage(error)
+            raise
 
     def count(self, space: int) -> int:
         """Return how many keys a space has. Costs about 1 us for each key in the overlay."""
@@ -302,7 +320,10 @@ class Store:
                 for space, database in enumerate(environment.spaces):
                     items = transaction.cursor(database).iternext()
                     while piece := list(islice(items, SLICE)):
-                        total.update(space, piece)
+                        total.update(
+                            space,
+                            [(key, unseal(key, value, environment.path)) for key, value in piece],
+                        )
                         time.sleep(NAP_S)
                 return environment.state(transaction)[0], total.hex()
         except lmdb.Error as error:
@@ -363,13 +384,17 @@ class Store:
             self._renew_read()
 
 
+def _ignore(error: StorageError) -> None:
+    """Do nothing: who reads is told."""
+
+
 def _write_space(
     transaction: lmdb.Transaction, database: lmdb._Database, writes: dict[bytes, bytes | None]
 ) -> None:
     cursor = transaction.cursor(database)
     changes = iter(writes.items())
     while piece := sorted(islice(changes, SLICE)):
-        cursor.putmulti([(key, value) for key, value in piece if value is not None])
+        cursor.putmulti([(key, seal(key, value)) for key, value in piece if value is not None])
         for key, value in piece:
             if value is None:
                 transaction.delete(key, db=database)

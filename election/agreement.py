@@ -44,6 +44,10 @@ class AgreementFailedError(Exception):
     """The local agreement member broke (bad journal, dead listener): the node must stop."""
 
 
+class AgreementDamagedError(AgreementFailedError):
+    """What the local member remembers is damaged: to start it again as it is cannot help."""
+
+
 class Agreement(Protocol):
     """Proposes changes of the view and reports the committed one.
 

@@ -1,7 +1,8 @@
 """What can break a member for good. All mean that the process must stop; nothing may be concluded.
 
 AgreementFailedError (election.agreement)
-├── StorageCorruptError     a file of the raft directory is damaged or missing
+├── AgreementDamagedError
+│   └── StorageCorruptError a file of the raft directory is damaged or missing
 ├── StorageFullError        the disk has no room for what must be written
 ├── AddressInUseError       the raft port cannot be bound
 ├── DirectoryInUseError     another process uses the raft directory
@@ -12,10 +13,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from election.agreement import AgreementFailedError
+from election.agreement import AgreementDamagedError, AgreementFailedError
 
 
-class StorageCorruptError(AgreementFailedError):
+class StorageCorruptError(AgreementDamagedError):
     """A file is damaged. The node must not vote with what is left of its memory."""
 
     def __init__(self, path: Path, offset_bytes: int, what: str) -> None:

@@ -26,7 +26,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar, overload
@@ -114,6 +114,8 @@ class NodeProcess:
     def __init__(self, node: str, log_path: Path) -> None:
         self.node = node
         self.log_path = log_path
+        self.command: Sequence[str] = (sys.executable, "-m", "cluster.cli")
+        self.options: Sequence[str] = ()  # for every start
         self._popen: subprocess.Popen[bytes] | None = None
         self._log_start = 0
         self.paused = False
@@ -140,8 +142,8 @@ class NodeProcess:
         with self.log_path.open("ab") as log:
             self._popen = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "cluster.cli", "serve"),
-                    *("--config", str(config), "--node", self.node, *extra),
+                    *(*self.command, "serve", "--config", str(config), "--node", self.node),
+                    *(*self.options, *extra),
                 ],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
@@ -602,8 +604,12 @@ class Writer:
 
     def longest_gap_s(self, since_s: float = 0.0) -> float:
         """Return the longest time without an acknowledgement from `since_s` (monotonic) on."""
-        times = sorted(ack.answered_s for ack in self.acknowledged.values())
-        times = [moment for moment in times if moment >= since_s]
+        times: list[float] = []
+        for ack in reversed(self.acknowledged.values()):
+            if ack.answered_s < since_s:
+                break
+            times.append(ack.answered_s)
+        times.reverse()
         if since_s:
             times.insert(0, since_s)
         return max(later - earlier for earlier, later in itertools.pairwise(times))
@@ -643,21 +649,7 @@ class Writer:
             return found
 
 
-# -- damage to files
-
-
-def segments(directory: Path) -> list[Path]:
-    """Return the log's segment files of a data directory, oldest first."""
-    return sorted((directory / "log").glob("*.seg"))
-
-
-def flip_byte(path: Path, offset: int) -> None:
-    """Invert one byte of a file."""
-    with path.open("r+b") as file:
-        file.seek(offset)
-        (byte,) = file.read(1)
-        file.seek(offset)
-        file.write(bytes([byte ^ 0xFF]))
+# -- small things
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from tests.integration.nodes.conftest import MakeCluster
-from tests.support.cluster import ROOT, Cluster, Writer, segments, wait_until
+from tests.support.cluster import ROOT, Cluster, Writer, wait_until
+from tests.support.damage import segments
 
 pytestmark = pytest.mark.slow
 

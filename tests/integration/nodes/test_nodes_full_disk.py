@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 from tests.integration.nodes.conftest import MakeCluster
 from tests.support.cluster import Cluster, Writer, problem_of, wait_until
 from tests.support.raw_http import Reply, kv
+from tests.support.small_disk import fill, mount_small_disk, unmount
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,33 +32,21 @@ SmallDisk = Callable[[str], Path]
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
     """Mount small file systems, which go away after the test (and after its cluster)."""
-    libc = ctypes.CDLL(None, use_errno=True)
     mounted: list[Path] = []
 
     def mount(name: str) -> Path:
         path = tmp_path / name
         path.mkdir()
-        options = f"size={DISK_SIZE_BYTES}".encode()
-        if libc.mount(b"tmpfs", str(path).encode(), b"tmpfs", 0, options) != 0:
-            reason = os.strerror(ctypes.get_errno())
-            pytest.skip(f"a tmpfs cannot be mounted here ({reason}): run as root")
+        try:
+            mount_small_disk(path, DISK_SIZE_BYTES)
+        except OSError as error:
+            pytest.skip(f"a tmpfs cannot be mounted here ({error.strerror}): run as root")
         mounted.append(path)
         return path
 
     yield mount
-    lazily = 2  # MNT_DETACH
     for path in mounted:
-        libc.umount2(str(path).encode(), lazily)
-
-
-def fill(disk: Path, leave_bytes: int = 0) -> Path:
-    """Use up a disk with a file of other people's; return it."""
-    ballast = disk / "ballast"
-    room = os.statvfs(disk)
-    size = room.f_bavail * room.f_frsize - leave_bytes
-    with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, size)
-    return ballast
+        unmount(path)
 
 
 async def put(cluster: Cluster, node: str, key: str, timeout_ms: int = 5000) -> Reply:

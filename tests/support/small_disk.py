@@ -1,0 +1,33 @@
+"""Small file systems in memory, to be filled. Linux, as root."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+_MNT_DETACH = 2
+
+
+def mount_small_disk(path: Path, size_bytes: int) -> None:
+    """Mount a tmpfs of that size over a directory. Raises OSError where that is not permitted."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    options = f"size={size_bytes}".encode()
+    if libc.mount(b"tmpfs", os.fsencode(path), b"tmpfs", 0, options) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def unmount(path: Path) -> None:
+    """Take it away, as soon as nobody uses it any more."""
+    ctypes.CDLL(None).umount2(os.fsencode(path), _MNT_DETACH)
+
+
+def fill(disk: Path, leave_bytes: int = 0) -> Path:
+    """Use up a disk with a file of other people's; return it."""
+    ballast = disk / "ballast"
+    room = os.statvfs(disk)
+    size = room.f_bavail * room.f_frsize - leave_bytes
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+    return ballast
