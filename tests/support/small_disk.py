@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from pathlib import Path
 
@@ -24,10 +25,20 @@ def unmount(path: Path) -> None:
 
 
 def fill(disk: Path, leave_bytes: int = 0) -> Path:
-    """Use up a disk with a file of other people's; return it."""
+    """Use up a disk with a file of other people's; return it.
+
+    Others write there meanwhile, and take what was free a moment ago.
+    """
     ballast = disk / "ballast"
-    room = os.statvfs(disk)
-    size = room.f_bavail * room.f_frsize - leave_bytes
     with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, size)
-    return ballast
+        for _ in range(100):
+            room = os.statvfs(disk)
+            try:
+                os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - leave_bytes)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                file.truncate(0)
+            else:
+                return ballast
+    raise AssertionError(f"{disk} cannot be filled")
