@@ -35,12 +35,14 @@ from datapath.snapshots import Snapshots
 from datapath.status import cluster_status
 from datapath.storage import Storage
 from election.agreement import Agreement, AgreementUnavailableError, Committed, Unknown
-from election.view import View
+from election.view import RemoveFromInSync, TakeOver, View
 
 log = logging.getLogger(__name__)
 
 TICK_INTERVAL_S = 0.015
 HANDOVER_MARGIN_MS = 1000
+EXCLUDING = (RemoveFromInSync, TakeOver)
+"""Changes that leave replicas out of the in-sync set: from then on they cannot take over."""
 
 
 class Engine:
@@ -249,6 +251,9 @@ class Engine:
         """Propose, and give the replica whatever view that brought. Unknown is read back (E3)."""
         timeout_ms = self._timing.view_change_timeout_ms
         version = proposal.expected_version
+        if isinstance(proposal.change, EXCLUDING) and not await self._hears_consensus(timeout_ms):
+            self._run(self.replica.on_proposal_done, answered=False)
+            return
         outcome = await self._agreement.propose(proposal.change, version, timeout_ms)
         result = type(outcome).__name__
         log.info("proposed %s at version %d: %s", proposal.change, version, result)
@@ -266,6 +271,21 @@ class Engine:
         if view is not None:
             self._on_view(view)
         self._run(self.replica.on_proposal_done, answered=answered)
+
+    async def _hears_consensus(self, timeout_ms: int) -> bool:
+        """Whether consensus answers; what it says is taken.
+
+        A node that sends and does not hear would have everyone else removed, and never learn that
+        it is left to serve alone (docs/decisions/0006-hear-before-you-exclude.md).
+        """
+        try:
+            view = await self._agreement.read_view(timeout_ms)
+        except AgreementUnavailableError as problem:
+            log.warning("nothing proposed, for consensus cannot be heard: %s", problem)
+            return False
+        if view is not None:
+            self._on_view(view)
+        return True
 
     def on_view(self, view: View) -> None:
         """Take a committed view."""

@@ -110,7 +110,7 @@ class Scenario:
             self.load = RecordedLoad(
                 urls,
                 self._directory / "histories",
-                name=self.number,
+                name=self.number.replace(" ", "-"),
                 bounds=self._bounds,
                 mix=self._mix,
             )
