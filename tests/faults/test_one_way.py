@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from tests.faults.scenario import SHAPES, Scenario
+from tests.faults.scenario import PATIENT, SHAPES, Scenario
 from tests.support.partitions import BOTH, PEER, RAFT, Kind
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -21,9 +21,8 @@ KINDS = {"both": BOTH, "data path": PEER, "consensus": RAFT}
 async def test_a_primary_that_only_hears_or_is_only_heard(
     shape: str, kinds: str, direction: Literal["out", "in"], tmp_path: Path
 ) -> None:
-    """Consensus left alone: the primary goes on, and lets silent backups go. Consensus cut: the
-    primary goes on, it needs none. Both cut: the others take over, or the primary got the agreement
-    to go on alone; either way clients of one of the sides are served again.
+    """Data path cut: the primary goes on, and has the silent backups removed. Consensus cut: it goes
+    on with them, it needs no agreement. Both cut: the others take over.
     """
     deaf = "hears nobody" if direction == "in" else "is heard by nobody"
     serving = "the others, after a take-over" if kinds == "both" else "the primary"
@@ -33,6 +32,7 @@ async def test_a_primary_that_only_hears_or_is_only_heard(
         number=f"03-{kinds}-{direction}",
         title=f"primary {deaf} ({kinds})",
         promise=serving,
+        timing={} if kinds == "both" else PATIENT,
     ) as scenario:
         await scenario.net.isolate(scenario.primary, kinds=KINDS[kinds], direction=direction)
         if kinds == "both":

@@ -36,7 +36,8 @@ How = Literal["drop", "hold", "refuse"]
 
 PEER: tuple[Kind, ...] = ("peer",)
 RAFT: tuple[Kind, ...] = ("raft",)
-BOTH: tuple[Kind, ...] = ("peer", "raft")
+BOTH: tuple[Kind, ...] = ("raft", "peer")
+"""Consensus first: nobody is to have the time between two cuts to agree on what the first means."""
 
 HOLD_LIMIT_S = 0.9
 """Nodes close connections that have been silent for a second and more: nobody is there then, to
@@ -76,6 +77,11 @@ class Network:
         """Put a proxy before each node's HTTP API; return the URLs."""
         for node, spec in self.cluster.specs.items():
             self._clients[node] = self.server.add(f"clients of {node}", spec.client)
+        return self.client_urls
+
+    @property
+    def client_urls(self) -> dict[str, str]:
+        """Each node's HTTP API behind its proxy."""
         return {node: f"http://{proxy.listen}" for node, proxy in self._clients.items()}
 
     # -- what can be done to links
@@ -132,9 +138,7 @@ class Network:
         direction: Literal["both", "out", "in"] = "both",
     ) -> None:
         """Cut a node off from all others; only what it sends ("out"), only what it hears ("in")."""
-        kinds = tuple(kinds)
-        # Consensus first: a node must not have the time between two cuts to agree on something.
-        for kind in sorted(kinds, reverse=True):
+        for kind in kinds:
             for other in self.nodes:
                 if other == node:
                     continue

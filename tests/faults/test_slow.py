@@ -1,0 +1,163 @@
+"""Links that are slow, narrow or shaky, but carry everything in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.scenario import PATIENT, SHAPES, Scenario
+from tests.faults.test_backup_cut_off import HEAVY, MOSTLY_PUTS, SMALL_LOG
+from tests.support.cluster import wait_until
+from tests.support.partitions import HOLD_LIMIT_S, PEER
+from tests.support.recorded_load import Bounds
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+UNHURRIED = Bounds(timeout_ms=4000, patience_ms=5000, give_up_s=12.0, generation_s=3.0)
+WATCHED_S = 4.0
+"""How long a state that lasts is looked at."""
+
+
+@pytest.mark.parametrize(("latency_ms", "jitter_ms"), [(50, 20), (100, 40), (200, 50)])
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_every_link_is_slow(
+    shape: str, latency_ms: int, jitter_ms: int, tmp_path: Path
+) -> None:
+    """The cluster serves: with all replicas while answers come back within the lease, and with the
+    primary alone in the in-sync set where they do not."""
+    async with Scenario(
+        tmp_path,
+        shape=shape,
+        number=f"10-latency-{latency_ms:04}",
+        title=f"latency {latency_ms} ± {jitter_ms} ms on every link, each way",
+        promise="the primary at least",
+        bounds=UNHURRIED,
+    ) as scenario:
+        await scenario.net.toxic_everywhere(
+            "latency", {"latency": latency_ms, "jitter": jitter_ms}
+        )
+        primary = await scenario.cluster.primary()
+        await scenario.serves(primary, count=20)
+
+
+@pytest.mark.parametrize(("latency_ms", "jitter_ms"), [(500, 100), (1000, 200)])
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_every_link_is_slower_than_any_time_out(
+    shape: str, latency_ms: int, jitter_ms: int, tmp_path: Path
+) -> None:
+    """Safety, and recovery afterwards: nothing else is promised."""
+    async with Scenario(
+        tmp_path,
+        shape=shape,
+        number=f"10-latency-{latency_ms:04}",
+        title=f"latency {latency_ms} ± {jitter_ms} ms on every link, each way",
+        promise="nothing (safety only)",
+        bounds=UNHURRIED,
+    ) as scenario:
+        await scenario.net.toxic_everywhere(
+            "latency", {"latency": latency_ms, "jitter": jitter_ms}
+        )
+        await asyncio.sleep(WATCHED_S)  # nothing is waited for: this is how long it lasts
+
+
+@pytest.mark.parametrize("latency_ms", [150, 300])
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_one_backup_is_too_far_away(shape: str, latency_ms: int, tmp_path: Path) -> None:
+    """Its promises come back when they have run out: the primary goes on without it."""
+    async with Scenario(
+        tmp_path,
+        shape=shape,
+        number=f"11-far-{latency_ms:04}",
+        title=f"latency {latency_ms} ms to one backup, each way",
+        promise="everyone else",
+        bounds=UNHURRIED,
+    ) as scenario:
+        backup = scenario.backups[0]
+        for other in scenario.cluster.specs:
+            if other != backup:
+                await scenario.net.toxic(backup, other, "latency", {"latency": latency_ms})
+        await scenario.serves(*(node for node in scenario.cluster.specs if node != backup))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_64_kb_per_second_in_the_middle_of_a_snapshot(shape: str, tmp_path: Path) -> None:
+    """The transfer crawls, and holds up nobody's writes."""
+    async with Scenario(
+        tmp_path,
+        shape=shape,
+        number="12-narrow",
+        title="64 KB/s to a backup in the middle of its snapshot",
+        promise="everyone else, without a take-over",
+        limits=SMALL_LOG,
+        timing=PATIENT,
+        bounds=HEAVY,
+        mix=MOSTLY_PUTS,
+    ) as scenario:
+        cluster, backup = scenario.cluster, scenario.backups[0]
+        async with cluster.client(scenario.primary) as client:
+            for number in range(500):
+                await client.put(f"ballast/{number}", bytes(4000))
+        await scenario.net.isolate(backup)
+        await scenario.goes_on(besides=backup)
+        held = await cluster.metric(backup, "last_index")
+
+        async def trimmed() -> bool:
+            scenario.load.check_healthy()
+            return await cluster.metric(scenario.primary, "log_first_index") > held + 1
+
+        await wait_until(trimmed, f"{scenario.primary} keeps no log that far back", 40)
+        await scenario.net.heal()
+        for node in cluster.specs:
+            if node != backup:
+                await scenario.net.toxic(node, backup, "bandwidth", {"rate": 64}, kinds=PEER)
+        others = [node for node in cluster.specs if node != backup]
+        end_s = time.monotonic() + WATCHED_S
+        while time.monotonic() < end_s:
+            await scenario.serves(*others)
+        status = await cluster.status(scenario.primary)
+        assert status is not None
+        assert status.primary == scenario.primary
+        assert backup not in status.in_sync, "2 MB do not pass in 4 s: it should be on its way"
+        await scenario.net.heal()
+        await cluster.wait_in_sync(*cluster.replicas)
+        assert await cluster.metric(backup, "snapshots_received_total") >= 1
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_flapping_links(shape: str, tmp_path: Path) -> None:
+    """The primary's links go down and up again, longer than its lease and grace; whenever they are
+    up for a while, everyone serves."""
+    async with Scenario(
+        tmp_path,
+        shape=shape,
+        number="13-flapping",
+        title="primary's links down and up, 5 times",
+        promise="everyone, between the cuts",
+    ) as scenario:
+        for turn in range(5):
+            primary = await scenario.cluster.primary()
+            await scenario.net.isolate(primary, how="refuse" if turn % 2 else "drop")
+            await asyncio.sleep(0.2 * turn)  # shorter and longer than a lease, a grace, an election
+            await scenario.net.heal()
+            await scenario.serves(*scenario.cluster.specs, count=5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_messages_that_are_held_back_past_the_lease(shape: str, tmp_path: Path) -> None:
+    """What was sent before another took over arrives after it, on the same connections."""
+    async with Scenario(
+        tmp_path,
+        shape=shape,
+        number="13-late",
+        title="primary's messages held back 0.8 s, then delivered, 4 times",
+        promise="everyone, between the stalls",
+    ) as scenario:
+        for _ in range(4):
+            primary = await scenario.cluster.primary()
+            await scenario.net.isolate(primary, how="hold")
+            await asyncio.sleep(HOLD_LIMIT_S - 0.3)
+            await scenario.net.heal(in_place=True)
+            await scenario.serves(*scenario.cluster.specs, count=5)
