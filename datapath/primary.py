@@ -392,7 +392,7 @@ class Primary:
     def on_stall(self) -> None:
         """This node itself stood still: give everyone a new period before accusing them."""
         for peer in self.peers.values():
-            peer.heard_ms = peer.advanced_ms = self._core.now_ms
+            peer.heard_ms = peer.advanced_ms = peer.excused_ms = self._core.now_ms
 
     def on_tick(self) -> None:
         """Heartbeats, suspicion, and whatever change of the view is due."""
@@ -460,6 +460,9 @@ class Primary:
             patience_ms = SUSPECT_PATIENCE_GRACES * core.timing.grace_period_ms
         return (
             core.now_ms - peer.heard_ms >= patience_ms
+            # D5: it answers, but so late that each promise has run out when it comes: no read can
+            # be served with it.
+            or peer.lease_age_ms(core.now_ms) >= max(patience_ms, core.timing.lease_duration_ms)
             or peer.stalled_for_ms(core.now_ms) >= core.timing.ack_timeout_ms
             or not peer.writable
             or peer.needs_snapshot

@@ -30,6 +30,7 @@ class Progress:
         self.opened_ms = now_ms  # when the session began
         self.advanced_ms = now_ms  # the last time that it had nothing open or acknowledged some
         self.lease_start_ms: float | None = None  # sending time of the newest answered heartbeat
+        self.excused_ms = now_ms  # what was missing before then is not held against it
         self.needs_snapshot = False
         self.sending_snapshot = False  # one is on its way, perhaps since an older session
         self._heartbeats: deque[tuple[int, float]] = deque(maxlen=MAX_UNANSWERED_HEARTBEATS)
@@ -58,6 +59,12 @@ class Progress:
             number, sent_ms = self._heartbeats.popleft()
             if number == sequence:
                 self.lease_start_ms = max(sent_ms, self.lease_start_ms or sent_ms)
+
+    def lease_age_ms(self, now_ms: float) -> float:
+        """How old the newest promise is, or how long none has come."""
+        if self.lease_start_ms is None:
+            return now_ms - self.excused_ms
+        return now_ms - max(self.lease_start_ms, self.excused_ms)
 
     def sent(self, last_index: int, size_bytes: int, now_ms: float) -> None:
         """Records up to `last_index` left for it."""

@@ -49,7 +49,9 @@ class Prober:
 
     async def _run(self) -> None:
         kinds: tuple[Success, ...] = ("write", "read")
-        for number, (node, kind) in enumerate(itertools.cycle(itertools.product(self._urls, kinds))):
+        for number, (node, kind) in enumerate(
+            itertools.cycle(itertools.product(self._urls, kinds))
+        ):
             task = asyncio.create_task(self._probe(kind, node, f"probe/{number % 50}"))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

@@ -12,9 +12,10 @@ node answered a write, and no node a linearizable read, from the attack to the r
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -34,12 +35,14 @@ RECOVERY_S = 40.0
 """How long everyone may take to be in sync again. Generous: the machine may be busy."""
 TAKE_OVER_S = 20.0
 """How long another primary may take to serve. It takes well under one second on an idle machine."""
+WATCHED_S = 3.0
+"""How long a state that lasts is looked at."""
 PATIENCE = Bounds(timeout_ms=1000, patience_ms=1500, give_up_s=8.0, generation_s=3.0)
 """Clients that turn elsewhere soon, so that a scenario is over soon."""
 
 PATIENT: Mapping[str, Scalar] = {"grace_period_ms": 3000}
-"""For scenarios in which the primary has no reason to stop: it has the backups removed before they
-may take over, and on a busy machine the usual 150 ms between the two would be too short for that."""
+"""For scenarios in which the primary has no reason to stop: it has backups removed before they may
+take over, and on a busy machine the usual 150 ms between the two would be too short for that."""
 
 REPORT_VARIABLE = "ONECOPY_FAULTS_REPORT"
 
@@ -162,8 +165,7 @@ class Scenario:
         try:
             await self.net.heal()
             await cluster.wait_in_sync(*cluster.replicas, deadline_s=RECOVERY_S)
-            for node in cluster.specs:
-                await load.progress(writes=10, reads=10, node=node, deadline_s=RECOVERY_S)
+            await self._progress(cluster.specs, 10, RECOVERY_S)
             recovered_ns = time.monotonic_ns()
             await self.prober.__aexit__(None, None, None)
         except BaseException as problem:
@@ -193,8 +195,20 @@ class Scenario:
 
     async def serves(self, *nodes: str, count: int = 15, deadline_s: float = TAKE_OVER_S) -> None:
         """Wait until clients of each of these nodes have written and read so often from now on."""
-        for node in nodes:
-            await self.load.progress(writes=count, reads=count, node=node, deadline_s=deadline_s)
+        await self._progress(nodes, count, deadline_s)
+
+    async def _progress(self, nodes: Iterable[str], count: int, deadline_s: float) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for node in nodes:
+                tasks.create_task(
+                    self.load.progress(writes=count, reads=count, node=node, deadline_s=deadline_s)
+                )
+
+    async def keeps_serving(self, *nodes: str, seconds: float = WATCHED_S) -> None:
+        """Wait for so long, and see each of these nodes answer writes and reads at its end too."""
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s:
+            await self.serves(*nodes, count=5)
 
     async def another_primary(self) -> str:
         """Wait for another primary than the first."""

@@ -117,8 +117,8 @@ async def test_the_witness_is_cut_off_and_then_the_backup(shape: str, tmp_path: 
 
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_the_majority_is_lost(shape: str, tmp_path: Path) -> None:
-    """Everybody is alone: reads and writes are refused everywhere, with 503, once the lease is over;
-    what was committed can be read with consistency=stale."""
+    """Everybody is alone: once the lease is over, reads and writes are refused everywhere, with 503.
+    What was committed can be read with consistency=stale."""
     async with Scenario(
         tmp_path,
         shape=shape,

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.faults.scenario import PATIENCE, SHAPES, Scenario
+from tests.faults.scenario import PATIENCE, SHAPES, WATCHED_S, Scenario
 from tests.support.cluster import wait_until
-from tests.support.partitions import PEER
 from tests.support.raw_http import connect, kv
 from tests.support.recorded_load import Mix
 from tests.support.toxiproxy import Attributes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
-
-WATCHED_S = 3.0
 
 MANGLED: dict[str, tuple[str, Attributes]] = {
     "slices of 1 to 40 bytes": (
@@ -47,11 +43,8 @@ async def test_the_links_of_a_backup_are_mangled(shape: str, what: str, tmp_path
     ) as scenario:
         backup = scenario.backups[0]
         others = [node for node in scenario.cluster.specs if node != backup]
-        for other in others:
-            await scenario.net.toxic(backup, other, kind, attributes)
-        end_s = time.monotonic() + WATCHED_S
-        while time.monotonic() < end_s:
-            await scenario.serves(*others, count=10)
+        await scenario.net.toxic_around(backup, kind, attributes)
+        await scenario.keeps_serving(*others)
         if what in SERVING:
             await scenario.serves(backup, count=10)
 
@@ -111,8 +104,10 @@ async def test_clients_whose_answers_are_cut_short(shape: str, tmp_path: Path) -
         before = load.counts["attempt cut"], load.counts["repeats"]
         await scenario.net.client_toxic("limit_data", "downstream", {"bytes": 700})
         await wait_until(
-            lambda: load.counts["attempt cut"] > before[0] + 60
-            and load.counts["repeats"] > before[1] + 20,
+            lambda: (
+                load.counts["attempt cut"] > before[0] + 60
+                and load.counts["repeats"] > before[1] + 20
+            ),
             "answers are cut, and requests repeated",
         )
         await scenario.serves(*scenario.cluster.specs)

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.faults.scenario import PATIENT, SHAPES, Scenario
-from tests.faults.test_backup_cut_off import HEAVY, MOSTLY_PUTS, SMALL_LOG
+from tests.faults.scenario import PATIENT, SHAPES, WATCHED_S, Scenario
+from tests.faults.test_backup_cut_off import SMALL_LOG
 from tests.support.cluster import wait_until
-from tests.support.partitions import HOLD_LIMIT_S, PEER
+from tests.support.partitions import PEER
 from tests.support.recorded_load import Bounds
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
+BALLAST = 300
+"""Values of 8 kB that make a snapshot of 2.4 MB: 37 s at 64 KB/s."""
 UNHURRIED = Bounds(timeout_ms=4000, patience_ms=5000, give_up_s=12.0, generation_s=3.0)
-WATCHED_S = 4.0
-"""How long a state that lasts is looked at."""
 
 
-@pytest.mark.parametrize(("latency_ms", "jitter_ms"), [(50, 20), (100, 40), (200, 50)])
+@pytest.mark.parametrize(("latency_ms", "jitter_ms"), [(50, 20), (200, 50)])
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_every_link_is_slow(
     shape: str, latency_ms: int, jitter_ms: int, tmp_path: Path
@@ -36,9 +35,7 @@ async def test_every_link_is_slow(
         promise="the primary at least",
         bounds=UNHURRIED,
     ) as scenario:
-        await scenario.net.toxic_everywhere(
-            "latency", {"latency": latency_ms, "jitter": jitter_ms}
-        )
+        await scenario.net.toxic_everywhere("latency", {"latency": latency_ms, "jitter": jitter_ms})
         primary = await scenario.cluster.primary()
         await scenario.serves(primary, count=20)
 
@@ -57,29 +54,48 @@ async def test_every_link_is_slower_than_any_time_out(
         promise="nothing (safety only)",
         bounds=UNHURRIED,
     ) as scenario:
-        await scenario.net.toxic_everywhere(
-            "latency", {"latency": latency_ms, "jitter": jitter_ms}
-        )
+        await scenario.net.toxic_everywhere("latency", {"latency": latency_ms, "jitter": jitter_ms})
         await asyncio.sleep(WATCHED_S)  # nothing is waited for: this is how long it lasts
 
 
-@pytest.mark.parametrize("latency_ms", [150, 300])
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_one_backup_is_too_far_away(shape: str, latency_ms: int, tmp_path: Path) -> None:
+async def test_one_backup_is_suddenly_too_far_away(shape: str, tmp_path: Path) -> None:
     """Its promises come back when they have run out: the primary goes on without it."""
     async with Scenario(
         tmp_path,
         shape=shape,
-        number=f"11-far-{latency_ms:04}",
-        title=f"latency {latency_ms} ms to one backup, each way",
+        number="11-far",
+        title="latency 300 ms to one backup, each way",
         promise="everyone else",
+        timing=PATIENT,
         bounds=UNHURRIED,
     ) as scenario:
         backup = scenario.backups[0]
-        for other in scenario.cluster.specs:
-            if other != backup:
-                await scenario.net.toxic(backup, other, "latency", {"latency": latency_ms})
-        await scenario.serves(*(node for node in scenario.cluster.specs if node != backup))
+        others = [node for node in scenario.cluster.specs if node != backup]
+        await scenario.net.toxic_around(backup, "latency", {"latency": 300})
+        await scenario.goes_on(besides=backup)
+        await scenario.keeps_serving(*others)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_one_backup_is_moved_too_far_away_by_and_by(shape: str, tmp_path: Path) -> None:
+    """The same, but it is never silent: its answers come regularly, later and later."""
+    async with Scenario(
+        tmp_path,
+        shape=shape,
+        number="11-creeping",
+        title="latency to one backup growing to 200 ms, each way",
+        promise="everyone else",
+        timing=PATIENT,
+        bounds=UNHURRIED,
+    ) as scenario:
+        backup = scenario.backups[0]
+        others = [node for node in scenario.cluster.specs if node != backup]
+        for _ in range(10):
+            for other in others:
+                await scenario.net.toxic(backup, other, "latency", {"latency": 20}, kinds=PEER)
+        await scenario.goes_on(besides=backup)
+        await scenario.keeps_serving(*others)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -93,34 +109,28 @@ async def test_64_kb_per_second_in_the_middle_of_a_snapshot(shape: str, tmp_path
         promise="everyone else, without a take-over",
         limits=SMALL_LOG,
         timing=PATIENT,
-        bounds=HEAVY,
-        mix=MOSTLY_PUTS,
     ) as scenario:
         cluster, backup = scenario.cluster, scenario.backups[0]
-        async with cluster.client(scenario.primary) as client:
-            for number in range(500):
-                await client.put(f"ballast/{number}", bytes(4000))
+        others = [node for node in cluster.specs if node != backup]
         await scenario.net.isolate(backup)
         await scenario.goes_on(besides=backup)
         held = await cluster.metric(backup, "last_index")
+        async with cluster.client(scenario.primary) as client, asyncio.TaskGroup() as tasks:
+            for number in range(BALLAST):
+                tasks.create_task(client.put(f"ballast/{number}", bytes(8000)))
 
         async def trimmed() -> bool:
-            scenario.load.check_healthy()
             return await cluster.metric(scenario.primary, "log_first_index") > held + 1
 
-        await wait_until(trimmed, f"{scenario.primary} keeps no log that far back", 40)
+        await wait_until(trimmed, f"{scenario.primary} keeps no log that far back")
         await scenario.net.heal()
-        for node in cluster.specs:
-            if node != backup:
-                await scenario.net.toxic(node, backup, "bandwidth", {"rate": 64}, kinds=PEER)
-        others = [node for node in cluster.specs if node != backup]
-        end_s = time.monotonic() + WATCHED_S
-        while time.monotonic() < end_s:
-            await scenario.serves(*others)
+        for node in others:
+            await scenario.net.toxic(node, backup, "bandwidth", {"rate": 64}, kinds=PEER)
+        await scenario.keeps_serving(*others, seconds=4.0)
         status = await cluster.status(scenario.primary)
         assert status is not None
         assert status.primary == scenario.primary
-        assert backup not in status.in_sync, "2 MB do not pass in 4 s: it should be on its way"
+        assert backup not in status.in_sync, "so much does not pass in 4 s"
         await scenario.net.heal()
         await cluster.wait_in_sync(*cluster.replicas)
         assert await cluster.metric(backup, "snapshots_received_total") >= 1
@@ -146,18 +156,18 @@ async def test_flapping_links(shape: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_messages_that_are_held_back_past_the_lease(shape: str, tmp_path: Path) -> None:
-    """What was sent before another took over arrives after it, on the same connections."""
+async def test_messages_that_arrive_after_another_has_taken_over(
+    shape: str, tmp_path: Path
+) -> None:
+    """All that the primary sends and hears is 700 ms old: what it sent before another took over
+    arrives afterwards, on connections that have never broken."""
     async with Scenario(
         tmp_path,
         shape=shape,
         number="13-late",
-        title="primary's messages held back 0.8 s, then delivered, 4 times",
-        promise="everyone, between the stalls",
+        title="latency 700 ms to and from the primary",
+        promise="the others, after a take-over",
     ) as scenario:
-        for _ in range(4):
-            primary = await scenario.cluster.primary()
-            await scenario.net.isolate(primary, how="hold")
-            await asyncio.sleep(HOLD_LIMIT_S - 0.3)
-            await scenario.net.heal(in_place=True)
-            await scenario.serves(*scenario.cluster.specs, count=5)
+        await scenario.net.toxic_around(scenario.primary, "latency", {"latency": 700})
+        await scenario.another_primary()
+        await scenario.keeps_serving(*scenario.others)

@@ -26,7 +26,7 @@ from datapath.primary import Primary
 from datapath.progress import Progress
 from datapath.replica import Replica
 from election.view import View
-from tests.scenarios import test_lost_entries, test_promises, test_snapshots
+from tests.scenarios import test_far_backups, test_lost_entries, test_promises, test_snapshots
 from tests.sim.clockwork import ViolationError
 from tests.sim.consensus_mutants import CONSENSUS_MUTANTS
 from tests.sim.faults import Schedule
@@ -144,6 +144,10 @@ def _d4_restart_forgets_promises() -> list[Patch]:
         backup.contact_ms = contact
 
     return [patch.object(Backup, "__init__", forget), patch.object(Backup, "on_view", view)]
+
+
+def _d5_late_promises() -> list[Patch]:
+    return [patch.object(Progress, "lease_age_ms", lambda _peer, _now_ms: 0.0)]
 
 
 def _d5_late_removal() -> list[Patch]:
@@ -311,6 +315,10 @@ MUTANTS = (
     Mutant(
         "D5", "silent replicas stay in the in-sync set", _d5_late_removal,
         scenario=test_promises.test_reads_do_not_stop_when_a_backup_dies,
+    ),
+    Mutant(
+        "D5", "a backup whose promises come too late stays", _d5_late_promises,
+        scenario=test_far_backups.test_a_backup_whose_promises_come_too_late_is_removed,
     ),
     Mutant("D6", "serves before its opening entry commits", _d6_serve_before_the_opening_commits),
     Mutant("D6", "logs are taken to match", _d6_no_matching, seed=4),

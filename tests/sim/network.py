@@ -42,6 +42,8 @@ class Network:
     def __init__(self, clockwork: Clockwork) -> None:
         self._clockwork = clockwork
         self.delay_ms = FAST_MS
+        self.extra_ms: defaultdict[tuple[str, str], float] = defaultdict(float)
+        """What links take longer, by (from, to)."""
         self.nodes: dict[str, Node] = {}
         self._cuts: defaultdict[tuple[str, str], int] = defaultdict(int)
         self.connections: list[Connection] = []
@@ -190,6 +192,8 @@ class Network:
         clockwork = self._clockwork
         low, high = self.delay_ms
         arrival = clockwork.now + low + (high - low) * clockwork.random.random()
+        if self.extra_ms:
+            arrival += self.extra_ms[self._direction(connection, direction)]
         arrival = max(arrival, connection.ready[direction])
         connection.ready[direction] = arrival
         clockwork.after(arrival - clockwork.now, self._arrive, connection, direction, message)

@@ -96,6 +96,14 @@ class Cluster:
                 self.cut(node, other)
                 self.cut(other, node)
 
+    def move_away(self, node: str, distance_ms: float) -> None:
+        """Messages to and from a node come to take that much longer, by and by."""
+        for _ in range(round(distance_ms / 10)):
+            for other in self.world.nodes:
+                self.world.network.extra_ms[node, other] += 10
+                self.world.network.extra_ms[other, node] += 10
+            self.run(100)
+
     def rejoin(self) -> None:
         """All cuts heal."""
         self.world.network.heal_all()

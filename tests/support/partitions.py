@@ -7,8 +7,8 @@
     await net.toxic("n1", "n2", "latency", {"latency": 100, "jitter": 30})
     await net.heal()
 
-Each ordered pair of nodes has a proxy of its own for `peer` and one for `raft`. A direction is not a
-proxy: bytes from n1 to n2 flow upstream on the connections that n1 dials, and downstream on those
+Each ordered pair of nodes has a proxy of its own for `peer` and one for `raft`. A direction is not
+a proxy: bytes from n1 to n2 flow upstream on the connections that n1 dials, and downstream on those
 that n2 dials. (On the data path each dials the other; for consensus the larger id dials.) So every
 word here acts on both proxies of the pair, each on the right stream, whoever dials.
 
@@ -16,8 +16,6 @@ Ways to cut:
 
 - `drop`: what is sent vanishes; connections stay open, new ones are accepted and get no answer.
   Healing closes the connections that have lost bytes.
-- `hold`: the same for as long as it lasts, but what was sent arrives when healed, late, on the same
-  connections. For less than HOLD_LIMIT_S, and healed `in_place`.
 - `refuse`: connections break at once, new ones are refused. Always both ways.
 """
 
@@ -32,21 +30,13 @@ from tests.support.cluster import Cluster
 from tests.support.toxiproxy import Attributes, Proxy, Stream, ToxiproxyServer
 
 Kind = Literal["peer", "raft"]
-How = Literal["drop", "hold", "refuse"]
+How = Literal["drop", "refuse"]
 
 PEER: tuple[Kind, ...] = ("peer",)
 RAFT: tuple[Kind, ...] = ("raft",)
 BOTH: tuple[Kind, ...] = ("raft", "peer")
 """Consensus first: nobody is to have the time between two cuts to agree on what the first means."""
 
-HOLD_LIMIT_S = 0.9
-"""Nodes close connections that have been silent for a second and more: nobody is there then, to
-deliver to what was held back."""
-
-_CUTS: dict[How, tuple[str, Attributes]] = {
-    "drop": ("timeout", {"timeout": 0}),
-    "hold": ("bandwidth", {"rate": 0}),
-}
 _HOLDING = frozenset({"bandwidth", "latency", "slicer", "slow_close"})
 
 
@@ -106,8 +96,16 @@ class Network:
         self, kind: str, attributes: Attributes, *, kinds: Iterable[Kind] = BOTH
     ) -> None:
         """Add a toxic to every link, both ways."""
-        for a, b in itertools.combinations(self.nodes, 2):
-            await self.toxic(a, b, kind, attributes, kinds=kinds)
+        for link in kinds:
+            for a, b in itertools.combinations(self.nodes, 2):
+                await self.toxic(a, b, kind, attributes, kinds=(link,))
+
+    async def toxic_around(self, node: str, kind: str, attributes: Attributes) -> None:
+        """Add a toxic to every link of one node, both ways; to consensus first."""
+        for link in BOTH:
+            for other in self.nodes:
+                if other != node:
+                    await self.toxic(node, other, kind, attributes, kinds=(link,))
 
     async def cut(
         self,
@@ -126,8 +124,7 @@ class Network:
                 for pair in ((source, target), (target, source)):
                     await asyncio.to_thread(self._links[(*pair, kind)].disable)
             return
-        toxic, attributes = _CUTS[how]
-        await self.toxic(source, target, toxic, attributes, kinds=kinds, one_way=one_way)
+        await self.toxic(source, target, "timeout", {"timeout": 0}, kinds=kinds, one_way=one_way)
 
     async def isolate(
         self,
@@ -150,10 +147,10 @@ class Network:
         for proxy in self._clients.values():
             await self._add_to(proxy, kind, stream, attributes)
 
-    async def heal(self, *, in_place: bool = False) -> None:
-        """Undo everything. What toxics hold back is lost with its connection, unless `in_place`."""
+    async def heal(self) -> None:
+        """Undo everything. What is held back is lost, and so are the connections it was sent on."""
         holding, self._holding = self._holding, set()
-        for proxy in () if in_place else holding:
+        for proxy in holding:
             await asyncio.to_thread(self.server.renew, proxy)
         await asyncio.to_thread(self.server.reset)
 
@@ -163,7 +160,9 @@ class Network:
         await self._add_to(self._links[source, target, link], kind, "upstream", attributes)
         await self._add_to(self._links[target, source, link], kind, "downstream", attributes)
 
-    async def _add_to(self, proxy: Proxy, kind: str, stream: Stream, attributes: Attributes) -> None:
+    async def _add_to(
+        self, proxy: Proxy, kind: str, stream: Stream, attributes: Attributes
+    ) -> None:
         if kind in _HOLDING:
             self._holding.add(proxy)
         name = f"{kind}-{stream}-{next(self._names)}"

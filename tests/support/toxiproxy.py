@@ -148,4 +148,3 @@ class ToxiproxyServer:
 def _listing() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = APIConsumer.get("/proxies").json()
     return found
-
