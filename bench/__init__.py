@@ -1,0 +1,1 @@
+"""What onecopy costs, beside what one would use instead: `python -m bench --list`."""

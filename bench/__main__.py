@@ -1,0 +1,106 @@
+"""`python -m bench NAME [options]`, `… --list`, `… tour`, `… report`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+
+from bench import machine
+from bench.context import RESULTS, Context, save
+from bench.peers.process import BenchError
+from bench.registry import ALL, BY_NAME, Benchmark
+
+DEFAULT_WORK = Path("/var/tmp")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("name", required=False)
+@click.option("--list", "list_all", is_flag=True, help="List the benchmarks.")
+@click.option("--seconds", type=float, help="Seconds of each measurement.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds of what is repeated.")
+@click.option("--kills", type=click.IntRange(1), help="How many processes are killed or stopped.")
+@click.option("--size-mb", type=click.IntRange(1), help="Size of the snapshot benchmark's state.")
+@click.option("--keys-max", type=click.IntRange(1), help="Most keys of the growth benchmark.")
+@click.option("--minutes", type=float, help="Length of the memory benchmark.")
+@click.option("--only", default="", help="Peers to measure, separated by commas.")
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, help="Results directory.")
+@click.option("--work", type=click.Path(path_type=Path), default=DEFAULT_WORK, help="For data.")
+def main(
+    name: str | None, list_all: bool, out: Path, work: Path, only: str, **changes: Any
+) -> None:
+    """Measure what onecopy costs, beside what one would use instead.
+
+    NAME is one of --list, `tour` for all of them within 15 minutes, or `report` to write
+    docs/benchmarks.md from the results that are there.
+    """
+    console = Console()
+    if list_all or name is None:
+        for benchmark in ALL:
+            console.print(f"{benchmark.name:<16} {benchmark.summary}", highlight=False)
+        return
+    if name == "report":
+        from bench.report import write_report  # noqa: PLC0415 -- matplotlib takes a second
+
+        for path in write_report(out):
+            console.print(f"wrote {path}", highlight=False)
+        return
+    given = {field: value for field, value in changes.items() if value is not None}
+    if only:
+        given["only"] = tuple(only.split(","))
+    if name != "tour" and name not in BY_NAME:
+        raise click.UsageError(f"there is no benchmark {name!r}; see python -m bench --list")
+    if machine.filesystem(work.resolve()) in {"tmpfs", "ramfs"}:
+        raise click.UsageError(f"{work} is in memory: fsync costs nothing there; choose --work")
+    chosen = ALL if name == "tour" else (BY_NAME[name],)
+    failed = _run_all(console, chosen, given, out, work, tour=name == "tour")
+    if name == "tour":
+        from bench.report import write_report  # noqa: PLC0415
+
+        for path in write_report(out):
+            console.print(f"wrote {path}", highlight=False)
+    sys.exit(1 if failed else 0)
+
+
+def _run_all(
+    console: Console,
+    chosen: tuple[Benchmark, ...],
+    given: dict[str, Any],
+    out: Path,
+    work: Path,
+    *,
+    tour: bool,
+) -> list[str]:
+    """Run benchmarks one after the other; return the names of those that failed."""
+    begin = time.monotonic()
+    failed = []
+    for number, benchmark in enumerate(chosen):
+        options = msgspec.structs.replace(benchmark.tour if tour else benchmark.default, **given)
+        passed = time.monotonic() - begin
+        place = f"[{number + 1}/{len(chosen)}, {passed / 60:.1f} min] " if tour else ""
+        console.rule(f"{place}{benchmark.name}: {benchmark.summary}")
+        directory = Path(tempfile.mkdtemp(prefix="onecopy-bench-", dir=work))
+        context = Context(options, directory, console)
+        try:
+            context.ceiling()
+            data = benchmark.run(context)
+            command = "python -m bench " + " ".join(sys.argv[1:])
+            path = save(context, benchmark.name, data, out, command)
+            console.print(f"wrote {path}", highlight=False)
+        except BenchError as error:
+            console.print(f"{benchmark.name} failed: {error}", highlight=False, markup=False)
+            failed.append(benchmark.name)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+    return failed
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""etcd over gRPC: loaded by a small Go program (`bench/go/etcdload`) with etcd's own client.
+
+A Python gRPC client would be measured, not etcd. The program is built once into the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import msgspec
+
+from bench.accounting import usage
+from bench.histogram import figures, merge
+from bench.loads import Result, result
+from bench.peers.etcd import Etcd
+from bench.peers.process import BenchError, MissingPeerError
+from bench.spec import Outcome
+
+SOURCE = Path(__file__).resolve().parent / "go" / "etcdload"
+BUILD_DEADLINE_S = 600
+HOW_TO_GET = "etcd over gRPC is measured by a Go program: install Go 1.24 or newer (https://go.dev)"
+
+
+class _Line(msgspec.Struct):
+    seconds: float
+    operations: int
+    errors: dict[str, int]
+    hdr: str
+    cpu_s: float
+
+
+def program() -> Path:
+    """Return the built program, building it if need be. Raises MissingPeerError without Go."""
+    digest = hashlib.sha256()
+    for name in ("go.mod", "go.sum", "main.go"):
+        digest.update((SOURCE / name).read_bytes())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onecopy-bench"
+    target = cache / f"etcdload-{digest.hexdigest()[:12]}"
+    if target.exists():
+        return target
+    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+    if go is None:
+        raise MissingPeerError(HOW_TO_GET)
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(f".{os.getpid()}")
+    built = subprocess.run(
+        [go, "build", "-o", str(partial), "."],
+        cwd=SOURCE,
+        capture_output=True,
+        text=True,
+        timeout=BUILD_DEADLINE_S,
+        check=False,
+    )
+    if built.returncode:
+        raise MissingPeerError(f"bench/go/etcdload does not build: {built.stderr[-500:]}")
+    partial.replace(target)
+    return target
+
+
+def run(
+    etcd: Etcd,
+    *,
+    read: bool,
+    connections: int,
+    seconds: float,
+    warm_up_s: float = 0.5,
+    value_bytes: int = 100,
+    keys: int = 1000,
+    prefix: str = "b",
+) -> Result:
+    """Load the leader through gRPC, and return the figures."""
+    command = [str(program()), "-endpoint", etcd.address(etcd.primary())]
+    command += ["-operation", "get" if read else "put", "-connections", str(connections)]
+    command += ["-warm-up", str(warm_up_s), "-seconds", str(seconds)]
+    command += ["-value-bytes", str(value_bytes), "-keys", str(keys), "-prefix", prefix]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as popen:
+        assert popen.stdin is not None
+        assert popen.stdout is not None
+        try:
+            if popen.stdout.readline() != b"ready\n":
+                raise BenchError(f"{command[0]} did not start")
+            popen.stdin.write(b"go\n")
+            popen.stdin.flush()
+            time.sleep(warm_up_s)
+            before = usage(etcd.pids)
+            time.sleep(seconds)
+            used = usage(etcd.pids).since(before)
+            line = msgspec.json.decode(popen.stdout.readline(), type=_Line)
+        finally:
+            popen.kill()
+    outcome = Outcome(
+        seconds=line.seconds,
+        operations=line.operations,
+        errors=line.errors,
+        latency=figures(merge([line.hdr])),
+        timeline=[],
+        cpu_s=line.cpu_s,
+    )
+    return result(outcome, used)

@@ -1,0 +1,1 @@
+"""The servers under measurement: started and stopped here, each with what it promises."""

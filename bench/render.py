@@ -1,0 +1,104 @@
+"""Requests as bytes, rendered beforehand, for each kind of server."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+
+import msgspec
+
+from bench.spec import Workload
+
+POOL_BYTES_MAX = 32 * 1024 * 1024
+POOL_MAX = 4096
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """One request; `body_bytes` is the length that its answer must have, -1 if it may be any."""
+
+    data: bytes
+    write: bool
+    body_bytes: int = -1
+
+
+def value(size_bytes: int, seed: int) -> bytes:
+    """Return a value that does not compress, of printable bytes."""
+    return base64.b64encode(random.Random(seed).randbytes(size_bytes))[:size_bytes]
+
+
+def key(workload: Workload, number: int) -> str:
+    """Return the key of a number; all have the same length."""
+    return f"{workload.prefix}{number:09}"
+
+
+def http(method: str, path: str, body: bytes = b"", headers: str = "") -> bytes:
+    """Return a request of HTTP/1.1."""
+    length = f"Content-Length: {len(body)}\r\n" if method != "GET" else ""
+    head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\n{headers}{length}\r\n"
+    return head.encode() + body
+
+
+def resp(*parts: bytes) -> bytes:
+    """Return a command of Redis's protocol."""
+    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(p), p) for p in parts)
+
+
+def _b64(text: bytes) -> str:
+    return base64.b64encode(text).decode()
+
+
+def write_request(workload: Workload, name: str, content: bytes) -> Request:
+    """Return the request that stores `content` under `name`."""
+    match workload.api:
+        case "onecopy" | "bare" | "pysyncobj":
+            return Request(http("PUT", f"/v1/kv/{name}{workload.query}", content), write=True)
+        case "etcd":
+            body = json.dumps({"key": _b64(name.encode()), "value": _b64(content)}).encode()
+            return Request(http("POST", "/v3/kv/put", body), write=True)
+        case "redis":
+            data = resp(b"SET", name.encode(), content)
+            if workload.copies:
+                data += resp(b"WAIT", str(workload.copies).encode(), b"5000")
+            return Request(data, write=True)
+
+
+def read_request(workload: Workload, name: str) -> Request:
+    """Return the request that reads `name`."""
+    match workload.api:
+        case "onecopy" | "bare" | "pysyncobj":
+            path = f"/v1/kv/{name}{workload.read_query}"
+            size = -1 if workload.api == "bare" else workload.value_bytes
+            return Request(http("GET", path), write=False, body_bytes=size)
+        case "etcd":
+            document: dict[str, object] = {"key": _b64(name.encode())}
+            if workload.serializable:
+                document["serializable"] = True
+            return Request(http("POST", "/v3/kv/range", json.dumps(document).encode()), write=False)
+        case "redis":
+            return Request(
+                resp(b"GET", name.encode()), write=False, body_bytes=workload.value_bytes
+            )
+
+
+def pool(workload: Workload) -> list[Request]:
+    """Return the requests to go through, in an order and a mix drawn from the seed."""
+    draw = random.Random(workload.seed)
+    content = value(workload.value_bytes, workload.seed)
+    size = max(64, min(POOL_MAX, POOL_BYTES_MAX // (workload.value_bytes + 200)))
+    requests = []
+    for _ in range(size):
+        name = key(workload, draw.randrange(workload.keys))
+        if draw.random() < workload.write_share:
+            requests.append(write_request(workload, name, content))
+        else:
+            requests.append(read_request(workload, name))
+    return requests
+
+
+def fill(workload: Workload) -> list[Request]:
+    """Return one write for each key, so that reads find them."""
+    content = value(workload.value_bytes, workload.seed)
+    return [
+        write_request(workload, key(workload, number), content) for number in range(workload.keys)
+    ]

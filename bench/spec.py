@@ -1,0 +1,89 @@
+"""What the load generator is told and what it answers: plain structs, sent as JSON."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from bench.histogram import Latency
+
+Api = Literal["onecopy", "etcd", "redis", "pysyncobj", "bare"]
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True):
+    """Which requests are made. All of them are rendered before the measurement.
+
+    `write_share` of the requests are writes, the others reads of keys that exist. `conditional`:
+    each write is a compare-and-set on the revision that the last answer gave (only onecopy; a key
+    for each connection; these requests get their revision when they are sent). `copies`: how many
+    replicas a Redis write waits for. `query` and `read_query` are added to onecopy's URLs.
+    `fresh`: every write makes a new key (numbers are counted up and rendered when sent).
+    """
+
+    api: Api
+    write_share: float = 1.0
+    value_bytes: int = 100
+    keys: int = 1000
+    prefix: str = "b"
+    query: str = ""
+    read_query: str = ""
+    conditional: bool = False
+    fresh: bool = False
+    serializable: bool = False
+    copies: int = 2
+    seed: int = 1
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """Where connections go."""
+
+    host: str
+    port: int
+    connections: int
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker's task. `rate_per_s` = 0: closed loop. Times are CLOCK_MONOTONIC, nanoseconds.
+
+    What is answered in [measure_ns, end_ns) counts; `bucket_ms` is the width of the timeline's
+    steps, from `measure_ns` on. `keep_keys`: return the numbers of the fresh keys whose writes
+    were acknowledged.
+    """
+
+    workload: Workload
+    targets: list[Target]
+    rate_per_s: float = 0.0
+    bucket_ms: int = 1000
+    keep_keys: bool = False
+    first_key: int = 0
+
+
+class Bucket(msgspec.Struct, kw_only=True):
+    """A step of the timeline: operations answered in it, and their longest latency."""
+
+    count: int = 0
+    max_ms: float = 0.0
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """What a worker, or several together, measured.
+
+    `late_us`: how far the open loop's own clock fell behind, at worst. `errors` by kind; an
+    operation that failed is in no histogram. `cpu_s` is the generator's own.
+    """
+
+    seconds: float
+    operations: int
+    errors: dict[str, int]
+    latency: Latency
+    timeline: list[Bucket]
+    cpu_s: float
+    late_us: int = 0
+    unsent: int = 0
+    acknowledged: list[int] = []
+
+    @property
+    def rate(self) -> float:
+        """Operations a second."""
+        return self.operations / self.seconds if self.seconds else 0.0
