@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from bench import headline
+from bench import failover, headline, matrix, tradeoffs
 from bench.context import Context, Options
 
 
@@ -28,6 +28,55 @@ ALL = (
         headline.run,
         Options(seconds=3, rounds=5),
         Options(seconds=2, rounds=3),
+    ),
+    Benchmark(
+        "failover",
+        "kill -9 of the primary: the longest write gap, beside etcd and Redis with Sentinel",
+        failover.run,
+        Options(kills=50),
+        Options(kills=5),
+    ),
+    Benchmark(
+        "handover",
+        "planned changes of primary under load: pauses and failed requests",
+        failover.handover,
+        Options(kills=100),
+        Options(kills=20),
+    ),
+    Benchmark(
+        "matrix",
+        "workloads, sizes, connections, shapes, ack=all and local, closed and open loop",
+        matrix.run,
+        Options(seconds=3),
+        Options(seconds=1),
+    ),
+    Benchmark(
+        "detector",
+        "failure-detector periods: unavailability, and false failovers under stalls",
+        tradeoffs.detector,
+        Options(kills=10),
+        Options(kills=2),
+    ),
+    Benchmark(
+        "early-ack",
+        "ack=local: what it saves, and what it loses when the primary is killed",
+        tradeoffs.early_ack,
+        Options(seconds=3, kills=10),
+        Options(seconds=1, kills=3),
+    ),
+    Benchmark(
+        "backups",
+        "number of replicas against throughput and latency",
+        tradeoffs.backups,
+        Options(seconds=3, rounds=3),
+        Options(seconds=1, rounds=3),
+    ),
+    Benchmark(
+        "blocking",
+        "the cost model: message delay, blocking time, and while a backup is being removed",
+        tradeoffs.blocking,
+        Options(seconds=3, kills=10),
+        Options(seconds=1, kills=3),
     ),
 )
 BY_NAME = {benchmark.name: benchmark for benchmark in ALL}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bench.peers.process import (
+    BenchError,
     MissingPeerError,
     Peer,
     Process,
@@ -75,6 +78,26 @@ class Etcd(Peer):
 
         node: str = wait_until(found, "an etcd leader")
         return node
+
+    def missing(self, names: Iterable[str], prefix: str) -> int:
+        first = prefix.encode()
+        end = first[:-1] + bytes([first[-1] + 1])
+        document = {
+            "key": base64.b64encode(first).decode(),
+            "range_end": base64.b64encode(end).decode(),
+            "keys_only": True,
+        }
+        found = fetch_json(
+            self._clients[self.primary()], "POST", "/v3/kv/range", document, timeout_s=30.0
+        )
+        if found is None:
+            raise BenchError("etcd does not list its keys")
+        held = {base64.b64decode(item["key"]).decode() for item in found.get("kvs", [])}
+        return sum(name not in held for name in names)
+
+    def restart(self, node: str) -> None:
+        self.processes[node].start()
+        self.wait_all()
 
     def address(self, node: str) -> str:
         return self._clients[node]

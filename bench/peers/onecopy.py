@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from bench.peers.process import (
     BenchError,
@@ -123,7 +124,7 @@ class Onecopy(Peer):
             self.check_started()
             node = self.serving()
             status = None if node is None else self.status(node)
-            return bool(status) and set(status["in_sync"]) == wanted
+            return status is not None and set(status["in_sync"]) == wanted
 
         wait_until(agreed, f"in sync are {sorted(wanted)}", deadline_s)
 
@@ -149,6 +150,9 @@ class Onecopy(Peer):
                 return float(line.split(" ")[1])
         return 0.0
 
+    def restart(self, node: str) -> None:
+        self.start_nodes([node])
+
     def digests(self) -> dict[str, tuple[int, str]]:
         """Return (applied index, digest) of each replica that runs and answers."""
         found = {}
@@ -157,6 +161,21 @@ class Onecopy(Peer):
             if document:
                 found[node] = (document["applied_index"], document["digest"])
         return found
+
+    def missing(self, names: Iterable[str], prefix: str, node: str = "") -> int:
+        """Return how many of these keys a node (default: the primary) does not hold."""
+        address = self._addresses[node or self.primary()]
+        held: set[str] = set()
+        cursor: str | None = ""
+        while cursor is not None:
+            query = f"prefix={prefix}&limit=1000&keys_only=true"
+            query += f"&cursor={quote(cursor)}" if cursor else ""
+            page = fetch_json(address, "GET", f"/v1/kv?{query}", timeout_s=30.0)
+            if page is None:
+                raise BenchError(f"{address} does not list its keys")
+            held.update(item["key"] for item in page["items"])
+            cursor = page["cursor"]
+        return sum(name not in held for name in names)
 
     def address(self, node: str) -> str:
         return self._addresses[node]

@@ -166,6 +166,14 @@ class Peer:
         """Return "host:port" for clients of a node."""
         raise NotImplementedError
 
+    def missing(self, names: Iterable[str], prefix: str) -> int:
+        """Return how many of these keys, that all begin with `prefix`, are not there."""
+        raise NotImplementedError
+
+    def restart(self, node: str) -> None:
+        """Start a killed node again, and wait until everything is as at the start."""
+        raise NotImplementedError
+
     def version(self) -> str:
         """Return the version of what runs."""
         raise NotImplementedError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench.peers.process import (
@@ -111,9 +112,37 @@ class Redis(Peer):
 
         wait_until(known, "the sentinels know each other", 60.0)
 
+    def missing(self, names: Iterable[str], prefix: str) -> int:
+        del prefix
+        node = self.primary()
+        return sum(not self.ask(node, b"EXISTS", name.encode()).startswith(b":1") for name in names)
+
+    def restart(self, node: str) -> None:
+        """Start a killed node again: Sentinel makes it a replica of the new master."""
+        self.processes[node].start()
+
+        def follows() -> bool:
+            self.check()
+            masters = [
+                other
+                for other in self.nodes
+                if b"role:master" in self.ask(other, b"INFO", b"replication")
+            ]
+            if len(masters) != 1:
+                return False
+            text = self.ask(masters[0], b"INFO", b"replication")
+            return text.count(b"state=online") == len(self.nodes) - 1
+
+        wait_until(follows, "the killed Redis node follows the new master", 120.0)
+        self.wait_for_sentinels()
+
     def ask(self, node: str, *parts: bytes) -> bytes:
         """Return the raw answer of one node to one command, empty if there is none."""
         return _ask(self._addresses[node], *parts)
+
+    def ask_address(self, address: str, *parts: bytes) -> bytes:
+        """Return the raw answer of whoever listens at an address."""
+        return _ask(address, *parts)
 
     def address(self, node: str) -> str:
         return self._addresses[node]
