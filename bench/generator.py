@@ -94,6 +94,7 @@ class Generator:
         self._requests: list[Request] = pool(load.workload)
         self._position = 0
         self._fresh = load.first_key
+        self._fresh_max = 1 << 62
         self._fresh_parts = self._split_fresh()
         self._connections: list[Connection] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -191,7 +192,10 @@ class Generator:
                 connection.send(self._due.popleft())
             elif connection not in self._idle:
                 self._idle.append(connection)
-        elif self._to_fill is None or self._filled < len(self._to_fill):
+        elif self._to_fill is not None:
+            if self._filled < len(self._to_fill):
+                connection.send(now_ns())
+        elif self._fresh < self._fresh_max:
             connection.send(now_ns())
 
     def begin(self, measure_ns: int, end_ns: int) -> None:
@@ -247,8 +251,11 @@ class Generator:
 
     async def fill(self) -> None:
         """Write every key once. Raises RuntimeError if a write fails."""
-        self._to_fill = fill(self.load.workload)
-        wanted = len(self._to_fill)
+        workload = self.load.workload
+        self._fresh_max = workload.keys
+        wanted = workload.keys - self.load.first_key
+        if not workload.fresh:
+            self._to_fill = fill(workload)
         self.begin(0, 1 << 62)
         assert self.recorder is not None
         while (done := len(self.recorder._ended_us)) < wanted:

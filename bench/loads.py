@@ -233,12 +233,13 @@ def run(
         raise
 
 
-def fill(workload: Workload, address: str, connections: int = 64) -> None:
-    """Write every key of the workload once."""
+def fill(workload: Workload, address: str, connections: int = 64, first_key: int = 0) -> None:
+    """Write every key of the workload once; fresh ones from `first_key` up to `keys`."""
     worker = _Worker(
         Load(
             workload=workload,
             targets=spread([address], min(connections, workload.keys)),
+            first_key=first_key,
         )
     )
     try:

@@ -30,9 +30,7 @@ def run(context: Context) -> dict[str, Any]:
     """Measure onecopy's shapes and workloads; etcd and PySyncObj at a few of the same points."""
     rows: list[dict[str, Any]] = []
     for shape, replicas, witnesses in (*SHAPES, LARGE_SHAPE):
-        with context.peer(
-            lambda path, r=replicas, w=witnesses: Onecopy(path, replicas=r, witnesses=w)
-        ) as cluster:
+        with context.peer(Onecopy.shape(replicas=replicas, witnesses=witnesses)) as cluster:
             _Sampler(context, rows, cluster, shape).sample(whole=shape == "3 replicas")
     makes: tuple[type[Peer], ...] = (Etcd, PySyncObjDict)
     for make in makes:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from bench import failover, headline, matrix, tradeoffs
+from bench import failover, growth, headline, matrix, tradeoffs, unordered
 from bench.context import Context, Options
 
 
@@ -77,6 +77,41 @@ ALL = (
         tradeoffs.blocking,
         Options(seconds=3, kills=10),
         Options(seconds=1, kills=3),
+    ),
+    Benchmark(
+        "catch-up",
+        "log replay against snapshot by how far behind, and their effect on live traffic",
+        growth.catch_up,
+        Options(seconds=3),
+        Options(seconds=2),
+    ),
+    Benchmark(
+        "snapshot",
+        "a whole snapshot to a new backup, beside cp and fsync; live writes meanwhile",
+        growth.snapshot,
+        Options(size_mb=1024),
+        Options(size_mb=128),
+    ),
+    Benchmark(
+        "keys",
+        "cost of a write and resident memory by the number of keys (--keys-max 10000000)",
+        growth.keys,
+        Options(seconds=3, keys_max=1_000_000),
+        Options(seconds=1, keys_max=1_000_000),
+    ),
+    Benchmark(
+        "memory",
+        "resident memory over time at a constant load",
+        growth.memory,
+        Options(minutes=10),
+        Options(minutes=0.75),
+    ),
+    Benchmark(
+        "unordered",
+        "every request to every replica without an agreed order: diverged keys, beside ours",
+        unordered.run,
+        Options(),
+        Options(),
     ),
 )
 BY_NAME = {benchmark.name: benchmark for benchmark in ALL}

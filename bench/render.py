@@ -11,7 +11,7 @@ import msgspec
 from bench.spec import Workload
 
 POOL_BYTES_MAX = 32 * 1024 * 1024
-POOL_MAX = 4096
+POOL_MAX = 16384
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):

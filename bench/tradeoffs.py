@@ -11,6 +11,7 @@ from bench import failover, loads
 from bench.context import Context, plain
 from bench.peers.bare import Bare
 from bench.peers.onecopy import Onecopy
+from bench.peers.relayed import RelayedOnecopy
 from bench.render import key
 from bench.spec import Workload
 from bench.trier import Task, Trier
@@ -20,6 +21,7 @@ DETECTORS = (20, 50, 100, 200)
 STALLS_MS = (40, 120, 300, 700)
 STALL_PAUSE_S = 0.6
 CONVERGE_S = 30.0
+DELAYS_MS = (0, 2, 10)
 BACKUPS = (1, 2, 3, 4, 5)
 
 
@@ -48,7 +50,7 @@ def detector(context: Context) -> dict[str, Any]:
     rows = []
     for heartbeat in DETECTORS:
         settings = timing(heartbeat)
-        with context.peer(lambda path, s=settings: Onecopy(path, timing=s)) as cluster:
+        with context.peer(Onecopy.shape(timing=settings)) as cluster:
             killed: dict[str, Any] = {"gaps_ms": [], "lost": 0, "acknowledged": 0, "failed": {}}
             stopped: dict[str, Any] = {"gaps_ms": [], "lost": 0, "acknowledged": 0, "failed": {}}
             for number in range(context.options.kills):
@@ -130,42 +132,42 @@ def _settled(cluster: Onecopy) -> dict[str, tuple[int, str]]:
 
 
 def early_ack(context: Context) -> dict[str, Any]:
-    """`ack=all` against `ack=local`: latency, and what is lost when the primary is killed."""
+    """`ack=all` against `ack=local`: latency, and what is lost when the primary's machine dies.
+
+    Nodes are `delay_ms` apart; what the network had under way dies with the primary.
+    """
     rows = []
-    for ack in ("all", "local"):
-        with context.peer(Onecopy) as cluster:
+    for delay in DELAYS_MS:
+        for ack in ("all", "local"):
             query = "" if ack == "all" else "?ack=local"
-            base = Workload(api="onecopy", query=query)
-            points = {
-                str(connections): plain(
-                    loads.run(
-                        base,
-                        [cluster.address(cluster.primary())],
-                        connections=connections,
-                        seconds=context.options.seconds,
-                        pids=cluster.pids,
-                    )
-                )
-                for connections in (1, 64)
-            }
-            losses = [
-                _kill_under_load(cluster, query, number) for number in range(context.options.kills)
-            ]
-        lost = [item["lost"] for item in losses]
-        rows.append({"ack": ack, "points": points, "kills": losses, "lost": sum(lost)})
-        context.say(
-            f"  ack={ack}: p50 {points['1']['p50_ms']:.2f} ms with 1 connection, "
-            f"{points['64']['per_s']:,.0f}/s with 64; lost in {len(losses)} kills: {lost}"
-        )
+            losses = []
+            point: dict[str, Any] = {}
+            for number in range(context.options.kills):
+                with context.peer(RelayedOnecopy.network(delay_ms=delay)) as cluster:
+                    if not number:
+                        result = loads.run(
+                            Workload(api="onecopy", query=query),
+                            [cluster.address(cluster.primary())],
+                            connections=1,
+                            seconds=context.options.seconds,
+                        )
+                        point = plain(result)
+                    losses.append(_kill_under_load(cluster, query))
+            lost = [item["lost"] for item in losses]
+            row = {"ack": ack, "delay_ms": delay, "single": point, "kills": losses}
+            rows.append(row | {"lost": sum(lost)})
+            context.say(
+                f"  ack={ack}, nodes {delay} ms apart: p50 {point['p50_ms']:.2f} ms with 1 "
+                f"connection; acknowledged writes lost in {len(losses)} kills: {lost}"
+            )
     return {"rows": rows}
 
 
-def _kill_under_load(cluster: Onecopy, query: str, number: int) -> dict[str, Any]:
+def _kill_under_load(cluster: RelayedOnecopy, query: str) -> dict[str, Any]:
     """Kill the primary under 64 writers of new keys; count acknowledged keys that are gone."""
-    prefix = f"e{number:02}x"
     primary = cluster.primary()
     load = loads.start(
-        Workload(api="onecopy", prefix=prefix, query=query, fresh=True),
+        Workload(api="onecopy", prefix="e", query=query, fresh=True),
         [cluster.address(primary)],
         connections=64,
         seconds=1.0,
@@ -174,17 +176,14 @@ def _kill_under_load(cluster: Onecopy, query: str, number: int) -> dict[str, Any
     )
     try:
         time.sleep(0.7)
-        cluster.processes[primary].end()
+        cluster.kill(primary)
         result = load.finish()
     finally:
         load.abandon()
-    cluster.primary(besides=primary)
-    # What counts is the state that the new primary leads, not what the old disk still has.
-    workload = Workload(api="onecopy", prefix=prefix)
+    cluster.primary(besides=primary)  # what counts is what the new primary leads on from
+    workload = Workload(api="onecopy", prefix="e")
     names = [key(workload, item) for item in result.outcome.acknowledged]
-    lost = cluster.missing(names, prefix)
-    cluster.restart(primary)
-    return {"acknowledged": len(names), "lost": lost}
+    return {"acknowledged": len(names), "lost": cluster.missing(names, "e")}
 
 
 def backups(context: Context) -> dict[str, Any]:
@@ -192,9 +191,7 @@ def backups(context: Context) -> dict[str, Any]:
     rows = []
     for replicas in BACKUPS:
         witnesses = 0 if replicas % 2 else 1
-        with context.peer(
-            lambda path, r=replicas, w=witnesses: Onecopy(path, replicas=r, witnesses=w)
-        ) as cluster:
+        with context.peer(Onecopy.shape(replicas=replicas, witnesses=witnesses)) as cluster:
             row: dict[str, Any] = {"replicas": replicas, "witnesses": witnesses}
             for connections in (1, 64):
                 runs = [
@@ -224,7 +221,7 @@ def blocking(context: Context) -> dict[str, Any]:
     """
     singles: dict[int, float] = {}
     for replicas in (1, 3):
-        with context.peer(lambda path, r=replicas: Onecopy(path, replicas=r)) as cluster:
+        with context.peer(Onecopy.shape(replicas=replicas)) as cluster:
             result = loads.run(
                 Workload(api="onecopy"),
                 [cluster.address(cluster.primary())],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Onecopy(Peer):
         self.replicas = [f"n{number + 1}" for number in range(replicas)]
         self.nodes = [*self.replicas, *(f"w{number + 1}" for number in range(witnesses))]
         self._addresses = {node: free_address() for node in self.nodes}
+        self._peer_addresses = {node: free_address() for node in self.nodes}
         self.config = directory / "cluster.toml"
         self._write_config()
         for node in self.nodes:
@@ -55,18 +56,27 @@ class Onecopy(Peer):
             command += ["--config", str(self.config), "--node", node]
             self.processes[node] = Process(node, command, directory / f"{node}.log")
 
+    @classmethod
+    def shape(cls, **options: Any) -> Callable[[Path], Onecopy]:
+        """Return what makes a cluster in a directory, with these arguments of the class."""
+        return lambda path: cls(path, **options)
+
     def _write_config(self) -> None:
         lines = ["[cluster]", 'name = "bench"', f"secret = {json.dumps(SECRET)}"]
         for node in self.nodes:
             role = "replica" if node in self.replicas else "witness"
             lines += [f"[nodes.{node}]", f'role = "{role}"']
             lines += [f'client = "{self._addresses[node]}"', f'data = "{self.data(node)}"']
-            lines += [f'peer = "{free_address()}"', f'raft = "{free_address()}"']
+            lines += [f'peer = "{self._peer_addresses[node]}"', f'raft = "{free_address()}"']
         for section, values in (("timing", self.timing), ("limits", self.limits)):
             lines.append(f"[{section}]")
             lines += [f"{name} = {number}" for name, number in values.items()]
         self.config.write_text("\n".join(lines) + "\n")
         self.config.chmod(0o600)
+
+    def peer_address(self, node: str) -> str:
+        """Return where a node's data path listens."""
+        return self._peer_addresses[node]
 
     def data(self, node: str) -> Path:
         """Return a node's data directory."""
