@@ -27,6 +27,7 @@ SNAPSHOT_ONLY = {
 }
 """So little log is kept that a replica soon needs a snapshot."""
 LARGE_VALUE_BYTES = 65536
+BEHIND_KEYS = 32
 LIVE = Workload(api="onecopy", prefix="live")
 LIVE_CONNECTIONS = 64
 BASELINE_S = 2.0
@@ -185,6 +186,10 @@ def snapshot(context: Context) -> dict[str, Any]:
         # Again under live writes: the replica is killed, falls behind, and needs everything anew.
         cluster.processes[new].end()
         cluster.wait_in_sync()
+        loads.fill(
+            msgspec.structs.replace(workload, fresh=False, keys=BEHIND_KEYS),
+            cluster.address(cluster.primary()),
+        )
         during, loaded = _live_while(cluster, new, expected_s=4 * alone.in_sync_s + 5)
     share = round(during / before, 3) if before else 0.0
     net_s = max(0.001, alone.in_sync_s - alone.answers_s)

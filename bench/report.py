@@ -1,0 +1,314 @@
+"""docs/benchmarks.md, written from whatever results are there, with its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from bench.context import Record, read
+from bench.plots import draw_all
+from bench.registry import ALL
+from bench.report_text import GENERATOR, INTRO, MODEL, NOTES, TITLES
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+IMAGES = Path("images") / "bench"
+Data = dict[str, Any]
+
+
+def write_report(results: Path, docs: Path = DOCS) -> list[Path]:
+    """Write the page and the pictures; return their paths."""
+    records: dict[str, Record] = {}
+    for benchmark in ALL:
+        record = read(benchmark.name, results)
+        if record is not None:
+            records[benchmark.name] = record
+    drawn = draw_all({name: record.data for name, record in records.items()}, docs / IMAGES)
+    parts = [INTRO, *_aims(records), GENERATOR]
+    for name, record in records.items():
+        parts.append(f"## {TITLES[name]}\n\n{NOTES[name]}")
+        if name in drawn:
+            parts.append(f"![{TITLES[name]}]({IMAGES.as_posix()}/{name}.svg)")
+        if (write := SECTIONS.get(name)) is not None:
+            parts += write(record.data)
+        parts.append(_provenance(record))
+    missing = [benchmark.name for benchmark in ALL if benchmark.name not in records]
+    if missing:
+        parts.append(f"## Not measured yet\n\n{', '.join(missing)}: `python -m bench NAME`.")
+    page = docs / "benchmarks.md"
+    page.write_text("\n\n".join(part.strip() for part in parts) + "\n")
+    return [page, *drawn.values()]
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return a Markdown table."""
+    columns = list(head)
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    lines += [f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def _aims(records: dict[str, Record]) -> list[str]:
+    rows = []
+    for name, record in records.items():
+        for aim in record.data.get("aims", ()):
+            met = {True: "yes", False: "**no**", None: "not measured"}[aim["met"]]
+            reached = "-" if aim["reached"] is None else f"{aim['reached']:g}"
+            rows.append((aim["aim"], aim["wanted"], reached, met, name))
+    if not rows:
+        return []
+    return ["## Aims", table(("aim", "wanted", "reached", "met", "benchmark"), rows)]
+
+
+def _provenance(record: Record) -> str:
+    machine = record.machine
+    where = (
+        f"{machine.processor}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB, "
+        f"{machine.kernel}, Python {machine.python}, {machine.filesystem}, "
+        f"fdatasync {machine.fdatasync_us:.0f} us, load average {machine.load_average:g} at the end"
+    )
+    lines = [
+        f"<sub>{record.date}, commit {record.commit}, `{record.command}`; {where}; "
+        + f"generator's ceiling {record.ceiling_per_s:,.0f}/s.</sub>"
+    ]
+    lines += [f"<sub>Left out: {text}</sub>" for text in record.missing]
+    return "\n\n".join(lines)
+
+
+def _systems(data: Data) -> str:
+    rows = [
+        (
+            item["name"],
+            item["version"],
+            item["durability"],
+            "<br>".join(map(_code, item["commands"])),
+        )
+        for item in data["systems"]
+    ]
+    return table(("system", "version", "an acknowledged write is", "commands"), rows)
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"
+
+
+def _headline(data: Data) -> list[str]:
+    parts = []
+    for measure, systems in data["medians"].items():
+        rows = [
+            (
+                name,
+                f"{item['per_s']:,.0f}",
+                f"{item['p50_ms']:.2f}",
+                f"{item['p99_ms']:.2f}",
+                f"{item['p999_ms']:.2f}",
+                f"{item['cpu_us_per_op']:.0f}",
+                f"{item['disk_bytes_per_op']:,.0f}",
+                f"{item['wire_bytes_per_op']:,.0f}",
+                f"{item['generator_cpu_share']:.0%}",
+            )
+            for name, item in systems.items()
+        ]
+        head = ("", "/s", "p50 ms", "p99", "p99.9", "CPU us/op", "disk B/op", "wire B/op")
+        parts.append(f"**{measure.capitalize()}**")
+        parts.append(table((*head, "generator's CPU"), rows))
+    return [*parts, _systems(data)]
+
+
+def _failover(data: Data) -> list[str]:
+    rows = [
+        (
+            name,
+            len(item["gaps_ms"]),
+            f"{item['median_ms']:,.0f}",
+            f"{item['worst_ms']:,.0f}",
+            f"{item['acknowledged']:,}",
+            item["lost"],
+        )
+        for name, item in data["results"].items()
+    ]
+    head = ("", "kills", "median gap, ms", "worst, ms", "acknowledged writes", "lost of them")
+    return [table(head, rows), _systems(data)]
+
+
+def _handover(data: Data) -> list[str]:
+    text = (
+        f"{len(data['pauses_ms'])} handovers under {data['connections']} connections: pause median "
+        f"{data['median_ms']:g} ms, p99 {data['p99_ms']:g} ms, longest {data['worst_ms']:g} ms; "
+        f"failed requests {sum(data['failed'].values())}; {data['acknowledged']:,} acknowledged "
+        f"writes, {data['lost']} lost. Between handovers a write's median was "
+        f"{data['steady_latency']['median_ms']:g} ms."
+    )
+    return [text]
+
+
+def _matrix(data: Data) -> list[str]:
+    rows = [
+        (
+            row["shape"],
+            row["workload"] + (f" ({row['rate_asked']:,.0f}/s)" if row["rate_asked"] else ""),
+            f"{row['value_bytes']:,}",
+            row["connections"],
+            f"{row['per_s']:,.0f}",
+            f"{row['p50_ms']:.2f}",
+            f"{row['p99_ms']:.2f}",
+            f"{row['p999_ms']:.2f}",
+            f"{row['cpu_us_per_op']:.0f}",
+            f"{row['disk_bytes_per_op']:,.0f}",
+            f"{row['wire_bytes_per_op']:,.0f}",
+            sum(row["errors"].values()),
+        )
+        for row in data["rows"]
+    ]
+    head = ("shape", "workload", "bytes", "conn.", "/s", "p50 ms", "p99", "p99.9", "CPU us/op")
+    return [table((*head, "disk B/op", "wire B/op", "errors"), rows)]
+
+
+def _detector(data: Data) -> list[str]:
+    rows = []
+    for row in data["rows"]:
+        stalls = row["stalls"]
+        lost = row["killed"]["lost"] + row["stopped"]["lost"] + sum(i["lost"] for i in stalls)
+        doubled = sum(item["double_revisions"] for item in stalls)
+        false = ", ".join(f"{i['stall_ms']} ms: {i['failovers']}/{i['stalls']}" for i in stalls)
+        rows.append(
+            (
+                row["heartbeat_ms"],
+                f"{row['killed']['median_ms']:.0f} / {row['killed']['worst_ms']:.0f}",
+                f"{row['stopped']['median_ms']:.0f} / {row['stopped']['worst_ms']:.0f}",
+                false,
+                lost,
+                doubled,
+                "yes" if row["diverged"] else "no",
+            )
+        )
+    head = ("heartbeat, ms", "kill -9, median / worst, ms", "SIGSTOP", "failovers by stall")
+    return [table((*head, "acknowledged and lost", "revisions given twice", "diverged"), rows)]
+
+
+def _early_ack(data: Data) -> list[str]:
+    rows = [
+        (
+            row["ack"],
+            row["delay_ms"],
+            f"{row['single']['p50_ms']:.2f}",
+            len(row["kills"]),
+            sum(item["acknowledged"] for item in row["kills"]),
+            row["lost"],
+        )
+        for row in data["rows"]
+    ]
+    head = ("ack", "delay, ms", "p50, 1 conn., ms", "kills", "acknowledged", "lost of them")
+    return [table(head, rows)]
+
+
+def _backups(data: Data) -> list[str]:
+    rows = [
+        (
+            row["replicas"],
+            f"{row['64']['per_s']:,.0f}",
+            f"{row['1']['p50_ms']:.2f}",
+            f"{row['1']['p99_ms']:.2f}",
+            f"{row['64']['cpu_us_per_op']:.0f}",
+        )
+        for row in data["rows"]
+    ]
+    head = ("replicas", "writes/s, 64 conn.", "p50, 1 conn., ms", "p99", "CPU us/op, all nodes")
+    return [table(head, rows)]
+
+
+def _blocking(data: Data) -> list[str]:
+    removing = data["removing_a_backup_ms"]
+    rows = (
+        ("a message's delay on this loopback", f"{data['message_delay_ms']:.3f} ms"),
+        (
+            "one client's write, one replica (nobody to ask)",
+            f"{data['single_replica_write_p50_ms']:.3f} ms",
+        ),
+        ("one client's write, three replicas", f"{data['write_p50_ms']:.3f} ms"),
+        ("blocking time, nothing failing (the difference)", f"{data['blocking_ms']:.3f} ms"),
+        ("blocking while a killed backup is removed, longest", f"{max(removing['killed']):.0f} ms"),
+        (
+            "blocking while a stopped backup is removed, longest",
+            f"{max(removing['stopped']):.0f} ms",
+        ),
+    )
+    return [table(("", "measured"), rows), MODEL]
+
+
+def _catch_up(data: Data) -> list[str]:
+    rows = [
+        (
+            row["way"]
+            if row["snapshot"] == (row["way"] == "snapshot")
+            else f"{row['way']} (other!)",
+            f"{row['behind']:,}",
+            f"{row['answers_s']:.2f}",
+            f"{row['in_sync_s']:.2f}",
+        )
+        for row in data["rows"]
+    ]
+    head = ("way", "entries behind", "answers after, s", "in sync after, s")
+    return [table(head, rows)]
+
+
+def _snapshot(data: Data) -> list[str]:
+    alone, loaded = data["alone"], data["under_load"]
+    rows = (
+        ("cp and fsync", f"{data['copied_bytes']:,} B", f"{data['copy_s']:.2f} s"),
+        ("snapshot, nothing else", f"{data['state_bytes']:,} B", _span(alone)),
+        ("snapshot, under live writes", f"{data['state_bytes']:,} B", _span(loaded)),
+    )
+    live = (
+        f"Live writes: {data['live_before_per_s']:,}/s before, {data['live_during_per_s']:,}/s "
+        f"from the new backup's first answer until it was in sync."
+    )
+    return [table(("", "bytes", "from the first answer to in sync"), rows), live]
+
+
+def _span(item: Data) -> str:
+    kind = "" if item["snapshot"] else " (log replay!)"
+    return f"{item['in_sync_s'] - item['answers_s']:.2f} s{kind}"
+
+
+def _keys(data: Data) -> list[str]:
+    rows = [
+        (
+            f"{row['keys']:,}",
+            f"{row['fill_per_s']:,}",
+            f"{row['per_s']:,.0f}",
+            f"{row['cpu_us_per_op']:.0f}",
+            f"{row['disk_bytes_per_op']:,.0f}",
+            f"{row['primary']['rss_bytes'] / 2**20:.0f}",
+            f"{row['primary']['anonymous_bytes'] / 2**20:.0f}",
+        )
+        for row in data["rows"]
+    ]
+    head = ("keys", "filled/s", "writes/s", "CPU us/op", "disk B/op")
+    return [table((*head, "resident, MiB", "anonymous, MiB"), rows)]
+
+
+def _unordered(data: Data) -> list[str]:
+    rows = [
+        (f"{row['loss']:.0%}", row["sent_once"], row["sent_again"], row["onecopy"]["diverged"])
+        for row in data["rows"]
+    ]
+    head = ("messages lost", "to all, sent once", "to all, until acknowledged", "onecopy")
+    return [f"Diverged keys of {data['keys']} after {data['writes']:,} writes:", table(head, rows)]
+
+
+SECTIONS: dict[str, Callable[[Data], list[str]]] = {
+    "headline": _headline,
+    "failover": _failover,
+    "handover": _handover,
+    "matrix": _matrix,
+    "detector": _detector,
+    "early-ack": _early_ack,
+    "backups": _backups,
+    "blocking": _blocking,
+    "catch-up": _catch_up,
+    "snapshot": _snapshot,
+    "keys": _keys,
+    "unordered": _unordered,
+}

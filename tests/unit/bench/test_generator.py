@@ -1,0 +1,240 @@
+"""The load generator: what it counts, from when, and what it takes for a good reply."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import pytest
+
+from bench import generator, histogram, loads
+from bench.generator import Generator, Recorder, now_ns
+from bench.histogram import Latency, figures, from_counts, merge
+from bench.render import Request, fill, pool, resp
+from bench.replies import check_http, check_redis
+from bench.spec import Bucket, Load, Outcome, Target, Workload
+
+GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+PUT = Request(b"", write=True)
+GET = Request(b"", write=False, body_bytes=3)
+
+
+class Server:
+    """Answers every request; holds all answers back while `open` is not set."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.open.set()
+        self.requests: list[bytes] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self.serve(reader, writer)
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def ended(self) -> None:
+        """Wait until the clients' connections, which they have closed, have been noticed."""
+        self.open.set()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = int(head.partition(b"Content-Length: ")[2].split(b"\r", 1)[0] or 0)
+                self.requests.append(head + await reader.readexactly(length))
+                await self.open.wait()
+                writer.write(GOOD)
+
+
+@contextlib.asynccontextmanager
+async def serving() -> AsyncIterator[tuple[Server, int]]:
+    server = Server()
+    listener = await asyncio.start_server(server.accept, "127.0.0.1", 0)
+    async with listener:
+        yield server, listener.sockets[0].getsockname()[1]
+        await server.ended()
+
+
+def load_of(port: int, connections: int = 1, rate_per_s: float = 0.0, **options: object) -> Load:
+    workload = Workload(api="onecopy", value_bytes=10, keys=10, **options)  # type: ignore[arg-type]
+    target = Target(host="127.0.0.1", port=port, connections=connections)
+    return Load(workload=workload, targets=[target], rate_per_s=rate_per_s, bucket_ms=100)
+
+
+async def run(load: Load, seconds: float) -> Outcome:
+    made = Generator(load, asyncio.get_running_loop())
+    await made.connect()
+    begin = now_ns()
+    return await made.run(begin, begin + int(seconds * 1e9))
+
+
+async def test_an_open_loop_counts_latency_from_when_each_request_was_due() -> None:
+    async with serving() as (server, port):
+        running = asyncio.create_task(run(load_of(port, rate_per_s=200), 2.0))
+        await asyncio.sleep(0.5)
+        server.open.clear()
+        await asyncio.sleep(0.6)
+        server.open.set()
+        outcome = await running
+    # 120 requests fell due during the stall on the one connection; 100 of them waited over 0.1 s.
+    # Counted from their sending, one would have been slow.
+    slow = merge([outcome.latency.hdr]).get_count_at_value
+    waited = sum(slow(value) for value in distinct(outcome.latency) if value > 100_000)
+    assert waited >= 60
+    assert outcome.latency.max_ms >= 500
+    assert not outcome.errors
+
+
+def distinct(latency: Latency) -> list[int]:
+    steps = merge([latency.hdr]).get_recorded_iterator()
+    return [step.value_iterated_to for step in steps]
+
+
+async def test_a_closed_loop_has_one_request_under_way_on_each_connection() -> None:
+    async with serving() as (server, port):
+        server.open.clear()
+        running = asyncio.create_task(run(load_of(port, connections=3), 2.0))
+        while len(server.requests) < 3 and not running.done():
+            await asyncio.sleep(0.01)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(server.requests) == 3
+        server.open.set()
+        outcome = await running
+    assert outcome.operations > 3
+    assert sum(bucket.count for bucket in outcome.timeline) == outcome.operations
+
+
+async def test_fresh_writes_are_all_different_and_filling_ends_with_the_last() -> None:
+    async with serving() as (server, port):
+        made = Generator(load_of(port, connections=4, fresh=True), asyncio.get_running_loop())
+        await made.connect()
+        await made.fill()
+    paths = sorted(request.split(b" ", 2)[1] for request in server.requests)
+    assert paths == [b"/v1/kv/b%09d" % number for number in range(10)]
+
+
+async def test_a_server_that_goes_away_is_counted_as_errors() -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as listener:
+        outcome = await run(load_of(listener.sockets[0].getsockname()[1]), 1.5)
+    assert outcome.operations == 0
+    assert outcome.errors[generator.LOST] >= 2  # it came back and tried again
+
+
+def test_only_what_ends_within_the_measurement_counts() -> None:
+    recorder = Recorder(1_000_000_000, 2_000_000_000, 100)
+    recorder.record(900_000_000, 999_999_999)
+    recorder.record(900_000_000, 1_000_000_000)
+    recorder.record(1_500_000_000, 1_999_999_999)
+    recorder.record(1_500_000_000, 2_000_000_000)
+    recorder.fail("status 503", 999_999_999)
+    recorder.fail("status 503", 1_200_000_000)
+    outcome = recorder.outcome()
+    assert outcome.operations == 2
+    assert outcome.errors == {"status 503": 1}
+    assert len(outcome.timeline) == 10
+    assert outcome.timeline[0] == Bucket(count=1, max_ms=100.0)
+    assert outcome.timeline[9].count == 1
+
+
+def test_histograms_of_several_workers_add_up() -> None:
+    one, other = Counter({100: 98, 5000: 2}), Counter({100: 99, 90_000: 1})
+    merged = merge([histogram.encode(from_counts(part)) for part in (one, other)])
+    together = figures(from_counts(one + other))
+    assert figures(merged) == together
+    assert together.count == 200
+    assert together.p50_ms == 0.1
+    assert together.p99_ms == pytest.approx(5.0, rel=0.001)
+    assert together.max_ms == pytest.approx(90.0, rel=0.001)
+
+
+def test_outcomes_of_several_workers_add_up() -> None:
+    def one(count: int, error: str) -> Outcome:
+        return Outcome(
+            seconds=2.0,
+            operations=count,
+            errors={error: 1, "status 503": 2},
+            latency=figures(from_counts({1000: count})),
+            timeline=[Bucket(count=count, max_ms=float(count))],
+            cpu_s=0.5,
+        )
+
+    total = loads.combine([one(10, "malformed reply"), one(30, generator.LOST)])
+    assert total.rate == 20
+    assert total.latency.count == 40
+    assert total.errors == {"malformed reply": 1, generator.LOST: 1, "status 503": 4}
+    assert total.timeline == [Bucket(count=40, max_ms=30.0)]
+
+
+@pytest.mark.parametrize(
+    ("data", "request_", "expected"),
+    [
+        (GOOD, PUT, ""),
+        (GOOD[:-1], PUT, None),
+        (GOOD[:20], PUT, None),
+        (GOOD + b"x", PUT, "superfluous bytes"),
+        (GOOD, GET, "wrong length"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", GET, ""),
+        (b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", PUT, "status 503"),
+        (b"SSH-2.0\r\n\r\n", PUT, "malformed reply"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", PUT, "malformed reply"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", GET, ""),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n", GET, None),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n",
+            GET,
+            "wrong length",
+        ),
+    ],
+)
+def test_http_replies_are_checked(data: bytes, request_: Request, expected: str | None) -> None:
+    assert check_http(data, request_) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "request_", "copies", "expected"),
+    [
+        (b"+OK\r\n:2\r\n", PUT, 2, ""),
+        (b"+OK\r\n", PUT, 2, None),
+        (b"+OK\r\n:1\r\n", PUT, 2, "too few copies"),
+        (b"+OK\r\n", PUT, 0, ""),
+        (b"-READONLY You can't\r\n:0\r\n", PUT, 2, "error READONLY"),
+        (b"$3\r\nabc\r\n", GET, 2, ""),
+        (b"$3\r\n", GET, 2, None),
+        (b"$2\r\nab\r\n", GET, 2, "wrong length"),
+        (b"$-1\r\n", GET, 2, "no such key"),
+    ],
+)
+def test_redis_replies_are_checked(
+    data: bytes, request_: Request, copies: int, expected: str | None
+) -> None:
+    assert check_redis(data, request_, copies) == expected
+
+
+def test_requests_are_drawn_from_the_mix_and_filling_covers_every_key() -> None:
+    workload = Workload(api="onecopy", write_share=0.25, keys=50, value_bytes=100)
+    requests = pool(workload)
+    assert requests == pool(workload)
+    assert sum(request.write for request in requests) / len(requests) == pytest.approx(
+        0.25, abs=0.03
+    )
+    assert len({request.data for request in fill(workload)}) == 50
+    assert resp(b"GET", b"k") == b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n"
