@@ -11,7 +11,7 @@ import msgspec
 from bench.spec import Workload
 
 POOL_BYTES_MAX = 32 * 1024 * 1024
-POOL_MAX = 16384
+POOL_MIN, POOL_MAX = 2048, 16384
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
@@ -85,7 +85,8 @@ def pool(workload: Workload) -> list[Request]:
     """Return the requests to go through, in an order and a mix drawn from the seed."""
     draw = random.Random(workload.seed)
     content = value(workload.value_bytes, workload.seed)
-    size = max(64, min(POOL_MAX, POOL_BYTES_MAX // (workload.value_bytes + 200)))
+    wanted = min(POOL_MAX, max(POOL_MIN, 2 * workload.keys))
+    size = max(64, min(wanted, POOL_BYTES_MAX // (workload.value_bytes + 200)))
     requests = []
     for _ in range(size):
         name = key(workload, draw.randrange(workload.keys))

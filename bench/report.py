@@ -68,10 +68,8 @@ def _provenance(record: Record) -> str:
         f"{machine.kernel}, Python {machine.python}, {machine.filesystem}, "
         f"fdatasync {machine.fdatasync_us:.0f} us, load average {machine.load_average:g} at the end"
     )
-    lines = [
-        f"<sub>{record.date}, commit {record.commit}, `{record.command}`; {where}; "
-        + f"generator's ceiling {record.ceiling_per_s:,.0f}/s.</sub>"
-    ]
+    run = f"{record.date}, commit {record.commit}, `{record.command}`"
+    lines = [f"<sub>{run}; {where}; generator's ceiling {record.ceiling_per_s:,.0f}/s.</sub>"]
     lines += [f"<sub>Left out: {text}</sub>" for text in record.missing]
     return "\n\n".join(lines)
 

@@ -28,6 +28,7 @@ class Server:
         self.open = asyncio.Event()
         self.open.set()
         self.requests: list[bytes] = []
+        self._arrived = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -42,6 +43,12 @@ class Server:
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 
+    async def wait_for(self, count: int) -> None:
+        """Wait until so many requests have come."""
+        while len(self.requests) < count:
+            await self._arrived.wait()
+            self._arrived.clear()
+
     async def ended(self) -> None:
         """Wait until the clients' connections, which they have closed, have been noticed."""
         self.open.set()
@@ -53,6 +60,7 @@ class Server:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 length = int(head.partition(b"Content-Length: ")[2].split(b"\r", 1)[0] or 0)
                 self.requests.append(head + await reader.readexactly(length))
+                self._arrived.set()
                 await self.open.wait()
                 writer.write(GOOD)
 
@@ -105,9 +113,8 @@ async def test_a_closed_loop_has_one_request_under_way_on_each_connection() -> N
     async with serving() as (server, port):
         server.open.clear()
         running = asyncio.create_task(run(load_of(port, connections=3), 2.0))
-        while len(server.requests) < 3 and not running.done():
-            await asyncio.sleep(0.01)
-        for _ in range(20):
+        await server.wait_for(3)
+        for _ in range(20):  # time for a fourth, if there were to be one
             await asyncio.sleep(0)
         assert len(server.requests) == 3
         server.open.set()
