@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -19,6 +20,8 @@ from bench.peers.process import BenchError
 from bench.registry import ALL, BY_NAME, Benchmark
 
 DEFAULT_WORK = Path("/var/tmp")
+TOUR_LIMIT_S = 14 * 60
+"""When the tour begins nothing new, so that it ends within 15 minutes."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,7 +47,9 @@ def main(
     console = Console()
     if list_all or name is None:
         for benchmark in ALL:
-            console.print(f"{benchmark.name:<16} {benchmark.summary}", highlight=False)
+            console.print(
+                f"{benchmark.name:<12} {benchmark.summary}", soft_wrap=True, highlight=False
+            )
         return
     if name == "report":
         from bench.report import write_report  # noqa: PLC0415 -- matplotlib takes a second
@@ -69,6 +74,10 @@ def main(
     sys.exit(1 if failed else 0)
 
 
+def _stop(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
+
+
 def _run_all(
     console: Console,
     chosen: tuple[Benchmark, ...],
@@ -79,11 +88,16 @@ def _run_all(
     tour: bool,
 ) -> list[str]:
     """Run benchmarks one after the other; return the names of those that failed."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)  # so that the servers are ended
     begin = time.monotonic()
     failed = []
     for number, benchmark in enumerate(chosen):
         options = msgspec.structs.replace(benchmark.tour if tour else benchmark.default, **given)
         passed = time.monotonic() - begin
+        if tour and passed > TOUR_LIMIT_S:
+            console.print(f"no time left for {benchmark.name}: run it by its name", highlight=False)
+            continue
         place = f"[{number + 1}/{len(chosen)}, {passed / 60:.1f} min] " if tour else ""
         console.rule(f"{place}{benchmark.name}: {benchmark.summary}")
         directory = Path(tempfile.mkdtemp(prefix="onecopy-bench-", dir=work))
@@ -94,7 +108,7 @@ def _run_all(
             command = "python -m bench " + " ".join(sys.argv[1:])
             path = save(context, benchmark.name, data, out, command)
             console.print(f"wrote {path}", highlight=False)
-        except BenchError as error:
+        except (BenchError, OSError) as error:
             console.print(f"{benchmark.name} failed: {error}", highlight=False, markup=False)
             failed.append(benchmark.name)
         finally:

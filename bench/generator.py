@@ -22,8 +22,10 @@ from bench.spec import Bucket, Load, Outcome, Target
 TICK_MS = 1
 RETRY_S = 0.02
 RECONNECT_S = 0.02
-FOLD_AT = 4_000_000
-"""Recorded operations at which they are folded into histogram and timeline, which takes a while."""
+FOLD_AT, FOLD_AT_OFTEN = 4_000_000, 50_000
+"""Recorded operations at which they are folded into histogram and timeline: that takes 0.5 us each,
+so a short measurement does it at its end, and one over FOLD_OFTEN_NS, for memory's sake, often."""
+FOLD_OFTEN_NS = 60 * 10**9
 DRAIN_S = 10.0
 LOST = "connection lost"
 now_ns = time.monotonic_ns
@@ -36,6 +38,7 @@ class Recorder:
         self.measure_ns = measure_ns
         self.end_ns = end_ns
         self.errors: Counter[str] = Counter()
+        self._fold_at = FOLD_AT_OFTEN if end_ns - measure_ns > FOLD_OFTEN_NS else FOLD_AT
         self._bucket_us = bucket_ms * 1000
         self._ended_us = array("q")
         self._latency_us = array("q")
@@ -47,7 +50,7 @@ class Recorder:
         if self.measure_ns <= ended_ns < self.end_ns:
             self._ended_us.append((ended_ns - self.measure_ns) // 1000)
             self._latency_us.append((ended_ns - started_ns) // 1000)
-            if len(self._ended_us) >= FOLD_AT:
+            if len(self._ended_us) >= self._fold_at:
                 self._fold()
 
     def fail(self, kind: str, ended_ns: int) -> None:
@@ -102,6 +105,8 @@ class Generator:
         self._due: deque[int] = deque()
         self._to_fill: list[Request] | None = None
         self._filled = 0
+        self._filling = False
+        self._completed = 0
 
     def _split_fresh(self) -> tuple[bytes, bytes]:
         workload = self.load.workload
@@ -178,7 +183,10 @@ class Generator:
             if error != LOST and self.running:
                 self.loop.call_later(RETRY_S, self.free, connection)
             return
-        recorder.record(connection.started_ns, ended)
+        if self._filling:
+            self._completed += 1
+        else:
+            recorder.record(connection.started_ns, ended)
         if self.load.keep_keys:
             self.acknowledged.append(connection.number)
         self.free(connection)
@@ -256,9 +264,10 @@ class Generator:
         wanted = workload.keys - self.load.first_key
         if not workload.fresh:
             self._to_fill = fill(workload)
+        self._filling = True
         self.begin(0, 1 << 62)
         assert self.recorder is not None
-        while (done := len(self.recorder._ended_us)) < wanted:
+        while (done := self._completed) < wanted:
             if self.recorder.errors.total() > 100:
                 raise RuntimeError(f"filling failed: {dict(self.recorder.errors)}")
             await asyncio.sleep(0.005)

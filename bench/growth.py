@@ -55,8 +55,7 @@ def return_of(cluster: Onecopy, node: str) -> CaughtUp:
     begin = time.monotonic()
     cluster.processes[node].start()
     answers = snapshot_from = snapshot_to = 0.0
-    primary = cluster.primary()
-    log = cluster.processes[primary].log_path
+    log = cluster.processes[node].log_path
     size = log.stat().st_size
 
     def in_sync() -> bool:
@@ -65,7 +64,8 @@ def return_of(cluster: Onecopy, node: str) -> CaughtUp:
         cluster.check_started()
         if not answers and fetch(cluster.address(node), "GET", "/livez", timeout_s=0.5):
             answers = now
-        status = cluster.status(primary)
+        primary = cluster.serving()  # it may change, on a machine that is busy enough
+        status = None if primary is None else cluster.status(primary)
         if status is None:
             return False
         if status["nodes"][node]["state"] == "snapshot":
@@ -77,11 +77,11 @@ def return_of(cluster: Onecopy, node: str) -> CaughtUp:
     done = time.monotonic() - begin
     with log.open("rb") as file:
         file.seek(size)
-        sent = b"sending a snapshot" in file.read()
+        received = b"receiving a snapshot" in file.read()
     return CaughtUp(
         answers_s=round(answers, 3),
         in_sync_s=round(done, 3),
-        snapshot=sent,
+        snapshot=received,
         transfer_s=round(snapshot_to - snapshot_from, 3),
     )
 
@@ -91,8 +91,7 @@ def catch_up(context: Context) -> dict[str, Any]:
     rows = []
     for way, limits in (("log", LOG_ONLY), ("snapshot", SNAPSHOT_ONLY)):
         with context.peer(Onecopy.shape(limits=limits)) as cluster:
-            primary = cluster.primary()
-            loads.fill(BEHIND_STATE, cluster.address(primary))
+            loads.fill(BEHIND_STATE, cluster.address(cluster.primary()))
             for behind in BEHIND:
                 backup = cluster.backups()[0]
                 cluster.processes[backup].end()

@@ -12,6 +12,7 @@ import msgspec
 
 from bench.accounting import Usage, usage
 from bench.histogram import figures, merge
+from bench.peers.process import BenchError
 from bench.spec import Bucket, Load, Outcome, Target, Workload
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,15 +42,19 @@ class Running:
     ) -> None:
         self._pids = list(pids)
         self._workers = [_Worker(load) for load in loads]
-        for worker in self._workers:
-            worker.wait_ready()
+        try:
+            for worker in self._workers:
+                worker.wait_ready()
+        except BaseException:
+            self.abandon()
+            raise
         measure_ns = time.monotonic_ns() + int((warm_up_s + CONNECT_S) * 1e9)
         self.times = (measure_ns, measure_ns + int(seconds * 1e9))
         for worker in self._workers:
             worker.tell(self.times)
 
     def finish(self) -> Result:
-        """Wait for the end, and return the figures. Raises RuntimeError if a worker failed."""
+        """Wait for the end, and return the figures. Raises BenchError if a worker failed."""
         measure_ns, end_ns = self.times
         _sleep_until(measure_ns)
         before = usage(self._pids)
@@ -85,7 +90,7 @@ class _Worker:
         line = self._popen.stdout.readline()
         if not line:
             code = self._popen.wait()
-            raise RuntimeError(f"a load worker ended with exit code {code}; see its message above")
+            raise BenchError(f"a load worker ended with exit code {code}; see its message above")
         return line
 
     def wait_ready(self) -> None:

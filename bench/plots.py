@@ -76,7 +76,7 @@ def failover(data: Data) -> Figure:
     axes.set_yticks(range(len(data["results"])), list(data["results"]))
     axes.set_xlabel("longest time without a write after kill -9, ms")
     axes.set_xlim(left=0)
-    axes.set_ylim(-0.5, len(data["results"]) - 0.5)
+    axes.set_ylim(len(data["results"]) - 0.5, -0.5)
     return figure
 
 
@@ -182,7 +182,6 @@ def keys(data: Data) -> Figure:
     rows = data["rows"]
     counts = [row["keys"] for row in rows]
     left.plot(counts, [row["cpu_us_per_op"] for row in rows], "o-", label="CPU of all nodes, us")
-    left.plot(counts, [row["p50_ms"] * 1000 for row in rows], "o-", label="p50 (64 conn.), us")
     left.set_ylabel("per write, us")
     for field, label in (("rss_bytes", "resident"), ("anonymous_bytes", "without the store's map")):
         right.plot(counts, [row["primary"][field] / MIB for row in rows], "o-", label=label)

@@ -27,7 +27,7 @@ ALL = (
         "100 B writes and reads beside etcd, Redis, PySyncObj and a bare server; the aims",
         headline.run,
         Options(seconds=3, rounds=5),
-        Options(seconds=2, rounds=3),
+        Options(seconds=1.5, rounds=3),
     ),
     Benchmark(
         "failover",
@@ -42,6 +42,20 @@ ALL = (
         failover.handover,
         Options(kills=100),
         Options(kills=20),
+    ),
+    Benchmark(
+        "snapshot",
+        "a whole snapshot to a new backup, beside cp and fsync; live writes meanwhile",
+        growth.snapshot,
+        Options(size_mb=1024),
+        Options(size_mb=128),
+    ),
+    Benchmark(
+        "memory",
+        "resident memory over time at a constant load",
+        growth.memory,
+        Options(minutes=10),
+        Options(minutes=0.5),
     ),
     Benchmark(
         "matrix",
@@ -62,14 +76,14 @@ ALL = (
         "ack=local: what it saves, and what it loses when the primary is killed",
         tradeoffs.early_ack,
         Options(seconds=3, kills=10),
-        Options(seconds=1, kills=3),
+        Options(seconds=1, kills=2),
     ),
     Benchmark(
         "backups",
         "number of replicas against throughput and latency",
         tradeoffs.backups,
         Options(seconds=3, rounds=3),
-        Options(seconds=1, rounds=3),
+        Options(seconds=1, rounds=2),
     ),
     Benchmark(
         "blocking",
@@ -86,25 +100,11 @@ ALL = (
         Options(seconds=2),
     ),
     Benchmark(
-        "snapshot",
-        "a whole snapshot to a new backup, beside cp and fsync; live writes meanwhile",
-        growth.snapshot,
-        Options(size_mb=1024),
-        Options(size_mb=128),
-    ),
-    Benchmark(
         "keys",
         "cost of a write and resident memory by the number of keys (--keys-max 10000000)",
         growth.keys,
         Options(seconds=3, keys_max=1_000_000),
         Options(seconds=1, keys_max=1_000_000),
-    ),
-    Benchmark(
-        "memory",
-        "resident memory over time at a constant load",
-        growth.memory,
-        Options(minutes=10),
-        Options(minutes=0.75),
     ),
     Benchmark(
         "unordered",

@@ -17,6 +17,8 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from bench.peers.process import BenchError
+
 ROOT = Path(__file__).resolve().parents[1]
 RETRANSMIT_MS = 200.0
 CHUNK_BYTES = 65536
@@ -55,7 +57,7 @@ class Relay:
         self._popen.stdin.write(msgspec.json.encode(plan) + b"\n")
         self._popen.stdin.flush()
         if self._popen.stdout.readline() != b"listening\n":
-            raise RuntimeError("a relay did not start")
+            raise BenchError("a relay did not start")
 
     def kill(self) -> None:
         """Kill it, without waiting for its end."""

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from bench.peers.process import BenchError
 from bench.render import Request, key, value, write_request
 from bench.replies import check_http, check_redis
 from bench.spec import Workload
@@ -91,7 +92,7 @@ class Trier:
         self._popen.stdin.write(msgspec.json.encode(task) + b"\n")
         self._popen.stdin.flush()
         if self._popen.stdout.readline() != b"trying\n":
-            raise RuntimeError("the trying client did not start")
+            raise BenchError("the trying client did not start")
 
     def stop(self) -> Tries:
         """End the tries and return them."""

@@ -132,6 +132,16 @@ async def test_fresh_writes_are_all_different_and_filling_ends_with_the_last() -
     assert paths == [b"/v1/kv/b%09d" % number for number in range(10)]
 
 
+def test_a_long_measurement_is_folded_often_with_the_same_result() -> None:
+    second = 1_000_000_000
+    recorder = Recorder(0, 100 * second, 1000)
+    for number in range(generator.FOLD_AT_OFTEN + 10):
+        recorder.record(0, 1000 * (1 + number % 7))
+    assert len(recorder._ended_us) == 10
+    outcome = recorder.outcome()
+    assert outcome.operations == outcome.timeline[0].count == generator.FOLD_AT_OFTEN + 10
+
+
 async def test_a_server_that_goes_away_is_counted_as_errors() -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError):
