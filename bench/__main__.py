@@ -88,8 +88,8 @@ def _run_all(
     tour: bool,
 ) -> list[str]:
     """Run benchmarks one after the other; return the names of those that failed."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)  # so that the servers are ended
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _stop)  # so that the servers are ended
     begin = time.monotonic()
     failed = []
     for number, benchmark in enumerate(chosen):

@@ -60,8 +60,31 @@ def run(context: Context) -> dict[str, Any]:
     return {"systems": described, "results": found, "aims": aims(found)}
 
 
-def kill_once(peer: Peer, found: dict[str, Any], prefix: str, number: int = signal.SIGKILL) -> None:
-    """Kill the primary under tries; add the gap and what was lost to `found`; mend the cluster."""
+class Harm(msgspec.Struct, frozen=True):
+    """What befalls a node, and how it is undone once another has taken over.
+
+    `during`: whether the undoing still belongs to the measurement (it may go wrong).
+    """
+
+    do: Callable[[Peer, str], None]
+    undo: Callable[[Peer, str], None]
+    during: bool
+
+
+def _kill(peer: Peer, node: str) -> None:
+    peer.processes[node].end()
+
+
+KILL = Harm(_kill, lambda peer, node: peer.restart(node), during=False)
+STOP = Harm(
+    lambda peer, node: peer.processes[node].signal(signal.SIGSTOP),
+    lambda peer, node: peer.processes[node].signal(signal.SIGCONT),
+    during=True,
+)
+
+
+def kill_once(peer: Peer, found: dict[str, Any], prefix: str, harm: Harm = KILL) -> None:
+    """Harm the primary under tries; add the gap and what was lost to `found`; mend the cluster."""
     nodes = [node for node in peer.processes if not node.startswith(("s", "w"))]
     copies = 1 if isinstance(peer, Redis) else 0
     workload = Workload(api=peer.api, prefix=prefix, copies=copies)
@@ -70,27 +93,26 @@ def kill_once(peer: Peer, found: dict[str, Any], prefix: str, number: int = sign
     try:
         time.sleep(BEFORE_S)
         primary = peer.primary()
-        killed_ns = time.monotonic_ns()
-        peer.processes[primary].signal(number)
-        if number == signal.SIGKILL:
-            peer.processes[primary].end()
+        harmed_ns = time.monotonic_ns()
+        harm.do(peer, primary)
         _wait_for_other(peer, primary)
         time.sleep(RECOVERED_S)
-        if number == signal.SIGSTOP:
-            peer.processes[primary].signal(signal.SIGCONT)
+        if harm.during:
+            harm.undo(peer, primary)
             time.sleep(RECOVERED_S)
         tries = trier.stop()
     finally:
         trier.abandon()
     end_ns = max(item.ended_ns for item in tries.acknowledged)
-    found["gaps_ms"].append(round(tries.longest_gap_ms(killed_ns, end_ns), 1))
+    found["gaps_ms"].append(round(tries.longest_gap_ms(harmed_ns, end_ns), 1))
     names = [key(workload, item.number) for item in tries.acknowledged]
     found["acknowledged"] += len(names)
     found["lost"] += peer.missing(names, prefix)
+    found["double_revisions"] = found.get("double_revisions", 0) + tries.double_revisions()
     for kind, count in tries.failed.items():
         found["failed"][kind] = found["failed"].get(kind, 0) + count
-    if number == signal.SIGKILL:
-        peer.restart(primary)
+    if not harm.during:
+        harm.undo(peer, primary)
 
 
 def _wait_for_other(peer: Peer, primary: str) -> None:

@@ -17,7 +17,7 @@ from bench.peers.onecopy import Onecopy
 from bench.peers.process import fetch, wait_until
 from bench.spec import Bucket, Workload
 
-BEHIND = (500, 5_000, 20_000, 80_000)
+BEHIND = (1_000, 5_000, 20_000, 80_000)
 BEHIND_STATE = Workload(api="onecopy", prefix="c", keys=20_000, value_bytes=1024)
 LOG_ONLY: dict[str, int] = {"log_retention_bytes": 1 << 30}
 SNAPSHOT_ONLY = {
@@ -126,7 +126,7 @@ def _under_load(context: Context, cluster: Onecopy) -> dict[str, Any]:
     primary, backup = cluster.primary(), cluster.backups()[0]
     seconds = max(8.0, 4 * context.options.seconds)
     load = loads.start(
-        LIVE,
+        msgspec.structs.replace(LIVE, value_bytes=1024),
         [cluster.address(primary)],
         connections=LIVE_CONNECTIONS,
         seconds=seconds,

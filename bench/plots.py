@@ -99,7 +99,7 @@ def detector(data: Data) -> Figure:
     figure, (left, right) = _axes(2)
     rows = data["rows"]
     periods = [row["heartbeat_ms"] for row in rows]
-    for kind, label in (("killed", "kill -9"), ("stopped", "SIGSTOP")):
+    for kind, label in (("killed", "kill -9"), ("stopped", "SIGSTOP"), ("cut", "cut off")):
         left.plot(periods, [row[kind]["median_ms"] for row in rows], "o-", label=f"{label}, median")
         left.plot(periods, [row[kind]["worst_ms"] for row in rows], ".:", label=f"{label}, worst")
     left.set_xlabel("heartbeat interval, ms")

@@ -59,6 +59,10 @@ class Relay:
         if self._popen.stdout.readline() != b"listening\n":
             raise BenchError("a relay did not start")
 
+    def signal(self, number: int) -> None:
+        """Stop it (SIGSTOP: what is sent is silently held back) or continue it (SIGCONT)."""
+        self._popen.send_signal(number)
+
     def kill(self) -> None:
         """Kill it, without waiting for its end."""
         self._popen.kill()

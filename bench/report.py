@@ -167,21 +167,27 @@ def _detector(data: Data) -> list[str]:
     rows = []
     for row in data["rows"]:
         stalls = row["stalls"]
-        lost = row["killed"]["lost"] + row["stopped"]["lost"] + sum(i["lost"] for i in stalls)
-        doubled = sum(item["double_revisions"] for item in stalls)
+        harms = [row[kind] for kind in ("killed", "stopped", "cut")]
+        lost = sum(item["lost"] for item in (*harms, *stalls))
+        doubled = sum(item["double_revisions"] for item in (*harms, *stalls))
         false = ", ".join(f"{i['stall_ms']} ms: {i['failovers']}/{i['stalls']}" for i in stalls)
         rows.append(
             (
                 row["heartbeat_ms"],
-                f"{row['killed']['median_ms']:.0f} / {row['killed']['worst_ms']:.0f}",
-                f"{row['stopped']['median_ms']:.0f} / {row['stopped']['worst_ms']:.0f}",
+                *(f"{item['median_ms']:.0f} / {item['worst_ms']:.0f}" for item in harms),
                 false,
                 lost,
                 doubled,
                 "yes" if row["diverged"] else "no",
             )
         )
-    head = ("heartbeat, ms", "kill -9, median / worst, ms", "SIGSTOP", "failovers by stall")
+    head = (
+        "heartbeat, ms",
+        "kill -9, median / worst, ms",
+        "SIGSTOP",
+        "cut off",
+        "failovers by stall",
+    )
     return [table((*head, "acknowledged and lost", "revisions given twice", "diverged"), rows)]
 
 

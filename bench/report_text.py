@@ -72,8 +72,9 @@ NOTES = {
         "are `serializable`."
     ),
     "detector": (
-        "The heartbeat interval with all other periods in the defaults' proportions to it. Kill -9 and "
-        "SIGSTOP of the primary: longest time without a write. Stalls: the primary is stopped for d ms "
+        "The heartbeat interval with all other periods in the defaults' proportions to it. Kill -9, "
+        "SIGSTOP and a silent cut of the primary from the other nodes (on both of their channels): "
+        "longest time without a write. Stalls: the primary is stopped for d ms "
         "and continued; a failover then is a false one. Short periods cost needless failovers, never "
         "correctness: the last columns count acknowledged writes that are gone, log positions that two "
         "acknowledged writes share (two primaries at once), and whether the replicas differ afterwards."

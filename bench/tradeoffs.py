@@ -43,38 +43,53 @@ def timing(heartbeat_ms: int) -> dict[str, int]:
 
 
 def detector(context: Context) -> dict[str, Any]:
-    """For each detector setting: unavailability after kill -9 and SIGSTOP, and false failovers.
+    """For each detector setting: unavailability after three kinds of harm, and false failovers.
 
     A false failover: the epoch rises although the stopped primary was continued after d ms.
     """
     rows = []
     for heartbeat in DETECTORS:
         settings = timing(heartbeat)
+        found: dict[str, dict[str, Any]] = {
+            kind: {"gaps_ms": [], "lost": 0, "acknowledged": 0, "failed": {}}
+            for kind in ("killed", "stopped", "cut")
+        }
         with context.peer(Onecopy.shape(timing=settings)) as cluster:
-            killed: dict[str, Any] = {"gaps_ms": [], "lost": 0, "acknowledged": 0, "failed": {}}
-            stopped: dict[str, Any] = {"gaps_ms": [], "lost": 0, "acknowledged": 0, "failed": {}}
             for number in range(context.options.kills):
-                failover.kill_once(cluster, killed, f"k{number:03}")
-                failover.kill_once(cluster, stopped, f"p{number:03}", signal.SIGSTOP)
+                failover.kill_once(cluster, found["killed"], f"k{number:03}")
+                failover.kill_once(cluster, found["stopped"], f"p{number:03}", failover.STOP)
                 cluster.wait_in_sync()
             stalls = [_stalls(cluster, ms, context.options.kills) for ms in STALLS_MS]
-            diverged = len({digest for _, digest in _settled(cluster).values()}) > 1
-        row = {
-            "heartbeat_ms": heartbeat,
-            "timing": settings,
-            "killed": killed | failover.summary(killed["gaps_ms"]),
-            "stopped": stopped | failover.summary(stopped["gaps_ms"]),
-            "stalls": stalls,
-            "diverged": diverged,
-        }
-        rows.append(row)
+            diverged = _differ(cluster)
+        with context.peer(RelayedOnecopy.network(raft=True, timing=settings)) as relayed:
+            cut = _cut(relayed)
+            for number in range(context.options.kills):
+                failover.kill_once(relayed, found["cut"], f"c{number:03}", cut)
+                relayed.wait_in_sync()
+            diverged = diverged or _differ(relayed)
+        for item in found.values():
+            item.update(failover.summary(item["gaps_ms"]))
+        row = {"heartbeat_ms": heartbeat, "timing": settings, "stalls": stalls}
+        rows.append(row | found | {"diverged": diverged})
+        gaps = {kind: item["gaps_ms"] for kind, item in found.items()}
+        lost = sum(item["lost"] for item in (*found.values(), *stalls))
         context.say(
-            f"  heartbeat {heartbeat} ms: kill {killed['gaps_ms']}, SIGSTOP {stopped['gaps_ms']}; "
+            f"  heartbeat {heartbeat} ms: gaps, ms: {gaps}; "
             f"false failovers {[(item['stall_ms'], item['failovers']) for item in stalls]}; "
-            f"lost {sum(item['lost'] for item in (killed, stopped, *stalls))}, "
-            f"diverged {diverged}"
+            f"lost {lost}, diverged {diverged}"
         )
     return {"rows": rows}
+
+
+def _cut(cluster: RelayedOnecopy) -> failover.Harm:
+    """Cut a node off from all others, and heal it before the measurement ends."""
+    return failover.Harm(
+        lambda _, node: cluster.cut(node), lambda _, node: cluster.heal(node), during=True
+    )
+
+
+def _differ(cluster: Onecopy) -> bool:
+    return len({digest for _, digest in _settled(cluster).values()}) > 1
 
 
 def _stalls(cluster: Onecopy, stall_ms: int, times: int) -> dict[str, Any]:

@@ -48,7 +48,9 @@ class Onecopy(Peer):
         self.replicas = [f"n{number + 1}" for number in range(replicas)]
         self.nodes = [*self.replicas, *(f"w{number + 1}" for number in range(witnesses))]
         self._addresses = {node: free_address() for node in self.nodes}
-        self._peer_addresses = {node: free_address() for node in self.nodes}
+        self._inner = {
+            node: {"peer": free_address(), "raft": free_address()} for node in self.nodes
+        }
         self.config = directory / "cluster.toml"
         self._write_config()
         for node in self.nodes:
@@ -67,16 +69,16 @@ class Onecopy(Peer):
             role = "replica" if node in self.replicas else "witness"
             lines += [f"[nodes.{node}]", f'role = "{role}"']
             lines += [f'client = "{self._addresses[node]}"', f'data = "{self.data(node)}"']
-            lines += [f'peer = "{self._peer_addresses[node]}"', f'raft = "{free_address()}"']
+            lines += [f'{name} = "{address}"' for name, address in self._inner[node].items()]
         for section, values in (("timing", self.timing), ("limits", self.limits)):
             lines.append(f"[{section}]")
             lines += [f"{name} = {number}" for name, number in values.items()]
         self.config.write_text("\n".join(lines) + "\n")
         self.config.chmod(0o600)
 
-    def peer_address(self, node: str) -> str:
-        """Return where a node's data path listens."""
-        return self._peer_addresses[node]
+    def inner_address(self, node: str, channel: str) -> str:
+        """Return where a node listens for other nodes; `channel` is peer or raft."""
+        return self._inner[node][channel]
 
     def data(self, node: str) -> Path:
         """Return a node's data directory."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,33 @@ from bench.relay import Plan, Relay, Way
 
 
 class RelayedOnecopy(Onecopy):
-    """A cluster whose data path goes through relays. `kill` takes a node and its network."""
+    """A cluster whose data path, and consensus too if `raft`, goes through relays.
+
+    `kill` takes a node and its network; `cut` and `heal` its network only.
+    """
 
     def __init__(
-        self, directory: Path, *, delay_ms: float, jitter_ms: float = 0.0, loss: float = 0.0
+        self,
+        directory: Path,
+        *,
+        delay_ms: float = 0.0,
+        jitter_ms: float = 0.0,
+        loss: float = 0.0,
+        raft: bool = False,
+        timing: Mapping[str, int] | None = None,
     ) -> None:
-        super().__init__(directory)
-        self._network = (delay_ms, jitter_ms, loss)
+        super().__init__(directory, timing=timing)
         self._relays: dict[frozenset[str], Relay] = {}
         self._plans: dict[frozenset[str], Plan] = {}
         lines = []
         for number, (one, other) in enumerate(itertools.combinations(self.nodes, 2)):
             ways = []
             for source, target in ((one, other), (other, one)):
-                listen = free_address()
-                ways.append(Way(listen, self.peer_address(target)))
-                lines += [f"[routes.{source}.{target}]", f'peer = "{listen}"']
+                lines.append(f"[routes.{source}.{target}]")
+                for channel in ("peer", "raft") if raft else ("peer",):
+                    listen = free_address()
+                    ways.append(Way(listen, self.inner_address(target, channel)))
+                    lines.append(f'{channel} = "{listen}"')
             self._plans[frozenset((one, other))] = Plan(
                 ways=ways, delay_ms=delay_ms, jitter_ms=jitter_ms, loss=loss, seed=number + 1
             )
@@ -45,6 +56,18 @@ class RelayedOnecopy(Onecopy):
         for pair, plan in self._plans.items():
             self._relays[pair] = Relay(plan)
         super().start()
+
+    def cut(self, node: str) -> None:
+        """Cut a node off from the others: silently, as a network does that drops everything."""
+        for pair, relay in self._relays.items():
+            if node in pair:
+                relay.signal(signal.SIGSTOP)
+
+    def heal(self, node: str) -> None:
+        """Undo `cut`."""
+        for pair, relay in self._relays.items():
+            if node in pair:
+                relay.signal(signal.SIGCONT)
 
     def kill(self, node: str) -> None:
         """Kill a node, and with it all that its network had under way."""
