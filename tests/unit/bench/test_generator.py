@@ -17,6 +17,7 @@ from bench.replies import check_http, check_redis
 from bench.spec import Bucket, Load, Outcome, Target, Workload
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
 PUT = Request(b"", write=True)
 GET = Request(b"", write=False, body_bytes=3)
 
@@ -28,6 +29,7 @@ class Server:
         self.open = asyncio.Event()
         self.open.set()
         self.requests: list[bytes] = []
+        self.refusals = 0
         self._arrived = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -62,7 +64,8 @@ class Server:
                 self.requests.append(head + await reader.readexactly(length))
                 self._arrived.set()
                 await self.open.wait()
-                writer.write(GOOD)
+                writer.write(GOOD if self.refusals <= 0 else BUSY)
+                self.refusals -= 1
 
 
 @contextlib.asynccontextmanager
@@ -140,6 +143,16 @@ def test_a_long_measurement_is_folded_often_with_the_same_result() -> None:
     assert len(recorder._ended_us) == 10
     outcome = recorder.outcome()
     assert outcome.operations == outcome.timeline[0].count == generator.FOLD_AT_OFTEN + 10
+
+
+async def test_filling_tries_again_what_was_refused() -> None:
+    async with serving() as (server, port):
+        server.refusals = 3
+        made = Generator(load_of(port, connections=4), asyncio.get_running_loop())
+        await made.connect()
+        await made.fill()
+    assert len(server.requests) == 13
+    assert len(set(server.requests)) == 10
 
 
 async def test_a_server_that_goes_away_is_counted_as_errors() -> None:
