@@ -24,10 +24,7 @@ SECRET = "a secret for measurements, 32 bytes"
 
 
 class Onecopy(Peer):
-    """A cluster: `replicas` named n1, n2, …, `witnesses` w1, …; `timing` and `limits` sections.
-
-    `spare`: replicas that the file names but `start` leaves out, for later.
-    """
+    """A cluster: `replicas` named n1, n2, …, `witnesses` w1, …; `timing` and `limits` sections."""
 
     name = "onecopy"
     api = "onecopy"
