@@ -349,7 +349,8 @@ class Primary:
         return self.is_open and not self._handover_version and now_ms < self.lease_until_ms()
 
     def _on_heartbeat_reply(self, peer: Progress, message: HeartbeatReply) -> None:
-        peer.answered_heartbeat(message.sequence)
+        core = self._core
+        peer.answered_heartbeat(message.sequence, core.now_ms, core.timing.lease_duration_ms)
         peer.applied_index = message.applied_index
         peer.durable_index = message.durable_index
         peer.writable = message.writable
@@ -392,7 +393,7 @@ class Primary:
     def on_stall(self) -> None:
         """This node itself stood still: give everyone a new period before accusing them."""
         for peer in self.peers.values():
-            peer.heard_ms = peer.advanced_ms = peer.excused_ms = self._core.now_ms
+            peer.heard_ms = peer.advanced_ms = peer.leased_ms = self._core.now_ms
 
     def on_tick(self) -> None:
         """Heartbeats, suspicion, and whatever change of the view is due."""
@@ -462,7 +463,7 @@ class Primary:
             core.now_ms - peer.heard_ms >= patience_ms
             # D5: it answers, but so late that each promise has run out when it comes: no read can
             # be served with it.
-            or peer.lease_age_ms(core.now_ms) >= max(patience_ms, core.timing.lease_duration_ms)
+            or peer.without_lease_ms(core.now_ms) >= max(patience_ms, core.timing.ack_timeout_ms)
             or peer.stalled_for_ms(core.now_ms) >= core.timing.ack_timeout_ms
             or not peer.writable
             or peer.needs_snapshot

@@ -30,7 +30,7 @@ class Progress:
         self.opened_ms = now_ms  # when the session began
         self.advanced_ms = now_ms  # the last time that it had nothing open or acknowledged some
         self.lease_start_ms: float | None = None  # sending time of the newest answered heartbeat
-        self.excused_ms = now_ms  # what was missing before then is not held against it
+        self.leased_ms = now_ms  # when a promise last came before it had run out
         self.needs_snapshot = False
         self.sending_snapshot = False  # one is on its way, perhaps since an older session
         self._heartbeats: deque[tuple[int, float]] = deque(maxlen=MAX_UNANSWERED_HEARTBEATS)
@@ -53,18 +53,18 @@ class Progress:
         """Remember when a heartbeat left (D4: the lease counts from its sending)."""
         self._heartbeats.append((sequence, now_ms))
 
-    def answered_heartbeat(self, sequence: int) -> None:
+    def answered_heartbeat(self, sequence: int, now_ms: float, lease_duration_ms: float) -> None:
         """A heartbeat was answered: the lease starts at its sending."""
         while self._heartbeats and self._heartbeats[0][0] <= sequence:
             number, sent_ms = self._heartbeats.popleft()
             if number == sequence:
                 self.lease_start_ms = max(sent_ms, self.lease_start_ms or sent_ms)
+                if now_ms - sent_ms < lease_duration_ms:
+                    self.leased_ms = now_ms
 
-    def lease_age_ms(self, now_ms: float) -> float:
-        """How old the newest promise is, or how long none has come."""
-        if self.lease_start_ms is None:
-            return now_ms - self.excused_ms
-        return now_ms - max(self.lease_start_ms, self.excused_ms)
+    def without_lease_ms(self, now_ms: float) -> float:
+        """How long no promise has come, or none before it had run out."""
+        return now_ms - self.leased_ms
 
     def sent(self, last_index: int, size_bytes: int, now_ms: float) -> None:
         """Records up to `last_index` left for it."""

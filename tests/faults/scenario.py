@@ -21,6 +21,8 @@ from types import TracebackType
 from typing import Self
 
 import msgspec
+import pytest
+from _pytest.mark import ParameterSet
 
 from tests.faults.prober import Prober
 from tests.support.cluster import Cluster, Scalar, problem_of, wait_until
@@ -29,7 +31,8 @@ from tests.support.raw_http import kv
 from tests.support.recorded_load import Bounds, Mix, RecordedLoad
 from tests.support.toxiproxy import ToxiproxyServer
 
-SHAPES = {"three replicas": (3, 0), "two replicas and a witness": (2, 1)}
+THREE, WITNESS = "three replicas", "two replicas and a witness"
+SHAPES = {THREE: (3, 0), WITNESS: (2, 1)}
 
 RECOVERY_S = 40.0
 """How long everyone may take to be in sync again. Generous: the machine may be busy."""
@@ -45,6 +48,16 @@ PATIENT: Mapping[str, Scalar] = {"grace_period_ms": 3000}
 take over, and on a busy machine the usual 150 ms between the two would be too short for that."""
 
 REPORT_VARIABLE = "ONECOPY_FAULTS_REPORT"
+
+
+def long(*values: object) -> ParameterSet:
+    """Mark one case of a parametrized test as too much for `make test`."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
+def shapes(*quick: str) -> list[ParameterSet]:
+    """Return every shape, those that are not `quick` marked as long."""
+    return [pytest.param(shape) if shape in quick else long(shape) for shape in SHAPES]
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.scenario import PATIENCE, PATIENT, SHAPES, Scenario
+from tests.faults.scenario import PATIENCE, PATIENT, THREE, WITNESS, Scenario, long, shapes
 from tests.support.cluster import wait_until
 from tests.support.partitions import PEER, RAFT, How
 from tests.support.recorded_load import Bounds, Mix
@@ -29,7 +29,7 @@ MOSTLY_PUTS = Mix(put=120)
 
 
 @pytest.mark.parametrize("how", ["drop", "refuse"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", shapes())
 async def test_a_backup_is_cut_off_shortly(shape: str, how: How, tmp_path: Path) -> None:
     """The primary removes it and goes on; afterwards the backup replays the log."""
     async with Scenario(
@@ -50,7 +50,7 @@ async def test_a_backup_is_cut_off_shortly(shape: str, how: How, tmp_path: Path)
         assert await scenario.cluster.metric(backup, "snapshots_received_total") == 0
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", shapes(THREE))
 async def test_a_backup_is_cut_off_for_long(shape: str, tmp_path: Path) -> None:
     """The primary goes on, and lets go of log that the backup lacks; a snapshot makes up for it."""
     async with Scenario(
@@ -79,7 +79,7 @@ async def test_a_backup_is_cut_off_for_long(shape: str, tmp_path: Path) -> None:
         assert await cluster.metric(backup, "snapshots_received_total") >= 1
 
 
-@pytest.mark.parametrize("shape", ["two replicas and a witness"])
+@pytest.mark.parametrize("shape", [long(WITNESS)])
 async def test_the_primary_is_cut_from_the_witness(shape: str, tmp_path: Path) -> None:
     """Nothing changes for the two replicas; the witness's clients are refused."""
     async with Scenario(
@@ -98,7 +98,7 @@ async def test_the_primary_is_cut_from_the_witness(shape: str, tmp_path: Path) -
         await scenario.refuses("w1")
 
 
-@pytest.mark.parametrize("shape", ["two replicas and a witness"])
+@pytest.mark.parametrize("shape", [long(WITNESS)])
 async def test_the_witness_is_cut_off_and_then_the_backup(shape: str, tmp_path: Path) -> None:
     """Without the witness both go on. Without both, the primary has no majority and refuses."""
     async with Scenario(
@@ -115,10 +115,10 @@ async def test_the_witness_is_cut_off_and_then_the_backup(shape: str, tmp_path: 
             await scenario.refuses(node)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", shapes(WITNESS))
 async def test_the_majority_is_lost(shape: str, tmp_path: Path) -> None:
-    """Everybody is alone: once the lease is over, reads and writes are refused everywhere, with 503.
-    What was committed can be read with consistency=stale."""
+    """Everybody is alone: once the lease is over, reads and writes get a 503 everywhere. What was
+    committed can be read with consistency=stale."""
     async with Scenario(
         tmp_path,
         shape=shape,
@@ -137,7 +137,7 @@ async def test_the_majority_is_lost(shape: str, tmp_path: Path) -> None:
             assert reply.json["items"]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", shapes())
 async def test_the_majority_is_lost_one_after_the_other(shape: str, tmp_path: Path) -> None:
     """The primary alone in the in-sync set goes on when the last link to the majority is cut: it
     needs nobody's promise any more."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.scenario import PATIENT, SHAPES, WATCHED_S, Scenario
+from tests.faults.scenario import PATIENT, THREE, WATCHED_S, WITNESS, Scenario, shapes
 from tests.faults.test_backup_cut_off import SMALL_LOG
 from tests.support.cluster import wait_until
 from tests.support.partitions import PEER
@@ -21,7 +21,7 @@ UNHURRIED = Bounds(timeout_ms=4000, patience_ms=5000, give_up_s=12.0, generation
 
 
 @pytest.mark.parametrize(("latency_ms", "jitter_ms"), [(50, 20), (200, 50)])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", shapes())
 async def test_every_link_is_slow(
     shape: str, latency_ms: int, jitter_ms: int, tmp_path: Path
 ) -> None:
@@ -41,7 +41,7 @@ async def test_every_link_is_slow(
 
 
 @pytest.mark.parametrize(("latency_ms", "jitter_ms"), [(500, 100), (1000, 200)])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", shapes())
 async def test_every_link_is_slower_than_any_time_out(
     shape: str, latency_ms: int, jitter_ms: int, tmp_path: Path
 ) -> None:
@@ -58,7 +58,7 @@ async def test_every_link_is_slower_than_any_time_out(
         await asyncio.sleep(WATCHED_S)  # nothing is waited for: this is how long it lasts
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", shapes())
 async def test_one_backup_is_suddenly_too_far_away(shape: str, tmp_path: Path) -> None:
     """Its promises come back when they have run out: the primary goes on without it."""
     async with Scenario(
@@ -77,7 +77,7 @@ async def test_one_backup_is_suddenly_too_far_away(shape: str, tmp_path: Path) -
         await scenario.keeps_serving(*others)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", shapes())
 async def test_one_backup_is_moved_too_far_away_by_and_by(shape: str, tmp_path: Path) -> None:
     """The same, but it is never silent: its answers come regularly, later and later."""
     async with Scenario(
@@ -98,7 +98,7 @@ async def test_one_backup_is_moved_too_far_away_by_and_by(shape: str, tmp_path: 
         await scenario.keeps_serving(*others)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", shapes(WITNESS))
 async def test_64_kb_per_second_in_the_middle_of_a_snapshot(shape: str, tmp_path: Path) -> None:
     """The transfer crawls, and holds up nobody's writes."""
     async with Scenario(
@@ -136,7 +136,7 @@ async def test_64_kb_per_second_in_the_middle_of_a_snapshot(shape: str, tmp_path
         assert await cluster.metric(backup, "snapshots_received_total") >= 1
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", shapes())
 async def test_flapping_links(shape: str, tmp_path: Path) -> None:
     """The primary's links go down and up again, longer than its lease and grace; whenever they are
     up for a while, everyone serves."""
@@ -155,7 +155,7 @@ async def test_flapping_links(shape: str, tmp_path: Path) -> None:
             await scenario.serves(*scenario.cluster.specs, count=5)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", shapes(THREE))
 async def test_messages_that_arrive_after_another_has_taken_over(
     shape: str, tmp_path: Path
 ) -> None:

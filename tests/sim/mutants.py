@@ -147,7 +147,7 @@ def _d4_restart_forgets_promises() -> list[Patch]:
 
 
 def _d5_late_promises() -> list[Patch]:
-    return [patch.object(Progress, "lease_age_ms", lambda _peer, _now_ms: 0.0)]
+    return [patch.object(Progress, "without_lease_ms", lambda _peer, _now_ms: 0.0)]
 
 
 def _d5_late_removal() -> list[Patch]:
