@@ -25,21 +25,25 @@ class LogImage:
     def __init__(self) -> None:
         self.base_index = 0
         self.base_epoch = 0
+        self.last_index = 0
+        self.cuts = 0  # how often entries were taken away again
         self.records: list[Record] = []
         self._firsts: list[int] = []
-
-    @property
-    def last_index(self) -> int:
-        return self.records[-1].last_index if self.records else self.base_index
 
     def append(self, record: Record) -> None:
         self.records.append(record)
         self._firsts.append(record.first_index)
+        self.last_index = record.last_index
 
     def truncate(self, from_index: int) -> None:
         while self.records and self.records[-1].last_index >= from_index:
             self.records.pop()
             self._firsts.pop()
+        self._set_end()
+
+    def _set_end(self) -> None:
+        self.last_index = self.records[-1].last_index if self.records else self.base_index
+        self.cuts += 1
 
     def trim(self, first_index: int) -> None:
         keep = bisect_right(self._firsts, first_index) - 1
@@ -53,6 +57,7 @@ class LogImage:
         self.base_index, self.base_epoch = index, epoch
         self.records.clear()
         self._firsts.clear()
+        self._set_end()
 
     def epoch_at(self, index: int) -> int | None:
         if index == self.base_index:
@@ -70,6 +75,7 @@ class LogImage:
     def copy_from(self, other: LogImage) -> None:
         self.base_index, self.base_epoch = other.base_index, other.base_epoch
         self.records, self._firsts = list(other.records), list(other._firsts)
+        self._set_end()
 
 
 class Disk:

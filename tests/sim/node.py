@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from datapath import effects as fx
 from datapath.messages import Heartbeat, Message, Refusal
+from datapath.primary import Primary
 from datapath.records import make_record
 from datapath.replica import Replica
 from election.view import Handover, TakeOver, View
@@ -26,6 +27,7 @@ class Node:
         clockwork = world.clockwork
         self.world = world
         self.clockwork = clockwork
+        self.oracle = world.oracle
         self.id = node_id
         self.life = 0
         self.is_up = False
@@ -154,18 +156,17 @@ class Node:
         self.clockwork.after(self.tick_ms, self._tick_later, life)
 
     def _tick(self) -> None:
-        timing = self.world.timing
+        timing, replica, now_ms = self.world.timing, self.replica, self.clock()
         stalled = self.disk.stalled_for_ms() >= timing.ack_timeout_ms
-        self._count_situations()
-        self._carry_out(self.replica.on_tick(self.clock(), disk_stalled=stalled))
+        if now_ms - replica.core.now_ms >= timing.stall_threshold_ms:
+            self.clockwork.seen["stall noticed"] += 1
+        if replica.primary is not None:
+            self._count_situations(replica.primary)
+        self._carry_out(replica.on_tick(now_ms, disk_stalled=stalled))
 
-    def _count_situations(self) -> None:
-        """Look at what only the replica itself knows; each tick that finds it counts."""
-        seen, core, primary = self.clockwork.seen, self.replica.core, self.replica.primary
-        if self.clock() - core.now_ms >= self.world.timing.stall_threshold_ms:
-            seen["stall noticed"] += 1
-        if primary is None:
-            return
+    def _count_situations(self, primary: Primary) -> None:
+        """Look at what only the primary itself knows; each tick that finds it counts."""
+        seen = self.clockwork.seen
         if primary.stage == "matching" and not primary._may_serve_after_promise():
             seen["waited for own promise"] += 1
         if primary.is_open and self.clock() >= primary.lease_until_ms():
@@ -257,26 +258,26 @@ class Node:
         handlers = self._handlers
         for effect in effects:
             handlers[type(effect)](effect)
-        core = self.replica.core
-        if self.has_lost and not core.suspect and not core.damaged:
-            self.has_lost = False
-        self.world.oracle.check_node(self)
+        if self.has_lost:
+            core = self.replica.core
+            self.has_lost = core.suspect or core.damaged
+        self.oracle.check_node(self)
 
     def _send(self, effect: fx.Send) -> None:
-        self.world.oracle.on_sent_as_primary(self, effect.message)
+        self.oracle.on_sent_as_primary(self, effect.message)
         self.world.network.send(self.id, effect.peer, effect.message)
 
     def _reply(self, effect: fx.Reply) -> None:
         if isinstance(effect.message, Refusal):
             self.clockwork.seen["refused as fenced"] += 1
-        self.world.oracle.on_replied(self, effect.peer, effect.message)
+        self.oracle.on_replied(self, effect.peer, effect.message)
         self.world.network.reply(self.id, effect.peer, effect.message)
 
     def _write(self, effect: fx.WriteRecords) -> None:
         cache = self.disk.cache
         previous = cache.epoch_at(effect.records[0].first_index - 1)
         for record in effect.records:
-            self.world.oracle.on_write(self, record, previous)
+            self.oracle.on_write(self, record, previous)
             previous = record.epoch
         if cache.last_index + 1 != effect.records[0].first_index:
             self.world.oracle.fail(f"{self.id} writes beside the end of its log")

@@ -187,18 +187,29 @@ class Oracle:
 
     def check_node(self, node: Node) -> None:
         """What can be said of one node, and of those that believe to be primaries."""
-        replica = node.replica
+        replica, disk = node.replica, node.disk
         core = replica.core
-        cache = node.disk.cache
-        if core.log.last_index != cache.last_index or core.durable_index < core.commit_index:
+        durable_index, commit_index = core.durable_index, core.commit_index
+        if core.log.last_index != disk.cache.last_index or durable_index < commit_index:
             self.fail(
-                f"{node.id}: the log ends at {core.log.last_index} ({cache.last_index} written), "
-                f"durable {core.durable_index}, commit {core.commit_index}"
+                f"{node.id}: the log ends at {core.log.last_index} ({disk.cache.last_index} "
+                f"written), durable {durable_index}, commit {commit_index}"
             )
-        if core.durable_index > node.disk.durable.last_index and not node.installing:
-            self.fail(f"D9: {node.id} takes {core.durable_index} for durable")
-        if replica.primary is not None and replica.may_serve(node.clock()):
+        if durable_index > disk.durable.last_index and not node.installing:
+            self.fail(f"D9: {node.id} takes {durable_index} for durable")
+        # A single primary that has all that was acknowledged may serve, or not: it is right.
+        if (
+            replica.primary is not None
+            and (commit_index < self.acknowledged or self._has_rival(node))
+            and replica.may_serve(node.clock())
+        ):
             self.check_serving(node)
+
+    def _has_rival(self, node: Node) -> bool:
+        for other in self.nodes.values():
+            if other.replica.primary is not None and other is not node and other.is_up:
+                return True
+        return False
 
     def check_serving(self, node: Node) -> None:
         """At most one serves at any instant, and it serves all that was acknowledged (D4, D6)."""

@@ -29,7 +29,11 @@ def make_witness() -> Member:
 
 
 class World:
-    """All nodes, up from the first event on. The first view names "a" alone (bootstrap)."""
+    """All nodes, up from the first event on.
+
+    The first view names "a" alone (bootstrap), or, with `all_in_sync`, all members: their logs are
+    empty, so each holds all that was acknowledged.
+    """
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class World:
         n_members: int | None = None,
         trace: bool = False,
         timing: Timing | None = None,
+        all_in_sync: bool = False,
     ) -> None:
         self.clockwork = Clockwork(seed, trace=trace)
         self.timing = timing or Timing()
@@ -61,7 +66,7 @@ class World:
             epoch=1,
             version=1,
             primary="a",
-            in_sync=("a",),
+            in_sync=tuple(member.id for member in members) if all_in_sync else ("a",),
             members=(*members, make_witness()),
         )
         self.agreement = Agreement(self.clockwork, self.oracle, first)
@@ -69,6 +74,8 @@ class World:
         self.network.nodes = self.agreement.nodes = self.oracle.nodes = self.nodes
         for node in self.nodes.values():
             node.start()
+            # D4: an empty disk has promised nothing in an earlier lifetime, so nobody waits for it.
+            node.replica.core.promised_ms -= self.timing.grace_period_ms
 
     # -- what tests and faults ask for
 
