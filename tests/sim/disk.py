@@ -66,6 +66,13 @@ class LogImage:
             return None
         return self.records[bisect_right(self._firsts, index) - 1].epoch
 
+    def record_end(self, index: int) -> int:
+        """Return the end of the last record that ends at or before `index`."""
+        for record in reversed(self.records):
+            if record.last_index <= index:
+                return record.last_index
+        return self.base_index
+
     def read(self, from_index: int, limit: int) -> list[Record] | None:
         if from_index <= self.base_index:
             return None
@@ -81,9 +88,16 @@ class LogImage:
 class Disk:
     """What survives a crash (`durable`), and what is on the way there."""
 
-    def __init__(self, clockwork: Clockwork, on_durable: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        clockwork: Clockwork,
+        on_durable: Callable[[int, int], None],
+        on_failed: Callable[[], None],
+    ) -> None:
         self._clockwork = clockwork
         self._on_durable = on_durable
+        self._on_failed = on_failed
+        self.fails_next = False  # the next fsync does
         self.durable = LogImage()
         self.cache = LogImage()  # the durable log with all writes on the way applied
         self.accepted = (0, "")
@@ -117,6 +131,10 @@ class Disk:
         self._busy = False
         if self.stalled_since is not None:
             return  # the fsync hangs; `resume` starts it again
+        if self.fails_next:
+            self.fails_next = False
+            self._on_failed()
+            return
         ticket = 0
         for _ in range(batch):
             ticket, kind, payload = self.pending.popleft()
@@ -184,9 +202,12 @@ class Disk:
         kept = clockwork.random.randint(0, len(log_writes))
         for _, kind, payload in log_writes[:kept]:
             self._make_durable(kind, payload)
+        if kept < len(log_writes):
+            clockwork.seen["unsynced writes lost"] += 1
         torn = False
         if kept < len(log_writes) and log_writes[kept][1] == "records" and clockwork.chance(0.5):
             torn = True
+            clockwork.seen["torn tail"] += 1
             records = log_writes[kept][2]
             self._make_durable("records", records[: clockwork.random.randint(0, len(records) - 1)])
         if lost_from is not None and lost_from <= self.durable.last_index:

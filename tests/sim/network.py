@@ -142,7 +142,6 @@ class Network:
         if not any(connection.closed):
             if clockwork.chance(0.3):
                 connection.late_ms = clockwork.between(0.1, 200)
-                clockwork.seen["late delivery"] += 1
             delay = clockwork.between(0.1, 5)
             if self.is_cut(*connection.routes[side]) or clockwork.chance(0.1):
                 delay = clockwork.between(*IDLE_TIMEOUT_MS)
@@ -198,6 +197,7 @@ class Network:
     def _arrive(self, connection: Connection, direction: int, message: Message) -> None:
         if connection.is_broken:
             if connection.late_ms:
+                self._clockwork.seen["late delivery"] += 1
                 self._clockwork.after(
                     connection.late_ms, self._deliver, connection, direction, message
                 )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 READ_LIMIT_RECORDS = 4
+CLOCK_RATES = (0.92, 1.08)
 _PAYLOAD = b"x" * 16
 
 
@@ -36,8 +37,8 @@ class Node:
         self.has_lost = False  # a fault took durable entries, and it has not caught up since
         self.commit_index = 0
         self.takeovers: set[int] = set()  # versions that this life has proposed itself at
-        self.disk = Disk(clockwork, self._on_disk)
-        self.clock_rate = clockwork.between(0.92, 1.08)
+        self.disk = Disk(clockwork, self._on_disk, self._on_disk_failed)
+        self.clock_rate = clockwork.between(*CLOCK_RATES)
         self.tick_ms = clockwork.between(14, 24)
         self.replica: Replica
         self._clock_offset = clockwork.between(0, 1e6)
@@ -68,6 +69,11 @@ class Node:
         """This machine's clock: it has a rate of its own, and goes on through pauses."""
         return self._clock_offset + self.clock_rate * self.clockwork.now
 
+    def set_clock_rate(self, rate: float) -> None:
+        """Let the clock go on from where it is, faster or slower."""
+        self._clock_offset += (self.clock_rate - rate) * self.clockwork.now
+        self.clock_rate = rate
+
     def start(self) -> None:
         """Start the process."""
         clockwork, world = self.clockwork, self.world
@@ -77,6 +83,7 @@ class Node:
         self.takeovers.clear()
         recovered = self.disk.recover(self._applied_index, torn=self._torn)
         self.commit_index = recovered.commit_index
+        self.oracle.on_start(self, self._applied_index)
         if recovered.suspect:
             clockwork.seen["suspect start"] += 1
         if recovered.damaged:
@@ -108,7 +115,9 @@ class Node:
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} CRASHES{' and loses entries' if lost_from else ''}")
         core = self.replica.core
-        self._applied_index = core.commit_index - self.clockwork.random.randint(0, 20)
+        behind = self.clockwork.random.randint(0, 20)
+        applied = self.disk.durable.record_end(core.commit_index - behind)
+        self._applied_index = max(self._applied_index, applied)
         if lost_from is not None:
             self.has_lost = True
             self._applied_index = min(self._applied_index, lost_from - 1)
@@ -117,6 +126,7 @@ class Node:
         self.is_up = False
         self.life += 1
         self.world.network.forget(self)
+        self.oracle.check_holds_committed(self)
 
     def pause(self) -> None:
         """Stop the process; what arrives meanwhile waits."""
@@ -131,6 +141,8 @@ class Node:
         self.paused = False
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} wakes")
+        if self.clockwork.chance(0.3):
+            self._tick()  # a timer may come before what has arrived, or after it
         backlog, self._backlog = self._backlog, []
         for action, args, kwargs in backlog:
             if not self.is_up or self.paused:
@@ -214,6 +226,12 @@ class Node:
         # The disk counts its own lives; `post` asks for this process's.
         del life
         self.post(self.life, self.on_durable, ticket)
+
+    def _on_disk_failed(self) -> None:
+        """D9: an fsync has failed, so nothing is known of the pages: stop, and read them anew."""
+        if self.is_up:
+            self.clockwork.seen["failed fsync"] += 1
+            self.crash()
 
     def on_durable(self, ticket: int) -> None:
         """The disk has caught up."""

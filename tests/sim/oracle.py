@@ -28,6 +28,7 @@ class Oracle:
         self.primaries: dict[int, str] = {}  # epoch -> primary
         self.committed: list[int] = [0]  # index -> epoch of the committed entry
         self.acknowledged = 0  # the highest index that a primary committed
+        self._held: dict[str, tuple[int, int]] = {}  # what was last seen to be right
         self._records: dict[tuple[int, int], tuple[bytes, int]] = {}  # -> bytes, epoch before
         self._openings: dict[int, tuple[str, int]] = {}  # epoch -> the (node, life) that opened it
 
@@ -64,6 +65,33 @@ class Oracle:
             self.fail(f"D7: {node_id} joins the in-sync set without entry {index}")
 
     # -- logs
+
+    def on_start(self, node: Node, applied_index: int) -> None:
+        """What its store has applied was committed, and is still so after a restart."""
+        if node.commit_index < applied_index and not node.has_lost:
+            self.fail(
+                f"{node.id} had applied entry {applied_index}, and starts at {node.commit_index}"
+            )
+
+    def check_holds_committed(self, node: Node) -> None:
+        """Every replica in sync has every acknowledged entry on its true disk (D1, E1).
+
+        Equal (index, epoch) means equal logs up to there, so the last entry says it of all.
+        """
+        index, durable = self.acknowledged, node.disk.durable
+        state = (index, durable.cuts)
+        if self._held.get(node.id) == state and index <= durable.last_index:
+            return
+        view = self.view
+        assert view is not None
+        if node.id not in view.in_sync or node.has_lost:
+            return
+        if index > durable.base_index and durable.epoch_at(index) != self.committed[index]:
+            self.fail(
+                f"{node.id} is in sync, its disk ends at {durable.last_index}, and entry {index} "
+                f"of epoch {self.committed[index]}, which was acknowledged, is not there"
+            )
+        self._held[node.id] = state
 
     def on_write(self, node: Node, record: Record, previous_epoch: int | None) -> None:
         """Equal (index, epoch) means equal bytes, and equal histories."""
@@ -107,11 +135,13 @@ class Oracle:
         """D1: it is on every true disk of the in-sync set."""
         view, epoch, copies = self.view, self.committed[index], 0
         assert view is not None
+        assert node.replica.primary is not None
+        in_sync = {*view.in_sync, *node.replica.primary.view.in_sync}
         for node_id, other in self.nodes.items():
             durable = other.disk.durable
             if durable.epoch_at(index) == epoch or index <= durable.base_index or other.has_lost:
                 copies += 1
-            elif node_id in view.in_sync:
+            elif node_id in in_sync:
                 self.fail(
                     f"D1: {node.id} commits entry {index} of epoch {epoch}, and the disk of "
                     f"{node_id}, which is in sync, ends at {durable.last_index}"
@@ -197,6 +227,7 @@ class Oracle:
             )
         if durable_index > disk.durable.last_index and not node.installing:
             self.fail(f"D9: {node.id} takes {durable_index} for durable")
+        self.check_holds_committed(node)
         # A single primary that has all that was acknowledged may serve, or not: it is right.
         if (
             replica.primary is not None
