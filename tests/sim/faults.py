@@ -9,7 +9,7 @@ from tests.sim.troubles import Troubles
 from tests.sim.world import World
 
 HEALING_LIMIT_MS = 10_000.0
-LONG_EVERY = 13
+LONG_EVERY = 17
 """One schedule in so many is long; short and dense ones reach more in the same time."""
 LASTING_FAULTS_RATE = 0.4
 LASTING_WRITES = 20
@@ -50,7 +50,7 @@ class Schedule:
         else:
             self.duration_ms = clockwork.between(200, 900)
             self.fault_gap_ms = random.choice((25.0, 60.0, 120.0, 240.0))
-        self.append_gap_ms = random.choice((4.0, 15.0, 30.0, 60.0, 100.0))
+        self.append_gap_ms = random.choice((5.0, 20.0, 50.0, 100.0))
         self._may_append = True
         world.agreement.unknown_rate = random.choice((0.0, 0.1, 0.4, 0.8))
         world.agreement.laggards = random.choice((0.0, 0.1, 0.4))
@@ -91,7 +91,7 @@ class Schedule:
         deadline = clockwork.now + HEALING_LIMIT_MS
         appended = False
         while True:
-            world.run_for(5)
+            world.run_for(10)
             problem = world.whole_problem()
             if clockwork.now >= deadline:
                 raise ViolationError(

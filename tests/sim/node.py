@@ -36,6 +36,7 @@ class Node:
         self.installing = False
         self.has_lost = False  # a fault took durable entries, and it has not caught up since
         self.commit_index = 0
+        self.held = (0, 0)  # (acknowledged index, cuts) at which its disk was seen to be right
         self.takeovers: set[int] = set()  # versions that this life has proposed itself at
         self.disk = Disk(clockwork, self._on_disk, self._on_disk_failed)
         self.clock_rate = clockwork.between(*CLOCK_RATES)
@@ -169,7 +170,8 @@ class Node:
 
     def _tick(self) -> None:
         timing, replica, now_ms = self.world.timing, self.replica, self.clock()
-        stalled = self.disk.stalled_for_ms() >= timing.ack_timeout_ms
+        disk = self.disk
+        stalled = not disk.idle and disk.stalled_for_ms() >= timing.ack_timeout_ms
         if now_ms - replica.core.now_ms >= timing.stall_threshold_ms:
             self.clockwork.seen["stall noticed"] += 1
         if replica.primary is not None:

@@ -28,7 +28,6 @@ class Oracle:
         self.primaries: dict[int, str] = {}  # epoch -> primary
         self.committed: list[int] = [0]  # index -> epoch of the committed entry
         self.acknowledged = 0  # the highest index that a primary committed
-        self._held: dict[str, tuple[int, int]] = {}  # what was last seen to be right
         self._records: dict[tuple[int, int], tuple[bytes, int]] = {}  # -> bytes, epoch before
         self._openings: dict[int, tuple[str, int]] = {}  # epoch -> the (node, life) that opened it
 
@@ -78,11 +77,7 @@ class Oracle:
 
         Equal (index, epoch) means equal logs up to there, so the last entry says it of all.
         """
-        index, durable = self.acknowledged, node.disk.durable
-        state = (index, durable.cuts)
-        if self._held.get(node.id) == state and index <= durable.last_index:
-            return
-        view = self.view
+        index, durable, view = self.acknowledged, node.disk.durable, self.view
         assert view is not None
         if node.id not in view.in_sync or node.has_lost:
             return
@@ -91,7 +86,7 @@ class Oracle:
                 f"{node.id} is in sync, its disk ends at {durable.last_index}, and entry {index} "
                 f"of epoch {self.committed[index]}, which was acknowledged, is not there"
             )
-        self._held[node.id] = state
+        node.held = (index, durable.cuts)
 
     def on_write(self, node: Node, record: Record, previous_epoch: int | None) -> None:
         """Equal (index, epoch) means equal bytes, and equal histories."""
@@ -227,7 +222,8 @@ class Oracle:
             )
         if durable_index > disk.durable.last_index and not node.installing:
             self.fail(f"D9: {node.id} takes {durable_index} for durable")
-        self.check_holds_committed(node)
+        if node.held != (self.acknowledged, disk.durable.cuts):
+            self.check_holds_committed(node)
         # A single primary that has all that was acknowledged may serve, or not: it is right.
         if (
             replica.primary is not None
