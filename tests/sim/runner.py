@@ -78,6 +78,8 @@ def run_seeds(
     with context.Pool(jobs, _prepare_worker) as pool:
         for part in pool.imap_unordered(_run_chunk, _chunks(start, count)):
             total.add(part)
+            for seed, problem in part.failures:
+                print(f"seed {seed}: {problem}", file=sys.stderr, flush=True)
             now = time.monotonic()
             total.seconds = now - began
             if now - shown >= PROGRESS_S:
