@@ -105,6 +105,8 @@ class Schedule:
             self._may_append = False
             primary = world.primary()
             appended = primary is not None and primary.append(1)
+        if any(world.agreement.in_flight.values()):
+            return  # what was proposed before may still take a replica that is well out
         if clockwork.chance(LASTING_FAULTS_RATE if self.is_long else LASTING_FAULTS_RATE / 2):
             self._go_on_with(self._leave_some())
 

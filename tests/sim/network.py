@@ -189,7 +189,7 @@ class Network:
         low, high = self.delay_ms
         arrival = clockwork.now + low + (high - low) * clockwork.random.random()
         if self.extra_ms:
-            arrival += self.extra_ms[self._direction(connection, direction)]
+            arrival += self.extra_ms[connection.routes[direction]]
         arrival = max(arrival, connection.ready[direction])
         connection.ready[direction] = arrival
         clockwork.at(arrival, self._arrive, connection, direction, message)

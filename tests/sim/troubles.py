@@ -25,7 +25,7 @@ class Troubles:
         return [
             self.crash, self.crash, self.crash_all, self.pause, self.pause, self.stutter,
             self.cut_one_way, self.cut_pair, self.isolate, self.swizzle, self.split,
-            self.drop, self.drop, self.slow_network,
+            self.drop, self.drop, self.slow_network, self.go_far,
             self.cut_consensus, self.cut_consensus, self.slow_agreement, self.stop_witness,
             self.slow_disk, self.stall_disk, self.fail_disk, self.fill_disk, self.lose_entries,
             self.hand_over, self.hand_over, self.trim, self.trim, self.outgrow,
@@ -215,6 +215,13 @@ class Troubles:
         self.world.clockwork.seen["slow network"] += 1
         network.delay_ms = SLOW_NETWORK_MS
         self._after(50, 1000, setattr, network, "delay_ms", FAST_NETWORK_MS)
+
+    def go_far(self) -> None:
+        """One direction's messages take longer, up to about a lease: each promise comes late."""
+        network, link, clockwork = self.world.network, self._two(), self.world.clockwork
+        clockwork.seen["far link"] += 1
+        network.extra_ms[link] = clockwork.between(0, clockwork.random.choice((60, 300)))
+        self._after(50, 1500, network.extra_ms.__setitem__, link, 0.0)
 
     # -- consensus
 

@@ -115,6 +115,7 @@ class World:
             clockwork.note("ALL FAULTS HEAL")
         self.network.heal_all()
         self.network.delay_ms = (0.1, 1.5)
+        self.network.extra_ms.clear()
         agreement.unknown_rate, agreement.laggards = 0.0, 0.0
         agreement.delay_ms = (2.0, 15.0)
         self.snapshot_failure_rate = 0.0
