@@ -35,10 +35,10 @@ check: tools
 test: check
 	$(BIN)/python -m pytest -n 3 --dist loadfile -m 'slow and not long'
 
-# The replica under a seeded simulator: make sim SEEDS=1000 [SEED=n]
+# The replica under a seeded simulator: make sim SEEDS=100000 [JOBS=n] [SEED=n]
 SEEDS ?= 200
 sim: install
-	$(BIN)/python -m tests.sim --seeds $(SEEDS) $(if $(SEED),--seed $(SEED) -v)
+	$(BIN)/python -m tests.sim --seeds $(SEEDS) $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED) -v)
 
 mutants: install
 	$(BIN)/python -m tests.sim.mutants

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections import Counter
 
 from tests.sim.clockwork import ViolationError
 from tests.sim.coverage import missing, table
 from tests.sim.faults import Schedule
+from tests.sim.runner import Outcome, default_jobs, run_seeds
 
 
 def replay(seed: int, *, verbose: bool) -> str:
@@ -25,11 +24,35 @@ def replay(seed: int, *, verbose: bool) -> str:
     return problem
 
 
+def report(outcome: Outcome) -> int:
+    """Print what came of it; return the exit code."""
+    seen = outcome.seen
+    simulated_s, seconds, done = seen["simulated ms"] / 1000, outcome.seconds, outcome.schedules
+    print(table(seen))
+    print(
+        f"{done} schedules, {simulated_s:.0f} simulated seconds, {seen['events']} events in "
+        f"{seconds:.1f} s: {done / seconds:.0f} schedules/s, {simulated_s / seconds:.0f} simulated "
+        f"s/s; {done / outcome.cpu_s:.0f} schedules/s of one core"
+    )
+    for seed, problem in outcome.failures:
+        print(f"seed {seed}: {problem}")
+    if outcome.failures:
+        first = outcome.failures[0][0]
+        print(f"{len(outcome.failures)} failed; replay: python -m tests.sim --seed {first}")
+        return 1
+    never = missing(seen, done)
+    if never:
+        print(f"never happened: {', '.join(never)}")
+    return bool(never)
+
+
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("--seeds", type=int, default=1000, help="how many schedules")
     parser.add_argument("--start", type=int, default=0, help="the first seed")
+    parser.add_argument("--jobs", type=int, default=default_jobs(), help="how many processes")
+    parser.add_argument("--seconds", type=float, help="end after so long")
     parser.add_argument("--seed", type=int, help="replay this one, with its transcript")
     parser.add_argument("--keep-going", action="store_true", help="report all failing seeds")
     parser.add_argument("-v", "--verbose", action="store_true")
@@ -38,34 +61,16 @@ def main() -> int:
         problem = replay(arguments.seed, verbose=arguments.verbose)
         print(f"seed {arguments.seed}: {problem or 'holds'}")
         return bool(problem)
-    seen: Counter[str] = Counter()
-    began = time.perf_counter()
-    failed: list[tuple[int, str]] = []
-    for seed in range(arguments.start, arguments.start + arguments.seeds):
-        try:
-            seen.update(Schedule(seed).run())
-        except ViolationError as error:
-            failed.append((seed, str(error)))
-            print(f"seed {seed}: {error}", flush=True)
-            if not arguments.keep_going:
-                replay(seed, verbose=True)
-                break
-    seconds = time.perf_counter() - began
-    print(table(seen))
-    done = arguments.seeds if arguments.keep_going or not failed else seed - arguments.start + 1
-    print(
-        f"{done} schedules, {seen['simulated ms'] / 1000:.0f} simulated seconds, "
-        f"{seen['events']} events in {seconds:.1f} s: {done / seconds:.0f} schedules/s, "
-        f"{seen['simulated ms'] / 1000 / seconds:.0f} simulated s/s, "
-        f"{seen['events'] / seconds:.0f} events/s"
+    outcome = run_seeds(
+        arguments.start,
+        arguments.seeds,
+        jobs=arguments.jobs,
+        seconds=arguments.seconds,
+        keep_going=arguments.keep_going,
     )
-    if failed:
-        print(f"{len(failed)} failed; first: python -m tests.sim --seed {failed[0][0]}")
-        return 1
-    never = missing(seen, done)
-    if never:
-        print(f"never happened: {', '.join(never)}")
-    return bool(never)
+    if outcome.failures and not arguments.keep_going:
+        replay(outcome.failures[0][0], verbose=True)
+    return report(outcome)
 
 
 if __name__ == "__main__":

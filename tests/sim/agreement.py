@@ -35,6 +35,8 @@ class Agreement:
         self.unknown_rate = 0.0
         self.delay_ms = (2.0, 15.0)
         self.laggards = 0.0  # share of view notices that come late
+        # A majority of the members decides, witnesses among them; None: nobody counts.
+        self.witnesses_up: int | None = None
         self.in_flight: dict[str, int] = {}
         self.holding: set[str] = set()  # proposals of these nodes wait in `held`
         self.held: list[tuple[str, Change, int]] = []
@@ -95,6 +97,23 @@ class Agreement:
             self.cut_off.discard(node_id)
             self.inform(self.nodes[node_id])
 
+    def has_majority(self) -> bool:
+        """Whether enough members run to decide anything."""
+        if self.witnesses_up is None:
+            return True
+        members = self.view.members
+        voters = self.witnesses_up
+        for member in members:
+            node = self.nodes.get(member.id)
+            voters += node is not None and node.is_up and not node.paused
+        return 2 * voters > len(members)
+
+    def start_witness(self) -> None:
+        """One of those that are down comes back."""
+        if self.witnesses_up is not None:
+            n_witnesses = sum(member.role == "witness" for member in self.view.members)
+            self.witnesses_up = min(self.witnesses_up + 1, n_witnesses)
+
     # -- proposals
 
     def propose(self, node: Node, change: Change, version: int) -> None:
@@ -128,13 +147,19 @@ class Agreement:
 
     def _take_effect(self, node_id: str, change: Change, version: int, late: bool) -> None:
         self._settled(node_id)
-        if self.commit(change, version):
+        if not self.has_majority():
+            self._clockwork.seen["no majority"] += 1
+        elif self.commit(change, version):
             self._clockwork.seen[
                 "unknown: takes effect later" if late else "unknown: takes effect at once"
             ] += 1
 
     def _decide(self, node: Node, life: int, change: Change, version: int) -> None:
         self._settled(node.id)
+        if not self.has_majority():
+            self._clockwork.seen["no majority"] += 1
+            self._clockwork.after(PROPOSAL_TIMEOUT_MS / 2, self._unknown, node, life)
+            return
         if node.id in self.cut_off:
             # It did not get there, or its answer does not come back.
             if self._clockwork.chance(0.5):
@@ -152,7 +177,7 @@ class Agreement:
 
     def _unknown(self, node: Node, life: int) -> None:
         """The outcome is unknown: the node reads the view back if it can (E3)."""
-        if node.id in self.cut_off:
+        if node.id in self.cut_off or not self.has_majority():
             node.post(life, node.on_answer, None, answered=False)
         else:
             self._clockwork.after(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter, deque
 from collections.abc import Callable
+from heapq import heappop, heappush
 from itertools import count
 from random import Random
 from typing import Any
@@ -31,17 +31,21 @@ class Clockwork:
 
     def after(self, delay_ms: float, action: Callable[..., None], *args: Any) -> None:
         """Do something after a delay."""
-        heapq.heappush(self._queue, (self.now + delay_ms, next(self._number), action, args))
+        heappush(self._queue, (self.now + delay_ms, next(self._number), action, args))
+
+    def at(self, time_ms: float, action: Callable[..., None], *args: Any) -> None:
+        """Do something at a time, which is not over."""
+        heappush(self._queue, (time_ms, next(self._number), action, args))
 
     def run_until(self, until_ms: float) -> None:
         """Handle all events up to that time."""
-        queue, pop = self._queue, heapq.heappop
+        queue, handled = self._queue, 0
         while queue and queue[0][0] <= until_ms:
-            time, _, action, args = pop(queue)
-            self.now = max(self.now, time)
-            self.events += 1
+            self.now, _, action, args = heappop(queue)
+            handled += 1
             action(*args)
         self.now = max(self.now, until_ms)
+        self.events += handled
 
     def note(self, text: str) -> None:
         """Put a line into the transcript; callers test `tracing` first, to save the formatting."""

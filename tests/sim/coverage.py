@@ -14,7 +14,11 @@ SITUATIONS = (
     "waited for own promise", "promise withheld", "refused as fenced", "suspect start",
     "suspect yields", "damaged start", "damage repaired", "crash", "power cut", "pause",
     "one-way cut", "isolation", "consensus cut", "disk stall", "full disk", "damage", "lost tail",
-    "too few in sync",
+    "too few in sync", "restart", "unsynced writes lost", "torn tail", "failed fsync", "swizzle",
+    "split", "partial partition", "slow agreement", "witness down", "no majority", "outgrown",
+    "clock rate change", "slow network", "far link", "slow disk", "broken connection",
+    *(f"replicas: {n}" for n in range(1, 6)), *(f"witnesses: {n}" for n in range(3)),
+    *(f"lasting: {kind}" for kind in ("alone", "dead", "deaf to", "no consensus", "no disk")),
 )  # fmt: skip
 
 

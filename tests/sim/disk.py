@@ -25,21 +25,25 @@ class LogImage:
     def __init__(self) -> None:
         self.base_index = 0
         self.base_epoch = 0
+        self.last_index = 0
+        self.cuts = 0  # how often entries were taken away again
         self.records: list[Record] = []
         self._firsts: list[int] = []
-
-    @property
-    def last_index(self) -> int:
-        return self.records[-1].last_index if self.records else self.base_index
 
     def append(self, record: Record) -> None:
         self.records.append(record)
         self._firsts.append(record.first_index)
+        self.last_index = record.last_index
 
     def truncate(self, from_index: int) -> None:
         while self.records and self.records[-1].last_index >= from_index:
             self.records.pop()
             self._firsts.pop()
+        self._set_end()
+
+    def _set_end(self) -> None:
+        self.last_index = self.records[-1].last_index if self.records else self.base_index
+        self.cuts += 1
 
     def trim(self, first_index: int) -> None:
         keep = bisect_right(self._firsts, first_index) - 1
@@ -53,6 +57,7 @@ class LogImage:
         self.base_index, self.base_epoch = index, epoch
         self.records.clear()
         self._firsts.clear()
+        self._set_end()
 
     def epoch_at(self, index: int) -> int | None:
         if index == self.base_index:
@@ -60,6 +65,13 @@ class LogImage:
         if not self.base_index < index <= self.last_index:
             return None
         return self.records[bisect_right(self._firsts, index) - 1].epoch
+
+    def record_end(self, index: int) -> int:
+        """Return the end of the last record that ends at or before `index`."""
+        for record in reversed(self.records):
+            if record.last_index <= index:
+                return record.last_index
+        return self.base_index
 
     def read(self, from_index: int, limit: int) -> list[Record] | None:
         if from_index <= self.base_index:
@@ -70,14 +82,22 @@ class LogImage:
     def copy_from(self, other: LogImage) -> None:
         self.base_index, self.base_epoch = other.base_index, other.base_epoch
         self.records, self._firsts = list(other.records), list(other._firsts)
+        self._set_end()
 
 
 class Disk:
     """What survives a crash (`durable`), and what is on the way there."""
 
-    def __init__(self, clockwork: Clockwork, on_durable: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        clockwork: Clockwork,
+        on_durable: Callable[[int, int], None],
+        on_failed: Callable[[], None],
+    ) -> None:
         self._clockwork = clockwork
         self._on_durable = on_durable
+        self._on_failed = on_failed
+        self.fails_next = False  # the next fsync does
         self.durable = LogImage()
         self.cache = LogImage()  # the durable log with all writes on the way applied
         self.accepted = (0, "")
@@ -111,6 +131,10 @@ class Disk:
         self._busy = False
         if self.stalled_since is not None:
             return  # the fsync hangs; `resume` starts it again
+        if self.fails_next:
+            self.fails_next = False
+            self._on_failed()
+            return
         ticket = 0
         for _ in range(batch):
             ticket, kind, payload = self.pending.popleft()
@@ -178,9 +202,12 @@ class Disk:
         kept = clockwork.random.randint(0, len(log_writes))
         for _, kind, payload in log_writes[:kept]:
             self._make_durable(kind, payload)
+        if kept < len(log_writes):
+            clockwork.seen["unsynced writes lost"] += 1
         torn = False
         if kept < len(log_writes) and log_writes[kept][1] == "records" and clockwork.chance(0.5):
             torn = True
+            clockwork.seen["torn tail"] += 1
             records = log_writes[kept][2]
             self._make_durable("records", records[: clockwork.random.randint(0, len(records) - 1)])
         if lost_from is not None and lost_from <= self.durable.last_index:

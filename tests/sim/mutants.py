@@ -33,7 +33,7 @@ from tests.sim.faults import Schedule
 from tests.sim.mutant import Mutant, Patch, broken
 from tests.unit.replica import test_replica_guards
 
-MAX_SEEDS = 300
+MAX_SEEDS = 1500
 ROOT = Path(__file__).resolve().parents[2]
 
 

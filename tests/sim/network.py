@@ -25,10 +25,12 @@ REDIAL_MS = (20.0, 300.0)
 class Connection:
     """One connection from `dialer` to `acceptor`. Direction 0 leads to the acceptor."""
 
-    __slots__ = ("closed", "ends", "held", "late_ms", "lives", "ready")
+    __slots__ = ("closed", "ends", "held", "is_broken", "late_ms", "lives", "ready", "routes")
 
     def __init__(self, dialer: Node, acceptor: Node) -> None:
         self.ends = (dialer, acceptor)
+        self.routes = ((dialer.id, acceptor.id), (acceptor.id, dialer.id))
+        self.is_broken = False  # closed by one side, or both
         self.lives = (dialer.life, acceptor.life)
         self.closed = [False, False]  # by the dialer, by the acceptor
         self.late_ms = 0.0  # what was on the way when it broke arrives so much later; 0: never
@@ -61,7 +63,7 @@ class Network:
         self._cuts[source, target] += 1
         for connection in self.connections:
             for direction in (0, 1):
-                if self._direction(connection, direction) == (source, target):
+                if connection.routes[direction] == (source, target):
                     self._clockwork.after(
                         self._clockwork.between(*IDLE_TIMEOUT_MS),
                         self._give_up,
@@ -78,7 +80,7 @@ class Network:
             return
         for connection in list(self.connections):
             for direction in (0, 1):
-                if self._direction(connection, direction) == (source, target):
+                if connection.routes[direction] == (source, target):
                     held = connection.held[direction]
                     messages = list(held)
                     held.clear()
@@ -91,14 +93,9 @@ class Network:
             for _ in range(times):
                 self.heal(source, target)
 
-    @staticmethod
-    def _direction(connection: Connection, direction: int) -> tuple[str, str]:
-        dialer, acceptor = connection.ends
-        return (acceptor.id, dialer.id) if direction else (dialer.id, acceptor.id)
-
     def _give_up(self, connection: Connection, direction: int) -> None:
         """The receiver has heard nothing for too long."""
-        if self.is_cut(*self._direction(connection, direction)):
+        if self.is_cut(*connection.routes[direction]):
             self.close(connection, 1 - direction)
 
     # -- connections
@@ -145,12 +142,11 @@ class Network:
         if not any(connection.closed):
             if clockwork.chance(0.3):
                 connection.late_ms = clockwork.between(0.1, 200)
-                clockwork.seen["late delivery"] += 1
             delay = clockwork.between(0.1, 5)
-            if self.is_cut(*self._direction(connection, side)) or clockwork.chance(0.1):
+            if self.is_cut(*connection.routes[side]) or clockwork.chance(0.1):
                 delay = clockwork.between(*IDLE_TIMEOUT_MS)
             clockwork.after(delay, self.close, connection, 1 - side)
-        connection.closed[side] = True
+        connection.closed[side] = connection.is_broken = True
         if all(connection.closed) and connection in self.connections:
             self.connections.remove(connection)
         if side == 0:
@@ -193,23 +189,27 @@ class Network:
         low, high = self.delay_ms
         arrival = clockwork.now + low + (high - low) * clockwork.random.random()
         if self.extra_ms:
-            arrival += self.extra_ms[self._direction(connection, direction)]
+            arrival += self.extra_ms[connection.routes[direction]]
         arrival = max(arrival, connection.ready[direction])
         connection.ready[direction] = arrival
-        clockwork.after(arrival - clockwork.now, self._arrive, connection, direction, message)
+        clockwork.at(arrival, self._arrive, connection, direction, message)
 
     def _arrive(self, connection: Connection, direction: int, message: Message) -> None:
-        if connection.closed[0] or connection.closed[1]:
+        if connection.is_broken:
             if connection.late_ms:
+                self._clockwork.seen["late delivery"] += 1
                 self._clockwork.after(
                     connection.late_ms, self._deliver, connection, direction, message
                 )
             return
-        source, target = self._direction(connection, direction)
-        if self._cuts.get((source, target), 0) > 0:
+        if self._cuts and self._cuts.get(connection.routes[direction]):
             connection.held[direction].append(message)
             return
-        self._deliver(connection, direction, message)
+        receiver = connection.ends[1 - direction]
+        if receiver.paused or receiver.life != connection.lives[1 - direction]:
+            self._deliver(connection, direction, message)
+        else:
+            receiver.on_message(connection.ends[direction].id, message)
 
     def _deliver(self, connection: Connection, direction: int, message: Message) -> None:
         receiver, sender = connection.ends[1 - direction], connection.ends[direction]

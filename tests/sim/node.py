@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from datapath import effects as fx
 from datapath.messages import Heartbeat, Message, Refusal
+from datapath.primary import Primary
 from datapath.records import make_record
 from datapath.replica import Replica
 from election.view import Handover, TakeOver, View
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 READ_LIMIT_RECORDS = 4
+CLOCK_RATES = (0.92, 1.08)
 _PAYLOAD = b"x" * 16
 
 
@@ -26,6 +28,7 @@ class Node:
         clockwork = world.clockwork
         self.world = world
         self.clockwork = clockwork
+        self.oracle = world.oracle
         self.id = node_id
         self.life = 0
         self.is_up = False
@@ -33,9 +36,10 @@ class Node:
         self.installing = False
         self.has_lost = False  # a fault took durable entries, and it has not caught up since
         self.commit_index = 0
+        self.held = (0, 0)  # (acknowledged index, cuts) at which its disk was seen to be right
         self.takeovers: set[int] = set()  # versions that this life has proposed itself at
-        self.disk = Disk(clockwork, self._on_disk)
-        self.clock_rate = clockwork.between(0.92, 1.08)
+        self.disk = Disk(clockwork, self._on_disk, self._on_disk_failed)
+        self.clock_rate = clockwork.between(*CLOCK_RATES)
         self.tick_ms = clockwork.between(14, 24)
         self.replica: Replica
         self._clock_offset = clockwork.between(0, 1e6)
@@ -66,6 +70,11 @@ class Node:
         """This machine's clock: it has a rate of its own, and goes on through pauses."""
         return self._clock_offset + self.clock_rate * self.clockwork.now
 
+    def set_clock_rate(self, rate: float) -> None:
+        """Let the clock go on from where it is, faster or slower."""
+        self._clock_offset += (self.clock_rate - rate) * self.clockwork.now
+        self.clock_rate = rate
+
     def start(self) -> None:
         """Start the process."""
         clockwork, world = self.clockwork, self.world
@@ -75,6 +84,7 @@ class Node:
         self.takeovers.clear()
         recovered = self.disk.recover(self._applied_index, torn=self._torn)
         self.commit_index = recovered.commit_index
+        self.oracle.on_start(self, self._applied_index)
         if recovered.suspect:
             clockwork.seen["suspect start"] += 1
         if recovered.damaged:
@@ -106,7 +116,9 @@ class Node:
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} CRASHES{' and loses entries' if lost_from else ''}")
         core = self.replica.core
-        self._applied_index = core.commit_index - self.clockwork.random.randint(0, 20)
+        behind = self.clockwork.random.randint(0, 20)
+        applied = self.disk.durable.record_end(core.commit_index - behind)
+        self._applied_index = max(self._applied_index, applied)
         if lost_from is not None:
             self.has_lost = True
             self._applied_index = min(self._applied_index, lost_from - 1)
@@ -115,6 +127,7 @@ class Node:
         self.is_up = False
         self.life += 1
         self.world.network.forget(self)
+        self.oracle.check_holds_committed(self)
 
     def pause(self) -> None:
         """Stop the process; what arrives meanwhile waits."""
@@ -129,6 +142,8 @@ class Node:
         self.paused = False
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} wakes")
+        if self.clockwork.chance(0.3):
+            self._tick()  # a timer may come before what has arrived, or after it
         backlog, self._backlog = self._backlog, []
         for action, args, kwargs in backlog:
             if not self.is_up or self.paused:
@@ -154,18 +169,18 @@ class Node:
         self.clockwork.after(self.tick_ms, self._tick_later, life)
 
     def _tick(self) -> None:
-        timing = self.world.timing
-        stalled = self.disk.stalled_for_ms() >= timing.ack_timeout_ms
-        self._count_situations()
-        self._carry_out(self.replica.on_tick(self.clock(), disk_stalled=stalled))
+        timing, replica, now_ms = self.world.timing, self.replica, self.clock()
+        disk = self.disk
+        stalled = not disk.idle and disk.stalled_for_ms() >= timing.ack_timeout_ms
+        if now_ms - replica.core.now_ms >= timing.stall_threshold_ms:
+            self.clockwork.seen["stall noticed"] += 1
+        if replica.primary is not None:
+            self._count_situations(replica.primary)
+        self._carry_out(replica.on_tick(now_ms, disk_stalled=stalled))
 
-    def _count_situations(self) -> None:
-        """Look at what only the replica itself knows; each tick that finds it counts."""
-        seen, core, primary = self.clockwork.seen, self.replica.core, self.replica.primary
-        if self.clock() - core.now_ms >= self.world.timing.stall_threshold_ms:
-            seen["stall noticed"] += 1
-        if primary is None:
-            return
+    def _count_situations(self, primary: Primary) -> None:
+        """Look at what only the primary itself knows; each tick that finds it counts."""
+        seen = self.clockwork.seen
         if primary.stage == "matching" and not primary._may_serve_after_promise():
             seen["waited for own promise"] += 1
         if primary.is_open and self.clock() >= primary.lease_until_ms():
@@ -214,6 +229,12 @@ class Node:
         del life
         self.post(self.life, self.on_durable, ticket)
 
+    def _on_disk_failed(self) -> None:
+        """D9: an fsync has failed, so nothing is known of the pages: stop, and read them anew."""
+        if self.is_up:
+            self.clockwork.seen["failed fsync"] += 1
+            self.crash()
+
     def on_durable(self, ticket: int) -> None:
         """The disk has caught up."""
         self._carry_out(self.replica.on_durable(ticket))
@@ -257,26 +278,26 @@ class Node:
         handlers = self._handlers
         for effect in effects:
             handlers[type(effect)](effect)
-        core = self.replica.core
-        if self.has_lost and not core.suspect and not core.damaged:
-            self.has_lost = False
-        self.world.oracle.check_node(self)
+        if self.has_lost:
+            core = self.replica.core
+            self.has_lost = core.suspect or core.damaged
+        self.oracle.check_node(self)
 
     def _send(self, effect: fx.Send) -> None:
-        self.world.oracle.on_sent_as_primary(self, effect.message)
+        self.oracle.on_sent_as_primary(self, effect.message)
         self.world.network.send(self.id, effect.peer, effect.message)
 
     def _reply(self, effect: fx.Reply) -> None:
         if isinstance(effect.message, Refusal):
             self.clockwork.seen["refused as fenced"] += 1
-        self.world.oracle.on_replied(self, effect.peer, effect.message)
+        self.oracle.on_replied(self, effect.peer, effect.message)
         self.world.network.reply(self.id, effect.peer, effect.message)
 
     def _write(self, effect: fx.WriteRecords) -> None:
         cache = self.disk.cache
         previous = cache.epoch_at(effect.records[0].first_index - 1)
         for record in effect.records:
-            self.world.oracle.on_write(self, record, previous)
+            self.oracle.on_write(self, record, previous)
             previous = record.epoch
         if cache.last_index + 1 != effect.records[0].first_index:
             self.world.oracle.fail(f"{self.id} writes beside the end of its log")

@@ -65,6 +65,29 @@ class Oracle:
 
     # -- logs
 
+    def on_start(self, node: Node, applied_index: int) -> None:
+        """What its store has applied was committed, and is still so after a restart."""
+        if node.commit_index < applied_index and not node.has_lost:
+            self.fail(
+                f"{node.id} had applied entry {applied_index}, and starts at {node.commit_index}"
+            )
+
+    def check_holds_committed(self, node: Node) -> None:
+        """Every replica in sync has every acknowledged entry on its true disk (D1, E1).
+
+        Equal (index, epoch) means equal logs up to there, so the last entry says it of all.
+        """
+        index, durable, view = self.acknowledged, node.disk.durable, self.view
+        assert view is not None
+        if node.id not in view.in_sync or node.has_lost:
+            return
+        if index > durable.base_index and durable.epoch_at(index) != self.committed[index]:
+            self.fail(
+                f"{node.id} is in sync, its disk ends at {durable.last_index}, and entry {index} "
+                f"of epoch {self.committed[index]}, which was acknowledged, is not there"
+            )
+        node.held = (index, durable.cuts)
+
     def on_write(self, node: Node, record: Record, previous_epoch: int | None) -> None:
         """Equal (index, epoch) means equal bytes, and equal histories."""
         if previous_epoch is None:
@@ -107,11 +130,13 @@ class Oracle:
         """D1: it is on every true disk of the in-sync set."""
         view, epoch, copies = self.view, self.committed[index], 0
         assert view is not None
+        assert node.replica.primary is not None
+        in_sync = {*view.in_sync, *node.replica.primary.view.in_sync}
         for node_id, other in self.nodes.items():
             durable = other.disk.durable
             if durable.epoch_at(index) == epoch or index <= durable.base_index or other.has_lost:
                 copies += 1
-            elif node_id in view.in_sync:
+            elif node_id in in_sync:
                 self.fail(
                     f"D1: {node.id} commits entry {index} of epoch {epoch}, and the disk of "
                     f"{node_id}, which is in sync, ends at {durable.last_index}"
@@ -187,18 +212,31 @@ class Oracle:
 
     def check_node(self, node: Node) -> None:
         """What can be said of one node, and of those that believe to be primaries."""
-        replica = node.replica
+        replica, disk = node.replica, node.disk
         core = replica.core
-        cache = node.disk.cache
-        if core.log.last_index != cache.last_index or core.durable_index < core.commit_index:
+        durable_index, commit_index = core.durable_index, core.commit_index
+        if core.log.last_index != disk.cache.last_index or durable_index < commit_index:
             self.fail(
-                f"{node.id}: the log ends at {core.log.last_index} ({cache.last_index} written), "
-                f"durable {core.durable_index}, commit {core.commit_index}"
+                f"{node.id}: the log ends at {core.log.last_index} ({disk.cache.last_index} "
+                f"written), durable {durable_index}, commit {commit_index}"
             )
-        if core.durable_index > node.disk.durable.last_index and not node.installing:
-            self.fail(f"D9: {node.id} takes {core.durable_index} for durable")
-        if replica.primary is not None and replica.may_serve(node.clock()):
+        if durable_index > disk.durable.last_index and not node.installing:
+            self.fail(f"D9: {node.id} takes {durable_index} for durable")
+        if node.held != (self.acknowledged, disk.durable.cuts):
+            self.check_holds_committed(node)
+        # A single primary that has all that was acknowledged may serve, or not: it is right.
+        if (
+            replica.primary is not None
+            and (commit_index < self.acknowledged or self._has_rival(node))
+            and replica.may_serve(node.clock())
+        ):
             self.check_serving(node)
+
+    def _has_rival(self, node: Node) -> bool:
+        for other in self.nodes.values():
+            if other.replica.primary is not None and other is not node and other.is_up:
+                return True
+        return False
 
     def check_serving(self, node: Node) -> None:
         """At most one serves at any instant, and it serves all that was acknowledged (D4, D6)."""

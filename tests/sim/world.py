@@ -23,13 +23,23 @@ def make_member(node_id: str) -> Member:
     )
 
 
-def make_witness() -> Member:
+def make_witness(node_id: str = "w") -> Member:
     """Return a witness; it runs no replica and must never get into the in-sync set."""
-    return Member(id="w", role="witness", client="w:1", peer="w:2", raft="w:3")
+    return Member(
+        id=node_id,
+        role="witness",
+        client=f"{node_id}:1",
+        peer=f"{node_id}:2",
+        raft=f"{node_id}:3",
+    )
 
 
 class World:
-    """All nodes, up from the first event on. The first view names "a" alone (bootstrap)."""
+    """All nodes, up from the first event on.
+
+    The first view names "a" alone (bootstrap), or, with `all_in_sync`, all members: their logs are
+    empty, so each holds all that was acknowledged.
+    """
 
     def __init__(
         self,
@@ -40,6 +50,8 @@ class World:
         n_members: int | None = None,
         trace: bool = False,
         timing: Timing | None = None,
+        all_in_sync: bool = False,
+        n_witnesses: int = 1,
     ) -> None:
         self.clockwork = Clockwork(seed, trace=trace)
         self.timing = timing or Timing()
@@ -61,14 +73,17 @@ class World:
             epoch=1,
             version=1,
             primary="a",
-            in_sync=("a",),
-            members=(*members, make_witness()),
+            in_sync=tuple(member.id for member in members) if all_in_sync else ("a",),
+            members=(*members, *(make_witness(f"w{n}") for n in range(n_witnesses))),
         )
+        self.is_troubled = True  # no fault begins any more once it is not
         self.agreement = Agreement(self.clockwork, self.oracle, first)
         self.nodes = {name: Node(self, name) for name in names}
         self.network.nodes = self.agreement.nodes = self.oracle.nodes = self.nodes
         for node in self.nodes.values():
             node.start()
+            # D4: an empty disk has promised nothing in an earlier lifetime, so nobody waits for it.
+            node.replica.core.promised_ms -= self.timing.grace_period_ms
 
     # -- what tests and faults ask for
 
@@ -100,10 +115,15 @@ class World:
             clockwork.note("ALL FAULTS HEAL")
         self.network.heal_all()
         self.network.delay_ms = (0.1, 1.5)
+        self.network.extra_ms.clear()
         agreement.unknown_rate, agreement.laggards = 0.0, 0.0
         agreement.delay_ms = (2.0, 15.0)
         self.snapshot_failure_rate = 0.0
+        if agreement.witnesses_up is not None:
+            agreement.witnesses_up = len(self.view.members)
+            agreement.start_witness()
         for node in self.nodes.values():
+            node.disk.fails_next = False
             node.disk.latency_ms = (0.1, 1.5)
             if node.disk.stalled_since is not None:
                 node.disk.resume()

@@ -1,0 +1,330 @@
+"""The kinds of faults, one method each. A fault ends by itself after a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from election.view import AddMember, RemoveMember
+from tests.sim.disk import FAST_MS as FAST_DISK_MS
+from tests.sim.disk import SLOW_MS as SLOW_DISK_MS
+from tests.sim.network import FAST_MS as FAST_NETWORK_MS
+from tests.sim.network import SLOW_MS as SLOW_NETWORK_MS
+from tests.sim.node import CLOCK_RATES, Node
+from tests.sim.world import World, make_member
+
+
+class Troubles:
+    """Brings faults on a world; where, how and for how long is drawn from its random numbers."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._agreement_ms = world.agreement.delay_ms
+
+    def kinds(self) -> list[Callable[[], None]]:
+        """Return all of them, the more important ones more than once."""
+        return [
+            self.crash, self.crash, self.crash_all, self.pause, self.pause, self.stutter,
+            self.cut_one_way, self.cut_pair, self.isolate, self.swizzle, self.split,
+            self.drop, self.drop, self.slow_network, self.go_far,
+            self.cut_consensus, self.cut_consensus, self.slow_agreement, self.stop_witness,
+            self.slow_disk, self.stall_disk, self.fail_disk, self.fill_disk, self.lose_entries,
+            self.hand_over, self.hand_over, self.trim, self.trim, self.outgrow,
+            self.change_members, self.change_clock_rate,
+        ]  # fmt: skip
+
+    # -- what, where, how long
+
+    def _node(self) -> Node:
+        """Draw a node; the primary more often than others, for there it hurts."""
+        world, random = self.world, self.world.clockwork.random
+        if random.random() < 0.3:
+            return world.nodes[world.view.primary]
+        return random.choice(list(world.nodes.values()))
+
+    def _after(
+        self, low_ms: float, high_ms: float, action: Callable[..., None], *args: object
+    ) -> None:
+        clockwork = self.world.clockwork
+        clockwork.after(clockwork.between(low_ms, high_ms), action, *args)
+
+    def _may_stop(self) -> bool:
+        """After a loss of durable entries the others must live on: it is one fault too many."""
+        return not any(node.has_lost for node in self.world.nodes.values())
+
+    # -- processes
+
+    def crash(self) -> None:
+        node = self._node()
+        if node.is_up and self._may_stop():
+            self.world.clockwork.seen["crash"] += 1
+            node.crash()
+            self._after(5, self.world.clockwork.random.choice((50, 400, 2000)), self._start, node)
+
+    def _start(self, node: Node) -> None:
+        if not node.is_up:
+            self.world.clockwork.seen["restart"] += 1
+            node.start()
+
+    def crash_all(self) -> None:
+        if not self._may_stop():
+            return
+        self.world.clockwork.seen["power cut"] += 1
+        for node in self.world.nodes.values():
+            if node.is_up:
+                node.crash()
+                self._after(5, 600, self._start, node)
+
+    def lose_entries(self) -> None:
+        """The medium loses entries that were durable: one at a time, and others hold them."""
+        world, clockwork = self.world, self.world.clockwork
+        node = self._node()
+        others = [name for name in world.view.in_sync if name != node.id]
+        if (
+            not node.is_up
+            or not self._may_stop()
+            or not others
+            or any(world.agreement.in_flight.values())
+            or any(not world.nodes[name].is_up or world.nodes[name].has_lost for name in others)
+            or any(world.nodes[name].replica.core.suspect for name in others)
+            or any(world.nodes[name].replica.core.damaged for name in world.nodes)
+        ):
+            return
+        world.heal()
+        log = node.disk.durable
+        if not log.records:
+            return
+        damage = clockwork.chance(0.5)
+        lost = clockwork.random.randint(1, min(3, len(log.records)))
+        clockwork.seen["damage" if damage else "lost tail"] += 1
+        node.crash(log.records[-lost].first_index, damage=damage)
+        self._after(5, 900, self._start, node)
+        if clockwork.chance(0.4):
+            # The others cannot take over at once, so the one with less proposes itself, too.
+            for name in world.nodes:
+                if name != node.id:
+                    world.agreement.cut_off.add(name)
+                    self._after(1500, 2500, world.agreement.reconnect, name)
+
+    def pause(self) -> None:
+        node = self._node()
+        if node.is_up and not node.paused and self._may_stop():
+            self.world.clockwork.seen["pause"] += 1
+            node.pause()
+            self._after(20, self.world.clockwork.random.choice((200, 700, 1600)), node.resume)
+
+    def stutter(self) -> None:
+        """All nodes stand still for a moment, as on a machine that is overloaded."""
+        for node in self.world.nodes.values():
+            if node.is_up and not node.paused:
+                node.pause()
+                self._after(5, 250, node.resume)
+
+    def change_clock_rate(self) -> None:
+        """A clock is slewed: it goes on from where it is, at another rate within the margin."""
+        node = self._node()
+        self.world.clockwork.seen["clock rate change"] += 1
+        node.set_clock_rate(self.world.clockwork.between(*CLOCK_RATES))
+
+    # -- links
+
+    def _cut(self, source: str, target: str, duration_ms: float) -> None:
+        if self._may_stop():
+            self.world.network.cut(source, target)
+            self.world.clockwork.after(duration_ms, self.world.network.heal, source, target)
+
+    def _duration(self) -> float:
+        clockwork = self.world.clockwork
+        return clockwork.between(20, clockwork.random.choice((150, 500, 2500)))
+
+    def _two(self) -> tuple[str, str]:
+        source = self._node().id
+        others = [name for name in self.world.nodes if name != source]
+        return source, (self.world.clockwork.random.choice(others) if others else source)
+
+    def _links(self) -> list[tuple[str, str]]:
+        names = list(self.world.nodes)
+        return [(source, target) for source in names for target in names if source != target]
+
+    def cut_one_way(self) -> None:
+        source, target = self._two()
+        self.world.clockwork.seen["one-way cut"] += 1
+        self._cut(source, target, self._duration())
+
+    def cut_pair(self) -> None:
+        source, target = self._two()
+        duration = self._duration()
+        if len(self.world.nodes) > 2:
+            self.world.clockwork.seen["partial partition"] += 1
+        self._cut(source, target, duration)
+        self._cut(target, source, duration)
+
+    def swizzle(self) -> None:
+        """Some links stop one by one, and are healed one by one in another order."""
+        network, clockwork = self.world.network, self.world.clockwork
+        links = self._links()
+        if not links or not self._may_stop():
+            return
+        clockwork.seen["swizzle"] += 1
+        chosen = clockwork.random.sample(links, clockwork.random.randint(1, len(links)))
+        step_ms = clockwork.random.choice((2.0, 20.0, 80.0))
+        time_ms = 0.0
+        for link in chosen:
+            time_ms += clockwork.between(0, step_ms)
+            clockwork.after(time_ms, self._cut_if_allowed, *link)
+        time_ms += self._duration() / 2
+        for link in clockwork.random.sample(chosen, len(chosen)):
+            time_ms += clockwork.between(0, step_ms)
+            clockwork.after(time_ms, network.heal, *link)
+
+    def _cut_if_allowed(self, source: str, target: str) -> None:
+        if self.world.is_troubled and self._may_stop():
+            self.world.network.cut(source, target)
+
+    def split(self) -> None:
+        """Two halves do not reach each other; consensus may reach both, one or none of them."""
+        world, random = self.world, self.world.clockwork.random
+        duration = self._duration()
+        side = {name for name in world.nodes if random.random() < 0.5}
+        if not 0 < len(side) < len(world.nodes) or not self._may_stop():
+            return
+        world.clockwork.seen["split"] += 1
+        without_consensus = random.choice((set(), side, set(world.nodes)))
+        for source, target in self._links():
+            if (source in side) != (target in side):
+                self._cut(source, target, duration)
+        for name in sorted(without_consensus):
+            world.agreement.cut_off.add(name)
+            world.clockwork.after(duration, world.agreement.reconnect, name)
+
+    def isolate(self) -> None:
+        node, duration = self._node(), self._duration()
+        way = self.world.clockwork.random.choice(("in", "out", "both"))
+        self.world.clockwork.seen["isolation"] += 1
+        for other in self.world.nodes:
+            if way != "in":
+                self._cut(node.id, other, duration)
+            if way != "out":
+                self._cut(other, node.id, duration)
+
+    def drop(self) -> None:
+        self.world.clockwork.seen["broken connection"] += 1
+        self.world.network.drop(*self._two())
+
+    def slow_network(self) -> None:
+        network = self.world.network
+        self.world.clockwork.seen["slow network"] += 1
+        network.delay_ms = SLOW_NETWORK_MS
+        self._after(50, 1000, setattr, network, "delay_ms", FAST_NETWORK_MS)
+
+    def go_far(self) -> None:
+        """One direction's messages take longer, up to about a lease: each promise comes late."""
+        network, link, clockwork = self.world.network, self._two(), self.world.clockwork
+        clockwork.seen["far link"] += 1
+        network.extra_ms[link] = clockwork.between(0, clockwork.random.choice((60, 300)))
+        self._after(50, 1500, network.extra_ms.__setitem__, link, 0.0)
+
+    # -- consensus
+
+    def cut_consensus(self) -> None:
+        agreement = self.world.agreement
+        node = self._node()
+        if node.id not in agreement.cut_off:
+            self.world.clockwork.seen["consensus cut"] += 1
+            agreement.cut_off.add(node.id)
+            self._after(50, 2500, agreement.reconnect, node.id)
+
+    def slow_agreement(self) -> None:
+        """Proposals take long to be decided."""
+        agreement = self.world.agreement
+        self.world.clockwork.seen["slow agreement"] += 1
+        agreement.delay_ms = (80.0, 700.0)
+        self._after(100, 1500, setattr, agreement, "delay_ms", self._agreement_ms)
+
+    def stop_witness(self) -> None:
+        """A witness is down; it votes no more."""
+        agreement = self.world.agreement
+        if agreement.witnesses_up:
+            self.world.clockwork.seen["witness down"] += 1
+            agreement.witnesses_up -= 1
+            self._after(50, 1500, agreement.start_witness)
+
+    # -- disks
+
+    def slow_disk(self) -> None:
+        disk = self._node().disk
+        self.world.clockwork.seen["slow disk"] += 1
+        disk.latency_ms = SLOW_DISK_MS
+        self._after(50, 1500, setattr, disk, "latency_ms", FAST_DISK_MS)
+
+    def stall_disk(self) -> None:
+        disk = self._node().disk
+        if disk.stalled_since is None and self._may_stop():
+            self.world.clockwork.seen["disk stall"] += 1
+            disk.stall()
+            self._after(50, 2500, disk.resume)
+
+    def fail_disk(self) -> None:
+        """The next fsync fails: the node stops at once, and comes back with what was durable (D9).
+
+        What of the write reached the disk all the same is drawn, as in a crash.
+        """
+        node = self._node()
+        if node.is_up and self._may_stop():
+            node.disk.fails_next = True
+            self._after(200, 600, self._fail_no_more, node)
+
+    def _fail_no_more(self, node: Node) -> None:
+        """Restart it if it has failed."""
+        node.disk.fails_next = False
+        self._start(node)
+
+    def fill_disk(self) -> None:
+        node = self._node()
+        if node.is_up:
+            self.world.clockwork.seen["full disk"] += 1
+            core = node.replica.core
+            core.writable = False
+            self._after(50, 1500, setattr, core, "writable", True)
+
+    # -- what operators do
+
+    def hand_over(self) -> None:
+        world = self.world
+        to = world.clockwork.random.choice(world.view.in_sync)
+        world.nodes[world.view.primary].hand_over(to)
+
+    def trim(self) -> None:
+        node = self._node()
+        if node.is_up:
+            log = node.disk.cache
+            node.trim(self.world.clockwork.random.randint(log.base_index, log.last_index + 1))
+
+    def outgrow(self) -> None:
+        """A node is away until the others' logs do not reach back to it: it needs a snapshot."""
+        world, clockwork = self.world, self.world.clockwork
+        node = self._node()
+        if len(world.nodes) < 2 or not node.is_up or not self._may_stop():
+            return
+        clockwork.seen["outgrown"] += 1
+        node.crash()
+        delay_ms = clockwork.between(150, 700)
+        clockwork.after(delay_ms, self._trim_all)
+        clockwork.after(delay_ms + clockwork.between(0, 20), self._start, node)
+
+    def _trim_all(self) -> None:
+        for node in self.world.nodes.values():
+            if node.is_up:
+                node.trim(node.replica.core.commit_index)
+
+    def change_members(self) -> None:
+        world = self.world
+        name = world.clockwork.random.choice(list(world.nodes))
+        view = world.view
+        if view.member(name) is None:
+            world.agreement.commit(AddMember(make_member(name)), view.version)
+        elif name not in (view.primary, *self._needed()):
+            world.agreement.commit(RemoveMember(name), view.version)
+
+    def _needed(self) -> tuple[str, ...]:
+        """Who holds what a replica with lost entries needs."""
+        return self.world.view.in_sync if not self._may_stop() else ()
