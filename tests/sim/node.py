@@ -11,6 +11,7 @@ from datapath.records import make_record
 from datapath.replica import Replica
 from election.view import Handover, TakeOver, View
 from tests.sim.disk import Disk
+from tests.sim.service import NodeService
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -59,6 +60,7 @@ class Node:
             fx.HandoverEnded: self._handover_ended,
             fx.Redial: self._redial,
         }
+        self.service = NodeService(self) if world.has_service else None
 
     # -- lifetime
 
@@ -88,6 +90,8 @@ class Node:
             self.clock(),
             world.takeover_order,
         )
+        if self.service is not None:
+            self.service.start()
         if clockwork.tracing:
             clockwork.note(
                 f"{self.id} STARTS: entries {recovered.log.base_index + 1}.."
@@ -114,6 +118,8 @@ class Node:
         self._torn = self.disk.crash(lost_from, damage=damage) or core.suspect
         self.is_up = False
         self.life += 1
+        if self.service is not None:
+            self.service.crash(self._applied_index)
         self.world.network.forget(self)
 
     def pause(self) -> None:
@@ -158,6 +164,8 @@ class Node:
         stalled = self.disk.stalled_for_ms() >= timing.ack_timeout_ms
         self._count_situations()
         self._carry_out(self.replica.on_tick(self.clock(), disk_stalled=stalled))
+        if self.service is not None:
+            self.service.on_tick()
 
     def _count_situations(self) -> None:
         """Look at what only the replica itself knows; each tick that finds it counts."""
@@ -200,6 +208,8 @@ class Node:
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} learns view {view.version}")
         self._carry_out(self.replica.on_view(view))
+        if self.service is not None:
+            self.service.on_view()
 
     def on_answer(self, view: View | None, *, answered: bool) -> None:
         """A proposal has ended."""
@@ -361,6 +371,8 @@ class Node:
             self._snapshot_done(effect, done=False)
             return
         target = world.nodes[effect.peer]
+        if self.service is not None:
+            self.service.keep_snapshot(index, epoch)
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} sends {target.id} a snapshot at ({index}, {epoch})")
         self.clockwork.after(
@@ -415,6 +427,8 @@ class Node:
             self._carry_out(self.replica.on_install_failed())
             return
         self.disk.install(index, epoch)
+        if self.service is not None and sender.service is not None:
+            self.service.install(sender.service, index, epoch)
         self.installing = False
         self.clockwork.seen["snapshot installed"] += 1
         if self.clockwork.tracing:
