@@ -10,6 +10,7 @@ from collections import Counter
 from tests.sim.clockwork import ViolationError
 from tests.sim.coverage import missing, table
 from tests.sim.faults import Schedule
+from tests.sim.histories import Histories
 
 
 def replay(seed: int, *, verbose: bool) -> str:
@@ -20,6 +21,9 @@ def replay(seed: int, *, verbose: bool) -> str:
         schedule.run()
     except ViolationError as error:
         problem = str(error)
+    histories = Histories(every=0 if problem else 1)
+    histories.add(schedule)
+    problem = problem or histories.check().get(seed, "")
     if verbose or problem:
         print("\n".join(schedule.world.clockwork.transcript))
     return problem
@@ -32,6 +36,13 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="replay this one, with its transcript")
     parser.add_argument("--keep-going", action="store_true", help="report all failing seeds")
+    parser.add_argument(
+        "--histories",
+        type=int,
+        default=1,
+        metavar="N",
+        help="let Porcupine check what clients were told in every n-th seed (0: never)",
+    )
     parser.add_argument("-v", "--verbose", action="store_true")
     arguments = parser.parse_args()
     if arguments.seed is not None:
@@ -41,15 +52,23 @@ def main() -> int:
     seen: Counter[str] = Counter()
     began = time.perf_counter()
     failed: list[tuple[int, str]] = []
+    histories = Histories(arguments.histories)
     for seed in range(arguments.start, arguments.start + arguments.seeds):
+        schedule = Schedule(seed)
         try:
-            seen.update(Schedule(seed).run())
+            seen.update(schedule.run())
+            histories.add(schedule)
         except ViolationError as error:
             failed.append((seed, str(error)))
             print(f"seed {seed}: {error}", flush=True)
             if not arguments.keep_going:
                 replay(seed, verbose=True)
                 break
+        if histories.failed and not arguments.keep_going:
+            break
+    failed += sorted(histories.check().items())
+    for verdict in histories.failed.values():
+        print(verdict)
     seconds = time.perf_counter() - began
     print(table(seen))
     done = arguments.seeds if arguments.keep_going or not failed else seed - arguments.start + 1
@@ -59,6 +78,7 @@ def main() -> int:
         f"{seen['simulated ms'] / 1000 / seconds:.0f} simulated s/s, "
         f"{seen['events'] / seconds:.0f} events/s"
     )
+    print(histories)
     if failed:
         print(f"{len(failed)} failed; first: python -m tests.sim --seed {failed[0][0]}")
         return 1

@@ -10,18 +10,21 @@ import contextlib
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import msgspec
+import pytest
 
-from datapath.errors import NotAppliedError
+from datapath.errors import NotAppliedError, SafetyError
 from datapath.executor import Executor
 from datapath.operations import Operation
 from datapath.pipeline import Answer, Pipeline
 from datapath.records import Entry
 from datapath.replica import Replica
+from tests.scenarios import test_answers
 from tests.sim.claims import Claims
 from tests.sim.clockwork import ViolationError
 from tests.sim.faults import Schedule
@@ -133,7 +136,7 @@ def _d1_answers_before_the_commit() -> list[Patch]:
     return [patch.object(Pipeline, "_record", at_once)]
 
 
-def _d9_answers_when_the_primary_has_it() -> list[Patch]:
+def _d1_answers_when_the_primary_has_it() -> list[Patch]:
     """Only the primary's own disk is waited for: ack=local for everyone."""
     submit = Pipeline.submit
 
@@ -143,17 +146,17 @@ def _d9_answers_when_the_primary_has_it() -> list[Patch]:
     return [patch.object(Pipeline, "submit", local)]
 
 
-def _e3_unknown_is_called_not_applied() -> list[Patch]:
+def _d1_unknown_is_called_not_applied() -> list[Patch]:
     return [patch("datapath.pipeline.UnknownOutcomeError", NotAppliedError)]
 
 
 CLIENT_MUTANTS = (
     Mutant("D1", "answers before the commit", _d1_answers_before_the_commit, seed=1),
     Mutant(
-        "D1", "answers when the primary alone has it", _d9_answers_when_the_primary_has_it, seed=1
+        "D1", "answers when the primary alone has it", _d1_answers_when_the_primary_has_it, seed=1
     ),
     Mutant(
-        "D1", "what a lost role leaves open is not applied", _e3_unknown_is_called_not_applied,
+        "D1", "what a lost role leaves open is not applied", _d1_unknown_is_called_not_applied,
         seed=1,
     ),
     Mutant("D2", "reads see what is recorded", _d2_reads_see_what_is_recorded, seed=1),
@@ -161,9 +164,15 @@ CLIENT_MUTANTS = (
         "D2", "failed conditions are answered at once", _d2_failed_conditions_answer_at_once, seed=1
     ),
     Mutant("D2", "what found no room stays in sight", _d2_dropped_bursts_stay, seed=1),
-    Mutant("D2", "what an old epoch lost stays in sight", _d2_lost_entries_stay, seed=1),
+    Mutant(
+        "D2", "what an old epoch lost stays in sight", _d2_lost_entries_stay,
+        scenario=test_answers.test_what_a_lost_epoch_left_uncommitted_is_forgotten_for_good,
+    ),
     Mutant("D4", "reads without a lease", _d4_reads_without_a_lease, seed=1),
-    Mutant("D4", "failed conditions without a lease", _d4_conditions_without_a_lease, seed=1),
+    Mutant(
+        "D4", "failed conditions without a lease", _d4_conditions_without_a_lease,
+        scenario=test_answers.test_a_primary_that_was_replaced_says_nothing_of_what_it_sees,
+    ),
     Mutant("D8", "the client table is not in the delta", _d8_not_in_the_delta, seed=1),
     Mutant("D8", "the client table is not consulted", _d8_not_consulted, seed=1),
     Mutant(
@@ -173,6 +182,15 @@ CLIENT_MUTANTS = (
 )  # fmt: skip
 
 
+def _catch_by_scenario(mutant: Mutant, scenario: Callable[[], None]) -> str:
+    with broken(mutant):
+        try:
+            scenario()
+        except (AssertionError, SafetyError, pytest.fail.Exception) as error:
+            return f"{scenario.__name__}: {(str(error).splitlines() or [''])[0]}"
+    return ""
+
+
 def catch_by_clients(
     mutant: Mutant, directory: Path, max_seeds: int = MAX_SEEDS, *, claims: bool = True
 ) -> str:
@@ -180,6 +198,8 @@ def catch_by_clients(
 
     Without `claims`, what clients are told is not judged before Porcupine does.
     """
+    if mutant.scenario is not None:
+        return _catch_by_scenario(mutant, mutant.scenario)
     histories = Histories(directory=directory, batch=_BATCH)
     with contextlib.ExitStack() as stack:
         stack.enter_context(broken(mutant))

@@ -14,7 +14,10 @@ SITUATIONS = (
     "waited for own promise", "promise withheld", "refused as fenced", "suspect start",
     "suspect yields", "damaged start", "damage repaired", "crash", "power cut", "pause",
     "one-way cut", "isolation", "consensus cut", "disk stall", "full disk", "damage", "lost tail",
-    "too few in sync",
+    "too few in sync", "cut off", "client: first answer again", "client: unknown outcome",
+    "client: timeout", "client: asked twice", "client: read at a backup",
+    "client: no read without a lease", "client: put failed_condition", "client: put unknown",
+    "client: put not_applied",
 )  # fmt: skip
 
 

@@ -62,6 +62,9 @@ class Schedule:
             self._stall_disk, self._fill_disk, self._hand_over, self._hand_over, self._trim,
             self._trim, self._trim, self._change_members, self._lose_entries,
         ]  # fmt: skip
+        if has_clients:
+            # The ones that make a primary serve clients that should have left it.
+            all_faults += [self._cut_off, self._cut_off]
         # Some kinds only: troubles of one kind in a row reach states that a mixture does not.
         kinds = random.choice((3, 6, 12, len(all_faults)))
         self._faults = random.sample(all_faults, kinds)
@@ -337,6 +340,19 @@ class Schedule:
             self.world.clockwork.seen["consensus cut"] += 1
             agreement.cut_off.add(node.id)
             self._after(50, 2500, agreement.reconnect, node.id)
+
+    def _cut_off(self) -> None:
+        """The primary reaches nobody any more, and does not hear that it has been replaced."""
+        world, duration = self.world, self.world.clockwork.between(400, 2500)
+        name = world.view.primary
+        if name in world.agreement.cut_off:
+            return
+        world.clockwork.seen["cut off"] += 1
+        world.agreement.cut_off.add(name)
+        world.clockwork.after(duration, world.agreement.reconnect, name)
+        for other in world.nodes:
+            self._cut(name, other, duration)
+            self._cut(other, name, duration)
 
     def _slow_disk(self) -> None:
         disk = self._node().disk

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from tests.sim.faults import Schedule
 from tests.support.history import History, check_many
 
-DIRECTORY = Path(__file__).resolve().parents[2] / ".cache" / "sim-histories"
+DIRECTORY = Path(tempfile.gettempdir()) / "onecopy-sim-histories"
 BATCH = 100
 TIMEOUT_S = 60.0
 
@@ -29,6 +30,10 @@ class Histories:
         self.unknown = 0
         self.seconds = 0.0
         self.failed: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        """How many wait or have been checked."""
+        return self.checked + len(self._waiting)
 
     def add(self, schedule: Schedule) -> None:
         """Take one; check when a batch is full."""
