@@ -42,6 +42,7 @@ sim: install
 
 mutants: install
 	$(BIN)/python -m tests.sim.mutants
+	$(BIN)/python -m tests.sim.client_mutants
 
 # All tests against broken processes and disks; make test runs a slice of them.
 faults: tools

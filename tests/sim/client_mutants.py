@@ -187,7 +187,7 @@ def _catch_by_scenario(mutant: Mutant, scenario: Callable[[], None]) -> str:
         try:
             scenario()
         except (AssertionError, SafetyError, pytest.fail.Exception) as error:
-            return f"{scenario.__name__}: {(str(error).splitlines() or [''])[0]}"
+            return f"{scenario.__name__}: {str(error) or 'it failed'}"
     return ""
 
 

@@ -26,11 +26,11 @@ def _run(seed: int, histories: Histories | None = None) -> Counter[str]:
     schedule = Schedule(seed)
     try:
         seen = schedule.run()
-        if histories is not None:
-            histories.add(schedule)
-        return seen
     except ViolationError as error:
         pytest.fail(f"seed {seed}: {error}\nreplay: python -m tests.sim --seed {seed}")
+    if histories is not None:
+        histories.add(schedule)
+    return seen
 
 
 def _require(histories: Histories) -> None:
