@@ -10,7 +10,7 @@ import asyncio
 import inspect
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -30,7 +30,6 @@ from datapath.operations import Operation, Result, Sink
 from datapath.records import Entry, Record, make_record
 from datapath.replica import Replica
 from datapath.settings import Bounds
-from datapath.storage import Storage
 
 _OPERATION_OVERHEAD_BYTES = 200
 
@@ -64,11 +63,34 @@ class TailItem(msgspec.Struct, gc=False):
     answers: list[Answer]
 
 
+class AppliedState(Protocol):
+    """Where committed entries are applied; see `datapath.store.Store`."""
+
+    @property
+    def applied_index(self) -> int:
+        """The last entry that reads see."""
+
+    def apply(self, entries: list[Entry], last_index: int, epoch: int) -> None:
+        """Apply committed entries, the last of which is (`last_index`, `epoch`)."""
+
+
+class Room(Protocol):
+    """What the pipeline asks of a disk; see `datapath.storage.Storage`."""
+
+    @property
+    def store(self) -> AppliedState:
+        """The state."""
+
+    def reserve(self, size_bytes: int, /) -> bool:
+        """Whether there is room for so much more of the log."""
+
+
 class Pipeline:
     """Executes, records, and answers; also keeps the uncommitted tail of the log on a backup.
 
     `append` gives a record to the replica and carries out what follows. `why_not_serving` is a
-    sentence for people.
+    sentence for people. `clock` (ms) and `call_soon` are the replica's clock and the running event
+    loop's, unless a simulator says otherwise.
     """
 
     def __init__(
@@ -76,7 +98,7 @@ class Pipeline:
         node_id: str,
         replica: Replica,
         executor: Executor,
-        storage: Storage,
+        storage: Room,
         bounds: Bounds,
         tail: list[Record],
         *,
@@ -84,6 +106,8 @@ class Pipeline:
         append: Callable[[Record], None],
         why_not_serving: Callable[[], str],
         spawn: Callable[[Any], asyncio.Task[None]],
+        clock: Callable[[], float] = clock_ms,
+        call_soon: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
         self._node_id = node_id
         self._replica = replica
@@ -94,7 +118,8 @@ class Pipeline:
         self._append = append
         self._why_not_serving = why_not_serving
         self._spawn = spawn
-        self._loop = asyncio.get_running_loop()
+        self._clock = clock
+        self._call_soon = call_soon or asyncio.get_running_loop().call_soon
         self._tail: deque[TailItem] = deque(TailItem(record, None, []) for record in tail)
         self._inflight_records = 0
         self._local_acks: deque[Answer] = deque()
@@ -126,7 +151,7 @@ class Pipeline:
             raise OverloadedError(
                 "overloaded", "too many operations wait on the primary: try again in a moment"
             )
-        deadline_ms = clock_ms() + timeout_ms
+        deadline_ms = self._clock() + timeout_ms
         self._waiting.append(Waiting(operation, sink, deadline_ms, size))
         self._waiting_bytes += size
         self._next_deadline_ms = min(self._next_deadline_ms, deadline_ms)
@@ -154,7 +179,7 @@ class Pipeline:
         """Execute what waits, soon, if it can be executed."""
         if self._waiting and not self._burst_due and self._may_run():
             self._burst_due = True
-            self._loop.call_soon(self._run_burst)
+            self._call_soon(self._run_burst)
 
     def _may_run(self) -> bool:
         return (
@@ -324,7 +349,7 @@ class Pipeline:
             if answer.wrote_nothing:
                 # What it saw must be true of the one primary there is (D4).
                 if serving is None:
-                    serving = self._replica.may_serve(clock_ms())
+                    serving = self._replica.may_serve(self._clock())
                 if not serving:
                     future.set_exception(self.not_primary())
                     continue

@@ -8,6 +8,7 @@ import sys
 from tests.sim.clockwork import ViolationError
 from tests.sim.coverage import missing, table
 from tests.sim.faults import Schedule
+from tests.sim.histories import Histories
 from tests.sim.runner import Outcome, default_jobs, run_seeds
 
 
@@ -19,6 +20,9 @@ def replay(seed: int, *, verbose: bool) -> str:
         schedule.run()
     except ViolationError as error:
         problem = str(error)
+    histories = Histories(every=0 if problem else 1)
+    histories.add(schedule)
+    problem = problem or histories.check().get(seed, "")
     if verbose or problem:
         print("\n".join(schedule.world.clockwork.transcript))
     return problem
@@ -33,6 +37,10 @@ def report(outcome: Outcome) -> int:
         f"{done} schedules, {simulated_s:.0f} simulated seconds, {seen['events']} events in "
         f"{seconds:.1f} s: {done / seconds:.0f} schedules/s, {simulated_s / seconds:.0f} simulated "
         f"s/s; {done / outcome.cpu_s:.0f} schedules/s of one core"
+    )
+    print(
+        f"{outcome.histories} histories of {outcome.operations} operations, {outcome.unknown} of "
+        f"them unknown, were checked by Porcupine"
     )
     for seed, problem in outcome.failures:
         print(f"seed {seed}: {problem}")
@@ -55,6 +63,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="end after so long")
     parser.add_argument("--seed", type=int, help="replay this one, with its transcript")
     parser.add_argument("--keep-going", action="store_true", help="report all failing seeds")
+    parser.add_argument(
+        "--histories",
+        type=int,
+        default=1,
+        metavar="N",
+        help="let Porcupine check what clients were told in every n-th seed (0: never)",
+    )
     parser.add_argument("-v", "--verbose", action="store_true")
     arguments = parser.parse_args()
     if arguments.seed is not None:
@@ -67,6 +82,7 @@ def main() -> int:
         jobs=arguments.jobs,
         seconds=arguments.seconds,
         keep_going=arguments.keep_going,
+        histories_every=arguments.histories,
     )
     if outcome.failures and not arguments.keep_going:
         replay(outcome.failures[0][0], verbose=True)

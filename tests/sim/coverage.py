@@ -19,6 +19,10 @@ SITUATIONS = (
     "clock rate change", "slow network", "far link", "slow disk", "broken connection",
     *(f"replicas: {n}" for n in range(1, 6)), *(f"witnesses: {n}" for n in range(3)),
     *(f"lasting: {kind}" for kind in ("alone", "dead", "deaf to", "no consensus", "no disk")),
+    "cut off", "client: first answer again", "client: unknown outcome",
+    "client: timeout", "client: asked twice", "client: read at a backup",
+    "client: no read without a lease", "client: put failed_condition", "client: put unknown",
+    "client: put not_applied",
 )  # fmt: skip
 
 

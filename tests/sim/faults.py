@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from tests.sim.clients import Clients
 from tests.sim.clockwork import ViolationError
 from tests.sim.troubles import Troubles
 from tests.sim.world import World
@@ -19,8 +20,10 @@ LASTING_WRITES = 20
 class Schedule:
     """Draws a cluster and its troubles from a seed, and runs them."""
 
-    def __init__(self, seed: int, *, trace: bool = False) -> None:
+    def __init__(self, seed: int, *, trace: bool = False, clients: bool | None = None) -> None:
         self.seed = seed
+        # Half of the schedules have clients, the others a load that costs less.
+        has_clients = seed % 4 in (1, 2) if clients is None else clients
         sizes = (1, 2, 2, 2, 3, 3, 3, 3, 3, 4, 5)
         n_nodes = sizes[seed % len(sizes)]
         min_in_sync = 2 if n_nodes > 1 and seed % 3 == 0 else 1
@@ -36,6 +39,7 @@ class Schedule:
             # Most begin with all replicas in sync and empty, the others by letting them join.
             all_in_sync=not self.is_long and seed % 4 != 0,
             n_witnesses=n_witnesses,
+            has_service=has_clients,
         )
         world, clockwork = self.world, self.world.clockwork
         random = clockwork.random
@@ -62,6 +66,7 @@ class Schedule:
         # Some kinds only: troubles of one kind in a row reach states that a mixture does not.
         kinds = random.choice((3, 6, 12, len(all_faults)))
         self._faults = random.sample(all_faults, kinds)
+        self.clients = Clients(world, f"seed {seed}") if has_clients else None
 
     # -- the run
 
@@ -69,7 +74,11 @@ class Schedule:
         """Run it; return how often what happened. Raises ViolationError."""
         world, clockwork = self.world, self.world.clockwork
         try:
-            clockwork.after(0, self._append)
+            if self.clients is None:
+                clockwork.after(0, self._append)
+            else:
+                self.clients.start()
+                clockwork.after(self.duration_ms + 300, self.clients.stop)
             clockwork.after(0, self._next_fault)
             clockwork.run_until(self.duration_ms)
             self._heal()
@@ -103,8 +112,12 @@ class Schedule:
                 break
             # It is quiet: what is written now must get everywhere, too.
             self._may_append = False
+            if self.clients is not None:
+                self.clients.stop()
             primary = world.primary()
             appended = primary is not None and primary.append(1)
+        if self.clients is not None and primary is not None:
+            self.clients.read_all(primary)
         if any(world.agreement.in_flight.values()):
             return  # what was proposed before may still take a replica that is well out
         if clockwork.chance(LASTING_FAULTS_RATE if self.is_long else LASTING_FAULTS_RATE / 2):

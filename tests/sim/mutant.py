@@ -13,7 +13,7 @@ class Mutant(NamedTuple):
     """A guard taken out, and who notices.
 
     `scenario` is called; `unit` names a pytest test, run in a process of its own; without either,
-    schedules of the simulator are run, from `seed` on.
+    schedules of the simulator are run, from `seed` on; with `clients`, all of them have clients.
     """
 
     rule: str
@@ -22,6 +22,7 @@ class Mutant(NamedTuple):
     seed: int = 0
     scenario: Callable[[], None] | None = None
     unit: str = ""
+    clients: bool = False
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from datapath.records import make_record
 from datapath.replica import Replica
 from election.view import Handover, TakeOver, View
 from tests.sim.disk import Disk
+from tests.sim.service import NodeService
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -63,6 +64,7 @@ class Node:
             fx.HandoverEnded: self._handover_ended,
             fx.Redial: self._redial,
         }
+        self.service = NodeService(self) if world.has_service else None
 
     # -- lifetime
 
@@ -98,6 +100,8 @@ class Node:
             self.clock(),
             world.takeover_order,
         )
+        if self.service is not None:
+            self.service.start()
         if clockwork.tracing:
             clockwork.note(
                 f"{self.id} STARTS: entries {recovered.log.base_index + 1}.."
@@ -126,6 +130,8 @@ class Node:
         self._torn = self.disk.crash(lost_from, damage=damage) or core.suspect
         self.is_up = False
         self.life += 1
+        if self.service is not None:
+            self.service.crash(self._applied_index)
         self.world.network.forget(self)
         self.oracle.check_holds_committed(self)
 
@@ -177,6 +183,8 @@ class Node:
         if replica.primary is not None:
             self._count_situations(replica.primary)
         self._carry_out(replica.on_tick(now_ms, disk_stalled=stalled))
+        if self.service is not None:
+            self.service.on_tick()
 
     def _count_situations(self, primary: Primary) -> None:
         """Look at what only the primary itself knows; each tick that finds it counts."""
@@ -215,6 +223,8 @@ class Node:
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} learns view {view.version}")
         self._carry_out(self.replica.on_view(view))
+        if self.service is not None:
+            self.service.on_view()
 
     def on_answer(self, view: View | None, *, answered: bool) -> None:
         """A proposal has ended."""
@@ -382,6 +392,8 @@ class Node:
             self._snapshot_done(effect, done=False)
             return
         target = world.nodes[effect.peer]
+        if self.service is not None:
+            self.service.keep_snapshot(index, epoch)
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} sends {target.id} a snapshot at ({index}, {epoch})")
         self.clockwork.after(
@@ -436,6 +448,8 @@ class Node:
             self._carry_out(self.replica.on_install_failed())
             return
         self.disk.install(index, epoch)
+        if self.service is not None and sender.service is not None:
+            self.service.install(sender.service, index, epoch)
         self.installing = False
         self.clockwork.seen["snapshot installed"] += 1
         if self.clockwork.tracing:

@@ -6,6 +6,7 @@ that was ever acknowledged. A broken rule raises `ViolationError`.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from datapath.messages import AppendReply, HeartbeatReply, Message, ProbeReply
@@ -27,6 +28,7 @@ class Oracle:
         self.view: View | None = None
         self.primaries: dict[int, str] = {}  # epoch -> primary
         self.committed: list[int] = [0]  # index -> epoch of the committed entry
+        self._promised: dict[str, float] = {}  # its own clock when a node last promised
         self.acknowledged = 0  # the highest index that a primary committed
         self._records: dict[tuple[int, int], tuple[bytes, int]] = {}  # -> bytes, epoch before
         self._openings: dict[int, tuple[str, int]] = {}  # epoch -> the (node, life) that opened it
@@ -199,14 +201,25 @@ class Oracle:
                     f"{node.disk.durable.last_index}"
                 )
         elif isinstance(message, HeartbeatReply):
+            self._promised[node.id] = node.clock()
             view = node.replica.view
             if view is not None and view.version in node.takeovers:
                 self.fail(f"rule b: {node.id} promises while its own take-over may commit yet")
 
     def on_proposed(self, node: Node, change: object) -> None:
-        """Rule e: a node that has lost entries proposes itself for nothing."""
-        if isinstance(change, TakeOver) and node.replica.core.damaged:
+        """D4: promises are kept for a grace period; e: who has lost entries claims nothing."""
+        if not isinstance(change, TakeOver):
+            return
+        if node.replica.core.damaged:
             self.fail(f"rule e: {node.id} is damaged and proposes itself")
+        view = node.replica.view
+        age_ms = node.clock() - self._promised.get(node.id, -math.inf)
+        if (
+            view is not None
+            and view.primary != node.id
+            and age_ms < node.world.timing.grace_period_ms
+        ):
+            self.fail(f"D4: {node.id} proposes itself {age_ms:.0f} ms after its last promise")
 
     # -- after every event
 

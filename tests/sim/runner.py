@@ -10,9 +10,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from tests.sim.clockwork import ViolationError
 from tests.sim.faults import Schedule
+from tests.sim.histories import Histories
 
 CHUNK_SEEDS = 50
 """So many seeds are one piece of work: short against a run, long against passing it on."""
@@ -30,28 +32,46 @@ class Outcome:
     seconds: float = 0.0
     seen: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
+    histories: int = 0
+    operations: int = 0
+    unknown: int = 0
 
     def add(self, part: Outcome) -> None:
         """Take another range's outcome in."""
         self.schedules += part.schedules
         self.cpu_s += part.cpu_s
         self.seen.update(part.seen)
+        self.histories += part.histories
+        self.operations += part.operations
+        self.unknown += part.unknown
         self.failures = sorted(self.failures + part.failures)[:FAILURES_KEPT]
 
 
-def _run_chunk(seeds: range) -> Outcome:
-    outcome = Outcome()
-    began = time.process_time()
+def _run_chunk(seeds: range, histories_every: int) -> Outcome:
+    outcome, histories = Outcome(), Histories(histories_every)
+    began = _cpu_s()
     for seed in seeds:
+        schedule = Schedule(seed)
         try:
-            outcome.seen.update(Schedule(seed).run())
+            outcome.seen.update(schedule.run())
+            histories.add(schedule)
         except ViolationError as error:
             outcome.failures.append((seed, str(error)))
+    outcome.failures += histories.check().items()
+    outcome.histories, outcome.operations = histories.checked, histories.operations
+    outcome.unknown = histories.unknown
     # A schedule is one big cycle of references, and collecting them while it runs costs a tenth.
+    del schedule, histories
     gc.collect()
     outcome.schedules = len(seeds)
-    outcome.cpu_s = time.process_time() - began
+    outcome.cpu_s = _cpu_s() - began
     return outcome
+
+
+def _cpu_s() -> float:
+    """Return the CPU time of this process and of the checkers that it has started."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _prepare_worker() -> None:
@@ -66,17 +86,25 @@ def _chunks(start: int, count: int) -> Iterator[range]:
 
 
 def run_seeds(
-    start: int, count: int, *, jobs: int, seconds: float | None = None, keep_going: bool = True
+    start: int,
+    count: int,
+    *,
+    jobs: int,
+    seconds: float | None = None,
+    keep_going: bool = True,
+    histories_every: int = 1,
 ) -> Outcome:
     """Run seeds from `start` on, in `jobs` processes, until `count` or the time is over.
 
+    Porcupine checks what clients were told in every n-th seed (`histories_every`; 0: in none).
     Without `keep_going` it ends soon after the first violation.
     """
     total = Outcome()
     began = shown = time.monotonic()
     context = multiprocessing.get_context("spawn")
+    run_chunk = partial(_run_chunk, histories_every=histories_every)
     with context.Pool(jobs, _prepare_worker) as pool:
-        for part in pool.imap_unordered(_run_chunk, _chunks(start, count)):
+        for part in pool.imap_unordered(run_chunk, _chunks(start, count)):
             total.add(part)
             for seed, problem in part.failures:
                 print(f"seed {seed}: {problem}", file=sys.stderr, flush=True)

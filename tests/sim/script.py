@@ -4,19 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from datapath.errors import OperationError
+from datapath.operations import Operation, Query, QueryResult, Result
 from datapath.settings import Timing
 from election.view import Change, View
 from tests.sim.node import Node
 from tests.sim.world import World
 
 
+class Said:
+    """What a client was told: the sink of an operation."""
+
+    def __init__(self) -> None:
+        self.result: Result | None = None
+        self.problem: OperationError | None = None
+
+    def done(self) -> bool:
+        """Whether there is an answer."""
+        return self.result is not None or self.problem is not None
+
+    def set_result(self, result: Result, /) -> None:
+        """Take the answer."""
+        self.result = result
+
+    def set_exception(self, exception: OperationError, /) -> None:
+        """Take the reason why there is none."""
+        self.problem = exception
+
+
 class Cluster:
     """Replicas "a", "b", …, all in sync, with "a" the primary; time passes when told to."""
 
     def __init__(
-        self, n_nodes: int = 3, *, min_in_sync: int = 1, seed: int = 1, timing: Timing | None = None
+        self,
+        n_nodes: int = 3,
+        *,
+        min_in_sync: int = 1,
+        seed: int = 1,
+        timing: Timing | None = None,
+        has_service: bool = False,
     ) -> None:
-        self.world = World(seed, n_nodes, min_in_sync=min_in_sync, trace=True, timing=timing)
+        self.world = World(
+            seed,
+            n_nodes,
+            min_in_sync=min_in_sync,
+            trace=True,
+            timing=timing,
+            has_service=has_service,
+        )
         self.timing = self.world.timing
         for node in self.world.nodes.values():
             node.clock_rate = 1.0
@@ -82,6 +117,27 @@ class Cluster:
         index = primary.replica.core.log.last_index
         self.run(20)
         return primary.replica.core.commit_index >= index
+
+    # -- clients, where there is a service
+
+    def ask(self, node: str, operation: Operation, timeout_ms: float = 10_000) -> Said:
+        """Ask a node to execute; the answer comes with time, or never."""
+        service, said = self[node].service, Said()
+        assert service is not None, "this cluster has no service"
+        service.submit(operation, timeout_ms, said)
+        return said
+
+    def told(self, node: str, operation: Operation) -> Said:
+        """Ask, and let time pass until the answer comes."""
+        said = self.ask(node, operation)
+        self.until(said.done)
+        return said
+
+    def read(self, node: str, query: Query) -> QueryResult:
+        """Read at once. Raises NotPrimaryError if the node does not serve."""
+        service = self[node].service
+        assert service is not None, "this cluster has no service"
+        return service.query(query)
 
     # -- troubles
 

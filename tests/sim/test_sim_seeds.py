@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +13,9 @@ from tests.sim.__main__ import report
 from tests.sim.clockwork import ViolationError
 from tests.sim.coverage import SITUATIONS
 from tests.sim.faults import Schedule
+from tests.sim.histories import Histories
 from tests.sim.mutant import Mutant
-from tests.sim.mutants import MUTANTS, catch
+from tests.sim.mutants import MUTANTS, catch, rules_without_mutants
 from tests.sim.runner import Outcome, run_seeds
 
 FAST_SEEDS = range(10)
@@ -22,11 +24,21 @@ RANDOM_SECONDS = 40.0
 MOST_SEEDS = 100_000
 
 
-def _run(seed: int) -> Counter[str]:
+def _run(seed: int, histories: Histories | None = None) -> Counter[str]:
+    schedule = Schedule(seed)
     try:
-        return Schedule(seed).run()
+        seen = schedule.run()
     except ViolationError as error:
         pytest.fail(f"seed {seed}: {error}\nreplay: python -m tests.sim --seed {seed}")
+    if histories is not None:
+        histories.add(schedule)
+    return seen
+
+
+def _require(histories: Histories) -> None:
+    failed = histories.check()
+    print(histories)
+    assert not failed, "\n".join(failed.values())
 
 
 def test_a_few_schedules_hold() -> None:
@@ -36,6 +48,7 @@ def test_a_few_schedules_hold() -> None:
 
 def test_a_seed_gives_the_same_run_each_time() -> None:
     assert _run(17) == _run(17)
+    assert Schedule(17).clients is not None
 
 
 @pytest.mark.slow
@@ -56,9 +69,12 @@ def test_what_was_found_is_reported_with_its_seed() -> None:
 
 
 @pytest.mark.slow
-def test_the_fixed_schedules_hold() -> None:
+def test_the_fixed_schedules_hold(tmp_path: Path) -> None:
+    histories = Histories(directory=tmp_path)
     for seed in FIXED_SEEDS:
-        _run(seed)
+        _run(seed, histories)
+    assert len(FIXED_SEEDS) // 3 < len(histories)
+    _require(histories)
 
 
 @pytest.mark.slow
@@ -77,5 +93,9 @@ def test_schedules_that_nobody_has_seen_yet_hold() -> None:
 @pytest.mark.parametrize(
     "mutant", MUTANTS, ids=[f"{mutant.rule}: {mutant.broken}" for mutant in MUTANTS]
 )
-def test_the_simulator_notices_when_a_guard_is_taken_out(mutant: Mutant) -> None:
-    assert catch(mutant)
+def test_somebody_notices_when_a_guard_is_taken_out(mutant: Mutant) -> None:
+    assert catch(mutant).caught_by
+
+
+def test_each_rule_is_broken_by_some_mutant() -> None:
+    assert rules_without_mutants() == []

@@ -30,6 +30,7 @@ class Troubles:
             self.slow_disk, self.stall_disk, self.fail_disk, self.fill_disk, self.lose_entries,
             self.hand_over, self.hand_over, self.trim, self.trim, self.outgrow,
             self.change_members, self.change_clock_rate,
+            self.cut_off, self.cut_off,
         ]  # fmt: skip
 
     # -- what, where, how long
@@ -205,6 +206,20 @@ class Troubles:
                 self._cut(node.id, other, duration)
             if way != "out":
                 self._cut(other, node.id, duration)
+
+    def cut_off(self) -> None:
+        """The primary reaches nobody any more, and does not hear that it has been replaced."""
+        world, duration = self.world, self.world.clockwork.between(400, 2500)
+        name = world.view.primary
+        if name in world.agreement.cut_off:
+            return
+        world.clockwork.seen["cut off"] += 1
+        world.agreement.cut_off.add(name)
+        world.clockwork.after(duration, world.agreement.reconnect, name)
+        for other in world.nodes:
+            if other != name:
+                self._cut(name, other, duration)
+                self._cut(other, name, duration)
 
     def drop(self) -> None:
         self.world.clockwork.seen["broken connection"] += 1

@@ -52,14 +52,16 @@ class World:
         timing: Timing | None = None,
         all_in_sync: bool = False,
         n_witnesses: int = 1,
+        has_service: bool = False,
     ) -> None:
         self.clockwork = Clockwork(seed, trace=trace)
+        self.has_service = has_service  # whether nodes serve clients (tests.sim.clients)
         self.timing = timing or Timing()
         self.bounds = Bounds(
             min_in_sync=min_in_sync,
-            recent_records_bytes=600,
-            max_append_bytes=400,
-            max_peer_inflight_bytes=1200,
+            recent_records_bytes=3000 if has_service else 600,
+            max_append_bytes=2000 if has_service else 400,
+            max_peer_inflight_bytes=6000 if has_service else 1200,
         )
         self.takeover_order: dict[str, int] = {}
         self.snapshot_failure_rate = 0.0

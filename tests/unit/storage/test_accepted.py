@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,37 @@ def test_a_write_torn_at_any_byte_leaves_the_last_one_reported_done(tmp_path: Pa
             assert found == ((3, "n3") if whole else (2, "n2"))
             accepted.record(3, "n4" if found[0] == 2 else "n3")
             accepted.close()
+
+
+def test_both_slots_are_synced_before_the_call_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accepted = Accepted(tmp_path / "accepted")
+    calls: list[str] = []
+    write, sync = os.pwrite, os.fsync
+
+    def pwrite(descriptor: int, data: bytes, offset: int) -> int:
+        calls.append(f"write {offset}")
+        return write(descriptor, data, offset)
+
+    def fsync(descriptor: int) -> None:
+        sync(descriptor)
+        calls.append("sync")
+
+    monkeypatch.setattr("datapath.accepted.os.pwrite", pwrite)
+    monkeypatch.setattr("datapath.accepted.os.fsync", fsync)
+    changes: list[Callable[[], None]] = [
+        lambda: accepted.record(1, "n1"),
+        accepted.set_damaged,
+        accepted.clear_marks,
+    ]
+    for change in changes:
+        calls.clear()
+        change()
+        # The older slot first: if the write is torn, the newer one stands.
+        assert sorted(calls[::2]) == ["write 0", "write 4096"]
+        assert calls[1::2] == ["sync", "sync"]
+    accepted.close()
 
 
 @pytest.mark.parametrize("offset", [0, 4096])

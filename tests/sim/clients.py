@@ -1,0 +1,459 @@
+"""Clients in simulated time: what they ask, through which troubles, and what they were told.
+
+Each client asks for one thing at a time, of any node. Requests and answers are late or lost; a
+write under an idempotency key is asked for again, elsewhere too, until its outcome is known, and
+its requests may arrive twice. What comes of it all is a history for Porcupine; what can be said at
+once is said at once, by `Claims`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from datapath.errors import (
+    NotPrimaryError,
+    OperationError,
+    RejectedError,
+    UnknownOutcomeError,
+)
+from datapath.operations import Operation, Query, QueryResult, Result
+from tests.sim.claims import Claims
+from tests.support.history import History
+from tests.support.history import Operation as Entry
+
+if TYPE_CHECKING:
+    from tests.sim.node import Node
+    from tests.sim.world import World
+
+KEYS_PER_GROUP = 3
+OPERATIONS_PER_GROUP = 60
+"""After so many operations the clients go over to new keys: what is checked as one stays small."""
+ASK_MS = (0.1, 2.0)
+LATE_MS = (20.0, 800.0)
+RETRY_PAUSE_MS = (5.0, 60.0)
+READ_INDEX_TIMEOUT_MS = 500.0
+RANGE_LIMIT = 1000
+
+_KINDS = {
+    "put": 30,
+    "get": 26,
+    "range": 8,
+    "delete": 8,
+    "put_if_revision": 12,
+    "put_if_absent": 10,
+    "delete_if_revision": 4,
+}
+_ETAG = re.compile(r'ETag "(\d+)"')
+
+
+class Habits(msgspec.Struct, frozen=True):
+    """How often what happens to whom, drawn for a schedule."""
+
+    n_clients: int
+    beat_ms: float
+    lost: float
+    late: float
+    twice: float
+    keyed: float
+    patience_ms: float
+    give_up_ms: float
+    believes: float  # how often a client asks whom it believes to be the primary
+
+
+class Clients:
+    """All clients of a schedule, and their history."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.clockwork = world.clockwork
+        self.history = History(name)
+        self.claims = Claims(world.oracle.fail)
+        self.running = False
+        random = self.clockwork.random
+        self.habits = Habits(
+            n_clients=random.randint(4, 8),
+            beat_ms=random.choice((8.0, 20.0, 60.0)),
+            lost=random.choice((0.0, 0.02, 0.1)),
+            late=random.choice((0.0, 0.05, 0.2)),
+            twice=random.choice((0.0, 0.1, 0.3)),
+            keyed=random.choice((0.2, 0.5, 0.9)),
+            patience_ms=random.choice((40.0, 150.0, 600.0)),
+            give_up_ms=random.choice((500.0, 2000.0)),
+            believes=random.choice((0.5, 0.9)),
+        )
+        self._begun = 0
+        self._clients = [Client(self, number) for number in range(self.habits.n_clients)]
+
+    def start(self) -> None:
+        """Begin."""
+        self.running = True
+        self._beat()
+
+    def stop(self) -> None:
+        """Ask for nothing new; what is under way may end."""
+        self.running = False
+
+    def _beat(self) -> None:
+        """All ask at about the same time, so that their operations overlap."""
+        if not self.running:
+            return
+        clockwork = self.clockwork
+        for client in self._clients:
+            if client.asking is None and clockwork.chance(0.8):
+                clockwork.after(clockwork.between(0, 2), client.begin)
+        clockwork.after(self.habits.beat_ms, self._beat)
+
+    def now_ns(self) -> int:
+        """True time: a history's clock."""
+        return int(self.clockwork.now * 1e6)
+
+    def next_number(self) -> int:
+        """Count operations."""
+        self._begun += 1
+        return self._begun
+
+    def group(self) -> str:
+        """Return the prefix of the keys that are in use now."""
+        return f"g{self._begun // OPERATIONS_PER_GROUP}/"
+
+    # -- what is between clients and nodes
+
+    def send(
+        self, node: Node, request: Callable[[Node], None], refused: Callable[[], None]
+    ) -> None:
+        """Bring a request to a node: perhaps late or never, or, where nobody listens, refused."""
+        self._carry(self._arrive, node, request, refused)
+
+    def _arrive(
+        self, node: Node, request: Callable[[Node], None], refused: Callable[[], None]
+    ) -> None:
+        if node.is_up:
+            node.post(node.life, request, node)
+        else:
+            self._carry(refused)
+
+    def answer(self, action: Callable[..., None], *args: Any) -> None:
+        """Bring an answer to a client: perhaps late or never."""
+        self._carry(action, *args)
+
+    def _carry(self, action: Callable[..., None], *args: Any) -> None:
+        clockwork, habits = self.clockwork, self.habits
+        if clockwork.chance(habits.lost):
+            clockwork.seen["client: lost on the way"] += 1
+            return
+        late = clockwork.chance(habits.late)
+        clockwork.after(clockwork.between(*(LATE_MS if late else ASK_MS)), action, *args)
+
+    # -- the end
+
+    def read_all(self, node: Node) -> None:
+        """The cluster is whole: read all there is at its primary, and see that nothing is gone."""
+        assert node.service is not None
+        client = self.history.new_client()
+        for number in range(self._begun // OPERATIONS_PER_GROUP + 1):
+            prefix = f"g{number}/"
+            entry = self.history.range(client, self.now_ns(), prefix=prefix, note=f"last {node.id}")
+            answer = node.service.query(_range_query(prefix))
+            entry.listed(self.now_ns(), _items(answer), revision=answer.index)
+            self.claims.listed(entry, self.claims.floors())
+            self.claims.is_last(entry)
+
+
+class Client:
+    """One client."""
+
+    def __init__(self, clients: Clients, number: int) -> None:
+        self.clients = clients
+        self.number = number
+        self.asking: Asking | None = None
+        self.believed = ""
+        self._revisions: dict[str, int] = {}
+
+    def begin(self) -> None:
+        """Ask for something."""
+        clients = self.clients
+        if self.asking is not None or not clients.running:
+            return
+        random = clients.clockwork.random
+        number, group = clients.next_number(), clients.group()
+        (kind,) = random.choices(list(_KINDS), list(_KINDS.values()))
+        key = f"{group}k{random.randrange(KEYS_PER_GROUP)}"
+        history, now = clients.history, clients.now_ns()
+        method, _, condition = kind.partition("_if_")
+        revision = clients.claims.revision(key) if condition == "revision" else None
+        absent = condition == "absent"
+        repeat_key = ""
+        if method in ("put", "delete") and clients.clockwork.chance(clients.habits.keyed):
+            repeat_key = f"{number}"
+        if method == "put":
+            value = f"v{number}"
+            entry = history.put(
+                self.number, key, value, now, if_revision=revision, if_absent=absent
+            )
+            clients.claims.will_put(entry)
+            arguments: tuple[Any, ...] = (key.encode(), value.encode(), revision, absent)
+        elif method == "delete":
+            entry = history.delete(self.number, key, now, if_revision=revision)
+            clients.claims.will_delete(entry)
+            arguments = (key.encode(), revision)
+        elif method == "get":
+            entry = history.get(self.number, key, now)
+        else:
+            entry = history.range(self.number, now, prefix=group)
+        asks: Operation | Query
+        if method in ("put", "delete"):
+            asks = Operation(method, arguments, repeat_key)
+        elif method == "get":
+            asks = Query("get", (key.encode(),))
+        else:
+            asks = _range_query(group)
+        self.asking = Asking(self, entry, asks)
+        self.asking.attempt()
+
+    def ended(self) -> None:
+        """The operation under way has ended."""
+        assert self.asking is not None
+        if self.asking.entry.outcome == "unknown":
+            self.number = self.clients.history.new_client()
+        self.asking = None
+
+
+class Asking:
+    """One operation, over all its attempts."""
+
+    def __init__(self, client: Client, entry: Entry, asks: Operation | Query) -> None:
+        clients = client.clients
+        self.client = client
+        self.clients = clients
+        self.clockwork = clients.clockwork
+        self.entry = entry
+        self.asks = asks
+        self.unsure = False  # whether an attempt may have been, or may yet be, carried out
+        self.attempts = 0
+        self.floors = clients.claims.floors()
+        self._give_up_at = clients.clockwork.now + clients.habits.give_up_ms
+
+    @property
+    def keyed(self) -> bool:
+        """Whether it may be repeated although its outcome is unknown."""
+        return isinstance(self.asks, Operation) and bool(self.asks.idempotency_key)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the client has its answer, or has given up."""
+        return self.entry.outcome != "open"
+
+    def attempt(self) -> None:
+        """Ask a node."""
+        if self.ended:
+            return
+        clients, clockwork, client = self.clients, self.clockwork, self.client
+        nodes = clients.world.nodes
+        believed = nodes.get(client.believed)
+        if believed is None or not clockwork.chance(clients.habits.believes):
+            believed = clockwork.random.choice(list(nodes.values()))
+        client.believed = believed.id
+        self.attempts += 1
+        self.entry.note += f" {believed.id}"
+        if clockwork.tracing:
+            clockwork.note(f"client {client.number} asks {believed.id}: {self._brief()}")
+        number = self.attempts
+
+        def request(node: Node) -> None:
+            self._execute(node, number)
+
+        def refused() -> None:
+            self._refused(number, None)
+
+        clients.send(believed, request, refused)
+        if self.keyed and clockwork.chance(clients.habits.twice):
+            self.unsure = True
+            clockwork.seen["client: asked twice"] += 1
+            clients.send(believed, request, refused)
+        clockwork.after(clients.habits.patience_ms, self._time_out, number)
+
+    def _brief(self) -> str:
+        return f"{self.asks.method} {self.asks.args} {getattr(self.asks, 'idempotency_key', '')}"
+
+    # -- at the node
+
+    def _execute(self, node: Node, number: int) -> None:
+        service = node.service
+        assert service is not None
+        if isinstance(self.asks, Operation):
+            # The node gives up before the client does, or after it.
+            timeout_ms = self.clients.habits.patience_ms * self.clockwork.random.choice((0.5, 2))
+            service.submit(self.asks, timeout_ms, Answer(self, number))
+            return
+        view = node.replica.view
+        try:
+            if node.replica.primary is None and view is not None and node.id in view.in_sync:
+                self._ask_index(node, view.primary, number)
+                return
+            answer = service.query(self.asks)
+        except OperationError as problem:
+            if node.replica.primary is not None:
+                self.clockwork.seen["client: no read without a lease"] += 1
+            self.clients.answer(self._refused, number, problem)
+        else:
+            self.clients.answer(self._read, number, answer)
+
+    def _ask_index(self, node: Node, primary_id: str, number: int) -> None:
+        """A read at a backup: ask the primary for its commit index, and wait to have applied it."""
+        clockwork, network = self.clockwork, self.clients.world.network
+        primary, life = self.clients.world.nodes[primary_id], node.life
+
+        def question() -> None:
+            if not network.is_cut(node.id, primary.id):
+                primary.post(primary.life, asked)
+
+        def asked() -> None:
+            assert primary.service is not None
+            try:
+                epoch, index = primary.service.read_index()
+            except NotPrimaryError:
+                return
+            clockwork.after(clockwork.between(*network.delay_ms), answered, epoch, index)
+
+        def answered(epoch: int, index: int) -> None:
+            if not network.is_cut(primary.id, node.id):
+                node.post(life, learned, epoch, index)
+
+        def learned(epoch: int, index: int) -> None:
+            assert node.service is not None
+            node.service.learn_commit(epoch, index)
+            node.service.when_applied(index, read)
+
+        def read() -> None:
+            assert node.service is not None
+            assert isinstance(self.asks, Query)
+            clockwork.seen["client: read at a backup"] += 1
+            self.clients.answer(self._read, number, node.service.read(self.asks))
+
+        clockwork.after(clockwork.between(*network.delay_ms), question)
+
+    # -- back at the client
+
+    def _time_out(self, number: int) -> None:
+        if self.ended or number != self.attempts:
+            return
+        self.clockwork.seen["client: timeout"] += 1
+        self.unsure = True
+        self._go_on()
+
+    def _refused(self, number: int, problem: OperationError | None) -> None:
+        """The node did not carry this attempt out, or does not know whether it did."""
+        if self.ended or number != self.attempts:
+            return
+        if isinstance(problem, UnknownOutcomeError):
+            self.clockwork.seen["client: unknown outcome"] += 1
+            self.unsure = True
+        if isinstance(problem, NotPrimaryError):
+            self.client.believed = problem.primary
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Try again, or give up."""
+        clockwork = self.clockwork
+        if isinstance(self.asks, Operation) and self.unsure and not self.keyed:
+            self._end(self.entry.unknown)
+        elif clockwork.now >= self._give_up_at:
+            if isinstance(self.asks, Query):
+                self._end(self.entry.failed)
+            else:
+                self._end(self.entry.unknown if self.unsure else self.entry.not_applied)
+        else:
+            self.attempts += 1  # what comes of the attempt before does not start another one
+            clockwork.after(clockwork.between(*RETRY_PAUSE_MS), self.attempt)
+
+    def _end(self, how: Callable[..., None], **said: Any) -> None:
+        how(self.clients.now_ns(), **said)
+        self.clockwork.seen[f"client: {self.entry.kind} {self.entry.outcome}"] += 1
+        if self.clockwork.tracing:
+            self.clockwork.note(
+                f"client {self.client.number}: {self._brief()}: {self.entry.outcome} {said}"
+            )
+        self.client.ended()
+
+    def _read(self, number: int, answer: QueryResult) -> None:
+        del number  # a late answer of an earlier attempt is as good: it was asked for by this read
+        if self.ended:
+            return
+        entry, claims = self.entry, self.clients.claims
+        self.client.believed = answer.node
+        if entry.kind == "get":
+            found = answer.value
+            value, revision = (found[0].decode(), found[1]) if found else (None, 0)
+            self._end(entry.got, value=value, revision=revision)
+            claims.got(entry, self.floors)
+        else:
+            self._end(entry.listed, items=_items(answer), revision=answer.index)
+            claims.listed(entry, self.floors)
+
+    def _rejected(self, number: int, problem: RejectedError) -> None:
+        del number
+        if self.ended:
+            return
+        if problem.code != "precondition_failed":
+            self.clients.world.oracle.fail(f"D8: {self._brief()} was answered: {problem}")
+        found = _ETAG.search(problem.detail)
+        seen = int(found[1]) if found else 0
+        self._end(self.entry.condition_failed, seen_revision=seen)
+        self.clients.claims.condition_failed(self.entry, self.floors)
+
+    def _acknowledged(self, number: int, result: Result) -> None:
+        if self.ended:
+            return
+        entry, claims = self.entry, self.clients.claims
+        del number
+        if result.repeated:
+            self.clockwork.seen["client: first answer again"] += 1
+        if entry.kind == "put":
+            self._end(entry.done, revision=result.index, created=result.value)
+            claims.put(entry, self.floors)
+        else:
+            self._end(entry.removed, deleted=result.value, revision=result.index)
+            claims.deleted(entry, self.floors)
+
+
+class Answer:
+    """The `Sink` of one request."""
+
+    __slots__ = ("_asking", "_done", "_number")
+
+    def __init__(self, asking: Asking, number: int) -> None:
+        self._asking = asking
+        self._number = number
+        self._done = False
+
+    def done(self) -> bool:
+        """Whether it has been answered."""
+        return self._done
+
+    def set_result(self, result: Result, /) -> None:
+        """Take the answer."""
+        self._done = True
+        asking = self._asking
+        asking.clients.answer(asking._acknowledged, self._number, result)
+
+    def set_exception(self, exception: OperationError, /) -> None:
+        """Take the reason why there is none."""
+        self._done = True
+        asking = self._asking
+        rejected = isinstance(exception, RejectedError)
+        action = asking._rejected if rejected else asking._refused
+        asking.clients.answer(action, self._number, exception)
+
+
+def _range_query(prefix: str) -> Query:
+    start = prefix.encode()
+    return Query("range", (start, start[:-1] + bytes([start[-1] + 1]), RANGE_LIMIT, False))
+
+
+def _items(answer: QueryResult) -> list[tuple[str, str, int]]:
+    items, _ = answer.value
+    return [(key.decode(), value.decode(), revision) for key, value, revision in items]

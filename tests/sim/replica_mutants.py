@@ -1,0 +1,339 @@
+"""Mutants of the replica: commits, leases, epochs, change of primary, joining."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import patch
+
+import msgspec
+
+import election.view as view_module
+from datapath import effects as fx
+from datapath.backup import Backup
+from datapath.core import Core
+from datapath.logindex import LogIndex
+from datapath.messages import HeartbeatReply, Probe, ProbeReply
+from datapath.primary import Primary
+from datapath.progress import Progress
+from datapath.replica import Replica
+from election.view import View
+from tests.scenarios import test_far_backups, test_lost_entries, test_promises, test_snapshots
+from tests.sim.mutant import Mutant, Patch
+from tests.unit.replica import test_replica_guards
+
+
+def _property(value: object) -> property:
+    return property(lambda _: value)
+
+
+def _e1_anybody_takes_over() -> list[Patch]:
+    def take_over(view: View, candidate: str) -> View:
+        in_sync = tuple(sorted({*view.in_sync, candidate} - {view.primary} | {candidate}))
+        return view_module._next(
+            view, epoch=view.epoch + 1, primary=candidate, in_sync=in_sync, handed_over=False
+        )
+
+    def order(backup: Backup, view: View) -> list[str]:
+        return sorted(node.id for node in view.members if node.role == "replica")
+
+    on_tick = Backup.on_tick
+
+    def tick(backup: Backup) -> None:
+        core = backup._core
+        view = core.view
+        if view is not None and view.member(core.node_id) is not None:
+            core.view = msgspec.structs.replace(view, in_sync=tuple(order(backup, view)))
+        on_tick(backup)
+        core.view = view
+
+    return [
+        patch.object(view_module, "_take_over", take_over),
+        patch.object(Backup, "on_tick", tick),
+    ]
+
+
+def _e5_answer_before_it_is_durable() -> list[Patch]:
+    return [patch.object(Core, "accepted_is_durable", _property(value=True))]
+
+
+def _d1_not_all_required() -> list[Patch]:
+    required = Primary.required
+    return [patch.object(Primary, "required", lambda self: set(sorted(required(self))[1:]))]
+
+
+def _d1_adding_does_not_count() -> list[Patch]:
+    def required(primary: Primary) -> set[str]:
+        return set(primary.view.in_sync) - {primary._core.node_id}
+
+    return [patch.object(Primary, "required", required)]
+
+
+def _d1_min_in_sync_ignored() -> list[Patch]:
+    maybe_commit = Primary._maybe_commit
+
+    def commit(primary: Primary) -> None:
+        bounds = primary._core.bounds
+        primary._core.bounds = msgspec.structs.replace(bounds, min_in_sync=1)
+        maybe_commit(primary)
+        primary._core.bounds = bounds
+
+    return [patch.object(Primary, "_maybe_commit", commit)]
+
+
+def _d1_removal_before_it_is_agreed() -> list[Patch]:
+    required = Primary.required
+
+    def without_silent(primary: Primary) -> set[str]:
+        return {node for node in required(primary) if not primary._is_due_for_removal(node)}
+
+    return [patch.object(Primary, "required", without_silent)]
+
+
+def _d3_no_fence() -> list[Patch]:
+    return [patch.object(Backup, "_fence", lambda *_: False)]
+
+
+def _d4_lease_from_the_answer() -> list[Patch]:
+    def on_reply(primary: Primary, peer: Progress, message: HeartbeatReply) -> None:
+        peer.lease_start_ms = primary._core.now_ms
+        peer.writable = message.writable
+
+    return [patch.object(Primary, "_on_heartbeat_reply", on_reply)]
+
+
+def _d4_no_lease() -> list[Patch]:
+    return [patch.object(Primary, "lease_until_ms", lambda _: float("inf"))]
+
+
+def _d4_no_grace() -> list[Patch]:
+    def may_claim(backup: Backup, view: View) -> float:
+        if view.primary == backup._core.node_id:
+            return backup._self_claim_ms
+        return backup.contact_ms + backup._core.timing.suspect_after_ms
+
+    return [patch.object(Backup, "_may_claim_ms", may_claim)]
+
+
+def _d4_restart_forgets_promises() -> list[Patch]:
+    start = Backup.__init__
+
+    def forget(backup: Backup, core: Core) -> None:
+        start(backup, core)
+        backup.contact_ms = core.promised_ms = core.now_ms - 1000
+
+    on_view = Backup.on_view
+
+    def view(backup: Backup, view: View, *, new_epoch: bool) -> None:
+        contact = backup.contact_ms
+        on_view(backup, view, new_epoch=new_epoch)
+        backup.contact_ms = contact
+
+    return [patch.object(Backup, "__init__", forget), patch.object(Backup, "on_view", view)]
+
+
+def _d5_late_promises() -> list[Patch]:
+    return [patch.object(Progress, "without_lease_ms", lambda _peer, _now_ms: 0.0)]
+
+
+def _d5_late_removal() -> list[Patch]:
+    is_due = Primary._is_due_for_removal
+
+    def late(primary: Primary, node: str) -> bool:
+        peer = primary.peers.get(node)
+        age = primary._core.now_ms - peer.heard_ms if peer else 0.0
+        return age > 60_000 and is_due(primary, node)
+
+    return [patch.object(Primary, "_is_due_for_removal", late)]
+
+
+def _d6_serve_before_the_opening_commits() -> list[Patch]:
+    return [patch.object(Primary, "is_open", property(lambda self: self.stage == "open"))]
+
+
+def _d6_no_matching() -> list[Patch]:
+    return [patch.object(LogIndex, "match", lambda self, last, *_: min(last, self.last_index))]
+
+
+def _d6_cut_what_is_committed() -> list[Patch]:
+    def truncate(core: Core, from_index: int) -> None:
+        core.log.truncate(from_index)
+        core.durable_index = min(core.durable_index, from_index - 1)
+        core.emit(fx.TruncateLog(core.ticket(), from_index))
+
+    return [patch.object(Core, "truncate", truncate)]
+
+
+def _e5_second_primary() -> list[Patch]:
+    on_probe = Backup.on_probe
+
+    def forget(backup: Backup, peer: str, message: Probe) -> None:
+        backup._core.accepted_primary = peer
+        on_probe(backup, peer, message)
+
+    return [patch.object(Backup, "on_probe", forget)]
+
+
+def _d7_join_at_once() -> list[Patch]:
+    def may_join(primary: Primary, peer: Progress) -> bool:
+        return primary.stage == "open" and peer.state == "replicate"
+
+    return [patch.object(Primary, "_may_join", may_join)]
+
+
+def _d9_ack_before_it_is_durable() -> list[Patch]:
+    advance = Backup._advance
+
+    def early(backup: Backup) -> None:
+        core = backup._core
+        durable, core.durable_index = core.durable_index, core.log.last_index
+        advance(backup)
+        core.durable_index = durable
+
+    return [patch.object(Backup, "_advance", early)]
+
+
+def _a_serve_despite_own_promise() -> list[Patch]:
+    return [patch.object(Primary, "_may_serve_after_promise", lambda _: True)]
+
+
+def _b_promise_during_own_take_over() -> list[Patch]:
+    on_heartbeat = Backup.on_heartbeat
+
+    def promise(backup: Backup, peer: str, message: Any) -> None:
+        version, backup._takeover_version = backup._takeover_version, 0
+        on_heartbeat(backup, peer, message)
+        backup._takeover_version = version
+
+    return [patch.object(Backup, "on_heartbeat", promise)]
+
+
+def _c_speak_before_it_is_durable() -> list[Patch]:
+    start = Primary.__init__
+
+    def early(primary: Primary, core: Core, view: View, links: dict[str, int]) -> None:
+        start(primary, core, view, links)
+        primary.stage = "matching"
+        for node in primary.peers:
+            if node in links:
+                primary._probe(node)
+
+    return [patch.object(Primary, "__init__", early)]
+
+
+def _d_serve_in_the_old_epoch() -> list[Patch]:
+    on_view = Replica.on_view
+
+    def resume(replica: Replica, view: View) -> list[fx.Effect]:
+        core = replica.core
+        if core.view is None and (view.epoch, view.primary) == (core.accepted_epoch, core.node_id):
+            core.accepted_epoch -= 1
+        return on_view(replica, view)
+
+    return [patch.object(Replica, "on_view", resume)]
+
+
+def _e_suspect_does_not_yield() -> list[Patch]:
+    start = Core.__init__
+
+    def trusting(core: Core, *args: Any, **kwargs: Any) -> None:
+        start(core, *args, **kwargs)
+        core.suspect = False
+
+    return [patch.object(Core, "__init__", trusting)]
+
+
+def _e_damaged_takes_over() -> list[Patch]:
+    start = Core.__init__
+
+    def trusting(core: Core, *args: Any, **kwargs: Any) -> None:
+        start(core, *args, **kwargs)
+        core.damaged = False
+
+    return [patch.object(Core, "__init__", trusting)]
+
+
+def _e_suspect_cuts_longer_logs() -> list[Patch]:
+    on_probe_reply = Primary._on_probe_reply
+
+    def feed(primary: Primary, peer: Progress, message: ProbeReply) -> None:
+        suspect, primary._core.suspect = primary._core.suspect, False
+        try:
+            on_probe_reply(primary, peer, message)
+        finally:
+            primary._core.suspect = suspect
+
+    return [patch.object(Primary, "_on_probe_reply", feed)]
+
+
+def _install_over_acknowledged_entries() -> list[Patch]:
+    def start_install(replica: Replica, index: int, epoch: int) -> str:
+        if replica.primary or index < replica.core.commit_index:
+            return "no"
+        replica.core.installing = True
+        return ""
+
+    return [patch.object(Replica, "start_install", start_install)]
+
+
+REPLICA_MUTANTS = (
+    Mutant("E1", "anybody takes over, in sync or not", _e1_anybody_takes_over),
+    Mutant("E5", "answers before the epoch is durable", _e5_answer_before_it_is_durable),
+    Mutant("D1", "a commit does without one in-sync replica", _d1_not_all_required),
+    Mutant("D1", "a replica being added does not count", _d1_adding_does_not_count),
+    Mutant("D1", "min_in_sync is ignored", _d1_min_in_sync_ignored),
+    Mutant("D1", "a silent replica is left out at once", _d1_removal_before_it_is_agreed),
+    Mutant(
+        "D1", "a snapshot replaces acknowledged entries", _install_over_acknowledged_entries,
+        scenario=test_snapshots.test_a_snapshot_never_replaces_entries_that_were_acknowledged,
+    ),
+    Mutant(
+        "D3", "lower epochs are not refused", _d3_no_fence,
+        scenario=test_promises.test_a_deposed_primary_is_refused_and_told_of_the_higher_epoch,
+    ),
+    Mutant(
+        "D4", "the lease counts from the answer", _d4_lease_from_the_answer,
+        scenario=test_promises.test_a_lease_counts_from_the_sending_of_the_heartbeat,
+    ),
+    Mutant("D4", "the primary serves without leases", _d4_no_lease),
+    Mutant("D4", "take-over before the grace period is over", _d4_no_grace),
+    Mutant("D4", "a restart forgets what was promised", _d4_restart_forgets_promises),
+    Mutant(
+        "D5", "silent replicas stay in the in-sync set", _d5_late_removal,
+        scenario=test_promises.test_reads_do_not_stop_when_a_backup_dies,
+    ),
+    Mutant(
+        "D5", "a backup whose promises come too late stays", _d5_late_promises,
+        scenario=test_far_backups.test_a_backup_whose_promises_come_too_late_is_removed,
+    ),
+    Mutant("D6", "serves before its opening entry commits", _d6_serve_before_the_opening_commits),
+    Mutant("D6", "logs are taken to match", _d6_no_matching, seed=4),
+    Mutant(
+        "D6", "committed entries are cut when told so", _d6_cut_what_is_committed,
+        scenario=test_replica_guards.test_committed_entries_are_never_cut,
+    ),
+    Mutant(
+        "E5", "a second primary for one epoch is accepted", _e5_second_primary,
+        scenario=test_replica_guards.test_a_second_primary_for_one_epoch_is_refused,
+    ),
+    Mutant("D7", "a learner joins before it has caught up", _d7_join_at_once),
+    Mutant("D9", "acknowledged before it is durable", _d9_ack_before_it_is_durable),
+    Mutant(
+        "a", "serves although it has promised another", _a_serve_despite_own_promise,
+        scenario=test_promises
+        .test_a_take_over_of_an_earlier_lifetime_waits_for_the_promises_of_this_one,
+    ),
+    Mutant("b", "promises while its own take-over is open", _b_promise_during_own_take_over),
+    Mutant("c", "speaks before its epoch is durable", _c_speak_before_it_is_durable),
+    Mutant("d", "a restarted primary goes on in its epoch", _d_serve_in_the_old_epoch),
+    Mutant(
+        "e", "a cut tail is not taken seriously", _e_suspect_does_not_yield,
+        scenario=test_lost_entries
+        .test_a_primary_that_lost_its_tail_hands_over_to_a_backup_that_has_more,
+    ),
+    Mutant(
+        "e", "a cut log makes longer ones follow it", _e_suspect_cuts_longer_logs,
+        scenario=test_lost_entries
+        .test_a_primary_that_lost_its_tail_waits_if_a_learner_knows_of_what_it_lost,
+    ),
+    Mutant("e", "a damaged replica takes over", _e_damaged_takes_over, seed=10),
+)  # fmt: skip
