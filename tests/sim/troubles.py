@@ -27,7 +27,8 @@ class Troubles:
             self.cut_one_way, self.cut_pair, self.isolate, self.swizzle, self.split,
             self.drop, self.drop, self.slow_network, self.go_far,
             self.cut_consensus, self.cut_consensus, self.slow_agreement, self.stop_witness,
-            self.slow_disk, self.stall_disk, self.fail_disk, self.fill_disk, self.lose_entries,
+            self.slow_disk, self.stall_disk, self.fail_disk, self.fill_disk,
+            self.lose_entries, self.lose_entries,
             self.hand_over, self.hand_over, self.trim, self.trim, self.outgrow,
             self.change_members, self.change_clock_rate,
             self.cut_off, self.cut_off,
@@ -79,6 +80,8 @@ class Troubles:
         """The medium loses entries that were durable: one at a time, and others hold them."""
         world, clockwork = self.world, self.world.clockwork
         node = self._node()
+        if clockwork.chance(0.3):
+            node = world.nodes[world.view.primary]
         others = [name for name in world.view.in_sync if name != node.id]
         if (
             not node.is_up
@@ -94,12 +97,12 @@ class Troubles:
         log = node.disk.durable
         if not log.records:
             return
-        damage = clockwork.chance(0.5)
+        damage = clockwork.chance(0.4)
         lost = clockwork.random.randint(1, min(3, len(log.records)))
         clockwork.seen["damage" if damage else "lost tail"] += 1
         node.crash(log.records[-lost].first_index, damage=damage)
         self._after(5, 900, self._start, node)
-        if clockwork.chance(0.4):
+        if clockwork.chance(0.6):
             # The others cannot take over at once, so the one with less proposes itself, too.
             for name in world.nodes:
                 if name != node.id:
