@@ -82,18 +82,12 @@ class Troubles:
         node = self._node()
         if clockwork.chance(0.3):
             node = world.nodes[world.view.primary]
-        others = [name for name in world.view.in_sync if name != node.id]
-        if (
-            not node.is_up
-            or not self._may_stop()
-            or not others
-            or any(world.agreement.in_flight.values())
-            or any(not world.nodes[name].is_up or world.nodes[name].has_lost for name in others)
-            or any(world.nodes[name].replica.core.suspect for name in others)
-            or any(world.nodes[name].replica.core.damaged for name in world.nodes)
-        ):
+        if not self._others_hold_all(node):
             return
         world.heal()
+        # Who wakes may change the view at once, and who was alone is so still.
+        if not self._others_hold_all(node):
+            return
         log = node.disk.durable
         if not log.records:
             return
@@ -108,6 +102,20 @@ class Troubles:
                 if name != node.id:
                     world.agreement.cut_off.add(name)
                     self._after(1500, 2500, world.agreement.reconnect, name)
+
+    def _others_hold_all(self, node: Node) -> bool:
+        """Whether others in sync hold what a node may lose, and no proposal can take them out."""
+        world = self.world
+        others = [name for name in world.view.in_sync if name != node.id]
+        return (
+            node.is_up
+            and self._may_stop()
+            and bool(others)
+            and not any(world.agreement.in_flight.values())
+            and all(world.nodes[name].is_up for name in others)
+            and not any(world.nodes[name].replica.core.suspect for name in others)
+            and not any(other.replica.core.damaged for other in world.nodes.values())
+        )
 
     def pause(self) -> None:
         node = self._node()
