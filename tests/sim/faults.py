@@ -116,6 +116,7 @@ class Schedule:
                 self.clients.stop()
             primary = world.primary()
             appended = primary is not None and primary.append(1)
+        primary = world.primary()  # perhaps another one: an old take-over may have come through
         if self.clients is not None and primary is not None:
             self.clients.read_all(primary)
         if any(world.agreement.in_flight.values()):

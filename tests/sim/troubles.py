@@ -27,7 +27,8 @@ class Troubles:
             self.cut_one_way, self.cut_pair, self.isolate, self.swizzle, self.split,
             self.drop, self.drop, self.slow_network, self.go_far,
             self.cut_consensus, self.cut_consensus, self.slow_agreement, self.stop_witness,
-            self.slow_disk, self.stall_disk, self.fail_disk, self.fill_disk, self.lose_entries,
+            self.slow_disk, self.stall_disk, self.fail_disk, self.fill_disk,
+            self.lose_entries, self.lose_entries,
             self.hand_over, self.hand_over, self.trim, self.trim, self.outgrow,
             self.change_members, self.change_clock_rate,
             self.cut_off, self.cut_off,
@@ -79,33 +80,43 @@ class Troubles:
         """The medium loses entries that were durable: one at a time, and others hold them."""
         world, clockwork = self.world, self.world.clockwork
         node = self._node()
-        others = [name for name in world.view.in_sync if name != node.id]
-        if (
-            not node.is_up
-            or not self._may_stop()
-            or not others
-            or any(world.agreement.in_flight.values())
-            or any(not world.nodes[name].is_up or world.nodes[name].has_lost for name in others)
-            or any(world.nodes[name].replica.core.suspect for name in others)
-            or any(world.nodes[name].replica.core.damaged for name in world.nodes)
-        ):
+        if clockwork.chance(0.3):
+            node = world.nodes[world.view.primary]
+        if not self._others_hold_all(node):
             return
         world.heal()
+        # Who wakes may change the view at once, and who was alone is so still.
+        if not self._others_hold_all(node):
+            return
         log = node.disk.durable
         # A node that wakes may propose at once, and so take out the one that holds what gets lost.
         if not log.records or any(world.agreement.in_flight.values()):
             return
-        damage = clockwork.chance(0.5)
+        damage = clockwork.chance(0.4)
         lost = clockwork.random.randint(1, min(3, len(log.records)))
         clockwork.seen["damage" if damage else "lost tail"] += 1
         node.crash(log.records[-lost].first_index, damage=damage)
         self._after(5, 900, self._start, node)
-        if clockwork.chance(0.4):
+        if clockwork.chance(0.6):
             # The others cannot take over at once, so the one with less proposes itself, too.
             for name in world.nodes:
                 if name != node.id:
                     world.agreement.cut_off.add(name)
                     self._after(1500, 2500, world.agreement.reconnect, name)
+
+    def _others_hold_all(self, node: Node) -> bool:
+        """Whether others in sync hold what a node may lose, and no proposal can take them out."""
+        world = self.world
+        others = [name for name in world.view.in_sync if name != node.id]
+        return (
+            node.is_up
+            and self._may_stop()
+            and bool(others)
+            and not any(world.agreement.in_flight.values())
+            and all(world.nodes[name].is_up for name in others)
+            and not any(world.nodes[name].replica.core.suspect for name in others)
+            and not any(other.replica.core.damaged for other in world.nodes.values())
+        )
 
     def pause(self) -> None:
         node = self._node()
