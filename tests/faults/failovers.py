@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import json
 import math
-import os
 import sys
 import tempfile
 import time
@@ -56,8 +55,6 @@ async def kill_once(cluster: Cluster, writer: Writer) -> float:
 async def run(directory: Path, kills: int) -> tuple[list[float], int]:
     """Return the gaps in milliseconds, and how many writes were acknowledged."""
     cluster = Cluster(directory)
-    for process in cluster.nodes.values():
-        process.options = ("--supervised-by", str(os.getpid()))
     gaps: list[float] = []
     started = time.monotonic()
     try:

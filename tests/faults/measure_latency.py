@@ -12,10 +12,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import tempfile
-import time
 from pathlib import Path
 
-from tests.faults.prober import INTERVAL_S, PATIENCE_S, Prober
+from tests.faults.prober import Prober
 from tests.faults.scenario import SHAPES, THREE, WITNESS
 from tests.support.cluster import Cluster
 from tests.support.partitions import Network
@@ -39,13 +38,11 @@ async def measure(directory: Path, shape: str, latency_ms: int) -> str:
                 )
             await asyncio.sleep(SETTLE_S)
             async with Prober({node: cluster.url(node) for node in cluster.specs}) as prober:
-                start_ns = time.monotonic_ns()
-                await asyncio.sleep(WATCH_S + PATIENCE_S)
-                end_ns = start_ns + round(WATCH_S * 1e9)
-                asked = WATCH_S / INTERVAL_S / 2
+                await asyncio.sleep(WATCH_S)
+                await prober.finish()
                 parts = [
-                    min(1.0, prober.availability.count(kind, start_ns, end_ns) / asked)
-                    for kind in ("write", "read")
+                    prober.availability.count(kind, 0) / asked
+                    for kind, asked in prober.asked.items()
                 ]
             primary = await cluster.serving()
             status = await cluster.status(primary) if primary else None

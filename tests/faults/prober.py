@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import Counter
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
@@ -24,10 +25,11 @@ PATIENCE_S = 2.0
 
 
 class Prober:
-    """Use it as a context manager; `availability` has what succeeded."""
+    """Use it as a context manager; `asked` counts requests, `availability` has what succeeded."""
 
     def __init__(self, urls: Mapping[str, str]) -> None:
         self.availability = Availability(urls)
+        self.asked: Counter[Success] = Counter()
         self._urls = dict(urls)
         self._tasks: set[asyncio.Task[None]] = set()
         self._runner: asyncio.Task[None] | None = None
@@ -47,6 +49,12 @@ class Prober:
             task.cancel()
         await asyncio.gather(self._runner, *self._tasks, return_exceptions=True)
 
+    async def finish(self) -> None:
+        """Ask no more, and wait for the answers under way."""
+        assert self._runner is not None
+        self._runner.cancel()
+        await asyncio.gather(self._runner, *self._tasks, return_exceptions=True)
+
     async def _run(self) -> None:
         kinds: tuple[Success, ...] = ("write", "read")
         for number, (node, kind) in enumerate(
@@ -59,6 +67,7 @@ class Prober:
 
     async def _probe(self, kind: Success, node: str, key: str) -> None:
         asked_ns = time.monotonic_ns()
+        self.asked[kind] += 1
         target = f"/v1/kv/{key}?timeout_ms={PATIENCE_S * 1000:.0f}"
         try:
             async with asyncio.timeout(PATIENCE_S):

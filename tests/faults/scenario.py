@@ -126,7 +126,6 @@ class Scenario:
             if self._through_proxies:
                 urls = self.net.clients()
             await self.cluster.start()
-            self.primary = await self.cluster.primary()
             self.load = RecordedLoad(
                 urls,
                 self._directory / "histories",
@@ -138,6 +137,9 @@ class Scenario:
             await self.prober.__aenter__()
             await self.load.__aenter__()
             await self.load.progress(writes=30, reads=30)
+            # Now, not earlier: on a busy machine it may have changed since the start.
+            status = await self.cluster.wait_in_sync(*self.cluster.replicas)
+            self.primary = status.primary
         except BaseException:
             print(self.cluster.tails())
             self.end()

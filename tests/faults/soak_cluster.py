@@ -70,8 +70,6 @@ class SoakCluster(Cluster):
         self.surprises: list[str] = []
         self.faults = FaultyNodes(self)
         self._number = len(self.replicas)
-        for process in self.nodes.values():
-            process.options = ("--supervised-by", str(os.getpid()))
 
     def use_network(self, server: ToxiproxyServer) -> None:
         """Have all links lead through proxies; before the nodes start."""
@@ -146,7 +144,6 @@ class SoakCluster(Cluster):
         fresh = msgspec.structs.replace(spec, data=spec.data.with_name(new))
         self._rename(old, new, fresh)
         self._add_process(new)
-        self.nodes[new].options = self.nodes[old].options
         self.faults.add(new)
         self.write_config()
         shutil.rmtree(spec.data, ignore_errors=True)

@@ -45,6 +45,7 @@ async def test_consensus_is_cut_and_the_data_path_is_alive(
         number=f"05-consensus-{how}",
         title=f"all consensus cut, data path alive ({how})",
         promise="everything",
+        timing=PATIENT,
     ) as scenario:
         for node in scenario.cluster.specs:
             await scenario.net.isolate(node, kinds=RAFT, how=how)

@@ -60,7 +60,10 @@ async def test_every_link_is_slower_than_any_time_out(
 
 @pytest.mark.parametrize("shape", shapes())
 async def test_one_backup_is_suddenly_too_far_away(shape: str, tmp_path: Path) -> None:
-    """Its promises come back when they have run out: the primary goes on without it."""
+    """Its promises come back when they have run out: the primary goes on without it.
+
+    Consensus is spared: if its leader were the far one, no agreement would come within a second.
+    """
     async with Scenario(
         tmp_path,
         shape=shape,
@@ -72,7 +75,8 @@ async def test_one_backup_is_suddenly_too_far_away(shape: str, tmp_path: Path) -
     ) as scenario:
         backup = scenario.backups[0]
         others = [node for node in scenario.cluster.specs if node != backup]
-        await scenario.net.toxic_around(backup, "latency", {"latency": 300})
+        for other in others:
+            await scenario.net.toxic(backup, other, "latency", {"latency": 300}, kinds=PEER)
         await scenario.goes_on(besides=backup)
         await scenario.keeps_serving(*others)
 
@@ -115,9 +119,10 @@ async def test_64_kb_per_second_in_the_middle_of_a_snapshot(shape: str, tmp_path
         await scenario.net.isolate(backup)
         await scenario.goes_on(besides=backup)
         held = await cluster.metric(backup, "last_index")
-        async with cluster.client(scenario.primary) as client, asyncio.TaskGroup() as tasks:
-            for number in range(BALLAST):
-                tasks.create_task(client.put(f"ballast/{number}", bytes(8000)))
+        async with cluster.client(scenario.primary) as client:
+            for number in range(0, BALLAST, 10):
+                keys = [f"ballast/{number + step}" for step in range(10)]
+                await asyncio.gather(*(client.put(key, bytes(8000)) for key in keys))
 
         async def trimmed() -> bool:
             return await cluster.metric(scenario.primary, "log_first_index") > held + 1

@@ -32,6 +32,9 @@ def report(outcome: Outcome) -> int:
     """Print what came of it; return the exit code."""
     seen = outcome.seen
     simulated_s, seconds, done = seen["simulated ms"] / 1000, outcome.seconds, outcome.schedules
+    if not done:
+        print("no schedule has ended")
+        return 1
     print(table(seen))
     print(
         f"{done} schedules, {simulated_s:.0f} simulated seconds, {seen['events']} events in "

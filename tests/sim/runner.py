@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -75,6 +77,7 @@ def _cpu_s() -> float:
 
 
 def _prepare_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -97,13 +100,13 @@ def run_seeds(
     """Run seeds from `start` on, in `jobs` processes, until `count` or the time is over.
 
     Porcupine checks what clients were told in every n-th seed (`histories_every`; 0: in none).
-    Without `keep_going` it ends soon after the first violation.
+    Without `keep_going` it ends soon after the first violation. An interrupt ends it, too.
     """
     total = Outcome()
     began = shown = time.monotonic()
     context = multiprocessing.get_context("spawn")
     run_chunk = partial(_run_chunk, histories_every=histories_every)
-    with context.Pool(jobs, _prepare_worker) as pool:
+    with context.Pool(jobs, _prepare_worker) as pool, contextlib.suppress(KeyboardInterrupt):
         for part in pool.imap_unordered(run_chunk, _chunks(start, count)):
             total.add(part)
             for seed, problem in part.failures:

@@ -115,7 +115,6 @@ class NodeProcess:
         self.node = node
         self.log_path = log_path
         self.command: Sequence[str] = (sys.executable, "-m", "cluster.cli")
-        self.options: Sequence[str] = ()  # for every start
         self._popen: subprocess.Popen[bytes] | None = None
         self._log_start = 0
         self.paused = False
@@ -143,7 +142,8 @@ class NodeProcess:
             self._popen = subprocess.Popen(
                 [
                     *(*self.command, "serve", "--config", str(config), "--node", self.node),
-                    *(*self.options, *extra),
+                    # A test run that is killed leaves no nodes behind, which would slow the next.
+                    *("--supervised-by", str(os.getpid()), *extra),
                 ],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
