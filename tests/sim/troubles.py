@@ -86,12 +86,9 @@ class Troubles:
         if not self._others_hold_all(node):
             return
         world.heal()
-        # Who wakes may change the view at once, and who was alone is so still.
-        if not self._others_hold_all(node):
-            return
         log = node.disk.durable
         # A node that wakes may propose at once, and so take out the one that holds what gets lost.
-        if not log.records or any(world.agreement.in_flight.values()):
+        if not log.records or not self._others_hold_all(node):
             return
         damage = clockwork.chance(0.4)
         lost = clockwork.random.randint(1, min(3, len(log.records)))
