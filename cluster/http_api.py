@@ -157,9 +157,9 @@ class HttpApi:
         """Give a write to this node's pipeline; False: it has not been taken."""
         return self._node.submit(write.operation, write.timeout_ms, sink)
 
-    async def go_on(self, write: Write, after: OperationError) -> Result:
+    async def go_on(self, write: Write, timeout_ms: int, after: OperationError) -> Result:
         """Carry a write on elsewhere, after an attempt that ended so. Raises OperationError."""
-        return await self._node.execute(write.operation, write.timeout_ms, after)
+        return await self._node.execute(write.operation, timeout_ms, after)
 
     def refuse(self, error: Exception, method: str, target: str) -> Answer:
         """Return the answer that says why a request has failed."""

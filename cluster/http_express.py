@@ -49,7 +49,7 @@ _LENGTH = re.compile(rb"[0-9]{1,6}")
 
 # Framing, hop-by-hop and content codings are aiohttp's business.
 _NOT_PLAIN = frozenset(
-    b"connection content-encoding content-range expect keep-alive proxy-connection te trailer "
+    b"content-encoding content-range expect keep-alive proxy-connection te trailer "
     b"transfer-encoding upgrade http2-settings".split()
 )
 _CONDITIONS = frozenset(
@@ -87,7 +87,7 @@ class ExpressApi(Protocol):
     def submit(self, write: Write, sink: Pending) -> bool:
         """Give a write to this node's pipeline; False: it has not been taken."""
 
-    async def go_on(self, write: Write, after: OperationError) -> Result:
+    async def go_on(self, write: Write, timeout_ms: int, after: OperationError) -> Result:
         """Carry a write on elsewhere, after an attempt that ended so. Raises OperationError."""
 
     def refuse(self, error: Exception, method: str, target: str) -> Answer:
@@ -307,9 +307,10 @@ class ExpressConnection(asyncio.Protocol):
             self.answer(pending, self._lane.api.refuse(error, pending.method, pending.target))
 
     async def _go_on(self, pending: Pending, after: OperationError) -> None:
-        api = self._lane.api
+        api, write = self._lane.api, pending.write
+        left_ms = write.timeout_ms - int((perf_counter() - pending.started) * 1000)
         try:
-            answer = pending.write.answer(await api.go_on(pending.write, after))
+            answer = write.answer(await api.go_on(write, max(1, left_ms), after))
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
             answer = api.refuse(error, pending.method, pending.target)
         self.answer(pending, answer)
@@ -401,7 +402,10 @@ def _parse_block(fields: bytes) -> Block | None:
         if name in seen or name in _NOT_PLAIN:
             return None
         seen.add(name)
-        if name == b"content-length":
+        if name == b"connection":
+            if value.lower() != b"keep-alive":  # what HTTP/1.1 does anyway, said by many clients
+                return None
+        elif name == b"content-length":
             if not _LENGTH.fullmatch(value):
                 return None
             size = int(value)

@@ -102,6 +102,7 @@ class LocalNode:
         self.tasks: set[asyncio.Task[None]] = set()
         self.fail_with: Exception | None = None
         self.fail_next: Exception | None = None
+        self.timeouts_ms: list[int] = []
         self.hold: asyncio.Event | None = None
         self.waiting = 0
         self.answers: dict[str, tuple[bytes, Result | RejectedError]] = {}
@@ -161,6 +162,7 @@ class LocalNode:
     async def execute(
         self, operation: Operation, timeout_ms: int, after: OperationError | None = None
     ) -> Result:
+        self.timeouts_ms.append(timeout_ms)
         await self._gate()
         key = operation.idempotency_key
         fingerprint = b""

@@ -152,7 +152,8 @@ async def test_what_is_plain_stays_in_the_express_lane(serve: Serve) -> None:
         pytest.skip("this node takes nothing at once")
     async with connect(local.base_url) as connection:
         for method, body in (("PUT", b"1"), ("GET", None), ("DELETE", None), ("GET", None)):
-            connection.send_request(method, "/v1/kv/a", body, {"Idempotency-Key": method})
+            headers = {"Idempotency-Key": method, "Connection": "Keep-Alive"}
+            connection.send_request(method, "/v1/kv/a", body, headers)
             await connection.receive()
         assert _lane(local.api._server) == "express"
         connection.send_request("GET", "/livez")
@@ -213,10 +214,17 @@ async def test_a_write_goes_on_elsewhere_only_where_that_is_right(
     if not local.node.express:
         pytest.skip("what the node itself does then is the gateway's test")
     local.node.fail_next = error
+    local.node.hold = asyncio.Event()
     async with connect(local.base_url) as connection:
-        connection.send_request("PUT", "/v1/kv/a", b"1", {"Idempotency-Key": key} if key else None)
+        headers = {"Idempotency-Key": key} if key else None
+        connection.send_request("PUT", "/v1/kv/a?timeout_ms=4000", b"1", headers)
+        await asyncio.sleep(0.05)  # so long the first attempt takes
+        local.node.hold.set()
         reply = await connection.receive()
     assert reply.status == status
+    first, *others = local.node.timeouts_ms
+    assert first == 4000
+    assert [0 < timeout_ms < 4000 for timeout_ms in others] == [True] * (status == 201)
     if status != 201:
         assert reply.json["outcome"] == "unknown"
 

@@ -33,14 +33,16 @@ class Server:
         self._arrived = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Known from here on: a task that has not begun when the loop ends would close nothing.
+        task = asyncio.create_task(self._carry(reader, writer))
         self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await self.serve(reader, writer)
         finally:
-            self._tasks.discard(task)
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
@@ -54,6 +56,8 @@ class Server:
     async def ended(self) -> None:
         """Wait until the clients' connections, which they have closed, have been noticed."""
         self.open.set()
+        for _ in range(10):  # a connection that has just been accepted gets its task
+            await asyncio.sleep(0)
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -74,6 +78,7 @@ async def serving() -> AsyncIterator[tuple[Server, int]]:
     listener = await asyncio.start_server(server.accept, "127.0.0.1", 0)
     async with listener:
         yield server, listener.sockets[0].getsockname()[1]
+        listener.close()
         await server.ended()
 
 
