@@ -154,8 +154,8 @@ _MUTANTS = (
     Mutant("D8", "the client table is not in the delta", _d8_not_in_the_delta),
     Mutant("D8", "the client table is not consulted", _d8_not_consulted),
     Mutant("D8", "only committed answers are repeated", _d8_uncommitted_ones_do_not_count),
-    Mutant("D8", "refusals are not in the client table", _d8_refusals_are_forgotten),
+    Mutant("D8", "refusals are not in the client table", _d8_refusals_are_forgotten, seed=400),
 )  # fmt: skip
 CLIENT_MUTANTS = tuple(
-    mutant._replace(clients=mutant.scenario is None, seed=1) for mutant in _MUTANTS
+    mutant._replace(clients=mutant.scenario is None, seed=mutant.seed or 1) for mutant in _MUTANTS
 )

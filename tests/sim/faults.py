@@ -53,10 +53,10 @@ class Schedule:
             self.fault_gap_ms = random.choice((60.0, 150.0, 300.0, 700.0))
         else:
             self.duration_ms = clockwork.between(200, 900)
-            self.fault_gap_ms = random.choice((25.0, 60.0, 120.0, 240.0))
+            self.fault_gap_ms = random.choice((10.0, 20.0, 40.0, 80.0, 160.0))
         self.append_gap_ms = random.choice((5.0, 20.0, 50.0, 100.0))
         self._may_append = True
-        world.agreement.unknown_rate = random.choice((0.0, 0.1, 0.4, 0.8))
+        world.agreement.unknown_rate = random.choice((0.0, 0.2, 0.5, 0.9))
         world.agreement.laggards = random.choice((0.0, 0.1, 0.4))
         world.snapshot_failure_rate = random.choice((0.0, 0.3))
         world.snapshot_ms = random.choice((20.0, 150.0, 800.0))

@@ -103,8 +103,9 @@ def _child(mutant: Mutant, answer: Connection) -> None:
 
 
 def _start(mutant: Mutant) -> tuple[Connection, multiprocessing.process.BaseProcess]:
-    """Judge it in a process of its own: nothing of it is left here, and the imports are done."""
-    context = multiprocessing.get_context("fork")
+    """Judge it in a process of its own, forked where the imports are done and no threads run."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.sim.mutants"])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(mutant, theirs))
     process.start()

@@ -140,7 +140,7 @@ class Network:
         dialer, acceptor = connection.ends
         key = (dialer.id, acceptor.id)
         if not any(connection.closed):
-            if clockwork.chance(0.3):
+            if clockwork.chance(0.6):
                 connection.late_ms = clockwork.between(0.1, 200)
             delay = clockwork.between(0.1, 5)
             if self.is_cut(*connection.routes[side]) or clockwork.chance(0.1):

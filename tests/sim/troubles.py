@@ -29,7 +29,8 @@ class Troubles:
             self.cut_consensus, self.cut_consensus, self.slow_agreement, self.stop_witness,
             self.slow_disk, self.stall_disk, self.fail_disk, self.fill_disk,
             self.lose_entries, self.lose_entries,
-            self.hand_over, self.hand_over, self.trim, self.trim, self.outgrow,
+            self.hand_over, self.hand_over, self.hand_over, self.trim, self.trim,
+            self.outgrow, self.outgrow,
             self.change_members, self.change_clock_rate,
             self.cut_off, self.cut_off,
         ]  # fmt: skip
@@ -85,12 +86,9 @@ class Troubles:
         if not self._others_hold_all(node):
             return
         world.heal()
-        # Who wakes may change the view at once, and who was alone is so still.
-        if not self._others_hold_all(node):
-            return
         log = node.disk.durable
         # A node that wakes may propose at once, and so take out the one that holds what gets lost.
-        if not log.records or any(world.agreement.in_flight.values()):
+        if not log.records or not self._others_hold_all(node):
             return
         damage = clockwork.chance(0.4)
         lost = clockwork.random.randint(1, min(3, len(log.records)))
@@ -316,9 +314,10 @@ class Troubles:
     # -- what operators do
 
     def hand_over(self) -> None:
-        world = self.world
-        to = world.clockwork.random.choice(world.view.in_sync)
-        world.nodes[world.view.primary].hand_over(to)
+        world, view = self.world, self.world.view
+        backups = [name for name in view.in_sync if name != view.primary]
+        if backups:
+            world.nodes[view.primary].hand_over(world.clockwork.random.choice(backups))
 
     def trim(self) -> None:
         node = self._node()
