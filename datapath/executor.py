@@ -250,7 +250,9 @@ class Executor:
     @staticmethod
     def _problem(operation: Operation, problem: Exception) -> OperationError:
         if isinstance(problem, RejectedError):
-            return problem
+            # A new one: the traceback of what was raised leads to the frames that hold the answer,
+            # and the collector sees no cycle through structs that it does not track.
+            return RejectedError(problem.code, problem.detail)
         log.error("operation %s failed", operation.method, exc_info=problem)
         return NotAppliedError(
             "service_failed", f"the service failed in {operation.method!r}: {problem!r}"

@@ -36,6 +36,7 @@ from tests.sim.service_mutants import SERVICE_MUTANTS
 MAX_SEEDS = 1500
 """After so many schedules a mutant counts as not caught."""
 BATCH = 10
+PRELOADED = [f"tests.sim.{name}_mutants" for name in ("replica", "client", "service", "consensus")]
 RULES = (*(f"E{n}" for n in range(1, 6)), *(f"D{n}" for n in range(1, 10)))
 MUTANTS: tuple[Mutant, ...] = (
     *REPLICA_MUTANTS, *CLIENT_MUTANTS, *SERVICE_MUTANTS, *CONSENSUS_MUTANTS,
@@ -105,7 +106,7 @@ def _child(mutant: Mutant, answer: Connection) -> None:
 def _start(mutant: Mutant) -> tuple[Connection, multiprocessing.process.BaseProcess]:
     """Judge it in a process of its own, forked where the imports are done and no threads run."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.sim.mutants"])
+    context.set_forkserver_preload(PRELOADED)
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(mutant, theirs))
     process.start()
