@@ -1,4 +1,4 @@
-"""Random schedules as tests: fixed ones, new ones each time, and the mutants that prove them."""
+"""Random schedules as tests: fixed ones, and new ones each time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from tests.sim.clockwork import ViolationError
 from tests.sim.coverage import SITUATIONS
 from tests.sim.faults import Schedule
 from tests.sim.histories import Histories
-from tests.sim.mutant import Mutant
-from tests.sim.mutants import MUTANTS, catch, rules_without_mutants
 from tests.sim.runner import Outcome, run_seeds
 
 FAST_SEEDS = range(10)
@@ -87,15 +85,3 @@ def test_schedules_that_nobody_has_seen_yet_hold() -> None:
     assert outcome.schedules
     for seed, problem in outcome.failures:
         pytest.fail(f"seed {seed}: {problem}\nreplay: python -m tests.sim --seed {seed}")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "mutant", MUTANTS, ids=[f"{mutant.rule}: {mutant.broken}" for mutant in MUTANTS]
-)
-def test_somebody_notices_when_a_guard_is_taken_out(mutant: Mutant) -> None:
-    assert catch(mutant).caught_by
-
-
-def test_each_rule_is_broken_by_some_mutant() -> None:
-    assert rules_without_mutants() == []

@@ -1,0 +1,20 @@
+"""Each guard of a safety rule, taken out, is noticed. A file of its own, so that it has a worker."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.mutant import Mutant
+from tests.sim.mutants import MUTANTS, catch, rules_without_mutants
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mutant", MUTANTS, ids=[f"{mutant.rule}: {mutant.broken}" for mutant in MUTANTS]
+)
+def test_somebody_notices_when_a_guard_is_taken_out(mutant: Mutant) -> None:
+    assert catch(mutant).caught_by
+
+
+def test_each_rule_is_broken_by_some_mutant() -> None:
+    assert rules_without_mutants() == []
