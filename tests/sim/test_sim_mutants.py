@@ -1,4 +1,4 @@
-"""Each guard of a safety rule, taken out, is noticed. A file of its own, so that it has a worker."""
+"""Each guard of a safety rule, taken out, is noticed. A file for itself has a worker for itself."""
 
 from __future__ import annotations
 
