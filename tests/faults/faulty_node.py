@@ -37,7 +37,8 @@ class Injector:
         self._control = control
         self._seen = (0, 0)
         self._faults = Faults()
-        self._reading = threading.Lock()
+        # The signal's handler may come while its own thread reads.
+        self._reading = threading.RLock()
         self._unsynced: dict[int, list[tuple[int, bytes]]] = {}  # what stood there before
         self.pwrite, self.pwritev = os.pwrite, os.pwritev
         self.fsync, self.fdatasync = os.fsync, os.fdatasync
