@@ -94,6 +94,7 @@ async def test_two_of_three_stand_still_and_wake_one_after_the_other(
             await cluster.wait_in_sync(*cluster.replicas)
 
 
+@pytest.mark.long
 async def test_a_primary_that_flickers_serves_nothing_stale(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ async def test_the_links_of_a_backup_are_mangled(shape: str, what: str, tmp_path
             await scenario.serves(backup, count=10)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", [what if what == QUICK else long(what) for what in MANGLED])
 @pytest.mark.parametrize("shape", shapes(THREE))
 async def test_every_link_is_mangled(shape: str, what: str, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ async def test_consensus_is_cut_and_the_data_path_is_alive(
         assert (after.version, after.primary) == (before.version, before.primary)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", shapes(THREE))
 async def test_the_primary_is_cut_from_consensus_and_then_a_backup_dies(
     shape: str, tmp_path: Path

@@ -48,6 +48,7 @@ async def test_a_primary_that_only_hears_or_is_only_heard(
             await scenario.serves(*scenario.others)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("direction", [long("to the backup"), "from the backup"])
 @pytest.mark.parametrize("kinds", ["both", long("data path")])
 @pytest.mark.parametrize("shape", shapes(WITNESS))

@@ -102,6 +102,7 @@ async def test_one_backup_is_moved_too_far_away_by_and_by(shape: str, tmp_path: 
         await scenario.keeps_serving(*others)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", shapes(WITNESS))
 async def test_64_kb_per_second_in_the_middle_of_a_snapshot(shape: str, tmp_path: Path) -> None:
     """The transfer crawls, and holds up nobody's writes."""

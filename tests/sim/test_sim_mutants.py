@@ -10,7 +10,16 @@ from tests.sim.mutants import MUTANTS, catch, rules_without_mutants
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "mutant", MUTANTS, ids=[f"{mutant.rule}: {mutant.broken}" for mutant in MUTANTS]
+    "mutant",
+    [
+        pytest.param(
+            mutant,
+            id=f"{mutant.rule}: {mutant.broken}",
+            # Each of these starts a pytest of its own; `make mutants` runs them.
+            marks=[pytest.mark.long] if mutant.unit else [],
+        )
+        for mutant in MUTANTS
+    ],
 )
 def test_somebody_notices_when_a_guard_is_taken_out(mutant: Mutant) -> None:
     assert catch(mutant).caught_by
