@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import subprocess
 import sys
-from pathlib import Path
 
 import msgspec
 import uvloop
 
-from bench.peers.process import BenchError
+from bench.child import start_child
 
-ROOT = Path(__file__).resolve().parents[1]
 RETRANSMIT_MS = 200.0
 CHUNK_BYTES = 65536
 
@@ -45,19 +42,7 @@ class Relay:
     """The process. It listens when the constructor returns."""
 
     def __init__(self, plan: Plan) -> None:
-        self._popen = subprocess.Popen(
-            [sys.executable, "-m", "bench.relay"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-        assert self._popen.stdin is not None
-        assert self._popen.stdout is not None
-        self._popen.stdin.write(msgspec.json.encode(plan) + b"\n")
-        self._popen.stdin.flush()
-        if self._popen.stdout.readline() != b"listening\n":
-            raise BenchError("a relay did not start")
+        self._popen = start_child("bench.relay", plan, b"listening")
 
     def signal(self, number: int) -> None:
         """Stop it (SIGSTOP: what is sent is silently held back) or continue it (SIGCONT)."""

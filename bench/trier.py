@@ -11,21 +11,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import msgspec
 import uvloop
 
-from bench.peers.process import BenchError
+from bench.child import start_child
 from bench.render import Request, key, value, write_request
 from bench.replies import check_http, check_redis
 from bench.spec import Workload
 
-ROOT = Path(__file__).resolve().parents[1]
 OUTSTANDING_MAX = 512
 READ_BYTES = 65536
 
@@ -80,19 +77,7 @@ class Trier:
     """The process that tries. `stop` ends it."""
 
     def __init__(self, task: Task) -> None:
-        self._popen = subprocess.Popen(
-            [sys.executable, "-m", "bench.trier"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-        assert self._popen.stdin is not None
-        assert self._popen.stdout is not None
-        self._popen.stdin.write(msgspec.json.encode(task) + b"\n")
-        self._popen.stdin.flush()
-        if self._popen.stdout.readline() != b"trying\n":
-            raise BenchError("the trying client did not start")
+        self._popen = start_child("bench.trier", task, b"trying")
 
     def stop(self) -> Tries:
         """End the tries and return them."""

@@ -3,8 +3,8 @@
 A connection starts here. As long as what comes are whole PUT, GET and DELETE requests on keys with
 a plain head (`PLAIN`, `_read_block`), each is recognised, executed and answered in one step, with
 no task and no request object: that is a third of the work. At the first request that is not so
-plain (another path, a condition that needs judging, a chunked body, a head in two parts, a node
-that is not the primary, …) the connection, with all that has come on it, is given to aiohttp, and
+plain (another path, a malformed condition, a chunked body, a head in two parts, a node that is not
+the primary, …) the connection, with all that has come on it, is given to aiohttp, and
 stays there. So nothing is parsed here but what has one meaning only, and every refusal is made in
 one place, the ordinary lane: the express lane either serves a request just as that would, or has
 done nothing with it.
@@ -13,7 +13,6 @@ done nothing with it.
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 from collections.abc import Callable
 from time import perf_counter
@@ -27,8 +26,6 @@ from cluster.http_answer import ANSWER_TIMEOUT_S, Answer
 from cluster.http_headers import IDEMPOTENCY_KEY, Headers
 from datapath.errors import NotPrimaryError, OperationError, UnknownOutcomeError
 from datapath.operations import Operation, Result
-
-logger = logging.getLogger(__name__)
 
 MAX_REQUEST_SIZE_BYTES = 64 * 1024
 """A larger request goes the ordinary way: its body is read piece by piece there."""
@@ -342,7 +339,7 @@ class ExpressConnection(asyncio.Protocol):
         protocol.data_received(backlog)
 
     def check(self, now: float) -> None:
-        """Close it if it is idle too long; called about once a second."""
+        """Close it if it is idle too long; called again and again."""
         transport = self._transport
         if transport is None:
             return

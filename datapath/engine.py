@@ -404,7 +404,7 @@ class Engine:
         Raises NotPrimaryError or OverloadedError if it cannot take it at all.
         """
         future: asyncio.Future[Result] = self._loop.create_future()
-        self._pipeline.submit(operation, timeout_ms, future)
+        self.submit_to(operation, timeout_ms, future)
         return future
 
     def submit_to(self, operation: Operation, timeout_ms: float, sink: Sink) -> None:

@@ -267,9 +267,9 @@ class Gateway:
 
     async def query(self, query: Query, timeout_ms: int) -> QueryResult:
         """Read; linearizable reads are answered here if this node is in touch with the primary."""
-        engine = self._engine
-        if engine is not None and (result := engine.query(query)) is not None:
+        if (result := self.read_now(query)) is not None:
             return result
+        engine = self._engine
         deadline_ms = clock_ms() + timeout_ms
         last = ""
         while True:

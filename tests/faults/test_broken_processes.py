@@ -13,16 +13,10 @@ import pytest
 from tests.faults.attacked import attacked
 from tests.faults.control import first_free_file, limit_files
 from tests.integration.nodes.conftest import MakeCluster
-from tests.support.cluster import wait_until
+from tests.support.cluster import UNSUSPECTING, wait_until
 from tests.support.raw_http import kv
 
 pytestmark = pytest.mark.slow
-UNSUSPECTING = {
-    "suspect_after_ms": 4000,
-    "lease_duration_ms": 5000,
-    "grace_period_ms": 6000,
-    "ack_timeout_ms": 6000,
-}
 
 
 async def test_the_primary_and_the_next_one_are_killed_at_once(
@@ -172,7 +166,6 @@ async def test_a_node_without_descriptors_recovers_when_it_gets_some(
 async def test_wall_clocks_that_jump_change_nothing(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:
-    # Patient: on a busy machine a node that stood still for a moment is no news of clocks.
     cluster = make_cluster(timing=UNSUSPECTING)
     async with attacked(cluster, tmp_path) as attack:
         before = await cluster.wait_in_sync(*cluster.replicas)

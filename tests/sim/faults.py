@@ -86,10 +86,6 @@ class Schedule:
             raise
         except Exception as error:
             raise ViolationError(f"a node has stopped: {type(error).__name__}: {error}") from error
-        finally:
-            for node in world.nodes.values():
-                if node.service is not None:
-                    node.service.forget()
         clockwork.seen["simulated ms"] = int(clockwork.now)
         clockwork.seen["events"] = clockwork.events
         clockwork.seen["entries acknowledged"] = world.oracle.acknowledged

@@ -20,8 +20,6 @@ from tests.sim.histories import Histories
 
 CHUNK_SEEDS = 50
 """So many seeds are one piece of work: short against a run, long against passing it on."""
-CHUNKS_PER_WORKER = 40
-"""Then a fresh process takes over: what a run leaves in memory does not add up."""
 PROGRESS_S = 1.0
 FAILURES_KEPT = 100
 Failure = tuple[int, str]
@@ -108,8 +106,7 @@ def run_seeds(
     began = shown = time.monotonic()
     context = multiprocessing.get_context("spawn")
     run_chunk = partial(_run_chunk, histories_every=histories_every)
-    pool_of_workers = context.Pool(jobs, _prepare_worker, maxtasksperchild=CHUNKS_PER_WORKER)
-    with pool_of_workers as pool, contextlib.suppress(KeyboardInterrupt):
+    with context.Pool(jobs, _prepare_worker) as pool, contextlib.suppress(KeyboardInterrupt):
         for part in pool.imap_unordered(run_chunk, _chunks(start, count)):
             total.add(part)
             for seed, problem in part.failures:

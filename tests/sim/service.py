@@ -166,16 +166,6 @@ class NodeService:
     def crash(self, applied_index: int) -> None:
         """The process has ended; the store had flushed what was applied up to that index."""
         self.store.throw_back(max(applied_index, self._node.disk.durable.base_index))
-        self.forget()
-
-    def forget(self) -> None:
-        """Let go of what waits: it leads to clients, and so to this whole run.
-
-        The garbage collector does not look into the pipeline's items (`gc=False`), so a run that
-        ended with some of them would stay in memory for good.
-        """
-        for items in (self.pipeline._waiting, self.pipeline._tail, self.pipeline._local_acks):
-            items.clear()
 
     def _soon(self, life: int, action: Callable[[], None]) -> None:
         clockwork = self._node.clockwork

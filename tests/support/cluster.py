@@ -47,6 +47,13 @@ from tests.support.raw_http import Reply, fetch
 DEADLINE_S = 30.0
 POLL_INTERVAL_S = 0.02
 LOG_TAIL_LINES = 40
+UNSUSPECTING = {
+    "suspect_after_ms": 4000,
+    "lease_duration_ms": 5000,
+    "grace_period_ms": 6000,
+    "ack_timeout_ms": 6000,
+}
+"""Timing for tests to which it matters that nobody is let go who stands still for a moment."""
 SECRET = "a secret for tests, 32 bytes long"
 ROOT = Path(__file__).resolve().parents[2]
 

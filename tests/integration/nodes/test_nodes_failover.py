@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.integration.nodes.conftest import MakeCluster
-from tests.support.cluster import Writer, wait_until
+from tests.support.cluster import UNSUSPECTING, Writer, wait_until
 from tests.support.raw_http import kv
 
 pytestmark = pytest.mark.slow
@@ -46,9 +46,7 @@ async def test_nothing_acknowledged_is_lost_when_the_primary_is_killed_again_and
 
 
 async def test_every_node_reads_and_writes_the_one_copy(make_cluster: MakeCluster) -> None:
-    # Patient: a node that stands still for a moment on a busy machine stays one of the copies.
-    timing = {"suspect_after_ms": 4000, "lease_duration_ms": 5000, "grace_period_ms": 6000}
-    cluster = make_cluster(timing={**timing, "ack_timeout_ms": 6000})
+    cluster = make_cluster(timing=UNSUSPECTING)
     await cluster.start()
     primary = await cluster.primary()
     for node in cluster.replicas:
