@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install tools up check test sim mutants faults soak bench fmt clean
+.PHONY: install tools up check test sim mutants faults long soak bench fmt clean
 
 install: $(STAMP)
 
@@ -43,9 +43,13 @@ sim: install
 mutants: install
 	$(BIN)/python -m tests.sim.mutants
 
-# All tests against broken processes and disks; make test runs a slice of them.
+# All tests against cut networks, broken processes and disks; make test runs a slice of them.
 faults: tools
 	$(BIN)/python -m pytest tests/faults -n 2 --dist loadfile
+
+# What make test leaves out: `make faults` has its share of it, this has the rest.
+long: tools
+	$(BIN)/python -m pytest tests --ignore tests/faults -n 2 --dist loadfile -m long
 
 # Real nodes under load and random faults, one verdict: make soak MINUTES=60 [SEED=n] [ARGS=--witness]
 MINUTES ?= 60

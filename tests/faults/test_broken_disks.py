@@ -64,6 +64,7 @@ async def test_a_failed_sync_ends_the_node_and_loses_nothing(
         await attack.restart(victim)
 
 
+@pytest.mark.long
 async def test_syncs_that_fail_everywhere_at_once_lose_nothing_acknowledged(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:

@@ -163,6 +163,7 @@ async def test_a_node_without_descriptors_recovers_when_it_gets_some(
             await attack.restart(victim)
 
 
+@pytest.mark.long
 async def test_wall_clocks_that_jump_change_nothing(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ LIMITS = {
     "log_segment_size_bytes": 131_072,
     "log_retention_bytes": 131_072,
 }
+PAGE_BYTES = 4096
 ADVICE = ("restore", "move the data directory away", "remove this node from the cluster")
 
 
@@ -102,7 +103,12 @@ def flip(path: Path) -> None:
 
 
 def tear(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
+    """Keep the first half; of the store only LMDB's two meta pages.
+
+    The second half of a store may be free pages, which can go without harm.
+    """
+    keep = 2 * PAGE_BYTES if path.name == "data.mdb" else path.stat().st_size // 2
+    os.truncate(path, keep)
 
 
 async def check_outcome(bed: Bed, path: Path, outcome: str) -> None:

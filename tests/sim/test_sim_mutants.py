@@ -7,6 +7,9 @@ import pytest
 from tests.sim.mutant import Mutant
 from tests.sim.mutants import MUTANTS, catch, rules_without_mutants
 
+QUICK = tuple({m.rule: m for m in reversed(MUTANTS) if not m.unit}.values())
+"""One of each rule that the simulator notices; `make mutants` tries all."""
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -15,8 +18,7 @@ from tests.sim.mutants import MUTANTS, catch, rules_without_mutants
         pytest.param(
             mutant,
             id=f"{mutant.rule}: {mutant.broken}",
-            # Each of these starts a pytest of its own; `make mutants` runs them.
-            marks=[pytest.mark.long] if mutant.unit else [],
+            marks=[] if mutant in QUICK else [pytest.mark.long],
         )
         for mutant in MUTANTS
     ],

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 
 
 class Reply(NamedTuple):

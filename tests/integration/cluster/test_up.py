@@ -197,7 +197,9 @@ async def test_nodes_die_with_an_up_that_is_killed_outright(tmp_path: Path) -> N
             await asyncio.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)]
+)
 async def test_other_signals_stop_it_too(tmp_path: Path, number: signal.Signals) -> None:
     data, port = tmp_path / "data", free_up_port()
     async with up(data, port, "--nodes", "1") as running:

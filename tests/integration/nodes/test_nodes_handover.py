@@ -117,6 +117,7 @@ async def test_who_cannot_take_the_role_is_refused_with_the_reason(
     assert (await cluster.fetch(primary, "PUT", kv("a"), b"1")).status == 201
 
 
+@pytest.mark.long
 async def test_a_handover_to_a_node_that_dies_just_then_leaves_one_primary(
     make_cluster: MakeCluster,
 ) -> None:

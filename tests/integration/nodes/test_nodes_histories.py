@@ -86,6 +86,7 @@ def _is_cut_again(load: RecordedLoad, wanted: int) -> bool:
     return load.counts["attempt cut"] >= wanted
 
 
+@pytest.mark.long
 async def test_a_history_is_linearizable_when_all_are_killed_and_the_primary_stays_away(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:

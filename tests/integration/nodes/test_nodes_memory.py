@@ -26,6 +26,7 @@ LIMITS = {
 }
 
 
+@pytest.mark.long
 async def test_memory_stays_where_it_is_under_constant_load(make_cluster: MakeCluster) -> None:
     cluster: Cluster = make_cluster(limits=LIMITS)
     await cluster.start()

@@ -65,7 +65,15 @@ async def kill_with_unflushed(cluster: Cluster, victim: str, *nodes: str) -> Fra
     raise AssertionError(f"the store of {victim} was never behind its log")
 
 
-@pytest.mark.parametrize("damage", [cut_tail, flip_tail, append_garbage, append_zero_length_noise])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut_tail,
+        flip_tail,
+        pytest.param(append_garbage, marks=pytest.mark.long),
+        pytest.param(append_zero_length_noise, marks=pytest.mark.long),
+    ],
+)
 async def test_a_torn_tail_on_the_primary_costs_nothing_that_was_acknowledged(
     make_cluster: MakeCluster, damage: object
 ) -> None:
@@ -112,7 +120,7 @@ async def test_power_cuts_again_and_again_lose_nothing(make_cluster: MakeCluster
     await writer.verify()
 
 
-@pytest.mark.parametrize("role", ["backup", "primary"])
+@pytest.mark.parametrize("role", [pytest.param("backup", marks=pytest.mark.long), "primary"])
 async def test_damage_inside_acknowledged_records_is_named_and_repaired_from_the_others(
     make_cluster: MakeCluster, role: str
 ) -> None:

@@ -74,7 +74,10 @@ async def test_another_nodes_data_is_refused(make_cluster: MakeCluster) -> None:
     assert f"belongs to node {donor}, not {victim}" in said
 
 
-@pytest.mark.parametrize("which", ["client", "peer", "raft"])
+@pytest.mark.parametrize(
+    "which",
+    ["client", *(pytest.param(which, marks=pytest.mark.long) for which in ("peer", "raft"))],
+)
 async def test_a_busy_port_is_named(make_cluster: MakeCluster, which: str) -> None:
     cluster: Cluster = make_cluster()
     await cluster.start()
