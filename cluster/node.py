@@ -223,8 +223,10 @@ class NodeProcess:
 
     async def _start(self) -> None:
         self._check_votes()
-        if self._engine is not None and self._directory.joined:
-            self._engine.admit()
+        if self._engine is not None:
+            self._engine.start()  # before anybody can reach it
+            if self._directory.joined:
+                self._engine.admit()
         handlers: dict[str, LinkHandler] = {REQUEST: self._gateway}
         if self._engine is not None and self._receiver is not None:
             handlers[REPLICATE] = self._engine
@@ -232,8 +234,6 @@ class NodeProcess:
         await self._mesh.start(handlers)
         self._dial({node: item.role for node, item in self._config.nodes.items()})
         await self._api.start(*split_address(self._own.client))
-        if self._engine is not None:
-            self._engine.start()
         if not self._directory.joined:
             await self._enter()
             if self._engine is not None:

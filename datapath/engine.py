@@ -82,6 +82,7 @@ class Engine:
         self._on_view = on_view
         self._on_fatal = on_fatal
         self._bind_cluster = bind_cluster
+        self._started = False
         self._admitted = False
         self._loop = asyncio.get_running_loop()
         recovered = storage.recover()
@@ -134,10 +135,16 @@ class Engine:
         self._storage.start(
             on_durable=self._on_durable, on_flushed=self._on_flushed, on_error=self.fail
         )
+        self._started = True
         self._tick()
 
     def admit(self) -> None:
-        """This node may take part with its data directory: streams from others are taken."""
+        """This node may take part with its data directory: streams from others are taken.
+
+        Raises RuntimeError before `start`: what a stream asks for could not be written.
+        """
+        if not self._started:
+            raise RuntimeError("an engine is started before it is admitted")
         self._admitted = True
 
     async def stop(self) -> None:
@@ -189,7 +196,8 @@ class Engine:
     def _run(self, event: Callable[..., list[fx.Effect]], *args: Any, **kwargs: Any) -> None:
         """Give the replica an event and carry out what follows.
 
-        A broken invariant or a failed disk ends the node.
+        A broken invariant or a failed disk ends the node; so does anything else that goes wrong
+        here, for what was not carried out the replica would wait for in vain.
         """
         if self._stopped:
             return
@@ -197,6 +205,9 @@ class Engine:
             for effect in event(*args, **kwargs):
                 self._carry_out(effect)
         except DataPathError as problem:
+            self.fail(problem)
+        except Exception as problem:
+            log.exception("an effect could not be carried out")
             self.fail(problem)
 
     def _carry_out(self, effect: fx.Effect) -> None:

@@ -86,7 +86,6 @@ class LocalReplica:
             on_fatal=cluster.failures.append,
             bind_cluster=self.directory.bind_cluster,
         )
-        self.engine.admit()
         self.gateway.attach(self.engine)
         self.receiver = SnapshotReceiver(
             self.engine.snapshots.make_sink, self.engine.snapshots.install
@@ -100,10 +99,11 @@ class LocalReplica:
             REPLICATE: self.engine,
             SNAPSHOT: self.receiver,
         }
+        self.engine.start()
+        self.engine.admit()
         await self.mesh.start(handlers)
         kinds = frozenset({REQUEST, REPLICATE})
         self.mesh.set_peers({node: kinds for node in self.cluster.ports if node != self.node_id})
-        self.engine.start()
         self.agreement.subscribe(self.gateway.on_view)
         await self.agreement.start()
 
