@@ -53,13 +53,27 @@ _ENVIRONMENT_NAME = re.compile(r"env-(\d{16})")
 Item = tuple[bytes, bytes]
 
 
-def lmdb_failure(error: lmdb.Error, path: Path, room_needed_bytes: int = 0) -> StorageError:
-    """Translate an LMDB error: no room, or a disk not to be trusted."""
+def room_bytes(path: Path) -> int:
+    """Return the room that is left on the file system of `path`."""
+    room = os.statvfs(path)
+    return room.f_bavail * room.f_frsize
+
+
+def lmdb_failure(
+    error: lmdb.Error, path: Path, needed_bytes: int = 0, room_before_bytes: int | None = None
+) -> StorageError:
+    """Translate an LMDB error: no room, or a disk not to be trusted.
+
+    `room_before_bytes`: what there was when a write of up to `needed_bytes` began.
+    """
     full = isinstance(error, lmdb.MapFullError) or error.code in (errno.ENOSPC, errno.EDQUOT)
     if error.code == errno.EIO:
-        # LMDB reports a short write as EIO, and a short write is how a disk becomes full.
-        room = os.statvfs(path)
-        full = room.f_bavail * room.f_frsize < room_needed_bytes + (1 << 20)
+        # LMDB reports a short write as EIO, and a short write is how a disk becomes full. Somebody
+        # may have made room since.
+        room = room_bytes(path)
+        if room_before_bytes is not None:
+            room = min(room, room_before_bytes)
+        full = room < needed_bytes + (1 << 20)
     return (DiskFullError if full else DiskFailedError)(f"store {path}: {error}")
 
 

@@ -32,6 +32,7 @@ from datapath.environment import (
     Environment,
     lmdb_failure,
     next_environment,
+    room_bytes,
     seal,
     set_current,
     unseal,
@@ -199,6 +200,7 @@ class SnapshotWriter:
         ]
         if not all(0 <= space < SPACES for space, _ in groups):
             raise ValueError(f"chunk {number} names a space that does not exist")
+        room_before_bytes = room_bytes(self._path)
         try:
             with environment.lmdb.begin(write=True) as transaction:
                 for space, items in groups:
@@ -211,7 +213,7 @@ class SnapshotWriter:
         except lmdb.BadValsizeError as error:
             raise ValueError(f"chunk {number} holds an impossible key") from error
         except lmdb.Error as error:
-            raise lmdb_failure(error, self._path, len(chunk) * 2) from error
+            raise lmdb_failure(error, self._path, len(chunk) * 2, room_before_bytes) from error
         for space, items in groups:
             self._hash.update(space, items)
         self.next_chunk += 1
@@ -230,12 +232,13 @@ class SnapshotWriter:
                 f"the snapshot's {self._hash.count} items are not the {count} that were sent, or "
                 "their hash is wrong"
             )
+        room_before_bytes = room_bytes(self._path)
         try:
             with environment.lmdb.begin(write=True) as transaction:
                 environment.write_meta(transaction, self.index, self.epoch, self._cluster_id)
             environment.lmdb.sync(force=True)
         except lmdb.Error as error:
-            raise lmdb_failure(error, self._path, 1 << 20) from error
+            raise lmdb_failure(error, self._path, 1 << 20, room_before_bytes) from error
         environment.release()
         self._environment = None
         self._finished = True

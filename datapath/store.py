@@ -33,6 +33,7 @@ from datapath.environment import (
     current_environment,
     lmdb_failure,
     remove_other_environments,
+    room_bytes,
     seal,
     unseal,
 )
@@ -266,6 +267,7 @@ class Store:
             return
         environment = self._environment.acquire()
         self._writing = True
+        room_before_bytes = room_bytes(environment.path)
         try:
             transaction = environment.lmdb.begin(write=True)
             try:
@@ -277,7 +279,9 @@ class Store:
                 transaction.abort()
                 raise
         except lmdb.Error as error:
-            failure = lmdb_failure(error, environment.path, 2 * frozen.size_bytes)
+            failure = lmdb_failure(
+                error, environment.path, 2 * frozen.size_bytes, room_before_bytes
+            )
             if not isinstance(failure, DiskFullError):
                 self._broken = str(failure)
             raise failure from error

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from datapath.accepted import Accepted
 from datapath.datadir import DataDirectory
+from datapath.environment import lmdb_failure
 from datapath.errors import DiskFullError
 from datapath.log import Log
 from datapath.records import Record, make_record
@@ -114,6 +116,28 @@ def test_a_flush_without_room_is_tried_again_with_nothing_lost(
     store.close()
     store = Store.open(disk / "store")
     assert store.count(0) == 2100
+    store.close()
+
+
+def test_room_that_is_made_just_after_a_flush_had_none_is_no_failed_disk(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LMDB says EIO for both: what counts is the room that there was."""
+    store = Store.open(disk / "store")
+    ballast = fill_up(disk, 500_000)  # a part fits: a short write
+    store.apply([[(0, b"b%d" % n, bytes(1000))] for n in range(2000)], 2000, 1)
+    store.freeze()
+
+    def make_room_first(*args: Any) -> Any:
+        ballast.unlink()
+        return lmdb_failure(*args)
+
+    monkeypatch.setattr("datapath.store.lmdb_failure", make_room_first)
+    with pytest.raises(DiskFullError):
+        store.write_frozen()
+    store.write_frozen()
+    store.thaw()
+    assert store.durable_index == 2000
     store.close()
 
 
