@@ -50,6 +50,8 @@ JOIN_TIMEOUT_MS = 5000
 RETRY_INTERVAL_S = 0.2
 WAITING_LOG_INTERVAL_S = 5.0
 HANDOVER_ON_STOP_MS = 500
+LINGER_S = 0.2
+"""How long a primary that is stopped on purpose stays to tell others who the next one is."""
 
 
 async def run_node(config: ClusterConfig, node_id: str) -> int:
@@ -281,6 +283,9 @@ class NodeProcess:
             with contextlib.suppress(OperationError):
                 view = await engine.hand_over(node, HANDOVER_ON_STOP_MS)
                 log.info("handed over to %s", view.primary)
+                # Others that have not heard it yet still ask here, and are told to ask there; if
+                # the links went at once, nobody could know what became of their requests.
+                await asyncio.sleep(LINGER_S)
                 return
 
     def _dial(self, roles: dict[str, str]) -> None:

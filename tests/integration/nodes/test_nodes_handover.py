@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.integration.nodes.conftest import MakeCluster
-from tests.support.cluster import Cluster, Writer, problem_of, wait_until
+from tests.support.cluster import UNSUSPECTING, Cluster, Writer, problem_of, wait_until
 from tests.support.raw_http import connect, kv
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ async def test_no_request_fails_while_the_role_is_handed_around(
     make_cluster: MakeCluster,
 ) -> None:
     """Plain requests, each sent once, without idempotency key and without a client's retries."""
-    cluster: Cluster = make_cluster()
+    cluster: Cluster = make_cluster(timing=UNSUSPECTING)
     await cluster.start()
     failures: list[str] = []
     answered: list[float] = []
