@@ -82,7 +82,6 @@ class Engine:
         self._on_view = on_view
         self._on_fatal = on_fatal
         self._bind_cluster = bind_cluster
-        self._started = False
         self._admitted = False
         self._loop = asyncio.get_running_loop()
         recovered = storage.recover()
@@ -135,7 +134,6 @@ class Engine:
         self._storage.start(
             on_durable=self._on_durable, on_flushed=self._on_flushed, on_error=self.fail
         )
-        self._started = True
         self._tick()
 
     def admit(self) -> None:
@@ -143,7 +141,7 @@ class Engine:
 
         Raises RuntimeError before `start`: what a stream asks for could not be written.
         """
-        if not self._started:
+        if self._tick_handle is None:
             raise RuntimeError("an engine is started before it is admitted")
         self._admitted = True
 

@@ -11,6 +11,7 @@ writes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -53,16 +54,25 @@ _ENVIRONMENT_NAME = re.compile(r"env-(\d{16})")
 Item = tuple[bytes, bytes]
 
 
-def room_bytes(path: Path) -> int:
-    """Return the room that is left on the file system of `path`."""
+def _room_bytes(path: Path) -> int:
     room = os.statvfs(path)
     return room.f_bavail * room.f_frsize
+
+
+@contextlib.contextmanager
+def writing(path: Path, needed_bytes: int = 0) -> Iterator[None]:
+    """Write up to `needed_bytes` to the environment `path`; LMDB's errors come out translated."""
+    room_before_bytes = _room_bytes(path)
+    try:
+        yield
+    except lmdb.Error as error:
+        raise lmdb_failure(error, path, needed_bytes, room_before_bytes) from error
 
 
 def lmdb_failure(
     error: lmdb.Error, path: Path, needed_bytes: int = 0, room_before_bytes: int | None = None
 ) -> StorageError:
-    """Translate an LMDB error: no room, or a disk not to be trusted.
+    """Translate an LMDB error: no room, or a disk not to be trusted. Of a write, `writing` does it.
 
     `room_before_bytes`: what there was when a write of up to `needed_bytes` began.
     """
@@ -70,7 +80,7 @@ def lmdb_failure(
     if error.code == errno.EIO:
         # LMDB reports a short write as EIO, and a short write is how a disk becomes full. Somebody
         # may have made room since.
-        room = room_bytes(path)
+        room = _room_bytes(path)
         if room_before_bytes is not None:
             room = min(room, room_before_bytes)
         full = room < needed_bytes + (1 << 20)
@@ -136,6 +146,7 @@ class Environment:
         self.path = path
         self._users = 1
         self._lock = threading.Lock()
+        room_before_bytes = _room_bytes(path)
         try:
             _allocate_lock(path)
             self.lmdb = lmdb.open(
@@ -155,7 +166,7 @@ class Environment:
                 self.spaces = [self.lmdb.open_db(name, transaction) for name in names]
                 self._check_format(transaction, fresh=fresh)
         except lmdb.Error as error:
-            failure = lmdb_failure(error, path)
+            failure = lmdb_failure(error, path, room_before_bytes=room_before_bytes)
             if isinstance(failure, DiskFullError):
                 raise failure from error
             raise DataDirectoryError(

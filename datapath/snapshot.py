@@ -32,10 +32,10 @@ from datapath.environment import (
     Environment,
     lmdb_failure,
     next_environment,
-    room_bytes,
     seal,
     set_current,
     unseal,
+    writing,
 )
 from datapath.store import Store
 
@@ -200,7 +200,16 @@ class SnapshotWriter:
         ]
         if not all(0 <= space < SPACES for space, _ in groups):
             raise ValueError(f"chunk {number} names a space that does not exist")
-        room_before_bytes = room_bytes(self._path)
+        with writing(self._path, len(chunk) * 2):
+            self._write(environment, number, groups)
+        for space, items in groups:
+            self._hash.update(space, items)
+        self.next_chunk += 1
+
+    @staticmethod
+    def _write(
+        environment: Environment, number: int, groups: list[tuple[int, list[tuple[bytes, bytes]]]]
+    ) -> None:
         try:
             with environment.lmdb.begin(write=True) as transaction:
                 for space, items in groups:
@@ -212,11 +221,6 @@ class SnapshotWriter:
                         time.sleep(NAP_S)
         except lmdb.BadValsizeError as error:
             raise ValueError(f"chunk {number} holds an impossible key") from error
-        except lmdb.Error as error:
-            raise lmdb_failure(error, self._path, len(chunk) * 2, room_before_bytes) from error
-        for space, items in groups:
-            self._hash.update(space, items)
-        self.next_chunk += 1
 
     def finish(self, expected_checksum: str, count: int) -> None:
         """Check the whole and make it durable.
@@ -232,13 +236,10 @@ class SnapshotWriter:
                 f"the snapshot's {self._hash.count} items are not the {count} that were sent, or "
                 "their hash is wrong"
             )
-        room_before_bytes = room_bytes(self._path)
-        try:
+        with writing(self._path, 1 << 20):
             with environment.lmdb.begin(write=True) as transaction:
                 environment.write_meta(transaction, self.index, self.epoch, self._cluster_id)
             environment.lmdb.sync(force=True)
-        except lmdb.Error as error:
-            raise lmdb_failure(error, self._path, 1 << 20, room_before_bytes) from error
         environment.release()
         self._environment = None
         self._finished = True

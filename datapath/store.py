@@ -33,14 +33,13 @@ from datapath.environment import (
     current_environment,
     lmdb_failure,
     remove_other_environments,
-    room_bytes,
     seal,
     unseal,
+    writing,
 )
 from datapath.errors import (
     DataDirectoryError,
     DiskFailedError,
-    DiskFullError,
     SafetyError,
     StorageError,
 )
@@ -267,28 +266,28 @@ class Store:
             return
         environment = self._environment.acquire()
         self._writing = True
-        room_before_bytes = room_bytes(environment.path)
         try:
-            transaction = environment.lmdb.begin(write=True)
-            try:
-                for space, writes in frozen.writes.items():
-                    _write_space(transaction, environment.spaces[space], writes)
-                environment.write_state(transaction, frozen.index, frozen.epoch)
-                transaction.commit()
-            except BaseException:
-                transaction.abort()
-                raise
-        except lmdb.Error as error:
-            failure = lmdb_failure(
-                error, environment.path, 2 * frozen.size_bytes, room_before_bytes
-            )
-            if not isinstance(failure, DiskFullError):
-                self._broken = str(failure)
-            raise failure from error
+            with writing(environment.path, 2 * frozen.size_bytes):
+                self._write(environment, frozen)
+        except DiskFailedError as failure:
+            self._broken = str(failure)
+            raise
         finally:
             self._writing = False
             environment.release()
         self._written = True
+
+    @staticmethod
+    def _write(environment: Environment, frozen: Overlay) -> None:
+        transaction = environment.lmdb.begin(write=True)
+        try:
+            for space, writes in frozen.writes.items():
+                _write_space(transaction, environment.spaces[space], writes)
+            environment.write_state(transaction, frozen.index, frozen.epoch)
+            transaction.commit()
+        except BaseException:
+            transaction.abort()
+            raise
 
     def thaw(self) -> None:
         """Drop the frozen overlay, which LMDB now holds. Does nothing before it does."""
@@ -380,11 +379,11 @@ class Store:
                 "node at the right data directory"
             )
         if cluster_id and not known:
-            try:
-                with self._environment.lmdb.begin(write=True) as transaction:
-                    self._environment.write_meta(transaction, *self._durable, cluster_id)
-            except lmdb.Error as error:
-                raise lmdb_failure(error, self._environment.path) from error
+            with (
+                writing(self._environment.path),
+                self._environment.lmdb.begin(write=True) as transaction,
+            ):
+                self._environment.write_meta(transaction, *self._durable, cluster_id)
             self._renew_read()
 
 

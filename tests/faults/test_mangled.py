@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.scenario import PATIENCE, THREE, WATCHED_S, WITNESS, Scenario, long, shapes
+from tests.faults.scenario import PATIENCE, WATCHED_S, WITNESS, Scenario, shapes
 from tests.support.cluster import wait_until
 from tests.support.raw_http import connect, kv
 from tests.support.recorded_load import Mix
@@ -25,7 +25,6 @@ MANGLED: dict[str, tuple[str, Attributes]] = {
     "closing takes 1 s": ("slow_close", {"delay": 1000}),
     "silent, closed after 700 ms": ("timeout", {"timeout": 700}),
 }
-QUICK = "reset after 300 ms"
 SERVING = {"slices of 1 to 40 bytes", "closing takes 1 s"}
 """With these the same primary keeps all its backups."""
 
@@ -50,9 +49,8 @@ async def test_the_links_of_a_backup_are_mangled(shape: str, what: str, tmp_path
             await scenario.serves(backup, count=10)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("what", [what if what == QUICK else long(what) for what in MANGLED])
-@pytest.mark.parametrize("shape", shapes(THREE))
+@pytest.mark.parametrize("what", MANGLED)
+@pytest.mark.parametrize("shape", shapes())
 async def test_every_link_is_mangled(shape: str, what: str, tmp_path: Path) -> None:
     """Safety, and recovery afterwards; where nothing is lost, service as well."""
     kind, attributes = MANGLED[what]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.scenario import PATIENT, THREE, WITNESS, Scenario, long, shapes
+from tests.faults.scenario import PATIENT, WITNESS, Scenario, long, shapes
 from tests.support.partitions import PEER, RAFT, How
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -57,8 +57,7 @@ async def test_consensus_is_cut_and_the_data_path_is_alive(
         assert (after.version, after.primary) == (before.version, before.primary)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("shape", shapes(THREE))
+@pytest.mark.parametrize("shape", shapes())
 async def test_the_primary_is_cut_from_consensus_and_then_a_backup_dies(
     shape: str, tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from tests.faults.scenario import PATIENT, THREE, WITNESS, Scenario, long, shapes
+from tests.faults.scenario import PATIENT, THREE, Scenario, long, shapes
 from tests.support.partitions import BOTH, PEER, RAFT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -48,10 +48,9 @@ async def test_a_primary_that_only_hears_or_is_only_heard(
             await scenario.serves(*scenario.others)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("direction", [long("to the backup"), "from the backup"])
-@pytest.mark.parametrize("kinds", ["both", long("data path")])
-@pytest.mark.parametrize("shape", shapes(WITNESS))
+@pytest.mark.parametrize("direction", ["to the backup", "from the backup"])
+@pytest.mark.parametrize("kinds", ["both", "data path"])
+@pytest.mark.parametrize("shape", shapes())
 async def test_one_direction_between_primary_and_backup(
     shape: str, kinds: str, direction: str, tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.scenario import PATIENT, THREE, WATCHED_S, WITNESS, Scenario, shapes
+from tests.faults.scenario import PATIENT, THREE, WATCHED_S, Scenario, shapes
 from tests.faults.test_backup_cut_off import SMALL_LOG
 from tests.support.cluster import wait_until
 from tests.support.partitions import PEER
@@ -102,8 +102,7 @@ async def test_one_backup_is_moved_too_far_away_by_and_by(shape: str, tmp_path: 
         await scenario.keeps_serving(*others)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("shape", shapes(WITNESS))
+@pytest.mark.parametrize("shape", shapes())
 async def test_64_kb_per_second_in_the_middle_of_a_snapshot(shape: str, tmp_path: Path) -> None:
     """The transfer crawls, and holds up nobody's writes."""
     async with Scenario(

@@ -132,7 +132,7 @@ def test_room_that_is_made_just_after_a_flush_had_none_is_no_failed_disk(
         ballast.unlink()
         return lmdb_failure(*args)
 
-    monkeypatch.setattr("datapath.store.lmdb_failure", make_room_first)
+    monkeypatch.setattr("datapath.environment.lmdb_failure", make_room_first)
     with pytest.raises(DiskFullError):
         store.write_frozen()
     store.write_frozen()
