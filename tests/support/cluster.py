@@ -54,6 +54,13 @@ UNSUSPECTING = {
     "ack_timeout_ms": 6000,
 }
 """Timing for tests to which it matters that nobody is let go who stands still for a moment."""
+PATIENT = {
+    "suspect_after_ms": 1000,
+    "lease_duration_ms": 1250,
+    "grace_period_ms": 1500,
+    "ack_timeout_ms": 1500,
+}
+"""Timing for tests in which somebody is to be let go, and nobody else, also on a busy machine."""
 SECRET = "a secret for tests, 32 bytes long"
 ROOT = Path(__file__).resolve().parents[2]
 
