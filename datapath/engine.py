@@ -107,6 +107,7 @@ class Engine:
             storage,
             mesh,
             bounds.snapshot_rate_bytes_per_s,
+            requests=lambda: self._pipeline.operations_total + self._queries_total,
             on_sent=lambda peer, session, done: self._run(
                 self.replica.on_snapshot_sent, peer, session, done=done
             ),
@@ -122,6 +123,7 @@ class Engine:
         self._tick_handle: asyncio.TimerHandle | None = None
         self._stopped = False
         self._view_changes_total = 0
+        self._queries_total = 0
 
     # -- lifetime
 
@@ -451,6 +453,7 @@ class Engine:
 
     def read(self, query: Query) -> QueryResult:
         """Run a query on what is applied here, whatever that is."""
+        self._queries_total += 1
         method = self._service.queries.get(query.method)
         if method is None:
             known = ", ".join(sorted(self._service.queries))

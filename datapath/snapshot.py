@@ -5,16 +5,19 @@ builds a new environment beside the live one, which takes over in one atomic ste
 more than a chunk in memory. A chunk, the same for as long as the reader lives:
 
     offset  size  field
-    0       4     CRC-32C of what follows, little-endian
-    4       …     MessagePack [[space, key, value], …], in order of (space, key)
+    0       …     MessagePack [[space, key, stored], …], in order of (space, key)
+    -4      4     CRC-32C of all before, little-endian
 
-The checksum over all is the content's hash, the same as `Store.digest` gives at that index.
+`stored` is what the environment holds under the key, its seal included. The checksum over all is
+the content's hash, the same as `Store.digest` gives at that index.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
@@ -27,24 +30,27 @@ from datapath.environment import (
     DEFAULT_MAP_SIZE_BYTES,
     NAP_S,
     SLICE,
+    SOUND_CRC,
     SPACES,
     ContentHash,
     Environment,
+    check_seal,
     lmdb_failure,
     next_environment,
-    seal,
     set_current,
-    unseal,
     writing,
 )
 from datapath.store import Store
 
 DEFAULT_CHUNK_SIZE_BYTES = 512 * 1024
+WRITE_BACK_BYTES = 16 * 1024 * 1024
+"""How much a writer leaves to the kernel before it begins to make it durable."""
 _CRC_SIZE_BYTES = 4
 
 _Item = tuple[int, bytes, bytes]
+_Group = tuple[int, list[tuple[bytes, memoryview]]]
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(list[_Item])
+_decoder = msgspec.msgpack.Decoder(list[tuple[int, bytes, memoryview]])
 
 
 class SnapshotReader:
@@ -94,7 +100,7 @@ class SnapshotReader:
             raise lmdb_failure(error, self._environment.path) from error
         if number == len(self._starts) - 1:
             for space, group in groupby(items, key=lambda item: item[0]):
-                self._hash.update(space, [(key, value) for _, key, value in group])
+                self._hash.update(space, [(key, stored) for _, key, stored in group])
             if items:
                 self._starts.append(following)
             self._complete = following[0] == SPACES
@@ -102,7 +108,7 @@ class SnapshotReader:
             return None
         body = _encoder.encode(items)
         checksum: bytes = google_crc32c.value(body).to_bytes(_CRC_SIZE_BYTES, "little")
-        return checksum + body
+        return body + checksum
 
     def _collect(self, space: int, start: bytes) -> tuple[list[_Item], tuple[int, bytes]]:
         """Return a chunk's items, and where the next one starts: space `SPACES` for nowhere."""
@@ -111,13 +117,14 @@ class SnapshotReader:
         while space < SPACES:
             cursor = self._transaction.cursor(self._environment.spaces[space])
             if cursor.set_range(start) if start else cursor.first():
-                for key, value in cursor.iternext():
+                for key, stored in cursor.iternext():
                     if room <= 0:
                         return items, (space, key)
-                    items.append((space, key, unseal(key, value, self._environment.path)))
+                    check_seal(key, stored, self._environment.path)
+                    items.append((space, key, stored))
                     if not len(items) % SLICE:
                         time.sleep(NAP_S)
-                    room -= len(key) + len(value) + 8
+                    room -= len(key) + len(stored) + 8
             space, start = space + 1, b""
         return items, (SPACES, b"")
 
@@ -161,6 +168,9 @@ class SnapshotWriter:
         self._directory = Path(directory)
         self._cluster_id = cluster_id
         self._hash = ContentHash()
+        self._syncer = ThreadPoolExecutor(1, "snapshot-sync")
+        self._sync: Future[None] | None = None
+        self._unsynced_bytes = 0
         self._finished = False
         self._installed = False
         self._path = next_environment(self._directory)
@@ -168,7 +178,7 @@ class SnapshotWriter:
             self._path.mkdir()
         except OSError as error:
             raise storage_error(error, f"making {self._path}") from error
-        # Synced once, by `finish`: nothing counts before.
+        # Nothing counts before `finish` has synced it.
         try:
             self._environment: Environment | None = Environment(
                 self._path, map_size_bytes, fresh=True, sync=False
@@ -191,11 +201,11 @@ class SnapshotWriter:
             return
         if number > self.next_chunk:
             raise ValueError(f"chunk {number} came, but the next one is {self.next_chunk}")
-        body = chunk[_CRC_SIZE_BYTES:]
-        if google_crc32c.value(body).to_bytes(_CRC_SIZE_BYTES, "little") != chunk[:_CRC_SIZE_BYTES]:
+        if google_crc32c.value(chunk) != SOUND_CRC:
             raise ValueError(f"chunk {number} has a wrong checksum")
-        groups: list[tuple[int, list[tuple[bytes, bytes]]]] = [
-            (space, [(key, value) for _, key, value in group])
+        body = memoryview(chunk)[:-_CRC_SIZE_BYTES]
+        groups: list[_Group] = [
+            (space, [(key, stored) for _, key, stored in group])
             for space, group in groupby(_decoder.decode(body), key=lambda item: item[0])
         ]
         if not all(0 <= space < SPACES for space, _ in groups):
@@ -205,17 +215,28 @@ class SnapshotWriter:
         for space, items in groups:
             self._hash.update(space, items)
         self.next_chunk += 1
+        self._unsynced_bytes += len(chunk)
+        if self._unsynced_bytes >= WRITE_BACK_BYTES and (self._sync is None or self._sync.done()):
+            self._await_sync()
+            self._sync = self._syncer.submit(_sync_file, self._path / "data.mdb")
+            self._unsynced_bytes = 0
+
+    def _await_sync(self) -> None:
+        """Wait for the sync that runs, if any. Raises DiskFullError or DiskFailedError."""
+        if self._sync is not None:
+            try:
+                self._sync.result()
+            except OSError as error:
+                raise storage_error(error, f"writing {self._path}") from error
 
     @staticmethod
-    def _write(
-        environment: Environment, number: int, groups: list[tuple[int, list[tuple[bytes, bytes]]]]
-    ) -> None:
+    def _write(environment: Environment, number: int, groups: list[_Group]) -> None:
         try:
             with environment.lmdb.begin(write=True) as transaction:
                 for space, items in groups:
                     cursor = transaction.cursor(environment.spaces[space])
                     for at in range(0, len(items), SLICE):
-                        piece = [(key, seal(key, value)) for key, value in items[at : at + SLICE]]
+                        piece = items[at : at + SLICE]
                         if cursor.putmulti(piece, append=True)[1] != len(piece):
                             raise ValueError(f"chunk {number} is not in key order")
                         time.sleep(NAP_S)
@@ -236,6 +257,8 @@ class SnapshotWriter:
                 f"the snapshot's {self._hash.count} items are not the {count} that were sent, or "
                 "their hash is wrong"
             )
+        self._await_sync()
+        self._syncer.shutdown()
         with writing(self._path, 1 << 20):
             with environment.lmdb.begin(write=True) as transaction:
                 environment.write_meta(transaction, self.index, self.epoch, self._cluster_id)
@@ -262,6 +285,7 @@ class SnapshotWriter:
         """Give up, and delete what was written. After `install` it does nothing: that is live."""
         if self._installed:
             return
+        self._syncer.shutdown()
         if self._environment is not None:
             self._environment.release()
             self._environment = None
@@ -271,3 +295,12 @@ class SnapshotWriter:
         if self._environment is None:
             raise ValueError("the snapshot writer is finished or aborted")
         return self._environment
+
+
+def _sync_file(path: Path) -> None:
+    """Make a file's data durable, so that less is left for the end. Raises OSError."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -25,6 +25,7 @@ of catch-up: else, under load, it would need another snapshot."""
 class Snapshots:
     """Sends and takes the snapshots of one replica.
 
+    `requests()`: how many this node has served, which sending gives way to.
     `on_sent(peer, session, done)`, `on_installed(index, epoch)` and `on_install_failed()` tell the
     replica.
     """
@@ -37,6 +38,7 @@ class Snapshots:
         mesh: Mesh,
         rate_bytes_per_s: int,
         *,
+        requests: Callable[[], int],
         on_sent: Callable[[str, int, bool], None],
         on_installed: Callable[[int, int], None],
         on_install_failed: Callable[[], None],
@@ -46,6 +48,7 @@ class Snapshots:
         self._storage = storage
         self._mesh = mesh
         self._rate_bytes_per_s = rate_bytes_per_s
+        self._requests = requests
         self._on_sent = on_sent
         self._on_installed = on_installed
         self._on_install_failed = on_install_failed
@@ -60,7 +63,7 @@ class Snapshots:
         if running:
             return
         log.info("%s is too far behind for log replay: sending a snapshot", peer)
-        sender = SnapshotSender(throttle=Throttle(self._rate_bytes_per_s))
+        sender = SnapshotSender(throttle=Throttle(self._rate_bytes_per_s, self._requests))
         dialer = self._mesh.dialer(peer, SNAPSHOT, sender)
         done = False
         try:

@@ -29,6 +29,7 @@ from datapath.environment import (
     ContentHash,
     Environment,
     Item,
+    check_seal,
     create_environment,
     current_environment,
     lmdb_failure,
@@ -323,10 +324,9 @@ class Store:
                 for space, database in enumerate(environment.spaces):
                     items = transaction.cursor(database).iternext()
                     while piece := list(islice(items, SLICE)):
-                        total.update(
-                            space,
-                            [(key, unseal(key, value, environment.path)) for key, value in piece],
-                        )
+                        for key, stored in piece:
+                            check_seal(key, stored, environment.path)
+                        total.update(space, piece)
                         time.sleep(NAP_S)
                 return environment.state(transaction)[0], total.hex()
         except lmdb.Error as error:

@@ -35,6 +35,7 @@ MAX_CHUNK_BYTES = 65 * 1024 * 1024
 STEP_TIMEOUT_S = 10.0
 """The receiver answers an offer, and takes a chunk, within this."""
 INSTALL_TIMEOUT_S = 300.0
+REST_PER_REQUEST_S = 0.0005
 RESUME_TIMEOUT_S = 30.0
 """How long both sides keep a transfer that makes no progress, for a new link to resume it."""
 
@@ -159,19 +160,30 @@ _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
 
 class Throttle:
-    """A token bucket of one chunk. `bytes_per_s` 0 does not limit; it may change at any time."""
+    """Paces chunks: by a token bucket of one chunk, and by what else the node has to do.
 
-    def __init__(self, bytes_per_s: int = 0) -> None:
+    `bytes_per_s` 0 does not limit; it may change at any time. `requests()` counts what was served:
+    for those since the last chunk it rests `REST_PER_REQUEST_S` each, but no longer than it worked.
+    So half of a busy node's time is left to live requests, and an idle one sends at full speed.
+    """
+
+    def __init__(self, bytes_per_s: int = 0, requests: Callable[[], int] = lambda: 0) -> None:
         self.bytes_per_s = bytes_per_s
+        self._requests = requests
+        self._served = requests()
         self._free_at = 0.0
+        self._rested_at = float("inf")
 
     async def take(self, size_bytes: int) -> None:
         """Wait until that much may be sent. Always lets other tasks run once."""
-        now = asyncio.get_running_loop().time()
-        wait = max(0.0, self._free_at - now)
+        loop = asyncio.get_running_loop()
+        now, served = loop.time(), self._requests()
+        rest = min((served - self._served) * REST_PER_REQUEST_S, now - self._rested_at)
+        wait = max(0.0, self._free_at - now, rest)
         if self.bytes_per_s:
             self._free_at = now + wait + size_bytes / self.bytes_per_s
         await asyncio.sleep(wait)
+        self._rested_at, self._served = loop.time(), self._requests()
 
 
 def decode_all(link: Link, frames: list[bytes]) -> list[Message]:

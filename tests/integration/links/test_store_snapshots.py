@@ -153,6 +153,7 @@ def make_snapshots(replica: Any, storage: Any) -> Snapshots:
         storage,
         mesh,
         0,
+        requests=lambda: 0,
         on_sent=lambda _peer, _session, _done: None,
         on_installed=lambda _index, _epoch: None,
         on_install_failed=lambda: None,

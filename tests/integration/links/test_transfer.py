@@ -294,6 +294,22 @@ async def test_the_throttle_is_kept() -> None:
         assert 0.4 < loop.time() - began < 2.0
 
 
+async def test_the_throttle_rests_for_requests_as_long_as_it_worked() -> None:
+    served = 0
+    throttle = Throttle(requests=lambda: served)
+    loop = asyncio.get_running_loop()
+    worked = 0.0
+    began = loop.time()
+    await throttle.take(1)
+    for _ in range(20):
+        at = loop.time()
+        await asyncio.sleep(0.01)
+        served += 1000
+        worked += loop.time() - at
+        await throttle.take(1)
+    assert loop.time() - began >= 2 * worked
+
+
 async def test_a_refusal_reaches_the_sender_in_words() -> None:
     async with ends() as pair:
         pair.refusal = "this node is a primary"

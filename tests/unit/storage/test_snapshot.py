@@ -231,6 +231,39 @@ def test_to_abort_after_an_install_that_failed_late_does_not_delete_what_current
     target.close()
 
 
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_a_sync_on_the_way_that_fails_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_the_end: bool
+) -> None:
+    """A later sync of the same file may succeed although what this one should write is lost."""
+    source, target = Store.open(tmp_path / "1"), Store.open(tmp_path / "2")
+    fill(source, 1000)
+    reader = SnapshotReader(source, chunk_size_bytes=CHUNK_BYTES)
+    writer = SnapshotWriter(target.directory, reader.index, reader.epoch)
+    chunks: list[bytes] = []
+    while (chunk := reader.read_chunk(len(chunks))) is not None:
+        chunks.append(chunk)
+
+    def fail(_: Path) -> None:
+        raise OSError(errno.EIO, "it cannot be written")
+
+    def feed_all() -> None:
+        for number, chunk in enumerate(chunks):
+            if number == (len(chunks) - 1 if at_the_end else 3):
+                monkeypatch.setattr("datapath.snapshot._sync_file", fail)
+                monkeypatch.setattr("datapath.snapshot.WRITE_BACK_BYTES", 1)
+            writer.feed(number, chunk)
+        writer.finish(reader.checksum, reader.count)
+
+    with pytest.raises(DiskFailedError):
+        feed_all()
+    writer.abort()
+    assert len(list((tmp_path / "2").glob("env-*"))) == 1
+    reader.close()
+    source.close()
+    target.close()
+
+
 def test_an_empty_state_is_a_snapshot_of_no_chunks(tmp_path: Path) -> None:
     source, target = Store.open(tmp_path / "1"), Store.open(tmp_path / "2")
     source.apply([[]], 1, 4)
