@@ -46,10 +46,10 @@ NAP_S = 0.00002
 
 _FORMAT = b"2"
 _CRC = struct.Struct("<I")
-SOUND_CRC = 0x48674BC7
-"""The CRC-32C of whatever ends with its own CRC-32C, little-endian."""
+_SOUND_CRC = 0x48674BC7  # the CRC-32C of whatever ends with its own, little-endian
 _STATE_KEY = b"state"
 _STATE = struct.Struct("<QQ")
+_LARGE_BYTES = 4096
 _ITEM = struct.Struct("<BII")
 _ENVIRONMENT_NAME = re.compile(r"env-(\d{16})")
 
@@ -99,7 +99,7 @@ def check_seal(key: bytes, stored: bytes, path: Path) -> None:
 
     Raises DataDirectoryError if it is not what was written.
     """
-    if google_crc32c.extend(google_crc32c.value(key), stored) != SOUND_CRC:
+    if google_crc32c.extend(google_crc32c.value(key), stored) != _SOUND_CRC:
         raise DataDirectoryError(
             f"store {path} is damaged: what stands under {key!r} is not what was written. Move the "
             "data directory away and join as a new node"
@@ -284,8 +284,14 @@ class ContentHash:
         """Count in the next items of a space, in key order, each as it is stored."""
         pieces: list[bytes | memoryview] = []
         for key, stored in items:
-            pieces += (_ITEM.pack(space, len(key), len(stored)), key, stored)
-        self.count += len(pieces) // 3
+            self.count += 1
+            pieces += (_ITEM.pack(space, len(key), len(stored)), key)
+            if len(stored) < _LARGE_BYTES:
+                pieces.append(stored)
+            else:  # not worth a copy
+                self._hash.update(b"".join(pieces))
+                self._hash.update(stored)
+                pieces.clear()
         self._hash.update(b"".join(pieces))
 
     def hex(self) -> str:

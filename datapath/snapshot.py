@@ -2,14 +2,10 @@
 
 `SnapshotReader` reads it inside one LMDB read transaction while writes go on; `SnapshotWriter`
 builds a new environment beside the live one, which takes over in one atomic step. Neither holds
-more than a chunk in memory. A chunk, the same for as long as the reader lives:
-
-    offset  size  field
-    0       …     MessagePack [[space, key, stored], …], in order of (space, key)
-    -4      4     CRC-32C of all before, little-endian
-
-`stored` is what the environment holds under the key, its seal included. The checksum over all is
-the content's hash, the same as `Store.digest` gives at that index.
+more than a chunk in memory. A chunk, the same for as long as the reader lives, is MessagePack
+[[space, key, stored], …], in order of (space, key); `stored` is what the environment holds under
+the key, its seal included. The checksum over all is the content's hash, the same as `Store.digest`
+gives at that index; each chunk's own is the transfer's.
 """
 
 from __future__ import annotations
@@ -21,7 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
-import google_crc32c
 import lmdb
 import msgspec
 
@@ -30,7 +25,6 @@ from datapath.environment import (
     DEFAULT_MAP_SIZE_BYTES,
     NAP_S,
     SLICE,
-    SOUND_CRC,
     SPACES,
     ContentHash,
     Environment,
@@ -45,7 +39,6 @@ from datapath.store import Store
 DEFAULT_CHUNK_SIZE_BYTES = 512 * 1024
 WRITE_BACK_BYTES = 16 * 1024 * 1024
 """How much a writer leaves to the kernel before it begins to make it durable."""
-_CRC_SIZE_BYTES = 4
 
 _Item = tuple[int, bytes, bytes]
 _Group = tuple[int, list[tuple[bytes, memoryview]]]
@@ -106,9 +99,7 @@ class SnapshotReader:
             self._complete = following[0] == SPACES
         if not items:
             return None
-        body = _encoder.encode(items)
-        checksum: bytes = google_crc32c.value(body).to_bytes(_CRC_SIZE_BYTES, "little")
-        return body + checksum
+        return _encoder.encode(items)
 
     def _collect(self, space: int, start: bytes) -> tuple[list[_Item], tuple[int, bytes]]:
         """Return a chunk's items, and where the next one starts: space `SPACES` for nowhere."""
@@ -201,12 +192,13 @@ class SnapshotWriter:
             return
         if number > self.next_chunk:
             raise ValueError(f"chunk {number} came, but the next one is {self.next_chunk}")
-        if google_crc32c.value(chunk) != SOUND_CRC:
-            raise ValueError(f"chunk {number} has a wrong checksum")
-        body = memoryview(chunk)[:-_CRC_SIZE_BYTES]
+        try:
+            decoded = _decoder.decode(chunk)
+        except msgspec.MsgspecError as error:
+            raise ValueError(f"chunk {number} is damaged: {error}") from error
         groups: list[_Group] = [
             (space, [(key, stored) for _, key, stored in group])
-            for space, group in groupby(_decoder.decode(body), key=lambda item: item[0])
+            for space, group in groupby(decoded, key=lambda item: item[0])
         ]
         if not all(0 <= space < SPACES for space, _ in groups):
             raise ValueError(f"chunk {number} names a space that does not exist")

@@ -50,7 +50,12 @@ def free_address() -> str:
     raise BenchError("no free port")
 
 
-def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+def wait_until(
+    condition: Callable[[], Any],
+    what: str,
+    deadline_s: float = DEADLINE_S,
+    poll_s: float = POLL_S,
+) -> Any:
     """Poll until the condition gives something true; return that. Raises BenchError."""
     end = time.monotonic() + deadline_s
     while True:
@@ -59,7 +64,7 @@ def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEAD
             return found
         if time.monotonic() > end:
             raise BenchError(f"not within {deadline_s:g} s: {what}")
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
 
 
 class Process:
