@@ -72,9 +72,17 @@ class Server:
                 self.refusals -= 1
 
 
+class Leaving(Server):
+    """Takes a request on each connection, and closes it."""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+
+
 @contextlib.asynccontextmanager
-async def serving() -> AsyncIterator[tuple[Server, int]]:
-    server = Server()
+async def serving(server: Server | None = None) -> AsyncIterator[tuple[Server, int]]:
+    server = server or Server()
     listener = await asyncio.start_server(server.accept, "127.0.0.1", 0)
     async with listener:
         yield server, listener.sockets[0].getsockname()[1]
@@ -161,15 +169,8 @@ async def test_filling_tries_again_what_was_refused() -> None:
 
 
 async def test_a_server_that_goes_away_is_counted_as_errors() -> None:
-    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError):
-            await reader.readuntil(b"\r\n\r\n")
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
-
-    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as listener:
-        outcome = await run(load_of(listener.sockets[0].getsockname()[1]), 1.5)
+    async with serving(Leaving()) as (_, port):
+        outcome = await run(load_of(port), 1.5)
     assert outcome.operations == 0
     assert outcome.errors[generator.LOST] >= 2  # it came back and tried again
 
