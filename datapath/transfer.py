@@ -35,7 +35,7 @@ MAX_CHUNK_BYTES = 65 * 1024 * 1024
 STEP_TIMEOUT_S = 10.0
 """The receiver answers an offer, and takes a chunk, within this."""
 INSTALL_TIMEOUT_S = 300.0
-REST_PER_REQUEST_S = 0.0005
+REST_PER_REQUEST_S, MAX_REST_S = 0.0005, 0.05
 RESUME_TIMEOUT_S = 30.0
 """How long both sides keep a transfer that makes no progress, for a new link to resume it."""
 
@@ -163,8 +163,9 @@ class Throttle:
     """Paces chunks: by a token bucket of one chunk, and by what else the node has to do.
 
     `bytes_per_s` 0 does not limit; it may change at any time. `requests()` counts what was served:
-    for those since the last chunk it rests `REST_PER_REQUEST_S` each, but no longer than it worked.
-    So half of a busy node's time is left to live requests, and an idle one sends at full speed.
+    for those since the last chunk it rests `REST_PER_REQUEST_S` each, but no longer than that chunk
+    took, nor than `MAX_REST_S`: on a slow link it waits enough. So half of a busy node's time is
+    left to live requests, and an idle one sends at full speed.
     """
 
     def __init__(self, bytes_per_s: int = 0, requests: Callable[[], int] = lambda: 0) -> None:
@@ -178,7 +179,8 @@ class Throttle:
         """Wait until that much may be sent. Always lets other tasks run once."""
         loop = asyncio.get_running_loop()
         now, served = loop.time(), self._requests()
-        rest = min((served - self._served) * REST_PER_REQUEST_S, now - self._rested_at)
+        asked = (served - self._served) * REST_PER_REQUEST_S
+        rest = min(asked, now - self._rested_at, MAX_REST_S)
         wait = max(0.0, self._free_at - now, rest)
         if self.bytes_per_s:
             self._free_at = now + wait + size_bytes / self.bytes_per_s
