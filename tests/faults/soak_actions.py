@@ -107,7 +107,8 @@ async def power_cut(attack: Attack) -> None:
     await attack.cluster.kill(*attack.cluster.specs)
     for node in attack.cluster.replicas:
         if attack.chance.random() < 0.5:
-            with contextlib.suppress(IndexError):  # no record in its last segment yet
+            # There may be no record in its last segment yet, or one that was damaged before.
+            with contextlib.suppress(IndexError, DataPathError):
                 append_garbage(attack.cluster.data(node))
 
 
