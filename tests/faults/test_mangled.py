@@ -79,9 +79,8 @@ async def test_a_proxy_that_accepts_and_never_answers(shape: str, tmp_path: Path
         title="primary behind proxies that accept and never answer",
         promise="the others, after a take-over",
     ) as scenario:
-        await scenario.net.isolate(scenario.primary, how="refuse")
-        await scenario.net.heal()
         await scenario.net.isolate(scenario.primary, how="drop")
+        await scenario.net.break_connections(scenario.primary)
         await scenario.cluster.primary(besides=scenario.primary)
         await scenario.serves(*scenario.others)
 

@@ -142,6 +142,13 @@ class Network:
                 pair = (other, node) if direction == "in" else (node, other)
                 await self.cut(*pair, kinds=(kind,), how=how, one_way=direction != "both")
 
+    async def break_connections(self, node: str) -> None:
+        """End what connections a node has with others. New ones meet the same toxics."""
+        for (source, target, _), proxy in self._links.items():
+            if node in {source, target}:
+                await asyncio.to_thread(proxy.disable)
+                await asyncio.to_thread(proxy.enable)
+
     async def client_toxic(self, kind: str, stream: Stream, attributes: Attributes) -> None:
         """Add a toxic between the clients and every node."""
         for proxy in self._clients.values():

@@ -66,10 +66,16 @@ class Proxy:
             raise ToxiproxyError(f"{self.name}: {kind} {attributes} on {stream} was not added")
 
     def disable(self) -> None:
-        """Close all its connections, and refuse new ones, until the server is reset."""
+        """Close all its connections, and refuse new ones, until `enable`, or the server's reset."""
         self._inner.disable()
         if _listing()[self.name]["enabled"]:
             raise ToxiproxyError(f"{self.name} is still enabled")
+
+    def enable(self) -> None:
+        """Take connections again; its toxics are as they were."""
+        self._inner.enable()
+        if not _listing()[self.name]["enabled"]:
+            raise ToxiproxyError(f"{self.name} is still disabled")
 
 
 class ToxiproxyServer:
