@@ -18,6 +18,7 @@ import errno
 import fcntl
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import google_crc32c
@@ -37,9 +38,18 @@ def storage_error(error: OSError, doing: str) -> StorageError:
 
 def sync_directory(path: Path) -> None:
     """Make names created, renamed or removed in `path` durable. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY, os.fsync)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's data durable, whoever wrote it. Raises OSError."""
+    _sync(path, os.O_RDWR | os.O_CLOEXEC, os.fdatasync)
+
+
+def _sync(path: Path, flags: int, sync: Callable[[int], None]) -> None:
+    descriptor = os.open(path, flags)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -10,17 +10,18 @@ gives at that index; each chunk's own is the transfer's.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 import lmdb
 import msgspec
 
-from datapath.datadir import storage_error
+from datapath.datadir import storage_error, sync_file
 from datapath.environment import (
     DEFAULT_MAP_SIZE_BYTES,
     NAP_S,
@@ -41,7 +42,8 @@ WRITE_BACK_BYTES = 16 * 1024 * 1024
 """How much a writer leaves to the kernel before it begins to make it durable."""
 
 _Item = tuple[int, bytes, bytes]
-_Group = tuple[int, list[tuple[bytes, memoryview]]]
+_Stored = TypeVar("_Stored", bytes, memoryview)
+_Group = tuple[int, list[tuple[bytes, _Stored]]]
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[tuple[int, bytes, memoryview]])
 
@@ -92,8 +94,8 @@ class SnapshotReader:
         except lmdb.Error as error:
             raise lmdb_failure(error, self._environment.path) from error
         if number == len(self._starts) - 1:
-            for space, group in groupby(items, key=lambda item: item[0]):
-                self._hash.update(space, [(key, stored) for _, key, stored in group])
+            for space, group in _by_space(items):
+                self._hash.update(space, group)
             if items:
                 self._starts.append(following)
             self._complete = following[0] == SPACES
@@ -196,10 +198,7 @@ class SnapshotWriter:
             decoded = _decoder.decode(chunk)
         except msgspec.MsgspecError as error:
             raise ValueError(f"chunk {number} is damaged: {error}") from error
-        groups: list[_Group] = [
-            (space, [(key, stored) for _, key, stored in group])
-            for space, group in groupby(decoded, key=lambda item: item[0])
-        ]
+        groups = _by_space(decoded)
         if not all(0 <= space < SPACES for space, _ in groups):
             raise ValueError(f"chunk {number} names a space that does not exist")
         with writing(self._path, len(chunk) * 2):
@@ -210,7 +209,7 @@ class SnapshotWriter:
         self._unsynced_bytes += len(chunk)
         if self._unsynced_bytes >= WRITE_BACK_BYTES and (self._sync is None or self._sync.done()):
             self._await_sync()
-            self._sync = self._syncer.submit(_sync_file, self._path / "data.mdb")
+            self._sync = self._syncer.submit(sync_file, self._path / "data.mdb")
             self._unsynced_bytes = 0
 
     def _await_sync(self) -> None:
@@ -222,7 +221,7 @@ class SnapshotWriter:
                 raise storage_error(error, f"writing {self._path}") from error
 
     @staticmethod
-    def _write(environment: Environment, number: int, groups: list[_Group]) -> None:
+    def _write(environment: Environment, number: int, groups: list[_Group[memoryview]]) -> None:
         try:
             with environment.lmdb.begin(write=True) as transaction:
                 for space, items in groups:
@@ -289,10 +288,8 @@ class SnapshotWriter:
         return self._environment
 
 
-def _sync_file(path: Path) -> None:
-    """Make a file's data durable, so that less is left for the end. Raises OSError."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        os.fdatasync(descriptor)
-    finally:
-        os.close(descriptor)
+def _by_space(items: Iterable[tuple[int, bytes, _Stored]]) -> list[_Group[_Stored]]:
+    return [
+        (space, [(key, stored) for _, key, stored in group])
+        for space, group in groupby(items, key=lambda item: item[0])
+    ]

@@ -35,9 +35,10 @@ MAX_CHUNK_BYTES = 65 * 1024 * 1024
 STEP_TIMEOUT_S = 10.0
 """The receiver answers an offer, and takes a chunk, within this."""
 INSTALL_TIMEOUT_S = 300.0
-REST_PER_REQUEST_S, MAX_REST_S = 0.0005, 0.05
 RESUME_TIMEOUT_S = 30.0
 """How long both sides keep a transfer that makes no progress, for a new link to resume it."""
+REST_PER_REQUEST_S, MAX_REST_S = 0.0005, 0.05
+"""What the sender rests after a chunk, for each request served beside it, and at most."""
 
 _T = TypeVar("_T")
 
@@ -171,7 +172,7 @@ class Throttle:
     def __init__(self, bytes_per_s: int = 0, requests: Callable[[], int] = lambda: 0) -> None:
         self.bytes_per_s = bytes_per_s
         self._requests = requests
-        self._served = requests()
+        self._served = 0
         self._free_at = 0.0
         self._rested_at = float("inf")
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.attacked import Attacked, attacked
 from tests.integration.nodes.conftest import MakeCluster
-from tests.support.cluster import PATIENT, wait_until
+from tests.support.cluster import SLOW_TO_SUSPECT, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +97,7 @@ async def test_a_replica_alone_acknowledges_nothing_that_its_disk_has_dropped(
 async def test_a_slow_disk_makes_writes_slow_and_changes_nothing(
     make_cluster: MakeCluster, tmp_path: Path, role: str
 ) -> None:
-    async with attacked(make_cluster(timing=PATIENT), tmp_path) as attack:
+    async with attacked(make_cluster(timing=SLOW_TO_SUSPECT), tmp_path) as attack:
         cluster = attack.cluster
         before = await cluster.wait_in_sync(*cluster.replicas)
         victim = before.primary if role == "primary" else cluster.others(before.primary)[0]
@@ -113,7 +113,7 @@ async def test_a_slow_disk_makes_writes_slow_and_changes_nothing(
 async def test_a_backup_whose_disk_hangs_is_let_go_and_comes_back(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:
-    async with attacked(make_cluster(timing=PATIENT), tmp_path) as attack:
+    async with attacked(make_cluster(timing=SLOW_TO_SUSPECT), tmp_path) as attack:
         cluster = attack.cluster
         primary = await cluster.primary()
         victim, other = cluster.others(primary)

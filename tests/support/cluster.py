@@ -54,7 +54,7 @@ UNSUSPECTING = {
     "ack_timeout_ms": 6000,
 }
 """Timing for tests to which it matters that nobody is let go who stands still for a moment."""
-PATIENT = {
+SLOW_TO_SUSPECT = {
     "suspect_after_ms": 1000,
     "lease_duration_ms": 1250,
     "grace_period_ms": 1500,

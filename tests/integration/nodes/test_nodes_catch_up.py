@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.integration.nodes.conftest import MakeCluster
-from tests.support.cluster import PATIENT, ROOT, Cluster, Writer, wait_until
+from tests.support.cluster import ROOT, SLOW_TO_SUSPECT, Cluster, Writer, wait_until
 from tests.support.damage import segments
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ async def onecopy(*arguments: str) -> tuple[int, str]:
 
 
 async def test_after_a_short_absence_the_log_is_replayed(make_cluster: MakeCluster) -> None:
-    cluster: Cluster = make_cluster(timing=PATIENT)
+    cluster: Cluster = make_cluster(timing=SLOW_TO_SUSPECT)
     await cluster.start()
     primary = await cluster.primary()
     victim = cluster.others(primary)[0]
@@ -54,7 +54,7 @@ async def test_after_a_short_absence_the_log_is_replayed(make_cluster: MakeClust
 
 
 async def test_after_a_long_absence_a_snapshot_is_sent(make_cluster: MakeCluster) -> None:
-    cluster: Cluster = make_cluster(limits=SMALL_LOG, timing=PATIENT)
+    cluster: Cluster = make_cluster(limits=SMALL_LOG, timing=SLOW_TO_SUSPECT)
     await cluster.start()
     primary = await cluster.primary()
     victim = cluster.others(primary)[0]

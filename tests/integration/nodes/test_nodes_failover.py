@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.integration.nodes.conftest import MakeCluster
-from tests.support.cluster import PATIENT, UNSUSPECTING, Writer, wait_until
+from tests.support.cluster import SLOW_TO_SUSPECT, UNSUSPECTING, Writer, wait_until
 from tests.support.raw_http import kv
 
 pytestmark = pytest.mark.slow
@@ -19,7 +19,7 @@ KILLS = 3
 async def test_nothing_acknowledged_is_lost_when_the_primary_is_killed_again_and_again(
     make_cluster: MakeCluster,
 ) -> None:
-    cluster = make_cluster(timing=PATIENT)
+    cluster = make_cluster(timing=SLOW_TO_SUSPECT)
     await cluster.start()
     epochs, gaps = [], []
     async with Writer(cluster) as writer:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.integration.nodes.conftest import MakeCluster
-from tests.support.cluster import PATIENT, Cluster, Writer, wait_until
+from tests.support.cluster import SLOW_TO_SUSPECT, Cluster, Writer, wait_until
 from tests.support.raw_http import Connection, connect, kv
 
 pytestmark = pytest.mark.slow
@@ -122,7 +122,7 @@ async def test_writes_asked_of_a_paused_primary_are_acknowledged_only_if_they_st
 
 
 async def test_service_goes_on_when_a_backup_stands_still(make_cluster: MakeCluster) -> None:
-    cluster: Cluster = make_cluster(timing=PATIENT)
+    cluster: Cluster = make_cluster(timing=SLOW_TO_SUSPECT)
     await cluster.start()
     primary = await cluster.primary()
     victim, other = cluster.others(primary)
@@ -143,7 +143,7 @@ async def test_service_goes_on_when_a_backup_stands_still(make_cluster: MakeClus
 
 
 async def test_service_goes_on_when_the_witness_stands_still(make_cluster: MakeCluster) -> None:
-    cluster: Cluster = make_cluster(replicas=2, witnesses=1, timing=PATIENT)
+    cluster: Cluster = make_cluster(replicas=2, witnesses=1, timing=SLOW_TO_SUSPECT)
     await cluster.start()
     async with Writer(cluster, "n1", "n2") as writer:
         await writer.progress(30)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.integration.nodes.conftest import MakeCluster
-from tests.support.cluster import PATIENT, Cluster, Writer, problem_of, wait_until
+from tests.support.cluster import SLOW_TO_SUSPECT, Cluster, Writer, problem_of, wait_until
 from tests.support.raw_http import kv
 
 pytestmark = pytest.mark.slow
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 async def start(make_cluster: MakeCluster) -> tuple[Cluster, str, str]:
     """Start two replicas and a witness; return the primary and the backup as well."""
-    cluster: Cluster = make_cluster(replicas=2, witnesses=1, timing=PATIENT)
+    cluster: Cluster = make_cluster(replicas=2, witnesses=1, timing=SLOW_TO_SUSPECT)
     await cluster.start()
     primary = await cluster.primary()
     (backup,) = cluster.others(primary)

@@ -251,7 +251,7 @@ def test_a_sync_on_the_way_that_fails_is_not_forgotten(
     def feed_all() -> None:
         for number, chunk in enumerate(chunks):
             if number == (len(chunks) - 1 if at_the_end else 3):
-                monkeypatch.setattr("datapath.snapshot._sync_file", fail)
+                monkeypatch.setattr("datapath.snapshot.sync_file", fail)
                 monkeypatch.setattr("datapath.snapshot.WRITE_BACK_BYTES", 1)
             writer.feed(number, chunk)
         writer.finish(reader.checksum, reader.count)
