@@ -49,7 +49,7 @@ class Backup:
         if message.epoch == core.accepted_epoch and message.session < self.session:
             return  # a late message of an old stream
         if message.epoch > core.accepted_epoch:
-            core.accept(message.epoch, peer)
+            self.accept(message.epoch, peer)
         if core.suspect and message.commit_index > core.log.last_index:
             # Its tail was cut, and it lacks what was committed: it takes over from nobody.
             core.damaged = True
@@ -57,6 +57,16 @@ class Backup:
         self.contact_ms = core.now_ms
         self._unanswered_probe = True
         self._answer_probe()
+
+    def accept(self, epoch: int, primary: str) -> None:
+        """Accept the primary of a higher epoch, by its probe or by the view, whichever is first.
+
+        By the view it is durable (E5) by the time the probe comes. What is known to match was
+        learnt from the primary before: none of it may be acknowledged to this one.
+        """
+        self._core.accept(epoch, primary)
+        self._unanswered_probe = False
+        self._start_session(0)
 
     def _start_session(self, session: int) -> None:
         self.session = session

@@ -174,8 +174,11 @@ class Replica:
             self._step_down()
         if self.primary:
             self.primary.on_view(view)
-        elif view.primary == core.node_id and view.epoch > core.accepted_epoch:
-            self._become_primary(view)
+        elif view.epoch > core.accepted_epoch:
+            if view.primary == core.node_id:
+                self._become_primary(view)
+            else:
+                self.backup.accept(view.epoch, view.primary)
         return core.take_effects()
 
     def _become_primary(self, view: View) -> None:

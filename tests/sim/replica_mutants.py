@@ -12,7 +12,7 @@ from datapath import effects as fx
 from datapath.backup import Backup
 from datapath.core import Core
 from datapath.logindex import LogIndex
-from datapath.messages import HeartbeatReply, Probe, ProbeReply
+from datapath.messages import Append, HeartbeatReply, Probe, ProbeReply
 from datapath.primary import Primary
 from datapath.progress import Progress
 from datapath.replica import Replica
@@ -54,6 +54,13 @@ def _e1_anybody_takes_over() -> list[Patch]:
 
 def _e5_answer_before_it_is_durable() -> list[Patch]:
     return [patch.object(Core, "accepted_is_durable", _property(value=True))]
+
+
+def _d6_old_matches_count() -> list[Patch]:
+    def accept(backup: Backup, epoch: int, primary: str) -> None:
+        backup._core.accept(epoch, primary)
+
+    return [patch.object(Backup, "accept", accept)]
 
 
 def _d1_not_all_required() -> list[Patch]:
@@ -151,7 +158,18 @@ def _d6_serve_before_the_opening_commits() -> list[Patch]:
 
 
 def _d6_no_matching() -> list[Patch]:
-    return [patch.object(LogIndex, "match", lambda self, last, *_: min(last, self.last_index))]
+    on_append = Backup.on_append
+
+    def believe(backup: Backup, peer: str, message: Append) -> None:
+        held = backup._core.log.epoch_at(message.prev_index)
+        if held is not None:
+            message = msgspec.structs.replace(message, prev_epoch=held)
+        on_append(backup, peer, message)
+
+    return [
+        patch.object(LogIndex, "match", lambda self, last, *_: min(last, self.last_index)),
+        patch.object(Backup, "on_append", believe),
+    ]
 
 
 def _d6_cut_what_is_committed() -> list[Patch]:
@@ -306,7 +324,12 @@ REPLICA_MUTANTS = (
         scenario=test_far_backups.test_a_backup_whose_promises_come_too_late_is_removed,
     ),
     Mutant("D6", "serves before its opening entry commits", _d6_serve_before_the_opening_commits),
-    Mutant("D6", "logs are taken to match", _d6_no_matching, seed=4),
+    Mutant("D6", "logs are taken to match", _d6_no_matching),
+    Mutant(
+        "D6", "what matched one primary is acknowledged to the next", _d6_old_matches_count,
+        scenario=test_replica_guards
+        .test_what_matched_one_primary_is_not_acknowledged_to_the_next,
+    ),
     Mutant(
         "D6", "committed entries are cut when told so", _d6_cut_what_is_committed,
         scenario=test_replica_guards.test_committed_entries_are_never_cut,

@@ -98,6 +98,35 @@ def test_nothing_is_answered_before_the_accepted_epoch_is_durable() -> None:
     assert [type(item) for item in _replies(_finish_writes(replica, effects))] == [ProbeReply]
 
 
+def test_the_view_alone_makes_a_replica_accept_its_primary() -> None:
+    """E5: so that its probe finds the record on the disk."""
+    replica = _replica(_recovered())
+    effects = replica.on_view(_view(3, "a"))
+    assert effects == [fx.RecordAccepted(1, 3, "a")]
+    assert _finish_writes(replica, effects) == []
+    effects = replica.on_message("a", Probe(1, 3, "a", 0), 1.0)
+    assert [type(item) for item in _replies(effects)] == [ProbeReply]
+    assert len(effects) == 1
+
+
+def test_a_probe_that_overtakes_the_record_of_the_view_waits_for_it() -> None:
+    """E5."""
+    replica = _replica(_recovered())
+    accepting = replica.on_view(_view(3, "a"))
+    assert replica.on_message("a", Probe(1, 3, "a", 0), 1.0) == []
+    assert [type(item) for item in _replies(_finish_writes(replica, accepting))] == [ProbeReply]
+
+
+def test_what_matched_one_primary_is_not_acknowledged_to_the_next() -> None:
+    """D6: the next one, accepted by the view, may use the same session number by chance."""
+    replica = _replica(_recovered())
+    _follow(replica, 1)
+    writing = replica.on_message("a", Append(1, 1, 0, 0, 0, [_record(1, 1).data]), 2.0)
+    accepting = replica.on_view(_view(2, "c", in_sync="bc"))
+    assert _finish_writes(replica, [*writing, *accepting]) == []
+    assert replica.core.accepted_is_durable
+
+
 def test_lower_epochs_are_refused_whatever_they_say() -> None:
     """D3."""
     replica = _replica(_recovered())
@@ -226,7 +255,7 @@ def test_a_promise_is_kept_for_a_whole_grace_period() -> None:
     """D4."""
     timing = Timing()
     replica = _replica(_recovered())
-    replica.on_view(_view(1, "a"))
+    _finish_writes(replica, replica.on_view(_view(1, "a")))
     _follow(replica, 1)
     effects = replica.on_message("a", Heartbeat(1, 1, 1, 0), 50.0)
     assert [type(item) for item in _replies(effects)] == [HeartbeatReply]
