@@ -388,7 +388,8 @@ class Primary:
         for node in sorted(replicas - set(self.peers)):
             self.peers[node] = Progress(node, core.now_ms)
             if self.stage != "recording" and node in self._links:
-                self._probe(node)
+                # What is under way on its stream was said to the member that it was before.
+                core.emit(fx.Redial(node, "it is a member anew"))
 
     def on_stall(self) -> None:
         """This node itself stood still: give everyone a new period before accusing them."""

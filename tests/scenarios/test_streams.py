@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from datapath.messages import Heartbeat, Message, Probe
+from election.view import AddMember, RemoveMember
 from tests.sim.node import Node
 from tests.sim.script import Cluster
+from tests.sim.world import make_member
 
 
 def _deaf_to(node: Node, *kinds: type[Message]) -> None:
@@ -46,6 +48,21 @@ def test_messages_of_an_old_stream_change_nothing() -> None:
     effects = backup.on_message("a", Probe(old_session, 1, "a", 0), cluster["b"].clock() + 5)
     assert effects == []
     assert backup.backup.session == session
+
+
+def test_a_member_that_returns_gets_a_stream_of_its_own() -> None:
+    """An old answer on the old one made the primary send twice, and wait for ever (seed 64916)."""
+    cluster = Cluster()
+    primary = cluster["a"].replica.primary
+    assert primary is not None
+    old_session = primary.peers["c"].session
+    cluster.world.agreement.commit(RemoveMember("c"), cluster.view.version)
+    cluster.until(lambda: "c" not in primary.peers)
+    cluster.world.agreement.commit(AddMember(make_member("c")), cluster.view.version)
+    cluster.until(lambda: "c" in primary.peers)
+    assert primary.peers["c"].session == 0
+    cluster.until(cluster.is_whole)
+    assert primary.peers["c"].session > old_session
 
 
 def test_a_dropped_connection_costs_no_view_change_and_no_read() -> None:
