@@ -303,6 +303,8 @@ class Engine:
         known = self.replica.view
         if known is not None and view.version <= known.version:
             return
+        if not self._is_ours(view.cluster_id):
+            return  # before anything of it is on the disk: its primary is accepted at once
         log.info(
             "view: epoch %d, version %d, primary %s, in sync %s",
             view.epoch,
@@ -347,7 +349,7 @@ class Engine:
         now = clock_ms()
         for frame in frames:
             message = messages.decode(frame)
-            if isinstance(message, messages.Probe) and not self._is_ours(message):
+            if isinstance(message, messages.Probe) and not self._is_ours(message.cluster_id):
                 return
             if isinstance(message, messages.Append) and not self._has_room(message):
                 # Not acknowledged, and the stream is broken off: the primary goes on without.
@@ -355,9 +357,9 @@ class Engine:
                 return
             self._run(self.replica.on_message, link.peer, message, now)
 
-    def _is_ours(self, message: messages.Probe) -> bool:
+    def _is_ours(self, cluster_id: str) -> bool:
         try:
-            self._bind_cluster(message.cluster_id)
+            self._bind_cluster(cluster_id)
         except DataDirectoryError as problem:
             self.fail(problem)
             return False

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.kv import KeyValue
+from datapath.accepted import Accepted
 from datapath.settings import Bounds
 from tests.support.replicas import PATIENT, LocalCluster, LocalReplica, running, until
 
@@ -21,6 +22,20 @@ async def test_nobody_is_let_in_before_the_storage_has_been_started(tmp_path: Pa
         replica.engine.admit()
     await replica.start()
     await replica.stop()
+
+
+async def test_a_view_of_another_cluster_leaves_nothing_on_the_disk(tmp_path: Path) -> None:
+    """Its primary is not accepted: at home the lower epochs would be refused for ever (E5)."""
+    cluster = LocalCluster(tmp_path, KeyValue, PATIENT, Bounds(), 2)
+    replica = LocalReplica(cluster, "n2")
+    replica.directory.bind_cluster("home")
+    await replica.start()
+    await until(lambda: bool(cluster.failures), "n2 has given up")
+    assert "belongs to cluster home, not cluster" in str(cluster.failures.pop())
+    await replica.stop()
+    accepted = Accepted(replica.directory.path / "accepted")
+    assert (accepted.epoch, accepted.primary) == (0, "")
+    accepted.close()
 
 
 async def test_an_effect_that_cannot_be_carried_out_ends_the_node(
