@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -187,7 +188,8 @@ class Peer:
         """Return what the report says of it."""
         home = str(self.directory)
         commands = [
-            " ".join(process.command).replace(home, "DIR") for process in self.processes.values()
+            " ".join(process.command).replace(home, "DIR").replace(sys.executable, "python")
+            for process in self.processes.values()
         ]
         return Description(
             name=self.name, version=self.version(), commands=commands, durability=self.durability
