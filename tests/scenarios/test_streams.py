@@ -51,7 +51,7 @@ def test_messages_of_an_old_stream_change_nothing() -> None:
 
 
 def test_a_member_that_returns_gets_a_stream_of_its_own() -> None:
-    """An old answer on the old one made the primary send twice, and wait for ever (seed 64916)."""
+    """An old answer on the old one made the primary send twice, and wait for ever."""
     cluster = Cluster()
     primary = cluster["a"].replica.primary
     assert primary is not None

@@ -56,13 +56,6 @@ def _e5_answer_before_it_is_durable() -> list[Patch]:
     return [patch.object(Core, "accepted_is_durable", _property(value=True))]
 
 
-def _d6_old_matches_count() -> list[Patch]:
-    def accept(backup: Backup, epoch: int, primary: str) -> None:
-        backup._core.accept(epoch, primary)
-
-    return [patch.object(Backup, "accept", accept)]
-
-
 def _d1_not_all_required() -> list[Patch]:
     required = Primary.required
     return [patch.object(Primary, "required", lambda self: set(sorted(required(self))[1:]))]
@@ -170,6 +163,13 @@ def _d6_no_matching() -> list[Patch]:
         patch.object(LogIndex, "match", lambda self, last, *_: min(last, self.last_index)),
         patch.object(Backup, "on_append", believe),
     ]
+
+
+def _d6_old_matches_count() -> list[Patch]:
+    def accept(backup: Backup, epoch: int, primary: str) -> None:
+        backup._core.accept(epoch, primary)
+
+    return [patch.object(Backup, "accept", accept)]
 
 
 def _d6_cut_what_is_committed() -> list[Patch]:
