@@ -5,9 +5,10 @@ both; see `docs/peer-protocol.md`.
 
 On the websocket, small messages that wait together travel as one *parcel*, a binary frame that
 holds a MessagePack array of them: a frame of aiohttp's costs about 7 us at each end, a message in
-a parcel 0.2 us. A large message is announced by a text frame with its size and follows in pieces,
-unframed: no copies of 64 MiB that stop the event loop, and on a slow network each piece shows that
-the link lives.
+a parcel 0.2 us. The first message of a turn of the event loop leaves at once, where nothing waits
+before it: what comes alone is not kept until the next turn. A large message is announced by a text
+frame with its size and follows in pieces, unframed: no copies of 64 MiB that stop the event loop,
+and on a slow network each piece shows that the link lives.
 """
 
 from __future__ import annotations
@@ -109,6 +110,9 @@ class Link:
         self._max_outbox_bytes = max_outbox_bytes
         self._queued_bytes = 0
         self._work = asyncio.Event()
+        self._writer_idle = False  # the writing task waits for work, and has nothing begun
+        self._written_at_once = False  # in this turn of the event loop
+        self._begun: tuple[Coroutine[Any, Any, None], Any] | None = None  # a write that waits
         self._drained: list[tuple[int, asyncio.Future[None]]] = []
         self._inbox: list[bytes] = []
         self._pieces: list[bytes] = []
@@ -150,7 +154,11 @@ class Link:
             )
             return
         self._outbox.append(data)
-        self._work.set()
+        if self._writer_idle and not self._written_at_once and size < LARGE_MESSAGE_BYTES:
+            self._write_at_once()
+        else:
+            self._writer_idle = False
+            self._work.set()
 
     async def drain_below(self, n_bytes: int) -> None:
         """Wait until at most `n_bytes` are queued. Raises LinkError if the link closes."""
@@ -287,9 +295,33 @@ class Link:
                     await self._write_some()
                 else:
                     self._work.clear()
+                    self._writer_idle = True
                     await self._work.wait()
+                    self._writer_idle = False
+                    if self._begun is not None:
+                        begun, self._begun = self._begun, None
+                        await _resume(*begun)
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
             self.close(f"connection lost: {error!r}")
+
+    def _write_at_once(self) -> None:
+        """Write what is in the outbox from here; if that has to wait, the writing task ends it."""
+        self._written_at_once = True
+        self._loop.call_soon(self._end_turn)
+        writing = self._write_some()
+        try:
+            waited_for = writing.send(None)
+        except StopIteration:
+            return
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            self.close(f"connection lost: {error!r}")
+            return
+        self._begun = (writing, waited_for)
+        self._writer_idle = False
+        self._work.set()
+
+    def _end_turn(self) -> None:
+        self._written_at_once = False
 
     async def _write_some(self) -> None:
         """Write one large message, or one parcel of those that wait."""
@@ -368,6 +400,12 @@ def _before_waiting(
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
     callback()
+    return (yield from _resume(coroutine, waited_for))
+
+
+@types.coroutine
+def _resume(coroutine: Coroutine[Any, Any, _T], waited_for: Any) -> Generator[Any, Any, _T]:
+    """Await the rest of a coroutine that was begun by hand, and waits for `waited_for` first."""
     while True:
         try:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import pathlib
@@ -59,6 +60,50 @@ async def test_a_burst_is_delivered_in_few_batches() -> None:
         await until(lambda: len(pair.far.frames) == 10_000)
         assert pair.far.frames == [b"%d" % n for n in range(10_000)]
         assert len(batches) < 200
+
+
+async def test_what_is_sent_alone_leaves_within_the_turn_and_the_rest_together() -> None:
+    async with connected() as pair:
+        link = pair.near.link
+        for turn in range(3):
+            await asyncio.sleep(0.01)
+            for n in range(4):
+                link.send(b"%d" % (4 * turn + n))
+                waiting = n  # all but the first
+                assert (link.queued_bytes > 0) == (waiting > 0)
+        await until(lambda: pair.far.frames == [b"%d" % n for n in range(12)])
+        assert link.queued_bytes == 0
+
+
+@pytest.mark.parametrize("ends", ["by the network", "by a close"])
+async def test_a_write_that_has_to_wait_keeps_its_place(
+    ends: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    async with connected(relayed=True, idle_timeout_ms=60_000) as pair:
+        assert pair.relay is not None
+        pair.relay.stuck = True
+        link = pair.near.link
+        messages: list[bytes] = []
+        while link._begun is None:  # the network is full, and a write of `send` itself waits
+            messages.append(b"%6d" % len(messages) + bytes(30_000))
+            link.send(messages[-1])
+            assert len(messages) < 20_000
+            if link._begun is None:
+                await asyncio.sleep(0)
+        for _ in range(3):
+            messages.append(b"%6d" % len(messages))
+            link.send(messages[-1])
+        if ends == "by the network":
+            pair.relay.stuck = False
+            await until(lambda: len(pair.far.frames) == len(messages))
+            assert pair.far.frames == messages
+            assert link.queued_bytes == 0
+        else:
+            link.close("enough")
+            await until(lambda: pair.near.closed)
+            assert pair.near.reason == "enough"
+    gc.collect()
+    assert not [str(warning.message) for warning in recwarn]
 
 
 async def test_the_link_says_who_and_what_it_is() -> None:
@@ -121,7 +166,7 @@ async def test_an_outbox_that_overflows_closes_the_link_and_frees_its_memory() -
 
 async def test_empty_messages_count_against_the_bound_too() -> None:
     async with connected(max_outbox_bytes=64_000) as pair:
-        for _ in range(1001):
+        for _ in range(1002):  # the first leaves at once
             pair.near.link.send(b"")
         assert "outbox overflow" in pair.near.link.reason
 
