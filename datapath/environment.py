@@ -144,17 +144,28 @@ def _fill_up(file: Path, environment: lmdb.Environment) -> None:
 
 
 class Environment:
-    """One LMDB environment. Shared by the store and snapshot readers, closed by the last user."""
+    """One LMDB environment. Shared by the store and snapshot readers, closed by the last user.
+
+    `readonly`: another process of this machine has it open to write.
+    """
 
     def __init__(
-        self, path: Path, map_size_bytes: int, *, fresh: bool = False, sync: bool = True
+        self,
+        path: Path,
+        map_size_bytes: int,
+        *,
+        fresh: bool = False,
+        sync: bool = True,
+        readonly: bool = False,
     ) -> None:
         self.path = path
+        self.map_size_bytes = map_size_bytes
         self._users = 1
         self._lock = threading.Lock()
         room_before_bytes = _room_bytes(path)
         try:
-            _allocate_lock(path)
+            if not readonly:
+                _allocate_lock(path)
             self.lmdb = lmdb.open(
                 str(path),
                 map_size=map_size_bytes,
@@ -162,14 +173,19 @@ class Environment:
                 readahead=False,
                 sync=sync,
                 metasync=sync,
+                readonly=readonly,
             )
-            _fill_up(path / "data.mdb", self.lmdb)
+            if not readonly:
+                _fill_up(path / "data.mdb", self.lmdb)
+            if readonly:
+                self._open_databases(None)
+                with self.lmdb.begin() as transaction:
+                    self._check_format(transaction, fresh=fresh)
+                return
             # A write transaction that finds everything there writes nothing (a reader's handles
             # would go with it): so a node starts on a full disk.
             with self.lmdb.begin(write=True) as transaction:
-                self.meta = self.lmdb.open_db(b"meta", transaction)
-                names = [b"space%d" % number for number in range(SPACES)]
-                self.spaces = [self.lmdb.open_db(name, transaction) for name in names]
+                self._open_databases(transaction)
                 self._check_format(transaction, fresh=fresh)
         except lmdb.Error as error:
             failure = lmdb_failure(error, path, room_before_bytes=room_before_bytes)
@@ -179,6 +195,13 @@ class Environment:
                 f"store {path} cannot be opened ({error}): if its files are damaged, move the "
                 "data directory away and join as a new node"
             ) from error
+
+    def _open_databases(self, transaction: lmdb.Transaction | None) -> None:
+        """Open them within a write transaction, or those that are there in one of their own."""
+        create = transaction is not None
+        self.meta = self.lmdb.open_db(b"meta", transaction, create=create)
+        names = [b"space%d" % number for number in range(SPACES)]
+        self.spaces = [self.lmdb.open_db(name, transaction, create=create) for name in names]
 
     def _check_format(self, transaction: lmdb.Transaction, *, fresh: bool) -> None:
         found = transaction.get(b"format", None, self.meta)

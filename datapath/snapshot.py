@@ -35,7 +35,6 @@ from datapath.environment import (
     set_current,
     writing,
 )
-from datapath.store import Store
 
 DEFAULT_CHUNK_SIZE_BYTES = 512 * 1024
 WRITE_BACK_BYTES = 16 * 1024 * 1024
@@ -49,14 +48,17 @@ _decoder = msgspec.msgpack.Decoder(list[tuple[int, bytes, memoryview]])
 
 
 class SnapshotReader:
-    """Reads the store as it was when this was made: what LMDB held, not the overlay.
+    """Reads an environment as it was when this was made; a store's overlay is not in it.
 
-    One thread at a time. While it lives LMDB cannot reuse the pages it sees: `close` it.
+    One thread at a time. While it lives LMDB cannot reuse the pages it sees: `close` it, which
+    releases the environment.
     """
 
-    def __init__(self, store: Store, *, chunk_size_bytes: int = DEFAULT_CHUNK_SIZE_BYTES) -> None:
-        self._environment = store.acquire_environment()
-        self._transaction = self._environment.lmdb.begin()
+    def __init__(
+        self, environment: Environment, *, chunk_size_bytes: int = DEFAULT_CHUNK_SIZE_BYTES
+    ) -> None:
+        self._environment = environment
+        self._transaction = environment.lmdb.begin()
         self._chunk_size_bytes = chunk_size_bytes
         self._starts: list[tuple[int, bytes]] = [(0, b"")]  # where each chunk starts
         self._hash = ContentHash()

@@ -17,8 +17,10 @@ from datapath.errors import DataDirectoryError, LogCorruptError, SafetyError
 from datapath.log import Log
 from datapath.logindex import LogIndex
 from datapath.records import Record
-from datapath.snapshot import SnapshotReader, SnapshotWriter
+from datapath.snapshot import SnapshotWriter
+from datapath.snapshot_process import SnapshotProcess
 from datapath.store import Store
+from datapath.transfer import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -285,11 +287,20 @@ class Storage:
 
     # -- snapshots
 
-    async def snapshot_reader(self) -> SnapshotReader:
-        """Return a consistent snapshot of all that is applied now."""
+    async def snapshot_reader(self) -> SnapshotProcess:
+        """Return a consistent snapshot of all that is applied now.
+
+        Raises TransferError if its process cannot be started, and as `StoreFlusher.flush_now`.
+        """
         if self._flusher is not None:
             await self._flusher.flush_now()
-        return await asyncio.to_thread(SnapshotReader, self.store)
+        source = SnapshotProcess(self.store.acquire_environment())
+        try:
+            await in_thread(source.start)
+        except BaseException:
+            await in_thread(source.close)
+            raise
+        return source
 
     def snapshot_writer(self, index: int, epoch: int) -> SnapshotWriter:
         """Return a place for a snapshot that is to be received."""

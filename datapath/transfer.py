@@ -11,7 +11,7 @@
 A broken link loses nothing: the sender offers again on the next one, and the receiver says from
 which chunk on. What neither side may do is wait for ever: each step has a time limit, and Failed,
 which both may send, ends the transfer at both ends. Memory is bounded by the window of chunks
-that are not acknowledged. Chunks are read and written in threads.
+that are not acknowledged. Chunks are read in a process of its own, and written in threads.
 
 Here is what both ends share; they are `datapath.transfer_send` and `datapath.transfer_receive`.
 """
@@ -48,7 +48,7 @@ class TransferError(DataPathError):
 
 
 class SnapshotSource(Protocol):
-    """A snapshot to read; `datapath.snapshot.SnapshotReader` is one.
+    """A snapshot to read; `datapath.snapshot_process.SnapshotProcess` is one.
 
     The methods block; they are called in threads, one at a time.
     """

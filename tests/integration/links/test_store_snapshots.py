@@ -100,7 +100,7 @@ async def test_cut_in_the_middle_a_store_arrives_as_it_was_while_writes_go_on(
 ) -> None:
     rng = random.Random(seed)
     digest = stores.source.digest()
-    reader = SnapshotReader(stores.source, chunk_size_bytes=CHUNK_BYTES)
+    reader = SnapshotReader(stores.source.acquire_environment(), chunk_size_bytes=CHUNK_BYTES)
     async with joined(stores.make_sink, stores.install) as (sender, relay):
         sending = asyncio.create_task(sender.send_snapshot(reader, 5))
         for part in (1, 2):  # Of some 650 KB in all.
@@ -136,7 +136,7 @@ async def test_a_snapshot_that_is_refused_when_it_is_complete_leaves_nothing(
         replica.primary = "this node"
         await snapshots.install(offer, sink)
 
-    reader = SnapshotReader(stores.source, chunk_size_bytes=CHUNK_BYTES)
+    reader = SnapshotReader(stores.source.acquire_environment(), chunk_size_bytes=CHUNK_BYTES)
     async with joined(snapshots.make_sink, install) as (sender, _):
         with pytest.raises(TransferError, match="this node is a primary"):
             await asyncio.wait_for(sender.send_snapshot(reader, 5), 15)

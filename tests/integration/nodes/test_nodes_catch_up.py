@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
+import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +38,19 @@ async def onecopy(*arguments: str) -> tuple[int, str]:
     output, _ = await process.communicate()
     assert process.returncode is not None
     return process.returncode, output.decode()
+
+
+def readers(cluster: Cluster, node: str) -> list[int]:
+    """The processes that read snapshots for a node."""
+    own = cluster.nodes[node].pid
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = process.joinpath("stat").read_text().rsplit(")", 1)[1].split()[1]
+            command = process.joinpath("cmdline").read_bytes()
+            if int(parent) == own and b"datapath.snapshot_child" in command:
+                found.append(int(process.name))
+    return found
 
 
 async def test_after_a_short_absence_the_log_is_replayed(make_cluster: MakeCluster) -> None:
@@ -83,7 +100,7 @@ async def test_after_a_long_absence_a_snapshot_is_sent(make_cluster: MakeCluster
 
 
 async def test_a_snapshot_that_is_broken_off_is_sent_again(make_cluster: MakeCluster) -> None:
-    """The receiver is killed while a snapshot comes in; then the sender is."""
+    """The process that reads it is killed, then the receiver, then the sender."""
     slow = {**SMALL_LOG, "snapshot_rate_bytes_per_s": 1_000_000}
     cluster: Cluster = make_cluster(limits=slow)
     await cluster.start()
@@ -99,6 +116,14 @@ async def test_a_snapshot_that_is_broken_off_is_sent_again(make_cluster: MakeClu
             )
 
         await wait_until(enough, "more data than log")
+    cluster.launch(victim)
+    await wait_until(lambda: bool(readers(cluster, primary)), f"{primary} reads a snapshot")
+    for reader in readers(cluster, primary):
+        os.kill(reader, signal.SIGKILL)
+    await wait_until(
+        lambda: f"the snapshot for {victim} failed" in cluster.nodes[primary].log(),
+        f"{primary} has noticed",
+    )
     for restarted in (victim, primary):
         if not cluster.nodes[victim].running:
             cluster.launch(victim)

@@ -176,7 +176,7 @@ def test_a_snapshot_without_room_is_given_up_without_harm(disk: Path) -> None:
     store.apply([[(0, b"a%d" % n, bytes(1000))] for n in range(3000)], 3000, 1)
     store.flush()
     digest = store.digest()
-    reader = SnapshotReader(store)
+    reader = SnapshotReader(store.acquire_environment())
     fill_up(disk, 1 << 20)
     writer = SnapshotWriter(store.directory, reader.index, reader.epoch)
     chunks = [reader.read_chunk(number) or b"" for number in range(5)]

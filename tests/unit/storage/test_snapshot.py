@@ -40,7 +40,7 @@ def test_a_snapshot_read_while_writes_go_on_is_the_state_at_its_index(tmp_path: 
     source, target = Store.open(tmp_path / "1"), Store.open(tmp_path / "2")
     fill(source, 3000)
     digest = source.digest()
-    reader = SnapshotReader(source, chunk_size_bytes=CHUNK_BYTES)
+    reader = SnapshotReader(source.acquire_environment(), chunk_size_bytes=CHUNK_BYTES)
     assert (reader.index, reader.epoch) == (3000, 2)
     writer = SnapshotWriter(target.directory, reader.index, reader.epoch, cluster_id="c1")
     seed = 1
@@ -71,12 +71,12 @@ def test_a_snapshot_read_while_writes_go_on_is_the_state_at_its_index(tmp_path: 
 def test_chunks_are_the_same_whenever_they_are_read_again(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     fill(store, 1000)
-    reader = SnapshotReader(store, chunk_size_bytes=CHUNK_BYTES)
+    reader = SnapshotReader(store.acquire_environment(), chunk_size_bytes=CHUNK_BYTES)
     chunks: list[bytes] = []
     while (chunk := reader.read_chunk(len(chunks))) is not None:
         chunks.append(chunk)
         with pytest.raises(ValueError, match="before chunk"):
-            SnapshotReader(store, chunk_size_bytes=CHUNK_BYTES).read_chunk(1)
+            SnapshotReader(store.acquire_environment(), chunk_size_bytes=CHUNK_BYTES).read_chunk(1)
     checksum, count = reader.checksum, reader.count
     fill(store, 500, 7)
     for number in reversed(range(len(chunks))):
@@ -92,7 +92,7 @@ def test_chunks_are_the_same_whenever_they_are_read_again(tmp_path: Path) -> Non
 def test_a_broken_transfer_goes_on_where_it_stopped(tmp_path: Path) -> None:
     source, target = Store.open(tmp_path / "1"), Store.open(tmp_path / "2")
     fill(source, 1000)
-    reader = SnapshotReader(source, chunk_size_bytes=CHUNK_BYTES)
+    reader = SnapshotReader(source.acquire_environment(), chunk_size_bytes=CHUNK_BYTES)
     writer = SnapshotWriter(target.directory, reader.index, reader.epoch)
     chunks = [reader.read_chunk(number) or b"" for number in range(3)]
     writer.feed(0, chunks[0])
@@ -117,7 +117,7 @@ def test_a_broken_transfer_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_chunks_out_of_order_are_refused(tmp_path: Path) -> None:
     source, target = Store.open(tmp_path / "1"), Store.open(tmp_path / "2")
     fill(source, 1000)
-    reader = SnapshotReader(source, chunk_size_bytes=CHUNK_BYTES)
+    reader = SnapshotReader(source.acquire_environment(), chunk_size_bytes=CHUNK_BYTES)
     writer = SnapshotWriter(target.directory, reader.index, reader.epoch)
     first = reader.read_chunk(0) or b""
     second = reader.read_chunk(1) or b""
@@ -135,7 +135,7 @@ def test_chunks_out_of_order_are_refused(tmp_path: Path) -> None:
 def test_a_whole_that_is_not_what_was_read_is_refused(tmp_path: Path, wrong: str) -> None:
     source, target = Store.open(tmp_path / "1"), Store.open(tmp_path / "2")
     fill(source, 1000)
-    reader = SnapshotReader(source, chunk_size_bytes=CHUNK_BYTES)
+    reader = SnapshotReader(source.acquire_environment(), chunk_size_bytes=CHUNK_BYTES)
     number = 0
     writer = SnapshotWriter(target.directory, reader.index, reader.epoch)
     while (chunk := reader.read_chunk(number)) is not None:
@@ -164,7 +164,7 @@ def test_a_crash_leaves_the_old_store_or_the_new_one_whole(tmp_path: Path, stop_
     fill(source, 1000)
     fill(target, 10, 5)
     old, new = target.digest(), source.digest()
-    reader = SnapshotReader(source, chunk_size_bytes=CHUNK_BYTES)
+    reader = SnapshotReader(source.acquire_environment(), chunk_size_bytes=CHUNK_BYTES)
     writer = SnapshotWriter(target.directory, reader.index, reader.epoch)
     transfer(reader, writer)
     if stop_after == "feed":
@@ -190,7 +190,7 @@ def test_a_crash_leaves_the_old_store_or_the_new_one_whole(tmp_path: Path, stop_
 def test_to_abort_an_installed_snapshot_does_nothing(tmp_path: Path, reopened: bool) -> None:
     source, target = Store.open(tmp_path / "1"), Store.open(tmp_path / "2")
     fill(source, 1000)
-    reader = SnapshotReader(source, chunk_size_bytes=CHUNK_BYTES)
+    reader = SnapshotReader(source.acquire_environment(), chunk_size_bytes=CHUNK_BYTES)
     writer = SnapshotWriter(target.directory, reader.index, reader.epoch)
     transfer(reader, writer)
     writer.finish(reader.checksum, reader.count)
@@ -211,7 +211,7 @@ def test_to_abort_after_an_install_that_failed_late_does_not_delete_what_current
 ) -> None:
     source, target = Store.open(tmp_path / "1"), Store.open(tmp_path / "2")
     fill(source, 1000)
-    reader = SnapshotReader(source, chunk_size_bytes=CHUNK_BYTES)
+    reader = SnapshotReader(source.acquire_environment(), chunk_size_bytes=CHUNK_BYTES)
     writer = SnapshotWriter(target.directory, reader.index, reader.epoch)
     transfer(reader, writer)
     writer.finish(reader.checksum, reader.count)
@@ -239,7 +239,7 @@ def test_a_sync_on_the_way_that_fails_is_not_forgotten(
     """A later sync of the same file may succeed although what this one should write is lost."""
     source, target = Store.open(tmp_path / "1"), Store.open(tmp_path / "2")
     fill(source, 1000)
-    reader = SnapshotReader(source, chunk_size_bytes=CHUNK_BYTES)
+    reader = SnapshotReader(source.acquire_environment(), chunk_size_bytes=CHUNK_BYTES)
     writer = SnapshotWriter(target.directory, reader.index, reader.epoch)
     chunks: list[bytes] = []
     while (chunk := reader.read_chunk(len(chunks))) is not None:
@@ -269,7 +269,7 @@ def test_an_empty_state_is_a_snapshot_of_no_chunks(tmp_path: Path) -> None:
     source, target = Store.open(tmp_path / "1"), Store.open(tmp_path / "2")
     source.apply([[]], 1, 4)
     source.flush()
-    reader = SnapshotReader(source)
+    reader = SnapshotReader(source.acquire_environment())
     with pytest.raises(ValueError, match="to its end"):
         _ = reader.checksum
     writer = SnapshotWriter(target.directory, reader.index, reader.epoch)
@@ -287,7 +287,7 @@ def test_a_snapshot_older_than_the_store_is_refused(tmp_path: Path) -> None:
     source, target = Store.open(tmp_path / "1"), Store.open(tmp_path / "2")
     fill(source, 10)
     fill(target, 20)
-    reader = SnapshotReader(source)
+    reader = SnapshotReader(source.acquire_environment())
     writer = SnapshotWriter(target.directory, reader.index, reader.epoch)
     transfer(reader, writer)
     writer.finish(reader.checksum, reader.count)
@@ -306,9 +306,9 @@ def test_replacing_the_store_does_not_disturb_those_who_still_read_the_old_one(
     fill(source, 3000)
     fill(target, 2000, 9)
     old = target.digest()[1]
-    slow = SnapshotReader(target, chunk_size_bytes=CHUNK_BYTES)
+    slow = SnapshotReader(target.acquire_environment(), chunk_size_bytes=CHUNK_BYTES)
     assert slow.read_chunk(0)
-    reader = SnapshotReader(source)
+    reader = SnapshotReader(source.acquire_environment())
     writer = SnapshotWriter(target.directory, reader.index, reader.epoch)
     transfer(reader, writer)
     writer.finish(reader.checksum, reader.count)

@@ -19,7 +19,7 @@ READS: dict[str, Callable[[Store], object]] = {
     "range": lambda store: store.range(0, b"", None, 10),
     "range reversed": lambda store: store.range(0, b"", None, 10, reverse=True),
     "digest": lambda store: store.digest(),
-    "snapshot": lambda store: SnapshotReader(store).read_chunk(0),
+    "snapshot": lambda store: SnapshotReader(store.acquire_environment()).read_chunk(0),
 }
 
 
