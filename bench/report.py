@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +246,7 @@ def _catch_up(data: Data) -> list[str]:
         (
             row["way"]
             if row["snapshot"] == (row["way"] == "snapshot")
-            else f"{row['way']} (other!)",
+            else f"{row['way']} (the other way was taken)",
             f"{row['behind']:,}",
             f"{row['answers_s']:.2f}",
             f"{row['in_sync_s']:.2f}",
@@ -254,7 +254,29 @@ def _catch_up(data: Data) -> list[str]:
         for row in data["rows"]
     ]
     head = ("way", "entries behind", "answers after, s", "in sync after, s")
-    return [table(head, rows)]
+    return [table(head, rows), crossing(data["rows"])]
+
+
+def crossing(rows: Sequence[Data]) -> str:
+    """Return a sentence about where the snapshot becomes quicker than the log."""
+    took: dict[bool, dict[int, float]] = {True: {}, False: {}}
+    for row in rows:
+        if row["snapshot"] == (row["way"] == "snapshot"):
+            took[row["snapshot"]][row["behind"]] = row["in_sync_s"] - row["answers_s"]
+    both = sorted(took[True].keys() & took[False].keys())
+    quicker = [behind for behind in both if took[True][behind] < took[False][behind]]
+    if not both:
+        return "No distance was measured both ways."
+    if not quicker:
+        return (
+            f"Counted from the first answer, the log is quicker up to {both[-1]:,} entries behind."
+        )
+    before = [behind for behind in both if behind < quicker[0]]
+    since = f" The log is up to {before[-1]:,}." if before else ""
+    return (
+        f"Counted from the first answer, the snapshot is quicker from {quicker[0]:,} entries "
+        f"behind on.{since}"
+    )
 
 
 def _snapshot(data: Data) -> list[str]:

@@ -13,7 +13,7 @@ from bench.failover import summary
 from bench.growth import growth_of, rate_between
 from bench.headline import MEASURES, aims, medians
 from bench.machine import Machine
-from bench.report import write_report
+from bench.report import crossing, write_report
 from bench.spec import Bucket
 from bench.tradeoffs import DETECTORS, timing
 from bench.trier import Tries, Try
@@ -136,3 +136,23 @@ def test_the_report_is_written_from_whatever_results_there_are(tmp_path: Path) -
     assert "| pause | at most 20 ms | 11 | yes | handover |" in text
     assert [path.name for path in pictures] == ["handover.svg"]
     assert "images/bench/handover.svg" in text
+
+
+def test_the_crossing_of_log_and_snapshot_counts_only_ways_that_were_taken() -> None:
+    def row(way: str, behind: int, took_s: float, taken: str = "") -> dict[str, object]:
+        snapshot = (taken or way) == "snapshot"
+        return {
+            "way": way,
+            "behind": behind,
+            "answers_s": 1.0,
+            "in_sync_s": 1.0 + took_s,
+            "snapshot": snapshot,
+        }
+
+    log = [row("log", 10, 0.1), row("log", 100, 0.2), row("log", 1000, 0.9)]
+    quick = row("snapshot", 10, 0.05, taken="log")
+    found = crossing([*log, quick, row("snapshot", 100, 0.3), row("snapshot", 1000, 0.3)])
+    assert "from 1,000 entries behind on" in found
+    assert "log is up to 100." in found
+    assert "up to 100 entries" in crossing([*log, row("snapshot", 100, 0.3)])
+    assert "No distance" in crossing([*log, quick])
