@@ -70,30 +70,31 @@ class SnapshotProcess:
 
         Raises TransferError: it could not be started, or could not open the environment.
         """
-        environment = self._environment
-        command = [sys.executable, "-P", "-m", "datapath.snapshot_child", str(environment.path)]
-        command += [str(environment.map_size_bytes), str(self._chunk_size_bytes)]
-        near, far = socket.socketpair()
-        self._connection = near
-        near.setsockopt(
-            socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", ANSWER_TIMEOUT_S, 0)
-        )
-        with far:
-            try:
-                self._process = subprocess.Popen(  # noqa: S603 -- our own command
-                    command,
-                    stdin=far.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    # It imports what this process imports, wherever that was found.
-                    env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                )
-            except OSError as error:
-                raise TransferError(f"a process to read it could not be started: {error}") from None
+        try:
+            self._launch()
+        except OSError as error:
+            raise TransferError(f"a process to read it could not be started: {error}") from None
         answer = self._receive()
         if not isinstance(answer, Opened):
             detail = answer.detail if isinstance(answer, Broken) else "it gave a strange answer"
             raise TransferError(f"the process that reads it could not open the store: {detail}")
         self.index, self.epoch = answer.index, answer.epoch
+
+    def _launch(self) -> None:
+        environment = self._environment
+        command = [sys.executable, "-P", "-m", "datapath.snapshot_child", str(environment.path)]
+        command += [str(environment.map_size_bytes), str(self._chunk_size_bytes)]
+        self._connection, far = socket.socketpair()
+        with far:
+            timeout = struct.pack("ll", ANSWER_TIMEOUT_S, 0)
+            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+            self._process = subprocess.Popen(  # noqa: S603 -- our own command
+                command,
+                stdin=far.fileno(),
+                stdout=subprocess.DEVNULL,
+                # It imports what this process imports, wherever that was found.
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
 
     def read_chunk(self, number: int) -> bytes | None:
         """Return a chunk, or None after the last one; as `SnapshotReader.read_chunk`.
@@ -148,7 +149,8 @@ class SnapshotProcess:
                 self._process.wait(_EXIT_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-                self._process.wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs in a disk
+                    self._process.wait(_EXIT_TIMEOUT_S)
         if not self._closed:
             self._closed = True
             self._environment.lmdb.reader_check()  # a killed reader would hold its pages for ever

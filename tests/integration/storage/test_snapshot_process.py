@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -130,14 +131,22 @@ def test_one_that_hangs_is_told_and_ended(store: Store, monkeypatch: pytest.Monk
     assert readers(store) == 0
 
 
+@pytest.mark.parametrize("without", ["python", "descriptors"])
 def test_one_that_cannot_be_started_is_no_damage(
-    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, without: str
 ) -> None:
     source = SnapshotProcess(store.acquire_environment())
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
-    with pytest.raises(TransferError, match="could not be started"):
-        source.start()
-    source.close()
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        if without == "python":
+            monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+        else:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, limit[1]))
+        with pytest.raises(TransferError, match="could not be started"):
+            source.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        source.close()
 
 
 def test_an_environment_that_is_gone_is_no_damage(store: Store, tmp_path: Path) -> None:
