@@ -31,7 +31,9 @@ TOUR_LIMIT_S = 14 * 60
 @click.option("--rounds", type=click.IntRange(1), help="Rounds of what is repeated.")
 @click.option("--kills", type=click.IntRange(1), help="How many processes are killed or stopped.")
 @click.option("--size-mb", type=click.IntRange(1), help="Size of the snapshot benchmark's state.")
-@click.option("--keys-max", type=click.IntRange(1), help="Most keys of the growth benchmark.")
+@click.option(
+    "--keys-max", type=click.IntRange(1), help="Most keys in keys, entries behind in catch-up."
+)
 @click.option("--minutes", type=float, help="Length of the memory benchmark.")
 @click.option("--only", default="", help="Peers to measure, separated by commas.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, help="Results directory.")

@@ -25,8 +25,8 @@ P = TypeVar("P", bound=Peer)
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """`seconds` of each measurement, `rounds` of those that are repeated, `kills` of processes.
 
-    `size_mb` and `keys_max` bound the benchmarks that grow; `minutes` those that wait. `only`
-    names the peers to take (empty: all).
+    `size_mb` and `keys_max` (keys, or entries behind) bound the benchmarks that grow; `minutes`
+    those that wait. `only` names the peers to take (empty: all).
     """
 
     seconds: float = 3.0

@@ -17,7 +17,7 @@ from bench.peers.onecopy import Onecopy
 from bench.peers.process import fetch, wait_until
 from bench.spec import Bucket, Workload
 
-BEHIND = (1_000, 5_000, 20_000, 80_000)
+BEHIND = (1_000, 5_000, 20_000, 80_000, 320_000)
 BEHIND_STATE = Workload(api="onecopy", prefix="c", keys=20_000, value_bytes=1024)
 LOG_ONLY: dict[str, int] = {"log_retention_bytes": 1 << 30}
 SNAPSHOT_ONLY = {
@@ -93,7 +93,7 @@ def catch_up(context: Context) -> dict[str, Any]:
     for way, limits in (("log", LOG_ONLY), ("snapshot", SNAPSHOT_ONLY)):
         with context.peer(Onecopy.shape(limits=limits)) as cluster:
             loads.fill(BEHIND_STATE, cluster.address(cluster.primary()))
-            for behind in BEHIND:
+            for behind in (size for size in BEHIND if size <= context.options.keys_max):
                 backup = cluster.backups()[0]
                 cluster.processes[backup].end()
                 cluster.wait_in_sync()

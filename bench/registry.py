@@ -97,7 +97,7 @@ ALL = (
         "log replay against snapshot by how far behind, and their effect on live traffic",
         growth.catch_up,
         Options(seconds=3),
-        Options(seconds=2),
+        Options(seconds=2, keys_max=80_000),
     ),
     Benchmark(
         "keys",
