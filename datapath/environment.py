@@ -175,13 +175,12 @@ class Environment:
                 metasync=sync,
                 readonly=readonly,
             )
-            if not readonly:
-                _fill_up(path / "data.mdb", self.lmdb)
             if readonly:
                 self._open_databases(None)
                 with self.lmdb.begin() as transaction:
                     self._check_format(transaction, fresh=fresh)
                 return
+            _fill_up(path / "data.mdb", self.lmdb)
             # A write transaction that finds everything there writes nothing (a reader's handles
             # would go with it): so a node starts on a full disk.
             with self.lmdb.begin(write=True) as transaction:

@@ -21,6 +21,7 @@ from cluster.client import Client
 from cluster.config import load_config
 from tests.support.commands import Ended, finish, run, start
 from tests.support.ports import free_up_port
+from tests.support.processes import is_alive
 
 pytestmark = pytest.mark.slow  # real nodes
 READY_S = 30.0
@@ -78,15 +79,6 @@ async def up(data: Path, port: int, *options: str, new: bool = True) -> AsyncIte
     finally:
         if process.returncode is None:
             await running.stop()
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs (one that has ended and was not reaped does not)."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 async def test_up_serves_resumes_and_keeps_the_data(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from datapath.storage import Storage
 from datapath.store import Store
 from datapath.transfer import TransferError
 from tests.support.damage import flip_byte
+from tests.support.processes import is_alive
 
 CHUNK_BYTES = 4096
 ENTRIES = 300
@@ -62,16 +63,9 @@ def readers(store: Store) -> int:
         environment.release()
 
 
-def has_ended(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
-    except FileNotFoundError:
-        return True
-
-
 def wait_until_ended(pid: int) -> None:
     deadline = time.monotonic() + 10
-    while not has_ended(pid):
+    while is_alive(pid):
         assert time.monotonic() < deadline, f"process {pid} is still there"
         time.sleep(0.01)
 
@@ -100,7 +94,7 @@ def test_when_it_is_closed_nothing_is_left(store: Store, source: SnapshotProcess
     assert readers(store) == 1
     source.close()
     source.close()
-    assert has_ended(source.pid)
+    assert not is_alive(source.pid)
     assert readers(store) == 0
     with pytest.raises(TransferError, match="not there"):
         source.read_chunk(0)
@@ -127,7 +121,7 @@ def test_one_that_hangs_is_told_and_ended(store: Store, monkeypatch: pytest.Monk
     with pytest.raises(TransferError, match="not there"):
         source.read_chunk(0)  # a late answer must not be taken for this chunk
     source.close()
-    assert has_ended(source.pid)
+    assert not is_alive(source.pid)
     assert readers(store) == 0
 
 
@@ -201,7 +195,7 @@ async def test_a_cancelled_start_leaves_nothing(
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await opening
-        assert [has_ended(pid) for pid in pids] == [True]
+        assert [is_alive(pid) for pid in pids] == [False]
         assert readers(storage.store) == 0
         await storage.stop()
 
@@ -223,6 +217,6 @@ def test_it_ends_with_a_node_that_is_killed(tmp_path: Path) -> None:
     with node:
         assert node.stdout is not None
         pid = int(node.stdout.readline())
-        assert not has_ended(pid)
+        assert is_alive(pid)
         node.kill()
     wait_until_ended(pid)
