@@ -153,6 +153,7 @@ class NodeProcess:
             flush_bytes=limits.overlay_flush_bytes,
             retention_bytes=limits.log_retention_bytes,
             catchup_bytes=4 * limits.log_retention_bytes,
+            snapshot_log_bytes=limits.snapshot_log_bytes,
         )
         engine = Engine(
             self._node_id,
@@ -271,8 +272,8 @@ class NodeProcess:
         raft = self._directory.path / "raft"
         if self._directory.joined and not (raft.is_dir() and any(raft.iterdir())):
             raise DataDirectoryError(
-                f"{raft} is missing or empty, but this node has voted with it: restore it from a "
-                f"backup; or run `onecopy remove {self._node_id}` and give the node a new id and "
+                f"{raft} is missing or empty, but this node has voted with it. Do not restore an "
+                f"older copy; run `onecopy remove {self._node_id}` and give the node a new id and "
                 "an empty data directory"
             )
 
