@@ -123,6 +123,7 @@ class Engine:
         self._tick_handle: asyncio.TimerHandle | None = None
         self._stopped = False
         self._view_changes_total = 0
+        self._committed_ms = clock_ms()  # when the commit index last rose
         self._queries_total = 0
 
     # -- lifetime
@@ -248,6 +249,7 @@ class Engine:
                 self._end_handover(NotAppliedError("handover_failed", reason))
 
     def _commit(self, index: int) -> None:
+        self._committed_ms = clock_ms()
         self._pipeline.commit(index)
         self._storage.wants_flush()
         if self._ready_index and index >= self._ready_index:
@@ -558,6 +560,7 @@ class Engine:
             "last_index": core.log.last_index,
             "durable_index": core.durable_index,
             "commit_index": core.commit_index,
+            "seconds_since_commit": round((clock_ms() - self._committed_ms) / 1000, 3),
             "log_first_index": core.log.base_index + 1,
             "waiting_operations": self._pipeline.waiting_operations,
             "uncommitted_records": self._pipeline.uncommitted_records,

@@ -468,7 +468,11 @@ class Gateway:
 
     def counters(self) -> Mapping[str, float]:
         """Numbers for metrics."""
-        own = {**self._counters, "peer_links": len(self.caller.peers)}
+        own = {
+            **self._counters,
+            "peer_links": len(self.caller.peers),
+            "ready": float(self.is_ready),
+        }
         return {**own, **self._engine.counters()} if self._engine else own
 
     # -- what other nodes ask; the LinkHandler of incoming links of the kind "request"
