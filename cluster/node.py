@@ -98,7 +98,9 @@ class NodeProcess:
             bytes(config.secret),
             self._peer_address,
         )
-        self._gateway = Gateway(node_id, config.name, self._agreement, directory.pin_peer)
+        self._gateway = Gateway(
+            node_id, config.name, self._agreement, directory.pin_peer, directory.cluster_id
+        )
         self._gateway.listen(self._on_view)
         self._engine: Engine | None = None
         self._receiver: SnapshotReceiver | None = None
