@@ -21,6 +21,8 @@ Headers = CIMultiDictProxy[str]
 IDEMPOTENCY_KEY = istr("Idempotency-Key")
 CLUSTER = istr("Onecopy-Cluster")
 MAX_IDEMPOTENCY_KEY_LENGTH = 255
+MAX_ENTITY_TAGS = 100
+"""In one condition. A head may be as long as 128 fields of 8 KB, and each tag costs a step."""
 
 _TAG = r'(W/)?"([\x21\x23-\x7e\x80-\U0010ffff]*)"'
 _TAGS = re.compile(rf"[ \t]*{_TAG}[ \t]*(?:,|$)")
@@ -51,8 +53,13 @@ def entity_tags(headers: Headers, name: istr) -> EntityTags | None:
         return EntityTags(any=True, strong=(), all=())
     strong: list[int] = []
     every: list[int] = []
-    position = 0
+    position = n_tags = 0
     while position < len(text) or not position:
+        n_tags += 1
+        if n_tags > MAX_ENTITY_TAGS:
+            raise Problem(
+                "invalid_header", f"{name} lists more than {MAX_ENTITY_TAGS} entity tags: use fewer"
+            )
         match = _TAGS.match(text, position)
         if match is None:
             raise Problem(
