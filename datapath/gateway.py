@@ -75,7 +75,8 @@ CALL_MARGIN_MS = 200
 class Gateway:
     """The `Node` of `datapath.operations`, for replicas (with an engine) and witnesses (without).
 
-    `pin` remembers another node's data id and says whether it is the known one.
+    `pin` remembers another node's data id and says whether it is the known one. `cluster_id` is
+    the cluster that this node's data belongs to, "" where it has none yet.
     """
 
     def __init__(
@@ -84,9 +85,11 @@ class Gateway:
         cluster: str,
         agreement: Agreement,
         pin: Callable[[str, str], bool],
+        cluster_id: str = "",
     ) -> None:
         self.node_id = node_id
         self._cluster = cluster
+        self._bound_cluster_id = cluster_id
         self._agreement = agreement
         self._pin = pin
         self._engine: Engine | None = None
@@ -122,6 +125,11 @@ class Gateway:
     def view(self) -> View | None:
         """The newest committed view that this node has heard of."""
         return self._view
+
+    @property
+    def cluster_id(self) -> str:
+        """The cluster of the newest view, before there is one that of the data, or ""."""
+        return self._bound_cluster_id if self._view is None else self._view.cluster_id
 
     def on_view(self, view: View) -> None:
         """Take a committed view, from consensus or from a peer that has it from there."""
@@ -469,7 +477,11 @@ class Gateway:
 
     def counters(self) -> Mapping[str, float]:
         """Numbers for metrics."""
-        own = {**self._counters, "peer_links": len(self.caller.peers)}
+        own = {
+            **self._counters,
+            "peer_links": len(self.caller.peers),
+            "ready": float(self.is_ready),
+        }
         return {**own, **self._engine.counters()} if self._engine else own
 
     # -- what other nodes ask; the LinkHandler of incoming links of the kind "request"
