@@ -20,6 +20,8 @@ from datapath.transfer import Offer, TransferError
 from election.view import View
 from tests.sim.world import make_member
 
+MAP_SIZE_BYTES = 1 << 24
+
 
 class Learner:
     """Replica "b", which follows "a" in epoch 3 and has committed 5 entries; with a real store."""
@@ -34,8 +36,9 @@ class Learner:
         for effect in self.replica.on_message("a", Probe(1, 3, "a", 5), 1.0):
             if isinstance(effect, fx.RecordAccepted):
                 self.replica.on_durable(effect.ticket)
-        self.store = Store.open(path)
+        self.store = Store.open(path, map_size_bytes=MAP_SIZE_BYTES)
         self.installed: list[int] = []
+        self.failed: list[BaseException] = []
         mesh: Any = None
         self.snapshots = Snapshots(
             "b",
@@ -47,10 +50,11 @@ class Learner:
             on_sent=lambda _peer, _session, _done: None,
             on_installed=lambda index, _epoch: self.installed.append(index),
             on_install_failed=lambda: None,
+            on_fatal=self.failed.append,
         )
 
     def snapshot_writer(self, index: int, epoch: int) -> SnapshotWriter:
-        return SnapshotWriter(self.store.directory, index, epoch)
+        return SnapshotWriter(self.store.directory, index, epoch, map_size_bytes=MAP_SIZE_BYTES)
 
     async def install_snapshot(self, *_: object) -> None:
         """What is put in place is not the question here."""
@@ -88,6 +92,7 @@ def learner(tmp_path: Path) -> Any:
     made = Learner(tmp_path)
     yield made
     made.store.close()
+    assert not made.failed
 
 
 async def test_a_learner_takes_what_its_primary_offers(learner: Learner) -> None:
