@@ -23,7 +23,7 @@ from cluster.http_express import KEYS, Pending, Write
 from cluster.http_headers import Headers
 from cluster.http_kv import KvHandlers
 from cluster.http_params import TIMEOUT, decode_percent, parse_query
-from cluster.http_server import HttpServer, HttpSettings, Listener
+from cluster.http_server import HttpServer, HttpSettings, Listener, OrdinaryConnection
 from cluster.metrics import Metrics
 from cluster.openapi import openapi_json
 from cluster.problems import RETRY_AFTER_S, Problem, from_operation_error
@@ -123,6 +123,10 @@ class HttpApi:
         """Answer a request, whatever happens."""
         started = perf_counter()
         method = request.method
+        connection = request.protocol
+        assert isinstance(connection, OrdinaryConnection)
+        if method in _READS:
+            connection.reading = asyncio.current_task()
         try:
             answer = await self._dispatch(request, method)
         except Problem as problem:
@@ -133,6 +137,8 @@ class HttpApi:
             return NoAnswer()  # nothing was begun
         except Exception as error:  # noqa: BLE001 -- the client gets an answer, whatever it is
             answer = self.refuse(error, method, request.raw_path)
+        finally:
+            connection.reading = None
         self.observe(method, request.raw_path, answer, perf_counter() - started)
         return answer
 

@@ -80,7 +80,7 @@ class HttpServer(web.Server):
 
     def ordinary(self) -> asyncio.Protocol:
         """Make aiohttp's protocol for a connection that leaves the express lane."""
-        connection = _Connection(self, loop=asyncio.get_running_loop(), **self._kwargs)
+        connection = OrdinaryConnection(self, loop=asyncio.get_running_loop(), **self._kwargs)
         if self._closing:
             connection.close()
         return connection
@@ -143,14 +143,22 @@ class HttpServer(web.Server):
         await super().shutdown(timeout)
 
 
-class _Connection(RequestHandler):
+class OrdinaryConnection(RequestHandler):
     """A connection in the ordinary lane: malformed requests are answered as problems."""
 
-    __slots__ = ("_server",)
+    __slots__ = ("_server", "reading")
 
     def __init__(self, server: HttpServer, **options: object) -> None:
         super().__init__(server, **options)  # type: ignore[arg-type]
         self._server = server
+        self.reading: asyncio.Task[Any] | None = None
+        """What answers a request that only reads: it ends when the client has gone."""
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """End a read whose answer has nowhere to go; a write goes on."""
+        super().connection_lost(exc)
+        if self.reading is not None:
+            self.reading.cancel()
 
     def log_exception(self, *args: Any, **options: Any) -> None:
         """Log what has failed here, within the bounds of what clients can cause."""
