@@ -6,6 +6,7 @@ raise: `Problem` for what the API itself refuses, `OperationError` for what the 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,10 +23,11 @@ from cluster.http_express import KEYS, Pending, Write
 from cluster.http_headers import Headers, check_cluster, cluster_line
 from cluster.http_kv import KvHandlers
 from cluster.http_params import TIMEOUT, decode_percent, parse_query
-from cluster.http_server import HttpServer, HttpSettings, Listener
+from cluster.http_server import HttpServer, HttpSettings, Listener, OrdinaryConnection
 from cluster.metrics import Metrics
 from cluster.openapi import openapi_json
 from cluster.problems import RETRY_AFTER_S, Problem, from_operation_error
+from datapath.complaints import Complaints
 from datapath.errors import OperationError
 from datapath.operations import Node, Result
 
@@ -61,6 +63,7 @@ class HttpApi:
         self._settings = settings or HttpSettings()
         self._listener: Listener | None = None
         self._server: HttpServer | None = None
+        self.complaints = Complaints(logger)
         self._metrics = Metrics(node.node_id, node.counters, self._open_connections)
         kv = KvHandlers(node, self._settings)
         self._kv = kv
@@ -122,6 +125,10 @@ class HttpApi:
         """Answer a request, whatever happens."""
         started = perf_counter()
         method = request.method
+        connection = request.protocol
+        assert isinstance(connection, OrdinaryConnection)
+        if method in _READS:
+            connection.reading = asyncio.current_task()
         try:
             answer = await self._dispatch(request, method)
         except Problem as problem:
@@ -132,6 +139,8 @@ class HttpApi:
             return NoAnswer()  # nothing was begun
         except Exception as error:  # noqa: BLE001 -- the client gets an answer, whatever it is
             answer = self.refuse(error, method, request.raw_path)
+        finally:
+            connection.reading = None
         self.observe(method, request.raw_path, answer, perf_counter() - started)
         return answer
 
@@ -171,8 +180,10 @@ class HttpApi:
             return self._refusal(from_operation_error(error), method)
         request_id = secrets.token_hex(8)
         path = target.partition("?")[0]
-        logger.error("request %s failed: %s %s", request_id, method, path, exc_info=error)
-        return self._refusal(_unexpected(request_id), method)
+        text = f"request {request_id} failed: {method} {path}"
+        kind, now = type(error).__name__, asyncio.get_running_loop().time()
+        written = self.complaints.log(kind, text, now, error=error)
+        return self._refusal(_unexpected(request_id if written else ""), method)
 
     def observe(self, method: str, target: str, answer: Answer, seconds: float) -> None:
         """Count an answered request, and log it if asked to."""
@@ -311,6 +322,10 @@ def _method(methods: Mapping[str, HandlerT], method: str) -> HandlerT:
 
 
 def _unexpected(request_id: str) -> Problem:
+    """Return the problem of a defect; `request_id` "": the log has only others like it."""
+    if not request_id:
+        detail = "the node's log has the details of others that failed like this"
+        return Problem("internal_error", detail, outcome="unknown")
     return Problem(
         "internal_error",
         f"the node's log has the details under {request_id}",

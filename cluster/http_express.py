@@ -24,6 +24,7 @@ from multidict import CIMultiDict, CIMultiDictProxy, istr
 
 from cluster.http_answer import ANSWER_TIMEOUT_S, Answer
 from cluster.http_headers import CLUSTER, IDEMPOTENCY_KEY, Headers
+from datapath.complaints import Complaints
 from datapath.errors import NotPrimaryError, OperationError, UnknownOutcomeError
 from datapath.operations import Operation, Result
 
@@ -75,6 +76,8 @@ class Write(msgspec.Struct, frozen=True):
 
 class ExpressApi(Protocol):
     """What the lane needs of the API. Each method returns None for "the ordinary way"."""
+
+    complaints: Complaints
 
     def express_write(
         self, method: str, key: str, query: str, headers: Headers, body: bytes

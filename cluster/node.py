@@ -279,6 +279,8 @@ class NodeProcess:
             )
 
     async def _stop(self) -> None:
+        if self._engine is not None:
+            self._engine.stop_scans()
         if self._engine is not None and self._engine.replica.primary is not None:
             await self._hand_over()
         for task in list(self._tasks):

@@ -126,6 +126,7 @@ CODES: dict[str, Code] = {
     "not_ready": Code(
         503, "This node cannot answer linearizable reads now", "Ask another node, or later."
     ),
+    "stopping": Code(503, "This node is stopping", "Ask another node."),
     "overloaded": Code(
         503, "Too many requests are waiting", "Try again later, with fewer requests at once."
     ),
