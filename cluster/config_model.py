@@ -226,6 +226,22 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 0
 
 
+AdminFrom = Literal["loopback", "any"]
+
+
+class Api(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[api]`: the HTTP API."""
+
+    admin_from: Annotated[
+        AdminFrom,
+        Meta(
+            description='Who may remove nodes and hand over. `"loopback"`: only programs on the '
+            "node's own machine, and through no proxy; "
+            '`"any"`: whoever reaches the port.'
+        ),
+    ] = "loopback"
+
+
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The whole file, checked: paths absolute, the secret read.
 
@@ -239,6 +255,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     routes: dict[str, dict[str, Route]]
     timing: Timing
     limits: Limits
+    api: Api = Api()
     warnings: tuple[str, ...] = ()
 
     @property

@@ -97,6 +97,11 @@ SCHEMAS: Json = {
             "applied_index": _INDEX,
             "durable_index": _INDEX,
             "lag": {**_INDEX, "description": "Entries behind the primary; null: unknown."},
+            "votes": {
+                "type": ["boolean", "null"],
+                "description": "Whether its vote counts in consensus; null: unknown. A node "
+                "without one cannot take over, in sync or not.",
+            },
         },
         additionalProperties=False,
     ),

@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
+from cluster.config_model import AdminFrom
 from cluster.http_answer import PROBLEM, Answer
 from cluster.http_express import MAX_REQUEST_SIZE_BYTES, ExpressApi, ExpressConnection
 from cluster.problems import RETRY_AFTER_S, Problem
@@ -34,7 +35,8 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `idle_timeout_ms` bounds both a connection's idleness and the arrival of a request's head;
     `body_timeout_ms` the arrival of its body. Connections over `max_connections` get 503.
-    `shutdown_grace_ms`: how long `stop` waits for requests under way.
+    `shutdown_grace_ms`: how long `stop` waits for requests under way. `admin_from`: see
+    `cluster.http_admin`.
     """
 
     max_value_size_bytes: int = 1024 * 1024
@@ -44,6 +46,7 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: int = 4096
     shutdown_grace_ms: int = 5000
     access_log: bool = False
+    admin_from: AdminFrom = "loopback"
 
 
 class HttpServer(web.Server):

@@ -70,7 +70,9 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     """One node, as its primary (or itself) sees it.
 
     `state`: "primary", "backup", "learner", "snapshot", "witness" or "unreachable"; `lag` is how
-    many log entries it is behind the primary's commit index, None when unknown.
+    many log entries it is behind the primary's commit index, None when unknown. `votes`: whether
+    its vote counts in consensus, None when unknown; a node that was just added has none yet, and
+    cannot take over.
     """
 
     role: str
@@ -79,6 +81,7 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     applied_index: int | None = None
     durable_index: int | None = None
     lag: int | None = None
+    votes: bool | None = None
 
 
 class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,8 +172,14 @@ class Node(Protocol):
     async def handover(self, to: str, timeout_ms: int) -> View:
         """Make `to` (a member of the in-sync set) the primary; no waiting request fails."""
 
-    async def remove_member(self, node: str, timeout_ms: int) -> View:
-        """Take a node out of the cluster for good."""
+    async def remove_member(
+        self, node: str, timeout_ms: int, *, force: bool = False, asked_by: str = ""
+    ) -> View:
+        """Take a node out of the cluster for good; one that is out already stays so.
+
+        Refused where it may cost what was acknowledged, or the majority (rule M1), unless `force`.
+        `asked_by` says in the log who wanted it.
+        """
 
     async def cluster_status(self) -> ClusterStatus:
         """Return the cluster as the primary sees it; without one, as this node does."""
