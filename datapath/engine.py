@@ -92,7 +92,7 @@ class Engine:
         self._pipeline = Pipeline(
             node_id,
             self.replica,
-            Executor(service, storage.store, bounds.client_table_entries),
+            Executor(service, storage.store, bounds.client_table),
             storage,
             bounds,
             storage.uncommitted(recovered.commit_index),
@@ -100,6 +100,7 @@ class Engine:
             append=lambda record: self._run(self.replica.append, record),
             why_not_serving=self.why_not_serving,
             spawn=self._spawn,
+            call_soon=lambda action: self._loop.call_soon(self._guard, action),
         )
         self.snapshots = Snapshots(
             node_id,
@@ -208,6 +209,14 @@ class Engine:
             self.fail(problem)
         except Exception as problem:
             log.exception("an effect could not be carried out")
+            self.fail(problem)
+
+    def _guard(self, action: Callable[[], None]) -> None:
+        """Do what the pipeline has put off. A disk that fails meanwhile ends the node, as above."""
+        try:
+            action()
+        except Exception as problem:
+            log.exception("a burst could not be executed")
             self.fail(problem)
 
     def _carry_out(self, effect: fx.Effect) -> None:
@@ -423,6 +432,10 @@ class Engine:
     def submit_to(self, operation: Operation, timeout_ms: float, sink: Sink) -> None:
         """Execute here, and answer `sink`. As `submit` otherwise."""
         self._pipeline.submit(operation, timeout_ms, sink)
+
+    def recall(self, operation: Operation) -> Result | OperationError | None:
+        """Return the answer to a repeat of what is applied on this replica, primary or not."""
+        return self._pipeline.recall(operation)
 
     def why_not_serving(self) -> str:
         """A sentence about why this node does not serve as the primary now."""
