@@ -112,3 +112,13 @@ class DataDirectoryError(StorageError):
 
 class SafetyError(DataPathError):
     """An invariant is broken. The node stops and keeps its data; tell the developers."""
+
+
+def ends_node(problem: BaseException) -> bool:
+    """Whether a node must end, wherever it met this: a failed disk (D9) or a broken invariant.
+
+    A full disk does not: what met it was not done, and can be tried again.
+    """
+    return isinstance(problem, SafetyError | StorageError) and not isinstance(
+        problem, DiskFullError
+    )

@@ -156,6 +156,7 @@ class Pipeline:
         self._waiting: deque[Waiting] = deque()
         self._waiting_bytes = 0
         self._waiting_keys: dict[str, int] = {}
+        self._overload_repeats: list[tuple[Waiting, OverloadedError]] = []  # of this turn
         self._next_deadline_ms = float("inf")
         self._burst_due = False
         self._executing: asyncio.Task[None] | None = None
@@ -197,10 +198,16 @@ class Pipeline:
         error = OverloadedError(
             "overloaded", "too many operations wait on the primary: try again in a moment"
         )
-        if self._is_known(waiting.operation):
-            self._call_soon(lambda: self._refuse(waiting, error))
-            return
-        raise error
+        if not self._is_known(waiting.operation):
+            raise error
+        self._overload_repeats.append((waiting, error))
+        if len(self._overload_repeats) == 1:
+            self._call_soon(self._answer_overload_repeats)
+
+    def _answer_overload_repeats(self) -> None:
+        repeats, self._overload_repeats = self._overload_repeats, []
+        for waiting, error in repeats:
+            self._refuse(waiting, error)
 
     def _is_known(self, operation: Operation) -> bool:
         """Whether an earlier request under its key was executed here, or waits to be."""
@@ -589,6 +596,7 @@ class Pipeline:
 
     def _release_waiting(self) -> None:
         """What was not executed can be tried elsewhere."""
+        self._answer_overload_repeats()
         waiting, self._waiting = self._waiting, deque()
         self._waiting_bytes = 0
         self._waiting_keys.clear()
