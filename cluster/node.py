@@ -18,6 +18,7 @@ from cluster.http_api import HttpApi
 from cluster.http_server import HttpSettings
 from cluster.kv import KeyValue
 from cluster.own_address import check_own_addresses
+from datapath.client_table import ClientTableBounds
 from datapath.datadir import DataDirectory
 from datapath.engine import Engine
 from datapath.errors import (
@@ -30,6 +31,7 @@ from datapath.errors import (
 from datapath.gateway import Gateway
 from datapath.link import LinkHandler
 from datapath.mesh import REPLICATE, REQUEST, SNAPSHOT, Mesh
+from datapath.records import MAX_RECORD_SIZE_BYTES
 from datapath.requests import (
     HelloCall,
     HelloReturn,
@@ -190,6 +192,7 @@ class NodeProcess:
             flush_bytes=limits.overlay_flush_bytes,
             retention_bytes=limits.log_retention_bytes,
             catchup_bytes=4 * limits.log_retention_bytes,
+            max_queued_bytes=limits.max_inflight_bytes + 2 * MAX_RECORD_SIZE_BYTES,
         )
         engine = Engine(
             self._node_id,
@@ -209,9 +212,13 @@ class NodeProcess:
             ),
             Bounds(
                 min_in_sync=limits.min_in_sync,
+                max_inflight_bytes=limits.max_inflight_bytes,
                 max_waiting_operations=limits.max_waiting_requests,
-                max_waiting_bytes=limits.max_inflight_bytes,
-                client_table_entries=limits.client_table_size,
+                max_waiting_bytes=limits.max_waiting_bytes,
+                client_table=ClientTableBounds(
+                    retention_ms=limits.client_table_retention_ms,
+                    max_bytes=limits.client_table_bytes,
+                ),
                 snapshot_rate_bytes_per_s=limits.snapshot_rate_bytes_per_s,
             ),
             {node: rank for rank, node in enumerate(self._config.replicas)},

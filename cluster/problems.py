@@ -94,6 +94,16 @@ CODES: dict[str, Code] = {
     ),
     "removed": Code(409, "The node was removed for good", "Give the node a new id."),
     "refused": Code(409, "The cluster refuses this change", "Read `detail`: it says why."),
+    "unknown_revision": Code(
+        409,
+        "`Idempotency-After` names a revision that this cluster has not reached",
+        "Take it from `Onecopy-Revision` of an answer of this cluster.",
+    ),
+    "idempotency_key_expired": Code(
+        410,
+        "The idempotency key may have been used, and is no longer remembered",
+        "Nothing was applied now; read to learn whether an earlier request was.",
+    ),
     "precondition_failed": Code(
         412, "A condition of the request does not hold", "Read the key, and decide again."
     ),

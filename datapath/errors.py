@@ -49,8 +49,15 @@ class NotAppliedError(OperationError):
 class RejectedError(NotAppliedError):
     """The service refused the operation; raised by service methods. Their writes are dropped.
 
-    `code` is the service's own ("precondition_failed", …).
+    `code` is the service's own ("precondition_failed", …). It is the operation's answer for good:
+    under an idempotency key it is remembered, at the price of a log entry, so that a repeat gets
+    it as well. `for_good`: the service would refuse the same at any later time whatever happens
+    meanwhile, so that a repeat may be decided anew, and nothing is written.
     """
+
+    def __init__(self, code: str, detail: str, *, for_good: bool = False) -> None:
+        super().__init__(code, detail)
+        self.for_good = for_good
 
 
 class NotPrimaryError(NotAppliedError):

@@ -16,6 +16,7 @@ import msgspec
 from datapath.clock import clock_ms
 from datapath.engine import Engine
 from datapath.errors import (
+    DataPathError,
     NotAppliedError,
     NotPrimaryError,
     OperationError,
@@ -27,7 +28,6 @@ from datapath.membership import Facts, Refusal, describe, may_join, refusals
 from datapath.operations import (
     ClusterStatus,
     Digest,
-    NodeState,
     Operation,
     Query,
     QueryResult,
@@ -64,6 +64,8 @@ from datapath.requests import (
     encode,
     error_return,
 )
+from datapath.router import Attempts, Step, proves
+from datapath.status import other_state
 from election.agreement import Agreement, AgreementUnavailableError, Committed, Refused
 from election.view import AddMember, Change, Member, RemoveMember, View
 
@@ -243,40 +245,46 @@ class Gateway:
     ) -> Result:
         """Execute on the primary, wherever it is; wait for one up to `timeout_ms`.
 
-        What is certainly not carried out is tried again. What may have been is tried again only
-        under an idempotency key (D8), and then never called "not applied" any more. `after`: an
-        attempt has ended so, with a NotPrimaryError, or an UnknownOutcomeError under a key.
+        What is tried again, and what the client is told, is decided in `datapath.router`.
+        `after`: an attempt has ended so, with an error that `router.may_repeat`.
         """
-        deadline_ms = clock_ms() + timeout_ms
-        last, uncertain = str(after or ""), isinstance(after, UnknownOutcomeError)
+        attempts = Attempts(operation, clock_ms() + timeout_ms)
         if after is not None:
-            await self._wait_for_change(deadline_ms)
-        while (left_ms := deadline_ms - clock_ms()) > 0 and not self._stopping:
-            if self._is_removed:
-                break
-            try:
-                if self.primary == self.node_id and self._engine is not None:
-                    return await self._engine.submit(operation, left_ms)
-                if self.primary:
-                    return await self._forward(self.primary, operation, left_ms)
-            except (NotPrimaryError, NotSentError) as problem:
-                last = str(problem)
-            except NoAnswerError as problem:
-                last, uncertain = str(problem), True
-            except UnknownOutcomeError as problem:
-                if not operation.idempotency_key or problem.code != "unknown_outcome":
-                    raise
-                last, uncertain = str(problem), True
-            if uncertain and not operation.idempotency_key:
-                break
-            await self._wait_for_change(deadline_ms)
-        if uncertain:
-            raise UnknownOutcomeError(
-                "unknown_outcome",
-                f"it was sent, but {last}. It may or may not be applied: repeat it under the same "
-                "Idempotency-Key, or read before you repeat it",
-            )
-        raise self._no_primary(last)
+            attempts.failed(after)
+        while True:
+            now_ms, primary = clock_ms(), self.primary
+            is_here = primary == self.node_id and self._engine is not None
+            stopping = self._stopping or self._is_removed
+            match attempts.next(now_ms, primary=primary, is_here=is_here, stopping=stopping):
+                case "answer":
+                    return self._recall(operation, attempts)
+                case "wait":
+                    await self._wait_for_change(attempts.deadline_ms)
+                case step:
+                    try:
+                        return await self._attempt(
+                            step, primary, operation, attempts.deadline_ms - now_ms
+                        )
+                    except DataPathError as problem:
+                        attempts.failed(problem)
+
+    def _recall(self, operation: Operation, attempts: Attempts) -> Result:
+        """Give the first answer again if it is applied here; else raise what the client is told."""
+        error = attempts.answer(self._no_primary(attempts.last))
+        if operation.idempotency_key and self._engine is not None and not proves(error):
+            known = self._engine.recall(operation)
+            if isinstance(known, Result):
+                return known
+            if known is not None and error.outcome == "not_applied":
+                error = known
+        raise error
+
+    async def _attempt(
+        self, step: Step, primary: str, operation: Operation, left_ms: float
+    ) -> Result:
+        if step == "here" and self._engine is not None:
+            return await self._engine.submit(operation, left_ms)
+        return await self._forward(primary, operation, left_ms)
 
     async def _forward(self, primary: str, operation: Operation, left_ms: float) -> Result:
         self._counters["forwarded_total"] += 1
@@ -606,11 +614,10 @@ class Gateway:
         view = self._view
         nodes = {}
         for member in view.members if view else ():
-            if member.id == self.node_id:
-                state = "witness"
-            else:
-                state = "unknown" if self.caller.reaches(member.id) else "unreachable"
-            nodes[member.id] = NodeState(role=member.role, client=member.client, state=state)
+            is_here = member.id == self.node_id
+            nodes[member.id] = other_state(
+                member, reachable=is_here or self.caller.reaches(member.id)
+            )
         return ClusterStatus(
             cluster=self._cluster,
             cluster_id=view.cluster_id if view else "",
