@@ -42,6 +42,11 @@ class CommittedState(Protocol):
     ) -> list[tuple[bytes, bytes]]:
         """Return committed pairs with start <= key < end, in key order."""
 
+    def page(
+        self, space: int, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
+    ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """Return some of those pairs, bounded in work, and where to go on."""
+
     def count(self, space: int) -> int:
         """Return how many keys a space has, near enough."""
 
@@ -89,6 +94,12 @@ class ReadView:
     def range(self, start: bytes, end: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
         """Return up to `limit` committed pairs with start <= key < end, in key order."""
         return self._state.range(SERVICE_SPACE, start, end, limit)
+
+    def page(
+        self, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
+    ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """Return committed pairs with start <= key < end, and where to go on."""
+        return self._state.page(SERVICE_SPACE, start, end, limit, max_size_bytes)
 
 
 class Executor:

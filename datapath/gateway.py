@@ -56,6 +56,7 @@ from datapath.requests import (
     encode,
     error_return,
 )
+from datapath.turns import Turns
 from election.agreement import Agreement, Committed, Refused
 from election.view import AddMember, Change, Member, RemoveMember, View
 
@@ -98,6 +99,7 @@ class Gateway:
         self._next_reading: asyncio.Future[tuple[float, int]] | None = None
         self._fresh_ms = float("-inf")  # what is applied here was up to date at that time
         self._stopping = False
+        self._turns = Turns()
         self._counters = {"forwarded_total": 0.0, "read_index_calls_total": 0.0}
 
     def attach(self, engine: Engine) -> None:
@@ -267,9 +269,12 @@ class Gateway:
 
     async def query(self, query: Query, timeout_ms: int) -> QueryResult:
         """Read; linearizable reads are answered here if this node is in touch with the primary."""
+        engine = self._engine
+        is_scan = engine is not None and engine.is_scan(query)
+        if is_scan:
+            await self._turns.take()
         if (result := self.read_now(query)) is not None:
             return result
-        engine = self._engine
         deadline_ms = clock_ms() + timeout_ms
         last = ""
         while True:
@@ -279,6 +284,8 @@ class Gateway:
             primary = self.primary
             try:
                 if engine is not None and primary == self.node_id:
+                    if is_scan:
+                        await self._turns.take()
                     if (result := engine.query(query)) is not None:
                         return result
                 elif engine is not None and self._in_sync:
@@ -320,6 +327,8 @@ class Gateway:
                 "timeout", f"{self.node_id} did not catch up with the primary in time"
             ) from None
         self._fresh_ms = max(self._fresh_ms, asked_ms)
+        if engine.is_scan(query):
+            await self._turns.take()  # many may have waited for the same index
         return engine.read(query)
 
     async def _read_index(self, engine: Engine) -> tuple[float, int]:
@@ -561,6 +570,8 @@ class Gateway:
         engine = self._engine
         match body:
             case QueryCall(query, _):
+                if engine is not None and engine.is_scan(query):
+                    await self._turns.take()
                 result = engine.query(query) if engine is not None else None
                 if result is None:
                     raise NotPrimaryError("no_primary", f"{self.node_id} does not serve")
