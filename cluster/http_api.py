@@ -20,7 +20,7 @@ from aiohttp.web import BaseRequest, StreamResponse
 from cluster.http_answer import JSON, PROBLEM, Answer, NoAnswer
 from cluster.http_body import ClientGoneError, read_body
 from cluster.http_express import KEYS, Pending, Write
-from cluster.http_headers import Headers
+from cluster.http_headers import Headers, check_cluster, cluster_line
 from cluster.http_kv import KvHandlers
 from cluster.http_params import TIMEOUT, decode_percent, parse_query
 from cluster.http_server import HttpServer, HttpSettings, Listener, OrdinaryConnection
@@ -115,7 +115,9 @@ class HttpApi:
 
     def _identity(self) -> bytes:
         node = self._node
-        return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n" % (node.node_id.encode(), node.epoch)
+        return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n%b" % (
+            node.node_id.encode(), node.epoch, cluster_line(node.cluster_id),
+        )  # fmt: skip
 
     # --- dispatch ---
 
@@ -149,6 +151,7 @@ class HttpApi:
     ) -> Write | None:
         """Return what a PUT or DELETE asks for; None: the ordinary lane has to judge it."""
         try:
+            check_cluster(headers, self._node.cluster_id)
             return self._kv.express_write(method, key, query, headers, body)
         except Problem:
             return None
@@ -156,6 +159,7 @@ class HttpApi:
     def express_read(self, key: str, query: str, headers: Headers) -> Answer | None:
         """Return a GET's answer if it can be given at once; None: the ordinary lane does it."""
         try:
+            check_cluster(headers, self._node.cluster_id)
             return self._kv.express_read(key, query, headers)
         except Problem as problem:
             return self._refusal(problem, "GET")
@@ -190,6 +194,7 @@ class HttpApi:
 
     def _dispatch(self, request: BaseRequest, method: str) -> Awaitable[Answer]:
         """Return the handler's answer to come. Raises Problem."""
+        check_cluster(request.headers, self._node.cluster_id)
         target = request.raw_path
         if not target.startswith("/") or "#" in target:
             target = _origin_form(target)

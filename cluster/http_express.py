@@ -23,7 +23,7 @@ from aiohttp import hdrs
 from multidict import CIMultiDict, CIMultiDictProxy, istr
 
 from cluster.http_answer import ANSWER_TIMEOUT_S, Answer
-from cluster.http_headers import IDEMPOTENCY_KEY, Headers
+from cluster.http_headers import CLUSTER, IDEMPOTENCY_KEY, Headers
 from datapath.complaints import Complaints
 from datapath.errors import NotPrimaryError, OperationError, UnknownOutcomeError
 from datapath.operations import Operation, Result
@@ -54,7 +54,7 @@ _NOT_PLAIN = frozenset(
     b"transfer-encoding upgrade http2-settings".split()
 )
 _CONDITIONS = frozenset(
-    name.lower().encode() for name in (hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, IDEMPOTENCY_KEY)
+    name.lower().encode() for name in (hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, IDEMPOTENCY_KEY, CLUSTER)
 )
 _NO_HEADERS: Headers = CIMultiDictProxy(CIMultiDict())
 
@@ -400,7 +400,8 @@ def _read_block(fields: bytes) -> Block | None:
     block = _blocks.get(fields, _blocks)
     if block is _blocks:
         block = _parse_block(fields)
-        if block is None or not block.headers:
+        # The cluster's id is the same each time, too: a block with that alone is kept.
+        if block is None or len(block.headers) == (CLUSTER in block.headers):
             if len(_blocks) >= _MAX_BLOCKS:
                 _blocks.clear()
             _blocks[fields] = block

@@ -80,6 +80,16 @@ CODES: dict[str, Code] = {
     "precondition_failed": Code(
         412, "A condition of the request does not hold", "Read the key, and decide again."
     ),
+    "wrong_cluster": Code(
+        421,
+        "The request is meant for another cluster",
+        "Check the addresses: the node at this one belongs to the cluster that `detail` names.",
+    ),
+    "cluster_unknown": Code(
+        503,
+        "This node does not know yet which cluster it belongs to",
+        "Try again later, or at another node: it learns its cluster with its first view.",
+    ),
     "value_too_large": Code(
         413, "The body is larger than allowed", "Split the value; the connection is closed."
     ),

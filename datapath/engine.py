@@ -20,8 +20,10 @@ from datapath.errors import (
     NotAppliedError,
     OperationError,
     RejectedError,
+    StorageError,
     StorageFullError,
     UnknownOutcomeError,
+    ends_node,
 )
 from datapath.executor import Executor, ReadView
 from datapath.link import Link
@@ -101,6 +103,7 @@ class Engine:
             append=lambda record: self._run(self.replica.append, record),
             why_not_serving=self.why_not_serving,
             spawn=self._spawn,
+            call_soon=lambda callback: self._loop.call_soon(self._guard, callback),
         )
         self.snapshots = Snapshots(
             node_id,
@@ -114,6 +117,7 @@ class Engine:
             ),
             on_installed=self._on_snapshot_installed,
             on_install_failed=lambda: self._run(self.replica.on_install_failed),
+            on_fatal=self.fail,
         )
         self._ready_index = 0  # the epoch is open when this has committed; 0: nothing to wait for
         self._digests = SharedScan(storage.digest)
@@ -125,6 +129,7 @@ class Engine:
         self._tick_handle: asyncio.TimerHandle | None = None
         self._stopped = False
         self._view_changes_total = 0
+        self._committed_ms = clock_ms()  # when the commit index last rose
         self._queries_total = 0
 
     # -- lifetime
@@ -171,6 +176,23 @@ class Engine:
         self._pipeline.stop(f"{self.node_id} has failed: {problem}")
         self._on_fatal(problem)
 
+    def fail_if_fatal(self, problem: BaseException) -> None:
+        """Something has failed beside the replica's effects: end the node if it must (D9)."""
+        if ends_node(problem):
+            self.fail(problem)
+
+    def _guard(self, callback: Callable[[], None]) -> None:
+        """Call it; whatever goes wrong ends the node, as in `_run`."""
+        if self._stopped:
+            return
+        try:
+            callback()
+        except DataPathError as problem:
+            self.fail(problem)
+        except Exception as problem:
+            log.exception("a turn of the event loop failed")
+            self.fail(problem)
+
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
@@ -186,6 +208,9 @@ class Engine:
         if self._stopped:
             return
         self._tick_handle = self._loop.call_later(TICK_INTERVAL_S, self._tick)
+        self._guard(self._tick_now)
+
+    def _tick_now(self) -> None:
         now = clock_ms()
         storage = self._storage
         self.replica.core.writable = storage.writable
@@ -251,6 +276,7 @@ class Engine:
                 self._end_handover(NotAppliedError("handover_failed", reason))
 
     def _commit(self, index: int) -> None:
+        self._committed_ms = clock_ms()
         self._pipeline.commit(index)
         self._storage.wants_flush()
         if self._ready_index and index >= self._ready_index:
@@ -363,7 +389,7 @@ class Engine:
     def _is_ours(self, cluster_id: str) -> bool:
         try:
             self._bind_cluster(cluster_id)
-        except DataDirectoryError as problem:
+        except StorageError as problem:  # of another cluster, or it could not be noted
             self.fail(problem)
             return False
         return True
@@ -570,6 +596,7 @@ class Engine:
             "last_index": core.log.last_index,
             "durable_index": core.durable_index,
             "commit_index": core.commit_index,
+            "seconds_since_commit": round((clock_ms() - self._committed_ms) / 1000, 3),
             "log_first_index": core.log.base_index + 1,
             "waiting_operations": self._pipeline.waiting_operations,
             "uncommitted_records": self._pipeline.uncommitted_records,

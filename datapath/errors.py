@@ -110,3 +110,13 @@ class SafetyError(DataPathError):
 
 class StoppedError(DataPathError):
     """A long scan has been told to stop, and has no result."""
+
+
+def ends_node(problem: BaseException) -> bool:
+    """Whether a node must end, wherever it met this: a failed disk (D9) or a broken invariant.
+
+    A full disk does not: what met it was not done, and can be tried again.
+    """
+    return isinstance(problem, SafetyError | StorageError) and not isinstance(
+        problem, DiskFullError
+    )

@@ -332,8 +332,10 @@ class Storage:
             def reset() -> None:
                 try:
                     self.log.reset(index, epoch)
-                finally:  # a failure goes to on_error, and ends the node; nobody waits here then
-                    loop.call_soon_threadsafe(done.set_result, None)
+                except BaseException as error:
+                    loop.call_soon_threadsafe(done.set_exception, error)
+                    raise
+                loop.call_soon_threadsafe(done.set_result, None)
 
             self._disk.submit(reset)
             await done

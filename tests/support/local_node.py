@@ -134,6 +134,10 @@ class LocalNode:
         )
 
     @property
+    def cluster_id(self) -> str:
+        return self.view.cluster_id
+
+    @property
     def epoch(self) -> int:
         return self.view.epoch
 

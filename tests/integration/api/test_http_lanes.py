@@ -43,6 +43,7 @@ fields = st.lists(
             *("Idempotency-Key: ", "Idempotency-Key: a b", "Idempotency-Key: \xe9"),
             *("Content-Encoding: gzip", "Content-Encoding: identity", "Content-Range: bytes 0-1/2"),
             *("Connection: keep-alive", "Connection: close", "Connection: upgrade", "Upgrade: x"),
+            *("Onecopy-Cluster: local", "Onecopy-Cluster: another", "Onecopy-Cluster:"),
             *("Accept: */*", "X-One:1", "X-Two :2", "X-Three:  3 \t", "X-Four: \xe9", "X_Five: 5"),
             *("Content-Type: text/plain", "Expect: 100-continue", "Expect: 200-ok", "TE: gzip"),
             *("Host: other", "Range: bytes=0-1", "Cookie: a=b", "Trailer: x", " folded", "nocolon"),
