@@ -486,6 +486,10 @@ class Engine:
         # The lease is checked after the read and before the answer leaves (D4).
         return result if self.replica.may_serve(clock_ms()) else None
 
+    def is_scan(self, query: Query) -> bool:
+        """Whether a query may take a millisecond or more, and so takes turns."""
+        return query.method in self._service.scans
+
     def read(self, query: Query) -> QueryResult:
         """Run a query on what is applied here, whatever that is."""
         self._queries_total += 1

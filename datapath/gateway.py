@@ -66,6 +66,7 @@ from datapath.requests import (
 )
 from datapath.router import Attempts, Step, proves
 from datapath.status import other_state
+from datapath.turns import Turns
 from election.agreement import Agreement, AgreementUnavailableError, Committed, Refused
 from election.view import AddMember, Change, Member, RemoveMember, View
 
@@ -119,6 +120,7 @@ class Gateway:
         self._read_index: ReadIndex[asyncio.Future[tuple[float, int]]] = ReadIndex()
         self._is_asking = False  # whether a task puts the reads' questions to the primary
         self._stopping = False
+        self._turns = Turns()
         self._counters = {"forwarded_total": 0.0, "read_index_calls_total": 0.0}
 
     def attach(self, engine: Engine) -> None:
@@ -315,9 +317,12 @@ class Gateway:
 
     async def query(self, query: Query, timeout_ms: int) -> QueryResult:
         """Read; linearizable reads are answered here if this node is in touch with the primary."""
+        engine = self._engine
+        is_scan = engine is not None and engine.is_scan(query)
+        if is_scan:
+            await self._turns.take()
         if (result := self.read_now(query)) is not None:
             return result
-        engine = self._engine
         deadline_ms = clock_ms() + timeout_ms
         last = ""
         while True:
@@ -327,6 +332,8 @@ class Gateway:
             primary = self.primary
             try:
                 if engine is not None and primary == self.node_id:
+                    if is_scan:
+                        await self._turns.take()
                     if (result := engine.query(query)) is not None:
                         return result
                 elif engine is not None and self._in_sync:
@@ -374,6 +381,8 @@ class Gateway:
                 "timeout", f"{self.node_id} did not catch up with the primary in time"
             ) from None
         self._read_index.applied(asked_ms)
+        if engine.is_scan(query):
+            await self._turns.take()  # many may have waited for the same index
         return engine.read(query)
 
     async def _ask_for_index(self, engine: Engine) -> tuple[float, int]:
@@ -636,10 +645,13 @@ class Gateway:
 
     def counters(self) -> Mapping[str, float]:
         """Numbers for metrics."""
+        voters, heard = self._agreement.voters or frozenset(), self._agreement.heard
         own = {
             **self._counters,
             "peer_links": len(self.caller.peers),
             "ready": float(self.is_ready),
+            "has_vote": float(self.node_id in voters),
+            "hears_majority": float(2 * len(voters & heard) > len(voters)),
         }
         return {**own, **self._engine.counters()} if self._engine else own
 
@@ -733,6 +745,8 @@ class Gateway:
         engine = self._engine
         match body:
             case QueryCall(query, _):
+                if engine is not None and engine.is_scan(query):
+                    await self._turns.take()
                 result = engine.query(query) if engine is not None else None
                 if result is None:
                     raise NotPrimaryError("no_primary", f"{self.node_id} does not serve")

@@ -108,6 +108,7 @@ FAILING: dict[str, Callable[[Local], None]] = {
     "refused": fails(RejectedError("refused", "no")),
     "no_primary": fails(NotPrimaryError("no_primary", "none")),
     "not_primary": fails(NotPrimaryError("not_primary", "not here", "n2")),
+    "stopping": fails(NotAppliedError("stopping", "n1")),
     "overloaded": fails(OverloadedError("overloaded", "full")),
     "not_enough_copies": fails(NotAppliedError("not_enough_copies", "few")),
     "unknown_outcome": fails(UnknownOutcomeError("unknown_outcome", "lost")),
