@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from datapath import effects as fx
+from datapath.core import Recovered
 from datapath.errors import SafetyError
 from datapath.messages import (
     Append,
@@ -37,8 +38,10 @@ class Lead:
     It was handed over to "b", which therefore waits for no promise of its own.
     """
 
-    def __init__(self, in_sync: str = "ab", *, answered: str = "") -> None:
-        self.replica: Replica = _replica(_recovered())
+    def __init__(
+        self, in_sync: str = "ab", *, answered: str = "", recovered: Recovered | None = None
+    ) -> None:
+        self.replica: Replica = _replica(recovered or _recovered())
         self.now_ms = 0.0
         self.sessions = {"a": 1, "c": 2}
         for peer in self.sessions:
@@ -85,10 +88,11 @@ class Lead:
         """A message comes from a peer."""
         return self.replica.on_message(peer, message, self.now_ms)  # type: ignore[arg-type]
 
-    def probed(self, peer: str, last_index: int = 0, commit_index: int = 0) -> list[fx.Effect]:
-        """A peer answers its probe: it holds so much."""
-        runs = [(1, commit_index + 1)] if last_index > commit_index else []
-        epoch = 1 if last_index else 0
+    def probed(
+        self, peer: str, last_index: int = 0, commit_index: int = 0, epoch: int = 0
+    ) -> list[fx.Effect]:
+        """A peer answers its probe: it holds so much, of that epoch."""
+        runs = [(epoch, commit_index + 1)] if last_index > commit_index else []
         return self.hear(
             peer,
             ProbeReply(
@@ -144,7 +148,9 @@ def test_an_answer_after_the_stream_is_gone_counts_for_nothing() -> None:
     lead.replica.on_link_lost("a")
     lead.hear("a", AppendReply(1, 1, lead.last_index))
     lead.hear("a", AppendReply(0, 1, lead.last_index))
+    lead.hear("a", HeartbeatReply(0, 1, lead.primary._sequence, 0, 1, writable=True))
     assert lead.commit_index == 0
+    assert lead.primary.peers["a"].lease_start_ms is None
 
 
 def test_to_a_lost_stream_nothing_is_sent_until_the_next_is_probed() -> None:
@@ -204,6 +210,72 @@ def test_nothing_is_recorded_before_the_epoch_is_open_nor_while_it_is_handed_ove
         lead.append()
 
 
+def _suspect() -> Lead:
+    """A primary whose log's tail was cut: it has entries 1 to 3, and waits for "a"."""
+    recovered = msgspec.structs.replace(_recovered(3, 0, commit_index=2), suspect=True)
+    lead = Lead(in_sync="ab", recovered=recovered)
+    assert lead.primary.stage == "matching"
+    return lead
+
+
+def test_whose_log_goes_further_is_not_made_to_follow_a_cut_one() -> None:
+    """Rule e: what stands there may have been acknowledged."""
+    lead = _suspect()
+    assert _sent(lead.probed("c", 7, 2), Append) == []
+    assert _sent(lead.probed("a", 7, 2), Append) == []
+    assert lead.replica.core.proposal == fx.Propose(Handover("a"), 1)
+
+
+def test_whose_log_went_further_is_asked_anew_when_the_cut_one_has_opened() -> None:
+    """Rule e: all in sync have less, so what it holds was never acknowledged."""
+    lead = _suspect()
+    lead.probed("c", 7, 2)
+    effects = lead.probed("a", 3, 2)
+    assert lead.primary.stage == "open"
+    assert [effect.peer for effect in effects if isinstance(effect, fx.Redial)] == ["c"]
+
+
+# sending
+
+
+def _learner_read_from_disk() -> Lead:
+    """A primary that reads for "c", a learner, from the log's first entry on."""
+    lead = Lead(answered="a")
+    lead.primary.recent.clear()
+    assert [type(e) for e in lead.probed("c") if isinstance(e, fx.ReadLog)] == [fx.ReadLog]
+    return lead
+
+
+def test_records_are_sent_in_messages_of_a_bounded_size() -> None:
+    lead = Lead(answered="a")
+    bounds = lead.replica.core.bounds
+    size_bytes = len(lead.primary.recent[0].data)
+    lead.replica.core.bounds = msgspec.structs.replace(bounds, max_append_bytes=2 * size_bytes)
+    for _ in range(6):
+        lead.append()
+    for effect in lead.probed("c"):
+        if isinstance(effect, fx.Send) and isinstance(effect.message, Append):
+            assert len(effect.message.records) <= 2
+
+
+def test_a_log_that_is_not_retained_or_has_changed_under_a_read_is_not_sent() -> None:
+    lead = _learner_read_from_disk()
+    effects = lead.replica.on_log_read("c", 2, None)
+    assert [e.peer for e in effects if isinstance(e, fx.SendSnapshot)] == ["c"]
+    for records in ([], [_record(7, 1)]):
+        lead = _learner_read_from_disk()
+        effects = lead.replica.on_log_read("c", 2, records)
+        assert [type(effect) for effect in effects] == [fx.Redial]
+
+
+def test_records_whose_predecessor_was_trimmed_are_not_sent() -> None:
+    """What they follow could not be compared (D6)."""
+    lead = _learner_read_from_disk()
+    lead.replica.on_log_trimmed(2)
+    effects = lead.replica.on_log_read("c", 2, [_record(1, 1)])
+    assert [type(effect) for effect in effects] == [fx.SendSnapshot]
+
+
 # the view
 
 
@@ -245,6 +317,7 @@ def test_one_snapshot_is_sent_to_a_replica_at_a_time() -> None:
     lead = Lead(in_sync="ab", answered="a")
     lead.replica.core.log.trim(lead.last_index + 1)
     assert any(isinstance(effect, fx.SendSnapshot) for effect in lead.probed("c"))
+    assert lead.primary.peers["c"].state == "snapshot"
     assert not any(isinstance(effect, fx.SendSnapshot) for effect in lead.probed("c"))
     lead.replica.on_snapshot_sent("c", 2, done=False)
     lead.replica.on_link("c")
@@ -253,6 +326,18 @@ def test_one_snapshot_is_sent_to_a_replica_at_a_time() -> None:
 
 
 # handover
+
+
+def test_a_handover_that_may_commit_yet_is_not_ended_by_its_deadline() -> None:
+    """D4: the other would serve as well."""
+    lead = Lead(in_sync="ab", answered="a")
+    lead.replica.start_handover("a", 20)
+    assert lead.replica.core.proposal == fx.Propose(Handover("a"), 1)
+    lead.replica.on_proposal_done(answered=False)
+    lead.replica.on_tick(lead.now_ms + 30)
+    assert lead.replica.on_durable(1_000_000) == []
+    lead.promise("a")
+    assert not lead.replica.may_serve(lead.now_ms + 30)
 
 
 def test_who_is_no_in_sync_backup_gets_no_handover() -> None:
