@@ -24,6 +24,7 @@ from multidict import CIMultiDict, CIMultiDictProxy, istr
 
 from cluster.http_answer import ANSWER_TIMEOUT_S, Answer
 from cluster.http_headers import IDEMPOTENCY_KEY, Headers
+from cluster.http_hosts import Hosts
 from datapath.errors import NotPrimaryError, OperationError, UnknownOutcomeError
 from datapath.operations import Operation, Result
 
@@ -44,10 +45,10 @@ PLAIN = re.compile(
 _FIELD = re.compile(rb"([-A-Za-z0-9_]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)?[ \t]*")
 _LENGTH = re.compile(rb"[0-9]{1,6}")
 
-# Framing, hop-by-hop and content codings are aiohttp's business.
+# Framing, hop-by-hop, content codings and what browsers say of pages: the ordinary lane's business.
 _NOT_PLAIN = frozenset(
-    b"content-encoding content-range expect keep-alive proxy-connection te trailer "
-    b"transfer-encoding upgrade http2-settings".split()
+    b"content-encoding content-range expect keep-alive origin proxy-connection sec-fetch-mode "
+    b"sec-fetch-site te trailer transfer-encoding upgrade http2-settings".split()
 )
 _CONDITIONS = frozenset(
     name.lower().encode() for name in (hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, IDEMPOTENCY_KEY)
@@ -56,9 +57,10 @@ _NO_HEADERS: Headers = CIMultiDictProxy(CIMultiDict())
 
 
 class Block(msgspec.Struct, frozen=True):
-    """A head's fields: the body's size, and those fields that change what is done."""
+    """A head's fields: the body's size, the host, and those fields that change what is done."""
 
     body_size_bytes: int
+    host: str
     headers: Headers
 
 
@@ -100,9 +102,9 @@ class Lane(Protocol):
     api: ExpressApi
     idle_timeout_s: float
     max_body_bytes: int
-
-    def admit(self, transport: asyncio.Transport) -> bool:
-        """Whether there is room for another connection; one that is refused is closed."""
+    hosts: Hosts
+    draining: bool
+    """Whether the node is about to stop: each connection ends with its next answer."""
 
     def ordinary(self) -> asyncio.Protocol:
         """Make aiohttp's protocol for a connection."""
@@ -148,8 +150,8 @@ class ExpressConnection(asyncio.Protocol):
     """One connection in the express lane. One request at a time, in the order they came."""
 
     __slots__ = (
-        "_backlog", "_closing", "_gone", "_lane", "_partial", "_paused_at", "_pending", "_quiet",
-        "_since", "_task", "_transport",
+        "_backlog", "_closing", "_ended", "_gone", "_lane", "_partial", "_paused_at", "_pending",
+        "_quiet", "_since", "_task", "_transport",
     )  # fmt: skip
 
     def __init__(self, lane: Lane) -> None:
@@ -160,6 +162,7 @@ class ExpressConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._gone: asyncio.Future[None] | None = None
         self._closing = False
+        self._ended = False  # the client has sent its last byte, and may still read
         self._quiet = False  # reading is paused: the client sends far ahead
         self._partial = False  # the first request in the backlog is not whole
         self._paused_at = 0.0  # since when the client takes none of its answers; 0: it does
@@ -175,12 +178,10 @@ class ExpressConnection(asyncio.Protocol):
     # -- asyncio's protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Serve the connection, or refuse it at once while there are too many."""
-        stream = cast("asyncio.Transport", transport)  # uvloop's is none by its class
-        if self._lane.admit(stream):
-            self._transport = stream
-            self._since = _now()
-            self._lane.joined(self)
+        """Serve the connection."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        self._since = _now()
+        self._lane.joined(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         """Forget the connection; a write under way goes on, its answer has nowhere to go."""
@@ -200,6 +201,18 @@ class ExpressConnection(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.pause_reading()
 
+    def eof_received(self) -> bool:
+        """The client sends no more; what it has sent whole is answered before the end."""
+        self._ended = True
+        if self._pending is None and not self._paused_at:
+            self._advance()  # between an answer and the turn in which the next request begins
+        return self._transport is None or self._pending is not None or bool(self._backlog)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way, or has begun to arrive."""
+        return self._pending is not None or bool(self._backlog)
+
     def pause_writing(self) -> None:
         """The client does not take its answers as fast as it asks: serve it no more for now."""
         self._paused_at = _now()
@@ -218,8 +231,10 @@ class ExpressConnection(asyncio.Protocol):
             if self._transport is None or self._closing:
                 return
             served = self._serve_one()
-            if served is None:
-                return  # the body is not complete
+            if served is None:  # the body is not complete
+                if self._ended:
+                    self._transport.close()
+                return
             if not served:
                 self._leave()
                 return
@@ -234,6 +249,8 @@ class ExpressConnection(asyncio.Protocol):
         block = _read_block(data[line.end() : end + 2])
         if block is None or block.body_size_bytes > self._lane.max_body_bytes:
             return False
+        if not self._lane.hosts.allows(block.host):
+            return False
         size = end + 4 + block.body_size_bytes
         if len(data) < size:
             if not self._partial:
@@ -241,9 +258,10 @@ class ExpressConnection(asyncio.Protocol):
             return None
         self._partial = False
         method, target, _ = line[0].decode().split(" ")
+        self._backlog = data[size:]  # before the answer, which ends the connection after the last
         taken = self._serve(method, target, block.headers, data[end + 4 : size])
-        if taken:
-            self._backlog = data[size:]
+        if not taken:
+            self._backlog = data
         return taken
 
     def _serve(self, method: str, target: str, headers: Headers, body: bytes) -> bool:
@@ -315,7 +333,8 @@ class ExpressConnection(asyncio.Protocol):
     def _send(self, answer: Answer, method: str, target: str, started: float) -> None:
         transport = self._transport
         if transport is not None and not transport.is_closing():
-            closes = self._closing or answer.closes
+            last = (self._ended or self._lane.draining) and not self._backlog
+            closes = self._closing or answer.closes or last
             transport.write(answer.as_bytes(closes=closes))
             if closes:
                 transport.close()
@@ -337,6 +356,8 @@ class ExpressConnection(asyncio.Protocol):
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         protocol.data_received(backlog)
+        if self._ended and not protocol.eof_received():
+            transport.close()
 
     def check(self, now: float) -> None:
         """Close it if it is idle too long; called again and again."""
@@ -389,7 +410,7 @@ def _read_block(fields: bytes) -> Block | None:
 
 def _parse_block(fields: bytes) -> Block | None:
     seen: set[bytes] = set()
-    size = 0
+    size, host = 0, ""
     headers: CIMultiDict[str] | None = None
     for line in fields.split(b"\r\n")[:-1]:
         field = _FIELD.fullmatch(line)
@@ -406,12 +427,14 @@ def _parse_block(fields: bytes) -> Block | None:
             if not _LENGTH.fullmatch(value):
                 return None
             size = int(value)
+        elif name == b"host":
+            host = value.decode()
         elif name in _CONDITIONS:
             headers = headers if headers is not None else CIMultiDict()
             headers[istr(name.decode())] = value.decode()
-    if b"host" not in seen:
+    if not host:
         return None
-    return Block(size, _NO_HEADERS if headers is None else CIMultiDictProxy(headers))
+    return Block(size, host, _NO_HEADERS if headers is None else CIMultiDictProxy(headers))
 
 
 def _now() -> float:

@@ -9,7 +9,14 @@ from cluster.problems import CODES, Problem
 
 Json = dict[str, Any]
 
-CONNECTION_CODES = ("malformed_request", "head_too_large", "internal_error", "too_many_connections")
+CONNECTION_CODES = (
+    "malformed_request",
+    "head_too_large",
+    "unknown_host",
+    "foreign_origin",
+    "internal_error",
+    "too_many_connections",
+)
 """What any request at all can be answered."""
 
 
