@@ -76,7 +76,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         "replica"
     )
     client: Annotated[
-        str, Meta(description="`host:port` of the HTTP API, dashboard and metrics, for clients.")
+        str, Meta(description="`host:port` of the HTTP API and the metrics, for clients.")
     ]
     peer: Annotated[str, Meta(description="`host:port` of the data path, for nodes only.")]
     raft: Annotated[str, Meta(description="`host:port` of the consensus group, for nodes only.")]

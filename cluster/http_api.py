@@ -20,14 +20,15 @@ from aiohttp.web import BaseRequest, StreamResponse
 from cluster.http_answer import JSON, PROBLEM, Answer, NoAnswer
 from cluster.http_body import ClientGoneError, read_body
 from cluster.http_express import KEYS, Pending, Write
-from cluster.http_headers import Headers
+from cluster.http_headers import Headers, check_cluster, cluster_line
 from cluster.http_hosts import Hosts, split_target
 from cluster.http_kv import KvHandlers
 from cluster.http_params import TIMEOUT, decode_percent, parse_query
-from cluster.http_server import HttpConnection, HttpServer, HttpSettings, Listener
+from cluster.http_server import HttpServer, HttpSettings, Listener, OrdinaryConnection
 from cluster.metrics import Metrics
 from cluster.openapi import openapi_json
 from cluster.problems import RETRY_AFTER_S, Problem, from_operation_error
+from datapath.complaints import Complaints
 from datapath.errors import OperationError
 from datapath.operations import Node, Result
 
@@ -70,6 +71,7 @@ class HttpApi:
         self._settings = settings or HttpSettings()
         self._listener: Listener | None = None
         self._server: HttpServer | None = None
+        self.complaints = Complaints(logger)
         self._metrics = Metrics(node.node_id, node.counters, self._open_connections)
         kv = KvHandlers(node, self._settings)
         self._kv = kv
@@ -138,7 +140,9 @@ class HttpApi:
 
     def _identity(self) -> bytes:
         node = self._node
-        return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n" % (node.node_id.encode(), node.epoch)
+        return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n%b" % (
+            node.node_id.encode(), node.epoch, cluster_line(node.cluster_id),
+        )  # fmt: skip
 
     # --- dispatch ---
 
@@ -146,6 +150,10 @@ class HttpApi:
         """Answer a request, whatever happens."""
         started = perf_counter()
         method = request.method
+        connection = request.protocol
+        assert isinstance(connection, OrdinaryConnection)
+        if method in _READS:
+            connection.reading = asyncio.current_task()
         try:
             answer = await self._dispatch(request, method)
         except Problem as problem:
@@ -156,7 +164,9 @@ class HttpApi:
             return NoAnswer()  # nothing was begun
         except Exception as error:  # noqa: BLE001 -- the client gets an answer, whatever it is
             answer = self.refuse(error, method, request.raw_path)
-        if cast("HttpConnection", request.protocol).is_last:
+        finally:
+            connection.reading = None
+        if connection.is_last:
             answer.closes = True
         self.observe(method, request.raw_path, answer, perf_counter() - started)
         return answer
@@ -168,6 +178,7 @@ class HttpApi:
     ) -> Write | None:
         """Return what a PUT or DELETE asks for; None: the ordinary lane has to judge it."""
         try:
+            check_cluster(headers, self._node.cluster_id)
             return self._kv.express_write(method, key, query, headers, body)
         except Problem:
             return None
@@ -175,6 +186,7 @@ class HttpApi:
     def express_read(self, key: str, query: str, headers: Headers) -> Answer | None:
         """Return a GET's answer if it can be given at once; None: the ordinary lane does it."""
         try:
+            check_cluster(headers, self._node.cluster_id)
             return self._kv.express_read(key, query, headers)
         except Problem as problem:
             return self._refusal(problem, "GET")
@@ -195,8 +207,10 @@ class HttpApi:
             return self._refusal(from_operation_error(error), method)
         request_id = secrets.token_hex(8)
         path = target.partition("?")[0]
-        logger.error("request %s failed: %s %s", request_id, method, path, exc_info=error)
-        return self._refusal(_unexpected(request_id), method)
+        text = f"request {request_id} failed: {method} {path}"
+        kind, now = type(error).__name__, asyncio.get_running_loop().time()
+        written = self.complaints.log(kind, text, now, error=error)
+        return self._refusal(_unexpected(request_id if written else ""), method)
 
     def observe(self, method: str, target: str, answer: Answer, seconds: float) -> None:
         """Count an answered request, and log it if asked to."""
@@ -211,9 +225,10 @@ class HttpApi:
         """Return the handler's answer to come. Raises Problem."""
         target, authority = split_target(request.raw_path)
         self._hosts.check(method, authority, request.headers, request.version)
+        check_cluster(request.headers, self._node.cluster_id)
         path, _, query = target.partition("?")
         if (
-            cast("HttpConnection", request.protocol).reserved
+            cast("OrdinaryConnection", request.protocol).reserved
             and not _is_vital(path)
             and self._server is not None
         ):
@@ -337,6 +352,10 @@ def _method(methods: Mapping[str, HandlerT], method: str) -> HandlerT:
 
 
 def _unexpected(request_id: str) -> Problem:
+    """Return the problem of a defect; `request_id` "": the log has only others like it."""
+    if not request_id:
+        detail = "the node's log has the details of others that failed like this"
+        return Problem("internal_error", detail, outcome="unknown")
     return Problem(
         "internal_error",
         f"the node's log has the details under {request_id}",

@@ -6,6 +6,7 @@ quote would overwrite what it was to protect.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -18,7 +19,10 @@ from cluster.problems import Problem
 Headers = CIMultiDictProxy[str]
 
 IDEMPOTENCY_KEY = istr("Idempotency-Key")
+CLUSTER = istr("Onecopy-Cluster")
 MAX_IDEMPOTENCY_KEY_LENGTH = 255
+MAX_ENTITY_TAGS = 100
+"""In one condition. A head may be as long as 128 fields of 8 KB, and each tag costs a step."""
 
 _TAG = r'(W/)?"([\x21\x23-\x7e\x80-\U0010ffff]*)"'
 _TAGS = re.compile(rf"[ \t]*{_TAG}[ \t]*(?:,|$)")
@@ -49,8 +53,13 @@ def entity_tags(headers: Headers, name: istr) -> EntityTags | None:
         return EntityTags(any=True, strong=(), all=())
     strong: list[int] = []
     every: list[int] = []
-    position = 0
+    position = n_tags = 0
     while position < len(text) or not position:
+        n_tags += 1
+        if n_tags > MAX_ENTITY_TAGS:
+            raise Problem(
+                "invalid_header", f"{name} lists more than {MAX_ENTITY_TAGS} entity tags: use fewer"
+            )
         match = _TAGS.match(text, position)
         if match is None:
             raise Problem(
@@ -135,6 +144,30 @@ def idempotency_key(headers: Headers) -> str:
             f"not {len(key)}",
         )
     return key
+
+
+@functools.lru_cache(maxsize=16)  # one of it, on every answer
+def cluster_line(cluster_id: str) -> bytes:
+    """Return the answer's header line that names the cluster, none while its id is not known."""
+    return f"{CLUSTER}: {cluster_id}\r\n".encode("ascii") if cluster_id else b""
+
+
+def check_cluster(headers: Headers, cluster_id: str) -> None:
+    """Refuse a request that is meant for another cluster than this node's. Raises Problem.
+
+    A node that does not know its cluster yet cannot say that it is the right one, and refuses too.
+    """
+    if CLUSTER not in headers:
+        return
+    wanted = ", ".join(headers.getall(CLUSTER)).strip(" \t")
+    if wanted == cluster_id and cluster_id:
+        return
+    if not cluster_id:
+        raise Problem("cluster_unknown", "this node has not learned its cluster's id yet")
+    raise Problem(
+        "wrong_cluster",
+        f"this node belongs to cluster {cluster_id}, and the request is meant for {wanted[:100]}",
+    )
 
 
 def check_put_headers(headers: Headers) -> None:

@@ -16,6 +16,7 @@ from cluster.http_express import Write
 from cluster.http_headers import (
     Headers,
     check_put_headers,
+    cluster_line,
     entity_tags,
     idempotency_key,
     put_if_absent,
@@ -95,14 +96,19 @@ class KvHandlers:
         args: tuple[object, ...],
         repeat_key: str,
         options: WriteOptions,
-        answer: Callable[[Result, bytes], Answer],
+        answer: Callable[[Result, bytes, bytes], Answer],
     ) -> Write:
         note = b',"ack":"local"' if options.ack == "local" else b""
         return Write(
             Operation(method, args, repeat_key, options.ack, options.min_copies),
             options.timeout_ms or self._timeout_ms,
-            lambda result: answer(result, note),
+            lambda result: answer(result, note, self._who(result.node, result.epoch)),
         )
+
+    def _who(self, node: str, epoch: int) -> bytes:
+        return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n%b" % (
+            node.encode("ascii"), epoch, cluster_line(self._node.cluster_id),
+        )  # fmt: skip
 
     async def _execute(self, write: Write) -> Answer:
         return write.answer(await self._node.execute(write.operation, write.timeout_ms))
@@ -123,7 +129,7 @@ class KvHandlers:
         return wanted, options.timeout_ms or self._timeout_ms
 
     def _get_answer(self, result: QueryResult, headers: Headers) -> Answer:
-        who = _identity(result.node, result.epoch)
+        who = self._who(result.node, result.epoch)
         if result.value is None:
             raise Problem("key_not_found", "there is no such key", headers=who)
         value, revision = result.value
@@ -174,7 +180,7 @@ class KvHandlers:
             "revision": result.index,
             "cursor": None if next_key is None else encode_cursor(next_key, bounds),
         }
-        lines = NO_CACHE + _identity(result.node, result.epoch)
+        lines = NO_CACHE + self._who(result.node, result.epoch)
         return Answer(200, msgspec.json.encode(document), JSON, lines)
 
 
@@ -187,25 +193,20 @@ def _item(key: bytes, value: bytes | None, revision: int) -> dict[str, object]:
     return item
 
 
-def _put_answer(result: Result, note: bytes) -> Answer:
+def _put_answer(result: Result, note: bytes, who: bytes) -> Answer:
     body = b'{"revision":%d,"epoch":%d,"copies":%d%b}' % (
         result.index, result.epoch, result.copies, note,
     )  # fmt: skip
     tag = b'ETag: "%d"\r\n' % result.index
-    return Answer(201 if result.value else 200, body, JSON, tag + _write_headers(result))
+    return Answer(201 if result.value else 200, body, JSON, tag + _write_headers(result, who))
 
 
-def _delete_answer(result: Result, note: bytes) -> Answer:
+def _delete_answer(result: Result, note: bytes, who: bytes) -> Answer:
     body = b'{"revision":%d,"deleted":%b,"epoch":%d,"copies":%d%b}' % (
         result.index, b"true" if result.value else b"false", result.epoch, result.copies, note,
     )  # fmt: skip
-    return Answer(200, body, JSON, _write_headers(result))
+    return Answer(200, body, JSON, _write_headers(result, who))
 
 
-def _identity(node: str, epoch: int) -> bytes:
-    return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n" % (node.encode("ascii"), epoch)
-
-
-def _write_headers(result: Result) -> bytes:
-    who = _identity(result.node, result.epoch)
+def _write_headers(result: Result, who: bytes) -> bytes:
     return who + b"Idempotent-Replayed: true\r\n" if result.repeated else who

@@ -10,13 +10,9 @@ from cluster.problems import CODES, Problem
 Json = dict[str, Any]
 
 CONNECTION_CODES = (
-    "malformed_request",
-    "head_too_large",
-    "unknown_host",
-    "foreign_origin",
-    "internal_error",
-    "too_many_connections",
-)
+    "malformed_request", "head_too_large", "unknown_host", "foreign_origin", "internal_error",
+    "too_many_connections", "wrong_cluster", "cluster_unknown",
+)  # fmt: skip
 """What any request at all can be answered."""
 
 
@@ -176,6 +172,10 @@ HEADERS: Json = {
         "required": True,
         "schema": {"type": "integer", "minimum": 0},
     },
+    "Onecopy-Cluster": {
+        "description": "The id of the cluster; left out while this node has not learned it.",
+        "schema": {"type": "string"},
+    },
     "ETag": {
         "description": "The key's revision, in double quotes.",
         "required": True,
@@ -196,7 +196,7 @@ HEADERS: Json = {
 
 def headers(*names: str) -> Json:
     """Return references to header components, the node's identity always among them."""
-    every = ("Onecopy-Node", "Onecopy-Epoch", *names)
+    every = ("Onecopy-Node", "Onecopy-Epoch", "Onecopy-Cluster", *names)
     return {name: {"$ref": f"#/components/headers/{name}"} for name in every}
 
 

@@ -14,6 +14,7 @@ import errno
 import logging
 import re
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, cast
 
@@ -100,7 +101,7 @@ class HttpServer(web.Server):
         self.requested_at = 0.0
         """When a request, other than for health and the like, was last served while draining."""
         self._express: set[ExpressConnection] = set()
-        self._reserve: dict[HttpConnection, float] = {}  # and since when, the oldest first
+        self._reserve: dict[OrdinaryConnection, float] = {}  # and since when, the oldest first
         self._closing = False
         self._checking = asyncio.get_running_loop().call_later(CHECK_INTERVAL_S, self._check)
 
@@ -129,9 +130,9 @@ class HttpServer(web.Server):
         """Make aiohttp's protocol for a connection that leaves the express lane."""
         return self._make(reserved=False)
 
-    def _make(self, *, reserved: bool) -> HttpConnection:
+    def _make(self, *, reserved: bool) -> OrdinaryConnection:
         loop = asyncio.get_running_loop()
-        connection = HttpConnection(self, reserved, loop=loop, **self._kwargs)
+        connection = OrdinaryConnection(self, reserved, loop=loop, **self._kwargs)
         if self._closing:
             connection.close()
         return connection
@@ -159,13 +160,14 @@ class HttpServer(web.Server):
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """A connection of the ordinary lane is gone."""
-        self._reserve.pop(cast("HttpConnection", handler), None)
+        self._reserve.pop(cast("OrdinaryConnection", handler), None)
         super().connection_lost(handler, exc)
 
     def _check(self) -> None:
         loop = asyncio.get_running_loop()
         self._checking = loop.call_later(CHECK_INTERVAL_S, self._check)
         now = loop.time()
+        self.api.complaints.tick(now)
         for connection in list(self._express):
             connection.check(now)
         for reserved, since in list(self._reserve.items()):
@@ -177,7 +179,7 @@ class HttpServer(web.Server):
     @property
     def busy(self) -> bool:
         """Whether requests are under way, or have begun to arrive."""
-        ordinary = cast("list[HttpConnection]", self.connections)
+        ordinary = cast("list[OrdinaryConnection]", self.connections)
         return any(item.busy for item in self._express) or any(item.busy for item in ordinary)
 
     def pre_shutdown(self) -> None:
@@ -198,14 +200,14 @@ class HttpServer(web.Server):
         await super().shutdown(timeout)
 
 
-class HttpConnection(RequestHandler):
+class OrdinaryConnection(RequestHandler):
     """A connection in the ordinary lane: malformed requests are answered as problems.
 
     `reserved`: over the number of connections that this node serves, for health and the like only.
     """
 
     __slots__ = ("_body", "_body_left", "_ended", "_held", "_last_bytes", "_server", "_upgrades",
-                 "reserved")  # fmt: skip
+                 "reading", "reserved")  # fmt: skip
 
     def __init__(self, server: HttpServer, reserved: bool, **options: object) -> None:
         super().__init__(server, **options)  # type: ignore[arg-type]
@@ -217,6 +219,8 @@ class HttpConnection(RequestHandler):
         self._body_left = 0  # bytes of the newest request's body still to come
         self._held = b""  # what has come while too many requests waited
         self.reserved = reserved
+        self.reading: asyncio.Task[Any] | None = None
+        """What answers a request that only reads: it ends when the client has gone."""
 
     @property
     def busy(self) -> bool:
@@ -291,6 +295,20 @@ class HttpConnection(RequestHandler):
             self._body.set_exception(ConnectionResetError("the request was cut short"))
         return True
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """End a read whose answer has nowhere to go; a write goes on."""
+        super().connection_lost(exc)
+        if self.reading is not None:
+            self.reading.cancel()
+
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        """Log what has failed here, within the bounds of what clients can cause."""
+        error = options.get("exc_info")
+        if not isinstance(error, BaseException):
+            error = sys.exception()
+        kind, now = f"connection {type(error).__name__}", asyncio.get_running_loop().time()
+        self._server.api.complaints.log(kind, str(args[0]), now, error=error)
+
     def handle_error(
         self,
         request: BaseRequest,  # noqa: ARG002 -- aiohttp's signature
@@ -300,7 +318,7 @@ class HttpConnection(RequestHandler):
     ) -> StreamResponse:
         """Answer what aiohttp's parser could not read; the connection ends."""
         if status >= 500:
-            logger.error("a handler failed outside of the dispatch", exc_info=exc)
+            self.log_exception("a handler failed outside of the dispatch", exc_info=exc)
             problem = Problem("internal_error", "see the node's log", outcome="unknown")
         elif isinstance(exc, LineTooLong):
             problem = Problem("head_too_large", "the request line or a header is over 8190 bytes")

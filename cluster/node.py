@@ -19,7 +19,7 @@ from cluster.http_server import HttpSettings
 from cluster.kv import KeyValue
 from datapath.datadir import DataDirectory
 from datapath.engine import Engine
-from datapath.errors import DataDirectoryError, OperationError
+from datapath.errors import DataDirectoryError, OperationError, StorageError, ends_node
 from datapath.gateway import Gateway
 from datapath.link import LinkHandler
 from datapath.mesh import REPLICATE, REQUEST, SNAPSHOT, Mesh
@@ -97,8 +97,11 @@ class NodeProcess:
             config.name,
             bytes(config.secret),
             self._peer_address,
+            on_error=lambda _, problem: self._on_error(problem),
         )
-        self._gateway = Gateway(node_id, config.name, self._agreement, directory.pin_peer)
+        self._gateway = Gateway(
+            node_id, config.name, self._agreement, directory.pin_peer, directory.cluster_id
+        )
         self._gateway.listen(self._on_view)
         self._engine: Engine | None = None
         self._receiver: SnapshotReceiver | None = None
@@ -182,7 +185,9 @@ class NodeProcess:
             on_fatal=self._end,
             bind_cluster=self._directory.bind_cluster,
         )
-        self._receiver = SnapshotReceiver(engine.snapshots.make_sink, engine.snapshots.install)
+        self._receiver = SnapshotReceiver(
+            engine.snapshots.make_sink, engine.snapshots.install, on_error=engine.fail_if_fatal
+        )
         return engine
 
     def _peer_address(self, peer: str) -> tuple[str, int] | None:
@@ -198,6 +203,7 @@ class NodeProcess:
     async def run(self) -> int:
         """Start everything, wait for the end, stop everything."""
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._on_loop_error)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, None)
         try:
@@ -218,6 +224,20 @@ class NodeProcess:
             log.critical("%s", problem)
             return EXIT_FAILED
         return 0
+
+    def _on_error(self, problem: BaseException) -> None:
+        """A failed disk, or a broken invariant, ends the node wherever it was met (D9)."""
+        if not ends_node(problem):
+            return
+        if self._engine is not None:
+            self._engine.fail(problem)
+        self._end(problem)
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A callback has raised, and nobody took it."""
+        loop.default_exception_handler(context)
+        if (problem := context.get("exception")) is not None:
+            self._on_error(problem)
 
     def _end(self, problem: BaseException | None) -> None:
         if not self._ended.done():
@@ -259,6 +279,8 @@ class NodeProcess:
             )
 
     async def _stop(self) -> None:
+        if self._engine is not None:
+            self._engine.stop_scans()
         if self._engine is not None and self._engine.replica.primary is not None:
             await self._hand_over()
         for task in list(self._tasks):
@@ -419,7 +441,7 @@ class NodeProcess:
         """Follow the members, and see that this node is one, with this very disk."""
         try:
             self._directory.bind_cluster(view.cluster_id)
-        except DataDirectoryError as problem:
+        except StorageError as problem:
             self._end(problem)
             return
         self._dial({member.id: member.role for member in view.members})

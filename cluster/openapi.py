@@ -106,9 +106,11 @@ def _code_list() -> str:
 def _operation(
     name: str, summary: str, ok: Json, codes: tuple[str, ...], *, write: bool = False, **more: Any
 ) -> Json:
+    parameters = [*more.pop("parameters", ()), _cluster_header()]
     return {
         "operationId": name,
         "summary": summary,
+        "parameters": parameters,
         **more,
         "responses": {**ok, **problem_answers(*codes, write=write)},
     }
@@ -126,6 +128,15 @@ def _head(operation: Json) -> Json:
     }
     name = f"{operation['operationId']}Head"
     return {**operation, "operationId": name, "responses": responses}
+
+
+def _cluster_header() -> Json:
+    return _header(
+        "Onecopy-Cluster",
+        "The id of the cluster that the request is meant for, as answers name it: a node of "
+        "another one refuses with 421 and does nothing.",
+        "9f1c8b1d5e7a4c02",
+    )
 
 
 def _query(params: Mapping[str, Param]) -> list[Json]:

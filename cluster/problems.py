@@ -85,6 +85,16 @@ CODES: dict[str, Code] = {
     "precondition_failed": Code(
         412, "A condition of the request does not hold", "Read the key, and decide again."
     ),
+    "wrong_cluster": Code(
+        421,
+        "The request is meant for another cluster",
+        "Check the addresses: the node at this one belongs to the cluster that `detail` names.",
+    ),
+    "cluster_unknown": Code(
+        503,
+        "This node does not know yet which cluster it belongs to",
+        "Try again later, or at another node: it learns its cluster with its first view.",
+    ),
     "value_too_large": Code(
         413, "The body is larger than allowed", "Split the value; the connection is closed."
     ),
@@ -126,6 +136,7 @@ CODES: dict[str, Code] = {
     "not_ready": Code(
         503, "This node cannot answer linearizable reads now", "Ask another node, or later."
     ),
+    "stopping": Code(503, "This node is stopping", "Ask another node."),
     "overloaded": Code(
         503, "Too many requests are waiting", "Try again later, with fewer requests at once."
     ),

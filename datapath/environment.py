@@ -42,6 +42,7 @@ DEFAULT_MAP_SIZE_BYTES = 256 * 1024**3
 # time the event loop loses the race for it: so threads here stop for a moment every few records.
 LOCK_SIZE_BYTES = 16 * 1024
 SLICE = 200
+SLICE_SIZE_BYTES = 256 * 1024
 NAP_S = 0.00002
 
 _FORMAT = b"2"

@@ -13,6 +13,7 @@ DataPathError
 │   ├── DiskFullError         ENOSPC; nothing was half-written
 │   ├── DiskFailedError       fsync or write failed: restart from disk (D9)
 │   └── DataDirectoryError    wrong cluster, locked, missing, damaged identity
+├── StoppedError              a long scan was told to stop
 └── SafetyError               an invariant is broken: stop this node and keep its data
 """
 
@@ -105,3 +106,17 @@ class DataDirectoryError(StorageError):
 
 class SafetyError(DataPathError):
     """An invariant is broken. The node stops and keeps its data; tell the developers."""
+
+
+class StoppedError(DataPathError):
+    """A long scan has been told to stop, and has no result."""
+
+
+def ends_node(problem: BaseException) -> bool:
+    """Whether a node must end, wherever it met this: a failed disk (D9) or a broken invariant.
+
+    A full disk does not: what met it was not done, and can be tried again.
+    """
+    return isinstance(problem, SafetyError | StorageError) and not isinstance(
+        problem, DiskFullError
+    )

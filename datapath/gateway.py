@@ -31,6 +31,7 @@ from datapath.operations import (
     Result,
     Sink,
 )
+from datapath.read_index import ReadIndex
 from datapath.requests import (
     Call,
     Caller,
@@ -74,7 +75,8 @@ CALL_MARGIN_MS = 200
 class Gateway:
     """The `Node` of `datapath.operations`, for replicas (with an engine) and witnesses (without).
 
-    `pin` remembers another node's data id and says whether it is the known one.
+    `pin` remembers another node's data id and says whether it is the known one. `cluster_id` is
+    the cluster that this node's data belongs to, "" where it has none yet.
     """
 
     def __init__(
@@ -83,9 +85,11 @@ class Gateway:
         cluster: str,
         agreement: Agreement,
         pin: Callable[[str, str], bool],
+        cluster_id: str = "",
     ) -> None:
         self.node_id = node_id
         self._cluster = cluster
+        self._bound_cluster_id = cluster_id
         self._agreement = agreement
         self._pin = pin
         self._engine: Engine | None = None
@@ -94,9 +98,8 @@ class Gateway:
         self._changed = asyncio.Event()
         self.caller = Caller(self.note_change)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._reading: asyncio.Future[tuple[float, int]] | None = None
-        self._next_reading: asyncio.Future[tuple[float, int]] | None = None
-        self._fresh_ms = float("-inf")  # what is applied here was up to date at that time
+        self._read_index: ReadIndex[asyncio.Future[tuple[float, int]]] = ReadIndex()
+        self._is_asking = False  # whether a task puts the reads' questions to the primary
         self._stopping = False
         self._counters = {"forwarded_total": 0.0, "read_index_calls_total": 0.0}
 
@@ -122,6 +125,11 @@ class Gateway:
     def view(self) -> View | None:
         """The newest committed view that this node has heard of."""
         return self._view
+
+    @property
+    def cluster_id(self) -> str:
+        """The cluster of the newest view, before there is one that of the data, or ""."""
+        return self._bound_cluster_id if self._view is None else self._view.cluster_id
 
     def on_view(self, view: View) -> None:
         """Take a committed view, from consensus or from a peer that has it from there."""
@@ -306,57 +314,58 @@ class Gateway:
 
     async def _read_here(self, engine: Engine, query: Query, deadline_ms: float) -> QueryResult:
         """Read on a backup, once it holds what the primary had committed when this began."""
-        if query.consistency == "stale" and query.max_staleness_ms is not None:
-            age_ms = clock_ms() - self._fresh_ms
-            if age_ms <= query.max_staleness_ms:
-                return engine.read(query)
+        if (
+            query.consistency == "stale"
+            and query.max_staleness_ms is not None
+            and self._read_index.age_ms(clock_ms()) <= query.max_staleness_ms
+        ):
+            return engine.read(query)
         left_ms = max(1.0, min(CATCH_UP_TIMEOUT_MS, deadline_ms - clock_ms()))
         try:
             async with asyncio.timeout(left_ms / 1000):
-                asked_ms, index = await self._read_index(engine)
+                asked_ms, index = await self._ask_for_index(engine)
                 await engine.wait_applied(index)
         except TimeoutError:
             raise NotPrimaryError(
                 "timeout", f"{self.node_id} did not catch up with the primary in time"
             ) from None
-        self._fresh_ms = max(self._fresh_ms, asked_ms)
+        self._read_index.applied(asked_ms)
         return engine.read(query)
 
-    async def _read_index(self, engine: Engine) -> tuple[float, int]:
-        """Ask the primary for its commit index: one question for all reads that wait.
-
-        A read may use only an answer to a question that was asked after the read began.
-        """
-        if self._next_reading is not None:
-            return await asyncio.shield(self._next_reading)
-        running = self._reading
+    async def _ask_for_index(self, engine: Engine) -> tuple[float, int]:
+        """Return the primary's commit index, and when it was asked for (`datapath.read_index`)."""
         future: asyncio.Future[tuple[float, int]] = asyncio.get_running_loop().create_future()
-        self._next_reading = future
-        self._spawn(self._ask_index(engine, future, running))
-        return await asyncio.shield(future)
+        self._read_index.join(future)
+        if not self._is_asking:
+            self._is_asking = True
+            self._spawn(self._ask_while_reads_wait(engine))
+        return await future
 
-    async def _ask_index(
-        self,
-        engine: Engine,
-        future: asyncio.Future[tuple[float, int]],
-        running: asyncio.Future[tuple[float, int]] | None,
-    ) -> None:
-        if running is not None:
-            await asyncio.wait([running])
-        self._reading, self._next_reading = future, None
-        asked_ms = clock_ms()
-        self._counters["read_index_calls_total"] += 1
+    async def _ask_while_reads_wait(self, engine: Engine) -> None:
+        """Put one question after the other to the primary, as long as reads wait for one."""
+        reads = self._read_index
         try:
-            answer = await self.caller.call(self.primary, ReadIndexCall(), READ_INDEX_TIMEOUT_MS)
-            index = _read_index_of(engine, answer)
-            if not future.done():
-                future.set_result((asked_ms, index))
-        except (OperationError, NotSentError, NoAnswerError) as problem:
-            if not future.done():
-                future.set_exception(problem)
-                future.exception()  # seen: whoever waited may have gone
+            while reads.ask(clock_ms()):
+                self._counters["read_index_calls_total"] += 1
+                index = 0
+                problem: Exception | None = None
+                try:
+                    call = self.caller.call(self.primary, ReadIndexCall(), READ_INDEX_TIMEOUT_MS)
+                    index = _read_index_of(engine, await call)
+                except (OperationError, NotSentError, NoAnswerError) as error:
+                    problem = error
+                answered, asked_ms = reads.settle()
+                for future in answered:
+                    if future.done():
+                        continue  # who waited has gone
+                    if problem is None:
+                        future.set_result((asked_ms, index))
+                    else:
+                        future.set_exception(problem)
+                        future.exception()  # seen: who waited may go before it is told
         finally:
-            if not future.done():
+            self._is_asking = False
+            for future in reads.leave():
                 future.cancel()
 
     async def handover(self, to: str, timeout_ms: int) -> View:
@@ -468,7 +477,11 @@ class Gateway:
 
     def counters(self) -> Mapping[str, float]:
         """Numbers for metrics."""
-        own = {**self._counters, "peer_links": len(self.caller.peers)}
+        own = {
+            **self._counters,
+            "peer_links": len(self.caller.peers),
+            "ready": float(self.is_ready),
+        }
         return {**own, **self._engine.counters()} if self._engine else own
 
     # -- what other nodes ask; the LinkHandler of incoming links of the kind "request"

@@ -126,6 +126,10 @@ class Node(Protocol):
     node_id: str
 
     @property
+    def cluster_id(self) -> str:
+        """The id that the cluster drew when it was made, "" while this node has not learned it."""
+
+    @property
     def epoch(self) -> int:
         """The newest epoch that this node knows of (0: none)."""
 

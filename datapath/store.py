@@ -13,6 +13,7 @@ After a crash the log is replayed from the durable index.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -26,6 +27,7 @@ from datapath.environment import (
     MAX_KEY_SIZE_BYTES,
     NAP_S,
     SLICE,
+    SLICE_SIZE_BYTES,
     ContentHash,
     Environment,
     Item,
@@ -42,6 +44,7 @@ from datapath.errors import (
     DataDirectoryError,
     DiskFailedError,
     SafetyError,
+    StoppedError,
     StorageError,
 )
 from datapath.overlay import Change, Overlay, merge
@@ -312,18 +315,19 @@ class Store:
 
     # Whole state
 
-    def digest(self) -> tuple[int, str]:
+    def digest(self, stop: threading.Event | None = None) -> tuple[int, str]:
         """Return (index, hash) of all that LMDB holds: flush first. On any thread.
 
-        Equal on all replicas at the same index.
+        Equal on all replicas at the same index. Raises StoppedError soon after `stop` is set.
         """
         environment = self._environment.acquire()
         try:
             with environment.lmdb.begin() as transaction:
                 total = ContentHash()
                 for space, database in enumerate(environment.spaces):
-                    items = transaction.cursor(database).iternext()
-                    while piece := list(islice(items, SLICE)):
+                    for piece in _pieces(transaction.cursor(database).iternext()):
+                        if stop is not None and stop.is_set():
+                            raise StoppedError(f"nobody waits for the digest of {self.directory}")
                         for key, stored in piece:
                             check_seal(key, stored, environment.path)
                         total.update(space, piece)
@@ -385,6 +389,20 @@ class Store:
             ):
                 self._environment.write_meta(transaction, *self._durable, cluster_id)
             self._renew_read()
+
+
+def _pieces(items: Iterator[Item]) -> Iterator[list[Item]]:
+    """Yield the items some at a time, bounded in number and in bytes."""
+    piece: list[Item] = []
+    size_bytes = 0
+    for item in items:
+        piece.append(item)
+        size_bytes += len(item[1])
+        if len(piece) >= SLICE or size_bytes >= SLICE_SIZE_BYTES:
+            yield piece
+            piece, size_bytes = [], 0
+    if piece:
+        yield piece
 
 
 def _ignore(error: StorageError) -> None:

@@ -40,6 +40,10 @@ class FakeNode:
         self.timeouts_ms: list[int] = []
 
     @property
+    def cluster_id(self) -> str:
+        return self.core.view.cluster_id
+
+    @property
     def epoch(self) -> int:
         return self.core.epoch
 

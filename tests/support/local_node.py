@@ -121,6 +121,10 @@ class LocalNode:
         )
 
     @property
+    def cluster_id(self) -> str:
+        return self.view.cluster_id
+
+    @property
     def epoch(self) -> int:
         return self.view.epoch
 
