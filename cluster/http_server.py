@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import re
 import socket
 import sys
@@ -28,8 +27,6 @@ from cluster.http_express import MAX_REQUEST_SIZE_BYTES, ExpressApi, ExpressConn
 from cluster.http_hosts import Hosts
 from cluster.problems import RETRY_AFTER_S, Problem
 
-logger = logging.getLogger(__name__)
-
 LINGER_S = 2.0
 """How long an unread body is read and dropped, so that the client gets to see its answer."""
 BACKLOG = 1024
@@ -40,7 +37,7 @@ RESERVED_CONNECTIONS = 64
 RESERVE_PATIENCE_S = 5.0
 """How long such a connection may take until its whole request is there."""
 ACCEPT_PAUSE_S = 0.1
-ACCEPT_LOG_INTERVAL_S = 30.0
+ACCEPTS_PER_TURN = 16
 DRAIN_QUIET_S = 0.5
 """A stopping node takes its clients for gone after so long without a request."""
 DRAIN_POLL_S = 0.05
@@ -59,8 +56,9 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `idle_timeout_ms` bounds both a connection's idleness and the arrival of a request's head;
     `body_timeout_ms` the arrival of its body. Connections over `max_connections` get 503, except
-    for health and the cluster's resources. `drain_timeout_ms`: how long `drain` waits for clients
-    to go elsewhere; `shutdown_grace_ms`: how long `stop` waits for requests under way.
+    for health and the cluster's resources, in `reserved_connections` more. `drain_timeout_ms`: how
+    long `drain` waits for clients to go elsewhere; `shutdown_grace_ms`: how long `stop` waits for
+    requests under way.
     """
 
     max_value_size_bytes: int = 1024 * 1024
@@ -68,6 +66,7 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout_ms: int = 60_000
     body_timeout_ms: int = 30_000
     max_connections: int = 4096
+    reserved_connections: int = RESERVED_CONNECTIONS
     drain_timeout_ms: int = 5000
     shutdown_grace_ms: int = 5000
     access_log: bool = False
@@ -110,12 +109,19 @@ class HttpServer(web.Server):
     def __call__(self) -> asyncio.Protocol:  # type: ignore[override]
         """Return the protocol of a new connection."""
         if self.open_connections - len(self._reserve) < self.settings.max_connections:
-            return ExpressConnection(self)
-        if len(self._reserve) >= RESERVED_CONNECTIONS and not self._free_reserve():
+            connection = ExpressConnection(self)
+            self._express.add(connection)
+            return connection
+        if len(self._reserve) >= self.settings.reserved_connections and not self._free_reserve():
             return _Refused(self)
-        connection = self._make(reserved=True)
-        self._reserve[connection] = asyncio.get_running_loop().time()
-        return connection
+        reserved = self._make(reserved=True)
+        self._reserve[reserved] = asyncio.get_running_loop().time()
+        return reserved
+
+    def forget(self, protocol: asyncio.Protocol) -> None:
+        """Drop a connection that was gone before it could be served."""
+        self._express.discard(cast("ExpressConnection", protocol))
+        self._reserve.pop(cast("OrdinaryConnection", protocol), None)
 
     def _free_reserve(self) -> bool:
         """Make room in the reserve: end the connection there that has asked nothing for longest."""
@@ -292,6 +298,8 @@ class OrdinaryConnection(RequestHandler):
         if not self.busy or (request is not None and request.path in _ENDS_WITH_CLIENT):
             return False
         if self._body is not None and not self.whole:
+            if request is None and not self._messages:
+                return False  # it is answered already, and its rest is dropped
             self._body.set_exception(ConnectionResetError("the request was cut short"))
         return True
 
@@ -354,9 +362,9 @@ class Listener:
     def __init__(self, server: HttpServer) -> None:
         self._server = server
         self._sockets: list[socket.socket] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._taking: set[asyncio.Task[None]] = set()
+        self._pause: asyncio.TimerHandle | None = None
         self._hurry = asyncio.Event()
-        self._complained_at = -ACCEPT_LOG_INTERVAL_S
 
     @property
     def port(self) -> int:
@@ -385,38 +393,53 @@ class Listener:
                 listening.close()
             self._sockets = []
             raise
-        self._tasks = [asyncio.create_task(self._accept(item)) for item in self._sockets]
+        self._watch()
 
-    async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listening)
-            except OSError as error:
-                # Out of descriptors or memory, or the caller has gone: neither lasts for ever.
-                # (asyncio's own server stops for a second then, uvloop's for ever.)
-                if error.errno != errno.ECONNABORTED:
-                    self._complain(error)
-                    await asyncio.sleep(ACCEPT_PAUSE_S)
-                continue
-            await self._take(connection)
+    @property
+    def listens(self) -> bool:
+        """Whether new connections are taken."""
+        return bool(self._sockets)
 
-    async def _take(self, connection: socket.socket) -> None:
+    def _on_readable(self, listening: socket.socket) -> None:
+        """Take what has been accepted, a few at a time: the others are due, too."""
+        try:
+            for _ in range(ACCEPTS_PER_TURN):
+                connection, _address = listening.accept()
+                self._take(connection)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # Out of descriptors or memory, or the caller has gone: neither lasts for ever.
+            # (asyncio's own server stops for a second then, uvloop's for ever.)
+            if error.errno != errno.ECONNABORTED:
+                self._complain(error)
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(listening)
+                self._pause = loop.call_later(ACCEPT_PAUSE_S, self._watch)
+
+    def _watch(self) -> None:
+        self._pause = None
+        for listening in self._sockets:
+            asyncio.get_running_loop().add_reader(listening, self._on_readable, listening)
+
+    def _take(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        task = asyncio.get_running_loop().create_task(self._serve(connection, self._server()))
+        self._taking.add(task)
+        task.add_done_callback(self._taking.discard)
+
+    async def _serve(self, connection: socket.socket, protocol: asyncio.Protocol) -> None:
         loop = asyncio.get_running_loop()
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.connect_accepted_socket(self._server, connection)
+            await loop.connect_accepted_socket(lambda: protocol, connection)
         except OSError:  # it has gone again
             connection.close()
-        except Exception:
-            logger.exception("a client's connection could not be taken")
-            connection.close()
+            self._server.forget(protocol)
 
     def _complain(self, error: OSError) -> None:
-        now = asyncio.get_running_loop().time()
-        if now - self._complained_at >= ACCEPT_LOG_INTERVAL_S:
-            self._complained_at = now
-            logger.error("clients' connections cannot be accepted for now: %s", error.strerror)
+        text = f"clients' connections cannot be accepted for now: {error.strerror}"
+        self._server.api.complaints.log("accept", text, asyncio.get_running_loop().time())
 
     async def drain(self) -> None:
         """Let the clients go elsewhere, within a bound; all are served meanwhile.
@@ -442,15 +465,18 @@ class Listener:
 
     async def stop(self) -> None:
         """Take no more requests, wait a bounded time for those under way, close everything."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        loop = asyncio.get_running_loop()
+        if self._pause is not None:
+            self._pause.cancel()
         for listening in self._sockets:
+            loop.remove_reader(listening)
             for connection in _accepted(listening):
                 # The system has taken it already, and may have its request: to close would lose it.
-                await self._take(connection)
+                self._take(connection)
             listening.close()
         self._sockets = []
+        if self._taking:
+            await asyncio.wait(self._taking)
         if self._server.draining and self._server.open_connections:
             await asyncio.sleep(LAST_CALL_S)
         await asyncio.sleep(0)  # what has come is begun before idle connections are closed
@@ -465,5 +491,4 @@ def _accepted(listening: socket.socket) -> Iterator[socket.socket]:
             connection, _address = listening.accept()
         except OSError:
             return
-        connection.setblocking(False)
         yield connection

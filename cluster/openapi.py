@@ -317,7 +317,7 @@ def _digest() -> Json:
         "getDigest",
         "Digest of this node's own store: equal on all replicas at the same index",
         {"200": json_answer("The digest.", "Digest", example)},
-        ("unknown_parameter", "no_data"),
+        ("unknown_parameter", "no_data", "stopping"),
     )
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from cluster.config import ClusterConfig
 from cluster.up_config import UpError
-from cluster.up_process import STOPPED, NodeProcess
+from cluster.up_process import STOPPED, NodeProcess, own_file
 from cluster.up_view import Row, View
 from datapath.operations import ClusterStatus
 
@@ -169,7 +169,7 @@ async def _ask(session: aiohttp.ClientSession, url: str) -> ClusterStatus | None
 @contextmanager
 def sole_runner(data: Path) -> Iterator[None]:
     """Hold the lock of a cluster's directory. Raises UpError if another `onecopy up` has it."""
-    with (data / "up.lock").open("a+", encoding="ascii") as file:
+    with open(data / "up.lock", "a+", encoding="ascii", opener=own_file) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -33,7 +33,7 @@ async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
 
     async def start(settings: HttpSettings | None = None, node: LocalNode | None = None) -> Local:
         node = node or LocalNode(KeyValue(), express=express)
-        api = HttpApi(node, settings, Hosts(["t", "test"]))
+        api = HttpApi(node, settings, Hosts(["t", "test", "a", "x", "any.example"]))
         await api.start("127.0.0.1", 0)
         started.append(api)
         return Local(f"http://127.0.0.1:{api.port}", node, api)

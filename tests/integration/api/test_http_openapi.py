@@ -17,7 +17,6 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
-from cluster import http_server
 from cluster.http_api import HttpSettings
 from cluster.openapi import openapi_document
 from cluster.problems import CODES
@@ -108,6 +107,7 @@ SPOILT: dict[str, Callable[[Ask], Ask]] = {
 }
 FAILING: dict[str, Callable[[Local], None]] = {
     "no_data": fails(RejectedError("no_data", "a witness")),
+    "stopping": fails(NotAppliedError("stopping", "bye")),
     "refused": fails(RejectedError("refused", "no")),
     "no_primary": fails(NotPrimaryError("no_primary", "none")),
     "not_primary": fails(NotPrimaryError("not_primary", "not here", "n2")),
@@ -125,9 +125,7 @@ FAILING: dict[str, Callable[[Local], None]] = {
 }
 
 
-async def provoke(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch, method: str, path: str, code: str
-) -> Reply:
+async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
     """Make the request of `method` and `path` be answered with `code`."""
     local = await serve(SETTINGS)
     await fetch(local.base_url, "PUT", "/v1/kv/present", b"x", {"Idempotency-Key": "used"})
@@ -147,11 +145,10 @@ async def provoke(
     if code == "request_timeout":
         ask = ask.header("Content-Length", "9")._replace(body=None)
     if code == "too_many_connections":
-        crowded = await serve(HttpSettings(max_connections=1))
+        crowded = await serve(HttpSettings(max_connections=1, reserved_connections=0))
         async with connect(crowded.base_url) as first:
             first.send_request("GET", "/livez")
             await first.receive()
-            monkeypatch.setattr(http_server, "RESERVED_CONNECTIONS", 0)
             async with connect(crowded.base_url) as second:
                 return await second.receive()
     return await send(local, ask)
@@ -263,9 +260,9 @@ def documented_codes() -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("method", "path", "code"), documented_codes())
 async def test_every_documented_problem_comes_as_documented(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch, method: str, path: str, code: str
+    serve: Serve, method: str, path: str, code: str
 ) -> None:
-    reply = await provoke(serve, monkeypatch, method, path, code)
+    reply = await provoke(serve, method, path, code)
     assert reply.status == CODES[code].status
     if method != "head" or code in {"malformed_request", "head_too_large", "too_many_connections"}:
         return_code = reply.code if reply.body else code
