@@ -18,7 +18,7 @@ import msgspec
 
 from cluster.config_checks import check_config
 from cluster.config_model import (
-    ApiSection,
+    Api,
     Channel,
     ClusterConfig,
     ClusterSection,
@@ -33,7 +33,7 @@ from cluster.config_model import (
 )
 
 __all__ = [
-    "ApiSection",
+    "Api",
     "Channel",
     "ClusterConfig",
     "ClusterSection",
@@ -86,7 +86,7 @@ def load_config(path: Path | str) -> ClusterConfig:
         routes=routes,
         timing=_convert(path, "timing", tree.get("timing", {}), Timing),
         limits=_convert(path, "limits", tree.get("limits", {}), Limits),
-        api=_convert(path, "api", tree.get("api", {}), ApiSection),
+        api=_convert(path, "api", tree.get("api", {}), Api),
     )
     warnings += check_config(config)
     return msgspec.structs.replace(config, warnings=tuple(warnings))

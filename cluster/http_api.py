@@ -17,13 +17,14 @@ import msgspec
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest, StreamResponse
 
+from cluster.http_admin import check_admin
 from cluster.http_answer import JSON, PROBLEM, Answer, NoAnswer
 from cluster.http_body import ClientGoneError, read_body
 from cluster.http_express import KEYS, Pending, Write
 from cluster.http_headers import Headers, check_cluster, cluster_line
 from cluster.http_hosts import Hosts, split_target
 from cluster.http_kv import KvHandlers
-from cluster.http_params import TIMEOUT, decode_percent, parse_query
+from cluster.http_params import REMOVE_PARAMS, TIMEOUT, decode_percent, parse_query
 from cluster.http_server import HttpServer, HttpSettings, Listener, OrdinaryConnection
 from cluster.metrics import Metrics
 from cluster.openapi import openapi_json
@@ -265,6 +266,7 @@ class HttpApi:
         return self._answer(await self._node.digest())
 
     async def _handover(self, request: BaseRequest, query: str) -> Answer:
+        asked_by = self._check_admin(request)
         timeout_ms = self._timeout_ms(query)
         # Only this type: a web page may POST others to any address without asking first.
         content_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip()
@@ -279,13 +281,39 @@ class HttpApi:
             to = _handover_decoder.decode(body).to
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Problem("invalid_body", f'{error}; expected is {{"to": "n2"}}') from None
+        logger.info("a handover to %s is asked for by %s", to, asked_by)
         return self._answer(await self._node.handover(to, timeout_ms))
 
-    async def _remove_node(self, _request: BaseRequest, raw_node: str, query: str) -> Answer:
+    async def _remove_node(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
+        asked_by = self._check_admin(request)
         node = decode_percent(raw_node, "the node's id", "not_found").decode("utf-8")
         if not node or "/" in node:
             raise Problem("not_found", "name one node: /v1/cluster/nodes/{id}")
-        return self._answer(await self._node.remove_member(node, self._timeout_ms(query)))
+        options = parse_query(query, REMOVE_PARAMS)
+        force = options.get("force")
+        if force not in (None, node):
+            raise Problem(
+                "invalid_parameter",
+                f"force must be the id of the node that is removed, {node!r}, not {force!r}",
+            )
+        timeout_ms = options.get("timeout_ms", self._settings.request_timeout_ms)
+        view = await self._node.remove_member(
+            node, timeout_ms, force=force is not None, asked_by=asked_by
+        )
+        return self._answer(view)
+
+    def _check_admin(self, request: BaseRequest) -> str:
+        """Return who asks, for the log. Raises Problem if they may not change the cluster."""
+        connection = request.transport
+        sockets = ("peername", "sockname")
+        remote, local = (connection and connection.get_extra_info(name) for name in sockets)
+        check_admin(
+            self._settings.admin_from,
+            remote[0] if remote else None,
+            local[0] if local else None,
+            request.headers,
+        )
+        return f"{remote[0]} port {remote[1]} at {self._node.node_id}" if remote else "an unknown"
 
     def _timeout_ms(self, query: str) -> int:
         value: int = parse_query(query, TIMEOUT).get(

@@ -23,11 +23,12 @@ from aiohttp import hdrs
 from multidict import CIMultiDict, CIMultiDictProxy, istr
 
 from cluster.http_answer import ANSWER_TIMEOUT_S, Answer
-from cluster.http_headers import CLUSTER, IDEMPOTENCY_KEY, Headers
+from cluster.http_headers import CLUSTER, IDEMPOTENCY_AFTER, IDEMPOTENCY_KEY, Headers
 from cluster.http_hosts import Hosts
 from datapath.complaints import Complaints
-from datapath.errors import NotPrimaryError, OperationError, UnknownOutcomeError
+from datapath.errors import OperationError
 from datapath.operations import Operation, Result
+from datapath.router import may_repeat
 
 MAX_REQUEST_SIZE_BYTES = 64 * 1024
 """A larger request goes the ordinary way: its body is read piece by piece there."""
@@ -55,7 +56,8 @@ _NOT_PLAIN = frozenset(
     b"sec-fetch-site te trailer transfer-encoding upgrade http2-settings".split()
 )
 _CONDITIONS = frozenset(
-    name.lower().encode() for name in (hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, IDEMPOTENCY_KEY, CLUSTER)
+    name.lower().encode()
+    for name in (hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, IDEMPOTENCY_KEY, IDEMPOTENCY_AFTER, CLUSTER)
 )
 _NO_HEADERS: Headers = CIMultiDictProxy(CIMultiDict())
 
@@ -331,12 +333,7 @@ class ExpressConnection(asyncio.Protocol):
 
     def failed(self, pending: Pending, error: BaseException) -> None:
         """Go on elsewhere after what is known not to be applied, or safe to repeat; else say so."""
-        may_go_on = isinstance(error, NotPrimaryError) or (
-            isinstance(error, UnknownOutcomeError)
-            and error.code == "unknown_outcome"
-            and pending.write.operation.idempotency_key
-        )
-        if may_go_on and isinstance(error, OperationError):
+        if isinstance(error, OperationError) and may_repeat(pending.write.operation, error):
             loop = asyncio.get_running_loop()
             self._task = loop.create_task(self._go_on(pending, error))
         elif isinstance(error, Exception):

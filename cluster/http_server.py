@@ -22,6 +22,7 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
+from cluster.config_model import AdminFrom
 from cluster.http_answer import PROBLEM, Answer
 from cluster.http_express import MAX_REQUEST_SIZE_BYTES, ExpressApi, ExpressConnection
 from cluster.http_hosts import Hosts
@@ -58,7 +59,7 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     `body_timeout_ms` the arrival of its body. Connections over `max_connections` get 503, except
     for health and the cluster's resources, in `reserved_connections` more. `drain_timeout_ms`: how
     long `drain` waits for clients to go elsewhere; `shutdown_grace_ms`: how long `stop` waits for
-    requests under way.
+    requests under way. `admin_from`: see `cluster.http_admin`.
     """
 
     max_value_size_bytes: int = 1024 * 1024
@@ -70,6 +71,7 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_ms: int = 5000
     shutdown_grace_ms: int = 5000
     access_log: bool = False
+    admin_from: AdminFrom = "loopback"
 
 
 class HttpServer(web.Server):

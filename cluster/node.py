@@ -19,19 +19,28 @@ from cluster.http_api import HttpApi
 from cluster.http_hosts import Hosts
 from cluster.http_server import HttpSettings
 from cluster.kv import KeyValue
+from cluster.own_address import check_own_addresses
+from datapath.client_table import ClientTableBounds
 from datapath.datadir import DataDirectory
 from datapath.engine import Engine
-from datapath.errors import DataDirectoryError, OperationError, StorageError, ends_node
+from datapath.errors import (
+    DataDirectoryError,
+    NotAdmittedError,
+    OperationError,
+    StorageError,
+    ends_node,
+)
 from datapath.gateway import Gateway
 from datapath.link import LinkHandler
 from datapath.mesh import REPLICATE, REQUEST, SNAPSHOT, Mesh
+from datapath.records import MAX_RECORD_SIZE_BYTES
 from datapath.requests import (
     HelloCall,
     HelloReturn,
     JoinCall,
+    JoinReturn,
     NoAnswerError,
     NotSentError,
-    ViewReturn,
 )
 from datapath.settings import Bounds, Timing
 from datapath.storage import Storage
@@ -52,6 +61,8 @@ HELLO_TIMEOUT_MS = 500
 JOIN_TIMEOUT_MS = 5000
 RETRY_INTERVAL_S = 0.2
 WAITING_LOG_INTERVAL_S = 5.0
+REMOVED_CHECK_INTERVAL_S = 0.5
+"""How often a node that consensus does not reach asks the others whether it was removed."""
 HANDOVER_ON_STOP_MS = 500
 LINGER_S = 0.2
 """How long a primary that is stopped on purpose stays to tell others who the next one is."""
@@ -77,12 +88,26 @@ async def run_node(config: ClusterConfig, node_id: str) -> int:
         raise ConfigError(config.path, "", str(error)) from None
     if descriptors.cut:
         log.warning("%s", descriptors.cut)
+    hint = await check_own_addresses(config, node_id)
     directory = DataDirectory.open(config.data_dir(node_id), node_id=node_id)
     try:
-        node = NodeProcess(config, node_id, directory, descriptors)
+        if directory.removed:
+            raise _removed(config.name, node_id)
+        node = NodeProcess(config, node_id, directory, descriptors, hint)
         return await node.run()
+    except NotAdmittedError:
+        # Under its new id the node may come with the same directory: nothing stays in it.
+        directory.discard()
+        raise
     finally:
         directory.close()
+
+
+def _removed(cluster: str, node_id: str) -> DataDirectoryError:
+    return DataDirectoryError(
+        f"node {node_id} has been removed from cluster {cluster}: to come back it needs a new id "
+        f"in the configuration file (rename [nodes.{node_id}]) and an empty data directory"
+    )
 
 
 class NodeProcess:
@@ -94,8 +119,10 @@ class NodeProcess:
         node_id: str,
         directory: DataDirectory,
         descriptors: Descriptors,
+        hint: str = "",
     ) -> None:
         self._config = config
+        self._hint = hint  # why others may not reach this node, for who waits for them
         self._node_id = node_id
         self._directory = directory
         self._own = config.nodes[node_id]
@@ -114,7 +141,12 @@ class NodeProcess:
             max_unauthenticated=descriptors.max_unauthenticated,
         )
         self._gateway = Gateway(
-            node_id, config.name, self._agreement, directory.pin_peer, directory.cluster_id
+            node_id,
+            config.name,
+            self._agreement,
+            directory.pin_peer,
+            directory.cluster_id,
+            config.limits.min_in_sync,
         )
         self._gateway.listen(self._on_view)
         self._engine: Engine | None = None
@@ -132,6 +164,7 @@ class NodeProcess:
                 drain_timeout_ms=config.timing.drain_timeout_ms,
                 max_connections=descriptors.max_connections,
                 reserved_connections=descriptors.reserved_connections,
+                admin_from=config.api.admin_from,
             ),
             self._hosts,
         )
@@ -142,7 +175,9 @@ class NodeProcess:
     def _raft_addresses(self) -> dict[str, str]:
         return {node: item.raft for node, item in self._config.nodes.items()}
 
-    def _agreement_settings(self, members: dict[str, str]) -> AgreementSettings:
+    def _agreement_settings(
+        self, members: dict[str, str], founders: dict[str, str] | None = None
+    ) -> AgreementSettings:
         config, timing = self._config, self._config.timing
         routes = {
             target: route.raft
@@ -156,6 +191,7 @@ class NodeProcess:
             node_id=self._node_id,
             bind_address=self._own.raft,
             members=members,
+            founders=founders,
             directory=self._directory.path / "raft",
             secret=bytes(config.secret) or stand_in,
             routes=routes,
@@ -175,6 +211,7 @@ class NodeProcess:
             flush_bytes=limits.overlay_flush_bytes,
             retention_bytes=limits.log_retention_bytes,
             catchup_bytes=LOG_KEPT_FACTOR * limits.log_retention_bytes,
+            max_queued_bytes=limits.max_inflight_bytes + 2 * MAX_RECORD_SIZE_BYTES,
         )
         engine = Engine(
             self._node_id,
@@ -194,9 +231,13 @@ class NodeProcess:
             ),
             Bounds(
                 min_in_sync=limits.min_in_sync,
+                max_inflight_bytes=limits.max_inflight_bytes,
                 max_waiting_operations=limits.max_waiting_requests,
-                max_waiting_bytes=limits.max_inflight_bytes,
-                client_table_entries=limits.client_table_size,
+                max_waiting_bytes=limits.max_waiting_bytes,
+                client_table=ClientTableBounds(
+                    retention_ms=limits.client_table_retention_ms,
+                    max_bytes=limits.client_table_bytes,
+                ),
                 snapshot_rate_bytes_per_s=limits.snapshot_rate_bytes_per_s,
             ),
             {node: rank for rank, node in enumerate(self._config.replicas)},
@@ -276,7 +317,9 @@ class NodeProcess:
         await self._mesh.start(handlers)
         self._dial({node: item.role for node, item in self._config.nodes.items()})
         await self._api.start(*split_address(self._own.client))
-        if not self._directory.joined:
+        if self._directory.joined:
+            self._spawn(self._ask_whether_removed())
+        else:
             await self._enter()
             if self._engine is not None:
                 self._engine.admit()
@@ -332,6 +375,8 @@ class NodeProcess:
         if engine is None or engine.failed or engine.replica.primary is None:
             return
         for node in sorted(engine.replica.primary.required()):
+            if self._gateway.has_no_vote(node):
+                continue
             with contextlib.suppress(OperationError):
                 view = await engine.hand_over(node, HANDOVER_ON_STOP_MS)
                 log.info("handed over to %s", view.primary)
@@ -382,9 +427,10 @@ class NodeProcess:
                 if answer is None:
                     continue
                 if answer.problem:
-                    raise DataDirectoryError(
-                        f"{node} refuses this node: {answer.problem} (here: {self._directory.path})"
-                    )
+                    problem = f"{node} refuses this node: {answer.problem}"
+                    # Where no cluster exists yet, the others have taken note of this directory.
+                    kind = DataDirectoryError if answer.view is None else NotAdmittedError
+                    raise kind(f"{problem} (here: {self._directory.path})")
                 clear.add(node)
                 if answer.view is not None and await self._join(node):
                     return
@@ -393,10 +439,12 @@ class NodeProcess:
                     last_log = loop.time()
                     missing = sorted(set(others) - clear)
                     log.info("first start with an empty directory: waiting for %s", missing)
+                    if self._hint:
+                        log.warning("%s", self._hint)
                 await asyncio.sleep(RETRY_INTERVAL_S)
 
     async def _ask_hello(self, node: str) -> HelloReturn | None:
-        call = HelloCall(self._node_id, self._directory.data_id)
+        call = HelloCall(self._node_id, self._directory.data_id, self._directory.joined)
         try:
             answer = await self._gateway.caller.call(node, call, HELLO_TIMEOUT_MS)
         except (NotSentError, NoAnswerError, OperationError):
@@ -412,20 +460,63 @@ class NodeProcess:
             log.warning("%s could not add this node yet: %s", node, problem)
             return False
         except OperationError as problem:
-            if problem.code in ("lost_disk", "refused"):
-                raise DataDirectoryError(f"{node} refuses this node: {problem}") from problem
+            if problem.code in ("lost_disk", "refused", "removed"):
+                raise NotAdmittedError(f"{node} refuses this node: {problem}") from problem
             log.warning("%s could not add this node yet: %s", node, problem)
             return False
-        if not isinstance(answer, ViewReturn):
+        if not isinstance(answer, JoinReturn):
             return False
         view = answer.view
         members = {member.id: member.raft for member in view.members}
-        self._agreement = PySyncObjAgreement(self._agreement_settings(members))
+        settings = self._agreement_settings(members, answer.founders)
+        self._agreement = PySyncObjAgreement(settings)
         self._gateway.use_agreement(self._agreement)
         if self._engine is not None:
             self._engine.use_agreement(self._agreement)
         self._gateway.on_view(view)
         return True
+
+    # -- leaving it
+
+    def _leave(self) -> None:
+        """This node was removed: it serves nothing any more, and stays only as long as it votes.
+
+        The others may need its vote to take that vote away (decision 12).
+        """
+        if not self._leaving:
+            self._leaving = True
+            log.warning("this node has been removed from cluster %s", self._config.name)
+            self._spawn(self._ask_whether_removed())
+
+    _leaving = False
+
+    async def _ask_whether_removed(self) -> None:
+        """Ask the others until this node is known to be a member; end if it was removed for good.
+
+        Who was removed while it was away hears nothing from consensus: its links are refused.
+        """
+        last_log = asyncio.get_running_loop().time()
+        while self._leaving or not self._gateway.belongs:
+            if self._leaving and self._gateway.has_no_vote(self._node_id):
+                self._end_removed()
+                return
+            others = [node for node in self._gateway.caller.peers if node != self._node_id]
+            answers = await asyncio.gather(*map(self._ask_hello, others))
+            if any(answer is not None and answer.removed for answer in answers):
+                self._end_removed()
+                return
+            now = asyncio.get_running_loop().time()
+            if self._leaving and now - last_log > WAITING_LOG_INTERVAL_S:
+                last_log = now
+                log.warning(
+                    "this node was removed, but its vote still counts: it stays until the others "
+                    "have taken it away. Is a majority of the nodes up?"
+                )
+            await asyncio.sleep(REMOVED_CHECK_INTERVAL_S)
+
+    def _end_removed(self) -> None:
+        self._directory.mark_removed()
+        self._end(_removed(self._config.name, self._node_id))
 
     def _spawn_bootstrap(self) -> None:
         if self._config.replicas[0] == self._node_id and self._gateway.view is None:
@@ -479,12 +570,7 @@ class NodeProcess:
         member = view.member(self._node_id)
         own = self._member()
         if member is None:
-            self._end(
-                DataDirectoryError(
-                    f"node {self._node_id} has been removed from cluster {self._config.name}: to "
-                    "come back it needs a new id and an empty data directory"
-                )
-            )
+            self._leave()
         elif member.data_id not in ("", own.data_id):
             self._end(
                 DataDirectoryError(
@@ -502,7 +588,7 @@ class NodeProcess:
     async def _register(self) -> None:
         """Tell the cluster this node's disk and addresses."""
         try:
-            await self._gateway.add_member(self._member(), JOIN_TIMEOUT_MS)
+            await self._gateway.add_member(self._member(), JOIN_TIMEOUT_MS, anew=False)
         except OperationError as problem:
             log.warning("this node's entry could not be brought up to date: %s", problem)
         finally:

@@ -95,7 +95,7 @@ class Engine:
         self._pipeline = Pipeline(
             node_id,
             self.replica,
-            Executor(service, storage.store, bounds.client_table_entries),
+            Executor(service, storage.store, bounds.client_table),
             storage,
             bounds,
             storage.uncommitted(recovered.commit_index),
@@ -453,6 +453,10 @@ class Engine:
         """Execute here, and answer `sink`. As `submit` otherwise."""
         self._pipeline.submit(operation, timeout_ms, sink)
 
+    def recall(self, operation: Operation) -> Result | OperationError | None:
+        """Return the answer to a repeat of what is applied on this replica, primary or not."""
+        return self._pipeline.recall(operation)
+
     def why_not_serving(self) -> str:
         """A sentence about why this node does not serve as the primary now."""
         replica, view = self.replica, self.replica.view
@@ -481,6 +485,10 @@ class Engine:
         result = self.read(query)
         # The lease is checked after the read and before the answer leaves (D4).
         return result if self.replica.may_serve(clock_ms()) else None
+
+    def is_scan(self, query: Query) -> bool:
+        """Whether a query may take a millisecond or more, and so takes turns."""
+        return query.method in self._service.scans
 
     def read(self, query: Query) -> QueryResult:
         """Run a query on what is applied here, whatever that is."""

@@ -14,7 +14,7 @@ import pytest
 from cluster import cli_exit
 from cluster.cli import COMMANDS, main
 from cluster.config import (
-    ApiSection,
+    Api,
     ClusterSection,
     Limits,
     NodeConfig,
@@ -30,7 +30,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[routes.A.B]": Route,
     "[timing]": Timing,
     "[limits]": Limits,
-    "[api]": ApiSection,
+    "[api]": Api,
 }
 
 
