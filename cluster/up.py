@@ -23,7 +23,7 @@ from datapath.operations import ClusterStatus
 TICK_S = 0.1
 POLL_INTERVAL_S = 0.25
 POLL_TIMEOUT_S = 0.4
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 15.0
 
 _decode_status = msgspec.json.Decoder(ClusterStatus).decode
 
@@ -80,7 +80,7 @@ class Up:
             pass
 
     async def _stop_all(self) -> None:
-        """SIGTERM to all; SIGKILL after ten seconds, or at the second Ctrl-C."""
+        """SIGTERM to all; SIGKILL after fifteen seconds, or at the second Ctrl-C."""
         self._status = None
         if self._stop_signals:
             self._view.say("stopping; the data is kept (Ctrl-C again: at once)")

@@ -252,8 +252,9 @@ def _tighten(path: Path) -> None:
         for place in (Path(folder), *(Path(folder, name) for name in names)):
             try:
                 mode = place.lstat().st_mode
-                if mode & 0o077 and not stat.S_ISLNK(mode):
-                    place.chmod(stat.S_IMODE(mode) & ~0o077)
+                allowed = DIRECTORY_MODE if stat.S_ISDIR(mode) else FILE_MODE
+                if stat.S_IMODE(mode) & ~allowed and not stat.S_ISLNK(mode):
+                    place.chmod(stat.S_IMODE(mode) & allowed)
             except OSError as error:
                 log.warning("other users may read %s: %s", place, error.strerror)
 

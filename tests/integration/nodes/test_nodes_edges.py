@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import os
 import signal
 import socket
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.integration.nodes.conftest import MakeCluster
 from tests.support.cluster import SLOW_TO_SUSPECT, Cluster, wait_until
-from tests.support.raw_http import Connection, Reply, connect
+from tests.support.raw_http import connect
+from tests.support.traffic import Traffic
 
 SMALL_LOG = {"log_segment_size_bytes": 1_200_000, "log_retention_bytes": 2_400_000}
 
@@ -120,76 +117,13 @@ async def test_names_of_the_configuration_are_served_and_others_are_not(
         assert reply.status == status, host
 
 
-class Traffic:
-    """Clients that keep connections open, each bound to the nodes that have not refused it.
-
-    A connection is used until an answer says `Connection: close` or the client finds it closed
-    before it asks; a refused connect is no failure, as no request was made. Everything else is.
-    """
-
-    def __init__(self, cluster: Cluster, lane: dict[str, str]) -> None:
-        self._cluster = cluster
-        self._lane = lane
-        self._stop = False
-        self.answered = 0
-        self.failures: list[str] = []
-        self._numbers = itertools.count()
-
-    async def run(self, node: str, pause_s: float) -> None:
-        order = itertools.cycle(
-            [node, *(other for other in self._cluster.replicas if other != node)]
-        )
-        while not self._stop:
-            target = next(order)
-            try:
-                async with connect(self._cluster.url(target)) as connection:
-                    await self._use(connection, target, pause_s)
-            except ConnectionRefusedError:
-                await asyncio.sleep(0.01)
-
-    async def _use(self, connection: Connection, node: str, pause_s: float) -> None:
-        while not self._stop:
-            if connection.reader.at_eof():
-                return
-            number = next(self._numbers)
-            method = ("PUT", "GET", "DELETE")[number % 3]
-            try:
-                reply = await self._ask(connection, method, number)
-            except (OSError, EOFError) as error:
-                self.failures.append(f"{method} {number} at {node}: {error!r}")
-                return
-            if reply.status not in {200, 201, 404}:
-                self.failures.append(f"{method} {number} at {node}: {reply}")
-            self.answered += 1
-            if reply.headers.get("connection") == "close":
-                return
-            await asyncio.sleep(pause_s)
-
-    async def _ask(self, connection: Connection, method: str, number: int) -> Reply:
-        body = b"x" if method == "PUT" else None
-        connection.send_request(method, f"/v1/kv/{number % 50}", body, self._lane)
-        return await connection.receive()
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        pauses = (0.0, 0.005, 0.05)
-        async with asyncio.TaskGroup() as group:
-            for node in self._cluster.replicas:
-                for pause_s in pauses:
-                    group.create_task(self.run(node, pause_s))
-            try:
-                yield
-            finally:
-                self._stop = True
-
-
 @pytest.mark.parametrize("lane", [{}, {"TE": "x"}], ids=["express", "ordinary"])
 async def test_no_request_fails_in_rolling_restarts(
     make_cluster: MakeCluster, lane: dict[str, str]
 ) -> None:
     cluster = make_cluster(timing={**SLOW_TO_SUSPECT, "drain_timeout_ms": 1500})
     await cluster.start()
-    traffic = Traffic(cluster, lane)
+    traffic = Traffic([cluster.url(node) for node in cluster.replicas], lane)
     async with traffic.running():
         for node in ("n1", "n2", "n3"):  # the primary, and those that become it, and backups
             assert await cluster.nodes[node].terminate() == 0
@@ -230,7 +164,7 @@ async def test_a_stopping_node_says_so_and_ends_each_connection_with_an_answer(
 async def test_a_second_signal_does_not_wait_for_clients(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(replicas=1, timing={"drain_timeout_ms": 3_600_000})
     await cluster.start()
-    traffic = Traffic(cluster, {})
+    traffic = Traffic([cluster.url("n1")], {})
     async with traffic.running():
         cluster.nodes["n1"].signal(signal.SIGTERM)
         await wait_until(lambda: traffic.answered > 50, "requests are served all the same")

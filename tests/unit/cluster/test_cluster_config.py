@@ -22,7 +22,7 @@ from cluster.config import (
     split_address,
 )
 
-SECRET = "0123456789abcdef"
+SECRET = "8f3c1ae07d5b4962c6e1f0937ab45d28"
 NODE = """
 [nodes.{id}]
 client = "127.0.0.1:81{n}"
