@@ -77,7 +77,7 @@ def write_checkpoint(file: Path, state: Checkpoint) -> None:
     """Replace the checkpoint atomically; it is on disk when this returns."""
     path = checkpoint_path(file)
     temporary = path.with_name(path.name + ".new")
-    with open(temporary, "wb", opener=_private) as target:
+    with open(temporary, "wb", opener=private) as target:
         target.write(msgspec.json.encode(state) + b"\n")
         target.flush()
         os.fsync(target.fileno())
@@ -85,7 +85,8 @@ def write_checkpoint(file: Path, state: Checkpoint) -> None:
     sync_directory(path.parent)
 
 
-def _private(path: str, flags: int) -> int:
+def private(path: str, flags: int) -> int:
+    """Open for `open(…, opener=private)`: a new file is its user's alone; never by a link."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
