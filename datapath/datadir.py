@@ -6,6 +6,8 @@
     log/            see `datapath.log`
     store/          see `datapath.environment`
 
+Directories are 0700 and files 0600: what is stored is for the node's user alone.
+
 The *data id* is drawn once, when the directory is made. Peers pin it: a node that comes back under
 its old name with another data id has lost its disk, and all that it had acknowledged.
 
@@ -16,9 +18,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +31,10 @@ import msgspec
 
 from datapath.errors import DataDirectoryError, DiskFailedError, DiskFullError, StorageError
 
+log = logging.getLogger(__name__)
+
+FILE_MODE = 0o600
+DIRECTORY_MODE = 0o700
 _FORMAT = 1
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -55,6 +63,11 @@ def _sync(path: Path, flags: int, sync: Callable[[int], None]) -> None:
         os.close(descriptor)
 
 
+def private(path: str, flags: int) -> int:
+    """Open for `open(…, opener=private)`: a new file is its user's alone."""
+    return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Put `content` under `path`: after a crash the old content is there or the new, whole.
 
@@ -62,7 +75,7 @@ def replace_file(path: Path, content: bytes) -> None:
     """
     fresh = path.with_name(path.name + ".new")
     try:
-        with fresh.open("wb") as file:
+        with open(fresh, "wb", opener=private) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -219,11 +232,12 @@ def _make(path: Path, create: bool) -> None:
     if path.exists() and not path.is_dir():
         raise DataDirectoryError(f"{path} is not a directory: name another data directory")
     if path.is_dir():
+        _tighten(path)
         return
     if not create:
         raise DataDirectoryError(f"data directory {path} does not exist: check the path")
     try:
-        path.mkdir(parents=True)
+        path.mkdir(mode=DIRECTORY_MODE, parents=True)
         sync_directory(path.parent)
     except OSError as error:
         raise DataDirectoryError(
@@ -232,9 +246,22 @@ def _make(path: Path, create: bool) -> None:
         ) from error
 
 
+def _tighten(path: Path) -> None:
+    """Take the rights of other users away: what is stored here is for this one alone."""
+    for folder, _, names in os.walk(path):
+        for place in (Path(folder), *(Path(folder, name) for name in names)):
+            try:
+                mode = place.lstat().st_mode
+                allowed = DIRECTORY_MODE if stat.S_ISDIR(mode) else FILE_MODE
+                if stat.S_IMODE(mode) & ~allowed and not stat.S_ISLNK(mode):
+                    place.chmod(stat.S_IMODE(mode) & allowed)
+            except OSError as error:
+                log.warning("other users may read %s: %s", place, error.strerror)
+
+
 def _lock(path: Path) -> int:
     try:
-        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
     except OSError as error:
         raise DataDirectoryError(
             f"data directory {path} is not writable ({error.strerror}): give this user the "

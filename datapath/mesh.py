@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from datapath.dialer import Dialer
 from datapath.link import ErrorCallback, LinkHandler
-from datapath.peer_listener import PeerListener
+from datapath.peer_listener import MAX_UNAUTHENTICATED, PeerListener
 
 Address = tuple[str, int]
 REQUEST = "request"
@@ -32,6 +32,7 @@ class Mesh:
         address: Callable[[str], Address | None],
         *,
         on_error: ErrorCallback,
+        max_unauthenticated: int = MAX_UNAUTHENTICATED,
     ) -> None:
         self.node_id = node_id
         self.cluster = cluster
@@ -39,6 +40,7 @@ class Mesh:
         self.address = address
         self._listen = listen
         self._on_error = on_error
+        self._max_unauthenticated = max_unauthenticated
         self._handlers: Mapping[str, LinkHandler] = {}
         self._listener: PeerListener | None = None
         self._dialers: dict[tuple[str, str], Dialer] = {}
@@ -53,6 +55,7 @@ class Mesh:
             self.cluster,
             self.secret,
             handlers,
+            max_unauthenticated=self._max_unauthenticated,
             on_error=self._on_error,
         )
         await listener.start()
