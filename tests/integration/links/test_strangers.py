@@ -15,6 +15,7 @@ import pytest
 
 from datapath.handshake import MAX_HANDSHAKE_MESSAGE_BYTES, NONCE_SIZE_BYTES, DialerHandshake
 from datapath.peer_listener import PeerListener
+from election.identity import ACCEPTED, Claim
 from tests.integration.links.link_helpers import (
     KIND,
     SECRET,
@@ -44,6 +45,8 @@ def hello(secret: bytes = SECRET, kind: str = KIND) -> DialerHandshake:
         listener="n2",
         kind=kind,
         nonce=secrets.token_bytes(NONCE_SIZE_BYTES),
+        claim=Claim(),
+        judge=lambda _peer, _claim: ACCEPTED,
     )
 
 
@@ -139,6 +142,8 @@ async def test_two_nodes_cannot_be_made_to_answer_for_each_other() -> None:
             listener="n1",
             kind=KIND,
             nonce=secrets.token_bytes(NONCE_SIZE_BYTES),
+            claim=Claim(),
+            judge=lambda _peer, _claim: ACCEPTED,
         )
         async with one_connection() as session:
             _, challenge = await post(session, url, hello(secret=b"unknown").start())
