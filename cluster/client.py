@@ -260,10 +260,18 @@ class Client:
                 epoch=view.epoch, version=view.version, primary=to, in_sync=view.in_sync
             )
 
-    async def remove(self, node: str, *, timeout_ms: int | None = None) -> ViewSummary:
-        """Take a node out of the cluster for good; its id is not to be used again."""
+    async def remove(
+        self, node: str, *, force: bool = False, timeout_ms: int | None = None
+    ) -> ViewSummary:
+        """Take a node out of the cluster for good; its id is not to be used again.
+
+        Refused (`code` "unsafe_removal", …) where it may cost acknowledged writes or the majority:
+        the error says what to do first. `force` removes it all the same.
+        """
         target = f"/v1/cluster/nodes/{quote(node, safe='')}"
-        call = Call("DELETE", target, writes=True, retry_unknown=False)
+        if force:
+            target += f"?force={quote(node, safe='')}"
+        call = Call("DELETE", target, writes=True)  # to remove a node twice is to remove it
         return _decode(call, await self._transport.call(call, timeout_ms), ViewSummary)
 
 

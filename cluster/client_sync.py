@@ -162,6 +162,8 @@ class SyncClient:
         """Make the in-sync replica `to` the primary."""
         return self._run(self._client.handover(to, timeout_ms=timeout_ms))
 
-    def remove(self, node: str, *, timeout_ms: int | None = None) -> ViewSummary:
-        """Take a node out of the cluster for good."""
-        return self._run(self._client.remove(node, timeout_ms=timeout_ms))
+    def remove(
+        self, node: str, *, force: bool = False, timeout_ms: int | None = None
+    ) -> ViewSummary:
+        """Take a node out of the cluster for good; see `Client.remove`."""
+        return self._run(self._client.remove(node, force=force, timeout_ms=timeout_ms))

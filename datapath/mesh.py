@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 from datapath.dialer import Dialer
-from datapath.link import LinkHandler
+from datapath.link import ErrorCallback, LinkHandler
 from datapath.peer_listener import PeerListener
 from election.registry import PeerRegistry
 
@@ -22,7 +22,8 @@ class Mesh:
     `addresses` says where a peer's port may be reached from here, the likeliest first: they are
     tried in turn until one answers as that peer (`registry` judges it). `handlers` take both
     directions of their kind; links of kind "request" are dialled to everyone, "replicate" between
-    replicas.
+    replicas. `on_error` gets what a handler has raised: a failed disk must not end with the link
+    (D9).
     """
 
     def __init__(
@@ -33,6 +34,8 @@ class Mesh:
         secret: bytes,
         addresses: Callable[[str], Sequence[Address]],
         registry: PeerRegistry,
+        *,
+        on_error: ErrorCallback,
     ) -> None:
         self.node_id = node_id
         self.cluster = cluster
@@ -40,6 +43,7 @@ class Mesh:
         self.addresses = addresses
         self.registry = registry
         self._listen = listen
+        self._on_error = on_error
         self._handlers: Mapping[str, LinkHandler] = {}
         self._listener: PeerListener | None = None
         self._dialers: dict[tuple[str, str], Dialer] = {}
@@ -55,6 +59,7 @@ class Mesh:
             self.secret,
             handlers,
             registry=self.registry,
+            on_error=self._on_error,
         )
         await listener.start()
         self._listener = listener
@@ -98,6 +103,7 @@ class Mesh:
             self.secret,
             handler,
             registry=self.registry,
+            on_error=self._on_error,
         )
         return dialer
 

@@ -16,6 +16,8 @@ class AgreementSettings(msgspec.Struct, frozen=True, kw_only=True):
     `members` maps node ids to raft addresses ("host:port"), this node included. Who is a member, it
     says only at the very first start: from then on the list agreed by the group, kept in
     `directory`, does. Its addresses are tried where the agreed ones do not answer.
+    `founders` is for a node that joins a group that exists: the members with which the group's log
+    began, as a member has told it; then `members` only says whom to link with at first.
     `registry` judges who is at the other end of a link; without one (in tests) the secret and the
     directory's id alone do. `routes` maps a node id to the address to dial instead of its raft
     address (NAT, a proxy).
@@ -33,6 +35,7 @@ class AgreementSettings(msgspec.Struct, frozen=True, kw_only=True):
     directory: Path
     secret: bytes
     registry: PeerRegistry | None = None
+    founders: dict[str, str] | None = None
     routes: dict[str, str] = {}
     heartbeat_interval_ms: int = 40
     election_min_ms: int = 150

@@ -65,6 +65,7 @@ class LocalReplica:
             b"",
             lambda peer: [("127.0.0.1", cluster.ports[peer])],
             self.registry,
+            on_error=lambda _, problem: self.engine.fail_if_fatal(problem),
         )
         self.gateway = Gateway(node_id, "test", self.agreement, lambda _node, _data: True)
         self.storage = Storage(
@@ -92,7 +93,9 @@ class LocalReplica:
         )
         self.gateway.attach(self.engine)
         self.receiver = SnapshotReceiver(
-            self.engine.snapshots.make_sink, self.engine.snapshots.install
+            self.engine.snapshots.make_sink,
+            self.engine.snapshots.install,
+            on_error=self.engine.fail_if_fatal,
         )
         self._hang: threading.Event | None = None
 
