@@ -336,10 +336,19 @@ class Client:
                 epoch=view.epoch, version=view.version, primary=to, in_sync=view.in_sync
             )
 
-    async def remove(self, node: str, *, timeout_ms: int | None = None) -> ViewSummary:
-        """Take a node out of the cluster for good; its id is not to be used again."""
-        target = f"/v1/cluster/nodes/{quote(check_node('node', node), safe='')}"
-        call = Call("DELETE", target, writes=True, retry_unknown=False)
+    async def remove(
+        self, node: str, *, force: bool = False, timeout_ms: int | None = None
+    ) -> ViewSummary:
+        """Take a node out of the cluster for good; its id is not to be used again.
+
+        Refused (`code` "unsafe_removal", …) where it may cost acknowledged writes or the majority:
+        the error says what to do first. `force` removes it all the same.
+        """
+        name = quote(check_node("node", node), safe="")
+        target = f"/v1/cluster/nodes/{name}"
+        if check_flag("force", force):
+            target += f"?force={name}"
+        call = Call("DELETE", target, writes=True)  # to remove a node twice is to remove it
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         return _decode(call, reply, ViewSummary)
 

@@ -250,10 +250,14 @@ class SyncClient:
             lambda client: client.handover(to, timeout_ms=timeout_ms), timeout_ms, write=""
         )
 
-    def remove(self, node: str, *, timeout_ms: int | None = None) -> ViewSummary:
-        """Take a node out of the cluster for good."""
+    def remove(
+        self, node: str, *, force: bool = False, timeout_ms: int | None = None
+    ) -> ViewSummary:
+        """Take a node out of the cluster for good; see `Client.remove`."""
         return self._run(
-            lambda client: client.remove(node, timeout_ms=timeout_ms), timeout_ms, write=""
+            lambda client: client.remove(node, force=force, timeout_ms=timeout_ms),
+            timeout_ms,
+            write="",
         )
 
 

@@ -182,6 +182,7 @@ def _check_limits(config: ClusterConfig) -> None:
     record_max = limits.max_value_size_bytes + RECORD_OVERHEAD_BYTES
     rows = (
         ("max_inflight_bytes", 2 * record_max, "two of the largest records (max_value_size_bytes)"),
+        ("max_waiting_bytes", 2 * record_max, "two of the largest records (max_value_size_bytes)"),
         ("log_segment_size_bytes", record_max, "the largest record (max_value_size_bytes)"),
         ("log_retention_bytes", limits.log_segment_size_bytes, "one log_segment_size_bytes"),
         ("store_map_size_bytes", 4 * limits.overlay_flush_bytes, "four overlay_flush_bytes"),

@@ -76,7 +76,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         "replica"
     )
     client: Annotated[
-        str, Meta(description="`host:port` of the HTTP API, dashboard and metrics, for clients.")
+        str, Meta(description="`host:port` of the HTTP API and the metrics, for clients.")
     ]
     peer: Annotated[str, Meta(description="`host:port` of the data path, for nodes only.")]
     raft: Annotated[str, Meta(description="`host:port` of the consensus group, for nodes only.")]
@@ -182,23 +182,42 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_inflight_bytes: Annotated[
         int,
         _count(
-            "Bytes of operations executed but not yet committed; beyond it requests wait. Room "
-            "for two of the largest values at least."
+            "Bytes of changes that were executed but have not committed; beyond it requests wait "
+            "to be executed. Room for two of the largest values at least."
         ),
     ] = 67_108_864
     max_waiting_requests: Annotated[
-        int, _count("Requests that may wait at a node; more get 503 at once.", le=10_000_000)
-    ] = 10_000
-    client_table_size: Annotated[
         int,
         _count(
-            "Idempotency keys remembered; the oldest is forgotten first. A retry that comes after "
-            "so many newer keys would be executed again. At least 10000: an interrupted load sends "
-            "up to 8192 records again.",
-            ge=10_000,
-            le=100_000_000,
+            "Writes that may wait at the primary to be executed; more get 503 `overloaded`.",
+            le=10_000_000,
         ),
-    ] = 100_000
+    ] = 10_000
+    max_waiting_bytes: Annotated[
+        int,
+        _count(
+            "Bytes of such writes, which are in memory; more get 503 `overloaded`. Room for two of "
+            "the largest values at least."
+        ),
+    ] = 268_435_456
+    client_table_retention_ms: Annotated[
+        int,
+        _count(
+            "How long the answer under an idempotency key is remembered, by the primary's clock. A "
+            "later repeat is executed again, unless it names with `Idempotency-After` what it was "
+            "first sent after: then it is refused.",
+            ge=10_000,
+            le=604_800_000,
+        ),
+    ] = 600_000
+    client_table_bytes: Annotated[
+        int,
+        _count(
+            "Bytes of such answers on each disk (about 130 for a write of a key); beyond it the "
+            "oldest are forgotten before their time.",
+            ge=4_194_304,
+        ),
+    ] = 67_108_864
     log_segment_size_bytes: Annotated[
         int, _count("Size at which a log file is closed and the next begun.", ge=65536)
     ] = 67_108_864
@@ -226,6 +245,22 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 0
 
 
+AdminFrom = Literal["loopback", "any"]
+
+
+class Api(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[api]`: the HTTP API."""
+
+    admin_from: Annotated[
+        AdminFrom,
+        Meta(
+            description='Who may remove nodes and hand over. `"loopback"`: only programs on the '
+            "node's own machine, and through no proxy; "
+            '`"any"`: whoever reaches the port.'
+        ),
+    ] = "loopback"
+
+
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The whole file, checked: paths absolute, the secret read.
 
@@ -239,6 +274,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     routes: dict[str, dict[str, Route]]
     timing: Timing
     limits: Limits
+    api: Api = Api()
     warnings: tuple[str, ...] = ()
 
     @property

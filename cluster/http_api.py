@@ -6,6 +6,7 @@ raise: `Problem` for what the API itself refuses, `OperationError` for what the 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,16 +17,18 @@ import msgspec
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest, StreamResponse
 
+from cluster.http_admin import check_admin
 from cluster.http_answer import JSON, PROBLEM, Answer, NoAnswer
 from cluster.http_body import ClientGoneError, read_body
 from cluster.http_express import KEYS, Pending, Write
 from cluster.http_headers import Headers, check_cluster, cluster_line
 from cluster.http_kv import KvHandlers
-from cluster.http_params import TIMEOUT, decode_percent, parse_query
-from cluster.http_server import HttpServer, HttpSettings, Listener
+from cluster.http_params import REMOVE_PARAMS, TIMEOUT, decode_percent, parse_query
+from cluster.http_server import HttpServer, HttpSettings, Listener, OrdinaryConnection
 from cluster.metrics import Metrics
 from cluster.openapi import openapi_json
 from cluster.problems import RETRY_AFTER_S, Problem, from_operation_error
+from datapath.complaints import Complaints
 from datapath.errors import OperationError
 from datapath.operations import Node, Result
 
@@ -61,6 +64,7 @@ class HttpApi:
         self._settings = settings or HttpSettings()
         self._listener: Listener | None = None
         self._server: HttpServer | None = None
+        self.complaints = Complaints(logger)
         self._metrics = Metrics(node.node_id, node.counters, self._open_connections)
         kv = KvHandlers(node, self._settings)
         self._kv = kv
@@ -122,6 +126,10 @@ class HttpApi:
         """Answer a request, whatever happens."""
         started = perf_counter()
         method = request.method
+        connection = request.protocol
+        assert isinstance(connection, OrdinaryConnection)
+        if method in _READS:
+            connection.reading = asyncio.current_task()
         try:
             answer = await self._dispatch(request, method)
         except Problem as problem:
@@ -132,6 +140,8 @@ class HttpApi:
             return NoAnswer()  # nothing was begun
         except Exception as error:  # noqa: BLE001 -- the client gets an answer, whatever it is
             answer = self.refuse(error, method, request.raw_path)
+        finally:
+            connection.reading = None
         self.observe(method, request.raw_path, answer, perf_counter() - started)
         return answer
 
@@ -171,8 +181,10 @@ class HttpApi:
             return self._refusal(from_operation_error(error), method)
         request_id = secrets.token_hex(8)
         path = target.partition("?")[0]
-        logger.error("request %s failed: %s %s", request_id, method, path, exc_info=error)
-        return self._refusal(_unexpected(request_id), method)
+        text = f"request {request_id} failed: {method} {path}"
+        kind, now = type(error).__name__, asyncio.get_running_loop().time()
+        written = self.complaints.log(kind, text, now, error=error)
+        return self._refusal(_unexpected(request_id if written else ""), method)
 
     def observe(self, method: str, target: str, answer: Answer, seconds: float) -> None:
         """Count an answered request, and log it if asked to."""
@@ -220,6 +232,7 @@ class HttpApi:
         return self._answer(await self._node.digest())
 
     async def _handover(self, request: BaseRequest, query: str) -> Answer:
+        asked_by = self._check_admin(request)
         timeout_ms = self._timeout_ms(query)
         # Only this type: a web page may POST others to any address without asking first.
         content_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip()
@@ -234,13 +247,39 @@ class HttpApi:
             to = _handover_decoder.decode(body).to
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Problem("invalid_body", f'{error}; expected is {{"to": "n2"}}') from None
+        logger.info("a handover to %s is asked for by %s", to, asked_by)
         return self._answer(await self._node.handover(to, timeout_ms))
 
-    async def _remove_node(self, _request: BaseRequest, raw_node: str, query: str) -> Answer:
+    async def _remove_node(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
+        asked_by = self._check_admin(request)
         node = decode_percent(raw_node, "the node's id", "not_found").decode("utf-8")
         if not node or "/" in node:
             raise Problem("not_found", "name one node: /v1/cluster/nodes/{id}")
-        return self._answer(await self._node.remove_member(node, self._timeout_ms(query)))
+        options = parse_query(query, REMOVE_PARAMS)
+        force = options.get("force")
+        if force not in (None, node):
+            raise Problem(
+                "invalid_parameter",
+                f"force must be the id of the node that is removed, {node!r}, not {force!r}",
+            )
+        timeout_ms = options.get("timeout_ms", self._settings.request_timeout_ms)
+        view = await self._node.remove_member(
+            node, timeout_ms, force=force is not None, asked_by=asked_by
+        )
+        return self._answer(view)
+
+    def _check_admin(self, request: BaseRequest) -> str:
+        """Return who asks, for the log. Raises Problem if they may not change the cluster."""
+        connection = request.transport
+        sockets = ("peername", "sockname")
+        remote, local = (connection and connection.get_extra_info(name) for name in sockets)
+        check_admin(
+            self._settings.admin_from,
+            remote[0] if remote else None,
+            local[0] if local else None,
+            request.headers,
+        )
+        return f"{remote[0]} port {remote[1]} at {self._node.node_id}" if remote else "an unknown"
 
     def _timeout_ms(self, query: str) -> int:
         value: int = parse_query(query, TIMEOUT).get(
@@ -311,6 +350,10 @@ def _method(methods: Mapping[str, HandlerT], method: str) -> HandlerT:
 
 
 def _unexpected(request_id: str) -> Problem:
+    """Return the problem of a defect; `request_id` "": the log has only others like it."""
+    if not request_id:
+        detail = "the node's log has the details of others that failed like this"
+        return Problem("internal_error", detail, outcome="unknown")
     return Problem(
         "internal_error",
         f"the node's log has the details under {request_id}",

@@ -7,19 +7,19 @@ here. What it would have done (100-continue, HEAD, problem answers) is done by t
 from __future__ import annotations
 
 import asyncio
-import logging
+import sys
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
+from cluster.config_model import AdminFrom
 from cluster.http_answer import PROBLEM, Answer
 from cluster.http_express import MAX_REQUEST_SIZE_BYTES, ExpressApi, ExpressConnection
 from cluster.problems import RETRY_AFTER_S, Problem
-
-logger = logging.getLogger(__name__)
 
 LINGER_S = 2.0
 """How long an unread body is read and dropped, so that the client gets to see its answer."""
@@ -35,7 +35,8 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `idle_timeout_ms` bounds both a connection's idleness and the arrival of a request's head;
     `body_timeout_ms` the arrival of its body. Connections over `max_connections` get 503.
-    `shutdown_grace_ms`: how long `stop` waits for requests under way.
+    `shutdown_grace_ms`: how long `stop` waits for requests under way. `admin_from`: see
+    `cluster.http_admin`.
     """
 
     max_value_size_bytes: int = 1024 * 1024
@@ -45,6 +46,7 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: int = 4096
     shutdown_grace_ms: int = 5000
     access_log: bool = False
+    admin_from: AdminFrom = "loopback"
 
 
 class HttpServer(web.Server):
@@ -81,7 +83,7 @@ class HttpServer(web.Server):
 
     def ordinary(self) -> asyncio.Protocol:
         """Make aiohttp's protocol for a connection that leaves the express lane."""
-        connection = _Connection(self, loop=asyncio.get_running_loop(), **self._kwargs)
+        connection = OrdinaryConnection(self, loop=asyncio.get_running_loop(), **self._kwargs)
         if self._closing:
             connection.close()
         return connection
@@ -120,6 +122,7 @@ class HttpServer(web.Server):
         loop = asyncio.get_running_loop()
         self._checking = loop.call_later(CHECK_INTERVAL_S, self._check)
         now = loop.time()
+        self.api.complaints.tick(now)
         for connection in list(self._express):
             connection.check(now)
 
@@ -143,14 +146,30 @@ class HttpServer(web.Server):
         await super().shutdown(timeout)
 
 
-class _Connection(RequestHandler):
+class OrdinaryConnection(RequestHandler):
     """A connection in the ordinary lane: malformed requests are answered as problems."""
 
-    __slots__ = ("_server",)
+    __slots__ = ("_server", "reading")
 
     def __init__(self, server: HttpServer, **options: object) -> None:
         super().__init__(server, **options)  # type: ignore[arg-type]
         self._server = server
+        self.reading: asyncio.Task[Any] | None = None
+        """What answers a request that only reads: it ends when the client has gone."""
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """End a read whose answer has nowhere to go; a write goes on."""
+        super().connection_lost(exc)
+        if self.reading is not None:
+            self.reading.cancel()
+
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        """Log what has failed here, within the bounds of what clients can cause."""
+        error = options.get("exc_info")
+        if not isinstance(error, BaseException):
+            error = sys.exception()
+        kind, now = f"connection {type(error).__name__}", asyncio.get_running_loop().time()
+        self._server.api.complaints.log(kind, str(args[0]), now, error=error)
 
     def handle_error(
         self,
@@ -161,7 +180,7 @@ class _Connection(RequestHandler):
     ) -> StreamResponse:
         """Answer what aiohttp's parser could not read; the connection ends."""
         if status >= 500:
-            logger.error("a handler failed outside of the dispatch", exc_info=exc)
+            self.log_exception("a handler failed outside of the dispatch", exc_info=exc)
             problem = Problem("internal_error", "see the node's log", outcome="unknown")
         elif isinstance(exc, LineTooLong):
             problem = Problem("head_too_large", "the request line or a header is over 8190 bytes")

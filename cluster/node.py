@@ -17,19 +17,28 @@ from cluster.config_model import ClusterConfig, split_address
 from cluster.http_api import HttpApi
 from cluster.http_server import HttpSettings
 from cluster.kv import KeyValue
+from cluster.own_address import check_own_addresses
+from datapath.client_table import ClientTableBounds
 from datapath.datadir import DataDirectory
 from datapath.engine import Engine
-from datapath.errors import DataDirectoryError, OperationError
+from datapath.errors import (
+    DataDirectoryError,
+    NotAdmittedError,
+    OperationError,
+    StorageError,
+    ends_node,
+)
 from datapath.gateway import Gateway
 from datapath.link import LinkHandler
 from datapath.mesh import REPLICATE, REQUEST, SNAPSHOT, Mesh
+from datapath.records import MAX_RECORD_SIZE_BYTES
 from datapath.requests import (
     HelloCall,
     HelloReturn,
     JoinCall,
+    JoinReturn,
     NoAnswerError,
     NotSentError,
-    ViewReturn,
 )
 from datapath.settings import Bounds, Timing
 from datapath.storage import Storage
@@ -49,6 +58,8 @@ HELLO_TIMEOUT_MS = 500
 JOIN_TIMEOUT_MS = 5000
 RETRY_INTERVAL_S = 0.2
 WAITING_LOG_INTERVAL_S = 5.0
+REMOVED_CHECK_INTERVAL_S = 0.5
+"""How often a node that consensus does not reach asks the others whether it was removed."""
 HANDOVER_ON_STOP_MS = 500
 LINGER_S = 0.2
 """How long a primary that is stopped on purpose stays to tell others who the next one is."""
@@ -63,12 +74,26 @@ async def run_node(config: ClusterConfig, node_id: str) -> int:
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     _raise_file_limit()
+    hint = await check_own_addresses(config, node_id)
     directory = DataDirectory.open(config.data_dir(node_id), node_id=node_id)
     try:
-        node = NodeProcess(config, node_id, directory)
+        if directory.removed:
+            raise _removed(config.name, node_id)
+        node = NodeProcess(config, node_id, directory, hint)
         return await node.run()
+    except NotAdmittedError:
+        # Under its new id the node may come with the same directory: nothing stays in it.
+        directory.discard()
+        raise
     finally:
         directory.close()
+
+
+def _removed(cluster: str, node_id: str) -> DataDirectoryError:
+    return DataDirectoryError(
+        f"node {node_id} has been removed from cluster {cluster}: to come back it needs a new id "
+        f"in the configuration file (rename [nodes.{node_id}]) and an empty data directory"
+    )
 
 
 def _raise_file_limit() -> None:
@@ -81,8 +106,11 @@ def _raise_file_limit() -> None:
 class NodeProcess:
     """The parts of one node, from start to stop."""
 
-    def __init__(self, config: ClusterConfig, node_id: str, directory: DataDirectory) -> None:
+    def __init__(
+        self, config: ClusterConfig, node_id: str, directory: DataDirectory, hint: str = ""
+    ) -> None:
         self._config = config
+        self._hint = hint  # why others may not reach this node, for who waits for them
         self._node_id = node_id
         self._directory = directory
         self._own = config.nodes[node_id]
@@ -97,9 +125,15 @@ class NodeProcess:
             config.name,
             bytes(config.secret),
             self._peer_address,
+            on_error=lambda _, problem: self._on_error(problem),
         )
         self._gateway = Gateway(
-            node_id, config.name, self._agreement, directory.pin_peer, directory.cluster_id
+            node_id,
+            config.name,
+            self._agreement,
+            directory.pin_peer,
+            directory.cluster_id,
+            config.limits.min_in_sync,
         )
         self._gateway.listen(self._on_view)
         self._engine: Engine | None = None
@@ -112,6 +146,7 @@ class NodeProcess:
             HttpSettings(
                 max_value_size_bytes=config.limits.max_value_size_bytes,
                 request_timeout_ms=config.timing.request_timeout_ms,
+                admin_from=config.api.admin_from,
             ),
         )
         self._tasks: set[asyncio.Task[None]] = set()
@@ -121,7 +156,9 @@ class NodeProcess:
     def _raft_addresses(self) -> dict[str, str]:
         return {node: item.raft for node, item in self._config.nodes.items()}
 
-    def _agreement_settings(self, members: dict[str, str]) -> AgreementSettings:
+    def _agreement_settings(
+        self, members: dict[str, str], founders: dict[str, str] | None = None
+    ) -> AgreementSettings:
         config, timing = self._config, self._config.timing
         routes = {
             target: route.raft
@@ -135,6 +172,7 @@ class NodeProcess:
             node_id=self._node_id,
             bind_address=self._own.raft,
             members=members,
+            founders=founders,
             directory=self._directory.path / "raft",
             secret=bytes(config.secret) or stand_in,
             routes=routes,
@@ -154,6 +192,7 @@ class NodeProcess:
             flush_bytes=limits.overlay_flush_bytes,
             retention_bytes=limits.log_retention_bytes,
             catchup_bytes=4 * limits.log_retention_bytes,
+            max_queued_bytes=limits.max_inflight_bytes + 2 * MAX_RECORD_SIZE_BYTES,
         )
         engine = Engine(
             self._node_id,
@@ -173,9 +212,13 @@ class NodeProcess:
             ),
             Bounds(
                 min_in_sync=limits.min_in_sync,
+                max_inflight_bytes=limits.max_inflight_bytes,
                 max_waiting_operations=limits.max_waiting_requests,
-                max_waiting_bytes=limits.max_inflight_bytes,
-                client_table_entries=limits.client_table_size,
+                max_waiting_bytes=limits.max_waiting_bytes,
+                client_table=ClientTableBounds(
+                    retention_ms=limits.client_table_retention_ms,
+                    max_bytes=limits.client_table_bytes,
+                ),
                 snapshot_rate_bytes_per_s=limits.snapshot_rate_bytes_per_s,
             ),
             {node: rank for rank, node in enumerate(self._config.replicas)},
@@ -184,7 +227,9 @@ class NodeProcess:
             on_fatal=self._end,
             bind_cluster=self._directory.bind_cluster,
         )
-        self._receiver = SnapshotReceiver(engine.snapshots.make_sink, engine.snapshots.install)
+        self._receiver = SnapshotReceiver(
+            engine.snapshots.make_sink, engine.snapshots.install, on_error=engine.fail_if_fatal
+        )
         return engine
 
     def _peer_address(self, peer: str) -> tuple[str, int] | None:
@@ -200,6 +245,7 @@ class NodeProcess:
     async def run(self) -> int:
         """Start everything, wait for the end, stop everything."""
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._on_loop_error)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, None)
         try:
@@ -221,6 +267,20 @@ class NodeProcess:
             return EXIT_FAILED
         return 0
 
+    def _on_error(self, problem: BaseException) -> None:
+        """A failed disk, or a broken invariant, ends the node wherever it was met (D9)."""
+        if not ends_node(problem):
+            return
+        if self._engine is not None:
+            self._engine.fail(problem)
+        self._end(problem)
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A callback has raised, and nobody took it."""
+        loop.default_exception_handler(context)
+        if (problem := context.get("exception")) is not None:
+            self._on_error(problem)
+
     def _end(self, problem: BaseException | None) -> None:
         if not self._ended.done():
             self._ended.set_result(problem)
@@ -238,7 +298,9 @@ class NodeProcess:
         await self._mesh.start(handlers)
         self._dial({node: item.role for node, item in self._config.nodes.items()})
         await self._api.start(*split_address(self._own.client))
-        if not self._directory.joined:
+        if self._directory.joined:
+            self._spawn(self._ask_whether_removed())
+        else:
             await self._enter()
             if self._engine is not None:
                 self._engine.admit()
@@ -261,6 +323,8 @@ class NodeProcess:
             )
 
     async def _stop(self) -> None:
+        if self._engine is not None:
+            self._engine.stop_scans()
         if self._engine is not None and self._engine.replica.primary is not None:
             await self._hand_over()
         for task in list(self._tasks):
@@ -282,6 +346,8 @@ class NodeProcess:
         if engine is None or engine.failed or engine.replica.primary is None:
             return
         for node in sorted(engine.replica.primary.required()):
+            if self._gateway.has_no_vote(node):
+                continue
             with contextlib.suppress(OperationError):
                 view = await engine.hand_over(node, HANDOVER_ON_STOP_MS)
                 log.info("handed over to %s", view.primary)
@@ -332,9 +398,10 @@ class NodeProcess:
                 if answer is None:
                     continue
                 if answer.problem:
-                    raise DataDirectoryError(
-                        f"{node} refuses this node: {answer.problem} (here: {self._directory.path})"
-                    )
+                    problem = f"{node} refuses this node: {answer.problem}"
+                    # Where no cluster exists yet, the others have taken note of this directory.
+                    kind = DataDirectoryError if answer.view is None else NotAdmittedError
+                    raise kind(f"{problem} (here: {self._directory.path})")
                 clear.add(node)
                 if answer.view is not None and await self._join(node):
                     return
@@ -343,10 +410,12 @@ class NodeProcess:
                     last_log = loop.time()
                     missing = sorted(set(others) - clear)
                     log.info("first start with an empty directory: waiting for %s", missing)
+                    if self._hint:
+                        log.warning("%s", self._hint)
                 await asyncio.sleep(RETRY_INTERVAL_S)
 
     async def _ask_hello(self, node: str) -> HelloReturn | None:
-        call = HelloCall(self._node_id, self._directory.data_id)
+        call = HelloCall(self._node_id, self._directory.data_id, self._directory.joined)
         try:
             answer = await self._gateway.caller.call(node, call, HELLO_TIMEOUT_MS)
         except (NotSentError, NoAnswerError, OperationError):
@@ -362,20 +431,63 @@ class NodeProcess:
             log.warning("%s could not add this node yet: %s", node, problem)
             return False
         except OperationError as problem:
-            if problem.code in ("lost_disk", "refused"):
-                raise DataDirectoryError(f"{node} refuses this node: {problem}") from problem
+            if problem.code in ("lost_disk", "refused", "removed"):
+                raise NotAdmittedError(f"{node} refuses this node: {problem}") from problem
             log.warning("%s could not add this node yet: %s", node, problem)
             return False
-        if not isinstance(answer, ViewReturn):
+        if not isinstance(answer, JoinReturn):
             return False
         view = answer.view
         members = {member.id: member.raft for member in view.members}
-        self._agreement = PySyncObjAgreement(self._agreement_settings(members))
+        settings = self._agreement_settings(members, answer.founders)
+        self._agreement = PySyncObjAgreement(settings)
         self._gateway.use_agreement(self._agreement)
         if self._engine is not None:
             self._engine.use_agreement(self._agreement)
         self._gateway.on_view(view)
         return True
+
+    # -- leaving it
+
+    def _leave(self) -> None:
+        """This node was removed: it serves nothing any more, and stays only as long as it votes.
+
+        The others may need its vote to take that vote away (decision 12).
+        """
+        if not self._leaving:
+            self._leaving = True
+            log.warning("this node has been removed from cluster %s", self._config.name)
+            self._spawn(self._ask_whether_removed())
+
+    _leaving = False
+
+    async def _ask_whether_removed(self) -> None:
+        """Ask the others until this node is known to be a member; end if it was removed for good.
+
+        Who was removed while it was away hears nothing from consensus: its links are refused.
+        """
+        last_log = asyncio.get_running_loop().time()
+        while self._leaving or not self._gateway.belongs:
+            if self._leaving and self._gateway.has_no_vote(self._node_id):
+                self._end_removed()
+                return
+            others = [node for node in self._gateway.caller.peers if node != self._node_id]
+            answers = await asyncio.gather(*map(self._ask_hello, others))
+            if any(answer is not None and answer.removed for answer in answers):
+                self._end_removed()
+                return
+            now = asyncio.get_running_loop().time()
+            if self._leaving and now - last_log > WAITING_LOG_INTERVAL_S:
+                last_log = now
+                log.warning(
+                    "this node was removed, but its vote still counts: it stays until the others "
+                    "have taken it away. Is a majority of the nodes up?"
+                )
+            await asyncio.sleep(REMOVED_CHECK_INTERVAL_S)
+
+    def _end_removed(self) -> None:
+        self._directory.mark_removed()
+        self._end(_removed(self._config.name, self._node_id))
 
     def _spawn_bootstrap(self) -> None:
         if self._config.replicas[0] == self._node_id and self._gateway.view is None:
@@ -421,19 +533,14 @@ class NodeProcess:
         """Follow the members, and see that this node is one, with this very disk."""
         try:
             self._directory.bind_cluster(view.cluster_id)
-        except DataDirectoryError as problem:
+        except StorageError as problem:
             self._end(problem)
             return
         self._dial({member.id: member.role for member in view.members})
         member = view.member(self._node_id)
         own = self._member()
         if member is None:
-            self._end(
-                DataDirectoryError(
-                    f"node {self._node_id} has been removed from cluster {self._config.name}: to "
-                    "come back it needs a new id and an empty data directory"
-                )
-            )
+            self._leave()
         elif member.data_id not in ("", own.data_id):
             self._end(
                 DataDirectoryError(
@@ -451,7 +558,7 @@ class NodeProcess:
     async def _register(self) -> None:
         """Tell the cluster this node's disk and addresses."""
         try:
-            await self._gateway.add_member(self._member(), JOIN_TIMEOUT_MS)
+            await self._gateway.add_member(self._member(), JOIN_TIMEOUT_MS, anew=False)
         except OperationError as problem:
             log.warning("this node's entry could not be brought up to date: %s", problem)
         finally:

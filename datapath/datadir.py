@@ -18,6 +18,7 @@ import errno
 import fcntl
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,7 @@ class _Identity(msgspec.Struct, frozen=True):
     data: str
     cluster: str = ""
     joined: bool = False
+    removed: bool = False
     peers: dict[str, str] = {}
 
 
@@ -136,6 +138,11 @@ class DataDirectory:
         return self._identity.joined
 
     @property
+    def removed(self) -> bool:
+        """Whether this node has learned that it was removed from the cluster."""
+        return self._identity.removed
+
+    @property
     def pins(self) -> dict[str, str]:
         """Peers' data ids as pinned: node -> data id."""
         return dict(self._identity.peers)
@@ -163,6 +170,29 @@ class DataDirectory:
         """Remember that this node has taken part in consensus; durable when it returns."""
         if not self._identity.joined:
             self._save(msgspec.structs.replace(self._identity, joined=True))
+
+    def mark_removed(self) -> None:
+        """Remember that this node was removed from the cluster, for ever; durable on return."""
+        if not self._identity.removed:
+            self._save(msgspec.structs.replace(self._identity, removed=True))
+
+    def discard(self) -> None:
+        """Empty the directory again: the cluster has not let this node in. Closes it.
+
+        Raises:
+            ValueError: the node has taken part with it, so it may hold what was acknowledged.
+            DiskFailedError: it cannot be emptied.
+
+        """
+        if self.joined:
+            raise ValueError(f"{self.path} holds the data of a node that has taken part")
+        try:
+            _empty(self.path)
+            (self.path / "lock").unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(error, f"emptying {self.path}") from error
+        finally:
+            self.close()
 
     def pin_peer(self, node: str, data_id: str) -> bool:
         """Remember a peer's data id, durably; False if the peer is known with another one."""
@@ -238,6 +268,13 @@ def _load(path: Path, node_id: str, create: bool) -> _Identity:
     except OSError as error:
         raise storage_error(error, f"reading {file}") from error
     identity = _parse(file, content)
+    if identity.node != node_id and not identity.joined and create:
+        # That node was never let in: nothing was voted or acknowledged with this directory.
+        try:
+            _empty(path)
+        except OSError as error:
+            raise storage_error(error, f"emptying {path}") from error
+        return _create(path, node_id, create)
     if identity.node != node_id:
         raise DataDirectoryError(
             f"data directory {path} belongs to node {identity.node}, not {node_id}: start "
@@ -258,6 +295,19 @@ def _create(path: Path, node_id: str, create: bool) -> _Identity:
     identity = _Identity(_FORMAT, node_id, secrets.token_hex(16))
     _write(path, identity)
     return identity
+
+
+def _empty(path: Path) -> None:
+    """Remove what a node keeps in its directory, but the lock. Raises OSError.
+
+    The identity goes last: until then the directory is known for what it is.
+    """
+    for name in ("log", "store", "raft"):
+        if (path / name).is_dir():
+            shutil.rmtree(path / name)
+    for name in ("accepted", "accepted.new", "identity.json.new", "identity.json"):
+        (path / name).unlink(missing_ok=True)
+    sync_directory(path)
 
 
 def _write(path: Path, identity: _Identity) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 import yarl
 
+from datapath.complaints import Complaints
 from datapath.handshake import (
     MAX_HANDSHAKE_MESSAGE_BYTES,
     NONCE_SIZE_BYTES,
@@ -72,6 +73,7 @@ class Dialer:
         self.kind = kind
         self.link: Link | None = None
         self.problem = ""
+        self._complaints = Complaints(log)
         self._address = address
         self._node_id = node_id
         self._cluster = cluster
@@ -100,6 +102,7 @@ class Dialer:
         delay_ms = 0.0
         while True:
             started = loop.time()
+            self._complaints.tick(started)
             try:
                 await self._dial_and_run()
             except HandshakeError as error:
@@ -108,9 +111,10 @@ class Dialer:
                 self._report(f"no answer in {self._dial_timeout * 1000:.0f} ms", logging.WARNING)
             except (OSError, aiohttp.ClientError, LinkError) as error:
                 self._report(str(error) or repr(error), logging.WARNING)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 -- see below
                 # A dialer that ends would keep two nodes apart until a restart.
-                log.exception("%s: dialling %s failed", self._node_id, self.peer)
+                text = f"{self._node_id}: dialling {self.peer} failed"
+                self._complaints.log("defect", text, loop.time(), error=error)
                 self._report(repr(error), logging.ERROR)
             if self.problem or loop.time() - started < MIN_HEALTHY_LINK_MS / 1000:
                 delay_ms = min(max(2 * delay_ms, MIN_REDIAL_DELAY_MS), MAX_REDIAL_DELAY_MS)
@@ -119,8 +123,10 @@ class Dialer:
             await asyncio.sleep(delay_ms / 1000 * random.uniform(0.5, 1.0))  # noqa: S311
 
     def _report(self, problem: str, level: int) -> None:
-        if problem != self.problem:
-            log.log(level, "%s: no %s link to %s: %s", self._node_id, self.kind, self.peer, problem)
+        if problem != self.problem:  # which may quote what answers there, another text each time
+            text = f"{self._node_id}: no {self.kind} link to {self.peer}: {problem}"
+            now = asyncio.get_running_loop().time()
+            self._complaints.log("dial", text, now, level=level)
         self.problem = problem
 
     async def _dial_and_run(self) -> None:

@@ -20,8 +20,10 @@ from datapath.errors import (
     NotAppliedError,
     OperationError,
     RejectedError,
+    StorageError,
     StorageFullError,
     UnknownOutcomeError,
+    ends_node,
 )
 from datapath.executor import Executor, ReadView
 from datapath.link import Link
@@ -31,6 +33,7 @@ from datapath.pipeline import Pipeline, async_operations
 from datapath.replica import Replica
 from datapath.service import Service
 from datapath.settings import Bounds, Timing
+from datapath.shared_scan import SharedScan
 from datapath.snapshots import Snapshots
 from datapath.status import cluster_status
 from datapath.storage import Storage
@@ -92,7 +95,7 @@ class Engine:
         self._pipeline = Pipeline(
             node_id,
             self.replica,
-            Executor(service, storage.store, bounds.client_table_entries),
+            Executor(service, storage.store, bounds.client_table),
             storage,
             bounds,
             storage.uncommitted(recovered.commit_index),
@@ -100,6 +103,7 @@ class Engine:
             append=lambda record: self._run(self.replica.append, record),
             why_not_serving=self.why_not_serving,
             spawn=self._spawn,
+            call_soon=lambda callback: self._loop.call_soon(self._guard, callback),
         )
         self.snapshots = Snapshots(
             node_id,
@@ -113,8 +117,10 @@ class Engine:
             ),
             on_installed=self._on_snapshot_installed,
             on_install_failed=lambda: self._run(self.replica.on_install_failed),
+            on_fatal=self.fail,
         )
         self._ready_index = 0  # the epoch is open when this has committed; 0: nothing to wait for
+        self._digests = SharedScan(storage.digest)
         self._incoming: dict[str, Link] = {}
         self._outgoing: dict[str, Link] = {}
         self._applied_waiters: list[tuple[int, asyncio.Future[None]]] = []
@@ -123,6 +129,7 @@ class Engine:
         self._tick_handle: asyncio.TimerHandle | None = None
         self._stopped = False
         self._view_changes_total = 0
+        self._committed_ms = clock_ms()  # when the commit index last rose
         self._queries_total = 0
 
     # -- lifetime
@@ -150,6 +157,7 @@ class Engine:
     async def stop(self) -> None:
         """Stop: who waits is told, what is written stays."""
         self._stopped = True
+        self.stop_scans()
         if self._tick_handle is not None:
             self._tick_handle.cancel()
         self._pipeline.stop(f"{self.node_id} is stopping")
@@ -168,6 +176,23 @@ class Engine:
         self._pipeline.stop(f"{self.node_id} has failed: {problem}")
         self._on_fatal(problem)
 
+    def fail_if_fatal(self, problem: BaseException) -> None:
+        """Something has failed beside the replica's effects: end the node if it must (D9)."""
+        if ends_node(problem):
+            self.fail(problem)
+
+    def _guard(self, callback: Callable[[], None]) -> None:
+        """Call it; whatever goes wrong ends the node, as in `_run`."""
+        if self._stopped:
+            return
+        try:
+            callback()
+        except DataPathError as problem:
+            self.fail(problem)
+        except Exception as problem:
+            log.exception("a turn of the event loop failed")
+            self.fail(problem)
+
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
@@ -183,6 +208,9 @@ class Engine:
         if self._stopped:
             return
         self._tick_handle = self._loop.call_later(TICK_INTERVAL_S, self._tick)
+        self._guard(self._tick_now)
+
+    def _tick_now(self) -> None:
         now = clock_ms()
         storage = self._storage
         self.replica.core.writable = storage.writable
@@ -248,6 +276,7 @@ class Engine:
                 self._end_handover(NotAppliedError("handover_failed", reason))
 
     def _commit(self, index: int) -> None:
+        self._committed_ms = clock_ms()
         self._pipeline.commit(index)
         self._storage.wants_flush()
         if self._ready_index and index >= self._ready_index:
@@ -360,7 +389,7 @@ class Engine:
     def _is_ours(self, cluster_id: str) -> bool:
         try:
             self._bind_cluster(cluster_id)
-        except DataDirectoryError as problem:
+        except StorageError as problem:  # of another cluster, or it could not be noted
             self.fail(problem)
             return False
         return True
@@ -424,6 +453,10 @@ class Engine:
         """Execute here, and answer `sink`. As `submit` otherwise."""
         self._pipeline.submit(operation, timeout_ms, sink)
 
+    def recall(self, operation: Operation) -> Result | OperationError | None:
+        """Return the answer to a repeat of what is applied on this replica, primary or not."""
+        return self._pipeline.recall(operation)
+
     def why_not_serving(self) -> str:
         """A sentence about why this node does not serve as the primary now."""
         replica, view = self.replica, self.replica.view
@@ -452,6 +485,10 @@ class Engine:
         result = self.read(query)
         # The lease is checked after the read and before the answer leaves (D4).
         return result if self.replica.may_serve(clock_ms()) else None
+
+    def is_scan(self, query: Query) -> bool:
+        """Whether a query may take a millisecond or more, and so takes turns."""
+        return query.method in self._service.scans
 
     def read(self, query: Query) -> QueryResult:
         """Run a query on what is applied here, whatever that is."""
@@ -530,12 +567,16 @@ class Engine:
         return cluster_status(self.node_id, cluster, self.replica, reachable)
 
     async def digest(self) -> Digest:
-        """Scan this node's store."""
+        """Scan this node's store: one scan at a time, for all who ask."""
         try:
-            index, digest = await self._storage.digest()
+            index, digest = await self._digests.result()
         except DiskFullError as problem:
             raise StorageFullError("storage_full", str(problem)) from problem
         return Digest(node=self.node_id, applied_index=index, digest=digest)
+
+    def stop_scans(self) -> None:
+        """End the digest that runs: who waits for one is told."""
+        self._digests.stop(f"{self.node_id} is stopping")
 
     def counters(self) -> dict[str, float]:
         """Numbers for metrics."""
@@ -549,6 +590,7 @@ class Engine:
             "operations_total": self._pipeline.operations_total,
             "records_total": self._pipeline.records_total,
             "view_changes_total": self._view_changes_total,
+            "digest_scans_total": self._digests.scans_total,
             "snapshots_sent_total": self.snapshots.sent_total,
             "snapshots_received_total": self.snapshots.received_total,
             "epoch": replica.epoch,
@@ -558,6 +600,7 @@ class Engine:
             "last_index": core.log.last_index,
             "durable_index": core.durable_index,
             "commit_index": core.commit_index,
+            "seconds_since_commit": round((clock_ms() - self._committed_ms) / 1000, 3),
             "log_first_index": core.log.base_index + 1,
             "waiting_operations": self._pipeline.waiting_operations,
             "uncommitted_records": self._pipeline.uncommitted_records,

@@ -2,7 +2,7 @@
 
 `store/CURRENT` names the live environment beside it (`env-<number>/`), so that an installed
 snapshot takes over in one atomic step. An environment holds eight *spaces*, each a database of
-byte keys (1 to 511 bytes) in order: 0 the service's, 1 and 2 the client table's. Under each key
+byte keys (1 to 511 bytes) in order: 0 the service's, 1 to 3 the client table's. Under each key
 stands the value that the entries wrote, and a CRC-32C of key and value (4 bytes, little-endian):
 LMDB itself has no checksums. A ninth database, `meta`, holds the format, the cluster id and the
 (applied index, epoch), the last one with a CRC too, written in the same transaction as the entries'
@@ -35,16 +35,17 @@ from datapath.errors import (
 )
 
 SPACES = 8
-SERVICE_SPACE, CLIENT_SPACE, CLIENT_ORDER_SPACE = 0, 1, 2
+SERVICE_SPACE, CLIENT_SPACE, CLIENT_ORDER_SPACE, CLIENT_SUMS_SPACE = 0, 1, 2, 3
 MAX_KEY_SIZE_BYTES = 511
 DEFAULT_MAP_SIZE_BYTES = 256 * 1024**3
 # LMDB's binding gives the interpreter's lock back and takes it again with every record, and each
 # time the event loop loses the race for it: so threads here stop for a moment every few records.
 LOCK_SIZE_BYTES = 16 * 1024
 SLICE = 200
+SLICE_SIZE_BYTES = 256 * 1024
 NAP_S = 0.00002
 
-_FORMAT = b"2"
+_FORMAT = b"3"
 _CRC = struct.Struct("<I")
 _SOUND_CRC = 0x48674BC7  # the CRC-32C of whatever ends with its own, little-endian
 _STATE_KEY = b"state"

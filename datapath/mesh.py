@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from datapath.dialer import Dialer
-from datapath.link import LinkHandler
+from datapath.link import ErrorCallback, LinkHandler
 from datapath.peer_listener import PeerListener
 
 Address = tuple[str, int]
@@ -20,6 +20,7 @@ class Mesh:
 
     `address` says where a peer's port is reached from here. `handlers` take both directions of
     their kind; links of kind "request" are dialled to everyone, "replicate" between replicas.
+    `on_error` gets what a handler has raised: a failed disk must not end with the link (D9).
     """
 
     def __init__(
@@ -29,12 +30,15 @@ class Mesh:
         cluster: str,
         secret: bytes,
         address: Callable[[str], Address | None],
+        *,
+        on_error: ErrorCallback,
     ) -> None:
         self.node_id = node_id
         self.cluster = cluster
         self.secret = secret
         self.address = address
         self._listen = listen
+        self._on_error = on_error
         self._handlers: Mapping[str, LinkHandler] = {}
         self._listener: PeerListener | None = None
         self._dialers: dict[tuple[str, str], Dialer] = {}
@@ -43,7 +47,14 @@ class Mesh:
     async def start(self, handlers: Mapping[str, LinkHandler]) -> None:
         """Listen. Raises LinkError if the address cannot be had."""
         self._handlers = handlers
-        listener = PeerListener(*self._listen, self.node_id, self.cluster, self.secret, handlers)
+        listener = PeerListener(
+            *self._listen,
+            self.node_id,
+            self.cluster,
+            self.secret,
+            handlers,
+            on_error=self._on_error,
+        )
         await listener.start()
         self._listener = listener
 
@@ -76,6 +87,7 @@ class Mesh:
             self.cluster,
             self.secret,
             handler,
+            on_error=self._on_error,
         )
 
     def redial(self, peer: str, kind: str, reason: str) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
+from datapath.complaints import Complaints
 from datapath.handshake import (
     MAX_HANDSHAKE_MESSAGE_BYTES,
     NONCE_SIZE_BYTES,
@@ -46,7 +47,6 @@ MAX_UNAUTHENTICATED = 256
 MAX_LINKS = 1024
 ACCEPT_PAUSE_MS = 100
 SWEEP_INTERVAL_MS = 250
-REPEATED_LOG_INTERVAL_MS = 30_000
 
 
 class PeerListener:
@@ -89,7 +89,7 @@ class PeerListener:
         self._socket: socket.socket | None = None
         self._server: web.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._complaints = _Complaints()
+        self._complaints = Complaints(log)
 
     async def start(self) -> None:
         """Bind and accept.
@@ -150,14 +150,14 @@ class PeerListener:
             except OSError as error:
                 # Out of descriptors or memory, or the caller has gone: neither lasts for ever.
                 # (asyncio's own server stops for a second then, uvloop's for ever.)
-                self._complaints.log(f"cannot accept peer connections: {error}")
+                self._complain("accept", f"cannot accept peer connections: {error}")
                 await asyncio.sleep(ACCEPT_PAUSE_MS / 1000)
                 continue
             try:
                 tune(connection)
                 _, protocol = await loop.connect_accepted_socket(server, connection)
-            except Exception:
-                log.exception("a peer connection could not be taken")
+            except Exception as error:  # noqa: BLE001 -- the port must go on taking others
+                self._complain("connection", "a peer connection could not be taken", error)
                 connection.close()
                 continue
             self._strangers[protocol] = _Stranger(connection, loop.time())
@@ -172,6 +172,7 @@ class PeerListener:
         while True:
             await asyncio.sleep(min(SWEEP_INTERVAL_MS / 1000, self._handshake_timeout / 4))
             self._forget_gone()
+            self._complaints.tick(loop.time())
             overdue = loop.time() - self._handshake_timeout
             for protocol, stranger in list(self._strangers.items()):
                 if stranger.accepted_at < overdue:
@@ -186,13 +187,17 @@ class PeerListener:
         shut_down(self._strangers.pop(protocol).socket)
         protocol.force_close()
 
+    def _complain(self, kind: str, text: str, error: Exception | None = None) -> None:
+        self._complaints.log(kind, text, asyncio.get_running_loop().time(), error=error)
+
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             return await self._answer(request)
         except (web.HTTPException, ConnectionError):
             raise
-        except Exception:
-            log.exception("a request from %s to the peer port failed", request.remote)
+        except Exception as error:
+            text = f"a request from {request.remote} to the peer port failed"
+            self._complain("request", text, error)
             raise
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -245,7 +250,8 @@ class PeerListener:
         try:
             return web.Response(body=stranger.handshake.receive(body))
         except HandshakeError as error:
-            self._complaints.log(f"refused a peer connection from {request.remote}: {error}")
+            text = f"refused a peer connection from {request.remote}: {error}"
+            self._complain("handshake", text)
             refused = web.Response(status=403, body=encode_refusal(str(error)))
             refused.force_close()
             return refused
@@ -293,20 +299,6 @@ class _Stranger:
         self.socket = connection
         self.accepted_at = accepted_at
         self.handshake: ListenerHandshake | None = None
-
-
-class _Complaints:
-    """Logs a text once, and again only after another one or some time: attempts come many times."""
-
-    def __init__(self) -> None:
-        self._last = ""
-        self._at = 0.0
-
-    def log(self, text: str) -> None:
-        now = asyncio.get_running_loop().time()
-        if text != self._last or now - self._at > REPEATED_LOG_INTERVAL_MS / 1000:
-            log.error("%s", text)
-            self._last, self._at = text, now
 
 
 def _plain(status: int, text: str, **headers: str) -> web.Response:

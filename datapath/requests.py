@@ -62,10 +62,14 @@ class HandoverCall(_Body, frozen=True, tag=5):
 
 
 class HelloCall(_Body, frozen=True, tag=7):
-    """I am `node` with data directory `data_id`: may I take part, and is there a view already?"""
+    """I am `node` with data directory `data_id`: may I take part, and is there a view already?
+
+    `joined`: I have taken part with this directory; am I still a member?
+    """
 
     node: str
     data_id: str
+    joined: bool = False
 
 
 class JoinCall(_Body, frozen=True, tag=8):
@@ -81,6 +85,19 @@ class ViewNote(_Body, frozen=True, tag=9):
     view: View
 
 
+class PingCall(_Body, frozen=True, tag=20):
+    """Are you there?"""
+
+
+class RemoveCall(_Body, frozen=True, tag=21):
+    """Remove `node`; `force` as in `Node.remove_member`. `asked_by` is for the log."""
+
+    node: str
+    timeout_ms: int
+    force: bool
+    asked_by: str
+
+
 Call = (
     ExecuteCall
     | QueryCall
@@ -90,6 +107,8 @@ Call = (
     | HelloCall
     | JoinCall
     | ViewNote
+    | PingCall
+    | RemoveCall
 )
 
 
@@ -125,10 +144,14 @@ class ViewReturn(_Body, frozen=True, tag=105):
 
 
 class HelloReturn(_Body, frozen=True, tag=106):
-    """`problem` "": the node may take part. `view` is the newest committed one, if there is any."""
+    """`problem` "": the node may take part. `view` is the newest committed one, if there is any.
+
+    `removed`: consensus has confirmed just now that the node is no member and has no vote.
+    """
 
     problem: str
     view: View | None
+    removed: bool = False
 
 
 ErrorKind = Literal["rejected", "not_primary", "full", "overloaded", "not_applied", "unknown"]
@@ -142,6 +165,17 @@ class ErrorReturn(_Body, frozen=True, tag=107):
     detail: str
 
 
+class PingReturn(_Body, frozen=True, tag=120):
+    """I am."""
+
+
+class JoinReturn(_Body, frozen=True, tag=121):
+    """You are a member of `view`. `founders`: whom consensus began with (`Agreement.founders`)."""
+
+    view: View
+    founders: dict[str, str]
+
+
 Return = (
     ExecuteReturn
     | QueryReturn
@@ -149,6 +183,8 @@ Return = (
     | StatusReturn
     | ViewReturn
     | HelloReturn
+    | PingReturn
+    | JoinReturn
     | ErrorReturn
 )
 

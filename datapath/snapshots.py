@@ -27,7 +27,7 @@ class Snapshots:
 
     `requests()`: how many this node has served, which sending gives way to.
     `on_sent(peer, session, done)`, `on_installed(index, epoch)` and `on_install_failed()` tell the
-    replica.
+    replica. `on_fatal(error)`: an installation broke off between the store and the log.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Snapshots:
         on_sent: Callable[[str, int, bool], None],
         on_installed: Callable[[int, int], None],
         on_install_failed: Callable[[], None],
+        on_fatal: Callable[[BaseException], None],
     ) -> None:
         self._node_id = node_id
         self._replica = replica
@@ -52,6 +53,7 @@ class Snapshots:
         self._on_sent = on_sent
         self._on_installed = on_installed
         self._on_install_failed = on_install_failed
+        self._on_fatal = on_fatal
         self._sending: dict[str, int] = {}  # peer -> the newest session that waits for it
         self.sent_total = 0
         self.received_total = 0
@@ -129,6 +131,11 @@ class Snapshots:
         try:
             await self._storage.install_snapshot(sink, offer.index, offer.epoch)
             installed = True
+        except Exception as error:
+            # D9: store and log may be of different states now, or their disk has failed. The next
+            # start finds the old store or the new one, whole, and empties the log if it must.
+            self._on_fatal(error)
+            raise
         finally:
             if installed:
                 self._on_installed(offer.index, offer.epoch)

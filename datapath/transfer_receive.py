@@ -40,6 +40,8 @@ class SnapshotReceiver:
     told when it returns or raises. One transfer runs at a time; an offer of another snapshot
     replaces it, unless its sender's epoch is lower. `bytes_done` and `chunks_done` count what is
     written of the running or last transfer; `active` is its snapshot id, "" when none runs.
+    `on_error(error)` gets all that ends a transfer here: what is more than the transfer's own
+    failure (`datapath.errors.ends_node`) must end the node (D9).
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class SnapshotReceiver:
         make_sink: Callable[[str, Offer], SnapshotSink | str],
         on_received: Callable[[Offer, SnapshotSink], Awaitable[None]],
         *,
-        on_error: Callable[[Exception], None] | None = None,
+        on_error: Callable[[Exception], None],
         resume_timeout_s: float = RESUME_TIMEOUT_S,
     ) -> None:
         self.bytes_done = 0
@@ -122,15 +124,8 @@ class SnapshotReceiver:
                 await self._handle(link, message)
             except Exception as error:
                 log.exception("the snapshot from %s failed", link.peer)
+                self._on_error(error)  # first: nothing more may be done on a disk that has failed
                 await self._abort(f"{type(error).__name__}: {error}")
-                self._pass_on(error)
-
-    def _pass_on(self, error: Exception) -> None:
-        try:
-            if self._on_error is not None:
-                self._on_error(error)
-        except Exception:
-            log.exception("on_error of the snapshot receiver failed")
 
     async def _handle(self, link: Link, message: Message | None) -> None:
         if isinstance(message, Chunk):

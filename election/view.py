@@ -16,6 +16,10 @@ import msgspec
 Role = Literal["replica", "witness"]
 
 
+MAX_REMEMBERED_REMOVALS = 64
+"""With ids of at most 31 characters, far below the largest command of consensus."""
+
+
 class Member(msgspec.Struct, frozen=True, kw_only=True):
     """A node that belongs to the cluster.
 
@@ -39,6 +43,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     with every change. `in_sync` and `members` are sorted by id; the primary is always in `in_sync`.
     `handed_over`: this epoch's predecessor gave up serving before it proposed the change, so the
     primary need not wait until promises made to the predecessor have run out (D4).
+    `removed`: the ids removed last, oldest first, `MAX_REMEMBERED_REMOVALS` at most.
     """
 
     cluster_id: str
@@ -48,6 +53,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     in_sync: tuple[str, ...]
     members: tuple[Member, ...]
     handed_over: bool = False
+    removed: tuple[str, ...] = ()
 
     def member(self, node_id: str) -> Member | None:
         """Return the member with that id, or None."""
@@ -251,4 +257,5 @@ def _remove_member(view: View, node: str) -> View | Refusal:
         view,
         in_sync=tuple(item for item in view.in_sync if item != node),
         members=tuple(member for member in view.members if member.id != node),
+        removed=(*(item for item in view.removed if item != node), node)[-MAX_REMEMBERED_REMOVALS:],
     )

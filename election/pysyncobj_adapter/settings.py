@@ -12,6 +12,8 @@ class AgreementSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `members` maps node ids to raft addresses ("host:port"), this node included. It counts only at
     the very first start: from then on the list agreed by the group, kept in `directory`, does.
+    `founders` is for a node that joins a group that exists: the members with which the group's log
+    began, as a member has told it; then `members` only says whom to link with at first.
     `routes` maps a node id to the address to dial instead of its raft address (NAT, a proxy).
     `secret` is the cluster secret: random, at least 128 bits; whoever knows it is a member.
 
@@ -26,6 +28,7 @@ class AgreementSettings(msgspec.Struct, frozen=True, kw_only=True):
     members: dict[str, str]
     directory: Path
     secret: bytes
+    founders: dict[str, str] | None = None
     routes: dict[str, str] = {}
     heartbeat_interval_ms: int = 40
     election_min_ms: int = 150

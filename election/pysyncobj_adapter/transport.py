@@ -1,8 +1,9 @@
 """The links of one member: who is dialled, who may come in, which link counts.
 
 Of each pair the member with the larger id dials the other. A link that opens replaces the pair's
-older one, which is closed with whatever it had not delivered. Only members are let in: there are
-no read-only peers and no anonymous requests. Every stage of a connection has a deadline.
+older one, which is closed with whatever it had not delivered. Only members are let in, and those
+that the view names but that have no vote yet: there are no read-only peers and no anonymous
+requests. Every stage of a connection has a deadline.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
 from pysyncobj.node import Node
@@ -56,6 +58,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
         journal: Journal,
         book: MemberBook,
         dial_address: Callable[[str], str | None],
+        welcome: Callable[[], AbstractSet[str]],
     ) -> None:
         """Bind the raft port at once; links are made on ticks.
 
@@ -71,6 +74,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
         self._journal = journal
         self._book = book
         self._dial_address = dial_address
+        self._welcome = welcome
         self._resolver = Resolver()
         self._nodes: dict[str, Node] = {str(node.id): node for node in others}
         self._open: dict[str, Link] = {}
@@ -123,6 +127,11 @@ class RaftTransport(Transport):  # type: ignore[misc]
         """Return the ids of the members with an open link."""
         return list(self._open)
 
+    def is_heard(self, node_id: str, since: float) -> bool:
+        """Whether something was read on an open link from that member since then."""
+        link = self._open.get(node_id)
+        return link is not None and link.last_read_at > since
+
     def on_tick(self, now: float) -> None:
         """Dial, ping, and close what has been silent or half-open for too long."""
         self._listener.on_tick(now)
@@ -136,7 +145,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
                 link.close()
             elif now - link.last_sent_at > PING_INTERVAL_S:
                 link.send(wire.encode(wire.Ping()), now)
-        for node_id in self._nodes:
+        for node_id in self._nodes.keys() | self._welcome():
             if node_id < self._me and node_id not in self._open and node_id not in self._dialing:
                 self._dial(node_id, now)
 
@@ -189,11 +198,14 @@ class RaftTransport(Transport):  # type: ignore[misc]
             now=now,
         )
 
+    def _may_link(self, node_id: str) -> bool:
+        return node_id in self._nodes or node_id in self._welcome()
+
     # What links call.
 
     def judge(self, greeting: Greeting) -> str:
         """Return why a peer that knows the secret is refused all the same."""
-        if greeting.sender not in self._nodes:
+        if not self._may_link(greeting.sender):
             return f"{greeting.sender!r} is not a member, as far as {self._me!r} knows"
         try:
             return self._book.judge(greeting.sender, greeting.directory_id)
@@ -208,13 +220,12 @@ class RaftTransport(Transport):  # type: ignore[misc]
         self._discard(link)
         self._open[link.peer] = link
         link.last_read_at = monotonic()
-        self._onNodeConnected(self._nodes[link.peer])
+        self._onNodeConnected(self._node(link.peer))
 
     def on_frame(self, link: Link, data: bytes) -> None:
         """Take one authentic frame from the link that counts."""
         link.last_read_at = monotonic()
-        node = self._nodes.get(link.peer)
-        if node is None or self._open.get(link.peer) is not link:
+        if self._open.get(link.peer) is not link or not self._may_link(link.peer):
             link.close()
             return
         try:
@@ -224,21 +235,23 @@ class RaftTransport(Transport):  # type: ignore[misc]
             link.close()
             return
         if not isinstance(message, wire.Ping):
-            self._receiver.on_message(node, message)
+            self._receiver.on_message(self._node(link.peer), message)
 
     def on_closed(self, link: Link) -> None:
         """Forget the link."""
         self._discard(link)
         if self._open.get(link.peer) is link:
             del self._open[link.peer]
-            node = self._nodes.get(link.peer, Node(link.peer))
-            self._onNodeDisconnected(node)
+            self._onNodeDisconnected(self._node(link.peer))
         now = monotonic()
         if link.refusal and link.dialed:
             self._dialed_at[link.peer] = now + _REFUSED_DIAL_PAUSE_S
         if link.refusal and now - self._refusal_logged_at > _REFUSAL_LOG_INTERVAL_S:
             self._refusal_logged_at = now
             logger.warning("no link between %s and %s: %s", self._me, link.peer, link.refusal)
+
+    def _node(self, node_id: str) -> Node:
+        return self._nodes.get(node_id) or Node(node_id)
 
     def _discard(self, link: Link) -> None:
         if link in self._strangers:

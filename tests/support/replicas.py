@@ -61,6 +61,7 @@ class LocalReplica:
             "test",
             b"",
             lambda peer: ("127.0.0.1", cluster.ports[peer]),
+            on_error=lambda _, problem: self.engine.fail_if_fatal(problem),
         )
         self.gateway = Gateway(node_id, "test", self.agreement, lambda _node, _data: True)
         self.storage = Storage(
@@ -88,7 +89,9 @@ class LocalReplica:
         )
         self.gateway.attach(self.engine)
         self.receiver = SnapshotReceiver(
-            self.engine.snapshots.make_sink, self.engine.snapshots.install
+            self.engine.snapshots.make_sink,
+            self.engine.snapshots.install,
+            on_error=self.engine.fail_if_fatal,
         )
         self._hang: threading.Event | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 
 import pytest
 import uvloop
@@ -15,6 +16,7 @@ from cluster.http_api import HttpApi, HttpSettings
 from cluster.http_server import HttpServer
 from cluster.kv import KeyValue
 from datapath.errors import NotPrimaryError, UnknownOutcomeError
+from datapath.operations import Query, QueryResult
 from tests.support.local_node import LocalNode
 from tests.support.raw_http import Connection, Reply, connect
 from tests.support.served import Serve
@@ -237,3 +239,29 @@ async def test_a_body_that_stops_half_way_is_left_to_the_ordinary_lane(serve: Se
         assert (await connection.receive()).code == "request_timeout"
         assert await connection.receive_end() == b""
     assert local.node.index == 0
+
+
+async def test_requests_sent_ahead_let_others_have_their_turn(serve: Serve) -> None:
+    local = await serve()
+    if not local.node.express:
+        pytest.skip("the ordinary lane serves one request in a turn")
+    served: list[int] = []
+    read_now = local.node.read_now
+    counted = itertools.count(1)
+
+    def counting(query: Query) -> QueryResult | None:
+        served.append(next(counted))
+        return read_now(query)
+
+    local.node.read_now = counting  # type: ignore[method-assign]
+    steps = []
+    async with connect(local.base_url) as connection:
+        connection.send(b"GET /v1/kv/k HTTP/1.1\r\nHost: a\r\n\r\n" * 5000)
+        while len(served) < 5000:
+            before = len(served)
+            await asyncio.sleep(0)
+            steps.append(len(served) - before)
+        for _ in range(5000):
+            assert (await connection.receive()).status == 404
+    # Two turns of the loop may pass between two looks at it, and data comes in several pieces.
+    assert max(steps) <= 4 * http_express.MAX_SERVED_PER_TURN

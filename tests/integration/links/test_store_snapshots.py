@@ -80,7 +80,8 @@ async def joined(
 ) -> AsyncIterator[tuple[SnapshotSender, Relay]]:
     """A sender with a link, through a relay, to a receiver of these two callbacks."""
     async with contextlib.AsyncExitStack() as stack:
-        receiver, sender = SnapshotReceiver(make_sink, on_received), SnapshotSender()
+        receiver = SnapshotReceiver(make_sink, on_received, on_error=lambda _: None)
+        sender = SnapshotSender()
         stack.push_async_callback(receiver.stop)
         listener = make_listener(receiver, handlers={KIND: receiver})
         await listener.start()
@@ -157,4 +158,5 @@ def make_snapshots(replica: Any, storage: Any) -> Snapshots:
         on_sent=lambda _peer, _session, _done: None,
         on_installed=lambda _index, _epoch: None,
         on_install_failed=lambda: None,
+        on_fatal=lambda _: None,
     )

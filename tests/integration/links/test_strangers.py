@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from datapath.complaints import MAX_LINE_LENGTH, MAX_LINES_PER_INTERVAL
 from datapath.handshake import MAX_HANDSHAKE_MESSAGE_BYTES, NONCE_SIZE_BYTES, DialerHandshake
 from datapath.peer_listener import PeerListener
 from tests.integration.links.link_helpers import (
@@ -299,3 +300,25 @@ async def test_a_peer_that_breaks_the_framing_loses_its_link(frames: tuple[bytes
         await until(lambda: far.closed)
         assert far.frames == []
         assert "broke the protocol" in far.reason or "connection lost" in far.reason
+
+
+async def test_strangers_who_say_something_new_each_time_do_not_fill_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with listening() as (listener, far):
+        url = f"http://127.0.0.1:{listener.port}/peer/v1/{KIND}"
+        for number in range(200):
+            stranger = DialerHandshake(
+                cluster=f"{number}".ljust(250, "\U0001f600"),
+                secret=SECRET,
+                dialer=f"n{number}",
+                listener="n2",
+                kind=KIND,
+                nonce=secrets.token_bytes(NONCE_SIZE_BYTES),
+            )
+            async with one_connection() as session:
+                assert (await post(session, url, stranger.start()))[0] == 403
+        lines = [record.getMessage() for record in caplog.records]
+        assert 0 < len(lines) <= 2 * MAX_LINES_PER_INTERVAL
+        assert max(map(len, lines)) <= MAX_LINE_LENGTH + 1
+        await check_that_a_good_node_gets_in(listener, far)

@@ -58,6 +58,7 @@ WRONG: list[tuple[str, dict[str, Any], str, list[Any]]] = [
     ("handover", {"to": "n1"}, "to", TEXTS),
     ("handover", {"to": "n1"}, "timeout_ms", NUMBERS),
     ("remove", {"node": "n1"}, "node", TEXTS),
+    ("remove", {"node": "n1"}, "force", FLAGS),
     ("remove", {"node": "n1"}, "timeout_ms", NUMBERS),
 ]
 IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
