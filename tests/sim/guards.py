@@ -42,7 +42,7 @@ from tests.sim.histories import Histories
 MODULES = (
     "datapath.core", "datapath.backup", "datapath.primary", "datapath.replica",
     "datapath.progress", "datapath.logindex", "datapath.read_index", "datapath.snapshots",
-    "election.view",
+    "datapath.router", "datapath.membership", "election.view",
 )  # fmt: skip
 """Whose conditions are taken out."""
 TESTS = ("tests/scenarios", "tests/unit/replica", "tests/unit/election/test_view.py")
