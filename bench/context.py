@@ -13,6 +13,7 @@ import msgspec
 from rich.console import Console
 
 from bench import loads, machine
+from bench.accounting import disk_text
 from bench.loads import Result
 from bench.peers.bare import Bare
 from bench.peers.process import BenchError, MissingPeerError, Peer
@@ -91,7 +92,11 @@ class Context:
             with self.peer(Bare) as bare:
                 workload = Workload(api="bare")
                 self._ceiling = loads.run(
-                    workload, [bare.address("bare")], connections=64, seconds=1.0, pids=bare.pids
+                    workload,
+                    [bare.address("bare")],
+                    connections=64,
+                    seconds=1.0,
+                    servers=bare.servers,
                 )
             self.say(f"generator's ceiling (bare aiohttp server): {self._ceiling.rate:,.0f}/s")
         return self._ceiling
@@ -103,7 +108,8 @@ class Context:
         self.say(
             f"  {label:<34} {result.rate:>8,.0f}/s  p50 {latency.p50_ms:.2f} ms  "
             f"p99 {latency.p99_ms:.2f}  p99.9 {latency.p999_ms:.2f}  "
-            f"{result.cpu_us_per_op:.0f} us CPU/op  {result.disk_bytes_per_op:,.0f} B disk/op  "
+            f"{result.cpu_us_per_op:.0f} us CPU/op  "
+            f"{disk_text(result.disk_bytes_per_op)} B disk/op  "
             f"{result.wire_bytes_per_op:,.0f} B wire/op  "
             f"(ceiling {self.ceiling().rate:,.0f}/s){errors}"
         )

@@ -97,9 +97,9 @@ def run(
             popen.stdin.write(b"go\n")
             popen.stdin.flush()
             time.sleep(warm_up_s)
-            before = usage(etcd.pids)
+            before = usage(etcd.servers)
             time.sleep(seconds)
-            used = usage(etcd.pids).since(before)
+            used = usage(etcd.servers).since(before)
             line = msgspec.json.decode(popen.stdout.readline(), type=_Line)
         finally:
             popen.kill()

@@ -185,7 +185,7 @@ def handover(context: Context) -> dict[str, Any]:
             addresses,
             connections=HANDOVER_CONNECTIONS,
             seconds=seconds * 3,
-            pids=cluster.pids,
+            servers=cluster.servers,
             bucket_ms=100,
         )
         trier = Trier(

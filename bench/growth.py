@@ -131,7 +131,7 @@ def _under_load(context: Context, cluster: Onecopy) -> dict[str, Any]:
         [cluster.address(primary)],
         connections=LIVE_CONNECTIONS,
         seconds=seconds,
-        pids=cluster.pids,
+        servers=cluster.servers,
         bucket_ms=TIMELINE_MS,
     )
     try:
@@ -286,7 +286,7 @@ def keys(context: Context) -> dict[str, Any]:
                 [address],
                 connections=64,
                 seconds=context.options.seconds,
-                pids=cluster.pids,
+                servers=cluster.servers,
             )
             context.line(f"{count:,} keys", result)
             memory = {
@@ -324,7 +324,7 @@ def memory(context: Context) -> dict[str, Any]:
             connections=MEMORY_CONNECTIONS,
             seconds=seconds,
             rate_per_s=rate,
-            pids=cluster.pids,
+            servers=cluster.servers,
         )
         try:
             begin = time.monotonic()

@@ -68,7 +68,7 @@ def _start(
                 connections=connections,
                 seconds=context.options.seconds,
                 warm_up_s=WARM_UP_S,
-                pids=peer.pids,
+                servers=peer.servers,
             )
 
         loads.fill(workload, peer.address(peer.primary()))
@@ -121,16 +121,21 @@ def _grpc(context: Context, etcd: Etcd) -> Run | None:
 Results = dict[str, dict[str, list[dict[str, Any]]]]
 
 
-def medians(results: Results) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the median over the rounds of each figure."""
+def medians(results: Results) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Return the median over the rounds of each figure; None of one that a round could not tell."""
     return {
         measure: {
-            name: {field: statistics.median(item[field] for item in rounds) for field in FIELDS}
+            name: {field: _median([item[field] for item in rounds]) for field in FIELDS}
             for name, rounds in systems.items()
             if rounds
         }
         for measure, systems in results.items()
     }
+
+
+def _median(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if len(known) == len(values) else None
 
 
 def ratio(results: Results, measure: str, field: str, other: str) -> float | None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from bench.accounting import Usage, usage
+from bench.accounting import Servers, Usage, usage
 from bench.histogram import figures, merge
 from bench.peers.process import BenchError
 from bench.spec import Bucket, Load, Outcome, Target, Workload
 
 ROOT = Path(__file__).resolve().parents[1]
 CONNECT_S = 0.05
+NOBODY = Servers([])
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -24,7 +25,7 @@ class Result(msgspec.Struct, kw_only=True):
 
     outcome: Outcome
     cpu_us_per_op: float
-    disk_bytes_per_op: float
+    disk_bytes_per_op: float | None
     wire_bytes_per_op: float
     server_cpu_s: float
 
@@ -38,9 +39,9 @@ class Running:
     """A load under way. `finish` waits for its end; `times` are (measure_ns, end_ns)."""
 
     def __init__(
-        self, loads: Sequence[Load], pids: Iterable[int], warm_up_s: float, seconds: float
+        self, loads: Sequence[Load], servers: Servers, warm_up_s: float, seconds: float
     ) -> None:
-        self._pids = list(pids)
+        self._servers = servers
         self._workers = [_Worker(load) for load in loads]
         try:
             for worker in self._workers:
@@ -57,9 +58,9 @@ class Running:
         """Wait for the end, and return the figures. Raises BenchError if a worker failed."""
         measure_ns, end_ns = self.times
         _sleep_until(measure_ns)
-        before = usage(self._pids)
+        before = usage(self._servers)
         _sleep_until(end_ns)
-        used = usage(self._pids).since(before)
+        used = usage(self._servers).since(before)
         outcomes = [worker.outcome() for worker in self._workers]
         return result(combine(outcomes), used)
 
@@ -155,10 +156,11 @@ def combine(outcomes: Sequence[Outcome]) -> Outcome:
 def result(outcome: Outcome, used: Usage) -> Result:
     """Divide what the servers used by the operations."""
     operations = max(1, outcome.operations)
+    disk = None if used.disk_bytes is None else round(used.disk_bytes / operations, 1)
     return Result(
         outcome=outcome,
         cpu_us_per_op=round(used.cpu_s / operations * 1e6, 2),
-        disk_bytes_per_op=round(used.disk_bytes / operations, 1),
+        disk_bytes_per_op=disk,
         wire_bytes_per_op=round(used.lo_bytes / operations, 1),
         server_cpu_s=round(used.cpu_s, 3),
     )
@@ -184,7 +186,7 @@ def start(
     warm_up_s: float = 0.5,
     rate_per_s: float = 0.0,
     processes: int = 1,
-    pids: Iterable[int] = (),
+    servers: Servers = NOBODY,
     bucket_ms: int = 1000,
     keep_keys: bool = False,
     first_key: int = 0,
@@ -204,7 +206,7 @@ def start(
                 first_key=first_key + number * 50_000_000,
             )
         )
-    return Running(loads, pids, warm_up_s, seconds)
+    return Running(loads, servers, warm_up_s, seconds)
 
 
 def run(
@@ -216,7 +218,7 @@ def run(
     warm_up_s: float = 0.5,
     rate_per_s: float = 0.0,
     processes: int = 1,
-    pids: Iterable[int] = (),
+    servers: Servers = NOBODY,
     bucket_ms: int = 1000,
 ) -> Result:
     """Load servers and return the figures. The connections are spread over `addresses`."""
@@ -228,7 +230,7 @@ def run(
         warm_up_s=warm_up_s,
         rate_per_s=rate_per_s,
         processes=processes,
-        pids=pids,
+        servers=servers,
         bucket_ms=bucket_ms,
     )
     try:

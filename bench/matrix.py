@@ -146,7 +146,7 @@ class _Sampler:
             seconds=self._context.options.seconds,
             warm_up_s=WARM_UP_S,
             rate_per_s=rate_per_s,
-            pids=self._peer.pids,
+            servers=self._peer.servers,
         )
         name = f"{self._shape}: {label}, {workload.value_bytes} B, {connections} conn."
         self._context.line(name, result)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.accounting import disk_text
 from bench.context import Record, read
 from bench.plots import draw_all
 from bench.registry import ALL
@@ -102,7 +103,7 @@ def _headline(data: Data) -> list[str]:
                 f"{item['p99_ms']:.2f}",
                 f"{item['p999_ms']:.2f}",
                 f"{item['cpu_us_per_op']:.0f}",
-                f"{item['disk_bytes_per_op']:,.0f}",
+                disk_text(item["disk_bytes_per_op"]),
                 f"{item['wire_bytes_per_op']:,.0f}",
                 f"{item['generator_cpu_share']:.0%}",
             )
@@ -153,7 +154,7 @@ def _matrix(data: Data) -> list[str]:
             f"{row['p99_ms']:.2f}",
             f"{row['p999_ms']:.2f}",
             f"{row['cpu_us_per_op']:.0f}",
-            f"{row['disk_bytes_per_op']:,.0f}",
+            disk_text(row["disk_bytes_per_op"]),
             f"{row['wire_bytes_per_op']:,.0f}",
             sum(row["errors"].values()),
         )
@@ -305,7 +306,7 @@ def _keys(data: Data) -> list[str]:
             f"{row['fill_per_s']:,}",
             f"{row['per_s']:,.0f}",
             f"{row['cpu_us_per_op']:.0f}",
-            f"{row['disk_bytes_per_op']:,.0f}",
+            disk_text(row["disk_bytes_per_op"]),
             f"{row['primary']['rss_bytes'] / 2**20:.0f}",
             f"{row['primary']['anonymous_bytes'] / 2**20:.0f}",
         )

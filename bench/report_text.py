@@ -26,7 +26,8 @@ GENERATOR = """
   connections. A figure near it says more about the client than about the server. In the headline the
   same server is loaded in the same rounds, and the generator's own share of a core is beside each.
 - **CPU us/op**: user and system time of all processes of the system under load, from
-  `/proc/PID/stat`. **Disk B/op**: `write_bytes` of `/proc/PID/io`. **Wire B/op**: what the loopback
+  `/proc/PID/stat`. **Disk B/op**: what was written to the block device that holds the data, by the
+  device's own counter, all nodes together (they share it). **Wire B/op**: what the loopback
   interface received: every byte between clients, servers and nodes, TCP/IP headers and bare
   acknowledgements included, and whatever else uses loopback at that time.
 - Headline and failover interleave the systems round by round; ratios are taken within a round, then

@@ -215,7 +215,7 @@ def backups(context: Context) -> dict[str, Any]:
                         [cluster.address(cluster.primary())],
                         connections=connections,
                         seconds=context.options.seconds,
-                        pids=cluster.pids,
+                        servers=cluster.servers,
                     )
                     for _ in range(context.options.rounds)
                 ]

@@ -23,9 +23,12 @@ from aiohttp import hdrs
 from multidict import CIMultiDict, CIMultiDictProxy, istr
 
 from cluster.http_answer import ANSWER_TIMEOUT_S, Answer
-from cluster.http_headers import IDEMPOTENCY_KEY, Headers
-from datapath.errors import NotPrimaryError, OperationError, UnknownOutcomeError
+from cluster.http_headers import CLUSTER, IDEMPOTENCY_AFTER, IDEMPOTENCY_KEY, Headers
+from cluster.http_hosts import Hosts
+from datapath.complaints import Complaints
+from datapath.errors import OperationError
 from datapath.operations import Operation, Result
+from datapath.router import may_repeat
 
 MAX_REQUEST_SIZE_BYTES = 64 * 1024
 """A larger request goes the ordinary way: its body is read piece by piece there."""
@@ -33,6 +36,8 @@ MAX_BACKLOG_BYTES = 256 * 1024
 """What a client may send ahead of its answer before no more is read."""
 BODY_PATIENCE_S = 0.5
 """How long a body that has begun is awaited here; the ordinary lane has the real time-out."""
+MAX_SERVED_PER_TURN = 32
+"""How many requests sent ahead are served before the event loop gets its turn."""
 _MAX_HEAD_SIZE_BYTES = 4096
 _MAX_BLOCKS = 512
 
@@ -41,24 +46,27 @@ PLAIN = re.compile(
     rb"(?:PUT|GET|DELETE) /v1/kv/[-A-Za-z0-9._~%!$&'()*+,;=:@/]+"
     rb"(?:\?[-A-Za-z0-9._~%!$&'()*+,;=:@/?]*)? HTTP/1\.1\r\n"
 )
-_FIELD = re.compile(rb"([-A-Za-z0-9_]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)?[ \t]*")
+# No two parts of it can match the same bytes: a stranger's field is read in one pass.
+_FIELD = re.compile(rb"([-A-Za-z0-9_]+):([\t\x20-\x7e]*)")
 _LENGTH = re.compile(rb"[0-9]{1,6}")
 
-# Framing, hop-by-hop and content codings are aiohttp's business.
+# Framing, hop-by-hop, content codings and what browsers say of pages: the ordinary lane's business.
 _NOT_PLAIN = frozenset(
-    b"content-encoding content-range expect keep-alive proxy-connection te trailer "
-    b"transfer-encoding upgrade http2-settings".split()
+    b"content-encoding content-range expect keep-alive origin proxy-connection sec-fetch-mode "
+    b"sec-fetch-site te trailer transfer-encoding upgrade http2-settings".split()
 )
 _CONDITIONS = frozenset(
-    name.lower().encode() for name in (hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, IDEMPOTENCY_KEY)
+    name.lower().encode()
+    for name in (hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, IDEMPOTENCY_KEY, IDEMPOTENCY_AFTER, CLUSTER)
 )
 _NO_HEADERS: Headers = CIMultiDictProxy(CIMultiDict())
 
 
 class Block(msgspec.Struct, frozen=True):
-    """A head's fields: the body's size, and those fields that change what is done."""
+    """A head's fields: the body's size, the host, and those fields that change what is done."""
 
     body_size_bytes: int
+    host: str
     headers: Headers
 
 
@@ -72,6 +80,8 @@ class Write(msgspec.Struct, frozen=True):
 
 class ExpressApi(Protocol):
     """What the lane needs of the API. Each method returns None for "the ordinary way"."""
+
+    complaints: Complaints
 
     def express_write(
         self, method: str, key: str, query: str, headers: Headers, body: bytes
@@ -100,9 +110,9 @@ class Lane(Protocol):
     api: ExpressApi
     idle_timeout_s: float
     max_body_bytes: int
-
-    def admit(self, transport: asyncio.Transport) -> bool:
-        """Whether there is room for another connection; one that is refused is closed."""
+    hosts: Hosts
+    draining: bool
+    """Whether the node is about to stop: each connection ends with its next answer."""
 
     def ordinary(self) -> asyncio.Protocol:
         """Make aiohttp's protocol for a connection."""
@@ -148,8 +158,8 @@ class ExpressConnection(asyncio.Protocol):
     """One connection in the express lane. One request at a time, in the order they came."""
 
     __slots__ = (
-        "_backlog", "_closing", "_gone", "_lane", "_partial", "_paused_at", "_pending", "_quiet",
-        "_since", "_task", "_transport",
+        "_backlog", "_closing", "_ended", "_gone", "_lane", "_more", "_partial", "_paused_at",
+        "_pending", "_quiet", "_scheduled", "_since", "_task", "_transport",
     )  # fmt: skip
 
     def __init__(self, lane: Lane) -> None:
@@ -160,8 +170,11 @@ class ExpressConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._gone: asyncio.Future[None] | None = None
         self._closing = False
+        self._ended = False  # the client has sent its last byte, and may still read
         self._quiet = False  # reading is paused: the client sends far ahead
+        self._more = False  # what came with the request that is being served goes on behind it
         self._partial = False  # the first request in the backlog is not whole
+        self._scheduled = False  # to go on in a later turn of the event loop
         self._paused_at = 0.0  # since when the client takes none of its answers; 0: it does
         self._since = 0.0  # the last time that it became idle, or a body began
 
@@ -175,12 +188,10 @@ class ExpressConnection(asyncio.Protocol):
     # -- asyncio's protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Serve the connection, or refuse it at once while there are too many."""
-        stream = cast("asyncio.Transport", transport)  # uvloop's is none by its class
-        if self._lane.admit(stream):
-            self._transport = stream
-            self._since = _now()
-            self._lane.joined(self)
+        """Serve the connection."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        self._since = _now()
+        self._lane.joined(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         """Forget the connection; a write under way goes on, its answer has nowhere to go."""
@@ -193,12 +204,24 @@ class ExpressConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what has come; while a request is under way, it waits."""
         self._backlog = self._backlog + data if self._backlog else data
-        if self._pending is None and not self._paused_at:
+        if self._pending is None and not self._paused_at and not self._scheduled:
             self._advance()
         elif len(self._backlog) > MAX_BACKLOG_BYTES and not self._quiet:
             self._quiet = True
             if self._transport is not None:
                 self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """The client sends no more; what it has sent whole is answered before the end."""
+        self._ended = True
+        if self._pending is None and not self._paused_at:
+            self._advance()  # between an answer and the turn in which the next request begins
+        return self._transport is None or self._pending is not None or bool(self._backlog)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way, or has begun to arrive."""
+        return self._pending is not None or bool(self._backlog)
 
     def pause_writing(self) -> None:
         """The client does not take its answers as fast as it asks: serve it no more for now."""
@@ -213,38 +236,54 @@ class ExpressConnection(asyncio.Protocol):
     # -- requests
 
     def _advance(self) -> None:
-        """Serve what waits, until a write is under way or more has to come."""
-        while self._backlog and self._pending is None and not self._paused_at:
-            if self._transport is None or self._closing:
-                return
-            served = self._serve_one()
-            if served is None:
-                return  # the body is not complete
-            if not served:
-                self._leave()
-                return
+        """Serve what waits, until a write is under way, more has to come, or others are due."""
+        data, at = self._backlog, 0
+        turns = MAX_SERVED_PER_TURN
+        size: int | None = 1
+        while size and turns and at < len(data) and self._may_serve():
+            turns -= 1
+            size = self._serve_one(data, at)
+            at += size or 0
+        self._backlog = data[at:] if at else data
+        if size == 0:
+            self._leave()
+        elif size is None and self._ended and self._transport is not None:
+            self._transport.close()  # the body will never be complete
+        elif not turns and self._backlog and self._may_serve() and not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._go_on_reading)
 
-    def _serve_one(self) -> bool | None:
-        """Serve the first request that waits; False: it is not plain; None: it is not whole."""
-        data = self._backlog
-        line = PLAIN.match(data)
-        end = data.find(b"\r\n\r\n", 0, _MAX_HEAD_SIZE_BYTES)
+    def _may_serve(self) -> bool:
+        transport = self._transport
+        return not (
+            self._pending is not None
+            or self._paused_at
+            or self._closing
+            or transport is None
+            or transport.is_closing()
+        )
+
+    def _serve_one(self, data: bytes, at: int) -> int | None:
+        """Serve the request at `at`, and return its size; 0: not plain; None: it is not whole."""
+        line = PLAIN.match(data, at, at + _MAX_HEAD_SIZE_BYTES)
+        end = data.find(b"\r\n\r\n", at, at + _MAX_HEAD_SIZE_BYTES)
         if line is None or end < line.end() - 2:
-            return False
+            return 0
         block = _read_block(data[line.end() : end + 2])
         if block is None or block.body_size_bytes > self._lane.max_body_bytes:
-            return False
-        size = end + 4 + block.body_size_bytes
-        if len(data) < size:
+            return 0
+        if not self._lane.hosts.allows(block.host):
+            return 0
+        stop = end + 4 + block.body_size_bytes
+        if len(data) < stop:
             if not self._partial:
                 self._partial, self._since = True, _now()
             return None
         self._partial = False
         method, target, _ = line[0].decode().split(" ")
-        taken = self._serve(method, target, block.headers, data[end + 4 : size])
-        if taken:
-            self._backlog = data[size:]
-        return taken
+        self._more = stop < len(data)
+        taken = self._serve(method, target, block.headers, data[end + 4 : stop])
+        return stop - at if taken else 0
 
     def _serve(self, method: str, target: str, headers: Headers, body: bytes) -> bool:
         lane = self._lane
@@ -272,11 +311,13 @@ class ExpressConnection(asyncio.Protocol):
             self._send(answer, pending.method, pending.target, pending.started)
         finally:
             self._pending = None
-        if self._backlog:
+        if self._backlog and not self._scheduled:
             # Not here: this is called from within the pipeline, amid others' answers.
+            self._scheduled = True
             asyncio.get_running_loop().call_soon(self._go_on_reading)
 
     def _go_on_reading(self) -> None:
+        self._scheduled = False
         self._advance()
         if self._quiet and len(self._backlog) <= MAX_BACKLOG_BYTES and self._transport is not None:
             self._quiet = False
@@ -292,12 +333,7 @@ class ExpressConnection(asyncio.Protocol):
 
     def failed(self, pending: Pending, error: BaseException) -> None:
         """Go on elsewhere after what is known not to be applied, or safe to repeat; else say so."""
-        may_go_on = isinstance(error, NotPrimaryError) or (
-            isinstance(error, UnknownOutcomeError)
-            and error.code == "unknown_outcome"
-            and pending.write.operation.idempotency_key
-        )
-        if may_go_on and isinstance(error, OperationError):
+        if isinstance(error, OperationError) and may_repeat(pending.write.operation, error):
             loop = asyncio.get_running_loop()
             self._task = loop.create_task(self._go_on(pending, error))
         elif isinstance(error, Exception):
@@ -315,7 +351,9 @@ class ExpressConnection(asyncio.Protocol):
     def _send(self, answer: Answer, method: str, target: str, started: float) -> None:
         transport = self._transport
         if transport is not None and not transport.is_closing():
-            closes = self._closing or answer.closes
+            more = self._more if self._pending is None else self._backlog
+            last = (self._ended or self._lane.draining) and not more
+            closes = self._closing or answer.closes or last
             transport.write(answer.as_bytes(closes=closes))
             if closes:
                 transport.close()
@@ -337,6 +375,8 @@ class ExpressConnection(asyncio.Protocol):
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         protocol.data_received(backlog)
+        if self._ended and not protocol.eof_received():
+            transport.close()
 
     def check(self, now: float) -> None:
         """Close it if it is idle too long; called again and again."""
@@ -380,7 +420,8 @@ def _read_block(fields: bytes) -> Block | None:
     block = _blocks.get(fields, _blocks)
     if block is _blocks:
         block = _parse_block(fields)
-        if block is None or not block.headers:
+        # The cluster's id is the same each time, too: a block with that alone is kept.
+        if block is None or len(block.headers) == (CLUSTER in block.headers):
             if len(_blocks) >= _MAX_BLOCKS:
                 _blocks.clear()
             _blocks[fields] = block
@@ -389,14 +430,14 @@ def _read_block(fields: bytes) -> Block | None:
 
 def _parse_block(fields: bytes) -> Block | None:
     seen: set[bytes] = set()
-    size = 0
+    size, host = 0, ""
     headers: CIMultiDict[str] | None = None
     for line in fields.split(b"\r\n")[:-1]:
         field = _FIELD.fullmatch(line)
         if field is None:
             return None
-        name, value = field[1].lower(), field[2] or b""
-        if name in seen or name in _NOT_PLAIN:
+        name, value = field[1].lower(), field[2].strip(b" \t")
+        if name in seen or name in _NOT_PLAIN or b"\t" in value:
             return None
         seen.add(name)
         if name == b"connection":
@@ -406,12 +447,14 @@ def _parse_block(fields: bytes) -> Block | None:
             if not _LENGTH.fullmatch(value):
                 return None
             size = int(value)
+        elif name == b"host":
+            host = value.decode()
         elif name in _CONDITIONS:
             headers = headers if headers is not None else CIMultiDict()
             headers[istr(name.decode())] = value.decode()
-    if b"host" not in seen:
+    if not host:
         return None
-    return Block(size, _NO_HEADERS if headers is None else CIMultiDictProxy(headers))
+    return Block(size, host, _NO_HEADERS if headers is None else CIMultiDictProxy(headers))
 
 
 def _now() -> float:

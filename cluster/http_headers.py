@@ -6,6 +6,7 @@ quote would overwrite what it was to protect.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -18,11 +19,16 @@ from cluster.problems import Problem
 Headers = CIMultiDictProxy[str]
 
 IDEMPOTENCY_KEY = istr("Idempotency-Key")
+IDEMPOTENCY_AFTER = istr("Idempotency-After")
+CLUSTER = istr("Onecopy-Cluster")
 MAX_IDEMPOTENCY_KEY_LENGTH = 255
+MAX_ENTITY_TAGS = 100
+"""In one condition. A head may be as long as 128 fields of 8 KB, and each tag costs a step."""
 
 _TAG = r'(W/)?"([\x21\x23-\x7e\x80-\U0010ffff]*)"'
 _TAGS = re.compile(rf"[ \t]*{_TAG}[ \t]*(?:,|$)")
 _REVISION = re.compile(r"[1-9][0-9]{0,18}")
+_INDEX = re.compile(r"[0-9]{1,18}")
 _QUOTED = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _TOKEN = re.compile(r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]+")
 
@@ -49,8 +55,13 @@ def entity_tags(headers: Headers, name: istr) -> EntityTags | None:
         return EntityTags(any=True, strong=(), all=())
     strong: list[int] = []
     every: list[int] = []
-    position = 0
+    position = n_tags = 0
     while position < len(text) or not position:
+        n_tags += 1
+        if n_tags > MAX_ENTITY_TAGS:
+            raise Problem(
+                "invalid_header", f"{name} lists more than {MAX_ENTITY_TAGS} entity tags: use fewer"
+            )
         match = _TAGS.match(text, position)
         if match is None:
             raise Problem(
@@ -135,6 +146,46 @@ def idempotency_key(headers: Headers) -> str:
             f"not {len(key)}",
         )
     return key
+
+
+def idempotency_after(headers: Headers) -> int | None:
+    """Read Idempotency-After: a revision (`Onecopy-Revision`) known before the first try, or None.
+
+    It means nothing without an Idempotency-Key. Raises Problem "invalid_header".
+    """
+    if IDEMPOTENCY_AFTER not in headers:
+        return None
+    values = headers.getall(IDEMPOTENCY_AFTER)
+    if len(values) > 1 or not _INDEX.fullmatch(values[0].strip(" \t")):
+        raise Problem(
+            "invalid_header",
+            "Idempotency-After must be one revision, as Onecopy-Revision in an earlier answer said",
+        )
+    return int(values[0])
+
+
+@functools.lru_cache(maxsize=16)  # one of it, on every answer
+def cluster_line(cluster_id: str) -> bytes:
+    """Return the answer's header line that names the cluster, none while its id is not known."""
+    return f"{CLUSTER}: {cluster_id}\r\n".encode("ascii") if cluster_id else b""
+
+
+def check_cluster(headers: Headers, cluster_id: str) -> None:
+    """Refuse a request that is meant for another cluster than this node's. Raises Problem.
+
+    A node that does not know its cluster yet cannot say that it is the right one, and refuses too.
+    """
+    if CLUSTER not in headers:
+        return
+    wanted = ", ".join(headers.getall(CLUSTER)).strip(" \t")
+    if wanted == cluster_id and cluster_id:
+        return
+    if not cluster_id:
+        raise Problem("cluster_unknown", "this node has not learned its cluster's id yet")
+    raise Problem(
+        "wrong_cluster",
+        f"this node belongs to cluster {cluster_id}, and the request is meant for {wanted[:100]}",
+    )
 
 
 def check_put_headers(headers: Headers) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 from aiohttp import hdrs
@@ -16,7 +17,9 @@ from cluster.http_express import Write
 from cluster.http_headers import (
     Headers,
     check_put_headers,
+    cluster_line,
     entity_tags,
+    idempotency_after,
     idempotency_key,
     put_if_absent,
     refuse_if_none_match,
@@ -38,6 +41,13 @@ from datapath.operations import Node, Operation, Query, QueryResult, Result
 
 NO_CACHE = b"Cache-Control: no-cache\r\n"
 """A cache between must ask again: an answer out of it would not be linearizable."""
+
+
+class Repeat(NamedTuple):
+    """What makes a repeat known: the idempotency key, and what it was first sent after."""
+
+    key: str
+    first_after: int | None
 
 
 class KvHandlers:
@@ -74,11 +84,11 @@ class KvHandlers:
         check_put_headers(headers)
         if_absent = put_if_absent(headers)
         if_revision = write_if_match(headers)
-        repeat_key = idempotency_key(headers)
+        repeat = Repeat(idempotency_key(headers), idempotency_after(headers))
 
         def make_operation(value: bytes) -> Write:
             args = (key, value, if_revision, if_absent)
-            return self._write("put", args, repeat_key, options, _put_answer)
+            return self._write("put", args, repeat, options, _put_answer)
 
         return make_operation
 
@@ -87,22 +97,30 @@ class KvHandlers:
         options = write_options(query)
         refuse_if_none_match(headers)
         args = (key, write_if_match(headers))
-        return self._write("delete", args, idempotency_key(headers), options, _delete_answer)
+        repeat = Repeat(idempotency_key(headers), idempotency_after(headers))
+        return self._write("delete", args, repeat, options, _delete_answer)
 
     def _write(
         self,
         method: str,
         args: tuple[object, ...],
-        repeat_key: str,
+        repeat: Repeat,
         options: WriteOptions,
-        answer: Callable[[Result, bytes], Answer],
+        answer: Callable[[Result, bytes, bytes], Answer],
     ) -> Write:
         note = b',"ack":"local"' if options.ack == "local" else b""
         return Write(
-            Operation(method, args, repeat_key, options.ack, options.min_copies),
+            Operation(
+                method, args, repeat.key, options.ack, options.min_copies, repeat.first_after
+            ),
             options.timeout_ms or self._timeout_ms,
-            lambda result: answer(result, note),
+            lambda result: answer(result, note, self._who(result.node, result.epoch)),
         )
+
+    def _who(self, node: str, epoch: int) -> bytes:
+        return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n%b" % (
+            node.encode("ascii"), epoch, cluster_line(self._node.cluster_id),
+        )  # fmt: skip
 
     async def _execute(self, write: Write) -> Answer:
         return write.answer(await self._node.execute(write.operation, write.timeout_ms))
@@ -123,7 +141,7 @@ class KvHandlers:
         return wanted, options.timeout_ms or self._timeout_ms
 
     def _get_answer(self, result: QueryResult, headers: Headers) -> Answer:
-        who = _identity(result.node, result.epoch)
+        who = self._who(result.node, result.epoch) + _revision(result.index)
         if result.value is None:
             raise Problem("key_not_found", "there is no such key", headers=who)
         value, revision = result.value
@@ -174,7 +192,7 @@ class KvHandlers:
             "revision": result.index,
             "cursor": None if next_key is None else encode_cursor(next_key, bounds),
         }
-        lines = NO_CACHE + _identity(result.node, result.epoch)
+        lines = NO_CACHE + self._who(result.node, result.epoch) + _revision(result.index)
         return Answer(200, msgspec.json.encode(document), JSON, lines)
 
 
@@ -187,25 +205,28 @@ def _item(key: bytes, value: bytes | None, revision: int) -> dict[str, object]:
     return item
 
 
-def _put_answer(result: Result, note: bytes) -> Answer:
+def _put_answer(result: Result, note: bytes, who: bytes) -> Answer:
     body = b'{"revision":%d,"epoch":%d,"copies":%d%b}' % (
         result.index, result.epoch, result.copies, note,
     )  # fmt: skip
     tag = b'ETag: "%d"\r\n' % result.index
-    return Answer(201 if result.value else 200, body, JSON, tag + _write_headers(result))
+    lines = tag + _write_headers(result, note, who)
+    return Answer(201 if result.value else 200, body, JSON, lines)
 
 
-def _delete_answer(result: Result, note: bytes) -> Answer:
+def _delete_answer(result: Result, note: bytes, who: bytes) -> Answer:
     body = b'{"revision":%d,"deleted":%b,"epoch":%d,"copies":%d%b}' % (
         result.index, b"true" if result.value else b"false", result.epoch, result.copies, note,
     )  # fmt: skip
-    return Answer(200, body, JSON, _write_headers(result))
+    return Answer(200, body, JSON, _write_headers(result, note, who))
 
 
-def _identity(node: str, epoch: int) -> bytes:
-    return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n" % (node.encode("ascii"), epoch)
+def _revision(index: int) -> bytes:
+    """The state that an answer is of: committed, and so good for Idempotency-After."""
+    return b"Onecopy-Revision: %d\r\n" % index
 
 
-def _write_headers(result: Result) -> bytes:
-    who = _identity(result.node, result.epoch)
+def _write_headers(result: Result, note: bytes, who: bytes) -> bytes:
+    if not note:  # with ack=local it has not committed
+        who += _revision(result.index)
     return who + b"Idempotent-Replayed: true\r\n" if result.repeated else who

@@ -17,6 +17,8 @@ from typing import Any
 
 import msgspec
 
+from bench.accounting import Servers
+
 DEADLINE_S = 30.0
 POLL_S = 0.01
 PORT_FIRST, PORT_END = 5000, 9900
@@ -156,9 +158,10 @@ class Peer:
         self.processes: dict[str, Process] = {}
 
     @property
-    def pids(self) -> list[int]:
-        """The process ids of all its processes that run."""
-        return [process.pid for process in self.processes.values() if process.running]
+    def servers(self) -> Servers:
+        """All its processes that run, and where they keep their data."""
+        running = [process.pid for process in self.processes.values() if process.running]
+        return Servers(running, self.directory)
 
     def start(self) -> None:
         """Start everything; return when it serves with every replica in place."""

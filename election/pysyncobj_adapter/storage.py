@@ -43,9 +43,10 @@ class Storage:
         if len(self.journal) and not members.exists():
             raise StorageCorruptError(members, 0, "the file is missing, but the node is not new")
         self._align(path)
+        founders = settings.members if settings.founders is None else settings.founders
+        self.book = MemberBook(members, founders)
         self._mark = ProgressMark(settings.directory, self.journal.directory_id)
         self._check_mark(settings.directory)
-        self.book = MemberBook(members, settings.members)
 
     def _check_mark(self, directory: Path) -> None:
         known = self._mark.known

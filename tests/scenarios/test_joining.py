@@ -26,3 +26,29 @@ def test_a_joining_whose_outcome_is_unknown_counts_until_it_is_settled() -> None
     cluster.rejoin()
     cluster.until(cluster.is_whole)
     assert primary.replica.core.commit_index >= index
+
+
+def test_a_learner_joins_no_sooner_than_it_holds_the_opening_entry() -> None:
+    """D7: what earlier epochs acknowledged may lie above the new primary's commit index.
+
+    "b" holds an acknowledged entry, does not know that it is committed, and becomes the primary.
+    """
+    cluster = Cluster(3, min_in_sync=2)
+    cluster.write(3)
+    cluster.cut("a", "c")
+    cluster.cut("c", "a")
+    cluster.until(lambda: cluster.in_sync() == "ab")
+    cluster.run(100)
+    primary, backup = cluster["a"].replica.core, cluster["b"].replica.core
+    assert cluster["a"].append(1)
+    cluster.until(lambda: primary.commit_index == primary.log.last_index)
+    assert backup.commit_index < backup.log.last_index == primary.log.last_index
+    cluster.cut("a", "b")
+    cluster["a"].crash()
+    cluster["c"].disk.latency_ms = (60.0, 60.0)  # it follows, late
+    cluster.until(lambda: cluster.in_sync() == "bc")  # the oracle looks at what it holds
+    cluster.until(lambda: cluster.serving() == "b")
+    assert cluster["c"].disk.durable.last_index >= primary.log.last_index
+    cluster["a"].start()
+    cluster.rejoin()
+    cluster.until(cluster.is_whole)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from datapath.core import SUSPECT_PATIENCE_GRACES
 from datapath.errors import SafetyError
+from datapath.settings import Timing
 from election.view import Handover
 from tests.sim.script import Cluster
+
+PATIENCE_MS = SUSPECT_PATIENCE_GRACES * Timing().grace_period_ms
+"""A replica that lost its tail waits so long anyway: what it never does is seen only after that."""
 
 
 def _lose_tail(cluster: Cluster, name: str, n_records: int = 3, *, damage: bool = False) -> None:
@@ -61,7 +66,7 @@ def test_a_backup_that_lost_its_tail_and_was_told_so_takes_over_from_nobody() ->
     cluster["b"].start()
     cluster.until(lambda: cluster["b"].replica.backup.session > 0)
     cluster["a"].crash()
-    cluster.run(5000)
+    cluster.run(2 * PATIENCE_MS)
     assert cluster.view.primary == "a"
     cluster["a"].start()
     cluster.mend_consensus("a")
@@ -76,7 +81,7 @@ def test_a_backup_that_lost_its_tail_waits_long_before_it_takes_over() -> None:
     cluster.isolate("b")
     _lose_tail(cluster, "b")
     cluster["b"].start()
-    cluster.run(4000)
+    cluster.run(PATIENCE_MS - 1000)
     assert cluster.view.primary == "a"
     cluster.rejoin()
     cluster.mend_consensus("a")
@@ -91,7 +96,7 @@ def test_a_primary_that_has_yielded_does_not_take_over_again() -> None:
     _lose_tail(cluster, "a")
     cluster["a"].start()
     cluster.until(lambda: cluster.view.primary == "b")
-    cluster.run(5000)
+    cluster.run(2 * PATIENCE_MS)
     assert cluster.view.primary == "b"
     cluster.mend_consensus("b")
     cluster.until(cluster.is_whole)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from election.view import TakeOver
+from election.view import AddToInSync, TakeOver
 from tests.sim.script import Cluster
 
 
@@ -52,6 +52,54 @@ def test_a_take_over_of_an_earlier_lifetime_waits_for_the_promises_of_this_one()
     cluster.isolate("a")
     cluster.until(lambda: cluster.serving() == "b", within_ms=2000)
     assert cluster.seen["waited for own promise"] > 0
+
+
+def test_a_primary_that_lost_its_tail_yields_only_when_its_own_promises_have_run_out() -> None:
+    """Rule a: who gets a handover serves at once, and the one it was promised to may serve yet.
+
+    "b" proposes itself in its first life, promises to "a" in its second, and has lost entries in
+    its third. Then the proposal commits, and "c" has what "b" has lost.
+    """
+    cluster = Cluster()
+    cluster.write(3)
+    cluster.cut_consensus("a")
+    cluster.hold_proposals("b", "c")
+    cluster.cut("a", "b")
+    cluster.cut("b", "a")
+    cluster.until(lambda: cluster.held(TakeOver))
+    cluster.rejoin()
+    cluster["b"].crash()
+    cluster["b"].start()
+    cluster.until(lambda: cluster.serving() == "a")
+    cluster.write(3)
+    cluster["b"].crash(cluster["b"].disk.durable.records[-2].first_index)
+    cluster["b"].start()
+    assert cluster["b"].replica.core.suspect
+    cluster.isolate("a")
+    cluster.let_proposals_through(held=True)
+    assert cluster.view.primary == "b"
+    assert cluster.serving() == "a"
+    cluster.until(lambda: cluster.serving() == "c")  # the oracle looks after each event
+    assert cluster.seen["suspect yields"] == 1
+    assert cluster.seen["waited for own promise"] > 0
+
+
+def test_a_lease_needs_the_promise_of_a_replica_being_added() -> None:
+    """D4: it is in sync as soon as that commits, and may take over before the primary hears."""
+    cluster = Cluster(2)
+    cluster["b"].crash()
+    cluster.until(lambda: cluster.in_sync() == "a")
+    cluster.write(2)
+    cluster.hold_proposals("a")
+    cluster["b"].start()
+    cluster.until(lambda: cluster.held(AddToInSync))
+    cluster.run(200)
+    cluster.cut_consensus("a")
+    cluster.let_proposals_through(held=True)
+    assert cluster.in_sync() == "ab"
+    cluster.isolate("a")
+    cluster.until(lambda: cluster.serving() == "b")  # the oracle looks after each event
+    assert cluster.seen["lease expired"] > 0
 
 
 def test_after_a_handover_nobody_waits() -> None:

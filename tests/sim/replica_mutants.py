@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 from unittest.mock import patch
 
@@ -17,7 +18,13 @@ from datapath.primary import Primary
 from datapath.progress import Progress
 from datapath.replica import Replica
 from election.view import View
-from tests.scenarios import test_far_backups, test_lost_entries, test_promises, test_snapshots
+from tests.scenarios import (
+    test_far_backups,
+    test_joining,
+    test_lost_entries,
+    test_promises,
+    test_snapshots,
+)
 from tests.sim.mutant import Mutant, Patch
 from tests.unit.replica import test_replica_guards
 
@@ -118,6 +125,16 @@ def _d4_no_lease() -> list[Patch]:
     return [patch.object(Primary, "lease_until_ms", lambda _: float("inf"))]
 
 
+def _d4_lease_without_the_added() -> list[Patch]:
+    def lease(primary: Primary) -> float:
+        backups = set(primary.view.in_sync) - {primary._core.node_id}
+        starts = [primary.peers[node].lease_start_ms for node in backups]
+        lasts_ms = primary._core.timing.lease_duration_ms
+        return min((-math.inf if s is None else s + lasts_ms for s in starts), default=math.inf)
+
+    return [patch.object(Primary, "lease_until_ms", lease)]
+
+
 def _d4_no_grace() -> list[Patch]:
     def may_claim(backup: Backup, view: View) -> float:
         if view.primary == backup._core.node_id:
@@ -211,6 +228,19 @@ def _d7_join_at_once() -> list[Patch]:
     return [patch.object(Primary, "_may_join", may_join)]
 
 
+def _d7_join_without_the_opening() -> list[Patch]:
+    may_join = Primary._may_join
+
+    def join(primary: Primary, peer: Progress) -> bool:
+        opening, primary.opening_index = primary.opening_index, 0
+        try:
+            return may_join(primary, peer)
+        finally:
+            primary.opening_index = opening
+
+    return [patch.object(Primary, "_may_join", join)]
+
+
 def _d9_ack_before_it_is_durable() -> list[Patch]:
     advance = Backup._advance
 
@@ -225,6 +255,18 @@ def _d9_ack_before_it_is_durable() -> list[Patch]:
 
 def _a_serve_despite_own_promise() -> list[Patch]:
     return [patch.object(Primary, "_may_serve_after_promise", lambda _: True)]
+
+
+def _a_yield_despite_own_promise() -> list[Patch]:
+    maybe_open = Primary._maybe_open
+
+    def yield_first(primary: Primary) -> None:
+        may_yield = primary.stage == "matching" and primary._core.suspect
+        if may_yield and not primary._is_longest():
+            return
+        maybe_open(primary)
+
+    return [patch.object(Primary, "_maybe_open", yield_first)]
 
 
 def _b_promise_during_own_take_over() -> list[Patch]:
@@ -345,6 +387,38 @@ def _e_suspect_cuts_longer_logs() -> list[Patch]:
     return [patch.object(Primary, "_on_probe_reply", feed)]
 
 
+def _e_who_yields_is_not_damaged() -> list[Patch]:
+    is_longest = Primary._is_longest
+
+    def forget(primary: Primary) -> bool:
+        with patch.object(Core, "mark_damaged", lambda _: None):
+            return is_longest(primary)
+
+    return [patch.object(Primary, "_is_longest", forget)]
+
+
+def _e_who_is_told_is_not_damaged() -> list[Patch]:
+    on_probe = Backup.on_probe
+
+    def forget(backup: Backup, peer: str, message: Probe) -> None:
+        with patch.object(Core, "mark_damaged", lambda _: None):
+            on_probe(backup, peer, message)
+
+    return [patch.object(Backup, "on_probe", forget)]
+
+
+def _install_over_a_longer_log() -> list[Patch]:
+    def start_install(replica: Replica, index: int, _epoch: int) -> str:
+        core = replica.core
+        if replica.primary or core.installing or index <= core.commit_index:
+            return "no"
+        core.installing = True
+        replica.backup.on_install_started()
+        return ""
+
+    return [patch.object(Replica, "start_install", start_install)]
+
+
 def _install_over_acknowledged_entries() -> list[Patch]:
     def start_install(replica: Replica, index: int, epoch: int) -> str:
         if replica.primary or index < replica.core.commit_index:
@@ -367,6 +441,11 @@ REPLICA_MUTANTS = (
         scenario=test_snapshots.test_a_snapshot_never_replaces_entries_that_were_acknowledged,
     ),
     Mutant(
+        "D1", "a snapshot replaces a log that goes further", _install_over_a_longer_log,
+        scenario=test_snapshots
+        .test_a_snapshot_never_replaces_a_log_that_holds_its_last_entry,
+    ),
+    Mutant(
         "D3", "lower epochs are not refused", _d3_no_fence,
         scenario=test_promises.test_a_deposed_primary_is_refused_and_told_of_the_higher_epoch,
     ),
@@ -375,6 +454,10 @@ REPLICA_MUTANTS = (
         scenario=test_promises.test_a_lease_counts_from_the_sending_of_the_heartbeat,
     ),
     Mutant("D4", "the primary serves without leases", _d4_no_lease),
+    Mutant(
+        "D4", "the lease does without the replica being added", _d4_lease_without_the_added,
+        scenario=test_promises.test_a_lease_needs_the_promise_of_a_replica_being_added,
+    ),
     Mutant("D4", "take-over before the grace period is over", _d4_no_grace),
     Mutant("D4", "a restart forgets what was promised", _d4_restart_forgets_promises),
     Mutant(
@@ -401,11 +484,20 @@ REPLICA_MUTANTS = (
         scenario=test_replica_guards.test_a_second_primary_for_one_epoch_is_refused,
     ),
     Mutant("D7", "a learner joins before it has caught up", _d7_join_at_once),
+    Mutant(
+        "D7", "a learner joins without the opening entry", _d7_join_without_the_opening,
+        scenario=test_joining.test_a_learner_joins_no_sooner_than_it_holds_the_opening_entry,
+    ),
     Mutant("D9", "acknowledged before it is durable", _d9_ack_before_it_is_durable),
     Mutant(
         "a", "serves although it has promised another", _a_serve_despite_own_promise,
         scenario=test_promises
         .test_a_take_over_of_an_earlier_lifetime_waits_for_the_promises_of_this_one,
+    ),
+    Mutant(
+        "a", "yields although it has promised another", _a_yield_despite_own_promise,
+        scenario=test_promises
+        .test_a_primary_that_lost_its_tail_yields_only_when_its_own_promises_have_run_out,
     ),
     Mutant("b", "promises while its own take-over is open", _b_promise_during_own_take_over),
     Mutant(
@@ -448,6 +540,15 @@ REPLICA_MUTANTS = (
         "e", "an old copy of a log is not told so", _e_no_loss_without_a_cut_tail,
         scenario=test_lost_entries
         .test_a_replica_whose_directory_is_an_old_copy_is_told_and_takes_over_from_nobody,
+    ),
+    Mutant(
+        "e", "who has yielded may take over again", _e_who_yields_is_not_damaged,
+        scenario=test_lost_entries.test_a_primary_that_has_yielded_does_not_take_over_again,
+    ),
+    Mutant(
+        "e", "who was told of its loss may take over", _e_who_is_told_is_not_damaged,
+        scenario=test_lost_entries
+        .test_a_backup_that_lost_its_tail_and_was_told_so_takes_over_from_nobody,
     ),
     Mutant("e", "a damaged replica takes over", _e_damaged_takes_over, seed=10),
 )  # fmt: skip

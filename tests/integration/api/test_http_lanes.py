@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 
 import pytest
 import uvloop
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 
 from cluster import http_express
 from cluster.http_api import HttpApi, HttpSettings
+from cluster.http_hosts import Hosts
 from cluster.http_server import HttpServer
 from cluster.kv import KeyValue
 from datapath.errors import NotPrimaryError, UnknownOutcomeError
+from datapath.operations import Query, QueryResult
 from tests.support.local_node import LocalNode
 from tests.support.raw_http import Connection, Reply, connect
 from tests.support.served import Serve
@@ -41,8 +44,11 @@ fields = st.lists(
             *("Idempotency-Key: ", "Idempotency-Key: a b", "Idempotency-Key: \xe9"),
             *("Content-Encoding: gzip", "Content-Encoding: identity", "Content-Range: bytes 0-1/2"),
             *("Connection: keep-alive", "Connection: close", "Connection: upgrade", "Upgrade: x"),
+            *("Onecopy-Cluster: local", "Onecopy-Cluster: another", "Onecopy-Cluster:"),
             *("Accept: */*", "X-One:1", "X-Two :2", "X-Three:  3 \t", "X-Four: \xe9", "X_Five: 5"),
             *("Content-Type: text/plain", "Expect: 100-continue", "Expect: 200-ok", "TE: gzip"),
+            *("Origin: http://test", "Origin: http://evil.example", "Origin: null", "Host: evil"),
+            *("Sec-Fetch-Site: cross-site", "Sec-Fetch-Site: same-origin", "Upgrade: h2c"),
             *("Host: other", "Range: bytes=0-1", "Cookie: a=b", "Trailer: x", " folded", "nocolon"),
         ]
     ),
@@ -128,7 +134,7 @@ def test_both_lanes_say_the_same(said: list[tuple[str, list[bytes]]]) -> None:
         told: list[list[object]] = []
         for express in (True, False):
             node = LocalNode(KeyValue(), express=express)
-            api = HttpApi(node, SETTINGS)
+            api = HttpApi(node, SETTINGS, Hosts(["test"]))
             await api.start("127.0.0.1", 0)
             try:
                 told.append([*await _converse(api, said), node.store.values])
@@ -236,3 +242,29 @@ async def test_a_body_that_stops_half_way_is_left_to_the_ordinary_lane(serve: Se
         assert (await connection.receive()).code == "request_timeout"
         assert await connection.receive_end() == b""
     assert local.node.index == 0
+
+
+async def test_requests_sent_ahead_let_others_have_their_turn(serve: Serve) -> None:
+    local = await serve()
+    if not local.node.express:
+        pytest.skip("the ordinary lane serves one request in a turn")
+    served: list[int] = []
+    read_now = local.node.read_now
+    counted = itertools.count(1)
+
+    def counting(query: Query) -> QueryResult | None:
+        served.append(next(counted))
+        return read_now(query)
+
+    local.node.read_now = counting  # type: ignore[method-assign]
+    steps = []
+    async with connect(local.base_url) as connection:
+        connection.send(b"GET /v1/kv/k HTTP/1.1\r\nHost: a\r\n\r\n" * 5000)
+        while len(served) < 5000:
+            before = len(served)
+            await asyncio.sleep(0)
+            steps.append(len(served) - before)
+        for _ in range(5000):
+            assert (await connection.receive()).status == 404
+    # Two turns of the loop may pass between two looks at it, and data comes in several pieces.
+    assert max(steps) <= 4 * http_express.MAX_SERVED_PER_TURN

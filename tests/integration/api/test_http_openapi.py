@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
+import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
@@ -93,11 +94,15 @@ SPOILT: dict[str, Callable[[Ask], Ask]] = {
     "not_found": lambda ask: ask.to("/v1/cluster/nodes/"),
     "key_not_found": lambda ask: ask.to("/v1/kv/absent"),
     "precondition_failed": lambda ask: ask.header("If-Match", '"999"'),
+    "unknown_host": lambda ask: ask.header("Host", "rebound.example"),
+    "foreign_origin": lambda ask: ask.header("Sec-Fetch-Site", "cross-site"),
     "value_too_large": lambda ask: ask._replace(body=b"x" * 70_001),
     "unsupported_content_encoding": lambda ask: ask.header("Content-Encoding", "gzip"),
     "unsupported_media_type": lambda ask: ask.header("Content-Type", "text/plain"),
     "expectation_failed": lambda ask: ask.header("Expect", "nonsense"),
     "idempotency_key_reused": lambda ask: ask.header("Idempotency-Key", "used"),
+    "wrong_cluster": lambda ask: ask.header("Onecopy-Cluster", "another"),
+    "cluster_unknown": lambda ask: ask.header("Onecopy-Cluster", "any"),
     "head_too_large": lambda ask: ask.header("X", "x" * 9000),
 }
 FAILING: dict[str, Callable[[Local], None]] = {
@@ -105,13 +110,16 @@ FAILING: dict[str, Callable[[Local], None]] = {
     "refused": fails(RejectedError("refused", "no")),
     "no_primary": fails(NotPrimaryError("no_primary", "none")),
     "not_primary": fails(NotPrimaryError("not_primary", "not here", "n2")),
+    "stopping": fails(NotAppliedError("stopping", "n1")),
     "overloaded": fails(OverloadedError("overloaded", "full")),
     "not_enough_copies": fails(NotAppliedError("not_enough_copies", "few")),
     "unknown_outcome": fails(UnknownOutcomeError("unknown_outcome", "lost")),
     "unknown_node": fails(RejectedError("unknown_node", "n99")),
     "is_primary": fails(RejectedError("is_primary", "n1")),
     "handover_failed": fails(NotAppliedError("handover_failed", "no")),
-    "too_large": fails(RejectedError("too_large", "no")),
+    "too_large": fails(NotAppliedError("too_large", "no")),
+    "idempotency_key_expired": fails(UnknownOutcomeError("idempotency_key_expired", "old")),
+    "unknown_revision": fails(UnknownOutcomeError("unknown_revision", "ahead")),
     "service_failed": fails(NotAppliedError("service_failed", "bug")),
     "timeout": fails(UnknownOutcomeError("timeout", "late")),
     "storage_full": fails(StorageFullError("storage_full", "full")),
@@ -130,6 +138,8 @@ async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
         FAILING[code](local)
     elif code in SPOILT:
         ask = SPOILT[code](ask)
+        if code == "cluster_unknown":
+            local.node.view = msgspec.structs.replace(local.node.view, cluster_id="")
         if code == "idempotency_key_reused":
             ask = ask._replace(body=b"other" if method == "put" else None)
     if code == "malformed_request":
@@ -137,7 +147,7 @@ async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
     if code == "request_timeout":
         ask = ask.header("Content-Length", "9")._replace(body=None)
     if code == "too_many_connections":
-        crowded = await serve(HttpSettings(max_connections=1))
+        crowded = await serve(HttpSettings(max_connections=1, reserved_connections=0))
         async with connect(crowded.base_url) as first:
             first.send_request("GET", "/livez")
             await first.receive()
@@ -300,6 +310,7 @@ async def test_every_documented_parameter_is_taken(serve: Serve, method: str, pa
             extra = {"consistency": "stale"} if parameter["name"] == "max_staleness_ms" else {}
             ask = ask.query(**{parameter["name"]: value}, **extra)
         elif parameter["in"] == "header":
+            value = local.node.cluster_id if parameter["name"] == "Onecopy-Cluster" else value
             ask = ask.header(parameter["name"], value)
         reply = await send(local, ask)
         assert reply.status in {200, 201, 304, 404, 409, 412}, (parameter, reply)
