@@ -159,7 +159,7 @@ def test_a_cut_tail_that_lacks_nothing_committed_is_not_damaged() -> None:
     suspect = msgspec.structs.replace(_recovered(3, 1), suspect=True)
     for commit_index, lacks in ((3, False), (4, True)):
         replica = _replica(suspect)
-        replica.on_message("a", Probe(1, 2, "a", commit_index), 1.0)
+        replica.on_message("a", Probe(1, 2, "a", commit_index, commit_epoch=1), 1.0)
         assert replica.core.damaged == lacks
 
 
@@ -253,6 +253,8 @@ def test_a_take_over_without_outcome_is_settled_when_the_primary_has_come_back()
     """E3: it may commit yet, and until it is settled nothing may be promised."""
     interval_ms = Timing().heartbeat_interval_ms
     replica, now_ms = _silent()
+    assert replica.core.proposal is not None
+    assert replica.may_propose(replica.core.proposal, now_ms)
     replica.on_proposal_done(answered=False)
     replica.on_message("a", Heartbeat(1, 1, 1, 0), now_ms + 5)
     [(_, effect)] = _ticks(replica, now_ms + 5, now_ms + 2 * interval_ms)
