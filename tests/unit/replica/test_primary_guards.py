@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import pytest
 
@@ -173,10 +175,34 @@ def test_a_primary_is_not_deposed_by_a_refusal_of_its_own_or_an_older_epoch() ->
     assert lead.replica.primary is not None
 
 
+def test_a_primary_is_not_deposed_by_messages_of_its_own_or_an_older_epoch() -> None:
+    """D3: they are refused."""
+    lead = Lead(answered="a")
+    for epoch in (0, 1):
+        effects = lead.hear("a", Probe(7, epoch, "a", 0))
+        assert effects == [fx.Reply("a", Refusal(7, 1, "b"))]
+    assert lead.replica.primary is not None
+
+
+def test_a_damaged_replica_does_not_become_the_primary_that_a_view_names() -> None:
+    """Rule e."""
+    replica = _replica(msgspec.structs.replace(_recovered(3, 1), damaged=True))
+    assert replica.on_view(_view(2, "b")) == []
+    assert replica.role == "backup"
+
+
+def test_what_was_executed_in_another_epoch_is_not_recorded() -> None:
+    """D2, D6: it rests on entries that may be gone."""
+    lead = Lead(answered="a")
+    with pytest.raises(SafetyError, match="outside its epoch"):
+        lead.replica.append(_record(lead.replica.next_index, 2))
+
+
 def test_a_backup_executes_nothing() -> None:
     replica = _replica(_recovered())
     replica.on_view(_view(1, "a"))
     assert not replica.may_execute()
+    assert replica.lease_until_ms() == -math.inf
     assert not replica.may_serve(10.0)
     assert replica.copies() == 0
 
