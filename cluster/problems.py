@@ -92,7 +92,6 @@ CODES: dict[str, Code] = {
     "no_majority": Code(
         409, "No majority of the nodes that vote is alive", "Bring one of them back first."
     ),
-    "removed": Code(409, "The node was removed for good", "Give the node a new id."),
     "refused": Code(409, "The cluster refuses this change", "Read `detail`: it says why."),
     "precondition_failed": Code(
         412, "A condition of the request does not hold", "Read the key, and decide again."

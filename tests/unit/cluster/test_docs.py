@@ -12,7 +12,7 @@ import pytest
 
 from cluster import cli_exit
 from cluster.cli import COMMANDS, main
-from cluster.config import ClusterSection, Limits, NodeConfig, Route, Timing, load_config
+from cluster.config import Api, ClusterSection, Limits, NodeConfig, Route, Timing, load_config
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 SECTIONS: dict[str, type[msgspec.Struct]] = {
@@ -21,6 +21,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[routes.A.B]": Route,
     "[timing]": Timing,
     "[limits]": Limits,
+    "[api]": Api,
 }
 
 

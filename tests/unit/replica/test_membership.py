@@ -80,7 +80,7 @@ def test_what_may_cost_the_cluster_is_refused(
     assert says in refusal.reason
 
 
-def test_without_a_majority_afterwards_it_is_refused_though_nobody_dead_would_stay() -> None:
+def test_without_a_majority_afterwards_it_is_refused() -> None:
     view = view_of("n1 n2 n3", "n1 n2")
     facts = Facts(live=frozenset({"n1", "n2"}), voters=frozenset({"n1", "n2", "n3"}))
     (first, second) = refusals(view, facts, "n2")
