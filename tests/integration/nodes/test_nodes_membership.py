@@ -97,7 +97,7 @@ async def test_a_paused_node_counts_as_dead(make_cluster: MakeCluster) -> None:
     cluster.nodes["w1"].pause()
     reply = await cluster.fetch(primary, "DELETE", f"/v1/cluster/nodes/{backup}")
     assert (reply.status, reply.code) == (409, "unsafe_removal"), reply
-    assert "w1 does not answer" in reply.json["detail"]
+    assert "`onecopy remove w1`" in reply.json["detail"]
     cluster.nodes["w1"].resume()
 
 
