@@ -24,6 +24,7 @@ from cluster.problems import CODES
 _PARAMETER_CODES = ("unknown_parameter", "invalid_parameter")
 _KEY_CODES = ("invalid_key", "key_too_long", *_PARAMETER_CODES, "invalid_header")
 _NODE_CODES = ("no_primary", "not_primary", "overloaded")
+_REPEAT_CODES = ("idempotency_key_reused", "idempotency_key_expired", "unknown_revision")
 _WRITE_CODES = (
     *_NODE_CODES,
     "too_large",
@@ -174,6 +175,13 @@ _IDEMPOTENCY_KEY = _header(
     "repeat of the same request gets the first answer, another request under the same key 422.",
     '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
 )
+_IDEMPOTENCY_AFTER = _header(
+    "Idempotency-After",
+    "With `Idempotency-Key`: the highest `Onecopy-Revision` that the client had seen before it "
+    "first sent this request. If the key is not known, and may have been forgotten since, the "
+    "request is refused with 410 instead of being executed again.",
+    "42",
+)
 
 
 # --- keys ---
@@ -181,7 +189,7 @@ _IDEMPOTENCY_KEY = _header(
 
 def _put() -> Json:
     absent = _header("If-None-Match", "`*`: only if the key does not exist.", "*")
-    written = ("ETag", "Idempotent-Replayed")
+    written = ("ETag", "Idempotent-Replayed", "Onecopy-Revision")
     return _operation(
         "putKey",
         "Write a value",
@@ -194,11 +202,17 @@ def _put() -> Json:
             *_BODY_CODES,
             "unsupported_content_encoding",
             "precondition_failed",
-            "idempotency_key_reused",
+            *_REPEAT_CODES,
             *_WRITE_CODES,
         ),
         write=True,
-        parameters=[*_query(WRITE_PARAMS), _IF_MATCH, absent, _IDEMPOTENCY_KEY],
+        parameters=[
+            *_query(WRITE_PARAMS),
+            _IF_MATCH,
+            absent,
+            _IDEMPOTENCY_KEY,
+            _IDEMPOTENCY_AFTER,
+        ],
         requestBody={
             "description": "The value: any bytes, up to the configured size (1 MiB).",
             "content": {"application/octet-stream": {"schema": {}}},
@@ -214,12 +228,12 @@ def _get() -> Json:
         {
             "200": {
                 "description": "The value's bytes.",
-                "headers": headers("ETag"),
+                "headers": headers("ETag", "Onecopy-Revision"),
                 "content": {"application/octet-stream": {"schema": {}}},
             },
             "304": {
                 "description": "Unchanged (If-None-Match).",
-                "headers": headers("ETag"),
+                "headers": headers("ETag", "Onecopy-Revision"),
             },
         },
         (*_KEY_CODES, "key_not_found", "precondition_failed", *_READ_CODES),
@@ -234,12 +248,16 @@ def _delete() -> Json:
         "Remove a key",
         {
             "200": json_answer(
-                "Removed, or it wasn't there.", "Deleted", example, "Idempotent-Replayed"
+                "Removed, or it wasn't there.",
+                "Deleted",
+                example,
+                "Idempotent-Replayed",
+                "Onecopy-Revision",
             )
         },
-        (*_KEY_CODES, "precondition_failed", "idempotency_key_reused", *_WRITE_CODES),
+        (*_KEY_CODES, "precondition_failed", *_REPEAT_CODES, *_WRITE_CODES),
         write=True,
-        parameters=[*_query(WRITE_PARAMS), _IF_MATCH, _IDEMPOTENCY_KEY],
+        parameters=[*_query(WRITE_PARAMS), _IF_MATCH, _IDEMPOTENCY_KEY, _IDEMPOTENCY_AFTER],
     )
 
 
@@ -249,7 +267,11 @@ def _range() -> Json:
     return _operation(
         "rangeKeys",
         "Read keys in order",
-        {"200": json_answer("A page, in the order of the keys' bytes.", "Range", example)},
+        {
+            "200": json_answer(
+                "A page, in the order of the keys' bytes.", "Range", example, "Onecopy-Revision"
+            )
+        },
         (*_PARAMETER_CODES, "invalid_cursor", *_READ_CODES),
         parameters=_query(RANGE_PARAMS),
     )
@@ -328,7 +350,7 @@ def _digest() -> Json:
         "getDigest",
         "Digest of this node's own store: equal on all replicas at the same index",
         {"200": json_answer("The digest.", "Digest", example)},
-        ("unknown_parameter", "no_data"),
+        ("unknown_parameter", "no_data", "stopping"),
     )
 
 

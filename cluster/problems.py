@@ -60,6 +60,11 @@ CODES: dict[str, Code] = {
     "invalid_body": Code(
         400, "The body is not the JSON that is expected", "Mend the field that `detail` names."
     ),
+    "foreign_origin": Code(
+        403,
+        "A web page of another origin sent the request",
+        "Serve the page from the node's own address, or list its origin under [api] origins.",
+    ),
     "admin_forbidden": Code(
         403,
         "Only from the node's own machine",
@@ -93,6 +98,16 @@ CODES: dict[str, Code] = {
         409, "No majority of the nodes that vote is alive", "Bring one of them back first."
     ),
     "refused": Code(409, "The cluster refuses this change", "Read `detail`: it says why."),
+    "unknown_revision": Code(
+        409,
+        "`Idempotency-After` names a revision that this cluster has not reached",
+        "Take it from `Onecopy-Revision` of an answer of this cluster.",
+    ),
+    "idempotency_key_expired": Code(
+        410,
+        "The idempotency key may have been used, and is no longer remembered",
+        "Nothing was applied now; read to learn whether an earlier request was.",
+    ),
     "precondition_failed": Code(
         412, "A condition of the request does not hold", "Read the key, and decide again."
     ),
@@ -119,6 +134,11 @@ CODES: dict[str, Code] = {
     "expectation_failed": Code(
         417, "The Expect header is not supported", "Send 100-continue, or no Expect."
     ),
+    "unknown_host": Code(
+        421,
+        "The Host is no address of this cluster",
+        "Use a node's address, or list the name under [api] hosts in the configuration.",
+    ),
     "idempotency_key_reused": Code(
         422,
         "The idempotency key was used with another request",
@@ -142,6 +162,7 @@ CODES: dict[str, Code] = {
     "not_ready": Code(
         503, "This node cannot answer linearizable reads now", "Ask another node, or later."
     ),
+    "stopping": Code(503, "This node is stopping", "Ask another node."),
     "overloaded": Code(
         503, "Too many requests are waiting", "Try again later, with fewer requests at once."
     ),

@@ -14,6 +14,7 @@ DataPathError
 │   ├── DiskFailedError       fsync or write failed: restart from disk (D9)
 │   └── DataDirectoryError    wrong cluster, locked, missing, damaged identity, removed
 │       └── NotAdmittedError  the cluster does not let this node in
+├── StoppedError              a long scan was told to stop
 └── SafetyError               an invariant is broken: stop this node and keep its data
 """
 
@@ -48,8 +49,15 @@ class NotAppliedError(OperationError):
 class RejectedError(NotAppliedError):
     """The service refused the operation; raised by service methods. Their writes are dropped.
 
-    `code` is the service's own ("precondition_failed", …).
+    `code` is the service's own ("precondition_failed", …). It is the operation's answer for good:
+    under an idempotency key it is remembered, at the price of a log entry, so that a repeat gets
+    it as well. `for_good`: the service would refuse the same at any later time whatever happens
+    meanwhile, so that a repeat may be decided anew, and nothing is written.
     """
+
+    def __init__(self, code: str, detail: str, *, for_good: bool = False) -> None:
+        super().__init__(code, detail)
+        self.for_good = for_good
 
 
 class NotPrimaryError(NotAppliedError):
@@ -110,6 +118,10 @@ class NotAdmittedError(DataDirectoryError):
 
 class SafetyError(DataPathError):
     """An invariant is broken. The node stops and keeps its data; tell the developers."""
+
+
+class StoppedError(DataPathError):
+    """A long scan has been told to stop, and has no result."""
 
 
 def ends_node(problem: BaseException) -> bool:

@@ -7,6 +7,7 @@ It also answers what other nodes ask: to execute, to read, to join.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ import msgspec
 from datapath.clock import clock_ms
 from datapath.engine import Engine
 from datapath.errors import (
+    DataPathError,
     NotAppliedError,
     NotPrimaryError,
     OperationError,
@@ -27,7 +29,6 @@ from datapath.membership import Facts, Refusal, describe, may_join, refusals
 from datapath.operations import (
     ClusterStatus,
     Digest,
-    NodeState,
     Operation,
     Query,
     QueryResult,
@@ -47,6 +48,7 @@ from datapath.requests import (
     JoinCall,
     JoinReturn,
     NoAnswerError,
+    NoticeNote,
     NotSentError,
     PingCall,
     PingReturn,
@@ -64,7 +66,11 @@ from datapath.requests import (
     encode,
     error_return,
 )
+from datapath.router import Attempts, Step, proves
+from datapath.status import other_state
+from datapath.turns import Turns
 from election.agreement import Agreement, AgreementUnavailableError, Committed, Refused
+from election.registry import PeerRegistry
 from election.view import AddMember, Change, Member, RemoveMember, View
 
 log = logging.getLogger(__name__)
@@ -77,6 +83,7 @@ CATCH_UP_TIMEOUT_MS = 1000
 """How long a read waits for this node to follow the primary, before it is tried anew (a node that
 does not follow leaves the in-sync set, and then the primary answers)."""
 CALL_MARGIN_MS = 200
+MAX_NOTICE_LENGTH = 500
 PING_TIMEOUT_MS = 500
 """Who has not answered within so long counts as dead when a node is to be removed."""
 REMOVAL_TIMEOUT_MS = 1000
@@ -112,16 +119,29 @@ class Gateway:
         self._view: View | None = None
         self._view_listeners: list[Callable[[View], None]] = []
         self._changed = asyncio.Event()
-        self.caller = Caller(self.note_change)
+        self.caller = Caller(self.note_change, self._take_note)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._registry: PeerRegistry | None = None
         self._read_index: ReadIndex[asyncio.Future[tuple[float, int]]] = ReadIndex()
         self._is_asking = False  # whether a task puts the reads' questions to the primary
         self._stopping = False
+        self._turns = Turns()
         self._counters = {"forwarded_total": 0.0, "read_index_calls_total": 0.0}
 
     def attach(self, engine: Engine) -> None:
         """Give it the replica that runs on this node."""
         self._engine = engine
+
+    def share_notices(self, registry: PeerRegistry) -> None:
+        """Show what `registry` warns of in the status, and tell it to the other nodes."""
+        self._registry = registry
+        loop = asyncio.get_running_loop()
+        registry.on_notice = lambda text: _post(loop, self._tell_notice, text)
+
+    def _tell_notice(self, text: str) -> None:
+        log.error("%s", text)
+        for peer in self.caller.peers:
+            self.caller.note(peer, NoticeNote(text))
 
     def use_agreement(self, agreement: Agreement) -> None:
         """Go over to another consensus member, before it is started: this node has just joined."""
@@ -243,40 +263,46 @@ class Gateway:
     ) -> Result:
         """Execute on the primary, wherever it is; wait for one up to `timeout_ms`.
 
-        What is certainly not carried out is tried again. What may have been is tried again only
-        under an idempotency key (D8), and then never called "not applied" any more. `after`: an
-        attempt has ended so, with a NotPrimaryError, or an UnknownOutcomeError under a key.
+        What is tried again, and what the client is told, is decided in `datapath.router`.
+        `after`: an attempt has ended so, with an error that `router.may_repeat`.
         """
-        deadline_ms = clock_ms() + timeout_ms
-        last, uncertain = str(after or ""), isinstance(after, UnknownOutcomeError)
+        attempts = Attempts(operation, clock_ms() + timeout_ms)
         if after is not None:
-            await self._wait_for_change(deadline_ms)
-        while (left_ms := deadline_ms - clock_ms()) > 0 and not self._stopping:
-            if self._is_removed:
-                break
-            try:
-                if self.primary == self.node_id and self._engine is not None:
-                    return await self._engine.submit(operation, left_ms)
-                if self.primary:
-                    return await self._forward(self.primary, operation, left_ms)
-            except (NotPrimaryError, NotSentError) as problem:
-                last = str(problem)
-            except NoAnswerError as problem:
-                last, uncertain = str(problem), True
-            except UnknownOutcomeError as problem:
-                if not operation.idempotency_key or problem.code != "unknown_outcome":
-                    raise
-                last, uncertain = str(problem), True
-            if uncertain and not operation.idempotency_key:
-                break
-            await self._wait_for_change(deadline_ms)
-        if uncertain:
-            raise UnknownOutcomeError(
-                "unknown_outcome",
-                f"it was sent, but {last}. It may or may not be applied: repeat it under the same "
-                "Idempotency-Key, or read before you repeat it",
-            )
-        raise self._no_primary(last)
+            attempts.failed(after)
+        while True:
+            now_ms, primary = clock_ms(), self.primary
+            is_here = primary == self.node_id and self._engine is not None
+            stopping = self._stopping or self._is_removed
+            match attempts.next(now_ms, primary=primary, is_here=is_here, stopping=stopping):
+                case "answer":
+                    return self._recall(operation, attempts)
+                case "wait":
+                    await self._wait_for_change(attempts.deadline_ms)
+                case step:
+                    try:
+                        return await self._attempt(
+                            step, primary, operation, attempts.deadline_ms - now_ms
+                        )
+                    except DataPathError as problem:
+                        attempts.failed(problem)
+
+    def _recall(self, operation: Operation, attempts: Attempts) -> Result:
+        """Give the first answer again if it is applied here; else raise what the client is told."""
+        error = attempts.answer(self._no_primary(attempts.last))
+        if operation.idempotency_key and self._engine is not None and not proves(error):
+            known = self._engine.recall(operation)
+            if isinstance(known, Result):
+                return known
+            if known is not None and error.outcome == "not_applied":
+                error = known
+        raise error
+
+    async def _attempt(
+        self, step: Step, primary: str, operation: Operation, left_ms: float
+    ) -> Result:
+        if step == "here" and self._engine is not None:
+            return await self._engine.submit(operation, left_ms)
+        return await self._forward(primary, operation, left_ms)
 
     async def _forward(self, primary: str, operation: Operation, left_ms: float) -> Result:
         self._counters["forwarded_total"] += 1
@@ -307,9 +333,12 @@ class Gateway:
 
     async def query(self, query: Query, timeout_ms: int) -> QueryResult:
         """Read; linearizable reads are answered here if this node is in touch with the primary."""
+        engine = self._engine
+        is_scan = engine is not None and engine.is_scan(query)
+        if is_scan:
+            await self._turns.take()
         if (result := self.read_now(query)) is not None:
             return result
-        engine = self._engine
         deadline_ms = clock_ms() + timeout_ms
         last = ""
         while True:
@@ -319,6 +348,8 @@ class Gateway:
             primary = self.primary
             try:
                 if engine is not None and primary == self.node_id:
+                    if is_scan:
+                        await self._turns.take()
                     if (result := engine.query(query)) is not None:
                         return result
                 elif engine is not None and self._in_sync:
@@ -366,6 +397,8 @@ class Gateway:
                 "timeout", f"{self.node_id} did not catch up with the primary in time"
             ) from None
         self._read_index.applied(asked_ms)
+        if engine.is_scan(query):
+            await self._turns.take()  # many may have waited for the same index
         return engine.read(query)
 
     async def _ask_for_index(self, engine: Engine) -> tuple[float, int]:
@@ -584,10 +617,14 @@ class Gateway:
             try:
                 answer = await self.caller.call(self.primary, StatusCall(), STATUS_TIMEOUT_MS)
                 if isinstance(answer, StatusReturn):
-                    return answer.status
+                    warnings = dict.fromkeys((*answer.status.warnings, *self._warnings()))
+                    return msgspec.structs.replace(answer.status, warnings=tuple(warnings))
             except (OperationError, NotSentError, NoAnswerError):
                 pass  # the primary cannot be asked: tell what is known here
         return self._own_status()
+
+    def _warnings(self) -> tuple[str, ...]:
+        return self._registry.warnings() if self._registry is not None else ()
 
     def _own_status(self) -> ClusterStatus:
         status = self._status_without_votes()
@@ -602,15 +639,15 @@ class Gateway:
 
     def _status_without_votes(self) -> ClusterStatus:
         if self._engine is not None:
-            return self._engine.status(self._cluster, self.caller.reaches)
+            status = self._engine.status(self._cluster, self.caller.reaches)
+            return msgspec.structs.replace(status, warnings=self._warnings())
         view = self._view
         nodes = {}
         for member in view.members if view else ():
-            if member.id == self.node_id:
-                state = "witness"
-            else:
-                state = "unknown" if self.caller.reaches(member.id) else "unreachable"
-            nodes[member.id] = NodeState(role=member.role, client=member.client, state=state)
+            is_here = member.id == self.node_id
+            nodes[member.id] = other_state(
+                member, reachable=is_here or self.caller.reaches(member.id)
+            )
         return ClusterStatus(
             cluster=self._cluster,
             cluster_id=view.cluster_id if view else "",
@@ -619,6 +656,7 @@ class Gateway:
             primary=self.primary,
             in_sync=view.in_sync if view else (),
             nodes=nodes,
+            warnings=self._warnings(),
         )
 
     async def digest(self) -> Digest:
@@ -629,19 +667,27 @@ class Gateway:
 
     def counters(self) -> Mapping[str, float]:
         """Numbers for metrics."""
+        voters, heard = self._agreement.voters or frozenset(), self._agreement.heard
         own = {
             **self._counters,
             "peer_links": len(self.caller.peers),
             "ready": float(self.is_ready),
+            "has_vote": float(self.node_id in voters),
+            "hears_majority": float(2 * len(voters & heard) > len(voters)),
         }
         return {**own, **self._engine.counters()} if self._engine else own
 
     # -- what other nodes ask; the LinkHandler of incoming links of the kind "request"
 
     def on_open(self, link: Link) -> None:
-        """A node may ask from now on."""
+        """A node may ask from now on. Both ends tell each other the view.
+
+        A node that has moved learns it so: the others do not know yet where to dial.
+        """
         if link.outgoing:
             self.caller.on_open(link)
+        if self._view is not None and self._view.member(link.peer) is not None:
+            link.send(encode(0, ViewNote(self._view)))
 
     def on_close(self, link: Link, reason: str) -> None:
         """A node asks no more. What it has asked goes on: its answer has nowhere to go."""
@@ -659,8 +705,8 @@ class Gateway:
             match body:
                 case ReadIndexCall():
                     self._answer_read_index(link, envelope.id)
-                case ViewNote(view):
-                    self.on_view(view)
+                case ViewNote() | NoticeNote():
+                    self._take_note(body)
                 case PingCall():
                     link.send(encode(envelope.id, PingReturn()))
                 case ExecuteCall():
@@ -669,6 +715,16 @@ class Gateway:
                     link.send(encode(envelope.id, StatusReturn(self._own_status())))
                 case _:
                     self._spawn(self._serve(link, envelope.id, body))
+
+    def _take_note(self, note: Call | Return) -> None:
+        """Take what needs no answer, from either end of a link."""
+        match note:
+            case ViewNote(view):
+                self.on_view(view)
+            case NoticeNote(text) if self._registry is not None:
+                self._registry.notice(text[:MAX_NOTICE_LENGTH])
+            case _:
+                pass
 
     def _execute_for(self, link: Link, number: int, call: ExecuteCall) -> None:
         """Execute for another node, without a task of its own."""
@@ -726,6 +782,8 @@ class Gateway:
         engine = self._engine
         match body:
             case QueryCall(query, _):
+                if engine is not None and engine.is_scan(query):
+                    await self._turns.take()
                 result = engine.query(query) if engine is not None else None
                 if result is None:
                     raise NotPrimaryError("no_primary", f"{self.node_id} does not serve")
@@ -791,6 +849,11 @@ def _read_index_of(engine: Engine, answer: Return) -> int:
         raise NoAnswerError("the primary gave a strange answer")
     engine.learn_commit(answer.epoch, answer.index)
     return answer.index
+
+
+def _post(loop: asyncio.AbstractEventLoop, callback: Callable[[str], None], text: str) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+        loop.call_soon_threadsafe(callback, text)
 
 
 def _removed_already(view: View, node: str) -> View:

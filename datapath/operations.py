@@ -16,6 +16,8 @@ from election.view import View
 
 Ack = Literal["all", "local"]
 Consistency = Literal["linearizable", "stale"]
+NODE_STATES = ("primary", "backup", "learner", "snapshot", "witness", "unreachable", "unknown")
+"""What `NodeState.state` may say; see there."""
 
 
 class Operation(msgspec.Struct, frozen=True, array_like=True):
@@ -23,6 +25,8 @@ class Operation(msgspec.Struct, frozen=True, array_like=True):
 
     `idempotency_key` ("" for none) makes a repeat get the first answer (D8). `ack` "local" answers
     when the primary alone has it durable; `min_copies` refuses to be acknowledged on fewer.
+    `first_after`: the operation was first sent after this index had committed; None: not said.
+    With it, one that the client table may have forgotten is refused instead of executed again.
     """
 
     method: str
@@ -30,6 +34,7 @@ class Operation(msgspec.Struct, frozen=True, array_like=True):
     idempotency_key: str = ""
     ack: Ack = "all"
     min_copies: int = 0
+    first_after: int | None = None
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True):
@@ -69,10 +74,12 @@ class QueryResult(msgspec.Struct, frozen=True, array_like=True):
 class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     """One node, as its primary (or itself) sees it.
 
-    `state`: "primary", "backup", "learner", "snapshot", "witness" or "unreachable"; `lag` is how
-    many log entries it is behind the primary's commit index, None when unknown. `votes`: whether
-    its vote counts in consensus, None when unknown; a node that was just added has none yet, and
-    cannot take over.
+    `state` is one of `NODE_STATES`. "unknown" is a replica that can be reached while the primary,
+    which alone knows how far it is, cannot be asked. The indices are None where they are not known:
+    of witnesses, of "unknown" and of "unreachable" nodes. `lag` is how many log entries it is
+    behind the primary's commit index.
+    `votes`: whether its vote counts in consensus, None when unknown; a node that was just added
+    has none yet, and cannot take over.
     """
 
     role: str
@@ -88,6 +95,8 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The body of GET /v1/cluster. `primary` is "" while there is none known.
 
     `cluster` is the configured name; `cluster_id` was drawn when the cluster was made, "" before.
+    `warnings` are sentences about what an operator should see to: a second process under a node's
+    identity that was shut out, a node that runs at another address than the agreed one.
     """
 
     cluster: str
@@ -97,6 +106,7 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     primary: str
     in_sync: tuple[str, ...]
     nodes: dict[str, NodeState]
+    warnings: tuple[str, ...] = ()
 
 
 class Digest(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,8 +161,8 @@ class Node(Protocol):
     def submit(self, operation: Operation, timeout_ms: int, sink: Sink) -> bool:
         """Execute here, if this node is the primary; False: nothing was done, use `execute`.
 
-        `sink` is answered later, never before this returns. A NotPrimaryError there, and an
-        UnknownOutcomeError of an operation with an idempotency key, may be given to `execute`.
+        `sink` is answered later, never before this returns. What `datapath.router.may_repeat`
+        allows to be attempted again may be given to `execute`.
         """
 
     def read_now(self, query: Query) -> QueryResult | None:

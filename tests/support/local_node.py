@@ -74,6 +74,19 @@ class LocalTransaction:
         stop = len(keys) if end is None else bisect_left(keys, end)
         return [(key, values[key]) for key in keys[first : min(stop, first + limit)]]
 
+    def page(
+        self, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
+    ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        items: list[tuple[bytes, bytes]] = []
+        size_bytes = 0
+        while pairs := self.range(start, end, 1):
+            if len(items) >= limit or size_bytes >= max_size_bytes:
+                return items, pairs[0][0]
+            items += pairs
+            size_bytes += len(pairs[0][0]) + len(pairs[0][1])
+            start = pairs[0][0] + b"\0"
+        return items, None
+
     def put(self, key: bytes, value: bytes) -> None:
         self.writes[key] = value
 
