@@ -113,3 +113,19 @@ def test_attempts_are_not_made_one_after_the_other_without_a_wait() -> None:
     assert attempts.next(0, primary="n2", is_here=False) == "forward"
     attempts.failed(NOBODY)
     assert attempts.next(0, primary="n2", is_here=False, stopping=True) == "answer"
+
+
+@pytest.mark.parametrize(
+    ("operation", "problem"),
+    [(UNKEYED, NoAnswerError("x")), (KEYED, RejectedError("x", "x")), (UNKEYED, REFUSALS[0])],
+    ids=repr,
+)
+def test_after_a_final_end_there_is_no_further_attempt_though_there_is_time(
+    operation: Operation, problem: DataPathError
+) -> None:
+    """D8: above all a write without a key is not sent again."""
+    attempts = Attempts(operation, 100)
+    assert attempts.next(0, primary="n1", is_here=False) == "forward"
+    attempts.failed(problem)
+    for now_ms in (0, 1, 99):
+        assert attempts.next(now_ms, primary="n1", is_here=False) == "answer"
