@@ -1,7 +1,8 @@
 """The data directory: whose it is, and that one process alone uses it.
 
     lock            flocked by the process that uses the directory; holds its pid
-    identity.json   node, data id, cluster, peers' data ids; checksummed, replaced atomically
+    identity.json   node, data id, cluster, peers' data ids, the members and their addresses as last
+                    agreed; checksummed, replaced atomically
     accepted        the accepted (epoch, primary), see `datapath.accepted`
     log/            see `datapath.log`
     store/          see `datapath.environment`
@@ -30,12 +31,14 @@ import google_crc32c
 import msgspec
 
 from datapath.errors import DataDirectoryError, DiskFailedError, DiskFullError, StorageError
+from election.identity import Addresses
+from election.registry import KnownMember
 
 log = logging.getLogger(__name__)
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
-_FORMAT = 1
+_FORMAT = 2
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -94,6 +97,9 @@ class _Identity(msgspec.Struct, frozen=True):
     joined: bool = False
     removed: bool = False
     peers: dict[str, str] = {}
+    members: dict[str, KnownMember] = {}
+    version: int = 0
+    addresses: Addresses | None = None
 
 
 class DataDirectory:
@@ -160,6 +166,21 @@ class DataDirectory:
         """Peers' data ids as pinned: node -> data id."""
         return dict(self._identity.peers)
 
+    @property
+    def members(self) -> dict[str, KnownMember]:
+        """The members as `note_members` was last told; empty before the first view."""
+        return dict(self._identity.members)
+
+    @property
+    def members_version(self) -> int:
+        """The version of the view that `members` came with; 0 before the first."""
+        return self._identity.version
+
+    @property
+    def addresses(self) -> Addresses | None:
+        """This node's addresses when its configuration and the view last said the same."""
+        return self._identity.addresses
+
     def bind_cluster(self, cluster_id: str) -> None:
         """Tie the data to a cluster, for ever; durable when it returns.
 
@@ -178,6 +199,18 @@ class DataDirectory:
             )
         if not known:
             self._save(msgspec.structs.replace(self._identity, cluster=cluster_id))
+
+    def note_members(self, version: int, members: dict[str, KnownMember]) -> None:
+        """Remember the members of the view of that version, durably, if it is a newer one."""
+        if version > self._identity.version and members != self._identity.members:
+            self._save(
+                msgspec.structs.replace(self._identity, version=version, members=dict(members))
+            )
+
+    def note_addresses(self, addresses: Addresses) -> None:
+        """Remember that configuration and view agree on these, durably."""
+        if addresses != self._identity.addresses:
+            self._save(msgspec.structs.replace(self._identity, addresses=addresses))
 
     def mark_joined(self) -> None:
         """Remember that this node has taken part in consensus; durable when it returns."""
