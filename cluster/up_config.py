@@ -39,9 +39,12 @@ def prepare_config(
         data.mkdir(parents=True, exist_ok=True)
         _write_private(path, text)
     except OSError as error:
-        raise UpError(
-            f"{error.filename or data}: {error.strerror}; choose another --data"
-        ) from None
+        advice = (
+            "give this user the right to write there"
+            if isinstance(error, PermissionError)
+            else "choose another --data for a new cluster"
+        )
+        raise UpError(f"{error.filename or data}: {error.strerror}; {advice}") from None
     config = load_config(path)
     try:
         check_ports(config)

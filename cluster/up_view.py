@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -94,7 +95,8 @@ class LineView:
     def say(self, text: str) -> None:
         """Print a line with the time."""
         moment = time.strftime("%H:%M:%S", time.gmtime())
-        print(f"{moment} {text}", file=self._stream, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it: the cluster goes on
+            print(f"{moment} {text}", file=self._stream, flush=True)
 
     def close(self) -> None:
         """Nothing is left to do."""
