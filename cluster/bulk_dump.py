@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from cluster.bulk_checkpoint import sync_directory
+from cluster.bulk_checkpoint import private, sync_directory
 from cluster.bulk_format import format_line
 from cluster.client import Client
 
@@ -64,7 +64,8 @@ def open_output(path: Path) -> Iterator[BinaryIO]:
     """Open what a dump goes to.
 
     A regular file, or one that is not there, is replaced when the block has ended well, whole and
-    durable, with the access rights that it had; a link to one stays a link. Anything else that
+    durable, with the access rights that it had (a new one: its user's alone); a link to one stays
+    a link. Anything else that
     `path` leads to (a device, a FIFO, an open descriptor such as /dev/stdout) is written to in
     place. Raises OSError.
     """
@@ -92,7 +93,7 @@ def _replacement(path: Path, mode: int | None) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     created = False
     try:
-        with temporary.open("xb") as output:
+        with open(temporary, "xb", opener=private) as output:
             created = True
             if mode is not None:
                 os.fchmod(output.fileno(), mode)

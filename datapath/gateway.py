@@ -7,6 +7,7 @@ It also answers what other nodes ask: to execute, to read, to join.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
@@ -47,6 +48,7 @@ from datapath.requests import (
     JoinCall,
     JoinReturn,
     NoAnswerError,
+    NoticeNote,
     NotSentError,
     PingCall,
     PingReturn,
@@ -68,6 +70,7 @@ from datapath.router import Attempts, Step, proves
 from datapath.status import other_state
 from datapath.turns import Turns
 from election.agreement import Agreement, AgreementUnavailableError, Committed, Refused
+from election.registry import PeerRegistry
 from election.view import AddMember, Change, Member, RemoveMember, View
 
 log = logging.getLogger(__name__)
@@ -80,6 +83,7 @@ CATCH_UP_TIMEOUT_MS = 1000
 """How long a read waits for this node to follow the primary, before it is tried anew (a node that
 does not follow leaves the in-sync set, and then the primary answers)."""
 CALL_MARGIN_MS = 200
+MAX_NOTICE_LENGTH = 500
 PING_TIMEOUT_MS = 500
 """Who has not answered within so long counts as dead when a node is to be removed."""
 REMOVAL_TIMEOUT_MS = 1000
@@ -115,8 +119,9 @@ class Gateway:
         self._view: View | None = None
         self._view_listeners: list[Callable[[View], None]] = []
         self._changed = asyncio.Event()
-        self.caller = Caller(self.note_change)
+        self.caller = Caller(self.note_change, self._take_note)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._registry: PeerRegistry | None = None
         self._read_index: ReadIndex[asyncio.Future[tuple[float, int]]] = ReadIndex()
         self._is_asking = False  # whether a task puts the reads' questions to the primary
         self._stopping = False
@@ -126,6 +131,17 @@ class Gateway:
     def attach(self, engine: Engine) -> None:
         """Give it the replica that runs on this node."""
         self._engine = engine
+
+    def share_notices(self, registry: PeerRegistry) -> None:
+        """Show what `registry` warns of in the status, and tell it to the other nodes."""
+        self._registry = registry
+        loop = asyncio.get_running_loop()
+        registry.on_notice = lambda text: _post(loop, self._tell_notice, text)
+
+    def _tell_notice(self, text: str) -> None:
+        log.error("%s", text)
+        for peer in self.caller.peers:
+            self.caller.note(peer, NoticeNote(text))
 
     def use_agreement(self, agreement: Agreement) -> None:
         """Go over to another consensus member, before it is started: this node has just joined."""
@@ -601,10 +617,14 @@ class Gateway:
             try:
                 answer = await self.caller.call(self.primary, StatusCall(), STATUS_TIMEOUT_MS)
                 if isinstance(answer, StatusReturn):
-                    return answer.status
+                    warnings = dict.fromkeys((*answer.status.warnings, *self._warnings()))
+                    return msgspec.structs.replace(answer.status, warnings=tuple(warnings))
             except (OperationError, NotSentError, NoAnswerError):
                 pass  # the primary cannot be asked: tell what is known here
         return self._own_status()
+
+    def _warnings(self) -> tuple[str, ...]:
+        return self._registry.warnings() if self._registry is not None else ()
 
     def _own_status(self) -> ClusterStatus:
         status = self._status_without_votes()
@@ -619,7 +639,8 @@ class Gateway:
 
     def _status_without_votes(self) -> ClusterStatus:
         if self._engine is not None:
-            return self._engine.status(self._cluster, self.caller.reaches)
+            status = self._engine.status(self._cluster, self.caller.reaches)
+            return msgspec.structs.replace(status, warnings=self._warnings())
         view = self._view
         nodes = {}
         for member in view.members if view else ():
@@ -635,6 +656,7 @@ class Gateway:
             primary=self.primary,
             in_sync=view.in_sync if view else (),
             nodes=nodes,
+            warnings=self._warnings(),
         )
 
     async def digest(self) -> Digest:
@@ -658,9 +680,14 @@ class Gateway:
     # -- what other nodes ask; the LinkHandler of incoming links of the kind "request"
 
     def on_open(self, link: Link) -> None:
-        """A node may ask from now on."""
+        """A node may ask from now on. Both ends tell each other the view.
+
+        A node that has moved learns it so: the others do not know yet where to dial.
+        """
         if link.outgoing:
             self.caller.on_open(link)
+        if self._view is not None and self._view.member(link.peer) is not None:
+            link.send(encode(0, ViewNote(self._view)))
 
     def on_close(self, link: Link, reason: str) -> None:
         """A node asks no more. What it has asked goes on: its answer has nowhere to go."""
@@ -678,8 +705,8 @@ class Gateway:
             match body:
                 case ReadIndexCall():
                     self._answer_read_index(link, envelope.id)
-                case ViewNote(view):
-                    self.on_view(view)
+                case ViewNote() | NoticeNote():
+                    self._take_note(body)
                 case PingCall():
                     link.send(encode(envelope.id, PingReturn()))
                 case ExecuteCall():
@@ -688,6 +715,16 @@ class Gateway:
                     link.send(encode(envelope.id, StatusReturn(self._own_status())))
                 case _:
                     self._spawn(self._serve(link, envelope.id, body))
+
+    def _take_note(self, note: Call | Return) -> None:
+        """Take what needs no answer, from either end of a link."""
+        match note:
+            case ViewNote(view):
+                self.on_view(view)
+            case NoticeNote(text) if self._registry is not None:
+                self._registry.notice(text[:MAX_NOTICE_LENGTH])
+            case _:
+                pass
 
     def _execute_for(self, link: Link, number: int, call: ExecuteCall) -> None:
         """Execute for another node, without a task of its own."""
@@ -812,6 +849,11 @@ def _read_index_of(engine: Engine, answer: Return) -> int:
         raise NoAnswerError("the primary gave a strange answer")
     engine.learn_commit(answer.epoch, answer.index)
     return answer.index
+
+
+def _post(loop: asyncio.AbstractEventLoop, callback: Callable[[str], None], text: str) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+        loop.call_soon_threadsafe(callback, text)
 
 
 def _removed_already(view: View, node: str) -> View:

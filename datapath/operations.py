@@ -95,6 +95,8 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The body of GET /v1/cluster. `primary` is "" while there is none known.
 
     `cluster` is the configured name; `cluster_id` was drawn when the cluster was made, "" before.
+    `warnings` are sentences about what an operator should see to: a second process under a node's
+    identity that was shut out, a node that runs at another address than the agreed one.
     """
 
     cluster: str
@@ -104,6 +106,7 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     primary: str
     in_sync: tuple[str, ...]
     nodes: dict[str, NodeState]
+    warnings: tuple[str, ...] = ()
 
 
 class Digest(msgspec.Struct, frozen=True, kw_only=True):

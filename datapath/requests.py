@@ -85,6 +85,12 @@ class ViewNote(_Body, frozen=True, tag=9):
     view: View
 
 
+class NoticeNote(_Body, frozen=True, tag=10):
+    """What an operator should know of, for everybody's status. Needs no answer."""
+
+    text: str
+
+
 class PingCall(_Body, frozen=True, tag=20):
     """Are you there?"""
 
@@ -107,6 +113,7 @@ Call = (
     | HelloCall
     | JoinCall
     | ViewNote
+    | NoticeNote
     | PingCall
     | RemoveCall
 )
@@ -242,11 +249,14 @@ class NoAnswerError(DataPathError):
 class Caller:
     """The asking side of the request links: one link per peer, many calls on it at once."""
 
-    def __init__(self, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, on_change: Callable[[], None], on_note: Callable[[Call | Return], None]
+    ) -> None:
         self._links: dict[str, Link] = {}
         self._open: dict[int, tuple[str, asyncio.Future[Any]]] = {}
         self._next_id = 1
         self._on_change = on_change
+        self._on_note = on_note
 
     # The LinkHandler of outgoing links of the kind "request".
 
@@ -256,10 +266,13 @@ class Caller:
         self._on_change()
 
     def on_frames(self, link: Link, frames: list[bytes]) -> None:
-        """Answers."""
+        """Answers, and notes, which answer nothing."""
         del link
         for frame in frames:
             envelope = decode(frame)
+            if envelope.id == 0:
+                self._on_note(envelope.body)
+                continue
             _, future = self._open.pop(envelope.id, ("", None))
             if future is not None and not future.done():
                 future.set_result(envelope.body)

@@ -100,7 +100,11 @@ class AddToInSync(msgspec.Struct, frozen=True, tag="add_to_in_sync"):
 
 
 class AddMember(msgspec.Struct, frozen=True, tag="add_member"):
-    """Add a node, or register the disk (`data_id`) and addresses of one that has none yet."""
+    """Add a node, or register the disk (`data_id`) and the addresses of one that is a member.
+
+    A member may move to an address that the view still gives another one: it may have been left,
+    or the two swap, one after the other. Whoever dials it learns from the handshake who is there.
+    """
 
     member: Member
 
@@ -242,7 +246,7 @@ def _add_member(view: View, member: Member) -> View | Refusal:
         if known == member:
             return Refusal(f"{member.id!r} is a member already, unchanged")
     others = tuple(other for other in view.members if other.id != member.id)
-    for other in others:
+    for other in others if known is None else ():
         if {other.client, other.peer, other.raft} & {member.client, member.peer, member.raft}:
             return Refusal(f"{member.id!r} has an address that belongs to {other.id!r}")
     return _next(view, members=tuple(sorted((*others, member), key=lambda item: item.id)))
