@@ -57,7 +57,8 @@ class ClusterSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         str,
         Meta(
             description="Shared secret of at least 16 bytes that nodes prove to each other. "
-            "Without one, every peer and raft address must be loopback."
+            "Without one, every peer and raft address must be loopback; one that is easy to guess "
+            "is refused unless all addresses are."
         ),
     ] = ""
     secret_file: Annotated[
@@ -149,6 +150,14 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 1000
     request_timeout_ms: Annotated[
         int, _ms("How long a request waits for a primary unless it says `timeout_ms` itself.")
+    ] = 5000
+    drain_timeout_ms: Annotated[
+        int,
+        _ms(
+            "How long at most a node that was told to stop goes on serving clients that come; it "
+            "ends sooner when none has come for half a second.",
+            ge=0,
+        ),
     ] = 5000
     raft_heartbeat_ms: Annotated[
         int, _ms("How often the consensus group's leader sends its heartbeat.")
@@ -245,6 +254,36 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 0
 
 
+AdminFrom = Literal["loopback", "any"]
+
+
+class Api(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[api]`: the HTTP API: for whom it is, and who may administer."""
+
+    admin_from: Annotated[
+        AdminFrom,
+        Meta(
+            description='Who may remove nodes and hand over. `"loopback"`: only programs on the '
+            "node's own machine, and through no proxy; "
+            '`"any"`: whoever reaches the port.'
+        ),
+    ] = "loopback"
+    hosts: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Host names, without ports, under which clients reach nodes beside those "
+            'of the `client` addresses: of a proxy or load balancer. `["*"]`: any name.'
+        ),
+    ] = ()
+    origins: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Origins of web pages that may change data though they come from "
+            'elsewhere, as browsers write them: `"https://tools.example"`.'
+        ),
+    ] = ()
+
+
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The whole file, checked: paths absolute, the secret read.
 
@@ -258,6 +297,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     routes: dict[str, dict[str, Route]]
     timing: Timing
     limits: Limits
+    api: Api = Api()
+    secret_field: str = "cluster.secret"  # noqa: S105 -- the field's name
     warnings: tuple[str, ...] = ()
 
     @property

@@ -13,7 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from datapath.errors import RejectedError
-from datapath.service import ReadTransaction, Service, Transaction, operation, query
+from datapath.service import (
+    QueryTransaction,
+    ReadTransaction,
+    Service,
+    Transaction,
+    operation,
+    query,
+)
 
 REVISION_SIZE_BYTES = 8
 ANY_REVISION = 0
@@ -21,9 +28,8 @@ ANY_REVISION = 0
 NO_REVISION = -1
 """In place of a revision in a condition: one that no key ever has, so that it always fails."""
 
-MAX_RANGE_SIZE_BYTES = 4 * 1024 * 1024
+MAX_RANGE_SIZE_BYTES = 1024 * 1024
 """A range stops after the item with which it has read so many bytes; the rest is another page."""
-_FIRST_BATCH_ITEMS = 4
 
 Revisions = int | Sequence[int]
 """One revision, or several of which any will do."""
@@ -33,6 +39,8 @@ Item = tuple[bytes, bytes | None, int]
 
 class KeyValue(Service):
     """Values under ordered byte keys, with conditions on revisions."""
+
+    scans = frozenset({"range"})
 
     @operation
     def put(
@@ -80,40 +88,20 @@ class KeyValue(Service):
 
     @query
     def range(
-        self, tx: ReadTransaction, start: bytes, end: bytes | None, limit: int, keys_only: bool
+        self, tx: QueryTransaction, start: bytes, end: bytes | None, limit: int, keys_only: bool
     ) -> tuple[list[Item], bytes | None]:
         """Return up to `limit` items with start <= key < end, and where to go on, None at the end.
 
         Fewer come when MAX_RANGE_SIZE_BYTES has been read before (values count although
-        `keys_only`: they are read for their revisions). At least one item comes if there is one.
+        `keys_only`: they are read for their revisions), or many keys had to be passed over that
+        have just been deleted; then there may even be none, and more follow.
         """
-        items: list[Item] = []
-        size_bytes = 0
-        batch = _FIRST_BATCH_ITEMS
-        while True:
-            wanted = min(batch, limit - len(items))
-            pairs = tx.range(start, end, wanted)
-            for key, stored in pairs:
-                value = None if keys_only else stored[REVISION_SIZE_BYTES:]
-                items.append((key, value, _revision(stored)))
-                size_bytes += len(key) + len(stored)
-                start = key + b"\x00"  # the smallest key above this one
-                if size_bytes >= MAX_RANGE_SIZE_BYTES:
-                    return items, self._next(tx, start, end)
-            if len(pairs) < wanted:
-                return items, None
-            if len(items) == limit:
-                return items, self._next(tx, start, end)
-            # The next batch is as large as fits, judged by the items so far: a store of large
-            # values must not be read a thousand values at a time.
-            mean_size_bytes = max(1, size_bytes // len(items))
-            batch = max(1, (MAX_RANGE_SIZE_BYTES - size_bytes) // mean_size_bytes)
-
-    @staticmethod
-    def _next(tx: ReadTransaction, start: bytes, end: bytes | None) -> bytes | None:
-        """Return the first key from `start` on, so that the last page says that it is the last."""
-        pairs = tx.range(start, end, 1)
-        return pairs[0][0] if pairs else None
+        pairs, following = tx.page(start, end, limit, MAX_RANGE_SIZE_BYTES)
+        items = [
+            (key, None if keys_only else stored[REVISION_SIZE_BYTES:], _revision(stored))
+            for key, stored in pairs
+        ]
+        return items, following
 
 
 def _revision(stored: bytes) -> int:

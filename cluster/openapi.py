@@ -13,6 +13,7 @@ from cluster.http_params import (
     MAX_KEY_SIZE_BYTES,
     RANGE_PARAMS,
     READ_PARAMS,
+    REMOVE_PARAMS,
     TIMEOUT,
     WRITE_PARAMS,
     Param,
@@ -281,7 +282,7 @@ def _range() -> Json:
 
 def _cluster() -> Json:
     node = {"role": "replica", "client": "127.0.0.1:8101", "state": "primary",
-            "applied_index": 57, "durable_index": 57, "lag": 0}  # fmt: skip
+            "applied_index": 57, "durable_index": 57, "lag": 0, "votes": True}  # fmt: skip
     example = {"cluster": "demo", "cluster_id": "5f0c", "epoch": 3, "version": 9,
                "primary": "n1",
                "in_sync": ["n1"], "nodes": {"n1": node}}  # fmt: skip
@@ -303,6 +304,7 @@ def _handover() -> Json:
             "invalid_body",
             *_BODY_CODES,
             "unsupported_media_type",
+            "admin_forbidden",
             "handover_failed",
             *_CHANGE_CODES,
         ),
@@ -327,9 +329,18 @@ def _remove_node() -> Json:
         "removeNode",
         "Take a node out of the cluster for good",
         {"200": json_answer("The new view.", "View", _VIEW)},
-        (*_PARAMETER_CODES, "not_found", "is_primary", *_CHANGE_CODES),
+        (
+            *_PARAMETER_CODES,
+            "not_found",
+            "admin_forbidden",
+            "is_primary",
+            "unsafe_removal",
+            "membership_pending",
+            "no_majority",
+            *_CHANGE_CODES,
+        ),
         write=True,
-        parameters=[node, *_query(TIMEOUT)],
+        parameters=[node, *_query(REMOVE_PARAMS)],
     )
 
 
@@ -339,7 +350,7 @@ def _digest() -> Json:
         "getDigest",
         "Digest of this node's own store: equal on all replicas at the same index",
         {"200": json_answer("The digest.", "Digest", example)},
-        ("unknown_parameter", "no_data"),
+        ("unknown_parameter", "no_data", "stopping"),
     )
 
 

@@ -33,6 +33,7 @@ from datapath.pipeline import Pipeline, async_operations
 from datapath.replica import Replica
 from datapath.service import Service
 from datapath.settings import Bounds, Timing
+from datapath.shared_scan import SharedScan
 from datapath.snapshots import Snapshots
 from datapath.status import cluster_status
 from datapath.storage import Storage
@@ -119,6 +120,7 @@ class Engine:
             on_fatal=self.fail,
         )
         self._ready_index = 0  # the epoch is open when this has committed; 0: nothing to wait for
+        self._digests = SharedScan(storage.digest)
         self._incoming: dict[str, Link] = {}
         self._outgoing: dict[str, Link] = {}
         self._applied_waiters: list[tuple[int, asyncio.Future[None]]] = []
@@ -155,6 +157,7 @@ class Engine:
     async def stop(self) -> None:
         """Stop: who waits is told, what is written stays."""
         self._stopped = True
+        self.stop_scans()
         if self._tick_handle is not None:
             self._tick_handle.cancel()
         self._pipeline.stop(f"{self.node_id} is stopping")
@@ -483,6 +486,10 @@ class Engine:
         # The lease is checked after the read and before the answer leaves (D4).
         return result if self.replica.may_serve(clock_ms()) else None
 
+    def is_scan(self, query: Query) -> bool:
+        """Whether a query may take a millisecond or more, and so takes turns."""
+        return query.method in self._service.scans
+
     def read(self, query: Query) -> QueryResult:
         """Run a query on what is applied here, whatever that is."""
         self._queries_total += 1
@@ -560,12 +567,16 @@ class Engine:
         return cluster_status(self.node_id, cluster, self.replica, reachable)
 
     async def digest(self) -> Digest:
-        """Scan this node's store."""
+        """Scan this node's store: one scan at a time, for all who ask."""
         try:
-            index, digest = await self._storage.digest()
+            index, digest = await self._digests.result()
         except DiskFullError as problem:
             raise StorageFullError("storage_full", str(problem)) from problem
         return Digest(node=self.node_id, applied_index=index, digest=digest)
+
+    def stop_scans(self) -> None:
+        """End the digest that runs: who waits for one is told."""
+        self._digests.stop(f"{self.node_id} is stopping")
 
     def counters(self) -> dict[str, float]:
         """Numbers for metrics."""
@@ -579,6 +590,7 @@ class Engine:
             "operations_total": self._pipeline.operations_total,
             "records_total": self._pipeline.records_total,
             "view_changes_total": self._view_changes_total,
+            "digest_scans_total": self._digests.scans_total,
             "snapshots_sent_total": self.snapshots.sent_total,
             "snapshots_received_total": self.snapshots.received_total,
             "epoch": replica.epoch,

@@ -25,7 +25,7 @@ import google_crc32c
 import lmdb
 import xxhash
 
-from datapath.datadir import replace_file, storage_error, sync_directory
+from datapath.datadir import FILE_MODE, replace_file, storage_error, sync_directory
 from datapath.errors import (
     DataDirectoryError,
     DiskFailedError,
@@ -42,6 +42,7 @@ DEFAULT_MAP_SIZE_BYTES = 256 * 1024**3
 # time the event loop loses the race for it: so threads here stop for a moment every few records.
 LOCK_SIZE_BYTES = 16 * 1024
 SLICE = 200
+SLICE_SIZE_BYTES = 256 * 1024
 NAP_S = 0.00002
 
 _FORMAT = b"3"
@@ -119,7 +120,7 @@ def _allocate_lock(path: Path) -> None:
     """
     file = path / "lock.mdb"
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if os.fstat(descriptor).st_blocks * 512 < LOCK_SIZE_BYTES:
                 os.posix_fallocate(descriptor, 0, LOCK_SIZE_BYTES)
@@ -169,6 +170,7 @@ class Environment:
             self.lmdb = lmdb.open(
                 str(path),
                 map_size=map_size_bytes,
+                mode=FILE_MODE,
                 max_dbs=SPACES + 1,
                 readahead=False,
                 sync=sync,
@@ -375,7 +377,7 @@ def create_environment(directory: Path, map_size_bytes: int) -> str:
             )
         shutil.rmtree(leftover)
     path = next_environment(directory)
-    path.mkdir()
+    path.mkdir(mode=0o700)
     environment = Environment(path, map_size_bytes, fresh=True)
     try:
         with environment.lmdb.begin(write=True) as transaction:

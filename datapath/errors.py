@@ -12,7 +12,9 @@ DataPathError
 │   ├── LogCorruptError       a damaged record, named by file and offset
 │   ├── DiskFullError         ENOSPC; nothing was half-written
 │   ├── DiskFailedError       fsync or write failed: restart from disk (D9)
-│   └── DataDirectoryError    wrong cluster, locked, missing, damaged identity
+│   └── DataDirectoryError    wrong cluster, locked, missing, damaged identity, removed
+│       └── NotAdmittedError  the cluster does not let this node in
+├── StoppedError              a long scan was told to stop
 └── SafetyError               an invariant is broken: stop this node and keep its data
 """
 
@@ -110,8 +112,16 @@ class DataDirectoryError(StorageError):
     """The data directory is locked, belongs to another node or cluster, or is damaged."""
 
 
+class NotAdmittedError(DataDirectoryError):
+    """The cluster does not let this node in, with a directory that has not taken part yet."""
+
+
 class SafetyError(DataPathError):
     """An invariant is broken. The node stops and keeps its data; tell the developers."""
+
+
+class StoppedError(DataPathError):
+    """A long scan has been told to stop, and has no result."""
 
 
 def ends_node(problem: BaseException) -> bool:

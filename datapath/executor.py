@@ -39,6 +39,11 @@ class CommittedState(Protocol):
     ) -> list[tuple[bytes, bytes]]:
         """Return committed pairs with start <= key < end, in key order."""
 
+    def page(
+        self, space: int, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
+    ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """Return some of those pairs, bounded in work, and where to go on."""
+
 
 class Executed(msgspec.Struct, gc=False):
     """What became of one operation: exactly one of `value` and `error` means something.
@@ -69,6 +74,12 @@ class ReadView:
     def range(self, start: bytes, end: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
         """Return up to `limit` committed pairs with start <= key < end, in key order."""
         return self._state.range(SERVICE_SPACE, start, end, limit)
+
+    def page(
+        self, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
+    ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """Return committed pairs with start <= key < end, and where to go on."""
+        return self._state.page(SERVICE_SPACE, start, end, limit, max_size_bytes)
 
 
 class Executor:

@@ -78,6 +78,8 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     which alone knows how far it is, cannot be asked. The indices are None where they are not known:
     of witnesses, of "unknown" and of "unreachable" nodes. `lag` is how many log entries it is
     behind the primary's commit index.
+    `votes`: whether its vote counts in consensus, None when unknown; a node that was just added
+    has none yet, and cannot take over.
     """
 
     role: str
@@ -86,12 +88,15 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     applied_index: int | None = None
     durable_index: int | None = None
     lag: int | None = None
+    votes: bool | None = None
 
 
 class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The body of GET /v1/cluster. `primary` is "" while there is none known.
 
     `cluster` is the configured name; `cluster_id` was drawn when the cluster was made, "" before.
+    `warnings` are sentences about what an operator should see to: a second process under a node's
+    identity that was shut out, a node that runs at another address than the agreed one.
     """
 
     cluster: str
@@ -101,6 +106,7 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     primary: str
     in_sync: tuple[str, ...]
     nodes: dict[str, NodeState]
+    warnings: tuple[str, ...] = ()
 
 
 class Digest(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,8 +182,14 @@ class Node(Protocol):
     async def handover(self, to: str, timeout_ms: int) -> View:
         """Make `to` (a member of the in-sync set) the primary; no waiting request fails."""
 
-    async def remove_member(self, node: str, timeout_ms: int) -> View:
-        """Take a node out of the cluster for good."""
+    async def remove_member(
+        self, node: str, timeout_ms: int, *, force: bool = False, asked_by: str = ""
+    ) -> View:
+        """Take a node out of the cluster for good; one that is out already stays so.
+
+        Refused where it may cost what was acknowledged, or the majority (rule M1), unless `force`.
+        `asked_by` says in the log who wanted it.
+        """
 
     async def cluster_status(self) -> ClusterStatus:
         """Return the cluster as the primary sees it; without one, as this node does."""

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
+from datapath.complaints import Complaints
+from datapath.dialer import ASKING_KINDS, IDENTITY
 from datapath.handshake import (
     MAX_HANDSHAKE_MESSAGE_BYTES,
     NONCE_SIZE_BYTES,
@@ -36,6 +38,8 @@ from datapath.link import (
     LinkHandler,
 )
 from datapath.tcp import listening_socket, shut_down, tune
+from election.identity import Verdict
+from election.registry import PeerRegistry
 
 log = logging.getLogger(__name__)
 _http_log = logging.getLogger(f"{__name__}.http")
@@ -46,14 +50,14 @@ MAX_UNAUTHENTICATED = 256
 MAX_LINKS = 1024
 ACCEPT_PAUSE_MS = 100
 SWEEP_INTERVAL_MS = 250
-REPEATED_LOG_INTERVAL_MS = 30_000
 
 
 class PeerListener:
     """The peer port: takes links for `handlers` (by kind) from authenticated nodes.
 
-    A new link of the same peer and kind replaces the old one, whose on_close comes first. Port 0
-    picks a free port, see `port`. Durations in milliseconds, sizes in bytes.
+    A new link of the same peer, kind and process replaces the old one, whose on_close comes first;
+    another process under the same id is refused while the first has a link. Port 0 picks a free
+    port, see `port`. Durations in milliseconds, sizes in bytes.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class PeerListener:
         secret: bytes,
         handlers: Mapping[str, LinkHandler],
         *,
+        registry: PeerRegistry,
         handshake_timeout_ms: int = HANDSHAKE_TIMEOUT_MS,
         idle_timeout_ms: int = IDLE_TIMEOUT_MS,
         max_outbox_bytes: int = MAX_OUTBOX_BYTES,
@@ -79,6 +84,7 @@ class PeerListener:
         self._cluster = cluster
         self._secret = secret
         self._handlers = handlers
+        self._registry = registry
         self._handshake_timeout = handshake_timeout_ms / 1000
         self._idle_timeout_ms = idle_timeout_ms
         self._max_outbox_bytes = max_outbox_bytes
@@ -89,7 +95,7 @@ class PeerListener:
         self._socket: socket.socket | None = None
         self._server: web.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._complaints = _Complaints()
+        self._complaints = Complaints(log)
 
     async def start(self) -> None:
         """Bind and accept.
@@ -150,14 +156,14 @@ class PeerListener:
             except OSError as error:
                 # Out of descriptors or memory, or the caller has gone: neither lasts for ever.
                 # (asyncio's own server stops for a second then, uvloop's for ever.)
-                self._complaints.log(f"cannot accept peer connections: {error}")
+                self._complain("accept", f"cannot accept peer connections: {error}")
                 await asyncio.sleep(ACCEPT_PAUSE_MS / 1000)
                 continue
             try:
                 tune(connection)
                 _, protocol = await loop.connect_accepted_socket(server, connection)
-            except Exception:
-                log.exception("a peer connection could not be taken")
+            except Exception as error:  # noqa: BLE001 -- the port must go on taking others
+                self._complain("connection", "a peer connection could not be taken", error)
                 connection.close()
                 continue
             self._strangers[protocol] = _Stranger(connection, loop.time())
@@ -172,6 +178,7 @@ class PeerListener:
         while True:
             await asyncio.sleep(min(SWEEP_INTERVAL_MS / 1000, self._handshake_timeout / 4))
             self._forget_gone()
+            self._complaints.tick(loop.time())
             overdue = loop.time() - self._handshake_timeout
             for protocol, stranger in list(self._strangers.items()):
                 if stranger.accepted_at < overdue:
@@ -186,19 +193,23 @@ class PeerListener:
         shut_down(self._strangers.pop(protocol).socket)
         protocol.force_close()
 
+    def _complain(self, kind: str, text: str, error: Exception | None = None) -> None:
+        self._complaints.log(kind, text, asyncio.get_running_loop().time(), error=error)
+
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             return await self._answer(request)
         except (web.HTTPException, ConnectionError):
             raise
-        except Exception:
-            log.exception("a request from %s to the peer port failed", request.remote)
+        except Exception as error:
+            text = f"a request from {request.remote} to the peer port failed"
+            self._complain("request", text, error)
             raise
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         kind = request.path.removeprefix(ROUTE)
         stranger = self._strangers.get(request.protocol)
-        if not request.path.startswith(ROUTE) or kind not in self._handlers:
+        if not request.path.startswith(ROUTE) or kind not in (*self._handlers, IDENTITY):
             return _plain(
                 404,
                 f"this is the peer port of onecopy node {self.node_id}, for the "
@@ -216,7 +227,8 @@ class PeerListener:
                 Upgrade="websocket",
             )
         handshake = stranger.handshake
-        if handshake is None or not handshake.done or handshake.kind != kind:
+        finished = handshake is not None and handshake.done and handshake.kind == kind
+        if handshake is None or not finished or kind not in self._handlers:
             return _plain(401, "a websocket here takes a finished handshake on this connection")
         known = (handshake.peer, kind) in self.links
         if len(self.links) >= self._max_links and not known:
@@ -241,12 +253,22 @@ class PeerListener:
                 node_id=self.node_id,
                 kinds=(kind,),
                 nonce=secrets.token_bytes(NONCE_SIZE_BYTES),
+                claim=self._registry.claim,
+                judge=lambda peer, claim: self._registry.judge(
+                    peer,
+                    claim,
+                    "peer",
+                    asking=kind in ASKING_KINDS or kind == IDENTITY,
+                    dialled=False,
+                ),
             )
         try:
             return web.Response(body=stranger.handshake.receive(body))
         except HandshakeError as error:
-            self._complaints.log(f"refused a peer connection from {request.remote}: {error}")
-            refused = web.Response(status=403, body=encode_refusal(str(error)))
+            text = f"refused a peer connection from {request.remote}: {error}"
+            self._complain("handshake", text)
+            body = error.answer or encode_refusal(str(error))
+            refused = web.Response(status=403, body=body)
             refused.force_close()
             return refused
 
@@ -260,12 +282,13 @@ class PeerListener:
             max_msg_size=MAX_FRAME_BYTES,
         )
         await websocket.prepare(request)
+        loop = asyncio.get_running_loop()
+
+        def evict() -> None:
+            reason = f"another process holds {handshake.peer}'s address"
+            loop.call_soon_threadsafe(link.close, reason)
+
         key = handshake.peer, handshake.kind
-        while (old := self.links.get(key)) is not None:
-            old.close(f"{handshake.peer} opened a new link")
-            await old._handler_done.wait()
-            if self.links.get(key) is old:
-                del self.links[key]
         link = Link(
             websocket,
             lambda: shut_down(connection),
@@ -277,10 +300,29 @@ class PeerListener:
             max_outbox_bytes=self._max_outbox_bytes,
             on_error=self._on_error,
         )
-        self.links[key] = link
+        # Judged before an older link goes: a second holder of an identity replaces nothing.
+        token = self._registry.open(
+            handshake.peer,
+            handshake.peer_claim,
+            "peer",
+            evict,
+            asking=handshake.kind in ASKING_KINDS,
+            dialled=False,
+        )
+        if isinstance(token, Verdict):
+            self._complain("handshake", f"closed a link from {request.remote}: {token.reason}")
+            shut_down(connection)
+            return websocket
         try:
+            while (old := self.links.get(key)) is not None:
+                old.close(f"{handshake.peer} opened a new link")
+                await old._handler_done.wait()
+                if self.links.get(key) is old:
+                    del self.links[key]
+            self.links[key] = link
             await link._run()
         finally:
+            self._registry.close(token)
             if self.links.get(key) is link:
                 del self.links[key]
         return websocket
@@ -293,20 +335,6 @@ class _Stranger:
         self.socket = connection
         self.accepted_at = accepted_at
         self.handshake: ListenerHandshake | None = None
-
-
-class _Complaints:
-    """Logs a text once, and again only after another one or some time: attempts come many times."""
-
-    def __init__(self) -> None:
-        self._last = ""
-        self._at = 0.0
-
-    def log(self, text: str) -> None:
-        now = asyncio.get_running_loop().time()
-        if text != self._last or now - self._at > REPEATED_LOG_INTERVAL_MS / 1000:
-            log.error("%s", text)
-            self._last, self._at = text, now
 
 
 def _plain(status: int, text: str, **headers: str) -> web.Response:

@@ -41,6 +41,20 @@ class ReadTransaction(Protocol):
         """
 
 
+class QueryTransaction(ReadTransaction, Protocol):
+    """What queries get: a view of the committed state."""
+
+    def page(
+        self, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
+    ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """Return some (key, value) pairs with start <= key < end, and where to go on, or None.
+
+        There are at most `limit`, and none follows the one with which `max_size_bytes` are
+        reached. There may be fewer, even none, although more follow: the work is bounded, also
+        where many keys have just been deleted.
+        """
+
+
 class Transaction(ReadTransaction, Protocol):
     """The state as this operation sees it, its own writes included."""
 
@@ -68,7 +82,12 @@ def query(method: Method) -> Method:
 
 
 class Service:
-    """Base class of services; collects the marked methods."""
+    """Base class of services; collects the marked methods.
+
+    `scans` names the queries that may take a millisecond or more: they take turns.
+    """
+
+    scans: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
         self.operations: dict[str, Callable[..., Any]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -284,12 +285,15 @@ class Storage:
             self._trimming = None
         on_trimmed(self.log.first_index)
 
-    async def digest(self) -> tuple[int, str]:
-        """Return (index, digest) of the store, all that is applied now included."""
+    async def digest(self, stop: threading.Event) -> tuple[int, str]:
+        """Return (index, digest) of the store, all that is applied now included.
+
+        Raises StoppedError soon after `stop` is set.
+        """
         if self._flusher is not None:
             await self._flusher.flush_now()
         try:
-            return await asyncio.to_thread(self.store.digest)
+            return await asyncio.to_thread(self.store.digest, stop)
         except DataDirectoryError as error:
             self._on_error(error)
             raise

@@ -13,6 +13,8 @@ After a crash the log is replayed from the durable index.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -26,6 +28,7 @@ from datapath.environment import (
     MAX_KEY_SIZE_BYTES,
     NAP_S,
     SLICE,
+    SLICE_SIZE_BYTES,
     ContentHash,
     Environment,
     Item,
@@ -42,11 +45,14 @@ from datapath.errors import (
     DataDirectoryError,
     DiskFailedError,
     SafetyError,
+    StoppedError,
     StorageError,
 )
 from datapath.overlay import Change, Overlay, merge
 from datapath.records import Entry
 
+MAX_PAGE_STEPS = 2000
+"""How many keys are looked at for a page: about 1 us each, for those that have been deleted too."""
 _OVERHEAD_BYTES = 120  # what a record in the overlay costs beside its key and value
 _MISSING = b"\0missing"  # compared by identity
 
@@ -86,7 +92,7 @@ class Store:
         directory = Path(directory)
         try:
             if not directory.is_dir():
-                directory.mkdir(parents=True)
+                directory.mkdir(mode=0o700, parents=True)
                 sync_directory(directory.parent)
             name = current_environment(directory)
             if not name:
@@ -209,18 +215,61 @@ class Store:
         deleted since the last flush are passed over one by one, about 1 us each. Who takes keys
         off the front, as from a queue, starts after the last one he took.
         """
-        layers = [overlay for overlay in (self._frozen, self._active) if overlay is not None]
-        try:
-            environment = self._environment
-            merged: Iterator[Change] = environment.scan(
-                self._read, space, start, end, reverse=reverse
-            )
-            for overlay in layers:
-                if overlay.writes[space]:
-                    changes = overlay.changes(space, start, end, reverse=reverse)
-                    merged = merge(changes, merged, reverse=reverse)
-            present = ((key, value) for key, value in merged if value is not None)
+        stored = self._environment.scan(self._read, space, start, end, reverse=reverse)
+        merged = self._merged(space, start, end, stored, reverse=reverse)
+        present = ((key, value) for key, value in merged if value is not None)
+        with self._reading():
             return list(islice(present, max(limit, 0)))
+
+    def page(
+        self, space: int, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
+    ) -> tuple[list[Item], bytes | None]:
+        """Return (key, value) pairs with start <= key < end, and the key to go on at, or None.
+
+        There are at most `limit`, and none follows the one with which `max_size_bytes` are
+        reached. The work is bounded: MAX_PAGE_STEPS keys are looked at, those deleted since the
+        last flush included; so there may be fewer pairs, even none, although more follow.
+        """
+        read_bytes = 0
+
+        def count(items: Iterator[Item]) -> Iterator[Item]:
+            nonlocal read_bytes
+            for item in items:
+                read_bytes += len(item[1])
+                yield item
+
+        stored = count(self._environment.scan(self._read, space, start, end, reverse=False))
+        merged = self._merged(space, start, end, stored, reverse=False)
+        items: list[Item] = []
+        size_bytes = steps = 0
+        with self._reading():
+            for key, value in merged:
+                steps += 1
+                if value is None:
+                    if steps >= MAX_PAGE_STEPS or read_bytes >= max_size_bytes:
+                        return items, key + b"\0"
+                elif len(items) >= limit or size_bytes >= max_size_bytes:
+                    return items, key
+                else:
+                    items.append((key, value))
+                    size_bytes += len(key) + len(value)
+        return items, None
+
+    def _merged(
+        self, space: int, start: bytes, end: bytes | None, stored: Iterator[Item], *, reverse: bool
+    ) -> Iterator[Change]:
+        """Yield what is `stored`, and what the overlays say instead; None: deleted."""
+        merged: Iterator[Change] = stored
+        for overlay in (self._frozen, self._active):
+            if overlay is not None and overlay.writes[space]:
+                changes = overlay.changes(space, start, end, reverse=reverse)
+                merged = merge(changes, merged, reverse=reverse)
+        return merged
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
         except lmdb.Error as error:
             raise lmdb_failure(error, self._environment.path) from error
         except DataDirectoryError as error:
@@ -312,18 +361,19 @@ class Store:
 
     # Whole state
 
-    def digest(self) -> tuple[int, str]:
+    def digest(self, stop: threading.Event | None = None) -> tuple[int, str]:
         """Return (index, hash) of all that LMDB holds: flush first. On any thread.
 
-        Equal on all replicas at the same index.
+        Equal on all replicas at the same index. Raises StoppedError soon after `stop` is set.
         """
         environment = self._environment.acquire()
         try:
             with environment.lmdb.begin() as transaction:
                 total = ContentHash()
                 for space, database in enumerate(environment.spaces):
-                    items = transaction.cursor(database).iternext()
-                    while piece := list(islice(items, SLICE)):
+                    for piece in _pieces(transaction.cursor(database).iternext()):
+                        if stop is not None and stop.is_set():
+                            raise StoppedError(f"nobody waits for the digest of {self.directory}")
                         for key, stored in piece:
                             check_seal(key, stored, environment.path)
                         total.update(space, piece)
@@ -385,6 +435,20 @@ class Store:
             ):
                 self._environment.write_meta(transaction, *self._durable, cluster_id)
             self._renew_read()
+
+
+def _pieces(items: Iterator[Item]) -> Iterator[list[Item]]:
+    """Yield the items some at a time, bounded in number and in bytes."""
+    piece: list[Item] = []
+    size_bytes = 0
+    for item in items:
+        piece.append(item)
+        size_bytes += len(item[1])
+        if len(piece) >= SLICE or size_bytes >= SLICE_SIZE_BYTES:
+            yield piece
+            piece, size_bytes = [], 0
+    if piece:
+        yield piece
 
 
 def _ignore(error: StorageError) -> None:

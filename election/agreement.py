@@ -61,6 +61,21 @@ class Agreement(Protocol):
         None until this node has caught up once (`isReady` and a committed no-op).
         """
 
+    @property
+    def voters(self) -> frozenset[str] | None:
+        """The nodes whose votes count in consensus, as applied on this node; may be stale.
+
+        They follow the view's members, one by one. None until this node has caught up once.
+        """
+
+    @property
+    def heard(self) -> frozenset[str]:
+        """The nodes that consensus has an open link with, this one included."""
+
+    @property
+    def founders(self) -> dict[str, str]:
+        """The members with which consensus began, and their raft addresses: for who joins it."""
+
     def subscribe(self, on_view: Callable[[View], None]) -> None:
         """Call `on_view` with each newer view, in order of versions (some may be skipped)."""
 

@@ -105,6 +105,22 @@ class StaticAgreement:
         """The newest view that this node has seen."""
         return self._view
 
+    @property
+    def voters(self) -> frozenset[str] | None:
+        """The members of the view that this node has seen: they all vote at once."""
+        return None if self._view is None else frozenset(item.id for item in self._view.members)
+
+    @property
+    def heard(self) -> frozenset[str]:
+        """Every node of the group that is not cut off."""
+        nodes = self._group._nodes.items()
+        return frozenset(name for name, node in nodes if node._fault is not Fault.CUT_OFF)
+
+    @property
+    def founders(self) -> dict[str, str]:
+        """Nobody: there is no log."""
+        return {}
+
     def subscribe(self, on_view: Callable[[View], None]) -> None:
         """Call `on_view` with each newer view, from the event loop's next round on."""
         self._on_view.append(on_view)

@@ -58,6 +58,24 @@ class PySyncObjAgreement:
         """How the group looks from here: for people and tests, never for a decision (E2)."""
         return self._runner.status
 
+    @property
+    def voters(self) -> frozenset[str] | None:
+        """The Raft members whose change has been applied here; None until it has caught up."""
+        status = self._runner.status
+        return None if status is None or self._view is None else status.voters
+
+    @property
+    def heard(self) -> frozenset[str]:
+        """The members with an open link, and this one."""
+        status = self._runner.status
+        return frozenset((self._settings.node_id, *(status.connected if status else ())))
+
+    @property
+    def founders(self) -> dict[str, str]:
+        """The members with which the group's log began."""
+        status = self._runner.status
+        return dict(status.founders) if status is not None else {}
+
     def subscribe(self, on_view: Callable[[View], None]) -> None:
         """Call `on_view` on the loop with each newer view that this node applies."""
         self._on_view.append(on_view)

@@ -1,7 +1,8 @@
 """Who the members were when this node first started, and which disk each one has.
 
-Both are kept on disk. The founders' list (the configured list of the first start) is where the log
-begins; whatever the log or a dump says later counts more, and an edited configuration counts less.
+Both are kept on disk. The founders' list (the configured list of the first start, or what a member
+told this node when it joined) is where the log begins; whatever the log or a dump says later counts
+more, and an edited configuration counts less.
 
 Each raft directory has a random id. The first time that a member proves itself, its directory's id
 is noted; from then on that member with another directory is refused: it has lost its disk, and

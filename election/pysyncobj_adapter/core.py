@@ -12,6 +12,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
 import pysyncobj.syncobj as library
@@ -116,6 +117,7 @@ class RaftCore(Members):
         if dump is not None:
             self.machine.restore(dump.state)
         members = self._logged_members(list(self._journal), 1 if dump is None else dump.last[1])
+        self._votes = settings.node_id in members
         with _injected(self._journal, self._poller_in_use):
             super().__init__(
                 Node(settings.node_id),
@@ -153,18 +155,36 @@ class RaftCore(Members):
             poller=self._poller_in_use,
             journal=self._journal,
             book=self._storage.book,
-            dial_address=self._dial_address,
+            dial_addresses=self._dial_addresses,
+            welcome=self._welcome,
         )
         return self._links
 
-    def _dial_address(self, node_id: str) -> str | None:
-        """Return where to dial a member: by this process's route, else by the agreed address."""
-        return (
-            self._settings.routes.get(node_id)
-            or self.machine.wanted_members.get(node_id)
-            or self.machine.raft_members.get(node_id)
-            or self._settings.members.get(node_id)
+    def _welcome(self) -> AbstractSet[str]:
+        """Return who may have a link without a vote.
+
+        A member of the view that is about to become one here is heard before it counts. Who does
+        not vote itself cannot know who does: it links with whom it was told of.
+        """
+        return self.machine.wanted_members.keys() | (
+            set() if self._votes else self._settings.members.keys()
         )
+
+    def _dial_addresses(self, node_id: str) -> list[str]:
+        """Return where to dial a member: by this process's route, else wherever it may be.
+
+        First the agreed address, then the one in this node's configuration: after all nodes have
+        moved at once, nobody can agree on anything before they have met at the new ones. Who
+        answers there has to prove who it is.
+        """
+        settings, machine = self._settings, self.machine
+        if node_id in settings.routes:
+            return [settings.routes[node_id]]
+        found = [machine.wanted_members.get(node_id) or machine.raft_members.get(node_id)]
+        if settings.registry is not None:
+            found += settings.registry.dial_addresses(node_id, "raft")
+        found.append(settings.members.get(node_id))
+        return list(dict.fromkeys(address for address in found if address))
 
     # The face.
 
@@ -182,6 +202,11 @@ class RaftCore(Members):
     def connected_ids(self) -> list[str]:
         """Return the members with an open link."""
         return self._links.connected()
+
+    @property
+    def founders(self) -> dict[str, str]:
+        """The members with which the group's log began: ids and raft addresses."""
+        return self._storage.book.founders
 
     @property
     def log_entries(self) -> int:
@@ -256,15 +281,19 @@ class RaftCore(Members):
             case wire.Vote():
                 if message.term != self._voters[0]:
                     self._voters = (message.term, set())
-                if node.id not in self._voters[1]:  # One member is one vote.
+                # One member is one vote, and who is none has none.
+                if node.id not in self._voters[1] and node in self._SyncObj__otherNodes:
                     self._voters[1].add(node.id)
                     self._pass_on(node, message)
             case wire.Forward(command):
                 # Not passed on by a member that does not lead: two could pass it to and fro.
                 if self._isLeader() and command[:1] == _REGULAR:
                     self._applyCommand(command, None)
-            case wire.RequestVote() | wire.TimeoutNow():
+            case wire.RequestVote():
                 self._pass_on(node, message)
+            case wire.TimeoutNow():
+                if self._votes:
+                    self._pass_on(node, message)
             case wire.Ping():
                 pass
 

@@ -33,6 +33,8 @@ class Elections(SyncObj):  # type: ignore[misc]
     _ballot: Ballot
     _voters: tuple[int, set[str]]
     _heard_leader_at: float
+    _votes: bool
+    """Whether this member's own log says that it is one: only then does it stand."""
     _SyncObj__raftElectionDeadline: float
     _SyncObj__raftLeader: Node | None
 
@@ -41,6 +43,11 @@ class Elections(SyncObj):  # type: ignore[misc]
         return random.uniform(low, high) * self._settings.election_min_ms / 1000  # noqa: S311
 
     def _ask_before_standing(self, now: float) -> None:
+        if not self._votes:
+            # Who is not a member, as far as it knows, cannot know who the others are.
+            self._ballot.won = False
+            self._SyncObj__raftElectionDeadline = now + self._draw_s(1, 2)
+            return
         if not self._links.connected():
             self._ballot.won = False  # What was agreed before the links were lost is history.
         if (
@@ -94,7 +101,7 @@ class Elections(SyncObj):  # type: ignore[misc]
             self._stand_for_the_orphan(node)
 
     def _stand_for_the_orphan(self, node: Node) -> None:
-        if len(self._links.connected()) < len(self._SyncObj__otherNodes):
+        if not {str(node.id) for node in self._SyncObj__otherNodes} <= {*self._links.connected()}:
             return
         logger.info("%s has lost its link to the leader; standing in its favour", node.id)
         self._ballot.won = True
@@ -103,11 +110,15 @@ class Elections(SyncObj):  # type: ignore[misc]
     def _on_pre_vote_answer(self, node: Node, answer: wire.PreVoteAnswer) -> None:
         if answer.term > self.raftCurrentTerm:
             self._step_down(answer.term)
-        elif not self._isLeader() and self._ballot.on_answer(
-            answer.round,
-            str(node.id),
-            granted=answer.granted,
-            group_size=len(self._SyncObj__otherNodes) + 1,
+        elif (
+            not self._isLeader()
+            and node in self._SyncObj__otherNodes
+            and self._ballot.on_answer(
+                answer.round,
+                str(node.id),
+                granted=answer.granted,
+                group_size=len(self._SyncObj__otherNodes) + 1,
+            )
         ):
             self._SyncObj__raftElectionDeadline = 0.0
 

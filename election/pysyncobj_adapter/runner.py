@@ -39,6 +39,8 @@ class AgreementStatus(msgspec.Struct, frozen=True):
     log_entries: int
     members: tuple[str, ...]
     connected: tuple[str, ...]
+    voters: frozenset[str]
+    founders: dict[str, str]
 
 
 class RunnerListener(Protocol):
@@ -205,6 +207,8 @@ class Runner:
             core.log_entries,
             tuple(core.member_ids),
             tuple(core.connected_ids()),
+            frozenset(core.machine.raft_members),
+            core.founders,
         )
         if not self._caught_up or not core.isReady():
             return

@@ -42,7 +42,8 @@ class Storage:
         if len(self.journal) and not members.exists():
             raise StorageCorruptError(members, 0, "the file is missing, but the node is not new")
         self._align(path)
-        self.book = MemberBook(members, settings.members)
+        founders = settings.members if settings.founders is None else settings.founders
+        self.book = MemberBook(members, founders)
 
     def compact(self, dump: Dump) -> None:
         """Store the dump, then cut the journal to where it begins.

@@ -133,6 +133,35 @@ def _e4_unpickles() -> list[Patch]:
     return [patch.object(import_module("pysyncobj.syncobj"), "pickle", pickle)]
 
 
+def _e4_changes_wait_in_the_queue() -> list[Patch]:
+    """As PySyncObj does it: judged when it is queued, appended whenever its turn comes."""
+
+    def change(core: Any, request: list[str]) -> bool:
+        return bool(core._SyncObj__doChangeCluster(request))
+
+    return [patch.object(RaftCore, "_SyncObj__changeCluster", change)]
+
+
+def _e4_changes_before_the_terms_first_entry() -> list[Patch]:
+    def may(core: RaftCore) -> bool:
+        return not core._has_change_under_way()
+
+    return [patch.object(RaftCore, "_may_append_change", may)]
+
+
+def _e4_strangers_stand() -> list[Patch]:
+    def ask(core: RaftCore, now: float) -> None:
+        core._votes = True
+        asks(core, now)
+
+    asks = RaftCore._ask_before_standing
+    return [patch.object(RaftCore, "_ask_before_standing", ask)]
+
+
+def _e4_steps_nobody_may_outlive() -> list[Patch]:
+    return [patch.object(RaftCore, "_outlives", lambda *_: True)]
+
+
 CONSENSUS_MUTANTS = (
     Mutant("E2", "whoever leads consensus acts as primary", _e2_authority_without_a_view),
     Mutant("E3", "an unknown take-over is taken for failed", _e3_an_unknown_take_over_has_failed),
@@ -180,5 +209,26 @@ CONSENSUS_MUTANTS = (
     Mutant(
         "E4", "pickles are opened", _e4_unpickles,
         unit=UNIT + "test_core.py::TestLibrary::test_nothing_is_ever_unpickled",
+    ),
+    Mutant(
+        "E4", "two changes of the voters are uncommitted at once", _e4_changes_wait_in_the_queue,
+        unit=UNIT + "test_core.py::TestOneChangeAtATime"
+        "::test_what_waits_in_the_queue_together_is_not_appended_together",
+    ),
+    Mutant(
+        "E4", "voters change before the term's first entry is committed",
+        _e4_changes_before_the_terms_first_entry,
+        unit=UNIT + "test_core.py::TestOneChangeAtATime"
+        "::test_a_queue_left_over_from_an_earlier_term_waits_for_this_terms_first_entry",
+    ),
+    Mutant(
+        "E4", "voters change although no majority would be left", _e4_steps_nobody_may_outlive,
+        unit=UNIT + "test_core.py::TestOneChangeAtATime"
+        "::test_a_step_whose_majority_has_died_while_it_waited_is_not_appended",
+    ),
+    Mutant(
+        "E4", "a node that is no voter yet stands for election", _e4_strangers_stand,
+        unit=UNIT + "test_core.py::TestNewcomers"
+        "::test_one_that_is_no_member_yet_never_stands",
     ),
 )  # fmt: skip

@@ -73,6 +73,14 @@ class MemoryStore:
         keys = sorted(key for key in held if start <= key and (end is None or key < end))
         return [(key, held[key]) for key in islice(keys, max(limit, 0))]
 
+    def page(
+        self, space: int, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
+    ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """Return committed pairs and where to go on; what is simulated is small."""
+        del max_size_bytes
+        pairs = self.range(space, start, end, limit + 1)
+        return pairs[:limit], pairs[limit][0] if len(pairs) > limit else None
+
     def count(self, space: int) -> int:
         """Return how many keys a space has."""
         return len(self.spaces[space])

@@ -1,4 +1,4 @@
-"""Mutants that only tests with real disks and files notice: of E5 and D9, and of early answers."""
+"""Mutants of the shell around the replica: only tests with real disks, files or links notice."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ from unittest.mock import patch
 
 from datapath import accepted as accepted_module
 from datapath.accepted import Accepted
+from datapath.clock import clock_ms
 from datapath.disk import DiskWorker
+from datapath.engine import Engine
 from datapath.log import Log
 from datapath.pipeline import Pipeline
+from datapath.read_index import ReadIndex
 from datapath.records import Record
+from datapath.replica import Replica
+from datapath.requests import Call, Caller, NoAnswerError, NotSentError, Return
+from datapath.snapshots import Snapshots
+from datapath.store import Store
+from datapath.transfer import Offer
 from tests.sim.mutant import Mutant, Patch
 
 ENGINE = "tests/integration/engine/test_visibility.py::"
+READS = "tests/integration/engine/test_reads_on_backups.py::"
 STORAGE = "tests/unit/storage/"
+REPLICA = "tests/unit/replica/"
 
 
 def _d2_early_answers_tell_of_others() -> list[Patch]:
@@ -76,7 +86,132 @@ def _e5_the_file_is_not_synced() -> list[Patch]:
     return [patch.object(Accepted, "_write", write)]
 
 
+def _d1_a_snapshot_in_sync() -> list[Patch]:
+    refusal = Snapshots._refusal
+
+    def forget_the_view(snapshots: Snapshots, peer: str, offer: Offer) -> str:
+        core = snapshots._replica.core
+        view, core.view = core.view, None
+        try:
+            return refusal(snapshots, peer, offer)
+        finally:
+            core.view = view
+
+    return [patch.object(Snapshots, "_refusal", forget_the_view)]
+
+
+def _d1_old_snapshots_are_taken() -> list[Patch]:
+    refusal = Snapshots._refusal
+
+    def refuse(snapshots: Snapshots, peer: str, offer: Offer) -> str:
+        problem = refusal(snapshots, peer, offer)
+        return "" if "already" in problem else problem
+
+    def start_install(_replica: Replica, _index: int, _epoch: int) -> str:
+        return ""
+
+    return [
+        patch.object(Snapshots, "_refusal", refuse),
+        patch.object(Replica, "start_install", start_install),
+    ]
+
+
+def _d2_the_whole_log_is_committed() -> list[Patch]:
+    return [patch.object(Log, "commit_hint", property(lambda log: log.last_index))]
+
+
+def _d3_snapshots_of_anybody() -> list[Patch]:
+    refusal = Snapshots._refusal
+
+    def believe(snapshots: Snapshots, _peer: str, offer: Offer) -> str:
+        replica = snapshots._replica
+        offer = Offer(offer.snapshot_id, offer.index, offer.epoch, replica.epoch)
+        return refusal(snapshots, replica.core.accepted_primary, offer)
+
+    return [patch.object(Snapshots, "_refusal", believe)]
+
+
+def _d4_reads_join_an_older_question() -> list[Patch]:
+    def join(reads: ReadIndex[Any], read: Any) -> None:
+        (reads._asking or reads._waiting).append(read)
+
+    return [patch.object(ReadIndex, "join", join)]
+
+
+def _d4_a_read_index_without_a_lease() -> list[Patch]:
+    def read_index(engine: Engine) -> tuple[int, int]:
+        return engine.replica.epoch, engine.replica.core.commit_index
+
+    return [patch.object(Engine, "read_index", read_index)]
+
+
+def _d4_staleness_counts_from_the_answer() -> list[Patch]:
+    applied = ReadIndex.applied
+
+    def now(reads: ReadIndex[Any], asked_ms: float) -> None:
+        applied(reads, max(asked_ms, clock_ms()))
+
+    return [patch.object(ReadIndex, "applied", now)]
+
+
+def _d8_no_answer_means_not_sent() -> list[Patch]:
+    call = Caller.call
+
+    async def forget(caller: Caller, peer: str, body: Call, timeout_ms: float) -> Return:
+        try:
+            return await call(caller, peer, body, timeout_ms)
+        except NoAnswerError as error:
+            raise NotSentError(str(error)) from error
+
+    return [patch.object(Caller, "call", forget)]
+
+
+def _d9_the_log_is_trimmed_before_the_flush() -> list[Patch]:
+    return [patch.object(Store, "durable_index", property(lambda store: store.applied_index))]
+
+
 SERVICE_MUTANTS = (
+    Mutant(
+        "D1", "a replica in sync takes a snapshot", _d1_a_snapshot_in_sync,
+        unit=REPLICA + "test_snapshot_refusals.py::test_a_replica_in_sync_takes_none",
+    ),
+    Mutant(
+        "D1", "a snapshot of what is committed is taken", _d1_old_snapshots_are_taken,
+        unit=REPLICA + "test_snapshot_refusals.py"
+        "::test_what_is_committed_here_is_not_replaced_by_what_is_older",
+    ),
+    Mutant(
+        "D2", "recovery takes the whole log for committed", _d2_the_whole_log_is_committed,
+        unit=STORAGE + "test_storage.py"
+        "::test_recovery_applies_what_is_known_to_be_committed_and_nothing_else",
+    ),
+    Mutant(
+        "D3", "a snapshot of an old primary is taken", _d3_snapshots_of_anybody,
+        unit=REPLICA + "test_snapshot_refusals.py"
+        "::test_a_primary_of_an_older_epoch_is_refused",
+    ),
+    Mutant(
+        "D4", "reads join an older question", _d4_reads_join_an_older_question,
+        unit=READS + "test_a_read_does_not_use_the_answer_to_an_older_question",
+    ),
+    Mutant(
+        "D4", "a read index needs no lease", _d4_a_read_index_without_a_lease,
+        unit=READS + "test_a_primary_without_its_leases_gives_no_read_index",
+    ),
+    Mutant(
+        "D4", "staleness counts from the answer", _d4_staleness_counts_from_the_answer,
+        unit=READS + "test_the_staleness_of_a_backup_counts_from_its_question",
+    ),
+    Mutant(
+        "D8", "a write without a key is sent again", _d8_no_answer_means_not_sent,
+        unit="tests/integration/engine/test_sent_again.py"
+        "::test_a_write_without_a_key_is_sent_once_and_its_outcome_unknown",
+    ),
+    Mutant(
+        "D9", "the log goes before its store is flushed", _d9_the_log_is_trimmed_before_the_flush,
+        unit=STORAGE + "test_storage.py"
+        "::test_what_the_store_has_not_on_disk_stays_in_the_log",
+    ),
     Mutant(
         "D2", "an early answer tells of others' writes", _d2_early_answers_tell_of_others,
         unit=ENGINE + "test_d2_an_early_answer_waits_for_what_shines_through_it",

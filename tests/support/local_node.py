@@ -74,6 +74,19 @@ class LocalTransaction:
         stop = len(keys) if end is None else bisect_left(keys, end)
         return [(key, values[key]) for key in keys[first : min(stop, first + limit)]]
 
+    def page(
+        self, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
+    ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        items: list[tuple[bytes, bytes]] = []
+        size_bytes = 0
+        while pairs := self.range(start, end, 1):
+            if len(items) >= limit or size_bytes >= max_size_bytes:
+                return items, pairs[0][0]
+            items += pairs
+            size_bytes += len(pairs[0][0]) + len(pairs[0][1])
+            start = pairs[0][0] + b"\0"
+        return items, None
+
     def put(self, key: bytes, value: bytes) -> None:
         self.writes[key] = value
 
@@ -105,6 +118,7 @@ class LocalNode:
         self.timeouts_ms: list[int] = []
         self.hold: asyncio.Event | None = None
         self.waiting = 0
+        self.removals: list[tuple[str, bool, str]] = []
         self.answers: dict[str, tuple[bytes, Result | RejectedError]] = {}
         members = tuple(
             Member(
@@ -235,8 +249,13 @@ class LocalNode:
         self._check_known(to)
         return self._change(Handover(to), "handover_failed")
 
-    async def remove_member(self, node: str, timeout_ms: int) -> View:
+    async def remove_member(
+        self, node: str, timeout_ms: int, *, force: bool = False, asked_by: str = ""
+    ) -> View:
         await self._gate()
+        self.removals.append((node, force, asked_by))
+        if node in self.view.removed:
+            return self.view
         self._check_known(node)
         return self._change(RemoveMember(node), "is_primary")
 
@@ -272,6 +291,7 @@ class LocalNode:
             applied_index=self.index,
             durable_index=self.index,
             lag=0,
+            votes=True,
         )
 
     async def digest(self) -> Digest:

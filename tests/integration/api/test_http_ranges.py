@@ -115,11 +115,12 @@ async def test_the_default_limit_is_100(base_url: str, prefix: str) -> None:
 
 
 async def test_a_page_is_bounded_in_bytes(base_url: str, prefix: str) -> None:
-    value = bytes(1024 * 1024)
+    value = bytes(256 * 1024)
     for number in range(6):
         assert (await fetch(base_url, "PUT", kv(f"{prefix}{number}"), value)).status == 201
     reply = await read(base_url, prefix=prefix, limit=1000)
     assert keys_of(reply, prefix) == ["0", "1", "2", "3"]
+    assert [base64.b64decode(item["value"]) for item in reply.json["items"]] == [value] * 4
     rest = await read(base_url, cursor=reply.json["cursor"])
     assert keys_of(rest, prefix) == ["4", "5"]
     assert rest.json["cursor"] is None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from election.agreement import AgreementUnavailableError
 from election.view import AddMember, Confirm, Member, RemoveMember
 from tests.integration.election.election_groups import (
     Group,
@@ -147,3 +148,65 @@ async def test_three_become_five_one_by_one(tmp_path: Path) -> None:
         other = next(node for node in made.running if node != leader)
         await made.stop(leader, other)
         await made.commit(next(iter(made.running)), Confirm())
+
+
+async def join(made: Group, node_id: str) -> None:
+    """Start a node as one that joins: all that it knows of the log's beginning it was told."""
+    donor = next(iter(made.running.values()))
+    await made.start(node_id, founders=donor.founders)
+
+
+@pytest.mark.parametrize("first_is_killed", [False, True], ids=["calmly", "restarting"])
+async def test_one_becomes_three_and_five_and_one_again(
+    tmp_path: Path, first_is_killed: bool
+) -> None:
+    async with group(tmp_path, 1, compaction_entries=8) as made:
+        await made.bootstrap()
+        for node_id in ("n2", "n3", "n4", "n5"):
+            await made.commit("n1", AddMember(a_new_member(made, node_id)))
+            if first_is_killed:  # Between the view's change and Raft's.
+                await made.stop("n1")
+                await made.start("n1")
+            await join(made, node_id)
+            await raft_members(made, *sorted(made.running))
+            await made.commit(node_id, Confirm())
+        first, *rest = sorted(made.running)
+        await made.stop(first)
+        await made.commit(rest[-1], Confirm())  # It is no group of one: the others go on.
+        await made.start(first)
+        while len(made.running) > 1:
+            gone = max(made.running)
+            await made.commit("n1", RemoveMember(gone))
+            left = tuple(sorted(made.running))[:-1]
+            await raft_members(made, *left, of=left)
+            await made.stop(gone)
+        await made.commit("n1", Confirm())
+        assert made.failures == []
+
+
+async def test_a_group_of_one_waits_for_the_second_and_goes_on_alone(tmp_path: Path) -> None:
+    async with group(tmp_path, 1) as made:
+        await made.bootstrap()
+        await made.commit("n1", AddMember(a_new_member(made, "n2")))
+        for _ in range(3):  # Commits go on, and Raft does not wait for one that never came.
+            await made.commit("n1", Confirm())
+            assert made.status("n1").voters == {"n1"}
+        await made.commit("n1", RemoveMember("n2"))
+        await made.commit("n1", Confirm())
+
+
+async def test_two_newcomers_form_no_group_of_their_own(tmp_path: Path) -> None:
+    async with group(tmp_path, 1) as made:
+        await made.bootstrap()
+        founders = made["n1"].founders
+        for node_id in ("n2", "n3"):
+            await made.commit("n1", AddMember(a_new_member(made, node_id)))
+        await made.stop("n1")
+        await made.start("n2", "n3", founders=founders)
+        await made.connected()
+        with pytest.raises(AgreementUnavailableError):
+            await made["n2"].read_view(1500)
+        assert {made.status(node).term for node in ("n2", "n3")} == {0}
+        await made.start("n1")
+        await raft_members(made, "n1", "n2", "n3")
+        assert made.failures == []

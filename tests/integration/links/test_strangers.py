@@ -13,8 +13,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from datapath.complaints import MAX_LINE_LENGTH, MAX_LINES_PER_INTERVAL
 from datapath.handshake import MAX_HANDSHAKE_MESSAGE_BYTES, NONCE_SIZE_BYTES, DialerHandshake
 from datapath.peer_listener import PeerListener
+from election.identity import ACCEPTED, Claim
 from tests.integration.links.link_helpers import (
     KIND,
     SECRET,
@@ -44,6 +46,8 @@ def hello(secret: bytes = SECRET, kind: str = KIND) -> DialerHandshake:
         listener="n2",
         kind=kind,
         nonce=secrets.token_bytes(NONCE_SIZE_BYTES),
+        claim=Claim(),
+        judge=lambda _peer, _claim: ACCEPTED,
     )
 
 
@@ -139,6 +143,8 @@ async def test_two_nodes_cannot_be_made_to_answer_for_each_other() -> None:
             listener="n1",
             kind=KIND,
             nonce=secrets.token_bytes(NONCE_SIZE_BYTES),
+            claim=Claim(),
+            judge=lambda _peer, _claim: ACCEPTED,
         )
         async with one_connection() as session:
             _, challenge = await post(session, url, hello(secret=b"unknown").start())
@@ -299,3 +305,27 @@ async def test_a_peer_that_breaks_the_framing_loses_its_link(frames: tuple[bytes
         await until(lambda: far.closed)
         assert far.frames == []
         assert "broke the protocol" in far.reason or "connection lost" in far.reason
+
+
+async def test_strangers_who_say_something_new_each_time_do_not_fill_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with listening() as (listener, far):
+        url = f"http://127.0.0.1:{listener.port}/peer/v1/{KIND}"
+        for number in range(200):
+            stranger = DialerHandshake(
+                cluster=f"{number}".ljust(250, "\U0001f600"),
+                secret=SECRET,
+                dialer=f"n{number}",
+                listener="n2",
+                kind=KIND,
+                nonce=secrets.token_bytes(NONCE_SIZE_BYTES),
+                claim=Claim(),
+                judge=lambda _peer, _claim: ACCEPTED,
+            )
+            async with one_connection() as session:
+                assert (await post(session, url, stranger.start()))[0] == 403
+        lines = [record.getMessage() for record in caplog.records]
+        assert 0 < len(lines) <= 2 * MAX_LINES_PER_INTERVAL
+        assert max(map(len, lines)) <= MAX_LINE_LENGTH + 1
+        await check_that_a_good_node_gets_in(listener, far)

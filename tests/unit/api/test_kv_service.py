@@ -127,30 +127,6 @@ def test_pages_of_any_size_give_the_range_once_and_in_order(
     assert found == expected
 
 
-@pytest.mark.parametrize(("size_bytes", "expected"), [(1024 * 1024, 4), (600_000, 7)])
-def test_a_range_reads_little_more_than_it_gives(
-    bench: Bench, size_bytes: int, expected: int
-) -> None:
-    """Large values must not be read a thousand at a time: memory."""
-    value = bytes(size_bytes)
-    for number in range(40):
-        bench.put(b"%02d" % number, value)
-    read: list[int] = []
-
-    class Counting(LocalTransaction):
-        def range(self, start: bytes, end: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
-            pairs = super().range(start, end, limit)
-            read.append(len(pairs))
-            return pairs
-
-    tx = Counting(bench.store, 99)
-    for keys_only in (False, True):
-        read.clear()
-        items, following = KEY_VALUE.range(tx, b"", None, 1000, keys_only)
-        assert (len(items), following) == (expected, b"%02d" % expected)
-        assert sum(read) <= expected + 1
-
-
 def test_what_the_service_answers_travels_as_messagepack(bench: Bench) -> None:
     bench.put(b"k", b"v")
     answers = [

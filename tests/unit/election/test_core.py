@@ -15,6 +15,7 @@ from pysyncobj.node import Node
 from election.agreement import AgreementFailedError
 from election.pysyncobj_adapter import core as core_module
 from election.pysyncobj_adapter import wire
+from election.pysyncobj_adapter.clock import monotonic
 from election.pysyncobj_adapter.core import RaftCore
 from election.pysyncobj_adapter.dump import Dump
 from election.pysyncobj_adapter.errors import SafetyViolationError
@@ -27,9 +28,10 @@ from election.pysyncobj_adapter.machine import (
     State,
     encode_command,
 )
+from election.pysyncobj_adapter.members import membership_change
 from election.pysyncobj_adapter.settings import AgreementSettings
 from election.pysyncobj_adapter.storage import Storage
-from election.view import Bootstrap, Member
+from election.view import AddMember, Bootstrap, Change, Member, RemoveMember
 
 MEMBERS = {f"n{number}": f"127.0.0.1:{number}" for number in range(1, 6)}
 
@@ -53,8 +55,9 @@ class Tap:
 class Bench:
     """Member n1 of five, alone with the messages that a test hands it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, founders: dict[str, str] | None = None) -> None:
         self.directory = directory
+        self.founders = founders
         self.answers: list[Answer] = []
         self.restored = 0
         self.sent: list[tuple[str, wire.Message]] = []
@@ -65,6 +68,7 @@ class Bench:
             node_id="n1",
             bind_address="127.0.0.1:0",
             members=MEMBERS,
+            founders=self.founders,
             directory=self.directory,
             secret=bytes(32),
             compaction_interval_ms=3_600_000,
@@ -105,13 +109,13 @@ class Bench:
         (answer,) = self.receive("n2", wire.Append(term, commit, *after, list(entries)))
         return answer
 
-    def lead(self) -> int:
+    def lead(self, *voters: str) -> int:
         """Become the leader by real votes; return the term."""
         self.core._ballot.won = True
         self.core._SyncObj__raftElectionDeadline = 0.0
         self.core._onTick(0)
         term = int(self.core.raftCurrentTerm)
-        for voter in ("n2", "n3"):
+        for voter in voters or ("n2", "n3"):
             self.receive(voter, wire.Vote(term))
         assert self.core._isLeader()
         return term
@@ -473,6 +477,158 @@ class TestMembers:
         bench.receive("n2", wire.Forward(self.change(9, adding=False, node_id="n3")[0]))
         bench.core._onTick(0)
         assert bench.log == before
+
+
+def grown(node_id: str) -> Member:
+    return Member(
+        id=node_id, role="replica", client=f"{node_id}:1", peer=f"{node_id}:2", raft=f"{node_id}:3"
+    )
+
+
+class TestOneChangeAtATime:
+    """Raft's rule for changes of one member, where the change is appended (decision 11)."""
+
+    def lead(self, bench: Bench) -> int:
+        """Lead five members whose view wants n6 in and n3 out; the steps have not begun."""
+        term = bench.lead()
+        founders = tuple(grown(node) for node in MEMBERS)
+        changes: tuple[Change, ...] = (
+            Bootstrap("c", "n1", founders),
+            AddMember(grown("n6")),
+            RemoveMember("n3"),
+        )
+        for number, change in enumerate(changes):
+            bench.core.submit(encode_command(Propose(bytes([number]), number, change)))
+        bench.core._onTick(0)
+        self.acknowledge(bench)
+        bench.core._onTick(0)
+        assert bench.core.machine.view is not None
+        assert bench.core.machine.view.version == 3
+        return term
+
+    def acknowledge(self, bench: Bench, *voters: str) -> None:
+        end = bench.log[-1][1] + 1
+        for voter in voters or ("n2", "n4"):
+            ack = wire.Ack(int(bench.core.raftCurrentTerm), end, reset=False, success=True)
+            bench.receive(voter, ack)
+
+    def drive(self, bench: Bench) -> None:
+        """Let it take the next step, with everybody answering."""
+        now = monotonic()
+        for node_id in MEMBERS:
+            if node_id != "n1":
+                bench.core._SyncObj__lastResponseTime[Node(node_id)] = now
+        bench.core._membership_checked_at = float("-inf")
+        bench.core._drive_membership(now)
+
+    def under_way(self, bench: Bench) -> list[tuple[bool, str]]:
+        return [
+            (change.adding, change.node_id)
+            for command, index, _ in bench.log
+            if index > bench.core.raftLastApplied and (change := membership_change(command))
+        ]
+
+    def test_what_waits_in_the_queue_together_is_not_appended_together(self, bench: Bench) -> None:
+        self.lead(bench)
+        step = [b"\x02" + msgspec.msgpack.encode(item) for item in self.steps()]
+        for command in (*step, *step):
+            bench.core._applyCommand(command, None)
+        self.drive(bench)
+        bench.core._onTick(0)
+        assert self.under_way(bench) == [(False, "n3")]
+        self.acknowledge(bench)
+        bench.core._onTick(0)
+        self.drive(bench)
+        bench.core._onTick(0)
+        assert self.under_way(bench) == [(True, "n6")]
+
+    def test_a_queue_left_over_from_an_earlier_term_waits_for_this_terms_first_entry(
+        self, bench: Bench
+    ) -> None:
+        first = self.lead(bench)
+        self.drive(bench)
+        bench.append(term=first + 1, after=(bench.log[-1][1], bench.log[-1][2]))  # deposed
+        assert not bench.core._isLeader()
+        bench.lead()
+        bench.core._onTick(0)
+        assert self.under_way(bench) == [], "its no-op has not been applied"
+        self.acknowledge(bench)
+        bench.core._onTick(0)
+        self.drive(bench)
+        bench.core._onTick(0)
+        assert self.under_way(bench) == [(False, "n3")]
+
+    def test_an_uncommitted_change_of_another_leader_counts(self, bench: Bench) -> None:
+        first = self.lead(bench)
+        index, term = bench.log[-1][1:]
+        command = b"\x02" + msgspec.msgpack.encode(self.steps()[0])
+        bench.append((command, index + 1, first + 1), after=(index, term), term=first + 1)
+        bench.lead("n2", "n4")
+        for _ in range(2):
+            self.drive(bench)
+            bench.core._onTick(0)
+        assert self.under_way(bench) == [(False, "n3")]
+        assert bench.core.member_ids == ["n1", "n2", "n4", "n5"]
+
+    def test_a_step_whose_majority_has_died_while_it_waited_is_not_appended(
+        self, bench: Bench
+    ) -> None:
+        self.lead(bench)
+        self.drive(bench)
+        for node_id in ("n2", "n4"):
+            bench.core._SyncObj__lastResponseTime[Node(node_id)] = monotonic() - 0.4
+        bench.core._onTick(0)
+        assert self.under_way(bench) == []
+
+    def test_a_step_that_is_not_wanted_any_more_is_not_appended(self, bench: Bench) -> None:
+        self.lead(bench)
+        for adding, node_id in ((True, "n9"), (False, "n2")):
+            change = SetMembership(adding, node_id, "127.0.0.1:9")
+            bench.core._applyCommand(b"\x02" + msgspec.msgpack.encode(change), None)
+        bench.core._onTick(0)
+        assert self.under_way(bench) == []
+
+    def steps(self) -> list[SetMembership]:
+        return [SetMembership(False, "n3", ""), SetMembership(True, "n6", "n6:3")]
+
+
+class TestNewcomers:
+    """A node that joins knows from the log alone who votes, and stands only if it does itself."""
+
+    def test_one_that_is_no_member_yet_never_stands(self, tmp_path: Path) -> None:
+        bench = Bench(tmp_path, founders={"n2": "127.0.0.1:2"})
+        try:
+            for _ in range(3):
+                bench.core._SyncObj__raftElectionDeadline = 0.0
+                bench.core.tick()
+                asked = bench.core._ballot.round
+                bench.receive("n2", wire.PreVoteAnswer(asked, granted=True, term=0))
+            assert bench.core.raftCurrentTerm == 0
+            bench.append(term=1)
+            bench.receive("n2", wire.TimeoutNow(1))
+            bench.core.tick()
+            assert bench.core.raftCurrentTerm == 1
+            bench.append(TestMembers().change(2, adding=True, node_id="n1"))
+            assert bench.core.member_ids == ["n1", "n2"]
+            bench.core._ballot.won = True
+            bench.core._SyncObj__raftElectionDeadline = 0.0
+            bench.core.tick()
+            assert bench.core.raftCurrentTerm == 2
+        finally:
+            bench.close()
+
+    def test_nobodys_vote_counts_who_is_no_member(self, tmp_path: Path) -> None:
+        bench = Bench(tmp_path, founders={name: MEMBERS[name] for name in ("n1", "n2", "n3")})
+        try:
+            bench.core._ballot.won = True
+            bench.core._SyncObj__raftElectionDeadline = 0.0
+            bench.core._onTick(0)
+            bench.receive("n4", wire.Vote(1))
+            assert not bench.core._isLeader()
+            bench.receive("n3", wire.Vote(1))
+            assert bench.core._isLeader()
+        finally:
+            bench.close()
 
 
 class TestLibrary:

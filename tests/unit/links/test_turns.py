@@ -1,0 +1,41 @@
+"""Work that takes turns: one piece in a turn of the event loop, in order, whoever leaves."""
+
+from __future__ import annotations
+
+import asyncio
+
+from datapath.turns import Turns
+
+
+async def test_one_piece_is_done_in_a_turn_of_the_loop() -> None:
+    turns, done, looks = Turns(), [], []
+
+    async def work(number: int) -> None:
+        await turns.take()
+        done.append(number)
+
+    tasks = [asyncio.create_task(work(number)) for number in range(100)]
+    while len(done) < 100:
+        before = len(done)
+        await asyncio.sleep(0)
+        looks.append(len(done) - before)
+    assert done == list(range(100))
+    assert max(looks) == 1
+    await asyncio.gather(*tasks)
+
+
+async def test_one_that_leaves_takes_nobodys_turn() -> None:
+    turns, done = Turns(), []
+
+    async def work(number: int) -> None:
+        await turns.take()
+        done.append(number)
+
+    tasks = [asyncio.create_task(work(number)) for number in range(10)]
+    await asyncio.sleep(0)
+    for task in tasks[2:9]:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert done == [0, 1, 9]
+    await work(10)
+    assert done[-1] == 10
