@@ -254,6 +254,8 @@ def test_whose_log_goes_further_is_not_made_to_follow_a_cut_one() -> None:
     lead = _suspect()
     assert _sent(lead.probed("c", 7, 2), Append) == []
     assert _sent(lead.probed("a", 7, 2), Append) == []
+    lead.replica.on_durable(1_000_000)  # that it lacks something is on the disk
+    lead.tick(lead.now_ms + 20)
     assert lead.replica.core.proposal == fx.Propose(Handover("a"), 1)
 
 
@@ -271,6 +273,8 @@ def test_a_cut_log_yields_to_nobody_who_is_damaged() -> None:
     """Rule e: it would not take the epoch, and nobody would serve."""
     lead = _suspect()
     lead.probed("a", 7, 2, damaged=True)
+    lead.replica.on_durable(1_000_000)
+    lead.tick(lead.now_ms + 20)
     assert lead.replica.core.proposal is None
     assert lead.primary.stage == "matching"
 
@@ -283,6 +287,14 @@ def test_nothing_leaves_before_the_epoch_is_durable_whatever_else_is() -> None:
     becoming = replica.on_view(_view(2, "b", version=2, in_sync="bc"))
     assert _finish_writes(replica, writing) == []
     assert _sent(_finish_writes(replica, becoming), Probe) == ["c"]
+
+
+def test_nobody_is_accused_before_the_epoch_is_durable() -> None:
+    """Rule c: nobody has been asked yet."""
+    replica = _replica(_recovered())
+    replica.on_view(_view(1, "b"))
+    for now_ms in range(20, 1000, 20):
+        assert replica.on_tick(float(now_ms)) == []
 
 
 def test_what_older_epochs_left_commits_together_with_the_opening_entry() -> None:
