@@ -205,14 +205,19 @@ _MUTANTS = (
     Mutant("D1", "an uncertain attempt is forgotten", _d1_uncertain_attempts_are_forgotten),
     Mutant("D1", "any refusal proves what others did", _d1_any_refusal_is_proof),
     Mutant("D8", "an unkeyed write is sent again", _d8_repeated_without_a_key),
-    Mutant("D8", "refused before it is recognised", _d8_refused_before_it_is_recognised),
+    Mutant(
+        "D8", "refused before it is recognised", _d8_refused_before_it_is_recognised,
+        unit=OUTCOMES + "test_a_repeat_is_recognised_before_too_few_copies_refuse_it",
+    ),
     Mutant(
         "D8", "refused, whatever is known of the key", _d8_refused_whatever_is_known,
         unit=OUTCOMES + "test_a_repeat_is_recognised_where_too_many_wait",
     ),
     Mutant("D8", "a forgotten repeat is executed again", _d8_forgotten_ones_are_executed),
     Mutant(
-        "D8", "what is forgotten is not in the delta", _d8_what_is_forgotten_is_not_in_the_delta
+        "D8", "what is forgotten is not in the delta", _d8_what_is_forgotten_is_not_in_the_delta,
+        unit=OUTCOMES
+        + "test_the_oldest_answers_are_forgotten_beyond_the_bytes_and_then_refused",
     ),
 )  # fmt: skip
 CLIENT_MUTANTS = tuple(
