@@ -328,7 +328,7 @@ def _load(path: Path, node_id: str, create: bool) -> _Identity:
     except OSError as error:
         raise storage_error(error, f"reading {file}") from error
     identity = _parse(file, content)
-    if identity.node != node_id and not identity.joined and create:
+    if identity.node != node_id and not (identity.joined or identity.cluster) and create:
         # That node was never let in: nothing was voted or acknowledged with this directory.
         try:
             _empty(path)
