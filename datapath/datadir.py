@@ -66,6 +66,16 @@ def _sync(path: Path, flags: int, sync: Callable[[int], None]) -> None:
         os.close(descriptor)
 
 
+def trust_the_disk(descriptor: int) -> None:
+    """Let what is read next come from the disk, not from the page cache. Raises OSError.
+
+    D9: after a failed fsync the cache holds, as clean, what the disk may lack; a later fsync then
+    succeeds and writes nothing. Call it before a file is read that was written in place.
+    """
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def private(path: str, flags: int) -> int:
     """Open for `open(…, opener=private)`: a new file is its user's alone."""
     return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
