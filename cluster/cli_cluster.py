@@ -40,7 +40,7 @@ def status(endpoints: str, timeout_ms: int, as_json: bool) -> None:
 def handover(node: str, endpoints: str, timeout_ms: int, as_json: bool) -> None:
     """Make NODE (a replica in sync) the primary. No waiting request fails."""
     with open_client(endpoints, timeout_ms, as_json=as_json) as client:
-        _show_view(client.handover(node), as_json=as_json)
+        show_view(client.handover(node), as_json=as_json)
 
 
 @click.command()
@@ -82,17 +82,18 @@ def remove(
                 raise
             click.echo(error.detail, err=True)
         else:
-            _show_view(view, as_json=as_json)
+            show_view(view, as_json=as_json)
             return
     if not yes_remove:
         typed = click.prompt(f"Type the id of the node to remove it by force ({node})", err=True)
         if typed != node:
             raise click.UsageError(f"{typed!r} is not {node!r}: nothing was removed")
     with open_client(endpoints, timeout_ms, as_json=as_json) as client:
-        _show_view(client.remove(node, force=True), as_json=as_json)
+        show_view(client.remove(node, force=True), as_json=as_json)
 
 
-def _show_view(view: ViewSummary, *, as_json: bool) -> None:
+def show_view(view: ViewSummary, *, as_json: bool) -> None:
+    """Print a new view, in a line or as JSON."""
     if as_json:
         show_json(view)
         return
@@ -117,6 +118,7 @@ def _table(found: ClusterStatus) -> str:
         if row is not head:
             cells[2] = click.style(cells[2], fg=STATE_COLOURS.get(row[2]))
         lines.append("  ".join(cells).rstrip())
+    lines += [click.style(f"warning: {text}", fg="yellow") for text in found.warnings]
     voteless = sorted(node for node, item in found.nodes.items() if item.votes is False)
     if voteless:
         names = ", ".join(voteless)

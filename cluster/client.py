@@ -260,6 +260,26 @@ class Client:
                 epoch=view.epoch, version=view.version, primary=to, in_sync=view.in_sync
             )
 
+    async def move(
+        self,
+        node: str,
+        *,
+        client: str = "",
+        peer: str = "",
+        raft: str = "",
+        timeout_ms: int | None = None,
+    ) -> ViewSummary:
+        """Have the cluster agree on other addresses ("host:port") of a node; "" leaves one.
+
+        The node itself is to be started with them: its configuration file has to say the same.
+        """
+        given = {"client": client, "peer": peer, "raft": raft}
+        body = msgspec.json.encode({name: text for name, text in given.items() if text})
+        target = f"/v1/cluster/nodes/{quote(node, safe='')}"
+        headers = {"Content-Type": "application/json"}
+        call = Call("PATCH", target, headers, body, writes=True)  # twice is as good as once
+        return _decode(call, await self._transport.call(call, timeout_ms), ViewSummary)
+
     async def remove(
         self, node: str, *, force: bool = False, timeout_ms: int | None = None
     ) -> ViewSummary:

@@ -162,6 +162,20 @@ class SyncClient:
         """Make the in-sync replica `to` the primary."""
         return self._run(self._client.handover(to, timeout_ms=timeout_ms))
 
+    def move(
+        self,
+        node: str,
+        *,
+        client: str = "",
+        peer: str = "",
+        raft: str = "",
+        timeout_ms: int | None = None,
+    ) -> ViewSummary:
+        """Have the cluster agree on other addresses of a node; see `Client.move`."""
+        return self._run(
+            self._client.move(node, client=client, peer=peer, raft=raft, timeout_ms=timeout_ms)
+        )
+
     def remove(
         self, node: str, *, force: bool = False, timeout_ms: int | None = None
     ) -> ViewSummary:
