@@ -20,7 +20,14 @@ def member() -> None:
 @click.option("--raft", metavar="HOST:PORT", default="", help="Its new address for consensus.")
 @client_options
 def move(
-    node: str, client: str, peer: str, raft: str, endpoints: str, timeout_ms: int, as_json: bool
+    node: str,
+    client: str,
+    peer: str,
+    raft: str,
+    endpoints: str,
+    timeout_ms: int,
+    no_discover: bool,
+    as_json: bool,
 ) -> None:
     """Have the cluster agree on other addresses of NODE.
 
@@ -30,6 +37,6 @@ def move(
     """
     if not (client or peer or raft):
         raise click.UsageError("give at least one of --client, --peer and --raft")
-    with open_client(endpoints, timeout_ms, as_json=as_json) as found:
+    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as found:
         view = found.move(node, client=client, peer=peer, raft=raft)
         show_view(view, as_json=as_json)

@@ -78,6 +78,7 @@ def load_config(path: Path | str) -> ClusterConfig:
         path=path,
         name=cluster.name,
         secret=_read_secret(path, cluster, warnings),
+        secret_field="cluster.secret_file" if cluster.secret_file else "cluster.secret",
         nodes={
             node: msgspec.structs.replace(item, data=_absolute(path, f"nodes.{node}", item.data))
             for node, item in nodes.items()

@@ -57,7 +57,8 @@ class ClusterSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         str,
         Meta(
             description="Shared secret of at least 16 bytes that nodes prove to each other. "
-            "Without one, every peer and raft address must be loopback."
+            "Without one, every peer and raft address must be loopback; one that is easy to guess "
+            "is refused unless all addresses are."
         ),
     ] = ""
     secret_file: Annotated[
@@ -150,6 +151,14 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     request_timeout_ms: Annotated[
         int, _ms("How long a request waits for a primary unless it says `timeout_ms` itself.")
     ] = 5000
+    drain_timeout_ms: Annotated[
+        int,
+        _ms(
+            "How long at most a node that was told to stop goes on serving clients that come; it "
+            "ends sooner when none has come for half a second.",
+            ge=0,
+        ),
+    ] = 5000
     raft_heartbeat_ms: Annotated[
         int, _ms("How often the consensus group's leader sends its heartbeat.")
     ] = 40
@@ -224,8 +233,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_retention_bytes: Annotated[
         int,
         _count(
-            "Log kept for replicas that are behind; one further behind gets a snapshot. At least "
-            "one segment.",
+            "Log kept in any case. For a replica that is behind four times as much is kept; one "
+            "further behind gets a snapshot. At least one segment.",
             ge=65536,
         ),
     ] = 268_435_456
@@ -240,8 +249,20 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     overlay_flush_bytes: Annotated[
         int, _count("Committed changes kept in memory before they go to the store together.")
     ] = 16_777_216
+    snapshot_log_bytes: Annotated[
+        int,
+        _count(
+            "Log held for a replica while it is sent a snapshot, and until it is in sync. From "
+            "half of it the snapshot is not throttled any more; beyond it writes are slowed down.",
+            ge=65536,
+        ),
+    ] = 4_294_967_296
     snapshot_rate_bytes_per_s: Annotated[
-        int, _count("Bound on the sending of a snapshot to a learner; 0: none.", ge=0)
+        int,
+        _count(
+            "Bound on the sending of a snapshot to a learner; 0: none. See `snapshot_log_bytes`.",
+            ge=0,
+        ),
     ] = 0
 
 
@@ -249,7 +270,7 @@ AdminFrom = Literal["loopback", "any"]
 
 
 class Api(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[api]`: the HTTP API."""
+    """`[api]`: the HTTP API: for whom it is, and who may administer."""
 
     admin_from: Annotated[
         AdminFrom,
@@ -259,6 +280,20 @@ class Api(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             '`"any"`: whoever reaches the port.'
         ),
     ] = "loopback"
+    hosts: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Host names, without ports, under which clients reach nodes beside those "
+            'of the `client` addresses: of a proxy or load balancer. `["*"]`: any name.'
+        ),
+    ] = ()
+    origins: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Origins of web pages that may change data though they come from "
+            'elsewhere, as browsers write them: `"https://tools.example"`.'
+        ),
+    ] = ()
 
 
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -275,6 +310,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     timing: Timing
     limits: Limits
     api: Api = Api()
+    secret_field: str = "cluster.secret"  # noqa: S105 -- the field's name
     warnings: tuple[str, ...] = ()
 
     @property

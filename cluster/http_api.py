@@ -11,7 +11,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import msgspec
 from aiohttp import hdrs
@@ -23,6 +23,7 @@ from cluster.http_answer import JSON, PROBLEM, Answer, NoAnswer
 from cluster.http_body import ClientGoneError, read_body
 from cluster.http_express import KEYS, Pending, Write
 from cluster.http_headers import Headers, check_cluster, cluster_line
+from cluster.http_hosts import Hosts, split_target
 from cluster.http_kv import KvHandlers
 from cluster.http_params import REMOVE_PARAMS, TIMEOUT, decode_percent, parse_query
 from cluster.http_server import HttpServer, HttpSettings, Listener, OrdinaryConnection
@@ -41,6 +42,9 @@ __all__ = ["HttpApi", "HttpSettings"]
 MAX_JSON_BODY_SIZE_BYTES = 64 * 1024
 NODES = "/v1/cluster/nodes/"
 
+_VITAL = frozenset(
+    {"/livez", "/readyz", "/primary", "/metrics", "/v1/cluster", "/v1/cluster/handover"}
+)
 _READS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _RETRY_AFTER = b"Retry-After: %d\r\n" % RETRY_AFTER_S
 
@@ -70,8 +74,12 @@ _handover_decoder = msgspec.json.Decoder(Handover)
 class HttpApi:
     """Serves a `Node` over HTTP."""
 
-    def __init__(self, node: Node, settings: HttpSettings | None = None) -> None:
+    def __init__(
+        self, node: Node, settings: HttpSettings | None = None, hosts: Hosts | None = None
+    ) -> None:
+        """Serve `node`. `hosts` (default: loopback names and IP addresses) is for whom."""
         self._node = node
+        self._hosts = hosts or Hosts()
         self._settings = settings or HttpSettings()
         self._listener: Listener | None = None
         self._server: HttpServer | None = None
@@ -116,14 +124,31 @@ class HttpApi:
 
     async def start(self, host: str, port: int) -> None:
         """Listen on an address (port 0: any). Raises OSError if it cannot be had."""
-        self._server = HttpServer(self._handle, self._settings, self._identity, self)
+        self._server = HttpServer(self._handle, self._settings, self._identity, self, self._hosts)
         self._listener = Listener(self._server)
         await self._listener.start(host, port)
+
+    async def drain(self) -> None:
+        """Let the clients go elsewhere before `stop`, within `drain_timeout_ms`.
+
+        The node says that it is not ready, and each connection ends with its next answer.
+        """
+        if self._listener is not None:
+            await self._listener.drain()
+
+    def hurry(self) -> None:
+        """End `drain` at once."""
+        if self._listener is not None:
+            self._listener.hurry()
 
     async def stop(self) -> None:
         """Take no more requests, wait a bounded time for those under way, close everything."""
         if self._listener is not None:
             await self._listener.stop()
+
+    @property
+    def _draining(self) -> bool:
+        return self._server is not None and self._server.draining
 
     def _open_connections(self) -> int:
         return 0 if self._server is None else self._server.open_connections
@@ -156,6 +181,8 @@ class HttpApi:
             answer = self.refuse(error, method, request.raw_path)
         finally:
             connection.reading = None
+        if connection.is_last:
+            answer.closes = True
         self.observe(method, request.raw_path, answer, perf_counter() - started)
         return answer
 
@@ -203,17 +230,24 @@ class HttpApi:
     def observe(self, method: str, target: str, answer: Answer, seconds: float) -> None:
         """Count an answered request, and log it if asked to."""
         self._metrics.requests.observe(method, answer.status, seconds)
+        if self._draining and self._server is not None and not _is_vital(target.partition("?")[0]):
+            self._server.requested_at = asyncio.get_running_loop().time()
         if self._settings.access_log:
             # Keys may show here, values never do.
             logger.info("%s %s %d %.1f ms", method, target, answer.status, seconds * 1000)
 
     def _dispatch(self, request: BaseRequest, method: str) -> Awaitable[Answer]:
         """Return the handler's answer to come. Raises Problem."""
+        target, authority = split_target(request.raw_path)
+        self._hosts.check(method, authority, request.headers, request.version)
         check_cluster(request.headers, self._node.cluster_id)
-        target = request.raw_path
-        if not target.startswith("/") or "#" in target:
-            target = _origin_form(target)
         path, _, query = target.partition("?")
+        if (
+            cast("OrdinaryConnection", request.protocol).reserved
+            and not _is_vital(path)
+            and self._server is not None
+        ):
+            raise self._server.full()
         if path.startswith(KEYS):
             return _method(self._key_methods, method)(request, path[len(KEYS) :], query)
         route = self._routes.get(path)
@@ -327,6 +361,8 @@ class HttpApi:
         return self._answer({"status": "live"})
 
     async def _readyz(self, _request: BaseRequest, _query: str) -> Answer:
+        if self._draining:
+            raise Problem("not_ready", "this node is stopping: use another")
         if self._node.is_ready:
             return self._answer({"status": "ready"})
         primary = self._node.primary
@@ -363,15 +399,9 @@ def _one_node(raw_node: str) -> str:
     return node
 
 
-def _origin_form(target: str) -> str:
-    """Return the path and query of an absolute-form target (as proxies send). Raises Problem."""
-    scheme, separator, rest = target.partition("://")
-    if "#" in target or not separator or scheme.lower() not in {"http", "https"}:
-        raise Problem(
-            "malformed_request", "the request's target must be a path, without #", closes=True
-        )
-    slash = rest.find("/")
-    return rest[slash:] if slash >= 0 else "/"
+def _is_vital(path: str) -> bool:
+    """Whether a resource is served also where no connection is left: health and the cluster."""
+    return path in _VITAL or path.startswith(NODES)
 
 
 def _readable(handler: Plain) -> dict[str, Plain]:

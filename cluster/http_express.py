@@ -24,6 +24,7 @@ from multidict import CIMultiDict, CIMultiDictProxy, istr
 
 from cluster.http_answer import ANSWER_TIMEOUT_S, Answer
 from cluster.http_headers import CLUSTER, IDEMPOTENCY_AFTER, IDEMPOTENCY_KEY, Headers
+from cluster.http_hosts import Hosts
 from datapath.complaints import Complaints
 from datapath.errors import OperationError
 from datapath.operations import Operation, Result
@@ -49,10 +50,10 @@ PLAIN = re.compile(
 _FIELD = re.compile(rb"([-A-Za-z0-9_]+):([\t\x20-\x7e]*)")
 _LENGTH = re.compile(rb"[0-9]{1,6}")
 
-# Framing, hop-by-hop and content codings are aiohttp's business.
+# Framing, hop-by-hop, content codings and what browsers say of pages: the ordinary lane's business.
 _NOT_PLAIN = frozenset(
-    b"content-encoding content-range expect keep-alive proxy-connection te trailer "
-    b"transfer-encoding upgrade http2-settings".split()
+    b"content-encoding content-range expect keep-alive origin proxy-connection sec-fetch-mode "
+    b"sec-fetch-site te trailer transfer-encoding upgrade http2-settings".split()
 )
 _CONDITIONS = frozenset(
     name.lower().encode()
@@ -62,9 +63,10 @@ _NO_HEADERS: Headers = CIMultiDictProxy(CIMultiDict())
 
 
 class Block(msgspec.Struct, frozen=True):
-    """A head's fields: the body's size, and those fields that change what is done."""
+    """A head's fields: the body's size, the host, and those fields that change what is done."""
 
     body_size_bytes: int
+    host: str
     headers: Headers
 
 
@@ -108,9 +110,9 @@ class Lane(Protocol):
     api: ExpressApi
     idle_timeout_s: float
     max_body_bytes: int
-
-    def admit(self, transport: asyncio.Transport) -> bool:
-        """Whether there is room for another connection; one that is refused is closed."""
+    hosts: Hosts
+    draining: bool
+    """Whether the node is about to stop: each connection ends with its next answer."""
 
     def ordinary(self) -> asyncio.Protocol:
         """Make aiohttp's protocol for a connection."""
@@ -156,8 +158,8 @@ class ExpressConnection(asyncio.Protocol):
     """One connection in the express lane. One request at a time, in the order they came."""
 
     __slots__ = (
-        "_backlog", "_closing", "_gone", "_lane", "_partial", "_paused_at", "_pending", "_quiet",
-        "_scheduled", "_since", "_task", "_transport",
+        "_backlog", "_closing", "_ended", "_gone", "_lane", "_more", "_partial", "_paused_at",
+        "_pending", "_quiet", "_scheduled", "_since", "_task", "_transport",
     )  # fmt: skip
 
     def __init__(self, lane: Lane) -> None:
@@ -168,7 +170,9 @@ class ExpressConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._gone: asyncio.Future[None] | None = None
         self._closing = False
+        self._ended = False  # the client has sent its last byte, and may still read
         self._quiet = False  # reading is paused: the client sends far ahead
+        self._more = False  # what came with the request that is being served goes on behind it
         self._partial = False  # the first request in the backlog is not whole
         self._scheduled = False  # to go on in a later turn of the event loop
         self._paused_at = 0.0  # since when the client takes none of its answers; 0: it does
@@ -184,12 +188,10 @@ class ExpressConnection(asyncio.Protocol):
     # -- asyncio's protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Serve the connection, or refuse it at once while there are too many."""
-        stream = cast("asyncio.Transport", transport)  # uvloop's is none by its class
-        if self._lane.admit(stream):
-            self._transport = stream
-            self._since = _now()
-            self._lane.joined(self)
+        """Serve the connection."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        self._since = _now()
+        self._lane.joined(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         """Forget the connection; a write under way goes on, its answer has nowhere to go."""
@@ -208,6 +210,18 @@ class ExpressConnection(asyncio.Protocol):
             self._quiet = True
             if self._transport is not None:
                 self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """The client sends no more; what it has sent whole is answered before the end."""
+        self._ended = True
+        if self._pending is None and not self._paused_at:
+            self._advance()  # between an answer and the turn in which the next request begins
+        return self._transport is None or self._pending is not None or bool(self._backlog)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way, or has begun to arrive."""
+        return self._pending is not None or bool(self._backlog)
 
     def pause_writing(self) -> None:
         """The client does not take its answers as fast as it asks: serve it no more for now."""
@@ -233,6 +247,8 @@ class ExpressConnection(asyncio.Protocol):
         self._backlog = data[at:] if at else data
         if size == 0:
             self._leave()
+        elif size is None and self._ended and self._transport is not None:
+            self._transport.close()  # the body will never be complete
         elif not turns and self._backlog and self._may_serve() and not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._go_on_reading)
@@ -256,6 +272,8 @@ class ExpressConnection(asyncio.Protocol):
         block = _read_block(data[line.end() : end + 2])
         if block is None or block.body_size_bytes > self._lane.max_body_bytes:
             return 0
+        if not self._lane.hosts.allows(block.host):
+            return 0
         stop = end + 4 + block.body_size_bytes
         if len(data) < stop:
             if not self._partial:
@@ -263,6 +281,7 @@ class ExpressConnection(asyncio.Protocol):
             return None
         self._partial = False
         method, target, _ = line[0].decode().split(" ")
+        self._more = stop < len(data)
         taken = self._serve(method, target, block.headers, data[end + 4 : stop])
         return stop - at if taken else 0
 
@@ -332,7 +351,9 @@ class ExpressConnection(asyncio.Protocol):
     def _send(self, answer: Answer, method: str, target: str, started: float) -> None:
         transport = self._transport
         if transport is not None and not transport.is_closing():
-            closes = self._closing or answer.closes
+            more = self._more if self._pending is None else self._backlog
+            last = (self._ended or self._lane.draining) and not more
+            closes = self._closing or answer.closes or last
             transport.write(answer.as_bytes(closes=closes))
             if closes:
                 transport.close()
@@ -354,6 +375,8 @@ class ExpressConnection(asyncio.Protocol):
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         protocol.data_received(backlog)
+        if self._ended and not protocol.eof_received():
+            transport.close()
 
     def check(self, now: float) -> None:
         """Close it if it is idle too long; called again and again."""
@@ -407,7 +430,7 @@ def _read_block(fields: bytes) -> Block | None:
 
 def _parse_block(fields: bytes) -> Block | None:
     seen: set[bytes] = set()
-    size = 0
+    size, host = 0, ""
     headers: CIMultiDict[str] | None = None
     for line in fields.split(b"\r\n")[:-1]:
         field = _FIELD.fullmatch(line)
@@ -424,12 +447,14 @@ def _parse_block(fields: bytes) -> Block | None:
             if not _LENGTH.fullmatch(value):
                 return None
             size = int(value)
+        elif name == b"host":
+            host = value.decode()
         elif name in _CONDITIONS:
             headers = headers if headers is not None else CIMultiDict()
             headers[istr(name.decode())] = value.decode()
-    if b"host" not in seen:
+    if not host:
         return None
-    return Block(size, _NO_HEADERS if headers is None else CIMultiDictProxy(headers))
+    return Block(size, host, _NO_HEADERS if headers is None else CIMultiDictProxy(headers))
 
 
 def _now() -> float:

@@ -14,8 +14,8 @@ _UNKNOWN_CODES = {
     "unknown_outcome", "timeout", "internal_error", "idempotency_key_expired", "unknown_revision",
 }  # fmt: skip
 CONNECTION_CODES = (
-    "malformed_request", "head_too_large", "internal_error", "too_many_connections",
-    "wrong_cluster", "cluster_unknown",
+    "malformed_request", "head_too_large", "unknown_host", "foreign_origin", "internal_error",
+    "too_many_connections", "wrong_cluster", "cluster_unknown",
 )  # fmt: skip
 """What any request at all can be answered."""
 

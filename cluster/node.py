@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import resource
+import os
 import secrets
 import signal
 import sys
@@ -14,8 +14,10 @@ from collections.abc import Coroutine
 from typing import Any
 
 from cluster.addresses import edit_or_move, next_step
-from cluster.config_model import ClusterConfig, split_address
+from cluster.config_model import ClusterConfig, ConfigError, split_address
+from cluster.descriptors import Descriptors, TooFewDescriptorsError, raise_limit, share_out
 from cluster.http_api import HttpApi
+from cluster.http_hosts import Hosts
 from cluster.http_server import HttpSettings
 from cluster.kv import KeyValue
 from cluster.own_address import check_own_addresses
@@ -58,7 +60,8 @@ EXIT_FAILED = 1
 SWITCH_INTERVAL_S = 0.0005
 """A thread that returns from fsync waits for the interpreter at most about so long; the default
 of 5 ms would stand in every commit (measured: docs/storage.md)."""
-MAX_OPEN_FILES = 65_536
+LOG_KEPT_FACTOR = 4
+"""So many times `log_retention_bytes` may be kept for a replica that is catching up."""
 HELLO_TIMEOUT_MS = 500
 JOIN_TIMEOUT_MS = 5000
 RETRY_INTERVAL_S = 0.2
@@ -82,13 +85,24 @@ async def run_node(config: ClusterConfig, node_id: str) -> int:
 
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    _raise_file_limit()
+    os.umask(0o077)  # whatever this process makes, its own user alone can read
+    limits = config.limits
+    try:
+        descriptors = share_out(
+            raise_limit(),
+            nodes=len(config.nodes),
+            segments=LOG_KEPT_FACTOR * limits.log_retention_bytes // limits.log_segment_size_bytes,
+        )
+    except TooFewDescriptorsError as error:
+        raise ConfigError(config.path, "", str(error)) from None
+    if descriptors.cut:
+        log.warning("%s", descriptors.cut)
     hint = await check_own_addresses(config, node_id)
     directory = DataDirectory.open(config.data_dir(node_id), node_id=node_id)
     try:
         if directory.removed:
             raise _removed(config.name, node_id)
-        node = NodeProcess(config, node_id, directory, hint)
+        node = NodeProcess(config, node_id, directory, descriptors, hint)
         return await node.run()
     except NotAdmittedError:
         # Under its new id the node may come with the same directory: nothing stays in it.
@@ -105,18 +119,16 @@ def _removed(cluster: str, node_id: str) -> DataDirectoryError:
     )
 
 
-def _raise_file_limit() -> None:
-    """Allow as many descriptors as the system does: connections, links and files need them."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 class NodeProcess:
     """The parts of one node, from start to stop."""
 
     def __init__(
-        self, config: ClusterConfig, node_id: str, directory: DataDirectory, hint: str = ""
+        self,
+        config: ClusterConfig,
+        node_id: str,
+        directory: DataDirectory,
+        descriptors: Descriptors,
+        hint: str = "",
     ) -> None:
         self._config = config
         self._hint = hint  # why others may not reach this node, for who waits for them
@@ -149,6 +161,7 @@ class NodeProcess:
             self._peer_addresses,
             self._registry,
             on_error=lambda _, problem: self._on_error(problem),
+            max_unauthenticated=descriptors.max_unauthenticated,
         )
         self._gateway = Gateway(
             node_id,
@@ -165,13 +178,19 @@ class NodeProcess:
         if self._own.role == "replica":
             self._engine = self._make_engine()
             self._gateway.attach(self._engine)
+        self._hosts = Hosts(config.api.hosts, config.api.origins)
+        self._hosts.learn(split_address(item.client)[0] for item in config.nodes.values())
         self._api = HttpApi(
             self._gateway,
             HttpSettings(
                 max_value_size_bytes=config.limits.max_value_size_bytes,
                 request_timeout_ms=config.timing.request_timeout_ms,
+                drain_timeout_ms=config.timing.drain_timeout_ms,
+                max_connections=descriptors.max_connections,
+                reserved_connections=descriptors.reserved_connections,
                 admin_from=config.api.admin_from,
             ),
+            self._hosts,
         )
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -216,8 +235,9 @@ class NodeProcess:
             map_size_bytes=limits.store_map_size_bytes,
             flush_bytes=limits.overlay_flush_bytes,
             retention_bytes=limits.log_retention_bytes,
-            catchup_bytes=4 * limits.log_retention_bytes,
+            catchup_bytes=LOG_KEPT_FACTOR * limits.log_retention_bytes,
             max_queued_bytes=limits.max_inflight_bytes + 2 * MAX_RECORD_SIZE_BYTES,
+            snapshot_log_bytes=limits.snapshot_log_bytes,
         )
         engine = Engine(
             self._node_id,
@@ -271,7 +291,7 @@ class NodeProcess:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_loop_error)
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._end, None)
+            loop.add_signal_handler(number, self._on_signal)
         try:
             starting = asyncio.create_task(self._start())
             waited: set[asyncio.Future[Any]] = {starting, self._ended}
@@ -283,7 +303,7 @@ class NodeProcess:
                 starting.result()
             problem = await self._ended
         finally:
-            await self._stop()
+            await self._stop(orderly=self._ended.done() and self._ended.result() is None)
         if isinstance(problem, DataDirectoryError):
             raise problem
         if problem is not None:
@@ -343,8 +363,8 @@ class NodeProcess:
         raft = self._directory.path / "raft"
         if self._directory.joined and not (raft.is_dir() and any(raft.iterdir())):
             raise DataDirectoryError(
-                f"{raft} is missing or empty, but this node has voted with it: restore it from a "
-                f"backup; or run `onecopy remove {self._node_id}` and give the node a new id and "
+                f"{raft} is missing or empty, but this node has voted with it. Do not restore an "
+                f"older copy; run `onecopy remove {self._node_id}` and give the node a new id and "
                 "an empty data directory"
             )
 
@@ -393,11 +413,21 @@ class NodeProcess:
             f"{self._node_id} here, stop the other process for good first"
         )
 
-    async def _stop(self) -> None:
+    def _on_signal(self) -> None:
+        """Stop; at the second signal without waiting for clients to go."""
+        if self._ended.done():
+            self._api.hurry()
+        self._end(None)
+
+    async def _stop(self, *, orderly: bool) -> None:
+        """Stop everything. `orderly`: it was asked for, so clients are let go one by one before."""
         if self._engine is not None:
             self._engine.stop_scans()
+        draining = asyncio.create_task(self._api.drain()) if orderly else None
         if self._engine is not None and self._engine.replica.primary is not None:
             await self._hand_over()
+        if draining is not None:
+            await draining
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -616,6 +646,7 @@ class NodeProcess:
             self._end(problem)
             return
         self._dial({member.id: member.role for member in view.members})
+        self._hosts.learn(split_address(item.client)[0] for item in view.members if item.client)
         member = view.member(self._node_id)
         own = self._member()
         if member is None:

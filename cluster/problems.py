@@ -60,6 +60,11 @@ CODES: dict[str, Code] = {
     "invalid_body": Code(
         400, "The body is not the JSON that is expected", "Mend the field that `detail` names."
     ),
+    "foreign_origin": Code(
+        403,
+        "A web page of another origin sent the request",
+        "Serve the page from the node's own address, or list its origin under [api] origins.",
+    ),
     "admin_forbidden": Code(
         403,
         "Only from the node's own machine",
@@ -92,7 +97,6 @@ CODES: dict[str, Code] = {
     "no_majority": Code(
         409, "No majority of the nodes that vote is alive", "Bring one of them back first."
     ),
-    "removed": Code(409, "The node was removed for good", "Give the node a new id."),
     "refused": Code(409, "The cluster refuses this change", "Read `detail`: it says why."),
     "unknown_revision": Code(
         409,
@@ -129,6 +133,11 @@ CODES: dict[str, Code] = {
     ),
     "expectation_failed": Code(
         417, "The Expect header is not supported", "Send 100-continue, or no Expect."
+    ),
+    "unknown_host": Code(
+        421,
+        "The Host is no address of this cluster",
+        "Use a node's address, or list the name under [api] hosts in the configuration.",
     ),
     "idempotency_key_reused": Code(
         422,

@@ -7,6 +7,8 @@
     log/            see `datapath.log`
     store/          see `datapath.environment`
 
+Directories are 0700 and files 0600: what is stored is for the node's user alone.
+
 The *data id* is drawn once, when the directory is made. Peers pin it: a node that comes back under
 its old name with another data id has lost its disk, and all that it had acknowledged.
 
@@ -17,9 +19,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +34,10 @@ from datapath.errors import DataDirectoryError, DiskFailedError, DiskFullError, 
 from election.identity import Addresses
 from election.registry import KnownMember
 
+log = logging.getLogger(__name__)
+
+FILE_MODE = 0o600
+DIRECTORY_MODE = 0o700
 _FORMAT = 2
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -58,6 +66,21 @@ def _sync(path: Path, flags: int, sync: Callable[[int], None]) -> None:
         os.close(descriptor)
 
 
+def trust_the_disk(descriptor: int) -> None:
+    """Let what is read next come from the disk, not from the page cache. Raises OSError.
+
+    D9: after a failed fsync the cache holds, as clean, what the disk may lack; a later fsync then
+    succeeds and writes nothing. Call it before a file is read that was written in place.
+    """
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def private(path: str, flags: int) -> int:
+    """Open for `open(…, opener=private)`: a new file is its user's alone."""
+    return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Put `content` under `path`: after a crash the old content is there or the new, whole.
 
@@ -65,7 +88,7 @@ def replace_file(path: Path, content: bytes) -> None:
     """
     fresh = path.with_name(path.name + ".new")
     try:
-        with fresh.open("wb") as file:
+        with open(fresh, "wb", opener=private) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -252,11 +275,12 @@ def _make(path: Path, create: bool) -> None:
     if path.exists() and not path.is_dir():
         raise DataDirectoryError(f"{path} is not a directory: name another data directory")
     if path.is_dir():
+        _tighten(path)
         return
     if not create:
         raise DataDirectoryError(f"data directory {path} does not exist: check the path")
     try:
-        path.mkdir(parents=True)
+        path.mkdir(mode=DIRECTORY_MODE, parents=True)
         sync_directory(path.parent)
     except OSError as error:
         raise DataDirectoryError(
@@ -265,9 +289,22 @@ def _make(path: Path, create: bool) -> None:
         ) from error
 
 
+def _tighten(path: Path) -> None:
+    """Take the rights of other users away: what is stored here is for this one alone."""
+    for folder, _, names in os.walk(path):
+        for place in (Path(folder), *(Path(folder, name) for name in names)):
+            try:
+                mode = place.lstat().st_mode
+                allowed = DIRECTORY_MODE if stat.S_ISDIR(mode) else FILE_MODE
+                if stat.S_IMODE(mode) & ~allowed and not stat.S_ISLNK(mode):
+                    place.chmod(stat.S_IMODE(mode) & allowed)
+            except OSError as error:
+                log.warning("other users may read %s: %s", place, error.strerror)
+
+
 def _lock(path: Path) -> int:
     try:
-        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
     except OSError as error:
         raise DataDirectoryError(
             f"data directory {path} is not writable ({error.strerror}): give this user the "

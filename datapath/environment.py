@@ -25,7 +25,13 @@ import google_crc32c
 import lmdb
 import xxhash
 
-from datapath.datadir import replace_file, storage_error, sync_directory
+from datapath.datadir import (
+    FILE_MODE,
+    replace_file,
+    storage_error,
+    sync_directory,
+    trust_the_disk,
+)
 from datapath.errors import (
     DataDirectoryError,
     DiskFailedError,
@@ -120,7 +126,7 @@ def _allocate_lock(path: Path) -> None:
     """
     file = path / "lock.mdb"
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if os.fstat(descriptor).st_blocks * 512 < LOCK_SIZE_BYTES:
                 os.posix_fallocate(descriptor, 0, LOCK_SIZE_BYTES)
@@ -128,6 +134,20 @@ def _allocate_lock(path: Path) -> None:
             os.close(descriptor)
     except OSError as error:
         raise storage_error(error, f"making {file}") from error
+
+
+def _trust_the_disk(file: Path) -> None:
+    """A transaction whose sync had failed must not be believed. Raises StorageError."""
+    if not file.exists():
+        return
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            trust_the_disk(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise storage_error(error, f"opening {file}") from error
 
 
 def _fill_up(file: Path, environment: lmdb.Environment) -> None:
@@ -167,9 +187,11 @@ class Environment:
         try:
             if not readonly:
                 _allocate_lock(path)
+                _trust_the_disk(path / "data.mdb")
             self.lmdb = lmdb.open(
                 str(path),
                 map_size=map_size_bytes,
+                mode=FILE_MODE,
                 max_dbs=SPACES + 1,
                 readahead=False,
                 sync=sync,
@@ -376,7 +398,7 @@ def create_environment(directory: Path, map_size_bytes: int) -> str:
             )
         shutil.rmtree(leftover)
     path = next_environment(directory)
-    path.mkdir()
+    path.mkdir(mode=0o700)
     environment = Environment(path, map_size_bytes, fresh=True)
     try:
         with environment.lmdb.begin(write=True) as transaction:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from datapath.dialer import Dialer
 from datapath.link import ErrorCallback, LinkHandler
-from datapath.peer_listener import PeerListener
+from datapath.peer_listener import MAX_UNAUTHENTICATED, PeerListener
 from election.registry import PeerRegistry
 
 Address = tuple[str, int]
@@ -36,6 +36,7 @@ class Mesh:
         registry: PeerRegistry,
         *,
         on_error: ErrorCallback,
+        max_unauthenticated: int = MAX_UNAUTHENTICATED,
     ) -> None:
         self.node_id = node_id
         self.cluster = cluster
@@ -44,6 +45,7 @@ class Mesh:
         self.registry = registry
         self._listen = listen
         self._on_error = on_error
+        self._max_unauthenticated = max_unauthenticated
         self._handlers: Mapping[str, LinkHandler] = {}
         self._listener: PeerListener | None = None
         self._dialers: dict[tuple[str, str], Dialer] = {}
@@ -59,6 +61,7 @@ class Mesh:
             self.secret,
             handlers,
             registry=self.registry,
+            max_unauthenticated=self._max_unauthenticated,
             on_error=self._on_error,
         )
         await listener.start()

@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 
-from tests.sim.guards import MODULES, NOTHING, Break, _function, breaks, verdicts
+from tests.sim.guards import MODULES, NOTHING, Break, _function, breaks, explained, verdicts
 
 EXAMPLE = (
     "datapath.core:Core.truncate: from_index <= self.commit_index -> false",
@@ -36,6 +36,10 @@ def test_conditions_are_forced_and_their_operands_left_out() -> None:
         if broken.function == "ReadIndex.ask"
     }
     assert changes == {"true", "false", "without self._asking", "without not self._waiting"}
+
+
+def test_each_explanation_says_what_the_break_costs() -> None:
+    assert explained()  # it raises where one does not
 
 
 @pytest.mark.slow

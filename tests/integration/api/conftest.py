@@ -14,6 +14,7 @@ import pytest
 import uvloop
 
 from cluster.http_api import HttpApi, HttpSettings
+from cluster.http_hosts import Hosts
 from cluster.kv import KeyValue
 from tests.support.local_node import LocalNode
 from tests.support.served import Local, Serve
@@ -32,7 +33,7 @@ async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
 
     async def start(settings: HttpSettings | None = None, node: LocalNode | None = None) -> Local:
         node = node or LocalNode(KeyValue(), express=express)
-        api = HttpApi(node, settings)
+        api = HttpApi(node, settings, Hosts(["t", "test", "a", "x", "any.example"]))
         await api.start("127.0.0.1", 0)
         started.append(api)
         return Local(f"http://127.0.0.1:{api.port}", node, api)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cluster import http_express
 from cluster.http_api import HttpApi, HttpSettings
+from cluster.http_hosts import Hosts
 from cluster.http_server import HttpServer
 from cluster.kv import KeyValue
 from datapath.errors import NotPrimaryError, UnknownOutcomeError
@@ -46,6 +47,8 @@ fields = st.lists(
             *("Onecopy-Cluster: local", "Onecopy-Cluster: another", "Onecopy-Cluster:"),
             *("Accept: */*", "X-One:1", "X-Two :2", "X-Three:  3 \t", "X-Four: \xe9", "X_Five: 5"),
             *("Content-Type: text/plain", "Expect: 100-continue", "Expect: 200-ok", "TE: gzip"),
+            *("Origin: http://test", "Origin: http://evil.example", "Origin: null", "Host: evil"),
+            *("Sec-Fetch-Site: cross-site", "Sec-Fetch-Site: same-origin", "Upgrade: h2c"),
             *("Host: other", "Range: bytes=0-1", "Cookie: a=b", "Trailer: x", " folded", "nocolon"),
         ]
     ),
@@ -131,7 +134,7 @@ def test_both_lanes_say_the_same(said: list[tuple[str, list[bytes]]]) -> None:
         told: list[list[object]] = []
         for express in (True, False):
             node = LocalNode(KeyValue(), express=express)
-            api = HttpApi(node, SETTINGS)
+            api = HttpApi(node, SETTINGS, Hosts(["test"]))
             await api.start("127.0.0.1", 0)
             try:
                 told.append([*await _converse(api, said), node.store.values])

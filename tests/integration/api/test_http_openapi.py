@@ -94,6 +94,8 @@ SPOILT: dict[str, Callable[[Ask], Ask]] = {
     "not_found": lambda ask: ask.to("/v1/cluster/nodes/"),
     "key_not_found": lambda ask: ask.to("/v1/kv/absent"),
     "precondition_failed": lambda ask: ask.header("If-Match", '"999"'),
+    "unknown_host": lambda ask: ask.header("Host", "rebound.example"),
+    "foreign_origin": lambda ask: ask.header("Sec-Fetch-Site", "cross-site"),
     "value_too_large": lambda ask: ask._replace(body=b"x" * 70_001),
     "unsupported_content_encoding": lambda ask: ask.header("Content-Encoding", "gzip"),
     "unsupported_media_type": lambda ask: ask.header("Content-Type", "text/plain"),
@@ -145,7 +147,7 @@ async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
     if code == "request_timeout":
         ask = ask.header("Content-Length", "9")._replace(body=None)
     if code == "too_many_connections":
-        crowded = await serve(HttpSettings(max_connections=1))
+        crowded = await serve(HttpSettings(max_connections=1, reserved_connections=0))
         async with connect(crowded.base_url) as first:
             first.send_request("GET", "/livez")
             await first.receive()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -12,8 +13,17 @@ import pytest
 
 from cluster import cli_exit
 from cluster.cli import COMMANDS, main
-from cluster.config import ClusterSection, Limits, NodeConfig, Route, Timing, load_config
+from cluster.config import (
+    Api,
+    ClusterSection,
+    Limits,
+    NodeConfig,
+    Route,
+    Timing,
+    load_config,
+)
 
+COMMON = {"as_json", "endpoints", "no_discover", "timeout_ms"}
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[cluster]": ClusterSection,
@@ -21,6 +31,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[routes.A.B]": Route,
     "[timing]": Timing,
     "[limits]": Limits,
+    "[api]": Api,
 }
 
 
@@ -32,7 +43,7 @@ def rows_of(section: type[msgspec.Struct]) -> list[tuple[str, str, str]]:
         meta = next(item for item in get_args(hints[field.name]) if isinstance(item, msgspec.Meta))
         if field.required:
             default = "required"
-        elif field.default in {"", None}:
+        elif field.default in {"", None, ()}:
             default = ""
         else:
             shown = f'"{field.default}"' if isinstance(field.default, str) else field.default
@@ -54,7 +65,7 @@ def test_the_example_file_loads(tmp_path: Path) -> None:
     text = (DOCS / "configuration.md").read_text()
     example = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[0]
     (tmp_path / "cluster.toml").write_text(example)
-    (tmp_path / "cluster.secret").write_text("0123456789abcdef" * 4)
+    (tmp_path / "cluster.secret").write_text(secrets.token_hex(32))
     (tmp_path / "cluster.secret").chmod(0o600)
     assert load_config(tmp_path / "cluster.toml").warnings == ()
 
@@ -67,7 +78,7 @@ def test_each_command_and_option_is_documented() -> None:
         part = text.split(f"## `onecopy {name}")[1].split("\n## ")[0]
         for parameter in command.params:
             if isinstance(parameter, click.Option) and not parameter.hidden:
-                where = text if parameter.name in {"as_json", "endpoints", "timeout_ms"} else part
+                where = text if parameter.name in COMMON else part
                 assert any(f"`{option}" in where for option in parameter.opts), (name, parameter)
 
 
