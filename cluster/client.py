@@ -349,12 +349,16 @@ class Client:
 
         The node itself is to be started with them: its configuration file has to say the same.
         """
-        given = {"client": client, "peer": peer, "raft": raft}
+        given = {
+            name: check_text(name, value)
+            for name, value in (("client", client), ("peer", peer), ("raft", raft))
+        }
         body = msgspec.json.encode({name: text for name, text in given.items() if text})
-        target = f"/v1/cluster/nodes/{quote(node, safe='')}"
+        target = f"/v1/cluster/nodes/{quote(check_node('node', node), safe='')}"
         headers = {"Content-Type": "application/json"}
         call = Call("PATCH", target, headers, body, writes=True)  # twice is as good as once
-        return _decode(call, await self._transport.call(call, timeout_ms), ViewSummary)
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        return _decode(call, reply, ViewSummary)
 
     async def remove(
         self, node: str, *, force: bool = False, timeout_ms: int | None = None
