@@ -189,6 +189,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_waiting_requests: Annotated[
         int, _count("Requests that may wait at a node; more get 503 at once.", le=10_000_000)
     ] = 10_000
+    max_buffered_bytes: Annotated[
+        int,
+        _count(
+            "Bytes of answers that clients have not taken and of bodies that they have not "
+            "completed, of all connections to a node together. Beyond it, clients that stand still "
+            "are cut off, and large requests get 503. Room for a page and two of the largest "
+            "values at least."
+        ),
+    ] = 67_108_864
     client_table_size: Annotated[
         int,
         _count(

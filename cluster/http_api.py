@@ -17,7 +17,7 @@ import msgspec
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest, StreamResponse
 
-from cluster.http_answer import JSON, PROBLEM, Answer, NoAnswer
+from cluster.http_answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer
 from cluster.http_body import ClientGoneError, read_body
 from cluster.http_express import KEYS, Pending, Write
 from cluster.http_headers import Headers, check_cluster, cluster_line
@@ -64,7 +64,7 @@ class HttpApi:
         self._listener: Listener | None = None
         self._server: HttpServer | None = None
         self.complaints = Complaints(logger)
-        self._metrics = Metrics(node.node_id, node.counters, self._open_connections)
+        self._metrics = Metrics(node.node_id, node.counters, self._server_numbers)
         kv = KvHandlers(node, self._settings)
         self._kv = kv
         # HEAD is GET whose body is not sent (see Answer).
@@ -110,8 +110,8 @@ class HttpApi:
         if self._listener is not None:
             await self._listener.stop()
 
-    def _open_connections(self) -> int:
-        return 0 if self._server is None else self._server.open_connections
+    def _server_numbers(self) -> dict[str, float]:
+        return {} if self._server is None else self._server.numbers()
 
     def _identity(self) -> bytes:
         node = self._node
@@ -131,6 +131,8 @@ class HttpApi:
             connection.reading = asyncio.current_task()
         try:
             answer = await self._dispatch(request, method)
+            if answer.is_large and not connection.memory.make_room(answer.size_bytes):
+                answer = self._refusal(Problem("overloaded", TOO_MUCH_HELD), method)
         except Problem as problem:
             answer = self._refusal(problem, method)
         except OperationError as error:

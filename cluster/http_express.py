@@ -22,10 +22,16 @@ import msgspec
 from aiohttp import hdrs
 from multidict import CIMultiDict, CIMultiDictProxy, istr
 
-from cluster.http_answer import ANSWER_TIMEOUT_S, Answer
+from cluster.http_answer import TOO_MUCH_HELD, Answer, Outgoing
 from cluster.http_headers import CLUSTER, IDEMPOTENCY_KEY, Headers
+from cluster.http_memory import Memory, Share
 from datapath.complaints import Complaints
-from datapath.errors import NotPrimaryError, OperationError, UnknownOutcomeError
+from datapath.errors import (
+    NotPrimaryError,
+    OperationError,
+    OverloadedError,
+    UnknownOutcomeError,
+)
 from datapath.operations import Operation, Result
 
 MAX_REQUEST_SIZE_BYTES = 64 * 1024
@@ -36,6 +42,8 @@ BODY_PATIENCE_S = 0.5
 """How long a body that has begun is awaited here; the ordinary lane has the real time-out."""
 MAX_SERVED_PER_TURN = 32
 """How many requests sent ahead are served before the event loop gets its turn."""
+UNCOUNTED_BACKLOG_BYTES = 4096
+"""What a client may send ahead without its being counted."""
 _MAX_HEAD_SIZE_BYTES = 4096
 _MAX_BLOCKS = 512
 
@@ -106,6 +114,7 @@ class Lane(Protocol):
     api: ExpressApi
     idle_timeout_s: float
     max_body_bytes: int
+    memory: Memory
 
     def admit(self, transport: asyncio.Transport) -> bool:
         """Whether there is room for another connection; one that is refused is closed."""
@@ -154,8 +163,8 @@ class ExpressConnection(asyncio.Protocol):
     """One connection in the express lane. One request at a time, in the order they came."""
 
     __slots__ = (
-        "_backlog", "_closing", "_gone", "_lane", "_partial", "_paused_at", "_pending", "_quiet",
-        "_scheduled", "_since", "_task", "_transport",
+        "_backlog", "_closing", "_gone", "_held", "_input", "_lane", "_outgoing", "_partial",
+        "_paused_at", "_pending", "_quiet", "_scheduled", "_since", "_task", "_transport",
     )  # fmt: skip
 
     def __init__(self, lane: Lane) -> None:
@@ -168,6 +177,9 @@ class ExpressConnection(asyncio.Protocol):
         self._closing = False
         self._quiet = False  # reading is paused: the client sends far ahead
         self._partial = False  # the first request in the backlog is not whole
+        self._held: Share | None = None  # answers that the client does not take
+        self._outgoing: Outgoing | None = None
+        self._input: Share | None = None  # requests that wait
         self._scheduled = False  # to go on in a later turn of the event loop
         self._paused_at = 0.0  # since when the client takes none of its answers; 0: it does
         self._since = 0.0  # the last time that it became idle, or a body began
@@ -193,6 +205,7 @@ class ExpressConnection(asyncio.Protocol):
         """Forget the connection; a write under way goes on, its answer has nowhere to go."""
         self._transport = None
         self._backlog = b""
+        self._give_back()
         self._lane.left(self)
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
@@ -202,18 +215,61 @@ class ExpressConnection(asyncio.Protocol):
         self._backlog = self._backlog + data if self._backlog else data
         if self._pending is None and not self._paused_at and not self._scheduled:
             self._advance()
-        elif len(self._backlog) > MAX_BACKLOG_BYTES and not self._quiet:
+        elif len(self._backlog) > MAX_BACKLOG_BYTES:
+            self._stop_reading()
+        self._count_input()
+
+    def _count_input(self) -> None:
+        """Count what waits here; where all clients together have sent too much, keep none of it.
+
+        What has not been begun is not applied: the answer under way says that it is the last.
+        """
+        size_bytes = len(self._backlog)
+        if self._input is not None:
+            self._input.resize(size_bytes)
+            if not size_bytes:
+                self._input = None
+        elif size_bytes > UNCOUNTED_BACKLOG_BYTES:
+            self._input = self._lane.memory.hold(size_bytes)
+        if self._input is None or self._lane.memory.make_room():
+            return
+        if self._pending is not None:
+            self._backlog = b""
+            self._input.resize(0)
+            self._input = None
+            self._stop_reading()
+            self.close()
+        elif self._partial:
+            self._leave()  # its body is refused there
+        else:
+            self._stop_reading()
+
+    def _stop_reading(self) -> None:
+        if self._transport is not None and not self._quiet:
             self._quiet = True
-            if self._transport is not None:
-                self._transport.pause_reading()
+            self._transport.pause_reading()
+
+    def _give_back(self) -> None:
+        """Hold nothing any more."""
+        for share in (self._held, self._input):
+            if share is not None:
+                share.resize(0)
+        self._held = self._input = self._outgoing = None
 
     def pause_writing(self) -> None:
         """The client does not take its answers as fast as it asks: serve it no more for now."""
         self._paused_at = _now()
+        transport = self._transport
+        if transport is not None:
+            self._outgoing = Outgoing(transport, self._paused_at)
+            self._held = self._lane.memory.hold(transport.get_write_buffer_size(), transport.abort)
 
     def resume_writing(self) -> None:
         """It has caught up."""
         self._paused_at = 0.0
+        if self._held is not None:
+            self._held.resize(0)
+            self._held = self._outgoing = None
         if self._pending is None:
             self._go_on_reading()
 
@@ -301,6 +357,8 @@ class ExpressConnection(asyncio.Protocol):
         if self._quiet and len(self._backlog) <= MAX_BACKLOG_BYTES and self._transport is not None:
             self._quiet = False
             self._transport.resume_reading()
+        if self._input is not None:
+            self._count_input()
 
     def succeeded(self, pending: Pending, result: Result) -> None:
         """Answer with what was acknowledged."""
@@ -334,6 +392,9 @@ class ExpressConnection(asyncio.Protocol):
 
     def _send(self, answer: Answer, method: str, target: str, started: float) -> None:
         transport = self._transport
+        if answer.is_large and not self._lane.memory.make_room(answer.size_bytes):
+            crowded = OverloadedError("overloaded", TOO_MUCH_HELD)
+            answer = self._lane.api.refuse(crowded, method, target)
         if transport is not None and not transport.is_closing():
             closes = self._closing or answer.closes
             transport.write(answer.as_bytes(closes=closes))
@@ -350,6 +411,7 @@ class ExpressConnection(asyncio.Protocol):
         if transport is None:
             return
         self._transport, self._backlog = None, b""
+        self._give_back()
         self._lane.left(self)
         if self._quiet:
             transport.resume_reading()
@@ -363,8 +425,10 @@ class ExpressConnection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
-        if self._paused_at:
-            if now - self._paused_at > ANSWER_TIMEOUT_S:
+        if self._outgoing is not None:
+            if self._outgoing.look(now) and self._held is not None:
+                self._held.moved()
+            elif self._outgoing.has_stopped(now):
                 # A client that asks and never reads would hold its answers' memory for ever.
                 transport.abort()
         elif self._pending is not None:

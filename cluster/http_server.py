@@ -18,7 +18,9 @@ from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
 from cluster.http_answer import PROBLEM, Answer
 from cluster.http_express import MAX_REQUEST_SIZE_BYTES, ExpressApi, ExpressConnection
+from cluster.http_memory import Memory
 from cluster.problems import RETRY_AFTER_S, Problem
+from datapath.turns import Turns
 
 LINGER_S = 2.0
 """How long an unread body is read and dropped, so that the client gets to see its answer."""
@@ -34,7 +36,8 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `idle_timeout_ms` bounds both a connection's idleness and the arrival of a request's head;
     `body_timeout_ms` the arrival of its body. Connections over `max_connections` get 503.
-    `shutdown_grace_ms`: how long `stop` waits for requests under way.
+    `max_buffered_bytes` bounds what all clients together make the node hold, in answers not taken
+    and bodies not complete. `shutdown_grace_ms`: how long `stop` waits for requests under way.
     """
 
     max_value_size_bytes: int = 1024 * 1024
@@ -42,6 +45,7 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout_ms: int = 60_000
     body_timeout_ms: int = 30_000
     max_connections: int = 4096
+    max_buffered_bytes: int = 64 * 1024 * 1024
     shutdown_grace_ms: int = 5000
     access_log: bool = False
 
@@ -68,6 +72,8 @@ class HttpServer(web.Server):
         self.api = api
         self.idle_timeout_s = settings.idle_timeout_ms / 1000
         self.max_body_bytes = min(MAX_REQUEST_SIZE_BYTES, settings.max_value_size_bytes)
+        self.memory = Memory(settings.max_buffered_bytes, asyncio.get_running_loop().time)
+        self.turns = Turns()
         self._express: set[ExpressConnection] = set()
         self._closing = False
         self._checking = asyncio.get_running_loop().call_later(CHECK_INTERVAL_S, self._check)
@@ -84,6 +90,15 @@ class HttpServer(web.Server):
         if self._closing:
             connection.close()
         return connection
+
+    def numbers(self) -> dict[str, float]:
+        """Return numbers for metrics."""
+        return {
+            "http_open_connections": self.open_connections,
+            "http_buffered_bytes": self.memory.held_bytes,
+            "http_cut_off_total": self.memory.cut_total,
+            "http_refused_for_memory_total": self.memory.refused_total,
+        }
 
     @property
     def open_connections(self) -> int:
@@ -120,6 +135,7 @@ class HttpServer(web.Server):
         self._checking = loop.call_later(CHECK_INTERVAL_S, self._check)
         now = loop.time()
         self.api.complaints.tick(now)
+        self.memory.make_room()
         for connection in list(self._express):
             connection.check(now)
 
@@ -146,11 +162,12 @@ class HttpServer(web.Server):
 class OrdinaryConnection(RequestHandler):
     """A connection in the ordinary lane: malformed requests are answered as problems."""
 
-    __slots__ = ("_server", "reading")
+    __slots__ = ("_server", "memory", "reading")
 
     def __init__(self, server: HttpServer, **options: object) -> None:
         super().__init__(server, **options)  # type: ignore[arg-type]
         self._server = server
+        self.memory = server.memory
         self.reading: asyncio.Task[Any] | None = None
         """What answers a request that only reads: it ends when the client has gone."""
 

@@ -112,6 +112,7 @@ class NodeProcess:
             self._gateway,
             HttpSettings(
                 max_value_size_bytes=config.limits.max_value_size_bytes,
+                max_buffered_bytes=config.limits.max_buffered_bytes,
                 request_timeout_ms=config.timing.request_timeout_ms,
             ),
         )
