@@ -40,8 +40,10 @@ SEEDS ?= 200
 sim: install
 	$(BIN)/python -m tests.sim --seeds $(SEEDS) $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED) -v)
 
+# Each rule's guards taken out one by one: who notices? ALL=1: then each condition of the protocol.
 mutants: install
 	$(BIN)/python -m tests.sim.mutants
+	$(if $(ALL),$(BIN)/python -m tests.sim.guards $(if $(JOBS),--jobs $(JOBS)))
 
 # All tests against cut networks, broken processes and disks; make test runs a slice of them.
 faults: tools

@@ -35,7 +35,7 @@ def key(workload: Workload, number: int) -> str:
 def http(method: str, path: str, body: bytes = b"", headers: str = "") -> bytes:
     """Return a request of HTTP/1.1."""
     length = f"Content-Length: {len(body)}\r\n" if method != "GET" else ""
-    head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\n{headers}{length}\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}{length}\r\n"
     return head.encode() + body
 
 

@@ -77,12 +77,17 @@ def write_checkpoint(file: Path, state: Checkpoint) -> None:
     """Replace the checkpoint atomically; it is on disk when this returns."""
     path = checkpoint_path(file)
     temporary = path.with_name(path.name + ".new")
-    with temporary.open("wb") as target:
+    with open(temporary, "wb", opener=private) as target:
         target.write(msgspec.json.encode(state) + b"\n")
         target.flush()
         os.fsync(target.fileno())
     temporary.replace(path)
     sync_directory(path.parent)
+
+
+def private(path: str, flags: int) -> int:
+    """Open for `open(…, opener=private)`: a new file is its user's alone; never by a link."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def remove_checkpoint(file: Path) -> None:

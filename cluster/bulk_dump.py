@@ -56,6 +56,7 @@ async def dump_to_file(
     """Dump into a file that appears, whole and durable, only when the dump is complete."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        temporary.touch(0o600, exist_ok=False)  # what it will hold is for this user alone
         with temporary.open("wb") as target:
             totals = await dump_records(client, prefix, target, on_progress)
             target.flush()

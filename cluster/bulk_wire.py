@@ -68,6 +68,11 @@ class Connection:
             pass  # trailers
         return body
 
+    @property
+    def ended(self) -> bool:
+        """Whether the server has closed it."""
+        return self._reader.at_eof() or self._writer.is_closing()
+
     def close(self) -> None:
         """Close at once."""
         self._writer.transport.abort()
@@ -92,8 +97,21 @@ def _parse_headers(head: bytes) -> dict[str, str]:
 class WireTransport(Transport):
     """The client's transport with the lean sender under it."""
 
-    def __init__(self, endpoints: list[str], *, timeout_ms: int) -> None:
-        super().__init__(endpoints, timeout_ms=timeout_ms, max_connections=4)
+    def __init__(
+        self,
+        endpoints: list[str],
+        *,
+        timeout_ms: int,
+        discover: bool = True,
+        cluster_id: str = "",
+    ) -> None:
+        super().__init__(
+            endpoints,
+            timeout_ms=timeout_ms,
+            max_connections=4,
+            discover=discover,
+            cluster_id=cluster_id,
+        )
         self._idle: dict[str, list[Connection]] = {}
 
     async def close(self) -> None:
@@ -106,13 +124,13 @@ class WireTransport(Transport):
 
     async def _send(self, url: str, target: str, call: Call, try_s: float) -> Reply:
         lines = [f"{call.method} {target} HTTP/1.1", f"Host: {url.partition('://')[2]}"]
-        lines += [f"{name}: {value}" for name, value in call.headers.items()]
+        lines += [f"{name}: {value}" for name, value in self._headers(call).items()]
         body = call.body or b""
         lines += [f"Content-Length: {len(body)}", "", ""]
         data = "\r\n".join(lines).encode("latin-1") + body
         async with asyncio.timeout(try_s):
             idle = self._idle.setdefault(url, [])
-            connection = idle.pop() if idle else await _connect(url)
+            connection = _usable(idle) or await _connect(url)
             try:
                 reply = await connection.request(data)
             except ValueError as error:  # a chunk size that is no number
@@ -125,6 +143,16 @@ class WireTransport(Transport):
         if connection.usable:
             idle.append(connection)
         return reply
+
+
+def _usable(idle: list[Connection]) -> Connection | None:
+    """Take a connection that the server has not closed meanwhile, if there is one."""
+    while idle:
+        connection = idle.pop()
+        if not connection.ended:
+            return connection
+        connection.close()
+    return None
 
 
 async def _connect(url: str) -> Connection:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import click
 
 from cluster.cli_common import client_options, open_client, show_json
+from cluster.client_errors import NotAppliedError
 from cluster.client_types import ViewSummary
 from datapath.operations import ClusterStatus
+
+FORCIBLE = frozenset({"unsafe_removal", "membership_pending", "no_majority", "no_primary"})
+"""Why a removal is refused where --force can do something about it."""
 
 STATE_COLOURS = {
     "primary": "green",
@@ -42,13 +46,50 @@ def handover(node: str, endpoints: str, timeout_ms: int, as_json: bool) -> None:
 @click.command()
 @click.argument("node")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="If the cluster refuses, say what the removal may cost, and do it after all once NODE's "
+    "id has been typed again.",
+)
+@click.option(
+    "--yes-remove", metavar="NODE", default="", help="With --force: NODE's id, typed again here."
+)
 @client_options
-def remove(node: str, yes: bool, endpoints: str, timeout_ms: int, as_json: bool) -> None:
-    """Take NODE out of the cluster for good. Its id is never to be used again."""
-    if not yes:
+def remove(
+    node: str,
+    yes: bool,
+    force: bool,
+    yes_remove: str,
+    endpoints: str,
+    timeout_ms: int,
+    as_json: bool,
+) -> None:
+    """Take NODE out of the cluster for good. Its id is never to be used again.
+
+    The cluster refuses where that may cost acknowledged writes or the majority, and says what to do
+    first. Run it on a machine of the cluster, unless [api] admin_from allows it from elsewhere.
+    """
+    if yes_remove and (yes_remove != node or not force):
+        raise click.UsageError(f"--yes-remove goes with --force, and repeats the id: {node}")
+    if not yes and not yes_remove:
         click.confirm(f"Remove {node} for good?", abort=True, err=True)
     with open_client(endpoints, timeout_ms, as_json=as_json) as client:
-        _show_view(client.remove(node), as_json=as_json)
+        try:
+            view = client.remove(node)
+        except NotAppliedError as error:
+            if not force or error.code not in FORCIBLE:
+                raise
+            click.echo(error.detail, err=True)
+        else:
+            _show_view(view, as_json=as_json)
+            return
+    if not yes_remove:
+        typed = click.prompt(f"Type the id of the node to remove it by force ({node})", err=True)
+        if typed != node:
+            raise click.UsageError(f"{typed!r} is not {node!r}: nothing was removed")
+    with open_client(endpoints, timeout_ms, as_json=as_json) as client:
+        _show_view(client.remove(node, force=True), as_json=as_json)
 
 
 def _show_view(view: ViewSummary, *, as_json: bool) -> None:
@@ -60,13 +101,14 @@ def _show_view(view: ViewSummary, *, as_json: bool) -> None:
 
 
 def _table(found: ClusterStatus) -> str:
-    head = ("NODE", "ROLE", "STATE", "IN SYNC", "APPLIED", "LAG", "URL")
+    head = ("NODE", "ROLE", "STATE", "IN SYNC", "VOTE", "APPLIED", "LAG", "URL")
     rows: list[tuple[str, ...]] = [head]
     for node, item in sorted(found.nodes.items()):
         in_sync = "-" if item.role == "witness" else "yes" if node in found.in_sync else "no"
         numbers = ["-" if n is None else str(n) for n in (item.applied_index, item.lag)]
         url = f"http://{item.client}"
-        rows.append((node, item.role, item.state, in_sync, *numbers, url))
+        vote = {None: "?", True: "yes", False: "no"}[item.votes]
+        rows.append((node, item.role, item.state, in_sync, vote, *numbers, url))
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     title = f"cluster {found.cluster}: epoch {found.epoch}, version {found.version}, "
     lines = [title + f"primary {found.primary or 'none'}"]
@@ -75,4 +117,11 @@ def _table(found: ClusterStatus) -> str:
         if row is not head:
             cells[2] = click.style(cells[2], fg=STATE_COLOURS.get(row[2]))
         lines.append("  ".join(cells).rstrip())
+    voteless = sorted(node for node, item in found.nodes.items() if item.votes is False)
+    if voteless:
+        names = ", ".join(voteless)
+        lines.append(
+            f"{names}: no vote yet, so it cannot take over, in sync or not. That passes when a "
+            "majority of the voters answers, and nobody who was removed still has a vote."
+        )
     return "\n".join(lines)

@@ -5,20 +5,41 @@
         entry = await client.get("hello")
 
 Any node takes any request; the client prefers the primary, learns the other nodes' addresses and
-moves on when one fails. Each write has one idempotency key for all its tries. Errors are in
-`cluster.client_errors`.
+moves on when one fails. It talks to one cluster: the first that answers. Each write has one
+idempotency key for all its tries. Errors are in `cluster.client_errors`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 
+from cluster.client_arguments import (
+    COPIES_MAX,
+    KEY_MAX_BYTES,
+    MILLISECONDS_MAX,
+    PAGE_LIMIT_MAX,
+    REVISION_MAX,
+    check_ack,
+    check_consistency,
+    check_endpoints,
+    check_flag,
+    check_idempotency_key,
+    check_key,
+    check_node,
+    check_number,
+    check_optional_number,
+    check_text,
+    check_timeout,
+    check_value,
+)
+from cluster.client_endpoints import normalize_endpoint
 from cluster.client_errors import (
     ClientError,
     InvalidRequestError,
@@ -27,6 +48,7 @@ from cluster.client_errors import (
     StorageFullError,
     UnavailableError,
     UnknownOutcomeError,
+    WrongClusterError,
 )
 from cluster.client_sync import SyncClient
 from cluster.client_transport import STATUS, Call, Reply, Transport, decode_problem, raise_for
@@ -35,6 +57,7 @@ from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
 __all__ = [
     "DEFAULT_ENDPOINTS",
+    "KEY_MAX_BYTES",
     "Client",
     "ClientError",
     "ClusterStatus",
@@ -52,11 +75,12 @@ __all__ = [
     "UnavailableError",
     "UnknownOutcomeError",
     "ViewSummary",
+    "WrongClusterError",
 ]
 
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
-KEY_MAX_BYTES = 480
 PAGE_SIZE = 500
+LEFT_MIN_MS = 50  # what a call's last step gets, however much of its time is gone
 
 T = TypeVar("T")
 
@@ -70,13 +94,27 @@ class Client:
         *,
         timeout_ms: int = 10_000,
         max_connections: int = 64,
+        discover: bool = True,
+        cluster_id: str = "",
     ) -> None:
         """Name at least one node ("http://host:port"); `timeout_ms` bounds each call, retries in.
 
-        Nothing is sent yet. Raises ValueError for an endpoint that is none.
+        With `discover` the other nodes are learned, if those that are named are so by the
+        addresses that they advertise; without it, or behind a proxy, only those that are named are
+        asked. `cluster_id` is the cluster to talk to, "" for the first that answers. Nothing is
+        sent yet. Raises ValueError for an endpoint that is none, TypeError for wrong types.
         """
-        given = [endpoints] if isinstance(endpoints, str) else endpoints
-        self._transport = Transport(given, timeout_ms=timeout_ms, max_connections=max_connections)
+        given = check_endpoints(endpoints)
+        try:
+            self._transport = Transport(
+                given,
+                timeout_ms=check_number("timeout_ms", timeout_ms, 1, MILLISECONDS_MAX),
+                max_connections=check_number("max_connections", max_connections, 1, 65_536),
+                discover=check_flag("discover", discover),
+                cluster_id=check_text("cluster_id", cluster_id),
+            )
+        except InvalidRequestError as error:  # no request: here a ValueError is what Python has
+            raise ValueError(error.detail) from None
 
     async def __aenter__(self) -> Self:
         return self
@@ -90,13 +128,21 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections. Calls that are under way end as what is known of them.
+
+        Raises RuntimeError on another event loop than the one that the client belongs to.
+        """
         await self._transport.close()
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        """The nodes known by now."""
+        """The base URLs in use: those given, and the nodes that were learned."""
         return self._transport.endpoints.urls
+
+    @property
+    def cluster_id(self) -> str:
+        """The id of the cluster that this client talks to, "" before the first answer."""
+        return self._transport.cluster_id
 
     @property
     def retries(self) -> int:
@@ -122,10 +168,9 @@ class Client:
         Raises PreconditionFailedError, UnknownOutcomeError and the rest of the tree.
         """
         headers = _condition(if_revision, if_absent=if_absent)
-        target = kv_target(key, ack=ack, min_copies=min_copies)
-        body = value.encode() if isinstance(value, str) else value
-        call = write_call("PUT", target, headers, body, idempotency_key)
-        reply = await self._transport.call(call, timeout_ms)
+        target = kv_target(key, _write_options(ack, min_copies))
+        call = write_call("PUT", target, headers, check_value(value), idempotency_key)
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
         result = _decode(call, reply, PutResult, ok=(200, 201))
         return msgspec.structs.replace(
             result, created=reply.status == 201, idempotency_key=call.key
@@ -143,9 +188,9 @@ class Client:
 
         "stale" reads whatever the asked node has, no older than `max_staleness_ms` if given.
         """
-        target = kv_target(key, **_read_options(consistency, max_staleness_ms))
+        target = kv_target(key, _read_options(consistency, max_staleness_ms))
         call = Call("GET", target)
-        reply = await self._transport.call(call, timeout_ms)
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
         if reply.status == 404 and decode_problem(404, reply.body).code == "key_not_found":
             return None
         if reply.status != 200:
@@ -170,9 +215,9 @@ class Client:
     ) -> DeleteResult:
         """Remove `key`; `deleted` says whether it was there. Options and errors as for `put`."""
         headers = _condition(if_revision)
-        target = kv_target(key, ack=ack, min_copies=min_copies)
+        target = kv_target(key, _write_options(ack, min_copies))
         call = write_call("DELETE", target, headers, None, idempotency_key)
-        reply = await self._transport.call(call, timeout_ms)
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
         result = _decode(call, reply, DeleteResult)
         return msgspec.structs.replace(result, idempotency_key=call.key)
 
@@ -190,13 +235,19 @@ class Client:
         timeout_ms: int | None = None,
     ) -> Page:
         """Return one page: keys with `prefix`, from `start` up to but without `end`."""
-        options: dict[str, object] = {"prefix": prefix, "start": start, "end": end}
-        options |= {"limit": limit, "cursor": cursor, "keys_only": "true" if keys_only else None}
+        options: dict[str, object] = {
+            "prefix": check_text("prefix", prefix),
+            "start": check_text("start", start),
+            "end": check_text("end", end),
+            "limit": check_number("limit", limit, 1, PAGE_LIMIT_MAX),
+            "cursor": None if cursor is None else check_text("cursor", cursor),
+            "keys_only": "true" if check_flag("keys_only", keys_only) else None,
+        }
         options |= _read_options(consistency, max_staleness_ms)
         call = Call("GET", "/v1/kv" + _query(options))
-        return _decode(call, await self._transport.call(call, timeout_ms), Page)
+        return _decode(call, await self._transport.call(call, check_timeout(timeout_ms)), Page)
 
-    async def list(
+    def list(
         self,
         prefix: str = "",
         *,
@@ -210,109 +261,148 @@ class Client:
 
         Each page is one consistent state; writes may fall between two pages.
         """
-        cursor: str | None = None
-        while True:
-            page = await self.page(
-                prefix,
-                start=start,
-                end=end,
-                limit=page_size,
-                cursor=cursor,
-                keys_only=keys_only,
-                consistency=consistency,
-            )
-            for item in page.items:
-                yield item
-            cursor = page.cursor
-            if not cursor:
-                return
+        for name, value in (("prefix", prefix), ("start", start), ("end", end)):
+            check_text(name, value)
+        check_number("page_size", page_size, 1, PAGE_LIMIT_MAX)
+        check_flag("keys_only", keys_only)
+        check_consistency(consistency)
+
+        async def pages() -> AsyncIterator[Item]:
+            cursor: str | None = None
+            while True:
+                page = await self.page(
+                    prefix,
+                    start=start,
+                    end=end,
+                    limit=page_size,
+                    cursor=cursor,
+                    keys_only=keys_only,
+                    consistency=consistency,
+                )
+                for item in page.items:
+                    yield item
+                cursor = page.cursor
+                if not cursor:
+                    return
+
+        return pages()
 
     async def status(self, *, timeout_ms: int | None = None) -> ClusterStatus:
         """Return the cluster as its primary sees it."""
-        reply = await self._transport.call(STATUS, timeout_ms)
-        status = _decode(STATUS, reply, ClusterStatus)
-        self._transport.learn(status)
-        return status
+        reply = await self._transport.call(STATUS, check_timeout(timeout_ms))
+        return _decode(STATUS, reply, ClusterStatus)
 
     async def digest(self, node: str, *, timeout_ms: int | None = None) -> Digest:
         """Return the checksum of that node's own store, scanned now (an id, or a base URL)."""
-        url = node if "://" in node else self._transport.endpoints.url_of(node)
-        if url is None:
-            await self.status(timeout_ms=timeout_ms)
+        deadline = self._deadline(timeout_ms)
+        if "://" in check_node("node", node):
+            try:
+                url: str | None = normalize_endpoint(node)
+            except ValueError as error:
+                raise InvalidRequestError(str(error), code="invalid_argument") from None
+        else:
             url = self._transport.endpoints.url_of(node)
         if url is None:
-            raise InvalidRequestError(f"there is no node {node!r}", code="unknown_node")
-        reply = await self._transport.ask(url, "/v1/digest", timeout_ms)
+            status = await self.status(timeout_ms=_left_ms(deadline))
+            url = self._transport.endpoints.url_of(node)
+            if node not in status.nodes:
+                raise InvalidRequestError(f"there is no node {node!r}", code="unknown_node")
+        if url is None:
+            raise InvalidRequestError(
+                f"the address that {node} advertises is not used by this client, which keeps to "
+                "the endpoints it was given: name the node by a URL that leads to it",
+                code="unknown_address",
+            )
+        reply = await self._transport.ask(url, "/v1/digest", _left_ms(deadline))
         return _decode(Call("GET", "/v1/digest"), reply, Digest)
 
     async def handover(self, to: str, *, timeout_ms: int | None = None) -> ViewSummary:
         """Make the in-sync replica `to` the primary. No waiting request fails."""
-        body = msgspec.json.encode({"to": to})
+        deadline = self._deadline(timeout_ms)
+        body = msgspec.json.encode({"to": check_node("to", to)})
         headers = {"Content-Type": "application/json"}
         call = Call("POST", "/v1/cluster/handover", headers, body, writes=True, retry_unknown=False)
         try:
-            return _decode(call, await self._transport.call(call, timeout_ms), ViewSummary)
-        except UnknownOutcomeError:
-            view = await self.status(timeout_ms=timeout_ms)
+            reply = await self._transport.call(call, _left_ms(deadline))
+            return _decode(call, reply, ViewSummary)
+        except UnknownOutcomeError as error:
+            try:
+                view = await self.status(timeout_ms=_left_ms(deadline))
+            except ClientError:
+                raise error from None  # what the status failed with says nothing of the handover
             if view.primary != to:
                 raise
             return ViewSummary(
                 epoch=view.epoch, version=view.version, primary=to, in_sync=view.in_sync
             )
 
-    async def remove(self, node: str, *, timeout_ms: int | None = None) -> ViewSummary:
-        """Take a node out of the cluster for good; its id is not to be used again."""
-        target = f"/v1/cluster/nodes/{quote(node, safe='')}"
-        call = Call("DELETE", target, writes=True, retry_unknown=False)
-        return _decode(call, await self._transport.call(call, timeout_ms), ViewSummary)
+    async def remove(
+        self, node: str, *, force: bool = False, timeout_ms: int | None = None
+    ) -> ViewSummary:
+        """Take a node out of the cluster for good; its id is not to be used again.
+
+        Refused (`code` "unsafe_removal", …) where it may cost acknowledged writes or the majority:
+        the error says what to do first. `force` removes it all the same.
+        """
+        name = quote(check_node("node", node), safe="")
+        target = f"/v1/cluster/nodes/{name}"
+        if check_flag("force", force):
+            target += f"?force={name}"
+        call = Call("DELETE", target, writes=True)  # to remove a node twice is to remove it
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        return _decode(call, reply, ViewSummary)
+
+    def _deadline(self, timeout_ms: int | None) -> float:
+        chosen_ms = check_timeout(timeout_ms) or self._transport.timeout_ms
+        return time.monotonic() + chosen_ms / 1000
 
 
-def kv_target(key: str, **options: object) -> str:
+def _left_ms(deadline: float) -> int:
+    return max(LEFT_MIN_MS, int((deadline - time.monotonic()) * 1000))
+
+
+def kv_target(key: str, options: Mapping[str, object] | None = None) -> str:
     """Return the encoded path and query of a key. Raises InvalidRequestError for what is no key."""
-    try:
-        size = len(key.encode())
-    except UnicodeEncodeError:
-        raise InvalidRequestError("a key must be text that UTF-8 can carry") from None
-    if not 1 <= size <= KEY_MAX_BYTES:
-        problem = f"a key has 1 to {KEY_MAX_BYTES} bytes of UTF-8; this one has {size}"
-        raise InvalidRequestError(problem, code="invalid_key")
-    return f"/v1/kv/{quote(key, safe='')}{_query(options)}"
+    return f"/v1/kv/{quote(check_key(key), safe='')}{_query(options or {})}"
 
 
 def write_call(
     method: str, target: str, headers: dict[str, str], body: bytes | None, key: str
 ) -> Call:
     """Return a write under an idempotency key, drawn at random where none is given."""
-    key = key or os.urandom(16).hex()
-    if not key.isascii() or not key.isprintable() or '"' in key or "\\" in key:
-        problem = f"{key!r} is no idempotency key: printable ASCII without quotes and backslashes"
-        raise InvalidRequestError(problem, code="invalid_idempotency_key")
+    key = check_idempotency_key(key) or os.urandom(16).hex()
     headers["Idempotency-Key"] = f'"{key}"'
     return Call(method, target, headers, body, key, writes=True)
 
 
 def _condition(if_revision: int | None, *, if_absent: bool = False) -> dict[str, str]:
-    if if_revision is not None and if_absent:
-        raise InvalidRequestError("if_revision and if_absent exclude each other")
-    if if_absent:
+    revision = check_optional_number("if_revision", if_revision, 1, REVISION_MAX)
+    if check_flag("if_absent", if_absent):
+        if revision is not None:
+            raise InvalidRequestError("if_revision and if_absent exclude each other")
         return {"If-None-Match": "*"}
-    return {} if if_revision is None else {"If-Match": f'"{if_revision}"'}
+    return {} if revision is None else {"If-Match": f'"{revision}"'}
 
 
-def _read_options(consistency: Consistency, max_staleness_ms: int | None) -> dict[str, Any]:
+def _write_options(ack: Ack, min_copies: int) -> dict[str, object]:
+    word, copies = check_ack(ack), check_number("min_copies", min_copies, 0, COPIES_MAX)
+    return {"ack": None if word == "all" else word, "min_copies": copies or None}
+
+
+def _read_options(consistency: Consistency, max_staleness_ms: int | None) -> dict[str, object]:
+    word = check_consistency(consistency)
+    staleness = check_optional_number("max_staleness_ms", max_staleness_ms, 0, MILLISECONDS_MAX)
+    if staleness is not None and word != "stale":
+        raise InvalidRequestError('max_staleness_ms needs consistency="stale"')
     return {
-        "consistency": None if consistency == "linearizable" else consistency,
-        "max_staleness_ms": max_staleness_ms,
+        "consistency": None if word == "linearizable" else word,
+        "max_staleness_ms": staleness,
     }
 
 
-def _query(options: dict[str, object]) -> str:
-    defaults = (None, "", "all")
-    chosen = {
-        name: value
-        for name, value in options.items()
-        if value not in defaults and not (name == "min_copies" and value == 0)
-    }
+def _query(options: Mapping[str, object]) -> str:
+    """Return the query of all options that are neither None nor ""."""
+    chosen = {name: value for name, value in options.items() if value not in (None, "")}
     return f"?{urlencode(chosen, quote_via=quote)}" if chosen else ""
 
 

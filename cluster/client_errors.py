@@ -4,6 +4,7 @@ ClientError
 ├── NotAppliedError           nothing changed, and nothing will
 │   ├── InvalidRequestError   the request itself is wrong: sending it again cannot help
 │   ├── PreconditionFailedError   the key was not at the revision that was asked for
+│   ├── WrongClusterError     another cluster answers at this address
 │   ├── StorageFullError      no room on the primary's disk
 │   └── UnavailableError      nobody could take it before the deadline; also for reads
 └── UnknownOutcomeError       it may or may not have been applied, or may be yet
@@ -36,6 +37,23 @@ class InvalidRequestError(NotAppliedError):
 
 class PreconditionFailedError(NotAppliedError):
     """The key was not at the asked revision, or was there though it should not be."""
+
+
+class WrongClusterError(NotAppliedError):
+    """The node at this address belongs to another cluster than the one this client has met.
+
+    Nothing was done there. `expected` and `found` are the two clusters' ids.
+    """
+
+    def __init__(self, url: str, *, expected: str, found: str) -> None:
+        super().__init__(
+            f"{url} belongs to cluster {found}, and this client talks to cluster {expected}: "
+            "correct the address, or make a new client for the other cluster",
+            code="wrong_cluster",
+            status=421,
+        )
+        self.expected = expected
+        self.found = found
 
 
 class StorageFullError(NotAppliedError):

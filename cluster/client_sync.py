@@ -6,12 +6,20 @@ called from any thread.
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Coroutine, Iterable, Iterator
+import os
+import warnings
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
+from cluster.client_arguments import (
+    PAGE_LIMIT_MAX,
+    check_endpoints,
+    check_number,
+    check_timeout,
+)
+from cluster.client_errors import UnavailableError, UnknownOutcomeError
+from cluster.client_thread import CLOSED, Runner, StuckError
 from cluster.client_types import DeleteResult, Entry, Item, Page, PutResult, ViewSummary
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
@@ -21,21 +29,50 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class _Parts(NamedTuple):
+    client: Client
+    runner: Runner
+
+
 class SyncClient:
-    """Talks to one cluster, blocking. Use it as a context manager, or call `close`."""
+    """Talks to one cluster, blocking. Use it as a context manager, or call `close`.
+
+    After a fork the child's copy connects anew, and talks to the same cluster. One that is dropped
+    without `close` is closed, with a ResourceWarning; at the program's end all are closed.
+    """
+
+    _closed = True  # until it is whole: an argument may be refused
 
     def __init__(
-        self, endpoints: str | Iterable[str] | None = None, *, timeout_ms: int = 10_000
+        self,
+        endpoints: str | Iterable[str] | None = None,
+        *,
+        timeout_ms: int = 10_000,
+        max_connections: int = 64,
+        discover: bool = True,
+        cluster_id: str = "",
     ) -> None:
         """Take the same arguments as `Client`; nothing is sent yet."""
         from cluster.client import DEFAULT_ENDPOINTS, Client  # noqa: PLC0415 -- it imports us
 
-        self._client: Client = Client(endpoints or DEFAULT_ENDPOINTS, timeout_ms=timeout_ms)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="onecopy-client", daemon=True
-        )
-        self._thread.start()
+        # A tuple of them: a forked child wants them again.
+        given = DEFAULT_ENDPOINTS if endpoints is None else check_endpoints(endpoints)
+
+        def make(cluster_id: str) -> _Parts:
+            client = Client(
+                given,
+                timeout_ms=timeout_ms,
+                max_connections=max_connections,
+                discover=discover,
+                cluster_id=cluster_id,
+            )
+            return _Parts(client, Runner(client.close))
+
+        self._timeout_ms = timeout_ms
+        self._make = make
+        self._process = os.getpid()
+        self._by_process = {self._process: make(cluster_id)}  # this process, and forked children
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -48,30 +85,61 @@ class SyncClient:
     ) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        if self._closed:
+            return
+        parts = self._by_process.get(os.getpid())
+        if parts is None or parts.runner.ended:
+            return
+        parts.runner.end(wait=False)  # whatever thread this is, it must not wait for another
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
     def close(self) -> None:
         """Close the connections and end the thread. May be called twice."""
-        if self._loop.is_closed():
-            return
-        self._run(self._client.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._closed = True
+        if parts := self._by_process.get(os.getpid()):
+            parts.runner.end(wait=True)
 
-    def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        if self._loop.is_closed():
-            call.close()
-            raise RuntimeError("this client is closed")
-        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+    def _here(self) -> _Parts:
+        """Return what belongs to this process; a forked child makes its own."""
+        if self._closed:
+            raise RuntimeError(CLOSED)
+        process = os.getpid()
+        found = self._by_process.get(process)
+        if found is None:
+            made = self._make(self._by_process[self._process].client.cluster_id)
+            found = self._by_process.setdefault(process, made)
+            if found is not made:  # another thread was faster
+                made.runner.end(wait=False)
+        return found
+
+    def _run(
+        self,
+        make_call: Callable[[Client], Coroutine[Any, Any, T]],
+        timeout_ms: int | None,
+        *,
+        write: str | None = None,
+    ) -> T:
+        """Run a call on the client's loop; `write`: it is one, under this idempotency key."""
+        chosen_ms = check_timeout(timeout_ms) or self._timeout_ms
+        client, runner = self._here()
         try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # Ctrl-C while waiting: do not leave the request running
-            raise
+            return runner.run(make_call(client), chosen_ms / 1000)
+        except StuckError as error:
+            if write is None:
+                raise UnavailableError(str(error), code="stuck") from None
+            detail = f"{error}; this may or may not have been applied"
+            raise UnknownOutcomeError(detail, code="stuck", idempotency_key=write) from None
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        """The nodes known by now."""
-        return self._client.endpoints
+        """The base URLs in use: those given, and the nodes that were learned."""
+        return self._here().client.endpoints
+
+    @property
+    def cluster_id(self) -> str:
+        """The id of the cluster that this client talks to, "" before the first answer."""
+        return self._here().client.cluster_id
 
     def put(
         self,
@@ -86,17 +154,21 @@ class SyncClient:
         timeout_ms: int | None = None,
     ) -> PutResult:
         """Write `value` under `key`; see `Client.put`."""
-        call = self._client.put(
-            key,
-            value,
-            if_revision=if_revision,
-            if_absent=if_absent,
-            ack=ack,
-            min_copies=min_copies,
-            idempotency_key=idempotency_key,
-            timeout_ms=timeout_ms,
+        own_key = _drawn(idempotency_key)
+        return self._run(
+            lambda client: client.put(
+                key,
+                value,
+                if_revision=if_revision,
+                if_absent=if_absent,
+                ack=ack,
+                min_copies=min_copies,
+                idempotency_key=own_key,
+                timeout_ms=timeout_ms,
+            ),
+            timeout_ms,
+            write=own_key,
         )
-        return self._run(call)
 
     def get(
         self,
@@ -107,13 +179,15 @@ class SyncClient:
         timeout_ms: int | None = None,
     ) -> Entry | None:
         """Return the key's value and revision, or None; see `Client.get`."""
-        call = self._client.get(
-            key,
-            consistency=consistency,
-            max_staleness_ms=max_staleness_ms,
-            timeout_ms=timeout_ms,
+        return self._run(
+            lambda client: client.get(
+                key,
+                consistency=consistency,
+                max_staleness_ms=max_staleness_ms,
+                timeout_ms=timeout_ms,
+            ),
+            timeout_ms,
         )
-        return self._run(call)
 
     def delete(
         self,
@@ -126,42 +200,67 @@ class SyncClient:
         timeout_ms: int | None = None,
     ) -> DeleteResult:
         """Remove `key`; see `Client.delete`."""
-        call = self._client.delete(
-            key,
-            if_revision=if_revision,
-            ack=ack,
-            min_copies=min_copies,
-            idempotency_key=idempotency_key,
-            timeout_ms=timeout_ms,
+        own_key = _drawn(idempotency_key)
+        return self._run(
+            lambda client: client.delete(
+                key,
+                if_revision=if_revision,
+                ack=ack,
+                min_copies=min_copies,
+                idempotency_key=own_key,
+                timeout_ms=timeout_ms,
+            ),
+            timeout_ms,
+            write=own_key,
         )
-        return self._run(call)
 
-    def page(self, prefix: str = "", **options: Any) -> Page:
+    def page(self, prefix: str = "", *, timeout_ms: int | None = None, **options: Any) -> Page:
         """Return one page of a listing; see `Client.page`."""
-        return self._run(self._client.page(prefix, **options))
+        return self._run(
+            lambda client: client.page(prefix, timeout_ms=timeout_ms, **options), timeout_ms
+        )
 
     def list(self, prefix: str = "", *, page_size: int = 500, **options: Any) -> Iterator[Item]:
         """Iterate over all keys in order, page by page; see `Client.list`."""
-        cursor: str | None = None
-        while True:
-            page = self.page(prefix, limit=page_size, cursor=cursor, **options)
-            yield from page.items
-            cursor = page.cursor
-            if not cursor:
-                return
+        check_number("page_size", page_size, 1, PAGE_LIMIT_MAX)
+        self._here().client.list(prefix, **options)  # checks the arguments, asks nothing
+
+        def pages() -> Iterator[Item]:
+            cursor: str | None = None
+            while True:
+                page = self.page(prefix, limit=page_size, cursor=cursor, **options)
+                yield from page.items
+                cursor = page.cursor
+                if not cursor:
+                    return
+
+        return pages()
 
     def status(self, *, timeout_ms: int | None = None) -> ClusterStatus:
         """Return the cluster as its primary sees it."""
-        return self._run(self._client.status(timeout_ms=timeout_ms))
+        return self._run(lambda client: client.status(timeout_ms=timeout_ms), timeout_ms)
 
     def digest(self, node: str, *, timeout_ms: int | None = None) -> Digest:
         """Return the checksum of that node's own store."""
-        return self._run(self._client.digest(node, timeout_ms=timeout_ms))
+        return self._run(lambda client: client.digest(node, timeout_ms=timeout_ms), timeout_ms)
 
     def handover(self, to: str, *, timeout_ms: int | None = None) -> ViewSummary:
         """Make the in-sync replica `to` the primary."""
-        return self._run(self._client.handover(to, timeout_ms=timeout_ms))
+        return self._run(
+            lambda client: client.handover(to, timeout_ms=timeout_ms), timeout_ms, write=""
+        )
 
-    def remove(self, node: str, *, timeout_ms: int | None = None) -> ViewSummary:
-        """Take a node out of the cluster for good."""
-        return self._run(self._client.remove(node, timeout_ms=timeout_ms))
+    def remove(
+        self, node: str, *, force: bool = False, timeout_ms: int | None = None
+    ) -> ViewSummary:
+        """Take a node out of the cluster for good; see `Client.remove`."""
+        return self._run(
+            lambda client: client.remove(node, force=force, timeout_ms=timeout_ms),
+            timeout_ms,
+            write="",
+        )
+
+
+def _drawn(idempotency_key: str) -> str:
+    """Return the key, or one drawn at random for none: here, so that every error can name it."""
+    return os.urandom(16).hex() if idempotency_key == "" else idempotency_key

@@ -5,6 +5,10 @@ a try proves: a refused connection or an answer with outcome "not_applied" prove
 changed nothing; anything else proves nothing. Once one try may have been applied, no later "not
 applied" clears it (the first may still be on its way, in a paused node, say): the call then ends
 with a success, or as unknown.
+
+Every answer names its cluster. The first that does settles which cluster this client talks to, for
+good: all that is sent from then on says so, and is refused elsewhere before anything is done.
+Before the first write the endpoint is asked for the name alone, so that no write goes without it.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from cluster.client_errors import (
     StorageFullError,
     UnavailableError,
     UnknownOutcomeError,
+    WrongClusterError,
 )
 from cluster.client_types import Problem
 from datapath.operations import ClusterStatus
@@ -40,6 +45,8 @@ BACKOFF_FIRST_S = 0.02
 BACKOFF_MAX_S = 0.4
 REFRESH_INTERVAL_S = 0.2  # the cluster's status is asked for no more often than this
 BODY_AT_ONCE_BYTES = 1 << 20
+SERVER_TIMEOUT_MAX_MS = 600_000  # what the API takes
+CLUSTER = "Onecopy-Cluster"
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 _decode_problem = msgspec.json.Decoder(Problem).decode
@@ -76,24 +83,43 @@ class UnreachableError(OSError):
 
 
 STATUS = Call("GET", "/v1/cluster", waits=False)
+MEET = Call("GET", "/livez", waits=False)  # answered at once, by the asked node alone
 
 
 class Transport:
     """A session of connections to one cluster. Belongs to the event loop that first uses it."""
 
-    def __init__(self, endpoints: Iterable[str], *, timeout_ms: int, max_connections: int) -> None:
-        self.endpoints = Endpoints(endpoints)
+    def __init__(
+        self,
+        endpoints: Iterable[str],
+        *,
+        timeout_ms: int,
+        max_connections: int,
+        discover: bool = True,
+        cluster_id: str = "",
+    ) -> None:
+        """`cluster_id`: the cluster to talk to, "" for the first that answers."""
+        self.endpoints = Endpoints(endpoints, discover=discover)
+        self.cluster_id = cluster_id
         self.timeout_ms = timeout_ms
         self.retries = 0  # tries beyond the first, over all calls
         self._max_connections = max_connections
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._session: aiohttp.ClientSession | None = None
         self._refresh: asyncio.Task[None] | None = None
         self._refreshed_at = -math.inf
         self._closed = False
 
     async def close(self) -> None:
-        """Close the connections. Calls that are under way fail."""
+        """Close the connections. Calls that are under way fail.
+
+        Raises RuntimeError on another event loop than the one that the connections belong to.
+        """
+        if self._closed:
+            return
         self._closed = True
+        if self._loop is not None:
+            self._check_loop()
         if self._refresh is not None:
             self._refresh.cancel()
             await asyncio.wait([self._refresh])
@@ -105,7 +131,7 @@ class Transport:
 
         Raises UnavailableError or, for a write, UnknownOutcomeError.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._check_loop()
         deadline = loop.time() + (self.timeout_ms if timeout_ms is None else timeout_ms) / 1000
         doubtful: ClientError | None = None  # the last try that may have been applied
         failure: ClientError
@@ -113,16 +139,27 @@ class Transport:
         while True:
             url = self.endpoints.pick(loop.time())
             try:
+                if call.writes and not self.cluster_id:
+                    await self._try(url, MEET, deadline - loop.time())
                 longest_s = TRY_TIMEOUT_S if call.retry_unknown else math.inf
                 reply = await self._try(url, call, deadline - loop.time(), longest_s)
             except UnknownOutcomeError as error:
+                if error.code == "wrong_cluster":
+                    raise
                 doubtful = failure = error
+            except WrongClusterError as error:
+                if self.endpoints.is_given(url):
+                    _raise_wrong_cluster(call, error, doubtful)
+                self.endpoints.disown(url)
+                failure = error
             except UnavailableError as error:
                 failure = error
             else:
                 self.endpoints.worked(url)
                 if call.writes:
                     self.endpoints.prefer_node(reply.headers.get("Onecopy-Node", ""))
+                if call is STATUS and reply.status == 200:
+                    self._learn(reply.body, url)
                 self._refresh_soon()
                 _hold_doubt(call, reply, doubtful)
                 return reply
@@ -133,24 +170,31 @@ class Transport:
                 pause_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 -- jitter
                 backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
             give_up = doubtful is not None and not call.retry_unknown
-            if give_up or loop.time() + pause_s >= deadline:
+            if give_up or self._closed or loop.time() + pause_s >= deadline:
                 _give_up(call, failure, doubtful)
             self.retries += 1
             await asyncio.sleep(pause_s)
+            if self._closed:
+                _give_up(call, failure, doubtful)
 
     async def ask(self, url: str, target: str, timeout_ms: int | None = None) -> Reply:
-        """Ask one named node, once. Raises UnavailableError."""
+        """Ask one named node, once. Raises UnavailableError, WrongClusterError."""
+        self._check_loop()
         timeout_s = (self.timeout_ms if timeout_ms is None else timeout_ms) / 1000
         return await self._try(url, Call("GET", target, waits=False), timeout_s, timeout_s)
 
     async def _try(
         self, url: str, call: Call, remaining_s: float, longest_s: float = TRY_TIMEOUT_S
     ) -> Reply:
-        """Send once. Raises UnavailableError (surely not applied) or UnknownOutcomeError."""
+        """Send once.
+
+        Raises UnavailableError or WrongClusterError (surely not applied), or UnknownOutcomeError.
+        """
         try_s = max(0.05, min(remaining_s, longest_s))
         target = call.target
         if call.waits:
-            server_ms = max(50, int((try_s - ANSWER_MARGIN_S) * 1000))
+            server_ms = int((min(try_s, SERVER_TIMEOUT_MAX_MS) - ANSWER_MARGIN_S) * 1000)
+            server_ms = max(50, min(server_ms, SERVER_TIMEOUT_MAX_MS))
             target += f"{'&' if '?' in target else '?'}timeout_ms={server_ms}"
         try:
             reply = await self._send(url, target, call, try_s)
@@ -160,6 +204,7 @@ class Transport:
             code = "timeout" if isinstance(error, TimeoutError) else "disconnected"
             detail = f"{url}: {str(error) or f'no answer within {try_s:.1f} s'}"
             raise _doubt(call, detail, code=code) from error
+        self._check_cluster(url, call, reply)
         status, body = reply.status, reply.body
         if status in RETRIED_STATUSES:
             problem = decode_problem(status, body)
@@ -177,11 +222,54 @@ class Transport:
         body = io.BytesIO(call.body or b"") if large else call.body  # aiohttp sends it in parts
         try:
             async with self._open().request(
-                call.method, whole, data=body, headers=call.headers, timeout=timeout
+                call.method, whole, data=body, headers=self._headers(call), timeout=timeout
             ) as response:
                 return Reply(response.status, response.headers, await response.read())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise UnreachableError(str(error)) from error
+
+    def _headers(self, call: Call) -> Mapping[str, str]:
+        return {**call.headers, CLUSTER: self.cluster_id} if self.cluster_id else call.headers
+
+    def _check_cluster(self, url: str, call: Call, reply: Reply) -> None:
+        """Take the cluster's id from the first answer that names it; refuse every other's.
+
+        Raises WrongClusterError, and UnknownOutcomeError for a write that may have been applied
+        there; for an answer that should name its cluster and does not, what proves nothing.
+        """
+        named = reply.headers.get(CLUSTER, "")
+        if not self.cluster_id:
+            self.cluster_id = named
+        if named == self.cluster_id:
+            return
+        if not named:
+            if reply.status < 400 or reply.status in {404, 412}:
+                detail = f"{url}: the answer (HTTP {reply.status}) does not name its cluster"
+                raise _doubt(call, detail, code="bad_answer", status=reply.status)
+            return  # a proxy's error, say
+        error = WrongClusterError(url, expected=self.cluster_id, found=named)
+        refused = reply.status == 421 or (
+            reply.status >= 400
+            and decode_problem(reply.status, reply.body).outcome == "not_applied"
+        )
+        if call.writes and not refused:
+            raise _doubt(call, error.detail, code=error.code, status=reply.status)
+        raise error
+
+    def _check_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the running event loop. Raises RuntimeError if the client belongs to another."""
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        if self._loop is not loop:
+            closed = ", which is closed by now" if self._loop.is_closed() else ""
+            raise RuntimeError(
+                "this Client belongs to the event loop that first used it" + closed + ", and is "
+                "called from another one: make a Client in each event loop (in pytest: let the "
+                "fixture that makes it and the tests that use it have the same loop scope), or "
+                "use SyncClient"
+            )
+        return loop
 
     def _open(self) -> aiohttp.ClientSession:
         if self._closed:
@@ -204,7 +292,13 @@ class Transport:
         now = asyncio.get_running_loop().time()
         wanted = after_failure or self._refreshed_at == -math.inf
         running = self._refresh is not None and not self._refresh.done()
-        if not wanted or running or self._closed or now < self._refreshed_at + REFRESH_INTERVAL_S:
+        if (
+            not self.endpoints.learns
+            or not wanted
+            or running
+            or self._closed
+            or now < self._refreshed_at + REFRESH_INTERVAL_S
+        ):
             return
         self._refreshed_at = now
         self._refresh = asyncio.create_task(self._refresh_status())
@@ -215,14 +309,32 @@ class Transport:
         try:
             reply = await self._try(url, STATUS, TRY_TIMEOUT_S)
             if reply.status == 200:
-                self.learn(_decode_status(reply.body))
-        except (ClientError, msgspec.DecodeError, ValueError):
+                self._learn(reply.body, url)
+        except WrongClusterError:
+            self.endpoints.disown(url)  # a given one stays, and the next call says so
+        except ClientError:
             self.endpoints.failed(url, now)
+        await asyncio.gather(*map(self._prove, self.endpoints.unproved))
 
-    def learn(self, status: ClusterStatus) -> None:
+    def _learn(self, body: bytes, source: str) -> None:
         """Remember the nodes' addresses and the primary."""
+        try:
+            status = _decode_status(body)
+        except msgspec.DecodeError:
+            return  # who asked for it says so
         clients = {node: item.client for node, item in status.nodes.items() if item.client}
-        self.endpoints.learn(clients, status.primary)
+        self.endpoints.learn(clients, status.primary, source)
+
+    async def _prove(self, url: str) -> None:
+        """Ask a learned address which cluster it belongs to, and use it if it is this one."""
+        if not self.cluster_id:
+            return
+        try:
+            reply = await self._try(url, MEET, TRY_TIMEOUT_S)
+        except ClientError:
+            return  # not there, or another cluster's
+        if reply.status == 200:  # and it named this cluster, as _try has made sure
+            self.endpoints.proved(url)
 
 
 def decode_problem(status: int, body: bytes) -> Problem:
@@ -252,6 +364,15 @@ def _doubt(call: Call, detail: str, *, code: str, status: int = 0) -> ClientErro
     if not call.writes:
         return UnavailableError(detail, code=code, status=status)
     return UnknownOutcomeError(detail, code=code, status=status, idempotency_key=call.key)
+
+
+def _raise_wrong_cluster(
+    call: Call, error: WrongClusterError, doubtful: ClientError | None
+) -> NoReturn:
+    if doubtful is None:
+        raise error
+    doubtful.detail += f"; then {error.detail}"
+    _give_up(call, error, doubtful)
 
 
 def _hold_doubt(call: Call, reply: Reply, doubtful: ClientError | None) -> None:

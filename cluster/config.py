@@ -18,6 +18,7 @@ import msgspec
 
 from cluster.config_checks import check_config
 from cluster.config_model import (
+    Api,
     Channel,
     ClusterConfig,
     ClusterSection,
@@ -32,6 +33,7 @@ from cluster.config_model import (
 )
 
 __all__ = [
+    "Api",
     "Channel",
     "ClusterConfig",
     "ClusterSection",
@@ -57,7 +59,7 @@ def load_config(path: Path | str) -> ClusterConfig:
     """Read and check the file. Raises ConfigError; touches nothing but the file and the secret."""
     path = Path(path).absolute()
     tree = _read_toml(path)
-    sections = ("cluster", "nodes", "routes", "timing", "limits")
+    sections = ("cluster", "nodes", "routes", "timing", "limits", "api")
     _refuse_unknown(path, "", tree, sections)
     cluster = _convert(path, "cluster", tree.get("cluster", {}), ClusterSection)
     nodes = {
@@ -76,6 +78,7 @@ def load_config(path: Path | str) -> ClusterConfig:
         path=path,
         name=cluster.name,
         secret=_read_secret(path, cluster, warnings),
+        secret_field="cluster.secret_file" if cluster.secret_file else "cluster.secret",
         nodes={
             node: msgspec.structs.replace(item, data=_absolute(path, f"nodes.{node}", item.data))
             for node, item in nodes.items()
@@ -83,6 +86,7 @@ def load_config(path: Path | str) -> ClusterConfig:
         routes=routes,
         timing=_convert(path, "timing", tree.get("timing", {}), Timing),
         limits=_convert(path, "limits", tree.get("limits", {}), Limits),
+        api=_convert(path, "api", tree.get("api", {}), Api),
     )
     warnings += check_config(config)
     return msgspec.structs.replace(config, warnings=tuple(warnings))

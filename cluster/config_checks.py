@@ -15,6 +15,7 @@ from cluster.config_model import (
     split_address,
 )
 from cluster.kv import MAX_RANGE_SIZE_BYTES
+from cluster.secret_strength import MIN_SECRET_BITS, estimated_bits
 
 ID_PATTERN = "[a-z0-9][a-z0-9-]{0,30}"
 LEASE_RATE_MARGIN_PERCENT = 10  # clocks of two machines may differ by so much in rate (D4) …
@@ -109,6 +110,7 @@ def _check_routes(config: ClusterConfig) -> None:
 
 def _check_exposure(config: ClusterConfig) -> None:
     if config.secret:
+        _check_secret(config)
         return
     own = (item for item in _node_addresses(config) if not item[0].endswith(".client"))
     for field, address in (*own, *_route_addresses(config)):
@@ -118,6 +120,18 @@ def _check_exposure(config: ClusterConfig) -> None:
                 "set one (openssl rand -hex 32) or use a 127.0.0.1 address"
             )
             raise ConfigError(config.path, field, problem)
+
+
+def _check_secret(config: ClusterConfig) -> None:
+    """Refuse a secret that can be guessed where strangers could try."""
+    addresses = (*_node_addresses(config), *_route_addresses(config))
+    exposed = [address for _, address in addresses if not is_loopback(address)]
+    if exposed and estimated_bits(config.secret) < MIN_SECRET_BITS:
+        problem = (
+            f"the secret is easy to guess (too short, repeated or made of words), and {exposed[0]} "
+            "can be reached from other machines; make one with: openssl rand -hex 32"
+        )
+        raise ConfigError(config.path, config.secret_field, problem)
 
 
 def _check_timing(path: Path, timing: Timing) -> None:
@@ -188,6 +202,7 @@ def _check_limits(config: ClusterConfig) -> None:
             MAX_RANGE_SIZE_BYTES + 2 * record_max,
             "a page and two of the largest values (max_value_size_bytes)",
         ),
+        ("max_waiting_bytes", 2 * record_max, "two of the largest records (max_value_size_bytes)"),
         ("log_segment_size_bytes", record_max, "the largest record (max_value_size_bytes)"),
         ("log_retention_bytes", limits.log_segment_size_bytes, "one log_segment_size_bytes"),
         ("store_map_size_bytes", 4 * limits.overlay_flush_bytes, "four overlay_flush_bytes"),

@@ -57,7 +57,8 @@ class ClusterSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         str,
         Meta(
             description="Shared secret of at least 16 bytes that nodes prove to each other. "
-            "Without one, every peer and raft address must be loopback."
+            "Without one, every peer and raft address must be loopback; one that is easy to guess "
+            "is refused unless all addresses are."
         ),
     ] = ""
     secret_file: Annotated[
@@ -150,6 +151,14 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     request_timeout_ms: Annotated[
         int, _ms("How long a request waits for a primary unless it says `timeout_ms` itself.")
     ] = 5000
+    drain_timeout_ms: Annotated[
+        int,
+        _ms(
+            "How long at most a node that was told to stop goes on serving clients that come; it "
+            "ends sooner when none has come for half a second.",
+            ge=0,
+        ),
+    ] = 5000
     raft_heartbeat_ms: Annotated[
         int, _ms("How often the consensus group's leader sends its heartbeat.")
     ] = 40
@@ -182,13 +191,24 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_inflight_bytes: Annotated[
         int,
         _count(
-            "Bytes of operations executed but not yet committed; beyond it requests wait. Room "
-            "for two of the largest values at least."
+            "Bytes of changes that were executed but have not committed; beyond it requests wait "
+            "to be executed. Room for two of the largest values at least."
         ),
     ] = 67_108_864
     max_waiting_requests: Annotated[
-        int, _count("Requests that may wait at a node; more get 503 at once.", le=10_000_000)
+        int,
+        _count(
+            "Writes that may wait at the primary to be executed; more get 503 `overloaded`.",
+            le=10_000_000,
+        ),
     ] = 10_000
+    max_waiting_bytes: Annotated[
+        int,
+        _count(
+            "Bytes of such writes, which are in memory; more get 503 `overloaded`. Room for two of "
+            "the largest values at least."
+        ),
+    ] = 268_435_456
     max_buffered_bytes: Annotated[
         int,
         _count(
@@ -198,16 +218,24 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "values at least."
         ),
     ] = 67_108_864
-    client_table_size: Annotated[
+    client_table_retention_ms: Annotated[
         int,
         _count(
-            "Idempotency keys remembered; the oldest is forgotten first. A retry that comes after "
-            "so many newer keys would be executed again. At least 10000: an interrupted load sends "
-            "up to 8192 records again.",
+            "How long the answer under an idempotency key is remembered, by the primary's clock. A "
+            "later repeat is executed again, unless it names with `Idempotency-After` what it was "
+            "first sent after: then it is refused.",
             ge=10_000,
-            le=100_000_000,
+            le=604_800_000,
         ),
-    ] = 100_000
+    ] = 600_000
+    client_table_bytes: Annotated[
+        int,
+        _count(
+            "Bytes of such answers on each disk (about 130 for a write of a key); beyond it the "
+            "oldest are forgotten before their time.",
+            ge=4_194_304,
+        ),
+    ] = 67_108_864
     log_segment_size_bytes: Annotated[
         int, _count("Size at which a log file is closed and the next begun.", ge=65536)
     ] = 67_108_864
@@ -235,6 +263,36 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 0
 
 
+AdminFrom = Literal["loopback", "any"]
+
+
+class Api(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[api]`: the HTTP API: for whom it is, and who may administer."""
+
+    admin_from: Annotated[
+        AdminFrom,
+        Meta(
+            description='Who may remove nodes and hand over. `"loopback"`: only programs on the '
+            "node's own machine, and through no proxy; "
+            '`"any"`: whoever reaches the port.'
+        ),
+    ] = "loopback"
+    hosts: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Host names, without ports, under which clients reach nodes beside those "
+            'of the `client` addresses: of a proxy or load balancer. `["*"]`: any name.'
+        ),
+    ] = ()
+    origins: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Origins of web pages that may change data though they come from "
+            'elsewhere, as browsers write them: `"https://tools.example"`.'
+        ),
+    ] = ()
+
+
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The whole file, checked: paths absolute, the secret read.
 
@@ -248,6 +306,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     routes: dict[str, dict[str, Route]]
     timing: Timing
     limits: Limits
+    api: Api = Api()
+    secret_field: str = "cluster.secret"  # noqa: S105 -- the field's name
     warnings: tuple[str, ...] = ()
 
     @property

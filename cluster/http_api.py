@@ -11,18 +11,20 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import msgspec
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest, StreamResponse
 
+from cluster.http_admin import check_admin
 from cluster.http_answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer
 from cluster.http_body import ClientGoneError, read_body
 from cluster.http_express import KEYS, Pending, Write
 from cluster.http_headers import Headers, check_cluster, cluster_line
+from cluster.http_hosts import Hosts, split_target
 from cluster.http_kv import KvHandlers
-from cluster.http_params import TIMEOUT, decode_percent, parse_query
+from cluster.http_params import REMOVE_PARAMS, TIMEOUT, decode_percent, parse_query
 from cluster.http_server import HttpServer, HttpSettings, Listener, OrdinaryConnection
 from cluster.metrics import Metrics
 from cluster.openapi import openapi_json
@@ -38,6 +40,9 @@ __all__ = ["HttpApi", "HttpSettings"]
 MAX_JSON_BODY_SIZE_BYTES = 64 * 1024
 NODES = "/v1/cluster/nodes/"
 
+_VITAL = frozenset(
+    {"/livez", "/readyz", "/primary", "/metrics", "/v1/cluster", "/v1/cluster/handover"}
+)
 _READS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _RETRY_AFTER = b"Retry-After: %d\r\n" % RETRY_AFTER_S
 
@@ -58,8 +63,12 @@ _handover_decoder = msgspec.json.Decoder(Handover)
 class HttpApi:
     """Serves a `Node` over HTTP."""
 
-    def __init__(self, node: Node, settings: HttpSettings | None = None) -> None:
+    def __init__(
+        self, node: Node, settings: HttpSettings | None = None, hosts: Hosts | None = None
+    ) -> None:
+        """Serve `node`. `hosts` (default: loopback names and IP addresses) is for whom."""
         self._node = node
+        self._hosts = hosts or Hosts()
         self._settings = settings or HttpSettings()
         self._listener: Listener | None = None
         self._server: HttpServer | None = None
@@ -101,14 +110,31 @@ class HttpApi:
 
     async def start(self, host: str, port: int) -> None:
         """Listen on an address (port 0: any). Raises OSError if it cannot be had."""
-        self._server = HttpServer(self._handle, self._settings, self._identity, self)
+        self._server = HttpServer(self._handle, self._settings, self._identity, self, self._hosts)
         self._listener = Listener(self._server)
         await self._listener.start(host, port)
+
+    async def drain(self) -> None:
+        """Let the clients go elsewhere before `stop`, within `drain_timeout_ms`.
+
+        The node says that it is not ready, and each connection ends with its next answer.
+        """
+        if self._listener is not None:
+            await self._listener.drain()
+
+    def hurry(self) -> None:
+        """End `drain` at once."""
+        if self._listener is not None:
+            self._listener.hurry()
 
     async def stop(self) -> None:
         """Take no more requests, wait a bounded time for those under way, close everything."""
         if self._listener is not None:
             await self._listener.stop()
+
+    @property
+    def _draining(self) -> bool:
+        return self._server is not None and self._server.draining
 
     def _server_numbers(self) -> dict[str, float]:
         return {} if self._server is None else self._server.numbers()
@@ -143,6 +169,8 @@ class HttpApi:
             answer = self.refuse(error, method, request.raw_path)
         finally:
             connection.reading = None
+        if connection.is_last:
+            answer.closes = True
         self.observe(method, request.raw_path, answer, perf_counter() - started)
         return answer
 
@@ -172,12 +200,18 @@ class HttpApi:
         """Give a write to this node's pipeline; False: it has not been taken."""
         return self._node.submit(write.operation, write.timeout_ms, sink)
 
-    async def go_on(self, write: Write, timeout_ms: int, after: OperationError) -> Result:
-        """Carry a write on elsewhere, after an attempt that ended so. Raises OperationError."""
+    async def read(self, key: str, query: str, headers: Headers) -> Answer:
+        """Return a GET's answer when it can be given. Raises OperationError or Problem."""
+        return await self._kv.read(key, query, headers)
+
+    async def go_on(self, write: Write, timeout_ms: int, after: OperationError | None) -> Result:
+        """Carry a write out elsewhere, after an attempt that ended so. Raises OperationError."""
         return await self._node.execute(write.operation, timeout_ms, after)
 
     def refuse(self, error: Exception, method: str, target: str) -> Answer:
         """Return the answer that says why a request has failed."""
+        if isinstance(error, Problem):
+            return self._refusal(error, method)
         if isinstance(error, OperationError):
             return self._refusal(from_operation_error(error), method)
         request_id = secrets.token_hex(8)
@@ -190,17 +224,24 @@ class HttpApi:
     def observe(self, method: str, target: str, answer: Answer, seconds: float) -> None:
         """Count an answered request, and log it if asked to."""
         self._metrics.requests.observe(method, answer.status, seconds)
+        if self._draining and self._server is not None and not _is_vital(target.partition("?")[0]):
+            self._server.requested_at = asyncio.get_running_loop().time()
         if self._settings.access_log:
             # Keys may show here, values never do.
             logger.info("%s %s %d %.1f ms", method, target, answer.status, seconds * 1000)
 
     def _dispatch(self, request: BaseRequest, method: str) -> Awaitable[Answer]:
         """Return the handler's answer to come. Raises Problem."""
+        target, authority = split_target(request.raw_path)
+        self._hosts.check(method, authority, request.headers, request.version)
         check_cluster(request.headers, self._node.cluster_id)
-        target = request.raw_path
-        if not target.startswith("/") or "#" in target:
-            target = _origin_form(target)
         path, _, query = target.partition("?")
+        if (
+            cast("OrdinaryConnection", request.protocol).reserved
+            and not _is_vital(path)
+            and self._server is not None
+        ):
+            raise self._server.full()
         if path.startswith(KEYS):
             return _method(self._key_methods, method)(request, path[len(KEYS) :], query)
         route = self._routes.get(path)
@@ -233,6 +274,7 @@ class HttpApi:
         return self._answer(await self._node.digest())
 
     async def _handover(self, request: BaseRequest, query: str) -> Answer:
+        asked_by = self._check_admin(request)
         timeout_ms = self._timeout_ms(query)
         # Only this type: a web page may POST others to any address without asking first.
         content_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip()
@@ -247,13 +289,39 @@ class HttpApi:
             to = _handover_decoder.decode(body).to
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Problem("invalid_body", f'{error}; expected is {{"to": "n2"}}') from None
+        logger.info("a handover to %s is asked for by %s", to, asked_by)
         return self._answer(await self._node.handover(to, timeout_ms))
 
-    async def _remove_node(self, _request: BaseRequest, raw_node: str, query: str) -> Answer:
+    async def _remove_node(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
+        asked_by = self._check_admin(request)
         node = decode_percent(raw_node, "the node's id", "not_found").decode("utf-8")
         if not node or "/" in node:
             raise Problem("not_found", "name one node: /v1/cluster/nodes/{id}")
-        return self._answer(await self._node.remove_member(node, self._timeout_ms(query)))
+        options = parse_query(query, REMOVE_PARAMS)
+        force = options.get("force")
+        if force not in (None, node):
+            raise Problem(
+                "invalid_parameter",
+                f"force must be the id of the node that is removed, {node!r}, not {force!r}",
+            )
+        timeout_ms = options.get("timeout_ms", self._settings.request_timeout_ms)
+        view = await self._node.remove_member(
+            node, timeout_ms, force=force is not None, asked_by=asked_by
+        )
+        return self._answer(view)
+
+    def _check_admin(self, request: BaseRequest) -> str:
+        """Return who asks, for the log. Raises Problem if they may not change the cluster."""
+        connection = request.transport
+        sockets = ("peername", "sockname")
+        remote, local = (connection and connection.get_extra_info(name) for name in sockets)
+        check_admin(
+            self._settings.admin_from,
+            remote[0] if remote else None,
+            local[0] if local else None,
+            request.headers,
+        )
+        return f"{remote[0]} port {remote[1]} at {self._node.node_id}" if remote else "an unknown"
 
     def _timeout_ms(self, query: str) -> int:
         value: int = parse_query(query, TIMEOUT).get(
@@ -267,6 +335,8 @@ class HttpApi:
         return self._answer({"status": "live"})
 
     async def _readyz(self, _request: BaseRequest, _query: str) -> Answer:
+        if self._draining:
+            raise Problem("not_ready", "this node is stopping: use another")
         if self._node.is_ready:
             return self._answer({"status": "ready"})
         primary = self._node.primary
@@ -296,15 +366,9 @@ class HttpApi:
         return Answer(200, openapi_json(), JSON, self._identity())
 
 
-def _origin_form(target: str) -> str:
-    """Return the path and query of an absolute-form target (as proxies send). Raises Problem."""
-    scheme, separator, rest = target.partition("://")
-    if "#" in target or not separator or scheme.lower() not in {"http", "https"}:
-        raise Problem(
-            "malformed_request", "the request's target must be a path, without #", closes=True
-        )
-    slash = rest.find("/")
-    return rest[slash:] if slash >= 0 else "/"
+def _is_vital(path: str) -> bool:
+    """Whether a resource is served also where no connection is left: health and the cluster."""
+    return path in _VITAL or path.startswith(NODES)
 
 
 def _readable(handler: Plain) -> dict[str, Plain]:

@@ -2,9 +2,10 @@
 
 A connection starts here. As long as what comes are whole PUT, GET and DELETE requests on keys with
 a plain head (`PLAIN`, `_read_block`), each is recognised, executed and answered in one step, with
-no task and no request object: that is a third of the work. At the first request that is not so
-plain (another path, a malformed condition, a chunked body, a head in two parts, a node that is not
-the primary, …) the connection, with all that has come on it, is given to aiohttp, and
+no task and no request object: that is a third of the work. Where the answer has to wait for another
+node (on a backup, say), a task waits for it, and the connection stays here. At the first request
+that is not so plain (another path, a malformed condition, a chunked body, a head in two parts, …)
+the connection, with all that has come on it, is given to aiohttp, and
 stays there. So nothing is parsed here but what has one meaning only, and every refusal is made in
 one place, the ordinary lane: the express lane either serves a request just as that would, or has
 done nothing with it.
@@ -14,25 +15,22 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from time import perf_counter
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import msgspec
 from aiohttp import hdrs
 from multidict import CIMultiDict, CIMultiDictProxy, istr
 
 from cluster.http_answer import TOO_MUCH_HELD, Answer, Outgoing
-from cluster.http_headers import CLUSTER, IDEMPOTENCY_KEY, Headers
+from cluster.http_headers import CLUSTER, IDEMPOTENCY_AFTER, IDEMPOTENCY_KEY, Headers
+from cluster.http_hosts import Hosts
 from cluster.http_memory import Memory, Share
 from datapath.complaints import Complaints
-from datapath.errors import (
-    NotPrimaryError,
-    OperationError,
-    OverloadedError,
-    UnknownOutcomeError,
-)
+from datapath.errors import OperationError, OverloadedError
 from datapath.operations import Operation, Result
+from datapath.router import may_repeat
 
 MAX_REQUEST_SIZE_BYTES = 64 * 1024
 """A larger request goes the ordinary way: its body is read piece by piece there."""
@@ -56,21 +54,23 @@ PLAIN = re.compile(
 _FIELD = re.compile(rb"([-A-Za-z0-9_]+):([\t\x20-\x7e]*)")
 _LENGTH = re.compile(rb"[0-9]{1,6}")
 
-# Framing, hop-by-hop and content codings are aiohttp's business.
+# Framing, hop-by-hop, content codings and what browsers say of pages: the ordinary lane's business.
 _NOT_PLAIN = frozenset(
-    b"content-encoding content-range expect keep-alive proxy-connection te trailer "
-    b"transfer-encoding upgrade http2-settings".split()
+    b"content-encoding content-range expect keep-alive origin proxy-connection sec-fetch-mode "
+    b"sec-fetch-site te trailer transfer-encoding upgrade http2-settings".split()
 )
 _CONDITIONS = frozenset(
-    name.lower().encode() for name in (hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, IDEMPOTENCY_KEY, CLUSTER)
+    name.lower().encode()
+    for name in (hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, IDEMPOTENCY_KEY, IDEMPOTENCY_AFTER, CLUSTER)
 )
 _NO_HEADERS: Headers = CIMultiDictProxy(CIMultiDict())
 
 
 class Block(msgspec.Struct, frozen=True):
-    """A head's fields: the body's size, and those fields that change what is done."""
+    """A head's fields: the body's size, the host, and those fields that change what is done."""
 
     body_size_bytes: int
+    host: str
     headers: Headers
 
 
@@ -98,8 +98,11 @@ class ExpressApi(Protocol):
     def submit(self, write: Write, sink: Pending) -> bool:
         """Give a write to this node's pipeline; False: it has not been taken."""
 
-    async def go_on(self, write: Write, timeout_ms: int, after: OperationError) -> Result:
-        """Carry a write on elsewhere, after an attempt that ended so. Raises OperationError."""
+    async def go_on(self, write: Write, timeout_ms: int, after: OperationError | None) -> Result:
+        """Carry a write out elsewhere, after an attempt that ended so. Raises OperationError."""
+
+    async def read(self, key: str, query: str, headers: Headers) -> Answer:
+        """Return a GET's answer when it can be given. Raises OperationError or Problem."""
 
     def refuse(self, error: Exception, method: str, target: str) -> Answer:
         """Return the answer that says why a request has failed."""
@@ -114,10 +117,11 @@ class Lane(Protocol):
     api: ExpressApi
     idle_timeout_s: float
     max_body_bytes: int
+    hosts: Hosts
+    has_express_lane: bool
+    draining: bool
+    """Whether the node is about to stop: each connection ends with its next answer."""
     memory: Memory
-
-    def admit(self, transport: asyncio.Transport) -> bool:
-        """Whether there is room for another connection; one that is refused is closed."""
 
     def ordinary(self) -> asyncio.Protocol:
         """Make aiohttp's protocol for a connection."""
@@ -130,12 +134,12 @@ class Lane(Protocol):
 
 
 class Pending:
-    """A write under way: what the pipeline gives its answer to, in place of a future."""
+    """A request under way; a write's answer comes here from the pipeline, as to a future."""
 
     __slots__ = ("_connection", "_done", "method", "started", "target", "write")
 
     def __init__(
-        self, connection: ExpressConnection, method: str, target: str, write: Write
+        self, connection: ExpressConnection, method: str, target: str, write: Write | None
     ) -> None:
         self._connection = connection
         self._done = False
@@ -163,8 +167,9 @@ class ExpressConnection(asyncio.Protocol):
     """One connection in the express lane. One request at a time, in the order they came."""
 
     __slots__ = (
-        "_backlog", "_closing", "_gone", "_held", "_input", "_lane", "_outgoing", "_partial",
-        "_paused_at", "_pending", "_quiet", "_scheduled", "_since", "_task", "_transport",
+        "_backlog", "_closing", "_ended", "_gone", "_held", "_input", "_lane", "_more", "_outgoing",
+        "_partial", "_paused_at", "_pending", "_quiet", "_scheduled", "_since", "_task",
+        "_transport",
     )  # fmt: skip
 
     def __init__(self, lane: Lane) -> None:
@@ -175,7 +180,9 @@ class ExpressConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._gone: asyncio.Future[None] | None = None
         self._closing = False
+        self._ended = False  # the client has sent its last byte, and may still read
         self._quiet = False  # reading is paused: the client sends far ahead
+        self._more = False  # what came with the request that is being served goes on behind it
         self._partial = False  # the first request in the backlog is not whole
         self._held: Share | None = None  # answers that the client does not take
         self._outgoing: Outgoing | None = None
@@ -194,18 +201,18 @@ class ExpressConnection(asyncio.Protocol):
     # -- asyncio's protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Serve the connection, or refuse it at once while there are too many."""
-        stream = cast("asyncio.Transport", transport)  # uvloop's is none by its class
-        if self._lane.admit(stream):
-            self._transport = stream
-            self._since = _now()
-            self._lane.joined(self)
+        """Serve the connection."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        self._since = _now()
+        self._lane.joined(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         """Forget the connection; a write under way goes on, its answer has nowhere to go."""
         self._transport = None
         self._backlog = b""
         self._give_back()
+        if self._task is not None and self._pending is not None and self._pending.write is None:
+            self._task.cancel()
         self._lane.left(self)
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
@@ -256,6 +263,18 @@ class ExpressConnection(asyncio.Protocol):
                 share.resize(0)
         self._held = self._input = self._outgoing = None
 
+    def eof_received(self) -> bool:
+        """The client sends no more; what it has sent whole is answered before the end."""
+        self._ended = True
+        if self._pending is None and not self._paused_at:
+            self._advance()  # between an answer and the turn in which the next request begins
+        return self._transport is None or self._pending is not None or bool(self._backlog)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way, or has begun to arrive."""
+        return self._pending is not None or bool(self._backlog)
+
     def pause_writing(self) -> None:
         """The client does not take its answers as fast as it asks: serve it no more for now."""
         self._paused_at = _now()
@@ -287,6 +306,8 @@ class ExpressConnection(asyncio.Protocol):
         self._backlog = data[at:] if at else data
         if size == 0:
             self._leave()
+        elif size is None and self._ended and self._transport is not None:
+            self._transport.close()  # the body will never be complete
         elif not turns and self._backlog and self._may_serve() and not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._go_on_reading)
@@ -305,10 +326,12 @@ class ExpressConnection(asyncio.Protocol):
         """Serve the request at `at`, and return its size; 0: not plain; None: it is not whole."""
         line = PLAIN.match(data, at, at + _MAX_HEAD_SIZE_BYTES)
         end = data.find(b"\r\n\r\n", at, at + _MAX_HEAD_SIZE_BYTES)
-        if line is None or end < line.end() - 2:
+        if line is None or end < line.end() - 2 or not self._lane.has_express_lane:
             return 0
         block = _read_block(data[line.end() : end + 2])
         if block is None or block.body_size_bytes > self._lane.max_body_bytes:
+            return 0
+        if not self._lane.hosts.allows(block.host):
             return 0
         stop = end + 4 + block.body_size_bytes
         if len(data) < stop:
@@ -317,6 +340,7 @@ class ExpressConnection(asyncio.Protocol):
             return None
         self._partial = False
         method, target, _ = line[0].decode().split(" ")
+        self._more = stop < len(data)
         taken = self._serve(method, target, block.headers, data[end + 4 : stop])
         return stop - at if taken else 0
 
@@ -326,19 +350,30 @@ class ExpressConnection(asyncio.Protocol):
         if method == "GET":
             started = perf_counter()
             answer = lane.api.express_read(key, query, headers)
-            if answer is None:
-                return False
-            self._send(answer, method, target, started)
+            if answer is None:  # it has to wait: for the primary, say
+                self._pending = pending = Pending(self, method, target, None)
+                self._start(self._read(pending, key, query, headers))
+            else:
+                self._send(answer, method, target, started)
             return True
         write = lane.api.express_write(method, key, query, headers, body)
         if write is None:
             return False
-        pending = Pending(self, method, target, write)
-        self._pending = pending
-        if lane.api.submit(write, pending):
-            return True
-        self._pending = None
-        return False
+        self._pending = pending = Pending(self, method, target, write)
+        if not lane.api.submit(write, pending):  # it goes to another node, or waits for one
+            self._start(self._go_on(pending, write, None))
+        return True
+
+    def _start(self, answering: Coroutine[Any, Any, None]) -> None:
+        self._task = asyncio.get_running_loop().create_task(answering)
+
+    async def _read(self, pending: Pending, key: str, query: str, headers: Headers) -> None:
+        api = self._lane.api
+        try:
+            answer = await api.read(key, query, headers)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
+            answer = api.refuse(error, pending.method, pending.target)
+        self.answer(pending, answer)
 
     def answer(self, pending: Pending, answer: Answer) -> None:
         """Answer the write under way, and go on with what has come meanwhile."""
@@ -362,6 +397,7 @@ class ExpressConnection(asyncio.Protocol):
 
     def succeeded(self, pending: Pending, result: Result) -> None:
         """Answer with what was acknowledged."""
+        assert pending.write is not None
         try:
             answer = pending.write.answer(result)
         except Exception as error:  # noqa: BLE001 -- the pipeline must go on, whatever it is
@@ -370,19 +406,15 @@ class ExpressConnection(asyncio.Protocol):
 
     def failed(self, pending: Pending, error: BaseException) -> None:
         """Go on elsewhere after what is known not to be applied, or safe to repeat; else say so."""
-        may_go_on = isinstance(error, NotPrimaryError) or (
-            isinstance(error, UnknownOutcomeError)
-            and error.code == "unknown_outcome"
-            and pending.write.operation.idempotency_key
-        )
-        if may_go_on and isinstance(error, OperationError):
-            loop = asyncio.get_running_loop()
-            self._task = loop.create_task(self._go_on(pending, error))
+        write = pending.write
+        assert write is not None
+        if isinstance(error, OperationError) and may_repeat(write.operation, error):
+            self._start(self._go_on(pending, write, error))
         elif isinstance(error, Exception):
             self.answer(pending, self._lane.api.refuse(error, pending.method, pending.target))
 
-    async def _go_on(self, pending: Pending, after: OperationError) -> None:
-        api, write = self._lane.api, pending.write
+    async def _go_on(self, pending: Pending, write: Write, after: OperationError | None) -> None:
+        api = self._lane.api
         left_ms = write.timeout_ms - int((perf_counter() - pending.started) * 1000)
         try:
             answer = write.answer(await api.go_on(write, max(1, left_ms), after))
@@ -396,7 +428,9 @@ class ExpressConnection(asyncio.Protocol):
             crowded = OverloadedError("overloaded", TOO_MUCH_HELD)
             answer = self._lane.api.refuse(crowded, method, target)
         if transport is not None and not transport.is_closing():
-            closes = self._closing or answer.closes
+            more = self._more if self._pending is None else self._backlog
+            last = (self._ended or self._lane.draining) and not more
+            closes = self._closing or answer.closes or last
             transport.write(answer.as_bytes(closes=closes))
             if closes:
                 transport.close()
@@ -419,6 +453,8 @@ class ExpressConnection(asyncio.Protocol):
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         protocol.data_received(backlog)
+        if self._ended and not protocol.eof_received():
+            transport.close()
 
     def check(self, now: float) -> None:
         """Close it if it is idle too long; called again and again."""
@@ -474,7 +510,7 @@ def _read_block(fields: bytes) -> Block | None:
 
 def _parse_block(fields: bytes) -> Block | None:
     seen: set[bytes] = set()
-    size = 0
+    size, host = 0, ""
     headers: CIMultiDict[str] | None = None
     for line in fields.split(b"\r\n")[:-1]:
         field = _FIELD.fullmatch(line)
@@ -491,12 +527,14 @@ def _parse_block(fields: bytes) -> Block | None:
             if not _LENGTH.fullmatch(value):
                 return None
             size = int(value)
+        elif name == b"host":
+            host = value.decode()
         elif name in _CONDITIONS:
             headers = headers if headers is not None else CIMultiDict()
             headers[istr(name.decode())] = value.decode()
-    if b"host" not in seen:
+    if not host:
         return None
-    return Block(size, _NO_HEADERS if headers is None else CIMultiDictProxy(headers))
+    return Block(size, host, _NO_HEADERS if headers is None else CIMultiDictProxy(headers))
 
 
 def _now() -> float:

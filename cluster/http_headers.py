@@ -19,6 +19,7 @@ from cluster.problems import Problem
 Headers = CIMultiDictProxy[str]
 
 IDEMPOTENCY_KEY = istr("Idempotency-Key")
+IDEMPOTENCY_AFTER = istr("Idempotency-After")
 CLUSTER = istr("Onecopy-Cluster")
 MAX_IDEMPOTENCY_KEY_LENGTH = 255
 MAX_ENTITY_TAGS = 100
@@ -27,6 +28,7 @@ MAX_ENTITY_TAGS = 100
 _TAG = r'(W/)?"([\x21\x23-\x7e\x80-\U0010ffff]*)"'
 _TAGS = re.compile(rf"[ \t]*{_TAG}[ \t]*(?:,|$)")
 _REVISION = re.compile(r"[1-9][0-9]{0,18}")
+_INDEX = re.compile(r"[0-9]{1,18}")
 _QUOTED = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _TOKEN = re.compile(r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]+")
 
@@ -144,6 +146,22 @@ def idempotency_key(headers: Headers) -> str:
             f"not {len(key)}",
         )
     return key
+
+
+def idempotency_after(headers: Headers) -> int | None:
+    """Read Idempotency-After: a revision (`Onecopy-Revision`) known before the first try, or None.
+
+    It means nothing without an Idempotency-Key. Raises Problem "invalid_header".
+    """
+    if IDEMPOTENCY_AFTER not in headers:
+        return None
+    values = headers.getall(IDEMPOTENCY_AFTER)
+    if len(values) > 1 or not _INDEX.fullmatch(values[0].strip(" \t")):
+        raise Problem(
+            "invalid_header",
+            "Idempotency-After must be one revision, as Onecopy-Revision in an earlier answer said",
+        )
+    return int(values[0])
 
 
 @functools.lru_cache(maxsize=16)  # one of it, on every answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest
@@ -23,6 +24,7 @@ from cluster.http_headers import (
     check_put_headers,
     cluster_line,
     entity_tags,
+    idempotency_after,
     idempotency_key,
     put_if_absent,
     refuse_if_none_match,
@@ -45,6 +47,13 @@ from datapath.operations import Node, Operation, Query, QueryResult, Result
 
 NO_CACHE = b"Cache-Control: no-cache\r\n"
 """A cache between must ask again: an answer out of it would not be linearizable."""
+
+
+class Repeat(NamedTuple):
+    """What makes a repeat known: the idempotency key, and what it was first sent after."""
+
+    key: str
+    first_after: int | None
 
 
 class KvHandlers:
@@ -81,11 +90,11 @@ class KvHandlers:
         check_put_headers(headers)
         if_absent = put_if_absent(headers)
         if_revision = write_if_match(headers)
-        repeat_key = idempotency_key(headers)
+        repeat = Repeat(idempotency_key(headers), idempotency_after(headers))
 
         def make_operation(value: bytes) -> Write:
             args = (key, value, if_revision, if_absent)
-            return self._write("put", args, repeat_key, options, _put_answer)
+            return self._write("put", args, repeat, options, _put_answer)
 
         return make_operation
 
@@ -94,19 +103,22 @@ class KvHandlers:
         options = write_options(query)
         refuse_if_none_match(headers)
         args = (key, write_if_match(headers))
-        return self._write("delete", args, idempotency_key(headers), options, _delete_answer)
+        repeat = Repeat(idempotency_key(headers), idempotency_after(headers))
+        return self._write("delete", args, repeat, options, _delete_answer)
 
     def _write(
         self,
         method: str,
         args: tuple[object, ...],
-        repeat_key: str,
+        repeat: Repeat,
         options: WriteOptions,
         answer: Callable[[Result, bytes, bytes], Answer],
     ) -> Write:
         note = b',"ack":"local"' if options.ack == "local" else b""
         return Write(
-            Operation(method, args, repeat_key, options.ack, options.min_copies),
+            Operation(
+                method, args, repeat.key, options.ack, options.min_copies, repeat.first_after
+            ),
             options.timeout_ms or self._timeout_ms,
             lambda result: answer(result, note, self._who(result.node, result.epoch)),
         )
@@ -121,8 +133,12 @@ class KvHandlers:
 
     async def get(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
         """GET and HEAD /v1/kv/{key}."""
+        return await self.read(raw_key, query, request.headers)
+
+    async def read(self, raw_key: str, query: str, headers: Headers) -> Answer:
+        """Return a GET's answer when it can be given. Raises Problem or OperationError."""
         wanted, timeout_ms = self._get(raw_key, query)
-        return self._get_answer(await self._node.query(wanted, timeout_ms), request.headers)
+        return self._get_answer(await self._node.query(wanted, timeout_ms), headers)
 
     def express_read(self, raw_key: str, query: str, headers: Headers) -> Answer | None:
         """Return a GET's answer if this node can give it at once. Raises Problem."""
@@ -135,7 +151,7 @@ class KvHandlers:
         return wanted, options.timeout_ms or self._timeout_ms
 
     def _get_answer(self, result: QueryResult, headers: Headers) -> Answer:
-        who = self._who(result.node, result.epoch)
+        who = self._who(result.node, result.epoch) + _revision(result.index)
         if result.value is None:
             raise Problem("key_not_found", "there is no such key", headers=who)
         value, revision = result.value
@@ -182,7 +198,7 @@ class KvHandlers:
         )
         items, next_key = result.value
         cursor = None if next_key is None else encode_cursor(next_key, bounds)
-        lines = NO_CACHE + self._who(result.node, result.epoch)
+        lines = NO_CACHE + self._who(result.node, result.epoch) + _revision(result.index)
         page = Page(items, result.index, cursor)
         if page.length <= LARGE_ANSWER_SIZE_BYTES:
             return Answer(200, b"".join(page.pieces()), JSON, lines)
@@ -201,15 +217,23 @@ def _put_answer(result: Result, note: bytes, who: bytes) -> Answer:
         result.index, result.epoch, result.copies, note,
     )  # fmt: skip
     tag = b'ETag: "%d"\r\n' % result.index
-    return Answer(201 if result.value else 200, body, JSON, tag + _write_headers(result, who))
+    lines = tag + _write_headers(result, note, who)
+    return Answer(201 if result.value else 200, body, JSON, lines)
 
 
 def _delete_answer(result: Result, note: bytes, who: bytes) -> Answer:
     body = b'{"revision":%d,"deleted":%b,"epoch":%d,"copies":%d%b}' % (
         result.index, b"true" if result.value else b"false", result.epoch, result.copies, note,
     )  # fmt: skip
-    return Answer(200, body, JSON, _write_headers(result, who))
+    return Answer(200, body, JSON, _write_headers(result, note, who))
 
 
-def _write_headers(result: Result, who: bytes) -> bytes:
+def _revision(index: int) -> bytes:
+    """The state that an answer is of: committed, and so good for Idempotency-After."""
+    return b"Onecopy-Revision: %d\r\n" % index
+
+
+def _write_headers(result: Result, note: bytes, who: bytes) -> bytes:
+    if not note:  # with ack=local it has not committed
+        who += _revision(result.index)
     return who + b"Idempotent-Replayed: true\r\n" if result.repeated else who

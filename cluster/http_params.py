@@ -135,6 +135,15 @@ TIMEOUT = {
         "How long the request may wait for a primary and its answer, in milliseconds.",
     )
 }
+REMOVE_PARAMS = {
+    "force": Param(
+        str,
+        {"type": "string"},
+        "The node's id once more: remove it although it may cost what `detail` of the refusal "
+        "says.",
+    ),
+    **TIMEOUT,
+}
 WRITE_PARAMS: dict[str, Param] = {
     "ack": Param(
         _choice("all", "local"),

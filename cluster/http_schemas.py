@@ -6,12 +6,16 @@ from collections import defaultdict
 from typing import Any
 
 from cluster.problems import CODES, Problem
+from datapath.operations import NODE_STATES
 
 Json = dict[str, Any]
 
+_UNKNOWN_CODES = {
+    "unknown_outcome", "timeout", "internal_error", "idempotency_key_expired", "unknown_revision",
+}  # fmt: skip
 CONNECTION_CODES = (
-    "malformed_request", "head_too_large", "internal_error", "too_many_connections",
-    "wrong_cluster", "cluster_unknown",
+    "malformed_request", "head_too_large", "unknown_host", "foreign_origin", "internal_error",
+    "too_many_connections", "wrong_cluster", "cluster_unknown",
 )  # fmt: skip
 """What any request at all can be answered."""
 
@@ -92,11 +96,18 @@ SCHEMAS: Json = {
             "role": {"enum": ["replica", "witness"]},
             "client": _TEXT,
             "state": {
-                "enum": ["primary", "backup", "learner", "snapshot", "witness", "unreachable"]
+                "enum": list(NODE_STATES),
+                "description": "`unknown`: in touch, but only the primary knows how far it is; "
+                "`unreachable`: nothing is known of how far it is.",
             },
             "applied_index": _INDEX,
             "durable_index": _INDEX,
             "lag": {**_INDEX, "description": "Entries behind the primary; null: unknown."},
+            "votes": {
+                "type": ["boolean", "null"],
+                "description": "Whether its vote counts in consensus; null: unknown. A node "
+                "without one cannot take over, in sync or not.",
+            },
         },
         additionalProperties=False,
     ),
@@ -181,6 +192,11 @@ HEADERS: Json = {
         "required": True,
         "schema": {"type": "string", "pattern": '^"[0-9]+"$'},
     },
+    "Onecopy-Revision": {
+        "description": "The state that this is an answer of, for Idempotency-After; not with "
+        "ack=local, for that may yet be lost.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
     "Idempotent-Replayed": {
         "description": "This is the first answer given again.",
         "schema": {"const": "true"},
@@ -244,6 +260,6 @@ def _example(code: str, *, write: bool) -> Json:
         "code": code,
     }
     if write:
-        unknown = code in {"unknown_outcome", "timeout", "internal_error"}
+        unknown = code in _UNKNOWN_CODES
         example["outcome"] = "unknown" if unknown else Problem(code, "").outcome
     return example

@@ -60,7 +60,7 @@ class KeyValue(Service):
         if if_absent and stored is not None:
             raise _failed(stored)
         if if_revision is not None:
-            _check_revision(stored, if_revision)
+            _check_revision(stored, if_revision, tx.index)
         tx.put(key, tx.index.to_bytes(REVISION_SIZE_BYTES) + value)
         return stored is None
 
@@ -72,7 +72,7 @@ class KeyValue(Service):
         """
         stored = tx.get(key)
         if if_revision is not None:
-            _check_revision(stored, if_revision)
+            _check_revision(stored, if_revision, tx.index)
         if stored is None:
             return False
         tx.delete(key)
@@ -108,22 +108,29 @@ def _revision(stored: bytes) -> int:
     return int.from_bytes(stored[:REVISION_SIZE_BYTES])
 
 
-def _check_revision(stored: bytes | None, wanted: Revisions) -> None:
+def _check_revision(stored: bytes | None, wanted: Revisions, next_revision: int) -> None:
+    """Raise RejectedError "precondition_failed" unless the key has (one of) these revisions.
+
+    The refusal is for good where all of them have passed: a revision never comes back.
+    """
+    revisions = (wanted,) if isinstance(wanted, int) else wanted
+    if stored is not None:
+        current = _revision(stored)
+        if wanted == ANY_REVISION or current in revisions:
+            return
+    for_good = all(revision < next_revision for revision in revisions) and wanted != ANY_REVISION
     if stored is None:
         raise RejectedError(
-            "precondition_failed", "the key does not exist, so that no If-Match can hold"
+            "precondition_failed",
+            "the key does not exist, so that no If-Match can hold",
+            for_good=for_good,
         )
-    current = _revision(stored)
-    if isinstance(wanted, int):
-        if wanted in {current, ANY_REVISION}:
-            return
-    elif current in wanted:
-        return
-    raise _failed(stored)
+    raise _failed(stored, for_good=for_good)
 
 
-def _failed(stored: bytes) -> RejectedError:
+def _failed(stored: bytes, *, for_good: bool = False) -> RejectedError:
     return RejectedError(
         "precondition_failed",
         f'the key exists with ETag "{_revision(stored)}": read it, and decide again',
+        for_good=for_good,
     )

@@ -13,16 +13,18 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Info, ProcessCollector
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
 )
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 PREFIX = "onecopy_"
+OPENMETRICS = "application/openmetrics-text"
 LATENCY_BOUNDS_S = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
 )  # fmt: skip
@@ -121,9 +123,15 @@ class Metrics:
         build.info({"version": _version(), "python": platform.python_version(), "node": node_id})
 
     def render(self, accept: str) -> tuple[bytes, bytes]:
-        """Return (body, content type) in the exposition format that `accept` asks for."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type.encode("ascii")
+        """Return (body, content type) in the exposition format that `accept` asks for.
+
+        Whatever stands there gets numbers: what it does not clearly ask for is the text format.
+        """
+        # Not prometheus_client's choice: it fails on parameters that it does not know.
+        if OPENMETRICS in accept:
+            body: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
+            return body, openmetrics.CONTENT_TYPE_LATEST.encode("ascii")
+        return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4.encode("ascii")
 
 
 def _version() -> str:

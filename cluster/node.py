@@ -6,36 +6,52 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import resource
+import os
 import secrets
 import signal
 import sys
 from collections.abc import Coroutine
 from typing import Any
 
-from cluster.config_model import ClusterConfig, split_address
+from cluster.addresses import edit_or_move, next_step
+from cluster.config_model import ClusterConfig, ConfigError, split_address
+from cluster.descriptors import Descriptors, TooFewDescriptorsError, raise_limit, share_out
 from cluster.http_api import HttpApi
+from cluster.http_hosts import Hosts
 from cluster.http_server import HttpSettings
 from cluster.kv import KeyValue
+from cluster.own_address import check_own_addresses
+from datapath.client_table import ClientTableBounds
 from datapath.datadir import DataDirectory
+from datapath.dialer import find_second_holder
 from datapath.engine import Engine
-from datapath.errors import DataDirectoryError, OperationError, StorageError, ends_node
+from datapath.errors import (
+    DataDirectoryError,
+    DiskFullError,
+    NotAdmittedError,
+    OperationError,
+    StorageError,
+    ends_node,
+)
 from datapath.gateway import Gateway
 from datapath.link import LinkHandler
 from datapath.mesh import REPLICATE, REQUEST, SNAPSHOT, Mesh
+from datapath.records import MAX_RECORD_SIZE_BYTES
 from datapath.requests import (
     HelloCall,
     HelloReturn,
     JoinCall,
+    JoinReturn,
     NoAnswerError,
     NotSentError,
-    ViewReturn,
 )
 from datapath.settings import Bounds, Timing
 from datapath.storage import Storage
 from datapath.transfer_receive import SnapshotReceiver
 from election.agreement import AgreementUnavailableError
+from election.identity import Addresses
 from election.pysyncobj_adapter import AgreementSettings, PySyncObjAgreement
+from election.registry import PeerRegistry, addresses_of, known_members
 from election.view import Bootstrap, Member, View
 
 log = logging.getLogger(__name__)
@@ -44,11 +60,18 @@ EXIT_FAILED = 1
 SWITCH_INTERVAL_S = 0.0005
 """A thread that returns from fsync waits for the interpreter at most about so long; the default
 of 5 ms would stand in every commit (measured: docs/storage.md)."""
-MAX_OPEN_FILES = 65_536
+LOG_KEPT_FACTOR = 4
+"""So many times `log_retention_bytes` may be kept for a replica that is catching up."""
 HELLO_TIMEOUT_MS = 500
 JOIN_TIMEOUT_MS = 5000
 RETRY_INTERVAL_S = 0.2
 WAITING_LOG_INTERVAL_S = 5.0
+MOVE_SILENCE_S = 3.0
+"""A node whose addresses have changed starts only if its old one has been silent for so long."""
+ACCUSATION_CHECK_S = 1.0
+REGISTER_INTERVAL_S = 0.5
+REMOVED_CHECK_INTERVAL_S = 0.5
+"""How often a node that consensus does not reach asks the others whether it was removed."""
 HANDOVER_ON_STOP_MS = 500
 LINGER_S = 0.2
 """How long a primary that is stopped on purpose stays to tell others who the next one is."""
@@ -62,33 +85,72 @@ async def run_node(config: ClusterConfig, node_id: str) -> int:
 
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    _raise_file_limit()
+    os.umask(0o077)  # whatever this process makes, its own user alone can read
+    limits = config.limits
+    try:
+        descriptors = share_out(
+            raise_limit(),
+            nodes=len(config.nodes),
+            segments=LOG_KEPT_FACTOR * limits.log_retention_bytes // limits.log_segment_size_bytes,
+        )
+    except TooFewDescriptorsError as error:
+        raise ConfigError(config.path, "", str(error)) from None
+    if descriptors.cut:
+        log.warning("%s", descriptors.cut)
+    hint = await check_own_addresses(config, node_id)
     directory = DataDirectory.open(config.data_dir(node_id), node_id=node_id)
     try:
-        node = NodeProcess(config, node_id, directory)
+        if directory.removed:
+            raise _removed(config.name, node_id)
+        node = NodeProcess(config, node_id, directory, descriptors, hint)
         return await node.run()
+    except NotAdmittedError:
+        # Under its new id the node may come with the same directory: nothing stays in it.
+        directory.discard()
+        raise
     finally:
         directory.close()
 
 
-def _raise_file_limit() -> None:
-    """Allow as many descriptors as the system does: connections, links and files need them."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+def _removed(cluster: str, node_id: str) -> DataDirectoryError:
+    return DataDirectoryError(
+        f"node {node_id} has been removed from cluster {cluster}: to come back it needs a new id "
+        f"in the configuration file (rename [nodes.{node_id}]) and an empty data directory"
+    )
 
 
 class NodeProcess:
     """The parts of one node, from start to stop."""
 
-    def __init__(self, config: ClusterConfig, node_id: str, directory: DataDirectory) -> None:
+    def __init__(
+        self,
+        config: ClusterConfig,
+        node_id: str,
+        directory: DataDirectory,
+        descriptors: Descriptors,
+        hint: str = "",
+    ) -> None:
         self._config = config
+        self._hint = hint  # why others may not reach this node, for who waits for them
         self._node_id = node_id
         self._directory = directory
         self._own = config.nodes[node_id]
         self._ended: asyncio.Future[BaseException | None] = (
             asyncio.get_running_loop().create_future()
         )
+        self._registry = PeerRegistry(
+            node_id,
+            directory.data_id,
+            secrets.token_hex(8),
+            {
+                node: Addresses(item.client, item.peer, item.raft)
+                for node, item in config.nodes.items()
+            },
+            cluster_id=directory.cluster_id,
+            members=directory.members,
+            pins=lambda: directory.pins,
+        )
+        self._view_seen = False
         self._agreement = PySyncObjAgreement(self._agreement_settings(dict(self._raft_addresses())))
         self._agreement_started = False
         self._mesh = Mesh(
@@ -96,25 +158,40 @@ class NodeProcess:
             split_address(self._own.peer),
             config.name,
             bytes(config.secret),
-            self._peer_address,
+            self._peer_addresses,
+            self._registry,
             on_error=lambda _, problem: self._on_error(problem),
+            max_unauthenticated=descriptors.max_unauthenticated,
         )
         self._gateway = Gateway(
-            node_id, config.name, self._agreement, directory.pin_peer, directory.cluster_id
+            node_id,
+            config.name,
+            self._agreement,
+            directory.pin_peer,
+            directory.cluster_id,
+            config.limits.min_in_sync,
         )
         self._gateway.listen(self._on_view)
+        self._gateway.share_notices(self._registry)
         self._engine: Engine | None = None
         self._receiver: SnapshotReceiver | None = None
         if self._own.role == "replica":
             self._engine = self._make_engine()
             self._gateway.attach(self._engine)
+        self._hosts = Hosts(config.api.hosts, config.api.origins)
+        self._hosts.learn(split_address(item.client)[0] for item in config.nodes.values())
         self._api = HttpApi(
             self._gateway,
             HttpSettings(
                 max_value_size_bytes=config.limits.max_value_size_bytes,
                 max_buffered_bytes=config.limits.max_buffered_bytes,
                 request_timeout_ms=config.timing.request_timeout_ms,
+                drain_timeout_ms=config.timing.drain_timeout_ms,
+                max_connections=descriptors.max_connections,
+                reserved_connections=descriptors.reserved_connections,
+                admin_from=config.api.admin_from,
             ),
+            self._hosts,
         )
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -123,7 +200,9 @@ class NodeProcess:
     def _raft_addresses(self) -> dict[str, str]:
         return {node: item.raft for node, item in self._config.nodes.items()}
 
-    def _agreement_settings(self, members: dict[str, str]) -> AgreementSettings:
+    def _agreement_settings(
+        self, members: dict[str, str], founders: dict[str, str] | None = None
+    ) -> AgreementSettings:
         config, timing = self._config, self._config.timing
         routes = {
             target: route.raft
@@ -137,8 +216,10 @@ class NodeProcess:
             node_id=self._node_id,
             bind_address=self._own.raft,
             members=members,
+            founders=founders,
             directory=self._directory.path / "raft",
             secret=bytes(config.secret) or stand_in,
+            registry=self._registry,
             routes=routes,
             heartbeat_interval_ms=timing.raft_heartbeat_ms,
             election_min_ms=timing.raft_election_min_ms,
@@ -155,7 +236,8 @@ class NodeProcess:
             map_size_bytes=limits.store_map_size_bytes,
             flush_bytes=limits.overlay_flush_bytes,
             retention_bytes=limits.log_retention_bytes,
-            catchup_bytes=4 * limits.log_retention_bytes,
+            catchup_bytes=LOG_KEPT_FACTOR * limits.log_retention_bytes,
+            max_queued_bytes=limits.max_inflight_bytes + 2 * MAX_RECORD_SIZE_BYTES,
         )
         engine = Engine(
             self._node_id,
@@ -175,9 +257,13 @@ class NodeProcess:
             ),
             Bounds(
                 min_in_sync=limits.min_in_sync,
+                max_inflight_bytes=limits.max_inflight_bytes,
                 max_waiting_operations=limits.max_waiting_requests,
-                max_waiting_bytes=limits.max_inflight_bytes,
-                client_table_entries=limits.client_table_size,
+                max_waiting_bytes=limits.max_waiting_bytes,
+                client_table=ClientTableBounds(
+                    retention_ms=limits.client_table_retention_ms,
+                    max_bytes=limits.client_table_bytes,
+                ),
                 snapshot_rate_bytes_per_s=limits.snapshot_rate_bytes_per_s,
             ),
             {node: rank for rank, node in enumerate(self._config.replicas)},
@@ -191,13 +277,12 @@ class NodeProcess:
         )
         return engine
 
-    def _peer_address(self, peer: str) -> tuple[str, int] | None:
-        """Where this node reaches `peer`: a route, the configuration, or what the view says."""
-        if peer in self._config.nodes:
-            return split_address(self._config.address(self._node_id, peer, "peer"))
-        view = self._gateway.view
-        member = view.member(peer) if view else None
-        return split_address(member.peer) if member else None
+    def _peer_addresses(self, peer: str) -> list[tuple[str, int]]:
+        """Where this node may reach `peer`: by a route, else as agreed, else as configured."""
+        route = self._config.routes.get(self._node_id, {}).get(peer)
+        if route is not None and route.peer:
+            return [split_address(route.peer)]
+        return [split_address(address) for address in self._registry.dial_addresses(peer, "peer")]
 
     # -- running
 
@@ -206,7 +291,7 @@ class NodeProcess:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_loop_error)
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._end, None)
+            loop.add_signal_handler(number, self._on_signal)
         try:
             starting = asyncio.create_task(self._start())
             waited: set[asyncio.Future[Any]] = {starting, self._ended}
@@ -218,7 +303,7 @@ class NodeProcess:
                 starting.result()
             problem = await self._ended
         finally:
-            await self._stop()
+            await self._stop(orderly=self._ended.done() and self._ended.result() is None)
         if isinstance(problem, DataDirectoryError):
             raise problem
         if problem is not None:
@@ -246,6 +331,7 @@ class NodeProcess:
 
     async def _start(self) -> None:
         self._check_votes()
+        await self._check_alone()
         if self._engine is not None:
             self._engine.start()  # before anybody can reach it
             if self._directory.joined:
@@ -257,7 +343,9 @@ class NodeProcess:
         await self._mesh.start(handlers)
         self._dial({node: item.role for node, item in self._config.nodes.items()})
         await self._api.start(*split_address(self._own.client))
-        if not self._directory.joined:
+        if self._directory.joined:
+            self._spawn(self._ask_whether_removed())
+        else:
             await self._enter()
             if self._engine is not None:
                 self._engine.admit()
@@ -266,6 +354,7 @@ class NodeProcess:
         await self._agreement.start()
         self._agreement_started = True
         self._directory.mark_joined()
+        self._spawn(self._watch_accusations())
         self._spawn_bootstrap()
         log.info("started: http://%s", self._own.client)
 
@@ -279,11 +368,66 @@ class NodeProcess:
                 "an empty data directory"
             )
 
-    async def _stop(self) -> None:
+    async def _check_alone(self) -> None:
+        """Refuse to start beside another process with the same identity.
+
+        It would answer at the address that the cluster has agreed on. Where that is this node's own
+        address still, a moment is enough; where it has changed, the other may be restarting.
+        """
+        known = self._directory.members.get(self._node_id)
+        if known is None or not known.addresses.peer:
+            return
+        loop = asyncio.get_running_loop()
+        moved = known.addresses != self._registry.claim.addresses
+        until = loop.time() + (MOVE_SILENCE_S if moved else 0.0)
+        if moved:
+            log.info(
+                "the addresses have changed: looking for another process at %s for %g s",
+                known.addresses.peer,
+                MOVE_SILENCE_S,
+            )
+        while True:
+            problem = await find_second_holder(
+                split_address(known.addresses.peer),
+                self._config.name,
+                bytes(self._config.secret),
+                self._registry,
+            )
+            if problem:
+                raise self._second_holder(problem)
+            if loop.time() >= until:
+                return
+            await asyncio.sleep(RETRY_INTERVAL_S)
+
+    async def _watch_accusations(self) -> None:
+        """End this process if peers go on refusing it as the second of its identity."""
+        while not (problem := self._registry.accusation()):  # noqa: ASYNC110 -- time alone tells
+            await asyncio.sleep(ACCUSATION_CHECK_S)
+        self._end(self._second_holder(problem))
+
+    def _second_holder(self, problem: str) -> DataDirectoryError:
+        return DataDirectoryError(
+            f"{problem}. If {self._directory.path} is the copy: to make a new cluster of the data, "
+            "write it to a file with `onecopy dump` from the running cluster, start a cluster with "
+            "another cluster.name and empty data directories, and run `onecopy load`; to move node "
+            f"{self._node_id} here, stop the other process for good first"
+        )
+
+    def _on_signal(self) -> None:
+        """Stop; at the second signal without waiting for clients to go."""
+        if self._ended.done():
+            self._api.hurry()
+        self._end(None)
+
+    async def _stop(self, *, orderly: bool) -> None:
+        """Stop everything. `orderly`: it was asked for, so clients are let go one by one before."""
         if self._engine is not None:
             self._engine.stop_scans()
+        draining = asyncio.create_task(self._api.drain()) if orderly else None
         if self._engine is not None and self._engine.replica.primary is not None:
             await self._hand_over()
+        if draining is not None:
+            await draining
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -303,6 +447,8 @@ class NodeProcess:
         if engine is None or engine.failed or engine.replica.primary is None:
             return
         for node in sorted(engine.replica.primary.required()):
+            if self._gateway.has_no_vote(node):
+                continue
             with contextlib.suppress(OperationError):
                 view = await engine.hand_over(node, HANDOVER_ON_STOP_MS)
                 log.info("handed over to %s", view.primary)
@@ -353,9 +499,10 @@ class NodeProcess:
                 if answer is None:
                     continue
                 if answer.problem:
-                    raise DataDirectoryError(
-                        f"{node} refuses this node: {answer.problem} (here: {self._directory.path})"
-                    )
+                    problem = f"{node} refuses this node: {answer.problem}"
+                    # Where no cluster exists yet, the others have taken note of this directory.
+                    kind = DataDirectoryError if answer.view is None else NotAdmittedError
+                    raise kind(f"{problem} (here: {self._directory.path})")
                 clear.add(node)
                 if answer.view is not None and await self._join(node):
                     return
@@ -364,10 +511,12 @@ class NodeProcess:
                     last_log = loop.time()
                     missing = sorted(set(others) - clear)
                     log.info("first start with an empty directory: waiting for %s", missing)
+                    if self._hint:
+                        log.warning("%s", self._hint)
                 await asyncio.sleep(RETRY_INTERVAL_S)
 
     async def _ask_hello(self, node: str) -> HelloReturn | None:
-        call = HelloCall(self._node_id, self._directory.data_id)
+        call = HelloCall(self._node_id, self._directory.data_id, self._directory.joined)
         try:
             answer = await self._gateway.caller.call(node, call, HELLO_TIMEOUT_MS)
         except (NotSentError, NoAnswerError, OperationError):
@@ -383,20 +532,63 @@ class NodeProcess:
             log.warning("%s could not add this node yet: %s", node, problem)
             return False
         except OperationError as problem:
-            if problem.code in ("lost_disk", "refused"):
-                raise DataDirectoryError(f"{node} refuses this node: {problem}") from problem
+            if problem.code in ("lost_disk", "refused", "removed"):
+                raise NotAdmittedError(f"{node} refuses this node: {problem}") from problem
             log.warning("%s could not add this node yet: %s", node, problem)
             return False
-        if not isinstance(answer, ViewReturn):
+        if not isinstance(answer, JoinReturn):
             return False
         view = answer.view
         members = {member.id: member.raft for member in view.members}
-        self._agreement = PySyncObjAgreement(self._agreement_settings(members))
+        settings = self._agreement_settings(members, answer.founders)
+        self._agreement = PySyncObjAgreement(settings)
         self._gateway.use_agreement(self._agreement)
         if self._engine is not None:
             self._engine.use_agreement(self._agreement)
         self._gateway.on_view(view)
         return True
+
+    # -- leaving it
+
+    def _leave(self) -> None:
+        """This node was removed: it serves nothing any more, and stays only as long as it votes.
+
+        The others may need its vote to take that vote away (decision 12).
+        """
+        if not self._leaving:
+            self._leaving = True
+            log.warning("this node has been removed from cluster %s", self._config.name)
+            self._spawn(self._ask_whether_removed())
+
+    _leaving = False
+
+    async def _ask_whether_removed(self) -> None:
+        """Ask the others until this node is known to be a member; end if it was removed for good.
+
+        Who was removed while it was away hears nothing from consensus: its links are refused.
+        """
+        last_log = asyncio.get_running_loop().time()
+        while self._leaving or not self._gateway.belongs:
+            if self._leaving and self._gateway.has_no_vote(self._node_id):
+                self._end_removed()
+                return
+            others = [node for node in self._gateway.caller.peers if node != self._node_id]
+            answers = await asyncio.gather(*map(self._ask_hello, others))
+            if any(answer is not None and answer.removed for answer in answers):
+                self._end_removed()
+                return
+            now = asyncio.get_running_loop().time()
+            if self._leaving and now - last_log > WAITING_LOG_INTERVAL_S:
+                last_log = now
+                log.warning(
+                    "this node was removed, but its vote still counts: it stays until the others "
+                    "have taken it away. Is a majority of the nodes up?"
+                )
+            await asyncio.sleep(REMOVED_CHECK_INTERVAL_S)
+
+    def _end_removed(self) -> None:
+        self._directory.mark_removed()
+        self._end(_removed(self._config.name, self._node_id))
 
     def _spawn_bootstrap(self) -> None:
         if self._config.replicas[0] == self._node_id and self._gateway.view is None:
@@ -445,16 +637,20 @@ class NodeProcess:
         except StorageError as problem:
             self._end(problem)
             return
+        self._registry.learn(view)
+        try:
+            self._directory.note_members(view.version, known_members(view))
+        except DiskFullError as problem:
+            log.warning("the members cannot be noted: %s", problem)
+        except StorageError as problem:
+            self._end(problem)
+            return
         self._dial({member.id: member.role for member in view.members})
+        self._hosts.learn(split_address(item.client)[0] for item in view.members if item.client)
         member = view.member(self._node_id)
         own = self._member()
         if member is None:
-            self._end(
-                DataDirectoryError(
-                    f"node {self._node_id} has been removed from cluster {self._config.name}: to "
-                    "come back it needs a new id and an empty data directory"
-                )
-            )
+            self._leave()
         elif member.data_id not in ("", own.data_id):
             self._end(
                 DataDirectoryError(
@@ -463,17 +659,70 @@ class NodeProcess:
                     f"run `onecopy remove {self._node_id}` and give the node a new id"
                 )
             )
-        elif member != own and member.raft == own.raft and not self._registering:
+        elif member.role != own.role:
+            self._end(
+                DataDirectoryError(
+                    f"{self._config.path}: nodes.{self._node_id}.role: the node is a {member.role} "
+                    f"of the cluster, not a {own.role}: write that, or remove the node and give it "
+                    "a new id and an empty data directory"
+                )
+            )
+        else:
+            self._compare_addresses(view, member)
+
+    def _compare_addresses(self, view: View, member: Member) -> None:
+        """Have the view follow the configuration, or the operator the view: the newer counts."""
+        configured, agreed = self._registry.claim.addresses, addresses_of(member)
+        known = self._directory.members_version
+        is_first = not self._view_seen and view.version >= known
+        self._view_seen = self._view_seen or is_first
+        step = next_step(configured, agreed, self._directory.addresses, is_first=is_first)
+        if step == "refuse":
+            text = edit_or_move(self._node_id, self._config.path, configured, agreed)
+            self._end(DataDirectoryError(text))
+        elif step == "warn":
+            text = edit_or_move(self._node_id, self._config.path, configured, agreed)
+            log.warning("%s", text)
+        elif step == "none":
+            with contextlib.suppress(DiskFullError):
+                self._directory.note_addresses(configured)
+        if (step == "register" or not member.data_id) and not self._registering:
             self._registering = True
             self._spawn(self._register())
 
     _registering = False
 
     async def _register(self) -> None:
-        """Tell the cluster this node's disk and addresses."""
+        """Have the cluster agree on this node's disk and addresses, however long it takes."""
+        last = ""
         try:
-            await self._gateway.add_member(self._member(), JOIN_TIMEOUT_MS)
-        except OperationError as problem:
-            log.warning("this node's entry could not be brought up to date: %s", problem)
+            while (problem := await self._register_once()) is not None:
+                if problem != last:
+                    log.warning("this node's entry could not be brought up to date: %s", problem)
+                last = problem
+                await asyncio.sleep(REGISTER_INTERVAL_S)
+            log.info("the cluster has agreed on this node's addresses")
         finally:
             self._registering = False
+
+    async def _register_once(self) -> str | None:
+        """Ask the other nodes in turn, and then the own consensus member; None: it is done.
+
+        A node that has moved may have no consensus link: the others do not know yet where to dial.
+        """
+        mine = self._member()
+        problem = ""
+        for peer in self._gateway.caller.peers:
+            try:
+                call = JoinCall(mine, JOIN_TIMEOUT_MS)
+                answer = await self._gateway.caller.call(peer, call, JOIN_TIMEOUT_MS)
+                if isinstance(answer, JoinReturn):
+                    self._gateway.on_view(answer.view)
+                    return None
+            except (NotSentError, NoAnswerError, OperationError) as error:
+                problem = f"{peer}: {error}"
+        try:
+            await self._gateway.add_member(mine, JOIN_TIMEOUT_MS, anew=False)
+        except OperationError as error:
+            return problem or str(error)
+        return None

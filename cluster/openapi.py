@@ -13,6 +13,7 @@ from cluster.http_params import (
     MAX_KEY_SIZE_BYTES,
     RANGE_PARAMS,
     READ_PARAMS,
+    REMOVE_PARAMS,
     TIMEOUT,
     WRITE_PARAMS,
     Param,
@@ -23,6 +24,7 @@ from cluster.problems import CODES
 _PARAMETER_CODES = ("unknown_parameter", "invalid_parameter")
 _KEY_CODES = ("invalid_key", "key_too_long", *_PARAMETER_CODES, "invalid_header")
 _NODE_CODES = ("no_primary", "not_primary", "overloaded")
+_REPEAT_CODES = ("idempotency_key_reused", "idempotency_key_expired", "unknown_revision")
 _WRITE_CODES = (
     *_NODE_CODES,
     "too_large",
@@ -173,6 +175,13 @@ _IDEMPOTENCY_KEY = _header(
     "repeat of the same request gets the first answer, another request under the same key 422.",
     '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
 )
+_IDEMPOTENCY_AFTER = _header(
+    "Idempotency-After",
+    "With `Idempotency-Key`: the highest `Onecopy-Revision` that the client had seen before it "
+    "first sent this request. If the key is not known, and may have been forgotten since, the "
+    "request is refused with 410 instead of being executed again.",
+    "42",
+)
 
 
 # --- keys ---
@@ -180,7 +189,7 @@ _IDEMPOTENCY_KEY = _header(
 
 def _put() -> Json:
     absent = _header("If-None-Match", "`*`: only if the key does not exist.", "*")
-    written = ("ETag", "Idempotent-Replayed")
+    written = ("ETag", "Idempotent-Replayed", "Onecopy-Revision")
     return _operation(
         "putKey",
         "Write a value",
@@ -193,11 +202,17 @@ def _put() -> Json:
             *_BODY_CODES,
             "unsupported_content_encoding",
             "precondition_failed",
-            "idempotency_key_reused",
+            *_REPEAT_CODES,
             *_WRITE_CODES,
         ),
         write=True,
-        parameters=[*_query(WRITE_PARAMS), _IF_MATCH, absent, _IDEMPOTENCY_KEY],
+        parameters=[
+            *_query(WRITE_PARAMS),
+            _IF_MATCH,
+            absent,
+            _IDEMPOTENCY_KEY,
+            _IDEMPOTENCY_AFTER,
+        ],
         requestBody={
             "description": "The value: any bytes, up to the configured size (1 MiB).",
             "content": {"application/octet-stream": {"schema": {}}},
@@ -213,12 +228,12 @@ def _get() -> Json:
         {
             "200": {
                 "description": "The value's bytes.",
-                "headers": headers("ETag"),
+                "headers": headers("ETag", "Onecopy-Revision"),
                 "content": {"application/octet-stream": {"schema": {}}},
             },
             "304": {
                 "description": "Unchanged (If-None-Match).",
-                "headers": headers("ETag"),
+                "headers": headers("ETag", "Onecopy-Revision"),
             },
         },
         (*_KEY_CODES, "key_not_found", "precondition_failed", *_READ_CODES),
@@ -233,12 +248,16 @@ def _delete() -> Json:
         "Remove a key",
         {
             "200": json_answer(
-                "Removed, or it wasn't there.", "Deleted", example, "Idempotent-Replayed"
+                "Removed, or it wasn't there.",
+                "Deleted",
+                example,
+                "Idempotent-Replayed",
+                "Onecopy-Revision",
             )
         },
-        (*_KEY_CODES, "precondition_failed", "idempotency_key_reused", *_WRITE_CODES),
+        (*_KEY_CODES, "precondition_failed", *_REPEAT_CODES, *_WRITE_CODES),
         write=True,
-        parameters=[*_query(WRITE_PARAMS), _IF_MATCH, _IDEMPOTENCY_KEY],
+        parameters=[*_query(WRITE_PARAMS), _IF_MATCH, _IDEMPOTENCY_KEY, _IDEMPOTENCY_AFTER],
     )
 
 
@@ -248,7 +267,11 @@ def _range() -> Json:
     return _operation(
         "rangeKeys",
         "Read keys in order",
-        {"200": json_answer("A page, in the order of the keys' bytes.", "Range", example)},
+        {
+            "200": json_answer(
+                "A page, in the order of the keys' bytes.", "Range", example, "Onecopy-Revision"
+            )
+        },
         (*_PARAMETER_CODES, "invalid_cursor", *_READ_CODES),
         parameters=_query(RANGE_PARAMS),
     )
@@ -259,7 +282,7 @@ def _range() -> Json:
 
 def _cluster() -> Json:
     node = {"role": "replica", "client": "127.0.0.1:8101", "state": "primary",
-            "applied_index": 57, "durable_index": 57, "lag": 0}  # fmt: skip
+            "applied_index": 57, "durable_index": 57, "lag": 0, "votes": True}  # fmt: skip
     example = {"cluster": "demo", "cluster_id": "5f0c", "epoch": 3, "version": 9,
                "primary": "n1",
                "in_sync": ["n1"], "nodes": {"n1": node}}  # fmt: skip
@@ -281,6 +304,7 @@ def _handover() -> Json:
             "invalid_body",
             *_BODY_CODES,
             "unsupported_media_type",
+            "admin_forbidden",
             "handover_failed",
             *_CHANGE_CODES,
         ),
@@ -305,9 +329,18 @@ def _remove_node() -> Json:
         "removeNode",
         "Take a node out of the cluster for good",
         {"200": json_answer("The new view.", "View", _VIEW)},
-        (*_PARAMETER_CODES, "not_found", "is_primary", *_CHANGE_CODES),
+        (
+            *_PARAMETER_CODES,
+            "not_found",
+            "admin_forbidden",
+            "is_primary",
+            "unsafe_removal",
+            "membership_pending",
+            "no_majority",
+            *_CHANGE_CODES,
+        ),
         write=True,
-        parameters=[node, *_query(TIMEOUT)],
+        parameters=[node, *_query(REMOVE_PARAMS)],
     )
 
 

@@ -60,6 +60,16 @@ CODES: dict[str, Code] = {
     "invalid_body": Code(
         400, "The body is not the JSON that is expected", "Mend the field that `detail` names."
     ),
+    "foreign_origin": Code(
+        403,
+        "A web page of another origin sent the request",
+        "Serve the page from the node's own address, or list its origin under [api] origins.",
+    ),
+    "admin_forbidden": Code(
+        403,
+        "Only from the node's own machine",
+        "Ask there, or set admin_from in the configuration file's [api].",
+    ),
     "not_found": Code(404, "There is no such resource", "See /openapi.json for what there is."),
     "key_not_found": Code(404, "There is no such key", "Nothing: it has no value."),
     "unknown_node": Code(404, "There is no such node", "See /v1/cluster for the nodes there are."),
@@ -76,7 +86,29 @@ CODES: dict[str, Code] = {
         409, "The handover did not take place", "Read `detail`: it says why; the view is unchanged."
     ),
     "is_primary": Code(409, "The primary cannot be taken out", "Hand over to another node first."),
+    "unsafe_removal": Code(
+        409,
+        "The removal may cost acknowledged writes, or the majority",
+        "Read `detail`: it says what to do first.",
+    ),
+    "membership_pending": Code(
+        409, "Another removal is still under way", "Wait a moment, and try again."
+    ),
+    "no_majority": Code(
+        409, "No majority of the nodes that vote is alive", "Bring one of them back first."
+    ),
+    "removed": Code(409, "The node was removed for good", "Give the node a new id."),
     "refused": Code(409, "The cluster refuses this change", "Read `detail`: it says why."),
+    "unknown_revision": Code(
+        409,
+        "`Idempotency-After` names a revision that this cluster has not reached",
+        "Take it from `Onecopy-Revision` of an answer of this cluster.",
+    ),
+    "idempotency_key_expired": Code(
+        410,
+        "The idempotency key may have been used, and is no longer remembered",
+        "Nothing was applied now; read to learn whether an earlier request was.",
+    ),
     "precondition_failed": Code(
         412, "A condition of the request does not hold", "Read the key, and decide again."
     ),
@@ -102,6 +134,11 @@ CODES: dict[str, Code] = {
     ),
     "expectation_failed": Code(
         417, "The Expect header is not supported", "Send 100-continue, or no Expect."
+    ),
+    "unknown_host": Code(
+        421,
+        "The Host is no address of this cluster",
+        "Use a node's address, or list the name under [api] hosts in the configuration.",
     ),
     "idempotency_key_reused": Code(
         422,

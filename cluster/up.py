@@ -16,14 +16,14 @@ import msgspec
 
 from cluster.config import ClusterConfig
 from cluster.up_config import UpError
-from cluster.up_process import STOPPED, NodeProcess
+from cluster.up_process import STOPPED, NodeProcess, own_file
 from cluster.up_view import Row, View
 from datapath.operations import ClusterStatus
 
 TICK_S = 0.1
 POLL_INTERVAL_S = 0.25
 POLL_TIMEOUT_S = 0.4
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 15.0
 
 _decode_status = msgspec.json.Decoder(ClusterStatus).decode
 
@@ -80,7 +80,7 @@ class Up:
             pass
 
     async def _stop_all(self) -> None:
-        """SIGTERM to all; SIGKILL after ten seconds, or at the second Ctrl-C."""
+        """SIGTERM to all; SIGKILL after fifteen seconds, or at the second Ctrl-C."""
         self._status = None
         if self._stop_signals:
             self._view.say("stopping; the data is kept (Ctrl-C again: at once)")
@@ -169,7 +169,7 @@ async def _ask(session: aiohttp.ClientSession, url: str) -> ClusterStatus | None
 @contextmanager
 def sole_runner(data: Path) -> Iterator[None]:
     """Hold the lock of a cluster's directory. Raises UpError if another `onecopy up` has it."""
-    with (data / "up.lock").open("a+", encoding="ascii") as file:
+    with open(data / "up.lock", "a+", encoding="ascii", opener=own_file) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import socket
+import stat
 from pathlib import Path
 
 from cluster.config import ClusterConfig, NodeConfig, load_config, render_config, split_address
@@ -30,13 +31,14 @@ def prepare_config(
     UpError where a kept cluster has another shape, ConfigError where its file is broken.
     """
     path = data / CONFIG_NAME
+    check_ours(data)
     if path.exists():
         config = load_config(path)
         _check_shape(config, nodes=nodes, witnesses=witnesses, port=port)
         return config, False
     text = _new_config(nodes or 3, witnesses or 0, port or DEFAULT_PORT)
     try:
-        data.mkdir(parents=True, exist_ok=True)
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write_private(path, text)
     except OSError as error:
         raise UpError(
@@ -49,6 +51,48 @@ def prepare_config(
         path.unlink()  # nothing has run yet: another --port must find no trace of this one
         raise
     return config, True
+
+
+def check_ours(data: Path) -> None:
+    """Refuse a directory that another user may have prepared, or that leads out of itself.
+
+    What stands there is run: addresses, the secret, and where data and logs are written. So it must
+    be this user's own, unwritable to others, and without links to elsewhere. Raises UpError.
+    """
+    if not data.exists() and not data.is_symlink():
+        return
+    try:
+        root = data.resolve(strict=True)
+        places = [data, root]
+        for folder, folders, files in os.walk(root, onerror=_raise):
+            places += [Path(folder, name) for name in (*folders, *files)]
+        for place in places:
+            _check_place(place, root)
+    except OSError as error:
+        raise UpError(
+            f"{error.filename or data}: {error.strerror}; choose another --data"
+        ) from None
+
+
+def _check_place(place: Path, root: Path) -> None:
+    found = place.lstat()
+    if found.st_uid != os.geteuid():
+        raise UpError(
+            f"{place} belongs to another user (id {found.st_uid}), who could change what is run "
+            "here; choose another --data, or make the directory your own: chown -R"
+        )
+    if stat.S_ISLNK(found.st_mode):
+        if place.resolve() != root and not place.resolve().is_relative_to(root):
+            raise UpError(
+                f"{place} is a link out of {root}; replace it by what it leads to, or name a "
+                f"node's directory by its field `data` in {CONFIG_NAME}"
+            )
+    elif found.st_mode & 0o022:
+        raise UpError(f"{place} can be changed by other users; forbid that: chmod go-w {place}")
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def check_ports(config: ClusterConfig) -> None:

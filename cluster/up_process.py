@@ -18,6 +18,11 @@ TAIL_SIZE_BYTES = 4096
 STOPPED = "stopped"
 
 
+def own_file(path: str, flags: int) -> int:
+    """Open for `open(…, opener=own_file)`: this user's alone if it is new, and never by a link."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
 class NodeProcess:
     """A node's process and what became of it. The time is an argument (monotonic seconds).
 
@@ -48,7 +53,7 @@ class NodeProcess:
 
     def start(self, now: float) -> None:
         """Start the process, in a group of its own so that the terminal's Ctrl-C is ours alone."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.log.exists() and self.log.stat().st_size > LOG_SIZE_MAX_BYTES:
             self.log.replace(self.log.with_name(self.log.name + ".1"))
         package_root = str(Path(__file__).resolve().parent.parent)
@@ -58,7 +63,7 @@ class NodeProcess:
         )
         command = [sys.executable, "-P", "-m", "cluster.cli", "serve", "--node", self.node_id]
         command += ["--config", str(self._config), "--supervised-by", str(os.getpid())]
-        with self.log.open("ab") as output:
+        with open(self.log, "ab", opener=own_file) as output:
             self._log_start = output.tell()
             self._process = subprocess.Popen(  # noqa: S603 -- our own program
                 command,

@@ -1,10 +1,13 @@
 """The data directory: whose it is, and that one process alone uses it.
 
     lock            flocked by the process that uses the directory; holds its pid
-    identity.json   node, data id, cluster, peers' data ids; checksummed, replaced atomically
+    identity.json   node, data id, cluster, peers' data ids, the members and their addresses as last
+                    agreed; checksummed, replaced atomically
     accepted        the accepted (epoch, primary), see `datapath.accepted`
     log/            see `datapath.log`
     store/          see `datapath.environment`
+
+Directories are 0700 and files 0600: what is stored is for the node's user alone.
 
 The *data id* is drawn once, when the directory is made. Peers pin it: a node that comes back under
 its old name with another data id has lost its disk, and all that it had acknowledged.
@@ -16,8 +19,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import secrets
+import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,8 +31,14 @@ import google_crc32c
 import msgspec
 
 from datapath.errors import DataDirectoryError, DiskFailedError, DiskFullError, StorageError
+from election.identity import Addresses
+from election.registry import KnownMember
 
-_FORMAT = 1
+log = logging.getLogger(__name__)
+
+FILE_MODE = 0o600
+DIRECTORY_MODE = 0o700
+_FORMAT = 2
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -54,6 +66,11 @@ def _sync(path: Path, flags: int, sync: Callable[[int], None]) -> None:
         os.close(descriptor)
 
 
+def private(path: str, flags: int) -> int:
+    """Open for `open(…, opener=private)`: a new file is its user's alone."""
+    return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Put `content` under `path`: after a crash the old content is there or the new, whole.
 
@@ -61,7 +78,7 @@ def replace_file(path: Path, content: bytes) -> None:
     """
     fresh = path.with_name(path.name + ".new")
     try:
-        with fresh.open("wb") as file:
+        with open(fresh, "wb", opener=private) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -78,7 +95,11 @@ class _Identity(msgspec.Struct, frozen=True):
     data: str
     cluster: str = ""
     joined: bool = False
+    removed: bool = False
     peers: dict[str, str] = {}
+    members: dict[str, KnownMember] = {}
+    version: int = 0
+    addresses: Addresses | None = None
 
 
 class DataDirectory:
@@ -136,9 +157,29 @@ class DataDirectory:
         return self._identity.joined
 
     @property
+    def removed(self) -> bool:
+        """Whether this node has learned that it was removed from the cluster."""
+        return self._identity.removed
+
+    @property
     def pins(self) -> dict[str, str]:
         """Peers' data ids as pinned: node -> data id."""
         return dict(self._identity.peers)
+
+    @property
+    def members(self) -> dict[str, KnownMember]:
+        """The members as `note_members` was last told; empty before the first view."""
+        return dict(self._identity.members)
+
+    @property
+    def members_version(self) -> int:
+        """The version of the view that `members` came with; 0 before the first."""
+        return self._identity.version
+
+    @property
+    def addresses(self) -> Addresses | None:
+        """This node's addresses when its configuration and the view last said the same."""
+        return self._identity.addresses
 
     def bind_cluster(self, cluster_id: str) -> None:
         """Tie the data to a cluster, for ever; durable when it returns.
@@ -159,10 +200,45 @@ class DataDirectory:
         if not known:
             self._save(msgspec.structs.replace(self._identity, cluster=cluster_id))
 
+    def note_members(self, version: int, members: dict[str, KnownMember]) -> None:
+        """Remember the members of the view of that version, durably, if it is a newer one."""
+        if version > self._identity.version and members != self._identity.members:
+            self._save(
+                msgspec.structs.replace(self._identity, version=version, members=dict(members))
+            )
+
+    def note_addresses(self, addresses: Addresses) -> None:
+        """Remember that configuration and view agree on these, durably."""
+        if addresses != self._identity.addresses:
+            self._save(msgspec.structs.replace(self._identity, addresses=addresses))
+
     def mark_joined(self) -> None:
         """Remember that this node has taken part in consensus; durable when it returns."""
         if not self._identity.joined:
             self._save(msgspec.structs.replace(self._identity, joined=True))
+
+    def mark_removed(self) -> None:
+        """Remember that this node was removed from the cluster, for ever; durable on return."""
+        if not self._identity.removed:
+            self._save(msgspec.structs.replace(self._identity, removed=True))
+
+    def discard(self) -> None:
+        """Empty the directory again: the cluster has not let this node in. Closes it.
+
+        Raises:
+            ValueError: the node has taken part with it, so it may hold what was acknowledged.
+            DiskFailedError: it cannot be emptied.
+
+        """
+        if self.joined:
+            raise ValueError(f"{self.path} holds the data of a node that has taken part")
+        try:
+            _empty(self.path)
+            (self.path / "lock").unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(error, f"emptying {self.path}") from error
+        finally:
+            self.close()
 
     def pin_peer(self, node: str, data_id: str) -> bool:
         """Remember a peer's data id, durably; False if the peer is known with another one."""
@@ -189,11 +265,12 @@ def _make(path: Path, create: bool) -> None:
     if path.exists() and not path.is_dir():
         raise DataDirectoryError(f"{path} is not a directory: name another data directory")
     if path.is_dir():
+        _tighten(path)
         return
     if not create:
         raise DataDirectoryError(f"data directory {path} does not exist: check the path")
     try:
-        path.mkdir(parents=True)
+        path.mkdir(mode=DIRECTORY_MODE, parents=True)
         sync_directory(path.parent)
     except OSError as error:
         raise DataDirectoryError(
@@ -202,9 +279,22 @@ def _make(path: Path, create: bool) -> None:
         ) from error
 
 
+def _tighten(path: Path) -> None:
+    """Take the rights of other users away: what is stored here is for this one alone."""
+    for folder, _, names in os.walk(path):
+        for place in (Path(folder), *(Path(folder, name) for name in names)):
+            try:
+                mode = place.lstat().st_mode
+                allowed = DIRECTORY_MODE if stat.S_ISDIR(mode) else FILE_MODE
+                if stat.S_IMODE(mode) & ~allowed and not stat.S_ISLNK(mode):
+                    place.chmod(stat.S_IMODE(mode) & allowed)
+            except OSError as error:
+                log.warning("other users may read %s: %s", place, error.strerror)
+
+
 def _lock(path: Path) -> int:
     try:
-        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
     except OSError as error:
         raise DataDirectoryError(
             f"data directory {path} is not writable ({error.strerror}): give this user the "
@@ -238,6 +328,13 @@ def _load(path: Path, node_id: str, create: bool) -> _Identity:
     except OSError as error:
         raise storage_error(error, f"reading {file}") from error
     identity = _parse(file, content)
+    if identity.node != node_id and not identity.joined and create:
+        # That node was never let in: nothing was voted or acknowledged with this directory.
+        try:
+            _empty(path)
+        except OSError as error:
+            raise storage_error(error, f"emptying {path}") from error
+        return _create(path, node_id, create)
     if identity.node != node_id:
         raise DataDirectoryError(
             f"data directory {path} belongs to node {identity.node}, not {node_id}: start "
@@ -258,6 +355,19 @@ def _create(path: Path, node_id: str, create: bool) -> _Identity:
     identity = _Identity(_FORMAT, node_id, secrets.token_hex(16))
     _write(path, identity)
     return identity
+
+
+def _empty(path: Path) -> None:
+    """Remove what a node keeps in its directory, but the lock. Raises OSError.
+
+    The identity goes last: until then the directory is known for what it is.
+    """
+    for name in ("log", "store", "raft"):
+        if (path / name).is_dir():
+            shutil.rmtree(path / name)
+    for name in ("accepted", "accepted.new", "identity.json.new", "identity.json"):
+        (path / name).unlink(missing_ok=True)
+    sync_directory(path)
 
 
 def _write(path: Path, identity: _Identity) -> None:

@@ -36,12 +36,18 @@ from datapath.link import (
     LinkHandler,
 )
 from datapath.tcp import shut_down, tune
+from election.identity import Claim, Verdict
+from election.registry import PeerRegistry
 
 log = logging.getLogger(__name__)
 
 DIAL_TIMEOUT_MS = 1000
 MIN_REDIAL_DELAY_MS = 50
 MAX_REDIAL_DELAY_MS = 500
+ASKING_KINDS = frozenset({"request"})
+"""Streams of questions only: a node may have one before it is admitted (`election.identity`)."""
+IDENTITY = "identity"
+"""No stream: a handshake under this kind only tells both ends who the other is."""
 MIN_HEALTHY_LINK_MS = 1000
 """A link that lived shorter is redialled with the delay of a failed attempt, not at once."""
 
@@ -64,6 +70,7 @@ class Dialer:
         secret: bytes,
         handler: LinkHandler,
         *,
+        registry: PeerRegistry,
         dial_timeout_ms: int = DIAL_TIMEOUT_MS,
         idle_timeout_ms: int = IDLE_TIMEOUT_MS,
         max_outbox_bytes: int = MAX_OUTBOX_BYTES,
@@ -79,6 +86,7 @@ class Dialer:
         self._cluster = cluster
         self._secret = secret
         self._handler = handler
+        self._registry = registry
         self._dial_timeout = dial_timeout_ms / 1000
         self._idle_timeout_ms = idle_timeout_ms
         self._max_outbox_bytes = max_outbox_bytes
@@ -106,6 +114,8 @@ class Dialer:
             try:
                 await self._dial_and_run()
             except HandshakeError as error:
+                if error.by_peer and error.code == "second":
+                    self._registry.accuse(self.peer, str(error))
                 self._report(str(error), logging.ERROR)
             except TimeoutError:
                 self._report(f"no answer in {self._dial_timeout * 1000:.0f} ms", logging.WARNING)
@@ -166,13 +176,30 @@ class Dialer:
         ) as session:
             try:
                 async with asyncio.timeout(self._dial_timeout):
-                    websocket = await self._connect(session)
-                self.problem = ""
+                    websocket, claim = await self._connect(session)
                 self.link = self._make_link(websocket, abort)
-                await self.link._run()
+                token = self._open(claim, self.link)
+                self.problem = ""
+                try:
+                    await self.link._run()
+                finally:
+                    self._registry.close(token)
             finally:
                 self.link = None
                 abort()
+
+    def _open(self, claim: Claim, link: Link) -> int:
+        loop = asyncio.get_running_loop()
+
+        def evict() -> None:
+            loop.call_soon_threadsafe(link.close, f"another process holds {self.peer}'s address")
+
+        opened = self._registry.open(
+            self.peer, claim, "peer", evict, asking=self.kind in ASKING_KINDS, dialled=True
+        )
+        if isinstance(opened, Verdict):
+            raise HandshakeError(opened.reason, code=opened.code)
+        return opened
 
     def _make_link(
         self, websocket: aiohttp.ClientWebSocketResponse, abort: Callable[[], None]
@@ -189,7 +216,9 @@ class Dialer:
             on_error=self._on_error,
         )
 
-    async def _connect(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
+    async def _connect(
+        self, session: aiohttp.ClientSession
+    ) -> tuple[aiohttp.ClientWebSocketResponse, Claim]:
         try:
             address = self._address()
         except Exception as error:
@@ -205,21 +234,67 @@ class Dialer:
             listener=self.peer,
             kind=self.kind,
             nonce=secrets.token_bytes(NONCE_SIZE_BYTES),
+            claim=self._registry.claim,
+            judge=lambda peer, claim: self._registry.judge(
+                peer, claim, "peer", asking=self.kind in ASKING_KINDS, dialled=True
+            ),
         )
-        message = handshake.start()
-        while not handshake.done:
-            async with session.post(url, data=message, allow_redirects=False) as response:
-                if response.status not in (200, 403):
-                    text = ascii((await _read_bounded(response))[:200])
-                    raise LinkError(f"{url} answers {response.status} {text}")
-                message = handshake.receive(await _read_bounded(response))
-        return await session.ws_connect(
+        await _shake_hands(session, url, handshake)
+        websocket = await session.ws_connect(
             url,
             timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT_MS / 1000),
             autoping=False,
             compress=0,
             max_msg_size=MAX_FRAME_BYTES,
         )
+        return websocket, handshake.peer_claim
+
+
+async def find_second_holder(
+    address: tuple[str, int], cluster: str, secret: bytes, registry: PeerRegistry
+) -> str:
+    """Ask at this node's own address, before it listens there, whether another process is it.
+
+    Returns why this one is the second holder of the identity, or "": nobody answers there, or
+    somebody else, or nobody who knows the secret.
+    """
+    me = registry.node_id
+    url = yarl.URL.build(scheme="http", host=address[0], port=address[1], path=ROUTE + IDENTITY)
+    handshake = DialerHandshake(
+        cluster=cluster,
+        secret=secret,
+        dialer=me,
+        listener=me,
+        kind=IDENTITY,
+        nonce=secrets.token_bytes(NONCE_SIZE_BYTES),
+        claim=registry.claim,
+        judge=lambda peer, claim: registry.judge(peer, claim, "peer", asking=True, dialled=True),
+    )
+    connector = aiohttp.TCPConnector(limit=1, use_dns_cache=False)
+    try:
+        async with (
+            asyncio.timeout(DIAL_TIMEOUT_MS / 1000),
+            aiohttp.ClientSession(connector=connector, auto_decompress=False) as session,
+        ):
+            await _shake_hands(session, url, handshake)
+    except HandshakeError as error:
+        if error.code == "second" and handshake.peer_claim.data_id == registry.claim.data_id:
+            return str(error)
+    except (TimeoutError, OSError, aiohttp.ClientError, LinkError):
+        pass
+    return ""
+
+
+async def _shake_hands(
+    session: aiohttp.ClientSession, url: yarl.URL, handshake: DialerHandshake
+) -> None:
+    message = handshake.start()
+    while not handshake.done:
+        async with session.post(url, data=message, allow_redirects=False) as response:
+            if response.status not in (200, 403):
+                text = ascii((await _read_bounded(response))[:200])
+                raise LinkError(f"{url} answers {response.status} {text}")
+            message = handshake.receive(await _read_bounded(response))
 
 
 async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:

@@ -21,7 +21,7 @@ from datapath.records import Record
 from datapath.segment import SYNC_MARK_SIZE_BYTES
 from datapath.store import Store
 
-DEFAULT_MAX_QUEUED_BYTES = 48 * 1024 * 1024
+DEFAULT_MAX_QUEUED_BYTES = 192 * 1024 * 1024
 MAX_GROUP_BYTES = 8 * 1024 * 1024
 DEFAULT_FLUSH_BYTES = 8 * 1024 * 1024
 DEFAULT_FLUSH_AGE_MS = 500

@@ -95,7 +95,7 @@ class Engine:
         self._pipeline = Pipeline(
             node_id,
             self.replica,
-            Executor(service, storage.store, bounds.client_table_entries),
+            Executor(service, storage.store, bounds.client_table),
             storage,
             bounds,
             storage.uncommitted(recovered.commit_index),
@@ -452,6 +452,10 @@ class Engine:
     def submit_to(self, operation: Operation, timeout_ms: float, sink: Sink) -> None:
         """Execute here, and answer `sink`. As `submit` otherwise."""
         self._pipeline.submit(operation, timeout_ms, sink)
+
+    def recall(self, operation: Operation) -> Result | OperationError | None:
+        """Return the answer to a repeat of what is applied on this replica, primary or not."""
+        return self._pipeline.recall(operation)
 
     def why_not_serving(self) -> str:
         """A sentence about why this node does not serve as the primary now."""

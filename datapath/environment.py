@@ -2,7 +2,7 @@
 
 `store/CURRENT` names the live environment beside it (`env-<number>/`), so that an installed
 snapshot takes over in one atomic step. An environment holds eight *spaces*, each a database of
-byte keys (1 to 511 bytes) in order: 0 the service's, 1 and 2 the client table's. Under each key
+byte keys (1 to 511 bytes) in order: 0 the service's, 1 to 3 the client table's. Under each key
 stands the value that the entries wrote, and a CRC-32C of key and value (4 bytes, little-endian):
 LMDB itself has no checksums. A ninth database, `meta`, holds the format, the cluster id and the
 (applied index, epoch), the last one with a CRC too, written in the same transaction as the entries'
@@ -25,7 +25,7 @@ import google_crc32c
 import lmdb
 import xxhash
 
-from datapath.datadir import replace_file, storage_error, sync_directory
+from datapath.datadir import FILE_MODE, replace_file, storage_error, sync_directory
 from datapath.errors import (
     DataDirectoryError,
     DiskFailedError,
@@ -35,7 +35,7 @@ from datapath.errors import (
 )
 
 SPACES = 8
-SERVICE_SPACE, CLIENT_SPACE, CLIENT_ORDER_SPACE = 0, 1, 2
+SERVICE_SPACE, CLIENT_SPACE, CLIENT_ORDER_SPACE, CLIENT_SUMS_SPACE = 0, 1, 2, 3
 MAX_KEY_SIZE_BYTES = 511
 DEFAULT_MAP_SIZE_BYTES = 256 * 1024**3
 # LMDB's binding gives the interpreter's lock back and takes it again with every record, and each
@@ -45,7 +45,7 @@ SLICE = 200
 SLICE_SIZE_BYTES = 256 * 1024
 NAP_S = 0.00002
 
-_FORMAT = b"2"
+_FORMAT = b"3"
 _CRC = struct.Struct("<I")
 _SOUND_CRC = 0x48674BC7  # the CRC-32C of whatever ends with its own, little-endian
 _STATE_KEY = b"state"
@@ -120,7 +120,7 @@ def _allocate_lock(path: Path) -> None:
     """
     file = path / "lock.mdb"
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if os.fstat(descriptor).st_blocks * 512 < LOCK_SIZE_BYTES:
                 os.posix_fallocate(descriptor, 0, LOCK_SIZE_BYTES)
@@ -170,6 +170,7 @@ class Environment:
             self.lmdb = lmdb.open(
                 str(path),
                 map_size=map_size_bytes,
+                mode=FILE_MODE,
                 max_dbs=SPACES + 1,
                 readahead=False,
                 sync=sync,
@@ -376,7 +377,7 @@ def create_environment(directory: Path, map_size_bytes: int) -> str:
             )
         shutil.rmtree(leftover)
     path = next_environment(directory)
-    path.mkdir()
+    path.mkdir(mode=0o700)
     environment = Environment(path, map_size_bytes, fresh=True)
     try:
         with environment.lmdb.begin(write=True) as transaction:

@@ -12,7 +12,8 @@ DataPathError
 │   ├── LogCorruptError       a damaged record, named by file and offset
 │   ├── DiskFullError         ENOSPC; nothing was half-written
 │   ├── DiskFailedError       fsync or write failed: restart from disk (D9)
-│   └── DataDirectoryError    wrong cluster, locked, missing, damaged identity
+│   └── DataDirectoryError    wrong cluster, locked, missing, damaged identity, removed
+│       └── NotAdmittedError  the cluster does not let this node in
 ├── StoppedError              a long scan was told to stop
 └── SafetyError               an invariant is broken: stop this node and keep its data
 """
@@ -48,8 +49,15 @@ class NotAppliedError(OperationError):
 class RejectedError(NotAppliedError):
     """The service refused the operation; raised by service methods. Their writes are dropped.
 
-    `code` is the service's own ("precondition_failed", …).
+    `code` is the service's own ("precondition_failed", …). It is the operation's answer for good:
+    under an idempotency key it is remembered, at the price of a log entry, so that a repeat gets
+    it as well. `for_good`: the service would refuse the same at any later time whatever happens
+    meanwhile, so that a repeat may be decided anew, and nothing is written.
     """
+
+    def __init__(self, code: str, detail: str, *, for_good: bool = False) -> None:
+        super().__init__(code, detail)
+        self.for_good = for_good
 
 
 class NotPrimaryError(NotAppliedError):
@@ -102,6 +110,10 @@ class DiskFailedError(StorageError):
 
 class DataDirectoryError(StorageError):
     """The data directory is locked, belongs to another node or cluster, or is damaged."""
+
+
+class NotAdmittedError(DataDirectoryError):
+    """The cluster does not let this node in, with a directory that has not taken part yet."""
 
 
 class SafetyError(DataPathError):

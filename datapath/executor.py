@@ -2,23 +2,21 @@
 
 Layers that an operation reads through, newest first: its own writes, the burst's (operations
 executed since the last record), the pending ones (in records that have not committed), the store.
-Nothing in the first three is visible to anyone else before it commits (D2).
-
-The client table (D8) is part of the state: space 1 holds the answer under a digest of each
-idempotency key, space 2 the same keys by log index, so that the oldest can be dropped.
+Nothing in the first three is visible to anyone else before it commits (D2). An operation's writes
+join the burst only by `take`: one that is refused after it was executed is as if it had never been.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import msgspec
 
-from datapath.environment import CLIENT_ORDER_SPACE, CLIENT_SPACE, SERVICE_SPACE
+from datapath.client_table import ClientTable, ClientTableBounds, client_key, fingerprint
+from datapath.clock import clock_ms
+from datapath.environment import CLIENT_SPACE, SERVICE_SPACE
 from datapath.errors import NotAppliedError, OperationError, RejectedError
 from datapath.operations import Operation
 from datapath.records import Entry
@@ -27,7 +25,6 @@ from datapath.service import Service
 log = logging.getLogger(__name__)
 
 MAX_KEY_SIZE_BYTES = 500
-_EVICTION_BATCH = 256
 _SCRATCH_RANGE_STEP = 256
 
 
@@ -47,9 +44,6 @@ class CommittedState(Protocol):
     ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
         """Return some of those pairs, bounded in work, and where to go on."""
 
-    def count(self, space: int) -> int:
-        """Return how many keys a space has, near enough."""
-
 
 class Executed(msgspec.Struct, gc=False):
     """What became of one operation: exactly one of `value` and `error` means something.
@@ -63,20 +57,6 @@ class Executed(msgspec.Struct, gc=False):
     index: int
     seen_index: int
     repeated: bool = False
-
-
-class _Answer(msgspec.Struct, frozen=True, array_like=True):
-    """An answer as the client table keeps it; `code` "" means success."""
-
-    fingerprint: bytes
-    index: int
-    value: Any
-    code: str
-    detail: str
-
-
-_answer_encoder = msgspec.msgpack.Encoder()
-_answer_decoder = msgspec.msgpack.Decoder(_Answer)
 
 
 class ReadView:
@@ -105,25 +85,26 @@ class ReadView:
 class Executor:
     """Executes operations in order and collects their deltas; also the `Transaction` they get."""
 
-    def __init__(self, service: Service, state: CommittedState, client_table_entries: int) -> None:
+    def __init__(
+        self,
+        service: Service,
+        state: CommittedState,
+        client_table: ClientTableBounds,
+        clock: Callable[[], float] = clock_ms,
+    ) -> None:
         self._service = service
         self._state = state
-        self._max_clients = client_table_entries
+        self._table = ClientTable(state, client_table, clock)
         self.index = 0
         self._seen_index = 0
         self._writes: dict[bytes, bytes | None] = {}
         self._burst: dict[tuple[int, bytes], tuple[bytes | None, int]] = {}
         self._pending: dict[tuple[int, bytes], tuple[bytes | None, int]] = {}
-        self._clients = 0
-        self._oldest: deque[tuple[bytes, bytes]] = deque()
-        self._evicted: bytes = b""
 
     def start_epoch(self) -> None:
-        """Forget all that is not committed; count what the client table holds."""
+        """Forget all that is not committed."""
         self._writes, self._burst, self._pending = {}, {}, {}
-        self._clients = self._state.count(CLIENT_ORDER_SPACE)
-        self._oldest.clear()
-        self._evicted = b""
+        self._table.start_epoch()
 
     # -- the Transaction that operations see
 
@@ -134,12 +115,15 @@ class Executor:
         return self._lookup(SERVICE_SPACE, key)
 
     def _lookup(self, space: int, key: bytes) -> bytes | None:
+        value, index = self._look_up(space, key)
+        self._seen_index = max(self._seen_index, index)
+        return value
+
+    def _look_up(self, space: int, key: bytes) -> tuple[bytes | None, int]:
+        """Return what the next operation sees, and the entry that wrote it if uncommitted, or 0."""
         place = (space, key)
         held = self._burst.get(place) or self._pending.get(place)
-        if held is None:
-            return self._state.get(space, key)
-        self._seen_index = max(self._seen_index, held[1])
-        return held[0]
+        return (self._state.get(space, key), 0) if held is None else held
 
     def put(self, key: bytes, value: bytes) -> None:
         """Write `value` under `key`. Raises ValueError for a key of a wrong length."""
@@ -183,15 +167,44 @@ class Executor:
 
     # -- executing
 
-    def execute(self, operation: Operation, next_index: int) -> tuple[Executed, Entry | None]:
-        """Execute one operation whose delta, if it has one, will be entry `next_index`.
+    def repeat_of(self, operation: Operation, next_index: int) -> Executed | None:
+        """Return the first answer if this is a repeat (D8): ask before anything may refuse it.
 
-        Returns what became of it and its delta (None: it needs no entry). An `async` operation
-        must go through `execute_async`.
+        Also the refusal of what may be a repeat of something that the client table has forgotten.
         """
-        started = self._start(operation, next_index)
-        if started is not None:
-            return started, None
+        if not operation.idempotency_key:
+            return None
+        held, index = self._look_up(CLIENT_SPACE, client_key(operation.idempotency_key))
+        if held is None:
+            error = self._table.refusal(operation.first_after, next_index)
+            return None if error is None else Executed(None, error, 0, 0, repeated=True)
+        return self._first_answer(operation, held, index)
+
+    def recall(self, operation: Operation) -> Executed | None:
+        """Return the first answer if it is known here to have committed: on any replica."""
+        held = self._state.get(CLIENT_SPACE, client_key(operation.idempotency_key))
+        return None if held is None else self._first_answer(operation, held, 0)
+
+    def _first_answer(self, operation: Operation, held: bytes, seen_index: int) -> Executed:
+        answer = self._table.decode(held)
+        error: OperationError | None = None
+        if answer.fingerprint != fingerprint(operation):
+            error = RejectedError(
+                "idempotency_key_reused",
+                f"idempotency key {operation.idempotency_key!r} was used for another request: "
+                "use a new key for a new request",
+            )
+        elif answer.code:
+            error = RejectedError(answer.code, answer.detail)
+        return Executed(answer.value, error, 0, seen_index or answer.index, repeated=True)
+
+    def execute(self, operation: Operation, next_index: int) -> tuple[Executed, Entry | None]:
+        """Execute one operation, no repeat, whose delta, if it has one, will be `next_index`.
+
+        Returns what became of it and its delta (None: it needs no entry), which counts only once
+        `take` is called with it. An `async` operation must go through `execute_async`.
+        """
+        self._start(next_index)
         method = self._service.operations.get(operation.method)
         if method is None:
             return self._unknown_method(operation), None
@@ -205,9 +218,7 @@ class Executor:
         self, operation: Operation, next_index: int
     ) -> tuple[Executed, Entry | None]:
         """Execute one `async` operation; nothing else may execute meanwhile."""
-        started = self._start(operation, next_index)
-        if started is not None:
-            return started, None
+        self._start(next_index)
         try:
             value = await self._service.operations[operation.method](self, *operation.args)
             error = None
@@ -215,104 +226,55 @@ class Executor:
             value, error = None, self._problem(operation, problem)
         return self._finish(operation, value, error)
 
-    def _start(self, operation: Operation, next_index: int) -> Executed | None:
-        """Prepare the transaction; return the first answer if this is a repeat (D8)."""
+    def _start(self, next_index: int) -> None:
         self.index = next_index
         self._seen_index = 0
         self._writes = {}
-        if not operation.idempotency_key:
-            return None
-        held = self._lookup(CLIENT_SPACE, _client_key(operation))
-        if held is None:
-            return None
-        answer = _answer_decoder.decode(held)
-        if answer.fingerprint != _fingerprint(operation):
-            error: OperationError | None = RejectedError(
-                "idempotency_key_reused",
-                f"idempotency key {operation.idempotency_key!r} was used for another request: "
-                "use a new key for a new request",
-            )
-        elif answer.code:
-            error = RejectedError(answer.code, answer.detail)
-        else:
-            error = None
-        return Executed(answer.value, error, 0, self._seen_index or answer.index, repeated=True)
+        self._table.begin()
 
     def _finish(
         self, operation: Operation, value: Any, error: OperationError | None
     ) -> tuple[Executed, Entry | None]:
-        index, burst = self.index, self._burst
         entry: Entry = []
         if error is None:
-            for key, written in self._writes.items():
-                entry.append((SERVICE_SPACE, key, written))
-                burst[(SERVICE_SPACE, key)] = (written, index)
-        if operation.idempotency_key and (error is None or isinstance(error, RejectedError)):
-            self._remember(operation, value, error, entry)
+            entry = [(SERVICE_SPACE, key, written) for key, written in self._writes.items()]
+        if operation.idempotency_key and _is_remembered(error):
+            entry += self._table.remember(operation, self.index, value, error)
         if not entry:
             return Executed(value, error, 0, self._seen_index), None
-        return Executed(value, error, index, self._seen_index), entry
+        return Executed(value, error, self.index, self._seen_index), entry
 
     def _unknown_method(self, operation: Operation) -> Executed:
         known = ", ".join(sorted(self._service.operations))
         detail = f"there is no operation {operation.method!r}; there are: {known}"
-        return Executed(None, RejectedError("unknown_operation", detail), 0, 0)
+        return Executed(None, NotAppliedError("unknown_operation", detail), 0, 0)
 
     @staticmethod
     def _problem(operation: Operation, problem: Exception) -> OperationError:
         if isinstance(problem, RejectedError):
             # A new one: the traceback of what was raised leads to the frames that hold the answer,
             # and the collector sees no cycle through structs that it does not track.
-            return RejectedError(problem.code, problem.detail)
+            return RejectedError(problem.code, problem.detail, for_good=problem.for_good)
         log.error("operation %s failed", operation.method, exc_info=problem)
         return NotAppliedError(
             "service_failed", f"the service failed in {operation.method!r}: {problem!r}"
         )
 
-    # -- the client table (D8)
+    # -- what becomes of deltas
 
-    def _remember(
-        self, operation: Operation, value: Any, error: OperationError | None, entry: Entry
-    ) -> None:
-        code, detail = (error.code, error.detail) if error else ("", "")
-        answer = _Answer(_fingerprint(operation), self.index, value, code, detail)
-        key, order = _client_key(operation), self.index.to_bytes(8, "big")
-        self._write_system(entry, CLIENT_SPACE, key, _answer_encoder.encode(answer))
-        self._write_system(entry, CLIENT_ORDER_SPACE, order, key)
-        self._clients += 1
-        while self._clients > self._max_clients:
-            if not self._oldest and not self._find_oldest():
-                break
-            old_order, old_key = self._oldest.popleft()
-            self._write_system(entry, CLIENT_ORDER_SPACE, old_order, None)
-            self._write_system(entry, CLIENT_SPACE, old_key, None)
-            self._clients -= 1
+    def take(self, entry: Entry) -> None:
+        """The delta that was executed last joins the burst."""
+        index, burst = self.index, self._burst
+        for space, key, value in entry:
+            burst[(space, key)] = (value, index)
+        self._table.take()
 
-    def _write_system(self, entry: Entry, space: int, key: bytes, value: bytes | None) -> None:
-        entry.append((space, key, value))
-        self._burst[(space, key)] = (value, self.index)
-
-    def _find_oldest(self) -> bool:
-        """Look up the next oldest answers in the committed state; uncommitted ones are newer."""
-        page = self._state.range(CLIENT_ORDER_SPACE, self._evicted, None, _EVICTION_BATCH)
-        if page:
-            self._oldest.extend(page)
-            self._evicted = page[-1][0] + b"\0"
-        return bool(page)
-
-    # -- what becomes of a burst
-
-    def keep_burst(self) -> None:
-        """The burst's deltas are in a record now."""
+    def keep_burst(self, entries: list[Entry]) -> None:
+        """The burst's deltas become a record: complete the last one, which has the table's sums."""
+        for space, key, value in self._table.summary():
+            entries[-1].append((space, key, value))
         self._pending.update(self._burst)
         self._burst = {}
-
-    def drop_burst(self) -> None:
-        """The burst's deltas could not be recorded: as if it had never been executed."""
-        self._burst = {}
-        self._clients = self._state.count(CLIENT_ORDER_SPACE)
-        self._oldest.clear()
-        self._evicted = b""
 
     def committed(self, first_index: int, entries: list[Entry]) -> None:
         """These entries are in the store now: the pending layer need not hold them longer."""
@@ -343,10 +305,10 @@ def _merge(
     yield from scratch[position:]
 
 
-def _client_key(operation: Operation) -> bytes:
-    return hashlib.blake2b(operation.idempotency_key.encode(), digest_size=16).digest()
+def _is_remembered(error: OperationError | None) -> bool:
+    """Whether an answer has to be remembered for repeats (D8).
 
-
-def _fingerprint(operation: Operation) -> bytes:
-    payload = _answer_encoder.encode((operation.method, operation.args))
-    return hashlib.blake2b(payload, digest_size=16).digest()
+    A refusal for good needs no memory: a repeat is refused again. Every other one does: what a
+    repeat would find might have changed, and it would do what its client was told is not done.
+    """
+    return error is None or (isinstance(error, RejectedError) and not error.for_good)

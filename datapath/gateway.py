@@ -7,13 +7,17 @@ It also answers what other nodes ask: to execute, to read, to join.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+import msgspec
+
 from datapath.clock import clock_ms
 from datapath.engine import Engine
 from datapath.errors import (
+    DataPathError,
     NotAppliedError,
     NotPrimaryError,
     OperationError,
@@ -21,10 +25,10 @@ from datapath.errors import (
     UnknownOutcomeError,
 )
 from datapath.link import Link
+from datapath.membership import Facts, Refusal, describe, may_join, refusals
 from datapath.operations import (
     ClusterStatus,
     Digest,
-    NodeState,
     Operation,
     Query,
     QueryResult,
@@ -42,12 +46,17 @@ from datapath.requests import (
     HelloCall,
     HelloReturn,
     JoinCall,
+    JoinReturn,
     NoAnswerError,
+    NoticeNote,
     NotSentError,
+    PingCall,
+    PingReturn,
     QueryCall,
     QueryReturn,
     ReadIndexCall,
     ReadIndexReturn,
+    RemoveCall,
     Return,
     StatusCall,
     StatusReturn,
@@ -57,8 +66,11 @@ from datapath.requests import (
     encode,
     error_return,
 )
+from datapath.router import Attempts, Step, proves
+from datapath.status import other_state
 from datapath.turns import Turns
-from election.agreement import Agreement, Committed, Refused
+from election.agreement import Agreement, AgreementUnavailableError, Committed, Refused
+from election.registry import PeerRegistry
 from election.view import AddMember, Change, Member, RemoveMember, View
 
 log = logging.getLogger(__name__)
@@ -71,6 +83,13 @@ CATCH_UP_TIMEOUT_MS = 1000
 """How long a read waits for this node to follow the primary, before it is tried anew (a node that
 does not follow leaves the in-sync set, and then the primary answers)."""
 CALL_MARGIN_MS = 200
+MAX_NOTICE_LENGTH = 500
+PING_TIMEOUT_MS = 500
+"""Who has not answered within so long counts as dead when a node is to be removed."""
+REMOVAL_TIMEOUT_MS = 1000
+"""For so long one proposal of a removal runs; then what was seen is looked at anew."""
+CONFIRM_TIMEOUT_MS = 400
+"""How long a node that asks whether it was removed makes this one ask consensus."""
 
 
 class Gateway:
@@ -87,18 +106,22 @@ class Gateway:
         agreement: Agreement,
         pin: Callable[[str, str], bool],
         cluster_id: str = "",
+        min_in_sync: int = 1,
     ) -> None:
         self.node_id = node_id
         self._cluster = cluster
         self._bound_cluster_id = cluster_id
         self._agreement = agreement
         self._pin = pin
+        self._min_in_sync = min_in_sync
+        self._belongs = False  # whether the newest view has this node among its members
         self._engine: Engine | None = None
         self._view: View | None = None
         self._view_listeners: list[Callable[[View], None]] = []
         self._changed = asyncio.Event()
-        self.caller = Caller(self.note_change)
+        self.caller = Caller(self.note_change, self._take_note)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._registry: PeerRegistry | None = None
         self._read_index: ReadIndex[asyncio.Future[tuple[float, int]]] = ReadIndex()
         self._is_asking = False  # whether a task puts the reads' questions to the primary
         self._stopping = False
@@ -108,6 +131,17 @@ class Gateway:
     def attach(self, engine: Engine) -> None:
         """Give it the replica that runs on this node."""
         self._engine = engine
+
+    def share_notices(self, registry: PeerRegistry) -> None:
+        """Show what `registry` warns of in the status, and tell it to the other nodes."""
+        self._registry = registry
+        loop = asyncio.get_running_loop()
+        registry.on_notice = lambda text: _post(loop, self._tell_notice, text)
+
+    def _tell_notice(self, text: str) -> None:
+        log.error("%s", text)
+        for peer in self.caller.peers:
+            self.caller.note(peer, NoticeNote(text))
 
     def use_agreement(self, agreement: Agreement) -> None:
         """Go over to another consensus member, before it is started: this node has just joined."""
@@ -141,6 +175,7 @@ class Gateway:
             log.error("a view of another cluster, %s, was offered", view.cluster_id)
             return
         self._view = view
+        self._belongs = view.member(self.node_id) is not None
         for listener in self._view_listeners:
             listener(view)
         if self._engine is not None:
@@ -192,8 +227,19 @@ class Gateway:
         return self._engine is not None and self._engine.replica.may_serve(clock_ms())
 
     @property
+    def belongs(self) -> bool:
+        """Whether this node is known to be a member, by a view that it has heard since its start.
+
+        Before that, and after its removal, it answers nothing from its own data: what it holds may
+        be from long before it was removed.
+        """
+        return self._belongs
+
+    @property
     def is_ready(self) -> bool:
         """Whether this node could answer a linearizable read now (itself or by the primary)."""
+        if not self._belongs:
+            return False
         if self.primary == self.node_id:
             return self.is_primary
         return bool(self.primary) and self.caller.reaches(self.primary)
@@ -210,45 +256,53 @@ class Gateway:
 
     def read_now(self, query: Query) -> QueryResult | None:
         """Read at once, if this node serves or the query may be stale; else None."""
-        return self._engine.query(query) if self._engine is not None else None
+        return self._engine.query(query) if self._engine is not None and self._belongs else None
 
     async def execute(
         self, operation: Operation, timeout_ms: int, after: OperationError | None = None
     ) -> Result:
         """Execute on the primary, wherever it is; wait for one up to `timeout_ms`.
 
-        What is certainly not carried out is tried again. What may have been is tried again only
-        under an idempotency key (D8), and then never called "not applied" any more. `after`: an
-        attempt has ended so, with a NotPrimaryError, or an UnknownOutcomeError under a key.
+        What is tried again, and what the client is told, is decided in `datapath.router`.
+        `after`: an attempt has ended so, with an error that `router.may_repeat`.
         """
-        deadline_ms = clock_ms() + timeout_ms
-        last, uncertain = str(after or ""), isinstance(after, UnknownOutcomeError)
+        attempts = Attempts(operation, clock_ms() + timeout_ms)
         if after is not None:
-            await self._wait_for_change(deadline_ms)
-        while (left_ms := deadline_ms - clock_ms()) > 0 and not self._stopping:
-            try:
-                if self.primary == self.node_id and self._engine is not None:
-                    return await self._engine.submit(operation, left_ms)
-                if self.primary:
-                    return await self._forward(self.primary, operation, left_ms)
-            except (NotPrimaryError, NotSentError) as problem:
-                last = str(problem)
-            except NoAnswerError as problem:
-                last, uncertain = str(problem), True
-            except UnknownOutcomeError as problem:
-                if not operation.idempotency_key or problem.code != "unknown_outcome":
-                    raise
-                last, uncertain = str(problem), True
-            if uncertain and not operation.idempotency_key:
-                break
-            await self._wait_for_change(deadline_ms)
-        if uncertain:
-            raise UnknownOutcomeError(
-                "unknown_outcome",
-                f"it was sent, but {last}. It may or may not be applied: repeat it under the same "
-                "Idempotency-Key, or read before you repeat it",
-            )
-        raise self._no_primary(last)
+            attempts.failed(after)
+        while True:
+            now_ms, primary = clock_ms(), self.primary
+            is_here = primary == self.node_id and self._engine is not None
+            stopping = self._stopping or self._is_removed
+            match attempts.next(now_ms, primary=primary, is_here=is_here, stopping=stopping):
+                case "answer":
+                    return self._recall(operation, attempts)
+                case "wait":
+                    await self._wait_for_change(attempts.deadline_ms)
+                case step:
+                    try:
+                        return await self._attempt(
+                            step, primary, operation, attempts.deadline_ms - now_ms
+                        )
+                    except DataPathError as problem:
+                        attempts.failed(problem)
+
+    def _recall(self, operation: Operation, attempts: Attempts) -> Result:
+        """Give the first answer again if it is applied here; else raise what the client is told."""
+        error = attempts.answer(self._no_primary(attempts.last))
+        if operation.idempotency_key and self._engine is not None and not proves(error):
+            known = self._engine.recall(operation)
+            if isinstance(known, Result):
+                return known
+            if known is not None and error.outcome == "not_applied":
+                error = known
+        raise error
+
+    async def _attempt(
+        self, step: Step, primary: str, operation: Operation, left_ms: float
+    ) -> Result:
+        if step == "here" and self._engine is not None:
+            return await self._engine.submit(operation, left_ms)
+        return await self._forward(primary, operation, left_ms)
 
     async def _forward(self, primary: str, operation: Operation, left_ms: float) -> Result:
         self._counters["forwarded_total"] += 1
@@ -259,7 +313,9 @@ class Gateway:
         return answer.result
 
     def _no_primary(self, last: str) -> NotPrimaryError:
-        if self._view is None:
+        if self._view is not None and not self._belongs:
+            reason = f"{self.node_id} has been removed from the cluster: ask another node"
+        elif self._view is None:
             reason = "consensus has not been reached: is a majority of the nodes up?"
         elif self._engine is not None and self.primary == self.node_id:
             reason = self._engine.why_not_serving()
@@ -287,7 +343,7 @@ class Gateway:
         last = ""
         while True:
             left_ms = deadline_ms - clock_ms()
-            if left_ms <= 0 or self._stopping:
+            if left_ms <= 0 or self._stopping or self._is_removed:
                 raise self._no_primary(last)
             primary = self.primary
             try:
@@ -303,6 +359,10 @@ class Gateway:
             except (NotPrimaryError, NotSentError, NoAnswerError) as problem:
                 last = str(problem)
             await self._wait_for_change(deadline_ms)
+
+    @property
+    def _is_removed(self) -> bool:
+        return self._view is not None and not self._belongs
 
     @property
     def _in_sync(self) -> bool:
@@ -386,26 +446,131 @@ class Gateway:
             known = ", ".join(member.id for member in self._view.members)
             raise RejectedError("unknown_node", f"there is no node {to!r}; there are: {known}")
         if primary == self.node_id and self._engine is not None:
-            view = await self._engine.hand_over(to, timeout_ms)
+            view = await self._hand_over(self._engine, to, timeout_ms)
         else:
             view = await self._ask_for_view(primary, HandoverCall(to, timeout_ms), timeout_ms)
         if view.primary != to:
             raise NotAppliedError("handover_failed", f"{view.primary} has become the primary")
         return view
 
-    async def remove_member(self, node: str, timeout_ms: int) -> View:
-        """Take a node out of the cluster for good."""
-        if self._view is not None and self._view.member(node) is None:
-            raise RejectedError("unknown_node", f"there is no node {node!r}")
-        if node == self.primary:
-            raise RejectedError("is_primary", f"{node} is the primary: hand over first")
-        return await self._change_members(lambda _: RemoveMember(node), timeout_ms)
+    async def _hand_over(self, engine: Engine, to: str, timeout_ms: int) -> View:
+        if self.has_no_vote(to):
+            # As the primary it could change nothing, and nobody could take over from it.
+            raise NotAppliedError(
+                "handover_failed", f"{to} has no vote in consensus yet: see `onecopy status`"
+            )
+        return await engine.hand_over(to, timeout_ms)
 
-    async def add_member(self, member: Member, timeout_ms: int) -> View:
-        """Make a node a member, or register the disk of one that is."""
+    # -- members
+
+    async def remove_member(
+        self, node: str, timeout_ms: int, *, force: bool = False, asked_by: str = ""
+    ) -> View:
+        """Take a node out of the cluster for good, as the primary judges (rule M1).
+
+        Without a primary nobody knows who holds what: then only force removes.
+        """
+        primary = self.primary
+        if self._view is None or self._is_removed:
+            raise self._no_primary("")
+        if primary == self.node_id and self._engine is not None:
+            return await self._remove(node, timeout_ms, force=force, asked_by=asked_by)
+        try:
+            call = RemoveCall(node, timeout_ms, force, asked_by)
+            return await self._ask_for_view(primary, call, timeout_ms)
+        except NotPrimaryError as problem:
+            if not force:
+                raise NotPrimaryError("no_primary", _unjudged(node, problem)) from problem
+        return await self._remove(node, timeout_ms, force=True, asked_by=asked_by)
+
+    async def _remove(self, node: str, timeout_ms: int, *, force: bool, asked_by: str) -> View:
+        """Judge a removal by what can be seen now, propose it, and judge anew if the view moves."""
+        deadline_ms = clock_ms() + timeout_ms
+        proposed = False
+        who = asked_by or "another node"
+        while (left_ms := deadline_ms - clock_ms()) > 0 and not self._stopping:
+            view = self._view
+            if view is None:
+                break
+            if view.member(node) is None:
+                return _removed_already(view, node)
+            found = await self._against_removal(view, node)
+            if self._view is not view:
+                continue  # what was seen was seen under another view
+            binding = [item for item in found if not (force and item.forcible)]
+            if binding:
+                log.warning("removal of %s, asked by %s: refused (%s)", node, who, binding[0].code)
+                raise RejectedError(binding[0].code, describe(found, node))
+            proposed = True
+            outcome = await self._agreement.propose(
+                RemoveMember(node), view.version, int(min(left_ms, REMOVAL_TIMEOUT_MS))
+            )
+            if isinstance(outcome, Committed):
+                forced = " by force" if found else ""
+                log.warning("%s was removed from the cluster%s, asked by %s", node, forced, who)
+                self.share_view(outcome.view)
+                return outcome.view
+            if isinstance(outcome, Refused) and outcome.view is not None:
+                self.on_view(outcome.view)
+                if outcome.view.version == view.version:
+                    raise RejectedError("refused", outcome.reason)
+        if not proposed:
+            raise self._no_primary("")
+        raise UnknownOutcomeError("timeout", "consensus did not answer in time: look at the view")
+
+    async def _against_removal(self, view: View, node: str) -> list[Refusal]:
+        engine = self._engine
+        if engine is None or not self.is_primary:
+            reason = _unjudged(node, self._no_primary(""))
+            loss = "whatever only that node holds, and the majority, if it is needed for it"
+            found = [Refusal(code="no_primary", reason=reason, loss=loss)]
+            if node == view.primary:
+                reason = (
+                    f"{node} is the primary, and no other node can take its place now: bring back "
+                    f"a majority of the nodes and a replica in sync ({', '.join(view.in_sync)})"
+                )
+                found = [Refusal(code="is_primary", reason=reason, forcible=False)]
+            return found
+        live = await self._live(view)
+        voters = self._agreement.voters
+        facts = Facts(
+            live=live,
+            voters=frozenset(member.id for member in view.members) if voters is None else voters,
+            min_in_sync=self._min_in_sync,
+            suspect=engine.replica.core.suspect or engine.replica.core.damaged,
+        )
+        return refusals(view, facts, node)
+
+    async def _live(self, view: View) -> frozenset[str]:
+        """Return who has just answered, and is linked in consensus: the others count as dead."""
+        others = [member.id for member in view.members if member.id != self.node_id]
+        answered = await asyncio.gather(*map(self._answers, others))
+        live = {node for node, alive in zip(others, answered, strict=True) if alive}
+        return frozenset(live & self._agreement.heard) | {self.node_id}
+
+    async def _answers(self, node: str) -> bool:
+        try:
+            answer = await self.caller.call(node, PingCall(), PING_TIMEOUT_MS)
+        except (NotSentError, NoAnswerError, OperationError):
+            return False
+        return isinstance(answer, PingReturn)
+
+    def has_no_vote(self, node: str) -> bool:
+        """Whether consensus is known not to count that node's vote (yet, or any more)."""
+        voters = self._agreement.voters
+        return voters is not None and node not in voters
+
+    async def add_member(self, member: Member, timeout_ms: int, *, anew: bool = True) -> View:
+        """Make a node a member, or register the disk of one that is.
+
+        Without `anew` a node that is no member (any more) does not become one.
+        """
 
         def change(view: View) -> Change | None:
-            return None if view.member(member.id) == member else AddMember(member)
+            known = view.member(member.id)
+            if known == member or (known is None and not anew):
+                return None
+            return AddMember(member)
 
         return await self._change_members(change, timeout_ms)
 
@@ -452,22 +617,37 @@ class Gateway:
             try:
                 answer = await self.caller.call(self.primary, StatusCall(), STATUS_TIMEOUT_MS)
                 if isinstance(answer, StatusReturn):
-                    return answer.status
+                    warnings = dict.fromkeys((*answer.status.warnings, *self._warnings()))
+                    return msgspec.structs.replace(answer.status, warnings=tuple(warnings))
             except (OperationError, NotSentError, NoAnswerError):
                 pass  # the primary cannot be asked: tell what is known here
         return self._own_status()
 
+    def _warnings(self) -> tuple[str, ...]:
+        return self._registry.warnings() if self._registry is not None else ()
+
     def _own_status(self) -> ClusterStatus:
+        status = self._status_without_votes()
+        voters = self._agreement.voters
+        if voters is None:
+            return status
+        nodes = {
+            node: msgspec.structs.replace(state, votes=node in voters)
+            for node, state in status.nodes.items()
+        }
+        return msgspec.structs.replace(status, nodes=nodes)
+
+    def _status_without_votes(self) -> ClusterStatus:
         if self._engine is not None:
-            return self._engine.status(self._cluster, self.caller.reaches)
+            status = self._engine.status(self._cluster, self.caller.reaches)
+            return msgspec.structs.replace(status, warnings=self._warnings())
         view = self._view
         nodes = {}
         for member in view.members if view else ():
-            if member.id == self.node_id:
-                state = "witness"
-            else:
-                state = "unknown" if self.caller.reaches(member.id) else "unreachable"
-            nodes[member.id] = NodeState(role=member.role, client=member.client, state=state)
+            is_here = member.id == self.node_id
+            nodes[member.id] = other_state(
+                member, reachable=is_here or self.caller.reaches(member.id)
+            )
         return ClusterStatus(
             cluster=self._cluster,
             cluster_id=view.cluster_id if view else "",
@@ -476,6 +656,7 @@ class Gateway:
             primary=self.primary,
             in_sync=view.in_sync if view else (),
             nodes=nodes,
+            warnings=self._warnings(),
         )
 
     async def digest(self) -> Digest:
@@ -486,19 +667,27 @@ class Gateway:
 
     def counters(self) -> Mapping[str, float]:
         """Numbers for metrics."""
+        voters, heard = self._agreement.voters or frozenset(), self._agreement.heard
         own = {
             **self._counters,
             "peer_links": len(self.caller.peers),
             "ready": float(self.is_ready),
+            "has_vote": float(self.node_id in voters),
+            "hears_majority": float(2 * len(voters & heard) > len(voters)),
         }
         return {**own, **self._engine.counters()} if self._engine else own
 
     # -- what other nodes ask; the LinkHandler of incoming links of the kind "request"
 
     def on_open(self, link: Link) -> None:
-        """A node may ask from now on."""
+        """A node may ask from now on. Both ends tell each other the view.
+
+        A node that has moved learns it so: the others do not know yet where to dial.
+        """
         if link.outgoing:
             self.caller.on_open(link)
+        if self._view is not None and self._view.member(link.peer) is not None:
+            link.send(encode(0, ViewNote(self._view)))
 
     def on_close(self, link: Link, reason: str) -> None:
         """A node asks no more. What it has asked goes on: its answer has nowhere to go."""
@@ -516,16 +705,26 @@ class Gateway:
             match body:
                 case ReadIndexCall():
                     self._answer_read_index(link, envelope.id)
-                case ViewNote(view):
-                    self.on_view(view)
-                case HelloCall(node, data_id):
-                    link.send(encode(envelope.id, self._hello(node, data_id)))
+                case ViewNote() | NoticeNote():
+                    self._take_note(body)
+                case PingCall():
+                    link.send(encode(envelope.id, PingReturn()))
                 case ExecuteCall():
                     self._execute_for(link, envelope.id, body)
                 case StatusCall():
                     link.send(encode(envelope.id, StatusReturn(self._own_status())))
                 case _:
                     self._spawn(self._serve(link, envelope.id, body))
+
+    def _take_note(self, note: Call | Return) -> None:
+        """Take what needs no answer, from either end of a link."""
+        match note:
+            case ViewNote(view):
+                self.on_view(view)
+            case NoticeNote(text) if self._registry is not None:
+                self._registry.notice(text[:MAX_NOTICE_LENGTH])
+            case _:
+                pass
 
     def _execute_for(self, link: Link, number: int, call: ExecuteCall) -> None:
         """Execute for another node, without a task of its own."""
@@ -592,22 +791,57 @@ class Gateway:
             case HandoverCall(to, timeout_ms):
                 if engine is None:
                     raise NotPrimaryError("no_primary", f"{self.node_id} is a witness")
-                return ViewReturn(await engine.hand_over(to, timeout_ms))
+                return ViewReturn(await self._hand_over(engine, to, timeout_ms))
             case JoinCall(member, timeout_ms):
-                if not self._pin(member.id, member.data_id):
-                    raise RejectedError("lost_disk", _lost_disk(member.id))
-                return ViewReturn(await self.add_member(member, timeout_ms))
+                return await self._let_join(member, timeout_ms)
+            case RemoveCall(node, timeout_ms, force, asked_by):
+                view = await self._remove(node, timeout_ms, force=force, asked_by=asked_by)
+                return ViewReturn(view)
+            case HelloCall(node, data_id, joined):
+                return await self._hello(node, data_id, joined=joined)
             case _:
                 raise NotAppliedError("unknown_call", f"{type(body).__name__} is not a call")
 
-    def _hello(self, node: str, data_id: str) -> HelloReturn:
+    async def _let_join(self, member: Member, timeout_ms: int) -> JoinReturn:
+        view = self._view
+        if view is not None and (refusal := may_join(view, member)) is not None:
+            raise RejectedError(refusal.code, refusal.reason)
+        if not self._pin(member.id, member.data_id):
+            raise RejectedError("lost_disk", _lost_disk(member.id))
+        view = await self.add_member(member, timeout_ms)
+        log.info("%s is a member of the cluster, by its own request", member.id)
+        return JoinReturn(view, self._agreement.founders)
+
+    async def _hello(self, node: str, data_id: str, *, joined: bool) -> HelloReturn:
         """May `node`, with that data directory, take part?"""
-        member = self._view.member(node) if self._view else None
+        view = self._view
+        member = view.member(node) if view else None
         if member is not None and member.data_id not in ("", data_id):
-            return HelloReturn(_lost_disk(node), self._view)
+            return HelloReturn(_lost_disk(node), view)
+        if view is not None and member is None:
+            if joined:
+                return HelloReturn("", view, removed=await self._is_out(node))
+            if node in view.removed:
+                return HelloReturn(
+                    f"node {node} was removed from this cluster, and an id is used only once: "
+                    f"give the node a new id in the configuration file (rename [nodes.{node}]), "
+                    "and start it under that id with an empty data directory",
+                    view,
+                )
         if not self._pin(node, data_id):
-            return HelloReturn(_lost_disk(node), self._view)
-        return HelloReturn("", self._view)
+            return HelloReturn(_lost_disk(node), view)
+        return HelloReturn("", view)
+
+    async def _is_out(self, node: str) -> bool:
+        """Whether consensus says now that `node` is no member, and its vote is gone too.
+
+        What this node knows may be from before that node came in: so consensus is asked.
+        """
+        try:
+            view = await self._agreement.read_view(CONFIRM_TIMEOUT_MS)
+        except AgreementUnavailableError:
+            return False
+        return view is not None and view.member(node) is None and self.has_no_vote(node)
 
 
 def _read_index_of(engine: Engine, answer: Return) -> int:
@@ -615,6 +849,29 @@ def _read_index_of(engine: Engine, answer: Return) -> int:
         raise NoAnswerError("the primary gave a strange answer")
     engine.learn_commit(answer.epoch, answer.index)
     return answer.index
+
+
+def _post(loop: asyncio.AbstractEventLoop, callback: Callable[[str], None], text: str) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+        loop.call_soon_threadsafe(callback, text)
+
+
+def _removed_already(view: View, node: str) -> View:
+    """Return the view if that node was removed, by an earlier request: to repeat one is harmless.
+
+    Raises RejectedError if there never was one, as far as is remembered.
+    """
+    if node in view.removed:
+        return view
+    known = ", ".join(member.id for member in view.members)
+    raise RejectedError("unknown_node", f"there is no node {node!r}; there are: {known}")
+
+
+def _unjudged(node: str, problem: OperationError) -> str:
+    return (
+        f"without a primary nobody can tell what {node} alone may hold, so it is not removed "
+        f"({problem}). Get a primary back first"
+    )
 
 
 def _lost_disk(node: str) -> str:

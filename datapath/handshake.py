@@ -1,17 +1,19 @@
 """Mutual authentication of two nodes by the cluster secret. Pure: bytes in, bytes out.
 
     dialer                                   listener
-    Hello(version, cluster, ids, kind, nonce) ->
+    Hello(version, cluster, ids, kind, nonce, claim) ->
                                           <- Challenge(nonce)
     Proof(mac "dialer") ->
-                                          <- Accept(mac "listener")
+                                          <- Accept(mac "listener", claim, verdict)
 
 Both macs are HMAC-SHA256 under the secret over all that both sides said: the role, the protocol
-version, the cluster, both ids, the kind of stream and both nonces, each field with its length
-before it. Fresh nonces from both sides leave nothing to replay; the role in the mac leaves nothing
-to reflect. The dialer proves itself first, so that a stranger who connects gets no mac to guess
-the secret from. What follows the handshake is neither encrypted nor signed: see
-`docs/peer-protocol.md`.
+version, the cluster, both ids, the kind of stream, both nonces and the claims (who a node is:
+`election.identity`), each field with its length before it. Fresh nonces from both sides leave
+nothing to replay; the role in the mac leaves nothing to reflect. The dialer proves itself first,
+so that a stranger who connects gets no mac to guess the secret from, and learns nothing of the
+listener but its nonce. Each side judges the other's claim once it is proved; the listener's verdict
+is under its mac, so that a dialer may believe a refusal. What follows the handshake is neither
+encrypted nor signed: see `docs/peer-protocol.md`.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from __future__ import annotations
 import enum
 import hmac
 import ipaddress
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import msgspec
 
 from datapath.errors import DataPathError
+from election.identity import Claim, Code, Verdict
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 NONCE_SIZE_BYTES = 32
 MAX_HANDSHAKE_MESSAGE_BYTES = 4096
 MAX_NAME_LENGTH = 255
@@ -36,8 +39,24 @@ _DIALER = b"dialer"
 _LISTENER = b"listener"
 
 
+Judge = Callable[[str, Claim], Verdict]
+"""Says whether the named node, with the claim that it has proved, may have the link."""
+
+
 class HandshakeError(DataPathError):
-    """The two sides do not get together; `str(error)` says why and what to change."""
+    """The two sides do not get together; `str(error)` says why and what to change.
+
+    `code` says which rule of `election.identity` a side that proved itself was refused by, and
+    `by_peer` whether the other side refused; `answer` is what a listener still has to send.
+    """
+
+    def __init__(
+        self, text: str, *, code: Code = "", by_peer: bool = False, answer: bytes = b""
+    ) -> None:
+        super().__init__(text)
+        self.code = code
+        self.by_peer = by_peer
+        self.answer = answer
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -53,6 +72,7 @@ class Hello(_Message, frozen=True, tag=1):
     listener: str
     kind: str
     nonce: bytes
+    claim: Claim = Claim()
 
 
 class Challenge(_Message, frozen=True, tag=2):
@@ -68,9 +88,12 @@ class Proof(_Message, frozen=True, tag=3):
 
 
 class Accept(_Message, frozen=True, tag=4):
-    """Listener: so do I."""
+    """Listener: so do I, this is who I am, and `refusal` "": you may have the link."""
 
     mac: bytes
+    claim: Claim
+    code: Code = ""
+    refusal: str = ""
 
 
 class Refusal(_Message, frozen=True, tag=5):
@@ -115,15 +138,27 @@ class _State(enum.Enum):
 class DialerHandshake:
     """The dialer's side: send `start()`, then each answer to `receive`, until `done`.
 
-    `nonce` is 32 fresh random bytes. A failed handshake cannot be used again.
+    `nonce` is 32 fresh random bytes. A failed handshake cannot be used again. `peer_claim` may be
+    believed when `done`.
     """
 
     def __init__(
-        self, *, cluster: str, secret: bytes, dialer: str, listener: str, kind: str, nonce: bytes
+        self,
+        *,
+        cluster: str,
+        secret: bytes,
+        dialer: str,
+        listener: str,
+        kind: str,
+        nonce: bytes,
+        claim: Claim,
+        judge: Judge,
     ) -> None:
         _check_nonce(nonce)
+        self.peer_claim = Claim()
         self._secret = secret
-        self._hello = Hello(PROTOCOL_VERSION, cluster, dialer, listener, kind, nonce)
+        self._judge = judge
+        self._hello = Hello(PROTOCOL_VERSION, cluster, dialer, listener, kind, nonce, claim)
         self._listener_nonce = b""
         self._state = _State.START
 
@@ -139,7 +174,8 @@ class DialerHandshake:
     def receive(self, data: bytes) -> bytes:
         """Take the listener's answer; return what to send next, b"" when done.
 
-        Raises HandshakeError: refused, not understood, out of order, or a wrong proof.
+        Raises HandshakeError: refused (by either side), not understood, out of order, or a wrong
+        proof.
         """
         state, self._state = self._state, _State.FAILED
         match state, _decode(data):
@@ -152,28 +188,49 @@ class DialerHandshake:
                 self._state = _State.WAIT
                 mac = _mac(self._secret, _DIALER, self._hello, nonce)
                 return _encoder.encode(Proof(mac))
-            case _State.WAIT, Accept(mac=mac):
-                expected = _mac(self._secret, _LISTENER, self._hello, self._listener_nonce)
-                if not hmac.compare_digest(mac, expected):
+            case _State.WAIT, Accept() as accept:
+                expected = _mac(self._secret, _LISTENER, self._hello, self._listener_nonce, accept)
+                if not hmac.compare_digest(accept.mac, expected):
                     raise HandshakeError(
                         f"{self._hello.listener} does not know the cluster secret: cluster.secret "
                         "must be the same on every node"
                     )
+                self._take_verdicts(accept)
                 self._state = _State.DONE
                 return b""
             case _, message:
                 raise HandshakeError(f"unexpected {type(message).__name__} from the listener")
+
+    def _take_verdicts(self, accept: Accept) -> None:
+        _check_claim(accept.claim)
+        self.peer_claim = accept.claim
+        if accept.code:
+            told = ascii(accept.refusal[:_MAX_REASON_LENGTH])
+            raise HandshakeError(
+                f"{self._hello.listener} refused the link: {told}", code=accept.code, by_peer=True
+            )
+        verdict = self._judge(self._hello.listener, accept.claim)
+        if verdict.code:
+            raise HandshakeError(verdict.reason, code=verdict.code)
 
 
 class ListenerHandshake:
     """The listener's side: `receive` each message and send what it returns, until `done`.
 
     `kinds` are the streams served; `nonce` is 32 fresh random bytes, never used before.
-    `peer` and `kind` may be believed only when `done`.
+    `peer`, `kind` and `peer_claim` may be believed only when `done`.
     """
 
     def __init__(
-        self, *, cluster: str, secret: bytes, node_id: str, kinds: Collection[str], nonce: bytes
+        self,
+        *,
+        cluster: str,
+        secret: bytes,
+        node_id: str,
+        kinds: Collection[str],
+        nonce: bytes,
+        claim: Claim,
+        judge: Judge,
     ) -> None:
         _check_nonce(nonce)
         self._cluster = cluster
@@ -181,6 +238,8 @@ class ListenerHandshake:
         self._node_id = node_id
         self._kinds = kinds
         self._nonce = nonce
+        self._claim = claim
+        self._judge = judge
         self._hello: Hello | None = None
         self._state = _State.START
 
@@ -195,6 +254,11 @@ class ListenerHandshake:
         return self._hello.dialer if self._hello else ""
 
     @property
+    def peer_claim(self) -> Claim:
+        """What the dialer says of itself; empty before its Hello."""
+        return self._hello.claim if self._hello else Claim()
+
+    @property
     def kind(self) -> str:
         """The kind of stream asked for; "" before the Hello."""
         return self._hello.kind if self._hello else ""
@@ -202,7 +266,8 @@ class ListenerHandshake:
     def receive(self, data: bytes) -> bytes:
         """Take the dialer's message; return the answer to send.
 
-        Raises HandshakeError: answer with `encode_refusal(str(error))` and close.
+        Raises HandshakeError: answer with its `answer`, or if that is empty with
+        `encode_refusal(str(error))`, and close.
         """
         state, self._state = self._state, _State.FAILED
         match state, _decode(data):
@@ -219,10 +284,20 @@ class ListenerHandshake:
                         f"{hello.dialer!a} does not know {self._node_id}'s cluster secret: "
                         "cluster.secret must be the same on every node"
                     )
+                verdict = self._judge(hello.dialer, hello.claim)
+                answer = self._accept(hello, verdict)
+                if verdict.code:
+                    raise HandshakeError(verdict.reason, code=verdict.code, answer=answer)
                 self._state = _State.DONE
-                return _encoder.encode(Accept(_mac(self._secret, _LISTENER, hello, self._nonce)))
+                return answer
             case _, message:
                 raise HandshakeError(f"unexpected {type(message).__name__} from the dialer")
+
+    def _accept(self, hello: Hello, verdict: Verdict) -> bytes:
+        refusal = verdict.reason[:_MAX_REASON_LENGTH]
+        accept = Accept(b"", self._claim, verdict.code, refusal)
+        mac = _mac(self._secret, _LISTENER, hello, self._nonce, accept)
+        return _encoder.encode(msgspec.structs.replace(accept, mac=mac))
 
     def _check_hello(self, hello: Hello) -> None:
         if hello.version != PROTOCOL_VERSION:
@@ -247,6 +322,7 @@ class ListenerHandshake:
                 f"{self._node_id} serves no {hello.kind[:MAX_NAME_LENGTH]!a} stream"
             )
         _check_nonce(hello.nonce)
+        _check_claim(hello.claim)
 
 
 def _decode(data: bytes) -> _AnyMessage:
@@ -265,7 +341,17 @@ def _check_nonce(nonce: bytes) -> None:
         raise HandshakeError(f"a nonce has {NONCE_SIZE_BYTES} bytes, not {len(nonce)}")
 
 
-def _mac(secret: bytes, role: bytes, hello: Hello, listener_nonce: bytes) -> bytes:
+def _check_claim(claim: Claim) -> None:
+    if not claim.is_usable:
+        raise HandshakeError("a field of the claim is too long")
+
+
+def _mac(
+    secret: bytes, role: bytes, hello: Hello, listener_nonce: bytes, accept: Accept | None = None
+) -> bytes:
+    verdict = []
+    if accept is not None:
+        verdict = [_encoder.encode((accept.claim, accept.code, accept.refusal))]
     mac = hmac.new(secret, b"onecopy peer handshake", "sha256")
     for field in (
         role,
@@ -276,6 +362,8 @@ def _mac(secret: bytes, role: bytes, hello: Hello, listener_nonce: bytes) -> byt
         hello.kind.encode(),
         hello.nonce,
         listener_nonce,
+        _encoder.encode(hello.claim),
+        *verdict,
     ):
         # The length keeps ("ab", "c") and ("a", "bc") apart.
         mac.update(len(field).to_bytes(4, "big"))

@@ -150,7 +150,7 @@ class Log(HeldLog):
                 return False
             spare = self.directory / "spare"
             try:
-                descriptor = os.open(spare, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                descriptor = os.open(spare, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 try:
                     self._files.allocate(descriptor, size_bytes)
                 finally:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from datapath.datadir import storage_error, sync_directory
+from datapath.datadir import FILE_MODE, storage_error, sync_directory
 from datapath.errors import DiskFullError
 from datapath.log_files import Files
 from datapath.segment import Damage, Segment, remove_segments, segment_of
@@ -85,7 +85,7 @@ class _Recovery:
 
     def run(self, before_cut: Callable[[TailCut], None] | None) -> Recovered:
         if not self._directory.is_dir():
-            self._directory.mkdir(parents=True)
+            self._directory.mkdir(mode=0o700, parents=True)
             sync_directory(self._directory.parent)
         (self._directory / "spare").unlink(missing_ok=True)
         names = (path for path in self._directory.iterdir() if _SEGMENT_NAME.fullmatch(path.name))
@@ -201,6 +201,7 @@ class _Recovery:
             and last.end < len(last.path.read_bytes().rstrip(b"\0"))
         ):
             place = self._aside_directory()
+            (place / last.path.name).touch(FILE_MODE)
             shutil.copyfile(last.path, place / last.path.name)
             with (place / last.path.name).open("rb") as copy:
                 os.fsync(copy.fileno())
@@ -212,7 +213,7 @@ class _Recovery:
 
     def _aside_directory(self) -> Path:
         place = self._directory / f"damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-        place.mkdir(exist_ok=True)
+        place.mkdir(mode=0o700, exist_ok=True)
         sync_directory(self._directory)
         return place
 

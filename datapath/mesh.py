@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from datapath.dialer import Dialer
 from datapath.link import ErrorCallback, LinkHandler
-from datapath.peer_listener import PeerListener
+from datapath.peer_listener import MAX_UNAUTHENTICATED, PeerListener
+from election.registry import PeerRegistry
 
 Address = tuple[str, int]
 REQUEST = "request"
@@ -18,9 +19,11 @@ SNAPSHOT = "snapshot"
 class Mesh:
     """Keeps links up to the nodes named by `set_peers`.
 
-    `address` says where a peer's port is reached from here. `handlers` take both directions of
-    their kind; links of kind "request" are dialled to everyone, "replicate" between replicas.
-    `on_error` gets what a handler has raised: a failed disk must not end with the link (D9).
+    `addresses` says where a peer's port may be reached from here, the likeliest first: they are
+    tried in turn until one answers as that peer (`registry` judges it). `handlers` take both
+    directions of their kind; links of kind "request" are dialled to everyone, "replicate" between
+    replicas. `on_error` gets what a handler has raised: a failed disk must not end with the link
+    (D9).
     """
 
     def __init__(
@@ -29,16 +32,20 @@ class Mesh:
         listen: Address,
         cluster: str,
         secret: bytes,
-        address: Callable[[str], Address | None],
+        addresses: Callable[[str], Sequence[Address]],
+        registry: PeerRegistry,
         *,
         on_error: ErrorCallback,
+        max_unauthenticated: int = MAX_UNAUTHENTICATED,
     ) -> None:
         self.node_id = node_id
         self.cluster = cluster
         self.secret = secret
-        self.address = address
+        self.addresses = addresses
+        self.registry = registry
         self._listen = listen
         self._on_error = on_error
+        self._max_unauthenticated = max_unauthenticated
         self._handlers: Mapping[str, LinkHandler] = {}
         self._listener: PeerListener | None = None
         self._dialers: dict[tuple[str, str], Dialer] = {}
@@ -53,6 +60,8 @@ class Mesh:
             self.cluster,
             self.secret,
             handlers,
+            registry=self.registry,
+            max_unauthenticated=self._max_unauthenticated,
             on_error=self._on_error,
         )
         await listener.start()
@@ -79,16 +88,27 @@ class Mesh:
 
     def dialer(self, peer: str, kind: str, handler: LinkHandler) -> Dialer:
         """Make a dialer for one link; the caller starts and stops it."""
-        return Dialer(
-            lambda: self.address(peer),
+        tries = 0
+
+        def address() -> Address | None:
+            """Stay with what worked; after a failure take the next."""
+            nonlocal tries
+            tries += bool(dialer.problem)
+            found = self.addresses(peer)
+            return found[tries % len(found)] if found else None
+
+        dialer = Dialer(
+            address,
             peer,
             kind,
             self.node_id,
             self.cluster,
             self.secret,
             handler,
+            registry=self.registry,
             on_error=self._on_error,
         )
+        return dialer
 
     def redial(self, peer: str, kind: str, reason: str) -> None:
         """Close the link to `peer`; its dialer opens a new one."""

@@ -16,6 +16,8 @@ from election.view import View
 
 Ack = Literal["all", "local"]
 Consistency = Literal["linearizable", "stale"]
+NODE_STATES = ("primary", "backup", "learner", "snapshot", "witness", "unreachable", "unknown")
+"""What `NodeState.state` may say; see there."""
 
 
 class Operation(msgspec.Struct, frozen=True, array_like=True):
@@ -23,6 +25,8 @@ class Operation(msgspec.Struct, frozen=True, array_like=True):
 
     `idempotency_key` ("" for none) makes a repeat get the first answer (D8). `ack` "local" answers
     when the primary alone has it durable; `min_copies` refuses to be acknowledged on fewer.
+    `first_after`: the operation was first sent after this index had committed; None: not said.
+    With it, one that the client table may have forgotten is refused instead of executed again.
     """
 
     method: str
@@ -30,6 +34,7 @@ class Operation(msgspec.Struct, frozen=True, array_like=True):
     idempotency_key: str = ""
     ack: Ack = "all"
     min_copies: int = 0
+    first_after: int | None = None
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True):
@@ -69,8 +74,12 @@ class QueryResult(msgspec.Struct, frozen=True, array_like=True):
 class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     """One node, as its primary (or itself) sees it.
 
-    `state`: "primary", "backup", "learner", "snapshot", "witness" or "unreachable"; `lag` is how
-    many log entries it is behind the primary's commit index, None when unknown.
+    `state` is one of `NODE_STATES`. "unknown" is a replica that can be reached while the primary,
+    which alone knows how far it is, cannot be asked. The indices are None where they are not known:
+    of witnesses, of "unknown" and of "unreachable" nodes. `lag` is how many log entries it is
+    behind the primary's commit index.
+    `votes`: whether its vote counts in consensus, None when unknown; a node that was just added
+    has none yet, and cannot take over.
     """
 
     role: str
@@ -79,12 +88,15 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     applied_index: int | None = None
     durable_index: int | None = None
     lag: int | None = None
+    votes: bool | None = None
 
 
 class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The body of GET /v1/cluster. `primary` is "" while there is none known.
 
     `cluster` is the configured name; `cluster_id` was drawn when the cluster was made, "" before.
+    `warnings` are sentences about what an operator should see to: a second process under a node's
+    identity that was shut out, a node that runs at another address than the agreed one.
     """
 
     cluster: str
@@ -94,6 +106,7 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     primary: str
     in_sync: tuple[str, ...]
     nodes: dict[str, NodeState]
+    warnings: tuple[str, ...] = ()
 
 
 class Digest(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,8 +161,8 @@ class Node(Protocol):
     def submit(self, operation: Operation, timeout_ms: int, sink: Sink) -> bool:
         """Execute here, if this node is the primary; False: nothing was done, use `execute`.
 
-        `sink` is answered later, never before this returns. A NotPrimaryError there, and an
-        UnknownOutcomeError of an operation with an idempotency key, may be given to `execute`.
+        `sink` is answered later, never before this returns. What `datapath.router.may_repeat`
+        allows to be attempted again may be given to `execute`.
         """
 
     def read_now(self, query: Query) -> QueryResult | None:
@@ -169,8 +182,14 @@ class Node(Protocol):
     async def handover(self, to: str, timeout_ms: int) -> View:
         """Make `to` (a member of the in-sync set) the primary; no waiting request fails."""
 
-    async def remove_member(self, node: str, timeout_ms: int) -> View:
-        """Take a node out of the cluster for good."""
+    async def remove_member(
+        self, node: str, timeout_ms: int, *, force: bool = False, asked_by: str = ""
+    ) -> View:
+        """Take a node out of the cluster for good; one that is out already stays so.
+
+        Refused where it may cost what was acknowledged, or the majority (rule M1), unless `force`.
+        `asked_by` says in the log who wanted it.
+        """
 
     async def cluster_status(self) -> ClusterStatus:
         """Return the cluster as the primary sees it; without one, as this node does."""

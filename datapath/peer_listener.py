@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from aiohttp import web
 
 from datapath.complaints import Complaints
+from datapath.dialer import ASKING_KINDS, IDENTITY
 from datapath.handshake import (
     MAX_HANDSHAKE_MESSAGE_BYTES,
     NONCE_SIZE_BYTES,
@@ -37,6 +38,8 @@ from datapath.link import (
     LinkHandler,
 )
 from datapath.tcp import listening_socket, shut_down, tune
+from election.identity import Verdict
+from election.registry import PeerRegistry
 
 log = logging.getLogger(__name__)
 _http_log = logging.getLogger(f"{__name__}.http")
@@ -52,8 +55,9 @@ SWEEP_INTERVAL_MS = 250
 class PeerListener:
     """The peer port: takes links for `handlers` (by kind) from authenticated nodes.
 
-    A new link of the same peer and kind replaces the old one, whose on_close comes first. Port 0
-    picks a free port, see `port`. Durations in milliseconds, sizes in bytes.
+    A new link of the same peer, kind and process replaces the old one, whose on_close comes first;
+    another process under the same id is refused while the first has a link. Port 0 picks a free
+    port, see `port`. Durations in milliseconds, sizes in bytes.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class PeerListener:
         secret: bytes,
         handlers: Mapping[str, LinkHandler],
         *,
+        registry: PeerRegistry,
         handshake_timeout_ms: int = HANDSHAKE_TIMEOUT_MS,
         idle_timeout_ms: int = IDLE_TIMEOUT_MS,
         max_outbox_bytes: int = MAX_OUTBOX_BYTES,
@@ -79,6 +84,7 @@ class PeerListener:
         self._cluster = cluster
         self._secret = secret
         self._handlers = handlers
+        self._registry = registry
         self._handshake_timeout = handshake_timeout_ms / 1000
         self._idle_timeout_ms = idle_timeout_ms
         self._max_outbox_bytes = max_outbox_bytes
@@ -203,7 +209,7 @@ class PeerListener:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         kind = request.path.removeprefix(ROUTE)
         stranger = self._strangers.get(request.protocol)
-        if not request.path.startswith(ROUTE) or kind not in self._handlers:
+        if not request.path.startswith(ROUTE) or kind not in (*self._handlers, IDENTITY):
             return _plain(
                 404,
                 f"this is the peer port of onecopy node {self.node_id}, for the "
@@ -221,7 +227,8 @@ class PeerListener:
                 Upgrade="websocket",
             )
         handshake = stranger.handshake
-        if handshake is None or not handshake.done or handshake.kind != kind:
+        finished = handshake is not None and handshake.done and handshake.kind == kind
+        if handshake is None or not finished or kind not in self._handlers:
             return _plain(401, "a websocket here takes a finished handshake on this connection")
         known = (handshake.peer, kind) in self.links
         if len(self.links) >= self._max_links and not known:
@@ -246,13 +253,22 @@ class PeerListener:
                 node_id=self.node_id,
                 kinds=(kind,),
                 nonce=secrets.token_bytes(NONCE_SIZE_BYTES),
+                claim=self._registry.claim,
+                judge=lambda peer, claim: self._registry.judge(
+                    peer,
+                    claim,
+                    "peer",
+                    asking=kind in ASKING_KINDS or kind == IDENTITY,
+                    dialled=False,
+                ),
             )
         try:
             return web.Response(body=stranger.handshake.receive(body))
         except HandshakeError as error:
             text = f"refused a peer connection from {request.remote}: {error}"
             self._complain("handshake", text)
-            refused = web.Response(status=403, body=encode_refusal(str(error)))
+            body = error.answer or encode_refusal(str(error))
+            refused = web.Response(status=403, body=body)
             refused.force_close()
             return refused
 
@@ -266,12 +282,13 @@ class PeerListener:
             max_msg_size=MAX_FRAME_BYTES,
         )
         await websocket.prepare(request)
+        loop = asyncio.get_running_loop()
+
+        def evict() -> None:
+            reason = f"another process holds {handshake.peer}'s address"
+            loop.call_soon_threadsafe(link.close, reason)
+
         key = handshake.peer, handshake.kind
-        while (old := self.links.get(key)) is not None:
-            old.close(f"{handshake.peer} opened a new link")
-            await old._handler_done.wait()
-            if self.links.get(key) is old:
-                del self.links[key]
         link = Link(
             websocket,
             lambda: shut_down(connection),
@@ -283,10 +300,29 @@ class PeerListener:
             max_outbox_bytes=self._max_outbox_bytes,
             on_error=self._on_error,
         )
-        self.links[key] = link
+        # Judged before an older link goes: a second holder of an identity replaces nothing.
+        token = self._registry.open(
+            handshake.peer,
+            handshake.peer_claim,
+            "peer",
+            evict,
+            asking=handshake.kind in ASKING_KINDS,
+            dialled=False,
+        )
+        if isinstance(token, Verdict):
+            self._complain("handshake", f"closed a link from {request.remote}: {token.reason}")
+            shut_down(connection)
+            return websocket
         try:
+            while (old := self.links.get(key)) is not None:
+                old.close(f"{handshake.peer} opened a new link")
+                await old._handler_done.wait()
+                if self.links.get(key) is old:
+                    del self.links[key]
+            self.links[key] = link
             await link._run()
         finally:
+            self._registry.close(token)
             if self.links.get(key) is link:
                 del self.links[key]
         return websocket

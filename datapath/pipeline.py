@@ -14,33 +14,44 @@ from typing import Any, Protocol
 
 import msgspec
 
+from datapath.client_table import SUMMARY_SIZE_BYTES
 from datapath.clock import clock_ms
 from datapath.errors import (
     NotAppliedError,
     NotPrimaryError,
     OperationError,
     OverloadedError,
-    RejectedError,
     SafetyError,
     StorageFullError,
     UnknownOutcomeError,
 )
 from datapath.executor import Executed, Executor
 from datapath.operations import Operation, Result, Sink
-from datapath.records import Entry, Record, make_record
+from datapath.records import (
+    HEADER_SIZE_BYTES,
+    MAX_ENTRIES_SIZE_BYTES,
+    Entry,
+    Record,
+    entry_size_bytes,
+    make_record,
+)
 from datapath.replica import Replica
 from datapath.settings import Bounds
 
 _OPERATION_OVERHEAD_BYTES = 200
+_FIRST_RESERVED_BYTES = 64 * 1024
+"""What is asked of the disk at once for a burst, so that small operations ask it once together."""
+_RECORD_OVERHEAD_BYTES = HEADER_SIZE_BYTES + SUMMARY_SIZE_BYTES
 
 
 class Waiting(msgspec.Struct, gc=False):
-    """An operation that waits to be executed."""
+    """An operation that waits to be executed; `counted`: among those that wait under a key."""
 
     operation: Operation
     future: Sink
     deadline_ms: float
     size_bytes: int
+    counted: bool = False
 
 
 class Answer(msgspec.Struct, gc=False):
@@ -53,6 +64,24 @@ class Answer(msgspec.Struct, gc=False):
     def wrote_nothing(self) -> bool:
         """Whether it left no entry, so that its answer is a read's."""
         return self.executed.index == 0 and not self.executed.repeated
+
+
+class Burst(msgspec.Struct):
+    """What was executed together, and becomes one record. `first_index`: of its first entry.
+
+    `size_bytes` of its entries; `reserved_bytes`: so much the disk has room for.
+    """
+
+    first_index: int
+    entries: list[Entry] = []
+    answers: list[Answer] = []
+    size_bytes: int = 0
+    reserved_bytes: int = 0
+
+    @property
+    def next_index(self) -> int:
+        """The index of the next entry."""
+        return self.first_index + len(self.entries)
 
 
 class TailItem(msgspec.Struct, gc=False):
@@ -122,9 +151,12 @@ class Pipeline:
         self._call_soon = call_soon or asyncio.get_running_loop().call_soon
         self._tail: deque[TailItem] = deque(TailItem(record, None, []) for record in tail)
         self._inflight_records = 0
+        self._inflight_bytes = 0
         self._local_acks: deque[Answer] = deque()
         self._waiting: deque[Waiting] = deque()
         self._waiting_bytes = 0
+        self._waiting_keys: dict[str, int] = {}
+        self._overload_repeats: list[tuple[Waiting, OverloadedError]] = []  # of this turn
         self._next_deadline_ms = float("inf")
         self._burst_due = False
         self._executing: asyncio.Task[None] | None = None
@@ -144,19 +176,46 @@ class Pipeline:
         size = _OPERATION_OVERHEAD_BYTES + sum(
             len(arg) for arg in operation.args if isinstance(arg, bytes | str)
         )
+        deadline_ms = self._clock() + timeout_ms
+        waiting = Waiting(operation, sink, deadline_ms, size)
         if (
             len(self._waiting) >= self._bounds.max_waiting_operations
             or self._waiting_bytes + size > self._bounds.max_waiting_bytes
         ):
-            raise OverloadedError(
-                "overloaded", "too many operations wait on the primary: try again in a moment"
-            )
-        deadline_ms = self._clock() + timeout_ms
-        self._waiting.append(Waiting(operation, sink, deadline_ms, size))
+            self._refuse_overload(waiting)
+            return
+        self._waiting.append(waiting)
         self._waiting_bytes += size
+        if key := operation.idempotency_key:
+            waiting.counted = True
+            self._waiting_keys[key] = self._waiting_keys.get(key, 0) + 1
         self._next_deadline_ms = min(self._next_deadline_ms, deadline_ms)
         if not self._burst_due:
             self.schedule()
+
+    def _refuse_overload(self, waiting: Waiting) -> None:
+        """Raise OverloadedError, but for a repeat of what is known here: that costs nothing."""
+        error = OverloadedError(
+            "overloaded", "too many operations wait on the primary: try again in a moment"
+        )
+        if not self._is_known(waiting.operation):
+            raise error
+        self._overload_repeats.append((waiting, error))
+        if len(self._overload_repeats) == 1:
+            self._call_soon(self._answer_overload_repeats)
+
+    def _answer_overload_repeats(self) -> None:
+        repeats, self._overload_repeats = self._overload_repeats, []
+        for waiting, error in repeats:
+            self._refuse(waiting, error)
+
+    def _is_known(self, operation: Operation) -> bool:
+        """Whether an earlier request under its key was executed here, or waits to be."""
+        key = operation.idempotency_key
+        return bool(key) and (
+            key in self._waiting_keys
+            or self._executor.repeat_of(operation, self._replica.next_index) is not None
+        )
 
     def not_primary(self) -> NotPrimaryError:
         """Make the error that says so, and why."""
@@ -186,58 +245,133 @@ class Pipeline:
             not self._stopped
             and self._executing is None
             and self._inflight_records < self._bounds.max_inflight_records
+            and self._inflight_bytes < self._bounds.max_inflight_bytes
             and self._replica.may_execute()
         )
 
     def _run_burst(self) -> None:
-        """Execute what waits, as one record."""
+        """Execute what waits, as one record (two, where the last one is as large as a record)."""
         self._burst_due = False
         if not self._may_run():
             return
-        entries: list[Entry] = []
-        answers: list[Answer] = []
-        size, next_index = 0, self._replica.next_index
         bounds = self._bounds
-        while self._waiting and size < bounds.max_record_bytes:
+        max_bytes = min(bounds.max_record_bytes, bounds.max_inflight_bytes - self._inflight_bytes)
+        burst = Burst(self._replica.next_index)
+        while (
+            self._waiting
+            and burst.size_bytes < max_bytes
+            and len(burst.answers) < bounds.max_record_entries
+        ):
             waiting = self._waiting[0]
             is_async = waiting.operation.method in self._async_operations
-            if is_async and answers:
+            if is_async and burst.answers:
                 break
             self._take_waiting()
-            if waiting.future.done() or not self._may_start(waiting):
+            if waiting.future.done() or not self._may_start(waiting, burst):
                 continue
             if is_async:
                 self._executing = self._spawn(self._run_async(waiting))
                 return
-            executed, entry = self._executor.execute(waiting.operation, next_index)
-            answers.append(Answer(waiting, executed))
-            if entry is not None:
-                entries.append(entry)
-                next_index += 1
-                size += waiting.size_bytes
-                if len(entries) >= bounds.max_record_entries:
-                    break
-        self._record(entries, answers)
+            executed, entry = self._executor.execute(waiting.operation, burst.next_index)
+            if entry is not None and self._overflows(burst, entry):
+                self._record(burst)
+                burst = Burst(self._replica.next_index)
+                if not self._may_go_on(burst):
+                    self._refuse(waiting, self.not_primary())
+                    return
+            self._join(burst, Answer(waiting, executed), entry)
+        self._record(burst)
         self.schedule()
 
     def _take_waiting(self) -> None:
-        self._waiting_bytes -= self._waiting.popleft().size_bytes
+        waiting = self._waiting.popleft()
+        self._waiting_bytes -= waiting.size_bytes
+        self._uncount(waiting)
 
-    def _may_start(self, waiting: Waiting) -> bool:
-        """Refuse what could not be acknowledged as asked, before it is executed."""
+    def _uncount(self, waiting: Waiting) -> None:
+        """It waits no longer."""
+        if not waiting.counted:
+            return
+        waiting.counted = False
+        key = waiting.operation.idempotency_key
+        left = self._waiting_keys[key] - 1
+        if left:
+            self._waiting_keys[key] = left
+        else:
+            del self._waiting_keys[key]
+
+    def _may_start(self, waiting: Waiting, burst: Burst) -> bool:
+        """Whether it is to be executed: it is no repeat, and could be acknowledged as asked.
+
+        A repeat is recognised before anything may refuse it.
+        """
+        operation = waiting.operation
+        repeat = self._executor.repeat_of(operation, burst.next_index)
+        if repeat is not None:
+            burst.answers.append(Answer(waiting, repeat))
+            return False
         view = self._replica.view
         in_sync = len(view.in_sync) if view else 0
         if in_sync < self._bounds.min_in_sync:
             problem = f"{in_sync} replicas are in sync, min_in_sync is {self._bounds.min_in_sync}"
-        elif self._replica.copies() < waiting.operation.min_copies:
+        elif self._replica.copies() < operation.min_copies:
             problem = (
-                f"{self._replica.copies()} replicas are in sync, {waiting.operation.min_copies} "
+                f"{self._replica.copies()} replicas are in sync, {operation.min_copies} "
                 "copies are asked for"
             )
         else:
             return True
         detail = problem + ": bring a replica back, or ask for fewer"
-        waiting.future.set_exception(NotAppliedError("not_enough_copies", detail))
+        self._refuse(waiting, NotAppliedError("not_enough_copies", detail))
+        return False
+
+    @staticmethod
+    def _overflows(burst: Burst, entry: Entry) -> bool:
+        """Whether an entry does not fit into the burst's record, but may into one of its own."""
+        size = entry_size_bytes(entry)
+        return bool(burst.entries) and burst.size_bytes + size > MAX_ENTRIES_SIZE_BYTES >= size
+
+    def _may_go_on(self, burst: Burst) -> bool:
+        """Whether what was executed before a record was made may follow it."""
+        return (
+            not self._stopped
+            and self._replica.may_execute()
+            and self._executor.index == burst.next_index
+        )
+
+    def _join(self, burst: Burst, answer: Answer, entry: Entry | None) -> None:
+        """Take an executed operation into the burst, or refuse it alone: nobody has seen it."""
+        if entry is not None:
+            size = entry_size_bytes(entry)
+            problem = self._why_refused(burst, size)
+            if problem is not None:
+                self._refuse(answer.waiting, problem)
+                return
+            self._executor.take(entry)
+            burst.entries.append(entry)
+            burst.size_bytes += size
+        burst.answers.append(answer)
+
+    def _why_refused(self, burst: Burst, size_bytes: int) -> OperationError | None:
+        if size_bytes > MAX_ENTRIES_SIZE_BYTES:
+            return NotAppliedError(
+                "too_large",
+                f"the delta is too large: {size_bytes} bytes, over {MAX_ENTRIES_SIZE_BYTES}",
+            )
+        if not self._has_room(burst, burst.size_bytes + size_bytes + _RECORD_OVERHEAD_BYTES):
+            return StorageFullError(
+                "storage_full",
+                f"no room on the disk of {self._node_id}: free some; reads go on meanwhile",
+            )
+        return None
+
+    def _has_room(self, burst: Burst, size_bytes: int) -> bool:
+        if size_bytes <= burst.reserved_bytes:
+            return True
+        for wanted in (max(2 * burst.reserved_bytes, _FIRST_RESERVED_BYTES), size_bytes):
+            if wanted >= size_bytes and self._storage.reserve(wanted):
+                burst.reserved_bytes = wanted
+                return True
         return False
 
     async def _run_async(self, waiting: Waiting) -> None:
@@ -247,42 +381,32 @@ class Pipeline:
             executed, entry = await self._executor.execute_async(
                 waiting.operation, self._replica.next_index
             )
-            if self._replica.epoch == epoch and self._replica.may_execute():
-                self._record([entry] if entry is not None else [], [Answer(waiting, executed)])
-            else:
-                self._executor.drop_burst()
+            burst = Burst(self._replica.next_index)
+            if self._replica.epoch == epoch and self._may_go_on(burst):
+                self._join(burst, Answer(waiting, executed), entry)
+                self._record(burst)
         finally:
             self._executing = None
-            if not waiting.future.done() and not self._is_recorded(waiting):
-                waiting.future.set_exception(self.not_primary())
+            if not self._is_recorded(waiting):
+                self._refuse(waiting, self.not_primary())
             self.schedule()
 
     def _is_recorded(self, waiting: Waiting) -> bool:
         return any(answer.waiting is waiting for item in self._tail for answer in item.answers)
 
-    def _record(self, entries: list[Entry], answers: list[Answer]) -> None:
+    def _record(self, burst: Burst) -> None:
         """Make a record of a burst's deltas and replicate it."""
-        self.operations_total += len(answers)
-        if not entries:
-            self._answer_without_record(answers)
+        self.operations_total += len(burst.answers)
+        if not burst.entries:
+            self._answer_without_record(burst.answers)
             return
-        replica = self._replica
-        try:
-            record = make_record(
-                replica.next_index, replica.epoch, replica.core.commit_index, entries
-            )
-        except ValueError as problem:
-            self._executor.drop_burst()
-            self._refuse(answers, RejectedError("too_large", f"the delta is too large: {problem}"))
-            return
-        if not self._storage.reserve(len(record.data)):
-            self._executor.drop_burst()
-            detail = f"no room on the disk of {self._node_id}: free some; reads go on meanwhile"
-            self._refuse(answers, StorageFullError("storage_full", detail))
-            return
-        self._executor.keep_burst()
+        replica, entries = self._replica, burst.entries
+        self._executor.keep_burst(entries)
+        record = make_record(burst.first_index, replica.epoch, replica.core.commit_index, entries)
+        answers = self._answer_known(burst.answers)
         self._tail.append(TailItem(record, entries, answers))
         self._inflight_records += 1
+        self._inflight_bytes += len(record.data)
         self.records_total += 1
         for answer in answers:
             if answer.waiting.operation.ack == "local" and answer.executed.index:
@@ -291,16 +415,45 @@ class Pipeline:
 
     def _answer_without_record(self, answers: list[Answer]) -> None:
         """Nothing was written: answer when all that could have been seen has committed (D2)."""
+        answers = self._answer_known(answers)
         if self._tail:
             self._tail[-1].answers.extend(answers)
         else:
             self._answer_all(answers)
 
-    @staticmethod
-    def _refuse(answers: list[Answer], error: OperationError) -> None:
+    def _answer_known(self, answers: list[Answer]) -> list[Answer]:
+        """Answer repeats of what has committed; return the others."""
+        applied = self._storage.store.applied_index
+        known: list[Answer] = []
+        others: list[Answer] = []
         for answer in answers:
-            if not answer.waiting.future.done():
-                answer.waiting.future.set_exception(error)
+            executed = answer.executed
+            is_known = executed.repeated and executed.seen_index <= applied
+            (known if is_known else others).append(answer)
+        self._answer_all(known)
+        return others
+
+    def _refuse(self, waiting: Waiting, error: OperationError) -> None:
+        """Refuse what was not executed, unless an earlier request under its key is known here.
+
+        A repeat gets its first answer, or waits for it. Where the earlier request has not been
+        executed yet, what becomes of it is unknown.
+        """
+        if waiting.future.done():
+            return
+        operation = waiting.operation
+        if operation.idempotency_key:
+            repeat = self._executor.repeat_of(operation, self._replica.next_index)
+            if repeat is not None:
+                self._answer_without_record([Answer(waiting, repeat)])
+                return
+            if operation.idempotency_key in self._waiting_keys:
+                error = UnknownOutcomeError(
+                    "unknown_outcome",
+                    f"{error.detail}. An earlier request under the same Idempotency-Key still "
+                    "waits, and may be applied: repeat it to learn",
+                )
+        waiting.future.set_exception(error)
 
     # -- the log's tail, and what commits of it
 
@@ -330,6 +483,7 @@ class Pipeline:
                 store.apply(item.entries, record.last_index, record.epoch)
                 executor.committed(record.first_index, item.entries)
                 self._inflight_records -= 1
+                self._inflight_bytes -= len(record.data)
             if item.answers:
                 self._answer_all(item.answers)
         if store.applied_index != index:
@@ -340,10 +494,9 @@ class Pipeline:
         self.schedule()
 
     def _answer_all(self, answers: list[Answer]) -> None:
-        copies, epoch = self._replica.copies(), self._replica.epoch
         serving: bool | None = None
         for answer in answers:
-            future, executed = answer.waiting.future, answer.executed
+            future = answer.waiting.future
             if future.done():
                 continue
             if answer.wrote_nothing:
@@ -353,16 +506,29 @@ class Pipeline:
                 if not serving:
                     future.set_exception(self.not_primary())
                     continue
-            if executed.error is not None:
-                future.set_exception(executed.error)
-            elif answer.waiting.operation.min_copies > copies:
-                detail = (
-                    f"committed on {copies} copies while {answer.waiting.operation.min_copies} "
-                    "were asked for: it stands, on fewer copies"
-                )
-                future.set_exception(UnknownOutcomeError("not_enough_copies", detail))
+            outcome = self._outcome(answer.executed, answer.waiting.operation.min_copies)
+            if isinstance(outcome, OperationError):
+                future.set_exception(outcome)
             else:
-                future.set_result(self._result(executed, copies, epoch))
+                future.set_result(outcome)
+
+    def _outcome(self, executed: Executed, min_copies: int) -> Result | OperationError:
+        """Return the answer to what has committed."""
+        copies = self._replica.copies() or 1  # no primary: this replica's own is what is known
+        if executed.error is not None:
+            return executed.error
+        if min_copies > copies:
+            return UnknownOutcomeError(
+                "not_enough_copies",
+                f"committed on {copies} copies while {min_copies} were asked for: it stands, on "
+                "fewer copies",
+            )
+        return self._result(executed, copies, self._replica.epoch)
+
+    def recall(self, operation: Operation) -> Result | OperationError | None:
+        """Return the answer to a repeat of what is applied on this replica, primary or not."""
+        executed = self._executor.recall(operation)
+        return None if executed is None else self._outcome(executed, operation.min_copies)
 
     def _result(self, executed: Executed, copies: int, epoch: int) -> Result:
         if executed.repeated:
@@ -393,16 +559,16 @@ class Pipeline:
     def stop(self, reason: str) -> None:
         """Take nothing more; answer who waits."""
         self._stopped = True
-        self._fail_unanswered(reason)
         self._release_waiting()
+        self._fail_unanswered(reason)
 
     def step_down(self) -> None:
         """The epoch is over."""
         if self._executing is not None:
             self._executing.cancel()
-        self._executor.start_epoch()
+        self._release_waiting()  # first: repeats of what is not committed share its fate
         self._fail_unanswered(f"{self._node_id} lost its role before this was committed")
-        self._release_waiting()
+        self._executor.start_epoch()
 
     def open_epoch(self) -> None:
         """All of earlier epochs is committed and applied: execution starts from there."""
@@ -425,16 +591,18 @@ class Pipeline:
                 else:
                     future.set_exception(UnknownOutcomeError("unknown_outcome", detail))
             item.answers, item.entries = [], None
-        self._inflight_records = 0
+        self._inflight_records = self._inflight_bytes = 0
         self._local_acks.clear()
 
     def _release_waiting(self) -> None:
         """What was not executed can be tried elsewhere."""
+        self._answer_overload_repeats()
         waiting, self._waiting = self._waiting, deque()
         self._waiting_bytes = 0
+        self._waiting_keys.clear()
         for item in waiting:
-            if not item.future.done():
-                item.future.set_exception(self.not_primary())
+            item.counted = False
+            self._refuse(item, self.not_primary())
 
     def expire(self, now_ms: float) -> None:
         """Answer those whose time is up."""
@@ -448,25 +616,26 @@ class Pipeline:
             "not committed in time, and may commit yet. Repeat it under the same Idempotency-Key. "
             f"Now: {self._why_not_serving()}",
         )
-        executed = [answer.waiting for item in self._tail for answer in item.answers]
-        self._next_deadline_ms = min(
-            self._expire(self._waiting, now_ms, not_executed),
-            self._expire(executed, now_ms, not_committed),
-        )
+        self._next_deadline_ms = float("inf")
+        for item in self._tail:
+            for answer in item.answers:
+                if self._is_over(answer.waiting, now_ms):
+                    answer.waiting.future.set_exception(not_committed)
+        late = [waiting for waiting in self._waiting if self._is_over(waiting, now_ms)]
+        for waiting in late:
+            self._uncount(waiting)
+            self._refuse(waiting, not_executed)
+            if not waiting.future.done():  # a repeat of what has not committed
+                waiting.future.set_exception(not_committed)
 
-    @staticmethod
-    def _expire(
-        waiting: deque[Waiting] | list[Waiting], now_ms: float, error: OperationError
-    ) -> float:
-        nearest = float("inf")
-        for item in waiting:
-            if item.future.done():
-                continue
-            if item.deadline_ms <= now_ms:
-                item.future.set_exception(error)
-            else:
-                nearest = min(nearest, item.deadline_ms)
-        return nearest
+    def _is_over(self, waiting: Waiting, now_ms: float) -> bool:
+        """Whether the time of one that has no answer is up; if not, remember when it will be."""
+        if waiting.future.done():
+            return False
+        if waiting.deadline_ms <= now_ms:
+            return True
+        self._next_deadline_ms = min(self._next_deadline_ms, waiting.deadline_ms)
+        return False
 
 
 def async_operations(operations: dict[str, Callable[..., Any]]) -> frozenset[str]:

@@ -37,6 +37,11 @@ FRAME_SIZE_BYTES = _FRAME.size
 HEADER_SIZE_BYTES = _FRAME.size + _BODY.size
 MAX_RECORD_SIZE_BYTES = 64 * 1024 * 1024
 
+MAX_ENTRIES_SIZE_BYTES = MAX_RECORD_SIZE_BYTES - 4096
+"""What a record's entries may take by `entry_size_bytes`: the rest is for its own framing."""
+_ENTRY_OVERHEAD_BYTES = 8
+_WRITE_OVERHEAD_BYTES = 16
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[list[tuple[int, bytes, bytes | None]]])
 
@@ -53,6 +58,16 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     def entries(self) -> list[Entry]:
         """Decode the entries."""
         return _decoder.decode(memoryview(self.data)[HEADER_SIZE_BYTES:])
+
+
+def entry_size_bytes(entry: Entry) -> int:
+    """Return how much an entry adds to a record, at the most."""
+    size = _ENTRY_OVERHEAD_BYTES + _WRITE_OVERHEAD_BYTES * len(entry)
+    for _, key, value in entry:
+        size += len(key)
+        if value is not None:
+            size += len(value)
+    return size
 
 
 def make_record(

@@ -62,10 +62,14 @@ class HandoverCall(_Body, frozen=True, tag=5):
 
 
 class HelloCall(_Body, frozen=True, tag=7):
-    """I am `node` with data directory `data_id`: may I take part, and is there a view already?"""
+    """I am `node` with data directory `data_id`: may I take part, and is there a view already?
+
+    `joined`: I have taken part with this directory; am I still a member?
+    """
 
     node: str
     data_id: str
+    joined: bool = False
 
 
 class JoinCall(_Body, frozen=True, tag=8):
@@ -81,6 +85,25 @@ class ViewNote(_Body, frozen=True, tag=9):
     view: View
 
 
+class NoticeNote(_Body, frozen=True, tag=10):
+    """What an operator should know of, for everybody's status. Needs no answer."""
+
+    text: str
+
+
+class PingCall(_Body, frozen=True, tag=20):
+    """Are you there?"""
+
+
+class RemoveCall(_Body, frozen=True, tag=21):
+    """Remove `node`; `force` as in `Node.remove_member`. `asked_by` is for the log."""
+
+    node: str
+    timeout_ms: int
+    force: bool
+    asked_by: str
+
+
 Call = (
     ExecuteCall
     | QueryCall
@@ -90,6 +113,9 @@ Call = (
     | HelloCall
     | JoinCall
     | ViewNote
+    | NoticeNote
+    | PingCall
+    | RemoveCall
 )
 
 
@@ -125,10 +151,14 @@ class ViewReturn(_Body, frozen=True, tag=105):
 
 
 class HelloReturn(_Body, frozen=True, tag=106):
-    """`problem` "": the node may take part. `view` is the newest committed one, if there is any."""
+    """`problem` "": the node may take part. `view` is the newest committed one, if there is any.
+
+    `removed`: consensus has confirmed just now that the node is no member and has no vote.
+    """
 
     problem: str
     view: View | None
+    removed: bool = False
 
 
 ErrorKind = Literal["rejected", "not_primary", "full", "overloaded", "not_applied", "unknown"]
@@ -142,6 +172,17 @@ class ErrorReturn(_Body, frozen=True, tag=107):
     detail: str
 
 
+class PingReturn(_Body, frozen=True, tag=120):
+    """I am."""
+
+
+class JoinReturn(_Body, frozen=True, tag=121):
+    """You are a member of `view`. `founders`: whom consensus began with (`Agreement.founders`)."""
+
+    view: View
+    founders: dict[str, str]
+
+
 Return = (
     ExecuteReturn
     | QueryReturn
@@ -149,6 +190,8 @@ Return = (
     | StatusReturn
     | ViewReturn
     | HelloReturn
+    | PingReturn
+    | JoinReturn
     | ErrorReturn
 )
 
@@ -206,11 +249,14 @@ class NoAnswerError(DataPathError):
 class Caller:
     """The asking side of the request links: one link per peer, many calls on it at once."""
 
-    def __init__(self, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, on_change: Callable[[], None], on_note: Callable[[Call | Return], None]
+    ) -> None:
         self._links: dict[str, Link] = {}
         self._open: dict[int, tuple[str, asyncio.Future[Any]]] = {}
         self._next_id = 1
         self._on_change = on_change
+        self._on_note = on_note
 
     # The LinkHandler of outgoing links of the kind "request".
 
@@ -220,10 +266,13 @@ class Caller:
         self._on_change()
 
     def on_frames(self, link: Link, frames: list[bytes]) -> None:
-        """Answers."""
+        """Answers, and notes, which answer nothing."""
         del link
         for frame in frames:
             envelope = decode(frame)
+            if envelope.id == 0:
+                self._on_note(envelope.body)
+                continue
             _, future = self._open.pop(envelope.id, ("", None))
             if future is not None and not future.done():
                 future.set_result(envelope.body)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from datapath.client_table import ClientTableBounds
+
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """Periods. D4 needs `grace_period_ms` >= `lease_duration_ms` with a margin for clock rates."""
@@ -19,7 +21,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes and counts."""
+    """Sizes and counts. `max_inflight_bytes`: of records that have not committed."""
 
     min_in_sync: int = 1
     max_record_bytes: int = 4 * 1024 * 1024
@@ -28,9 +30,10 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     max_peer_inflight_bytes: int = 8 * 1024 * 1024
     recent_records_bytes: int = 16 * 1024 * 1024
     max_append_bytes: int = 4 * 1024 * 1024
+    max_inflight_bytes: int = 64 * 1024 * 1024
     max_waiting_operations: int = 20_000
     max_waiting_bytes: int = 256 * 1024 * 1024
-    client_table_entries: int = 100_000
+    client_table: ClientTableBounds = ClientTableBounds()
     log_retention_bytes: int = 256 * 1024 * 1024
     log_catchup_bytes: int = 1024 * 1024 * 1024
     snapshot_rate_bytes_per_s: int = 0

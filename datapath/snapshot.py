@@ -170,7 +170,7 @@ class SnapshotWriter:
         self._installed = False
         self._path = next_environment(self._directory)
         try:
-            self._path.mkdir()
+            self._path.mkdir(mode=0o700)
         except OSError as error:
             raise storage_error(error, f"making {self._path}") from error
         # Nothing counts before `finish` has synced it.

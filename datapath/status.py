@@ -41,12 +41,18 @@ def _node_state(
     if member.id == node_id:
         return _own_state(replica, member, in_sync=in_sync)
     if member.role == "witness":
-        state = "witness" if reachable(member.id) else "unreachable"
-        return NodeState(role="witness", client=member.client, state=state)
+        return other_state(member, reachable=reachable(member.id))
     if replica.primary is not None and member.id in replica.primary.peers:
         return _peer_state(replica, replica.primary.peers[member.id], member, in_sync=in_sync)
-    state = "unknown" if reachable(member.id) else "unreachable"
-    return NodeState(role="replica", client=member.client, state=state)
+    return other_state(member, reachable=reachable(member.id))
+
+
+def other_state(member: Member, *, reachable: bool) -> NodeState:
+    """Return what a node that is not the primary knows of another one."""
+    state = "unreachable"
+    if reachable:
+        state = "witness" if member.role == "witness" else "unknown"
+    return NodeState(role=member.role, client=member.client, state=state)
 
 
 def _own_state(replica: Replica, member: Member, *, in_sync: bool) -> NodeState:
@@ -70,6 +76,8 @@ def _peer_state(replica: Replica, peer: Progress, member: Member, *, in_sync: bo
         state = "snapshot"
     elif peer.state == "replicate" and silent_ms < replica.core.timing.ack_timeout_ms:
         state = "backup" if in_sync else "learner"
+    if state == "unreachable":
+        return NodeState(role="replica", client=member.client, state=state)
     lag = None
     if state in ("backup", "learner"):
         lag = max(0, replica.core.commit_index - peer.match_index)

@@ -13,7 +13,7 @@ from datapath.accepted import Accepted
 from datapath.clock import clock_s
 from datapath.core import Recovered
 from datapath.datadir import DataDirectory
-from datapath.disk import DiskWorker, StoreFlusher
+from datapath.disk import DEFAULT_MAX_QUEUED_BYTES, DiskWorker, StoreFlusher
 from datapath.errors import DataDirectoryError, LogCorruptError, SafetyError
 from datapath.log import Log
 from datapath.logindex import LogIndex
@@ -35,6 +35,8 @@ _READ_BATCH_BYTES = 4 * 1024 * 1024
 class Storage:
     """Opens what a data directory holds, and recovers it; `start` starts the threads.
 
+    `max_queued_bytes` bounds what waits for the log: a primary bounds that itself, and tighter.
+
     Raises StorageError from the constructor, with what to do.
     """
 
@@ -47,8 +49,10 @@ class Storage:
         flush_bytes: int,
         retention_bytes: int,
         catchup_bytes: int,
+        max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES,
     ) -> None:
         path = directory.path
+        self._max_queued_bytes = max_queued_bytes
         self._flush_bytes = flush_bytes
         self._map_size_bytes = map_size_bytes
         self._retention_bytes = retention_bytes
@@ -149,7 +153,12 @@ class Storage:
         self._on_durable = on_durable
         self._on_error = on_error
         self.store.on_damage = on_error
-        self._worker = DiskWorker(self.log, on_done=self._done, on_error=on_error)
+        self._worker = DiskWorker(
+            self.log,
+            on_done=self._done,
+            on_error=on_error,
+            max_queued_bytes=self._max_queued_bytes,
+        )
         self._flusher = StoreFlusher(
             self.store,
             on_error=on_error,

@@ -92,7 +92,7 @@ class Store:
         directory = Path(directory)
         try:
             if not directory.is_dir():
-                directory.mkdir(parents=True)
+                directory.mkdir(mode=0o700, parents=True)
                 sync_directory(directory.parent)
             name = current_environment(directory)
             if not name:

@@ -16,6 +16,10 @@ import msgspec
 Role = Literal["replica", "witness"]
 
 
+MAX_REMEMBERED_REMOVALS = 64
+"""With ids of at most 31 characters, far below the largest command of consensus."""
+
+
 class Member(msgspec.Struct, frozen=True, kw_only=True):
     """A node that belongs to the cluster.
 
@@ -39,6 +43,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     with every change. `in_sync` and `members` are sorted by id; the primary is always in `in_sync`.
     `handed_over`: this epoch's predecessor gave up serving before it proposed the change, so the
     primary need not wait until promises made to the predecessor have run out (D4).
+    `removed`: the ids removed last, oldest first, `MAX_REMEMBERED_REMOVALS` at most.
     """
 
     cluster_id: str
@@ -48,6 +53,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     in_sync: tuple[str, ...]
     members: tuple[Member, ...]
     handed_over: bool = False
+    removed: tuple[str, ...] = ()
 
     def member(self, node_id: str) -> Member | None:
         """Return the member with that id, or None."""
@@ -94,7 +100,11 @@ class AddToInSync(msgspec.Struct, frozen=True, tag="add_to_in_sync"):
 
 
 class AddMember(msgspec.Struct, frozen=True, tag="add_member"):
-    """Add a node, or register the disk (`data_id`) and addresses of one that has none yet."""
+    """Add a node, or register the disk (`data_id`) and the addresses of one that is a member.
+
+    A member may move to an address that the view still gives another one: it may have been left,
+    or the two swap, one after the other. Whoever dials it learns from the handshake who is there.
+    """
 
     member: Member
 
@@ -236,7 +246,7 @@ def _add_member(view: View, member: Member) -> View | Refusal:
         if known == member:
             return Refusal(f"{member.id!r} is a member already, unchanged")
     others = tuple(other for other in view.members if other.id != member.id)
-    for other in others:
+    for other in others if known is None else ():
         if {other.client, other.peer, other.raft} & {member.client, member.peer, member.raft}:
             return Refusal(f"{member.id!r} has an address that belongs to {other.id!r}")
     return _next(view, members=tuple(sorted((*others, member), key=lambda item: item.id)))
@@ -251,4 +261,5 @@ def _remove_member(view: View, node: str) -> View | Refusal:
         view,
         in_sync=tuple(item for item in view.in_sync if item != node),
         members=tuple(member for member in view.members if member.id != node),
+        removed=(*(item for item in view.removed if item != node), node)[-MAX_REMEMBERED_REMOVALS:],
     )

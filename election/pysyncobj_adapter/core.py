@@ -155,7 +155,7 @@ class RaftCore(Members):
             poller=self._poller_in_use,
             journal=self._journal,
             book=self._storage.book,
-            dial_address=self._dial_address,
+            dial_addresses=self._dial_addresses,
             welcome=self._welcome,
         )
         return self._links
@@ -170,14 +170,21 @@ class RaftCore(Members):
             set() if self._votes else self._settings.members.keys()
         )
 
-    def _dial_address(self, node_id: str) -> str | None:
-        """Return where to dial a member: by this process's route, else by the agreed address."""
-        return (
-            self._settings.routes.get(node_id)
-            or self.machine.wanted_members.get(node_id)
-            or self.machine.raft_members.get(node_id)
-            or self._settings.members.get(node_id)
-        )
+    def _dial_addresses(self, node_id: str) -> list[str]:
+        """Return where to dial a member: by this process's route, else wherever it may be.
+
+        First the agreed address, then the one in this node's configuration: after all nodes have
+        moved at once, nobody can agree on anything before they have met at the new ones. Who
+        answers there has to prove who it is.
+        """
+        settings, machine = self._settings, self.machine
+        if node_id in settings.routes:
+            return [settings.routes[node_id]]
+        found = [machine.wanted_members.get(node_id) or machine.raft_members.get(node_id)]
+        if settings.registry is not None:
+            found += settings.registry.dial_addresses(node_id, "raft")
+        found.append(settings.members.get(node_id))
+        return list(dict.fromkeys(address for address in found if address))
 
     # The face.
 

@@ -7,8 +7,8 @@ reordered, reflected, or taken from another connection ends the connection. Noth
 two small greetings before the peer has proved that it knows the secret.
 
     dialer                                   acceptor
-      Greeting(nonce, who, to whom, disk) ->
-                                          <- Greeting(nonce, who, to whom, disk)
+      Greeting(nonce, who, to whom, disk, claim) ->
+                                          <- Greeting(nonce, who, to whom, disk, claim)
       sealed Proof                        ->
                                           <- sealed Verdict (empty, or why refused)
 
@@ -30,12 +30,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from election.identity import Claim
 from election.pysyncobj_adapter import poller as events
 from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.poller import Poller
 
-PROTOCOL = "onecopy-raft-1"
-MAX_GREETING_BYTES = 1024
+PROTOCOL = "onecopy-raft-2"
+MAX_GREETING_BYTES = 2048
 MAX_FRAME_BYTES = 1024 * 1024
 MAX_UNSENT_BYTES = 4 * 1024 * 1024
 _READ_BYTES = 64 * 1024
@@ -53,6 +54,7 @@ class Greeting(msgspec.Struct, frozen=True, array_like=True):
     sender: str
     target: str
     directory_id: bytes
+    claim: Claim = Claim()
 
 
 class _Proof(msgspec.Struct, frozen=True, array_like=True, tag="proof"):
@@ -70,7 +72,7 @@ class LinkOwner(Protocol):
         """Return why this authenticated peer is refused, or an empty string."""
 
     def on_open(self, link: Link) -> None:
-        """Note that both sides have accepted each other."""
+        """Note that both sides have accepted each other (the owner may still close the link)."""
 
     def on_frame(self, link: Link, data: bytes) -> None:
         """Take one authentic frame."""
@@ -93,6 +95,7 @@ class Link:
         directory_id: bytes,
         peer: str | None,
         now: float,
+        claim: Claim = Claim(),  # noqa: B008 -- frozen
     ) -> None:
         """Start the handshake on a non-blocking socket: dial if `peer` is given, else accept.
 
@@ -101,6 +104,7 @@ class Link:
         self.peer = peer or ""
         self.dialed = peer is not None
         self.is_open = False
+        self.token = 0
         self.closed = False
         self.refusal = ""
         self.since = self.last_read_at = self.last_sent_at = now
@@ -111,7 +115,8 @@ class Link:
         self._fd = sock.fileno()
         self._secret = secret
         self._me = me
-        self._greeting = Greeting(PROTOCOL, os.urandom(_NONCE_BYTES), me, self.peer, directory_id)
+        nonce = os.urandom(_NONCE_BYTES)
+        self._greeting = Greeting(PROTOCOL, nonce, me, self.peer, directory_id, claim)
         self._connecting = self.dialed
         self._seal: AESGCM | None = None
         self._open: AESGCM | None = None
@@ -233,6 +238,7 @@ class Link:
             or theirs.target != self._me
             or theirs.sender != expected_sender
             or len(theirs.nonce) != _NONCE_BYTES
+            or not theirs.claim.is_usable
         ):
             self.close()
             return
@@ -270,7 +276,7 @@ class Link:
 
     def _on_verdict(self, data: bytes) -> None:
         assert self.peer_greeting is not None
-        refusal = msgspec.msgpack.decode(data, type=_Verdict).refusal
+        refusal = ascii(msgspec.msgpack.decode(data, type=_Verdict).refusal)[1:-1]
         self.refusal = refusal or self._owner.judge(self.peer_greeting)
         if self.refusal:
             self.close()

@@ -6,15 +6,21 @@ from pathlib import Path
 
 import msgspec
 
+from election.identity import Claim
+from election.registry import PeerRegistry
+
 
 class AgreementSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How one node takes part in the consensus group.
 
-    `members` maps node ids to raft addresses ("host:port"), this node included. It counts only at
-    the very first start: from then on the list agreed by the group, kept in `directory`, does.
+    `members` maps node ids to raft addresses ("host:port"), this node included. Who is a member, it
+    says only at the very first start: from then on the list agreed by the group, kept in
+    `directory`, does. Its addresses are tried where the agreed ones do not answer.
     `founders` is for a node that joins a group that exists: the members with which the group's log
     began, as a member has told it; then `members` only says whom to link with at first.
-    `routes` maps a node id to the address to dial instead of its raft address (NAT, a proxy).
+    `registry` judges who is at the other end of a link; without one (in tests) the secret and the
+    directory's id alone do. `routes` maps a node id to the address to dial instead of its raft
+    address (NAT, a proxy).
     `secret` is the cluster secret: random, at least 128 bits; whoever knows it is a member.
 
     The timings serve one purpose each: a leader's heartbeat, how long its silence lasts before an
@@ -28,6 +34,7 @@ class AgreementSettings(msgspec.Struct, frozen=True, kw_only=True):
     members: dict[str, str]
     directory: Path
     secret: bytes
+    registry: PeerRegistry | None = None
     founders: dict[str, str] | None = None
     routes: dict[str, str] = {}
     heartbeat_interval_ms: int = 40
@@ -41,6 +48,11 @@ class AgreementSettings(msgspec.Struct, frozen=True, kw_only=True):
     compaction_entries: int = 512
     compaction_interval_ms: int = 60_000
     journal_reserve_bytes: int = 1024 * 1024
+
+    @property
+    def claim(self) -> Claim:
+        """What this node says of itself on each new link."""
+        return self.registry.claim if self.registry is not None else Claim()
 
     def __repr__(self) -> str:
         """Return what may stand in a log: not the secret."""

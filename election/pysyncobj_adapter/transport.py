@@ -1,13 +1,15 @@
 """The links of one member: who is dialled, who may come in, which link counts.
 
-Of each pair the member with the larger id dials the other. A link that opens replaces the pair's
-older one, which is closed with whatever it had not delivered. Only members are let in, and those
-that the view names but that have no vote yet: there are no read-only peers and no anonymous
-requests. Every stage of a connection has a deadline.
+Of each pair the member with the larger id dials the other, at each address in turn where it may
+be. A link that opens replaces the pair's older one, which is closed with whatever it had not
+delivered. Only members are let in, and those that the view names but that have no vote yet: there
+are no read-only peers and no anonymous requests; and of two processes under one id only one
+(`election.identity`). Every stage of a connection has a deadline.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import socket
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from typing import Any, Protocol
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
+from election.identity import Verdict
 from election.pysyncobj_adapter import wire
 from election.pysyncobj_adapter.book import MemberBook
 from election.pysyncobj_adapter.clock import monotonic
@@ -57,7 +60,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
         poller: Poller,
         journal: Journal,
         book: MemberBook,
-        dial_address: Callable[[str], str | None],
+        dial_addresses: Callable[[str], list[str]],
         welcome: Callable[[], AbstractSet[str]],
     ) -> None:
         """Bind the raft port at once; links are made on ticks.
@@ -73,7 +76,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
         self._poller = poller
         self._journal = journal
         self._book = book
-        self._dial_address = dial_address
+        self._dial_addresses = dial_addresses
         self._welcome = welcome
         self._resolver = Resolver()
         self._nodes: dict[str, Node] = {str(node.id): node for node in others}
@@ -81,6 +84,8 @@ class RaftTransport(Transport):  # type: ignore[misc]
         self._dialing: dict[str, Link] = {}
         self._strangers: list[Link] = []
         self._dialed_at: dict[str, float] = {}
+        self._failed_dials: dict[str, int] = {}
+        self._evicted: set[Link] = set()  # to be closed at the next tick; added to by any thread
         self._refusal_logged_at = 0.0
         self._listener = Listener(settings.bind_address, poller, self._on_accepted)
 
@@ -99,6 +104,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
             if link is not None:
                 link.close()
         self._dialed_at.pop(node_id, None)
+        self._failed_dials.pop(node_id, None)
 
     def send(self, node: Node, message: dict[str, Any]) -> bool:
         """Send one of PySyncObj's messages; False if there is no link."""
@@ -141,7 +147,10 @@ class RaftTransport(Transport):  # type: ignore[misc]
             if now - link.since > settings.handshake_timeout_ms / 1000:
                 link.close()
         for link in list(self._open.values()):
-            if now - link.last_read_at > settings.connection_timeout_ms / 1000:
+            if (
+                link in self._evicted
+                or now - link.last_read_at > settings.connection_timeout_ms / 1000
+            ):
                 link.close()
             elif now - link.last_sent_at > PING_INTERVAL_S:
                 link.send(wire.encode(wire.Ping()), now)
@@ -158,12 +167,15 @@ class RaftTransport(Transport):  # type: ignore[misc]
     # Links.
 
     def _dial(self, node_id: str, now: float) -> None:
-        address = self._dial_address(node_id)
+        addresses = self._dial_addresses(node_id)
         last = self._dialed_at.get(node_id, 0.0)
-        if address is None or now - last < self._settings.dial_interval_ms / 1000:
+        if not addresses or now - last < self._settings.dial_interval_ms / 1000:
             return
         self._dialed_at[node_id] = now
-        target = self._resolver.resolve(address, now)
+        # Counted as failed until the link opens: then this address is the one to come back to.
+        failed = self._failed_dials.get(node_id, 0)
+        self._failed_dials[node_id] = failed + 1
+        target = self._resolver.resolve(addresses[failed % len(addresses)], now)
         if target is None:
             return
         try:
@@ -196,6 +208,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
             directory_id=self._journal.directory_id,
             peer=peer,
             now=now,
+            claim=self._settings.claim,
         )
 
     def _may_link(self, node_id: str) -> bool:
@@ -207,13 +220,38 @@ class RaftTransport(Transport):  # type: ignore[misc]
         """Return why a peer that knows the secret is refused all the same."""
         if not self._may_link(greeting.sender):
             return f"{greeting.sender!r} is not a member, as far as {self._me!r} knows"
+        registry = self._settings.registry
+        if registry is not None:
+            # Which side dialled matters only to links that carry questions.
+            verdict = registry.judge(
+                greeting.sender, greeting.claim, "raft", asking=False, dialled=False
+            )
+            if verdict.code:
+                return verdict.reason
         try:
             return self._book.judge(greeting.sender, greeting.directory_id)
         except StorageFullError as error:
             return f"{self._me!r} cannot note whom it meets: {error}"
 
     def on_open(self, link: Link) -> None:
-        """Let the link replace the pair's older one."""
+        """Let the link replace the pair's older one, unless another process holds the identity."""
+        registry = self._settings.registry
+        if registry is not None and link.peer_greeting is not None:
+            opened = registry.open(
+                link.peer,
+                link.peer_greeting.claim,
+                "raft",
+                functools.partial(self._evicted.add, link),
+                asking=False,
+                dialled=False,
+            )
+            if isinstance(opened, Verdict):
+                link.refusal = opened.reason
+                link.close()
+                return
+            link.token = opened
+        if link.dialed:
+            self._failed_dials[link.peer] = max(0, self._failed_dials.get(link.peer, 0) - 1)
         older = self._open.get(link.peer)
         if older is not None:
             older.close()
@@ -239,6 +277,9 @@ class RaftTransport(Transport):  # type: ignore[misc]
 
     def on_closed(self, link: Link) -> None:
         """Forget the link."""
+        if self._settings.registry is not None and link.token:
+            self._settings.registry.close(link.token)
+        self._evicted.discard(link)
         self._discard(link)
         if self._open.get(link.peer) is link:
             del self._open[link.peer]

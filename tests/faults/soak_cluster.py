@@ -25,7 +25,7 @@ LIMITS = {
     "log_segment_size_bytes": 4 * 1024 * 1024,
     "log_retention_bytes": 8 * 1024 * 1024,
     "overlay_flush_bytes": 2 * 1024 * 1024,
-    "client_table_size": 10_000,
+    "client_table_bytes": 4_194_304,
 }
 _ENDED_BY_US = {0, -signal.SIGKILL}
 

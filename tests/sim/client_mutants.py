@@ -7,10 +7,11 @@ from unittest.mock import patch
 
 import msgspec
 
+from datapath.environment import SERVICE_SPACE
 from datapath.errors import NotAppliedError
 from datapath.executor import Executor
 from datapath.operations import Operation
-from datapath.pipeline import Answer, Pipeline
+from datapath.pipeline import Answer, Burst, Pipeline
 from datapath.records import Entry
 from datapath.replica import Replica
 from tests.scenarios import test_answers
@@ -24,14 +25,14 @@ _BATCH = 10
 def _d2_reads_see_what_is_recorded() -> list[Patch]:
     keep_burst = Executor.keep_burst
 
-    def keep(executor: Executor) -> None:
+    def keep(executor: Executor, entries: list[Entry]) -> None:
         for (space, key), (value, _) in executor._burst.items():
             held: dict[bytes, bytes] = executor._state.spaces[space]  # type: ignore[attr-defined]
             if value is None:
                 held.pop(key, None)
             else:
                 held[key] = value
-        keep_burst(executor)
+        keep_burst(executor, entries)
 
     return [patch.object(Executor, "keep_burst", keep)]
 
@@ -43,8 +44,16 @@ def _d2_failed_conditions_answer_at_once() -> list[Patch]:
     return [patch.object(Pipeline, "_answer_without_record", answer)]
 
 
-def _d2_dropped_bursts_stay() -> list[Patch]:
-    return [patch.object(Executor, "drop_burst", lambda _: None)]
+def _d2_refused_deltas_stay() -> list[Patch]:
+    execute = Executor.execute
+
+    def take_at_once(executor: Executor, operation: Operation, next_index: int) -> Any:
+        executed, entry = execute(executor, operation, next_index)
+        if entry is not None:
+            executor.take(entry)
+        return executed, entry
+
+    return [patch.object(Executor, "execute", take_at_once)]
 
 
 def _d2_lost_entries_stay() -> list[Patch]:
@@ -52,46 +61,29 @@ def _d2_lost_entries_stay() -> list[Patch]:
 
 
 def _d8_not_in_the_delta() -> list[Patch]:
-    def write(
-        executor: Executor, _entry: Entry, space: int, key: bytes, value: bytes | None
-    ) -> None:
-        executor._burst[(space, key)] = (value, executor.index)
+    keep_burst = Executor.keep_burst
 
-    return [patch.object(Executor, "_write_system", write)]
+    def keep(executor: Executor, entries: list[Entry]) -> None:
+        keep_burst(executor, entries)
+        for entry in entries:
+            entry[:] = [write for write in entry if write[0] == SERVICE_SPACE]
+
+    return [patch.object(Executor, "keep_burst", keep)]
 
 
 def _d8_not_consulted() -> list[Patch]:
-    start = Executor._start
-
-    def without(executor: Executor, operation: Operation, next_index: int) -> Any:
-        return start(executor, msgspec.structs.replace(operation, idempotency_key=""), next_index)
-
-    return [patch.object(Executor, "_start", without)]
+    return [patch.object(Executor, "repeat_of", lambda *_: None)]
 
 
 def _d8_uncommitted_ones_do_not_count() -> list[Patch]:
-    start = Executor._start
+    def committed_only(executor: Executor, operation: Operation, _next_index: int) -> Any:
+        return executor.recall(operation) if operation.idempotency_key else None
 
-    def committed_only(executor: Executor, operation: Operation, next_index: int) -> Any:
-        def lookup(space: int, key: bytes) -> bytes | None:
-            return executor._state.get(space, key)
-
-        with patch.object(executor, "_lookup", lookup):
-            return start(executor, operation, next_index)
-
-    return [patch.object(Executor, "_start", committed_only)]
+    return [patch.object(Executor, "repeat_of", committed_only)]
 
 
 def _d8_refusals_are_forgotten() -> list[Patch]:
-    remember = Executor._remember
-
-    def successes_only(
-        executor: Executor, operation: Operation, value: Any, error: Any, entry: Entry
-    ) -> None:
-        if error is None:
-            remember(executor, operation, value, error, entry)
-
-    return [patch.object(Executor, "_remember", successes_only)]
+    return [patch("datapath.executor._is_remembered", lambda error: error is None)]
 
 
 def _d4_reads_without_a_lease() -> list[Patch]:
@@ -113,10 +105,10 @@ def _d4_conditions_without_a_lease() -> list[Patch]:
 def _d1_answers_before_the_commit() -> list[Patch]:
     record = Pipeline._record
 
-    def at_once(pipeline: Pipeline, entries: list[Entry], answers: list[Answer]) -> None:
-        record(pipeline, entries, answers)
-        if pipeline._tail and pipeline._tail[-1].answers is answers:
-            pipeline._answer_all(answers)
+    def at_once(pipeline: Pipeline, burst: Burst) -> None:
+        record(pipeline, burst)
+        if burst.entries:
+            pipeline._answer_all(burst.answers)
 
     return [patch.object(Pipeline, "_record", at_once)]
 
@@ -141,7 +133,7 @@ _MUTANTS = (
     Mutant("D1", "what a lost role leaves open is not applied", _d1_unknown_is_called_not_applied),
     Mutant("D2", "reads see what is recorded", _d2_reads_see_what_is_recorded),
     Mutant("D2", "failed conditions are answered at once", _d2_failed_conditions_answer_at_once),
-    Mutant("D2", "what found no room stays in sight", _d2_dropped_bursts_stay),
+    Mutant("D2", "what found no room stays in sight", _d2_refused_deltas_stay),
     Mutant(
         "D2", "what an old epoch lost stays in sight", _d2_lost_entries_stay,
         scenario=test_answers.test_what_a_lost_epoch_left_uncommitted_is_forgotten_for_good,

@@ -153,7 +153,7 @@ class NodeService:
         self._ready_index = 0
         self._applied_waiters.clear()
         self._snapshots.clear()
-        self.executor = Executor(self.kv, self.store, node.world.bounds.client_table_entries)
+        self.executor = Executor(self.kv, self.store, node.world.bounds.client_table, node.clock)
         self.read_view = ReadView(self.store)
         life = node.life
         self.pipeline = Pipeline(

@@ -41,7 +41,7 @@ def _d2_early_answers_tell_of_others() -> list[Patch]:
 
 
 def _d8_the_payload_is_not_compared() -> list[Patch]:
-    return [patch("datapath.executor._fingerprint", lambda _: b"")]
+    return [patch("datapath.executor.fingerprint", lambda _: b"")]
 
 
 def _d9_reported_before_the_sync() -> list[Patch]:

@@ -50,7 +50,8 @@ class Wire:
         self._connection: Connection | None = None
 
     async def _open(self) -> Connection:
-        return Connection(*await asyncio.open_connection(*self._place, limit=_READ_LIMIT_BYTES))
+        streams = await asyncio.open_connection(*self._place, limit=_READ_LIMIT_BYTES)
+        return Connection(*streams, f"{self._place[0]}:{self._place[1]}")
 
     async def _take(self) -> Connection:
         """Return a connection: a spare one that still stands, or a new one."""

@@ -421,10 +421,18 @@ class Cluster:
                 return float(line.split(" ")[1])
         raise AssertionError(f"{node} has no metric onecopy_{name}")
 
-    def client(self, *nodes: str, timeout_ms: int = 20_000, max_connections: int = 64) -> Client:
+    def client(
+        self,
+        *nodes: str,
+        timeout_ms: int = 20_000,
+        max_connections: int = 64,
+        discover: bool = True,
+    ) -> Client:
         """Return a client of these nodes (default: all); use it as a context manager."""
         urls = [self.url(node) for node in nodes or tuple(self.specs)]
-        return Client(urls, timeout_ms=timeout_ms, max_connections=max_connections)
+        return Client(
+            urls, timeout_ms=timeout_ms, max_connections=max_connections, discover=discover
+        )
 
     # -- waiting for states
 
@@ -655,8 +663,7 @@ class Writer:
 
     async def held(self, node: str) -> dict[str, bytes]:
         """Return this writer's keys and values as one node holds them itself."""
-        async with self.cluster.client(node) as client:
-            client._transport.learn = lambda status: None  # type: ignore[method-assign]
+        async with self.cluster.client(node, discover=False) as client:
             found: dict[str, bytes] = {}
             async for item in client.list(f"{self.name}/", consistency="stale"):
                 found[item.key] = item.value

@@ -98,8 +98,10 @@ class FakeNode:
             raise UnknownOutcomeError("outcome_unknown", "switched on by the test")
         return view
 
-    async def remove_member(self, node: str, timeout_ms: int) -> View:
-        return await self.core.remove_member(node, timeout_ms)
+    async def remove_member(
+        self, node: str, timeout_ms: int, *, force: bool = False, asked_by: str = ""
+    ) -> View:
+        return await self.core.remove_member(node, timeout_ms, force=force, asked_by=asked_by)
 
     async def cluster_status(self) -> ClusterStatus:
         return await self.core.cluster_status()

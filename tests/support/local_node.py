@@ -118,6 +118,7 @@ class LocalNode:
         self.timeouts_ms: list[int] = []
         self.hold: asyncio.Event | None = None
         self.waiting = 0
+        self.removals: list[tuple[str, bool, str]] = []
         self.answers: dict[str, tuple[bytes, Result | RejectedError]] = {}
         members = tuple(
             Member(
@@ -248,8 +249,13 @@ class LocalNode:
         self._check_known(to)
         return self._change(Handover(to), "handover_failed")
 
-    async def remove_member(self, node: str, timeout_ms: int) -> View:
+    async def remove_member(
+        self, node: str, timeout_ms: int, *, force: bool = False, asked_by: str = ""
+    ) -> View:
         await self._gate()
+        self.removals.append((node, force, asked_by))
+        if node in self.view.removed:
+            return self.view
         self._check_known(node)
         return self._change(RemoveMember(node), "is_primary")
 
@@ -285,6 +291,7 @@ class LocalNode:
             applied_index=self.index,
             durable_index=self.index,
             lag=0,
+            votes=True,
         )
 
     async def digest(self) -> Digest:

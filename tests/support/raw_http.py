@@ -38,9 +38,12 @@ class Reply(NamedTuple):
 class Connection:
     """One connection, for as many requests as it lives."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str
+    ) -> None:
         self.reader = reader
         self.writer = writer
+        self.host = host
 
     async def close(self) -> None:
         self.writer.close()
@@ -57,7 +60,9 @@ class Connection:
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        lines = [f"{method} {target} HTTP/1.1", "Host: test"]
+        lines = [f"{method} {target} HTTP/1.1"]
+        if "Host" not in (headers or {}):
+            lines.append(f"Host: {self.host}")
         if body is not None:
             lines.append(f"Content-Length: {len(body)}")
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
@@ -93,7 +98,7 @@ async def connect(base_url: str) -> AsyncIterator[Connection]:
     """Open a connection, closed at the end whatever happens."""
     parts = urlsplit(base_url)
     streams = await asyncio.open_connection(parts.hostname, parts.port, limit=64 * 1024 * 1024)
-    connection = Connection(*streams)
+    connection = Connection(*streams, parts.netloc)
     try:
         yield connection
     finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from datapath.service import Service
 from datapath.settings import Bounds, Timing
 from datapath.storage import Storage
 from datapath.transfer_receive import SnapshotReceiver
+from election.registry import PeerRegistry
 from election.static import StaticGroup
 from election.view import Bootstrap, Member, apply_change
 from tests.support.ports import free_port
@@ -55,12 +57,14 @@ class LocalReplica:
         self.cluster = cluster
         self.directory = DataDirectory.open(cluster.path / node_id, node_id=node_id)
         self.agreement = cluster.group.agreement(node_id)
+        self.registry = PeerRegistry(node_id, self.directory.data_id, secrets.token_hex(8), {})
         self.mesh = Mesh(
             node_id,
             ("127.0.0.1", cluster.ports[node_id]),
             "test",
             b"",
-            lambda peer: ("127.0.0.1", cluster.ports[peer]),
+            lambda peer: [("127.0.0.1", cluster.ports[peer])],
+            self.registry,
             on_error=lambda _, problem: self.engine.fail_if_fatal(problem),
         )
         self.gateway = Gateway(node_id, "test", self.agreement, lambda _node, _data: True)

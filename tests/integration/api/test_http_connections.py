@@ -7,8 +7,9 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from cluster import http_answer
+from cluster import http_answer, http_server
 from cluster.http_api import HttpSettings
+from cluster.http_server import RESERVED_CONNECTIONS
 from tests.support.raw_http import connect, fetch, kv
 from tests.support.served import Local, Serve
 
@@ -85,6 +86,7 @@ async def test_connections_over_the_limit_are_refused_until_there_is_room(serve:
             connection.send_request("GET", "/livez")
             assert (await connection.receive()).status == 200
         async with connect(local.base_url) as third:
+            third.send_request("PUT", "/v1/kv/b", b"x")
             reply = await third.receive()
             assert (reply.status, reply.code) == (503, "too_many_connections")
             assert reply.json["outcome"] == "not_applied"
@@ -95,11 +97,58 @@ async def test_connections_over_the_limit_are_refused_until_there_is_room(serve:
         assert (await second.receive()).status == 201
 
     async def accepted() -> bool:
-        return (await fetch(local.base_url, "GET", "/livez")).status == 200
+        return (await fetch(local.base_url, "GET", "/v1/kv/a")).status == 200
 
     async with asyncio.timeout(10):
         while not await accepted():
             pass
+
+
+VITAL = ("/livez", "/readyz", "/primary", "/metrics", "/v1/cluster")
+
+
+async def test_health_and_the_cluster_are_served_when_no_connection_is_left(serve: Serve) -> None:
+    local = await serve(HttpSettings(max_connections=1))
+    async with connect(local.base_url) as first:
+        first.send_request("GET", "/livez")
+        await first.receive()
+        for path in VITAL:
+            reply = await fetch(local.base_url, "GET", path)
+            assert (reply.status, reply.headers["connection"]) == (200, "close"), path
+        moved = await fetch(
+            local.base_url,
+            "POST",
+            "/v1/cluster/handover",
+            b'{"to": "n2"}',
+            {"Content-Type": "application/json"},
+        )
+        assert moved.status == 200
+        assert (await fetch(local.base_url, "DELETE", "/v1/cluster/nodes/n3")).status == 200
+        for method, path in (("GET", "/v1/kv"), ("GET", "/v1/digest"), ("DELETE", "/v1/kv/a")):
+            assert (await fetch(local.base_url, method, path)).code == "too_many_connections"
+
+
+async def test_idle_connections_cannot_hold_the_reserve(serve: Serve) -> None:
+    local = await serve(HttpSettings(max_connections=1))
+    async with AsyncExitStack() as stack:
+        for _ in range(3 * RESERVED_CONNECTIONS):
+            idle = await stack.enter_async_context(connect(local.base_url))
+            idle.send(b"GET /livez HT")
+        assert (await fetch(local.base_url, "GET", "/livez")).status == 200
+        assert local.api._server_numbers()["http_open_connections"] <= 1 + RESERVED_CONNECTIONS + 1
+
+
+async def test_a_connection_of_the_reserve_has_little_time(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "RESERVE_PATIENCE_S", SHORT_MS / 1000)
+    local = await serve(HttpSettings(max_connections=1))
+    async with connect(local.base_url) as first, connect(local.base_url) as second:
+        first.send_request("GET", "/livez")
+        await first.receive()
+        second.send(b"POST /v1/cluster/handover HTTP/1.1\r\nHost: t\r\nContent-Length: 9\r\n")
+        second.send(b"Content-Type: application/json\r\n\r\n{")
+        assert await second.receive_end() == b""
 
 
 async def test_a_refused_connection_is_not_read(serve: Serve) -> None:

@@ -94,6 +94,8 @@ SPOILT: dict[str, Callable[[Ask], Ask]] = {
     "not_found": lambda ask: ask.to("/v1/cluster/nodes/"),
     "key_not_found": lambda ask: ask.to("/v1/kv/absent"),
     "precondition_failed": lambda ask: ask.header("If-Match", '"999"'),
+    "unknown_host": lambda ask: ask.header("Host", "rebound.example"),
+    "foreign_origin": lambda ask: ask.header("Sec-Fetch-Site", "cross-site"),
     "value_too_large": lambda ask: ask._replace(body=b"x" * 70_001),
     "unsupported_content_encoding": lambda ask: ask.header("Content-Encoding", "gzip"),
     "unsupported_media_type": lambda ask: ask.header("Content-Type", "text/plain"),
@@ -115,7 +117,9 @@ FAILING: dict[str, Callable[[Local], None]] = {
     "unknown_node": fails(RejectedError("unknown_node", "n99")),
     "is_primary": fails(RejectedError("is_primary", "n1")),
     "handover_failed": fails(NotAppliedError("handover_failed", "no")),
-    "too_large": fails(RejectedError("too_large", "no")),
+    "too_large": fails(NotAppliedError("too_large", "no")),
+    "idempotency_key_expired": fails(UnknownOutcomeError("idempotency_key_expired", "old")),
+    "unknown_revision": fails(UnknownOutcomeError("unknown_revision", "ahead")),
     "service_failed": fails(NotAppliedError("service_failed", "bug")),
     "timeout": fails(UnknownOutcomeError("timeout", "late")),
     "storage_full": fails(StorageFullError("storage_full", "full")),
@@ -143,7 +147,7 @@ async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
     if code == "request_timeout":
         ask = ask.header("Content-Length", "9")._replace(body=None)
     if code == "too_many_connections":
-        crowded = await serve(HttpSettings(max_connections=1))
+        crowded = await serve(HttpSettings(max_connections=1, reserved_connections=0))
         async with connect(crowded.base_url) as first:
             first.send_request("GET", "/livez")
             await first.receive()

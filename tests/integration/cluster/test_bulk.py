@@ -266,6 +266,7 @@ async def test_what_is_dumped_can_be_loaded(nodes: FakeCluster, tmp_path: Path) 
     assert dump.code == 0, dump.err
     assert "the state at revision" in dump.err
     assert names(tmp_path) == ["in.ndjson", "out.ndjson"]
+    assert (tmp_path / "out.ndjson").stat().st_mode & 0o077 == 0  # values are for their user alone
     piped = await run("dump", "--prefix", "key/", endpoints=nodes.endpoints)
     assert len(piped.out.splitlines()) == 1500
     nodes.core.store.values.clear()

@@ -96,8 +96,9 @@ async def test_a_failed_try_is_repeated_and_applied_once(nodes: FakeCluster, fau
 
 @pytest.mark.parametrize("cut", ["before", "after"])
 async def test_a_cut_connection_is_repeated_and_applied_once(nodes: FakeCluster, cut: str) -> None:
-    nodes["n1"].cuts.append(cut)  # type: ignore[arg-type]
-    async with Client(nodes.endpoints) as client:
+    async with Client(nodes.endpoints, discover=False) as client:
+        await client.status()
+        nodes["n1"].cuts.append(cut)  # type: ignore[arg-type]
         assert (await client.put("k", b"v")).revision == 1
     assert nodes.core.executed == 1
 

@@ -19,9 +19,11 @@ import pytest
 
 from cluster.client import Client
 from cluster.config import load_config
+from tests.support.cluster import wait_until
 from tests.support.commands import Ended, finish, run, start
 from tests.support.ports import free_up_port
 from tests.support.processes import is_alive
+from tests.support.traffic import Traffic
 
 pytestmark = pytest.mark.slow  # real nodes
 READY_S = 30.0
@@ -199,6 +201,19 @@ async def test_other_signals_stop_it_too(tmp_path: Path, number: signal.Signals)
         pid = running.pid_of("n1")
         assert (await running.stop(number)).code == 0
         assert not is_alive(pid)
+
+
+async def test_every_request_is_answered_at_the_end(tmp_path: Path) -> None:
+    data, port = tmp_path / "data", free_up_port()
+    async with up(data, port) as running:
+        await running.until(running.shows("ready"))
+        traffic = Traffic([f"http://127.0.0.1:{port + number}" for number in range(3)], {})
+        async with traffic.running():
+            await wait_until(lambda: traffic.answered > 200, "requests are served")
+            ended = await running.stop()
+        assert ended.code == 0
+    cut = [failure for failure in traffic.failures if "Reply" not in failure]
+    assert cut == []  # whoever asked was told, if only that nobody can serve any more
 
 
 async def test_a_paused_node_does_not_hold_up_the_end(tmp_path: Path) -> None:

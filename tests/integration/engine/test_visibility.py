@@ -135,19 +135,6 @@ async def test_d8_a_repeat_while_the_first_is_under_way_is_not_executed_twice(
         assert sorted(answer.repeated for answer in answers) == [False, True, True, True]
 
 
-async def test_d8_the_oldest_answers_are_forgotten_beyond_the_bound(tmp_path: Path) -> None:
-    async with running(tmp_path, KeyValue, bounds=Bounds(client_table_entries=3)) as cluster:
-        for number in range(6):
-            await cluster["n1"].execute("put", b"k", b"%d" % number, idempotency_key=f"k{number}")
-        kept = await cluster["n1"].execute("put", b"k", b"5", idempotency_key="k5")
-        forgotten = await cluster["n1"].execute("put", b"k", b"0", idempotency_key="k0")
-        assert (kept.repeated, forgotten.repeated) == (True, False)
-        assert len(await cluster.digests()) == 1
-        for replica in cluster.replicas.values():
-            assert len(replica.storage.store.range(2, b"", None, 100)) == 3
-            assert len(replica.storage.store.range(1, b"", None, 100)) == 3
-
-
 async def test_an_acknowledgement_on_too_few_copies_is_refused_before_anything_happens(
     tmp_path: Path,
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from datapath.dialer import Dialer
 from datapath.link import Link, LinkHandler
 from datapath.peer_listener import PeerListener
+from election.registry import PeerRegistry
 
 SECRET = b"a cluster secret"
 KIND = "replicate"
@@ -59,9 +60,20 @@ class Recorder:
         return self.closed[-1][1]
 
 
+def make_registry(node_id: str, **options: Any) -> PeerRegistry:
+    given: dict[str, Any] = {
+        "data_id": f"data of {node_id}",
+        "instance": f"instance of {node_id}",
+        "configured": {},
+        **options,
+    }
+    return PeerRegistry(node_id, **given)
+
+
 def make_listener(handler: LinkHandler, *, port: int = 0, **options: Any) -> PeerListener:
     given: dict[str, Any] = {"node_id": "n2", "cluster": "demo", "secret": SECRET, **options}
     handlers = given.pop("handlers", {KIND: handler})
+    given.setdefault("registry", make_registry(given["node_id"]))
     return PeerListener("127.0.0.1", port, handlers=handlers, **given)
 
 
@@ -75,6 +87,7 @@ def make_dialer(handler: LinkHandler, port: int, **options: Any) -> Dialer:
         **options,
     }
     address = given.pop("address", lambda: ("127.0.0.1", port))
+    given.setdefault("registry", make_registry(given["node_id"]))
     return Dialer(address, handler=handler, **given)
 
 

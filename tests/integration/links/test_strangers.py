@@ -16,6 +16,7 @@ import pytest
 from datapath.complaints import MAX_LINE_LENGTH, MAX_LINES_PER_INTERVAL
 from datapath.handshake import MAX_HANDSHAKE_MESSAGE_BYTES, NONCE_SIZE_BYTES, DialerHandshake
 from datapath.peer_listener import PeerListener
+from election.identity import ACCEPTED, Claim
 from tests.integration.links.link_helpers import (
     KIND,
     SECRET,
@@ -45,6 +46,8 @@ def hello(secret: bytes = SECRET, kind: str = KIND) -> DialerHandshake:
         listener="n2",
         kind=kind,
         nonce=secrets.token_bytes(NONCE_SIZE_BYTES),
+        claim=Claim(),
+        judge=lambda _peer, _claim: ACCEPTED,
     )
 
 
@@ -140,6 +143,8 @@ async def test_two_nodes_cannot_be_made_to_answer_for_each_other() -> None:
             listener="n1",
             kind=KIND,
             nonce=secrets.token_bytes(NONCE_SIZE_BYTES),
+            claim=Claim(),
+            judge=lambda _peer, _claim: ACCEPTED,
         )
         async with one_connection() as session:
             _, challenge = await post(session, url, hello(secret=b"unknown").start())
@@ -315,6 +320,8 @@ async def test_strangers_who_say_something_new_each_time_do_not_fill_the_log(
                 listener="n2",
                 kind=KIND,
                 nonce=secrets.token_bytes(NONCE_SIZE_BYTES),
+                claim=Claim(),
+                judge=lambda _peer, _claim: ACCEPTED,
             )
             async with one_connection() as session:
                 assert (await post(session, url, stranger.start()))[0] == 403

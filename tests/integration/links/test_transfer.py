@@ -541,6 +541,7 @@ import asyncio, sys
 from datapath.dialer import Dialer
 from datapath.transfer import KIND, Throttle
 from datapath.transfer_send import SnapshotSender
+from election.registry import PeerRegistry
 
 class Endless:
     index, epoch, count, checksum = 41, 3, 0, ""
@@ -550,7 +551,8 @@ class Endless:
 async def main():
     sender = SnapshotSender(throttle=Throttle(1_000_000))
     address = "127.0.0.1", int(sys.argv[1])
-    dialer = Dialer(lambda: address, "n2", KIND, "n1", "demo", sys.argv[2].encode(), sender)
+    secret, registry = sys.argv[2].encode(), PeerRegistry(*sys.argv[3:6], {})
+    dialer = Dialer(lambda: address, "n2", KIND, "n1", "demo", secret, sender, registry=registry)
     dialer.start()
     await sender.send_snapshot(Endless(), 5)
 
@@ -562,7 +564,8 @@ asyncio.run(main())
 async def test_a_sender_process_that_is_killed_is_forgotten_and_its_part_removed() -> None:
     async with ends(resume_timeout_s=0.3) as pair:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", SENDER_PROCESS, str(pair.listener.port), SECRET.decode()
+            *(sys.executable, "-c", SENDER_PROCESS, str(pair.listener.port), SECRET.decode()),
+            *("n1", "data of n1", "instance of n1"),
         )
         await until(lambda: pair.places and len(pair.places[0].chunks) > 3, 20)
         process.kill()

@@ -19,7 +19,7 @@ CONNECTIONS = 32
 KEYS = 5_000
 GROWTH_BYTES = 48 * 1024 * 1024
 LIMITS = {
-    "client_table_size": 10_000,
+    "client_table_bytes": 4_194_304,
     "overlay_flush_bytes": 2 * 1024 * 1024,
     "log_segment_size_bytes": 4 * 1024 * 1024,
     "log_retention_bytes": 8 * 1024 * 1024,

@@ -31,6 +31,8 @@ async def test_a_total_outage_shows_on_the_node_that_is_left(
     for node in cluster.replicas:
         found = metrics(cluster, node)
         assert found["onecopy_ready"] == 1
+        assert found["onecopy_has_vote"] == 1
+        assert found["onecopy_hears_majority"] == 1
         assert found["onecopy_is_primary"] == (node == primary)
     async with cluster.client(primary) as client:
         await client.put("a", b"1")
@@ -40,7 +42,8 @@ async def test_a_total_outage_shows_on_the_node_that_is_left(
 
     def fires() -> bool:
         found = metrics(cluster, left)
-        return found["onecopy_ready"] == 0 and found["onecopy_is_primary"] == 0
+        alerts = ("onecopy_ready", "onecopy_is_primary", "onecopy_hears_majority")
+        return not any(found[alert] for alert in alerts)
 
     await wait_until(fires, "the alerts fire")
     before = metrics(cluster, left)["onecopy_seconds_since_commit"]

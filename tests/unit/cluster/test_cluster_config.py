@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from pathlib import Path
 
 import msgspec
@@ -21,7 +22,7 @@ from cluster.config import (
     split_address,
 )
 
-SECRET = "0123456789abcdef"
+SECRET = "8f3c1ae07d5b4962c6e1f0937ab45d28"
 NODE = """
 [nodes.{id}]
 client = "127.0.0.1:81{n}"
@@ -142,7 +143,7 @@ def test_each_mistake_is_named(tmp_path: Path, old: str, new: str, field: str, s
         ("[limits]\nlog_segment_size_bytes = 65536", "limits.log_segment_size_bytes", "below"),
         ("[limits]\nlog_retention_bytes = 65536", "limits.log_retention_bytes", "segment"),
         ("[limits]\nstore_map_size_bytes = 1048576", "limits.store_map_size_bytes", "overlay"),
-        ("[limits]\nclient_table_size = 9999", "limits.client_table_size", ">= 10000"),
+        ("[limits]\nclient_table_bytes = 9999", "limits.client_table_bytes", ">= 4194304"),
         ("[limits]\nsnapshot_rate_bytes_per_s = -1", "limits.snapshot_rate_bytes_per_s", ">= 0"),
     ],
 )  # fmt: skip
@@ -259,3 +260,36 @@ def test_what_is_loopback() -> None:
 def test_a_secret_is_bytes() -> None:
     assert isinstance(Secret(b"x"), bytes)
     assert ClusterConfig.__struct_config__.frozen
+
+
+WEAK = ("passwordpassword", "0123456789abcdef0123456789abcdef", "a" * 64, "our cluster's secret")
+
+
+@pytest.mark.parametrize("weak", WEAK)
+@pytest.mark.parametrize("place", ["127.0.0.1:8101", "127.0.0.1:8202", "127.0.0.1:8303"])
+def test_a_weak_secret_is_refused_where_an_address_is_not_loopback(
+    tmp_path: Path, weak: str, place: str
+) -> None:
+    local = THREE.replace('"demo"', f'"demo"\nsecret = "{weak}"')
+    load_config(write(tmp_path, local))
+    error = refused(tmp_path, local.replace(place, f"10.0.0.1:{place.split(':')[1]}"))
+    assert error.field == "cluster.secret"
+    assert "openssl rand -hex 32" in str(error)
+    assert weak not in str(error)
+    (tmp_path / "weak").write_text(weak)
+    in_file = local.replace(f'secret = "{weak}"', 'secret_file = "weak"')
+    error = refused(tmp_path, in_file.replace(place, f"10.0.0.1:{place.split(':')[1]}"))
+    assert error.field == "cluster.secret_file"
+
+
+def test_a_drawn_secret_is_taken_anywhere(tmp_path: Path) -> None:
+    text = THREE.replace('"demo"', f'"demo"\nsecret = "{secrets.token_hex(32)}"')
+    load_config(write(tmp_path, text.replace("127.0.0.1", "10.0.0.1")))
+
+
+def test_hosts_and_origins_are_read(tmp_path: Path) -> None:
+    text = THREE + '\n[api]\nhosts = ["kv.example"]\norigins = ["https://tools.example"]\n'
+    config = load_config(write(tmp_path, text))
+    assert config.api.hosts == ("kv.example",)
+    assert config.api.origins == ("https://tools.example",)
+    assert "hosts" in refused(tmp_path, text.replace("hosts", "host")).problem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -12,7 +13,15 @@ import pytest
 
 from cluster import cli_exit
 from cluster.cli import COMMANDS, main
-from cluster.config import ClusterSection, Limits, NodeConfig, Route, Timing, load_config
+from cluster.config import (
+    Api,
+    ClusterSection,
+    Limits,
+    NodeConfig,
+    Route,
+    Timing,
+    load_config,
+)
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 SECTIONS: dict[str, type[msgspec.Struct]] = {
@@ -21,6 +30,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[routes.A.B]": Route,
     "[timing]": Timing,
     "[limits]": Limits,
+    "[api]": Api,
 }
 
 
@@ -32,7 +42,7 @@ def rows_of(section: type[msgspec.Struct]) -> list[tuple[str, str, str]]:
         meta = next(item for item in get_args(hints[field.name]) if isinstance(item, msgspec.Meta))
         if field.required:
             default = "required"
-        elif field.default in {"", None}:
+        elif field.default in {"", None, ()}:
             default = ""
         else:
             shown = f'"{field.default}"' if isinstance(field.default, str) else field.default
@@ -54,7 +64,7 @@ def test_the_example_file_loads(tmp_path: Path) -> None:
     text = (DOCS / "configuration.md").read_text()
     example = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[0]
     (tmp_path / "cluster.toml").write_text(example)
-    (tmp_path / "cluster.secret").write_text("0123456789abcdef" * 4)
+    (tmp_path / "cluster.secret").write_text(secrets.token_hex(32))
     (tmp_path / "cluster.secret").chmod(0o600)
     assert load_config(tmp_path / "cluster.toml").warnings == ()
 

@@ -23,8 +23,11 @@ from datapath.handshake import (
     check_secret,
     encode_refusal,
 )
+from election.identity import ACCEPTED, Addresses, Claim, Verdict
 
 encode = msgspec.msgpack.encode
+CLAIM_OF_N1 = Claim("c1", "data of n1", "i1", Addresses("n1:1", "n1:2", "n1:3"))
+CLAIM_OF_N2 = Claim("c1", "data of n2", "i2", Addresses("n2:1", "n2:2", "n2:3"))
 
 
 def nonce() -> bytes:
@@ -38,17 +41,36 @@ def dialer(
     me: str = "n1",
     to: str = "n2",
     kind: str = "replicate",
+    own_nonce: bytes = b"",
+    verdict: Verdict = ACCEPTED,
 ) -> DialerHandshake:
     return DialerHandshake(
-        cluster=cluster, secret=secret, dialer=me, listener=to, kind=kind, nonce=nonce()
+        cluster=cluster,
+        secret=secret,
+        dialer=me,
+        listener=to,
+        kind=kind,
+        nonce=own_nonce or nonce(),
+        claim=CLAIM_OF_N1,
+        judge=lambda _peer, _claim: verdict,
     )
 
 
 def listener(
-    *, secret: bytes = b"s3cret", cluster: str = "demo", me: str = "n2"
+    *,
+    secret: bytes = b"s3cret",
+    cluster: str = "demo",
+    me: str = "n2",
+    verdict: Verdict = ACCEPTED,
 ) -> ListenerHandshake:
     return ListenerHandshake(
-        cluster=cluster, secret=secret, node_id=me, kinds=("replicate", "request"), nonce=nonce()
+        cluster=cluster,
+        secret=secret,
+        node_id=me,
+        kinds=("replicate", "request"),
+        nonce=nonce(),
+        claim=CLAIM_OF_N2,
+        judge=lambda _peer, _claim: verdict,
     )
 
 
@@ -67,6 +89,61 @@ def test_two_nodes_with_the_same_secret_get_together() -> None:
     assert one.done
     assert other.done
     assert (other.peer, other.kind) == ("n1", "replicate")
+    assert (one.peer_claim, other.peer_claim) == (CLAIM_OF_N2, CLAIM_OF_N1)
+
+
+def test_a_listener_tells_nothing_of_itself_before_the_dialer_has_proved_itself() -> None:
+    said = run(dialer(), listener())
+    assert b"data of n2" not in said[1]
+    assert b"data of n2" in said[3]
+
+
+SECOND = Verdict("second", "two processes run as node n1")
+
+
+def test_a_refusal_after_the_proof_is_one_that_the_dialer_may_believe() -> None:
+    one, other = dialer(), listener(verdict=SECOND)
+    proof = one.receive(other.receive(one.start()))
+    with pytest.raises(HandshakeError, match="two processes") as refused:
+        other.receive(proof)
+    assert not other.done
+    with pytest.raises(HandshakeError, match="n2 refused the link: 'two processes") as told:
+        one.receive(refused.value.answer)
+    assert (told.value.code, told.value.by_peer) == ("second", True)
+    assert not one.done
+
+
+def test_a_dialer_judges_who_answers_too() -> None:
+    one, other = dialer(verdict=SECOND), listener()
+    proof = one.receive(other.receive(one.start()))
+    with pytest.raises(HandshakeError, match="two processes") as refused:
+        one.receive(other.receive(proof))
+    assert (refused.value.code, refused.value.by_peer) == ("second", False)
+    assert not one.done
+
+
+@pytest.mark.parametrize("field", ["claim", "code", "refusal"])
+def test_the_listeners_proof_covers_its_claim_and_its_verdict(field: str) -> None:
+    one, other = dialer(), listener()
+    accept = msgspec.msgpack.decode(
+        other.receive(one.receive(other.receive(one.start()))), type=Accept
+    )
+    changed = {"claim": CLAIM_OF_N1, "code": "second", "refusal": "go away"}[field]
+    with pytest.raises(HandshakeError, match="does not know the cluster secret"):
+        one.receive(encode(msgspec.structs.replace(accept, **{field: changed})))
+
+
+def test_an_oversized_claim_is_refused() -> None:
+    hello = msgspec.msgpack.decode(dialer().start(), type=Hello)
+    long = msgspec.structs.replace(hello, claim=Claim(data_id="x" * 301))
+    with pytest.raises(HandshakeError, match="too long"):
+        listener().receive(encode(long))
+
+
+def test_a_hello_of_version_1_is_told_which_version_is_spoken() -> None:
+    old = msgspec.msgpack.encode([1, 1, "demo", "n1", "n2", "replicate", nonce()])
+    with pytest.raises(HandshakeError, match="same version on every node"):
+        listener().receive(old)
 
 
 def test_without_a_secret_the_same_messages_flow() -> None:
@@ -90,7 +167,7 @@ def test_a_listener_that_does_not_know_the_secret_is_refused_though_it_accepts_e
     one = dialer()
     one.receive(encode(Challenge(nonce())))
     with pytest.raises(HandshakeError, match="does not know the cluster secret"):
-        one.receive(encode(Accept(secrets.token_bytes(32))))
+        one.receive(encode(Accept(secrets.token_bytes(32), CLAIM_OF_N2)))
     assert not one.done
 
 
@@ -114,7 +191,7 @@ def test_a_dialer_does_not_take_its_own_proof_for_the_listeners() -> None:
     one = dialer()
     proof = msgspec.msgpack.decode(one.receive(encode(Challenge(nonce()))), type=Proof)
     with pytest.raises(HandshakeError, match="does not know the cluster secret"):
-        one.receive(encode(Accept(proof.mac)))
+        one.receive(encode(Accept(proof.mac, CLAIM_OF_N2)))
 
 
 def test_a_listener_does_not_take_the_proof_that_it_drew_from_itself_as_a_dialer() -> None:
@@ -127,10 +204,11 @@ def test_a_listener_does_not_take_the_proof_that_it_drew_from_itself_as_a_dialer
         target.receive(proof)
 
 
-@pytest.mark.parametrize("field", ["dialer", "kind", "nonce"])
+@pytest.mark.parametrize("field", ["dialer", "kind", "nonce", "claim"])
 def test_the_proof_covers_what_the_hello_says(field: str) -> None:
     one, other = dialer(), listener()
-    other_value = {"dialer": "n3", "kind": "request", "nonce": nonce()}[field]
+    other_values = {"dialer": "n3", "kind": "request", "nonce": nonce(), "claim": CLAIM_OF_N2}
+    other_value = other_values[field]
     hello = msgspec.msgpack.decode(one.start(), type=Hello)
     changed = msgspec.structs.replace(hello, **{field: other_value})
     proof = one.receive(other.receive(encode(changed)))
@@ -143,9 +221,7 @@ def test_fields_of_the_proof_cannot_run_into_each_other() -> None:
     shared = nonce()
     macs = []
     for me, to in (("n1", "n2"), ("n", "1n2")):
-        one = DialerHandshake(
-            cluster="demo", secret=b"s", dialer=me, listener=to, kind="k", nonce=shared
-        )
+        one = dialer(secret=b"s", me=me, to=to, kind="k", own_nonce=shared)
         macs.append(one.receive(encode(Challenge(shared))))
     assert macs[0] != macs[1]
 
@@ -196,7 +272,7 @@ def test_messages_out_of_order_end_it() -> None:
     with pytest.raises(HandshakeError, match="unexpected Hello"):
         other.receive(dialer().start())
     with pytest.raises(HandshakeError, match="unexpected Accept"):
-        dialer().receive(encode(Accept(b"")))
+        dialer().receive(encode(Accept(b"", CLAIM_OF_N2)))
 
 
 def test_a_second_try_takes_a_new_handshake() -> None:

@@ -103,3 +103,13 @@ def test_a_gap_a_falling_epoch_and_a_cut_of_trimmed_entries_are_refused() -> Non
         log.append(9, 9, 1)
     with pytest.raises(SafetyError):
         log.truncate(5)
+
+
+def test_the_runs_of_a_log_are_one_for_each_epoch_and_begin_where_asked() -> None:
+    log = LogIndex(0, 0, 0)
+    for first, last, epoch in ((1, 2, 1), (3, 3, 1), (4, 6, 3), (7, 7, 4)):
+        log.append(first, last, epoch)
+    assert log.runs_from(1) == [(1, 1), (3, 4), (4, 7)]
+    assert log.runs_from(3) == [(1, 3), (3, 4), (4, 7)]
+    assert log.runs_from(5) == [(3, 5), (4, 7)]
+    assert log.runs_from(8) == []

@@ -20,7 +20,7 @@ from datapath.messages import (
 from datapath.records import Record, make_record
 from datapath.replica import Replica
 from datapath.settings import Bounds, Timing
-from election.view import View
+from election.view import Confirm, TakeOver, View
 from tests.sim.world import make_member
 
 
@@ -160,6 +160,27 @@ def test_an_epoch_that_was_accepted_for_another_cannot_become_its_own() -> None:
     assert replica.role == "backup"
 
 
+def test_what_is_accepted_once_is_kept_and_recorded_once() -> None:
+    """E5."""
+    core = Core("b", "b.1", _recovered(), Timing(), Bounds(), 0.0)
+    core.accept(3, "a")
+    assert [type(effect) for effect in core.take_effects()] == [fx.RecordAccepted]
+    core.accept(3, "a")
+    assert core.take_effects() == []
+    for epoch, primary in ((3, "c"), (2, "a"), (2, "c")):
+        with pytest.raises(SafetyError, match="cannot be accepted"):
+            core.accept(epoch, primary)
+    assert (core.accepted_epoch, core.accepted_primary) == (3, "a")
+
+
+def test_one_change_of_the_view_is_proposed_at_a_time() -> None:
+    """E3: the outcome of the first is awaited."""
+    core = Core("b", "b.1", _recovered(), Timing(), Bounds(), 0.0)
+    core.propose(TakeOver("b"), 4)
+    core.propose(Confirm(), 4)
+    assert core.take_effects() == [fx.Propose(TakeOver("b"), 4)]
+
+
 # D6, D9
 
 
@@ -248,7 +269,26 @@ def test_a_primary_stops_if_a_backup_has_committed_more_than_it_holds() -> None:
         replica.on_message("a", reply, 400.0)
 
 
+def test_a_snapshot_older_than_what_is_committed_is_never_put_in_place() -> None:
+    core = Core("b", "b.1", _recovered(5, 1, commit_index=4), Timing(), Bounds(), 0.0)
+    with pytest.raises(SafetyError, match="older"):
+        core.reset_to_snapshot(3, 1)
+    core.reset_to_snapshot(4, 1)
+    assert core.log.last_index == 4
+
+
 # D4
+
+
+def test_backups_take_over_one_after_the_other_in_the_configured_order() -> None:
+    timing = Timing()
+    for order, turn in (({}, 0), ({"b": 2, "c": 1}, 1)):
+        replica = Replica("b", "b.1", _recovered(), timing, Bounds(), 0.0, dict(order))
+        replica.on_view(_view(1, "a", in_sync="abc"))
+        due_ms = timing.grace_period_ms + turn * timing.takeover_stagger_ms
+        for now_ms in range(0, due_ms, 10):
+            assert replica.on_tick(float(now_ms)) == []
+        assert replica.on_tick(float(due_ms)) == [fx.Propose(TakeOver("b"), 1)]
 
 
 def test_a_promise_is_kept_for_a_whole_grace_period() -> None:

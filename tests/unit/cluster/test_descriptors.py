@@ -1,0 +1,33 @@
+"""How a limit of open files is shared out."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.descriptors import MIN_CLIENT_CONNECTIONS, TooFewDescriptorsError, share_out
+from cluster.http_server import RESERVED_CONNECTIONS, HttpSettings
+
+
+def test_with_enough_nothing_is_cut() -> None:
+    shared = share_out(65_536, nodes=3, segments=16)
+    assert shared.max_connections == HttpSettings().max_connections
+    assert shared.reserved_connections == RESERVED_CONNECTIONS
+    assert shared.cut == ""
+
+
+@pytest.mark.parametrize("limit", [256, 512, 1024, 4096])
+def test_what_is_given_out_never_exceeds_the_limit(limit: int) -> None:
+    shared = share_out(limit, nodes=3, segments=16)
+    given = shared.max_connections + shared.reserved_connections + shared.max_unauthenticated
+    assert shared.max_connections >= MIN_CLIENT_CONNECTIONS
+    assert given + 64 + 16 + 32 <= limit
+    assert str(limit) in shared.cut
+    assert str(shared.max_connections) in shared.cut
+
+
+def test_too_few_are_refused_with_how_many_it_takes() -> None:
+    for segments in (16, 4096):
+        with pytest.raises(TooFewDescriptorsError) as refusal:
+            share_out(128, nodes=3, segments=segments)
+        needed = int(str(refusal.value).split("about ")[1].split(" ")[0])
+        assert share_out(needed, nodes=3, segments=segments).max_connections >= 16

@@ -1,0 +1,397 @@
+"""What a primary ignores, puts off and refuses: its conditions, one by one (`sim/guards.py`)."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from datapath import effects as fx
+from datapath.core import Recovered
+from datapath.errors import SafetyError
+from datapath.messages import (
+    Append,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    Probe,
+    ProbeReply,
+    Refusal,
+)
+from datapath.primary import Primary
+from datapath.replica import Replica
+from datapath.settings import Timing
+from election.view import Confirm, Handover, RemoveFromInSync
+from tests.unit.replica.test_replica_guards import (
+    _finish_writes,
+    _record,
+    _recovered,
+    _replica,
+    _view,
+)
+
+TIMING = Timing()
+
+
+class Lead:
+    """Replica "b", the primary of epoch 1, with streams to "a" and "c"; time is set by hand.
+
+    It was handed over to "b", which therefore waits for no promise of its own.
+    """
+
+    def __init__(
+        self, in_sync: str = "ab", *, answered: str = "", recovered: Recovered | None = None
+    ) -> None:
+        self.replica: Replica = _replica(recovered or _recovered())
+        self.now_ms = 0.0
+        self.sessions = {"a": 1, "c": 2}
+        for peer in self.sessions:
+            self.replica.on_link(peer)
+        view = msgspec.structs.replace(_view(1, "b", in_sync=in_sync), handed_over=True)
+        self.write(self.replica.on_view(view))
+        for peer in answered:
+            self.match(peer)
+
+    @property
+    def primary(self) -> Primary:
+        assert self.replica.primary is not None
+        return self.replica.primary
+
+    @property
+    def last_index(self) -> int:
+        return self.replica.core.log.last_index
+
+    @property
+    def commit_index(self) -> int:
+        return self.replica.core.commit_index
+
+    def write(self, effects: list[fx.Effect]) -> list[fx.Effect]:
+        """Make durable what the effects ask for, and what follows; return all."""
+        found, more = list(effects), effects
+        while more := _finish_writes(self.replica, more):
+            found += more
+        return found
+
+    def tick(self, now_ms: float) -> list[fx.Effect]:
+        """Let time pass, in steps too short for a stall."""
+        found: list[fx.Effect] = []
+        while self.now_ms < now_ms:
+            self.now_ms = min(now_ms, self.now_ms + 20.0)
+            found += self.write(self.replica.on_tick(self.now_ms))
+        return found
+
+    def append(self) -> list[fx.Effect]:
+        """Execute something."""
+        record = _record(self.replica.next_index, 1)
+        return self.write(self.replica.append(record))
+
+    def hear(self, peer: str, message: object) -> list[fx.Effect]:
+        """A message comes from a peer."""
+        return self.replica.on_message(peer, message, self.now_ms)  # type: ignore[arg-type]
+
+    def probed(
+        self, peer: str, last_index: int = 0, commit_index: int = 0, epoch: int = 0
+    ) -> list[fx.Effect]:
+        """A peer answers its probe: it holds so much, of that epoch."""
+        runs = [(epoch, commit_index + 1)] if last_index > commit_index else []
+        return self.hear(
+            peer,
+            ProbeReply(
+                self.sessions[peer], 1, f"{peer}.1", 1, last_index, epoch, commit_index, runs,
+                suspect=False, damaged=False,
+            ),
+        )  # fmt: skip
+
+    def match(self, peer: str) -> None:
+        """A peer answers its probe, acknowledges everything, and promises."""
+        self.probed(peer)
+        self.hear(peer, AppendReply(self.sessions[peer], 1, self.last_index))
+        self.promise(peer)
+
+    def promise(self, peer: str, *, writable: bool = True) -> None:
+        """A peer answers the newest heartbeat."""
+        self.hear(
+            peer,
+            HeartbeatReply(
+                self.sessions[peer], 1, self.primary._sequence, 0, self.last_index, writable
+            ),
+        )
+
+
+def _sent(effects: list[fx.Effect], kind: type) -> list[str]:
+    """To whom messages of a kind leave."""
+    return [e.peer for e in effects if isinstance(e, fx.Send) and isinstance(e.message, kind)]
+
+
+def _proposed(effects: list[fx.Effect]) -> list[object]:
+    return [effect.change for effect in effects if isinstance(effect, fx.Propose)]
+
+
+# of whom and when an answer counts
+
+
+def test_only_an_answer_of_this_epoch_and_stream_counts() -> None:
+    """D1, D3."""
+    lead = Lead()
+    lead.probed("a")
+    lead.hear("a", AppendReply(9, 1, lead.last_index))
+    lead.hear("a", AppendReply(1, 2, lead.last_index))
+    lead.hear("c", AppendReply(1, 1, lead.last_index))
+    lead.hear("d", AppendReply(1, 1, lead.last_index))
+    assert lead.commit_index == 0
+    lead.hear("a", AppendReply(1, 1, lead.last_index))
+    assert lead.commit_index == lead.last_index == 1
+
+
+def test_an_answer_after_the_stream_is_gone_counts_for_nothing() -> None:
+    lead = Lead()
+    lead.probed("a")
+    lead.replica.on_link_lost("a")
+    lead.hear("a", AppendReply(1, 1, lead.last_index))
+    lead.hear("a", AppendReply(0, 1, lead.last_index))
+    lead.hear("a", HeartbeatReply(0, 1, lead.primary._sequence, 0, 1, writable=True))
+    assert lead.commit_index == 0
+    assert lead.primary.peers["a"].lease_start_ms is None
+
+
+def test_to_a_lost_stream_nothing_is_sent_until_the_next_is_probed() -> None:
+    lead = Lead(answered="a")
+    lead.replica.on_link_lost("a")
+    assert _sent(lead.append(), Append) == []
+    assert _sent(lead.tick(lead.now_ms + 60), Heartbeat) == []
+    assert _sent(lead.replica.on_link("a"), Probe) == ["a"]
+
+
+def test_a_primary_is_not_deposed_by_a_refusal_of_its_own_or_an_older_epoch() -> None:
+    lead = Lead(answered="a")
+    for epoch in (0, 1):
+        assert lead.hear("a", Refusal(1, epoch, "c")) == []
+    assert lead.replica.primary is not None
+
+
+def test_a_backup_executes_nothing() -> None:
+    replica = _replica(_recovered())
+    replica.on_view(_view(1, "a"))
+    assert not replica.may_execute()
+    assert not replica.may_serve(10.0)
+    assert replica.copies() == 0
+
+
+def test_a_backup_hands_nothing_over() -> None:
+    replica = _replica(_recovered())
+    replica.on_view(_view(1, "a"))
+    assert replica.start_handover("b", 500) == ("this node is not the primary", [])
+
+
+def test_what_comes_for_the_role_that_has_ended_is_dropped() -> None:
+    backup = _replica(_recovered())
+    backup.on_view(_view(1, "a"))
+    assert backup.on_snapshot_sent("a", 1, done=True) == []
+    assert backup.on_log_read("a", 1, []) == []
+    assert Lead(answered="a").replica.learn_commit(1, 1) == []
+
+
+def test_a_primary_and_a_replica_that_installs_one_say_why_they_take_no_snapshot() -> None:
+    assert "is a primary" in Lead().replica.start_install(10, 1)
+    backup = _replica(_recovered())
+    assert backup.start_install(10, 1) == ""
+    assert "another one" in backup.start_install(10, 1)
+
+
+def test_nothing_is_recorded_before_the_epoch_is_open_nor_while_it_is_handed_over() -> None:
+    """D6, D2."""
+    lead = Lead()
+    assert lead.primary.stage == "open"
+    with pytest.raises(SafetyError, match="outside its epoch"):
+        lead.append()
+    lead.match("a")
+    lead.append()
+    lead.replica.start_handover("a", 500)
+    with pytest.raises(SafetyError, match="outside its epoch"):
+        lead.append()
+
+
+def _suspect() -> Lead:
+    """A primary whose log's tail was cut: it has entries 1 to 3, and waits for "a"."""
+    recovered = msgspec.structs.replace(_recovered(3, 0, commit_index=2), suspect=True)
+    lead = Lead(in_sync="ab", recovered=recovered)
+    assert lead.primary.stage == "matching"
+    return lead
+
+
+def test_whose_log_goes_further_is_not_made_to_follow_a_cut_one() -> None:
+    """Rule e: what stands there may have been acknowledged."""
+    lead = _suspect()
+    assert _sent(lead.probed("c", 7, 2), Append) == []
+    assert _sent(lead.probed("a", 7, 2), Append) == []
+    assert lead.replica.core.proposal == fx.Propose(Handover("a"), 1)
+
+
+def test_whose_log_went_further_is_asked_anew_when_the_cut_one_has_opened() -> None:
+    """Rule e: all in sync have less, so what it holds was never acknowledged."""
+    lead = _suspect()
+    lead.probed("c", 7, 2)
+    effects = lead.probed("a", 3, 2)
+    assert lead.primary.stage == "open"
+    assert [effect.peer for effect in effects if isinstance(effect, fx.Redial)] == ["c"]
+
+
+# sending
+
+
+def _learner_read_from_disk() -> Lead:
+    """A primary that reads for "c", a learner, from the log's first entry on."""
+    lead = Lead(answered="a")
+    lead.primary.recent.clear()
+    assert [type(e) for e in lead.probed("c") if isinstance(e, fx.ReadLog)] == [fx.ReadLog]
+    return lead
+
+
+def test_records_are_sent_in_messages_of_a_bounded_size() -> None:
+    lead = Lead(answered="a")
+    bounds = lead.replica.core.bounds
+    size_bytes = len(lead.primary.recent[0].data)
+    lead.replica.core.bounds = msgspec.structs.replace(bounds, max_append_bytes=2 * size_bytes)
+    for _ in range(6):
+        lead.append()
+    for effect in lead.probed("c"):
+        if isinstance(effect, fx.Send) and isinstance(effect.message, Append):
+            assert len(effect.message.records) <= 2
+
+
+def test_a_log_that_is_not_retained_or_has_changed_under_a_read_is_not_sent() -> None:
+    lead = _learner_read_from_disk()
+    effects = lead.replica.on_log_read("c", 2, None)
+    assert [e.peer for e in effects if isinstance(e, fx.SendSnapshot)] == ["c"]
+    for records in ([], [_record(7, 1)]):
+        lead = _learner_read_from_disk()
+        effects = lead.replica.on_log_read("c", 2, records)
+        assert [type(effect) for effect in effects] == [fx.Redial]
+
+
+def test_records_whose_predecessor_was_trimmed_are_not_sent() -> None:
+    """What they follow could not be compared (D6)."""
+    lead = _learner_read_from_disk()
+    lead.replica.on_log_trimmed(2)
+    effects = lead.replica.on_log_read("c", 2, [_record(1, 1)])
+    assert [type(effect) for effect in effects] == [fx.SendSnapshot]
+
+
+# the view
+
+
+def test_a_proposal_without_outcome_is_made_again_a_heartbeat_later() -> None:
+    """E3."""
+    lead = Lead(in_sync="abc", answered="ac")
+    proposals: list[object] = []
+    while not proposals:
+        lead.promise("c")
+        proposals = _proposed(lead.tick(lead.now_ms + 20))
+    assert proposals == [RemoveFromInSync(("a",))]
+    ended_ms = lead.now_ms
+    lead.replica.on_proposal_done(answered=False)
+    proposals = []
+    while not proposals:
+        lead.promise("c")
+        proposals = _proposed(lead.tick(lead.now_ms + 10))
+    assert proposals == [RemoveFromInSync(("a",))]
+    assert ended_ms + TIMING.heartbeat_interval_ms <= lead.now_ms <= ended_ms + 100
+
+
+def test_only_one_change_is_under_way_at_a_time() -> None:
+    lead = Lead(in_sync="abc", answered="ac")
+    changes = _proposed(lead.tick(lead.now_ms + 2 * TIMING.suspect_after_ms))
+    assert len(changes) == 1
+
+
+def test_an_in_sync_replica_is_sent_no_snapshot_before_it_is_removed() -> None:
+    """E1: what it holds counts, and it may take over at any moment."""
+    lead = Lead(in_sync="ab")
+    lead.replica.core.log.trim(lead.last_index + 1)  # as if all was trimmed
+    assert not any(isinstance(effect, fx.SendSnapshot) for effect in lead.probed("a"))
+    assert _proposed(lead.tick(lead.now_ms + 20)) == [RemoveFromInSync(("a",))]
+    effects = lead.replica.on_view(_view(1, "b", version=2, in_sync="b"))
+    assert [e.peer for e in effects if isinstance(e, fx.SendSnapshot)] == ["a"]
+
+
+def test_one_snapshot_is_sent_to_a_replica_at_a_time() -> None:
+    lead = Lead(in_sync="ab", answered="a")
+    lead.replica.core.log.trim(lead.last_index + 1)
+    assert any(isinstance(effect, fx.SendSnapshot) for effect in lead.probed("c"))
+    assert lead.primary.peers["c"].state == "snapshot"
+    assert not any(isinstance(effect, fx.SendSnapshot) for effect in lead.probed("c"))
+    lead.replica.on_snapshot_sent("c", 2, done=False)
+    lead.replica.on_link("c")
+    lead.sessions["c"] = 3
+    assert any(isinstance(effect, fx.SendSnapshot) for effect in lead.probed("c"))
+
+
+# handover
+
+
+def test_a_handover_that_may_commit_yet_is_not_ended_by_its_deadline() -> None:
+    """D4: the other would serve as well."""
+    lead = Lead(in_sync="ab", answered="a")
+    lead.replica.start_handover("a", 20)
+    assert lead.replica.core.proposal == fx.Propose(Handover("a"), 1)
+    lead.replica.on_proposal_done(answered=False)
+    lead.replica.on_tick(lead.now_ms + 30)
+    assert lead.replica.on_durable(1_000_000) == []
+    lead.promise("a")
+    assert not lead.replica.may_serve(lead.now_ms + 30)
+
+
+def test_who_is_no_in_sync_backup_gets_no_handover() -> None:
+    lead = Lead(in_sync="ab", answered="a")
+    lead.probed("c")
+    for name in ("b", "c", "d"):
+        problem, effects = lead.replica.start_handover(name, 500)
+        assert "is not an in-sync backup" in problem
+        assert effects == []
+    lead.replica.on_link_lost("a")
+    problem, _ = lead.replica.start_handover("a", 500)
+    assert "is not an in-sync backup" in problem
+
+
+def test_an_epoch_that_is_not_open_is_not_handed_over() -> None:
+    lead = Lead(in_sync="ab")
+    lead.probed("a")
+    problem, effects = lead.replica.start_handover("a", 500)
+    assert "not open yet" in problem
+    assert effects == []
+
+
+def test_one_handover_is_under_way_at_a_time() -> None:
+    lead = Lead(in_sync="abc", answered="ac")
+    assert lead.replica.start_handover("a", 500)[0] == ""
+    assert "under way already" in lead.replica.start_handover("c", 500)[0]
+
+
+def test_a_handover_waits_until_the_other_holds_everything_and_ends_at_its_deadline() -> None:
+    lead = Lead(in_sync="ab", answered="a")
+    lead.append()
+    assert lead.replica.start_handover("a", 100) == ("", [])
+    lead.promise("a")
+    effects = lead.tick(lead.now_ms + 120)
+    assert _proposed(effects) == []
+    assert [type(e) for e in effects if isinstance(e, fx.HandoverEnded)] == [fx.HandoverEnded]
+    assert lead.replica.start_handover("a", 100) == ("", [])
+    lead.hear("a", AppendReply(1, 1, lead.last_index))
+    assert lead.replica.core.proposal == fx.Propose(Handover("a"), 1)
+    assert not lead.replica.may_serve(lead.now_ms)
+
+
+def test_a_handover_whose_outcome_is_unknown_is_settled_first() -> None:
+    """E3, D4: until then nothing is served."""
+    lead = Lead(in_sync="ab", answered="a")
+    lead.replica.start_handover("a", 500)
+    assert lead.replica.core.proposal == fx.Propose(Handover("a"), 1)
+    lead.replica.on_proposal_done(answered=False)
+    proposals: list[object] = []
+    while not proposals:
+        lead.promise("a")
+        proposals = _proposed(lead.tick(lead.now_ms + 10))
+        assert not lead.replica.may_serve(lead.now_ms)
+    assert proposals == [Confirm()]
+    effects = lead.replica.on_view(_view(1, "b", version=2))
+    assert any(isinstance(effect, fx.HandoverEnded) for effect in effects)
+    assert lead.replica.may_serve(lead.now_ms)
