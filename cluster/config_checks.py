@@ -205,6 +205,7 @@ def _check_limits(config: ClusterConfig) -> None:
         ("max_waiting_bytes", 2 * record_max, "two of the largest records (max_value_size_bytes)"),
         ("log_segment_size_bytes", record_max, "the largest record (max_value_size_bytes)"),
         ("log_retention_bytes", limits.log_segment_size_bytes, "one log_segment_size_bytes"),
+        ("snapshot_log_bytes", limits.log_retention_bytes, "log_retention_bytes"),
         ("store_map_size_bytes", 4 * limits.overlay_flush_bytes, "four overlay_flush_bytes"),
     )
     for field, minimum, reason in rows:

@@ -242,8 +242,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_retention_bytes: Annotated[
         int,
         _count(
-            "Log kept for replicas that are behind; one further behind gets a snapshot. At least "
-            "one segment.",
+            "Log kept in any case. For a replica that is behind four times as much is kept; one "
+            "further behind gets a snapshot. At least one segment.",
             ge=65536,
         ),
     ] = 268_435_456
@@ -258,8 +258,20 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     overlay_flush_bytes: Annotated[
         int, _count("Committed changes kept in memory before they go to the store together.")
     ] = 16_777_216
+    snapshot_log_bytes: Annotated[
+        int,
+        _count(
+            "Log held for a replica while it is sent a snapshot, and until it is in sync. From "
+            "half of it the snapshot is not throttled any more; beyond it writes are slowed down.",
+            ge=65536,
+        ),
+    ] = 4_294_967_296
     snapshot_rate_bytes_per_s: Annotated[
-        int, _count("Bound on the sending of a snapshot to a learner; 0: none.", ge=0)
+        int,
+        _count(
+            "Bound on the sending of a snapshot to a learner; 0: none. See `snapshot_log_bytes`.",
+            ge=0,
+        ),
     ] = 0
 
 

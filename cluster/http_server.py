@@ -323,6 +323,8 @@ class OrdinaryConnection(RequestHandler):
             if request is None and not self._messages:
                 return False  # it is answered already, and its rest is dropped
             self._body.set_exception(ConnectionResetError("the request was cut short"))
+        if not self._messages and not self._held:
+            self._close = True  # after this request: its answer may have been made already
         return True
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -238,6 +238,7 @@ class NodeProcess:
             retention_bytes=limits.log_retention_bytes,
             catchup_bytes=LOG_KEPT_FACTOR * limits.log_retention_bytes,
             max_queued_bytes=limits.max_inflight_bytes + 2 * MAX_RECORD_SIZE_BYTES,
+            snapshot_log_bytes=limits.snapshot_log_bytes,
         )
         engine = Engine(
             self._node_id,
@@ -363,8 +364,8 @@ class NodeProcess:
         raft = self._directory.path / "raft"
         if self._directory.joined and not (raft.is_dir() and any(raft.iterdir())):
             raise DataDirectoryError(
-                f"{raft} is missing or empty, but this node has voted with it: restore it from a "
-                f"backup; or run `onecopy remove {self._node_id}` and give the node a new id and "
+                f"{raft} is missing or empty, but this node has voted with it. Do not restore an "
+                f"older copy; run `onecopy remove {self._node_id}` and give the node a new id and "
                 "an empty data directory"
             )
 

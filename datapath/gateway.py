@@ -66,7 +66,7 @@ from datapath.requests import (
     encode,
     error_return,
 )
-from datapath.router import Attempts, Step, proves
+from datapath.router import Attempts, Step
 from datapath.status import other_state
 from datapath.turns import Turns
 from election.agreement import Agreement, AgreementUnavailableError, Committed, Refused
@@ -275,7 +275,7 @@ class Gateway:
             stopping = self._stopping or self._is_removed
             match attempts.next(now_ms, primary=primary, is_here=is_here, stopping=stopping):
                 case "answer":
-                    return self._recall(operation, attempts)
+                    return self._answer(operation, attempts)
                 case "wait":
                     await self._wait_for_change(attempts.deadline_ms)
                 case step:
@@ -286,16 +286,16 @@ class Gateway:
                     except DataPathError as problem:
                         attempts.failed(problem)
 
-    def _recall(self, operation: Operation, attempts: Attempts) -> Result:
-        """Give the first answer again if it is applied here; else raise what the client is told."""
-        error = attempts.answer(self._no_primary(attempts.last))
-        if operation.idempotency_key and self._engine is not None and not proves(error):
-            known = self._engine.recall(operation)
-            if isinstance(known, Result):
-                return known
-            if known is not None and error.outcome == "not_applied":
-                error = known
-        raise error
+    def _answer(self, operation: Operation, attempts: Attempts) -> Result:
+        """Return or raise what the client is told when no further attempt is made."""
+        engine = self._engine
+        outcome = attempts.answer(
+            self._no_primary(attempts.last),
+            lambda: None if engine is None else engine.recall(operation),
+        )
+        if isinstance(outcome, OperationError):
+            raise outcome
+        return outcome
 
     async def _attempt(
         self, step: Step, primary: str, operation: Operation, left_ms: float

@@ -42,10 +42,25 @@ def test_another_cluster_or_node_is_refused(tmp_path: Path) -> None:
     directory.bind_cluster("c1")
     with pytest.raises(DataDirectoryError, match="belongs to cluster c1, not c2: "):
         directory.bind_cluster("c2")
+    directory.mark_joined()
     directory.close()
     with pytest.raises(DataDirectoryError, match="belongs to node n1, not n2: "):
         DataDirectory.open(tmp_path, node_id="n2")
     DataDirectory.open(tmp_path, node_id="n1").close()  # refusing released the lock
+
+
+def test_a_directory_with_which_somebody_may_have_voted_is_nobody_elses(tmp_path: Path) -> None:
+    """Consensus starts a moment before the node notes that it has joined."""
+    DataDirectory.open(tmp_path, node_id="n1").close()
+    (tmp_path / "raft").mkdir()
+    (tmp_path / "raft" / "journal").write_bytes(b"a vote")
+    with pytest.raises(DataDirectoryError, match="belongs to node n1, not n2: "):
+        DataDirectory.open(tmp_path, node_id="n2")
+    assert (tmp_path / "raft" / "journal").read_bytes() == b"a vote"
+    (tmp_path / "raft" / "journal").unlink()
+    directory = DataDirectory.open(tmp_path, node_id="n2")  # never let in: free for another
+    assert directory.node_id == "n2"
+    directory.close()
 
 
 def test_a_second_process_is_refused_by_name(tmp_path: Path) -> None:
