@@ -184,6 +184,7 @@ class NodeProcess:
             self._gateway,
             HttpSettings(
                 max_value_size_bytes=config.limits.max_value_size_bytes,
+                max_buffered_bytes=config.limits.max_buffered_bytes,
                 request_timeout_ms=config.timing.request_timeout_ms,
                 drain_timeout_ms=config.timing.drain_timeout_ms,
                 max_connections=descriptors.max_connections,
