@@ -18,6 +18,7 @@ COMMANDS = {
     "status": "cluster.cli_cluster:status",
     "handover": "cluster.cli_cluster:handover",
     "remove": "cluster.cli_cluster:remove",
+    "member": "cluster.cli_member:member",
     "load": "cluster.cli_bulk:load",
     "dump": "cluster.cli_bulk:dump",
 }

@@ -209,6 +209,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "the largest values at least."
         ),
     ] = 268_435_456
+    max_buffered_bytes: Annotated[
+        int,
+        _count(
+            "Bytes of answers that clients have not taken and of bodies that they have not "
+            "completed, of all connections to a node together. Beyond it, clients that stand still "
+            "are cut off, and large requests get 503. Room for a page and two of the largest "
+            "values at least."
+        ),
+    ] = 67_108_864
     client_table_retention_ms: Annotated[
         int,
         _count(
@@ -233,8 +242,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_retention_bytes: Annotated[
         int,
         _count(
-            "Log kept for replicas that are behind; one further behind gets a snapshot. At least "
-            "one segment.",
+            "Log kept in any case. For a replica that is behind four times as much is kept; one "
+            "further behind gets a snapshot. At least one segment.",
             ge=65536,
         ),
     ] = 268_435_456
@@ -249,8 +258,20 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     overlay_flush_bytes: Annotated[
         int, _count("Committed changes kept in memory before they go to the store together.")
     ] = 16_777_216
+    snapshot_log_bytes: Annotated[
+        int,
+        _count(
+            "Log held for a replica while it is sent a snapshot, and until it is in sync. From "
+            "half of it the snapshot is not throttled any more; beyond it writes are slowed down.",
+            ge=65536,
+        ),
+    ] = 4_294_967_296
     snapshot_rate_bytes_per_s: Annotated[
-        int, _count("Bound on the sending of a snapshot to a learner; 0: none.", ge=0)
+        int,
+        _count(
+            "Bound on the sending of a snapshot to a learner; 0: none. See `snapshot_log_bytes`.",
+            ge=0,
+        ),
     ] = 0
 
 

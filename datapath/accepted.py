@@ -25,7 +25,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from datapath.datadir import replace_file, storage_error
+from datapath.datadir import replace_file, storage_error, trust_the_disk
 from datapath.errors import DataDirectoryError, DiskFailedError, SafetyError
 
 _SLOT_SIZE_BYTES = 4096
@@ -55,6 +55,7 @@ class Accepted:
             if not path.exists():
                 replace_file(path, 2 * _encode((0, 0, 0, "")))
             self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            trust_the_disk(self._descriptor)
             content = os.pread(self._descriptor, 2 * _SLOT_SIZE_BYTES, 0)
         except OSError as error:
             raise storage_error(error, f"opening {path}") from error

@@ -33,7 +33,7 @@ class Backup:
         self._replied_index = -1
         self._unanswered_probe = False
         self._retry_ms = 0.0
-        self._takeover_version = 0  # of an unresolved take-over proposal; 0: none
+        self._takeover_version = 0  # of a take-over that has left and is not settled; 0: none
         self._self_claim_ms = core.now_ms
 
     # -- messages from the primary
@@ -50,13 +50,21 @@ class Backup:
             return  # a late message of an old stream
         if message.epoch > core.accepted_epoch:
             self.accept(message.epoch, peer)
-        if core.suspect and message.commit_index > core.log.last_index:
-            # Its tail was cut, and it lacks what was committed: it takes over from nobody.
-            core.damaged = True
+        if (message.required or core.suspect) and not self._holds_committed(message):
+            # It lacks what was committed, and what it had acknowledged if it is required: its tail
+            # was cut, or its directory is an old copy. It takes over from nobody.
+            core.mark_damaged()
         self._start_session(message.session)
         self.contact_ms = core.now_ms
         self._unanswered_probe = True
         self._answer_probe()
+
+    def _holds_committed(self, message: Probe) -> bool:
+        """Whether the last entry that the primary has committed is here: so all before it are."""
+        log, index = self._core.log, message.commit_index
+        if index <= max(log.base_index, self._core.commit_index):
+            return True
+        return log.epoch_at(index) == message.commit_epoch
 
     def accept(self, epoch: int, primary: str) -> None:
         """Accept the primary of a higher epoch, by its probe or by the view, whichever is first.
@@ -76,8 +84,10 @@ class Backup:
 
     def _answer_probe(self) -> None:
         core = self._core
-        if not self._unanswered_probe or not core.accepted_is_durable or core.installing:
-            return  # E5: the record first; and what a snapshot replaces is not worth telling
+        if not self._unanswered_probe or core.installing:
+            return  # what a snapshot replaces is not worth telling
+        if not core.accepted_is_durable or not core.marks_are_durable:
+            return  # E5, and rule e: the records first
         self._unanswered_probe = False
         core.emit(
             fx.Reply(
@@ -288,9 +298,26 @@ class Backup:
 
     def _claim(self, view: View) -> None:
         core = self._core
-        self._takeover_version = view.version
         self._retry_ms = core.now_ms + core.timing.heartbeat_interval_ms
         core.propose(TakeOver(core.node_id), view.version)
+
+    def may_propose(self, proposal: fx.Propose) -> bool:
+        """Whether a take-over may leave now: the primary is still silent, every promise is over.
+
+        From "yes" on it may commit, and no promise is given until it is settled (D4, rule b).
+        """
+        core, view = self._core, self._core.view
+        if (
+            view is None
+            or view.version != proposal.expected_version
+            or not isinstance(proposal.change, TakeOver)
+            or core.node_id not in view.in_sync
+            or core.damaged
+            or core.now_ms < self._may_claim_ms(view)
+        ):
+            return False
+        self._takeover_version = view.version
+        return True
 
     def _settle_takeover(self, view: View) -> None:
         """E3: the proposal's outcome is unknown. Propose again at its version; one of them wins."""

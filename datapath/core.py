@@ -75,6 +75,7 @@ class Core:
         self._next_ticket = 1
         self._writes: deque[tuple[int, int]] = deque()  # (ticket, last index it makes durable)
         self._accepts: deque[tuple[int, int]] = deque()  # (ticket, epoch)
+        self._mark_ticket = 0  # of the damaged mark that is on its way to the disk; 0: none
 
     def emit(self, effect: fx.Effect) -> None:
         """Queue an effect."""
@@ -132,6 +133,21 @@ class Core:
         """Whether the newest accepted (epoch, primary) is on disk."""
         return self.accepted_durable_epoch == self.accepted_epoch
 
+    def mark_damaged(self) -> None:
+        """Something that was acknowledged is missing here: remember it, over restarts too.
+
+        Nothing may rest on it (an answer, a handover) before `marks_are_durable`.
+        """
+        if not self.damaged:
+            self.damaged = True
+            self._mark_ticket = self.ticket()
+            self.emit(fx.MarkDamaged(self._mark_ticket))
+
+    @property
+    def marks_are_durable(self) -> bool:
+        """Whether no mark is on its way to the disk."""
+        return not self._mark_ticket
+
     def clear_marks(self) -> None:
         """Nothing that was acknowledged is missing here, whatever the disk had lost."""
         if self.suspect or self.damaged:
@@ -144,6 +160,8 @@ class Core:
             self.durable_index = max(self.durable_index, self._writes.popleft()[1])
         while self._accepts and self._accepts[0][0] <= ticket:
             self.accepted_durable_epoch = self._accepts.popleft()[1]
+        if self._mark_ticket <= ticket:
+            self._mark_ticket = 0
 
     def commit_to(self, index: int) -> None:
         """Raise the commit index; it never falls."""

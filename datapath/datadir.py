@@ -66,6 +66,16 @@ def _sync(path: Path, flags: int, sync: Callable[[int], None]) -> None:
         os.close(descriptor)
 
 
+def trust_the_disk(descriptor: int) -> None:
+    """Let what is read next come from the disk, not from the page cache. Raises OSError.
+
+    D9: after a failed fsync the cache holds, as clean, what the disk may lack; a later fsync then
+    succeeds and writes nothing. Call it before a file is read that was written in place.
+    """
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def private(path: str, flags: int) -> int:
     """Open for `open(…, opener=private)`: a new file is its user's alone."""
     return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
@@ -328,7 +338,8 @@ def _load(path: Path, node_id: str, create: bool) -> _Identity:
     except OSError as error:
         raise storage_error(error, f"reading {file}") from error
     identity = _parse(file, content)
-    if identity.node != node_id and not identity.joined and create:
+    was_let_in = identity.joined or identity.cluster or _may_have_voted(path)
+    if identity.node != node_id and create and not was_let_in:
         # That node was never let in: nothing was voted or acknowledged with this directory.
         try:
             _empty(path)
@@ -341,6 +352,12 @@ def _load(path: Path, node_id: str, create: bool) -> _Identity:
             f"{identity.node} with it, or name {node_id}'s own directory"
         )
     return identity
+
+
+def _may_have_voted(path: Path) -> bool:
+    """Whether consensus began here, be it in a process that ended before it could note so."""
+    raft = path / "raft"
+    return raft.is_dir() and any(raft.iterdir())
 
 
 def _create(path: Path, node_id: str, create: bool) -> _Identity:

@@ -39,6 +39,12 @@ class RecordAccepted(_Effect, frozen=True):
     primary: str
 
 
+class MarkDamaged(_Effect, frozen=True):
+    """This replica lacks entries that may have been acknowledged: note it durably."""
+
+    ticket: int
+
+
 class ClearMarks(_Effect, frozen=True):
     """This replica holds everything again: forget the durable marks (damaged, suspect)."""
 
@@ -117,6 +123,7 @@ Effect = (
     WriteRecords
     | TruncateLog
     | RecordAccepted
+    | MarkDamaged
     | ClearMarks
     | Send
     | Reply

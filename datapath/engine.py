@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 TICK_INTERVAL_S = 0.015
 HANDOVER_MARGIN_MS = 1000
+SLOWED_TURN_S = 0.25
+"""A turn of the pipeline waits that long while more log is held for a snapshot than its bound."""
 EXCLUDING = (RemoveFromInSync, TakeOver)
 """Changes that leave replicas out of the in-sync set: from then on they cannot take over."""
 
@@ -86,6 +88,7 @@ class Engine:
         self._on_fatal = on_fatal
         self._bind_cluster = bind_cluster
         self._admitted = False
+        self._slowed = False
         self._loop = asyncio.get_running_loop()
         recovered = storage.recover()
         self.replica = Replica(
@@ -103,7 +106,7 @@ class Engine:
             append=lambda record: self._run(self.replica.append, record),
             why_not_serving=self.why_not_serving,
             spawn=self._spawn,
-            call_soon=lambda callback: self._loop.call_soon(self._guard, callback),
+            call_soon=self._call_soon,
         )
         self.snapshots = Snapshots(
             node_id,
@@ -193,6 +196,12 @@ class Engine:
             log.exception("a turn of the event loop failed")
             self.fail(problem)
 
+    def _call_soon(self, callback: Callable[[], None]) -> object:
+        """The pipeline's next turn: at once, but for what is held for a snapshot under way."""
+        if self._slowed:
+            return self._loop.call_later(SLOWED_TURN_S, self._guard, callback)
+        return self._loop.call_soon(self._guard, callback)
+
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
@@ -254,6 +263,13 @@ class Engine:
             case fx.TruncateLog(ticket, from_index):
                 self._pipeline.on_truncated(from_index)
                 self._storage.truncate(ticket, from_index)
+            case fx.MarkDamaged(ticket):
+                log.error(
+                    "entries are missing here that may have been acknowledged: %s takes no part in "
+                    "decisions until a primary has caught it up",
+                    self.node_id,
+                )
+                self._storage.mark_damaged(ticket)
             case fx.ClearMarks(ticket):
                 self._storage.clear_marks(ticket)
             case fx.Propose():
@@ -291,9 +307,11 @@ class Engine:
         """Propose, and give the replica whatever view that brought. Unknown is read back (E3)."""
         timeout_ms = self._timing.view_change_timeout_ms
         version = proposal.expected_version
-        if isinstance(proposal.change, EXCLUDING) and not await self._hears_consensus(timeout_ms):
-            self._run(self.replica.on_proposal_done, answered=False)
-            return
+        if isinstance(proposal.change, EXCLUDING):
+            heard = await self._hears_consensus(timeout_ms)
+            if not heard or not self.replica.may_propose(proposal, clock_ms()):
+                self._run(self.replica.on_proposal_done, answered=heard)
+                return
         outcome = await self._agreement.propose(proposal.change, version, timeout_ms)
         result = type(outcome).__name__
         log.info("proposed %s at version %d: %s", proposal.change, version, result)
@@ -415,6 +433,8 @@ class Engine:
 
     def _on_flushed(self) -> None:
         """The store has caught up with its overlay: the log may be trimmed."""
+        self.snapshots.settle()
+        self._slowed = self.snapshots.slows_writes
         self._storage.trim(self._oldest_needed(), self._on_trimmed)
 
     def _on_trimmed(self, first_index: int) -> None:
@@ -593,6 +613,7 @@ class Engine:
             "digest_scans_total": self._digests.scans_total,
             "snapshots_sent_total": self.snapshots.sent_total,
             "snapshots_received_total": self.snapshots.received_total,
+            "writes_slowed": float(self._slowed),
             "epoch": replica.epoch,
             "view_version": replica.view.version if replica.view else 0,
             "is_primary": float(replica.may_serve(clock_ms())),

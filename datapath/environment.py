@@ -25,7 +25,13 @@ import google_crc32c
 import lmdb
 import xxhash
 
-from datapath.datadir import FILE_MODE, replace_file, storage_error, sync_directory
+from datapath.datadir import (
+    FILE_MODE,
+    replace_file,
+    storage_error,
+    sync_directory,
+    trust_the_disk,
+)
 from datapath.errors import (
     DataDirectoryError,
     DiskFailedError,
@@ -130,6 +136,20 @@ def _allocate_lock(path: Path) -> None:
         raise storage_error(error, f"making {file}") from error
 
 
+def _trust_the_disk(file: Path) -> None:
+    """A transaction whose sync had failed must not be believed. Raises StorageError."""
+    if not file.exists():
+        return
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            trust_the_disk(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise storage_error(error, f"opening {file}") from error
+
+
 def _fill_up(file: Path, environment: lmdb.Environment) -> None:
     """Give a file that was cut short its full size, so that no page of it lies outside.
 
@@ -167,6 +187,7 @@ class Environment:
         try:
             if not readonly:
                 _allocate_lock(path)
+                _trust_the_disk(path / "data.mdb")
             self.lmdb = lmdb.open(
                 str(path),
                 map_size=map_size_bytes,

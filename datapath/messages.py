@@ -18,6 +18,8 @@ class Probe(_Message, frozen=True, tag=1):
     """Primary to replica, first on each stream: I am this epoch's primary; what do you hold?
 
     `cluster_id` keeps apart what only looks alike: another cluster's log may match by accident.
+    `required`: commits need this replica, so it has acknowledged all up to (`commit_index`,
+    `commit_epoch`), and must hold it.
     """
 
     session: int
@@ -25,6 +27,8 @@ class Probe(_Message, frozen=True, tag=1):
     primary: str
     commit_index: int
     cluster_id: str = ""
+    commit_epoch: int = 0
+    required: bool = False
 
 
 class ProbeReply(_Message, frozen=True, tag=2):

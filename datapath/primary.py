@@ -50,11 +50,13 @@ class Primary:
         self._adding_version = 0
         self._wanted_since_ms: float | None = None  # a view change is needed since then
         self._abdicating = False
+        self._held_up_by: frozenset[str] = frozenset()  # who was silent when it let go
         self._retry_ms = 0.0
         self.handing_to = ""
         self._handover_deadline_ms = 0.0
         self._handover_version = 0  # of a handover that was proposed and not settled; 0: none
         self.disk_stalled = False
+        self._lacking = ""  # what another replica has committed and this one does not hold
         core.accept(view.epoch, core.node_id)  # E5: nothing leaves before it is durable
         self._sync_peers(view)
 
@@ -68,12 +70,13 @@ class Primary:
                 if node in self._links:
                     self._probe(node)
             self._maybe_open()
+        self._maybe_stop()
         self._maybe_commit()
 
     def _maybe_open(self) -> None:
         """D6: append the entry that opens the epoch, once it is sure that this log is the one."""
         core = self._core
-        if self.stage != "matching" or not self._may_serve_after_promise():
+        if self.stage != "matching" or self._lacking or not self._may_serve_after_promise():
             return
         if core.suspect and not self._is_longest():
             return
@@ -109,17 +112,18 @@ class Primary:
                 return False  # not heard yet: it answers, or is removed
             if peer.last_position > best_position:
                 best, best_position = node, peer.last_position
-        if best and core.proposal is None and not self.peers[best].damaged:
-            self._handover_version = self.view.version
-            core.propose(Handover(best), self.view.version)
         if best:
             # It has been seen that this log lacks something: until that is here, this replica
-            # takes over from nobody, not even if the one it yields to falls silent.
-            core.damaged = True
+            # takes over from nobody, not even if the one it yields to falls silent, nor after a
+            # restart.
+            core.mark_damaged()
+            if core.marks_are_durable and core.proposal is None and not self.peers[best].damaged:
+                self._handover_version = self.view.version
+                core.propose(Handover(best), self.view.version)
             return False
         for node, peer in self.peers.items():
             self._check_holds(node, peer.applied_index)  # a learner may know of what was lost here
-        return True
+        return not self._lacking
 
     # -- replication
 
@@ -154,7 +158,13 @@ class Primary:
         peer = self.peers[node]
         peer.open_session(self._links[node], core.now_ms)
         probe = Probe(
-            peer.session, self.epoch, core.node_id, core.commit_index, self.view.cluster_id
+            peer.session,
+            self.epoch,
+            core.node_id,
+            core.commit_index,
+            self.view.cluster_id,
+            commit_epoch=core.log.epoch_at(core.commit_index) or 0,
+            required=node in self.required(),
         )
         core.emit(fx.Send(node, probe))
 
@@ -178,6 +188,8 @@ class Primary:
         core = self._core
         if not core.suspect:
             self._check_holds(peer.node_id, message.commit_index)
+        if self._abdicating:
+            peer.leased_ms = core.now_ms  # it was asked for no promise, and is back
         peer.incarnation = message.incarnation
         peer.damaged = message.damaged
         peer.applied_index = message.commit_index
@@ -202,13 +214,20 @@ class Primary:
         self._maybe_open()
 
     def _check_holds(self, node: str, committed_index: int) -> None:
-        """E1, D6: what a replica has committed, every primary holds."""
+        """E1, D6: what a replica has committed, every primary holds; else this one must stop."""
         last_index = self._core.log.last_index
         if committed_index > last_index:
-            raise SafetyError(
+            self._lacking = (
                 f"{node} has entry {committed_index} committed, and the primary of epoch "
                 f"{self.epoch} holds entries only up to {last_index}"
             )
+            self._core.mark_damaged()
+            self._maybe_stop()
+
+    def _maybe_stop(self) -> None:
+        """Stop for what is missing here, once that is noted: a restart must not forget it."""
+        if self._lacking and self._core.marks_are_durable:
+            raise SafetyError(self._lacking)
 
     def _maybe_send_snapshot(self, peer: Progress) -> None:
         """Only a learner is brought up by snapshot: an in-sync one is removed first (E1)."""
@@ -317,7 +336,9 @@ class Primary:
 
     def _maybe_commit(self) -> None:
         core = self._core
-        if self.stage != "open" or len(self.view.in_sync) < core.bounds.min_in_sync:
+        if self.stage != "open" or self._lacking:
+            return
+        if len(self.view.in_sync) < core.bounds.min_in_sync:
             return
         index = core.durable_index
         for node in self.required():
@@ -330,7 +351,8 @@ class Primary:
     @property
     def is_open(self) -> bool:
         """D6: whether the entry that opens the epoch has committed."""
-        return self.stage == "open" and self._core.commit_index >= self.opening_index
+        opened = self.stage == "open" and self._core.commit_index >= self.opening_index
+        return opened and not self._lacking
 
     # -- leases (D4)
 
@@ -421,7 +443,9 @@ class Primary:
         core = self._core
         patience_ms = core.timing.ack_timeout_ms
         since_ms = max(peer.heard_ms, peer.opened_ms)
-        if peer.session and not self._abdicating and core.now_ms - since_ms >= patience_ms:
+        # Letting go it asks nobody for a promise, but those for whom it let go may be back.
+        may_answer = not self._abdicating or peer.node_id in self._held_up_by
+        if peer.session and may_answer and core.now_ms - since_ms >= patience_ms:
             peer.opened_ms = core.now_ms
             core.emit(fx.Redial(peer.node_id, f"nothing was heard on it for {patience_ms} ms"))
 
@@ -447,8 +471,19 @@ class Primary:
                 core.propose(AddToInSync(peer.node_id), self.view.version)
                 return
 
+    def may_propose(self, proposal: fx.Propose) -> bool:
+        """Whether a removal may leave now: those whom it names are still silent (D5)."""
+        return (
+            isinstance(proposal.change, RemoveFromInSync)
+            and proposal.expected_version == self.view.version
+            and set(proposal.change.nodes) <= set(self._silent())
+        )
+
     def _silent(self) -> tuple[str, ...]:
-        return tuple(node for node in self.view.in_sync if self._is_due_for_removal(node))
+        nodes = self.view.in_sync
+        if self._abdicating:  # the others are not asked any more, so their silence says nothing
+            nodes = tuple(node for node in nodes if node in self._held_up_by)
+        return tuple(node for node in nodes if self._is_due_for_removal(node))
 
     def _is_due_for_removal(self, node: str) -> bool:
         if node == self._core.node_id:
@@ -494,14 +529,18 @@ class Primary:
         elif self._wanted_since_ms is None:
             self._wanted_since_ms = core.now_ms
         elif core.now_ms - self._wanted_since_ms >= core.timing.view_change_timeout_ms:
+            self._held_up_by = frozenset({*self._silent(), self._adding} - {""})
             self._abdicating = True
 
     def _is_held_up(self) -> bool:
         """Whether this epoch does not get on without a change of the view."""
+        adding = self._adding
+        if self._abdicating and adding not in self._held_up_by:
+            adding = ""
         return bool(
             self._handover_version
             or self._silent()
-            or (self._adding and self._is_due_for_removal(self._adding))
+            or (adding and self._is_due_for_removal(adding))
         )
 
     def _stop_letting_go(self) -> None:

@@ -6,7 +6,7 @@ code runs under asyncio in production and under a simulator in tests.
 
     events                                effects (datapath.effects)
     on_message, on_link, on_link_lost     Send, Reply, Redial
-    on_durable(ticket)                    WriteRecords, TruncateLog, RecordAccepted, ClearMarks
+    on_durable(ticket)                    WriteRecords, TruncateLog, RecordAccepted, …Mark…
     on_view, on_proposal_done             Propose
     append(record), start_handover        StartEpoch, Commit, StepDown, HandoverEnded
     on_log_read, on_snapshot_…            ReadLog, SendSnapshot
@@ -195,6 +195,18 @@ class Replica:
         core.role = "backup"
         self.backup = Backup(core)
         core.emit(fx.StepDown(epoch))
+
+    def may_propose(self, proposal: fx.Propose, now_ms: float) -> bool:
+        """Ask once consensus was heard, just before a change leaves that excludes replicas.
+
+        If it says no, the change was never proposed, and nothing is unknown: end it with
+        `on_proposal_done`. Decision 15.
+        """
+        self._advance_clock(now_ms)
+        if proposal is not self.core.proposal:
+            return False
+        role = self.primary or self.backup
+        return role.may_propose(proposal)
 
     def on_proposal_done(self, *, answered: bool) -> list[fx.Effect]:
         """The proposal under way has ended; give `on_view` any view it brought first.

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from datapath.clock import clock_ms
 from datapath.errors import DiskFullError
 from datapath.mesh import SNAPSHOT, Mesh
 from datapath.replica import Replica
@@ -18,8 +19,8 @@ log = logging.getLogger(__name__)
 
 RETRY_INTERVAL_S = 0.5
 FLOOR_KEPT_S = 15.0
-"""How long the log after a snapshot is kept for the replica that has installed it, within the bound
-of catch-up: else, under load, it would need another snapshot."""
+"""How long the log after a snapshot is held for a replica that has installed it and is not heard;
+one that is heard has it held until it is in sync. Else it would need another snapshot."""
 
 
 class Snapshots:
@@ -55,6 +56,9 @@ class Snapshots:
         self._on_install_failed = on_install_failed
         self._on_fatal = on_fatal
         self._sending: dict[str, int] = {}  # peer -> the newest session that waits for it
+        self._throttles: dict[str, Throttle] = {}
+        self._hurries = False
+        self._installed_ms: dict[str, float] = {}
         self.sent_total = 0
         self.received_total = 0
 
@@ -65,7 +69,9 @@ class Snapshots:
         if running:
             return
         log.info("%s is too far behind for log replay: sending a snapshot", peer)
-        sender = SnapshotSender(throttle=Throttle(self._rate_bytes_per_s, self._requests))
+        throttle = Throttle(0 if self._hurries else self._rate_bytes_per_s, self._requests)
+        self._throttles[peer] = throttle
+        sender = SnapshotSender(throttle=throttle)
         dialer = self._mesh.dialer(peer, SNAPSHOT, sender)
         done = False
         try:
@@ -80,19 +86,50 @@ class Snapshots:
             log.warning("the snapshot for %s failed: %s", peer, problem)
             await asyncio.sleep(RETRY_INTERVAL_S)
         finally:
-            if done:
-                # The log from there on is what the peer asks for next, when it has come back.
-                loop = asyncio.get_running_loop()
-                loop.call_later(FLOOR_KEPT_S, self._release_floor, peer, source.index)
-            else:
+            if not done:  # else the log from there on is what the peer asks for next
                 self._storage.snapshot_floors.pop(peer, None)
+            self._installed_ms[peer] = clock_ms()
+            del self._throttles[peer]
             session = self._sending.pop(peer)
             await dialer.stop()
         self._on_sent(peer, session, done)
 
-    def _release_floor(self, peer: str, index: int) -> None:
-        if self._storage.snapshot_floors.get(peer) == index and peer not in self._sending:
-            del self._storage.snapshot_floors[peer]
+    def settle(self) -> None:
+        """Hold no more of the log than is needed; and hurry, if much of it is held."""
+        storage = self._storage
+        for peer in set(storage.snapshot_floors) - set(self._sending):
+            needed_from = self._needed_from(peer)
+            if needed_from is None:
+                del storage.snapshot_floors[peer]
+            else:
+                storage.snapshot_floors[peer] = needed_from
+        hurries = storage.snapshot_held_bytes > storage.snapshot_log_bytes / 2
+        if hurries and not self._hurries:
+            log.warning(
+                "%d MiB of log are held for a snapshot under way (limits.snapshot_log_bytes is %d "
+                "MiB): it is no longer throttled; beyond the limit writes are slowed down",
+                storage.snapshot_held_bytes >> 20,
+                storage.snapshot_log_bytes >> 20,
+            )
+        self._hurries = hurries
+        for throttle in self._throttles.values():
+            throttle.bytes_per_s = 0 if hurries else self._rate_bytes_per_s
+
+    def _needed_from(self, peer: str) -> int | None:
+        """Return after which entry a replica that had a snapshot needs the log; None: no more."""
+        primary = self._replica.primary
+        progress = primary.peers.get(peer) if primary is not None else None
+        if primary is None or progress is None or peer in primary.view.in_sync:
+            return None
+        heard_ms = max(progress.heard_ms, self._installed_ms.get(peer, 0.0))
+        if clock_ms() - heard_ms > FLOOR_KEPT_S * 1000:
+            return None
+        return max(self._storage.snapshot_floors[peer], progress.match_index)
+
+    @property
+    def slows_writes(self) -> bool:
+        """Whether more of the log is held for a snapshot than its bound."""
+        return self._storage.snapshot_held_bytes > self._storage.snapshot_log_bytes
 
     def make_sink(self, peer: str, offer: Offer) -> SnapshotSink | str:
         """Answer a snapshot's offer: with a place for it, or why it is refused."""

@@ -18,6 +18,7 @@ from datapath.errors import DataDirectoryError, LogCorruptError, SafetyError
 from datapath.log import Log
 from datapath.logindex import LogIndex
 from datapath.records import Record
+from datapath.settings import Bounds
 from datapath.snapshot import SnapshotWriter
 from datapath.snapshot_process import SnapshotProcess
 from datapath.store import Store
@@ -29,6 +30,8 @@ MIN_ROOM_BYTES = 64 * 1024
 """A replica with less room than that on its disk says that it takes no records."""
 MAX_UNFLUSHED_BYTES = 128 * 1024 * 1024
 """With so much waiting for the store, no more operations are taken: it is in memory."""
+SNAPSHOT_LOG_HARD_FACTOR = 2
+"""Times its bound, the log is no longer held for a snapshot: the replica does not get on."""
 _READ_BATCH_BYTES = 4 * 1024 * 1024
 
 
@@ -49,6 +52,7 @@ class Storage:
         flush_bytes: int,
         retention_bytes: int,
         catchup_bytes: int,
+        snapshot_log_bytes: int = Bounds().snapshot_log_bytes,
         max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES,
     ) -> None:
         path = directory.path
@@ -57,6 +61,7 @@ class Storage:
         self._map_size_bytes = map_size_bytes
         self._retention_bytes = retention_bytes
         self._catchup_bytes = catchup_bytes
+        self.snapshot_log_bytes = snapshot_log_bytes
         self.accepted = Accepted(path / "accepted")
         if self.accepted.repair:
             log.warning("%s", self.accepted.repair)
@@ -117,6 +122,14 @@ class Storage:
                         f"(up to {commit_index}): records are whole"
                     )
                 store.apply(record.entries(), record.last_index, record.epoch)
+        if journal.last_epoch > self.accepted.epoch:
+            # E5: the primary of an epoch is recorded before any of its entries.
+            raise DataDirectoryError(
+                f"{self.accepted.path} is an old copy: it knows epoch {self.accepted.epoch}, and "
+                f"the log holds entries of epoch {journal.last_epoch}. With it this node could "
+                "acknowledge to a primary that was replaced. Put the newest file back; or remove "
+                "this node, and start it under a new id with an empty data directory"
+            )
         if self.accepted.damaged:
             log.error(
                 "this replica may lack entries that it has acknowledged: it takes no part "
@@ -199,6 +212,10 @@ class Storage:
         """E5."""
         self._submit(ticket, lambda: self.accepted.record(epoch, primary))
 
+    def mark_damaged(self, ticket: int) -> None:
+        """Entries are missing that may have been acknowledged."""
+        self._submit(ticket, self.accepted.set_damaged)
+
     def clear_marks(self, ticket: int) -> None:
         """Nothing is missing any more."""
         self._submit(ticket, self.accepted.clear_marks)
@@ -261,15 +278,26 @@ class Storage:
                 self._trim(keep_from, on_trimmed)
             )
 
+    @property
+    def snapshot_held_bytes(self) -> int:
+        """How much of the log is held for replicas that come up by snapshot."""
+        if not self.snapshot_floors:
+            return 0
+        floor = min(self.snapshot_floors.values()) + 1
+        return sum(size for last, size in self.log.segment_bounds() if last >= floor)
+
     def _keep_from(self, oldest_needed: int) -> int:
-        floors = [index + 1 for index in self.snapshot_floors.values()]
-        oldest_needed = min([oldest_needed, *floors])
+        # What follows a snapshot under way is held, or the next one would be needed, without end.
+        # Beyond its bound the primary slows down; the factor is for a replica that is stuck.
+        floor = min(self.snapshot_floors.values(), default=self.log.last_index) + 1
+        floor_bytes = SNAPSHOT_LOG_HARD_FACTOR * self.snapshot_log_bytes
         durable = self.store.durable_index
         size = self.log.size_bytes
         keep_from = self.log.first_index
         for last, size_bytes in self.log.segment_bounds()[:-1]:
             needed = last >= oldest_needed and size - size_bytes < self._catchup_bytes
-            if last > durable or needed or size - size_bytes < self._retention_bytes:
+            held = last >= floor and size - size_bytes < floor_bytes
+            if last > durable or needed or held or size - size_bytes < self._retention_bytes:
                 break
             size -= size_bytes
             keep_from = last + 1
@@ -354,6 +382,7 @@ class Storage:
         """Numbers for metrics."""
         return {
             "log_bytes": self.log.size_bytes,
+            "snapshot_held_log_bytes": self.snapshot_held_bytes,
             "log_queued_bytes": self._worker.queued_bytes if self._worker else 0,
             "store_durable_index": self.store.durable_index,
             "store_overlay_bytes": self.store.overlay_bytes,

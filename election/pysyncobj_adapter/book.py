@@ -17,7 +17,13 @@ import msgspec
 
 from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.errors import StorageCorruptError
-from election.pysyncobj_adapter.files import new_file_beside, rename_durably, seal, unseal
+from election.pysyncobj_adapter.files import (
+    new_file_beside,
+    read_from_disk,
+    rename_durably,
+    seal,
+    unseal,
+)
 
 MAGIC = b"OCRAFTM1"
 
@@ -44,7 +50,7 @@ class MemberBook:
             self._content = _Content(dict(configured), {})
             self._save()
             return
-        payload = unseal(MAGIC, path.read_bytes(), path)
+        payload = unseal(MAGIC, read_from_disk(path), path)
         try:
             self._content = msgspec.msgpack.decode(payload, type=_Content)
         except UNDECODABLE as error:

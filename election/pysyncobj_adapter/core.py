@@ -240,6 +240,14 @@ class RaftCore(Members):
         self._onTick(wait_s)
         if self.raftCurrentTerm != term_before:
             self._on_new_term()
+            self.note_progress()
+
+    def note_progress(self) -> None:
+        """Remember outside of the raft directory how far it has got (decision 16)."""
+        try:
+            self._storage.note_progress(self.raftCurrentTerm, self.raftLastApplied)
+        except StorageFullError as error:
+            logger.warning("how far consensus has got is not noted: %s", error)
 
     def close(self) -> None:
         """Free the port, the connections and the files."""

@@ -12,7 +12,13 @@ import msgspec
 
 from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.errors import StorageCorruptError
-from election.pysyncobj_adapter.files import new_file_beside, rename_durably, seal, unseal
+from election.pysyncobj_adapter.files import (
+    new_file_beside,
+    read_from_disk,
+    rename_durably,
+    seal,
+    unseal,
+)
 from election.pysyncobj_adapter.journal import Entry
 from election.pysyncobj_adapter.machine import State
 
@@ -48,7 +54,7 @@ class DumpStore:
         self._incoming: bytearray | None = None
         path.with_name(path.name + ".new").unlink(missing_ok=True)
         if path.exists():
-            self._data = path.read_bytes()
+            self._data = read_from_disk(path)
             self.current = self._decode(self._data, path)
 
     def store(self, dump: Dump) -> None:
@@ -102,7 +108,7 @@ class DumpStore:
 
     def _store(self, data: bytes, dump: Dump) -> None:
         beside = new_file_beside(self.path, data)
-        if self._decode(beside.read_bytes(), beside) != dump:
+        if self._decode(read_from_disk(beside), beside) != dump:
             raise StorageCorruptError(beside, 0, "what was written reads back differently")
         rename_durably(beside, self.path)
         self.current, self._data = dump, data

@@ -2,7 +2,8 @@
 
 AgreementFailedError (election.agreement)
 ├── AgreementDamagedError
-│   └── StorageCorruptError a file of the raft directory is damaged or missing
+│   ├── StorageCorruptError a file of the raft directory is damaged or missing
+│   └── RolledBackError     the raft directory is older than what this node has taken part in
 ├── StorageFullError        the disk has no room for what must be written
 ├── AddressInUseError       the raft port cannot be bound
 ├── DirectoryInUseError     another process uses the raft directory
@@ -27,6 +28,19 @@ class StorageCorruptError(AgreementDamagedError):
         )
         self.path = path
         self.offset_bytes = offset_bytes
+
+
+class RolledBackError(AgreementDamagedError):
+    """The raft directory is an old copy: votes and entries that this node gave are gone from it."""
+
+    def __init__(self, directory: Path, held: tuple[int, int], known: tuple[int, int]) -> None:
+        super().__init__(
+            f"{directory} is an old copy: it holds term {held[0]} and entry {held[1]}, and this "
+            f"node has taken part up to term {known[0]} and entry {known[1]}. With what is missing "
+            "it would vote again, and could let a replica take over that lacks acknowledged "
+            "writes. Put the newest files back if you still have them; or remove this node from "
+            "the cluster, and bring it back under a new id with an empty directory."
+        )
 
 
 class StorageFullError(AgreementFailedError):

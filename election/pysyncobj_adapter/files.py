@@ -50,6 +50,22 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
+def read_from_disk(path: Path) -> bytes:
+    """Return a file's content as the disk has it, not the page cache.
+
+    After a failed fsync the cache holds, as clean, what the disk may lack; a later fsync then
+    succeeds and writes nothing, and a vote or an entry would be believed that a power cut takes.
+    """
+    with disk_errors(path):
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            return path.read_bytes()
+        finally:
+            os.close(fd)
+
+
 def write_all(fd: int, data: bytes, offset_bytes: int) -> None:
     """Write all of `data` at the offset."""
     view = memoryview(data)

@@ -29,6 +29,7 @@ from election.pysyncobj_adapter.errors import StorageCorruptError
 from election.pysyncobj_adapter.files import (
     crc32c,
     disk_errors,
+    read_from_disk,
     rename_durably,
     sync_directory,
     write_all,
@@ -178,7 +179,7 @@ class Journal:
         self._batch: list[Entry] | None = None
         path.with_name(path.name + ".new").unlink(missing_ok=True)
         if path.exists():
-            scan = _Scan(path, path.read_bytes())
+            scan = _Scan(path, read_from_disk(path))
             self.directory_id = scan.directory_id
             self._entries = scan.entries
             self._term, self._voted_for = scan.term, scan.voted_for

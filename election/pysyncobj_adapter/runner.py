@@ -217,5 +217,6 @@ class Runner:
         if is_newer or self._answers:
             answers, self._answers = self._answers, []
             if is_newer and view is not None:
+                core.note_progress()  # before the data path rests on it
                 self._published_version = view.version
             self._listener.on_news(view if is_newer else None, answers)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from election.pysyncobj_adapter.book import MemberBook
 from election.pysyncobj_adapter.dump import Dump, DumpStore
-from election.pysyncobj_adapter.errors import StorageCorruptError
+from election.pysyncobj_adapter.errors import RolledBackError, StorageCorruptError
 from election.pysyncobj_adapter.files import DirectoryLock
 from election.pysyncobj_adapter.journal import Journal
+from election.pysyncobj_adapter.progress_mark import ProgressMark
 from election.pysyncobj_adapter.settings import AgreementSettings
 
 
@@ -44,6 +45,22 @@ class Storage:
         self._align(path)
         founders = settings.members if settings.founders is None else settings.founders
         self.book = MemberBook(members, founders)
+        self._mark = ProgressMark(settings.directory, self.journal.directory_id)
+        self._check_mark(settings.directory)
+
+    def _check_mark(self, directory: Path) -> None:
+        known = self._mark.known
+        last_index = self.journal[-1][1] if len(self.journal) else 0
+        held = (self.journal.getCurrentTerm(), last_index)
+        if held[0] < known[0] or held[1] < known[1]:
+            raise RolledBackError(directory, held, known)
+
+    def note_progress(self, term: int, applied_index: int) -> None:
+        """Remember outside of the directory how far it has got; durable on return.
+
+        Raises StorageFullError: not noted.
+        """
+        self._mark.note(term, applied_index)
 
     def compact(self, dump: Dump) -> None:
         """Store the dump, then cut the journal to where it begins.

@@ -140,6 +140,76 @@ def test_a_yielding_primary_does_not_open_while_its_handover_may_commit_yet() ->
         assert primary.stage == "matching"
 
 
+TOO_LONG_MS = 9000
+"""Longer than a suspect replica waits before it takes over (20 grace periods) or removes others."""
+
+
+def test_a_replica_that_was_told_of_its_loss_remembers_it_over_a_restart() -> None:
+    """The primary is away for longer than a replica waits whose tail was cut."""
+    cluster = Cluster(2)
+    cluster.write(10)
+    cluster.cut_consensus("a")
+    _lose_tail(cluster, "b")
+    cluster["b"].disk.latency_ms = (20.0, 20.0)
+    cluster["b"].start()
+    cluster.until(lambda: cluster["b"].disk.damaged)
+    cluster["a"].crash()
+    cluster["b"].crash()
+    cluster["b"].start()
+    cluster.run(TOO_LONG_MS)
+    assert cluster.view.primary == "a"
+    cluster["a"].start()
+    cluster.mend_consensus("a")
+    cluster.until(cluster.is_whole)
+    assert not cluster["b"].disk.damaged
+
+
+def test_a_replica_whose_directory_is_an_old_copy_is_told_and_takes_over_from_nobody() -> None:
+    """Its tail was not cut: nothing on its disk tells of the loss."""
+    cluster = Cluster(2)
+    cluster.write(10)
+    cluster.cut_consensus("a")
+    _lose_tail(cluster, "b")
+    cluster["b"].hide_loss()
+    cluster["b"].disk.latency_ms = (20.0, 20.0)
+    cluster["b"].start()
+    cluster.until(lambda: cluster["b"].disk.damaged)
+    cluster["a"].crash()
+    for _ in range(2):
+        cluster.run(TOO_LONG_MS / 2)
+        cluster["b"].crash()
+        cluster["b"].start()
+    assert cluster.view.primary == "a"
+    cluster["a"].start()
+    cluster.mend_consensus("a")
+    cluster.until(cluster.is_whole)
+
+
+def test_a_primary_that_was_told_of_its_loss_remembers_it_over_a_restart() -> None:
+    """It yields only when it is noted: whatever becomes of the handover, it does not open."""
+    cluster = Cluster(2)
+    cluster.write(10)
+    cluster.cut_consensus("b")
+    _lose_tail(cluster, "a")
+    cluster["a"].start()
+    cluster.until(lambda: cluster.view.epoch == 2)
+    cluster.hold_proposals()
+    while not cluster["a"].disk.damaged:
+        assert not cluster.held(Handover)
+        cluster.run(0.1)
+    cluster.until(lambda: cluster.held(Handover))
+    cluster["b"].crash()
+    cluster["a"].crash()
+    cluster.let_proposals_through()
+    cluster["a"].start()
+    cluster.run(TOO_LONG_MS)
+    assert cluster.serving() == ""
+    assert cluster.in_sync() == "ab"
+    cluster["b"].start()
+    cluster.mend_consensus("b")
+    cluster.until(cluster.is_whole)
+
+
 def test_a_primary_that_lost_its_tail_waits_if_a_learner_knows_of_what_it_lost() -> None:
     """Seed 192: the learner was heard first, and has committed entries that are missing here."""
     cluster = Cluster(3)

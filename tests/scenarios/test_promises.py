@@ -203,3 +203,64 @@ def test_a_deposed_primary_is_refused_and_told_of_the_higher_epoch() -> None:
     cluster.until(lambda: cluster["a"].replica.primary is None)
     cluster.until(lambda: cluster.seen["refused as fenced"] > 0)
     assert cluster["a"].replica.epoch == 2
+
+
+def test_reads_go_on_after_a_pause_of_the_primary_without_a_majority() -> None:
+    """The backup would have taken over, but its proposal never left: nothing is unknown."""
+    for pause_ms in (350, 600, 1500, 3000):
+        _pause_the_primary(Cluster(2), pause_ms)
+
+
+def _pause_the_primary(cluster: Cluster, pause_ms: float) -> None:
+    cluster.write(3)
+    for name in "ab":
+        cluster.cut_consensus(name)
+    cluster.run(100)
+    cluster["a"].pause()
+    cluster.run(pause_ms)
+    cluster["a"].resume()
+    cluster.until(lambda: cluster.serving() == "a", within_ms=200)
+    for _ in range(3000):
+        cluster.run(1)
+        assert cluster.serving() == "a"
+    assert cluster.commits()
+
+
+def test_reads_come_back_after_a_pause_of_a_backup_without_a_majority() -> None:
+    """The primary has let go of its role, and nobody else could take it: it takes it up again."""
+    for pause_ms in (600, 3000):
+        for n_nodes in (2, 3):  # of three, one is well all the time, and is not asked meanwhile
+            _pause_a_backup(Cluster(n_nodes), pause_ms)
+
+
+def _pause_a_backup(cluster: Cluster, pause_ms: float) -> None:
+    cluster.write(3)
+    for name in cluster.world.nodes:
+        cluster.cut_consensus(name)
+    cluster["b"].pause()
+    cluster.run(pause_ms)
+    cluster["b"].resume()
+    cluster.until(lambda: cluster.serving() == "a", within_ms=3000)
+    cluster.run(3000)
+    assert cluster.serving() == "a"
+    assert cluster.commits()
+
+
+def test_a_primary_lets_go_for_a_dead_backup_although_the_other_one_lives() -> None:
+    """It alone does not reach consensus: the other backup, which does, takes over."""
+    cluster = Cluster(3)
+    cluster.write(3)
+    cluster.cut_consensus("a")
+    cluster["c"].crash()
+    cluster.until(lambda: cluster.serving() == "b", within_ms=4000)
+
+
+def test_what_was_not_proposed_is_not_unknown_and_what_was_stays_so() -> None:
+    cluster = Cluster(2)
+    _propose_from(cluster, "b")  # this one is on its way
+    assert cluster["b"].replica.backup._takeover_version
+    cluster.cut_consensus("b")
+    cluster.report_unknown("b")
+    cluster.let_proposals_through()
+    cluster.run(3000)  # the ones that would settle it are not heard
+    assert cluster["b"].replica.backup._takeover_version

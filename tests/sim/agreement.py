@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from datapath import effects as fx
+from datapath.engine import EXCLUDING
 from election.view import (
     AddToInSync,
     Change,
@@ -116,9 +118,34 @@ class Agreement:
 
     # -- proposals
 
-    def propose(self, node: Node, change: Change, version: int) -> None:
-        """Take a node's proposal; what becomes of it is drawn here."""
+    def propose(self, node: Node, effect: fx.Propose) -> None:
+        """Take a node's proposal. One that excludes replicas leaves only once consensus is heard.
+
+        As `Engine._propose` has it: docs/decisions/0006 and 0015.
+        """
         clockwork = self._clockwork
+        if not isinstance(effect.change, EXCLUDING):
+            self._leave(node, effect)
+        elif node.id in self.cut_off or not self.has_majority():
+            clockwork.seen["consensus not heard"] += 1
+            clockwork.after(PROPOSAL_TIMEOUT_MS, self._not_heard, node, node.life)
+        else:
+            delay = clockwork.between(*self.delay_ms)
+            clockwork.after(delay, node.post, node.life, self._heard, node, effect, self.view)
+
+    def _not_heard(self, node: Node, life: int) -> None:
+        node.post(life, node.on_answer, None, answered=False)
+
+    def _heard(self, node: Node, effect: fx.Propose, view: View) -> None:
+        node.on_view(view)
+        if node.may_propose(effect):
+            self._leave(node, effect)
+        else:
+            node.on_answer(None, answered=True)
+
+    def _leave(self, node: Node, effect: fx.Propose) -> None:
+        """What becomes of a proposal is drawn here."""
+        clockwork, change, version = self._clockwork, effect.change, effect.expected_version
         delay = clockwork.between(*self.delay_ms)
         self.in_flight[node.id] = self.in_flight.get(node.id, 0) + 1
         if node.id in self.holding:
@@ -139,8 +166,8 @@ class Agreement:
             clockwork.seen["unknown: never takes effect"] += 1
             self._settled(node.id)
             return
-        effect = delay if kind == 1 else report + clockwork.between(1, 1500)
-        clockwork.after(effect, self._take_effect, node.id, change, version, effect > report)
+        effect_ms = delay if kind == 1 else report + clockwork.between(1, 1500)
+        clockwork.after(effect_ms, self._take_effect, node.id, change, version, effect_ms > report)
 
     def _settled(self, node_id: str) -> None:
         self.in_flight[node_id] -= 1

@@ -12,7 +12,9 @@ SITUATIONS = (
     "epoch opened", "step down", "truncation", "log replay", "redial", "late delivery",
     "snapshot begun", "snapshot installed", "lease expired", "abdication", "stall noticed",
     "waited for own promise", "promise withheld", "refused as fenced", "suspect start",
-    "suspect yields", "damaged start", "damage repaired", "crash", "power cut", "pause",
+    "suspect yields", "damaged start", "damage repaired", "told of its loss", "old copy",
+    "consensus not heard", "not proposed after all",
+    "crash", "power cut", "pause",
     "one-way cut", "isolation", "consensus cut", "disk stall", "full disk", "damage", "lost tail",
     "too few in sync", "restart", "unsynced writes lost", "torn tail", "failed fsync", "swizzle",
     "split", "partial partition", "slow agreement", "witness down", "no majority", "outgrown",
@@ -22,7 +24,8 @@ SITUATIONS = (
     "cut off", "client: first answer again", "client: unknown outcome",
     "client: timeout", "client: asked twice", "client: read at a backup",
     "client: no read without a lease", "client: put failed_condition", "client: put unknown",
-    "client: put not_applied",
+    "client: put not_applied", "client: forwarded", "client: a link ended under a call",
+    "client: an attempt of a forwarder is uncertain", "client: idempotency_key_expired",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from datapath.logindex import LogIndex
 from datapath.records import Record
 from tests.sim.clockwork import Clockwork
 
-OperationKind = Literal["records", "truncate", "accepted", "clear_damaged"]
+OperationKind = Literal["records", "truncate", "accepted", "mark_damaged", "clear_damaged"]
 Operation = tuple[int, OperationKind, Any]
 
 FAST_MS = (0.1, 1.5)
@@ -154,8 +154,8 @@ class Disk:
     def _make_durable(self, kind: OperationKind, payload: Any) -> None:
         if kind == "accepted":
             self.accepted = payload
-        elif kind == "clear_damaged":
-            self.damaged = False
+        elif kind in ("mark_damaged", "clear_damaged"):
+            self.damaged = kind == "mark_damaged"
         else:
             self._apply_log(self.durable, kind, payload)
 

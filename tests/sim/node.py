@@ -36,6 +36,7 @@ class Node:
         self.paused = False
         self.installing = False
         self.has_lost = False  # a fault took durable entries, and it has not caught up since
+        self.loss_is_hidden = False  # nothing on its disk tells of it, and nobody has told it yet
         self.commit_index = 0
         self.held = (0, 0)  # (acknowledged index, cuts) at which its disk was seen to be right
         self.takeovers: set[int] = set()  # versions that this life has proposed itself at
@@ -54,6 +55,7 @@ class Node:
             fx.WriteRecords: self._write,
             fx.TruncateLog: self._truncate,
             fx.RecordAccepted: self._accepted,
+            fx.MarkDamaged: self._mark_damaged,
             fx.ClearMarks: self._clear_damaged,
             fx.Commit: self._commit,
             fx.Propose: self._propose,
@@ -134,6 +136,10 @@ class Node:
             self.service.crash(self._applied_index)
         self.world.network.forget(self)
         self.oracle.check_holds_committed(self)
+
+    def hide_loss(self) -> None:
+        """What the crash took leaves no trace on the disk: its directory is an old copy."""
+        self.loss_is_hidden, self._torn = True, False
 
     def pause(self) -> None:
         """Stop the process; what arrives meanwhile waits."""
@@ -290,7 +296,13 @@ class Node:
             handlers[type(effect)](effect)
         if self.has_lost:
             core = self.replica.core
-            self.has_lost = core.suspect or core.damaged
+            is_whole = self.disk.durable.last_index >= self.oracle.acknowledged
+            if self.loss_is_hidden and (core.damaged or is_whole):
+                # The primary has told it, or caught it up before it knew of what is missing here.
+                self.loss_is_hidden = False
+                self.world.agreement.cut_off_for_good.discard(self.id)
+                self.world.agreement.reconnect(self.id)
+            self.has_lost = core.suspect or core.damaged or self.loss_is_hidden
         self.oracle.check_node(self)
 
     def _send(self, effect: fx.Send) -> None:
@@ -324,6 +336,10 @@ class Node:
     def _accepted(self, effect: fx.RecordAccepted) -> None:
         self.disk.submit(effect.ticket, "accepted", (effect.epoch, effect.primary))
 
+    def _mark_damaged(self, effect: fx.MarkDamaged) -> None:
+        self.clockwork.seen["told of its loss"] += 1
+        self.disk.submit(effect.ticket, "mark_damaged", None)
+
     def _clear_damaged(self, effect: fx.ClearMarks) -> None:
         self.clockwork.seen["damage repaired"] += 1
         self.disk.submit(effect.ticket, "clear_damaged", None)
@@ -336,13 +352,20 @@ class Node:
         change = effect.change
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} proposes {change} at {effect.expected_version}")
-        self.world.oracle.on_proposed(self, change)
-        if isinstance(change, TakeOver):
-            self.takeovers.add(effect.expected_version)
         primary = self.replica.primary
         if isinstance(change, Handover) and primary is not None and primary.stage == "matching":
             self.clockwork.seen["suspect yields"] += 1
-        self.world.agreement.propose(self, change, effect.expected_version)
+        self.world.agreement.propose(self, effect)
+
+    def may_propose(self, effect: fx.Propose) -> bool:
+        """Whether a change that excludes replicas leaves, now that consensus was heard."""
+        if not self.replica.may_propose(effect, self.clock()):
+            self.clockwork.seen["not proposed after all"] += 1
+            return False
+        self.world.oracle.on_proposed(self, effect.change)
+        if isinstance(effect.change, TakeOver):
+            self.takeovers.add(effect.expected_version)
+        return True
 
     def _read_log(self, effect: fx.ReadLog) -> None:
         self.clockwork.seen["log replay"] += 1

@@ -53,7 +53,20 @@ def _e1_anybody_takes_over() -> list[Patch]:
         on_tick(backup)
         core.view = view
 
+    may_propose = Backup.may_propose
+
+    def propose(backup: Backup, proposal: fx.Propose) -> bool:
+        core = backup._core
+        view = core.view
+        if view is not None and view.member(core.node_id) is not None:
+            core.view = msgspec.structs.replace(view, in_sync=tuple(order(backup, view)))
+        try:
+            return may_propose(backup, proposal)
+        finally:
+            core.view = view
+
     return [
+        patch.object(Backup, "may_propose", propose),
         patch.object(view_module, "_take_over", take_over),
         patch.object(Backup, "on_tick", tick),
     ]
@@ -267,6 +280,35 @@ def _b_promise_during_own_take_over() -> list[Patch]:
     return [patch.object(Backup, "on_heartbeat", promise)]
 
 
+def _b_leaves_though_the_primary_was_heard() -> list[Patch]:
+    def may_propose(backup: Backup, proposal: fx.Propose) -> bool:
+        backup._takeover_version = proposal.expected_version
+        return True
+
+    return [patch.object(Backup, "may_propose", may_propose)]
+
+
+def _b_wishing_counts_as_proposing() -> list[Patch]:
+    claim = Backup._claim
+
+    def wish(backup: Backup, view: View) -> None:
+        backup._takeover_version = view.version
+        claim(backup, view)
+
+    return [patch.object(Backup, "_claim", wish)]
+
+
+def _b_nobody_is_let_back() -> list[Patch]:
+    check = Primary._check_abdication
+
+    def forget(primary: Primary) -> None:
+        check(primary)
+        if primary._abdicating:
+            primary._held_up_by = frozenset(primary.view.in_sync)
+
+    return [patch.object(Primary, "_check_abdication", forget)]
+
+
 def _c_speak_before_it_is_durable() -> list[Patch]:
     start = Primary.__init__
 
@@ -312,6 +354,26 @@ def _e_damaged_takes_over() -> list[Patch]:
     return [patch.object(Core, "__init__", trusting)]
 
 
+def _e_told_of_a_loss_and_forgets_it() -> list[Patch]:
+    def mark(core: Core) -> None:
+        core.damaged = True
+
+    return [patch.object(Core, "mark_damaged", mark)]
+
+
+def _e_acts_before_its_loss_is_durable() -> list[Patch]:
+    return [patch.object(Core, "marks_are_durable", _property(value=True))]
+
+
+def _e_no_loss_without_a_cut_tail() -> list[Patch]:
+    on_probe = Backup.on_probe
+
+    def probe(backup: Backup, peer: str, message: Probe) -> None:
+        on_probe(backup, peer, msgspec.structs.replace(message, required=False))
+
+    return [patch.object(Backup, "on_probe", probe)]
+
+
 def _e_suspect_cuts_longer_logs() -> list[Patch]:
     on_probe_reply = Primary._on_probe_reply
 
@@ -329,10 +391,8 @@ def _e_who_yields_is_not_damaged() -> list[Patch]:
     is_longest = Primary._is_longest
 
     def forget(primary: Primary) -> bool:
-        damaged = primary._core.damaged
-        longest = is_longest(primary)
-        primary._core.damaged = damaged
-        return longest
+        with patch.object(Core, "mark_damaged", lambda _: None):
+            return is_longest(primary)
 
     return [patch.object(Primary, "_is_longest", forget)]
 
@@ -341,9 +401,8 @@ def _e_who_is_told_is_not_damaged() -> list[Patch]:
     on_probe = Backup.on_probe
 
     def forget(backup: Backup, peer: str, message: Probe) -> None:
-        damaged = backup._core.damaged
-        on_probe(backup, peer, message)
-        backup._core.damaged = damaged
+        with patch.object(Core, "mark_damaged", lambda _: None):
+            on_probe(backup, peer, message)
 
     return [patch.object(Backup, "on_probe", forget)]
 
@@ -441,6 +500,20 @@ REPLICA_MUTANTS = (
         .test_a_primary_that_lost_its_tail_yields_only_when_its_own_promises_have_run_out,
     ),
     Mutant("b", "promises while its own take-over is open", _b_promise_during_own_take_over),
+    Mutant(
+        "b", "a take-over leaves though the primary was heard",
+        _b_leaves_though_the_primary_was_heard,
+    ),
+    Mutant(
+        "b", "a take-over that never left is unknown", _b_wishing_counts_as_proposing,
+        scenario=test_promises
+        .test_reads_go_on_after_a_pause_of_the_primary_without_a_majority,
+    ),
+    Mutant(
+        "b", "held up by those whom it does not ask", _b_nobody_is_let_back,
+        scenario=test_promises
+        .test_reads_come_back_after_a_pause_of_a_backup_without_a_majority,
+    ),
     Mutant("c", "speaks before its epoch is durable", _c_speak_before_it_is_durable),
     Mutant("d", "a restarted primary goes on in its epoch", _d_serve_in_the_old_epoch),
     Mutant(
@@ -452,6 +525,21 @@ REPLICA_MUTANTS = (
         "e", "a cut log makes longer ones follow it", _e_suspect_cuts_longer_logs,
         scenario=test_lost_entries
         .test_a_primary_that_lost_its_tail_waits_if_a_learner_knows_of_what_it_lost,
+    ),
+    Mutant(
+        "e", "what it was told of its loss is forgotten", _e_told_of_a_loss_and_forgets_it,
+        scenario=test_lost_entries
+        .test_a_replica_that_was_told_of_its_loss_remembers_it_over_a_restart,
+    ),
+    Mutant(
+        "e", "yields before its loss is durable", _e_acts_before_its_loss_is_durable,
+        scenario=test_lost_entries
+        .test_a_primary_that_was_told_of_its_loss_remembers_it_over_a_restart,
+    ),
+    Mutant(
+        "e", "an old copy of a log is not told so", _e_no_loss_without_a_cut_tail,
+        scenario=test_lost_entries
+        .test_a_replica_whose_directory_is_an_old_copy_is_told_and_takes_over_from_nobody,
     ),
     Mutant(
         "e", "who has yielded may take over again", _e_who_yields_is_not_damaged,

@@ -93,7 +93,16 @@ class Troubles:
         damage = clockwork.chance(0.4)
         lost = clockwork.random.randint(1, min(3, len(log.records)))
         clockwork.seen["damage" if damage else "lost tail"] += 1
+        is_backup = node.id != world.view.primary
+        all_committed = log.last_index <= world.oracle.acknowledged
         node.crash(log.records[-lost].first_index, damage=damage)
+        if not damage and is_backup and all_committed and clockwork.chance(0.5):
+            # An old copy of its directory was put back. The primary lives, and tells it so; before
+            # that nothing could be promised, so it does not reach consensus until then.
+            clockwork.seen["old copy"] += 1
+            node.hide_loss()
+            world.agreement.cut_off_for_good.add(node.id)
+            world.agreement.cut_off.add(node.id)
         self._after(5, 900, self._start, node)
         if clockwork.chance(0.6):
             # The others cannot take over at once, so the one with less proposes itself, too.

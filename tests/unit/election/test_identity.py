@@ -98,6 +98,8 @@ def test_who_has_no_cluster_may_ask_one_that_has_and_no_cluster_comes_to_him() -
     assert verdict(PEER, UNMET, own=changed(OWN, cluster_id=""), asking=True, dialled=True) == (
         ACCEPTED
     )
+    nameless = changed(newcomer, data_id="")
+    assert verdict(nameless, UNMET).code == "cluster"
     stray = verdict(PEER, UNMET, own=changed(OWN, cluster_id=""), asking=True, dialled=False)
     assert stray.code == "cluster"
 
@@ -156,6 +158,8 @@ def test_who_is_at_the_agreed_address_replaces_who_is_not_and_never_the_other_wa
     assert verdict(PEER, holders=(CLONE,)) == ACCEPTED
     assert verdict(CLONE, asking=True, holders=(PEER,)).code == "second"
     assert verdict(PEER, holders=(CLONE, changed(PEER, instance="twin"))).code == "second"
+    another = changed(CLONE, instance="another clone")
+    assert verdict(another, asking=True, holders=(CLONE,)).code == "second"
 
 
 def test_a_process_with_ones_own_identity_is_always_refused() -> None:

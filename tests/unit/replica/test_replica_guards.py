@@ -62,7 +62,7 @@ def _finish_writes(replica: Replica, effects: list[fx.Effect]) -> list[fx.Effect
     tickets = [
         effect.ticket
         for effect in effects
-        if isinstance(effect, fx.WriteRecords | fx.TruncateLog | fx.RecordAccepted)
+        if isinstance(effect, fx.WriteRecords | fx.TruncateLog | fx.RecordAccepted | fx.MarkDamaged)
     ]
     return replica.on_durable(max(tickets)) if tickets else []
 
@@ -265,8 +265,47 @@ def test_a_primary_stops_if_a_backup_has_committed_more_than_it_holds() -> None:
     _finish_writes(replica, replica.on_view(_view(1, "b")))
     replica.on_link("a")
     reply = ProbeReply(1, 1, "a.1", 1, 7, 1, 7, [], suspect=False, damaged=False)
+    effects = replica.on_message("a", reply, 400.0)
+    assert not replica.may_serve(400.0)
     with pytest.raises(SafetyError, match="committed"):
-        replica.on_message("a", reply, 400.0)
+        _finish_writes(replica, effects)
+
+
+# Rule e: what a replica was told of its loss
+
+
+def _told(replica: Replica, commit_index: int, commit_epoch: int) -> list[fx.Effect]:
+    probe = Probe(1, 3, "a", commit_index, commit_epoch=commit_epoch, required=True)
+    return replica.on_message("a", probe, 1.0)
+
+
+@pytest.mark.parametrize(("index", "epoch"), [(8, 1), (7, 2)], ids=["shorter", "another"])
+def test_a_probe_is_not_answered_before_the_loss_that_it_told_of_is_durable(
+    index: int, epoch: int
+) -> None:
+    """No tail was cut, so the log looks sound: an old copy of the directory, perhaps."""
+    replica = _replica(_recovered(7, 1, 3))
+    effects = _told(replica, index, epoch)
+    accept = next(item for item in effects if isinstance(item, fx.RecordAccepted))
+    mark = next(item for item in effects if isinstance(item, fx.MarkDamaged))
+    assert accept.ticket < mark.ticket
+    assert not _replies(replica.on_durable(accept.ticket))
+    (answer,) = _replies(replica.on_durable(mark.ticket))
+    assert isinstance(answer, ProbeReply)
+    assert answer.damaged
+
+
+@pytest.mark.parametrize(("index", "epoch"), [(7, 1), (5, 1), (3, 1), (0, 0)])
+def test_a_replica_that_holds_what_is_committed_is_not_damaged(index: int, epoch: int) -> None:
+    replica = _replica(_recovered(7, 1, 3))
+    _told(replica, index, epoch)
+    assert not replica.core.damaged
+
+
+def test_a_learner_lacks_what_is_committed_and_is_not_damaged() -> None:
+    replica = _replica(_recovered(7, 1, 3))
+    replica.on_message("a", Probe(1, 3, "a", 100, commit_epoch=1), 1.0)
+    assert not replica.core.damaged
 
 
 def test_a_snapshot_older_than_what_is_committed_is_never_put_in_place() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from datapath.datadir import DataDirectory
+from datapath.errors import DataDirectoryError
 from datapath.log import Log
 from datapath.log_recovery import TailCut
 from datapath.storage import Storage
@@ -48,6 +49,7 @@ def suspects(path: Path, *, clears: bool = False) -> bool:
 def write_and_tear(path: Path) -> None:
     """Leave a log whose last group has lost its end."""
     directory, storage = open_storage(path)
+    storage.accepted.record(1, "n2")
     storage.log.append(records(1, 3), durable=True)
     storage.log.append(records(4, 3), durable=True)
     segment, end = storage.log._segments[-1].path, storage.log._segments[-1].end
@@ -101,3 +103,23 @@ def test_it_is_noted_before_the_tail_is_cut(tmp_path: Path) -> None:
     log = Log.open(tmp_path / "log", segment_size_bytes=SEGMENT_SIZE_BYTES)
     assert log.tail_cut, "nothing was cut yet"
     log.close()
+
+
+def test_an_accepted_record_older_than_the_log_is_refused(tmp_path: Path) -> None:
+    """It is an old copy: the primary of an epoch is recorded before any of its entries (E5)."""
+    directory, storage = open_storage(tmp_path)
+    old = (tmp_path / "accepted").read_bytes()
+    storage.accepted.record(1, "n2")
+    storage.log.append(records(1, 3), durable=True)
+    abandon(storage.log)
+    storage.store.close()
+    storage.accepted.close()
+    (tmp_path / "accepted").write_bytes(old)
+    directory.close()
+    directory, storage = open_storage(tmp_path)
+    with pytest.raises(DataDirectoryError, match="is an old copy"):
+        storage.recover()
+    storage.log.close()
+    storage.store.close()
+    storage.accepted.close()
+    directory.close()

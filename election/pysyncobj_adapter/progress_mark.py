@@ -1,0 +1,64 @@
+"""How far this node has taken part in consensus, kept beside the raft directory.
+
+A raft directory that is restored from a copy looks whole, and has forgotten votes and entries that
+this node gave. So the term and the last applied entry are noted in a file beside it, at each new
+term and before each new view is used; a directory that is older than its mark is refused.
+
+The mark may be older than the directory (after a crash, or on a full disk), never newer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from election.pysyncobj_adapter.codec import UNDECODABLE
+from election.pysyncobj_adapter.errors import StorageCorruptError
+from election.pysyncobj_adapter.files import (
+    new_file_beside,
+    read_from_disk,
+    rename_durably,
+    seal,
+    unseal,
+)
+
+MAGIC = b"OCRAFTP1"
+
+
+class _Content(msgspec.Struct, frozen=True, array_like=True):
+    directory_id: bytes
+    term: int
+    applied_index: int
+
+
+class ProgressMark:
+    """The file `<raft directory>.mark`. `known`: (term, applied index) of this directory."""
+
+    def __init__(self, directory: Path, directory_id: bytes) -> None:
+        """Read the file; a mark of another directory (one that was made anew) says nothing.
+
+        Raises StorageCorruptError: the file is damaged.
+        """
+        self.path = directory.with_name(directory.name + ".mark")
+        self.known = (0, 0)
+        self._directory_id = directory_id
+        self.path.with_name(self.path.name + ".new").unlink(missing_ok=True)
+        if not self.path.exists():
+            return
+        payload = unseal(MAGIC, read_from_disk(self.path), self.path)
+        try:
+            content = msgspec.msgpack.decode(payload, type=_Content)
+        except UNDECODABLE as error:
+            raise StorageCorruptError(self.path, 0, f"the content is wrong ({error})") from error
+        if content.directory_id == directory_id:
+            self.known = (content.term, content.applied_index)
+
+    def note(self, term: int, applied_index: int) -> None:
+        """Raise the mark; durable on return. Raises StorageFullError."""
+        known = (max(term, self.known[0]), max(applied_index, self.known[1]))
+        if known != self.known:
+            content = _Content(self._directory_id, *known)
+            data = seal(MAGIC, msgspec.msgpack.encode(content))
+            rename_durably(new_file_beside(self.path, data), self.path)
+            self.known = known
