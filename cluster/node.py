@@ -109,7 +109,8 @@ async def run_node(config: ClusterConfig, node_id: str) -> int:
         return await node.run()
     except NotAdmittedError:
         # Under its new id the node may come with the same directory: nothing stays in it.
-        directory.discard()
+        with contextlib.suppress(ValueError):  # Or it has voted, in a process that was killed.
+            directory.discard()
         raise
     finally:
         directory.close()
@@ -579,7 +580,7 @@ class NodeProcess:
         Who was removed while it was away hears nothing from consensus: its links are refused.
         """
         last_log = asyncio.get_running_loop().time()
-        while self._leaving or not self._gateway.belongs:
+        while not self._gateway.belongs:
             if self._leaving and self._gateway.has_no_vote(self._node_id):
                 self._end_removed()
                 return
@@ -596,6 +597,7 @@ class NodeProcess:
                     "have taken it away. Is a majority of the nodes up?"
                 )
             await asyncio.sleep(REMOVED_CHECK_INTERVAL_S)
+        self._leaving = False
 
     def _end_removed(self) -> None:
         self._directory.mark_removed()
@@ -661,10 +663,12 @@ class NodeProcess:
         member = view.member(self._node_id)
         own = self._member()
         if member is None:
-            self._leave()
+            if self._directory.joined:  # else it is about to come in, and hears of those before it
+                self._leave()
         elif member.data_id not in ("", own.data_id):
+            kind = DataDirectoryError if self._directory.joined else NotAdmittedError
             self._end(
-                DataDirectoryError(
+                kind(
                     f"node {self._node_id} is known with another data directory than "
                     f"{self._directory.path}: start it with that one, or, if that disk is lost, "
                     f"run `onecopy remove {self._node_id}` and give the node a new id"

@@ -240,7 +240,7 @@ class DataDirectory:
             DiskFailedError: it cannot be emptied.
 
         """
-        if self.joined:
+        if self.joined or _may_have_voted(self.path):
             raise ValueError(f"{self.path} holds the data of a node that has taken part")
         try:
             _empty(self.path)

@@ -128,7 +128,7 @@ def test_a_crash_while_replacing_leaves_the_old_identity(tmp_path: Path) -> None
 
 def test_one_whose_node_was_not_let_in_is_emptied(tmp_path: Path) -> None:
     directory = DataDirectory.open(tmp_path / "n1", node_id="n1")
-    for name in ("log", "store", "raft"):
+    for name in ("log", "store"):
         (tmp_path / "n1" / name).mkdir()
         (tmp_path / "n1" / name / "file").write_bytes(b"x")
     directory.discard()
