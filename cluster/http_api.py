@@ -19,7 +19,7 @@ from aiohttp.web import BaseRequest, StreamResponse
 
 from cluster.config_model import split_address
 from cluster.http_admin import check_admin
-from cluster.http_answer import JSON, PROBLEM, Answer, NoAnswer
+from cluster.http_answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer
 from cluster.http_body import ClientGoneError, read_body
 from cluster.http_express import KEYS, Pending, Write
 from cluster.http_headers import Headers, check_cluster, cluster_line
@@ -84,7 +84,7 @@ class HttpApi:
         self._listener: Listener | None = None
         self._server: HttpServer | None = None
         self.complaints = Complaints(logger)
-        self._metrics = Metrics(node.node_id, node.counters, self._open_connections)
+        self._metrics = Metrics(node.node_id, node.counters, self._server_numbers)
         kv = KvHandlers(node, self._settings)
         self._kv = kv
         # HEAD is GET whose body is not sent (see Answer).
@@ -150,8 +150,8 @@ class HttpApi:
     def _draining(self) -> bool:
         return self._server is not None and self._server.draining
 
-    def _open_connections(self) -> int:
-        return 0 if self._server is None else self._server.open_connections
+    def _server_numbers(self) -> dict[str, float]:
+        return {} if self._server is None else self._server.numbers()
 
     def _identity(self) -> bytes:
         node = self._node
@@ -171,6 +171,8 @@ class HttpApi:
             connection.reading = asyncio.current_task()
         try:
             answer = await self._dispatch(request, method)
+            if answer.is_large and not connection.memory.make_room(answer.size_bytes):
+                answer = self._refusal(Problem("overloaded", TOO_MUCH_HELD), method)
         except Problem as problem:
             answer = self._refusal(problem, method)
         except OperationError as error:
@@ -212,12 +214,18 @@ class HttpApi:
         """Give a write to this node's pipeline; False: it has not been taken."""
         return self._node.submit(write.operation, write.timeout_ms, sink)
 
-    async def go_on(self, write: Write, timeout_ms: int, after: OperationError) -> Result:
-        """Carry a write on elsewhere, after an attempt that ended so. Raises OperationError."""
+    async def read(self, key: str, query: str, headers: Headers) -> Answer:
+        """Return a GET's answer when it can be given. Raises OperationError or Problem."""
+        return await self._kv.read(key, query, headers)
+
+    async def go_on(self, write: Write, timeout_ms: int, after: OperationError | None) -> Result:
+        """Carry a write out elsewhere, after an attempt that ended so. Raises OperationError."""
         return await self._node.execute(write.operation, timeout_ms, after)
 
     def refuse(self, error: Exception, method: str, target: str) -> Answer:
         """Return the answer that says why a request has failed."""
+        if isinstance(error, Problem):
+            return self._refusal(error, method)
         if isinstance(error, OperationError):
             return self._refusal(from_operation_error(error), method)
         request_id = secrets.token_hex(8)

@@ -46,7 +46,7 @@ from datapath.requests import (
     NotSentError,
 )
 from datapath.settings import Bounds, Timing
-from datapath.storage import Storage
+from datapath.storage import SNAPSHOT_LOG_HARD_FACTOR, Storage
 from datapath.transfer_receive import SnapshotReceiver
 from election.agreement import AgreementUnavailableError
 from election.identity import Addresses
@@ -92,6 +92,9 @@ async def run_node(config: ClusterConfig, node_id: str) -> int:
             raise_limit(),
             nodes=len(config.nodes),
             segments=LOG_KEPT_FACTOR * limits.log_retention_bytes // limits.log_segment_size_bytes,
+            snapshot_segments=SNAPSHOT_LOG_HARD_FACTOR
+            * limits.snapshot_log_bytes
+            // limits.log_segment_size_bytes,
         )
     except TooFewDescriptorsError as error:
         raise ConfigError(config.path, "", str(error)) from None
@@ -135,6 +138,7 @@ class NodeProcess:
         self._node_id = node_id
         self._directory = directory
         self._own = config.nodes[node_id]
+        self._descriptors = descriptors
         self._ended: asyncio.Future[BaseException | None] = (
             asyncio.get_running_loop().create_future()
         )
@@ -184,6 +188,7 @@ class NodeProcess:
             self._gateway,
             HttpSettings(
                 max_value_size_bytes=config.limits.max_value_size_bytes,
+                max_buffered_bytes=config.limits.max_buffered_bytes,
                 request_timeout_ms=config.timing.request_timeout_ms,
                 drain_timeout_ms=config.timing.drain_timeout_ms,
                 max_connections=descriptors.max_connections,
@@ -237,7 +242,13 @@ class NodeProcess:
             retention_bytes=limits.log_retention_bytes,
             catchup_bytes=LOG_KEPT_FACTOR * limits.log_retention_bytes,
             max_queued_bytes=limits.max_inflight_bytes + 2 * MAX_RECORD_SIZE_BYTES,
-            snapshot_log_bytes=limits.snapshot_log_bytes,
+            # Each file of the log that is held takes a descriptor.
+            snapshot_log_bytes=min(
+                limits.snapshot_log_bytes,
+                self._descriptors.log_segments
+                * limits.log_segment_size_bytes
+                // SNAPSHOT_LOG_HARD_FACTOR,
+            ),
         )
         engine = Engine(
             self._node_id,

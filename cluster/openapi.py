@@ -325,6 +325,7 @@ def _handover() -> Json:
 def _remove_node() -> Json:
     node = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"},
             "example": "n3"}  # fmt: skip
+    force = {"example": "n3"}  # the node's id once more
     return _operation(
         "removeNode",
         "Take a node out of the cluster for good",
@@ -340,7 +341,13 @@ def _remove_node() -> Json:
             *_CHANGE_CODES,
         ),
         write=True,
-        parameters=[node, *_query(REMOVE_PARAMS)],
+        parameters=[
+            node,
+            *(
+                {**item, **(force if item["name"] == "force" else {})}
+                for item in _query(REMOVE_PARAMS)
+            ),
+        ],
     )
 
 

@@ -160,7 +160,7 @@ def test_a_cut_tail_that_lacks_nothing_committed_is_not_damaged() -> None:
     suspect = msgspec.structs.replace(_recovered(3, 1), suspect=True)
     for commit_index, lacks in ((3, False), (4, True)):
         replica = _replica(suspect)
-        replica.on_message("a", Probe(1, 2, "a", commit_index), 1.0)
+        replica.on_message("a", Probe(1, 2, "a", commit_index, commit_epoch=1), 1.0)
         assert replica.core.damaged == lacks
 
 
@@ -210,6 +210,7 @@ def _silent() -> tuple[Replica, float]:
         now_ms += 10.0
         replica.on_tick(now_ms)
     assert replica.core.proposal == fx.Propose(TakeOver("b"), 1)
+    assert replica.may_propose(replica.core.proposal, now_ms)  # it leaves
     return replica, now_ms
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import pytest
 
@@ -173,10 +175,34 @@ def test_a_primary_is_not_deposed_by_a_refusal_of_its_own_or_an_older_epoch() ->
     assert lead.replica.primary is not None
 
 
+def test_a_primary_is_not_deposed_by_messages_of_its_own_or_an_older_epoch() -> None:
+    """D3: they are refused."""
+    lead = Lead(answered="a")
+    for epoch in (0, 1):
+        effects = lead.hear("a", Probe(7, epoch, "a", 0))
+        assert effects == [fx.Reply("a", Refusal(7, 1, "b"))]
+    assert lead.replica.primary is not None
+
+
+def test_a_damaged_replica_does_not_become_the_primary_that_a_view_names() -> None:
+    """Rule e."""
+    replica = _replica(msgspec.structs.replace(_recovered(3, 1), damaged=True))
+    assert replica.on_view(_view(2, "b")) == []
+    assert replica.role == "backup"
+
+
+def test_what_was_executed_in_another_epoch_is_not_recorded() -> None:
+    """D2, D6: it rests on entries that may be gone."""
+    lead = Lead(answered="a")
+    with pytest.raises(SafetyError, match="outside its epoch"):
+        lead.replica.append(_record(lead.replica.next_index, 2))
+
+
 def test_a_backup_executes_nothing() -> None:
     replica = _replica(_recovered())
     replica.on_view(_view(1, "a"))
     assert not replica.may_execute()
+    assert replica.lease_until_ms() == -math.inf
     assert not replica.may_serve(10.0)
     assert replica.copies() == 0
 
@@ -228,6 +254,8 @@ def test_whose_log_goes_further_is_not_made_to_follow_a_cut_one() -> None:
     lead = _suspect()
     assert _sent(lead.probed("c", 7, 2), Append) == []
     assert _sent(lead.probed("a", 7, 2), Append) == []
+    lead.replica.on_durable(1_000_000)  # that it lacks something is on the disk
+    lead.tick(lead.now_ms + 20)
     assert lead.replica.core.proposal == fx.Propose(Handover("a"), 1)
 
 
@@ -245,6 +273,8 @@ def test_a_cut_log_yields_to_nobody_who_is_damaged() -> None:
     """Rule e: it would not take the epoch, and nobody would serve."""
     lead = _suspect()
     lead.probed("a", 7, 2, damaged=True)
+    lead.replica.on_durable(1_000_000)
+    lead.tick(lead.now_ms + 20)
     assert lead.replica.core.proposal is None
     assert lead.primary.stage == "matching"
 
@@ -257,6 +287,14 @@ def test_nothing_leaves_before_the_epoch_is_durable_whatever_else_is() -> None:
     becoming = replica.on_view(_view(2, "b", version=2, in_sync="bc"))
     assert _finish_writes(replica, writing) == []
     assert _sent(_finish_writes(replica, becoming), Probe) == ["c"]
+
+
+def test_nobody_is_accused_before_the_epoch_is_durable() -> None:
+    """Rule c: nobody has been asked yet."""
+    replica = _replica(_recovered())
+    replica.on_view(_view(1, "b"))
+    for now_ms in range(20, 1000, 20):
+        assert replica.on_tick(float(now_ms)) == []
 
 
 def test_what_older_epochs_left_commits_together_with_the_opening_entry() -> None:
