@@ -412,10 +412,19 @@ class NodeProcess:
             await asyncio.sleep(RETRY_INTERVAL_S)
 
     async def _watch_accusations(self) -> None:
-        """End this process if peers go on refusing it as the second of its identity."""
-        while not (problem := self._registry.accusation()):  # noqa: ASYNC110 -- time alone tells
+        """End this process if peers go on refusing it for what it is."""
+        while not (verdict := self._registry.accusation()).code:  # noqa: ASYNC110 -- time tells
             await asyncio.sleep(ACCUSATION_CHECK_S)
-        self._end(self._second_holder(problem))
+        if verdict.code == "second":
+            self._end(self._second_holder(verdict.reason))
+            return
+        self._end(
+            DataDirectoryError(
+                f"{verdict.reason}. Data directory {self._directory.path} belongs to cluster "
+                f"{self._directory.cluster_id}: start the node with the directory that it used in "
+                "the cluster at these addresses, or correct the addresses in the configuration"
+            )
+        )
 
     def _second_holder(self, problem: str) -> DataDirectoryError:
         return DataDirectoryError(
@@ -666,6 +675,7 @@ class NodeProcess:
             if self._directory.joined:  # else it is about to come in, and hears of those before it
                 self._leave()
         elif member.data_id not in ("", own.data_id):
+            # A first start is refused with nothing left behind.
             kind = DataDirectoryError if self._directory.joined else NotAdmittedError
             self._end(
                 kind(

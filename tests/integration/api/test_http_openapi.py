@@ -33,7 +33,7 @@ from tests.support.raw_http import Reply, connect, fetch
 from tests.support.served import Local, Serve
 
 DOCUMENT = openapi_document()
-METHODS = ("get", "head", "put", "post", "delete")
+METHODS = ("get", "head", "put", "post", "patch", "delete")
 OPERATIONS = [
     (method, path)
     for path, item in DOCUMENT["paths"].items()
@@ -65,6 +65,9 @@ def good(method: str, path: str) -> Ask:
     target = path.replace("{key}", "present").replace("{id}", "n3")
     if method == "post":
         return Ask("POST", target, b'{"to": "n2"}', {"Content-Type": "application/json"})
+    if method == "patch":
+        moved = b'{"peer": "127.0.0.1:8999"}'
+        return Ask("PATCH", target, moved, {"Content-Type": "application/json"})
     return Ask(method.upper(), target, b"x" if method == "put" else None, {})
 
 

@@ -298,22 +298,35 @@ def test_only_an_accusation_that_goes_on_ends_a_process() -> None:
     clock = Clock()
     made = registry(clock)
     while clock.now < ACCUSED_LIMIT_S:
-        made.accuse("b", "two processes run as node a")
-        assert made.accusation() == ""
+        made.accuse("b", "second", "two processes run as node a")
+        assert made.accusation() == ACCEPTED
         clock.now += 1
-    made.accuse("b", "two processes run as node a")
-    assert "two processes run as node a" in made.accusation()
+    made.accuse("b", "second", "two processes run as node a")
+    assert "two processes run as node a" in made.accusation().reason
 
 
 def test_an_accusation_that_was_dropped_counts_anew() -> None:
     clock = Clock()
     made = registry(clock)
-    made.accuse("b", "two")
+    made.accuse("b", "second", "two")
     clock.now = ACCUSED_LIMIT_S + ACCUSATION_GAP_S
-    made.accuse("b", "two")
-    assert made.accusation() == ""
+    made.accuse("b", "second", "two")
+    assert made.accusation() == ACCEPTED
     clock.now += 1
-    made.accuse("b", "two")
+    made.accuse("b", "second", "two")
     opened(made, PEER, [])
     clock.now += ACCUSATION_GAP_S
-    assert made.accusation() == ""
+    assert made.accusation() == ACCEPTED
+
+
+def test_a_node_in_the_wrong_cluster_ends_only_if_nobody_ever_knew_it() -> None:
+    clock = Clock()
+    lost, member = registry(clock), registry(clock)
+    opened(member, PEER, [])
+    while clock.now <= ACCUSED_LIMIT_S:
+        for made in (lost, member):
+            made.accuse("c", "cluster", "another cluster")
+            made.accuse("d", "address", "at another address")
+        clock.now += 1
+    assert "another cluster" in lost.accusation().reason
+    assert member.accusation() == ACCEPTED
