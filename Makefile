@@ -3,23 +3,34 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RUNS := $(VENV)/.runs
 
 .PHONY: install tools up check test sim mutants faults long soak bench fmt clean
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml
+# pip's own lines are many or none: one for each package that it takes up says that it goes on.
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check
+SHOW = sed -un 's/^Collecting \([A-Za-z0-9._-]*\).*/  \1/p'
+
+# What running needs: `make up` waits for no more.
+$(RUNS): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "onecopy needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
-	@touch $(STAMP)
+	@echo "Making $(VENV), and installing in it what running onecopy needs (once, about half a minute):"
+	@$(PYTHON) -m venv $(VENV)
+	@rm -f $@; { $(PIP_INSTALL) -e . && touch $@; } | $(SHOW); test -e $@
+
+# And what checks, tests and benchmarks need.
+$(STAMP): $(RUNS) pyproject.toml
+	@echo "Installing what checks, tests and benchmarks need (once, a minute or two):"
+	@rm -f $@; { $(PIP_INSTALL) -e '.[dev,bench]' && touch $@; } | $(SHOW); test -e $@
 
 # The tests' programs in Go, built once into a cache; and Go itself where there is none.
 tools: install
 	@$(BIN)/python -m tests.support.go_tools install build
 
-up: install
+up: $(RUNS)
 	$(BIN)/onecopy up
 
 fmt: install

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from cluster.bulk_checkpoint import Checkpoint, write_checkpoint
-from cluster.bulk_format import PARSERS, Format, RecordError
+from cluster.bulk_format import PARSERS, Format, RecordError, without_mark
 from cluster.bulk_source import read_lines
 from cluster.bulk_wire import WireTransport
 from cluster.client import kv_target
@@ -127,14 +127,17 @@ class Loader:
                 line += 1
                 end += len(text) + line_break
                 text = text.removesuffix(b"\r")  # noqa: PLW2901 -- CR LF is a line break too
-                if not text.strip():
-                    continue
                 try:
-                    record = parse(text)
+                    record = None
+                    text = without_mark(text, line)  # noqa: PLW2901
+                    if text.strip():
+                        record = parse(text)
                 except RecordError as error:
                     # What stands before the bad line is still loaded, and acknowledged.
                     await self._drain()
                     raise LoadError(line, str(error), is_bad_record=True) from error
+                if record is None:
+                    continue
                 pending = _Pending(line, end, len(text), self._call(line, *record))
                 self._window.append(pending)
                 self._window_bytes += pending.size
@@ -233,9 +236,10 @@ def check_records(file: Path, kind: Format) -> int:
     with file.open("rb") as source:
         for number, text in enumerate(source, start=1):
             stripped = text.removesuffix(b"\n").removesuffix(b"\r")
-            if not stripped.strip():
-                continue
             try:
+                stripped = without_mark(stripped, number)
+                if not stripped.strip():
+                    continue
                 PARSERS[kind](stripped)
             except RecordError as error:
                 raise LoadError(number, str(error), is_bad_record=True) from error

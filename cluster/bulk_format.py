@@ -22,6 +22,33 @@ class Record(NamedTuple):
     value: bytes
 
 
+BOM = b"\xef\xbb\xbf"
+"""What some programs put before the text of a file in UTF-8. It is no part of the first key."""
+_OTHER_ENCODINGS = (b"\xff\xfe", b"\xfe\xff")  # UTF-16's marks, and the first half of UTF-32's
+
+
+def without_mark(line: bytes, number: int) -> bytes:
+    """Return a line without the byte order mark, which the first may begin with.
+
+    Raises RecordError for one elsewhere (files that were joined), and for other encodings' marks.
+    """
+    if not line.startswith((BOM, *_OTHER_ENCODINGS)):
+        return line
+    if not line.startswith(BOM):
+        if number > 1:
+            return line  # whoever parses it says that it is not UTF-8
+        raise RecordError(
+            "the file is not UTF-8 but begins with a mark of UTF-16 or UTF-32: convert it first, "
+            "say with iconv -f UTF-16 -t UTF-8"
+        )
+    if number > 1:
+        raise RecordError(
+            "the line begins with a byte order mark, as where files were joined: remove its three "
+            "bytes, EF BB BF"
+        )
+    return line.removeprefix(BOM)
+
+
 class RecordError(ValueError):
     """A line that is no record. `str(error)` says why, without the line number."""
 
@@ -82,7 +109,7 @@ def detect_format(name: str, first_line: bytes) -> Format:
         return "tsv"
     if name.endswith((".ndjson", ".jsonl", ".json")):
         return "ndjson"
-    return "ndjson" if first_line.lstrip().startswith(b"{") else "tsv"
+    return "ndjson" if first_line.removeprefix(BOM).lstrip().startswith(b"{") else "tsv"
 
 
 def format_line(key: str, value: bytes, revision: int) -> bytes:

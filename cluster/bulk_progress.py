@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from types import TracebackType
 from typing import Self
@@ -17,6 +16,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from cluster.cli_output import say
 
 LINE_INTERVAL_S = 5.0
 RATE_WINDOW_S = 5.0
@@ -67,8 +68,7 @@ class ProgressView:
         elif now >= self._next_line_at:
             self._next_line_at = now + LINE_INTERVAL_S
             share = f", {done_bytes * 100 // self._total_bytes} %" if self._total_bytes else ""
-            sys.stderr.write(f"{text}{share}\n")
-            sys.stderr.flush()
+            say(f"{text}{share}")
 
     def _rate(self, now: float, records: int) -> float:
         self._samples.append((now, records))

@@ -8,10 +8,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import click
 
@@ -26,7 +26,7 @@ from cluster.bulk_checkpoint import (
     remove_checkpoint,
     write_checkpoint,
 )
-from cluster.bulk_dump import DumpTotals, dump_records, dump_to_file
+from cluster.bulk_dump import DumpTotals, dump_records, open_output
 from cluster.bulk_format import FORMATS, Format, detect_format
 from cluster.bulk_progress import ProgressView
 from cluster.bulk_wire import WireTransport
@@ -38,10 +38,18 @@ from cluster.cli_common import (
     fail,
     open_endpoints,
     report_errors,
+)
+from cluster.cli_exit import EXIT_INTERRUPTED, EXIT_NOT_APPLIED, EXIT_OK, EXIT_OUTPUT_FAILED
+from cluster.cli_output import (
+    OutputFailedError,
+    printable,
+    say,
+    say_json,
+    show,
+    show_bytes,
     show_json,
 )
-from cluster.cli_exit import EXIT_INTERRUPTED, EXIT_NOT_APPLIED, EXIT_OK
-from cluster.client import Client
+from cluster.client import Client, UnavailableError
 
 STDIN = Path("-")
 T = TypeVar("T")
@@ -79,6 +87,7 @@ def load(
     restart: bool,
     give_up_after_s: int,
     endpoints: str,
+    no_discover: bool,
     as_json: bool,
 ) -> None:
     """Write every record of FILE (- for standard input): NDJSON, or TSV.
@@ -88,35 +97,44 @@ def load(
     nothing is lost or written twice. Standard input cannot be resumed.
     """
     urls = open_endpoints(endpoints)
+    nodes = Nodes(urls, timeout_ms=give_up_after_s * 1000, discover=not no_discover)
     if file == STDIN and check:
         raise click.UsageError("--check needs a file: standard input can be read only once")
+    if file == STDIN and kind is None:
+        raise click.UsageError("standard input needs --format ndjson or --format tsv")
     with report_errors(as_json=as_json):
-        if file == STDIN:
-            click.echo(
-                "standard input: no checkpoint is kept, a cut-off load cannot resume", err=True
-            )
-            state = _state_of_stdin(kind)
-            code = _load(urls, state, None, 0, concurrency, give_up_after_s, as_json=as_json)
+        if file == STDIN and kind is not None:
+            say("standard input: no checkpoint is kept, a cut-off load cannot resume")
+            state = _state_of_stdin(kind, run_fast(_cluster_id(urls)))
+            code = _load(nodes, state, None, 0, concurrency, as_json=as_json)
             sys.exit(code)
         with _sole_loader(file) as descriptor:
             try:
                 state = _state_of_file(urls, file, kind, check=check, restart=restart)
-            except (CheckpointError, LoadError, OSError) as error:
+            except (CheckpointError, LoadError) as error:
                 fail(f"{file}: {error}", "Nothing was applied.", EXIT_NOT_APPLIED)
+            except OSError as error:
+                where = error.filename or file
+                fail(f"{where}: {error.strerror}", "Nothing was applied.", EXIT_NOT_APPLIED)
             os.lseek(descriptor, state.position, os.SEEK_SET)
-            code = _load(
-                urls, state, file, descriptor, concurrency, give_up_after_s, as_json=as_json
-            )
+            code = _load(nodes, state, file, descriptor, concurrency, as_json=as_json)
     sys.exit(code)
 
 
+class Nodes(NamedTuple):
+    """Which nodes a load goes to, and how long it tries."""
+
+    urls: list[str]
+    timeout_ms: int
+    discover: bool
+
+
 def _load(
-    urls: list[str],
+    nodes: Nodes,
     state: Checkpoint,
     file: Path | None,
     descriptor: int,
     concurrency: int,
-    give_up_after_s: int,
     *,
     as_json: bool,
 ) -> int:
@@ -129,7 +147,12 @@ def _load(
             view.update(totals.acknowledged, totals.position, retried)
 
         async def main() -> tuple[Totals, LoadError | None, bool]:
-            transport = WireTransport(urls, timeout_ms=give_up_after_s * 1000)
+            transport = WireTransport(
+                nodes.urls,
+                timeout_ms=nodes.timeout_ms,
+                discover=nodes.discover,
+                cluster_id=state.cluster,
+            )
             loader = Loader(
                 transport, state, file, concurrency=concurrency, on_progress=on_progress
             )
@@ -144,12 +167,16 @@ def _load(
         totals, error, interrupted = run_fast(main())
     if error is None and not interrupted and file is not None:
         remove_checkpoint(file)
-    _show_summary(totals, state, time.monotonic() - started, as_json=as_json)
+    try:
+        _show_summary(totals, state, time.monotonic() - started, as_json=as_json)
+    except OutputFailedError:
+        if error is None and not interrupted:
+            raise  # else what went wrong with the load matters more
     if error is None and not interrupted:
         return EXIT_OK
     again = "Run the same command again to go on." if file is not None else ""
     if interrupted or error is None:
-        click.echo(f"interrupted. {again}", err=True)
+        say(f"interrupted. {again}")
         return EXIT_INTERRUPTED
     if error.is_bad_record:
         again = "All records before it are loaded."
@@ -160,8 +187,8 @@ def _load(
 
 def _show_error(file: Path | None, error: LoadError, again: str, *, as_json: bool) -> None:
     if not as_json:
-        click.echo(f"{click.style('error:', fg='red')} {file or STDIN}: {error}", err=True)
-        click.echo(f"  {again}", err=True)
+        say(f"{click.style('error:', fg='red')} {file or STDIN}: {printable(str(error))}")
+        say(f"  {again}")
         return
     fields: dict[str, object] = {
         "code": "bad_record" if error.is_bad_record else "io",
@@ -170,7 +197,7 @@ def _show_error(file: Path | None, error: LoadError, again: str, *, as_json: boo
     fields["exit_code"] = exit_code_of(error.cause_error)
     if error.cause_error is not None:
         fields |= error_fields(error.cause_error)
-    show_json({"error": {**fields, "line": error.line}}, err=True)
+    say_json({"error": {**fields, "line": error.line}})
 
 
 def _show_summary(totals: Totals, state: Checkpoint, seconds: float, *, as_json: bool) -> None:
@@ -189,16 +216,16 @@ def _show_summary(totals: Totals, state: Checkpoint, seconds: float, *, as_json:
         )
         return
     resumed = f" (resumed behind line {state.line})" if state.line else ""
-    click.echo(
+    show(
         f"{totals.read:,} records read, {totals.acknowledged:,} acknowledged{resumed}, "
         f"{totals.retried:,} retries, {seconds:.1f} s, {rate:,.0f} records/s"
     )
 
 
-def _state_of_stdin(kind: Format | None) -> Checkpoint:
-    if kind is None:
-        raise click.UsageError("standard input needs --format ndjson or --format tsv")
-    return Checkpoint(load_id=new_load_id(), cluster="", size_bytes=0, fingerprint="", format=kind)
+def _state_of_stdin(kind: Format, cluster: str) -> Checkpoint:
+    return Checkpoint(
+        load_id=new_load_id(), cluster=cluster, size_bytes=0, fingerprint="", format=kind
+    )
 
 
 def _state_of_file(
@@ -212,7 +239,7 @@ def _state_of_file(
     with file.open("rb") as source:
         kind = kind or detect_format(file.name, source.readline(4096))
     if check:
-        click.echo(f"checked: {check_records(file, kind):,} records", err=True)
+        say(f"checked: {check_records(file, kind):,} records")
     size, checksum = file.stat().st_size, fingerprint(file)
     cluster = run_fast(_cluster_id(urls))
     found = None if restart else read_checkpoint(file)
@@ -232,19 +259,27 @@ def _state_of_file(
             f"its load was begun on cluster {found.cluster!r} as {found.format}, not on "
             f"{cluster!r} as {kind}; to load the whole file here, use --restart"
         )
-    click.echo(f"resuming behind line {found.line} ({found.records:,} records are there)", err=True)
+    say(f"resuming behind line {found.line} ({found.records:,} records are there)")
     return found
 
 
 async def _cluster_id(urls: list[str]) -> str:
-    async with Client(urls) as client:
-        return (await client.status()).cluster_id
+    """Return the id of the cluster that the load is for; all of it goes there or nowhere."""
+    async with Client(urls, discover=False) as client:
+        found = (await client.status()).cluster_id
+    if not found:
+        raise UnavailableError("the cluster has not formed yet", code="cluster_unknown")
+    return found
 
 
 @contextmanager
 def _sole_loader(file: Path) -> Iterator[int]:
     """Open the file, locked against a second load of it."""
-    with file.open("rb", buffering=0) as source:
+    try:
+        source = file.open("rb", buffering=0)
+    except OSError as error:
+        fail(f"{file}: {error.strerror}", "Nothing was applied.", EXIT_NOT_APPLIED)
+    with source:
         try:
             fcntl.flock(source, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -262,7 +297,9 @@ def _sole_loader(file: Path) -> Iterator[int]:
     help="File to replace when the dump is complete; else standard output.",
 )
 @client_options
-def dump(prefix: str, output: Path, endpoints: str, timeout_ms: int, as_json: bool) -> None:
+def dump(
+    prefix: str, output: Path, endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool
+) -> None:
     """Write all records as NDJSON, which load reads.
 
     Each page of 1,000 is one consistent state, but writes may fall between two pages: the summary
@@ -270,23 +307,30 @@ def dump(prefix: str, output: Path, endpoints: str, timeout_ms: int, as_json: bo
     """
     urls = open_endpoints(endpoints)
     started = time.monotonic()
+    to_stdout = output == STDIN
+
     with report_errors(as_json=as_json), ProgressView("dumped", None) as view:
 
         def on_progress(totals: DumpTotals) -> None:
             view.update(totals.records, totals.size_bytes)
 
-        async def main() -> DumpTotals:
-            async with Client(urls, timeout_ms=timeout_ms) as client:
-                if output == STDIN:
-                    totals = await dump_records(client, prefix, sys.stdout.buffer, on_progress)
-                    sys.stdout.buffer.flush()
-                    return totals
-                return await dump_to_file(client, prefix, output, on_progress)
+        async def main(write: Callable[[bytes], object]) -> DumpTotals:
+            async with Client(urls, timeout_ms=timeout_ms, discover=not no_discover) as client:
+                return await dump_records(client, prefix, write, on_progress)
 
-        try:
-            totals = run_fast(main())
-        except OSError as error:
-            fail(f"{output}: {error.strerror}", "Nothing was replaced.", EXIT_NOT_APPLIED)
+        if to_stdout:
+            totals = run_fast(main(show_bytes))
+        else:
+            try:
+                # Opened here: a FIFO that nobody reads waits, and Ctrl-C must end that.
+                with open_output(output) as target:
+                    totals = run_fast(main(target.write))
+            except OSError as error:
+                fail(
+                    f"{output}: {error.strerror or error}",
+                    "The dump is not complete. A file that was there before is as it was.",
+                    EXIT_OUTPUT_FAILED,
+                )
     seconds = time.monotonic() - started
     if as_json:
         fields: dict[str, float] = {
@@ -295,14 +339,14 @@ def dump(prefix: str, output: Path, endpoints: str, timeout_ms: int, as_json: bo
             "seconds": seconds,
         }
         fields |= {"first_revision": totals.first, "last_revision": totals.last}
-        show_json(fields, err=output == STDIN)
+        (say_json if to_stdout else show_json)(fields)
         return
     state = (
         f"the state at revision {totals.first}"
         if totals.first == totals.last
         else f"written to meanwhile: pages from revision {totals.first} to {totals.last}"
     )
-    click.echo(f"{totals.records:,} records in {seconds:.1f} s; {state}", err=True)
+    say(f"{totals.records:,} records in {seconds:.1f} s; {state}")
 
 
 async def _until_signal(work: Coroutine[Any, Any, None]) -> bool:

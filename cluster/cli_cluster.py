@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from cluster.cli_common import client_options, open_client, show_json
+from cluster.cli_common import client_options, open_client
+from cluster.cli_output import printable, say, show, show_json
 from cluster.client_errors import NotAppliedError
 from cluster.client_types import ViewSummary
 from datapath.operations import ClusterStatus
@@ -24,23 +25,23 @@ STATE_COLOURS = {
 
 @click.command()
 @client_options
-def status(endpoints: str, timeout_ms: int, as_json: bool) -> None:
+def status(endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool) -> None:
     """Show who is in charge, who is in sync, and how far each node is."""
-    with open_client(endpoints, timeout_ms, as_json=as_json) as client:
+    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
         found = client.status()
     if as_json:
         show_json(found)
     else:
-        click.echo(_table(found))
+        show(_table(found))
 
 
 @click.command()
 @click.argument("node")
 @client_options
-def handover(node: str, endpoints: str, timeout_ms: int, as_json: bool) -> None:
+def handover(node: str, endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool) -> None:
     """Make NODE (a replica in sync) the primary. No waiting request fails."""
-    with open_client(endpoints, timeout_ms, as_json=as_json) as client:
-        _show_view(client.handover(node), as_json=as_json)
+    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
+        show_view(client.handover(node), as_json=as_json)
 
 
 @click.command()
@@ -63,6 +64,7 @@ def remove(
     yes_remove: str,
     endpoints: str,
     timeout_ms: int,
+    no_discover: bool,
     as_json: bool,
 ) -> None:
     """Take NODE out of the cluster for good. Its id is never to be used again.
@@ -74,30 +76,31 @@ def remove(
         raise click.UsageError(f"--yes-remove goes with --force, and repeats the id: {node}")
     if not yes and not yes_remove:
         click.confirm(f"Remove {node} for good?", abort=True, err=True)
-    with open_client(endpoints, timeout_ms, as_json=as_json) as client:
+    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
         try:
             view = client.remove(node)
         except NotAppliedError as error:
             if not force or error.code not in FORCIBLE:
                 raise
-            click.echo(error.detail, err=True)
+            say(printable(error.detail))
         else:
-            _show_view(view, as_json=as_json)
+            show_view(view, as_json=as_json)
             return
     if not yes_remove:
         typed = click.prompt(f"Type the id of the node to remove it by force ({node})", err=True)
         if typed != node:
             raise click.UsageError(f"{typed!r} is not {node!r}: nothing was removed")
-    with open_client(endpoints, timeout_ms, as_json=as_json) as client:
-        _show_view(client.remove(node, force=True), as_json=as_json)
+    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
+        show_view(client.remove(node, force=True), as_json=as_json)
 
 
-def _show_view(view: ViewSummary, *, as_json: bool) -> None:
+def show_view(view: ViewSummary, *, as_json: bool) -> None:
+    """Print a new view, in a line or as JSON."""
     if as_json:
         show_json(view)
         return
     in_sync = " ".join(view.in_sync)
-    click.echo(f"epoch {view.epoch}: primary {view.primary}, in sync: {in_sync}")
+    show(printable(f"epoch {view.epoch}: primary {view.primary}, in sync: {in_sync}"))
 
 
 def _table(found: ClusterStatus) -> str:
@@ -108,18 +111,20 @@ def _table(found: ClusterStatus) -> str:
         numbers = ["-" if n is None else str(n) for n in (item.applied_index, item.lag)]
         url = f"http://{item.client}"
         vote = {None: "?", True: "yes", False: "no"}[item.votes]
-        rows.append((node, item.role, item.state, in_sync, vote, *numbers, url))
+        cells = (node, item.role, item.state, in_sync, vote, *numbers, url)
+        rows.append(tuple(map(printable, cells)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     title = f"cluster {found.cluster}: epoch {found.epoch}, version {found.version}, "
-    lines = [title + f"primary {found.primary or 'none'}"]
+    lines = [printable(title + f"primary {found.primary or 'none'}")]
     for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         if row is not head:
-            cells[2] = click.style(cells[2], fg=STATE_COLOURS.get(row[2]))
-        lines.append("  ".join(cells).rstrip())
+            padded[2] = click.style(padded[2], fg=STATE_COLOURS.get(row[2]))
+        lines.append("  ".join(padded).rstrip())
+    lines += [click.style(printable(f"warning: {text}"), fg="yellow") for text in found.warnings]
     voteless = sorted(node for node, item in found.nodes.items() if item.votes is False)
     if voteless:
-        names = ", ".join(voteless)
+        names = printable(", ".join(voteless))
         lines.append(
             f"{names}: no vote yet, so it cannot take over, in sync or not. That passes when a "
             "majority of the voters answers, and nobody who was removed still has a vote."

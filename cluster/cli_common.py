@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 import click
-import msgspec
 
 from cluster.cli_exit import (
     EXIT_INTERRUPTED,
@@ -20,6 +19,7 @@ from cluster.cli_exit import (
     EXIT_UNKNOWN_OUTCOME,
     EXIT_USAGE,
 )
+from cluster.cli_output import printable, say, say_json
 from cluster.client import DEFAULT_ENDPOINTS, SyncClient
 from cluster.client_endpoints import normalize_endpoint
 from cluster.client_errors import (
@@ -29,16 +29,22 @@ from cluster.client_errors import (
     StorageFullError,
     UnavailableError,
     UnknownOutcomeError,
+    WrongClusterError,
 )
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def endpoint_options(function: Function) -> Function:
-    """Add --endpoints and --json to a command."""
+    """Add --endpoints, --no-discover and --json to a command."""
     function = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")(
         function
     )
+    function = click.option(
+        "--no-discover",
+        is_flag=True,
+        help="Ask the named nodes alone, none that are learned from them.",
+    )(function)
     return click.option(
         "--endpoints",
         envvar="ONECOPY_ENDPOINTS",
@@ -50,7 +56,7 @@ def endpoint_options(function: Function) -> Function:
 
 
 def client_options(function: Function) -> Function:
-    """Add --endpoints, --timeout-ms and --json to a command."""
+    """Add --endpoints, --no-discover, --timeout-ms and --json to a command."""
     option = click.option(
         "--timeout-ms",
         type=click.IntRange(1, 3_600_000),
@@ -73,15 +79,16 @@ def open_endpoints(text: str) -> list[str]:
 
 
 @contextmanager
-def open_client(endpoints: str, timeout_ms: int, *, as_json: bool) -> Iterator[SyncClient]:
+def open_client(
+    endpoints: str, timeout_ms: int, no_discover: bool, *, as_json: bool
+) -> Iterator[SyncClient]:
     """Yield a client; end the process with the right exit code when a call fails."""
     urls = open_endpoints(endpoints)
-    try:
-        with report_errors(as_json=as_json), SyncClient(urls, timeout_ms=timeout_ms) as client:
-            yield client
-    except KeyboardInterrupt:
-        click.echo("interrupted; a write may or may not have been applied", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+    with (
+        report_errors(as_json=as_json),
+        SyncClient(urls, timeout_ms=timeout_ms, discover=not no_discover) as client,
+    ):
+        yield client
 
 
 @contextmanager
@@ -92,9 +99,12 @@ def report_errors(*, as_json: bool) -> Iterator[None]:
     except ClientError as error:
         code, _, advice = _meaning(error)
         if as_json:
-            show_json({"error": error_fields(error)}, err=True)
+            say_json({"error": error_fields(error)})
             sys.exit(code)
         fail(error.detail, advice, code)
+    except KeyboardInterrupt:
+        say("interrupted; a write may or may not have been applied")
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def error_fields(error: ClientError) -> dict[str, object]:
@@ -109,9 +119,9 @@ def error_fields(error: ClientError) -> dict[str, object]:
 
 def fail(problem: str, advice: str, code: int) -> NoReturn:
     """Say on standard error what is wrong and what to do next; exit."""
-    click.echo(f"{click.style('error:', fg='red')} {problem}", err=True)
+    say(f"{click.style('error:', fg='red')} {printable(problem)}")
     if advice:
-        click.echo(f"  {advice}", err=True)
+        say(f"  {printable(advice)}")
     sys.exit(code)
 
 
@@ -137,6 +147,9 @@ def _meaning(error: ClientError) -> tuple[int, str, str]:
         case StorageFullError():
             advice = "Nothing was applied. Make room on the primary's disk, then repeat."
             return EXIT_STORAGE_FULL, "not_applied", advice
+        case WrongClusterError():
+            advice = "Nothing was applied. Correct --endpoints (or ONECOPY_ENDPOINTS)."
+            return EXIT_NOT_APPLIED, "not_applied", advice
         case UnavailableError():
             advice = (
                 "Nothing was applied. See who is there with: onecopy status; name other nodes with "
@@ -150,23 +163,9 @@ def _meaning(error: ClientError) -> tuple[int, str, str]:
             return EXIT_NOT_APPLIED, "not_applied", ""
 
 
-def show_json(value: object, *, err: bool = False) -> None:
-    """Print one line of JSON."""
-    click.echo(msgspec.json.encode(value), err=err)
-
-
 def value_fields(value: bytes) -> dict[str, str]:
     """Return {"value": text}, or {"value_base64": …} for what is not UTF-8."""
     try:
         return {"value": value.decode()}
     except UnicodeDecodeError:
         return {"value_base64": base64.b64encode(value).decode()}
-
-
-def for_terminal(text: str) -> str:
-    """Make control characters visible if a person reads standard output; a pipe gets them raw."""
-    if not sys.stdout.isatty() or text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )

@@ -7,17 +7,15 @@ import sys
 from typing import BinaryIO, Literal
 
 import click
-import msgspec
 
 from cluster.cli_common import (
     client_options,
     fail,
-    for_terminal,
     open_client,
-    show_json,
     value_fields,
 )
-from cluster.cli_exit import EXIT_NOT_FOUND
+from cluster.cli_exit import EXIT_NOT_FOUND, EXIT_USAGE
+from cluster.cli_output import for_terminal, say_json, show, show_json, show_value
 from cluster.client_types import Item
 
 IF_REVISION_HELP = "Only if the key is at this revision."
@@ -57,6 +55,7 @@ def put(
     idempotency_key: str,
     endpoints: str,
     timeout_ms: int,
+    no_discover: bool,
     as_json: bool,
 ) -> None:
     """Write VALUE (or a file's bytes) under KEY."""
@@ -64,8 +63,8 @@ def put(
         raise click.UsageError("give VALUE, or --file FILE (- for standard input)")
     if if_absent and if_revision is not None:
         raise click.UsageError("--if-absent and --if-revision exclude each other")
-    body = os.fsencode(value) if value is not None else source.read() if source else b""
-    with open_client(endpoints, timeout_ms, as_json=as_json) as client:
+    body = os.fsencode(value) if value is not None else _read(source)
+    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
         result = client.put(
             key,
             body,
@@ -80,7 +79,7 @@ def put(
     else:
         word = "created" if result.created else "replaced"
         copies = "copy" if result.copies == 1 else "copies"
-        click.echo(f"{word}: revision {result.revision}, {result.copies} {copies}")
+        show(f"{word}: revision {result.revision}, {result.copies} {copies}")
 
 
 @click.command()
@@ -96,12 +95,13 @@ def get(
     max_staleness_ms: int | None,
     endpoints: str,
     timeout_ms: int,
+    no_discover: bool,
     as_json: bool,
 ) -> None:
     """Write the value of KEY to standard output, byte for byte."""
     if max_staleness_ms is not None and not stale:
         raise click.UsageError("--max-staleness-ms needs --stale")
-    with open_client(endpoints, timeout_ms, as_json=as_json) as client:
+    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
         entry = client.get(
             key,
             consistency="stale" if stale else "linearizable",
@@ -113,8 +113,7 @@ def get(
         who = {"revision": entry.revision, "node": entry.node, "epoch": entry.epoch}
         show_json({"key": key, **value_fields(entry.value), **who})
     else:
-        sys.stdout.buffer.write(entry.value)
-        sys.stdout.buffer.flush()
+        show_value(entry.value)
 
 
 @click.command()
@@ -130,10 +129,11 @@ def delete(
     idempotency_key: str,
     endpoints: str,
     timeout_ms: int,
+    no_discover: bool,
     as_json: bool,
 ) -> None:
     """Remove KEY. Exits with 3 where there was none."""
-    with open_client(endpoints, timeout_ms, as_json=as_json) as client:
+    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
         result = client.delete(
             key, if_revision=if_revision, min_copies=min_copies, idempotency_key=idempotency_key
         )
@@ -142,7 +142,7 @@ def delete(
         if not result.deleted:
             sys.exit(EXIT_NOT_FOUND)
     elif result.deleted:
-        click.echo(f"deleted: revision {result.revision}")
+        show(f"deleted: revision {result.revision}")
     else:
         _no_such_key(key, as_json=False)
 
@@ -164,11 +164,12 @@ def list_keys(
     stale: bool,
     endpoints: str,
     timeout_ms: int,
+    no_discover: bool,
     as_json: bool,
 ) -> None:
     """Print keys in order, one per line; --json: one object per line, with the values."""
     shown = 0
-    with open_client(endpoints, timeout_ms, as_json=as_json) as client:
+    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
         for item in client.list(
             prefix,
             start=start,
@@ -183,18 +184,26 @@ def list_keys(
                 break
 
 
+def _read(source: BinaryIO | None) -> bytes:
+    try:
+        return source.read() if source is not None else b""
+    except OSError as error:
+        name = getattr(source, "name", "standard input")
+        fail(f"{name}: {error.strerror}", "Nothing was sent.", EXIT_USAGE)
+
+
 def _show_item(item: Item, *, with_size: bool, as_json: bool) -> None:
     if as_json:
         show_json({"key": item.key, **value_fields(item.value), "revision": item.revision})
     elif with_size:
-        click.echo(f"{item.revision}\t{len(item.value)}\t{for_terminal(item.key)}")
+        show(f"{item.revision}\t{len(item.value)}\t{for_terminal(item.key)}")
     else:
-        click.echo(for_terminal(item.key))
+        show(for_terminal(item.key))
 
 
 def _no_such_key(key: str, *, as_json: bool) -> None:
     if as_json:
         body = {"code": "key_not_found", "detail": f"there is no key {key!r}"}
-        click.echo(msgspec.json.encode({"error": {**body, "exit_code": EXIT_NOT_FOUND}}), err=True)
+        say_json({"error": {**body, "exit_code": EXIT_NOT_FOUND}})
         sys.exit(EXIT_NOT_FOUND)
     fail(f"there is no key {key!r}", "", EXIT_NOT_FOUND)

@@ -9,6 +9,7 @@ import click
 
 from cluster.cli_common import fail
 from cluster.cli_exit import EXIT_NOT_APPLIED
+from cluster.cli_output import say
 from cluster.config import ConfigError
 from cluster.up import run_up, sole_runner
 from cluster.up_config import REPLICAS_MAX, UpError, check_ports, prepare_config
@@ -51,9 +52,9 @@ def up(
         with sole_runner(config.path.parent):
             check_ports(config)
             for warning in config.warnings:
-                click.echo(f"{click.style('warning:', fg='yellow')} {warning}", err=True)
+                say(f"{click.style('warning:', fg='yellow')} {warning}")
             word = "new cluster" if is_new else "resuming the cluster"
-            click.echo(f"{word} in {config.path.parent}", err=True)
+            say(f"{word} in {config.path.parent}")
             view = open_view()
             try:
                 code = run_up(config, view, restart=not no_restart)

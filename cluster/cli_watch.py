@@ -10,11 +10,10 @@ import click
 
 from cluster.cli_common import (
     client_options,
-    for_terminal,
     open_client,
-    show_json,
     value_fields,
 )
+from cluster.cli_output import for_terminal, say, show, show_json
 from cluster.client_sync import SyncClient
 
 SHOWN_VALUE_CHARS = 200  # on a terminal; --json has it whole
@@ -30,7 +29,9 @@ SHOWN_VALUE_CHARS = 200  # on a terminal; --json has it whole
     help="How often to look.",
 )
 @client_options
-def watch(prefix: str, interval_ms: int, endpoints: str, timeout_ms: int, as_json: bool) -> None:
+def watch(
+    prefix: str, interval_ms: int, endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool
+) -> None:
     """Print changes of keys until Ctrl-C.
 
     This polls: it compares revisions at each interval. A value that was replaced, or a key that
@@ -38,7 +39,7 @@ def watch(prefix: str, interval_ms: int, endpoints: str, timeout_ms: int, as_jso
     revisions; deletions come with the revision of the look that missed the key.
     """
     with (
-        open_client(endpoints, timeout_ms, as_json=as_json) as client,
+        open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client,
         suppress(KeyboardInterrupt),  # the way to end it
     ):
         _watch(client, prefix, interval_ms / 1000, as_json=as_json)
@@ -47,7 +48,7 @@ def watch(prefix: str, interval_ms: int, endpoints: str, timeout_ms: int, as_jso
 def _watch(client: SyncClient, prefix: str, interval_s: float, *, as_json: bool) -> NoReturn:
     seen, revision = _revisions(client, prefix)
     if not as_json:
-        click.echo(f"watching {len(seen)} keys from revision {revision}; Ctrl-C ends", err=True)
+        say(f"watching {len(seen)} keys from revision {revision}; Ctrl-C ends")
     while True:
         time.sleep(interval_s)
         newest = client.page(prefix, limit=1, keys_only=True).revision
@@ -89,9 +90,9 @@ def _show_changes(
             show_json({"event": "put", **fields})
         else:
             text = entry.value[:SHOWN_VALUE_CHARS].decode("utf-8", "replace")
-            click.echo(f"{entry.revision} put {for_terminal(key)} {for_terminal(text)}")
+            show(f"{entry.revision} put {for_terminal(key)} {for_terminal(text)}")
     for key in sorted(seen.keys() - current.keys()):
         if as_json:
             show_json({"event": "delete", "key": key, "revision": revision})
         else:
-            click.echo(f"{revision} delete {for_terminal(key)}")
+            show(f"{revision} delete {for_terminal(key)}")

@@ -14,6 +14,7 @@ from cluster.config_model import (
     is_loopback,
     split_address,
 )
+from cluster.kv import MAX_RANGE_SIZE_BYTES
 from cluster.secret_strength import MIN_SECRET_BITS, estimated_bits
 
 ID_PATTERN = "[a-z0-9][a-z0-9-]{0,30}"
@@ -196,6 +197,11 @@ def _check_limits(config: ClusterConfig) -> None:
     record_max = limits.max_value_size_bytes + RECORD_OVERHEAD_BYTES
     rows = (
         ("max_inflight_bytes", 2 * record_max, "two of the largest records (max_value_size_bytes)"),
+        (
+            "max_buffered_bytes",
+            MAX_RANGE_SIZE_BYTES + 2 * record_max,
+            "a page and two of the largest values (max_value_size_bytes)",
+        ),
         ("max_waiting_bytes", 2 * record_max, "two of the largest records (max_value_size_bytes)"),
         ("log_segment_size_bytes", record_max, "the largest record (max_value_size_bytes)"),
         ("log_retention_bytes", limits.log_segment_size_bytes, "one log_segment_size_bytes"),

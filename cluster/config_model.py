@@ -209,6 +209,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "the largest values at least."
         ),
     ] = 268_435_456
+    max_buffered_bytes: Annotated[
+        int,
+        _count(
+            "Bytes of answers that clients have not taken and of bodies that they have not "
+            "completed, of all connections to a node together. Beyond it, clients that stand still "
+            "are cut off, and large requests get 503. Room for a page and two of the largest "
+            "values at least."
+        ),
+    ] = 67_108_864
     client_table_retention_ms: Annotated[
         int,
         _count(

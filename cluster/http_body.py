@@ -7,6 +7,7 @@ import asyncio
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.web import BaseRequest
 
+from cluster.http_memory import Memory, Share
 from cluster.problems import Problem
 
 
@@ -14,12 +15,17 @@ class ClientGoneError(Exception):
     """The client closed the connection before its request was complete."""
 
 
+class CrowdedOutError(Exception):
+    """A body that does not go on was given up to make room for others."""
+
+
 async def read_body(request: BaseRequest, limit_bytes: int, timeout_ms: int) -> bytes:
     """Return the whole body.
 
     Raises:
         Problem: value_too_large (by Content-Length before reading, else as soon as the limit is
-            passed), request_timeout, malformed_request, expectation_failed.
+            passed), request_timeout, malformed_request, expectation_failed, overloaded (there is no
+            room for another body, or none any more for one that does not go on).
         ClientGoneError: the client went away before it had sent everything.
 
     """
@@ -28,16 +34,26 @@ async def read_body(request: BaseRequest, limit_bytes: int, timeout_ms: int) -> 
     if length is not None and int(length) > limit_bytes:  # the parser has checked the digits
         raise _too_large(limit_bytes, f"; Content-Length is {length}")
     content = request.content
-    if hdrs.EXPECT in headers:
-        _answer_expect(request)
     if content.is_eof():  # small bodies come in the same packet as the head
+        if hdrs.EXPECT in headers:
+            _answer_expect(request)
         body = content.read_nowait()
         if len(body) > limit_bytes:
             raise _too_large(limit_bytes)
         return body
+    # Room for the whole body is held before any of it is read: nobody waits with half of one.
+    size_bytes = limit_bytes if length is None else int(length)
+    memory: Memory = request.protocol.memory  # type: ignore[attr-defined]
+    share = memory.take(size_bytes, lambda: content.set_exception(CrowdedOutError()))
+    if share is None:
+        raise _crowded_out()
     try:
+        if hdrs.EXPECT in headers:
+            _answer_expect(request)
         async with asyncio.timeout(timeout_ms / 1000):
-            return await _read_stream(request, limit_bytes)
+            return await _read_stream(request, limit_bytes, share)
+    except CrowdedOutError:
+        raise _crowded_out() from None
     except TimeoutError:
         raise Problem(
             "request_timeout", f"the body was not complete after {timeout_ms} ms", closes=True
@@ -48,13 +64,16 @@ async def read_body(request: BaseRequest, limit_bytes: int, timeout_ms: int) -> 
         raise Problem(
             "malformed_request", "the body's transfer coding is damaged", closes=True
         ) from None
+    finally:
+        share.resize(0)
 
 
-async def _read_stream(request: BaseRequest, limit_bytes: int) -> bytes:
+async def _read_stream(request: BaseRequest, limit_bytes: int, share: Share) -> bytes:
     parts: list[bytes] = []
     size_bytes = 0
     content = request.content
     while part := await content.readany():
+        share.moved()
         size_bytes += len(part)
         if size_bytes > limit_bytes:  # a chunked body says no length beforehand
             raise _too_large(limit_bytes)
@@ -65,6 +84,11 @@ async def _read_stream(request: BaseRequest, limit_bytes: int) -> bytes:
 def _too_large(limit_bytes: int, found: str = "") -> Problem:
     detail = f"the body may have at most {limit_bytes} bytes{found}"
     return Problem("value_too_large", detail, closes=True)
+
+
+def _crowded_out() -> Problem:
+    detail = "this node holds as much of its clients' bodies and answers as it may: try again later"
+    return Problem("overloaded", detail, closes=True)
 
 
 def _answer_expect(request: BaseRequest) -> None:

@@ -2,9 +2,10 @@
 
 A connection starts here. As long as what comes are whole PUT, GET and DELETE requests on keys with
 a plain head (`PLAIN`, `_read_block`), each is recognised, executed and answered in one step, with
-no task and no request object: that is a third of the work. At the first request that is not so
-plain (another path, a malformed condition, a chunked body, a head in two parts, a node that is not
-the primary, …) the connection, with all that has come on it, is given to aiohttp, and
+no task and no request object: that is a third of the work. Where the answer has to wait for another
+node (on a backup, say), a task waits for it, and the connection stays here. At the first request
+that is not so plain (another path, a malformed condition, a chunked body, a head in two parts, …)
+the connection, with all that has come on it, is given to aiohttp, and
 stays there. So nothing is parsed here but what has one meaning only, and every refusal is made in
 one place, the ordinary lane: the express lane either serves a request just as that would, or has
 done nothing with it.
@@ -14,19 +15,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from time import perf_counter
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import msgspec
 from aiohttp import hdrs
 from multidict import CIMultiDict, CIMultiDictProxy, istr
 
-from cluster.http_answer import ANSWER_TIMEOUT_S, Answer
+from cluster.http_answer import TOO_MUCH_HELD, Answer, Outgoing
 from cluster.http_headers import CLUSTER, IDEMPOTENCY_AFTER, IDEMPOTENCY_KEY, Headers
 from cluster.http_hosts import Hosts
+from cluster.http_memory import Memory, Share
 from datapath.complaints import Complaints
-from datapath.errors import OperationError
+from datapath.errors import OperationError, OverloadedError
 from datapath.operations import Operation, Result
 from datapath.router import may_repeat
 
@@ -38,6 +40,8 @@ BODY_PATIENCE_S = 0.5
 """How long a body that has begun is awaited here; the ordinary lane has the real time-out."""
 MAX_SERVED_PER_TURN = 32
 """How many requests sent ahead are served before the event loop gets its turn."""
+UNCOUNTED_BACKLOG_BYTES = 4096
+"""What a client may send ahead without its being counted."""
 _MAX_HEAD_SIZE_BYTES = 4096
 _MAX_BLOCKS = 512
 
@@ -94,8 +98,11 @@ class ExpressApi(Protocol):
     def submit(self, write: Write, sink: Pending) -> bool:
         """Give a write to this node's pipeline; False: it has not been taken."""
 
-    async def go_on(self, write: Write, timeout_ms: int, after: OperationError) -> Result:
-        """Carry a write on elsewhere, after an attempt that ended so. Raises OperationError."""
+    async def go_on(self, write: Write, timeout_ms: int, after: OperationError | None) -> Result:
+        """Carry a write out elsewhere, after an attempt that ended so. Raises OperationError."""
+
+    async def read(self, key: str, query: str, headers: Headers) -> Answer:
+        """Return a GET's answer when it can be given. Raises OperationError or Problem."""
 
     def refuse(self, error: Exception, method: str, target: str) -> Answer:
         """Return the answer that says why a request has failed."""
@@ -111,8 +118,10 @@ class Lane(Protocol):
     idle_timeout_s: float
     max_body_bytes: int
     hosts: Hosts
+    has_express_lane: bool
     draining: bool
     """Whether the node is about to stop: each connection ends with its next answer."""
+    memory: Memory
 
     def ordinary(self) -> asyncio.Protocol:
         """Make aiohttp's protocol for a connection."""
@@ -125,12 +134,12 @@ class Lane(Protocol):
 
 
 class Pending:
-    """A write under way: what the pipeline gives its answer to, in place of a future."""
+    """A request under way; a write's answer comes here from the pipeline, as to a future."""
 
     __slots__ = ("_connection", "_done", "method", "started", "target", "write")
 
     def __init__(
-        self, connection: ExpressConnection, method: str, target: str, write: Write
+        self, connection: ExpressConnection, method: str, target: str, write: Write | None
     ) -> None:
         self._connection = connection
         self._done = False
@@ -158,8 +167,9 @@ class ExpressConnection(asyncio.Protocol):
     """One connection in the express lane. One request at a time, in the order they came."""
 
     __slots__ = (
-        "_backlog", "_closing", "_ended", "_gone", "_lane", "_more", "_partial", "_paused_at",
-        "_pending", "_quiet", "_scheduled", "_since", "_task", "_transport",
+        "_backlog", "_closing", "_ended", "_gone", "_held", "_input", "_lane", "_more", "_outgoing",
+        "_partial", "_paused_at", "_pending", "_quiet", "_scheduled", "_since", "_task",
+        "_transport",
     )  # fmt: skip
 
     def __init__(self, lane: Lane) -> None:
@@ -174,6 +184,9 @@ class ExpressConnection(asyncio.Protocol):
         self._quiet = False  # reading is paused: the client sends far ahead
         self._more = False  # what came with the request that is being served goes on behind it
         self._partial = False  # the first request in the backlog is not whole
+        self._held: Share | None = None  # answers that the client does not take
+        self._outgoing: Outgoing | None = None
+        self._input: Share | None = None  # requests that wait
         self._scheduled = False  # to go on in a later turn of the event loop
         self._paused_at = 0.0  # since when the client takes none of its answers; 0: it does
         self._since = 0.0  # the last time that it became idle, or a body began
@@ -197,6 +210,9 @@ class ExpressConnection(asyncio.Protocol):
         """Forget the connection; a write under way goes on, its answer has nowhere to go."""
         self._transport = None
         self._backlog = b""
+        self._give_back()
+        if self._task is not None and self._pending is not None and self._pending.write is None:
+            self._task.cancel()
         self._lane.left(self)
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
@@ -206,10 +222,46 @@ class ExpressConnection(asyncio.Protocol):
         self._backlog = self._backlog + data if self._backlog else data
         if self._pending is None and not self._paused_at and not self._scheduled:
             self._advance()
-        elif len(self._backlog) > MAX_BACKLOG_BYTES and not self._quiet:
+        elif len(self._backlog) > MAX_BACKLOG_BYTES:
+            self._stop_reading()
+        self._count_input()
+
+    def _count_input(self) -> None:
+        """Count what waits here; where all clients together have sent too much, keep none of it.
+
+        What has not been begun is not applied: the answer under way says that it is the last.
+        """
+        size_bytes = len(self._backlog)
+        if self._input is not None:
+            self._input.resize(size_bytes)
+            if not size_bytes:
+                self._input = None
+        elif size_bytes > UNCOUNTED_BACKLOG_BYTES:
+            self._input = self._lane.memory.hold(size_bytes)
+        if self._input is None or self._lane.memory.make_room():
+            return
+        if self._pending is not None:
+            self._backlog = b""
+            self._input.resize(0)
+            self._input = None
+            self._stop_reading()
+            self.close()
+        elif self._partial:
+            self._leave()  # its body is refused there
+        else:
+            self._stop_reading()
+
+    def _stop_reading(self) -> None:
+        if self._transport is not None and not self._quiet:
             self._quiet = True
-            if self._transport is not None:
-                self._transport.pause_reading()
+            self._transport.pause_reading()
+
+    def _give_back(self) -> None:
+        """Hold nothing any more."""
+        for share in (self._held, self._input):
+            if share is not None:
+                share.resize(0)
+        self._held = self._input = self._outgoing = None
 
     def eof_received(self) -> bool:
         """The client sends no more; what it has sent whole is answered before the end."""
@@ -226,10 +278,17 @@ class ExpressConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client does not take its answers as fast as it asks: serve it no more for now."""
         self._paused_at = _now()
+        transport = self._transport
+        if transport is not None:
+            self._outgoing = Outgoing(transport, self._paused_at)
+            self._held = self._lane.memory.hold(transport.get_write_buffer_size(), transport.abort)
 
     def resume_writing(self) -> None:
         """It has caught up."""
         self._paused_at = 0.0
+        if self._held is not None:
+            self._held.resize(0)
+            self._held = self._outgoing = None
         if self._pending is None:
             self._go_on_reading()
 
@@ -267,7 +326,7 @@ class ExpressConnection(asyncio.Protocol):
         """Serve the request at `at`, and return its size; 0: not plain; None: it is not whole."""
         line = PLAIN.match(data, at, at + _MAX_HEAD_SIZE_BYTES)
         end = data.find(b"\r\n\r\n", at, at + _MAX_HEAD_SIZE_BYTES)
-        if line is None or end < line.end() - 2:
+        if line is None or end < line.end() - 2 or not self._lane.has_express_lane:
             return 0
         block = _read_block(data[line.end() : end + 2])
         if block is None or block.body_size_bytes > self._lane.max_body_bytes:
@@ -291,19 +350,30 @@ class ExpressConnection(asyncio.Protocol):
         if method == "GET":
             started = perf_counter()
             answer = lane.api.express_read(key, query, headers)
-            if answer is None:
-                return False
-            self._send(answer, method, target, started)
+            if answer is None:  # it has to wait: for the primary, say
+                self._pending = pending = Pending(self, method, target, None)
+                self._start(self._read(pending, key, query, headers))
+            else:
+                self._send(answer, method, target, started)
             return True
         write = lane.api.express_write(method, key, query, headers, body)
         if write is None:
             return False
-        pending = Pending(self, method, target, write)
-        self._pending = pending
-        if lane.api.submit(write, pending):
-            return True
-        self._pending = None
-        return False
+        self._pending = pending = Pending(self, method, target, write)
+        if not lane.api.submit(write, pending):  # it goes to another node, or waits for one
+            self._start(self._go_on(pending, write, None))
+        return True
+
+    def _start(self, answering: Coroutine[Any, Any, None]) -> None:
+        self._task = asyncio.get_running_loop().create_task(answering)
+
+    async def _read(self, pending: Pending, key: str, query: str, headers: Headers) -> None:
+        api = self._lane.api
+        try:
+            answer = await api.read(key, query, headers)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
+            answer = api.refuse(error, pending.method, pending.target)
+        self.answer(pending, answer)
 
     def answer(self, pending: Pending, answer: Answer) -> None:
         """Answer the write under way, and go on with what has come meanwhile."""
@@ -322,9 +392,12 @@ class ExpressConnection(asyncio.Protocol):
         if self._quiet and len(self._backlog) <= MAX_BACKLOG_BYTES and self._transport is not None:
             self._quiet = False
             self._transport.resume_reading()
+        if self._input is not None:
+            self._count_input()
 
     def succeeded(self, pending: Pending, result: Result) -> None:
         """Answer with what was acknowledged."""
+        assert pending.write is not None
         try:
             answer = pending.write.answer(result)
         except Exception as error:  # noqa: BLE001 -- the pipeline must go on, whatever it is
@@ -333,14 +406,15 @@ class ExpressConnection(asyncio.Protocol):
 
     def failed(self, pending: Pending, error: BaseException) -> None:
         """Go on elsewhere after what is known not to be applied, or safe to repeat; else say so."""
-        if isinstance(error, OperationError) and may_repeat(pending.write.operation, error):
-            loop = asyncio.get_running_loop()
-            self._task = loop.create_task(self._go_on(pending, error))
+        write = pending.write
+        assert write is not None
+        if isinstance(error, OperationError) and may_repeat(write.operation, error):
+            self._start(self._go_on(pending, write, error))
         elif isinstance(error, Exception):
             self.answer(pending, self._lane.api.refuse(error, pending.method, pending.target))
 
-    async def _go_on(self, pending: Pending, after: OperationError) -> None:
-        api, write = self._lane.api, pending.write
+    async def _go_on(self, pending: Pending, write: Write, after: OperationError | None) -> None:
+        api = self._lane.api
         left_ms = write.timeout_ms - int((perf_counter() - pending.started) * 1000)
         try:
             answer = write.answer(await api.go_on(write, max(1, left_ms), after))
@@ -350,6 +424,9 @@ class ExpressConnection(asyncio.Protocol):
 
     def _send(self, answer: Answer, method: str, target: str, started: float) -> None:
         transport = self._transport
+        if answer.is_large and not self._lane.memory.make_room(answer.size_bytes):
+            crowded = OverloadedError("overloaded", TOO_MUCH_HELD)
+            answer = self._lane.api.refuse(crowded, method, target)
         if transport is not None and not transport.is_closing():
             more = self._more if self._pending is None else self._backlog
             last = (self._ended or self._lane.draining) and not more
@@ -368,6 +445,7 @@ class ExpressConnection(asyncio.Protocol):
         if transport is None:
             return
         self._transport, self._backlog = None, b""
+        self._give_back()
         self._lane.left(self)
         if self._quiet:
             transport.resume_reading()
@@ -383,8 +461,10 @@ class ExpressConnection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
-        if self._paused_at:
-            if now - self._paused_at > ANSWER_TIMEOUT_S:
+        if self._outgoing is not None:
+            if self._outgoing.look(now) and self._held is not None:
+                self._held.moved()
+            elif self._outgoing.has_stopped(now):
                 # A client that asks and never reads would hold its answers' memory for ever.
                 transport.abort()
         elif self._pending is not None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable
 from typing import NamedTuple
 
-import msgspec
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 
-from cluster.http_answer import BYTES, JSON, Answer
-from cluster.http_body import read_body
+from cluster.http_answer import (
+    BYTES,
+    JSON,
+    LARGE_ANSWER_SIZE_BYTES,
+    TOO_MUCH_HELD,
+    Answer,
+    PagedAnswer,
+)
+from cluster.http_body import ClientGoneError, read_body
 from cluster.http_cursor import decode_cursor, encode_cursor, make_bounds
 from cluster.http_express import Write
 from cluster.http_headers import (
@@ -25,6 +30,7 @@ from cluster.http_headers import (
     refuse_if_none_match,
     write_if_match,
 )
+from cluster.http_page import Page
 from cluster.http_params import (
     DEFAULT_RANGE_LIMIT,
     RANGE_PARAMS,
@@ -35,7 +41,7 @@ from cluster.http_params import (
     read_options,
     write_options,
 )
-from cluster.http_server import HttpSettings
+from cluster.http_server import HttpSettings, OrdinaryConnection
 from cluster.problems import Problem
 from datapath.operations import Node, Operation, Query, QueryResult, Result
 
@@ -127,8 +133,12 @@ class KvHandlers:
 
     async def get(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
         """GET and HEAD /v1/kv/{key}."""
+        return await self.read(raw_key, query, request.headers)
+
+    async def read(self, raw_key: str, query: str, headers: Headers) -> Answer:
+        """Return a GET's answer when it can be given. Raises Problem or OperationError."""
         wanted, timeout_ms = self._get(raw_key, query)
-        return self._get_answer(await self._node.query(wanted, timeout_ms), request.headers)
+        return self._get_answer(await self._node.query(wanted, timeout_ms), headers)
 
     def express_read(self, raw_key: str, query: str, headers: Headers) -> Answer | None:
         """Return a GET's answer if this node can give it at once. Raises Problem."""
@@ -163,7 +173,7 @@ class KvHandlers:
             return tags is not None and (tags.any or revision in tags.all)
         return False
 
-    async def range(self, _request: BaseRequest, query: str) -> Answer:
+    async def range(self, request: BaseRequest, query: str) -> Answer:
         """GET /v1/kv."""
         values = parse_query(query, RANGE_PARAMS)
         options = make_read_options(values)
@@ -187,22 +197,19 @@ class KvHandlers:
             options.timeout_ms or self._timeout_ms,
         )
         items, next_key = result.value
-        document = {
-            "items": [_item(*item) for item in items],
-            "revision": result.index,
-            "cursor": None if next_key is None else encode_cursor(next_key, bounds),
-        }
+        cursor = None if next_key is None else encode_cursor(next_key, bounds)
         lines = NO_CACHE + self._who(result.node, result.epoch) + _revision(result.index)
-        return Answer(200, msgspec.json.encode(document), JSON, lines)
-
-
-def _item(key: bytes, value: bytes | None, revision: int) -> dict[str, object]:
-    # A key that came in by another way than this API need not be UTF-8.
-    item: dict[str, object] = {"key": key.decode("utf-8", "replace")}
-    if value is not None:
-        item["value"] = base64.b64encode(value).decode("ascii")
-    item["revision"] = revision
-    return item
+        page = Page(items, result.index, cursor)
+        if page.length <= LARGE_ANSWER_SIZE_BYTES:
+            return Answer(200, b"".join(page.pieces()), JSON, lines)
+        connection, transport = request.protocol, request.transport
+        assert isinstance(connection, OrdinaryConnection)
+        if transport is None:
+            raise ClientGoneError
+        share = connection.memory.take(page.length, transport.abort)
+        if share is None:
+            raise Problem("overloaded", TOO_MUCH_HELD)
+        return PagedAnswer(page.pieces(), page.length, share, JSON, lines)
 
 
 def _put_answer(result: Result, note: bytes, who: bytes) -> Answer:

@@ -149,7 +149,9 @@ WRITE_PARAMS: dict[str, Param] = {
         _choice("all", "local"),
         {"type": "string", "enum": ["all", "local"], "default": "all"},
         "`all`: acknowledged when the whole in-sync set holds it durably. `local`: when the "
-        "primary alone does, which a failover may lose; the answer then says so.",
+        "primary alone does, which a failover may lose; the answer then says so. No read sees it, "
+        "linearizable or not, before it has committed on the whole in-sync set; writes after it "
+        "do.",
     ),
     "min_copies": Param(
         _number(1, MAX_COPIES),
@@ -162,7 +164,9 @@ READ_PARAMS: dict[str, Param] = {
     "consistency": Param(
         _choice("linearizable", "stale"),
         {"type": "string", "enum": ["linearizable", "stale"], "default": "linearizable"},
-        "`linearizable`: sees every write acknowledged before. `stale`: what this node holds.",
+        "`linearizable`: sees every write acknowledged with `ack=all` before, and nothing that has "
+        "not committed: a write answered with `ack=local` only once it has. `stale`: what this "
+        "node holds.",
     ),
     "max_staleness_ms": Param(
         _number(0, MAX_STALENESS_MS),

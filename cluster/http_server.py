@@ -26,7 +26,9 @@ from cluster.config_model import AdminFrom
 from cluster.http_answer import PROBLEM, Answer
 from cluster.http_express import MAX_REQUEST_SIZE_BYTES, ExpressApi, ExpressConnection
 from cluster.http_hosts import Hosts
+from cluster.http_memory import Memory
 from cluster.problems import RETRY_AFTER_S, Problem
+from datapath.turns import Turns
 
 LINGER_S = 2.0
 """How long an unread body is read and dropped, so that the client gets to see its answer."""
@@ -59,7 +61,9 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     `body_timeout_ms` the arrival of its body. Connections over `max_connections` get 503, except
     for health and the cluster's resources, in `reserved_connections` more. `drain_timeout_ms`: how
     long `drain` waits for clients to go elsewhere; `shutdown_grace_ms`: how long `stop` waits for
-    requests under way. `admin_from`: see `cluster.http_admin`.
+    requests under way. `admin_from`: see `cluster.http_admin`. `express_lane`: whether there is one
+    (tests compare). `max_buffered_bytes` bounds what
+    all clients together make the node hold, in answers not taken and bodies not complete.
     """
 
     max_value_size_bytes: int = 1024 * 1024
@@ -67,10 +71,12 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout_ms: int = 60_000
     body_timeout_ms: int = 30_000
     max_connections: int = 4096
+    max_buffered_bytes: int = 64 * 1024 * 1024
     reserved_connections: int = RESERVED_CONNECTIONS
     drain_timeout_ms: int = 5000
     shutdown_grace_ms: int = 5000
     access_log: bool = False
+    express_lane: bool = True
     admin_from: AdminFrom = "loopback"
 
 
@@ -98,6 +104,9 @@ class HttpServer(web.Server):
         self.hosts = hosts
         self.idle_timeout_s = settings.idle_timeout_ms / 1000
         self.max_body_bytes = min(MAX_REQUEST_SIZE_BYTES, settings.max_value_size_bytes)
+        self.memory = Memory(settings.max_buffered_bytes, asyncio.get_running_loop().time)
+        self.turns = Turns()
+        self.has_express_lane = settings.express_lane
         self.draining = False
         self.requested_at = 0.0
         """When a request, other than for health and the like, was last served while draining."""
@@ -145,6 +154,15 @@ class HttpServer(web.Server):
             connection.close()
         return connection
 
+    def numbers(self) -> dict[str, float]:
+        """Return numbers for metrics."""
+        return {
+            "http_open_connections": self.open_connections,
+            "http_buffered_bytes": self.memory.held_bytes,
+            "http_cut_off_total": self.memory.cut_total,
+            "http_refused_for_memory_total": self.memory.refused_total,
+        }
+
     @property
     def open_connections(self) -> int:
         """How many connections there are, the reserve's too."""
@@ -176,6 +194,7 @@ class HttpServer(web.Server):
         self._checking = loop.call_later(CHECK_INTERVAL_S, self._check)
         now = loop.time()
         self.api.complaints.tick(now)
+        self.memory.make_room()
         for connection in list(self._express):
             connection.check(now)
         for reserved, since in list(self._reserve.items()):
@@ -215,11 +234,12 @@ class OrdinaryConnection(RequestHandler):
     """
 
     __slots__ = ("_body", "_body_left", "_ended", "_held", "_last_bytes", "_server", "_upgrades",
-                 "reading", "reserved")  # fmt: skip
+                 "memory", "reading", "reserved")  # fmt: skip
 
     def __init__(self, server: HttpServer, reserved: bool, **options: object) -> None:
         super().__init__(server, **options)  # type: ignore[arg-type]
         self._server = server
+        self.memory = server.memory
         self._ended = False  # the client has sent its last byte, and may still read
         self._body: Any = None  # of the newest request: aiohttp's stream
         self._upgrades = False  # whether the client has asked for another protocol
@@ -303,6 +323,8 @@ class OrdinaryConnection(RequestHandler):
             if request is None and not self._messages:
                 return False  # it is answered already, and its rest is dropped
             self._body.set_exception(ConnectionResetError("the request was cut short"))
+        if not self._messages and not self._held:
+            self._close = True  # after this request: its answer may have been made already
         return True
 
     def connection_lost(self, exc: BaseException | None) -> None:

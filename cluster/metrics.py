@@ -111,13 +111,13 @@ class Metrics:
         self,
         node_id: str,
         read_node: Callable[[], Mapping[str, float]],
-        connections: Callable[[], int],
+        read_server: Callable[[], Mapping[str, float]],
     ) -> None:
         self.requests = RequestMetrics()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self.requests)
         self._registry.register(NumbersCollector(read_node))
-        self._registry.register(NumbersCollector(lambda: {"http_open_connections": connections()}))
+        self._registry.register(NumbersCollector(read_server))
         ProcessCollector(registry=self._registry)
         build = Info(f"{PREFIX}build", "What runs here.", registry=self._registry)
         build.info({"version": _version(), "python": platform.python_version(), "node": node_id})

@@ -97,7 +97,6 @@ CODES: dict[str, Code] = {
     "no_majority": Code(
         409, "No majority of the nodes that vote is alive", "Bring one of them back first."
     ),
-    "removed": Code(409, "The node was removed for good", "Give the node a new id."),
     "refused": Code(409, "The cluster refuses this change", "Read `detail`: it says why."),
     "unknown_revision": Code(
         409,

@@ -131,7 +131,8 @@ class Up:
         if status is not None and status.primary and not self._hinted:
             self._hinted = True
             url = f"http://{next(iter(self._config.nodes.values())).client}/v1/kv/hello"
-            self._view.say(f"ready. Try: curl -X PUT --data-binary 'world' {url} && curl {url}")
+            self._view.say(f"ready. Try: curl -X PUT --data-binary world {url}")
+            self._view.say(f"       and: curl {url}")
 
     def _logs(self) -> str:
         return shlex.quote(os.path.relpath(self._config.path.parent / "logs"))

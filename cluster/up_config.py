@@ -41,9 +41,7 @@ def prepare_config(
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write_private(path, text)
     except OSError as error:
-        raise UpError(
-            f"{error.filename or data}: {error.strerror}; choose another --data"
-        ) from None
+        raise _unusable(data, error) from None
     config = load_config(path)
     try:
         check_ports(config)
@@ -69,9 +67,7 @@ def check_ours(data: Path) -> None:
         for place in places:
             _check_place(place, root)
     except OSError as error:
-        raise UpError(
-            f"{error.filename or data}: {error.strerror}; choose another --data"
-        ) from None
+        raise _unusable(data, error) from None
 
 
 def _check_place(place: Path, root: Path) -> None:
@@ -89,6 +85,15 @@ def _check_place(place: Path, root: Path) -> None:
             )
     elif found.st_mode & 0o022:
         raise UpError(f"{place} can be changed by other users; forbid that: chmod go-w {place}")
+
+
+def _unusable(data: Path, error: OSError) -> UpError:
+    advice = (
+        "give this user the right to read and write there"
+        if isinstance(error, PermissionError)
+        else "choose another --data for a new cluster"
+    )
+    return UpError(f"{error.filename or data}: {error.strerror}; {advice}")
 
 
 def _raise(error: OSError) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
 from typing import Protocol, TextIO
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+from cluster.cli_output import printable
 
 STATE_STYLES = {
     "primary": "bold green",
@@ -88,13 +91,14 @@ class LineView:
             self._shown[row.node] = key
             process = f" pid {row.pid}" if row.pid is not None else ""
             sync = "" if row.in_sync is None else " in sync" if row.in_sync else " not in sync"
-            note = f" ({row.note})" if row.note else ""
+            note = f" ({printable(row.note)})" if row.note else ""
             self.say(f"{row.node} {row.state}{sync}{process} {row.url}{note}")
 
     def say(self, text: str) -> None:
         """Print a line with the time."""
         moment = time.strftime("%H:%M:%S", time.gmtime())
-        print(f"{moment} {text}", file=self._stream, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it: the cluster goes on
+            print(f"{moment} {text}", file=self._stream, flush=True)
 
     def close(self) -> None:
         """Nothing is left to do."""
@@ -106,25 +110,21 @@ def open_view() -> View:
     return LiveView(console) if console.is_terminal else LineView()
 
 
-def render_table(title: str, rows: Sequence[Row]) -> Table:
-    """Return the table of nodes."""
+def render_table(title: str, rows: Sequence[Row]) -> Group:
+    """Return the table of nodes, which fits in 80 columns, and the notes below it."""
     table = Table(title=Text(title), title_justify="left", title_style="bold")
     for column in ("node", "state", "in sync", "URL"):
-        table.add_column(column, no_wrap=column != "state")
+        table.add_column(column, no_wrap=True)
     for column in ("pid", "applied", "lag"):
         table.add_column(column, justify="right", no_wrap=True)
-    with_notes = any(row.note for row in rows)
-    if with_notes:
-        table.add_column("note", overflow="fold")
     for row in rows:
-        cells: list[Text | str] = [
+        table.add_row(
             row.node,
             Text(row.state, style=STATE_STYLES.get(row.state, "")),
             "" if row.in_sync is None else "yes" if row.in_sync else Text("no", style="yellow"),
             Text(row.url, style="underline"),
             *("" if n is None else str(n) for n in (row.pid, row.applied_index, row.lag)),
-        ]
-        if with_notes:
-            cells.append(Text(row.note, style="red"))
-        table.add_row(*cells)
-    return table
+        )
+    # A column of its own would leave a few letters to it, and to every other.
+    notes = (Text(f"{row.node}: {printable(row.note)}", style="red") for row in rows if row.note)
+    return Group(table, *notes)

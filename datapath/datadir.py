@@ -240,7 +240,7 @@ class DataDirectory:
             DiskFailedError: it cannot be emptied.
 
         """
-        if self.joined:
+        if self.joined or _may_have_voted(self.path):
             raise ValueError(f"{self.path} holds the data of a node that has taken part")
         try:
             _empty(self.path)
@@ -338,7 +338,8 @@ def _load(path: Path, node_id: str, create: bool) -> _Identity:
     except OSError as error:
         raise storage_error(error, f"reading {file}") from error
     identity = _parse(file, content)
-    if identity.node != node_id and not identity.joined and create:
+    was_let_in = identity.joined or identity.cluster or _may_have_voted(path)
+    if identity.node != node_id and create and not was_let_in:
         # That node was never let in: nothing was voted or acknowledged with this directory.
         try:
             _empty(path)
@@ -351,6 +352,12 @@ def _load(path: Path, node_id: str, create: bool) -> _Identity:
             f"{identity.node} with it, or name {node_id}'s own directory"
         )
     return identity
+
+
+def _may_have_voted(path: Path) -> bool:
+    """Whether consensus began here, be it in a process that ended before it could note so."""
+    raft = path / "raft"
+    return raft.is_dir() and any(raft.iterdir())
 
 
 def _create(path: Path, node_id: str, create: bool) -> _Identity:

@@ -66,10 +66,11 @@ from datapath.requests import (
     encode,
     error_return,
 )
-from datapath.router import Attempts, Step, proves
+from datapath.router import Attempts, Step
 from datapath.status import other_state
 from datapath.turns import Turns
 from election.agreement import Agreement, AgreementUnavailableError, Committed, Refused
+from election.identity import Addresses
 from election.registry import PeerRegistry
 from election.view import AddMember, Change, Member, RemoveMember, View
 
@@ -275,7 +276,7 @@ class Gateway:
             stopping = self._stopping or self._is_removed
             match attempts.next(now_ms, primary=primary, is_here=is_here, stopping=stopping):
                 case "answer":
-                    return self._recall(operation, attempts)
+                    return self._answer(operation, attempts)
                 case "wait":
                     await self._wait_for_change(attempts.deadline_ms)
                 case step:
@@ -286,16 +287,16 @@ class Gateway:
                     except DataPathError as problem:
                         attempts.failed(problem)
 
-    def _recall(self, operation: Operation, attempts: Attempts) -> Result:
-        """Give the first answer again if it is applied here; else raise what the client is told."""
-        error = attempts.answer(self._no_primary(attempts.last))
-        if operation.idempotency_key and self._engine is not None and not proves(error):
-            known = self._engine.recall(operation)
-            if isinstance(known, Result):
-                return known
-            if known is not None and error.outcome == "not_applied":
-                error = known
-        raise error
+    def _answer(self, operation: Operation, attempts: Attempts) -> Result:
+        """Return or raise what the client is told when no further attempt is made."""
+        engine = self._engine
+        outcome = attempts.answer(
+            self._no_primary(attempts.last),
+            lambda: None if engine is None else engine.recall(operation),
+        )
+        if isinstance(outcome, OperationError):
+            raise outcome
+        return outcome
 
     async def _attempt(
         self, step: Step, primary: str, operation: Operation, left_ms: float
@@ -559,6 +560,29 @@ class Gateway:
         """Whether consensus is known not to count that node's vote (yet, or any more)."""
         voters = self._agreement.voters
         return voters is not None and node not in voters
+
+    async def move_member(
+        self, node: str, addresses: Addresses, timeout_ms: int, *, asked_by: str = ""
+    ) -> View:
+        """Have the cluster agree on other addresses for a member; "" leaves one as it is."""
+
+        def change(view: View) -> Change | None:
+            known = view.member(node)
+            if known is None:
+                names = ", ".join(member.id for member in view.members)
+                raise RejectedError(
+                    "unknown_node", f"there is no node {node!r}; there are: {names}"
+                )
+            moved = msgspec.structs.replace(
+                known,
+                client=addresses.client or known.client,
+                peer=addresses.peer or known.peer,
+                raft=addresses.raft or known.raft,
+            )
+            return None if moved == known else AddMember(moved)
+
+        log.info("a move of %s to %s is asked for by %s", node, addresses, asked_by or "a node")
+        return await self._change_members(change, timeout_ms)
 
     async def add_member(self, member: Member, timeout_ms: int, *, anew: bool = True) -> View:
         """Make a node a member, or register the disk of one that is.

@@ -11,6 +11,7 @@ each attempt ended, and do what it says. What a client is told rests on two rule
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, TypeGuard
 
 from datapath.errors import (
@@ -20,7 +21,7 @@ from datapath.errors import (
     RejectedError,
     UnknownOutcomeError,
 )
-from datapath.operations import Operation
+from datapath.operations import Operation, Result
 from datapath.requests import NoAnswerError, NotSentError
 
 Step = Literal["here", "forward", "wait", "answer"]
@@ -106,11 +107,24 @@ class Attempts:
             return False
         return problem.outcome == "unknown" or proves(problem) or not self.is_uncertain
 
-    def answer(self, nobody: NotPrimaryError) -> OperationError:
-        """Return what the client is told; `nobody` says that no primary could take it in time."""
+    def answer(
+        self, nobody: NotPrimaryError, recall: Callable[[], Result | OperationError | None]
+    ) -> Result | OperationError:
+        """Return what the client is told.
+
+        `nobody` says that no primary could take it in time. `recall` looks for the first answer
+        under the operation's key in what is applied on this node (None: not there, or no store).
+        """
         if self._answer is not None:
-            return self._answer
-        return self._unknown() if self.is_uncertain else nobody
+            error = self._answer
+        else:
+            error = self._unknown() if self.is_uncertain else nobody
+        if not self._operation.idempotency_key or proves(error):
+            return error
+        known = recall()
+        if isinstance(known, Result) or (known is not None and error.outcome == "not_applied"):
+            return known
+        return error
 
     def _unknown(self) -> UnknownOutcomeError:
         return UnknownOutcomeError(

@@ -7,17 +7,22 @@ from unittest.mock import patch
 
 import msgspec
 
+from datapath.client_table import ClientTable
 from datapath.environment import SERVICE_SPACE
-from datapath.errors import NotAppliedError
+from datapath.errors import DataPathError, NotAppliedError, OperationError
 from datapath.executor import Executor
 from datapath.operations import Operation
-from datapath.pipeline import Answer, Burst, Pipeline
+from datapath.pipeline import Answer, Burst, Pipeline, Waiting
 from datapath.records import Entry
 from datapath.replica import Replica
+from datapath.requests import NoAnswerError
+from datapath.router import Attempts, was_not_carried_out
 from tests.scenarios import test_answers
 from tests.sim.mutant import Mutant, Patch
 from tests.sim.oracle import Oracle
 
+ROUTER = "tests/unit/replica/test_router.py::"
+OUTCOMES = "tests/integration/engine/test_outcomes.py::"
 MAX_SEEDS = 300
 _BATCH = 10
 
@@ -127,6 +132,57 @@ def _d1_unknown_is_called_not_applied() -> list[Patch]:
     return [patch("datapath.pipeline.UnknownOutcomeError", NotAppliedError)]
 
 
+def _d1_uncertain_attempts_are_forgotten() -> list[Patch]:
+    failed = Attempts.failed
+
+    def forget(attempts: Attempts, problem: DataPathError) -> None:
+        attempts.is_uncertain = False
+        failed(attempts, problem)
+
+    return [patch.object(Attempts, "failed", forget)]
+
+
+def _d1_any_refusal_is_proof() -> list[Patch]:
+    return [patch("datapath.router.proves", lambda problem: isinstance(problem, NotAppliedError))]
+
+
+def _d8_repeated_without_a_key() -> list[Patch]:
+    def may_repeat(_operation: Operation, problem: DataPathError) -> bool:
+        return (
+            was_not_carried_out(problem)
+            or isinstance(problem, NoAnswerError)
+            or getattr(problem, "code", "") == "unknown_outcome"
+        )
+
+    return [patch("datapath.router.may_repeat", may_repeat)]
+
+
+def _d8_refused_before_it_is_recognised() -> list[Patch]:
+    may_start = Pipeline._may_start
+
+    def refuse_first(pipeline: Pipeline, waiting: Waiting, burst: Burst) -> bool:
+        with patch.object(pipeline._executor, "repeat_of", lambda *_: None):
+            may = may_start(pipeline, waiting, burst)
+        return may and may_start(pipeline, waiting, burst)
+
+    return [patch.object(Pipeline, "_may_start", refuse_first)]
+
+
+def _d8_refused_whatever_is_known() -> list[Patch]:
+    def refuse(_pipeline: Pipeline, waiting: Waiting, error: OperationError) -> None:
+        waiting.future.set_exception(error)
+
+    return [patch.object(Pipeline, "_refuse", refuse)]
+
+
+def _d8_forgotten_ones_are_executed() -> list[Patch]:
+    return [patch.object(ClientTable, "refusal", lambda *_: None)]
+
+
+def _d8_what_is_forgotten_is_not_in_the_delta() -> list[Patch]:
+    return [patch.object(ClientTable, "summary", lambda _: [])]
+
+
 _MUTANTS = (
     Mutant("D1", "answers before the commit", _d1_answers_before_the_commit),
     Mutant("D1", "answers when the primary alone has it", _d1_answers_when_the_primary_has_it),
@@ -147,7 +203,32 @@ _MUTANTS = (
     Mutant("D8", "the client table is not consulted", _d8_not_consulted),
     Mutant("D8", "only committed answers are repeated", _d8_uncommitted_ones_do_not_count),
     Mutant("D8", "refusals are not in the client table", _d8_refusals_are_forgotten, seed=400),
+    Mutant(
+        "D1", "an uncertain attempt is forgotten", _d1_uncertain_attempts_are_forgotten,
+        unit=ROUTER + "test_once_an_attempt_is_uncertain_no_refusal_makes_it_not_applied",
+    ),
+    Mutant(
+        "D1", "any refusal proves what others did", _d1_any_refusal_is_proof,
+        unit=ROUTER + "test_once_an_attempt_is_uncertain_no_refusal_makes_it_not_applied",
+    ),
+    Mutant("D8", "an unkeyed write is sent again", _d8_repeated_without_a_key),
+    Mutant(
+        "D8", "refused before it is recognised", _d8_refused_before_it_is_recognised,
+        unit=OUTCOMES
+        + "test_a_repeat_of_what_is_not_committed_waits_for_it_whatever_it_asks",
+    ),
+    Mutant(
+        "D8", "refused, whatever is known of the key", _d8_refused_whatever_is_known,
+        unit=OUTCOMES + "test_a_repeat_is_recognised_where_too_many_wait",
+    ),
+    Mutant("D8", "a forgotten repeat is executed again", _d8_forgotten_ones_are_executed),
+    Mutant(
+        "D8", "what is forgotten is not in the delta", _d8_what_is_forgotten_is_not_in_the_delta,
+        unit=OUTCOMES
+        + "test_the_oldest_answers_are_forgotten_beyond_the_bytes_and_then_refused",
+    ),
 )  # fmt: skip
 CLIENT_MUTANTS = tuple(
-    mutant._replace(clients=mutant.scenario is None, seed=mutant.seed or 1) for mutant in _MUTANTS
+    mutant._replace(clients=mutant.scenario is None and not mutant.unit, seed=mutant.seed or 1)
+    for mutant in _MUTANTS
 )

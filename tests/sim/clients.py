@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from datapath.errors import (
+    NotAppliedError,
     NotPrimaryError,
     OperationError,
     RejectedError,
     UnknownOutcomeError,
 )
 from datapath.operations import Operation, Query, QueryResult, Result
+from tests.sim import forwarding
 from tests.sim.claims import Claims
 from tests.support.history import History
 from tests.support.history import Operation as Entry
@@ -62,6 +64,9 @@ class Habits(msgspec.Struct, frozen=True):
     patience_ms: float
     give_up_ms: float
     believes: float  # how often a client asks whom it believes to be the primary
+    forwards: float  # how often the asked node does what the gateway does, and not only what it can
+    picky: float  # how often a write asks for two or three copies
+    credulous: float  # how often a refusal is taken as the end
 
 
 class Clients:
@@ -84,7 +89,12 @@ class Clients:
             patience_ms=random.choice((40.0, 150.0, 600.0)),
             give_up_ms=random.choice((500.0, 2000.0)),
             believes=random.choice((0.5, 0.9)),
+            forwards=random.choice((0.3, 0.9)),
+            picky=random.choice((0.0, 0.3, 0.7)),
+            credulous=random.choice((0.0, 0.5, 1.0)),
         )
+        self.links = forwarding.Troubles(random.choice((0.0, 0.05, 0.2)), random.choice((0.2, 0.7)))
+        self.known_index = 0  # the highest that is known to have committed
         self._begun = 0
         self._clients = [Client(self, number) for number in range(self.habits.n_clients)]
 
@@ -206,7 +216,9 @@ class Client:
             entry = history.range(self.number, now, prefix=group)
         asks: Operation | Query
         if method in ("put", "delete"):
-            asks = Operation(method, arguments, repeat_key)
+            copies = random.choice((2, 3)) if clients.clockwork.chance(clients.habits.picky) else 0
+            after = clients.known_index if repeat_key else None
+            asks = Operation(method, arguments, repeat_key, "all", copies, after)
         elif method == "get":
             asks = Query("get", (key.encode(),))
         else:
@@ -286,8 +298,15 @@ class Asking:
         assert service is not None
         if isinstance(self.asks, Operation):
             # The node gives up before the client does, or after it.
-            timeout_ms = self.clients.habits.patience_ms * self.clockwork.random.choice((0.5, 2))
-            service.submit(self.asks, timeout_ms, Answer(self, number))
+            clients, clockwork = self.clients, self.clockwork
+            timeout_ms = clients.habits.patience_ms * clockwork.random.choice((0.5, 2))
+            sink = Answer(self, number)
+            if clockwork.chance(clients.habits.forwards):
+                forwarding.Forwarding(
+                    clients.world, node, self.asks, timeout_ms, sink, clients.links
+                )
+            else:
+                service.submit(self.asks, timeout_ms, sink)
             return
         view = node.replica.view
         try:
@@ -352,8 +371,17 @@ class Asking:
         if isinstance(problem, UnknownOutcomeError):
             self.clockwork.seen["client: unknown outcome"] += 1
             self.unsure = True
+            if problem.code in ("idempotency_key_expired", "unknown_revision"):
+                self.clockwork.seen[f"client: {problem.code}"] += 1
+                self._end(self.entry.unknown)
+                return
         if isinstance(problem, NotPrimaryError):
             self.client.believed = problem.primary
+        elif isinstance(problem, NotAppliedError) and not self.unsure:
+            self.clockwork.seen[f"client: refused: {problem.code}"] += 1
+            if self.clockwork.chance(self.clients.habits.credulous):
+                self._end(self.entry.not_applied)
+                return
         self._go_on()
 
     def _go_on(self) -> None:
@@ -385,6 +413,7 @@ class Asking:
             return
         entry, claims = self.entry, self.clients.claims
         self.client.believed = answer.node
+        self.clients.known_index = max(self.clients.known_index, answer.index)
         if entry.kind == "get":
             found = answer.value
             value, revision = (found[0].decode(), found[1]) if found else (None, 0)
@@ -410,6 +439,7 @@ class Asking:
             return
         entry, claims = self.entry, self.clients.claims
         del number
+        self.clients.known_index = max(self.clients.known_index, result.index)
         if result.repeated:
             self.clockwork.seen["client: first answer again"] += 1
         if entry.kind == "put":

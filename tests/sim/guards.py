@@ -35,7 +35,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.sim.clockwork import ViolationError
 from tests.sim.faults import Schedule
 from tests.sim.histories import Histories
 
@@ -264,11 +263,12 @@ def _by_schedules(first: int, end: int) -> Verdict | None:
     with tempfile.TemporaryDirectory() as directory:
         histories = Histories(1, Path(directory), HISTORY_BATCH)
         for seed in range(first, end):
-            schedule = Schedule(seed)
             try:
+                schedule = Schedule(seed)
                 schedule.run()
-            except ViolationError as error:
-                return Verdict(f"simulator, seed {seed}", str(error).splitlines()[0])
+            except Exception as error:  # noqa: BLE001 -- whatever the break has led to
+                reason = (str(error).splitlines() or [""])[0]
+                return Verdict(f"simulator, seed {seed}", f"{type(error).__name__}: {reason}")
             histories.add(schedule)
             if histories.failed:
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datapath.client_table import ClientTableBounds
 from datapath.settings import Bounds, Timing
 from election.view import AddMember, Member, View
 from tests.sim.agreement import Agreement
@@ -9,6 +10,8 @@ from tests.sim.clockwork import Clockwork
 from tests.sim.network import Network
 from tests.sim.node import Node
 from tests.sim.oracle import Oracle
+
+FORGETFUL = ClientTableBounds(retention_ms=300, max_bytes=1200)
 
 
 def make_member(node_id: str) -> Member:
@@ -62,6 +65,9 @@ class World:
             recent_records_bytes=3000 if has_service else 600,
             max_append_bytes=2000 if has_service else 400,
             max_peer_inflight_bytes=6000 if has_service else 1200,
+            # A third of the schedules: keys are soon forgotten, and few may wait.
+            client_table=FORGETFUL if seed % 3 == 0 else ClientTableBounds(),
+            max_waiting_operations=2 if seed % 3 == 0 else 20_000,
         )
         self.takeover_order: dict[str, int] = {}
         self.snapshot_failure_rate = 0.0

@@ -10,6 +10,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 
+import msgspec
 import pytest
 import uvloop
 
@@ -25,14 +26,20 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     return {"uvloop": uvloop.new_event_loop}
 
 
-@pytest.fixture(params=["express", "ordinary"])
+@pytest.fixture(params=["express", "forwarding", "ordinary"])
 async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
-    """Serve a fresh local node, with settings of the test's choice, in both lanes."""
+    """Serve a fresh local node, with settings of the test's choice, in both lanes.
+
+    "forwarding": in the express lane, at a node that can answer nothing at once.
+    """
     started: list[HttpApi] = []
     express = request.param == "express"
 
     async def start(settings: HttpSettings | None = None, node: LocalNode | None = None) -> Local:
         node = node or LocalNode(KeyValue(), express=express)
+        settings = msgspec.structs.replace(
+            settings or HttpSettings(), express_lane=request.param != "ordinary"
+        )
         api = HttpApi(node, settings, Hosts(["t", "test", "a", "x", "any.example"]))
         await api.start("127.0.0.1", 0)
         started.append(api)

@@ -83,7 +83,34 @@ async def test_a_node_is_taken_out(local: Local) -> None:
     assert gone not in [member["id"] for member in reply.json["members"]]
     assert gone not in reply.json["in_sync"]
     again = await fetch(base_url, "DELETE", f"/v1/cluster/nodes/{gone}")
-    assert (again.status, again.code) == (404, "unknown_node")
+    assert (again.status, again.json) == (200, reply.json), "to repeat it is harmless"
+    never = await fetch(base_url, "DELETE", "/v1/cluster/nodes/n99")
+    assert (never.status, never.code) == (404, "unknown_node")
+
+
+async def test_force_repeats_the_id(local: Local) -> None:
+    target = "/v1/cluster/nodes/n3"
+    for force in ("", "n2", "true", "1"):
+        reply = await fetch(local.base_url, "DELETE", f"{target}?force={force}")
+        assert (reply.status, reply.code) == (400, "invalid_parameter"), force
+        assert "'n3'" in reply.json["detail"]
+    assert local.node.removals == []
+    assert (await fetch(local.base_url, "DELETE", f"{target}?force=n3")).status == 200
+    ((node, force_given, asked_by),) = local.node.removals
+    assert (node, force_given) == ("n3", True)
+    assert asked_by.startswith("127.0.0.1 port ")
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "Via"])
+async def test_what_comes_through_a_proxy_changes_no_members(local: Local, header: str) -> None:
+    headers = {header: "127.0.0.1"}
+    asked = await fetch(local.base_url, "DELETE", "/v1/cluster/nodes/n3", None, headers)
+    assert (asked.status, asked.code) == (403, "admin_forbidden")
+    assert asked.json["outcome"] == "not_applied"
+    body = b'{"to": "n2"}'
+    asked = await fetch(local.base_url, "POST", "/v1/cluster/handover", body, {**JSON, **headers})
+    assert (asked.status, asked.code) == (403, "admin_forbidden")
+    assert local.node.removals == []
 
 
 async def test_the_primary_is_not_taken_out(base_url: str) -> None:

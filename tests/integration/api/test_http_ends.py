@@ -69,6 +69,29 @@ async def test_a_client_that_asks_nothing_and_ends_is_let_go(local: Local) -> No
     assert await say(local, b"GET /liv", half_close=True) == []
 
 
+@pytest.mark.parametrize("lane", [b"", b"TE: x\r\n"])
+async def test_no_connection_stays_behind_its_client(local: Local, lane: bytes) -> None:
+    """The end may come in any moment: before, while and after the answer is made."""
+
+    async def come_and_go(number: int) -> None:
+        async with connect(local.base_url) as connection:
+            connection.send(PUT % (b"%d" % number, lane))
+            if number % 2:
+                connection.writer.write_eof()
+            for _ in range(number % 7):
+                await asyncio.sleep(0)
+
+    for start in range(0, 300, 20):
+        await asyncio.gather(*(come_and_go(start + number) for number in range(20)))
+        for number in range(5):
+            await fetch(local.base_url, "GET", f"/v1/kv/{number}", headers={"TE": "x"})
+    await wait_until(
+        lambda: local.api._server_numbers()["http_open_connections"] == 0,
+        "all connections are gone",
+        10,
+    )
+
+
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
 UPGRADES = [
     H2C,

@@ -122,3 +122,28 @@ async def test_two_idempotency_keys_are_refused(base_url: str, prefix: str) -> N
             "Idempotency-Key: a\r\nIdempotency-Key: a\r\n\r\n".encode()
         )
         assert (await connection.receive()).code == "invalid_header"
+
+
+@pytest.mark.parametrize("after", ["x", "-1", "1.5", '"7"', "", "1, 2"])
+async def test_what_is_no_revision_in_idempotency_after(
+    base_url: str, prefix: str, after: str
+) -> None:
+    header = key_header(str(uuid.uuid4())) | {"Idempotency-After": after}
+    reply = await fetch(base_url, "PUT", kv(prefix), b"1", header)
+    assert (reply.status, reply.code) == (400, "invalid_header")
+    assert reply.json["detail"].startswith("Idempotency-After")
+
+
+async def test_answers_name_the_revision_to_be_sent_after(base_url: str, prefix: str) -> None:
+    put = await fetch(base_url, "PUT", kv(prefix), b"1")
+    assert put.headers["onecopy-revision"] == str(put.json["revision"])
+    get = await fetch(base_url, "GET", kv(prefix))
+    assert int(get.headers["onecopy-revision"]) >= put.json["revision"]
+    page = await fetch(base_url, "GET", f"/v1/kv?prefix={prefix}")
+    assert page.headers["onecopy-revision"] == str(page.json["revision"])
+    local = await fetch(base_url, "PUT", f"{kv(prefix)}?ack=local", b"2")
+    assert "onecopy-revision" not in local.headers
+    header = key_header(str(uuid.uuid4())) | {"Idempotency-After": get.headers["onecopy-revision"]}
+    first = await fetch(base_url, "PUT", kv(prefix), b"3", header)
+    again = await fetch(base_url, "PUT", kv(prefix), b"3", header)
+    assert again.json["revision"] == first.json["revision"]

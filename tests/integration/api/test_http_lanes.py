@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 
+import msgspec
 import pytest
 import uvloop
 from hypothesis import HealthCheck, given, settings
@@ -132,15 +133,17 @@ def _comparable(reply: Reply) -> tuple[int, dict[str, str], bytes]:
 def test_both_lanes_say_the_same(said: list[tuple[str, list[bytes]]]) -> None:
     async def run() -> None:
         told: list[list[object]] = []
-        for express in (True, False):
+        for express, lane in ((True, True), (False, True), (False, False)):
             node = LocalNode(KeyValue(), express=express)
-            api = HttpApi(node, SETTINGS, Hosts(["test"]))
+            api = HttpApi(
+                node, msgspec.structs.replace(SETTINGS, express_lane=lane), Hosts(["test"])
+            )
             await api.start("127.0.0.1", 0)
             try:
                 told.append([*await _converse(api, said), node.store.values])
             finally:
                 await api.stop()
-        assert told[0] == told[1]
+        assert told[0] == told[1] == told[2]
 
     uvloop.run(run())
 
@@ -154,8 +157,10 @@ def _lane(server: HttpServer | None) -> str:
 
 async def test_what_is_plain_stays_in_the_express_lane(serve: Serve) -> None:
     local = await serve()
-    if not local.node.express:
-        pytest.skip("this node takes nothing at once")
+    server = local.api._server
+    assert server is not None
+    if not server.has_express_lane:
+        pytest.skip("there is no express lane")
     async with connect(local.base_url) as connection:
         for method, body in (("PUT", b"1"), ("GET", None), ("DELETE", None), ("GET", None)):
             headers = {"Idempotency-Key": method, "Connection": "Keep-Alive"}
@@ -268,3 +273,21 @@ async def test_requests_sent_ahead_let_others_have_their_turn(serve: Serve) -> N
             assert (await connection.receive()).status == 404
     # Two turns of the loop may pass between two looks at it, and data comes in several pieces.
     assert max(steps) <= 4 * http_express.MAX_SERVED_PER_TURN
+
+
+async def test_a_connection_that_met_a_backup_is_in_the_express_lane_when_it_is_the_primary(
+    serve: Serve,
+) -> None:
+    local = await serve()
+    server = local.api._server
+    assert server is not None
+    if not server.has_express_lane:
+        pytest.skip("there is no express lane")
+    local.node.express = False  # as a backup: it takes nothing at once
+    async with connect(local.base_url) as connection:
+        for _ in ("backup", "primary"):
+            for method, body in (("PUT", b"1"), ("GET", None), ("DELETE", None), ("GET", None)):
+                connection.send_request(method, "/v1/kv/a", body)
+                assert (await connection.receive()).status in (200, 201, 404)
+            assert _lane(server) == "express"
+            local.node.express = True

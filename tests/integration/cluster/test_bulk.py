@@ -10,6 +10,7 @@ import signal
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cluster import bulk
@@ -322,3 +323,84 @@ async def test_lines_come_from_a_pipe_as_they_are_written() -> None:
     with pytest.raises(StopAsyncIteration):
         await anext(lines)
     os.close(reader)
+
+
+BOM = b"\xef\xbb\xbf"
+FILES = {
+    "f.tsv": b"a\t1\nb\t2\n",
+    "f.ndjson": b'{"key":"a","value":"1"}\n{"key":"b","value":"2"}\n',
+}
+
+
+@pytest.mark.parametrize("name", [*FILES, "f", "-"])
+async def test_a_byte_order_mark_is_no_part_of_the_first_key(
+    nodes: FakeCluster, tmp_path: Path, name: str
+) -> None:
+    data = BOM + FILES.get(name, FILES["f.ndjson"])
+    if name == "-":
+        arguments: tuple[str | Path, ...] = ("load", "-", "--format", "ndjson")
+    else:
+        (tmp_path / name).write_bytes(data)
+        arguments = ("load", tmp_path / name)
+    stdin = data if name == "-" else None
+    ended = await run(*arguments, endpoints=nodes.endpoints, stdin=stdin)
+    assert ended.code == 0, ended.err
+    assert stored(nodes) == {"a": b"1", "b": b"2"}
+    if name != "-":
+        checked = await run(*arguments, "--check", endpoints=nodes.endpoints)
+        assert "checked: 2 records" in checked.err
+
+
+@pytest.mark.parametrize("name", FILES)
+async def test_a_mark_amid_a_file_and_other_encodings_are_refused(
+    nodes: FakeCluster, tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(FILES[name] + BOM + FILES[name])
+    ended = await run("load", file, "--check", endpoints=nodes.endpoints)
+    assert ended.code == 1
+    assert "line 3" in ended.err
+    assert "byte order mark" in ended.err
+    file.write_bytes(FILES[name].decode().encode("utf-16"))
+    ended = await run("load", file, "--check", endpoints=nodes.endpoints)
+    assert ended.code == 1
+    assert "iconv" in ended.err
+    assert nodes.core.executed == 0
+
+
+async def test_a_file_with_a_mark_alone_is_empty(nodes: FakeCluster, tmp_path: Path) -> None:
+    (tmp_path / "f.tsv").write_bytes(BOM)
+    ended = await run("load", tmp_path / "f.tsv", endpoints=nodes.endpoints)
+    assert (ended.code, nodes.core.executed) == (0, 0), ended.err
+
+
+async def test_a_load_stays_with_the_cluster_that_it_was_begun_on(
+    nodes: FakeCluster, tmp_path: Path
+) -> None:
+    file = tmp_path / "f.ndjson"
+    write_records(file)
+    for server in nodes.servers.values():
+        server.node.pace_s = 0.03
+    for arguments, stdin in ((("load", file), None), (("load", "-", "--format", "ndjson"), file)):
+        before = nodes.core.executed
+        process = await start(
+            *arguments,
+            "--concurrency",
+            "4",
+            endpoints=nodes.endpoints,
+            stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
+        )
+        sending = asyncio.create_task(
+            finish(process, None if stdin is None else stdin.read_bytes())
+        )
+        await until_written(nodes, before + 50)
+        view = nodes.core.view
+        nodes.core.view = msgspec.structs.replace(view, cluster_id="other")
+        ended = await sending
+        # 5: a record was under way when the name changed, so that the answer came from "other".
+        assert ended.code in {1, 5}, ended.err
+        assert "cluster other" in ended.err
+        assert "cluster fake" in ended.err
+        # What had reached a node by then may be done; nothing that came later is.
+        assert nodes.core.executed < before + 100
+        nodes.core.view = view

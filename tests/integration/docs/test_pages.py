@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_configurations_are_valid(path: Path, tmp_path: Path) -> None:
     for block in blocks_of(path):
         if block.kind == "toml":
             secret = tmp_path / "cluster.secret"
-            secret.write_text("f3" * 32)
+            secret.write_text(secrets.token_hex(32))
             secret.chmod(0o600)
             config = tmp_path / "cluster.toml"
             config.write_text(block.text)

@@ -93,6 +93,26 @@ async def test_d2_an_early_answer_waits_for_what_shines_through_it(tmp_path: Pat
         assert (await second).value is False  # replaced, as it turned out
 
 
+async def test_d2_a_linearizable_read_sees_a_local_write_once_a_later_write_is_acknowledged(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, KeyValue) as cluster:
+        await cluster["n1"].execute("put", b"k", b"old")
+        cluster["n3"].hang_disk()
+        local = await cluster["n1"].execute("put", b"k", b"new", ack="local")
+        for replica in cluster.replicas.values():
+            assert (await replica.query("get", b"k")).value[0] == b"old"
+        after = cluster["n2"].execute("put", b"other", b"x")  # ack=all, of another key
+        conditional = cluster["n1"].execute("put", b"k", b"newer", local.index, ack="local")
+        later = asyncio.gather(asyncio.create_task(after), asyncio.create_task(conditional))
+        cluster["n3"].resume_disk()
+        await later  # a write does see it: its condition on the revision held
+        for replica in cluster.replicas.values():
+            value, revision = (await replica.query("get", b"k")).value
+            assert revision >= local.index
+            assert value in (b"new", b"newer")
+
+
 async def test_d8_a_repeat_gets_the_first_answer_also_from_the_next_primary(
     tmp_path: Path,
 ) -> None:

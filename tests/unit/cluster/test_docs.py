@@ -23,6 +23,7 @@ from cluster.config import (
     load_config,
 )
 
+COMMON = {"as_json", "endpoints", "no_discover", "timeout_ms"}
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[cluster]": ClusterSection,
@@ -77,7 +78,7 @@ def test_each_command_and_option_is_documented() -> None:
         part = text.split(f"## `onecopy {name}")[1].split("\n## ")[0]
         for parameter in command.params:
             if isinstance(parameter, click.Option) and not parameter.hidden:
-                where = text if parameter.name in {"as_json", "endpoints", "timeout_ms"} else part
+                where = text if parameter.name in COMMON else part
                 assert any(f"`{option}" in where for option in parameter.opts), (name, parameter)
 
 

@@ -52,6 +52,28 @@ def refusal(view: View | None, change: Change) -> str:
 ALL_IN_SYNC = after(FIRST, AddToInSync("c"), AddToInSync("b"))
 
 
+class TestAddressesAndRemovals:
+    def test_two_members_with_one_address_are_refused_at_bootstrap(self) -> None:
+        twin = member("b", peer="a:client")
+        assert "same address" in refusal(None, Bootstrap("cluster", "a", (A, twin)))
+
+    def test_members_may_swap_their_addresses_one_after_the_other(self) -> None:
+        view = after(
+            AddMember(member("b", client="c:client")),
+            AddMember(member("c", client="b:client")),
+            view=ALL_IN_SYNC,
+        )
+        assert [item.client for item in view.members] == [
+            "a:client", "c:client", "b:client", "w:client",
+        ]  # fmt: skip
+
+    def test_who_was_removed_is_remembered_once_and_the_latest_last(self) -> None:
+        view = after(RemoveMember("b"), RemoveMember("c"), view=ALL_IN_SYNC)
+        assert view.removed == ("b", "c")
+        view = after(AddMember(B), RemoveMember("b"), view=view)
+        assert view.removed == ("c", "b")
+
+
 class TestBootstrap:
     def test_makes_version_1_epoch_1_with_the_primary_alone_in_sync(self) -> None:
         view = after(FIRST)

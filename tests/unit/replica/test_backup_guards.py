@@ -70,6 +70,7 @@ def test_a_refusal_names_the_highest_epoch_that_is_known() -> None:
     # The view names this replica, which cannot become primary: it has accepted nobody for it.
     damaged = _replica(msgspec.structs.replace(_recovered(5, 3), damaged=True))
     damaged.on_view(_view(4, "b"))
+    assert damaged.epoch == 4
     assert _replies(damaged.on_message("a", Heartbeat(1, 3, 1, 0), 2.0)) == [Refusal(1, 4, "b")]
 
 
@@ -209,6 +210,7 @@ def _silent() -> tuple[Replica, float]:
         now_ms += 10.0
         replica.on_tick(now_ms)
     assert replica.core.proposal == fx.Propose(TakeOver("b"), 1)
+    assert replica.may_propose(replica.core.proposal, now_ms)  # it leaves
     return replica, now_ms
 
 

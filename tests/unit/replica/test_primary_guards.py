@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import pytest
 
@@ -20,7 +22,8 @@ from datapath.messages import (
 from datapath.primary import Primary
 from datapath.replica import Replica
 from datapath.settings import Timing
-from election.view import Confirm, Handover, RemoveFromInSync
+from election.view import AddToInSync, Confirm, Handover, RemoveFromInSync
+from tests.sim.world import make_witness
 from tests.unit.replica.test_replica_guards import (
     _finish_writes,
     _record,
@@ -89,7 +92,13 @@ class Lead:
         return self.replica.on_message(peer, message, self.now_ms)  # type: ignore[arg-type]
 
     def probed(
-        self, peer: str, last_index: int = 0, commit_index: int = 0, epoch: int = 0
+        self,
+        peer: str,
+        last_index: int = 0,
+        commit_index: int = 0,
+        epoch: int = 0,
+        *,
+        damaged: bool = False,
     ) -> list[fx.Effect]:
         """A peer answers its probe: it holds so much, of that epoch."""
         runs = [(epoch, commit_index + 1)] if last_index > commit_index else []
@@ -97,7 +106,7 @@ class Lead:
             peer,
             ProbeReply(
                 self.sessions[peer], 1, f"{peer}.1", 1, last_index, epoch, commit_index, runs,
-                suspect=False, damaged=False,
+                suspect=False, damaged=damaged,
             ),
         )  # fmt: skip
 
@@ -108,13 +117,11 @@ class Lead:
         self.promise(peer)
 
     def promise(self, peer: str, *, writable: bool = True) -> None:
-        """A peer answers the newest heartbeat."""
-        self.hear(
-            peer,
-            HeartbeatReply(
-                self.sessions[peer], 1, self.primary._sequence, 0, self.last_index, writable
-            ),
-        )
+        """A peer answers the newest heartbeat that it was sent."""
+        heartbeats = self.primary.peers[peer]._heartbeats
+        number = heartbeats[-1][0] if heartbeats else self.primary._sequence
+        session = self.sessions[peer]
+        self.hear(peer, HeartbeatReply(session, 1, number, 0, self.last_index, writable))
 
 
 def _sent(effects: list[fx.Effect], kind: type) -> list[str]:
@@ -168,10 +175,34 @@ def test_a_primary_is_not_deposed_by_a_refusal_of_its_own_or_an_older_epoch() ->
     assert lead.replica.primary is not None
 
 
+def test_a_primary_is_not_deposed_by_messages_of_its_own_or_an_older_epoch() -> None:
+    """D3: they are refused."""
+    lead = Lead(answered="a")
+    for epoch in (0, 1):
+        effects = lead.hear("a", Probe(7, epoch, "a", 0))
+        assert effects == [fx.Reply("a", Refusal(7, 1, "b"))]
+    assert lead.replica.primary is not None
+
+
+def test_a_damaged_replica_does_not_become_the_primary_that_a_view_names() -> None:
+    """Rule e."""
+    replica = _replica(msgspec.structs.replace(_recovered(3, 1), damaged=True))
+    assert replica.on_view(_view(2, "b")) == []
+    assert replica.role == "backup"
+
+
+def test_what_was_executed_in_another_epoch_is_not_recorded() -> None:
+    """D2, D6: it rests on entries that may be gone."""
+    lead = Lead(answered="a")
+    with pytest.raises(SafetyError, match="outside its epoch"):
+        lead.replica.append(_record(lead.replica.next_index, 2))
+
+
 def test_a_backup_executes_nothing() -> None:
     replica = _replica(_recovered())
     replica.on_view(_view(1, "a"))
     assert not replica.may_execute()
+    assert replica.lease_until_ms() == -math.inf
     assert not replica.may_serve(10.0)
     assert replica.copies() == 0
 
@@ -236,6 +267,62 @@ def test_whose_log_went_further_is_asked_anew_when_the_cut_one_has_opened() -> N
     effects = lead.probed("a", 3, 2)
     assert lead.primary.stage == "open"
     assert [effect.peer for effect in effects if isinstance(effect, fx.Redial)] == ["c"]
+    assert lead.replica.core.proposal is None
+
+
+def test_a_cut_log_yields_to_nobody_who_is_damaged() -> None:
+    """Rule e: it would not take the epoch, and nobody would serve."""
+    lead = _suspect()
+    lead.probed("a", 7, 2, damaged=True)
+    lead.replica.on_durable(1_000_000)
+    lead.tick(lead.now_ms + 20)
+    assert lead.replica.core.proposal is None
+    assert lead.primary.stage == "matching"
+
+
+def test_nothing_leaves_before_the_epoch_is_durable_whatever_else_is() -> None:
+    """Rule c: an older write's sync ends before that of the record."""
+    replica = _replica(_recovered())
+    writing = replica.on_view(_view(1, "a"))
+    replica.on_link("c")
+    becoming = replica.on_view(_view(2, "b", version=2, in_sync="bc"))
+    assert _finish_writes(replica, writing) == []
+    assert _sent(_finish_writes(replica, becoming), Probe) == ["c"]
+
+
+def test_nobody_is_accused_before_the_epoch_is_durable() -> None:
+    """Rule c: nobody has been asked yet."""
+    replica = _replica(_recovered())
+    replica.on_view(_view(1, "b"))
+    for now_ms in range(20, 1000, 20):
+        assert replica.on_tick(float(now_ms)) == []
+
+
+def test_what_older_epochs_left_commits_together_with_the_opening_entry() -> None:
+    """D6."""
+    replica = _replica(_recovered(3, 0, commit_index=1))
+    _finish_writes(replica, replica.on_view(_view(1, "b")))
+    replica.on_link("a")
+    reply = ProbeReply(1, 1, "a.1", 1, 3, 0, 1, [(0, 2)], suspect=False, damaged=False)
+    replica.on_message("a", reply, 10.0)
+    replica.on_message("a", AppendReply(1, 1, 3), 20.0)
+    assert replica.core.commit_index == 1  # it has not opened: its own promises stand
+    effects: list[fx.Effect] = []
+    for now_ms in range(40, TIMING.grace_period_ms + 40, 20):
+        effects += replica.on_tick(float(now_ms))
+    _finish_writes(replica, effects)
+    assert replica.core.log.last_index == replica.core.durable_index == 4
+    assert replica.core.commit_index == 1
+    replica.on_message("a", AppendReply(1, 1, 4), float(TIMING.grace_period_ms + 40))
+    assert replica.core.commit_index == 4
+
+
+def test_a_witness_is_no_peer_of_the_replicas() -> None:
+    view = _view(1, "b")
+    replica = _replica(_recovered())
+    replica.on_view(msgspec.structs.replace(view, members=(*view.members, make_witness("w"))))
+    assert replica.primary is not None
+    assert set(replica.primary.peers) == {"a", "c"}
 
 
 # sending
@@ -259,6 +346,26 @@ def test_records_are_sent_in_messages_of_a_bounded_size() -> None:
     for effect in lead.probed("c"):
         if isinstance(effect, fx.Send) and isinstance(effect.message, Append):
             assert len(effect.message.records) <= 2
+
+
+def test_a_record_larger_than_a_message_is_sent_alone() -> None:
+    lead = Lead(answered="a")
+    bounds = lead.replica.core.bounds
+    lead.replica.core.bounds = msgspec.structs.replace(bounds, max_append_bytes=1)
+    assert _sent(lead.probed("c"), Append).count("c") == 1 + lead.last_index
+
+
+def test_what_comes_for_a_member_that_has_been_removed_is_dropped() -> None:
+    lead = Lead(answered="a")
+    assert lead.replica.on_snapshot_sent("d", 1, done=True) == []
+    assert lead.replica.on_log_read("d", 1, []) == []
+
+
+def test_a_primary_whose_disk_hangs_asks_nobody_for_a_promise() -> None:
+    """D4: so that another may take over."""
+    lead = Lead(answered="a")
+    lead.replica.on_tick(lead.now_ms + 10, disk_stalled=True)
+    assert _sent(lead.probed("c"), Heartbeat) == []
 
 
 def test_a_log_that_is_not_retained_or_has_changed_under_a_read_is_not_sent() -> None:
@@ -326,6 +433,41 @@ def test_one_snapshot_is_sent_to_a_replica_at_a_time() -> None:
     lead.replica.on_link("c")
     lead.sessions["c"] = 3
     assert any(isinstance(effect, fx.SendSnapshot) for effect in lead.probed("c"))
+
+
+def test_a_primary_that_let_go_takes_its_role_up_again_when_consensus_answers() -> None:
+    lead = Lead(in_sync="ab", answered="a")
+    lead.tick(lead.now_ms + TIMING.suspect_after_ms + TIMING.view_change_timeout_ms + 100)
+    assert _sent(lead.tick(lead.now_ms + 100), Heartbeat) == []
+    lead.replica.on_proposal_done(answered=True)
+    assert "a" in _sent(lead.tick(lead.now_ms + 100), Heartbeat)
+
+
+def test_a_replica_whose_disk_is_full_leaves_and_does_not_join() -> None:
+    """D5."""
+    lead = Lead(in_sync="ab", answered="ac")
+    lead.promise("c", writable=False)
+    lead.replica.on_proposal_done(answered=True)
+    assert _proposed(lead.tick(lead.now_ms + 40)) == []
+    lead.promise("a", writable=False)
+    assert _proposed(lead.tick(lead.now_ms + 40)) == [RemoveFromInSync(("a",))]
+
+
+def test_a_primary_goes_on_while_a_healthy_replica_cannot_be_added() -> None:
+    """It needs nothing of consensus to serve."""
+    lead = Lead(in_sync="ab", answered="ac")
+    lead.append()
+    lead.hear("a", AppendReply(1, 1, lead.last_index))
+    lead.hear("c", AppendReply(2, 1, lead.last_index))
+    changes: list[object] = []
+    while lead.now_ms < 3 * TIMING.view_change_timeout_ms:
+        for peer in "ac":
+            lead.promise(peer)
+        changes += _proposed(lead.tick(lead.now_ms + 40))
+        if changes:
+            lead.replica.on_proposal_done(answered=False)
+        assert lead.replica.may_serve(lead.now_ms)
+    assert set(map(type, changes)) == {AddToInSync}
 
 
 # handover

@@ -8,13 +8,14 @@ from datapath.errors import (
     DataPathError,
     NotAppliedError,
     NotPrimaryError,
+    OperationError,
     OverloadedError,
     RejectedError,
     SafetyError,
     StorageFullError,
     UnknownOutcomeError,
 )
-from datapath.operations import Operation
+from datapath.operations import Operation, Result
 from datapath.requests import NoAnswerError, NotSentError
 from datapath.router import Attempts, may_repeat
 
@@ -48,7 +49,8 @@ def told(operation: Operation, *problems: DataPathError) -> str:
         assert step == "forward", f"no further attempt, before {problem!r}"
         attempts.failed(problem)
     assert attempts.next(100, primary="n1", is_here=False) == "answer"
-    answer = attempts.answer(NOBODY)
+    answer = attempts.answer(NOBODY, lambda: None)
+    assert isinstance(answer, OperationError)
     return f"{answer.outcome} {answer.code}"
 
 
@@ -99,6 +101,25 @@ def test_what_the_primary_says_is_unknown_is_not_tried_again(
     assert told(operation, last) == f"unknown {last.code}"
 
 
+APPLIED = Result(True, 7, 1, 1, "n2", repeated=True)
+FEWER = UnknownOutcomeError("not_enough_copies", "it stands, on fewer copies")
+
+
+@pytest.mark.parametrize("end", [*NOT_CARRIED_OUT, *UNCERTAIN, *REFUSALS, *FINAL_UNKNOWN], ids=repr)
+def test_what_is_applied_here_is_told_whatever_the_attempts_came_to(end: DataPathError) -> None:
+    attempts = Attempts(KEYED, 100)
+    attempts.failed(end)
+    assert attempts.answer(NOBODY, lambda: APPLIED) is APPLIED
+    told = attempts.answer(NOBODY, lambda: FEWER)
+    assert isinstance(told, OperationError)
+    assert told.outcome == "unknown"
+
+
+def test_what_is_applied_here_is_not_looked_for_without_a_key() -> None:
+    attempts = Attempts(UNKEYED, 100)
+    assert attempts.answer(NOBODY, lambda: APPLIED) is NOBODY
+
+
 def test_a_broken_invariant_is_no_end_of_an_attempt() -> None:
     with pytest.raises(SafetyError):
         Attempts(KEYED, 100).failed(SafetyError("x"))
@@ -113,3 +134,19 @@ def test_attempts_are_not_made_one_after_the_other_without_a_wait() -> None:
     assert attempts.next(0, primary="n2", is_here=False) == "forward"
     attempts.failed(NOBODY)
     assert attempts.next(0, primary="n2", is_here=False, stopping=True) == "answer"
+
+
+@pytest.mark.parametrize(
+    ("operation", "problem"),
+    [(UNKEYED, NoAnswerError("x")), (KEYED, RejectedError("x", "x")), (UNKEYED, REFUSALS[0])],
+    ids=repr,
+)
+def test_after_a_final_end_there_is_no_further_attempt_though_there_is_time(
+    operation: Operation, problem: DataPathError
+) -> None:
+    """D8: above all a write without a key is not sent again."""
+    attempts = Attempts(operation, 100)
+    assert attempts.next(0, primary="n1", is_here=False) == "forward"
+    attempts.failed(problem)
+    for now_ms in (0, 1, 99):
+        assert attempts.next(now_ms, primary="n1", is_here=False) == "answer"

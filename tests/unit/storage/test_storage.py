@@ -43,7 +43,7 @@ class Disk:
     def append(self, n_records: int, *, commit_index: int = 0) -> None:
         """Write records of one entry each, which say that much is committed."""
         log = self.storage.log
-        self.storage.accepted.record(1, "n2")
+        self.storage.accepted.record(1, "n1")  # E5: before any entry of that epoch
         for _ in range(n_records):
             index = log.last_index + 1
             entry: Entry = [(0, b"k%d" % index, VALUE)]

@@ -1,0 +1,37 @@
+"""Mutants of rule M1: each of its guards taken out."""
+
+from __future__ import annotations
+
+import functools
+from unittest.mock import patch
+
+from datapath import membership
+from tests.sim.mutant import Mutant, Patch
+
+UNIT = "tests/unit/replica/test_membership.py::"
+
+
+def _without(name: str) -> list[Patch]:
+    left = tuple(guard for guard in membership.GUARDS if guard.__name__ != name)
+    return [patch.object(membership, "GUARDS", left)]
+
+
+NOTICED = {
+    "primary_stays": "test_what_may_cost_the_cluster_is_refused",
+    "last_step_is_done": "test_one_removal_waits_for_the_vote_of_the_one_before",
+    "majority_agrees_now": "test_what_may_cost_the_cluster_is_refused",
+    "majority_is_left": "test_without_a_majority_afterwards_it_is_refused",
+    "no_other_is_dead": "test_what_may_cost_the_cluster_is_refused",
+    "copy_is_left": "test_the_last_copy_stays_where_the_primary_lacks_something",
+    "enough_in_sync_are_left": "test_as_many_stay_in_sync_as_every_write_needs",
+}
+
+MEMBERSHIP_MUTANTS = tuple(
+    Mutant(
+        "M1",
+        f"a removal is not held to {guard.__name__}",
+        functools.partial(_without, guard.__name__),
+        unit=UNIT + NOTICED[guard.__name__],
+    )
+    for guard in membership.GUARDS
+)
