@@ -85,7 +85,11 @@ async def test_no_connection_stays_behind_its_client(local: Local, lane: bytes) 
         await asyncio.gather(*(come_and_go(start + number) for number in range(20)))
         for number in range(5):
             await fetch(local.base_url, "GET", f"/v1/kv/{number}", headers={"TE": "x"})
-    await wait_until(lambda: local.api._server_numbers()["http_open_connections"] == 0, "all connections are gone", 10)
+    await wait_until(
+        lambda: local.api._server_numbers()["http_open_connections"] == 0,
+        "all connections are gone",
+        10,
+    )
 
 
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
