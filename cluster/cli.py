@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 
 import click
 
@@ -17,6 +18,7 @@ COMMANDS = {
     "status": "cluster.cli_cluster:status",
     "handover": "cluster.cli_cluster:handover",
     "remove": "cluster.cli_cluster:remove",
+    "member": "cluster.cli_member:member",
     "load": "cluster.cli_bulk:load",
     "dump": "cluster.cli_bulk:dump",
 }
@@ -49,6 +51,21 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="onecopy", message="onecopy %(version)s")
 def main() -> None:
     """Run, inspect and use a replicated key-value service that keeps what it acknowledges."""
+    hold_standard_descriptors()
+
+
+def hold_standard_descriptors() -> None:
+    """Open /dev/null in place of each of descriptors 0, 1 and 2 that is closed.
+
+    Else a socket or a file would get its number, messages would be written into it, and uvloop
+    ends the process when it closes such a one. `sys.stdout` stays None: what is printed there is
+    still known to be lost (`cluster.cli_output`).
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
 
 
 if __name__ == "__main__":

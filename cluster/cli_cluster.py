@@ -41,7 +41,7 @@ def status(endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool) ->
 def handover(node: str, endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool) -> None:
     """Make NODE (a replica in sync) the primary. No waiting request fails."""
     with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
-        _show_view(client.handover(node), as_json=as_json)
+        show_view(client.handover(node), as_json=as_json)
 
 
 @click.command()
@@ -84,17 +84,18 @@ def remove(
                 raise
             say(printable(error.detail))
         else:
-            _show_view(view, as_json=as_json)
+            show_view(view, as_json=as_json)
             return
     if not yes_remove:
         typed = click.prompt(f"Type the id of the node to remove it by force ({node})", err=True)
         if typed != node:
             raise click.UsageError(f"{typed!r} is not {node!r}: nothing was removed")
     with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
-        _show_view(client.remove(node, force=True), as_json=as_json)
+        show_view(client.remove(node, force=True), as_json=as_json)
 
 
-def _show_view(view: ViewSummary, *, as_json: bool) -> None:
+def show_view(view: ViewSummary, *, as_json: bool) -> None:
+    """Print a new view, in a line or as JSON."""
     if as_json:
         show_json(view)
         return
@@ -120,6 +121,7 @@ def _table(found: ClusterStatus) -> str:
         if row is not head:
             padded[2] = click.style(padded[2], fg=STATE_COLOURS.get(row[2]))
         lines.append("  ".join(padded).rstrip())
+    lines += [click.style(printable(f"warning: {text}"), fg="yellow") for text in found.warnings]
     voteless = sorted(node for node, item in found.nodes.items() if item.votes is False)
     if voteless:
         names = printable(", ".join(voteless))

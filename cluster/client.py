@@ -336,6 +336,30 @@ class Client:
                 epoch=view.epoch, version=view.version, primary=to, in_sync=view.in_sync
             )
 
+    async def move(
+        self,
+        node: str,
+        *,
+        client: str = "",
+        peer: str = "",
+        raft: str = "",
+        timeout_ms: int | None = None,
+    ) -> ViewSummary:
+        """Have the cluster agree on other addresses ("host:port") of a node; "" leaves one.
+
+        The node itself is to be started with them: its configuration file has to say the same.
+        """
+        given = {
+            name: check_text(name, value)
+            for name, value in (("client", client), ("peer", peer), ("raft", raft))
+        }
+        body = msgspec.json.encode({name: text for name, text in given.items() if text})
+        target = f"/v1/cluster/nodes/{quote(check_node('node', node), safe='')}"
+        headers = {"Content-Type": "application/json"}
+        call = Call("PATCH", target, headers, body, writes=True)  # twice is as good as once
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        return _decode(call, reply, ViewSummary)
+
     async def remove(
         self, node: str, *, force: bool = False, timeout_ms: int | None = None
     ) -> ViewSummary:

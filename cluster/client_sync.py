@@ -250,6 +250,24 @@ class SyncClient:
             lambda client: client.handover(to, timeout_ms=timeout_ms), timeout_ms, write=""
         )
 
+    def move(
+        self,
+        node: str,
+        *,
+        client: str = "",
+        peer: str = "",
+        raft: str = "",
+        timeout_ms: int | None = None,
+    ) -> ViewSummary:
+        """Have the cluster agree on other addresses of a node; see `Client.move`."""
+        return self._run(
+            lambda found: found.move(
+                node, client=client, peer=peer, raft=raft, timeout_ms=timeout_ms
+            ),
+            timeout_ms,
+            write="",
+        )
+
     def remove(
         self, node: str, *, force: bool = False, timeout_ms: int | None = None
     ) -> ViewSummary:

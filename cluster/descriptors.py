@@ -30,6 +30,8 @@ class Descriptors(msgspec.Struct, frozen=True):
     max_connections: int
     reserved_connections: int
     max_unauthenticated: int
+    log_segments: int
+    """Log files that may be open at once."""
 
     @property
     def cut(self) -> str:
@@ -47,10 +49,12 @@ class TooFewDescriptorsError(ValueError):
     """The limit of open files is too low for a node; the text says how high it must be."""
 
 
-def share_out(limit: int, *, nodes: int, segments: int) -> Descriptors:
-    """Share `limit` descriptors out. `segments` is how many log files may be open at most.
+def share_out(limit: int, *, nodes: int, segments: int, snapshot_segments: int = 0) -> Descriptors:
+    """Share `limit` descriptors out.
 
-    Raises TooFewDescriptorsError.
+    `segments` is how many log files may be open at most; `snapshot_segments`: how many while a
+    snapshot is sent, which gets no more than half of what clients would have: the log that is held
+    for one can be bounded lower. Raises TooFewDescriptorsError.
     """
     strangers = min(MAX_UNAUTHENTICATED, limit // 8)
     reserve = min(RESERVED_CONNECTIONS, limit // 16)
@@ -63,7 +67,9 @@ def share_out(limit: int, *, nodes: int, segments: int) -> Descriptors:
             "of them for log files): raise it (ulimit -n, LimitNOFILE), or set a larger "
             "limits.log_segment_size_bytes"
         )
-    return Descriptors(limit, min(HttpSettings().max_connections, left), reserve, strangers)
+    more = min(max(0, snapshot_segments - segments), (left - MIN_CLIENT_CONNECTIONS) // 2)
+    clients = min(HttpSettings().max_connections, left - more)
+    return Descriptors(limit, clients, reserve, strangers, segments + more)
 
 
 def raise_limit() -> int:

@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest, StreamResponse
 
+from cluster.config_model import split_address
 from cluster.http_admin import check_admin
 from cluster.http_answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer
 from cluster.http_body import ClientGoneError, read_body
@@ -32,6 +33,7 @@ from cluster.problems import RETRY_AFTER_S, Problem, from_operation_error
 from datapath.complaints import Complaints
 from datapath.errors import OperationError
 from datapath.operations import Node, Result
+from election.identity import Addresses
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,15 @@ class Handover(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     to: str
 
 
+class Move(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of PATCH /v1/cluster/nodes/{id}: each "host:port"; what is left out stays."""
+
+    client: str = ""
+    peer: str = ""
+    raft: str = ""
+
+
+_move_decoder = msgspec.json.Decoder(Move)
 _handover_decoder = msgspec.json.Decoder(Handover)
 
 
@@ -80,7 +91,10 @@ class HttpApi:
         self._key_methods: dict[str, Keyed] = {
             "PUT": kv.put, "GET": kv.get, "HEAD": kv.get, "DELETE": kv.delete,
         }  # fmt: skip
-        self._node_methods: dict[str, Keyed] = {"DELETE": self._remove_node}
+        self._node_methods: dict[str, Keyed] = {
+            "DELETE": self._remove_node,
+            "PATCH": self._move_node,
+        }
         self._routes: dict[str, dict[str, Plain]] = {
             "/v1/kv": _readable(kv.range),
             "/v1/cluster": _readable(self._cluster),
@@ -276,15 +290,7 @@ class HttpApi:
     async def _handover(self, request: BaseRequest, query: str) -> Answer:
         asked_by = self._check_admin(request)
         timeout_ms = self._timeout_ms(query)
-        # Only this type: a web page may POST others to any address without asking first.
-        content_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip()
-        if content_type.lower() != "application/json":
-            raise Problem(
-                "unsupported_media_type",
-                "the body must come with Content-Type: application/json",
-                headers=b"Accept: application/json\r\n",
-            )
-        body = await read_body(request, MAX_JSON_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
+        body = await self._read_json(request)
         try:
             to = _handover_decoder.decode(body).to
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -292,11 +298,39 @@ class HttpApi:
         logger.info("a handover to %s is asked for by %s", to, asked_by)
         return self._answer(await self._node.handover(to, timeout_ms))
 
+    async def _read_json(self, request: BaseRequest) -> bytes:
+        # Only this type: a web page may send others to any address without asking first.
+        content_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip()
+        if content_type.lower() != "application/json":
+            raise Problem(
+                "unsupported_media_type",
+                "the body must come with Content-Type: application/json",
+                headers=b"Accept: application/json\r\n",
+            )
+        return await read_body(request, MAX_JSON_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
+
+    async def _move_node(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
+        asked_by = self._check_admin(request)
+        node = _one_node(raw_node)
+        timeout_ms = self._timeout_ms(query)
+        body = await self._read_json(request)
+        try:
+            move = _move_decoder.decode(body)
+            given = [address for address in (move.client, move.peer, move.raft) if address]
+            for address in given:
+                split_address(address)
+        except (msgspec.MsgspecError, ValueError) as error:
+            example = '{"peer": "10.0.0.2:8201"}'
+            raise Problem("invalid_body", f"{error}; expected is {example}") from None
+        if not given:
+            raise Problem("invalid_body", "name at least one of client, peer and raft")
+        addresses = Addresses(move.client, move.peer, move.raft)
+        view = await self._node.move_member(node, addresses, timeout_ms, asked_by=asked_by)
+        return self._answer(view)
+
     async def _remove_node(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
         asked_by = self._check_admin(request)
-        node = decode_percent(raw_node, "the node's id", "not_found").decode("utf-8")
-        if not node or "/" in node:
-            raise Problem("not_found", "name one node: /v1/cluster/nodes/{id}")
+        node = _one_node(raw_node)
         options = parse_query(query, REMOVE_PARAMS)
         force = options.get("force")
         if force not in (None, node):
@@ -364,6 +398,13 @@ class HttpApi:
 
     async def _openapi(self, _request: BaseRequest, _query: str) -> Answer:
         return Answer(200, openapi_json(), JSON, self._identity())
+
+
+def _one_node(raw_node: str) -> str:
+    node = decode_percent(raw_node, "the node's id", "not_found").decode("utf-8")
+    if not node or "/" in node:
+        raise Problem("not_found", "name one node: /v1/cluster/nodes/{id}")
+    return node
 
 
 def _is_vital(path: str) -> bool:

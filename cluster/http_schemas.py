@@ -88,6 +88,12 @@ SCHEMAS: Json = {
                 "type": "object",
                 "additionalProperties": {"$ref": "#/components/schemas/NodeState"},
             },
+            "warnings": {
+                "type": "array",
+                "items": _TEXT,
+                "description": "What an operator should see to: a second process under a node's "
+                "identity, a node at another address than the agreed one.",
+            },
         },
         additionalProperties=False,
     ),
@@ -139,6 +145,14 @@ SCHEMAS: Json = {
         {"to": {**_TEXT, "description": "A member of the in-sync set."}},
         additionalProperties=False,
     ),
+    "Move": {
+        "type": "object",
+        "properties": {
+            channel: {**_TEXT, "description": "`host:port`; left out: as it is."}
+            for channel in ("client", "peer", "raft")
+        },
+        "additionalProperties": False,
+    },
     "Digest": _object(
         {"node": _TEXT, "applied_index": _COUNT, "digest": _TEXT}, additionalProperties=False
     ),

@@ -46,7 +46,7 @@ from datapath.requests import (
     NotSentError,
 )
 from datapath.settings import Bounds, Timing
-from datapath.storage import Storage
+from datapath.storage import SNAPSHOT_LOG_HARD_FACTOR, Storage
 from datapath.transfer_receive import SnapshotReceiver
 from election.agreement import AgreementUnavailableError
 from election.identity import Addresses
@@ -92,6 +92,9 @@ async def run_node(config: ClusterConfig, node_id: str) -> int:
             raise_limit(),
             nodes=len(config.nodes),
             segments=LOG_KEPT_FACTOR * limits.log_retention_bytes // limits.log_segment_size_bytes,
+            snapshot_segments=SNAPSHOT_LOG_HARD_FACTOR
+            * limits.snapshot_log_bytes
+            // limits.log_segment_size_bytes,
         )
     except TooFewDescriptorsError as error:
         raise ConfigError(config.path, "", str(error)) from None
@@ -106,7 +109,8 @@ async def run_node(config: ClusterConfig, node_id: str) -> int:
         return await node.run()
     except NotAdmittedError:
         # Under its new id the node may come with the same directory: nothing stays in it.
-        directory.discard()
+        with contextlib.suppress(ValueError):  # Or it has voted, in a process that was killed.
+            directory.discard()
         raise
     finally:
         directory.close()
@@ -135,6 +139,7 @@ class NodeProcess:
         self._node_id = node_id
         self._directory = directory
         self._own = config.nodes[node_id]
+        self._descriptors = descriptors
         self._ended: asyncio.Future[BaseException | None] = (
             asyncio.get_running_loop().create_future()
         )
@@ -238,7 +243,13 @@ class NodeProcess:
             retention_bytes=limits.log_retention_bytes,
             catchup_bytes=LOG_KEPT_FACTOR * limits.log_retention_bytes,
             max_queued_bytes=limits.max_inflight_bytes + 2 * MAX_RECORD_SIZE_BYTES,
-            snapshot_log_bytes=limits.snapshot_log_bytes,
+            # Each file of the log that is held takes a descriptor.
+            snapshot_log_bytes=min(
+                limits.snapshot_log_bytes,
+                self._descriptors.log_segments
+                * limits.log_segment_size_bytes
+                // SNAPSHOT_LOG_HARD_FACTOR,
+            ),
         )
         engine = Engine(
             self._node_id,
@@ -401,10 +412,19 @@ class NodeProcess:
             await asyncio.sleep(RETRY_INTERVAL_S)
 
     async def _watch_accusations(self) -> None:
-        """End this process if peers go on refusing it as the second of its identity."""
-        while not (problem := self._registry.accusation()):  # noqa: ASYNC110 -- time alone tells
+        """End this process if peers go on refusing it for what it is."""
+        while not (verdict := self._registry.accusation()).code:  # noqa: ASYNC110 -- time tells
             await asyncio.sleep(ACCUSATION_CHECK_S)
-        self._end(self._second_holder(problem))
+        if verdict.code == "second":
+            self._end(self._second_holder(verdict.reason))
+            return
+        self._end(
+            DataDirectoryError(
+                f"{verdict.reason}. Data directory {self._directory.path} belongs to cluster "
+                f"{self._directory.cluster_id}: start the node with the directory that it used in "
+                "the cluster at these addresses, or correct the addresses in the configuration"
+            )
+        )
 
     def _second_holder(self, problem: str) -> DataDirectoryError:
         return DataDirectoryError(
@@ -569,7 +589,7 @@ class NodeProcess:
         Who was removed while it was away hears nothing from consensus: its links are refused.
         """
         last_log = asyncio.get_running_loop().time()
-        while self._leaving or not self._gateway.belongs:
+        while not self._gateway.belongs:
             if self._leaving and self._gateway.has_no_vote(self._node_id):
                 self._end_removed()
                 return
@@ -586,6 +606,7 @@ class NodeProcess:
                     "have taken it away. Is a majority of the nodes up?"
                 )
             await asyncio.sleep(REMOVED_CHECK_INTERVAL_S)
+        self._leaving = False
 
     def _end_removed(self) -> None:
         self._directory.mark_removed()
@@ -651,10 +672,13 @@ class NodeProcess:
         member = view.member(self._node_id)
         own = self._member()
         if member is None:
-            self._leave()
+            if self._directory.joined:  # else it is about to come in, and hears of those before it
+                self._leave()
         elif member.data_id not in ("", own.data_id):
+            # A first start is refused with nothing left behind.
+            kind = DataDirectoryError if self._directory.joined else NotAdmittedError
             self._end(
-                DataDirectoryError(
+                kind(
                     f"node {self._node_id} is known with another data directory than "
                     f"{self._directory.path}: start it with that one, or, if that disk is lost, "
                     f"run `onecopy remove {self._node_id}` and give the node a new id"

@@ -75,7 +75,7 @@ def openapi_document() -> Json:
             "/v1/kv": _readable(_range()),
             "/v1/cluster": _readable(_cluster()),
             "/v1/cluster/handover": {"post": _handover()},
-            "/v1/cluster/nodes/{id}": {"delete": _remove_node()},
+            "/v1/cluster/nodes/{id}": {"delete": _remove_node(), "patch": _move_node()},
             "/v1/digest": _readable(_digest()),
             "/livez": _readable(_health("livez", "Live", "The process answers.", "live")),
             "/readyz": _readable(
@@ -325,6 +325,7 @@ def _handover() -> Json:
 def _remove_node() -> Json:
     node = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"},
             "example": "n3"}  # fmt: skip
+    force = {"example": "n3"}  # the node's id once more
     return _operation(
         "removeNode",
         "Take a node out of the cluster for good",
@@ -340,7 +341,43 @@ def _remove_node() -> Json:
             *_CHANGE_CODES,
         ),
         write=True,
-        parameters=[node, *_query(REMOVE_PARAMS)],
+        parameters=[
+            node,
+            *(
+                {**item, **(force if item["name"] == "force" else {})}
+                for item in _query(REMOVE_PARAMS)
+            ),
+        ],
+    )
+
+
+def _move_node() -> Json:
+    node = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"},
+            "example": "n3"}  # fmt: skip
+    return _operation(
+        "moveNode",
+        "Agree on other addresses of a node",
+        {"200": json_answer("The new view.", "View", _VIEW)},
+        (
+            *_PARAMETER_CODES,
+            "not_found",
+            "invalid_body",
+            *_BODY_CODES,
+            "unsupported_media_type",
+            "admin_forbidden",
+            *_CHANGE_CODES,
+        ),
+        write=True,
+        parameters=[node, *_query(TIMEOUT)],
+        requestBody={
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": "#/components/schemas/Move"},
+                    "example": {"peer": "127.0.0.1:8203", "raft": "127.0.0.1:8303"},
+                }
+            },
+        },
     )
 
 

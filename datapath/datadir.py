@@ -240,7 +240,7 @@ class DataDirectory:
             DiskFailedError: it cannot be emptied.
 
         """
-        if self.joined:
+        if self.joined or _may_have_voted(self.path):
             raise ValueError(f"{self.path} holds the data of a node that has taken part")
         try:
             _empty(self.path)
@@ -338,7 +338,8 @@ def _load(path: Path, node_id: str, create: bool) -> _Identity:
     except OSError as error:
         raise storage_error(error, f"reading {file}") from error
     identity = _parse(file, content)
-    if identity.node != node_id and create and not (identity.joined or _may_have_voted(path)):
+    was_let_in = identity.joined or identity.cluster or _may_have_voted(path)
+    if identity.node != node_id and create and not was_let_in:
         # That node was never let in: nothing was voted or acknowledged with this directory.
         try:
             _empty(path)

@@ -114,8 +114,8 @@ class Dialer:
             try:
                 await self._dial_and_run()
             except HandshakeError as error:
-                if error.by_peer and error.code == "second":
-                    self._registry.accuse(self.peer, str(error))
+                if error.by_peer:
+                    self._registry.accuse(self.peer, error.code, str(error))
                 self._report(str(error), logging.ERROR)
             except TimeoutError:
                 self._report(f"no answer in {self._dial_timeout * 1000:.0f} ms", logging.WARNING)

@@ -70,6 +70,7 @@ from datapath.router import Attempts, Step
 from datapath.status import other_state
 from datapath.turns import Turns
 from election.agreement import Agreement, AgreementUnavailableError, Committed, Refused
+from election.identity import Addresses
 from election.registry import PeerRegistry
 from election.view import AddMember, Change, Member, RemoveMember, View
 
@@ -559,6 +560,29 @@ class Gateway:
         """Whether consensus is known not to count that node's vote (yet, or any more)."""
         voters = self._agreement.voters
         return voters is not None and node not in voters
+
+    async def move_member(
+        self, node: str, addresses: Addresses, timeout_ms: int, *, asked_by: str = ""
+    ) -> View:
+        """Have the cluster agree on other addresses for a member; "" leaves one as it is."""
+
+        def change(view: View) -> Change | None:
+            known = view.member(node)
+            if known is None:
+                names = ", ".join(member.id for member in view.members)
+                raise RejectedError(
+                    "unknown_node", f"there is no node {node!r}; there are: {names}"
+                )
+            moved = msgspec.structs.replace(
+                known,
+                client=addresses.client or known.client,
+                peer=addresses.peer or known.peer,
+                raft=addresses.raft or known.raft,
+            )
+            return None if moved == known else AddMember(moved)
+
+        log.info("a move of %s to %s is asked for by %s", node, addresses, asked_by or "a node")
+        return await self._change_members(change, timeout_ms)
 
     async def add_member(self, member: Member, timeout_ms: int, *, anew: bool = True) -> View:
         """Make a node a member, or register the disk of one that is.

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from datapath.errors import OperationError
+from election.identity import Addresses
 from election.view import View
 
 Ack = Literal["all", "local"]
@@ -188,6 +189,14 @@ class Node(Protocol):
         """Take a node out of the cluster for good; one that is out already stays so.
 
         Refused where it may cost what was acknowledged, or the majority (rule M1), unless `force`.
+        `asked_by` says in the log who wanted it.
+        """
+
+    async def move_member(
+        self, node: str, addresses: Addresses, timeout_ms: int, *, asked_by: str = ""
+    ) -> View:
+        """Have the cluster agree on other addresses for a member; "" leaves one as it is.
+
         `asked_by` says in the log who wanted it.
         """
 

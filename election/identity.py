@@ -100,8 +100,8 @@ def judge(
     if other_cluster(own, claim):
         return Verdict(
             "cluster",
-            f"{peer} belongs to another cluster (id {claim.cluster_id[:8]}…, not "
-            f"{own.cluster_id[:8]}…) of the same name and secret: check the addresses in the "
+            f"{peer} belongs to another cluster (id {claim.cluster_id[:8]}, not "
+            f"{own.cluster_id[:8]}) of the same name and secret: check the addresses in the "
             "configuration, and give each cluster a name and a secret of its own",
         )
     if peer == me:
@@ -114,8 +114,8 @@ def judge(
     if other_data(claim, known) and not (asking and not claim.cluster_id):
         return Verdict(
             "data",
-            f"{peer} is known with another data directory ({known.data_id[:8]}…, not "
-            f"{claim.data_id[:8]}…): start it with that one, or remove it and give it a new id",
+            f"{peer} is known with another data directory ({known.data_id[:8]}, not "
+            f"{claim.data_id[:8]}): start it with that one, or remove it and give it a new id",
         )
     if known.is_member is False and channel == "peer" and not asking:
         return Verdict("member", f"{peer} is not a member, as far as {me} knows")

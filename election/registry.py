@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from election.identity import Addresses, Channel, Claim, Known, Verdict, judge
+from election.identity import ACCEPTED, Addresses, Channel, Claim, Code, Known, Verdict, judge
 from election.view import Member, View
 
 MAX_NOTICES = 16
@@ -76,7 +76,8 @@ class PeerRegistry:
         self._notices: OrderedDict[str, float] = OrderedDict()
         self.on_notice: Callable[[str], None] = lambda _text: None
         """Told each new notice, on any thread; must not block."""
-        self._accused: dict[str, tuple[float, float, str]] = {}  # peer: since, last, reason
+        self._had_a_link = False
+        self._accused: dict[str, tuple[float, float, Verdict]] = {}  # peer: since, last, why
 
     @property
     def claim(self) -> Claim:
@@ -140,6 +141,7 @@ class PeerRegistry:
             ]
             token = next(self._tokens)
             self._holders[token] = (node, claim, evict)
+            self._had_a_link = True
             self._accused.pop(node, None)
         for evict_other in replaced:
             evict_other()
@@ -187,20 +189,30 @@ class PeerRegistry:
         if len(self._notices) > MAX_NOTICES:
             self._notices.popitem(last=False)
 
-    def accuse(self, peer: str, reason: str) -> None:
-        """Note that `peer`, which proved itself, calls this process the second of its identity."""
+    def accuse(self, peer: str, code: Code, reason: str) -> None:
+        """Note that `peer`, which proved itself, refuses this process.
+
+        It counts if this is the second process of its identity; or if it belongs to another cluster
+        and has had no link with anybody: then its data directory is in the wrong place. (A member
+        of this cluster that dials one wrong address has links with others.)
+        """
         now = self._clock()
         with self._lock:
-            since, last, _ = self._accused.get(peer, (now, now, ""))
-            self._accused[peer] = (since if now - last < ACCUSATION_GAP_S else now, now, reason)
+            if code != "second" and (code != "cluster" or self._had_a_link):
+                return
+            since, last, known = self._accused.get(peer, (now, now, ACCEPTED))
+            if now - last >= ACCUSATION_GAP_S or known.code != code:
+                since = now
+            self._accused[peer] = (since, now, Verdict(code, reason))
 
-    def accusation(self) -> str:
-        """Return why this process must end as a second holder, or ""."""
+    def accusation(self) -> Verdict:
+        """Return why this process must end, or `ACCEPTED`."""
         with self._lock:
-            for peer, (since, last, reason) in self._accused.items():
+            for peer, (since, last, verdict) in self._accused.items():
                 if last - since >= ACCUSED_LIMIT_S:
-                    return f"{peer} has refused this process for {last - since:.0f} s: {reason}"
-        return ""
+                    text = f"{peer} has refused this process for {last - since:.0f} s"
+                    return Verdict(verdict.code, f"{text}: {verdict.reason}")
+        return ACCEPTED
 
     def warnings(self) -> tuple[str, ...]:
         """Return sentences for `status`: who was shut out, and who runs at another address."""

@@ -21,6 +21,7 @@ from tests.scenarios import test_answers
 from tests.sim.mutant import Mutant, Patch
 from tests.sim.oracle import Oracle
 
+ROUTER = "tests/unit/replica/test_router.py::"
 OUTCOMES = "tests/integration/engine/test_outcomes.py::"
 MAX_SEEDS = 300
 _BATCH = 10
@@ -202,17 +203,29 @@ _MUTANTS = (
     Mutant("D8", "the client table is not consulted", _d8_not_consulted),
     Mutant("D8", "only committed answers are repeated", _d8_uncommitted_ones_do_not_count),
     Mutant("D8", "refusals are not in the client table", _d8_refusals_are_forgotten, seed=400),
-    Mutant("D1", "an uncertain attempt is forgotten", _d1_uncertain_attempts_are_forgotten),
-    Mutant("D1", "any refusal proves what others did", _d1_any_refusal_is_proof),
+    Mutant(
+        "D1", "an uncertain attempt is forgotten", _d1_uncertain_attempts_are_forgotten,
+        unit=ROUTER + "test_once_an_attempt_is_uncertain_no_refusal_makes_it_not_applied",
+    ),
+    Mutant(
+        "D1", "any refusal proves what others did", _d1_any_refusal_is_proof,
+        unit=ROUTER + "test_once_an_attempt_is_uncertain_no_refusal_makes_it_not_applied",
+    ),
     Mutant("D8", "an unkeyed write is sent again", _d8_repeated_without_a_key),
-    Mutant("D8", "refused before it is recognised", _d8_refused_before_it_is_recognised),
+    Mutant(
+        "D8", "refused before it is recognised", _d8_refused_before_it_is_recognised,
+        unit=OUTCOMES
+        + "test_a_repeat_of_what_is_not_committed_waits_for_it_whatever_it_asks",
+    ),
     Mutant(
         "D8", "refused, whatever is known of the key", _d8_refused_whatever_is_known,
         unit=OUTCOMES + "test_a_repeat_is_recognised_where_too_many_wait",
     ),
     Mutant("D8", "a forgotten repeat is executed again", _d8_forgotten_ones_are_executed),
     Mutant(
-        "D8", "what is forgotten is not in the delta", _d8_what_is_forgotten_is_not_in_the_delta
+        "D8", "what is forgotten is not in the delta", _d8_what_is_forgotten_is_not_in_the_delta,
+        unit=OUTCOMES
+        + "test_the_oldest_answers_are_forgotten_beyond_the_bytes_and_then_refused",
     ),
 )  # fmt: skip
 CLIENT_MUTANTS = tuple(

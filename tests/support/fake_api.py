@@ -20,6 +20,7 @@ from cluster.http_api import HttpApi, HttpSettings
 from cluster.kv import KeyValue
 from datapath.errors import NotPrimaryError, OperationError, StorageFullError, UnknownOutcomeError
 from datapath.operations import ClusterStatus, Digest, Operation, Query, QueryResult, Result, Sink
+from election.identity import Addresses
 from election.view import Member, View
 from tests.support.local_node import LocalNode
 
@@ -102,6 +103,11 @@ class FakeNode:
         self, node: str, timeout_ms: int, *, force: bool = False, asked_by: str = ""
     ) -> View:
         return await self.core.remove_member(node, timeout_ms, force=force, asked_by=asked_by)
+
+    async def move_member(
+        self, node: str, addresses: Addresses, timeout_ms: int, *, asked_by: str = ""
+    ) -> View:
+        return await self.core.move_member(node, addresses, timeout_ms, asked_by=asked_by)
 
     async def cluster_status(self) -> ClusterStatus:
         return await self.core.cluster_status()

@@ -27,7 +27,8 @@ from datapath.operations import (
     Sink,
 )
 from datapath.service import Service
-from election.view import Handover, Member, Refusal, RemoveMember, View, apply_change
+from election.identity import Addresses
+from election.view import AddMember, Handover, Member, Refusal, RemoveMember, View, apply_change
 
 NODES = ("n1", "n2", "n3")
 
@@ -259,11 +260,26 @@ class LocalNode:
         self._check_known(node)
         return self._change(RemoveMember(node), "is_primary")
 
+    async def move_member(
+        self, node: str, addresses: Addresses, timeout_ms: int, *, asked_by: str = ""
+    ) -> View:
+        await self._gate()
+        self._check_known(node)
+        known = self.view.member(node)
+        assert known is not None
+        moved = msgspec.structs.replace(
+            known,
+            client=addresses.client or known.client,
+            peer=addresses.peer or known.peer,
+            raft=addresses.raft or known.raft,
+        )
+        return self.view if moved == known else self._change(AddMember(moved), "refused")
+
     def _check_known(self, node: str) -> None:
         if self.view.member(node) is None:
             raise RejectedError("unknown_node", f"there is no node {node!r}")
 
-    def _change(self, change: Handover | RemoveMember, code: str) -> View:
+    def _change(self, change: AddMember | Handover | RemoveMember, code: str) -> View:
         outcome = apply_change(self.view, change, self.view.version)
         if isinstance(outcome, Refusal):
             raise RejectedError(code, outcome.reason)

@@ -149,7 +149,7 @@ async def test_bytes_that_should_have_been_escaped_are_refused(
         ("PUT", "/v1/kv", "GET, HEAD"),
         ("DELETE", "/v1/cluster", "GET, HEAD"),
         ("GET", "/v1/cluster/handover", "POST"),
-        ("GET", "/v1/cluster/nodes/n3", "DELETE"),
+        ("GET", "/v1/cluster/nodes/n3", "DELETE, PATCH"),
         ("POST", "/livez", "GET, HEAD"),
     ],
 )

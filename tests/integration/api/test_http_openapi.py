@@ -33,7 +33,7 @@ from tests.support.raw_http import Reply, connect, fetch
 from tests.support.served import Local, Serve
 
 DOCUMENT = openapi_document()
-METHODS = ("get", "head", "put", "post", "delete")
+METHODS = ("get", "head", "put", "post", "patch", "delete")
 OPERATIONS = [
     (method, path)
     for path, item in DOCUMENT["paths"].items()
@@ -65,6 +65,9 @@ def good(method: str, path: str) -> Ask:
     target = path.replace("{key}", "present").replace("{id}", "n3")
     if method == "post":
         return Ask("POST", target, b'{"to": "n2"}', {"Content-Type": "application/json"})
+    if method == "patch":
+        moved = b'{"peer": "127.0.0.1:8999"}'
+        return Ask("PATCH", target, moved, {"Content-Type": "application/json"})
     return Ask(method.upper(), target, b"x" if method == "put" else None, {})
 
 
@@ -96,6 +99,7 @@ SPOILT: dict[str, Callable[[Ask], Ask]] = {
     "precondition_failed": lambda ask: ask.header("If-Match", '"999"'),
     "unknown_host": lambda ask: ask.header("Host", "rebound.example"),
     "foreign_origin": lambda ask: ask.header("Sec-Fetch-Site", "cross-site"),
+    "admin_forbidden": lambda ask: ask.header("X-Forwarded-For", "10.0.0.1"),
     "value_too_large": lambda ask: ask._replace(body=b"x" * 70_001),
     "unsupported_content_encoding": lambda ask: ask.header("Content-Encoding", "gzip"),
     "unsupported_media_type": lambda ask: ask.header("Content-Type", "text/plain"),
@@ -116,6 +120,9 @@ FAILING: dict[str, Callable[[Local], None]] = {
     "unknown_outcome": fails(UnknownOutcomeError("unknown_outcome", "lost")),
     "unknown_node": fails(RejectedError("unknown_node", "n99")),
     "is_primary": fails(RejectedError("is_primary", "n1")),
+    "unsafe_removal": fails(RejectedError("unsafe_removal", "n3")),
+    "membership_pending": fails(RejectedError("membership_pending", "n2")),
+    "no_majority": fails(RejectedError("no_majority", "n1")),
     "handover_failed": fails(NotAppliedError("handover_failed", "no")),
     "too_large": fails(NotAppliedError("too_large", "no")),
     "idempotency_key_expired": fails(UnknownOutcomeError("idempotency_key_expired", "old")),

@@ -397,7 +397,8 @@ async def test_a_load_stays_with_the_cluster_that_it_was_begun_on(
         view = nodes.core.view
         nodes.core.view = msgspec.structs.replace(view, cluster_id="other")
         ended = await sending
-        assert ended.code == 1, ended.err
+        # 5: a record was under way when the name changed, so that the answer came from "other".
+        assert ended.code in {1, 5}, ended.err
         assert "cluster other" in ended.err
         assert "cluster fake" in ended.err
         # What had reached a node by then may be done; nothing that came later is.

@@ -123,6 +123,8 @@ async def test_a_load_whose_summary_cannot_be_shown_is_complete(
     assert code == EXIT_OUTPUT_FAILED, err
     assert nodes.value("b") == b"2"
     assert names(tmp_path) == ["f.tsv"]
+    code, _, err = await shell(nodes, 'onecopy load "$1" <&- >&-', file)
+    assert code == EXIT_OUTPUT_FAILED, err
     file.write_text("c\t1\nnothing\n")
     code, _, err = await shell(nodes, 'onecopy load "$1" > /dev/full', file)
     assert code == 1, "the bad line matters more"

@@ -60,6 +60,11 @@ WRONG: list[tuple[str, dict[str, Any], str, list[Any]]] = [
     ("remove", {"node": "n1"}, "node", TEXTS),
     ("remove", {"node": "n1"}, "force", FLAGS),
     ("remove", {"node": "n1"}, "timeout_ms", NUMBERS),
+    ("move", {"node": "n1"}, "node", TEXTS),
+    ("move", {"node": "n1"}, "client", TEXTS),
+    ("move", {"node": "n1"}, "peer", TEXTS),
+    ("move", {"node": "n1"}, "raft", TEXTS),
+    ("move", {"node": "n1"}, "timeout_ms", NUMBERS),
 ]
 IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
     ("put", {"key": "", "value": b""}, "key"),
@@ -86,6 +91,7 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
     ("digest", {"node": "ftp://x"}, "endpoint"),
     ("handover", {"to": ""}, "to"),
     ("remove", {"node": ""}, "node"),
+    ("move", {"node": "", "peer": "a:1"}, "node"),
 ]
 
 

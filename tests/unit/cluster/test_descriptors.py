@@ -25,6 +25,15 @@ def test_what_is_given_out_never_exceeds_the_limit(limit: int) -> None:
     assert str(shared.max_connections) in shared.cut
 
 
+@pytest.mark.parametrize(("limit", "held"), [(256, 31), (1024, 339), (65_536, 1800)])
+def test_the_log_held_for_a_snapshot_leaves_clients_room(limit: int, held: int) -> None:
+    shared = share_out(limit, nodes=3, segments=8, snapshot_segments=1800)
+    assert 8 < shared.log_segments <= held
+    assert shared.max_connections >= MIN_CLIENT_CONNECTIONS
+    given = shared.max_connections + shared.reserved_connections + shared.max_unauthenticated
+    assert given + 64 + shared.log_segments + 32 <= limit
+
+
 def test_too_few_are_refused_with_how_many_it_takes() -> None:
     for segments in (16, 4096):
         with pytest.raises(TooFewDescriptorsError) as refusal:

@@ -98,6 +98,8 @@ def test_who_has_no_cluster_may_ask_one_that_has_and_no_cluster_comes_to_him() -
     assert verdict(PEER, UNMET, own=changed(OWN, cluster_id=""), asking=True, dialled=True) == (
         ACCEPTED
     )
+    nameless = changed(newcomer, data_id="")
+    assert verdict(nameless, UNMET).code == "cluster"
     stray = verdict(PEER, UNMET, own=changed(OWN, cluster_id=""), asking=True, dialled=False)
     assert stray.code == "cluster"
 
@@ -156,6 +158,8 @@ def test_who_is_at_the_agreed_address_replaces_who_is_not_and_never_the_other_wa
     assert verdict(PEER, holders=(CLONE,)) == ACCEPTED
     assert verdict(CLONE, asking=True, holders=(PEER,)).code == "second"
     assert verdict(PEER, holders=(CLONE, changed(PEER, instance="twin"))).code == "second"
+    another = changed(CLONE, instance="another clone")
+    assert verdict(another, asking=True, holders=(CLONE,)).code == "second"
 
 
 def test_a_process_with_ones_own_identity_is_always_refused() -> None:
@@ -294,22 +298,35 @@ def test_only_an_accusation_that_goes_on_ends_a_process() -> None:
     clock = Clock()
     made = registry(clock)
     while clock.now < ACCUSED_LIMIT_S:
-        made.accuse("b", "two processes run as node a")
-        assert made.accusation() == ""
+        made.accuse("b", "second", "two processes run as node a")
+        assert made.accusation() == ACCEPTED
         clock.now += 1
-    made.accuse("b", "two processes run as node a")
-    assert "two processes run as node a" in made.accusation()
+    made.accuse("b", "second", "two processes run as node a")
+    assert "two processes run as node a" in made.accusation().reason
 
 
 def test_an_accusation_that_was_dropped_counts_anew() -> None:
     clock = Clock()
     made = registry(clock)
-    made.accuse("b", "two")
+    made.accuse("b", "second", "two")
     clock.now = ACCUSED_LIMIT_S + ACCUSATION_GAP_S
-    made.accuse("b", "two")
-    assert made.accusation() == ""
+    made.accuse("b", "second", "two")
+    assert made.accusation() == ACCEPTED
     clock.now += 1
-    made.accuse("b", "two")
+    made.accuse("b", "second", "two")
     opened(made, PEER, [])
     clock.now += ACCUSATION_GAP_S
-    assert made.accusation() == ""
+    assert made.accusation() == ACCEPTED
+
+
+def test_a_node_in_the_wrong_cluster_ends_only_if_nobody_ever_knew_it() -> None:
+    clock = Clock()
+    lost, member = registry(clock), registry(clock)
+    opened(member, PEER, [])
+    while clock.now <= ACCUSED_LIMIT_S:
+        for made in (lost, member):
+            made.accuse("c", "cluster", "another cluster")
+            made.accuse("d", "address", "at another address")
+        clock.now += 1
+    assert "another cluster" in lost.accusation().reason
+    assert member.accusation() == ACCEPTED

@@ -113,3 +113,16 @@ def test_the_runs_of_a_log_are_one_for_each_epoch_and_begin_where_asked() -> Non
     assert log.runs_from(3) == [(1, 3), (3, 4), (4, 7)]
     assert log.runs_from(5) == [(3, 5), (4, 7)]
     assert log.runs_from(8) == []
+
+
+def test_what_is_trimmed_leaves_the_runs_of_what_is_retained() -> None:
+    log = LogIndex(0, 0, 0)
+    for first, last, epoch in ((1, 3, 1), (4, 6, 3), (7, 7, 4)):
+        log.append(first, last, epoch)
+    log.trim(5)
+    assert (log.base_index, log.base_epoch) == (4, 3)
+    assert log.runs_from(1) == [(3, 5), (4, 7)]
+    log.trim(20)  # beyond its end: nothing
+    assert (log.base_index, log.base_epoch) == (4, 3)
+    log.trim(8)
+    assert (log.base_index, log.last_epoch, log.runs_from(1)) == (7, 4, [])

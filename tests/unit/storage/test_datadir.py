@@ -124,3 +124,44 @@ def test_a_crash_while_replacing_leaves_the_old_identity(tmp_path: Path) -> None
     directory = DataDirectory.open(tmp_path, node_id="n1")
     assert directory.joined
     directory.close()
+
+
+def test_one_whose_node_was_not_let_in_is_emptied(tmp_path: Path) -> None:
+    directory = DataDirectory.open(tmp_path / "n1", node_id="n1")
+    for name in ("log", "store"):
+        (tmp_path / "n1" / name).mkdir()
+        (tmp_path / "n1" / name / "file").write_bytes(b"x")
+    directory.discard()
+    assert list((tmp_path / "n1").iterdir()) == []
+
+
+def test_one_that_has_taken_part_is_never_emptied(tmp_path: Path) -> None:
+    directory = DataDirectory.open(tmp_path / "n1", node_id="n1")
+    directory.mark_joined()
+    with pytest.raises(ValueError, match="has taken part"):
+        directory.discard()
+    directory.close()
+    with pytest.raises(DataDirectoryError, match="belongs to node n1, not n2"):
+        DataDirectory.open(tmp_path / "n1", node_id="n2")
+
+
+def test_one_whose_node_never_took_part_may_become_another_nodes(tmp_path: Path) -> None:
+    first = DataDirectory.open(tmp_path / "n1", node_id="n1")
+    first.pin_peer("n9", "a data id")
+    (tmp_path / "n1" / "log").mkdir()
+    first.close()
+    second = DataDirectory.open(tmp_path / "n1", node_id="n2")
+    assert (second.node_id, second.pins) == ("n2", {})
+    assert second.data_id != first.data_id
+    assert not (tmp_path / "n1" / "log").exists()
+    second.close()
+
+
+def test_it_remembers_that_its_node_was_removed(tmp_path: Path) -> None:
+    directory = DataDirectory.open(tmp_path / "n1", node_id="n1")
+    assert not directory.removed
+    directory.mark_removed()
+    directory.close()
+    again = DataDirectory.open(tmp_path / "n1", node_id="n1")
+    assert again.removed
+    again.close()
