@@ -28,7 +28,11 @@ LIMITS = {
     "log_retention_bytes": 131_072,
 }
 PAGE_BYTES = 4096
-ADVICE = ("restore", "move the data directory away", "remove this node from the cluster")
+ADVICE = (
+    "Bring the damaged file back",
+    "move the data directory away",
+    "remove this node from the cluster",
+)
 
 
 class Case(NamedTuple):
