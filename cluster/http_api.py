@@ -170,7 +170,9 @@ class HttpApi:
         if method in _READS:
             connection.reading = asyncio.current_task()
         try:
+            await connection.turns.wait_while_spent()
             answer = await self._dispatch(request, method)
+            connection.turns.spend(answer.size_bytes)
             if answer.is_large and not connection.memory.make_room(answer.size_bytes):
                 answer = self._refusal(Problem("overloaded", TOO_MUCH_HELD), method)
         except Problem as problem:

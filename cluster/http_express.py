@@ -38,8 +38,6 @@ MAX_BACKLOG_BYTES = 256 * 1024
 """What a client may send ahead of its answer before no more is read."""
 BODY_PATIENCE_S = 0.5
 """How long a body that has begun is awaited here; the ordinary lane has the real time-out."""
-MAX_SERVED_PER_TURN = 32
-"""How many requests sent ahead are served before the event loop gets its turn."""
 UNCOUNTED_BACKLOG_BYTES = 4096
 """What a client may send ahead without its being counted."""
 _MAX_HEAD_SIZE_BYTES = 4096
@@ -126,6 +124,12 @@ class Lane(Protocol):
     def ordinary(self) -> asyncio.Protocol:
         """Make aiohttp's protocol for a connection."""
 
+    def may_serve(self, connection: ExpressConnection) -> bool:
+        """Whether a request may be served in this turn of the loop; else `go_on` comes later."""
+
+    def served(self, size_bytes: int) -> None:
+        """An answer of so many bytes was given at once."""
+
     def joined(self, connection: ExpressConnection) -> None:
         """A connection is open."""
 
@@ -169,7 +173,7 @@ class ExpressConnection(asyncio.Protocol):
     __slots__ = (
         "_backlog", "_closing", "_ended", "_gone", "_held", "_input", "_lane", "_more", "_outgoing",
         "_partial", "_paused_at", "_pending", "_quiet", "_scheduled", "_since", "_task",
-        "_transport",
+        "_transport", "is_due",
     )  # fmt: skip
 
     def __init__(self, lane: Lane) -> None:
@@ -187,6 +191,7 @@ class ExpressConnection(asyncio.Protocol):
         self._held: Share | None = None  # answers that the client does not take
         self._outgoing: Outgoing | None = None
         self._input: Share | None = None  # requests that wait
+        self.is_due = False  # others are served first in this turn of the event loop
         self._scheduled = False  # to go on in a later turn of the event loop
         self._paused_at = 0.0  # since when the client takes none of its answers; 0: it does
         self._since = 0.0  # the last time that it became idle, or a body began
@@ -295,12 +300,10 @@ class ExpressConnection(asyncio.Protocol):
     # -- requests
 
     def _advance(self) -> None:
-        """Serve what waits, until a write is under way, more has to come, or others are due."""
+        """Serve what waits, until one is under way, more has to come, or others are due."""
         data, at = self._backlog, 0
-        turns = MAX_SERVED_PER_TURN
         size: int | None = 1
-        while size and turns and at < len(data) and self._may_serve():
-            turns -= 1
+        while size and at < len(data) and self._may_serve() and self._lane.may_serve(self):
             size = self._serve_one(data, at)
             at += size or 0
         self._backlog = data[at:] if at else data
@@ -308,9 +311,6 @@ class ExpressConnection(asyncio.Protocol):
             self._leave()
         elif size is None and self._ended and self._transport is not None:
             self._transport.close()  # the body will never be complete
-        elif not turns and self._backlog and self._may_serve() and not self._scheduled:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._go_on_reading)
 
     def _may_serve(self) -> bool:
         transport = self._transport
@@ -355,6 +355,7 @@ class ExpressConnection(asyncio.Protocol):
                 self._start(self._read(pending, key, query, headers))
             else:
                 self._send(answer, method, target, started)
+                lane.served(answer.size_bytes)
             return True
         write = lane.api.express_write(method, key, query, headers, body)
         if write is None:
@@ -385,6 +386,12 @@ class ExpressConnection(asyncio.Protocol):
             # Not here: this is called from within the pipeline, amid others' answers.
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._go_on_reading)
+
+    def go_on(self) -> None:
+        """It is this connection's turn again."""
+        self.is_due = False
+        if self._pending is None and not self._paused_at:
+            self._go_on_reading()
 
     def _go_on_reading(self) -> None:
         self._scheduled = False
@@ -470,7 +477,7 @@ class ExpressConnection(asyncio.Protocol):
         elif self._pending is not None:
             return
         elif self._backlog:
-            if now - self._since > BODY_PATIENCE_S:
+            if self._partial and now - self._since > BODY_PATIENCE_S:
                 self._leave()
         elif now - self._since > self._lane.idle_timeout_s:
             transport.close()

@@ -507,6 +507,11 @@ class Engine:
         # The lease is checked after the read and before the answer leaves (D4).
         return result if self.replica.may_serve(clock_ms()) else None
 
+    @property
+    def read_bytes(self) -> int:
+        """How much queries have read by keys so far."""
+        return self._read_view.read_bytes
+
     def is_scan(self, query: Query) -> bool:
         """Whether a query may take a millisecond or more, and so takes turns."""
         return query.method in self._service.scans

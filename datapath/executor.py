@@ -62,14 +62,19 @@ class Executed(msgspec.Struct, gc=False):
 class ReadView:
     """A `ReadTransaction` over the committed state."""
 
-    __slots__ = ("_state",)
+    __slots__ = ("_state", "read_bytes")
 
     def __init__(self, state: CommittedState) -> None:
         self._state = state
+        self.read_bytes = 0
+        """Of values that were asked for by their keys, so far."""
 
     def get(self, key: bytes) -> bytes | None:
         """Return the committed value under `key`, or None."""
-        return self._state.get(SERVICE_SPACE, key)
+        value = self._state.get(SERVICE_SPACE, key)
+        if value is not None:
+            self.read_bytes += len(value)
+        return value
 
     def range(self, start: bytes, end: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
         """Return up to `limit` committed pairs with start <= key < end, in key order."""

@@ -400,7 +400,11 @@ class Gateway:
         self._read_index.applied(asked_ms)
         if engine.is_scan(query):
             await self._turns.take()  # many may have waited for the same index
-        return engine.read(query)
+        await self._turns.wait_while_spent()
+        before_bytes = engine.read_bytes
+        result = engine.read(query)
+        self._turns.spend(engine.read_bytes - before_bytes)
+        return result
 
     async def _ask_for_index(self, engine: Engine) -> tuple[float, int]:
         """Return the primary's commit index, and when it was asked for (`datapath.read_index`)."""

@@ -8,6 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+TURN_COST_BYTES = 1024 * 1024
+"""What may be read and answered in one turn beside that, of what is cheap in itself: about 1 ms."""
+
 
 class Turns:
     """Gives turns. Use it on the event loop."""
@@ -15,6 +18,26 @@ class Turns:
     def __init__(self) -> None:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._taken = False
+        self._cost_bytes = 0
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether so much has been spent in this turn of the loop that the rest has to wait."""
+        return self._cost_bytes >= TURN_COST_BYTES
+
+    def spend(self, cost_bytes: int) -> None:
+        """Something was done in this turn that cost as much as copying so many bytes."""
+        if not self._cost_bytes:
+            asyncio.get_running_loop().call_soon(self._begin_turn)
+        self._cost_bytes += cost_bytes
+
+    def _begin_turn(self) -> None:
+        self._cost_bytes = 0
+
+    async def wait_while_spent(self) -> None:
+        """Wait for a turn of the loop in which there is something left to spend."""
+        while self.is_spent:
+            await self.take()
 
     async def take(self) -> None:
         """Wait until it is the caller's turn to do one piece of work, without awaiting in it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+from contextlib import AsyncExitStack
 
 import msgspec
 import pytest
@@ -12,15 +13,16 @@ import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster import http_express
+from cluster import http_express, http_server
 from cluster.http_api import HttpApi, HttpSettings
 from cluster.http_hosts import Hosts
 from cluster.http_server import HttpServer
 from cluster.kv import KeyValue
 from datapath.errors import NotPrimaryError, UnknownOutcomeError
 from datapath.operations import Query, QueryResult
+from datapath.turns import TURN_COST_BYTES
 from tests.support.local_node import LocalNode
-from tests.support.raw_http import Connection, Reply, connect
+from tests.support.raw_http import Connection, Reply, connect, fetch
 from tests.support.served import Serve
 
 SETTINGS = HttpSettings(max_value_size_bytes=1000, idle_timeout_ms=5000, body_timeout_ms=5000)
@@ -253,6 +255,7 @@ async def test_requests_sent_ahead_let_others_have_their_turn(serve: Serve) -> N
     local = await serve()
     if not local.node.express:
         pytest.skip("the ordinary lane serves one request in a turn")
+    await fetch(local.base_url, "PUT", "/v1/kv/k", b"x")
     served: list[int] = []
     read_now = local.node.read_now
     counted = itertools.count(1)
@@ -263,16 +266,18 @@ async def test_requests_sent_ahead_let_others_have_their_turn(serve: Serve) -> N
 
     local.node.read_now = counting  # type: ignore[method-assign]
     steps = []
-    async with connect(local.base_url) as connection:
-        connection.send(b"GET /v1/kv/k HTTP/1.1\r\nHost: a\r\n\r\n" * 5000)
+    async with AsyncExitStack() as stack:
+        for _ in range(10):
+            connection = await stack.enter_async_context(connect(local.base_url))
+            connection.send(b"GET /v1/kv/k HTTP/1.1\r\nHost: a\r\n\r\n" * 500)
         while len(served) < 5000:
             before = len(served)
             await asyncio.sleep(0)
             steps.append(len(served) - before)
-        for _ in range(5000):
-            assert (await connection.receive()).status == 404
-    # Two turns of the loop may pass between two looks at it, and data comes in several pieces.
-    assert max(steps) <= 4 * http_express.MAX_SERVED_PER_TURN
+        for _ in range(500):
+            assert (await connection.receive()).status == 200
+    # Two turns of the loop may pass between two looks at it.
+    assert max(steps) <= 2 * TURN_COST_BYTES // http_server.REQUEST_COST_BYTES + 2
 
 
 async def test_a_connection_that_met_a_backup_is_in_the_express_lane_when_it_is_the_primary(
@@ -291,3 +296,19 @@ async def test_a_connection_that_met_a_backup_is_in_the_express_lane_when_it_is_
                 assert (await connection.receive()).status in (200, 201, 404)
             assert _lane(server) == "express"
             local.node.express = True
+
+
+async def test_lines_behind_an_upgrade_let_others_have_their_turn(serve: Serve) -> None:
+    local = await serve()
+    head = b"GET /v1/kv/a HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+    last = b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    async with connect(local.base_url) as connection:
+        connection.send(head + b"\r\n" * 20_000 + last)
+        assert (await connection.receive()).status == 404
+        turns = 0
+        receiving = asyncio.ensure_future(connection.receive())
+        while not receiving.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert receiving.result().json == {"status": "live"}
+    assert turns >= 20_000 // http_server.MAX_PIECES_PER_TURN // 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from datapath.turns import Turns
+from datapath.turns import TURN_COST_BYTES, Turns
 
 
 async def test_one_piece_is_done_in_a_turn_of_the_loop() -> None:
@@ -39,3 +39,20 @@ async def test_one_that_leaves_takes_nobodys_turn() -> None:
     assert done == [0, 1, 9]
     await work(10)
     assert done[-1] == 10
+
+
+async def test_when_a_turn_is_spent_the_rest_waits_for_later_ones() -> None:
+    turns, done, looks = Turns(), [], []
+
+    async def work(number: int) -> None:
+        await turns.wait_while_spent()
+        turns.spend(TURN_COST_BYTES // 4)
+        done.append(number)
+
+    tasks = [asyncio.create_task(work(number)) for number in range(40)]
+    while len(done) < 40:
+        before = len(done)
+        await asyncio.sleep(0)
+        looks.append(len(done) - before)
+    assert max(looks) <= 4 + 1
+    await asyncio.gather(*tasks)
