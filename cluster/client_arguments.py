@@ -6,7 +6,7 @@ Nothing is converted: a value that was guessed at would be stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NoReturn, get_args
 
 from cluster.client_errors import InvalidRequestError
@@ -98,7 +98,7 @@ def check_endpoints(value: object) -> tuple[str, ...]:
     """Return the endpoints, one or several."""
     if isinstance(value, str):
         return (value,)
-    if isinstance(value, bytes) or not isinstance(value, Iterable):
+    if isinstance(value, bytes | Mapping) or not isinstance(value, Iterable):
         _wrong_type("endpoints", value, "str or several str")
     endpoints = tuple(value)
     for endpoint in endpoints:

@@ -147,7 +147,10 @@ def test_every_argument_of_every_method_is_checked() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("endpoints", value) for value in (5, b"http://a:1", [b"http://a:1"], [5], object())),
+        *(
+            ("endpoints", value)
+            for value in (5, b"http://a:1", [b"http://a:1"], [5], {"a:1": 1}, object())
+        ),
         *(("timeout_ms", value) for value in ("5", 1.5, True, None)),
         *(("max_connections", value) for value in ("5", 1.5, True, None)),
         *(("discover", value) for value in (1, None, "no")),
