@@ -365,7 +365,8 @@ def _create(path: Path, node_id: str, create: bool) -> _Identity:
     if held:
         raise DataDirectoryError(
             f"data directory {path} has lost its identity.json, but holds {', '.join(held)}: "
-            "restore the file from a backup, or move the directory away and join as a new node"
+            "put that very file back (never an older copy of it), or move the data directory away "
+            "and join as a new node"
         )
     if not create:
         raise DataDirectoryError(f"{path} is no data directory: identity.json is missing")
@@ -405,8 +406,8 @@ def _parse(file: Path, content: bytes) -> _Identity:
         identity = None
     if identity is None:
         raise DataDirectoryError(
-            f"{file} is damaged (its last line is the checksum of the rest): restore it from a "
-            "backup, or move the data directory away and join as a new node"
+            f"{file} is damaged (its last line is the checksum of the rest): never "
+            "put an older copy in its place; move the data directory away and join as a new node"
         )
     if identity.format != _FORMAT:
         raise DataDirectoryError(

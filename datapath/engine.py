@@ -364,7 +364,8 @@ class Engine:
                 DataDirectoryError(
                     f"the log of {self.node_id} has lost entries that may have been acknowledged "
                     "(its log says which file), and no other replica is in sync that could make "
-                    "up for them: restore the data directory from a backup. It is kept as it is"
+                    "up for them. It is kept as it is. Bring the damaged file back, or a replica "
+                    "that was in sync; an older copy lacks what was acknowledged since"
                 )
             )
             return

@@ -229,8 +229,8 @@ class Environment:
         found = transaction.get(b"format", None, self.meta)
         if found is None and not fresh:  # LMDB takes an emptied file for a new one
             raise DataDirectoryError(
-                f"store {self.path} has lost its content: restore it from a backup, or move the "
-                "data directory away and join as a new node"
+                f"store {self.path} has lost its content: never put an older copy in its "
+                "place; move the data directory away and join as a new node"
             )
         if found not in (None, _FORMAT):
             raise DataDirectoryError(
@@ -355,8 +355,9 @@ def current_environment(directory: Path) -> str:
         return ""
     if not _ENVIRONMENT_NAME.fullmatch(name) or not (directory / name / "data.mdb").exists():
         raise DataDirectoryError(
-            f"{directory / 'CURRENT'} names {name!r}, which is not there: restore it, or move the "
-            "data directory away and join as a new node"
+            f"{directory / 'CURRENT'} names {name!r}, which is not there: put that very "
+            "directory back (never an older copy), or move the data directory away and join as a "
+            "new node"
         )
     return name
 
@@ -394,7 +395,7 @@ def create_environment(directory: Path, map_size_bytes: int) -> str:
         if index:
             raise DataDirectoryError(
                 f"store {directory} has lost its CURRENT file, but {leftover.name} holds entries: "
-                "restore it, or move the data directory away and join as a new node"
+                "put that very file back, or move the data directory away and join as a new node"
             )
         shutil.rmtree(leftover)
     path = next_environment(directory)

@@ -28,7 +28,11 @@ LIMITS = {
     "log_retention_bytes": 131_072,
 }
 PAGE_BYTES = 4096
-ADVICE = ("restore", "move the data directory away", "remove this node from the cluster")
+ADVICE = (
+    "Bring the damaged file back",
+    "move the data directory away",
+    "remove this node from the cluster",
+)
 
 
 class Case(NamedTuple):
@@ -54,6 +58,7 @@ CASES = (
     Case("raft/journal", "refused", "unharmed"),  # the torn half is the reserve: zeros
     Case("raft/members", "refused", "refused"),
     Case("raft/dump", "refused", "refused"),
+    Case("raft.mark", "refused", "refused"),
 )
 KNOWN_FILES = {case.file.replace("*", "") for case in CASES} | {"raft/lock", "log/spare"}
 

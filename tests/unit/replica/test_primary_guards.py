@@ -540,3 +540,65 @@ def test_a_handover_whose_outcome_is_unknown_is_settled_first() -> None:
     effects = lead.replica.on_view(_view(1, "b", version=2))
     assert any(isinstance(effect, fx.HandoverEnded) for effect in effects)
     assert lead.replica.may_serve(lead.now_ms)
+
+
+# what a probe says of what is committed
+
+
+def test_a_probe_names_the_last_committed_entry_and_its_epoch() -> None:
+    """Rule e: an old copy that ends in another epoch there is told of its loss by it, and a
+    replica that holds it is not taken for one."""
+    lead = Lead(in_sync="ab", answered="a")
+    lead.append()
+    lead.hear("a", AppendReply(1, 1, lead.last_index))
+    assert lead.commit_index == 2
+    [probe] = [e.message for e in lead.replica.on_link("c") if isinstance(e, fx.Send)]
+    assert isinstance(probe, Probe)
+    assert (probe.commit_index, probe.commit_epoch, probe.required) == (2, 1, False)
+    [probe] = [e.message for e in lead.replica.on_link("a") if isinstance(e, fx.Send)]
+    assert isinstance(probe, Probe)
+    assert probe.required
+
+
+# decision 15: a removal waits for consensus, and leaves only if it is still wanted
+
+
+def _about_to_remove() -> tuple[Lead, fx.Propose]:
+    """A primary that wants the silent "a" removed, and has not heard consensus yet."""
+    lead = Lead(in_sync="abc", answered="ac")
+    while lead.replica.core.proposal is None:
+        lead.promise("c")
+        lead.tick(lead.now_ms + 20)
+    proposal = lead.replica.core.proposal
+    assert proposal.change == RemoveFromInSync(("a",))
+    return lead, proposal
+
+
+def test_a_removal_leaves_while_the_replica_is_silent_and_not_once_it_is_heard() -> None:
+    """D5."""
+    lead, proposal = _about_to_remove()
+    assert lead.replica.may_propose(proposal, lead.now_ms)
+    lead.promise("a")
+    assert not lead.replica.may_propose(proposal, lead.now_ms)
+
+
+def test_a_removal_does_not_leave_after_the_view_has_changed() -> None:
+    lead, proposal = _about_to_remove()
+    lead.replica.on_view(_view(1, "b", version=2, in_sync="abc"))
+    assert not lead.replica.may_propose(proposal, lead.now_ms)
+
+
+def test_a_removal_does_not_leave_a_primary_that_was_deposed() -> None:
+    """D3: as a backup it removes nobody."""
+    lead, proposal = _about_to_remove()
+    lead.hear("a", Refusal(1, 2, "c"))
+    assert lead.replica.primary is None
+    assert lead.replica.core.proposal is proposal
+    assert not lead.replica.may_propose(proposal, lead.now_ms)
+
+
+def test_of_a_primary_only_removals_are_asked_about() -> None:
+    lead = Lead(in_sync="ab", answered="a")
+    lead.replica.start_handover("a", 500)
+    assert lead.replica.core.proposal is not None
+    assert not lead.replica.may_propose(lead.replica.core.proposal, lead.now_ms)
