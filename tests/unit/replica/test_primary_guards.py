@@ -317,6 +317,23 @@ def test_what_older_epochs_left_commits_together_with_the_opening_entry() -> Non
     assert replica.core.commit_index == 4
 
 
+def test_a_primary_that_lacks_what_is_committed_neither_opens_nor_removes_who_has_it() -> None:
+    """Rule e, E1: while the note of its loss is on its way to the disk. Then it stops."""
+    replica = _replica(_recovered(3, 0, commit_index=1))
+    _finish_writes(replica, replica.on_view(_view(1, "b")))
+    replica.on_link("a")
+    reply = ProbeReply(1, 1, "a.1", 1, 7, 0, 7, [], suspect=False, damaged=False)
+    effects = replica.on_message("a", reply, 10.0)
+    assert any(isinstance(effect, fx.MarkDamaged) for effect in effects)
+    later: list[fx.Effect] = []
+    for now_ms in range(20, 2 * TIMING.grace_period_ms, 20):
+        later += replica.on_tick(float(now_ms))
+    assert not any(isinstance(effect, fx.StartEpoch | fx.ClearMarks) for effect in later)
+    assert _proposed(later) == []
+    with pytest.raises(SafetyError, match="holds entries only up to 3"):
+        _finish_writes(replica, effects)
+
+
 def test_a_witness_is_no_peer_of_the_replicas() -> None:
     view = _view(1, "b")
     replica = _replica(_recovered())
@@ -602,3 +619,32 @@ def test_of_a_primary_only_removals_are_asked_about() -> None:
     lead.replica.start_handover("a", 500)
     assert lead.replica.core.proposal is not None
     assert not lead.replica.may_propose(lead.replica.core.proposal, lead.now_ms)
+
+
+# what another has committed and this one lacks; whom a primary that has let go asks
+
+
+def test_a_primary_that_lacks_what_is_committed_commits_and_executes_nothing_more() -> None:
+    """E1, D6: while the note of its loss is on its way to the disk. Then it stops."""
+    lead = Lead(answered="a")
+    lead.append()
+    committed, now_ms = lead.commit_index, lead.now_ms
+    assert lead.replica.may_serve(now_ms)
+    effects = lead.probed("c", 7, 7, 1)
+    assert any(isinstance(effect, fx.MarkDamaged) for effect in effects)
+    lead.hear("a", AppendReply(1, 1, lead.last_index))
+    assert lead.commit_index == committed < lead.last_index
+    assert not lead.replica.may_serve(now_ms)
+    assert not lead.replica.may_execute()
+    with pytest.raises(SafetyError, match="c has entry 7 committed"):
+        lead.write(effects)
+
+
+def test_a_primary_that_has_let_go_opens_the_streams_anew_of_those_for_whom_it_did() -> None:
+    """They may be back, and nobody else tells it; the others were not asked, and are not silent."""
+    lead = Lead(in_sync="ab", answered="a")
+    lead.probed("c")
+    lead.tick(lead.now_ms + TIMING.suspect_after_ms + TIMING.view_change_timeout_ms + 100)
+    assert _sent(lead.tick(lead.now_ms + 100), Heartbeat) == []
+    effects = lead.tick(lead.now_ms + TIMING.ack_timeout_ms + 100)
+    assert {effect.peer for effect in effects if isinstance(effect, fx.Redial)} == {"a"}

@@ -17,6 +17,7 @@ from tests.unit.replica.test_primary_guards import Lead
 from tests.unit.replica.test_replica_guards import _recovered, _replica, _view
 
 RATE_BYTES_PER_S = 1000
+NOT_HELD = -1
 
 
 class Floors:
@@ -61,11 +62,11 @@ class Floors:
     async def stop(self) -> None:
         """Links are not the question here."""
 
-    def settled(self, peer: str, floor: int = 0) -> int | None:
-        """Return from where on the log is held for a peer after its snapshot at `floor`."""
+    def settled(self, peer: str, floor: int = 0) -> int:
+        """Return after which entry the log is held for a peer that had its snapshot at `floor`."""
         self.snapshot_floors[peer] = floor
         self.snapshots.settle()
-        return self.snapshot_floors.get(peer)
+        return self.snapshot_floors.get(peer, NOT_HELD)
 
 
 @pytest.fixture
@@ -85,18 +86,18 @@ def test_the_log_is_held_for_a_learner_from_what_it_holds_on(lead: Lead) -> None
 
 def test_no_log_is_held_for_who_is_in_sync_removed_or_silent(lead: Lead) -> None:
     floors = Floors(lead.replica)
-    assert floors.settled("a") is None
-    assert floors.settled("d") is None
+    assert floors.settled("a") == NOT_HELD
+    assert floors.settled("d") == NOT_HELD
     lead.now_ms += FLOOR_KEPT_S * 1000
     assert floors.settled("c") == 1
     lead.now_ms += 1
-    assert floors.settled("c") is None
+    assert floors.settled("c") == NOT_HELD
 
 
 def test_a_backup_holds_no_log_for_anyone() -> None:
     replica = _replica(_recovered())
     replica.on_view(_view(1, "a"))
-    assert Floors(replica).settled("c") is None
+    assert Floors(replica).settled("c") == NOT_HELD
 
 
 def test_while_a_snapshot_is_under_way_its_log_is_held_whoever_is_silent(lead: Lead) -> None:
