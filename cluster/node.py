@@ -521,7 +521,8 @@ class NodeProcess:
         A node that lost its disk has forgotten votes and acknowledgements, so an empty directory
         may take part only if nobody knows this node with another one. Where a cluster exists, it
         is asked to add this node; where none does yet, every other node must have answered, and
-        has pinned this directory.
+        has pinned this directory. A node of a cluster that knows no view yet (it has just started,
+        or misses its majority) is asked again: to begin beside it would be to begin another one.
         """
         others = [node for node in self._config.nodes if node != self._node_id]
         clear: set[str] = set()
@@ -537,8 +538,9 @@ class NodeProcess:
                     # Where no cluster exists yet, the others have taken note of this directory.
                     kind = DataDirectoryError if answer.view is None else NotAdmittedError
                     raise kind(f"{problem} (here: {self._directory.path})")
-                clear.add(node)
-                if answer.view is not None and await self._join(node):
+                if not answer.cluster_id:
+                    clear.add(node)
+                elif answer.view is not None and await self._join(node):
                     return
             if len(clear) < len(others):
                 if loop.time() - last_log > WAITING_LOG_INTERVAL_S:

@@ -843,6 +843,10 @@ class Gateway:
 
     async def _hello(self, node: str, data_id: str, *, joined: bool) -> HelloReturn:
         """May `node`, with that data directory, take part?"""
+        answer = await self._judge_hello(node, data_id, joined=joined)
+        return msgspec.structs.replace(answer, cluster_id=self.cluster_id)
+
+    async def _judge_hello(self, node: str, data_id: str, *, joined: bool) -> HelloReturn:
         view = self._view
         member = view.member(node) if view else None
         if member is not None and member.data_id not in ("", data_id):
