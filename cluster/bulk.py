@@ -3,7 +3,8 @@
 The records of one key go through one worker, in order, so that the later of two wins. Each has an
 idempotency key made of the load's id and its line number. At any time the checkpoint says up to
 where everything is acknowledged; what lies beyond, at most `WINDOW_RECORDS`, is sent again when the
-load is run again, under the same keys, and therefore applied once.
+load is run again, under the same keys, and therefore applied once. Each record names a revision
+that was known before it was first sent, so that one whose key may be forgotten is refused.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from cluster.client_transport import Call, raise_for
 WINDOW_RECORDS = 8192  # read but not acknowledged; far below the default client table
 WINDOW_BYTES = 32 * 1024 * 1024
 CHECKPOINT_INTERVAL_S = 1.0
+REACH_LINES = 65_536  # how far beyond a checkpoint's line records are sent before the next one
 
 
 class LoadError(Exception):
@@ -62,13 +64,14 @@ class Totals(msgspec.Struct):
 class _Pending:
     """A record between its line and its acknowledgement."""
 
-    __slots__ = ("call", "done", "end", "line", "size")
+    __slots__ = ("after", "call", "done", "end", "line", "size")
 
-    def __init__(self, line: int, end: int, size: int, call: Call) -> None:
+    def __init__(self, line: int, end: int, size: int, call: Call, after: int) -> None:
         self.line = line
         self.end = end  # position in the file behind the record
         self.size = size
         self.call = call
+        self.after = after  # a revision that was known before it was first sent
         self.done = False
 
 
@@ -88,6 +91,7 @@ class Loader:
         self._transport = transport
         self._state = state
         self._file = file
+        self._reach = state.reach
         self._on_progress = on_progress
         self._queues: list[asyncio.Queue[_Pending | None]] = [
             asyncio.Queue() for _ in range(concurrency)
@@ -138,7 +142,12 @@ class Loader:
                     raise LoadError(line, str(error), is_bad_record=True) from error
                 if record is None:
                     continue
-                pending = _Pending(line, end, len(text), self._call(line, *record))
+                if line > self._reach:  # on disk before it leaves
+                    self._reach = line + REACH_LINES
+                    self._save()
+                after = self._sent_after(line)
+                call = self._call(line, after, *record)
+                pending = _Pending(line, end, len(text), call, after)
                 self._window.append(pending)
                 self._window_bytes += pending.size
                 self.totals.read += 1
@@ -168,10 +177,21 @@ class Loader:
             self._room.clear()
             await self._room.wait()
 
-    def _call(self, line: int, key: str, value: bytes) -> Call:
+    def _call(self, line: int, after: int, key: str, value: bytes) -> Call:
         idempotency_key = f"{self._state.load_id}-{line}"
         headers = {"Idempotency-Key": f'"{idempotency_key}"'}
-        return Call("PUT", kv_target(key), headers, value, idempotency_key, writes=True)
+        target = kv_target(key)
+        return Call("PUT", target, headers, value, idempotency_key, writes=True, after=after)
+
+    def _sent_after(self, line: int) -> int:
+        """Return a revision that was known before the record of this line was first sent.
+
+        An earlier run may have sent those up to the reach that its checkpoint names.
+        """
+        state, seen = self._state, self._transport.revision
+        if line <= state.reach or seen is None:
+            return state.revision
+        return seen
 
     async def _work(self, queue: asyncio.Queue[_Pending | None]) -> None:
         call = self._transport.call
@@ -206,12 +226,14 @@ class Loader:
                 written = time.monotonic()
 
     def _now(self) -> Checkpoint:
-        totals = self.totals
+        totals, window = self.totals, self._window
         return msgspec.structs.replace(
             self._state,
             position=totals.position,
             line=totals.line,
             records=self._state.records + totals.acknowledged,
+            reach=self._reach,
+            revision=window[0].after if window else self._sent_after(totals.line + 1),
         )
 
     def _save(self) -> None:

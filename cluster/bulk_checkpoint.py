@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 SUFFIX = ".onecopy-load"
-VERSION = 1
+VERSION = 2
 
 
 class CheckpointError(Exception):
@@ -20,8 +20,9 @@ class CheckpointError(Exception):
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The state of a load. Everything before `position` (bytes) and `line` is acknowledged.
 
-    Some records after it may be too: they are sent again under the same idempotency keys, which
-    are made of `load_id` and the line number.
+    Some records after it may be too, none behind the line `reach`: they are sent again under the
+    same idempotency keys, which are made of `load_id` and the line number, and as first sent after
+    `revision` (Idempotency-After), which was known before the first of them had left.
     """
 
     version: int = VERSION
@@ -33,6 +34,12 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     position: int = 0
     line: int = 0
     records: int = 0
+    reach: int = 0
+    revision: int = 0
+
+
+class _Version(msgspec.Struct):
+    version: int
 
 
 def checkpoint_path(file: Path) -> Path:
@@ -55,7 +62,14 @@ def read_checkpoint(file: Path) -> Checkpoint | None:
     """Return what a load of `file` has left, or None. Raises CheckpointError if it is damaged."""
     path = checkpoint_path(file)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Checkpoint)
+        data = path.read_bytes()
+        version = msgspec.json.decode(data, type=_Version).version
+        if version != VERSION:
+            raise CheckpointError(
+                f"{path} is of another version of onecopy (format {version}, not {VERSION}): go on "
+                "with that one, or load the whole file again with --restart"
+            )
+        return msgspec.json.decode(data, type=Checkpoint)
     except FileNotFoundError:
         return None
     except (msgspec.DecodeError, OSError) as error:
@@ -66,7 +80,7 @@ def read_checkpoint(file: Path) -> Checkpoint | None:
 
 def check_unchanged(file: Path, found: Checkpoint, size_bytes: int, checksum: str) -> None:
     """Raise CheckpointError if the file is not the one whose load was interrupted."""
-    if (found.version, found.size_bytes, found.fingerprint) != (VERSION, size_bytes, checksum):
+    if (found.size_bytes, found.fingerprint) != (size_bytes, checksum):
         raise CheckpointError(
             f"{file} has changed since its load was interrupted at line {found.line + 1}; "
             "to load the whole file as it is now, use --restart"

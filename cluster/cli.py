@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -39,6 +42,29 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(module), function)
         assert isinstance(command, click.Command)
         return command
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """Read the command line, and print what `--help` and `--version` ask for."""
+        with _output_checked():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, which may be asked for its own help."""
+        with _output_checked():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _output_checked() -> Iterator[None]:
+    """Raise OutputFailedError for what click itself could not print: help, the version."""
+    try:
+        yield
+    except OSError as error:
+        from cluster.cli_output import LOST_ERRNOS, output_failed  # noqa: PLC0415 -- rarely needed
+
+        if error.errno not in LOST_ERRNOS or error.filename is not None:
+            raise
+        output_failed(error)
 
 
 @click.group(

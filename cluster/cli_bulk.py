@@ -49,7 +49,7 @@ from cluster.cli_output import (
     show_bytes,
     show_json,
 )
-from cluster.client import Client, UnavailableError
+from cluster.client import Client, UnavailableError, UnknownOutcomeError
 
 STDIN = Path("-")
 T = TypeVar("T")
@@ -105,7 +105,7 @@ def load(
     with report_errors(as_json=as_json):
         if file == STDIN and kind is not None:
             say("standard input: no checkpoint is kept, a cut-off load cannot resume")
-            state = _state_of_stdin(kind, run_fast(_cluster_id(urls)))
+            state = _state_of_stdin(kind, run_fast(_meet(urls)))
             code = _load(nodes, state, None, 0, concurrency, as_json=as_json)
             sys.exit(code)
         with _sole_loader(file) as descriptor:
@@ -127,6 +127,13 @@ class Nodes(NamedTuple):
     urls: list[str]
     timeout_ms: int
     discover: bool
+
+
+class Met(NamedTuple):
+    """A cluster, and a revision that it had reached before the load."""
+
+    cluster_id: str
+    revision: int
 
 
 def _load(
@@ -181,6 +188,13 @@ def _load(
     if error.is_bad_record:
         again = "All records before it are loaded."
         again += " Mend the line, then load with --restart." if file is not None else ""
+    elif isinstance(error.cause_error, UnknownOutcomeError) and error.cause_error.is_final:
+        again = (
+            f"Records behind line {totals.line} may have been written, and the cluster cannot tell "
+            "any more: read some of their keys. To write the whole file again, load with --restart."
+            if file is not None
+            else "This record may have been written: read its key."
+        )
     _show_error(file, error, again, as_json=as_json)
     return exit_code_of(error.cause_error)
 
@@ -222,9 +236,14 @@ def _show_summary(totals: Totals, state: Checkpoint, seconds: float, *, as_json:
     )
 
 
-def _state_of_stdin(kind: Format, cluster: str) -> Checkpoint:
+def _state_of_stdin(kind: Format, cluster: Met) -> Checkpoint:
     return Checkpoint(
-        load_id=new_load_id(), cluster=cluster, size_bytes=0, fingerprint="", format=kind
+        load_id=new_load_id(),
+        cluster=cluster.cluster_id,
+        size_bytes=0,
+        fingerprint="",
+        format=kind,
+        revision=cluster.revision,
     )
 
 
@@ -241,7 +260,7 @@ def _state_of_file(
     if check:
         say(f"checked: {check_records(file, kind):,} records")
     size, checksum = file.stat().st_size, fingerprint(file)
-    cluster = run_fast(_cluster_id(urls))
+    cluster, revision = run_fast(_meet(urls))
     found = None if restart else read_checkpoint(file)
     if found is None:
         state = Checkpoint(
@@ -250,6 +269,7 @@ def _state_of_file(
             size_bytes=size,
             fingerprint=checksum,
             format=kind,
+            revision=revision,
         )
         write_checkpoint(file, state)
         return state
@@ -263,13 +283,16 @@ def _state_of_file(
     return found
 
 
-async def _cluster_id(urls: list[str]) -> str:
-    """Return the id of the cluster that the load is for; all of it goes there or nowhere."""
+async def _meet(urls: list[str]) -> Met:
+    """Return the cluster that the load is for; all of it goes there or nowhere."""
     async with Client(urls, discover=False) as client:
         found = (await client.status()).cluster_id
+        if client.revision is None:  # a node without data has answered
+            await client.page(limit=1, keys_only=True)
+        revision = client.revision or 0
     if not found:
         raise UnavailableError("the cluster has not formed yet", code="cluster_unknown")
-    return found
+    return Met(found, revision)
 
 
 @contextmanager

@@ -114,6 +114,8 @@ def error_fields(error: ClientError) -> dict[str, object]:
     fields |= {"outcome": outcome, "exit_code": code}
     if isinstance(error, UnknownOutcomeError) and error.idempotency_key:
         fields["idempotency_key"] = error.idempotency_key
+        if error.idempotency_after is not None:
+            fields["idempotency_after"] = error.idempotency_after
     return fields
 
 
@@ -133,10 +135,18 @@ def exit_code_of(error: ClientError | None) -> int:
 def _meaning(error: ClientError) -> tuple[int, str, str]:
     """Return the exit code, the outcome and what to do next."""
     match error:
+        case UnknownOutcomeError(is_final=True):
+            again = (
+                "This cluster cannot tell any more: do not repeat it under this key. Read with: "
+                "onecopy get KEY --json; if the write is not there and still wanted, write anew"
+            )
+            return EXIT_UNKNOWN_OUTCOME, "unknown", again
         case UnknownOutcomeError():
+            after = error.idempotency_after
             again = (
                 "Learn which: the same command with the same arguments and "
                 f"--idempotency-key {error.idempotency_key}"
+                + ("" if after is None else f" --idempotency-after {after}")
                 if error.idempotency_key
                 else "See what came of it with: onecopy status"
             )

@@ -16,10 +16,12 @@ from cluster.cli_common import (
 )
 from cluster.cli_exit import EXIT_NOT_FOUND, EXIT_USAGE
 from cluster.cli_output import for_terminal, say_json, show, show_json, show_value
+from cluster.client_arguments import AFTER_MAX
 from cluster.client_types import Item
 
 IF_REVISION_HELP = "Only if the key is at this revision."
 IDEMPOTENCY_HELP = "Repeat an earlier write under its key: it is applied once."
+AFTER_HELP = "With it: the revision that the write was first sent after, as its error named it."
 MIN_COPIES_HELP = "Refuse to be acknowledged on fewer copies."
 
 
@@ -39,10 +41,12 @@ MIN_COPIES_HELP = "Refuse to be acknowledged on fewer copies."
     type=click.Choice(["all", "local"]),
     default="all",
     show_default=True,
-    help="local: answer when the primary alone has it; a failover may lose it.",
+    help="local: answer when the primary alone has it: a failover may lose it, and a get, not "
+    "only a stale one, may still return the value before.",
 )
 @click.option("--min-copies", type=click.IntRange(0), default=0, help=MIN_COPIES_HELP)
 @click.option("--idempotency-key", default="", help=IDEMPOTENCY_HELP)
+@click.option("--idempotency-after", type=click.IntRange(0, AFTER_MAX), help=AFTER_HELP)
 @client_options
 def put(
     key: str,
@@ -53,6 +57,7 @@ def put(
     ack: Literal["all", "local"],
     min_copies: int,
     idempotency_key: str,
+    idempotency_after: int | None,
     endpoints: str,
     timeout_ms: int,
     no_discover: bool,
@@ -64,6 +69,7 @@ def put(
     if if_absent and if_revision is not None:
         raise click.UsageError("--if-absent and --if-revision exclude each other")
     body = os.fsencode(value) if value is not None else _read(source)
+    _check_after(idempotency_key, idempotency_after)
     with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
         result = client.put(
             key,
@@ -73,6 +79,7 @@ def put(
             ack=ack,
             min_copies=min_copies,
             idempotency_key=idempotency_key,
+            idempotency_after=idempotency_after,
         )
     if as_json:
         show_json(result)
@@ -98,7 +105,10 @@ def get(
     no_discover: bool,
     as_json: bool,
 ) -> None:
-    """Write the value of KEY to standard output, byte for byte."""
+    """Write the value of KEY to standard output, byte for byte.
+
+    It is what has committed: a put with --ack local before it may not be seen yet, whoever made it.
+    """
     if max_staleness_ms is not None and not stale:
         raise click.UsageError("--max-staleness-ms needs --stale")
     with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
@@ -121,21 +131,28 @@ def get(
 @click.option("--if-revision", type=click.IntRange(min=1), help=IF_REVISION_HELP)
 @click.option("--min-copies", type=click.IntRange(0), default=0, help=MIN_COPIES_HELP)
 @click.option("--idempotency-key", default="", help=IDEMPOTENCY_HELP)
+@click.option("--idempotency-after", type=click.IntRange(0, AFTER_MAX), help=AFTER_HELP)
 @client_options
 def delete(
     key: str,
     if_revision: int | None,
     min_copies: int,
     idempotency_key: str,
+    idempotency_after: int | None,
     endpoints: str,
     timeout_ms: int,
     no_discover: bool,
     as_json: bool,
 ) -> None:
     """Remove KEY. Exits with 3 where there was none."""
+    _check_after(idempotency_key, idempotency_after)
     with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
         result = client.delete(
-            key, if_revision=if_revision, min_copies=min_copies, idempotency_key=idempotency_key
+            key,
+            if_revision=if_revision,
+            min_copies=min_copies,
+            idempotency_key=idempotency_key,
+            idempotency_after=idempotency_after,
         )
     if as_json:
         show_json(result)
@@ -182,6 +199,11 @@ def list_keys(
             shown += 1
             if shown == limit:
                 break
+
+
+def _check_after(key: str, after: int | None) -> None:
+    if after is not None and not key:
+        raise click.UsageError("--idempotency-after needs --idempotency-key of the same write")
 
 
 def _read(source: BinaryIO | None) -> bytes:

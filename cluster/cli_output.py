@@ -18,6 +18,9 @@ import msgspec
 
 from cluster.cli_exit import EXIT_OUTPUT_FAILED
 
+LOST_ERRNOS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+"""What a write to standard output fails with that is closed, full or gone."""
+
 
 class OutputFailedError(click.ClickException):
     """Standard output is closed or full. What the command was to do is done."""
@@ -45,7 +48,7 @@ def show(text: str) -> None:
         encoding = sys.stdout.encoding
         show(text.encode(encoding, "backslashreplace").decode(encoding))
     except (OSError, ValueError) as error:
-        _failed(error)
+        output_failed(error)
 
 
 def show_bytes(data: bytes) -> None:
@@ -56,10 +59,11 @@ def show_bytes(data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except (OSError, ValueError) as error:
-        _failed(error)
+        output_failed(error)
 
 
-def _failed(error: OSError | ValueError) -> NoReturn:
+def output_failed(error: OSError | ValueError) -> NoReturn:
+    """Raise OutputFailedError for an error of standard output, which takes no more."""
     with contextlib.suppress(OSError, ValueError):
         # What is left in the buffer would fail again when the interpreter ends.
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -11,7 +11,6 @@ idempotency key for all its tries. Errors are in `cluster.client_errors`.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from types import TracebackType
@@ -26,10 +25,12 @@ from cluster.client_arguments import (
     MILLISECONDS_MAX,
     PAGE_LIMIT_MAX,
     REVISION_MAX,
+    DrawnKey,
     check_ack,
     check_consistency,
     check_endpoints,
     check_flag,
+    check_idempotency_after,
     check_idempotency_key,
     check_key,
     check_node,
@@ -38,6 +39,7 @@ from cluster.client_arguments import (
     check_text,
     check_timeout,
     check_value,
+    draw_key,
 )
 from cluster.client_endpoints import normalize_endpoint
 from cluster.client_errors import (
@@ -145,6 +147,11 @@ class Client:
         return self._transport.cluster_id
 
     @property
+    def revision(self) -> int | None:
+        """The highest revision that an answer of the cluster has named, None before the first."""
+        return self._transport.revision
+
+    @property
     def retries(self) -> int:
         """How many tries beyond the first there were, over all calls."""
         return self._transport.retries
@@ -159,17 +166,20 @@ class Client:
         ack: Ack = "all",
         min_copies: int = 0,
         idempotency_key: str = "",
+        idempotency_after: int | None = None,
         timeout_ms: int | None = None,
     ) -> PutResult:
         """Write `value` (text as UTF-8) under `key`.
 
         `if_revision`: only if the key is at that revision; `if_absent`: only if there is none.
         `ack="local"` answers when the primary alone has it; `min_copies` wants at least so many.
+        `idempotency_key` and `idempotency_after` of an UnknownOutcomeError repeat that write.
         Raises PreconditionFailedError, UnknownOutcomeError and the rest of the tree.
         """
         headers = _condition(if_revision, if_absent=if_absent)
         target = kv_target(key, _write_options(ack, min_copies))
-        call = write_call("PUT", target, headers, check_value(value), idempotency_key)
+        body = check_value(value)
+        call = write_call("PUT", target, headers, body, idempotency_key, idempotency_after)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         result = _decode(call, reply, PutResult, ok=(200, 201))
         return msgspec.structs.replace(
@@ -211,12 +221,13 @@ class Client:
         ack: Ack = "all",
         min_copies: int = 0,
         idempotency_key: str = "",
+        idempotency_after: int | None = None,
         timeout_ms: int | None = None,
     ) -> DeleteResult:
         """Remove `key`; `deleted` says whether it was there. Options and errors as for `put`."""
         headers = _condition(if_revision)
         target = kv_target(key, _write_options(ack, min_copies))
-        call = write_call("DELETE", target, headers, None, idempotency_key)
+        call = write_call("DELETE", target, headers, None, idempotency_key, idempotency_after)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         result = _decode(call, reply, DeleteResult)
         return msgspec.structs.replace(result, idempotency_key=call.key)
@@ -391,12 +402,19 @@ def kv_target(key: str, options: Mapping[str, object] | None = None) -> str:
 
 
 def write_call(
-    method: str, target: str, headers: dict[str, str], body: bytes | None, key: str
+    method: str,
+    target: str,
+    headers: dict[str, str],
+    body: bytes | None,
+    key: str,
+    after: int | None = None,
 ) -> Call:
     """Return a write under an idempotency key, drawn at random where none is given."""
-    key = check_idempotency_key(key) or os.urandom(16).hex()
+    after = check_idempotency_after(check_idempotency_key(key), after)
+    key = key or draw_key()
+    drawn = isinstance(key, DrawnKey)
     headers["Idempotency-Key"] = f'"{key}"'
-    return Call(method, target, headers, body, key, writes=True)
+    return Call(method, target, headers, body, str(key), writes=True, after=after, drawn=drawn)
 
 
 def _condition(if_revision: int | None, *, if_absent: bool = False) -> dict[str, str]:

@@ -6,7 +6,8 @@ Nothing is converted: a value that was guessed at would be stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from typing import NoReturn, get_args
 
 from cluster.client_errors import InvalidRequestError
@@ -16,6 +17,7 @@ KEY_MAX_BYTES = 480
 COPIES_MAX = 255
 PAGE_LIMIT_MAX = 1000
 REVISION_MAX = 2**63 - 1
+AFTER_MAX = 10**18 - 1  # what Idempotency-After takes
 MILLISECONDS_MAX = 2**31 - 1
 
 
@@ -98,7 +100,7 @@ def check_endpoints(value: object) -> tuple[str, ...]:
     """Return the endpoints, one or several."""
     if isinstance(value, str):
         return (value,)
-    if isinstance(value, bytes) or not isinstance(value, Iterable):
+    if isinstance(value, bytes | Mapping) or not isinstance(value, Iterable):
         _wrong_type("endpoints", value, "str or several str")
     endpoints = tuple(value)
     for endpoint in endpoints:
@@ -125,6 +127,25 @@ def check_idempotency_key(value: object) -> str:
         )
         raise InvalidRequestError(problem, code="invalid_idempotency_key")
     return key
+
+
+def check_idempotency_after(key: object, value: object) -> int | None:
+    """Return the revision that a write under `key` was first sent after, None if not given."""
+    after = check_optional_number("idempotency_after", value, 0, AFTER_MAX)
+    if after is not None and key == "":
+        raise InvalidRequestError("idempotency_after needs the idempotency_key of the same write")
+    return after
+
+
+class DrawnKey(str):
+    """An idempotency key that was drawn for one call."""
+
+    __slots__ = ()
+
+
+def draw_key() -> DrawnKey:
+    """Draw an idempotency key."""
+    return DrawnKey(os.urandom(16).hex())
 
 
 def _check_word(name: str, value: object, words: tuple[str, ...]) -> str:

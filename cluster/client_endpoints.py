@@ -16,7 +16,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-_ENDPOINT = re.compile(r"(https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?)/?")
+_ENDPOINT = re.compile(
+    r"([Hh][Tt][Tt][Pp][Ss]?)(://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?)/?"
+)
 _LOOPBACK = re.compile(r"http://(?:localhost|127\.0\.0\.1|\[::1\])(?=:|$)")
 
 PENALTY_FIRST_S = 0.1  # an endpoint that failed is avoided for so long, doubled at each failure …
@@ -159,4 +161,7 @@ def normalize_endpoint(text: str) -> str:
     found = _ENDPOINT.fullmatch(url)
     if found is None:
         raise ValueError(f"{text!r} is no endpoint; write it like http://127.0.0.1:8101")
-    return found[1]
+    scheme, rest, port = found.groups()
+    if port and not 1 <= int(port) <= 65535:
+        raise ValueError(f"{text!r} is no endpoint: its port must be from 1 to 65535")
+    return f"{scheme.lower()}{rest}"

@@ -67,12 +67,26 @@ class UnavailableError(NotAppliedError):
 class UnknownOutcomeError(ClientError):
     """At least one try may have been applied, and none was confirmed before the deadline.
 
-    Call again with `idempotency_key=error.idempotency_key` and the same arguments to learn which:
-    if it was applied you get its answer, and it is not applied twice.
+    Call again with `idempotency_key=error.idempotency_key`,
+    `idempotency_after=error.idempotency_after` and the same arguments to learn which: if it was
+    applied you get its answer, and it is not applied twice. `code` "idempotency_key_expired" and
+    "unknown_revision" are final: the cluster cannot tell any more; read the key, and decide anew.
     """
 
     def __init__(
-        self, detail: str, *, code: str = "", status: int = 0, idempotency_key: str = ""
+        self,
+        detail: str,
+        *,
+        code: str = "",
+        status: int = 0,
+        idempotency_key: str = "",
+        idempotency_after: int | None = None,
     ) -> None:
         super().__init__(detail, code=code, status=status)
         self.idempotency_key = idempotency_key
+        self.idempotency_after = idempotency_after
+
+    @property
+    def is_final(self) -> bool:
+        """Whether to call again under the same key cannot help."""
+        return self.code in {"idempotency_key_expired", "unknown_revision"}

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 from cluster.client_arguments import (
     PAGE_LIMIT_MAX,
     check_endpoints,
+    check_idempotency_after,
     check_number,
     check_timeout,
+    draw_key,
 )
 from cluster.client_errors import UnavailableError, UnknownOutcomeError
 from cluster.client_thread import CLOSED, Runner, StuckError
@@ -129,7 +131,7 @@ class SyncClient:
             if write is None:
                 raise UnavailableError(str(error), code="stuck") from None
             detail = f"{error}; this may or may not have been applied"
-            raise UnknownOutcomeError(detail, code="stuck", idempotency_key=write) from None
+            raise UnknownOutcomeError(detail, code="stuck", idempotency_key=str(write)) from None
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -151,10 +153,11 @@ class SyncClient:
         ack: Ack = "all",
         min_copies: int = 0,
         idempotency_key: str = "",
+        idempotency_after: int | None = None,
         timeout_ms: int | None = None,
     ) -> PutResult:
         """Write `value` under `key`; see `Client.put`."""
-        own_key = _drawn(idempotency_key)
+        own_key = _key(idempotency_key, idempotency_after)
         return self._run(
             lambda client: client.put(
                 key,
@@ -164,6 +167,7 @@ class SyncClient:
                 ack=ack,
                 min_copies=min_copies,
                 idempotency_key=own_key,
+                idempotency_after=idempotency_after,
                 timeout_ms=timeout_ms,
             ),
             timeout_ms,
@@ -197,10 +201,11 @@ class SyncClient:
         ack: Ack = "all",
         min_copies: int = 0,
         idempotency_key: str = "",
+        idempotency_after: int | None = None,
         timeout_ms: int | None = None,
     ) -> DeleteResult:
         """Remove `key`; see `Client.delete`."""
-        own_key = _drawn(idempotency_key)
+        own_key = _key(idempotency_key, idempotency_after)
         return self._run(
             lambda client: client.delete(
                 key,
@@ -208,6 +213,7 @@ class SyncClient:
                 ack=ack,
                 min_copies=min_copies,
                 idempotency_key=own_key,
+                idempotency_after=idempotency_after,
                 timeout_ms=timeout_ms,
             ),
             timeout_ms,
@@ -279,6 +285,7 @@ class SyncClient:
         )
 
 
-def _drawn(idempotency_key: str) -> str:
-    """Return the key, or one drawn at random for none: here, so that every error can name it."""
-    return os.urandom(16).hex() if idempotency_key == "" else idempotency_key
+def _key(key: str, after: int | None) -> str:
+    """Return the key, or one drawn for none: here, so that every error can name it."""
+    check_idempotency_after(key, after)
+    return draw_key() if key == "" else key

@@ -9,6 +9,10 @@ with a success, or as unknown.
 Every answer names its cluster. The first that does settles which cluster this client talks to, for
 good: all that is sent from then on says so, and is refused elsewhere before anything is done.
 Before the first write the endpoint is asked for the name alone, so that no write goes without it.
+
+Answers also name a committed revision. The highest that was seen before a write's first try goes
+with each of its tries (Idempotency-After): nodes that may have forgotten its key then refuse it,
+and do not execute it again (docs/decisions/0009).
 """
 
 from __future__ import annotations
@@ -46,7 +50,14 @@ BACKOFF_MAX_S = 0.4
 REFRESH_INTERVAL_S = 0.2  # the cluster's status is asked for no more often than this
 BODY_AT_ONCE_BYTES = 1 << 20
 SERVER_TIMEOUT_MAX_MS = 600_000  # what the API takes
+REVISION_AGE_MAX_S = 1.0
+"""A revision that was seen longer ago is asked for anew before a write's first try: a client that
+was idle would else name one so old that a new write is refused, as one that may be forgotten. The
+smallest table (4 MiB, 26,000 keys) forgets that fast at full rate."""
+SENT_AFTER_MAX_KEYS = 10_000  # keys whose first try is remembered; the oldest go
 CLUSTER = "Onecopy-Cluster"
+REVISION = "Onecopy-Revision"
+AFTER = "Idempotency-After"
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 _decode_problem = msgspec.json.Decoder(Problem).decode
@@ -54,18 +65,21 @@ _decode_status = msgspec.json.Decoder(ClusterStatus).decode
 
 
 class Reply(NamedTuple):
-    """A final answer: not necessarily a success."""
+    """A final answer: not necessarily a success. `after`: what the write was first sent after."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    after: int | None = None
 
 
 class Call(NamedTuple):
     """A request, whole: `target` is the encoded path and query, `key` the idempotency key.
 
     `retry_unknown`: may be sent again though an earlier try may have been applied (reads, and
-    writes under a key). `waits`: the server may wait for a primary, as long as it is told.
+    writes under a key). `waits`: the server may wait for a primary, as long as it is told. `after`:
+    a revision that was known before the first try; None: the transport takes the highest it knows.
+    `drawn`: the idempotency key is of this call alone.
     """
 
     method: str
@@ -76,6 +90,8 @@ class Call(NamedTuple):
     writes: bool = False
     retry_unknown: bool = True
     waits: bool = True
+    after: int | None = None
+    drawn: bool = False
 
 
 class UnreachableError(OSError):
@@ -103,6 +119,9 @@ class Transport:
         self.cluster_id = cluster_id
         self.timeout_ms = timeout_ms
         self.retries = 0  # tries beyond the first, over all calls
+        self.revision: int | None = None  # the highest that an answer has named
+        self._revision_at = -math.inf  # when an answer last named it, or none could be had
+        self._sent_after: dict[str, int | None] = {}  # by idempotency key
         self._max_connections = max_connections
         self._loop: asyncio.AbstractEventLoop | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -136,11 +155,13 @@ class Transport:
         doubtful: ClientError | None = None  # the last try that may have been applied
         failure: ClientError
         backoff_s = BACKOFF_FIRST_S
+        prepared = not call.writes
         while True:
             url = self.endpoints.pick(loop.time())
             try:
-                if call.writes and not self.cluster_id:
-                    await self._try(url, MEET, deadline - loop.time())
+                if not prepared:
+                    call = await self._prepare(url, call, deadline)
+                    prepared = True
                 longest_s = TRY_TIMEOUT_S if call.retry_unknown else math.inf
                 reply = await self._try(url, call, deadline - loop.time(), longest_s)
             except UnknownOutcomeError as error:
@@ -162,7 +183,9 @@ class Transport:
                     self._learn(reply.body, url)
                 self._refresh_soon()
                 _hold_doubt(call, reply, doubtful)
-                return reply
+                if call.drawn and reply.status < 400:
+                    self._sent_after.pop(call.key, None)
+                return reply if call.after is None else reply._replace(after=call.after)
             self.endpoints.failed(url, loop.time())
             self._refresh_soon(after_failure=True)
             pause_s = 0.0
@@ -176,6 +199,29 @@ class Transport:
             await asyncio.sleep(pause_s)
             if self._closed:
                 _give_up(call, failure, doubtful)
+
+    async def _prepare(self, url: str, call: Call, deadline: float) -> Call:
+        """Meet the cluster before a first write; settle what this one was first sent after.
+
+        A key that this client has sent before keeps what it was first sent after. Raises as `_try`.
+        """
+        now = asyncio.get_running_loop().time()
+        settled = not call.key or call.after is not None or call.key in self._sent_after
+        if not self.cluster_id or (not settled and now > self._revision_at + REVISION_AGE_MAX_S):
+            await self._try(url, MEET, deadline - now)
+            self._revision_at = now
+        if not call.key or call.after is not None:
+            return call
+        after = self._sent_after.setdefault(call.key, self.revision)
+        if len(self._sent_after) > SENT_AFTER_MAX_KEYS:
+            del self._sent_after[next(iter(self._sent_after))]
+        return call._replace(after=after)
+
+    def saw(self, revision: int) -> None:
+        """Take note of a revision that has committed in this client's cluster."""
+        if self.revision is None or revision >= self.revision:
+            self.revision = revision
+            self._revision_at = asyncio.get_running_loop().time()
 
     async def ask(self, url: str, target: str, timeout_ms: int | None = None) -> Reply:
         """Ask one named node, once. Raises UnavailableError, WrongClusterError."""
@@ -229,7 +275,12 @@ class Transport:
             raise UnreachableError(str(error)) from error
 
     def _headers(self, call: Call) -> Mapping[str, str]:
-        return {**call.headers, CLUSTER: self.cluster_id} if self.cluster_id else call.headers
+        headers = dict(call.headers)
+        if self.cluster_id:
+            headers[CLUSTER] = self.cluster_id
+        if call.after is not None:
+            headers[AFTER] = str(call.after)
+        return headers
 
     def _check_cluster(self, url: str, call: Call, reply: Reply) -> None:
         """Take the cluster's id from the first answer that names it; refuse every other's.
@@ -241,6 +292,9 @@ class Transport:
         if not self.cluster_id:
             self.cluster_id = named
         if named == self.cluster_id:
+            revision = reply.headers.get(REVISION, "")
+            if named and revision.isascii() and revision.isdecimal() and len(revision) <= 18:
+                self.saw(int(revision))
             return
         if not named:
             if reply.status < 400 or reply.status in {404, 412}:
@@ -351,6 +405,7 @@ def raise_for(call: Call, reply: Reply) -> NoReturn:
     problem = decode_problem(reply.status, reply.body)
     detail = problem.detail or problem.title or f"HTTP {reply.status}"
     if call.writes and problem.outcome == "unknown":
+        call = call if reply.after is None else call._replace(after=reply.after)
         raise _doubt(call, detail, code=problem.code, status=reply.status)
     kinds: dict[int, type[NotAppliedError]] = {
         412: PreconditionFailedError,
@@ -363,7 +418,13 @@ def raise_for(call: Call, reply: Reply) -> NoReturn:
 def _doubt(call: Call, detail: str, *, code: str, status: int = 0) -> ClientError:
     if not call.writes:
         return UnavailableError(detail, code=code, status=status)
-    return UnknownOutcomeError(detail, code=code, status=status, idempotency_key=call.key)
+    return UnknownOutcomeError(
+        detail,
+        code=code,
+        status=status,
+        idempotency_key=call.key,
+        idempotency_after=call.after,
+    )
 
 
 def _raise_wrong_cluster(
@@ -395,6 +456,4 @@ def _give_up(call: Call, failure: ClientError, doubtful: ClientError | None) -> 
         if call.key
         else f"{doubtful.detail} (this may or may not have been done; see the status)"
     )
-    raise UnknownOutcomeError(
-        detail, code=doubtful.code, status=doubtful.status, idempotency_key=call.key
-    ) from doubtful
+    raise _doubt(call, detail, code=doubtful.code, status=doubtful.status) from doubtful

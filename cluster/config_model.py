@@ -231,7 +231,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     client_table_bytes: Annotated[
         int,
         _count(
-            "Bytes of such answers on each disk (about 130 for a write of a key); beyond it the "
+            "Bytes of such answers on each disk (about 160 for a write of a key); beyond it the "
             "oldest are forgotten before their time.",
             ge=4_194_304,
         ),

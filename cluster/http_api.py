@@ -22,7 +22,7 @@ from cluster.http_admin import check_admin
 from cluster.http_answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer
 from cluster.http_body import ClientGoneError, read_body
 from cluster.http_express import KEYS, Pending, Write
-from cluster.http_headers import Headers, check_cluster, cluster_line
+from cluster.http_headers import Headers, check_cluster, cluster_line, revision_line
 from cluster.http_hosts import Hosts, split_target
 from cluster.http_kv import KvHandlers
 from cluster.http_params import REMOVE_PARAMS, TIMEOUT, decode_percent, parse_query
@@ -279,11 +279,17 @@ class HttpApi:
     def _answer(self, document: object, status: int = 200) -> Answer:
         return Answer(status, msgspec.json.encode(document), JSON, self._identity())
 
+    def _answer_with_revision(self, document: object) -> Answer:
+        """Return an answer that tells a client what to send as Idempotency-After."""
+        index = self._node.commit_index
+        lines = self._identity() + (revision_line(index) if index else b"")
+        return Answer(200, msgspec.json.encode(document), JSON, lines)
+
     # --- cluster ---
 
     async def _cluster(self, _request: BaseRequest, query: str) -> Answer:
         parse_query(query, {})
-        return self._answer(await self._node.cluster_status())
+        return self._answer_with_revision(await self._node.cluster_status())
 
     async def _digest(self, _request: BaseRequest, query: str) -> Answer:
         parse_query(query, {})
@@ -368,7 +374,7 @@ class HttpApi:
     # --- health: any query is ignored, probes like to add their own ---
 
     async def _livez(self, _request: BaseRequest, _query: str) -> Answer:
-        return self._answer({"status": "live"})
+        return self._answer_with_revision({"status": "live"})
 
     async def _readyz(self, _request: BaseRequest, _query: str) -> Answer:
         if self._draining:

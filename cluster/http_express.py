@@ -31,6 +31,7 @@ from datapath.complaints import Complaints
 from datapath.errors import OperationError, OverloadedError
 from datapath.operations import Operation, Result
 from datapath.router import may_repeat
+from datapath.turns import Turns
 
 MAX_REQUEST_SIZE_BYTES = 64 * 1024
 """A larger request goes the ordinary way: its body is read piece by piece there."""
@@ -120,6 +121,7 @@ class Lane(Protocol):
     draining: bool
     """Whether the node is about to stop: each connection ends with its next answer."""
     memory: Memory
+    turns: Turns
 
     def ordinary(self) -> asyncio.Protocol:
         """Make aiohttp's protocol for a connection."""
@@ -353,6 +355,9 @@ class ExpressConnection(asyncio.Protocol):
             if answer is None:  # it has to wait: for the primary, say
                 self._pending = pending = Pending(self, method, target, None)
                 self._start(self._read(pending, key, query, headers))
+            elif answer.is_large:
+                self._pending = pending = Pending(self, method, target, None)
+                self._start(self._send_in_turn(pending, answer))
             else:
                 self._send(answer, method, target, started)
                 lane.served(answer.size_bytes)
@@ -374,6 +379,13 @@ class ExpressConnection(asyncio.Protocol):
             answer = await api.read(key, query, headers)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
             answer = api.refuse(error, pending.method, pending.target)
+        if answer.is_large:
+            await self._lane.turns.take()
+        self.answer(pending, answer)
+
+    async def _send_in_turn(self, pending: Pending, answer: Answer) -> None:
+        """Give an answer whose copying takes a millisecond or so: one of all in a turn."""
+        await self._lane.turns.take()
         self.answer(pending, answer)
 
     def answer(self, pending: Pending, answer: Answer) -> None:

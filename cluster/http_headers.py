@@ -170,6 +170,14 @@ def cluster_line(cluster_id: str) -> bytes:
     return f"{CLUSTER}: {cluster_id}\r\n".encode("ascii") if cluster_id else b""
 
 
+def revision_line(index: int) -> bytes:
+    """Return the header line of the state that an answer is of.
+
+    It has committed, and so is good for Idempotency-After.
+    """
+    return b"Onecopy-Revision: %d\r\n" % index
+
+
 def check_cluster(headers: Headers, cluster_id: str) -> None:
     """Refuse a request that is meant for another cluster than this node's. Raises Problem.
 

@@ -28,6 +28,7 @@ from cluster.http_headers import (
     idempotency_key,
     put_if_absent,
     refuse_if_none_match,
+    revision_line,
     write_if_match,
 )
 from cluster.http_page import Page
@@ -151,7 +152,7 @@ class KvHandlers:
         return wanted, options.timeout_ms or self._timeout_ms
 
     def _get_answer(self, result: QueryResult, headers: Headers) -> Answer:
-        who = self._who(result.node, result.epoch) + _revision(result.index)
+        who = self._who(result.node, result.epoch) + revision_line(result.index)
         if result.value is None:
             raise Problem("key_not_found", "there is no such key", headers=who)
         value, revision = result.value
@@ -198,7 +199,7 @@ class KvHandlers:
         )
         items, next_key = result.value
         cursor = None if next_key is None else encode_cursor(next_key, bounds)
-        lines = NO_CACHE + self._who(result.node, result.epoch) + _revision(result.index)
+        lines = NO_CACHE + self._who(result.node, result.epoch) + revision_line(result.index)
         page = Page(items, result.index, cursor)
         if page.length <= LARGE_ANSWER_SIZE_BYTES:
             return Answer(200, b"".join(page.pieces()), JSON, lines)
@@ -228,12 +229,7 @@ def _delete_answer(result: Result, note: bytes, who: bytes) -> Answer:
     return Answer(200, body, JSON, _write_headers(result, note, who))
 
 
-def _revision(index: int) -> bytes:
-    """The state that an answer is of: committed, and so good for Idempotency-After."""
-    return b"Onecopy-Revision: %d\r\n" % index
-
-
 def _write_headers(result: Result, note: bytes, who: bytes) -> bytes:
     if not note:  # with ack=local it has not committed
-        who += _revision(result.index)
+        who += revision_line(result.index)
     return who + b"Idempotent-Replayed: true\r\n" if result.repeated else who

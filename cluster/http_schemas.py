@@ -208,7 +208,7 @@ HEADERS: Json = {
     },
     "Onecopy-Revision": {
         "description": "The state that this is an answer of, for Idempotency-After; not with "
-        "ack=local, for that may yet be lost.",
+        "ack=local, for that may yet be lost, nor from a node without data.",
         "schema": {"type": "integer", "minimum": 0},
     },
     "Idempotent-Replayed": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -354,7 +355,7 @@ class NodeProcess:
             handlers[SNAPSHOT] = self._receiver
         await self._mesh.start(handlers)
         self._dial({node: item.role for node, item in self._config.nodes.items()})
-        await self._api.start(*split_address(self._own.client))
+        await self._listen_to_clients()
         if self._directory.joined:
             self._spawn(self._ask_whether_removed())
         else:
@@ -369,6 +370,18 @@ class NodeProcess:
         self._spawn(self._watch_accusations())
         self._spawn_bootstrap()
         log.info("started: http://%s", self._own.client)
+
+    async def _listen_to_clients(self) -> None:
+        """Start the API. Raises OSError that names the address and what to do."""
+        try:
+            await self._api.start(*split_address(self._own.client))
+        except OSError as error:
+            busy = error.errno == errno.EADDRINUSE
+            raise OSError(
+                f"cannot listen on {self._own.client} ({error}): "
+                + ("another process has this port; stop it, or " if busy else "")
+                + f"change `client` of node {self._node_id} in the configuration"
+            ) from error
 
     def _check_votes(self) -> None:
         """Refuse to vote with a memory of votes that is gone."""
@@ -508,7 +521,8 @@ class NodeProcess:
         A node that lost its disk has forgotten votes and acknowledgements, so an empty directory
         may take part only if nobody knows this node with another one. Where a cluster exists, it
         is asked to add this node; where none does yet, every other node must have answered, and
-        has pinned this directory.
+        has pinned this directory. A node of a cluster that knows no view yet (it has just started,
+        or misses its majority) is asked again: to begin beside it would be to begin another one.
         """
         others = [node for node in self._config.nodes if node != self._node_id]
         clear: set[str] = set()
@@ -524,8 +538,9 @@ class NodeProcess:
                     # Where no cluster exists yet, the others have taken note of this directory.
                     kind = DataDirectoryError if answer.view is None else NotAdmittedError
                     raise kind(f"{problem} (here: {self._directory.path})")
-                clear.add(node)
-                if answer.view is not None and await self._join(node):
+                if not answer.cluster_id:
+                    clear.add(node)
+                elif answer.view is not None and await self._join(node):
                     return
             if len(clear) < len(others):
                 if loop.time() - last_log > WAITING_LOG_INTERVAL_S:

@@ -289,7 +289,14 @@ def _cluster() -> Json:
     return _operation(
         "getCluster",
         "Who is in charge, and how far everyone is",
-        {"200": json_answer("As the primary sees it, or this node.", "ClusterStatus", example)},
+        {
+            "200": json_answer(
+                "As the primary sees it, or this node.",
+                "ClusterStatus",
+                example,
+                "Onecopy-Revision",
+            )
+        },
         ("unknown_parameter",),
     )
 
@@ -395,9 +402,9 @@ def _digest() -> Json:
 
 
 def _health(path: str, word: str, meaning: str, status: str, *codes: str) -> Json:
-    return _operation(
-        path, word, {"200": json_answer(meaning, "Status", {"status": status})}, codes
-    )
+    revision = ("Onecopy-Revision",) if path == "livez" else ()
+    answer = json_answer(meaning, "Status", {"status": status}, *revision)
+    return _operation(path, word, {"200": answer}, codes)
 
 
 def _primary() -> Json:

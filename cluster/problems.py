@@ -224,7 +224,8 @@ class Problem(Exception):  # noqa: N818 -- RFC 9457's word
             "type": f"urn:onecopy:problem:{self.code}",
             "title": self.title,
             "status": self.status,
-            "detail": self.detail,
+            # It may name what came as bytes that are no text: aiohttp keeps those as surrogates.
+            "detail": self.detail.encode(errors="backslashreplace").decode(),
             "code": self.code,
         }
         if write:

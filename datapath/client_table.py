@@ -26,8 +26,9 @@ from datapath.errors import OperationError, UnknownOutcomeError
 from datapath.operations import Operation
 from datapath.records import Entry
 
-ENTRY_OVERHEAD_BYTES = 104
-"""What an answer costs in the store beside its own bytes (measured: docs/storage.md)."""
+ENTRY_OVERHEAD_BYTES = 136
+"""What an answer costs in the store beside its own bytes, about 23 for a put: pages of the two
+spaces that are in use, in a table that forgets as much as it takes (measured: docs/storage.md)."""
 MAX_FORGOTTEN_PER_OPERATION = 64
 """How many answers one delta drops at the most; more follow with the next ones."""
 SUMMARY_SIZE_BYTES = 64

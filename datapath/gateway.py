@@ -168,6 +168,11 @@ class Gateway:
         """The cluster of the newest view, before there is one that of the data, or ""."""
         return self._bound_cluster_id if self._view is None else self._view.cluster_id
 
+    @property
+    def commit_index(self) -> int:
+        """The highest revision that this node knows to have committed (0: none)."""
+        return self._engine.replica.core.commit_index if self._engine else 0
+
     def on_view(self, view: View) -> None:
         """Take a committed view, from consensus or from a peer that has it from there."""
         if self._view is not None and view.version <= self._view.version:
@@ -842,6 +847,10 @@ class Gateway:
 
     async def _hello(self, node: str, data_id: str, *, joined: bool) -> HelloReturn:
         """May `node`, with that data directory, take part?"""
+        answer = await self._judge_hello(node, data_id, joined=joined)
+        return msgspec.structs.replace(answer, cluster_id=self.cluster_id)
+
+    async def _judge_hello(self, node: str, data_id: str, *, joined: bool) -> HelloReturn:
         view = self._view
         member = view.member(node) if view else None
         if member is not None and member.data_id not in ("", data_id):

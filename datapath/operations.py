@@ -148,6 +148,10 @@ class Node(Protocol):
         """The newest epoch that this node knows of (0: none)."""
 
     @property
+    def commit_index(self) -> int:
+        """The highest revision that this node knows to have committed (0: none)."""
+
+    @property
     def primary(self) -> str:
         """The primary of the newest view this node knows, or ""."""
 

@@ -481,6 +481,8 @@ class Primary:
         )
 
     def _silent(self) -> tuple[str, ...]:
+        if self._lacking:
+            return ()  # E1: it stops once its loss is noted; those who hold what it lacks must stay
         nodes = self.view.in_sync
         if self._abdicating:  # the others are not asked any more, so their silence says nothing
             nodes = tuple(node for node in nodes if node in self._held_up_by)

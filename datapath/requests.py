@@ -154,11 +154,13 @@ class HelloReturn(_Body, frozen=True, tag=106):
     """`problem` "": the node may take part. `view` is the newest committed one, if there is any.
 
     `removed`: consensus has confirmed just now that the node is no member and has no vote.
+    `cluster_id`: the cluster that the answering node belongs to, also while it knows no view.
     """
 
     problem: str
     view: View | None
     removed: bool = False
+    cluster_id: str = ""
 
 
 ErrorKind = Literal["rejected", "not_primary", "full", "overloaded", "not_applied", "unknown"]

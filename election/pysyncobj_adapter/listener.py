@@ -33,7 +33,7 @@ def bind(address: str) -> socket.socket:
         family, kind, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind)
     except OSError as error:
-        raise AddressInUseError(f"cannot listen on raft address {address}: {error}") from error
+        raise _cannot_listen(address, error) from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setblocking(False)
@@ -41,8 +41,17 @@ def bind(address: str) -> socket.socket:
         sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
-        raise AddressInUseError(f"cannot listen on raft address {address}: {error}") from error
+        raise _cannot_listen(address, error) from error
     return sock
+
+
+def _cannot_listen(address: str, error: OSError) -> AddressInUseError:
+    busy = error.errno == errno.EADDRINUSE
+    return AddressInUseError(
+        f"cannot listen on raft address {address} ({error}): "
+        + ("another process has this port; stop it, or " if busy else "")
+        + "change `raft` of this node in the configuration"
+    )
 
 
 class Listener:

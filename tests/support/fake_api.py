@@ -49,6 +49,10 @@ class FakeNode:
         return self.core.epoch
 
     @property
+    def commit_index(self) -> int:
+        return self.core.commit_index
+
+    @property
     def primary(self) -> str:
         return self.core.primary
 

@@ -15,7 +15,13 @@ from collections.abc import Mapping
 
 import msgspec
 
-from datapath.errors import NotAppliedError, NotPrimaryError, OperationError, RejectedError
+from datapath.errors import (
+    NotAppliedError,
+    NotPrimaryError,
+    OperationError,
+    RejectedError,
+    UnknownOutcomeError,
+)
 from datapath.operations import (
     ClusterStatus,
     Digest,
@@ -121,6 +127,8 @@ class LocalNode:
         self.waiting = 0
         self.removals: list[tuple[str, bool, str]] = []
         self.answers: dict[str, tuple[bytes, Result | RejectedError]] = {}
+        self.sent_after: list[tuple[str, int | None]] = []  # of each try under a key
+        self.forgotten_index = 0
         members = tuple(
             Member(
                 id=node,
@@ -142,6 +150,10 @@ class LocalNode:
     @property
     def epoch(self) -> int:
         return self.view.epoch
+
+    @property
+    def commit_index(self) -> int:
+        return self.index
 
     @property
     def primary(self) -> str:
@@ -186,10 +198,14 @@ class LocalNode:
         key = operation.idempotency_key
         fingerprint = b""
         if key:
+            self.sent_after.append((key, operation.first_after))
             call = msgspec.msgpack.encode((operation.method, operation.args))
             fingerprint = hashlib.blake2b(call).digest()
             if key in self.answers:
                 return self._repeat(key, fingerprint)
+            first_after = operation.first_after
+            if first_after is not None and first_after < self.forgotten_index:
+                raise UnknownOutcomeError("idempotency_key_expired", "switched on by the test")
         in_sync = len(self.view.in_sync)
         if operation.min_copies > in_sync:
             raise NotAppliedError(
@@ -204,6 +220,11 @@ class LocalNode:
         if key:
             self.answers[key] = (fingerprint, result)
         return result
+
+    def forget(self) -> None:
+        """Forget all answers, as a table does that is full or a long time later."""
+        self.answers.clear()
+        self.forgotten_index = self.index
 
     def _repeat(self, key: str, fingerprint: bytes) -> Result:
         known, result = self.answers[key]

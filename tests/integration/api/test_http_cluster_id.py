@@ -74,3 +74,16 @@ async def test_a_request_that_names_two_clusters_is_refused(local: Local) -> Non
         head = "\r\n".join(["PUT /v1/kv/a HTTP/1.1", "Host: x", *lines, "Content-Length: 1"])
         connection.send(head.encode() + b"\r\n\r\nx")
         assert (await connection.receive()).status == 421
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+@pytest.mark.parametrize("cluster", [b"\xff", b"local\xff", b"\xed\xa0\x80", b"\x7f\xc3"])
+async def test_a_cluster_that_is_no_text_is_another_one(
+    local: Local, method: str, cluster: bytes
+) -> None:
+    async with connect(local.base_url) as connection:
+        connection.send(
+            b"%b /v1/kv/a HTTP/1.1\r\nHost: x\r\nOnecopy-Cluster: %b\r\nContent-Length: 1\r\n\r\nx"
+            % (method.encode(), cluster)
+        )
+        assert (await connection.receive()).code in {"wrong_cluster", "malformed_request"}

@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from cluster import http_answer
+from cluster.http_answer import Answer
 from cluster.http_api import HttpSettings
-from cluster.http_express import UNCOUNTED_BACKLOG_BYTES
+from cluster.http_express import UNCOUNTED_BACKLOG_BYTES, ExpressConnection
 from tests.support.raw_http import fetch, kv
 from tests.support.served import Local, Serve
 
@@ -179,3 +180,28 @@ async def test_a_read_ends_when_its_connection_is_lost(serve: Serve, target: str
         # A reset: a client that only sends no more may still wait for its answer.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     await until(lambda: len(asyncio.all_tasks()) <= tasks)
+
+
+async def test_large_values_are_answered_one_in_a_turn_of_the_loop(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copying a value takes a millisecond; hundreds in one turn held up all other clients."""
+    local = await serve()
+    await fetch(local.base_url, "PUT", kv("large"), bytes(MIB))
+    sent = 0
+    send = ExpressConnection._send
+
+    def counted(connection: ExpressConnection, answer: Answer, *others: object) -> None:
+        nonlocal sent
+        sent += answer.is_large
+        send(connection, answer, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ExpressConnection, "_send", counted)
+    said = b"GET /v1/kv/large HTTP/1.1\r\nHost: x\r\n\r\n" * 4
+    most = 0
+    async with clients(local, 20, said):
+        for _ in range(500):
+            before = sent
+            await asyncio.sleep(0)
+            most = max(most, sent - before)
+    assert most <= 1

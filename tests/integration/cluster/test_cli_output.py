@@ -79,6 +79,16 @@ async def on_a_terminal(nodes: FakeCluster, *arguments: str) -> str:
     return shown.decode()
 
 
+@pytest.mark.parametrize("command", ["--help", "--version", "put --help", "member --help"])
+async def test_help_that_cannot_be_shown_is_output_that_failed(
+    nodes: FakeCluster, command: str
+) -> None:
+    code, _, err = await shell(nodes, f"onecopy {command} > /dev/full")
+    assert code == EXIT_OUTPUT_FAILED
+    assert "No space left" in err
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize("broken", ["> /dev/full", ">&-", "| true"])
 @pytest.mark.parametrize("command", ["put k v", "put k v --json", "delete there", "handover n2"])
 async def test_a_write_whose_result_cannot_be_shown_is_not_called_not_applied(

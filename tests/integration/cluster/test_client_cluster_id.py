@@ -273,6 +273,9 @@ async def test_the_plain_client_too(nodes: FakeCluster, other: FakeCluster) -> N
         await asyncio.to_thread(client.put, "k", b"1")
         assert client.cluster_id == "fake"
         between.lead_to(other["n1"].port)
+        # A write that meets the connection as it breaks would be unknown: a read goes first.
+        with pytest.raises(WrongClusterError):
+            await asyncio.to_thread(client.status)
         with pytest.raises(WrongClusterError):
             await asyncio.to_thread(client.put, "k", b"2")
         await asyncio.to_thread(client.close)

@@ -357,7 +357,7 @@ async def write(cluster: LocalCluster, key: str, first_after: int | None = None)
 async def test_the_oldest_answers_are_forgotten_beyond_the_bytes_and_then_refused(
     tmp_path: Path,
 ) -> None:
-    bounds = Bounds(client_table=ClientTableBounds(max_bytes=3 * 140))
+    bounds = Bounds(client_table=ClientTableBounds(max_bytes=3 * 170))
     async with running(tmp_path, KeyValue, bounds=bounds, timing=QUICK) as cluster:
         before = (await cluster["n1"].execute("put", b"k", b"x")).index
         done = [await write(cluster, f"k{number}", before) for number in range(3)]

@@ -278,3 +278,31 @@ def renamed(cluster: Cluster, old: str, new: str) -> None:
     cluster.specs = {new if node == old else node: item for node, item in cluster.specs.items()}
     cluster._add_process(new)
     cluster.write_config()
+
+
+async def test_a_newcomer_waits_while_the_cluster_knows_no_view(make_cluster: MakeCluster) -> None:
+    """It would begin a cluster of its own beside the one that it was to join, and stay outside."""
+    cluster: Cluster = make_cluster(replicas=3)
+    await cluster.start()
+    await cluster.kill("n1", "n2", "n3")
+    add(cluster, "n4")
+    # Its file names one other node, and that has no majority yet.
+    newcomers = cluster.write_config(cluster.directory / "newcomers.toml")
+    text = newcomers.read_text()
+    for node in ("n2", "n3"):
+        text = text.replace(text[text.index(f"[nodes.{node}]") :].split("\n[", 1)[0] + "\n", "")
+    newcomers.write_text(text)
+    cluster.configs["n4"] = newcomers
+    cluster.launch("n1", "n4")
+    await wait_until(lambda: "waiting for ['n1']" in cluster.nodes["n4"].log(), "n4 waits for n1")
+    await cluster.wait_started("n1")
+    linked = "n4: no replicate link to n1"  # which is for members, so n1 has been met
+    await wait_until(lambda: linked in cluster.nodes["n4"].log(), "n4 has met n1")
+    said = "waiting for ['n1']"
+    asked = cluster.nodes["n4"].log().count(said)
+    await wait_until(lambda: cluster.nodes["n4"].log().count(said) > asked, "n4 waits still")
+    assert " started: http" not in cluster.nodes["n4"].log()
+    cluster.launch("n2", "n3")
+    await votes(cluster, "n1", n1=True, n2=True, n3=True, n4=True)
+    await cluster.wait_started("n4")
+    await cluster.wait_in_sync()

@@ -86,9 +86,10 @@ async def test_a_busy_port_is_named(make_cluster: MakeCluster, which: str) -> No
     address = getattr(cluster.specs[victim], which)
     with listening(address):
         code, said = await ends(cluster, victim)
-    assert code != 0
-    assert address in said or address.rpartition(":")[2] in said
+    assert code == 1  # the next start may find it free
+    assert f"{address} (" in said
     assert "in use" in said
+    assert f"stop it, or change `{which}` of" in said
     await cluster.start(victim)
     await cluster.wait_converged()
 

@@ -26,6 +26,7 @@ WRONG: list[tuple[str, dict[str, Any], str, list[Any]]] = [
     ("put", {"key": "k", "value": b""}, "ack", TEXTS),
     ("put", {"key": "k", "value": b""}, "min_copies", [*NUMBERS, None]),
     ("put", {"key": "k", "value": b""}, "idempotency_key", TEXTS),
+    ("put", {"key": "k", "value": b""}, "idempotency_after", NUMBERS),
     ("put", {"key": "k", "value": b""}, "timeout_ms", NUMBERS),
     ("get", {"key": "k"}, "key", TEXTS),
     ("get", {"key": "k"}, "consistency", TEXTS),
@@ -36,6 +37,7 @@ WRONG: list[tuple[str, dict[str, Any], str, list[Any]]] = [
     ("delete", {"key": "k"}, "ack", TEXTS),
     ("delete", {"key": "k"}, "min_copies", [*NUMBERS, None]),
     ("delete", {"key": "k"}, "idempotency_key", TEXTS),
+    ("delete", {"key": "k"}, "idempotency_after", NUMBERS),
     ("delete", {"key": "k"}, "timeout_ms", NUMBERS),
     ("page", {}, "prefix", TEXTS),
     ("page", {}, "start", TEXTS),
@@ -147,7 +149,10 @@ def test_every_argument_of_every_method_is_checked() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("endpoints", value) for value in (5, b"http://a:1", [b"http://a:1"], [5], object())),
+        *(
+            ("endpoints", value)
+            for value in (5, b"http://a:1", [b"http://a:1"], [5], {"a:1": 1}, object())
+        ),
         *(("timeout_ms", value) for value in ("5", 1.5, True, None)),
         *(("max_connections", value) for value in ("5", 1.5, True, None)),
         *(("discover", value) for value in (1, None, "no")),

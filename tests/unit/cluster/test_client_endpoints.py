@@ -140,7 +140,18 @@ def test_what_is_learned_is_bounded_and_what_is_no_address_is_left_out() -> None
 def test_endpoints_are_written_in_one_way() -> None:
     assert normalize_endpoint(" a:1 ") == A
     assert normalize_endpoint("http://a:1/") == A
+    assert normalize_endpoint("HTTP://a:1") == A
     assert normalize_endpoint("https://[::1]:1") == "https://[::1]:1"
-    for wrong in ("", "http://", "ftp://a", "http://a/b", "http://a?x", "http://u@a", "a b"):
+    for wrong in (
+        "",
+        "http://",
+        "ftp://a",
+        "http://a/b",
+        "http://a?x",
+        "http://u@a",
+        "a b",
+        "a:0",
+        "a:65536",
+    ):
         with pytest.raises(ValueError, match="is no endpoint"):
             normalize_endpoint(wrong)

@@ -121,6 +121,11 @@ def test_who_is_no_member_may_only_ask() -> None:
     assert verdict(PEER, unknown, asking=True) == ACCEPTED
 
 
+def test_who_is_no_member_takes_part_in_consensus_as_long_as_that_counts_it() -> None:
+    """A removed node votes until its vote is taken away."""
+    assert verdict(PEER, Known(is_member=False), raft=True) == ACCEPTED
+
+
 @pytest.mark.parametrize("raft", [False, True])
 def test_a_member_at_another_address_may_only_ask_until_that_is_agreed(raft: bool) -> None:
     moved = changed(PEER, addresses=AWAY)

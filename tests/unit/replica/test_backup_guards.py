@@ -7,7 +7,15 @@ import pytest
 
 from datapath import effects as fx
 from datapath.errors import SafetyError
-from datapath.messages import Append, AppendReply, Heartbeat, Probe, ProbeReply, Refusal
+from datapath.messages import (
+    Append,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    Probe,
+    ProbeReply,
+    Refusal,
+)
 from datapath.replica import Replica
 from datapath.settings import Timing
 from election.view import Confirm, TakeOver
@@ -261,3 +269,53 @@ def test_a_take_over_without_outcome_is_settled_when_the_primary_has_come_back()
     replica.on_message("a", Heartbeat(1, 1, 1, 0), now_ms + 5)
     [(_, effect)] = _ticks(replica, now_ms + 5, now_ms + 2 * interval_ms)
     assert effect == fx.Propose(Confirm(), 1)
+
+
+# decision 15: a take-over waits for consensus, and leaves only if it is still wanted
+
+
+def _about_to_propose() -> tuple[Replica, float]:
+    """As `_silent`, but the take-over has not left: consensus has not been heard yet."""
+    replica = _replica(_recovered())
+    _finish_writes(replica, replica.on_view(_view(1, "a")))
+    _follow(replica, 1)
+    now_ms = 0.0
+    while replica.core.proposal is None:
+        now_ms += 10.0
+        replica.on_tick(now_ms)
+    return replica, now_ms
+
+
+def _proposal(replica: Replica) -> fx.Propose:
+    assert replica.core.proposal is not None
+    return replica.core.proposal
+
+
+def test_a_take_over_does_not_leave_once_the_primary_is_heard_again() -> None:
+    """D4: the promise that was given meanwhile would be broken; and it goes on being given."""
+    replica, now_ms = _about_to_propose()
+    replica.on_message("a", Heartbeat(1, 1, 1, 0), now_ms + 5)
+    assert not replica.may_propose(_proposal(replica), now_ms + 10)
+    replies = _replies(replica.on_message("a", Heartbeat(1, 1, 2, 0), now_ms + 15))
+    assert [type(reply) for reply in replies] == [HeartbeatReply]
+
+
+def test_a_take_over_does_not_leave_after_the_view_has_changed() -> None:
+    replica, now_ms = _about_to_propose()
+    replica.on_view(_view(1, "a", version=2))
+    assert not replica.may_propose(_proposal(replica), now_ms + 10)
+
+
+def test_a_take_over_does_not_leave_once_a_loss_is_known() -> None:
+    """Rule e: this log may lack what was acknowledged."""
+    replica, now_ms = _about_to_propose()
+    replica.on_message("a", Probe(2, 1, "a", 5, commit_epoch=1, required=True), now_ms)
+    _ticks(replica, now_ms, now_ms + 2 * Timing().grace_period_ms)
+    assert not replica.may_propose(_proposal(replica), now_ms + 2 * Timing().grace_period_ms)
+
+
+def test_a_proposal_that_has_ended_does_not_leave() -> None:
+    replica, now_ms = _about_to_propose()
+    ended = _proposal(replica)
+    replica.on_proposal_done(answered=False)
+    assert not replica.may_propose(ended, now_ms + 10)

@@ -317,6 +317,23 @@ def test_what_older_epochs_left_commits_together_with_the_opening_entry() -> Non
     assert replica.core.commit_index == 4
 
 
+def test_a_primary_that_lacks_what_is_committed_neither_opens_nor_removes_who_has_it() -> None:
+    """Rule e, E1: while the note of its loss is on its way to the disk. Then it stops."""
+    replica = _replica(_recovered(3, 0, commit_index=1))
+    _finish_writes(replica, replica.on_view(_view(1, "b")))
+    replica.on_link("a")
+    reply = ProbeReply(1, 1, "a.1", 1, 7, 0, 7, [], suspect=False, damaged=False)
+    effects = replica.on_message("a", reply, 10.0)
+    assert any(isinstance(effect, fx.MarkDamaged) for effect in effects)
+    later: list[fx.Effect] = []
+    for now_ms in range(20, 2 * TIMING.grace_period_ms, 20):
+        later += replica.on_tick(float(now_ms))
+    assert not any(isinstance(effect, fx.StartEpoch | fx.ClearMarks) for effect in later)
+    assert _proposed(later) == []
+    with pytest.raises(SafetyError, match="holds entries only up to 3"):
+        _finish_writes(replica, effects)
+
+
 def test_a_witness_is_no_peer_of_the_replicas() -> None:
     view = _view(1, "b")
     replica = _replica(_recovered())
@@ -540,3 +557,94 @@ def test_a_handover_whose_outcome_is_unknown_is_settled_first() -> None:
     effects = lead.replica.on_view(_view(1, "b", version=2))
     assert any(isinstance(effect, fx.HandoverEnded) for effect in effects)
     assert lead.replica.may_serve(lead.now_ms)
+
+
+# what a probe says of what is committed
+
+
+def test_a_probe_names_the_last_committed_entry_and_its_epoch() -> None:
+    """Rule e: an old copy that ends in another epoch there is told of its loss by it, and a
+    replica that holds it is not taken for one."""
+    lead = Lead(in_sync="ab", answered="a")
+    lead.append()
+    lead.hear("a", AppendReply(1, 1, lead.last_index))
+    assert lead.commit_index == 2
+    [probe] = [e.message for e in lead.replica.on_link("c") if isinstance(e, fx.Send)]
+    assert isinstance(probe, Probe)
+    assert (probe.commit_index, probe.commit_epoch, probe.required) == (2, 1, False)
+    [probe] = [e.message for e in lead.replica.on_link("a") if isinstance(e, fx.Send)]
+    assert isinstance(probe, Probe)
+    assert probe.required
+
+
+# decision 15: a removal waits for consensus, and leaves only if it is still wanted
+
+
+def _about_to_remove() -> tuple[Lead, fx.Propose]:
+    """A primary that wants the silent "a" removed, and has not heard consensus yet."""
+    lead = Lead(in_sync="abc", answered="ac")
+    while lead.replica.core.proposal is None:
+        lead.promise("c")
+        lead.tick(lead.now_ms + 20)
+    proposal = lead.replica.core.proposal
+    assert proposal.change == RemoveFromInSync(("a",))
+    return lead, proposal
+
+
+def test_a_removal_leaves_while_the_replica_is_silent_and_not_once_it_is_heard() -> None:
+    """D5."""
+    lead, proposal = _about_to_remove()
+    assert lead.replica.may_propose(proposal, lead.now_ms)
+    lead.promise("a")
+    assert not lead.replica.may_propose(proposal, lead.now_ms)
+
+
+def test_a_removal_does_not_leave_after_the_view_has_changed() -> None:
+    lead, proposal = _about_to_remove()
+    lead.replica.on_view(_view(1, "b", version=2, in_sync="abc"))
+    assert not lead.replica.may_propose(proposal, lead.now_ms)
+
+
+def test_a_removal_does_not_leave_a_primary_that_was_deposed() -> None:
+    """D3: as a backup it removes nobody."""
+    lead, proposal = _about_to_remove()
+    lead.hear("a", Refusal(1, 2, "c"))
+    assert lead.replica.primary is None
+    assert lead.replica.core.proposal is proposal
+    assert not lead.replica.may_propose(proposal, lead.now_ms)
+
+
+def test_of_a_primary_only_removals_are_asked_about() -> None:
+    lead = Lead(in_sync="ab", answered="a")
+    lead.replica.start_handover("a", 500)
+    assert lead.replica.core.proposal is not None
+    assert not lead.replica.may_propose(lead.replica.core.proposal, lead.now_ms)
+
+
+# what another has committed and this one lacks; whom a primary that has let go asks
+
+
+def test_a_primary_that_lacks_what_is_committed_commits_and_executes_nothing_more() -> None:
+    """E1, D6: while the note of its loss is on its way to the disk. Then it stops."""
+    lead = Lead(answered="a")
+    lead.append()
+    committed, now_ms = lead.commit_index, lead.now_ms
+    assert lead.replica.may_serve(now_ms)
+    effects = lead.probed("c", 7, 7, 1)
+    assert any(isinstance(effect, fx.MarkDamaged) for effect in effects)
+    lead.hear("a", AppendReply(1, 1, lead.last_index))
+    assert lead.commit_index == committed < lead.last_index
+    assert not lead.replica.may_serve(now_ms)
+    assert not lead.replica.may_execute()
+    with pytest.raises(SafetyError, match="c has entry 7 committed"):
+        lead.write(effects)
+
+
+def test_a_primary_that_has_let_go_opens_the_streams_anew_of_those_for_whom_it_did() -> None:
+    """They may be back, and nobody else tells it; the others were not asked, and are not silent."""
+    lead = Lead(in_sync="ab", answered="a")
+    lead.probed("c")
+    lead.tick(lead.now_ms + TIMING.suspect_after_ms + TIMING.view_change_timeout_ms + 100)
+    assert _sent(lead.tick(lead.now_ms + 100), Heartbeat) == []
+    effects = lead.tick(lead.now_ms + TIMING.ack_timeout_ms + 100)
+    assert {effect.peer for effect in effects if isinstance(effect, fx.Redial)} == {"a"}

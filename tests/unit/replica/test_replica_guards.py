@@ -302,6 +302,15 @@ def test_a_replica_that_holds_what_is_committed_is_not_damaged(index: int, epoch
     assert not replica.core.damaged
 
 
+def test_a_replica_that_has_trimmed_what_the_primary_knows_to_be_committed_is_not_damaged() -> None:
+    """The primary has just restarted, and knows less than all that had committed."""
+    recovered = _recovered(7, 1, 6)
+    recovered.log.trim(6)
+    replica = _replica(recovered)
+    _told(replica, 3, 1)
+    assert not replica.core.damaged
+
+
 def test_a_learner_lacks_what_is_committed_and_is_not_damaged() -> None:
     replica = _replica(_recovered(7, 1, 3))
     replica.on_message("a", Probe(1, 3, "a", 100, commit_epoch=1), 1.0)

@@ -120,6 +120,26 @@ def test_what_is_applied_here_is_not_looked_for_without_a_key() -> None:
     assert attempts.answer(NOBODY, lambda: APPLIED) is NOBODY
 
 
+@pytest.mark.parametrize("end", [*UNCERTAIN, *FINAL_UNKNOWN], ids=repr)
+def test_what_may_be_applied_is_not_called_refused_by_what_stands_under_its_key(
+    end: DataPathError,
+) -> None:
+    """It may be applied and forgotten, and its key used again for something else."""
+    attempts = Attempts(KEYED, 100)
+    attempts.failed(end)
+    refusal = RejectedError("idempotency_key_reused", "another request", for_good=True)
+    told = attempts.answer(NOBODY, lambda: refusal)
+    assert isinstance(told, UnknownOutcomeError)
+
+
+def test_the_services_own_refusal_is_told_whatever_is_applied_under_its_key() -> None:
+    """A key that was used for something else is refused, not answered with that one's result."""
+    refusal = RejectedError("idempotency_key_reused", "another request", for_good=True)
+    attempts = Attempts(KEYED, 100)
+    attempts.failed(refusal)
+    assert attempts.answer(NOBODY, lambda: APPLIED) is refusal
+
+
 def test_a_broken_invariant_is_no_end_of_an_attempt() -> None:
     with pytest.raises(SafetyError):
         Attempts(KEYED, 100).failed(SafetyError("x"))

@@ -38,6 +38,8 @@ class Learner:
                 self.replica.on_durable(effect.ticket)
         self.store = Store.open(path, map_size_bytes=MAP_SIZE_BYTES)
         self.installed: list[int] = []
+        self.broken_off = 0
+        self.breaks_off = False
         self.failed: list[BaseException] = []
         mesh: Any = None
         self.snapshots = Snapshots(
@@ -49,7 +51,7 @@ class Learner:
             requests=lambda: 0,
             on_sent=lambda _peer, _session, _done: None,
             on_installed=lambda index, _epoch: self.installed.append(index),
-            on_install_failed=lambda: None,
+            on_install_failed=self.note_broken_off,
             on_fatal=self.failed.append,
         )
 
@@ -58,6 +60,11 @@ class Learner:
 
     async def install_snapshot(self, *_: object) -> None:
         """What is put in place is not the question here."""
+        if self.breaks_off:
+            raise OSError("the disk has failed")
+
+    def note_broken_off(self) -> None:
+        self.broken_off += 1
 
     def view(self, epoch: int, primary: str, in_sync: str) -> None:
         self.replica.on_view(
@@ -154,3 +161,32 @@ async def test_a_primary_takes_none(learner: Learner) -> None:
     assert "a primary" in learner.answer(sender_epoch=4)
     with pytest.raises(TransferError, match="a primary"):
         await learner.end(sender_epoch=4)
+
+
+async def test_an_installation_that_breaks_off_is_fatal_and_not_taken_for_done(
+    learner: Learner,
+) -> None:
+    """D9: store and log may be of different states now."""
+    learner.view(3, "a", "ac")
+    learner.breaks_off = True
+    with pytest.raises(OSError, match="has failed"):
+        await learner.end()
+    assert (learner.installed, learner.broken_off) == ([], 1)
+    assert [str(error) for error in learner.failed] == ["the disk has failed"]
+    learner.failed.clear()
+
+
+async def test_what_is_no_snapshot_of_a_store_is_not_installed(learner: Learner) -> None:
+    class Sink:
+        aborted = False
+
+        def abort(self) -> None:
+            self.aborted = True
+
+    learner.view(3, "a", "ac")
+    sink: Any = Sink()
+    with pytest.raises(TransferError, match="no snapshot of a store"):
+        await learner.snapshots.install(Offer("id", 20, 3, 3), sink)
+    assert sink.aborted
+    assert learner.installed == []
+    assert not learner.replica.core.installing
