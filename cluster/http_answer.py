@@ -86,6 +86,10 @@ class Answer(web.StreamResponse):
     ) -> None:
         super().__init__(status=status)
         self._answer_body = body
+        self.size_bytes = 0 if body is None else len(body)
+        """How much of the answer is held until the client has taken it."""
+        self.is_large = self.size_bytes > LARGE_ANSWER_SIZE_BYTES
+        """Whether it is given only while there is room to hold it."""
         self._answer_headers = headers
         self._answer_type = content_type
         self.closes = closes
@@ -126,16 +130,6 @@ class Answer(web.StreamResponse):
             finally:
                 share.resize(0)
 
-    @property
-    def is_large(self) -> bool:
-        """Whether it is given only while there is room to hold it."""
-        return self.size_bytes > LARGE_ANSWER_SIZE_BYTES
-
-    @property
-    def size_bytes(self) -> int:
-        """How much of the answer is held until the client has taken it."""
-        return len(self._answer_body or b"")
-
     def as_bytes(self, *, closes: bool) -> bytes:
         """Return the whole answer to a request of HTTP/1.1 that was not HEAD."""
         head = self._head(not closes, HttpVersion11)
@@ -143,7 +137,7 @@ class Answer(web.StreamResponse):
 
     @property
     def _content_size_bytes(self) -> int:
-        return len(self._answer_body or b"")
+        return self.size_bytes
 
     def _head(self, keep_alive: bool, version: HttpVersion) -> bytes:
         lines = _STATUS_LINES[self.status] + self._answer_headers + _date_line()

@@ -178,6 +178,13 @@ def revision_line(index: int) -> bytes:
     return b"Onecopy-Revision: %d\r\n" % index
 
 
+@functools.lru_cache(maxsize=64)  # on every answer; the epoch rises now and then
+def who_lines(node: str, epoch: int, cluster_id: str) -> bytes:
+    """Return the header lines that name the node that answers, its epoch and its cluster."""
+    line = cluster_line(cluster_id)
+    return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n%b" % (node.encode("ascii"), epoch, line)
+
+
 def check_cluster(headers: Headers, cluster_id: str) -> None:
     """Refuse a request that is meant for another cluster than this node's. Raises Problem.
 

@@ -22,13 +22,13 @@ from cluster.http_express import Write
 from cluster.http_headers import (
     Headers,
     check_put_headers,
-    cluster_line,
     entity_tags,
     idempotency_after,
     idempotency_key,
     put_if_absent,
     refuse_if_none_match,
     revision_line,
+    who_lines,
     write_if_match,
 )
 from cluster.http_page import Page
@@ -125,9 +125,7 @@ class KvHandlers:
         )
 
     def _who(self, node: str, epoch: int) -> bytes:
-        return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n%b" % (
-            node.encode("ascii"), epoch, cluster_line(self._node.cluster_id),
-        )  # fmt: skip
+        return who_lines(node, epoch, self._node.cluster_id)
 
     async def _execute(self, write: Write) -> Answer:
         return write.answer(await self._node.execute(write.operation, write.timeout_ms))

@@ -18,6 +18,7 @@ class Turns:
     def __init__(self) -> None:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._taken = False
+        self._given = False  # in the last turn of the loop, to one who works in this one
         self._cost_bytes = 0
 
     @property
@@ -55,6 +56,11 @@ class Turns:
             turn = self._waiting.popleft()
             if not turn.done():  # else whoever waited has gone
                 turn.set_result(None)
+                self._given = True
                 asyncio.get_running_loop().call_soon(self._pass_on)
                 return
+        if self._given:  # this turn of the loop is theirs
+            self._given = False
+            asyncio.get_running_loop().call_soon(self._pass_on)
+            return
         self._taken = False

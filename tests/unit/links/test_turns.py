@@ -56,3 +56,24 @@ async def test_when_a_turn_is_spent_the_rest_waits_for_later_ones() -> None:
         looks.append(len(done) - before)
     assert max(looks) <= 4 + 1
     await asyncio.gather(*tasks)
+
+
+async def test_who_comes_while_the_last_one_works_waits_for_a_turn_of_its_own() -> None:
+    turns, done, now = Turns(), [], 0
+    tasks: list[asyncio.Task[None]] = []
+
+    async def work() -> None:
+        await turns.take()
+        done.append(now)
+
+    async def begin() -> None:
+        await work()
+        # A task begun by this runs right after the second one of those below.
+        asyncio.get_running_loop().call_soon(lambda: tasks.append(asyncio.create_task(work())))
+
+    tasks += [asyncio.create_task(begin()), asyncio.create_task(work())]
+    while len(done) < 3:
+        now += 1
+        await asyncio.sleep(0)
+    assert len(set(done)) == 3
+    await asyncio.gather(*tasks)
