@@ -357,8 +357,10 @@ class NodeProcess:
         self._dial({node: item.role for node, item in self._config.nodes.items()})
         await self._listen_to_clients()
         if self._directory.joined:
-            self._spawn(self._ask_whether_removed())
+            self._spawn(self._watch_membership())
+            watched = True
         else:
+            watched = False
             await self._enter()
             if self._engine is not None:
                 self._engine.admit()
@@ -367,6 +369,8 @@ class NodeProcess:
         await self._agreement.start()
         self._agreement_started = True
         self._directory.mark_joined()
+        if not watched:
+            self._spawn(self._watch_membership())
         self._spawn(self._watch_accusations())
         self._spawn_bootstrap()
         log.info("started: http://%s", self._own.client)
@@ -594,17 +598,21 @@ class NodeProcess:
         if not self._leaving:
             self._leaving = True
             log.warning("this node has been removed from cluster %s", self._config.name)
-            self._spawn(self._ask_whether_removed())
 
     _leaving = False
 
-    async def _ask_whether_removed(self) -> None:
-        """Ask the others until this node is known to be a member; end if it was removed for good.
+    async def _watch_membership(self) -> None:
+        """End this node once it was removed for good. It asks the others while it cannot know.
 
-        Who was removed while it was away hears nothing from consensus: its links are refused.
+        Who is removed while it is away, or faster than it hears of it, hears nothing more from
+        consensus: its links are refused. So whoever hears no majority asks.
         """
         last_log = asyncio.get_running_loop().time()
-        while not self._gateway.belongs:
+        while True:
+            if self._gateway.belongs and self._gateway.hears_majority:
+                self._leaving = False
+                await asyncio.sleep(REMOVED_CHECK_INTERVAL_S)
+                continue
             if self._leaving and self._gateway.has_no_vote(self._node_id):
                 self._end_removed()
                 return
@@ -621,7 +629,6 @@ class NodeProcess:
                     "have taken it away. Is a majority of the nodes up?"
                 )
             await asyncio.sleep(REMOVED_CHECK_INTERVAL_S)
-        self._leaving = False
 
     def _end_removed(self) -> None:
         self._directory.mark_removed()

@@ -242,6 +242,12 @@ class Gateway:
         return self._belongs
 
     @property
+    def hears_majority(self) -> bool:
+        """Whether consensus has links with a majority of those who vote, this node included."""
+        voters = self._agreement.voters or frozenset()
+        return 2 * len(voters & self._agreement.heard) > len(voters)
+
+    @property
     def is_ready(self) -> bool:
         """Whether this node could answer a linearizable read now (itself or by the primary)."""
         if not self._belongs:
@@ -700,13 +706,13 @@ class Gateway:
 
     def counters(self) -> Mapping[str, float]:
         """Numbers for metrics."""
-        voters, heard = self._agreement.voters or frozenset(), self._agreement.heard
+        voters = self._agreement.voters or frozenset()
         own = {
             **self._counters,
             "peer_links": len(self.caller.peers),
             "ready": float(self.is_ready),
             "has_vote": float(self.node_id in voters),
-            "hears_majority": float(2 * len(voters & heard) > len(voters)),
+            "hears_majority": float(self.hears_majority),
         }
         return {**own, **self._engine.counters()} if self._engine else own
 
