@@ -306,3 +306,18 @@ async def test_a_newcomer_waits_while_the_cluster_knows_no_view(make_cluster: Ma
     await votes(cluster, "n1", n1=True, n2=True, n3=True, n4=True)
     await cluster.wait_started("n4")
     await cluster.wait_in_sync()
+
+
+async def test_a_node_removed_while_it_stood_still_ends(make_cluster: MakeCluster) -> None:
+    """It runs, and hears of its removal from nobody: its links are refused when it wakes."""
+    cluster: Cluster = make_cluster(replicas=3)
+    await cluster.start()
+    primary = await cluster.primary()
+    removed, other = cluster.others(primary)
+    cluster.nodes[removed].pause()
+    await cluster.wait_in_sync(primary, other)
+    assert (await remove(cluster, primary, removed, f"?force={removed}")).status == 200
+    await votes(cluster, primary, **{primary: True, other: True})
+    cluster.nodes[removed].resume()
+    assert "removed" in await ends_refused(cluster, removed)
+    await serves(cluster, primary)
