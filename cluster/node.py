@@ -356,11 +356,10 @@ class NodeProcess:
         await self._mesh.start(handlers)
         self._dial({node: item.role for node, item in self._config.nodes.items()})
         await self._listen_to_clients()
-        if self._directory.joined:
+        was_joined = self._directory.joined
+        if was_joined:
             self._spawn(self._watch_membership())
-            watched = True
         else:
-            watched = False
             await self._enter()
             if self._engine is not None:
                 self._engine.admit()
@@ -369,7 +368,7 @@ class NodeProcess:
         await self._agreement.start()
         self._agreement_started = True
         self._directory.mark_joined()
-        if not watched:
+        if not was_joined:
             self._spawn(self._watch_membership())
         self._spawn(self._watch_accusations())
         self._spawn_bootstrap()
