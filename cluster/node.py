@@ -270,6 +270,7 @@ class NodeProcess:
             ),
             Bounds(
                 min_in_sync=limits.min_in_sync,
+                confirm_reads=self._config.reads == "confirmed",
                 max_inflight_bytes=limits.max_inflight_bytes,
                 max_waiting_operations=limits.max_waiting_requests,
                 max_waiting_bytes=limits.max_waiting_bytes,

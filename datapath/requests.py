@@ -47,7 +47,12 @@ class QueryCall(_Body, frozen=True, tag=2):
 
 
 class ReadIndexCall(_Body, frozen=True, tag=3):
-    """Which index must a replica have applied to answer a linearizable read that starts now?"""
+    """Which index must a replica have applied to answer a linearizable read that starts now?
+
+    `confirmed`: the answer may not rest on leases (decision 17).
+    """
+
+    confirmed: bool = False
 
 
 class StatusCall(_Body, frozen=True, tag=4):
@@ -132,7 +137,7 @@ class QueryReturn(_Body, frozen=True, tag=102):
 
 
 class ReadIndexReturn(_Body, frozen=True, tag=103):
-    """The commit index of the primary of `epoch` while it held its leases."""
+    """The commit index of the primary of `epoch` while it held its leases, or was confirmed."""
 
     epoch: int
     index: int

@@ -21,9 +21,13 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes and counts. `max_inflight_bytes`: of records that have not committed."""
+    """Sizes and counts. `max_inflight_bytes`: of records that have not committed.
+
+    `confirm_reads`: linearizable reads rest on no clock (decision 17).
+    """
 
     min_in_sync: int = 1
+    confirm_reads: bool = False
     max_record_bytes: int = 4 * 1024 * 1024
     max_record_entries: int = 4096
     max_inflight_records: int = 4

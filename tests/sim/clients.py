@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from datapath.confirmations import ReadPoint
 from datapath.errors import (
     NotAppliedError,
     NotPrimaryError,
@@ -67,6 +68,7 @@ class Habits(msgspec.Struct, frozen=True):
     forwards: float  # how often the asked node does what the gateway does, and not only what it can
     picky: float  # how often a write asks for two or three copies
     credulous: float  # how often a refusal is taken as the end
+    confirms: float  # how often a read asks to be confirmed
 
 
 class Clients:
@@ -92,6 +94,7 @@ class Clients:
             forwards=random.choice((0.3, 0.9)),
             picky=random.choice((0.0, 0.3, 0.7)),
             credulous=random.choice((0.0, 0.5, 1.0)),
+            confirms=random.choice((0.0, 0.0, 0.4)),
         )
         self.links = forwarding.Troubles(random.choice((0.0, 0.05, 0.2)), random.choice((0.2, 0.7)))
         self.known_index = 0  # the highest that is known to have committed
@@ -223,6 +226,8 @@ class Client:
             asks = Query("get", (key.encode(),))
         else:
             asks = _range_query(group)
+        if isinstance(asks, Query) and clients.clockwork.chance(clients.habits.confirms):
+            asks = msgspec.structs.replace(asks, consistency="confirmed")
         self.asking = Asking(self, entry, asks)
         self.asking.attempt()
 
@@ -313,6 +318,9 @@ class Asking:
             if node.replica.primary is None and view is not None and node.id in view.in_sync:
                 self._ask_index(node, view.primary, number)
                 return
+            if service.needs_confirmation(self.asks):
+                node.confirm(Confirmed(self, node, number))
+                return
             answer = service.query(self.asks)
         except OperationError as problem:
             if node.replica.primary is not None:
@@ -332,10 +340,17 @@ class Asking:
 
         def asked() -> None:
             assert primary.service is not None
+            assert isinstance(self.asks, Query)
+            if primary.service.needs_confirmation(self.asks):
+                primary.confirm(Told(reply))
+                return
             try:
                 epoch, index = primary.service.read_index()
             except NotPrimaryError:
                 return
+            reply(epoch, index)
+
+        def reply(epoch: int, index: int) -> None:
             clockwork.after(clockwork.between(*network.delay_ms), answered, epoch, index)
 
         def answered(epoch: int, index: int) -> None:
@@ -448,6 +463,53 @@ class Asking:
         else:
             self._end(entry.removed, deleted=result.value, revision=result.index)
             claims.deleted(entry, self.floors)
+
+
+class Confirmed:
+    """A read at the primary that waits to be confirmed."""
+
+    __slots__ = ("_asking", "_node", "_number")
+
+    def __init__(self, asking: Asking, node: Node, number: int) -> None:
+        self._asking = asking
+        self._node = node
+        self._number = number
+
+    def done(self) -> bool:
+        """Whether the client has an answer, or has given up."""
+        return self._asking.ended
+
+    def set_result(self, _: ReadPoint, /) -> None:
+        """Read now."""
+        asking, service = self._asking, self._node.service
+        assert service is not None
+        assert isinstance(asking.asks, Query)
+        asking.clockwork.seen["client: confirmed read"] += 1
+        asking.clients.answer(asking._read, self._number, service.read(asking.asks))
+
+    def set_exception(self, exception: OperationError, /) -> None:
+        """Ask elsewhere."""
+        self._asking.clients.answer(self._asking._refused, self._number, exception)
+
+
+class Told:
+    """A backup's question that waits for the primary's confirmation."""
+
+    __slots__ = ("_reply",)
+
+    def __init__(self, reply: Callable[[int, int], None]) -> None:
+        self._reply = reply
+
+    def done(self) -> bool:
+        """Nobody says that the backup waits no more."""
+        return False
+
+    def set_result(self, point: ReadPoint, /) -> None:
+        """The backup may read once it has applied that."""
+        self._reply(point.epoch, point.index)
+
+    def set_exception(self, exception: OperationError, /) -> None:
+        """No answer: the backup's client asks again."""
 
 
 class Answer:

@@ -167,6 +167,7 @@ class NodeService:
             append=self._append,
             why_not_serving=lambda: f"{node.id} does not serve",
             spawn=_no_tasks,
+            confirm=node.confirm if node.world.bounds.confirm_reads else None,
             clock=node.clock,
             call_soon=lambda action: self._soon(life, action),
         )
@@ -235,6 +236,10 @@ class NodeService:
             self.pipeline.submit(operation, timeout_ms, sink)
         except OperationError as problem:
             sink.set_exception(problem)
+
+    def needs_confirmation(self, query: Query) -> bool:
+        """Whether a read may not rest on the leases, as asked for or as configured."""
+        return query.consistency == "confirmed" or self._node.world.bounds.confirm_reads
 
     def query(self, query: Query) -> QueryResult:
         """Read as the engine does. Raises NotPrimaryError if this node does not serve."""
