@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from datapath.caller import Caller
 from datapath.clock import clock_ms
 from datapath.confirmations import ReadPoint
 from datapath.engine import Engine
@@ -39,7 +40,6 @@ from datapath.operations import (
 from datapath.read_index import ReadIndex
 from datapath.requests import (
     Call,
-    Caller,
     ErrorReturn,
     ExecuteCall,
     ExecuteReturn,

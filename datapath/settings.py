@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from datapath.client_table import ClientTableBounds
+MAX_RANGE_SIZE_BYTES = 1024 * 1024
+"""A range stops after the item with which it has read so many bytes; the rest is another page."""
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,6 +19,13 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     ack_timeout_ms: int = 1000
     view_change_timeout_ms: int = 1000
     stall_threshold_ms: int = 100
+
+
+class ClientTableBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """What is forgotten: answers older than `retention_ms`, and the oldest beyond `max_bytes`."""
+
+    retention_ms: int = 600_000
+    max_bytes: int = 64 * 1024 * 1024
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):

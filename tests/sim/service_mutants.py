@@ -9,15 +9,16 @@ from unittest.mock import patch
 
 from datapath import accepted as accepted_module
 from datapath.accepted import Accepted
+from datapath.caller import Caller
 from datapath.clock import clock_ms
-from datapath.disk import DiskWorker
 from datapath.engine import Engine
 from datapath.log import Log
+from datapath.log_writer import DiskWorker
 from datapath.pipeline import Pipeline
 from datapath.read_index import ReadIndex
 from datapath.records import Record
 from datapath.replica import Replica
-from datapath.requests import Call, Caller, NoAnswerError, NotSentError, Return
+from datapath.requests import Call, NoAnswerError, NotSentError, Return
 from datapath.snapshots import Snapshots
 from datapath.store import Store
 from datapath.transfer import Offer

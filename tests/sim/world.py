@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from datapath.client_table import ClientTableBounds
-from datapath.settings import Bounds, Timing
+from datapath.settings import Bounds, ClientTableBounds, Timing
 from election.view import AddMember, Member, View
 from tests.sim.agreement import Agreement
 from tests.sim.clockwork import Clockwork
