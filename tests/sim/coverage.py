@@ -25,6 +25,7 @@ SITUATIONS = (
     *(f"lasting: {kind}" for kind in ("alone", "dead", "deaf to", "no consensus", "no disk")),
     "cut off", "client: first answer again", "client: unknown outcome",
     "client: timeout", "client: asked twice", "client: read at a backup",
+    "client: reads share a question",
     "client: no read without a lease", "client: put failed_condition", "client: put unknown",
     "client: put not_applied", "client: forwarded", "client: a link ended under a call",
     "client: an attempt of a forwarder is uncertain", "client: idempotency_key_expired",
