@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TIMEOUT_MS = 500.0
 LATE_RATE = 0.2
 LATE_MS = (5.0, 80.0)
-"""So long an answer is on its way, sometimes: writes are acknowledged, and reads begin, meanwhile."""
+"""So long an answer takes, sometimes: writes are acknowledged and reads begin meanwhile."""
 
 Read = Callable[[], None]
 
