@@ -155,6 +155,17 @@ def test_a_read_index_of_another_epoch_commits_nothing() -> None:
     assert replica.learn_commit(1, 3) == [fx.Commit(3)]
 
 
+def test_a_primary_learns_of_no_commit_by_a_stream_that_it_followed_before() -> None:
+    """D6: what it holds of earlier epochs commits with its own opening entry, and not before."""
+    replica = _replica(_recovered())
+    _follow(replica, 1)
+    _finish_writes(replica, replica.on_message("a", _append((0, 0), _record(1, 1, 3).data), 2.0))
+    _finish_writes(replica, replica.on_view(_view(2, "b")))
+    assert replica.role == "primary"
+    assert replica.learn_commit(2, 3) == []
+    assert replica.core.commit_index == 0
+
+
 # rule e: marks
 
 

@@ -88,6 +88,13 @@ def test_without_a_majority_afterwards_it_is_refused() -> None:
     assert "n2 is alive" in second.reason
 
 
+def test_that_nobody_votes_who_answers_is_said() -> None:
+    view = view_of("n1 n2 w1", "n1 n2")
+    refusal = judge(view, "n2", dead="w1", voters="w1")
+    assert refusal is not None
+    assert "only none answers" in refusal.reason
+
+
 def test_one_removal_waits_for_the_vote_of_the_one_before() -> None:
     view = view_of("n1 n2", "n1 n2", "n3")
     refusal = judge(view, "n2", voters="n1 n2 n3")
@@ -109,6 +116,7 @@ def test_the_last_copy_stays_where_the_primary_lacks_something() -> None:
     refusal = may_remove(view, facts, "n2")
     assert refusal is not None
     assert "last copy" in refusal.reason
+    assert "the log of n1, the primary, was cut" in refusal.reason
     assert "n2 holds" in refusal.loss
     certain = msgspec.structs.replace(facts, suspect=False)
     assert may_remove(view, certain, "n2") is None
@@ -135,6 +143,8 @@ def test_what_force_may_cost_is_said() -> None:
     facts = Facts(live=frozenset({"n1", "n2"}), voters=frozenset({"n1", "n2", "n3"}))
     text = describe(refusals(view, facts, "n2"), "n2")
     assert "onecopy remove n2 --force" in text
+    alone = msgspec.structs.replace(facts, live=frozenset({"n2"}))
+    assert "until n1, n3 are back" in describe(refusals(view, alone, "n2"), "n2")
     assert "no change of the primary or of the members can be agreed until n3 is back" in text
     primary = describe(refusals(view, facts, "n1"), "n1")
     assert "--force" not in primary, "the primary is never removed"

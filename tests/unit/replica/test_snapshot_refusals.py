@@ -109,6 +109,15 @@ async def test_a_learner_takes_what_its_primary_offers(learner: Learner) -> None
     assert learner.installed == [20]
 
 
+async def test_a_learner_that_knows_no_view_yet_takes_what_its_primary_offers(
+    learner: Learner,
+) -> None:
+    """After a restart the primary may be heard before consensus."""
+    assert learner.answer() == ""
+    await learner.end()
+    assert learner.installed == [20]
+
+
 async def test_a_primary_of_an_older_epoch_is_refused(learner: Learner) -> None:
     """D3."""
     assert "epoch 3" in learner.answer(sender_epoch=2)
