@@ -241,6 +241,15 @@ def _ticks(replica: Replica, begin_ms: float, end_ms: float) -> list[tuple[float
     return found
 
 
+def test_a_replica_that_may_lack_something_asks_to_take_over_from_nobody() -> None:
+    """E1, rule e."""
+    for damaged in (False, True):
+        replica = _replica(msgspec.structs.replace(_recovered(3, 1), damaged=damaged))
+        _finish_writes(replica, replica.on_view(_view(2, "a")))
+        asked = _ticks(replica, 0.0, 2 * Timing().grace_period_ms)
+        assert bool(asked) == (not damaged)
+
+
 def test_a_view_of_the_same_epoch_gives_a_silent_primary_no_more_time() -> None:
     timing = Timing()
     replica = _replica(_recovered())

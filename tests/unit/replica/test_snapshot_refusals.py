@@ -84,6 +84,7 @@ class Learner:
         """Return why a snapshot is refused when it is offered; "" if it is taken."""
         sink = self.snapshots.make_sink(peer, Offer("id", index, epoch, sender_epoch))
         if isinstance(sink, str):
+            assert sink, "a refusal has a reason"
             return sink
         sink.abort()
         return ""
