@@ -72,8 +72,7 @@ class Primary:
             for node in self.peers:
                 if node in self._links:
                     self._probe(node)
-        if self.stage == "matching":
-            self._maybe_open()  # or yield, once the mark of what is missing here is durable
+        self._maybe_open()  # or yield, once the mark of what is missing here is durable
         self._maybe_stop()
         self._maybe_commit()
 
