@@ -40,8 +40,9 @@ from tests.sim.faults import Schedule
 from tests.sim.histories import Histories
 
 MODULES = (
-    "datapath.core", "datapath.backup", "datapath.primary", "datapath.replica",
-    "datapath.progress", "datapath.logindex", "datapath.read_index", "datapath.snapshots",
+    "datapath.core", "datapath.backup", "datapath.primary", "datapath.in_sync",
+    "datapath.replica", "datapath.progress", "datapath.logindex", "datapath.read_index",
+    "datapath.snapshots",
     "datapath.router", "datapath.membership", "election.view", "election.identity",
 )  # fmt: skip
 """Whose conditions are taken out."""
