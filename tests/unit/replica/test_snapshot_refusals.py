@@ -9,6 +9,7 @@ import pytest
 
 from datapath import effects as fx
 from datapath.core import Recovered
+from datapath.errors import TransferError
 from datapath.logindex import LogIndex
 from datapath.messages import Probe
 from datapath.replica import Replica
@@ -16,7 +17,7 @@ from datapath.settings import Bounds, Timing
 from datapath.snapshot import SnapshotWriter
 from datapath.snapshots import Snapshots
 from datapath.store import Store
-from datapath.transfer import Offer, TransferError
+from datapath.transfer import Offer
 from election.view import View
 from tests.sim.world import make_member
 
