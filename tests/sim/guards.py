@@ -43,7 +43,7 @@ SIMULATED = (
     "datapath.core", "datapath.backup", "datapath.primary", "datapath.replica",
     "datapath.progress", "datapath.logindex", "datapath.read_index", "datapath.snapshots",
     "datapath.router", "datapath.membership", "datapath.client_table", "datapath.executor",
-    "datapath.pipeline", "election.view", "election.identity",
+    "datapath.pipeline", "datapath.confirmations", "election.view", "election.identity",
 )  # fmt: skip
 CONSENSUS = (
     "election.pysyncobj_adapter.ballot", "election.pysyncobj_adapter.elections",

@@ -129,6 +129,7 @@ def test_the_last_copy_stays_where_the_primary_lacks_something() -> None:
     assert "last copy" in refusal.reason
     assert "the log of n1, the primary, was cut" in refusal.reason
     assert "n2 holds" in refusal.loss
+    assert may_remove(view_of("n1 n2 n3", "n1"), facts, "n2") is None, "it was not in sync"
     certain = msgspec.structs.replace(facts, suspect=False)
     assert may_remove(view, certain, "n2") is None
 
