@@ -43,6 +43,7 @@ class Cluster:
         seed: int = 1,
         timing: Timing | None = None,
         has_service: bool = False,
+        remembers: bool = False,
     ) -> None:
         self.world = World(
             seed,
@@ -53,6 +54,7 @@ class Cluster:
             has_service=has_service,
         )
         self.timing = self.world.timing
+        self.world.agreement.remembers = remembers
         for node in self.world.nodes.values():
             node.clock_rate = 1.0
             node.tick_ms = 15.0
