@@ -163,7 +163,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
             ):
                 link.close()
                 continue
-            if link.is_introduced and now - link.told_at >= TELL_INTERVAL_S:
+            if self._may_tell(link, now):
                 self._tell(link, now)
             if now - link.last_sent_at > PING_INTERVAL_S:
                 link.send(wire.encode(wire.Ping()), now)
@@ -306,6 +306,10 @@ class RaftTransport(Transport):  # type: ignore[misc]
             return
         self._receiver.on_remembered(self._node(link.peer), message.mark)
         link.is_introduced = True
+
+    def _may_tell(self, link: Link, now: float) -> bool:
+        """Not before the peer has said what it remembers: what an old copy tells would hide it."""
+        return link.is_introduced and now - link.told_at >= TELL_INTERVAL_S
 
     def _tell(self, link: Link, now: float) -> None:
         """Tell how far this member is, if it has got on; all of it is durable here."""
