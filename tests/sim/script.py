@@ -44,6 +44,7 @@ class Cluster:
         timing: Timing | None = None,
         has_service: bool = False,
         remembers: bool = False,
+        clocks_stop: bool = False,
     ) -> None:
         self.world = World(
             seed,
@@ -52,6 +53,7 @@ class Cluster:
             trace=True,
             timing=timing,
             has_service=has_service,
+            clocks_stop=clocks_stop,
         )
         self.timing = self.world.timing
         self.world.agreement.remembers = remembers
