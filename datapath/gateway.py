@@ -705,7 +705,8 @@ class Gateway:
         return self._own_status()
 
     def _warnings(self) -> tuple[str, ...]:
-        return self._registry.warnings() if self._registry is not None else ()
+        noticed = self._registry.warnings() if self._registry is not None else ()
+        return (*noticed, *(self._engine.warnings() if self._engine is not None else ()))
 
     def _own_status(self) -> ClusterStatus:
         status = self._status_without_votes()

@@ -230,6 +230,18 @@ class Primary:
             self._core.mark_damaged()
             self._maybe_stop()
 
+    def on_gone_back(self, epoch: int, index: int) -> None:
+        """Another node remembers that this one held an entry that it lacks (decision 18)."""
+        core = self._core
+        self._lacking = (
+            f"another node remembers that {core.node_id} had entry {index} of epoch {epoch} "
+            f"committed, and the primary of epoch {self.epoch} holds entries only up to "
+            f"{core.log.last_index} of epoch {core.log.last_epoch}: its data directory is an older "
+            "copy, or its disk has lost entries. It is noted, and the others come first"
+        )
+        core.mark_damaged()
+        self._maybe_stop()
+
     def _maybe_stop(self) -> None:
         """Stop for what is missing here, once that is noted: a restart must not forget it."""
         if self._lacking and self._core.marks_are_durable:

@@ -13,6 +13,7 @@ SITUATIONS = (
     "snapshot begun", "snapshot installed", "lease expired", "gave way", "stall noticed",
     "waited for own promise", "promise withheld", "refused as fenced", "suspect start",
     "suspect yields", "damaged start", "damage repaired", "told of its loss", "old copy",
+    "put back", "reminded of its loss",
     "consensus not heard", "not proposed after all",
     "crash", "power cut", "pause",
     "one-way cut", "isolation", "consensus cut", "disk stall", "full disk", "damage", "lost tail",

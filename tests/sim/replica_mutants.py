@@ -24,6 +24,7 @@ from tests.scenarios import (
     test_joining,
     test_lost_entries,
     test_promises,
+    test_put_back,
     test_snapshots,
 )
 from tests.sim.mutant import Mutant, Patch
@@ -405,6 +406,26 @@ def _e_who_is_told_is_not_damaged() -> list[Patch]:
     return [patch.object(Backup, "on_probe", forget)]
 
 
+def _e_reminders_are_ignored() -> list[Patch]:
+    return [patch.object(Replica, "_has_gone_back", lambda *_: False)]
+
+
+def _e_a_reminded_primary_goes_on() -> list[Patch]:
+    return [patch.object(Primary, "on_gone_back", lambda *_: None)]
+
+
+def _e_tells_what_may_be_cut() -> list[Patch]:
+    last = property(lambda core: core.log.last_position)
+    return [patch.object(Core, "committed_position", last)]
+
+
+def _e_misses_what_was_given_up() -> list[Patch]:
+    def has_gone_back(replica: Replica, epoch: int, index: int) -> bool:
+        return not replica.core.holds_committed(epoch, index)
+
+    return [patch.object(Replica, "_has_gone_back", has_gone_back)]
+
+
 def _install_over_a_longer_log() -> list[Patch]:
     def start_install(replica: Replica, index: int, _epoch: int) -> str:
         core = replica.core
@@ -549,4 +570,20 @@ REPLICA_MUTANTS = (
         .test_a_backup_that_lost_its_tail_and_was_told_so_takes_over_from_nobody,
     ),
     Mutant("e", "a damaged replica takes over", _e_damaged_takes_over, seed=10),
+    Mutant(
+        "e", "what others remember of it is ignored", _e_reminders_are_ignored,
+        scenario=test_put_back
+        .test_a_backup_put_back_while_the_primary_is_away_takes_over_from_nobody,
+    ),
+    Mutant("e", "what others remember of it is ignored, at random", _e_reminders_are_ignored),
+    Mutant(
+        "e", "a primary that is reminded of its loss goes on", _e_a_reminded_primary_goes_on,
+        unit="tests/unit/replica/test_reminders.py::test_a_primary_notes_it_and_stops",
+    ),
+    Mutant("e", "tells the others of what may be cut yet", _e_tells_what_may_be_cut),
+    Mutant(
+        "e", "misses what the cluster has given up", _e_misses_what_was_given_up,
+        unit="tests/unit/replica/test_reminders.py"
+        "::test_entries_that_the_cluster_has_given_up_are_not_missed",
+    ),
 )  # fmt: skip
