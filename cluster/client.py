@@ -24,6 +24,7 @@ from cluster.client_arguments import (
     KEY_MAX_BYTES,
     MILLISECONDS_MAX,
     PAGE_LIMIT_MAX,
+    PAGE_SIZE,
     REVISION_MAX,
     DrawnKey,
     check_ack,
@@ -81,7 +82,6 @@ __all__ = [
 ]
 
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
-PAGE_SIZE = 500
 LEFT_MIN_MS = 50  # what a call's last step gets, however much of its time is gone
 
 T = TypeVar("T")

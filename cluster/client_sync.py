@@ -13,10 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from cluster.client_arguments import (
-    PAGE_LIMIT_MAX,
+    PAGE_SIZE,
     check_endpoints,
     check_idempotency_after,
-    check_number,
     check_timeout,
     draw_key,
 )
@@ -143,6 +142,16 @@ class Client:
         """The id of the cluster that this client talks to, "" before the first answer."""
         return self._here().client.cluster_id
 
+    @property
+    def revision(self) -> int | None:
+        """The highest revision that an answer of the cluster has named, None before the first."""
+        return self._here().client.revision
+
+    @property
+    def retries(self) -> int:
+        """How many tries beyond the first there were, over all calls."""
+        return self._here().client.retries
+
     def put(
         self,
         key: str,
@@ -220,21 +229,67 @@ class Client:
             write=own_key,
         )
 
-    def page(self, prefix: str = "", *, timeout_ms: int | None = None, **options: Any) -> Page:
-        """Return one page of a listing; see `AsyncClient.page`."""
+    def page(
+        self,
+        prefix: str = "",
+        *,
+        start: str = "",
+        end: str = "",
+        limit: int = PAGE_SIZE,
+        cursor: str | None = None,
+        keys_only: bool = False,
+        consistency: Consistency = "linearizable",
+        max_staleness_ms: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> Page:
+        """Return one page: keys with `prefix`, from `start` up to but without `end`."""
         return self._run(
-            lambda client: client.page(prefix, timeout_ms=timeout_ms, **options), timeout_ms
+            lambda client: client.page(
+                prefix,
+                start=start,
+                end=end,
+                limit=limit,
+                cursor=cursor,
+                keys_only=keys_only,
+                consistency=consistency,
+                max_staleness_ms=max_staleness_ms,
+                timeout_ms=timeout_ms,
+            ),
+            timeout_ms,
         )
 
-    def list(self, prefix: str = "", *, page_size: int = 500, **options: Any) -> Iterator[Item]:
+    def list(
+        self,
+        prefix: str = "",
+        *,
+        start: str = "",
+        end: str = "",
+        keys_only: bool = False,
+        consistency: Consistency = "linearizable",
+        page_size: int = PAGE_SIZE,
+    ) -> Iterator[Item]:
         """Iterate over all keys in order, page by page; see `AsyncClient.list`."""
-        check_number("page_size", page_size, 1, PAGE_LIMIT_MAX)
-        self._here().client.list(prefix, **options)  # checks the arguments, asks nothing
+        self._here().client.list(  # checks the arguments, asks nothing
+            prefix,
+            start=start,
+            end=end,
+            keys_only=keys_only,
+            consistency=consistency,
+            page_size=page_size,
+        )
 
         def pages() -> Iterator[Item]:
             cursor: str | None = None
             while True:
-                page = self.page(prefix, limit=page_size, cursor=cursor, **options)
+                page = self.page(
+                    prefix,
+                    start=start,
+                    end=end,
+                    limit=page_size,
+                    cursor=cursor,
+                    keys_only=keys_only,
+                    consistency=consistency,
+                )
                 yield from page.items
                 cursor = page.cursor
                 if not cursor:

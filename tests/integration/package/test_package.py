@@ -16,6 +16,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from email.message import Message
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from tests.support.ports import free_up_port
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]  # pip, and real nodes
 
 ROOT = Path(__file__).resolve().parents[3]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYTHONS = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
 PACKAGES = ("onecopy", "cluster", "datapath", "election")
 SERVER_MODULES = (
     *("cryptography", "google_crc32c", "lmdb", "prometheus_client", "pysyncobj", "rich", "uvloop"),
@@ -80,10 +83,10 @@ def pip(*arguments: str | Path) -> None:
 class Environment:
     """A virtual environment without anything of the project's own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, python: str = sys.executable) -> None:
         self.directory = directory
         self.python = directory / "bin" / "python"
-        command = [sys.executable, "-m", "venv", "--without-pip", str(directory)]
+        command = [python, "-m", "venv", "--without-pip", str(directory)]
         subprocess.run(command, check=True, timeout=COMMAND_DEADLINE_S)
 
     def install(self, *arguments: str | Path) -> None:
@@ -163,11 +166,11 @@ def server(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment
     return made
 
 
-@pytest.fixture
-async def endpoints(server: Environment, tmp_path: Path) -> AsyncIterator[str]:
-    """Three nodes of an installed `onecopy up`."""
-    port, log = free_up_port(), tmp_path / "up.log"
-    data = str(tmp_path / "data")
+@asynccontextmanager
+async def up(server: Environment, directory: Path) -> AsyncIterator[str]:
+    """Run three nodes by an installed `onecopy up`; yield their endpoints."""
+    port, log = free_up_port(), directory / "up.log"
+    data = str(directory / "data")
     process = server.popen("onecopy", "up", "--data", data, "--port", str(port), log=log)
     try:
         await wait_until(
@@ -178,6 +181,12 @@ async def endpoints(server: Environment, tmp_path: Path) -> AsyncIterator[str]:
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(COMMAND_DEADLINE_S)
+
+
+@pytest.fixture
+async def endpoints(server: Environment, tmp_path: Path) -> AsyncIterator[str]:
+    async with up(server, tmp_path) as found:
+        yield found
 
 
 def metadata(wheel: Path) -> Message:
@@ -206,10 +215,8 @@ def test_the_metadata_is_whole(wheel: Path) -> None:
     assert found["Description-Content-Type"] == "text/markdown"
     plain = [line for line in found.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert {re.split(r"[^a-z0-9-]", line)[0] for line in plain} == {"aiohttp", "click", "msgspec"}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    own = f"Programming Language :: Python :: {sys.version_info[0]}.{sys.version_info[1]}"
-    assert own in project["classifiers"]  # what runs these tests is what the index promises
-    assert found.get_all("Classifier") == project["classifiers"]
+    assert f"{sys.version_info[0]}.{sys.version_info[1]}" in PYTHONS  # what runs these tests
+    assert found.get_all("Classifier") == PROJECT["classifiers"]
 
 
 def test_links_of_the_description_work_on_an_index_page(wheel: Path) -> None:
@@ -268,6 +275,21 @@ def test_an_installed_up_serves_an_installed_client(
     code = f"import onecopy\nwith onecopy.Client({endpoints.split(',')!r}) as client:\n"
     code += "    client.put('k', 'v')\n    print(client.get('k').value.decode())"
     assert client_only.check("python", "-W", "error", "-c", code) == "v\n"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("version", PYTHONS)
+async def test_every_python_that_the_index_names_runs_it(
+    wheel: Path, tmp_path: Path, version: str
+) -> None:
+    python = shutil.which(f"python{version}")
+    if python is None or subprocess.run([python, "--version"], check=False).returncode != 0:
+        pytest.skip(f"there is no python{version} here")
+    made = Environment(tmp_path / "venv", python)
+    made.install(f"onecopy[server] @ {wheel.as_uri()}")
+    async with up(made, tmp_path) as endpoints:
+        made.check("onecopy", "put", "hello", "world", endpoints=endpoints)
+        assert made.check("onecopy", "get", "hello", endpoints=endpoints) == "world"
 
 
 def test_mypy_sees_the_types_of_the_public_names(client_only: Environment, tmp_path: Path) -> None:

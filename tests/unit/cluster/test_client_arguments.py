@@ -145,6 +145,20 @@ def test_every_argument_of_every_method_is_checked() -> None:
             assert {name for tried, name in tested if tried == method} == names, method
 
 
+def public(kind: type) -> dict[str, Any]:
+    return {name: value for name, value in vars(kind).items() if not name.startswith("_")}
+
+
+def test_both_clients_offer_the_same() -> None:
+    assert public(AsyncClient).keys() == public(Client).keys()
+    for name, value in public(AsyncClient).items():
+        if inspect.isfunction(value):
+            of_both = [
+                inspect.signature(each[name]) for each in (public(AsyncClient), public(Client))
+            ]
+            assert of_both[0].parameters == of_both[1].parameters, name
+
+
 @pytest.mark.parametrize("kind", [AsyncClient, Client])
 @pytest.mark.parametrize(
     ("name", "value"),
