@@ -80,6 +80,17 @@ def pip(*arguments: str | Path) -> None:
     assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
 
 
+def find_python(version: str) -> str | None:
+    """Return an interpreter of that version, on PATH or among pyenv's."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    found = [f"python{version}", *map(str, pyenv.glob(f"versions/{version}.*/bin/python"))]
+    for candidate in filter(shutil.which, found):
+        shown = subprocess.run([candidate, "--version"], capture_output=True, check=False)
+        if shown.returncode == 0:  # pyenv's shims stand for versions that it does not select
+            return candidate
+    return None
+
+
 class Environment:
     """A virtual environment without anything of the project's own."""
 
@@ -282,8 +293,8 @@ def test_an_installed_up_serves_an_installed_client(
 async def test_every_python_that_the_index_names_runs_it(
     wheel: Path, tmp_path: Path, version: str
 ) -> None:
-    python = shutil.which(f"python{version}")
-    if python is None or subprocess.run([python, "--version"], check=False).returncode != 0:
+    python = find_python(version)
+    if python is None:
         pytest.skip(f"there is no python{version} here")
     made = Environment(tmp_path / "venv", python)
     made.install(f"onecopy[server] @ {wheel.as_uri()}")
