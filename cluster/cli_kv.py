@@ -18,11 +18,29 @@ from cluster.cli_exit import EXIT_NOT_FOUND, EXIT_USAGE
 from cluster.cli_output import for_terminal, say_json, show, show_json, show_value
 from cluster.client_arguments import AFTER_MAX
 from cluster.client_types import Item
+from datapath.operations import Consistency
 
 IF_REVISION_HELP = "Only if the key is at this revision."
 IDEMPOTENCY_HELP = "Repeat an earlier write under its key: it is applied once."
 AFTER_HELP = "With it: the revision that the write was first sent after, as its error named it."
 MIN_COPIES_HELP = "Refuse to be acknowledged on fewer copies."
+
+
+stale_option = click.option(
+    "--stale", is_flag=True, help="Read what the asked node has; it may be behind."
+)
+confirmed_option = click.option(
+    "--confirmed",
+    is_flag=True,
+    help="Let the replicas confirm the read: it rests on no clock then, and takes a round trip "
+    "between them longer.",
+)
+
+
+def _consistency(*, stale: bool, confirmed: bool) -> Consistency:
+    if stale and confirmed:
+        raise click.UsageError("--stale and --confirmed contradict each other: give one of them")
+    return "stale" if stale else "confirmed" if confirmed else "linearizable"
 
 
 @click.command()
@@ -91,7 +109,8 @@ def put(
 
 @click.command()
 @click.argument("key")
-@click.option("--stale", is_flag=True, help="Read what the asked node has; it may be behind.")
+@stale_option
+@confirmed_option
 @click.option(
     "--max-staleness-ms", type=click.IntRange(0), help="With --stale: no older than this."
 )
@@ -99,6 +118,7 @@ def put(
 def get(
     key: str,
     stale: bool,
+    confirmed: bool,
     max_staleness_ms: int | None,
     endpoints: str,
     timeout_ms: int,
@@ -114,7 +134,7 @@ def get(
     with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
         entry = client.get(
             key,
-            consistency="stale" if stale else "linearizable",
+            consistency=_consistency(stale=stale, confirmed=confirmed),
             max_staleness_ms=max_staleness_ms,
         )
     if entry is None:
@@ -170,7 +190,8 @@ def delete(
 @click.option("--end", default="", help="Up to, but without, this key.")
 @click.option("--limit", type=click.IntRange(1), help="At most so many.")
 @click.option("--long", "with_size", is_flag=True, help="With revision and size, tab-separated.")
-@click.option("--stale", is_flag=True, help="Read what the asked node has; it may be behind.")
+@stale_option
+@confirmed_option
 @client_options
 def list_keys(
     prefix: str,
@@ -179,6 +200,7 @@ def list_keys(
     limit: int | None,
     with_size: bool,
     stale: bool,
+    confirmed: bool,
     endpoints: str,
     timeout_ms: int,
     no_discover: bool,
@@ -192,7 +214,7 @@ def list_keys(
             start=start,
             end=end,
             keys_only=not (with_size or as_json),
-            consistency="stale" if stale else "linearizable",
+            consistency=_consistency(stale=stale, confirmed=confirmed),
             page_size=min(limit or 500, 500),
         ):
             _show_item(item, with_size=with_size, as_json=as_json)

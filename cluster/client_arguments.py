@@ -93,7 +93,7 @@ def check_ack(value: object) -> str:
 
 
 def check_consistency(value: object) -> str:
-    """Return "linearizable" or "stale"."""
+    """Return "linearizable", "confirmed" or "stale"."""
     return _check_word("consistency", value, get_args(Consistency))
 
 

@@ -87,6 +87,7 @@ def load_config(path: Path | str) -> ClusterConfig:
         timing=_convert(path, "timing", tree.get("timing", {}), Timing),
         limits=_convert(path, "limits", tree.get("limits", {}), Limits),
         api=_convert(path, "api", tree.get("api", {}), Api),
+        reads=cluster.reads,
     )
     warnings += check_config(config)
     return msgspec.structs.replace(config, warnings=tuple(warnings))

@@ -14,8 +14,8 @@ from cluster.config_model import (
     is_loopback,
     split_address,
 )
-from cluster.kv import MAX_RANGE_SIZE_BYTES
 from cluster.secret_strength import MIN_SECRET_BITS, estimated_bits
+from datapath.settings import MAX_RANGE_SIZE_BYTES
 
 ID_PATTERN = "[a-z0-9][a-z0-9-]{0,30}"
 LEASE_RATE_MARGIN_PERCENT = 10  # clocks of two machines may differ by so much in rate (D4) …

@@ -47,6 +47,9 @@ def _count(description: str, *, ge: int = 1, le: int = 2**46) -> Meta:
     return Meta(ge=ge, le=le, description=description)
 
 
+Reads = Literal["leased", "confirmed"]
+
+
 class ClusterSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[cluster]`: what all nodes share."""
 
@@ -68,6 +71,13 @@ class ClusterSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             "of `secret`. White space around it is dropped."
         ),
     ] = ""
+    reads: Annotated[
+        Reads,
+        Meta(
+            description='What linearizable reads rest on: `"leased"` on clocks that run about '
+            'equally fast; `"confirmed"` on no clock, for a round trip between the replicas more.'
+        ),
+    ] = "leased"
 
 
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -319,6 +329,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     timing: Timing
     limits: Limits
     api: Api = Api()
+    reads: Reads = "leased"
     secret_field: str = "cluster.secret"  # noqa: S105 -- the field's name
     warnings: tuple[str, ...] = ()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -162,11 +162,12 @@ WRITE_PARAMS: dict[str, Param] = {
 }
 READ_PARAMS: dict[str, Param] = {
     "consistency": Param(
-        _choice("linearizable", "stale"),
-        {"type": "string", "enum": ["linearizable", "stale"], "default": "linearizable"},
+        _choice(*get_args(Consistency)),
+        {"type": "string", "enum": list(get_args(Consistency)), "default": "linearizable"},
         "`linearizable`: sees every write acknowledged with `ack=all` before, and nothing that has "
-        "not committed: a write answered with `ack=local` only once it has. `stale`: what this "
-        "node holds.",
+        "not committed: a write answered with `ack=local` only once it has. `confirmed`: the same, "
+        "also where a machine's clock stands still, for a round trip between the replicas more. "
+        "`stale`: what this node holds.",
     ),
     "max_staleness_ms": Param(
         _number(0, MAX_STALENESS_MS),
@@ -254,6 +255,6 @@ def make_read_options(values: Mapping[str, Any]) -> ReadOptions:
         raise Problem(
             "invalid_parameter",
             "query parameter 'max_staleness_ms' needs consistency=stale: "
-            "a linearizable read is never stale",
+            f"a {options.consistency} read is never stale",
         )
     return options

@@ -21,15 +21,13 @@ from datapath.service import (
     operation,
     query,
 )
+from datapath.settings import MAX_RANGE_SIZE_BYTES
 
 REVISION_SIZE_BYTES = 8
 ANY_REVISION = 0
 """In place of a revision in a condition: the key exists, whatever its revision."""
 NO_REVISION = -1
 """In place of a revision in a condition: one that no key ever has, so that it always fails."""
-
-MAX_RANGE_SIZE_BYTES = 1024 * 1024
-"""A range stops after the item with which it has read so many bytes; the rest is another page."""
 
 Revisions = int | Sequence[int]
 """One revision, or several of which any will do."""

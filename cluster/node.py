@@ -22,7 +22,6 @@ from cluster.http_hosts import Hosts
 from cluster.http_server import HttpSettings
 from cluster.kv import KeyValue
 from cluster.own_address import check_own_addresses
-from datapath.client_table import ClientTableBounds
 from datapath.datadir import DataDirectory
 from datapath.dialer import find_second_holder
 from datapath.engine import Engine
@@ -46,7 +45,7 @@ from datapath.requests import (
     NoAnswerError,
     NotSentError,
 )
-from datapath.settings import Bounds, Timing
+from datapath.settings import Bounds, ClientTableBounds, Timing
 from datapath.storage import SNAPSHOT_LOG_HARD_FACTOR, Storage
 from datapath.transfer_receive import SnapshotReceiver
 from election.agreement import AgreementUnavailableError
@@ -270,6 +269,7 @@ class NodeProcess:
             ),
             Bounds(
                 min_in_sync=limits.min_in_sync,
+                confirm_reads=self._config.reads == "confirmed",
                 max_inflight_bytes=limits.max_inflight_bytes,
                 max_waiting_operations=limits.max_waiting_requests,
                 max_waiting_bytes=limits.max_waiting_bytes,

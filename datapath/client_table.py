@@ -25,6 +25,7 @@ from datapath.environment import CLIENT_ORDER_SPACE, CLIENT_SPACE, CLIENT_SUMS_S
 from datapath.errors import OperationError, UnknownOutcomeError
 from datapath.operations import Operation
 from datapath.records import Entry
+from datapath.settings import ClientTableBounds
 
 ENTRY_OVERHEAD_BYTES = 136
 """What an answer costs in the store beside its own bytes, about 23 for a put: pages of the two
@@ -37,13 +38,6 @@ _READ_AHEAD = 256
 _SUMS_KEY = b"sums"
 _SUMS = struct.Struct("<QQQ")  # highest forgotten index, bytes held, time in ms
 _ORDER = struct.Struct("<QI")  # time in ms, size in bytes; the key's digest follows
-
-
-class ClientTableBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """What is forgotten: answers older than `retention_ms`, and the oldest beyond `max_bytes`."""
-
-    retention_ms: int = 600_000
-    max_bytes: int = 64 * 1024 * 1024
 
 
 class TableState(Protocol):

@@ -86,6 +86,12 @@ class Commit(_Effect, frozen=True):
     index: int
 
 
+class Confirmed(_Effect, frozen=True):
+    """Whoever asked for the confirmation round `number`, or an earlier one, may read now."""
+
+    number: int
+
+
 class Propose(_Effect, frozen=True):
     """Propose a change of the view; then call `on_proposal_done`, whatever became of it."""
 
@@ -130,6 +136,7 @@ Effect = (
     | ReadLog
     | SendSnapshot
     | Commit
+    | Confirmed
     | Propose
     | StartEpoch
     | StepDown

@@ -13,6 +13,7 @@ from typing import Any
 from datapath import effects as fx
 from datapath import messages
 from datapath.clock import clock_ms
+from datapath.confirmations import Confirmation, Confirmations, ReadPoint
 from datapath.errors import (
     DataDirectoryError,
     DataPathError,
@@ -106,8 +107,10 @@ class Engine:
             append=lambda record: self._run(self.replica.append, record),
             why_not_serving=self.why_not_serving,
             spawn=self._spawn,
+            confirm=self._confirm if bounds.confirm_reads else None,
             call_soon=self._call_soon,
         )
+        self._confirmations = Confirmations(self.replica, self._pipeline.not_primary)
         self.snapshots = Snapshots(
             node_id,
             self.replica,
@@ -163,6 +166,7 @@ class Engine:
         self.stop_scans()
         if self._tick_handle is not None:
             self._tick_handle.cancel()
+        self._confirmations.step_down()
         self._pipeline.stop(f"{self.node_id} is stopping")
         tasks = list(self._tasks)
         for task in tasks:
@@ -176,6 +180,7 @@ class Engine:
             return
         self.failed = self._stopped = True
         log.critical("this node stops: %s", problem)
+        self._confirmations.step_down()
         self._pipeline.stop(f"{self.node_id} has failed: {problem}")
         self._on_fatal(problem)
 
@@ -227,6 +232,7 @@ class Engine:
         self._run(self.replica.on_tick, now, disk_stalled=stalled)
         self._pipeline.expire(now)
         self._pipeline.schedule()
+        self._confirmations.expire()
 
     # -- effects
 
@@ -258,6 +264,8 @@ class Engine:
                 self._storage.write(ticket, records)
             case fx.Commit(index):
                 self._commit(index)
+            case fx.Confirmed(number):
+                self._confirmations.confirmed(number)
             case fx.RecordAccepted(ticket, epoch, primary):
                 self._storage.record_accepted(ticket, epoch, primary)
             case fx.TruncateLog(ticket, from_index):
@@ -286,6 +294,7 @@ class Engine:
             case fx.StepDown(epoch):
                 log.warning("no longer the primary of epoch %d", epoch)
                 self._ready_index = 0
+                self._confirmations.step_down()
                 self._pipeline.step_down()
                 self._on_change()
             case fx.HandoverEnded(reason):
@@ -498,14 +507,45 @@ class Engine:
         )
 
     def query(self, query: Query) -> QueryResult | None:
-        """Answer from here if this node is serving, or the query may be stale; else None."""
+        """Answer from here if this node is serving, or the query may be stale; else None.
+
+        What needs a confirmation is not answered here: `await confirm()`, then `read` it.
+        """
         if query.consistency == "stale" and query.max_staleness_ms is None:
             return self.read(query)
-        if self.replica.primary is None:
+        if self.replica.primary is None or self.needs_confirmation(query):
             return None
         result = self.read(query)
         # The lease is checked after the read and before the answer leaves (D4).
         return result if self.replica.may_serve(clock_ms()) else None
+
+    @property
+    def confirms_reads(self) -> bool:
+        """Whether no linearizable read here may rest on the leases."""
+        return self._bounds.confirm_reads
+
+    def needs_confirmation(self, query: Query) -> bool:
+        """Whether a read may not rest on the leases, as asked for or as configured."""
+        if query.consistency == "confirmed":
+            return True
+        is_old = query.consistency == "stale" and query.max_staleness_ms is None
+        return self._bounds.confirm_reads and not is_old
+
+    async def confirm(self) -> ReadPoint:
+        """Wait until the replicas have confirmed that this node is the primary still.
+
+        What is applied here then holds all that was acknowledged before. Raises NotPrimaryError.
+        It may take for ever: give it a deadline.
+        """
+        future: asyncio.Future[ReadPoint] = self._loop.create_future()
+        self._confirm(future)
+        return await future
+
+    def _confirm(self, waiting: Confirmation) -> None:
+        if self._stopped:
+            waiting.set_exception(self._pipeline.not_primary())
+        else:
+            self._run(self._confirmations.ask, waiting)
 
     @property
     def read_bytes(self) -> int:
@@ -528,7 +568,10 @@ class Engine:
         return QueryResult(value, index, self.replica.epoch, self.node_id)
 
     def read_index(self) -> tuple[int, int]:
-        """Return (epoch, commit index) if this node serves. Raises NotPrimaryError."""
+        """Return (epoch, commit index) if this node serves. Raises NotPrimaryError.
+
+        Where reads are confirmed it does not do: `await confirm()` says the same.
+        """
         replica = self.replica
         epoch, index = replica.epoch, replica.core.commit_index
         if not replica.may_serve(clock_ms()):

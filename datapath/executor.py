@@ -14,13 +14,14 @@ from typing import Any, Protocol
 
 import msgspec
 
-from datapath.client_table import ClientTable, ClientTableBounds, client_key, fingerprint
+from datapath.client_table import ClientTable, client_key, fingerprint
 from datapath.clock import clock_ms
 from datapath.environment import CLIENT_SPACE, SERVICE_SPACE
 from datapath.errors import NotAppliedError, OperationError, RejectedError
 from datapath.operations import Operation
 from datapath.records import Entry
 from datapath.service import Service
+from datapath.settings import ClientTableBounds
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,9 @@ from typing import Any
 
 import msgspec
 
+from datapath.caller import Caller
 from datapath.clock import clock_ms
+from datapath.confirmations import ReadPoint
 from datapath.engine import Engine
 from datapath.errors import (
     DataPathError,
@@ -38,7 +40,6 @@ from datapath.operations import (
 from datapath.read_index import ReadIndex
 from datapath.requests import (
     Call,
-    Caller,
     ErrorReturn,
     ExecuteCall,
     ExecuteReturn,
@@ -123,8 +124,9 @@ class Gateway:
         self.caller = Caller(self.note_change, self._take_note)
         self._tasks: set[asyncio.Task[None]] = set()
         self._registry: PeerRegistry | None = None
-        self._read_index: ReadIndex[asyncio.Future[tuple[float, int]]] = ReadIndex()
-        self._is_asking = False  # whether a task puts the reads' questions to the primary
+        # The reads' questions to the primary: those that its leases may answer, and the others.
+        self._leased_reads = _Questions()
+        self._confirmed_reads = _Questions()
         self._stopping = False
         self._turns = Turns()
         self._counters = {"forwarded_total": 0.0, "read_index_calls_total": 0.0}
@@ -360,9 +362,8 @@ class Gateway:
             primary = self.primary
             try:
                 if engine is not None and primary == self.node_id:
-                    if is_scan:
-                        await self._turns.take()
-                    if (result := engine.query(query)) is not None:
+                    result = await self._read_as_primary(engine, query, left_ms, is_scan=is_scan)
+                    if result is not None:
                         return result
                 elif engine is not None and self._in_sync:
                     return await self._read_here(engine, query, deadline_ms)
@@ -371,6 +372,24 @@ class Gateway:
             except (NotPrimaryError, NotSentError, NoAnswerError) as problem:
                 last = str(problem)
             await self._wait_for_change(deadline_ms)
+
+    async def _read_as_primary(
+        self, engine: Engine, query: Query, timeout_ms: float, *, is_scan: bool
+    ) -> QueryResult | None:
+        """Read here, under the leases or confirmed; None: this node does not serve now."""
+        confirmed = engine.needs_confirmation(query)
+        if confirmed:
+            await self._confirm(engine, timeout_ms)
+        if is_scan:
+            await self._turns.take()
+        return engine.read(query) if confirmed else engine.query(query)
+
+    async def _confirm(self, engine: Engine, timeout_ms: float) -> ReadPoint:
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await engine.confirm()
+        except TimeoutError:
+            raise NotPrimaryError("timeout", engine.why_not_serving()) from None
 
     @property
     def _is_removed(self) -> bool:
@@ -396,19 +415,21 @@ class Gateway:
         if (
             query.consistency == "stale"
             and query.max_staleness_ms is not None
-            and self._read_index.age_ms(clock_ms()) <= query.max_staleness_ms
+            and self._leased_reads.age_ms(clock_ms()) <= query.max_staleness_ms
         ):
             return engine.read(query)
         left_ms = max(1.0, min(CATCH_UP_TIMEOUT_MS, deadline_ms - clock_ms()))
         try:
             async with asyncio.timeout(left_ms / 1000):
-                asked_ms, index = await self._ask_for_index(engine)
+                asked_ms, index = await self._ask_for_index(
+                    engine, confirmed=query.consistency == "confirmed"
+                )
                 await engine.wait_applied(index)
         except TimeoutError:
             raise NotPrimaryError(
                 "timeout", f"{self.node_id} did not catch up with the primary in time"
             ) from None
-        self._read_index.applied(asked_ms)
+        self._leased_reads.applied(asked_ms)
         if engine.is_scan(query):
             await self._turns.take()  # many may have waited for the same index
         await self._turns.wait_while_spent()
@@ -417,25 +438,26 @@ class Gateway:
         self._turns.spend(engine.read_bytes - before_bytes)
         return result
 
-    async def _ask_for_index(self, engine: Engine) -> tuple[float, int]:
+    async def _ask_for_index(self, engine: Engine, *, confirmed: bool) -> tuple[float, int]:
         """Return the primary's commit index, and when it was asked for (`datapath.read_index`)."""
         future: asyncio.Future[tuple[float, int]] = asyncio.get_running_loop().create_future()
-        self._read_index.join(future)
-        if not self._is_asking:
-            self._is_asking = True
-            self._spawn(self._ask_while_reads_wait(engine))
+        reads = self._confirmed_reads if confirmed else self._leased_reads
+        reads.join(future)
+        if not reads.has_task:
+            reads.has_task = True
+            self._spawn(self._ask_while_reads_wait(engine, reads))
         return await future
 
-    async def _ask_while_reads_wait(self, engine: Engine) -> None:
+    async def _ask_while_reads_wait(self, engine: Engine, reads: _Questions) -> None:
         """Put one question after the other to the primary, as long as reads wait for one."""
-        reads = self._read_index
+        question = ReadIndexCall(confirmed=reads is self._confirmed_reads)
         try:
             while reads.ask(clock_ms()):
                 self._counters["read_index_calls_total"] += 1
                 index = 0
                 problem: Exception | None = None
                 try:
-                    call = self.caller.call(self.primary, ReadIndexCall(), READ_INDEX_TIMEOUT_MS)
+                    call = self.caller.call(self.primary, question, READ_INDEX_TIMEOUT_MS)
                     index = _read_index_of(engine, await call)
                 except (OperationError, NotSentError, NoAnswerError) as error:
                     problem = error
@@ -449,7 +471,7 @@ class Gateway:
                         future.set_exception(problem)
                         future.exception()  # seen: who waited may go before it is told
         finally:
-            self._is_asking = False
+            reads.has_task = False
             for future in reads.leave():
                 future.cancel()
 
@@ -742,7 +764,7 @@ class Gateway:
             envelope = decode(frame)
             body = envelope.body
             match body:
-                case ReadIndexCall():
+                case ReadIndexCall(confirmed) if not self._must_confirm(confirmed=confirmed):
                     self._answer_read_index(link, envelope.id)
                 case ViewNote() | NoticeNote():
                     self._take_note(body)
@@ -796,6 +818,10 @@ class Gateway:
             answer = error_return(error)
         link.send(encode(number, answer))
 
+    def _must_confirm(self, *, confirmed: bool) -> bool:
+        engine = self._engine
+        return engine is not None and (confirmed or engine.confirms_reads)
+
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
@@ -820,10 +846,14 @@ class Gateway:
     async def _carry_out(self, body: Call | Return) -> Return:
         engine = self._engine
         match body:
-            case QueryCall(query, _):
-                if engine is not None and engine.is_scan(query):
-                    await self._turns.take()
-                result = engine.query(query) if engine is not None else None
+            case ReadIndexCall() if engine is not None:
+                point = await self._confirm(engine, READ_INDEX_TIMEOUT_MS)
+                return ReadIndexReturn(point.epoch, point.index)
+            case QueryCall(query, timeout_ms):
+                result = None
+                if engine is not None:
+                    is_scan = engine.is_scan(query)
+                    result = await self._read_as_primary(engine, query, timeout_ms, is_scan=is_scan)
                 if result is None:
                     raise NotPrimaryError("no_primary", f"{self.node_id} does not serve")
                 return QueryReturn(result)
@@ -885,6 +915,14 @@ class Gateway:
         except AgreementUnavailableError:
             return False
         return view is not None and view.member(node) is None and self.has_no_vote(node)
+
+
+class _Questions(ReadIndex[asyncio.Future[tuple[float, int]]]):
+    """One kind of questions; `has_task`: a task puts them to the primary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_task = False
 
 
 def _read_index_of(engine: Engine, answer: Return) -> int:

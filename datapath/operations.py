@@ -16,7 +16,8 @@ from election.identity import Addresses
 from election.view import View
 
 Ack = Literal["all", "local"]
-Consistency = Literal["linearizable", "stale"]
+Consistency = Literal["linearizable", "confirmed", "stale"]
+"""Of a read. "confirmed" is linearizable whatever the clocks do, for a round trip more."""
 NODE_STATES = ("primary", "backup", "learner", "snapshot", "witness", "unreachable", "unknown")
 """What `NodeState.state` may say; see there."""
 

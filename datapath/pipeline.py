@@ -16,6 +16,7 @@ import msgspec
 
 from datapath.client_table import SUMMARY_SIZE_BYTES
 from datapath.clock import clock_ms
+from datapath.confirmations import Confirmation, ReadPoint
 from datapath.errors import (
     NotAppliedError,
     NotPrimaryError,
@@ -92,6 +93,33 @@ class TailItem(msgspec.Struct, gc=False):
     answers: list[Answer]
 
 
+class Unconfirmed:
+    """Answers that wrote nothing, and wait until this node is confirmed to be the primary still."""
+
+    __slots__ = ("_answer", "_answers")
+
+    def __init__(self, answers: list[Answer], answer: Callable[[Answer], None]) -> None:
+        self._answers = answers
+        self._answer = answer
+
+    def done(self) -> bool:
+        """Whether nobody waits for any of them."""
+        return all(answer.waiting.future.done() for answer in self._answers)
+
+    def set_result(self, point: ReadPoint, /) -> None:
+        """It is: what they saw was true when they were executed, or later."""
+        del point
+        for answer in self._answers:
+            if not answer.waiting.future.done():
+                self._answer(answer)
+
+    def set_exception(self, exception: OperationError, /) -> None:
+        """It is not, or cannot know."""
+        for answer in self._answers:
+            if not answer.waiting.future.done():
+                answer.waiting.future.set_exception(exception)
+
+
 class AppliedState(Protocol):
     """Where committed entries are applied; see `datapath.store.Store`."""
 
@@ -118,8 +146,9 @@ class Pipeline:
     """Executes, records, and answers; also keeps the uncommitted tail of the log on a backup.
 
     `append` gives a record to the replica and carries out what follows. `why_not_serving` is a
-    sentence for people. `clock` (ms) and `call_soon` are the replica's clock and the running event
-    loop's, unless a simulator says otherwise.
+    sentence for people. `confirm`: what an answer that wrote nothing waits for; None: the lease is
+    enough. `clock` (ms) and `call_soon` are the replica's clock and the running event loop's,
+    unless a simulator says otherwise.
     """
 
     def __init__(
@@ -135,6 +164,7 @@ class Pipeline:
         append: Callable[[Record], None],
         why_not_serving: Callable[[], str],
         spawn: Callable[[Any], asyncio.Task[None]],
+        confirm: Callable[[Confirmation], None] | None = None,
         clock: Callable[[], float] = clock_ms,
         call_soon: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
@@ -147,12 +177,15 @@ class Pipeline:
         self._append = append
         self._why_not_serving = why_not_serving
         self._spawn = spawn
+        self._confirm = confirm
         self._clock = clock
         self._call_soon = call_soon or asyncio.get_running_loop().call_soon
         self._tail: deque[TailItem] = deque(TailItem(record, None, []) for record in tail)
         self._inflight_records = 0
         self._inflight_bytes = 0
         self._local_acks: deque[Answer] = deque()
+        self._unconfirmed: list[Answer] = []  # those that wait for `confirm`, and their deadlines
+        self._unasked: list[Answer] = []  # of those the ones that it was not asked about yet
         self._waiting: deque[Waiting] = deque()
         self._waiting_bytes = 0
         self._waiting_keys: dict[str, int] = {}
@@ -501,16 +534,34 @@ class Pipeline:
                 continue
             if answer.wrote_nothing:
                 # What it saw must be true of the one primary there is (D4).
+                if self._confirm is not None:
+                    self._await_confirmation(answer)
+                    continue
                 if serving is None:
                     serving = self._replica.may_serve(self._clock())
                 if not serving:
                     future.set_exception(self.not_primary())
                     continue
-            outcome = self._outcome(answer.executed, answer.waiting.operation.min_copies)
-            if isinstance(outcome, OperationError):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
+            self._answer(answer)
+
+    def _answer(self, answer: Answer) -> None:
+        outcome = self._outcome(answer.executed, answer.waiting.operation.min_copies)
+        if isinstance(outcome, OperationError):
+            answer.waiting.future.set_exception(outcome)
+        else:
+            answer.waiting.future.set_result(outcome)
+
+    def _await_confirmation(self, answer: Answer) -> None:
+        self._unconfirmed.append(answer)
+        self._unasked.append(answer)
+        if len(self._unasked) == 1:
+            self._call_soon(self._ask_confirmation)
+
+    def _ask_confirmation(self) -> None:
+        asking, self._unasked = self._unasked, []
+        self._unconfirmed = [item for item in self._unconfirmed if not item.waiting.future.done()]
+        if asking and self._confirm is not None:
+            self._confirm(Unconfirmed(asking, self._answer))
 
     def _outcome(self, executed: Executed, min_copies: int) -> Result | OperationError:
         """Return the answer to what has committed."""
@@ -591,6 +642,8 @@ class Pipeline:
                 else:
                     future.set_exception(UnknownOutcomeError("unknown_outcome", detail))
             item.answers, item.entries = [], None
+        Unconfirmed(self._unconfirmed, self._answer).set_exception(self.not_primary())
+        self._unconfirmed.clear()
         self._inflight_records = self._inflight_bytes = 0
         self._local_acks.clear()
 
@@ -621,6 +674,9 @@ class Pipeline:
             for answer in item.answers:
                 if self._is_over(answer.waiting, now_ms):
                     answer.waiting.future.set_exception(not_committed)
+        for answer in self._unconfirmed:
+            if self._is_over(answer.waiting, now_ms):
+                answer.waiting.future.set_exception(not_executed)
         late = [waiting for waiting in self._waiting if self._is_over(waiting, now_ms)]
         for waiting in late:
             self._uncount(waiting)

@@ -57,6 +57,9 @@ class Primary:
         self._handover_version = 0  # of a handover that was proposed and not settled; 0: none
         self.disk_stalled = False
         self._lacking = ""  # what another replica has committed and this one does not hold
+        self._round = 0  # the newest confirmation round that was begun
+        self._round_sequence = 0  # heartbeats from this one on answer it; 0: no round is open
+        self._next_round_wanted = False
         core.accept(view.epoch, core.node_id)  # E5: nothing leaves before it is durable
         self._sync_peers(view)
 
@@ -69,8 +72,7 @@ class Primary:
             for node in self.peers:
                 if node in self._links:
                     self._probe(node)
-        if self.stage == "matching":
-            self._maybe_open()  # or yield, once the mark of what is missing here is durable
+        self._maybe_open()  # or yield, once the mark of what is missing here is durable
         self._maybe_stop()
         self._maybe_commit()
 
@@ -377,6 +379,49 @@ class Primary:
         peer.applied_index = message.applied_index
         peer.durable_index = message.durable_index
         peer.writable = message.writable
+        self._maybe_end_round()
+
+    # -- reads that rest on no clock (decision 17)
+
+    def confirm(self) -> int:
+        """Ask the required replicas whether they still follow this epoch.
+
+        Returns the number of a round that begins no earlier than this call: a round that is open
+        already may have been answered before something that the reader knows of.
+        """
+        if self._round_sequence:
+            self._next_round_wanted = True
+            return self._round + 1
+        self._begin_round()
+        return self._round
+
+    def _begin_round(self) -> None:
+        self._round += 1
+        self._round_sequence = self._sequence + 1
+        self._next_round_wanted = False
+        for node in sorted(self.required()):
+            peer = self.peers[node]
+            if peer.state in ("replicate", "snapshot"):
+                self._heartbeat(peer)  # to the others one goes when their stream is open
+        self._maybe_end_round()
+
+    def _maybe_end_round(self) -> None:
+        if self._round_sequence and self._may_confirm(self._round_sequence):
+            self._core.emit(fx.Confirmed(self._round))
+            self._round_sequence = 0
+            if self._next_round_wanted:
+                self._begin_round()
+
+    def _may_confirm(self, sequence: int) -> bool:
+        """Whether no later epoch was open when the heartbeat `sequence` left.
+
+        Every replica that could have become the primary has answered that heartbeat or a later one.
+        """
+        return (
+            self.is_open
+            and not self._handover_version
+            and all(self.peers[node].answered_sequence >= sequence for node in self.required())
+        )
 
     def _heartbeat(self, peer: Progress) -> None:
         core = self._core
@@ -402,6 +447,7 @@ class Primary:
             self._maybe_send_snapshot(peer)
         self._maybe_commit()
         self._maybe_open()
+        self._maybe_end_round()
 
     def _sync_peers(self, view: View) -> None:
         core = self._core
@@ -435,6 +481,7 @@ class Primary:
                 if peer.state in ("replicate", "snapshot"):
                     self._heartbeat(peer)
                 self._redial_unanswered(peer)
+        self._maybe_end_round()
         self._check_abdication()
         if core.proposal is None and core.now_ms >= self._retry_ms:
             self._propose_due()

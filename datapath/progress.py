@@ -31,6 +31,7 @@ class Progress:
         self.advanced_ms = now_ms  # the last time that it had nothing open or acknowledged some
         self.lease_start_ms: float | None = None  # sending time of the newest answered heartbeat
         self.leased_ms = now_ms  # when a promise last came before it had run out
+        self.answered_sequence = 0  # the newest heartbeat of this epoch that it has answered
         self.needs_snapshot = False
         self.sending_snapshot = False  # one is on its way, perhaps since an older session
         self._heartbeats: deque[tuple[int, float]] = deque(maxlen=MAX_UNANSWERED_HEARTBEATS)
@@ -55,6 +56,7 @@ class Progress:
 
     def answered_heartbeat(self, sequence: int, now_ms: float, lease_duration_ms: float) -> None:
         """A heartbeat was answered: the lease starts at its sending."""
+        self.answered_sequence = max(self.answered_sequence, sequence)
         while self._heartbeats and self._heartbeats[0][0] <= sequence:
             number, sent_ms = self._heartbeats.popleft()
             if number == sequence:

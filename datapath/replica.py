@@ -9,6 +9,7 @@ code runs under asyncio in production and under a simulator in tests.
     on_durable(ticket)                    WriteRecords, TruncateLog, RecordAccepted, …Mark…
     on_view, on_proposal_done             Propose
     append(record), start_handover        StartEpoch, Commit, StepDown, HandoverEnded
+    confirm                               Confirmed
     on_log_read, on_snapshot_…            ReadLog, SendSnapshot
     on_tick(now)
 
@@ -233,6 +234,15 @@ class Replica:
         if self.primary:
             problem = self.primary.start_handover(to, timeout_ms)
         return problem, self.core.take_effects()
+
+    def confirm(self) -> tuple[int, list[fx.Effect]]:
+        """Begin to confirm that no later epoch is open; 0: this node is not the primary.
+
+        Once `Confirmed` names the returned round or a later one, what is applied here holds all
+        that was acknowledged before this call. It rests on no clock.
+        """
+        number = self.primary.confirm() if self.primary else 0
+        return number, self.core.take_effects()
 
     def on_log_read(self, peer: str, session: int, records: list[Record] | None) -> list[fx.Effect]:
         """The answer to ReadLog; None: the log is not retained that far back."""

@@ -17,7 +17,7 @@ import sys
 import msgspec
 
 from datapath.environment import Environment
-from datapath.errors import DataDirectoryError, DiskFailedError, DiskFullError
+from datapath.errors import DataDirectoryError, DiskFailedError, DiskFullError, TransferError
 from datapath.snapshot import DEFAULT_CHUNK_SIZE_BYTES
 from datapath.snapshot_child import (
     CHUNK,
@@ -29,7 +29,6 @@ from datapath.snapshot_child import (
     Opened,
     receive,
 )
-from datapath.transfer import TransferError
 
 ANSWER_TIMEOUT_S = 60
 """How long a chunk may take to be read."""

@@ -7,12 +7,12 @@ import logging
 from collections.abc import Callable
 
 from datapath.clock import clock_ms
-from datapath.errors import DiskFullError
+from datapath.errors import DiskFullError, TransferError
 from datapath.mesh import SNAPSHOT, Mesh
 from datapath.replica import Replica
 from datapath.snapshot import SnapshotWriter
 from datapath.storage import Storage
-from datapath.transfer import Offer, SnapshotSink, Throttle, TransferError, in_thread
+from datapath.transfer import Offer, SnapshotSink, Throttle, in_thread
 from datapath.transfer_send import SnapshotSender
 
 log = logging.getLogger(__name__)

@@ -13,15 +13,16 @@ from datapath.accepted import Accepted
 from datapath.clock import clock_s
 from datapath.core import Recovered
 from datapath.datadir import DataDirectory
-from datapath.disk import DEFAULT_MAX_QUEUED_BYTES, DiskWorker, StoreFlusher
 from datapath.errors import DataDirectoryError, LogCorruptError, SafetyError
 from datapath.log import Log
+from datapath.log_writer import DEFAULT_MAX_QUEUED_BYTES, DiskWorker
 from datapath.logindex import LogIndex
 from datapath.records import Record
 from datapath.settings import Bounds
 from datapath.snapshot import SnapshotWriter
 from datapath.snapshot_process import SnapshotProcess
 from datapath.store import Store
+from datapath.store_flusher import StoreFlusher
 from datapath.transfer import in_thread
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,6 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from datapath.errors import DataPathError
 from datapath.link import Link
 
 KIND = "snapshot"
@@ -41,10 +40,6 @@ REST_PER_REQUEST_S, MAX_REST_S = 0.0005, 0.05
 """What the sender rests after a chunk, for each request served beside it, and at most."""
 
 _T = TypeVar("_T")
-
-
-class TransferError(DataPathError):
-    """The snapshot did not arrive; start again with a new one."""
 
 
 class SnapshotSource(Protocol):

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import google_crc32c
 
+from datapath.errors import TransferError
 from datapath.link import Link
 from datapath.transfer import (
     RESUME_TIMEOUT_S,
@@ -23,7 +24,6 @@ from datapath.transfer import (
     Offer,
     Resume,
     SnapshotSink,
-    TransferError,
     decode_all,
     encode,
     in_thread,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import google_crc32c
 
+from datapath.errors import TransferError
 from datapath.link import Link, LinkError
 from datapath.transfer import (
     INSTALL_TIMEOUT_S,
@@ -25,7 +26,6 @@ from datapath.transfer import (
     Resume,
     SnapshotSource,
     Throttle,
-    TransferError,
     decode_all,
     encode,
     in_thread,

@@ -15,15 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from election.pysyncobj_adapter.codec import UNDECODABLE
-from election.pysyncobj_adapter.errors import StorageCorruptError
-from election.pysyncobj_adapter.files import (
-    new_file_beside,
-    read_from_disk,
-    rename_durably,
-    seal,
-    unseal,
-)
+from election.pysyncobj_adapter.files import load_sealed, store_sealed
 
 MAGIC = b"OCRAFTM1"
 
@@ -45,16 +37,10 @@ class MemberBook:
 
         """
         self.path = path
-        path.with_name(path.name + ".new").unlink(missing_ok=True)
-        if not path.exists():
-            self._content = _Content(dict(configured), {})
+        found = load_sealed(path, MAGIC, _Content)
+        self._content = found or _Content(dict(configured), {})
+        if found is None:
             self._save()
-            return
-        payload = unseal(MAGIC, read_from_disk(path), path)
-        try:
-            self._content = msgspec.msgpack.decode(payload, type=_Content)
-        except UNDECODABLE as error:
-            raise StorageCorruptError(path, 0, f"the content is wrong ({error})") from error
 
     @property
     def founders(self) -> dict[str, str]:
@@ -85,5 +71,4 @@ class MemberBook:
         self._save()
 
     def _save(self) -> None:
-        data = seal(MAGIC, msgspec.msgpack.encode(self._content))
-        rename_durably(new_file_beside(self.path, data), self.path)
+        store_sealed(self.path, MAGIC, self._content)

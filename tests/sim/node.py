@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from datapath import effects as fx
+from datapath.confirmations import Confirmation, Confirmations, ReadPoint
+from datapath.errors import NotPrimaryError, OperationError
 from datapath.messages import Heartbeat, Message, Refusal
 from datapath.primary import Primary
 from datapath.records import make_record
@@ -20,6 +22,32 @@ if TYPE_CHECKING:
 READ_LIMIT_RECORDS = 4
 CLOCK_RATES = (0.92, 1.08)
 _PAYLOAD = b"x" * 16
+
+
+class Confirming:
+    """Who waits for a confirmation, and what the oracle knows that it must hold (decision 17)."""
+
+    __slots__ = ("_inner", "_node", "acknowledged")
+
+    def __init__(self, node: Node, inner: Confirmation | None) -> None:
+        self._node = node
+        self._inner = inner
+        self.acknowledged = node.oracle.acknowledged
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+        return self._inner is not None and self._inner.done()
+
+    def set_result(self, point: ReadPoint, /) -> None:
+        """It is confirmed."""
+        self._node.oracle.on_confirmed(self._node, self.acknowledged, point.index)
+        if self._inner is not None:
+            self._inner.set_result(point)
+
+    def set_exception(self, exception: OperationError, /) -> None:
+        """It is not."""
+        if self._inner is not None:
+            self._inner.set_exception(exception)
 
 
 class Node:
@@ -44,6 +72,7 @@ class Node:
         self.clock_rate = clockwork.between(*CLOCK_RATES)
         self.tick_ms = clockwork.between(14, 24)
         self.replica: Replica
+        self.confirmations: Confirmations
         self._clock_offset = clockwork.between(0, 1e6)
         self._backlog: list[tuple[Callable[..., None], tuple[Any, ...], dict[str, Any]]] = []
         self._torn = False
@@ -58,6 +87,7 @@ class Node:
             fx.MarkDamaged: self._mark_damaged,
             fx.ClearMarks: self._clear_damaged,
             fx.Commit: self._commit,
+            fx.Confirmed: self._confirmed,
             fx.Propose: self._propose,
             fx.ReadLog: self._read_log,
             fx.SendSnapshot: self._send_snapshot,
@@ -75,7 +105,7 @@ class Node:
         return self._clock_offset + self.clock_rate * self.clockwork.now
 
     def set_clock_rate(self, rate: float) -> None:
-        """Let the clock go on from where it is, faster or slower."""
+        """Let the clock go on from where it is, faster, slower, or (0) not at all."""
         self._clock_offset += (self.clock_rate - rate) * self.clockwork.now
         self.clock_rate = rate
 
@@ -102,6 +132,7 @@ class Node:
             self.clock(),
             world.takeover_order,
         )
+        self.confirmations = Confirmations(self.replica, self._not_primary)
         if self.service is not None:
             self.service.start()
         if clockwork.tracing:
@@ -189,6 +220,7 @@ class Node:
         if replica.primary is not None:
             self._count_situations(replica.primary)
         self._carry_out(replica.on_tick(now_ms, disk_stalled=stalled))
+        self.confirmations.expire()
         if self.service is not None:
             self.service.on_tick()
 
@@ -271,6 +303,21 @@ class Node:
         )
         self._carry_out(replica.append(record))
         return True
+
+    def confirm(self, waiting: Confirmation | None = None) -> None:
+        """Ask whether this node is the primary still, as a read does that rests on no clock."""
+        if self.is_up and not self.paused:
+            self._carry_out(self.confirmations.ask(Confirming(self, waiting)))
+
+    def _confirmed(self, effect: fx.Confirmed) -> None:
+        self.clockwork.seen["confirmed"] += 1
+        if self.clock_rate == 0.0 or not self.replica.may_serve(self.clock()):
+            self.clockwork.seen["confirmed without a clock or a lease"] += 1
+        self.confirmations.confirmed(effect.number)
+
+    def _not_primary(self) -> NotPrimaryError:
+        primary = self.replica.view.primary if self.replica.view else ""
+        return NotPrimaryError("no_primary", f"{self.id} does not serve", primary)
 
     def hand_over(self, to: str) -> None:
         """Ask for a handover."""
@@ -384,6 +431,7 @@ class Node:
 
     def _step_down(self, effect: fx.StepDown) -> None:
         self.clockwork.seen["step down"] += 1
+        self.confirmations.step_down()
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} steps down from epoch {effect.epoch}")
 

@@ -43,6 +43,7 @@ class Cluster:
         seed: int = 1,
         timing: Timing | None = None,
         has_service: bool = False,
+        clocks_stop: bool = False,
     ) -> None:
         self.world = World(
             seed,
@@ -51,6 +52,7 @@ class Cluster:
             trace=True,
             timing=timing,
             has_service=has_service,
+            clocks_stop=clocks_stop,
         )
         self.timing = self.world.timing
         for node in self.world.nodes.values():

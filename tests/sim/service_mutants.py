@@ -9,15 +9,16 @@ from unittest.mock import patch
 
 from datapath import accepted as accepted_module
 from datapath.accepted import Accepted
+from datapath.caller import Caller
 from datapath.clock import clock_ms
-from datapath.disk import DiskWorker
 from datapath.engine import Engine
 from datapath.log import Log
+from datapath.log_writer import DiskWorker
 from datapath.pipeline import Pipeline
 from datapath.read_index import ReadIndex
 from datapath.records import Record
 from datapath.replica import Replica
-from datapath.requests import Call, Caller, NoAnswerError, NotSentError, Return
+from datapath.requests import Call, NoAnswerError, NotSentError, Return
 from datapath.snapshots import Snapshots
 from datapath.store import Store
 from datapath.transfer import Offer
@@ -191,8 +192,7 @@ SERVICE_MUTANTS = (
         "::test_a_primary_of_an_older_epoch_is_refused",
     ),
     Mutant(
-        "D4", "reads join an older question", _d4_reads_join_an_older_question,
-        unit=READS + "test_a_read_does_not_use_the_answer_to_an_older_question",
+        "D4", "reads join an older question", _d4_reads_join_an_older_question, clients=True,
     ),
     Mutant(
         "D4", "a read index needs no lease", _d4_a_read_index_without_a_lease,

@@ -145,6 +145,59 @@ class Troubles:
         self.world.clockwork.seen["clock rate change"] += 1
         node.set_clock_rate(self.world.clockwork.between(*CLOCK_RATES))
 
+    # -- where clocks may stand still (`World.clocks_stop`)
+
+    def stop_clock(self) -> None:
+        """A clock stands still, as a guest's does while its hypervisor stops it; it may run on."""
+        clockwork = self.world.clockwork
+        self._stop_clock(
+            self._node(), clockwork.between(20, clockwork.random.choice((400, 900, 2000)))
+        )
+
+    def leave_behind(self) -> None:
+        """The primary, perhaps with some others, is cut off, and its clock stops.
+
+        The rest replaces it meanwhile. It goes on before it hears of that.
+        """
+        world, clockwork = self.world, self.world.clockwork
+        primary = world.nodes[world.view.primary]
+        side = {name for name in world.nodes if clockwork.chance(0.3)} | {primary.id}
+        if len(side) == len(world.nodes) or not self._may_stop():
+            return
+        clockwork.seen["left behind"] += 1
+        asleep_ms = clockwork.between(350, 900)
+        duration_ms = asleep_ms + clockwork.between(20, 400)
+        one_way = clockwork.chance(0.5)
+        for source, target in self._links():
+            is_inward, is_outward = source not in side, target not in side
+            if is_inward != is_outward and (is_inward or not one_way):
+                self._cut(source, target, duration_ms)
+        for name in sorted(side):
+            if name not in world.agreement.cut_off:
+                world.agreement.cut_off.add(name)
+                clockwork.after(duration_ms, world.agreement.reconnect, name)
+        self._after(0, 60, self._stop_clock, primary, asleep_ms)
+
+    def _stop_clock(self, node: Node, duration_ms: float) -> None:
+        clockwork = self.world.clockwork
+        if node.clock_rate == 0.0 or not node.is_up or not self.world.is_troubled:
+            return
+        clockwork.seen["clock stopped"] += 1
+        rate = node.clock_rate
+        node.set_clock_rate(0.0)
+        is_guest = not node.paused and self._may_stop() and clockwork.chance(0.7)
+        if is_guest:
+            node.pause()
+        clockwork.after(duration_ms, self._go_on, node, rate, is_guest)
+
+    def _go_on(self, node: Node, rate: float, is_guest: bool) -> None:
+        if node.clock_rate == 0.0:
+            node.set_clock_rate(rate)
+        if is_guest:
+            node.resume()
+        for _ in range(3):  # somebody reads
+            self._after(0, 30, node.post, node.life, node.confirm)
+
     # -- links
 
     def _cut(self, source: str, target: str, duration_ms: float) -> None:

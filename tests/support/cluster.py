@@ -247,12 +247,14 @@ class Cluster:
         routes: Mapping[tuple[str, str], Mapping[str, str]] | None = None,
         secret: str = SECRET,
         name: str = "test",
+        reads: str = "leased",
         data: Mapping[str, Path] | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.name = name
         self.secret = secret
+        self.reads = reads
         self.limits = dict(limits or {})
         self.timing = dict(timing or {})
         self.routes = {pair: dict(route) for pair, route in (routes or {}).items()}
@@ -277,7 +279,7 @@ class Cluster:
     def write_config(self, path: Path | None = None, *, secret: str | None = None) -> Path:
         """Write the configuration file (again) after a change."""
         path = path or self.config_path
-        lines = ["[cluster]", f"name = {json.dumps(self.name)}"]
+        lines = ["[cluster]", f"name = {json.dumps(self.name)}", f'reads = "{self.reads}"']
         if secret := (self.secret if secret is None else secret):
             lines.append(f"secret = {json.dumps(secret)}")
         for node, spec in self.specs.items():

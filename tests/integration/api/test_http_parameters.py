@@ -63,6 +63,7 @@ async def test_probes_may_add_what_they_like(base_url: str, target: str) -> None
         ("DELETE", "ack=any"),
         ("GET", "consistency=eventual"),
         ("GET", "max_staleness_ms=5&consistency=linearizable"),
+        ("GET", "max_staleness_ms=5&consistency=confirmed"),
         ("GET", "max_staleness_ms=5"),
         ("GET", "max_staleness_ms=-5&consistency=stale"),
         ("GET", "max_staleness_ms=2147483648&consistency=stale"),
@@ -115,6 +116,15 @@ async def test_a_stale_read_is_answered_here(base_url: str, prefix: str) -> None
             while (reply := await fetch(base_url, "GET", f"{kv(prefix)}?{query}")).status == 404:
                 pass
         assert (reply.status, reply.body) == (200, b"x")
+
+
+async def test_a_confirmed_read_sees_what_was_written(base_url: str, prefix: str) -> None:
+    for value in (b"1", b"2", b"3"):
+        await fetch(base_url, "PUT", kv(prefix), value)
+        reply = await fetch(base_url, "GET", f"{kv(prefix)}?consistency=confirmed")
+        assert (reply.status, reply.body) == (200, value)
+        page = await fetch(base_url, "GET", f"/v1/kv?prefix={prefix}&consistency=confirmed")
+        assert (page.status, len(page.json["items"])) == (200, 1)
 
 
 async def test_empty_parts_of_a_query_are_nothing(base_url: str, prefix: str) -> None:

@@ -24,6 +24,8 @@ async def test_put_get_delete(nodes: FakeCluster) -> None:
     assert (put.code, put.out) == (0, b"created: revision 1, 3 copies\n")
     get = await run("get", "hello", endpoints=ends)
     assert (get.code, get.out, get.err) == (0, b"world", "")
+    confirmed = await run("get", "hello", "--confirmed", endpoints=ends)
+    assert (confirmed.code, confirmed.out) == (0, b"world")
     as_json = json.loads((await run("get", "hello", "--json", endpoints=ends)).out)
     assert (as_json["value"], as_json["revision"]) == ("world", 1)
     deleted = await run("delete", "hello", endpoints=ends)
@@ -132,6 +134,9 @@ async def test_nobody_there_and_a_full_disk(nodes: FakeCluster) -> None:
         ["put", "k", "v", "--if-absent", "--if-revision", "1"],
         ["put", "", "v"],
         ["get", "k", "--max-staleness-ms", "5"],
+        ["get", "k", "--confirmed", "--stale"],
+        ["get", "k", "--confirmed", "--max-staleness-ms", "5"],
+        ["list", "--confirmed", "--stale"],
         ["get", "k", "--endpoints", "ftp://x"],
         ["get", "k", "--endpoints", " , "],
         ["load", "-"],

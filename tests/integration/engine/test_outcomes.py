@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from cluster.kv import KeyValue
-from datapath.client_table import ClientTableBounds
 from datapath.errors import (
     NotAppliedError,
     OperationError,
@@ -21,7 +20,7 @@ from datapath.errors import (
 )
 from datapath.operations import Operation, Result
 from datapath.service import ReadTransaction, Service, Transaction, operation, query
-from datapath.settings import Bounds
+from datapath.settings import Bounds, ClientTableBounds
 from tests.support.replicas import QUICK, LocalCluster, LocalReplica, running, until
 
 pytestmark = pytest.mark.slow

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from cluster.kv import KeyValue
-from datapath.errors import NotPrimaryError
+from datapath.errors import NotPrimaryError, RejectedError
 from datapath.link import Link
 from datapath.mesh import REQUEST
 from datapath.operations import Query
 from datapath.requests import ReadIndexReturn, decode
+from datapath.settings import Bounds
 from election.static import Fault
 from tests.support.replicas import QUICK, LocalCluster, running, until
 
@@ -69,7 +70,7 @@ async def test_a_read_does_not_use_the_answer_to_an_older_question(
         await until(answers.any, "the primary has answered")
         await cluster["n1"].execute("put", b"k", b"new")
         second = asyncio.create_task(cluster["n2"].query("get", b"k"))
-        reads = cluster["n2"].gateway._read_index
+        reads = cluster["n2"].gateway._leased_reads
         await until(lambda: bool(reads._waiting or len(reads._asking) > 1), "the read has begun")
         answers.release_one()
         await first
@@ -124,3 +125,61 @@ async def test_a_primary_without_its_leases_gives_no_read_index(tmp_path: Path) 
         assert engine.replica.primary is not None
         with pytest.raises(NotPrimaryError):
             engine.read_index()
+
+
+CONFIRMED = Query("get", (b"k",), consistency="confirmed")
+
+
+async def test_a_confirmed_read_needs_the_answers_of_all_in_sync(tmp_path: Path) -> None:
+    """At the primary and, by its question, at a backup; a leased one does not ask."""
+    async with running(tmp_path, KeyValue) as cluster:
+        await cluster["n1"].execute("put", b"k", b"v")
+        for node in ("n1", "n2"):
+            assert (await cluster[node].gateway.query(CONFIRMED, 15_000)).value[0] == b"v"
+        primary = cluster["n1"].engine.replica.primary
+        assert primary is not None
+        before = primary._round
+        assert before >= 2
+        await cluster["n1"].query("get", b"k")
+        await cluster["n2"].query("get", b"k")
+        assert primary._round == before
+
+
+async def test_confirmed_reads_share_rounds(tmp_path: Path) -> None:
+    async with running(tmp_path, KeyValue) as cluster:
+        await cluster["n1"].execute("put", b"k", b"v")
+        primary = cluster["n1"].engine.replica.primary
+        assert primary is not None
+        before = primary._round
+        gateway = cluster["n1"].gateway
+        answers = await asyncio.gather(*(gateway.query(CONFIRMED, 15_000) for _ in range(200)))
+        assert {answer.value[0] for answer in answers} == {b"v"}
+        assert primary._round - before <= 2
+
+
+async def test_a_read_that_cannot_be_confirmed_ends_with_its_time(tmp_path: Path) -> None:
+    async with running(tmp_path, KeyValue, nodes=2) as cluster:
+        await cluster["n1"].execute("put", b"k", b"v")
+        cluster.group.set_fault("n1", Fault.CUT_OFF)  # so that n2 stays in the in-sync set
+        await cluster.stop("n2")
+        with pytest.raises(NotPrimaryError):
+            await cluster["n1"].gateway.query(CONFIRMED, 200)
+        confirmations = cluster["n1"].engine._confirmations
+        await until(lambda: len(confirmations) == 0, "the read is forgotten")
+
+
+async def test_with_reads_confirmed_nothing_rests_on_leases(tmp_path: Path) -> None:
+    """Neither a read, at whichever node, nor an answer that wrote nothing."""
+    async with running(tmp_path, KeyValue, bounds=Bounds(confirm_reads=True)) as cluster:
+        await cluster["n1"].execute("put", b"k", b"v")
+        primary = cluster["n1"].engine.replica.primary
+        assert primary is not None
+        began = primary._round
+        await cluster["n1"].query("get", b"k")
+        assert primary._round == began + 1
+        await cluster["n2"].query("get", b"k")
+        assert primary._round == began + 2
+        await cluster["n1"].execute("delete", b"none")
+        assert primary._round == began + 3
+        with pytest.raises(RejectedError):
+            await cluster["n1"].execute("put", b"k", b"other", None, True)

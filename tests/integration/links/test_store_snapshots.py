@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from datapath.environment import SPACES
+from datapath.errors import TransferError
 from datapath.snapshot import SnapshotReader, SnapshotWriter
 from datapath.snapshots import Snapshots
 from datapath.store import Store
-from datapath.transfer import KIND, Offer, SnapshotSink, TransferError
+from datapath.transfer import KIND, Offer, SnapshotSink
 from datapath.transfer_receive import SnapshotReceiver
 from datapath.transfer_send import SnapshotSender
 from tests.integration.links.link_helpers import Relay, make_dialer, make_listener, until

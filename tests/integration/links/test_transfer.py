@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from datapath.dialer import Dialer
+from datapath.errors import TransferError
 from datapath.link import Link
 from datapath.peer_listener import PeerListener
 from datapath.transfer import (
@@ -28,7 +29,6 @@ from datapath.transfer import (
     Resume,
     SnapshotSink,
     Throttle,
-    TransferError,
 )
 from datapath.transfer_receive import SnapshotReceiver
 from datapath.transfer_send import SnapshotSender

@@ -15,7 +15,8 @@ from datapath.store import Store
 
 WRITER = """
 import asyncio, sys
-from datapath.disk import DiskWorker, StoreFlusher
+from datapath.log_writer import DiskWorker
+from datapath.store_flusher import StoreFlusher
 from datapath.log import Log
 from datapath.records import make_record
 from datapath.store import Store

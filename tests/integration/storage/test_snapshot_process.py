@@ -17,12 +17,11 @@ import pytest
 
 from datapath import snapshot_process
 from datapath.datadir import DataDirectory
-from datapath.errors import DataDirectoryError
+from datapath.errors import DataDirectoryError, TransferError
 from datapath.snapshot import SnapshotReader
 from datapath.snapshot_process import SnapshotProcess
 from datapath.storage import Storage
 from datapath.store import Store
-from datapath.transfer import TransferError
 from tests.support.damage import flip_byte
 from tests.support.processes import is_alive
 

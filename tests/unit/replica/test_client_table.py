@@ -10,12 +10,12 @@ import pytest
 from datapath.client_table import (
     MAX_FORGOTTEN_PER_OPERATION,
     ClientTable,
-    ClientTableBounds,
     client_key,
 )
 from datapath.environment import CLIENT_ORDER_SPACE, CLIENT_SPACE
 from datapath.errors import UnknownOutcomeError
 from datapath.operations import Operation
+from datapath.settings import ClientTableBounds
 from datapath.store import Store
 
 RETENTION_MS = 600_000

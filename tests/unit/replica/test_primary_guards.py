@@ -207,6 +207,15 @@ def test_a_backup_executes_nothing() -> None:
     assert replica.copies() == 0
 
 
+def test_a_primary_says_on_how_many_copies_it_commits() -> None:
+    """D1: its own, those in sync, and one that is being added."""
+    assert Lead(in_sync="b").replica.copies() == 1
+    lead = Lead(in_sync="ab", answered="ac")
+    assert lead.replica.copies() == 2
+    assert _proposed(lead.tick(lead.now_ms + 20)) == [AddToInSync("c")]
+    assert lead.replica.copies() == 3
+
+
 def test_a_backup_hands_nothing_over() -> None:
     replica = _replica(_recovered())
     replica.on_view(_view(1, "a"))
@@ -468,6 +477,18 @@ def test_a_replica_whose_disk_is_full_leaves_and_does_not_join() -> None:
     assert _proposed(lead.tick(lead.now_ms + 40)) == []
     lead.promise("a", writable=False)
     assert _proposed(lead.tick(lead.now_ms + 40)) == [RemoveFromInSync(("a",))]
+
+
+def test_who_was_not_heard_for_half_the_time_of_suspicion_does_not_join() -> None:
+    """Commits would need it, while it may be about to be removed."""
+    lead = Lead(in_sync="ab", answered="ac")
+    lead.replica.core.propose(Confirm(), 1)  # nothing else is proposed meanwhile
+    assert TIMING.suspect_after_ms < TIMING.lease_duration_ms
+    lead.tick(lead.now_ms + TIMING.suspect_after_ms / 2)
+    lead.replica.on_proposal_done(answered=True)
+    assert _proposed(lead.tick(lead.now_ms + 20)) == []
+    lead.promise("c")
+    assert _proposed(lead.tick(lead.now_ms + 20)) == [AddToInSync("c")]
 
 
 def test_a_primary_goes_on_while_a_healthy_replica_cannot_be_added() -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from datapath.disk import DiskWorker, StoreFlusher
 from datapath.errors import DiskFailedError, DiskFullError, OverloadedError
 from datapath.log import Log
 from datapath.log_files import Files
+from datapath.log_writer import DiskWorker
 from datapath.store import Store
+from datapath.store_flusher import StoreFlusher
 from tests.unit.storage.storage_faults import FailingFiles, abandon, record, records
 
 
