@@ -17,8 +17,8 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cluster.client import DEFAULT_ENDPOINTS, AsyncClient
-    from cluster.client_errors import (
+    from cluster.client.aio import DEFAULT_ENDPOINTS, AsyncClient
+    from cluster.client.errors import (
         ClientError,
         InvalidRequestError,
         NotAppliedError,
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
         UnknownOutcomeError,
         WrongClusterError,
     )
-    from cluster.client_sync import Client
-    from cluster.client_types import DeleteResult, Entry, Item, Page, PutResult, ViewSummary
+    from cluster.client.results import DeleteResult, Entry, Item, Page, PutResult, ViewSummary
+    from cluster.client.sync import Client
     from datapath.errors import RejectedError
     from datapath.operations import ClusterStatus, Digest, NodeState
     from datapath.service import (
@@ -73,8 +73,8 @@ __all__ = [
 
 # What the imports above say to type checkers, for the run time: the modules and their names.
 _EXPORTS = {
-    "cluster.client": ("DEFAULT_ENDPOINTS", "AsyncClient"),
-    "cluster.client_errors": (
+    "cluster.client.aio": ("DEFAULT_ENDPOINTS", "AsyncClient"),
+    "cluster.client.errors": (
         "ClientError",
         "InvalidRequestError",
         "NotAppliedError",
@@ -84,8 +84,8 @@ _EXPORTS = {
         "UnknownOutcomeError",
         "WrongClusterError",
     ),
-    "cluster.client_sync": ("Client",),
-    "cluster.client_types": ("DeleteResult", "Entry", "Item", "Page", "PutResult", "ViewSummary"),
+    "cluster.client.sync": ("Client",),
+    "cluster.client.results": ("DeleteResult", "Entry", "Item", "Page", "PutResult", "ViewSummary"),
     "datapath.errors": ("RejectedError",),
     "datapath.operations": ("ClusterStatus", "Digest", "NodeState"),
     "datapath.service": (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.cli import main
+from cluster.cli.main import main
 
 if __name__ == "__main__":
     main(prog_name="onecopy")

@@ -15,15 +15,15 @@ from election.agreement import (
     Refused,
     Unknown,
 )
-from election.pysyncobj_adapter.machine import (
+from election.pysyncobj_adapter.raft_thread import AgreementStatus, Runner
+from election.pysyncobj_adapter.settings import AgreementSettings
+from election.pysyncobj_adapter.view_machine import (
     MAX_COMMAND_BYTES,
     Answer,
     Propose,
     Read,
     encode_command,
 )
-from election.pysyncobj_adapter.runner import AgreementStatus, Runner
-from election.pysyncobj_adapter.settings import AgreementSettings
 from election.view import Change, View
 
 _WATCH_INTERVAL_S = 0.5

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from election.pysyncobj_adapter.book import MemberBook
-from election.pysyncobj_adapter.dump import Dump, DumpStore
 from election.pysyncobj_adapter.errors import RolledBackError, StorageCorruptError
 from election.pysyncobj_adapter.files import DirectoryLock
 from election.pysyncobj_adapter.journal import Journal
+from election.pysyncobj_adapter.member_registry import MemberBook
 from election.pysyncobj_adapter.peer_marks import PeerMarks
 from election.pysyncobj_adapter.progress_mark import ProgressMark, is_behind
+from election.pysyncobj_adapter.raft_snapshot import Dump, DumpStore
 from election.pysyncobj_adapter.settings import AgreementSettings
 
 

@@ -21,13 +21,13 @@ from pysyncobj.transport import Transport
 
 from election.identity import Verdict
 from election.pysyncobj_adapter import wire
-from election.pysyncobj_adapter.book import MemberBook
 from election.pysyncobj_adapter.clock import monotonic
 from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.errors import StorageFullError
 from election.pysyncobj_adapter.journal import Journal
 from election.pysyncobj_adapter.link import Greeting, Link
 from election.pysyncobj_adapter.listener import Listener
+from election.pysyncobj_adapter.member_registry import MemberBook
 from election.pysyncobj_adapter.peer_marks import Mark, PeerMarks
 from election.pysyncobj_adapter.poller import Poller
 from election.pysyncobj_adapter.resolver import Resolver

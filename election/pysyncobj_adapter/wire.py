@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from election.pysyncobj_adapter.dump import Chunk
 from election.pysyncobj_adapter.journal import Entry
 from election.pysyncobj_adapter.peer_marks import Mark
+from election.pysyncobj_adapter.raft_snapshot import Chunk
 
 
 class Append(msgspec.Struct, frozen=True, tag=1, array_like=True):

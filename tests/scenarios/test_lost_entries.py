@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from datapath.core import SUSPECT_PATIENCE_GRACES
 from datapath.errors import SafetyError
+from datapath.protocol.state import SUSPECT_PATIENCE_GRACES
 from datapath.settings import Timing
 from election.view import Handover
 from tests.sim.script import Cluster

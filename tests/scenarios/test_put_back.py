@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datapath.core import SUSPECT_PATIENCE_GRACES
+from datapath.protocol.state import SUSPECT_PATIENCE_GRACES
 from datapath.settings import Timing
 from tests.sim.agreement import TELL_GAP_MS
 from tests.sim.script import Cluster

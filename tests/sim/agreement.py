@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from datapath import effects as fx
-from datapath.engine import EXCLUDING
+from datapath.node.engine import EXCLUDING
+from datapath.protocol import effects as fx
 from election.view import (
     AddToInSync,
     Change,

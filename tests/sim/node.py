@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from datapath import effects as fx
-from datapath.confirmations import Confirmation, Confirmations, ReadPoint
 from datapath.errors import NotPrimaryError, OperationError
-from datapath.messages import Heartbeat, Message, Refusal
-from datapath.primary import Primary
+from datapath.protocol import effects as fx
+from datapath.protocol.confirmations import Confirmation, Confirmations, ReadPoint
+from datapath.protocol.messages import Heartbeat, Message, Refusal
+from datapath.protocol.primary import Primary
+from datapath.protocol.replica import Replica
 from datapath.records import make_record
-from datapath.replica import Replica
 from election.view import Handover, TakeOver, View
 from tests.sim.disk import Disk
 from tests.sim.service import NodeService

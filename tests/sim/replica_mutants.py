@@ -9,15 +9,15 @@ from unittest.mock import patch
 import msgspec
 
 import election.view as view_module
-from datapath import effects as fx
-from datapath.backup import Backup
-from datapath.core import Core
-from datapath.in_sync import InSync
-from datapath.logindex import LogIndex
-from datapath.messages import Append, HeartbeatReply, Probe, ProbeReply
-from datapath.primary import Primary
-from datapath.progress import Progress
-from datapath.replica import Replica
+from datapath.protocol import effects as fx
+from datapath.protocol.backup import Backup
+from datapath.protocol.in_sync import InSync
+from datapath.protocol.log_index import LogIndex
+from datapath.protocol.messages import Append, HeartbeatReply, Probe, ProbeReply
+from datapath.protocol.primary import Primary
+from datapath.protocol.progress import Progress
+from datapath.protocol.replica import Replica
+from datapath.protocol.state import Core
 from election.view import View
 from tests.scenarios import (
     test_far_backups,
@@ -28,7 +28,7 @@ from tests.scenarios import (
     test_snapshots,
 )
 from tests.sim.mutant import Mutant, Patch
-from tests.unit.replica import test_replica_guards
+from tests.unit.datapath.protocol import test_replica_guards
 
 
 def _property(value: object) -> property:
@@ -578,12 +578,12 @@ REPLICA_MUTANTS = (
     Mutant("e", "what others remember of it is ignored, at random", _e_reminders_are_ignored),
     Mutant(
         "e", "a primary that is reminded of its loss goes on", _e_a_reminded_primary_goes_on,
-        unit="tests/unit/replica/test_reminders.py::test_a_primary_notes_it_and_stops",
+        unit="tests/unit/datapath/protocol/test_reminders.py::test_a_primary_notes_it_and_stops",
     ),
     Mutant("e", "tells the others of what may be cut yet", _e_tells_what_may_be_cut),
     Mutant(
         "e", "misses what the cluster has given up", _e_misses_what_was_given_up,
-        unit="tests/unit/replica/test_reminders.py"
+        unit="tests/unit/datapath/protocol/test_reminders.py"
         "::test_entries_that_the_cluster_has_given_up_are_not_missed",
     ),
 )  # fmt: skip
