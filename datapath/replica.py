@@ -18,8 +18,6 @@ The protocol, its rules and why they hold: docs/architecture.md and docs/decisio
 
 from __future__ import annotations
 
-import math
-
 from datapath import effects as fx
 from datapath.backup import Backup
 from datapath.core import Core, Recovered, Role
@@ -86,10 +84,6 @@ class Replica:
     def copies(self) -> int:
         """How many replicas must hold an entry before it commits."""
         return len(self.primary.required()) + 1 if self.primary else 0
-
-    def lease_until_ms(self) -> float:
-        """Until when the leases held last; -inf where there are none."""
-        return self.primary.lease_until_ms() if self.primary else -math.inf
 
     # -- events; each returns the effects it caused
 

@@ -61,7 +61,7 @@ def _e3_an_unknown_joining_has_failed() -> list[Patch]:
     def forget(primary: Primary, *, answered: bool) -> None:
         done(primary, answered=answered)
         if not answered:
-            primary._adding = ""
+            primary.in_sync.adding = ""
 
     return [patch.object(Primary, "on_proposal_done", forget)]
 

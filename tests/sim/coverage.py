@@ -10,7 +10,7 @@ SITUATIONS = (
     "shrink", "grow", "addmember", "removemember", "confirm", "proposal refused",
     "unknown: takes effect at once", "unknown: takes effect later", "unknown: never takes effect",
     "epoch opened", "step down", "truncation", "log replay", "redial", "late delivery",
-    "snapshot begun", "snapshot installed", "lease expired", "abdication", "stall noticed",
+    "snapshot begun", "snapshot installed", "lease expired", "gave way", "stall noticed",
     "waited for own promise", "promise withheld", "refused as fenced", "suspect start",
     "suspect yields", "damaged start", "damage repaired", "told of its loss", "old copy",
     "put back", "reminded of its loss",

@@ -237,8 +237,8 @@ class Node:
             seen["waited for own promise"] += 1
         if primary.is_open and self.clock() >= primary.lease_until_ms():
             seen["lease expired"] += 1
-        if primary._abdicating:
-            seen["abdication"] += 1
+        if primary.in_sync.giving_way:
+            seen["gave way"] += 1
         if len(primary.view.in_sync) < self.world.bounds.min_in_sync:
             seen["too few in sync"] += 1
 

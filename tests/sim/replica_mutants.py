@@ -12,6 +12,7 @@ import election.view as view_module
 from datapath import effects as fx
 from datapath.backup import Backup
 from datapath.core import Core
+from datapath.in_sync import InSync
 from datapath.logindex import LogIndex
 from datapath.messages import Append, HeartbeatReply, Probe, ProbeReply
 from datapath.primary import Primary
@@ -105,7 +106,7 @@ def _d1_removal_before_it_is_agreed() -> list[Patch]:
     required = Primary.required
 
     def without_silent(primary: Primary) -> set[str]:
-        return {node for node in required(primary) if not primary._is_due_for_removal(node)}
+        return {node for node in required(primary) if not primary.in_sync.must_remove(node)}
 
     return [patch.object(Primary, "required", without_silent)]
 
@@ -167,14 +168,14 @@ def _d5_late_promises() -> list[Patch]:
 
 
 def _d5_late_removal() -> list[Patch]:
-    is_due = Primary._is_due_for_removal
+    must_remove = InSync.must_remove
 
-    def late(primary: Primary, node: str) -> bool:
-        peer = primary.peers.get(node)
-        age = primary._core.now_ms - peer.heard_ms if peer else 0.0
-        return age > 60_000 and is_due(primary, node)
+    def late(in_sync: InSync, node: str) -> bool:
+        peer = in_sync._peers.get(node)
+        age = in_sync._core.now_ms - peer.heard_ms if peer else 0.0
+        return age > 60_000 and must_remove(in_sync, node)
 
-    return [patch.object(Primary, "_is_due_for_removal", late)]
+    return [patch.object(InSync, "must_remove", late)]
 
 
 def _d6_serve_before_the_opening_commits() -> list[Patch]:
@@ -223,23 +224,19 @@ def _e5_second_primary() -> list[Patch]:
 
 
 def _d7_join_at_once() -> list[Patch]:
-    def may_join(primary: Primary, peer: Progress) -> bool:
-        return primary.stage == "open" and peer.state == "replicate"
+    def may_join(_in_sync: InSync, peer: Progress, _opening_index: int) -> bool:
+        return peer.state == "replicate"
 
-    return [patch.object(Primary, "_may_join", may_join)]
+    return [patch.object(InSync, "may_join", may_join)]
 
 
 def _d7_join_without_the_opening() -> list[Patch]:
-    may_join = Primary._may_join
+    may_join = InSync.may_join
 
-    def join(primary: Primary, peer: Progress) -> bool:
-        opening, primary.opening_index = primary.opening_index, 0
-        try:
-            return may_join(primary, peer)
-        finally:
-            primary.opening_index = opening
+    def join(in_sync: InSync, peer: Progress, _opening_index: int) -> bool:
+        return may_join(in_sync, peer, 0)
 
-    return [patch.object(Primary, "_may_join", join)]
+    return [patch.object(InSync, "may_join", join)]
 
 
 def _d9_ack_before_it_is_durable() -> list[Patch]:
@@ -300,14 +297,15 @@ def _b_wishing_counts_as_proposing() -> list[Patch]:
 
 
 def _b_nobody_is_let_back() -> list[Patch]:
-    check = Primary._check_abdication
+    check = InSync.check_giving_way
 
-    def forget(primary: Primary) -> None:
-        check(primary)
-        if primary._abdicating:
-            primary._held_up_by = frozenset(primary.view.in_sync)
+    def forget(in_sync: InSync, *, held_up: bool) -> bool:
+        stopped = check(in_sync, held_up=held_up)
+        if in_sync.giving_way:
+            in_sync._gave_way_for = frozenset(in_sync.view.in_sync)
+        return stopped
 
-    return [patch.object(Primary, "_check_abdication", forget)]
+    return [patch.object(InSync, "check_giving_way", forget)]
 
 
 def _c_speak_before_it_is_durable() -> list[Patch]:
