@@ -365,8 +365,6 @@ class NodeProcess:
                 self._engine.admit()
         self._agreement.subscribe(self._gateway.on_view)
         self._agreement.on_failure(self._end)
-        if self._engine is not None:
-            self._agreement.on_reminder(self._engine.on_reminder)
         await self._agreement.start()
         self._agreement_started = True
         self._directory.mark_joined()
