@@ -59,7 +59,7 @@ TESTS = (
 """What is run beside the simulator: tests in memory, some seconds in all."""
 CONSENSUS_TESTS = (
     "tests/unit/election/test_ballot.py", "tests/unit/election/test_core.py",
-    "tests/unit/election/test_elections.py", "tests/unit/election/test_progress_mark.py",
+    "tests/unit/election/test_adapter_guards.py", "tests/unit/election/test_progress_mark.py",
 )  # fmt: skip
 """What is run for `CONSENSUS`: the real core and journal, message by message."""
 FIRST_SEEDS = 40
