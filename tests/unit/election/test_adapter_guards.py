@@ -11,10 +11,11 @@ from pysyncobj.node import Node
 
 from election.pysyncobj_adapter import wire
 from election.pysyncobj_adapter.clock import monotonic
+from election.pysyncobj_adapter.journal import Entry
 from election.pysyncobj_adapter.machine import Propose, SetMembership, encode_command
 from election.pysyncobj_adapter.members import membership_change
 from election.view import AddMember, Bootstrap, Change, RemoveMember
-from tests.unit.election.test_core import MEMBERS, Bench, grown
+from tests.unit.election.test_core import MEMBERS, Bench, entry, grown
 
 
 class Leader:
@@ -111,5 +112,40 @@ def test_one_member_adds_a_second_one_only_while_that_is_heard(
         tap = bench.core._links._open["n2"]
         tap.last_read_at = monotonic() - (0 if heard else 0.4)
         assert leader.drive() == ([(True, "n2")] if heard else [])
+    finally:
+        bench.close()
+
+
+def asks(bench: Bench) -> bool:
+    """Whether it asks the others before it would stand, now that it hears no leader."""
+    bench.sent.clear()
+    bench.core._SyncObj__raftElectionDeadline = 0.0
+    bench.core._ask_before_standing(monotonic())
+    return any(isinstance(message, wire.PreVote) for _, message in bench.sent)
+
+
+def change(index: int, *, adding: bool, node_id: str, term: int = 1) -> Entry:
+    step = SetMembership(adding=adding, node_id=node_id, address="127.0.0.1:9")
+    return b"\x02" + msgspec.msgpack.encode(step), index, term
+
+
+def test_who_is_removed_stands_no_more_unless_that_is_undone(bench: Bench) -> None:
+    assert asks(bench)
+    bench.append(change(2, adding=False, node_id="n3"))
+    assert asks(bench)
+    bench.append(change(3, adding=False, node_id="n1"), after=(2, 1))
+    assert not asks(bench)
+    bench.append(entry(3, term=2), after=(2, 1), term=2)
+    assert asks(bench)
+
+
+def test_who_is_no_member_does_not_stand_when_entries_of_its_log_are_replaced(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(tmp_path, founders={name: MEMBERS[name] for name in ("n2", "n3", "n4")})
+    try:
+        bench.append(change(2, adding=True, node_id="n5"))
+        bench.append(entry(2, term=2), term=2)
+        assert not asks(bench)
     finally:
         bench.close()
