@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import pysyncobj.syncobj as library
 import pytest
 from pysyncobj.node import Node
 
 from election.pysyncobj_adapter import wire
+from election.pysyncobj_adapter.ballot import ORPHAN_PATIENCE_S
 from election.pysyncobj_adapter.clock import monotonic
 from election.pysyncobj_adapter.journal import Entry
 from election.pysyncobj_adapter.machine import Propose, SetMembership, encode_command
@@ -149,3 +151,162 @@ def test_who_is_no_member_does_not_stand_when_entries_of_its_log_are_replaced(
         assert not asks(bench)
     finally:
         bench.close()
+
+
+# who asks, and who agrees
+
+
+def test_who_leads_has_agreement_waits_or_is_alone_does_not_ask(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "five")
+    core = bench.core
+    try:
+        assert asks(bench)
+        core._ballot.won = True
+        assert not asks(bench)
+        core._ballot.won = False
+        core._SyncObj__transferInProgress = True
+        assert not asks(bench)
+        core._SyncObj__transferInProgress = False
+        bench.sent.clear()
+        core._SyncObj__raftElectionDeadline = monotonic() + 10
+        core._ask_before_standing(monotonic())
+        assert bench.sent == [], "it is not time yet"
+        bench.lead()
+        assert not asks(bench)
+    finally:
+        bench.close()
+    single = alone(tmp_path / "one")
+    try:
+        assert not asks(single)
+        assert single.core._ballot.round == 0
+    finally:
+        single.close()
+
+
+def test_what_was_agreed_before_the_links_were_lost_is_history(bench: Bench) -> None:
+    core = bench.core
+    core._ballot.won = True
+    core._SyncObj__raftElectionDeadline = monotonic() + 10
+    core._ask_before_standing(monotonic())
+    assert core._ballot.won
+    bench.core._links._open.clear()
+    core._ask_before_standing(monotonic())
+    assert not core._ballot.won
+
+
+def test_a_vote_that_was_lost_is_not_stood_for_again_at_once(bench: Bench) -> None:
+    core = bench.core
+    far = monotonic() + 1000
+    core._ballot.won = True
+    core._SyncObj__raftElectionDeadline = far
+    core._on_new_term()
+    assert not core._ballot.won
+    assert core._SyncObj__raftElectionDeadline == far, "it does not stand"
+    core._SyncObj__raftState = library._RAFT_STATE.CANDIDATE
+    core._on_new_term()
+    assert core._SyncObj__raftElectionDeadline < far
+
+
+def pre_vote(bench: Bench, node: str = "n3", term: int = 9, last: tuple[int, int] = (5, 1)) -> bool:
+    (answer,) = bench.receive(node, wire.PreVote(1, term, *last))
+    assert isinstance(answer, wire.PreVoteAnswer)
+    return answer.granted
+
+
+def test_a_leader_that_was_not_heard_for_most_of_a_timeout_is_heard_no_more(bench: Bench) -> None:
+    bench.append()
+    assert not pre_vote(bench)
+    bench.core._heard_leader_at -= bench.core._settings.election_min_ms / 1000
+    assert pre_vote(bench)
+
+
+def test_who_agrees_lets_the_other_stand_first_and_who_refuses_does_not_wait(bench: Bench) -> None:
+    core = bench.core
+    core._SyncObj__raftElectionDeadline = 0.0
+    assert not pre_vote(bench, last=(0, 0))
+    assert core._SyncObj__raftElectionDeadline == 0.0
+    assert pre_vote(bench)
+    assert core._SyncObj__raftElectionDeadline > monotonic()
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_who_reaches_everybody_stands_for_one_that_has_lost_the_leader(
+    bench: Bench, *, linked: bool
+) -> None:
+    core = bench.core
+    bench.append()
+    if not linked:
+        del core._links._open["n5"]
+    assert not pre_vote(bench)
+    assert not core._ballot.won, "it may have come back"
+    first, _ = core._ballot._orphans["n3"]
+    now = monotonic()
+    core._ballot._orphans["n3"] = (first - ORPHAN_PATIENCE_S, now)
+    assert not pre_vote(bench)
+    assert core._ballot.won == linked
+    assert (core._SyncObj__raftElectionDeadline == 0.0) == linked
+
+
+def test_a_leader_stands_for_nobody(bench: Bench) -> None:
+    bench.lead()
+    bench.core._ballot.won = False
+    for _ in range(2):
+        assert not pre_vote(bench)
+        bench.core._ballot._orphans["n3"] = (monotonic() - ORPHAN_PATIENCE_S, monotonic())
+    assert not bench.core._ballot.won
+
+
+def test_a_refusal_that_names_no_leader_helps_nobody(bench: Bench) -> None:
+    for _ in range(2):
+        assert not pre_vote(bench, term=0)
+        bench.core._ballot._orphans["n3"] = (monotonic() - ORPHAN_PATIENCE_S, monotonic())
+    assert not bench.core._ballot.won
+
+
+def answer(bench: Bench, node: str, *, term: int = 0, granted: bool = True) -> None:
+    bench.receive(node, wire.PreVoteAnswer(bench.core._ballot.round, granted, term))
+
+
+def test_only_the_answers_of_members_count_and_a_majority_is_needed(bench: Bench) -> None:
+    assert asks(bench)
+    core = bench.core
+    deadline = core._SyncObj__raftElectionDeadline
+    answer(bench, "n2")
+    for stranger in ("n7", "n8", "n9"):
+        answer(bench, stranger)
+    assert not core._ballot.won
+    assert core._SyncObj__raftElectionDeadline == deadline
+    answer(bench, "n3")
+    assert core._ballot.won
+    assert core._SyncObj__raftElectionDeadline == 0.0
+
+
+def test_an_answer_of_a_later_term_ends_the_present_one(bench: Bench) -> None:
+    term = bench.lead()
+    answer(bench, "n2", term=term)
+    assert bench.core._isLeader()
+    answer(bench, "n2", term=term + 3, granted=False)
+    assert not bench.core._isLeader()
+    assert bench.core.raftCurrentTerm == term + 3
+
+
+def test_a_leader_counts_no_answers_that_come_late(bench: Bench) -> None:
+    assert asks(bench)
+    answer(bench, "n2")
+    bench.lead()
+    bench.core._ballot.won = False
+    answer(bench, "n3")
+    assert not bench.core._ballot.won
+
+
+def test_who_loses_the_link_to_its_leader_asks_soon_and_no_other_loss_counts(bench: Bench) -> None:
+    core = bench.core
+    bench.append()
+    far = monotonic() + 1000
+    core._SyncObj__raftElectionDeadline = far
+    core._SyncObj__onNodeDisconnected(Node("n3"))
+    assert core._SyncObj__raftElectionDeadline == far
+    assert not pre_vote(bench), "the leader is n2"
+    core._SyncObj__onNodeDisconnected(Node("n2"))
+    assert core._SyncObj__raftElectionDeadline < far
+    assert pre_vote(bench)
