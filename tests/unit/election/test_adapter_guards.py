@@ -267,6 +267,10 @@ def answer(bench: Bench, node: str, *, term: int = 0, granted: bool = True) -> N
     bench.receive(node, wire.PreVoteAnswer(bench.core._ballot.round, granted, term))
 
 
+def agreed(bench: Bench) -> bool:
+    return bench.core._ballot.won
+
+
 def test_only_the_answers_of_members_count_and_a_majority_is_needed(bench: Bench) -> None:
     assert asks(bench)
     core = bench.core
@@ -274,10 +278,10 @@ def test_only_the_answers_of_members_count_and_a_majority_is_needed(bench: Bench
     answer(bench, "n2")
     for stranger in ("n7", "n8", "n9"):
         answer(bench, stranger)
-    assert not core._ballot.won
+    assert not agreed(bench)
     assert core._SyncObj__raftElectionDeadline == deadline
     answer(bench, "n3")
-    assert core._ballot.won
+    assert agreed(bench)
     assert core._SyncObj__raftElectionDeadline == 0.0
 
 
