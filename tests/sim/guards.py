@@ -40,10 +40,11 @@ from tests.sim.faults import Schedule
 from tests.sim.histories import Histories
 
 SIMULATED = (
-    "datapath.core", "datapath.backup", "datapath.primary", "datapath.replica",
-    "datapath.progress", "datapath.logindex", "datapath.read_index", "datapath.snapshots",
-    "datapath.router", "datapath.membership", "datapath.client_table", "datapath.executor",
-    "datapath.pipeline", "datapath.confirmations", "election.view", "election.identity",
+    "datapath.core", "datapath.backup", "datapath.primary", "datapath.in_sync",
+    "datapath.replica", "datapath.progress", "datapath.logindex", "datapath.read_index",
+    "datapath.snapshots", "datapath.router", "datapath.membership", "datapath.client_table",
+    "datapath.executor", "datapath.pipeline", "datapath.confirmations",
+    "election.view", "election.identity",
 )  # fmt: skip
 CONSENSUS = (
     "election.pysyncobj_adapter.ballot", "election.pysyncobj_adapter.elections",

@@ -671,7 +671,7 @@ def test_of_a_primary_only_removals_are_asked_about() -> None:
     assert not lead.replica.may_propose(lead.replica.core.proposal, lead.now_ms)
 
 
-# what another has committed and this one lacks; whom a primary that has let go asks
+# what another has committed and this one lacks; whom a primary that gives way asks
 
 
 def test_a_primary_that_lacks_what_is_committed_commits_and_executes_nothing_more() -> None:
