@@ -63,7 +63,7 @@ TESTS = (
 """What is run beside the simulator: tests in memory, some seconds in all."""
 CONSENSUS_TESTS = (
     "tests/unit/election/pysyncobj_adapter/test_pre_vote.py", "tests/unit/election/pysyncobj_adapter/test_raft_core.py",
-    "tests/unit/election/pysyncobj_adapter/test_elections.py", "tests/unit/election/pysyncobj_adapter/test_progress_mark.py",
+    "tests/unit/election/pysyncobj_adapter/test_adapter_guards.py", "tests/unit/election/pysyncobj_adapter/test_progress_mark.py",
 )  # fmt: skip
 """What is run for `CONSENSUS`: the real core and journal, message by message."""
 FIRST_SEEDS = 40
