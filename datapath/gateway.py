@@ -27,7 +27,14 @@ from datapath.errors import (
     UnknownOutcomeError,
 )
 from datapath.link import Link
-from datapath.membership import Facts, Refusal, describe, may_join, refusals
+from datapath.membership import (
+    Facts,
+    Refusal,
+    describe,
+    may_join,
+    may_take_addresses,
+    refusals,
+)
 from datapath.operations import (
     ClusterStatus,
     Digest,
@@ -122,6 +129,8 @@ class Gateway:
         self._agreement = agreement
         self._pin = pin
         self._min_in_sync = min_in_sync
+        self.waits_for = ""
+        """Why this node knows no view yet, for who asks it."""
         self._belongs = False  # whether the newest view has this node among its members
         self._engine: Engine | None = None
         self._view: View | None = None
@@ -344,6 +353,7 @@ class Gateway:
             reason = f"{self.node_id} has been removed from the cluster: ask another node"
         elif self._view is None:
             reason = "consensus has not been reached: is a majority of the nodes up?"
+            reason += f" ({self.waits_for})" if self.waits_for else ""
         elif self._engine is not None and self.primary == self.node_id:
             reason = self._engine.why_not_serving()
         else:
@@ -624,7 +634,11 @@ class Gateway:
                 peer=addresses.peer or known.peer,
                 raft=addresses.raft or known.raft,
             )
-            return None if moved == known else AddMember(moved)
+            if moved == known:
+                return None
+            if (refusal := may_take_addresses(view, moved)) is not None:
+                raise RejectedError("refused", refusal.reason)
+            return AddMember(moved)
 
         log.info("a move of %s to %s is asked for by %s", node, addresses, asked_by or "a node")
         return await self._change_members(change, timeout_ms)
@@ -702,7 +716,9 @@ class Gateway:
         return self._own_status()
 
     def _warnings(self) -> tuple[str, ...]:
-        return self._registry.warnings() if self._registry is not None else ()
+        known = self._registry.warnings() if self._registry is not None else ()
+        waits = self._view is None and self.waits_for
+        return (f"{self.node_id}: {self.waits_for}", *known) if waits else known
 
     def _own_status(self) -> ClusterStatus:
         status = self._status_without_votes()
@@ -890,7 +906,8 @@ class Gateway:
 
     async def _let_join(self, member: Member, timeout_ms: int) -> JoinReturn:
         view = self._view
-        if view is not None and (refusal := may_join(view, member)) is not None:
+        refusal = may_join(view, member) if view is not None else None
+        if refusal is not None:
             raise RejectedError(refusal.code, refusal.reason)
         if not self._pin(member.id, member.data_id):
             raise RejectedError("lost_disk", _lost_disk(member.id))
