@@ -646,13 +646,16 @@ class Gateway:
     async def add_member(self, member: Member, timeout_ms: int, *, anew: bool = True) -> View:
         """Make a node a member, or register the disk of one that is.
 
-        Without `anew` a node that is no member (any more) does not become one.
+        Without `anew` a node that is no member (any more) does not become one. Raises
+        RejectedError if it was removed before: by the view that the change is made for, which may
+        be newer than the one that this node knew when it was asked.
         """
 
         def change(view: View) -> Change | None:
             known = view.member(member.id)
             if known == member or (known is None and not anew):
                 return None
+            _check_join(view, member)
             return AddMember(member)
 
         return await self._change_members(change, timeout_ms)
@@ -716,9 +719,10 @@ class Gateway:
         return self._own_status()
 
     def _warnings(self) -> tuple[str, ...]:
-        known = self._registry.warnings() if self._registry is not None else ()
-        waits = self._view is None and self.waits_for
-        return (f"{self.node_id}: {self.waits_for}", *known) if waits else known
+        noticed = self._registry.warnings() if self._registry is not None else ()
+        if self._view is None and self.waits_for:
+            noticed = (f"{self.node_id}: {self.waits_for}", *noticed)
+        return (*noticed, *(self._engine.warnings() if self._engine is not None else ()))
 
     def _own_status(self) -> ClusterStatus:
         status = self._status_without_votes()
@@ -905,10 +909,8 @@ class Gateway:
                 raise NotAppliedError("unknown_call", f"{type(body).__name__} is not a call")
 
     async def _let_join(self, member: Member, timeout_ms: int) -> JoinReturn:
-        view = self._view
-        refusal = may_join(view, member) if view is not None else None
-        if refusal is not None:
-            raise RejectedError(refusal.code, refusal.reason)
+        if self._view is not None:
+            _check_join(self._view, member)
         if not self._pin(member.id, member.data_id):
             raise RejectedError("lost_disk", _lost_disk(member.id))
         view = await self.add_member(member, timeout_ms)
@@ -969,6 +971,11 @@ def _read_index_of(engine: Engine, answer: Return) -> int:
 def _post(loop: asyncio.AbstractEventLoop, callback: Callable[[str], None], text: str) -> None:
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
         loop.call_soon_threadsafe(callback, text)
+
+
+def _check_join(view: View, member: Member) -> None:
+    if (refusal := may_join(view, member)) is not None:
+        raise RejectedError(refusal.code, refusal.reason)
 
 
 def _removed_already(view: View, node: str) -> View:
