@@ -5,8 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from datapath.errors import RejectedError
+from datapath.gateway import Gateway
 from datapath.membership import Facts, Refusal, describe, may_join, may_remove, refusals
-from election.view import Member, Role, View
+from election.static import StaticGroup
+from election.view import Member, RemoveMember, Role, View, apply_change
 
 
 def member(node: str) -> Member:
@@ -111,6 +114,11 @@ def test_an_addition_that_waits_keeps_no_dead_node_in() -> None:
     view = view_of("n1 n2 n3 n4", "n1 n3")
     assert judge(view, "n2", dead="n2 n4", voters="n1 n2 n3") is None
     assert judge(view, "n4", dead="n4", voters="n1 n2 n3") is None
+    assert judge(view, "n4", dead="n2", voters="n1 n2 n3") is None, "it has no copy and no vote"
+    copy = view_of("n1 n2 n3 n4", "n1 n3 n4")
+    refusal = judge(copy, "n4", dead="n2", voters="n1 n2 n3")
+    assert refusal is not None, "it has a copy, though no vote yet"
+    assert "n4 is alive" in refusal.reason
 
 
 def test_the_last_copy_stays_where_the_primary_lacks_something() -> None:
@@ -121,6 +129,7 @@ def test_the_last_copy_stays_where_the_primary_lacks_something() -> None:
     assert "last copy" in refusal.reason
     assert "the log of n1, the primary, was cut" in refusal.reason
     assert "n2 holds" in refusal.loss
+    assert may_remove(view_of("n1 n2 n3", "n1"), facts, "n2") is None, "it was not in sync"
     certain = msgspec.structs.replace(facts, suspect=False)
     assert may_remove(view, certain, "n2") is None
 
@@ -151,6 +160,8 @@ def test_what_force_may_cost_is_said() -> None:
     alone = msgspec.structs.replace(facts, live=frozenset({"n2"}))
     assert "until n1, n3 are back" in describe(refusals(view, alone, "n2"), "n2")
     assert "no change of the primary or of the members can be agreed until n3 is back" in text
+    firm = Refusal(code="x", reason="it is out of the question", forcible=False)
+    assert describe([*refusals(view, facts, "n2"), firm], "n2") == firm.reason
     primary = describe(refusals(view, facts, "n1"), "n1")
     assert "--force" not in primary, "the primary is never removed"
 
@@ -162,3 +173,23 @@ def test_a_removed_id_does_not_come_in_again() -> None:
     assert "new id" in refusal.reason
     assert may_join(view, member("n4")) is None
     assert may_join(view, member("n2")) is None, "it is a member, and repeats its request"
+    back = view_of("n1 n2", "n1", removed="n2")
+    assert may_join(back, member("n2")) is None, "who is a member is asked for nothing more"
+
+
+async def test_a_removed_id_does_not_come_in_by_a_node_that_has_not_heard_of_the_removal() -> None:
+    """The node that is asked judges again by the view that its change is made for."""
+    group = StaticGroup(view_of("n1 n2 n3", "n1 n2"))
+    agreement = group.agreement("n1")
+    await agreement.start()
+    gateway = Gateway("n1", "test", agreement, lambda _node, _data: True)
+    assert agreement.view is not None
+    gateway.on_view(agreement.view)
+    without = apply_change(group.view, RemoveMember("n3"), agreement.view.version)
+    assert isinstance(without, View)
+    group.view = without
+    anew = msgspec.structs.replace(member("n3"), data_id="new")
+    with pytest.raises(RejectedError, match="an id is used only once"):
+        await gateway.add_member(anew, 1000)
+    assert group.view == without
+    await gateway.stop()
