@@ -349,11 +349,13 @@ class NodeProcess:
             self._engine.start()  # before anybody can reach it
             if self._directory.joined:
                 self._engine.admit()
-        handlers: dict[str, LinkHandler] = {REQUEST: self._gateway}
+        incoming: dict[str, LinkHandler] = {REQUEST: self._gateway.peer_service}
+        outgoing: dict[str, LinkHandler] = {REQUEST: self._gateway.caller}
         if self._engine is not None and self._receiver is not None:
-            handlers[REPLICATE] = self._engine
-            handlers[SNAPSHOT] = self._receiver
-        await self._mesh.start(handlers)
+            incoming |= {REPLICATE: self._engine.incoming, SNAPSHOT: self._receiver}
+            outgoing[REPLICATE] = self._engine.outgoing
+        self._gateway.start()
+        await self._mesh.start(incoming=incoming, outgoing=outgoing)
         self._dial({node: item.role for node, item in self._config.nodes.items()})
         await self._listen_to_clients()
         was_joined = self._directory.joined
