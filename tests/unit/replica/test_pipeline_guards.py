@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -10,13 +11,14 @@ import pytest
 
 from cluster.kv import KeyValue
 from datapath import effects as fx
-from datapath.errors import OperationError, SafetyError
+from datapath import pipeline as module
+from datapath.errors import OperationError, RejectedError, SafetyError
 from datapath.executor import Executor
 from datapath.messages import AppendReply
 from datapath.operations import Operation, Result
 from datapath.pipeline import Pipeline, async_operations
 from datapath.records import Record
-from datapath.service import Service
+from datapath.service import Service, Transaction, operation
 from datapath.settings import Bounds
 from tests.sim.service import MemoryStore
 from tests.unit.replica.test_primary_guards import Lead
@@ -65,6 +67,8 @@ class Desk:
         bounds: Bounds | None = None,
         confirm: Callable[[Any], None] | None = None,
     ) -> None:
+        service = service or KeyValue()
+        self.tasks: list[asyncio.Task[None]] = []
         self.lead = Lead(in_sync="ab")
         self.store = MemoryStore()
         self.has_room: Callable[[int], bool] = lambda _: True
@@ -73,16 +77,14 @@ class Desk:
         self.pipeline = Pipeline(
             "b",
             self.lead.replica,
-            Executor(
-                service or KeyValue(), self.store, Bounds().client_table, lambda: self.lead.now_ms
-            ),
+            Executor(service, self.store, Bounds().client_table, lambda: self.lead.now_ms),
             self,
             bounds or Bounds(),
             list(self.lead.primary.recent),
-            async_operations=frozenset(),
+            async_operations=async_operations(service.operations),
             append=self._append,
             why_not_serving=lambda: "it does not serve",
-            spawn=lambda _: NotImplemented,
+            spawn=self._spawn,
             confirm=confirm,
             clock=lambda: self.lead.now_ms,
             call_soon=self.turns.append,
@@ -94,6 +96,10 @@ class Desk:
 
     def reserve(self, size_bytes: int, /) -> bool:
         return self.has_room(size_bytes)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        self.tasks.append(asyncio.get_running_loop().create_task(coroutine))
+        return self.tasks[-1]
 
     def _append(self, record: Record) -> None:
         self._carry_out(self.lead.replica.append(record))
@@ -488,3 +494,110 @@ def test_who_waits_for_a_confirmation_is_told_when_the_role_ends() -> None:
     assert (told.said, later.said) == ("not_applied no_primary",) * 2
     desk.turn()
     assert len(asked) <= 2
+
+
+# operations that wait, and deltas that are too large
+
+
+class Slow(Service):
+    """Puts at once, or when it is let go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order: list[bytes] = []
+        self.go_on = asyncio.Event()
+
+    @operation
+    def put(self, tx: Transaction, key: bytes, value: bytes) -> int:
+        self.order.append(key)
+        tx.put(key, value)
+        return tx.index
+
+    @operation
+    async def put_slowly(self, tx: Transaction, key: bytes, value: bytes) -> int:
+        self.order.append(b"begin " + key)
+        await self.go_on.wait()
+        return self.put(tx, key, value)
+
+    @operation
+    async def put_never(self, tx: Transaction, key: bytes) -> None:
+        await self.go_on.wait()
+        tx.put(key, b"")
+        raise RejectedError("not_wanted", "it is not wanted")
+
+
+async def test_beside_an_operation_that_waits_nothing_is_executed() -> None:
+    service = Slow()
+    desk = Desk(service)
+    before, slow, after = desk.put("a"), desk.ask("put_slowly", b"b", b""), desk.put("c")
+    desk.commit()
+    await asyncio.sleep(0)
+    assert before.said == "done"
+    more = desk.put("d")
+    desk.commit()
+    assert service.order == [b"a", b"begin b"]
+    service.go_on.set()
+    await desk.tasks[0]
+    desk.commit()
+    assert (slow.said, after.said, more.said) == ("done", "done", "done")
+    assert service.order == [b"a", b"begin b", b"b", b"c", b"d"]
+    assert slow.result is not None
+    assert slow.result.index == slow.result.value
+    assert desk.pipeline.records_total == 3
+
+
+async def test_a_refusal_of_an_operation_that_waited_is_told_and_nothing_recorded() -> None:
+    service = Slow()
+    service.go_on.set()
+    desk = Desk(service)
+    told, last_index = desk.ask("put_never", b"k"), desk.lead.last_index
+    desk.turn()
+    await desk.tasks[0]
+    assert told.said == "not_applied not_wanted"
+    assert desk.lead.last_index == last_index
+    after = desk.put("k")
+    desk.commit()
+    assert after.said == "done"
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_an_operation_whose_epoch_ends_while_it_waits_is_not_applied(*, ends: bool) -> None:
+    service = Slow()
+    desk = Desk(service)
+    told = desk.ask("put_slowly", b"k", b"")
+    desk.turn()
+    await asyncio.sleep(0)
+    if ends:
+        service.go_on.set()  # it has ended, and its task has not gone on yet
+    desk.depose()
+    service.go_on.set()
+    await asyncio.wait(desk.tasks)
+    assert told.said == "not_applied no_primary"
+    assert desk.lead.last_index == 1
+
+
+def test_deltas_too_large_together_are_recorded_apart_and_one_too_large_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_ENTRIES_SIZE_BYTES", 200)
+    desk = Desk()
+    told = [desk.ask("put", b"k", bytes(size)) for size in (100, 100, 10, 300)]
+    desk.commit()
+    assert [one.said for one in told] == ["done"] * 3 + ["not_applied too_large"]
+    assert desk.pipeline.records_total == 2
+
+
+def test_what_was_executed_before_a_record_that_could_not_be_made_is_not_applied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_ENTRIES_SIZE_BYTES", 200)
+    desk = Desk()
+
+    def fail(_: Record) -> None:
+        desk.pipeline.stop("the disk has failed")
+
+    monkeypatch.setattr(desk.pipeline, "_append", fail)
+    first, second = (desk.ask("put", b"k", bytes(100)) for _ in range(2))
+    desk.turn()
+    assert first.said == "unknown unknown_outcome"
+    assert second.said == "not_applied no_primary"
