@@ -352,6 +352,10 @@ def test_a_disk_without_room_refuses_writes_alone() -> None:
     told = [desk.ask("put", b"k", bytes(600)) for _ in range(2)]
     desk.commit()
     assert [one.said for one in told] == ["done", "not_applied storage_full"]
+    desk.has_room = lambda size_bytes: size_bytes < 80_000
+    large = desk.ask("put", b"k", bytes(100_000))
+    desk.turn()
+    assert large.said == "not_applied storage_full"
 
 
 # what is seen of what has not committed (D2, D4)
@@ -386,7 +390,8 @@ def test_an_early_answer_waits_for_the_disk_and_for_what_shines_through() -> Non
     desk = Desk()
     early = desk.put("a", ack="local")
     desk.turn()
-    assert early.said == ""
+    desk.pipeline.answer_local()
+    assert early.said == "", "it is not durable"
     desk.write()
     assert early.said == "done"
     over_it = desk.put("a", ack="local")
@@ -483,6 +488,27 @@ def test_a_confirmation_that_does_not_come_in_time_is_no_answer() -> None:
     assert [one.said for one in told[1:]] == ["not_applied no_primary"] * 2
 
 
+def test_answers_that_were_confirmed_are_not_kept() -> None:
+    desk = Desk(confirm=lambda waiting: waiting.set_result(None))
+    for _ in range(5):
+        told = desk.ask("delete", b"none")
+        desk.turn()
+        assert told.said == "done"
+        assert len(desk.pipeline._unconfirmed) <= 1
+
+
+def test_a_first_answer_is_recalled_once_it_is_applied_here() -> None:
+    desk = Desk()
+    put = Operation("put", (b"k", b"value"), "K")
+    desk.put("k", "K")
+    desk.turn()
+    assert desk.pipeline.recall(put) is None
+    desk.commit()
+    known = desk.pipeline.recall(put)
+    assert isinstance(known, Result)
+    assert known.repeated
+
+
 def test_who_waits_for_a_confirmation_is_told_when_the_role_ends() -> None:
     asked: list[Any] = []
     desk = Desk(confirm=asked.append)
@@ -574,6 +600,27 @@ async def test_an_operation_whose_epoch_ends_while_it_waits_is_not_applied(*, en
     await asyncio.wait(desk.tasks)
     assert told.said == "not_applied no_primary"
     assert desk.lead.last_index == 1
+
+
+@pytest.mark.parametrize("epoch_ends", [False, True])
+async def test_an_operation_that_may_not_be_recorded_any_more_is_not_applied(
+    *, epoch_ends: bool
+) -> None:
+    """D2: during a handover, or in another epoch, though its task was not cancelled."""
+    service = Slow()
+    desk = Desk(service)
+    desk.lead.append()  # not acknowledged yet, so the handover waits
+    told, last_index = desk.ask("put_slowly", b"k", b""), desk.lead.last_index
+    desk.turn()
+    await asyncio.sleep(0)
+    if epoch_ends:
+        desk.lead.replica.core.accepted_epoch += 1
+    else:
+        assert desk.lead.replica.start_handover("a", 500)[0] == ""
+    service.go_on.set()
+    await desk.tasks[0]
+    assert told.said == "not_applied no_primary"
+    assert desk.lead.last_index == last_index
 
 
 def test_deltas_too_large_together_are_recorded_apart_and_one_too_large_is_refused(
