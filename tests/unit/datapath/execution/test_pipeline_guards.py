@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from cluster.services.kv import KeyValue
-from datapath.errors import OperationError, RejectedError, SafetyError
+from datapath.errors import NotPrimaryError, OperationError, RejectedError, SafetyError
 from datapath.execution import pipeline as module
 from datapath.execution.executor import Executor
 from datapath.execution.pipeline import Pipeline, async_operations
@@ -177,6 +177,9 @@ def test_a_backup_takes_nothing() -> None:
     desk.depose()
     assert desk.put("k").said == "not_applied no_primary"
     assert desk.put("k", "K").said == "not_applied no_primary"
+    error = desk.put("k").error
+    assert isinstance(error, NotPrimaryError)
+    assert error.primary == "a", "where to go instead"
 
 
 def test_a_pipeline_that_has_stopped_takes_nothing() -> None:
@@ -329,6 +332,16 @@ def test_what_is_executed_and_not_committed_is_bounded_by_records_and_by_bytes()
         assert second.said == "done"
 
 
+def test_what_waits_when_a_handover_begins_is_not_executed() -> None:
+    desk = Desk()
+    desk.lead.append()  # not acknowledged yet, so the handover waits
+    told, last_index = desk.put("k"), desk.lead.last_index
+    assert desk.lead.replica.start_handover("a", 500)[0] == ""
+    desk.turn()
+    assert told.said == ""
+    assert desk.lead.last_index == last_index
+
+
 def test_a_record_is_bounded_by_entries_and_by_bytes() -> None:
     for bounds in (Bounds(max_record_entries=2), Bounds(max_record_bytes=60)):
         desk = Desk(bounds=bounds)
@@ -419,6 +432,24 @@ def test_what_was_executed_is_unknown_when_the_role_ends_and_what_was_not_is_not
     assert waiting.said == "not_applied no_primary"
     assert desk.pipeline.waiting_operations == 0
     desk.turn()
+
+
+def test_a_repeat_shares_the_fate_of_what_it_repeats_when_the_role_ends() -> None:
+    desk = Desk()
+    told = [desk.put("k", "K") for _ in range(2)]
+    desk.turn()
+    desk.depose()
+    assert [one.said for one in told] == ["unknown unknown_outcome"] * 2
+
+
+def test_a_repeat_needs_no_lease() -> None:
+    desk = Desk()
+    desk.put("k", "K")
+    desk.commit()
+    desk.lead.now_ms += 10_000
+    again = desk.put("k", "K")
+    desk.turn()
+    assert again.said == "repeated"
 
 
 def test_a_stop_says_the_same() -> None:
