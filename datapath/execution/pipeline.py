@@ -147,8 +147,8 @@ class Pipeline:
 
     `append` gives a record to the replica and carries out what follows. `why_not_serving` is a
     sentence for people. `confirm`: what an answer that wrote nothing waits for; None: the lease is
-    enough. `clock` (ms) and `call_soon` are the replica's clock and the running event loop's,
-    unless a simulator says otherwise.
+    enough. `call_soon` makes a turn of the event loop. `clock` (ms) is the replica's, unless a
+    simulator says otherwise.
     """
 
     def __init__(
@@ -164,9 +164,9 @@ class Pipeline:
         append: Callable[[Record], None],
         why_not_serving: Callable[[], str],
         spawn: Callable[[Any], asyncio.Task[None]],
+        call_soon: Callable[[Callable[[], None]], object],
         confirm: Callable[[Confirmation], None] | None = None,
         clock: Callable[[], float] = clock_ms,
-        call_soon: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
         self._node_id = node_id
         self._replica = replica
@@ -179,7 +179,7 @@ class Pipeline:
         self._spawn = spawn
         self._confirm = confirm
         self._clock = clock
-        self._call_soon = call_soon or asyncio.get_running_loop().call_soon
+        self._call_soon = call_soon
         self._tail: deque[TailItem] = deque(TailItem(record, None, []) for record in tail)
         self._inflight_records = 0
         self._inflight_bytes = 0
