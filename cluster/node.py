@@ -72,6 +72,8 @@ ACCUSATION_CHECK_S = 1.0
 REGISTER_INTERVAL_S = 0.5
 REMOVED_CHECK_INTERVAL_S = 0.5
 """How often a node that consensus does not reach asks the others whether it was removed."""
+ALONE_AFTER_S = 3.0
+"""A node that could ask nobody for so long whether it was removed answers stale reads."""
 HANDOVER_ON_STOP_MS = 500
 LINGER_S = 0.2
 """How long a primary that is stopped on purpose stays to tell others who the next one is."""
@@ -608,7 +610,7 @@ class NodeProcess:
         Who is removed while it is away, or faster than it hears of it, hears nothing more from
         consensus: its links are refused. So whoever hears no majority asks.
         """
-        last_log = asyncio.get_running_loop().time()
+        last_log = last_told = asyncio.get_running_loop().time()
         while True:
             if self._gateway.belongs and self._gateway.hears_majority:
                 self._leaving = False
@@ -623,6 +625,9 @@ class NodeProcess:
                 self._end_removed()
                 return
             now = asyncio.get_running_loop().time()
+            if any(answer is not None and answer.view is not None for answer in answers):
+                last_told = now
+            self._gateway.is_alone = now - last_told > ALONE_AFTER_S
             if self._gateway.view is None:
                 self._gateway.waits_for = self._what_is_missing()
                 if now - last_log > WAITING_LOG_INTERVAL_S:

@@ -131,6 +131,8 @@ class Gateway:
         self._min_in_sync = min_in_sync
         self.waits_for = ""
         """Why this node knows no view yet, for who asks it."""
+        self.is_alone = False
+        """Whether this node took part before, and nobody who knows a view answers it."""
         self._belongs = False  # whether the newest view has this node among its members
         self._engine: Engine | None = None
         self._view: View | None = None
@@ -260,8 +262,8 @@ class Gateway:
     def belongs(self) -> bool:
         """Whether this node is known to be a member, by a view that it has heard since its start.
 
-        Before that, and after its removal, it answers nothing from its own data: what it holds may
-        be from long before it was removed.
+        After its removal it answers nothing from its own data, and before that only stale reads,
+        while it is alone: what it holds may be from long before it was removed.
         """
         return self._belongs
 
@@ -292,7 +294,17 @@ class Gateway:
 
     def read_now(self, query: Query) -> QueryResult | None:
         """Read at once, if this node serves or the query may be stale; else None."""
-        return self._engine.query(query) if self._engine is not None and self._belongs else None
+        engine = self._engine
+        if engine is None or not (self._belongs or self._may_serve_alone(query)):
+            return None
+        return engine.query(query)
+
+    def _may_serve_alone(self, query: Query) -> bool:
+        """Whether what may be arbitrarily old may come from a node that can ask nobody.
+
+        It may have been removed meanwhile; once it has heard so it answers nothing.
+        """
+        return query.consistency == "stale" and self.is_alone and self._view is None
 
     async def execute(
         self, operation: Operation, timeout_ms: int, after: OperationError | None = None
