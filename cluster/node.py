@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import logging
 import os
@@ -47,6 +46,7 @@ from datapath.requests import (
 )
 from datapath.settings import Bounds, ClientTableBounds, Timing
 from datapath.storage import SNAPSHOT_LOG_HARD_FACTOR, Storage
+from datapath.tcp import cannot_listen
 from datapath.transfer_receive import SnapshotReceiver
 from election.agreement import AgreementUnavailableError
 from election.identity import Addresses
@@ -381,12 +381,8 @@ class NodeProcess:
         try:
             await self._api.start(*split_address(self._own.client))
         except OSError as error:
-            busy = error.errno == errno.EADDRINUSE
-            raise OSError(
-                f"cannot listen on {self._own.client} ({error}): "
-                + ("another process has this port; stop it, or " if busy else "")
-                + f"change `client` of node {self._node_id} in the configuration"
-            ) from error
+            text = cannot_listen(self._own.client, error, "client", self._node_id)
+            raise OSError(text) from error
 
     def _check_votes(self) -> None:
         """Refuse to vote with a memory of votes that is gone."""
