@@ -167,7 +167,7 @@ class Node(Protocol):
     def submit(self, operation: Operation, timeout_ms: int, sink: Sink) -> bool:
         """Execute here, if this node is the primary; False: nothing was done, use `execute`.
 
-        `sink` is answered later, never before this returns. What `datapath.router.may_repeat`
+        `sink` is answered later, never before this returns. What `datapath.node.router.may_repeat`
         allows to be attempted again may be given to `execute`.
         """
 

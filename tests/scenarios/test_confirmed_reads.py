@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from datapath.confirmations import ReadPoint
 from datapath.errors import NotPrimaryError, OperationError, RejectedError
 from datapath.operations import Operation
+from datapath.protocol.confirmations import ReadPoint
 from election.view import AddToInSync
 from tests.sim.node import Node
 from tests.sim.oracle import Oracle

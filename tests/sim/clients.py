@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from datapath.confirmations import ReadPoint
 from datapath.errors import (
     NotAppliedError,
     NotPrimaryError,
@@ -23,6 +22,7 @@ from datapath.errors import (
     UnknownOutcomeError,
 )
 from datapath.operations import Operation, Query, QueryResult, Result
+from datapath.protocol.confirmations import ReadPoint
 from tests.sim import forwarding
 from tests.sim.claims import Claims
 from tests.support.history import History

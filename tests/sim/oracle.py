@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from datapath.messages import AppendReply, HeartbeatReply, Message, ProbeReply
+from datapath.protocol.messages import AppendReply, HeartbeatReply, Message, ProbeReply
 from datapath.records import Record
 from election.view import TakeOver, View
 from tests.sim.clockwork import Clockwork, ViolationError

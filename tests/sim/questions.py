@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from datapath.confirmations import ReadPoint
 from datapath.errors import NotPrimaryError, OperationError
-from datapath.read_index import ReadIndex
+from datapath.node.read_index import ReadIndex
+from datapath.protocol.confirmations import ReadPoint
 
 if TYPE_CHECKING:
     from tests.sim.node import Node

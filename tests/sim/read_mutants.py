@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
-from datapath.pipeline import Pipeline
-from datapath.primary import Primary
-from datapath.progress import Progress
+from datapath.execution.pipeline import Pipeline
+from datapath.protocol.primary import Primary
+from datapath.protocol.progress import Progress
 from tests.scenarios import test_confirmed_reads
 from tests.sim.mutant import Mutant, Patch
 from tests.sim.service import NodeService
@@ -97,7 +97,7 @@ def _a_session_forgets_nothing() -> list[Patch]:
     return [patch.object(Progress, "sent_heartbeat", counts)]
 
 
-ROUNDS = "tests/unit/replica/test_confirmed_rounds.py::"
+ROUNDS = "tests/unit/datapath/protocol/test_confirmed_rounds.py::"
 READ_MUTANTS = (
     Mutant("D10", "reads rest on leases although clocks stop", _reads_rest_on_leases, clients=True),
     Mutant(

@@ -1,7 +1,8 @@
 """The production service on a simulated node: executor, pipeline and key-value store.
 
-What `datapath.engine` does between the replica and the pipeline is done here on simulated time. The
-store is in memory: committed entries make it, and a crash throws it back to some applied index.
+What `datapath.node.engine` does between the replica and the pipeline is done here on simulated
+time. The store is in memory: committed entries make it, and a crash throws it back to some applied
+index.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from cluster.kv import KeyValue
-from datapath import effects as fx
-from datapath.environment import SPACES
+from cluster.services.kv import KeyValue
 from datapath.errors import OperationError, SafetyError
-from datapath.executor import Executor, ReadView
+from datapath.execution.executor import Executor, ReadView
+from datapath.execution.pipeline import Pipeline
 from datapath.operations import Operation, Query, QueryResult, Sink
-from datapath.pipeline import Pipeline
+from datapath.protocol import effects as fx
 from datapath.records import Entry, Record
+from datapath.storage.environment import SPACES
 from tests.sim.questions import Questions
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ Spaces = list[dict[bytes, bytes]]
 
 
 class MemoryStore:
-    """A replica's state: what `datapath.store.Store` is to the executor and the pipeline.
+    """A replica's state: what `datapath.storage.store.Store` is to the executor and the pipeline.
 
     It remembers how it came about, from the last snapshot on, to be thrown back by a crash.
     """

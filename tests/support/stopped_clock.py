@@ -38,6 +38,6 @@ def _stop_clock(path: Path) -> None:
 
 if __name__ == "__main__":
     _stop_clock(Path(sys.argv.pop(1)))
-    from cluster.cli import main  # the others take the clock by name: they come after it
+    from cluster.cli.main import main  # the others take the clock by name: they come after it
 
     main()
