@@ -764,7 +764,11 @@ class NodeProcess:
         try:
             while (problem := await self._register_once()) is not None:
                 if problem != last:
-                    log.warning("this node's entry could not be brought up to date: %s", problem)
+                    log.warning(
+                        "this node's entry could not be brought up to date: %s. That takes a "
+                        "majority of nodes that know its addresses, as agreed or from their files",
+                        problem,
+                    )
                 last = problem
                 await asyncio.sleep(REGISTER_INTERVAL_S)
             log.info("the cluster has agreed on this node's addresses")
