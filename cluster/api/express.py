@@ -42,6 +42,7 @@ BODY_PATIENCE_S = 0.5
 UNCOUNTED_BACKLOG_BYTES = 4096
 """What a client may send ahead without its being counted."""
 _MAX_HEAD_SIZE_BYTES = 4096
+_MAX_FIELDS = 128  # in one head, as in the ordinary lane, which refuses more
 _MAX_BLOCKS = 512
 
 KEYS = "/v1/kv/"
@@ -531,7 +532,10 @@ def _parse_block(fields: bytes) -> Block | None:
     seen: set[bytes] = set()
     size, host = 0, ""
     headers: CIMultiDict[str] | None = None
-    for line in fields.split(b"\r\n")[:-1]:
+    lines = fields.split(b"\r\n")[:-1]
+    if len(lines) > _MAX_FIELDS:
+        return None
+    for line in lines:
         field = _FIELD.fullmatch(line)
         if field is None:
             return None

@@ -38,7 +38,8 @@ MAX_NOTICE_LENGTH = 500
 class Context:
     """Made by `Gateway`. `engine` is None on a witness.
 
-    `waits_for` says why this node knows no view yet, for who asks it.
+    `waits_for` says why this node knows no view yet, for who asks it. `is_alone`: this node took
+    part before, and nobody who knows a view answers it.
     """
 
     def __init__(self, node_id: str, agreement: Agreement, cluster_id: str = "") -> None:
@@ -49,6 +50,7 @@ class Context:
         self.registry: PeerRegistry | None = None
         self.stopping = False
         self.waits_for = ""
+        self.is_alone = False
         self.caller = Caller(self.note_change, self.take_note, self.tell_view)
         self._changed = asyncio.Event()
 

@@ -156,6 +156,15 @@ class Gateway:
     def waits_for(self, reason: str) -> None:
         self._context.waits_for = reason
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether this node took part before, and nobody who knows a view answers it."""
+        return self._context.is_alone
+
+    @is_alone.setter
+    def is_alone(self, is_alone: bool) -> None:
+        self._context.is_alone = is_alone
+
     # -- the Node face
 
     @property

@@ -51,8 +51,18 @@ class Reads:
 
     def read_now(self, query: Query) -> QueryResult | None:
         """Read at once, if this node serves or the query may be stale; else None."""
-        engine = self._context.engine
-        return engine.query(query) if engine is not None and self._context.views.belongs else None
+        context, engine = self._context, self._context.engine
+        if engine is None or not (context.views.belongs or self._may_serve_alone(query)):
+            return None
+        return engine.query(query)
+
+    def _may_serve_alone(self, query: Query) -> bool:
+        """Whether what may be arbitrarily old may come from a node that can ask nobody.
+
+        It may have been removed meanwhile; once it has heard so it answers nothing.
+        """
+        context = self._context
+        return query.consistency == "stale" and context.is_alone and context.views.newest is None
 
     async def query(self, query: Query, timeout_ms: int) -> QueryResult:
         """Read; linearizable reads are answered here if this node is in touch with the primary."""

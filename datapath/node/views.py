@@ -18,8 +18,8 @@ class Views:
     """The newest committed view. `cluster_id` is the cluster of this node's data, "" if unknown.
 
     `belongs`: this node is known to be a member, by a view that it has heard since its start.
-    Before that, and after its removal, it answers nothing from its own data: what it holds may be
-    from long before it was removed.
+    After its removal it answers nothing from its own data, and before that only stale reads, while
+    it is alone: what it holds may be from long before it was removed.
     """
 
     def __init__(self, node_id: str, cluster_id: str = "") -> None:

@@ -134,6 +134,17 @@ def _comparable(reply: Reply) -> tuple[int, dict[str, str], bytes]:
 @given(st.lists(requests(), min_size=1, max_size=5))
 @pytest.mark.slow
 def test_both_lanes_say_the_same(said: list[tuple[str, list[bytes]]]) -> None:
+    compare_lanes(said)
+
+
+@pytest.mark.parametrize("count", [126, 127, 128, 129, 200, 500])
+def test_both_lanes_take_as_many_fields(count: int) -> None:
+    fields = "".join(f"X{number}:1\r\n" for number in range(count))
+    head = f"PUT /v1/kv/a HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n{fields}\r\n"
+    compare_lanes([("PUT", [head.encode() + b"1"])])
+
+
+def compare_lanes(said: list[tuple[str, list[bytes]]]) -> None:
     async def run() -> None:
         told: list[list[object]] = []
         for express, lane in ((True, True), (False, True), (False, False)):
