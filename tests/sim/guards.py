@@ -83,7 +83,7 @@ TESTS = (
 CONSENSUS_TESTS = (
     "tests/unit/election/pysyncobj_adapter/test_pre_vote.py",
     "tests/unit/election/pysyncobj_adapter/test_raft_core.py",
-    "tests/unit/election/pysyncobj_adapter/test_elections.py",
+    "tests/unit/election/pysyncobj_adapter/test_adapter_guards.py",
     "tests/unit/election/pysyncobj_adapter/test_progress_mark.py",
 )
 """What is run for `CONSENSUS`: the real core and journal, message by message."""
