@@ -289,7 +289,7 @@ async def test_requests_sent_ahead_let_others_have_their_turn(serve: Serve) -> N
         for _ in range(500):
             assert (await connection.receive()).status == 200
     # Two turns of the loop may pass between two looks at it.
-    assert max(steps) <= 2 * TURN_COST_BYTES // http_server.REQUEST_COST_BYTES + 2
+    assert max(steps) <= 2 * TURN_COST_BYTES // http_express.REQUEST_COST_BYTES + 2
 
 
 async def test_a_connection_that_met_a_backup_is_in_the_express_lane_when_it_is_the_primary(
