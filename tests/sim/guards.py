@@ -47,6 +47,7 @@ SIMULATED = (
     "datapath.protocol.replica",
     "datapath.protocol.progress",
     "datapath.protocol.log_index",
+    "datapath.node.interpreter",
     "datapath.node.read_index",
     "datapath.node.catch_up",
     "datapath.node.router",
