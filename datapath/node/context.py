@@ -68,10 +68,7 @@ class Context:
 
         Also where consensus was faster to tell this node: it may not reach every other one.
         """
-        newest = self.views.newest
-        if view.version > self._shared_version and (
-            newest is None or newest.version <= view.version
-        ):
+        if view.version > self._shared_version:
             self._shared_version = view.version
             for peer in self.caller.peers:
                 self.caller.note(peer, ViewNote(view))
