@@ -654,6 +654,19 @@ async def test_an_operation_that_may_not_be_recorded_any_more_is_not_applied(
     assert desk.lead.last_index == last_index
 
 
+async def test_an_operation_that_waits_while_the_pipeline_stops_is_not_applied() -> None:
+    service = Slow()
+    desk = Desk(service)
+    told, last_index = desk.ask("put_slowly", b"k", b""), desk.lead.last_index
+    desk.turn()
+    await asyncio.sleep(0)
+    desk.pipeline.stop("it stops")
+    service.go_on.set()
+    await desk.tasks[0]
+    assert told.said == "not_applied no_primary"
+    assert desk.lead.last_index == last_index
+
+
 def test_deltas_too_large_together_are_recorded_apart_and_one_too_large_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
