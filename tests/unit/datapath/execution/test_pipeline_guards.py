@@ -732,3 +732,22 @@ def test_what_was_executed_before_a_record_that_could_not_be_made_is_not_applied
     desk.turn()
     assert first.said == "unknown unknown_outcome"
     assert second.said == "not_applied no_primary"
+
+
+def test_a_repeat_of_what_has_committed_does_not_wait_for_what_has_not() -> None:
+    desk = Desk()
+    desk.put("k", "K")
+    desk.commit()
+    write, again = desk.put("other"), desk.put("k", "K")
+    desk.turn()
+    assert (write.said, again.said) == ("", "repeated")
+
+
+def test_what_a_backup_recalls_is_known_on_its_own_copy() -> None:
+    desk = Desk()
+    desk.put("k", "K")
+    desk.commit()
+    desk.depose()
+    known = desk.pipeline.recall(Operation("put", (b"k", b"value"), "K"))
+    assert isinstance(known, Result)
+    assert known.copies == 1
