@@ -17,13 +17,7 @@ import msgspec
 
 from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.errors import StorageCorruptError
-from election.pysyncobj_adapter.files import (
-    new_file_beside,
-    read_from_disk,
-    rename_durably,
-    seal,
-    unseal,
-)
+from election.pysyncobj_adapter.files import REAL_DISK, Disk, seal, unseal
 
 MAGIC = b"OCRAFTM1"
 
@@ -36,7 +30,7 @@ class _Content(msgspec.Struct, frozen=True, array_like=True):
 class MemberBook:
     """The file; every change is durable on return."""
 
-    def __init__(self, path: Path, configured: dict[str, str]) -> None:
+    def __init__(self, path: Path, configured: dict[str, str], disk: Disk = REAL_DISK) -> None:
         """Read the file; at the first start, write it with the configured members.
 
         Raises:
@@ -45,12 +39,13 @@ class MemberBook:
 
         """
         self.path = path
-        path.with_name(path.name + ".new").unlink(missing_ok=True)
-        if not path.exists():
+        self._disk = disk
+        disk.remove(path.with_name(path.name + ".new"))
+        if not disk.exists(path):
             self._content = _Content(dict(configured), {})
             self._save()
             return
-        payload = unseal(MAGIC, read_from_disk(path), path)
+        payload = unseal(MAGIC, disk.read_from_disk(path), path)
         try:
             self._content = msgspec.msgpack.decode(payload, type=_Content)
         except UNDECODABLE as error:
@@ -86,4 +81,4 @@ class MemberBook:
 
     def _save(self) -> None:
         data = seal(MAGIC, msgspec.msgpack.encode(self._content))
-        rename_durably(new_file_beside(self.path, data), self.path)
+        self._disk.rename_durably(self._disk.new_file_beside(self.path, data), self.path)

@@ -29,6 +29,7 @@ from election.pysyncobj_adapter.errors import SafetyViolationError, StorageFullE
 from election.pysyncobj_adapter.journal import Journal
 from election.pysyncobj_adapter.machine import Answer, Machine
 from election.pysyncobj_adapter.members import Members, membership_change
+from election.pysyncobj_adapter.network import Network
 from election.pysyncobj_adapter.poller import READ, NoNotifier, OnEvent, Poller
 from election.pysyncobj_adapter.settings import AgreementSettings
 from election.pysyncobj_adapter.storage import Storage
@@ -86,7 +87,11 @@ class RaftCore(Members):
     _SyncObj__lastSerializedTime: float
 
     def __init__(
-        self, settings: AgreementSettings, storage: Storage, listener: CoreListener
+        self,
+        settings: AgreementSettings,
+        storage: Storage,
+        listener: CoreListener,
+        network: Network | None = None,
     ) -> None:
         """Bind the port and take up the stored state.
 
@@ -105,7 +110,8 @@ class RaftCore(Members):
         self._storage = storage
         self._journal = storage.journal
         self._listener = listener
-        self._poller_in_use = Poller()
+        self._network = network or Network()
+        self._poller_in_use = self._network.poller()
         self._ballot = Ballot()
         self._voters: tuple[int, set[str]] = (0, set())
         self._heard_leader_at = float("-inf")
@@ -152,6 +158,7 @@ class RaftCore(Members):
             me,
             others,
             settings=self._settings,
+            network=self._network,
             poller=self._poller_in_use,
             journal=self._journal,
             book=self._storage.book,

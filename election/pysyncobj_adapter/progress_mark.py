@@ -15,13 +15,7 @@ import msgspec
 
 from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.errors import StorageCorruptError
-from election.pysyncobj_adapter.files import (
-    new_file_beside,
-    read_from_disk,
-    rename_durably,
-    seal,
-    unseal,
-)
+from election.pysyncobj_adapter.files import REAL_DISK, Disk, seal, unseal
 
 MAGIC = b"OCRAFTP1"
 
@@ -35,7 +29,7 @@ class _Content(msgspec.Struct, frozen=True, array_like=True):
 class ProgressMark:
     """The file `<raft directory>.mark`. `known`: (term, applied index) of this directory."""
 
-    def __init__(self, directory: Path, directory_id: bytes) -> None:
+    def __init__(self, directory: Path, directory_id: bytes, disk: Disk = REAL_DISK) -> None:
         """Read the file; a mark of another directory (one that was made anew) says nothing.
 
         Raises StorageCorruptError: the file is damaged.
@@ -43,10 +37,11 @@ class ProgressMark:
         self.path = directory.with_name(directory.name + ".mark")
         self.known = (0, 0)
         self._directory_id = directory_id
-        self.path.with_name(self.path.name + ".new").unlink(missing_ok=True)
-        if not self.path.exists():
+        self._disk = disk
+        disk.remove(self.path.with_name(self.path.name + ".new"))
+        if not disk.exists(self.path):
             return
-        payload = unseal(MAGIC, read_from_disk(self.path), self.path)
+        payload = unseal(MAGIC, disk.read_from_disk(self.path), self.path)
         try:
             content = msgspec.msgpack.decode(payload, type=_Content)
         except UNDECODABLE as error:
@@ -60,5 +55,5 @@ class ProgressMark:
         if known != self.known:
             content = _Content(self._directory_id, *known)
             data = seal(MAGIC, msgspec.msgpack.encode(content))
-            rename_durably(new_file_beside(self.path, data), self.path)
+            self._disk.rename_durably(self._disk.new_file_beside(self.path, data), self.path)
             self.known = known

@@ -28,8 +28,8 @@ from election.pysyncobj_adapter.errors import StorageFullError
 from election.pysyncobj_adapter.journal import Journal
 from election.pysyncobj_adapter.link import Greeting, Link
 from election.pysyncobj_adapter.listener import Listener
+from election.pysyncobj_adapter.network import Network
 from election.pysyncobj_adapter.poller import Poller
-from election.pysyncobj_adapter.resolver import Resolver
 from election.pysyncobj_adapter.settings import AgreementSettings
 
 MAX_STRANGERS = 32
@@ -57,6 +57,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
         others: set[Node],
         *,
         settings: AgreementSettings,
+        network: Network,
         poller: Poller,
         journal: Journal,
         book: MemberBook,
@@ -78,7 +79,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
         self._book = book
         self._dial_addresses = dial_addresses
         self._welcome = welcome
-        self._resolver = Resolver()
+        self._network = network
         self._nodes: dict[str, Node] = {str(node.id): node for node in others}
         self._open: dict[str, Link] = {}
         self._dialing: dict[str, Link] = {}
@@ -87,7 +88,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
         self._failed_dials: dict[str, int] = {}
         self._evicted: set[Link] = set()  # to be closed at the next tick; added to by any thread
         self._refusal_logged_at = 0.0
-        self._listener = Listener(settings.bind_address, poller, self._on_accepted)
+        self._listener = Listener(settings.bind_address, poller, self._on_accepted, network)
 
     # What PySyncObj calls.
 
@@ -175,23 +176,9 @@ class RaftTransport(Transport):  # type: ignore[misc]
         # Counted as failed until the link opens: then this address is the one to come back to.
         failed = self._failed_dials.get(node_id, 0)
         self._failed_dials[node_id] = failed + 1
-        target = self._resolver.resolve(addresses[failed % len(addresses)], now)
-        if target is None:
-            return
-        try:
-            sock = socket.socket(target[0], socket.SOCK_STREAM)
-        except OSError:
-            return  # No descriptor to spare: tried again soon.
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            sock.connect(target[1])
-        except BlockingIOError:
-            pass
-        except OSError:
-            sock.close()
-            return
-        self._dialing[node_id] = self._link(sock, node_id, now)
+        sock = self._network.dial(addresses[failed % len(addresses)], now)
+        if sock is not None:
+            self._dialing[node_id] = self._link(sock, node_id, now)
 
     def _on_accepted(self, sock: socket.socket) -> None:
         if len(self._strangers) >= MAX_STRANGERS:
