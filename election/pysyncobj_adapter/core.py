@@ -40,6 +40,8 @@ _REGULAR = b"\x00"  # PySyncObj's type of command
 _STALL_S = 0.05
 _MAX_WAIT_S = 0.05
 _COMPACTION_RETRY_S = 5.0
+_LOST_S = 1.0
+"""Who has heard no leader for so long may have missed who the members are."""
 
 logger = logging.getLogger(__name__)
 _construction = threading.Lock()
@@ -115,6 +117,7 @@ class RaftCore(Members):
         self._ballot = Ballot()
         self._voters: tuple[int, set[str]] = (0, set())
         self._heard_leader_at = float("-inf")
+        self._started_at = monotonic()
         self._tick_due_at: float | None = None
         self._membership_checked_at = float("-inf")
         self._compaction_retry_at = float("-inf")
@@ -164,6 +167,8 @@ class RaftCore(Members):
             book=self._storage.book,
             dial_addresses=self._dial_addresses,
             welcome=self._welcome,
+            lets_in=self._lets_in,
+            reaches_for=self._reaches_for,
         )
         return self._links
 
@@ -176,6 +181,22 @@ class RaftCore(Members):
         return self.machine.wanted_members.keys() | (
             set() if self._votes else self._settings.members.keys()
         )
+
+    def _lets_in(self, node_id: str) -> bool:
+        """Whether one that is no member here may have a link all the same.
+
+        This member may be the one that does not know better: it has been away, or has joined with
+        the members of then. So who hears no leader lets in whoever has proved the secret, and the
+        leader that it finds that way stays. Votes of others than voters do not count.
+        """
+        leader = self._SyncObj__raftLeader
+        if leader is not None:
+            return bool(node_id == leader.id)
+        return monotonic() - max(self._heard_leader_at, self._started_at) > _LOST_S
+
+    def _reaches_for(self, node_id: str) -> bool:
+        """Whether this member leads, and that one has acknowledged nothing to it."""
+        return bool(self._isLeader() and not self._SyncObj__raftMatchIndex.get(Node(node_id)))
 
     def _dial_addresses(self, node_id: str) -> list[str]:
         """Return where to dial a member: by this process's route, else wherever it may be.

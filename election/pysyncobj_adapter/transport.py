@@ -5,6 +5,9 @@ be. A link that opens replaces the pair's older one, which is closed with whatev
 delivered. Only members are let in, and those that the view names but that have no vote yet: there
 are no read-only peers and no anonymous requests; and of two processes under one id only one
 (`election.identity`). Every stage of a connection has a deadline.
+
+A member that has missed who the members are is found all the same: a leader dials whom it has not
+heard, and who hears no leader lets others in (docs/decisions/0021-who-missed-the-changes.md).
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ from election.pysyncobj_adapter.settings import AgreementSettings
 
 MAX_STRANGERS = 32
 PING_INTERVAL_S = 0.1
+REACHING_PATIENCE_S = 1.0
+"""A leader dials a larger id itself that has had no link for so long."""
 _REFUSAL_LOG_INTERVAL_S = 5.0
 _REFUSED_DIAL_PAUSE_S = 0.4
 
@@ -63,6 +68,8 @@ class RaftTransport(Transport):  # type: ignore[misc]
         book: MemberBook,
         dial_addresses: Callable[[str], list[str]],
         welcome: Callable[[], AbstractSet[str]],
+        lets_in: Callable[[str], bool],
+        reaches_for: Callable[[str], bool],
     ) -> None:
         """Bind the raft port at once; links are made on ticks.
 
@@ -79,6 +86,9 @@ class RaftTransport(Transport):  # type: ignore[misc]
         self._book = book
         self._dial_addresses = dial_addresses
         self._welcome = welcome
+        self._lets_in = lets_in
+        self._reaches_for = reaches_for
+        self._unlinked_since: dict[str, float] = {}
         self._network = network
         self._nodes: dict[str, Node] = {str(node.id): node for node in others}
         self._open: dict[str, Link] = {}
@@ -106,6 +116,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
                 link.close()
         self._dialed_at.pop(node_id, None)
         self._failed_dials.pop(node_id, None)
+        self._unlinked_since.pop(node_id, None)
 
     def send(self, node: Node, message: dict[str, Any]) -> bool:
         """Send one of PySyncObj's messages; False if there is no link."""
@@ -155,8 +166,10 @@ class RaftTransport(Transport):  # type: ignore[misc]
                 link.close()
             elif now - link.last_sent_at > PING_INTERVAL_S:
                 link.send(wire.encode(wire.Ping()), now)
-        for node_id in self._nodes.keys() | self._welcome():
-            if node_id < self._me and node_id not in self._open and node_id not in self._dialing:
+        for node_id in sorted(self._nodes.keys() | self._welcome()):
+            if node_id in self._open:
+                self._unlinked_since.pop(node_id, None)
+            elif node_id not in self._dialing and self._is_to_be_dialed(node_id, now):
                 self._dial(node_id, now)
 
     def forgive(self, gap_s: float) -> None:
@@ -166,6 +179,13 @@ class RaftTransport(Transport):  # type: ignore[misc]
             link.last_read_at += gap_s
 
     # Links.
+
+    def _is_to_be_dialed(self, node_id: str, now: float) -> bool:
+        """Whether this side dials: the larger id, and a leader whom the larger id cannot find."""
+        if node_id <= self._me:
+            return node_id != self._me
+        since = self._unlinked_since.setdefault(node_id, now)
+        return now - since > REACHING_PATIENCE_S and self._reaches_for(node_id)
 
     def _dial(self, node_id: str, now: float) -> None:
         addresses = self._dial_addresses(node_id)
@@ -199,7 +219,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
         )
 
     def _may_link(self, node_id: str) -> bool:
-        return node_id in self._nodes or node_id in self._welcome()
+        return node_id in self._nodes or node_id in self._welcome() or self._lets_in(node_id)
 
     # What links call.
 
