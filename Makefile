@@ -19,12 +19,12 @@ $(RUNS): pyproject.toml
 	  { echo "onecopy needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Making $(VENV), and installing in it what running onecopy needs (once, about half a minute):"
 	@$(PYTHON) -m venv $(VENV)
-	@rm -f $@; { $(PIP_INSTALL) -e . && touch $@; } | $(SHOW); test -e $@
+	@rm -f $@; { $(PIP_INSTALL) -e '.[server]' && touch $@; } | $(SHOW); test -e $@
 
 # And what checks, tests and benchmarks need.
 $(STAMP): $(RUNS) pyproject.toml
 	@echo "Installing what checks, tests and benchmarks need (once, a minute or two):"
-	@rm -f $@; { $(PIP_INSTALL) -e '.[dev,bench]' && touch $@; } | $(SHOW); test -e $@
+	@rm -f $@; { $(PIP_INSTALL) -e '.[server,dev,bench]' && touch $@; } | $(SHOW); test -e $@
 
 # The tests' programs in Go, built once into a cache; and Go itself where there is none.
 tools: install
@@ -59,16 +59,16 @@ mutants: install
 
 # All tests against cut networks, broken processes and disks; make test runs a slice of them.
 faults: tools
-	$(BIN)/python -m pytest tests/faults -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests/nodes -m fault -n 2 --dist loadfile
 
 # What make test leaves out: `make faults` has its share of it, this has the rest.
 long: tools
-	$(BIN)/python -m pytest tests --ignore tests/faults -n 2 --dist loadfile -m long
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile -m 'long and not fault'
 
 # Real nodes under load and random faults, one verdict: make soak MINUTES=60 [SEED=n] [ARGS=--witness]
 MINUTES ?= 60
 soak: tools
-	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	$(BIN)/python -m tests.nodes.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # What it costs, beside etcd and Redis where they are installed: 15 minutes. One by name:
 # .venv/bin/python -m bench --list

@@ -14,6 +14,7 @@ DataPathError
 │   ├── DiskFailedError       fsync or write failed: restart from disk (D9)
 │   └── DataDirectoryError    wrong cluster, locked, missing, damaged identity, removed
 │       └── NotAdmittedError  the cluster does not let this node in
+├── TransferError             a snapshot did not arrive
 ├── StoppedError              a long scan was told to stop
 └── SafetyError               an invariant is broken: stop this node and keep its data
 """
@@ -118,6 +119,10 @@ class NotAdmittedError(DataDirectoryError):
 
 class SafetyError(DataPathError):
     """An invariant is broken. The node stops and keeps its data; tell the developers."""
+
+
+class TransferError(DataPathError):
+    """The snapshot did not arrive; start again with a new one."""
 
 
 class StoppedError(DataPathError):

@@ -16,7 +16,8 @@ from election.identity import Addresses
 from election.view import View
 
 Ack = Literal["all", "local"]
-Consistency = Literal["linearizable", "stale"]
+Consistency = Literal["linearizable", "confirmed", "stale"]
+"""Of a read. "confirmed" is linearizable whatever the clocks do, for a round trip more."""
 NODE_STATES = ("primary", "backup", "learner", "snapshot", "witness", "unreachable", "unknown")
 """What `NodeState.state` may say; see there."""
 
@@ -166,7 +167,7 @@ class Node(Protocol):
     def submit(self, operation: Operation, timeout_ms: int, sink: Sink) -> bool:
         """Execute here, if this node is the primary; False: nothing was done, use `execute`.
 
-        `sink` is answered later, never before this returns. What `datapath.router.may_repeat`
+        `sink` is answered later, never before this returns. What `datapath.node.router.may_repeat`
         allows to be attempted again may be given to `execute`.
         """
 

@@ -27,7 +27,7 @@ import msgspec
 from datapath.errors import LogCorruptError
 
 Write = tuple[int, bytes, bytes | None]
-"""(space, key, value): `value` None deletes. For the spaces see `datapath.environment`."""
+"""(space, key, value): `value` None deletes. For the spaces see `datapath.storage.environment`."""
 
 Entry = list[Write]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from datapath.client_table import ClientTableBounds
+MAX_RANGE_SIZE_BYTES = 1024 * 1024
+"""A range stops after the item with which it has read so many bytes; the rest is another page."""
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,10 +21,21 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     stall_threshold_ms: int = 100
 
 
+class ClientTableBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """What is forgotten: answers older than `retention_ms`, and the oldest beyond `max_bytes`."""
+
+    retention_ms: int = 600_000
+    max_bytes: int = 64 * 1024 * 1024
+
+
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes and counts. `max_inflight_bytes`: of records that have not committed."""
+    """Sizes and counts. `max_inflight_bytes`: of records that have not committed.
+
+    `confirm_reads`: linearizable reads rest on no clock (decision 17).
+    """
 
     min_in_sync: int = 1
+    confirm_reads: bool = False
     max_record_bytes: int = 4 * 1024 * 1024
     max_record_entries: int = 4096
     max_inflight_records: int = 4

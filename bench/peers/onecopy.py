@@ -51,7 +51,7 @@ class Onecopy(Peer):
         self.config = directory / "cluster.toml"
         self._write_config()
         for node in self.nodes:
-            command = [sys.executable, "-m", "cluster.cli", "serve"]
+            command = [sys.executable, "-m", "cluster.cli.main", "serve"]
             command += ["--config", str(self.config), "--node", node]
             self.processes[node] = Process(node, command, directory / f"{node}.log")
 

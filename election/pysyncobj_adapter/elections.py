@@ -16,8 +16,8 @@ from pysyncobj import SyncObj
 from pysyncobj.node import Node
 
 from election.pysyncobj_adapter import wire
-from election.pysyncobj_adapter.ballot import Ballot
 from election.pysyncobj_adapter.clock import monotonic
+from election.pysyncobj_adapter.pre_vote import Ballot
 from election.pysyncobj_adapter.settings import AgreementSettings
 from election.pysyncobj_adapter.transport import RaftTransport
 

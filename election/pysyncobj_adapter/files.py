@@ -12,9 +12,12 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import google_crc32c
+import msgspec
 
+from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.errors import (
     DirectoryInUseError,
     StorageCorruptError,
@@ -23,6 +26,7 @@ from election.pysyncobj_adapter.errors import (
 
 _SEAL = struct.Struct("<8sIQ")  # magic, CRC-32C of length and payload, length of the payload
 _LENGTH = struct.Struct("<Q")
+_Content = TypeVar("_Content", bound=msgspec.Struct)
 
 
 def crc32c(data: bytes) -> int:
@@ -194,6 +198,29 @@ def unseal(magic: bytes, data: bytes, path: Path) -> bytes:
     if len(payload) != length or crc32c(_LENGTH.pack(length) + payload) != checksum:
         raise StorageCorruptError(path, _SEAL.size, "the checksum does not match")
     return payload
+
+
+def load_sealed(path: Path, magic: bytes, content: type[_Content], disk: Disk) -> _Content | None:
+    """Return what `store_sealed` kept in a file, None if there is none.
+
+    Raises:
+        StorageCorruptError: it is not what was written.
+
+    """
+    disk.remove(path.with_name(path.name + ".new"))
+    if not disk.exists(path):
+        return None
+    payload = unseal(magic, disk.read_from_disk(path), path)
+    try:
+        return msgspec.msgpack.decode(payload, type=content)
+    except UNDECODABLE as error:
+        raise StorageCorruptError(path, 0, f"the content is wrong ({error})") from error
+
+
+def store_sealed(path: Path, magic: bytes, content: msgspec.Struct, disk: Disk) -> None:
+    """Replace a small file by `content`, durable on return. Raises StorageFullError."""
+    data = seal(magic, msgspec.msgpack.encode(content))
+    disk.rename_durably(disk.new_file_beside(path, data), path)
 
 
 class DirectoryLock:

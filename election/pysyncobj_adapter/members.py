@@ -18,7 +18,7 @@ from election.pysyncobj_adapter.clock import monotonic
 from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.elections import Elections
 from election.pysyncobj_adapter.journal import Entry, Journal
-from election.pysyncobj_adapter.machine import Machine, SetMembership, changed_members
+from election.pysyncobj_adapter.view_machine import Machine, SetMembership, changed_members
 
 MEMBERSHIP = b"\x02"  # PySyncObj's type of command
 _CHECK_INTERVAL_S = 0.05

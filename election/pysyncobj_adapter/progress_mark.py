@@ -13,11 +13,14 @@ from pathlib import Path
 
 import msgspec
 
-from election.pysyncobj_adapter.codec import UNDECODABLE
-from election.pysyncobj_adapter.errors import StorageCorruptError
-from election.pysyncobj_adapter.files import REAL_DISK, Disk, seal, unseal
+from election.pysyncobj_adapter.files import REAL_DISK, Disk, load_sealed, store_sealed
 
 MAGIC = b"OCRAFTP1"
+
+
+def is_behind(held: tuple[int, int], known: tuple[int, int]) -> bool:
+    """Whether who holds (term, last entry) has gone back behind (term, applied entry)."""
+    return held[0] < known[0] or held[1] < known[1]
 
 
 class _Content(msgspec.Struct, frozen=True, array_like=True):
@@ -38,15 +41,8 @@ class ProgressMark:
         self.known = (0, 0)
         self._directory_id = directory_id
         self._disk = disk
-        disk.remove(self.path.with_name(self.path.name + ".new"))
-        if not disk.exists(self.path):
-            return
-        payload = unseal(MAGIC, disk.read_from_disk(self.path), self.path)
-        try:
-            content = msgspec.msgpack.decode(payload, type=_Content)
-        except UNDECODABLE as error:
-            raise StorageCorruptError(self.path, 0, f"the content is wrong ({error})") from error
-        if content.directory_id == directory_id:
+        content = load_sealed(self.path, MAGIC, _Content, disk)
+        if content is not None and content.directory_id == directory_id:
             self.known = (content.term, content.applied_index)
 
     def note(self, term: int, applied_index: int) -> None:
@@ -54,6 +50,5 @@ class ProgressMark:
         known = (max(term, self.known[0]), max(applied_index, self.known[1]))
         if known != self.known:
             content = _Content(self._directory_id, *known)
-            data = seal(MAGIC, msgspec.msgpack.encode(content))
-            self._disk.rename_durably(self._disk.new_file_beside(self.path, data), self.path)
+            store_sealed(self.path, MAGIC, content, self._disk)
             self.known = known

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datapath import effects as fx
+from datapath.protocol import effects as fx
 from tests.sim.script import Cluster
 
 

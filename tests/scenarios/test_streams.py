@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datapath.messages import Heartbeat, Message, Probe
+from datapath.protocol.messages import Heartbeat, Message, Probe
 from election.view import AddMember, RemoveMember
 from tests.sim.node import Node
 from tests.sim.script import Cluster

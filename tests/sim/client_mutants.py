@@ -7,22 +7,22 @@ from unittest.mock import patch
 
 import msgspec
 
-from datapath.client_table import ClientTable
-from datapath.environment import SERVICE_SPACE
 from datapath.errors import DataPathError, NotAppliedError, OperationError
-from datapath.executor import Executor
+from datapath.execution.client_table import ClientTable
+from datapath.execution.executor import Executor
+from datapath.execution.pipeline import Answer, Burst, Pipeline, Waiting
+from datapath.node.router import Attempts, was_not_carried_out
 from datapath.operations import Operation
-from datapath.pipeline import Answer, Burst, Pipeline, Waiting
+from datapath.protocol.replica import Replica
 from datapath.records import Entry
-from datapath.replica import Replica
-from datapath.requests import NoAnswerError
-from datapath.router import Attempts, was_not_carried_out
+from datapath.storage.environment import SERVICE_SPACE
+from datapath.transport.calls import NoAnswerError
 from tests.scenarios import test_answers
 from tests.sim.mutant import Mutant, Patch
 from tests.sim.oracle import Oracle
 
-ROUTER = "tests/unit/replica/test_router.py::"
-OUTCOMES = "tests/integration/engine/test_outcomes.py::"
+ROUTER = "tests/unit/datapath/node/test_router.py::"
+OUTCOMES = "tests/integration/datapath/node/test_outcomes.py::"
 MAX_SEEDS = 300
 _BATCH = 10
 
@@ -88,7 +88,7 @@ def _d8_uncommitted_ones_do_not_count() -> list[Patch]:
 
 
 def _d8_refusals_are_forgotten() -> list[Patch]:
-    return [patch("datapath.executor._is_remembered", lambda error: error is None)]
+    return [patch("datapath.execution.executor._is_remembered", lambda error: error is None)]
 
 
 def _d4_reads_without_a_lease() -> list[Patch]:
@@ -129,7 +129,7 @@ def _d1_answers_when_the_primary_has_it() -> list[Patch]:
 
 
 def _d1_unknown_is_called_not_applied() -> list[Patch]:
-    return [patch("datapath.pipeline.UnknownOutcomeError", NotAppliedError)]
+    return [patch("datapath.execution.pipeline.UnknownOutcomeError", NotAppliedError)]
 
 
 def _d1_uncertain_attempts_are_forgotten() -> list[Patch]:
@@ -143,7 +143,9 @@ def _d1_uncertain_attempts_are_forgotten() -> list[Patch]:
 
 
 def _d1_any_refusal_is_proof() -> list[Patch]:
-    return [patch("datapath.router.proves", lambda problem: isinstance(problem, NotAppliedError))]
+    return [
+        patch("datapath.node.router.proves", lambda problem: isinstance(problem, NotAppliedError))
+    ]
 
 
 def _d8_repeated_without_a_key() -> list[Patch]:
@@ -154,7 +156,7 @@ def _d8_repeated_without_a_key() -> list[Patch]:
             or getattr(problem, "code", "") == "unknown_outcome"
         )
 
-    return [patch("datapath.router.may_repeat", may_repeat)]
+    return [patch("datapath.node.router.may_repeat", may_repeat)]
 
 
 def _d8_refused_before_it_is_recognised() -> list[Patch]:

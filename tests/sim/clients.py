@@ -22,6 +22,7 @@ from datapath.errors import (
     UnknownOutcomeError,
 )
 from datapath.operations import Operation, Query, QueryResult, Result
+from datapath.protocol.confirmations import ReadPoint
 from tests.sim import forwarding
 from tests.sim.claims import Claims
 from tests.support.history import History
@@ -37,7 +38,6 @@ OPERATIONS_PER_GROUP = 60
 ASK_MS = (0.1, 2.0)
 LATE_MS = (20.0, 800.0)
 RETRY_PAUSE_MS = (5.0, 60.0)
-READ_INDEX_TIMEOUT_MS = 500.0
 RANGE_LIMIT = 1000
 
 _KINDS = {
@@ -67,6 +67,7 @@ class Habits(msgspec.Struct, frozen=True):
     forwards: float  # how often the asked node does what the gateway does, and not only what it can
     picky: float  # how often a write asks for two or three copies
     credulous: float  # how often a refusal is taken as the end
+    confirms: float  # how often a read asks to be confirmed
 
 
 class Clients:
@@ -92,6 +93,7 @@ class Clients:
             forwards=random.choice((0.3, 0.9)),
             picky=random.choice((0.0, 0.3, 0.7)),
             credulous=random.choice((0.0, 0.5, 1.0)),
+            confirms=random.choice((0.0, 0.0, 0.4)),
         )
         self.links = forwarding.Troubles(random.choice((0.0, 0.05, 0.2)), random.choice((0.2, 0.7)))
         self.known_index = 0  # the highest that is known to have committed
@@ -223,6 +225,8 @@ class Client:
             asks = Query("get", (key.encode(),))
         else:
             asks = _range_query(group)
+        if isinstance(asks, Query) and clients.clockwork.chance(clients.habits.confirms):
+            asks = msgspec.structs.replace(asks, consistency="confirmed")
         self.asking = Asking(self, entry, asks)
         self.asking.attempt()
 
@@ -311,7 +315,10 @@ class Asking:
         view = node.replica.view
         try:
             if node.replica.primary is None and view is not None and node.id in view.in_sync:
-                self._ask_index(node, view.primary, number)
+                self._ask_index(node, number)
+                return
+            if service.needs_confirmation(self.asks):
+                node.confirm(Confirmed(self, node, number))
                 return
             answer = service.query(self.asks)
         except OperationError as problem:
@@ -321,39 +328,18 @@ class Asking:
         else:
             self.clients.answer(self._read, number, answer)
 
-    def _ask_index(self, node: Node, primary_id: str, number: int) -> None:
-        """A read at a backup: ask the primary for its commit index, and wait to have applied it."""
-        clockwork, network = self.clockwork, self.clients.world.network
-        primary, life = self.clients.world.nodes[primary_id], node.life
-
-        def question() -> None:
-            if not network.is_cut(node.id, primary.id):
-                primary.post(primary.life, asked)
-
-        def asked() -> None:
-            assert primary.service is not None
-            try:
-                epoch, index = primary.service.read_index()
-            except NotPrimaryError:
-                return
-            clockwork.after(clockwork.between(*network.delay_ms), answered, epoch, index)
-
-        def answered(epoch: int, index: int) -> None:
-            if not network.is_cut(primary.id, node.id):
-                node.post(life, learned, epoch, index)
-
-        def learned(epoch: int, index: int) -> None:
-            assert node.service is not None
-            node.service.learn_commit(epoch, index)
-            node.service.when_applied(index, read)
+    def _ask_index(self, node: Node, number: int) -> None:
+        """A read at a backup: it asks the primary for its commit index, and waits to apply it."""
+        assert node.service is not None
+        assert isinstance(self.asks, Query)
 
         def read() -> None:
             assert node.service is not None
             assert isinstance(self.asks, Query)
-            clockwork.seen["client: read at a backup"] += 1
+            self.clockwork.seen["client: read at a backup"] += 1
             self.clients.answer(self._read, number, node.service.read(self.asks))
 
-        clockwork.after(clockwork.between(*network.delay_ms), question)
+        node.service.questions(self.asks).join(read)
 
     # -- back at the client
 
@@ -448,6 +434,33 @@ class Asking:
         else:
             self._end(entry.removed, deleted=result.value, revision=result.index)
             claims.deleted(entry, self.floors)
+
+
+class Confirmed:
+    """A read at the primary that waits to be confirmed."""
+
+    __slots__ = ("_asking", "_node", "_number")
+
+    def __init__(self, asking: Asking, node: Node, number: int) -> None:
+        self._asking = asking
+        self._node = node
+        self._number = number
+
+    def done(self) -> bool:
+        """Whether the client has an answer, or has given up."""
+        return self._asking.ended
+
+    def set_result(self, _: ReadPoint, /) -> None:
+        """Read now."""
+        asking, service = self._asking, self._node.service
+        assert service is not None
+        assert isinstance(asking.asks, Query)
+        asking.clockwork.seen["client: confirmed read"] += 1
+        asking.clients.answer(asking._read, self._number, service.read(asking.asks))
+
+    def set_exception(self, exception: OperationError, /) -> None:
+        """Ask elsewhere."""
+        self._asking.clients.answer(self._asking._refused, self._number, exception)
 
 
 class Answer:

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
-from datapath.core import Recovered
-from datapath.logindex import LogIndex
+from datapath.protocol.log_index import LogIndex
+from datapath.protocol.state import Recovered
 from datapath.records import Record
 from tests.sim.clockwork import Clockwork
 

@@ -40,6 +40,7 @@ class Schedule:
             all_in_sync=not self.is_long and seed % 4 != 0,
             n_witnesses=n_witnesses,
             has_service=has_clients,
+            clocks_stop=seed // 4 % 8 == 0,
         )
         world, clockwork = self.world, self.world.clockwork
         random = clockwork.random
@@ -58,6 +59,8 @@ class Schedule:
         self._may_append = True
         world.agreement.unknown_rate = random.choice((0.0, 0.2, 0.5, 0.9))
         world.agreement.laggards = random.choice((0.0, 0.1, 0.4))
+        # In half of them the others' memory of how far a node was is too old to be of any use.
+        world.agreement.remembers = seed // 3 % 2 == 0
         world.snapshot_failure_rate = random.choice((0.0, 0.3))
         world.snapshot_ms = random.choice((20.0, 150.0, 800.0))
         if clockwork.chance(0.2):
@@ -66,6 +69,14 @@ class Schedule:
         # Some kinds only: troubles of one kind in a row reach states that a mixture does not.
         kinds = random.choice((3, 6, 12, len(all_faults)))
         self._faults = random.sample(all_faults, kinds)
+        self._confirms = random.choice((0.0, 0.1, 0.5))
+        if world.clocks_stop:
+            # It matters where others take over meanwhile, which needs time.
+            troubles = Troubles(world)
+            self._faults = [*self._faults[:6], troubles.stop_clock, *[troubles.leave_behind] * 3]
+            self.duration_ms = max(self.duration_ms, clockwork.between(900, 2500))
+            self.fault_gap_ms = random.choice((80.0, 200.0, 400.0))
+            self._confirms = 0.5
         self.clients = Clients(world, f"seed {seed}") if has_clients else None
 
     # -- the run
@@ -198,7 +209,11 @@ class Schedule:
             return
         for node in self.world.nodes.values():
             if node.is_up and node.replica.primary is not None:
+                if clockwork.chance(self._confirms):
+                    node.confirm()
                 node.append(clockwork.random.randint(1, 5))
+                if clockwork.chance(self._confirms):
+                    node.confirm()
         if clockwork.now > self.duration_ms + 300:
             return
         clockwork.after(clockwork.random.expovariate(1 / self.append_gap_ms), self._append)

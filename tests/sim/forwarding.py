@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from datapath.errors import DataPathError, NotPrimaryError, OperationError
+from datapath.node.router import Attempts
 from datapath.operations import Operation, Result, Sink
-from datapath.requests import NoAnswerError
-from datapath.router import Attempts
+from datapath.transport.calls import NoAnswerError
 
 if TYPE_CHECKING:
     from tests.sim.node import Node

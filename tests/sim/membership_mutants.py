@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from unittest.mock import patch
 
-from datapath import membership
+from datapath.node import membership
 from tests.sim.mutant import Mutant, Patch
 
-UNIT = "tests/unit/replica/test_membership.py::"
+UNIT = "tests/unit/datapath/node/test_membership.py::"
 
 
 def _without(name: str) -> list[Patch]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from datapath.messages import Message
+from datapath.protocol.messages import Message
 from tests.sim.clockwork import Clockwork
 
 if TYPE_CHECKING:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from datapath import effects as fx
-from datapath.messages import Heartbeat, Message, Refusal
-from datapath.primary import Primary
+from datapath.errors import NotPrimaryError, OperationError
+from datapath.protocol import effects as fx
+from datapath.protocol.confirmations import Confirmation, Confirmations, ReadPoint
+from datapath.protocol.messages import Heartbeat, Message, Refusal
+from datapath.protocol.primary import Primary
+from datapath.protocol.replica import Replica
 from datapath.records import make_record
-from datapath.replica import Replica
 from election.view import Handover, TakeOver, View
 from tests.sim.disk import Disk
 from tests.sim.service import NodeService
@@ -20,6 +22,32 @@ if TYPE_CHECKING:
 READ_LIMIT_RECORDS = 4
 CLOCK_RATES = (0.92, 1.08)
 _PAYLOAD = b"x" * 16
+
+
+class Confirming:
+    """Who waits for a confirmation, and what the oracle knows that it must hold (decision 17)."""
+
+    __slots__ = ("_inner", "_node", "acknowledged")
+
+    def __init__(self, node: Node, inner: Confirmation | None) -> None:
+        self._node = node
+        self._inner = inner
+        self.acknowledged = node.oracle.acknowledged
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+        return self._inner is not None and self._inner.done()
+
+    def set_result(self, point: ReadPoint, /) -> None:
+        """It is confirmed."""
+        self._node.oracle.on_confirmed(self._node, self.acknowledged, point.index)
+        if self._inner is not None:
+            self._inner.set_result(point)
+
+    def set_exception(self, exception: OperationError, /) -> None:
+        """It is not."""
+        if self._inner is not None:
+            self._inner.set_exception(exception)
 
 
 class Node:
@@ -37,6 +65,7 @@ class Node:
         self.installing = False
         self.has_lost = False  # a fault took durable entries, and it has not caught up since
         self.loss_is_hidden = False  # nothing on its disk tells of it, and nobody has told it yet
+        self.loss_is_remembered = False  # but other nodes do: it is told before it could act on it
         self.commit_index = 0
         self.held = (0, 0)  # (acknowledged index, cuts) at which its disk was seen to be right
         self.takeovers: set[int] = set()  # versions that this life has proposed itself at
@@ -44,6 +73,7 @@ class Node:
         self.clock_rate = clockwork.between(*CLOCK_RATES)
         self.tick_ms = clockwork.between(14, 24)
         self.replica: Replica
+        self.confirmations: Confirmations
         self._clock_offset = clockwork.between(0, 1e6)
         self._backlog: list[tuple[Callable[..., None], tuple[Any, ...], dict[str, Any]]] = []
         self._torn = False
@@ -58,6 +88,7 @@ class Node:
             fx.MarkDamaged: self._mark_damaged,
             fx.ClearMarks: self._clear_damaged,
             fx.Commit: self._commit,
+            fx.Confirmed: self._confirmed,
             fx.Propose: self._propose,
             fx.ReadLog: self._read_log,
             fx.SendSnapshot: self._send_snapshot,
@@ -75,7 +106,7 @@ class Node:
         return self._clock_offset + self.clock_rate * self.clockwork.now
 
     def set_clock_rate(self, rate: float) -> None:
-        """Let the clock go on from where it is, faster or slower."""
+        """Let the clock go on from where it is, faster, slower, or (0) not at all."""
         self._clock_offset += (self.clock_rate - rate) * self.clockwork.now
         self.clock_rate = rate
 
@@ -102,6 +133,7 @@ class Node:
             self.clock(),
             world.takeover_order,
         )
+        self.confirmations = Confirmations(self.replica, self._not_primary)
         if self.service is not None:
             self.service.start()
         if clockwork.tracing:
@@ -137,9 +169,13 @@ class Node:
         self.world.network.forget(self)
         self.oracle.check_holds_committed(self)
 
-    def hide_loss(self) -> None:
-        """What the crash took leaves no trace on the disk: its directory is an old copy."""
+    def hide_loss(self, *, remembered: bool = False) -> None:
+        """What the crash took leaves no trace on the disk: its directory is an old copy.
+
+        `remembered`: nodes without that data know that it was there (decision 18).
+        """
         self.loss_is_hidden, self._torn = True, False
+        self.loss_is_remembered = remembered
 
     def pause(self) -> None:
         """Stop the process; what arrives meanwhile waits."""
@@ -189,6 +225,8 @@ class Node:
         if replica.primary is not None:
             self._count_situations(replica.primary)
         self._carry_out(replica.on_tick(now_ms, disk_stalled=stalled))
+        self.world.agreement.tell(self)
+        self.confirmations.expire()
         if self.service is not None:
             self.service.on_tick()
 
@@ -199,8 +237,8 @@ class Node:
             seen["waited for own promise"] += 1
         if primary.is_open and self.clock() >= primary.lease_until_ms():
             seen["lease expired"] += 1
-        if primary._abdicating:
-            seen["abdication"] += 1
+        if primary.in_sync.giving_way:
+            seen["gave way"] += 1
         if len(primary.view.in_sync) < self.world.bounds.min_in_sync:
             seen["too few in sync"] += 1
 
@@ -231,6 +269,20 @@ class Node:
         self._carry_out(self.replica.on_view(view))
         if self.service is not None:
             self.service.on_view()
+
+    def on_reminder(self, epoch: int, index: int) -> None:
+        """Another node remembers that this one had that entry committed."""
+        was_damaged = self.replica.core.damaged
+        self._carry_out(self.replica.on_reminder(epoch, index))
+        if self.replica.core.damaged and not was_damaged:
+            self.clockwork.seen["reminded of its loss"] += 1
+            if self.clockwork.tracing:
+                self.clockwork.note(f"{self.id} is reminded of entry {index} of epoch {epoch}")
+            if not self.has_lost:
+                self.oracle.fail(
+                    f"{self.id} is told that it has gone back behind entry {index} of epoch "
+                    f"{epoch}, and its disk has lost nothing"
+                )
 
     def on_answer(self, view: View | None, *, answered: bool) -> None:
         """A proposal has ended."""
@@ -272,6 +324,21 @@ class Node:
         self._carry_out(replica.append(record))
         return True
 
+    def confirm(self, waiting: Confirmation | None = None) -> None:
+        """Ask whether this node is the primary still, as a read does that rests on no clock."""
+        if self.is_up and not self.paused:
+            self._carry_out(self.confirmations.ask(Confirming(self, waiting)))
+
+    def _confirmed(self, effect: fx.Confirmed) -> None:
+        self.clockwork.seen["confirmed"] += 1
+        if self.clock_rate == 0.0 or not self.replica.may_serve(self.clock()):
+            self.clockwork.seen["confirmed without a clock or a lease"] += 1
+        self.confirmations.confirmed(effect.number)
+
+    def _not_primary(self) -> NotPrimaryError:
+        primary = self.replica.view.primary if self.replica.view else ""
+        return NotPrimaryError("no_primary", f"{self.id} does not serve", primary)
+
     def hand_over(self, to: str) -> None:
         """Ask for a handover."""
         if not self.is_up or self.paused or self.replica.primary is None:
@@ -303,6 +370,7 @@ class Node:
                 self.world.agreement.cut_off_for_good.discard(self.id)
                 self.world.agreement.reconnect(self.id)
             self.has_lost = core.suspect or core.damaged or self.loss_is_hidden
+            self.loss_is_remembered = self.loss_is_remembered and self.has_lost
         self.oracle.check_node(self)
 
     def _send(self, effect: fx.Send) -> None:
@@ -384,6 +452,7 @@ class Node:
 
     def _step_down(self, effect: fx.StepDown) -> None:
         self.clockwork.seen["step down"] += 1
+        self.confirmations.step_down()
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} steps down from epoch {effect.epoch}")
 

@@ -9,10 +9,10 @@ from unittest.mock import patch
 from pysyncobj.node import Node
 
 from election.pysyncobj_adapter import wire
-from election.pysyncobj_adapter.core import RaftCore
 from election.pysyncobj_adapter.files import Disk
-from election.pysyncobj_adapter.machine import Machine
+from election.pysyncobj_adapter.raft_core import RaftCore
 from election.pysyncobj_adapter.storage import Storage
+from election.pysyncobj_adapter.view_machine import Machine
 from tests.sim import consensus_mutants as same
 from tests.sim.mutant import Mutant, Patch
 

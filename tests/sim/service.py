@@ -1,7 +1,8 @@
 """The production service on a simulated node: executor, pipeline and key-value store.
 
-What `datapath.engine` does between the replica and the pipeline is done here on simulated time. The
-store is in memory: committed entries make it, and a crash throws it back to some applied index.
+What `datapath.node.engine` does between the replica and the pipeline is done here on simulated
+time. The store is in memory: committed entries make it, and a crash throws it back to some applied
+index.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from cluster.kv import KeyValue
-from datapath import effects as fx
-from datapath.environment import SPACES
+from cluster.services.kv import KeyValue
 from datapath.errors import OperationError, SafetyError
-from datapath.executor import Executor, ReadView
+from datapath.execution.executor import Executor, ReadView
+from datapath.execution.pipeline import Pipeline
 from datapath.operations import Operation, Query, QueryResult, Sink
-from datapath.pipeline import Pipeline
+from datapath.protocol import effects as fx
 from datapath.records import Entry, Record
+from datapath.storage.environment import SPACES
+from tests.sim.questions import Questions
 
 if TYPE_CHECKING:
     from tests.sim.node import Node
@@ -30,7 +32,7 @@ Spaces = list[dict[bytes, bytes]]
 
 
 class MemoryStore:
-    """A replica's state: what `datapath.store.Store` is to the executor and the pipeline.
+    """A replica's state: what `datapath.storage.store.Store` is to the executor and the pipeline.
 
     It remembers how it came about, from the last snapshot on, to be thrown back by a crash.
     """
@@ -117,6 +119,7 @@ class NodeService:
         self.pipeline: Pipeline
         self.executor: Executor
         self.read_view: ReadView
+        self._questions: dict[bool, Questions] = {}
         # Each effect does first what it does on a node without a service.
         self._also(fx.WriteRecords, lambda effect: self.pipeline.on_written(effect.records))
         self._also(fx.TruncateLog, lambda effect: self.pipeline.on_truncated(effect.from_index))
@@ -155,6 +158,7 @@ class NodeService:
         self._snapshots.clear()
         self.executor = Executor(self.kv, self.store, node.world.bounds.client_table, node.clock)
         self.read_view = ReadView(self.store)
+        self._questions = {kind: Questions(node, confirmed=kind) for kind in (False, True)}
         life = node.life
         self.pipeline = Pipeline(
             node.id,
@@ -167,6 +171,7 @@ class NodeService:
             append=self._append,
             why_not_serving=lambda: f"{node.id} does not serve",
             spawn=_no_tasks,
+            confirm=node.confirm if node.world.bounds.confirm_reads else None,
             clock=node.clock,
             call_soon=lambda action: self._soon(life, action),
         )
@@ -236,6 +241,10 @@ class NodeService:
         except OperationError as problem:
             sink.set_exception(problem)
 
+    def needs_confirmation(self, query: Query) -> bool:
+        """Whether a read may not rest on the leases, as asked for or as configured."""
+        return query.consistency == "confirmed" or self._node.world.bounds.confirm_reads
+
     def query(self, query: Query) -> QueryResult:
         """Read as the engine does. Raises NotPrimaryError if this node does not serve."""
         replica = self._node.replica
@@ -251,6 +260,10 @@ class NodeService:
         """Run a query on what is applied here."""
         value = self.kv.queries[query.method](self.read_view, *query.args)
         return QueryResult(value, self.store.applied_index, self._node.replica.epoch, self._node.id)
+
+    def questions(self, query: Query) -> Questions:
+        """Return what a read at this backup has to join."""
+        return self._questions[query.consistency == "confirmed"]
 
     def read_index(self) -> tuple[int, int]:
         """Return (epoch, commit index) if this node serves. Raises NotPrimaryError."""

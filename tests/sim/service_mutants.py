@@ -7,26 +7,28 @@ from collections.abc import Sequence
 from typing import Any
 from unittest.mock import patch
 
-from datapath import accepted as accepted_module
-from datapath.accepted import Accepted
 from datapath.clock import clock_ms
-from datapath.disk import DiskWorker
-from datapath.engine import Engine
-from datapath.log import Log
-from datapath.pipeline import Pipeline
-from datapath.read_index import ReadIndex
+from datapath.execution.pipeline import Pipeline
+from datapath.node.catch_up import Snapshots
+from datapath.node.engine import Engine
+from datapath.node.read_index import ReadIndex
+from datapath.protocol.replica import Replica
 from datapath.records import Record
-from datapath.replica import Replica
-from datapath.requests import Call, Caller, NoAnswerError, NotSentError, Return
-from datapath.snapshots import Snapshots
-from datapath.store import Store
-from datapath.transfer import Offer
+from datapath.storage import accepted as accepted_module
+from datapath.storage.accepted import Accepted
+from datapath.storage.log import Log
+from datapath.storage.log_writer import DiskWorker
+from datapath.storage.store import Store
+from datapath.transport.caller import Caller
+from datapath.transport.calls import Call, NoAnswerError, NotSentError, Return
+from datapath.transport.snapshot_transfer import Offer
 from tests.sim.mutant import Mutant, Patch
 
-ENGINE = "tests/integration/engine/test_visibility.py::"
-READS = "tests/integration/engine/test_reads_on_backups.py::"
-STORAGE = "tests/unit/storage/"
-REPLICA = "tests/unit/replica/"
+ENGINE = "tests/integration/datapath/node/test_visibility.py::"
+READS = "tests/integration/datapath/node/test_reads_on_backups.py::"
+STORAGE = "tests/unit/datapath/storage/"
+NODE = "tests/unit/datapath/node/"
+REPLICA = "tests/unit/datapath/node/"
 
 
 def _d2_early_answers_tell_of_others() -> list[Patch]:
@@ -41,7 +43,7 @@ def _d2_early_answers_tell_of_others() -> list[Patch]:
 
 
 def _d8_the_payload_is_not_compared() -> list[Patch]:
-    return [patch("datapath.executor.fingerprint", lambda _: b"")]
+    return [patch("datapath.execution.executor.fingerprint", lambda _: b"")]
 
 
 def _d9_reported_before_the_sync() -> list[Patch]:
@@ -182,7 +184,7 @@ SERVICE_MUTANTS = (
     ),
     Mutant(
         "D2", "recovery takes the whole log for committed", _d2_the_whole_log_is_committed,
-        unit=STORAGE + "test_storage.py"
+        unit=NODE + "test_replica_disk.py"
         "::test_recovery_applies_what_is_known_to_be_committed_and_nothing_else",
     ),
     Mutant(
@@ -191,8 +193,7 @@ SERVICE_MUTANTS = (
         "::test_a_primary_of_an_older_epoch_is_refused",
     ),
     Mutant(
-        "D4", "reads join an older question", _d4_reads_join_an_older_question,
-        unit=READS + "test_a_read_does_not_use_the_answer_to_an_older_question",
+        "D4", "reads join an older question", _d4_reads_join_an_older_question, clients=True,
     ),
     Mutant(
         "D4", "a read index needs no lease", _d4_a_read_index_without_a_lease,
@@ -204,12 +205,12 @@ SERVICE_MUTANTS = (
     ),
     Mutant(
         "D8", "a write without a key is sent again", _d8_no_answer_means_not_sent,
-        unit="tests/integration/engine/test_sent_again.py"
+        unit="tests/integration/datapath/node/test_sent_again.py"
         "::test_a_write_without_a_key_is_sent_once_and_its_outcome_unknown",
     ),
     Mutant(
         "D9", "the log goes before its store is flushed", _d9_the_log_is_trimmed_before_the_flush,
-        unit=STORAGE + "test_storage.py"
+        unit=NODE + "test_replica_disk.py"
         "::test_what_the_store_has_not_on_disk_stays_in_the_log",
     ),
     Mutant(

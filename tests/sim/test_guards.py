@@ -9,8 +9,8 @@ import pytest
 from tests.sim.guards import MODULES, NOTHING, Break, _function, breaks, explained, verdicts
 
 EXAMPLE = (
-    "datapath.core:Core.truncate: from_index <= self.commit_index -> false",
-    "datapath.logindex:LogIndex.trim: epoch is None -> true",
+    "datapath.protocol.state:Core.truncate: from_index <= self.commit_index -> false",
+    "datapath.protocol.log_index:LogIndex.trim: epoch is None -> true",
 )
 
 
@@ -32,7 +32,7 @@ def test_each_break_lies_in_a_function_that_can_be_replaced() -> None:
 def test_conditions_are_forced_and_their_operands_left_out() -> None:
     changes = {
         broken.change
-        for broken in breaks("datapath.read_index")
+        for broken in breaks("datapath.node.read_index")
         if broken.function == "ReadIndex.ask"
     }
     assert changes == {"true", "false", "without self._asking", "without not self._waiting"}

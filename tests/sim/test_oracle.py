@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from datapath.core import Recovered
+from datapath.protocol.state import Recovered
 from tests.sim.clockwork import ViolationError
 from tests.sim.disk import Disk
 from tests.sim.node import Node

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from datapath.client_table import ClientTableBounds
-from datapath.settings import Bounds, Timing
+from datapath.settings import Bounds, ClientTableBounds, Timing
 from election.view import AddMember, Member, View
 from tests.sim.agreement import Agreement
 from tests.sim.clockwork import Clockwork
@@ -56,12 +55,15 @@ class World:
         all_in_sync: bool = False,
         n_witnesses: int = 1,
         has_service: bool = False,
+        clocks_stop: bool = False,
     ) -> None:
         self.clockwork = Clockwork(seed, trace=trace)
         self.has_service = has_service  # whether nodes serve clients (tests.sim.clients)
+        self.clocks_stop = clocks_stop  # whether clocks may stand still: no read rests on leases
         self.timing = timing or Timing()
         self.bounds = Bounds(
             min_in_sync=min_in_sync,
+            confirm_reads=clocks_stop,
             recent_records_bytes=3000 if has_service else 600,
             max_append_bytes=2000 if has_service else 400,
             max_peer_inflight_bytes=6000 if has_service else 1200,
@@ -73,6 +75,7 @@ class World:
         self.snapshot_failure_rate = 0.0
         self.snapshot_ms = 150.0
         self.oracle = Oracle(self.clockwork, min_in_sync)
+        self.oracle.clocks_hold = not clocks_stop
         self.network = Network(self.clockwork)
         names = "abcdefgh"[:n_nodes]
         members = [make_member(name) for name in names[: n_members or n_nodes]]
@@ -136,6 +139,8 @@ class World:
             if node.disk.stalled_since is not None:
                 node.disk.resume()
             agreement.reconnect(node.id)
+            if node.clock_rate == 0.0:
+                node.set_clock_rate(1.0)
             if not node.is_up:
                 node.start()
             node.resume()

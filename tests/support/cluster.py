@@ -10,8 +10,8 @@
     finally:
         cluster.end()
 
-Each node is `python -m cluster.cli serve` in a session of its own; what it prints goes to a file.
-Nothing here waits for a fixed time: conditions are polled until a generous deadline.
+Each node is `python -m cluster.cli.main serve` in a session of its own; what it prints goes to a
+file. Nothing here waits for a fixed time: conditions are polled until a generous deadline.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from typing import IO, Any, Self, TypeVar, overload
 
 import msgspec
 
-from cluster.client import (
-    Client,
+from cluster.client.aio import AsyncClient
+from cluster.client.errors import (
     ClientError,
     NotAppliedError,
     PreconditionFailedError,
@@ -128,7 +128,7 @@ class NodeProcess:
     def __init__(self, node: str, log_path: Path) -> None:
         self.node = node
         self.log_path = log_path
-        self.command: Sequence[str] = (sys.executable, "-m", "cluster.cli")
+        self.command: Sequence[str] = (sys.executable, "-m", "cluster.cli.main")
         self._popen: subprocess.Popen[bytes] | None = None
         self._log_start = 0
         self.paused = False
@@ -247,12 +247,14 @@ class Cluster:
         routes: Mapping[tuple[str, str], Mapping[str, str]] | None = None,
         secret: str = SECRET,
         name: str = "test",
+        reads: str = "leased",
         data: Mapping[str, Path] | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.name = name
         self.secret = secret
+        self.reads = reads
         self.limits = dict(limits or {})
         self.timing = dict(timing or {})
         self.routes = {pair: dict(route) for pair, route in (routes or {}).items()}
@@ -277,7 +279,7 @@ class Cluster:
     def write_config(self, path: Path | None = None, *, secret: str | None = None) -> Path:
         """Write the configuration file (again) after a change."""
         path = path or self.config_path
-        lines = ["[cluster]", f"name = {json.dumps(self.name)}"]
+        lines = ["[cluster]", f"name = {json.dumps(self.name)}", f'reads = "{self.reads}"']
         if secret := (self.secret if secret is None else secret):
             lines.append(f"secret = {json.dumps(secret)}")
         for node, spec in self.specs.items():
@@ -427,10 +429,10 @@ class Cluster:
         timeout_ms: int = 20_000,
         max_connections: int = 64,
         discover: bool = True,
-    ) -> Client:
+    ) -> AsyncClient:
         """Return a client of these nodes (default: all); use it as a context manager."""
         urls = [self.url(node) for node in nodes or tuple(self.specs)]
-        return Client(
+        return AsyncClient(
             urls, timeout_ms=timeout_ms, max_connections=max_connections, discover=discover
         )
 
@@ -517,7 +519,7 @@ class Ack(msgspec.Struct, frozen=True, gc=False):
 
 
 class Writer:
-    """Writes in the background, through `cluster.client`, and remembers every outcome.
+    """Writes in the background, through `cluster.client.aio`, and remembers every outcome.
 
     Each of `tasks` writers makes new keys, one after the other, each with "only if absent": an
     acknowledgement that is lost, a write that is applied twice, and an untruthful "not applied"

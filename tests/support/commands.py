@@ -32,7 +32,7 @@ async def start(
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "cluster.cli",
+        "cluster.cli.main",
         *map(str, arguments),
         stdin=stdin,
         stdout=PIPE,

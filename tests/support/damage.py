@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datapath.records import frame_length, make_record, parse_record
-from datapath.segment import SEGMENT_HEADER_SIZE_BYTES, SYNC_MARK_SIZE_BYTES
+from datapath.storage.segment import SEGMENT_HEADER_SIZE_BYTES, SYNC_MARK_SIZE_BYTES
 
 
 def segments(directory: Path) -> list[Path]:

@@ -16,8 +16,8 @@ from typing import Literal
 
 import msgspec
 
-from cluster.http_api import HttpApi, HttpSettings
-from cluster.kv import KeyValue
+from cluster.api.routes import HttpApi, HttpSettings
+from cluster.services.kv import KeyValue
 from datapath.errors import NotPrimaryError, OperationError, StorageFullError, UnknownOutcomeError
 from datapath.operations import ClusterStatus, Digest, Operation, Query, QueryResult, Result, Sink
 from election.identity import Addresses

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from datapath.clock import clock_ms
-from datapath.datadir import DataDirectory
-from datapath.engine import Engine
-from datapath.gateway import Gateway
-from datapath.link import LinkHandler
-from datapath.mesh import REPLICATE, REQUEST, SNAPSHOT, Mesh
+from datapath.node.engine import Engine
+from datapath.node.gateway import Gateway
+from datapath.node.replica_disk import Storage
 from datapath.operations import Operation, Query, QueryResult, Result
 from datapath.service import Service
 from datapath.settings import Bounds, Timing
-from datapath.storage import Storage
-from datapath.transfer_receive import SnapshotReceiver
+from datapath.storage.data_directory import DataDirectory
+from datapath.transport.link import LinkHandler
+from datapath.transport.mesh import REPLICATE, REQUEST, SNAPSHOT, Mesh
+from datapath.transport.snapshot_receiver import SnapshotReceiver
 from election.registry import PeerRegistry
 from election.static import StaticGroup
 from election.view import Bootstrap, Member, apply_change

@@ -7,8 +7,8 @@ import sys
 
 import uvloop
 
-from cluster.http_api import HttpApi
-from cluster.kv import KeyValue
+from cluster.api.routes import HttpApi
+from cluster.services.kv import KeyValue
 from tests.support.local_node import LocalNode
 
 

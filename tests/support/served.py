@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from cluster.http_api import HttpApi
+from cluster.api.routes import HttpApi
 from tests.support.local_node import LocalNode
 
 

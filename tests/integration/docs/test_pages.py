@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import load_config
+from cluster.config.file import load_config
 from tests.support.cluster import Cluster
 from tests.support.pages import KINDS, ROOT, PageShell, Step, blocks_of, judge, pages, steps_of
 

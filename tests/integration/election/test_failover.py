@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from election.agreement import AgreementFailedError, Committed
-from election.pysyncobj_adapter.ballot import ORPHAN_PATIENCE_S
+from election.pysyncobj_adapter.pre_vote import ORPHAN_PATIENCE_S
 from election.view import Confirm
 from tests.integration.election.election_groups import Group, Mode, Proxy, group, processes, until
 

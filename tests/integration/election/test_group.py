@@ -11,7 +11,7 @@ import pytest
 from election.agreement import Committed, Refused, Unknown
 from election.pysyncobj_adapter import PySyncObjAgreement
 from election.pysyncobj_adapter.errors import AddressInUseError, DirectoryInUseError
-from election.pysyncobj_adapter.machine import Propose, encode_command
+from election.pysyncobj_adapter.view_machine import Propose, encode_command
 from election.view import AddToInSync, Bootstrap, Confirm, TakeOver, View
 from tests.integration.election.election_groups import (
     Group,

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from election.agreement import AgreementFailedError
 from election.pysyncobj_adapter import wire
-from election.pysyncobj_adapter.core import RaftCore
 from election.pysyncobj_adapter.errors import RolledBackError, StorageFullError
-from election.pysyncobj_adapter.machine import Answer
-from election.pysyncobj_adapter.runner import Runner
+from election.pysyncobj_adapter.raft_core import RaftCore
+from election.pysyncobj_adapter.raft_thread import Runner
 from election.pysyncobj_adapter.settings import AgreementSettings
+from election.pysyncobj_adapter.view_machine import Answer
 from election.view import Member, View
 from tests.sim.clockwork import ViolationError
 from tests.sim.consensus.disk import SimulatedDisk
@@ -265,6 +265,9 @@ class Node:
             self.published = view
         for answer in answers:
             self.world.operators.on_answer(self, answer)
+
+    def on_remembered(self, epoch: int, index: int) -> None:
+        """Do nothing: there is no data here."""
 
     def on_failed(self, error: AgreementFailedError) -> None:
         """The member is broken: by a fault of its disk, or else this is a violation."""

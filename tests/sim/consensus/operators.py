@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from election.pysyncobj_adapter.machine import Answer, Propose, Read, encode_command
+from election.pysyncobj_adapter.view_machine import Answer, Propose, Read, encode_command
 from election.view import (
     AddMember,
     AddToInSync,

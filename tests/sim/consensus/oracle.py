@@ -11,8 +11,8 @@ from election.pysyncobj_adapter import journal as journal_module
 from election.pysyncobj_adapter import progress_mark, wire
 from election.pysyncobj_adapter.files import unseal
 from election.pysyncobj_adapter.journal import Entry
-from election.pysyncobj_adapter.machine import Answer, Machine, changed_members
 from election.pysyncobj_adapter.members import membership_change
+from election.pysyncobj_adapter.view_machine import Answer, Machine, changed_members
 from election.view import View
 from tests.sim.clockwork import Clockwork, ViolationError
 from tests.sim.consensus.disk import File

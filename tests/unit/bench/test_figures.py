@@ -18,7 +18,7 @@ from bench.spec import Bucket
 from bench.tradeoffs import DETECTORS, timing
 from bench.trier import Tries, Try
 from bench.unordered import diverged
-from cluster.config import load_config
+from cluster.config.file import load_config
 
 MS = 1_000_000
 

@@ -1,0 +1,52 @@
+"""Who may ask for what changes the cluster itself: its members, its primary.
+
+Until there are roles, it is whoever runs programs on a node's own machine (`[api] admin_from`). The
+addresses of the connection's two ends decide, and never what a header says of them. A request that
+has come through a proxy is not from this machine, whatever its connection's address: such headers
+only ever take the permission away.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Container
+
+from cluster.api.problems import Problem
+from cluster.config.model import AdminFrom
+
+PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
+
+
+def check_admin(
+    admin_from: AdminFrom, remote: str | None, local: str | None, headers: Container[str]
+) -> None:
+    """Raise Problem if a request may not change the cluster.
+
+    `remote` and `local` are the IP addresses of the connection's two ends.
+    """
+    if admin_from == "any":
+        return
+    named = [name for name in PROXY_HEADERS if name in headers]
+    if is_same_machine(remote, local) and not named:
+        return
+    origin = f"through a proxy ({named[0]})" if named else f"from {remote or 'an unknown address'}"
+    raise Problem(
+        "admin_forbidden",
+        f"this request came {origin}, and nodes are removed and primaries changed only from the "
+        "node's own machine: run the command there, with that node as the only endpoint; or set "
+        'admin_from = "any" in [api] of the configuration file, where everybody who reaches this '
+        "port may do so",
+    )
+
+
+def is_same_machine(remote: str | None, local: str | None) -> bool:
+    """Whether a connection never left this machine: loopback, or one address at both ends.
+
+    A packet from outside that bears this machine's own address is dropped by its kernel.
+    """
+    try:
+        ends = [ipaddress.ip_address((end or "").partition("%")[0]) for end in (remote, local)]
+    except ValueError:
+        return False
+    theirs, ours = (getattr(end, "ipv4_mapped", None) or end for end in ends)
+    return bool(theirs.is_loopback or theirs == ours)

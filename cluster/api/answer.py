@@ -1,0 +1,274 @@
+"""Answers: one prepared block of bytes each, instead of aiohttp's header dictionaries.
+
+aiohttp asks of a response that it can `prepare` and `write_eof` itself and says `keep_alive`. An
+`Answer` does that with a head joined from prebuilt parts and one write to the transport: about a
+third less work per request than `web.Response`, which is most of what the API layer costs.
+Nothing from a client reaches a head, so that none of it needs to be checked for line breaks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import fcntl
+import struct
+import termios
+import time
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Protocol, cast
+
+from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.web import BaseRequest
+
+from cluster.api.memory import Memory, Share
+from datapath.turns import Turns
+
+JSON = b"application/json"
+PROBLEM = b"application/problem+json"
+BYTES = b"application/octet-stream"
+
+ANSWER_TIMEOUT_S = 30.0
+"""How long a client may take no byte of its answer before the connection is cut."""
+LOOK_INTERVAL_S = 0.25
+"""How often it is looked at whether a client takes its answer."""
+LARGE_ANSWER_SIZE_BYTES = 64 * 1024
+"""A larger answer is given only while there is room to hold it."""
+TOO_MUCH_HELD = (
+    "this node holds as much of its clients' bodies and answers as it may: try again later, and "
+    "read answers as they come"
+)
+_ONE_WRITE_SIZE_BYTES = 16 * 1024
+
+_STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode("ascii")
+    for status in HTTPStatus
+}
+
+
+class Server(Protocol):
+    """What an answer needs of the server whose connection it goes to."""
+
+    memory: Memory
+    turns: Turns
+
+
+class _Clock:
+    """The Date header line, made once a second."""
+
+    second = 0
+    line = b""
+
+
+def _date_line() -> bytes:
+    now = int(time.time())
+    if now != _Clock.second:
+        _Clock.second = now
+        _Clock.line = f"Date: {email.utils.formatdate(now, usegmt=True)}\r\n".encode("ascii")
+    return _Clock.line
+
+
+class Answer(web.StreamResponse):
+    """A whole answer. `headers` are header lines, each ending in CR LF.
+
+    `body` None is a status that has no body (304). `closes` ends the connection after it.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        body: bytes | None,
+        content_type: bytes = JSON,
+        headers: bytes = b"",
+        *,
+        closes: bool = False,
+    ) -> None:
+        super().__init__(status=status)
+        self._answer_body = body
+        self.size_bytes = 0 if body is None else len(body)
+        """How much of the answer is held until the client has taken it."""
+        self.is_large = self.size_bytes > LARGE_ANSWER_SIZE_BYTES
+        """Whether it is given only while there is room to hold it."""
+        self._answer_headers = headers
+        self._answer_type = content_type
+        self.closes = closes
+        self._request: BaseRequest | None = None
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the connection serves another request."""
+        request = self._request
+        return not self.closes and (request is None or request.keep_alive)
+
+    async def prepare(self, request: BaseRequest) -> AbstractStreamWriter | None:
+        """Take the request that this answers."""
+        self._request = request
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:  # noqa: ARG002 -- aiohttp's signature
+        """Send everything. Raises ConnectionResetError if the client has gone."""
+        request = self._request
+        if request is None:
+            raise RuntimeError("write_eof before prepare")
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client has closed the connection")
+        head, body = self._head(self.keep_alive, request.version), self._answer_body
+        if body is None or request.method == "HEAD":
+            transport.write(head)
+        elif len(body) <= _ONE_WRITE_SIZE_BYTES:
+            transport.write(head + body)
+        else:
+            transport.write(head)
+            transport.write(body)
+        if request.protocol.writing_paused:
+            memory = _server_of(request).memory
+            share = memory.hold(transport.get_write_buffer_size(), transport.abort)
+            try:
+                await _drain(request, transport, share)
+            finally:
+                share.resize(0)
+
+    def as_bytes(self, *, closes: bool) -> bytes:
+        """Return the whole answer to a request of HTTP/1.1 that was not HEAD."""
+        head = self._head(not closes, HttpVersion11)
+        return head if self._answer_body is None else head + self._answer_body
+
+    @property
+    def _content_size_bytes(self) -> int:
+        return self.size_bytes
+
+    def _head(self, keep_alive: bool, version: HttpVersion) -> bytes:
+        lines = _STATUS_LINES[self.status] + self._answer_headers + _date_line()
+        if self._answer_body is not None:
+            lines += b"Content-Type: %b\r\nContent-Length: %d\r\n" % (
+                self._answer_type,
+                self._content_size_bytes,
+            )
+        if not keep_alive:
+            return lines + b"Connection: close\r\n\r\n"
+        if version == HttpVersion10:
+            return lines + b"Connection: keep-alive\r\n\r\n"
+        return lines + b"\r\n"
+
+
+class PagedAnswer(Answer):
+    """An answer that is made while it is sent: a piece in a turn, as the client takes them.
+
+    `pieces` come to `length` bytes. `share` is what its making holds; given back at the end.
+    """
+
+    def __init__(
+        self,
+        pieces: Iterator[bytes],
+        length: int,
+        share: Share,
+        content_type: bytes,
+        headers: bytes,
+    ) -> None:
+        super().__init__(200, b"", content_type, headers)
+        self._pieces = pieces
+        self._length = length
+        self._share = share
+
+    async def write_eof(self, data: bytes = b"") -> None:  # noqa: ARG002 -- aiohttp's signature
+        """Send everything. Raises ConnectionResetError if the client has gone."""
+        request = self._request
+        if request is None:
+            raise RuntimeError("write_eof before prepare")
+        try:
+            await self._write(request)
+        finally:
+            self._share.resize(0)
+
+    async def _write(self, request: BaseRequest) -> None:
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client has closed the connection")
+        transport.write(self._head(self.keep_alive, request.version))
+        if request.method == "HEAD":
+            return
+        turns = _server_of(request).turns
+        while True:
+            await turns.take()
+            piece = next(self._pieces, None)
+            if piece is None:
+                return
+            if transport.is_closing():
+                raise ConnectionResetError("the client has closed the connection")
+            transport.write(piece)
+            self._share.moved()
+            if request.protocol.writing_paused:
+                await _drain(request, transport, self._share)
+
+    @property
+    def _content_size_bytes(self) -> int:
+        return self._length
+
+
+def _server_of(request: BaseRequest) -> Server:
+    return cast("Server", request.protocol._manager)
+
+
+class Outgoing:
+    """What a client has still to take of what was sent to it, and when it last took something.
+
+    What it acknowledges counts, in the system's buffers too: those hold minutes of a slow client.
+    """
+
+    def __init__(self, transport: asyncio.Transport, now: float) -> None:
+        self._transport = transport
+        self._least_bytes = self._left_bytes()
+        self.moved_at = now
+
+    def look(self, now: float) -> bool:
+        """Look whether it has taken something since the last look."""
+        left_bytes = self._left_bytes()
+        moved = left_bytes < self._least_bytes
+        if moved:
+            self._least_bytes = left_bytes
+            self.moved_at = now
+        return moved
+
+    def has_stopped(self, now: float) -> bool:
+        """Whether it has taken nothing for so long that it is cut off."""
+        return now - self.moved_at >= ANSWER_TIMEOUT_S
+
+    def _left_bytes(self) -> int:
+        left_bytes = self._transport.get_write_buffer_size()
+        connection = self._transport.get_extra_info("socket")
+        try:
+            found = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+        except (OSError, ValueError):  # it is gone
+            return left_bytes
+        (in_system_bytes,) = struct.unpack("i", found)
+        return left_bytes + int(in_system_bytes)
+
+
+async def _drain(request: BaseRequest, transport: asyncio.Transport, share: Share) -> None:
+    """Wait until the client has taken most of the answer, as long as it takes anything."""
+    loop = asyncio.get_running_loop()
+    outgoing = Outgoing(transport, loop.time())
+    draining = loop.create_task(request.writer.drain())
+    try:
+        while not draining.done():
+            await asyncio.wait([draining], timeout=min(LOOK_INTERVAL_S, ANSWER_TIMEOUT_S))
+            if outgoing.look(loop.time()):
+                share.moved()
+            elif outgoing.has_stopped(loop.time()):
+                # A client that asks and never reads would hold its answer's memory for ever.
+                transport.abort()
+                raise ConnectionResetError("the client does not read its answer")
+        draining.result()
+    finally:
+        draining.cancel()
+    share.moved()
+
+
+class NoAnswer(web.StreamResponse):
+    """For a client that has gone: nothing is sent, the connection ends."""
+
+    async def prepare(self, request: BaseRequest) -> AbstractStreamWriter | None:  # noqa: ARG002
+        """Say that there is nobody to answer."""
+        raise ConnectionResetError("the client has closed the connection")

@@ -1,0 +1,85 @@
+"""Range bounds and the cursors that continue a range.
+
+A cursor is opaque to clients: base64url of a CRC-32, then MessagePack [version, next key, start,
+end] with the bounds of the range that it belongs to, so that it works alone or beside the same
+parameters, and never continues another range unnoticed. The checksum catches damage, not forgery:
+a forged cursor reads what its sender could ask for anyway.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import zlib
+
+import msgspec
+
+from cluster.api.problems import Problem
+
+CURSOR_VERSION = 1
+_CHECKSUM_SIZE_BYTES = 4
+
+
+class Bounds(msgspec.Struct, frozen=True, array_like=True):
+    """start <= key < end; `end` None: no upper bound."""
+
+    start: bytes
+    end: bytes | None
+
+
+class _Cursor(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    version: int
+    next_key: bytes
+    start: bytes
+    end: bytes | None
+
+
+_decoder = msgspec.msgpack.Decoder(_Cursor)
+
+
+def make_bounds(prefix: bytes, start: bytes, end: bytes) -> Bounds:
+    """Return the intersection of a prefix and a range; empty ones do not restrict."""
+    low, high = prefix, _after_prefix(prefix)
+    low = max(low, start)
+    if end and (high is None or end < high):
+        high = end
+    return Bounds(low, high)
+
+
+def _after_prefix(prefix: bytes) -> bytes | None:
+    """Return the smallest key above all that begin with `prefix`, which is UTF-8."""
+    # No byte of UTF-8 is 0xff, so that the last byte can always be raised by one.
+    return prefix[:-1] + bytes([prefix[-1] + 1]) if prefix else None
+
+
+def encode_cursor(next_key: bytes, bounds: Bounds) -> str:
+    """Return the cursor at which `bounds` go on."""
+    body = msgspec.msgpack.encode(_Cursor(CURSOR_VERSION, next_key, bounds.start, bounds.end))
+    checksum = zlib.crc32(body).to_bytes(_CHECKSUM_SIZE_BYTES)
+    return base64.urlsafe_b64encode(checksum + body).rstrip(b"=").decode("ascii")
+
+
+def decode_cursor(text: str, bounds: Bounds | None) -> tuple[bytes, Bounds]:
+    """Return the next key and the bounds of the range that the cursor continues.
+
+    `bounds` are what the request says beside the cursor, None if it says nothing. Raises Problem
+    "invalid_cursor".
+    """
+    try:
+        data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        checksum, body = data[:_CHECKSUM_SIZE_BYTES], data[_CHECKSUM_SIZE_BYTES:]
+        if zlib.crc32(body).to_bytes(_CHECKSUM_SIZE_BYTES) != checksum:
+            raise Problem("invalid_cursor", "the cursor is damaged: give it back unchanged")
+        cursor = _decoder.decode(body)
+    except (ValueError, binascii.Error, msgspec.MsgspecError):
+        raise Problem("invalid_cursor", "this is no cursor: give back what a range gave") from None
+    if cursor.version != CURSOR_VERSION:
+        raise Problem("invalid_cursor", "the cursor is of another version of this service")
+    made_for = Bounds(cursor.start, cursor.end)
+    if bounds is not None and bounds != made_for:
+        raise Problem(
+            "invalid_cursor",
+            "the cursor belongs to a range with other prefix, start or end: "
+            "repeat those of the first request, or leave all three out",
+        )
+    return cursor.next_key, made_for

@@ -1,0 +1,560 @@
+"""The express lane: plain requests on keys, answered without aiohttp's request machinery.
+
+A connection starts here. As long as what comes are whole PUT, GET and DELETE requests on keys with
+a plain head (`PLAIN`, `_read_block`), each is recognised, executed and answered in one step, with
+no task and no request object: that is a third of the work. Where the answer has to wait for another
+node (on a backup, say), a task waits for it, and the connection stays here. At the first request
+that is not so plain (another path, a malformed condition, a chunked body, a head in two parts, …)
+the connection, with all that has come on it, is given to aiohttp, and
+stays there. So nothing is parsed here but what has one meaning only, and every refusal is made in
+one place, the ordinary lane: the express lane either serves a request just as that would, or has
+done nothing with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Coroutine
+from time import perf_counter
+from typing import Any, Protocol, cast
+
+import msgspec
+from aiohttp import hdrs
+from multidict import CIMultiDict, CIMultiDictProxy, istr
+
+from cluster.api.answer import TOO_MUCH_HELD, Answer, Outgoing
+from cluster.api.headers import CLUSTER, IDEMPOTENCY_AFTER, IDEMPOTENCY_KEY, Headers
+from cluster.api.hosts import Hosts
+from cluster.api.memory import Memory, Share
+from datapath.complaints import Complaints
+from datapath.errors import OperationError, OverloadedError
+from datapath.node.router import may_repeat
+from datapath.operations import Operation, Result
+from datapath.turns import Turns
+
+MAX_REQUEST_SIZE_BYTES = 64 * 1024
+"""A larger request goes the ordinary way: its body is read piece by piece there."""
+MAX_BACKLOG_BYTES = 256 * 1024
+"""What a client may send ahead of its answer before no more is read."""
+BODY_PATIENCE_S = 0.5
+"""How long a body that has begun is awaited here; the ordinary lane has the real time-out."""
+UNCOUNTED_BACKLOG_BYTES = 4096
+"""What a client may send ahead without its being counted."""
+_MAX_HEAD_SIZE_BYTES = 4096
+_MAX_BLOCKS = 512
+
+KEYS = "/v1/kv/"
+PLAIN = re.compile(
+    rb"(?:PUT|GET|DELETE) /v1/kv/[-A-Za-z0-9._~%!$&'()*+,;=:@/]+"
+    rb"(?:\?[-A-Za-z0-9._~%!$&'()*+,;=:@/?]*)? HTTP/1\.1\r\n"
+)
+# No two parts of it can match the same bytes: a stranger's field is read in one pass.
+_FIELD = re.compile(rb"([-A-Za-z0-9_]+):([\t\x20-\x7e]*)")
+_LENGTH = re.compile(rb"[0-9]{1,6}")
+
+# Framing, hop-by-hop, content codings and what browsers say of pages: the ordinary lane's business.
+_NOT_PLAIN = frozenset(
+    b"content-encoding content-range expect keep-alive origin proxy-connection sec-fetch-mode "
+    b"sec-fetch-site te trailer transfer-encoding upgrade http2-settings".split()
+)
+_CONDITIONS = frozenset(
+    name.lower().encode()
+    for name in (hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, IDEMPOTENCY_KEY, IDEMPOTENCY_AFTER, CLUSTER)
+)
+_NO_HEADERS: Headers = CIMultiDictProxy(CIMultiDict())
+
+
+class Block(msgspec.Struct, frozen=True):
+    """A head's fields: the body's size, the host, and those fields that change what is done."""
+
+    body_size_bytes: int
+    host: str
+    headers: Headers
+
+
+class Write(msgspec.Struct, frozen=True):
+    """A write that may be submitted: `answer` makes its answer of the result."""
+
+    operation: Operation
+    timeout_ms: int
+    answer: Callable[[Result], Answer]
+
+
+class ExpressApi(Protocol):
+    """What the lane needs of the API. Each method returns None for "the ordinary way"."""
+
+    complaints: Complaints
+
+    def express_write(
+        self, method: str, key: str, query: str, headers: Headers, body: bytes
+    ) -> Write | None:
+        """Return what a PUT or DELETE asks for."""
+
+    def express_read(self, key: str, query: str, headers: Headers) -> Answer | None:
+        """Return a GET's answer, if it can be given at once."""
+
+    def submit(self, write: Write, sink: Pending) -> bool:
+        """Give a write to this node's pipeline; False: it has not been taken."""
+
+    async def go_on(self, write: Write, timeout_ms: int, after: OperationError | None) -> Result:
+        """Carry a write out elsewhere, after an attempt that ended so. Raises OperationError."""
+
+    async def read(self, key: str, query: str, headers: Headers) -> Answer:
+        """Return a GET's answer when it can be given. Raises OperationError or Problem."""
+
+    def refuse(self, error: Exception, method: str, target: str) -> Answer:
+        """Return the answer that says why a request has failed."""
+
+    def observe(self, method: str, target: str, answer: Answer, seconds: float) -> None:
+        """Count an answered request."""
+
+
+class Lane(Protocol):
+    """The server that an express connection belongs to."""
+
+    api: ExpressApi
+    idle_timeout_s: float
+    max_body_bytes: int
+    hosts: Hosts
+    has_express_lane: bool
+    draining: bool
+    """Whether the node is about to stop: each connection ends with its next answer."""
+    memory: Memory
+    turns: Turns
+
+    def ordinary(self) -> asyncio.Protocol:
+        """Make aiohttp's protocol for a connection."""
+
+    def may_serve(self, connection: ExpressConnection) -> bool:
+        """Whether a request may be served in this turn of the loop; else `go_on` comes later."""
+
+    def served(self, size_bytes: int) -> None:
+        """An answer of so many bytes was given at once."""
+
+    def joined(self, connection: ExpressConnection) -> None:
+        """A connection is open."""
+
+    def left(self, connection: ExpressConnection) -> None:
+        """A connection is gone, or in the ordinary lane."""
+
+
+class Pending:
+    """A request under way; a write's answer comes here from the pipeline, as to a future."""
+
+    __slots__ = ("_connection", "_done", "method", "started", "target", "write")
+
+    def __init__(
+        self, connection: ExpressConnection, method: str, target: str, write: Write | None
+    ) -> None:
+        self._connection = connection
+        self._done = False
+        self.method = method
+        self.target = target
+        self.write = write
+        self.started = perf_counter()
+
+    def done(self) -> bool:
+        """Whether it has been answered."""
+        return self._done
+
+    def set_result(self, result: Result) -> None:
+        """Answer with what was acknowledged."""
+        self._done = True
+        self._connection.succeeded(self, result)
+
+    def set_exception(self, error: BaseException) -> None:
+        """Answer with a failure, or try on where that is known to be right."""
+        self._done = True
+        self._connection.failed(self, error)
+
+
+class ExpressConnection(asyncio.Protocol):
+    """One connection in the express lane. One request at a time, in the order they came."""
+
+    __slots__ = (
+        "_backlog", "_closing", "_ended", "_gone", "_held", "_input", "_lane", "_more", "_outgoing",
+        "_partial", "_paused_at", "_pending", "_quiet", "_scheduled", "_since", "_task",
+        "_transport", "is_due",
+    )  # fmt: skip
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._transport: asyncio.Transport | None = None
+        self._backlog = b""
+        self._pending: Pending | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._gone: asyncio.Future[None] | None = None
+        self._closing = False
+        self._ended = False  # the client has sent its last byte, and may still read
+        self._quiet = False  # reading is paused: the client sends far ahead
+        self._more = False  # what came with the request that is being served goes on behind it
+        self._partial = False  # the first request in the backlog is not whole
+        self._held: Share | None = None  # answers that the client does not take
+        self._outgoing: Outgoing | None = None
+        self._input: Share | None = None  # requests that wait
+        self.is_due = False  # others are served first in this turn of the event loop
+        self._scheduled = False  # to go on in a later turn of the event loop
+        self._paused_at = 0.0  # since when the client takes none of its answers; 0: it does
+        self._since = 0.0  # the last time that it became idle, or a body began
+
+    @property
+    def gone(self) -> asyncio.Future[None]:
+        """Done when the connection is lost."""
+        if self._gone is None:
+            self._gone = asyncio.get_running_loop().create_future()
+        return self._gone
+
+    # -- asyncio's protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Serve the connection."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        self._since = _now()
+        self._lane.joined(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
+        """Forget the connection; a write under way goes on, its answer has nowhere to go."""
+        self._transport = None
+        self._backlog = b""
+        self._give_back()
+        if self._task is not None and self._pending is not None and self._pending.write is None:
+            self._task.cancel()
+        self._lane.left(self)
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come; while a request is under way, it waits."""
+        self._backlog = self._backlog + data if self._backlog else data
+        if self._pending is None and not self._paused_at and not self._scheduled:
+            self._advance()
+        elif len(self._backlog) > MAX_BACKLOG_BYTES:
+            self._stop_reading()
+        self._count_input()
+
+    def _count_input(self) -> None:
+        """Count what waits here; where all clients together have sent too much, keep none of it.
+
+        What has not been begun is not applied: the answer under way says that it is the last.
+        """
+        size_bytes = len(self._backlog)
+        if self._input is not None:
+            self._input.resize(size_bytes)
+            if not size_bytes:
+                self._input = None
+        elif size_bytes > UNCOUNTED_BACKLOG_BYTES:
+            self._input = self._lane.memory.hold(size_bytes)
+        if self._input is None or self._lane.memory.make_room():
+            return
+        if self._pending is not None:
+            self._backlog = b""
+            self._input.resize(0)
+            self._input = None
+            self._stop_reading()
+            self.close()
+        elif self._partial:
+            self._leave()  # its body is refused there
+        else:
+            self._stop_reading()
+
+    def _stop_reading(self) -> None:
+        if self._transport is not None and not self._quiet:
+            self._quiet = True
+            self._transport.pause_reading()
+
+    def _give_back(self) -> None:
+        """Hold nothing any more."""
+        for share in (self._held, self._input):
+            if share is not None:
+                share.resize(0)
+        self._held = self._input = self._outgoing = None
+
+    def eof_received(self) -> bool:
+        """The client sends no more; what it has sent whole is answered before the end."""
+        self._ended = True
+        if self._pending is None and not self._paused_at:
+            self._advance()  # between an answer and the turn in which the next request begins
+        return self._transport is None or self._pending is not None or bool(self._backlog)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way, or has begun to arrive."""
+        return self._pending is not None or bool(self._backlog)
+
+    def pause_writing(self) -> None:
+        """The client does not take its answers as fast as it asks: serve it no more for now."""
+        self._paused_at = _now()
+        transport = self._transport
+        if transport is not None:
+            self._outgoing = Outgoing(transport, self._paused_at)
+            self._held = self._lane.memory.hold(transport.get_write_buffer_size(), transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._paused_at = 0.0
+        if self._held is not None:
+            self._held.resize(0)
+            self._held = self._outgoing = None
+        if self._pending is None:
+            self._go_on_reading()
+
+    # -- requests
+
+    def _advance(self) -> None:
+        """Serve what waits, until one is under way, more has to come, or others are due."""
+        data, at = self._backlog, 0
+        size: int | None = 1
+        while size and at < len(data) and self._may_serve() and self._lane.may_serve(self):
+            size = self._serve_one(data, at)
+            at += size or 0
+        self._backlog = data[at:] if at else data
+        if size == 0:
+            self._leave()
+        elif size is None and self._ended and self._transport is not None:
+            self._transport.close()  # the body will never be complete
+
+    def _may_serve(self) -> bool:
+        transport = self._transport
+        return not (
+            self._pending is not None
+            or self._paused_at
+            or self._closing
+            or transport is None
+            or transport.is_closing()
+        )
+
+    def _serve_one(self, data: bytes, at: int) -> int | None:
+        """Serve the request at `at`, and return its size; 0: not plain; None: it is not whole."""
+        line = PLAIN.match(data, at, at + _MAX_HEAD_SIZE_BYTES)
+        end = data.find(b"\r\n\r\n", at, at + _MAX_HEAD_SIZE_BYTES)
+        if line is None or end < line.end() - 2 or not self._lane.has_express_lane:
+            return 0
+        block = _read_block(data[line.end() : end + 2])
+        if block is None or block.body_size_bytes > self._lane.max_body_bytes:
+            return 0
+        if not self._lane.hosts.allows(block.host):
+            return 0
+        stop = end + 4 + block.body_size_bytes
+        if len(data) < stop:
+            if not self._partial:
+                self._partial, self._since = True, _now()
+            return None
+        self._partial = False
+        method, target, _ = line[0].decode().split(" ")
+        self._more = stop < len(data)
+        taken = self._serve(method, target, block.headers, data[end + 4 : stop])
+        return stop - at if taken else 0
+
+    def _serve(self, method: str, target: str, headers: Headers, body: bytes) -> bool:
+        lane = self._lane
+        key, _, query = target[len(KEYS) :].partition("?")
+        if method == "GET":
+            started = perf_counter()
+            answer = lane.api.express_read(key, query, headers)
+            if answer is None:  # it has to wait: for the primary, say
+                self._pending = pending = Pending(self, method, target, None)
+                self._start(self._read(pending, key, query, headers))
+            elif answer.is_large:
+                self._pending = pending = Pending(self, method, target, None)
+                self._start(self._send_in_turn(pending, answer))
+            else:
+                self._send(answer, method, target, started)
+                lane.served(answer.size_bytes)
+            return True
+        write = lane.api.express_write(method, key, query, headers, body)
+        if write is None:
+            return False
+        self._pending = pending = Pending(self, method, target, write)
+        if not lane.api.submit(write, pending):  # it goes to another node, or waits for one
+            self._start(self._go_on(pending, write, None))
+        return True
+
+    def _start(self, answering: Coroutine[Any, Any, None]) -> None:
+        self._task = asyncio.get_running_loop().create_task(answering)
+
+    async def _read(self, pending: Pending, key: str, query: str, headers: Headers) -> None:
+        api = self._lane.api
+        try:
+            answer = await api.read(key, query, headers)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
+            answer = api.refuse(error, pending.method, pending.target)
+        if answer.is_large:
+            await self._lane.turns.take()
+        self.answer(pending, answer)
+
+    async def _send_in_turn(self, pending: Pending, answer: Answer) -> None:
+        """Give an answer whose copying takes a millisecond or so: one of all in a turn."""
+        await self._lane.turns.take()
+        self.answer(pending, answer)
+
+    def answer(self, pending: Pending, answer: Answer) -> None:
+        """Answer the write under way, and go on with what has come meanwhile."""
+        try:
+            self._send(answer, pending.method, pending.target, pending.started)
+        finally:
+            self._pending = None
+        if self._backlog and not self._scheduled:
+            # Not here: this is called from within the pipeline, amid others' answers.
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._go_on_reading)
+
+    def go_on(self) -> None:
+        """It is this connection's turn again."""
+        self.is_due = False
+        if self._pending is None and not self._paused_at:
+            self._go_on_reading()
+
+    def _go_on_reading(self) -> None:
+        self._scheduled = False
+        self._advance()
+        if self._quiet and len(self._backlog) <= MAX_BACKLOG_BYTES and self._transport is not None:
+            self._quiet = False
+            self._transport.resume_reading()
+        if self._input is not None:
+            self._count_input()
+
+    def succeeded(self, pending: Pending, result: Result) -> None:
+        """Answer with what was acknowledged."""
+        assert pending.write is not None
+        try:
+            answer = pending.write.answer(result)
+        except Exception as error:  # noqa: BLE001 -- the pipeline must go on, whatever it is
+            answer = self._lane.api.refuse(error, pending.method, pending.target)
+        self.answer(pending, answer)
+
+    def failed(self, pending: Pending, error: BaseException) -> None:
+        """Go on elsewhere after what is known not to be applied, or safe to repeat; else say so."""
+        write = pending.write
+        assert write is not None
+        if isinstance(error, OperationError) and may_repeat(write.operation, error):
+            self._start(self._go_on(pending, write, error))
+        elif isinstance(error, Exception):
+            self.answer(pending, self._lane.api.refuse(error, pending.method, pending.target))
+
+    async def _go_on(self, pending: Pending, write: Write, after: OperationError | None) -> None:
+        api = self._lane.api
+        left_ms = write.timeout_ms - int((perf_counter() - pending.started) * 1000)
+        try:
+            answer = write.answer(await api.go_on(write, max(1, left_ms), after))
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
+            answer = api.refuse(error, pending.method, pending.target)
+        self.answer(pending, answer)
+
+    def _send(self, answer: Answer, method: str, target: str, started: float) -> None:
+        transport = self._transport
+        if answer.is_large and not self._lane.memory.make_room(answer.size_bytes):
+            crowded = OverloadedError("overloaded", TOO_MUCH_HELD)
+            answer = self._lane.api.refuse(crowded, method, target)
+        if transport is not None and not transport.is_closing():
+            more = self._more if self._pending is None else self._backlog
+            last = (self._ended or self._lane.draining) and not more
+            closes = self._closing or answer.closes or last
+            transport.write(answer.as_bytes(closes=closes))
+            if closes:
+                transport.close()
+        self._since = _now()
+        self._lane.api.observe(method, target, answer, perf_counter() - started)
+
+    # -- lifetime
+
+    def _leave(self) -> None:
+        """Give the connection to aiohttp, with all that has come on it."""
+        transport, backlog = self._transport, self._backlog
+        if transport is None:
+            return
+        self._transport, self._backlog = None, b""
+        self._give_back()
+        self._lane.left(self)
+        if self._quiet:
+            transport.resume_reading()
+        protocol = self._lane.ordinary()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        protocol.data_received(backlog)
+        if self._ended and not protocol.eof_received():
+            transport.close()
+
+    def check(self, now: float) -> None:
+        """Close it if it is idle too long; called again and again."""
+        transport = self._transport
+        if transport is None:
+            return
+        if self._outgoing is not None:
+            if self._outgoing.look(now) and self._held is not None:
+                self._held.moved()
+            elif self._outgoing.has_stopped(now):
+                # A client that asks and never reads would hold its answers' memory for ever.
+                transport.abort()
+        elif self._pending is not None:
+            return
+        elif self._backlog:
+            if self._partial and now - self._since > BODY_PATIENCE_S:
+                self._leave()
+        elif now - self._since > self._lane.idle_timeout_s:
+            transport.close()
+
+    def close(self) -> None:
+        """Serve no further request; close when the one under way is answered."""
+        self._closing = True
+        if self._pending is None and self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._task is not None:
+            self._task.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+
+
+_blocks: dict[bytes, Block | None] = {}
+
+
+def _read_block(fields: bytes) -> Block | None:
+    """Read a head's fields, each ending in CR LF; None: they are not plain.
+
+    A client sends the same ones with each request, but for idempotency keys and conditions.
+    """
+    block = _blocks.get(fields, _blocks)
+    if block is _blocks:
+        block = _parse_block(fields)
+        # The cluster's id is the same each time, too: a block with that alone is kept.
+        if block is None or len(block.headers) == (CLUSTER in block.headers):
+            if len(_blocks) >= _MAX_BLOCKS:
+                _blocks.clear()
+            _blocks[fields] = block
+    return cast("Block | None", block)
+
+
+def _parse_block(fields: bytes) -> Block | None:
+    seen: set[bytes] = set()
+    size, host = 0, ""
+    headers: CIMultiDict[str] | None = None
+    for line in fields.split(b"\r\n")[:-1]:
+        field = _FIELD.fullmatch(line)
+        if field is None:
+            return None
+        name, value = field[1].lower(), field[2].strip(b" \t")
+        if name in seen or name in _NOT_PLAIN or b"\t" in value:
+            return None
+        seen.add(name)
+        if name == b"connection":
+            if value.lower() != b"keep-alive":  # what HTTP/1.1 does anyway, said by many clients
+                return None
+        elif name == b"content-length":
+            if not _LENGTH.fullmatch(value):
+                return None
+            size = int(value)
+        elif name == b"host":
+            host = value.decode()
+        elif name in _CONDITIONS:
+            headers = headers if headers is not None else CIMultiDict()
+            headers[istr(name.decode())] = value.decode()
+    if not host:
+        return None
+    return Block(size, host, _NO_HEADERS if headers is None else CIMultiDictProxy(headers))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,233 @@
+"""`/v1/kv`: the key-value store over HTTP. PUT and GET of a key are the hot path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from aiohttp import hdrs
+from aiohttp.web import BaseRequest
+
+from cluster.api.answer import (
+    BYTES,
+    JSON,
+    LARGE_ANSWER_SIZE_BYTES,
+    TOO_MUCH_HELD,
+    Answer,
+    PagedAnswer,
+)
+from cluster.api.body import ClientGoneError, read_body
+from cluster.api.cursor import decode_cursor, encode_cursor, make_bounds
+from cluster.api.express import Write
+from cluster.api.headers import (
+    Headers,
+    check_put_headers,
+    entity_tags,
+    idempotency_after,
+    idempotency_key,
+    put_if_absent,
+    refuse_if_none_match,
+    revision_line,
+    who_lines,
+    write_if_match,
+)
+from cluster.api.page import Page
+from cluster.api.params import (
+    DEFAULT_RANGE_LIMIT,
+    RANGE_PARAMS,
+    WriteOptions,
+    decode_key,
+    make_read_options,
+    parse_query,
+    read_options,
+    write_options,
+)
+from cluster.api.problems import Problem
+from cluster.api.server import HttpSettings, OrdinaryConnection
+from datapath.operations import Node, Operation, Query, QueryResult, Result
+
+NO_CACHE = b"Cache-Control: no-cache\r\n"
+"""A cache between must ask again: an answer out of it would not be linearizable."""
+
+
+class Repeat(NamedTuple):
+    """What makes a repeat known: the idempotency key, and what it was first sent after."""
+
+    key: str
+    first_after: int | None
+
+
+class KvHandlers:
+    """The handlers of keys and ranges. Each takes the request, the raw key, the raw query."""
+
+    def __init__(self, node: Node, settings: HttpSettings) -> None:
+        self._node = node
+        self._limit_bytes = settings.max_value_size_bytes
+        self._body_timeout_ms = settings.body_timeout_ms
+        self._timeout_ms = settings.request_timeout_ms
+
+    async def put(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
+        """PUT /v1/kv/{key}."""
+        # Everything that can be refused is refused before the body is asked for.
+        make_operation = self._put(raw_key, query, request.headers)
+        value = await read_body(request, self._limit_bytes, self._body_timeout_ms)
+        return await self._execute(make_operation(value))
+
+    async def delete(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
+        """DELETE /v1/kv/{key}."""
+        return await self._execute(self._delete(raw_key, query, request.headers))
+
+    def express_write(
+        self, method: str, raw_key: str, query: str, headers: Headers, body: bytes
+    ) -> Write:
+        """Return what a PUT or DELETE asks for. Raises Problem."""
+        if method == "PUT":
+            return self._put(raw_key, query, headers)(body)
+        return self._delete(raw_key, query, headers)
+
+    def _put(self, raw_key: str, query: str, headers: Headers) -> Callable[[bytes], Write]:
+        key = decode_key(raw_key)
+        options = write_options(query)
+        check_put_headers(headers)
+        if_absent = put_if_absent(headers)
+        if_revision = write_if_match(headers)
+        repeat = Repeat(idempotency_key(headers), idempotency_after(headers))
+
+        def make_operation(value: bytes) -> Write:
+            args = (key, value, if_revision, if_absent)
+            return self._write("put", args, repeat, options, _put_answer)
+
+        return make_operation
+
+    def _delete(self, raw_key: str, query: str, headers: Headers) -> Write:
+        key = decode_key(raw_key)
+        options = write_options(query)
+        refuse_if_none_match(headers)
+        args = (key, write_if_match(headers))
+        repeat = Repeat(idempotency_key(headers), idempotency_after(headers))
+        return self._write("delete", args, repeat, options, _delete_answer)
+
+    def _write(
+        self,
+        method: str,
+        args: tuple[object, ...],
+        repeat: Repeat,
+        options: WriteOptions,
+        answer: Callable[[Result, bytes, bytes], Answer],
+    ) -> Write:
+        note = b',"ack":"local"' if options.ack == "local" else b""
+        return Write(
+            Operation(
+                method, args, repeat.key, options.ack, options.min_copies, repeat.first_after
+            ),
+            options.timeout_ms or self._timeout_ms,
+            lambda result: answer(result, note, self._who(result.node, result.epoch)),
+        )
+
+    def _who(self, node: str, epoch: int) -> bytes:
+        return who_lines(node, epoch, self._node.cluster_id)
+
+    async def _execute(self, write: Write) -> Answer:
+        return write.answer(await self._node.execute(write.operation, write.timeout_ms))
+
+    async def get(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
+        """GET and HEAD /v1/kv/{key}."""
+        return await self.read(raw_key, query, request.headers)
+
+    async def read(self, raw_key: str, query: str, headers: Headers) -> Answer:
+        """Return a GET's answer when it can be given. Raises Problem or OperationError."""
+        wanted, timeout_ms = self._get(raw_key, query)
+        return self._get_answer(await self._node.query(wanted, timeout_ms), headers)
+
+    def express_read(self, raw_key: str, query: str, headers: Headers) -> Answer | None:
+        """Return a GET's answer if this node can give it at once. Raises Problem."""
+        result = self._node.read_now(self._get(raw_key, query)[0])
+        return None if result is None else self._get_answer(result, headers)
+
+    def _get(self, raw_key: str, query: str) -> tuple[Query, int]:
+        options = read_options(query)
+        wanted = Query("get", (decode_key(raw_key),), options.consistency, options.max_staleness_ms)
+        return wanted, options.timeout_ms or self._timeout_ms
+
+    def _get_answer(self, result: QueryResult, headers: Headers) -> Answer:
+        who = self._who(result.node, result.epoch) + revision_line(result.index)
+        if result.value is None:
+            raise Problem("key_not_found", "there is no such key", headers=who)
+        value, revision = result.value
+        lines = b'ETag: "%d"\r\n%b%b' % (revision, NO_CACHE, who)
+        if self._is_unmodified(headers, revision, who):
+            return Answer(304, None, headers=lines)
+        return Answer(200, value, BYTES, lines)
+
+    @staticmethod
+    def _is_unmodified(headers: Headers, revision: int, who: bytes) -> bool:
+        """Evaluate a read's conditions, in RFC 9110's order (13.2.2). Raises Problem."""
+        if hdrs.IF_MATCH in headers:
+            tags = entity_tags(headers, hdrs.IF_MATCH)
+            if tags is not None and not tags.any and revision not in tags.strong:
+                detail = f'the key exists with ETag "{revision}", which If-Match does not name'
+                raise Problem("precondition_failed", detail, headers=who)
+        if hdrs.IF_NONE_MATCH in headers:
+            tags = entity_tags(headers, hdrs.IF_NONE_MATCH)
+            return tags is not None and (tags.any or revision in tags.all)
+        return False
+
+    async def range(self, request: BaseRequest, query: str) -> Answer:
+        """GET /v1/kv."""
+        values = parse_query(query, RANGE_PARAMS)
+        options = make_read_options(values)
+        bounds = None
+        if not values.get("cursor") or not values.keys().isdisjoint(("prefix", "start", "end")):
+            bounds = make_bounds(*(values.get(name, b"") for name in ("prefix", "start", "end")))
+        if values.get("cursor"):
+            start, bounds = decode_cursor(values["cursor"], bounds)
+        else:
+            assert bounds is not None
+            start = bounds.start
+        limit = values.get("limit", DEFAULT_RANGE_LIMIT)
+        keys_only = values.get("keys_only") == "true"
+        result = await self._node.query(
+            Query(
+                "range",
+                (start, bounds.end, limit, keys_only),
+                options.consistency,
+                options.max_staleness_ms,
+            ),
+            options.timeout_ms or self._timeout_ms,
+        )
+        items, next_key = result.value
+        cursor = None if next_key is None else encode_cursor(next_key, bounds)
+        lines = NO_CACHE + self._who(result.node, result.epoch) + revision_line(result.index)
+        page = Page(items, result.index, cursor)
+        if page.length <= LARGE_ANSWER_SIZE_BYTES:
+            return Answer(200, b"".join(page.pieces()), JSON, lines)
+        connection, transport = request.protocol, request.transport
+        assert isinstance(connection, OrdinaryConnection)
+        if transport is None:
+            raise ClientGoneError
+        share = connection.memory.take(page.length, transport.abort)
+        if share is None:
+            raise Problem("overloaded", TOO_MUCH_HELD)
+        return PagedAnswer(page.pieces(), page.length, share, JSON, lines)
+
+
+def _put_answer(result: Result, note: bytes, who: bytes) -> Answer:
+    body = b'{"revision":%d,"epoch":%d,"copies":%d%b}' % (
+        result.index, result.epoch, result.copies, note,
+    )  # fmt: skip
+    tag = b'ETag: "%d"\r\n' % result.index
+    lines = tag + _write_headers(result, note, who)
+    return Answer(201 if result.value else 200, body, JSON, lines)
+
+
+def _delete_answer(result: Result, note: bytes, who: bytes) -> Answer:
+    body = b'{"revision":%d,"deleted":%b,"epoch":%d,"copies":%d%b}' % (
+        result.index, b"true" if result.value else b"false", result.epoch, result.copies, note,
+    )  # fmt: skip
+    return Answer(200, body, JSON, _write_headers(result, note, who))
+
+
+def _write_headers(result: Result, note: bytes, who: bytes) -> bytes:
+    if not note:  # with ack=local it has not committed
+        who += revision_line(result.index)
+    return who + b"Idempotent-Replayed: true\r\n" if result.repeated else who

@@ -1,0 +1,60 @@
+"""The JSON of a range's page, made a piece at a time: the whole would hold up the event loop."""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Iterator
+
+import msgspec
+
+from cluster.services.kv import Item
+
+PIECE_SIZE_BYTES = 192 * 1024
+"""Of values, before their coding: a multiple of three, which base64 codes by themselves."""
+
+
+class Page:
+    """`{"items": [...], "revision": ..., "cursor": ...}`; `length` is its size in bytes."""
+
+    def __init__(self, items: list[Item], revision: int, cursor: str | None) -> None:
+        self._heads = [_head(key, first=not at) for at, (key, _, _) in enumerate(items)]
+        self._tails = [b'"revision":%d}' % item_revision for _, _, item_revision in items]
+        self._values = [value for _, value, _ in items]
+        self._end = b'],"revision":%d,"cursor":%b}' % (revision, msgspec.json.encode(cursor))
+        self.length = len(_START) + len(self._end) + sum(map(len, self._heads + self._tails))
+        self.length += sum(_coded_size(value) for value in self._values)
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the document, once; a piece has less than 2 * PIECE_SIZE_BYTES of values."""
+        parts = [_START]
+        size_bytes = 0
+        for at, (head, tail) in enumerate(zip(self._heads, self._tails, strict=True)):
+            value, self._values[at] = self._values[at], None  # what has been sent is not held
+            parts.append(head)
+            if value is not None:
+                parts.append(_VALUE)
+                for start in range(0, len(value), PIECE_SIZE_BYTES):
+                    part = value[start : start + PIECE_SIZE_BYTES]
+                    parts.append(binascii.b2a_base64(part, newline=False))
+                    size_bytes += len(part)
+                    if size_bytes >= PIECE_SIZE_BYTES:
+                        yield b"".join(parts)
+                        parts, size_bytes = [], 0
+                parts.append(_VALUE_END)
+            parts.append(tail)
+        parts.append(self._end)
+        yield b"".join(parts)
+
+
+_START = b'{"items":['
+_VALUE, _VALUE_END = b'"value":"', b'",'
+
+
+def _head(key: bytes, *, first: bool) -> bytes:
+    # A key that came in by another way than this API need not be UTF-8.
+    name = msgspec.json.encode(key.decode("utf-8", "replace"))
+    return (b'{"key":%b,' if first else b',{"key":%b,') % name
+
+
+def _coded_size(value: bytes | None) -> int:
+    return 0 if value is None else len(_VALUE) + (len(value) + 2) // 3 * 4 + len(_VALUE_END)

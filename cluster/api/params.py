@@ -1,0 +1,260 @@
+"""Query parameters: one table for each kind of request, read strictly.
+
+An unknown, repeated or malformed parameter is refused rather than ignored: a misspelt
+`min_copies` that went unnoticed would promise a durability that nobody gave. The tables are also
+what the OpenAPI document is made of.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from cluster.api.problems import Problem
+from datapath.operations import Ack, Consistency
+
+MAX_KEY_SIZE_BYTES = 480
+MAX_TIMEOUT_MS = 600_000
+MAX_STALENESS_MS = 2**31 - 1
+MAX_COPIES = 255
+DEFAULT_RANGE_LIMIT = 100
+MAX_RANGE_LIMIT = 1000
+MAX_CURSOR_LENGTH = 4096
+
+_BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_DIGITS = re.compile(r"[0-9]{1,10}")
+
+
+class Param(msgspec.Struct, frozen=True):
+    """A query parameter: how it is read, and what OpenAPI says of it."""
+
+    parse: Callable[[str], Any]
+    schema: dict[str, Any]
+    description: str
+
+
+class WriteOptions(msgspec.Struct, frozen=True):
+    """The parameters of PUT and DELETE on a key. `timeout_ms` None: the server's default."""
+
+    ack: Ack = "all"
+    min_copies: int = 0
+    timeout_ms: int | None = None
+
+
+class ReadOptions(msgspec.Struct, frozen=True):
+    """The parameters of every read."""
+
+    consistency: Consistency = "linearizable"
+    max_staleness_ms: int | None = None
+    timeout_ms: int | None = None
+
+
+def decode_percent(text: str, what: str, code: str = "invalid_key") -> bytes:
+    """Return the bytes that percent-encoded `text` stands for, valid UTF-8.
+
+    `text` may hold plain UTF-8 as well (as curl sends it). Raises Problem `code` naming `what`.
+    """
+    raw = text.encode("utf-8", "surrogateescape")
+    if b"%" in raw:
+        if _BAD_PERCENT.search(raw):
+            raise Problem(code, f"{what}: every % must be followed by two hexadecimal digits")
+        raw = unquote_to_bytes(raw)
+    if not raw.isascii():
+        try:
+            raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Problem(
+                code, f"{what}: not valid UTF-8 at byte {error.start} after percent-decoding"
+            ) from None
+    return raw
+
+
+def decode_key(segment: str) -> bytes:
+    """Return the key that the path names after `/v1/kv/`: 1 to 480 bytes of UTF-8.
+
+    A slash belongs to the key, plain or as %2F. Raises Problem.
+    """
+    if "%" in segment or not segment.isascii():
+        key = decode_percent(segment, "the key")
+    else:
+        key = segment.encode("ascii")
+    if len(key) > MAX_KEY_SIZE_BYTES:
+        raise Problem(
+            "key_too_long", f"the key has {len(key)} bytes; {MAX_KEY_SIZE_BYTES} are allowed"
+        )
+    if not key:
+        raise Problem("invalid_key", "the key is empty: write /v1/kv/{key} with at least one byte")
+    return key
+
+
+def _choice(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"must be {' or '.join(words)}")
+        return text
+
+    return parse
+
+
+def _number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not _DIGITS.fullmatch(text) or not low <= int(text) <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _bound(text: str) -> bytes:
+    key = text.encode("utf-8")
+    if len(key) > MAX_KEY_SIZE_BYTES:
+        raise ValueError(f"must have at most {MAX_KEY_SIZE_BYTES} bytes")
+    return key
+
+
+def _cursor(text: str) -> str:
+    if len(text) > MAX_CURSOR_LENGTH:
+        raise ValueError(f"must have at most {MAX_CURSOR_LENGTH} characters")
+    return text
+
+
+def _number_schema(low: int, high: int, default: int | None = None) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "integer", "minimum": low, "maximum": high}
+    return schema if default is None else {**schema, "default": default}
+
+
+TIMEOUT = {
+    "timeout_ms": Param(
+        _number(1, MAX_TIMEOUT_MS),
+        _number_schema(1, MAX_TIMEOUT_MS),
+        "How long the request may wait for a primary and its answer, in milliseconds.",
+    )
+}
+REMOVE_PARAMS = {
+    "force": Param(
+        str,
+        {"type": "string"},
+        "The node's id once more: remove it although it may cost what `detail` of the refusal "
+        "says.",
+    ),
+    **TIMEOUT,
+}
+WRITE_PARAMS: dict[str, Param] = {
+    "ack": Param(
+        _choice("all", "local"),
+        {"type": "string", "enum": ["all", "local"], "default": "all"},
+        "`all`: acknowledged when the whole in-sync set holds it durably. `local`: when the "
+        "primary alone does, which a failover may lose; the answer then says so. No read sees it, "
+        "linearizable or not, before it has committed on the whole in-sync set; writes after it "
+        "do.",
+    ),
+    "min_copies": Param(
+        _number(1, MAX_COPIES),
+        _number_schema(1, MAX_COPIES),
+        "Refuse to acknowledge on fewer durable copies than these.",
+    ),
+    **TIMEOUT,
+}
+READ_PARAMS: dict[str, Param] = {
+    "consistency": Param(
+        _choice(*get_args(Consistency)),
+        {"type": "string", "enum": list(get_args(Consistency)), "default": "linearizable"},
+        "`linearizable`: sees every write acknowledged with `ack=all` before, and nothing that has "
+        "not committed: a write answered with `ack=local` only once it has. `confirmed`: the same, "
+        "also where a machine's clock stands still, for a round trip between the replicas more. "
+        "`stale`: what this node holds.",
+    ),
+    "max_staleness_ms": Param(
+        _number(0, MAX_STALENESS_MS),
+        _number_schema(0, MAX_STALENESS_MS),
+        "With `consistency=stale`: how old the state may be at most, in milliseconds.",
+    ),
+    **TIMEOUT,
+}
+_KEY_SCHEMA = {"type": "string"}
+RANGE_PARAMS: dict[str, Param] = {
+    "prefix": Param(_bound, _KEY_SCHEMA, "Only keys that begin with this."),
+    "start": Param(_bound, _KEY_SCHEMA, "The first key (inclusive). Empty: from the first."),
+    "end": Param(_bound, _KEY_SCHEMA, "Where to stop (exclusive). Empty: no bound."),
+    "limit": Param(
+        _number(1, MAX_RANGE_LIMIT),
+        _number_schema(1, MAX_RANGE_LIMIT, DEFAULT_RANGE_LIMIT),
+        "Largest number of items in the answer.",
+    ),
+    "cursor": Param(
+        _cursor,
+        {"type": "string", "maxLength": MAX_CURSOR_LENGTH},
+        "Where an earlier answer stopped: its `cursor`, unchanged.",
+    ),
+    "keys_only": Param(
+        _choice("true", "false"),
+        {"type": "boolean", "default": False},
+        "`true` leaves the values out.",
+    ),
+    **READ_PARAMS,
+}
+
+
+def parse_query(query: str, allowed: Mapping[str, Param]) -> dict[str, Any]:
+    """Read a raw query string against a table. Raises Problem naming the parameter."""
+    values: dict[str, Any] = {}
+    for part in query.split("&"):
+        if not part:
+            continue
+        raw_name, _, raw_value = part.partition("=")
+        name = _decode(raw_name, "a query parameter's name")
+        param = allowed.get(name)
+        if param is None:
+            known = f"allowed are {', '.join(allowed)}" if allowed else "none is allowed here"
+            raise Problem("unknown_parameter", f"query parameter {name[:100]!r}: {known}")
+        if name in values:
+            raise Problem("invalid_parameter", _about(name, "is given twice", allowed))
+        try:
+            values[name] = param.parse(_decode(raw_value, f"query parameter {name!r}"))
+        except ValueError as error:
+            raise Problem("invalid_parameter", _about(name, str(error), allowed)) from None
+    return values
+
+
+def _about(name: str, complaint: str, allowed: Mapping[str, Param]) -> str:
+    return f"query parameter {name!r} {complaint} (allowed are {', '.join(allowed)})"
+
+
+def _decode(text: str, what: str) -> str:
+    # Form encoding, as every library's query builder writes it: + is a space, %2B a plus.
+    return decode_percent(text.replace("+", " "), what, "invalid_parameter").decode("utf-8")
+
+
+@functools.lru_cache(maxsize=256)  # a client sends the same few queries again and again
+def write_options(query: str) -> WriteOptions:
+    """Read the query of PUT and DELETE. Raises Problem."""
+    options = WriteOptions(**parse_query(query, WRITE_PARAMS))
+    if options.ack == "local" and options.min_copies > 1:
+        raise Problem(
+            "invalid_parameter",
+            "query parameter 'min_copies' cannot be above 1 with ack=local, which waits for one",
+        )
+    return options
+
+
+@functools.lru_cache(maxsize=256)
+def read_options(query: str) -> ReadOptions:
+    """Read the query of GET on a key. Raises Problem."""
+    return make_read_options(parse_query(query, READ_PARAMS))
+
+
+def make_read_options(values: Mapping[str, Any]) -> ReadOptions:
+    """Take the read parameters from among `values`. Raises Problem if they contradict."""
+    options = ReadOptions(**{name: values[name] for name in READ_PARAMS if name in values})
+    if options.max_staleness_ms is not None and options.consistency != "stale":
+        raise Problem(
+            "invalid_parameter",
+            "query parameter 'max_staleness_ms' needs consistency=stale: "
+            f"a {options.consistency} read is never stale",
+        )
+    return options

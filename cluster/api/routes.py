@@ -1,0 +1,451 @@
+"""HTTP API, version 1, of a node: routes, cluster and health resources, errors as problems.
+
+Any node takes any request; the node behind it finds the primary. Handlers return an `Answer` or
+raise: `Problem` for what the API itself refuses, `OperationError` for what the node says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from time import perf_counter
+from typing import TypeVar, cast
+
+import msgspec
+from aiohttp import hdrs
+from aiohttp.web import BaseRequest, StreamResponse
+
+from cluster.api.admin import check_admin
+from cluster.api.answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer
+from cluster.api.body import ClientGoneError, read_body
+from cluster.api.express import KEYS, Pending, Write
+from cluster.api.headers import Headers, check_cluster, cluster_line, revision_line
+from cluster.api.hosts import Hosts, split_target
+from cluster.api.kv import KvHandlers
+from cluster.api.metrics import Metrics
+from cluster.api.openapi import openapi_json
+from cluster.api.params import REMOVE_PARAMS, TIMEOUT, decode_percent, parse_query
+from cluster.api.problems import RETRY_AFTER_S, Problem, from_operation_error
+from cluster.api.server import HttpServer, HttpSettings, Listener, OrdinaryConnection
+from cluster.config.model import split_address
+from datapath.complaints import Complaints
+from datapath.errors import OperationError
+from datapath.operations import Node, Result
+from election.identity import Addresses
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["HttpApi", "HttpSettings"]
+
+MAX_JSON_BODY_SIZE_BYTES = 64 * 1024
+NODES = "/v1/cluster/nodes/"
+
+_VITAL = frozenset(
+    {"/livez", "/readyz", "/primary", "/metrics", "/v1/cluster", "/v1/cluster/handover"}
+)
+_READS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_RETRY_AFTER = b"Retry-After: %d\r\n" % RETRY_AFTER_S
+
+Keyed = Callable[[BaseRequest, str, str], Awaitable[Answer]]
+Plain = Callable[[BaseRequest, str], Awaitable[Answer]]
+HandlerT = TypeVar("HandlerT", Keyed, Plain)
+
+
+class Handover(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/cluster/handover."""
+
+    to: str
+
+
+class Move(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of PATCH /v1/cluster/nodes/{id}: each "host:port"; what is left out stays."""
+
+    client: str = ""
+    peer: str = ""
+    raft: str = ""
+
+
+_move_decoder = msgspec.json.Decoder(Move)
+_handover_decoder = msgspec.json.Decoder(Handover)
+
+
+class HttpApi:
+    """Serves a `Node` over HTTP."""
+
+    def __init__(
+        self, node: Node, settings: HttpSettings | None = None, hosts: Hosts | None = None
+    ) -> None:
+        """Serve `node`. `hosts` (default: loopback names and IP addresses) is for whom."""
+        self._node = node
+        self._hosts = hosts or Hosts()
+        self._settings = settings or HttpSettings()
+        self._listener: Listener | None = None
+        self._server: HttpServer | None = None
+        self.complaints = Complaints(logger)
+        self._metrics = Metrics(node.node_id, node.counters, self._server_numbers)
+        kv = KvHandlers(node, self._settings)
+        self._kv = kv
+        # HEAD is GET whose body is not sent (see Answer).
+        self._key_methods: dict[str, Keyed] = {
+            "PUT": kv.put, "GET": kv.get, "HEAD": kv.get, "DELETE": kv.delete,
+        }  # fmt: skip
+        self._node_methods: dict[str, Keyed] = {
+            "DELETE": self._remove_node,
+            "PATCH": self._move_node,
+        }
+        self._routes: dict[str, dict[str, Plain]] = {
+            "/v1/kv": _readable(kv.range),
+            "/v1/cluster": _readable(self._cluster),
+            "/v1/cluster/handover": {"POST": self._handover},
+            "/v1/digest": _readable(self._digest),
+            "/livez": _readable(self._livez),
+            "/readyz": _readable(self._readyz),
+            "/primary": _readable(self._primary),
+            "/metrics": _readable(self._serve_metrics),
+            "/openapi.json": _readable(self._openapi),
+        }
+
+    def routes(self) -> dict[str, tuple[str, ...]]:
+        """Return path template -> methods, of everything that is served."""
+        keyed: dict[str, Mapping[str, object]] = {
+            f"{KEYS}{{key}}": self._key_methods,
+            f"{NODES}{{id}}": self._node_methods,
+        }
+        return {path: tuple(methods) for path, methods in {**keyed, **self._routes}.items()}
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on, known once started."""
+        if self._listener is None:
+            raise RuntimeError("the HTTP API has not been started")
+        return self._listener.port
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen on an address (port 0: any). Raises OSError if it cannot be had."""
+        self._server = HttpServer(self._handle, self._settings, self._identity, self, self._hosts)
+        self._listener = Listener(self._server)
+        await self._listener.start(host, port)
+
+    async def drain(self) -> None:
+        """Let the clients go elsewhere before `stop`, within `drain_timeout_ms`.
+
+        The node says that it is not ready, and each connection ends with its next answer.
+        """
+        if self._listener is not None:
+            await self._listener.drain()
+
+    def hurry(self) -> None:
+        """End `drain` at once."""
+        if self._listener is not None:
+            self._listener.hurry()
+
+    async def stop(self) -> None:
+        """Take no more requests, wait a bounded time for those under way, close everything."""
+        if self._listener is not None:
+            await self._listener.stop()
+
+    @property
+    def _draining(self) -> bool:
+        return self._server is not None and self._server.draining
+
+    def _server_numbers(self) -> dict[str, float]:
+        return {} if self._server is None else self._server.numbers()
+
+    def _identity(self) -> bytes:
+        node = self._node
+        return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n%b" % (
+            node.node_id.encode(), node.epoch, cluster_line(node.cluster_id),
+        )  # fmt: skip
+
+    # --- dispatch ---
+
+    async def _handle(self, request: BaseRequest) -> StreamResponse:
+        """Answer a request, whatever happens."""
+        started = perf_counter()
+        method = request.method
+        connection = request.protocol
+        assert isinstance(connection, OrdinaryConnection)
+        if method in _READS:
+            connection.reading = asyncio.current_task()
+        try:
+            await connection.turns.wait_while_spent()
+            answer = await self._dispatch(request, method)
+            connection.turns.spend(answer.size_bytes)
+            if answer.is_large and not connection.memory.make_room(answer.size_bytes):
+                answer = self._refusal(Problem("overloaded", TOO_MUCH_HELD), method)
+        except Problem as problem:
+            answer = self._refusal(problem, method)
+        except OperationError as error:
+            answer = self._refusal(from_operation_error(error), method)
+        except ClientGoneError:
+            return NoAnswer()  # nothing was begun
+        except Exception as error:  # noqa: BLE001 -- the client gets an answer, whatever it is
+            answer = self.refuse(error, method, request.raw_path)
+        finally:
+            connection.reading = None
+        if connection.is_last:
+            answer.closes = True
+        self.observe(method, request.raw_path, answer, perf_counter() - started)
+        return answer
+
+    # --- the express lane's face (cluster.api.express.ExpressApi) ---
+
+    def express_write(
+        self, method: str, key: str, query: str, headers: Headers, body: bytes
+    ) -> Write | None:
+        """Return what a PUT or DELETE asks for; None: the ordinary lane has to judge it."""
+        try:
+            if headers:
+                check_cluster(headers, self._node.cluster_id)
+            return self._kv.express_write(method, key, query, headers, body)
+        except Problem:
+            return None
+
+    def express_read(self, key: str, query: str, headers: Headers) -> Answer | None:
+        """Return a GET's answer if it can be given at once; None: the ordinary lane does it."""
+        try:
+            if headers:
+                check_cluster(headers, self._node.cluster_id)
+            return self._kv.express_read(key, query, headers)
+        except Problem as problem:
+            return self._refusal(problem, "GET")
+        except OperationError:
+            return None
+
+    def submit(self, write: Write, sink: Pending) -> bool:
+        """Give a write to this node's pipeline; False: it has not been taken."""
+        return self._node.submit(write.operation, write.timeout_ms, sink)
+
+    async def read(self, key: str, query: str, headers: Headers) -> Answer:
+        """Return a GET's answer when it can be given. Raises OperationError or Problem."""
+        return await self._kv.read(key, query, headers)
+
+    async def go_on(self, write: Write, timeout_ms: int, after: OperationError | None) -> Result:
+        """Carry a write out elsewhere, after an attempt that ended so. Raises OperationError."""
+        return await self._node.execute(write.operation, timeout_ms, after)
+
+    def refuse(self, error: Exception, method: str, target: str) -> Answer:
+        """Return the answer that says why a request has failed."""
+        if isinstance(error, Problem):
+            return self._refusal(error, method)
+        if isinstance(error, OperationError):
+            return self._refusal(from_operation_error(error), method)
+        request_id = secrets.token_hex(8)
+        path = target.partition("?")[0]
+        text = f"request {request_id} failed: {method} {path}"
+        kind, now = type(error).__name__, asyncio.get_running_loop().time()
+        written = self.complaints.log(kind, text, now, error=error)
+        return self._refusal(_unexpected(request_id if written else ""), method)
+
+    def observe(self, method: str, target: str, answer: Answer, seconds: float) -> None:
+        """Count an answered request, and log it if asked to."""
+        self._metrics.requests.observe(method, answer.status, seconds)
+        if self._draining and self._server is not None and not _is_vital(target.partition("?")[0]):
+            self._server.requested_at = asyncio.get_running_loop().time()
+        if self._settings.access_log:
+            # Keys may show here, values never do.
+            logger.info("%s %s %d %.1f ms", method, target, answer.status, seconds * 1000)
+
+    def _dispatch(self, request: BaseRequest, method: str) -> Awaitable[Answer]:
+        """Return the handler's answer to come. Raises Problem."""
+        target, authority = split_target(request.raw_path)
+        self._hosts.check(method, authority, request.headers, request.version)
+        check_cluster(request.headers, self._node.cluster_id)
+        path, _, query = target.partition("?")
+        if (
+            cast("OrdinaryConnection", request.protocol).reserved
+            and not _is_vital(path)
+            and self._server is not None
+        ):
+            raise self._server.full()
+        if path.startswith(KEYS):
+            return _method(self._key_methods, method)(request, path[len(KEYS) :], query)
+        route = self._routes.get(path)
+        if route is not None:
+            return _method(route, method)(request, query)
+        if path.startswith(NODES):
+            return _method(self._node_methods, method)(request, path[len(NODES) :], query)
+        raise Problem("not_found", f"nothing is served at {path[:200]!r}")
+
+    def _refusal(self, problem: Problem, method: str) -> Answer:
+        lines = problem.headers
+        if b"Onecopy-Node" not in lines:
+            lines += self._identity()
+        if problem.status == 503:
+            lines += _RETRY_AFTER
+        body = problem.body(write=method not in _READS)
+        return Answer(problem.status, body, PROBLEM, lines, closes=problem.closes)
+
+    def _answer(self, document: object, status: int = 200) -> Answer:
+        return Answer(status, msgspec.json.encode(document), JSON, self._identity())
+
+    def _answer_with_revision(self, document: object) -> Answer:
+        """Return an answer that tells a client what to send as Idempotency-After."""
+        index = self._node.commit_index
+        lines = self._identity() + (revision_line(index) if index else b"")
+        return Answer(200, msgspec.json.encode(document), JSON, lines)
+
+    # --- cluster ---
+
+    async def _cluster(self, _request: BaseRequest, query: str) -> Answer:
+        parse_query(query, {})
+        return self._answer_with_revision(await self._node.cluster_status())
+
+    async def _digest(self, _request: BaseRequest, query: str) -> Answer:
+        parse_query(query, {})
+        return self._answer(await self._node.digest())
+
+    async def _handover(self, request: BaseRequest, query: str) -> Answer:
+        asked_by = self._check_admin(request)
+        timeout_ms = self._timeout_ms(query)
+        body = await self._read_json(request)
+        try:
+            to = _handover_decoder.decode(body).to
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise Problem("invalid_body", f'{error}; expected is {{"to": "n2"}}') from None
+        logger.info("a handover to %s is asked for by %s", to, asked_by)
+        return self._answer(await self._node.handover(to, timeout_ms))
+
+    async def _read_json(self, request: BaseRequest) -> bytes:
+        # Only this type: a web page may send others to any address without asking first.
+        content_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip()
+        if content_type.lower() != "application/json":
+            raise Problem(
+                "unsupported_media_type",
+                "the body must come with Content-Type: application/json",
+                headers=b"Accept: application/json\r\n",
+            )
+        return await read_body(request, MAX_JSON_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
+
+    async def _move_node(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
+        asked_by = self._check_admin(request)
+        node = _one_node(raw_node)
+        timeout_ms = self._timeout_ms(query)
+        body = await self._read_json(request)
+        try:
+            move = _move_decoder.decode(body)
+            given = [address for address in (move.client, move.peer, move.raft) if address]
+            for address in given:
+                split_address(address)
+        except (msgspec.MsgspecError, ValueError) as error:
+            example = '{"peer": "10.0.0.2:8201"}'
+            raise Problem("invalid_body", f"{error}; expected is {example}") from None
+        if not given:
+            raise Problem("invalid_body", "name at least one of client, peer and raft")
+        addresses = Addresses(move.client, move.peer, move.raft)
+        view = await self._node.move_member(node, addresses, timeout_ms, asked_by=asked_by)
+        return self._answer(view)
+
+    async def _remove_node(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
+        asked_by = self._check_admin(request)
+        node = _one_node(raw_node)
+        options = parse_query(query, REMOVE_PARAMS)
+        force = options.get("force")
+        if force not in (None, node):
+            raise Problem(
+                "invalid_parameter",
+                f"force must be the id of the node that is removed, {node!r}, not {force!r}",
+            )
+        timeout_ms = options.get("timeout_ms", self._settings.request_timeout_ms)
+        view = await self._node.remove_member(
+            node, timeout_ms, force=force is not None, asked_by=asked_by
+        )
+        return self._answer(view)
+
+    def _check_admin(self, request: BaseRequest) -> str:
+        """Return who asks, for the log. Raises Problem if they may not change the cluster."""
+        connection = request.transport
+        sockets = ("peername", "sockname")
+        remote, local = (connection and connection.get_extra_info(name) for name in sockets)
+        check_admin(
+            self._settings.admin_from,
+            remote[0] if remote else None,
+            local[0] if local else None,
+            request.headers,
+        )
+        return f"{remote[0]} port {remote[1]} at {self._node.node_id}" if remote else "an unknown"
+
+    def _timeout_ms(self, query: str) -> int:
+        value: int = parse_query(query, TIMEOUT).get(
+            "timeout_ms", self._settings.request_timeout_ms
+        )
+        return value
+
+    # --- health: any query is ignored, probes like to add their own ---
+
+    async def _livez(self, _request: BaseRequest, _query: str) -> Answer:
+        return self._answer_with_revision({"status": "live"})
+
+    async def _readyz(self, _request: BaseRequest, _query: str) -> Answer:
+        if self._draining:
+            raise Problem("not_ready", "this node is stopping: use another")
+        if self._node.is_ready:
+            return self._answer({"status": "ready"})
+        primary = self._node.primary
+        raise Problem(
+            "not_ready",
+            f"this node is not in touch with a serving primary (last known: {primary or 'none'})",
+            members={"primary": primary} if primary else None,
+        )
+
+    async def _primary(self, _request: BaseRequest, _query: str) -> Answer:
+        node = self._node
+        if node.is_primary:
+            return self._answer({"primary": node.node_id, "epoch": node.epoch})
+        if not node.primary:
+            raise Problem("not_primary", "no primary is known here")
+        raise Problem(
+            "not_primary",
+            f"the primary known here is {node.primary!r}",
+            members={"primary": node.primary},
+        )
+
+    async def _serve_metrics(self, request: BaseRequest, _query: str) -> Answer:
+        body, content_type = self._metrics.render(request.headers.get(hdrs.ACCEPT, ""))
+        return Answer(200, body, content_type, self._identity())
+
+    async def _openapi(self, _request: BaseRequest, _query: str) -> Answer:
+        return Answer(200, openapi_json(), JSON, self._identity())
+
+
+def _one_node(raw_node: str) -> str:
+    node = decode_percent(raw_node, "the node's id", "not_found").decode("utf-8")
+    if not node or "/" in node:
+        raise Problem("not_found", "name one node: /v1/cluster/nodes/{id}")
+    return node
+
+
+def _is_vital(path: str) -> bool:
+    """Whether a resource is served also where no connection is left: health and the cluster."""
+    return path in _VITAL or path.startswith(NODES)
+
+
+def _readable(handler: Plain) -> dict[str, Plain]:
+    return {"GET": handler, "HEAD": handler}
+
+
+def _method(methods: Mapping[str, HandlerT], method: str) -> HandlerT:
+    handler = methods.get(method)
+    if handler is None:
+        allowed = ", ".join(methods)
+        raise Problem(
+            "method_not_allowed",
+            f"{method} is not served here; allowed are {allowed}",
+            headers=f"Allow: {allowed}\r\n".encode("ascii"),
+        )
+    return handler
+
+
+def _unexpected(request_id: str) -> Problem:
+    """Return the problem of a defect; `request_id` "": the log has only others like it."""
+    if not request_id:
+        detail = "the node's log has the details of others that failed like this"
+        return Problem("internal_error", detail, outcome="unknown")
+    return Problem(
+        "internal_error",
+        f"the node's log has the details under {request_id}",
+        outcome="unknown",
+        members={"instance": f"urn:onecopy:request:{request_id}"},
+    )

@@ -1,0 +1,132 @@
+"""`onecopy status`, `handover` and `remove`."""
+
+from __future__ import annotations
+
+import click
+
+from cluster.cli.common import client_options, open_client
+from cluster.client.errors import NotAppliedError
+from cluster.client.results import ViewSummary
+from cluster.terminal import printable, say, show, show_json
+from datapath.operations import ClusterStatus
+
+FORCIBLE = frozenset({"unsafe_removal", "membership_pending", "no_majority", "no_primary"})
+"""Why a removal is refused where --force can do something about it."""
+
+STATE_COLOURS = {
+    "primary": "green",
+    "backup": "cyan",
+    "witness": "blue",
+    "learner": "yellow",
+    "snapshot": "yellow",
+    "unreachable": "red",
+}
+
+
+@click.command()
+@client_options
+def status(endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool) -> None:
+    """Show who is in charge, who is in sync, and how far each node is."""
+    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
+        found = client.status()
+    if as_json:
+        show_json(found)
+    else:
+        show(_table(found))
+
+
+@click.command()
+@click.argument("node")
+@client_options
+def handover(node: str, endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool) -> None:
+    """Make NODE (a replica in sync) the primary. No waiting request fails."""
+    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
+        show_view(client.handover(node), as_json=as_json)
+
+
+@click.command()
+@click.argument("node")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="If the cluster refuses, say what the removal may cost, and do it after all once NODE's "
+    "id has been typed again.",
+)
+@click.option(
+    "--yes-remove", metavar="NODE", default="", help="With --force: NODE's id, typed again here."
+)
+@client_options
+def remove(
+    node: str,
+    yes: bool,
+    force: bool,
+    yes_remove: str,
+    endpoints: str,
+    timeout_ms: int,
+    no_discover: bool,
+    as_json: bool,
+) -> None:
+    """Take NODE out of the cluster for good. Its id is never to be used again.
+
+    The cluster refuses where that may cost acknowledged writes or the majority, and says what to do
+    first. Run it on a machine of the cluster, unless [api] admin_from allows it from elsewhere.
+    """
+    if yes_remove and (yes_remove != node or not force):
+        raise click.UsageError(f"--yes-remove goes with --force, and repeats the id: {node}")
+    if not yes and not yes_remove:
+        click.confirm(f"Remove {node} for good?", abort=True, err=True)
+    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
+        try:
+            view = client.remove(node)
+        except NotAppliedError as error:
+            if not force or error.code not in FORCIBLE:
+                raise
+            say(printable(error.detail))
+        else:
+            show_view(view, as_json=as_json)
+            return
+    if not yes_remove:
+        typed = click.prompt(f"Type the id of the node to remove it by force ({node})", err=True)
+        if typed != node:
+            raise click.UsageError(f"{typed!r} is not {node!r}: nothing was removed")
+    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
+        show_view(client.remove(node, force=True), as_json=as_json)
+
+
+def show_view(view: ViewSummary, *, as_json: bool) -> None:
+    """Print a new view, in a line or as JSON."""
+    if as_json:
+        show_json(view)
+        return
+    in_sync = " ".join(view.in_sync)
+    show(printable(f"epoch {view.epoch}: primary {view.primary}, in sync: {in_sync}"))
+
+
+def _table(found: ClusterStatus) -> str:
+    head = ("NODE", "ROLE", "STATE", "IN SYNC", "VOTE", "APPLIED", "LAG", "URL")
+    rows: list[tuple[str, ...]] = [head]
+    for node, item in sorted(found.nodes.items()):
+        in_sync = "-" if item.role == "witness" else "yes" if node in found.in_sync else "no"
+        numbers = ["-" if n is None else str(n) for n in (item.applied_index, item.lag)]
+        url = f"http://{item.client}"
+        vote = {None: "?", True: "yes", False: "no"}[item.votes]
+        cells = (node, item.role, item.state, in_sync, vote, *numbers, url)
+        rows.append(tuple(map(printable, cells)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    title = f"cluster {found.cluster}: epoch {found.epoch}, version {found.version}, "
+    lines = [printable(title + f"primary {found.primary or 'none'}")]
+    for row in rows:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        if row is not head:
+            padded[2] = click.style(padded[2], fg=STATE_COLOURS.get(row[2]))
+        lines.append("  ".join(padded).rstrip())
+    lines += [click.style(printable(f"warning: {text}"), fg="yellow") for text in found.warnings]
+    voteless = sorted(node for node, item in found.nodes.items() if item.votes is False)
+    if voteless:
+        names = printable(", ".join(voteless))
+        lines.append(
+            f"{names}: no vote yet, so it cannot take over, in sync or not. That passes when a "
+            "majority of the voters answers, and nobody who was removed still has a vote."
+        )
+    return "\n".join(lines)

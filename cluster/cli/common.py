@@ -1,0 +1,182 @@
+"""What the client commands share: options, exit codes, how errors and JSON are shown."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from cluster.client.aio import DEFAULT_ENDPOINTS
+from cluster.client.endpoints import normalize_endpoint
+from cluster.client.errors import (
+    ClientError,
+    NotAppliedError,
+    PreconditionFailedError,
+    StorageFullError,
+    UnavailableError,
+    UnknownOutcomeError,
+    WrongClusterError,
+)
+from cluster.client.sync import Client
+from cluster.exit_codes import (
+    EXIT_INTERRUPTED,
+    EXIT_NOT_APPLIED,
+    EXIT_PRECONDITION_FAILED,
+    EXIT_STORAGE_FULL,
+    EXIT_UNAVAILABLE,
+    EXIT_UNKNOWN_OUTCOME,
+    EXIT_USAGE,
+)
+from cluster.terminal import printable, say, say_json
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def endpoint_options(function: Function) -> Function:
+    """Add --endpoints, --no-discover and --json to a command."""
+    function = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")(
+        function
+    )
+    function = click.option(
+        "--no-discover",
+        is_flag=True,
+        help="Ask the named nodes alone, none that are learned from them.",
+    )(function)
+    return click.option(
+        "--endpoints",
+        envvar="ONECOPY_ENDPOINTS",
+        default=",".join(DEFAULT_ENDPOINTS),
+        metavar="URL,…",
+        help="Nodes to ask, separated by commas [env: ONECOPY_ENDPOINTS; default: "
+        "http://127.0.0.1:8101, …:8102, …:8103].",
+    )(function)
+
+
+def client_options(function: Function) -> Function:
+    """Add --endpoints, --no-discover, --timeout-ms and --json to a command."""
+    option = click.option(
+        "--timeout-ms",
+        type=click.IntRange(1, 3_600_000),
+        default=10_000,
+        show_default=True,
+        help="Give up after so long, retries included.",
+    )
+    return option(endpoint_options(function))
+
+
+def open_endpoints(text: str) -> list[str]:
+    """Split the value of --endpoints. Raises UsageError."""
+    try:
+        urls = [normalize_endpoint(part) for part in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise click.UsageError(f"--endpoints: {error}") from None
+    if not urls:
+        raise click.UsageError("--endpoints names no node, say http://127.0.0.1:8101")
+    return urls
+
+
+@contextmanager
+def open_client(
+    endpoints: str, timeout_ms: int, no_discover: bool, *, as_json: bool
+) -> Iterator[Client]:
+    """Yield a client; end the process with the right exit code when a call fails."""
+    urls = open_endpoints(endpoints)
+    with (
+        report_errors(as_json=as_json),
+        Client(urls, timeout_ms=timeout_ms, discover=not no_discover) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def report_errors(*, as_json: bool) -> Iterator[None]:
+    """Turn the client's errors into a message that says what to do next, and an exit code."""
+    try:
+        yield
+    except ClientError as error:
+        code, _, advice = _meaning(error)
+        if as_json:
+            say_json({"error": error_fields(error)})
+            sys.exit(code)
+        fail(error.detail, advice, code)
+    except KeyboardInterrupt:
+        say("interrupted; a write may or may not have been applied")
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def error_fields(error: ClientError) -> dict[str, object]:
+    """Return an error as --json shows it."""
+    code, outcome, _ = _meaning(error)
+    fields: dict[str, object] = {"code": error.code, "detail": error.detail}
+    fields |= {"outcome": outcome, "exit_code": code}
+    if isinstance(error, UnknownOutcomeError) and error.idempotency_key:
+        fields["idempotency_key"] = error.idempotency_key
+        if error.idempotency_after is not None:
+            fields["idempotency_after"] = error.idempotency_after
+    return fields
+
+
+def fail(problem: str, advice: str, code: int) -> NoReturn:
+    """Say on standard error what is wrong and what to do next; exit."""
+    say(f"{click.style('error:', fg='red')} {printable(problem)}")
+    if advice:
+        say(f"  {printable(advice)}")
+    sys.exit(code)
+
+
+def exit_code_of(error: ClientError | None) -> int:
+    """Return the exit code for an error; one that came of no request is "nothing applied"."""
+    return EXIT_NOT_APPLIED if error is None else _meaning(error)[0]
+
+
+def _meaning(error: ClientError) -> tuple[int, str, str]:
+    """Return the exit code, the outcome and what to do next."""
+    match error:
+        case UnknownOutcomeError(is_final=True):
+            again = (
+                "This cluster cannot tell any more: do not repeat it under this key. Read with: "
+                "onecopy get KEY --json; if the write is not there and still wanted, write anew"
+            )
+            return EXIT_UNKNOWN_OUTCOME, "unknown", again
+        case UnknownOutcomeError():
+            after = error.idempotency_after
+            again = (
+                "Learn which: the same command with the same arguments and "
+                f"--idempotency-key {error.idempotency_key}"
+                + ("" if after is None else f" --idempotency-after {after}")
+                if error.idempotency_key
+                else "See what came of it with: onecopy status"
+            )
+            return EXIT_UNKNOWN_OUTCOME, "unknown", again
+        case PreconditionFailedError():
+            advice = "Nothing was applied. Read the key's revision with: onecopy get KEY --json"
+            return EXIT_PRECONDITION_FAILED, "not_applied", advice
+        case StorageFullError():
+            advice = "Nothing was applied. Make room on the primary's disk, then repeat."
+            return EXIT_STORAGE_FULL, "not_applied", advice
+        case WrongClusterError():
+            advice = "Nothing was applied. Correct --endpoints (or ONECOPY_ENDPOINTS)."
+            return EXIT_NOT_APPLIED, "not_applied", advice
+        case UnavailableError():
+            advice = (
+                "Nothing was applied. See who is there with: onecopy status; name other nodes with "
+                "--endpoints, wait longer with --timeout-ms, start a cluster with: onecopy up"
+            )
+            return EXIT_UNAVAILABLE, "not_applied", advice
+        case NotAppliedError():
+            code = EXIT_USAGE if error.status == 0 else EXIT_NOT_APPLIED
+            return code, "not_applied", "Nothing was applied."
+        case _:
+            return EXIT_NOT_APPLIED, "not_applied", ""
+
+
+def value_fields(value: bytes) -> dict[str, str]:
+    """Return {"value": text}, or {"value_base64": …} for what is not UTF-8."""
+    try:
+        return {"value": value.decode()}
+    except UnicodeDecodeError:
+        return {"value_base64": base64.b64encode(value).decode()}

@@ -1,0 +1,248 @@
+"""`onecopy put`, `get`, `delete` and `list`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import BinaryIO, Literal
+
+import click
+
+from cluster.cli.common import client_options, fail, open_client, value_fields
+from cluster.client.arguments import AFTER_MAX
+from cluster.client.results import Item
+from cluster.exit_codes import EXIT_NOT_FOUND, EXIT_USAGE
+from cluster.terminal import for_terminal, say_json, show, show_json, show_value
+from datapath.operations import Consistency
+
+IF_REVISION_HELP = "Only if the key is at this revision."
+IDEMPOTENCY_HELP = "Repeat an earlier write under its key: it is applied once."
+AFTER_HELP = "With it: the revision that the write was first sent after, as its error named it."
+MIN_COPIES_HELP = "Refuse to be acknowledged on fewer copies."
+
+
+stale_option = click.option(
+    "--stale", is_flag=True, help="Read what the asked node has; it may be behind."
+)
+confirmed_option = click.option(
+    "--confirmed",
+    is_flag=True,
+    help="Let the replicas confirm the read: it rests on no clock then, and takes a round trip "
+    "between them longer.",
+)
+
+
+def _consistency(*, stale: bool, confirmed: bool) -> Consistency:
+    if stale and confirmed:
+        raise click.UsageError("--stale and --confirmed contradict each other: give one of them")
+    return "stale" if stale else "confirmed" if confirmed else "linearizable"
+
+
+@click.command()
+@click.argument("key")
+@click.argument("value", required=False)
+@click.option(
+    "--file",
+    "source",
+    type=click.File("rb"),
+    help="Take the value from a file; - reads standard input.",
+)
+@click.option("--if-revision", type=click.IntRange(min=1), help=IF_REVISION_HELP)
+@click.option("--if-absent", is_flag=True, help="Only if there is no such key.")
+@click.option(
+    "--ack",
+    type=click.Choice(["all", "local"]),
+    default="all",
+    show_default=True,
+    help="local: answer when the primary alone has it: a failover may lose it, and a get, not "
+    "only a stale one, may still return the value before.",
+)
+@click.option("--min-copies", type=click.IntRange(0), default=0, help=MIN_COPIES_HELP)
+@click.option("--idempotency-key", default="", help=IDEMPOTENCY_HELP)
+@click.option("--idempotency-after", type=click.IntRange(0, AFTER_MAX), help=AFTER_HELP)
+@client_options
+def put(
+    key: str,
+    value: str | None,
+    source: BinaryIO | None,
+    if_revision: int | None,
+    if_absent: bool,
+    ack: Literal["all", "local"],
+    min_copies: int,
+    idempotency_key: str,
+    idempotency_after: int | None,
+    endpoints: str,
+    timeout_ms: int,
+    no_discover: bool,
+    as_json: bool,
+) -> None:
+    """Write VALUE (or a file's bytes) under KEY."""
+    if (value is None) == (source is None):
+        raise click.UsageError("give VALUE, or --file FILE (- for standard input)")
+    if if_absent and if_revision is not None:
+        raise click.UsageError("--if-absent and --if-revision exclude each other")
+    body = os.fsencode(value) if value is not None else _read(source)
+    _check_after(idempotency_key, idempotency_after)
+    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
+        result = client.put(
+            key,
+            body,
+            if_revision=if_revision,
+            if_absent=if_absent,
+            ack=ack,
+            min_copies=min_copies,
+            idempotency_key=idempotency_key,
+            idempotency_after=idempotency_after,
+        )
+    if as_json:
+        show_json(result)
+    else:
+        word = "created" if result.created else "replaced"
+        copies = "copy" if result.copies == 1 else "copies"
+        show(f"{word}: revision {result.revision}, {result.copies} {copies}")
+
+
+@click.command()
+@click.argument("key")
+@stale_option
+@confirmed_option
+@click.option(
+    "--max-staleness-ms", type=click.IntRange(0), help="With --stale: no older than this."
+)
+@client_options
+def get(
+    key: str,
+    stale: bool,
+    confirmed: bool,
+    max_staleness_ms: int | None,
+    endpoints: str,
+    timeout_ms: int,
+    no_discover: bool,
+    as_json: bool,
+) -> None:
+    """Write the value of KEY to standard output, byte for byte.
+
+    It is what has committed: a put with --ack local before it may not be seen yet, whoever made it.
+    """
+    if max_staleness_ms is not None and not stale:
+        raise click.UsageError("--max-staleness-ms needs --stale")
+    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
+        entry = client.get(
+            key,
+            consistency=_consistency(stale=stale, confirmed=confirmed),
+            max_staleness_ms=max_staleness_ms,
+        )
+    if entry is None:
+        _no_such_key(key, as_json=as_json)
+    elif as_json:
+        who = {"revision": entry.revision, "node": entry.node, "epoch": entry.epoch}
+        show_json({"key": key, **value_fields(entry.value), **who})
+    else:
+        show_value(entry.value)
+
+
+@click.command()
+@click.argument("key")
+@click.option("--if-revision", type=click.IntRange(min=1), help=IF_REVISION_HELP)
+@click.option("--min-copies", type=click.IntRange(0), default=0, help=MIN_COPIES_HELP)
+@click.option("--idempotency-key", default="", help=IDEMPOTENCY_HELP)
+@click.option("--idempotency-after", type=click.IntRange(0, AFTER_MAX), help=AFTER_HELP)
+@client_options
+def delete(
+    key: str,
+    if_revision: int | None,
+    min_copies: int,
+    idempotency_key: str,
+    idempotency_after: int | None,
+    endpoints: str,
+    timeout_ms: int,
+    no_discover: bool,
+    as_json: bool,
+) -> None:
+    """Remove KEY. Exits with 3 where there was none."""
+    _check_after(idempotency_key, idempotency_after)
+    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
+        result = client.delete(
+            key,
+            if_revision=if_revision,
+            min_copies=min_copies,
+            idempotency_key=idempotency_key,
+            idempotency_after=idempotency_after,
+        )
+    if as_json:
+        show_json(result)
+        if not result.deleted:
+            sys.exit(EXIT_NOT_FOUND)
+    elif result.deleted:
+        show(f"deleted: revision {result.revision}")
+    else:
+        _no_such_key(key, as_json=False)
+
+
+@click.command(name="list")
+@click.option("--prefix", default="", help="Only keys that begin so.")
+@click.option("--start", default="", help="From this key on.")
+@click.option("--end", default="", help="Up to, but without, this key.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many.")
+@click.option("--long", "with_size", is_flag=True, help="With revision and size, tab-separated.")
+@stale_option
+@confirmed_option
+@client_options
+def list_keys(
+    prefix: str,
+    start: str,
+    end: str,
+    limit: int | None,
+    with_size: bool,
+    stale: bool,
+    confirmed: bool,
+    endpoints: str,
+    timeout_ms: int,
+    no_discover: bool,
+    as_json: bool,
+) -> None:
+    """Print keys in order, one per line; --json: one object per line, with the values."""
+    shown = 0
+    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
+        for item in client.list(
+            prefix,
+            start=start,
+            end=end,
+            keys_only=not (with_size or as_json),
+            consistency=_consistency(stale=stale, confirmed=confirmed),
+            page_size=min(limit or 500, 500),
+        ):
+            _show_item(item, with_size=with_size, as_json=as_json)
+            shown += 1
+            if shown == limit:
+                break
+
+
+def _check_after(key: str, after: int | None) -> None:
+    if after is not None and not key:
+        raise click.UsageError("--idempotency-after needs --idempotency-key of the same write")
+
+
+def _read(source: BinaryIO | None) -> bytes:
+    try:
+        return source.read() if source is not None else b""
+    except OSError as error:
+        name = getattr(source, "name", "standard input")
+        fail(f"{name}: {error.strerror}", "Nothing was sent.", EXIT_USAGE)
+
+
+def _show_item(item: Item, *, with_size: bool, as_json: bool) -> None:
+    if as_json:
+        show_json({"key": item.key, **value_fields(item.value), "revision": item.revision})
+    elif with_size:
+        show(f"{item.revision}\t{len(item.value)}\t{for_terminal(item.key)}")
+    else:
+        show(for_terminal(item.key))
+
+
+def _no_such_key(key: str, *, as_json: bool) -> None:
+    if as_json:
+        body = {"code": "key_not_found", "detail": f"there is no key {key!r}"}
+        say_json({"error": {**body, "exit_code": EXIT_NOT_FOUND}})
+        sys.exit(EXIT_NOT_FOUND)
+    fail(f"there is no key {key!r}", "", EXIT_NOT_FOUND)

@@ -1,0 +1,107 @@
+"""`onecopy serve`: one node, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cluster.config.file import load_config
+from cluster.config.model import ClusterConfig, ConfigError
+from cluster.exit_codes import EXIT_REFUSED
+from cluster.node.logs import ENVIRONMENT_VARIABLE, LEVELS, configure_logs
+from cluster.node.process import EXIT_FAILED, run_node
+from datapath.errors import DataDirectoryError, DataPathError, LogCorruptError, SafetyError
+from election.agreement import AgreementDamagedError, AgreementFailedError
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+_log = logging.getLogger(__name__)
+
+
+@click.command()
+@click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    default="cluster.toml",
+    show_default=True,
+    help="The cluster's configuration file.",
+)
+@click.option("--node", required=True, help="Which of its nodes to be.")
+@click.option(
+    "--log-level",
+    type=click.Choice(LEVELS),
+    envvar=ENVIRONMENT_VARIABLE,
+    default="info",
+    show_default=True,
+    help=f"How much to log [env: {ENVIRONMENT_VARIABLE}].",
+)
+@click.option("--supervised-by", type=int, hidden=True, help="Die with the process of this id.")
+def serve(path: Path, node: str, log_level: str, supervised_by: int | None) -> None:
+    """Run one node of a cluster until SIGTERM or Ctrl-C.
+
+    Exits with 78 if the configuration or the data directory forbid a start: to start it again as
+    it is cannot help.
+    """
+    configure_logs(node, log_level)
+    if supervised_by is not None:
+        _die_with(supervised_by)
+    try:
+        config = load_config(path)
+        _check_node(config, node)
+        for warning in config.warnings:
+            _log.warning("%s", warning)
+        code = _run(run_node(config, node))
+    except (
+        ConfigError,
+        DataDirectoryError,
+        LogCorruptError,
+        SafetyError,
+        AgreementDamagedError,
+    ) as error:
+        _log.error("%s", error)
+        sys.exit(EXIT_REFUSED)
+    except (OSError, DataPathError, AgreementFailedError) as error:
+        # A busy port, a full disk: what may have passed by the next start.
+        _log.error("%s", error)
+        sys.exit(EXIT_FAILED)
+    sys.exit(code)
+
+
+def _check_node(config: ClusterConfig, node: str) -> None:
+    if node in config.nodes:
+        return
+    known = ", ".join(config.nodes)
+    raise ConfigError(config.path, f"nodes.{node}", f"there is no such node; there are: {known}")
+
+
+def _run(main: Coroutine[Any, Any, int]) -> int:
+    """Run on uvloop where there is one (it is not on every platform)."""
+    try:
+        import uvloop  # noqa: PLC0415 -- not there on every platform
+    except ImportError:
+        return asyncio.run(main)
+    return uvloop.run(main)
+
+
+def _die_with(supervisor: int) -> None:
+    """Have the kernel kill this process when its supervisor dies, however that happens (Linux).
+
+    Elsewhere a node outlives a supervisor that was killed outright.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        _log.warning("prctl: %s; this node may outlive onecopy up", os.strerror(ctypes.get_errno()))
+    if os.getppid() != supervisor:  # it died before the kernel knew
+        sys.exit(f"the supervisor (process {supervisor}) is gone")

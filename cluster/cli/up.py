@@ -1,0 +1,67 @@
+"""`onecopy up`: the command line around `cluster.up.supervisor`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from cluster.cli.common import fail
+from cluster.config.model import ConfigError
+from cluster.exit_codes import EXIT_NOT_APPLIED
+from cluster.terminal import say
+from cluster.up.directory import REPLICAS_MAX, UpError, check_ports, prepare_config
+from cluster.up.display import open_view
+from cluster.up.supervisor import run_up, sole_runner
+
+
+@click.command()
+@click.option(
+    "--nodes", type=click.IntRange(1, REPLICAS_MAX), help="Replicas of a new cluster [default: 3]."
+)
+@click.option(
+    "--witness",
+    "witnesses",
+    type=click.IntRange(0, REPLICAS_MAX),
+    help="Witnesses besides: they vote and hold no data [default: 0].",
+)
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="data",
+    show_default=True,
+    help="Where the cluster lives; an existing one is resumed.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    help="First HTTP port; peer and raft ports are 100 and 200 above [default: 8101].",
+)
+@click.option("--no-restart", is_flag=True, help="Leave a node that died down.")
+def up(
+    nodes: int | None, witnesses: int | None, data: Path, port: int | None, no_restart: bool
+) -> None:
+    """Run a cluster of real processes on this machine until Ctrl-C; the data is kept.
+
+    A node that is killed is started again after a second. Logs are in DATA/logs, the configuration
+    in DATA/cluster.toml.
+    """
+    try:
+        config, is_new = prepare_config(data, nodes=nodes, witnesses=witnesses, port=port)
+        with sole_runner(config.path.parent):
+            check_ports(config)
+            for warning in config.warnings:
+                say(f"{click.style('warning:', fg='yellow')} {warning}")
+            word = "new cluster" if is_new else "resuming the cluster"
+            say(f"{word} in {config.path.parent}")
+            view = open_view()
+            try:
+                code = run_up(config, view, restart=not no_restart)
+            finally:
+                view.close()
+    except (ConfigError, UpError) as error:
+        fail(str(error), "", EXIT_NOT_APPLIED)
+    except OSError as error:
+        fail(f"{error.filename or data}: {error.strerror}", "", EXIT_NOT_APPLIED)
+    sys.exit(code)

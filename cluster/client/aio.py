@@ -1,0 +1,430 @@
+"""The Python client: `AsyncClient` for asyncio, `Client` for everyone else.
+
+    async with AsyncClient(["http://127.0.0.1:8101", "http://127.0.0.1:8102"]) as client:
+        await client.put("hello", b"world")
+        entry = await client.get("hello")
+
+Any node takes any request; the client prefers the primary, learns the other nodes' addresses and
+moves on when one fails. It talks to one cluster: the first that answers. Each write has one
+idempotency key for all its tries. Errors are in `cluster.client.errors`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from types import TracebackType
+from typing import Self, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from cluster.client.arguments import (
+    COPIES_MAX,
+    MILLISECONDS_MAX,
+    PAGE_LIMIT_MAX,
+    PAGE_SIZE,
+    REVISION_MAX,
+    DrawnKey,
+    check_ack,
+    check_consistency,
+    check_endpoints,
+    check_flag,
+    check_idempotency_after,
+    check_idempotency_key,
+    check_key,
+    check_node,
+    check_number,
+    check_optional_number,
+    check_text,
+    check_timeout,
+    check_value,
+    draw_key,
+)
+from cluster.client.endpoints import normalize_endpoint
+from cluster.client.errors import (
+    ClientError,
+    InvalidRequestError,
+    UnavailableError,
+    UnknownOutcomeError,
+)
+from cluster.client.results import DeleteResult, Entry, Item, Page, PutResult, ViewSummary
+from cluster.client.retries import STATUS, Call, Reply, Transport, decode_problem, raise_for
+from datapath.operations import Ack, ClusterStatus, Consistency, Digest
+
+DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
+LEFT_MIN_MS = 50  # what a call's last step gets, however much of its time is gone
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """Talks to one cluster. Use it as an async context manager, or call `close`."""
+
+    def __init__(
+        self,
+        endpoints: str | Iterable[str] = DEFAULT_ENDPOINTS,
+        *,
+        timeout_ms: int = 10_000,
+        max_connections: int = 64,
+        discover: bool = True,
+        cluster_id: str = "",
+    ) -> None:
+        """Name at least one node ("http://host:port"); `timeout_ms` bounds each call, retries in.
+
+        With `discover` the other nodes are learned, if those that are named are so by the
+        addresses that they advertise; without it, or behind a proxy, only those that are named are
+        asked. `cluster_id` is the cluster to talk to, "" for the first that answers. Nothing is
+        sent yet. Raises ValueError for an endpoint that is none, TypeError for wrong types.
+        """
+        given = check_endpoints(endpoints)
+        try:
+            self._transport = Transport(
+                given,
+                timeout_ms=check_number("timeout_ms", timeout_ms, 1, MILLISECONDS_MAX),
+                max_connections=check_number("max_connections", max_connections, 1, 65_536),
+                discover=check_flag("discover", discover),
+                cluster_id=check_text("cluster_id", cluster_id),
+            )
+        except InvalidRequestError as error:  # no request: here a ValueError is what Python has
+            raise ValueError(error.detail) from None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections. Calls that are under way end as what is known of them.
+
+        Raises RuntimeError on another event loop than the one that the client belongs to.
+        """
+        await self._transport.close()
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The base URLs in use: those given, and the nodes that were learned."""
+        return self._transport.endpoints.urls
+
+    @property
+    def cluster_id(self) -> str:
+        """The id of the cluster that this client talks to, "" before the first answer."""
+        return self._transport.cluster_id
+
+    @property
+    def revision(self) -> int | None:
+        """The highest revision that an answer of the cluster has named, None before the first."""
+        return self._transport.revision
+
+    @property
+    def retries(self) -> int:
+        """How many tries beyond the first there were, over all calls."""
+        return self._transport.retries
+
+    async def put(
+        self,
+        key: str,
+        value: bytes | str,
+        *,
+        if_revision: int | None = None,
+        if_absent: bool = False,
+        ack: Ack = "all",
+        min_copies: int = 0,
+        idempotency_key: str = "",
+        idempotency_after: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> PutResult:
+        """Write `value` (text as UTF-8) under `key`.
+
+        `if_revision`: only if the key is at that revision; `if_absent`: only if there is none.
+        `ack="local"` answers when the primary alone has it; `min_copies` wants at least so many.
+        `idempotency_key` and `idempotency_after` of an UnknownOutcomeError repeat that write.
+        Raises PreconditionFailedError, UnknownOutcomeError and the rest of the tree.
+        """
+        headers = _condition(if_revision, if_absent=if_absent)
+        target = kv_target(key, _write_options(ack, min_copies))
+        body = check_value(value)
+        call = write_call("PUT", target, headers, body, idempotency_key, idempotency_after)
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        result = _decode(call, reply, PutResult, ok=(200, 201))
+        return msgspec.structs.replace(
+            result, created=reply.status == 201, idempotency_key=call.key
+        )
+
+    async def get(
+        self,
+        key: str,
+        *,
+        consistency: Consistency = "linearizable",
+        max_staleness_ms: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> Entry | None:
+        """Return the key's value and revision, or None where there is no such key.
+
+        "stale" reads whatever the asked node has, no older than `max_staleness_ms` if given.
+        """
+        target = kv_target(key, _read_options(consistency, max_staleness_ms))
+        call = Call("GET", target)
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        if reply.status == 404 and decode_problem(404, reply.body).code == "key_not_found":
+            return None
+        if reply.status != 200:
+            raise_for(call, reply)
+        return Entry(
+            key=key,
+            value=reply.body,
+            revision=int(reply.headers.get("ETag", '"0"').strip('"')),
+            node=reply.headers.get("Onecopy-Node", ""),
+            epoch=int(reply.headers.get("Onecopy-Epoch", "0")),
+        )
+
+    async def delete(
+        self,
+        key: str,
+        *,
+        if_revision: int | None = None,
+        ack: Ack = "all",
+        min_copies: int = 0,
+        idempotency_key: str = "",
+        idempotency_after: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> DeleteResult:
+        """Remove `key`; `deleted` says whether it was there. Options and errors as for `put`."""
+        headers = _condition(if_revision)
+        target = kv_target(key, _write_options(ack, min_copies))
+        call = write_call("DELETE", target, headers, None, idempotency_key, idempotency_after)
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        result = _decode(call, reply, DeleteResult)
+        return msgspec.structs.replace(result, idempotency_key=call.key)
+
+    async def page(
+        self,
+        prefix: str = "",
+        *,
+        start: str = "",
+        end: str = "",
+        limit: int = PAGE_SIZE,
+        cursor: str | None = None,
+        keys_only: bool = False,
+        consistency: Consistency = "linearizable",
+        max_staleness_ms: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> Page:
+        """Return one page: keys with `prefix`, from `start` up to but without `end`."""
+        options: dict[str, object] = {
+            "prefix": check_text("prefix", prefix),
+            "start": check_text("start", start),
+            "end": check_text("end", end),
+            "limit": check_number("limit", limit, 1, PAGE_LIMIT_MAX),
+            "cursor": None if cursor is None else check_text("cursor", cursor),
+            "keys_only": "true" if check_flag("keys_only", keys_only) else None,
+        }
+        options |= _read_options(consistency, max_staleness_ms)
+        call = Call("GET", "/v1/kv" + _query(options))
+        return _decode(call, await self._transport.call(call, check_timeout(timeout_ms)), Page)
+
+    def list(
+        self,
+        prefix: str = "",
+        *,
+        start: str = "",
+        end: str = "",
+        keys_only: bool = False,
+        consistency: Consistency = "linearizable",
+        page_size: int = PAGE_SIZE,
+    ) -> AsyncIterator[Item]:
+        """Iterate over all keys in order, page by page.
+
+        Each page is one consistent state; writes may fall between two pages.
+        """
+        for name, value in (("prefix", prefix), ("start", start), ("end", end)):
+            check_text(name, value)
+        check_number("page_size", page_size, 1, PAGE_LIMIT_MAX)
+        check_flag("keys_only", keys_only)
+        check_consistency(consistency)
+
+        async def pages() -> AsyncIterator[Item]:
+            cursor: str | None = None
+            while True:
+                page = await self.page(
+                    prefix,
+                    start=start,
+                    end=end,
+                    limit=page_size,
+                    cursor=cursor,
+                    keys_only=keys_only,
+                    consistency=consistency,
+                )
+                for item in page.items:
+                    yield item
+                cursor = page.cursor
+                if not cursor:
+                    return
+
+        return pages()
+
+    async def status(self, *, timeout_ms: int | None = None) -> ClusterStatus:
+        """Return the cluster as its primary sees it."""
+        reply = await self._transport.call(STATUS, check_timeout(timeout_ms))
+        return _decode(STATUS, reply, ClusterStatus)
+
+    async def digest(self, node: str, *, timeout_ms: int | None = None) -> Digest:
+        """Return the checksum of that node's own store, scanned now (an id, or a base URL)."""
+        deadline = self._deadline(timeout_ms)
+        if "://" in check_node("node", node):
+            try:
+                url: str | None = normalize_endpoint(node)
+            except ValueError as error:
+                raise InvalidRequestError(str(error), code="invalid_argument") from None
+        else:
+            url = self._transport.endpoints.url_of(node)
+        if url is None:
+            status = await self.status(timeout_ms=_left_ms(deadline))
+            url = self._transport.endpoints.url_of(node)
+            if node not in status.nodes:
+                raise InvalidRequestError(f"there is no node {node!r}", code="unknown_node")
+        if url is None:
+            raise InvalidRequestError(
+                f"the address that {node} advertises is not used by this client, which keeps to "
+                "the endpoints it was given: name the node by a URL that leads to it",
+                code="unknown_address",
+            )
+        reply = await self._transport.ask(url, "/v1/digest", _left_ms(deadline))
+        return _decode(Call("GET", "/v1/digest"), reply, Digest)
+
+    async def handover(self, to: str, *, timeout_ms: int | None = None) -> ViewSummary:
+        """Make the in-sync replica `to` the primary. No waiting request fails."""
+        deadline = self._deadline(timeout_ms)
+        body = msgspec.json.encode({"to": check_node("to", to)})
+        headers = {"Content-Type": "application/json"}
+        call = Call("POST", "/v1/cluster/handover", headers, body, writes=True, retry_unknown=False)
+        try:
+            reply = await self._transport.call(call, _left_ms(deadline))
+            return _decode(call, reply, ViewSummary)
+        except UnknownOutcomeError as error:
+            try:
+                view = await self.status(timeout_ms=_left_ms(deadline))
+            except ClientError:
+                raise error from None  # what the status failed with says nothing of the handover
+            if view.primary != to:
+                raise
+            return ViewSummary(
+                epoch=view.epoch, version=view.version, primary=to, in_sync=view.in_sync
+            )
+
+    async def move(
+        self,
+        node: str,
+        *,
+        client: str = "",
+        peer: str = "",
+        raft: str = "",
+        timeout_ms: int | None = None,
+    ) -> ViewSummary:
+        """Have the cluster agree on other addresses ("host:port") of a node; "" leaves one.
+
+        The node itself is to be started with them: its configuration file has to say the same.
+        """
+        given = {
+            name: check_text(name, value)
+            for name, value in (("client", client), ("peer", peer), ("raft", raft))
+        }
+        body = msgspec.json.encode({name: text for name, text in given.items() if text})
+        target = f"/v1/cluster/nodes/{quote(check_node('node', node), safe='')}"
+        headers = {"Content-Type": "application/json"}
+        call = Call("PATCH", target, headers, body, writes=True)  # twice is as good as once
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        return _decode(call, reply, ViewSummary)
+
+    async def remove(
+        self, node: str, *, force: bool = False, timeout_ms: int | None = None
+    ) -> ViewSummary:
+        """Take a node out of the cluster for good; its id is not to be used again.
+
+        Refused (`code` "unsafe_removal", …) where it may cost acknowledged writes or the majority:
+        the error says what to do first. `force` removes it all the same.
+        """
+        name = quote(check_node("node", node), safe="")
+        target = f"/v1/cluster/nodes/{name}"
+        if check_flag("force", force):
+            target += f"?force={name}"
+        call = Call("DELETE", target, writes=True)  # to remove a node twice is to remove it
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        return _decode(call, reply, ViewSummary)
+
+    def _deadline(self, timeout_ms: int | None) -> float:
+        chosen_ms = check_timeout(timeout_ms) or self._transport.timeout_ms
+        return time.monotonic() + chosen_ms / 1000
+
+
+def _left_ms(deadline: float) -> int:
+    return max(LEFT_MIN_MS, int((deadline - time.monotonic()) * 1000))
+
+
+def kv_target(key: str, options: Mapping[str, object] | None = None) -> str:
+    """Return the encoded path and query of a key. Raises InvalidRequestError for what is no key."""
+    return f"/v1/kv/{quote(check_key(key), safe='')}{_query(options or {})}"
+
+
+def write_call(
+    method: str,
+    target: str,
+    headers: dict[str, str],
+    body: bytes | None,
+    key: str,
+    after: int | None = None,
+) -> Call:
+    """Return a write under an idempotency key, drawn at random where none is given."""
+    after = check_idempotency_after(check_idempotency_key(key), after)
+    key = key or draw_key()
+    drawn = isinstance(key, DrawnKey)
+    headers["Idempotency-Key"] = f'"{key}"'
+    return Call(method, target, headers, body, str(key), writes=True, after=after, drawn=drawn)
+
+
+def _condition(if_revision: int | None, *, if_absent: bool = False) -> dict[str, str]:
+    revision = check_optional_number("if_revision", if_revision, 1, REVISION_MAX)
+    if check_flag("if_absent", if_absent):
+        if revision is not None:
+            raise InvalidRequestError("if_revision and if_absent exclude each other")
+        return {"If-None-Match": "*"}
+    return {} if revision is None else {"If-Match": f'"{revision}"'}
+
+
+def _write_options(ack: Ack, min_copies: int) -> dict[str, object]:
+    word, copies = check_ack(ack), check_number("min_copies", min_copies, 0, COPIES_MAX)
+    return {"ack": None if word == "all" else word, "min_copies": copies or None}
+
+
+def _read_options(consistency: Consistency, max_staleness_ms: int | None) -> dict[str, object]:
+    word = check_consistency(consistency)
+    staleness = check_optional_number("max_staleness_ms", max_staleness_ms, 0, MILLISECONDS_MAX)
+    if staleness is not None and word != "stale":
+        raise InvalidRequestError('max_staleness_ms needs consistency="stale"')
+    return {
+        "consistency": None if word == "linearizable" else word,
+        "max_staleness_ms": staleness,
+    }
+
+
+def _query(options: Mapping[str, object]) -> str:
+    """Return the query of all options that are neither None nor ""."""
+    chosen = {name: value for name, value in options.items() if value not in (None, "")}
+    return f"?{urlencode(chosen, quote_via=quote)}" if chosen else ""
+
+
+def _decode(call: Call, reply: Reply, kind: type[T], ok: tuple[int, ...] = (200,)) -> T:
+    if reply.status not in ok:
+        raise_for(call, reply)
+    try:
+        return msgspec.json.decode(reply.body, type=kind)
+    except msgspec.DecodeError as error:
+        # Whatever answered "OK" is no onecopy node: nothing can be concluded from it.
+        kind_of_error = UnknownOutcomeError if call.writes else UnavailableError
+        raise kind_of_error(f"the answer is not onecopy's: {error}", code="bad_answer") from error

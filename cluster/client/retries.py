@@ -1,0 +1,460 @@
+"""One call, as many tries as it takes: sessions, deadlines, retries, finding the primary.
+
+A write carries one idempotency key through all its tries, so a retry never applies it twice. What
+a try proves: a refused connection or an answer with outcome "not_applied" proves that *this* try
+changed nothing; anything else proves nothing. Once one try may have been applied, no later "not
+applied" clears it (the first may still be on its way, in a paused node, say): the call then ends
+with a success, or as unknown.
+
+Every answer names its cluster. The first that does settles which cluster this client talks to, for
+good: all that is sent from then on says so, and is refused elsewhere before anything is done.
+Before the first write the endpoint is asked for the name alone, so that no write goes without it.
+
+Answers also name a committed revision. The highest that was seen before a write's first try goes
+with each of its tries (Idempotency-After): nodes that may have forgotten its key then refuse it,
+and do not execute it again (docs/decisions/0009).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+import random
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, NoReturn
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from cluster.client.endpoints import Endpoints
+from cluster.client.errors import (
+    ClientError,
+    InvalidRequestError,
+    NotAppliedError,
+    PreconditionFailedError,
+    StorageFullError,
+    UnavailableError,
+    UnknownOutcomeError,
+    WrongClusterError,
+)
+from cluster.client.results import Problem
+from datapath.operations import ClusterStatus
+
+CONNECT_TIMEOUT_S = 1.0
+TRY_TIMEOUT_S = 2.0  # a node that accepts and never answers (paused, say) costs this much
+ANSWER_MARGIN_S = 0.25  # the server is told to give up so much before the client does
+BACKOFF_FIRST_S = 0.02
+BACKOFF_MAX_S = 0.4
+REFRESH_INTERVAL_S = 0.2  # the cluster's status is asked for no more often than this
+REFRESH_IDLE_S = 10.0  # … and, while there are calls, this often: nodes come and go
+BODY_AT_ONCE_BYTES = 1 << 20
+SERVER_TIMEOUT_MAX_MS = 600_000  # what the API takes
+REVISION_AGE_MAX_S = 1.0
+"""A revision that was seen longer ago is asked for anew before a write's first try: a client that
+was idle would else name one so old that a new write is refused, as one that may be forgotten. The
+smallest table (4 MiB, 26,000 keys) forgets that fast at full rate."""
+SENT_AFTER_MAX_KEYS = 10_000  # keys whose first try is remembered; the oldest go
+CLUSTER = "Onecopy-Cluster"
+REVISION = "Onecopy-Revision"
+AFTER = "Idempotency-After"
+RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+
+_decode_problem = msgspec.json.Decoder(Problem).decode
+_decode_status = msgspec.json.Decoder(ClusterStatus).decode
+
+
+class Reply(NamedTuple):
+    """A final answer: not necessarily a success. `after`: what the write was first sent after."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    after: int | None = None
+
+
+class Call(NamedTuple):
+    """A request, whole: `target` is the encoded path and query, `key` the idempotency key.
+
+    `retry_unknown`: may be sent again though an earlier try may have been applied (reads, and
+    writes under a key). `waits`: the server may wait for a primary, as long as it is told. `after`:
+    a revision that was known before the first try; None: the transport takes the highest it knows.
+    `drawn`: the idempotency key is of this call alone.
+    """
+
+    method: str
+    target: str
+    headers: Mapping[str, str] = {}
+    body: bytes | None = None
+    key: str = ""
+    writes: bool = False
+    retry_unknown: bool = True
+    waits: bool = True
+    after: int | None = None
+    drawn: bool = False
+
+
+class UnreachableError(OSError):
+    """No connection could be made, so that nothing was sent."""
+
+
+STATUS = Call("GET", "/v1/cluster", waits=False)
+MEET = Call("GET", "/livez", waits=False)  # answered at once, by the asked node alone
+
+
+class Transport:
+    """A session of connections to one cluster. Belongs to the event loop that first uses it."""
+
+    def __init__(
+        self,
+        endpoints: Iterable[str],
+        *,
+        timeout_ms: int,
+        max_connections: int,
+        discover: bool = True,
+        cluster_id: str = "",
+    ) -> None:
+        """`cluster_id`: the cluster to talk to, "" for the first that answers."""
+        self.endpoints = Endpoints(endpoints, discover=discover)
+        self.cluster_id = cluster_id
+        self.timeout_ms = timeout_ms
+        self.retries = 0  # tries beyond the first, over all calls
+        self.revision: int | None = None  # the highest that an answer has named
+        self._revision_at = -math.inf  # when an answer last named it, or none could be had
+        self._sent_after: dict[str, int | None] = {}  # by idempotency key
+        self._max_connections = max_connections
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._refresh: asyncio.Task[None] | None = None
+        self._refreshed_at = -math.inf
+        self._closed = False
+
+    async def close(self) -> None:
+        """Close the connections. Calls that are under way fail.
+
+        Raises RuntimeError on another event loop than the one that the connections belong to.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if self._loop is not None:
+            self._check_loop()
+        if self._refresh is not None:
+            self._refresh.cancel()
+            await asyncio.wait([self._refresh])
+        if self._session is not None:
+            await self._session.close()
+
+    async def call(self, call: Call, timeout_ms: int | None = None) -> Reply:
+        """Send until there is a final answer or the deadline has passed.
+
+        Raises UnavailableError or, for a write, UnknownOutcomeError.
+        """
+        loop = self._check_loop()
+        deadline = loop.time() + (self.timeout_ms if timeout_ms is None else timeout_ms) / 1000
+        doubtful: ClientError | None = None  # the last try that may have been applied
+        failure: ClientError
+        backoff_s = BACKOFF_FIRST_S
+        prepared = not call.writes
+        while True:
+            url = self.endpoints.pick(loop.time())
+            try:
+                if not prepared:
+                    call = await self._prepare(url, call, deadline)
+                    prepared = True
+                longest_s = TRY_TIMEOUT_S if call.retry_unknown else math.inf
+                reply = await self._try(url, call, deadline - loop.time(), longest_s)
+            except UnknownOutcomeError as error:
+                if error.code == "wrong_cluster":
+                    raise
+                doubtful = failure = error
+            except WrongClusterError as error:
+                if self.endpoints.is_given(url):
+                    _raise_wrong_cluster(call, error, doubtful)
+                self.endpoints.disown(url)
+                failure = error
+            except UnavailableError as error:
+                failure = error
+            else:
+                self.endpoints.worked(url)
+                if call.writes:
+                    self.endpoints.prefer_node(reply.headers.get("Onecopy-Node", ""))
+                if call is STATUS and reply.status == 200:
+                    self._learn(reply.body, url)
+                self._refresh_soon()
+                _hold_doubt(call, reply, doubtful)
+                if call.drawn and reply.status < 400:
+                    self._sent_after.pop(call.key, None)
+                return reply if call.after is None else reply._replace(after=call.after)
+            self.endpoints.failed(url, loop.time())
+            self._refresh_soon(after_failure=True)
+            pause_s = 0.0
+            if failure.status or not self.endpoints.has_fresh(loop.time()):
+                pause_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 -- jitter
+                backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+            give_up = doubtful is not None and not call.retry_unknown
+            if give_up or self._closed or loop.time() + pause_s >= deadline:
+                _give_up(call, failure, doubtful)
+            self.retries += 1
+            await asyncio.sleep(pause_s)
+            if self._closed:
+                _give_up(call, failure, doubtful)
+
+    async def _prepare(self, url: str, call: Call, deadline: float) -> Call:
+        """Meet the cluster before a first write; settle what this one was first sent after.
+
+        A key that this client has sent before keeps what it was first sent after. Raises as `_try`.
+        """
+        now = asyncio.get_running_loop().time()
+        settled = not call.key or call.after is not None or call.key in self._sent_after
+        if not self.cluster_id or (not settled and now > self._revision_at + REVISION_AGE_MAX_S):
+            await self._try(url, MEET, deadline - now)
+            self._revision_at = now
+        if not call.key or call.after is not None:
+            return call
+        after = self._sent_after.setdefault(call.key, self.revision)
+        if len(self._sent_after) > SENT_AFTER_MAX_KEYS:
+            del self._sent_after[next(iter(self._sent_after))]
+        return call._replace(after=after)
+
+    def saw(self, revision: int) -> None:
+        """Take note of a revision that has committed in this client's cluster."""
+        if self.revision is None or revision >= self.revision:
+            self.revision = revision
+            self._revision_at = asyncio.get_running_loop().time()
+
+    async def ask(self, url: str, target: str, timeout_ms: int | None = None) -> Reply:
+        """Ask one named node, once. Raises UnavailableError, WrongClusterError."""
+        self._check_loop()
+        timeout_s = (self.timeout_ms if timeout_ms is None else timeout_ms) / 1000
+        return await self._try(url, Call("GET", target, waits=False), timeout_s, timeout_s)
+
+    async def _try(
+        self, url: str, call: Call, remaining_s: float, longest_s: float = TRY_TIMEOUT_S
+    ) -> Reply:
+        """Send once.
+
+        Raises UnavailableError or WrongClusterError (surely not applied), or UnknownOutcomeError.
+        """
+        try_s = max(0.05, min(remaining_s, longest_s))
+        target = call.target
+        if call.waits:
+            server_ms = int((min(try_s, SERVER_TIMEOUT_MAX_MS) - ANSWER_MARGIN_S) * 1000)
+            server_ms = max(50, min(server_ms, SERVER_TIMEOUT_MAX_MS))
+            target += f"{'&' if '?' in target else '?'}timeout_ms={server_ms}"
+        try:
+            reply = await self._send(url, target, call, try_s)
+        except UnreachableError as error:
+            raise UnavailableError(f"{url}: {error}", code="unreachable") from error
+        except (aiohttp.ClientError, TimeoutError, OSError, EOFError) as error:
+            code = "timeout" if isinstance(error, TimeoutError) else "disconnected"
+            detail = f"{url}: {str(error) or f'no answer within {try_s:.1f} s'}"
+            raise _doubt(call, detail, code=code) from error
+        self._check_cluster(url, call, reply)
+        status, body = reply.status, reply.body
+        if status in RETRIED_STATUSES:
+            problem = decode_problem(status, body)
+            detail = f"{url}: {problem.detail or problem.title}"
+            if problem.outcome == "not_applied":
+                raise UnavailableError(detail, code=problem.code, status=status)
+            raise _doubt(call, detail, code=problem.code, status=status)
+        return reply
+
+    async def _send(self, url: str, target: str, call: Call, try_s: float) -> Reply:
+        """Send once and return whatever comes. Raises UnreachableError if nothing was sent."""
+        timeout = aiohttp.ClientTimeout(total=try_s, sock_connect=CONNECT_TIMEOUT_S)
+        whole = URL(url + target, encoded=True)
+        large = call.body is not None and len(call.body) > BODY_AT_ONCE_BYTES
+        body = io.BytesIO(call.body or b"") if large else call.body  # aiohttp sends it in parts
+        try:
+            async with self._open().request(
+                call.method, whole, data=body, headers=self._headers(call), timeout=timeout
+            ) as response:
+                return Reply(response.status, response.headers, await response.read())
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise UnreachableError(str(error)) from error
+
+    def _headers(self, call: Call) -> Mapping[str, str]:
+        headers = dict(call.headers)
+        if self.cluster_id:
+            headers[CLUSTER] = self.cluster_id
+        if call.after is not None:
+            headers[AFTER] = str(call.after)
+        return headers
+
+    def _check_cluster(self, url: str, call: Call, reply: Reply) -> None:
+        """Take the cluster's id from the first answer that names it; refuse every other's.
+
+        Raises WrongClusterError, and UnknownOutcomeError for a write that may have been applied
+        there; for an answer that should name its cluster and does not, what proves nothing.
+        """
+        named = reply.headers.get(CLUSTER, "")
+        if not self.cluster_id:
+            self.cluster_id = named
+        if named == self.cluster_id:
+            revision = reply.headers.get(REVISION, "")
+            if named and revision.isascii() and revision.isdecimal() and len(revision) <= 18:
+                self.saw(int(revision))
+            return
+        if not named:
+            if reply.status < 400 or reply.status in {404, 412}:
+                detail = f"{url}: the answer (HTTP {reply.status}) does not name its cluster"
+                raise _doubt(call, detail, code="bad_answer", status=reply.status)
+            return  # a proxy's error, say
+        error = WrongClusterError(url, expected=self.cluster_id, found=named)
+        refused = reply.status == 421 or (
+            reply.status >= 400
+            and decode_problem(reply.status, reply.body).outcome == "not_applied"
+        )
+        if call.writes and not refused:
+            raise _doubt(call, error.detail, code=error.code, status=reply.status)
+        raise error
+
+    def _check_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the running event loop. Raises RuntimeError if the client belongs to another."""
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        if self._loop is not loop:
+            closed = ", which is closed by now" if self._loop.is_closed() else ""
+            raise RuntimeError(
+                f"this AsyncClient belongs to the event loop that first used it{closed}, and was "
+                "called from another one: make an AsyncClient in each event loop (in pytest: give "
+                "the fixture that makes it and the tests that use it the same loop scope), or use "
+                "Client, which any thread may call"
+            )
+        return loop
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise RuntimeError("this client is closed")
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=30)
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),
+            )
+            # aiohttp would send a PUT again by itself when a kept connection breaks under it, and
+            # report the second try alone: a refused connection, say, though the first was sent.
+            self._session._retry_connection = False
+        return self._session
+
+    def _refresh_soon(self, *, after_failure: bool = False) -> None:
+        """Ask for the cluster's status in the background: now and then, and after each failure."""
+        now = asyncio.get_running_loop().time()
+        wanted = after_failure or now >= self._refreshed_at + REFRESH_IDLE_S
+        running = self._refresh is not None and not self._refresh.done()
+        if (
+            not self.endpoints.learns
+            or not wanted
+            or running
+            or self._closed
+            or now < self._refreshed_at + REFRESH_INTERVAL_S
+        ):
+            return
+        self._refreshed_at = now
+        self._refresh = asyncio.create_task(self._refresh_status())
+
+    async def _refresh_status(self) -> None:
+        now = asyncio.get_running_loop().time()
+        url = self.endpoints.pick(now)
+        try:
+            reply = await self._try(url, STATUS, TRY_TIMEOUT_S)
+            if reply.status == 200:
+                self._learn(reply.body, url)
+        except WrongClusterError:
+            self.endpoints.disown(url)  # a given one stays, and the next call says so
+        except ClientError:
+            self.endpoints.failed(url, now)
+        await asyncio.gather(*map(self._prove, self.endpoints.unproved))
+
+    def _learn(self, body: bytes, source: str) -> None:
+        """Remember the nodes' addresses and the primary."""
+        try:
+            status = _decode_status(body)
+        except msgspec.DecodeError:
+            return  # who asked for it says so
+        clients = {node: item.client for node, item in status.nodes.items() if item.client}
+        self.endpoints.learn(clients, status.primary, source)
+
+    async def _prove(self, url: str) -> None:
+        """Ask a learned address which cluster it belongs to, and use it if it is this one."""
+        if not self.cluster_id:
+            return
+        try:
+            reply = await self._try(url, MEET, TRY_TIMEOUT_S)
+        except ClientError:
+            return  # not there, or another cluster's
+        if reply.status == 200:  # and it named this cluster, as _try has made sure
+            self.endpoints.proved(url)
+
+
+def decode_problem(status: int, body: bytes) -> Problem:
+    """Return the error's body, or the nearest thing where something else answered (a proxy)."""
+    try:
+        return _decode_problem(body)
+    except msgspec.DecodeError:
+        text = body[:200].decode("utf-8", "replace").strip()
+        return Problem(status=status, code=f"http_{status}", detail=text or f"HTTP {status}")
+
+
+def raise_for(call: Call, reply: Reply) -> NoReturn:
+    """Raise what an answer that is not a success means."""
+    problem = decode_problem(reply.status, reply.body)
+    detail = problem.detail or problem.title or f"HTTP {reply.status}"
+    if call.writes and problem.outcome == "unknown":
+        call = call if reply.after is None else call._replace(after=reply.after)
+        raise _doubt(call, detail, code=problem.code, status=reply.status)
+    kinds: dict[int, type[NotAppliedError]] = {
+        412: PreconditionFailedError,
+        507: StorageFullError,
+    }
+    kind = kinds.get(reply.status, InvalidRequestError)
+    raise kind(detail, code=problem.code, status=reply.status)
+
+
+def _doubt(call: Call, detail: str, *, code: str, status: int = 0) -> ClientError:
+    if not call.writes:
+        return UnavailableError(detail, code=code, status=status)
+    return UnknownOutcomeError(
+        detail,
+        code=code,
+        status=status,
+        idempotency_key=call.key,
+        idempotency_after=call.after,
+    )
+
+
+def _raise_wrong_cluster(
+    call: Call, error: WrongClusterError, doubtful: ClientError | None
+) -> NoReturn:
+    if doubtful is None:
+        raise error
+    doubtful.detail += f"; then {error.detail}"
+    _give_up(call, error, doubtful)
+
+
+def _hold_doubt(call: Call, reply: Reply, doubtful: ClientError | None) -> None:
+    """Refuse to call a write not applied after a try that may yet be.
+
+    A failed If-Match is final all the same: a revision that has passed never comes back. So is a
+    request that is wrong in itself.
+    """
+    passing = reply.status == 507 or (reply.status == 412 and "If-Match" not in call.headers)
+    if doubtful is not None and passing:
+        _give_up(call, doubtful, doubtful)
+
+
+def _give_up(call: Call, failure: ClientError, doubtful: ClientError | None) -> NoReturn:
+    if doubtful is None:
+        raise failure
+    detail = (
+        f"{doubtful.detail} (this write may or may not have been applied; to learn which, repeat "
+        f"it under the idempotency key {call.key})"
+        if call.key
+        else f"{doubtful.detail} (this may or may not have been done; see the status)"
+    )
+    raise _doubt(call, detail, code=doubtful.code, status=doubtful.status) from doubtful

@@ -1,0 +1,342 @@
+"""The client's plain face: the same calls, without asyncio.
+
+A `Client` runs a `AsyncClient` on an event loop of its own, in a daemon thread; its methods may be
+called from any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+from cluster.client.aio import DEFAULT_ENDPOINTS, AsyncClient
+from cluster.client.arguments import (
+    PAGE_SIZE,
+    check_endpoints,
+    check_idempotency_after,
+    check_timeout,
+    draw_key,
+)
+from cluster.client.errors import UnavailableError, UnknownOutcomeError
+from cluster.client.loop_thread import CLOSED, Runner, StuckError
+from cluster.client.results import DeleteResult, Entry, Item, Page, PutResult, ViewSummary
+from datapath.operations import Ack, ClusterStatus, Consistency, Digest
+
+T = TypeVar("T")
+
+
+class _Parts(NamedTuple):
+    client: AsyncClient
+    runner: Runner
+
+
+class Client:
+    """Talks to one cluster, blocking. Use it as a context manager, or call `close`.
+
+    After a fork the child's copy connects anew, and talks to the same cluster. One that is dropped
+    without `close` is closed, with a ResourceWarning; at the program's end all are closed.
+    """
+
+    _closed = True  # until it is whole: an argument may be refused
+
+    def __init__(
+        self,
+        endpoints: str | Iterable[str] | None = None,
+        *,
+        timeout_ms: int = 10_000,
+        max_connections: int = 64,
+        discover: bool = True,
+        cluster_id: str = "",
+    ) -> None:
+        """Take the same arguments as `AsyncClient`; nothing is sent yet."""
+        # A tuple of them: a forked child wants them again.
+        given = DEFAULT_ENDPOINTS if endpoints is None else check_endpoints(endpoints)
+
+        def make(cluster_id: str) -> _Parts:
+            client = AsyncClient(
+                given,
+                timeout_ms=timeout_ms,
+                max_connections=max_connections,
+                discover=discover,
+                cluster_id=cluster_id,
+            )
+            return _Parts(client, Runner(client.close))
+
+        self._timeout_ms = timeout_ms
+        self._make = make
+        self._process = os.getpid()
+        self._by_process = {self._process: make(cluster_id)}  # this process, and forked children
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._closed:
+            return
+        parts = self._by_process.get(os.getpid())
+        if parts is None or parts.runner.ended:
+            return
+        parts.runner.end(wait=False)  # whatever thread this is, it must not wait for another
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+    def close(self) -> None:
+        """Close the connections and end the thread. May be called twice."""
+        self._closed = True
+        if parts := self._by_process.get(os.getpid()):
+            parts.runner.end(wait=True)
+
+    def _here(self) -> _Parts:
+        """Return what belongs to this process; a forked child makes its own."""
+        if self._closed:
+            raise RuntimeError(CLOSED)
+        process = os.getpid()
+        found = self._by_process.get(process)
+        if found is None:
+            made = self._make(self._by_process[self._process].client.cluster_id)
+            found = self._by_process.setdefault(process, made)
+            if found is not made:  # another thread was faster
+                made.runner.end(wait=False)
+        return found
+
+    def _run(
+        self,
+        make_call: Callable[[AsyncClient], Coroutine[Any, Any, T]],
+        timeout_ms: int | None,
+        *,
+        write: str | None = None,
+    ) -> T:
+        """Run a call on the client's loop; `write`: it is one, under this idempotency key."""
+        chosen_ms = check_timeout(timeout_ms) or self._timeout_ms
+        client, runner = self._here()
+        try:
+            return runner.run(make_call(client), chosen_ms / 1000)
+        except StuckError as error:
+            if write is None:
+                raise UnavailableError(str(error), code="stuck") from None
+            detail = f"{error}; this may or may not have been applied"
+            raise UnknownOutcomeError(detail, code="stuck", idempotency_key=str(write)) from None
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The base URLs in use: those given, and the nodes that were learned."""
+        return self._here().client.endpoints
+
+    @property
+    def cluster_id(self) -> str:
+        """The id of the cluster that this client talks to, "" before the first answer."""
+        return self._here().client.cluster_id
+
+    @property
+    def revision(self) -> int | None:
+        """The highest revision that an answer of the cluster has named, None before the first."""
+        return self._here().client.revision
+
+    @property
+    def retries(self) -> int:
+        """How many tries beyond the first there were, over all calls."""
+        return self._here().client.retries
+
+    def put(
+        self,
+        key: str,
+        value: bytes | str,
+        *,
+        if_revision: int | None = None,
+        if_absent: bool = False,
+        ack: Ack = "all",
+        min_copies: int = 0,
+        idempotency_key: str = "",
+        idempotency_after: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> PutResult:
+        """Write `value` under `key`; see `AsyncClient.put`."""
+        own_key = _key(idempotency_key, idempotency_after)
+        return self._run(
+            lambda client: client.put(
+                key,
+                value,
+                if_revision=if_revision,
+                if_absent=if_absent,
+                ack=ack,
+                min_copies=min_copies,
+                idempotency_key=own_key,
+                idempotency_after=idempotency_after,
+                timeout_ms=timeout_ms,
+            ),
+            timeout_ms,
+            write=own_key,
+        )
+
+    def get(
+        self,
+        key: str,
+        *,
+        consistency: Consistency = "linearizable",
+        max_staleness_ms: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> Entry | None:
+        """Return the key's value and revision, or None; see `AsyncClient.get`."""
+        return self._run(
+            lambda client: client.get(
+                key,
+                consistency=consistency,
+                max_staleness_ms=max_staleness_ms,
+                timeout_ms=timeout_ms,
+            ),
+            timeout_ms,
+        )
+
+    def delete(
+        self,
+        key: str,
+        *,
+        if_revision: int | None = None,
+        ack: Ack = "all",
+        min_copies: int = 0,
+        idempotency_key: str = "",
+        idempotency_after: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> DeleteResult:
+        """Remove `key`; see `AsyncClient.delete`."""
+        own_key = _key(idempotency_key, idempotency_after)
+        return self._run(
+            lambda client: client.delete(
+                key,
+                if_revision=if_revision,
+                ack=ack,
+                min_copies=min_copies,
+                idempotency_key=own_key,
+                idempotency_after=idempotency_after,
+                timeout_ms=timeout_ms,
+            ),
+            timeout_ms,
+            write=own_key,
+        )
+
+    def page(
+        self,
+        prefix: str = "",
+        *,
+        start: str = "",
+        end: str = "",
+        limit: int = PAGE_SIZE,
+        cursor: str | None = None,
+        keys_only: bool = False,
+        consistency: Consistency = "linearizable",
+        max_staleness_ms: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> Page:
+        """Return one page: keys with `prefix`, from `start` up to but without `end`."""
+        return self._run(
+            lambda client: client.page(
+                prefix,
+                start=start,
+                end=end,
+                limit=limit,
+                cursor=cursor,
+                keys_only=keys_only,
+                consistency=consistency,
+                max_staleness_ms=max_staleness_ms,
+                timeout_ms=timeout_ms,
+            ),
+            timeout_ms,
+        )
+
+    def list(
+        self,
+        prefix: str = "",
+        *,
+        start: str = "",
+        end: str = "",
+        keys_only: bool = False,
+        consistency: Consistency = "linearizable",
+        page_size: int = PAGE_SIZE,
+    ) -> Iterator[Item]:
+        """Iterate over all keys in order, page by page; see `AsyncClient.list`."""
+        self._here().client.list(  # checks the arguments, asks nothing
+            prefix,
+            start=start,
+            end=end,
+            keys_only=keys_only,
+            consistency=consistency,
+            page_size=page_size,
+        )
+
+        def pages() -> Iterator[Item]:
+            cursor: str | None = None
+            while True:
+                page = self.page(
+                    prefix,
+                    start=start,
+                    end=end,
+                    limit=page_size,
+                    cursor=cursor,
+                    keys_only=keys_only,
+                    consistency=consistency,
+                )
+                yield from page.items
+                cursor = page.cursor
+                if not cursor:
+                    return
+
+        return pages()
+
+    def status(self, *, timeout_ms: int | None = None) -> ClusterStatus:
+        """Return the cluster as its primary sees it."""
+        return self._run(lambda client: client.status(timeout_ms=timeout_ms), timeout_ms)
+
+    def digest(self, node: str, *, timeout_ms: int | None = None) -> Digest:
+        """Return the checksum of that node's own store."""
+        return self._run(lambda client: client.digest(node, timeout_ms=timeout_ms), timeout_ms)
+
+    def handover(self, to: str, *, timeout_ms: int | None = None) -> ViewSummary:
+        """Make the in-sync replica `to` the primary."""
+        return self._run(
+            lambda client: client.handover(to, timeout_ms=timeout_ms), timeout_ms, write=""
+        )
+
+    def move(
+        self,
+        node: str,
+        *,
+        client: str = "",
+        peer: str = "",
+        raft: str = "",
+        timeout_ms: int | None = None,
+    ) -> ViewSummary:
+        """Have the cluster agree on other addresses of a node; see `AsyncClient.move`."""
+        return self._run(
+            lambda found: found.move(
+                node, client=client, peer=peer, raft=raft, timeout_ms=timeout_ms
+            ),
+            timeout_ms,
+            write="",
+        )
+
+    def remove(
+        self, node: str, *, force: bool = False, timeout_ms: int | None = None
+    ) -> ViewSummary:
+        """Take a node out of the cluster for good; see `AsyncClient.remove`."""
+        return self._run(
+            lambda client: client.remove(node, force=force, timeout_ms=timeout_ms),
+            timeout_ms,
+            write="",
+        )
+
+
+def _key(key: str, after: int | None) -> str:
+    """Return the key, or one drawn for none: here, so that every error can name it."""
+    check_idempotency_after(key, after)
+    return draw_key() if key == "" else key

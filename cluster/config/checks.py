@@ -1,0 +1,212 @@
+"""What must hold between the fields of a configuration; each refusal says why the bound exists."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from cluster.config.model import ClusterConfig, ConfigError, Timing, is_loopback, split_address
+from cluster.config.secret_strength import MIN_SECRET_BITS, estimated_bits
+from datapath.settings import MAX_RANGE_SIZE_BYTES
+
+ID_PATTERN = "[a-z0-9][a-z0-9-]{0,30}"
+LEASE_RATE_MARGIN_PERCENT = 10  # clocks of two machines may differ by so much in rate (D4) …
+LEASE_TIMER_MARGIN_MS = 20  # … and a timer may be late by so much
+RECORD_OVERHEAD_BYTES = 65536  # key, framing and client-table reply beside a value, generously
+
+
+def check_config(config: ClusterConfig) -> list[str]:
+    """Raise ConfigError for what cannot work; return warnings about what is merely doubtful."""
+    warnings = _check_nodes(config)
+    _check_routes(config)
+    _check_exposure(config)
+    _check_timing(config.path, config.timing)
+    _check_limits(config)
+    return warnings
+
+
+def _node_addresses(config: ClusterConfig) -> Iterator[tuple[str, str]]:
+    """Yield (field, address) of every node's own addresses."""
+    for node, item in config.nodes.items():
+        for channel in ("client", "peer", "raft"):
+            yield f"nodes.{node}.{channel}", getattr(item, channel)
+
+
+def _route_addresses(config: ClusterConfig) -> Iterator[tuple[str, str]]:
+    """Yield (field, address) of every address that a route names."""
+    for source, targets in config.routes.items():
+        for target, route in targets.items():
+            for channel in ("peer", "raft"):
+                if address := getattr(route, channel):
+                    yield f"routes.{source}.{target}.{channel}", address
+
+
+def _check_address(path: Path, field: str, address: str) -> tuple[str, int]:
+    try:
+        return split_address(address)
+    except ValueError as error:
+        raise ConfigError(path, field, str(error)) from None
+
+
+def _check_nodes(config: ClusterConfig) -> list[str]:
+    path = config.path
+    for node in config.nodes:
+        if not re.fullmatch(ID_PATTERN, node):
+            problem = "an id is 1 to 31 of a-z, 0-9 and '-', not beginning with '-'"
+            raise ConfigError(path, f"nodes.{node}", problem)
+    if not config.replicas:
+        raise ConfigError(path, "nodes", 'at least one node must have role = "replica"')
+    seen: dict[tuple[str, int], str] = {}
+    for field, address in _node_addresses(config):
+        key = _check_address(path, field, address)
+        if key in seen:
+            problem = f"{address} is also {seen[key]}; give each its own port"
+            raise ConfigError(path, field, problem)
+        seen[key] = field
+    # Nodes on different hosts may well use the same path: only a shared disk would be wrong.
+    owners: dict[tuple[str, Path], str] = {}
+    for node, item in config.nodes.items():
+        directory, host = config.data_dir(node), split_address(item.peer)[0]
+        for (other_host, other), owner in owners.items():
+            if host == other_host and (
+                directory.is_relative_to(other) or other.is_relative_to(directory)
+            ):
+                problem = f"{directory} overlaps nodes.{owner}.data; give each node its own"
+                raise ConfigError(path, f"nodes.{node}.data", problem)
+        owners[host, directory] = node
+    if len(config.nodes) % 2 == 0:
+        sentence = (
+            f"{len(config.nodes)} nodes vote: an even number survives no more failures than one "
+            "fewer would; add a witness"
+        )
+        return [sentence]
+    return []
+
+
+def _check_routes(config: ClusterConfig) -> None:
+    for source, targets in config.routes.items():
+        for target, route in targets.items():
+            field = f"routes.{source}.{target}"
+            for node in (source, target):
+                if node not in config.nodes:
+                    close = difflib.get_close_matches(node, config.nodes, n=1)
+                    hint = f"; did you mean {close[0]!r}?" if close else ""
+                    raise ConfigError(config.path, field, f"there is no node {node!r}{hint}")
+            if source == target:
+                raise ConfigError(config.path, field, "a node needs no route to itself")
+            if not route.peer and not route.raft:
+                raise ConfigError(config.path, field, "give peer, raft, or both")
+    for field, address in _route_addresses(config):
+        _check_address(config.path, field, address)
+
+
+def _check_exposure(config: ClusterConfig) -> None:
+    if config.secret:
+        _check_secret(config)
+        return
+    own = (item for item in _node_addresses(config) if not item[0].endswith(".client"))
+    for field, address in (*own, *_route_addresses(config)):
+        if not is_loopback(address):
+            problem = (
+                f"{address} can be reached from other machines, and there is no cluster.secret; "
+                "set one (openssl rand -hex 32) or use a 127.0.0.1 address"
+            )
+            raise ConfigError(config.path, field, problem)
+
+
+def _check_secret(config: ClusterConfig) -> None:
+    """Refuse a secret that can be guessed where strangers could try."""
+    addresses = (*_node_addresses(config), *_route_addresses(config))
+    exposed = [address for _, address in addresses if not is_loopback(address)]
+    if exposed and estimated_bits(config.secret) < MIN_SECRET_BITS:
+        problem = (
+            f"the secret is easy to guess (too short, repeated or made of words), and {exposed[0]} "
+            "can be reached from other machines; make one with: openssl rand -hex 32"
+        )
+        raise ConfigError(config.path, config.secret_field, problem)
+
+
+def _check_timing(path: Path, timing: Timing) -> None:
+    rate_margin_ms = -(-timing.lease_duration_ms * LEASE_RATE_MARGIN_PERCENT // 100)
+    _at_least(
+        path,
+        "timing.suspect_after_ms",
+        timing.suspect_after_ms,
+        2 * timing.heartbeat_interval_ms,
+        "two heartbeat intervals: one lost heartbeat is no failure",
+    )
+    _at_least(
+        path,
+        "timing.lease_duration_ms",
+        timing.lease_duration_ms,
+        timing.suspect_after_ms + timing.heartbeat_interval_ms,
+        "suspect_after_ms + heartbeat_interval_ms: a silent backup must be removed before its "
+        "lease runs out, or reads stop (D5)",
+    )
+    _at_least(
+        path,
+        "timing.grace_period_ms",
+        timing.grace_period_ms,
+        timing.lease_duration_ms + rate_margin_ms + LEASE_TIMER_MARGIN_MS,
+        f"lease_duration_ms + {LEASE_RATE_MARGIN_PERCENT} % + {LEASE_TIMER_MARGIN_MS} ms: nobody "
+        "may take over while the old primary may hold a lease by its own clock (D4)",
+    )
+    _at_least(
+        path,
+        "timing.ack_timeout_ms",
+        timing.ack_timeout_ms,
+        timing.suspect_after_ms,
+        "suspect_after_ms: a slow disk must get no less time than a silent link",
+    )
+    _at_least(
+        path,
+        "timing.raft_election_min_ms",
+        timing.raft_election_min_ms,
+        3 * timing.raft_heartbeat_ms,
+        "three times raft_heartbeat_ms: two lost heartbeats must not start an election",
+    )
+    _at_least(
+        path,
+        "timing.raft_election_max_ms",
+        timing.raft_election_max_ms,
+        timing.raft_election_min_ms + timing.raft_heartbeat_ms,
+        "raft_election_min_ms + raft_heartbeat_ms: nodes that draw the same wait split the vote",
+    )
+    _at_least(
+        path,
+        "timing.view_change_timeout_ms",
+        timing.view_change_timeout_ms,
+        timing.raft_election_max_ms + 1,
+        "raft_election_max_ms + 1: a view change must be able to outlast an election",
+    )
+
+
+def _check_limits(config: ClusterConfig) -> None:
+    limits, replicas = config.limits, len(config.replicas)
+    if limits.min_in_sync > replicas:
+        problem = f"{limits.min_in_sync} is more than the {replicas} replicas: nothing could commit"
+        raise ConfigError(config.path, "limits.min_in_sync", problem)
+    record_max = limits.max_value_size_bytes + RECORD_OVERHEAD_BYTES
+    rows = (
+        ("max_inflight_bytes", 2 * record_max, "two of the largest records (max_value_size_bytes)"),
+        (
+            "max_buffered_bytes",
+            MAX_RANGE_SIZE_BYTES + 2 * record_max,
+            "a page and two of the largest values (max_value_size_bytes)",
+        ),
+        ("max_waiting_bytes", 2 * record_max, "two of the largest records (max_value_size_bytes)"),
+        ("log_segment_size_bytes", record_max, "the largest record (max_value_size_bytes)"),
+        ("log_retention_bytes", limits.log_segment_size_bytes, "one log_segment_size_bytes"),
+        ("snapshot_log_bytes", limits.log_retention_bytes, "log_retention_bytes"),
+        ("store_map_size_bytes", 4 * limits.overlay_flush_bytes, "four overlay_flush_bytes"),
+    )
+    for field, minimum, reason in rows:
+        value: int = getattr(limits, field)
+        _at_least(config.path, f"limits.{field}", value, minimum, f"room for {reason}")
+
+
+def _at_least(path: Path, field: str, value: int, minimum: int, reason: str) -> None:
+    if value < minimum:
+        raise ConfigError(path, field, f"{value} is below {minimum}, which is {reason}")

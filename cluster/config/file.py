@@ -1,0 +1,199 @@
+"""The cluster's one configuration file: TOML in, frozen structs out, every error explained.
+
+`load_config` is strict. Every `ConfigError` names the file, the field (`nodes.n1.client`) and what
+to write instead. What is legal but doubtful is kept as a sentence in `ClusterConfig.warnings`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import stat
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from cluster.config.checks import check_config
+from cluster.config.model import (
+    Api,
+    ClusterConfig,
+    ClusterSection,
+    ConfigError,
+    Limits,
+    NodeConfig,
+    Route,
+    Secret,
+    Timing,
+)
+
+SECRET_MIN_BYTES = 16
+NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
+StructT = TypeVar("StructT", bound=msgspec.Struct)
+
+
+def load_config(path: Path | str) -> ClusterConfig:
+    """Read and check the file. Raises ConfigError; touches nothing but the file and the secret."""
+    path = Path(path).absolute()
+    tree = _read_toml(path)
+    sections = ("cluster", "nodes", "routes", "timing", "limits", "api")
+    _refuse_unknown(path, "", tree, sections)
+    cluster = _convert(path, "cluster", tree.get("cluster", {}), ClusterSection)
+    nodes = {
+        node: _convert(path, f"nodes.{node}", item, NodeConfig)
+        for node, item in _table(path, "nodes", tree).items()
+    }
+    routes: dict[str, dict[str, Route]] = {
+        source: {
+            target: _convert(path, f"routes.{source}.{target}", item, Route)
+            for target, item in _table(path, f"routes.{source}", targets, "").items()
+        }
+        for source, targets in _table(path, "routes", tree).items()
+    }
+    warnings: list[str] = []
+    config = ClusterConfig(
+        path=path,
+        name=cluster.name,
+        secret=_read_secret(path, cluster, warnings),
+        secret_field="cluster.secret_file" if cluster.secret_file else "cluster.secret",
+        nodes={
+            node: msgspec.structs.replace(item, data=_absolute(path, f"nodes.{node}", item.data))
+            for node, item in nodes.items()
+        },
+        routes=routes,
+        timing=_convert(path, "timing", tree.get("timing", {}), Timing),
+        limits=_convert(path, "limits", tree.get("limits", {}), Limits),
+        api=_convert(path, "api", tree.get("api", {}), Api),
+        reads=cluster.reads,
+    )
+    warnings += check_config(config)
+    return msgspec.structs.replace(config, warnings=tuple(warnings))
+
+
+def render_config(name: str, secret: str, nodes: Mapping[str, NodeConfig]) -> str:
+    """Return the text of a configuration file, timing and limits at their defaults."""
+    lines = ["# Written by onecopy up. Every field: docs/configuration.md.", "[cluster]"]
+    lines += [f"name = {_quoted(name)}", f"secret = {_quoted(secret)}"]
+    for node, item in nodes.items():
+        lines += ["", f"[nodes.{node}]"]
+        for field, value in msgspec.structs.asdict(item).items():
+            if value is not None:
+                text = str(value) if isinstance(value, int) else _quoted(value)
+                lines.append(f"{field} = {text}")
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+    return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(path, "", "there is no such file; name another with --config") from None
+    except OSError as error:
+        raise ConfigError(path, "", f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(path, "", f"is not UTF-8 (byte {error.start})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(path, "", f"is not TOML: {error}") from error
+
+
+def _table(path: Path, field: str, tree: Any, key: str | None = None) -> dict[str, Any]:
+    """Return the table `field` names: `tree[field]`, or `tree` itself where `key` is ""."""
+    value = tree if key == "" else tree.get(field, {})
+    if not isinstance(value, dict):
+        raise ConfigError(path, field, f"must be a table, [{field}.…], not {_kind(value)}")
+    return value
+
+
+def _kind(value: object) -> str:
+    names = {str: "a string", bool: "a boolean", int: "a number", float: "a number with a fraction"}
+    return names.get(type(value), "a list" if isinstance(value, list) else "a table")
+
+
+def _refuse_unknown(
+    path: Path, section: str, item: Mapping[str, Any], known: tuple[str, ...]
+) -> None:
+    for field in item:
+        if field in known:
+            continue
+        close = difflib.get_close_matches(field, known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(known)}"
+        name = f"{section}.{field}" if section else field
+        raise ConfigError(path, name, f"there is no such field; {hint}")
+
+
+def _convert(path: Path, section: str, item: Any, kind: type[StructT]) -> StructT:
+    if not isinstance(item, dict):
+        raise ConfigError(path, section, f"must be a table, [{section}], not {_kind(item)}")
+    _refuse_unknown(path, section, item, kind.__struct_fields__)
+    for field in msgspec.structs.fields(kind):
+        if field.required and field.name not in item:
+            raise ConfigError(
+                path, f"{section}.{field.name}", f"is missing; {_example(field.name)}"
+            )
+    try:
+        return msgspec.convert(item, kind)
+    except msgspec.ValidationError as error:
+        problem, _, place = str(error).partition(" - at `$")
+        raise ConfigError(path, section + place.rstrip("`"), _plain(problem)) from error
+
+
+def _plain(problem: str) -> str:
+    """Say a msgspec complaint ("Expected `int` >= 1, got `str`") as an instruction."""
+    problem = problem.replace(" | null", "").replace("`", "")
+    for kind, words in {"int": "a whole number", "str": "a string", "object": "a table"}.items():
+        problem = re.sub(rf"\b{kind}\b", words, problem)
+    problem = problem.replace("Invalid enum value", "unknown value")
+    return re.sub(r"^Expected ", "must be ", problem)
+
+
+def _example(field: str) -> str:
+    examples = {
+        "name": 'add [cluster] name = "demo"',
+        "client": 'add client = "127.0.0.1:8101"',
+        "peer": 'add peer = "127.0.0.1:8201"',
+        "raft": 'add raft = "127.0.0.1:8301"',
+        "data": 'add data = "data/n1" (a witness needs one too)',
+    }
+    return examples[field]
+
+
+def _absolute(path: Path, section: str, data: str) -> str:
+    if not data or "\0" in data:
+        raise ConfigError(path, f"{section}.data", 'must name a directory, say data = "data/n1"')
+    return str((path.parent / data).resolve())
+
+
+def _read_secret(path: Path, cluster: ClusterSection, warnings: list[str]) -> Secret:
+    if not re.fullmatch(NAME_PATTERN, cluster.name):
+        problem = f"{cluster.name!r} must be 1 to 64 letters, digits, '.', '_', '-'"
+        raise ConfigError(path, "cluster.name", problem)
+    if cluster.secret and cluster.secret_file:
+        raise ConfigError(path, "cluster.secret_file", "give secret or secret_file, not both")
+    if cluster.secret_file:
+        field, source = "cluster.secret_file", path.parent / cluster.secret_file
+        try:
+            secret = Secret(source.read_bytes().strip())
+        except OSError as error:
+            problem = f"{source} cannot be read: {error.strerror}"
+            raise ConfigError(path, field, problem) from error
+    elif cluster.secret:
+        field, source, secret = "cluster.secret", path, Secret(cluster.secret.encode())
+    else:
+        return Secret(b"")
+    if len(secret) < SECRET_MIN_BYTES:
+        problem = (
+            f"the secret has {len(secret)} bytes and needs at least {SECRET_MIN_BYTES}; "
+            "make one with: openssl rand -hex 32"
+        )
+        raise ConfigError(path, field, problem)
+    if source.stat().st_mode & stat.S_IROTH:
+        warnings.append(f"{source} holds the secret and everyone can read it: chmod 600 {source}")
+    return secret

@@ -1,0 +1,402 @@
+"""What a configuration file holds: its sections and fields, as frozen structs.
+
+The fields' descriptions are what docs/configuration.md shows; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from election.view import Role
+
+Channel = Literal["peer", "raft"]
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used. `str(error)` names the file, the field and the fix."""
+
+    def __init__(self, path: Path | str, field: str, problem: str) -> None:
+        super().__init__(f"{path}: {field}: {problem}" if field else f"{path}: {problem}")
+        self.path = str(path)
+        self.field = field
+        self.problem = problem
+
+
+class Secret(bytes):
+    """The cluster secret; never shown by a log line or a repr."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<secret of {len(self)} bytes>"
+
+    __str__ = __repr__
+
+
+def _ms(description: str, *, ge: int = 1) -> Meta:
+    return Meta(ge=ge, le=3_600_000, description=description)
+
+
+def _count(description: str, *, ge: int = 1, le: int = 2**46) -> Meta:
+    return Meta(ge=ge, le=le, description=description)
+
+
+Reads = Literal["leased", "confirmed"]
+
+
+class ClusterSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[cluster]`: what all nodes share."""
+
+    name: Annotated[
+        str, Meta(description="Name of the cluster: letters, digits, `.`, `_`, `-`; up to 64.")
+    ]
+    secret: Annotated[
+        str,
+        Meta(
+            description="Shared secret of at least 16 bytes that nodes prove to each other. "
+            "Without one, every peer and raft address must be loopback; one that is easy to guess "
+            "is refused unless all addresses are."
+        ),
+    ] = ""
+    secret_file: Annotated[
+        str,
+        Meta(
+            description="File that holds the secret, relative to the configuration file; instead "
+            "of `secret`. White space around it is dropped."
+        ),
+    ] = ""
+    reads: Annotated[
+        Reads,
+        Meta(
+            description='What linearizable reads rest on: `"leased"` on clocks that run about '
+            'equally fast; `"confirmed"` on no clock, for a round trip between the replicas more.'
+        ),
+    ] = "leased"
+
+
+class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[nodes.ID]`: one node. ID is 1 to 31 of `a-z 0-9 -`, not beginning with `-`."""
+
+    role: Annotated[Role, Meta(description='`"replica"` holds data; `"witness"` only votes.')] = (
+        "replica"
+    )
+    client: Annotated[
+        str, Meta(description="`host:port` of the HTTP API and the metrics, for clients.")
+    ]
+    peer: Annotated[str, Meta(description="`host:port` of the data path, for nodes only.")]
+    raft: Annotated[str, Meta(description="`host:port` of the consensus group, for nodes only.")]
+    data: Annotated[
+        str,
+        Meta(
+            description="Data directory, relative to the configuration file (absolute once loaded)."
+            " A witness needs one too, for its votes."
+        ),
+    ]
+    priority: Annotated[
+        int | None,
+        Meta(
+            description="Order of take-over among replicas: the lowest proposes itself first. "
+            "Replicas without one come after those with one, in the order of the file."
+        ),
+    ] = None
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[routes.A.B]`: how A reaches B where that is not B's own address (NAT, a proxy)."""
+
+    peer: Annotated[str, Meta(description="`host:port` that A uses for B's `peer`.")] = ""
+    raft: Annotated[str, Meta(description="`host:port` that A uses for B's `raft`.")] = ""
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[timing]`: every period of the system, in milliseconds."""
+
+    heartbeat_interval_ms: Annotated[
+        int, _ms("How often the primary sends each backup a heartbeat, which asks for the lease.")
+    ] = 50
+    suspect_after_ms: Annotated[
+        int,
+        _ms(
+            "Silence after which the primary has a backup removed from the in-sync set. At least "
+            "two heartbeat intervals, and at least one less than the lease."
+        ),
+    ] = 150
+    lease_duration_ms: Annotated[
+        int,
+        _ms(
+            "How long a backup's acknowledged heartbeat permits the primary to serve, counted from "
+            "its sending."
+        ),
+    ] = 250
+    grace_period_ms: Annotated[
+        int,
+        _ms(
+            "Silence after which a backup may propose itself, counted from the last receipt. At "
+            "least the lease plus 10 % plus 20 ms."
+        ),
+    ] = 300
+    takeover_stagger_ms: Annotated[
+        int, _ms("Each later replica in the order of take-over waits this much longer.", ge=0)
+    ] = 50
+    ack_timeout_ms: Annotated[
+        int,
+        _ms(
+            "A backup that sends heartbeats but has not made an entry durable for so long is "
+            "removed from the in-sync set. At least `suspect_after_ms`."
+        ),
+    ] = 1000
+    view_change_timeout_ms: Annotated[
+        int,
+        _ms(
+            "A primary that cannot get a needed view change agreed for so long steps down. More "
+            "than `raft_election_max_ms`."
+        ),
+    ] = 1000
+    request_timeout_ms: Annotated[
+        int, _ms("How long a request waits for a primary unless it says `timeout_ms` itself.")
+    ] = 5000
+    drain_timeout_ms: Annotated[
+        int,
+        _ms(
+            "How long at most a node that was told to stop goes on serving clients that come; it "
+            "ends sooner when none has come for half a second.",
+            ge=0,
+        ),
+    ] = 5000
+    raft_heartbeat_ms: Annotated[
+        int, _ms("How often the consensus group's leader sends its heartbeat.")
+    ] = 40
+    raft_election_min_ms: Annotated[
+        int,
+        _ms(
+            "Shortest silence after which a consensus election begins. At least three times "
+            "`raft_heartbeat_ms`."
+        ),
+    ] = 150
+    raft_election_max_ms: Annotated[
+        int, _ms("Longest such silence; each node draws its own. More than the shortest.")
+    ] = 300
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[limits]`: bounds of sizes, queues and rates."""
+
+    max_value_size_bytes: Annotated[
+        int, _count("Largest value of a key; larger ones get 413.", le=1 << 28)
+    ] = 1_048_576
+    min_in_sync: Annotated[
+        int,
+        _count(
+            "Replicas that must hold a write durably before anything is acknowledged. At most the "
+            "number of replicas; 1 lets a replica that is left alone go on serving.",
+            le=64,
+        ),
+    ] = 1
+    max_inflight_bytes: Annotated[
+        int,
+        _count(
+            "Bytes of changes that were executed but have not committed; beyond it requests wait "
+            "to be executed. Room for two of the largest values at least."
+        ),
+    ] = 67_108_864
+    max_waiting_requests: Annotated[
+        int,
+        _count(
+            "Writes that may wait at the primary to be executed; more get 503 `overloaded`.",
+            le=10_000_000,
+        ),
+    ] = 10_000
+    max_waiting_bytes: Annotated[
+        int,
+        _count(
+            "Bytes of such writes, which are in memory; more get 503 `overloaded`. Room for two of "
+            "the largest values at least."
+        ),
+    ] = 268_435_456
+    max_buffered_bytes: Annotated[
+        int,
+        _count(
+            "Bytes of answers that clients have not taken and of bodies that they have not "
+            "completed, of all connections to a node together. Beyond it, clients that stand still "
+            "are cut off, and large requests get 503. Room for a page and two of the largest "
+            "values at least."
+        ),
+    ] = 67_108_864
+    client_table_retention_ms: Annotated[
+        int,
+        _count(
+            "How long the answer under an idempotency key is remembered, by the primary's clock. A "
+            "later repeat is executed again, unless it names with `Idempotency-After` what it was "
+            "first sent after: then it is refused.",
+            ge=10_000,
+            le=604_800_000,
+        ),
+    ] = 600_000
+    client_table_bytes: Annotated[
+        int,
+        _count(
+            "Bytes of such answers on each disk (about 160 for a write of a key); beyond it the "
+            "oldest are forgotten before their time.",
+            ge=4_194_304,
+        ),
+    ] = 67_108_864
+    log_segment_size_bytes: Annotated[
+        int, _count("Size at which a log file is closed and the next begun.", ge=65536)
+    ] = 67_108_864
+    log_retention_bytes: Annotated[
+        int,
+        _count(
+            "Log kept in any case. For a replica that is behind four times as much is kept; one "
+            "further behind gets a snapshot. At least one segment.",
+            ge=65536,
+        ),
+    ] = 268_435_456
+    store_map_size_bytes: Annotated[
+        int,
+        _count(
+            "Largest size of the store on disk (an LMDB map: address space, not memory); beyond it "
+            "writes get 507.",
+            ge=1 << 20,
+        ),
+    ] = 68_719_476_736
+    overlay_flush_bytes: Annotated[
+        int, _count("Committed changes kept in memory before they go to the store together.")
+    ] = 16_777_216
+    snapshot_log_bytes: Annotated[
+        int,
+        _count(
+            "Log held for a replica while it is sent a snapshot, and until it is in sync. From "
+            "half of it the snapshot is not throttled any more; beyond it writes are slowed down.",
+            ge=65536,
+        ),
+    ] = 4_294_967_296
+    snapshot_rate_bytes_per_s: Annotated[
+        int,
+        _count(
+            "Bound on the sending of a snapshot to a learner; 0: none. See `snapshot_log_bytes`.",
+            ge=0,
+        ),
+    ] = 0
+
+
+AdminFrom = Literal["loopback", "any"]
+
+
+class Api(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[api]`: the HTTP API: for whom it is, and who may administer."""
+
+    admin_from: Annotated[
+        AdminFrom,
+        Meta(
+            description='Who may remove nodes and hand over. `"loopback"`: only programs on the '
+            "node's own machine, and through no proxy; "
+            '`"any"`: whoever reaches the port.'
+        ),
+    ] = "loopback"
+    hosts: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Host names, without ports, under which clients reach nodes beside those "
+            'of the `client` addresses: of a proxy or load balancer. `["*"]`: any name.'
+        ),
+    ] = ()
+    origins: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Origins of web pages that may change data though they come from "
+            'elsewhere, as browsers write them: `"https://tools.example"`.'
+        ),
+    ] = ()
+
+
+class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole file, checked: paths absolute, the secret read.
+
+    `nodes` keeps the order of the file. `warnings` are sentences for the operator.
+    """
+
+    path: Path
+    name: str
+    secret: Secret
+    nodes: dict[str, NodeConfig]
+    routes: dict[str, dict[str, Route]]
+    timing: Timing
+    limits: Limits
+    api: Api = Api()
+    reads: Reads = "leased"
+    secret_field: str = "cluster.secret"  # noqa: S105 -- the field's name
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def replicas(self) -> tuple[str, ...]:
+        """The replicas in their order of take-over: by priority, then by place in the file."""
+        replicas = [node for node, item in self.nodes.items() if item.role == "replica"]
+        return tuple(sorted(replicas, key=self._takeover_rank))
+
+    def _takeover_rank(self, node: str) -> tuple[bool, int]:
+        priority = self.nodes[node].priority
+        return (priority is None, priority or 0)  # sorted() is stable: the file's order remains
+
+    @property
+    def witnesses(self) -> tuple[str, ...]:
+        """The witnesses, in the order of the file."""
+        return tuple(node for node, item in self.nodes.items() if item.role == "witness")
+
+    def data_dir(self, node: str) -> Path:
+        """Return the node's data directory, absolute."""
+        return Path(self.nodes[node].data)
+
+    def address(self, source: str, target: str, channel: Channel) -> str:
+        """Return the "host:port" at which `source` reaches `target`, by its route if it has one."""
+        route = self.routes.get(source, {}).get(target)
+        routed: str = getattr(route, channel) if route is not None else ""
+        own: str = getattr(self.nodes[target], channel)
+        return routed or own
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split "host:port" or "[IPv6]:port"; the host comes without brackets.
+
+    Raises ValueError with a sentence that says what is wrong and how to write it.
+    """
+    example = 'write it like "10.0.0.1:8101", "node1.example:8101" or "[fd00::1]:8101"'
+    host, colon, port_text = address.rpartition(":")
+    if not colon or not host:
+        raise ValueError(f"{address!r} is not host:port; {example}")
+    if not re.fullmatch("[0-9]{1,5}", port_text) or not 1 <= int(port_text) <= 65535:
+        raise ValueError(f"{address!r}: the port must be a number from 1 to 65535; {example}")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise ValueError(f"{address!r}: {host!r} is no IPv6 address; {example}") from None
+    elif ":" in host:
+        raise ValueError(f"{address!r}: an IPv6 address stands in brackets; {example}")
+    elif not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})", host):
+        raise ValueError(f"{address!r}: {host!r} is no host name or address; {example}")
+    elif re.fullmatch(r"[0-9.]+", host):
+        try:
+            ipaddress.IPv4Address(host)
+        except ValueError:
+            raise ValueError(f"{address!r}: {host!r} is no IPv4 address; {example}") from None
+    if host in {"0.0.0.0", "::"}:  # noqa: S104 -- refused here, not bound
+        raise ValueError(f"{address!r} is no address that others can reach; name one they can")
+    return host, int(port_text)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether "host:port" stays on this machine for certain (a name other than localhost: no)."""
+    host = split_address(address)[0]
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

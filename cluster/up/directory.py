@@ -1,0 +1,179 @@
+"""Where `onecopy up` keeps a cluster: its configuration, written once, resumed ever after."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import socket
+import stat
+from pathlib import Path
+
+from cluster.config.file import load_config, render_config
+from cluster.config.model import ClusterConfig, NodeConfig, split_address
+
+CONFIG_NAME = "cluster.toml"
+DEFAULT_PORT = 8101
+PEER_PORT_OFFSET = 100
+RAFT_PORT_OFFSET = 200
+REPLICAS_MAX = 9
+
+
+class UpError(Exception):
+    """`onecopy up` cannot start. `str(error)` says what to do."""
+
+
+def prepare_config(
+    data: Path, *, nodes: int | None, witnesses: int | None, port: int | None
+) -> tuple[ClusterConfig, bool]:
+    """Load the cluster kept in `data`, or write a new one; return it, and whether it is new.
+
+    None is "as it is", or the default for a new one (three replicas from port 8101). Raises
+    UpError where a kept cluster has another shape, ConfigError where its file is broken.
+    """
+    path = data / CONFIG_NAME
+    check_ours(data)
+    if path.exists():
+        config = load_config(path)
+        _check_shape(config, nodes=nodes, witnesses=witnesses, port=port)
+        return config, False
+    text = _new_config(nodes or 3, witnesses or 0, port or DEFAULT_PORT)
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write_private(path, text)
+    except OSError as error:
+        raise _unusable(data, error) from None
+    config = load_config(path)
+    try:
+        check_ports(config)
+    except UpError:
+        path.unlink()  # nothing has run yet: another --port must find no trace of this one
+        raise
+    return config, True
+
+
+def check_ours(data: Path) -> None:
+    """Refuse a directory that another user may have prepared, or that leads out of itself.
+
+    What stands there is run: addresses, the secret, and where data and logs are written. So it must
+    be this user's own, unwritable to others, and without links to elsewhere. Raises UpError.
+    """
+    if not data.exists() and not data.is_symlink():
+        return
+    try:
+        root = data.resolve(strict=True)
+        places = [data, root]
+        for folder, folders, files in os.walk(root, onerror=_raise):
+            places += [Path(folder, name) for name in (*folders, *files)]
+        for place in places:
+            _check_place(place, root)
+    except OSError as error:
+        raise _unusable(data, error) from None
+
+
+def _check_place(place: Path, root: Path) -> None:
+    found = place.lstat()
+    if found.st_uid != os.geteuid():
+        raise UpError(
+            f"{place} belongs to another user (id {found.st_uid}), who could change what is run "
+            "here; choose another --data, or make the directory your own: chown -R"
+        )
+    if stat.S_ISLNK(found.st_mode):
+        if place.resolve() != root and not place.resolve().is_relative_to(root):
+            raise UpError(
+                f"{place} is a link out of {root}; replace it by what it leads to, or name a "
+                f"node's directory by its field `data` in {CONFIG_NAME}"
+            )
+    elif found.st_mode & 0o022:
+        raise UpError(f"{place} can be changed by other users; forbid that: chmod go-w {place}")
+
+
+def _unusable(data: Path, error: OSError) -> UpError:
+    advice = (
+        "give this user the right to read and write there"
+        if isinstance(error, PermissionError)
+        else "choose another --data for a new cluster"
+    )
+    return UpError(f"{error.filename or data}: {error.strerror}; {advice}")
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def check_ports(config: ClusterConfig) -> None:
+    """Raise UpError if one of the cluster's addresses is in use."""
+    for node, item in config.nodes.items():
+        for channel in ("client", "peer", "raft"):
+            address: str = getattr(item, channel)
+            try:
+                _bind(address)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    problem = "is in use (another onecopy up?)"
+                else:
+                    problem = f"cannot be used: {error.strerror}"
+                raise UpError(
+                    f"{address} ({channel} address of {node}) {problem}; stop what uses it, or "
+                    f"choose another: --port for a new cluster, the field nodes.{node}.{channel} "
+                    f"in {config.path} for one that is resumed"
+                ) from None
+
+
+def _bind(address: str) -> None:
+    host, port = split_address(address)
+    family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+        probe.bind(where)
+        probe.listen()
+
+
+def _new_config(nodes: int, witnesses: int, port: int) -> str:
+    last = port + nodes + witnesses - 1
+    if nodes + witnesses > PEER_PORT_OFFSET or last + RAFT_PORT_OFFSET > 65535:
+        raise UpError(
+            f"ports {port} to {last + RAFT_PORT_OFFSET} are needed; choose a lower --port"
+        )
+    sections: dict[str, NodeConfig] = {}
+    for number in range(nodes + witnesses):
+        node = f"n{number + 1}"
+        sections[node] = NodeConfig(
+            role="replica" if number < nodes else "witness",
+            client=f"127.0.0.1:{port + number}",
+            peer=f"127.0.0.1:{port + number + PEER_PORT_OFFSET}",
+            raft=f"127.0.0.1:{port + number + RAFT_PORT_OFFSET}",
+            data=node,
+        )
+    return render_config("local", secrets.token_hex(32), sections)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 -- a descriptor
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_shape(
+    config: ClusterConfig, *, nodes: int | None, witnesses: int | None, port: int | None
+) -> None:
+    first = next(iter(config.nodes.values())).client
+    wanted = (
+        ("--nodes", nodes, len(config.replicas)),
+        ("--witness", witnesses, len(config.witnesses)),
+        ("--port", port, split_address(first)[1]),
+    )
+    for option, asked, kept in wanted:
+        if asked is not None and asked != kept:
+            raise UpError(
+                f"the cluster in {config.path.parent} has {option} {kept}, not {asked}; leave the "
+                f"option out to resume it, or choose another --data for a new cluster"
+            )

@@ -1,0 +1,320 @@
+"""Executing operations on the primary: a scratch overlay over the committed store, and deltas.
+
+Layers that an operation reads through, newest first: its own writes, the burst's (operations
+executed since the last record), the pending ones (in records that have not committed), the store.
+Nothing in the first three is visible to anyone else before it commits (D2). An operation's writes
+join the burst only by `take`: one that is refused after it was executed is as if it had never been.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import msgspec
+
+from datapath.clock import clock_ms
+from datapath.errors import NotAppliedError, OperationError, RejectedError
+from datapath.execution.client_table import ClientTable, client_key, fingerprint
+from datapath.operations import Operation
+from datapath.records import Entry
+from datapath.service import Service
+from datapath.settings import ClientTableBounds
+from datapath.storage.environment import CLIENT_SPACE, SERVICE_SPACE
+
+log = logging.getLogger(__name__)
+
+MAX_KEY_SIZE_BYTES = 500
+_SCRATCH_RANGE_STEP = 256
+
+
+class CommittedState(Protocol):
+    """What the executor reads of the store; see `datapath.storage.store.Store`."""
+
+    def get(self, space: int, key: bytes) -> bytes | None:
+        """Return the committed value under a key of a space."""
+
+    def range(
+        self, space: int, start: bytes, end: bytes | None, limit: int
+    ) -> list[tuple[bytes, bytes]]:
+        """Return committed pairs with start <= key < end, in key order."""
+
+    def page(
+        self, space: int, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
+    ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """Return some of those pairs, bounded in work, and where to go on."""
+
+
+class Executed(msgspec.Struct, gc=False):
+    """What became of one operation: exactly one of `value` and `error` means something.
+
+    `index` is its delta's log index, or 0 if it wrote nothing; `seen_index` the highest index of
+    an uncommitted entry that its answer may depend on (D2).
+    """
+
+    value: Any
+    error: OperationError | None
+    index: int
+    seen_index: int
+    repeated: bool = False
+
+
+class ReadView:
+    """A `ReadTransaction` over the committed state."""
+
+    __slots__ = ("_state", "read_bytes")
+
+    def __init__(self, state: CommittedState) -> None:
+        self._state = state
+        self.read_bytes = 0
+        """Of values that were asked for by their keys, so far."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the committed value under `key`, or None."""
+        value = self._state.get(SERVICE_SPACE, key)
+        if value is not None:
+            self.read_bytes += len(value)
+        return value
+
+    def range(self, start: bytes, end: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
+        """Return up to `limit` committed pairs with start <= key < end, in key order."""
+        return self._state.range(SERVICE_SPACE, start, end, limit)
+
+    def page(
+        self, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
+    ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """Return committed pairs with start <= key < end, and where to go on."""
+        return self._state.page(SERVICE_SPACE, start, end, limit, max_size_bytes)
+
+
+class Executor:
+    """Executes operations in order and collects their deltas; also the `Transaction` they get."""
+
+    def __init__(
+        self,
+        service: Service,
+        state: CommittedState,
+        client_table: ClientTableBounds,
+        clock: Callable[[], float] = clock_ms,
+    ) -> None:
+        self._service = service
+        self._state = state
+        self._table = ClientTable(state, client_table, clock)
+        self.index = 0
+        self._seen_index = 0
+        self._writes: dict[bytes, bytes | None] = {}
+        self._burst: dict[tuple[int, bytes], tuple[bytes | None, int]] = {}
+        self._pending: dict[tuple[int, bytes], tuple[bytes | None, int]] = {}
+
+    def start_epoch(self) -> None:
+        """Forget all that is not committed."""
+        self._writes, self._burst, self._pending = {}, {}, {}
+        self._table.start_epoch()
+
+    # -- the Transaction that operations see
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value under `key` as this operation sees it, or None."""
+        if key in self._writes:
+            return self._writes[key]
+        return self._lookup(SERVICE_SPACE, key)
+
+    def _lookup(self, space: int, key: bytes) -> bytes | None:
+        value, index = self._look_up(space, key)
+        self._seen_index = max(self._seen_index, index)
+        return value
+
+    def _look_up(self, space: int, key: bytes) -> tuple[bytes | None, int]:
+        """Return what the next operation sees, and the entry that wrote it if uncommitted, or 0."""
+        place = (space, key)
+        held = self._burst.get(place) or self._pending.get(place)
+        return (self._state.get(space, key), 0) if held is None else held
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Write `value` under `key`. Raises ValueError for a key of a wrong length."""
+        if not 0 < len(key) <= MAX_KEY_SIZE_BYTES:
+            raise ValueError(f"a key has 1 to {MAX_KEY_SIZE_BYTES} bytes, not {len(key)}")
+        self._writes[key] = value
+
+    def delete(self, key: bytes) -> None:
+        """Remove `key`; nothing happens if it isn't there."""
+        self._writes[key] = None
+
+    def range(self, start: bytes, end: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
+        """Return up to `limit` pairs with start <= key < end, this operation's writes included."""
+        scratch = self._scratch(start, end)
+        found: list[tuple[bytes, bytes]] = []
+        for key, value in _merge(self._committed(start, end), sorted(scratch.items())):
+            if len(found) >= limit:
+                break
+            if value is not None:
+                found.append((key, value))
+        return found
+
+    def _scratch(self, start: bytes, end: bytes | None) -> dict[bytes, bytes | None]:
+        scratch: dict[bytes, bytes | None] = {}
+        for layer in (self._pending, self._burst):
+            for (space, key), (value, index) in layer.items():
+                if space == SERVICE_SPACE and start <= key and (end is None or key < end):
+                    scratch[key] = value
+                    self._seen_index = max(self._seen_index, index)
+        own = self._writes.items()
+        scratch.update((k, v) for k, v in own if start <= k and (end is None or k < end))
+        return scratch
+
+    def _committed(self, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        while True:
+            page = self._state.range(SERVICE_SPACE, start, end, _SCRATCH_RANGE_STEP)
+            yield from page
+            if len(page) < _SCRATCH_RANGE_STEP:
+                return
+            start = page[-1][0] + b"\0"
+
+    # -- executing
+
+    def repeat_of(self, operation: Operation, next_index: int) -> Executed | None:
+        """Return the first answer if this is a repeat (D8): ask before anything may refuse it.
+
+        Also the refusal of what may be a repeat of something that the client table has forgotten.
+        """
+        if not operation.idempotency_key:
+            return None
+        held, index = self._look_up(CLIENT_SPACE, client_key(operation.idempotency_key))
+        if held is None:
+            error = self._table.refusal(operation.first_after, next_index)
+            return None if error is None else Executed(None, error, 0, 0, repeated=True)
+        return self._first_answer(operation, held, index)
+
+    def recall(self, operation: Operation) -> Executed | None:
+        """Return the first answer if it is known here to have committed: on any replica."""
+        held = self._state.get(CLIENT_SPACE, client_key(operation.idempotency_key))
+        return None if held is None else self._first_answer(operation, held, 0)
+
+    def _first_answer(self, operation: Operation, held: bytes, seen_index: int) -> Executed:
+        answer = self._table.decode(held)
+        error: OperationError | None = None
+        if answer.fingerprint != fingerprint(operation):
+            error = RejectedError(
+                "idempotency_key_reused",
+                f"idempotency key {operation.idempotency_key!r} was used for another request: "
+                "use a new key for a new request",
+            )
+        elif answer.code:
+            error = RejectedError(answer.code, answer.detail)
+        return Executed(answer.value, error, 0, seen_index or answer.index, repeated=True)
+
+    def execute(self, operation: Operation, next_index: int) -> tuple[Executed, Entry | None]:
+        """Execute one operation, no repeat, whose delta, if it has one, will be `next_index`.
+
+        Returns what became of it and its delta (None: it needs no entry), which counts only once
+        `take` is called with it. An `async` operation must go through `execute_async`.
+        """
+        self._start(next_index)
+        method = self._service.operations.get(operation.method)
+        if method is None:
+            return self._unknown_method(operation), None
+        try:
+            value, error = method(self, *operation.args), None
+        except Exception as problem:  # noqa: BLE001 - the service's own code may raise anything
+            value, error = None, self._problem(operation, problem)
+        return self._finish(operation, value, error)
+
+    async def execute_async(
+        self, operation: Operation, next_index: int
+    ) -> tuple[Executed, Entry | None]:
+        """Execute one `async` operation; nothing else may execute meanwhile."""
+        self._start(next_index)
+        try:
+            value = await self._service.operations[operation.method](self, *operation.args)
+            error = None
+        except Exception as problem:  # noqa: BLE001 - the service's own code may raise anything
+            value, error = None, self._problem(operation, problem)
+        return self._finish(operation, value, error)
+
+    def _start(self, next_index: int) -> None:
+        self.index = next_index
+        self._seen_index = 0
+        self._writes = {}
+        self._table.begin()
+
+    def _finish(
+        self, operation: Operation, value: Any, error: OperationError | None
+    ) -> tuple[Executed, Entry | None]:
+        entry: Entry = []
+        if error is None:
+            entry = [(SERVICE_SPACE, key, written) for key, written in self._writes.items()]
+        if operation.idempotency_key and _is_remembered(error):
+            entry += self._table.remember(operation, self.index, value, error)
+        if not entry:
+            return Executed(value, error, 0, self._seen_index), None
+        return Executed(value, error, self.index, self._seen_index), entry
+
+    def _unknown_method(self, operation: Operation) -> Executed:
+        known = ", ".join(sorted(self._service.operations))
+        detail = f"there is no operation {operation.method!r}; there are: {known}"
+        return Executed(None, NotAppliedError("unknown_operation", detail), 0, 0)
+
+    @staticmethod
+    def _problem(operation: Operation, problem: Exception) -> OperationError:
+        if isinstance(problem, RejectedError):
+            # A new one: the traceback of what was raised leads to the frames that hold the answer,
+            # and the collector sees no cycle through structs that it does not track.
+            return RejectedError(problem.code, problem.detail, for_good=problem.for_good)
+        log.error("operation %s failed", operation.method, exc_info=problem)
+        return NotAppliedError(
+            "service_failed", f"the service failed in {operation.method!r}: {problem!r}"
+        )
+
+    # -- what becomes of deltas
+
+    def take(self, entry: Entry) -> None:
+        """The delta that was executed last joins the burst."""
+        index, burst = self.index, self._burst
+        for space, key, value in entry:
+            burst[(space, key)] = (value, index)
+        self._table.take()
+
+    def keep_burst(self, entries: list[Entry]) -> None:
+        """The burst's deltas become a record: complete the last one, which has the table's sums."""
+        for space, key, value in self._table.summary():
+            entries[-1].append((space, key, value))
+        self._pending.update(self._burst)
+        self._burst = {}
+
+    def committed(self, first_index: int, entries: list[Entry]) -> None:
+        """These entries are in the store now: the pending layer need not hold them longer."""
+        pending = self._pending
+        index = first_index
+        for entry in entries:
+            for space, key, _ in entry:
+                held = pending.get((space, key))
+                if held is not None and held[1] == index:
+                    del pending[(space, key)]
+            index += 1
+
+
+def _merge(
+    committed: Iterator[tuple[bytes, bytes]], scratch: list[tuple[bytes, bytes | None]]
+) -> Iterator[tuple[bytes, bytes | None]]:
+    """Merge two sorted sequences of pairs; the scratch's win."""
+    position = 0
+    for key, value in committed:
+        while position < len(scratch) and scratch[position][0] < key:
+            yield scratch[position]
+            position += 1
+        if position < len(scratch) and scratch[position][0] == key:
+            yield scratch[position]
+            position += 1
+        else:
+            yield key, value
+    yield from scratch[position:]
+
+
+def _is_remembered(error: OperationError | None) -> bool:
+    """Whether an answer has to be remembered for repeats (D8).
+
+    A refusal for good needs no memory: a repeat is refused again. Every other one does: what a
+    repeat would find might have changed, and it would do what its client was told is not done.
+    """
+    return error is None or (isinstance(error, RejectedError) and not error.for_good)

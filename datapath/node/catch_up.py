@@ -1,0 +1,182 @@
+"""Bringing replicas up by snapshot: one to a peer at a time, and one at a time received."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from datapath.clock import clock_ms
+from datapath.errors import DiskFullError, TransferError
+from datapath.node.replica_disk import Storage
+from datapath.protocol.replica import Replica
+from datapath.storage.snapshot import SnapshotWriter
+from datapath.transport.mesh import SNAPSHOT, Mesh
+from datapath.transport.snapshot_sender import SnapshotSender
+from datapath.transport.snapshot_transfer import Offer, SnapshotSink, Throttle, in_thread
+
+log = logging.getLogger(__name__)
+
+RETRY_INTERVAL_S = 0.5
+FLOOR_KEPT_S = 15.0
+"""How long the log after a snapshot is held for a replica that has installed it and is not heard;
+one that is heard has it held until it is in sync. Else it would need another snapshot."""
+
+
+class Snapshots:
+    """Sends and takes the snapshots of one replica.
+
+    `requests()`: how many this node has served, which sending gives way to.
+    `on_sent(peer, session, done)`, `on_installed(index, epoch)` and `on_install_failed()` tell the
+    replica. `on_fatal(error)`: an installation broke off between the store and the log.
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        replica: Replica,
+        storage: Storage,
+        mesh: Mesh,
+        rate_bytes_per_s: int,
+        *,
+        requests: Callable[[], int],
+        on_sent: Callable[[str, int, bool], None],
+        on_installed: Callable[[int, int], None],
+        on_install_failed: Callable[[], None],
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._node_id = node_id
+        self._replica = replica
+        self._storage = storage
+        self._mesh = mesh
+        self._rate_bytes_per_s = rate_bytes_per_s
+        self._requests = requests
+        self._on_sent = on_sent
+        self._on_installed = on_installed
+        self._on_install_failed = on_install_failed
+        self._on_fatal = on_fatal
+        self._sending: dict[str, int] = {}  # peer -> the newest session that waits for it
+        self._throttles: dict[str, Throttle] = {}
+        self._hurries = False
+        self._installed_ms: dict[str, float] = {}
+        self.sent_total = 0
+        self.received_total = 0
+
+    async def send(self, peer: str, session: int) -> None:
+        """Send one to a peer. While one is on its way, a newer session waits for the same."""
+        running = peer in self._sending
+        self._sending[peer] = session
+        if running:
+            return
+        log.info("%s is too far behind for log replay: sending a snapshot", peer)
+        throttle = Throttle(0 if self._hurries else self._rate_bytes_per_s, self._requests)
+        self._throttles[peer] = throttle
+        sender = SnapshotSender(throttle=throttle)
+        dialer = self._mesh.dialer(peer, SNAPSHOT, sender)
+        done = False
+        try:
+            source = await self._storage.snapshot_reader()
+            self._storage.snapshot_floors[peer] = source.index
+            dialer.start()
+            index, _ = await sender.send_snapshot(source, self._replica.epoch)
+            log.info("%s has installed a snapshot at %d", peer, index)
+            self.sent_total += 1
+            done = True
+        except (TransferError, DiskFullError) as problem:
+            log.warning("the snapshot for %s failed: %s", peer, problem)
+            await asyncio.sleep(RETRY_INTERVAL_S)
+        finally:
+            if not done:  # else the log from there on is what the peer asks for next
+                self._storage.snapshot_floors.pop(peer, None)
+            self._installed_ms[peer] = clock_ms()
+            del self._throttles[peer]
+            session = self._sending.pop(peer)
+            await dialer.stop()
+        self._on_sent(peer, session, done)
+
+    def settle(self) -> None:
+        """Hold no more of the log than is needed; and hurry, if much of it is held."""
+        storage = self._storage
+        for peer in set(storage.snapshot_floors) - set(self._sending):
+            needed_from = self._needed_from(peer)
+            if needed_from is None:
+                del storage.snapshot_floors[peer]
+            else:
+                storage.snapshot_floors[peer] = needed_from
+        hurries = storage.snapshot_held_bytes > storage.snapshot_log_bytes / 2
+        if hurries and not self._hurries:
+            log.warning(
+                "%d MiB of log are held for a snapshot under way (limits.snapshot_log_bytes is %d "
+                "MiB): it is no longer throttled; beyond the limit writes are slowed down",
+                storage.snapshot_held_bytes >> 20,
+                storage.snapshot_log_bytes >> 20,
+            )
+        self._hurries = hurries
+        for throttle in self._throttles.values():
+            throttle.bytes_per_s = 0 if hurries else self._rate_bytes_per_s
+
+    def _needed_from(self, peer: str) -> int | None:
+        """Return after which entry a replica that had a snapshot needs the log; None: no more."""
+        primary = self._replica.primary
+        progress = primary.peers.get(peer) if primary is not None else None
+        if primary is None or progress is None or peer in primary.view.in_sync:
+            return None
+        heard_ms = max(progress.heard_ms, self._installed_ms.get(peer, 0.0))
+        if clock_ms() - heard_ms > FLOOR_KEPT_S * 1000:
+            return None
+        return max(self._storage.snapshot_floors[peer], progress.match_index)
+
+    @property
+    def slows_writes(self) -> bool:
+        """Whether more of the log is held for a snapshot than its bound."""
+        return self._storage.snapshot_held_bytes > self._storage.snapshot_log_bytes
+
+    def make_sink(self, peer: str, offer: Offer) -> SnapshotSink | str:
+        """Answer a snapshot's offer: with a place for it, or why it is refused."""
+        problem = self._refusal(peer, offer)
+        if problem:
+            return problem
+        log.info("receiving a snapshot at %d from %s", offer.index, peer)
+        try:
+            return self._storage.snapshot_writer(offer.index, offer.epoch)
+        except DiskFullError as error:
+            return f"{self._node_id} has no room for it: {error}"
+
+    def _refusal(self, peer: str, offer: Offer) -> str:
+        core, view = self._replica.core, self._replica.view
+        if self._replica.primary is not None:
+            return "this node is a primary"
+        if offer.sender_epoch < self._replica.epoch or peer != core.accepted_primary:  # D3
+            return f"the primary here is {core.accepted_primary!r} of epoch {core.accepted_epoch}"
+        if view is not None and self._node_id in view.in_sync:
+            return "this node is in the in-sync set, or has not heard that it left"
+        if offer.index <= core.commit_index:
+            return f"this node has entries up to {core.commit_index} already"
+        return ""
+
+    async def install(self, offer: Offer, sink: SnapshotSink) -> None:
+        """Put a received snapshot in place of log and store."""
+        problem = self._refusal(self._replica.core.accepted_primary, offer)
+        if not isinstance(sink, SnapshotWriter):
+            problem = "this is no snapshot of a store"
+        # From here on nothing is written, committed or acknowledged, until it has ended.
+        problem = problem or self._replica.start_install(offer.index, offer.epoch)
+        if problem or not isinstance(sink, SnapshotWriter):
+            await in_thread(sink.abort)
+            raise TransferError(problem)
+        installed = False
+        try:
+            await self._storage.install_snapshot(sink, offer.index, offer.epoch)
+            installed = True
+        except Exception as error:
+            # D9: store and log may be of different states now, or their disk has failed. The next
+            # start finds the old store or the new one, whole, and empties the log if it must.
+            self._on_fatal(error)
+            raise
+        finally:
+            if installed:
+                self._on_installed(offer.index, offer.epoch)
+            else:
+                self._on_install_failed()
+        log.info("installed a snapshot at %d", offer.index)
+        self.received_total += 1

@@ -1,0 +1,391 @@
+"""A replica's disk as the engine sees it: log, store, accepted record, and the threads on them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from datapath.clock import clock_s
+from datapath.errors import DataDirectoryError, LogCorruptError, SafetyError
+from datapath.protocol.log_index import LogIndex
+from datapath.protocol.state import Recovered
+from datapath.records import Record
+from datapath.settings import Bounds
+from datapath.storage.accepted import Accepted
+from datapath.storage.data_directory import DataDirectory
+from datapath.storage.log import Log
+from datapath.storage.log_writer import DEFAULT_MAX_QUEUED_BYTES, DiskWorker
+from datapath.storage.snapshot import SnapshotWriter
+from datapath.storage.snapshot_process import SnapshotProcess
+from datapath.storage.store import Store
+from datapath.storage.store_flusher import StoreFlusher
+from datapath.transport.snapshot_transfer import in_thread
+
+log = logging.getLogger(__name__)
+
+MIN_ROOM_BYTES = 64 * 1024
+"""A replica with less room than that on its disk says that it takes no records."""
+MAX_UNFLUSHED_BYTES = 128 * 1024 * 1024
+"""With so much waiting for the store, no more operations are taken: it is in memory."""
+SNAPSHOT_LOG_HARD_FACTOR = 2
+"""Times its bound, the log is no longer held for a snapshot: the replica does not get on."""
+_READ_BATCH_BYTES = 4 * 1024 * 1024
+
+
+class Storage:
+    """Opens what a data directory holds, and recovers it; `start` starts the threads.
+
+    `max_queued_bytes` bounds what waits for the log: a primary bounds that itself, and tighter.
+
+    Raises StorageError from the constructor, with what to do.
+    """
+
+    def __init__(
+        self,
+        directory: DataDirectory,
+        *,
+        segment_size_bytes: int,
+        map_size_bytes: int,
+        flush_bytes: int,
+        retention_bytes: int,
+        catchup_bytes: int,
+        snapshot_log_bytes: int = Bounds().snapshot_log_bytes,
+        max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES,
+    ) -> None:
+        path = directory.path
+        self._max_queued_bytes = max_queued_bytes
+        self._flush_bytes = flush_bytes
+        self._map_size_bytes = map_size_bytes
+        self._retention_bytes = retention_bytes
+        self._catchup_bytes = catchup_bytes
+        self.snapshot_log_bytes = snapshot_log_bytes
+        self.accepted = Accepted(path / "accepted")
+        if self.accepted.repair:
+            log.warning("%s", self.accepted.repair)
+        self.store = Store.open(
+            path / "store", cluster_id=directory.cluster_id, map_size_bytes=map_size_bytes
+        )
+        self.log = self._open_log(path / "log", segment_size_bytes)
+        self._tickets: deque[tuple[int, int]] = deque()  # (disk worker's, replica's)
+        self._worker: DiskWorker | None = None
+        self._flusher: StoreFlusher | None = None
+        self._on_durable: Callable[[int], None] = lambda _: None
+        self._on_error: Callable[[BaseException], None] = lambda _: None
+        self._trimming: asyncio.Task[None] | None = None
+        self.snapshot_floors: dict[str, int] = {}  # peer -> index of a snapshot on its way
+
+    def _open_log(self, path: Path, segment_size_bytes: int) -> Log:
+        base_index, base_epoch = self.store.durable_index, self.store.durable_epoch
+
+        def opened(*, salvage: bool) -> Log:
+            return Log.open(
+                path,
+                segment_size_bytes=segment_size_bytes,
+                base_index=base_index,
+                base_epoch=base_epoch,
+                salvage=salvage,
+                before_cut=lambda _: self.accepted.set_suspect(),
+            )
+
+        try:
+            found = opened(salvage=False)
+        except LogCorruptError as error:
+            # Never served: what stood after the damage is fetched from the primary again. Until
+            # then this replica may lack what it has acknowledged, and must know that it does.
+            log.error(  # noqa: TRY400 -- the error names file and offset; a traceback adds nothing
+                "%s. Entries after %d are fetched anew from the primary",
+                error,
+                error.last_good_index,
+            )
+            self.accepted.set_damaged()
+            found = opened(salvage=True)
+        for repair in found.repairs:
+            log.warning("log repaired: %s", repair)
+        if found.cut is not None:
+            log.warning("a torn tail was cut off the log: %s", found.cut)
+        return found
+
+    def recover(self) -> Recovered:
+        """Apply what is known to be committed, and say what this replica holds."""
+        store, journal = self.store, self.log
+        commit_index = max(store.durable_index, min(journal.commit_hint, journal.last_index))
+        while store.applied_index < commit_index:
+            for record in journal.read(store.applied_index + 1, _READ_BATCH_BYTES):
+                if record.first_index > commit_index:
+                    break
+                if record.last_index > commit_index:
+                    raise SafetyError(
+                        f"record {record.first_index}-{record.last_index} is committed in part "
+                        f"(up to {commit_index}): records are whole"
+                    )
+                store.apply(record.entries(), record.last_index, record.epoch)
+        if journal.last_epoch > self.accepted.epoch:
+            # E5: the primary of an epoch is recorded before any of its entries.
+            raise DataDirectoryError(
+                f"{self.accepted.path} is an old copy: it knows epoch {self.accepted.epoch}, and "
+                f"the log holds entries of epoch {journal.last_epoch}. With it this node could "
+                "acknowledge to a primary that was replaced. Put the newest file back; or remove "
+                "this node, and start it under a new id with an empty data directory"
+            )
+        if self.accepted.damaged:
+            log.error(
+                "this replica may lack entries that it has acknowledged: it takes no part "
+                "in decisions until a primary has caught it up"
+            )
+        return Recovered(
+            log=LogIndex.from_runs(
+                journal.first_index - 1, journal.base_epoch, journal.last_index, journal.epochs()
+            ),
+            commit_index=commit_index,
+            accepted_epoch=self.accepted.epoch,
+            accepted_primary=self.accepted.primary,
+            suspect=self.accepted.suspect,
+            damaged=self.accepted.damaged,
+        )
+
+    def uncommitted(self, commit_index: int) -> list[Record]:
+        """Return the records after `commit_index`."""
+        found: list[Record] = []
+        index = commit_index + 1
+        while index <= self.log.last_index:
+            found += self.log.read(index, _READ_BATCH_BYTES)
+            index = found[-1].last_index + 1
+        return found
+
+    def start(
+        self,
+        *,
+        on_durable: Callable[[int], None],
+        on_flushed: Callable[[], None],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        """Start the threads. `on_durable` gets the replica's tickets; all on the event loop."""
+        self._on_durable = on_durable
+        self._on_error = on_error
+        self.store.on_damage = on_error
+        self._worker = DiskWorker(
+            self.log,
+            on_done=self._done,
+            on_error=on_error,
+            max_queued_bytes=self._max_queued_bytes,
+        )
+        self._flusher = StoreFlusher(
+            self.store,
+            on_error=on_error,
+            on_flushed=lambda _: on_flushed(),
+            flush_bytes=self._flush_bytes,
+        )
+        self._flusher.applied()
+
+    async def stop(self) -> None:
+        """Write what was submitted, and close everything."""
+        if self._worker is not None:
+            await self._worker.close()
+        if self._trimming is not None:
+            await asyncio.gather(self._trimming, return_exceptions=True)
+        if self._flusher is not None:
+            await self._flusher.close()
+        self.store.close()
+        self.log.close()
+        self.accepted.close()
+
+    @property
+    def _disk(self) -> DiskWorker:
+        if self._worker is None:
+            raise RuntimeError("the storage has not been started")
+        return self._worker
+
+    # -- ordered writes
+
+    def write(self, ticket: int, records: list[Record]) -> None:
+        """Append records."""
+        self._tickets.append((self._disk.submit_append(records), ticket))
+
+    def truncate(self, ticket: int, from_index: int) -> None:
+        """Cut the log."""
+        self._submit(ticket, lambda: self.log.truncate(from_index))
+
+    def record_accepted(self, ticket: int, epoch: int, primary: str) -> None:
+        """E5."""
+        self._submit(ticket, lambda: self.accepted.record(epoch, primary))
+
+    def mark_damaged(self, ticket: int) -> None:
+        """Entries are missing that may have been acknowledged."""
+        self._submit(ticket, self.accepted.set_damaged)
+
+    def clear_marks(self, ticket: int) -> None:
+        """Nothing is missing any more."""
+        self._submit(ticket, self.accepted.clear_marks)
+
+    def _submit(self, ticket: int, job: Callable[[], object]) -> None:
+        self._tickets.append((self._disk.submit(job), ticket))
+
+    def _done(self, disk_ticket: int) -> None:
+        ticket = 0
+        while self._tickets and self._tickets[0][0] <= disk_ticket:
+            ticket = self._tickets.popleft()[1]
+        if ticket:
+            self._on_durable(ticket)
+
+    # -- room and health
+
+    def reserve(self, n_bytes: int) -> bool:
+        """Whether records of `n_bytes` can be taken, beside what is queued and not flushed."""
+        return self.store.overlay_bytes < MAX_UNFLUSHED_BYTES and self._disk.reserve(n_bytes)
+
+    @property
+    def writable(self) -> bool:
+        """Whether there is room for a record at all."""
+        return self.reserve(MIN_ROOM_BYTES)
+
+    def stalled_for_ms(self) -> float:
+        """For how long the oldest write has been under way."""
+        since = self._disk.oldest_pending_since
+        return 0.0 if since is None else (clock_s() - since) * 1000.0
+
+    # -- store, log reads, retention
+
+    def wants_flush(self) -> None:
+        """Entries were applied to the store."""
+        if self._flusher is not None:
+            self._flusher.applied()
+
+    async def read_log(self, from_index: int, max_bytes: int) -> list[Record] | None:
+        """Return records from `from_index` on; None if it is not retained."""
+        try:
+            return await asyncio.to_thread(self.log.read, from_index, max_bytes)
+        except IndexError:
+            return None
+        except LogCorruptError as error:
+            # What it holds is in the store as well: a snapshot serves. The next start repairs.
+            log.error("%s. A snapshot is sent instead", error)  # noqa: TRY400 -- names the place
+            return None
+
+    def trim(self, oldest_needed: int, on_trimmed: Callable[[int], None]) -> None:
+        """Delete segments that nobody needs, beyond what is retained anyway.
+
+        `oldest_needed` keeps a lagging replica on log replay, up to `catchup_bytes`. Calls
+        `on_trimmed` with the new first index if something went.
+        """
+        if self._trimming is not None:
+            return
+        keep_from = self._keep_from(oldest_needed)
+        if keep_from > self.log.first_index:
+            self._trimming = asyncio.get_running_loop().create_task(
+                self._trim(keep_from, on_trimmed)
+            )
+
+    @property
+    def snapshot_held_bytes(self) -> int:
+        """How much of the log is held for replicas that come up by snapshot."""
+        if not self.snapshot_floors:
+            return 0
+        floor = min(self.snapshot_floors.values()) + 1
+        return sum(size for last, size in self.log.segment_bounds() if last >= floor)
+
+    def _keep_from(self, oldest_needed: int) -> int:
+        # What follows a snapshot under way is held, or the next one would be needed, without end.
+        # Beyond its bound the primary slows down; the factor is for a replica that is stuck.
+        floor = min(self.snapshot_floors.values(), default=self.log.last_index) + 1
+        floor_bytes = SNAPSHOT_LOG_HARD_FACTOR * self.snapshot_log_bytes
+        durable = self.store.durable_index
+        size = self.log.size_bytes
+        keep_from = self.log.first_index
+        for last, size_bytes in self.log.segment_bounds()[:-1]:
+            needed = last >= oldest_needed and size - size_bytes < self._catchup_bytes
+            held = last >= floor and size - size_bytes < floor_bytes
+            if last > durable or needed or held or size - size_bytes < self._retention_bytes:
+                break
+            size -= size_bytes
+            keep_from = last + 1
+        return keep_from
+
+    async def _trim(self, keep_from: int, on_trimmed: Callable[[int], None]) -> None:
+        try:
+            await asyncio.to_thread(self.log.drop_before, keep_from)
+        except BaseException as error:
+            self._on_error(error)
+            raise
+        finally:
+            self._trimming = None
+        on_trimmed(self.log.first_index)
+
+    async def digest(self, stop: threading.Event) -> tuple[int, str]:
+        """Return (index, digest) of the store, all that is applied now included.
+
+        Raises StoppedError soon after `stop` is set.
+        """
+        if self._flusher is not None:
+            await self._flusher.flush_now()
+        try:
+            return await asyncio.to_thread(self.store.digest, stop)
+        except DataDirectoryError as error:
+            self._on_error(error)
+            raise
+
+    # -- snapshots
+
+    async def snapshot_reader(self) -> SnapshotProcess:
+        """Return a consistent snapshot of all that is applied now.
+
+        Raises TransferError if its process cannot be started, and as `StoreFlusher.flush_now`.
+        """
+        if self._flusher is not None:
+            await self._flusher.flush_now()
+        source = SnapshotProcess(self.store.acquire_environment())
+        try:
+            await in_thread(source.start)
+        except BaseException:
+            await in_thread(source.close)
+            raise
+        return source
+
+    def snapshot_writer(self, index: int, epoch: int) -> SnapshotWriter:
+        """Return a place for a snapshot that is to be received."""
+        return SnapshotWriter(
+            self.store.directory,
+            index,
+            epoch,
+            cluster_id=self.store.cluster_id,
+            map_size_bytes=self._map_size_bytes,
+        )
+
+    async def install_snapshot(self, writer: SnapshotWriter, index: int, epoch: int) -> None:
+        """Put a finished snapshot in place of the store, and empty the log.
+
+        A crash in between leaves a store that is ahead of its log, which then starts anew.
+        """
+        if self._flusher is None:
+            raise RuntimeError("the storage has not been started")
+        async with self._flusher.paused():
+            await asyncio.to_thread(writer.install)
+            self.store.reopen()
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+
+            def reset() -> None:
+                try:
+                    self.log.reset(index, epoch)
+                except BaseException as error:
+                    loop.call_soon_threadsafe(done.set_exception, error)
+                    raise
+                loop.call_soon_threadsafe(done.set_result, None)
+
+            self._disk.submit(reset)
+            await done
+        await asyncio.to_thread(self.store.remove_leftovers)
+
+    def counters(self) -> dict[str, float]:
+        """Numbers for metrics."""
+        return {
+            "log_bytes": self.log.size_bytes,
+            "snapshot_held_log_bytes": self.snapshot_held_bytes,
+            "log_queued_bytes": self._worker.queued_bytes if self._worker else 0,
+            "store_durable_index": self.store.durable_index,
+            "store_overlay_bytes": self.store.overlay_bytes,
+            "storage_full": float(not self.writable) if self._worker else 0.0,
+        }

@@ -1,0 +1,190 @@
+"""The thread that writes the log: group commit, and what else changes the log, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
+
+from datapath.clock import clock_s
+from datapath.errors import OverloadedError
+from datapath.records import Record
+from datapath.storage.log import Log
+from datapath.storage.segment import SYNC_MARK_SIZE_BYTES
+
+DEFAULT_MAX_QUEUED_BYTES = 192 * 1024 * 1024
+MAX_GROUP_BYTES = 8 * 1024 * 1024
+
+Job = Callable[[], object]
+
+
+class _Task(NamedTuple):
+    ticket: int
+    job: Job | None  # None: append `records`
+    records: Sequence[Record] = ()
+    size_bytes: int = 0
+
+
+class _Pending(NamedTuple):
+    ticket: int
+    size_bytes: int
+    since: float
+
+
+class DiskWorker:
+    """One thread that carries out the log's writes, in the order in which they were submitted.
+
+    Made and used on the event loop's thread, and reports there.
+
+    Appends that wait together are written and synced together (group commit). `on_done(ticket)`
+    says that this and all earlier jobs are durable (D9); one call stands for a whole group. After
+    the first error `on_error(error)` is called, once, and nothing more is carried out: what was
+    submitted after it has not happened.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        on_done: Callable[[int], object],
+        on_error: Callable[[Exception], object],
+        max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES,
+    ) -> None:
+        self._log = log
+        self._on_done = on_done
+        self._on_error = on_error
+        self._max_queued_bytes = max_queued_bytes
+        self._loop = asyncio.get_running_loop()
+        self._queue: SimpleQueue[_Task | None] = SimpleQueue()
+        self._pending: deque[_Pending] = deque()
+        self._last_ticket = 0
+        self._queued_bytes = 0
+        self._finished_ticket = 0  # written by the thread
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="onecopy-disk", daemon=True)
+        self._thread.start()
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of records submitted and not reported durable."""
+        return self._queued_bytes
+
+    @property
+    def oldest_pending_since(self) -> float | None:
+        """When the oldest unfinished job was submitted (boot clock, seconds); None if idle.
+
+        It stands still while the disk hangs. May be asked from any thread.
+        """
+        finished = self._finished_ticket
+        with contextlib.suppress(RuntimeError):  # the deque changed while another thread looked
+            for pending in self._pending:
+                if pending.ticket > finished:
+                    return pending.since
+        return None
+
+    def reserve(self, n_bytes: int) -> bool:
+        """Whether `n_bytes` of records can be appended, the queued ones first: queue and disk.
+
+        Raises DiskFailedError if the disk fails while room is taken.
+        """
+        if self._is_over(n_bytes):
+            return False
+        marks = len(self._pending) * SYNC_MARK_SIZE_BYTES
+        return self._log.reserve(self._queued_bytes + marks + n_bytes)
+
+    def submit_append(self, records: Sequence[Record]) -> int:
+        """Append records and sync; return the ticket.
+
+        Raises:
+            OverloadedError: the queue is full; ask `reserve` first.
+
+        """
+        size_bytes = sum(len(record.data) for record in records)
+        if self._is_over(size_bytes):
+            raise OverloadedError("disk_queue_full", "the disk does not keep up: try again later")
+        return self._submit(None, records, size_bytes)
+
+    def _is_over(self, n_bytes: int) -> bool:
+        # One record may be larger than the bound: it waits for an empty queue.
+        return self._queued_bytes > 0 and self._queued_bytes + n_bytes > self._max_queued_bytes
+
+    def submit(self, job: Job) -> int:
+        """Call `job` on the disk thread after all that was submitted before; return the ticket."""
+        return self._submit(job, (), 0)
+
+    def _submit(self, job: Job | None, records: Sequence[Record], size_bytes: int) -> int:
+        if self._closed:
+            raise RuntimeError("the disk worker is closed")
+        self._last_ticket += 1
+        self._queued_bytes += size_bytes
+        self._pending.append(_Pending(self._last_ticket, size_bytes, clock_s()))
+        self._queue.put(_Task(self._last_ticket, job, records, size_bytes))
+        return self._last_ticket
+
+    async def close(self) -> None:
+        """Carry out what was submitted, then end the thread. The log stays open."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    # On the loop
+
+    def _done(self, ticket: int) -> None:
+        pending = self._pending
+        while pending and pending[0].ticket <= ticket:
+            self._queued_bytes -= pending.popleft().size_bytes
+        self._on_done(ticket)
+
+    # On the thread
+
+    def _run(self) -> None:
+        try:
+            self._prepare()
+            waiting: _Task | None = None
+            while (task := waiting or self._queue.get()) is not None:
+                waiting = None
+                if task.job is None:
+                    task, waiting, ended = self._append_group(task)
+                    if ended:
+                        self._finish(task.ticket)
+                        return
+                else:
+                    task.job()
+                self._finish(task.ticket)
+                self._prepare()
+        except Exception as error:  # noqa: BLE001  whatever it was, going on would lose order
+            self._report(self._on_error, error)
+
+    def _append_group(self, first: _Task) -> tuple[_Task, _Task | None, bool]:
+        """Append and sync all appends that wait; return the last, what comes next, and the end."""
+        records = list(first.records)
+        size_bytes = first.size_bytes
+        last, following, ended = first, None, False
+        with contextlib.suppress(Empty):
+            while size_bytes < MAX_GROUP_BYTES:
+                task = self._queue.get_nowait()
+                if task is None or task.job is not None:
+                    following, ended = task, task is None
+                    break
+                records += task.records
+                size_bytes += task.size_bytes
+                last = task
+        self._log.append(records, durable=True)
+        return last, following, ended
+
+    def _prepare(self) -> None:
+        if self._log.wants_preparing:
+            self._log.prepare_next_segment()
+
+    def _finish(self, ticket: int) -> None:
+        self._finished_ticket = ticket
+        self._report(self._done, ticket)
+
+    def _report(self, callback: Callable[..., object], argument: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is gone, and nobody waits any more
+            self._loop.call_soon_threadsafe(callback, argument)

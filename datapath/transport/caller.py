@@ -1,0 +1,110 @@
+"""The asking side of the request links: calls with an id, and their answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from datapath.errors import OverloadedError
+from datapath.transport.calls import (
+    Call,
+    ErrorReturn,
+    NoAnswerError,
+    NotSentError,
+    Return,
+    decode,
+    encode,
+    make_error,
+)
+from datapath.transport.link import Link
+
+MAX_OPEN_CALLS = 50_000
+
+
+class Caller:
+    """The asking side of the request links: one link per peer, many calls on it at once."""
+
+    def __init__(
+        self, on_change: Callable[[], None], on_note: Callable[[Call | Return], None]
+    ) -> None:
+        self._links: dict[str, Link] = {}
+        self._open: dict[int, tuple[str, asyncio.Future[Any]]] = {}
+        self._next_id = 1
+        self._on_change = on_change
+        self._on_note = on_note
+
+    # The LinkHandler of outgoing links of the kind "request".
+
+    def on_open(self, link: Link) -> None:
+        """A link is up: who waits for one may try."""
+        self._links[link.peer] = link
+        self._on_change()
+
+    def on_frames(self, link: Link, frames: list[bytes]) -> None:
+        """Answers, and notes, which answer nothing."""
+        del link
+        for frame in frames:
+            envelope = decode(frame)
+            if envelope.id == 0:
+                self._on_note(envelope.body)
+                continue
+            _, future = self._open.pop(envelope.id, ("", None))
+            if future is not None and not future.done():
+                future.set_result(envelope.body)
+
+    def on_close(self, link: Link, reason: str) -> None:
+        """Calls on it that have no answer will get none."""
+        if self._links.get(link.peer) is link:
+            del self._links[link.peer]
+        lost = [number for number, (peer, _) in self._open.items() if peer == link.peer]
+        for number in lost:
+            future = self._open.pop(number)[1]
+            if not future.done():
+                future.set_exception(NoAnswerError(f"the link to {link.peer} was lost: {reason}"))
+        self._on_change()
+
+    def reaches(self, peer: str) -> bool:
+        """Whether there is a link to `peer`."""
+        return peer in self._links
+
+    @property
+    def peers(self) -> list[str]:
+        """The nodes with a link."""
+        return sorted(self._links)
+
+    def note(self, peer: str, body: Call) -> None:
+        """Send what needs no answer, if there is a link."""
+        link = self._links.get(peer)
+        if link is not None:
+            link.send(encode(0, body))
+
+    async def call(self, peer: str, body: Call, timeout_ms: float) -> Return:
+        """Ask `peer` and return its answer; an ErrorReturn is raised as its error.
+
+        Raises:
+            NotSentError: no link; certainly not carried out.
+            NoAnswerError: link lost or `timeout_ms` passed; perhaps carried out.
+            OperationError: the answer was an error.
+
+        """
+        link = self._links.get(peer)
+        if link is None:
+            raise NotSentError(f"there is no link to {peer}")
+        if len(self._open) >= MAX_OPEN_CALLS:
+            raise OverloadedError("overloaded", "too many calls to other nodes are open: try later")
+        number = self._next_id
+        self._next_id += 1
+        future: asyncio.Future[Return] = asyncio.get_running_loop().create_future()
+        self._open[number] = (peer, future)
+        link.send(encode(number, body))
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                answer = await future
+        except TimeoutError:
+            raise NoAnswerError(f"{peer} did not answer within {timeout_ms:.0f} ms") from None
+        finally:
+            self._open.pop(number, None)
+        if isinstance(answer, ErrorReturn):
+            raise make_error(answer)
+        return answer

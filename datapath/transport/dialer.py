@@ -1,0 +1,307 @@
+"""The dialling end of a link: proves who it is to a peer port, and keeps one link up.
+
+The handshake of `datapath.transport.handshake` runs as two POSTs, and then the same connection is
+upgraded to a websocket. See `docs/peer-protocol.md`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+import yarl
+
+from datapath.complaints import Complaints
+from datapath.transport.handshake import (
+    MAX_HANDSHAKE_MESSAGE_BYTES,
+    NONCE_SIZE_BYTES,
+    DialerHandshake,
+    HandshakeError,
+)
+from datapath.transport.link import (
+    CLOSE_TIMEOUT_MS,
+    IDLE_TIMEOUT_MS,
+    MAX_FRAME_BYTES,
+    MAX_OUTBOX_BYTES,
+    ROUTE,
+    ErrorCallback,
+    Link,
+    LinkError,
+    LinkHandler,
+)
+from datapath.transport.tcp import shut_down, tune
+from election.identity import Claim, Verdict
+from election.registry import PeerRegistry
+
+log = logging.getLogger(__name__)
+
+DIAL_TIMEOUT_MS = 1000
+MIN_REDIAL_DELAY_MS = 50
+MAX_REDIAL_DELAY_MS = 500
+ASKING_KINDS = frozenset({"request"})
+"""Streams of questions only: a node may have one before it is admitted (`election.identity`)."""
+IDENTITY = "identity"
+"""No stream: a handshake under this kind only tells both ends who the other is."""
+MIN_HEALTHY_LINK_MS = 1000
+"""A link that lived shorter is redialled with the delay of a failed attempt, not at once."""
+
+
+class Dialer:
+    """Keeps one link of `kind` with `peer` up, until `stop`.
+
+    `address` is asked at each attempt, so that a changed route is taken up; None or an exception
+    of its means "not known now". After a loss it redials at once, then after 50 ms growing to
+    500 ms, jittered. The same trouble is logged once.
+    """
+
+    def __init__(
+        self,
+        address: Callable[[], tuple[str, int] | None],
+        peer: str,
+        kind: str,
+        node_id: str,
+        cluster: str,
+        secret: bytes,
+        handler: LinkHandler,
+        *,
+        registry: PeerRegistry,
+        dial_timeout_ms: int = DIAL_TIMEOUT_MS,
+        idle_timeout_ms: int = IDLE_TIMEOUT_MS,
+        max_outbox_bytes: int = MAX_OUTBOX_BYTES,
+        on_error: ErrorCallback | None = None,
+    ) -> None:
+        self.peer = peer
+        self.kind = kind
+        self.link: Link | None = None
+        self.problem = ""
+        self._complaints = Complaints(log)
+        self._address = address
+        self._node_id = node_id
+        self._cluster = cluster
+        self._secret = secret
+        self._handler = handler
+        self._registry = registry
+        self._dial_timeout = dial_timeout_ms / 1000
+        self._idle_timeout_ms = idle_timeout_ms
+        self._max_outbox_bytes = max_outbox_bytes
+        self._on_error = on_error
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to dial, on the running event loop."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._keep_up())
+
+    async def stop(self) -> None:
+        """Close the link, if any (its on_close is called), and dial no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def _keep_up(self) -> None:
+        loop = asyncio.get_running_loop()
+        delay_ms = 0.0
+        while True:
+            started = loop.time()
+            self._complaints.tick(started)
+            try:
+                await self._dial_and_run()
+            except HandshakeError as error:
+                if error.by_peer:
+                    self._registry.accuse(self.peer, error.code, str(error))
+                self._report(str(error), logging.ERROR)
+            except TimeoutError:
+                self._report(f"no answer in {self._dial_timeout * 1000:.0f} ms", logging.WARNING)
+            except (OSError, aiohttp.ClientError, LinkError) as error:
+                self._report(str(error) or repr(error), logging.WARNING)
+            except Exception as error:  # noqa: BLE001 -- see below
+                # A dialer that ends would keep two nodes apart until a restart.
+                text = f"{self._node_id}: dialling {self.peer} failed"
+                self._complaints.log("defect", text, loop.time(), error=error)
+                self._report(repr(error), logging.ERROR)
+            if self.problem or loop.time() - started < MIN_HEALTHY_LINK_MS / 1000:
+                delay_ms = min(max(2 * delay_ms, MIN_REDIAL_DELAY_MS), MAX_REDIAL_DELAY_MS)
+            else:
+                delay_ms = 0.0
+            await asyncio.sleep(delay_ms / 1000 * random.uniform(0.5, 1.0))  # noqa: S311
+
+    def _report(self, problem: str, level: int) -> None:
+        if problem != self.problem:  # which may quote what answers there, another text each time
+            text = f"{self._node_id}: no {self.kind} link to {self.peer}: {problem}"
+            now = asyncio.get_running_loop().time()
+            self._complaints.log("dial", text, now, level=level)
+        self.problem = problem
+
+    async def _dial_and_run(self) -> None:
+        sockets: list[socket.socket] = []
+        responses: list[aiohttp.ClientResponse] = []
+
+        def make_socket(info: Any) -> socket.socket:
+            family, kind, protocol, *_ = info
+            sockets.append(socket.socket(family, kind, protocol))
+            tune(sockets[-1])
+            return sockets[-1]
+
+        async def keep_response(
+            _session: object, _context: object, end: aiohttp.TraceRequestEndParams
+        ) -> None:
+            responses.append(end.response)
+
+        def abort() -> None:
+            for each in sockets:
+                shut_down(each)
+            # The websocket of a client forgets to release a connection that was lost.
+            for response in responses:
+                response.close()
+
+        trace = aiohttp.TraceConfig()
+        trace.on_request_end.append(keep_response)
+        # A session for each attempt: nothing of a failed one, such as a pooled connection, is
+        # ever used again. limit=1 keeps the requests of the handshake on one connection.
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=1, use_dns_cache=False, socket_factory=make_socket
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None),
+            trace_configs=[trace],
+            auto_decompress=False,
+        ) as session:
+            try:
+                async with asyncio.timeout(self._dial_timeout):
+                    websocket, claim = await self._connect(session)
+                self.link = self._make_link(websocket, abort)
+                token = self._open(claim, self.link)
+                self.problem = ""
+                try:
+                    await self.link._run()
+                finally:
+                    self._registry.close(token)
+            finally:
+                self.link = None
+                abort()
+
+    def _open(self, claim: Claim, link: Link) -> int:
+        loop = asyncio.get_running_loop()
+
+        def evict() -> None:
+            loop.call_soon_threadsafe(link.close, f"another process holds {self.peer}'s address")
+
+        opened = self._registry.open(
+            self.peer, claim, "peer", evict, asking=self.kind in ASKING_KINDS, dialled=True
+        )
+        if isinstance(opened, Verdict):
+            raise HandshakeError(opened.reason, code=opened.code)
+        return opened
+
+    def _make_link(
+        self, websocket: aiohttp.ClientWebSocketResponse, abort: Callable[[], None]
+    ) -> Link:
+        return Link(
+            websocket,
+            abort,
+            self._handler,
+            peer=self.peer,
+            kind=self.kind,
+            outgoing=True,
+            idle_timeout_ms=self._idle_timeout_ms,
+            max_outbox_bytes=self._max_outbox_bytes,
+            on_error=self._on_error,
+        )
+
+    async def _connect(
+        self, session: aiohttp.ClientSession
+    ) -> tuple[aiohttp.ClientWebSocketResponse, Claim]:
+        try:
+            address = self._address()
+        except Exception as error:
+            raise LinkError(f"its address cannot be found: {error!r}") from error
+        if address is None:
+            raise LinkError("its address is not known")
+        host, port = address
+        url = yarl.URL.build(scheme="http", host=host, port=port, path=ROUTE + self.kind)
+        handshake = DialerHandshake(
+            cluster=self._cluster,
+            secret=self._secret,
+            dialer=self._node_id,
+            listener=self.peer,
+            kind=self.kind,
+            nonce=secrets.token_bytes(NONCE_SIZE_BYTES),
+            claim=self._registry.claim,
+            judge=lambda peer, claim: self._registry.judge(
+                peer, claim, "peer", asking=self.kind in ASKING_KINDS, dialled=True
+            ),
+        )
+        await _shake_hands(session, url, handshake)
+        websocket = await session.ws_connect(
+            url,
+            timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT_MS / 1000),
+            autoping=False,
+            compress=0,
+            max_msg_size=MAX_FRAME_BYTES,
+        )
+        return websocket, handshake.peer_claim
+
+
+async def find_second_holder(
+    address: tuple[str, int], cluster: str, secret: bytes, registry: PeerRegistry
+) -> str:
+    """Ask at this node's own address, before it listens there, whether another process is it.
+
+    Returns why this one is the second holder of the identity, or "": nobody answers there, or
+    somebody else, or nobody who knows the secret.
+    """
+    me = registry.node_id
+    url = yarl.URL.build(scheme="http", host=address[0], port=address[1], path=ROUTE + IDENTITY)
+    handshake = DialerHandshake(
+        cluster=cluster,
+        secret=secret,
+        dialer=me,
+        listener=me,
+        kind=IDENTITY,
+        nonce=secrets.token_bytes(NONCE_SIZE_BYTES),
+        claim=registry.claim,
+        judge=lambda peer, claim: registry.judge(peer, claim, "peer", asking=True, dialled=True),
+    )
+    connector = aiohttp.TCPConnector(limit=1, use_dns_cache=False)
+    try:
+        async with (
+            asyncio.timeout(DIAL_TIMEOUT_MS / 1000),
+            aiohttp.ClientSession(connector=connector, auto_decompress=False) as session,
+        ):
+            await _shake_hands(session, url, handshake)
+    except HandshakeError as error:
+        if error.code == "second" and handshake.peer_claim.data_id == registry.claim.data_id:
+            return str(error)
+    except (TimeoutError, OSError, aiohttp.ClientError, LinkError):
+        pass
+    return ""
+
+
+async def _shake_hands(
+    session: aiohttp.ClientSession, url: yarl.URL, handshake: DialerHandshake
+) -> None:
+    message = handshake.start()
+    while not handshake.done:
+        async with session.post(url, data=message, allow_redirects=False) as response:
+            if response.status not in (200, 403):
+                text = ascii((await _read_bounded(response))[:200])
+                raise LinkError(f"{url} answers {response.status} {text}")
+            message = handshake.receive(await _read_bounded(response))
+
+
+async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
+    body = b""
+    while len(body) <= MAX_HANDSHAKE_MESSAGE_BYTES:
+        some = await response.content.read(MAX_HANDSHAKE_MESSAGE_BYTES)
+        if not some:
+            break
+        body += some
+    return body

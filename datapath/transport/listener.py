@@ -1,0 +1,343 @@
+"""The peer port: takes links from other nodes, once they have proved who they are.
+
+The handshake of `datapath.transport.handshake` runs as two POSTs, and then the same connection is
+upgraded to a websocket, so that nothing of websocket size is ever read from a stranger. Strangers
+are bounded in number and time. See `docs/peer-protocol.md`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import secrets
+import socket
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from datapath.complaints import Complaints
+from datapath.transport.dialer import ASKING_KINDS, IDENTITY
+from datapath.transport.handshake import (
+    MAX_HANDSHAKE_MESSAGE_BYTES,
+    NONCE_SIZE_BYTES,
+    HandshakeError,
+    ListenerHandshake,
+    check_secret,
+    encode_refusal,
+)
+from datapath.transport.link import (
+    CLOSE_TIMEOUT_MS,
+    IDLE_TIMEOUT_MS,
+    MAX_FRAME_BYTES,
+    MAX_OUTBOX_BYTES,
+    ROUTE,
+    ErrorCallback,
+    Link,
+    LinkError,
+    LinkHandler,
+)
+from datapath.transport.tcp import listening_socket, shut_down, tune
+from election.identity import Verdict
+from election.registry import PeerRegistry
+
+log = logging.getLogger(__name__)
+_http_log = logging.getLogger(f"{__name__}.http")
+_http_log.setLevel(logging.CRITICAL)  # aiohttp's: a stranger's garbage must not fill our log.
+
+HANDSHAKE_TIMEOUT_MS = 3000
+MAX_UNAUTHENTICATED = 256
+MAX_LINKS = 1024
+ACCEPT_PAUSE_MS = 100
+SWEEP_INTERVAL_MS = 250
+
+
+class PeerListener:
+    """The peer port: takes links for `handlers` (by kind) from authenticated nodes.
+
+    A new link of the same peer, kind and process replaces the old one, whose on_close comes first;
+    another process under the same id is refused while the first has a link. Port 0 picks a free
+    port, see `port`. Durations in milliseconds, sizes in bytes.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        node_id: str,
+        cluster: str,
+        secret: bytes,
+        handlers: Mapping[str, LinkHandler],
+        *,
+        registry: PeerRegistry,
+        handshake_timeout_ms: int = HANDSHAKE_TIMEOUT_MS,
+        idle_timeout_ms: int = IDLE_TIMEOUT_MS,
+        max_outbox_bytes: int = MAX_OUTBOX_BYTES,
+        max_unauthenticated: int = MAX_UNAUTHENTICATED,
+        max_links: int = MAX_LINKS,
+        on_error: ErrorCallback | None = None,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.node_id = node_id
+        self.links: dict[tuple[str, str], Link] = {}
+        self._cluster = cluster
+        self._secret = secret
+        self._handlers = handlers
+        self._registry = registry
+        self._handshake_timeout = handshake_timeout_ms / 1000
+        self._idle_timeout_ms = idle_timeout_ms
+        self._max_outbox_bytes = max_outbox_bytes
+        self._max_unauthenticated = max_unauthenticated
+        self._max_links = max_links
+        self._on_error = on_error
+        self._strangers: dict[web.RequestHandler, _Stranger] = {}
+        self._socket: socket.socket | None = None
+        self._server: web.Server | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._complaints = Complaints(log)
+
+    async def start(self) -> None:
+        """Bind and accept.
+
+        Raises HandshakeError: no secret, and not on loopback. LinkError: the address cannot be
+        used, or the port is busy.
+        """
+        check_secret(self.host, self._secret)
+        try:
+            self._socket = await listening_socket(self.host, self.port)
+        except OSError as error:
+            busy = error.errno == errno.EADDRINUSE
+            raise LinkError(
+                f"cannot listen on {self.host}:{self.port} ({error}): "
+                + ("another process has this port; stop it, or " if busy else "")
+                + f"change `peer` of node {self.node_id} in the configuration"
+            ) from error
+        self.port = self._socket.getsockname()[1]
+        self._server = web.Server(
+            self._handle,
+            access_log=None,
+            logger=_http_log,
+            keepalive_timeout=self._handshake_timeout,
+            # A stranger's request is this small; peers' websockets have bounds of their own.
+            max_line_size=1024,
+            max_field_size=1024,
+            max_headers=32,
+            read_bufsize=MAX_HANDSHAKE_MESSAGE_BYTES,
+        )
+        self._tasks = [
+            asyncio.create_task(self._accept(self._socket, self._server)),
+            asyncio.create_task(self._sweep()),
+        ]
+
+    async def stop(self) -> None:
+        """Close all links (their on_close is called) and the port."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._socket is not None:
+            self._socket.close()
+        links = list(self.links.values())
+        for link in links:
+            link.close(f"{self.node_id} is stopping")
+        for link in links:
+            await link._handler_done.wait()
+        for stranger in self._strangers.values():
+            shut_down(stranger.socket)
+        self._strangers.clear()
+        if self._server is not None:
+            await self._server.shutdown(2 * CLOSE_TIMEOUT_MS / 1000)
+
+    async def _accept(self, listening: socket.socket, server: web.Server) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listening)
+            except OSError as error:
+                # Out of descriptors or memory, or the caller has gone: neither lasts for ever.
+                # (asyncio's own server stops for a second then, uvloop's for ever.)
+                self._complain("accept", f"cannot accept peer connections: {error}")
+                await asyncio.sleep(ACCEPT_PAUSE_MS / 1000)
+                continue
+            try:
+                tune(connection)
+                _, protocol = await loop.connect_accepted_socket(server, connection)
+            except Exception as error:  # noqa: BLE001 -- the port must go on taking others
+                self._complain("connection", "a peer connection could not be taken", error)
+                connection.close()
+                continue
+            self._strangers[protocol] = _Stranger(connection, loop.time())
+            if len(self._strangers) > self._max_unauthenticated:
+                self._forget_gone()
+            while len(self._strangers) > self._max_unauthenticated:
+                self._drop(next(iter(self._strangers)))
+
+    async def _sweep(self) -> None:
+        """Drop connections that have not become a link in time."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(min(SWEEP_INTERVAL_MS / 1000, self._handshake_timeout / 4))
+            self._forget_gone()
+            self._complaints.tick(loop.time())
+            overdue = loop.time() - self._handshake_timeout
+            for protocol, stranger in list(self._strangers.items()):
+                if stranger.accepted_at < overdue:
+                    self._drop(protocol)
+
+    def _forget_gone(self) -> None:
+        gone = [protocol for protocol in self._strangers if protocol.transport is None]
+        for protocol in gone:
+            del self._strangers[protocol]
+
+    def _drop(self, protocol: web.RequestHandler) -> None:
+        shut_down(self._strangers.pop(protocol).socket)
+        protocol.force_close()
+
+    def _complain(self, kind: str, text: str, error: Exception | None = None) -> None:
+        self._complaints.log(kind, text, asyncio.get_running_loop().time(), error=error)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await self._answer(request)
+        except (web.HTTPException, ConnectionError):
+            raise
+        except Exception as error:
+            text = f"a request from {request.remote} to the peer port failed"
+            self._complain("request", text, error)
+            raise
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        kind = request.path.removeprefix(ROUTE)
+        stranger = self._strangers.get(request.protocol)
+        if not request.path.startswith(ROUTE) or kind not in (*self._handlers, IDENTITY):
+            return _plain(
+                404,
+                f"this is the peer port of onecopy node {self.node_id}, for the "
+                "cluster's nodes only; clients use the node's `client` address",
+            )
+        if stranger is None:
+            return _plain(400, "this connection is no longer waiting for a handshake")
+        if request.method == "POST":
+            return await self._take_handshake(request, stranger, kind)
+        if request.method != "GET" or request.headers.get("Upgrade", "").lower() != "websocket":
+            return _plain(
+                426,
+                f"this is a peer stream of onecopy node {self.node_id}: it takes "
+                "the peer handshake and then a websocket",
+                Upgrade="websocket",
+            )
+        handshake = stranger.handshake
+        finished = handshake is not None and handshake.done and handshake.kind == kind
+        if handshake is None or not finished or kind not in self._handlers:
+            return _plain(401, "a websocket here takes a finished handshake on this connection")
+        known = (handshake.peer, kind) in self.links
+        if len(self.links) >= self._max_links and not known:
+            return _plain(503, f"{self.node_id} has {self._max_links} links already")
+        del self._strangers[request.protocol]
+        return await self._serve(request, stranger.socket, handshake)
+
+    async def _take_handshake(
+        self, request: web.BaseRequest, stranger: _Stranger, kind: str
+    ) -> web.Response:
+        length = request.content_length
+        if length is None or length > MAX_HANDSHAKE_MESSAGE_BYTES:
+            return _plain(413, f"a handshake message has at most {MAX_HANDSHAKE_MESSAGE_BYTES} B")
+        try:
+            body = await request.content.readexactly(length)
+        except asyncio.IncompleteReadError:
+            return _plain(400, "the handshake message is cut short")
+        if stranger.handshake is None:
+            stranger.handshake = ListenerHandshake(
+                cluster=self._cluster,
+                secret=self._secret,
+                node_id=self.node_id,
+                kinds=(kind,),
+                nonce=secrets.token_bytes(NONCE_SIZE_BYTES),
+                claim=self._registry.claim,
+                judge=lambda peer, claim: self._registry.judge(
+                    peer,
+                    claim,
+                    "peer",
+                    asking=kind in ASKING_KINDS or kind == IDENTITY,
+                    dialled=False,
+                ),
+            )
+        try:
+            return web.Response(body=stranger.handshake.receive(body))
+        except HandshakeError as error:
+            text = f"refused a peer connection from {request.remote}: {error}"
+            self._complain("handshake", text)
+            body = error.answer or encode_refusal(str(error))
+            refused = web.Response(status=403, body=body)
+            refused.force_close()
+            return refused
+
+    async def _serve(
+        self, request: web.BaseRequest, connection: socket.socket, handshake: ListenerHandshake
+    ) -> web.StreamResponse:
+        websocket = web.WebSocketResponse(
+            timeout=CLOSE_TIMEOUT_MS / 1000,
+            autoping=False,  # The link answers: a pong must not wait inside the reader.
+            compress=False,
+            max_msg_size=MAX_FRAME_BYTES,
+        )
+        await websocket.prepare(request)
+        loop = asyncio.get_running_loop()
+
+        def evict() -> None:
+            reason = f"another process holds {handshake.peer}'s address"
+            loop.call_soon_threadsafe(link.close, reason)
+
+        key = handshake.peer, handshake.kind
+        link = Link(
+            websocket,
+            lambda: shut_down(connection),
+            self._handlers[handshake.kind],
+            peer=handshake.peer,
+            kind=handshake.kind,
+            outgoing=False,
+            idle_timeout_ms=self._idle_timeout_ms,
+            max_outbox_bytes=self._max_outbox_bytes,
+            on_error=self._on_error,
+        )
+        # Judged before an older link goes: a second holder of an identity replaces nothing.
+        token = self._registry.open(
+            handshake.peer,
+            handshake.peer_claim,
+            "peer",
+            evict,
+            asking=handshake.kind in ASKING_KINDS,
+            dialled=False,
+        )
+        if isinstance(token, Verdict):
+            self._complain("handshake", f"closed a link from {request.remote}: {token.reason}")
+            shut_down(connection)
+            return websocket
+        try:
+            while (old := self.links.get(key)) is not None:
+                old.close(f"{handshake.peer} opened a new link")
+                await old._handler_done.wait()
+                if self.links.get(key) is old:
+                    del self.links[key]
+            self.links[key] = link
+            await link._run()
+        finally:
+            self._registry.close(token)
+            if self.links.get(key) is link:
+                del self.links[key]
+        return websocket
+
+
+class _Stranger:
+    """A connection that is not a link yet."""
+
+    def __init__(self, connection: socket.socket, accepted_at: float) -> None:
+        self.socket = connection
+        self.accepted_at = accepted_at
+        self.handshake: ListenerHandshake | None = None
+
+
+def _plain(status: int, text: str, **headers: str) -> web.Response:
+    response = web.Response(status=status, text=text + "\n", headers=headers)
+    response.force_close()
+    return response

@@ -1,0 +1,122 @@
+"""The links of one node: its peer port, and one link of each kind to every other node."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+from datapath.transport.dialer import Dialer
+from datapath.transport.link import ErrorCallback, LinkHandler
+from datapath.transport.listener import MAX_UNAUTHENTICATED, PeerListener
+from election.registry import PeerRegistry
+
+Address = tuple[str, int]
+REQUEST = "request"
+REPLICATE = "replicate"
+SNAPSHOT = "snapshot"
+
+
+class Mesh:
+    """Keeps links up to the nodes named by `set_peers`.
+
+    `addresses` says where a peer's port may be reached from here, the likeliest first: they are
+    tried in turn until one answers as that peer (`registry` judges it). `handlers` take both
+    directions of their kind; links of kind "request" are dialled to everyone, "replicate" between
+    replicas. `on_error` gets what a handler has raised: a failed disk must not end with the link
+    (D9).
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        listen: Address,
+        cluster: str,
+        secret: bytes,
+        addresses: Callable[[str], Sequence[Address]],
+        registry: PeerRegistry,
+        *,
+        on_error: ErrorCallback,
+        max_unauthenticated: int = MAX_UNAUTHENTICATED,
+    ) -> None:
+        self.node_id = node_id
+        self.cluster = cluster
+        self.secret = secret
+        self.addresses = addresses
+        self.registry = registry
+        self._listen = listen
+        self._on_error = on_error
+        self._max_unauthenticated = max_unauthenticated
+        self._handlers: Mapping[str, LinkHandler] = {}
+        self._listener: PeerListener | None = None
+        self._dialers: dict[tuple[str, str], Dialer] = {}
+        self._stopping: set[asyncio.Task[None]] = set()
+
+    async def start(self, handlers: Mapping[str, LinkHandler]) -> None:
+        """Listen. Raises LinkError if the address cannot be had."""
+        self._handlers = handlers
+        listener = PeerListener(
+            *self._listen,
+            self.node_id,
+            self.cluster,
+            self.secret,
+            handlers,
+            registry=self.registry,
+            max_unauthenticated=self._max_unauthenticated,
+            on_error=self._on_error,
+        )
+        await listener.start()
+        self._listener = listener
+
+    async def stop(self) -> None:
+        """Close every link and the port."""
+        dialers, self._dialers = self._dialers, {}
+        await asyncio.gather(*(dialer.stop() for dialer in dialers.values()), *self._stopping)
+        if self._listener is not None:
+            await self._listener.stop()
+
+    def set_peers(self, wanted: Mapping[str, frozenset[str]]) -> None:
+        """Dial each peer of `wanted` for its kinds, and nobody else."""
+        pairs = {(peer, kind) for peer, kinds in wanted.items() for kind in kinds}
+        for pair in set(self._dialers) - pairs:
+            task = asyncio.create_task(self._dialers.pop(pair).stop())
+            self._stopping.add(task)
+            task.add_done_callback(self._stopping.discard)
+        for peer, kind in sorted(pairs - set(self._dialers)):
+            dialer = self.dialer(peer, kind, self._handlers[kind])
+            self._dialers[(peer, kind)] = dialer
+            dialer.start()
+
+    def dialer(self, peer: str, kind: str, handler: LinkHandler) -> Dialer:
+        """Make a dialer for one link; the caller starts and stops it."""
+        tries = 0
+
+        def address() -> Address | None:
+            """Stay with what worked; after a failure take the next."""
+            nonlocal tries
+            tries += bool(dialer.problem)
+            found = self.addresses(peer)
+            return found[tries % len(found)] if found else None
+
+        dialer = Dialer(
+            address,
+            peer,
+            kind,
+            self.node_id,
+            self.cluster,
+            self.secret,
+            handler,
+            registry=self.registry,
+            on_error=self._on_error,
+        )
+        return dialer
+
+    def redial(self, peer: str, kind: str, reason: str) -> None:
+        """Close the link to `peer`; its dialer opens a new one."""
+        dialer = self._dialers.get((peer, kind))
+        if dialer is not None and dialer.link is not None:
+            dialer.link.close(reason)
+
+    def problem(self, peer: str, kind: str) -> str:
+        """Why there is no link, or ""."""
+        dialer = self._dialers.get((peer, kind))
+        return dialer.problem if dialer is not None else ""

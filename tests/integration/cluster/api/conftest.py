@@ -1,0 +1,66 @@
+"""What the API's tests run against: a served node, at a base URL.
+
+Tests that need no more than `base_url` hold for any node of any cluster. Those that make the node
+fail, or set the API's bounds, take `local` or `serve`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+import pytest
+import uvloop
+
+from cluster.api.hosts import Hosts
+from cluster.api.routes import HttpApi, HttpSettings
+from cluster.services.kv import KeyValue
+from tests.support.local_node import LocalNode
+from tests.support.served import Local, Serve
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run on the loop that nodes run on: its transports differ from asyncio's own."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(params=["express", "forwarding", "ordinary"])
+async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
+    """Serve a fresh local node, with settings of the test's choice, in both lanes.
+
+    "forwarding": in the express lane, at a node that can answer nothing at once.
+    """
+    started: list[HttpApi] = []
+    express = request.param == "express"
+
+    async def start(settings: HttpSettings | None = None, node: LocalNode | None = None) -> Local:
+        node = node or LocalNode(KeyValue(), express=express)
+        settings = msgspec.structs.replace(
+            settings or HttpSettings(), express_lane=request.param != "ordinary"
+        )
+        api = HttpApi(node, settings, Hosts(["t", "test", "a", "x", "any.example"]))
+        await api.start("127.0.0.1", 0)
+        started.append(api)
+        return Local(f"http://127.0.0.1:{api.port}", node, api)
+
+    yield start
+    for api in started:
+        await api.stop()
+
+
+@pytest.fixture
+async def local(serve: Serve) -> Local:
+    return await serve()
+
+
+@pytest.fixture
+def base_url(local: Local) -> str:
+    return local.base_url
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix of keys that no other test has."""
+    return f"{uuid.uuid4().hex}-"

@@ -1,0 +1,332 @@
+"""The OpenAPI document against the live server: nothing documented that isn't so, nor left out.
+
+Each documented answer is provoked and held against its description: status, content type, headers
+and schema. `PROVOCATIONS` says how each problem code comes about.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+import msgspec
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+
+from cluster.api.openapi import openapi_document
+from cluster.api.problems import CODES
+from cluster.api.routes import HttpSettings
+from datapath.errors import (
+    NotAppliedError,
+    NotPrimaryError,
+    OperationError,
+    OverloadedError,
+    RejectedError,
+    StorageFullError,
+    UnknownOutcomeError,
+)
+from tests.support.raw_http import Reply, connect, fetch
+from tests.support.served import Local, Serve
+
+DOCUMENT = openapi_document()
+METHODS = ("get", "head", "put", "post", "patch", "delete")
+OPERATIONS = [
+    (method, path)
+    for path, item in DOCUMENT["paths"].items()
+    for method in METHODS
+    if method in item
+]
+SETTINGS = HttpSettings(max_value_size_bytes=70_000, body_timeout_ms=100)
+
+
+class Ask(NamedTuple):
+    """A request, to be spoilt in one way."""
+
+    method: str
+    target: str
+    body: bytes | None
+    headers: dict[str, str]
+
+    def to(self, target: str) -> Ask:
+        return self._replace(target=target)
+
+    def query(self, **params: str) -> Ask:
+        return self.to(f"{self.target}?{urlencode(params)}")
+
+    def header(self, name: str, value: str) -> Ask:
+        return self._replace(headers={**self.headers, name: value})
+
+
+def good(method: str, path: str) -> Ask:
+    target = path.replace("{key}", "present").replace("{id}", "n3")
+    if method == "post":
+        return Ask("POST", target, b'{"to": "n2"}', {"Content-Type": "application/json"})
+    if method == "patch":
+        moved = b'{"peer": "127.0.0.1:8999"}'
+        return Ask("PATCH", target, moved, {"Content-Type": "application/json"})
+    return Ask(method.upper(), target, b"x" if method == "put" else None, {})
+
+
+def wrong_parameter(ask: Ask) -> Ask:
+    return ask.query(limit="0") if ask.target == "/v1/kv" else ask.query(timeout_ms="0")
+
+
+def fails(error: OperationError | Exception) -> Callable[[Local], None]:
+    def switch(local: Local) -> None:
+        local.node.fail_with = error
+
+    return switch
+
+
+def unready(local: Local) -> None:
+    local.node.ready = False
+
+
+SPOILT: dict[str, Callable[[Ask], Ask]] = {
+    "invalid_key": lambda ask: ask.to("/v1/kv/%ff"),
+    "key_too_long": lambda ask: ask.to("/v1/kv/" + "k" * 481),
+    "unknown_parameter": lambda ask: ask.query(nonsense="1"),
+    "invalid_parameter": wrong_parameter,
+    "invalid_header": lambda ask: ask.header("If-Match", "garbage"),
+    "invalid_cursor": lambda ask: ask.query(cursor="garbage"),
+    "invalid_body": lambda ask: ask._replace(body=b"{"),
+    "not_found": lambda ask: ask.to("/v1/cluster/nodes/"),
+    "key_not_found": lambda ask: ask.to("/v1/kv/absent"),
+    "precondition_failed": lambda ask: ask.header("If-Match", '"999"'),
+    "unknown_host": lambda ask: ask.header("Host", "rebound.example"),
+    "foreign_origin": lambda ask: ask.header("Sec-Fetch-Site", "cross-site"),
+    "admin_forbidden": lambda ask: ask.header("X-Forwarded-For", "10.0.0.1"),
+    "value_too_large": lambda ask: ask._replace(body=b"x" * 70_001),
+    "unsupported_content_encoding": lambda ask: ask.header("Content-Encoding", "gzip"),
+    "unsupported_media_type": lambda ask: ask.header("Content-Type", "text/plain"),
+    "expectation_failed": lambda ask: ask.header("Expect", "nonsense"),
+    "idempotency_key_reused": lambda ask: ask.header("Idempotency-Key", "used"),
+    "wrong_cluster": lambda ask: ask.header("Onecopy-Cluster", "another"),
+    "cluster_unknown": lambda ask: ask.header("Onecopy-Cluster", "any"),
+    "head_too_large": lambda ask: ask.header("X", "x" * 9000),
+}
+FAILING: dict[str, Callable[[Local], None]] = {
+    "no_data": fails(RejectedError("no_data", "a witness")),
+    "refused": fails(RejectedError("refused", "no")),
+    "no_primary": fails(NotPrimaryError("no_primary", "none")),
+    "not_primary": fails(NotPrimaryError("not_primary", "not here", "n2")),
+    "stopping": fails(NotAppliedError("stopping", "n1")),
+    "overloaded": fails(OverloadedError("overloaded", "full")),
+    "not_enough_copies": fails(NotAppliedError("not_enough_copies", "few")),
+    "unknown_outcome": fails(UnknownOutcomeError("unknown_outcome", "lost")),
+    "unknown_node": fails(RejectedError("unknown_node", "n99")),
+    "is_primary": fails(RejectedError("is_primary", "n1")),
+    "unsafe_removal": fails(RejectedError("unsafe_removal", "n3")),
+    "membership_pending": fails(RejectedError("membership_pending", "n2")),
+    "no_majority": fails(RejectedError("no_majority", "n1")),
+    "handover_failed": fails(NotAppliedError("handover_failed", "no")),
+    "too_large": fails(NotAppliedError("too_large", "no")),
+    "idempotency_key_expired": fails(UnknownOutcomeError("idempotency_key_expired", "old")),
+    "unknown_revision": fails(UnknownOutcomeError("unknown_revision", "ahead")),
+    "service_failed": fails(NotAppliedError("service_failed", "bug")),
+    "timeout": fails(UnknownOutcomeError("timeout", "late")),
+    "storage_full": fails(StorageFullError("storage_full", "full")),
+    "internal_error": fails(RuntimeError("bug")),
+}
+
+
+async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
+    """Make the request of `method` and `path` be answered with `code`."""
+    local = await serve(SETTINGS)
+    await fetch(local.base_url, "PUT", "/v1/kv/present", b"x", {"Idempotency-Key": "used"})
+    ask = good(method, path)
+    if code == "not_ready" or (path, code) == ("/primary", "not_primary"):
+        local.node.ready = False
+    elif code in FAILING:
+        FAILING[code](local)
+    elif code in SPOILT:
+        ask = SPOILT[code](ask)
+        if code == "cluster_unknown":
+            local.node.view = msgspec.structs.replace(local.node.view, cluster_id="")
+        if code == "idempotency_key_reused":
+            ask = ask._replace(body=b"other" if method == "put" else None)
+    if code == "malformed_request":
+        ask = ask.header("Content-Length", "x")._replace(body=None)
+    if code == "request_timeout":
+        ask = ask.header("Content-Length", "9")._replace(body=None)
+    if code == "too_many_connections":
+        crowded = await serve(HttpSettings(max_connections=1, reserved_connections=0))
+        async with connect(crowded.base_url) as first:
+            first.send_request("GET", "/livez")
+            await first.receive()
+            async with connect(crowded.base_url) as second:
+                return await second.receive()
+    return await send(local, ask)
+
+
+async def send(local: Local, ask: Ask) -> Reply:
+    async with connect(local.base_url) as connection:
+        connection.send_request(*ask)
+        return await connection.receive(head_only=ask.method == "HEAD")
+
+
+def resolve(part: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" not in part:
+        return part
+    _, *names = part["$ref"].split("/")
+    found: Any = DOCUMENT
+    for name in names:
+        found = found[name]
+    resolved: dict[str, Any] = found
+    return resolved
+
+
+def check(reply: Reply, method: str, path: str) -> None:
+    """Hold an answer against what the document says of its status."""
+    responses = DOCUMENT["paths"][path][method]["responses"]
+    assert str(reply.status) in responses, reply
+    response = responses[str(reply.status)]
+    for name, reference in response["headers"].items():
+        header = resolve(reference)
+        value = reply.headers.get(name.lower())
+        assert value is not None or not header.get("required"), (name, reply)
+        if value is not None:
+            typed: object = int(value) if header["schema"].get("type") == "integer" else value
+            Draft202012Validator(header["schema"]).validate(typed)
+    if "content" not in response:
+        assert reply.body == b""
+        return
+    content_type = reply.headers["content-type"].partition(";")[0]
+    assert content_type in response["content"], reply
+    if content_type.endswith("json"):
+        schema = {
+            **response["content"][content_type]["schema"],
+            "components": DOCUMENT["components"],
+        }
+        checker = Draft202012Validator.FORMAT_CHECKER
+        Draft202012Validator(schema, format_checker=checker).validate(reply.json)
+
+
+def test_the_document_is_valid_openapi() -> None:
+    validate(DOCUMENT)
+
+
+async def test_it_is_served(base_url: str) -> None:
+    reply = await fetch(base_url, "GET", "/openapi.json")
+    assert reply.json == DOCUMENT
+
+
+async def test_every_route_is_documented_and_every_documented_route_served(local: Local) -> None:
+    documented = {
+        path: {method.upper() for method in METHODS if method in item}
+        for path, item in DOCUMENT["paths"].items()
+    }
+    assert documented == {path: set(methods) for path, methods in local.api.routes().items()}
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+async def test_success_is_as_documented(serve: Serve, method: str, path: str) -> None:
+    local = await serve()
+    await fetch(local.base_url, "PUT", "/v1/kv/present", b"x")
+    ask = good(method, path)
+    answers = [await send(local, ask)]
+    if "{key}" in path:
+        if method == "put":
+            answers.append(await send(local, ask.to("/v1/kv/new")))
+            answers.append(await send(local, ask.to("/v1/kv/new?ack=local")))
+        elif method == "delete":
+            answers.append(await send(local, ask))
+        else:
+            answers.append(await send(local, ask.header("If-None-Match", "*")))
+    if path == "/v1/kv":
+        answers.append(await send(local, ask.query(limit="1", keys_only="true")))
+    if path == "/metrics":
+        answers.append(await send(local, ask.header("Accept", "application/openmetrics-text")))
+    for reply in answers:
+        check(reply, method, path)
+    succeeded = {
+        status for status in DOCUMENT["paths"][path][method]["responses"] if status < "400"
+    }
+    assert {str(reply.status) for reply in answers} == succeeded
+
+
+HARMLESS = ("/livez", "/readyz", "/primary", "/openapi.json", "/metrics")
+"""Nothing in these calls what could fail."""
+
+
+def documented_codes() -> list[tuple[str, str, str]]:
+    """Return (method, path, code) for every documented problem, by GET's examples for HEAD."""
+    found = []
+    for method, path in OPERATIONS:
+        shown = "get" if method == "head" else method
+        for status, response in DOCUMENT["paths"][path][shown]["responses"].items():
+            problem = response.get("content", {}).get("application/problem+json", {})
+            for code, example in problem.get("examples", {}).items():
+                assert example["value"]["status"] == int(status)
+                if code != "internal_error" or path not in HARMLESS:
+                    found.append((method, path, code))
+    return found
+
+
+@pytest.mark.parametrize(("method", "path", "code"), documented_codes())
+async def test_every_documented_problem_comes_as_documented(
+    serve: Serve, method: str, path: str, code: str
+) -> None:
+    reply = await provoke(serve, method, path, code)
+    assert reply.status == CODES[code].status
+    if method != "head" or code in {"malformed_request", "head_too_large", "too_many_connections"}:
+        return_code = reply.code if reply.body else code
+        assert return_code == code
+    if reply.body and method == "head":
+        return  # refused before the method was known: it comes with a body
+    check(reply, method, path)
+
+
+KINDS = "Rejected|NotPrimary|NotApplied|UnknownOutcome|Overloaded|StorageFull|Operation"
+INTERNAL = {
+    "unknown_operation",  # the API calls only what KeyValue has
+    "unknown_query",
+    "unknown_call",  # between nodes
+    "lost_disk",
+    "disk_queue_full",  # between the engine and its disk
+}
+
+
+def test_every_code_in_the_program_is_documented() -> None:
+    used = set()
+    for path in (*Path("cluster/api").glob("*.py"), Path("cluster/services/kv.py")):
+        used |= set(re.findall(r'(?:Problem|Error)\(\s*"([a-z_]+)"', path.read_text()))
+    for path in Path("datapath").rglob("*.py"):
+        used |= set(re.findall(rf'(?:{KINDS})Error\(\s*"([a-z_]+)"', path.read_text()))
+    assert used, "the tests run in the project's root"
+    assert used - INTERNAL <= set(CODES)
+    provoked = {code for _, _, code in documented_codes()}
+    # 404 and 405 come where the document has no path or method to say it at.
+    assert provoked | {"method_not_allowed"} == set(CODES)
+    for code in CODES:
+        assert f"`{code}`" in DOCUMENT["info"]["description"]
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+async def test_every_documented_parameter_is_taken(serve: Serve, method: str, path: str) -> None:
+    local = await serve()
+    operation = DOCUMENT["paths"][path][method]
+    for parameter in operation.get("parameters", []):
+        ask = good(method, path)
+        value = example_of(parameter)
+        if parameter["in"] == "query":
+            extra = {"consistency": "stale"} if parameter["name"] == "max_staleness_ms" else {}
+            ask = ask.query(**{parameter["name"]: value}, **extra)
+        elif parameter["in"] == "header":
+            value = local.node.cluster_id if parameter["name"] == "Onecopy-Cluster" else value
+            ask = ask.header(parameter["name"], value)
+        reply = await send(local, ask)
+        assert reply.status in {200, 201, 304, 404, 409, 412}, (parameter, reply)
+
+
+def example_of(parameter: dict[str, Any]) -> str:
+    schema = parameter["schema"]
+    if "example" in parameter:
+        return str(parameter["example"])
+    if schema.get("type") == "boolean":
+        return "true"
+    return str(schema.get("default") or schema.get("minimum", ""))

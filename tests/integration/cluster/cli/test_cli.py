@@ -1,0 +1,213 @@
+"""The client commands as processes: output, exit codes, what they advise."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cluster.cli.main import COMMANDS, main
+from tests.support.commands import finish, run, start
+from tests.support.fake_api import FakeCluster
+
+pytestmark = pytest.mark.slow  # a process for each command
+
+
+async def test_put_get_delete(nodes: FakeCluster) -> None:
+    ends = nodes.endpoints
+    put = await run("put", "hello", "world", endpoints=ends)
+    assert (put.code, put.out) == (0, b"created: revision 1, 3 copies\n")
+    get = await run("get", "hello", endpoints=ends)
+    assert (get.code, get.out, get.err) == (0, b"world", "")
+    confirmed = await run("get", "hello", "--confirmed", endpoints=ends)
+    assert (confirmed.code, confirmed.out) == (0, b"world")
+    as_json = json.loads((await run("get", "hello", "--json", endpoints=ends)).out)
+    assert (as_json["value"], as_json["revision"]) == ("world", 1)
+    deleted = await run("delete", "hello", endpoints=ends)
+    assert (deleted.code, deleted.out) == (0, b"deleted: revision 2\n")
+    for command in ("get", "delete"):
+        missing = await run(command, "hello", endpoints=ends)
+        assert (missing.code, missing.out) == (3, b"")
+        assert "no key 'hello'" in missing.err
+        assert (await run(command, "hello", "--json", endpoints=ends)).code == 3
+
+
+async def test_values_are_bytes(nodes: FakeCluster, tmp_path: Path) -> None:
+    value = bytes(range(256)) * 4
+    (tmp_path / "value").write_bytes(value)
+    assert (
+        await run("put", "k", "--file", tmp_path / "value", endpoints=nodes.endpoints)
+    ).code == 0
+    assert (await run("get", "k", endpoints=nodes.endpoints)).out == value
+    piped = await run("put", "k", "--file", "-", endpoints=nodes.endpoints, stdin=value[::-1])
+    assert piped.code == 0
+    assert nodes.value("k") == value[::-1]
+    as_json = json.loads((await run("get", "k", "--json", endpoints=nodes.endpoints)).out)
+    assert "value_base64" in as_json
+    assert "value" not in as_json
+
+
+async def test_conditions_have_their_exit_code(nodes: FakeCluster) -> None:
+    ends = nodes.endpoints
+    await run("put", "k", "1", endpoints=ends)
+    for options in (["--if-absent"], ["--if-revision", "9"]):
+        ended = await run("put", "k", "2", *options, endpoints=ends)
+        assert ended.code == 4
+        assert "Nothing was applied" in ended.err
+    assert (await run("delete", "k", "--if-revision", "9", endpoints=ends)).code == 4
+    assert (await run("put", "k", "2", "--if-revision", "1", endpoints=ends)).code == 0
+
+
+async def test_list(nodes: FakeCluster) -> None:
+    ends = nodes.endpoints
+    for key in ("a/1", "a/2", "b"):
+        await run("put", key, f"value of {key}", endpoints=ends)
+    assert (await run("list", endpoints=ends)).out == b"a/1\na/2\nb\n"
+    assert (await run("list", "--prefix", "a/", "--limit", "1", endpoints=ends)).out == b"a/1\n"
+    assert (await run("list", "--long", "--start", "b", endpoints=ends)).out == b"3\t10\tb\n"
+    lines = (await run("list", "--json", "--end", "a/2", endpoints=ends)).out.splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"key": "a/1", "value": "value of a/1", "revision": 1}
+    ]
+
+
+async def test_status_handover_remove(nodes: FakeCluster) -> None:
+    ends = nodes.endpoints
+    status = (await run("status", endpoints=ends)).out.decode()
+    assert "primary n1" in status
+    assert nodes["n3"].url in status
+    assert (
+        await run("handover", "n2", endpoints=ends)
+    ).out == b"epoch 2: primary n2, in sync: n1 n2 n3\n"
+    assert json.loads((await run("status", "--json", endpoints=ends)).out)["primary"] == "n2"
+    refused = await run("handover", "n9", endpoints=ends)
+    assert refused.code == 1
+    assert "n9" in refused.err
+    asked = await run("remove", "n3", endpoints=ends, stdin=b"n\n")
+    assert asked.code == 1
+    assert nodes.core.view.member("n3") is not None
+    assert (await run("remove", "n3", "--yes", endpoints=ends)).code == 0
+    assert nodes.core.view.member("n3") is None
+
+
+async def test_an_unknown_outcome_tells_how_to_learn_it(nodes: FakeCluster) -> None:
+    nodes.faults += ["unknown_after"] * 100
+    arguments = ("put", "k", "v", "--timeout-ms", "300", "--json")
+    ended = await run(*arguments, endpoints=nodes.endpoints)
+    assert ended.code == 5
+    error = json.loads(ended.err)["error"]
+    assert error["outcome"] == "unknown"
+    nodes.faults.clear()
+    again = await run(
+        *arguments, "--idempotency-key", error["idempotency_key"], endpoints=nodes.endpoints
+    )
+    assert again.code == 0
+    assert nodes.core.executed == 1
+    nodes.faults += ["unknown_after"] * 100
+    plain = await run("put", "k", "v", "--timeout-ms", "300", endpoints=nodes.endpoints)
+    assert "--idempotency-key" in plain.err
+
+
+async def test_nobody_there_and_a_full_disk(nodes: FakeCluster) -> None:
+    nodes.faults += ["full"]
+    full = await run("put", "k", "v", endpoints=nodes.endpoints)
+    assert full.code == 7
+    ends = nodes.endpoints
+    for server in nodes.servers.values():
+        await server.kill()
+    for command in (["put", "k", "v"], ["get", "k"], ["status"], ["list"], ["dump"]):
+        gone = await run(*command, "--timeout-ms", "300", endpoints=ends)
+        assert (command, gone.code) == (command, 6)
+        assert "onecopy up" in gone.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["put", "k"],
+        ["put", "k", "v", "--file", "-"],
+        ["put", "k", "v", "--if-absent", "--if-revision", "1"],
+        ["put", "", "v"],
+        ["get", "k", "--max-staleness-ms", "5"],
+        ["get", "k", "--confirmed", "--stale"],
+        ["get", "k", "--confirmed", "--max-staleness-ms", "5"],
+        ["list", "--confirmed", "--stale"],
+        ["get", "k", "--endpoints", "ftp://x"],
+        ["get", "k", "--endpoints", " , "],
+        ["load", "-"],
+        ["nonsense"],
+    ],
+)
+async def test_a_wrong_command_line(nodes: FakeCluster, arguments: list[str]) -> None:
+    ended = await run(*arguments, endpoints=nodes.endpoints)
+    assert ended.code == 2
+    assert ended.err
+    assert nodes.core.executed == 0
+
+
+async def test_watch_prints_changes(nodes: FakeCluster) -> None:
+    ends = nodes.endpoints
+    await run("put", "a/old", "1", endpoints=ends)
+    process = await start(
+        "watch",
+        "--prefix",
+        "a/",
+        "--interval-ms",
+        "20",
+        "--json",
+        endpoints=ends,
+        PYTHONUNBUFFERED="1",
+    )
+    assert process.stdout is not None
+
+    async def write_until_seen() -> dict[str, object]:
+        """The watch begins some time after the process: write until it says so."""
+        assert process.stdout is not None
+        line = asyncio.ensure_future(process.stdout.readline())
+        deadline, number = time.monotonic() + 10, 0
+        while not line.done():
+            assert time.monotonic() < deadline
+            number += 1
+            await run("put", "a/new", str(number), endpoints=ends)
+        found: dict[str, object] = json.loads(line.result())
+        return found
+
+    seen = await write_until_seen()
+    assert (seen["event"], seen["key"]) == ("put", "a/new")
+    await run("put", "b/elsewhere", "x", endpoints=ends)
+    await run("delete", "a/old", endpoints=ends)
+    while (line := json.loads(await process.stdout.readline()))["event"] != "delete":
+        assert line["key"] == "a/new"
+    assert line["key"] == "a/old"
+    process.send_signal(signal.SIGINT)
+    assert (await finish(process)).code == 0
+
+
+async def test_an_interrupted_write_is_not_called_not_applied(nodes: FakeCluster) -> None:
+    for server in nodes.servers.values():
+        server.node.pace_s = 5.0
+    process = await start("put", "k", "v", endpoints=nodes.endpoints)
+    deadline = time.monotonic() + 10
+    while not nodes["n1"].node.requests:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    ended = await finish(process)
+    assert ended.code == 130
+    assert "may or may not" in ended.err
+
+
+async def test_version_and_help() -> None:
+    version = await run("--version")
+    assert version.out.startswith(b"onecopy 0.")
+    text = (await run("--help")).out.decode()
+    for command in COMMANDS:
+        assert f"\n  {command} " in text
+        shown = CliRunner().invoke(main, [command, "--help"])
+        assert shown.exit_code == 0
+        assert f"{command} [OPTIONS]" in shown.output

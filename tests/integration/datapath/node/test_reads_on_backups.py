@@ -1,0 +1,185 @@
+"""Linearizable and bounded-stale reads on a backup: whose answer they rest on."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from cluster.services.kv import KeyValue
+from datapath.errors import NotPrimaryError, RejectedError
+from datapath.operations import Query
+from datapath.settings import Bounds
+from datapath.transport.calls import ReadIndexReturn, decode
+from datapath.transport.link import Link
+from datapath.transport.mesh import REQUEST
+from election.static import Fault
+from tests.support.replicas import QUICK, LocalCluster, running, until
+
+pytestmark = pytest.mark.slow
+
+
+class HeldAnswers:
+    """The primary's answers to read index questions are held back until they are released.
+
+    A node's `Gateway` computes them at once: only their way to the asking node takes long.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._held: list[tuple[Link, bytes]] = []
+        self._is_holding = True
+        self._send = Link.send
+
+        def send(link: Link, data: bytes) -> None:
+            # Links of other kinds carry other messages.
+            is_answer = not link.outgoing and link.kind == REQUEST
+            if self._is_holding and is_answer and isinstance(decode(data).body, ReadIndexReturn):
+                self._held.append((link, data))
+            else:
+                self._send(link, data)
+
+        monkeypatch.setattr(Link, "send", send)
+
+    def any(self) -> bool:
+        """Whether an answer is on its way."""
+        return bool(self._held)
+
+    def release_one(self) -> None:
+        """Let the oldest arrive."""
+        self._send(*self._held.pop(0))
+
+    def release_all(self) -> None:
+        """Let all arrive, and hold none any more."""
+        self._is_holding = False
+        while self._held:
+            self.release_one()
+
+
+def asked(cluster: LocalCluster) -> float:
+    return cluster["n2"].gateway.counters()["read_index_calls_total"]
+
+
+async def test_a_read_does_not_use_the_answer_to_an_older_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, KeyValue) as cluster:
+        await cluster["n1"].execute("put", b"k", b"old")
+        answers = HeldAnswers(monkeypatch)
+        first = asyncio.create_task(cluster["n2"].query("get", b"k"))
+        await until(answers.any, "the primary has answered")
+        await cluster["n1"].execute("put", b"k", b"new")
+        second = asyncio.create_task(cluster["n2"].query("get", b"k"))
+        reads = cluster["n2"].gateway._leased_reads
+        await until(lambda: bool(reads._waiting or len(reads._asking) > 1), "the read has begun")
+        answers.release_one()
+        await first
+        # Another question is asked for the second read.
+        await until(lambda: answers.any() or second.done(), "the primary is asked again")
+        assert not second.done()
+        answers.release_all()
+        assert (await second).value[0] == b"new"
+
+
+async def test_the_staleness_of_a_backup_counts_from_its_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the primary commits while the answer is on its way is not part of it."""
+    bound_ms = 300
+    async with running(tmp_path, KeyValue) as cluster:
+        await cluster["n1"].execute("put", b"k", b"v")
+        answers = HeldAnswers(monkeypatch)
+        query = Query("get", (b"k",), consistency="stale", max_staleness_ms=bound_ms)
+        first = asyncio.create_task(cluster["n2"].gateway.query(query, 15_000))
+        await until(answers.any, "the primary has answered")
+        began = asyncio.get_running_loop().time()
+        await until(
+            lambda: asyncio.get_running_loop().time() - began > bound_ms / 1000,
+            "the question is older than what the next read takes",
+        )
+        answers.release_all()
+        await first
+        before = asked(cluster)
+        await cluster["n2"].gateway.query(query, 15_000)
+        assert asked(cluster) == before + 1
+
+
+async def test_a_bounded_stale_read_asks_nobody_within_its_bound(tmp_path: Path) -> None:
+    async with running(tmp_path, KeyValue) as cluster:
+        await cluster["n1"].execute("put", b"k", b"v")
+        query = Query("get", (b"k",), consistency="stale", max_staleness_ms=600_000)
+        await cluster["n2"].gateway.query(query, 15_000)
+        before = asked(cluster)
+        assert (await cluster["n2"].gateway.query(query, 15_000)).node == "n2"
+        assert asked(cluster) == before
+
+
+async def test_a_primary_without_its_leases_gives_no_read_index(tmp_path: Path) -> None:
+    """D4: another may have become primary, and committed more."""
+    async with running(tmp_path, KeyValue, timing=QUICK, nodes=2) as cluster:
+        engine = cluster["n1"].engine
+        assert engine.read_index() == (1, engine.replica.core.commit_index)
+        cluster.group.set_fault("n1", Fault.CUT_OFF)
+        await cluster.stop("n2")
+        await until(lambda: not cluster["n1"].is_serving, "its lease has run out")
+        assert engine.replica.primary is not None
+        with pytest.raises(NotPrimaryError):
+            engine.read_index()
+
+
+CONFIRMED = Query("get", (b"k",), consistency="confirmed")
+
+
+async def test_a_confirmed_read_needs_the_answers_of_all_in_sync(tmp_path: Path) -> None:
+    """At the primary and, by its question, at a backup; a leased one does not ask."""
+    async with running(tmp_path, KeyValue) as cluster:
+        await cluster["n1"].execute("put", b"k", b"v")
+        for node in ("n1", "n2"):
+            assert (await cluster[node].gateway.query(CONFIRMED, 15_000)).value[0] == b"v"
+        primary = cluster["n1"].engine.replica.primary
+        assert primary is not None
+        before = primary._round
+        assert before >= 2
+        await cluster["n1"].query("get", b"k")
+        await cluster["n2"].query("get", b"k")
+        assert primary._round == before
+
+
+async def test_confirmed_reads_share_rounds(tmp_path: Path) -> None:
+    async with running(tmp_path, KeyValue) as cluster:
+        await cluster["n1"].execute("put", b"k", b"v")
+        primary = cluster["n1"].engine.replica.primary
+        assert primary is not None
+        before = primary._round
+        gateway = cluster["n1"].gateway
+        answers = await asyncio.gather(*(gateway.query(CONFIRMED, 15_000) for _ in range(200)))
+        assert {answer.value[0] for answer in answers} == {b"v"}
+        assert primary._round - before <= 2
+
+
+async def test_a_read_that_cannot_be_confirmed_ends_with_its_time(tmp_path: Path) -> None:
+    async with running(tmp_path, KeyValue, nodes=2) as cluster:
+        await cluster["n1"].execute("put", b"k", b"v")
+        cluster.group.set_fault("n1", Fault.CUT_OFF)  # so that n2 stays in the in-sync set
+        await cluster.stop("n2")
+        with pytest.raises(NotPrimaryError):
+            await cluster["n1"].gateway.query(CONFIRMED, 200)
+        confirmations = cluster["n1"].engine._confirmations
+        await until(lambda: len(confirmations) == 0, "the read is forgotten")
+
+
+async def test_with_reads_confirmed_nothing_rests_on_leases(tmp_path: Path) -> None:
+    """Neither a read, at whichever node, nor an answer that wrote nothing."""
+    async with running(tmp_path, KeyValue, bounds=Bounds(confirm_reads=True)) as cluster:
+        await cluster["n1"].execute("put", b"k", b"v")
+        primary = cluster["n1"].engine.replica.primary
+        assert primary is not None
+        began = primary._round
+        await cluster["n1"].query("get", b"k")
+        assert primary._round == began + 1
+        await cluster["n2"].query("get", b"k")
+        assert primary._round == began + 2
+        await cluster["n1"].execute("delete", b"none")
+        assert primary._round == began + 3
+        with pytest.raises(RejectedError):
+            await cluster["n1"].execute("put", b"k", b"other", None, True)

@@ -1,0 +1,53 @@
+"""What the metrics say in a total outage: the alerts of docs/operations.md fire, on who is left."""
+
+from __future__ import annotations
+
+import urllib.request
+
+import pytest
+
+from tests.nodes.conftest import MakeCluster
+from tests.support.cluster import Cluster, wait_until
+
+pytestmark = pytest.mark.slow
+
+
+def metrics(cluster: Cluster, node: str) -> dict[str, float]:
+    """Read a node's metrics, those without labels."""
+    with urllib.request.urlopen(f"{cluster.url(node)}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    pairs = [line.split() for line in lines if not line.startswith("#") and "{" not in line]
+    return {name: float(value) for name, value in pairs}
+
+
+@pytest.mark.parametrize("loses", ["the primary and a backup", "both backups"])
+async def test_a_total_outage_shows_on_the_node_that_is_left(
+    make_cluster: MakeCluster, loses: str
+) -> None:
+    cluster: Cluster = make_cluster()
+    await cluster.start()
+    primary = await cluster.primary()
+    left = primary if loses == "both backups" else cluster.others(primary)[0]
+    for node in cluster.replicas:
+        found = metrics(cluster, node)
+        assert found["onecopy_ready"] == 1
+        assert found["onecopy_has_vote"] == 1
+        assert found["onecopy_hears_majority"] == 1
+        assert found["onecopy_is_primary"] == (node == primary)
+    async with cluster.client(primary) as client:
+        await client.put("a", b"1")
+    assert metrics(cluster, primary)["onecopy_seconds_since_commit"] < 30
+
+    await cluster.kill(*(node for node in cluster.replicas if node != left))
+
+    def fires() -> bool:
+        found = metrics(cluster, left)
+        alerts = ("onecopy_ready", "onecopy_is_primary", "onecopy_hears_majority")
+        return not any(found[alert] for alert in alerts)
+
+    await wait_until(fires, "the alerts fire")
+    before = metrics(cluster, left)["onecopy_seconds_since_commit"]
+    await wait_until(
+        lambda: metrics(cluster, left)["onecopy_seconds_since_commit"] > before,
+        "the time since the last commit grows",
+    )

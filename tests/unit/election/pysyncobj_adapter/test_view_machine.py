@@ -1,0 +1,101 @@
+"""The replicated state machine: total, deterministic, each request once."""
+
+from __future__ import annotations
+
+import msgspec
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from election.pysyncobj_adapter.view_machine import (
+    MAX_REMEMBERED_ANSWERS,
+    Machine,
+    Propose,
+    Read,
+    SetMembership,
+    State,
+    encode_command,
+)
+from election.view import AddMember, Bootstrap, Confirm, Member, RemoveMember
+
+MEMBERS = {"n1": "h:1", "n2": "h:2", "n3": "h:3"}
+
+
+def member(node_id: str, raft: str) -> Member:
+    return Member(id=node_id, role="replica", client=node_id, peer="p" + node_id, raft=raft)
+
+
+def bootstrapped() -> Machine:
+    machine = Machine(MEMBERS)
+    members = tuple(member(node_id, raft) for node_id, raft in MEMBERS.items())
+    answer = machine.apply(encode_command(Propose(b"first", 0, Bootstrap("c", "n1", members))))
+    assert answer is not None
+    assert answer.refusal is None
+    return machine
+
+
+@given(st.binary(max_size=200))
+@example(b"\x92\xa2\xff\xfe\xc4\x00")  # A string that is not UTF-8.
+@example(b"\x92" * 5000)  # Nested more deeply than Python recurses.
+def test_whatever_bytes_are_applied_nothing_is_raised_and_nothing_changes(data: bytes) -> None:
+    machine = bootstrapped()
+    before = machine.state()
+    machine.apply(data)
+    assert machine.state() == before
+
+
+def test_a_read_answers_with_the_view_and_is_not_remembered() -> None:
+    machine = bootstrapped()
+    before = machine.state()
+    answer = machine.apply(encode_command(Read(b"r")))
+    assert answer is not None
+    assert answer.view == machine.view
+    assert machine.state() == before
+
+
+def test_a_duplicate_gets_the_first_answer_even_if_refused_meanwhile() -> None:
+    machine = bootstrapped()
+    confirm = encode_command(Propose(b"x", 1, Confirm()))
+    first = machine.apply(confirm)
+    machine.apply(encode_command(Propose(b"y", 2, Confirm())))
+    assert machine.apply(confirm) == first
+    assert machine.view is not None
+    assert machine.view.version == 3
+
+
+def test_a_duplicate_older_than_the_memory_still_changes_nothing() -> None:
+    machine = bootstrapped()
+    confirm = encode_command(Propose(b"x", 1, Confirm()))
+    machine.apply(confirm)
+    for version in range(2, MAX_REMEMBERED_ANSWERS + 3):
+        machine.apply(encode_command(Propose(b"%d" % version, version, Confirm())))
+    assert machine.answer_to(b"x") is None
+    before = machine.view
+    answer = machine.apply(confirm)
+    assert answer is not None
+    assert answer.refusal is not None
+    assert machine.view == before
+    assert len(machine.state().answers) == MAX_REMEMBERED_ANSWERS
+
+
+def test_the_wanted_members_follow_the_view_and_a_bootstrap_only_adds() -> None:
+    machine = Machine(MEMBERS)
+    alone = Bootstrap("c", "n1", (member("n1", "h:1"),))
+    machine.apply(encode_command(Propose(b"1", 0, alone)))
+    assert machine.wanted_members == MEMBERS
+    machine.apply(encode_command(Propose(b"2", 1, AddMember(member("n4", "h:4")))))
+    machine.apply(encode_command(Propose(b"3", 2, RemoveMember("n4"))))
+    machine.apply(encode_command(Propose(b"4", 3, AddMember(member("n2", "elsewhere:2")))))
+    assert machine.wanted_members == {**MEMBERS, "n2": "elsewhere:2"}
+    assert machine.raft_members == MEMBERS
+    machine.apply_membership(SetMembership(adding=True, node_id="n5", address="h:5"))
+    assert machine.raft_members == {**MEMBERS, "n5": "h:5"}
+
+
+def test_the_state_survives_the_way_through_a_dump() -> None:
+    machine = bootstrapped()
+    encoded = msgspec.msgpack.encode(machine.state())
+    other = Machine({})
+    other.restore(msgspec.msgpack.decode(encoded, type=State))
+    assert other.state() == machine.state()
+    confirm = encode_command(Propose(b"x", 1, Confirm()))
+    assert other.apply(confirm) == machine.apply(confirm)
