@@ -48,7 +48,7 @@ class MemberBook:
         """The members with which this node's log began: ids and raft addresses."""
         return self._content.founders
 
-    def judge(self, node_id: str, directory_id: bytes) -> str:
+    def judge(self, node_id: str, directory_id: bytes, *, noting: bool = True) -> str:
         """Return why a member with that directory is refused; note a directory seen first."""
         known = self._content.directories.get(node_id)
         if known == directory_id:
@@ -58,7 +58,8 @@ class MemberBook:
                 f"{node_id!r} is known with another raft directory: a node that has lost its disk "
                 "must come back under a new id"
             )
-        self._set({**self._content.directories, node_id: directory_id})
+        if noting:
+            self._set({**self._content.directories, node_id: directory_id})
         return ""
 
     def forget(self, node_id: str) -> None:

@@ -232,7 +232,10 @@ class RaftTransport(Transport):  # type: ignore[misc]
         )
 
     def _may_link(self, node_id: str) -> bool:
-        return node_id in self._nodes or node_id in self._welcome() or self._lets_in(node_id)
+        return self._is_known(node_id) or self._lets_in(node_id)
+
+    def _is_known(self, node_id: str) -> bool:
+        return node_id in self._nodes or node_id in self._welcome()
 
     # What links call.
 
@@ -249,7 +252,9 @@ class RaftTransport(Transport):  # type: ignore[misc]
             if verdict.code:
                 return verdict.reason
         try:
-            return self._book.judge(greeting.sender, greeting.directory_id)
+            # Of one that is let in without being known nothing is written down.
+            sender = greeting.sender
+            return self._book.judge(sender, greeting.directory_id, noting=self._is_known(sender))
         except StorageFullError as error:
             return f"{self._me!r} cannot note whom it meets: {error}"
 

@@ -648,6 +648,7 @@ class TestWhoMissedTheChanges:
         assert not self.lets_in(bench, "n9")
         bench.core._started_at -= 1.1
         assert self.lets_in(bench, "n9")
+        assert "n9" not in bench.storage.book._content.directories
 
     def test_who_hears_a_leader_lets_in_that_one_and_the_members(self, bench: Bench) -> None:
         bench.core._started_at -= 1.1
