@@ -28,7 +28,7 @@ class Schedule:
         self.world = world = World(
             seed,
             sizes[seed % len(sizes)],
-            compaction_entries=(4, 12, 512)[seed % 3],
+            compaction_entries=(6, 24, 512)[seed % 3],
             compaction_interval_ms=(60_000, 60_000, 300)[seed % 3],
             trace=trace,
         )
@@ -39,7 +39,7 @@ class Schedule:
             self.duration_ms = clockwork.between(1500, 4000)
             self.fault_gap_ms = random.choice((60.0, 150.0, 300.0))
         else:
-            self.duration_ms = clockwork.between(200, 900)
+            self.duration_ms = clockwork.between(150, 700)
             self.fault_gap_ms = random.choice((15.0, 30.0, 60.0, 120.0))
         self.load_gap_ms = random.choice((15.0, 50.0, 150.0))
         self.is_troubled_from_the_start = clockwork.chance(0.2)
