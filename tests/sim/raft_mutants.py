@@ -6,10 +6,12 @@ import functools
 from typing import Any
 from unittest.mock import patch
 
+import msgspec
 from pysyncobj.node import Node
 
 from election.pysyncobj_adapter import wire
 from election.pysyncobj_adapter.files import Disk
+from election.pysyncobj_adapter.peer_marks import Mark
 from election.pysyncobj_adapter.raft_core import RaftCore
 from election.pysyncobj_adapter.storage import Storage
 from election.pysyncobj_adapter.view_machine import Machine
@@ -76,6 +78,15 @@ def _reaches_for_nobody() -> list[Patch]:
     return [patch.object(RaftCore, "_reaches_for", lambda *_: False)]
 
 
+def _tells_what_is_not_stored_yet() -> list[Patch]:
+    def own_mark(core: RaftCore) -> Mark:
+        mark = tells(core)
+        return msgspec.structs.replace(mark, applied_index=mark.applied_index + 1)
+
+    tells = RaftCore._own_mark
+    return [patch.object(RaftCore, "_own_mark", own_mark)]
+
+
 def _repeats_are_applied() -> list[Patch]:
     def apply(machine: Machine, data: bytes) -> Any:
         machine._answers.clear()
@@ -106,5 +117,6 @@ RAFT_MUTANTS = (
     _mutant("votes of others than voters count", _strangers_votes_count),
     _mutant("who is lost lets nobody in", _lets_no_stranger_in),
     _mutant("a leader reaches for nobody", _reaches_for_nobody),
+    _mutant("what is not stored yet is told", _tells_what_is_not_stored_yet),
     _mutant("a request that comes twice is judged twice", _repeats_are_applied),
 )

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from election.agreement import AgreementFailedError
+from election.identity import Addresses
 from election.pysyncobj_adapter import wire
 from election.pysyncobj_adapter.errors import RolledBackError, StorageFullError
+from election.pysyncobj_adapter.peer_marks import Mark
 from election.pysyncobj_adapter.raft_core import RaftCore
 from election.pysyncobj_adapter.raft_thread import Runner
 from election.pysyncobj_adapter.settings import AgreementSettings
 from election.pysyncobj_adapter.view_machine import Answer
+from election.registry import KnownMember, PeerRegistry, known_members
 from election.view import Member, View
 from tests.sim.clockwork import ViolationError
 from tests.sim.consensus.disk import SimulatedDisk
@@ -26,6 +29,11 @@ if TYPE_CHECKING:
 CLOCK_RATES = (0.92, 1.08)
 SECRET = bytes(range(32))
 JOURNAL_RESERVE_BYTES = 4096
+
+
+def addresses_at(raft: str) -> Addresses:
+    """Return the addresses of a node that listens there for consensus."""
+    return Addresses(client=f"{raft}1", peer=f"{raft}2", raft=raft)
 
 
 class SimulatedRunner(Runner):
@@ -71,6 +79,9 @@ class Node:
         self.is_retired = False  # removed, and stopped for good
         self.expects_refusal = ""  # why this start must be refused
         self.published: View | None = None
+        self.cluster_id = ""
+        self.registry: PeerRegistry | None = None
+        self._known_members: dict[str, KnownMember] = {}
         self._clock_rate = 1.0
         self._clock_offset_s = world.clockwork.between(1000, 100_000)
         world.wires.machines[self.address] = self
@@ -97,14 +108,21 @@ class Node:
 
     def member(self) -> Member:
         """Return how the view describes it."""
+        addresses = addresses_at(self.address)
         return Member(
             id=self.id,
             role="replica",
-            client=f"{self.address}1",
-            peer=f"{self.address}2",
-            raft=self.address,
+            client=addresses.client,
+            peer=addresses.peer,
+            raft=addresses.raft,
             data_id=self.id,
         )
+
+    def learn(self, view: View) -> None:
+        """Take a view, from consensus or from who has let this node in; it outlives the process."""
+        self.cluster_id, self._known_members = view.cluster_id, known_members(view)
+        if self.registry is not None:
+            self.registry.learn(view)
 
     # -- its clock
 
@@ -129,7 +147,18 @@ class Node:
         world = self.world
         # Operators give every node the configuration with the newest addresses before it starts.
         self.members = {name: world.address(name, known) for name, known in self.members.items()}
+        self.registry = PeerRegistry(
+            self.id,
+            self.id,
+            f"{self.id} {self.life}",
+            {name: addresses_at(address) for name, address in self.members.items()},
+            cluster_id=self.cluster_id,
+            members=self._known_members,
+            pins=lambda: {name: name for name in world.founders},
+            clock=self.clock_s,
+        )
         settings = AgreementSettings(
+            registry=self.registry,
             node_id=self.id,
             bind_address=self.address,
             members=self.members,
@@ -210,7 +239,7 @@ class Node:
             self.runner.stop()
         self.disk.crash(power=power)
         self.has_no_power = power
-        self.process = self.runner = self.network = self.core = None
+        self.process = self.runner = self.network = self.core = self.registry = None
         self.world.oracle.on_ended(self)
 
     def pause(self) -> None:
@@ -254,7 +283,15 @@ class Node:
                 self.note(f"to {node_id}: {message}")
             return sent
 
+        own_mark: Callable[[], Mark] = links._own_mark
+
+        def mark_to_tell() -> Mark:
+            mark = own_mark()
+            oracle.on_told(self, mark)
+            return mark
+
         links.send_wire = send_and_tell  # type: ignore[method-assign]
+        links._own_mark = mark_to_tell
         oracle.on_started(self)
 
     def on_news(self, view: View | None, answers: list[Answer]) -> None:
@@ -263,6 +300,7 @@ class Node:
         if view is not None:
             self.world.oracle.on_published(self, view)
             self.published = view
+            self.learn(view)
         for answer in answers:
             self.world.operators.on_answer(self, answer)
 

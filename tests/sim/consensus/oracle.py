@@ -12,6 +12,7 @@ from election.pysyncobj_adapter import progress_mark, wire
 from election.pysyncobj_adapter.files import unseal
 from election.pysyncobj_adapter.journal import Entry
 from election.pysyncobj_adapter.members import membership_change
+from election.pysyncobj_adapter.peer_marks import Mark
 from election.pysyncobj_adapter.view_machine import Answer, Machine, changed_members
 from election.view import View
 from tests.sim.clockwork import Clockwork, ViolationError
@@ -335,6 +336,15 @@ class Oracle:
             self.highest_term = max(self.highest_term, term)
             if self.durable(node.id).vote[0] < term:
                 raise ViolationError(f"{node.id} speaks in term {term}, which is not on its disk")
+
+    def on_told(self, node: Node, mark: Mark) -> None:
+        """A member tells how far it is, to be remembered: others will refuse less (decision 18)."""
+        log = self.durable(node.id)
+        if log.vote[0] < mark.term or log.last_index < mark.applied_index:
+            raise ViolationError(
+                f"{node.id} tells term {mark.term} and entry {mark.applied_index}, and its disk "
+                f"holds {log.vote[0]} and {log.last_index}"
+            )
 
     def on_published(self, node: Node, view: View) -> None:
         """A member hands a view to the data path."""

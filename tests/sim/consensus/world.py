@@ -12,7 +12,7 @@ from tests.sim.consensus.operators import Operators
 from tests.sim.consensus.oracle import Oracle
 
 MOST_NODES = 8
-REGISTER_MS = 150.0
+REGISTER_MS = 80.0
 TRANSCRIPT_LINES = 1000
 
 
@@ -146,9 +146,12 @@ class World:
         return ""
 
     def _register(self) -> None:
-        """Members whose address is not the agreed one have it agreed, by way of any node."""
+        """Let newcomers in; members whose address is not the agreed one have it agreed."""
         view = self.view
         running = [node for node in self.nodes.values() if node.is_up]
+        for node in self.nodes.values():
+            if view is not None and not node.cluster_id and view.member(node.id) is not None:
+                node.learn(view)  # it asks to be let in, and is answered with the view
         for node in running if view is not None else ():
             member = view.member(node.id) if view is not None else None
             if member is not None and member.raft != node.address:
