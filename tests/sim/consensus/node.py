@@ -82,6 +82,7 @@ class Node:
         self.cluster_id = ""
         self.registry: PeerRegistry | None = None
         self._known_members: dict[str, KnownMember] = {}
+        self._comes_back = False  # somebody starts it again once it has ended by a fault
         self._clock_rate = 1.0
         self._clock_offset_s = world.clockwork.between(1000, 100_000)
         world.wires.machines[self.address] = self
@@ -182,6 +183,7 @@ class Node:
         self.runner.process = process
         self.published = None
         self.core = None
+        self._comes_back = False
         self.note("starts")
         process.begin()
 
@@ -202,6 +204,9 @@ class Node:
         if life == self.life and self.is_up:
             network = self.network
             self._forget_process(power=network is not None and network.is_silent)
+            if self._comes_back:
+                pause_ms = self.clockwork.between(5, 400)
+                self.clockwork.after(pause_ms, self.world.restart, self, life)
 
     def stop(self) -> None:
         """End it in good order, or let it crash if it cannot."""
@@ -322,7 +327,7 @@ class Node:
         else:
             raise ViolationError(f"{self.id} has stopped: {type(error).__name__}: {error}")
         self.note(f"ends: {error}")
-        self.clockwork.after(self.clockwork.between(5, 400), self.world.restart, self, self.life)
+        self._comes_back = True
 
     def note(self, text: str) -> None:
         """Write a line of the transcript."""

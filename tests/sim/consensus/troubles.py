@@ -33,7 +33,7 @@ class Troubles:
             self.add, self.add, self.add, self.remove, self.remove, self.remove,
             self.add_and_remove_at_once, self.add_again, self.start_a_stranger,
             self.move, self.swap_addresses, self.flood, self.flood, self.depose,
-            self.change_behind_a_queue, self.change_behind_a_queue,
+            self.change_behind_a_queue, self.change_behind_a_queue, self.change_behind_a_queue,
             self.put_back_an_old_copy,
         ]  # fmt: skip
 
@@ -437,7 +437,7 @@ class Troubles:
         """Members change while the leader's queue is long and its disk slow: steps wait there."""
         world, random = self.world, self.world.clockwork.random
         leader, view = world.leader(), world.view
-        newcomer = world.newcomer()
+        newcomer = world.newcomer() or self._outsider()
         if leader is None or view is None or newcomer is None:
             return
         others = [member.id for member in view.members if member.id != view.primary]
@@ -453,6 +453,12 @@ class Troubles:
             for _ in range(random.randint(2, 8)):
                 world.operators.read(leader)
         self._after(0, 500, newcomer.start)
+
+    def _outsider(self) -> Node | None:
+        """Draw a node that is no member."""
+        members = self.world.member_ids
+        others = [node for name, node in self.world.nodes.items() if name not in members]
+        return self.world.clockwork.random.choice(others) if others else None
 
     def depose(self) -> None:
         """The leader loses its place while the members are being changed."""
