@@ -95,7 +95,7 @@ class Node:
     @property
     def has_old_addresses(self) -> bool:
         """Whether others have moved since it was started."""
-        return any(self.world.address(name, known) != known for name, known in self.members.items())
+        return self.world.with_new_addresses(self.members) != self.members
 
     @property
     def is_up(self) -> bool:
@@ -146,8 +146,7 @@ class Node:
         self.life += 1
         self.has_no_power = False
         world = self.world
-        # Operators give every node the configuration with the newest addresses before it starts.
-        self.members = {name: world.address(name, known) for name, known in self.members.items()}
+        self.members = world.with_new_addresses(self.members)
         self.registry = PeerRegistry(
             self.id,
             self.id,
@@ -163,7 +162,7 @@ class Node:
             node_id=self.id,
             bind_address=self.address,
             members=self.members,
-            founders=self.founders,
+            founders=self.founders or {name: self.members[name] for name in world.founders},
             directory=self.directory,
             secret=SECRET,
             compaction_entries=world.compaction_entries,
@@ -264,6 +263,7 @@ class Node:
             del machines[self.address]
         self.members = {**self.members, self.id: address}
         machines[address] = self
+        self.world.moved[self.id] = address
 
     # -- what its runner tells (in its process)
 

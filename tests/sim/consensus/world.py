@@ -40,6 +40,7 @@ class World:
         self.oracle = Oracle(clockwork, self.founders)
         self.nodes: dict[str, Node] = self.oracle.nodes
         self._moves = 0
+        self.moved: dict[str, str] = {}
         for name in sorted(names):
             self.nodes[name] = Node(self, name, members=self.founders, founders=None)
         self.operators = Operators(self)
@@ -93,10 +94,12 @@ class World:
         self._moves += 1
         return address_of(node.id, self._moves)
 
-    def address(self, name: str, known: str) -> str:
-        """Return where a node listens by the newest configuration."""
-        node = self.nodes.get(name)
-        return known if node is None else node.address
+    def with_new_addresses(self, members: dict[str, str]) -> dict[str, str]:
+        """Return a node's configuration after operators have written the moves into it.
+
+        They do before each of its starts: where many have moved, they can meet in no other way.
+        """
+        return members | self.moved
 
     def must_run(self, node: Node) -> bool:
         """Whether the group needs it: a member, or one whose vote still counts."""
