@@ -19,12 +19,12 @@ $(RUNS): pyproject.toml
 	  { echo "onecopy needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Making $(VENV), and installing in it what running onecopy needs (once, about half a minute):"
 	@$(PYTHON) -m venv $(VENV)
-	@rm -f $@; { $(PIP_INSTALL) -e . && touch $@; } | $(SHOW); test -e $@
+	@rm -f $@; { $(PIP_INSTALL) -e '.[server]' && touch $@; } | $(SHOW); test -e $@
 
 # And what checks, tests and benchmarks need.
 $(STAMP): $(RUNS) pyproject.toml
 	@echo "Installing what checks, tests and benchmarks need (once, a minute or two):"
-	@rm -f $@; { $(PIP_INSTALL) -e '.[dev,bench]' && touch $@; } | $(SHOW); test -e $@
+	@rm -f $@; { $(PIP_INSTALL) -e '.[server,dev,bench]' && touch $@; } | $(SHOW); test -e $@
 
 # The tests' programs in Go, built once into a cache; and Go itself where there is none.
 tools: install

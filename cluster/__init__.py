@@ -1,1 +1,0 @@
-"""The node people run: configuration, HTTP API, client, command line."""

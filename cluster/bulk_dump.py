@@ -14,7 +14,7 @@ import msgspec
 
 from cluster.bulk_checkpoint import private, sync_directory
 from cluster.bulk_format import format_line
-from cluster.client import Client
+from cluster.client import AsyncClient
 
 PAGE_SIZE = 1000
 LINKS_MAX = 40  # as the kernel bounds them
@@ -32,7 +32,7 @@ class DumpTotals(msgspec.Struct):
 
 
 async def dump_records(
-    client: Client,
+    client: AsyncClient,
     prefix: str,
     write: Callable[[bytes], object],
     on_progress: Callable[[DumpTotals], None],

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Self
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from typing import TYPE_CHECKING, Self
 
 from cluster.cli_output import say
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 LINE_INTERVAL_S = 5.0
 RATE_WINDOW_S = 5.0
@@ -29,23 +21,14 @@ class ProgressView:
     def __init__(self, verb: str, total_bytes: int | None) -> None:
         self._verb = verb
         self._total_bytes = total_bytes
-        self._console = Console(stderr=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._next_line_at = time.monotonic() + LINE_INTERVAL_S
         self._samples: list[tuple[float, int]] = []
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            known = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-            columns = known if self._total_bytes is not None else ()
-            self._bar = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                *columns,
-                console=self._console,
-                transient=True,
-            )
+        self._bar = _terminal_bar(sized=self._total_bytes is not None)
+        if self._bar is not None:
             self._task = self._bar.add_task(self._verb, total=self._total_bytes)
             self._bar.start()
         return self
@@ -76,3 +59,23 @@ class ProgressView:
             self._samples.pop(0)
         then, before = self._samples[0]
         return (records - before) / (now - then) if now > then else 0.0
+
+
+def _terminal_bar(*, sized: bool) -> Progress | None:
+    """Return a bar for standard error; None if that is no terminal, or `rich` is not installed."""
+    try:
+        from rich import progress  # noqa: PLC0415 -- the client is installed without it
+        from rich.console import Console  # noqa: PLC0415
+    except ModuleNotFoundError:
+        return None
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return None
+    known = (progress.BarColumn(), progress.TaskProgressColumn(), progress.TimeRemainingColumn())
+    return progress.Progress(
+        progress.SpinnerColumn(),
+        progress.TextColumn("{task.description}"),
+        *(known if sized else ()),
+        console=console,
+        transient=True,
+    )

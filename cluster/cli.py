@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from cluster.cli_exit import EXIT_NOT_APPLIED, EXIT_REFUSED
+
 COMMANDS = {
     "up": "cluster.cli_up:up",
     "serve": "cluster.cli_serve:serve",
@@ -26,6 +28,10 @@ COMMANDS = {
     "dump": "cluster.cli_bulk:dump",
 }
 
+SERVER_COMMANDS = {"up": EXIT_NOT_APPLIED, "serve": EXIT_REFUSED}
+"""Commands that need the extra `server`, and how they end without it."""
+OWN_PACKAGES = ("cluster", "datapath", "election")
+
 
 class LazyGroup(click.Group):
     """A group whose commands are named by "module:function" and imported when used."""
@@ -39,7 +45,12 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, function = COMMANDS[cmd_name].partition(":")
-        command = getattr(importlib.import_module(module), function)
+        try:
+            command = getattr(importlib.import_module(module), function)
+        except ModuleNotFoundError as error:
+            if cmd_name not in SERVER_COMMANDS or (error.name or "").startswith(OWN_PACKAGES):
+                raise
+            return _not_installed(cmd_name, error.name or "")
         assert isinstance(command, click.Command)
         return command
 
@@ -52,6 +63,26 @@ class LazyGroup(click.Group):
         """Run the command, which may be asked for its own help."""
         with _output_checked():
             return super().invoke(ctx)
+
+
+def _not_installed(name: str, missing: str) -> click.Command:
+    """Return what stands for a server command where only the client is installed."""
+
+    def refuse() -> None:
+        from cluster.cli_common import fail  # noqa: PLC0415 -- rarely needed
+
+        fail(
+            f"'onecopy {name}' needs packages that are not installed ({missing})",
+            "Install them with: pip install 'onecopy[server]'",
+            SERVER_COMMANDS[name],
+        )
+
+    return click.Command(
+        name,
+        callback=refuse,
+        help="Not installed. Install it with: pip install 'onecopy[server]'",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ from cluster.cli_output import (
     show_bytes,
     show_json,
 )
-from cluster.client import Client, UnavailableError, UnknownOutcomeError
+from cluster.client import AsyncClient, UnavailableError, UnknownOutcomeError
 
 STDIN = Path("-")
 T = TypeVar("T")
@@ -285,7 +285,7 @@ def _state_of_file(
 
 async def _meet(urls: list[str]) -> Met:
     """Return the cluster that the load is for; all of it goes there or nowhere."""
-    async with Client(urls, discover=False) as client:
+    async with AsyncClient(urls, discover=False) as client:
         found = (await client.status()).cluster_id
         if client.revision is None:  # a node without data has answered
             await client.page(limit=1, keys_only=True)
@@ -338,7 +338,7 @@ def dump(
             view.update(totals.records, totals.size_bytes)
 
         async def main(write: Callable[[bytes], object]) -> DumpTotals:
-            async with Client(urls, timeout_ms=timeout_ms, discover=not no_discover) as client:
+            async with AsyncClient(urls, timeout_ms=timeout_ms, discover=not no_discover) as client:
                 return await dump_records(client, prefix, write, on_progress)
 
         if to_stdout:

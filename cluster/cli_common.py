@@ -20,7 +20,7 @@ from cluster.cli_exit import (
     EXIT_USAGE,
 )
 from cluster.cli_output import printable, say, say_json
-from cluster.client import DEFAULT_ENDPOINTS, SyncClient
+from cluster.client import DEFAULT_ENDPOINTS, Client
 from cluster.client_endpoints import normalize_endpoint
 from cluster.client_errors import (
     ClientError,
@@ -81,12 +81,12 @@ def open_endpoints(text: str) -> list[str]:
 @contextmanager
 def open_client(
     endpoints: str, timeout_ms: int, no_discover: bool, *, as_json: bool
-) -> Iterator[SyncClient]:
+) -> Iterator[Client]:
     """Yield a client; end the process with the right exit code when a call fails."""
     urls = open_endpoints(endpoints)
     with (
         report_errors(as_json=as_json),
-        SyncClient(urls, timeout_ms=timeout_ms, discover=not no_discover) as client,
+        Client(urls, timeout_ms=timeout_ms, discover=not no_discover) as client,
     ):
         yield client
 

@@ -14,7 +14,7 @@ from cluster.cli_common import (
     value_fields,
 )
 from cluster.cli_output import for_terminal, say, show, show_json
-from cluster.client_sync import SyncClient
+from cluster.client_sync import Client
 
 SHOWN_VALUE_CHARS = 200  # on a terminal; --json has it whole
 
@@ -45,7 +45,7 @@ def watch(
         _watch(client, prefix, interval_ms / 1000, as_json=as_json)
 
 
-def _watch(client: SyncClient, prefix: str, interval_s: float, *, as_json: bool) -> NoReturn:
+def _watch(client: Client, prefix: str, interval_s: float, *, as_json: bool) -> NoReturn:
     seen, revision = _revisions(client, prefix)
     if not as_json:
         say(f"watching {len(seen)} keys from revision {revision}; Ctrl-C ends")
@@ -59,7 +59,7 @@ def _watch(client: SyncClient, prefix: str, interval_s: float, *, as_json: bool)
         seen = current
 
 
-def _revisions(client: SyncClient, prefix: str) -> tuple[dict[str, int], int]:
+def _revisions(client: Client, prefix: str) -> tuple[dict[str, int], int]:
     """Return each key's revision, and the revision of the first page: nothing older is missing."""
     found: dict[str, int] = {}
     page = client.page(prefix, limit=1000, keys_only=True)
@@ -72,7 +72,7 @@ def _revisions(client: SyncClient, prefix: str) -> tuple[dict[str, int], int]:
 
 
 def _show_changes(
-    client: SyncClient,
+    client: Client,
     seen: dict[str, int],
     current: dict[str, int],
     revision: int,

@@ -1,6 +1,6 @@
-"""The Python client: `Client` for asyncio, `SyncClient` for everyone else.
+"""The Python client: `AsyncClient` for asyncio, `Client` for everyone else.
 
-    async with Client(["http://127.0.0.1:8101", "http://127.0.0.1:8102"]) as client:
+    async with AsyncClient(["http://127.0.0.1:8101", "http://127.0.0.1:8102"]) as client:
         await client.put("hello", b"world")
         entry = await client.get("hello")
 
@@ -24,6 +24,7 @@ from cluster.client_arguments import (
     KEY_MAX_BYTES,
     MILLISECONDS_MAX,
     PAGE_LIMIT_MAX,
+    PAGE_SIZE,
     REVISION_MAX,
     DrawnKey,
     check_ack,
@@ -52,7 +53,7 @@ from cluster.client_errors import (
     UnknownOutcomeError,
     WrongClusterError,
 )
-from cluster.client_sync import SyncClient
+from cluster.client_sync import Client
 from cluster.client_transport import STATUS, Call, Reply, Transport, decode_problem, raise_for
 from cluster.client_types import DeleteResult, Entry, Item, Page, PutResult, ViewSummary
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
@@ -60,6 +61,7 @@ from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 __all__ = [
     "DEFAULT_ENDPOINTS",
     "KEY_MAX_BYTES",
+    "AsyncClient",
     "Client",
     "ClientError",
     "ClusterStatus",
@@ -73,7 +75,6 @@ __all__ = [
     "PreconditionFailedError",
     "PutResult",
     "StorageFullError",
-    "SyncClient",
     "UnavailableError",
     "UnknownOutcomeError",
     "ViewSummary",
@@ -81,13 +82,12 @@ __all__ = [
 ]
 
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
-PAGE_SIZE = 500
 LEFT_MIN_MS = 50  # what a call's last step gets, however much of its time is gone
 
 T = TypeVar("T")
 
 
-class Client:
+class AsyncClient:
     """Talks to one cluster. Use it as an async context manager, or call `close`."""
 
     def __init__(

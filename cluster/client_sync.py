@@ -1,6 +1,6 @@
 """The client's plain face: the same calls, without asyncio.
 
-A `SyncClient` runs a `Client` on an event loop of its own, in a daemon thread; its methods may be
+A `Client` runs a `AsyncClient` on an event loop of its own, in a daemon thread; its methods may be
 called from any thread.
 """
 
@@ -13,10 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from cluster.client_arguments import (
-    PAGE_LIMIT_MAX,
+    PAGE_SIZE,
     check_endpoints,
     check_idempotency_after,
-    check_number,
     check_timeout,
     draw_key,
 )
@@ -26,17 +25,17 @@ from cluster.client_types import DeleteResult, Entry, Item, Page, PutResult, Vie
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
 if TYPE_CHECKING:
-    from cluster.client import Client
+    from cluster.client import AsyncClient
 
 T = TypeVar("T")
 
 
 class _Parts(NamedTuple):
-    client: Client
+    client: AsyncClient
     runner: Runner
 
 
-class SyncClient:
+class Client:
     """Talks to one cluster, blocking. Use it as a context manager, or call `close`.
 
     After a fork the child's copy connects anew, and talks to the same cluster. One that is dropped
@@ -54,14 +53,14 @@ class SyncClient:
         discover: bool = True,
         cluster_id: str = "",
     ) -> None:
-        """Take the same arguments as `Client`; nothing is sent yet."""
-        from cluster.client import DEFAULT_ENDPOINTS, Client  # noqa: PLC0415 -- it imports us
+        """Take the same arguments as `AsyncClient`; nothing is sent yet."""
+        from cluster.client import DEFAULT_ENDPOINTS, AsyncClient  # noqa: PLC0415 -- it imports us
 
         # A tuple of them: a forked child wants them again.
         given = DEFAULT_ENDPOINTS if endpoints is None else check_endpoints(endpoints)
 
         def make(cluster_id: str) -> _Parts:
-            client = Client(
+            client = AsyncClient(
                 given,
                 timeout_ms=timeout_ms,
                 max_connections=max_connections,
@@ -117,7 +116,7 @@ class SyncClient:
 
     def _run(
         self,
-        make_call: Callable[[Client], Coroutine[Any, Any, T]],
+        make_call: Callable[[AsyncClient], Coroutine[Any, Any, T]],
         timeout_ms: int | None,
         *,
         write: str | None = None,
@@ -143,6 +142,16 @@ class SyncClient:
         """The id of the cluster that this client talks to, "" before the first answer."""
         return self._here().client.cluster_id
 
+    @property
+    def revision(self) -> int | None:
+        """The highest revision that an answer of the cluster has named, None before the first."""
+        return self._here().client.revision
+
+    @property
+    def retries(self) -> int:
+        """How many tries beyond the first there were, over all calls."""
+        return self._here().client.retries
+
     def put(
         self,
         key: str,
@@ -156,7 +165,7 @@ class SyncClient:
         idempotency_after: int | None = None,
         timeout_ms: int | None = None,
     ) -> PutResult:
-        """Write `value` under `key`; see `Client.put`."""
+        """Write `value` under `key`; see `AsyncClient.put`."""
         own_key = _key(idempotency_key, idempotency_after)
         return self._run(
             lambda client: client.put(
@@ -182,7 +191,7 @@ class SyncClient:
         max_staleness_ms: int | None = None,
         timeout_ms: int | None = None,
     ) -> Entry | None:
-        """Return the key's value and revision, or None; see `Client.get`."""
+        """Return the key's value and revision, or None; see `AsyncClient.get`."""
         return self._run(
             lambda client: client.get(
                 key,
@@ -204,7 +213,7 @@ class SyncClient:
         idempotency_after: int | None = None,
         timeout_ms: int | None = None,
     ) -> DeleteResult:
-        """Remove `key`; see `Client.delete`."""
+        """Remove `key`; see `AsyncClient.delete`."""
         own_key = _key(idempotency_key, idempotency_after)
         return self._run(
             lambda client: client.delete(
@@ -220,21 +229,67 @@ class SyncClient:
             write=own_key,
         )
 
-    def page(self, prefix: str = "", *, timeout_ms: int | None = None, **options: Any) -> Page:
-        """Return one page of a listing; see `Client.page`."""
+    def page(
+        self,
+        prefix: str = "",
+        *,
+        start: str = "",
+        end: str = "",
+        limit: int = PAGE_SIZE,
+        cursor: str | None = None,
+        keys_only: bool = False,
+        consistency: Consistency = "linearizable",
+        max_staleness_ms: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> Page:
+        """Return one page: keys with `prefix`, from `start` up to but without `end`."""
         return self._run(
-            lambda client: client.page(prefix, timeout_ms=timeout_ms, **options), timeout_ms
+            lambda client: client.page(
+                prefix,
+                start=start,
+                end=end,
+                limit=limit,
+                cursor=cursor,
+                keys_only=keys_only,
+                consistency=consistency,
+                max_staleness_ms=max_staleness_ms,
+                timeout_ms=timeout_ms,
+            ),
+            timeout_ms,
         )
 
-    def list(self, prefix: str = "", *, page_size: int = 500, **options: Any) -> Iterator[Item]:
-        """Iterate over all keys in order, page by page; see `Client.list`."""
-        check_number("page_size", page_size, 1, PAGE_LIMIT_MAX)
-        self._here().client.list(prefix, **options)  # checks the arguments, asks nothing
+    def list(
+        self,
+        prefix: str = "",
+        *,
+        start: str = "",
+        end: str = "",
+        keys_only: bool = False,
+        consistency: Consistency = "linearizable",
+        page_size: int = PAGE_SIZE,
+    ) -> Iterator[Item]:
+        """Iterate over all keys in order, page by page; see `AsyncClient.list`."""
+        self._here().client.list(  # checks the arguments, asks nothing
+            prefix,
+            start=start,
+            end=end,
+            keys_only=keys_only,
+            consistency=consistency,
+            page_size=page_size,
+        )
 
         def pages() -> Iterator[Item]:
             cursor: str | None = None
             while True:
-                page = self.page(prefix, limit=page_size, cursor=cursor, **options)
+                page = self.page(
+                    prefix,
+                    start=start,
+                    end=end,
+                    limit=page_size,
+                    cursor=cursor,
+                    keys_only=keys_only,
+                    consistency=consistency,
+                )
                 yield from page.items
                 cursor = page.cursor
                 if not cursor:
@@ -265,7 +320,7 @@ class SyncClient:
         raft: str = "",
         timeout_ms: int | None = None,
     ) -> ViewSummary:
-        """Have the cluster agree on other addresses of a node; see `Client.move`."""
+        """Have the cluster agree on other addresses of a node; see `AsyncClient.move`."""
         return self._run(
             lambda found: found.move(
                 node, client=client, peer=peer, raft=raft, timeout_ms=timeout_ms
@@ -277,7 +332,7 @@ class SyncClient:
     def remove(
         self, node: str, *, force: bool = False, timeout_ms: int | None = None
     ) -> ViewSummary:
-        """Take a node out of the cluster for good; see `Client.remove`."""
+        """Take a node out of the cluster for good; see `AsyncClient.remove`."""
         return self._run(
             lambda client: client.remove(node, force=force, timeout_ms=timeout_ms),
             timeout_ms,

@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, for `SyncClient`: begun, ended, dropped, forked, exited.
+"""An event loop in a thread of its own, for `Client`: begun, ended, dropped, forked, exited.
 
 A runner must never make its process wait for ever, so
 

@@ -318,10 +318,10 @@ class Transport:
         if self._loop is not loop:
             closed = ", which is closed by now" if self._loop.is_closed() else ""
             raise RuntimeError(
-                "this Client belongs to the event loop that first used it" + closed + ", and is "
-                "called from another one: make a Client in each event loop (in pytest: let the "
-                "fixture that makes it and the tests that use it have the same loop scope), or "
-                "use SyncClient"
+                f"this AsyncClient belongs to the event loop that first used it{closed}, and was "
+                "called from another one: make an AsyncClient in each event loop (in pytest: give "
+                "the fixture that makes it and the tests that use it the same loop scope), or use "
+                "Client, which any thread may call"
             )
         return loop
 

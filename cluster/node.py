@@ -48,7 +48,7 @@ from datapath.requests import (
 from datapath.settings import Bounds, ClientTableBounds, Timing
 from datapath.storage import SNAPSHOT_LOG_HARD_FACTOR, Storage
 from datapath.transfer_receive import SnapshotReceiver
-from election.agreement import AgreementUnavailableError
+from election.agreement import AgreementDamagedError, AgreementUnavailableError
 from election.identity import Addresses
 from election.pysyncobj_adapter import AgreementSettings, PySyncObjAgreement
 from election.registry import PeerRegistry, addresses_of, known_members
@@ -317,8 +317,8 @@ class NodeProcess:
             problem = await self._ended
         finally:
             await self._stop(orderly=self._ended.done() and self._ended.result() is None)
-        if isinstance(problem, DataDirectoryError):
-            raise problem
+        if isinstance(problem, DataDirectoryError | AgreementDamagedError):
+            raise problem  # to start it again as it is cannot help
         if problem is not None:
             log.critical("%s", problem)
             return EXIT_FAILED
@@ -365,6 +365,8 @@ class NodeProcess:
                 self._engine.admit()
         self._agreement.subscribe(self._gateway.on_view)
         self._agreement.on_failure(self._end)
+        if self._engine is not None:
+            self._agreement.on_reminder(self._engine.on_reminder)
         await self._agreement.start()
         self._agreement_started = True
         self._directory.mark_joined()

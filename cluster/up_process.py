@@ -61,7 +61,7 @@ class NodeProcess:
         environment["PYTHONPATH"] = os.pathsep.join(
             part for part in (package_root, os.environ.get("PYTHONPATH", "")) if part
         )
-        command = [sys.executable, "-P", "-m", "cluster.cli", "serve", "--node", self.node_id]
+        command = [sys.executable, "-P", "-m", "onecopy", "serve", "--node", self.node_id]
         command += ["--config", str(self._config), "--supervised-by", str(os.getpid())]
         with open(self.log, "ab", opener=own_file) as output:
             self._log_start = output.tell()

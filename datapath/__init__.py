@@ -1,1 +1,0 @@
-"""How state gets from the primary to the backups, and survives."""

@@ -50,7 +50,9 @@ class Backup:
             return  # a late message of an old stream
         if message.epoch > core.accepted_epoch:
             self.accept(message.epoch, peer)
-        if (message.required or core.suspect) and not self._holds_committed(message):
+        # The last entry that the primary has committed must be here: so are all before it.
+        holds = core.holds_committed(message.commit_epoch, message.commit_index)
+        if (message.required or core.suspect) and not holds:
             # It lacks what was committed, and what it had acknowledged if it is required: its tail
             # was cut, or its directory is an old copy. It takes over from nobody.
             core.mark_damaged()
@@ -58,13 +60,6 @@ class Backup:
         self.contact_ms = core.now_ms
         self._unanswered_probe = True
         self._answer_probe()
-
-    def _holds_committed(self, message: Probe) -> bool:
-        """Whether the last entry that the primary has committed is here: so all before it are."""
-        log, index = self._core.log, message.commit_index
-        if index <= max(log.base_index, self._core.commit_index):
-            return True
-        return log.epoch_at(index) == message.commit_epoch
 
     def accept(self, epoch: int, primary: str) -> None:
         """Accept the primary of a higher epoch, by its probe or by the view, whichever is first.

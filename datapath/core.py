@@ -133,6 +133,18 @@ class Core:
         """Whether the newest accepted (epoch, primary) is on disk."""
         return self.accepted_durable_epoch == self.accepted_epoch
 
+    @property
+    def committed_position(self) -> tuple[int, int]:
+        """(epoch, index) of the last entry that is committed, as known here, and durable here."""
+        index = min(self.commit_index, self.durable_index)
+        return (self.log.epoch_at(index) or 0, index)
+
+    def holds_committed(self, epoch: int, index: int) -> bool:
+        """Whether a committed entry is here: then all before it are (log matching)."""
+        if index <= max(self.log.base_index, self.commit_index):
+            return True
+        return self.log.epoch_at(index) == epoch
+
     def mark_damaged(self) -> None:
         """Something that was acknowledged is missing here: remember it, over restarts too.
 

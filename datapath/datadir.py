@@ -3,6 +3,8 @@
     lock            flocked by the process that uses the directory; holds its pid
     identity.json   node, data id, cluster, peers' data ids, the members and their addresses as last
                     agreed; checksummed, replaced atomically
+    raft.mark       how far this node is in consensus, see `election.pysyncobj_adapter`
+    raft.peers      what it remembers of the other nodes, see there
     accepted        the accepted (epoch, primary), see `datapath.accepted`
     log/            see `datapath.log`
     store/          see `datapath.environment`
@@ -383,7 +385,8 @@ def _empty(path: Path) -> None:
     for name in ("log", "store", "raft"):
         if (path / name).is_dir():
             shutil.rmtree(path / name)
-    for name in ("accepted", "accepted.new", "identity.json.new", "identity.json"):
+    for name in ("raft.mark", "raft.peers", "accepted", "identity.json"):  # the identity goes last
+        (path / f"{name}.new").unlink(missing_ok=True)
         (path / name).unlink(missing_ok=True)
     sync_directory(path)
 

@@ -228,6 +228,7 @@ class Engine:
         now = clock_ms()
         storage = self._storage
         self.replica.core.writable = storage.writable
+        self._agreement.note_committed(*self.replica.core.committed_position)
         stalled = storage.stalled_for_ms() >= self._timing.ack_timeout_ms
         self._run(self.replica.on_tick, now, disk_stalled=stalled)
         self._pipeline.expire(now)
@@ -368,15 +369,7 @@ class Engine:
             view.primary,
             ", ".join(view.in_sync),
         )
-        if self.replica.core.damaged and view.in_sync == (self.node_id,):
-            self.fail(
-                DataDirectoryError(
-                    f"the log of {self.node_id} has lost entries that may have been acknowledged "
-                    "(its log says which file), and no other replica is in sync that could make "
-                    "up for them. It is kept as it is. Bring the damaged file back, or a replica "
-                    "that was in sync; an older copy lacks what was acknowledged since"
-                )
-            )
+        if self._ends_alone(view):
             return
         self._run(self.replica.on_view, view)
         handover = self._handover
@@ -385,6 +378,34 @@ class Engine:
             self._handover = None
         self._pipeline.schedule()
         self._on_change()
+
+    def _ends_alone(self, view: View | None) -> bool:
+        """End a replica that has lost entries and could get them from no other one in sync."""
+        if view is None or view.in_sync != (self.node_id,) or not self.replica.core.damaged:
+            return False
+        self.fail(
+            DataDirectoryError(
+                f"the log of {self.node_id} has lost entries that may have been acknowledged "
+                "(the node's messages say how that was noticed), and no other replica is in sync "
+                "that could make up for them. It is kept as it is. Bring the newest files back, or "
+                "a replica that was in sync; an older copy lacks what was acknowledged since"
+            )
+        )
+        return True
+
+    def on_reminder(self, epoch: int, index: int) -> None:
+        """Another node remembers that this replica had (epoch, index) committed (decision 18)."""
+        core = self.replica.core
+        was_damaged, last_index = core.damaged, core.log.last_index
+        self._run(self.replica.on_reminder, epoch, index)
+        if core.damaged and not was_damaged:
+            self._mesh.registry.report(
+                f"{self.node_id} had entry {index} of epoch {epoch} committed, as another node "
+                f"remembers, and its log ends at entry {last_index}: its data directory is an "
+                "older copy, or its disk has lost entries. It takes over from nobody until a "
+                "primary has caught it up: bring a replica back that was in sync with it"
+            )
+        self._ends_alone(self.replica.view)
 
     # -- links of kind "replicate", both directions
 
@@ -487,6 +508,18 @@ class Engine:
         """Return the answer to a repeat of what is applied on this replica, primary or not."""
         return self._pipeline.recall(operation)
 
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about this replica for `status`."""
+        if not self.replica.core.damaged:
+            return ()
+        return (
+            (
+                f"{self.node_id} may lack entries that were acknowledged: it takes over from "
+                "nobody until a primary has caught it up. Where none serves, bring back a replica "
+                "that was in sync"
+            ),
+        )
+
     def why_not_serving(self) -> str:
         """A sentence about why this node does not serve as the primary now."""
         replica, view = self.replica, self.replica.view
@@ -494,6 +527,8 @@ class Engine:
             return f"{self.node_id} has not reached consensus yet: is a majority of nodes up?"
         if replica.primary is None:
             if view.primary == self.node_id:
+                if replica.core.damaged:
+                    return self.warnings()[0]
                 return f"{self.node_id} is about to become the primary again"
             return f"{self.node_id} is not the primary; {view.primary} is, of epoch {view.epoch}"
         if not replica.primary.is_open:

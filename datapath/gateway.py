@@ -70,7 +70,13 @@ from datapath.requests import (
 from datapath.router import Attempts, Step
 from datapath.status import other_state
 from datapath.turns import Turns
-from election.agreement import Agreement, AgreementUnavailableError, Committed, Refused
+from election.agreement import (
+    Agreement,
+    AgreementUnavailableError,
+    Committed,
+    Outcome,
+    Refused,
+)
 from election.identity import Addresses
 from election.registry import PeerRegistry
 from election.view import AddMember, Change, Member, RemoveMember, View
@@ -182,6 +188,8 @@ class Gateway:
         if self._view is not None and view.cluster_id != self._view.cluster_id:
             log.error("a view of another cluster, %s, was offered", view.cluster_id)
             return
+        if self._view is not None:
+            self._tell_removed(self._view, view)
         self._view = view
         self._belongs = view.member(self.node_id) is not None
         for listener in self._view_listeners:
@@ -192,11 +200,16 @@ class Gateway:
 
     def share_view(self, view: View) -> None:
         """Take a view that this node has just got committed, and tell every peer."""
-        is_news = self._view is None or view.version > self._view.version
-        self.on_view(view)
-        if is_news:
+        if self._view is None or view.version > self._view.version:
             for peer in self.caller.peers:
                 self.caller.note(peer, ViewNote(view))
+        self.on_view(view)
+
+    def _tell_removed(self, before: View, after: View) -> None:
+        """Tell who is no member any more, as long as there is a link to it."""
+        for member in before.members:
+            if after.member(member.id) is None:
+                self.caller.note(member.id, ViewNote(after))
 
     def listen(self, listener: Callable[[View], None]) -> None:
         """Call `listener` with each newer view."""
@@ -543,18 +556,13 @@ class Gateway:
             outcome = await self._agreement.propose(
                 RemoveMember(node), view.version, int(min(left_ms, REMOVAL_TIMEOUT_MS))
             )
-            if isinstance(outcome, Committed):
+            if (settled := self._settle(outcome, view)) is not None:
                 forced = " by force" if found else ""
                 log.warning("%s was removed from the cluster%s, asked by %s", node, forced, who)
-                self.share_view(outcome.view)
-                return outcome.view
-            if isinstance(outcome, Refused) and outcome.view is not None:
-                self.on_view(outcome.view)
-                if outcome.view.version == view.version:
-                    raise RejectedError("refused", outcome.reason)
+                return settled
         if not proposed:
             raise self._no_primary("")
-        raise UnknownOutcomeError("timeout", "consensus did not answer in time: look at the view")
+        raise _undecided()
 
     async def _against_removal(self, view: View, node: str) -> list[Refusal]:
         engine = self._engine
@@ -624,13 +632,16 @@ class Gateway:
     async def add_member(self, member: Member, timeout_ms: int, *, anew: bool = True) -> View:
         """Make a node a member, or register the disk of one that is.
 
-        Without `anew` a node that is no member (any more) does not become one.
+        Without `anew` a node that is no member (any more) does not become one. Raises
+        RejectedError if it was removed before: by the view that the change is made for, which may
+        be newer than the one that this node knew when it was asked.
         """
 
         def change(view: View) -> Change | None:
             known = view.member(member.id)
             if known == member or (known is None and not anew):
                 return None
+            _check_join(view, member)
             return AddMember(member)
 
         return await self._change_members(change, timeout_ms)
@@ -649,14 +660,23 @@ class Gateway:
             if change is None:
                 return view
             outcome = await self._agreement.propose(change, view.version, int(left_ms))
-            if isinstance(outcome, Committed):
-                self.share_view(outcome.view)
-                return outcome.view
-            if isinstance(outcome, Refused) and outcome.view is not None:
-                self.on_view(outcome.view)
-                if outcome.view.version == view.version:
-                    raise RejectedError("refused", outcome.reason)
-        raise UnknownOutcomeError("timeout", "consensus did not answer in time: look at the view")
+            if (settled := self._settle(outcome, view)) is not None:
+                return settled
+        raise _undecided()
+
+    def _settle(self, outcome: Outcome, proposed_at: View) -> View | None:
+        """Return the view that a proposal made; None: propose anew, at the newest view.
+
+        Raises RejectedError if it was refused for another reason than the view's version.
+        """
+        if isinstance(outcome, Committed):
+            self.share_view(outcome.view)
+            return outcome.view
+        if isinstance(outcome, Refused) and outcome.view is not None:
+            self.on_view(outcome.view)
+            if outcome.view.version == proposed_at.version:
+                raise RejectedError("refused", outcome.reason)
+        return None
 
     async def _ask_for_view(self, primary: str, call: Call, timeout_ms: int) -> View:
         if not primary:
@@ -685,7 +705,8 @@ class Gateway:
         return self._own_status()
 
     def _warnings(self) -> tuple[str, ...]:
-        return self._registry.warnings() if self._registry is not None else ()
+        noticed = self._registry.warnings() if self._registry is not None else ()
+        return (*noticed, *(self._engine.warnings() if self._engine is not None else ()))
 
     def _own_status(self) -> ClusterStatus:
         status = self._status_without_votes()
@@ -872,9 +893,8 @@ class Gateway:
                 raise NotAppliedError("unknown_call", f"{type(body).__name__} is not a call")
 
     async def _let_join(self, member: Member, timeout_ms: int) -> JoinReturn:
-        view = self._view
-        if view is not None and (refusal := may_join(view, member)) is not None:
-            raise RejectedError(refusal.code, refusal.reason)
+        if self._view is not None:
+            _check_join(self._view, member)
         if not self._pin(member.id, member.data_id):
             raise RejectedError("lost_disk", _lost_disk(member.id))
         view = await self.add_member(member, timeout_ms)
@@ -937,6 +957,11 @@ def _post(loop: asyncio.AbstractEventLoop, callback: Callable[[str], None], text
         loop.call_soon_threadsafe(callback, text)
 
 
+def _check_join(view: View, member: Member) -> None:
+    if (refusal := may_join(view, member)) is not None:
+        raise RejectedError(refusal.code, refusal.reason)
+
+
 def _removed_already(view: View, node: str) -> View:
     """Return the view if that node was removed, by an earlier request: to repeat one is harmless.
 
@@ -946,6 +971,13 @@ def _removed_already(view: View, node: str) -> View:
         return view
     known = ", ".join(member.id for member in view.members)
     raise RejectedError("unknown_node", f"there is no node {node!r}; there are: {known}")
+
+
+def _undecided() -> UnknownOutcomeError:
+    return UnknownOutcomeError(
+        "timeout",
+        "consensus did not answer in time, and may yet agree: see `onecopy status` first",
+    )
 
 
 def _unjudged(node: str, problem: OperationError) -> str:

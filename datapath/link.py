@@ -3,12 +3,11 @@
 A `PeerListener` takes links, a `Dialer` keeps one up. Here are the framing and the liveness of
 both; see `docs/peer-protocol.md`.
 
-On the websocket, small messages that wait together travel as one *parcel*, a binary frame that
-holds a MessagePack array of them: a frame of aiohttp's costs about 7 us at each end, a message in
-a parcel 0.2 us. The first message of a turn of the event loop leaves at once, where nothing waits
-before it: what comes alone is not kept until the next turn. A large message is announced by a text
-frame with its size and follows in pieces, unframed: no copies of 64 MiB that stop the event loop,
-and on a slow network each piece shows that the link lives.
+The first message of a turn of the event loop leaves at once, where nothing waits before it: what
+comes alone is not kept until the next turn. The others wait, and leave together in one parcel: a
+frame of aiohttp's costs about 7 us at each end, a message in a parcel 0.2 us. Large messages go in
+pieces: no copies of 64 MiB that stop the event loop, and on a slow network each piece shows that
+the link lives.
 """
 
 from __future__ import annotations
@@ -25,31 +24,30 @@ import msgspec
 from aiohttp import web
 
 from datapath.errors import DataPathError
+from datapath.framing import (
+    LARGE_MESSAGE_BYTES,
+    MAX_MESSAGE_BYTES,
+    MESSAGE_OVERHEAD_BYTES,
+    PIECE_BYTES,
+    FramingError,
+    Liveness,
+    Unframer,
+    take_parcel,
+)
 
 log = logging.getLogger(__name__)
 
 ROUTE = "/peer/v1/"
 """The path of the links of a kind on the peer port, before the kind."""
-MAX_MESSAGE_BYTES = 70 * 1024 * 1024
-"""One message: a record of 64 MiB and what surrounds it."""
 MAX_OUTBOX_BYTES = 160 * 1024 * 1024
-MESSAGE_OVERHEAD_BYTES = 64
-"""What a queued message counts beside its own bytes, so that empty ones are bounded too."""
-LARGE_MESSAGE_BYTES = 32 * 1024
-"""From here on a message is announced and sent in pieces; copying it into a parcel costs more."""
-PIECE_BYTES = 64 * 1024
-PARCEL_BYTES = 64 * 1024
 MAX_FRAME_BYTES = 256 * 1024
 IDLE_TIMEOUT_MS = 1500
-PINGS_PER_IDLE_TIMEOUT = 3
 CLOSE_TIMEOUT_MS = 250
 """How long a link that closes may take to tell the other side why."""
 _MAX_CLOSE_REASON_BYTES = 120
 
 _T = TypeVar("_T")
 _WebSocket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
-_parcel_encoder = msgspec.msgpack.Encoder()
-_parcel_decoder = msgspec.msgpack.Decoder(list[bytes])
 
 
 class LinkError(DataPathError):
@@ -114,15 +112,11 @@ class Link:
         self._written_at_once = False  # in this turn of the event loop
         self._begun: tuple[Coroutine[Any, Any, None], Any] | None = None  # a write that waits
         self._drained: list[tuple[int, asyncio.Future[None]]] = []
-        self._inbox: list[bytes] = []
-        self._pieces: list[bytes] = []
-        self._missing_bytes = 0
+        self._unframer = Unframer()
         self._idle_timeout = idle_timeout_ms / 1000
-        self._period = self._idle_timeout / PINGS_PER_IDLE_TIMEOUT
+        self._liveness = Liveness(self._idle_timeout, self._loop.time())
         self._ping_due = False
         self._pong_due = False
-        self._heard_at = self._loop.time()
-        self._ping_at = self._tick_at = self._heard_at
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -236,9 +230,9 @@ class Link:
                 frame = await _before_waiting(self._websocket.receive(), self._deliver)
                 match frame.type:
                     case aiohttp.WSMsgType.BINARY:
-                        self._take_binary(frame.data)
+                        self._unframer.binary(frame.data)
                     case aiohttp.WSMsgType.TEXT:
-                        self._take_announcement(frame.data)
+                        self._unframer.text(frame.data)
                     case aiohttp.WSMsgType.PING:
                         self._pong_due = True
                         self._work.set()
@@ -250,34 +244,15 @@ class Link:
                     case _:
                         self._deliver()
                         self.close(f"connection lost: {frame.data or frame.type.name}")
-        except (LinkError, msgspec.MsgspecError) as error:
+        except (FramingError, msgspec.MsgspecError) as error:
             self.close(f"{self.peer} broke the protocol: {error}")
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
             self.close(f"connection lost: {error!r}")
 
     def _deliver(self) -> None:
-        self._heard_at = self._loop.time()
-        if self._inbox and not self.closed:
-            frames, self._inbox = self._inbox, []
+        self._liveness.heard(self._loop.time())
+        if not self.closed and (frames := self._unframer.take()):
             self._guard(self._handler.on_frames, self, frames)
-
-    def _take_binary(self, data: bytes) -> None:
-        if not self._missing_bytes:
-            self._inbox += _parcel_decoder.decode(data)
-            return
-        self._pieces.append(data)
-        self._missing_bytes -= len(data)
-        if self._missing_bytes < 0 or not data:
-            raise LinkError("a large message's pieces do not add up to its size")
-        if not self._missing_bytes:
-            self._inbox.append(b"".join(self._pieces))
-            self._pieces.clear()
-
-    def _take_announcement(self, text: str) -> None:
-        size = int(text) if text.isdecimal() and len(text) <= len(str(MAX_MESSAGE_BYTES)) else 0
-        if not 0 < size <= MAX_MESSAGE_BYTES or self._missing_bytes:
-            raise LinkError(f"a large message cannot be announced as {text[:20]!r}")
-        self._missing_bytes = size
 
     # Sending
 
@@ -331,12 +306,8 @@ class Link:
             written = len(data) + MESSAGE_OVERHEAD_BYTES
             await self._write_large(data)
         else:
-            parcel: list[bytes] = []
-            written = 0
-            while outbox and written < PARCEL_BYTES and len(outbox[0]) < LARGE_MESSAGE_BYTES:
-                parcel.append(outbox.popleft())
-                written += len(parcel[-1]) + MESSAGE_OVERHEAD_BYTES
-            await self._websocket.send_bytes(_parcel_encoder.encode(parcel))
+            frame, written = take_parcel(outbox)
+            await self._websocket.send_bytes(frame)
         if self.closed:
             return
         self._queued_bytes -= written
@@ -364,25 +335,18 @@ class Link:
     # Liveness
 
     def _tick(self) -> None:
-        """Send pings; close when nothing came for the idle timeout.
-
-        Where this very timer is late, the whole process stood still (SIGSTOP, a starved machine):
-        what came meanwhile is still unread, so the other side gets one more period to be heard.
-        """
+        """Send pings; close when nothing came for the idle timeout."""
         if self.closed:
             return
-        now = self._loop.time()
-        if now - self._tick_at > self._period:
-            self._heard_at = max(self._heard_at, now - self._idle_timeout + self._period)
-        if now - self._heard_at >= self._idle_timeout:
-            self.close(f"nothing heard from {self.peer} for {self._idle_timeout * 1000:.0f} ms")
-            return
-        if now >= self._ping_at:
-            self._ping_at = now + self._period
-            self._ping_due = True
-            self._work.set()
-        self._tick_at = min(self._ping_at, self._heard_at + self._idle_timeout)
-        self._timer = self._loop.call_at(self._tick_at, self._tick)
+        match self._liveness.tick(self._loop.time()):
+            case "lost":
+                timeout_ms = self._idle_timeout * 1000
+                self.close(f"nothing heard from {self.peer} for {timeout_ms:.0f} ms")
+                return
+            case "ping":
+                self._ping_due = True
+                self._work.set()
+        self._timer = self._loop.call_at(self._liveness.due_at, self._tick)
 
 
 @types.coroutine

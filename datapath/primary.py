@@ -7,8 +7,9 @@ from collections import deque
 from typing import Literal
 
 from datapath import effects as fx
-from datapath.core import SUSPECT_PATIENCE_GRACES, Core
+from datapath.core import Core
 from datapath.errors import SafetyError
+from datapath.in_sync import InSync
 from datapath.messages import (
     Append,
     AppendReply,
@@ -37,20 +38,15 @@ class Primary:
     def __init__(self, core: Core, view: View, links: dict[str, int]) -> None:
         self._core = core
         self.epoch = view.epoch
-        self.view = view
         self.stage: Stage = "recording"
         self.opening_index = 0
         self.peers: dict[str, Progress] = {}
+        self.in_sync = InSync(core, view, self.peers)
         self.recent: deque[Record] = deque()
         self._recent_bytes = 0
         self._links = links  # peer -> session of the stream that is open to it
         self._sequence = 0
         self._next_heartbeat_ms = 0.0
-        self._adding = ""  # D1: a replica being added counts until the outcome is known
-        self._adding_version = 0
-        self._wanted_since_ms: float | None = None  # a view change is needed since then
-        self._abdicating = False
-        self._held_up_by: frozenset[str] = frozenset()  # who was silent when it let go
         self._retry_ms = 0.0
         self.handing_to = ""
         self._handover_deadline_ms = 0.0
@@ -63,6 +59,15 @@ class Primary:
         core.accept(view.epoch, core.node_id)  # E5: nothing leaves before it is durable
         self._sync_peers(view)
 
+    @property
+    def view(self) -> View:
+        """The newest view of this epoch."""
+        return self.in_sync.view
+
+    def required(self) -> set[str]:
+        """D1: the other replicas whose durable copy a commit needs."""
+        return self.in_sync.required()
+
     # -- opening the epoch
 
     def on_durable(self) -> None:
@@ -72,8 +77,7 @@ class Primary:
             for node in self.peers:
                 if node in self._links:
                     self._probe(node)
-        if self.stage == "matching":
-            self._maybe_open()  # or yield, once the mark of what is missing here is durable
+        self._maybe_open()  # or yield, once the mark of what is missing here is durable
         self._maybe_stop()
         self._maybe_commit()
 
@@ -154,13 +158,12 @@ class Primary:
         """The stream is gone: no more sends. It proves nothing about the replica (D4)."""
         peer = self.peers.get(node)
         if peer is not None and peer.state != "snapshot":
-            peer.state = "down"
-            peer.session = 0
+            peer.become_down()
 
     def _probe(self, node: str) -> None:
         core = self._core
         peer = self.peers[node]
-        peer.open_session(self._links[node], core.now_ms)
+        peer.become_probe(self._links[node], core.now_ms)
         probe = Probe(
             peer.session,
             self.epoch,
@@ -192,7 +195,7 @@ class Primary:
         core = self._core
         if not core.suspect:
             self._check_holds(peer.node_id, message.commit_index)
-        if self._abdicating:
+        if self.in_sync.giving_way:
             peer.leased_ms = core.now_ms  # it was asked for no promise, and is back
         peer.incarnation = message.incarnation
         peer.damaged = message.damaged
@@ -200,19 +203,18 @@ class Primary:
         peer.last_position = (message.last_epoch, message.last_index)
         if core.suspect and peer.last_position > core.log.last_position:
             # It goes further than this log, whose tail was cut: it must not be made to follow it.
-            peer.state = "replicate"
-            peer.next_index = max(message.last_index, core.log.last_index) + 1
+            peer.become_replicate(max(message.last_index, core.log.last_index) + 1)
             self._heartbeat(peer)
             self._maybe_open()
             return
         match = core.log.match(message.last_index, message.epochs, message.commit_index)
-        peer.rewind(match + 1)
-        peer.needs_snapshot = match < core.log.base_index
-        peer.state = "snapshot" if peer.needs_snapshot else "replicate"
-        self._heartbeat(peer)
-        if peer.needs_snapshot:
+        if match < core.log.base_index:
+            peer.become_snapshot()
+            self._heartbeat(peer)
             self._maybe_send_snapshot(peer)
         else:
+            peer.become_replicate(match + 1)
+            self._heartbeat(peer)
             self._send_records(peer, [])  # settles the match index there
             self._feed(peer)
         self._maybe_open()
@@ -227,6 +229,18 @@ class Primary:
             )
             self._core.mark_damaged()
             self._maybe_stop()
+
+    def on_gone_back(self, epoch: int, index: int) -> None:
+        """Another node remembers that this one held an entry that it lacks (decision 18)."""
+        core = self._core
+        self._lacking = (
+            f"another node remembers that {core.node_id} had entry {index} of epoch {epoch} "
+            f"committed, and the primary of epoch {self.epoch} holds entries only up to "
+            f"{core.log.last_index} of epoch {core.log.last_epoch}: its data directory is an older "
+            "copy, or its disk has lost entries. It is noted, and the others come first"
+        )
+        core.mark_damaged()
+        self._maybe_stop()
 
     def _maybe_stop(self) -> None:
         """Stop for what is missing here, once that is noted: a restart must not forget it."""
@@ -255,8 +269,7 @@ class Primary:
             self._maybe_send_snapshot(peer)
             return
         peer.heard_ms = self._core.now_ms if done else peer.heard_ms
-        peer.state = "down"
-        peer.session = 0
+        peer.become_down()
         self._core.emit(fx.Redial(node, "a snapshot was installed" if done else "snapshot failed"))
 
     def _feed(self, peer: Progress) -> None:
@@ -301,7 +314,7 @@ class Primary:
             return
         peer.reading = False
         if records is None:
-            peer.state, peer.needs_snapshot = "snapshot", True
+            peer.become_snapshot()
             self._maybe_send_snapshot(peer)
         elif records and records[0].first_index == peer.next_index:
             self._send_records(peer, records)
@@ -314,7 +327,7 @@ class Primary:
         prev_index = peer.next_index - 1
         prev_epoch = core.log.epoch_at(prev_index)
         if prev_epoch is None:
-            peer.state, peer.needs_snapshot = "snapshot", True
+            peer.become_snapshot()
             self._maybe_send_snapshot(peer)
             return
         data = [record.data for record in records]
@@ -329,14 +342,6 @@ class Primary:
             self._feed(peer)
 
     # -- commit (D1)
-
-    def required(self) -> set[str]:
-        """D1: the other replicas whose durable copy a commit needs."""
-        nodes = set(self.view.in_sync)
-        if self._adding:
-            nodes.add(self._adding)
-        nodes.discard(self._core.node_id)
-        return nodes
 
     def _maybe_commit(self) -> None:
         core = self._core
@@ -426,7 +431,7 @@ class Primary:
 
     def _heartbeat(self, peer: Progress) -> None:
         core = self._core
-        if self._abdicating or self.disk_stalled:
+        if self.in_sync.giving_way or self.disk_stalled:
             return
         self._sequence += 1
         peer.sent_heartbeat(self._sequence, core.now_ms)
@@ -437,10 +442,8 @@ class Primary:
 
     def on_view(self, view: View) -> None:
         """A newer view of this epoch."""
-        self.view = view
-        self._stop_letting_go()
-        if self._adding and view.version > self._adding_version:
-            self._adding = ""  # it is in the view now, or never will be
+        self.in_sync.on_view(view)
+        self._stop_giving_way()
         if self._handover_version and view.version > self._handover_version:
             self._end_handover("the view has changed, and this node is still the primary")
         self._sync_peers(view)
@@ -472,7 +475,7 @@ class Primary:
         if self.stage == "recording":
             return
         if self.disk_stalled:
-            # It lets go; nobody can answer heartbeats that are not sent, so nobody is accused.
+            # It gives way; nobody can answer heartbeats that are not sent, so nobody is accused.
             self.on_stall()
             return
         self._maybe_open()
@@ -483,7 +486,7 @@ class Primary:
                     self._heartbeat(peer)
                 self._redial_unanswered(peer)
         self._maybe_end_round()
-        self._check_abdication()
+        self._check_giving_way()
         if core.proposal is None and core.now_ms >= self._retry_ms:
             self._propose_due()
 
@@ -492,8 +495,7 @@ class Primary:
         core = self._core
         patience_ms = core.timing.ack_timeout_ms
         since_ms = max(peer.heard_ms, peer.opened_ms)
-        # Letting go it asks nobody for a promise, but those for whom it let go may be back.
-        may_answer = not self._abdicating or peer.node_id in self._held_up_by
+        may_answer = self.in_sync.may_hear(peer.node_id)
         if peer.session and may_answer and core.now_ms - since_ms >= patience_ms:
             peer.opened_ms = core.now_ms
             core.emit(fx.Redial(peer.node_id, f"nothing was heard on it for {patience_ms} ms"))
@@ -503,109 +505,47 @@ class Primary:
         if self._handover_version:
             core.propose(Confirm(), self.view.version)  # E3: settle it
             return
-        silent = self._silent()
-        if silent:
-            core.propose(RemoveFromInSync(silent), self.view.version)  # D5, also while handing over
+        if due := self._due_out():
+            core.propose(RemoveFromInSync(due), self.view.version)  # D5, also while handing over
             return
         if self.handing_to:
             self._drive_handover()
             return
-        if self._adding:
-            core.propose(AddToInSync(self._adding), self.view.version)
-            return
-        for peer in self.peers.values():
-            if peer.node_id not in self.view.in_sync and self._may_join(peer):
-                # D1: from here on commits need it, whatever becomes of the proposal.
-                self._adding, self._adding_version = peer.node_id, self.view.version
-                core.propose(AddToInSync(peer.node_id), self.view.version)
+        in_sync = self.in_sync
+        if not in_sync.adding and self.stage == "open":
+            if not (node := in_sync.next_to_join(self.opening_index)):
                 return
+            in_sync.add(node)
+        if in_sync.adding:
+            core.propose(AddToInSync(in_sync.adding), self.view.version)
 
     def may_propose(self, proposal: fx.Propose) -> bool:
         """Whether a removal may leave now: those whom it names are still silent (D5)."""
         return (
             isinstance(proposal.change, RemoveFromInSync)
             and proposal.expected_version == self.view.version
-            and set(proposal.change.nodes) <= set(self._silent())
+            and set(proposal.change.nodes) <= set(self._due_out())
         )
 
-    def _silent(self) -> tuple[str, ...]:
+    def _due_out(self) -> tuple[str, ...]:
         if self._lacking:
             return ()  # E1: it stops once its loss is noted; those who hold what it lacks must stay
-        nodes = self.view.in_sync
-        if self._abdicating:  # the others are not asked any more, so their silence says nothing
-            nodes = tuple(node for node in nodes if node in self._held_up_by)
-        return tuple(node for node in nodes if self._is_due_for_removal(node))
+        return self.in_sync.due_out()
 
-    def _is_due_for_removal(self, node: str) -> bool:
-        if node == self._core.node_id:
-            return False
-        core, peer = self._core, self.peers[node]
-        patience_ms = core.timing.suspect_after_ms
-        if core.suspect and peer.last_position > core.log.last_position:
-            return False  # it holds what is missing here: wait for it, however long
-        if core.suspect:
-            # This log's tail was cut: a backup that is starting too may hold what was lost here.
-            patience_ms = SUSPECT_PATIENCE_GRACES * core.timing.grace_period_ms
-        return (
-            core.now_ms - peer.heard_ms >= patience_ms
-            # D5: it answers, but so late that each promise has run out when it comes: no read can
-            # be served with it.
-            or peer.without_lease_ms(core.now_ms) >= max(patience_ms, core.timing.ack_timeout_ms)
-            or peer.stalled_for_ms(core.now_ms) >= core.timing.ack_timeout_ms
-            or not peer.writable
-            or peer.needs_snapshot
-        )
+    def _check_giving_way(self) -> None:
+        """A primary that cannot get a needed view change agreed gives way to another."""
+        if self.in_sync.check_giving_way(held_up=self._handover_version > 0):
+            self.on_stall()  # without heartbeats nobody could answer
 
-    def _may_join(self, peer: Progress) -> bool:
-        """D7: it holds everything committed, in this epoch and session, and its lease is fresh.
-
-        The opening entry need not have committed: with too few in sync it waits for this one.
-        """
-        core, timing = self._core, self._core.timing
-        return (
-            self.stage == "open"
-            and peer.state == "replicate"
-            and peer.writable
-            and peer.match_index >= max(core.commit_index, self.opening_index)
-            and peer.lease_start_ms is not None
-            and core.now_ms - peer.lease_start_ms < timing.lease_duration_ms / 2
-            and core.now_ms - peer.heard_ms < timing.suspect_after_ms / 2
-        )
-
-    def _check_abdication(self) -> None:
-        """A primary that cannot get a needed view change agreed lets go, so that another may."""
-        core = self._core
-        if not self._is_held_up():
-            self._stop_letting_go()
-        elif self._wanted_since_ms is None:
-            self._wanted_since_ms = core.now_ms
-        elif core.now_ms - self._wanted_since_ms >= core.timing.view_change_timeout_ms:
-            self._held_up_by = frozenset({*self._silent(), self._adding} - {""})
-            self._abdicating = True
-
-    def _is_held_up(self) -> bool:
-        """Whether this epoch does not get on without a change of the view."""
-        adding = self._adding
-        if self._abdicating and adding not in self._held_up_by:
-            adding = ""
-        return bool(
-            self._handover_version
-            or self._silent()
-            or (adding and self._is_due_for_removal(adding))
-        )
-
-    def _stop_letting_go(self) -> None:
-        """Consensus answers, or nothing is needed of it any more."""
-        self._wanted_since_ms = None
-        if self._abdicating:
-            self._abdicating = False
+    def _stop_giving_way(self) -> None:
+        if self.in_sync.stop_giving_way():
             self.on_stall()  # without heartbeats nobody could answer
 
     def on_proposal_done(self, *, answered: bool) -> None:
         """A proposal has ended; `answered`: consensus was reached (the outcome is not unknown)."""
         core = self._core
         if answered:
-            self._stop_letting_go()
+            self._stop_giving_way()
         else:
             self._retry_ms = core.now_ms + core.timing.heartbeat_interval_ms
 

@@ -7,7 +7,7 @@ code runs under asyncio in production and under a simulator in tests.
     events                                effects (datapath.effects)
     on_message, on_link, on_link_lost     Send, Reply, Redial
     on_durable(ticket)                    WriteRecords, TruncateLog, RecordAccepted, …Mark…
-    on_view, on_proposal_done             Propose
+    on_view, on_reminder, …_done          Propose
     append(record), start_handover        StartEpoch, Commit, StepDown, HandoverEnded
     confirm                               Confirmed
     on_log_read, on_snapshot_…            ReadLog, SendSnapshot
@@ -17,8 +17,6 @@ The protocol, its rules and why they hold: docs/architecture.md and docs/decisio
 """
 
 from __future__ import annotations
-
-import math
 
 from datapath import effects as fx
 from datapath.backup import Backup
@@ -85,10 +83,6 @@ class Replica:
     def copies(self) -> int:
         """How many replicas must hold an entry before it commits."""
         return len(self.primary.required()) + 1 if self.primary else 0
-
-    def lease_until_ms(self) -> float:
-        """Until when the leases held last; -inf where there are none."""
-        return self.primary.lease_until_ms() if self.primary else -math.inf
 
     # -- events; each returns the effects it caused
 
@@ -196,6 +190,33 @@ class Replica:
         core.role = "backup"
         self.backup = Backup(core)
         core.emit(fx.StepDown(epoch))
+
+    def on_reminder(self, epoch: int, index: int) -> list[fx.Effect]:
+        """Another node remembers that this one had (epoch, index) committed, and durable.
+
+        Who lacks it has gone back: its directory is an old copy, or its disk has lost entries. It
+        may lack what was acknowledged, so it takes over from nobody until it is caught up.
+        Decision 18.
+        """
+        core = self.core
+        if not self._has_gone_back(epoch, index):
+            return core.take_effects()
+        if self.primary:
+            self.primary.on_gone_back(epoch, index)
+        else:
+            core.mark_damaged()
+        return core.take_effects()
+
+    def _has_gone_back(self, epoch: int, index: int) -> bool:
+        """Whether an entry is missing here that this replica has said to have committed.
+
+        What is committed here of a later epoch followed all that was committed before. (Where
+        entries after that were given up by force, nobody has them.)
+        """
+        core = self.core
+        if core.committed_position >= (epoch, index):
+            return False
+        return not core.holds_committed(epoch, index)
 
     def may_propose(self, proposal: fx.Propose, now_ms: float) -> bool:
         """Ask once consensus was heard, just before a change leaves that excludes replicas.

@@ -1,1 +1,0 @@
-"""Who is in charge: views agreed by compare-and-set through a small Raft group."""

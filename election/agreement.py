@@ -82,6 +82,17 @@ class Agreement(Protocol):
     def on_failure(self, callback: Callable[[AgreementFailedError], None]) -> None:
         """Call `callback` once if the local member breaks for good: the process must exit."""
 
+    def on_reminder(self, callback: Callable[[int, int], None]) -> None:
+        """Call `callback` with (epoch, index) up to which another member remembers this node's
+        data to have been committed here: before any view or answer that rests on that member.
+        """
+
+    def note_committed(self, epoch: int, index: int) -> None:
+        """Have the other members remember that this node's data is committed up to there.
+
+        It must be durable here: a replica that lacks it later has gone back (decision 18).
+        """
+
     async def start(self) -> None:
         """Join the consensus group and return; `view` appears when this node has caught up."""
 

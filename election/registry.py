@@ -177,6 +177,11 @@ class PeerRegistry:
         with self._lock:
             self._keep(text)
 
+    def report(self, text: str) -> None:
+        """Keep what this node itself has noticed, and tell it to the others."""
+        with self._lock:
+            self._notice(text)
+
     def _notice(self, text: str) -> None:
         is_news = self._notices.get(text, float("-inf")) < self._clock() - NOTICE_LIFETIME_S
         self._keep(text)

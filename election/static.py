@@ -129,6 +129,12 @@ class StaticAgreement:
         """Call `callback` when `StaticGroup.fail` breaks this node."""
         self._on_failure.append(callback)
 
+    def on_reminder(self, callback: Callable[[int, int], None]) -> None:
+        """Never call it: nothing here is ever put back."""
+
+    def note_committed(self, epoch: int, index: int) -> None:
+        """Nobody remembers it."""
+
     async def start(self) -> None:
         """See the group's view from now on."""
         self._running = True

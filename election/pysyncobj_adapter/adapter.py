@@ -27,6 +27,8 @@ from election.pysyncobj_adapter.settings import AgreementSettings
 from election.view import Change, View
 
 _WATCH_INTERVAL_S = 0.5
+_SAVE_INTERVAL_S = 3.0
+"""How often what is remembered of the other members is written down, if it has changed."""
 
 
 class PySyncObjAgreement:
@@ -40,11 +42,12 @@ class PySyncObjAgreement:
         self._runner = Runner(settings, self)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: asyncio.Future[None] | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
         self._view: View | None = None
         self._waiting: dict[bytes, asyncio.Future[Answer]] = {}
         self._on_view: list[Callable[[View], None]] = []
         self._on_failure: list[Callable[[AgreementFailedError], None]] = []
+        self._on_reminder: list[Callable[[int, int], None]] = []
         self._failure: AgreementFailedError | None = None
         self._stopped = False
 
@@ -86,6 +89,17 @@ class PySyncObjAgreement:
         if self._failure is not None:
             self._loop_of().call_soon(callback, self._failure)
 
+    def on_reminder(self, callback: Callable[[int, int], None]) -> None:
+        """Call `callback` with (epoch, index) that another member remembers of this node's data.
+
+        On the loop, before any view or answer that consensus gave after it.
+        """
+        self._on_reminder.append(callback)
+
+    def note_committed(self, epoch: int, index: int) -> None:
+        """Have the other members remember how far this node's data is, by and by."""
+        self._runner.position = (epoch, index)
+
     async def start(self) -> None:
         """Bind the port, read the stored state and join.
 
@@ -101,16 +115,18 @@ class PySyncObjAgreement:
         except BaseException:
             await self.stop()
             raise
-        self._watch = self._loop.create_task(self._watch_ticks())
+        self._watches = [
+            self._loop.create_task(self._watch_ticks()),
+            self._loop.create_task(self._save_memory()),
+        ]
 
     async def stop(self) -> None:
         """Leave, and return when the port, the thread and the files are free. Idempotent."""
         self._stopped = True
-        if self._watch is not None:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
-            self._watch = None
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        self._watches = []
         await asyncio.to_thread(self._runner.stop)
         self._give_up("this agreement was stopped")
 
@@ -172,6 +188,10 @@ class PySyncObjAgreement:
         """Publish the view first: who proposed it must see it when the answer comes."""
         self._post(self._note_news, view, answers)
 
+    def on_remembered(self, epoch: int, index: int) -> None:
+        """Tell what another member remembers of this node's data."""
+        self._post(self._note_reminder, epoch, index)
+
     def on_failed(self, error: AgreementFailedError) -> None:
         """Report the failure."""
         self._post(self._note_failure, error)
@@ -199,6 +219,13 @@ class PySyncObjAgreement:
             if waiting is not None and not waiting.done():
                 waiting.set_result(answer)
 
+    def _note_reminder(self, epoch: int, index: int) -> None:
+        if self._stopped:
+            return
+        for callback in self._on_reminder:
+            # At once: an answer of `_note_news` wakes who waits for it only later.
+            callback(epoch, index)
+
     def _note_failure(self, error: AgreementFailedError) -> None:
         if self._failure is not None or self._stopped:
             return
@@ -218,6 +245,11 @@ class PySyncObjAgreement:
     def _loop_of(self) -> asyncio.AbstractEventLoop:
         assert self._loop is not None
         return self._loop
+
+    async def _save_memory(self) -> None:
+        while True:
+            await asyncio.sleep(_SAVE_INTERVAL_S)
+            await asyncio.to_thread(self._runner.save_memory)
 
     async def _watch_ticks(self) -> None:
         """Report a Raft thread that makes no progress while this loop does."""

@@ -25,11 +25,17 @@ from election.pysyncobj_adapter import wire
 from election.pysyncobj_adapter.ballot import Ballot
 from election.pysyncobj_adapter.clock import monotonic
 from election.pysyncobj_adapter.dump import Dump
-from election.pysyncobj_adapter.errors import SafetyViolationError, StorageFullError
+from election.pysyncobj_adapter.errors import (
+    RolledBackError,
+    SafetyViolationError,
+    StorageFullError,
+)
 from election.pysyncobj_adapter.journal import Journal
 from election.pysyncobj_adapter.machine import Answer, Machine
 from election.pysyncobj_adapter.members import Members, membership_change
+from election.pysyncobj_adapter.peer_marks import Mark
 from election.pysyncobj_adapter.poller import READ, NoNotifier, OnEvent, Poller
+from election.pysyncobj_adapter.progress_mark import is_behind
 from election.pysyncobj_adapter.settings import AgreementSettings
 from election.pysyncobj_adapter.storage import Storage
 from election.pysyncobj_adapter.transport import RaftTransport
@@ -52,6 +58,9 @@ class CoreListener(Protocol):
 
     def on_restored(self) -> None:
         """The state was replaced by a dump: requests may have been applied unseen."""
+
+    def on_remembered(self, epoch: int, index: int) -> None:
+        """Another member remembers that this node's data was committed up to there."""
 
 
 @contextlib.contextmanager
@@ -101,6 +110,7 @@ class RaftCore(Members):
                 f"install pysyncobj=={READ_VERSION}"
             )
         self.machine = Machine(storage.book.founders)
+        self.position = (0, 0)  # (epoch, index) of the data here, to be told to the others
         self._settings = settings
         self._storage = storage
         self._journal = storage.journal
@@ -155,6 +165,8 @@ class RaftCore(Members):
             poller=self._poller_in_use,
             journal=self._journal,
             book=self._storage.book,
+            marks=self._storage.marks,
+            own_mark=self._own_mark,
             dial_addresses=self._dial_addresses,
             welcome=self._welcome,
         )
@@ -249,6 +261,25 @@ class RaftCore(Members):
         except StorageFullError as error:
             logger.warning("how far consensus has got is not noted: %s", error)
 
+    def _own_mark(self) -> Mark:
+        return Mark(self.raftCurrentTerm, self.raftLastApplied, *self.position)
+
+    def on_remembered(self, node: Node, mark: Mark) -> None:
+        """Compare what another member remembers of this one with what is held here (decision 18).
+
+        Raises:
+            RolledBackError: votes or entries that this member gave are gone.
+
+        """
+        held = (self.raftCurrentTerm, self._SyncObj__getCurrentLogIndex())
+        if is_behind(held, mark.consensus):
+            # Refused from now on, also while nobody is there who remembers it.
+            with contextlib.suppress(StorageFullError):
+                self._storage.note_progress(*mark.consensus)
+            raise RolledBackError(self._settings.directory, held, mark.consensus, str(node.id))
+        if mark.index:
+            self._listener.on_remembered(mark.epoch, mark.index)
+
     def close(self) -> None:
         """Free the port, the connections and the files."""
         self._doDestroy()
@@ -302,8 +333,8 @@ class RaftCore(Members):
             case wire.TimeoutNow():
                 if self._votes:
                     self._pass_on(node, message)
-            case wire.Ping():
-                pass
+            case wire.Ping() | wire.Remembered() | wire.Told():
+                pass  # the transport's
 
     def _pass_on(
         self,

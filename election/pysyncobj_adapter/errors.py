@@ -33,10 +33,14 @@ class StorageCorruptError(AgreementDamagedError):
 class RolledBackError(AgreementDamagedError):
     """The raft directory is an old copy: votes and entries that this node gave are gone from it."""
 
-    def __init__(self, directory: Path, held: tuple[int, int], known: tuple[int, int]) -> None:
+    def __init__(
+        self, directory: Path, held: tuple[int, int], known: tuple[int, int], by: str = ""
+    ) -> None:
+        """`held` and `known` are (term, entry); `by` is the node that remembers `known`."""
         super().__init__(
-            f"{directory} is an old copy: it holds term {held[0]} and entry {held[1]}, and this "
-            f"node has taken part up to term {known[0]} and entry {known[1]}. With what is missing "
+            f"{directory} is an old copy: it holds term {held[0]} and entry {held[1]}, and "
+            f"{f'{by} remembers that ' if by else ''}this node has taken part up to term "
+            f"{known[0]} and entry {known[1]}. With what is missing "
             "it would vote again, and could let a replica take over that lacks acknowledged "
             "writes. Put the newest files back if you still have them; or remove this node from "
             "the cluster, and bring it back under a new id with an empty directory."

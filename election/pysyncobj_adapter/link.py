@@ -33,9 +33,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from election.identity import Claim
 from election.pysyncobj_adapter import poller as events
 from election.pysyncobj_adapter.codec import UNDECODABLE
+from election.pysyncobj_adapter.peer_marks import Mark
 from election.pysyncobj_adapter.poller import Poller
 
-PROTOCOL = "onecopy-raft-2"
+PROTOCOL = "onecopy-raft-3"
 MAX_GREETING_BYTES = 2048
 MAX_FRAME_BYTES = 1024 * 1024
 MAX_UNSENT_BYTES = 4 * 1024 * 1024
@@ -104,6 +105,9 @@ class Link:
         self.peer = peer or ""
         self.dialed = peer is not None
         self.is_open = False
+        self.is_introduced = False  # the peer has said what it remembers of this member
+        self.told: Mark | None = None  # what this member has told of itself on this link
+        self.told_at = float("-inf")
         self.token = 0
         self.closed = False
         self.refusal = ""

@@ -18,6 +18,11 @@ from election.pysyncobj_adapter.files import load_sealed, store_sealed
 MAGIC = b"OCRAFTP1"
 
 
+def is_behind(held: tuple[int, int], known: tuple[int, int]) -> bool:
+    """Whether who holds (term, last entry) has gone back behind (term, applied entry)."""
+    return held[0] < known[0] or held[1] < known[1]
+
+
 class _Content(msgspec.Struct, frozen=True, array_like=True):
     directory_id: bytes
     term: int

@@ -52,6 +52,9 @@ class RunnerListener(Protocol):
     def on_news(self, view: View | None, answers: list[Answer]) -> None:
         """A newer view, if any, and the answers to requests. Only after the member caught up."""
 
+    def on_remembered(self, epoch: int, index: int) -> None:
+        """Another member remembers that this node's data was committed up to there."""
+
     def on_failed(self, error: AgreementFailedError) -> None:
         """The member is broken, and the thread ends."""
 
@@ -72,6 +75,8 @@ class Runner:
     def __init__(self, settings: AgreementSettings, listener: RunnerListener) -> None:
         self.status: AgreementStatus | None = None
         self.ticks = 0
+        self.position = (0, 0)
+        """(epoch, index) up to which this node's data is committed and durable; set by anybody."""
         self._settings = settings
         self._listener = listener
         self._mailbox: deque[Callable[[], None]] = deque()
@@ -85,6 +90,7 @@ class Runner:
         self._wake_lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=f"raft {settings.node_id}")
         self._core: RaftCore | None = None
+        self._storage: Storage | None = None
 
     # Called from any thread.
 
@@ -111,6 +117,11 @@ class Runner:
                 os.close(self._wake_fd)
                 self._wake_fd = -1
 
+    def save_memory(self) -> None:
+        """Write down what is remembered of the other members. Blocks on the disk."""
+        if self._storage is not None:
+            self._storage.marks.save()
+
     def _post(self, action: Callable[[], None]) -> None:
         self._mailbox.append(action)
         self._wake()
@@ -125,7 +136,7 @@ class Runner:
     def _run(self) -> None:
         storage: Storage | None = None
         try:
-            storage = Storage(self._settings)
+            self._storage = storage = Storage(self._settings)
             self._core = core = RaftCore(self._settings, storage, self)
             core.watch(self._wake_fd, self._on_wake)
             # Between applying and waiting: an answer must not wait for the next event.
@@ -134,6 +145,7 @@ class Runner:
             self._listener.on_started()
             self._add(self._catch_up_id, encode_command(Read(self._catch_up_id)))
             while not self._stopping:
+                core.position = self.position
                 self._send_pending(core)
                 core.tick()
                 self._drain()
@@ -188,6 +200,10 @@ class Runner:
             self._caught_up = True
         else:
             self._answers.append(answer)
+
+    def on_remembered(self, epoch: int, index: int) -> None:
+        """Hand it on at once: before any answer or view that comes later (decision 18)."""
+        self._listener.on_remembered(epoch, index)
 
     def on_restored(self) -> None:
         """Look whether a dump answers what is pending."""

@@ -9,7 +9,8 @@ from election.pysyncobj_adapter.dump import Dump, DumpStore
 from election.pysyncobj_adapter.errors import RolledBackError, StorageCorruptError
 from election.pysyncobj_adapter.files import DirectoryLock
 from election.pysyncobj_adapter.journal import Journal
-from election.pysyncobj_adapter.progress_mark import ProgressMark
+from election.pysyncobj_adapter.peer_marks import PeerMarks
+from election.pysyncobj_adapter.progress_mark import ProgressMark, is_behind
 from election.pysyncobj_adapter.settings import AgreementSettings
 
 
@@ -47,12 +48,13 @@ class Storage:
         self.book = MemberBook(members, founders)
         self._mark = ProgressMark(settings.directory, self.journal.directory_id)
         self._check_mark(settings.directory)
+        self.marks = PeerMarks(settings.directory)
 
     def _check_mark(self, directory: Path) -> None:
         known = self._mark.known
         last_index = self.journal[-1][1] if len(self.journal) else 0
         held = (self.journal.getCurrentTerm(), last_index)
-        if held[0] < known[0] or held[1] < known[1]:
+        if is_behind(held, known):
             raise RolledBackError(directory, held, known)
 
     def note_progress(self, term: int, applied_index: int) -> None:
@@ -79,6 +81,8 @@ class Storage:
 
     def close(self) -> None:
         """Close the files and give the lock back. Idempotent."""
+        if hasattr(self, "marks"):
+            self.marks.save()
         if hasattr(self, "journal"):
             self.journal._destroy()
         self._lock.release()

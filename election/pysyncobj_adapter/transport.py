@@ -28,12 +28,15 @@ from election.pysyncobj_adapter.errors import StorageFullError
 from election.pysyncobj_adapter.journal import Journal
 from election.pysyncobj_adapter.link import Greeting, Link
 from election.pysyncobj_adapter.listener import Listener
+from election.pysyncobj_adapter.peer_marks import Mark, PeerMarks
 from election.pysyncobj_adapter.poller import Poller
 from election.pysyncobj_adapter.resolver import Resolver
 from election.pysyncobj_adapter.settings import AgreementSettings
 
 MAX_STRANGERS = 32
 PING_INTERVAL_S = 0.1
+TELL_INTERVAL_S = 1.0
+"""How far this member is, it tells at most so often on each link."""
 _REFUSAL_LOG_INTERVAL_S = 5.0
 _REFUSED_DIAL_PAUSE_S = 0.4
 
@@ -45,6 +48,9 @@ class Receiver(Protocol):
 
     def on_message(self, node: Node, message: wire.Message) -> None:
         """Take one message from a member."""
+
+    def on_remembered(self, node: Node, mark: Mark) -> None:
+        """Take what a member remembers of this one: before any other message on its link."""
 
 
 class RaftTransport(Transport):  # type: ignore[misc]
@@ -60,6 +66,8 @@ class RaftTransport(Transport):  # type: ignore[misc]
         poller: Poller,
         journal: Journal,
         book: MemberBook,
+        marks: PeerMarks,
+        own_mark: Callable[[], Mark],
         dial_addresses: Callable[[str], list[str]],
         welcome: Callable[[], AbstractSet[str]],
     ) -> None:
@@ -76,6 +84,8 @@ class RaftTransport(Transport):  # type: ignore[misc]
         self._poller = poller
         self._journal = journal
         self._book = book
+        self._marks = marks
+        self._own_mark = own_mark
         self._dial_addresses = dial_addresses
         self._welcome = welcome
         self._resolver = Resolver()
@@ -152,7 +162,10 @@ class RaftTransport(Transport):  # type: ignore[misc]
                 or now - link.last_read_at > settings.connection_timeout_ms / 1000
             ):
                 link.close()
-            elif now - link.last_sent_at > PING_INTERVAL_S:
+                continue
+            if self._may_tell(link, now):
+                self._tell(link, now)
+            if now - link.last_sent_at > PING_INTERVAL_S:
                 link.send(wire.encode(wire.Ping()), now)
         for node_id in self._nodes.keys() | self._welcome():
             if node_id < self._me and node_id not in self._open and node_id not in self._dialing:
@@ -255,6 +268,9 @@ class RaftTransport(Transport):  # type: ignore[misc]
         older = self._open.get(link.peer)
         if older is not None:
             older.close()
+        # First of all, so that the peer knows it before it votes or acts on anything sent here.
+        remembered = wire.Remembered(self._marks.of(_data_id(link)))
+        link.send(wire.encode(remembered), monotonic())
         self._discard(link)
         self._open[link.peer] = link
         link.last_read_at = monotonic()
@@ -272,8 +288,36 @@ class RaftTransport(Transport):  # type: ignore[misc]
             logger.warning("%s sent what is no message: %s", link.peer, error)
             link.close()
             return
-        if not isinstance(message, wire.Ping):
+        if not link.is_introduced or isinstance(message, wire.Remembered):
+            self._introduce(link, message)
+        elif isinstance(message, wire.Told):
+            self._marks.note(_data_id(link), message.mark)
+        elif not isinstance(message, wire.Ping):
             self._receiver.on_message(self._node(link.peer), message)
+
+    def _introduce(self, link: Link, message: wire.Message) -> None:
+        """What the peer remembers of this member is its first message; then all others count.
+
+        It is judged before any vote or entry of that peer is taken (decision 18).
+        """
+        if link.is_introduced or not isinstance(message, wire.Remembered):
+            logger.warning("%s sent %s out of turn", link.peer, type(message).__name__)
+            link.close()
+            return
+        self._receiver.on_remembered(self._node(link.peer), message.mark)
+        link.is_introduced = True
+
+    def _may_tell(self, link: Link, now: float) -> bool:
+        """Not before the peer has said what it remembers: what an old copy tells would hide it."""
+        return link.is_introduced and now - link.told_at >= TELL_INTERVAL_S
+
+    def _tell(self, link: Link, now: float) -> None:
+        """Tell how far this member is, if it has got on; all of it is durable here."""
+        mark = self._own_mark()
+        if mark != link.told:
+            self._journal.sync()
+            link.told, link.told_at = mark, now
+            link.send(wire.encode(wire.Told(mark)), now)
 
     def on_closed(self, link: Link) -> None:
         """Forget the link."""
@@ -299,3 +343,8 @@ class RaftTransport(Transport):  # type: ignore[misc]
             self._strangers.remove(link)
         if self._dialing.get(link.peer) is link:
             del self._dialing[link.peer]
+
+
+def _data_id(link: Link) -> str:
+    greeting = link.peer_greeting
+    return greeting.claim.data_id if greeting is not None else ""

@@ -13,6 +13,7 @@ import msgspec
 
 from election.pysyncobj_adapter.dump import Chunk
 from election.pysyncobj_adapter.journal import Entry
+from election.pysyncobj_adapter.peer_marks import Mark
 
 
 class Append(msgspec.Struct, frozen=True, tag=1, array_like=True):
@@ -89,6 +90,18 @@ class Ping(msgspec.Struct, frozen=True, tag=10, array_like=True):
     """Keeps an idle connection known to be alive."""
 
 
+class Remembered(msgspec.Struct, frozen=True, tag=11, array_like=True):
+    """The first message of each side: what it remembers of the receiver (decision 18)."""
+
+    mark: Mark
+
+
+class Told(msgspec.Struct, frozen=True, tag=12, array_like=True):
+    """How far the sender is: to be remembered."""
+
+    mark: Mark
+
+
 Message = (
     Append
     | Snapshot
@@ -100,6 +113,8 @@ Message = (
     | PreVoteAnswer
     | TimeoutNow
     | Ping
+    | Remembered
+    | Told
 )
 
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from cluster.client import Client, ClientError
+from cluster.client import AsyncClient, ClientError
 from tests.faults.control import FaultyNodes
 from tests.support.cluster import Cluster, NodeSpec, wait_until
 from tests.support.partitions import Network
@@ -150,7 +150,7 @@ class SoakCluster(Cluster):
         self.launch(new)
         return new
 
-    def _client_but(self, node: str) -> Client:
+    def _client_but(self, node: str) -> AsyncClient:
         return self.client(*(other for other in self.running if other != node))
 
     def _rename(self, old: str, new: str, spec: NodeSpec) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from cluster.client import (
-    Client,
+    AsyncClient,
     ClientError,
     NotAppliedError,
     PreconditionFailedError,
@@ -74,7 +74,7 @@ class Sentinel:
                 except (UnknownOutcomeError, NotAppliedError, PreconditionFailedError):
                     number, revision = await self._look(client, stop)
 
-    async def _look(self, client: Client, stop: asyncio.Event) -> tuple[int, int]:
+    async def _look(self, client: AsyncClient, stop: asyncio.Event) -> tuple[int, int]:
         """Return what stands under the key now, and its revision."""
         while not stop.is_set():
             try:

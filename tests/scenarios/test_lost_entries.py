@@ -58,7 +58,7 @@ def test_a_primary_that_lost_its_tail_waits_for_a_backup_that_is_down() -> None:
 
 
 def test_a_backup_that_lost_its_tail_and_was_told_so_takes_over_from_nobody() -> None:
-    """Seed 20968: the primary cannot remove it, lets go, and alone has what was lost."""
+    """Seed 20968: the primary cannot remove it, gives way, and alone has what was lost."""
     cluster = Cluster(2)
     cluster.write(10)
     cluster.cut_consensus("a")

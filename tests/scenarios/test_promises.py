@@ -227,7 +227,7 @@ def _pause_the_primary(cluster: Cluster, pause_ms: float) -> None:
 
 
 def test_reads_come_back_after_a_pause_of_a_backup_without_a_majority() -> None:
-    """The primary has let go of its role, and nobody else could take it: it takes it up again."""
+    """The primary has given way, and nobody else could take it: it takes it up again."""
     for pause_ms in (600, 3000):
         for n_nodes in (2, 3):  # of three, one is well all the time, and is not asked meanwhile
             _pause_a_backup(Cluster(n_nodes), pause_ms)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tests.sim.node import Node
 
 PROPOSAL_TIMEOUT_MS = 1000.0
+TELL_GAP_MS = 50.0
+"""How far a node is, it tells at most so often (a second in production, where time is longer)."""
 
 
 class Agreement:
@@ -42,6 +44,11 @@ class Agreement:
         self.in_flight: dict[str, int] = {}
         self.holding: set[str] = set()  # proposals of these nodes wait in `held`
         self.held: list[tuple[str, Change, int]] = []
+        # What the others remember of each node (decision 18): (epoch, index), and when it told it.
+        self.remembers = False
+        self.marks: dict[str, tuple[int, int]] = {}
+        self._told_at: dict[str, float] = {}
+        self._reminded: dict[str, int] = {}  # node: the life whose link with consensus is open
         oracle.on_true_view(None, first)
 
     @property
@@ -91,12 +98,37 @@ class Agreement:
 
     def _learn(self, node: Node, life: int, view: View) -> None:
         if node.id not in self.cut_off:
-            node.post(life, node.on_view, view)
+            node.post(life, self._tell_view, node, view)
+
+    def _tell_view(self, node: Node, view: View) -> None:
+        self._remind(node)
+        node.on_view(view)
+
+    def _remind(self, node: Node) -> None:
+        """What is remembered of a node is the first that it hears on a link (decision 18)."""
+        if self._reminded.get(node.id) != node.life:
+            self._reminded[node.id] = node.life
+            if self.remembers and node.id in self.marks:
+                node.on_reminder(*self.marks[node.id])
+
+    def tell(self, node: Node) -> None:
+        """A node tells how far it is, once its link with consensus is open."""
+        now = self._clockwork.now
+        if (
+            self.remembers
+            and node.id not in self.cut_off
+            and self._reminded.get(node.id) == node.life
+            and now - self._told_at.get(node.id, -TELL_GAP_MS) >= TELL_GAP_MS
+        ):
+            self._told_at[node.id] = now
+            position = node.replica.core.committed_position
+            self.marks[node.id] = max(position, self.marks.get(node.id, (0, 0)))
 
     def reconnect(self, node_id: str) -> None:
         """A node that was cut off reaches consensus again."""
         if node_id in self.cut_off and node_id not in self.cut_off_for_good:
             self.cut_off.discard(node_id)
+            self._reminded.pop(node_id, None)
             self.inform(self.nodes[node_id])
 
     def has_majority(self) -> bool:
@@ -137,7 +169,7 @@ class Agreement:
         node.post(life, node.on_answer, None, answered=False)
 
     def _heard(self, node: Node, effect: fx.Propose, view: View) -> None:
-        node.on_view(view)
+        self._tell_view(node, view)
         if node.may_propose(effect):
             self._leave(node, effect)
         else:
@@ -200,7 +232,11 @@ class Agreement:
         if node.id in self.cut_off:
             self._clockwork.after(PROPOSAL_TIMEOUT_MS / 2, self._unknown, node, life)
         else:
-            node.post(life, node.on_answer, view, answered=True)
+            node.post(life, self._tell_answer, node, view)
+
+    def _tell_answer(self, node: Node, view: View) -> None:
+        self._remind(node)
+        node.on_answer(view, answered=True)
 
     def _unknown(self, node: Node, life: int) -> None:
         """The outcome is unknown: the node reads the view back if it can (E3)."""

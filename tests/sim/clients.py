@@ -38,7 +38,6 @@ OPERATIONS_PER_GROUP = 60
 ASK_MS = (0.1, 2.0)
 LATE_MS = (20.0, 800.0)
 RETRY_PAUSE_MS = (5.0, 60.0)
-READ_INDEX_TIMEOUT_MS = 500.0
 RANGE_LIMIT = 1000
 
 _KINDS = {
@@ -316,7 +315,7 @@ class Asking:
         view = node.replica.view
         try:
             if node.replica.primary is None and view is not None and node.id in view.in_sync:
-                self._ask_index(node, view.primary, number)
+                self._ask_index(node, number)
                 return
             if service.needs_confirmation(self.asks):
                 node.confirm(Confirmed(self, node, number))
@@ -329,46 +328,18 @@ class Asking:
         else:
             self.clients.answer(self._read, number, answer)
 
-    def _ask_index(self, node: Node, primary_id: str, number: int) -> None:
-        """A read at a backup: ask the primary for its commit index, and wait to have applied it."""
-        clockwork, network = self.clockwork, self.clients.world.network
-        primary, life = self.clients.world.nodes[primary_id], node.life
-
-        def question() -> None:
-            if not network.is_cut(node.id, primary.id):
-                primary.post(primary.life, asked)
-
-        def asked() -> None:
-            assert primary.service is not None
-            assert isinstance(self.asks, Query)
-            if primary.service.needs_confirmation(self.asks):
-                primary.confirm(Told(reply))
-                return
-            try:
-                epoch, index = primary.service.read_index()
-            except NotPrimaryError:
-                return
-            reply(epoch, index)
-
-        def reply(epoch: int, index: int) -> None:
-            clockwork.after(clockwork.between(*network.delay_ms), answered, epoch, index)
-
-        def answered(epoch: int, index: int) -> None:
-            if not network.is_cut(primary.id, node.id):
-                node.post(life, learned, epoch, index)
-
-        def learned(epoch: int, index: int) -> None:
-            assert node.service is not None
-            node.service.learn_commit(epoch, index)
-            node.service.when_applied(index, read)
+    def _ask_index(self, node: Node, number: int) -> None:
+        """A read at a backup: it asks the primary for its commit index, and waits to apply it."""
+        assert node.service is not None
+        assert isinstance(self.asks, Query)
 
         def read() -> None:
             assert node.service is not None
             assert isinstance(self.asks, Query)
-            clockwork.seen["client: read at a backup"] += 1
+            self.clockwork.seen["client: read at a backup"] += 1
             self.clients.answer(self._read, number, node.service.read(self.asks))
 
-        clockwork.after(clockwork.between(*network.delay_ms), question)
+        node.service.questions(self.asks).join(read)
 
     # -- back at the client
 
@@ -490,26 +461,6 @@ class Confirmed:
     def set_exception(self, exception: OperationError, /) -> None:
         """Ask elsewhere."""
         self._asking.clients.answer(self._asking._refused, self._number, exception)
-
-
-class Told:
-    """A backup's question that waits for the primary's confirmation."""
-
-    __slots__ = ("_reply",)
-
-    def __init__(self, reply: Callable[[int, int], None]) -> None:
-        self._reply = reply
-
-    def done(self) -> bool:
-        """Nobody says that the backup waits no more."""
-        return False
-
-    def set_result(self, point: ReadPoint, /) -> None:
-        """The backup may read once it has applied that."""
-        self._reply(point.epoch, point.index)
-
-    def set_exception(self, exception: OperationError, /) -> None:
-        """No answer: the backup's client asks again."""
 
 
 class Answer:

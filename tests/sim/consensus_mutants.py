@@ -16,17 +16,21 @@ from datapath import effects as fx
 from datapath.backup import Backup
 from datapath.primary import Primary
 from datapath.replica import Replica
+from election.pysyncobj_adapter import core as core_module
 from election.pysyncobj_adapter import journal as journal_module
 from election.pysyncobj_adapter import wire
 from election.pysyncobj_adapter.core import RaftCore
 from election.pysyncobj_adapter.files import write_all
 from election.pysyncobj_adapter.journal import Journal
+from election.pysyncobj_adapter.link import Link
+from election.pysyncobj_adapter.peer_marks import Mark
 from election.pysyncobj_adapter.transport import RaftTransport
 from election.view import View
 from tests.scenarios import test_handover, test_joining
 from tests.sim.mutant import Mutant, Patch
 
 UNIT = "tests/unit/election/"
+MARKS = f"{UNIT}test_peer_marks.py::"
 
 
 def _e2_authority_without_a_view() -> list[Patch]:
@@ -57,7 +61,7 @@ def _e3_an_unknown_joining_has_failed() -> list[Patch]:
     def forget(primary: Primary, *, answered: bool) -> None:
         done(primary, answered=answered)
         if not answered:
-            primary._adding = ""
+            primary.in_sync.adding = ""
 
     return [patch.object(Primary, "on_proposal_done", forget)]
 
@@ -162,6 +166,30 @@ def _e4_steps_nobody_may_outlive() -> list[Patch]:
     return [patch.object(RaftCore, "_outlives", lambda *_: True)]
 
 
+def _e4_an_old_copy_votes() -> list[Patch]:
+    return [patch.object(core_module, "is_behind", lambda *_: False)]
+
+
+def _e4_heard_before_it_is_introduced() -> list[Patch]:
+    """As if a link began with any message: votes could come before what is remembered."""
+
+    def introduce(links: RaftTransport, link: Link, message: wire.Message) -> None:
+        link.is_introduced = True
+        if isinstance(message, wire.Remembered):
+            links._receiver.on_remembered(links._node(link.peer), message.mark)
+
+    return [patch.object(RaftTransport, "_introduce", introduce)]
+
+
+def _e4_a_memory_that_goes_back() -> list[Patch]:
+    return [patch.object(Mark, "joined", lambda _, other: other)]
+
+
+def _e4_told_before_it_was_compared() -> list[Patch]:
+    """What an old copy tells must not hide what was remembered of its newer self."""
+    return [patch.object(RaftTransport, "_may_tell", lambda *_: True)]
+
+
 CONSENSUS_MUTANTS = (
     Mutant("E2", "whoever leads consensus acts as primary", _e2_authority_without_a_view),
     Mutant("E3", "an unknown take-over is taken for failed", _e3_an_unknown_take_over_has_failed),
@@ -230,5 +258,24 @@ CONSENSUS_MUTANTS = (
         "E4", "a node that is no voter yet stands for election", _e4_strangers_stand,
         unit=UNIT + "test_core.py::TestNewcomers"
         "::test_one_that_is_no_member_yet_never_stands",
+    ),
+    Mutant(
+        "E4", "who lacks votes that others remember votes again", _e4_an_old_copy_votes,
+        unit=MARKS + "test_who_lacks_a_vote_or_an_entry_that_is_remembered_ends_before_it_votes",
+    ),
+    Mutant(
+        "E4", "a member is heard before it said what it remembers",
+        _e4_heard_before_it_is_introduced,
+        unit=MARKS + "test_who_does_not_say_first_what_it_remembers_is_not_listened_to",
+    ),
+    Mutant(
+        "E4", "a member tells how far it is before it was compared",
+        _e4_told_before_it_was_compared,
+        unit=MARKS + "test_nothing_is_told_on_a_link_before_the_peer_has_said_what_it_remembers",
+    ),
+    Mutant(
+        "E4", "what was told last is remembered, though it was less",
+        _e4_a_memory_that_goes_back,
+        unit=MARKS + "test_who_tells_less_is_remembered_as_further",
     ),
 )  # fmt: skip

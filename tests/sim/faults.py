@@ -59,6 +59,8 @@ class Schedule:
         self._may_append = True
         world.agreement.unknown_rate = random.choice((0.0, 0.2, 0.5, 0.9))
         world.agreement.laggards = random.choice((0.0, 0.1, 0.4))
+        # In half of them the others' memory of how far a node was is too old to be of any use.
+        world.agreement.remembers = seed // 3 % 2 == 0
         world.snapshot_failure_rate = random.choice((0.0, 0.3))
         world.snapshot_ms = random.choice((20.0, 150.0, 800.0))
         if clockwork.chance(0.2):

@@ -65,6 +65,7 @@ class Node:
         self.installing = False
         self.has_lost = False  # a fault took durable entries, and it has not caught up since
         self.loss_is_hidden = False  # nothing on its disk tells of it, and nobody has told it yet
+        self.loss_is_remembered = False  # but other nodes do: it is told before it could act on it
         self.commit_index = 0
         self.held = (0, 0)  # (acknowledged index, cuts) at which its disk was seen to be right
         self.takeovers: set[int] = set()  # versions that this life has proposed itself at
@@ -168,9 +169,13 @@ class Node:
         self.world.network.forget(self)
         self.oracle.check_holds_committed(self)
 
-    def hide_loss(self) -> None:
-        """What the crash took leaves no trace on the disk: its directory is an old copy."""
+    def hide_loss(self, *, remembered: bool = False) -> None:
+        """What the crash took leaves no trace on the disk: its directory is an old copy.
+
+        `remembered`: nodes without that data know that it was there (decision 18).
+        """
         self.loss_is_hidden, self._torn = True, False
+        self.loss_is_remembered = remembered
 
     def pause(self) -> None:
         """Stop the process; what arrives meanwhile waits."""
@@ -220,6 +225,7 @@ class Node:
         if replica.primary is not None:
             self._count_situations(replica.primary)
         self._carry_out(replica.on_tick(now_ms, disk_stalled=stalled))
+        self.world.agreement.tell(self)
         self.confirmations.expire()
         if self.service is not None:
             self.service.on_tick()
@@ -231,8 +237,8 @@ class Node:
             seen["waited for own promise"] += 1
         if primary.is_open and self.clock() >= primary.lease_until_ms():
             seen["lease expired"] += 1
-        if primary._abdicating:
-            seen["abdication"] += 1
+        if primary.in_sync.giving_way:
+            seen["gave way"] += 1
         if len(primary.view.in_sync) < self.world.bounds.min_in_sync:
             seen["too few in sync"] += 1
 
@@ -263,6 +269,20 @@ class Node:
         self._carry_out(self.replica.on_view(view))
         if self.service is not None:
             self.service.on_view()
+
+    def on_reminder(self, epoch: int, index: int) -> None:
+        """Another node remembers that this one had that entry committed."""
+        was_damaged = self.replica.core.damaged
+        self._carry_out(self.replica.on_reminder(epoch, index))
+        if self.replica.core.damaged and not was_damaged:
+            self.clockwork.seen["reminded of its loss"] += 1
+            if self.clockwork.tracing:
+                self.clockwork.note(f"{self.id} is reminded of entry {index} of epoch {epoch}")
+            if not self.has_lost:
+                self.oracle.fail(
+                    f"{self.id} is told that it has gone back behind entry {index} of epoch "
+                    f"{epoch}, and its disk has lost nothing"
+                )
 
     def on_answer(self, view: View | None, *, answered: bool) -> None:
         """A proposal has ended."""
@@ -350,6 +370,7 @@ class Node:
                 self.world.agreement.cut_off_for_good.discard(self.id)
                 self.world.agreement.reconnect(self.id)
             self.has_lost = core.suspect or core.damaged or self.loss_is_hidden
+            self.loss_is_remembered = self.loss_is_remembered and self.has_lost
         self.oracle.check_node(self)
 
     def _send(self, effect: fx.Send) -> None:

@@ -12,6 +12,7 @@ import election.view as view_module
 from datapath import effects as fx
 from datapath.backup import Backup
 from datapath.core import Core
+from datapath.in_sync import InSync
 from datapath.logindex import LogIndex
 from datapath.messages import Append, HeartbeatReply, Probe, ProbeReply
 from datapath.primary import Primary
@@ -23,6 +24,7 @@ from tests.scenarios import (
     test_joining,
     test_lost_entries,
     test_promises,
+    test_put_back,
     test_snapshots,
 )
 from tests.sim.mutant import Mutant, Patch
@@ -104,7 +106,7 @@ def _d1_removal_before_it_is_agreed() -> list[Patch]:
     required = Primary.required
 
     def without_silent(primary: Primary) -> set[str]:
-        return {node for node in required(primary) if not primary._is_due_for_removal(node)}
+        return {node for node in required(primary) if not primary.in_sync.must_remove(node)}
 
     return [patch.object(Primary, "required", without_silent)]
 
@@ -166,14 +168,14 @@ def _d5_late_promises() -> list[Patch]:
 
 
 def _d5_late_removal() -> list[Patch]:
-    is_due = Primary._is_due_for_removal
+    must_remove = InSync.must_remove
 
-    def late(primary: Primary, node: str) -> bool:
-        peer = primary.peers.get(node)
-        age = primary._core.now_ms - peer.heard_ms if peer else 0.0
-        return age > 60_000 and is_due(primary, node)
+    def late(in_sync: InSync, node: str) -> bool:
+        peer = in_sync._peers.get(node)
+        age = in_sync._core.now_ms - peer.heard_ms if peer else 0.0
+        return age > 60_000 and must_remove(in_sync, node)
 
-    return [patch.object(Primary, "_is_due_for_removal", late)]
+    return [patch.object(InSync, "must_remove", late)]
 
 
 def _d6_serve_before_the_opening_commits() -> list[Patch]:
@@ -222,23 +224,19 @@ def _e5_second_primary() -> list[Patch]:
 
 
 def _d7_join_at_once() -> list[Patch]:
-    def may_join(primary: Primary, peer: Progress) -> bool:
-        return primary.stage == "open" and peer.state == "replicate"
+    def may_join(_in_sync: InSync, peer: Progress, _opening_index: int) -> bool:
+        return peer.state == "replicate"
 
-    return [patch.object(Primary, "_may_join", may_join)]
+    return [patch.object(InSync, "may_join", may_join)]
 
 
 def _d7_join_without_the_opening() -> list[Patch]:
-    may_join = Primary._may_join
+    may_join = InSync.may_join
 
-    def join(primary: Primary, peer: Progress) -> bool:
-        opening, primary.opening_index = primary.opening_index, 0
-        try:
-            return may_join(primary, peer)
-        finally:
-            primary.opening_index = opening
+    def join(in_sync: InSync, peer: Progress, _opening_index: int) -> bool:
+        return may_join(in_sync, peer, 0)
 
-    return [patch.object(Primary, "_may_join", join)]
+    return [patch.object(InSync, "may_join", join)]
 
 
 def _d9_ack_before_it_is_durable() -> list[Patch]:
@@ -299,14 +297,15 @@ def _b_wishing_counts_as_proposing() -> list[Patch]:
 
 
 def _b_nobody_is_let_back() -> list[Patch]:
-    check = Primary._check_abdication
+    check = InSync.check_giving_way
 
-    def forget(primary: Primary) -> None:
-        check(primary)
-        if primary._abdicating:
-            primary._held_up_by = frozenset(primary.view.in_sync)
+    def forget(in_sync: InSync, *, held_up: bool) -> bool:
+        stopped = check(in_sync, held_up=held_up)
+        if in_sync.giving_way:
+            in_sync._gave_way_for = frozenset(in_sync.view.in_sync)
+        return stopped
 
-    return [patch.object(Primary, "_check_abdication", forget)]
+    return [patch.object(InSync, "check_giving_way", forget)]
 
 
 def _c_speak_before_it_is_durable() -> list[Patch]:
@@ -405,6 +404,26 @@ def _e_who_is_told_is_not_damaged() -> list[Patch]:
             on_probe(backup, peer, message)
 
     return [patch.object(Backup, "on_probe", forget)]
+
+
+def _e_reminders_are_ignored() -> list[Patch]:
+    return [patch.object(Replica, "_has_gone_back", lambda *_: False)]
+
+
+def _e_a_reminded_primary_goes_on() -> list[Patch]:
+    return [patch.object(Primary, "on_gone_back", lambda *_: None)]
+
+
+def _e_tells_what_may_be_cut() -> list[Patch]:
+    last = property(lambda core: core.log.last_position)
+    return [patch.object(Core, "committed_position", last)]
+
+
+def _e_misses_what_was_given_up() -> list[Patch]:
+    def has_gone_back(replica: Replica, epoch: int, index: int) -> bool:
+        return not replica.core.holds_committed(epoch, index)
+
+    return [patch.object(Replica, "_has_gone_back", has_gone_back)]
 
 
 def _install_over_a_longer_log() -> list[Patch]:
@@ -551,4 +570,20 @@ REPLICA_MUTANTS = (
         .test_a_backup_that_lost_its_tail_and_was_told_so_takes_over_from_nobody,
     ),
     Mutant("e", "a damaged replica takes over", _e_damaged_takes_over, seed=10),
+    Mutant(
+        "e", "what others remember of it is ignored", _e_reminders_are_ignored,
+        scenario=test_put_back
+        .test_a_backup_put_back_while_the_primary_is_away_takes_over_from_nobody,
+    ),
+    Mutant("e", "what others remember of it is ignored, at random", _e_reminders_are_ignored),
+    Mutant(
+        "e", "a primary that is reminded of its loss goes on", _e_a_reminded_primary_goes_on,
+        unit="tests/unit/replica/test_reminders.py::test_a_primary_notes_it_and_stops",
+    ),
+    Mutant("e", "tells the others of what may be cut yet", _e_tells_what_may_be_cut),
+    Mutant(
+        "e", "misses what the cluster has given up", _e_misses_what_was_given_up,
+        unit="tests/unit/replica/test_reminders.py"
+        "::test_entries_that_the_cluster_has_given_up_are_not_missed",
+    ),
 )  # fmt: skip

@@ -43,6 +43,7 @@ class Cluster:
         seed: int = 1,
         timing: Timing | None = None,
         has_service: bool = False,
+        remembers: bool = False,
         clocks_stop: bool = False,
     ) -> None:
         self.world = World(
@@ -55,6 +56,7 @@ class Cluster:
             clocks_stop=clocks_stop,
         )
         self.timing = self.world.timing
+        self.world.agreement.remembers = remembers
         for node in self.world.nodes.values():
             node.clock_rate = 1.0
             node.tick_ms = 15.0

@@ -19,6 +19,7 @@ from datapath.executor import Executor, ReadView
 from datapath.operations import Operation, Query, QueryResult, Sink
 from datapath.pipeline import Pipeline
 from datapath.records import Entry, Record
+from tests.sim.questions import Questions
 
 if TYPE_CHECKING:
     from tests.sim.node import Node
@@ -117,6 +118,7 @@ class NodeService:
         self.pipeline: Pipeline
         self.executor: Executor
         self.read_view: ReadView
+        self._questions: dict[bool, Questions] = {}
         # Each effect does first what it does on a node without a service.
         self._also(fx.WriteRecords, lambda effect: self.pipeline.on_written(effect.records))
         self._also(fx.TruncateLog, lambda effect: self.pipeline.on_truncated(effect.from_index))
@@ -155,6 +157,7 @@ class NodeService:
         self._snapshots.clear()
         self.executor = Executor(self.kv, self.store, node.world.bounds.client_table, node.clock)
         self.read_view = ReadView(self.store)
+        self._questions = {kind: Questions(node, confirmed=kind) for kind in (False, True)}
         life = node.life
         self.pipeline = Pipeline(
             node.id,
@@ -256,6 +259,10 @@ class NodeService:
         """Run a query on what is applied here."""
         value = self.kv.queries[query.method](self.read_view, *query.args)
         return QueryResult(value, self.store.applied_index, self._node.replica.epoch, self._node.id)
+
+    def questions(self, query: Query) -> Questions:
+        """Return what a read at this backup has to join."""
+        return self._questions[query.consistency == "confirmed"]
 
     def read_index(self) -> tuple[int, int]:
         """Return (epoch, commit index) if this node serves. Raises NotPrimaryError."""

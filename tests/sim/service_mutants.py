@@ -192,8 +192,7 @@ SERVICE_MUTANTS = (
         "::test_a_primary_of_an_older_epoch_is_refused",
     ),
     Mutant(
-        "D4", "reads join an older question", _d4_reads_join_an_older_question,
-        unit=READS + "test_a_read_does_not_use_the_answer_to_an_older_question",
+        "D4", "reads join an older question", _d4_reads_join_an_older_question, clients=True,
     ),
     Mutant(
         "D4", "a read index needs no lease", _d4_a_read_index_without_a_lease,

@@ -28,7 +28,7 @@ class Troubles:
             self.drop, self.drop, self.slow_network, self.go_far,
             self.cut_consensus, self.cut_consensus, self.slow_agreement, self.stop_witness,
             self.slow_disk, self.stall_disk, self.fail_disk, self.fill_disk,
-            self.lose_entries, self.lose_entries,
+            self.lose_entries, self.lose_entries, self.put_back, self.put_back,
             self.hand_over, self.hand_over, self.hand_over, self.trim, self.trim,
             self.outgrow, self.outgrow,
             self.change_members, self.change_clock_rate,
@@ -51,8 +51,14 @@ class Troubles:
         clockwork.after(clockwork.between(low_ms, high_ms), action, *args)
 
     def _may_stop(self) -> bool:
-        """After a loss of durable entries the others must live on: it is one fault too many."""
-        return not any(node.has_lost for node in self.world.nodes.values())
+        """After a loss of durable entries the others must live on: it is one fault too many.
+
+        Not so if nodes without that data remember it.
+        """
+        return all(node.loss_is_remembered for node in self.world.nodes.values() if node.has_lost)
+
+    def _has_lost(self) -> bool:
+        return any(node.has_lost for node in self.world.nodes.values())
 
     # -- processes
 
@@ -111,13 +117,34 @@ class Troubles:
                     world.agreement.cut_off.add(name)
                     self._after(1500, 2500, world.agreement.reconnect, name)
 
+    def put_back(self) -> None:
+        """A whole directory is put back; the others' memory has what it lacks (decision 18).
+
+        Consensus has not moved since: else the old copy would be refused by that alone. Unlike
+        after `lose_entries`, those who hold what is missing may stop at once.
+        """
+        clockwork = self.world.clockwork
+        node, agreement = self._node(), self.world.agreement
+        if not agreement.remembers or not self._others_hold_all(node):
+            return
+        epoch, index = agreement.marks.get(node.id, (0, 0))
+        log = node.disk.durable
+        places = [record for record in log.records[-5:] if record.first_index <= index]
+        places = [record for record in places if record.epoch == epoch == node.disk.accepted[0]]
+        if not places or log.epoch_at(places[0].first_index - 1) != epoch:
+            return
+        clockwork.seen["put back"] += 1
+        node.crash(clockwork.random.choice(places).first_index)
+        node.hide_loss(remembered=True)
+        self._after(5, 400, self._start, node)
+
     def _others_hold_all(self, node: Node) -> bool:
         """Whether others in sync hold what a node may lose, and no proposal can take them out."""
         world = self.world
         others = [name for name in world.view.in_sync if name != node.id]
         return (
             node.is_up
-            and self._may_stop()
+            and not self._has_lost()
             and bool(others)
             and not any(world.agreement.in_flight.values())
             and all(world.nodes[name].is_up for name in others)
@@ -415,4 +442,4 @@ class Troubles:
 
     def _needed(self) -> tuple[str, ...]:
         """Who holds what a replica with lost entries needs."""
-        return self.world.view.in_sync if not self._may_stop() else ()
+        return self.world.view.in_sync if self._has_lost() else ()

@@ -34,7 +34,7 @@ from typing import IO, Any, Self, TypeVar, overload
 import msgspec
 
 from cluster.client import (
-    Client,
+    AsyncClient,
     ClientError,
     NotAppliedError,
     PreconditionFailedError,
@@ -429,10 +429,10 @@ class Cluster:
         timeout_ms: int = 20_000,
         max_connections: int = 64,
         discover: bool = True,
-    ) -> Client:
+    ) -> AsyncClient:
         """Return a client of these nodes (default: all); use it as a context manager."""
         urls = [self.url(node) for node in nodes or tuple(self.specs)]
-        return Client(
+        return AsyncClient(
             urls, timeout_ms=timeout_ms, max_connections=max_connections, discover=discover
         )
 

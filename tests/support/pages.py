@@ -27,6 +27,7 @@ from typing import Any
 import msgspec
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("docs", "bench", "examples")
 KINDS = frozenset({"sh", "python", "toml", "shell", "text"})
 DEADLINE_S = 60.0
 _BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -51,7 +52,7 @@ class Block(msgspec.Struct, frozen=True):
 
 def pages() -> list[Path]:
     """Return every page of the project's documentation."""
-    shelves = (ROOT.glob("*.md"), (ROOT / "docs").rglob("*.md"), (ROOT / "bench").rglob("*.md"))
+    shelves = [ROOT.glob("*.md"), *((ROOT / name).rglob("*.md") for name in FOLDERS)]
     found = {path for shelf in shelves for path in shelf}
     return sorted(found | {ROOT / "tests" / "sim" / "README.md"})
 

@@ -12,9 +12,9 @@ import pytest
 
 from cluster.bulk_wire import WireTransport
 from cluster.client import (
+    AsyncClient,
     Client,
     InvalidRequestError,
-    SyncClient,
     UnavailableError,
     UnknownOutcomeError,
     WrongClusterError,
@@ -98,7 +98,7 @@ async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
         await asyncio.sleep(0.01)
 
 
-async def settled(client: Client) -> None:
+async def settled(client: AsyncClient) -> None:
     """Wait for what a client does in the background after its first call."""
     refresh = client._transport._refresh
     if refresh is not None:
@@ -135,7 +135,7 @@ async def test_it_is_known_before_the_first_write_leaves_which_cluster_it_is_for
     nodes: FakeCluster, other: FakeCluster
 ) -> None:
     ends = [nodes["n1"].url, other["n1"].url]
-    async with Client(ends, timeout_ms=500, discover=False) as client:
+    async with AsyncClient(ends, timeout_ms=500, discover=False) as client:
         # The question for the name passes; the write is applied and its answer lost.
         nodes["n1"].cuts += ["", "after"]  # type: ignore[list-item]
         with pytest.raises(UnknownOutcomeError, match="cluster other"):
@@ -145,7 +145,10 @@ async def test_it_is_known_before_the_first_write_leaves_which_cluster_it_is_for
 
 
 async def test_whoever_is_given_a_proxy_stays_behind_it(nodes: FakeCluster) -> None:
-    async with relay(nodes["n3"].port) as between, Client(between.url, timeout_ms=600) as client:
+    async with (
+        relay(nodes["n3"].port) as between,
+        AsyncClient(between.url, timeout_ms=600) as client,
+    ):
         for number in range(5):
             await client.put("k", str(number))
         await client.status()
@@ -173,7 +176,7 @@ async def test_an_advertised_address_where_another_cluster_listens_is_not_used(
     )
     nodes.core.view = msgspec.structs.replace(nodes.core.view, members=members)
     nodes.set_primary("n2")
-    async with Client(nodes["n1"].url) as client:
+    async with AsyncClient(nodes["n1"].url) as client:
         for number in range(12):
             await client.put(f"k{number}", b"v")
             await asyncio.sleep(0)
@@ -190,7 +193,7 @@ async def test_an_advertised_address_where_another_cluster_listens_is_not_used(
 async def test_a_learned_address_that_comes_to_lead_elsewhere_is_left(
     nodes: FakeCluster, other: FakeCluster
 ) -> None:
-    async with Client(nodes["n2"].url) as client:
+    async with AsyncClient(nodes["n2"].url) as client:
         await client.put("k", b"1")
         await until(lambda: len(client.endpoints) == 3)
         await client.put("k", b"2")
@@ -207,7 +210,7 @@ async def test_a_learned_address_that_comes_to_lead_elsewhere_is_left(
 
 
 async def test_discovery_can_be_switched_off(nodes: FakeCluster) -> None:
-    async with Client(nodes["n2"].url, discover=False, timeout_ms=400) as client:
+    async with AsyncClient(nodes["n2"].url, discover=False, timeout_ms=400) as client:
         await client.put("k", b"1")
         await client.status()
         await settled(client)
@@ -219,9 +222,9 @@ async def test_discovery_can_be_switched_off(nodes: FakeCluster) -> None:
 
 
 async def test_a_cluster_can_be_named_beforehand(nodes: FakeCluster) -> None:
-    async with Client(nodes.endpoints, cluster_id="fake") as client:
+    async with AsyncClient(nodes.endpoints, cluster_id="fake") as client:
         await client.put("k", b"1")
-    async with Client(nodes.endpoints, cluster_id="another") as client:
+    async with AsyncClient(nodes.endpoints, cluster_id="another") as client:
         with pytest.raises(WrongClusterError):
             await client.put("k", b"2")
         with pytest.raises(WrongClusterError):
@@ -230,7 +233,7 @@ async def test_a_cluster_can_be_named_beforehand(nodes: FakeCluster) -> None:
 
 
 async def test_a_node_that_does_not_know_its_cluster_yet_is_waited_for(nodes: FakeCluster) -> None:
-    async with Client(nodes.endpoints) as client:
+    async with AsyncClient(nodes.endpoints) as client:
         await client.put("k", b"1")
         rename(nodes, "")
         waiting = asyncio.create_task(client.put("k", b"2"))
@@ -257,7 +260,7 @@ async def test_an_answer_that_names_no_cluster_is_no_answer_of_this_one(
     async with (
         server,
         relay(nodes["n1"].port) as between,
-        Client(between.url, timeout_ms=400) as client,
+        AsyncClient(between.url, timeout_ms=400) as client,
     ):
         await client.put("k", b"1")
         between.lead_to(server.sockets[0].getsockname()[1])
@@ -269,7 +272,7 @@ async def test_an_answer_that_names_no_cluster_is_no_answer_of_this_one(
 
 async def test_the_plain_client_too(nodes: FakeCluster, other: FakeCluster) -> None:
     async with relay(nodes["n1"].port) as between:
-        client = SyncClient(between.url)
+        client = Client(between.url)
         await asyncio.to_thread(client.put, "k", b"1")
         assert client.cluster_id == "fake"
         between.lead_to(other["n1"].port)
@@ -283,7 +286,7 @@ async def test_the_plain_client_too(nodes: FakeCluster, other: FakeCluster) -> N
 
 
 async def test_the_plain_client_keeps_to_its_endpoint_if_told_to(nodes: FakeCluster) -> None:
-    client = SyncClient(nodes["n2"].url, discover=False)
+    client = Client(nodes["n2"].url, discover=False)
     await asyncio.to_thread(client.put, "k", b"1")
     await asyncio.to_thread(client.status)
     assert client.endpoints == (nodes["n2"].url,)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cluster.client import Client, SyncClient, UnavailableError, UnknownOutcomeError
+from cluster.client import AsyncClient, Client, UnavailableError, UnknownOutcomeError
 from tests.support.commands import ROOT, Ended
 from tests.support.fake_api import FakeCluster
 
@@ -48,7 +48,7 @@ async def program(code: str, *arguments: str, options: tuple[str, ...] = DEV) ->
 
 HEAD = """
 import atexit, gc, os, signal, sys, threading, time, warnings
-from cluster.client import SyncClient, ClientError
+from cluster.client import Client, ClientError
 url = sys.argv[1]
 """
 
@@ -131,7 +131,7 @@ async def test_after_a_fork_both_go_on(nodes: FakeCluster, way: str) -> None:
         HEAD
         + textwrap.dedent("""
         signal.alarm(20)
-        c = SyncClient(url, timeout_ms=3000)
+        c = Client(url, timeout_ms=3000)
         c.put("parent", b"1")
         def in_child():
             signal.alarm(20)
@@ -154,7 +154,7 @@ async def test_after_a_fork_both_go_on(nodes: FakeCluster, way: str) -> None:
 
 async def test_a_forked_child_talks_to_no_other_cluster(nodes: FakeCluster) -> None:
     code = HEAD + textwrap.dedent("""
-        c = SyncClient(url, timeout_ms=500, cluster_id="another")
+        c = Client(url, timeout_ms=500, cluster_id="another")
         if os.fork() == 0:
             try:
                 c.put("child", b"2")
@@ -172,46 +172,46 @@ async def test_a_forked_child_talks_to_no_other_cluster(nodes: FakeCluster) -> N
 EXITS = {
     "a finalizer that closes": """
         class Repository:
-            def __init__(self): self.c = SyncClient(url, timeout_ms=3000)
+            def __init__(self): self.c = Client(url, timeout_ms=3000)
             def __del__(self): self.c.close()
         kept = Repository(); kept.c.put("k", b"1")
     """,
     "a finalizer in a cycle": """
         class Repository:
-            def __init__(self): self.c = SyncClient(url, timeout_ms=3000); self.self = self
+            def __init__(self): self.c = Client(url, timeout_ms=3000); self.self = self
             def __del__(self): self.c.close()
         kept = Repository(); kept.c.put("k", b"1"); del kept
     """,
     "a finalizer that writes": """
         class Repository:
-            def __init__(self): self.c = SyncClient(url, timeout_ms=3000)
+            def __init__(self): self.c = Client(url, timeout_ms=3000)
             def __del__(self):
                 try: self.c.put("last", b"1")
                 except RuntimeError as error: print(error, file=sys.stdout, flush=True)
         sys.repository = Repository(); sys.repository.c.put("k", b"1")
     """,
     "atexit": """
-        c = SyncClient(url); c.put("k", b"1"); atexit.register(c.close)
+        c = Client(url); c.put("k", b"1"); atexit.register(c.close)
     """,
     "atexit, registered before": """
         late = []
         atexit.register(lambda: [c.close() for c in late])
-        late.append(SyncClient(url)); late[0].put("k", b"1")
+        late.append(Client(url)); late[0].put("k", b"1")
     """,
     "not closed": """
-        c = SyncClient(url); c.put("k", b"1")
+        c = Client(url); c.put("k", b"1")
     """,
     "never used": """
-        c = SyncClient(url)
+        c = Client(url)
     """,
     "amid a listing": """
-        c = SyncClient(url); c.put("k", b"1"); listing = c.list(); next(listing)
+        c = Client(url); c.put("k", b"1"); listing = c.list(); next(listing)
     """,
     "an exception": """
-        c = SyncClient(url); c.put("k", b"1"); raise SystemExit(0)
+        c = Client(url); c.put("k", b"1"); raise SystemExit(0)
     """,
     "another thread in a call": """
-        c = SyncClient(url, timeout_ms=20000); c.put("k", b"1")
+        c = Client(url, timeout_ms=20000); c.put("k", b"1")
         def ask():
             try:
                 while True: c.get("k")
@@ -231,7 +231,7 @@ async def test_a_program_ends(nodes: FakeCluster, way: str) -> None:
 
 async def test_one_that_is_dropped_leaves_nothing_and_is_told_of(nodes: FakeCluster) -> None:
     code = HEAD + textwrap.dedent(f"""
-        with SyncClient(url) as first:
+        with Client(url) as first:
             first.put("k", b"1")
         def settle(wanted):
             deadline = time.monotonic() + 10
@@ -245,17 +245,17 @@ async def test_one_that_is_dropped_leaves_nothing_and_is_told_of(nodes: FakeClus
         warnings.simplefilter("always")
         with warnings.catch_warnings(record=True) as caught:
             for number in range(10):
-                c = SyncClient(url); c.put("k", b"1")
+                c = Client(url); c.put("k", b"1")
             del c
             after = settle(before)
         assert after == before, (before, after)
         told = [str(item.message) for item in caught if item.category is ResourceWarning]
         assert len(told) == 10, told
-        assert "SyncClient" in told[0]
+        assert "Client" in told[0]
         for number in range(10):
-            with SyncClient(url) as c: c.put("k", b"1")
+            with Client(url) as c: c.put("k", b"1")
         assert settle(before) == before
-        try: SyncClient("ftp://x")
+        try: Client("ftp://x")
         except ValueError: pass
         assert settle(before) == before
         print("done")
@@ -267,7 +267,7 @@ async def test_one_that_is_dropped_leaves_nothing_and_is_told_of(nodes: FakeClus
 async def test_a_call_under_way_when_it_is_closed_ends_at_once(nodes: FakeCluster) -> None:
     for server in nodes.servers.values():
         server.node.pace_s = 15.0
-    client = SyncClient(nodes["n1"].url, timeout_ms=60_000, discover=False)
+    client = Client(nodes["n1"].url, timeout_ms=60_000, discover=False)
     call = asyncio.create_task(asyncio.to_thread(client.put, "k", b"1"))
     await until(lambda: nodes["n1"].node.requests > 0)
     await asyncio.to_thread(client.close)
@@ -280,7 +280,7 @@ async def test_its_time_out_holds_though_its_thread_is_stuck(nodes: FakeCluster)
     code = HEAD + textwrap.dedent("""
         import cluster.client_thread as thread
         thread.STUCK_AFTER_S = 0.2
-        c = SyncClient(url, timeout_ms=300)
+        c = Client(url, timeout_ms=300)
         c.put("k", b"1")
         stuck = threading.Event()
         c._here().runner._loop.call_soon_threadsafe(stuck.wait, 20)
@@ -303,7 +303,7 @@ def test_another_event_loop_is_told_so() -> None:
 
         asyncio.run(main())
 
-    client = Client("127.0.0.1:9", timeout_ms=50)
+    client = AsyncClient("127.0.0.1:9", timeout_ms=50)
 
     async def use() -> None:
         with pytest.raises(UnavailableError):
@@ -329,7 +329,7 @@ async def test_a_closed_client_does_not_hide_what_may_have_been_applied(
 ) -> None:
     for server in nodes.servers.values():
         server.node.pace_s = 15.0
-    client = Client(nodes.endpoints[:1], timeout_ms=60_000, discover=False)
+    client = AsyncClient(nodes.endpoints[:1], timeout_ms=60_000, discover=False)
     call = asyncio.create_task(client.put("k", b"v"))
     await until(lambda: nodes["n1"].node.requests > 0)
     await client.close()

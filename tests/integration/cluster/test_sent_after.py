@@ -14,7 +14,7 @@ from cluster import bulk, client_transport
 from cluster.bulk import Loader
 from cluster.bulk_checkpoint import Checkpoint, checkpoint_path, read_checkpoint
 from cluster.bulk_wire import WireTransport
-from cluster.client import Client, InvalidRequestError, SyncClient, UnknownOutcomeError
+from cluster.client import AsyncClient, Client, InvalidRequestError, UnknownOutcomeError
 from tests.integration.cluster.test_bulk import until_written, write_records
 from tests.support.commands import finish, run, start
 from tests.support.fake_api import FakeCluster
@@ -25,7 +25,7 @@ async def test_every_try_names_the_revision_that_was_known_before_the_first(
 ) -> None:
     nodes.core.index = 7
     nodes.faults += ["unknown_after", "not_applied", "unknown_before"]
-    async with Client(nodes.endpoints) as client:
+    async with AsyncClient(nodes.endpoints) as client:
         first = await client.put("k", b"1")
         assert first.revision == 8
         second = await client.put("k", b"2")
@@ -39,7 +39,7 @@ async def test_every_try_names_the_revision_that_was_known_before_the_first(
 
 
 async def test_reads_tell_it_too(nodes: FakeCluster) -> None:
-    async with Client(nodes.endpoints) as client:
+    async with AsyncClient(nodes.endpoints) as client:
         await client.put("k", b"1")
         nodes.core.index = 20
         await client.get("k")
@@ -57,7 +57,7 @@ async def test_what_is_repeated_after_it_was_forgotten_is_refused_for_good(
 ) -> None:
     nodes.core.index = 7
     nodes.faults += ["unknown_after"] * 100
-    async with Client(nodes.endpoints, timeout_ms=300) as client:
+    async with AsyncClient(nodes.endpoints, timeout_ms=300) as client:
         with pytest.raises(UnknownOutcomeError) as unknown:
             await client.put("k", b"1")
         assert unknown.value.idempotency_after == 7
@@ -80,13 +80,13 @@ async def test_what_is_repeated_after_it_was_forgotten_is_refused_for_good(
 
 
 async def repeat_elsewhere(nodes: FakeCluster, key: str, after: int | None) -> None:
-    async with Client(nodes.endpoints) as other:
+    async with AsyncClient(nodes.endpoints) as other:
         await other.put("k", b"1", idempotency_key=key, idempotency_after=after)
 
 
 async def repeat_plainly(nodes: FakeCluster, key: str, after: int | None) -> None:
     def repeat() -> None:
-        with SyncClient(nodes.endpoints) as client:
+        with Client(nodes.endpoints) as client:
             client.put("k", b"1", idempotency_key=key, idempotency_after=after)
 
     await asyncio.to_thread(repeat)
@@ -95,7 +95,7 @@ async def repeat_plainly(nodes: FakeCluster, key: str, after: int | None) -> Non
 async def test_a_client_that_was_idle_asks_anew_and_is_not_refused(
     nodes: FakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with Client(nodes.endpoints) as client:
+    async with AsyncClient(nodes.endpoints) as client:
         await client.put("k", b"1")
         nodes.core.index = 1000
         nodes.core.forget()
@@ -105,7 +105,7 @@ async def test_a_client_that_was_idle_asks_anew_and_is_not_refused(
 
 
 async def test_it_needs_the_key(nodes: FakeCluster) -> None:
-    async with Client(nodes.endpoints) as client:
+    async with AsyncClient(nodes.endpoints) as client:
         with pytest.raises(InvalidRequestError, match="idempotency_key"):
             await client.put("k", b"1", idempotency_after=3)
     ended = await run("put", "k", "v", "--idempotency-after", "3", endpoints=nodes.endpoints)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.client import Client
+from cluster.client import AsyncClient
 from cluster.config import load_config
 from tests.support.cluster import wait_until
 from tests.support.commands import Ended, finish, run, start
@@ -88,10 +88,10 @@ async def test_up_serves_resumes_and_keeps_the_data(tmp_path: Path) -> None:
     async with up(data, port) as running:
         await running.until(running.shows(r"ready\. Try: curl"))
         await running.until(running.shows(r"n3 backup in sync"))
-        async with Client(f"127.0.0.1:{port}") as client:
+        async with AsyncClient(f"127.0.0.1:{port}") as client:
             await client.put("hello", "world")
             for number in range(3):
-                async with Client(f"127.0.0.1:{port + number}") as other:
+                async with AsyncClient(f"127.0.0.1:{port + number}") as other:
                     entry = await other.get("hello")
                     assert entry is not None
                     assert entry.value == b"world"
@@ -105,7 +105,7 @@ async def test_up_serves_resumes_and_keeps_the_data(tmp_path: Path) -> None:
     assert sorted(path.name for path in (data / "logs").iterdir()) == ["n1.log", "n2.log", "n3.log"]
     async with up(data, port, new=False) as running:
         await running.until(running.shows(r"ready\. Try: curl"))
-        async with Client(f"127.0.0.1:{port}") as client:
+        async with AsyncClient(f"127.0.0.1:{port}") as client:
             entry = await client.get("hello")
             assert entry is not None
             assert entry.value == b"world"
@@ -116,7 +116,7 @@ async def test_a_killed_node_comes_back_and_the_service_goes_on(tmp_path: Path) 
     data, port = tmp_path / "data", free_up_port()
     async with up(data, port, "--nodes", "2", "--witness", "1") as running:
         await running.until(running.shows(r"n2 backup in sync"))
-        async with Client(f"127.0.0.1:{port + 1}") as client:
+        async with AsyncClient(f"127.0.0.1:{port + 1}") as client:
             await client.put("k", "1")
             primary = (await client.status()).primary
             before, old_pid = len(running.lines), running.pid_of(primary)
@@ -139,7 +139,7 @@ async def test_a_load_rides_through_two_killed_primaries(tmp_path: Path) -> None
         await running.until(running.shows(r"n3 backup in sync"))
         endpoints = [f"http://127.0.0.1:{port + number}" for number in range(3)]
         load = await start("load", file, "--json", endpoints=endpoints)
-        async with Client(endpoints) as client:
+        async with AsyncClient(endpoints) as client:
             for share in (0.2, 0.6):
                 while (await client.page(limit=1)).revision < share * len(expected):
                     assert load.returncode is None

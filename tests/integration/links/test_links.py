@@ -14,14 +14,9 @@ import aiohttp
 import msgspec
 import pytest
 
+from datapath.framing import LARGE_MESSAGE_BYTES, MAX_MESSAGE_BYTES, PIECE_BYTES
 from datapath.handshake import HandshakeError
-from datapath.link import (
-    LARGE_MESSAGE_BYTES,
-    MAX_MESSAGE_BYTES,
-    PIECE_BYTES,
-    Link,
-    LinkError,
-)
+from datapath.link import Link, LinkError
 from tests.integration.links.link_helpers import (
     KIND,
     Recorder,
@@ -140,7 +135,7 @@ async def test_no_frame_is_delivered_after_close() -> None:
         pair.near.link.send(b"first")
         await until(lambda: link.closed)
         # The reader may already hold more when someone closes: the step that would deliver it.
-        link._take_binary(msgspec.msgpack.encode([b"late"]))
+        link._unframer.binary(msgspec.msgpack.encode([b"late"]))
         link._deliver()
         assert pair.far.frames == [b"first"]
 

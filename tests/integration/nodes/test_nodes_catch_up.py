@@ -8,11 +8,13 @@ import os
 import shutil
 import signal
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from datapath.engine import SLOWED_TURN_S
 from tests.integration.nodes.conftest import MakeCluster
 from tests.support.cluster import ROOT, SLOW_TO_SUSPECT, Cluster, Writer, wait_until
 from tests.support.damage import segments
@@ -136,6 +138,62 @@ async def test_a_snapshot_that_is_broken_off_is_sent_again(make_cluster: MakeClu
         await cluster.kill(restarted)
         cluster.launch(restarted)
     await cluster.wait_converged()
+    await writer.verify()
+
+
+async def test_writes_are_slowed_while_too_much_log_is_held_for_a_snapshot_under_way(
+    make_cluster: MakeCluster,
+) -> None:
+    """The receiver stands still: the log after its snapshot grows to the bound, and it is told."""
+    bound = 16 * SMALL_LOG["log_segment_size_bytes"]
+    limits = {**SMALL_LOG, "snapshot_log_bytes": bound, "snapshot_rate_bytes_per_s": 200_000}
+    cluster: Cluster = make_cluster(limits=limits, timing=SLOW_TO_SUSPECT)
+    await cluster.start()
+    primary = await cluster.primary()
+    victim, other = cluster.others(primary)
+    last_held = await cluster.metric(victim, "last_index")
+    await cluster.kill(victim)
+    async with Writer(cluster, name="before", size_bytes=8000, tasks=8, pause_s=0) as before:
+
+        async def enough() -> bool:
+            before.check_healthy()
+            trimmed = await cluster.metric(primary, "log_first_index") > last_held + 1
+            return trimmed and len(before.acknowledged) > 400
+
+        await wait_until(enough, "more data than log")
+    cluster.launch(victim)
+    await wait_until(
+        lambda: "receiving a snapshot" in cluster.nodes[victim].log(), f"{victim} receives"
+    )
+    cluster.nodes[victim].pause()
+
+    async def slowed(expected: float) -> bool:
+        writer.check_healthy()
+        return await cluster.metric(primary, "writes_slowed") == expected
+
+    async with Writer(cluster, primary, other, size_bytes=4000, pause_s=0) as writer:
+        await wait_until(lambda: slowed(1.0), f"{primary} slows its writers down")
+        assert await cluster.metric(primary, "snapshot_held_log_bytes") > bound
+        assert "(limits.snapshot_log_bytes is 2 MiB)" in cluster.nodes[primary].log()
+        status = await cluster.status(primary)
+        assert status is not None
+        assert status.nodes[victim].state == "snapshot"
+        # A record is made each SLOWED_TURN_S at the most: a busy machine only makes it fewer.
+        began_s, made = time.monotonic(), await cluster.metric(primary, "records_total")
+        await writer.progress(20)
+        made = await cluster.metric(primary, "records_total") - made
+        assert made <= (time.monotonic() - began_s) / SLOWED_TURN_S + 2
+        assert await slowed(1.0)
+
+        cluster.nodes[victim].resume()
+        await cluster.wait_in_sync()
+        await wait_until(lambda: slowed(0.0), f"{primary} slows nobody down any more")
+        assert await cluster.metric(primary, "snapshot_held_log_bytes") == 0
+        assert await cluster.metric(primary, "snapshots_sent_total") == 1
+        await writer.progress(50)
+    assert not list(writer.unserved())
+    await cluster.wait_converged()
+    await before.verify()
     await writer.verify()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster.client import Client, InvalidRequestError, SyncClient
+from cluster.client import AsyncClient, Client, InvalidRequestError
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing is sent there
 
@@ -100,7 +100,7 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
 class Both:
     """Calls a method of either client."""
 
-    def __init__(self, client: Client | SyncClient) -> None:
+    def __init__(self, client: AsyncClient | Client) -> None:
         self.client = client
 
     async def call(self, method: str, arguments: dict[str, Any]) -> None:
@@ -112,11 +112,11 @@ class Both:
 @pytest.fixture(params=["asyncio", "plain"])
 async def both(request: pytest.FixtureRequest) -> AsyncIterator[Both]:
     if request.param == "plain":
-        plain = SyncClient(NOWHERE, timeout_ms=50)
+        plain = Client(NOWHERE, timeout_ms=50)
         yield Both(plain)
         await asyncio.to_thread(plain.close)
         return
-    async with Client(NOWHERE, timeout_ms=50) as client:
+    async with AsyncClient(NOWHERE, timeout_ms=50) as client:
         yield Both(client)
 
 
@@ -139,13 +139,27 @@ async def test_an_impossible_value_is_named(
 
 def test_every_argument_of_every_method_is_checked() -> None:
     tested = {(method, name) for method, _, name, _ in WRONG}
-    for method, function in inspect.getmembers(Client, inspect.isfunction):
+    for method, function in inspect.getmembers(AsyncClient, inspect.isfunction):
         if not method.startswith("_") and method != "close":
             names = set(inspect.signature(function).parameters) - {"self"}
             assert {name for tried, name in tested if tried == method} == names, method
 
 
-@pytest.mark.parametrize("kind", [Client, SyncClient])
+def public(kind: type) -> dict[str, Any]:
+    return {name: value for name, value in vars(kind).items() if not name.startswith("_")}
+
+
+def test_both_clients_offer_the_same() -> None:
+    assert public(AsyncClient).keys() == public(Client).keys()
+    for name, value in public(AsyncClient).items():
+        if inspect.isfunction(value):
+            of_both = [
+                inspect.signature(each[name]) for each in (public(AsyncClient), public(Client))
+            ]
+            assert of_both[0].parameters == of_both[1].parameters, name
+
+
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -164,7 +178,7 @@ def test_the_constructor_names_what_is_of_a_wrong_type(kind: Any, name: str, val
         kind(**{"endpoints": NOWHERE, name: value})
 
 
-@pytest.mark.parametrize("kind", [Client, SyncClient])
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
 @pytest.mark.parametrize(
     ("name", "value"),
     [("endpoints", []), ("timeout_ms", 0), ("timeout_ms", -1), ("max_connections", 0)],
@@ -179,4 +193,4 @@ def test_endpoints_may_come_from_anything_that_yields_them() -> None:
         yield "a:1"
         yield "b:1"
 
-    assert Client(some()).endpoints == ("http://a:1", "http://b:1")
+    assert AsyncClient(some()).endpoints == ("http://a:1", "http://b:1")

@@ -43,6 +43,7 @@ class Tap:
         self.bench = bench
         self.node_id = node_id
         self.since = self.last_read_at = self.last_sent_at = float("inf")
+        self.is_introduced = False
         self.closed = False
 
     def send(self, data: bytes, _now: float) -> None:
@@ -60,6 +61,7 @@ class Bench:
         self.founders = founders
         self.answers: list[Answer] = []
         self.restored = 0
+        self.remembered: list[tuple[int, int]] = []
         self.sent: list[tuple[str, wire.Message]] = []
         self.open()
 
@@ -96,6 +98,9 @@ class Bench:
 
     def on_restored(self) -> None:
         self.restored += 1
+
+    def on_remembered(self, epoch: int, index: int) -> None:
+        self.remembered.append((epoch, index))
 
     def receive(self, node_id: str, message: wire.Message) -> list[wire.Message]:
         """Hand over a message; return what is sent to its sender in answer."""

@@ -112,7 +112,7 @@ def test_a_member_with_another_data_directory_gets_none(link: dict[str, Any]) ->
 def test_a_member_that_lost_its_disk_may_ask_to_be_told_so() -> None:
     fresh = changed(PEER, cluster_id="", data_id="new")
     assert verdict(fresh, asking=True) == ACCEPTED
-    assert verdict(fresh).code != ""
+    assert verdict(fresh).code == "cluster"
 
 
 def test_who_is_no_member_may_only_ask() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from election.pysyncobj_adapter import wire
 from election.pysyncobj_adapter.codec import UNDECODABLE
+from election.pysyncobj_adapter.peer_marks import Mark
 
 messages: list[wire.Message] = [
     wire.Append(3, 7, 6, 2, [(b"command", 7, 3), (b"", 8, 3)]),
@@ -24,6 +25,8 @@ messages: list[wire.Message] = [
     wire.PreVoteAnswer(1, granted=True, term=3),
     wire.TimeoutNow(4),
     wire.Ping(),
+    wire.Remembered(Mark(3, 9, 2, 7)),
+    wire.Told(Mark()),
 ]
 
 

@@ -155,6 +155,17 @@ def test_a_read_index_of_another_epoch_commits_nothing() -> None:
     assert replica.learn_commit(1, 3) == [fx.Commit(3)]
 
 
+def test_a_primary_learns_of_no_commit_by_a_stream_that_it_followed_before() -> None:
+    """D6: what it holds of earlier epochs commits with its own opening entry, and not before."""
+    replica = _replica(_recovered())
+    _follow(replica, 1)
+    _finish_writes(replica, replica.on_message("a", _append((0, 0), _record(1, 1, 3).data), 2.0))
+    _finish_writes(replica, replica.on_view(_view(2, "b")))
+    assert replica.role == "primary"
+    assert replica.learn_commit(2, 3) == []
+    assert replica.core.commit_index == 0
+
+
 # rule e: marks
 
 
@@ -228,6 +239,15 @@ def _ticks(replica: Replica, begin_ms: float, end_ms: float) -> list[tuple[float
         begin_ms += 10.0
         found += [(begin_ms, effect) for effect in replica.on_tick(begin_ms)]
     return found
+
+
+def test_a_replica_that_may_lack_something_asks_to_take_over_from_nobody() -> None:
+    """E1, rule e."""
+    for damaged in (False, True):
+        replica = _replica(msgspec.structs.replace(_recovered(3, 1), damaged=damaged))
+        _finish_writes(replica, replica.on_view(_view(2, "a")))
+        asked = _ticks(replica, 0.0, 2 * Timing().grace_period_ms)
+        assert bool(asked) == (not damaged)
 
 
 def test_a_view_of_the_same_epoch_gives_a_silent_primary_no_more_time() -> None:

@@ -76,7 +76,7 @@ def test_all_in_sync_and_who_is_being_added_confirm() -> None:
     lead = Lead("ab", answered="a")
     lead.match("c")
     lead.tick(60)
-    assert lead.primary._adding == "c"
+    assert lead.primary.in_sync.adding == "c"
     lead.promise("a")
     waiting = _waiting(lead)
     read = Round(lead, waiting)

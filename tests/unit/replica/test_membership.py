@@ -5,8 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from datapath.errors import RejectedError
+from datapath.gateway import Gateway
 from datapath.membership import Facts, Refusal, describe, may_join, may_remove, refusals
-from election.view import Member, Role, View
+from election.static import StaticGroup
+from election.view import Member, RemoveMember, Role, View, apply_change
 
 
 def member(node: str) -> Member:
@@ -64,11 +67,11 @@ def test_what_costs_nothing_is_allowed(members: str, in_sync: str, node: str, de
         ("n1 n2 n3", "n1 n2", "n2", "n3", "unsafe_removal", "`onecopy remove n3`"),
         ("n1 n2 w1", "n1", "w1", "n2", "unsafe_removal", "`onecopy remove n2`"),
         ("n1 n2 w1", "n1 n2", "n2", "w1", "unsafe_removal", "`onecopy remove w1`"),
-        ("n1 n2 n3 n4 n5", "n1 n2 n3 n4", "n2", "n5", "unsafe_removal", "n2 is alive"),
+        ("n1 n2 n3 n4 n5", "n1 n2 n3 n4", "n2", "n5", "unsafe_removal", "n5 does not answer."),
         ("n1 n2 n3 w1 w2", "n1 n2 n3", "w1", "n3", "unsafe_removal", "w1 is alive"),
         ("n1 n2", "n1", "n2", "n2", "no_majority", "bring back one of n2"),
         ("n1 n2 n3", "n1", "n3", "n2 n3", "no_majority", "only n1 answers"),
-        ("n1 n2 n3 n4", "n1 n2", "n4", "n3 n4", "no_majority", "n1, n2 answer"),
+        ("n1 n2 n3 n4", "n1 n2", "n4", "n3 n4", "no_majority", "n1, n2 answer,"),
     ],
 )
 def test_what_may_cost_the_cluster_is_refused(
@@ -86,6 +89,16 @@ def test_without_a_majority_afterwards_it_is_refused() -> None:
     (first, second) = refusals(view, facts, "n2")
     assert "the nodes that vote would be n1, n3" in first.reason
     assert "n2 is alive" in second.reason
+    both = msgspec.structs.replace(facts, live=frozenset({"n2"}))
+    reasons = [item.reason for item in refusals(view, both, "n2")]
+    assert any("n2 is alive, and n1, n3 do not answer" in reason for reason in reasons)
+
+
+def test_that_nobody_votes_who_answers_is_said() -> None:
+    view = view_of("n1 n2 w1", "n1 n2")
+    refusal = judge(view, "n2", dead="w1", voters="w1")
+    assert refusal is not None
+    assert "only none answers" in refusal.reason
 
 
 def test_one_removal_waits_for_the_vote_of_the_one_before() -> None:
@@ -101,6 +114,11 @@ def test_an_addition_that_waits_keeps_no_dead_node_in() -> None:
     view = view_of("n1 n2 n3 n4", "n1 n3")
     assert judge(view, "n2", dead="n2 n4", voters="n1 n2 n3") is None
     assert judge(view, "n4", dead="n4", voters="n1 n2 n3") is None
+    assert judge(view, "n4", dead="n2", voters="n1 n2 n3") is None, "it has no copy and no vote"
+    copy = view_of("n1 n2 n3 n4", "n1 n3 n4")
+    refusal = judge(copy, "n4", dead="n2", voters="n1 n2 n3")
+    assert refusal is not None, "it has a copy, though no vote yet"
+    assert "n4 is alive" in refusal.reason
 
 
 def test_the_last_copy_stays_where_the_primary_lacks_something() -> None:
@@ -109,7 +127,9 @@ def test_the_last_copy_stays_where_the_primary_lacks_something() -> None:
     refusal = may_remove(view, facts, "n2")
     assert refusal is not None
     assert "last copy" in refusal.reason
+    assert "the log of n1, the primary, was cut" in refusal.reason
     assert "n2 holds" in refusal.loss
+    assert may_remove(view_of("n1 n2 n3", "n1"), facts, "n2") is None, "it was not in sync"
     certain = msgspec.structs.replace(facts, suspect=False)
     assert may_remove(view, certain, "n2") is None
 
@@ -127,6 +147,8 @@ def test_as_many_stay_in_sync_as_every_write_needs() -> None:
     assert refusal is not None
     assert "limits.min_in_sync" in refusal.reason
     assert judge(view, "n3", min_in_sync=2) is None
+    alone = view_of("n1 n2 n3", "n1")
+    assert judge(alone, "n3", dead="n3", min_in_sync=2) is None, "it was not in sync before"
     assert judge(view_of("n1 n2 n3", "n1 n2 n3"), "n2", min_in_sync=2) is None
 
 
@@ -135,7 +157,11 @@ def test_what_force_may_cost_is_said() -> None:
     facts = Facts(live=frozenset({"n1", "n2"}), voters=frozenset({"n1", "n2", "n3"}))
     text = describe(refusals(view, facts, "n2"), "n2")
     assert "onecopy remove n2 --force" in text
+    alone = msgspec.structs.replace(facts, live=frozenset({"n2"}))
+    assert "until n1, n3 are back" in describe(refusals(view, alone, "n2"), "n2")
     assert "no change of the primary or of the members can be agreed until n3 is back" in text
+    firm = Refusal(code="x", reason="it is out of the question", forcible=False)
+    assert describe([*refusals(view, facts, "n2"), firm], "n2") == firm.reason
     primary = describe(refusals(view, facts, "n1"), "n1")
     assert "--force" not in primary, "the primary is never removed"
 
@@ -147,3 +173,23 @@ def test_a_removed_id_does_not_come_in_again() -> None:
     assert "new id" in refusal.reason
     assert may_join(view, member("n4")) is None
     assert may_join(view, member("n2")) is None, "it is a member, and repeats its request"
+    back = view_of("n1 n2", "n1", removed="n2")
+    assert may_join(back, member("n2")) is None, "who is a member is asked for nothing more"
+
+
+async def test_a_removed_id_does_not_come_in_by_a_node_that_has_not_heard_of_the_removal() -> None:
+    """The node that is asked judges again by the view that its change is made for."""
+    group = StaticGroup(view_of("n1 n2 n3", "n1 n2"))
+    agreement = group.agreement("n1")
+    await agreement.start()
+    gateway = Gateway("n1", "test", agreement, lambda _node, _data: True)
+    assert agreement.view is not None
+    gateway.on_view(agreement.view)
+    without = apply_change(group.view, RemoveMember("n3"), agreement.view.version)
+    assert isinstance(without, View)
+    group.view = without
+    anew = msgspec.structs.replace(member("n3"), data_id="new")
+    with pytest.raises(RejectedError, match="an id is used only once"):
+        await gateway.add_member(anew, 1000)
+    assert group.view == without
+    await gateway.stop()

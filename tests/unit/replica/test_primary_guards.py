@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 import pytest
 
@@ -202,9 +200,17 @@ def test_a_backup_executes_nothing() -> None:
     replica = _replica(_recovered())
     replica.on_view(_view(1, "a"))
     assert not replica.may_execute()
-    assert replica.lease_until_ms() == -math.inf
     assert not replica.may_serve(10.0)
     assert replica.copies() == 0
+
+
+def test_a_primary_says_on_how_many_copies_it_commits() -> None:
+    """D1: its own, those in sync, and one that is being added."""
+    assert Lead(in_sync="b").replica.copies() == 1
+    lead = Lead(in_sync="ab", answered="ac")
+    assert lead.replica.copies() == 2
+    assert _proposed(lead.tick(lead.now_ms + 20)) == [AddToInSync("c")]
+    assert lead.replica.copies() == 3
 
 
 def test_a_backup_hands_nothing_over() -> None:
@@ -365,6 +371,18 @@ def test_records_are_sent_in_messages_of_a_bounded_size() -> None:
             assert len(effect.message.records) <= 2
 
 
+def test_the_records_that_are_kept_to_be_sent_are_bounded() -> None:
+    lead = Lead(answered="a")
+    bounds = lead.replica.core.bounds
+    size_bytes = len(lead.primary.recent[0].data)
+    for bound, kept in ((3 * size_bytes, 2), (1, 1)):
+        lead.replica.core.bounds = msgspec.structs.replace(bounds, recent_records_bytes=bound)
+        for _ in range(6):
+            lead.append()
+            lead.hear("a", AppendReply(1, 1, lead.last_index))
+        assert len(lead.primary.recent) == kept
+
+
 def test_a_record_larger_than_a_message_is_sent_alone() -> None:
     lead = Lead(answered="a")
     bounds = lead.replica.core.bounds
@@ -470,6 +488,33 @@ def test_a_replica_whose_disk_is_full_leaves_and_does_not_join() -> None:
     assert _proposed(lead.tick(lead.now_ms + 40)) == [RemoveFromInSync(("a",))]
 
 
+def test_another_is_not_added_before_it_is_known_whether_the_first_one_was() -> None:
+    """D1, E3: the first may be in sync by now, and commits would no longer wait for it."""
+    lead = Lead(in_sync="b", answered="ac")
+    assert _proposed(lead.tick(lead.now_ms + 20)) == [AddToInSync("a")]
+    lead.replica.on_proposal_done(answered=False)
+    proposals: list[object] = []
+    for _ in range(10):  # only the other one is heard from here on
+        lead.promise("c")
+        if found := _proposed(lead.tick(lead.now_ms + 20)):
+            proposals += found
+            lead.replica.on_proposal_done(answered=False)
+    assert set(proposals) == {AddToInSync("a")}
+    assert lead.primary.required() == {"a"}
+
+
+def test_who_was_not_heard_for_half_the_time_of_suspicion_does_not_join() -> None:
+    """Commits would need it, while it may be about to be removed."""
+    lead = Lead(in_sync="ab", answered="ac")
+    lead.replica.core.propose(Confirm(), 1)  # nothing else is proposed meanwhile
+    assert TIMING.suspect_after_ms < TIMING.lease_duration_ms
+    lead.tick(lead.now_ms + TIMING.suspect_after_ms / 2)
+    lead.replica.on_proposal_done(answered=True)
+    assert _proposed(lead.tick(lead.now_ms + 20)) == []
+    lead.promise("c")
+    assert _proposed(lead.tick(lead.now_ms + 20)) == [AddToInSync("c")]
+
+
 def test_a_primary_goes_on_while_a_healthy_replica_cannot_be_added() -> None:
     """It needs nothing of consensus to serve."""
     lead = Lead(in_sync="ab", answered="ac")
@@ -526,6 +571,11 @@ def test_one_handover_is_under_way_at_a_time() -> None:
     lead = Lead(in_sync="abc", answered="ac")
     assert lead.replica.start_handover("a", 500)[0] == ""
     assert "under way already" in lead.replica.start_handover("c", 500)[0]
+    waiting = Lead(in_sync="abc", answered="ac")
+    waiting.append()
+    assert waiting.replica.start_handover("a", 500)[0] == ""
+    assert waiting.replica.core.proposal is None, "it waits until everything is committed"
+    assert "under way already" in waiting.replica.start_handover("c", 500)[0]
 
 
 def test_a_handover_waits_until_the_other_holds_everything_and_ends_at_its_deadline() -> None:
@@ -621,7 +671,7 @@ def test_of_a_primary_only_removals_are_asked_about() -> None:
     assert not lead.replica.may_propose(lead.replica.core.proposal, lead.now_ms)
 
 
-# what another has committed and this one lacks; whom a primary that has let go asks
+# what another has committed and this one lacks; whom a primary that gives way asks
 
 
 def test_a_primary_that_lacks_what_is_committed_commits_and_executes_nothing_more() -> None:

@@ -60,19 +60,19 @@ def test_the_window_holds_what_is_not_acknowledged() -> None:
     peer.sent(4, 40, 3.0)
     peer.acknowledged(3, 4.0)
     assert peer.inflight_bytes == 40
-    peer.rewind(2)
+    peer.become_replicate(2)
     assert (peer.inflight_bytes, peer.next_index) == (0, 2)
 
 
 def test_a_new_session_keeps_the_lease_and_nothing_else() -> None:
     """D1: what was acknowledged on the old stream is asked for again."""
     peer = Progress("b", 0.0)
-    peer.open_session(1, 1.0)
+    peer.become_probe(1, 1.0)
     peer.sent(1, 10, 1.0)
     peer.sent_heartbeat(1, 1.0)
     peer.sent_heartbeat(2, 2.0)
     peer.acknowledged(1, 3.0)
     peer.answered_heartbeat(1, 3.0, 250.0)
-    peer.open_session(2, 4.0)
+    peer.become_probe(2, 4.0)
     peer.answered_heartbeat(2, 5.0, 250.0)
     assert (peer.match_index, peer.inflight_bytes, peer.lease_start_ms) == (0, 0, 1.0)

@@ -1,4 +1,4 @@
-"""A primary that cannot get a view change agreed lets go, so that another may take over."""
+"""A primary that cannot get a view change agreed gives way, so that another may take over."""
 
 from __future__ import annotations
 

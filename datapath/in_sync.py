@@ -1,0 +1,131 @@
+"""The in-sync set as its primary keeps it: who counts, is due out, may come in; when to give way.
+
+Part of `Primary`, which proposes what follows from it. Pure, as all of the protocol.
+"""
+
+from __future__ import annotations
+
+from datapath.core import SUSPECT_PATIENCE_GRACES, Core
+from datapath.progress import Progress
+from election.view import View
+
+
+class InSync:
+    """One epoch's in-sync set, as its primary keeps it. `peers` is the primary's, and changes.
+
+    `adding` counts as required from its proposal until the outcome is known (D1). `giving_way`: no
+    heartbeats leave, so that another part of the cluster may go on, for a change of the view was
+    needed and could not be agreed; `_gave_way_for` are those whose silence was the reason.
+    """
+
+    def __init__(self, core: Core, view: View, peers: dict[str, Progress]) -> None:
+        self._core = core
+        self._peers = peers
+        self.view = view
+        self.adding = ""  # a replica, or ""
+        self.giving_way = False
+        self._gave_way_for: frozenset[str] = frozenset()  # fixed while it does
+        self._wanted_since_ms: float | None = None  # a change of the view is needed since then
+
+    # -- who counts
+
+    def required(self) -> set[str]:
+        """D1: the other replicas whose durable copy a commit needs."""
+        nodes = set(self.view.in_sync)
+        if self.adding:
+            nodes.add(self.adding)
+        nodes.discard(self._core.node_id)
+        return nodes
+
+    def add(self, node: str) -> None:
+        """Its addition is being proposed: commits need it from here on, whatever comes of that."""
+        self.adding = node
+
+    def on_view(self, view: View) -> None:
+        """A newer view of this epoch."""
+        self.view = view
+        self.adding = ""  # it is in the view now, or never will be (E3)
+
+    # -- who is due out (D5), and who may come in (D7)
+
+    def due_out(self) -> tuple[str, ...]:
+        """Who of the in-sync set has to be removed."""
+        nodes = self.view.in_sync
+        if self.giving_way:  # the others are not asked any more, so their silence says nothing
+            nodes = tuple(node for node in nodes if node in self._gave_way_for)
+        return tuple(node for node in nodes if self.must_remove(node))
+
+    def must_remove(self, node: str) -> bool:
+        """D5: whether the cluster cannot go on with this replica in sync."""
+        if node == self._core.node_id:
+            return False
+        core, peer = self._core, self._peers[node]
+        patience_ms = core.timing.suspect_after_ms
+        if core.suspect and peer.last_position > core.log.last_position:
+            return False  # it holds what is missing here: wait for it, however long
+        if core.suspect:
+            # This log's tail was cut: a backup that is starting too may hold what was lost here.
+            patience_ms = SUSPECT_PATIENCE_GRACES * core.timing.grace_period_ms
+        return (
+            core.now_ms - peer.heard_ms >= patience_ms
+            # D5: it answers, but so late that each promise has run out when it comes: no read can
+            # be served with it.
+            or peer.without_lease_ms(core.now_ms) >= max(patience_ms, core.timing.ack_timeout_ms)
+            or peer.stalled_for_ms(core.now_ms) >= core.timing.ack_timeout_ms
+            or not peer.writable
+            or peer.needs_snapshot
+        )
+
+    def may_join(self, peer: Progress, opening_index: int) -> bool:
+        """D7: it holds everything committed, in this epoch and session, and its lease is fresh.
+
+        `opening_index`: of this epoch's opening entry, which need not have committed: with too few
+        in sync it waits for this one.
+        """
+        core, timing = self._core, self._core.timing
+        return (
+            peer.state == "replicate"
+            and peer.writable
+            and peer.match_index >= max(core.commit_index, opening_index)
+            and peer.lease_start_ms is not None
+            and core.now_ms - peer.lease_start_ms < timing.lease_duration_ms / 2
+            and core.now_ms - peer.heard_ms < timing.suspect_after_ms / 2
+        )
+
+    def next_to_join(self, opening_index: int) -> str:
+        """Return a replica that may join now, or ""."""
+        for peer in self._peers.values():
+            if peer.node_id not in self.view.in_sync and self.may_join(peer, opening_index):
+                return peer.node_id
+        return ""
+
+    # -- when to give way
+
+    def check_giving_way(self, *, held_up: bool) -> bool:
+        """Give way once a change that is needed could not be agreed for too long.
+
+        `held_up`: this epoch does not get on without a change, whoever is silent. Returns whether
+        it has stopped doing so just now: everyone needs a new period to be heard.
+        """
+        core = self._core
+        if not (held_up or self.due_out() or (self.adding and self.must_remove(self.adding))):
+            return self.stop_giving_way()
+        if self._wanted_since_ms is None:
+            self._wanted_since_ms = core.now_ms
+        elif core.now_ms - self._wanted_since_ms >= core.timing.view_change_timeout_ms:
+            self._gave_way_for = frozenset({*self.due_out(), self.adding} - {""})
+            self.giving_way = True
+        return False
+
+    def stop_giving_way(self) -> bool:
+        """Consensus answers, or nothing is needed of it. Returns whether it gave way before."""
+        self._wanted_since_ms = None
+        gave_way, self.giving_way = self.giving_way, False
+        return gave_way
+
+    def may_hear(self, node: str) -> bool:
+        """Whether a replica may be expected to answer on its stream now.
+
+        Giving way, it asks nobody for a promise; but those for whom it did may be back.
+        """
+        return not self.giving_way or node in self._gave_way_for

@@ -1,0 +1,135 @@
+"""onecopy: a replicated key-value service that behaves like one copy. All public names are here.
+
+    import onecopy
+
+    with onecopy.Client("http://127.0.0.1:8101") as client:
+        client.put("hello", b"world")
+
+A name is imported when it is first used: `import onecopy` alone loads neither aiohttp nor lmdb.
+The client needs `pip install onecopy`; running nodes needs `pip install "onecopy[server]"`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cluster.client import DEFAULT_ENDPOINTS, AsyncClient
+    from cluster.client_errors import (
+        ClientError,
+        InvalidRequestError,
+        NotAppliedError,
+        PreconditionFailedError,
+        StorageFullError,
+        UnavailableError,
+        UnknownOutcomeError,
+        WrongClusterError,
+    )
+    from cluster.client_sync import Client
+    from cluster.client_types import DeleteResult, Entry, Item, Page, PutResult, ViewSummary
+    from datapath.errors import RejectedError
+    from datapath.operations import ClusterStatus, Digest, NodeState
+    from datapath.service import (
+        QueryTransaction,
+        ReadTransaction,
+        Service,
+        Transaction,
+        operation,
+        query,
+    )
+
+__all__ = [
+    "DEFAULT_ENDPOINTS",
+    "AsyncClient",
+    "Client",
+    "ClientError",
+    "ClusterStatus",
+    "DeleteResult",
+    "Digest",
+    "Entry",
+    "InvalidRequestError",
+    "Item",
+    "NodeState",
+    "NotAppliedError",
+    "Page",
+    "PreconditionFailedError",
+    "PutResult",
+    "QueryTransaction",
+    "ReadTransaction",
+    "RejectedError",
+    "Service",
+    "StorageFullError",
+    "Transaction",
+    "UnavailableError",
+    "UnknownOutcomeError",
+    "ViewSummary",
+    "WrongClusterError",
+    "operation",
+    "query",
+]
+
+# What the imports above say to type checkers, for the run time: the modules and their names.
+_EXPORTS = {
+    "cluster.client": ("DEFAULT_ENDPOINTS", "AsyncClient"),
+    "cluster.client_errors": (
+        "ClientError",
+        "InvalidRequestError",
+        "NotAppliedError",
+        "PreconditionFailedError",
+        "StorageFullError",
+        "UnavailableError",
+        "UnknownOutcomeError",
+        "WrongClusterError",
+    ),
+    "cluster.client_sync": ("Client",),
+    "cluster.client_types": ("DeleteResult", "Entry", "Item", "Page", "PutResult", "ViewSummary"),
+    "datapath.errors": ("RejectedError",),
+    "datapath.operations": ("ClusterStatus", "Digest", "NodeState"),
+    "datapath.service": (
+        "QueryTransaction",
+        "ReadTransaction",
+        "Service",
+        "Transaction",
+        "operation",
+        "query",
+    ),
+}
+_MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name. Those that come with it (its errors, say) are named alike."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    importlib.import_module(_MODULES[name])
+    for module, names in _EXPORTS.items():
+        if (found := sys.modules.get(module)) is not None:
+            _adopt([vars(found).get(each) for each in names])
+    value = globals()[name] = getattr(sys.modules[_MODULES[name]], name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _adopt(objects: list[object]) -> None:
+    """Have tracebacks and documentation say `onecopy.Client`, not which module defines it."""
+    for each in objects:
+        # A struct keeps its module, where msgspec looks up what its annotations name.
+        if hasattr(each, "__module__") and not hasattr(each, "__struct_fields__"):
+            each.__module__ = __name__
+
+
+# PyPI has another package `cluster`. pip installs its __init__.py over ours, which is empty, or
+# ours over its; ours has to work both ways, also where theirs fails for want of `pkg_resources`.
+try:
+    importlib.import_module("cluster")
+except ImportError:
+    _spec = importlib.util.find_spec("cluster")
+    if _spec is None:
+        raise
+    sys.modules["cluster"] = importlib.util.module_from_spec(_spec)
