@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest
+from msgspec import UNSET
 
 from cluster.api.answer import (
     BYTES,
@@ -18,6 +20,7 @@ from cluster.api.answer import (
 )
 from cluster.api.body import ClientGoneError, read_body
 from cluster.api.cursor import decode_cursor, encode_cursor, make_bounds
+from cluster.api.documents import Deleted, Written
 from cluster.api.express import Write
 from cluster.api.headers import (
     Headers,
@@ -48,6 +51,9 @@ from datapath.operations import Node, Operation, Query, QueryResult, Result
 
 NO_CACHE = b"Cache-Control: no-cache\r\n"
 """A cache between must ask again: an answer out of it would not be linearizable."""
+
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Repeat(NamedTuple):
@@ -113,15 +119,15 @@ class KvHandlers:
         args: tuple[object, ...],
         repeat: Repeat,
         options: WriteOptions,
-        answer: Callable[[Result, bytes, bytes], Answer],
+        answer: Callable[[Result, bool, bytes], Answer],
     ) -> Write:
-        note = b',"ack":"local"' if options.ack == "local" else b""
+        local = options.ack == "local"
         return Write(
             Operation(
                 method, args, repeat.key, options.ack, options.min_copies, repeat.first_after
             ),
             options.timeout_ms or self._timeout_ms,
-            lambda result: answer(result, note, self._who(result.node, result.epoch)),
+            lambda result: answer(result, local, self._who(result.node, result.epoch)),
         )
 
     def _who(self, node: str, epoch: int) -> bytes:
@@ -211,23 +217,21 @@ class KvHandlers:
         return PagedAnswer(page.pieces(), page.length, share, JSON, lines)
 
 
-def _put_answer(result: Result, note: bytes, who: bytes) -> Answer:
-    body = b'{"revision":%d,"epoch":%d,"copies":%d%b}' % (
-        result.index, result.epoch, result.copies, note,
-    )  # fmt: skip
+def _put_answer(result: Result, local: bool, who: bytes) -> Answer:
+    written = Written(result.index, result.epoch, result.copies, "local" if local else UNSET)
     tag = b'ETag: "%d"\r\n' % result.index
-    lines = tag + _write_headers(result, note, who)
-    return Answer(201 if result.value else 200, body, JSON, lines)
+    lines = tag + _write_headers(result, local, who)
+    return Answer(201 if result.value else 200, _encode(written), JSON, lines)
 
 
-def _delete_answer(result: Result, note: bytes, who: bytes) -> Answer:
-    body = b'{"revision":%d,"deleted":%b,"epoch":%d,"copies":%d%b}' % (
-        result.index, b"true" if result.value else b"false", result.epoch, result.copies, note,
-    )  # fmt: skip
-    return Answer(200, body, JSON, _write_headers(result, note, who))
+def _delete_answer(result: Result, local: bool, who: bytes) -> Answer:
+    deleted = Deleted(
+        result.index, bool(result.value), result.epoch, result.copies, "local" if local else UNSET
+    )
+    return Answer(200, _encode(deleted), JSON, _write_headers(result, local, who))
 
 
-def _write_headers(result: Result, note: bytes, who: bytes) -> bytes:
-    if not note:  # with ack=local it has not committed
+def _write_headers(result: Result, local: bool, who: bytes) -> bytes:
+    if not local:  # with ack=local it has not committed
         who += revision_line(result.index)
     return who + b"Idempotent-Replayed: true\r\n" if result.repeated else who
