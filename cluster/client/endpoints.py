@@ -114,7 +114,9 @@ class Endpoints:
         for node, address in list(clients.items())[:LEARNED_MAX]:
             if (url := endpoint_or_none(address)) is not None:
                 found[node] = url
-        if not self.learns or _same_place(source) not in map(_same_place, found.values()):
+        # A node that was just removed names the others, and no longer itself.
+        advertised = map(_same_place, (*found.values(), *self._by_node.values()))
+        if not self.learns or not found or _same_place(source) not in advertised:
             return
         self._by_node = found
         self._known = {

@@ -48,6 +48,7 @@ ANSWER_MARGIN_S = 0.25  # the server is told to give up so much before the clien
 BACKOFF_FIRST_S = 0.02
 BACKOFF_MAX_S = 0.4
 REFRESH_INTERVAL_S = 0.2  # the cluster's status is asked for no more often than this
+REFRESH_IDLE_S = 10.0  # … and, while there are calls, this often: nodes come and go
 BODY_AT_ONCE_BYTES = 1 << 20
 SERVER_TIMEOUT_MAX_MS = 600_000  # what the API takes
 REVISION_AGE_MAX_S = 1.0
@@ -342,9 +343,9 @@ class Transport:
         return self._session
 
     def _refresh_soon(self, *, after_failure: bool = False) -> None:
-        """Ask for the cluster's status in the background: at first, and after each failure."""
+        """Ask for the cluster's status in the background: now and then, and after each failure."""
         now = asyncio.get_running_loop().time()
-        wanted = after_failure or self._refreshed_at == -math.inf
+        wanted = after_failure or now >= self._refreshed_at + REFRESH_IDLE_S
         running = self._refresh is not None and not self._refresh.done()
         if (
             not self.endpoints.learns

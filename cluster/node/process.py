@@ -365,8 +365,6 @@ class NodeProcess:
                 self._engine.admit()
         self._agreement.subscribe(self._gateway.on_view)
         self._agreement.on_failure(self._end)
-        if self._engine is not None:
-            self._agreement.on_reminder(self._engine.on_reminder)
         await self._agreement.start()
         self._agreement_started = True
         self._directory.mark_joined()
@@ -541,17 +539,19 @@ class NodeProcess:
                 if answer.problem:
                     problem = f"{node} refuses this node: {answer.problem}"
                     # Where no cluster exists yet, the others have taken note of this directory.
-                    kind = DataDirectoryError if answer.view is None else NotAdmittedError
+                    kind = NotAdmittedError if answer.cluster_id else DataDirectoryError
                     raise kind(f"{problem} (here: {self._directory.path})")
                 if not answer.cluster_id:
                     clear.add(node)
                 elif answer.view is not None and await self._join(node):
                     return
             if len(clear) < len(others):
+                missing = sorted(set(others) - clear)
+                said = f"first start with an empty directory: waiting for {missing}"
+                self._gateway.waits_for = said + self._why_no_link(missing)
                 if loop.time() - last_log > WAITING_LOG_INTERVAL_S:
                     last_log = loop.time()
-                    missing = sorted(set(others) - clear)
-                    log.info("first start with an empty directory: waiting for %s", missing)
+                    log.info("%s", said)
                     if self._hint:
                         log.warning("%s", self._hint)
                 await asyncio.sleep(RETRY_INTERVAL_S)
@@ -623,6 +623,11 @@ class NodeProcess:
                 self._end_removed()
                 return
             now = asyncio.get_running_loop().time()
+            if self._gateway.view is None:
+                self._gateway.waits_for = self._what_is_missing()
+                if now - last_log > WAITING_LOG_INTERVAL_S:
+                    last_log = now
+                    log.info("%s", self._gateway.waits_for)
             if self._leaving and now - last_log > WAITING_LOG_INTERVAL_S:
                 last_log = now
                 log.warning(
@@ -630,6 +635,19 @@ class NodeProcess:
                     "have taken it away. Is a majority of the nodes up?"
                 )
             await asyncio.sleep(REMOVED_CHECK_INTERVAL_S)
+
+    def _what_is_missing(self) -> str:
+        """Return why there is no view yet, though this node takes part in consensus."""
+        known = {*self._config.nodes, *self._directory.members, self._node_id}
+        heard = self._agreement.heard & known
+        return (
+            f"waiting for a majority of the nodes: consensus hears {', '.join(sorted(heard))} of "
+            f"{', '.join(sorted(known))}{self._why_no_link(sorted(known - heard))}"
+        )
+
+    def _why_no_link(self, nodes: list[str]) -> str:
+        problems = ((node, self._mesh.problem(node, REQUEST)) for node in nodes)
+        return "".join(f"; {node}: {problem}" for node, problem in problems if problem)
 
     def _end_removed(self) -> None:
         self._directory.mark_removed()
@@ -658,8 +676,7 @@ class NodeProcess:
             try:
                 view = await self._agreement.read_view(2000)
             except AgreementUnavailableError:
-                log.info("waiting for a majority of the nodes")
-                continue
+                continue  # `_watch_membership` says so
             if view is None:
                 await self._agreement.propose(change, 0, 2000)
             else:

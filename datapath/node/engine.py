@@ -133,6 +133,7 @@ class Engine:
         self._handover: asyncio.Future[View] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._tick_handle: asyncio.TimerHandle | None = None
+        self._listen_to(agreement)
         self._stopped = False
         self._view_changes_total = 0
         self._committed_ms = clock_ms()  # when the commit index last rose
@@ -143,6 +144,12 @@ class Engine:
     def use_agreement(self, agreement: Agreement) -> None:
         """Go over to another consensus member, before it is started: this node has just joined."""
         self._agreement = agreement
+        self._listen_to(agreement)
+
+    def _listen_to(self, agreement: Agreement) -> None:
+        """Hear of consensus itself; the views come by whoever shares them with other nodes."""
+        agreement.on_reminder(self.on_reminder)
+        agreement.subscribe(lambda _: self.replica.on_consensus_heard())
 
     def start(self) -> None:
         """Begin: from here on links may be opened and views given."""

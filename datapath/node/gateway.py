@@ -24,7 +24,14 @@ from datapath.errors import (
     UnknownOutcomeError,
 )
 from datapath.node.engine import Engine
-from datapath.node.membership import Facts, Refusal, describe, may_join, refusals
+from datapath.node.membership import (
+    Facts,
+    Refusal,
+    describe,
+    may_join,
+    may_take_addresses,
+    refusals,
+)
 from datapath.node.read_index import ReadIndex
 from datapath.node.router import Attempts, Step
 from datapath.node.status import other_state
@@ -122,6 +129,8 @@ class Gateway:
         self._agreement = agreement
         self._pin = pin
         self._min_in_sync = min_in_sync
+        self.waits_for = ""
+        """Why this node knows no view yet, for who asks it."""
         self._belongs = False  # whether the newest view has this node among its members
         self._engine: Engine | None = None
         self._view: View | None = None
@@ -344,6 +353,7 @@ class Gateway:
             reason = f"{self.node_id} has been removed from the cluster: ask another node"
         elif self._view is None:
             reason = "consensus has not been reached: is a majority of the nodes up?"
+            reason += f" ({self.waits_for})" if self.waits_for else ""
         elif self._engine is not None and self.primary == self.node_id:
             reason = self._engine.why_not_serving()
         else:
@@ -626,7 +636,11 @@ class Gateway:
                 peer=addresses.peer or known.peer,
                 raft=addresses.raft or known.raft,
             )
-            return None if moved == known else AddMember(moved)
+            if moved == known:
+                return None
+            if (refusal := may_take_addresses(view, moved)) is not None:
+                raise RejectedError("refused", refusal.reason)
+            return AddMember(moved)
 
         log.info("a move of %s to %s is asked for by %s", node, addresses, asked_by or "a node")
         return await self._change_members(change, timeout_ms)
@@ -708,6 +722,8 @@ class Gateway:
 
     def _warnings(self) -> tuple[str, ...]:
         noticed = self._registry.warnings() if self._registry is not None else ()
+        if self._view is None and self.waits_for:
+            noticed = (f"{self.node_id}: {self.waits_for}", *noticed)
         return (*noticed, *(self._engine.warnings() if self._engine is not None else ()))
 
     def _own_status(self) -> ClusterStatus:

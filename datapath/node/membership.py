@@ -62,7 +62,35 @@ def may_join(view: View, member: Member) -> Refusal | None:
             "give the node a new id in the configuration file and an empty data directory",
             forcible=False,
         )
+    # Members may swap theirs, one after the other, so only a newcomer's are judged here.
+    return may_take_addresses(view, member) if view.member(member.id) is None else None
+
+
+def may_take_addresses(view: View, member: Member) -> Refusal | None:
+    """Return why a node may not have these addresses: another listens there, or it does twice."""
+    taken = {
+        address.lower(): (other.id, channel)
+        for other in view.members
+        if other.id != member.id
+        for channel, address in _addresses(other)
+    }
+    for channel, address in _addresses(member):
+        if (found := taken.get(address.lower())) is not None:
+            holder, its_channel = found
+            advice = "" if holder == member.id else f", or move {holder} first"
+            return Refusal(
+                code="address_in_use",
+                reason=f"{address} is the {its_channel} address of {holder}: give {member.id} "
+                f"another {channel} address{advice}",
+                forcible=False,
+            )
+        taken[address.lower()] = member.id, channel
     return None
+
+
+def _addresses(member: Member) -> tuple[tuple[str, str], ...]:
+    channels = ("client", member.client), ("peer", member.peer), ("raft", member.raft)
+    return tuple((channel, address) for channel, address in channels if address)
 
 
 def primary_stays(view: View, facts: Facts, node: str) -> Refusal | None:
@@ -103,7 +131,7 @@ def majority_agrees_now(view: View, facts: Facts, node: str) -> Refusal | None:
         code="no_majority",
         reason=f"of the nodes that vote ({_list(facts.voters)}) only {_list(live)} "
         f"{_answer(live)}, which is no majority, and without one no node can be removed: bring "
-        f"back one of {_list(facts.voters - live)}",
+        f"back {_one_of(facts.voters - live)}",
         loss="it may never be agreed, or be agreed later, when a majority is back",
     )
 
@@ -112,6 +140,12 @@ def majority_is_left(view: View, facts: Facts, node: str) -> Refusal | None:
     """A majority of those who vote afterwards must be alive."""
     del view
     after = facts.voters - {node}
+    if not after:
+        return Refusal(
+            code="unsafe_removal",
+            reason=f"{node} is the only node that votes: without it nothing could ever be agreed",
+            forcible=False,
+        )
     live = after & facts.live
     if 2 * len(live) > len(after):
         return None
@@ -202,6 +236,10 @@ def _members(view: View) -> frozenset[str]:
 
 def _list(nodes: Iterable[str]) -> str:
     return ", ".join(sorted(nodes)) or "none"
+
+
+def _one_of(nodes: frozenset[str]) -> str:
+    return _list(nodes) if len(nodes) == 1 else f"one of {_list(nodes)}"
 
 
 def _is(nodes: frozenset[str]) -> str:

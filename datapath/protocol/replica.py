@@ -45,6 +45,7 @@ class Replica:
         self.core = Core(node_id, incarnation, recovered, timing, bounds, now_ms, takeover_order)
         self.backup = Backup(self.core)
         self.primary: Primary | None = None
+        self._has_heard_consensus = False
         self._links: dict[str, int] = {}
         self._next_session = 1
 
@@ -179,6 +180,8 @@ class Replica:
     def _become_primary(self, view: View) -> None:
         if self.core.damaged or self.core.installing:
             return  # it may lack what was acknowledged: another in-sync replica has to
+        if not self._has_heard_consensus:
+            return  # that may not be known yet: it proposes itself anew (decision 18)
         self.core.role = "primary"
         self.primary = Primary(self.core, view, self._links)
 
@@ -190,6 +193,13 @@ class Replica:
         core.role = "backup"
         self.backup = Backup(core)
         core.emit(fx.StepDown(epoch))
+
+    def on_consensus_heard(self) -> None:
+        """Consensus has answered in this lifetime: what others remember of this node came first.
+
+        Decision 18. Views may come before that, from other nodes.
+        """
+        self._has_heard_consensus = True
 
     def on_reminder(self, epoch: int, index: int) -> list[fx.Effect]:
         """Another node remembers that this one had (epoch, index) committed, and durable.

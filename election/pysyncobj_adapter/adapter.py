@@ -27,7 +27,7 @@ from election.pysyncobj_adapter.view_machine import (
 from election.view import Change, View
 
 _WATCH_INTERVAL_S = 0.5
-_SAVE_INTERVAL_S = 3.0
+_SAVE_INTERVAL_S = 5.0
 """How often what is remembered of the other members is written down, if it has changed."""
 
 

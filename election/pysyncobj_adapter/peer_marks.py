@@ -79,12 +79,11 @@ class PeerMarks:
             if self.path.exists():
                 payload = unseal(MAGIC, read_from_disk(self.path), self.path)
                 self._marks = msgspec.msgpack.decode(payload, type=dict[str, Mark])
-        except (StorageCorruptError, StorageFullError, OSError, *UNDECODABLE) as error:
+        except (StorageCorruptError, StorageFullError, OSError, *UNDECODABLE):
             logger.warning(
-                "%s cannot be read (%s): what this node remembers of the others is dropped, and "
-                "collected anew",
+                "%s is damaged or cannot be read: what this node remembers of the others is "
+                "dropped, and collected anew",
                 self.path,
-                error,
             )
         self._saved = dict(self._marks)
 

@@ -133,3 +133,43 @@ async def test_a_node_is_moved_by_command_and_its_file_has_to_follow(
     await cluster.start("n2")
     await agreed(cluster)
     await has_a_vote(cluster, "n2", "n3")
+
+
+async def test_no_node_is_moved_to_where_another_listens(make_cluster: MakeCluster) -> None:
+    cluster: Cluster = make_cluster()
+    await cluster.start()
+    two, three = cluster.specs["n2"], cluster.specs["n3"]
+    before = await cluster.status("n1")
+    for body, says in (
+        (f'{{"peer": "{three.peer}"}}', f"{three.peer} is the peer address of n3"),
+        (f'{{"raft": "{three.client}"}}', f"{three.client} is the client address of n3"),
+        (f'{{"raft": "{two.peer}"}}', f"{two.peer} is the peer address of n2"),
+    ):
+        reply = await cluster.fetch(
+            "n1",
+            "PATCH",
+            "/v1/cluster/nodes/n2",
+            body.encode(),
+            {"Content-Type": "application/json"},
+        )
+        assert (reply.status, reply.code) == (409, "refused"), reply
+        assert says in reply.json["detail"]
+    assert await cluster.status("n1") == before
+
+
+async def test_two_swap_beside_one_that_runs_and_one_that_joins(make_cluster: MakeCluster) -> None:
+    cluster: Cluster = make_cluster()
+    await cluster.start()
+    assert (await cluster.fetch("n1", "PUT", kv("a"), b"1")).status == 201
+    await cluster.stop("n2", "n3")
+    two, three = cluster.specs["n2"], cluster.specs["n3"]
+    cluster.specs["n2"] = msgspec.structs.replace(three, data=two.data)
+    cluster.specs["n3"] = msgspec.structs.replace(two, data=three.data)
+    cluster.specs["n4"] = make_spec("replica", cluster.directory / "data" / "n4")
+    cluster._add_process("n4")
+    cluster.write_config()
+    cluster.launch("n2", "n4", "n3")
+    await cluster.wait_started("n4")
+    await cluster.wait_in_sync()
+    await agreed(cluster)
+    assert (await cluster.fetch("n4", "GET", kv("a"))).body == b"1"

@@ -59,6 +59,7 @@ CASES = (
     Case("raft/members", "refused", "refused"),
     Case("raft/dump", "refused", "refused"),
     Case("raft.mark", "refused", "refused"),
+    Case("raft.peers", "named", "named"),
 )
 KNOWN_FILES = {case.file.replace("*", "") for case in CASES} | {"raft/lock", "log/spare"}
 
@@ -95,6 +96,8 @@ async def make_bed(cluster: Cluster) -> Bed:
     async with Writer(cluster, name="later", size_bytes=300) as later:
         await wait_until(lambda: len(later.acknowledged) > 600, "some segments of its own log")
     await cluster.wait_converged()
+    memory = cluster.data(victim) / "raft.peers"
+    await wait_until(memory.exists, "what it remembers of the others is written down")
     await cluster.kill(victim)
     keep = cluster.directory / "keep"
     shutil.copytree(cluster.data(victim), keep)
@@ -135,11 +138,18 @@ async def check_outcome(bed: Bed, path: Path, outcome: str) -> None:
 
 
 async def fresh_copy(bed: Bed) -> Path:
-    """End the victim, and put its data directory back to what it was."""
-    await bed.cluster.kill(bed.victim)
-    data = bed.cluster.data(bed.victim)
+    """End the victim, and put its data directory back to what it was.
+
+    The others must forget how far it has been since (decision 18).
+    """
+    cluster, victim = bed.cluster, bed.victim
+    await cluster.kill(*cluster.replicas)
+    data = cluster.data(victim)
     shutil.rmtree(data)
     shutil.copytree(bed.keep, data)
+    for node in cluster.others(victim):
+        (cluster.data(node) / "raft.peers").unlink(missing_ok=True)
+    await cluster.start(*cluster.others(victim))
     return data
 
 

@@ -4,10 +4,12 @@ node and back, and that a removed node stays out.
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from tests.nodes.conftest import MakeCluster
-from tests.support.cluster import Cluster, make_spec, wait_until
+from tests.support.cluster import Cluster, Writer, make_spec, wait_until
 from tests.support.commands import run
 from tests.support.raw_http import Reply, kv
 
@@ -321,3 +323,101 @@ async def test_a_node_removed_while_it_stood_still_ends(make_cluster: MakeCluste
     cluster.nodes[removed].resume()
     assert "removed" in await ends_refused(cluster, removed)
     await serves(cluster, primary)
+
+
+async def test_a_lost_disk_refused_by_a_node_without_a_view_leaves_nothing_behind(
+    make_cluster: MakeCluster,
+) -> None:
+    """Else the new id that it is told to take would be refused for what lies there."""
+    cluster: Cluster = make_cluster(replicas=3)
+    await cluster.start()
+    await cluster.kill("n1", "n2", "n3")
+    shutil.rmtree(cluster.data("n2"))
+    cluster.launch("n2", "n3")  # which alone has no majority, and knows no view
+    assert "known with another data directory" in await ends_refused(cluster, "n2")
+    assert list(cluster.data("n2").iterdir()) == []
+
+    cluster.launch("n1")
+    await serves(cluster, "n1", "n3")
+    assert (await remove(cluster, "n1", "n2")).status == 200
+    renamed(cluster, "n2", "n4")
+    cluster.launch("n4")
+    await cluster.wait_in_sync("n1", "n3", "n4")
+
+
+async def test_a_node_that_waits_says_what_for(make_cluster: MakeCluster) -> None:
+    cluster: Cluster = make_cluster(replicas=3)
+    cluster.launch("n2")
+
+    async def warned(*texts: str) -> None:
+        async def said() -> bool:
+            status = await cluster.status("n2")
+            log = cluster.nodes["n2"].log()
+            found = () if status is None else status.warnings
+            return any(all(text in line for text in texts) for line in found) and texts[0] in log
+
+        await wait_until(said, f"the status of n2 says {texts}")
+
+    await warned("waiting for ['n1', 'n3']", "n2: ", "; n1: ", "Cannot connect to host")
+    reply = await cluster.fetch("n2", "PUT", f"{kv('a')}?timeout_ms=100", b"1")
+    assert reply.status == 503
+    assert "waiting for ['n1', 'n3']" in reply.json["detail"]
+    shown = await run("status", endpoints=(cluster.url("n2"),))
+    assert "waiting for ['n1', 'n3']" in shown.out.decode()
+
+    cluster.launch("n1", "n3")
+    await cluster.wait_in_sync()
+    await cluster.kill("n1", "n2", "n3")
+    cluster.launch("n2")
+    await warned("consensus hears n2 of n1, n2, n3", "; n1: ", "; n3: ")
+
+
+async def test_the_last_node_and_unknown_ones_are_not_removed(make_cluster: MakeCluster) -> None:
+    cluster: Cluster = make_cluster(replicas=1)
+    await cluster.start()
+    for query in ("", "?force=n1"):
+        reply = await cluster.fetch("n1", "DELETE", f"/v1/cluster/nodes/n1{query}")
+        assert (reply.status, reply.code) == (409, "is_primary"), reply
+    for odd in (
+        "n9",
+        "%20",
+        "N1",
+        "n1%20",
+        "%0D%0Aevil",
+        "n%C3%A9",
+        "..",
+        "n" * 500,
+        "%FF",
+        "a%2Fb",
+    ):
+        for query in ("", f"?force={odd}"):
+            reply = await cluster.fetch("n1", "DELETE", f"/v1/cluster/nodes/{odd}{query}")
+            assert reply.status in {400, 404}, reply
+            assert reply.json["outcome"] == "not_applied"
+    reply = await cluster.fetch("n1", "DELETE", "/v1/cluster/nodes/")
+    assert reply.status == 404
+    await serves(cluster, "n1")
+
+
+async def test_a_client_follows_a_cluster_that_moves_away_from_the_node_it_was_given(
+    make_cluster: MakeCluster,
+) -> None:
+    """It has met one node, and nothing fails while others come, until that one goes."""
+    cluster: Cluster = make_cluster(replicas=1)
+    await cluster.start()
+    async with Writer(cluster) as writer:
+        await writer.progress(10)
+        for node in ("n2", "n3"):
+            add(cluster, node)
+            cluster.launch(node)
+            await cluster.wait_started(node)
+        await votes(cluster, "n1", n1=True, n2=True, n3=True)
+        await cluster.wait_in_sync("n1", "n2", "n3")
+        async with cluster.client("n2") as client:
+            await client.handover("n2")
+        assert (await remove(cluster, "n2", "n1")).status == 200
+        await ends_refused(cluster, "n1")
+        del cluster.specs["n1"]
+        await writer.progress(50)
+    await cluster.wait_converged()
+    await writer.verify()

@@ -166,6 +166,43 @@ async def test_a_primary_put_back_leaves_the_epoch_to_its_backup(
     await writer.verify()
 
 
+async def test_a_primary_put_back_to_before_its_epoch_does_not_open_it_again(
+    make_cluster: MakeCluster,
+) -> None:
+    """The witness tells it the view, which makes it the primary, before consensus is linked."""
+    cluster: Cluster = make_cluster(replicas=2, witnesses=1, limits=LIMITS)
+    await cluster.start()
+    primary = await cluster.primary()
+    (backup,) = cluster.others(primary)
+    place = await copy(cluster, primary)
+    for target in (backup, primary):
+        body = json.dumps({"to": target}).encode()
+
+        async def handed_over(target: str = target, body: bytes = body) -> bool:
+            if await cluster.serving() != target:
+                await cluster.fetch(primary, "POST", "/v1/cluster/handover", body)
+            return await cluster.serving() == target
+
+        await wait_until(handed_over, f"{target} is handed over to")
+        await cluster.wait_in_sync(primary, backup)
+    await cluster.kill(backup)
+    await cluster.wait_in_sync(primary)
+    writer = await write_after_the_copy(cluster, primary)
+    newest = cluster.directory / "newest"
+    await cluster.kill(primary)
+    cluster.data(primary).rename(newest)
+    shutil.copytree(place, cluster.data(primary))
+    cluster.launch(primary)
+    assert await cluster.nodes[primary].wait_exit() == REFUSED
+    said = cluster.nodes[primary].log()
+    assert "w1 remembers that" in said
+    assert "primary of epoch" not in said
+    shutil.rmtree(cluster.data(primary))
+    newest.rename(cluster.data(primary))
+    await cluster.start(primary, in_sync=False)
+    await writer.verify()
+
+
 async def test_a_primary_put_back_that_is_alone_in_sync_does_not_start(
     make_cluster: MakeCluster,
 ) -> None:

@@ -81,6 +81,29 @@ def test_a_third_replica_in_sync_takes_over_instead() -> None:
     cluster.until(cluster.is_whole)
 
 
+def test_a_primary_put_back_to_before_its_epoch_does_not_open_it_again() -> None:
+    """Another node tells it the view at once, and consensus only later."""
+    cluster = Cluster(2, remembers=True)
+    copy = list(cluster["b"].disk.durable.records), cluster["b"].disk.accepted
+    cluster["a"].crash()
+    cluster.until(lambda: cluster.serving() == "b")
+    cluster.until(lambda: cluster.in_sync() == "b")
+    _write_and_tell(cluster)
+    view, acknowledged = cluster.view, cluster.world.oracle.acknowledged
+    cluster["b"].crash(copy[0][-1].last_index + 1)
+    cluster["b"].hide_loss(remembered=True)
+    cluster["b"].disk.accepted = copy[1]
+    cluster.cut_consensus("b")
+    cluster["b"].start()
+    cluster["b"].on_view(view)
+    cluster.run(1.5 * PATIENCE_MS)
+    assert cluster["b"].replica.primary is None
+    cluster.mend_consensus("b")
+    cluster.until(lambda: cluster["b"].disk.damaged)
+    assert cluster.world.oracle.acknowledged == acknowledged
+    assert cluster.serving() == ""
+
+
 def test_a_take_over_that_is_about_to_leave_is_held_back() -> None:
     """The reminder comes with the answer of consensus that the proposal waits for, and before it.
 

@@ -110,6 +110,7 @@ class Agreement:
             self._reminded[node.id] = node.life
             if self.remembers and node.id in self.marks:
                 node.on_reminder(*self.marks[node.id])
+            node.replica.on_consensus_heard()
 
     def tell(self, node: Node) -> None:
         """A node tells how far it is, once its link with consensus is open."""

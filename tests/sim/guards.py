@@ -40,31 +40,52 @@ from tests.sim.faults import Schedule
 from tests.sim.histories import Histories
 
 SIMULATED = (
-    "datapath.protocol.state", "datapath.protocol.backup", "datapath.protocol.primary", "datapath.protocol.in_sync",
-    "datapath.protocol.replica", "datapath.protocol.progress", "datapath.protocol.log_index", "datapath.node.read_index",
-    "datapath.node.catch_up", "datapath.node.router", "datapath.node.membership", "datapath.execution.client_table",
-    "datapath.execution.executor", "datapath.execution.pipeline", "datapath.protocol.confirmations",
-    "election.view", "election.identity",
-)  # fmt: skip
+    "datapath.protocol.state",
+    "datapath.protocol.backup",
+    "datapath.protocol.primary",
+    "datapath.protocol.in_sync",
+    "datapath.protocol.replica",
+    "datapath.protocol.progress",
+    "datapath.protocol.log_index",
+    "datapath.node.read_index",
+    "datapath.node.catch_up",
+    "datapath.node.router",
+    "datapath.node.membership",
+    "datapath.execution.client_table",
+    "datapath.execution.executor",
+    "datapath.execution.pipeline",
+    "datapath.protocol.confirmations",
+    "election.view",
+    "election.identity",
+)
 CONSENSUS = (
-    "election.pysyncobj_adapter.pre_vote", "election.pysyncobj_adapter.elections",
-    "election.pysyncobj_adapter.members", "election.pysyncobj_adapter.progress_mark",
-)  # fmt: skip
+    "election.pysyncobj_adapter.pre_vote",
+    "election.pysyncobj_adapter.elections",
+    "election.pysyncobj_adapter.members",
+    "election.pysyncobj_adapter.progress_mark",
+)
 """The simulator's consensus is right by construction: only tests can notice these."""
 MODULES = (*SIMULATED, *CONSENSUS)
 """Whose conditions are taken out."""
 TESTS = (
-    "tests/scenarios", "tests/unit/datapath/execution",
-    "tests/unit/datapath/node/test_membership.py", "tests/unit/datapath/node/test_read_index.py",
-    "tests/unit/datapath/node/test_router.py", "tests/unit/datapath/node/test_snapshot_floors.py",
-    "tests/unit/datapath/node/test_snapshot_refusals.py", "tests/unit/datapath/protocol",
-    "tests/unit/election/test_view.py", "tests/unit/election/test_identity.py",
-)  # fmt: skip
+    "tests/scenarios",
+    "tests/unit/datapath/execution",
+    "tests/unit/datapath/node/test_membership.py",
+    "tests/unit/datapath/node/test_read_index.py",
+    "tests/unit/datapath/node/test_router.py",
+    "tests/unit/datapath/node/test_snapshot_floors.py",
+    "tests/unit/datapath/node/test_snapshot_refusals.py",
+    "tests/unit/datapath/protocol",
+    "tests/unit/election/test_view.py",
+    "tests/unit/election/test_identity.py",
+)
 """What is run beside the simulator: tests in memory, some seconds in all."""
 CONSENSUS_TESTS = (
-    "tests/unit/election/pysyncobj_adapter/test_pre_vote.py", "tests/unit/election/pysyncobj_adapter/test_raft_core.py",
-    "tests/unit/election/pysyncobj_adapter/test_elections.py", "tests/unit/election/pysyncobj_adapter/test_progress_mark.py",
-)  # fmt: skip
+    "tests/unit/election/pysyncobj_adapter/test_pre_vote.py",
+    "tests/unit/election/pysyncobj_adapter/test_raft_core.py",
+    "tests/unit/election/pysyncobj_adapter/test_adapter_guards.py",
+    "tests/unit/election/pysyncobj_adapter/test_progress_mark.py",
+)
 """What is run for `CONSENSUS`: the real core and journal, message by message."""
 FIRST_SEEDS = 40
 """So many schedules come before the tests: they notice most breaks in a moment."""

@@ -410,6 +410,16 @@ def _e_reminders_are_ignored() -> list[Patch]:
     return [patch.object(Replica, "_has_gone_back", lambda *_: False)]
 
 
+def _e_opens_an_epoch_before_consensus_was_heard() -> list[Patch]:
+    start = Replica.__init__
+
+    def heard(replica: Replica, *args: Any, **kwargs: Any) -> None:
+        start(replica, *args, **kwargs)
+        replica.on_consensus_heard()
+
+    return [patch.object(Replica, "__init__", heard)]
+
+
 def _e_a_reminded_primary_goes_on() -> list[Patch]:
     return [patch.object(Primary, "on_gone_back", lambda *_: None)]
 
@@ -576,6 +586,12 @@ REPLICA_MUTANTS = (
         .test_a_backup_put_back_while_the_primary_is_away_takes_over_from_nobody,
     ),
     Mutant("e", "what others remember of it is ignored, at random", _e_reminders_are_ignored),
+    Mutant(
+        "e", "is made primary by a view before consensus was heard",
+        _e_opens_an_epoch_before_consensus_was_heard,
+        scenario=test_put_back
+        .test_a_primary_put_back_to_before_its_epoch_does_not_open_it_again,
+    ),
     Mutant(
         "e", "a primary that is reminded of its loss goes on", _e_a_reminded_primary_goes_on,
         unit="tests/unit/datapath/protocol/test_reminders.py::test_a_primary_notes_it_and_stops",

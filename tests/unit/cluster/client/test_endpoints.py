@@ -155,3 +155,13 @@ def test_endpoints_are_written_in_one_way() -> None:
     ):
         with pytest.raises(ValueError, match="is no endpoint"):
             normalize_endpoint(wrong)
+
+
+def test_a_node_that_was_removed_still_leads_to_the_others() -> None:
+    endpoints = Endpoints([A])
+    endpoints.learn({"n1": "a:1"}, "n1", A)
+    endpoints.learn({"n2": "b:1", "n3": "c:1"}, "n2", A)
+    assert endpoints.unproved == (B, C)
+    endpoints.proved(C)
+    endpoints.learn({}, "", C)
+    assert endpoints.urls == (A, C), "who knows no view takes no address away"

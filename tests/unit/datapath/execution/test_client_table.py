@@ -116,3 +116,32 @@ def test_what_is_too_old_goes_a_bounded_number_at_a_time(replica: Replica) -> No
         held = len(replica.store.range(CLIENT_ORDER_SPACE, b"", None, 2 * count))
         assert held == count - step * MAX_FORGOTTEN_PER_OPERATION + step
     assert not any(replica.holds(f"old {number}") for number in range(count))
+
+
+def test_a_revision_that_was_not_reached_yet_is_not_taken_for_the_time_of_sending(
+    replica: Replica,
+) -> None:
+    """An earlier attempt may then be older than it says, and forgotten."""
+    last = replica.write("a")
+    refusal = replica.table.refusal(last + 1, last + 1)
+    assert refusal is not None
+    assert refusal.code == "unknown_revision"
+    assert replica.table.refusal(last, last + 1) is None
+
+
+def test_the_oldest_goes_beyond_the_bytes_however_new_it_is(replica: Replica) -> None:
+    first = replica.write("a")
+    size_bytes = replica.table._size_bytes
+    bounds = ClientTableBounds(retention_ms=RETENTION_MS, max_bytes=2 * size_bytes)
+    replica.table = ClientTable(replica.store, bounds, lambda: replica.clock_ms)
+    replica.write("b")
+    assert replica.holds("a")
+    replica.write("c")
+    assert [replica.holds(key) for key in "abc"] == [False, True, True]
+    assert replica.refuses(first - 1)
+
+
+def test_a_record_tells_the_sums_only_if_they_have_changed(replica: Replica) -> None:
+    assert replica.table.summary() == []
+    replica.write("a")
+    assert replica.table.summary() == [], "they were told with it"

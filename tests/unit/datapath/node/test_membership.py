@@ -7,7 +7,15 @@ import pytest
 
 from datapath.errors import RejectedError
 from datapath.node.gateway import Gateway
-from datapath.node.membership import Facts, Refusal, describe, may_join, may_remove, refusals
+from datapath.node.membership import (
+    Facts,
+    Refusal,
+    describe,
+    may_join,
+    may_remove,
+    may_take_addresses,
+    refusals,
+)
 from election.static import StaticGroup
 from election.view import Member, RemoveMember, Role, View, apply_change
 
@@ -69,7 +77,9 @@ def test_what_costs_nothing_is_allowed(members: str, in_sync: str, node: str, de
         ("n1 n2 w1", "n1 n2", "n2", "w1", "unsafe_removal", "`onecopy remove w1`"),
         ("n1 n2 n3 n4 n5", "n1 n2 n3 n4", "n2", "n5", "unsafe_removal", "n5 does not answer."),
         ("n1 n2 n3 w1 w2", "n1 n2 n3", "w1", "n3", "unsafe_removal", "w1 is alive"),
-        ("n1 n2", "n1", "n2", "n2", "no_majority", "bring back one of n2"),
+        ("n1 n2", "n1", "n2", "n2", "no_majority", "bring back n2"),
+        ("n1 n2 n3", "n1", "n3", "n2 n3", "no_majority", "bring back one of n2, n3"),
+        ("n1", "n1", "n1", "", "is_primary", "bring one back"),
         ("n1 n2 n3", "n1", "n3", "n2 n3", "no_majority", "only n1 answers"),
         ("n1 n2 n3 n4", "n1 n2", "n4", "n3 n4", "no_majority", "n1, n2 answer,"),
     ],
@@ -99,6 +109,41 @@ def test_that_nobody_votes_who_answers_is_said() -> None:
     refusal = judge(view, "n2", dead="w1", voters="w1")
     assert refusal is not None
     assert "only none answers" in refusal.reason
+
+
+def test_the_only_one_that_votes_stays() -> None:
+    view = view_of("n1 n2", "n1 n2")
+    found = refusals(view, Facts(live=frozenset({"n1", "n2"}), voters=frozenset({"n2"})), "n2")
+    assert [item.code for item in found if not item.forcible] == ["unsafe_removal"]
+    assert "n2 is the only node that votes" in describe(found, "n2")
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"peer": "n2:2"}, "n2:2 is the peer address of n2: give n4 another peer address, or move"),
+        ({"peer": "N2:2"}, "N2:2 is the peer address of n2"),
+        ({"client": "n3:3"}, "n3:3 is the raft address of n3: give n4 another client address, or"),
+        ({"raft": "n4:2"}, "n4:2 is the peer address of n4: give n4 another raft address"),
+    ],
+)
+def test_two_never_listen_at_one_address(changed: dict[str, str], says: str) -> None:
+    wrong = msgspec.structs.replace(member("n4"), **changed)
+    for members in ("n1 n2 n3", "n1 n2 n3 n4"):
+        view = view_of(members, "n1")
+        refusal = may_take_addresses(view, wrong)
+        assert refusal is not None
+        assert refusal.reason.startswith(says)
+        assert may_take_addresses(view, member("n4")) is None
+    newcomer = may_join(view_of("n1 n2 n3", "n1"), wrong)
+    assert newcomer is not None
+    assert newcomer.code == "address_in_use"
+
+
+def test_members_may_swap_addresses() -> None:
+    view = view_of("n1 n2 n3", "n1")
+    swapped = msgspec.structs.replace(member("n2"), client="n3:1", peer="n3:2", raft="n3:3")
+    assert may_join(view, swapped) is None
 
 
 def test_one_removal_waits_for_the_vote_of_the_one_before() -> None:

@@ -34,6 +34,7 @@ class Learner:
                 log=log, commit_index=5, accepted_epoch=2, accepted_primary="a"
             ), Timing(), Bounds(), 0.0,
         )  # fmt: skip
+        self.replica.on_consensus_heard()
         for effect in self.replica.on_message("a", Probe(1, 3, "a", 5), 1.0):
             if isinstance(effect, fx.RecordAccepted):
                 self.replica.on_durable(effect.ticket)

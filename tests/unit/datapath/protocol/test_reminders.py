@@ -8,6 +8,8 @@ from datapath.errors import SafetyError
 from datapath.protocol import effects as fx
 from datapath.protocol.log_index import LogIndex
 from datapath.protocol.messages import Append, Probe, ProbeReply
+from datapath.protocol.replica import Replica
+from datapath.settings import Bounds, Timing
 from election.view import TakeOver
 from tests.unit.datapath.protocol.test_primary_guards import Lead
 from tests.unit.datapath.protocol.test_replica_guards import (
@@ -141,6 +143,19 @@ def test_a_view_does_not_make_a_primary_of_a_replica_that_has_gone_back() -> Non
     replica.on_reminder(1, 9)
     replica.on_view(_view(2, "b"))
     assert replica.primary is None
+
+
+def test_a_view_that_others_tell_makes_no_primary_before_consensus_was_heard() -> None:
+    """Its directory may be older than the epoch, which it would open a second time."""
+    replica = Replica("b", "b.1", _recovered(7, 1, 7), Timing(), Bounds(), 0.0)
+    view = _view(2, "b", in_sync="b")
+    replica.on_view(view)
+    assert replica.primary is None
+    effects = replica.on_tick(20.0)
+    assert [type(effect) for effect in effects] == [fx.Propose], "it proposes itself anew"
+    replica.on_consensus_heard()
+    replica.on_view(_view(3, "b", version=2, in_sync="b"))
+    assert replica.primary is not None
 
 
 def test_the_log_index_is_compared_where_it_begins() -> None:

@@ -35,7 +35,9 @@ def _recovered(last_index: int = 0, epoch: int = 0, commit_index: int = 0) -> Re
 
 
 def _replica(recovered: Recovered) -> Replica:
-    return Replica("b", "b.1", recovered, Timing(), Bounds(), 0.0)
+    replica = Replica("b", "b.1", recovered, Timing(), Bounds(), 0.0)
+    replica.on_consensus_heard()
+    return replica
 
 
 def _view(epoch: int, primary: str, version: int = 1, in_sync: str = "ab") -> View:

@@ -1,0 +1,490 @@
+"""What the pipeline tells whom, and when: its conditions, one by one (`sim/guards.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from cluster.services.kv import KeyValue
+from datapath.errors import OperationError, SafetyError
+from datapath.execution.executor import Executor
+from datapath.execution.pipeline import Pipeline, async_operations
+from datapath.operations import Operation, Result
+from datapath.protocol import effects as fx
+from datapath.protocol.messages import AppendReply
+from datapath.records import Record
+from datapath.service import Service
+from datapath.settings import Bounds
+from tests.sim.service import MemoryStore
+from tests.unit.datapath.protocol.test_primary_guards import Lead
+from tests.unit.datapath.protocol.test_replica_guards import _record
+
+FAR_MS = 1e9
+
+
+class Told:
+    """Who has asked, and what was answered: "" is nothing yet."""
+
+    def __init__(self) -> None:
+        self.result: Result | None = None
+        self.error: OperationError | None = None
+        self.gone = False
+
+    def done(self) -> bool:
+        return self.gone or self.result is not None or self.error is not None
+
+    def set_result(self, result: Result, /) -> None:
+        assert not self.done(), "it was answered before"
+        self.result = result
+
+    def set_exception(self, exception: OperationError, /) -> None:
+        assert not self.done(), "it was answered before"
+        self.error = exception
+
+    @property
+    def said(self) -> str:
+        """What was told, in short."""
+        if self.result is not None:
+            return "repeated" if self.result.repeated else "done"
+        return f"{self.error.outcome} {self.error.code}" if self.error is not None else ""
+
+
+class Desk:
+    """The primary "b" with its pipeline, a backup "a" in sync that acknowledges when it is told to.
+
+    The replica, the executor and the service are the real ones; the store is in memory, the disk
+    has room as long as `has_room` says so, and the event loop's turns are `turn`.
+    """
+
+    def __init__(
+        self,
+        service: Service | None = None,
+        bounds: Bounds | None = None,
+        confirm: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.lead = Lead(in_sync="ab")
+        self.store = MemoryStore()
+        self.has_room: Callable[[int], bool] = lambda _: True
+        self.turns: list[Callable[[], object]] = []
+        self.unwritten: list[fx.Effect] = []
+        self.pipeline = Pipeline(
+            "b",
+            self.lead.replica,
+            Executor(
+                service or KeyValue(), self.store, Bounds().client_table, lambda: self.lead.now_ms
+            ),
+            self,
+            bounds or Bounds(),
+            list(self.lead.primary.recent),
+            async_operations=frozenset(),
+            append=self._append,
+            why_not_serving=lambda: "it does not serve",
+            spawn=lambda _: NotImplemented,
+            confirm=confirm,
+            clock=lambda: self.lead.now_ms,
+            call_soon=self.turns.append,
+        )
+        self.lead.probed("a")
+        self.lead.promise("a")
+        self.acknowledge()
+        self.pipeline.open_epoch()
+
+    def reserve(self, size_bytes: int, /) -> bool:
+        return self.has_room(size_bytes)
+
+    def _append(self, record: Record) -> None:
+        self._carry_out(self.lead.replica.append(record))
+
+    def _carry_out(self, effects: list[fx.Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, fx.WriteRecords):
+                self.pipeline.on_written(effect.records)
+                self.unwritten.append(effect)
+            elif isinstance(effect, fx.Commit):
+                self.pipeline.commit(effect.index)
+            elif isinstance(effect, fx.StepDown):
+                self.pipeline.step_down()
+
+    def write(self) -> None:
+        """What was appended is durable here."""
+        unwritten, self.unwritten = self.unwritten, []
+        self._carry_out([e for e in self.lead.write(unwritten) if e not in unwritten])
+        self.pipeline.answer_local()
+
+    def acknowledge(self) -> None:
+        """The backup holds everything; what is durable here too commits."""
+        reply = AppendReply(self.lead.sessions["a"], 1, self.lead.last_index)
+        self._carry_out(self.lead.hear("a", reply))
+
+    def commit(self) -> None:
+        self.turn()
+        self.write()
+        self.acknowledge()
+        self.turn()
+
+    def turn(self) -> None:
+        """The event loop's turns, until nothing is left to do."""
+        while self.turns:
+            self.turns.pop(0)()
+
+    def ask(self, method: str, *args: object, timeout_ms: float = FAR_MS, **options: Any) -> Told:
+        """Submit; what it raises was told as well."""
+        told = Told()
+        try:
+            self.pipeline.submit(Operation(method, args, **options), timeout_ms, told)
+        except OperationError as problem:
+            told.error = problem
+        return told
+
+    def put(self, key: str, idempotency_key: str = "", **options: Any) -> Told:
+        options = {"idempotency_key": idempotency_key, **options}
+        return self.ask("put", key.encode(), b"value", **options)
+
+    def depose(self) -> None:
+        """A higher epoch is known."""
+        view = self.lead.replica.view
+        assert view is not None
+        other = msgspec.structs.replace(
+            view, epoch=2, version=view.version + 1, primary="a", in_sync=("a",)
+        )
+        self._carry_out(self.lead.replica.on_view(other))
+
+
+def test_a_write_is_answered_when_it_has_committed() -> None:
+    desk = Desk()
+    told = desk.put("k")
+    desk.turn()
+    desk.write()
+    assert told.said == ""
+    desk.acknowledge()
+    assert told.said == "done"
+
+
+# who is refused before anything is executed
+
+
+def test_a_backup_takes_nothing() -> None:
+    desk = Desk()
+    desk.depose()
+    assert desk.put("k").said == "not_applied no_primary"
+    assert desk.put("k", "K").said == "not_applied no_primary"
+
+
+def test_a_pipeline_that_has_stopped_takes_nothing() -> None:
+    desk = Desk()
+    waiting = desk.put("k")
+    desk.pipeline.stop("it stops")
+    assert waiting.said == "not_applied no_primary"
+    assert desk.put("k").said == "not_applied no_primary"
+
+
+def test_more_operations_or_bytes_than_may_wait_are_refused() -> None:
+    size_bytes = 10_000
+    for bounds in (
+        Bounds(max_waiting_operations=2),
+        Bounds(max_waiting_bytes=2 * size_bytes + 1000),
+    ):
+        desk = Desk(bounds=bounds)
+        taken = [desk.ask("put", b"k", bytes(size_bytes)) for _ in range(2)]
+        assert desk.ask("put", b"k", bytes(size_bytes)).said == "not_applied overloaded"
+        desk.commit()
+        assert [told.said for told in taken] == ["done", "done"]
+        assert desk.ask("put", b"k", bytes(size_bytes)).said == ""
+
+
+def test_only_what_is_async_is_executed_alone() -> None:
+    class Both(Service):
+        def plain(self) -> None: ...
+
+        async def slow(self) -> None: ...
+
+    assert async_operations({"plain": Both().plain, "slow": Both().slow}) == {"slow"}
+
+
+def test_too_few_in_sync_or_copies_refuse_what_is_new_and_not_what_is_known() -> None:
+    desk = Desk()
+    first = desk.put("k", "K", min_copies=2)
+    desk.commit()
+    assert first.said == "done"
+    refused = [desk.put("k", min_copies=3), desk.put("k", "L", min_copies=3)]
+    again = desk.put("k", "K", min_copies=3)
+    desk.turn()
+    assert [told.said for told in refused] == ["not_applied not_enough_copies"] * 2
+    assert again.said == "unknown not_enough_copies"
+    few = Desk(bounds=Bounds(min_in_sync=3))
+    told = few.put("k")
+    few.turn()
+    assert told.said == "not_applied not_enough_copies"
+
+
+def test_where_too_many_wait_only_what_is_known_is_taken() -> None:
+    desk = Desk(bounds=Bounds(max_waiting_operations=1))
+    first, again = desk.put("k", "K"), desk.put("k", "K")
+    assert desk.put("k", "L").said == "not_applied overloaded"
+    assert again.said == ""
+    third = desk.put("k", "K")
+    desk.turn()
+    assert (first.said, again.said, third.said) == ("", "", "")
+    desk.commit()
+    assert (first.said, again.said, third.said) == ("done", "repeated", "repeated")
+    last = desk.put("other", "M")
+    late = desk.put("k", "K")
+    desk.turn()
+    assert (last.said, late.said) == ("", "repeated")
+
+
+def test_what_is_known_where_too_many_wait_is_answered_before_the_role_ends() -> None:
+    desk = Desk(bounds=Bounds(max_waiting_operations=1))
+    first, again = desk.put("k", "K"), desk.put("k", "K")
+    desk.depose()
+    assert first.said == "not_applied no_primary"
+    assert again.said == "unknown unknown_outcome"
+    desk.turn()
+
+
+def test_a_refusal_says_unknown_while_an_earlier_request_under_its_key_waits() -> None:
+    desk = Desk()
+    first = desk.put("k", "K")
+    again, other = desk.put("k", "K", timeout_ms=10), desk.put("k", timeout_ms=10)
+    desk.lead.now_ms += 10
+    desk.pipeline.expire(desk.lead.now_ms)
+    assert again.said == "unknown unknown_outcome"
+    assert other.said == "not_applied timeout"
+    desk.commit()
+    assert first.said == "done"
+    late = desk.put("other", "K2", timeout_ms=10)
+    desk.lead.now_ms += 10
+    desk.pipeline.expire(desk.lead.now_ms)
+    assert late.said == "not_applied timeout", "none waits any more"
+
+
+def test_after_a_request_was_executed_its_key_does_not_count_as_waiting() -> None:
+    desk = Desk(bounds=Bounds(min_in_sync=3))
+    first, again = desk.put("k", "K"), desk.put("k", "K")
+    desk.turn()
+    assert first.said == "unknown unknown_outcome", "the second one still waited"
+    assert again.said == "not_applied not_enough_copies"
+
+
+# when time runs out
+
+
+def test_time_runs_out_for_those_whose_deadline_it_is_and_for_nobody_twice() -> None:
+    desk = Desk()
+    soon, later = desk.put("a", timeout_ms=10), desk.put("b", timeout_ms=20)
+    desk.turn()
+    desk.pipeline.expire(desk.lead.now_ms + 9)
+    assert (soon.said, later.said) == ("", "")
+    desk.pipeline.expire(desk.lead.now_ms + 10)
+    assert (soon.said, later.said) == ("unknown timeout", "")
+    desk.pipeline.expire(desk.lead.now_ms + 20)
+    assert later.said == "unknown timeout"
+    desk.commit()
+    assert (soon.said, later.said) == ("unknown timeout", "unknown timeout")
+
+
+def test_a_repeat_of_what_has_not_committed_is_unknown_when_its_time_runs_out() -> None:
+    desk = Desk(bounds=Bounds(max_inflight_records=1))
+    first = desk.put("k", "K")
+    desk.turn()
+    again = desk.put("k", "K", timeout_ms=10)
+    desk.turn()
+    desk.pipeline.expire(desk.lead.now_ms + 10)
+    assert (first.said, again.said) == ("", "unknown timeout")
+
+
+def test_who_is_gone_is_not_executed_for() -> None:
+    desk = Desk()
+    last_index = desk.lead.last_index
+    gone = desk.put("k")
+    gone.gone = True
+    desk.turn()
+    assert desk.lead.last_index == last_index
+
+
+# what is under way is bounded
+
+
+def test_what_is_executed_and_not_committed_is_bounded_by_records_and_by_bytes() -> None:
+    for bounds in (Bounds(max_inflight_records=1), Bounds(max_inflight_bytes=40)):
+        desk = Desk(bounds=bounds)
+        first = desk.put("a")
+        desk.turn()
+        second = desk.put("b")
+        desk.turn()
+        assert desk.pipeline.waiting_operations == 1
+        desk.write()
+        desk.acknowledge()
+        assert first.said == "done"
+        desk.commit()
+        assert second.said == "done"
+
+
+def test_a_record_is_bounded_by_entries_and_by_bytes() -> None:
+    for bounds in (Bounds(max_record_entries=2), Bounds(max_record_bytes=60)):
+        desk = Desk(bounds=bounds)
+        told = [desk.put(name) for name in "abcd"]
+        desk.turn()
+        assert desk.pipeline.records_total == 2
+        desk.commit()
+        assert [one.said for one in told] == ["done"] * 4
+
+
+def test_a_disk_without_room_refuses_writes_alone() -> None:
+    desk = Desk()
+    desk.put("k", "K")
+    desk.commit()
+    desk.has_room = lambda _: False
+    write, again, nothing = desk.put("x"), desk.put("k", "K"), desk.ask("delete", b"none")
+    desk.turn()
+    assert (write.said, again.said) == ("not_applied storage_full", "repeated")
+    assert nothing.said == "done"
+    desk.has_room = lambda size_bytes: size_bytes < 1000
+    told = [desk.ask("put", b"k", bytes(600)) for _ in range(2)]
+    desk.commit()
+    assert [one.said for one in told] == ["done", "not_applied storage_full"]
+
+
+# what is seen of what has not committed (D2, D4)
+
+
+def test_what_wrote_nothing_is_answered_when_what_it_may_have_seen_has_committed() -> None:
+    desk = Desk()
+    write = desk.put("k")
+    nothing = desk.ask("put", b"k", b"v", None, True)  # if absent
+    desk.turn()
+    assert (write.said, nothing.said) == ("", "")
+    alone = desk.ask("delete", b"none")
+    desk.turn()
+    assert alone.said == "", "it may have seen that the key is not there yet"
+    desk.commit()
+    assert (write.said, nothing.said, alone.said) == (
+        "done",
+        "not_applied precondition_failed",
+        "done",
+    )
+
+
+def test_what_wrote_nothing_is_answered_only_under_a_lease_that_lasts() -> None:
+    desk = Desk()
+    desk.lead.now_ms += 10_000
+    told = [desk.ask("delete", b"none") for _ in range(2)]
+    desk.turn()
+    assert [one.said for one in told] == ["not_applied no_primary"] * 2
+
+
+def test_an_early_answer_waits_for_the_disk_and_for_what_shines_through() -> None:
+    desk = Desk()
+    early = desk.put("a", ack="local")
+    desk.turn()
+    assert early.said == ""
+    desk.write()
+    assert early.said == "done"
+    over_it = desk.put("a", ack="local")
+    desk.turn()
+    desk.write()
+    assert over_it.said == "", "it has seen a write that may be lost"
+    desk.acknowledge()
+    assert over_it.said == "done"
+
+
+# when the role ends
+
+
+def test_what_was_executed_is_unknown_when_the_role_ends_and_what_was_not_is_not_applied() -> None:
+    desk = Desk(bounds=Bounds(max_inflight_records=1))
+    written, nothing = desk.put("a"), desk.ask("delete", b"none")
+    early = desk.put("b", ack="local")
+    desk.turn()
+    waiting = desk.put("c")
+    desk.turn()
+    desk.depose()
+    assert written.said == "unknown unknown_outcome"
+    assert early.said == "unknown unknown_outcome"
+    assert nothing.said == "not_applied no_primary"
+    assert waiting.said == "not_applied no_primary"
+    assert desk.pipeline.waiting_operations == 0
+    desk.turn()
+
+
+def test_a_stop_says_the_same() -> None:
+    desk = Desk()
+    written = desk.put("a")
+    desk.turn()
+    waiting = desk.put("c")
+    desk.pipeline.stop("it stops")
+    assert (written.said, waiting.said) == ("unknown unknown_outcome", "not_applied no_primary")
+
+
+# the tail of the log
+
+
+def test_a_commit_beyond_what_can_be_applied_stops_the_node() -> None:
+    desk = Desk()
+    with pytest.raises(SafetyError, match="could be applied"):
+        desk.pipeline.commit(desk.lead.last_index + 1)
+
+
+def test_what_was_cut_from_the_log_is_not_applied() -> None:
+    desk = Desk()
+    desk.depose()
+    records = [_record(index, 2) for index in (2, 3, 4)]
+    desk.pipeline.on_written(records)
+    assert desk.pipeline.uncommitted_records == 3
+    desk.pipeline.on_truncated(3)
+    assert desk.pipeline.uncommitted_records == 1
+    desk.pipeline.on_written([_record(3, 3)])
+    desk.pipeline.commit(3)
+    assert desk.store.applied_index == 3
+    desk.pipeline.on_written([_record(4, 3)])
+    desk.pipeline.on_snapshot()
+    assert desk.pipeline.uncommitted_records == 0
+
+
+# answers that are confirmed (decision 17)
+
+
+def test_what_wrote_nothing_waits_for_a_confirmation_where_one_is_asked_for() -> None:
+    asked: list[Any] = []
+    desk = Desk(confirm=asked.append)
+    told = [desk.ask("delete", b"none") for _ in range(2)]
+    write = desk.put("k")
+    desk.commit()
+    assert write.said == "done"
+    assert [one.said for one in told] == ["", ""]
+    [waiting] = asked
+    assert not waiting.done()
+    told[0].gone = True
+    assert not waiting.done()
+    waiting.set_result(None)
+    assert [one.said for one in told] == ["", "done"]
+    assert waiting.done()
+    waiting.set_exception(desk.pipeline.not_primary())
+    waiting.set_result(None)
+
+
+def test_a_confirmation_that_does_not_come_in_time_is_no_answer() -> None:
+    asked: list[Any] = []
+    desk = Desk(confirm=asked.append)
+    told = [desk.ask("delete", b"none", timeout_ms=ms) for ms in (10, 20, FAR_MS)]
+    desk.turn()
+    desk.pipeline.expire(desk.lead.now_ms + 10)
+    assert [one.said for one in told] == ["not_applied timeout", "", ""]
+    asked[0].set_exception(desk.pipeline.not_primary())
+    assert [one.said for one in told[1:]] == ["not_applied no_primary"] * 2
+
+
+def test_who_waits_for_a_confirmation_is_told_when_the_role_ends() -> None:
+    asked: list[Any] = []
+    desk = Desk(confirm=asked.append)
+    told = desk.ask("delete", b"none")
+    desk.turn()
+    later = desk.ask("delete", b"none")
+    desk.pipeline._run_burst()
+    desk.depose()
+    assert (told.said, later.said) == ("not_applied no_primary",) * 2
+    desk.turn()
+    assert len(asked) <= 2
