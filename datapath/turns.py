@@ -20,20 +20,19 @@ class Turns:
         self._taken = False
         self._given = False  # in the last turn of the loop, to one who works in this one
         self._cost_bytes = 0
-
-    @property
-    def is_spent(self) -> bool:
+        self.is_spent = False
         """Whether so much has been spent in this turn of the loop that the rest has to wait."""
-        return self._cost_bytes >= TURN_COST_BYTES
 
     def spend(self, cost_bytes: int) -> None:
         """Something was done in this turn that cost as much as copying so many bytes."""
         if not self._cost_bytes:
             asyncio.get_running_loop().call_soon(self._begin_turn)
         self._cost_bytes += cost_bytes
+        self.is_spent = self._cost_bytes >= TURN_COST_BYTES
 
     def _begin_turn(self) -> None:
         self._cost_bytes = 0
+        self.is_spent = False
 
     async def wait_while_spent(self) -> None:
         """Wait for a turn of the loop in which there is something left to spend."""

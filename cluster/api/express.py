@@ -41,7 +41,10 @@ BODY_PATIENCE_S = 0.5
 """How long a body that has begun is awaited here; the ordinary lane has the real time-out."""
 UNCOUNTED_BACKLOG_BYTES = 4096
 """What a client may send ahead without its being counted."""
+REQUEST_COST_BYTES = 16 * 1024
+"""What a request counts beside the bytes of its answer: it takes as long as copying so many."""
 _MAX_HEAD_SIZE_BYTES = 4096
+_MAX_FIELDS = 128  # in one head, as in the ordinary lane, which refuses more
 _MAX_BLOCKS = 512
 
 KEYS = "/v1/kv/"
@@ -122,15 +125,14 @@ class Lane(Protocol):
     """Whether the node is about to stop: each connection ends with its next answer."""
     memory: Memory
     turns: Turns
+    now: Callable[[], float]
+    """The loop's clock, in seconds."""
 
     def ordinary(self) -> asyncio.Protocol:
         """Make aiohttp's protocol for a connection."""
 
-    def may_serve(self, connection: ExpressConnection) -> bool:
-        """Whether a request may be served in this turn of the loop; else `go_on` comes later."""
-
-    def served(self, size_bytes: int) -> None:
-        """An answer of so many bytes was given at once."""
+    def serve_later(self, connection: ExpressConnection) -> None:
+        """Call the connection's `go_on` in a later turn of the loop: this one's is spent."""
 
     def joined(self, connection: ExpressConnection) -> None:
         """A connection is open."""
@@ -173,13 +175,15 @@ class ExpressConnection(asyncio.Protocol):
     """One connection in the express lane. One request at a time, in the order they came."""
 
     __slots__ = (
-        "_backlog", "_closing", "_ended", "_gone", "_held", "_input", "_lane", "_more", "_outgoing",
-        "_partial", "_paused_at", "_pending", "_quiet", "_scheduled", "_since", "_task",
-        "_transport", "is_due",
+        "_backlog", "_closing", "_ended", "_gone", "_held", "_host", "_input", "_lane", "_more",
+        "_now", "_outgoing", "_partial", "_paused_at", "_pending", "_quiet", "_scheduled", "_since",
+        "_task", "_transport", "is_due",
     )  # fmt: skip
 
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
+        self._now = lane.now
+        self._host = ""  # whom its last request was for: a host once served is served for good
         self._transport: asyncio.Transport | None = None
         self._backlog = b""
         self._pending: Pending | None = None
@@ -210,7 +214,7 @@ class ExpressConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Serve the connection."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
-        self._since = _now()
+        self._since = self._now()
         self._lane.joined(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
@@ -231,7 +235,8 @@ class ExpressConnection(asyncio.Protocol):
             self._advance()
         elif len(self._backlog) > MAX_BACKLOG_BYTES:
             self._stop_reading()
-        self._count_input()
+        if self._input is not None or len(self._backlog) > UNCOUNTED_BACKLOG_BYTES:
+            self._count_input()
 
     def _count_input(self) -> None:
         """Count what waits here; where all clients together have sent too much, keep none of it.
@@ -243,7 +248,7 @@ class ExpressConnection(asyncio.Protocol):
             self._input.resize(size_bytes)
             if not size_bytes:
                 self._input = None
-        elif size_bytes > UNCOUNTED_BACKLOG_BYTES:
+        else:
             self._input = self._lane.memory.hold(size_bytes)
         if self._input is None or self._lane.memory.make_room():
             return
@@ -284,7 +289,7 @@ class ExpressConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client does not take its answers as fast as it asks: serve it no more for now."""
-        self._paused_at = _now()
+        self._paused_at = self._now()
         transport = self._transport
         if transport is not None:
             self._outgoing = Outgoing(transport, self._paused_at)
@@ -305,7 +310,7 @@ class ExpressConnection(asyncio.Protocol):
         """Serve what waits, until one is under way, more has to come, or others are due."""
         data, at = self._backlog, 0
         size: int | None = 1
-        while size and at < len(data) and self._may_serve() and self._lane.may_serve(self):
+        while size and at < len(data) and self._may_serve():
             size = self._serve_one(data, at)
             at += size or 0
         self._backlog = data[at:] if at else data
@@ -315,14 +320,20 @@ class ExpressConnection(asyncio.Protocol):
             self._transport.close()  # the body will never be complete
 
     def _may_serve(self) -> bool:
+        """Whether the next request may be served in this turn of the loop."""
         transport = self._transport
-        return not (
+        if (
             self._pending is not None
             or self._paused_at
             or self._closing
             or transport is None
             or transport.is_closing()
-        )
+        ):
+            return False
+        if self._lane.turns.is_spent:
+            self._lane.serve_later(self)
+            return False
+        return True
 
     def _serve_one(self, data: bytes, at: int) -> int | None:
         """Serve the request at `at`, and return its size; 0: not plain; None: it is not whole."""
@@ -333,12 +344,14 @@ class ExpressConnection(asyncio.Protocol):
         block = _read_block(data[line.end() : end + 2])
         if block is None or block.body_size_bytes > self._lane.max_body_bytes:
             return 0
-        if not self._lane.hosts.allows(block.host):
-            return 0
+        if block.host != self._host:
+            if not self._lane.hosts.allows(block.host):
+                return 0
+            self._host = block.host
         stop = end + 4 + block.body_size_bytes
         if len(data) < stop:
             if not self._partial:
-                self._partial, self._since = True, _now()
+                self._partial, self._since = True, self._now()
             return None
         self._partial = False
         method, target, _ = line[0].decode().split(" ")
@@ -360,7 +373,7 @@ class ExpressConnection(asyncio.Protocol):
                 self._start(self._send_in_turn(pending, answer))
             else:
                 self._send(answer, method, target, started)
-                lane.served(answer.size_bytes)
+                lane.turns.spend(answer.size_bytes + REQUEST_COST_BYTES)
             return True
         write = lane.api.express_write(method, key, query, headers, body)
         if write is None:
@@ -453,7 +466,7 @@ class ExpressConnection(asyncio.Protocol):
             transport.write(answer.as_bytes(closes=closes))
             if closes:
                 transport.close()
-        self._since = _now()
+        self._since = self._now()
         self._lane.api.observe(method, target, answer, perf_counter() - started)
 
     # -- lifetime
@@ -531,7 +544,10 @@ def _parse_block(fields: bytes) -> Block | None:
     seen: set[bytes] = set()
     size, host = 0, ""
     headers: CIMultiDict[str] | None = None
-    for line in fields.split(b"\r\n")[:-1]:
+    lines = fields.split(b"\r\n")[:-1]
+    if len(lines) > _MAX_FIELDS:
+        return None
+    for line in lines:
         field = _FIELD.fullmatch(line)
         if field is None:
             return None
@@ -554,7 +570,3 @@ def _parse_block(fields: bytes) -> Block | None:
     if not host:
         return None
     return Block(size, host, _NO_HEADERS if headers is None else CIMultiDictProxy(headers))
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

@@ -47,20 +47,28 @@ from cluster.api.params import (
 )
 from cluster.api.problems import Problem
 from cluster.api.server import HttpSettings, OrdinaryConnection
+from cluster.services.kv import Revisions
 from datapath.operations import Node, Operation, Query, QueryResult, Result
 
 NO_CACHE = b"Cache-Control: no-cache\r\n"
 """A cache between must ask again: an answer out of it would not be linearizable."""
 
-
 _encode = msgspec.json.Encoder().encode
 
 
-class Repeat(NamedTuple):
-    """What makes a repeat known: the idempotency key, and what it was first sent after."""
+class Conditions(NamedTuple):
+    """What a write's headers ask for: conditions on its key, and what makes a repeat known.
 
-    key: str
-    first_after: int | None
+    That is the idempotency key, and the revision that it was first sent after.
+    """
+
+    if_revision: Revisions | None = None
+    if_absent: bool = False
+    repeat_key: str = ""
+    first_after: int | None = None
+
+
+_UNCONDITIONAL = Conditions()
 
 
 class KvHandlers:
@@ -94,44 +102,39 @@ class KvHandlers:
     def _put(self, raw_key: str, query: str, headers: Headers) -> Callable[[bytes], Write]:
         key = decode_key(raw_key)
         options = write_options(query)
-        check_put_headers(headers)
-        if_absent = put_if_absent(headers)
-        if_revision = write_if_match(headers)
-        repeat = Repeat(idempotency_key(headers), idempotency_after(headers))
+        conditions = _put_conditions(headers) if headers else _UNCONDITIONAL
 
         def make_operation(value: bytes) -> Write:
-            args = (key, value, if_revision, if_absent)
-            return self._write("put", args, repeat, options, _put_answer)
+            args = (key, value, conditions.if_revision, conditions.if_absent)
+            return self._write("put", args, conditions, options, _put_answer)
 
         return make_operation
 
     def _delete(self, raw_key: str, query: str, headers: Headers) -> Write:
         key = decode_key(raw_key)
         options = write_options(query)
-        refuse_if_none_match(headers)
-        args = (key, write_if_match(headers))
-        repeat = Repeat(idempotency_key(headers), idempotency_after(headers))
-        return self._write("delete", args, repeat, options, _delete_answer)
+        conditions = _delete_conditions(headers) if headers else _UNCONDITIONAL
+        args = (key, conditions.if_revision)
+        return self._write("delete", args, conditions, options, _delete_answer)
 
     def _write(
         self,
         method: str,
         args: tuple[object, ...],
-        repeat: Repeat,
+        conditions: Conditions,
         options: WriteOptions,
         answer: Callable[[Result, bool, bytes], Answer],
     ) -> Write:
+        _, _, repeat_key, first_after = conditions
+        node = self._node
         local = options.ack == "local"
         return Write(
-            Operation(
-                method, args, repeat.key, options.ack, options.min_copies, repeat.first_after
-            ),
+            Operation(method, args, repeat_key, options.ack, options.min_copies, first_after),
             options.timeout_ms or self._timeout_ms,
-            lambda result: answer(result, local, self._who(result.node, result.epoch)),
+            lambda result: answer(
+                result, local, who_lines(result.node, result.epoch, node.cluster_id)
+            ),
         )
-
-    def _who(self, node: str, epoch: int) -> bytes:
-        return who_lines(node, epoch, self._node.cluster_id)
 
     async def _execute(self, write: Write) -> Answer:
         return write.answer(await self._node.execute(write.operation, write.timeout_ms))
@@ -156,14 +159,18 @@ class KvHandlers:
         return wanted, options.timeout_ms or self._timeout_ms
 
     def _get_answer(self, result: QueryResult, headers: Headers) -> Answer:
-        who = self._who(result.node, result.epoch) + revision_line(result.index)
+        who = self._who(result)
         if result.value is None:
             raise Problem("key_not_found", "there is no such key", headers=who)
         value, revision = result.value
         lines = b'ETag: "%d"\r\n%b%b' % (revision, NO_CACHE, who)
-        if self._is_unmodified(headers, revision, who):
+        if headers and self._is_unmodified(headers, revision, who):
             return Answer(304, None, headers=lines)
         return Answer(200, value, BYTES, lines)
+
+    def _who(self, result: QueryResult) -> bytes:
+        who = who_lines(result.node, result.epoch, self._node.cluster_id)
+        return who + revision_line(result.index)
 
     @staticmethod
     def _is_unmodified(headers: Headers, revision: int, who: bytes) -> bool:
@@ -203,7 +210,8 @@ class KvHandlers:
         )
         items, next_key = result.value
         cursor = None if next_key is None else encode_cursor(next_key, bounds)
-        lines = NO_CACHE + self._who(result.node, result.epoch) + revision_line(result.index)
+        who = self._who(result)
+        lines = NO_CACHE + who
         page = Page(items, result.index, cursor)
         if page.length <= LARGE_ANSWER_SIZE_BYTES:
             return Answer(200, b"".join(page.pieces()), JSON, lines)
@@ -217,10 +225,25 @@ class KvHandlers:
         return PagedAnswer(page.pieces(), page.length, share, JSON, lines)
 
 
+def _put_conditions(headers: Headers) -> Conditions:
+    """Read a PUT's headers. Raises Problem."""
+    check_put_headers(headers)
+    if_absent = put_if_absent(headers)
+    if_revision = write_if_match(headers)
+    return Conditions(if_revision, if_absent, idempotency_key(headers), idempotency_after(headers))
+
+
+def _delete_conditions(headers: Headers) -> Conditions:
+    """Read a DELETE's headers. Raises Problem."""
+    refuse_if_none_match(headers)
+    if_revision = write_if_match(headers)
+    return Conditions(if_revision, False, idempotency_key(headers), idempotency_after(headers))
+
+
 def _put_answer(result: Result, local: bool, who: bytes) -> Answer:
-    written = Written(result.index, result.epoch, result.copies, "local" if local else UNSET)
-    tag = b'ETag: "%d"\r\n' % result.index
-    lines = tag + _write_headers(result, local, who)
+    index = result.index
+    written = Written(index, result.epoch, result.copies, "local" if local else UNSET)
+    lines = b'ETag: "%d"\r\n%b' % (index, _write_headers(result, local, who))
     return Answer(201 if result.value else 200, _encode(written), JSON, lines)
 
 

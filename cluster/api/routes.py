@@ -18,7 +18,7 @@ from aiohttp import hdrs
 from aiohttp.web import BaseRequest, StreamResponse
 
 from cluster.api.admin import check_admin
-from cluster.api.answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer
+from cluster.api.answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer, Response
 from cluster.api.body import ClientGoneError, read_body
 from cluster.api.documents import Handover, Move, Primary, Status
 from cluster.api.express import KEYS, Pending, Write
@@ -74,7 +74,7 @@ class HttpApi:
         self._metrics = Metrics(node.node_id, node.counters, self._server_numbers)
         kv = KvHandlers(node, self._settings)
         self._kv = kv
-        # HEAD is GET whose body is not sent (see Answer).
+        # HEAD is GET whose body is not sent (see Answer.send).
         self._key_methods: dict[str, Keyed] = {
             "PUT": kv.put, "GET": kv.get, "HEAD": kv.get, "DELETE": kv.delete,
         }  # fmt: skip
@@ -175,7 +175,7 @@ class HttpApi:
         if connection.is_last:
             answer.closes = True
         self.observe(method, request.raw_path, answer, perf_counter() - started)
-        return answer
+        return Response(answer)
 
     # --- the express lane's face (cluster.api.express.ExpressApi) ---
 
@@ -229,8 +229,9 @@ class HttpApi:
     def observe(self, method: str, target: str, answer: Answer, seconds: float) -> None:
         """Count an answered request, and log it if asked to."""
         self._metrics.requests.observe(method, answer.status, seconds)
-        if self._draining and self._server is not None and not _is_vital(target.partition("?")[0]):
-            self._server.requested_at = asyncio.get_running_loop().time()
+        server = self._server
+        if server is not None and server.draining and not _is_vital(target.partition("?")[0]):
+            server.requested_at = asyncio.get_running_loop().time()
         if self._settings.access_log:
             # Keys may show here, values never do.
             logger.info("%s %s %d %.1f ms", method, target, answer.status, seconds * 1000)

@@ -22,7 +22,7 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
-from cluster.api.answer import PROBLEM, Answer
+from cluster.api.answer import PROBLEM, Answer, Response
 from cluster.api.express import MAX_REQUEST_SIZE_BYTES, ExpressApi, ExpressConnection
 from cluster.api.hosts import Hosts
 from cluster.api.memory import Memory
@@ -34,11 +34,9 @@ LINGER_S = 2.0
 """How long an unread body is read and dropped, so that the client gets to see its answer."""
 BACKLOG = 1024
 CHECK_INTERVAL_S = 0.5
-REQUEST_COST_BYTES = 16 * 1024
-"""What a request counts beside the bytes of its answer: it takes as long as copying so many."""
+"""How often connections are looked at whether they are idle."""
 MAX_PIECES_PER_TURN = 64
 """How many lines behind a request for an upgrade are parsed in one turn of the event loop."""
-"""How often connections are looked at whether they are idle."""
 RESERVED_CONNECTIONS = 64
 """Connections over `max_connections` that are taken for health and the cluster's resources."""
 RESERVE_PATIENCE_S = 5.0
@@ -108,7 +106,8 @@ class HttpServer(web.Server):
         self.hosts = hosts
         self.idle_timeout_s = settings.idle_timeout_ms / 1000
         self.max_body_bytes = min(MAX_REQUEST_SIZE_BYTES, settings.max_value_size_bytes)
-        self.memory = Memory(settings.max_buffered_bytes, asyncio.get_running_loop().time)
+        self.now = asyncio.get_running_loop().time
+        self.memory = Memory(settings.max_buffered_bytes, self.now)
         self.turns = Turns()
         self._turn_begins = False  # for those that are due
         self._due: deque[ExpressConnection] = deque()
@@ -182,19 +181,12 @@ class HttpServer(web.Server):
             closes=True,
         )
 
-    def may_serve(self, connection: ExpressConnection) -> bool:
-        """Whether a request may be served in this turn of the loop; else it goes on later."""
-        if not self.turns.is_spent:
-            return True
+    def serve_later(self, connection: ExpressConnection) -> None:
+        """Let a connection go on in a later turn of the loop: what this one has is spent."""
         if not connection.is_due:
             connection.is_due = True
             self._due.append(connection)
             self._begin_soon()
-        return False
-
-    def served(self, size_bytes: int) -> None:
-        """An answer of so many bytes was given at once, in this turn of the loop."""
-        self.turns.spend(size_bytes + REQUEST_COST_BYTES)
 
     def _begin_soon(self) -> None:
         if not self._turn_begins:
@@ -413,7 +405,8 @@ class OrdinaryConnection(RequestHandler):
             reason = (message or "").partition("\n")[0].rstrip(": ")
             problem = Problem("malformed_request", reason or "the request could not be parsed")
         body = problem.body(write=True)
-        return Answer(problem.status, body, PROBLEM, self._server.identify(), closes=True)
+        headers = self._server.identify()
+        return Response(Answer(problem.status, body, PROBLEM, headers, closes=True))
 
 
 class _Refused(asyncio.Protocol):

@@ -335,7 +335,11 @@ def dump(
     started = time.monotonic()
     to_stdout = output == STDIN
 
-    with report_errors(as_json=as_json), ProgressView("dumped", None) as view:
+    interrupted = "the dump is not complete. A file that was there before is as it was"
+    with (
+        report_errors(as_json=as_json, interrupted=interrupted),
+        ProgressView("dumped", None) as view,
+    ):
 
         def on_progress(totals: DumpTotals) -> None:
             view.update(totals.records, totals.size_bytes)

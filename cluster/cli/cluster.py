@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cluster.cli.common import client_options, open_client
+from cluster.cli.common import CHANGE_INTERRUPTED, READ_INTERRUPTED, client_options, open_client
 from cluster.client.errors import NotAppliedError
 from cluster.client.results import ViewSummary
 from cluster.terminal import printable, say, show, show_json
@@ -27,7 +27,9 @@ STATE_COLOURS = {
 @client_options
 def status(endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool) -> None:
     """Show who is in charge, who is in sync, and how far each node is."""
-    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
+    with open_client(
+        endpoints, timeout_ms, no_discover, as_json=as_json, interrupted=READ_INTERRUPTED
+    ) as client:
         found = client.status()
     if as_json:
         show_json(found)
@@ -40,7 +42,9 @@ def status(endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool) ->
 @client_options
 def handover(node: str, endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool) -> None:
     """Make NODE (a replica in sync) the primary. No waiting request fails."""
-    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
+    with open_client(
+        endpoints, timeout_ms, no_discover, as_json=as_json, interrupted=CHANGE_INTERRUPTED
+    ) as client:
         show_view(client.handover(node), as_json=as_json)
 
 
@@ -76,7 +80,9 @@ def remove(
         raise click.UsageError(f"--yes-remove goes with --force, and repeats the id: {node}")
     if not yes and not yes_remove:
         click.confirm(f"Remove {node} for good?", abort=True, err=True)
-    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
+    with open_client(
+        endpoints, timeout_ms, no_discover, as_json=as_json, interrupted=CHANGE_INTERRUPTED
+    ) as client:
         try:
             view = client.remove(node)
         except NotAppliedError as error:
@@ -90,7 +96,9 @@ def remove(
         typed = click.prompt(f"Type the id of the node to remove it by force ({node})", err=True)
         if typed != node:
             raise click.UsageError(f"{typed!r} is not {node!r}: nothing was removed")
-    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
+    with open_client(
+        endpoints, timeout_ms, no_discover, as_json=as_json, interrupted=CHANGE_INTERRUPTED
+    ) as client:
         show_view(client.remove(node, force=True), as_json=as_json)
 
 

@@ -34,6 +34,9 @@ from cluster.exit_codes import (
 from cluster.terminal import printable, say, say_json
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+WRITE_INTERRUPTED = "a write may or may not have been applied"
+CHANGE_INTERRUPTED = "the change may or may not have been made; see: onecopy status"
+READ_INTERRUPTED = ""
 
 
 def endpoint_options(function: Function) -> Function:
@@ -81,20 +84,28 @@ def open_endpoints(text: str) -> list[str]:
 
 @contextmanager
 def open_client(
-    endpoints: str, timeout_ms: int, no_discover: bool, *, as_json: bool
+    endpoints: str,
+    timeout_ms: int,
+    no_discover: bool,
+    *,
+    as_json: bool,
+    interrupted: str = WRITE_INTERRUPTED,
 ) -> Iterator[Client]:
     """Yield a client; end the process with the right exit code when a call fails."""
     urls = open_endpoints(endpoints)
     with (
-        report_errors(as_json=as_json),
+        report_errors(as_json=as_json, interrupted=interrupted),
         Client(urls, timeout_ms=timeout_ms, discover=not no_discover) as client,
     ):
         yield client
 
 
 @contextmanager
-def report_errors(*, as_json: bool) -> Iterator[None]:
-    """Turn the client's errors into a message that says what to do next, and an exit code."""
+def report_errors(*, as_json: bool, interrupted: str = WRITE_INTERRUPTED) -> Iterator[None]:
+    """Turn the client's errors into a message that says what to do next, and an exit code.
+
+    `interrupted`: what to add after Ctrl-C, of what may or may not have been done.
+    """
     try:
         yield
     except ClientError as error:
@@ -104,7 +115,7 @@ def report_errors(*, as_json: bool) -> Iterator[None]:
             sys.exit(code)
         fail(error.detail, advice, code)
     except KeyboardInterrupt:
-        say("interrupted; a write may or may not have been applied")
+        say(f"interrupted{'; ' if interrupted else ''}{interrupted}")
         sys.exit(EXIT_INTERRUPTED)
 
 

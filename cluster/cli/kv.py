@@ -8,7 +8,13 @@ from typing import BinaryIO, Literal
 
 import click
 
-from cluster.cli.common import client_options, fail, open_client, value_fields
+from cluster.cli.common import (
+    READ_INTERRUPTED,
+    client_options,
+    fail,
+    open_client,
+    value_fields,
+)
 from cluster.client.arguments import AFTER_MAX
 from cluster.client.results import Item
 from cluster.exit_codes import EXIT_NOT_FOUND, EXIT_USAGE
@@ -126,7 +132,9 @@ def get(
     """
     if max_staleness_ms is not None and not stale:
         raise click.UsageError("--max-staleness-ms needs --stale")
-    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
+    with open_client(
+        endpoints, timeout_ms, no_discover, as_json=as_json, interrupted=READ_INTERRUPTED
+    ) as client:
         entry = client.get(
             key,
             consistency=_consistency(stale=stale, confirmed=confirmed),
@@ -203,7 +211,9 @@ def list_keys(
 ) -> None:
     """Print keys in order, one per line; --json: one object per line, with the values."""
     shown = 0
-    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
+    with open_client(
+        endpoints, timeout_ms, no_discover, as_json=as_json, interrupted=READ_INTERRUPTED
+    ) as client:
         for item in client.list(
             prefix,
             start=start,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cluster.cli.cluster import show_view
-from cluster.cli.common import client_options, open_client
+from cluster.cli.common import CHANGE_INTERRUPTED, client_options, open_client
 
 
 @click.group()
@@ -37,6 +37,8 @@ def move(
     """
     if not (client or peer or raft):
         raise click.UsageError("give at least one of --client, --peer and --raft")
-    with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as found:
+    with open_client(
+        endpoints, timeout_ms, no_discover, as_json=as_json, interrupted=CHANGE_INTERRUPTED
+    ) as found:
         view = found.move(node, client=client, peer=peer, raft=raft)
         show_view(view, as_json=as_json)

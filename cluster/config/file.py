@@ -6,6 +6,7 @@ to write instead. What is legal but doubtful is kept as a sentence in `ClusterCo
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import re
 import stat
@@ -91,9 +92,15 @@ def _quoted(text: str) -> str:
     return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")
 
 
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        if data.startswith(_UTF_16):
+            raise ConfigError(path, "", "is in UTF-16, and TOML is UTF-8: save it as UTF-8")
+        return tomllib.loads(data.decode("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(path, "", "there is no such file; name another with --config") from None
     except OSError as error:
@@ -180,7 +187,7 @@ def _read_secret(path: Path, cluster: ClusterSection, warnings: list[str]) -> Se
     if cluster.secret_file:
         field, source = "cluster.secret_file", path.parent / cluster.secret_file
         try:
-            secret = Secret(source.read_bytes().strip())
+            secret = Secret(source.read_bytes().removeprefix(codecs.BOM_UTF8).strip())
         except OSError as error:
             problem = f"{source} cannot be read: {error.strerror}"
             raise ConfigError(path, field, problem) from error

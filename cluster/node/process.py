@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import logging
 import os
@@ -48,6 +47,7 @@ from datapath.transport.dialer import find_second_holder
 from datapath.transport.link import LinkHandler
 from datapath.transport.mesh import REPLICATE, REQUEST, SNAPSHOT, Mesh
 from datapath.transport.snapshot_receiver import SnapshotReceiver
+from datapath.transport.tcp import cannot_listen
 from election.agreement import AgreementDamagedError, AgreementUnavailableError
 from election.identity import Addresses
 from election.pysyncobj_adapter import AgreementSettings, PySyncObjAgreement
@@ -72,6 +72,8 @@ ACCUSATION_CHECK_S = 1.0
 REGISTER_INTERVAL_S = 0.5
 REMOVED_CHECK_INTERVAL_S = 0.5
 """How often a node that consensus does not reach asks the others whether it was removed."""
+ALONE_AFTER_S = 3.0
+"""A node that could ask nobody for so long whether it was removed answers stale reads."""
 HANDOVER_ON_STOP_MS = 500
 LINGER_S = 0.2
 """How long a primary that is stopped on purpose stays to tell others who the next one is."""
@@ -349,11 +351,13 @@ class NodeProcess:
             self._engine.start()  # before anybody can reach it
             if self._directory.joined:
                 self._engine.admit()
-        handlers: dict[str, LinkHandler] = {REQUEST: self._gateway}
+        incoming: dict[str, LinkHandler] = {REQUEST: self._gateway.peer_service}
+        outgoing: dict[str, LinkHandler] = {REQUEST: self._gateway.caller}
         if self._engine is not None and self._receiver is not None:
-            handlers[REPLICATE] = self._engine
-            handlers[SNAPSHOT] = self._receiver
-        await self._mesh.start(handlers)
+            incoming |= {REPLICATE: self._engine.incoming, SNAPSHOT: self._receiver}
+            outgoing[REPLICATE] = self._engine.outgoing
+        self._gateway.start()
+        await self._mesh.start(incoming=incoming, outgoing=outgoing)
         self._dial({node: item.role for node, item in self._config.nodes.items()})
         await self._listen_to_clients()
         was_joined = self._directory.joined
@@ -379,12 +383,8 @@ class NodeProcess:
         try:
             await self._api.start(*split_address(self._own.client))
         except OSError as error:
-            busy = error.errno == errno.EADDRINUSE
-            raise OSError(
-                f"cannot listen on {self._own.client} ({error}): "
-                + ("another process has this port; stop it, or " if busy else "")
-                + f"change `client` of node {self._node_id} in the configuration"
-            ) from error
+            text = cannot_listen(self._own.client, error, "client", self._node_id)
+            raise OSError(text) from error
 
     def _check_votes(self) -> None:
         """Refuse to vote with a memory of votes that is gone."""
@@ -608,7 +608,7 @@ class NodeProcess:
         Who is removed while it is away, or faster than it hears of it, hears nothing more from
         consensus: its links are refused. So whoever hears no majority asks.
         """
-        last_log = asyncio.get_running_loop().time()
+        last_log = last_told = asyncio.get_running_loop().time()
         while True:
             if self._gateway.belongs and self._gateway.hears_majority:
                 self._leaving = False
@@ -623,6 +623,9 @@ class NodeProcess:
                 self._end_removed()
                 return
             now = asyncio.get_running_loop().time()
+            if any(answer is not None and answer.view is not None for answer in answers):
+                last_told = now
+            self._gateway.is_alone = now - last_told > ALONE_AFTER_S
             if self._gateway.view is None:
                 self._gateway.waits_for = self._what_is_missing()
                 if now - last_log > WAITING_LOG_INTERVAL_S:
@@ -763,7 +766,11 @@ class NodeProcess:
         try:
             while (problem := await self._register_once()) is not None:
                 if problem != last:
-                    log.warning("this node's entry could not be brought up to date: %s", problem)
+                    log.warning(
+                        "this node's entry could not be brought up to date: %s. That takes a "
+                        "majority of nodes that know its addresses, as agreed or from their files",
+                        problem,
+                    )
                 last = problem
                 await asyncio.sleep(REGISTER_INTERVAL_S)
             log.info("the cluster has agreed on this node's addresses")

@@ -13,6 +13,7 @@ for the delta says so. See docs/decisions/0009-what-repeats-are-forgotten.md.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from collections import deque
@@ -206,6 +207,7 @@ class ClientTable:
         return [(CLIENT_SUMS_SPACE, _SUMS_KEY, sums)]
 
 
+@functools.lru_cache(maxsize=16)  # it is asked for twice, one after the other
 def client_key(idempotency_key: str) -> bytes:
     """Return the digest that stands for an idempotency key."""
     return hashlib.blake2b(idempotency_key.encode(), digest_size=16).digest()

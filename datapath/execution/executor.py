@@ -118,11 +118,9 @@ class Executor:
         """Return the value under `key` as this operation sees it, or None."""
         if key in self._writes:
             return self._writes[key]
-        return self._lookup(SERVICE_SPACE, key)
-
-    def _lookup(self, space: int, key: bytes) -> bytes | None:
-        value, index = self._look_up(space, key)
-        self._seen_index = max(self._seen_index, index)
+        value, index = self._look_up(SERVICE_SPACE, key)
+        if index:
+            self._seen_index = max(self._seen_index, index)
         return value
 
     def _look_up(self, space: int, key: bytes) -> tuple[bytes | None, int]:

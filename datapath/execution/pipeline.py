@@ -40,6 +40,7 @@ from datapath.records import (
 from datapath.settings import Bounds
 
 _OPERATION_OVERHEAD_BYTES = 200
+_SIZED = (bytes, str)
 _FIRST_RESERVED_BYTES = 64 * 1024
 """What is asked of the disk at once for a burst, so that small operations ask it once together."""
 _RECORD_OVERHEAD_BYTES = HEADER_SIZE_BYTES + SUMMARY_SIZE_BYTES
@@ -70,19 +71,20 @@ class Answer(msgspec.Struct, gc=False):
 class Burst(msgspec.Struct):
     """What was executed together, and becomes one record. `first_index`: of its first entry.
 
-    `size_bytes` of its entries; `reserved_bytes`: so much the disk has room for.
+    `in_sync`: how many replicas are; `copies`: how many must hold it. `next_index`: of its next
+    entry. `size_bytes` of its entries; `reserved_bytes`: so much the disk has room for.
+    `has_repeats`: among its answers.
     """
 
     first_index: int
+    in_sync: int
+    copies: int
+    next_index: int
     entries: list[Entry] = []
     answers: list[Answer] = []
     size_bytes: int = 0
     reserved_bytes: int = 0
-
-    @property
-    def next_index(self) -> int:
-        """The index of the next entry."""
-        return self.first_index + len(self.entries)
+    has_repeats: bool = False
 
 
 class TailItem(msgspec.Struct, gc=False):
@@ -147,8 +149,8 @@ class Pipeline:
 
     `append` gives a record to the replica and carries out what follows. `why_not_serving` is a
     sentence for people. `confirm`: what an answer that wrote nothing waits for; None: the lease is
-    enough. `clock` (ms) and `call_soon` are the replica's clock and the running event loop's,
-    unless a simulator says otherwise.
+    enough. `call_soon` makes a turn of the event loop. `clock` (ms) is the replica's, unless a
+    simulator says otherwise.
     """
 
     def __init__(
@@ -164,9 +166,9 @@ class Pipeline:
         append: Callable[[Record], None],
         why_not_serving: Callable[[], str],
         spawn: Callable[[Any], asyncio.Task[None]],
+        call_soon: Callable[[Callable[[], None]], object],
         confirm: Callable[[Confirmation], None] | None = None,
         clock: Callable[[], float] = clock_ms,
-        call_soon: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
         self._node_id = node_id
         self._replica = replica
@@ -179,7 +181,7 @@ class Pipeline:
         self._spawn = spawn
         self._confirm = confirm
         self._clock = clock
-        self._call_soon = call_soon or asyncio.get_running_loop().call_soon
+        self._call_soon = call_soon
         self._tail: deque[TailItem] = deque(TailItem(record, None, []) for record in tail)
         self._inflight_records = 0
         self._inflight_bytes = 0
@@ -206,9 +208,10 @@ class Pipeline:
         """
         if self._replica.primary is None or self._stopped:
             raise self.not_primary()
-        size = _OPERATION_OVERHEAD_BYTES + sum(
-            len(arg) for arg in operation.args if isinstance(arg, bytes | str)
-        )
+        size = _OPERATION_OVERHEAD_BYTES
+        for arg in operation.args:
+            if isinstance(arg, _SIZED):
+                size += len(arg)
         deadline_ms = self._clock() + timeout_ms
         waiting = Waiting(operation, sink, deadline_ms, size)
         if (
@@ -289,7 +292,7 @@ class Pipeline:
             return
         bounds = self._bounds
         max_bytes = min(bounds.max_record_bytes, bounds.max_inflight_bytes - self._inflight_bytes)
-        burst = Burst(self._replica.next_index)
+        burst = self._begin_burst()
         while (
             self._waiting
             and burst.size_bytes < max_bytes
@@ -306,20 +309,31 @@ class Pipeline:
                 self._executing = self._spawn(self._run_async(waiting))
                 return
             executed, entry = self._executor.execute(waiting.operation, burst.next_index)
-            if entry is not None and self._overflows(burst, entry):
+            answer = Answer(waiting, executed)
+            if entry is None:
+                burst.answers.append(answer)
+                continue
+            size = entry_size_bytes(entry)
+            if self._overflows(burst, size):
                 self._record(burst)
-                burst = Burst(self._replica.next_index)
+                burst = self._begin_burst()
                 if not self._may_go_on(burst):
                     self._refuse(waiting, self.not_primary())
                     return
-            self._join(burst, Answer(waiting, executed), entry)
+            self._join(burst, answer, entry, size)
         self._record(burst)
         self.schedule()
+
+    def _begin_burst(self) -> Burst:
+        replica, index = self._replica, self._replica.next_index
+        in_sync = len(replica.view.in_sync) if replica.view else 0
+        return Burst(index, in_sync, replica.copies(), index)
 
     def _take_waiting(self) -> None:
         waiting = self._waiting.popleft()
         self._waiting_bytes -= waiting.size_bytes
-        self._uncount(waiting)
+        if waiting.counted:
+            self._uncount(waiting)
 
     def _uncount(self, waiting: Waiting) -> None:
         """It waits no longer."""
@@ -342,15 +356,14 @@ class Pipeline:
         repeat = self._executor.repeat_of(operation, burst.next_index)
         if repeat is not None:
             burst.answers.append(Answer(waiting, repeat))
+            burst.has_repeats = True
             return False
-        view = self._replica.view
-        in_sync = len(view.in_sync) if view else 0
-        if in_sync < self._bounds.min_in_sync:
-            problem = f"{in_sync} replicas are in sync, min_in_sync is {self._bounds.min_in_sync}"
-        elif self._replica.copies() < operation.min_copies:
+        in_sync, min_in_sync = burst.in_sync, self._bounds.min_in_sync
+        if in_sync < min_in_sync:
+            problem = f"{in_sync} replicas are in sync, min_in_sync is {min_in_sync}"
+        elif burst.copies < operation.min_copies:
             problem = (
-                f"{self._replica.copies()} replicas are in sync, {operation.min_copies} "
-                "copies are asked for"
+                f"{burst.copies} replicas are in sync, {operation.min_copies} copies are asked for"
             )
         else:
             return True
@@ -359,10 +372,10 @@ class Pipeline:
         return False
 
     @staticmethod
-    def _overflows(burst: Burst, entry: Entry) -> bool:
+    def _overflows(burst: Burst, size_bytes: int) -> bool:
         """Whether an entry does not fit into the burst's record, but may into one of its own."""
-        size = entry_size_bytes(entry)
-        return bool(burst.entries) and burst.size_bytes + size > MAX_ENTRIES_SIZE_BYTES >= size
+        after_bytes = burst.size_bytes + size_bytes
+        return bool(burst.entries) and after_bytes > MAX_ENTRIES_SIZE_BYTES >= size_bytes
 
     def _may_go_on(self, burst: Burst) -> bool:
         """Whether what was executed before a record was made may follow it."""
@@ -372,17 +385,16 @@ class Pipeline:
             and self._executor.index == burst.next_index
         )
 
-    def _join(self, burst: Burst, answer: Answer, entry: Entry | None) -> None:
+    def _join(self, burst: Burst, answer: Answer, entry: Entry, size_bytes: int) -> None:
         """Take an executed operation into the burst, or refuse it alone: nobody has seen it."""
-        if entry is not None:
-            size = entry_size_bytes(entry)
-            problem = self._why_refused(burst, size)
-            if problem is not None:
-                self._refuse(answer.waiting, problem)
-                return
-            self._executor.take(entry)
-            burst.entries.append(entry)
-            burst.size_bytes += size
+        problem = self._why_refused(burst, size_bytes)
+        if problem is not None:
+            self._refuse(answer.waiting, problem)
+            return
+        self._executor.take(entry)
+        burst.entries.append(entry)
+        burst.next_index += 1
+        burst.size_bytes += size_bytes
         burst.answers.append(answer)
 
     def _why_refused(self, burst: Burst, size_bytes: int) -> OperationError | None:
@@ -391,16 +403,15 @@ class Pipeline:
                 "too_large",
                 f"the delta is too large: {size_bytes} bytes, over {MAX_ENTRIES_SIZE_BYTES}",
             )
-        if not self._has_room(burst, burst.size_bytes + size_bytes + _RECORD_OVERHEAD_BYTES):
+        needed_bytes = burst.size_bytes + size_bytes + _RECORD_OVERHEAD_BYTES
+        if needed_bytes > burst.reserved_bytes and not self._reserve(burst, needed_bytes):
             return StorageFullError(
                 "storage_full",
                 f"no room on the disk of {self._node_id}: free some; reads go on meanwhile",
             )
         return None
 
-    def _has_room(self, burst: Burst, size_bytes: int) -> bool:
-        if size_bytes <= burst.reserved_bytes:
-            return True
+    def _reserve(self, burst: Burst, size_bytes: int) -> bool:
         for wanted in (max(2 * burst.reserved_bytes, _FIRST_RESERVED_BYTES), size_bytes):
             if wanted >= size_bytes and self._storage.reserve(wanted):
                 burst.reserved_bytes = wanted
@@ -414,9 +425,13 @@ class Pipeline:
             executed, entry = await self._executor.execute_async(
                 waiting.operation, self._replica.next_index
             )
-            burst = Burst(self._replica.next_index)
+            burst = self._begin_burst()
             if self._replica.epoch == epoch and self._may_go_on(burst):
-                self._join(burst, Answer(waiting, executed), entry)
+                answer = Answer(waiting, executed)
+                if entry is None:
+                    burst.answers.append(answer)
+                else:
+                    self._join(burst, answer, entry, entry_size_bytes(entry))
                 self._record(burst)
         finally:
             self._executing = None
@@ -430,13 +445,15 @@ class Pipeline:
     def _record(self, burst: Burst) -> None:
         """Make a record of a burst's deltas and replicate it."""
         self.operations_total += len(burst.answers)
+        if burst.has_repeats:
+            burst.answers = self._answer_known(burst.answers)
         if not burst.entries:
             self._answer_without_record(burst.answers)
             return
         replica, entries = self._replica, burst.entries
         self._executor.keep_burst(entries)
         record = make_record(burst.first_index, replica.epoch, replica.core.commit_index, entries)
-        answers = self._answer_known(burst.answers)
+        answers = burst.answers
         self._tail.append(TailItem(record, entries, answers))
         self._inflight_records += 1
         self._inflight_bytes += len(record.data)
@@ -448,7 +465,6 @@ class Pipeline:
 
     def _answer_without_record(self, answers: list[Answer]) -> None:
         """Nothing was written: answer when all that could have been seen has committed (D2)."""
-        answers = self._answer_known(answers)
         if self._tail:
             self._tail[-1].answers.extend(answers)
         else:
@@ -478,7 +494,7 @@ class Pipeline:
         if operation.idempotency_key:
             repeat = self._executor.repeat_of(operation, self._replica.next_index)
             if repeat is not None:
-                self._answer_without_record([Answer(waiting, repeat)])
+                self._answer_without_record(self._answer_known([Answer(waiting, repeat)]))
                 return
             if operation.idempotency_key in self._waiting_keys:
                 error = UnknownOutcomeError(
@@ -528,6 +544,7 @@ class Pipeline:
 
     def _answer_all(self, answers: list[Answer]) -> None:
         serving: bool | None = None
+        copies, epoch = self._copies(), self._replica.epoch
         for answer in answers:
             future = answer.waiting.future
             if future.done():
@@ -542,10 +559,14 @@ class Pipeline:
                 if not serving:
                     future.set_exception(self.not_primary())
                     continue
-            self._answer(answer)
+            self._tell(answer, copies, epoch)
 
     def _answer(self, answer: Answer) -> None:
-        outcome = self._outcome(answer.executed, answer.waiting.operation.min_copies)
+        self._tell(answer, self._copies(), self._replica.epoch)
+
+    def _tell(self, answer: Answer, copies: int, epoch: int) -> None:
+        min_copies = answer.waiting.operation.min_copies
+        outcome = self._outcome(answer.executed, min_copies, copies, epoch)
         if isinstance(outcome, OperationError):
             answer.waiting.future.set_exception(outcome)
         else:
@@ -563,9 +584,13 @@ class Pipeline:
         if asking and self._confirm is not None:
             self._confirm(Unconfirmed(asking, self._answer))
 
-    def _outcome(self, executed: Executed, min_copies: int) -> Result | OperationError:
+    def _copies(self) -> int:
+        return self._replica.copies() or 1  # no primary: this replica's own is what is known
+
+    def _outcome(
+        self, executed: Executed, min_copies: int, copies: int, epoch: int
+    ) -> Result | OperationError:
         """Return the answer to what has committed."""
-        copies = self._replica.copies() or 1  # no primary: this replica's own is what is known
         if executed.error is not None:
             return executed.error
         if min_copies > copies:
@@ -574,12 +599,14 @@ class Pipeline:
                 f"committed on {copies} copies while {min_copies} were asked for: it stands, on "
                 "fewer copies",
             )
-        return self._result(executed, copies, self._replica.epoch)
+        return self._result(executed, copies, epoch)
 
     def recall(self, operation: Operation) -> Result | OperationError | None:
         """Return the answer to a repeat of what is applied on this replica, primary or not."""
         executed = self._executor.recall(operation)
-        return None if executed is None else self._outcome(executed, operation.min_copies)
+        if executed is None:
+            return None
+        return self._outcome(executed, operation.min_copies, self._copies(), self._replica.epoch)
 
     def _result(self, executed: Executed, copies: int, epoch: int) -> Result:
         if executed.repeated:

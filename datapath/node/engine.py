@@ -29,6 +29,7 @@ from datapath.node.catch_up import Snapshots
 from datapath.node.replica_disk import Storage
 from datapath.node.shared_scan import SharedScan
 from datapath.node.status import cluster_status
+from datapath.node.streams import IncomingStreams, OutgoingStreams
 from datapath.operations import ClusterStatus, Digest, Operation, Query, QueryResult, Result, Sink
 from datapath.protocol import effects as fx
 from datapath.protocol import messages
@@ -36,7 +37,6 @@ from datapath.protocol.confirmations import Confirmation, Confirmations, ReadPoi
 from datapath.protocol.replica import Replica
 from datapath.service import Service
 from datapath.settings import Bounds, Timing
-from datapath.transport.link import Link
 from datapath.transport.mesh import REPLICATE, Mesh
 from election.agreement import Agreement, AgreementUnavailableError, Committed, Unknown
 from election.view import RemoveFromInSync, TakeOver, View
@@ -88,7 +88,6 @@ class Engine:
         self._on_view = on_view
         self._on_fatal = on_fatal
         self._bind_cluster = bind_cluster
-        self._admitted = False
         self._slowed = False
         self._loop = asyncio.get_running_loop()
         recovered = storage.recover()
@@ -127,8 +126,17 @@ class Engine:
         )
         self._ready_index = 0  # the epoch is open when this has committed; 0: nothing to wait for
         self._digests = SharedScan(storage.digest)
-        self._incoming: dict[str, Link] = {}
-        self._outgoing: dict[str, Link] = {}
+        self.outgoing = OutgoingStreams(
+            on_link=lambda peer: self._run(self.replica.on_link, peer),
+            on_link_lost=lambda peer: self._run(self.replica.on_link_lost, peer),
+            on_message=self._on_message,
+        )
+        self.incoming = IncomingStreams(
+            node_id,
+            is_ours=self._is_ours,
+            has_room=storage.reserve,
+            on_message=self._on_message,
+        )
         self._applied_waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._handover: asyncio.Future[View] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -165,7 +173,7 @@ class Engine:
         """
         if self._tick_handle is None:
             raise RuntimeError("an engine is started before it is admitted")
-        self._admitted = True
+        self.incoming.admitted = True
 
     async def stop(self) -> None:
         """Stop: who waits is told, what is written stays."""
@@ -264,9 +272,9 @@ class Engine:
     def _carry_out(self, effect: fx.Effect) -> None:
         match effect:
             case fx.Send(peer, message):
-                _send(self._outgoing.get(peer), message)
+                self.outgoing.send(peer, message)
             case fx.Reply(peer, message):
-                _send(self._incoming.get(peer), message)
+                self.incoming.send(peer, message)
             case fx.WriteRecords(ticket, records):
                 self._pipeline.on_written(records)
                 self._storage.write(ticket, records)
@@ -414,33 +422,10 @@ class Engine:
             )
         self._ends_alone(self.replica.view)
 
-    # -- links of kind "replicate", both directions
+    # -- the replication streams
 
-    def on_open(self, link: Link) -> None:
-        """A replication stream is open."""
-        if link.outgoing:
-            self._outgoing[link.peer] = link
-            self._run(self.replica.on_link, link.peer)
-        elif self._admitted:
-            self._incoming[link.peer] = link
-        else:
-            link.close(f"{self.node_id} has not been admitted to the cluster yet")
-
-    def on_frames(self, link: Link, frames: list[bytes]) -> None:
-        """Messages of a replication stream."""
-        current = self._outgoing if link.outgoing else self._incoming
-        if current.get(link.peer) is not link:
-            return
-        now = clock_ms()
-        for frame in frames:
-            message = messages.decode(frame)
-            if isinstance(message, messages.Probe) and not self._is_ours(message.cluster_id):
-                return
-            if isinstance(message, messages.Append) and not self._has_room(message):
-                # Not acknowledged, and the stream is broken off: the primary goes on without.
-                link.close(f"{self.node_id} has no room on its disk, or its disk is too slow")
-                return
-            self._run(self.replica.on_message, link.peer, message, now)
+    def _on_message(self, peer: str, message: messages.Message) -> None:
+        self._run(self.replica.on_message, peer, message, clock_ms())
 
     def _is_ours(self, cluster_id: str) -> bool:
         try:
@@ -449,19 +434,6 @@ class Engine:
             self.fail(problem)
             return False
         return True
-
-    def _has_room(self, message: messages.Append) -> bool:
-        size = sum(map(len, message.records))
-        return not size or self._storage.reserve(size)
-
-    def on_close(self, link: Link, reason: str) -> None:
-        """A replication stream is gone."""
-        del reason
-        if link.outgoing and self._outgoing.get(link.peer) is link:
-            del self._outgoing[link.peer]
-            self._run(self.replica.on_link_lost, link.peer)
-        elif not link.outgoing and self._incoming.get(link.peer) is link:
-            del self._incoming[link.peer]
 
     # -- the disk
 
@@ -719,8 +691,3 @@ class Engine:
             "max_peer_lag": max((core.log.last_index - match for match in matches), default=0),
             **self._storage.counters(),
         }
-
-
-def _send(link: Link | None, message: messages.Message) -> None:
-    if link is not None:
-        link.send(messages.encode(message))

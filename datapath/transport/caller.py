@@ -26,19 +26,24 @@ class Caller:
     """The asking side of the request links: one link per peer, many calls on it at once."""
 
     def __init__(
-        self, on_change: Callable[[], None], on_note: Callable[[Call | Return], None]
+        self,
+        on_change: Callable[[], None],
+        on_note: Callable[[Call | Return], None],
+        greet: Callable[[Link], None],
     ) -> None:
         self._links: dict[str, Link] = {}
         self._open: dict[int, tuple[str, asyncio.Future[Any]]] = {}
         self._next_id = 1
         self._on_change = on_change
         self._on_note = on_note
+        self._greet = greet
 
     # The LinkHandler of outgoing links of the kind "request".
 
     def on_open(self, link: Link) -> None:
         """A link is up: who waits for one may try."""
         self._links[link.peer] = link
+        self._greet(link)
         self._on_change()
 
     def on_frames(self, link: Link, frames: list[bytes]) -> None:

@@ -8,7 +8,6 @@ are bounded in number and time. See `docs/peer-protocol.md`.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import secrets
 import socket
@@ -37,7 +36,7 @@ from datapath.transport.link import (
     LinkError,
     LinkHandler,
 )
-from datapath.transport.tcp import listening_socket, shut_down, tune
+from datapath.transport.tcp import cannot_listen, listening_socket, shut_down, tune
 from election.identity import Verdict
 from election.registry import PeerRegistry
 
@@ -107,12 +106,8 @@ class PeerListener:
         try:
             self._socket = await listening_socket(self.host, self.port)
         except OSError as error:
-            busy = error.errno == errno.EADDRINUSE
-            raise LinkError(
-                f"cannot listen on {self.host}:{self.port} ({error}): "
-                + ("another process has this port; stop it, or " if busy else "")
-                + f"change `peer` of node {self.node_id} in the configuration"
-            ) from error
+            address = f"{self.host}:{self.port}"
+            raise LinkError(cannot_listen(address, error, "peer", self.node_id)) from error
         self.port = self._socket.getsockname()[1]
         self._server = web.Server(
             self._handle,

@@ -20,10 +20,9 @@ class Mesh:
     """Keeps links up to the nodes named by `set_peers`.
 
     `addresses` says where a peer's port may be reached from here, the likeliest first: they are
-    tried in turn until one answers as that peer (`registry` judges it). `handlers` take both
-    directions of their kind; links of kind "request" are dialled to everyone, "replicate" between
-    replicas. `on_error` gets what a handler has raised: a failed disk must not end with the link
-    (D9).
+    tried in turn until one answers as that peer (`registry` judges it). Each kind and direction has
+    a handler; links of kind "request" are dialled to everyone, "replicate" between replicas.
+    `on_error` gets what a handler has raised: a failed disk must not end with the link (D9).
     """
 
     def __init__(
@@ -46,20 +45,22 @@ class Mesh:
         self._listen = listen
         self._on_error = on_error
         self._max_unauthenticated = max_unauthenticated
-        self._handlers: Mapping[str, LinkHandler] = {}
+        self._outgoing: Mapping[str, LinkHandler] = {}
         self._listener: PeerListener | None = None
         self._dialers: dict[tuple[str, str], Dialer] = {}
         self._stopping: set[asyncio.Task[None]] = set()
 
-    async def start(self, handlers: Mapping[str, LinkHandler]) -> None:
-        """Listen. Raises LinkError if the address cannot be had."""
-        self._handlers = handlers
+    async def start(
+        self, *, incoming: Mapping[str, LinkHandler], outgoing: Mapping[str, LinkHandler]
+    ) -> None:
+        """Listen, for links of the kinds of `incoming`. Raises LinkError if that cannot be."""
+        self._outgoing = outgoing
         listener = PeerListener(
             *self._listen,
             self.node_id,
             self.cluster,
             self.secret,
-            handlers,
+            incoming,
             registry=self.registry,
             max_unauthenticated=self._max_unauthenticated,
             on_error=self._on_error,
@@ -82,7 +83,7 @@ class Mesh:
             self._stopping.add(task)
             task.add_done_callback(self._stopping.discard)
         for peer, kind in sorted(pairs - set(self._dialers)):
-            dialer = self.dialer(peer, kind, self._handlers[kind])
+            dialer = self.dialer(peer, kind, self._outgoing[kind])
             self._dialers[(peer, kind)] = dialer
             dialer.start()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 
 KERNEL_TIMEOUT_MS = 10_000
@@ -26,6 +27,16 @@ async def listening_socket(host: str, port: int) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+def cannot_listen(address: str, error: OSError, channel: str, node: str) -> str:
+    """Return what to tell an operator of whom "host:port", the node's `channel`, is not free."""
+    busy = error.errno == errno.EADDRINUSE
+    return (
+        f"cannot listen on {address} ({error}): "
+        + ("another process has this port; stop it, or " if busy else "")
+        + f"change `{channel}` of node {node} in the configuration"
+    )
 
 
 def tune(connection: socket.socket) -> None:

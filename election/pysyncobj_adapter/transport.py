@@ -4,7 +4,8 @@ Of each pair the member with the larger id dials the other, at each address in t
 be. A link that opens replaces the pair's older one, which is closed with whatever it had not
 delivered. Only members are let in, and those that the view names but that have no vote yet: there
 are no read-only peers and no anonymous requests; and of two processes under one id only one
-(`election.identity`). Every stage of a connection has a deadline.
+(`election.identity`). What a side remembers of the other is the first that it says (decision 18).
+Every stage of a connection has a deadline.
 """
 
 from __future__ import annotations

@@ -23,6 +23,14 @@ def move(cluster: Cluster, node: str, *channels: str) -> NodeSpec:
     return old
 
 
+def swap(cluster: Cluster, one: str, other: str) -> None:
+    """Exchange the addresses of two nodes in the file; each keeps its directory."""
+    first, second = cluster.specs[one], cluster.specs[other]
+    cluster.specs[one] = msgspec.structs.replace(second, data=first.data)
+    cluster.specs[other] = msgspec.structs.replace(first, data=second.data)
+    cluster.write_config()
+
+
 async def agreed(cluster: Cluster, *nodes: str) -> None:
     """Wait until every running node shows the addresses of the file, all in sync, all voting."""
 
@@ -98,10 +106,7 @@ async def test_two_nodes_swap_their_addresses(make_cluster: MakeCluster) -> None
     await cluster.start()
     assert (await cluster.fetch("n1", "PUT", kv("a"), b"1")).status == 201
     await cluster.stop()
-    one, two = cluster.specs["n1"], cluster.specs["n2"]
-    cluster.specs["n1"] = msgspec.structs.replace(two, data=one.data)
-    cluster.specs["n2"] = msgspec.structs.replace(one, data=two.data)
-    cluster.write_config()
+    swap(cluster, "n1", "n2")
     await cluster.start()
     await agreed(cluster)
     assert (await cluster.fetch("n2", "GET", kv("a"))).body == b"1"
@@ -162,9 +167,7 @@ async def test_two_swap_beside_one_that_runs_and_one_that_joins(make_cluster: Ma
     await cluster.start()
     assert (await cluster.fetch("n1", "PUT", kv("a"), b"1")).status == 201
     await cluster.stop("n2", "n3")
-    two, three = cluster.specs["n2"], cluster.specs["n3"]
-    cluster.specs["n2"] = msgspec.structs.replace(three, data=two.data)
-    cluster.specs["n3"] = msgspec.structs.replace(two, data=three.data)
+    swap(cluster, "n2", "n3")
     cluster.specs["n4"] = make_spec("replica", cluster.directory / "data" / "n4")
     cluster._add_process("n4")
     cluster.write_config()
@@ -173,3 +176,22 @@ async def test_two_swap_beside_one_that_runs_and_one_that_joins(make_cluster: Ma
     await cluster.wait_in_sync()
     await agreed(cluster)
     assert (await cluster.fetch("n4", "GET", kv("a"))).body == b"1"
+
+
+async def test_if_half_of_the_nodes_move_at_once_the_others_have_to_read_the_file(
+    make_cluster: MakeCluster,
+) -> None:
+    """Those who run know neither the new addresses nor a majority that could agree on them."""
+    cluster: Cluster = make_cluster(replicas=3, witnesses=1)
+    await cluster.start()
+    assert (await cluster.fetch("n1", "PUT", kv("a"), b"1")).status == 201
+    await cluster.stop("n2", "n3")
+    swap(cluster, "n2", "n3")
+    cluster.launch("n2", "n3")
+    said = cluster.nodes["n2"]
+    await wait_until(lambda: "a majority of nodes that know its addresses" in said.log(), "n2 says")
+    await cluster.kill("n1", "w1")
+    cluster.launch("n1", "w1")
+    await cluster.wait_in_sync()
+    await agreed(cluster)
+    assert (await cluster.fetch("n3", "GET", kv("a"))).body == b"1"

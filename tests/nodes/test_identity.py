@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tests.nodes.conftest import MakeCluster
-from tests.support.cluster import Cluster, Writer, wait_until
+from tests.support.cluster import Cluster, Writer, make_spec, wait_until
 from tests.support.raw_http import kv
 
 pytestmark = pytest.mark.slow
@@ -107,3 +107,54 @@ async def test_a_stray_node_of_another_cluster_gets_no_link(make_cluster: MakeCl
     await writer.verify()
     after = await ours.wait_in_sync()
     assert (after.epoch, after.version) == (before.epoch, before.version)
+
+
+def copy_of_one(make_cluster: MakeCluster, original: Cluster, node: str, name: str) -> Cluster:
+    """Copy a stopped node's directory, for addresses of its own beside the others' real ones."""
+    copy: Cluster = make_cluster(name)
+    role = original.specs[node].role
+    copy.specs = {**original.specs, node: make_spec(role, copy.directory / "data" / node)}
+    copy._add_process(node)
+    shutil.copytree(original.data(node), copy.data(node))
+    copy.write_config()
+    return copy
+
+
+@pytest.mark.parametrize("node", ["n2", "w1"])
+async def test_two_copies_of_one_node_end_both(make_cluster: MakeCluster, node: str) -> None:
+    original: Cluster = make_cluster(replicas=2, witnesses=1)
+    await original.start()
+    await original.stop(node)
+    copies = [copy_of_one(make_cluster, original, node, name) for name in ("copy", "another")]
+    await original.start(node)
+    before = await original.wait_in_sync()
+    async with Writer(original) as writer:
+        for copy in copies:
+            copy.launch(node)
+        for copy in copies:
+            assert await copy.nodes[node].wait_exit() == REFUSED
+            assert f"two processes run as node {node}" in copy.nodes[node].log()
+        await writer.progress(50)
+    await original.wait_converged()
+    await writer.verify()
+    after = await original.wait_in_sync()
+    assert (after.epoch, after.version) == (before.epoch, before.version)
+
+
+async def test_a_copy_that_has_taken_the_place_of_a_dead_node_keeps_it(
+    make_cluster: MakeCluster,
+) -> None:
+    """That is how a node moves to another machine; the original is the second one then."""
+    cluster: Cluster = make_cluster()
+    await cluster.start()
+    await cluster.stop("n2")
+    moved = copy_of_one(make_cluster, cluster, "n2", "moved")
+    moved.launch("n2")
+    said = moved.nodes["n2"]
+    await wait_until(lambda: "agreed on this node's addresses" in said.log(), "it has moved")
+    cluster.launch("n2")
+    assert await cluster.nodes["n2"].wait_exit() == REFUSED
+    assert "two processes run as node n2" in cluster.nodes["n2"].log()
+    assert said.running
+    cluster.nodes["n2"], cluster.specs["n2"] = said, moved.specs["n2"]
+    await cluster.wait_converged()

@@ -421,3 +421,31 @@ async def test_a_client_follows_a_cluster_that_moves_away_from_the_node_it_was_g
         await writer.progress(50)
     await cluster.wait_converged()
     await writer.verify()
+
+
+async def test_the_node_that_is_left_answers_stale_reads_until_it_hears_of_its_removal(
+    make_cluster: MakeCluster,
+) -> None:
+    """Restarted alone it cannot know that it was removed, and a stale read promises no age."""
+    cluster: Cluster = make_cluster(replicas=3)
+    await cluster.start()
+    primary = await cluster.primary()
+    left, other = cluster.others(primary)
+    assert (await cluster.fetch(primary, "PUT", kv("a"), b"old")).status == 201
+    await cluster.wait_converged()
+    await cluster.kill(left)
+    assert (await remove(cluster, primary, left)).status == 200
+    await votes(cluster, primary, **{primary: True, other: True})
+    await cluster.kill(primary, other)
+    cluster.launch(left)
+
+    async def read() -> bool:
+        reply = await cluster.try_fetch(left, f"{kv('a')}?consistency=stale&timeout_ms=100")
+        return reply is not None and (reply.status, reply.body) == (200, b"old")
+
+    await wait_until(read, "the node that is left answers a stale read")
+    for asked in ("", "consistency=stale&max_staleness_ms=3600000&", "consistency=confirmed&"):
+        reply = await cluster.fetch(left, "GET", f"{kv('a')}?{asked}timeout_ms=100")
+        assert reply.status == 503, reply
+    cluster.launch(primary, other)
+    await ends_refused(cluster, left)

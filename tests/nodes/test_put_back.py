@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 
 REFUSED = 78
 CONSENSUS = ("raft", "raft.mark")
+JSON = {"Content-Type": "application/json"}
 LIMITS = {"log_segment_size_bytes": 4 * 1024 * 1024}
 
 
@@ -180,7 +181,7 @@ async def test_a_primary_put_back_to_before_its_epoch_does_not_open_it_again(
 
         async def handed_over(target: str = target, body: bytes = body) -> bool:
             if await cluster.serving() != target:
-                await cluster.fetch(primary, "POST", "/v1/cluster/handover", body)
+                await cluster.fetch(primary, "POST", "/v1/cluster/handover", body, JSON)
             return await cluster.serving() == target
 
         await wait_until(handed_over, f"{target} is handed over to")

@@ -20,6 +20,16 @@ def _lose_tail(cluster: Cluster, name: str, n_records: int = 3, *, damage: bool 
     cluster[name].crash(records[-n_records].first_index, damage=damage)
 
 
+def _tail_lost_and_no_way_to_take_over() -> Cluster:
+    """Two replicas: the primary, a, is back without its tail; b has it, and no consensus."""
+    cluster = Cluster(2)
+    cluster.write(10)
+    cluster.cut_consensus("b")
+    _lose_tail(cluster, "a")
+    cluster["a"].start()
+    return cluster
+
+
 def test_a_primary_that_lost_its_tail_lets_a_backup_take_over() -> None:
     cluster = Cluster()
     cluster.write(10)
@@ -33,11 +43,7 @@ def test_a_primary_that_lost_its_tail_lets_a_backup_take_over() -> None:
 
 def test_a_primary_that_lost_its_tail_hands_over_to_a_backup_that_has_more() -> None:
     """The others cannot take over themselves, so it becomes the primary of a new epoch, closed."""
-    cluster = Cluster(2)
-    cluster.write(10)
-    cluster.cut_consensus("b")
-    _lose_tail(cluster, "a")
-    cluster["a"].start()
+    cluster = _tail_lost_and_no_way_to_take_over()
     cluster.until(lambda: cluster.view.primary == "b")
     cluster.mend_consensus("b")
     assert cluster.seen["suspect yields"] == 1
@@ -90,11 +96,7 @@ def test_a_backup_that_lost_its_tail_waits_long_before_it_takes_over() -> None:
 
 def test_a_primary_that_has_yielded_does_not_take_over_again() -> None:
     """Seed 302317: the one it yields to learns of it late, and holds what is lost here."""
-    cluster = Cluster(2)
-    cluster.write(10)
-    cluster.cut_consensus("b")
-    _lose_tail(cluster, "a")
-    cluster["a"].start()
+    cluster = _tail_lost_and_no_way_to_take_over()
     cluster.until(lambda: cluster.view.primary == "b")
     cluster.run(2 * PATIENCE_MS)
     assert cluster.view.primary == "b"
@@ -103,11 +105,7 @@ def test_a_primary_that_has_yielded_does_not_take_over_again() -> None:
 
 
 def test_a_primary_that_has_seen_a_longer_log_waits_for_it_however_long() -> None:
-    cluster = Cluster(2)
-    cluster.write(10)
-    cluster.cut_consensus("b")
-    _lose_tail(cluster, "a")
-    cluster["a"].start()
+    cluster = _tail_lost_and_no_way_to_take_over()
     cluster.until(lambda: cluster.view.epoch == 2)
     cluster.hold_proposals()
     cluster.until(lambda: cluster.held(Handover))
@@ -123,11 +121,7 @@ def test_a_primary_that_has_seen_a_longer_log_waits_for_it_however_long() -> Non
 
 def test_a_yielding_primary_does_not_open_while_its_handover_may_commit_yet() -> None:
     """The backup's longer log was not durable, and is gone: both would serve."""
-    cluster = Cluster(2)
-    cluster.write(10)
-    cluster.cut_consensus("b")
-    _lose_tail(cluster, "a")
-    cluster["a"].start()
+    cluster = _tail_lost_and_no_way_to_take_over()
     cluster.until(lambda: cluster.view.epoch == 2)
     cluster.hold_proposals()
     cluster.until(lambda: cluster.held(Handover))
@@ -187,11 +181,7 @@ def test_a_replica_whose_directory_is_an_old_copy_is_told_and_takes_over_from_no
 
 def test_a_primary_that_was_told_of_its_loss_remembers_it_over_a_restart() -> None:
     """It yields only when it is noted: whatever becomes of the handover, it does not open."""
-    cluster = Cluster(2)
-    cluster.write(10)
-    cluster.cut_consensus("b")
-    _lose_tail(cluster, "a")
-    cluster["a"].start()
+    cluster = _tail_lost_and_no_way_to_take_over()
     cluster.until(lambda: cluster.view.epoch == 2)
     cluster.hold_proposals()
     while not cluster["a"].disk.damaged:

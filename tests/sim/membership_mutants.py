@@ -26,12 +26,26 @@ NOTICED = {
     "enough_in_sync_are_left": "test_as_many_stay_in_sync_as_every_write_needs",
 }
 
-MEMBERSHIP_MUTANTS = tuple(
+
+def _a_join_is_judged_once() -> list[Patch]:
+    return [patch("datapath.node.gateway._check_join", lambda *_: None)]
+
+
+MEMBERSHIP_MUTANTS = (
+    *(
+        Mutant(
+            "M1",
+            f"a removal is not held to {guard.__name__}",
+            functools.partial(_without, guard.__name__),
+            unit=UNIT + NOTICED[guard.__name__],
+        )
+        for guard in membership.GUARDS
+    ),
     Mutant(
         "M1",
-        f"a removal is not held to {guard.__name__}",
-        functools.partial(_without, guard.__name__),
-        unit=UNIT + NOTICED[guard.__name__],
-    )
-    for guard in membership.GUARDS
+        "a removed id comes in by a node that has not heard of the removal",
+        _a_join_is_judged_once,
+        unit=UNIT
+        + "test_a_removed_id_does_not_come_in_by_a_node_that_has_not_heard_of_the_removal",
+    ),
 )

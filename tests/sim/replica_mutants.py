@@ -90,6 +90,16 @@ def _d1_adding_does_not_count() -> list[Patch]:
     return [patch.object(Primary, "required", required)]
 
 
+def _d1_an_addition_without_outcome_is_forgotten() -> list[Patch]:
+    propose_due = Primary._propose_due
+
+    def propose(primary: Primary) -> None:
+        primary.in_sync.adding = ""
+        propose_due(primary)
+
+    return [patch.object(Primary, "_propose_due", propose)]
+
+
 def _d1_min_in_sync_ignored() -> list[Patch]:
     maybe_commit = Primary._maybe_commit
 
@@ -463,6 +473,12 @@ REPLICA_MUTANTS = (
     Mutant("E5", "answers before the epoch is durable", _e5_answer_before_it_is_durable),
     Mutant("D1", "a commit does without one in-sync replica", _d1_not_all_required),
     Mutant("D1", "a replica being added does not count", _d1_adding_does_not_count),
+    Mutant(
+        "D1", "another replica is added while it is unknown whether the last one was",
+        _d1_an_addition_without_outcome_is_forgotten,
+        unit="tests/unit/datapath/protocol/test_primary_guards.py"
+        "::test_another_is_not_added_before_it_is_known_whether_the_first_one_was",
+    ),
     Mutant("D1", "min_in_sync is ignored", _d1_min_in_sync_ignored),
     Mutant("D1", "a silent replica is left out at once", _d1_removal_before_it_is_agreed),
     Mutant(

@@ -101,14 +101,19 @@ class LocalReplica:
 
     async def start(self) -> None:
         """Join the others."""
-        handlers: dict[str, LinkHandler] = {
-            REQUEST: self.gateway,
-            REPLICATE: self.engine,
+        incoming: dict[str, LinkHandler] = {
+            REQUEST: self.gateway.peer_service,
+            REPLICATE: self.engine.incoming,
             SNAPSHOT: self.receiver,
         }
         self.engine.start()
         self.engine.admit()
-        await self.mesh.start(handlers)
+        self.gateway.start()
+        outgoing: dict[str, LinkHandler] = {
+            REQUEST: self.gateway.caller,
+            REPLICATE: self.engine.outgoing,
+        }
+        await self.mesh.start(incoming=incoming, outgoing=outgoing)
         kinds = frozenset({REQUEST, REPLICATE})
         self.mesh.set_peers({node: kinds for node in self.cluster.ports if node != self.node_id})
         self.agreement.subscribe(self.gateway.on_view)

@@ -12,6 +12,12 @@ from tests.support.pages import ROOT, pages
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
+_FOLDERS = "bench|cluster|datapath|docs|election|examples|onecopy|tests"
+_NAMED = re.compile(rf"`((?:{_FOLDERS})/[\w./-]*\w)`|pytest ((?:{_FOLDERS})/[\w./-]*\w)")
+"""A file or a folder in a code span, or in a command that runs tests."""
+_EARLIER = frozenset({"CHANGELOG.md"})
+"""Pages that speak of what was."""
+
 
 def links_of(path: Path) -> set[str]:
     """Return the relative links of a page."""
@@ -33,6 +39,15 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert target.exists(), f"{link}: there is no {target}"
         if anchor:
             assert anchor in anchors_of(target), f"{link}: {target} has no such heading"
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_a_page_names_are_there(path: Path) -> None:
+    if path.name in _EARLIER:
+        return
+    named = {"".join(pair) for pair in _NAMED.findall(path.read_text())}
+    there = {name for name in named if (ROOT / name).exists() or (ROOT / f"{name}.py").exists()}
+    assert sorted(named - there) == []
 
 
 def test_the_index_names_every_page() -> None:

@@ -134,6 +134,17 @@ def _comparable(reply: Reply) -> tuple[int, dict[str, str], bytes]:
 @given(st.lists(requests(), min_size=1, max_size=5))
 @pytest.mark.slow
 def test_both_lanes_say_the_same(said: list[tuple[str, list[bytes]]]) -> None:
+    compare_lanes(said)
+
+
+@pytest.mark.parametrize("count", [126, 127, 128, 129, 200, 500])
+def test_both_lanes_take_as_many_fields(count: int) -> None:
+    fields = "".join(f"X{number}:1\r\n" for number in range(count))
+    head = f"PUT /v1/kv/a HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n{fields}\r\n"
+    compare_lanes([("PUT", [head.encode() + b"1"])])
+
+
+def compare_lanes(said: list[tuple[str, list[bytes]]]) -> None:
     async def run() -> None:
         told: list[list[object]] = []
         for express, lane in ((True, True), (False, True), (False, False)):
@@ -278,7 +289,7 @@ async def test_requests_sent_ahead_let_others_have_their_turn(serve: Serve) -> N
         for _ in range(500):
             assert (await connection.receive()).status == 200
     # Two turns of the loop may pass between two looks at it.
-    assert max(steps) <= 2 * TURN_COST_BYTES // http_server.REQUEST_COST_BYTES + 2
+    assert max(steps) <= 2 * TURN_COST_BYTES // http_express.REQUEST_COST_BYTES + 2
 
 
 async def test_a_connection_that_met_a_backup_is_in_the_express_lane_when_it_is_the_primary(

@@ -202,6 +202,32 @@ async def test_an_interrupted_write_is_not_called_not_applied(nodes: FakeCluster
     assert "may or may not" in ended.err
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("get", "k"), "interrupted\n"),
+        (("list",), "interrupted\n"),
+        (("dump",), "interrupted; the dump is not complete"),
+        (("handover", "n2"), "interrupted; the change may or may not have been made"),
+    ],
+)
+async def test_an_interrupted_command_speaks_of_what_it_was_to_do(
+    nodes: FakeCluster, command: tuple[str, ...], says: str
+) -> None:
+    for server in nodes.servers.values():
+        server.silence()
+    process = await start(*command, endpoints=nodes.endpoints)
+    deadline = time.monotonic() + 10
+    while not nodes["n1"].accepted:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    ended = await finish(process)
+    assert ended.code == 130
+    assert says in ended.err
+    assert "write" not in ended.err
+
+
 async def test_version_and_help() -> None:
     version = await run("--version")
     assert version.out.startswith(b"onecopy 0.")

@@ -41,6 +41,29 @@ def write(directory: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("head", [b"", b"\xef\xbb\xbf"], ids=["plain", "with a byte order mark"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_files_of_other_editors_are_read(tmp_path: Path, head: bytes, end: str) -> None:
+    path = write(tmp_path, "")
+    secret = tmp_path / "secret"
+    secret.write_bytes(head + SECRET.encode() + end.encode())
+    secret.chmod(0o600)
+    text = THREE.replace('name = "demo"', 'name = "demo"\nsecret_file = "secret"')
+    path.write_bytes(head + text.replace("\n", end).encode())
+    config = load_config(path)
+    assert list(config.nodes) == ["n1", "n2", "n3"]
+    assert bytes(config.secret) == SECRET.encode()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "latin-1"])
+def test_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
+    path = write(tmp_path, "")
+    path.write_bytes(THREE.replace("demo", "d\xe9mo").encode(encoding))
+    with pytest.raises(ConfigError, match="UTF-8") as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+
+
 def refused(directory: Path, text: str) -> ConfigError:
     path = write(directory, text)
     with pytest.raises(ConfigError) as caught:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
 import pytest
 
 from cluster.services.kv import KeyValue
-from datapath.errors import OperationError, SafetyError
+from datapath.errors import NotPrimaryError, OperationError, RejectedError, SafetyError
+from datapath.execution import pipeline as module
 from datapath.execution.executor import Executor
 from datapath.execution.pipeline import Pipeline, async_operations
 from datapath.operations import Operation, Result
 from datapath.protocol import effects as fx
 from datapath.protocol.messages import AppendReply
 from datapath.records import Record
-from datapath.service import Service
+from datapath.service import Service, Transaction, operation
 from datapath.settings import Bounds
 from tests.sim.service import MemoryStore
 from tests.unit.datapath.protocol.test_primary_guards import Lead
@@ -65,6 +67,8 @@ class Desk:
         bounds: Bounds | None = None,
         confirm: Callable[[Any], None] | None = None,
     ) -> None:
+        service = service or KeyValue()
+        self.tasks: list[asyncio.Task[None]] = []
         self.lead = Lead(in_sync="ab")
         self.store = MemoryStore()
         self.has_room: Callable[[int], bool] = lambda _: True
@@ -73,16 +77,14 @@ class Desk:
         self.pipeline = Pipeline(
             "b",
             self.lead.replica,
-            Executor(
-                service or KeyValue(), self.store, Bounds().client_table, lambda: self.lead.now_ms
-            ),
+            Executor(service, self.store, Bounds().client_table, lambda: self.lead.now_ms),
             self,
             bounds or Bounds(),
             list(self.lead.primary.recent),
-            async_operations=frozenset(),
+            async_operations=async_operations(service.operations),
             append=self._append,
             why_not_serving=lambda: "it does not serve",
-            spawn=lambda _: NotImplemented,
+            spawn=self._spawn,
             confirm=confirm,
             clock=lambda: self.lead.now_ms,
             call_soon=self.turns.append,
@@ -94,6 +96,10 @@ class Desk:
 
     def reserve(self, size_bytes: int, /) -> bool:
         return self.has_room(size_bytes)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        self.tasks.append(asyncio.get_running_loop().create_task(coroutine))
+        return self.tasks[-1]
 
     def _append(self, record: Record) -> None:
         self._carry_out(self.lead.replica.append(record))
@@ -171,6 +177,9 @@ def test_a_backup_takes_nothing() -> None:
     desk.depose()
     assert desk.put("k").said == "not_applied no_primary"
     assert desk.put("k", "K").said == "not_applied no_primary"
+    error = desk.put("k").error
+    assert isinstance(error, NotPrimaryError)
+    assert error.primary == "a", "where to go instead"
 
 
 def test_a_pipeline_that_has_stopped_takes_nothing() -> None:
@@ -323,6 +332,16 @@ def test_what_is_executed_and_not_committed_is_bounded_by_records_and_by_bytes()
         assert second.said == "done"
 
 
+def test_what_waits_when_a_handover_begins_is_not_executed() -> None:
+    desk = Desk()
+    desk.lead.append()  # not acknowledged yet, so the handover waits
+    told, last_index = desk.put("k"), desk.lead.last_index
+    assert desk.lead.replica.start_handover("a", 500)[0] == ""
+    desk.turn()
+    assert told.said == ""
+    assert desk.lead.last_index == last_index
+
+
 def test_a_record_is_bounded_by_entries_and_by_bytes() -> None:
     for bounds in (Bounds(max_record_entries=2), Bounds(max_record_bytes=60)):
         desk = Desk(bounds=bounds)
@@ -346,6 +365,10 @@ def test_a_disk_without_room_refuses_writes_alone() -> None:
     told = [desk.ask("put", b"k", bytes(600)) for _ in range(2)]
     desk.commit()
     assert [one.said for one in told] == ["done", "not_applied storage_full"]
+    desk.has_room = lambda size_bytes: size_bytes < 80_000
+    large = desk.ask("put", b"k", bytes(100_000))
+    desk.turn()
+    assert large.said == "not_applied storage_full"
 
 
 # what is seen of what has not committed (D2, D4)
@@ -380,7 +403,8 @@ def test_an_early_answer_waits_for_the_disk_and_for_what_shines_through() -> Non
     desk = Desk()
     early = desk.put("a", ack="local")
     desk.turn()
-    assert early.said == ""
+    desk.pipeline.answer_local()
+    assert early.said == "", "it is not durable"
     desk.write()
     assert early.said == "done"
     over_it = desk.put("a", ack="local")
@@ -408,6 +432,24 @@ def test_what_was_executed_is_unknown_when_the_role_ends_and_what_was_not_is_not
     assert waiting.said == "not_applied no_primary"
     assert desk.pipeline.waiting_operations == 0
     desk.turn()
+
+
+def test_a_repeat_shares_the_fate_of_what_it_repeats_when_the_role_ends() -> None:
+    desk = Desk()
+    told = [desk.put("k", "K") for _ in range(2)]
+    desk.turn()
+    desk.depose()
+    assert [one.said for one in told] == ["unknown unknown_outcome"] * 2
+
+
+def test_a_repeat_needs_no_lease() -> None:
+    desk = Desk()
+    desk.put("k", "K")
+    desk.commit()
+    desk.lead.now_ms += 10_000
+    again = desk.put("k", "K")
+    desk.turn()
+    assert again.said == "repeated"
 
 
 def test_a_stop_says_the_same() -> None:
@@ -477,6 +519,27 @@ def test_a_confirmation_that_does_not_come_in_time_is_no_answer() -> None:
     assert [one.said for one in told[1:]] == ["not_applied no_primary"] * 2
 
 
+def test_answers_that_were_confirmed_are_not_kept() -> None:
+    desk = Desk(confirm=lambda waiting: waiting.set_result(None))
+    for _ in range(5):
+        told = desk.ask("delete", b"none")
+        desk.turn()
+        assert told.said == "done"
+        assert len(desk.pipeline._unconfirmed) <= 1
+
+
+def test_a_first_answer_is_recalled_once_it_is_applied_here() -> None:
+    desk = Desk()
+    put = Operation("put", (b"k", b"value"), "K")
+    desk.put("k", "K")
+    desk.turn()
+    assert desk.pipeline.recall(put) is None
+    desk.commit()
+    known = desk.pipeline.recall(put)
+    assert isinstance(known, Result)
+    assert known.repeated
+
+
 def test_who_waits_for_a_confirmation_is_told_when_the_role_ends() -> None:
     asked: list[Any] = []
     desk = Desk(confirm=asked.append)
@@ -488,3 +551,131 @@ def test_who_waits_for_a_confirmation_is_told_when_the_role_ends() -> None:
     assert (told.said, later.said) == ("not_applied no_primary",) * 2
     desk.turn()
     assert len(asked) <= 2
+
+
+# operations that wait, and deltas that are too large
+
+
+class Slow(Service):
+    """Puts at once, or when it is let go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order: list[bytes] = []
+        self.go_on = asyncio.Event()
+
+    @operation
+    def put(self, tx: Transaction, key: bytes, value: bytes) -> int:
+        self.order.append(key)
+        tx.put(key, value)
+        return tx.index
+
+    @operation
+    async def put_slowly(self, tx: Transaction, key: bytes, value: bytes) -> int:
+        self.order.append(b"begin " + key)
+        await self.go_on.wait()
+        return self.put(tx, key, value)
+
+    @operation
+    async def put_never(self, tx: Transaction, key: bytes) -> None:
+        await self.go_on.wait()
+        tx.put(key, b"")
+        raise RejectedError("not_wanted", "it is not wanted")
+
+
+async def test_beside_an_operation_that_waits_nothing_is_executed() -> None:
+    service = Slow()
+    desk = Desk(service)
+    before, slow, after = desk.put("a"), desk.ask("put_slowly", b"b", b""), desk.put("c")
+    desk.commit()
+    await asyncio.sleep(0)
+    assert before.said == "done"
+    more = desk.put("d")
+    desk.commit()
+    assert service.order == [b"a", b"begin b"]
+    service.go_on.set()
+    await desk.tasks[0]
+    desk.commit()
+    assert (slow.said, after.said, more.said) == ("done", "done", "done")
+    assert service.order == [b"a", b"begin b", b"b", b"c", b"d"]
+    assert slow.result is not None
+    assert slow.result.index == slow.result.value
+    assert desk.pipeline.records_total == 3
+
+
+async def test_a_refusal_of_an_operation_that_waited_is_told_and_nothing_recorded() -> None:
+    service = Slow()
+    service.go_on.set()
+    desk = Desk(service)
+    told, last_index = desk.ask("put_never", b"k"), desk.lead.last_index
+    desk.turn()
+    await desk.tasks[0]
+    assert told.said == "not_applied not_wanted"
+    assert desk.lead.last_index == last_index
+    after = desk.put("k")
+    desk.commit()
+    assert after.said == "done"
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_an_operation_whose_epoch_ends_while_it_waits_is_not_applied(*, ends: bool) -> None:
+    service = Slow()
+    desk = Desk(service)
+    told = desk.ask("put_slowly", b"k", b"")
+    desk.turn()
+    await asyncio.sleep(0)
+    if ends:
+        service.go_on.set()  # it has ended, and its task has not gone on yet
+    desk.depose()
+    service.go_on.set()
+    await asyncio.wait(desk.tasks)
+    assert told.said == "not_applied no_primary"
+    assert desk.lead.last_index == 1
+
+
+@pytest.mark.parametrize("epoch_ends", [False, True])
+async def test_an_operation_that_may_not_be_recorded_any_more_is_not_applied(
+    *, epoch_ends: bool
+) -> None:
+    """D2: during a handover, or in another epoch, though its task was not cancelled."""
+    service = Slow()
+    desk = Desk(service)
+    desk.lead.append()  # not acknowledged yet, so the handover waits
+    told, last_index = desk.ask("put_slowly", b"k", b""), desk.lead.last_index
+    desk.turn()
+    await asyncio.sleep(0)
+    if epoch_ends:
+        desk.lead.replica.core.accepted_epoch += 1
+    else:
+        assert desk.lead.replica.start_handover("a", 500)[0] == ""
+    service.go_on.set()
+    await desk.tasks[0]
+    assert told.said == "not_applied no_primary"
+    assert desk.lead.last_index == last_index
+
+
+def test_deltas_too_large_together_are_recorded_apart_and_one_too_large_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_ENTRIES_SIZE_BYTES", 200)
+    desk = Desk()
+    told = [desk.ask("put", b"k", bytes(size)) for size in (100, 100, 10, 300)]
+    desk.commit()
+    assert [one.said for one in told] == ["done"] * 3 + ["not_applied too_large"]
+    assert desk.pipeline.records_total == 2
+
+
+def test_what_was_executed_before_a_record_that_could_not_be_made_is_not_applied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_ENTRIES_SIZE_BYTES", 200)
+    desk = Desk()
+
+    def fail(_: Record) -> None:
+        desk.pipeline.stop("the disk has failed")
+
+    monkeypatch.setattr(desk.pipeline, "_append", fail)
+    first, second = (desk.ask("put", b"k", bytes(100)) for _ in range(2))
+    desk.turn()
+    assert first.said == "unknown unknown_outcome"
+    assert second.said == "not_applied no_primary"

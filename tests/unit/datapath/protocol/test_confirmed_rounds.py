@@ -26,9 +26,11 @@ class Round:
         return self.gone or self.point is not None or self.problem is not None
 
     def set_result(self, point: ReadPoint, /) -> None:
+        assert not self.done(), "nobody waits"
         self.point = point
 
     def set_exception(self, exception: OperationError, /) -> None:
+        assert not self.done(), "nobody waits"
         self.problem = exception
 
 
@@ -143,3 +145,30 @@ def test_reads_that_wait_no_more_are_forgotten_also_when_a_round_never_ends() ->
         read.gone = True
     waiting.expire()
     assert len(waiting) == 1
+
+
+def test_who_has_gone_is_told_nothing() -> None:
+    lead = Lead("ab", answered="a")
+    waiting = _waiting(lead)
+    gone, read = Round(lead, waiting), Round(lead, waiting)
+    gone.gone = True
+    effects = _answer(lead, waiting, "a", _sequence(gone.effects, "a"))
+    assert gone.point is None
+    read.gone = True
+    _answer(lead, waiting, "a", _sequence(effects, "a"))
+    assert read.point is None
+    last = Round(lead, waiting)
+    last.gone = True
+    waiting.step_down()
+    assert last.problem is None
+
+
+def test_nobody_is_forgotten_who_waits() -> None:
+    lead = Lead("ab", answered="a")
+    waiting = _waiting(lead)
+    waiting.expire()
+    read = Round(lead, waiting)
+    waiting.expire()
+    assert len(waiting) == 1
+    _answer(lead, waiting, "a", _sequence(read.effects, "a"))
+    assert read.point is not None

@@ -172,6 +172,7 @@ def test_who_leads_has_agreement_waits_or_is_alone_does_not_ask(tmp_path: Path) 
         core._ask_before_standing(monotonic())
         assert bench.sent == [], "it is not time yet"
         bench.lead()
+        core._ballot.won = False
         assert not asks(bench)
     finally:
         bench.close()

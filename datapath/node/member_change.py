@@ -1,0 +1,109 @@
+"""One wanted change of the members, over its proposals: look, propose, settle, or answer. Pure.
+
+`datapath.node.members` (and the simulator's operators) tell it which view is known, what was seen
+of the nodes, and how each proposal ended, and do what it says. Who may be removed or come in is
+judged by `datapath.node.membership`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from datapath.errors import NotPrimaryError, OperationError, RejectedError, UnknownOutcomeError
+from datapath.node.membership import Refusal, describe
+from election.agreement import Committed, Outcome, Refused
+from election.view import Change, View
+
+Step = Literal["wait", "look", "propose", "answer"]
+
+
+class MemberChange:
+    """`make` returns what to propose at a view; None: the view is as wanted.
+
+    It raises RejectedError if that cannot be wanted of the view. `removes` names a node that is
+    taken out: then who lives is looked at before each proposal, under the view that it is made at.
+    `force` goes on over what a refusal allows to be forced. `deadline_ms` is on the clock that
+    `next` is given.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[View], Change | None],
+        deadline_ms: float,
+        *,
+        removes: str = "",
+        force: bool = False,
+    ) -> None:
+        self._make = make
+        self._removes = removes
+        self._force = force
+        self._looked_at = 0  # the version of the view that was judged, and not proposed at since
+        self._was_proposed = False
+        self._answer: View | OperationError | None = None
+        self.deadline_ms = deadline_ms
+        self.forced = False  # whether the newest judgement would have refused it
+        self.view: View | None = None
+        self.change: Change | None = None
+
+    def next(self, now_ms: float, view: View | None, *, stopping: bool = False) -> Step:
+        """Say what to do now that `view` is the newest known.
+
+        "look": see who lives, and give `looked` why it may not be done. "propose": propose
+        `change` at the version of `view`, and give `proposed` the outcome. "wait": ask again when
+        something has changed. "answer": see `answer`.
+        """
+        if self._answer is not None or stopping or now_ms >= self.deadline_ms:
+            return "answer"
+        if view is None:
+            return "wait"
+        try:
+            change = self._make(view)
+        except RejectedError as refused:
+            self._answer = refused
+            return "answer"
+        if change is None:
+            self._answer = view
+            return "answer"
+        self.view, self.change = view, change
+        return "look" if self.must_look(view) else "propose"
+
+    def must_look(self, view: View) -> bool:
+        """Whether a removal may not be proposed at `view` as it is: nobody looked under it."""
+        return bool(self._removes) and self._looked_at != view.version
+
+    def looked(self, view: View, found: list[Refusal]) -> None:
+        """Take what `membership.refusals` says of `view` and of who was seen alive."""
+        binding = [refusal for refusal in found if not (self._force and refusal.forcible)]
+        if binding:
+            self._answer = RejectedError(binding[0].code, describe(found, self._removes))
+        self._looked_at = view.version
+        self.forced = bool(found)
+
+    def proposed(self, outcome: Outcome) -> None:
+        """Take how the proposal ended. After any but a success it is all judged anew."""
+        self._was_proposed = True
+        self._looked_at = 0
+        match outcome:
+            case Committed(view):
+                self._answer = view
+            case Refused(View() as view, reason) if self._was_refused_at(view):
+                self._answer = RejectedError("refused", reason)
+
+    def _was_refused_at(self, view: View) -> bool:
+        """Whether the refusal has another reason than that the view has changed."""
+        return self.view is not None and view.version == self.view.version
+
+    def answer(self, nobody: NotPrimaryError) -> View | OperationError:
+        """Return the view that is as wanted, or why there is none.
+
+        `nobody` says that nothing could be proposed in time.
+        """
+        if self._answer is not None:
+            return self._answer
+        if not self._was_proposed:
+            return nobody
+        return UnknownOutcomeError(
+            "timeout",
+            "consensus did not answer in time, and may yet agree: see `onecopy status` first",
+        )

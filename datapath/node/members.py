@@ -1,0 +1,291 @@
+"""Who is a member, and changes of that: asked for by operators, or by nodes that come in or move.
+
+The rules are `datapath.node.membership`, and what becomes of one change is decided by
+`datapath.node.member_change`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from datapath.clock import clock_ms
+from datapath.errors import NotPrimaryError, OperationError, RejectedError
+from datapath.node.context import Context
+from datapath.node.member_change import MemberChange
+from datapath.node.membership import Facts, Refusal, may_join, may_take_addresses, refusals
+from datapath.transport.calls import (
+    HelloReturn,
+    JoinReturn,
+    NoAnswerError,
+    NotSentError,
+    PingCall,
+    PingReturn,
+    RemoveCall,
+)
+from election.agreement import AgreementUnavailableError, Committed, Outcome, Refused
+from election.identity import Addresses
+from election.view import AddMember, Change, Member, RemoveMember, View
+
+log = logging.getLogger(__name__)
+
+PING_TIMEOUT_MS = 500
+"""A node that does not answer within this time counts as dead when one is to be removed."""
+PROPOSAL_TIMEOUT_MS = 1000
+"""How long one proposal runs; then the view, and for a removal the nodes, are looked at anew."""
+CONFIRM_TIMEOUT_MS = 400
+"""How long a node that asks whether it was removed makes this one ask consensus."""
+
+
+class Members:
+    """Changes of the members, at one node.
+
+    `pin` remembers another node's data id and says whether it is the known one.
+    """
+
+    def __init__(
+        self, context: Context, pin: Callable[[str, str], bool], min_in_sync: int = 1
+    ) -> None:
+        self._context = context
+        self._pin = pin
+        self._min_in_sync = min_in_sync
+
+    # -- removals
+
+    async def remove(
+        self, node: str, timeout_ms: int, *, force: bool = False, asked_by: str = ""
+    ) -> View:
+        """Take a node out of the cluster for good, as the primary judges (rule M1).
+
+        Without a primary nobody knows who holds what: then only force removes.
+        """
+        context, primary = self._context, self._context.views.primary
+        if context.views.newest is None or context.views.is_removed:
+            raise context.no_primary("")
+        if primary == context.node_id and context.engine is not None:
+            return await self.remove_here(node, timeout_ms, force=force, asked_by=asked_by)
+        try:
+            call = RemoveCall(node, timeout_ms, force, asked_by)
+            return await context.ask_for_view(primary, call, timeout_ms)
+        except NotPrimaryError as problem:
+            if not force:
+                raise NotPrimaryError("no_primary", _unjudged(node, problem)) from problem
+        return await self.remove_here(node, timeout_ms, force=True, asked_by=asked_by)
+
+    async def remove_here(self, node: str, timeout_ms: int, *, force: bool, asked_by: str) -> View:
+        """Judge a removal by what can be seen now, and propose it."""
+        who = asked_by or "another node"
+
+        def make(view: View) -> Change | None:
+            if view.member(node) is not None:
+                return RemoveMember(node)
+            if node not in view.removed:
+                raise _unknown_node(view, node)
+            return None  # by an earlier request: to repeat one is harmless
+
+        async def look(view: View) -> list[Refusal]:
+            return await self._against_removal(view, node)
+
+        change = MemberChange(make, clock_ms() + timeout_ms, removes=node, force=force)
+        try:
+            view = await self._carry_out(change, look)
+        except RejectedError as problem:
+            log.warning("removal of %s, asked by %s: refused (%s)", node, who, problem.code)
+            raise
+        forced = " by force" if change.forced else ""
+        log.warning("%s was removed from the cluster%s, asked by %s", node, forced, who)
+        return view
+
+    async def _against_removal(self, view: View, node: str) -> list[Refusal]:
+        context, engine = self._context, self._context.engine
+        if engine is None or not context.is_primary:
+            reason = _unjudged(node, context.no_primary(""))
+            loss = "whatever only that node holds, and the majority, if it is needed for it"
+            found = [Refusal(code="no_primary", reason=reason, loss=loss)]
+            if node == view.primary:
+                reason = (
+                    f"{node} is the primary, and no other node can take its place now: bring back "
+                    f"a majority of the nodes and a replica in sync ({', '.join(view.in_sync)})"
+                )
+                found = [Refusal(code="is_primary", reason=reason, forcible=False)]
+            return found
+        live = await self._live(view)
+        voters = context.agreement.voters
+        facts = Facts(
+            live=live,
+            voters=frozenset(member.id for member in view.members) if voters is None else voters,
+            min_in_sync=self._min_in_sync,
+            suspect=engine.replica.core.suspect or engine.replica.core.damaged,
+        )
+        return refusals(view, facts, node)
+
+    async def _live(self, view: View) -> frozenset[str]:
+        """Return who has just answered, and is linked in consensus: the others count as dead."""
+        context = self._context
+        others = [member.id for member in view.members if member.id != context.node_id]
+        answered = await asyncio.gather(*map(self._answers, others))
+        live = {node for node, alive in zip(others, answered, strict=True) if alive}
+        return frozenset(live & context.agreement.heard) | {context.node_id}
+
+    async def _answers(self, node: str) -> bool:
+        try:
+            answer = await self._context.caller.call(node, PingCall(), PING_TIMEOUT_MS)
+        except (NotSentError, NoAnswerError, OperationError):
+            return False
+        return isinstance(answer, PingReturn)
+
+    # -- additions and moves
+
+    async def move(
+        self, node: str, addresses: Addresses, timeout_ms: int, *, asked_by: str = ""
+    ) -> View:
+        """Have the cluster agree on other addresses for a member; "" leaves one as it is."""
+
+        def make(view: View) -> Change | None:
+            known = view.member(node)
+            if known is None:
+                raise _unknown_node(view, node)
+            moved = msgspec.structs.replace(
+                known,
+                client=addresses.client or known.client,
+                peer=addresses.peer or known.peer,
+                raft=addresses.raft or known.raft,
+            )
+            if moved == known:
+                return None
+            if (refusal := may_take_addresses(view, moved)) is not None:
+                raise RejectedError("refused", refusal.reason)
+            return AddMember(moved)
+
+        log.info("a move of %s to %s is asked for by %s", node, addresses, asked_by or "a node")
+        return await self._carry_out(MemberChange(make, clock_ms() + timeout_ms))
+
+    async def add(self, member: Member, timeout_ms: int, *, anew: bool = True) -> View:
+        """Make a node a member, or register the disk of one that is.
+
+        Without `anew` a node that is no member (any more) does not become one. Raises
+        RejectedError if it was removed before: by the view that the change is made for, which may
+        be newer than the one that this node knew when it was asked.
+        """
+
+        def make(view: View) -> Change | None:
+            known = view.member(member.id)
+            if known == member or (known is None and not anew):
+                return None
+            _check_join(view, member)
+            return AddMember(member)
+
+        return await self._carry_out(MemberChange(make, clock_ms() + timeout_ms))
+
+    async def _carry_out(
+        self,
+        change: MemberChange,
+        look: Callable[[View], Awaitable[list[Refusal]]] | None = None,
+    ) -> View:
+        """Do what the change says, to its end."""
+        context = self._context
+        while True:
+            newest, now_ms = context.views.newest, clock_ms()
+            match change.next(now_ms, newest, stopping=context.stopping):
+                case "wait":
+                    await context.wait_for_change(change.deadline_ms)
+                case "look" if look is not None and newest is not None:
+                    found = await look(newest)
+                    if context.views.newest is newest:  # else it was seen under another view
+                        change.looked(newest, found)
+                case "propose" if newest is not None and change.change is not None:
+                    left_ms = int(min(change.deadline_ms - now_ms, PROPOSAL_TIMEOUT_MS)) + 1
+                    outcome = await context.agreement.propose(
+                        change.change, newest.version, left_ms
+                    )
+                    self._take(outcome)
+                    change.proposed(outcome)
+                case _:
+                    answer = change.answer(context.no_primary(""))
+                    if isinstance(answer, OperationError):
+                        raise answer
+                    return answer
+
+    def _take(self, outcome: Outcome) -> None:
+        match outcome:
+            case Committed(view):
+                self._context.share_view(view)
+            case Refused(View() as view, _):
+                self._context.take_view(view)
+
+    # -- what nodes ask that come in, or come back
+
+    async def let_join(self, member: Member, timeout_ms: int) -> JoinReturn:
+        """Make a node a member that asks for it."""
+        context = self._context
+        if context.views.newest is not None:
+            _check_join(context.views.newest, member)
+        if not self._pin(member.id, member.data_id):
+            raise RejectedError("lost_disk", _lost_disk(member.id))
+        view = await self.add(member, timeout_ms)
+        log.info("%s is a member of the cluster, by its own request", member.id)
+        return JoinReturn(view, context.agreement.founders)
+
+    async def hello(self, node: str, data_id: str, *, joined: bool) -> HelloReturn:
+        """May `node`, with that data directory, take part?"""
+        answer = await self._judge_hello(node, data_id, joined=joined)
+        return msgspec.structs.replace(answer, cluster_id=self._context.views.cluster_id)
+
+    async def _judge_hello(self, node: str, data_id: str, *, joined: bool) -> HelloReturn:
+        view = self._context.views.newest
+        member = view.member(node) if view else None
+        if member is not None and member.data_id not in ("", data_id):
+            return HelloReturn(_lost_disk(node), view)
+        if view is not None and member is None:
+            if joined:
+                return HelloReturn("", view, removed=await self._is_out(node))
+            if node in view.removed:
+                return HelloReturn(
+                    f"node {node} was removed from this cluster, and an id is used only once: "
+                    f"give the node a new id in the configuration file (rename [nodes.{node}]), "
+                    "and start it under that id with an empty data directory",
+                    view,
+                )
+        if not self._pin(node, data_id):
+            return HelloReturn(_lost_disk(node), view)
+        return HelloReturn("", view)
+
+    async def _is_out(self, node: str) -> bool:
+        """Whether consensus says now that `node` is no member, and its vote is gone too.
+
+        What this node knows may be from before that node came in: so consensus is asked.
+        """
+        try:
+            view = await self._context.agreement.read_view(CONFIRM_TIMEOUT_MS)
+        except AgreementUnavailableError:
+            return False
+        return view is not None and view.member(node) is None and self._context.has_no_vote(node)
+
+
+def _check_join(view: View, member: Member) -> None:
+    if (refusal := may_join(view, member)) is not None:
+        raise RejectedError(refusal.code, refusal.reason)
+
+
+def _unknown_node(view: View, node: str) -> RejectedError:
+    known = ", ".join(member.id for member in view.members)
+    return RejectedError("unknown_node", f"there is no node {node!r}; there are: {known}")
+
+
+def _unjudged(node: str, problem: OperationError) -> str:
+    return (
+        f"without a primary nobody can tell what {node} alone may hold, so it is not removed "
+        f"({problem}). Get a primary back first"
+    )
+
+
+def _lost_disk(node: str) -> str:
+    return (
+        f"node {node} is known with another data directory. If its disk was lost, what it had "
+        f"promised is lost too, so it must not come back under the same id: run `onecopy remove "
+        f"{node}`, give the node a new id in the configuration file (rename [nodes.{node}]), and "
+        "start it under that id. If the directory still exists, start the node with it"
+    )

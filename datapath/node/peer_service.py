@@ -1,0 +1,172 @@
+"""What other nodes ask of this one: to execute, to read, to join."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from datapath.errors import NotAppliedError, NotPrimaryError, OperationError
+from datapath.node.context import Context
+from datapath.node.members import Members
+from datapath.node.reads import Reads
+from datapath.operations import ClusterStatus, Result
+from datapath.transport.calls import (
+    Call,
+    ErrorReturn,
+    ExecuteCall,
+    ExecuteReturn,
+    HandoverCall,
+    HelloCall,
+    JoinCall,
+    NoticeNote,
+    PingCall,
+    PingReturn,
+    QueryCall,
+    QueryReturn,
+    ReadIndexCall,
+    RemoveCall,
+    Return,
+    StatusCall,
+    StatusReturn,
+    ViewNote,
+    ViewReturn,
+    decode,
+    encode,
+    error_return,
+)
+from datapath.transport.link import Link
+from election.view import View
+
+log = logging.getLogger(__name__)
+
+
+class PeerService:
+    """The `LinkHandler` of incoming links of the kind "request"."""
+
+    def __init__(
+        self,
+        context: Context,
+        reads: Reads,
+        members: Members,
+        *,
+        status: Callable[[], ClusterStatus],
+        hand_over: Callable[[str, int], Awaitable[View]],
+    ) -> None:
+        self._context = context
+        self._reads = reads
+        self._members = members
+        self._status = status
+        self._hand_over = hand_over
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def stop(self) -> None:
+        """Stop answering."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def on_open(self, link: Link) -> None:
+        """A node may ask from now on: it is told the view."""
+        self._context.tell_view(link)
+
+    def on_close(self, link: Link, reason: str) -> None:
+        """A node asks no more. What it has asked goes on: its answer has nowhere to go."""
+
+    def on_frames(self, link: Link, frames: list[bytes]) -> None:
+        """Calls and notes from another node."""
+        for frame in frames:
+            envelope = decode(frame)
+            body = envelope.body
+            match body:
+                case ReadIndexCall(confirmed):
+                    self._answer_read_index(link, envelope.id, body, confirmed=confirmed)
+                case ViewNote() | NoticeNote():
+                    self._context.take_note(body)
+                case PingCall():
+                    link.send(encode(envelope.id, PingReturn()))
+                case ExecuteCall():
+                    self._execute(link, envelope.id, body)
+                case StatusCall():
+                    link.send(encode(envelope.id, StatusReturn(self._status())))
+                case _:
+                    self._spawn(self._serve(link, envelope.id, body))
+
+    def _execute(self, link: Link, number: int, call: ExecuteCall) -> None:
+        """Execute for another node, without a task of its own."""
+
+        def answer(future: asyncio.Future[Result]) -> None:
+            if future.cancelled():
+                return
+            problem = future.exception()
+            if problem is None:
+                link.send(encode(number, ExecuteReturn(future.result())))
+            elif isinstance(problem, OperationError):
+                link.send(encode(number, error_return(problem)))
+            else:
+                raise problem
+
+        engine = self._context.engine
+        try:
+            if engine is None:
+                raise NotPrimaryError("no_primary", f"{self._context.node_id} is a witness")
+            engine.submit(call.operation, call.timeout_ms).add_done_callback(answer)
+        except OperationError as error:
+            link.send(encode(number, error_return(error)))
+
+    def _answer_read_index(
+        self, link: Link, number: int, call: ReadIndexCall, *, confirmed: bool
+    ) -> None:
+        """Answer from the leases, without a task; what has to be confirmed takes one."""
+        answer: Return | None
+        try:
+            answer = self._reads.read_index_now(confirmed=confirmed)
+        except OperationError as error:
+            answer = error_return(error)
+        if answer is None:
+            self._spawn(self._serve(link, number, call))
+        else:
+            link.send(encode(number, answer))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            log.error("answering another node failed", exc_info=problem)
+
+    async def _serve(self, link: Link, number: int, body: Call | Return) -> None:
+        answer: Return
+        try:
+            answer = await self._carry_out(body)
+        except OperationError as error:
+            answer = error_return(error)
+        except Exception as problem:
+            log.exception("a call from %s failed", link.peer)
+            detail = f"{self._context.node_id}: {problem!r}"
+            answer = ErrorReturn("unknown", "internal_error", detail)
+        link.send(encode(number, answer))
+
+    async def _carry_out(self, body: Call | Return) -> Return:
+        match body:
+            case ReadIndexCall():
+                return await self._reads.read_index()
+            case QueryCall(query, timeout_ms):
+                return QueryReturn(await self._reads.answer_query(query, timeout_ms))
+            case HandoverCall(to, timeout_ms):
+                return ViewReturn(await self._hand_over(to, timeout_ms))
+            case JoinCall(member, timeout_ms):
+                return await self._members.let_join(member, timeout_ms)
+            case RemoveCall(node, timeout_ms, force, asked_by):
+                view = await self._members.remove_here(
+                    node, timeout_ms, force=force, asked_by=asked_by
+                )
+                return ViewReturn(view)
+            case HelloCall(node, data_id, joined):
+                return await self._members.hello(node, data_id, joined=joined)
+            case _:
+                raise NotAppliedError("unknown_call", f"{type(body).__name__} is not a call")

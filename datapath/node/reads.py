@@ -1,0 +1,244 @@
+"""Reads at any node: here, on a backup after one question for many, or forwarded to the primary."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from datapath.clock import clock_ms
+from datapath.errors import NotPrimaryError, OperationError
+from datapath.node.context import Context
+from datapath.node.engine import Engine
+from datapath.node.read_index import ReadIndex
+from datapath.operations import Query, QueryResult
+from datapath.protocol.confirmations import ReadPoint
+from datapath.transport.calls import (
+    NoAnswerError,
+    NotSentError,
+    QueryCall,
+    QueryReturn,
+    ReadIndexCall,
+    ReadIndexReturn,
+    Return,
+)
+from datapath.turns import Turns
+
+log = logging.getLogger(__name__)
+
+READ_INDEX_TIMEOUT_MS = 1000
+CATCH_UP_TIMEOUT_MS = 1000
+"""How long a read waits for this node to follow the primary, before it is tried anew (a node that
+does not follow leaves the in-sync set, and then the primary answers)."""
+
+
+class Reads:
+    """The reads of one node."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        # The reads' questions to the primary: those that its leases may answer, and the others.
+        self._leased = _Questions()
+        self._confirmed = _Questions()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turns = Turns()
+        self.counters = {"forwarded_total": 0.0, "read_index_calls_total": 0.0}
+
+    async def stop(self) -> None:
+        """Ask nothing more."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def read_now(self, query: Query) -> QueryResult | None:
+        """Read at once, if this node serves or the query may be stale; else None."""
+        context, engine = self._context, self._context.engine
+        if engine is None or not (context.views.belongs or self._may_serve_alone(query)):
+            return None
+        return engine.query(query)
+
+    def _may_serve_alone(self, query: Query) -> bool:
+        """Whether what may be arbitrarily old may come from a node that can ask nobody.
+
+        It may have been removed meanwhile; once it has heard so it answers nothing.
+        """
+        context = self._context
+        return query.consistency == "stale" and context.is_alone and context.views.newest is None
+
+    async def query(self, query: Query, timeout_ms: int) -> QueryResult:
+        """Read; linearizable reads are answered here if this node is in touch with the primary."""
+        context, engine = self._context, self._context.engine
+        is_scan = engine is not None and engine.is_scan(query)
+        if is_scan:
+            await self._turns.take()
+        if (result := self.read_now(query)) is not None:
+            return result
+        deadline_ms = clock_ms() + timeout_ms
+        last = ""
+        while True:
+            left_ms = deadline_ms - clock_ms()
+            if left_ms <= 0 or context.stopping or context.views.is_removed:
+                raise context.no_primary(last)
+            primary = context.views.primary
+            try:
+                if engine is not None and primary == context.node_id:
+                    result = await self._read_as_primary(engine, query, left_ms, is_scan=is_scan)
+                    if result is not None:
+                        return result
+                elif engine is not None and context.views.is_in_sync:
+                    return await self._read_here(engine, query, deadline_ms)
+                elif primary:
+                    return await self._forward_query(primary, query, left_ms)
+            except (NotPrimaryError, NotSentError, NoAnswerError) as problem:
+                last = str(problem)
+            await context.wait_for_change(deadline_ms)
+
+    async def _read_as_primary(
+        self, engine: Engine, query: Query, timeout_ms: float, *, is_scan: bool
+    ) -> QueryResult | None:
+        """Read here, under the leases or confirmed; None: this node does not serve now."""
+        confirmed = engine.needs_confirmation(query)
+        if confirmed:
+            await self._confirm(engine, timeout_ms)
+        if is_scan:
+            await self._turns.take()
+        return engine.read(query) if confirmed else engine.query(query)
+
+    @staticmethod
+    async def _confirm(engine: Engine, timeout_ms: float) -> ReadPoint:
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await engine.confirm()
+        except TimeoutError:
+            raise NotPrimaryError("timeout", engine.why_not_serving()) from None
+
+    async def _forward_query(self, primary: str, query: Query, left_ms: float) -> QueryResult:
+        self.counters["forwarded_total"] += 1
+        answer = await self._context.caller.call(
+            primary, QueryCall(query, max(1, int(left_ms))), left_ms
+        )
+        if not isinstance(answer, QueryReturn):
+            raise NoAnswerError(f"{primary} gave a strange answer")
+        return answer.result
+
+    async def _read_here(self, engine: Engine, query: Query, deadline_ms: float) -> QueryResult:
+        """Read on a backup, once it holds what the primary had committed when this began."""
+        if (
+            query.consistency == "stale"
+            and query.max_staleness_ms is not None
+            and self._leased.age_ms(clock_ms()) <= query.max_staleness_ms
+        ):
+            return engine.read(query)
+        left_ms = max(1.0, min(CATCH_UP_TIMEOUT_MS, deadline_ms - clock_ms()))
+        try:
+            async with asyncio.timeout(left_ms / 1000):
+                asked_ms, index = await self._ask_for_index(
+                    engine, confirmed=query.consistency == "confirmed"
+                )
+                await engine.wait_applied(index)
+        except TimeoutError:
+            raise NotPrimaryError(
+                "timeout", f"{self._context.node_id} did not catch up with the primary in time"
+            ) from None
+        self._leased.applied(asked_ms)
+        if engine.is_scan(query):
+            await self._turns.take()  # many may have waited for the same index
+        await self._turns.wait_while_spent()
+        before_bytes = engine.read_bytes
+        result = engine.read(query)
+        self._turns.spend(engine.read_bytes - before_bytes)
+        return result
+
+    async def _ask_for_index(self, engine: Engine, *, confirmed: bool) -> tuple[float, int]:
+        """Return the primary's commit index, and when it was asked for (`read_index`)."""
+        future: asyncio.Future[tuple[float, int]] = asyncio.get_running_loop().create_future()
+        reads = self._confirmed if confirmed else self._leased
+        reads.join(future)
+        if not reads.has_task:
+            reads.has_task = True
+            self._spawn_asking(engine, reads)
+        return await future
+
+    async def _ask_while_reads_wait(self, engine: Engine, reads: _Questions) -> None:
+        """Put one question after the other to the primary, as long as reads wait for one."""
+        context = self._context
+        question = ReadIndexCall(confirmed=reads is self._confirmed)
+        try:
+            while reads.ask(clock_ms()):
+                self.counters["read_index_calls_total"] += 1
+                index = 0
+                problem: Exception | None = None
+                try:
+                    call = context.caller.call(
+                        context.views.primary, question, READ_INDEX_TIMEOUT_MS
+                    )
+                    index = _read_index_of(engine, await call)
+                except (OperationError, NotSentError, NoAnswerError) as error:
+                    problem = error
+                answered, asked_ms = reads.settle()
+                for future in answered:
+                    if future.done():
+                        continue  # who waited has gone
+                    if problem is None:
+                        future.set_result((asked_ms, index))
+                    else:
+                        future.set_exception(problem)
+                        future.exception()  # seen: who waited may go before it is told
+        finally:
+            reads.has_task = False
+            for future in reads.leave():
+                future.cancel()
+
+    # -- what other nodes ask
+
+    async def answer_query(self, query: Query, timeout_ms: float) -> QueryResult:
+        """Read here as the primary, for another node."""
+        engine, node_id = self._context.engine, self._context.node_id
+        result = None
+        if engine is not None:
+            is_scan = engine.is_scan(query)
+            result = await self._read_as_primary(engine, query, timeout_ms, is_scan=is_scan)
+        if result is None:
+            raise NotPrimaryError("no_primary", f"{node_id} does not serve")
+        return result
+
+    def read_index_now(self, *, confirmed: bool) -> ReadIndexReturn | None:
+        """Answer a backup's question under the leases; None: it takes `read_index`."""
+        engine = self._context.engine
+        if engine is None:
+            raise NotPrimaryError("no_primary", f"{self._context.node_id} is a witness")
+        if confirmed or engine.confirms_reads:
+            return None
+        return ReadIndexReturn(*engine.read_index())
+
+    async def read_index(self) -> ReadIndexReturn:
+        """Answer a backup's question that may not rest on leases."""
+        engine = self._context.engine
+        if engine is None:
+            raise NotPrimaryError("no_primary", f"{self._context.node_id} is a witness")
+        point = await self._confirm(engine, READ_INDEX_TIMEOUT_MS)
+        return ReadIndexReturn(point.epoch, point.index)
+
+    def _spawn_asking(self, engine: Engine, reads: _Questions) -> None:
+        task = asyncio.get_running_loop().create_task(self._ask_while_reads_wait(engine, reads))
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            log.error("asking the primary for its commit index failed", exc_info=problem)
+
+
+class _Questions(ReadIndex[asyncio.Future[tuple[float, int]]]):
+    """One kind of questions; `has_task`: a task puts them to the primary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_task = False
+
+
+def _read_index_of(engine: Engine, answer: Return) -> int:
+    if not isinstance(answer, ReadIndexReturn):
+        raise NoAnswerError("the primary gave a strange answer")
+    engine.learn_commit(answer.epoch, answer.index)
+    return answer.index

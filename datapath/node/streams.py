@@ -1,0 +1,112 @@
+"""The replication streams of one replica: those that it opens, and those that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from datapath.protocol import messages
+from datapath.transport.link import Link
+
+
+class _Streams:
+    """The newest link to each peer, in one direction."""
+
+    def __init__(self) -> None:
+        self._links: dict[str, Link] = {}
+
+    def send(self, peer: str, message: messages.Message) -> None:
+        """Send on the stream with `peer`; dropped where there is none."""
+        link = self._links.get(peer)
+        if link is not None:
+            link.send(messages.encode(message))
+
+    def _is_newest(self, link: Link) -> bool:
+        return self._links.get(link.peer) is link
+
+
+class OutgoingStreams(_Streams):
+    """Those that this node has opened: a primary sends on them, and its replicas answer."""
+
+    def __init__(
+        self,
+        *,
+        on_link: Callable[[str], None],
+        on_link_lost: Callable[[str], None],
+        on_message: Callable[[str, messages.Message], None],
+    ) -> None:
+        super().__init__()
+        self._on_link = on_link
+        self._on_link_lost = on_link_lost
+        self._on_message = on_message
+
+    def on_open(self, link: Link) -> None:
+        """A stream is open."""
+        self._links[link.peer] = link
+        self._on_link(link.peer)
+
+    def on_frames(self, link: Link, frames: list[bytes]) -> None:
+        """Answers."""
+        if self._is_newest(link):
+            for frame in frames:
+                self._on_message(link.peer, messages.decode(frame))
+
+    def on_close(self, link: Link, reason: str) -> None:
+        """A stream is gone."""
+        del reason
+        if self._is_newest(link):
+            del self._links[link.peer]
+            self._on_link_lost(link.peer)
+
+
+class IncomingStreams(_Streams):
+    """Those that primaries have opened to this node, once it is admitted.
+
+    `is_ours` judges a probe's cluster id, and ends the node that has another's data. `has_room`
+    reserves room for so many bytes of records on the disk.
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        *,
+        is_ours: Callable[[str], bool],
+        has_room: Callable[[int], bool],
+        on_message: Callable[[str, messages.Message], None],
+    ) -> None:
+        super().__init__()
+        self._node_id = node_id
+        self._is_ours = is_ours
+        self._has_room = has_room
+        self._on_message = on_message
+        self.admitted = False
+
+    def on_open(self, link: Link) -> None:
+        """A primary may speak from now on."""
+        if self.admitted:
+            self._links[link.peer] = link
+        else:
+            link.close(f"{self._node_id} has not been admitted to the cluster yet")
+
+    def on_frames(self, link: Link, frames: list[bytes]) -> None:
+        """What a primary says."""
+        if not self._is_newest(link):
+            return
+        for frame in frames:
+            message = messages.decode(frame)
+            if isinstance(message, messages.Probe) and not self._is_ours(message.cluster_id):
+                return
+            if isinstance(message, messages.Append) and not self._may_take(message):
+                # Not acknowledged, and the stream is broken off: the primary goes on without.
+                link.close(f"{self._node_id} has no room on its disk, or its disk is too slow")
+                return
+            self._on_message(link.peer, message)
+
+    def _may_take(self, message: messages.Append) -> bool:
+        size = sum(map(len, message.records))
+        return not size or self._has_room(size)
+
+    def on_close(self, link: Link, reason: str) -> None:
+        """A stream is gone."""
+        del reason
+        if self._is_newest(link):
+            del self._links[link.peer]

@@ -1,0 +1,237 @@
+"""What an operation sees, and what is remembered of it: the executor's conditions, one by one."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from datapath.errors import RejectedError
+from datapath.execution.executor import MAX_KEY_SIZE_BYTES, Executed, Executor, ReadView
+from datapath.operations import Operation
+from datapath.records import Entry
+from datapath.service import Service, Transaction, operation
+from datapath.settings import ClientTableBounds
+from tests.sim.service import MemoryStore
+
+MANY_KEYS = 600
+"""More than a page of the store has."""
+
+
+class Ledger(Service):
+    """Puts, deletes, reads and refuses."""
+
+    @operation
+    def put(self, tx: Transaction, key: bytes, value: bytes) -> None:
+        tx.put(key, value)
+
+    @operation
+    def delete(self, tx: Transaction, key: bytes) -> None:
+        tx.delete(key)
+
+    @operation
+    def get(self, tx: Transaction, key: bytes) -> bytes | None:
+        return tx.get(key)
+
+    @operation
+    def scan(
+        self, tx: Transaction, start: bytes, end: bytes | None, limit: int, own: dict[bytes, Any]
+    ) -> list[tuple[bytes, bytes]]:
+        for key, value in own.items():
+            if value is None:
+                tx.delete(key)
+            else:
+                tx.put(key, value)
+        return tx.range(start, end, limit)
+
+    @operation
+    def own(self, tx: Transaction, key: bytes) -> list[bytes | None]:
+        tx.put(key, b"own")
+        first = tx.get(key)
+        tx.delete(key)
+        return [first, tx.get(key)]
+
+    @operation
+    def refuse(self, tx: Transaction, key: bytes, for_good: bool) -> None:
+        tx.put(key, b"")
+        raise RejectedError("not_wanted", "it is not wanted", for_good=for_good)
+
+    @operation
+    def fail(self, tx: Transaction, key: bytes) -> None:
+        tx.put(key, b"")
+        raise KeyError(key)
+
+
+class Bench:
+    """An executor over a store in memory: what is executed joins the burst, then a record."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.executor = Executor(Ledger(), self.store, ClientTableBounds(), lambda: 0.0)
+        self.next_index = 1
+        self.burst: list[Entry] = []
+        self.records: list[tuple[int, list[Entry]]] = []
+
+    def run(self, method: str, *args: object, key: str = "") -> Executed:
+        executed, entry = self.executor.execute(Operation(method, args, key), self.next_index)
+        if entry is not None:
+            self.executor.take(entry)
+            self.burst.append(entry)
+            self.next_index += 1
+        return executed
+
+    def record(self) -> None:
+        """What was executed becomes a record, which has not committed."""
+        if self.burst:
+            self.executor.keep_burst(self.burst)
+            self.records.append((self.next_index - len(self.burst), self.burst))
+            self.burst = []
+
+    def commit(self) -> None:
+        """The oldest record commits."""
+        first_index, entries = self.records.pop(0)
+        self.store.apply(entries, first_index + len(entries) - 1, 1)
+        self.executor.committed(first_index, entries)
+
+    def repeat(self, method: str, *args: object, key: str) -> Executed | None:
+        return self.executor.repeat_of(Operation(method, args, key), self.next_index)
+
+
+def test_an_operation_sees_its_own_writes_and_those_of_all_before_it() -> None:
+    draw = random.Random(1)
+    bench, model = Bench(), dict[bytes, bytes]()
+    for number in range(MANY_KEYS):
+        model[b"%04d" % number] = b"0"
+        bench.run("put", b"%04d" % number, b"0")
+    bench.record()
+    bench.commit()
+    for step in range(400):
+        key = b"%04d" % draw.randrange(MANY_KEYS + 50)
+        if draw.random() < 0.6:
+            bench.run("put", key, b"%d" % step)
+            model[key] = b"%d" % step
+        else:
+            bench.run("delete", key)
+            model.pop(key, None)
+        if draw.random() < 0.2:
+            bench.record()
+        if bench.records and draw.random() < 0.15:
+            bench.commit()
+        start, end = sorted(b"%04d" % draw.randrange(MANY_KEYS + 50) for _ in range(2))
+        limit = draw.choice((1, 10, 1000))
+        own = {b"%04d" % draw.randrange(MANY_KEYS): draw.choice((None, b"own")) for _ in range(3)}
+        args = (start, draw.choice((end, None)), limit, own)
+        value = bench.executor.execute(Operation("scan", args), bench.next_index)[0].value
+        seen = {k: v for k, v in {**model, **own}.items() if v is not None}
+        within = sorted(k for k in seen if start <= k and (args[1] is None or k < args[1]))
+        assert value == [(k, seen[k]) for k in within[:limit]]
+        found = bench.executor.execute(Operation("get", (key,)), bench.next_index)[0]
+        assert found.value == model.get(key)
+    assert bench.run("own", b"k").value == [b"own", None]
+
+
+def test_what_an_answer_may_depend_on_is_the_newest_uncommitted_entry_that_it_has_seen() -> None:
+    """D2."""
+    bench = Bench()
+    bench.run("put", b"a", b"")
+    bench.record()
+    bench.commit()
+    bench.run("put", b"b", b"")
+    bench.record()
+    bench.run("put", b"c", b"")
+    for key, index in ((b"a", 0), (b"b", 2), (b"c", 3), (b"d", 0)):
+        assert bench.run("get", key).seen_index == index
+    for start, end, index in ((b"a", b"b", 0), (b"a", b"c", 2), (b"a", None, 3), (b"d", None, 0)):
+        assert bench.run("scan", start, end, 9, {}).seen_index == index
+    bench.record()
+    bench.commit()
+    assert bench.run("get", b"b").seen_index == 0
+    assert bench.run("get", b"c").seen_index == 3
+
+
+def test_what_a_later_record_has_overwritten_stays_seen_when_the_earlier_one_commits() -> None:
+    bench = Bench()
+    for value in (b"1", b"2"):
+        bench.run("put", b"k", value)
+        bench.record()
+    bench.commit()
+    found = bench.run("get", b"k")
+    assert (found.value, found.seen_index) == (b"2", 2)
+
+
+def test_what_is_not_taken_was_never_there() -> None:
+    bench = Bench()
+    bench.executor.execute(Operation("put", (b"k", b"v"), "K"), bench.next_index)
+    assert bench.run("get", b"k").value is None
+    assert bench.repeat("put", b"k", b"v", key="K") is None
+    bench.run("put", b"k", b"1", key="L")
+    bench.executor.start_epoch()
+    assert bench.run("get", b"k").value is None
+    assert bench.repeat("put", b"k", b"1", key="L") is None
+
+
+@pytest.mark.parametrize("size_bytes", [0, MAX_KEY_SIZE_BYTES + 1])
+def test_a_key_of_a_wrong_length_fails_the_operation(size_bytes: int) -> None:
+    executed = Bench().run("put", bytes(size_bytes), b"")
+    assert executed.error is not None
+    assert executed.error.code == "service_failed"
+    assert Bench().run("put", bytes(MAX_KEY_SIZE_BYTES), b"").error is None
+
+
+def test_an_operation_that_does_not_exist_is_refused_and_those_that_do_are_named() -> None:
+    executed = Bench().run("nothing")
+    assert executed.error is not None
+    assert executed.error.code == "unknown_operation"
+    assert "delete, fail, get" in executed.error.detail
+
+
+def test_what_is_remembered_is_what_a_repeat_would_do_otherwise() -> None:
+    """D8: an answer, and a refusal that might not be one the next time."""
+    for method, args, index, known in (
+        ("put", (b"k", b"v"), 1, ""),
+        ("get", (b"k",), 1, ""),
+        ("refuse", (b"k", False), 1, "not_wanted"),
+        ("refuse", (b"k", True), 0, None),
+        ("fail", (b"k",), 0, None),
+    ):
+        bench = Bench()
+        executed = bench.run(method, *args, key="K")
+        assert executed.index == index
+        again = bench.repeat(method, *args, key="K")
+        assert (None if again is None else again.error.code if again.error else "") == known
+        if again is not None:
+            assert again.repeated
+            assert again.seen_index == 1
+        assert bench.run("get", b"k").value == (b"v" if method == "put" else None)
+        assert Bench().run(method, *args).index == (method == "put")
+
+
+def test_a_key_belongs_to_one_request_and_is_recalled_once_it_is_applied() -> None:
+    bench = Bench()
+    put = Operation("put", (b"k", b"v"), "K")
+    bench.run("put", b"k", b"v", key="K")
+    reused = bench.repeat("put", b"k", b"w", key="K")
+    assert reused is not None
+    assert reused.error is not None
+    assert reused.error.code == "idempotency_key_reused"
+    assert bench.repeat("put", b"k", b"v", key="") is None
+    assert bench.executor.recall(put) is None
+    bench.record()
+    bench.commit()
+    known = bench.executor.recall(put)
+    assert known is not None
+    assert (known.seen_index, known.error) == (1, None)
+    again = bench.repeat("put", b"k", b"v", key="K")
+    assert again is not None
+    assert again.seen_index == 1
+
+
+def test_the_bytes_that_a_query_has_read_are_counted() -> None:
+    bench = Bench()
+    bench.run("put", b"k", b"12345")
+    bench.record()
+    bench.commit()
+    view = ReadView(bench.store)
+    assert (view.get(b"none"), view.read_bytes) == (None, 0)
+    assert (view.get(b"k"), view.read_bytes) == (b"12345", 5)
