@@ -46,10 +46,11 @@ check: tools
 test: check
 	$(BIN)/python -m pytest -n 3 --dist loadfile -m 'slow and not long'
 
-# The replica under a seeded simulator: make sim SEEDS=100000 [JOBS=n] [SEED=n]
+# The replica, then consensus, under seeded simulators: make sim SEEDS=100000 [JOBS=n] [SEED=n] (the replica's)
 SEEDS ?= 200
 sim: install
 	$(BIN)/python -m tests.sim --seeds $(SEEDS) $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED) -v)
+	$(if $(SEED),,$(BIN)/python -m tests.sim.consensus --seeds $(SEEDS) $(if $(JOBS),--jobs $(JOBS)))
 
 # Each rule's guards taken out one by one: who notices? ALL=1: then each condition of the protocol.
 mutants: install

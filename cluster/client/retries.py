@@ -49,6 +49,7 @@ BACKOFF_FIRST_S = 0.02
 BACKOFF_MAX_S = 0.4
 REFRESH_INTERVAL_S = 0.2  # the cluster's status is asked for no more often than this
 REFRESH_IDLE_S = 10.0  # … and, while there are calls, this often: nodes come and go
+REFRESH_AGAIN_S = 1.0  # … or this often, where the last answer named no nodes
 BODY_AT_ONCE_BYTES = 1 << 20
 SERVER_TIMEOUT_MAX_MS = 600_000  # what the API takes
 REVISION_AGE_MAX_S = 1.0
@@ -127,7 +128,7 @@ class Transport:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._session: aiohttp.ClientSession | None = None
         self._refresh: asyncio.Task[None] | None = None
-        self._refreshed_at = -math.inf
+        self._refreshed_at = self._refresh_due_at = -math.inf
         self._closed = False
 
     async def close(self) -> None:
@@ -345,7 +346,7 @@ class Transport:
     def _refresh_soon(self, *, after_failure: bool = False) -> None:
         """Ask for the cluster's status in the background: now and then, and after each failure."""
         now = asyncio.get_running_loop().time()
-        wanted = after_failure or now >= self._refreshed_at + REFRESH_IDLE_S
+        wanted = after_failure or now >= self._refresh_due_at
         running = self._refresh is not None and not self._refresh.done()
         if (
             not self.endpoints.learns
@@ -356,6 +357,7 @@ class Transport:
         ):
             return
         self._refreshed_at = now
+        self._refresh_due_at = now + REFRESH_AGAIN_S
         self._refresh = asyncio.create_task(self._refresh_status())
 
     async def _refresh_status(self) -> None:
@@ -377,6 +379,8 @@ class Transport:
             status = _decode_status(body)
         except msgspec.DecodeError:
             return  # who asked for it says so
+        if status.nodes:
+            self._refresh_due_at = asyncio.get_running_loop().time() + REFRESH_IDLE_S
         clients = {node: item.client for node, item in status.nodes.items() if item.client}
         self.endpoints.learn(clients, status.primary, source)
 

@@ -53,6 +53,7 @@ class Context:
         self.is_alone = False
         self.caller = Caller(self.note_change, self.take_note, self.tell_view)
         self._changed = asyncio.Event()
+        self._shared_version = 0
 
     # -- views
 
@@ -63,8 +64,12 @@ class Context:
         self.views.take(view)
 
     def share_view(self, view: View) -> None:
-        """Take a view that this node has just got committed, and tell every peer."""
-        if self.views.is_news(view):
+        """Take a view that this node has just got committed, and tell every peer.
+
+        Also where consensus was faster to tell this node: it may not reach every other one.
+        """
+        if view.version > self._shared_version:
+            self._shared_version = view.version
             for peer in self.caller.peers:
                 self.caller.note(peer, ViewNote(view))
         self.take_view(view)

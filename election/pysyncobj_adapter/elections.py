@@ -10,7 +10,6 @@ safety, which PySyncObj's votes and the journal keep.
 from __future__ import annotations
 
 import logging
-import random
 
 import pysyncobj.syncobj as library
 from pysyncobj import SyncObj
@@ -40,7 +39,9 @@ class Elections(SyncObj):  # type: ignore[misc]
 
     def _draw_s(self, low: float, high: float) -> float:
         """Draw a duration between these fractions of the shortest election timeout."""
-        return random.uniform(low, high) * self._settings.election_min_ms / 1000  # noqa: S311
+        # From where PySyncObj draws its own.
+        drawn: float = library.random.uniform(low, high)
+        return drawn * self._settings.election_min_ms / 1000
 
     def _ask_before_standing(self, now: float) -> None:
         if not self._votes:

@@ -26,14 +26,7 @@ from typing import overload
 import msgspec
 
 from election.pysyncobj_adapter.errors import StorageCorruptError
-from election.pysyncobj_adapter.files import (
-    crc32c,
-    disk_errors,
-    read_from_disk,
-    rename_durably,
-    sync_directory,
-    write_all,
-)
+from election.pysyncobj_adapter.files import REAL_DISK, Disk, crc32c, disk_errors
 
 Entry = tuple[bytes, int, int]  # command, index, term: PySyncObj's order
 
@@ -164,7 +157,9 @@ class _Scan:
 class Journal:
     """PySyncObj's journal interface (hence the method names) on one durable file."""
 
-    def __init__(self, path: Path, *, reserve_bytes: int = 1024 * 1024) -> None:
+    def __init__(
+        self, path: Path, *, reserve_bytes: int = 1024 * 1024, disk: Disk = REAL_DISK
+    ) -> None:
         """Open or make the journal; a torn last write is cut off.
 
         Raises:
@@ -173,13 +168,14 @@ class Journal:
 
         """
         self.path = path
+        self._disk = disk
         self._reserve_bytes = reserve_bytes
         self._fd = -1
         self._end_bytes = self._size_bytes = 0
         self._batch: list[Entry] | None = None
-        path.with_name(path.name + ".new").unlink(missing_ok=True)
-        if path.exists():
-            scan = _Scan(path, read_from_disk(path))
+        disk.remove(path.with_name(path.name + ".new"))
+        if disk.exists(path):
+            scan = _Scan(path, disk.read_from_disk(path))
             self.directory_id = scan.directory_id
             self._entries = scan.entries
             self._term, self._voted_for = scan.term, scan.voted_for
@@ -241,7 +237,7 @@ class Journal:
 
     def _destroy(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            self._disk.close(self._fd)
             self._fd = -1
 
     @overload
@@ -292,8 +288,8 @@ class Journal:
         with disk_errors(self.path):
             if end > self._size_bytes:
                 self._reserve(end)
-            write_all(self._fd, record, self._end_bytes)
-            os.fdatasync(self._fd)
+            self._disk.write_all(self._fd, record, self._end_bytes)
+            self._disk.sync_data(self._fd)
         self._end_bytes = end
 
     def _reserve(self, at_least_bytes: int) -> None:
@@ -301,46 +297,49 @@ class Journal:
         new_size = self._size_bytes
         while new_size < at_least_bytes:
             new_size += self._reserve_bytes
-        os.posix_fallocate(self._fd, self._size_bytes, new_size - self._size_bytes)
+        disk = self._disk
+        disk.allocate(self._fd, self._size_bytes, new_size - self._size_bytes)
         # Written zeros make each later sync a plain data write, without a change of extents.
-        write_all(self._fd, bytes(new_size - self._size_bytes), self._size_bytes)
-        os.fsync(self._fd)
+        disk.write_all(self._fd, bytes(new_size - self._size_bytes), self._size_bytes)
+        disk.sync(self._fd)
         self._size_bytes = new_size
 
     def _open(self, end_bytes: int) -> None:
         """Open an existing file, and cut and zero whatever lies behind its last whole record."""
+        disk = self._disk
         self._end_bytes = end_bytes
         with disk_errors(self.path):
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-            size = os.fstat(self._fd).st_size
-            tail = os.pread(self._fd, size - end_bytes, end_bytes)
+            self._fd = disk.open(self.path, os.O_RDWR)
+            size = disk.size(self._fd)
+            tail = disk.read(self._fd, size - end_bytes, end_bytes)
             if any(tail) or size < end_bytes:
-                os.ftruncate(self._fd, end_bytes)
-            self._size_bytes = os.fstat(self._fd).st_size
+                disk.truncate(self._fd, end_bytes)
+            self._size_bytes = disk.size(self._fd)
             if self._size_bytes < max(end_bytes, self._reserve_bytes):
                 self._reserve(max(end_bytes, self._reserve_bytes))
             # What was read may still be only in the page cache, if the last process was killed.
-            os.fsync(self._fd)
-            sync_directory(self.path.parent)
+            disk.sync(self._fd)
+            disk.sync_directory(self.path.parent)
 
     def _rewrite(self, entries: list[Entry]) -> None:
         """Write a new file with `entries`, term and vote, and rename it over the old one."""
+        disk = self._disk
         data = _header(self.directory_id)
         data += _record(_VOTE, 0, self._term, (self._voted_for or "").encode())
         data += b"".join(_record(_ENTRY, index, term, command) for command, index, term in entries)
         beside = self.path.with_name(self.path.name + ".new")
         size = len(data) + -len(data) % self._reserve_bytes
         with disk_errors(beside):
-            fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            fd = disk.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             try:
-                os.posix_fallocate(fd, 0, size)
-                write_all(fd, data + bytes(size - len(data)), 0)
-                os.fsync(fd)
+                disk.allocate(fd, 0, size)
+                disk.write_all(fd, data + bytes(size - len(data)), 0)
+                disk.sync(fd)
             except BaseException:
-                os.close(fd)
-                beside.unlink(missing_ok=True)
+                disk.close(fd)
+                disk.remove(beside)
                 raise
         self._destroy()
         self._fd = fd
         self._end_bytes, self._size_bytes = len(data), size
-        rename_durably(beside, self.path)
+        disk.rename_durably(beside, self.path)

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from election.pysyncobj_adapter import poller as events
 from election.pysyncobj_adapter.clock import monotonic
 from election.pysyncobj_adapter.errors import AddressInUseError
+from election.pysyncobj_adapter.network import Network
 from election.pysyncobj_adapter.poller import Poller
-from election.pysyncobj_adapter.settings import split_address
 
-_BACKLOG = 64
 _PAUSE_S = 0.1
 _CHECK_INTERVAL_S = 1.0
 _MAX_DEAD_S = 5.0
@@ -21,44 +20,15 @@ _TRANSIENT = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ECONNABORTED)
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-def bind(address: str) -> socket.socket:
-    """Return a non-blocking socket that listens on "host:port".
-
-    Raises:
-        AddressInUseError: it cannot be bound; the message names the address.
-
-    """
-    host, port = split_address(address)
-    try:
-        family, kind, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind)
-    except OSError as error:
-        raise _cannot_listen(address, error) from error
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setblocking(False)
-        sock.bind(target)
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise _cannot_listen(address, error) from error
-    return sock
-
-
-def _cannot_listen(address: str, error: OSError) -> AddressInUseError:
-    busy = error.errno == errno.EADDRINUSE
-    return AddressInUseError(
-        f"cannot listen on raft address {address} ({error}): "
-        + ("another process has this port; stop it, or " if busy else "")
-        + "change `raft` of this node in the configuration"
-    )
-
-
 class Listener:
     """Accepts connections while it can, and says when it cannot any more."""
 
     def __init__(
-        self, address: str, poller: Poller, on_accepted: Callable[[socket.socket], None]
+        self,
+        address: str,
+        poller: Poller,
+        on_accepted: Callable[[socket.socket], None],
+        network: Network,
     ) -> None:
         """Bind at once.
 
@@ -69,7 +39,8 @@ class Listener:
         self._address = address
         self._poller = poller
         self._on_accepted = on_accepted
-        self._socket = bind(address)
+        self._network = network
+        self._socket = network.listen(address)
         self._paused_until: float | None = None
         self._checked_at = 0.0
         self._dead_since: float | None = None
@@ -98,7 +69,7 @@ class Listener:
         with contextlib.suppress(OSError):  # Its descriptor may have been closed by others.
             self._socket.close()
         try:
-            self._socket = bind(self._address)
+            self._socket = self._network.listen(self._address)
         except AddressInUseError:
             if now - self._dead_since > _MAX_DEAD_S:
                 raise

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from election.pysyncobj_adapter.files import load_sealed, store_sealed
+from election.pysyncobj_adapter.files import REAL_DISK, Disk, load_sealed, store_sealed
 
 MAGIC = b"OCRAFTM1"
 
@@ -28,7 +28,7 @@ class _Content(msgspec.Struct, frozen=True, array_like=True):
 class MemberBook:
     """The file; every change is durable on return."""
 
-    def __init__(self, path: Path, configured: dict[str, str]) -> None:
+    def __init__(self, path: Path, configured: dict[str, str], disk: Disk = REAL_DISK) -> None:
         """Read the file; at the first start, write it with the configured members.
 
         Raises:
@@ -37,7 +37,8 @@ class MemberBook:
 
         """
         self.path = path
-        found = load_sealed(path, MAGIC, _Content)
+        self._disk = disk
+        found = load_sealed(path, MAGIC, _Content, disk)
         self._content = found or _Content(dict(configured), {})
         if found is None:
             self._save()
@@ -47,7 +48,7 @@ class MemberBook:
         """The members with which this node's log began: ids and raft addresses."""
         return self._content.founders
 
-    def judge(self, node_id: str, directory_id: bytes) -> str:
+    def judge(self, node_id: str, directory_id: bytes, *, noting: bool = True) -> str:
         """Return why a member with that directory is refused; note a directory seen first."""
         known = self._content.directories.get(node_id)
         if known == directory_id:
@@ -57,7 +58,8 @@ class MemberBook:
                 f"{node_id!r} is known with another raft directory: a node that has lost its disk "
                 "must come back under a new id"
             )
-        self._set({**self._content.directories, node_id: directory_id})
+        if noting:
+            self._set({**self._content.directories, node_id: directory_id})
         return ""
 
     def forget(self, node_id: str) -> None:
@@ -71,4 +73,4 @@ class MemberBook:
         self._save()
 
     def _save(self) -> None:
-        store_sealed(self.path, MAGIC, self._content)
+        store_sealed(self.path, MAGIC, self._content, self._disk)

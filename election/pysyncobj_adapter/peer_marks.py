@@ -17,13 +17,7 @@ import msgspec
 
 from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.errors import StorageCorruptError, StorageFullError
-from election.pysyncobj_adapter.files import (
-    new_file_beside,
-    read_from_disk,
-    rename_durably,
-    seal,
-    unseal,
-)
+from election.pysyncobj_adapter.files import REAL_DISK, Disk, seal, unseal
 
 MAGIC = b"OCPEERM1"
 MAX_REMEMBERED = 64
@@ -66,18 +60,19 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
 class PeerMarks:
     """The memory, in the file `<raft directory>.peers`. Safe to use from any thread."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, disk: Disk = REAL_DISK) -> None:
         """Read the file. One that is damaged or cannot be read is dropped: that is only weaker."""
         self.path = directory.with_name(directory.name + ".peers")
+        self._disk = disk
         self._lock = threading.Lock()
         self._saving = threading.Lock()
         self._marks: dict[str, Mark] = {}
         self._saved: dict[str, Mark] = {}
         self._warned = False
         try:
-            self.path.with_name(self.path.name + ".new").unlink(missing_ok=True)
-            if self.path.exists():
-                payload = unseal(MAGIC, read_from_disk(self.path), self.path)
+            disk.remove(self.path.with_name(self.path.name + ".new"))
+            if disk.exists(self.path):
+                payload = unseal(MAGIC, disk.read_from_disk(self.path), self.path)
                 self._marks = msgspec.msgpack.decode(payload, type=dict[str, Mark])
         except (StorageCorruptError, StorageFullError, OSError, *UNDECODABLE):
             logger.warning(
@@ -110,7 +105,8 @@ class PeerMarks:
                 return
             try:
                 data = seal(MAGIC, msgspec.msgpack.encode(marks))
-                rename_durably(new_file_beside(self.path, data), self.path)
+                disk = self._disk
+                disk.rename_durably(disk.new_file_beside(self.path, data), self.path)
             except (StorageFullError, OSError) as error:
                 if not self._warned:
                     logger.warning("what is remembered of other nodes is not noted: %s", error)

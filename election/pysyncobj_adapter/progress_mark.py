@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from election.pysyncobj_adapter.files import load_sealed, store_sealed
+from election.pysyncobj_adapter.files import REAL_DISK, Disk, load_sealed, store_sealed
 
 MAGIC = b"OCRAFTP1"
 
@@ -32,7 +32,7 @@ class _Content(msgspec.Struct, frozen=True, array_like=True):
 class ProgressMark:
     """The file `<raft directory>.mark`. `known`: (term, applied index) of this directory."""
 
-    def __init__(self, directory: Path, directory_id: bytes) -> None:
+    def __init__(self, directory: Path, directory_id: bytes, disk: Disk = REAL_DISK) -> None:
         """Read the file; a mark of another directory (one that was made anew) says nothing.
 
         Raises StorageCorruptError: the file is damaged.
@@ -40,7 +40,8 @@ class ProgressMark:
         self.path = directory.with_name(directory.name + ".mark")
         self.known = (0, 0)
         self._directory_id = directory_id
-        content = load_sealed(self.path, MAGIC, _Content)
+        self._disk = disk
+        content = load_sealed(self.path, MAGIC, _Content, disk)
         if content is not None and content.directory_id == directory_id:
             self.known = (content.term, content.applied_index)
 
@@ -48,5 +49,6 @@ class ProgressMark:
         """Raise the mark; durable on return. Raises StorageFullError."""
         known = (max(term, self.known[0]), max(applied_index, self.known[1]))
         if known != self.known:
-            store_sealed(self.path, MAGIC, _Content(self._directory_id, *known))
+            content = _Content(self._directory_id, *known)
+            store_sealed(self.path, MAGIC, content, self._disk)
             self.known = known

@@ -30,6 +30,7 @@ from election.pysyncobj_adapter.errors import (
 )
 from election.pysyncobj_adapter.journal import Journal
 from election.pysyncobj_adapter.members import Members, membership_change
+from election.pysyncobj_adapter.network import Network
 from election.pysyncobj_adapter.peer_marks import Mark
 from election.pysyncobj_adapter.poller import READ, NoNotifier, OnEvent, Poller
 from election.pysyncobj_adapter.pre_vote import Ballot
@@ -45,6 +46,8 @@ _REGULAR = b"\x00"  # PySyncObj's type of command
 _STALL_S = 0.05
 _MAX_WAIT_S = 0.05
 _COMPACTION_RETRY_S = 5.0
+_LOST_S = 1.0
+"""Who has heard no leader for so long may have missed who the members are."""
 
 logger = logging.getLogger(__name__)
 _construction = threading.Lock()
@@ -95,7 +98,11 @@ class RaftCore(Members):
     _SyncObj__lastSerializedTime: float
 
     def __init__(
-        self, settings: AgreementSettings, storage: Storage, listener: CoreListener
+        self,
+        settings: AgreementSettings,
+        storage: Storage,
+        listener: CoreListener,
+        network: Network | None = None,
     ) -> None:
         """Bind the port and take up the stored state.
 
@@ -115,10 +122,12 @@ class RaftCore(Members):
         self._storage = storage
         self._journal = storage.journal
         self._listener = listener
-        self._poller_in_use = Poller()
+        self._network = network or Network()
+        self._poller_in_use = self._network.poller()
         self._ballot = Ballot()
         self._voters: tuple[int, set[str]] = (0, set())
         self._heard_leader_at = float("-inf")
+        self._started_at = monotonic()
         self._tick_due_at: float | None = None
         self._membership_checked_at = float("-inf")
         self._compaction_retry_at = float("-inf")
@@ -162,6 +171,7 @@ class RaftCore(Members):
             me,
             others,
             settings=self._settings,
+            network=self._network,
             poller=self._poller_in_use,
             journal=self._journal,
             book=self._storage.book,
@@ -169,6 +179,8 @@ class RaftCore(Members):
             own_mark=self._own_mark,
             dial_addresses=self._dial_addresses,
             welcome=self._welcome,
+            lets_in=self._lets_in,
+            reaches_for=self._reaches_for,
         )
         return self._links
 
@@ -181,6 +193,22 @@ class RaftCore(Members):
         return self.machine.wanted_members.keys() | (
             set() if self._votes else self._settings.members.keys()
         )
+
+    def _lets_in(self, node_id: str) -> bool:
+        """Whether one that is no member here may have a link all the same.
+
+        This member may be the one that does not know better: it has been away, or has joined with
+        the members of then. So who hears no leader lets in whoever has proved the secret, and the
+        leader that it finds that way stays. Votes of others than voters do not count.
+        """
+        leader = self._SyncObj__raftLeader
+        if leader is not None:
+            return bool(node_id == leader.id)
+        return monotonic() - max(self._heard_leader_at, self._started_at) > _LOST_S
+
+    def _reaches_for(self, node_id: str) -> bool:
+        """Whether this member leads, and that one has acknowledged nothing to it."""
+        return bool(self._isLeader() and not self._SyncObj__raftMatchIndex.get(Node(node_id)))
 
     def _dial_addresses(self, node_id: str) -> list[str]:
         """Return where to dial a member: by this process's route, else wherever it may be.

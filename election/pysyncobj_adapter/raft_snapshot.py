@@ -12,13 +12,7 @@ import msgspec
 
 from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.errors import StorageCorruptError
-from election.pysyncobj_adapter.files import (
-    new_file_beside,
-    read_from_disk,
-    rename_durably,
-    seal,
-    unseal,
-)
+from election.pysyncobj_adapter.files import REAL_DISK, Disk, seal, unseal
 from election.pysyncobj_adapter.journal import Entry
 from election.pysyncobj_adapter.view_machine import State
 
@@ -40,7 +34,7 @@ class Dump(msgspec.Struct, frozen=True, array_like=True):
 class DumpStore:
     """This node's dump, on disk and in memory, and its transfers to and from other nodes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, disk: Disk = REAL_DISK) -> None:
         """Load the dump, if there is one.
 
         Raises:
@@ -48,13 +42,14 @@ class DumpStore:
 
         """
         self.path = path
+        self._disk = disk
         self.current: Dump | None = None
         self._data = b""
         self._sent_bytes: dict[object, int] = {}
         self._incoming: bytearray | None = None
-        path.with_name(path.name + ".new").unlink(missing_ok=True)
-        if path.exists():
-            self._data = read_from_disk(path)
+        disk.remove(path.with_name(path.name + ".new"))
+        if disk.exists(path):
+            self._data = disk.read_from_disk(path)
             self.current = self._decode(self._data, path)
 
     def store(self, dump: Dump) -> None:
@@ -107,10 +102,10 @@ class DumpStore:
         self._sent_bytes.pop(id, None)
 
     def _store(self, data: bytes, dump: Dump) -> None:
-        beside = new_file_beside(self.path, data)
-        if self._decode(read_from_disk(beside), beside) != dump:
+        beside = self._disk.new_file_beside(self.path, data)
+        if self._decode(self._disk.read_from_disk(beside), beside) != dump:
             raise StorageCorruptError(beside, 0, "what was written reads back differently")
-        rename_durably(beside, self.path)
+        self._disk.rename_durably(beside, self.path)
         self.current, self._data = dump, data
         self._sent_bytes.clear()
 

@@ -17,6 +17,8 @@ import msgspec
 
 from election.agreement import AgreementFailedError
 from election.pysyncobj_adapter.clock import monotonic
+from election.pysyncobj_adapter.files import REAL_DISK, Disk
+from election.pysyncobj_adapter.network import Network
 from election.pysyncobj_adapter.raft_core import RaftCore
 from election.pysyncobj_adapter.settings import AgreementSettings
 from election.pysyncobj_adapter.storage import Storage
@@ -72,13 +74,22 @@ class _Pending:
 class Runner:
     """One member on a thread of its own."""
 
-    def __init__(self, settings: AgreementSettings, listener: RunnerListener) -> None:
+    def __init__(
+        self,
+        settings: AgreementSettings,
+        listener: RunnerListener,
+        *,
+        disk: Disk = REAL_DISK,
+        network: Network | None = None,
+    ) -> None:
         self.status: AgreementStatus | None = None
         self.ticks = 0
         self.position = (0, 0)
         """(epoch, index) up to which this node's data is committed and durable; set by anybody."""
         self._settings = settings
         self._listener = listener
+        self._disk = disk
+        self._network = network
         self._mailbox: deque[Callable[[], None]] = deque()
         self._pending: dict[bytes, _Pending] = {}
         self._answers: list[Answer] = []
@@ -136,8 +147,8 @@ class Runner:
     def _run(self) -> None:
         storage: Storage | None = None
         try:
-            self._storage = storage = Storage(self._settings)
-            self._core = core = RaftCore(self._settings, storage, self)
+            self._storage = storage = Storage(self._settings, self._disk)
+            self._core = core = RaftCore(self._settings, storage, self, self._network)
             core.watch(self._wake_fd, self._on_wake)
             # Between applying and waiting: an answer must not wait for the next event.
             core.addOnTickCallback(lambda: self._report(core))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from election.pysyncobj_adapter.errors import RolledBackError, StorageCorruptError
-from election.pysyncobj_adapter.files import DirectoryLock
+from election.pysyncobj_adapter.files import REAL_DISK, DirectoryLock, Disk
 from election.pysyncobj_adapter.journal import Journal
 from election.pysyncobj_adapter.member_registry import MemberBook
 from election.pysyncobj_adapter.peer_marks import PeerMarks
@@ -17,7 +17,7 @@ from election.pysyncobj_adapter.settings import AgreementSettings
 class Storage:
     """What one member remembers. Made and used on one thread."""
 
-    def __init__(self, settings: AgreementSettings) -> None:
+    def __init__(self, settings: AgreementSettings, disk: Disk = REAL_DISK) -> None:
         """Open the directory, or make it at the first start.
 
         Raises:
@@ -26,7 +26,8 @@ class Storage:
             StorageFullError: there is no room.
 
         """
-        self._lock = DirectoryLock(settings.directory)
+        self._disk = disk
+        self._lock = DirectoryLock(settings.directory, disk)
         try:
             self._open(settings)
         except BaseException:
@@ -34,21 +35,22 @@ class Storage:
             raise
 
     def _open(self, settings: AgreementSettings) -> None:
+        disk = self._disk
         path = settings.directory / "journal"
         members = settings.directory / "members"
-        is_new = not path.exists()
-        self.dumps = DumpStore(settings.directory / "dump")
-        if is_new and (members.exists() or self.dumps.current is not None):
+        is_new = not disk.exists(path)
+        self.dumps = DumpStore(settings.directory / "dump", disk)
+        if is_new and (disk.exists(members) or self.dumps.current is not None):
             raise StorageCorruptError(path, 0, "the journal is missing, but the node is not new")
-        self.journal = Journal(path, reserve_bytes=settings.journal_reserve_bytes)
-        if len(self.journal) and not members.exists():
+        self.journal = Journal(path, reserve_bytes=settings.journal_reserve_bytes, disk=disk)
+        if len(self.journal) and not disk.exists(members):
             raise StorageCorruptError(members, 0, "the file is missing, but the node is not new")
         self._align(path)
         founders = settings.members if settings.founders is None else settings.founders
-        self.book = MemberBook(members, founders)
-        self._mark = ProgressMark(settings.directory, self.journal.directory_id)
+        self.book = MemberBook(members, founders, disk)
+        self._mark = ProgressMark(settings.directory, self.journal.directory_id, disk)
         self._check_mark(settings.directory)
-        self.marks = PeerMarks(settings.directory)
+        self.marks = PeerMarks(settings.directory, disk)
 
     def _check_mark(self, directory: Path) -> None:
         known = self._mark.known

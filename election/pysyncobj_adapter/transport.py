@@ -6,6 +6,9 @@ delivered. Only members are let in, and those that the view names but that have 
 are no read-only peers and no anonymous requests; and of two processes under one id only one
 (`election.identity`). What a side remembers of the other is the first that it says (decision 18).
 Every stage of a connection has a deadline.
+
+A member that has missed who the members are is found all the same: a leader dials whom it has not
+heard, and who hears no leader lets others in (docs/decisions/0021-who-missed-the-changes.md).
 """
 
 from __future__ import annotations
@@ -29,13 +32,15 @@ from election.pysyncobj_adapter.journal import Journal
 from election.pysyncobj_adapter.link import Greeting, Link
 from election.pysyncobj_adapter.listener import Listener
 from election.pysyncobj_adapter.member_registry import MemberBook
+from election.pysyncobj_adapter.network import Network
 from election.pysyncobj_adapter.peer_marks import Mark, PeerMarks
 from election.pysyncobj_adapter.poller import Poller
-from election.pysyncobj_adapter.resolver import Resolver
 from election.pysyncobj_adapter.settings import AgreementSettings
 
 MAX_STRANGERS = 32
 PING_INTERVAL_S = 0.1
+REACHING_PATIENCE_S = 1.0
+"""A leader dials a larger id itself that has had no link for so long."""
 TELL_INTERVAL_S = 1.0
 """How far this member is, it tells at most so often on each link."""
 _REFUSAL_LOG_INTERVAL_S = 5.0
@@ -64,6 +69,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
         others: set[Node],
         *,
         settings: AgreementSettings,
+        network: Network,
         poller: Poller,
         journal: Journal,
         book: MemberBook,
@@ -71,6 +77,8 @@ class RaftTransport(Transport):  # type: ignore[misc]
         own_mark: Callable[[], Mark],
         dial_addresses: Callable[[str], list[str]],
         welcome: Callable[[], AbstractSet[str]],
+        lets_in: Callable[[str], bool],
+        reaches_for: Callable[[str], bool],
     ) -> None:
         """Bind the raft port at once; links are made on ticks.
 
@@ -89,7 +97,10 @@ class RaftTransport(Transport):  # type: ignore[misc]
         self._own_mark = own_mark
         self._dial_addresses = dial_addresses
         self._welcome = welcome
-        self._resolver = Resolver()
+        self._lets_in = lets_in
+        self._reaches_for = reaches_for
+        self._unlinked_since: dict[str, float] = {}
+        self._network = network
         self._nodes: dict[str, Node] = {str(node.id): node for node in others}
         self._open: dict[str, Link] = {}
         self._dialing: dict[str, Link] = {}
@@ -98,7 +109,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
         self._failed_dials: dict[str, int] = {}
         self._evicted: set[Link] = set()  # to be closed at the next tick; added to by any thread
         self._refusal_logged_at = 0.0
-        self._listener = Listener(settings.bind_address, poller, self._on_accepted)
+        self._listener = Listener(settings.bind_address, poller, self._on_accepted, network)
 
     # What PySyncObj calls.
 
@@ -116,6 +127,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
                 link.close()
         self._dialed_at.pop(node_id, None)
         self._failed_dials.pop(node_id, None)
+        self._unlinked_since.pop(node_id, None)
 
     def send(self, node: Node, message: dict[str, Any]) -> bool:
         """Send one of PySyncObj's messages; False if there is no link."""
@@ -168,8 +180,10 @@ class RaftTransport(Transport):  # type: ignore[misc]
                 self._tell(link, now)
             if now - link.last_sent_at > PING_INTERVAL_S:
                 link.send(wire.encode(wire.Ping()), now)
-        for node_id in self._nodes.keys() | self._welcome():
-            if node_id < self._me and node_id not in self._open and node_id not in self._dialing:
+        for node_id in sorted(self._nodes.keys() | self._welcome()):
+            if node_id in self._open:
+                self._unlinked_since.pop(node_id, None)
+            elif node_id not in self._dialing and self._is_to_be_dialed(node_id, now):
                 self._dial(node_id, now)
 
     def forgive(self, gap_s: float) -> None:
@@ -180,6 +194,13 @@ class RaftTransport(Transport):  # type: ignore[misc]
 
     # Links.
 
+    def _is_to_be_dialed(self, node_id: str, now: float) -> bool:
+        """Whether this side dials: the larger id, and a leader whom the larger id cannot find."""
+        if node_id <= self._me:
+            return node_id != self._me
+        since = self._unlinked_since.setdefault(node_id, now)
+        return now - since > REACHING_PATIENCE_S and self._reaches_for(node_id)
+
     def _dial(self, node_id: str, now: float) -> None:
         addresses = self._dial_addresses(node_id)
         last = self._dialed_at.get(node_id, 0.0)
@@ -189,23 +210,9 @@ class RaftTransport(Transport):  # type: ignore[misc]
         # Counted as failed until the link opens: then this address is the one to come back to.
         failed = self._failed_dials.get(node_id, 0)
         self._failed_dials[node_id] = failed + 1
-        target = self._resolver.resolve(addresses[failed % len(addresses)], now)
-        if target is None:
-            return
-        try:
-            sock = socket.socket(target[0], socket.SOCK_STREAM)
-        except OSError:
-            return  # No descriptor to spare: tried again soon.
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            sock.connect(target[1])
-        except BlockingIOError:
-            pass
-        except OSError:
-            sock.close()
-            return
-        self._dialing[node_id] = self._link(sock, node_id, now)
+        sock = self._network.dial(addresses[failed % len(addresses)], now)
+        if sock is not None:
+            self._dialing[node_id] = self._link(sock, node_id, now)
 
     def _on_accepted(self, sock: socket.socket) -> None:
         if len(self._strangers) >= MAX_STRANGERS:
@@ -226,6 +233,9 @@ class RaftTransport(Transport):  # type: ignore[misc]
         )
 
     def _may_link(self, node_id: str) -> bool:
+        return self._is_known(node_id) or self._lets_in(node_id)
+
+    def _is_known(self, node_id: str) -> bool:
         return node_id in self._nodes or node_id in self._welcome()
 
     # What links call.
@@ -243,7 +253,9 @@ class RaftTransport(Transport):  # type: ignore[misc]
             if verdict.code:
                 return verdict.reason
         try:
-            return self._book.judge(greeting.sender, greeting.directory_id)
+            # Of one that is let in without being known nothing is written down.
+            sender = greeting.sender
+            return self._book.judge(sender, greeting.directory_id, noting=self._is_known(sender))
         except StorageFullError as error:
             return f"{self._me!r} cannot note whom it meets: {error}"
 

@@ -144,6 +144,7 @@ async def fresh_copy(bed: Bed) -> Path:
     """
     cluster, victim = bed.cluster, bed.victim
     await cluster.kill(*cluster.replicas)
+    cluster.nodes[victim].end()  # with whatever exit code: nobody minds it any more
     data = cluster.data(victim)
     shutil.rmtree(data)
     shutil.copytree(bed.keep, data)

@@ -415,6 +415,7 @@ async def test_a_client_follows_a_cluster_that_moves_away_from_the_node_it_was_g
         await cluster.wait_in_sync("n1", "n2", "n3")
         async with cluster.client("n2") as client:
             await client.handover("n2")
+        await cluster.primary(besides="n1")
         assert (await remove(cluster, "n2", "n1")).status == 200
         await ends_refused(cluster, "n1")
         del cluster.specs["n1"]

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from tests.sim.clockwork import ViolationError
-from tests.sim.coverage import missing, table
+from tests.sim.coverage import SITUATIONS, missing, table
 from tests.sim.faults import Schedule
 from tests.sim.histories import Histories
 from tests.sim.runner import Outcome, default_jobs, run_seeds
@@ -28,30 +28,33 @@ def replay(seed: int, *, verbose: bool) -> str:
     return problem
 
 
-def report(outcome: Outcome) -> int:
+def report(
+    outcome: Outcome, situations: tuple[str, ...] = SITUATIONS, program: str = "tests.sim"
+) -> int:
     """Print what came of it; return the exit code."""
     seen = outcome.seen
     simulated_s, seconds, done = seen["simulated ms"] / 1000, outcome.seconds, outcome.schedules
     if not done:
         print("no schedule has ended")
         return 1
-    print(table(seen))
+    print(table(seen, situations))
     print(
         f"{done} schedules, {simulated_s:.0f} simulated seconds, {seen['events']} events in "
         f"{seconds:.1f} s: {done / seconds:.0f} schedules/s, {simulated_s / seconds:.0f} simulated "
         f"s/s; {done / outcome.cpu_s:.0f} schedules/s of one core"
     )
-    print(
-        f"{outcome.histories} histories of {outcome.operations} operations, {outcome.unknown} of "
-        f"them unknown, were checked by Porcupine"
-    )
+    if situations is SITUATIONS:
+        print(
+            f"{outcome.histories} histories of {outcome.operations} operations, {outcome.unknown} "
+            f"of them unknown, were checked by Porcupine"
+        )
     for seed, problem in outcome.failures:
         print(f"seed {seed}: {problem}")
     if outcome.failures:
         first = outcome.failures[0][0]
-        print(f"{len(outcome.failures)} failed; replay: python -m tests.sim --seed {first}")
+        print(f"{len(outcome.failures)} failed; replay: python -m {program} --seed {first}")
         return 1
-    never = missing(seen, done)
+    never = missing(seen, done, situations)
     if never:
         print(f"never happened: {', '.join(never)}")
     return bool(never)

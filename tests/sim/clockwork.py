@@ -19,12 +19,14 @@ class ViolationError(AssertionError):
 class Clockwork:
     """True time in ms, the event queue, the run's random numbers, what happened, and how often."""
 
-    def __init__(self, seed: int, *, trace: bool = False) -> None:
+    def __init__(
+        self, seed: int, *, trace: bool = False, kept_lines: int = TRANSCRIPT_EVENTS
+    ) -> None:
         self.random = Random(seed)
         self.now = 0.0
         self.seen: Counter[str] = Counter()
         self.tracing = trace
-        self.transcript: deque[str] = deque(maxlen=TRANSCRIPT_EVENTS)
+        self.transcript: deque[str] = deque(maxlen=kept_lines)
         self.events = 0
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._number = count()

@@ -19,7 +19,6 @@ from datapath.protocol.replica import Replica
 from election.pysyncobj_adapter import journal as journal_module
 from election.pysyncobj_adapter import raft_core as core_module
 from election.pysyncobj_adapter import wire
-from election.pysyncobj_adapter.files import write_all
 from election.pysyncobj_adapter.journal import Journal
 from election.pysyncobj_adapter.link import Link
 from election.pysyncobj_adapter.peer_marks import Mark
@@ -83,7 +82,7 @@ def _e4_no_fsync() -> list[Patch]:
         end = journal._end_bytes + len(record)
         if end > journal._size_bytes:
             journal._reserve(end)
-        write_all(journal._fd, record, journal._end_bytes)
+        journal._disk.write_all(journal._fd, record, journal._end_bytes)
         journal._end_bytes = end
 
     return [patch.object(Journal, "_append", append)]

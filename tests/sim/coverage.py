@@ -33,16 +33,18 @@ SITUATIONS = (
 )  # fmt: skip
 
 
-def missing(seen: Counter[str], schedules: int) -> list[str]:
+def missing(
+    seen: Counter[str], schedules: int, situations: tuple[str, ...] = SITUATIONS
+) -> list[str]:
     """Return the situations that a big enough run has not reached."""
     if schedules < ENOUGH_SCHEDULES:
         return []
-    return [name for name in SITUATIONS if not seen[name]]
+    return [name for name in situations if not seen[name]]
 
 
-def table(seen: Counter[str]) -> str:
+def table(seen: Counter[str], situations: tuple[str, ...] = SITUATIONS) -> str:
     """Format the counts."""
-    names = [*SITUATIONS, *sorted(set(seen) - set(SITUATIONS))]
+    names = [*situations, *sorted(set(seen) - set(situations))]
     width = max(map(len, names))
     lines = [f"{name:<{width}} {seen[name]:>10}" for name in names]
     half = (len(lines) + 1) // 2

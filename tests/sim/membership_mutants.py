@@ -28,7 +28,7 @@ NOTICED = {
 
 
 def _a_join_is_judged_once() -> list[Patch]:
-    return [patch("datapath.node.gateway._check_join", lambda *_: None)]
+    return [patch("datapath.node.members._check_join", lambda *_: None)]
 
 
 MEMBERSHIP_MUTANTS = (

@@ -13,7 +13,8 @@ class Mutant(NamedTuple):
     """A guard taken out, and who notices.
 
     `scenario` is called; `unit` names a pytest test, run in a process of its own; without either,
-    schedules of the simulator are run, from `seed` on; with `clients`, all of them have clients.
+    schedules of the simulator are run, from `seed` on; with `clients`, all of them have clients;
+    with `consensus`, those of consensus (`tests.sim.consensus`).
     """
 
     rule: str
@@ -23,6 +24,7 @@ class Mutant(NamedTuple):
     scenario: Callable[[], None] | None = None
     unit: str = ""
     clients: bool = False
+    consensus: bool = False
 
 
 @contextlib.contextmanager

@@ -26,11 +26,13 @@ from datapath.errors import SafetyError
 from tests.sim.claims import Claims
 from tests.sim.client_mutants import CLIENT_MUTANTS
 from tests.sim.clockwork import ViolationError
+from tests.sim.consensus.schedule import Schedule as ConsensusSchedule
 from tests.sim.consensus_mutants import CONSENSUS_MUTANTS
 from tests.sim.faults import Schedule
 from tests.sim.histories import Histories
 from tests.sim.membership_mutants import MEMBERSHIP_MUTANTS
 from tests.sim.mutant import Mutant, broken
+from tests.sim.raft_mutants import RAFT_MUTANTS
 from tests.sim.read_mutants import READ_MUTANTS
 from tests.sim.replica_mutants import REPLICA_MUTANTS
 from tests.sim.service_mutants import SERVICE_MUTANTS
@@ -38,12 +40,12 @@ from tests.sim.service_mutants import SERVICE_MUTANTS
 MAX_SEEDS = 1500
 """After so many schedules a mutant counts as not caught."""
 BATCH = 10
-MODULES = ("replica", "client", "service", "consensus", "membership", "read")
+MODULES = ("replica", "client", "service", "consensus", "raft", "membership", "read")
 PRELOADED = [f"tests.sim.{name}_mutants" for name in MODULES]
 RULES = (*(f"E{n}" for n in range(1, 6)), *(f"D{n}" for n in range(1, 11)), "M1")
 MUTANTS: tuple[Mutant, ...] = (
     *REPLICA_MUTANTS, *CLIENT_MUTANTS, *SERVICE_MUTANTS, *CONSENSUS_MUTANTS,
-    *MEMBERSHIP_MUTANTS, *READ_MUTANTS,
+    *RAFT_MUTANTS, *MEMBERSHIP_MUTANTS, *READ_MUTANTS,
 )  # fmt: skip
 
 
@@ -66,7 +68,19 @@ def _judge(mutant: Mutant) -> Verdict:
             except (AssertionError, SafetyError, ViolationError, pytest.fail.Exception) as error:
                 return Verdict(mutant.scenario.__name__, _first_line(error))
             return Verdict("")
-        return _run_schedules(mutant)
+        return _run_consensus(mutant) if mutant.consensus else _run_schedules(mutant)
+
+
+def _run_consensus(mutant: Mutant) -> Verdict:
+    for seeds in range(1, MAX_SEEDS + 1):
+        seed = mutant.seed + seeds - 1
+        try:
+            ConsensusSchedule(seed).run()
+        except ViolationError as error:
+            if error.__cause__ is not None:
+                raise  # the break is no lie but nonsense
+            return Verdict(f"simulator of consensus, seed {seed}", _first_line(error), seeds)
+    return Verdict("", seeds=MAX_SEEDS)
 
 
 def _run_schedules(mutant: Mutant) -> Verdict:

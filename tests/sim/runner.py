@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -51,7 +51,7 @@ class Outcome:
 
 def _run_chunk(seeds: range, histories_every: int) -> Outcome:
     outcome, histories = Outcome(), Histories(histories_every)
-    began = _cpu_s()
+    began = cpu_s()
     for seed in seeds:
         schedule = Schedule(seed)
         try:
@@ -66,11 +66,11 @@ def _run_chunk(seeds: range, histories_every: int) -> Outcome:
     del schedule, histories
     gc.collect()
     outcome.schedules = len(seeds)
-    outcome.cpu_s = _cpu_s() - began
+    outcome.cpu_s = cpu_s() - began
     return outcome
 
 
-def _cpu_s() -> float:
+def cpu_s() -> float:
     """Return the CPU time of this process and of the checkers that it has started."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
@@ -96,16 +96,18 @@ def run_seeds(
     seconds: float | None = None,
     keep_going: bool = True,
     histories_every: int = 1,
+    run_chunk: Callable[[range], Outcome] | None = None,
 ) -> Outcome:
     """Run seeds from `start` on, in `jobs` processes, until `count` or the time is over.
 
     Porcupine checks what clients were told in every n-th seed (`histories_every`; 0: in none).
+    `run_chunk` runs the schedules of another simulator than the replica's.
     Without `keep_going` it ends soon after the first violation. An interrupt ends it, too.
     """
     total = Outcome()
     began = shown = time.monotonic()
     context = multiprocessing.get_context("spawn")
-    run_chunk = partial(_run_chunk, histories_every=histories_every)
+    run_chunk = run_chunk or partial(_run_chunk, histories_every=histories_every)
     with context.Pool(jobs, _prepare_worker) as pool, contextlib.suppress(KeyboardInterrupt):
         for part in pool.imap_unordered(run_chunk, _chunks(start, count)):
             total.add(part)

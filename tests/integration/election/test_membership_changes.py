@@ -210,3 +210,27 @@ async def test_two_newcomers_form_no_group_of_their_own(tmp_path: Path) -> None:
         await made.start("n1")
         await raft_members(made, "n1", "n2", "n3")
         assert made.failures == []
+
+
+async def test_a_node_that_was_told_of_other_members_than_those_of_now_is_found(
+    tmp_path: Path,
+) -> None:
+    async with group(tmp_path) as made:
+        await made.bootstrap()
+        founders = dict(made.addresses)
+        await made.commit("n1", AddMember(a_new_member(made, "n9")))
+        told = dict(made.addresses)
+        await made.commit("n1", AddMember(a_new_member(made, "n4")))
+        await raft_members(made, "n1", "n2", "n3", "n4", "n9", of=("n1", "n2", "n3"))
+        await made.start("n4", founders=founders)
+        await made.connected()
+        while (leader := await made.leader()) != "n4":
+            await made.stop(leader)
+            await made.leader()
+            await made.start(leader)
+            await made.connected()
+        # n9 dials n4, for its id is larger, but has never heard of it.
+        view = await made.commit("n1", Confirm())
+        await made.start("n9", members=told, founders=founders)
+        await made.sees(view.version, "n9")
+        assert made.failures == []

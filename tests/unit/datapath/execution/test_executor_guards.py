@@ -235,3 +235,21 @@ def test_the_bytes_that_a_query_has_read_are_counted() -> None:
     view = ReadView(bench.store)
     assert (view.get(b"none"), view.read_bytes) == (None, 0)
     assert (view.get(b"k"), view.read_bytes) == (b"12345", 5)
+
+
+def test_a_scan_shows_nothing_of_the_client_table() -> None:
+    bench = Bench()
+    bench.run("put", b"k", b"v", key="K")
+    assert bench.run("scan", b"", None, 9, {}).value == [(b"k", b"v")]
+
+
+def test_without_a_key_nothing_is_a_repeat_whenever_it_was_first_sent() -> None:
+    unkeyed = Operation("get", (b"k",), first_after=1_000_000)
+    assert Bench().executor.repeat_of(unkeyed, 1) is None
+
+
+def test_what_may_be_a_forgotten_repeat_is_told_its_refusal() -> None:
+    told = Bench().executor.repeat_of(Operation("get", (b"k",), "K", first_after=100), 1)
+    assert told is not None
+    assert told.error is not None
+    assert told.error.code == "unknown_revision"

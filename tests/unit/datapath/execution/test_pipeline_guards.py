@@ -460,6 +460,35 @@ def test_a_repeat_shares_the_fate_of_what_it_repeats_when_the_role_ends() -> Non
     assert [one.said for one in told] == ["unknown unknown_outcome"] * 2
 
 
+def test_an_early_answer_stands_when_the_role_ends() -> None:
+    desk = Desk()
+    early = desk.put("k", ack="local")
+    desk.turn()
+    desk.write()
+    desk.depose()
+    assert early.said == "done"
+
+
+def test_an_early_answer_tells_a_refusal_as_one() -> None:
+    desk = Desk()
+    desk.put("k")
+    desk.commit()
+    told = desk.ask("put", b"k", b"v", None, True, idempotency_key="K", ack="local")
+    desk.turn()
+    desk.write()
+    assert told.said == "not_applied precondition_failed"
+
+
+def test_what_wrote_nothing_names_the_revision_that_it_has_seen() -> None:
+    desk = Desk()
+    desk.put("k")
+    desk.commit()
+    told = desk.ask("delete", b"none")
+    desk.turn()
+    assert told.result is not None
+    assert told.result.index == desk.lead.commit_index == 2
+
+
 def test_a_repeat_needs_no_lease() -> None:
     desk = Desk()
     desk.put("k", "K")
@@ -672,6 +701,30 @@ async def test_an_operation_that_may_not_be_recorded_any_more_is_not_applied(
     assert desk.lead.last_index == last_index
 
 
+async def test_an_operation_that_waits_for_ever_ends_with_the_epoch() -> None:
+    desk = Desk(Slow())
+    told = desk.ask("put_slowly", b"k", b"")
+    desk.turn()
+    await asyncio.sleep(0)
+    desk.depose()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert told.said == "not_applied no_primary"
+
+
+async def test_an_operation_that_waits_while_the_pipeline_stops_is_not_applied() -> None:
+    service = Slow()
+    desk = Desk(service)
+    told, last_index = desk.ask("put_slowly", b"k", b""), desk.lead.last_index
+    desk.turn()
+    await asyncio.sleep(0)
+    desk.pipeline.stop("it stops")
+    service.go_on.set()
+    await desk.tasks[0]
+    assert told.said == "not_applied no_primary"
+    assert desk.lead.last_index == last_index
+
+
 def test_deltas_too_large_together_are_recorded_apart_and_one_too_large_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -697,3 +750,22 @@ def test_what_was_executed_before_a_record_that_could_not_be_made_is_not_applied
     desk.turn()
     assert first.said == "unknown unknown_outcome"
     assert second.said == "not_applied no_primary"
+
+
+def test_a_repeat_of_what_has_committed_does_not_wait_for_what_has_not() -> None:
+    desk = Desk()
+    desk.put("k", "K")
+    desk.commit()
+    write, again = desk.put("other"), desk.put("k", "K")
+    desk.turn()
+    assert (write.said, again.said) == ("", "repeated")
+
+
+def test_what_a_backup_recalls_is_known_on_its_own_copy() -> None:
+    desk = Desk()
+    desk.put("k", "K")
+    desk.commit()
+    desk.depose()
+    known = desk.pipeline.recall(Operation("put", (b"k", b"value"), "K"))
+    assert isinstance(known, Result)
+    assert known.copies == 1

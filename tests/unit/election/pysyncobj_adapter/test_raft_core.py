@@ -18,6 +18,7 @@ from election.pysyncobj_adapter import wire
 from election.pysyncobj_adapter.clock import monotonic
 from election.pysyncobj_adapter.errors import SafetyViolationError
 from election.pysyncobj_adapter.journal import Entry
+from election.pysyncobj_adapter.link import Greeting
 from election.pysyncobj_adapter.members import membership_change
 from election.pysyncobj_adapter.raft_core import RaftCore
 from election.pysyncobj_adapter.raft_snapshot import Dump
@@ -634,6 +635,49 @@ class TestNewcomers:
             assert bench.core._isLeader()
         finally:
             bench.close()
+
+
+class TestWhoMissedTheChanges:
+    """Who does not know the members of now is found, and finds the leader, all the same."""
+
+    def lets_in(self, bench: Bench, node_id: str) -> bool:
+        greeting = Greeting("", b"", node_id, "n1", b"its directory")
+        return bench.core._links.judge(greeting) == ""
+
+    def test_who_has_heard_no_leader_for_a_second_lets_others_in(self, bench: Bench) -> None:
+        assert not self.lets_in(bench, "n9")
+        bench.core._started_at -= 1.1
+        assert self.lets_in(bench, "n9")
+        assert "n9" not in bench.storage.book._content.directories
+
+    def test_who_hears_a_leader_lets_in_that_one_and_the_members(self, bench: Bench) -> None:
+        bench.core._started_at -= 1.1
+        bench.core.on_message(Node("n9"), wire.Append(1, 1, 1, 0, []))
+        assert self.lets_in(bench, "n9")
+        assert self.lets_in(bench, "n2")
+        assert not self.lets_in(bench, "n8")
+
+    def test_a_leader_lets_in_only_members(self, bench: Bench) -> None:
+        bench.core._started_at -= 1.1
+        bench.lead()
+        assert not self.lets_in(bench, "n9")
+
+    def test_a_leader_dials_a_larger_id_that_it_has_not_heard_for_a_second(
+        self, bench: Bench
+    ) -> None:
+        links, now = bench.core._links, monotonic()
+        assert not links._is_to_be_dialed("n5", now)
+        assert not links._is_to_be_dialed("n5", now + 1.1)
+        term = bench.lead()
+        assert links._is_to_be_dialed("n5", now + 1.1)
+        bench.receive("n5", wire.Ack(term, 3, reset=False, success=True))
+        assert not links._is_to_be_dialed("n5", now + 1.1)
+
+    def test_nobody_dials_itself(self, bench: Bench) -> None:
+        bench.lead()
+        now = monotonic()
+        for at in (now, now + 1.1):
+            assert not bench.core._links._is_to_be_dialed("n1", at)
 
 
 class TestLibrary:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from election.pysyncobj_adapter import files, journal
+from election.pysyncobj_adapter import files
 from election.pysyncobj_adapter.errors import DirectoryInUseError, StorageCorruptError
 from election.pysyncobj_adapter.journal import Entry
 from election.pysyncobj_adapter.raft_snapshot import Dump, DumpStore
@@ -121,7 +121,6 @@ def crashed_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int | None
     directory = tmp_path / f"life-{at}"
     disk = CrashDisk(directory, at)
     monkeypatch.setattr(files, "os", disk)
-    monkeypatch.setattr(journal, "os", disk)
     promises = Promises(directory)
     try:
         promises.live()
@@ -153,12 +152,12 @@ def test_a_dump_that_reads_back_differently_replaces_nothing(
         storage.journal.add(*entry(index))
     storage.compact(dump_at(3))
     before = (tmp_path / "dump").read_bytes()
-    write_all = files.write_all
+    write_all = files.Disk.write_all
 
-    def lose_a_bit(fd: int, data: bytes, offset_bytes: int) -> None:
-        write_all(fd, data[:-1] + bytes([data[-1] ^ 1]), offset_bytes)
+    def lose_a_bit(disk: files.Disk, fd: int, data: bytes, offset_bytes: int) -> None:
+        write_all(disk, fd, data[:-1] + bytes([data[-1] ^ 1]), offset_bytes)
 
-    monkeypatch.setattr(files, "write_all", lose_a_bit)
+    monkeypatch.setattr(files.Disk, "write_all", lose_a_bit)
     with pytest.raises(StorageCorruptError, match=r"dump\.new"):
         storage.compact(dump_at(5))
     assert (tmp_path / "dump").read_bytes() == before

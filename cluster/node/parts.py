@@ -1,0 +1,59 @@
+"""What the parts of a node's process share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from cluster.config.model import ClusterConfig, NodeConfig
+from datapath.errors import DataDirectoryError
+from datapath.node.gateway import Gateway
+from datapath.storage.data_directory import DataDirectory
+from datapath.transport.mesh import REQUEST, Mesh
+from election.registry import PeerRegistry
+from election.view import Member
+
+
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """`end` ends the process, for a reason or (None) as asked; `spawn` runs a task until then."""
+
+    config: ClusterConfig
+    node_id: str
+    directory: DataDirectory
+    registry: PeerRegistry
+    mesh: Mesh
+    gateway: Gateway
+    end: Callable[[BaseException | None], None]
+    spawn: Callable[[Coroutine[Any, Any, None]], None]
+
+    @property
+    def own(self) -> NodeConfig:
+        """What the configuration says of this node."""
+        return self.config.nodes[self.node_id]
+
+    def member(self) -> Member:
+        """Return this node as a member, as configured and with this disk."""
+        own = self.own
+        return Member(
+            id=self.node_id,
+            role=own.role,
+            client=own.client,
+            peer=own.peer,
+            raft=own.raft,
+            data_id=self.directory.data_id,
+        )
+
+    def why_no_link(self, nodes: list[str]) -> str:
+        """Return what is known of why there is no link to `nodes`, to end a sentence with."""
+        problems = ((node, self.mesh.problem(node, REQUEST)) for node in nodes)
+        return "".join(f"; {node}: {problem}" for node, problem in problems if problem)
+
+
+def removed(cluster: str, node_id: str) -> DataDirectoryError:
+    """Return the error of a node that was removed."""
+    return DataDirectoryError(
+        f"node {node_id} has been removed from cluster {cluster}: to come back it needs a new id "
+        f"in the configuration file (rename [nodes.{node_id}]) and an empty data directory"
+    )

@@ -1,0 +1,103 @@
+"""What a configuration means for the parts of a node."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from cluster.config.model import ClusterConfig
+from cluster.node.descriptors import Descriptors
+from datapath.node.replica_disk import SNAPSHOT_LOG_HARD_FACTOR, Storage
+from datapath.records import MAX_RECORD_SIZE_BYTES
+from datapath.settings import Bounds, ClientTableBounds, Timing
+from datapath.storage.data_directory import DataDirectory
+from election.pysyncobj_adapter import AgreementSettings
+from election.registry import PeerRegistry
+
+LOG_KEPT_FACTOR = 4
+"""How many times `log_retention_bytes` may be kept for a replica that is catching up."""
+
+
+def agreement_settings(
+    config: ClusterConfig,
+    node_id: str,
+    directory: DataDirectory,
+    registry: PeerRegistry,
+    members: Mapping[str, str],
+    founders: Mapping[str, str] | None = None,
+) -> AgreementSettings:
+    """Return the settings of this node's consensus member; `members` with their raft addresses."""
+    timing = config.timing
+    routes = {
+        target: route.raft for target, route in config.routes.get(node_id, {}).items() if route.raft
+    }
+    # Without a secret every address is loopback (the configuration saw to that), and the
+    # consensus group still wants a password.
+    stand_in = hashlib.sha256(f"onecopy loopback only: {config.name}".encode()).digest()
+    return AgreementSettings(
+        node_id=node_id,
+        bind_address=config.nodes[node_id].raft,
+        members=dict(members),
+        founders=None if founders is None else dict(founders),
+        directory=directory.path / "raft",
+        secret=bytes(config.secret) or stand_in,
+        registry=registry,
+        routes=routes,
+        heartbeat_interval_ms=timing.raft_heartbeat_ms,
+        election_min_ms=timing.raft_election_min_ms,
+        election_max_ms=timing.raft_election_max_ms,
+        leader_fallback_ms=max(500, timing.raft_election_max_ms + 100),
+        connection_timeout_ms=max(1000, 3 * timing.raft_election_max_ms),
+    )
+
+
+def make_storage(
+    config: ClusterConfig, directory: DataDirectory, descriptors: Descriptors
+) -> Storage:
+    """Return this node's disk, not started."""
+    limits = config.limits
+    return Storage(
+        directory,
+        segment_size_bytes=limits.log_segment_size_bytes,
+        map_size_bytes=limits.store_map_size_bytes,
+        flush_bytes=limits.overlay_flush_bytes,
+        retention_bytes=limits.log_retention_bytes,
+        catchup_bytes=LOG_KEPT_FACTOR * limits.log_retention_bytes,
+        max_queued_bytes=limits.max_inflight_bytes + 2 * MAX_RECORD_SIZE_BYTES,
+        # Each file of the log that is held takes a descriptor.
+        snapshot_log_bytes=min(
+            limits.snapshot_log_bytes,
+            descriptors.log_segments * limits.log_segment_size_bytes // SNAPSHOT_LOG_HARD_FACTOR,
+        ),
+    )
+
+
+def timing_of(config: ClusterConfig) -> Timing:
+    """Return the periods of the data path."""
+    timing = config.timing
+    return Timing(
+        heartbeat_interval_ms=timing.heartbeat_interval_ms,
+        suspect_after_ms=timing.suspect_after_ms,
+        lease_duration_ms=timing.lease_duration_ms,
+        grace_period_ms=timing.grace_period_ms,
+        takeover_stagger_ms=timing.takeover_stagger_ms,
+        ack_timeout_ms=timing.ack_timeout_ms,
+        view_change_timeout_ms=timing.view_change_timeout_ms,
+    )
+
+
+def bounds_of(config: ClusterConfig) -> Bounds:
+    """Return the bounds of the data path."""
+    limits = config.limits
+    return Bounds(
+        min_in_sync=limits.min_in_sync,
+        confirm_reads=config.reads == "confirmed",
+        max_inflight_bytes=limits.max_inflight_bytes,
+        max_waiting_operations=limits.max_waiting_requests,
+        max_waiting_bytes=limits.max_waiting_bytes,
+        client_table=ClientTableBounds(
+            retention_ms=limits.client_table_retention_ms,
+            max_bytes=limits.client_table_bytes,
+        ),
+        snapshot_rate_bytes_per_s=limits.snapshot_rate_bytes_per_s,
+    )
