@@ -433,6 +433,18 @@ def test_an_early_answer_waits_for_the_disk_and_for_what_shines_through() -> Non
     assert over_it.said == "done"
 
 
+def test_what_wrote_nothing_gets_no_early_answer() -> None:
+    """It is a read's answer: it waits for the commit, and then for the lease (D4)."""
+    desk = Desk()
+    write, nothing = desk.put("k"), desk.ask("delete", b"none", ack="local")
+    desk.turn()
+    desk.write()
+    assert (write.said, nothing.said) == ("", "")
+    desk.lead.now_ms += 10_000
+    desk.acknowledge()
+    assert (write.said, nothing.said) == ("done", "not_applied no_primary")
+
+
 # when the role ends
 
 
