@@ -90,14 +90,6 @@ class _Sampler:
         for consistency in ("linearizable", "stale"):
             reads = _with(self._base, write_share=0.0, read_query=f"?consistency={consistency}")
             self._point(f"{consistency} reads at the backups", reads, addresses=backups)
-        self._confirmed_reads(backups)
-
-    def _confirmed_reads(self, backups: list[str]) -> None:
-        """What a read costs that rests on no clock."""
-        reads = _with(self._base, write_share=0.0, read_query="?consistency=confirmed")
-        for connections in (1, 64):
-            self._point("confirmed reads at the primary", reads, connections=connections)
-        self._point("confirmed reads at the backups", reads, addresses=backups)
 
     def _open_loop(self) -> None:
         """Writes at fixed rates: shares of what the closed loop has just reached."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from bench import failover, growth, headline, matrix, tradeoffs, unordered
+from bench import confirmed, failover, growth, headline, matrix, tradeoffs, unordered
 from bench.context import Context, Options
 
 
@@ -63,6 +63,13 @@ ALL = (
         matrix.run,
         Options(seconds=3),
         Options(seconds=1),
+    ),
+    Benchmark(
+        "confirmed",
+        "confirmed reads, which rest on no clock, beside leased ones",
+        confirmed.run,
+        Options(seconds=2, rounds=5),
+        Options(seconds=1, rounds=1),
     ),
     Benchmark(
         "detector",

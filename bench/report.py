@@ -316,6 +316,27 @@ def _keys(data: Data) -> list[str]:
     return [table((*head, "resident, MiB", "anonymous, MiB"), rows)]
 
 
+def _confirmed(data: Data) -> list[str]:
+    rows = []
+    for row in data["rows"]:
+        leased, confirmed = row["linearizable"], row["confirmed"]
+        rows.append(
+            (
+                row["place"],
+                row["connections"],
+                f"{leased['per_s']:,}",
+                f"{confirmed['per_s']:,}",
+                f"{confirmed['per_s'] / leased['per_s']:.2f}",
+                f"{leased['p50_ms']:.2f}",
+                f"{confirmed['p50_ms']:.2f}",
+                f"{leased['cpu_us_per_op']:.0f}",
+                f"{confirmed['cpu_us_per_op']:.0f}",
+            )
+        )
+    head = ("at", "connections", "leased/s", "confirmed/s", "ratio", "leased p50, ms")
+    return [table((*head, "confirmed p50, ms", "leased CPU us", "confirmed CPU us"), rows)]
+
+
 def _unordered(data: Data) -> list[str]:
     rows = [
         (f"{row['loss']:.0%}", row["sent_once"], row["sent_again"], row["onecopy"]["diverged"])
@@ -330,6 +351,7 @@ SECTIONS: dict[str, Callable[[Data], list[str]]] = {
     "failover": _failover,
     "handover": _handover,
     "matrix": _matrix,
+    "confirmed": _confirmed,
     "detector": _detector,
     "early-ack": _early_ack,
     "backups": _backups,

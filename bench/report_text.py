@@ -42,6 +42,7 @@ TITLES = {
     "failover": "Failover",
     "handover": "Handover",
     "matrix": "Workloads",
+    "confirmed": "Confirmed reads",
     "detector": "Failure detector",
     "early-ack": "Early acknowledgement",
     "backups": "Number of replicas",
@@ -105,6 +106,11 @@ NOTES = {
     "keys": (
         "100 B values. Memory is the primary's: 'resident' contains the part of the store's file that "
         "is mapped and cached, which the kernel takes back when it needs it; 'anonymous' does not."
+    ),
+    "confirmed": (
+        "100 B values, three replicas. A confirmed read waits until every replica in sync has answered "
+        "a heartbeat that left after it began; all that wait share it. At a backup the question to the "
+        "primary is shared as well."
     ),
     "memory": "Open loop at half of the closed loop's rate, on 10,000 keys.",
     "unordered": (

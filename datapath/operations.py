@@ -7,18 +7,23 @@ and a witness's gateway both implement it; whichever node is asked forwards to t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, get_args
 
 import msgspec
+from msgspec import Meta
 
 from datapath.errors import OperationError
 from election.identity import Addresses
-from election.view import View
+from election.view import Role, View
 
 Ack = Literal["all", "local"]
 Consistency = Literal["linearizable", "confirmed", "stale"]
 """Of a read. "confirmed" is linearizable whatever the clocks do, for a round trip more."""
-NODE_STATES = ("primary", "backup", "learner", "snapshot", "witness", "unreachable", "unknown")
+Count = Annotated[int, Meta(ge=0)]
+NodeStateWord = Literal[
+    "primary", "backup", "learner", "snapshot", "witness", "unreachable", "unknown"
+]
+NODE_STATES: tuple[NodeStateWord, ...] = get_args(NodeStateWord)
 """What `NodeState.state` may say; see there."""
 
 
@@ -84,13 +89,27 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     has none yet, and cannot take over.
     """
 
-    role: str
+    role: Role
     client: str
-    state: str
-    applied_index: int | None = None
-    durable_index: int | None = None
-    lag: int | None = None
-    votes: bool | None = None
+    state: Annotated[
+        NodeStateWord,
+        Meta(
+            description="`unknown`: in touch, but only the primary knows how far it is; "
+            "`unreachable`: nothing is known of how far it is."
+        ),
+    ]
+    applied_index: Count | None = None
+    durable_index: Count | None = None
+    lag: Annotated[Count | None, Meta(description="Entries behind the primary; null: unknown.")] = (
+        None
+    )
+    votes: Annotated[
+        bool | None,
+        Meta(
+            description="Whether its vote counts in consensus; null: unknown. A node without one "
+            "cannot take over, in sync or not."
+        ),
+    ] = None
 
 
 class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,20 +121,26 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     cluster: str
-    cluster_id: str
-    epoch: int
-    version: int
-    primary: str
+    cluster_id: Annotated[str, Meta(description="Drawn once; empty before the first view.")]
+    epoch: Count
+    version: Count
+    primary: Annotated[str, Meta(description="Empty while none is known.")]
     in_sync: tuple[str, ...]
     nodes: dict[str, NodeState]
-    warnings: tuple[str, ...] = ()
+    warnings: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="What an operator should see to: a second process under a node's "
+            "identity, a node at another address than the agreed one."
+        ),
+    ] = ()
 
 
 class Digest(msgspec.Struct, frozen=True, kw_only=True):
     """The body of GET /v1/digest: equal on all replicas at the same applied index."""
 
     node: str
-    applied_index: int
+    applied_index: Count
     digest: str
 
 

@@ -9,7 +9,7 @@ The shape (epoch, version, compare-and-set) follows PacificA's configurations an
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -33,7 +33,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     client: str
     peer: str
     raft: str
-    data_id: str = ""
+    data_id: Annotated[str, msgspec.Meta(description="Names the node's disk.")] = ""
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,8 +52,12 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     primary: str
     in_sync: tuple[str, ...]
     members: tuple[Member, ...]
-    handed_over: bool = False
-    removed: tuple[str, ...] = ()
+    handed_over: Annotated[
+        bool, msgspec.Meta(description="Whether the epoch began with a planned handover.")
+    ] = False
+    removed: Annotated[
+        tuple[str, ...], msgspec.Meta(description="The ids removed last, oldest first.")
+    ] = ()
 
     def member(self, node_id: str) -> Member | None:
         """Return the member with that id, or None."""

@@ -207,6 +207,14 @@ def check_put_headers(headers: Headers) -> None:
     """Refuse what would make the stored value another than the one meant. Raises Problem."""
     if hdrs.CONTENT_RANGE in headers:  # RFC 9110, 14.5: storing a part as the whole loses the rest
         raise Problem("invalid_header", "Content-Range: a value is always written whole")
+    transfer = headers.get(hdrs.TRANSFER_ENCODING)
+    if transfer is not None and transfer.strip().lower() != "chunked":
+        # aiohttp takes "gzip, chunked" for chunked: the encoded bytes would become the value.
+        raise Problem(
+            "unsupported_content_encoding",
+            f"Transfer-Encoding {transfer[:80]!r} is not taken: use chunked alone, or none",
+            headers=b"Accept-Encoding: identity\r\n",
+        )
     encoding = headers.get(hdrs.CONTENT_ENCODING)
     if encoding is not None and encoding.strip().lower() not in {"", "identity"}:
         # The encoding could not be given back: values are bytes without metadata.

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest
+from msgspec import UNSET
 
 from cluster.api.answer import (
     BYTES,
@@ -18,6 +20,7 @@ from cluster.api.answer import (
 )
 from cluster.api.body import ClientGoneError, read_body
 from cluster.api.cursor import decode_cursor, encode_cursor, make_bounds
+from cluster.api.documents import Deleted, Written
 from cluster.api.express import Write
 from cluster.api.headers import (
     Headers,
@@ -49,6 +52,8 @@ from datapath.operations import Node, Operation, Query, QueryResult, Result
 
 NO_CACHE = b"Cache-Control: no-cache\r\n"
 """A cache between must ask again: an answer out of it would not be linearizable."""
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Conditions(NamedTuple):
@@ -118,16 +123,16 @@ class KvHandlers:
         args: tuple[object, ...],
         conditions: Conditions,
         options: WriteOptions,
-        answer: Callable[[Result, bytes, bytes], Answer],
+        answer: Callable[[Result, bool, bytes], Answer],
     ) -> Write:
         _, _, repeat_key, first_after = conditions
         node = self._node
-        note = b',"ack":"local"' if options.ack == "local" else b""
+        local = options.ack == "local"
         return Write(
             Operation(method, args, repeat_key, options.ack, options.min_copies, first_after),
             options.timeout_ms or self._timeout_ms,
             lambda result: answer(
-                result, note, who_lines(result.node, result.epoch, node.cluster_id)
+                result, local, who_lines(result.node, result.epoch, node.cluster_id)
             ),
         )
 
@@ -235,21 +240,21 @@ def _delete_conditions(headers: Headers) -> Conditions:
     return Conditions(if_revision, False, idempotency_key(headers), idempotency_after(headers))
 
 
-def _put_answer(result: Result, note: bytes, who: bytes) -> Answer:
+def _put_answer(result: Result, local: bool, who: bytes) -> Answer:
     index = result.index
-    body = b'{"revision":%d,"epoch":%d,"copies":%d%b}' % (index, result.epoch, result.copies, note)
-    lines = b'ETag: "%d"\r\n%b' % (index, _write_headers(result, note, who))
-    return Answer(201 if result.value else 200, body, JSON, lines)
+    written = Written(index, result.epoch, result.copies, "local" if local else UNSET)
+    lines = b'ETag: "%d"\r\n%b' % (index, _write_headers(result, local, who))
+    return Answer(201 if result.value else 200, _encode(written), JSON, lines)
 
 
-def _delete_answer(result: Result, note: bytes, who: bytes) -> Answer:
-    body = b'{"revision":%d,"deleted":%b,"epoch":%d,"copies":%d%b}' % (
-        result.index, b"true" if result.value else b"false", result.epoch, result.copies, note,
-    )  # fmt: skip
-    return Answer(200, body, JSON, _write_headers(result, note, who))
+def _delete_answer(result: Result, local: bool, who: bytes) -> Answer:
+    deleted = Deleted(
+        result.index, bool(result.value), result.epoch, result.copies, "local" if local else UNSET
+    )
+    return Answer(200, _encode(deleted), JSON, _write_headers(result, local, who))
 
 
-def _write_headers(result: Result, note: bytes, who: bytes) -> bytes:
-    if not note:  # with ack=local it has not committed
+def _write_headers(result: Result, local: bool, who: bytes) -> bytes:
+    if not local:  # with ack=local it has not committed
         who += revision_line(result.index)
     return who + b"Idempotent-Replayed: true\r\n" if result.repeated else who

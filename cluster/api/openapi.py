@@ -8,6 +8,16 @@ from typing import Any
 
 import msgspec
 
+from cluster.api.documents import (
+    Deleted,
+    Handover,
+    Move,
+    Primary,
+    Range,
+    RangeItem,
+    Status,
+    Written,
+)
 from cluster.api.headers import MAX_IDEMPOTENCY_KEY_LENGTH
 from cluster.api.params import (
     MAX_KEY_SIZE_BYTES,
@@ -19,7 +29,17 @@ from cluster.api.params import (
     Param,
 )
 from cluster.api.problems import CODES
-from cluster.api.schemas import HEADERS, SCHEMAS, Json, headers, json_answer, problem_answers
+from cluster.api.schemas import (
+    HEADERS,
+    SCHEMAS,
+    Json,
+    headers,
+    json_answer,
+    json_content,
+    problem_answers,
+)
+from datapath.operations import ClusterStatus, Digest, NodeState
+from election.view import View
 
 _PARAMETER_CODES = ("unknown_parameter", "invalid_parameter")
 _KEY_CODES = ("invalid_key", "key_too_long", *_PARAMETER_CODES, "invalid_header")
@@ -38,16 +58,17 @@ _CHANGE_CODES = (*_NODE_CODES, "unknown_node", "refused", "unknown_outcome", "ti
 _READ_CODES = (*_NODE_CODES, "timeout")
 _BODY_CODES = ("value_too_large", "request_timeout", "expectation_failed")
 
-_WRITTEN = {"revision": 42, "epoch": 3, "copies": 3}
-_VIEW = {
-    "cluster_id": "5f0c…",
-    "epoch": 4,
-    "version": 12,
-    "primary": "n2",
-    "in_sync": ["n1", "n2", "n3"],
-    "members": [],
-    "handed_over": True,
-}
+_WRITTEN = Written(revision=42, epoch=3, copies=3)
+_MOVE = Move(client="127.0.0.1:8103", peer="127.0.0.1:8203", raft="127.0.0.1:8303")
+_VIEW = View(
+    cluster_id="5f0c…",
+    epoch=4,
+    version=12,
+    primary="n2",
+    in_sync=("n1", "n2", "n3"),
+    members=(),
+    handed_over=True,
+)
 
 
 @functools.cache
@@ -77,10 +98,10 @@ def openapi_document() -> Json:
             "/v1/cluster/handover": {"post": _handover()},
             "/v1/cluster/nodes/{id}": {"delete": _remove_node(), "patch": _move_node()},
             "/v1/digest": _readable(_digest()),
-            "/livez": _readable(_health("livez", "Live", "The process answers.", "live")),
+            "/livez": _readable(_health("livez", "Live", "The process answers.", Status("live"))),
             "/readyz": _readable(
-                _health("readyz", "Ready", "It could answer a linearizable read now.", "ready",
-                        "not_ready")
+                _health("readyz", "Ready", "It could answer a linearizable read now.",
+                        Status("ready"), "not_ready")
             ),
             "/primary": _readable(_primary()),
             "/metrics": _readable(_metrics()),
@@ -194,8 +215,8 @@ def _put() -> Json:
         "putKey",
         "Write a value",
         {
-            "200": json_answer("Replaced.", "Written", _WRITTEN, *written),
-            "201": json_answer("Created.", "Written", _WRITTEN, *written),
+            "200": json_answer("Replaced.", _WRITTEN, *written),
+            "201": json_answer("Created.", _WRITTEN, *written),
         },
         (
             *_KEY_CODES,
@@ -242,14 +263,13 @@ def _get() -> Json:
 
 
 def _delete() -> Json:
-    example = {"revision": 43, "deleted": True, "epoch": 3, "copies": 3}
+    example = Deleted(revision=43, deleted=True, epoch=3, copies=3)
     return _operation(
         "deleteKey",
         "Remove a key",
         {
             "200": json_answer(
                 "Removed, or it wasn't there.",
-                "Deleted",
                 example,
                 "Idempotent-Replayed",
                 "Onecopy-Revision",
@@ -262,14 +282,14 @@ def _delete() -> Json:
 
 
 def _range() -> Json:
-    item = {"key": "hello", "value": "d29ybGQ=", "revision": 42}
-    example = {"items": [item], "revision": 57, "cursor": None}
+    item = RangeItem(key="hello", value=b"world", revision=42)
+    example = Range(items=[item], revision=57, cursor=None)
     return _operation(
         "rangeKeys",
         "Read keys in order",
         {
             "200": json_answer(
-                "A page, in the order of the keys' bytes.", "Range", example, "Onecopy-Revision"
+                "A page, in the order of the keys' bytes.", example, "Onecopy-Revision"
             )
         },
         (*_PARAMETER_CODES, "invalid_cursor", *_READ_CODES),
@@ -281,18 +301,20 @@ def _range() -> Json:
 
 
 def _cluster() -> Json:
-    node = {"role": "replica", "client": "127.0.0.1:8101", "state": "primary",
-            "applied_index": 57, "durable_index": 57, "lag": 0, "votes": True}  # fmt: skip
-    example = {"cluster": "demo", "cluster_id": "5f0c", "epoch": 3, "version": 9,
-               "primary": "n1",
-               "in_sync": ["n1"], "nodes": {"n1": node}}  # fmt: skip
+    node = NodeState(
+        role="replica", client="127.0.0.1:8101", state="primary", applied_index=57,
+        durable_index=57, lag=0, votes=True,
+    )  # fmt: skip
+    example = ClusterStatus(
+        cluster="demo", cluster_id="5f0c", epoch=3, version=9, primary="n1", in_sync=("n1",),
+        nodes={"n1": node},
+    )  # fmt: skip
     return _operation(
         "getCluster",
         "Who is in charge, and how far everyone is",
         {
             "200": json_answer(
                 "As the primary sees it, or this node.",
-                "ClusterStatus",
                 example,
                 "Onecopy-Revision",
             )
@@ -305,7 +327,7 @@ def _handover() -> Json:
     return _operation(
         "handOver",
         "Make another node of the in-sync set the primary",
-        {"200": json_answer("The new view.", "View", _VIEW)},
+        {"200": json_answer("The new view.", _VIEW)},
         (
             *_PARAMETER_CODES,
             "invalid_body",
@@ -319,12 +341,7 @@ def _handover() -> Json:
         parameters=_query(TIMEOUT),
         requestBody={
             "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {"$ref": "#/components/schemas/Handover"},
-                    "example": {"to": "n2"},
-                }
-            },
+            "content": json_content(Handover(to="n2")),
         },
     )
 
@@ -336,7 +353,7 @@ def _remove_node() -> Json:
     return _operation(
         "removeNode",
         "Take a node out of the cluster for good",
-        {"200": json_answer("The new view.", "View", _VIEW)},
+        {"200": json_answer("The new view.", _VIEW)},
         (
             *_PARAMETER_CODES,
             "not_found",
@@ -364,7 +381,7 @@ def _move_node() -> Json:
     return _operation(
         "moveNode",
         "Agree on other addresses of a node",
-        {"200": json_answer("The new view.", "View", _VIEW)},
+        {"200": json_answer("The new view.", _VIEW)},
         (
             *_PARAMETER_CODES,
             "not_found",
@@ -378,22 +395,17 @@ def _move_node() -> Json:
         parameters=[node, *_query(TIMEOUT)],
         requestBody={
             "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {"$ref": "#/components/schemas/Move"},
-                    "example": {"peer": "127.0.0.1:8203", "raft": "127.0.0.1:8303"},
-                }
-            },
+            "content": json_content(_MOVE),
         },
     )
 
 
 def _digest() -> Json:
-    example = {"node": "n1", "applied_index": 57, "digest": "9f86d081884c7d65…"}
+    example = Digest(node="n1", applied_index=57, digest="9f86d081884c7d65…")
     return _operation(
         "getDigest",
         "Digest of this node's own store: equal on all replicas at the same index",
-        {"200": json_answer("The digest.", "Digest", example)},
+        {"200": json_answer("The digest.", example)},
         ("unknown_parameter", "no_data", "stopping"),
     )
 
@@ -401,18 +413,18 @@ def _digest() -> Json:
 # --- health ---
 
 
-def _health(path: str, word: str, meaning: str, status: str, *codes: str) -> Json:
+def _health(path: str, word: str, meaning: str, status: Status, *codes: str) -> Json:
     revision = ("Onecopy-Revision",) if path == "livez" else ()
-    answer = json_answer(meaning, "Status", {"status": status}, *revision)
+    answer = json_answer(meaning, status, *revision)
     return _operation(path, word, {"200": answer}, codes)
 
 
 def _primary() -> Json:
-    example = {"primary": "n1", "epoch": 3}
+    example = Primary(primary="n1", epoch=3)
     return _operation(
         "primary",
         "Whether this node is the serving primary",
-        {"200": json_answer("It is.", "Primary", example)},
+        {"200": json_answer("It is.", example)},
         ("not_primary",),
     )
 

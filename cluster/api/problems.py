@@ -6,10 +6,10 @@ stands in `outcome`, which comes from the error's class (`datapath.errors`), nev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated
 
 import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
 from datapath.errors import (
     NotPrimaryError,
@@ -190,12 +190,41 @@ CODES: dict[str, Code] = {
 }
 
 
+class ProblemDocument(msgspec.Struct, frozen=True):
+    """What is served of a problem, `application/problem+json`."""
+
+    type: Annotated[str, Meta(extra_json_schema={"format": "uri"})]
+    title: str
+    status: Annotated[int, Meta(ge=400, le=599)]
+    detail: Annotated[str, Meta(description="For people: what is wrong here, and the fix.")]
+    code: Annotated[
+        str,
+        Meta(
+            description="Stable. Those listed here are this service's own.",
+            extra_json_schema={
+                "anyOf": [{"enum": sorted(CODES)}, {"pattern": "^[a-z][a-z0-9_]*$"}]
+            },
+        ),
+    ]
+    outcome: Annotated[
+        OutcomeWord | UnsetType,
+        Meta(
+            description="On requests that change something: whether they may have. "
+            "`not_applied`: nothing changed, and nothing will."
+        ),
+    ] = UNSET
+    primary: Annotated[str | UnsetType, Meta(description="The primary that the node knows of.")] = (
+        UNSET
+    )
+    instance: Annotated[str | UnsetType, Meta(extra_json_schema={"format": "uri"})] = UNSET
+
+
 class Problem(Exception):  # noqa: N818 -- RFC 9457's word
     """A request that is refused before it reaches the node, by a code of `CODES`.
 
     `outcome` shows on writes only. `closes`: the connection cannot be used further (an unread
-    body, say). `headers` are header lines, each ending in CR LF; `members` are further members of
-    the JSON document.
+    body, say). `headers` are header lines, each ending in CR LF. `primary` is the primary that is
+    known, `instance` a URI that names this occurrence in the log; "": neither is shown.
     """
 
     def __init__(
@@ -206,7 +235,8 @@ class Problem(Exception):  # noqa: N818 -- RFC 9457's word
         outcome: OutcomeWord = "not_applied",
         closes: bool = False,
         headers: bytes = b"",
-        members: Mapping[str, str] | None = None,
+        primary: str = "",
+        instance: str = "",
     ) -> None:
         super().__init__(detail)
         self.code = code
@@ -216,21 +246,22 @@ class Problem(Exception):  # noqa: N818 -- RFC 9457's word
         self.outcome = outcome
         self.closes = closes
         self.headers = headers
-        self.members = members or {}
+        self.primary = primary
+        self.instance = instance
 
     def body(self, *, write: bool) -> bytes:
         """Return the JSON document; `write`: the request was to change something."""
-        document: dict[str, Any] = {
-            "type": f"urn:onecopy:problem:{self.code}",
-            "title": self.title,
-            "status": self.status,
-            # It may name what came as bytes that are no text: aiohttp keeps those as surrogates.
-            "detail": self.detail.encode(errors="backslashreplace").decode(),
-            "code": self.code,
-        }
-        if write:
-            document["outcome"] = self.outcome
-        document.update(self.members)
+        document = ProblemDocument(
+            type=f"urn:onecopy:problem:{self.code}",
+            title=self.title,
+            status=self.status,
+            # It may name what came as bytes that are no text: these are surrogates here.
+            detail=self.detail.encode(errors="backslashreplace").decode(),
+            code=self.code,
+            outcome=self.outcome if write else UNSET,
+            primary=self.primary or UNSET,
+            instance=self.instance or UNSET,
+        )
         return msgspec.json.encode(document)
 
 
@@ -241,10 +272,8 @@ def from_operation_error(error: OperationError) -> Problem:
     a service makes up still gets a fitting status. The outcome is the class's own.
     """
     code = error.code if error.code in CODES else _code_of_class(error)
-    members = {}
-    if isinstance(error, NotPrimaryError) and error.primary:
-        members["primary"] = error.primary
-    problem = Problem(code, error.detail, outcome=error.outcome, members=members)
+    primary = error.primary if isinstance(error, NotPrimaryError) else ""
+    problem = Problem(code, error.detail, outcome=error.outcome, primary=primary)
     problem.code = error.code
     return problem
 

@@ -20,6 +20,7 @@ from aiohttp.web import BaseRequest, StreamResponse
 from cluster.api.admin import check_admin
 from cluster.api.answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer, Response
 from cluster.api.body import ClientGoneError, read_body
+from cluster.api.documents import Handover, Move, Primary, Status
 from cluster.api.express import KEYS, Pending, Write
 from cluster.api.headers import Headers, check_cluster, cluster_line, revision_line
 from cluster.api.hosts import Hosts, split_target
@@ -51,20 +52,6 @@ _RETRY_AFTER = b"Retry-After: %d\r\n" % RETRY_AFTER_S
 Keyed = Callable[[BaseRequest, str, str], Awaitable[Answer]]
 Plain = Callable[[BaseRequest, str], Awaitable[Answer]]
 HandlerT = TypeVar("HandlerT", Keyed, Plain)
-
-
-class Handover(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of POST /v1/cluster/handover."""
-
-    to: str
-
-
-class Move(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of PATCH /v1/cluster/nodes/{id}: each "host:port"; what is left out stays."""
-
-    client: str = ""
-    peer: str = ""
-    raft: str = ""
 
 
 _move_decoder = msgspec.json.Decoder(Move)
@@ -279,10 +266,10 @@ class HttpApi:
         body = problem.body(write=method not in _READS)
         return Answer(problem.status, body, PROBLEM, lines, closes=problem.closes)
 
-    def _answer(self, document: object, status: int = 200) -> Answer:
+    def _answer(self, document: msgspec.Struct, status: int = 200) -> Answer:
         return Answer(status, msgspec.json.encode(document), JSON, self._identity())
 
-    def _answer_with_revision(self, document: object) -> Answer:
+    def _answer_with_revision(self, document: msgspec.Struct) -> Answer:
         """Return an answer that tells a client what to send as Idempotency-After."""
         index = self._node.commit_index
         lines = self._identity() + (revision_line(index) if index else b"")
@@ -377,30 +364,30 @@ class HttpApi:
     # --- health: any query is ignored, probes like to add their own ---
 
     async def _livez(self, _request: BaseRequest, _query: str) -> Answer:
-        return self._answer_with_revision({"status": "live"})
+        return self._answer_with_revision(Status("live"))
 
     async def _readyz(self, _request: BaseRequest, _query: str) -> Answer:
         if self._draining:
             raise Problem("not_ready", "this node is stopping: use another")
         if self._node.is_ready:
-            return self._answer({"status": "ready"})
+            return self._answer(Status("ready"))
         primary = self._node.primary
         raise Problem(
             "not_ready",
             f"this node is not in touch with a serving primary (last known: {primary or 'none'})",
-            members={"primary": primary} if primary else None,
+            primary=primary,
         )
 
     async def _primary(self, _request: BaseRequest, _query: str) -> Answer:
         node = self._node
         if node.is_primary:
-            return self._answer({"primary": node.node_id, "epoch": node.epoch})
+            return self._answer(Primary(primary=node.node_id, epoch=node.epoch))
         if not node.primary:
             raise Problem("not_primary", "no primary is known here")
         raise Problem(
             "not_primary",
             f"the primary known here is {node.primary!r}",
-            members={"primary": node.primary},
+            primary=node.primary,
         )
 
     async def _serve_metrics(self, request: BaseRequest, _query: str) -> Answer:
@@ -448,5 +435,5 @@ def _unexpected(request_id: str) -> Problem:
         "internal_error",
         f"the node's log has the details under {request_id}",
         outcome="unknown",
-        members={"instance": f"urn:onecopy:request:{request_id}"},
+        instance=f"urn:onecopy:request:{request_id}",
     )

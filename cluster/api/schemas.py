@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from cluster.api.problems import CODES, Problem
-from datapath.operations import NODE_STATES
+import msgspec
+
+from cluster.api.documents import Deleted, Handover, Move, Primary, Range, Status, Written
+from cluster.api.problems import CODES, Problem, ProblemDocument
+from datapath.operations import ClusterStatus, Digest
+from election.view import View
 
 Json = dict[str, Any]
 
@@ -20,171 +24,29 @@ CONNECTION_CODES = (
 """What any request at all can be answered."""
 
 
-def _object(properties: Json, *optional: str, **more: Any) -> Json:
-    required = [name for name in properties if name not in optional]
-    return {"type": "object", "properties": properties, "required": required, **more}
+ANSWERS = (
+    Written, Deleted, Range, Status, Primary, ClusterStatus, View, Digest, ProblemDocument,
+)  # fmt: skip
+BODIES = (Handover, Move)
 
 
-_COUNT: Json = {"type": "integer", "minimum": 0}
-_POSITIVE: Json = {"type": "integer", "minimum": 1}
-_TEXT: Json = {"type": "string"}
-_NODES: Json = {"type": "array", "items": _TEXT}
-_INDEX: Json = {"type": ["integer", "null"], "minimum": 0}
+def _schemas() -> Json:
+    """Return the schemas of all documents, made from the structs that are encoded and decoded."""
+    _, schemas = msgspec.json.schema_components(
+        ANSWERS + BODIES, ref_template="#/components/schemas/{name}"
+    )
+    for schema in schemas.values():
+        del schema["title"], schema["description"]  # docstrings are for who reads the source
+        if "additionalProperties" not in schema:  # an answer: what has a default is sent, too
+            schema["required"] += [
+                name for name, part in schema["properties"].items() if "default" in part
+            ]
+        for part in schema["properties"].values():
+            part.pop("default", None)
+    return schemas
 
-SCHEMAS: Json = {
-    "Written": _object(
-        {
-            "revision": _POSITIVE,
-            "epoch": _POSITIVE,
-            "copies": {
-                **_POSITIVE,
-                "description": "Replicas that hold it durably.",
-            },
-            "ack": {"const": "local", "description": "Only with ack=local: it may yet be lost."},
-        },
-        "ack",
-        additionalProperties=False,
-    ),
-    "Deleted": _object(
-        {
-            "revision": {
-                **_COUNT,
-                "description": "Of the removal; of the state it was decided on if nothing was.",
-            },
-            "deleted": {"type": "boolean"},
-            "epoch": _POSITIVE,
-            "copies": _COUNT,
-            "ack": {"const": "local", "description": "Only with ack=local: it may yet be lost."},
-        },
-        "ack",
-        additionalProperties=False,
-    ),
-    "Range": _object(
-        {
-            "items": {"type": "array", "items": {"$ref": "#/components/schemas/Item"}},
-            "revision": {**_COUNT, "description": "The state that this page was read from."},
-            "cursor": {"type": ["string", "null"], "description": "null on the last page."},
-        },
-        additionalProperties=False,
-    ),
-    "Item": _object(
-        {
-            "key": _TEXT,
-            "value": {"type": "string", "contentEncoding": "base64"},
-            "revision": _POSITIVE,
-        },
-        "value",
-        additionalProperties=False,
-    ),
-    "ClusterStatus": _object(
-        {
-            "cluster": _TEXT,
-            "cluster_id": {**_TEXT, "description": "Drawn once; empty before the first view."},
-            "epoch": _COUNT,
-            "version": _COUNT,
-            "primary": {**_TEXT, "description": "Empty while none is known."},
-            "in_sync": _NODES,
-            "nodes": {
-                "type": "object",
-                "additionalProperties": {"$ref": "#/components/schemas/NodeState"},
-            },
-            "warnings": {
-                "type": "array",
-                "items": _TEXT,
-                "description": "What an operator should see to: a second process under a node's "
-                "identity, a node at another address than the agreed one.",
-            },
-        },
-        additionalProperties=False,
-    ),
-    "NodeState": _object(
-        {
-            "role": {"enum": ["replica", "witness"]},
-            "client": _TEXT,
-            "state": {
-                "enum": list(NODE_STATES),
-                "description": "`unknown`: in touch, but only the primary knows how far it is; "
-                "`unreachable`: nothing is known of how far it is.",
-            },
-            "applied_index": _INDEX,
-            "durable_index": _INDEX,
-            "lag": {**_INDEX, "description": "Entries behind the primary; null: unknown."},
-            "votes": {
-                "type": ["boolean", "null"],
-                "description": "Whether its vote counts in consensus; null: unknown. A node "
-                "without one cannot take over, in sync or not.",
-            },
-        },
-        additionalProperties=False,
-    ),
-    "View": _object(
-        {
-            "cluster_id": _TEXT,
-            "epoch": _POSITIVE,
-            "version": _POSITIVE,
-            "primary": _TEXT,
-            "in_sync": _NODES,
-            "members": {"type": "array", "items": {"$ref": "#/components/schemas/Member"}},
-            "handed_over": {
-                "type": "boolean",
-                "description": "Whether the epoch began with a planned handover.",
-            },
-        }
-    ),
-    "Member": _object(
-        {
-            "id": _TEXT,
-            "role": {"enum": ["replica", "witness"]},
-            "client": _TEXT,
-            "peer": _TEXT,
-            "raft": _TEXT,
-            "data_id": {**_TEXT, "description": "Names the node's disk."},
-        }
-    ),
-    "Handover": _object(
-        {"to": {**_TEXT, "description": "A member of the in-sync set."}},
-        additionalProperties=False,
-    ),
-    "Move": {
-        "type": "object",
-        "properties": {
-            channel: {**_TEXT, "description": "`host:port`; left out: as it is."}
-            for channel in ("client", "peer", "raft")
-        },
-        "additionalProperties": False,
-    },
-    "Digest": _object(
-        {"node": _TEXT, "applied_index": _COUNT, "digest": _TEXT}, additionalProperties=False
-    ),
-    "Status": _object({"status": {"enum": ["live", "ready"]}}, additionalProperties=False),
-    "Primary": _object({"primary": _TEXT, "epoch": _POSITIVE}, additionalProperties=False),
-    "Problem": _object(
-        {
-            "type": {"type": "string", "format": "uri"},
-            "title": _TEXT,
-            "status": {"type": "integer", "minimum": 400, "maximum": 599},
-            "detail": {**_TEXT, "description": "For people: what is wrong here, and the fix."},
-            "code": {
-                "description": "Stable. Those listed here are this service's own.",
-                "anyOf": [
-                    {"enum": sorted(CODES)},
-                    {"type": "string", "pattern": "^[a-z][a-z0-9_]*$"},
-                ],
-            },
-            "outcome": {
-                "enum": ["not_applied", "unknown"],
-                "description": "On requests that change something: whether they may have. "
-                "`not_applied`: nothing changed, and nothing will.",
-            },
-            "primary": {**_TEXT, "description": "The primary that the node knows of."},
-            "instance": {"type": "string", "format": "uri"},
-        },
-        "outcome",
-        "primary",
-        "instance",
-        additionalProperties=False,
-    ),
-}
+
+SCHEMAS = _schemas()
 
 HEADERS: Json = {
     "Onecopy-Node": {
@@ -230,13 +92,23 @@ def headers(*names: str) -> Json:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in every}
 
 
-def json_answer(description: str, schema: str, example: Any, *names: str) -> Json:
-    """Return a JSON response with an example."""
-    content = {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": example}
+def json_content(example: msgspec.Struct) -> Json:
+    """Return the content of a request or a response, of the example's type."""
+    shown: Json = msgspec.json.decode(msgspec.json.encode(example))
+    return {"application/json": {"schema": schema_of(type(example)), "example": shown}}
+
+
+def schema_of(document: type[msgspec.Struct]) -> Json:
+    """Return a reference to a document's schema."""
+    return {"$ref": f"#/components/schemas/{document.__name__}"}
+
+
+def json_answer(description: str, example: msgspec.Struct, *names: str) -> Json:
+    """Return a JSON response of the example's type."""
     return {
         "description": description,
         "headers": headers(*names),
-        "content": {"application/json": content},
+        "content": json_content(example),
     }
 
 
@@ -258,7 +130,7 @@ def _problem_answer(status: int, codes: list[str], *, write: bool) -> Json:
         "headers": headers(*extra),
         "content": {
             "application/problem+json": {
-                "schema": {"$ref": "#/components/schemas/Problem"},
+                "schema": schema_of(ProblemDocument),
                 "examples": {code: {"value": _example(code, write=write)} for code in codes},
             }
         },
@@ -266,14 +138,8 @@ def _problem_answer(status: int, codes: list[str], *, write: bool) -> Json:
 
 
 def _example(code: str, *, write: bool) -> Json:
-    example = {
-        "type": f"urn:onecopy:problem:{code}",
-        "title": CODES[code].title,
-        "status": CODES[code].status,
-        "detail": CODES[code].advice,
-        "code": code,
-    }
-    if write:
-        unknown = code in _UNKNOWN_CODES
-        example["outcome"] = "unknown" if unknown else Problem(code, "").outcome
-    return example
+    problem = Problem(code, CODES[code].advice)
+    if code in _UNKNOWN_CODES:
+        problem.outcome = "unknown"
+    document: Json = msgspec.json.decode(problem.body(write=write))
+    return document

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from datapath.clock import clock_ms
-from datapath.operations import ClusterStatus, NodeState
+from datapath.operations import ClusterStatus, NodeState, NodeStateWord
 from datapath.protocol.progress import Progress
 from datapath.protocol.replica import Replica
 from election.view import Member, View
@@ -49,14 +49,14 @@ def _node_state(
 
 def other_state(member: Member, *, reachable: bool) -> NodeState:
     """Return what a node that is not the primary knows of another one."""
-    state = "unreachable"
+    state: NodeStateWord = "unreachable"
     if reachable:
         state = "witness" if member.role == "witness" else "unknown"
     return NodeState(role=member.role, client=member.client, state=state)
 
 
 def _own_state(replica: Replica, member: Member, *, in_sync: bool) -> NodeState:
-    state = "backup" if in_sync else "learner"
+    state: NodeStateWord = "backup" if in_sync else "learner"
     if replica.primary is not None:
         state = "primary"
     return NodeState(
@@ -70,7 +70,7 @@ def _own_state(replica: Replica, member: Member, *, in_sync: bool) -> NodeState:
 
 
 def _peer_state(replica: Replica, peer: Progress, member: Member, *, in_sync: bool) -> NodeState:
-    state = "unreachable"
+    state: NodeStateWord = "unreachable"
     silent_ms = clock_ms() - peer.heard_ms
     if peer.state == "snapshot":
         state = "snapshot"

@@ -104,6 +104,20 @@ async def test_an_encoded_value_is_refused(base_url: str, prefix: str, encoding:
     assert (await fetch(base_url, "GET", kv(prefix))).status == 404
 
 
+@pytest.mark.parametrize("coding", ["gzip, chunked", "deflate,chunked", "identity, chunked"])
+async def test_a_body_in_another_transfer_coding_is_refused(
+    base_url: str, prefix: str, coding: str
+) -> None:
+    async with connect(base_url) as connection:
+        connection.send(
+            f"PUT {kv(prefix)} HTTP/1.1\r\nHost: localhost\r\n"
+            f"Transfer-Encoding: {coding}\r\n\r\n3\r\nabc\r\n0\r\n\r\n".encode()
+        )
+        reply = await connection.receive()
+    assert (reply.status, reply.code) == (415, "unsupported_content_encoding")
+    assert (await fetch(base_url, "GET", kv(prefix))).status == 404
+
+
 async def test_identity_is_no_encoding(base_url: str, prefix: str) -> None:
     reply = await fetch(base_url, "PUT", kv(prefix), b"x", {"Content-Encoding": "identity"})
     assert reply.status == 201

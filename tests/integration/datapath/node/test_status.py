@@ -11,7 +11,7 @@ import pytest
 
 from cluster.api.openapi import openapi_document
 from cluster.services.kv import KeyValue
-from datapath.operations import NODE_STATES, ClusterStatus, NodeState
+from datapath.operations import NODE_STATES, ClusterStatus, NodeState, NodeStateWord
 from tests.support.replicas import QUICK, running, until
 
 
@@ -23,7 +23,7 @@ def check(status: ClusterStatus) -> None:
     )
 
 
-def status_of(state: str) -> ClusterStatus:
+def status_of(state: NodeStateWord) -> ClusterStatus:
     node = NodeState(role="replica", client="127.0.0.1:1", state=state)
     return ClusterStatus(
         cluster="c", cluster_id="", epoch=0, version=0, primary="", in_sync=(), nodes={"n1": node}
@@ -31,13 +31,13 @@ def status_of(state: str) -> ClusterStatus:
 
 
 @pytest.mark.parametrize("state", NODE_STATES)
-def test_every_state_is_valid(state: str) -> None:
+def test_every_state_is_valid(state: NodeStateWord) -> None:
     check(status_of(state))
 
 
 def test_another_state_is_not() -> None:
     with pytest.raises(jsonschema.ValidationError):
-        check(status_of("asleep"))
+        check(status_of("asleep"))  # type: ignore[arg-type]
 
 
 def test_the_program_says_no_other_state() -> None:

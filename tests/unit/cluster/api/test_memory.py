@@ -7,7 +7,9 @@ import base64
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
+from cluster.api.documents import Range, RangeItem
 from cluster.api.memory import STALLED_AFTER_S, Memory, Share
 from cluster.api.page import PIECE_SIZE_BYTES, Page
 
@@ -82,15 +84,15 @@ def test_a_page_is_the_document_in_pieces(
     page = Page(list(found), revision, cursor)
     document = b"".join(page.pieces())
     assert len(document) == page.length
-    expected = []
-    for key, value, item_revision in found:
-        item: dict[str, object] = {"key": key.decode("utf-8", "replace")}
-        if value is not None:
-            item["value"] = base64.b64encode(value).decode()
-        expected.append({**item, "revision": item_revision})
-    assert msgspec.json.decode(document) == {
-        "items": expected, "revision": revision, "cursor": cursor,
-    }  # fmt: skip
+    expected = [
+        RangeItem(
+            key=key.decode("utf-8", "replace"),
+            value=UNSET if value is None else value,
+            revision=item_revision,
+        )
+        for key, value, item_revision in found
+    ]
+    assert document == msgspec.json.encode(Range(expected, revision, cursor))
 
 
 def test_large_values_come_in_bounded_pieces() -> None:

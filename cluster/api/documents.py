@@ -1,0 +1,86 @@
+"""The JSON documents of the API: what it answers with, and the bodies that it takes.
+
+OpenAPI's schemas are made from these structs (`cluster.api.schemas`), which are also what is
+encoded and decoded: a document and its description cannot differ. The status, the digest and the
+view are the node's own (`datapath.operations`, `election.view`), problems `cluster.api.problems`'.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from datapath.operations import Count
+
+Positive = Annotated[int, Meta(ge=1)]
+Local = Annotated[
+    Literal["local"] | UnsetType, Meta(description="Only with ack=local: it may yet be lost.")
+]
+AddressChange = Annotated[str, Meta(description="`host:port`; left out: as it is.")]
+
+
+class Written(msgspec.Struct, frozen=True):
+    """The answer to PUT of a key."""
+
+    revision: Positive
+    epoch: Positive
+    copies: Annotated[Positive, Meta(description="Replicas that hold it durably.")]
+    ack: Local = UNSET
+
+
+class Deleted(msgspec.Struct, frozen=True):
+    """The answer to DELETE of a key."""
+
+    revision: Annotated[
+        Count,
+        Meta(description="Of the removal; of the state it was decided on if nothing was."),
+    ]
+    deleted: bool
+    epoch: Positive
+    copies: Count
+    ack: Local = UNSET
+
+
+class RangeItem(msgspec.Struct, frozen=True, kw_only=True):
+    """One key of a range; without its value where only keys were asked for."""
+
+    key: str
+    value: bytes | UnsetType = UNSET
+    revision: Positive
+
+
+class Range(msgspec.Struct, frozen=True):
+    """The answer to GET of a range; `cluster.api.page` writes it piece by piece."""
+
+    items: list[RangeItem]
+    revision: Annotated[Count, Meta(description="The state that this page was read from.")]
+    cursor: Annotated[str | None, Meta(description="null on the last page.")]
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The answer to /livez and /readyz, where it is good."""
+
+    status: Literal["live", "ready"]
+
+
+class Primary(msgspec.Struct, frozen=True):
+    """The answer to /primary, at the primary."""
+
+    primary: str
+    epoch: Positive
+
+
+class Handover(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/cluster/handover."""
+
+    to: Annotated[str, Meta(description="A member of the in-sync set.")]
+
+
+class Move(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of PATCH /v1/cluster/nodes/{id}."""
+
+    client: AddressChange = ""
+    peer: AddressChange = ""
+    raft: AddressChange = ""
