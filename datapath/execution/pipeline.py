@@ -1,7 +1,7 @@
-"""The pipeline: from operations that wait, through records, to answers. Primary only.
+"""The pipeline: from operations that wait to records in the log. Primary only.
 
-Operations that wait together are executed together and become one record; all of a record is
-answered when it commits. No task is made and no thread asked per operation.
+Operations that wait together are executed together and become one record; the tail answers all of a
+record when it commits. No task is made and no thread asked per operation.
 """
 
 from __future__ import annotations
@@ -9,25 +9,23 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 import msgspec
 
-from datapath.clock import clock_ms
 from datapath.errors import (
     NotAppliedError,
     NotPrimaryError,
     OperationError,
     OverloadedError,
-    SafetyError,
     StorageFullError,
     UnknownOutcomeError,
 )
 from datapath.execution.client_table import SUMMARY_SIZE_BYTES
-from datapath.execution.executor import Executed, Executor
-from datapath.operations import Operation, Result, Sink
-from datapath.protocol.confirmations import Confirmation, ReadPoint
+from datapath.execution.executor import Executor
+from datapath.execution.tail import Answer, Tail, Waiting
+from datapath.operations import Operation, Sink
 from datapath.protocol.replica import Replica
 from datapath.records import (
     HEADER_SIZE_BYTES,
@@ -44,28 +42,6 @@ _SIZED = (bytes, str)
 _FIRST_RESERVED_BYTES = 64 * 1024
 """What is asked of the disk at once for a burst, so that small operations ask it once together."""
 _RECORD_OVERHEAD_BYTES = HEADER_SIZE_BYTES + SUMMARY_SIZE_BYTES
-
-
-class Waiting(msgspec.Struct, gc=False):
-    """An operation that waits to be executed; `counted`: among those that wait under a key."""
-
-    operation: Operation
-    future: Sink
-    deadline_ms: float
-    size_bytes: int
-    counted: bool = False
-
-
-class Answer(msgspec.Struct, gc=False):
-    """An executed operation that waits for its commit."""
-
-    waiting: Waiting
-    executed: Executed
-
-    @property
-    def wrote_nothing(self) -> bool:
-        """Whether it left no entry, so that its answer is a read's."""
-        return self.executed.index == 0 and not self.executed.repeated
 
 
 class Burst(msgspec.Struct):
@@ -87,70 +63,19 @@ class Burst(msgspec.Struct):
     has_repeats: bool = False
 
 
-class TailItem(msgspec.Struct, gc=False):
-    """A record that has not committed; `entries` and `answers` where it was executed here."""
-
-    record: Record
-    entries: list[Entry] | None
-    answers: list[Answer]
-
-
-class Unconfirmed:
-    """Answers that wrote nothing, and wait until this node is confirmed to be the primary still."""
-
-    __slots__ = ("_answer", "_answers")
-
-    def __init__(self, answers: list[Answer], answer: Callable[[Answer], None]) -> None:
-        self._answers = answers
-        self._answer = answer
-
-    def done(self) -> bool:
-        """Whether nobody waits for any of them."""
-        return all(answer.waiting.future.done() for answer in self._answers)
-
-    def set_result(self, point: ReadPoint, /) -> None:
-        """It is: what they saw was true when they were executed, or later."""
-        del point
-        for answer in self._answers:
-            if not answer.waiting.future.done():
-                self._answer(answer)
-
-    def set_exception(self, exception: OperationError, /) -> None:
-        """It is not, or cannot know."""
-        for answer in self._answers:
-            if not answer.waiting.future.done():
-                answer.waiting.future.set_exception(exception)
-
-
-class AppliedState(Protocol):
-    """Where committed entries are applied; see `datapath.storage.store.Store`."""
-
-    @property
-    def applied_index(self) -> int:
-        """The last entry that reads see."""
-
-    def apply(self, entries: list[Entry], last_index: int, epoch: int) -> None:
-        """Apply committed entries, the last of which is (`last_index`, `epoch`)."""
-
-
 class Room(Protocol):
     """What the pipeline asks of a disk; see `datapath.node.replica_disk.Storage`."""
-
-    @property
-    def store(self) -> AppliedState:
-        """The state."""
 
     def reserve(self, size_bytes: int, /) -> bool:
         """Whether there is room for so much more of the log."""
 
 
 class Pipeline:
-    """Executes, records, and answers; also keeps the uncommitted tail of the log on a backup.
+    """Executes operations and makes records of them; the `tail` answers when they commit.
 
-    `append` gives a record to the replica and carries out what follows. `why_not_serving` is a
-    sentence for people. `confirm`: what an answer that wrote nothing waits for; None: the lease is
-    enough. `call_soon` makes a turn of the event loop. `clock` (ms) is the replica's, unless a
-    simulator says otherwise.
+    `append` gives a record to the replica and carries out what follows. `not_primary` makes the
+    error for who asks a node that does not serve, and `why_not_serving` a sentence for people.
+    `call_soon` makes a turn of the event loop. `clock` (ms) is the replica's.
     """
 
     def __init__(
@@ -158,41 +83,36 @@ class Pipeline:
         node_id: str,
         replica: Replica,
         executor: Executor,
-        storage: Room,
+        tail: Tail,
+        room: Room,
         bounds: Bounds,
-        tail: list[Record],
         *,
         async_operations: frozenset[str],
         append: Callable[[Record], None],
+        not_primary: Callable[[], NotPrimaryError],
         why_not_serving: Callable[[], str],
-        spawn: Callable[[Any], asyncio.Task[None]],
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         call_soon: Callable[[Callable[[], None]], object],
-        confirm: Callable[[Confirmation], None] | None = None,
-        clock: Callable[[], float] = clock_ms,
+        clock: Callable[[], float],
     ) -> None:
         self._node_id = node_id
         self._replica = replica
         self._executor = executor
-        self._storage = storage
+        self._tail = tail
+        self._deadlines = tail.deadlines
+        self._room = room
         self._bounds = bounds
         self._async_operations = async_operations
         self._append = append
+        self._not_primary = not_primary
         self._why_not_serving = why_not_serving
         self._spawn = spawn
-        self._confirm = confirm
         self._clock = clock
         self._call_soon = call_soon
-        self._tail: deque[TailItem] = deque(TailItem(record, None, []) for record in tail)
-        self._inflight_records = 0
-        self._inflight_bytes = 0
-        self._local_acks: deque[Answer] = deque()
-        self._unconfirmed: list[Answer] = []  # those that wait for `confirm`, and their deadlines
-        self._unasked: list[Answer] = []  # of those the ones that it was not asked about yet
         self._waiting: deque[Waiting] = deque()
         self._waiting_bytes = 0
         self._waiting_keys: dict[str, int] = {}
         self._overload_repeats: list[tuple[Waiting, OverloadedError]] = []  # of this turn
-        self._next_deadline_ms = float("inf")
         self._burst_due = False
         self._executing: asyncio.Task[None] | None = None
         self._stopped = False
@@ -207,7 +127,7 @@ class Pipeline:
         Raises NotPrimaryError or OverloadedError if it cannot take it at all.
         """
         if self._replica.primary is None or self._stopped:
-            raise self.not_primary()
+            raise self._not_primary()
         size = _OPERATION_OVERHEAD_BYTES
         for arg in operation.args:
             if isinstance(arg, _SIZED):
@@ -225,7 +145,7 @@ class Pipeline:
         if key := operation.idempotency_key:
             waiting.counted = True
             self._waiting_keys[key] = self._waiting_keys.get(key, 0) + 1
-        self._next_deadline_ms = min(self._next_deadline_ms, deadline_ms)
+        self._deadlines.next_ms = min(self._deadlines.next_ms, deadline_ms)
         if not self._burst_due:
             self.schedule()
 
@@ -253,20 +173,10 @@ class Pipeline:
             or self._executor.repeat_of(operation, self._replica.next_index) is not None
         )
 
-    def not_primary(self) -> NotPrimaryError:
-        """Make the error that says so, and why."""
-        view = self._replica.view
-        return NotPrimaryError("no_primary", self._why_not_serving(), view.primary if view else "")
-
     @property
     def waiting_operations(self) -> int:
         """How many wait to be executed."""
         return len(self._waiting)
-
-    @property
-    def uncommitted_records(self) -> int:
-        """How many records have not committed."""
-        return len(self._tail)
 
     # -- and are executed in bursts
 
@@ -280,8 +190,8 @@ class Pipeline:
         return (
             not self._stopped
             and self._executing is None
-            and self._inflight_records < self._bounds.max_inflight_records
-            and self._inflight_bytes < self._bounds.max_inflight_bytes
+            and self._tail.inflight_records < self._bounds.max_inflight_records
+            and self._tail.inflight_bytes < self._bounds.max_inflight_bytes
             and self._replica.may_execute()
         )
 
@@ -291,7 +201,9 @@ class Pipeline:
         if not self._may_run():
             return
         bounds = self._bounds
-        max_bytes = min(bounds.max_record_bytes, bounds.max_inflight_bytes - self._inflight_bytes)
+        max_bytes = min(
+            bounds.max_record_bytes, bounds.max_inflight_bytes - self._tail.inflight_bytes
+        )
         burst = self._begin_burst()
         while (
             self._waiting
@@ -318,7 +230,7 @@ class Pipeline:
                 self._record(burst)
                 burst = self._begin_burst()
                 if not self._may_go_on(burst):
-                    self._refuse(waiting, self.not_primary())
+                    self._refuse(waiting, self._not_primary())
                     return
             self._join(burst, answer, entry, size)
         self._record(burst)
@@ -413,7 +325,7 @@ class Pipeline:
 
     def _reserve(self, burst: Burst, size_bytes: int) -> bool:
         for wanted in (max(2 * burst.reserved_bytes, _FIRST_RESERVED_BYTES), size_bytes):
-            if wanted >= size_bytes and self._storage.reserve(wanted):
+            if wanted >= size_bytes and self._room.reserve(wanted):
                 burst.reserved_bytes = wanted
                 return True
         return False
@@ -435,52 +347,24 @@ class Pipeline:
                 self._record(burst)
         finally:
             self._executing = None
-            if not self._is_recorded(waiting):
-                self._refuse(waiting, self.not_primary())
+            if not self._tail.holds(waiting):
+                self._refuse(waiting, self._not_primary())
             self.schedule()
-
-    def _is_recorded(self, waiting: Waiting) -> bool:
-        return any(answer.waiting is waiting for item in self._tail for answer in item.answers)
 
     def _record(self, burst: Burst) -> None:
         """Make a record of a burst's deltas and replicate it."""
         self.operations_total += len(burst.answers)
         if burst.has_repeats:
-            burst.answers = self._answer_known(burst.answers)
+            burst.answers = self._tail.answer_known(burst.answers)
         if not burst.entries:
-            self._answer_without_record(burst.answers)
+            self._tail.add_answers(burst.answers)
             return
         replica, entries = self._replica, burst.entries
         self._executor.keep_burst(entries)
         record = make_record(burst.first_index, replica.epoch, replica.core.commit_index, entries)
-        answers = burst.answers
-        self._tail.append(TailItem(record, entries, answers))
-        self._inflight_records += 1
-        self._inflight_bytes += len(record.data)
+        self._tail.add_executed(record, entries, burst.answers)
         self.records_total += 1
-        for answer in answers:
-            if answer.waiting.operation.ack == "local" and answer.executed.index:
-                self._local_acks.append(answer)
         self._append(record)
-
-    def _answer_without_record(self, answers: list[Answer]) -> None:
-        """Nothing was written: answer when all that could have been seen has committed (D2)."""
-        if self._tail:
-            self._tail[-1].answers.extend(answers)
-        else:
-            self._answer_all(answers)
-
-    def _answer_known(self, answers: list[Answer]) -> list[Answer]:
-        """Answer repeats of what has committed; return the others."""
-        applied = self._storage.store.applied_index
-        known: list[Answer] = []
-        others: list[Answer] = []
-        for answer in answers:
-            executed = answer.executed
-            is_known = executed.repeated and executed.seen_index <= applied
-            (known if is_known else others).append(answer)
-        self._answer_all(known)
-        return others
 
     def _refuse(self, waiting: Waiting, error: OperationError) -> None:
         """Refuse what was not executed, unless an earlier request under its key is known here.
@@ -494,7 +378,7 @@ class Pipeline:
         if operation.idempotency_key:
             repeat = self._executor.repeat_of(operation, self._replica.next_index)
             if repeat is not None:
-                self._answer_without_record(self._answer_known([Answer(waiting, repeat)]))
+                self._tail.add_answers(self._tail.answer_known([Answer(waiting, repeat)]))
                 return
             if operation.idempotency_key in self._waiting_keys:
                 error = UnknownOutcomeError(
@@ -504,175 +388,26 @@ class Pipeline:
                 )
         waiting.future.set_exception(error)
 
-    # -- the log's tail, and what commits of it
-
-    def on_written(self, records: list[Record]) -> None:
-        """The replica writes records; those executed here are in the tail already."""
-        if not self._tail or self._tail[-1].record is not records[-1]:
-            self._tail.extend(TailItem(record, None, []) for record in records)
-
-    def on_truncated(self, from_index: int) -> None:
-        """The log was cut: what went was never committed."""
-        while self._tail and self._tail[-1].record.first_index >= from_index:
-            self._tail.pop()
-
-    def on_snapshot(self) -> None:
-        """The log was replaced by a snapshot."""
-        self._tail.clear()
-
-    def commit(self, index: int) -> None:
-        """Apply what has committed, and answer."""
-        store, executor, tail = self._storage.store, self._executor, self._tail
-        while tail and tail[0].record.last_index <= index:
-            item = tail.popleft()
-            record = item.record
-            if item.entries is None:
-                store.apply(record.entries(), record.last_index, record.epoch)
-            else:
-                store.apply(item.entries, record.last_index, record.epoch)
-                executor.committed(record.first_index, item.entries)
-                self._inflight_records -= 1
-                self._inflight_bytes -= len(record.data)
-            if item.answers:
-                self._answer_all(item.answers)
-        if store.applied_index != index:
-            raise SafetyError(
-                f"entry {index} committed, but entries up to {store.applied_index} could be applied"
-            )
-        self.answer_local()
-        self.schedule()
-
-    def _answer_all(self, answers: list[Answer]) -> None:
-        serving: bool | None = None
-        copies, epoch = self._copies(), self._replica.epoch
-        for answer in answers:
-            future = answer.waiting.future
-            if future.done():
-                continue
-            if answer.wrote_nothing:
-                # What it saw must be true of the one primary there is (D4).
-                if self._confirm is not None:
-                    self._await_confirmation(answer)
-                    continue
-                if serving is None:
-                    serving = self._replica.may_serve(self._clock())
-                if not serving:
-                    future.set_exception(self.not_primary())
-                    continue
-            self._tell(answer, copies, epoch)
-
-    def _answer(self, answer: Answer) -> None:
-        self._tell(answer, self._copies(), self._replica.epoch)
-
-    def _tell(self, answer: Answer, copies: int, epoch: int) -> None:
-        min_copies = answer.waiting.operation.min_copies
-        outcome = self._outcome(answer.executed, min_copies, copies, epoch)
-        if isinstance(outcome, OperationError):
-            answer.waiting.future.set_exception(outcome)
-        else:
-            answer.waiting.future.set_result(outcome)
-
-    def _await_confirmation(self, answer: Answer) -> None:
-        self._unconfirmed.append(answer)
-        self._unasked.append(answer)
-        if len(self._unasked) == 1:
-            self._call_soon(self._ask_confirmation)
-
-    def _ask_confirmation(self) -> None:
-        asking, self._unasked = self._unasked, []
-        self._unconfirmed = [item for item in self._unconfirmed if not item.waiting.future.done()]
-        if asking and self._confirm is not None:
-            self._confirm(Unconfirmed(asking, self._answer))
-
-    def _copies(self) -> int:
-        return self._replica.copies() or 1  # no primary: this replica's own is what is known
-
-    def _outcome(
-        self, executed: Executed, min_copies: int, copies: int, epoch: int
-    ) -> Result | OperationError:
-        """Return the answer to what has committed."""
-        if executed.error is not None:
-            return executed.error
-        if min_copies > copies:
-            return UnknownOutcomeError(
-                "not_enough_copies",
-                f"committed on {copies} copies while {min_copies} were asked for: it stands, on "
-                "fewer copies",
-            )
-        return self._result(executed, copies, epoch)
-
-    def recall(self, operation: Operation) -> Result | OperationError | None:
-        """Return the answer to a repeat of what is applied on this replica, primary or not."""
-        executed = self._executor.recall(operation)
-        if executed is None:
-            return None
-        return self._outcome(executed, operation.min_copies, self._copies(), self._replica.epoch)
-
-    def _result(self, executed: Executed, copies: int, epoch: int) -> Result:
-        if executed.repeated:
-            index = executed.seen_index
-        else:
-            index = executed.index or self._replica.core.commit_index
-        return Result(executed.value, index, epoch, copies, self._node_id, executed.repeated)
-
-    def answer_local(self) -> None:
-        """Early answers: durable here, and nothing uncommitted of others shines through (D2)."""
-        if not self._local_acks:
-            return
-        core, kept = self._replica.core, deque[Answer]()
-        for answer in self._local_acks:
-            future, executed = answer.waiting.future, answer.executed
-            if future.done():
-                continue
-            if executed.index > core.durable_index or executed.seen_index > core.commit_index:
-                kept.append(answer)
-            elif executed.error is not None:
-                future.set_exception(executed.error)
-            else:
-                future.set_result(self._result(executed, 1, self._replica.epoch))
-        self._local_acks = kept
-
     # -- when answers cannot be given
 
     def stop(self, reason: str) -> None:
         """Take nothing more; answer who waits."""
         self._stopped = True
         self._release_waiting()
-        self._fail_unanswered(reason)
+        self._tail.fail_unanswered(reason)
 
     def step_down(self) -> None:
         """The epoch is over."""
         if self._executing is not None:
             self._executing.cancel()
         self._release_waiting()  # first: repeats of what is not committed share its fate
-        self._fail_unanswered(f"{self._node_id} lost its role before this was committed")
+        self._tail.fail_unanswered(f"{self._node_id} lost its role before this was committed")
         self._executor.start_epoch()
 
     def open_epoch(self) -> None:
         """All of earlier epochs is committed and applied: execution starts from there."""
         self._executor.start_epoch()
         self.schedule()
-
-    def _fail_unanswered(self, reason: str) -> None:
-        """What is in the log but not committed may yet commit, by the next primary: unknown."""
-        detail = (
-            f"{reason}: it may or may not be applied. Repeat it under the same Idempotency-Key, "
-            "or read before you repeat it"
-        )
-        for item in self._tail:
-            for answer in item.answers:
-                future = answer.waiting.future
-                if future.done():
-                    continue
-                if answer.wrote_nothing:
-                    future.set_exception(self.not_primary())
-                else:
-                    future.set_exception(UnknownOutcomeError("unknown_outcome", detail))
-            item.answers, item.entries = [], None
-        Unconfirmed(self._unconfirmed, self._answer).set_exception(self.not_primary())
-        self._unconfirmed.clear()
-        self._inflight_records = self._inflight_bytes = 0
-        self._local_acks.clear()
 
     def _release_waiting(self) -> None:
         """What was not executed can be tried elsewhere."""
@@ -682,11 +417,11 @@ class Pipeline:
         self._waiting_keys.clear()
         for item in waiting:
             item.counted = False
-            self._refuse(item, self.not_primary())
+            self._refuse(item, self._not_primary())
 
     def expire(self, now_ms: float) -> None:
         """Answer those whose time is up."""
-        if now_ms < self._next_deadline_ms:
+        if now_ms < self._deadlines.next_ms:
             return
         not_executed = NotPrimaryError(
             "timeout", f"not executed in time: {self._why_not_serving()}"
@@ -696,29 +431,14 @@ class Pipeline:
             "not committed in time, and may commit yet. Repeat it under the same Idempotency-Key. "
             f"Now: {self._why_not_serving()}",
         )
-        self._next_deadline_ms = float("inf")
-        for item in self._tail:
-            for answer in item.answers:
-                if self._is_over(answer.waiting, now_ms):
-                    answer.waiting.future.set_exception(not_committed)
-        for answer in self._unconfirmed:
-            if self._is_over(answer.waiting, now_ms):
-                answer.waiting.future.set_exception(not_executed)
-        late = [waiting for waiting in self._waiting if self._is_over(waiting, now_ms)]
+        self._deadlines.next_ms = float("inf")
+        self._tail.expire(now_ms, not_committed, not_executed)
+        late = [waiting for waiting in self._waiting if self._deadlines.is_over(waiting, now_ms)]
         for waiting in late:
             self._uncount(waiting)
             self._refuse(waiting, not_executed)
             if not waiting.future.done():  # a repeat of what has not committed
                 waiting.future.set_exception(not_committed)
-
-    def _is_over(self, waiting: Waiting, now_ms: float) -> bool:
-        """Whether the time of one that has no answer is up; if not, remember when it will be."""
-        if waiting.future.done():
-            return False
-        if waiting.deadline_ms <= now_ms:
-            return True
-        self._next_deadline_ms = min(self._next_deadline_ms, waiting.deadline_ms)
-        return False
 
 
 def async_operations(operations: dict[str, Callable[..., Any]]) -> frozenset[str]:

@@ -16,6 +16,7 @@ from datapath.errors import (
     DataPathError,
     DiskFullError,
     NotAppliedError,
+    NotPrimaryError,
     OperationError,
     RejectedError,
     StorageError,
@@ -25,6 +26,7 @@ from datapath.errors import (
 )
 from datapath.execution.executor import Executor, ReadView
 from datapath.execution.pipeline import Pipeline, async_operations
+from datapath.execution.tail import Tail
 from datapath.node.catch_up import Snapshots
 from datapath.node.replica_disk import Storage
 from datapath.node.shared_scan import SharedScan
@@ -95,21 +97,34 @@ class Engine:
             node_id, incarnation, recovered, timing, bounds, clock_ms(), dict(takeover_order)
         )
         self._read_view = ReadView(storage.store)
+        executor = Executor(service, storage.store, bounds.client_table)
+        self._tail = Tail(
+            node_id,
+            self.replica,
+            executor,
+            storage.store,
+            storage.uncommitted(recovered.commit_index),
+            not_primary=self._not_primary,
+            call_soon=self._call_soon,
+            confirm=self._confirm if bounds.confirm_reads else None,
+            clock=clock_ms,
+        )
         self._pipeline = Pipeline(
             node_id,
             self.replica,
-            Executor(service, storage.store, bounds.client_table),
+            executor,
+            self._tail,
             storage,
             bounds,
-            storage.uncommitted(recovered.commit_index),
             async_operations=async_operations(service.operations),
             append=lambda record: self._run(self.replica.append, record),
+            not_primary=self._not_primary,
             why_not_serving=self.why_not_serving,
             spawn=self._spawn,
-            confirm=self._confirm if bounds.confirm_reads else None,
             call_soon=self._call_soon,
+            clock=clock_ms,
         )
-        self._confirmations = Confirmations(self.replica, self._pipeline.not_primary)
+        self._confirmations = Confirmations(self.replica, self._not_primary)
         self.snapshots = Snapshots(
             node_id,
             self.replica,
@@ -276,7 +291,7 @@ class Engine:
             case fx.Reply(peer, message):
                 self.incoming.send(peer, message)
             case fx.WriteRecords(ticket, records):
-                self._pipeline.on_written(records)
+                self._tail.on_written(records)
                 self._storage.write(ticket, records)
             case fx.Commit(index):
                 self._commit(index)
@@ -285,7 +300,7 @@ class Engine:
             case fx.RecordAccepted(ticket, epoch, primary):
                 self._storage.record_accepted(ticket, epoch, primary)
             case fx.TruncateLog(ticket, from_index):
-                self._pipeline.on_truncated(from_index)
+                self._tail.on_truncated(from_index)
                 self._storage.truncate(ticket, from_index)
             case fx.MarkDamaged(ticket):
                 log.error(
@@ -318,7 +333,8 @@ class Engine:
 
     def _commit(self, index: int) -> None:
         self._committed_ms = clock_ms()
-        self._pipeline.commit(index)
+        self._tail.commit(index)
+        self._pipeline.schedule()
         self._storage.wants_flush()
         if self._ready_index and index >= self._ready_index:
             self._ready_index = 0
@@ -439,7 +455,7 @@ class Engine:
 
     def _on_durable(self, ticket: int) -> None:
         self._run(self.replica.on_durable, ticket)
-        self._pipeline.answer_local()
+        self._tail.answer_local()
 
     def _on_flushed(self) -> None:
         """The store has caught up with its overlay: the log may be trimmed."""
@@ -464,7 +480,7 @@ class Engine:
         self._run(self.replica.on_log_read, peer, session, records)
 
     def _on_snapshot_installed(self, index: int, epoch: int) -> None:
-        self._pipeline.on_snapshot()
+        self._tail.on_snapshot()
         self._run(self.replica.on_snapshot_installed, index, epoch)
         self._wake_applied()
 
@@ -485,7 +501,7 @@ class Engine:
 
     def recall(self, operation: Operation) -> Result | OperationError | None:
         """Return the answer to a repeat of what is applied on this replica, primary or not."""
-        return self._pipeline.recall(operation)
+        return self._tail.recall(operation)
 
     def warnings(self) -> tuple[str, ...]:
         """Sentences about this replica for `status`."""
@@ -519,6 +535,10 @@ class Engine:
             f"{self.node_id} is the primary, but some of {silent} are silent, and consensus has "
             "not let them go: is a majority of nodes up?"
         )
+
+    def _not_primary(self) -> NotPrimaryError:
+        view = self.replica.view
+        return NotPrimaryError("no_primary", self.why_not_serving(), view.primary if view else "")
 
     def query(self, query: Query) -> QueryResult | None:
         """Answer from here if this node is serving, or the query may be stale; else None.
@@ -557,7 +577,7 @@ class Engine:
 
     def _confirm(self, waiting: Confirmation) -> None:
         if self._stopped:
-            waiting.set_exception(self._pipeline.not_primary())
+            waiting.set_exception(self._not_primary())
         else:
             self._run(self._confirmations.ask, waiting)
 
@@ -589,7 +609,7 @@ class Engine:
         replica = self.replica
         epoch, index = replica.epoch, replica.core.commit_index
         if not replica.may_serve(clock_ms()):
-            raise self._pipeline.not_primary()
+            raise self._not_primary()
         return epoch, index
 
     def learn_commit(self, epoch: int, index: int) -> None:
@@ -621,7 +641,7 @@ class Engine:
     async def hand_over(self, to: str, timeout_ms: int) -> View:
         """Hand over to an in-sync backup. Raises NotAppliedError if it cannot be, or fails."""
         if self.replica.primary is None:
-            raise self._pipeline.not_primary()
+            raise self._not_primary()
         if self._handover is not None:
             raise NotAppliedError("handover_failed", "a handover is under way already")
         future: asyncio.Future[View] = self._loop.create_future()
@@ -687,7 +707,7 @@ class Engine:
             "seconds_since_commit": round((clock_ms() - self._committed_ms) / 1000, 3),
             "log_first_index": core.log.base_index + 1,
             "waiting_operations": self._pipeline.waiting_operations,
-            "uncommitted_records": self._pipeline.uncommitted_records,
+            "uncommitted_records": len(self._tail),
             "max_peer_lag": max((core.log.last_index - match for match in matches), default=0),
             **self._storage.counters(),
         }

@@ -10,7 +10,8 @@ import msgspec
 from datapath.errors import DataPathError, NotAppliedError, OperationError
 from datapath.execution.client_table import ClientTable
 from datapath.execution.executor import Executor
-from datapath.execution.pipeline import Answer, Burst, Pipeline, Waiting
+from datapath.execution.pipeline import Burst, Pipeline
+from datapath.execution.tail import Answer, Tail, Waiting
 from datapath.node.router import Attempts, was_not_carried_out
 from datapath.operations import Operation
 from datapath.protocol.replica import Replica
@@ -43,10 +44,10 @@ def _d2_reads_see_what_is_recorded() -> list[Patch]:
 
 
 def _d2_failed_conditions_answer_at_once() -> list[Patch]:
-    def answer(pipeline: Pipeline, answers: list[Answer]) -> None:
-        pipeline._answer_all(answers)
+    def answer(tail: Tail, answers: list[Answer]) -> None:
+        tail.answer_all(answers)
 
-    return [patch.object(Pipeline, "_answer_without_record", answer)]
+    return [patch.object(Tail, "add_answers", answer)]
 
 
 def _d2_refused_deltas_stay() -> list[Patch]:
@@ -113,7 +114,7 @@ def _d1_answers_before_the_commit() -> list[Patch]:
     def at_once(pipeline: Pipeline, burst: Burst) -> None:
         record(pipeline, burst)
         if burst.entries:
-            pipeline._answer_all(burst.answers)
+            pipeline._tail.answer_all(burst.answers)
 
     return [patch.object(Pipeline, "_record", at_once)]
 
@@ -129,7 +130,7 @@ def _d1_answers_when_the_primary_has_it() -> list[Patch]:
 
 
 def _d1_unknown_is_called_not_applied() -> list[Patch]:
-    return [patch("datapath.execution.pipeline.UnknownOutcomeError", NotAppliedError)]
+    return [patch("datapath.execution.tail.UnknownOutcomeError", NotAppliedError)]
 
 
 def _d1_uncertain_attempts_are_forgotten() -> list[Patch]:

@@ -70,7 +70,7 @@ class Forwarding:
             case "answer":
                 outcome = attempts.answer(
                     NotPrimaryError("no_primary", "nobody", primary),
-                    lambda: service.pipeline.recall(self._operation),
+                    lambda: service.tail.recall(self._operation),
                 )
                 if isinstance(outcome, Result):
                     self._clockwork.seen["client: recalled by a forwarder"] += 1

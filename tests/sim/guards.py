@@ -56,6 +56,7 @@ SIMULATED = (
     "datapath.execution.client_table",
     "datapath.execution.executor",
     "datapath.execution.pipeline",
+    "datapath.execution.tail",
     "datapath.protocol.confirmations",
     "election.view",
     "election.identity",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
-from datapath.execution.pipeline import Pipeline
+from datapath.execution.tail import Tail
 from datapath.protocol.primary import Primary
 from datapath.protocol.progress import Progress
 from tests.scenarios import test_confirmed_reads
@@ -17,12 +17,12 @@ def _reads_rest_on_leases() -> list[Patch]:
 
 
 def _answers_that_wrote_nothing_rest_on_leases() -> list[Patch]:
-    init = Pipeline.__init__
+    init = Tail.__init__
 
-    def without(pipeline: Pipeline, *args: object, **kwargs: object) -> None:
-        init(pipeline, *args, **{**kwargs, "confirm": None})  # type: ignore[arg-type]
+    def without(tail: Tail, *args: object, **kwargs: object) -> None:
+        init(tail, *args, **{**kwargs, "confirm": None})  # type: ignore[arg-type]
 
-    return [patch.object(Pipeline, "__init__", without)]
+    return [patch.object(Tail, "__init__", without)]
 
 
 def _an_older_answer_counts() -> list[Patch]:

@@ -16,6 +16,7 @@ from cluster.services.kv import KeyValue
 from datapath.errors import OperationError, SafetyError
 from datapath.execution.executor import Executor, ReadView
 from datapath.execution.pipeline import Pipeline
+from datapath.execution.tail import Tail
 from datapath.operations import Operation, Query, QueryResult, Sink
 from datapath.protocol import effects as fx
 from datapath.records import Entry, Record
@@ -116,13 +117,14 @@ class NodeService:
         self._applied_waiters: list[tuple[int, Callable[[], None]]] = []
         self.kv = KeyValue()
         self.store = MemoryStore()
+        self.tail: Tail
         self.pipeline: Pipeline
         self.executor: Executor
         self.read_view: ReadView
         self._questions: dict[bool, Questions] = {}
         # Each effect does first what it does on a node without a service.
-        self._also(fx.WriteRecords, lambda effect: self.pipeline.on_written(effect.records))
-        self._also(fx.TruncateLog, lambda effect: self.pipeline.on_truncated(effect.from_index))
+        self._also(fx.WriteRecords, lambda effect: self.tail.on_written(effect.records))
+        self._also(fx.TruncateLog, lambda effect: self.tail.on_truncated(effect.from_index))
         self._also(fx.Commit, self._commit)
         self._also(fx.StartEpoch, self._start_epoch)
         self._also(fx.StepDown, self._step_down)
@@ -160,20 +162,31 @@ class NodeService:
         self.read_view = ReadView(self.store)
         self._questions = {kind: Questions(node, confirmed=kind) for kind in (False, True)}
         life = node.life
+        self.tail = Tail(
+            node.id,
+            node.replica,
+            self.executor,
+            self.store,
+            [record for record in records if record.first_index > core.commit_index],
+            not_primary=node._not_primary,
+            call_soon=lambda action: self._soon(life, action),
+            confirm=node.confirm if node.world.bounds.confirm_reads else None,
+            clock=node.clock,
+        )
         self.pipeline = Pipeline(
             node.id,
             node.replica,
             self.executor,
+            self.tail,
             self,
             node.world.bounds,
-            [record for record in records if record.first_index > core.commit_index],
             async_operations=frozenset(),
             append=self._append,
+            not_primary=node._not_primary,
             why_not_serving=lambda: f"{node.id} does not serve",
             spawn=_no_tasks,
-            confirm=node.confirm if node.world.bounds.confirm_reads else None,
-            clock=node.clock,
             call_soon=lambda action: self._soon(life, action),
+            clock=node.clock,
         )
 
     def crash(self, applied_index: int) -> None:
@@ -204,7 +217,8 @@ class NodeService:
         self.pipeline.schedule()
 
     def _commit(self, effect: fx.Commit) -> None:
-        self.pipeline.commit(effect.index)
+        self.tail.commit(effect.index)
+        self.pipeline.schedule()
         if self._ready_index and effect.index >= self._ready_index:
             self._ready_index = 0
             self.pipeline.open_epoch()
@@ -229,7 +243,7 @@ class NodeService:
     def install(self, sender: NodeService, index: int, epoch: int) -> None:
         """The snapshot is in place."""
         self.store.install(index, sender._snapshots[index, epoch])
-        self.pipeline.on_snapshot()
+        self.tail.on_snapshot()
         self._wake_applied()
 
     # -- clients
@@ -249,11 +263,11 @@ class NodeService:
         """Read as the engine does. Raises NotPrimaryError if this node does not serve."""
         replica = self._node.replica
         if replica.primary is None:
-            raise self.pipeline.not_primary()
+            raise self._node._not_primary()
         result = self.read(query)
         # The lease is checked after the read and before the answer leaves (D4).
         if not replica.may_serve(self._node.clock()):
-            raise self.pipeline.not_primary()
+            raise self._node._not_primary()
         return result
 
     def read(self, query: Query) -> QueryResult:
@@ -269,7 +283,7 @@ class NodeService:
         """Return (epoch, commit index) if this node serves. Raises NotPrimaryError."""
         replica = self._node.replica
         if not replica.may_serve(self._node.clock()):
-            raise self.pipeline.not_primary()
+            raise self._node._not_primary()
         return replica.epoch, replica.core.commit_index
 
     def learn_commit(self, epoch: int, index: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 from datapath.clock import clock_ms
-from datapath.execution.pipeline import Pipeline
+from datapath.execution.tail import Tail
 from datapath.node.catch_up import Snapshots
 from datapath.node.engine import Engine
 from datapath.node.read_index import ReadIndex
@@ -32,14 +32,14 @@ REPLICA = "tests/unit/datapath/node/"
 
 
 def _d2_early_answers_tell_of_others() -> list[Patch]:
-    answer_local = Pipeline.answer_local
+    answer_local = Tail.answer_local
 
-    def tell(pipeline: Pipeline) -> None:
-        for answer in pipeline._local_acks:
+    def tell(tail: Tail) -> None:
+        for answer in tail._local_acks:
             answer.executed.seen_index = 0
-        answer_local(pipeline)
+        answer_local(tail)
 
-    return [patch.object(Pipeline, "answer_local", tell)]
+    return [patch.object(Tail, "answer_local", tell)]
 
 
 def _d8_the_payload_is_not_compared() -> list[Patch]:

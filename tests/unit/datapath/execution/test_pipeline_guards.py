@@ -14,6 +14,7 @@ from datapath.errors import NotPrimaryError, OperationError, RejectedError, Safe
 from datapath.execution import pipeline as module
 from datapath.execution.executor import Executor
 from datapath.execution.pipeline import Pipeline, async_operations
+from datapath.execution.tail import Tail
 from datapath.operations import Operation, Result
 from datapath.protocol import effects as fx
 from datapath.protocol.messages import AppendReply
@@ -74,25 +75,41 @@ class Desk:
         self.has_room: Callable[[int], bool] = lambda _: True
         self.turns: list[Callable[[], object]] = []
         self.unwritten: list[fx.Effect] = []
+        executor = Executor(service, self.store, Bounds().client_table, lambda: self.lead.now_ms)
+        self.tail = Tail(
+            "b",
+            self.lead.replica,
+            executor,
+            self.store,
+            list(self.lead.primary.recent),
+            not_primary=self.not_primary,
+            call_soon=self.turns.append,
+            confirm=confirm,
+            clock=lambda: self.lead.now_ms,
+        )
         self.pipeline = Pipeline(
             "b",
             self.lead.replica,
-            Executor(service, self.store, Bounds().client_table, lambda: self.lead.now_ms),
+            executor,
+            self.tail,
             self,
             bounds or Bounds(),
-            list(self.lead.primary.recent),
             async_operations=async_operations(service.operations),
             append=self._append,
+            not_primary=self.not_primary,
             why_not_serving=lambda: "it does not serve",
             spawn=self._spawn,
-            confirm=confirm,
-            clock=lambda: self.lead.now_ms,
             call_soon=self.turns.append,
+            clock=lambda: self.lead.now_ms,
         )
         self.lead.probed("a")
         self.lead.promise("a")
         self.acknowledge()
         self.pipeline.open_epoch()
+
+    def not_primary(self) -> NotPrimaryError:
+        view = self.lead.replica.view
+        return NotPrimaryError("no_primary", "it does not serve", view.primary if view else "")
 
     def reserve(self, size_bytes: int, /) -> bool:
         return self.has_room(size_bytes)
@@ -107,10 +124,11 @@ class Desk:
     def _carry_out(self, effects: list[fx.Effect]) -> None:
         for effect in effects:
             if isinstance(effect, fx.WriteRecords):
-                self.pipeline.on_written(effect.records)
+                self.tail.on_written(effect.records)
                 self.unwritten.append(effect)
             elif isinstance(effect, fx.Commit):
-                self.pipeline.commit(effect.index)
+                self.tail.commit(effect.index)
+                self.pipeline.schedule()
             elif isinstance(effect, fx.StepDown):
                 self.pipeline.step_down()
 
@@ -118,7 +136,7 @@ class Desk:
         """What was appended is durable here."""
         unwritten, self.unwritten = self.unwritten, []
         self._carry_out([e for e in self.lead.write(unwritten) if e not in unwritten])
-        self.pipeline.answer_local()
+        self.tail.answer_local()
 
     def acknowledge(self) -> None:
         """The backup holds everything; what is durable here too commits."""
@@ -403,7 +421,7 @@ def test_an_early_answer_waits_for_the_disk_and_for_what_shines_through() -> Non
     desk = Desk()
     early = desk.put("a", ack="local")
     desk.turn()
-    desk.pipeline.answer_local()
+    desk.tail.answer_local()
     assert early.said == "", "it is not durable"
     desk.write()
     assert early.said == "done"
@@ -496,23 +514,23 @@ def test_a_stop_says_the_same() -> None:
 def test_a_commit_beyond_what_can_be_applied_stops_the_node() -> None:
     desk = Desk()
     with pytest.raises(SafetyError, match="could be applied"):
-        desk.pipeline.commit(desk.lead.last_index + 1)
+        desk.tail.commit(desk.lead.last_index + 1)
 
 
 def test_what_was_cut_from_the_log_is_not_applied() -> None:
     desk = Desk()
     desk.depose()
     records = [_record(index, 2) for index in (2, 3, 4)]
-    desk.pipeline.on_written(records)
-    assert desk.pipeline.uncommitted_records == 3
-    desk.pipeline.on_truncated(3)
-    assert desk.pipeline.uncommitted_records == 1
-    desk.pipeline.on_written([_record(3, 3)])
-    desk.pipeline.commit(3)
+    desk.tail.on_written(records)
+    assert len(desk.tail) == 3
+    desk.tail.on_truncated(3)
+    assert len(desk.tail) == 1
+    desk.tail.on_written([_record(3, 3)])
+    desk.tail.commit(3)
     assert desk.store.applied_index == 3
-    desk.pipeline.on_written([_record(4, 3)])
-    desk.pipeline.on_snapshot()
-    assert desk.pipeline.uncommitted_records == 0
+    desk.tail.on_written([_record(4, 3)])
+    desk.tail.on_snapshot()
+    assert len(desk.tail) == 0
 
 
 # answers that are confirmed (decision 17)
@@ -533,7 +551,7 @@ def test_what_wrote_nothing_waits_for_a_confirmation_where_one_is_asked_for() ->
     waiting.set_result(None)
     assert [one.said for one in told] == ["", "done"]
     assert waiting.done()
-    waiting.set_exception(desk.pipeline.not_primary())
+    waiting.set_exception(desk.not_primary())
     waiting.set_result(None)
 
 
@@ -544,7 +562,7 @@ def test_a_confirmation_that_does_not_come_in_time_is_no_answer() -> None:
     desk.turn()
     desk.pipeline.expire(desk.lead.now_ms + 10)
     assert [one.said for one in told] == ["not_applied timeout", "", ""]
-    asked[0].set_exception(desk.pipeline.not_primary())
+    asked[0].set_exception(desk.not_primary())
     assert [one.said for one in told[1:]] == ["not_applied no_primary"] * 2
 
 
@@ -554,7 +572,7 @@ def test_answers_that_were_confirmed_are_not_kept() -> None:
         told = desk.ask("delete", b"none")
         desk.turn()
         assert told.said == "done"
-        assert len(desk.pipeline._unconfirmed) <= 1
+        assert len(desk.tail._unconfirmed) <= 1
 
 
 def test_a_first_answer_is_recalled_once_it_is_applied_here() -> None:
@@ -562,9 +580,9 @@ def test_a_first_answer_is_recalled_once_it_is_applied_here() -> None:
     put = Operation("put", (b"k", b"value"), "K")
     desk.put("k", "K")
     desk.turn()
-    assert desk.pipeline.recall(put) is None
+    assert desk.tail.recall(put) is None
     desk.commit()
-    known = desk.pipeline.recall(put)
+    known = desk.tail.recall(put)
     assert isinstance(known, Result)
     assert known.repeated
 
