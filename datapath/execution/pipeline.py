@@ -6,7 +6,6 @@ record when it commits. No task is made and no thread asked per operation.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -70,6 +69,13 @@ class Room(Protocol):
         """Whether there is room for so much more of the log."""
 
 
+class Running(Protocol):
+    """An `async` operation under way: a task, or what looks like one."""
+
+    def cancel(self) -> object:
+        """End it."""
+
+
 class Pipeline:
     """Executes operations and makes records of them; the `tail` answers when they commit.
 
@@ -91,7 +97,7 @@ class Pipeline:
         append: Callable[[Record], None],
         not_primary: Callable[[], NotPrimaryError],
         why_not_serving: Callable[[], str],
-        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        spawn: Callable[[Coroutine[Any, Any, None]], Running],
         call_soon: Callable[[Callable[[], None]], object],
         clock: Callable[[], float],
     ) -> None:
@@ -114,7 +120,7 @@ class Pipeline:
         self._waiting_keys: dict[str, int] = {}
         self._overload_repeats: list[tuple[Waiting, OverloadedError]] = []  # of this turn
         self._burst_due = False
-        self._executing: asyncio.Task[None] | None = None
+        self._executing: Running | None = None
         self._stopped = False
         self.operations_total = 0
         self.records_total = 0

@@ -127,7 +127,7 @@ class Context:
             reason = "consensus has not been reached: is a majority of the nodes up?"
             reason += f" ({self.waits_for})" if self.waits_for else ""
         elif self.engine is not None and primary == self.node_id:
-            reason = self.engine.why_not_serving()
+            reason = self.engine.interpreter.why_not_serving()
         else:
             in_sync = ", ".join(views.newest.in_sync)
             reason = (

@@ -266,7 +266,7 @@ class Gateway:
         engine = self._engine
         outcome = attempts.answer(
             self._context.no_primary(attempts.last),
-            lambda: None if engine is None else engine.recall(operation),
+            lambda: None if engine is None else engine.interpreter.tail.recall(operation),
         )
         if isinstance(outcome, OperationError):
             raise outcome
@@ -351,7 +351,10 @@ class Gateway:
         noticed = context.registry.warnings() if context.registry is not None else ()
         if self._views.newest is None and context.waits_for:
             noticed = (f"{self.node_id}: {context.waits_for}", *noticed)
-        return (*noticed, *(self._engine.warnings() if self._engine is not None else ()))
+        return (
+            *noticed,
+            *(self._engine.interpreter.warnings() if self._engine is not None else ()),
+        )
 
     def _own_status(self) -> ClusterStatus:
         status = self._status_without_votes()

@@ -54,7 +54,7 @@ class Reads:
         context, engine = self._context, self._context.engine
         if engine is None or not (context.views.belongs or self._may_serve_alone(query)):
             return None
-        return engine.query(query)
+        return engine.interpreter.query(query)
 
     def _may_serve_alone(self, query: Query) -> bool:
         """Whether what may be arbitrarily old may come from a node that can ask nobody.
@@ -96,12 +96,12 @@ class Reads:
         self, engine: Engine, query: Query, timeout_ms: float, *, is_scan: bool
     ) -> QueryResult | None:
         """Read here, under the leases or confirmed; None: this node does not serve now."""
-        confirmed = engine.needs_confirmation(query)
+        confirmed = engine.interpreter.needs_confirmation(query)
         if confirmed:
             await self._confirm(engine, timeout_ms)
         if is_scan:
             await self._turns.take()
-        return engine.read(query) if confirmed else engine.query(query)
+        return engine.interpreter.read(query) if confirmed else engine.interpreter.query(query)
 
     @staticmethod
     async def _confirm(engine: Engine, timeout_ms: float) -> ReadPoint:
@@ -109,7 +109,7 @@ class Reads:
             async with asyncio.timeout(timeout_ms / 1000):
                 return await engine.confirm()
         except TimeoutError:
-            raise NotPrimaryError("timeout", engine.why_not_serving()) from None
+            raise NotPrimaryError("timeout", engine.interpreter.why_not_serving()) from None
 
     async def _forward_query(self, primary: str, query: Query, left_ms: float) -> QueryResult:
         self.counters["forwarded_total"] += 1
@@ -127,7 +127,7 @@ class Reads:
             and query.max_staleness_ms is not None
             and self._leased.age_ms(clock_ms()) <= query.max_staleness_ms
         ):
-            return engine.read(query)
+            return engine.interpreter.read(query)
         left_ms = max(1.0, min(CATCH_UP_TIMEOUT_MS, deadline_ms - clock_ms()))
         try:
             async with asyncio.timeout(left_ms / 1000):
@@ -143,9 +143,9 @@ class Reads:
         if engine.is_scan(query):
             await self._turns.take()  # many may have waited for the same index
         await self._turns.wait_while_spent()
-        before_bytes = engine.read_bytes
-        result = engine.read(query)
-        self._turns.spend(engine.read_bytes - before_bytes)
+        before_bytes = engine.interpreter.read_bytes
+        result = engine.interpreter.read(query)
+        self._turns.spend(engine.interpreter.read_bytes - before_bytes)
         return result
 
     async def _ask_for_index(self, engine: Engine, *, confirmed: bool) -> tuple[float, int]:
@@ -206,9 +206,9 @@ class Reads:
         engine = self._context.engine
         if engine is None:
             raise NotPrimaryError("no_primary", f"{self._context.node_id} is a witness")
-        if confirmed or engine.confirms_reads:
+        if confirmed or engine.interpreter.confirms_reads:
             return None
-        return ReadIndexReturn(*engine.read_index())
+        return ReadIndexReturn(*engine.interpreter.read_index())
 
     async def read_index(self) -> ReadIndexReturn:
         """Answer a backup's question that may not rest on leases."""
@@ -240,5 +240,5 @@ class _Questions(ReadIndex[asyncio.Future[tuple[float, int]]]):
 def _read_index_of(engine: Engine, answer: Return) -> int:
     if not isinstance(answer, ReadIndexReturn):
         raise NoAnswerError("the primary gave a strange answer")
-    engine.learn_commit(answer.epoch, answer.index)
+    engine.interpreter.learn_commit(answer.epoch, answer.index)
     return answer.index

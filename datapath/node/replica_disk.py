@@ -215,6 +215,10 @@ class Storage:
 
     def mark_damaged(self, ticket: int) -> None:
         """Entries are missing that may have been acknowledged."""
+        log.error(
+            "entries are missing here that may have been acknowledged: this replica takes no part "
+            "in decisions until a primary has caught it up"
+        )
         self._submit(ticket, self.accepted.set_damaged)
 
     def clear_marks(self, ticket: int) -> None:

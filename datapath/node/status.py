@@ -30,6 +30,27 @@ def cluster_status(
     )
 
 
+def replica_counters(replica: Replica) -> dict[str, float]:
+    """Return numbers for metrics: where this replica is, and how far behind the others are."""
+    core, primary = replica.core, replica.primary
+    lags = (
+        [core.log.last_index - peer.match_index for peer in primary.peers.values()]
+        if primary is not None
+        else []
+    )
+    return {
+        "epoch": replica.epoch,
+        "view_version": replica.view.version if replica.view else 0,
+        "is_primary": float(replica.may_serve(clock_ms())),
+        "in_sync_replicas": len(replica.view.in_sync) if replica.view else 0,
+        "last_index": core.log.last_index,
+        "durable_index": core.durable_index,
+        "commit_index": core.commit_index,
+        "log_first_index": core.log.base_index + 1,
+        "max_peer_lag": max(lags, default=0),
+    }
+
+
 def _node_state(
     node_id: str,
     replica: Replica,

@@ -126,5 +126,5 @@ def test_what_was_sent_before_a_replica_told_anew_what_it_holds_fills_no_window(
     assert replica.start_install(10**6, 1) == ""
     cluster.run(60)
     assert replica.core.log.last_index < 70
-    cluster["c"]._carry_out(replica.on_install_failed())
+    cluster["c"].service.run(replica.on_install_failed)
     cluster.until(cluster.is_whole)

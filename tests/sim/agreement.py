@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from datapath.node.engine import EXCLUDING
+from datapath.node.proposer import EXCLUDING
 from datapath.protocol import effects as fx
 from election.view import (
     AddToInSync,
@@ -154,7 +154,7 @@ class Agreement:
     def propose(self, node: Node, effect: fx.Propose) -> None:
         """Take a node's proposal. One that excludes replicas leaves only once consensus is heard.
 
-        As `Engine._propose` has it: docs/decisions/0006 and 0015.
+        As `Proposer.propose` has it: docs/decisions/0006 and 0015.
         """
         clockwork = self._clockwork
         if not isinstance(effect.change, EXCLUDING):

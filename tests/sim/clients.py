@@ -164,12 +164,11 @@ class Clients:
 
     def read_all(self, node: Node) -> None:
         """The cluster is whole: read all there is at its primary, and see that nothing is gone."""
-        assert node.service is not None
         client = self.history.new_client()
         for number in range(self._begun // OPERATIONS_PER_GROUP + 1):
             prefix = f"g{number}/"
             entry = self.history.range(client, self.now_ns(), prefix=prefix, note=f"last {node.id}")
-            answer = node.service.query(_range_query(prefix))
+            answer = node.service.read(_range_query(prefix))
             entry.listed(self.now_ns(), _items(answer), revision=answer.index)
             self.claims.listed(entry, self.claims.floors())
             self.claims.is_last(entry)
@@ -299,7 +298,6 @@ class Asking:
 
     def _execute(self, node: Node, number: int) -> None:
         service = node.service
-        assert service is not None
         if isinstance(self.asks, Operation):
             # The node gives up before the client does, or after it.
             clients, clockwork = self.clients, self.clockwork
@@ -310,7 +308,7 @@ class Asking:
                     clients.world, node, self.asks, timeout_ms, sink, clients.links
                 )
             else:
-                service.submit(self.asks, timeout_ms, sink)
+                service.ask(self.asks, timeout_ms, sink)
             return
         view = node.replica.view
         try:
@@ -320,7 +318,7 @@ class Asking:
             if service.needs_confirmation(self.asks):
                 node.confirm(Confirmed(self, node, number))
                 return
-            answer = service.query(self.asks)
+            answer = service.answer(self.asks)
         except OperationError as problem:
             if node.replica.primary is not None:
                 self.clockwork.seen["client: no read without a lease"] += 1
@@ -330,11 +328,9 @@ class Asking:
 
     def _ask_index(self, node: Node, number: int) -> None:
         """A read at a backup: it asks the primary for its commit index, and waits to apply it."""
-        assert node.service is not None
         assert isinstance(self.asks, Query)
 
         def read() -> None:
-            assert node.service is not None
             assert isinstance(self.asks, Query)
             self.clockwork.seen["client: read at a backup"] += 1
             self.clients.answer(self._read, number, node.service.read(self.asks))
@@ -453,7 +449,6 @@ class Confirmed:
     def set_result(self, _: ReadPoint, /) -> None:
         """Read now."""
         asking, service = self._asking, self._node.service
-        assert service is not None
         assert isinstance(asking.asks, Query)
         asking.clockwork.seen["client: confirmed read"] += 1
         asking.clients.answer(asking._read, self._number, service.read(asking.asks))

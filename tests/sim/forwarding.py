@@ -62,7 +62,6 @@ class Forwarding:
     def _step(self) -> None:
         node, attempts = self._node, self._attempts
         service = node.service
-        assert service is not None
         view, now_ms = node.replica.view, node.clock()
         primary = view.primary if view else ""
         left_ms = attempts.deadline_ms - now_ms
@@ -81,7 +80,7 @@ class Forwarding:
                 self._later(self._clockwork.between(*RETRY_MS), self._step)
             case "here":
                 self._number += 1
-                service.submit(self._operation, left_ms, Ended(self._ended, self._number))
+                service.ask(self._operation, left_ms, Ended(self._ended, self._number))
             case "forward":
                 self._number += 1
                 self._forward(self._world.nodes[primary], left_ms, self._number)
@@ -96,8 +95,7 @@ class Forwarding:
                 primary.post(life, execute)
 
         def execute() -> None:
-            assert primary.service is not None
-            primary.service.submit(self._operation, left_ms, Ended(answer, number))
+            primary.service.ask(self._operation, left_ms, Ended(answer, number))
 
         def answer(number: int, outcome: Result | DataPathError) -> None:
             if not network.is_cut(primary.id, node.id):

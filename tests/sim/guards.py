@@ -47,6 +47,7 @@ SIMULATED = (
     "datapath.protocol.replica",
     "datapath.protocol.progress",
     "datapath.protocol.log_index",
+    "datapath.node.interpreter",
     "datapath.node.read_index",
     "datapath.node.catch_up",
     "datapath.node.router",
@@ -73,6 +74,7 @@ MODULES = (*SIMULATED, *CONSENSUS)
 TESTS = (
     "tests/scenarios",
     "tests/unit/datapath/execution",
+    "tests/unit/datapath/node/test_interpreter.py",
     "tests/unit/datapath/node/test_member_change.py",
     "tests/unit/datapath/node/test_membership.py",
     "tests/unit/datapath/node/test_read_index.py",

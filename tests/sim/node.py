@@ -1,53 +1,30 @@
-"""One simulated node: a production `Replica`, and what carries its effects out."""
+"""One simulated node: a production `Replica` and `Interpreter`, and what they are given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from datapath.errors import NotPrimaryError, OperationError
+from datapath.execution.pipeline import Running
 from datapath.protocol import effects as fx
-from datapath.protocol.confirmations import Confirmation, Confirmations, ReadPoint
+from datapath.protocol.confirmations import Confirmation
 from datapath.protocol.messages import Heartbeat, Message, Refusal
 from datapath.protocol.primary import Primary
 from datapath.protocol.replica import Replica
 from datapath.records import make_record
+from datapath.storage.environment import SERVICE_SPACE
 from election.view import Handover, TakeOver, View
 from tests.sim.disk import Disk
-from tests.sim.service import NodeService
+from tests.sim.service import NodeService, Storage
 
 if TYPE_CHECKING:
     from tests.sim.world import World
 
 READ_LIMIT_RECORDS = 4
 CLOCK_RATES = (0.92, 1.08)
+TURN_MS = (0.01, 0.1)
+"""How long a turn of the event loop lasts."""
 _PAYLOAD = b"x" * 16
-
-
-class Confirming:
-    """Who waits for a confirmation, and what the oracle knows that it must hold (decision 17)."""
-
-    __slots__ = ("_inner", "_node", "acknowledged")
-
-    def __init__(self, node: Node, inner: Confirmation | None) -> None:
-        self._node = node
-        self._inner = inner
-        self.acknowledged = node.oracle.acknowledged
-
-    def done(self) -> bool:
-        """Whether nobody waits any more."""
-        return self._inner is not None and self._inner.done()
-
-    def set_result(self, point: ReadPoint, /) -> None:
-        """It is confirmed."""
-        self._node.oracle.on_confirmed(self._node, self.acknowledged, point.index)
-        if self._inner is not None:
-            self._inner.set_result(point)
-
-    def set_exception(self, exception: OperationError, /) -> None:
-        """It is not."""
-        if self._inner is not None:
-            self._inner.set_exception(exception)
 
 
 class Node:
@@ -73,31 +50,13 @@ class Node:
         self.clock_rate = clockwork.between(*CLOCK_RATES)
         self.tick_ms = clockwork.between(14, 24)
         self.replica: Replica
-        self.confirmations: Confirmations
         self._clock_offset = clockwork.between(0, 1e6)
         self._backlog: list[tuple[Callable[..., None], tuple[Any, ...], dict[str, Any]]] = []
         self._torn = False
         self._applied_index = 0
         self._appended = 0
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            fx.Send: self._send,
-            fx.Reply: self._reply,
-            fx.WriteRecords: self._write,
-            fx.TruncateLog: self._truncate,
-            fx.RecordAccepted: self._accepted,
-            fx.MarkDamaged: self._mark_damaged,
-            fx.ClearMarks: self._clear_damaged,
-            fx.Commit: self._commit,
-            fx.Confirmed: self._confirmed,
-            fx.Propose: self._propose,
-            fx.ReadLog: self._read_log,
-            fx.SendSnapshot: self._send_snapshot,
-            fx.StartEpoch: self._start_epoch,
-            fx.StepDown: self._step_down,
-            fx.HandoverEnded: self._handover_ended,
-            fx.Redial: self._redial,
-        }
-        self.service = NodeService(self) if world.has_service else None
+        self.storage = Storage(self)
+        self.service: NodeService
 
     # -- lifetime
 
@@ -133,9 +92,7 @@ class Node:
             self.clock(),
             world.takeover_order,
         )
-        self.confirmations = Confirmations(self.replica, self._not_primary)
-        if self.service is not None:
-            self.service.start()
+        self.service = NodeService(self)
         if clockwork.tracing:
             clockwork.note(
                 f"{self.id} STARTS: entries {recovered.log.base_index + 1}.."
@@ -164,8 +121,7 @@ class Node:
         self._torn = self.disk.crash(lost_from, damage=damage) or core.suspect
         self.is_up = False
         self.life += 1
-        if self.service is not None:
-            self.service.crash(self._applied_index)
+        self.storage.crash(self._applied_index)
         self.world.network.forget(self)
         self.oracle.check_holds_committed(self)
 
@@ -218,17 +174,12 @@ class Node:
 
     def _tick(self) -> None:
         timing, replica, now_ms = self.world.timing, self.replica, self.clock()
-        disk = self.disk
-        stalled = not disk.idle and disk.stalled_for_ms() >= timing.ack_timeout_ms
         if now_ms - replica.core.now_ms >= timing.stall_threshold_ms:
             self.clockwork.seen["stall noticed"] += 1
         if replica.primary is not None:
             self._count_situations(replica.primary)
-        self._carry_out(replica.on_tick(now_ms, disk_stalled=stalled))
+        self.service.on_tick()
         self.world.agreement.tell(self)
-        self.confirmations.expire()
-        if self.service is not None:
-            self.service.on_tick()
 
     def _count_situations(self, primary: Primary) -> None:
         """Look at what only the primary itself knows; each tick that finds it counts."""
@@ -248,32 +199,30 @@ class Node:
             self.clockwork.note(f"{peer} -> {self.id}  {_brief(message)}")
         if isinstance(message, Heartbeat) and self.replica.backup._takeover_version:
             self.clockwork.seen["promise withheld"] += 1
-        self._carry_out(self.replica.on_message(peer, message, self.clock()))
+        self.service.run(self.replica.on_message, peer, message, self.clock())
 
     def on_link(self, peer: str) -> None:
         """The connection to a peer is open."""
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} is connected to {peer}")
-        self._carry_out(self.replica.on_link(peer))
+        self.service.run(self.replica.on_link, peer)
 
     def on_link_lost(self, peer: str) -> None:
         """The connection to a peer is gone."""
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} has lost its connection to {peer}")
-        self._carry_out(self.replica.on_link_lost(peer))
+        self.service.run(self.replica.on_link_lost, peer)
 
     def on_view(self, view: View) -> None:
         """A view is known here."""
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} learns view {view.version}")
-        self._carry_out(self.replica.on_view(view))
-        if self.service is not None:
-            self.service.on_view()
+        self.service.on_view(view)
 
     def on_reminder(self, epoch: int, index: int) -> None:
         """Another node remembers that this one had that entry committed."""
         was_damaged = self.replica.core.damaged
-        self._carry_out(self.replica.on_reminder(epoch, index))
+        self.service.run(self.replica.on_reminder, epoch, index)
         if self.replica.core.damaged and not was_damaged:
             self.clockwork.seen["reminded of its loss"] += 1
             if self.clockwork.tracing:
@@ -290,7 +239,7 @@ class Node:
             self.on_view(view)
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id}: its proposal has ended, answered={answered}")
-        self._carry_out(self.replica.on_proposal_done(answered=answered))
+        self.service.run(self.replica.on_proposal_done, answered=answered)
 
     def _on_disk(self, life: int, ticket: int) -> None:
         # The disk counts its own lives; `post` asks for this process's.
@@ -305,7 +254,7 @@ class Node:
 
     def on_durable(self, ticket: int) -> None:
         """The disk has caught up."""
-        self._carry_out(self.replica.on_durable(ticket))
+        self.service.on_durable(ticket)
 
     def append(self, n_entries: int) -> bool:
         """Execute operations, if this node may."""
@@ -319,25 +268,15 @@ class Node:
             replica.next_index,
             replica.epoch,
             replica.core.commit_index,
-            [[(0, key, _PAYLOAD)]] * n_entries,
+            [[(SERVICE_SPACE, key, _PAYLOAD)]] * n_entries,
         )
-        self._carry_out(replica.append(record))
+        self.service.run(replica.append, record)
         return True
 
     def confirm(self, waiting: Confirmation | None = None) -> None:
         """Ask whether this node is the primary still, as a read does that rests on no clock."""
         if self.is_up and not self.paused:
-            self._carry_out(self.confirmations.ask(Confirming(self, waiting)))
-
-    def _confirmed(self, effect: fx.Confirmed) -> None:
-        self.clockwork.seen["confirmed"] += 1
-        if self.clock_rate == 0.0 or not self.replica.may_serve(self.clock()):
-            self.clockwork.seen["confirmed without a clock or a lease"] += 1
-        self.confirmations.confirmed(effect.number)
-
-    def _not_primary(self) -> NotPrimaryError:
-        primary = self.replica.view.primary if self.replica.view else ""
-        return NotPrimaryError("no_primary", f"{self.id} does not serve", primary)
+            self.service.confirm(waiting)
 
     def hand_over(self, to: str) -> None:
         """Ask for a handover."""
@@ -346,21 +285,17 @@ class Node:
         problem, effects = self.replica.start_handover(to, 500)
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} hands over to {to}: {problem or 'begun'}")
-        self._carry_out(effects)
+        self.service.run(lambda: effects)
 
     def trim(self, first_index: int) -> None:
         """Forget old entries of the log."""
         if not self.is_up or self.paused or self.installing or not self.disk.idle:
             return
         first = self.disk.trim(min(first_index, self.replica.core.commit_index))
-        self._carry_out(self.replica.on_log_trimmed(first))
+        self.service.run(self.replica.on_log_trimmed, first)
 
-    # -- effects
-
-    def _carry_out(self, effects: list[fx.Effect]) -> None:
-        handlers = self._handlers
-        for effect in effects:
-            handlers[type(effect)](effect)
+    def after_event(self) -> None:
+        """An event has been carried out: look at what has become of this node."""
         if self.has_lost:
             core = self.replica.core
             is_whole = self.disk.durable.last_index >= self.oracle.acknowledged
@@ -373,50 +308,40 @@ class Node:
             self.loss_is_remembered = self.loss_is_remembered and self.has_lost
         self.oracle.check_node(self)
 
-    def _send(self, effect: fx.Send) -> None:
-        self.oracle.on_sent_as_primary(self, effect.message)
-        self.world.network.send(self.id, effect.peer, effect.message)
+    # -- what the interpreter asks for (`datapath.node.interpreter.Surroundings`)
 
-    def _reply(self, effect: fx.Reply) -> None:
-        if isinstance(effect.message, Refusal):
+    def send(self, peer: str, message: Message) -> None:
+        """Send on the connection to a peer."""
+        self.oracle.on_sent_as_primary(self, message)
+        self.world.network.send(self.id, peer, message)
+
+    def reply(self, peer: str, message: Message) -> None:
+        """Send back on the connection from a peer."""
+        if isinstance(message, Refusal):
             self.clockwork.seen["refused as fenced"] += 1
-        self.oracle.on_replied(self, effect.peer, effect.message)
-        self.world.network.reply(self.id, effect.peer, effect.message)
+        self.oracle.on_replied(self, peer, message)
+        self.world.network.reply(self.id, peer, message)
 
-    def _write(self, effect: fx.WriteRecords) -> None:
-        cache = self.disk.cache
-        previous = cache.epoch_at(effect.records[0].first_index - 1)
-        for record in effect.records:
-            self.oracle.on_write(self, record, previous)
-            previous = record.epoch
-        if cache.last_index + 1 != effect.records[0].first_index:
-            self.world.oracle.fail(f"{self.id} writes beside the end of its log")
-        self.disk.submit(effect.ticket, "records", effect.records)
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Make a turn of the event loop, in this life."""
+        clockwork = self.clockwork
+        clockwork.after(clockwork.between(*TURN_MS), self.post, self.life, callback)
 
-    def _truncate(self, effect: fx.TruncateLog) -> None:
-        self.clockwork.seen["truncation"] += 1
-        if self.clockwork.tracing:
-            self.clockwork.note(f"{self.id} cuts its log from {effect.from_index} on")
-        if effect.from_index <= self.replica.core.commit_index:
-            self.world.oracle.fail(f"D6: {self.id} cuts entry {effect.from_index}: committed")
-        self.disk.submit(effect.ticket, "truncate", effect.from_index)
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Running:
+        """Nothing here is `async`."""
+        raise NotImplementedError("the key-value service has no async operations")
 
-    def _accepted(self, effect: fx.RecordAccepted) -> None:
-        self.disk.submit(effect.ticket, "accepted", (effect.epoch, effect.primary))
+    def fail(self, problem: Exception) -> None:
+        """A broken invariant ends the schedule."""
+        raise problem
 
-    def _mark_damaged(self, effect: fx.MarkDamaged) -> None:
-        self.clockwork.seen["told of its loss"] += 1
-        self.disk.submit(effect.ticket, "mark_damaged", None)
+    def on_commit(self, index: int) -> None:
+        """Entries are committed."""
+        self.oracle.on_commit(self, self.commit_index, index)
+        self.commit_index = index
 
-    def _clear_damaged(self, effect: fx.ClearMarks) -> None:
-        self.clockwork.seen["damage repaired"] += 1
-        self.disk.submit(effect.ticket, "clear_damaged", None)
-
-    def _commit(self, effect: fx.Commit) -> None:
-        self.world.oracle.on_commit(self, self.commit_index, effect.index)
-        self.commit_index = effect.index
-
-    def _propose(self, effect: fx.Propose) -> None:
+    def propose(self, effect: fx.Propose) -> None:
+        """Propose a change of the view."""
         change = effect.change
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} proposes {change} at {effect.expected_version}")
@@ -435,43 +360,51 @@ class Node:
             self.takeovers.add(effect.expected_version)
         return True
 
-    def _read_log(self, effect: fx.ReadLog) -> None:
+    def read_log(self, effect: fx.ReadLog) -> None:
+        """Read some of the log, later."""
         self.clockwork.seen["log replay"] += 1
         delay = self.clockwork.between(0.1, 10)
         self.clockwork.after(delay, self.post, self.life, self._log_is_read, effect)
 
     def _log_is_read(self, effect: fx.ReadLog) -> None:
         records = self.disk.cache.read(effect.from_index, READ_LIMIT_RECORDS)
-        self._carry_out(self.replica.on_log_read(effect.peer, effect.session, records))
+        self.service.run(self.replica.on_log_read, effect.peer, effect.session, records)
 
-    def _start_epoch(self, effect: fx.StartEpoch) -> None:
+    def on_epoch_started(self, epoch: int) -> None:
+        """This node is the primary of a new epoch."""
         self.clockwork.seen["epoch opened"] += 1
         if self.clockwork.tracing:
-            self.clockwork.note(f"{self.id} opens epoch {effect.epoch}")
-        self.world.oracle.on_start_epoch(self, effect.epoch)
+            self.clockwork.note(f"{self.id} opens epoch {epoch}")
+        self.oracle.on_start_epoch(self, epoch)
 
-    def _step_down(self, effect: fx.StepDown) -> None:
+    def on_epoch_open(self, epoch: int) -> None:
+        """It serves: the oracle sees that by itself."""
+
+    def on_step_down(self, epoch: int) -> None:
+        """The epoch is over."""
         self.clockwork.seen["step down"] += 1
-        self.confirmations.step_down()
         if self.clockwork.tracing:
-            self.clockwork.note(f"{self.id} steps down from epoch {effect.epoch}")
+            self.clockwork.note(f"{self.id} steps down from epoch {epoch}")
 
-    def _handover_ended(self, effect: fx.HandoverEnded) -> None:
+    def on_handover_ended(self, reason: str) -> None:
+        """The handover was given up."""
         self.clockwork.seen["handover given up"] += 1
         if self.clockwork.tracing:
-            self.clockwork.note(f"{self.id}: handover ended: {effect.reason}")
+            self.clockwork.note(f"{self.id}: handover ended: {reason}")
 
-    def _redial(self, effect: fx.Redial) -> None:
+    def redial(self, peer: str, reason: str) -> None:
+        """Close the connection to a peer; another one follows."""
         self.clockwork.seen["redial"] += 1
         if self.clockwork.tracing:
-            self.clockwork.note(f"{self.id} redials {effect.peer}: {effect.reason}")
-        connection = self.world.network.outgoing.get((self.id, effect.peer))
+            self.clockwork.note(f"{self.id} redials {peer}: {reason}")
+        connection = self.world.network.outgoing.get((self.id, peer))
         if connection is not None:
             self.clockwork.after(0.01, self.world.network.close, connection, 0)
 
     # -- snapshots: a copy of the state at the primary's commit index
 
-    def _send_snapshot(self, effect: fx.SendSnapshot) -> None:
+    def send_snapshot(self, effect: fx.SendSnapshot) -> None:
+        """Send one, which takes its time."""
         self.clockwork.seen["snapshot begun"] += 1
         delay = self.clockwork.between(0, 20)
         self.clockwork.after(delay, self.post, self.life, self._snapshot_leaves, effect)
@@ -484,8 +417,7 @@ class Node:
             self._snapshot_done(effect, done=False)
             return
         target = world.nodes[effect.peer]
-        if self.service is not None:
-            self.service.keep_snapshot(index, epoch)
+        self.storage.keep_snapshot(index, epoch)
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} sends {target.id} a snapshot at ({index}, {epoch})")
         self.clockwork.after(
@@ -537,17 +469,15 @@ class Node:
             return
         if sender_life != sender.life:
             self.installing = False
-            self._carry_out(self.replica.on_install_failed())
+            self.service.run(self.replica.on_install_failed)
             return
-        self.disk.install(index, epoch)
-        if self.service is not None and sender.service is not None:
-            self.service.install(sender.service, index, epoch)
+        self.storage.install(sender.storage, index, epoch)
         self.installing = False
         self.clockwork.seen["snapshot installed"] += 1
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} has installed the snapshot at ({index}, {epoch})")
         self.commit_index = index
-        self._carry_out(self.replica.on_snapshot_installed(index, epoch))
+        self.service.on_snapshot_installed(index, epoch)
         self.clockwork.after(
             self.clockwork.between(0.5, 20),
             sender.post, sender_life, sender._snapshot_done_kw, effect,
@@ -564,7 +494,7 @@ class Node:
         self._snapshot_done(effect, done=True)
 
     def _snapshot_done(self, effect: fx.SendSnapshot, *, done: bool) -> None:
-        self._carry_out(self.replica.on_snapshot_sent(effect.peer, effect.session, done=done))
+        self.service.run(self.replica.on_snapshot_sent, effect.peer, effect.session, done=done)
 
 
 def _brief(message: Message) -> str:

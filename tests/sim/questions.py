@@ -71,8 +71,7 @@ class Questions:
                 primary.post(primary.life, asked)
 
         def asked() -> None:
-            assert primary.service is not None
-            if self._confirmed or primary.world.bounds.confirm_reads:
+            if self._confirmed or primary.service.confirms_reads:
                 primary.confirm(Told(reply))
                 return
             try:
@@ -99,7 +98,6 @@ class Questions:
         self._number += 1
         reads, _ = self._reads.settle()
         service = self._node.service
-        assert service is not None
         if index is not None:
             if len(reads) > 1:
                 self._node.clockwork.seen["client: reads share a question"] += 1

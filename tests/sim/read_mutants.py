@@ -5,15 +5,15 @@ from __future__ import annotations
 from unittest.mock import patch
 
 from datapath.execution.tail import Tail
+from datapath.node.interpreter import Interpreter
 from datapath.protocol.primary import Primary
 from datapath.protocol.progress import Progress
 from tests.scenarios import test_confirmed_reads
 from tests.sim.mutant import Mutant, Patch
-from tests.sim.service import NodeService
 
 
 def _reads_rest_on_leases() -> list[Patch]:
-    return [patch.object(NodeService, "needs_confirmation", lambda *_: False)]
+    return [patch.object(Interpreter, "needs_confirmation", lambda *_: False)]
 
 
 def _answers_that_wrote_nothing_rest_on_leases() -> list[Patch]:

@@ -126,9 +126,8 @@ class Cluster:
 
     def ask(self, node: str, operation: Operation, timeout_ms: float = 10_000) -> Said:
         """Ask a node to execute; the answer comes with time, or never."""
-        service, said = self[node].service, Said()
-        assert service is not None, "this cluster has no service"
-        service.submit(operation, timeout_ms, said)
+        said = Said()
+        self[node].service.ask(operation, timeout_ms, said)
         return said
 
     def told(self, node: str, operation: Operation) -> Said:
@@ -139,9 +138,7 @@ class Cluster:
 
     def read(self, node: str, query: Query) -> QueryResult:
         """Read at once. Raises NotPrimaryError if the node does not serve."""
-        service = self[node].service
-        assert service is not None, "this cluster has no service"
-        return service.query(query)
+        return self[node].service.answer(query)
 
     # -- troubles
 

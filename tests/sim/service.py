@@ -1,33 +1,26 @@
-"""The production service on a simulated node: executor, pipeline and key-value store.
+"""What a simulated node gives to the production interpreter, and what looks on while it works.
 
-What `datapath.node.engine` does between the replica and the pipeline is done here on simulated
-time. The store is in memory: committed entries make it, and a crash throws it back to some applied
-index.
+The store is in memory: committed entries make it, and a crash throws it back to some applied index.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from cluster.services.kv import KeyValue
 from datapath.errors import OperationError, SafetyError
-from datapath.execution.executor import Executor, ReadView
-from datapath.execution.pipeline import Pipeline
-from datapath.execution.tail import Tail
+from datapath.node.interpreter import Interpreter
 from datapath.operations import Operation, Query, QueryResult, Sink
 from datapath.protocol import effects as fx
+from datapath.protocol.confirmations import Confirmation, ReadPoint
 from datapath.records import Entry, Record
 from datapath.storage.environment import SPACES
 from tests.sim.questions import Questions
 
 if TYPE_CHECKING:
     from tests.sim.node import Node
-
-TURN_MS = (0.01, 0.1)
-"""How long a turn of the event loop lasts."""
 
 Spaces = list[dict[bytes, bytes]]
 
@@ -107,129 +100,89 @@ class MemoryStore:
             self._write(entries, last_index)
 
 
-class NodeService:
-    """What serves clients on a node; it is given what the engine would be given."""
+class Storage:
+    """A node's disk, as its interpreter is given it: the oracle looks at what is written.
+
+    The state outlives the process: a crash throws it back.
+    """
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._ready_index = 0
         self._snapshots: dict[tuple[int, int], Spaces] = {}
-        self._applied_waiters: list[tuple[int, Callable[[], None]]] = []
-        self.kv = KeyValue()
         self.store = MemoryStore()
-        self.tail: Tail
-        self.pipeline: Pipeline
-        self.executor: Executor
-        self.read_view: ReadView
-        self._questions: dict[bool, Questions] = {}
-        # Each effect does first what it does on a node without a service.
-        self._also(fx.WriteRecords, lambda effect: self.tail.on_written(effect.records))
-        self._also(fx.TruncateLog, lambda effect: self.tail.on_truncated(effect.from_index))
-        self._also(fx.Commit, self._commit)
-        self._also(fx.StartEpoch, self._start_epoch)
-        self._also(fx.StepDown, self._step_down)
-        self._also(fx.HandoverEnded, lambda _: self.pipeline.schedule())
 
-    def _also(self, effect: type, action: Callable[[Any], None]) -> None:
-        handlers = self._node._handlers
-        first = handlers[effect]
-
-        def both(effect: Any) -> None:
-            first(effect)
-            action(effect)
-
-        handlers[effect] = both
-
-    # -- lifetime
-
-    def start(self) -> None:
-        """The process has started: replay the log, as far as it is known to be committed."""
-        node = self._node
-        core, disk = node.replica.core, node.disk
-        records = list(disk.durable.records)
-        for record in records:
-            if self.store.applied_index < record.last_index <= core.commit_index:
-                self.store.apply(record.entries(), record.last_index, record.epoch)
-        if self.store.applied_index != core.commit_index:
-            raise SafetyError(
-                f"{node.id} starts with state {self.store.applied_index}, commit index "
-                f"{core.commit_index}"
-            )
-        self._ready_index = 0
-        self._applied_waiters.clear()
+    def recover(self, commit_index: int) -> list[Record]:
+        """The process has started: replay what is committed, return the records after that."""
+        node, store = self._node, self.store
         self._snapshots.clear()
-        self.executor = Executor(self.kv, self.store, node.world.bounds.client_table, node.clock)
-        self.read_view = ReadView(self.store)
-        self._questions = {kind: Questions(node, confirmed=kind) for kind in (False, True)}
-        life = node.life
-        self.tail = Tail(
-            node.id,
-            node.replica,
-            self.executor,
-            self.store,
-            [record for record in records if record.first_index > core.commit_index],
-            not_primary=node._not_primary,
-            call_soon=lambda action: self._soon(life, action),
-            confirm=node.confirm if node.world.bounds.confirm_reads else None,
-            clock=node.clock,
-        )
-        self.pipeline = Pipeline(
-            node.id,
-            node.replica,
-            self.executor,
-            self.tail,
-            self,
-            node.world.bounds,
-            async_operations=frozenset(),
-            append=self._append,
-            not_primary=node._not_primary,
-            why_not_serving=lambda: f"{node.id} does not serve",
-            spawn=_no_tasks,
-            call_soon=lambda action: self._soon(life, action),
-            clock=node.clock,
-        )
+        records = node.disk.durable.records
+        for record in records:
+            if store.applied_index < record.last_index <= commit_index:
+                store.apply(record.entries(), record.last_index, record.epoch)
+        if store.applied_index != commit_index:
+            raise SafetyError(
+                f"{node.id} starts with state {store.applied_index}, commit index {commit_index}"
+            )
+        return [record for record in records if record.first_index > commit_index]
 
     def crash(self, applied_index: int) -> None:
         """The process has ended; the store had flushed what was applied up to that index."""
         self.store.throw_back(max(applied_index, self._node.disk.durable.base_index))
 
-    def _soon(self, life: int, action: Callable[[], None]) -> None:
-        clockwork = self._node.clockwork
-        clockwork.after(clockwork.between(*TURN_MS), self._node.post, life, action)
+    # -- `datapath.node.interpreter.ReplicaDisk`
 
-    def _append(self, record: Record) -> None:
-        self._node._carry_out(self._node.replica.append(record))
+    @property
+    def writable(self) -> bool:
+        """Whether the disk has room (`Troubles.fill_disk`)."""
+        return self._node.replica.core.writable
+
+    def stalled_for_ms(self) -> float:
+        """For how long the oldest write has been under way."""
+        return self._node.disk.stalled_for_ms()
 
     def reserve(self, size_bytes: int, /) -> bool:
         """Whether the disk has room."""
         del size_bytes
-        return self._node.replica.core.writable
+        return self.writable
 
-    # -- events and effects
+    def write(self, ticket: int, records: list[Record]) -> None:
+        """Append records."""
+        node = self._node
+        cache = node.disk.cache
+        previous = cache.epoch_at(records[0].first_index - 1)
+        for record in records:
+            node.oracle.on_write(node, record, previous)
+            previous = record.epoch
+        if cache.last_index + 1 != records[0].first_index:
+            node.oracle.fail(f"{node.id} writes beside the end of its log")
+        node.disk.submit(ticket, "records", records)
 
-    def on_tick(self) -> None:
-        """Time has passed."""
-        self.pipeline.expire(self._node.clock())
-        self.pipeline.schedule()
+    def truncate(self, ticket: int, from_index: int) -> None:
+        """Cut the log."""
+        node = self._node
+        node.clockwork.seen["truncation"] += 1
+        if node.clockwork.tracing:
+            node.clockwork.note(f"{node.id} cuts its log from {from_index} on")
+        if from_index <= node.replica.core.commit_index:
+            node.oracle.fail(f"D6: {node.id} cuts entry {from_index}: committed")
+        node.disk.submit(ticket, "truncate", from_index)
 
-    def on_view(self) -> None:
-        """A view is known."""
-        self.pipeline.schedule()
+    def record_accepted(self, ticket: int, epoch: int, primary: str) -> None:
+        """E5."""
+        self._node.disk.submit(ticket, "accepted", (epoch, primary))
 
-    def _commit(self, effect: fx.Commit) -> None:
-        self.tail.commit(effect.index)
-        self.pipeline.schedule()
-        if self._ready_index and effect.index >= self._ready_index:
-            self._ready_index = 0
-            self.pipeline.open_epoch()
-        self._wake_applied()
+    def mark_damaged(self, ticket: int) -> None:
+        """Entries are missing that may have been acknowledged."""
+        self._node.clockwork.seen["told of its loss"] += 1
+        self._node.disk.submit(ticket, "mark_damaged", None)
 
-    def _start_epoch(self, effect: fx.StartEpoch) -> None:
-        self._ready_index = effect.ready_index
+    def clear_marks(self, ticket: int) -> None:
+        """Nothing is missing any more."""
+        self._node.clockwork.seen["damage repaired"] += 1
+        self._node.disk.submit(ticket, "clear_damaged", None)
 
-    def _step_down(self, _: fx.StepDown) -> None:
-        self._ready_index = 0
-        self.pipeline.step_down()
+    def wants_flush(self) -> None:
+        """What the store has flushed is drawn when its node crashes."""
 
     # -- snapshots
 
@@ -240,70 +193,107 @@ class NodeService:
             raise SafetyError(f"a snapshot at {index} of a state at {applied_index}")
         self._snapshots[index, epoch] = spaces
 
-    def install(self, sender: NodeService, index: int, epoch: int) -> None:
+    def install(self, sender: Storage, index: int, epoch: int) -> None:
         """The snapshot is in place."""
+        self._node.disk.install(index, epoch)
         self.store.install(index, sender._snapshots[index, epoch])
-        self.tail.on_snapshot()
-        self._wake_applied()
+
+
+class Confirming:
+    """Who waits for a confirmation, and what the oracle knows that it must hold (decision 17)."""
+
+    __slots__ = ("_inner", "_node", "acknowledged")
+
+    def __init__(self, node: Node, inner: Confirmation | None) -> None:
+        self._node = node
+        self._inner = inner
+        self.acknowledged = node.oracle.acknowledged
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+        return self._inner is not None and self._inner.done()
+
+    def set_result(self, point: ReadPoint, /) -> None:
+        """It is confirmed."""
+        node = self._node
+        node.clockwork.seen["confirmed"] += 1
+        if node.clock_rate == 0.0 or not node.replica.may_serve(node.clock()):
+            node.clockwork.seen["confirmed without a clock or a lease"] += 1
+        node.oracle.on_confirmed(node, self.acknowledged, point.index)
+        if self._inner is not None:
+            self._inner.set_result(point)
+
+    def set_exception(self, exception: OperationError, /) -> None:
+        """It is not."""
+        if self._inner is not None:
+            self._inner.set_exception(exception)
+
+
+class NodeService(Interpreter):
+    """The production interpreter in one life of a node; the oracle looks on.
+
+    `node` is what it is given as its surroundings.
+    """
+
+    def __init__(self, node: Node) -> None:
+        bounds = node.world.bounds
+        uncommitted = node.storage.recover(node.replica.core.commit_index)
+        self._node = node
+        super().__init__(
+            node.replica, KeyValue(), node.storage, uncommitted, bounds, node, node.clock
+        )
+        self._questions = {kind: Questions(node, confirmed=kind) for kind in (False, True)}
+
+    def run(self, event: Callable[..., list[fx.Effect]], *args: Any, **kwargs: Any) -> None:
+        """Give the replica an event and carry out what follows; then look at the node."""
+        super().run(event, *args, **kwargs)
+        self._node.after_event()
+
+    def confirm(self, waiting: Confirmation | None) -> None:
+        """Let it wait; nobody at all is judged, too."""
+        super().confirm(Confirming(self._node, waiting))
 
     # -- clients
 
-    def submit(self, operation: Operation, timeout_ms: float, sink: Sink) -> None:
-        """Execute, if this node is the primary."""
+    def ask(self, operation: Operation, timeout_ms: float, sink: Sink) -> None:
+        """Execute; what is refused at once is an answer, too."""
         try:
             self.pipeline.submit(operation, timeout_ms, sink)
         except OperationError as problem:
             sink.set_exception(problem)
 
-    def needs_confirmation(self, query: Query) -> bool:
-        """Whether a read may not rest on the leases, as asked for or as configured."""
-        return query.consistency == "confirmed" or self._node.world.bounds.confirm_reads
-
-    def query(self, query: Query) -> QueryResult:
-        """Read as the engine does. Raises NotPrimaryError if this node does not serve."""
-        replica = self._node.replica
-        if replica.primary is None:
-            raise self._node._not_primary()
-        result = self.read(query)
-        # The lease is checked after the read and before the answer leaves (D4).
-        if not replica.may_serve(self._node.clock()):
-            raise self._node._not_primary()
+    def answer(self, query: Query) -> QueryResult:
+        """Read as the primary. Raises NotPrimaryError if this node does not serve."""
+        result = self.query(query)
+        if result is None:
+            raise self.not_primary()
         return result
-
-    def read(self, query: Query) -> QueryResult:
-        """Run a query on what is applied here."""
-        value = self.kv.queries[query.method](self.read_view, *query.args)
-        return QueryResult(value, self.store.applied_index, self._node.replica.epoch, self._node.id)
 
     def questions(self, query: Query) -> Questions:
         """Return what a read at this backup has to join."""
         return self._questions[query.consistency == "confirmed"]
 
-    def read_index(self) -> tuple[int, int]:
-        """Return (epoch, commit index) if this node serves. Raises NotPrimaryError."""
-        replica = self._node.replica
-        if not replica.may_serve(self._node.clock()):
-            raise self._node._not_primary()
-        return replica.epoch, replica.core.commit_index
-
-    def learn_commit(self, epoch: int, index: int) -> None:
-        """The primary has answered a read index request."""
-        self._node._carry_out(self._node.replica.learn_commit(epoch, index))
-
     def when_applied(self, index: int, action: Callable[[], None]) -> None:
         """Do something once everything up to an index is applied here."""
-        if self.store.applied_index >= index:
+        if self.has_applied(index):
             action()
         else:
-            self._applied_waiters.append((index, action))
-
-    def _wake_applied(self) -> None:
-        applied = self.store.applied_index
-        ready = [action for index, action in self._applied_waiters if index <= applied]
-        self._applied_waiters = [item for item in self._applied_waiters if item[0] > applied]
-        for action in ready:
-            self._soon(self._node.life, action)
+            self.wait_applied(index, Reading(self._node, action))
 
 
-def _no_tasks(_: object) -> asyncio.Task[None]:
-    raise NotImplementedError("the key-value service has no async operations")
+class Reading:
+    """A read that waits for an entry to be applied; it goes on in a turn of its own."""
+
+    __slots__ = ("_action", "_node")
+
+    def __init__(self, node: Node, action: Callable[[], None]) -> None:
+        self._node = node
+        self._action = action
+
+    def done(self) -> bool:
+        """It waits until its node dies."""
+        return False
+
+    def set_result(self, result: None, /) -> None:
+        """Go on."""
+        self._node.call_soon(self._action)

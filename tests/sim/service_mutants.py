@@ -10,7 +10,7 @@ from unittest.mock import patch
 from datapath.clock import clock_ms
 from datapath.execution.tail import Tail
 from datapath.node.catch_up import Snapshots
-from datapath.node.engine import Engine
+from datapath.node.interpreter import Interpreter
 from datapath.node.read_index import ReadIndex
 from datapath.protocol.replica import Replica
 from datapath.records import Record
@@ -141,10 +141,10 @@ def _d4_reads_join_an_older_question() -> list[Patch]:
 
 
 def _d4_a_read_index_without_a_lease() -> list[Patch]:
-    def read_index(engine: Engine) -> tuple[int, int]:
-        return engine.replica.epoch, engine.replica.core.commit_index
+    def read_index(interpreter: Interpreter) -> tuple[int, int]:
+        return interpreter.replica.epoch, interpreter.replica.core.commit_index
 
-    return [patch.object(Engine, "read_index", read_index)]
+    return [patch.object(Interpreter, "read_index", read_index)]
 
 
 def _d4_staleness_counts_from_the_answer() -> list[Patch]:
@@ -196,8 +196,7 @@ SERVICE_MUTANTS = (
         "D4", "reads join an older question", _d4_reads_join_an_older_question, clients=True,
     ),
     Mutant(
-        "D4", "a read index needs no lease", _d4_a_read_index_without_a_lease,
-        unit=READS + "test_a_primary_without_its_leases_gives_no_read_index",
+        "D4", "a read index needs no lease", _d4_a_read_index_without_a_lease, clients=True,
     ),
     Mutant(
         "D4", "staleness counts from the answer", _d4_staleness_counts_from_the_answer,

@@ -119,7 +119,10 @@ async def test_a_repeat_of_what_is_not_committed_waits_for_it_whatever_it_asks(
         await until(lambda: core.log.last_index > core.commit_index, "it is recorded")
         many = Operation("put", (b"k", b"1"), "K", "all", 4)
         again = asyncio.ensure_future(cluster["n1"].engine.submit(many, 8000))
-        await until(lambda: cluster["n1"].engine._pipeline.operations_total == 2, "both are taken")
+        await until(
+            lambda: cluster["n1"].engine.interpreter.pipeline.operations_total == 2,
+            "both are taken",
+        )
         assert not again.done()
         cluster["n3"].resume_disk()
         await first
@@ -309,7 +312,7 @@ async def test_beyond_the_bound_of_bytes_in_flight_operations_wait(tmp_path: Pat
             replica.engine.submit(Operation("put", (b"k%d" % number, bytes(60_000))), 15_000)
             for number in range(64)
         ]
-        pipeline, tail = replica.engine._pipeline, replica.engine._tail
+        pipeline, tail = replica.engine.interpreter.pipeline, replica.engine.interpreter.tail
         await until(lambda: len(tail) > 0, "some are executed")
         largest = 0
         for _ in range(20):

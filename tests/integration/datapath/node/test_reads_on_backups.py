@@ -118,13 +118,13 @@ async def test_a_primary_without_its_leases_gives_no_read_index(tmp_path: Path) 
     """D4: another may have become primary, and committed more."""
     async with running(tmp_path, KeyValue, timing=QUICK, nodes=2) as cluster:
         engine = cluster["n1"].engine
-        assert engine.read_index() == (1, engine.replica.core.commit_index)
+        assert engine.interpreter.read_index() == (1, engine.replica.core.commit_index)
         cluster.group.set_fault("n1", Fault.CUT_OFF)
         await cluster.stop("n2")
         await until(lambda: not cluster["n1"].is_serving, "its lease has run out")
         assert engine.replica.primary is not None
         with pytest.raises(NotPrimaryError):
-            engine.read_index()
+            engine.interpreter.read_index()
 
 
 CONFIRMED = Query("get", (b"k",), consistency="confirmed")
@@ -164,7 +164,7 @@ async def test_a_read_that_cannot_be_confirmed_ends_with_its_time(tmp_path: Path
         await cluster.stop("n2")
         with pytest.raises(NotPrimaryError):
             await cluster["n1"].gateway.query(CONFIRMED, 200)
-        confirmations = cluster["n1"].engine._confirmations
+        confirmations = cluster["n1"].engine.interpreter.confirmations
         await until(lambda: len(confirmations) == 0, "the read is forgotten")
 
 

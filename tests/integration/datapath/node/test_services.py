@@ -59,7 +59,7 @@ class Lottery(Service):
 
 
 def primary_service(cluster: LocalCluster) -> Lottery:
-    service = cluster["n1"].engine._service
+    service = cluster["n1"].engine.interpreter._service
     assert isinstance(service, Lottery)
     return service
 
@@ -84,9 +84,9 @@ async def test_an_async_operation_may_wait_and_nothing_executes_beside_it(tmp_pa
     async with running(tmp_path, Lottery) as cluster:
         slow = asyncio.create_task(cluster["n1"].execute("draw_abroad", b"k"))
         engine = cluster["n1"].engine
-        await until(lambda: engine._pipeline._executing is not None, "it executes")
+        await until(lambda: engine.interpreter.pipeline._executing is not None, "it executes")
         fast = asyncio.create_task(cluster["n1"].execute("draw", b"k"))
-        await until(lambda: engine._pipeline.waiting_operations == 1, "the other waits")
+        await until(lambda: engine.interpreter.pipeline.waiting_operations == 1, "the other waits")
         assert (await cluster["n1"].query("show", b"k")).value is None
         primary_service(cluster).gate.set()
         assert (await slow).index < (await fast).index
@@ -116,10 +116,11 @@ async def test_an_async_operation_cut_short_by_a_failover_is_executed_by_the_nex
     async with running(tmp_path, Lottery, timing=QUICK) as cluster:
         slow = asyncio.create_task(cluster["n2"].execute("draw_abroad", b"k"))
         await until(
-            lambda: cluster["n1"].engine._pipeline._executing is not None, "it executes on n1"
+            lambda: cluster["n1"].engine.interpreter.pipeline._executing is not None,
+            "it executes on n1",
         )
         for replica in cluster.replicas.values():
-            service = replica.engine._service
+            service = replica.engine.interpreter._service
             assert isinstance(service, Lottery)
             if replica.node_id != "n1":
                 service.gate.set()
@@ -135,8 +136,8 @@ async def test_an_operation_that_ended_during_a_handover_that_failed_leaves_noth
     async with running(tmp_path, Lottery) as cluster:
         cluster["n3"].hang_disk()
         stuck = asyncio.create_task(cluster["n1"].execute("draw", b"stuck"))
-        pipeline = cluster["n1"].engine._pipeline
-        tail = cluster["n1"].engine._tail
+        pipeline = cluster["n1"].engine.interpreter.pipeline
+        tail = cluster["n1"].engine.interpreter.tail
         await until(lambda: len(tail) == 1, "n3 lags")
         abroad = asyncio.create_task(cluster["n1"].execute("draw_abroad", b"k"))
         await until(lambda: pipeline._executing is not None, "it executes")

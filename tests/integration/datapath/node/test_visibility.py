@@ -66,7 +66,8 @@ async def test_d2_a_condition_that_failed_on_an_uncommitted_value_waits_for_it(
         put = cluster["n1"].execute("put", b"k", b"other", None, True)  # only if absent
         failing = asyncio.create_task(put)
         await until(
-            lambda: cluster["n1"].engine._pipeline.operations_total >= 2, "both are executed"
+            lambda: cluster["n1"].engine.interpreter.pipeline.operations_total >= 2,
+            "both are executed",
         )
         assert not failing.done()
         cluster["n3"].resume_disk()
@@ -83,7 +84,7 @@ async def test_d2_an_early_answer_waits_for_what_shines_through_it(tmp_path: Pat
         first = await cluster["n1"].execute("put", b"a", b"1", ack="local")
         assert first.copies == 1
         assert (await cluster["n1"].query("get", b"a")).value is None
-        pipeline = cluster["n1"].engine._pipeline
+        pipeline = cluster["n1"].engine.interpreter.pipeline
         second = asyncio.create_task(cluster["n1"].execute("put", b"a", b"2", ack="local"))
         await until(lambda: pipeline.operations_total == 2, "the second is executed")
         third = await cluster["n1"].execute("put", b"b", b"3", ack="local")
@@ -147,7 +148,9 @@ async def test_d8_a_repeat_while_the_first_is_under_way_is_not_executed_twice(
             asyncio.create_task(cluster[node].execute("put", b"k", b"v", idempotency_key="same"))
             for node in ("n1", "n2", "n3", "n1")
         ]
-        await until(lambda: cluster["n1"].engine._pipeline.operations_total >= 4, "all executed")
+        await until(
+            lambda: cluster["n1"].engine.interpreter.pipeline.operations_total >= 4, "all executed"
+        )
         assert not any(one.done() for one in tries)
         cluster["n3"].resume_disk()
         answers = await asyncio.gather(*tries)

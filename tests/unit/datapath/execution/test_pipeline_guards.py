@@ -766,6 +766,6 @@ def test_what_a_backup_recalls_is_known_on_its_own_copy() -> None:
     desk.put("k", "K")
     desk.commit()
     desk.depose()
-    known = desk.pipeline.recall(Operation("put", (b"k", b"value"), "K"))
+    known = desk.tail.recall(Operation("put", (b"k", b"value"), "K"))
     assert isinstance(known, Result)
     assert known.copies == 1

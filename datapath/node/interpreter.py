@@ -1,0 +1,421 @@
+"""Carries out the effects of a replica on this node, without I/O of its own.
+
+It owns the replica's pipeline and tail, and those who wait for a confirmation or for an entry to be
+applied, and decides in which order they hear of an effect, and when a read may be answered. The
+engine gives it a disk, links and an event loop, and so does the simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from datapath.errors import NotPrimaryError, RejectedError
+from datapath.execution.executor import CommittedState, Executor, ReadView
+from datapath.execution.pipeline import Pipeline, Running, async_operations
+from datapath.execution.tail import AppliedState, Tail
+from datapath.operations import Query, QueryResult
+from datapath.protocol import effects as fx
+from datapath.protocol.confirmations import Confirmation, Confirmations
+from datapath.protocol.messages import Message
+from datapath.protocol.replica import Replica
+from datapath.records import Record
+from datapath.service import Service
+from datapath.settings import Bounds
+from election.view import View
+
+
+class ServedState(CommittedState, AppliedState, Protocol):
+    """A replica's state: committed entries are applied to it, and reads see it."""
+
+
+class ReplicaDisk(Protocol):
+    """A replica's disk; see `datapath.node.replica_disk.Storage`.
+
+    What has a `ticket` is done in order; `Interpreter.on_durable` is called when it is durable.
+    """
+
+    @property
+    def store(self) -> ServedState:
+        """The state; the same object as long as the node runs."""
+
+    @property
+    def writable(self) -> bool:
+        """Whether there is room for a record at all."""
+
+    def stalled_for_ms(self) -> float:
+        """For how long the oldest write has been under way; 0: there is none."""
+
+    def reserve(self, size_bytes: int, /) -> bool:
+        """Whether there is room for so much more of the log."""
+
+    def write(self, ticket: int, records: list[Record]) -> None:
+        """Append records to the log."""
+
+    def truncate(self, ticket: int, from_index: int) -> None:
+        """Remove the log's entries from `from_index` on."""
+
+    def record_accepted(self, ticket: int, epoch: int, primary: str) -> None:
+        """Note the primary of an epoch (E5)."""
+
+    def mark_damaged(self, ticket: int) -> None:
+        """Note that entries are missing that may have been acknowledged."""
+
+    def clear_marks(self, ticket: int) -> None:
+        """Note that nothing is missing any more."""
+
+    def wants_flush(self) -> None:
+        """Entries were applied to the store."""
+
+
+class Surroundings(Protocol):
+    """What else an interpreter needs of its node: links, consensus, snapshots, the event loop."""
+
+    def send(self, peer: str, message: Message, /) -> None:
+        """Send on the stream that this node has opened to `peer`; drop it if there is none."""
+
+    def reply(self, peer: str, message: Message, /) -> None:
+        """Send back on the stream that `peer` has opened; drop it if there is none."""
+
+    def redial(self, peer: str, reason: str, /) -> None:
+        """Close the stream to `peer`, and open a new one."""
+
+    def propose(self, effect: fx.Propose, /) -> None:
+        """Propose a change of the view; then `Replica.on_proposal_done`."""
+
+    def read_log(self, effect: fx.ReadLog, /) -> None:
+        """Read records; then `Replica.on_log_read`."""
+
+    def send_snapshot(self, effect: fx.SendSnapshot, /) -> None:
+        """Bring a peer up by a snapshot; then `Replica.on_snapshot_sent`."""
+
+    def call_soon(self, callback: Callable[[], None], /) -> object:
+        """Make a turn of the event loop, not within this call."""
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None], /) -> Running:
+        """Run an `async` operation."""
+
+    def on_commit(self, index: int, /) -> None:
+        """Entries up to `index` are committed, and about to be applied."""
+
+    def on_epoch_started(self, epoch: int, /) -> None:
+        """This node is the primary of `epoch`, and does not serve yet."""
+
+    def on_epoch_open(self, epoch: int, /) -> None:
+        """All of earlier epochs is applied: this node serves."""
+
+    def on_step_down(self, epoch: int, /) -> None:
+        """The epoch is over, and all who waited have been answered."""
+
+    def on_handover_ended(self, reason: str, /) -> None:
+        """A handover was refused or given up; execution may go on."""
+
+    def fail(self, problem: Exception, /) -> None:
+        """An effect could not be carried out: the node must end (D9, a broken invariant)."""
+
+
+class AppliedWaiter(Protocol):
+    """Who waits until an entry is applied: a future, or what looks like one."""
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+
+    def set_result(self, result: None, /) -> None:
+        """It is applied."""
+
+
+class Interpreter:
+    """One replica and all who wait on it. `uncommitted`: the records after its commit index.
+
+    Operations are given to the `pipeline`; the `tail` knows what has become of a repeat. `clock`
+    (ms) is the replica's.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        service: Service,
+        disk: ReplicaDisk,
+        uncommitted: list[Record],
+        bounds: Bounds,
+        surroundings: Surroundings,
+        clock: Callable[[], float],
+    ) -> None:
+        node_id = replica.core.node_id
+        executor = Executor(service, disk.store, bounds.client_table, clock)
+        self.node_id = node_id
+        self.replica = replica
+        self.confirms_reads = bounds.confirm_reads
+        """Whether no linearizable read here may rest on the leases."""
+        self.stopped = False
+        self.queries_total = 0
+        self._service = service
+        self._disk = disk
+        self._surroundings = surroundings
+        self._clock = clock
+        self._read_view = ReadView(disk.store)
+        self._ready_index = 0  # the epoch is open when this has committed; 0: nothing to wait for
+        self._applied_waiters: list[tuple[int, AppliedWaiter]] = []
+        self.confirmations = Confirmations(replica, self.not_primary)
+        self.tail = Tail(
+            node_id,
+            replica,
+            executor,
+            disk.store,
+            uncommitted,
+            not_primary=self.not_primary,
+            call_soon=surroundings.call_soon,
+            confirm=self.confirm if bounds.confirm_reads else None,
+            clock=clock,
+        )
+        self.pipeline = Pipeline(
+            node_id,
+            replica,
+            executor,
+            self.tail,
+            disk,
+            bounds,
+            async_operations=async_operations(service.operations),
+            append=self._append,
+            not_primary=self.not_primary,
+            why_not_serving=self.why_not_serving,
+            spawn=surroundings.spawn,
+            call_soon=surroundings.call_soon,
+            clock=clock,
+        )
+
+    def stop(self, reason: str) -> None:
+        """Carry out nothing more, and answer who waits. `reason` is for them."""
+        self.stopped = True
+        self.confirmations.step_down()
+        self.pipeline.stop(reason)
+
+    # -- events, and the effects that follow
+
+    def run(self, event: Callable[..., list[fx.Effect]], *args: Any, **kwargs: Any) -> None:
+        """Give the replica an event and carry out what follows.
+
+        A broken invariant or a failed disk ends the node; so does anything else that goes wrong
+        here, for what was not carried out the replica would wait for in vain.
+        """
+        if self.stopped:
+            return
+        try:
+            for effect in event(*args, **kwargs):
+                self._carry_out(effect)
+        except Exception as problem:  # noqa: BLE001  whatever it was
+            self._surroundings.fail(problem)
+
+    def _append(self, record: Record) -> None:
+        self.run(self.replica.append, record)
+
+    def on_tick(self) -> None:
+        """Time has passed."""
+        now_ms, core, disk = self._clock(), self.replica.core, self._disk
+        core.writable = disk.writable
+        stalled = disk.stalled_for_ms() >= core.timing.ack_timeout_ms
+        self.run(self.replica.on_tick, now_ms, disk_stalled=stalled)
+        self.pipeline.expire(now_ms)
+        self.pipeline.schedule()
+        self.confirmations.expire()
+
+    def on_view(self, view: View) -> None:
+        """A view is known."""
+        self.run(self.replica.on_view, view)
+        self.pipeline.schedule()
+
+    def on_durable(self, ticket: int) -> None:
+        """What has this ticket, and all before it, is durable."""
+        self.run(self.replica.on_durable, ticket)
+        self.tail.answer_local()
+
+    def on_snapshot_installed(self, index: int, epoch: int) -> None:
+        """A snapshot at (`index`, `epoch`) has replaced the state and the log."""
+        self.tail.on_snapshot()
+        self.run(self.replica.on_snapshot_installed, index, epoch)
+        self._wake_applied()
+
+    def _carry_out(self, effect: fx.Effect) -> None:
+        match effect:
+            case fx.Send(peer, message):
+                self._surroundings.send(peer, message)
+            case fx.Reply(peer, message):
+                self._surroundings.reply(peer, message)
+            case fx.WriteRecords(ticket, records):
+                self.tail.on_written(records)
+                self._disk.write(ticket, records)
+            case fx.Commit(index):
+                self._commit(index)
+            case fx.Confirmed(number):
+                self.confirmations.confirmed(number)
+            case fx.RecordAccepted(ticket, epoch, primary):
+                self._disk.record_accepted(ticket, epoch, primary)
+            case fx.TruncateLog(ticket, from_index):
+                self.tail.on_truncated(from_index)
+                self._disk.truncate(ticket, from_index)
+            case fx.MarkDamaged(ticket):
+                self._disk.mark_damaged(ticket)
+            case fx.ClearMarks(ticket):
+                self._disk.clear_marks(ticket)
+            case fx.Propose():
+                self._surroundings.propose(effect)
+            case fx.ReadLog():
+                self._surroundings.read_log(effect)
+            case fx.SendSnapshot():
+                self._surroundings.send_snapshot(effect)
+            case fx.Redial(peer, reason):
+                self._surroundings.redial(peer, reason)
+            case fx.StartEpoch(epoch, ready_index):
+                self._ready_index = ready_index
+                self._surroundings.on_epoch_started(epoch)
+            case fx.StepDown(epoch):
+                self._ready_index = 0
+                self.confirmations.step_down()
+                self.pipeline.step_down()
+                self._surroundings.on_step_down(epoch)
+            case fx.HandoverEnded(reason):
+                self._surroundings.on_handover_ended(reason)
+                self.pipeline.schedule()
+
+    def _commit(self, index: int) -> None:
+        self._surroundings.on_commit(index)
+        self.tail.commit(index)
+        self.pipeline.schedule()
+        self._disk.wants_flush()
+        if self._ready_index and index >= self._ready_index:
+            self._ready_index = 0
+            self.pipeline.open_epoch()
+            self._surroundings.on_epoch_open(self.replica.epoch)
+        if self._applied_waiters:
+            self._wake_applied()
+
+    def oldest_needed(self) -> int:
+        """Return the first entry that some replica may need by log replay."""
+        needed = self.replica.next_index
+        if self.replica.primary is not None:
+            for peer in self.replica.primary.peers.values():
+                if peer.match_index:
+                    needed = min(needed, peer.match_index + 1)
+        return needed
+
+    # -- reads
+
+    def query(self, query: Query) -> QueryResult | None:
+        """Answer from here if this node is serving, or the query may be stale; else None.
+
+        What needs a confirmation is not answered here: `confirm`, then `read` it.
+        """
+        if query.consistency == "stale" and query.max_staleness_ms is None:
+            return self.read(query)
+        if self.replica.primary is None or self.needs_confirmation(query):
+            return None
+        result = self.read(query)
+        # The lease is checked after the read and before the answer leaves (D4).
+        return result if self.replica.may_serve(self._clock()) else None
+
+    def needs_confirmation(self, query: Query) -> bool:
+        """Whether a read may not rest on the leases, as asked for or as configured."""
+        if query.consistency == "confirmed":
+            return True
+        is_old = query.consistency == "stale" and query.max_staleness_ms is None
+        return self.confirms_reads and not is_old
+
+    def confirm(self, waiting: Confirmation) -> None:
+        """Let `waiting` wait until the replicas have confirmed that this node is the primary still.
+
+        What is applied here then holds all that was acknowledged before.
+        """
+        if self.stopped:
+            waiting.set_exception(self.not_primary())
+        else:
+            self.run(self.confirmations.ask, waiting)
+
+    def read(self, query: Query) -> QueryResult:
+        """Run a query on what is applied here, whatever that is."""
+        self.queries_total += 1
+        method = self._service.queries.get(query.method)
+        if method is None:
+            known = ", ".join(sorted(self._service.queries))
+            raise RejectedError("unknown_query", f"no query {query.method!r}; there are: {known}")
+        value = method(self._read_view, *query.args)
+        index = self._disk.store.applied_index
+        return QueryResult(value, index, self.replica.epoch, self.node_id)
+
+    @property
+    def read_bytes(self) -> int:
+        """How much queries have read by keys so far."""
+        return self._read_view.read_bytes
+
+    def read_index(self) -> tuple[int, int]:
+        """Return (epoch, commit index) if this node serves. Raises NotPrimaryError.
+
+        Where reads are confirmed it does not do: `confirm` says the same.
+        """
+        replica = self.replica
+        epoch, index = replica.epoch, replica.core.commit_index
+        if not replica.may_serve(self._clock()):
+            raise self.not_primary()
+        return epoch, index
+
+    def learn_commit(self, epoch: int, index: int) -> None:
+        """The primary of `epoch` has said that `index` is committed."""
+        self.run(self.replica.learn_commit, epoch, index)
+
+    def has_applied(self, index: int) -> bool:
+        """Whether everything up to `index` is applied here."""
+        return self._disk.store.applied_index >= index
+
+    def wait_applied(self, index: int, waiting: AppliedWaiter) -> None:
+        """Tell `waiting` once everything up to `index` is applied here; it is not yet."""
+        self._applied_waiters.append((index, waiting))
+
+    def _wake_applied(self) -> None:
+        kept = []
+        for index, waiting in self._applied_waiters:
+            if waiting.done():
+                continue
+            if self.has_applied(index):
+                waiting.set_result(None)
+            else:
+                kept.append((index, waiting))
+        self._applied_waiters = kept
+
+    # -- why not
+
+    def not_primary(self) -> NotPrimaryError:
+        """Make the error for who asks a node that does not serve."""
+        view = self.replica.view
+        return NotPrimaryError("no_primary", self.why_not_serving(), view.primary if view else "")
+
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about this replica for `status`."""
+        if not self.replica.core.damaged:
+            return ()
+        return (
+            (
+                f"{self.node_id} may lack entries that were acknowledged: it takes over from "
+                "nobody until a primary has caught it up. Where none serves, bring back a replica "
+                "that was in sync"
+            ),
+        )
+
+    def why_not_serving(self) -> str:
+        """A sentence about why this node does not serve as the primary now."""
+        replica, view = self.replica, self.replica.view
+        if view is None:
+            return f"{self.node_id} has not reached consensus yet: is a majority of nodes up?"
+        if replica.primary is None:
+            if view.primary == self.node_id:
+                if replica.core.damaged:
+                    return self.warnings()[0]
+                return f"{self.node_id} is about to become the primary again"
+            return f"{self.node_id} is not the primary; {view.primary} is, of epoch {view.epoch}"
+        if not replica.primary.is_open:
+            return f"{self.node_id} is becoming the primary: it waits for {', '.join(view.in_sync)}"
+        if not replica.may_execute():
+            return f"{self.node_id} is handing over"
+        silent = ", ".join(sorted(replica.primary.required()))
+        return (
+            f"{self.node_id} is the primary, but some of {silent} are silent, and consensus has "
+            "not let them go: is a majority of nodes up?"
+        )
