@@ -281,13 +281,15 @@ class RaftTransport(Transport):  # type: ignore[misc]
         older = self._open.get(link.peer)
         if older is not None:
             older.close()
-        # First of all, so that the peer knows it before it votes or acts on anything sent here.
-        remembered = wire.Remembered(self._marks.of(_data_id(link)))
-        link.send(wire.encode(remembered), monotonic())
+        # Before anything is sent: what is sent may find the connection broken, and forget the link.
         self._discard(link)
         self._open[link.peer] = link
         link.last_read_at = monotonic()
-        self._onNodeConnected(self._node(link.peer))
+        # First of all, so that the peer knows it before it votes or acts on anything sent here.
+        remembered = wire.Remembered(self._marks.of(_data_id(link)))
+        link.send(wire.encode(remembered), monotonic())
+        if not link.closed:
+            self._onNodeConnected(self._node(link.peer))
 
     def on_frame(self, link: Link, data: bytes) -> None:
         """Take one authentic frame from the link that counts."""

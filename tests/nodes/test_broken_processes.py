@@ -156,6 +156,8 @@ async def test_a_node_without_descriptors_recovers_when_it_gets_some(
         started = time.monotonic()
 
         async def refuses() -> bool:
+            # What was just closed leaves a place free: that is taken away, too.
+            limit_files(process.pid, first_free_file(process.pid))
             return await cluster.try_fetch(victim, "/livez") is None
 
         await wait_until(refuses, f"{victim} can take no more connections")

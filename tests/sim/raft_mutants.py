@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
@@ -15,8 +15,6 @@ from election.pysyncobj_adapter.storage import Storage
 from election.pysyncobj_adapter.view_machine import Machine
 from tests.sim import consensus_mutants as same
 from tests.sim.mutant import Mutant, Patch
-
-_mutant = functools.partial(Mutant, "E4", consensus=True)
 
 
 def _no_pre_vote() -> list[Patch]:
@@ -81,6 +79,11 @@ def _repeats_are_applied() -> list[Patch]:
 
     applies = Machine.apply
     return [patch.object(Machine, "apply", apply)]
+
+
+def _mutant(broken: str, patches: Callable[[], list[Patch]], seed: int = 0) -> Mutant:
+    """Return one that schedules of consensus are to notice, from that seed on."""
+    return Mutant("E4", f"consensus: {broken}", patches, seed=seed, consensus=True)
 
 
 RAFT_MUTANTS = (

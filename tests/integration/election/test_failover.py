@@ -75,6 +75,8 @@ async def test_a_cut_link_deposes_nobody_until_the_orphans_patience_is_over(
             await made.connected()
             await made.bootstrap()
             leader = await made.led_by_any_but("n2")
+            # It has heard both: otherwise it would dial the one of them that it had not.
+            await made.sees((await made.commit(leader, Confirm())).version)
             term = made.status(leader).term
             orphan = {"n1": "n3", "n3": "n1"}[leader]
             cut_at = time.monotonic()

@@ -680,6 +680,32 @@ class TestWhoMissedTheChanges:
             assert not bench.core._links._is_to_be_dialed("n1", at)
 
 
+class BreaksAtOnce(Tap):
+    """A link whose connection is reset when the first frame is sent on it."""
+
+    peer = "n3"
+    peer_greeting = None
+    dialed = True
+    refusal = ""
+
+    def send(self, _data: bytes, _now: float) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.bench.core._links.on_closed(self)  # type: ignore[arg-type]
+
+
+class TestLinks:
+    def test_one_that_breaks_while_it_opens_is_forgotten(self, bench: Bench) -> None:
+        links = bench.core._links
+        links._open.clear()
+        links.on_open(BreaksAtOnce(bench, "n3"))  # type: ignore[arg-type]
+        assert links.connected() == []
+        assert not bench.core.isNodeConnected(Node("n3"))
+
+
 class TestLibrary:
     def test_nothing_is_ever_unpickled(self) -> None:
         with pytest.raises(AgreementFailedError, match="closed"):
