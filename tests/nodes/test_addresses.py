@@ -63,7 +63,7 @@ async def has_a_vote(cluster: Cluster, node: str, other: str) -> None:
     assert node in cluster.running
 
 
-@pytest.mark.parametrize("node", ["n1", "n2", "n3"])
+@pytest.mark.parametrize("node", ["n1", pytest.param("n2", marks=pytest.mark.long), "n3"])
 async def test_one_node_moves_and_the_others_hear_of_it_without_a_restart(
     make_cluster: MakeCluster, node: str
 ) -> None:
@@ -76,7 +76,14 @@ async def test_one_node_moves_and_the_others_hear_of_it_without_a_restart(
     await has_a_vote(cluster, node, "n3" if node != "n3" else "n1")
 
 
-@pytest.mark.parametrize("channel", ["client", "peer", "raft"])
+@pytest.mark.parametrize(
+    "channel",
+    [
+        pytest.param("client", marks=pytest.mark.long),
+        pytest.param("peer", marks=pytest.mark.long),
+        "raft",
+    ],
+)
 async def test_one_address_of_a_node_changes_alone(make_cluster: MakeCluster, channel: str) -> None:
     cluster: Cluster = make_cluster()
     await cluster.start()
@@ -181,6 +188,7 @@ async def test_two_swap_beside_one_that_runs_and_one_that_joins(make_cluster: Ma
     await has_a_vote(cluster, "n2", "n1")
 
 
+@pytest.mark.long
 async def test_if_half_of_the_nodes_move_at_once_the_others_have_to_read_the_file(
     make_cluster: MakeCluster,
 ) -> None:

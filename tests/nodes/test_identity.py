@@ -120,7 +120,7 @@ def copy_of_one(make_cluster: MakeCluster, original: Cluster, node: str, name: s
     return copy
 
 
-@pytest.mark.parametrize("node", ["n2", "w1"])
+@pytest.mark.parametrize("node", ["n2", pytest.param("w1", marks=pytest.mark.long)])
 async def test_two_copies_of_one_node_end_both(make_cluster: MakeCluster, node: str) -> None:
     original: Cluster = make_cluster(replicas=2, witnesses=1)
     await original.start()

@@ -205,7 +205,7 @@ async def either_says(cluster: Cluster, text: str) -> None:
     await wait_until(said, f"n1 says {text!r}")
 
 
-@pytest.mark.parametrize("killed", ["n1", "n2", "both"])
+@pytest.mark.parametrize("killed", ["n1", pytest.param("n2", marks=pytest.mark.long), "both"])
 async def test_growth_from_one_survives_kills_in_the_middle(
     make_cluster: MakeCluster, killed: str
 ) -> None:

@@ -204,6 +204,7 @@ async def test_a_primary_put_back_to_before_its_epoch_does_not_open_it_again(
     await writer.verify()
 
 
+@pytest.mark.long
 async def test_a_primary_put_back_that_is_alone_in_sync_does_not_start(
     make_cluster: MakeCluster,
 ) -> None:

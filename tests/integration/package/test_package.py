@@ -329,7 +329,7 @@ def beside(wheel: Path, namesake: Path, client_only: Environment) -> Iterator[En
     client_only.install("--no-deps", "--force-reinstall", wheel)
 
 
-@pytest.mark.parametrize("last", ["theirs", "ours"])
+@pytest.mark.parametrize("last", ["theirs", pytest.param("ours", marks=pytest.mark.long)])
 def test_pypis_cluster_may_be_installed_beside(
     beside: Environment, wheel: Path, namesake: Path, last: str
 ) -> None:
