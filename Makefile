@@ -41,7 +41,7 @@ check: tools
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -n 4 --dist loadfile -m 'not slow'
 
 test: check
 	$(BIN)/python -m pytest -n 3 --dist loadfile -m 'slow and not long'

@@ -63,7 +63,9 @@ async def has_a_vote(cluster: Cluster, node: str, other: str) -> None:
     assert node in cluster.running
 
 
-@pytest.mark.parametrize("node", ["n1", pytest.param("n2", marks=pytest.mark.long), "n3"])
+@pytest.mark.parametrize(
+    "node", ["n1", *(pytest.param(node, marks=pytest.mark.long) for node in ("n2", "n3"))]
+)
 async def test_one_node_moves_and_the_others_hear_of_it_without_a_restart(
     make_cluster: MakeCluster, node: str
 ) -> None:
@@ -108,6 +110,7 @@ async def test_all_nodes_move_at_once(make_cluster: MakeCluster) -> None:
     await agreed(cluster)
 
 
+@pytest.mark.long
 async def test_two_nodes_swap_their_addresses(make_cluster: MakeCluster) -> None:
     cluster: Cluster = make_cluster(witnesses=1, replicas=2)
     await cluster.start()

@@ -143,7 +143,8 @@ async def test_an_event_loop_that_stands_still_costs_no_more_than_its_node(
             await cluster.wait_in_sync(*cluster.replicas)
 
 
-@pytest.mark.parametrize("role", ["primary", pytest.param("backup", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("role", ["primary", "backup"])
 async def test_a_node_without_descriptors_recovers_when_it_gets_some(
     make_cluster: MakeCluster, tmp_path: Path, role: str
 ) -> None:

@@ -102,6 +102,7 @@ async def test_after_a_long_absence_a_snapshot_is_sent(make_cluster: MakeCluster
     await writer.verify()
 
 
+@pytest.mark.long
 async def test_a_snapshot_that_is_broken_off_is_sent_again(make_cluster: MakeCluster) -> None:
     """The process that reads it is killed, then the receiver, then the sender."""
     slow = {**SMALL_LOG, "snapshot_rate_bytes_per_s": 1_000_000}
@@ -141,6 +142,7 @@ async def test_a_snapshot_that_is_broken_off_is_sent_again(make_cluster: MakeClu
     await writer.verify()
 
 
+@pytest.mark.long
 async def test_writes_are_slowed_while_too_much_log_is_held_for_a_snapshot_under_way(
     make_cluster: MakeCluster,
 ) -> None:

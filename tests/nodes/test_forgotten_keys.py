@@ -19,6 +19,7 @@ TABLE_BYTES = 4_194_304
 FILLING = 45_000  # records, each of which costs more than 100 bytes of it
 
 
+@pytest.mark.long
 async def test_a_repeat_whose_key_is_forgotten_is_refused_not_executed(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:

@@ -152,6 +152,7 @@ async def test_a_backup_with_a_full_disk_is_let_go_and_comes_back_when_there_is_
     await writer.verify()
 
 
+@pytest.mark.long
 async def test_a_snapshot_that_finds_no_room_is_tried_again_until_there_is_some(
     make_cluster: MakeCluster, small_disk: SmallDisk
 ) -> None:

@@ -49,6 +49,7 @@ async def test_a_history_is_linearizable_while_the_primary_is_killed(
     await cluster.wait_converged()
 
 
+@pytest.mark.long
 async def test_a_history_is_linearizable_while_the_primary_is_paused(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:

@@ -61,6 +61,7 @@ async def test_a_copy_of_a_whole_cluster_ends_and_the_original_notices_nothing_b
     assert "two processes run as node n1" in original.nodes["n1"].log()
 
 
+@pytest.mark.long
 async def test_a_copy_that_lists_the_originals_addresses_gets_no_link(
     make_cluster: MakeCluster,
 ) -> None:
@@ -120,7 +121,8 @@ def copy_of_one(make_cluster: MakeCluster, original: Cluster, node: str, name: s
     return copy
 
 
-@pytest.mark.parametrize("node", ["n2", pytest.param("w1", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("node", ["n2", "w1"])
 async def test_two_copies_of_one_node_end_both(make_cluster: MakeCluster, node: str) -> None:
     original: Cluster = make_cluster(replicas=2, witnesses=1)
     await original.start()
@@ -141,6 +143,7 @@ async def test_two_copies_of_one_node_end_both(make_cluster: MakeCluster, node: 
     assert (after.epoch, after.version) == (before.epoch, before.version)
 
 
+@pytest.mark.long
 async def test_a_copy_that_has_taken_the_place_of_a_dead_node_keeps_it(
     make_cluster: MakeCluster,
 ) -> None:

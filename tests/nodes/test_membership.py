@@ -282,6 +282,7 @@ def renamed(cluster: Cluster, old: str, new: str) -> None:
     cluster.write_config()
 
 
+@pytest.mark.long
 async def test_a_newcomer_waits_while_the_cluster_knows_no_view(make_cluster: MakeCluster) -> None:
     """It would begin a cluster of its own beside the one that it was to join, and stay outside."""
     cluster: Cluster = make_cluster(replicas=3)
@@ -345,6 +346,7 @@ async def test_a_lost_disk_refused_by_a_node_without_a_view_leaves_nothing_behin
     await cluster.wait_in_sync("n1", "n3", "n4")
 
 
+@pytest.mark.long
 async def test_a_node_that_waits_says_what_for(make_cluster: MakeCluster) -> None:
     cluster: Cluster = make_cluster(replicas=3)
     cluster.launch("n2")
@@ -424,6 +426,7 @@ async def test_a_client_follows_a_cluster_that_moves_away_from_the_node_it_was_g
     await writer.verify()
 
 
+@pytest.mark.long
 async def test_the_node_that_is_left_answers_stale_reads_until_it_hears_of_its_removal(
     make_cluster: MakeCluster,
 ) -> None:

@@ -108,6 +108,7 @@ async def test_torn_tails_on_all_nodes_at_once_cost_nothing_that_was_acknowledge
         await writer.verify()
 
 
+@pytest.mark.long
 async def test_power_cuts_again_and_again_lose_nothing(make_cluster: MakeCluster) -> None:
     cluster: Cluster = make_cluster()
     await cluster.start()

@@ -121,6 +121,7 @@ async def test_a_backup_put_back_while_the_primary_is_away_never_takes_over(
     assert not any("may lack entries" in text for text in status.warnings)
 
 
+@pytest.mark.long
 async def test_a_backup_whose_consensus_is_old_too_is_refused_before_it_votes(
     make_cluster: MakeCluster,
 ) -> None:
@@ -147,6 +148,7 @@ async def test_a_backup_whose_consensus_is_old_too_is_refused_before_it_votes(
     await writer.verify()
 
 
+@pytest.mark.long
 async def test_a_primary_put_back_leaves_the_epoch_to_its_backup(
     make_cluster: MakeCluster,
 ) -> None:

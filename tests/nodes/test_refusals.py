@@ -29,6 +29,7 @@ async def says(cluster: Cluster, node: str, text: str) -> None:
     await wait_until(lambda: text in cluster.nodes[node].log(), f"{node} says {text!r}")
 
 
+@pytest.mark.long
 async def test_another_clusters_data_is_refused(make_cluster: MakeCluster) -> None:
     one: Cluster = make_cluster("one")
     two: Cluster = make_cluster("two")

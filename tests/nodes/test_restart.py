@@ -13,6 +13,7 @@ from tests.support.raw_http import kv
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 async def test_a_restart_of_the_whole_cluster_keeps_everything(make_cluster: MakeCluster) -> None:
     cluster: Cluster = make_cluster(replicas=2, witnesses=1)
     await cluster.start()

@@ -111,6 +111,7 @@ async def test_a_backup_left_alone_refuses_and_says_why(make_cluster: MakeCluste
     assert (await cluster.fetch(backup, "GET", kv("early"))).body == b"1"
 
 
+@pytest.mark.long
 async def test_a_primary_that_loses_both_at_once_stops_serving_and_says_why(
     make_cluster: MakeCluster,
 ) -> None:

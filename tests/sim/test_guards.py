@@ -42,6 +42,7 @@ def test_each_explanation_says_what_the_break_costs() -> None:
     assert explained()  # it raises where one does not
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_break_is_noticed_and_nothing_is_not() -> None:
     chosen = [broken for broken in _every_break() if broken.key in EXAMPLE]

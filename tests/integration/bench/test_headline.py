@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_a_second_of_the_headline_against_onecopy_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench", "headline", "--only", "onecopy"]
     command += ["--seconds", "0.3", "--rounds", "1", "--out", str(tmp_path)]

@@ -131,6 +131,7 @@ async def test_a_killed_node_comes_back_and_the_service_goes_on(tmp_path: Path) 
             assert entry.value == b"2"
 
 
+@pytest.mark.long
 async def test_a_load_rides_through_two_killed_primaries(tmp_path: Path) -> None:
     data, port, file = tmp_path / "data", free_up_port(), tmp_path / "records.tsv"
     expected = {f"key/{number}": f"value {number}" for number in range(20_000)}
@@ -226,6 +227,7 @@ async def test_a_paused_node_does_not_hold_up_the_end(tmp_path: Path) -> None:
         assert time.monotonic() - started < 9.0, "it waited for SIGKILL"
 
 
+@pytest.mark.long
 async def test_what_does_not_fit_is_refused_up_front(tmp_path: Path) -> None:
     data, port = tmp_path / "data", free_up_port()
     with socket.create_server(("127.0.0.1", port + 101)):
