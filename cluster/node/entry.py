@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Mapping
 
 from cluster.node.addresses import edit_or_move, next_step
-from cluster.node.parts import Parts
+from cluster.node.parts import Parts, member_of
 from datapath.errors import (
     DataDirectoryError,
     DiskFullError,
@@ -129,14 +129,7 @@ class Entry:
         """Make the first view; the first replica of the configuration does, once."""
         pins = {**self._parts.directory.pins, self._parts.node_id: self._parts.directory.data_id}
         members = tuple(
-            Member(
-                id=node,
-                role=item.role,
-                client=item.client,
-                peer=item.peer,
-                raft=item.raft,
-                data_id=pins.get(node, ""),
-            )
+            member_of(node, item, pins.get(node, ""))
             for node, item in self._parts.config.nodes.items()
         )
         change = Bootstrap(secrets.token_hex(16), self._parts.node_id, members)

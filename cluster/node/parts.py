@@ -26,7 +26,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     mesh: Mesh
     gateway: Gateway
     end: Callable[[BaseException | None], None]
-    spawn: Callable[[Coroutine[Any, Any, None]], None]
+    spawn: Callable[[Coroutine[Any, Any, None]], object]
 
     @property
     def own(self) -> NodeConfig:
@@ -35,20 +35,24 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
 
     def member(self) -> Member:
         """Return this node as a member, as configured and with this disk."""
-        own = self.own
-        return Member(
-            id=self.node_id,
-            role=own.role,
-            client=own.client,
-            peer=own.peer,
-            raft=own.raft,
-            data_id=self.directory.data_id,
-        )
+        return member_of(self.node_id, self.own, self.directory.data_id)
 
     def why_no_link(self, nodes: list[str]) -> str:
         """Return what is known of why there is no link to `nodes`, to end a sentence with."""
         problems = ((node, self.mesh.problem(node, REQUEST)) for node in nodes)
         return "".join(f"; {node}: {problem}" for node, problem in problems if problem)
+
+
+def member_of(node_id: str, item: NodeConfig, data_id: str) -> Member:
+    """Return a member, as configured."""
+    return Member(
+        id=node_id,
+        role=item.role,
+        client=item.client,
+        peer=item.peer,
+        raft=item.raft,
+        data_id=data_id,
+    )
 
 
 def removed(cluster: str, node_id: str) -> DataDirectoryError:

@@ -9,7 +9,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from cluster.api.hosts import Hosts
@@ -41,6 +41,7 @@ from datapath.node.engine import Engine
 from datapath.node.gateway import Gateway
 from datapath.node.replica_disk import SNAPSHOT_LOG_HARD_FACTOR
 from datapath.storage.data_directory import DataDirectory
+from datapath.tasks import Tasks
 from datapath.transport.link import LinkHandler
 from datapath.transport.mesh import REPLICATE, REQUEST, SNAPSHOT, Mesh
 from datapath.transport.snapshot_receiver import SnapshotReceiver
@@ -176,7 +177,7 @@ class NodeProcess:
             ),
             self._hosts,
         )
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(self._end)
         parts = Parts(
             config=config,
             node_id=node_id,
@@ -185,7 +186,7 @@ class NodeProcess:
             mesh=self._mesh,
             gateway=self._gateway,
             end=self._end,
-            spawn=self._spawn,
+            spawn=self._tasks.spawn,
         )
         self._entry = Entry(parts, self._rejoin, hint)
         self._watch = Watch(parts)
@@ -290,7 +291,7 @@ class NodeProcess:
         await self._listen_to_clients()
         was_joined = self._directory.joined
         if was_joined:
-            self._spawn(self._watch.membership(self._agreement))
+            self._tasks.spawn(self._watch.membership(self._agreement))
         else:
             await self._entry.enter()
             if self._engine is not None:
@@ -301,10 +302,10 @@ class NodeProcess:
         self._agreement_started = True
         self._directory.mark_joined()
         if not was_joined:
-            self._spawn(self._watch.membership(self._agreement))
-        self._spawn(self._watch.accusations())
+            self._tasks.spawn(self._watch.membership(self._agreement))
+        self._tasks.spawn(self._watch.accusations())
         if self._config.replicas[0] == self._node_id and self._gateway.view is None:
-            self._spawn(self._entry.bootstrap(self._agreement))
+            self._tasks.spawn(self._entry.bootstrap(self._agreement))
         log.info("started: http://%s", self._own.client)
 
     async def _listen_to_clients(self) -> None:
@@ -330,9 +331,7 @@ class NodeProcess:
             await self._hand_over()
         if draining is not None:
             await draining
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
         await self._api.stop()
         await self._gateway.stop()
         if self._receiver is not None:
@@ -376,16 +375,6 @@ class NodeProcess:
         self._gateway.use_agreement(self._agreement)
         if self._engine is not None:
             self._engine.use_agreement(self._agreement)
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
-
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (problem := task.exception()) is not None:
-            self._end(problem)
 
     def _on_view(self, view: View) -> None:
         """Follow the members, and see that this node is one, with this very disk."""

@@ -51,6 +51,7 @@ class Context:
         self.stopping = False
         self.waits_for = ""
         self.is_alone = False
+        self.forwarded_total = 0
         self.caller = Caller(self.note_change, self.take_note, self.tell_view)
         self._changed = asyncio.Event()
         self._shared_version = 0
@@ -112,6 +113,12 @@ class Context:
     def is_primary(self) -> bool:
         """Whether this node is the primary and serves under its leases right now."""
         return self.engine is not None and self.engine.replica.may_serve(clock_ms())
+
+    def replica_here(self) -> Engine:
+        """Return the replica that runs on this node. Raises NotPrimaryError on a witness."""
+        if self.engine is None:
+            raise NotPrimaryError("no_primary", f"{self.node_id} is a witness")
+        return self.engine
 
     def has_no_vote(self, node: str) -> bool:
         """Whether consensus is known not to count that node's vote (yet, or any more)."""

@@ -35,6 +35,7 @@ from datapath.protocol.confirmations import ReadPoint
 from datapath.protocol.replica import Replica
 from datapath.service import Service
 from datapath.settings import Bounds, Timing
+from datapath.tasks import Tasks
 from datapath.transport.mesh import REPLICATE, Mesh
 from election.agreement import Agreement
 from election.view import View
@@ -130,7 +131,7 @@ class Engine:
             on_message=self._on_message,
         )
         self._handover: asyncio.Future[View] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(self.fail)
         self._tick_handle: asyncio.TimerHandle | None = None
         self._listen_to(agreement)
         self._committed_ms = clock_ms()  # when the commit index last rose
@@ -169,10 +170,7 @@ class Engine:
         if self._tick_handle is not None:
             self._tick_handle.cancel()
         self.interpreter.stop(f"{self.node_id} is stopping")
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.stop()
         await self._storage.stop()
 
     def fail(self, problem: BaseException) -> None:
@@ -243,15 +241,7 @@ class Engine:
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a task; if it fails the node ends."""
-        task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
-        return task
-
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (problem := task.exception()) is not None:
-            self.fail(problem)
+        return self._tasks.spawn(coroutine)
 
     def on_commit(self, index: int) -> None:
         """Entries are committed, and about to be applied."""

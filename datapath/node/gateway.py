@@ -15,7 +15,6 @@ from datapath.clock import clock_ms
 from datapath.errors import (
     DataPathError,
     NotAppliedError,
-    NotPrimaryError,
     OperationError,
     RejectedError,
 )
@@ -85,7 +84,6 @@ class Gateway:
             status=self._own_status,
             hand_over=self._hand_over,
         )
-        self._forwarded_total = 0
 
     def attach(self, engine: Engine) -> None:
         """Give it the replica that runs on this node."""
@@ -280,7 +278,7 @@ class Gateway:
         return await self._forward(primary, operation, left_ms)
 
     async def _forward(self, primary: str, operation: Operation, left_ms: float) -> Result:
-        self._forwarded_total += 1
+        self._context.forwarded_total += 1
         call = ExecuteCall(operation, max(1, int(left_ms)))
         answer = await self.caller.call(primary, call, left_ms + CALL_MARGIN_MS)
         if not isinstance(answer, ExecuteReturn):
@@ -307,14 +305,13 @@ class Gateway:
 
     async def _hand_over(self, to: str, timeout_ms: int) -> View:
         """Hand over from here, for whoever asks."""
-        if self._engine is None:
-            raise NotPrimaryError("no_primary", f"{self.node_id} is a witness")
+        engine = self._context.replica_here()
         if self.has_no_vote(to):
             # As the primary it could change nothing, and nobody could take over from it.
             raise NotAppliedError(
                 "handover_failed", f"{to} has no vote in consensus yet: see `onecopy status`"
             )
-        return await self._engine.hand_over(to, timeout_ms)
+        return await engine.hand_over(to, timeout_ms)
 
     async def remove_member(
         self, node: str, timeout_ms: int, *, force: bool = False, asked_by: str = ""
@@ -399,8 +396,8 @@ class Gateway:
         """Numbers for metrics."""
         voters = self._context.agreement.voters or frozenset()
         own = {
-            **self.reads.counters,
-            "forwarded_total": self.reads.counters["forwarded_total"] + self._forwarded_total,
+            "forwarded_total": float(self._context.forwarded_total),
+            "read_index_calls_total": float(self.reads.index_calls_total),
             "peer_links": len(self.caller.peers),
             "ready": float(self.is_ready),
             "has_vote": float(self.node_id in voters),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
 
-from datapath.errors import NotAppliedError, NotPrimaryError, OperationError
+from datapath.errors import NotAppliedError, OperationError
 from datapath.node.context import Context
 from datapath.node.members import Members
 from datapath.node.reads import Reads
 from datapath.operations import ClusterStatus, Result
+from datapath.tasks import Tasks
 from datapath.transport.calls import (
     Call,
     ErrorReturn,
@@ -59,13 +59,11 @@ class PeerService:
         self._members = members
         self._status = status
         self._hand_over = hand_over
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(_on_failed)
 
     async def stop(self) -> None:
         """Stop answering."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
 
     def on_open(self, link: Link) -> None:
         """A node may ask from now on: it is told the view."""
@@ -80,8 +78,8 @@ class PeerService:
             envelope = decode(frame)
             body = envelope.body
             match body:
-                case ReadIndexCall(confirmed):
-                    self._answer_read_index(link, envelope.id, body, confirmed=confirmed)
+                case ReadIndexCall():
+                    self._answer_read_index(link, envelope.id, body)
                 case ViewNote() | NoticeNote():
                     self._context.take_note(body)
                 case PingCall():
@@ -91,7 +89,7 @@ class PeerService:
                 case StatusCall():
                     link.send(encode(envelope.id, StatusReturn(self._status())))
                 case _:
-                    self._spawn(self._serve(link, envelope.id, body))
+                    self._tasks.spawn(self._serve(link, envelope.id, body))
 
     def _execute(self, link: Link, number: int, call: ExecuteCall) -> None:
         """Execute for another node, without a task of its own."""
@@ -107,37 +105,23 @@ class PeerService:
             else:
                 raise problem
 
-        engine = self._context.engine
         try:
-            if engine is None:
-                raise NotPrimaryError("no_primary", f"{self._context.node_id} is a witness")
+            engine = self._context.replica_here()
             engine.submit(call.operation, call.timeout_ms).add_done_callback(answer)
         except OperationError as error:
             link.send(encode(number, error_return(error)))
 
-    def _answer_read_index(
-        self, link: Link, number: int, call: ReadIndexCall, *, confirmed: bool
-    ) -> None:
+    def _answer_read_index(self, link: Link, number: int, call: ReadIndexCall) -> None:
         """Answer from the leases, without a task; what has to be confirmed takes one."""
         answer: Return | None
         try:
-            answer = self._reads.read_index_now(confirmed=confirmed)
+            answer = self._reads.read_index_now(confirmed=call.confirmed)
         except OperationError as error:
             answer = error_return(error)
         if answer is None:
-            self._spawn(self._serve(link, number, call))
+            self._tasks.spawn(self._serve(link, number, call))
         else:
             link.send(encode(number, answer))
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
-
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (problem := task.exception()) is not None:
-            log.error("answering another node failed", exc_info=problem)
 
     async def _serve(self, link: Link, number: int, body: Call | Return) -> None:
         answer: Return
@@ -170,3 +154,7 @@ class PeerService:
                 return await self._members.hello(node, data_id, joined=joined)
             case _:
                 raise NotAppliedError("unknown_call", f"{type(body).__name__} is not a call")
+
+
+def _on_failed(problem: BaseException) -> None:
+    log.error("answering another node failed", exc_info=problem)

@@ -12,6 +12,7 @@ from datapath.node.engine import Engine
 from datapath.node.read_index import ReadIndex
 from datapath.operations import Query, QueryResult
 from datapath.protocol.confirmations import ReadPoint
+from datapath.tasks import Tasks
 from datapath.transport.calls import (
     NoAnswerError,
     NotSentError,
@@ -39,15 +40,13 @@ class Reads:
         # The reads' questions to the primary: those that its leases may answer, and the others.
         self._leased = _Questions()
         self._confirmed = _Questions()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(_on_failed)
         self._turns = Turns()
-        self.counters = {"forwarded_total": 0.0, "read_index_calls_total": 0.0}
+        self.index_calls_total = 0
 
     async def stop(self) -> None:
         """Ask nothing more."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
 
     def read_now(self, query: Query) -> QueryResult | None:
         """Read at once, if this node serves or the query may be stale; else None."""
@@ -112,7 +111,7 @@ class Reads:
             raise NotPrimaryError("timeout", engine.interpreter.why_not_serving()) from None
 
     async def _forward_query(self, primary: str, query: Query, left_ms: float) -> QueryResult:
-        self.counters["forwarded_total"] += 1
+        self._context.forwarded_total += 1
         answer = await self._context.caller.call(
             primary, QueryCall(query, max(1, int(left_ms))), left_ms
         )
@@ -155,7 +154,7 @@ class Reads:
         reads.join(future)
         if not reads.has_task:
             reads.has_task = True
-            self._spawn_asking(engine, reads)
+            self._tasks.spawn(self._ask_while_reads_wait(engine, reads))
         return await future
 
     async def _ask_while_reads_wait(self, engine: Engine, reads: _Questions) -> None:
@@ -164,7 +163,7 @@ class Reads:
         question = ReadIndexCall(confirmed=reads is self._confirmed)
         try:
             while reads.ask(clock_ms()):
-                self.counters["read_index_calls_total"] += 1
+                self.index_calls_total += 1
                 index = 0
                 problem: Exception | None = None
                 try:
@@ -203,30 +202,15 @@ class Reads:
 
     def read_index_now(self, *, confirmed: bool) -> ReadIndexReturn | None:
         """Answer a backup's question under the leases; None: it takes `read_index`."""
-        engine = self._context.engine
-        if engine is None:
-            raise NotPrimaryError("no_primary", f"{self._context.node_id} is a witness")
+        engine = self._context.replica_here()
         if confirmed or engine.interpreter.confirms_reads:
             return None
         return ReadIndexReturn(*engine.interpreter.read_index())
 
     async def read_index(self) -> ReadIndexReturn:
         """Answer a backup's question that may not rest on leases."""
-        engine = self._context.engine
-        if engine is None:
-            raise NotPrimaryError("no_primary", f"{self._context.node_id} is a witness")
-        point = await self._confirm(engine, READ_INDEX_TIMEOUT_MS)
+        point = await self._confirm(self._context.replica_here(), READ_INDEX_TIMEOUT_MS)
         return ReadIndexReturn(point.epoch, point.index)
-
-    def _spawn_asking(self, engine: Engine, reads: _Questions) -> None:
-        task = asyncio.get_running_loop().create_task(self._ask_while_reads_wait(engine, reads))
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
-
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (problem := task.exception()) is not None:
-            log.error("asking the primary for its commit index failed", exc_info=problem)
 
 
 class _Questions(ReadIndex[asyncio.Future[tuple[float, int]]]):
@@ -235,6 +219,10 @@ class _Questions(ReadIndex[asyncio.Future[tuple[float, int]]]):
     def __init__(self) -> None:
         super().__init__()
         self.has_task = False
+
+
+def _on_failed(problem: BaseException) -> None:
+    log.error("asking the primary for its commit index failed", exc_info=problem)
 
 
 def _read_index_of(engine: Engine, answer: Return) -> int:

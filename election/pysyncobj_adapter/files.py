@@ -26,7 +26,7 @@ from election.pysyncobj_adapter.errors import (
 
 _SEAL = struct.Struct("<8sIQ")  # magic, CRC-32C of length and payload, length of the payload
 _LENGTH = struct.Struct("<Q")
-_Content = TypeVar("_Content", bound=msgspec.Struct)
+_Content = TypeVar("_Content")
 
 
 def crc32c(data: bytes) -> int:
@@ -217,7 +217,7 @@ def load_sealed(path: Path, magic: bytes, content: type[_Content], disk: Disk) -
         raise StorageCorruptError(path, 0, f"the content is wrong ({error})") from error
 
 
-def store_sealed(path: Path, magic: bytes, content: msgspec.Struct, disk: Disk) -> None:
+def store_sealed(path: Path, magic: bytes, content: object, disk: Disk) -> None:
     """Replace a small file by `content`, durable on return. Raises StorageFullError."""
     data = seal(magic, msgspec.msgpack.encode(content))
     disk.rename_durably(disk.new_file_beside(path, data), path)

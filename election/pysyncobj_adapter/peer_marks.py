@@ -15,9 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.errors import StorageCorruptError, StorageFullError
-from election.pysyncobj_adapter.files import REAL_DISK, Disk, seal, unseal
+from election.pysyncobj_adapter.files import REAL_DISK, Disk, load_sealed, store_sealed
 
 MAGIC = b"OCPEERM1"
 MAX_REMEMBERED = 64
@@ -70,11 +69,8 @@ class PeerMarks:
         self._saved: dict[str, Mark] = {}
         self._warned = False
         try:
-            disk.remove(self.path.with_name(self.path.name + ".new"))
-            if disk.exists(self.path):
-                payload = unseal(MAGIC, disk.read_from_disk(self.path), self.path)
-                self._marks = msgspec.msgpack.decode(payload, type=dict[str, Mark])
-        except (StorageCorruptError, StorageFullError, OSError, *UNDECODABLE):
+            self._marks = load_sealed(self.path, MAGIC, dict[str, Mark], disk) or {}
+        except (StorageCorruptError, StorageFullError, OSError):
             logger.warning(
                 "%s is damaged or cannot be read: what this node remembers of the others is "
                 "dropped, and collected anew",
@@ -104,9 +100,7 @@ class PeerMarks:
             if marks == self._saved:
                 return
             try:
-                data = seal(MAGIC, msgspec.msgpack.encode(marks))
-                disk = self._disk
-                disk.rename_durably(disk.new_file_beside(self.path, data), self.path)
+                store_sealed(self.path, MAGIC, marks, self._disk)
             except (StorageFullError, OSError) as error:
                 if not self._warned:
                     logger.warning("what is remembered of other nodes is not noted: %s", error)

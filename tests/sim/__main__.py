@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from tests.sim.clockwork import ViolationError
 from tests.sim.coverage import SITUATIONS, missing, table
 from tests.sim.faults import Schedule
 from tests.sim.histories import Histories
 from tests.sim.runner import Outcome, default_jobs, run_seeds
+
+PROGRAM = "tests.sim"
 
 
 def replay(seed: int, *, verbose: bool) -> str:
@@ -29,7 +33,7 @@ def replay(seed: int, *, verbose: bool) -> str:
 
 
 def report(
-    outcome: Outcome, situations: tuple[str, ...] = SITUATIONS, program: str = "tests.sim"
+    outcome: Outcome, situations: tuple[str, ...] = SITUATIONS, program: str = PROGRAM
 ) -> int:
     """Print what came of it; return the exit code."""
     seen = outcome.seen
@@ -60,24 +64,27 @@ def report(
     return bool(never)
 
 
-def main() -> int:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=1000, help="how many schedules")
+def make_parser(program: str, description: str | None, seeds: int) -> argparse.ArgumentParser:
+    """Return what the command lines of both simulators take; `seeds` is the default."""
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
+    parser.add_argument("--seeds", type=int, default=seeds, help="how many schedules")
     parser.add_argument("--start", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=default_jobs(), help="how many processes")
     parser.add_argument("--seconds", type=float, help="end after so long")
     parser.add_argument("--seed", type=int, help="replay this one, with its transcript")
     parser.add_argument("--keep-going", action="store_true", help="report all failing seeds")
-    parser.add_argument(
-        "--histories",
-        type=int,
-        default=1,
-        metavar="N",
-        help="let Porcupine check what clients were told in every n-th seed (0: never)",
-    )
     parser.add_argument("-v", "--verbose", action="store_true")
-    arguments = parser.parse_args()
+    return parser
+
+
+def carry_out(
+    arguments: argparse.Namespace,
+    replay: Callable[..., str],
+    situations: tuple[str, ...] = SITUATIONS,
+    program: str = PROGRAM,
+    **options: Any,
+) -> int:
+    """Replay a seed, or run many with `options` of `run_seeds`; return the exit code."""
     if arguments.seed is not None:
         problem = replay(arguments.seed, verbose=arguments.verbose)
         print(f"seed {arguments.seed}: {problem or 'holds'}")
@@ -88,11 +95,25 @@ def main() -> int:
         jobs=arguments.jobs,
         seconds=arguments.seconds,
         keep_going=arguments.keep_going,
-        histories_every=arguments.histories,
+        **options,
     )
     if outcome.failures and not arguments.keep_going:
         replay(outcome.failures[0][0], verbose=True)
-    return report(outcome)
+    return report(outcome, situations, program)
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = make_parser(PROGRAM, __doc__, seeds=1000)
+    parser.add_argument(
+        "--histories",
+        type=int,
+        default=1,
+        metavar="N",
+        help="let Porcupine check what clients were told in every n-th seed (0: never)",
+    )
+    arguments = parser.parse_args()
+    return carry_out(arguments, replay, histories_every=arguments.histories)
 
 
 if __name__ == "__main__":
