@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 ENOUGH_SCHEDULES = 1000
+REMOVALS = (
+    "done", "unknown", "is_primary", "membership_pending", "no_majority", "no_primary",
+    "unknown_node", "unsafe_removal",
+)  # fmt: skip
 LASTING = ("alone", "dead", "deaf to", "deaf to consensus", "no consensus", "no disk")
 SITUATIONS = (
     "view change", "take-over", "take-over by the primary itself", "handover", "handover given up",
@@ -30,6 +34,9 @@ SITUATIONS = (
     "client: reads share a question",
     "client: no read without a lease", "client: put failed_condition", "client: put unknown",
     "client: put not_applied", "client: forwarded", "client: a link ended under a call",
+    *(f"operator: removal {said}" for said in REMOVALS),
+    *(f"operator: addition {said}" for said in ("done", "unknown", "removed")),
+    "operator: removed by force",
     "client: an attempt of a forwarder is uncertain", "client: idempotency_key_expired",
 )  # fmt: skip
 

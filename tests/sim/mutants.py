@@ -88,7 +88,9 @@ def _run_schedules(mutant: Mutant) -> Verdict:
         histories = Histories(1 if mutant.clients else 0, Path(directory), BATCH)
         for seeds in range(1, MAX_SEEDS + 1):
             seed = mutant.seed + seeds - 1
-            schedule = Schedule(seed, clients=True if mutant.clients else None)
+            schedule = Schedule(
+                seed, clients=mutant.clients or None, operators=mutant.operators or None
+            )
             try:
                 schedule.run()
             except ViolationError as error:

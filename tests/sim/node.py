@@ -39,6 +39,7 @@ class Node:
         self.id = node_id
         self.life = 0
         self.is_up = False
+        self.down_ms = 0.0  # when its process ended last
         self.paused = False
         self.installing = False
         self.has_lost = False  # a fault took durable entries, and it has not caught up since
@@ -121,6 +122,7 @@ class Node:
         # A tail that was cut stays suspicious until the replica has caught up.
         self._torn = self.disk.crash(lost_from, damage=damage) or core.suspect
         self.is_up = False
+        self.down_ms = self.clockwork.now
         self.life += 1
         self.storage.crash(self._applied_index)
         self.world.network.forget(self)

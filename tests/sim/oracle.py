@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from datapath.errors import OperationError
 from datapath.protocol.messages import AppendReply, HeartbeatReply, Message, ProbeReply
 from datapath.records import Record
-from election.view import Change, TakeOver, View
+from election.view import AddMember, Change, TakeOver, View
 from tests.sim.clockwork import Clockwork, ViolationError
+from tests.sim.operators import Request
 
 if TYPE_CHECKING:
+    from tests.sim.agreement import Agreement
     from tests.sim.node import Node
 
 
@@ -25,6 +28,7 @@ class Oracle:
         self._clockwork = clockwork
         self._min_in_sync = min_in_sync
         self.nodes: dict[str, Node] = {}
+        self.agreement: Agreement
         self.clocks_hold = True  # D4 rests on them; where they may stop, no read rests on D4
         self.view: View | None = None
         self.primaries: dict[int, str] = {}  # epoch -> primary
@@ -67,7 +71,64 @@ class Oracle:
             self.fail(f"D7: {node_id} joins the in-sync set without entry {index}")
 
     def on_members_changed(self, change: Change, old: View, new: View, asked: object) -> None:
-        """The members have changed, perhaps because an operator asked."""
+        """An operator's change of the members has taken effect (rule M1)."""
+        if not isinstance(asked, Request):
+            return
+        asked.committed.append(new)
+        self._check_told(asked)
+        if isinstance(change, AddMember):
+            if change.member.id in old.removed and old.member(change.member.id) is None:
+                self.fail(f"M1: {change.member.id}, which was removed, comes in again")
+        elif asked.forced:
+            self._clockwork.seen["operator: removed by force"] += 1
+        else:
+            self._check_removal(asked, old, new)
+
+    def _check_removal(self, asked: Request, old: View, new: View) -> None:
+        """Nobody has insisted: a majority of live voters and a live copy of everything are left.
+
+        Who ran at some time since the judgement began counts as alive: it may have died since.
+        """
+        node, agreement = asked.target, self.agreement
+        voters = agreement.voters - {node}
+        live = {name for name in voters if agreement.was_up(name, asked.looked_ms)}
+        if 2 * len(live) <= len(voters):
+            self.fail(f"M1: {asked} leaves {sorted(live)} alive of the voters {sorted(voters)}")
+        leaving = agreement.voters - {member.id for member in old.members}
+        if leaving:
+            self.fail(f"M1: {asked} does not wait until {sorted(leaving)} votes no more")
+        dead = [m.id for m in new.members if not agreement.was_up(m.id, asked.looked_ms)]
+        counts = node in agreement.voters or node in old.in_sync
+        if dead and node in asked.live and counts:
+            self.fail(f"M1: {asked} takes a live node out while {dead} is dead")
+        if node not in old.in_sync:
+            return
+        if len(new.in_sync) < self._min_in_sync:
+            self.fail(f"M1: {asked} leaves {new.in_sync} in sync, fewer than each write needs")
+        if not any(
+            agreement.was_up(name, asked.looked_ms) and self._holds_all(self.nodes[name])
+            for name in new.in_sync
+        ):
+            self.fail(f"M1: {asked} takes the last live copy of entry {self.acknowledged}")
+
+    def _holds_all(self, node: Node) -> bool:
+        durable, index = node.disk.durable, self.acknowledged
+        return index <= durable.base_index or durable.epoch_at(index) == self.committed[index]
+
+    def on_told(self, asked: Request) -> None:
+        """What an operator is told is what has happened."""
+        view = asked.answer
+        if isinstance(view, View):
+            is_member = view.member(asked.target) is not None
+            if view not in self.agreement.views or is_member != (asked.wish != "removal"):
+                self.fail(f"{asked} is said to be done: {view}")
+        self._check_told(asked)
+
+    def _check_told(self, asked: Request) -> None:
+        answer = asked.answer
+        is_refused = isinstance(answer, OperationError) and answer.outcome == "not_applied"
+        if asked.committed and is_refused:
+            self.fail(f"{asked} took effect, and was answered: {answer}")
 
     # -- logs
 

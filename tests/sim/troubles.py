@@ -7,10 +7,11 @@ from collections.abc import Callable
 from election.view import AddMember, RemoveMember
 from tests.sim.disk import FAST_MS as FAST_DISK_MS
 from tests.sim.disk import SLOW_MS as SLOW_DISK_MS
+from tests.sim.members import make_member
 from tests.sim.network import FAST_MS as FAST_NETWORK_MS
 from tests.sim.network import SLOW_MS as SLOW_NETWORK_MS
 from tests.sim.node import CLOCK_RATES, Node
-from tests.sim.world import World, make_member
+from tests.sim.world import World
 
 
 class Troubles:
@@ -73,6 +74,13 @@ class Troubles:
         if not node.is_up:
             self.world.clockwork.seen["restart"] += 1
             node.start()
+
+    def kill(self, node: Node, duration_ms: float) -> None:
+        """A node is dead for a while."""
+        if node.is_up and self._may_stop():
+            self.world.clockwork.seen["crash"] += 1
+            node.crash()
+            self.world.clockwork.after(duration_ms, self._start, node)
 
     def crash_all(self) -> None:
         if not self._may_stop():
