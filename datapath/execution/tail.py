@@ -13,11 +13,13 @@ from typing import Protocol
 import msgspec
 
 from datapath.errors import NotPrimaryError, OperationError, SafetyError, UnknownOutcomeError
+from datapath.execution.client_table import client_key
 from datapath.execution.executor import Executed, Executor
 from datapath.operations import Operation, Result, Sink
 from datapath.protocol.confirmations import Confirmation, ReadPoint
 from datapath.protocol.replica import Replica
 from datapath.records import Entry, Record
+from datapath.storage.environment import CLIENT_SPACE
 
 
 class Waiting(msgspec.Struct, gc=False):
@@ -138,6 +140,7 @@ class Tail:
         self._confirm = confirm
         self._clock = clock
         self._items: deque[TailItem] = deque(TailItem(record, None, []) for record in records)
+        self._foreign_keys: set[bytes] | None = None  # see `holds_key`; None: not gathered
         self._local_acks: deque[Answer] = deque()
         self._unconfirmed: list[Answer] = []  # those that wait for `confirm`, and their deadlines
         self._unasked: list[Answer] = []  # of those the ones that it was not asked about yet
@@ -171,15 +174,34 @@ class Tail:
         """The replica writes records; those executed here are in the tail already."""
         if not self._items or self._items[-1].record is not records[-1]:
             self._items.extend(TailItem(record, None, []) for record in records)
+            self._foreign_keys = None
 
     def on_truncated(self, from_index: int) -> None:
         """The log was cut: what went was never committed."""
         while self._items and self._items[-1].record.first_index >= from_index:
             self._items.pop()
+            self._foreign_keys = None
 
     def on_snapshot(self) -> None:
         """The log was replaced by a snapshot."""
         self._items.clear()
+        self._foreign_keys = None
+
+    def holds_key(self, idempotency_key: str) -> bool:
+        """Whether a request under that key was executed in another epoch, and is not committed.
+
+        It may commit yet. Of what was executed in this one the executor knows.
+        """
+        if self._foreign_keys is None:
+            self._foreign_keys = {
+                key
+                for item in self._items
+                if item.entries is None
+                for entry in item.record.entries()
+                for space, key, _ in entry
+                if space == CLIENT_SPACE
+            }
+        return client_key(idempotency_key) in self._foreign_keys
 
     def holds(self, waiting: Waiting) -> bool:
         """Whether an operation was executed here, and waits for its commit."""
@@ -195,6 +217,7 @@ class Tail:
             record = item.record
             if item.entries is None:
                 store.apply(record.entries(), record.last_index, record.epoch)
+                self._foreign_keys = None
             else:
                 store.apply(item.entries, record.last_index, record.epoch)
                 executor.committed(record.first_index, item.entries)
@@ -281,11 +304,23 @@ class Tail:
         return self._result(executed, copies, epoch)
 
     def recall(self, operation: Operation) -> Result | OperationError | None:
-        """Return the answer to a repeat of what is applied on this replica, primary or not."""
+        """Return the answer to a repeat of what is applied on this replica, primary or not.
+
+        Of what is in its log, and not committed, that is that it is unknown.
+        """
         executed = self._executor.recall(operation)
         if executed is None:
-            return None
+            return self.uncommitted() if self.holds_key(operation.idempotency_key) else None
         return self._outcome(executed, operation.min_copies, self._copies(), self._replica.epoch)
+
+    @staticmethod
+    def uncommitted(refused: str = "") -> UnknownOutcomeError:
+        """Return the answer to a repeat of what may commit yet; `refused`: why no other is due."""
+        return UnknownOutcomeError(
+            "unknown_outcome",
+            f"{refused}An earlier request under the same Idempotency-Key waits, or has not "
+            "committed, and may be applied: repeat it to learn",
+        )
 
     def _result(self, executed: Executed, copies: int, epoch: int) -> Result:
         if executed.repeated:
@@ -329,6 +364,7 @@ class Tail:
                 else:
                     future.set_exception(UnknownOutcomeError("unknown_outcome", detail))
             item.answers, item.entries = [], None
+        self._foreign_keys = None
         Unconfirmed(self._unconfirmed, self._answer).set_exception(self._not_primary())
         self._unconfirmed.clear()
         self.inflight_records = self.inflight_bytes = 0

@@ -47,6 +47,7 @@ class Agreement:
         self.voters = frozenset(member.id for member in first.members)
         self.voters_at = {first.version: self.voters}  # version: the voters when it was agreed
         self.follow_ms: tuple[float, float] | None = None  # how late voters follow; None: at once
+        self.is_lost = False  # whether nothing is decided any more, although all run
         self.witnesses_down: dict[str, float] = {}  # and since when
         self.in_flight: dict[str, int] = {}
         self.holding: set[str] = set()  # proposals of these nodes wait in `held`
@@ -158,6 +159,8 @@ class Agreement:
 
     def has_majority(self, voters: frozenset[str] | None = None) -> bool:
         """Whether enough voters (those of now) run to decide anything."""
+        if self.is_lost:
+            return False
         voters = self.voters if voters is None else voters
         return not self.counts_votes or 2 * sum(map(self.is_voting, voters)) > len(voters)
 

@@ -9,7 +9,15 @@ REMOVALS = (
     "done", "unknown", "is_primary", "membership_pending", "no_majority", "no_primary",
     "unknown_node", "unsafe_removal",
 )  # fmt: skip
-LASTING = ("alone", "dead", "deaf to", "deaf to consensus", "no consensus", "no disk")
+LASTING = (
+    "alone",
+    "dead",
+    "deaf to",
+    "deaf to consensus",
+    "no consensus",
+    "no disk",
+    "no majority",
+)
 SITUATIONS = (
     "view change", "take-over", "take-over by the primary itself", "handover", "handover given up",
     "shrink", "grow", "addmember", "removemember", "confirm", "proposal refused",
@@ -18,7 +26,7 @@ SITUATIONS = (
     "snapshot begun", "snapshot installed", "lease expired", "gave way", "stall noticed",
     "waited for own promise", "promise withheld", "refused as fenced", "suspect start",
     "suspect yields", "damaged start", "damage repaired", "told of its loss", "old copy",
-    "put back", "reminded of its loss",
+    "put back", "alone with a loss that is noted", "reminded of its loss",
     "consensus not heard", "not proposed after all",
     "crash", "power cut", "pause",
     "one-way cut", "isolation", "consensus cut", "disk stall", "full disk", "damage", "lost tail",

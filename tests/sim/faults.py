@@ -91,7 +91,9 @@ class Schedule:
         has_operators = seed % OPERATORS_OF in OPERATORS if operators is None else operators
         if has_operators and n_nodes > 1:
             self._let_operators_err(Operators(world, troubles), troubles)
-        self.clients = Clients(world, f"seed {seed}") if has_clients else None
+        self.clients: Clients | None = None
+        if has_clients:
+            self.clients = Clients(world, f"seed {seed}", trusting=seed % 6 == 3)
 
     def _let_operators_err(self, operators: Operators, troubles: Troubles) -> None:
         """Who is a member changes only as production decides, for operators who make mistakes."""
@@ -160,12 +162,28 @@ class Schedule:
         if any(world.agreement.in_flight.values()):
             return  # what was proposed before may still take a replica that is well out
         if clockwork.chance(LASTING_FAULTS_RATE if self.is_long else LASTING_FAULTS_RATE / 2):
-            self._go_on_with(self._leave_some())
+            if clockwork.chance(0.3):
+                self._go_on_without_a_majority()
+            else:
+                self._go_on_with(self._leave_some())
+
+    def _go_on_without_a_majority(self) -> None:
+        """Nothing can be decided; all replicas run, and one pauses: that ends nothing for good."""
+        world, clockwork = self.world, self.world.clockwork
+        clockwork.seen["lasting: no majority"] += 1
+        world.agreement.is_lost = True
+        for _ in range(clockwork.random.randint(1, 3)):
+            node = world.nodes[clockwork.random.choice(world.view.in_sync)]
+            world.run_for(clockwork.between(0, 300))
+            node.pause()
+            world.run_for(clockwork.between(200, 1200))
+            node.resume()
+        self._go_on_with({"no majority"})
 
     def _go_on_with(self, lasting: set[str]) -> None:
         """With a fault that lasts the cluster must take writes again, soon and for good."""
         world, clockwork = self.world, self.world.clockwork
-        if not self._somebody_could_serve(lasting):
+        if lasting != {"no majority"} and not self._somebody_could_serve(lasting):
             return
         deadline = clockwork.now + HEALING_LIMIT_MS
         appended = 0

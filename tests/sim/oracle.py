@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from datapath.errors import OperationError
+from cluster.services.kv import REVISION_SIZE_BYTES
+from datapath.errors import NotPrimaryError, OperationError
+from datapath.operations import Operation
 from datapath.protocol.messages import AppendReply, HeartbeatReply, Message, ProbeReply
 from datapath.records import Record
+from datapath.storage.environment import SERVICE_SPACE
 from election.view import AddMember, Change, TakeOver, View
 from tests.sim.clockwork import Clockwork, ViolationError
 from tests.sim.operators import Request
@@ -36,6 +39,9 @@ class Oracle:
         self._promised: dict[str, float] = {}  # its own clock when a node last promised
         self.acknowledged = 0  # the highest index that a primary committed
         self._records: dict[tuple[int, int], tuple[bytes, int]] = {}  # -> bytes, epoch before
+        self._puts: dict[tuple[int, int], bytes] = {}  # (index, epoch) -> what a put wrote there
+        self._places: dict[bytes, list[tuple[int, int]]] = {}  # and where it was written
+        self._not_applied: set[bytes] = set()  # what a client was told of, for good
         self._openings: dict[int, tuple[str, int]] = {}  # epoch -> the (node, life) that opened it
 
     def fail(self, text: str) -> None:
@@ -161,9 +167,21 @@ class Oracle:
             self.fail(f"{node.id} writes record {record.first_index} after a gap")
             return
         key = (record.first_index, record.epoch)
+        is_new = key not in self._records
         known = self._records.setdefault(key, (record.data, previous_epoch))
+        if is_new and node.world.has_service:
+            self._note_puts(record)
         if known != (record.data, previous_epoch):
             self.fail(f"{node.id} writes another record at {key} than was written there before")
+
+    def _note_puts(self, record: Record) -> None:
+        for index, entry in enumerate(record.entries(), record.first_index):
+            for space, _, value in entry:
+                if space == SERVICE_SPACE and value is not None:
+                    self._puts[index, record.epoch] = value[REVISION_SIZE_BYTES:]
+                    self._places.setdefault(value[REVISION_SIZE_BYTES:], []).append(
+                        (index, record.epoch)
+                    )
 
     def on_commit(self, node: Node, old: int, index: int) -> None:
         """A node has committed: D1, and never anything else than anyone before."""
@@ -180,6 +198,11 @@ class Oracle:
                 if primary is None:
                     self.fail(f"{node.id} commits {position}, which no primary has committed")
                 committed.append(epoch)
+                if self._puts.get((position, epoch)) in self._not_applied:
+                    self.fail(
+                        f"D1: {self._puts[position, epoch]!r} commits at {position}, and its "
+                        "client was told that it never will"
+                    )
             elif committed[position] != epoch:
                 self.fail(
                     f"entry {position} was committed with epoch {committed[position]}, and "
@@ -236,6 +259,34 @@ class Oracle:
         if node.replica.core.damaged:
             self.fail(f"rule e: {node.id} opens epoch {epoch} with a damaged log")
         self.check_holds_all(node)
+
+    # -- what clients are told
+
+    def on_refused(self, node: Node, operation: Operation, problem: OperationError) -> None:
+        """A primary refuses: nothing under that key was executed here before (D8)."""
+        if (
+            problem.outcome != "not_applied"
+            or isinstance(problem, NotPrimaryError)
+            or not operation.idempotency_key
+            or operation.method != "put"
+        ):
+            return
+        self._clockwork.seen[f"client: a keyed write is refused: {problem.code}"] += 1
+        cache = node.disk.cache
+        for index, epoch in self._places.get(operation.args[1], ()):
+            if cache.epoch_at(index) == epoch:
+                self.fail(
+                    f"D8: {node.id} refuses {operation.args} as not applied ({problem.code}), and "
+                    f"holds it at {index}"
+                )
+
+    def on_told_not_applied(self, value: str) -> None:
+        """A client was told that its put was not applied, and never will be (D1)."""
+        wrote = value.encode()
+        self._not_applied.add(wrote)
+        for index, epoch in self._places.get(wrote, ()):
+            if index < len(self.committed) and self.committed[index] == epoch:
+                self.fail(f"D1: {value!r} is said to be not applied, and is committed at {index}")
 
     # -- messages
 

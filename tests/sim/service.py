@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.services.kv import KeyValue
 from datapath.errors import OperationError, SafetyError
 from datapath.node.interpreter import Interpreter
-from datapath.operations import Operation, Query, QueryResult, Sink
+from datapath.operations import Operation, Query, QueryResult, Result, Sink
 from datapath.protocol import effects as fx
 from datapath.protocol.confirmations import Confirmation, ReadPoint
 from datapath.records import Entry, Record
@@ -257,6 +257,7 @@ class NodeService(Interpreter):
 
     def ask(self, operation: Operation, timeout_ms: float, sink: Sink) -> None:
         """Execute; what is refused at once is an answer, too."""
+        sink = Judged(self._node, operation, sink)
         try:
             self.pipeline.submit(operation, timeout_ms, sink)
         except OperationError as problem:
@@ -279,6 +280,30 @@ class NodeService(Interpreter):
             action()
         else:
             self.wait_applied(index, Reading(self._node, action))
+
+
+class Judged:
+    """The `Sink` of an operation at this node, for the oracle to see what it is told."""
+
+    __slots__ = ("_inner", "_node", "_operation")
+
+    def __init__(self, node: Node, operation: Operation, inner: Sink) -> None:
+        self._node = node
+        self._operation = operation
+        self._inner = inner
+
+    def done(self) -> bool:
+        """Whether it has been answered."""
+        return self._inner.done()
+
+    def set_result(self, result: Result, /) -> None:
+        """Pass the answer on."""
+        self._inner.set_result(result)
+
+    def set_exception(self, exception: OperationError, /) -> None:
+        """Judge a refusal, and pass it on."""
+        self._node.oracle.on_refused(self._node, self._operation, exception)
+        self._inner.set_exception(exception)
 
 
 class Reading:
