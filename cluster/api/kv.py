@@ -21,7 +21,7 @@ from cluster.api.answer import (
 from cluster.api.body import ClientGoneError, read_body
 from cluster.api.cursor import decode_cursor, encode_cursor, make_bounds
 from cluster.api.documents import Deleted, Written
-from cluster.api.express import Write
+from cluster.api.fast_path import WriteRequest
 from cluster.api.headers import (
     Headers,
     check_put_headers,
@@ -34,7 +34,7 @@ from cluster.api.headers import (
     who_lines,
     write_if_match,
 )
-from cluster.api.page import Page
+from cluster.api.page import PageBody
 from cluster.api.params import (
     DEFAULT_RANGE_LIMIT,
     RANGE_PARAMS,
@@ -45,8 +45,8 @@ from cluster.api.params import (
     read_options,
     write_options,
 )
-from cluster.api.problems import Problem
-from cluster.api.server import HttpSettings, OrdinaryConnection
+from cluster.api.problems import ProblemError
+from cluster.api.server import FullConnection, HttpSettings
 from cluster.services.kv import Revisions
 from datapath.operations import Node, Operation, Query, QueryResult, Result
 
@@ -91,26 +91,26 @@ class KvHandlers:
         """DELETE /v1/kv/{key}."""
         return await self._execute(self._delete(raw_key, query, request.headers))
 
-    def express_write(
+    def fast_write(
         self, method: str, raw_key: str, query: str, headers: Headers, body: bytes
-    ) -> Write:
+    ) -> WriteRequest:
         """Return what a PUT or DELETE asks for. Raises Problem."""
         if method == "PUT":
             return self._put(raw_key, query, headers)(body)
         return self._delete(raw_key, query, headers)
 
-    def _put(self, raw_key: str, query: str, headers: Headers) -> Callable[[bytes], Write]:
+    def _put(self, raw_key: str, query: str, headers: Headers) -> Callable[[bytes], WriteRequest]:
         key = decode_key(raw_key)
         options = write_options(query)
         conditions = _put_conditions(headers) if headers else _UNCONDITIONAL
 
-        def make_operation(value: bytes) -> Write:
+        def make_operation(value: bytes) -> WriteRequest:
             args = (key, value, conditions.if_revision, conditions.if_absent)
             return self._write("put", args, conditions, options, _put_answer)
 
         return make_operation
 
-    def _delete(self, raw_key: str, query: str, headers: Headers) -> Write:
+    def _delete(self, raw_key: str, query: str, headers: Headers) -> WriteRequest:
         key = decode_key(raw_key)
         options = write_options(query)
         conditions = _delete_conditions(headers) if headers else _UNCONDITIONAL
@@ -124,11 +124,11 @@ class KvHandlers:
         conditions: Conditions,
         options: WriteOptions,
         answer: Callable[[Result, bool, bytes], Answer],
-    ) -> Write:
+    ) -> WriteRequest:
         _, _, repeat_key, first_after = conditions
         node = self._node
         local = options.ack == "local"
-        return Write(
+        return WriteRequest(
             Operation(method, args, repeat_key, options.ack, options.min_copies, first_after),
             options.timeout_ms or self._timeout_ms,
             lambda result: answer(
@@ -136,7 +136,7 @@ class KvHandlers:
             ),
         )
 
-    async def _execute(self, write: Write) -> Answer:
+    async def _execute(self, write: WriteRequest) -> Answer:
         return write.answer(await self._node.execute(write.operation, write.timeout_ms))
 
     async def get(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
@@ -148,7 +148,7 @@ class KvHandlers:
         wanted, timeout_ms = self._get(raw_key, query)
         return self._get_answer(await self._node.query(wanted, timeout_ms), headers)
 
-    def express_read(self, raw_key: str, query: str, headers: Headers) -> Answer | None:
+    def fast_read(self, raw_key: str, query: str, headers: Headers) -> Answer | None:
         """Return a GET's answer if this node can give it at once. Raises Problem."""
         result = self._node.read_now(self._get(raw_key, query)[0])
         return None if result is None else self._get_answer(result, headers)
@@ -161,7 +161,7 @@ class KvHandlers:
     def _get_answer(self, result: QueryResult, headers: Headers) -> Answer:
         who = self._who(result)
         if result.value is None:
-            raise Problem("key_not_found", "there is no such key", headers=who)
+            raise ProblemError("key_not_found", "there is no such key", headers=who)
         value, revision = result.value
         lines = b'ETag: "%d"\r\n%b%b' % (revision, NO_CACHE, who)
         if headers and self._is_unmodified(headers, revision, who):
@@ -179,7 +179,7 @@ class KvHandlers:
             tags = entity_tags(headers, hdrs.IF_MATCH)
             if tags is not None and not tags.any and revision not in tags.strong:
                 detail = f'the key exists with ETag "{revision}", which If-Match does not name'
-                raise Problem("precondition_failed", detail, headers=who)
+                raise ProblemError("precondition_failed", detail, headers=who)
         if hdrs.IF_NONE_MATCH in headers:
             tags = entity_tags(headers, hdrs.IF_NONE_MATCH)
             return tags is not None and (tags.any or revision in tags.all)
@@ -212,16 +212,16 @@ class KvHandlers:
         cursor = None if next_key is None else encode_cursor(next_key, bounds)
         who = self._who(result)
         lines = NO_CACHE + who
-        page = Page(items, result.index, cursor)
+        page = PageBody(items, result.index, cursor)
         if page.length <= LARGE_ANSWER_SIZE_BYTES:
             return Answer(200, b"".join(page.pieces()), JSON, lines)
         connection, transport = request.protocol, request.transport
-        assert isinstance(connection, OrdinaryConnection)
+        assert isinstance(connection, FullConnection)
         if transport is None:
             raise ClientGoneError
         share = connection.memory.take(page.length, transport.abort)
         if share is None:
-            raise Problem("overloaded", TOO_MUCH_HELD)
+            raise ProblemError("overloaded", TOO_MUCH_HELD)
         return PagedAnswer(page.pieces(), page.length, share, JSON, lines)
 
 

@@ -1,7 +1,7 @@
 """HTTP API, version 1, of a node: routes, cluster and health resources, errors as problems.
 
 Any node takes any request; the node behind it finds the primary. Handlers return an `Answer` or
-raise: `Problem` for what the API itself refuses, `OperationError` for what the node says.
+raise: `ProblemError` for what the API itself refuses, `OperationError` for what the node says.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from aiohttp.web import BaseRequest, StreamResponse
 from cluster.api.admin import check_admin
 from cluster.api.answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer, Response
 from cluster.api.body import ClientGoneError, read_body
-from cluster.api.documents import Handover, Move, Primary, Status
-from cluster.api.express import KEYS, Pending, Write
+from cluster.api.documents import CurrentPrimary, HandoverRequest, Move, Status
+from cluster.api.fast_path import KEYS, Pending, WriteRequest
 from cluster.api.headers import Headers, check_cluster, cluster_line, revision_line
 from cluster.api.hosts import Hosts, split_target
 from cluster.api.kv import KvHandlers
 from cluster.api.metrics import Metrics
 from cluster.api.openapi import openapi_json
 from cluster.api.params import REMOVE_PARAMS, TIMEOUT, decode_percent, parse_query
-from cluster.api.problems import RETRY_AFTER_S, Problem, from_operation_error
-from cluster.api.server import HttpServer, HttpSettings, Listener, OrdinaryConnection
+from cluster.api.problems import RETRY_AFTER_S, ProblemError, from_operation_error
+from cluster.api.server import FullConnection, HttpListener, HttpServer, HttpSettings
 from cluster.config.model import split_address
 from datapath.complaints import Complaints
 from datapath.errors import OperationError
@@ -55,7 +55,7 @@ HandlerT = TypeVar("HandlerT", Keyed, Plain)
 
 
 _move_decoder = msgspec.json.Decoder(Move)
-_handover_decoder = msgspec.json.Decoder(Handover)
+_handover_decoder = msgspec.json.Decoder(HandoverRequest)
 
 
 class HttpApi:
@@ -68,7 +68,7 @@ class HttpApi:
         self._node = node
         self._hosts = hosts or Hosts()
         self._settings = settings or HttpSettings()
-        self._listener: Listener | None = None
+        self._listener: HttpListener | None = None
         self._server: HttpServer | None = None
         self.complaints = Complaints(logger)
         self._metrics = Metrics(node.node_id, node.counters, self._server_numbers)
@@ -112,7 +112,7 @@ class HttpApi:
     async def start(self, host: str, port: int) -> None:
         """Listen on an address (port 0: any). Raises OSError if it cannot be had."""
         self._server = HttpServer(self._handle, self._settings, self._identity, self, self._hosts)
-        self._listener = Listener(self._server)
+        self._listener = HttpListener(self._server)
         await self._listener.start(host, port)
 
     async def drain(self) -> None:
@@ -153,7 +153,7 @@ class HttpApi:
         started = perf_counter()
         method = request.method
         connection = request.protocol
-        assert isinstance(connection, OrdinaryConnection)
+        assert isinstance(connection, FullConnection)
         if method in _READS:
             connection.reading = asyncio.current_task()
         try:
@@ -161,8 +161,8 @@ class HttpApi:
             answer = await self._dispatch(request, method)
             connection.turns.spend(answer.size_bytes)
             if answer.is_large and not connection.memory.make_room(answer.size_bytes):
-                answer = self._refusal(Problem("overloaded", TOO_MUCH_HELD), method)
-        except Problem as problem:
+                answer = self._refusal(ProblemError("overloaded", TOO_MUCH_HELD), method)
+        except ProblemError as problem:
             answer = self._refusal(problem, method)
         except OperationError as error:
             answer = self._refusal(from_operation_error(error), method)
@@ -177,31 +177,31 @@ class HttpApi:
         self.observe(method, request.raw_path, answer, perf_counter() - started)
         return Response(answer)
 
-    # --- the express lane's face (cluster.api.express.ExpressApi) ---
+    # --- the fast path's face (cluster.api.fast_path.FastPathApi) ---
 
-    def express_write(
+    def fast_write(
         self, method: str, key: str, query: str, headers: Headers, body: bytes
-    ) -> Write | None:
-        """Return what a PUT or DELETE asks for; None: the ordinary lane has to judge it."""
+    ) -> WriteRequest | None:
+        """Return what a PUT or DELETE asks for; None: the full path has to judge it."""
         try:
             if headers:
                 check_cluster(headers, self._node.cluster_id)
-            return self._kv.express_write(method, key, query, headers, body)
-        except Problem:
+            return self._kv.fast_write(method, key, query, headers, body)
+        except ProblemError:
             return None
 
-    def express_read(self, key: str, query: str, headers: Headers) -> Answer | None:
-        """Return a GET's answer if it can be given at once; None: the ordinary lane does it."""
+    def fast_read(self, key: str, query: str, headers: Headers) -> Answer | None:
+        """Return a GET's answer if it can be given at once; None: the full path does it."""
         try:
             if headers:
                 check_cluster(headers, self._node.cluster_id)
-            return self._kv.express_read(key, query, headers)
-        except Problem as problem:
+            return self._kv.fast_read(key, query, headers)
+        except ProblemError as problem:
             return self._refusal(problem, "GET")
         except OperationError:
             return None
 
-    def submit(self, write: Write, sink: Pending) -> bool:
+    def submit(self, write: WriteRequest, sink: Pending) -> bool:
         """Give a write to this node's pipeline; False: it has not been taken."""
         return self._node.submit(write.operation, write.timeout_ms, sink)
 
@@ -209,13 +209,15 @@ class HttpApi:
         """Return a GET's answer when it can be given. Raises OperationError or Problem."""
         return await self._kv.read(key, query, headers)
 
-    async def go_on(self, write: Write, timeout_ms: int, after: OperationError | None) -> Result:
+    async def await_write(
+        self, write: WriteRequest, timeout_ms: int, after: OperationError | None
+    ) -> Result:
         """Carry a write out elsewhere, after an attempt that ended so. Raises OperationError."""
         return await self._node.execute(write.operation, timeout_ms, after)
 
     def refuse(self, error: Exception, method: str, target: str) -> Answer:
         """Return the answer that says why a request has failed."""
-        if isinstance(error, Problem):
+        if isinstance(error, ProblemError):
             return self._refusal(error, method)
         if isinstance(error, OperationError):
             return self._refusal(from_operation_error(error), method)
@@ -243,7 +245,7 @@ class HttpApi:
         check_cluster(request.headers, self._node.cluster_id)
         path, _, query = target.partition("?")
         if (
-            cast("OrdinaryConnection", request.protocol).reserved
+            cast("FullConnection", request.protocol).reserved
             and not _is_vital(path)
             and self._server is not None
         ):
@@ -255,9 +257,9 @@ class HttpApi:
             return _method(route, method)(request, query)
         if path.startswith(NODES):
             return _method(self._node_methods, method)(request, path[len(NODES) :], query)
-        raise Problem("not_found", f"nothing is served at {path[:200]!r}")
+        raise ProblemError("not_found", f"nothing is served at {path[:200]!r}")
 
-    def _refusal(self, problem: Problem, method: str) -> Answer:
+    def _refusal(self, problem: ProblemError, method: str) -> Answer:
         lines = problem.headers
         if b"Onecopy-Node" not in lines:
             lines += self._identity()
@@ -292,7 +294,7 @@ class HttpApi:
         try:
             to = _handover_decoder.decode(body).to
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise Problem("invalid_body", f'{error}; expected is {{"to": "n2"}}') from None
+            raise ProblemError("invalid_body", f'{error}; expected is {{"to": "n2"}}') from None
         logger.info("a handover to %s is asked for by %s", to, asked_by)
         return self._answer(await self._node.handover(to, timeout_ms))
 
@@ -300,7 +302,7 @@ class HttpApi:
         # Only this type: a web page may send others to any address without asking first.
         content_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip()
         if content_type.lower() != "application/json":
-            raise Problem(
+            raise ProblemError(
                 "unsupported_media_type",
                 "the body must come with Content-Type: application/json",
                 headers=b"Accept: application/json\r\n",
@@ -319,9 +321,9 @@ class HttpApi:
                 split_address(address)
         except (msgspec.MsgspecError, ValueError) as error:
             example = '{"peer": "10.0.0.2:8201"}'
-            raise Problem("invalid_body", f"{error}; expected is {example}") from None
+            raise ProblemError("invalid_body", f"{error}; expected is {example}") from None
         if not given:
-            raise Problem("invalid_body", "name at least one of client, peer and raft")
+            raise ProblemError("invalid_body", "name at least one of client, peer and raft")
         addresses = Addresses(move.client, move.peer, move.raft)
         view = await self._node.move_member(node, addresses, timeout_ms, asked_by=asked_by)
         return self._answer(view)
@@ -332,7 +334,7 @@ class HttpApi:
         options = parse_query(query, REMOVE_PARAMS)
         force = options.get("force")
         if force not in (None, node):
-            raise Problem(
+            raise ProblemError(
                 "invalid_parameter",
                 f"force must be the id of the node that is removed, {node!r}, not {force!r}",
             )
@@ -368,11 +370,11 @@ class HttpApi:
 
     async def _readyz(self, _request: BaseRequest, _query: str) -> Answer:
         if self._draining:
-            raise Problem("not_ready", "this node is stopping: use another")
+            raise ProblemError("not_ready", "this node is stopping: use another")
         if self._node.is_ready:
             return self._answer(Status("ready"))
         primary = self._node.primary
-        raise Problem(
+        raise ProblemError(
             "not_ready",
             f"this node is not in touch with a serving primary (last known: {primary or 'none'})",
             primary=primary,
@@ -381,10 +383,10 @@ class HttpApi:
     async def _primary(self, _request: BaseRequest, _query: str) -> Answer:
         node = self._node
         if node.is_primary:
-            return self._answer(Primary(primary=node.node_id, epoch=node.epoch))
+            return self._answer(CurrentPrimary(primary=node.node_id, epoch=node.epoch))
         if not node.primary:
-            raise Problem("not_primary", "no primary is known here")
-        raise Problem(
+            raise ProblemError("not_primary", "no primary is known here")
+        raise ProblemError(
             "not_primary",
             f"the primary known here is {node.primary!r}",
             primary=node.primary,
@@ -401,7 +403,7 @@ class HttpApi:
 def _one_node(raw_node: str) -> str:
     node = decode_percent(raw_node, "the node's id", "not_found").decode("utf-8")
     if not node or "/" in node:
-        raise Problem("not_found", "name one node: /v1/cluster/nodes/{id}")
+        raise ProblemError("not_found", "name one node: /v1/cluster/nodes/{id}")
     return node
 
 
@@ -418,7 +420,7 @@ def _method(methods: Mapping[str, HandlerT], method: str) -> HandlerT:
     handler = methods.get(method)
     if handler is None:
         allowed = ", ".join(methods)
-        raise Problem(
+        raise ProblemError(
             "method_not_allowed",
             f"{method} is not served here; allowed are {allowed}",
             headers=f"Allow: {allowed}\r\n".encode("ascii"),
@@ -426,12 +428,12 @@ def _method(methods: Mapping[str, HandlerT], method: str) -> HandlerT:
     return handler
 
 
-def _unexpected(request_id: str) -> Problem:
+def _unexpected(request_id: str) -> ProblemError:
     """Return the problem of a defect; `request_id` "": the log has only others like it."""
     if not request_id:
         detail = "the node's log has the details of others that failed like this"
-        return Problem("internal_error", detail, outcome="unknown")
-    return Problem(
+        return ProblemError("internal_error", detail, outcome="unknown")
+    return ProblemError(
         "internal_error",
         f"the node's log has the details under {request_id}",
         outcome="unknown",

@@ -29,7 +29,7 @@ class DeleteResult(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str = ""
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class GetResult(msgspec.Struct, frozen=True, kw_only=True):
     """A key's value and the revision that wrote it; `node` answered, knowing of `epoch`."""
 
     key: str

@@ -31,7 +31,7 @@ NO_REVISION = -1
 
 Revisions = int | Sequence[int]
 """One revision, or several of which any will do."""
-Item = tuple[bytes, bytes | None, int]
+ScanItem = tuple[bytes, bytes | None, int]
 """(key, value or None when only keys were asked for, revision)."""
 
 
@@ -87,7 +87,7 @@ class KeyValue(Service):
     @query
     def range(
         self, tx: QueryTransaction, start: bytes, end: bytes | None, limit: int, keys_only: bool
-    ) -> tuple[list[Item], bytes | None]:
+    ) -> tuple[list[ScanItem], bytes | None]:
         """Return up to `limit` items with start <= key < end, and where to go on, None at the end.
 
         Fewer come when MAX_RANGE_SIZE_BYTES has been read before (values count although

@@ -1,9 +1,10 @@
 """The client table (D8): the answers that repeats get, and what of it is forgotten when.
 
-It is part of the replicated state, and changes with the deltas of the operations themselves. Space
-1 holds the answer under a digest of each idempotency key; space 2 the same keys in the order of
-their log indices, with the time and the size of each, so that the oldest are forgotten first; space
-3 the sums: the highest index that was forgotten, the bytes that are held, and the time.
+It is part of the replicated state, and changes with the deltas of the operations themselves.
+Keyspace 1 holds the answer under a digest of each idempotency key; keyspace 2 the same keys in the
+order of their log indices, with the time and the size of each, so that the oldest are forgotten
+first; keyspace 3 the sums: the highest index that was forgotten, the bytes that are held, and the
+time.
 
 The time is the cluster's own: it goes on by the monotonic clock of whoever is primary, from where
 the last delta of the epoch before left it, and stands still while nobody is. So it never goes back,
@@ -22,15 +23,19 @@ from typing import Any, Protocol
 
 import msgspec
 
-from datapath.errors import OperationError, UnknownOutcomeError
+from datapath.errors import OperationError, OperationUnknownError
 from datapath.operations import Operation
 from datapath.records import Entry
 from datapath.settings import ClientTableBounds
-from datapath.storage.environment import CLIENT_ORDER_SPACE, CLIENT_SPACE, CLIENT_SUMS_SPACE
+from datapath.storage.environment import (
+    CLIENT_KEYSPACE,
+    CLIENT_ORDER_KEYSPACE,
+    CLIENT_SUMS_KEYSPACE,
+)
 
 ENTRY_OVERHEAD_BYTES = 136
 """What an answer costs in the store beside its own bytes, about 23 for a put: pages of the two
-spaces that are in use, in a table that forgets as much as it takes (measured: docs/storage.md)."""
+keyspaces in use, in a table that forgets as much as it takes (measured: docs/storage.md)."""
 MAX_FORGOTTEN_PER_OPERATION = 64
 """How many answers one delta drops at the most; more follow with the next ones."""
 SUMMARY_SIZE_BYTES = 64
@@ -44,11 +49,11 @@ _ORDER = struct.Struct("<QI")  # time in ms, size in bytes; the key's digest fol
 class TableState(Protocol):
     """What the table reads of the store."""
 
-    def get(self, space: int, key: bytes) -> bytes | None:
-        """Return the committed value under a key of a space."""
+    def get(self, keyspace: int, key: bytes) -> bytes | None:
+        """Return the committed value under a key of a keyspace."""
 
     def range(
-        self, space: int, start: bytes, end: bytes | None, limit: int
+        self, keyspace: int, start: bytes, end: bytes | None, limit: int
     ) -> list[tuple[bytes, bytes]]:
         """Return committed pairs with start <= key < end, in key order."""
 
@@ -64,7 +69,7 @@ class FirstAnswer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class _Old(msgspec.Struct, frozen=True):
-    """One of the oldest answers: its place in space 2, and what stands there."""
+    """One of the oldest answers: its place in keyspace 2, and what stands there."""
 
     order: bytes
     time_ms: int
@@ -97,7 +102,7 @@ class ClientTable:
 
     def start_epoch(self) -> None:
         """Take the committed sums: what the last epoch left uncommitted is gone, or is in them."""
-        held = self._state.get(CLIENT_SUMS_SPACE, _SUMS_KEY)
+        held = self._state.get(CLIENT_SUMS_KEYSPACE, _SUMS_KEY)
         sums = _SUMS.unpack(held) if held is not None else (0, 0, 0)
         self._forgotten_index, self._size_bytes, self._time_ms = sums
         self._began_ms = (self._time_ms, self._clock())
@@ -107,7 +112,7 @@ class ClientTable:
 
     @staticmethod
     def decode(held: bytes) -> FirstAnswer:
-        """Decode what stands in space 1."""
+        """Decode what stands in keyspace 1."""
         return _decoder.decode(held)
 
     def refusal(self, first_after: int | None, next_index: int) -> OperationError | None:
@@ -120,7 +125,7 @@ class ClientTable:
         if first_after is None:
             return None
         if first_after >= next_index:
-            return UnknownOutcomeError(
+            return OperationUnknownError(
                 "unknown_revision",
                 f"Idempotency-After names revision {first_after}, which this cluster has not "
                 "reached: take it from this cluster's own answers (Onecopy-Revision), never from "
@@ -128,7 +133,7 @@ class ClientTable:
             )
         if first_after >= self._forgotten_index:
             return None
-        return UnknownOutcomeError(
+        return OperationUnknownError(
             "idempotency_key_expired",
             "the idempotency key is not known, but keys as old as this request may be are no "
             f"longer remembered (up to revision {self._forgotten_index}; it was first sent after "
@@ -149,12 +154,12 @@ class ClientTable:
         now_ms = max(self._time_ms, base_ms + int(self._clock() - began_ms))
         order = index.to_bytes(8, "big")
         entry: Entry = [
-            (CLIENT_SPACE, key, answer),
-            (CLIENT_ORDER_SPACE, order, _ORDER.pack(now_ms, size) + key),
+            (CLIENT_KEYSPACE, key, answer),
+            (CLIENT_ORDER_KEYSPACE, order, _ORDER.pack(now_ms, size) + key),
         ]
         held, forgotten, gone = self._size_bytes + size, self._forgotten_index, 0
         for old in self._too_old(now_ms, held):
-            entry += ((CLIENT_ORDER_SPACE, old.order, None), (CLIENT_SPACE, old.key, None))
+            entry += ((CLIENT_ORDER_KEYSPACE, old.order, None), (CLIENT_KEYSPACE, old.key, None))
             held -= old.size_bytes
             forgotten = int.from_bytes(old.order, "big")
             gone += 1
@@ -177,7 +182,7 @@ class ClientTable:
 
     def _find_oldest(self) -> bool:
         """Look up the next oldest answers in the committed state; uncommitted ones are newer."""
-        page = self._state.range(CLIENT_ORDER_SPACE, self._read_to, None, _READ_AHEAD)
+        page = self._state.range(CLIENT_ORDER_KEYSPACE, self._read_to, None, _READ_AHEAD)
         for order, held in page:
             time_ms, size_bytes = _ORDER.unpack_from(held)
             self._oldest.append(_Old(order, time_ms, size_bytes, held[_ORDER.size :]))
@@ -204,7 +209,7 @@ class ClientTable:
             return []
         self._changed = False
         sums = _SUMS.pack(self._forgotten_index, self._size_bytes, self._time_ms)
-        return [(CLIENT_SUMS_SPACE, _SUMS_KEY, sums)]
+        return [(CLIENT_SUMS_KEYSPACE, _SUMS_KEY, sums)]
 
 
 @functools.lru_cache(maxsize=16)  # it is asked for twice, one after the other

@@ -1,9 +1,9 @@
 """Executing operations on the primary: a scratch overlay over the committed store, and deltas.
 
-Layers that an operation reads through, newest first: its own writes, the burst's (operations
+Layers that an operation reads through, newest first: its own writes, the batch's (operations
 executed since the last record), the pending ones (in records that have not committed), the store.
 Nothing in the first three is visible to anyone else before it commits (D2). An operation's writes
-join the burst only by `take`: one that is refused after it was executed is as if it had never been.
+join the batch only by `take`: one that is refused after it was executed is as if it had never been.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from typing import Any, Protocol
 import msgspec
 
 from datapath.clock import clock_ms
-from datapath.errors import NotAppliedError, OperationError, RejectedError
+from datapath.errors import OperationError, OperationNotAppliedError, RejectedError
 from datapath.execution.client_table import ClientTable, client_key, fingerprint
 from datapath.operations import Operation
 from datapath.records import Entry
 from datapath.service import Service
 from datapath.settings import ClientTableBounds
-from datapath.storage.environment import CLIENT_SPACE, SERVICE_SPACE
+from datapath.storage.environment import CLIENT_KEYSPACE, SERVICE_KEYSPACE
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-MAX_KEY_SIZE_BYTES = 500
+MAX_SERVICE_KEY_SIZE_BYTES = 500
 _SCRATCH_RANGE_STEP = 256
 
 
 class CommittedState(Protocol):
     """What the executor reads of the store; see `datapath.storage.store.Store`."""
 
-    def get(self, space: int, key: bytes) -> bytes | None:
-        """Return the committed value under a key of a space."""
+    def get(self, keyspace: int, key: bytes) -> bytes | None:
+        """Return the committed value under a key of a keyspace."""
 
     def range(
-        self, space: int, start: bytes, end: bytes | None, limit: int
+        self, keyspace: int, start: bytes, end: bytes | None, limit: int
     ) -> list[tuple[bytes, bytes]]:
         """Return committed pairs with start <= key < end, in key order."""
 
     def page(
-        self, space: int, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
+        self, keyspace: int, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
     ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
         """Return some of those pairs, bounded in work, and where to go on."""
 
@@ -72,20 +72,20 @@ class ReadView:
 
     def get(self, key: bytes) -> bytes | None:
         """Return the committed value under `key`, or None."""
-        value = self._state.get(SERVICE_SPACE, key)
+        value = self._state.get(SERVICE_KEYSPACE, key)
         if value is not None:
             self.read_bytes += len(value)
         return value
 
     def range(self, start: bytes, end: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
         """Return up to `limit` committed pairs with start <= key < end, in key order."""
-        return self._state.range(SERVICE_SPACE, start, end, limit)
+        return self._state.range(SERVICE_KEYSPACE, start, end, limit)
 
     def page(
         self, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
     ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
         """Return committed pairs with start <= key < end, and where to go on."""
-        return self._state.page(SERVICE_SPACE, start, end, limit, max_size_bytes)
+        return self._state.page(SERVICE_KEYSPACE, start, end, limit, max_size_bytes)
 
 
 class Executor:
@@ -104,12 +104,12 @@ class Executor:
         self.index = 0
         self._seen_index = 0
         self._writes: dict[bytes, bytes | None] = {}
-        self._burst: dict[tuple[int, bytes], tuple[bytes | None, int]] = {}
+        self._batch: dict[tuple[int, bytes], tuple[bytes | None, int]] = {}
         self._pending: dict[tuple[int, bytes], tuple[bytes | None, int]] = {}
 
     def start_epoch(self) -> None:
         """Forget all that is not committed."""
-        self._writes, self._burst, self._pending = {}, {}, {}
+        self._writes, self._batch, self._pending = {}, {}, {}
         self._table.start_epoch()
 
     # -- the Transaction that operations see
@@ -118,21 +118,21 @@ class Executor:
         """Return the value under `key` as this operation sees it, or None."""
         if key in self._writes:
             return self._writes[key]
-        value, index = self._look_up(SERVICE_SPACE, key)
+        value, index = self._look_up(SERVICE_KEYSPACE, key)
         if index:
             self._seen_index = max(self._seen_index, index)
         return value
 
-    def _look_up(self, space: int, key: bytes) -> tuple[bytes | None, int]:
+    def _look_up(self, keyspace: int, key: bytes) -> tuple[bytes | None, int]:
         """Return what the next operation sees, and the entry that wrote it if uncommitted, or 0."""
-        place = (space, key)
-        held = self._burst.get(place) or self._pending.get(place)
-        return (self._state.get(space, key), 0) if held is None else held
+        place = (keyspace, key)
+        held = self._batch.get(place) or self._pending.get(place)
+        return (self._state.get(keyspace, key), 0) if held is None else held
 
     def put(self, key: bytes, value: bytes) -> None:
         """Write `value` under `key`. Raises ValueError for a key of a wrong length."""
-        if not 0 < len(key) <= MAX_KEY_SIZE_BYTES:
-            raise ValueError(f"a key has 1 to {MAX_KEY_SIZE_BYTES} bytes, not {len(key)}")
+        if not 0 < len(key) <= MAX_SERVICE_KEY_SIZE_BYTES:
+            raise ValueError(f"a key has 1 to {MAX_SERVICE_KEY_SIZE_BYTES} bytes, not {len(key)}")
         self._writes[key] = value
 
     def delete(self, key: bytes) -> None:
@@ -152,9 +152,9 @@ class Executor:
 
     def _scratch(self, start: bytes, end: bytes | None) -> dict[bytes, bytes | None]:
         scratch: dict[bytes, bytes | None] = {}
-        for layer in (self._pending, self._burst):
-            for (space, key), (value, index) in layer.items():
-                if space == SERVICE_SPACE and start <= key and (end is None or key < end):
+        for layer in (self._pending, self._batch):
+            for (keyspace, key), (value, index) in layer.items():
+                if keyspace == SERVICE_KEYSPACE and start <= key and (end is None or key < end):
                     scratch[key] = value
                     self._seen_index = max(self._seen_index, index)
         own = self._writes.items()
@@ -163,7 +163,7 @@ class Executor:
 
     def _committed(self, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         while True:
-            page = self._state.range(SERVICE_SPACE, start, end, _SCRATCH_RANGE_STEP)
+            page = self._state.range(SERVICE_KEYSPACE, start, end, _SCRATCH_RANGE_STEP)
             yield from page
             if len(page) < _SCRATCH_RANGE_STEP:
                 return
@@ -178,7 +178,7 @@ class Executor:
         """
         if not operation.idempotency_key:
             return None
-        held, index = self._look_up(CLIENT_SPACE, client_key(operation.idempotency_key))
+        held, index = self._look_up(CLIENT_KEYSPACE, client_key(operation.idempotency_key))
         if held is None:
             error = self._table.refusal(operation.first_after, next_index)
             return None if error is None else Executed(None, error, 0, 0, repeated=True)
@@ -186,7 +186,7 @@ class Executor:
 
     def recall(self, operation: Operation) -> Executed | None:
         """Return the first answer if it is known here to have committed: on any replica."""
-        held = self._state.get(CLIENT_SPACE, client_key(operation.idempotency_key))
+        held = self._state.get(CLIENT_KEYSPACE, client_key(operation.idempotency_key))
         return None if held is None else self._first_answer(operation, held, 0)
 
     def _first_answer(self, operation: Operation, held: bytes, seen_index: int) -> Executed:
@@ -241,7 +241,7 @@ class Executor:
     ) -> tuple[Executed, Entry | None]:
         entry: Entry = []
         if error is None:
-            entry = [(SERVICE_SPACE, key, written) for key, written in self._writes.items()]
+            entry = [(SERVICE_KEYSPACE, key, written) for key, written in self._writes.items()]
         if operation.idempotency_key and _is_remembered(error):
             entry += self._table.remember(operation, self.index, value, error)
         if not entry:
@@ -251,7 +251,7 @@ class Executor:
     def _unknown_method(self, operation: Operation) -> Executed:
         known = ", ".join(sorted(self._service.operations))
         detail = f"there is no operation {operation.method!r}; there are: {known}"
-        return Executed(None, NotAppliedError("unknown_operation", detail), 0, 0)
+        return Executed(None, OperationNotAppliedError("unknown_operation", detail), 0, 0)
 
     @staticmethod
     def _problem(operation: Operation, problem: Exception) -> OperationError:
@@ -259,36 +259,36 @@ class Executor:
             # A new one: the traceback of what was raised leads to the frames that hold the answer,
             # and the collector sees no cycle through structs that it does not track.
             return RejectedError(problem.code, problem.detail, for_good=problem.for_good)
-        log.error("operation %s failed", operation.method, exc_info=problem)
-        return NotAppliedError(
+        logger.error("operation %s failed", operation.method, exc_info=problem)
+        return OperationNotAppliedError(
             "service_failed", f"the service failed in {operation.method!r}: {problem!r}"
         )
 
     # -- what becomes of deltas
 
     def take(self, entry: Entry) -> None:
-        """The delta that was executed last joins the burst."""
-        index, burst = self.index, self._burst
-        for space, key, value in entry:
-            burst[(space, key)] = (value, index)
+        """The delta that was executed last joins the batch."""
+        index, batch = self.index, self._batch
+        for keyspace, key, value in entry:
+            batch[(keyspace, key)] = (value, index)
         self._table.take()
 
-    def keep_burst(self, entries: list[Entry]) -> None:
-        """The burst's deltas become a record: complete the last one, which has the table's sums."""
-        for space, key, value in self._table.summary():
-            entries[-1].append((space, key, value))
-        self._pending.update(self._burst)
-        self._burst = {}
+    def keep_batch(self, entries: list[Entry]) -> None:
+        """The batch's deltas become a record: complete the last one, which has the table's sums."""
+        for keyspace, key, value in self._table.summary():
+            entries[-1].append((keyspace, key, value))
+        self._pending.update(self._batch)
+        self._batch = {}
 
     def committed(self, first_index: int, entries: list[Entry]) -> None:
         """These entries are in the store now: the pending layer need not hold them longer."""
         pending = self._pending
         index = first_index
         for entry in entries:
-            for space, key, _ in entry:
-                held = pending.get((space, key))
+            for keyspace, key, _ in entry:
+                held = pending.get((keyspace, key))
                 if held is not None and held[1] == index:
-                    del pending[(space, key)]
+                    del pending[(keyspace, key)]
             index += 1
 
 

@@ -6,7 +6,7 @@ Part of `Primary`, which proposes what follows from it. Pure, as all of the prot
 from __future__ import annotations
 
 from datapath.protocol.progress import Progress
-from datapath.protocol.state import SUSPECT_PATIENCE_GRACES, Core
+from datapath.protocol.state import CUT_TAIL_PATIENCE_GRACES, ReplicaState
 from election.view import View
 
 
@@ -18,8 +18,8 @@ class InSync:
     needed and could not be agreed; `_gave_way_for` are those whose silence was the reason.
     """
 
-    def __init__(self, core: Core, view: View, peers: dict[str, Progress]) -> None:
-        self._core = core
+    def __init__(self, state: ReplicaState, view: View, peers: dict[str, Progress]) -> None:
+        self._state = state
         self._peers = peers
         self.view = view
         self.adding = ""  # a replica, or ""
@@ -34,7 +34,7 @@ class InSync:
         nodes = set(self.view.in_sync)
         if self.adding:
             nodes.add(self.adding)
-        nodes.discard(self._core.node_id)
+        nodes.discard(self._state.node_id)
         return nodes
 
     def add(self, node: str) -> None:
@@ -57,21 +57,21 @@ class InSync:
 
     def must_remove(self, node: str) -> bool:
         """D5: whether the cluster cannot go on with this replica in sync."""
-        if node == self._core.node_id:
+        if node == self._state.node_id:
             return False
-        core, peer = self._core, self._peers[node]
-        patience_ms = core.timing.suspect_after_ms
-        if core.suspect and peer.last_position > core.log.last_position:
+        state, peer = self._state, self._peers[node]
+        patience_ms = state.timing.suspect_after_ms
+        if state.tail_cut and peer.last_position > state.log.last_position:
             return False  # it holds what is missing here: wait for it, however long
-        if core.suspect:
+        if state.tail_cut:
             # This log's tail was cut: a backup that is starting too may hold what was lost here.
-            patience_ms = SUSPECT_PATIENCE_GRACES * core.timing.grace_period_ms
+            patience_ms = CUT_TAIL_PATIENCE_GRACES * state.timing.grace_period_ms
         return (
-            core.now_ms - peer.heard_ms >= patience_ms
+            state.now_ms - peer.heard_ms >= patience_ms
             # D5: it answers, but so late that each promise has run out when it comes: no read can
             # be served with it.
-            or peer.without_lease_ms(core.now_ms) >= max(patience_ms, core.timing.ack_timeout_ms)
-            or peer.stalled_for_ms(core.now_ms) >= core.timing.ack_timeout_ms
+            or peer.without_lease_ms(state.now_ms) >= max(patience_ms, state.timing.ack_timeout_ms)
+            or peer.stalled_for_ms(state.now_ms) >= state.timing.ack_timeout_ms
             or not peer.writable
             or peer.needs_snapshot
         )
@@ -82,14 +82,14 @@ class InSync:
         `opening_index`: of this epoch's opening entry, which need not have committed: with too few
         in sync it waits for this one.
         """
-        core, timing = self._core, self._core.timing
+        state, timing = self._state, self._state.timing
         return (
             peer.state == "replicate"
             and peer.writable
-            and peer.match_index >= max(core.commit_index, opening_index)
+            and peer.match_index >= max(state.commit_index, opening_index)
             and peer.lease_start_ms is not None
-            and core.now_ms - peer.lease_start_ms < timing.lease_duration_ms / 2
-            and core.now_ms - peer.heard_ms < timing.suspect_after_ms / 2
+            and state.now_ms - peer.lease_start_ms < timing.lease_duration_ms / 2
+            and state.now_ms - peer.heard_ms < timing.suspect_after_ms / 2
         )
 
     def next_to_join(self, opening_index: int) -> str:
@@ -101,18 +101,18 @@ class InSync:
 
     # -- when to give way
 
-    def check_giving_way(self, *, held_up: bool) -> bool:
+    def check_giving_way(self, *, is_blocked: bool) -> bool:
         """Give way once a change that is needed could not be agreed for too long.
 
-        `held_up`: this epoch does not get on without a change, whoever is silent. Returns whether
-        it has stopped doing so just now: everyone needs a new period to be heard.
+        `is_blocked`: this epoch does not get on without a change, whoever is silent. Returns
+        whether it has stopped doing so just now: everyone needs a new period to be heard.
         """
-        core = self._core
-        if not (held_up or self.due_out() or (self.adding and self.must_remove(self.adding))):
+        state = self._state
+        if not (is_blocked or self.due_out() or (self.adding and self.must_remove(self.adding))):
             return self.stop_giving_way()
         if self._wanted_since_ms is None:
-            self._wanted_since_ms = core.now_ms
-        elif core.now_ms - self._wanted_since_ms >= core.timing.view_change_timeout_ms:
+            self._wanted_since_ms = state.now_ms
+        elif state.now_ms - self._wanted_since_ms >= state.timing.view_change_timeout_ms:
             self._gave_way_for = frozenset({*self.due_out(), self.adding} - {""})
             self.giving_way = True
         return False

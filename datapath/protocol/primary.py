@@ -7,7 +7,7 @@ from collections import deque
 from typing import Literal
 
 from datapath.errors import SafetyError
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol.in_sync import InSync
 from datapath.protocol.messages import (
     Append,
@@ -19,7 +19,7 @@ from datapath.protocol.messages import (
     ProbeReply,
 )
 from datapath.protocol.progress import Progress
-from datapath.protocol.state import Core
+from datapath.protocol.state import ReplicaState
 from datapath.records import Record, make_record
 from election.view import (
     AddToInSync,
@@ -35,13 +35,13 @@ Stage = Literal["recording", "matching", "open"]
 class Primary:
     """One epoch as the primary. Made when the view says so, thrown away when it ends."""
 
-    def __init__(self, core: Core, view: View, links: dict[str, int]) -> None:
-        self._core = core
+    def __init__(self, state: ReplicaState, view: View, links: dict[str, int]) -> None:
+        self._state = state
         self.epoch = view.epoch
         self.stage: Stage = "recording"
         self.opening_index = 0
         self.peers: dict[str, Progress] = {}
-        self.in_sync = InSync(core, view, self.peers)
+        self.in_sync = InSync(state, view, self.peers)
         self.recent: deque[Record] = deque()
         self._recent_bytes = 0
         self._links = links  # peer -> session of the stream that is open to it
@@ -56,7 +56,7 @@ class Primary:
         self._round = 0  # the newest confirmation round that was begun
         self._round_sequence = 0  # heartbeats from this one on answer it; 0: no round is open
         self._next_round_wanted = False
-        core.accept(view.epoch, core.node_id)  # E5: nothing leaves before it is durable
+        state.accept(view.epoch, state.node_id)  # E5: nothing leaves before it is durable
         self._sync_peers(view)
 
     @property
@@ -72,7 +72,7 @@ class Primary:
 
     def on_durable(self) -> None:
         """The disk has caught up: open the epoch, commit."""
-        if self.stage == "recording" and self._core.accepted_is_durable:
+        if self.stage == "recording" and self._state.accepted_is_durable:
             self.stage = "matching"
             for node in self.peers:
                 if node in self._links:
@@ -83,19 +83,19 @@ class Primary:
 
     def _maybe_open(self) -> None:
         """D6: append the entry that opens the epoch, once it is sure that this log is the one."""
-        core = self._core
+        state = self._state
         if self.stage != "matching" or self._lacking or not self._may_serve_after_promise():
             return
-        if core.suspect and not self._is_longest():
+        if state.tail_cut and not self._is_longest():
             return
         for node, peer in self.peers.items():
-            if peer.state == "replicate" and peer.next_index > core.log.last_index + 1:
-                core.emit(fx.Redial(node, "its log goes further: it follows this one now"))
-        core.clear_marks()
+            if peer.state == "replicate" and peer.next_index > state.log.last_index + 1:
+                state.emit(effects.CloseLink(node, "its log goes further: it follows this one now"))
+        state.clear_marks()
         self.stage = "open"
-        record = make_record(core.log.last_index + 1, self.epoch, core.commit_index, [[]])
+        record = make_record(state.log.last_index + 1, self.epoch, state.commit_index, [[]])
         self.opening_index = record.first_index
-        core.emit(fx.StartEpoch(self.epoch, record.last_index))
+        state.emit(effects.StartEpoch(self.epoch, record.last_index))
         self._append(record)
 
     def _may_serve_after_promise(self) -> bool:
@@ -103,17 +103,17 @@ class Primary:
 
         A handover needs no wait: that primary had stopped serving before it was proposed.
         """
-        core = self._core
+        state = self._state
         if self.view.handed_over:
             return True
-        return core.now_ms >= core.promised_ms + core.timing.grace_period_ms
+        return state.now_ms >= state.promised_ms + state.timing.grace_period_ms
 
     def _is_longest(self) -> bool:
         """A log whose tail was cut yields to an in-sync backup whose log goes further."""
-        core = self._core
+        state = self._state
         if self._handover_version:
             return False  # one is proposed, and may commit yet (E3)
-        best, best_position = "", core.log.last_position
+        best, best_position = "", state.log.last_position
         for node in sorted(self.required()):
             peer = self.peers[node]
             if peer.state in ("down", "probe"):
@@ -124,10 +124,14 @@ class Primary:
             # It has been seen that this log lacks something: until that is here, this replica
             # takes over from nobody, not even if the one it yields to falls silent, nor after a
             # restart.
-            core.mark_damaged()
-            if core.marks_are_durable and core.proposal is None and not self.peers[best].damaged:
+            state.mark_incomplete()
+            if (
+                state.marks_are_durable
+                and state.proposal is None
+                and not self.peers[best].incomplete
+            ):
                 self._handover_version = self.view.version
-                core.propose(Handover(best), self.view.version)
+                state.propose(Handover(best), self.view.version)
             return False
         for node, peer in self.peers.items():
             self._check_holds(node, peer.applied_index)  # a learner may know of what was lost here
@@ -140,14 +144,14 @@ class Primary:
         self._append(record)
 
     def _append(self, record: Record) -> None:
-        core = self._core
-        core.write([record])
+        state = self._state
+        state.write([record])
         self.recent.append(record)
         self._recent_bytes += len(record.data)
-        while self._recent_bytes > core.bounds.recent_records_bytes and len(self.recent) > 1:
+        while self._recent_bytes > state.bounds.recent_records_bytes and len(self.recent) > 1:
             self._recent_bytes -= len(self.recent.popleft().data)
         for peer in self.peers.values():
-            self._feed(peer)
+            self._replicate_to(peer)
 
     def on_link(self, node: str) -> None:
         """A stream to a replica is open: ask what it holds."""
@@ -161,19 +165,19 @@ class Primary:
             peer.become_down()
 
     def _probe(self, node: str) -> None:
-        core = self._core
+        state = self._state
         peer = self.peers[node]
-        peer.become_probe(self._links[node], core.now_ms)
+        peer.become_probe(self._links[node], state.now_ms)
         probe = Probe(
             peer.session,
             self.epoch,
-            core.node_id,
-            core.commit_index,
+            state.node_id,
+            state.commit_index,
             self.view.cluster_id,
-            commit_epoch=core.log.epoch_at(core.commit_index) or 0,
+            commit_epoch=state.log.epoch_at(state.commit_index) or 0,
             required=node in self.required(),
         )
-        core.emit(fx.Send(node, probe))
+        state.emit(effects.Send(node, probe))
 
     def on_message(self, node: str, message: Message) -> None:
         """An answer from a replica; those of older sessions or epochs are dropped."""
@@ -182,7 +186,7 @@ class Primary:
             return
         if message.epoch != self.epoch or message.session != peer.session or not peer.session:
             return
-        peer.heard_ms = self._core.now_ms
+        peer.heard_ms = self._state.now_ms
         match message:
             case ProbeReply():
                 self._on_probe_reply(peer, message)
@@ -192,23 +196,23 @@ class Primary:
                 self._on_heartbeat_reply(peer, message)
 
     def _on_probe_reply(self, peer: Progress, message: ProbeReply) -> None:
-        core = self._core
-        if not core.suspect:
+        state = self._state
+        if not state.tail_cut:
             self._check_holds(peer.node_id, message.commit_index)
         if self.in_sync.giving_way:
-            peer.leased_ms = core.now_ms  # it was asked for no promise, and is back
+            peer.leased_ms = state.now_ms  # it was asked for no promise, and is back
         peer.incarnation = message.incarnation
-        peer.damaged = message.damaged
+        peer.incomplete = message.incomplete
         peer.applied_index = message.commit_index
         peer.last_position = (message.last_epoch, message.last_index)
-        if core.suspect and peer.last_position > core.log.last_position:
+        if state.tail_cut and peer.last_position > state.log.last_position:
             # It goes further than this log, whose tail was cut: it must not be made to follow it.
-            peer.become_replicate(max(message.last_index, core.log.last_index) + 1)
+            peer.become_replicate(max(message.last_index, state.log.last_index) + 1)
             self._heartbeat(peer)
             self._maybe_open()
             return
-        match = core.log.match(message.last_index, message.epochs, message.commit_index)
-        if match < core.log.base_index:
+        match = state.log.match(message.last_index, message.epochs, message.commit_index)
+        if match < state.log.base_index:
             peer.become_snapshot()
             self._heartbeat(peer)
             self._maybe_send_snapshot(peer)
@@ -216,35 +220,35 @@ class Primary:
             peer.become_replicate(match + 1)
             self._heartbeat(peer)
             self._send_records(peer, [])  # settles the match index there
-            self._feed(peer)
+            self._replicate_to(peer)
         self._maybe_open()
 
     def _check_holds(self, node: str, committed_index: int) -> None:
         """E1, D6: what a replica has committed, every primary holds; else this one must stop."""
-        last_index = self._core.log.last_index
+        last_index = self._state.log.last_index
         if committed_index > last_index:
             self._lacking = (
                 f"{node} has entry {committed_index} committed, and the primary of epoch "
                 f"{self.epoch} holds entries only up to {last_index}"
             )
-            self._core.mark_damaged()
+            self._state.mark_incomplete()
             self._maybe_stop()
 
     def on_gone_back(self, epoch: int, index: int) -> None:
         """Another node remembers that this one held an entry that it lacks (decision 18)."""
-        core = self._core
+        state = self._state
         self._lacking = (
-            f"another node remembers that {core.node_id} had entry {index} of epoch {epoch} "
+            f"another node remembers that {state.node_id} had entry {index} of epoch {epoch} "
             f"committed, and the primary of epoch {self.epoch} holds entries only up to "
-            f"{core.log.last_index} of epoch {core.log.last_epoch}: its data directory is an older "
-            "copy, or its disk has lost entries. It is noted, and the others come first"
+            f"{state.log.last_index} of epoch {state.log.last_epoch}: its data directory is an "
+            "older copy, or its disk has lost entries. It is noted, and the others come first"
         )
-        core.mark_damaged()
+        state.mark_incomplete()
         self._maybe_stop()
 
     def _maybe_stop(self) -> None:
         """Stop for what is missing here, once that is noted: a restart must not forget it."""
-        if self._lacking and self._core.marks_are_durable:
+        if self._lacking and self._state.marks_are_durable:
             raise SafetyError(self._lacking)
 
     def _maybe_send_snapshot(self, peer: Progress) -> None:
@@ -255,7 +259,7 @@ class Primary:
             and peer.node_id not in self.required()
         ):
             peer.needs_snapshot, peer.sending_snapshot = False, True
-            self._core.emit(fx.SendSnapshot(peer.node_id, peer.session))
+            self._state.emit(effects.SendSnapshot(peer.node_id, peer.session))
 
     def on_snapshot_sent(self, node: str, session: int, *, done: bool) -> None:
         """The snapshot has arrived, or failed: start over on a new session."""
@@ -268,23 +272,25 @@ class Primary:
         if peer.session != session and not done:
             self._maybe_send_snapshot(peer)
             return
-        peer.heard_ms = self._core.now_ms if done else peer.heard_ms
+        peer.heard_ms = self._state.now_ms if done else peer.heard_ms
         peer.become_down()
-        self._core.emit(fx.Redial(node, "a snapshot was installed" if done else "snapshot failed"))
+        self._state.emit(
+            effects.CloseLink(node, "a snapshot was installed" if done else "snapshot failed")
+        )
 
-    def _feed(self, peer: Progress) -> None:
+    def _replicate_to(self, peer: Progress) -> None:
         """Send what the replica lacks, from memory if it is there, within its window."""
-        core = self._core
-        last = core.log.last_index
+        state = self._state
+        last = state.log.last_index
         while (
             peer.state == "replicate"
             and not peer.reading
             and peer.next_index <= last
-            and peer.inflight_bytes < core.bounds.max_peer_inflight_bytes
+            and peer.inflight_bytes < state.bounds.max_peer_inflight_bytes
         ):
             if not self.recent or peer.next_index < self.recent[0].first_index:
                 peer.reading = True
-                core.emit(fx.ReadLog(peer.node_id, peer.session, peer.next_index))
+                state.emit(effects.ReadLog(peer.node_id, peer.session, peer.next_index))
                 return
             records = self._recent_from(peer.next_index)
             if not records or records[0].first_index != peer.next_index:
@@ -293,7 +299,7 @@ class Primary:
 
     def _recent_from(self, index: int) -> list[Record]:
         """Return the recent records from `index` on, up to one message's worth of bytes."""
-        limit = self._core.bounds.max_append_bytes
+        limit = self._state.bounds.max_append_bytes
         found: list[Record] = []
         for record in reversed(self.recent):
             if record.first_index < index:
@@ -318,49 +324,49 @@ class Primary:
             self._maybe_send_snapshot(peer)
         elif records and records[0].first_index == peer.next_index:
             self._send_records(peer, records)
-            self._feed(peer)
+            self._replicate_to(peer)
         else:
-            self._core.emit(fx.Redial(node, "the log has changed under a read"))
+            self._state.emit(effects.CloseLink(node, "the log has changed under a read"))
 
     def _send_records(self, peer: Progress, records: list[Record]) -> None:
-        core = self._core
+        state = self._state
         prev_index = peer.next_index - 1
-        prev_epoch = core.log.epoch_at(prev_index)
+        prev_epoch = state.log.epoch_at(prev_index)
         if prev_epoch is None:
             peer.become_snapshot()
             self._maybe_send_snapshot(peer)
             return
         data = [record.data for record in records]
-        message = Append(peer.session, self.epoch, prev_index, prev_epoch, core.commit_index, data)
-        core.emit(fx.Send(peer.node_id, message))
+        message = Append(peer.session, self.epoch, prev_index, prev_epoch, state.commit_index, data)
+        state.emit(effects.Send(peer.node_id, message))
         if records:
-            peer.sent(records[-1].last_index, sum(map(len, data)), core.now_ms)
+            peer.sent(records[-1].last_index, sum(map(len, data)), state.now_ms)
 
     def _on_append_reply(self, peer: Progress, message: AppendReply) -> None:
-        if peer.state == "replicate" and peer.acknowledged(message.match_index, self._core.now_ms):
+        if peer.state == "replicate" and peer.acknowledged(message.match_index, self._state.now_ms):
             self._maybe_commit()
-            self._feed(peer)
+            self._replicate_to(peer)
 
     # -- commit (D1)
 
     def _maybe_commit(self) -> None:
-        core = self._core
+        state = self._state
         if self.stage != "open" or self._lacking:
             return
-        if len(self.view.in_sync) < core.bounds.min_in_sync:
+        if len(self.view.in_sync) < state.bounds.min_in_sync:
             return
-        index = core.durable_index
+        index = state.durable_index
         for node in self.required():
             index = min(index, self.peers[node].match_index)
         if index >= self.opening_index:  # D6
-            core.commit_to(index)
-        if self.handing_to and not self._handover_version and core.proposal is None:
+            state.commit_to(index)
+        if self.handing_to and not self._handover_version and state.proposal is None:
             self._drive_handover()
 
     @property
     def is_open(self) -> bool:
         """D6: whether the entry that opens the epoch has committed."""
-        opened = self.stage == "open" and self._core.commit_index >= self.opening_index
+        opened = self.stage == "open" and self._state.commit_index >= self.opening_index
         return opened and not self._lacking
 
     # -- leases (D4)
@@ -372,7 +378,7 @@ class Primary:
             start = self.peers[node].lease_start_ms
             if start is None:
                 return -math.inf
-            until = min(until, start + self._core.timing.lease_duration_ms)
+            until = min(until, start + self._state.timing.lease_duration_ms)
         return until
 
     def may_serve(self, now_ms: float) -> bool:
@@ -380,8 +386,8 @@ class Primary:
         return self.is_open and not self._handover_version and now_ms < self.lease_until_ms()
 
     def _on_heartbeat_reply(self, peer: Progress, message: HeartbeatReply) -> None:
-        core = self._core
-        peer.answered_heartbeat(message.sequence, core.now_ms, core.timing.lease_duration_ms)
+        state = self._state
+        peer.answered_heartbeat(message.sequence, state.now_ms, state.timing.lease_duration_ms)
         peer.applied_index = message.applied_index
         peer.durable_index = message.durable_index
         peer.writable = message.writable
@@ -413,7 +419,7 @@ class Primary:
 
     def _maybe_end_round(self) -> None:
         if self._round_sequence and self._may_confirm(self._round_sequence):
-            self._core.emit(fx.Confirmed(self._round))
+            self._state.emit(effects.Confirmed(self._round))
             self._round_sequence = 0
             if self._next_round_wanted:
                 self._begin_round()
@@ -430,13 +436,13 @@ class Primary:
         )
 
     def _heartbeat(self, peer: Progress) -> None:
-        core = self._core
+        state = self._state
         if self.in_sync.giving_way or self.disk_stalled:
             return
         self._sequence += 1
-        peer.sent_heartbeat(self._sequence, core.now_ms)
-        message = Heartbeat(peer.session, self.epoch, self._sequence, core.commit_index)
-        core.emit(fx.Send(peer.node_id, message))
+        peer.sent_heartbeat(self._sequence, state.now_ms)
+        message = Heartbeat(peer.session, self.epoch, self._sequence, state.commit_index)
+        state.emit(effects.Send(peer.node_id, message))
 
     # -- the view
 
@@ -454,24 +460,24 @@ class Primary:
         self._maybe_end_round()
 
     def _sync_peers(self, view: View) -> None:
-        core = self._core
-        replicas = {m.id for m in view.members if m.role == "replica"} - {core.node_id}
+        state = self._state
+        replicas = {m.id for m in view.members if m.role == "replica"} - {state.node_id}
         for node in [node for node in self.peers if node not in replicas]:
             del self.peers[node]
         for node in sorted(replicas - set(self.peers)):
-            self.peers[node] = Progress(node, core.now_ms)
+            self.peers[node] = Progress(node, state.now_ms)
             if self.stage != "recording" and node in self._links:
                 # What is under way on its stream was said to the member that it was before.
-                core.emit(fx.Redial(node, "it is a member anew"))
+                state.emit(effects.CloseLink(node, "it is a member anew"))
 
     def on_stall(self) -> None:
         """This node itself stood still: give everyone a new period before accusing them."""
         for peer in self.peers.values():
-            peer.heard_ms = peer.advanced_ms = peer.leased_ms = self._core.now_ms
+            peer.heard_ms = peer.advanced_ms = peer.leased_ms = self._state.now_ms
 
     def on_tick(self) -> None:
         """Heartbeats, suspicion, and whatever change of the view is due."""
-        core = self._core
+        state = self._state
         if self.stage == "recording":
             return
         if self.disk_stalled:
@@ -479,34 +485,36 @@ class Primary:
             self.on_stall()
             return
         self._maybe_open()
-        if core.now_ms >= self._next_heartbeat_ms:
-            self._next_heartbeat_ms = core.now_ms + core.timing.heartbeat_interval_ms
+        if state.now_ms >= self._next_heartbeat_ms:
+            self._next_heartbeat_ms = state.now_ms + state.timing.heartbeat_interval_ms
             for peer in self.peers.values():
                 if peer.state in ("replicate", "snapshot"):
                     self._heartbeat(peer)
-                self._redial_unanswered(peer)
+                self._close_unanswered(peer)
         self._maybe_end_round()
         self._check_giving_way()
-        if core.proposal is None and core.now_ms >= self._retry_ms:
+        if state.proposal is None and state.now_ms >= self._retry_ms:
             self._propose_due()
 
-    def _redial_unanswered(self, peer: Progress) -> None:
+    def _close_unanswered(self, peer: Progress) -> None:
         """A stream on which nothing is ever answered may have lost its beginning."""
-        core = self._core
-        patience_ms = core.timing.ack_timeout_ms
+        state = self._state
+        patience_ms = state.timing.ack_timeout_ms
         since_ms = max(peer.heard_ms, peer.opened_ms)
         may_answer = self.in_sync.may_hear(peer.node_id)
-        if peer.session and may_answer and core.now_ms - since_ms >= patience_ms:
-            peer.opened_ms = core.now_ms
-            core.emit(fx.Redial(peer.node_id, f"nothing was heard on it for {patience_ms} ms"))
+        if peer.session and may_answer and state.now_ms - since_ms >= patience_ms:
+            peer.opened_ms = state.now_ms
+            state.emit(
+                effects.CloseLink(peer.node_id, f"nothing was heard on it for {patience_ms} ms")
+            )
 
     def _propose_due(self) -> None:
-        core = self._core
+        state = self._state
         if self._handover_version:
-            core.propose(Confirm(), self.view.version)  # E3: settle it
+            state.propose(Confirm(), self.view.version)  # E3: settle it
             return
         if due := self._due_out():
-            core.propose(RemoveFromInSync(due), self.view.version)  # D5, also while handing over
+            state.propose(RemoveFromInSync(due), self.view.version)  # D5, also while handing over
             return
         if self.handing_to:
             self._drive_handover()
@@ -517,9 +525,9 @@ class Primary:
                 return
             in_sync.add(node)
         if in_sync.adding:
-            core.propose(AddToInSync(in_sync.adding), self.view.version)
+            state.propose(AddToInSync(in_sync.adding), self.view.version)
 
-    def may_propose(self, proposal: fx.Propose) -> bool:
+    def may_propose(self, proposal: effects.Propose) -> bool:
         """Whether a removal may leave now: those whom it names are still silent (D5)."""
         return (
             isinstance(proposal.change, RemoveFromInSync)
@@ -534,7 +542,7 @@ class Primary:
 
     def _check_giving_way(self) -> None:
         """A primary that cannot get a needed view change agreed gives way to another."""
-        if self.in_sync.check_giving_way(held_up=self._handover_version > 0):
+        if self.in_sync.check_giving_way(is_blocked=self._handover_version > 0):
             self.on_stall()  # without heartbeats nobody could answer
 
     def _stop_giving_way(self) -> None:
@@ -543,17 +551,17 @@ class Primary:
 
     def on_proposal_done(self, *, answered: bool) -> None:
         """A proposal has ended; `answered`: consensus was reached (the outcome is not unknown)."""
-        core = self._core
+        state = self._state
         if answered:
             self._stop_giving_way()
         else:
-            self._retry_ms = core.now_ms + core.timing.heartbeat_interval_ms
+            self._retry_ms = state.now_ms + state.timing.heartbeat_interval_ms
 
     # -- handover
 
     def start_handover(self, to: str, timeout_ms: int) -> str:
         """Begin to hand over; return "" or why that cannot be. No operation may be executed now."""
-        core = self._core
+        state = self._state
         peer = self.peers.get(to)
         if self.handing_to or self._handover_version:
             return "a handover is under way already"
@@ -562,29 +570,29 @@ class Primary:
         if to not in self.view.in_sync or peer is None or peer.state != "replicate":
             return f"{to!r} is not an in-sync backup (those are {sorted(self.required())})"
         self.handing_to = to
-        self._handover_deadline_ms = core.now_ms + timeout_ms
+        self._handover_deadline_ms = state.now_ms + timeout_ms
         self._retry_ms = 0.0
-        if core.proposal is None:
+        if state.proposal is None:
             self._drive_handover()
         return ""
 
     def _drive_handover(self) -> None:
         """Propose it once the chosen backup holds everything and everything is committed."""
-        core = self._core
+        state = self._state
         peer = self.peers.get(self.handing_to)
         if (
-            core.now_ms >= self._handover_deadline_ms
+            state.now_ms >= self._handover_deadline_ms
             or peer is None
             or self.handing_to not in self.view.in_sync
             or peer.state != "replicate"
         ):
             self._end_handover(f"{self.handing_to!r} did not catch up in time, or left")
-        elif peer.match_index == core.log.last_index == core.commit_index:
+        elif peer.match_index == state.log.last_index == state.commit_index:
             # From here on this node serves nothing until the outcome is known (D4).
             self._handover_version = self.view.version
-            core.propose(Handover(self.handing_to), self.view.version)
+            state.propose(Handover(self.handing_to), self.view.version)
 
     def _end_handover(self, reason: str) -> None:
         self.handing_to = ""
         self._handover_version = 0
-        self._core.emit(fx.HandoverEnded(reason))
+        self._state.emit(effects.HandoverEnded(reason))

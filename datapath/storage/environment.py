@@ -1,7 +1,7 @@
 """The LMDB environments that hold the state, and which of them is the live one.
 
 `store/CURRENT` names the live environment beside it (`env-<number>/`), so that an installed
-snapshot takes over in one atomic step. An environment holds eight *spaces*, each a database of
+snapshot takes over in one atomic step. An environment holds eight *keyspaces*, each a database of
 byte keys (1 to 511 bytes) in order: 0 the service's, 1 to 3 the client table's. Under each key
 stands the value that the entries wrote, and a CRC-32C of key and value (4 bytes, little-endian):
 LMDB itself has no checksums. A ninth database, `meta`, holds the format, the cluster id and the
@@ -40,9 +40,9 @@ from datapath.storage.data_directory import (
     trust_the_disk,
 )
 
-SPACES = 8
-SERVICE_SPACE, CLIENT_SPACE, CLIENT_ORDER_SPACE, CLIENT_SUMS_SPACE = 0, 1, 2, 3
-MAX_KEY_SIZE_BYTES = 511
+KEYSPACES = 8
+SERVICE_KEYSPACE, CLIENT_KEYSPACE, CLIENT_ORDER_KEYSPACE, CLIENT_SUMS_KEYSPACE = 0, 1, 2, 3
+MAX_STORED_KEY_SIZE_BYTES = 511
 DEFAULT_MAP_SIZE_BYTES = 256 * 1024**3
 # LMDB's binding gives the interpreter's lock back and takes it again with every record, and each
 # time the event loop loses the race for it: so threads here stop for a moment every few records.
@@ -60,7 +60,7 @@ _LARGE_BYTES = 4096
 _ITEM = struct.Struct("<BII")
 _ENVIRONMENT_NAME = re.compile(r"env-(\d{16})")
 
-Item = tuple[bytes, bytes]
+StoredItem = tuple[bytes, bytes]
 
 
 def _room_bytes(path: Path) -> int:
@@ -96,12 +96,12 @@ def lmdb_failure(
     return (DiskFullError if full else DiskFailedError)(f"store {path}: {error}")
 
 
-def seal(key: bytes, value: bytes) -> bytes:
+def add_checksum(key: bytes, value: bytes) -> bytes:
     """Return what is stored under `key` for `value`."""
     return value + _CRC.pack(google_crc32c.extend(google_crc32c.value(key), value))
 
 
-def check_seal(key: bytes, stored: bytes, path: Path) -> None:
+def verify_checksum(key: bytes, stored: bytes, path: Path) -> None:
     """Check what is stored under `key` in the environment `path`.
 
     Raises DataDirectoryError if it is not what was written.
@@ -113,9 +113,9 @@ def check_seal(key: bytes, stored: bytes, path: Path) -> None:
         )
 
 
-def unseal(key: bytes, stored: bytes, path: Path) -> bytes:
-    """Return the value that is stored under `key`; as `check_seal`."""
-    check_seal(key, stored, path)
+def strip_checksum(key: bytes, stored: bytes, path: Path) -> bytes:
+    """Return the value that is stored under `key`; as `verify_checksum`."""
+    verify_checksum(key, stored, path)
     return stored[: -_CRC.size]
 
 
@@ -192,7 +192,7 @@ class Environment:
                 str(path),
                 map_size=map_size_bytes,
                 mode=FILE_MODE,
-                max_dbs=SPACES + 1,
+                max_dbs=KEYSPACES + 1,
                 readahead=False,
                 sync=sync,
                 metasync=sync,
@@ -222,8 +222,8 @@ class Environment:
         """Open them within a write transaction, or those that are there in one of their own."""
         create = transaction is not None
         self.meta = self.lmdb.open_db(b"meta", transaction, create=create)
-        names = [b"space%d" % number for number in range(SPACES)]
-        self.spaces = [self.lmdb.open_db(name, transaction, create=create) for name in names]
+        names = [b"space%d" % number for number in range(KEYSPACES)]
+        self.keyspaces = [self.lmdb.open_db(name, transaction, create=create) for name in names]
 
     def _check_format(self, transaction: lmdb.Transaction, *, fresh: bool) -> None:
         found = transaction.get(b"format", None, self.meta)
@@ -248,7 +248,7 @@ class Environment:
 
     def write_state(self, transaction: lmdb.Transaction, index: int, epoch: int) -> None:
         """Put the (applied index, epoch) into a write transaction."""
-        state = seal(_STATE_KEY, _STATE.pack(index, epoch))
+        state = add_checksum(_STATE_KEY, _STATE.pack(index, epoch))
         transaction.put(_STATE_KEY, state, db=self.meta)
 
     def state(self, transaction: lmdb.Transaction) -> tuple[int, int]:
@@ -256,7 +256,7 @@ class Environment:
         found = transaction.get(_STATE_KEY, None, self.meta)
         if found is None:
             return 0, 0
-        index, epoch = _STATE.unpack(unseal(_STATE_KEY, bytes(found), self.path))
+        index, epoch = _STATE.unpack(strip_checksum(_STATE_KEY, bytes(found), self.path))
         return index, epoch
 
     def cluster_id(self, transaction: lmdb.Transaction) -> str:
@@ -266,29 +266,31 @@ class Environment:
     def scan(
         self,
         transaction: lmdb.Transaction[bytes],
-        space: int,
+        keyspace: int,
         start: bytes,
         end: bytes | None,
         *,
         reverse: bool,
-    ) -> Iterator[Item]:
+    ) -> Iterator[StoredItem]:
         """Yield what a transaction sees with start <= key < end, in key order or reversed."""
-        if len(start) > MAX_KEY_SIZE_BYTES:
-            start = start[:MAX_KEY_SIZE_BYTES] + b"\0"
-        cursor = transaction.cursor(self.spaces[space])
+        if len(start) > MAX_STORED_KEY_SIZE_BYTES:
+            start = start[:MAX_STORED_KEY_SIZE_BYTES] + b"\0"
+        cursor = transaction.cursor(self.keyspaces[keyspace])
         if not reverse:
-            if not (cursor.set_range(start[:MAX_KEY_SIZE_BYTES]) if start else cursor.first()):
+            if not (
+                cursor.set_range(start[:MAX_STORED_KEY_SIZE_BYTES]) if start else cursor.first()
+            ):
                 return
             for item in cursor.iternext():
                 if end is not None and item[0] >= end:
                     return
                 if item[0] >= start:
-                    yield item[0], unseal(*item, self.path)
+                    yield item[0], strip_checksum(*item, self.path)
             return
         # The last key before `end`: one back from the first that is not.
         found = (
             cursor.prev()
-            if end is not None and cursor.set_range(end[:MAX_KEY_SIZE_BYTES])
+            if end is not None and cursor.set_range(end[:MAX_STORED_KEY_SIZE_BYTES])
             else cursor.last()
         )
         if not found:
@@ -297,7 +299,7 @@ class Environment:
             if item[0] < start:
                 return
             if end is None or item[0] < end:
-                yield item[0], unseal(*item, self.path)
+                yield item[0], strip_checksum(*item, self.path)
 
     def acquire(self) -> Environment:
         """Keep the environment open until `release`."""
@@ -325,12 +327,12 @@ class ContentHash:
         self._hash = xxhash.xxh3_128()
         self.count = 0
 
-    def update(self, space: int, items: Iterable[tuple[bytes, bytes | memoryview]]) -> None:
-        """Count in the next items of a space, in key order, each as it is stored."""
+    def update(self, keyspace: int, items: Iterable[tuple[bytes, bytes | memoryview]]) -> None:
+        """Count in the next items of a keyspace, in key order, each as it is stored."""
         pieces: list[bytes | memoryview] = []
         for key, stored in items:
             self.count += 1
-            pieces += (_ITEM.pack(space, len(key), len(stored)), key)
+            pieces += (_ITEM.pack(keyspace, len(key), len(stored)), key)
             if len(stored) < _LARGE_BYTES:
                 pieces.append(stored)
             else:  # not worth a copy

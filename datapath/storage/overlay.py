@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from datapath.storage.environment import SPACES
+from datapath.storage.environment import KEYSPACES
 
-Change = tuple[bytes, bytes | None]
+KeyChange = tuple[bytes, bytes | None]
 
 
 class Overlay:
@@ -17,15 +17,17 @@ class Overlay:
         self.index = index
         self.epoch = epoch
         self.size_bytes = 0
-        self.writes: dict[int, dict[bytes, bytes | None]] = {number: {} for number in range(SPACES)}
-        self._sorted: dict[int, list[bytes]] = {number: [] for number in range(SPACES)}
+        self.writes: dict[int, dict[bytes, bytes | None]] = {
+            number: {} for number in range(KEYSPACES)
+        }
+        self._sorted: dict[int, list[bytes]] = {number: [] for number in range(KEYSPACES)}
 
     def changes(
-        self, space: int, start: bytes, end: bytes | None, *, reverse: bool
-    ) -> Iterator[Change]:
+        self, keyspace: int, start: bytes, end: bytes | None, *, reverse: bool
+    ) -> Iterator[KeyChange]:
         """Yield the changes with start <= key < end, in key order."""
-        writes = self.writes[space]
-        keys = self._sorted[space]
+        writes = self.writes[keyspace]
+        keys = self._sorted[keyspace]
         if len(keys) < len(writes):
             # Keys only come: those not sorted yet are the last ones of the dict.
             keys.extend(islice(writes, len(keys), None))
@@ -47,7 +49,9 @@ def _position(keys: list[bytes], key: bytes) -> int:
     return low
 
 
-def merge(upper: Iterator[Change], lower: Iterator[Change], *, reverse: bool) -> Iterator[Change]:
+def merge(
+    upper: Iterator[KeyChange], lower: Iterator[KeyChange], *, reverse: bool
+) -> Iterator[KeyChange]:
     """Merge two streams in key order; of the same key, the upper one's change counts."""
     above, below = next(upper, None), next(lower, None)
     while above is not None and below is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datapath.errors import NotPrimaryError, RejectedError, UnknownOutcomeError
+from datapath.errors import NotPrimaryError, OperationUnknownError, RejectedError
 from datapath.operations import Operation, Query
 from tests.sim.script import Cluster
 
@@ -142,5 +142,5 @@ def test_a_node_without_a_primary_looks_into_what_it_has_not_committed() -> None
     """D8: it may commit yet, so a repeat is not told that it never will."""
     cluster, keyed = _left_uncommitted(seed=1)
     known = cluster["c"].service.tail.recall(keyed)
-    assert isinstance(known, UnknownOutcomeError)
+    assert isinstance(known, OperationUnknownError)
     assert cluster["c"].service.tail.recall(Operation("put", (b"y", b""), "request-2")) is None

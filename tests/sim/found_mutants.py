@@ -9,7 +9,7 @@ from collections.abc import Callable
 from unittest.mock import patch
 
 from datapath.execution.pipeline import Burst, Pipeline
-from datapath.execution.tail import Answer, Tail
+from datapath.execution.tail import PendingAnswer, Tail
 from datapath.node import membership
 from datapath.records import Entry
 from tests.sim import client_mutants, consensus_mutants, raft_mutants, replica_mutants
@@ -20,7 +20,7 @@ def _one_refused_delta_refuses_all() -> list[Patch]:
     """What has no room takes those with it that are in its record, and their repeats."""
 
     def join(
-        pipeline: Pipeline, burst: Burst, answer: Answer, entry: Entry, size_bytes: int
+        pipeline: Pipeline, burst: Burst, answer: PendingAnswer, entry: Entry, size_bytes: int
     ) -> None:
         problem = pipeline._why_refused(burst, size_bytes)
         if problem is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from datapath.errors import NotPrimaryError, OperationError
 from datapath.node.member_change import MemberChange, addition, removal
-from datapath.node.membership import Facts, Refusal, refusals, unjudged
+from datapath.node.membership import Facts, MembershipRefusal, refusals, unjudged
 from election.agreement import Outcome
 from election.view import Member, View
 from tests.sim.members import make_member
@@ -311,19 +311,19 @@ class _Work:
         else:
             self._seen(view, self._judge(view, frozenset(live)))
 
-    def _judge(self, view: View, live: frozenset[str]) -> list[Refusal]:
+    def _judge(self, view: View, live: frozenset[str]) -> list[MembershipRefusal]:
         node, world = self._node, self._world
-        core = node.replica.core
+        state = node.replica.state
         self._request.live = live
         facts = Facts(
             live=live,
             voters=world.agreement.known_voters(view),
             min_in_sync=world.bounds.min_in_sync,
-            suspect=core.suspect or core.damaged,
+            tail_cut=state.tail_cut or state.incomplete,
         )
         return refusals(view, facts, self._request.target)
 
-    def _seen(self, view: View, found: list[Refusal]) -> None:
+    def _seen(self, view: View, found: list[MembershipRefusal]) -> None:
         if self._node.replica.view is view:
             self._change.looked(view, found)
             for refusal in found:

@@ -57,7 +57,7 @@ def _one_answer_is_enough() -> list[Patch]:
 
 def _who_is_being_added_is_not_asked() -> list[Patch]:
     def may_confirm(primary: Primary, sequence: int) -> bool:
-        asked = set(primary.view.in_sync) - {primary._core.node_id}
+        asked = set(primary.view.in_sync) - {primary._state.node_id}
         return primary.is_open and all(
             primary.peers[node].answered_sequence >= sequence for node in asked
         )
@@ -77,9 +77,9 @@ def _what_was_heard_counts() -> list[Patch]:
 
     def may_confirm(primary: Primary, sequence: int) -> bool:
         del sequence
-        now_ms = primary._core.now_ms
+        now_ms = primary._state.now_ms
         return primary.is_open and all(
-            now_ms - primary.peers[node].heard_ms < primary._core.timing.suspect_after_ms
+            now_ms - primary.peers[node].heard_ms < primary._state.timing.suspect_after_ms
             for node in primary.required()
         )
 

@@ -14,7 +14,7 @@ import pytest
 
 from datapath.errors import TransferError
 from datapath.node.catch_up import Snapshots
-from datapath.storage.environment import SPACES
+from datapath.storage.environment import KEYSPACES
 from datapath.storage.snapshot import SnapshotReader, SnapshotWriter
 from datapath.storage.store import Store
 from datapath.transport.snapshot_receiver import SnapshotReceiver
@@ -33,7 +33,7 @@ CHUNK_BYTES = 10_000
 def fill(store: Store, count: int, seed: int) -> None:
     rng = random.Random(seed)
     store.apply(
-        [[(n % SPACES, b"%d" % rng.randrange(10**6), rng.randbytes(200))] for n in range(count)],
+        [[(n % KEYSPACES, b"%d" % rng.randrange(10**6), rng.randbytes(200))] for n in range(count)],
         store.applied_index + count,
         2,
     )
@@ -133,7 +133,7 @@ async def test_a_snapshot_that_is_refused_when_it_is_complete_leaves_nothing(
         primary=None,
         view=None,
         epoch=5,
-        core=SimpleNamespace(accepted_primary="n1", accepted_epoch=5, commit_index=0),
+        state=SimpleNamespace(accepted_primary="n1", accepted_epoch=5, commit_index=0),
     )
     storage = SimpleNamespace(snapshot_writer=stores.make_writer)
     snapshots = make_snapshots(replica, storage)

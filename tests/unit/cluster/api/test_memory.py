@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from cluster.api.documents import Range, RangeItem
 from cluster.api.memory import STALLED_AFTER_S, Memory, Share
-from cluster.api.page import PIECE_SIZE_BYTES, Page
+from cluster.api.page import PIECE_SIZE_BYTES, PageBody
 
 
 class Bench:
@@ -81,7 +81,7 @@ items = st.lists(
 def test_a_page_is_the_document_in_pieces(
     found: list[tuple[bytes, bytes | None, int]], revision: int, cursor: str | None
 ) -> None:
-    page = Page(list(found), revision, cursor)
+    page = PageBody(list(found), revision, cursor)
     document = b"".join(page.pieces())
     assert len(document) == page.length
     expected = [
@@ -97,7 +97,7 @@ def test_a_page_is_the_document_in_pieces(
 
 def test_large_values_come_in_bounded_pieces() -> None:
     value = bytes(range(256)) * 4096 + b"end"
-    page = Page([(b"k", value, 1), (b"l", value, 2)], 3, None)
+    page = PageBody([(b"k", value, 1), (b"l", value, 2)], 3, None)
     pieces = list(page.pieces())
     assert max(map(len, pieces)) <= 2 * PIECE_SIZE_BYTES * 4 // 3 + 1000
     document = msgspec.json.decode(b"".join(pieces))

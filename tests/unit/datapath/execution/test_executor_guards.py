@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from datapath.errors import RejectedError
-from datapath.execution.executor import MAX_KEY_SIZE_BYTES, Executed, Executor, ReadView
+from datapath.execution.executor import MAX_SERVICE_KEY_SIZE_BYTES, Executed, Executor, ReadView
 from datapath.operations import Operation
 from datapath.records import Entry
 from datapath.service import Service, Transaction, operation
@@ -64,29 +64,29 @@ class Ledger(Service):
 
 
 class Bench:
-    """An executor over a store in memory: what is executed joins the burst, then a record."""
+    """An executor over a store in memory: what is executed joins the batch, then a record."""
 
     def __init__(self) -> None:
         self.store = MemoryStore()
         self.executor = Executor(Ledger(), self.store, ClientTableBounds(), lambda: 0.0)
         self.next_index = 1
-        self.burst: list[Entry] = []
+        self.batch: list[Entry] = []
         self.records: list[tuple[int, list[Entry]]] = []
 
     def run(self, method: str, *args: object, key: str = "") -> Executed:
         executed, entry = self.executor.execute(Operation(method, args, key), self.next_index)
         if entry is not None:
             self.executor.take(entry)
-            self.burst.append(entry)
+            self.batch.append(entry)
             self.next_index += 1
         return executed
 
     def record(self) -> None:
         """What was executed becomes a record, which has not committed."""
-        if self.burst:
-            self.executor.keep_burst(self.burst)
-            self.records.append((self.next_index - len(self.burst), self.burst))
-            self.burst = []
+        if self.batch:
+            self.executor.keep_batch(self.batch)
+            self.records.append((self.next_index - len(self.batch), self.batch))
+            self.batch = []
 
     def commit(self) -> None:
         """The oldest record commits."""
@@ -171,12 +171,12 @@ def test_what_is_not_taken_was_never_there() -> None:
     assert bench.repeat("put", b"k", b"1", key="L") is None
 
 
-@pytest.mark.parametrize("size_bytes", [0, MAX_KEY_SIZE_BYTES + 1])
+@pytest.mark.parametrize("size_bytes", [0, MAX_SERVICE_KEY_SIZE_BYTES + 1])
 def test_a_key_of_a_wrong_length_fails_the_operation(size_bytes: int) -> None:
     executed = Bench().run("put", bytes(size_bytes), b"")
     assert executed.error is not None
     assert executed.error.code == "service_failed"
-    assert Bench().run("put", bytes(MAX_KEY_SIZE_BYTES), b"").error is None
+    assert Bench().run("put", bytes(MAX_SERVICE_KEY_SIZE_BYTES), b"").error is None
 
 
 def test_an_operation_that_does_not_exist_is_refused_and_those_that_do_are_named() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from datapath.errors import DataDirectoryError, DiskFullError, SafetyError
 from datapath.records import Entry
-from datapath.storage.environment import CLIENT_SPACE, SERVICE_SPACE
+from datapath.storage.environment import CLIENT_KEYSPACE, SERVICE_KEYSPACE
 from datapath.storage.store import Store
 
 KEYS = st.binary(min_size=1, max_size=2).map(lambda key: bytes(byte % 4 for byte in key))
@@ -21,14 +21,16 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("put"), KEYS, st.binary(max_size=3)),
         st.tuples(st.just("delete"), KEYS, st.none()),
-        st.tuples(st.sampled_from(["freeze", "write", "thaw", "reopen"]), st.none(), st.none()),
+        st.tuples(
+            st.sampled_from(["freeze", "write", "drop_frozen", "reopen"]), st.none(), st.none()
+        ),
     ),
     max_size=60,
 )
 
 
-def put(store: Store, key: bytes, value: bytes | None, *, space: int = SERVICE_SPACE) -> None:
-    store.apply([[(space, key, value)]], store.applied_index + 1, max(store.applied_epoch, 1))
+def put(store: Store, key: bytes, value: bytes | None, *, keyspace: int = SERVICE_KEYSPACE) -> None:
+    store.apply([[(keyspace, key, value)]], store.applied_index + 1, max(store.applied_epoch, 1))
 
 
 def expected_range(
@@ -53,7 +55,7 @@ def test_behaves_like_a_sorted_dictionary(
         for kind, key, value in steps:
             if key is not None:
                 put(store, key, value)
-                put(store, key, b"elsewhere", space=CLIENT_SPACE)
+                put(store, key, b"elsewhere", keyspace=CLIENT_KEYSPACE)
                 if value is None:
                     model.pop(key, None)
                 else:
@@ -62,19 +64,19 @@ def test_behaves_like_a_sorted_dictionary(
                 store.freeze()
             elif kind == "write":
                 store.write_frozen()
-            elif kind == "thaw":
-                store.thaw()
+            elif kind == "drop_frozen":
+                store.drop_frozen()
             else:
                 store.flush()
                 store.close()
                 store = Store.open(name, map_size_bytes=1 << 24)
-            found = store.range(SERVICE_SPACE, start, end, limit, reverse=reverse)
+            found = store.range(SERVICE_KEYSPACE, start, end, limit, reverse=reverse)
             assert found == expected_range(model, start, end, limit, reverse=reverse)
-            everything = store.range(SERVICE_SPACE, b"", None, 1000)
+            everything = store.range(SERVICE_KEYSPACE, b"", None, 1000)
             assert everything == sorted(model.items())
-            assert store.count(SERVICE_SPACE) == len(model)
+            assert store.count(SERVICE_KEYSPACE) == len(model)
             if key is not None:
-                assert store.get(SERVICE_SPACE, key) == model.get(key)
+                assert store.get(SERVICE_KEYSPACE, key) == model.get(key)
         store.close()
 
 
@@ -92,13 +94,13 @@ def test_the_position_is_committed_with_the_content(tmp_path: Path) -> None:
     put(store, b"later", b"1")
     store.write_frozen()
     assert (store.applied_index, store.durable_index) == (101, 0)
-    store.thaw()
+    store.drop_frozen()
     assert (store.durable_index, store.durable_epoch) == (100, 1)
     store.close()  # the later one was only in memory
     store = Store.open(tmp_path)
     assert (store.applied_index, store.applied_epoch) == (100, 1)
-    assert store.get(SERVICE_SPACE, b"later") is None
-    assert store.get(SERVICE_SPACE, b"000000") == b"value"
+    assert store.get(SERVICE_KEYSPACE, b"later") is None
+    assert store.get(SERVICE_KEYSPACE, b"000000") == b"value"
     store.close()
 
 
@@ -106,9 +108,9 @@ def test_thawing_before_the_write_keeps_the_frozen_overlay(tmp_path: Path) -> No
     store = Store.open(tmp_path)
     fill(store, 10)
     store.freeze()
-    store.thaw()
+    store.drop_frozen()
     assert store.flushing
-    assert store.get(SERVICE_SPACE, b"000000") == b"value"
+    assert store.get(SERVICE_KEYSPACE, b"000000") == b"value"
     assert store.overlay_bytes > store.active_bytes == 0
     store.close()
 
@@ -149,13 +151,13 @@ def test_a_full_map_leaves_everything_readable_and_to_be_tried_again(tmp_path: P
         with pytest.raises(DiskFullError):
             store.write_frozen()
         assert store.flushing
-        assert store.get(SERVICE_SPACE, b"big7") == bytes(50_000)
-        assert store.get(SERVICE_SPACE, b"before") == b"1"
+        assert store.get(SERVICE_KEYSPACE, b"big7") == bytes(50_000)
+        assert store.get(SERVICE_KEYSPACE, b"before") == b"1"
         assert store.durable_index == 1
     store._environment.lmdb.set_mapsize(1 << 24)
     store._read = store._environment.lmdb.begin()  # resizing ends all transactions
     store.write_frozen()
-    store.thaw()
+    store.drop_frozen()
     assert store.durable_index == 9
     store.close()
 

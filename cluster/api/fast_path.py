@@ -1,4 +1,4 @@
-"""The express lane: plain requests on keys, answered without aiohttp's request machinery.
+"""The fast path: plain requests on keys, answered without aiohttp's request machinery.
 
 A connection starts here. As long as what comes are whole PUT, GET and DELETE requests on keys with
 a plain head (`PLAIN`, `_read_block`), each is recognised, executed and answered in one step, with
@@ -7,7 +7,7 @@ node (on a backup, say), a task waits for it, and the connection stays here. At 
 that is not so plain (another path, a malformed condition, a chunked body, a head in two parts, …)
 the connection, with all that has come on it, is given to aiohttp, and
 stays there. So nothing is parsed here but what has one meaning only, and every refusal is made in
-one place, the ordinary lane: the express lane either serves a request just as that would, or has
+one place, the full path: the fast path either serves a request just as that would, or has
 done nothing with it.
 """
 
@@ -34,17 +34,17 @@ from datapath.operations import Operation, Result
 from datapath.turns import Turns
 
 MAX_REQUEST_SIZE_BYTES = 64 * 1024
-"""A larger request goes the ordinary way: its body is read piece by piece there."""
+"""A larger request goes the full path: its body is read piece by piece there."""
 MAX_BACKLOG_BYTES = 256 * 1024
 """What a client may send ahead of its answer before no more is read."""
 BODY_PATIENCE_S = 0.5
-"""How long a body that has begun is awaited here; the ordinary lane has the real time-out."""
+"""How long a body that has begun is awaited here; the full path has the real time-out."""
 UNCOUNTED_BACKLOG_BYTES = 4096
 """What a client may send ahead without its being counted."""
 REQUEST_COST_BYTES = 16 * 1024
 """What a request counts beside the bytes of its answer: it takes as long as copying so many."""
 _MAX_HEAD_SIZE_BYTES = 4096
-_MAX_FIELDS = 128  # in one head, as in the ordinary lane, which refuses more
+_MAX_FIELDS = 128  # in one head, as on the full path, which refuses more
 _MAX_BLOCKS = 512
 
 KEYS = "/v1/kv/"
@@ -56,7 +56,7 @@ PLAIN = re.compile(
 _FIELD = re.compile(rb"([-A-Za-z0-9_]+):([\t\x20-\x7e]*)")
 _LENGTH = re.compile(rb"[0-9]{1,6}")
 
-# Framing, hop-by-hop, content codings and what browsers say of pages: the ordinary lane's business.
+# Framing, hop-by-hop, content codings and what browsers say of pages: the full path's business.
 _NOT_PLAIN = frozenset(
     b"content-encoding content-range expect keep-alive origin proxy-connection sec-fetch-mode "
     b"sec-fetch-site te trailer transfer-encoding upgrade http2-settings".split()
@@ -68,7 +68,7 @@ _CONDITIONS = frozenset(
 _NO_HEADERS: Headers = CIMultiDictProxy(CIMultiDict())
 
 
-class Block(msgspec.Struct, frozen=True):
+class HeaderBlock(msgspec.Struct, frozen=True):
     """A head's fields: the body's size, the host, and those fields that change what is done."""
 
     body_size_bytes: int
@@ -76,7 +76,7 @@ class Block(msgspec.Struct, frozen=True):
     headers: Headers
 
 
-class Write(msgspec.Struct, frozen=True):
+class WriteRequest(msgspec.Struct, frozen=True):
     """A write that may be submitted: `answer` makes its answer of the result."""
 
     operation: Operation
@@ -84,23 +84,25 @@ class Write(msgspec.Struct, frozen=True):
     answer: Callable[[Result], Answer]
 
 
-class ExpressApi(Protocol):
-    """What the lane needs of the API. Each method returns None for "the ordinary way"."""
+class FastPathApi(Protocol):
+    """What the fast path needs of the API. Each method returns None for "the full path"."""
 
     complaints: Complaints
 
-    def express_write(
+    def fast_write(
         self, method: str, key: str, query: str, headers: Headers, body: bytes
-    ) -> Write | None:
+    ) -> WriteRequest | None:
         """Return what a PUT or DELETE asks for."""
 
-    def express_read(self, key: str, query: str, headers: Headers) -> Answer | None:
+    def fast_read(self, key: str, query: str, headers: Headers) -> Answer | None:
         """Return a GET's answer, if it can be given at once."""
 
-    def submit(self, write: Write, sink: Pending) -> bool:
+    def submit(self, write: WriteRequest, sink: Pending) -> bool:
         """Give a write to this node's pipeline; False: it has not been taken."""
 
-    async def go_on(self, write: Write, timeout_ms: int, after: OperationError | None) -> Result:
+    async def await_write(
+        self, write: WriteRequest, timeout_ms: int, after: OperationError | None
+    ) -> Result:
         """Carry a write out elsewhere, after an attempt that ended so. Raises OperationError."""
 
     async def read(self, key: str, query: str, headers: Headers) -> Answer:
@@ -113,14 +115,14 @@ class ExpressApi(Protocol):
         """Count an answered request."""
 
 
-class Lane(Protocol):
-    """The server that an express connection belongs to."""
+class FastPathServer(Protocol):
+    """The server that an fast connection belongs to."""
 
-    api: ExpressApi
+    api: FastPathApi
     idle_timeout_s: float
     max_body_bytes: int
     hosts: Hosts
-    has_express_lane: bool
+    has_fast_path: bool
     draining: bool
     """Whether the node is about to stop: each connection ends with its next answer."""
     memory: Memory
@@ -128,17 +130,17 @@ class Lane(Protocol):
     now: Callable[[], float]
     """The loop's clock, in seconds."""
 
-    def ordinary(self) -> asyncio.Protocol:
+    def full_path(self) -> asyncio.Protocol:
         """Make aiohttp's protocol for a connection."""
 
-    def serve_later(self, connection: ExpressConnection) -> None:
-        """Call the connection's `go_on` in a later turn of the loop: this one's is spent."""
+    def serve_later(self, connection: FastConnection) -> None:
+        """Call the connection's `resume` in a later turn of the loop: this one's is spent."""
 
-    def joined(self, connection: ExpressConnection) -> None:
+    def joined(self, connection: FastConnection) -> None:
         """A connection is open."""
 
-    def left(self, connection: ExpressConnection) -> None:
-        """A connection is gone, or in the ordinary lane."""
+    def left(self, connection: FastConnection) -> None:
+        """A connection is gone, or on the full path."""
 
 
 class Pending:
@@ -147,7 +149,7 @@ class Pending:
     __slots__ = ("_connection", "_done", "method", "started", "target", "write")
 
     def __init__(
-        self, connection: ExpressConnection, method: str, target: str, write: Write | None
+        self, connection: FastConnection, method: str, target: str, write: WriteRequest | None
     ) -> None:
         self._connection = connection
         self._done = False
@@ -171,18 +173,18 @@ class Pending:
         self._connection.failed(self, error)
 
 
-class ExpressConnection(asyncio.Protocol):
-    """One connection in the express lane. One request at a time, in the order they came."""
+class FastConnection(asyncio.Protocol):
+    """One connection on the fast path. One request at a time, in the order they came."""
 
     __slots__ = (
-        "_backlog", "_closing", "_ended", "_gone", "_held", "_host", "_input", "_lane", "_more",
-        "_now", "_outgoing", "_partial", "_paused_at", "_pending", "_quiet", "_scheduled", "_since",
-        "_task", "_transport", "is_due",
+        "_backlog", "_closing", "_ended", "_gone", "_held", "_host", "_input", "_more",
+        "_now", "_outgoing", "_partial", "_paused_at", "_pending", "_quiet", "_scheduled",
+        "_server", "_since", "_task", "_transport", "is_due",
     )  # fmt: skip
 
-    def __init__(self, lane: Lane) -> None:
-        self._lane = lane
-        self._now = lane.now
+    def __init__(self, server: FastPathServer) -> None:
+        self._server = server
+        self._now = server.now
         self._host = ""  # whom its last request was for: a host once served is served for good
         self._transport: asyncio.Transport | None = None
         self._backlog = b""
@@ -215,7 +217,7 @@ class ExpressConnection(asyncio.Protocol):
         """Serve the connection."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
         self._since = self._now()
-        self._lane.joined(self)
+        self._server.joined(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         """Forget the connection; a write under way goes on, its answer has nowhere to go."""
@@ -224,7 +226,7 @@ class ExpressConnection(asyncio.Protocol):
         self._give_back()
         if self._task is not None and self._pending is not None and self._pending.write is None:
             self._task.cancel()
-        self._lane.left(self)
+        self._server.left(self)
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
 
@@ -249,8 +251,8 @@ class ExpressConnection(asyncio.Protocol):
             if not size_bytes:
                 self._input = None
         else:
-            self._input = self._lane.memory.hold(size_bytes)
-        if self._input is None or self._lane.memory.make_room():
+            self._input = self._server.memory.hold(size_bytes)
+        if self._input is None or self._server.memory.make_room():
             return
         if self._pending is not None:
             self._backlog = b""
@@ -293,7 +295,9 @@ class ExpressConnection(asyncio.Protocol):
         transport = self._transport
         if transport is not None:
             self._outgoing = Outgoing(transport, self._paused_at)
-            self._held = self._lane.memory.hold(transport.get_write_buffer_size(), transport.abort)
+            self._held = self._server.memory.hold(
+                transport.get_write_buffer_size(), transport.abort
+            )
 
     def resume_writing(self) -> None:
         """It has caught up."""
@@ -330,8 +334,8 @@ class ExpressConnection(asyncio.Protocol):
             or transport.is_closing()
         ):
             return False
-        if self._lane.turns.is_spent:
-            self._lane.serve_later(self)
+        if self._server.turns.is_spent:
+            self._server.serve_later(self)
             return False
         return True
 
@@ -339,13 +343,13 @@ class ExpressConnection(asyncio.Protocol):
         """Serve the request at `at`, and return its size; 0: not plain; None: it is not whole."""
         line = PLAIN.match(data, at, at + _MAX_HEAD_SIZE_BYTES)
         end = data.find(b"\r\n\r\n", at, at + _MAX_HEAD_SIZE_BYTES)
-        if line is None or end < line.end() - 2 or not self._lane.has_express_lane:
+        if line is None or end < line.end() - 2 or not self._server.has_fast_path:
             return 0
         block = _read_block(data[line.end() : end + 2])
-        if block is None or block.body_size_bytes > self._lane.max_body_bytes:
+        if block is None or block.body_size_bytes > self._server.max_body_bytes:
             return 0
         if block.host != self._host:
-            if not self._lane.hosts.allows(block.host):
+            if not self._server.hosts.allows(block.host):
                 return 0
             self._host = block.host
         stop = end + 4 + block.body_size_bytes
@@ -360,11 +364,11 @@ class ExpressConnection(asyncio.Protocol):
         return stop - at if taken else 0
 
     def _serve(self, method: str, target: str, headers: Headers, body: bytes) -> bool:
-        lane = self._lane
+        server = self._server
         key, _, query = target[len(KEYS) :].partition("?")
         if method == "GET":
             started = perf_counter()
-            answer = lane.api.express_read(key, query, headers)
+            answer = server.api.fast_read(key, query, headers)
             if answer is None:  # it has to wait: for the primary, say
                 self._pending = pending = Pending(self, method, target, None)
                 self._start(self._read(pending, key, query, headers))
@@ -373,13 +377,13 @@ class ExpressConnection(asyncio.Protocol):
                 self._start(self._send_in_turn(pending, answer))
             else:
                 self._send(answer, method, target, started)
-                lane.turns.spend(answer.size_bytes + REQUEST_COST_BYTES)
+                server.turns.spend(answer.size_bytes + REQUEST_COST_BYTES)
             return True
-        write = lane.api.express_write(method, key, query, headers, body)
+        write = server.api.fast_write(method, key, query, headers, body)
         if write is None:
             return False
         self._pending = pending = Pending(self, method, target, write)
-        if not lane.api.submit(write, pending):  # it goes to another node, or waits for one
+        if not server.api.submit(write, pending):  # it goes to another node, or waits for one
             self._start(self._go_on(pending, write, None))
         return True
 
@@ -387,18 +391,18 @@ class ExpressConnection(asyncio.Protocol):
         self._task = asyncio.get_running_loop().create_task(answering)
 
     async def _read(self, pending: Pending, key: str, query: str, headers: Headers) -> None:
-        api = self._lane.api
+        api = self._server.api
         try:
             answer = await api.read(key, query, headers)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
             answer = api.refuse(error, pending.method, pending.target)
         if answer.is_large:
-            await self._lane.turns.take()
+            await self._server.turns.take()
         self.answer(pending, answer)
 
     async def _send_in_turn(self, pending: Pending, answer: Answer) -> None:
         """Give an answer whose copying takes a millisecond or so: one of all in a turn."""
-        await self._lane.turns.take()
+        await self._server.turns.take()
         self.answer(pending, answer)
 
     def answer(self, pending: Pending, answer: Answer) -> None:
@@ -412,7 +416,7 @@ class ExpressConnection(asyncio.Protocol):
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._go_on_reading)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """It is this connection's turn again."""
         self.is_due = False
         if self._pending is None and not self._paused_at:
@@ -433,7 +437,7 @@ class ExpressConnection(asyncio.Protocol):
         try:
             answer = pending.write.answer(result)
         except Exception as error:  # noqa: BLE001 -- the pipeline must go on, whatever it is
-            answer = self._lane.api.refuse(error, pending.method, pending.target)
+            answer = self._server.api.refuse(error, pending.method, pending.target)
         self.answer(pending, answer)
 
     def failed(self, pending: Pending, error: BaseException) -> None:
@@ -443,31 +447,33 @@ class ExpressConnection(asyncio.Protocol):
         if isinstance(error, OperationError) and may_repeat(write.operation, error):
             self._start(self._go_on(pending, write, error))
         elif isinstance(error, Exception):
-            self.answer(pending, self._lane.api.refuse(error, pending.method, pending.target))
+            self.answer(pending, self._server.api.refuse(error, pending.method, pending.target))
 
-    async def _go_on(self, pending: Pending, write: Write, after: OperationError | None) -> None:
-        api = self._lane.api
+    async def _go_on(
+        self, pending: Pending, write: WriteRequest, after: OperationError | None
+    ) -> None:
+        api = self._server.api
         left_ms = write.timeout_ms - int((perf_counter() - pending.started) * 1000)
         try:
-            answer = write.answer(await api.go_on(write, max(1, left_ms), after))
+            answer = write.answer(await api.await_write(write, max(1, left_ms), after))
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
             answer = api.refuse(error, pending.method, pending.target)
         self.answer(pending, answer)
 
     def _send(self, answer: Answer, method: str, target: str, started: float) -> None:
         transport = self._transport
-        if answer.is_large and not self._lane.memory.make_room(answer.size_bytes):
+        if answer.is_large and not self._server.memory.make_room(answer.size_bytes):
             crowded = OverloadedError("overloaded", TOO_MUCH_HELD)
-            answer = self._lane.api.refuse(crowded, method, target)
+            answer = self._server.api.refuse(crowded, method, target)
         if transport is not None and not transport.is_closing():
             more = self._more if self._pending is None else self._backlog
-            last = (self._ended or self._lane.draining) and not more
+            last = (self._ended or self._server.draining) and not more
             closes = self._closing or answer.closes or last
             transport.write(answer.as_bytes(closes=closes))
             if closes:
                 transport.close()
         self._since = self._now()
-        self._lane.api.observe(method, target, answer, perf_counter() - started)
+        self._server.api.observe(method, target, answer, perf_counter() - started)
 
     # -- lifetime
 
@@ -478,10 +484,10 @@ class ExpressConnection(asyncio.Protocol):
             return
         self._transport, self._backlog = None, b""
         self._give_back()
-        self._lane.left(self)
+        self._server.left(self)
         if self._quiet:
             transport.resume_reading()
-        protocol = self._lane.ordinary()
+        protocol = self._server.full_path()
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         protocol.data_received(backlog)
@@ -504,7 +510,7 @@ class ExpressConnection(asyncio.Protocol):
         elif self._backlog:
             if self._partial and now - self._since > BODY_PATIENCE_S:
                 self._leave()
-        elif now - self._since > self._lane.idle_timeout_s:
+        elif now - self._since > self._server.idle_timeout_s:
             transport.close()
 
     def close(self) -> None:
@@ -521,10 +527,10 @@ class ExpressConnection(asyncio.Protocol):
             self._transport.abort()
 
 
-_blocks: dict[bytes, Block | None] = {}
+_blocks: dict[bytes, HeaderBlock | None] = {}
 
 
-def _read_block(fields: bytes) -> Block | None:
+def _read_block(fields: bytes) -> HeaderBlock | None:
     """Read a head's fields, each ending in CR LF; None: they are not plain.
 
     A client sends the same ones with each request, but for idempotency keys and conditions.
@@ -537,10 +543,10 @@ def _read_block(fields: bytes) -> Block | None:
             if len(_blocks) >= _MAX_BLOCKS:
                 _blocks.clear()
             _blocks[fields] = block
-    return cast("Block | None", block)
+    return cast("HeaderBlock | None", block)
 
 
-def _parse_block(fields: bytes) -> Block | None:
+def _parse_block(fields: bytes) -> HeaderBlock | None:
     seen: set[bytes] = set()
     size, host = 0, ""
     headers: CIMultiDict[str] | None = None
@@ -569,4 +575,4 @@ def _parse_block(fields: bytes) -> Block | None:
             headers[istr(name.decode())] = value.decode()
     if not host:
         return None
-    return Block(size, host, _NO_HEADERS if headers is None else CIMultiDictProxy(headers))
+    return HeaderBlock(size, host, _NO_HEADERS if headers is None else CIMultiDictProxy(headers))
