@@ -193,12 +193,14 @@ class Pipeline:
             self._call_soon(self._run_burst)
 
     def _may_run(self) -> bool:
+        primary = self._replica.primary
         return (
-            not self._stopped
+            primary is not None
+            and not self._stopped
             and self._executing is None
             and self._tail.inflight_records < self._bounds.max_inflight_records
             and self._tail.inflight_bytes < self._bounds.max_inflight_bytes
-            and self._replica.may_execute()
+            and primary.may_execute()
         )
 
     def _run_burst(self) -> None:
@@ -243,9 +245,11 @@ class Pipeline:
         self.schedule()
 
     def _begin_burst(self) -> Burst:
-        replica, index = self._replica, self._replica.next_index
-        in_sync = len(replica.view.in_sync) if replica.view else 0
-        return Burst(index, in_sync, replica.copies(), index)
+        index, primary = self._replica.core.log.last_index + 1, self._replica.primary
+        if primary is None:
+            return Burst(index, 0, 0, index)
+        in_sync = primary.in_sync
+        return Burst(index, len(in_sync.view.in_sync), len(in_sync.required) + 1, index)
 
     def _take_waiting(self) -> None:
         waiting = self._waiting.popleft()

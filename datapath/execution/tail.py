@@ -264,7 +264,8 @@ class Tail:
             self._confirm(Unconfirmed(asking, self._answer))
 
     def _copies(self) -> int:
-        return self._replica.copies() or 1  # no primary: this replica's own is what is known
+        primary = self._replica.primary  # without that, this replica's own is what is known
+        return 1 if primary is None else len(primary.in_sync.required) + 1
 
     def _outcome(
         self, executed: Executed, min_copies: int, copies: int, epoch: int

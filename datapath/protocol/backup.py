@@ -228,7 +228,9 @@ class Backup:
     def _advance(self) -> None:
         core = self._core
         match = min(self.verified_index, core.durable_index)
-        core.commit_to(max(core.commit_index, min(self.primary_commit_index, match)))
+        committed_index = min(self.primary_commit_index, match)
+        if committed_index > core.commit_index:
+            core.commit_to(committed_index)
         if not core.accepted_is_durable or not self.session:
             return
         if match > self._replied_index and self.verified_index:
@@ -236,7 +238,8 @@ class Backup:
             reply = AppendReply(self.session, core.accepted_epoch, match)
             core.emit(fx.Reply(core.accepted_primary, reply))
         if (
-            match >= self.primary_commit_index > 0
+            (core.suspect or core.damaged)
+            and match >= self.primary_commit_index > 0
             and core.log.epoch_at(match) == core.accepted_epoch
         ):
             # This epoch's opening entry is held, so all of earlier epochs; and all of this one that

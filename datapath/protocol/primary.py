@@ -146,7 +146,7 @@ class Primary:
                 self._on_append_reply(peer, message)
             case HeartbeatReply():
                 self.heartbeats.on_reply(peer, message)
-                self.heartbeats.end_round(has_authority=self.has_authority)
+                self._maybe_end_round()
             case ProbeReply():
                 self._on_probe_reply(peer, message)
 
@@ -264,14 +264,14 @@ class Primary:
     def on_view(self, view: View) -> None:
         """A newer view of this epoch."""
         self.in_sync.on_view(view)
-        self._stop_giving_way()
+        self.in_sync.stop_giving_way()
         self.handovers.on_view(view)
         self._sync_peers(view)
         for peer in self.peers.values():
             self.replication.send_due_snapshot(peer)
         self._maybe_commit()
         self._maybe_open()
-        self.heartbeats.end_round(has_authority=self.has_authority)
+        self._maybe_end_round()
 
     def _sync_peers(self, view: View) -> None:
         core = self._core
@@ -284,11 +284,6 @@ class Primary:
                 # What is under way on its stream was said to the member that it was before.
                 core.emit(fx.Redial(node, "it is a member anew"))
 
-    def on_stall(self) -> None:
-        """This node itself stood still: give everyone a new period before accusing them."""
-        for peer in self.peers.values():
-            peer.heard_ms = peer.advanced_ms = peer.leased_ms = self._core.now_ms
-
     def on_tick(self, *, disk_stalled: bool) -> None:
         """Heartbeats, suspicion, and whatever change of the view is due."""
         core, heartbeats = self._core, self.heartbeats
@@ -297,48 +292,33 @@ class Primary:
             return
         if disk_stalled:
             # It gives way; nobody can answer heartbeats that are not sent, so nobody is accused.
-            self.on_stall()
+            self.in_sync.restart_periods()
             return
         self._maybe_open()
         if core.now_ms >= heartbeats.due_ms:
             heartbeats.send_due()
-        heartbeats.end_round(has_authority=self.has_authority)
-        due_out = self._check_giving_way()
+        self._maybe_end_round()
+        due_out = self.in_sync.check_giving_way(held_up=self.handovers.state == "proposed")
         if core.proposal is None and core.now_ms >= self._retry_ms:
             self._propose_due(due_out)
 
-    def _check_giving_way(self) -> tuple[str, ...]:
-        """A primary that cannot get a needed view change agreed gives way to another.
-
-        Returns who is due out.
-        """
-        due_out = self.in_sync.due_out()
-        held_up = self.handovers.state == "proposed"
-        if self.in_sync.check_giving_way(due_out, held_up=held_up):
-            self.on_stall()
-            return self.in_sync.due_out()
-        return due_out
-
-    def _stop_giving_way(self) -> None:
-        if self.in_sync.stop_giving_way():
-            self.on_stall()
-
     def _propose_due(self, due_out: tuple[str, ...]) -> None:
         core, in_sync, handovers = self._core, self.in_sync, self.handovers
-        version = in_sync.view.version
+        view = in_sync.view
         if handovers.state == "proposed":
-            core.propose(Confirm(), version)  # E3: settle it
+            core.propose(Confirm(), view.version)  # E3: settle it
         elif due_out and not self._lacking:
-            core.propose(RemoveFromInSync(due_out), version)  # D5, also while handing over
+            core.propose(RemoveFromInSync(due_out), view.version)  # D5, also while handing over
         elif handovers.state == "draining":
             handovers.drive()
         else:
             if self.stage == "open" and not in_sync.adding:
-                if not (node := in_sync.next_to_join(self.opening_index)):
-                    return
-                in_sync.add(node)
+                for node, peer in self.peers.items():
+                    if node not in view.in_sync and in_sync.may_join(peer, self.opening_index):
+                        in_sync.add(node)
+                        break
             if in_sync.adding:
-                core.propose(AddToInSync(in_sync.adding), version)
+                core.propose(AddToInSync(in_sync.adding), view.version)
 
     def may_propose(self, proposal: fx.Propose) -> bool:
         """D5: whether a removal may leave now: those whom it names are still silent.
@@ -356,7 +336,7 @@ class Primary:
         """A proposal has ended; `answered`: consensus was reached (the outcome is not unknown)."""
         core = self._core
         if answered:
-            self._stop_giving_way()
+            self.in_sync.stop_giving_way()
         else:
             self._retry_ms = core.now_ms + core.timing.heartbeat_interval_ms
 
@@ -368,7 +348,13 @@ class Primary:
 
     def confirm(self) -> int:
         """Begin a round that confirms reads; return its number (`Heartbeats.confirm`)."""
-        return self.heartbeats.confirm(has_authority=self.has_authority)
+        number = self.heartbeats.confirm()
+        self._maybe_end_round()
+        return number
+
+    def _maybe_end_round(self) -> None:
+        if self.heartbeats.round_sequence and self.has_authority:
+            self.heartbeats.end_round()
 
     def start_handover(self, to: str, timeout_ms: int) -> str:
         """Begin to hand over; return "" or why that cannot be. No operation may be executed now."""

@@ -80,10 +80,6 @@ class Replica:
         """Whether operations may be executed here: an open epoch that is not being handed over."""
         return self.primary is not None and self.primary.may_execute()
 
-    def copies(self) -> int:
-        """How many replicas must hold an entry before it commits."""
-        return len(self.primary.in_sync.required) + 1 if self.primary else 0
-
     # -- events; each returns the effects it caused
 
     def _taken(self) -> list[fx.Effect]:
@@ -128,7 +124,7 @@ class Replica:
             # blocked): it heard nothing because it did not listen, and accuses nobody.
             self.backup.on_stall()
             if self.primary:
-                self.primary.on_stall()
+                self.primary.in_sync.restart_periods()
 
     def _on_refusal(self, message: Refusal) -> None:
         # A replica has accepted a higher epoch: this one is over, whatever the view here says.

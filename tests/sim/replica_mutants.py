@@ -77,7 +77,8 @@ def _e1_anybody_takes_over() -> list[Patch]:
 
 
 def _e5_answer_before_it_is_durable() -> list[Patch]:
-    return [patch.object(Core, "accepted_is_durable", _property(value=True))]
+    always = property(lambda _: True, lambda *_: None)
+    return [patch.object(Core, "accepted_is_durable", always, create=True)]
 
 
 def _d1_not_all_required() -> list[Patch]:
@@ -318,11 +319,11 @@ def _b_wishing_counts_as_proposing() -> list[Patch]:
 def _b_nobody_is_let_back() -> list[Patch]:
     check = InSync.check_giving_way
 
-    def forget(in_sync: InSync, due_out: tuple[str, ...], *, held_up: bool) -> bool:
-        stopped = check(in_sync, due_out, held_up=held_up)
+    def forget(in_sync: InSync, *, held_up: bool) -> tuple[str, ...]:
+        due_out = check(in_sync, held_up=held_up)
         if in_sync.giving_way:
             in_sync._gave_way_for = frozenset(in_sync.view.in_sync)
-        return stopped
+        return due_out
 
     return [patch.object(InSync, "check_giving_way", forget)]
 

@@ -201,16 +201,15 @@ def test_a_backup_executes_nothing() -> None:
     replica.on_view(_view(1, "a"))
     assert not replica.may_execute()
     assert not replica.may_serve(10.0)
-    assert replica.copies() == 0
 
 
 def test_a_primary_says_on_how_many_copies_it_commits() -> None:
     """D1: its own, those in sync, and one that is being added."""
-    assert Lead(in_sync="b").replica.copies() == 1
+    assert not Lead(in_sync="b").primary.in_sync.required
     lead = Lead(in_sync="ab", answered="ac")
-    assert lead.replica.copies() == 2
+    assert len(lead.primary.in_sync.required) == 1
     assert _proposed(lead.tick(lead.now_ms + 20)) == [AddToInSync("c")]
-    assert lead.replica.copies() == 3
+    assert len(lead.primary.in_sync.required) == 2
 
 
 def test_a_backup_hands_nothing_over() -> None:
