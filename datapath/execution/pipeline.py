@@ -115,7 +115,7 @@ class Pipeline:
         self._spawn = spawn
         self._clock = clock
         self._call_soon = call_soon
-        self._waiting: deque[Waiting] = deque()
+        self.waiting: deque[Waiting] = deque()  # to be executed
         self._waiting_bytes = 0
         self._waiting_keys: dict[str, int] = {}
         self._overload_repeats: list[tuple[Waiting, OverloadedError]] = []  # of this turn
@@ -141,12 +141,12 @@ class Pipeline:
         deadline_ms = self._clock() + timeout_ms
         waiting = Waiting(operation, sink, deadline_ms, size)
         if (
-            len(self._waiting) >= self._bounds.max_waiting_operations
+            len(self.waiting) >= self._bounds.max_waiting_operations
             or self._waiting_bytes + size > self._bounds.max_waiting_bytes
         ):
             self._refuse_overload(waiting)
             return
-        self._waiting.append(waiting)
+        self.waiting.append(waiting)
         self._waiting_bytes += size
         if key := operation.idempotency_key:
             waiting.counted = True
@@ -179,16 +179,11 @@ class Pipeline:
             or self._executor.repeat_of(operation, self._replica.next_index) is not None
         )
 
-    @property
-    def waiting_operations(self) -> int:
-        """How many wait to be executed."""
-        return len(self._waiting)
-
     # -- and are executed in bursts
 
     def schedule(self) -> None:
         """Execute what waits, soon, if it can be executed."""
-        if self._waiting and not self._burst_due and self._may_run():
+        if self.waiting and not self._burst_due and self._may_run():
             self._burst_due = True
             self._call_soon(self._run_burst)
 
@@ -214,11 +209,11 @@ class Pipeline:
         )
         burst = self._begin_burst()
         while (
-            self._waiting
+            self.waiting
             and burst.size_bytes < max_bytes
             and len(burst.answers) < bounds.max_record_entries
         ):
-            waiting = self._waiting[0]
+            waiting = self.waiting[0]
             is_async = waiting.operation.method in self._async_operations
             if is_async and burst.answers:
                 break
@@ -252,7 +247,7 @@ class Pipeline:
         return Burst(index, len(in_sync.view.in_sync), len(in_sync.required) + 1, index)
 
     def _take_waiting(self) -> None:
-        waiting = self._waiting.popleft()
+        waiting = self.waiting.popleft()
         self._waiting_bytes -= waiting.size_bytes
         if waiting.counted:
             self._uncount(waiting)
@@ -422,12 +417,17 @@ class Pipeline:
     def _release_waiting(self) -> None:
         """What was not executed can be tried elsewhere."""
         self._answer_overload_repeats()
-        waiting, self._waiting = self._waiting, deque()
+        waiting, self.waiting = self.waiting, deque()
         self._waiting_bytes = 0
         self._waiting_keys.clear()
         for item in waiting:
             item.counted = False
             self._refuse(item, self._not_primary())
+
+    def on_tick(self, now_ms: float) -> None:
+        """Time has passed: some have waited too long; others may be executed now."""
+        self.expire(now_ms)
+        self.schedule()
 
     def expire(self, now_ms: float) -> None:
         """Answer those whose time is up."""
@@ -443,7 +443,7 @@ class Pipeline:
         )
         self._deadlines.next_ms = float("inf")
         self._tail.expire(now_ms, not_committed, not_executed)
-        late = [waiting for waiting in self._waiting if self._deadlines.is_over(waiting, now_ms)]
+        late = [waiting for waiting in self.waiting if self._deadlines.is_over(waiting, now_ms)]
         for waiting in late:
             self._uncount(waiting)
             self._refuse(waiting, not_executed)

@@ -138,7 +138,7 @@ class Tail:
         self._confirm = confirm
         self._clock = clock
         self._items: deque[TailItem] = deque(TailItem(record, None, []) for record in records)
-        self._local_acks: deque[Answer] = deque()
+        self.local_acks: deque[Answer] = deque()
         self._unconfirmed: list[Answer] = []  # those that wait for `confirm`, and their deadlines
         self._unasked: list[Answer] = []  # of those the ones that it was not asked about yet
         self.deadlines = Deadlines()
@@ -158,7 +158,7 @@ class Tail:
         self.inflight_bytes += len(record.data)
         for answer in answers:
             if answer.waiting.operation.ack == "local" and answer.executed.index:
-                self._local_acks.append(answer)
+                self.local_acks.append(answer)
 
     def add_answers(self, answers: list[Answer]) -> None:
         """Nothing was written: answer when all that could have been seen has committed (D2)."""
@@ -206,7 +206,8 @@ class Tail:
             raise SafetyError(
                 f"entry {index} committed, but entries up to {store.applied_index} could be applied"
             )
-        self.answer_local()
+        if self.local_acks:
+            self.answer_local()
 
     def answer_known(self, answers: list[Answer]) -> list[Answer]:
         """Answer repeats of what has committed; return the others."""
@@ -297,10 +298,8 @@ class Tail:
 
     def answer_local(self) -> None:
         """Early answers: durable here, and nothing uncommitted of others shines through (D2)."""
-        if not self._local_acks:
-            return
         core, kept = self._replica.core, deque[Answer]()
-        for answer in self._local_acks:
+        for answer in self.local_acks:
             future, executed = answer.waiting.future, answer.executed
             if future.done():
                 continue
@@ -310,7 +309,7 @@ class Tail:
                 future.set_exception(executed.error)
             else:
                 future.set_result(self._result(executed, 1, self._replica.epoch))
-        self._local_acks = kept
+        self.local_acks = kept
 
     # -- when answers cannot be given
 
@@ -333,7 +332,7 @@ class Tail:
         Unconfirmed(self._unconfirmed, self._answer).set_exception(self._not_primary())
         self._unconfirmed.clear()
         self.inflight_records = self.inflight_bytes = 0
-        self._local_acks.clear()
+        self.local_acks.clear()
 
     def expire(
         self, now_ms: float, not_committed: OperationError, not_confirmed: OperationError

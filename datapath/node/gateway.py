@@ -29,8 +29,6 @@ from datapath.operations import (
     ClusterStatus,
     Digest,
     Operation,
-    Query,
-    QueryResult,
     Result,
     Sink,
 )
@@ -76,6 +74,7 @@ class Gateway:
         self._views = self._context.views
         self._engine: Engine | None = None
         self.reads = Reads(self._context)
+        self.read_now, self.query = self.reads.read_now, self.reads.query
         self.members = Members(self._context, pin, min_in_sync)
         self.peer_service = PeerService(
             self._context,
@@ -218,18 +217,10 @@ class Gateway:
         if engine is None or self._views.primary != self.node_id or self._context.stopping:
             return False
         try:
-            engine.submit_to(operation, timeout_ms, sink)
+            engine.interpreter.pipeline.submit(operation, timeout_ms, sink)
         except OperationError:
             return False
         return True
-
-    def read_now(self, query: Query) -> QueryResult | None:
-        """Read at once, if this node serves or the query may be stale; else None."""
-        return self.reads.read_now(query)
-
-    async def query(self, query: Query, timeout_ms: int) -> QueryResult:
-        """Read; linearizable reads are answered here if this node is in touch with the primary."""
-        return await self.reads.query(query, timeout_ms)
 
     async def execute(
         self, operation: Operation, timeout_ms: int, after: OperationError | None = None

@@ -153,7 +153,7 @@ class Interpreter:
         self._disk = disk
         self._surroundings = surroundings
         self._clock = clock
-        self._read_view = ReadView(disk.store)
+        self.read_view = ReadView(disk.store)
         self._ready_index = 0  # the epoch is open when this has committed; 0: nothing to wait for
         self._applied_waiters: list[tuple[int, AppliedWaiter]] = []
         self.confirmations = Confirmations(replica, self.not_primary)
@@ -211,13 +211,19 @@ class Interpreter:
 
     def on_tick(self) -> None:
         """Time has passed."""
-        now_ms, core, disk = self._clock(), self.replica.core, self._disk
-        core.writable = disk.writable
-        stalled = disk.stalled_for_ms() >= core.timing.ack_timeout_ms
+        now_ms, core, stalled = self._clock(), self.replica.core, False
+        if self.replica.primary is None:
+            core.writable = self._disk.writable
+        else:
+            stalled = self._disk.stalled_for_ms() >= core.timing.ack_timeout_ms
         self.run(self.replica.on_tick, now_ms, disk_stalled=stalled)
-        self.pipeline.expire(now_ms)
-        self.pipeline.schedule()
-        self.confirmations.expire()
+        self.pipeline.on_tick(now_ms)
+        if self.confirmations.waiting:
+            self.confirmations.expire()
+
+    def on_message(self, peer: str, message: Message) -> None:
+        """A message from `peer`, on either stream between it and this node."""
+        self.run(self.replica.on_message, peer, message, self._clock())
 
     def on_view(self, view: View) -> None:
         """A view is known."""
@@ -227,7 +233,8 @@ class Interpreter:
     def on_durable(self, ticket: int) -> None:
         """What has this ticket, and all before it, is durable."""
         self.run(self.replica.on_durable, ticket)
-        self.tail.answer_local()
+        if self.tail.local_acks:
+            self.tail.answer_local()
 
     def on_snapshot_installed(self, index: int, epoch: int) -> None:
         """A snapshot at (`index`, `epoch`) has replaced the state and the log."""
@@ -280,7 +287,8 @@ class Interpreter:
     def _commit(self, index: int) -> None:
         self._surroundings.on_commit(index)
         self.tail.commit(index)
-        self.pipeline.schedule()
+        if self.pipeline.waiting:
+            self.pipeline.schedule()
         self._disk.wants_flush()
         if self._ready_index and index >= self._ready_index:
             self._ready_index = 0
@@ -337,14 +345,9 @@ class Interpreter:
         if method is None:
             known = ", ".join(sorted(self._service.queries))
             raise RejectedError("unknown_query", f"no query {query.method!r}; there are: {known}")
-        value = method(self._read_view, *query.args)
+        value = method(self.read_view, *query.args)
         index = self._disk.store.applied_index
         return QueryResult(value, index, self.replica.epoch, self.node_id)
-
-    @property
-    def read_bytes(self) -> int:
-        """How much queries have read by keys so far."""
-        return self._read_view.read_bytes
 
     def read_index(self) -> tuple[int, int]:
         """Return (epoch, commit index) if this node serves. Raises NotPrimaryError.

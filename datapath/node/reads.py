@@ -53,6 +53,8 @@ class Reads:
         context, engine = self._context, self._context.engine
         if engine is None or not (context.views.belongs or self._may_serve_alone(query)):
             return None
+        if engine.replica.primary is None and query.consistency != "stale":
+            return None
         return engine.interpreter.query(query)
 
     def _may_serve_alone(self, query: Query) -> bool:
@@ -66,7 +68,7 @@ class Reads:
     async def query(self, query: Query, timeout_ms: int) -> QueryResult:
         """Read; linearizable reads are answered here if this node is in touch with the primary."""
         context, engine = self._context, self._context.engine
-        is_scan = engine is not None and engine.is_scan(query)
+        is_scan = engine is not None and query.method in engine.scans
         if is_scan:
             await self._turns.take()
         if (result := self.read_now(query)) is not None:
@@ -133,18 +135,22 @@ class Reads:
                 asked_ms, index = await self._ask_for_index(
                     engine, confirmed=query.consistency == "confirmed"
                 )
-                await engine.wait_applied(index)
+                if not engine.interpreter.has_applied(index):
+                    await engine.wait_applied(index)
         except TimeoutError:
             raise NotPrimaryError(
                 "timeout", f"{self._context.node_id} did not catch up with the primary in time"
             ) from None
         self._leased.applied(asked_ms)
-        if engine.is_scan(query):
+        if query.method in engine.scans:
             await self._turns.take()  # many may have waited for the same index
-        await self._turns.wait_while_spent()
-        before_bytes = engine.interpreter.read_bytes
+        if self._turns.is_spent:
+            await self._turns.wait_while_spent()
+        read_view = engine.interpreter.read_view
+        before_bytes = read_view.read_bytes
         result = engine.interpreter.read(query)
-        self._turns.spend(engine.interpreter.read_bytes - before_bytes)
+        if read_bytes := read_view.read_bytes - before_bytes:
+            self._turns.spend(read_bytes)
         return result
 
     async def _ask_for_index(self, engine: Engine, *, confirmed: bool) -> tuple[float, int]:
@@ -194,7 +200,7 @@ class Reads:
         engine, node_id = self._context.engine, self._context.node_id
         result = None
         if engine is not None:
-            is_scan = engine.is_scan(query)
+            is_scan = query.method in engine.scans
             result = await self._read_as_primary(engine, query, timeout_ms, is_scan=is_scan)
         if result is None:
             raise NotPrimaryError("no_primary", f"{node_id} does not serve")

@@ -35,7 +35,7 @@ def _d2_early_answers_tell_of_others() -> list[Patch]:
     answer_local = Tail.answer_local
 
     def tell(tail: Tail) -> None:
-        for answer in tail._local_acks:
+        for answer in tail.local_acks:
             answer.executed.seen_index = 0
         answer_local(tail)
 

@@ -165,7 +165,7 @@ async def test_a_read_that_cannot_be_confirmed_ends_with_its_time(tmp_path: Path
         with pytest.raises(NotPrimaryError):
             await cluster["n1"].gateway.query(CONFIRMED, 200)
         confirmations = cluster["n1"].engine.interpreter.confirmations
-        await until(lambda: len(confirmations) == 0, "the read is forgotten")
+        await until(lambda: len(confirmations.waiting) == 0, "the read is forgotten")
 
 
 async def test_with_reads_confirmed_nothing_rests_on_leases(tmp_path: Path) -> None:
