@@ -19,7 +19,7 @@ from openapi_spec_validator import validate
 
 from cluster.api.openapi import openapi_document
 from cluster.api.problems import CODES
-from cluster.api.routes import HttpSettings
+from cluster.api.settings import HttpSettings
 from datapath.errors import (
     NotAppliedError,
     NotPrimaryError,
