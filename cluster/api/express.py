@@ -79,9 +79,6 @@ class Lane(Protocol):
     def serve_later(self, connection: ExpressConnection) -> None:
         """Call the connection's `go_on` in a later turn of the loop: this one's is spent."""
 
-    def joined(self, connection: ExpressConnection) -> None:
-        """A connection is open."""
-
     def left(self, connection: ExpressConnection) -> None:
         """A connection is gone, or in the ordinary lane."""
 
@@ -160,7 +157,6 @@ class ExpressConnection(asyncio.Protocol):
         """Serve the connection."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
         self._since = self._now()
-        self._lane.joined(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         """Forget the connection; a write under way goes on, its answer has nowhere to go."""

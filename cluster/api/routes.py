@@ -123,10 +123,6 @@ class HttpApi:
             server.turns.spend(answer.size_bytes)
             if answer.is_large and not server.memory.make_room(answer.size_bytes):
                 answer = self._refusal(Problem("overloaded", TOO_MUCH_HELD), method)
-        except Problem as problem:
-            answer = self._refusal(problem, method)
-        except OperationError as error:
-            answer = self._refusal(from_operation_error(error), method)
         except ClientGoneError:
             return NoAnswer()  # nothing was begun
         except Exception as error:  # noqa: BLE001 -- the client gets an answer, whatever it is

@@ -155,10 +155,6 @@ class HttpServer(web.Server):
         if self._due:
             self._begin_soon()
 
-    def joined(self, connection: ExpressConnection) -> None:
-        """A connection is open."""
-        self._express.add(connection)
-
     def left(self, connection: ExpressConnection) -> None:
         """A connection is gone, or in the ordinary lane."""
         self._express.discard(connection)
