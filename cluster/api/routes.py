@@ -21,15 +21,17 @@ from cluster.api.admin import check_admin
 from cluster.api.answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer, Response
 from cluster.api.body import ClientGoneError, read_body
 from cluster.api.documents import Handover, Move, Primary, Status
-from cluster.api.express import KEYS, Pending, Write
+from cluster.api.express import Pending, Write
 from cluster.api.headers import Headers, check_cluster, cluster_line, revision_line
 from cluster.api.hosts import Hosts, split_target
 from cluster.api.kv import KvHandlers
+from cluster.api.listener import Listener
 from cluster.api.metrics import Metrics
 from cluster.api.openapi import openapi_json
 from cluster.api.params import REMOVE_PARAMS, TIMEOUT, decode_percent, parse_query
+from cluster.api.plain_head import KEYS
 from cluster.api.problems import RETRY_AFTER_S, Problem, from_operation_error
-from cluster.api.server import HttpServer, HttpSettings, Listener, OrdinaryConnection
+from cluster.api.server import HttpServer, HttpSettings, OrdinaryConnection
 from cluster.config.model import split_address
 from datapath.complaints import Complaints
 from datapath.errors import OperationError
