@@ -6,13 +6,13 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from datapath.execution.pipeline import Running
+from datapath.keyspaces import KV
 from datapath.protocol import effects as fx
 from datapath.protocol.confirmations import Confirmation
 from datapath.protocol.messages import Heartbeat, Message, Refusal
 from datapath.protocol.primary import Primary
 from datapath.protocol.replica import Replica
 from datapath.records import make_record
-from datapath.storage.environment import SERVICE_SPACE
 from election.view import Handover, TakeOver, View
 from tests.sim.disk import Disk
 from tests.sim.service import NodeService, Storage
@@ -268,7 +268,7 @@ class Node:
             replica.next_index,
             replica.epoch,
             replica.core.commit_index,
-            [[(SERVICE_SPACE, key, _PAYLOAD)]] * n_entries,
+            [[(KV, key, _PAYLOAD)]] * n_entries,
         )
         self.service.run(replica.append, record)
         return True
