@@ -347,7 +347,7 @@ class NodeProcess:
         engine = self._engine
         if engine is None or engine.failed or engine.replica.primary is None:
             return
-        for node in sorted(engine.replica.primary.required()):
+        for node in sorted(engine.replica.primary.in_sync.required):
             if self._gateway.has_no_vote(node):
                 continue
             with contextlib.suppress(OperationError):

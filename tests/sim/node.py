@@ -184,13 +184,13 @@ class Node:
     def _count_situations(self, primary: Primary) -> None:
         """Look at what only the primary itself knows; each tick that finds it counts."""
         seen = self.clockwork.seen
-        if primary.stage == "matching" and not primary._may_serve_after_promise():
+        if primary.stage == "matching" and not primary.is_free_of_promises():
             seen["waited for own promise"] += 1
         if primary.is_open and self.clock() >= primary.lease_until_ms():
             seen["lease expired"] += 1
         if primary.in_sync.giving_way:
             seen["gave way"] += 1
-        if len(primary.view.in_sync) < self.world.bounds.min_in_sync:
+        if len(primary.in_sync.view.in_sync) < self.world.bounds.min_in_sync:
             seen["too few in sync"] += 1
 
     def on_message(self, peer: str, message: Message) -> None:

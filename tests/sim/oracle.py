@@ -134,7 +134,7 @@ class Oracle:
         view, epoch, copies = self.view, self.committed[index], 0
         assert view is not None
         assert node.replica.primary is not None
-        in_sync = {*view.in_sync, *node.replica.primary.view.in_sync}
+        in_sync = {*view.in_sync, *node.replica.primary.in_sync.view.in_sync}
         for node_id, other in self.nodes.items():
             durable = other.disk.durable
             if durable.epoch_at(index) == epoch or index <= durable.base_index or other.has_lost:
