@@ -61,7 +61,7 @@ class Engine:
         self,
         node_id: str,
         incarnation: str,
-        service: Service,
+        services: Mapping[str, Service],
         storage: Storage,
         agreement: Agreement,
         mesh: Mesh,
@@ -76,8 +76,6 @@ class Engine:
     ) -> None:
         self.node_id = node_id
         self.failed = False
-        self.scans = service.scans
-        """Queries that may take a millisecond or more, and so take turns."""
         self._storage = storage
         self._mesh = mesh
         self._bounds = bounds
@@ -92,7 +90,7 @@ class Engine:
         )
         self.interpreter = Interpreter(
             self.replica,
-            service,
+            services,
             storage,
             storage.uncommitted(recovered.commit_index),
             bounds,

@@ -68,7 +68,7 @@ class Reads:
     async def query(self, query: Query, timeout_ms: int) -> QueryResult:
         """Read; linearizable reads are answered here if this node is in touch with the primary."""
         context, engine = self._context, self._context.engine
-        is_scan = engine is not None and query.method in engine.scans
+        is_scan = engine is not None and engine.interpreter.is_scan(query)
         if is_scan:
             await self._turns.take()
         if (result := self.read_now(query)) is not None:
@@ -86,7 +86,7 @@ class Reads:
                     if result is not None:
                         return result
                 elif engine is not None and context.views.is_in_sync:
-                    return await self._read_here(engine, query, deadline_ms)
+                    return await self._read_here(engine, query, deadline_ms, is_scan=is_scan)
                 elif primary:
                     return await self._forward_query(primary, query, left_ms)
             except (NotPrimaryError, NotSentError, NoAnswerError) as problem:
@@ -121,7 +121,9 @@ class Reads:
             raise NoAnswerError(f"{primary} gave a strange answer")
         return answer.result
 
-    async def _read_here(self, engine: Engine, query: Query, deadline_ms: float) -> QueryResult:
+    async def _read_here(
+        self, engine: Engine, query: Query, deadline_ms: float, *, is_scan: bool
+    ) -> QueryResult:
         """Read on a backup, once it holds what the primary had committed when this began."""
         if (
             query.consistency == "stale"
@@ -142,14 +144,14 @@ class Reads:
                 "timeout", f"{self._context.node_id} did not catch up with the primary in time"
             ) from None
         self._leased.applied(asked_ms)
-        if query.method in engine.scans:
+        if is_scan:
             await self._turns.take()  # many may have waited for the same index
         if self._turns.is_spent:
             await self._turns.wait_while_spent()
-        read_view = engine.interpreter.read_view
-        before_bytes = read_view.read_bytes
+        meter = engine.interpreter.meter
+        before_bytes = meter.read_bytes
         result = engine.interpreter.read(query)
-        if read_bytes := read_view.read_bytes - before_bytes:
+        if read_bytes := meter.read_bytes - before_bytes:
             self._turns.spend(read_bytes)
         return result
 
@@ -200,7 +202,7 @@ class Reads:
         engine, node_id = self._context.engine, self._context.node_id
         result = None
         if engine is not None:
-            is_scan = query.method in engine.scans
+            is_scan = engine.interpreter.is_scan(query)
             result = await self._read_as_primary(engine, query, timeout_ms, is_scan=is_scan)
         if result is None:
             raise NotPrimaryError("no_primary", f"{node_id} does not serve")

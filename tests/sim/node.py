@@ -6,13 +6,14 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from datapath.execution.pipeline import Running
+from datapath.keyspaces import KV
+from datapath.node.proposal import Proposal
 from datapath.protocol import effects as fx
 from datapath.protocol.confirmations import Confirmation
 from datapath.protocol.messages import Heartbeat, Message, Refusal
 from datapath.protocol.primary import Primary
 from datapath.protocol.replica import Replica
 from datapath.records import make_record
-from datapath.storage.environment import SERVICE_SPACE
 from election.view import Handover, TakeOver, View
 from tests.sim.disk import Disk
 from tests.sim.service import NodeService, Storage
@@ -233,10 +234,8 @@ class Node:
                     f"{epoch}, and its disk has lost nothing"
                 )
 
-    def on_answer(self, view: View | None, *, answered: bool) -> None:
+    def on_proposal_done(self, *, answered: bool) -> None:
         """A proposal has ended."""
-        if view is not None:
-            self.on_view(view)
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id}: its proposal has ended, answered={answered}")
         self.service.run(self.replica.on_proposal_done, answered=answered)
@@ -268,7 +267,7 @@ class Node:
             replica.next_index,
             replica.epoch,
             replica.core.commit_index,
-            [[(SERVICE_SPACE, key, _PAYLOAD)]] * n_entries,
+            [[(KV, key, _PAYLOAD)]] * n_entries,
         )
         self.service.run(replica.append, record)
         return True
@@ -348,17 +347,13 @@ class Node:
         primary = self.replica.primary
         if isinstance(change, Handover) and primary is not None and primary.stage == "matching":
             self.clockwork.seen["suspect yields"] += 1
-        self.world.agreement.propose(self, effect)
+        self.world.agreement.propose(self, Proposal(self.replica, effect, self.on_view))
 
-    def may_propose(self, effect: fx.Propose) -> bool:
-        """Whether a change that excludes replicas leaves, now that consensus was heard."""
-        if not self.replica.may_propose(effect, self.clock()):
-            self.clockwork.seen["not proposed after all"] += 1
-            return False
+    def on_leaving(self, effect: fx.Propose) -> None:
+        """A change leaves for consensus."""
         self.world.oracle.on_proposed(self, effect.change)
         if isinstance(effect.change, TakeOver):
             self.takeovers.add(effect.expected_version)
-        return True
 
     def read_log(self, effect: fx.ReadLog) -> None:
         """Read some of the log, later."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from datapath.protocol.messages import AppendReply, HeartbeatReply, Message, ProbeReply
 from datapath.records import Record
-from election.view import TakeOver, View
+from election.view import Change, TakeOver, View
 from tests.sim.clockwork import Clockwork, ViolationError
 
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ class Oracle:
             and not node.has_lost
         ):
             self.fail(f"D7: {node_id} joins the in-sync set without entry {index}")
+
+    def on_members_changed(self, change: Change, old: View, new: View, asked: object) -> None:
+        """The members have changed, perhaps because an operator asked."""
 
     # -- logs
 
