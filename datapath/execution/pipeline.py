@@ -340,13 +340,13 @@ class Pipeline:
 
     async def _run_async(self, waiting: Waiting) -> None:
         """Execute one `async` operation, and nothing beside it."""
-        epoch = self._replica.epoch
+        epoch = self._replica.core.epoch
         try:
             executed, entry = await self._executor.execute_async(
                 waiting.operation, self._replica.next_index
             )
             burst = self._begin_burst()
-            if self._replica.epoch == epoch and self._may_go_on(burst):
+            if self._replica.core.epoch == epoch and self._may_go_on(burst):
                 answer = Answer(waiting, executed)
                 if entry is None:
                     burst.answers.append(answer)
@@ -369,7 +369,9 @@ class Pipeline:
             return
         replica, entries = self._replica, burst.entries
         self._executor.keep_burst(entries)
-        record = make_record(burst.first_index, replica.epoch, replica.core.commit_index, entries)
+        record = make_record(
+            burst.first_index, replica.core.epoch, replica.core.commit_index, entries
+        )
         self._tail.add_executed(record, entries, burst.answers)
         self.records_total += 1
         self._append(record)

@@ -224,7 +224,7 @@ class Tail:
     def answer_all(self, answers: list[Answer]) -> None:
         """Answer what has committed; what wrote nothing only where this node serves still (D4)."""
         serving: bool | None = None
-        copies, epoch = self._copies(), self._replica.epoch
+        copies, epoch = self._copies(), self._replica.core.epoch
         for answer in answers:
             future = answer.waiting.future
             if future.done():
@@ -242,7 +242,7 @@ class Tail:
             self._tell(answer, copies, epoch)
 
     def _answer(self, answer: Answer) -> None:
-        self._tell(answer, self._copies(), self._replica.epoch)
+        self._tell(answer, self._copies(), self._replica.core.epoch)
 
     def _tell(self, answer: Answer, copies: int, epoch: int) -> None:
         min_copies = answer.waiting.operation.min_copies
@@ -287,7 +287,9 @@ class Tail:
         executed = self._executor.recall(operation)
         if executed is None:
             return None
-        return self._outcome(executed, operation.min_copies, self._copies(), self._replica.epoch)
+        return self._outcome(
+            executed, operation.min_copies, self._copies(), self._replica.core.epoch
+        )
 
     def _result(self, executed: Executed, copies: int, epoch: int) -> Result:
         if executed.repeated:
@@ -308,7 +310,7 @@ class Tail:
             elif executed.error is not None:
                 future.set_exception(executed.error)
             else:
-                future.set_result(self._result(executed, 1, self._replica.epoch))
+                future.set_result(self._result(executed, 1, self._replica.core.epoch))
         self.local_acks = kept
 
     # -- when answers cannot be given

@@ -144,6 +144,7 @@ class Engine:
 
     def _listen_to(self, agreement: Agreement) -> None:
         """Hear of consensus itself; the views come by whoever shares them with other nodes."""
+        self._noted_index = -1  # the commit index that it knows of; -1: none
         agreement.on_reminder(self.on_reminder)
         agreement.subscribe(lambda _: self.replica.on_consensus_heard())
 
@@ -203,7 +204,10 @@ class Engine:
         self._guard(self._tick_now)
 
     def _tick_now(self) -> None:
-        self._proposer.agreement.note_committed(*self.replica.core.committed_position)
+        core = self.replica.core
+        if core.commit_index != self._noted_index:
+            self._noted_index = core.commit_index
+            self._proposer.agreement.note_committed(*core.committed_position)
         self.interpreter.on_tick()
 
     # -- what the interpreter asks for (`datapath.node.interpreter.Surroundings`)

@@ -172,7 +172,7 @@ class Gateway:
     @property
     def epoch(self) -> int:
         """The newest epoch that this node knows of (0: none)."""
-        known = self._engine.replica.epoch if self._engine else 0
+        known = self._engine.replica.core.epoch if self._engine else 0
         newest = self._views.newest
         return max(known, newest.epoch if newest else 0)
 

@@ -166,6 +166,7 @@ class Interpreter:
             name: ReadView(disk.store, service.keyspace, self.meter)
             for name, service in services.items()
         }
+        self._room_due_ms = float("-inf")  # when the disk is next asked for room
         self._ready_index = 0  # the epoch is open when this has committed; 0: nothing to wait for
         self._applied_waiters: list[tuple[int, AppliedWaiter]] = []
         self.confirmations = Confirmations(replica, self.not_primary)
@@ -225,11 +226,14 @@ class Interpreter:
         """Time has passed."""
         now_ms, core, stalled = self._clock(), self.replica.core, False
         if self.replica.primary is None:
-            core.writable = self._disk.writable
+            if now_ms >= self._room_due_ms:  # it is told with each answer to a heartbeat
+                self._room_due_ms = now_ms + core.timing.heartbeat_interval_ms
+                core.writable = self._disk.writable
         else:
             stalled = self._disk.stalled_for_ms() >= core.timing.ack_timeout_ms
         self.run(self.replica.on_tick, now_ms, disk_stalled=stalled)
-        self.pipeline.on_tick(now_ms)
+        if self.pipeline.waiting or now_ms >= self.tail.deadlines.next_ms:
+            self.pipeline.on_tick(now_ms)
         if self.confirmations.waiting:
             self.confirmations.expire()
 
@@ -305,7 +309,7 @@ class Interpreter:
         if self._ready_index and index >= self._ready_index:
             self._ready_index = 0
             self.pipeline.open_epoch()
-            self._surroundings.on_epoch_open(self.replica.epoch)
+            self._surroundings.on_epoch_open(self.replica.core.epoch)
         if self._applied_waiters:
             self._wake_applied()
 
@@ -362,7 +366,7 @@ class Interpreter:
             raise RejectedError("unknown_query", f"no query {query.method!r}; there are: {known}")
         value = method(self._read_views[query.service], *query.args)
         index = self._disk.store.applied_index
-        return QueryResult(value, index, self.replica.epoch, self.node_id)
+        return QueryResult(value, index, self.replica.core.epoch, self.node_id)
 
     def is_scan(self, query: Query) -> bool:
         """Whether a query may take a millisecond or more."""
@@ -375,14 +379,15 @@ class Interpreter:
         Where reads are confirmed it does not do: `confirm` says the same.
         """
         replica = self.replica
-        epoch, index = replica.epoch, replica.core.commit_index
+        epoch, index = replica.core.epoch, replica.core.commit_index
         if not replica.may_serve(self._clock()):
             raise self.not_primary()
         return epoch, index
 
     def learn_commit(self, epoch: int, index: int) -> None:
         """The primary of `epoch` has said that `index` is committed."""
-        self.run(self.replica.learn_commit, epoch, index)
+        if index > self.replica.core.commit_index:
+            self.run(self.replica.learn_commit, epoch, index)
 
     def has_applied(self, index: int) -> bool:
         """Whether everything up to `index` is applied here."""

@@ -73,10 +73,11 @@ class Reads:
             await self._turns.take()
         if (result := self.read_now(query)) is not None:
             return result
-        deadline_ms = clock_ms() + timeout_ms
+        now_ms = clock_ms()
+        deadline_ms = now_ms + timeout_ms
         last = ""
         while True:
-            left_ms = deadline_ms - clock_ms()
+            left_ms = deadline_ms - now_ms
             if left_ms <= 0 or context.stopping or context.views.is_removed:
                 raise context.no_primary(last)
             primary = context.views.primary
@@ -86,12 +87,13 @@ class Reads:
                     if result is not None:
                         return result
                 elif engine is not None and context.views.is_in_sync:
-                    return await self._read_here(engine, query, deadline_ms, is_scan=is_scan)
+                    return await self._read_here(engine, query, left_ms, is_scan=is_scan)
                 elif primary:
                     return await self._forward_query(primary, query, left_ms)
             except (NotPrimaryError, NotSentError, NoAnswerError) as problem:
                 last = str(problem)
             await context.wait_for_change(deadline_ms)
+            now_ms = clock_ms()
 
     async def _read_as_primary(
         self, engine: Engine, query: Query, timeout_ms: float, *, is_scan: bool
@@ -122,7 +124,7 @@ class Reads:
         return answer.result
 
     async def _read_here(
-        self, engine: Engine, query: Query, deadline_ms: float, *, is_scan: bool
+        self, engine: Engine, query: Query, left_ms: float, *, is_scan: bool
     ) -> QueryResult:
         """Read on a backup, once it holds what the primary had committed when this began."""
         if (
@@ -131,9 +133,8 @@ class Reads:
             and self._leased.age_ms(clock_ms()) <= query.max_staleness_ms
         ):
             return engine.interpreter.read(query)
-        left_ms = max(1.0, min(CATCH_UP_TIMEOUT_MS, deadline_ms - clock_ms()))
         try:
-            async with asyncio.timeout(left_ms / 1000):
+            async with asyncio.timeout(min(CATCH_UP_TIMEOUT_MS, left_ms) / 1000):
                 asked_ms, index = await self._ask_for_index(
                     engine, confirmed=query.consistency == "confirmed"
                 )
@@ -170,7 +171,7 @@ class Reads:
         context = self._context
         question = ReadIndexCall(confirmed=reads is self._confirmed)
         try:
-            while reads.ask(clock_ms()):
+            while reads.waiting and reads.ask(clock_ms()):
                 self.index_calls_total += 1
                 index = 0
                 problem: Exception | None = None

@@ -184,9 +184,7 @@ class Backup:
 
     def _fence(self, peer: str, session: int, epoch: int) -> bool:
         """D3: refuse a lower epoch than the one accepted or agreed, and say which that is."""
-        core = self._core
-        known = core.view.epoch if core.view else 0
-        if epoch >= max(core.accepted_epoch, known):
+        if epoch >= self._core.epoch:
             return False
         self._refuse(peer, session)
         return True

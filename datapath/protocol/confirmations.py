@@ -60,7 +60,7 @@ class Confirmations:
 
     def confirmed(self, number: int) -> None:
         """The round `number` has ended, and with it all before it."""
-        point = ReadPoint(self._replica.epoch, self._replica.core.commit_index)
+        point = ReadPoint(self._replica.core.epoch, self._replica.core.commit_index)
         while self.waiting and self.waiting[0][0] <= number:
             waiting = self.waiting.popleft()[1]
             if not waiting.done():

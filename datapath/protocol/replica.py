@@ -62,12 +62,6 @@ class Replica:
         return self.core.view
 
     @property
-    def epoch(self) -> int:
-        """The newest epoch this replica knows of."""
-        view = self.core.view
-        return max(self.core.accepted_epoch, view.epoch if view else 0)
-
-    @property
     def next_index(self) -> int:
         """The index that the next appended entry will have."""
         return self.core.log.last_index + 1
@@ -162,6 +156,7 @@ class Replica:
         if old is not None and view.version <= old.version:
             return self._taken()
         core.view = view
+        core.epoch = max(core.epoch, view.epoch)
         new_epoch = old is None or view.epoch > old.epoch
         self.backup.on_view(view, new_epoch=new_epoch)
         if self.primary and view.epoch > self.primary.epoch:

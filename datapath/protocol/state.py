@@ -65,6 +65,7 @@ class Core:
         self.accepted_epoch = recovered.accepted_epoch
         self.accepted_primary = recovered.accepted_primary
         self.accepted_is_durable = True
+        self.epoch = recovered.accepted_epoch  # the newest known: accepted, or by a view
         self.suspect = recovered.suspect
         self.damaged = recovered.damaged
         self.writable = True  # the disk has room for a record
@@ -119,6 +120,7 @@ class Core:
         if epoch == self.accepted_epoch:
             return
         self.accepted_epoch, self.accepted_primary = epoch, primary
+        self.epoch = max(self.epoch, epoch)
         ticket = self.ticket()
         self._accepts.append(ticket)
         self.accepted_is_durable = False

@@ -71,7 +71,7 @@ async def test_a_read_does_not_use_the_answer_to_an_older_question(
         await cluster["n1"].execute("put", b"k", b"new")
         second = asyncio.create_task(cluster["n2"].query("get", b"k"))
         reads = cluster["n2"].gateway.reads._leased
-        await until(lambda: bool(reads._waiting or len(reads._asking) > 1), "the read has begun")
+        await until(lambda: bool(reads.waiting or len(reads._asking) > 1), "the read has begun")
         answers.release_one()
         await first
         # Another question is asked for the second read.

@@ -708,7 +708,7 @@ async def test_an_operation_that_may_not_be_recorded_any_more_is_not_applied(
     desk.turn()
     await asyncio.sleep(0)
     if epoch_ends:
-        desk.lead.replica.core.accepted_epoch += 1
+        desk.lead.replica.core.epoch += 1
     else:
         assert desk.lead.replica.start_handover("a", 500)[0] == ""
     service.go_on.set()

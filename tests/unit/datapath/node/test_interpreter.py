@@ -315,6 +315,7 @@ def test_a_backup_notes_whether_its_disk_has_room() -> None:
     assert local.replica.role == "backup"
     for writable in (False, True):
         local.around.writable = writable
+        local.now_ms += local.replica.core.timing.heartbeat_interval_ms
         local.interpreter.on_tick()
         assert local.replica.core.writable == writable
 

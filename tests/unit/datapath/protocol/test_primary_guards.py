@@ -591,6 +591,15 @@ def test_a_handover_waits_until_the_other_holds_everything_and_ends_at_its_deadl
     assert not lead.replica.may_serve(lead.now_ms)
 
 
+def test_a_handover_is_given_up_when_the_other_is_not_in_sync_any_more() -> None:
+    lead = Lead(in_sync="abc", answered="ac")
+    lead.append()
+    assert lead.replica.start_handover("a", 10_000) == ("", [])
+    effects = lead.replica.on_view(_view(1, "b", in_sync="bc", version=9))
+    assert [type(e) for e in effects if isinstance(e, fx.HandoverEnded)] == [fx.HandoverEnded]
+    assert lead.replica.may_execute()
+
+
 def test_a_handover_whose_outcome_is_unknown_is_settled_first() -> None:
     """E3, D4: until then nothing is served."""
     lead = Lead(in_sync="ab", answered="a")
