@@ -30,6 +30,7 @@ from cluster.api.headers import (
     entity_tags,
     idempotency_after,
     idempotency_key,
+    lease_line,
     put_if_absent,
     refuse_if_none_match,
     revision_line,
@@ -55,6 +56,9 @@ from datapath.operations import Node, Operation, Query, QueryResult, Result
 
 NO_CACHE = b"Cache-Control: no-cache\r\n"
 """A cache between must ask again: an answer out of it would not be linearizable."""
+_KEY_LINES = (
+    b'ETag: "%d"\r\nOnecopy-Create-Revision: %d\r\nOnecopy-Key-Version: %d\r\n%b' + NO_CACHE + b"%b"
+)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -189,8 +193,8 @@ class KvHandlers:
         who = self._who(result)
         if result.value is None:
             raise Problem("key_not_found", "there is no such key", headers=who)
-        value, revision = result.value
-        lines = b'ETag: "%d"\r\n%b%b' % (revision, NO_CACHE, who)
+        value, revision, create_revision, version, lease = result.value
+        lines = _KEY_LINES % (revision, create_revision, version, lease_line(lease), who)
         if headers and self._is_unmodified(headers, revision, who):
             return Answer(304, None, headers=lines)
         return Answer(200, value, BYTES, lines)

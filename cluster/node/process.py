@@ -40,6 +40,7 @@ from datapath.errors import (
 from datapath.node.engine import Engine
 from datapath.node.gateway import Gateway
 from datapath.node.replica_disk import SNAPSHOT_LOG_HARD_FACTOR
+from datapath.operations import STORE
 from datapath.storage.data_directory import DataDirectory
 from datapath.tasks import Tasks
 from datapath.transport.link import LinkHandler
@@ -204,7 +205,7 @@ class NodeProcess:
         engine = Engine(
             self._node_id,
             secrets.token_hex(8),
-            KeyValue(),
+            {STORE: KeyValue()},
             make_storage(self._config, self._directory, self._descriptors),
             self._agreement,
             self._mesh,
@@ -346,7 +347,7 @@ class NodeProcess:
         engine = self._engine
         if engine is None or engine.failed or engine.replica.primary is None:
             return
-        for node in sorted(engine.replica.primary.required()):
+        for node in sorted(engine.replica.primary.in_sync.required):
             if self._gateway.has_no_vote(node):
                 continue
             with contextlib.suppress(OperationError):

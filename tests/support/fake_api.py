@@ -18,7 +18,7 @@ import msgspec
 
 from cluster.api.routes import HttpApi
 from cluster.api.settings import HttpSettings
-from cluster.services.kv import KeyValue
+from cluster.services.kv import HEAD_SIZE_BYTES, KeyValue
 from datapath.errors import NotPrimaryError, OperationError, StorageFullError, UnknownOutcomeError
 from datapath.operations import ClusterStatus, Digest, Operation, Query, QueryResult, Result, Sink
 from election.identity import Addresses
@@ -232,9 +232,9 @@ class FakeCluster:
         return self.servers[node]
 
     def value(self, key: str) -> bytes | None:
-        """What is stored, without the revision in front."""
+        """What is stored, without the head in front."""
         stored = self.core.store.values.get(key.encode())
-        return None if stored is None else stored[8:]
+        return None if stored is None else stored[HEAD_SIZE_BYTES:]
 
     def set_primary(self, node: str) -> None:
         view = self.core.view

@@ -290,6 +290,7 @@ KINDS = "Rejected|NotPrimary|NotApplied|UnknownOutcome|Overloaded|StorageFull|Op
 INTERNAL = {
     "unknown_operation",  # the API calls only what KeyValue has
     "unknown_query",
+    "unknown_service",
     "unknown_call",  # between nodes
     "lost_disk",
     "disk_queue_full",  # between the engine and its disk
