@@ -99,7 +99,7 @@ class Primary:
     def _is_longest(self) -> bool:
         """A log whose tail was cut yields to an in-sync backup whose log goes further."""
         state = self._state
-        if self.handovers.state == "proposed":
+        if self.handovers.phase == "proposed":
             return False  # it may commit yet (E3)
         best, best_position = "", state.log.last_position
         for node in sorted(self.in_sync.required):
@@ -228,7 +228,7 @@ class Primary:
             index = min(index, self.peers[node].match_index)
         if index > state.commit_index and index >= self.opening_index:  # D6
             state.commit_to(index)
-        if self.handovers.state == "draining" and state.proposal is None:
+        if self.handovers.phase == "draining" and state.proposal is None:
             self.handovers.drive()
 
     def may_commit(self) -> bool:
@@ -247,7 +247,7 @@ class Primary:
     @property
     def has_authority(self) -> bool:
         """Whether this node decides for the cluster, as long as no later epoch is open."""
-        return self.is_open and self.handovers.state != "proposed"
+        return self.is_open and self.handovers.phase != "proposed"
 
     def lease_until_ms(self) -> float:
         """Until when this node may serve; infinite if no other replica could take over."""
@@ -302,18 +302,18 @@ class Primary:
         if state.now_ms >= heartbeats.due_ms:
             heartbeats.send_due()
         self._maybe_end_round()
-        due_out = self.in_sync.check_giving_way(is_blocked=self.handovers.state == "proposed")
+        due_out = self.in_sync.check_giving_way(is_blocked=self.handovers.phase == "proposed")
         if state.proposal is None and state.now_ms >= self._retry_ms:
             self._propose_due(due_out)
 
     def _propose_due(self, due_out: tuple[str, ...]) -> None:
         state, in_sync, handovers = self._state, self.in_sync, self.handovers
         view = in_sync.view
-        if handovers.state == "proposed":
+        if handovers.phase == "proposed":
             state.propose(Confirm(), view.version)  # E3: settle it
         elif due_out and not self._lacking:
             state.propose(RemoveFromInSync(due_out), view.version)  # D5, also while handing over
-        elif handovers.state == "draining":
+        elif handovers.phase == "draining":
             handovers.drive()
         else:
             if self.stage == "open" and not in_sync.adding:
@@ -348,7 +348,7 @@ class Primary:
 
     def may_execute(self) -> bool:
         """Whether operations may be executed: the epoch is open, and not being handed over."""
-        return self.is_open and self.handovers.state == "none"
+        return self.is_open and self.handovers.phase == "none"
 
     def confirm(self) -> int:
         """Begin a round that confirms reads; return its number (`Heartbeats.confirm`)."""
