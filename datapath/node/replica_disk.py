@@ -251,6 +251,8 @@ class ReplicaStorage:
 
     def stalled_for_ms(self) -> float:
         """For how long the oldest write has been under way."""
+        if not self._tickets:
+            return 0.0
         since = self._disk.oldest_pending_since
         return 0.0 if since is None else (clock_s() - since) * 1000.0
 
