@@ -27,6 +27,9 @@ class Bounds(msgspec.Struct, frozen=True, array_like=True):
     end: bytes | None
 
 
+EVERYTHING = Bounds(b"", None)
+
+
 class _Cursor(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     version: int
     next_key: bytes

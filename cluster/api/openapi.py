@@ -14,12 +14,14 @@ from cluster.api.documents import (
     Move,
     Primary,
     Range,
+    RangeDeleted,
     RangeItem,
     Status,
     Written,
 )
 from cluster.api.headers import MAX_IDEMPOTENCY_KEY_LENGTH
 from cluster.api.params import (
+    DELETE_RANGE_PARAMS,
     MAX_KEY_SIZE_BYTES,
     RANGE_PARAMS,
     READ_PARAMS,
@@ -38,6 +40,7 @@ from cluster.api.schemas import (
     json_content,
     problem_answers,
 )
+from cluster.api.txn_documents import TXN_ANSWER, TXN_REQUEST
 from datapath.operations import ClusterStatus, Digest, NodeState
 from election.view import View
 
@@ -93,7 +96,8 @@ def openapi_document() -> Json:
                 "head": _head(_get()),
                 "delete": _delete(),
             },
-            "/v1/kv": _readable(_range()),
+            "/v1/kv": {**_readable(_range()), "delete": _delete_range()},
+            "/v1/txn": {"post": _txn()},
             "/v1/cluster": _readable(_cluster()),
             "/v1/cluster/handover": {"post": _handover()},
             "/v1/cluster/nodes/{id}": {"delete": _remove_node(), "patch": _move_node()},
@@ -303,6 +307,54 @@ def _range() -> Json:
         },
         (*_PARAMETER_CODES, "invalid_cursor", *_READ_CODES),
         parameters=_query(RANGE_PARAMS),
+    )
+
+
+def _delete_range() -> Json:
+    example = RangeDeleted(revision=58, deleted=3, epoch=3, copies=3, cursor=None)
+    return _operation(
+        "deleteRange",
+        "Remove keys in order",
+        {
+            "200": json_answer(
+                "The first keys of the range are removed, all at one revision. Go on with "
+                "`cursor` where it is not null.",
+                example,
+                "Idempotent-Replayed",
+                "Onecopy-Revision",
+            )
+        },
+        (*_PARAMETER_CODES, "invalid_header", "invalid_cursor", *_REPEAT_CODES, *_WRITE_CODES),
+        write=True,
+        parameters=[*_query(DELETE_RANGE_PARAMS), _IDEMPOTENCY_KEY, _IDEMPOTENCY_AFTER],
+    )
+
+
+def _txn() -> Json:
+    return _operation(
+        "txn",
+        "Compare, and change several keys at once or none",
+        {
+            "200": json_answer(
+                "`then` or `else` was carried out, whole.",
+                TXN_ANSWER,
+                "Idempotent-Replayed",
+                "Onecopy-Revision",
+            )
+        },
+        (
+            *_PARAMETER_CODES,
+            "invalid_header",
+            "invalid_body",
+            "txn_too_large",
+            *_BODY_CODES,
+            "unsupported_media_type",
+            *_REPEAT_CODES,
+            *_WRITE_CODES,
+        ),
+        write=True,
+        parameters=[*_query(WRITE_PARAMS), _IDEMPOTENCY_KEY, _IDEMPOTENCY_AFTER],
+        requestBody={"required": True, "content": json_content(TXN_REQUEST)},
     )
 
 

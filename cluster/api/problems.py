@@ -124,6 +124,11 @@ CODES: dict[str, Code] = {
     "value_too_large": Code(
         413, "The body is larger than allowed", "Split the value; the connection is closed."
     ),
+    "txn_too_large": Code(
+        413,
+        "The transaction has, reads or deletes more than one may",
+        "Split it: `detail` names the bound.",
+    ),
     "too_large": Code(413, "The change is larger than the log takes", "Use a smaller value."),
     "unsupported_content_encoding": Code(
         415, "Encoded bodies are not accepted", "Send the bytes without Content-Encoding."

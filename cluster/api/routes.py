@@ -19,7 +19,7 @@ from aiohttp.web import BaseRequest, StreamResponse
 
 from cluster.api.admin import check_admin
 from cluster.api.answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer, Response
-from cluster.api.body import ClientGoneError, read_body
+from cluster.api.body import ClientGoneError, read_json
 from cluster.api.documents import Handover, Move, Primary, Status
 from cluster.api.express import Pending, Write
 from cluster.api.headers import Headers, check_cluster, cluster_line, revision_line
@@ -32,6 +32,7 @@ from cluster.api.params import REMOVE_PARAMS, TIMEOUT, decode_percent, parse_que
 from cluster.api.plain_head import KEYS
 from cluster.api.problems import RETRY_AFTER_S, Problem, from_operation_error
 from cluster.api.server import HttpServer, HttpSettings, OrdinaryConnection
+from cluster.api.txn import TxnHandlers
 from cluster.config.model import split_address
 from datapath.complaints import Complaints
 from datapath.errors import OperationError
@@ -76,6 +77,7 @@ class HttpApi:
         self._metrics = Metrics(node.node_id, node.counters, self._server_numbers)
         kv = KvHandlers(node, self._settings)
         self._kv = kv
+        self._txn = TxnHandlers(node, self._settings)
         # HEAD is GET whose body is not sent (see Answer.send).
         self._key_methods: dict[str, Keyed] = {
             "PUT": kv.put, "GET": kv.get, "HEAD": kv.get, "DELETE": kv.delete,
@@ -85,7 +87,8 @@ class HttpApi:
             "PATCH": self._move_node,
         }
         self._routes: dict[str, dict[str, Plain]] = {
-            "/v1/kv": _readable(kv.range),
+            "/v1/kv": {**_readable(kv.range), "DELETE": kv.delete_range},
+            "/v1/txn": {"POST": self._txn.txn},
             "/v1/cluster": _readable(self._cluster),
             "/v1/cluster/handover": {"POST": self._handover},
             "/v1/digest": _readable(self._digest),
@@ -140,7 +143,9 @@ class HttpApi:
         return self._server is not None and self._server.draining
 
     def _server_numbers(self) -> dict[str, float]:
-        return {} if self._server is None else self._server.numbers()
+        numbers: dict[str, float] = {} if self._server is None else self._server.numbers()
+        deleted = self._kv.range_deleted_keys_total
+        return {**numbers, **self._txn.numbers(), "range_deleted_keys_total": deleted}
 
     def _identity(self) -> bytes:
         node = self._node
@@ -290,7 +295,7 @@ class HttpApi:
     async def _handover(self, request: BaseRequest, query: str) -> Answer:
         asked_by = self._check_admin(request)
         timeout_ms = self._timeout_ms(query)
-        body = await self._read_json(request)
+        body = await read_json(request, MAX_JSON_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
         try:
             to = _handover_decoder.decode(body).to
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -298,22 +303,11 @@ class HttpApi:
         logger.info("a handover to %s is asked for by %s", to, asked_by)
         return self._answer(await self._node.handover(to, timeout_ms))
 
-    async def _read_json(self, request: BaseRequest) -> bytes:
-        # Only this type: a web page may send others to any address without asking first.
-        content_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip()
-        if content_type.lower() != "application/json":
-            raise Problem(
-                "unsupported_media_type",
-                "the body must come with Content-Type: application/json",
-                headers=b"Accept: application/json\r\n",
-            )
-        return await read_body(request, MAX_JSON_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
-
     async def _move_node(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
         asked_by = self._check_admin(request)
         node = _one_node(raw_node)
         timeout_ms = self._timeout_ms(query)
-        body = await self._read_json(request)
+        body = await read_json(request, MAX_JSON_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
         try:
             move = _move_decoder.decode(body)
             given = [address for address in (move.client, move.peer, move.raft) if address]

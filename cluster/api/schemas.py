@@ -7,8 +7,18 @@ from typing import Any
 
 import msgspec
 
-from cluster.api.documents import Deleted, Handover, Move, Primary, Range, Status, Written
+from cluster.api.documents import (
+    Deleted,
+    Handover,
+    Move,
+    Primary,
+    Range,
+    RangeDeleted,
+    Status,
+    Written,
+)
 from cluster.api.problems import CODES, Problem, ProblemDocument
+from cluster.api.txn_documents import TxnAnswer, TxnRequest
 from datapath.operations import ClusterStatus, Digest
 from election.view import View
 
@@ -25,9 +35,10 @@ CONNECTION_CODES = (
 
 
 ANSWERS = (
-    Written, Deleted, Range, Status, Primary, ClusterStatus, View, Digest, ProblemDocument,
+    Written, Deleted, Range, RangeDeleted, TxnAnswer, Status, Primary, ClusterStatus, View, Digest,
+    ProblemDocument,
 )  # fmt: skip
-BODIES = (Handover, Move)
+BODIES = (Handover, Move, TxnRequest)
 
 
 def _schemas() -> Json:
