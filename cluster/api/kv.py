@@ -17,13 +17,14 @@ from cluster.api.answer import (
     TOO_MUCH_HELD,
     Answer,
     PagedAnswer,
+    server_of,
 )
 from cluster.api.body import ClientGoneError, read_body
 from cluster.api.cursor import EVERYTHING, Bounds, decode_cursor, encode_cursor, make_bounds
 from cluster.api.documents import Deleted, RangeDeleted, Written
-from cluster.api.express import Write
 from cluster.api.headers import (
     Headers,
+    check_cluster,
     check_put_headers,
     entity_tags,
     idempotency_after,
@@ -51,9 +52,10 @@ from cluster.api.params import (
     write_options,
 )
 from cluster.api.problems import Problem
-from cluster.api.server import HttpSettings, OrdinaryConnection
+from cluster.api.settings import HttpSettings
 from cluster.services.kv import Revisions
 from cluster.services.txn import MAX_DELETED_KEYS
+from datapath.errors import OperationError
 from datapath.operations import Node, Operation, Query, QueryResult, Result
 
 NO_CACHE = b"Cache-Control: no-cache\r\n"
@@ -63,6 +65,14 @@ _KEY_LINES = (
 )
 
 _encode = msgspec.json.Encoder().encode
+
+
+class Write(msgspec.Struct, frozen=True):
+    """A write that may be submitted: `answer` makes its answer of the result."""
+
+    operation: Operation
+    timeout_ms: int
+    answer: Callable[[Result], Answer]
 
 
 class Conditions(NamedTuple):
@@ -103,11 +113,16 @@ class KvHandlers:
 
     def express_write(
         self, method: str, raw_key: str, query: str, headers: Headers, body: bytes
-    ) -> Write:
-        """Return what a PUT or DELETE asks for. Raises Problem."""
-        if method == "PUT":
-            return self._put(raw_key, query, headers)(body)
-        return self._delete(raw_key, query, headers)
+    ) -> Write | None:
+        """Return what a PUT or DELETE asks for; None: the ordinary lane has to judge it."""
+        try:
+            if headers:
+                check_cluster(headers, self._node.cluster_id)
+            if method == "PUT":
+                return self._put(raw_key, query, headers)(body)
+            return self._delete(raw_key, query, headers)
+        except Problem:
+            return None
 
     def _put(self, raw_key: str, query: str, headers: Headers) -> Callable[[bytes], Write]:
         key = decode_key(raw_key)
@@ -160,7 +175,13 @@ class KvHandlers:
 
     def express_read(self, raw_key: str, query: str, headers: Headers) -> Answer | None:
         """Return a GET's answer if this node can give it at once. Raises Problem."""
-        result = self._node.read_now(self._get(raw_key, query)[0])
+        if headers:
+            check_cluster(headers, self._node.cluster_id)
+        wanted, _ = self._get(raw_key, query)
+        try:
+            result = self._node.read_now(wanted)
+        except OperationError:
+            return None
         return None if result is None else self._get_answer(result, headers)
 
     def _get(self, raw_key: str, query: str) -> tuple[Query, int]:
@@ -256,11 +277,10 @@ class KvHandlers:
         page = Page(items, result.index, cursor)
         if page.length <= LARGE_ANSWER_SIZE_BYTES:
             return Answer(200, b"".join(page.pieces()), JSON, lines)
-        connection, transport = request.protocol, request.transport
-        assert isinstance(connection, OrdinaryConnection)
+        transport = request.transport
         if transport is None:
             raise ClientGoneError
-        share = connection.memory.take(page.length, transport.abort)
+        share = server_of(request).memory.take(page.length, transport.abort)
         if share is None:
             raise Problem("overloaded", TOO_MUCH_HELD)
         return PagedAnswer(page.pieces(), page.length, share, JSON, lines)

@@ -16,7 +16,7 @@ from cluster.api.headers import (
     who_lines,
 )
 from cluster.api.params import write_options
-from cluster.api.server import HttpSettings
+from cluster.api.settings import HttpSettings
 from cluster.api.txn_documents import parse_txn, txn_answer
 from cluster.services.txn import encode_txn
 from datapath.operations import Node, Operation

@@ -434,7 +434,7 @@ class Interpreter:
             return f"{self.node_id} is becoming the primary: it waits for {', '.join(view.in_sync)}"
         if not replica.may_execute():
             return f"{self.node_id} is handing over"
-        silent = ", ".join(sorted(replica.primary.required()))
+        silent = ", ".join(sorted(replica.primary.in_sync.required))
         return (
             f"{self.node_id} is the primary, but some of {silent} are silent, and consensus has "
             "not let them go: is a majority of nodes up?"

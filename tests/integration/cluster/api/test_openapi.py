@@ -19,7 +19,7 @@ from openapi_spec_validator import validate
 
 from cluster.api.openapi import openapi_document
 from cluster.api.problems import CODES
-from cluster.api.routes import HttpSettings
+from cluster.api.settings import HttpSettings
 from cluster.api.txn import MIN_BODY_LIMIT_BYTES
 from cluster.services.txn import MAX_STEPS
 from datapath.errors import (

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 import msgspec
 import pytest
 
-from cluster.api.routes import HttpSettings
+from cluster.api.settings import HttpSettings
 from cluster.api.txn import MIN_BODY_LIMIT_BYTES
 from cluster.services import kv as kv_service
 from cluster.services.txn import MAX_COMPARISONS, MAX_DELETED_KEYS, MAX_RANGES, MAX_STEPS

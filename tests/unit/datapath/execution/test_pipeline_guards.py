@@ -83,7 +83,7 @@ class Desk:
             self.lead.replica,
             executor,
             self.store,
-            list(self.lead.primary.recent),
+            list(self.lead.primary.replication.recent),
             not_primary=self.not_primary,
             call_soon=self.turns.append,
             confirm=confirm,
