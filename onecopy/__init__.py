@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cluster.client.results import (
         DeleteRangeResult,
         DeleteResult,
-        Entry,
+        GetResult,
         Item,
         Page,
         PutResult,
@@ -61,7 +61,7 @@ __all__ = [
     "DeleteRangeResult",
     "DeleteResult",
     "Digest",
-    "Entry",
+    "GetResult",
     "InvalidRequestError",
     "Item",
     "NodeState",

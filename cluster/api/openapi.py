@@ -7,9 +7,9 @@ import functools
 import msgspec
 
 from cluster.api.documents import (
-    Handover,
+    CurrentPrimary,
+    HandoverRequest,
     Move,
-    Primary,
     Status,
 )
 from cluster.api.openapi_keys import (
@@ -168,7 +168,7 @@ def _handover() -> Json:
         parameters=query_parameters(TIMEOUT),
         requestBody={
             "required": True,
-            "content": json_content(Handover(to="n2")),
+            "content": json_content(HandoverRequest(to="n2")),
         },
     )
 
@@ -247,7 +247,7 @@ def _health(path: str, word: str, meaning: str, status: Status, *codes: str) -> 
 
 
 def _primary() -> Json:
-    example = Primary(primary="n1", epoch=3)
+    example = CurrentPrimary(primary="n1", epoch=3)
     return operation(
         "primary",
         "Whether this node is the serving primary",

@@ -9,17 +9,17 @@ from typing import Any
 import msgspec
 
 from cluster.api.documents import (
+    CurrentPrimary,
     Deleted,
-    Handover,
+    HandoverRequest,
     Move,
-    Primary,
     Range,
     RangeDeleted,
     Status,
     Written,
 )
 from cluster.api.params import Param
-from cluster.api.problems import CODES, Problem, ProblemDocument
+from cluster.api.problems import CODES, ProblemDocument, ProblemError
 from cluster.api.txn_documents import TxnAnswer, TxnRequest
 from datapath.operations import ClusterStatus, Digest
 from election.view import View
@@ -37,10 +37,10 @@ CONNECTION_CODES = (
 
 
 ANSWERS = (
-    Written, Deleted, Range, RangeDeleted, TxnAnswer, Status, Primary, ClusterStatus, View, Digest,
+    Written, Deleted, Range, RangeDeleted, TxnAnswer, Status, CurrentPrimary, ClusterStatus, View, Digest,
     ProblemDocument,
 )  # fmt: skip
-BODIES = (Handover, Move, TxnRequest)
+BODIES = (HandoverRequest, Move, TxnRequest)
 
 PARAMETER_CODES = ("unknown_parameter", "invalid_parameter")
 KEY_CODES = ("invalid_key", "key_too_long", *PARAMETER_CODES, "invalid_header")
@@ -183,7 +183,7 @@ def _problem_answer(status: int, codes: list[str], *, write: bool) -> Json:
 
 
 def _example(code: str, *, write: bool) -> Json:
-    problem = Problem(code, CODES[code].advice)
+    problem = ProblemError(code, CODES[code].advice)
     if code in _UNKNOWN_CODES:
         problem.outcome = "unknown"
     document: Json = msgspec.json.decode(problem.body(write=write))

@@ -11,10 +11,10 @@ from typing import Annotated, Any, get_args
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from cluster.api.cursor import Bounds, encode_cursor, make_bounds
+from cluster.api.cursor import KeyRange, encode_cursor, make_bounds
 from cluster.api.documents import LeaseId, Local, Positive
 from cluster.api.params import MAX_KEY_SIZE_BYTES
-from cluster.api.problems import Problem
+from cluster.api.problems import ProblemError
 from cluster.services import txn as store
 from cluster.services.txn import (
     DEFAULT_LIST_LIMIT,
@@ -225,16 +225,16 @@ def parse_txn(body: bytes, max_value_size_bytes: int) -> store.Txn:
     try:
         request = _decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, UnicodeEncodeError) as error:
-        raise Problem("invalid_body", str(error)) from None
+        raise ProblemError("invalid_body", str(error)) from None
     parser = _Parser(max_value_size_bytes)
     comparisons = tuple(parser.comparisons(request.if_))
     if len(comparisons) > MAX_COMPARISONS:
-        raise Problem(
+        raise ProblemError(
             "txn_too_large", f"at most {MAX_COMPARISONS} comparisons, not {len(comparisons)} - "
             "at `$.if`",
         )  # fmt: skip
     if not request.then and not request.else_:
-        raise Problem("invalid_body", "an operation is needed in `then` or `else` - at `$`")
+        raise ProblemError("invalid_body", "an operation is needed in `then` or `else` - at `$`")
     then = parser.branch(request.then, "$.then")
     return store.Txn(comparisons, then, parser.branch(request.else_, "$.else"))
 
@@ -289,7 +289,7 @@ class _Parser:
         try:
             check_branch(steps)
         except TooManyError as error:
-            raise Problem("txn_too_large", f"{error} - at `{at}`") from None
+            raise ProblemError("txn_too_large", f"{error} - at `{at}`") from None
         except WrittenTwiceError as error:
             raise _wrong(str(error), f"{at}[{error.step}]") from None
         return steps
@@ -355,7 +355,7 @@ def _delete(delete: TxnDelete, at: str) -> store.Delete | store.DeleteRange:
     return store.DeleteRange(bounds.start, bounds.end)
 
 
-def _bounds(part: TxnDelete | TxnList, at: str) -> Bounds:
+def _bounds(part: TxnDelete | TxnList, at: str) -> KeyRange:
     prefix, start, end = (
         _encode(getattr(part, name), f"{at}.{name}") for name in ("prefix", "start", "end")
     )
@@ -379,8 +379,8 @@ def _encode(text: str, at: str) -> bytes:
         raise _wrong("half of a surrogate pair is no text", at) from None
 
 
-def _wrong(what: str, at: str) -> Problem:
-    return Problem("invalid_body", f"{what} - at `{at}`")
+def _wrong(what: str, at: str) -> ProblemError:
+    return ProblemError("invalid_body", f"{what} - at `{at}`")
 
 
 # --- the answer ---
@@ -409,7 +409,7 @@ def _result(step: store.Step, value: Any) -> TxnResult:
             return TxnResult(get=None if value is None else _item(key, *value))
         case store.List(start, end):
             items, following = value
-            cursor = None if following is None else encode_cursor(following, Bounds(start, end))
+            cursor = None if following is None else encode_cursor(following, KeyRange(start, end))
             return TxnResult(list=TxnListed([_item(*item) for item in items], cursor))
         case _:
             return TxnResult(delete=TxnDeleteDone(value))

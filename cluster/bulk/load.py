@@ -27,10 +27,10 @@ from cluster.bulk.source import read_lines
 from cluster.bulk.wire import WireTransport
 from cluster.client.errors import ClientError
 from cluster.client.requests import JSON, kv_target
-from cluster.client.retries import Call, raise_for
+from cluster.client.retries import Request, raise_for
 
 WINDOW_RECORDS = 8192  # read but not acknowledged; far below the default client table
-WINDOW_BYTES = 32 * 1024 * 1024
+LOAD_WINDOW_BYTES = 32 * 1024 * 1024
 BATCH_BYTES = 256 * 1024
 """The checkpoint of a load that was cut off rests on this and on its `batch_records`: a change of
 this number needs another version of it (`cluster.bulk.checkpoint`)."""
@@ -140,7 +140,7 @@ class Loader:
             async with asyncio.TaskGroup() as group:
                 keeper = group.create_task(self._keep_checkpoint())
                 workers = [group.create_task(self._work()) for _ in range(self._concurrency)]
-                await self._feed(descriptor)
+                await self._send_all(descriptor)
                 for _ in workers:
                     self._queue.put_nowait(None)
                 await asyncio.wait(workers)
@@ -151,7 +151,7 @@ class Loader:
             self._report()
             self._save()
 
-    async def _feed(self, descriptor: int) -> None:
+    async def _send_all(self, descriptor: int) -> None:
         """Read, parse and hand out; wait while the window is full."""
         parse = PARSERS[self._state.format]  # type: ignore[index]
         max_records = self._state.batch_records
@@ -211,7 +211,7 @@ class Loader:
         return errors[0]
 
     def _is_full(self) -> bool:
-        return self._window_records >= WINDOW_RECORDS or self._window_bytes >= WINDOW_BYTES
+        return self._window_records >= WINDOW_RECORDS or self._window_bytes >= LOAD_WINDOW_BYTES
 
     async def _drain(self) -> None:
         await self._wait_until(lambda: not self._window)
@@ -221,7 +221,7 @@ class Loader:
             self._room.clear()
             await self._room.wait()
 
-    def _call(self, batch: _Batch) -> Call:
+    def _call(self, batch: _Batch) -> Request:
         name = f"{self._state.load_id}-{batch.first_line}"
         headers = {"Idempotency-Key": f'"{name}"'}
         if len(batch.values) == 1:  # as large as a value may be
@@ -231,7 +231,7 @@ class Loader:
             puts = [{"put": {"key": key, "value": value}} for key, value in batch.values.items()]
             method, target, body = "POST", "/v1/txn", msgspec.json.encode({"then": puts})
             headers |= JSON
-        return Call(method, target, headers, body, name, writes=True, after=batch.after)
+        return Request(method, target, headers, body, name, writes=True, after=batch.after)
 
     def _sent_after(self, line: int) -> int:
         """Return a revision that was known before the record of this line was first sent.

@@ -20,9 +20,9 @@ from urllib.parse import quote
 import msgspec
 
 from cluster.client.arguments import (
+    DEFAULT_PAGE_SIZE,
     MILLISECONDS_MAX,
     PAGE_LIMIT_MAX,
-    PAGE_SIZE,
     check_consistency,
     check_endpoints,
     check_flag,
@@ -51,21 +51,21 @@ from cluster.client.requests import (
 from cluster.client.results import (
     DeleteRangeResult,
     DeleteResult,
-    Entry,
+    GetResult,
     Item,
     Page,
     PutResult,
     TxnResult,
     ViewSummary,
 )
-from cluster.client.retries import STATUS, Call, Transport, decode_problem, raise_for
+from cluster.client.retries import STATUS, Request, Transport, decode_problem, raise_for
 from cluster.client.txn import AsyncTxnBuilder, decode_txn_reply
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
 LEFT_MIN_MS = 50  # what a call's last step gets, however much of its time is gone
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class AsyncClient:
@@ -174,19 +174,19 @@ class AsyncClient:
         consistency: Consistency = "linearizable",
         max_staleness_ms: int | None = None,
         timeout_ms: int | None = None,
-    ) -> Entry | None:
+    ) -> GetResult | None:
         """Return the key's value and revision, or None where there is no such key.
 
         "stale" reads whatever the asked node has, no older than `max_staleness_ms` if given.
         """
         target = kv_target(key, read_options(consistency, max_staleness_ms))
-        call = Call("GET", target)
+        call = Request("GET", target)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         if reply.status == 404 and decode_problem(404, reply.body).code == "key_not_found":
             return None
         if reply.status != 200:
             raise_for(call, reply)
-        return Entry(
+        return GetResult(
             key=key,
             value=reply.body,
             revision=int(reply.headers.get("ETag", '"0"').strip('"')),
@@ -287,7 +287,7 @@ class AsyncClient:
         """
         target = "/v1/txn" + query_string(write_options(ack, min_copies))
         if check_flag("read_only", read_only) and not idempotency_key:
-            call = Call("POST", target, JSON, document)
+            call = Request("POST", target, JSON, document)
         else:
             headers = dict(JSON)
             call = write_call("POST", target, headers, document, idempotency_key, idempotency_after)
@@ -300,7 +300,7 @@ class AsyncClient:
         *,
         start: str = "",
         end: str = "",
-        limit: int = PAGE_SIZE,
+        limit: int = DEFAULT_PAGE_SIZE,
         cursor: str | None = None,
         keys_only: bool = False,
         consistency: Consistency = "linearizable",
@@ -317,7 +317,7 @@ class AsyncClient:
             "keys_only": "true" if check_flag("keys_only", keys_only) else None,
         }
         options |= read_options(consistency, max_staleness_ms)
-        call = Call("GET", "/v1/kv" + query_string(options))
+        call = Request("GET", "/v1/kv" + query_string(options))
         return decode_reply(call, await self._transport.call(call, check_timeout(timeout_ms)), Page)
 
     def list(
@@ -328,7 +328,7 @@ class AsyncClient:
         end: str = "",
         keys_only: bool = False,
         consistency: Consistency = "linearizable",
-        page_size: int = PAGE_SIZE,
+        page_size: int = DEFAULT_PAGE_SIZE,
     ) -> AsyncIterator[Item]:
         """Iterate over all keys in order, page by page.
 
@@ -387,13 +387,13 @@ class AsyncClient:
                 code="unknown_address",
             )
         reply = await self._transport.ask(url, "/v1/digest", _left_ms(deadline))
-        return decode_reply(Call("GET", "/v1/digest"), reply, Digest)
+        return decode_reply(Request("GET", "/v1/digest"), reply, Digest)
 
     async def handover(self, to: str, *, timeout_ms: int | None = None) -> ViewSummary:
         """Make the in-sync replica `to` the primary. No waiting request fails."""
         deadline = self._deadline(timeout_ms)
         body = msgspec.json.encode({"to": check_node("to", to)})
-        call = Call("POST", "/v1/cluster/handover", JSON, body, writes=True, retry_unknown=False)
+        call = Request("POST", "/v1/cluster/handover", JSON, body, writes=True, retry_unknown=False)
         try:
             reply = await self._transport.call(call, _left_ms(deadline))
             return decode_reply(call, reply, ViewSummary)
@@ -427,7 +427,7 @@ class AsyncClient:
         }
         body = msgspec.json.encode({name: text for name, text in given.items() if text})
         target = f"/v1/cluster/nodes/{quote(check_node('node', node), safe='')}"
-        call = Call("PATCH", target, JSON, body, writes=True)  # twice is as good as once
+        call = Request("PATCH", target, JSON, body, writes=True)  # twice is as good as once
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         return decode_reply(call, reply, ViewSummary)
 
@@ -443,7 +443,7 @@ class AsyncClient:
         target = f"/v1/cluster/nodes/{name}"
         if check_flag("force", force):
             target += f"?force={name}"
-        call = Call("DELETE", target, writes=True)  # to remove a node twice is to remove it
+        call = Request("DELETE", target, writes=True)  # to remove a node twice is to remove it
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         return decode_reply(call, reply, ViewSummary)
 

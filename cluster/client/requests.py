@@ -24,7 +24,7 @@ from cluster.client.arguments import (
     draw_key,
 )
 from cluster.client.errors import InvalidRequestError, UnavailableError, UnknownOutcomeError
-from cluster.client.retries import Call, Reply, raise_for
+from cluster.client.retries import FinalResponse, Request, raise_for
 from datapath.operations import Ack, Consistency
 
 JSON = {"Content-Type": "application/json"}
@@ -44,13 +44,13 @@ def write_call(
     body: bytes | None,
     key: str,
     after: int | None = None,
-) -> Call:
+) -> Request:
     """Return a write under an idempotency key, drawn at random where none is given."""
     after = check_idempotency_after(check_idempotency_key(key), after)
     key = key or draw_key()
     drawn = isinstance(key, DrawnKey)
     headers["Idempotency-Key"] = f'"{key}"'
-    return Call(method, target, headers, body, str(key), writes=True, after=after, drawn=drawn)
+    return Request(method, target, headers, body, str(key), writes=True, after=after, drawn=drawn)
 
 
 def condition_headers(if_revision: int | None, *, if_absent: bool = False) -> dict[str, str]:
@@ -87,7 +87,9 @@ def query_string(options: Mapping[str, object]) -> str:
     return f"?{urlencode(chosen, quote_via=quote)}" if chosen else ""
 
 
-def decode_reply(call: Call, reply: Reply, kind: type[T], ok: tuple[int, ...] = (200,)) -> T:
+def decode_reply(
+    call: Request, reply: FinalResponse, kind: type[T], ok: tuple[int, ...] = (200,)
+) -> T:
     """Return the document of a good answer. Raises what any other means."""
     if reply.status not in ok:
         raise_for(call, reply)

@@ -42,7 +42,7 @@ class DeleteRangeResult(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str = ""
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class GetResult(msgspec.Struct, frozen=True, kw_only=True):
     """A key's value and the revision that wrote it; `node` answered, knowing of `epoch`.
 
     `create_revision` is of the write that created the key, `version` how often it was written since
@@ -60,7 +60,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of a listing; `value` is b"" where only keys were asked for. See `Entry`."""
+    """One row of a listing; `value` is b"" where only keys were asked for. See `GetResult`."""
 
     key: str
     revision: int
@@ -90,7 +90,7 @@ class TxnDeleteResult(msgspec.Struct, frozen=True):
     deleted: int
 
 
-TxnOperationResult = TxnPutResult | TxnDeleteResult | Entry | Page | None
+TxnOperationResult = TxnPutResult | TxnDeleteResult | GetResult | Page | None
 """Of a put, a delete, a get (None: no such key), a list."""
 
 

@@ -30,7 +30,7 @@ from cluster.client.arguments import (
 from cluster.client.errors import InvalidRequestError
 from cluster.client.requests import decode_reply
 from cluster.client.results import (
-    Entry,
+    GetResult,
     Item,
     Page,
     TxnDeleteResult,
@@ -38,7 +38,7 @@ from cluster.client.results import (
     TxnPutResult,
     TxnResult,
 )
-from cluster.client.retries import Call, Reply
+from cluster.client.retries import FinalResponse, Request
 from datapath.operations import Ack
 
 LIST_LIMIT = 100
@@ -291,7 +291,7 @@ class _Answer(msgspec.Struct, frozen=True):
     results: tuple[_Result, ...]
 
 
-def decode_txn_reply(call: Call, reply: Reply) -> TxnResult:
+def decode_txn_reply(call: Request, reply: FinalResponse) -> TxnResult:
     """Return the result of a transaction. Raises as `decode_reply`."""
     answer = decode_reply(call, reply, _Answer)
     node = reply.headers.get("Onecopy-Node", "")
@@ -317,4 +317,4 @@ def _results(answer: _Answer, node: str) -> Iterator[TxnOperationResult]:
         elif result.get is None or result.get is UNSET:
             yield None
         else:
-            yield Entry(**result.get.fields(), node=node, epoch=answer.epoch)
+            yield GetResult(**result.get.fields(), node=node, epoch=answer.epoch)

@@ -56,7 +56,7 @@ Revisions = int | Sequence[int]
 """One revision, or several of which any will do."""
 Found = tuple[bytes, int, int, int, int]
 """(value, revision, create_revision, version, lease) of a key."""
-Item = tuple[bytes, bytes | None, int, int, int, int]
+ScanItem = tuple[bytes, bytes | None, int, int, int, int]
 """(key, value or None when only keys were asked for, and the head's four fields)."""
 
 
@@ -176,7 +176,7 @@ class KeyValue(Service):
     @query
     def range(
         self, tx: ReadTransaction, start: bytes, end: bytes | None, limit: int, keys_only: bool
-    ) -> tuple[list[Item], bytes | None]:
+    ) -> tuple[list[ScanItem], bytes | None]:
         """Return up to `limit` items with start <= key < end, and where to go on, None at the end.
 
         Fewer come when MAX_RANGE_SIZE_BYTES has been read before (values count although
@@ -278,7 +278,7 @@ class _Branch:
 
     def _list(
         self, start: bytes, end: bytes | None, limit: int, *, keys_only: bool
-    ) -> tuple[list[Item], bytes | None]:
+    ) -> tuple[list[ScanItem], bytes | None]:
         pairs, following = self._tx.page(start, end, limit, max(1, self._result_bytes))
         self._take(sum(len(key) + len(stored) for key, stored in pairs))
         return [_item(key, stored, keys_only=keys_only) for key, stored in pairs], following
@@ -312,5 +312,5 @@ class _Branch:
         return deleted
 
 
-def _item(key: bytes, stored: bytes, *, keys_only: bool) -> Item:
+def _item(key: bytes, stored: bytes, *, keys_only: bool) -> ScanItem:
     return key, None if keys_only else stored[HEAD_SIZE_BYTES:], *_HEAD.unpack_from(stored)

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.client.aio import AsyncClient
 from cluster.client.errors import InvalidRequestError
-from cluster.client.results import Entry, Item, Page, TxnDeleteResult, TxnPutResult
+from cluster.client.results import GetResult, Item, Page, TxnDeleteResult, TxnPutResult
 from cluster.client.sync import Client
 from cluster.client.txn import TxnBuilder, gt, lt, ne
 from tests.support.fake_api import FakeCluster
@@ -34,7 +34,7 @@ async def test_a_transaction_reads_like_what_it_does(nodes: FakeCluster) -> None
             .get("a")
             .commit()
         )
-        found = Entry(
+        found = GetResult(
             key="a", value=b"\xff", revision=done.revision, create_revision=first.revision,
             version=2, node="n1", epoch=1,
         )  # fmt: skip
@@ -56,7 +56,7 @@ async def test_a_transaction_reads_like_what_it_does(nodes: FakeCluster) -> None
         other = await client.txn().if_("a", revision=first.revision).else_().get("b").commit()
         assert not other.succeeded
         (entry,) = other.results
-        assert isinstance(entry, Entry)
+        assert isinstance(entry, GetResult)
         assert entry.value == b"text"
 
 
@@ -71,7 +71,7 @@ def _without_asyncio(nodes: FakeCluster) -> None:
         assert not client.txn().if_("k", exists=False).put("k", "2").commit(ack="local").succeeded
         seen = client.txn().if_("k", version=gt(0)).get("k").commit(timeout_ms=5000)
         (entry,) = seen.results
-        assert isinstance(entry, Entry)
+        assert isinstance(entry, GetResult)
         assert entry.value == b"1"
         document = msgspec.json.encode({"then": [{"delete": {"key": "k"}}]})
         assert client.transact(document).results == (TxnDeleteResult(deleted=1),)
