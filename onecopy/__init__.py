@@ -105,7 +105,7 @@ _EXPORTS = {
     "cluster.client.results": (
         "DeleteRangeResult",
         "DeleteResult",
-        "Entry",
+        "GetResult",
         "Item",
         "Page",
         "PutResult",

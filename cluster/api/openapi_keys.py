@@ -19,11 +19,11 @@ from cluster.api.schemas import (
     REPEAT_CODES,
     WRITE_CODES,
     Json,
+    api_operation,
     header_parameter,
     headers,
     json_answer,
     json_content,
-    operation,
     query_parameters,
 )
 from cluster.api.txn_documents import TXN_ANSWER, TXN_REQUEST
@@ -66,7 +66,7 @@ def put_key() -> Json:
     """Return PUT /v1/kv/{key}."""
     absent = header_parameter("If-None-Match", "`*`: only if the key does not exist.", "*")
     written = ("ETag", "Idempotent-Replayed", "Onecopy-Revision")
-    return operation(
+    return api_operation(
         "putKey",
         "Write a value",
         {
@@ -110,7 +110,7 @@ def get_key() -> Json:
     unless = header_parameter(
         "If-None-Match", "304 if the key is at one of these revisions.", '"42"'
     )
-    return operation(
+    return api_operation(
         "getKey",
         "Read a value",
         {
@@ -132,7 +132,7 @@ def get_key() -> Json:
 def delete_key() -> Json:
     """Return DELETE /v1/kv/{key}."""
     example = Deleted(revision=43, deleted=True, epoch=3, copies=3)
-    return operation(
+    return api_operation(
         "deleteKey",
         "Remove a key",
         {
@@ -158,7 +158,7 @@ def list_range() -> Json:
     """Return GET /v1/kv."""
     item = RangeItem(key="hello", value=b"world", revision=42, create_revision=7, version=3)
     example = Range(items=[item], revision=57, cursor=None)
-    return operation(
+    return api_operation(
         "rangeKeys",
         "Read keys in order",
         {
@@ -174,7 +174,7 @@ def list_range() -> Json:
 def delete_range() -> Json:
     """Return DELETE /v1/kv."""
     example = RangeDeleted(revision=58, deleted=3, epoch=3, copies=3, cursor=None)
-    return operation(
+    return api_operation(
         "deleteRange",
         "Remove keys in order",
         {
@@ -194,7 +194,7 @@ def delete_range() -> Json:
 
 def transaction() -> Json:
     """Return POST /v1/txn."""
-    return operation(
+    return api_operation(
         "txn",
         "Compare, and change several keys at once or none",
         {

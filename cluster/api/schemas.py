@@ -37,8 +37,8 @@ CONNECTION_CODES = (
 
 
 ANSWERS = (
-    Written, Deleted, Range, RangeDeleted, TxnAnswer, Status, CurrentPrimary, ClusterStatus, View, Digest,
-    ProblemDocument,
+    Written, Deleted, Range, RangeDeleted, TxnAnswer, Status, CurrentPrimary, ClusterStatus, View,
+    Digest, ProblemDocument,
 )  # fmt: skip
 BODIES = (HandoverRequest, Move, TxnRequest)
 
@@ -190,7 +190,7 @@ def _example(code: str, *, write: bool) -> Json:
     return document
 
 
-def operation(
+def api_operation(
     name: str, summary: str, ok: Json, codes: tuple[str, ...], *, write: bool = False, **more: Any
 ) -> Json:
     """Return one operation: its good answers, and those of `codes`."""

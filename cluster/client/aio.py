@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 from urllib.parse import quote
 
 import msgspec
@@ -39,14 +39,14 @@ from cluster.client.errors import (
     UnknownOutcomeError,
 )
 from cluster.client.requests import (
-    JSON,
+    JSON_HEADERS,
     condition_headers,
     decode_reply,
     kv_target,
     query_string,
-    read_options,
+    read_query,
     write_call,
-    write_options,
+    write_query,
 )
 from cluster.client.results import (
     DeleteRangeResult,
@@ -64,8 +64,6 @@ from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
 LEFT_MIN_MS = 50  # what a call's last step gets, however much of its time is gone
-
-_T = TypeVar("_T")
 
 
 class AsyncClient:
@@ -158,7 +156,7 @@ class AsyncClient:
         Raises PreconditionFailedError, UnknownOutcomeError and the rest of the tree.
         """
         headers = condition_headers(if_revision, if_absent=if_absent)
-        target = kv_target(key, write_options(ack, min_copies))
+        target = kv_target(key, write_query(ack, min_copies))
         body = check_value(value)
         call = write_call("PUT", target, headers, body, idempotency_key, idempotency_after)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
@@ -179,7 +177,7 @@ class AsyncClient:
 
         "stale" reads whatever the asked node has, no older than `max_staleness_ms` if given.
         """
-        target = kv_target(key, read_options(consistency, max_staleness_ms))
+        target = kv_target(key, read_query(consistency, max_staleness_ms))
         call = Request("GET", target)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         if reply.status == 404 and decode_problem(404, reply.body).code == "key_not_found":
@@ -210,7 +208,7 @@ class AsyncClient:
     ) -> DeleteResult:
         """Remove `key`; `deleted` says whether it was there. Options and errors as for `put`."""
         headers = condition_headers(if_revision)
-        target = kv_target(key, write_options(ack, min_copies))
+        target = kv_target(key, write_query(ack, min_copies))
         call = write_call("DELETE", target, headers, None, idempotency_key, idempotency_after)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         result = decode_reply(call, reply, DeleteResult)
@@ -248,7 +246,7 @@ class AsyncClient:
             **bounds,
             "limit": check_number("limit", limit, 1, PAGE_LIMIT_MAX),
             "cursor": None if cursor is None else check_text("cursor", cursor),
-            **write_options(ack, min_copies),
+            **write_query(ack, min_copies),
         }
         target = "/v1/kv" + query_string(options)
         call = write_call("DELETE", target, {}, None, idempotency_key, idempotency_after)
@@ -271,7 +269,7 @@ class AsyncClient:
 
     async def transact(
         self,
-        document: bytes,
+        document: bytes | str,
         *,
         read_only: bool = False,
         ack: Ack = "all",
@@ -285,12 +283,13 @@ class AsyncClient:
         Options and errors as for `put`; a condition that does not hold is no error. `read_only`: it
         changes nothing on either branch, so that no idempotency key is sent, and none remembered.
         """
-        target = "/v1/txn" + query_string(write_options(ack, min_copies))
+        target = "/v1/txn" + query_string(write_query(ack, min_copies))
+        body = check_value(document, "document")
         if check_flag("read_only", read_only) and not idempotency_key:
-            call = Request("POST", target, JSON, document)
+            call = Request("POST", target, JSON_HEADERS, body)
         else:
-            headers = dict(JSON)
-            call = write_call("POST", target, headers, document, idempotency_key, idempotency_after)
+            headers = dict(JSON_HEADERS)
+            call = write_call("POST", target, headers, body, idempotency_key, idempotency_after)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         return decode_txn_reply(call, reply)
 
@@ -316,7 +315,7 @@ class AsyncClient:
             "cursor": None if cursor is None else check_text("cursor", cursor),
             "keys_only": "true" if check_flag("keys_only", keys_only) else None,
         }
-        options |= read_options(consistency, max_staleness_ms)
+        options |= read_query(consistency, max_staleness_ms)
         call = Request("GET", "/v1/kv" + query_string(options))
         return decode_reply(call, await self._transport.call(call, check_timeout(timeout_ms)), Page)
 
@@ -393,7 +392,9 @@ class AsyncClient:
         """Make the in-sync replica `to` the primary. No waiting request fails."""
         deadline = self._deadline(timeout_ms)
         body = msgspec.json.encode({"to": check_node("to", to)})
-        call = Request("POST", "/v1/cluster/handover", JSON, body, writes=True, retry_unknown=False)
+        call = Request(
+            "POST", "/v1/cluster/handover", JSON_HEADERS, body, writes=True, retry_unknown=False
+        )
         try:
             reply = await self._transport.call(call, _left_ms(deadline))
             return decode_reply(call, reply, ViewSummary)
@@ -427,7 +428,7 @@ class AsyncClient:
         }
         body = msgspec.json.encode({name: text for name, text in given.items() if text})
         target = f"/v1/cluster/nodes/{quote(check_node('node', node), safe='')}"
-        call = Request("PATCH", target, JSON, body, writes=True)  # twice is as good as once
+        call = Request("PATCH", target, JSON_HEADERS, body, writes=True)  # twice is as good as once
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         return decode_reply(call, reply, ViewSummary)
 

@@ -275,7 +275,7 @@ class Client:
 
     def transact(
         self,
-        document: bytes,
+        document: bytes | str,
         *,
         read_only: bool = False,
         ack: Ack = "all",

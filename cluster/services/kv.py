@@ -22,14 +22,14 @@ from cluster.services.txn import (
     MAX_DELETED_KEYS,
     MAX_RESULT_SIZE_BYTES,
     Comparison,
-    Delete,
-    DeleteRange,
-    Get,
-    List,
+    DeleteRangeStep,
+    DeleteStep,
+    GetStep,
+    ListStep,
     LockComparison,
-    Outcome,
-    Put,
-    Step,
+    PutStep,
+    TxnOutcome,
+    TxnStep,
     compare,
     decode_txn,
 )
@@ -154,7 +154,7 @@ class KeyValue(Service):
         return len(pairs), following
 
     @operation
-    def txn(self, tx: Transaction, request: bytes) -> Outcome:
+    def txn(self, tx: Transaction, request: bytes) -> TxnOutcome:
         """Carry out a transaction (`cluster.services.txn`), encoded by `encode_txn`.
 
         Raises RejectedError "txn_too_large" if it reads or deletes more than the bounds allow.
@@ -163,7 +163,7 @@ class KeyValue(Service):
         succeeded = all(_holds(tx, comparison) for comparison in asked.comparisons)
         branch = _Branch(tx)
         steps = asked.then if succeeded else asked.otherwise
-        return Outcome(succeeded, [branch.carry_out(step) for step in steps])
+        return TxnOutcome(succeeded, [branch.carry_out(step) for step in steps])
 
     @query
     def get(self, tx: ReadTransaction, key: bytes) -> Found | None:
@@ -249,24 +249,24 @@ class _Branch:
         self._deletes = MAX_DELETED_KEYS
         self._scan_bytes = MAX_DELETE_SCAN_SIZE_BYTES
 
-    def carry_out(self, step: Step) -> object:
+    def carry_out(self, step: TxnStep) -> object:
         """Return the step's result. Raises RejectedError."""
         tx = self._tx
         match step:
-            case Put(key, value, lease):
+            case PutStep(key, value, lease):
                 stored = tx.get(key)
                 write_value(tx, key, value, stored, lease)
                 return stored is None
-            case Delete(key):
+            case DeleteStep(key):
                 if tx.get(key) is None:
                     return 0
                 tx.delete(key)
                 return 1
-            case DeleteRange(start, end):
+            case DeleteRangeStep(start, end):
                 return self._delete_range(start, end)
-            case Get(key):
+            case GetStep(key):
                 return self._get(key)
-            case List(start, end, limit, keys_only):
+            case ListStep(start, end, limit, keys_only):
                 return self._list(start, end, limit, keys_only=keys_only)
 
     def _get(self, key: bytes) -> Found | None:
