@@ -27,7 +27,7 @@ import msgspec
 from datapath.errors import LogCorruptError
 
 Write = tuple[int, bytes, bytes | None]
-"""(keyspace, key, value): `value` None deletes. Keyspaces: `datapath.storage.environment`."""
+"""(keyspace, key, value): `value` None deletes. For the numbers see `datapath.keyspaces`."""
 
 Entry = list[Write]
 

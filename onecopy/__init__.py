@@ -28,12 +28,23 @@ if TYPE_CHECKING:
         UnknownOutcomeError,
         WrongClusterError,
     )
-    from cluster.client.results import DeleteResult, GetResult, Item, Page, PutResult, ViewSummary
+    from cluster.client.results import (
+        DeleteRangeResult,
+        DeleteResult,
+        GetResult,
+        Item,
+        Page,
+        PutResult,
+        TxnDeleteResult,
+        TxnPutResult,
+        TxnResult,
+        ViewSummary,
+    )
     from cluster.client.sync import Client
+    from cluster.client.txn import gt, lt, ne
     from datapath.errors import RejectedError
     from datapath.operations import ClusterStatus, Digest, NodeState
     from datapath.service import (
-        QueryTransaction,
         ReadTransaction,
         Service,
         Transaction,
@@ -47,6 +58,7 @@ __all__ = [
     "Client",
     "ClientError",
     "ClusterStatus",
+    "DeleteRangeResult",
     "DeleteResult",
     "Digest",
     "GetResult",
@@ -57,16 +69,21 @@ __all__ = [
     "Page",
     "PreconditionFailedError",
     "PutResult",
-    "QueryTransaction",
     "ReadTransaction",
     "RejectedError",
     "Service",
     "StorageFullError",
     "Transaction",
+    "TxnDeleteResult",
+    "TxnPutResult",
+    "TxnResult",
     "UnavailableError",
     "UnknownOutcomeError",
     "ViewSummary",
     "WrongClusterError",
+    "gt",
+    "lt",
+    "ne",
     "operation",
     "query",
 ]
@@ -86,17 +103,21 @@ _EXPORTS = {
     ),
     "cluster.client.sync": ("Client",),
     "cluster.client.results": (
+        "DeleteRangeResult",
         "DeleteResult",
         "GetResult",
         "Item",
         "Page",
         "PutResult",
+        "TxnDeleteResult",
+        "TxnPutResult",
+        "TxnResult",
         "ViewSummary",
     ),
+    "cluster.client.txn": ("gt", "lt", "ne"),
     "datapath.errors": ("RejectedError",),
     "datapath.operations": ("ClusterStatus", "Digest", "NodeState"),
     "datapath.service": (
-        "QueryTransaction",
         "ReadTransaction",
         "Service",
         "Transaction",

@@ -7,7 +7,8 @@ import asyncio
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.web import BaseRequest
 
-from cluster.api.memory import Memory, Share
+from cluster.api.answer import server_of
+from cluster.api.memory import Share
 from cluster.api.problems import ProblemError
 
 
@@ -43,8 +44,9 @@ async def read_body(request: BaseRequest, limit_bytes: int, timeout_ms: int) -> 
         return body
     # Room for the whole body is held before any of it is read: nobody waits with half of one.
     size_bytes = limit_bytes if length is None else int(length)
-    memory: Memory = request.protocol.memory  # type: ignore[attr-defined]
-    share = memory.take(size_bytes, lambda: content.set_exception(CrowdedOutError()))
+    share = server_of(request).memory.take(
+        size_bytes, lambda: content.set_exception(CrowdedOutError())
+    )
     if share is None:
         raise _crowded_out()
     try:
@@ -66,6 +68,19 @@ async def read_body(request: BaseRequest, limit_bytes: int, timeout_ms: int) -> 
         ) from None
     finally:
         share.resize(0)
+
+
+async def read_json(request: BaseRequest, limit_bytes: int, timeout_ms: int) -> bytes:
+    """Return the whole body, which has to be declared as JSON. Raises as `read_body`."""
+    # Only this type: a web page may send others to any address without asking first.
+    content_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip()
+    if content_type.lower() != "application/json":
+        raise ProblemError(
+            "unsupported_media_type",
+            "the body must come with Content-Type: application/json",
+            headers=b"Accept: application/json\r\n",
+        )
+    return await read_body(request, limit_bytes, timeout_ms)
 
 
 async def _read_stream(request: BaseRequest, limit_bytes: int, share: Share) -> bytes:

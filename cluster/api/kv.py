@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import msgspec
 from aiohttp import hdrs
@@ -17,19 +18,23 @@ from cluster.api.answer import (
     TOO_MUCH_HELD,
     Answer,
     PagedAnswer,
+    server_of,
 )
 from cluster.api.body import ClientGoneError, read_body
-from cluster.api.cursor import decode_cursor, encode_cursor, make_bounds
-from cluster.api.documents import Deleted, Written
-from cluster.api.fast_path import WriteRequest
+from cluster.api.cursor import EVERYTHING, KeyRange, decode_cursor, encode_cursor, make_bounds
+from cluster.api.documents import Deleted, RangeDeleted, Written
 from cluster.api.headers import (
     Headers,
+    check_cluster,
     check_put_headers,
     entity_tags,
     idempotency_after,
     idempotency_key,
+    lease_line,
     put_if_absent,
+    refuse_conditions,
     refuse_if_none_match,
+    replayed_line,
     revision_line,
     who_lines,
     write_if_match,
@@ -37,23 +42,38 @@ from cluster.api.headers import (
 from cluster.api.page import PageBody
 from cluster.api.params import (
     DEFAULT_RANGE_LIMIT,
+    DELETE_RANGE_PARAMS,
     RANGE_PARAMS,
     WriteOptions,
     decode_key,
     make_read_options,
+    make_write_options,
     parse_query,
     read_options,
     write_options,
 )
 from cluster.api.problems import ProblemError
-from cluster.api.server import FullConnection, HttpSettings
+from cluster.api.settings import HttpSettings
 from cluster.services.kv import Revisions
+from cluster.services.txn import MAX_DELETED_KEYS
+from datapath.errors import OperationError
 from datapath.operations import Node, Operation, Query, QueryResult, Result
 
 NO_CACHE = b"Cache-Control: no-cache\r\n"
 """A cache between must ask again: an answer out of it would not be linearizable."""
+_KEY_LINES = (
+    b'ETag: "%d"\r\nOnecopy-Create-Revision: %d\r\nOnecopy-Key-Version: %d\r\n%b' + NO_CACHE + b"%b"
+)
 
 _encode = msgspec.json.Encoder().encode
+
+
+class KeyWrite(msgspec.Struct, frozen=True):
+    """A write that may be submitted: `answer` makes its answer of the result."""
+
+    operation: Operation
+    timeout_ms: int
+    answer: Callable[[Result], Answer]
 
 
 class Conditions(NamedTuple):
@@ -79,6 +99,7 @@ class KvHandlers:
         self._limit_bytes = settings.max_value_size_bytes
         self._body_timeout_ms = settings.body_timeout_ms
         self._timeout_ms = settings.request_timeout_ms
+        self.range_deleted_keys_total = 0
 
     async def put(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
         """PUT /v1/kv/{key}."""
@@ -93,24 +114,29 @@ class KvHandlers:
 
     def fast_write(
         self, method: str, raw_key: str, query: str, headers: Headers, body: bytes
-    ) -> WriteRequest:
-        """Return what a PUT or DELETE asks for. Raises Problem."""
-        if method == "PUT":
-            return self._put(raw_key, query, headers)(body)
-        return self._delete(raw_key, query, headers)
+    ) -> KeyWrite | None:
+        """Return what a PUT or DELETE asks for; None: the full path has to judge it."""
+        try:
+            if headers:
+                check_cluster(headers, self._node.cluster_id)
+            if method == "PUT":
+                return self._put(raw_key, query, headers)(body)
+            return self._delete(raw_key, query, headers)
+        except ProblemError:
+            return None
 
-    def _put(self, raw_key: str, query: str, headers: Headers) -> Callable[[bytes], WriteRequest]:
+    def _put(self, raw_key: str, query: str, headers: Headers) -> Callable[[bytes], KeyWrite]:
         key = decode_key(raw_key)
         options = write_options(query)
         conditions = _put_conditions(headers) if headers else _UNCONDITIONAL
 
-        def make_operation(value: bytes) -> WriteRequest:
+        def make_operation(value: bytes) -> KeyWrite:
             args = (key, value, conditions.if_revision, conditions.if_absent)
             return self._write("put", args, conditions, options, _put_answer)
 
         return make_operation
 
-    def _delete(self, raw_key: str, query: str, headers: Headers) -> WriteRequest:
+    def _delete(self, raw_key: str, query: str, headers: Headers) -> KeyWrite:
         key = decode_key(raw_key)
         options = write_options(query)
         conditions = _delete_conditions(headers) if headers else _UNCONDITIONAL
@@ -124,11 +150,11 @@ class KvHandlers:
         conditions: Conditions,
         options: WriteOptions,
         answer: Callable[[Result, bool, bytes], Answer],
-    ) -> WriteRequest:
+    ) -> KeyWrite:
         _, _, repeat_key, first_after = conditions
         node = self._node
         local = options.ack == "local"
-        return WriteRequest(
+        return KeyWrite(
             Operation(method, args, repeat_key, options.ack, options.min_copies, first_after),
             options.timeout_ms or self._timeout_ms,
             lambda result: answer(
@@ -136,22 +162,33 @@ class KvHandlers:
             ),
         )
 
-    async def _execute(self, write: WriteRequest) -> Answer:
+    async def _execute(self, write: KeyWrite) -> Answer:
         return write.answer(await self._node.execute(write.operation, write.timeout_ms))
 
     async def get(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
         """GET and HEAD /v1/kv/{key}."""
-        return await self.read(raw_key, query, request.headers)
+        return await self._read(*self._get(raw_key, query), request.headers)
 
-    async def read(self, raw_key: str, query: str, headers: Headers) -> Answer:
-        """Return a GET's answer when it can be given. Raises Problem or OperationError."""
-        wanted, timeout_ms = self._get(raw_key, query)
+    async def _read(self, wanted: Query, timeout_ms: int, headers: Headers) -> Answer:
         return self._get_answer(await self._node.query(wanted, timeout_ms), headers)
 
-    def fast_read(self, raw_key: str, query: str, headers: Headers) -> Answer | None:
-        """Return a GET's answer if this node can give it at once. Raises Problem."""
-        result = self._node.read_now(self._get(raw_key, query)[0])
-        return None if result is None else self._get_answer(result, headers)
+    def fast_read(
+        self, raw_key: str, query: str, headers: Headers
+    ) -> Answer | Callable[[], Awaitable[Answer]]:
+        """Return a GET's answer if this node can give it at once; else what waits for it.
+
+        Raises Problem; what waits raises OperationError as well.
+        """
+        if headers:
+            check_cluster(headers, self._node.cluster_id)
+        wanted, timeout_ms = self._get(raw_key, query)
+        try:
+            result = self._node.read_now(wanted)
+        except OperationError:
+            result = None
+        if result is None:
+            return partial(self._read, wanted, timeout_ms, headers)
+        return self._get_answer(result, headers)
 
     def _get(self, raw_key: str, query: str) -> tuple[Query, int]:
         options = read_options(query)
@@ -162,8 +199,8 @@ class KvHandlers:
         who = self._who(result)
         if result.value is None:
             raise ProblemError("key_not_found", "there is no such key", headers=who)
-        value, revision = result.value
-        lines = b'ETag: "%d"\r\n%b%b' % (revision, NO_CACHE, who)
+        value, revision, create_revision, version, lease = result.value
+        lines = _KEY_LINES % (revision, create_revision, version, lease_line(lease), who)
         if headers and self._is_unmodified(headers, revision, who):
             return Answer(304, None, headers=lines)
         return Answer(200, value, BYTES, lines)
@@ -185,18 +222,49 @@ class KvHandlers:
             return tags is not None and (tags.any or revision in tags.all)
         return False
 
+    async def delete_range(self, request: BaseRequest, query: str) -> Answer:
+        """DELETE /v1/kv: a bounded part of a range, and a cursor where there is more."""
+        values = parse_query(query, DELETE_RANGE_PARAMS)
+        options = make_write_options(values)
+        headers = request.headers
+        refuse_conditions(headers, "name a key, or use POST /v1/txn")
+        start, bounds = _range_of(values)
+        if bounds == EVERYTHING:  # never by accident: of a variable that is empty, say
+            raise ProblemError(
+                "invalid_parameter",
+                "one of the query parameters 'prefix', 'start' and 'end' must be given and not "
+                "empty: a range that is the whole store is not deleted",
+            )
+        result = await self._node.execute(
+            Operation(
+                "delete_range",
+                (start, bounds.end, values.get("limit", MAX_DELETED_KEYS)),
+                idempotency_key(headers),
+                options.ack,
+                options.min_copies,
+                idempotency_after(headers),
+            ),
+            options.timeout_ms or self._timeout_ms,
+        )
+        deleted, next_key = result.value
+        self.range_deleted_keys_total += 0 if result.repeated else deleted
+        local = options.ack == "local"
+        document = RangeDeleted(
+            result.index,
+            deleted,
+            result.epoch,
+            result.copies,
+            None if next_key is None else encode_cursor(next_key, bounds),
+            "local" if local else UNSET,
+        )
+        who = who_lines(result.node, result.epoch, self._node.cluster_id)
+        return Answer(200, _encode(document), JSON, _write_headers(result, local, who))
+
     async def range(self, request: BaseRequest, query: str) -> Answer:
         """GET /v1/kv."""
         values = parse_query(query, RANGE_PARAMS)
         options = make_read_options(values)
-        bounds = None
-        if not values.get("cursor") or not values.keys().isdisjoint(("prefix", "start", "end")):
-            bounds = make_bounds(*(values.get(name, b"") for name in ("prefix", "start", "end")))
-        if values.get("cursor"):
-            start, bounds = decode_cursor(values["cursor"], bounds)
-        else:
-            assert bounds is not None
-            start = bounds.start
+        start, bounds = _range_of(values)
         limit = values.get("limit", DEFAULT_RANGE_LIMIT)
         keys_only = values.get("keys_only") == "true"
         result = await self._node.query(
@@ -215,14 +283,24 @@ class KvHandlers:
         page = PageBody(items, result.index, cursor)
         if page.length <= LARGE_ANSWER_SIZE_BYTES:
             return Answer(200, b"".join(page.pieces()), JSON, lines)
-        connection, transport = request.protocol, request.transport
-        assert isinstance(connection, FullConnection)
+        transport = request.transport
         if transport is None:
             raise ClientGoneError
-        share = connection.memory.take(page.length, transport.abort)
+        share = server_of(request).memory.take(page.length, transport.abort)
         if share is None:
             raise ProblemError("overloaded", TOO_MUCH_HELD)
         return PagedAnswer(page.pieces(), page.length, share, JSON, lines)
+
+
+def _range_of(values: Mapping[str, Any]) -> tuple[bytes, KeyRange]:
+    """Return where to begin, and the range's bounds. Raises Problem for a foreign cursor."""
+    bounds = None
+    if not values.get("cursor") or not values.keys().isdisjoint(("prefix", "start", "end")):
+        bounds = make_bounds(*(values.get(name, b"") for name in ("prefix", "start", "end")))
+    if values.get("cursor"):
+        return decode_cursor(values["cursor"], bounds)
+    assert bounds is not None
+    return bounds.start, bounds
 
 
 def _put_conditions(headers: Headers) -> Conditions:
@@ -257,4 +335,4 @@ def _delete_answer(result: Result, local: bool, who: bytes) -> Answer:
 def _write_headers(result: Result, local: bool, who: bytes) -> bytes:
     if not local:  # with ack=local it has not committed
         who += revision_line(result.index)
-    return who + b"Idempotent-Replayed: true\r\n" if result.repeated else who
+    return who + replayed_line(result)

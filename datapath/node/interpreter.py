@@ -7,12 +7,18 @@ engine gives it a disk, links and an event loop, and so does the simulator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from datapath.errors import NotPrimaryError, RejectedError
-from datapath.execution.executor import CommittedState, Executor, ReadView
-from datapath.execution.pipeline import Pipeline, Running, async_operations
+from datapath.execution.executor import (
+    CommittedState,
+    Executor,
+    ReadMeter,
+    ReadView,
+    unknown_service,
+)
+from datapath.execution.pipeline import Pipeline, Running
 from datapath.execution.tail import AppliedState, Tail
 from datapath.operations import Query, QueryResult
 from datapath.protocol import effects
@@ -127,6 +133,8 @@ class AppliedWaiter(Protocol):
 class Interpreter:
     """One replica and all who wait on it. `uncommitted`: the records after its commit index.
 
+    `services`: by their names; STORE is the store's.
+
     Operations are given to the `pipeline`; the `tail` knows what has become of a repeat. `clock`
     (ms) is the replica's.
     """
@@ -134,7 +142,7 @@ class Interpreter:
     def __init__(
         self,
         replica: Replica,
-        service: Service,
+        services: Mapping[str, Service],
         disk: ReplicaDisk,
         uncommitted: list[Record],
         bounds: Bounds,
@@ -142,18 +150,23 @@ class Interpreter:
         clock: Callable[[], float],
     ) -> None:
         node_id = replica.state.node_id
-        executor = Executor(service, disk.store, bounds.client_table, clock)
+        executor = Executor(services, disk.store, bounds.client_table, clock)
         self.node_id = node_id
         self.replica = replica
         self.confirms_reads = bounds.confirm_reads
         """Whether no linearizable read here may rest on the leases."""
         self.stopped = False
         self.queries_total = 0
-        self._service = service
+        self._services = services
         self._disk = disk
         self._surroundings = surroundings
         self._clock = clock
-        self._read_view = ReadView(disk.store)
+        self.meter = ReadMeter()
+        self._read_views = {
+            name: ReadView(disk.store, service.keyspace, self.meter)
+            for name, service in services.items()
+        }
+        self._room_due_ms = float("-inf")  # when the disk is next asked for room
         self._ready_index = 0  # the epoch is open when this has committed; 0: nothing to wait for
         self._applied_waiters: list[tuple[int, AppliedWaiter]] = []
         self.confirmations = Confirmations(replica, self.not_primary)
@@ -175,7 +188,7 @@ class Interpreter:
             self.tail,
             disk,
             bounds,
-            async_operations=async_operations(service.operations),
+            async_operations={name: service.async_operations for name, service in services.items()},
             append=self._append,
             not_primary=self.not_primary,
             why_not_serving=self.why_not_serving,
@@ -211,13 +224,22 @@ class Interpreter:
 
     def on_tick(self) -> None:
         """Time has passed."""
-        now_ms, state, disk = self._clock(), self.replica.state, self._disk
-        state.writable = disk.writable
-        stalled = disk.stalled_for_ms() >= state.timing.ack_timeout_ms
+        now_ms, state, stalled = self._clock(), self.replica.state, False
+        if self.replica.primary is None:
+            if now_ms >= self._room_due_ms:  # it is told with each answer to a heartbeat
+                self._room_due_ms = now_ms + state.timing.heartbeat_interval_ms
+                state.writable = self._disk.writable
+        else:
+            stalled = self._disk.stalled_for_ms() >= state.timing.ack_timeout_ms
         self.run(self.replica.on_tick, now_ms, disk_stalled=stalled)
-        self.pipeline.expire(now_ms)
-        self.pipeline.schedule()
-        self.confirmations.expire()
+        if self.pipeline.waiting or now_ms >= self.tail.deadlines.next_ms:
+            self.pipeline.on_tick(now_ms)
+        if self.confirmations.waiting:
+            self.confirmations.expire()
+
+    def on_message(self, peer: str, message: Message) -> None:
+        """A message from `peer`, on either stream between it and this node."""
+        self.run(self.replica.on_message, peer, message, self._clock())
 
     def on_view(self, view: View) -> None:
         """A view is known."""
@@ -227,7 +249,8 @@ class Interpreter:
     def on_durable(self, ticket: int) -> None:
         """What has this ticket, and all before it, is durable."""
         self.run(self.replica.on_durable, ticket)
-        self.tail.answer_local()
+        if self.tail.local_acks:
+            self.tail.answer_local()
 
     def on_snapshot_installed(self, index: int, epoch: int) -> None:
         """A snapshot at (`index`, `epoch`) has replaced the state and the log."""
@@ -280,12 +303,13 @@ class Interpreter:
     def _commit(self, index: int) -> None:
         self._surroundings.on_commit(index)
         self.tail.commit(index)
-        self.pipeline.schedule()
+        if self.pipeline.waiting:
+            self.pipeline.schedule()
         self._disk.wants_flush()
         if self._ready_index and index >= self._ready_index:
             self._ready_index = 0
             self.pipeline.open_epoch()
-            self._surroundings.on_epoch_open(self.replica.epoch)
+            self._surroundings.on_epoch_open(self.replica.state.epoch)
         if self._applied_waiters:
             self._wake_applied()
 
@@ -333,18 +357,21 @@ class Interpreter:
     def read(self, query: Query) -> QueryResult:
         """Run a query on what is applied here, whatever that is."""
         self.queries_total += 1
-        method = self._service.queries.get(query.method)
+        service = self._services.get(query.service)
+        if service is None:
+            raise unknown_service(query.service, self._services)
+        method = service.queries.get(query.method)
         if method is None:
-            known = ", ".join(sorted(self._service.queries))
+            known = ", ".join(sorted(service.queries))
             raise RejectedError("unknown_query", f"no query {query.method!r}; there are: {known}")
-        value = method(self._read_view, *query.args)
+        value = method(self._read_views[query.service], *query.args)
         index = self._disk.store.applied_index
-        return QueryResult(value, index, self.replica.epoch, self.node_id)
+        return QueryResult(value, index, self.replica.state.epoch, self.node_id)
 
-    @property
-    def read_bytes(self) -> int:
-        """How much queries have read by keys so far."""
-        return self._read_view.read_bytes
+    def is_scan(self, query: Query) -> bool:
+        """Whether a query may take a millisecond or more."""
+        service = self._services.get(query.service)
+        return service is not None and query.method in service.scans
 
     def read_index(self) -> tuple[int, int]:
         """Return (epoch, commit index) if this node serves. Raises NotPrimaryError.
@@ -352,14 +379,15 @@ class Interpreter:
         Where reads are confirmed it does not do: `confirm` says the same.
         """
         replica = self.replica
-        epoch, index = replica.epoch, replica.state.commit_index
+        epoch, index = replica.state.epoch, replica.state.commit_index
         if not replica.may_serve(self._clock()):
             raise self.not_primary()
         return epoch, index
 
     def advance_commit(self, epoch: int, index: int) -> None:
         """The primary of `epoch` has said that `index` is committed."""
-        self.run(self.replica.advance_commit, epoch, index)
+        if index > self.replica.state.commit_index:
+            self.run(self.replica.advance_commit, epoch, index)
 
     def has_applied(self, index: int) -> bool:
         """Whether everything up to `index` is applied here."""
@@ -414,7 +442,7 @@ class Interpreter:
             return f"{self.node_id} is becoming the primary: it waits for {', '.join(view.in_sync)}"
         if not replica.may_execute():
             return f"{self.node_id} is handing over"
-        silent = ", ".join(sorted(replica.primary.required()))
+        silent = ", ".join(sorted(replica.primary.in_sync.required))
         return (
             f"{self.node_id} is the primary, but some of {silent} are silent, and consensus has "
             "not let them go: is a majority of nodes up?"

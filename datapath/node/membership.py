@@ -109,8 +109,7 @@ def may_take_addresses(view: View, member: Member) -> MembershipRefusal | None:
 
 
 def _addresses(member: Member) -> tuple[tuple[str, str], ...]:
-    channels = ("client", member.client), ("peer", member.peer), ("raft", member.raft)
-    return tuple((channel, address) for channel, address in channels if address)
+    return ("client", member.client), ("peer", member.peer), ("raft", member.raft)
 
 
 def primary_stays(view: View, facts: Facts, node: str) -> MembershipRefusal | None:

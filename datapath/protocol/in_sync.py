@@ -10,41 +10,40 @@ from datapath.protocol.state import CUT_TAIL_PATIENCE_GRACES, ReplicaState
 from election.view import View
 
 
-class InSync:
-    """One epoch's in-sync set, as its primary keeps it. `peers` is the primary's, and changes.
+def required_nodes(view: View, adding: str, node_id: str) -> frozenset[str]:
+    """D1: the other replicas whose durable copy a commit of `node_id` needs."""
+    return frozenset({*view.in_sync, adding} - {node_id, ""})
 
-    `adding` counts as required from its proposal until the outcome is known (D1). `giving_way`: no
-    heartbeats leave, so that another part of the cluster may go on, for a change of the view was
-    needed and could not be agreed; `_gave_way_for` are those whose silence was the reason.
+
+class InSync:
+    """One epoch's in-sync set, as its primary keeps it, and what it knows of the other replicas.
+
+    `adding` counts as required from its proposal until the outcome is known (D1). A change of the
+    view is not needed, needed since `_wanted_since_ms`, or could not be agreed for so long that the
+    primary is `giving_way`: no heartbeats leave, so that another part of the cluster may go on.
     """
 
-    def __init__(self, state: ReplicaState, view: View, peers: dict[str, Progress]) -> None:
+    def __init__(self, state: ReplicaState, view: View) -> None:
         self._state = state
-        self._peers = peers
-        self.view = view
+        self.peers: dict[str, Progress] = {}  # the view's other replicas, in sync or not
+        self.view = view  # the newest one of this epoch
         self.adding = ""  # a replica, or ""
-        self.giving_way = False
-        self._gave_way_for: frozenset[str] = frozenset()  # fixed while it does
-        self._wanted_since_ms: float | None = None  # a change of the view is needed since then
+        self.required = required_nodes(view, "", state.node_id)  # of `view` and `adding`
+        self.giving_way = False  # never without `_wanted_since_ms`
+        self._gave_way_for: frozenset[str] = frozenset()  # whose silence was the reason; then fixed
+        self._wanted_since_ms: float | None = None  # None: no change is needed
 
     # -- who counts
-
-    def required(self) -> set[str]:
-        """D1: the other replicas whose durable copy a commit needs."""
-        nodes = set(self.view.in_sync)
-        if self.adding:
-            nodes.add(self.adding)
-        nodes.discard(self._state.node_id)
-        return nodes
 
     def add(self, node: str) -> None:
         """Its addition is being proposed: commits need it from here on, whatever comes of that."""
         self.adding = node
+        self.required = required_nodes(self.view, node, self._state.node_id)
 
     def on_view(self, view: View) -> None:
         """A newer view of this epoch."""
         self.view = view
-        self.adding = ""  # it is in the view now, or never will be (E3)
+        self.add("")  # what was added is in the view now, or never will be (E3)
 
     # -- who is due out (D5), and who may come in (D7)
 
@@ -59,7 +58,7 @@ class InSync:
         """D5: whether the cluster cannot go on with this replica in sync."""
         if node == self._state.node_id:
             return False
-        state, peer = self._state, self._peers[node]
+        state, peer = self._state, self.peers[node]
         patience_ms = state.timing.suspect_after_ms
         if state.tail_cut and peer.last_position > state.log.last_position:
             return False  # it holds what is missing here: wait for it, however long
@@ -70,8 +69,11 @@ class InSync:
             state.now_ms - peer.heard_ms >= patience_ms
             # D5: it answers, but so late that each promise has run out when it comes: no read can
             # be served with it.
-            or peer.without_lease_ms(state.now_ms) >= max(patience_ms, state.timing.ack_timeout_ms)
-            or peer.stalled_for_ms(state.now_ms) >= state.timing.ack_timeout_ms
+            or state.now_ms - peer.leased_ms >= max(patience_ms, state.timing.ack_timeout_ms)
+            or (
+                peer.inflight_bytes > 0
+                and state.now_ms - peer.advanced_ms >= state.timing.ack_timeout_ms
+            )
             or not peer.writable
             or peer.needs_snapshot
         )
@@ -92,36 +94,37 @@ class InSync:
             and state.now_ms - peer.heard_ms < timing.suspect_after_ms / 2
         )
 
-    def next_to_join(self, opening_index: int) -> str:
-        """Return a replica that may join now, or ""."""
-        for peer in self._peers.values():
-            if peer.node_id not in self.view.in_sync and self.may_join(peer, opening_index):
-                return peer.node_id
-        return ""
-
     # -- when to give way
 
-    def check_giving_way(self, *, is_blocked: bool) -> bool:
+    def check_giving_way(self, *, is_blocked: bool) -> tuple[str, ...]:
         """Give way once a change that is needed could not be agreed for too long.
 
-        `is_blocked`: this epoch does not get on without a change, whoever is silent. Returns
-        whether it has stopped doing so just now: everyone needs a new period to be heard.
+        `is_blocked`: this epoch does not get on without a change, whoever is silent. Returns who is
+        due out.
         """
-        state = self._state
-        if not (is_blocked or self.due_out() or (self.adding and self.must_remove(self.adding))):
-            return self.stop_giving_way()
+        state, due_out = self._state, self.due_out()
+        if not (is_blocked or due_out or (self.adding and self.must_remove(self.adding))):
+            gave_way = self.giving_way
+            self.stop_giving_way()
+            return self.due_out() if gave_way else ()
         if self._wanted_since_ms is None:
             self._wanted_since_ms = state.now_ms
         elif state.now_ms - self._wanted_since_ms >= state.timing.view_change_timeout_ms:
-            self._gave_way_for = frozenset({*self.due_out(), self.adding} - {""})
+            self._gave_way_for = frozenset({*due_out, self.adding} - {""})
             self.giving_way = True
-        return False
+        return due_out
 
-    def stop_giving_way(self) -> bool:
-        """Consensus answers, or nothing is needed of it. Returns whether it gave way before."""
+    def stop_giving_way(self) -> None:
+        """Consensus answers, or nothing is needed of it."""
         self._wanted_since_ms = None
-        gave_way, self.giving_way = self.giving_way, False
-        return gave_way
+        if self.giving_way:
+            self.giving_way = False
+            self.restart_periods()  # without heartbeats nobody could answer
+
+    def restart_periods(self) -> None:
+        """Give everyone a new period to be heard: nobody could be, for a reason of this node's."""
+        for peer in self.peers.values():
+            peer.heard_ms = peer.advanced_ms = peer.leased_ms = self._state.now_ms
 
     def may_hear(self, node: str) -> bool:
         """Whether a replica may be expected to answer on its stream now.

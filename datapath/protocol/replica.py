@@ -64,12 +64,6 @@ class Replica:
         return self.state.view
 
     @property
-    def epoch(self) -> int:
-        """The newest epoch this replica knows of."""
-        view = self.state.view
-        return max(self.state.accepted_epoch, view.epoch if view else 0)
-
-    @property
     def next_index(self) -> int:
         """The index that the next appended entry will have."""
         return self.state.log.last_index + 1
@@ -80,29 +74,27 @@ class Replica:
 
     def may_execute(self) -> bool:
         """Whether operations may be executed here: an open epoch that is not being handed over."""
-        primary = self.primary
-        return primary is not None and primary.is_open and not primary.handing_to
-
-    def copies(self) -> int:
-        """How many replicas must hold an entry before it commits."""
-        return len(self.primary.required()) + 1 if self.primary else 0
+        return self.primary is not None and self.primary.may_execute()
 
     # -- events; each returns the effects it caused
 
+    def _taken(self) -> list[effects.Effect]:
+        """Return the effects queued by an event, and forget them."""
+        taken = self.state.effects.copy()
+        self.state.effects.clear()
+        return taken
+
     def on_tick(self, now_ms: float, *, disk_stalled: bool = False) -> list[effects.Effect]:
         """Time has passed. Call it at least twice per heartbeat interval."""
-        state = self.state
         self._advance_clock(now_ms)
         if self.primary:
-            self.primary.disk_stalled = disk_stalled
-            self.primary.on_tick()
+            self.primary.on_tick(disk_stalled=disk_stalled)
         else:
             self.backup.on_tick()
-        return state.take_effects()
+        return self._taken()
 
     def on_message(self, peer: str, message: Message, now_ms: float) -> list[effects.Effect]:
         """A message from `peer`, on either stream between it and this node."""
-        state = self.state
         self._advance_clock(now_ms)
         if isinstance(message, StaleEpoch):
             self._on_refusal(message)
@@ -117,7 +109,7 @@ class Replica:
                 self.backup.on_heartbeat(peer, message)
         elif self.primary:
             self.primary.on_message(peer, message)
-        return state.take_effects()
+        return self._taken()
 
     def _advance_clock(self, now_ms: float) -> None:
         state = self.state
@@ -128,7 +120,7 @@ class Replica:
             # blocked): it heard nothing because it did not listen, and accuses nobody.
             self.backup.on_stall()
             if self.primary:
-                self.primary.on_stall()
+                self.primary.in_sync.restart_periods()
 
     def _on_refusal(self, message: StaleEpoch) -> None:
         # A replica has accepted a higher epoch: this one is over, whatever the view here says.
@@ -142,7 +134,7 @@ class Replica:
             self.primary.on_durable()
         else:
             self.backup.on_durable()
-        return self.state.take_effects()
+        return self._taken()
 
     def on_link(self, peer: str) -> list[effects.Effect]:
         """This node's stream to `peer` is open (again)."""
@@ -150,22 +142,23 @@ class Replica:
         self._next_session += 1
         if self.primary:
             self.primary.on_link(peer)
-        return self.state.take_effects()
+        return self._taken()
 
     def on_link_lost(self, peer: str) -> list[effects.Effect]:
         """This node's stream to `peer` is gone."""
         self._links.pop(peer, None)
         if self.primary:
             self.primary.on_link_lost(peer)
-        return self.state.take_effects()
+        return self._taken()
 
     def on_view(self, view: View) -> list[effects.Effect]:
         """A committed view became known; older ones than the newest known are ignored."""
         state = self.state
         old = state.view
         if old is not None and view.version <= old.version:
-            return state.take_effects()
+            return self._taken()
         state.view = view
+        state.epoch = max(state.epoch, view.epoch)
         new_epoch = old is None or view.epoch > old.epoch
         self.backup.on_view(view, new_epoch=new_epoch)
         if self.primary and view.epoch > self.primary.epoch:
@@ -177,7 +170,7 @@ class Replica:
                 self._become_primary(view)
             else:
                 self.backup.accept(view.epoch, view.primary)
-        return state.take_effects()
+        return self._taken()
 
     def _become_primary(self, view: View) -> None:
         if self.state.incomplete or self.state.installing:
@@ -212,12 +205,12 @@ class Replica:
         """
         state = self.state
         if not self._has_gone_back(epoch, index):
-            return state.take_effects()
+            return self._taken()
         if self.primary:
             self.primary.on_gone_back(epoch, index)
         else:
             state.mark_incomplete()
-        return state.take_effects()
+        return self._taken()
 
     def _has_gone_back(self, epoch: int, index: int) -> bool:
         """Whether an entry is missing here that this replica has said to have committed.
@@ -252,21 +245,21 @@ class Replica:
             self.primary.on_proposal_done(answered=answered)
         else:
             self.backup.on_proposal_done()
-        return self.state.take_effects()
+        return self._taken()
 
     def append(self, record: Record) -> list[effects.Effect]:
         """Replicate what was executed. Raises SafetyError unless `may_execute` held."""
         if self.primary is None or not self.may_execute() or record.epoch != self.primary.epoch:
             raise SafetyError(f"record {record.first_index} was executed outside its epoch")
-        self.primary.append(record)
-        return self.state.take_effects()
+        self.primary.replication.append(record)
+        return self._taken()
 
     def start_handover(self, to: str, timeout_ms: int) -> tuple[str, list[effects.Effect]]:
         """Hand over to an in-sync backup; returns why that cannot be ("" if it has begun)."""
         problem = "this node is not the primary"
         if self.primary:
             problem = self.primary.start_handover(to, timeout_ms)
-        return problem, self.state.take_effects()
+        return problem, self._taken()
 
     def confirm(self) -> tuple[int, list[effects.Effect]]:
         """Begin to confirm that no later epoch is open; 0: this node is not the primary.
@@ -275,21 +268,21 @@ class Replica:
         that was acknowledged before this call. It rests on no clock.
         """
         number = self.primary.confirm() if self.primary else 0
-        return number, self.state.take_effects()
+        return number, self._taken()
 
     def on_log_read(
         self, peer: str, session: int, records: list[Record] | None
     ) -> list[effects.Effect]:
         """The answer to ReadLog; None: the log is not retained that far back."""
         if self.primary:
-            self.primary.on_log_read(peer, session, records)
-        return self.state.take_effects()
+            self.primary.replication.on_log_read(peer, session, records)
+        return self._taken()
 
     def on_snapshot_sent(self, peer: str, session: int, *, done: bool) -> list[effects.Effect]:
         """The answer to SendSnapshot."""
         if self.primary:
-            self.primary.on_snapshot_sent(peer, session, done=done)
-        return self.state.take_effects()
+            self.primary.replication.on_snapshot_sent(peer, session, done=done)
+        return self._taken()
 
     def start_install(self, index: int, epoch: int) -> str:
         """Return why a snapshot at (index, epoch) is of no use here; or "", and wait for it.
@@ -312,7 +305,7 @@ class Replica:
         """The snapshot that `start_install` let in was not put in place."""
         self.state.installing = False
         self.backup.on_install_ended()
-        return self.state.take_effects()
+        return self._taken()
 
     def on_snapshot_installed(self, index: int, epoch: int) -> list[effects.Effect]:
         """This replica's store and log were replaced by a snapshot at (index, epoch)."""
@@ -320,15 +313,15 @@ class Replica:
             raise SafetyError("a primary does not install snapshots")
         self.state.reset_to_snapshot(index, epoch)
         self.backup.on_install_ended()
-        return self.state.take_effects()
+        return self._taken()
 
     def on_log_trimmed(self, first_index: int) -> list[effects.Effect]:
         """The log retains entries from `first_index` on only."""
         self.state.log.trim(first_index)
-        return self.state.take_effects()
+        return self._taken()
 
     def advance_commit(self, epoch: int, index: int) -> list[effects.Effect]:
         """The primary of `epoch` has answered a read index request: `index` is committed."""
         if self.primary is None:
             self.backup.advance_commit(epoch, index)
-        return self.state.take_effects()
+        return self._taken()

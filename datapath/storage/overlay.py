@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from datapath.storage.environment import KEYSPACES
+from datapath.keyspaces import KEYSPACES
 
 KeyChange = tuple[bytes, bytes | None]
 

@@ -21,10 +21,10 @@ from typing import TypeVar
 import lmdb
 import msgspec
 
+from datapath.keyspaces import KEYSPACES
 from datapath.storage.data_directory import storage_error, sync_file
 from datapath.storage.environment import (
     DEFAULT_MAP_SIZE_BYTES,
-    KEYSPACES,
     NAP_S,
     SLICE,
     ContentHash,
@@ -106,7 +106,7 @@ class SnapshotReader:
         return _encoder.encode(items)
 
     def _collect(self, keyspace: int, start: bytes) -> tuple[list[_Item], tuple[int, bytes]]:
-        """Return a chunk's items, and where the next starts: keyspace `KEYSPACES` for nowhere."""
+        """Return a chunk's items, and where the next one starts: KEYSPACES for nowhere."""
         items: list[_Item] = []
         room = self._chunk_size_bytes
         while keyspace < KEYSPACES:

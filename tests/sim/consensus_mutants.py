@@ -73,7 +73,7 @@ def _e3_an_unknown_joining_has_failed() -> list[Patch]:
     def forget(primary: Primary, *, answered: bool) -> None:
         done(primary, answered=answered)
         if not answered:
-            primary.in_sync.adding = ""
+            primary.in_sync.add("")
 
     return [patch.object(Primary, "on_proposal_done", forget)]
 
@@ -84,7 +84,7 @@ def _e3_an_unknown_handover_has_failed() -> list[Patch]:
     def forget(primary: Primary, *, answered: bool) -> None:
         done(primary, answered=answered)
         if not answered:
-            primary._handover_version = 0
+            primary.handovers.phase = "none"
 
     return [patch.object(Primary, "on_proposal_done", forget)]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from datapath.execution.pipeline import Running
+from datapath.keyspaces import KV
 from datapath.node.proposal import Proposal
 from datapath.protocol import effects
 from datapath.protocol.confirmations import Confirmation
@@ -13,7 +14,6 @@ from datapath.protocol.messages import Heartbeat, Message, StaleEpoch
 from datapath.protocol.primary import Primary
 from datapath.protocol.replica import Replica
 from datapath.records import make_record
-from datapath.storage.environment import SERVICE_KEYSPACE
 from election.view import Handover, TakeOver, View
 from tests.sim.disk import Disk
 from tests.sim.service import NodeService, Storage
@@ -189,13 +189,13 @@ class Node:
     def _count_situations(self, primary: Primary) -> None:
         """Look at what only the primary itself knows; each tick that finds it counts."""
         seen = self.clockwork.seen
-        if primary.stage == "matching" and not primary._may_serve_after_promise():
+        if primary.stage == "matching" and not primary.is_free_of_promises():
             seen["waited for own promise"] += 1
         if primary.is_open and self.clock() >= primary.lease_until_ms():
             seen["lease expired"] += 1
         if primary.in_sync.giving_way:
             seen["gave way"] += 1
-        if len(primary.view.in_sync) < self.world.bounds.min_in_sync:
+        if len(primary.in_sync.view.in_sync) < self.world.bounds.min_in_sync:
             seen["too few in sync"] += 1
 
     def on_message(self, peer: str, message: Message) -> None:
@@ -269,9 +269,9 @@ class Node:
         key = f"{self.id}.{self.life}.{self._appended}".encode()
         record = make_record(
             replica.next_index,
-            replica.epoch,
+            replica.state.epoch,
             replica.state.commit_index,
-            [[(SERVICE_KEYSPACE, key, _PAYLOAD)]] * n_entries,
+            [[(KV, key, _PAYLOAD)]] * n_entries,
         )
         self.service.run(replica.append, record)
         return True

@@ -221,7 +221,7 @@ class Oracle:
         view, epoch, copies = self.view, self.committed[index], 0
         assert view is not None
         assert node.replica.primary is not None
-        in_sync = {*view.in_sync, *node.replica.primary.view.in_sync}
+        in_sync = {*view.in_sync, *node.replica.primary.in_sync.view.in_sync}
         for node_id, other in self.nodes.items():
             durable = other.disk.durable
             if durable.epoch_at(index) == epoch or index <= durable.base_index or other.has_lost:
@@ -392,6 +392,6 @@ class Oracle:
                 and other.replica.may_serve(other.clock())
             ):
                 self.fail(
-                    f"D4: {node.id} in epoch {node.replica.epoch} and {other.id} in epoch "
-                    f"{other.replica.epoch} serve at the same time"
+                    f"D4: {node.id} in epoch {node.replica.state.epoch} and {other.id} in epoch "
+                    f"{other.replica.state.epoch} serve at the same time"
                 )

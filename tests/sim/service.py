@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.services.kv import KeyValue
 from datapath.errors import OperationError, SafetyError
+from datapath.keyspaces import KEYSPACES
 from datapath.node.interpreter import Interpreter
-from datapath.operations import Completion, Operation, Query, QueryResult, Result
+from datapath.operations import STORE, Completion, Operation, Query, QueryResult, Result
 from datapath.protocol import effects
 from datapath.protocol.confirmations import Confirmation, ReadPoint
 from datapath.records import Entry, Record
-from datapath.storage.environment import KEYSPACES
 from tests.sim.questions import Questions
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ class NodeService(Interpreter):
         uncommitted = node.storage.recover(node.replica.state.commit_index)
         self._node = node
         super().__init__(
-            node.replica, KeyValue(), node.storage, uncommitted, bounds, node, node.clock
+            node.replica, {STORE: KeyValue()}, node.storage, uncommitted, bounds, node, node.clock
         )
         self._questions = {kind: Questions(node, confirmed=kind) for kind in (False, True)}
 

@@ -319,7 +319,7 @@ async def test_beyond_the_bound_of_bytes_in_flight_operations_wait(tmp_path: Pat
             await asyncio.sleep(0)
             largest = max(largest, sum(len(item.record.data) for item in tail._items))
         assert largest < 256 * 1024 + 61_000
-        assert pipeline.waiting_operations >= 58
+        assert len(pipeline.waiting) >= 58
         cluster["n3"].resume_disk()
         assert len({(await put).index for put in puts}) == 64
 
@@ -345,7 +345,7 @@ async def test_a_condition_on_a_revision_that_has_passed_costs_no_entry(tmp_path
         await replica.execute("put", b"k", b"4")
         with pytest.raises(RejectedError):
             await replica.execute("put", b"k", b"3", second.index + 2, idempotency_key="M")
-        assert (await replica.query("get", b"k")).value == (b"4", second.index + 2)
+        assert (await replica.query("get", b"k")).value[:2] == (b"4", second.index + 2)
 
 
 # -- what is forgotten

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from datapath.errors import OperationNotAppliedError, RejectedError
+from datapath.operations import STORE
 from datapath.service import ReadTransaction, Service, Transaction, operation, query
 from tests.support.replicas import QUICK, LocalCluster, running, until
 
@@ -59,7 +60,7 @@ class Lottery(Service):
 
 
 def primary_service(cluster: LocalCluster) -> Lottery:
-    service = cluster["n1"].engine.interpreter._service
+    service = cluster["n1"].engine.interpreter._services[STORE]
     assert isinstance(service, Lottery)
     return service
 
@@ -86,7 +87,7 @@ async def test_an_async_operation_may_wait_and_nothing_executes_beside_it(tmp_pa
         engine = cluster["n1"].engine
         await until(lambda: engine.interpreter.pipeline._executing is not None, "it executes")
         fast = asyncio.create_task(cluster["n1"].execute("draw", b"k"))
-        await until(lambda: engine.interpreter.pipeline.waiting_operations == 1, "the other waits")
+        await until(lambda: len(engine.interpreter.pipeline.waiting) == 1, "the other waits")
         assert (await cluster["n1"].query("show", b"k")).value is None
         primary_service(cluster).gate.set()
         assert (await slow).index < (await fast).index
@@ -120,7 +121,7 @@ async def test_an_async_operation_cut_short_by_a_failover_is_executed_by_the_nex
             "it executes on n1",
         )
         for replica in cluster.replicas.values():
-            service = replica.engine.interpreter._service
+            service = replica.engine.interpreter._services[STORE]
             assert isinstance(service, Lottery)
             if replica.node_id != "n1":
                 service.gate.set()

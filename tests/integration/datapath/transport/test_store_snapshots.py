@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from datapath.errors import TransferError
+from datapath.keyspaces import KEYSPACES
 from datapath.node.catch_up import Snapshots
-from datapath.storage.environment import KEYSPACES
 from datapath.storage.snapshot import SnapshotReader, SnapshotWriter
 from datapath.storage.store import Store
 from datapath.transport.snapshot_receiver import SnapshotReceiver

@@ -117,7 +117,7 @@ class Lead:
     def promise(self, peer: str, *, writable: bool = True) -> None:
         """A peer answers the newest heartbeat that it was sent."""
         heartbeats = self.primary.peers[peer]._heartbeats
-        number = heartbeats[-1][0] if heartbeats else self.primary._sequence
+        number = heartbeats[-1][0] if heartbeats else self.primary.heartbeats.sequence
         session = self.sessions[peer]
         self.hear(peer, HeartbeatReply(session, 1, number, 0, self.last_index, writable))
 
@@ -153,7 +153,7 @@ def test_an_answer_after_the_stream_is_gone_counts_for_nothing() -> None:
     lead.replica.on_link_lost("a")
     lead.hear("a", AppendReply(1, 1, lead.last_index))
     lead.hear("a", AppendReply(0, 1, lead.last_index))
-    lead.hear("a", HeartbeatReply(0, 1, lead.primary._sequence, 0, 1, writable=True))
+    lead.hear("a", HeartbeatReply(0, 1, lead.primary.heartbeats.sequence, 0, 1, writable=True))
     assert lead.commit_index == 0
     assert lead.primary.peers["a"].lease_start_ms is None
 
@@ -201,16 +201,15 @@ def test_a_backup_executes_nothing() -> None:
     replica.on_view(_view(1, "a"))
     assert not replica.may_execute()
     assert not replica.may_serve(10.0)
-    assert replica.copies() == 0
 
 
 def test_a_primary_says_on_how_many_copies_it_commits() -> None:
     """D1: its own, those in sync, and one that is being added."""
-    assert Lead(in_sync="b").replica.copies() == 1
+    assert not Lead(in_sync="b").primary.in_sync.required
     lead = Lead(in_sync="ab", answered="ac")
-    assert lead.replica.copies() == 2
+    assert len(lead.primary.in_sync.required) == 1
     assert _proposed(lead.tick(lead.now_ms + 20)) == [AddToInSync("c")]
-    assert lead.replica.copies() == 3
+    assert len(lead.primary.in_sync.required) == 2
 
 
 def test_a_backup_hands_nothing_over() -> None:
@@ -354,7 +353,7 @@ def test_a_witness_is_no_peer_of_the_replicas() -> None:
 def _learner_read_from_disk() -> Lead:
     """A primary that reads for "c", a learner, from the log's first entry on."""
     lead = Lead(answered="a")
-    lead.primary.recent.clear()
+    lead.primary.replication.recent.clear()
     assert [type(e) for e in lead.probed("c") if isinstance(e, effects.ReadLog)] == [
         effects.ReadLog
     ]
@@ -364,7 +363,7 @@ def _learner_read_from_disk() -> Lead:
 def test_records_are_sent_in_messages_of_a_bounded_size() -> None:
     lead = Lead(answered="a")
     bounds = lead.replica.state.bounds
-    size_bytes = len(lead.primary.recent[0].data)
+    size_bytes = len(lead.primary.replication.recent[0].data)
     lead.replica.state.bounds = msgspec.structs.replace(bounds, max_append_bytes=2 * size_bytes)
     for _ in range(6):
         lead.append()
@@ -376,13 +375,13 @@ def test_records_are_sent_in_messages_of_a_bounded_size() -> None:
 def test_the_records_that_are_kept_to_be_sent_are_bounded() -> None:
     lead = Lead(answered="a")
     bounds = lead.replica.state.bounds
-    size_bytes = len(lead.primary.recent[0].data)
+    size_bytes = len(lead.primary.replication.recent[0].data)
     for bound, kept in ((3 * size_bytes, 2), (1, 1)):
         lead.replica.state.bounds = msgspec.structs.replace(bounds, recent_records_bytes=bound)
         for _ in range(6):
             lead.append()
             lead.hear("a", AppendReply(1, 1, lead.last_index))
-        assert len(lead.primary.recent) == kept
+        assert len(lead.primary.replication.recent) == kept
 
 
 def test_a_record_larger_than_a_message_is_sent_alone() -> None:
@@ -502,7 +501,7 @@ def test_another_is_not_added_before_it_is_known_whether_the_first_one_was() -> 
             proposals += found
             lead.replica.on_proposal_done(answered=False)
     assert set(proposals) == {AddToInSync("a")}
-    assert lead.primary.required() == {"a"}
+    assert lead.primary.in_sync.required == {"a"}
 
 
 def test_who_was_not_heard_for_half_the_time_of_suspicion_does_not_join() -> None:
@@ -594,6 +593,17 @@ def test_a_handover_waits_until_the_other_holds_everything_and_ends_at_its_deadl
     lead.hear("a", AppendReply(1, 1, lead.last_index))
     assert lead.replica.state.proposal == effects.Propose(Handover("a"), 1)
     assert not lead.replica.may_serve(lead.now_ms)
+
+
+def test_a_handover_is_given_up_when_the_other_is_not_in_sync_any_more() -> None:
+    lead = Lead(in_sync="abc", answered="ac")
+    lead.append()
+    assert lead.replica.start_handover("a", 10_000) == ("", [])
+    emitted = lead.replica.on_view(_view(1, "b", in_sync="bc", version=9))
+    assert [type(e) for e in emitted if isinstance(e, effects.HandoverEnded)] == [
+        effects.HandoverEnded
+    ]
+    assert lead.replica.may_execute()
 
 
 def test_a_handover_whose_outcome_is_unknown_is_settled_first() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from datapath.errors import DiskFailedError, SafetyError
-from datapath.storage.environment import KEYSPACES, SERVICE_KEYSPACE, set_current
+from datapath.keyspaces import KEYSPACES, KV
+from datapath.storage.environment import set_current
 from datapath.storage.snapshot import SnapshotReader, SnapshotWriter
 from datapath.storage.store import Store
 
@@ -48,7 +49,7 @@ def test_a_snapshot_read_while_writes_go_on_is_the_state_at_its_index(tmp_path: 
         assert len(chunk) < 2 * CHUNK_BYTES
         writer.feed(writer.next_chunk, chunk)
         fill(source, 50, seed)
-        source.apply([[(SERVICE_KEYSPACE, b"%d" % seed, None)]], source.applied_index + 1, 2)
+        source.apply([[(KV, b"%d" % seed, None)]], source.applied_index + 1, 2)
         seed += 1
     assert writer.next_chunk > 20
     assert reader.checksum == digest[1]
