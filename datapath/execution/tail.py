@@ -15,11 +15,11 @@ import msgspec
 from datapath.errors import NotPrimaryError, OperationError, OperationUnknownError, SafetyError
 from datapath.execution.client_table import client_key
 from datapath.execution.executor import Executed, Executor
+from datapath.keyspaces import CLIENTS
 from datapath.operations import Completion, Operation, Result
 from datapath.protocol.confirmations import Confirmation, ReadPoint
 from datapath.protocol.replica import Replica
 from datapath.records import Entry, Record
-from datapath.storage.environment import CLIENT_KEYSPACE
 
 
 class Waiting(msgspec.Struct, gc=False):
@@ -205,7 +205,7 @@ class Tail:
                 if item.entries is None
                 for entry in item.record.entries()
                 for keyspace, key, _ in entry
-                if keyspace == CLIENT_KEYSPACE
+                if keyspace == CLIENTS
             }
         return client_key(idempotency_key) in self._foreign_keys
 

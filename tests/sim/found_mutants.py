@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from unittest.mock import patch
 
-from datapath.execution.pipeline import Burst, Pipeline
+from datapath.execution.pipeline import Batch, Pipeline
 from datapath.execution.tail import PendingAnswer, Tail
 from datapath.node import membership
 from datapath.records import Entry
@@ -20,14 +20,14 @@ def _one_refused_delta_refuses_all() -> list[Patch]:
     """What has no room takes those with it that are in its record, and their repeats."""
 
     def join(
-        pipeline: Pipeline, burst: Burst, answer: PendingAnswer, entry: Entry, size_bytes: int
+        pipeline: Pipeline, batch: Batch, answer: PendingAnswer, entry: Entry, size_bytes: int
     ) -> None:
-        problem = pipeline._why_refused(burst, size_bytes)
+        problem = pipeline._why_refused(batch, size_bytes)
         if problem is None:
-            joins(pipeline, burst, answer, entry, size_bytes)
+            joins(pipeline, batch, answer, entry, size_bytes)
             return
-        repeats = [item for item in burst.answers if item.executed.repeated]
-        burst.answers = [item for item in burst.answers if not item.executed.repeated]
+        repeats = [item for item in batch.answers if item.executed.repeated]
+        batch.answers = [item for item in batch.answers if not item.executed.repeated]
         for item in [*repeats, answer]:
             if not item.waiting.future.done():
                 item.waiting.future.set_exception(problem)

@@ -319,7 +319,7 @@ class _Work:
             live=live,
             voters=world.agreement.known_voters(view),
             min_in_sync=world.bounds.min_in_sync,
-            tail_cut=state.tail_cut or state.incomplete,
+            may_lack_entries=state.tail_cut or state.incomplete,
         )
         return refusals(view, facts, self._request.target)
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from cluster.services.kv import REVISION_SIZE_BYTES
+from cluster.services.kv import HEAD_SIZE_BYTES
 from datapath.errors import NotPrimaryError, OperationError
+from datapath.keyspaces import KV
 from datapath.operations import Operation
 from datapath.protocol.messages import AppendReply, HeartbeatReply, Message, ProbeReply
 from datapath.records import Record
-from datapath.storage.environment import SERVICE_KEYSPACE
 from election.view import AddMember, TakeOver, View, ViewChange
 from tests.sim.clockwork import Clockwork, ViolationError
 from tests.sim.operators import Request
@@ -177,9 +177,9 @@ class Oracle:
     def _note_puts(self, record: Record) -> None:
         for index, entry in enumerate(record.entries(), record.first_index):
             for space, _, value in entry:
-                if space == SERVICE_KEYSPACE and value is not None:
-                    self._puts[index, record.epoch] = value[REVISION_SIZE_BYTES:]
-                    self._places.setdefault(value[REVISION_SIZE_BYTES:], []).append(
+                if space == KV and value is not None:
+                    self._puts[index, record.epoch] = value[HEAD_SIZE_BYTES:]
+                    self._places.setdefault(value[HEAD_SIZE_BYTES:], []).append(
                         (index, record.epoch)
                     )
 
