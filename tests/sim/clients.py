@@ -359,6 +359,7 @@ class Asking:
             return
         if isinstance(problem, OperationUnknownError):
             self.clockwork.seen["client: unknown outcome"] += 1
+            self.clockwork.seen[f"client: unknown: {problem.code}"] += 1
             self.unsure = True
             if problem.code in ("idempotency_key_expired", "unknown_revision"):
                 self.clockwork.seen[f"client: {problem.code}"] += 1

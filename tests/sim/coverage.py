@@ -9,6 +9,8 @@ REMOVALS = (
     "done", "unknown", "is_primary", "membership_pending", "no_majority", "no_primary",
     "unknown_node", "unsafe_removal",
 )  # fmt: skip
+REFUSALS = ("not_enough_copies", "overloaded", "precondition_failed", "storage_full")
+UNKNOWN = ("not_enough_copies", "timeout", "unknown_outcome")
 LASTING = (
     "alone",
     "dead",
@@ -45,6 +47,10 @@ SITUATIONS = (
     *(f"operator: removal {said}" for said in REMOVALS),
     *(f"operator: addition {said}" for said in ("done", "unknown", "removed")),
     "operator: removed by force",
+    *(f"client: a keyed write is refused: {code}" for code in REFUSALS),
+    *(f"client: without a key: {code}" for code in REFUSALS),
+    *(f"client: unknown: {code}" for code in UNKNOWN), "client: recalled by a forwarder",
+    "client: an attempt of a forwarder without a key is uncertain",
     "client: an attempt of a forwarder is uncertain", "client: idempotency_key_expired",
 )  # fmt: skip
 

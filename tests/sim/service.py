@@ -302,6 +302,8 @@ class Judged:
 
     def set_exception(self, exception: OperationError, /) -> None:
         """Judge a refusal, and pass it on."""
+        if self._operation.idempotency_key == "" and exception.outcome == "not_applied":
+            self._node.clockwork.seen[f"client: without a key: {exception.code}"] += 1
         self._node.oracle.on_refused(self._node, self._operation, exception)
         self._inner.set_exception(exception)
 
