@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from datapath.execution.pipeline import Running
 from datapath.keyspaces import KV
 from datapath.node.proposal import Proposal
+from datapath.node.recovery import recover
 from datapath.protocol import effects
 from datapath.protocol.confirmations import Confirmation
 from datapath.protocol.messages import Heartbeat, Message, StaleEpoch
@@ -80,7 +81,9 @@ class Node:
         self.is_up, self.paused, self.installing = True, False, False
         self._backlog.clear()
         self.takeovers.clear()
-        recovered = self.disk.recover(self._applied_index, torn=self._torn)
+        recovered = recover(
+            self.disk.durable, self.storage.store, self.disk.marks(tail_cut=self._torn), self.id
+        )
         self.commit_index = recovered.commit_index
         self.oracle.on_start(self, self._applied_index)
         if recovered.tail_cut:
@@ -371,7 +374,7 @@ class Node:
         self.clockwork.after(delay, self.post, self.life, self._log_is_read, effect)
 
     def _log_is_read(self, effect: effects.ReadLog) -> None:
-        records = self.disk.cache.read(effect.from_index, READ_LIMIT_RECORDS)
+        records = self.disk.cache.read_some(effect.from_index, READ_LIMIT_RECORDS)
         self.service.run(self.replica.on_log_read, effect.peer, effect.session, records)
 
     def on_epoch_started(self, epoch: int) -> None:
