@@ -15,7 +15,7 @@ from datapath.records import Entry, Record
 _READ_BATCH_BYTES = 4 * 1024 * 1024
 
 
-class RecoveredLog(Protocol):
+class FoundLog(Protocol):
     """The log as it was found, torn ends cut off; see `datapath.storage.log.Log`."""
 
     @property
@@ -45,7 +45,7 @@ class RecoveredLog(Protocol):
         """Return some records from the one on that holds `from_index`."""
 
 
-class RecoveredStore(Protocol):
+class FoundStore(Protocol):
     """The state as it was found; see `datapath.storage.store.Store`."""
 
     @property
@@ -60,7 +60,7 @@ class RecoveredStore(Protocol):
         """Apply committed entries, the last of which is (`last_index`, `epoch`)."""
 
 
-class RecoveredMarks(Protocol):
+class FoundMarks(Protocol):
     """What was noted beside the log; see `datapath.storage.accepted.Accepted`."""
 
     @property
@@ -80,7 +80,7 @@ class RecoveredMarks(Protocol):
         """Whether entries are known to be missing that may have been acknowledged."""
 
 
-def committed_index(log: RecoveredLog, store: RecoveredStore) -> int:
+def committed_index(log: FoundLog, store: FoundStore) -> int:
     """Return up to where entries are known to be committed: what a record says, or was applied.
 
     The rest of the log may yet be cut: a primary says what of it stands.
@@ -88,8 +88,8 @@ def committed_index(log: RecoveredLog, store: RecoveredStore) -> int:
     return max(store.durable_index, min(log.commit_hint, log.last_index))
 
 
-def recover(
-    log: RecoveredLog, store: RecoveredStore, marks: RecoveredMarks, where: object
+def recover_replica(
+    log: FoundLog, store: FoundStore, marks: FoundMarks, where: object
 ) -> RecoveredState:
     """Apply what is known to be committed, and say what this replica holds.
 
@@ -127,7 +127,7 @@ def recover(
     )
 
 
-def uncommitted(log: RecoveredLog, commit_index: int) -> list[Record]:
+def uncommitted(log: FoundLog, commit_index: int) -> list[Record]:
     """Return the records after `commit_index`."""
     found: list[Record] = []
     index = commit_index + 1

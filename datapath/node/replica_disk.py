@@ -112,7 +112,9 @@ class ReplicaStorage:
 
     def recover(self) -> RecoveredState:
         """Apply what is known to be committed, and say what this replica holds."""
-        recovered = recovery.recover(self.log, self.store, self.accepted, self.accepted.path)
+        recovered = recovery.recover_replica(
+            self.log, self.store, self.accepted, self.accepted.path
+        )
         if self.accepted.incomplete:
             logger.error(
                 "this replica may lack entries that it has acknowledged: it takes no part "

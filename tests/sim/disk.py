@@ -77,7 +77,7 @@ class LogImage:
         start = bisect_right(self._firsts, from_index) - 1
         return self.records[max(start, 0) : max(start, 0) + limit]
 
-    # -- as a starting replica reads it (`datapath.node.recovery.RecoveredLog`)
+    # -- as a starting replica reads it (`datapath.node.recovery.FoundLog`)
 
     @property
     def first_index(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from datapath.node.recovery import recover
+from datapath.node.recovery import recover_replica
 from datapath.protocol.state import RecoveredState
 from tests.sim.clockwork import ViolationError
 from tests.sim.node import Node
@@ -47,9 +47,9 @@ def test_an_acknowledged_entry_that_vanishes_from_an_in_sync_disk_is_noticed() -
 
 def test_a_store_that_goes_back_over_a_restart_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def forget(*found: Any) -> RecoveredState:
-        return msgspec.structs.replace(recover(*found), commit_index=0)
+        return msgspec.structs.replace(recover_replica(*found), commit_index=0)
 
-    monkeypatch.setattr("tests.sim.node.recover", forget)
+    monkeypatch.setattr("tests.sim.node.recover_replica", forget)
     cluster = Cluster()
     cluster.write(30)
     cluster["b"].crash()
