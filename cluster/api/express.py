@@ -24,6 +24,7 @@ from cluster.api.answer import TOO_MUCH_HELD, Answer, Outgoing
 from cluster.api.headers import Headers
 from cluster.api.hosts import Hosts
 from cluster.api.memory import Memory, Share
+from cluster.api.params import waits_for_change
 from cluster.api.plain_head import KEYS, PLAIN, read_block
 from datapath.complaints import Complaints
 from datapath.errors import OperationError, OverloadedError
@@ -331,6 +332,8 @@ class ExpressConnection(asyncio.Protocol):
         lane = self._lane
         key, _, query = target[len(KEYS) :].partition("?")
         if method == "GET":
+            if query and waits_for_change(query):
+                return False  # the ordinary lane notices at once that the client has gone
             started = perf_counter()
             answer = lane.api.express_read(key, query, headers)
             if answer is None:  # it has to wait: for the primary, say

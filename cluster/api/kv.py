@@ -139,10 +139,6 @@ class KvHandlers:
     async def _execute(self, write: Write) -> Answer:
         return write.answer(await self._node.execute(write.operation, write.timeout_ms))
 
-    async def get(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
-        """GET and HEAD /v1/kv/{key}."""
-        return await self.read(raw_key, query, request.headers)
-
     async def read(self, raw_key: str, query: str, headers: Headers) -> Answer:
         """Return a GET's answer when it can be given. Raises Problem or OperationError."""
         wanted, timeout_ms = self._get(raw_key, query)

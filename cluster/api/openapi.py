@@ -11,20 +11,24 @@ import msgspec
 from cluster.api.documents import (
     Deleted,
     Handover,
+    KeyChange,
     Move,
     Primary,
     Range,
     RangeItem,
     Status,
+    WatchEvent,
     Written,
 )
 from cluster.api.headers import MAX_IDEMPOTENCY_KEY_LENGTH
 from cluster.api.params import (
     MAX_KEY_SIZE_BYTES,
+    NEXT_CHANGE_PARAMS,
     RANGE_PARAMS,
     READ_PARAMS,
     REMOVE_PARAMS,
     TIMEOUT,
+    WATCH_PARAMS,
     WRITE_PARAMS,
     Param,
 )
@@ -56,9 +60,19 @@ _WRITE_CODES = (
 )
 _CHANGE_CODES = (*_NODE_CODES, "unknown_node", "refused", "unknown_outcome", "timeout")
 _READ_CODES = (*_NODE_CODES, "timeout")
+_WATCH_CODES = (
+    "revision_compacted",
+    "future_revision",
+    "too_many_watchers",
+    "no_data",
+    "not_ready",
+    "stopping",
+)
 _BODY_CODES = ("value_too_large", "request_timeout", "expectation_failed")
 
 _WRITTEN = Written(revision=42, epoch=3, copies=3)
+_EVENT = WatchEvent(43, [KeyChange(key="hello", text="world", revision=43)])
+_NOT_WITH_AFTER = {**HEADERS["ETag"], "required": False}
 _MOVE = Move(client="127.0.0.1:8103", peer="127.0.0.1:8203", raft="127.0.0.1:8303")
 _VIEW = View(
     cluster_id="5f0c…",
@@ -94,6 +108,7 @@ def openapi_document() -> Json:
                 "delete": _delete(),
             },
             "/v1/kv": _readable(_range()),
+            "/v1/watch": _readable(_watch()),
             "/v1/cluster": _readable(_cluster()),
             "/v1/cluster/handover": {"post": _handover()},
             "/v1/cluster/nodes/{id}": {"delete": _remove_node(), "patch": _move_node()},
@@ -248,18 +263,50 @@ def _get() -> Json:
         "Read a value",
         {
             "200": {
-                "description": "The value's bytes.",
-                "headers": headers("ETag", "Onecopy-Revision"),
-                "content": {"application/octet-stream": {"schema": {}}},
+                "description": "The value's bytes; with `after` an event, which is progress if "
+                "nothing has changed within `timeout_ms`.",
+                "headers": {**headers("Onecopy-Revision"), "ETag": _NOT_WITH_AFTER},
+                "content": {"application/octet-stream": {"schema": {}}, **json_content(_EVENT)},
             },
             "304": {
                 "description": "Unchanged (If-None-Match).",
                 "headers": headers("ETag", "Onecopy-Revision"),
             },
         },
-        (*_KEY_CODES, "key_not_found", "precondition_failed", *_READ_CODES),
-        parameters=[*_query(READ_PARAMS), _IF_MATCH, unless],
+        (*_KEY_CODES, "key_not_found", "precondition_failed", *_READ_CODES, *_WATCH_CODES),
+        parameters=[*_query({**READ_PARAMS, **NEXT_CHANGE_PARAMS}), _IF_MATCH, unless],
     )
+
+
+def _watch() -> Json:
+    last = _header("Last-Event-ID", "Resume after this event, whatever `after` says.", "42")
+    accept = _header("Accept", "`text/event-stream`, or `application/x-ndjson`.", "*/*")
+    stream = {"schema": {"type": "string"}, "example": _sse_example()}
+    lines = {"schema": {"type": "string"}, "example": _ndjson_example()}
+    return _operation(
+        "watch",
+        "Watch keys: a stream of events that does not end",
+        {
+            "200": {
+                "description": "One event a revision, in their order; `id` is the revision. Events "
+                "of the type `progress` have no changes; one of the type `end` (a line "
+                '`{"end": …}`) is a problem document that says why the node ends the stream: '
+                "resume at another.",
+                "headers": headers("Onecopy-Revision"),
+                "content": {"text/event-stream": stream, "application/x-ndjson": lines},
+            }
+        },
+        (*_PARAMETER_CODES, "invalid_header", "not_acceptable", *_WATCH_CODES, *_READ_CODES),
+        parameters=[*_query(WATCH_PARAMS), last, accept],
+    )
+
+
+def _sse_example() -> str:
+    return f"id: {_EVENT.revision}\ndata: {msgspec.json.encode(_EVENT).decode()}\n\n"
+
+
+def _ndjson_example() -> str:
+    return msgspec.json.encode(_EVENT).decode() + "\n"
 
 
 def _delete() -> Json:

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from datapath.errors import (
+    CompactedError,
     NotPrimaryError,
     OperationError,
     OutcomeWord,
@@ -20,6 +21,7 @@ from datapath.errors import (
     StorageFullError,
     UnknownOutcomeError,
 )
+from datapath.operations import Count
 
 RETRY_AFTER_S = 1
 """What Retry-After says on every 503: a failover takes less, and a client adds its own jitter."""
@@ -108,6 +110,21 @@ CODES: dict[str, Code] = {
         "The idempotency key may have been used, and is no longer remembered",
         "Nothing was applied now; read to learn whether an earlier request was.",
     ),
+    "revision_compacted": Code(
+        410,
+        "The changes after that revision are no longer kept on this node",
+        "Ask another node; or read the keys again, and watch from that revision.",
+    ),
+    "future_revision": Code(
+        400,
+        "`after` names a revision that this cluster has not reached",
+        "Take it from an event, a listing or an answer of this cluster.",
+    ),
+    "not_acceptable": Code(
+        406,
+        "None of the accepted media types is served here",
+        "Accept text/event-stream or application/x-ndjson.",
+    ),
     "precondition_failed": Code(
         412, "A condition of the request does not hold", "Read the key, and decide again."
     ),
@@ -166,6 +183,7 @@ CODES: dict[str, Code] = {
     "overloaded": Code(
         503, "Too many requests are waiting", "Try again later, with fewer requests at once."
     ),
+    "too_many_watchers": Code(503, "This node has as many watchers as it may", "Ask another node."),
     "too_many_connections": Code(
         503, "This node has as many connections as it may", "Reuse connections, or ask another."
     ),
@@ -217,6 +235,9 @@ class ProblemDocument(msgspec.Struct, frozen=True):
         UNSET
     )
     instance: Annotated[str | UnsetType, Meta(extra_json_schema={"format": "uri"})] = UNSET
+    oldest: Annotated[
+        Count | UnsetType, Meta(description="The smallest `after` that this node can serve.")
+    ] = UNSET
 
 
 class Problem(Exception):  # noqa: N818 -- RFC 9457's word
@@ -224,7 +245,8 @@ class Problem(Exception):  # noqa: N818 -- RFC 9457's word
 
     `outcome` shows on writes only. `closes`: the connection cannot be used further (an unread
     body, say). `headers` are header lines, each ending in CR LF. `primary` is the primary that is
-    known, `instance` a URI that names this occurrence in the log; "": neither is shown.
+    known, `instance` a URI that names this occurrence in the log; "": neither is shown. `oldest` is
+    the smallest revision after which this node knows all changes.
     """
 
     def __init__(
@@ -237,6 +259,7 @@ class Problem(Exception):  # noqa: N818 -- RFC 9457's word
         headers: bytes = b"",
         primary: str = "",
         instance: str = "",
+        oldest: int | UnsetType = UNSET,
     ) -> None:
         super().__init__(detail)
         self.code = code
@@ -248,6 +271,7 @@ class Problem(Exception):  # noqa: N818 -- RFC 9457's word
         self.headers = headers
         self.primary = primary
         self.instance = instance
+        self.oldest = oldest
 
     def body(self, *, write: bool) -> bytes:
         """Return the JSON document; `write`: the request was to change something."""
@@ -261,6 +285,7 @@ class Problem(Exception):  # noqa: N818 -- RFC 9457's word
             outcome=self.outcome if write else UNSET,
             primary=self.primary or UNSET,
             instance=self.instance or UNSET,
+            oldest=self.oldest,
         )
         return msgspec.json.encode(document)
 
@@ -273,7 +298,8 @@ def from_operation_error(error: OperationError) -> Problem:
     """
     code = error.code if error.code in CODES else _code_of_class(error)
     primary = error.primary if isinstance(error, NotPrimaryError) else ""
-    problem = Problem(code, error.detail, outcome=error.outcome, primary=primary)
+    oldest = error.oldest if isinstance(error, CompactedError) else UNSET
+    problem = Problem(code, error.detail, outcome=error.outcome, primary=primary, oldest=oldest)
     problem.code = error.code
     return problem
 

@@ -7,7 +7,16 @@ from typing import Any
 
 import msgspec
 
-from cluster.api.documents import Deleted, Handover, Move, Primary, Range, Status, Written
+from cluster.api.documents import (
+    Deleted,
+    Handover,
+    Move,
+    Primary,
+    Range,
+    Status,
+    WatchEvent,
+    Written,
+)
 from cluster.api.problems import CODES, Problem, ProblemDocument
 from datapath.operations import ClusterStatus, Digest
 from election.view import View
@@ -25,7 +34,8 @@ CONNECTION_CODES = (
 
 
 ANSWERS = (
-    Written, Deleted, Range, Status, Primary, ClusterStatus, View, Digest, ProblemDocument,
+    Written, Deleted, Range, WatchEvent, Status, Primary, ClusterStatus, View, Digest,
+    ProblemDocument,
 )  # fmt: skip
 BODIES = (Handover, Move)
 

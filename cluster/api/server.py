@@ -21,7 +21,9 @@ from cluster.api.answer import PROBLEM, Answer, Response
 from cluster.api.express import MAX_REQUEST_SIZE_BYTES, ExpressApi, ExpressConnection
 from cluster.api.hosts import Hosts
 from cluster.api.memory import Memory
+from cluster.api.params import waits_for_change
 from cluster.api.problems import RETRY_AFTER_S, Problem
+from cluster.api.streams import Streams, WatchedNode
 from cluster.config.model import AdminFrom
 from datapath.turns import Turns
 
@@ -35,8 +37,6 @@ RESERVED_CONNECTIONS = 64
 """Connections over `max_connections` that are taken for health and the cluster's resources."""
 RESERVE_PATIENCE_S = 5.0
 """How long such a connection may take until its whole request is there."""
-_ENDS_WITH_CLIENT = ("/v1/digest",)
-"""Reads that take so long that a client that sends no more is taken for one that has gone."""
 
 _UPGRADE = b"upgrade"
 
@@ -48,11 +48,12 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `idle_timeout_ms` bounds both a connection's idleness and the arrival of a request's head;
     `body_timeout_ms` the arrival of its body. Connections over `max_connections` get 503, except
-    for health and the cluster's resources, in `reserved_connections` more. `drain_timeout_ms`: how
-    long `drain` waits for clients to go elsewhere; `shutdown_grace_ms`: how long `stop` waits for
-    requests under way. `admin_from`: see `cluster.api.admin`. `express_lane`: whether there is one
-    (tests compare). `max_buffered_bytes` bounds what
-    all clients together make the node hold, in answers not taken and bodies not complete.
+    for health and the cluster's resources, in `reserved_connections` more; a watch is none of them,
+    but one of `max_watchers`. `drain_timeout_ms`: how long `drain` waits for clients to go
+    elsewhere; `shutdown_grace_ms`: how long `stop` waits for requests under way. `admin_from`: see
+    `cluster.api.admin`. `express_lane`: whether there is one (tests compare). `max_buffered_bytes`
+    bounds what all clients together make the node hold, in answers not taken and bodies not
+    complete.
     """
 
     max_value_size_bytes: int = 1024 * 1024
@@ -60,6 +61,7 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout_ms: int = 60_000
     body_timeout_ms: int = 30_000
     max_connections: int = 4096
+    max_watchers: int = 10_000
     max_buffered_bytes: int = 64 * 1024 * 1024
     reserved_connections: int = RESERVED_CONNECTIONS
     drain_timeout_ms: int = 5000
@@ -79,6 +81,7 @@ class HttpServer(web.Server):
         identify: Callable[[], bytes],
         api: ExpressApi,
         hosts: Hosts,
+        node: WatchedNode,
     ) -> None:
         super().__init__(
             handler,
@@ -96,6 +99,7 @@ class HttpServer(web.Server):
         self.now = asyncio.get_running_loop().time
         self.memory = Memory(settings.max_buffered_bytes, self.now)
         self.turns = Turns()
+        self.streams = Streams(node, self, settings.max_watchers, api.complaints)
         self._turn_begins = False  # for those that are due
         self._due: deque[ExpressConnection] = deque()
         self.has_express_lane = settings.express_lane
@@ -153,11 +157,12 @@ class HttpServer(web.Server):
             "http_buffered_bytes": self.memory.held_bytes,
             "http_cut_off_total": self.memory.cut_total,
             "http_refused_for_memory_total": self.memory.refused_total,
+            **self.streams.numbers(),
         }
 
     @property
     def open_connections(self) -> int:
-        """How many connections there are, the reserve's too."""
+        """How many connections there are, the reserve's too, and without those of watchers."""
         return len(self._connections) + len(self._express)
 
     def full(self) -> Problem:
@@ -206,6 +211,7 @@ class HttpServer(web.Server):
         now = loop.time()
         self.api.complaints.tick(now)
         self.memory.make_room()
+        self.streams.check()
         for connection in list(self._express):
             connection.check(now)
         for reserved, since in list(self._reserve.items()):
@@ -220,9 +226,14 @@ class HttpServer(web.Server):
         ordinary = cast("list[OrdinaryConnection]", self.connections)
         return any(item.busy for item in self._express) or any(item.busy for item in ordinary)
 
+    def end_streams(self) -> None:
+        """End all watches: their clients resume at another node."""
+        self.streams.end(Problem("stopping", "this node is stopping: watch another"))
+
     def pre_shutdown(self) -> None:
         """Take no further requests."""
         self._closing = True
+        self.end_streams()
         super().pre_shutdown()
         for connection in list(self._express):
             connection.close()
@@ -235,6 +246,7 @@ class HttpServer(web.Server):
             await asyncio.wait(waits, timeout=timeout)
         for connection in list(self._express):
             connection.abort()
+        await self.streams.stop()
         await super().shutdown(timeout)
 
 
@@ -350,7 +362,7 @@ class OrdinaryConnection(RequestHandler):
         """The client sends no more; what it has sent whole is answered before the end."""
         self._ended = True
         request = self._current_request
-        if not self.busy or (request is not None and request.path in _ENDS_WITH_CLIENT):
+        if not self.busy or (request is not None and _ends_with_client(request)):
             return False
         if self._body is not None and not self.whole:
             if request is None and not self._messages:
@@ -394,6 +406,11 @@ class OrdinaryConnection(RequestHandler):
         body = problem.body(write=True)
         headers = self._server.identify()
         return Response(Answer(problem.status, body, PROBLEM, headers, closes=True))
+
+
+def _ends_with_client(request: BaseRequest) -> bool:
+    """Whether an answer takes so long that who sends no more is taken for one that has gone."""
+    return request.path == "/v1/digest" or waits_for_change(request.query_string)
 
 
 class _Refused(asyncio.Protocol):

@@ -219,6 +219,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "the largest values at least."
         ),
     ] = 268_435_456
+    max_watchers: Annotated[
+        int,
+        _count(
+            "Clients that may watch keys at a node at once; more get 503 `too_many_watchers`. They "
+            "are not counted among its other connections.",
+            ge=0,
+            le=1_000_000,
+        ),
+    ] = 10_000
     max_buffered_bytes: Annotated[
         int,
         _count(
@@ -252,8 +261,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_retention_bytes: Annotated[
         int,
         _count(
-            "Log kept in any case. For a replica that is behind four times as much is kept; one "
-            "further behind gets a snapshot. At least one segment.",
+            "Log kept in any case: the history that watchers can go back to. For a replica that "
+            "is behind four times as much is kept; one further behind gets a snapshot. At least "
+            "one segment.",
             ge=65536,
         ),
     ] = 268_435_456

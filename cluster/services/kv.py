@@ -11,8 +11,10 @@ between a check and its write nothing else happens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from datapath.errors import RejectedError
+from datapath.records import Entry
 from datapath.service import (
     QueryTransaction,
     ReadTransaction,
@@ -22,6 +24,7 @@ from datapath.service import (
     query,
 )
 from datapath.settings import MAX_RANGE_SIZE_BYTES
+from datapath.storage.environment import SERVICE_SPACE
 
 REVISION_SIZE_BYTES = 8
 ANY_REVISION = 0
@@ -33,6 +36,28 @@ Revisions = int | Sequence[int]
 """One revision, or several of which any will do."""
 Item = tuple[bytes, bytes | None, int]
 """(key, value or None when only keys were asked for, revision)."""
+
+
+class Change(NamedTuple):
+    """What an entry did to a key: `value` is what was written, None: it was removed.
+
+    `reason` says why it was removed: "deleted".
+    """
+
+    key: bytes
+    value: bytes | None
+    reason: str = ""
+
+
+def changes(entry: Entry) -> list[Change]:
+    """Return what an entry of the log did to keys, in its order."""
+    return [
+        Change(key, None, "deleted")
+        if stored is None
+        else Change(key, stored[REVISION_SIZE_BYTES:])
+        for space, key, stored in entry
+        if space == SERVICE_SPACE
+    ]
 
 
 class KeyValue(Service):

@@ -19,6 +19,7 @@ import msgspec
 from cluster.api.routes import HttpApi, HttpSettings
 from cluster.services.kv import KeyValue
 from datapath.errors import NotPrimaryError, OperationError, StorageFullError, UnknownOutcomeError
+from datapath.node.history import History
 from datapath.operations import ClusterStatus, Digest, Operation, Query, QueryResult, Result, Sink
 from election.identity import Addresses
 from election.view import Member, View
@@ -47,6 +48,10 @@ class FakeNode:
     @property
     def epoch(self) -> int:
         return self.core.epoch
+
+    @property
+    def history(self) -> History:
+        return self.core.history
 
     @property
     def commit_index(self) -> int:

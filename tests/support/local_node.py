@@ -22,6 +22,8 @@ from datapath.errors import (
     RejectedError,
     UnknownOutcomeError,
 )
+from datapath.execution.changes import Feed
+from datapath.node.history import History
 from datapath.operations import (
     ClusterStatus,
     Digest,
@@ -32,7 +34,9 @@ from datapath.operations import (
     Result,
     Sink,
 )
+from datapath.records import Entry, Record, make_record
 from datapath.service import Service
+from datapath.storage.environment import SERVICE_SPACE
 from election.identity import Addresses
 from election.view import AddMember, Handover, Member, Refusal, RemoveMember, View, apply_change
 
@@ -117,6 +121,10 @@ class LocalNode:
         self.service = service
         self.store = Store()
         self.index = 0
+        self.records: list[Record] = []
+        self.first_index = 1  # of the history that is kept
+        self.feed = Feed(0, recent_bytes=64 * 1024)
+        self.history = History(self.feed, self._read_log, lambda: self.first_index)
         self.executed = 0
         self.ready = True
         self.tasks: set[asyncio.Task[None]] = set()
@@ -221,6 +229,23 @@ class LocalNode:
             self.answers[key] = (fingerprint, result)
         return result
 
+    def _log(self, entry: Entry) -> None:
+        self.index += 1
+        record = make_record(self.index, self.epoch, self.index - 1, [entry])
+        self.records.append(record)
+        self.feed.on_committed(record, [entry])
+
+    async def _read_log(self, from_index: int, max_bytes: int) -> list[Record] | None:
+        if from_index < self.first_index:
+            return None
+        found: list[Record] = []
+        for record in self.records[from_index - 1 :]:
+            found.append(record)
+            max_bytes -= len(record.data)
+            if max_bytes <= 0:
+                break
+        return found
+
     def forget(self) -> None:
         """Forget all answers, as a table does that is full or a long time later."""
         self.answers.clear()
@@ -243,7 +268,7 @@ class LocalNode:
             value = await value
         if tx.writes:
             tx.commit()
-            self.index = tx.index
+            self._log([(SERVICE_SPACE, *write) for write in tx.writes.items()])
         self.executed += 1
         return Result(value, self.index, self.epoch, copies, self.primary)
 
