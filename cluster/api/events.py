@@ -3,7 +3,7 @@
 An event is all that one revision has changed of what is watched:
 
     {"revision": 43, "changes": [
-        {"key": "a", "text": "1", "revision": 43},
+        {"key": "a", "text": "1", "revision": 43, "create_revision": 40, "version": 2},
         {"key": "b", "deleted": true, "reason": "deleted", "revision": 43}]}
 
 A value is `text` if it is UTF-8, or else `value`, in base64. One without changes only says how far
@@ -17,6 +17,7 @@ from typing import Literal
 
 import msgspec
 
+from cluster.api.page import fields_of
 from cluster.api.problems import Problem
 from cluster.services.kv import Change, changes
 from datapath.execution.changes import Event, Span
@@ -42,7 +43,7 @@ class _Encoded:
         self.changes = changes(event.entry)
         self._parts: list[bytes | None] = [None] * len(self.changes)
         self._documents: dict[tuple[Form | None, tuple[int, ...]], bytes] = {}
-        self.size_bytes = sum(len(key) + len(value or b"") for key, value, _ in self.changes)
+        self.size_bytes = sum(len(change.key) + len(change.value) for change in self.changes)
 
     def document(self, form: Form | None, wanted: tuple[int, ...]) -> bytes:
         """Return the event with these of its changes; `form` None: the JSON alone."""
@@ -115,11 +116,11 @@ def end_event(form: Form, problem: Problem) -> bytes:
 def _change(change: Change, revision: int) -> bytes:
     # A key that came in by another way than this API need not be UTF-8.
     name = _encode(change.key.decode("utf-8", "replace"))
-    if change.value is None:
+    if change.head is None:
         reason = _encode(change.reason)
         return b'{"key":%b,"deleted":true,"reason":%b,"revision":%d}' % (name, reason, revision)
     try:
         held = b'"text":%b' % _encode(change.value.decode())
     except UnicodeDecodeError:
         held = b'"value":"%b"' % binascii.b2a_base64(change.value, newline=False)
-    return b'{"key":%b,%b,"revision":%d}' % (name, held, revision)
+    return b'{"key":%b,%b,%b' % (name, held, fields_of(*change.head))

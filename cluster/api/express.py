@@ -18,18 +18,18 @@ from collections.abc import Callable, Coroutine
 from time import perf_counter
 from typing import Any, Protocol, cast
 
-import msgspec
-
 from cluster.api.answer import TOO_MUCH_HELD, Answer, Outgoing
 from cluster.api.headers import Headers
 from cluster.api.hosts import Hosts
+from cluster.api.kv import KvHandlers, Write
 from cluster.api.memory import Memory, Share
 from cluster.api.params import waits_for_change
 from cluster.api.plain_head import KEYS, PLAIN, read_block
+from cluster.api.problems import Problem
 from datapath.complaints import Complaints
 from datapath.errors import OperationError, OverloadedError
 from datapath.node.router import may_repeat
-from datapath.operations import Operation, Result
+from datapath.operations import Node, Result
 from datapath.turns import Turns
 
 MAX_REQUEST_SIZE_BYTES = 64 * 1024
@@ -45,35 +45,12 @@ REQUEST_COST_BYTES = 16 * 1024
 _MAX_HEAD_SIZE_BYTES = 4096
 
 
-class Write(msgspec.Struct, frozen=True):
-    """A write that may be submitted: `answer` makes its answer of the result."""
-
-    operation: Operation
-    timeout_ms: int
-    answer: Callable[[Result], Answer]
-
-
 class ExpressApi(Protocol):
-    """What the lane needs of the API. Each method returns None for "the ordinary way"."""
+    """What the lane needs of the API."""
 
     complaints: Complaints
-
-    def express_write(
-        self, method: str, key: str, query: str, headers: Headers, body: bytes
-    ) -> Write | None:
-        """Return what a PUT or DELETE asks for."""
-
-    def express_read(self, key: str, query: str, headers: Headers) -> Answer | None:
-        """Return a GET's answer, if it can be given at once."""
-
-    def submit(self, write: Write, sink: Pending) -> bool:
-        """Give a write to this node's pipeline; False: it has not been taken."""
-
-    async def go_on(self, write: Write, timeout_ms: int, after: OperationError | None) -> Result:
-        """Carry a write out elsewhere, after an attempt that ended so. Raises OperationError."""
-
-    async def read(self, key: str, query: str, headers: Headers) -> Answer:
-        """Return a GET's answer when it can be given. Raises OperationError or Problem."""
+    kv: KvHandlers
+    node: Node
 
     def refuse(self, error: Exception, method: str, target: str) -> Answer:
         """Return the answer that says why a request has failed."""
@@ -102,9 +79,6 @@ class Lane(Protocol):
 
     def serve_later(self, connection: ExpressConnection) -> None:
         """Call the connection's `go_on` in a later turn of the loop: this one's is spent."""
-
-    def joined(self, connection: ExpressConnection) -> None:
-        """A connection is open."""
 
     def left(self, connection: ExpressConnection) -> None:
         """A connection is gone, or in the ordinary lane."""
@@ -184,7 +158,6 @@ class ExpressConnection(asyncio.Protocol):
         """Serve the connection."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
         self._since = self._now()
-        self._lane.joined(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         """Forget the connection; a write under way goes on, its answer has nowhere to go."""
@@ -335,7 +308,10 @@ class ExpressConnection(asyncio.Protocol):
             if query and waits_for_change(query):
                 return False  # the ordinary lane notices at once that the client has gone
             started = perf_counter()
-            answer = lane.api.express_read(key, query, headers)
+            try:
+                answer = lane.api.kv.express_read(key, query, headers)
+            except Problem as problem:
+                answer = lane.api.refuse(problem, method, target)
             if answer is None:  # it has to wait: for the primary, say
                 self._pending = pending = Pending(self, method, target, None)
                 self._start(self._read(pending, key, query, headers))
@@ -346,11 +322,12 @@ class ExpressConnection(asyncio.Protocol):
                 self._send(answer, method, target, started)
                 lane.turns.spend(answer.size_bytes + REQUEST_COST_BYTES)
             return True
-        write = lane.api.express_write(method, key, query, headers, body)
+        write = lane.api.kv.express_write(method, key, query, headers, body)
         if write is None:
             return False
         self._pending = pending = Pending(self, method, target, write)
-        if not lane.api.submit(write, pending):  # it goes to another node, or waits for one
+        if not lane.api.node.submit(write.operation, write.timeout_ms, pending):
+            # It goes to another node, or waits for one.
             self._start(self._go_on(pending, write, None))
         return True
 
@@ -360,7 +337,7 @@ class ExpressConnection(asyncio.Protocol):
     async def _read(self, pending: Pending, key: str, query: str, headers: Headers) -> None:
         api = self._lane.api
         try:
-            answer = await api.read(key, query, headers)
+            answer = await api.kv.read(key, query, headers)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
             answer = api.refuse(error, pending.method, pending.target)
         if answer.is_large:
@@ -420,7 +397,8 @@ class ExpressConnection(asyncio.Protocol):
         api = self._lane.api
         left_ms = write.timeout_ms - int((perf_counter() - pending.started) * 1000)
         try:
-            answer = write.answer(await api.go_on(write, max(1, left_ms), after))
+            result = await api.node.execute(write.operation, max(1, left_ms), after)
+            answer = write.answer(result)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
             answer = api.refuse(error, pending.method, pending.target)
         self.answer(pending, answer)

@@ -116,6 +116,8 @@ class Listener:
         Each connection ends with the answer to its next request. New ones are taken, until none
         asks for anything any more: what balances the load has then noticed, or nobody is there.
         """
+        if not self.listens:
+            return
         server, loop = self._server, asyncio.get_running_loop()
         server.draining = True
         server.end_streams()

@@ -71,8 +71,9 @@ _WATCH_CODES = (
 _BODY_CODES = ("value_too_large", "request_timeout", "expectation_failed")
 
 _WRITTEN = Written(revision=42, epoch=3, copies=3)
-_EVENT = WatchEvent(43, [KeyChange(key="hello", text="world", revision=43)])
-_NOT_WITH_AFTER = {**HEADERS["ETag"], "required": False}
+_EVENT = WatchEvent(
+    43, [KeyChange(key="hello", text="world", revision=43, create_revision=40, version=2)]
+)
 _MOVE = Move(client="127.0.0.1:8103", peer="127.0.0.1:8203", raft="127.0.0.1:8303")
 _VIEW = View(
     cluster_id="5f0c…",
@@ -256,6 +257,19 @@ def _put() -> Json:
     )
 
 
+_NOT_WITH_AFTER = {
+    name: {**HEADERS[name], "required": False}
+    for name in ("ETag", "Onecopy-Create-Revision", "Onecopy-Key-Version", "Onecopy-Lease")
+}
+_KEY_HEADERS = (
+    "ETag",
+    "Onecopy-Create-Revision",
+    "Onecopy-Key-Version",
+    "Onecopy-Lease",
+    "Onecopy-Revision",
+)
+
+
 def _get() -> Json:
     unless = _header("If-None-Match", "304 if the key is at one of these revisions.", '"42"')
     return _operation(
@@ -265,12 +279,12 @@ def _get() -> Json:
             "200": {
                 "description": "The value's bytes; with `after` an event, which is progress if "
                 "nothing has changed within `timeout_ms`.",
-                "headers": {**headers("Onecopy-Revision"), "ETag": _NOT_WITH_AFTER},
+                "headers": {**headers("Onecopy-Revision"), **_NOT_WITH_AFTER},
                 "content": {"application/octet-stream": {"schema": {}}, **json_content(_EVENT)},
             },
             "304": {
                 "description": "Unchanged (If-None-Match).",
-                "headers": headers("ETag", "Onecopy-Revision"),
+                "headers": headers(*_KEY_HEADERS),
             },
         },
         (*_KEY_CODES, "key_not_found", "precondition_failed", *_READ_CODES, *_WATCH_CODES),
@@ -329,7 +343,7 @@ def _delete() -> Json:
 
 
 def _range() -> Json:
-    item = RangeItem(key="hello", value=b"world", revision=42)
+    item = RangeItem(key="hello", value=b"world", revision=42, create_revision=7, version=3)
     example = Range(items=[item], revision=57, cursor=None)
     return _operation(
         "rangeKeys",

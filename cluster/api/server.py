@@ -1,4 +1,4 @@
-"""The server's side: settings, connections and their bounds, on aiohttp's low-level server.
+"""The connections of a server, and their bounds, on aiohttp's low-level server.
 
 aiohttp's Application is left out: its router and middlewares cost more than the whole dispatch
 here. What it would have done (100-continue, HEAD, problem answers) is done by the API itself.
@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
-import msgspec
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
@@ -23,8 +22,8 @@ from cluster.api.hosts import Hosts
 from cluster.api.memory import Memory
 from cluster.api.params import waits_for_change
 from cluster.api.problems import RETRY_AFTER_S, Problem
+from cluster.api.settings import HttpSettings
 from cluster.api.streams import Streams, WatchedNode
-from cluster.config.model import AdminFrom
 from datapath.turns import Turns
 
 LINGER_S = 2.0
@@ -33,42 +32,12 @@ CHECK_INTERVAL_S = 0.5
 """How often connections are looked at whether they are idle."""
 MAX_PIECES_PER_TURN = 64
 """How many lines behind a request for an upgrade are parsed in one turn of the event loop."""
-RESERVED_CONNECTIONS = 64
-"""Connections over `max_connections` that are taken for health and the cluster's resources."""
 RESERVE_PATIENCE_S = 5.0
 """How long such a connection may take until its whole request is there."""
 
 _UPGRADE = b"upgrade"
 
 Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
-
-
-class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds and defaults of the API.
-
-    `idle_timeout_ms` bounds both a connection's idleness and the arrival of a request's head;
-    `body_timeout_ms` the arrival of its body. Connections over `max_connections` get 503, except
-    for health and the cluster's resources, in `reserved_connections` more; a watch is none of them,
-    but one of `max_watchers`. `drain_timeout_ms`: how long `drain` waits for clients to go
-    elsewhere; `shutdown_grace_ms`: how long `stop` waits for requests under way. `admin_from`: see
-    `cluster.api.admin`. `express_lane`: whether there is one (tests compare). `max_buffered_bytes`
-    bounds what all clients together make the node hold, in answers not taken and bodies not
-    complete.
-    """
-
-    max_value_size_bytes: int = 1024 * 1024
-    request_timeout_ms: int = 5000
-    idle_timeout_ms: int = 60_000
-    body_timeout_ms: int = 30_000
-    max_connections: int = 4096
-    max_watchers: int = 10_000
-    max_buffered_bytes: int = 64 * 1024 * 1024
-    reserved_connections: int = RESERVED_CONNECTIONS
-    drain_timeout_ms: int = 5000
-    shutdown_grace_ms: int = 5000
-    access_log: bool = False
-    express_lane: bool = True
-    admin_from: AdminFrom = "loopback"
 
 
 class HttpServer(web.Server):
@@ -121,7 +90,7 @@ class HttpServer(web.Server):
             return connection
         if len(self._reserve) >= self.settings.reserved_connections and not self._free_reserve():
             return _Refused(self)
-        reserved = self._make(reserved=True)
+        reserved = self.ordinary(reserved=True)
         self._reserve[reserved] = asyncio.get_running_loop().time()
         return reserved
 
@@ -139,11 +108,8 @@ class HttpServer(web.Server):
                 return True
         return False
 
-    def ordinary(self) -> asyncio.Protocol:
-        """Make aiohttp's protocol for a connection that leaves the express lane."""
-        return self._make(reserved=False)
-
-    def _make(self, *, reserved: bool) -> OrdinaryConnection:
+    def ordinary(self, *, reserved: bool = False) -> OrdinaryConnection:
+        """Make aiohttp's protocol for a connection that the express lane does not serve."""
         loop = asyncio.get_running_loop()
         connection = OrdinaryConnection(self, reserved, loop=loop, **self._kwargs)
         if self._closing:
@@ -191,10 +157,6 @@ class HttpServer(web.Server):
             self._due.popleft().go_on()
         if self._due:
             self._begin_soon()
-
-    def joined(self, connection: ExpressConnection) -> None:
-        """A connection is open."""
-        self._express.add(connection)
 
     def left(self, connection: ExpressConnection) -> None:
         """A connection is gone, or in the ordinary lane."""
@@ -257,13 +219,11 @@ class OrdinaryConnection(RequestHandler):
     """
 
     __slots__ = ("_body", "_body_left", "_ended", "_held", "_last_bytes", "_scheduled", "_server",
-                 "_upgrades", "memory", "reading", "reserved", "turns")  # fmt: skip
+                 "_upgrades", "reading", "reserved")  # fmt: skip
 
     def __init__(self, server: HttpServer, reserved: bool, **options: object) -> None:
         super().__init__(server, **options)  # type: ignore[arg-type]
         self._server = server
-        self.memory = server.memory
-        self.turns = server.turns
         self._ended = False  # the client has sent its last byte, and may still read
         self._body: Any = None  # of the newest request: aiohttp's stream
         self._upgrades = False  # whether the client has asked for another protocol

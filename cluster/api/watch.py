@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from aiohttp import hdrs
@@ -93,7 +92,7 @@ def _form(headers: Headers) -> Form:
 class WatchHandlers:
     """The handlers of watches. `timeout_ms` is the default."""
 
-    def __init__(self, node: Node, streams: Callable[[], Streams], timeout_ms: int) -> None:
+    def __init__(self, node: Node, streams: Streams, timeout_ms: int) -> None:
         self._node = node
         self._streams = streams
         self._timeout_ms = timeout_ms
@@ -101,18 +100,18 @@ class WatchHandlers:
     async def watch(self, request: BaseRequest, query: str, identity: bytes) -> Answer:
         """GET /v1/watch: an answer that does not end."""
         wanted = read_watch(query, request.headers)
-        streams = self._streams()
+        streams = self._streams
         streams.check_open()
         after = streams.history.feed.index if wanted.after is None else wanted.after
-        await self._check(streams, after, self._timeout_ms)
+        await self._check(after, self._timeout_ms)
         return StreamAnswer(streams, wanted.span, after, wanted.form, identity)
 
     async def next_change(self, key: bytes, query: str, identity: bytes) -> Answer:
         """GET /v1/kv/{key}?after=: the next change of a key, or how far there was none."""
         values = parse_query(query, NEXT_CHANGE_PARAMS)
-        streams, span = self._streams(), Span(key, key + b"\0")
+        streams, span = self._streams, Span(key, key + b"\0")
         timeout_ms = values.get("timeout_ms", self._timeout_ms)
-        await self._check(streams, values["after"], timeout_ms)
+        await self._check(values["after"], timeout_ms)
         found = await streams.next_event(span, values["after"], timeout_ms / 1000)
         if isinstance(found, Event):
             document, revision = streams.encoder.encode(found, span, None), found.revision
@@ -121,9 +120,9 @@ class WatchHandlers:
         lines = _NO_STORE + identity + revision_line(revision)
         return Answer(200, document, JSON, lines)
 
-    async def _check(self, streams: Streams, after: int, timeout_ms: int) -> None:
+    async def _check(self, after: int, timeout_ms: int) -> None:
         """Refuse a watch from before what is kept, and from what nobody has seen yet."""
-        history = streams.history
+        history = self._streams.history
         history.check(after)
         if after <= history.feed.index:
             return

@@ -17,8 +17,8 @@ from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
+from datapath.keyspaces import KV
 from datapath.records import Entry, Record
-from datapath.storage.environment import SERVICE_SPACE
 
 SCAN_SIZE_BYTES = 256 * 1024
 """About how much of the log is gone through for a watcher in one step."""
@@ -50,7 +50,7 @@ class Span(NamedTuple):
 
     def concerns(self, entry: Entry) -> bool:
         """Whether an entry writes a key that is watched."""
-        return any(space == SERVICE_SPACE and self.covers(key) for space, key, _ in entry)
+        return any(space == KV and self.covers(key) for space, key, _ in entry)
 
 
 def after_prefix(prefix: bytes) -> bytes | None:
@@ -268,7 +268,7 @@ class _Parked:
         """Return each of those that an entry concerns, once."""
         found: dict[Watcher, None] = {}
         for space, key, _ in entry:
-            if space != SERVICE_SPACE:
+            if space != KV:
                 continue
             found.update(self._keys.get(key, {}))
             for length, by_prefix in self._prefixes.items():

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import pytest
 
 from cluster.api import streams as streams_module
-from cluster.api.routes import HttpSettings
+from cluster.api.settings import HttpSettings
 from cluster.services.kv import KeyValue
 from datapath.execution.changes import SCAN_SIZE_BYTES
 from tests.support.local_node import LocalNode
@@ -80,6 +80,12 @@ async def put(base_url: str, key: str, value: bytes = b"v") -> int:
     return int((await fetch(base_url, "PUT", kv(key), value)).json["revision"])
 
 
+def put_of(key: str, text: str, revision: int) -> dict[str, object]:
+    """The change that created a key."""
+    head = {"revision": revision, "create_revision": revision, "version": 1}
+    return {"key": key, "text": text, **head}
+
+
 async def refused(base_url: str, target: str, headers: dict[str, str] | None = None) -> Reply:
     return await fetch(base_url, "GET", target, None, headers or {})
 
@@ -100,7 +106,7 @@ async def test_a_stream_begins_with_where_it_is_and_goes_on_with_what_changes(lo
         assert await stream.next_event() == SseEvent(
             "message",
             second,
-            {"revision": second, "changes": [{"key": "a/1", "text": "✓", "revision": second}]},
+            {"revision": second, "changes": [put_of("a/1", "✓", second)]},
         )
         [change] = (await stream.next_event()).data["changes"]
         assert base64.b64decode(change["value"]) == b"\xff\x00"
@@ -118,9 +124,9 @@ async def test_ndjson_is_a_line_an_event(local: Local) -> None:
         revision = await put(local.base_url, "k")
         assert await stream.next_line() == {
             "revision": revision,
-            "changes": [{"key": "k", "text": "v", "revision": revision}],
+            "changes": [put_of("k", "v", revision)],
         }
-        await local.api.drain()
+        await local.api.listener.drain()
         assert (await stream.next_line())["end"]["code"] == "stopping"
 
 
@@ -161,7 +167,7 @@ async def test_the_next_change_of_a_key_is_awaited(local: Local) -> None:
     first = await put(local.base_url, "k")
     reply = await fetch(local.base_url, "GET", f"{kv('k')}?after=0")
     assert reply.json == {
-        "revision": first, "changes": [{"key": "k", "text": "v", "revision": first}]
+        "revision": first, "changes": [put_of("k", "v", first)]
     }  # fmt: skip
     waiting = asyncio.create_task(
         fetch(local.base_url, "GET", f"{kv('k')}?after={first}&timeout_ms=20000")
@@ -169,7 +175,9 @@ async def test_the_next_change_of_a_key_is_awaited(local: Local) -> None:
     await until(lambda: local.api.streams.count > 0, "watchers come and go")
     await put(local.base_url, "other")
     second = await put(local.base_url, "k", b"w")
-    assert (await waiting).json["changes"] == [{"key": "k", "text": "w", "revision": second}]
+    assert (await waiting).json["changes"] == [
+        {**put_of("k", "w", second), "create_revision": first, "version": 2}
+    ]
     assert (await waiting).headers["onecopy-revision"] == str(second)
 
 
@@ -257,7 +265,7 @@ async def test_a_stopping_node_says_so_and_closes(local: Local) -> None:
             fetch(local.base_url, "GET", f"{kv('k')}?after=0&timeout_ms=60000")
         )
         await until(lambda: local.api.streams.count == 2, "watchers come and go")
-        draining = asyncio.create_task(local.api.drain())
+        draining = asyncio.create_task(local.api.listener.drain())
         event = await stream.next_event()
         assert (event.type, event.id, event.data["code"]) == ("end", None, "stopping")
         with pytest.raises(EOFError):

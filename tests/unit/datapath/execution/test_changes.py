@@ -7,14 +7,14 @@ import random
 import pytest
 
 from datapath.execution.changes import Feed, Span, Watcher, after_prefix
+from datapath.keyspaces import CLIENTS, KV
 from datapath.records import Entry, Record, make_record
-from datapath.storage.environment import CLIENT_SPACE, SERVICE_SPACE
 
 EVERYTHING = Span(b"", None)
 
 
 def put(*keys: str) -> Entry:
-    return [(SERVICE_SPACE, key.encode(), b"value") for key in keys]
+    return [(KV, key.encode(), b"value") for key in keys]
 
 
 def record(first_index: int, *entries: Entry) -> Record:
@@ -94,7 +94,7 @@ def test_only_those_who_watch_a_key_are_woken_by_it() -> None:
     for watcher in watchers.values():
         watched.drain(watcher)
     assert watched.feed.parked == len(spans)
-    watched.commit([(CLIENT_SPACE, b"a/1", b"")], put("a/1"))
+    watched.commit([(CLIENTS, b"a/1", b"")], put("a/1"))
     assert {name for name, watcher in watchers.items() if watcher in watched.woken} == {
         "key", "prefix", "range", "everything"
     }  # fmt: skip
