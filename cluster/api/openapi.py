@@ -61,13 +61,8 @@ _WRITE_CODES = (
 _CHANGE_CODES = (*_NODE_CODES, "unknown_node", "refused", "unknown_outcome", "timeout")
 _READ_CODES = (*_NODE_CODES, "timeout")
 _WATCH_CODES = (
-    "revision_compacted",
-    "future_revision",
-    "too_many_watchers",
-    "no_data",
-    "not_ready",
-    "stopping",
-)
+    "revision_compacted", "future_revision", "too_many_watchers", "no_data", "not_ready", "stopping"
+)  # fmt: skip
 _BODY_CODES = ("value_too_large", "request_timeout", "expectation_failed")
 
 _WRITTEN = Written(revision=42, epoch=3, copies=3)
@@ -293,10 +288,9 @@ def _get() -> Json:
 
 
 def _watch() -> Json:
-    last = _header("Last-Event-ID", "Resume after this event, whatever `after` says.", "42")
-    accept = _header("Accept", "`text/event-stream`, or `application/x-ndjson`.", "*/*")
-    stream = {"schema": {"type": "string"}, "example": _sse_example()}
-    lines = {"schema": {"type": "string"}, "example": _ndjson_example()}
+    event = msgspec.json.encode(_EVENT).decode()
+    stream = {"schema": {"type": "string"}, "example": f"id: {_EVENT.revision}\ndata: {event}\n\n"}
+    lines = {"schema": {"type": "string"}, "example": f"{event}\n"}
     return _operation(
         "watch",
         "Watch keys: a stream of events that does not end",
@@ -311,16 +305,12 @@ def _watch() -> Json:
             }
         },
         (*_PARAMETER_CODES, "invalid_header", "not_acceptable", *_WATCH_CODES, *_READ_CODES),
-        parameters=[*_query(WATCH_PARAMS), last, accept],
+        parameters=[
+            *_query(WATCH_PARAMS),
+            _header("Last-Event-ID", "Resume after this event, whatever `after` says.", "42"),
+            _header("Accept", "`text/event-stream`, or `application/x-ndjson`.", "*/*"),
+        ],
     )
-
-
-def _sse_example() -> str:
-    return f"id: {_EVENT.revision}\ndata: {msgspec.json.encode(_EVENT).decode()}\n\n"
-
-
-def _ndjson_example() -> str:
-    return msgspec.json.encode(_EVENT).decode() + "\n"
 
 
 def _delete() -> Json:
