@@ -23,12 +23,22 @@ if TYPE_CHECKING:
         InvalidRequestError,
         NotAppliedError,
         PreconditionFailedError,
+        RevisionCompactedError,
         StorageFullError,
         UnavailableError,
         UnknownOutcomeError,
         WrongClusterError,
     )
-    from cluster.client.results import DeleteResult, Entry, Item, Page, PutResult, ViewSummary
+    from cluster.client.results import (
+        Change,
+        DeleteResult,
+        Entry,
+        Item,
+        Page,
+        PutResult,
+        ViewSummary,
+        WatchEvent,
+    )
     from cluster.client.sync import Client
     from datapath.errors import RejectedError
     from datapath.operations import ClusterStatus, Digest, NodeState
@@ -43,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_ENDPOINTS",
     "AsyncClient",
+    "Change",
     "Client",
     "ClientError",
     "ClusterStatus",
@@ -58,12 +69,14 @@ __all__ = [
     "PutResult",
     "ReadTransaction",
     "RejectedError",
+    "RevisionCompactedError",
     "Service",
     "StorageFullError",
     "Transaction",
     "UnavailableError",
     "UnknownOutcomeError",
     "ViewSummary",
+    "WatchEvent",
     "WrongClusterError",
     "operation",
     "query",
@@ -77,13 +90,23 @@ _EXPORTS = {
         "InvalidRequestError",
         "NotAppliedError",
         "PreconditionFailedError",
+        "RevisionCompactedError",
         "StorageFullError",
         "UnavailableError",
         "UnknownOutcomeError",
         "WrongClusterError",
     ),
     "cluster.client.sync": ("Client",),
-    "cluster.client.results": ("DeleteResult", "Entry", "Item", "Page", "PutResult", "ViewSummary"),
+    "cluster.client.results": (
+        "Change",
+        "DeleteResult",
+        "Entry",
+        "Item",
+        "Page",
+        "PutResult",
+        "ViewSummary",
+        "WatchEvent",
+    ),
     "datapath.errors": ("RejectedError",),
     "datapath.operations": ("ClusterStatus", "Digest", "NodeState"),
     "datapath.service": (

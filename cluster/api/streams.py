@@ -244,8 +244,8 @@ class WatchConnection(asyncio.Protocol):
     """One watcher's connection. What its client still sends is dropped."""
 
     __slots__ = (
-        "_form", "_is_due", "_is_paused", "_is_reading", "_outgoing", "_share", "_streams",
-        "_transport", "_watcher", "sent_at",
+        "_after", "_form", "_has_caught_up", "_is_due", "_is_paused", "_is_reading", "_outgoing",
+        "_share", "_streams", "_transport", "_watcher", "sent_at",
     )  # fmt: skip
 
     def __init__(
@@ -255,6 +255,8 @@ class WatchConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = transport
         self._form: Form = form
         self._watcher = Watcher(span, after, self._wake)
+        self._after = after
+        self._has_caught_up = False
         self._is_due = False
         self._is_paused = False
         self._is_reading = False  # a task reads the log for it
@@ -329,6 +331,10 @@ class WatchConnection(asyncio.Protocol):
             self._streams.read_log(self)
         elif progress == "more":
             self._wake()
+        elif not self._has_caught_up:
+            self._has_caught_up = True
+            if self._streams.history.feed.progress(self._watcher) > self._after:
+                self.send_progress()  # a client that copies what it watches waits for that
         return self._send(events)
 
     async def read_log(self) -> None:

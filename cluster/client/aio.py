@@ -48,8 +48,10 @@ from cluster.client.errors import (
     UnavailableError,
     UnknownOutcomeError,
 )
+from cluster.client.mirrors import AsyncMirror
 from cluster.client.results import DeleteResult, Entry, Item, Page, PutResult, ViewSummary
 from cluster.client.retries import STATUS, Call, Reply, Transport, decode_problem, raise_for
+from cluster.client.watching import AsyncWatch, watch_options
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
@@ -271,6 +273,37 @@ class AsyncClient:
                     return
 
         return pages()
+
+    def watch(
+        self,
+        prefix: str | None = None,
+        *,
+        key: str | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        after: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> AsyncWatch:
+        """Watch the keys with `prefix` ("" for all), one `key`, or from `start` before `end`.
+
+        Iterate over it: each event has all that one revision has changed, in the order of
+        revisions, from the one after `after` on; without `after`, from when it begins (`async
+        with`, or the first step). It goes on over nodes that fail, for ever, or until no node could
+        be reached for `timeout_ms`: UnavailableError. RevisionCompactedError: no node goes back so
+        far.
+        """
+        for name, value in (("prefix", prefix), ("key", key), ("start", start), ("end", end)):
+            if value is not None:
+                check_text(name, value)
+        options = watch_options(prefix, key, start, end)
+        revision = check_optional_number("after", after, 0, REVISION_MAX)
+        query = urlencode(options, quote_via=quote)
+        target = f"/v1/watch?{query}"
+        return AsyncWatch(self._transport, target, revision, check_timeout(timeout_ms))
+
+    def mirror(self, prefix: str) -> AsyncMirror:
+        """Return a live copy of the keys with `prefix`, as a mapping: `async with` it."""
+        return AsyncMirror(self, check_text("prefix", prefix))
 
     async def status(self, *, timeout_ms: int | None = None) -> ClusterStatus:
         """Return the cluster as its primary sees it."""

@@ -22,6 +22,7 @@ from cluster.services.kv import HEAD_SIZE_BYTES, KeyValue
 from datapath.errors import NotPrimaryError, OperationError, StorageFullError, UnknownOutcomeError
 from datapath.node.history import History
 from datapath.operations import ClusterStatus, Digest, Operation, Query, QueryResult, Result, Sink
+from datapath.records import Record
 from election.identity import Addresses
 from election.view import Member, View
 from tests.support.local_node import LocalNode
@@ -41,6 +42,13 @@ class FakeNode:
         self.pace_s = 0.0  # every write takes so much longer
         self.requests = 0
         self.timeouts_ms: list[int] = []
+        self.first_index = 1  # of the history that this node keeps
+        self.history = History(core.feed, self._read_log, lambda: self.first_index)
+
+    async def _read_log(self, from_index: int, max_bytes: int) -> list[Record] | None:
+        if from_index < self.first_index:
+            return None
+        return await self.core.read_log(from_index, max_bytes)
 
     @property
     def cluster_id(self) -> str:
@@ -49,10 +57,6 @@ class FakeNode:
     @property
     def epoch(self) -> int:
         return self.core.epoch
-
-    @property
-    def history(self) -> History:
-        return self.core.history
 
     @property
     def commit_index(self) -> int:

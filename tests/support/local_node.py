@@ -163,7 +163,7 @@ class LocalNode:
         self.records: list[Record] = []
         self.first_index = 1  # of the history that is kept
         self.feed = Feed(0, recent_bytes=64 * 1024)
-        self.history = History(self.feed, self._read_log, lambda: self.first_index)
+        self.history = History(self.feed, self.read_log, lambda: self.first_index)
         self.executed = 0
         self.ready = True
         self.tasks: set[asyncio.Task[None]] = set()
@@ -274,7 +274,7 @@ class LocalNode:
         self.records.append(record)
         self.feed.on_committed(record, [entry])
 
-    async def _read_log(self, from_index: int, max_bytes: int) -> list[Record] | None:
+    async def read_log(self, from_index: int, max_bytes: int) -> list[Record] | None:
         if from_index < self.first_index:
             return None
         found: list[Record] = []
