@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cluster.client.results import (
         Change,
         DeleteResult,
-        Entry,
+        GetResult,
         Item,
         Page,
         PutResult,
@@ -59,7 +59,7 @@ __all__ = [
     "ClusterStatus",
     "DeleteResult",
     "Digest",
-    "Entry",
+    "GetResult",
     "InvalidRequestError",
     "Item",
     "NodeState",

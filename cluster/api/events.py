@@ -18,7 +18,7 @@ from typing import Literal
 import msgspec
 
 from cluster.api.page import fields_of
-from cluster.api.problems import Problem
+from cluster.api.problems import ProblemError
 from cluster.services.kv import Change, changes
 from datapath.execution.changes import Event, Span
 
@@ -107,7 +107,7 @@ def progress_event(form: Form, revision: int) -> bytes:
     return name + framed(form, revision, progress_document(revision))
 
 
-def end_event(form: Form, problem: Problem) -> bytes:
+def end_event(form: Form, problem: ProblemError) -> bytes:
     """Return the last event of a stream: why the node ends it. It moves no resume point."""
     body = problem.body(write=False)
     return b'{"end":%b}\n' % body if form == "ndjson" else b"event: end\ndata: %b\n\n" % body

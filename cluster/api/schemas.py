@@ -8,16 +8,16 @@ from typing import Any
 import msgspec
 
 from cluster.api.documents import (
+    CurrentPrimary,
     Deleted,
-    Handover,
+    HandoverRequest,
     Move,
-    Primary,
     Range,
     Status,
     WatchEvent,
     Written,
 )
-from cluster.api.problems import CODES, Problem, ProblemDocument
+from cluster.api.problems import CODES, ProblemDocument, ProblemError
 from datapath.operations import ClusterStatus, Digest
 from election.view import View
 
@@ -34,10 +34,10 @@ CONNECTION_CODES = (
 
 
 ANSWERS = (
-    Written, Deleted, Range, WatchEvent, Status, Primary, ClusterStatus, View, Digest,
+    Written, Deleted, Range, WatchEvent, Status, CurrentPrimary, ClusterStatus, View, Digest,
     ProblemDocument,
 )  # fmt: skip
-BODIES = (Handover, Move)
+BODIES = (HandoverRequest, Move)
 
 
 def _schemas() -> Json:
@@ -162,7 +162,7 @@ def _problem_answer(status: int, codes: list[str], *, write: bool) -> Json:
 
 
 def _example(code: str, *, write: bool) -> Json:
-    problem = Problem(code, CODES[code].advice)
+    problem = ProblemError(code, CODES[code].advice)
     if code in _UNKNOWN_CODES:
         problem.outcome = "unknown"
     document: Json = msgspec.json.decode(problem.body(write=write))

@@ -18,7 +18,7 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     for health and the cluster's resources, in `reserved_connections` more; a watch is none of them,
     but one of `max_watchers`. `drain_timeout_ms`: how long `drain` waits for clients to go
     elsewhere; `shutdown_grace_ms`: how long `stop` waits for requests under way. `admin_from`: see
-    `cluster.api.admin`. `express_lane`: whether there is one (tests compare). `max_buffered_bytes`
+    `cluster.api.admin`. `fast_path`: whether there is one (tests compare). `max_buffered_bytes`
     bounds what all clients together make the node hold, in answers not taken and bodies not
     complete.
     """
@@ -34,5 +34,5 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_ms: int = 5000
     shutdown_grace_ms: int = 5000
     access_log: bool = False
-    express_lane: bool = True
+    fast_path: bool = True
     admin_from: AdminFrom = "loopback"

@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 from cluster.api.answer import Outgoing
 from cluster.api.events import Encoder, Form, end_event, progress_event
 from cluster.api.memory import Memory, Share
-from cluster.api.problems import Problem, from_operation_error
+from cluster.api.problems import ProblemError, from_operation_error
 from datapath.complaints import Complaints
 from datapath.errors import CompactedError
 from datapath.execution.changes import Event, Span, Watcher
@@ -69,7 +69,7 @@ class Streams:
         self.encoder = Encoder()
         self.memory = server.memory
         self.max_watchers = max_watchers
-        self.ended: Problem | None = None
+        self.ended: ProblemError | None = None
         """Why there are no watchers any more on this node, or not now."""
         self.events_total = 0
         self._server = server
@@ -87,7 +87,7 @@ class Streams:
         """What has changed here. Raises Problem on a witness."""
         history = self._node.history
         if history is None:
-            raise Problem("no_data", f"{self._node.node_id} is a witness: it holds no data")
+            raise ProblemError("no_data", f"{self._node.node_id} is a witness: it holds no data")
         return history
 
     @property
@@ -100,7 +100,7 @@ class Streams:
         if self.ended is not None:
             raise self.ended.with_traceback(None)
         if self.count >= self.max_watchers:
-            raise Problem(
+            raise ProblemError(
                 "too_many_watchers",
                 f"this node has {self.max_watchers} watchers already (limits.max_watchers): ask "
                 "another, or watch several keys by one prefix",
@@ -156,7 +156,7 @@ class Streams:
         while self._due and not turns.is_spent:
             connection = self._due.popleft()
             try:
-                turns.spend(connection.go_on())
+                turns.spend(connection.resume())
             except Exception as error:  # noqa: BLE001 -- one watcher's trouble is no other's
                 self._complain(error)
                 connection.abort()
@@ -168,7 +168,7 @@ class Streams:
         self._tasks.spawn(connection.read_log())
 
     def spend(self, cost_bytes: int) -> None:
-        """Something was done for a watcher outside of `go_on`."""
+        """Something was done for a watcher outside of `resume`."""
         self._server.turns.spend(cost_bytes)
 
     def _complain(self, error: BaseException) -> None:
@@ -217,7 +217,9 @@ class Streams:
             if self.ended is not None and self.ended.code == "not_ready":
                 self.ended = None
         elif now - self._in_touch_at > OUT_OF_TOUCH_S and self.ended is None:
-            self.end(Problem("not_ready", "this node is in touch with no primary: watch another"))
+            self.end(
+                ProblemError("not_ready", "this node is in touch with no primary: watch another")
+            )
         for connection in list(self._paused):
             connection.check(now)
         for connection, _ in zip(list(self._open), range(MAX_PROGRESS_PER_CHECK), strict=False):
@@ -225,7 +227,7 @@ class Streams:
                 break
             connection.send_progress()
 
-    def end(self, problem: Problem) -> None:
+    def end(self, problem: ProblemError) -> None:
         """End all watches, and take no more: the clients resume at another node."""
         self.ended = problem
         for connection in list(self._open):
@@ -320,7 +322,7 @@ class WatchConnection(asyncio.Protocol):
             self._is_due = True
             self._streams.go_on_soon(self)
 
-    def go_on(self) -> int:
+    def resume(self) -> int:
         """Send what comes next, and return what it has cost, in bytes."""
         self._is_due = False
         if self._transport is None or self._is_paused or self._is_reading:
@@ -387,7 +389,7 @@ class WatchConnection(asyncio.Protocol):
 
     # -- the end
 
-    def end(self, problem: Problem) -> None:
+    def end(self, problem: ProblemError) -> None:
         """Send why it ends, and close; one that takes nothing is just cut off."""
         transport = self._transport
         if transport is None:

@@ -14,7 +14,7 @@ from cluster.api.cursor import make_bounds
 from cluster.api.events import CONTENT_TYPES, Form, progress_document
 from cluster.api.headers import Headers, revision_line
 from cluster.api.params import MAX_REVISION, NEXT_CHANGE_PARAMS, WATCH_PARAMS, parse_query
-from cluster.api.problems import Problem
+from cluster.api.problems import ProblemError
 from cluster.api.streams import Streams, take_over
 from datapath.execution.changes import Event, Span
 from datapath.operations import Node, Query
@@ -47,18 +47,18 @@ def _span(values: dict[str, Any]) -> Span:
     if "key" in values:
         if bounds:
             detail = f"query parameter 'key' excludes {' and '.join(sorted(bounds))}"
-            raise Problem("invalid_parameter", detail)
+            raise ProblemError("invalid_parameter", detail)
         if not values["key"]:
-            raise Problem("invalid_parameter", "query parameter 'key' is empty: name a key")
+            raise ProblemError("invalid_parameter", "query parameter 'key' is empty: name a key")
         return Span(values["key"], values["key"] + b"\0")
     if not bounds:
-        raise Problem(
+        raise ProblemError(
             "invalid_parameter",
             "say what to watch: key=, prefix=, or start= and end= (an empty prefix= is all keys)",
         )
     span = Span(*make_bounds_of(values))
     if span.end is not None and span.start >= span.end:
-        raise Problem(
+        raise ProblemError(
             "invalid_parameter", "no key lies between these bounds: 'start' must be below 'end'"
         )
     return span
@@ -72,7 +72,7 @@ def make_bounds_of(values: dict[str, Any]) -> tuple[bytes, bytes | None]:
 
 def _last_event_id(text: str) -> int:
     if not _REVISION.fullmatch(text) or int(text) > MAX_REVISION:
-        raise Problem(
+        raise ProblemError(
             "invalid_header", "Last-Event-ID must be the id of an event of this service: a revision"
         )
     return int(text)
@@ -84,7 +84,7 @@ def _form(headers: Headers) -> Form:
         return "ndjson"
     if not accept or "text/event-stream" in accept or "text/*" in accept or "*/*" in accept:
         return "sse"
-    raise Problem(
+    raise ProblemError(
         "not_acceptable", "a watch is text/event-stream or application/x-ndjson: accept one of them"
     )
 
@@ -129,7 +129,7 @@ class WatchHandlers:
         # Another node may have told of it: this one need not have heard yet.
         known = await self._node.query(Query("get", (b"\0",)), timeout_ms)
         if after > known.index:
-            raise Problem(
+            raise ProblemError(
                 "future_revision",
                 f"query parameter 'after' is {after}, and this cluster is at revision "
                 f"{known.index}: take it from an event or a listing of this cluster",

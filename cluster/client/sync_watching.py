@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cluster.client.errors import UnavailableError
-from cluster.client.loop_thread import Runner, StuckError
+from cluster.client.loop_thread import LoopThread, StuckError
 from cluster.client.mirrors import AsyncMirror
 from cluster.client.results import Item, WatchEvent
 from cluster.client.watching import AsyncWatch
@@ -20,7 +20,7 @@ LOOK_INTERVAL_S = 1.0
 class Watch:
     """The events of a watch, blocking; see `AsyncWatch`. One thread at a time iterates over it."""
 
-    def __init__(self, watch: AsyncWatch, runner: Runner, begin_timeout_ms: int) -> None:
+    def __init__(self, watch: AsyncWatch, runner: LoopThread, begin_timeout_ms: int) -> None:
         self._watch = watch
         self._runner = runner
         self._step: asyncio.Task[WatchEvent] | None = None
@@ -90,7 +90,7 @@ class Watch:
 class Mirror(Mapping[str, bytes]):
     """A live copy of keys, for any thread to read; see `AsyncMirror`. It is complete at once."""
 
-    def __init__(self, mirror: AsyncMirror, runner: Runner, begin_timeout_ms: int) -> None:
+    def __init__(self, mirror: AsyncMirror, runner: LoopThread, begin_timeout_ms: int) -> None:
         self._mirror = mirror
         self._runner = runner
         _run(runner, mirror.begin(), begin_timeout_ms)
@@ -138,7 +138,7 @@ class Mirror(Mapping[str, bytes]):
             _run(self._runner, self._mirror.aclose(), 1000)
 
 
-def _run(runner: Runner, call: Coroutine[Any, Any, None], timeout_ms: int) -> None:
+def _run(runner: LoopThread, call: Coroutine[Any, Any, None], timeout_ms: int) -> None:
     """Run a call on the client's loop. Raises UnavailableError if it takes too long."""
 
     async def bounded() -> None:

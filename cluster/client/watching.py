@@ -25,7 +25,7 @@ from cluster.client.errors import (
     WrongClusterError,
 )
 from cluster.client.results import Change, Problem, WatchEvent
-from cluster.client.retries import BACKOFF_FIRST_S, BACKOFF_MAX_S, Call, Transport, raise_for
+from cluster.client.retries import BACKOFF_FIRST_S, BACKOFF_MAX_S, Request, Transport, raise_for
 
 SILENCE_S = 25.0
 """A stream on which nothing comes for so long is given up: nodes say every 10 s how far it is."""
@@ -232,7 +232,7 @@ class AsyncWatch:
         if self.revision is not None:
             target += f"&after={self.revision}"
         self._asked.add(url)
-        call = Call("GET", target, {"Accept": "application/x-ndjson"}, waits=False)
+        call = Request("GET", target, {"Accept": "application/x-ndjson"}, waits=False)
         reply, response = await self._transport.open_stream(
             url, call, begin_timeout_s=BEGIN_TIMEOUT_S, silence_s=SILENCE_S
         )

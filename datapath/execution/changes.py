@@ -50,7 +50,7 @@ class Span(NamedTuple):
 
     def concerns(self, entry: Entry) -> bool:
         """Whether an entry writes a key that is watched."""
-        return any(space == KV and self.covers(key) for space, key, _ in entry)
+        return any(keyspace == KV and self.covers(key) for keyspace, key, _ in entry)
 
 
 def after_prefix(prefix: bytes) -> bytes | None:
@@ -267,8 +267,8 @@ class _Parked:
     def concerned(self, entry: Entry) -> list[Watcher]:
         """Return each of those that an entry concerns, once."""
         found: dict[Watcher, None] = {}
-        for space, key, _ in entry:
-            if space != KV:
+        for keyspace, key, _ in entry:
+            if keyspace != KV:
                 continue
             found.update(self._keys.get(key, {}))
             for length, by_prefix in self._prefixes.items():
