@@ -100,7 +100,7 @@ _EXPORTS = {
     "cluster.client.results": (
         "Change",
         "DeleteResult",
-        "Entry",
+        "GetResult",
         "Item",
         "Page",
         "PutResult",

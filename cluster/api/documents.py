@@ -68,7 +68,7 @@ class Range(msgspec.Struct, frozen=True):
     cursor: Annotated[str | None, Meta(description="null on the last page.")]
 
 
-class KeyChange(msgspec.Struct, frozen=True, kw_only=True):
+class ChangeDocument(msgspec.Struct, frozen=True, kw_only=True):
     """What a revision has done to a key: one of `text`, `value` and `deleted` is there.
 
     With `deleted` come `reason` and `revision`; else all that a listing has.
@@ -87,12 +87,13 @@ class KeyChange(msgspec.Struct, frozen=True, kw_only=True):
     lease: LeaseId = UNSET
 
 
-class WatchEvent(msgspec.Struct, frozen=True):
+class EventDocument(msgspec.Struct, frozen=True):
     """All that one revision has changed of what is watched; `cluster.api.events` writes it."""
 
     revision: Annotated[Count, Meta(description="Where to resume: `after` this.")]
     changes: Annotated[
-        list[KeyChange], Meta(description="Empty: progress. There is nothing else up to there.")
+        list[ChangeDocument],
+        Meta(description="Empty: progress. Nothing else up to there."),
     ]
 
 

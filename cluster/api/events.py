@@ -19,7 +19,7 @@ import msgspec
 
 from cluster.api.page import fields_of
 from cluster.api.problems import ProblemError
-from cluster.services.kv import Change, changes
+from cluster.services.kv import EntryChange, changes
 from datapath.execution.changes import Event, Span
 
 Form = Literal["sse", "ndjson"]
@@ -113,7 +113,7 @@ def end_event(form: Form, problem: ProblemError) -> bytes:
     return b'{"end":%b}\n' % body if form == "ndjson" else b"event: end\ndata: %b\n\n" % body
 
 
-def _change(change: Change, revision: int) -> bytes:
+def _change(change: EntryChange, revision: int) -> bytes:
     # A key that came in by another way than this API need not be UTF-8.
     name = _encode(change.key.decode("utf-8", "replace"))
     if change.head is None:

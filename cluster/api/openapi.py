@@ -9,15 +9,15 @@ from typing import Any
 import msgspec
 
 from cluster.api.documents import (
+    ChangeDocument,
     CurrentPrimary,
     Deleted,
+    EventDocument,
     HandoverRequest,
-    KeyChange,
     Move,
     Range,
     RangeItem,
     Status,
-    WatchEvent,
     Written,
 )
 from cluster.api.headers import MAX_IDEMPOTENCY_KEY_LENGTH
@@ -66,8 +66,8 @@ _WATCH_CODES = (
 _BODY_CODES = ("value_too_large", "request_timeout", "expectation_failed")
 
 _WRITTEN = Written(revision=42, epoch=3, copies=3)
-_EVENT = WatchEvent(
-    43, [KeyChange(key="hello", text="world", revision=43, create_revision=40, version=2)]
+_EVENT = EventDocument(
+    43, [ChangeDocument(key="hello", text="world", revision=43, create_revision=40, version=2)]
 )
 _MOVE = Move(client="127.0.0.1:8103", peer="127.0.0.1:8203", raft="127.0.0.1:8303")
 _VIEW = View(

@@ -215,7 +215,7 @@ class HttpApi:
     async def _get(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
         if waits_for_change(query):
             return await self._watches.next_change(decode_key(raw_key), query, self._identity())
-        return await self.kv.read(raw_key, query, request.headers)
+        return await self.kv.get(request, raw_key, query)
 
     async def _watch(self, request: BaseRequest, query: str) -> Answer:
         return await self._watches.watch(request, query, self._identity())

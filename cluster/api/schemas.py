@@ -10,11 +10,11 @@ import msgspec
 from cluster.api.documents import (
     CurrentPrimary,
     Deleted,
+    EventDocument,
     HandoverRequest,
     Move,
     Range,
     Status,
-    WatchEvent,
     Written,
 )
 from cluster.api.problems import CODES, ProblemDocument, ProblemError
@@ -34,7 +34,7 @@ CONNECTION_CODES = (
 
 
 ANSWERS = (
-    Written, Deleted, Range, WatchEvent, Status, CurrentPrimary, ClusterStatus, View, Digest,
+    Written, Deleted, Range, EventDocument, Status, CurrentPrimary, ClusterStatus, View, Digest,
     ProblemDocument,
 )  # fmt: skip
 BODIES = (HandoverRequest, Move)

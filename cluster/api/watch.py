@@ -25,7 +25,7 @@ _SSE_START = b"retry: 1000\n\n"  # a browser resumes after a second
 _NO_STORE = b"Cache-Control: no-store\r\nX-Accel-Buffering: no\r\n"
 
 
-class Watch(NamedTuple):
+class WatchRequest(NamedTuple):
     """What is asked for; `after` None: from now on."""
 
     span: Span
@@ -33,13 +33,13 @@ class Watch(NamedTuple):
     form: Form
 
 
-def read_watch(query: str, headers: Headers) -> Watch:
+def read_watch(query: str, headers: Headers) -> WatchRequest:
     """Read the request of a watch. Raises Problem."""
     values = parse_query(query, WATCH_PARAMS)
     after = values.get("after")
     if LAST_EVENT_ID in headers:  # a stream that goes on: what it began with has passed
         after = _last_event_id(headers[LAST_EVENT_ID])
-    return Watch(_span(values), after, _form(headers))
+    return WatchRequest(_span(values), after, _form(headers))
 
 
 def _span(values: dict[str, Any]) -> Span:

@@ -58,7 +58,7 @@ from cluster.client.retries import (
     decode_problem,
     raise_for,
 )
-from cluster.client.watching import AsyncWatch, watch_options
+from cluster.client.watching import AsyncKeyWatch, watch_options
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
@@ -290,7 +290,7 @@ class AsyncClient:
         end: str | None = None,
         after: int | None = None,
         timeout_ms: int | None = None,
-    ) -> AsyncWatch:
+    ) -> AsyncKeyWatch:
         """Watch the keys with `prefix` ("" for all), one `key`, or from `start` before `end`.
 
         Iterate over it: each event has all that one revision has changed, in the order of
@@ -306,7 +306,7 @@ class AsyncClient:
         revision = check_optional_number("after", after, 0, REVISION_MAX)
         query = urlencode(options, quote_via=quote)
         target = f"/v1/watch?{query}"
-        return AsyncWatch(self._transport, target, revision, check_timeout(timeout_ms))
+        return AsyncKeyWatch(self._transport, target, revision, check_timeout(timeout_ms))
 
     def mirror(self, prefix: str) -> AsyncMirror:
         """Return a live copy of the keys with `prefix`, as a mapping: `async with` it."""

@@ -15,7 +15,7 @@ from typing import Protocol, Self
 
 from cluster.client.errors import ClientError, RevisionCompactedError
 from cluster.client.results import Item, Page, WatchEvent
-from cluster.client.watching import AsyncWatch
+from cluster.client.watching import AsyncKeyWatch
 
 LISTING_PAGE_SIZE = 1000
 
@@ -28,7 +28,7 @@ class Source(Protocol):
     ) -> Page:
         """Return a page of keys."""
 
-    def watch(self, prefix: str | None = None, *, after: int | None = None) -> AsyncWatch:
+    def watch(self, prefix: str | None = None, *, after: int | None = None) -> AsyncKeyWatch:
         """Watch keys."""
 
 
@@ -96,7 +96,7 @@ class AsyncMirror(Copy):
         self.error: ClientError | None = None
         self._source = source
         self._prefix = prefix
-        self._watch: AsyncWatch | None = None
+        self._watch: AsyncKeyWatch | None = None
         self._task: asyncio.Task[None] | None = None
         self._moved = asyncio.Event()
 
@@ -139,13 +139,13 @@ class AsyncMirror(Copy):
         while self.revision < revision:
             await self.changed()
 
-    async def _copy(self) -> AsyncWatch:
+    async def _copy(self) -> AsyncKeyWatch:
         """List, and watch until the pages, each of another revision, are one state."""
         while True:
             with contextlib.suppress(RevisionCompactedError):  # the listing took too long
                 return await self._copy_once()
 
-    async def _copy_once(self) -> AsyncWatch:
+    async def _copy_once(self) -> AsyncKeyWatch:
         page = await self._source.page(self._prefix, limit=LISTING_PAGE_SIZE)
         began = page.revision
         items: dict[str, Item] = {}
@@ -165,7 +165,7 @@ class AsyncMirror(Copy):
         self.replace(items, listed.revision)
         return watch
 
-    async def _follow(self, watch: AsyncWatch) -> None:
+    async def _follow(self, watch: AsyncKeyWatch) -> None:
         while True:
             try:
                 while True:

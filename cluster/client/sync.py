@@ -23,7 +23,7 @@ from cluster.client.arguments import (
 from cluster.client.errors import UnavailableError, UnknownOutcomeError
 from cluster.client.loop_thread import CLOSED, LoopThread, StuckError
 from cluster.client.results import DeleteResult, GetResult, Item, Page, PutResult, ViewSummary
-from cluster.client.sync_watching import Mirror, Watch
+from cluster.client.sync_watching import KeyWatch, Mirror
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
 _T = TypeVar("_T")
@@ -303,7 +303,7 @@ class Client:
         end: str | None = None,
         after: int | None = None,
         timeout_ms: int | None = None,
-    ) -> Watch:
+    ) -> KeyWatch:
         """Watch keys: iterate over it, event by event; see `AsyncClient.watch`.
 
         It begins here, so that what this program changes next is seen. `with` it, or `close` it.
@@ -312,7 +312,7 @@ class Client:
         watch = client.watch(
             prefix, key=key, start=start, end=end, after=after, timeout_ms=timeout_ms
         )
-        return Watch(watch, runner, self._timeout_ms)
+        return KeyWatch(watch, runner, self._timeout_ms)
 
     def mirror(self, prefix: str) -> Mirror:
         """Return a live copy of the keys with `prefix`, as a mapping. `with` it, or `close` it."""

@@ -11,16 +11,16 @@ from cluster.client.errors import UnavailableError
 from cluster.client.loop_thread import LoopThread, StuckError
 from cluster.client.mirrors import AsyncMirror
 from cluster.client.results import Item, WatchEvent
-from cluster.client.watching import AsyncWatch
+from cluster.client.watching import AsyncKeyWatch
 
-LOOK_INTERVAL_S = 1.0
+SIGNAL_LOOK_INTERVAL_S = 1.0
 """How long the client's loop is waited for at once: in between Ctrl-C is noticed."""
 
 
-class Watch:
-    """The events of a watch, blocking; see `AsyncWatch`. One thread at a time iterates over it."""
+class KeyWatch:
+    """The events of a watch, blocking, for one thread at a time; see `AsyncKeyWatch`."""
 
-    def __init__(self, watch: AsyncWatch, runner: LoopThread, begin_timeout_ms: int) -> None:
+    def __init__(self, watch: AsyncKeyWatch, runner: LoopThread, begin_timeout_ms: int) -> None:
         self._watch = watch
         self._runner = runner
         self._step: asyncio.Task[WatchEvent] | None = None
@@ -43,7 +43,7 @@ class Watch:
 
     def __next__(self) -> WatchEvent:
         """Wait for the next event."""
-        while (event := self.poll(LOOK_INTERVAL_S)) is None:
+        while (event := self.poll(SIGNAL_LOOK_INTERVAL_S)) is None:
             if self._closed:
                 raise StopIteration
         return event
@@ -71,7 +71,7 @@ class Watch:
 
     @property
     def revision(self) -> int | None:
-        """All changes up to there have come; see `AsyncWatch`."""
+        """All changes up to there have come; see `AsyncKeyWatch`."""
         return self._watch.revision
 
     def close(self) -> None:

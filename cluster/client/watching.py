@@ -46,7 +46,7 @@ class _Line(msgspec.Struct, frozen=True):
 _decode = msgspec.json.Decoder(_Line).decode
 
 
-class AsyncWatch:
+class AsyncKeyWatch:
     """The events of one watch: iterate over it. It begins when it is entered or first iterated.
 
     `revision`: all changes up to there have come, and are given next if they were not; None before

@@ -13,9 +13,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from election.identity import Channel
 from election.view import MemberRole
-
-Channel = Literal["peer", "raft"]
 
 
 class ConfigError(ValueError):

@@ -77,7 +77,7 @@ def write_value(
     tx.put(key, head + value)
 
 
-class Change(NamedTuple):
+class EntryChange(NamedTuple):
     """What an entry did to a key: it wrote `head` and `value`, or (`head` None) removed it.
 
     `reason` says why it was removed: "deleted".
@@ -89,12 +89,12 @@ class Change(NamedTuple):
     reason: str
 
 
-def changes(entry: Entry) -> list[Change]:
+def changes(entry: Entry) -> list[EntryChange]:
     """Return what an entry of the log did to keys, in its order."""
     return [
-        Change(key, None, b"", "deleted")
+        EntryChange(key, None, b"", "deleted")
         if stored is None
-        else Change(key, decode_head(stored), stored[HEAD_SIZE_BYTES:], "")
+        else EntryChange(key, decode_head(stored), stored[HEAD_SIZE_BYTES:], "")
         for space, key, stored in entry
         if space == keyspaces.KV
     ]

@@ -24,7 +24,7 @@ SCAN_SIZE_BYTES = 256 * 1024
 """About how much of the log is gone through for a watcher in one step."""
 
 Name = TypeVar("Name")
-Progress = Literal["parked", "more", "log"]
+NextStep = Literal["parked", "more", "log"]
 """What a watcher does next: it waits to be woken, takes again, or needs the log from disk."""
 
 
@@ -142,7 +142,7 @@ class Feed:
         """Return up to where a watcher has been given everything: where it may resume after."""
         return max(watcher.position, self.index) if watcher.is_parked else watcher.position
 
-    def take(self, watcher: Watcher) -> tuple[Progress, list[Event]]:
+    def take(self, watcher: Watcher) -> tuple[NextStep, list[Event]]:
         """Return what comes next for a watcher, and what it does then.
 
         "parked": it has everything, and will be woken. "log": give `take_from_log` the records

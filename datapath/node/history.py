@@ -13,7 +13,7 @@ READS_AT_ONCE = 1
 """Watchers that are behind read the log one after the other: the disk and its threads are also
 those of replication."""
 
-ReadLog = Callable[[int, int], Awaitable[list[Record] | None]]
+LogReader = Callable[[int, int], Awaitable[list[Record] | None]]
 """`read(from_index, max_bytes)`: records of the log, None where they are no longer kept."""
 
 
@@ -23,7 +23,7 @@ class History:
     `first_index()`: the first entry that the log holds.
     """
 
-    def __init__(self, feed: Feed, read_log: ReadLog, first_index: Callable[[], int]) -> None:
+    def __init__(self, feed: Feed, read_log: LogReader, first_index: Callable[[], int]) -> None:
         self.feed = feed
         self._read_log = read_log
         self._first_index = first_index

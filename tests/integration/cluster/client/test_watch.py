@@ -17,7 +17,7 @@ from cluster.client.errors import (
     WrongClusterError,
 )
 from cluster.client.sync import Client
-from cluster.client.watching import AsyncWatch
+from cluster.client.watching import AsyncKeyWatch
 from tests.support.fake_api import FakeCluster, fake_cluster
 
 DEADLINE_S = 20.0
@@ -29,7 +29,7 @@ async def client(nodes: FakeCluster) -> AsyncIterator[AsyncClient]:
         yield made
 
 
-async def revisions(watch: AsyncWatch, count: int) -> list[int]:
+async def revisions(watch: AsyncKeyWatch, count: int) -> list[int]:
     async with asyncio.timeout(DEADLINE_S):
         return [(await anext(watch)).revision for _ in range(count)]
 
