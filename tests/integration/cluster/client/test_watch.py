@@ -6,9 +6,11 @@ import asyncio
 import random
 import threading
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
+from cluster.client import mirrors
 from cluster.client.aio import AsyncClient
 from cluster.client.errors import (
     InvalidRequestError,
@@ -16,6 +18,7 @@ from cluster.client.errors import (
     UnavailableError,
     WrongClusterError,
 )
+from cluster.client.results import Page
 from cluster.client.sync import Client
 from cluster.client.watching import AsyncKeyWatch
 from tests.support.fake_api import FakeCluster, fake_cluster
@@ -233,6 +236,28 @@ async def test_a_mirror_survives_nodes_and_history_that_go(nodes: FakeCluster) -
                 await mirror.reach(last.revision)
             held = {key.decode(): nodes.value(key.decode()) for key in nodes.core.store.keys}
             assert dict(mirror) == held
+
+
+async def test_what_changes_while_a_mirror_lists_is_in_it(
+    nodes: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirrors, "LISTING_PAGE_SIZE", 2)
+    async with AsyncClient(nodes.endpoints) as client, AsyncClient(nodes.endpoints) as writer:
+        for number in range(6):
+            await client.put(f"k{number}", "old")
+        page = client.page
+
+        async def page_and_change(*args: Any, **options: Any) -> Page:
+            found = await page(*args, **options)
+            if found.cursor is not None:
+                await writer.put("k0", f"after {found.items[-1].key}")  # it is listed already
+            return found
+
+        monkeypatch.setattr(client, "page", page_and_change)
+        async with asyncio.timeout(DEADLINE_S), client.mirror("k") as mirror:
+            held = {f"k{number}": b"old" for number in range(1, 6)}
+            assert dict(mirror) == {**held, "k0": b"after k3"}
+            assert mirror.revision == nodes.core.index
 
 
 # --- without asyncio ---
