@@ -42,7 +42,7 @@ MAX_SEEDS = 1500
 BATCH = 10
 MODULES = ("replica", "client", "service", "consensus", "raft", "membership", "read")
 PRELOADED = [f"tests.sim.{name}_mutants" for name in MODULES]
-RULES = (*(f"E{n}" for n in range(1, 6)), *(f"D{n}" for n in range(1, 11)), "M1")
+RULES = (*(f"E{n}" for n in range(1, 6)), *(f"D{n}" for n in range(1, 11)), "M1", "T1")
 MUTANTS: tuple[Mutant, ...] = (
     *REPLICA_MUTANTS, *CLIENT_MUTANTS, *SERVICE_MUTANTS, *CONSENSUS_MUTANTS,
     *RAFT_MUTANTS, *MEMBERSHIP_MUTANTS, *READ_MUTANTS,
