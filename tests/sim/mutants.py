@@ -42,9 +42,7 @@ from tests.sim.watch_mutants import WATCH_MUTANTS
 MAX_SEEDS = 1500
 """After so many schedules a mutant counts as not caught."""
 BATCH = 10
-MODULES = tuple(
-    "replica client service consensus raft membership read watch found".split()
-)
+MODULES = (
     "replica",
     "client",
     "service",
@@ -60,6 +58,7 @@ RULES = (
     *(f"E{n}" for n in range(1, 6)),
     *(f"D{n}" for n in range(1, 11)),
     "M1",
+    "T1",
     *(f"W{n}" for n in range(1, 6)),
 )
 MUTANTS: tuple[Mutant, ...] = (
