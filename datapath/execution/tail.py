@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from datapath.errors import NotPrimaryError, OperationError, OperationUnknownError, SafetyError
+from datapath.execution.changes import Feed
 from datapath.execution.client_table import client_key
 from datapath.execution.executor import Executed, Executor
 from datapath.keyspaces import CLIENTS
@@ -113,7 +114,8 @@ class AppliedState(Protocol):
 class Tail:
     """The uncommitted end of the log, and who waits for its commit.
 
-    `records`: what is uncommitted at the start. `not_primary` makes the error for answers that only
+    `records`: what is uncommitted at the start. `feed`: who is given what has committed, once it is
+    applied. `not_primary` makes the error for answers that only
     a primary may give. `confirm`: what an answer that wrote nothing waits for; None: the lease is
     enough. `call_soon` makes a turn of the event loop. `clock` (ms) is the replica's.
 
@@ -126,6 +128,7 @@ class Tail:
         replica: Replica,
         executor: Executor,
         store: AppliedState,
+        feed: Feed,
         records: list[Record],
         *,
         not_primary: Callable[[], NotPrimaryError],
@@ -137,6 +140,7 @@ class Tail:
         self._replica = replica
         self._executor = executor
         self._store = store
+        self._feed = feed
         self._not_primary = not_primary
         self._call_soon = call_soon
         self._confirm = confirm
@@ -189,8 +193,9 @@ class Tail:
             self._foreign_keys = None
 
     def on_snapshot(self) -> None:
-        """The log was replaced by a snapshot."""
+        """The log was replaced by a snapshot, which is in place."""
         self._items.clear()
+        self._feed.on_snapshot(self._store.applied_index)
         self._foreign_keys = None
 
     def holds_key(self, idempotency_key: str) -> bool:
@@ -222,13 +227,16 @@ class Tail:
             item = items.popleft()
             record = item.record
             if item.entries is None:
-                store.apply(record.entries(), record.last_index, record.epoch)
+                entries = record.entries()
+                store.apply(entries, record.last_index, record.epoch)
                 self._foreign_keys = None
             else:
-                store.apply(item.entries, record.last_index, record.epoch)
-                executor.committed(record.first_index, item.entries)
+                entries = item.entries
+                store.apply(entries, record.last_index, record.epoch)
+                executor.committed(record.first_index, entries)
                 self.inflight_records -= 1
                 self.inflight_bytes -= len(record.data)
+            self._feed.on_committed(record, entries)
             if item.answers:
                 self.answer_all(item.answers)
         if store.applied_index != index:

@@ -52,6 +52,9 @@ SITUATIONS = (
     *(f"client: unknown: {code}" for code in UNKNOWN), "client: recalled by a forwarder",
     "client: an attempt of a forwarder without a key is uncertain",
     "client: an attempt of a forwarder is uncertain", "client: idempotency_key_expired",
+    "watch: read the log", "watch: resumed after a crash", "watch: events lost on their way",
+    "watch: ahead of its node", "watch: history gone here", "watch: history gone everywhere",
+    "watch: history gone amid a watch",
 )  # fmt: skip
 
 

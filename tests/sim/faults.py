@@ -8,6 +8,7 @@ from tests.sim.clients import Clients
 from tests.sim.clockwork import ViolationError
 from tests.sim.operators import Operators
 from tests.sim.troubles import Troubles
+from tests.sim.watchers import Watchers
 from tests.sim.world import World
 
 HEALING_LIMIT_MS = 10_000.0
@@ -94,6 +95,7 @@ class Schedule:
         self.clients: Clients | None = None
         if has_clients:
             self.clients = Clients(world, f"seed {seed}", trusting=seed % 6 == 3)
+        self.watchers = Watchers(world, seed)
 
     def _let_operators_err(self, operators: Operators, troubles: Troubles) -> None:
         """Who is a member changes only as production decides, for operators who make mistakes."""
@@ -136,12 +138,13 @@ class Schedule:
         if self.operators is not None:
             self.operators.stopped = True
         world.is_troubled = False
+        self.watchers.breaks = False
         world.heal()
         deadline = clockwork.now + HEALING_LIMIT_MS
         appended = False
         while True:
             world.run_for(10)
-            problem = world.whole_problem()
+            problem = world.whole_problem() or self.watchers.problem()
             if clockwork.now >= deadline:
                 raise ViolationError(
                     f"not whole {HEALING_LIMIT_MS:.0f} ms after healing: {problem}"
