@@ -426,6 +426,10 @@ class Troubles:
             self.world.clockwork.seen["full disk"] += 1
             state = node.replica.state
             state.writable = False
+            if world.has_service and not node.paused and self._may_stop():
+                # What comes meanwhile is executed together, repeats and new writes.
+                node.pause()
+                self._after(20, 200, node.resume)
             self._after(50, 1500, setattr, state, "writable", True)
 
     # -- what operators do
