@@ -101,8 +101,8 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     state: Annotated[
         NodeStateWord,
         Meta(
-            description="`unknown`: in touch, but only the primary knows how far it is; "
-            "`unreachable`: nothing is known of how far it is."
+            description="`unknown`: reachable, but only the primary knows its position; "
+            "`unreachable`: its position is unknown."
         ),
     ]
     applied_index: Count | None = None
@@ -113,8 +113,8 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     votes: Annotated[
         bool | None,
         Meta(
-            description="Whether its vote counts in consensus; null: unknown. A node without one "
-            "cannot take over, in sync or not."
+            description="Whether its vote counts in consensus; null: unknown. A node without a "
+            "vote cannot become primary."
         ),
     ] = None
 
@@ -137,8 +137,8 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     warnings: Annotated[
         tuple[str, ...],
         Meta(
-            description="What an operator should see to: a second process under a node's "
-            "identity, a node at another address than the agreed one."
+            description="Problems for the operator: a second process under a node's identity, a "
+            "node at another address than the agreed one."
         ),
     ] = ()
 

@@ -79,10 +79,13 @@ def openapi_document() -> Json:
         "info": {
             "title": "onecopy",
             "version": "1",
-            "description": "A replicated key-value store. Any node takes any request: it forwards "
-            "to the primary. Every refusal is a problem document (RFC 9457) with a stable `code`, "
-            "and on writes an `outcome`. A method that a path does not list is answered with 405, "
-            "a path that is not listed with 404.\n\n" + _code_list(),
+            "description": (
+                "A replicated key-value store. Any node accepts any request and forwards it to the "
+                "primary where needed. Every error is a problem document (RFC 9457) with a stable "
+                "`code`, and on writes an `outcome`. An unlisted method of a path gets 405, an "
+                "unlisted path 404.\n\n"
+            )
+            + _code_list(),
         },
         "servers": [{"url": "/"}],
         "paths": {
@@ -98,9 +101,9 @@ def openapi_document() -> Json:
             "/v1/cluster/handover": {"post": _handover()},
             "/v1/cluster/nodes/{id}": {"delete": _remove_node(), "patch": _move_node()},
             "/v1/digest": _readable(_digest()),
-            "/livez": _readable(_health("livez", "Live", "The process answers.", Status("live"))),
+            "/livez": _readable(_health("livez", "Live", "The process runs.", Status("live"))),
             "/readyz": _readable(
-                _health("readyz", "Ready", "It could answer a linearizable read now.",
+                _health("readyz", "Ready", "The node can answer a linearizable read.",
                         Status("ready"), "not_ready")
             ),
             "/primary": _readable(_primary()),
@@ -156,8 +159,8 @@ def _head(operation: Json) -> Json:
 def _cluster_header() -> Json:
     return _header(
         "Onecopy-Cluster",
-        "The id of the cluster that the request is meant for, as answers name it: a node of "
-        "another one refuses with 421 and does nothing.",
+        "The id of the intended cluster, as in its answers: a node of another cluster refuses "
+        "the request with 421.",
         "9f1c8b1d5e7a4c02",
     )
 
@@ -181,7 +184,7 @@ def _key_parameter() -> Json:
         "in": "path",
         "required": True,
         "description": f"UTF-8, percent-encoded, 1 to {MAX_KEY_SIZE_BYTES} bytes when decoded. "
-        "Everything after `/v1/kv/` is the key: a slash in it may be written plain or as %2F.",
+        "Everything after `/v1/kv/` is the key: a slash in it may be written as / or %2F.",
         "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_SIZE_BYTES},
         "example": "hello",
     }
@@ -192,15 +195,16 @@ _IF_MATCH = _header(
 )
 _IDEMPOTENCY_KEY = _header(
     "Idempotency-Key",
-    f"1 to {MAX_IDEMPOTENCY_KEY_LENGTH} printable ASCII characters, in double quotes or bare. A "
-    "repeat of the same request gets the first answer, another request under the same key 422.",
+    f"1 to {MAX_IDEMPOTENCY_KEY_LENGTH} printable ASCII characters, with or without double "
+    "quotes. A repeat of the same request gets the first answer; another request under the same "
+    "key gets 422.",
     '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
 )
 _IDEMPOTENCY_AFTER = _header(
     "Idempotency-After",
-    "With `Idempotency-Key`: the highest `Onecopy-Revision` that the client had seen before it "
-    "first sent this request. If the key is not known, and may have been forgotten since, the "
-    "request is refused with 410 instead of being executed again.",
+    "With `Idempotency-Key`: the highest `Onecopy-Revision` that the client had seen before its "
+    "first attempt. If the key is unknown and may have been dropped, the request is refused with "
+    "410 instead of being executed again.",
     "42",
 )
 
@@ -278,7 +282,7 @@ def _delete() -> Json:
         "Remove a key",
         {
             "200": json_answer(
-                "Removed, or it wasn't there.",
+                "Removed, or there was no such key.",
                 example,
                 "Idempotent-Replayed",
                 "Onecopy-Revision",
@@ -320,10 +324,10 @@ def _cluster() -> Json:
     )  # fmt: skip
     return _operation(
         "getCluster",
-        "Who is in charge, and how far everyone is",
+        "The primary, the in-sync set, and the state of each node",
         {
             "200": json_answer(
-                "As the primary sees it, or this node.",
+                "As seen by the primary, or else by this node.",
                 example,
                 "Onecopy-Revision",
             )
@@ -335,7 +339,7 @@ def _cluster() -> Json:
 def _handover() -> Json:
     return _operation(
         "handOver",
-        "Make another node of the in-sync set the primary",
+        "Make another in-sync replica the primary",
         {"200": json_answer("The new view.", _VIEW)},
         (
             *_PARAMETER_CODES,
@@ -361,7 +365,7 @@ def _remove_node() -> Json:
     force = {"example": "n3"}  # the node's id once more
     return _operation(
         "removeNode",
-        "Take a node out of the cluster for good",
+        "Remove a node from the cluster for good",
         {"200": json_answer("The new view.", _VIEW)},
         (
             *_PARAMETER_CODES,
@@ -389,7 +393,7 @@ def _move_node() -> Json:
             "example": "n3"}  # fmt: skip
     return _operation(
         "moveNode",
-        "Agree on other addresses of a node",
+        "Change the addresses of a node",
         {"200": json_answer("The new view.", _VIEW)},
         (
             *_PARAMETER_CODES,
@@ -441,11 +445,11 @@ def _primary() -> Json:
 def _metrics() -> Json:
     texts = ("text/plain", "application/openmetrics-text")
     answer = {
-        "description": "Prometheus' text format, or OpenMetrics if Accept asks for it.",
+        "description": "Prometheus text format, or OpenMetrics if Accept asks for it.",
         "headers": headers(),
         "content": {text: {"schema": {"type": "string"}} for text in texts},
     }
-    return _operation("getMetrics", "Numbers for Prometheus", {"200": answer}, ())
+    return _operation("getMetrics", "Metrics for Prometheus", {"200": answer}, ())
 
 
 def _openapi() -> Json:

@@ -298,11 +298,11 @@ class AsyncClient:
             status = await self.status(timeout_ms=_left_ms(deadline))
             url = self._transport.endpoints.url_of(node)
             if node not in status.nodes:
-                raise InvalidRequestError(f"there is no node {node!r}", code="unknown_node")
+                raise InvalidRequestError(f"no node {node!r}", code="unknown_node")
         if url is None:
             raise InvalidRequestError(
-                f"the address that {node} advertises is not used by this client, which keeps to "
-                "the endpoints it was given: name the node by a URL that leads to it",
+                f"this client uses only its given endpoints, not the address that {node} "
+                "advertises: add a URL that reaches the node",
                 code="unknown_address",
             )
         reply = await self._transport.ask(url, "/v1/digest", _left_ms(deadline))
@@ -404,7 +404,7 @@ def _condition(if_revision: int | None, *, if_absent: bool = False) -> dict[str,
     revision = check_optional_number("if_revision", if_revision, 1, REVISION_MAX)
     if check_flag("if_absent", if_absent):
         if revision is not None:
-            raise InvalidRequestError("if_revision and if_absent exclude each other")
+            raise InvalidRequestError("if_revision and if_absent cannot be combined")
         return {"If-None-Match": "*"}
     return {} if revision is None else {"If-Match": f'"{revision}"'}
 
@@ -441,4 +441,4 @@ def _decode(
     except msgspec.DecodeError as error:
         # Whatever answered "OK" is no onecopy node: nothing can be concluded from it.
         kind_of_error = UnknownOutcomeError if call.writes else UnavailableError
-        raise kind_of_error(f"the answer is not onecopy's: {error}", code="bad_answer") from error
+        raise kind_of_error(f"not an answer of onecopy: {error}", code="bad_answer") from error

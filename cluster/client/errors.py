@@ -47,8 +47,8 @@ class WrongClusterError(NotAppliedError):
 
     def __init__(self, url: str, *, expected: str, found: str) -> None:
         super().__init__(
-            f"{url} belongs to cluster {found}, and this client talks to cluster {expected}: "
-            "correct the address, or make a new client for the other cluster",
+            f"{url} belongs to cluster {found}, and this client uses cluster {expected}: correct "
+            "the address, or create a new client for the other cluster",
             code="wrong_cluster",
             status=421,
         )

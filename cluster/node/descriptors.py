@@ -40,8 +40,9 @@ class Descriptors(msgspec.Struct, frozen=True):
         if self.max_connections >= usual:
             return ""
         return (
-            f"the limit of open files is {self.limit}: at most {self.max_connections} client "
-            f"connections are served instead of {usual}; raise it (ulimit -n, LimitNOFILE) for more"
+            f"the limit of open files is {self.limit}: this node accepts at most "
+            f"{self.max_connections} client connections instead of {usual}; raise the limit "
+            "(ulimit -n, LimitNOFILE) for more"
         )
 
 
@@ -64,7 +65,7 @@ def share_out(limit: int, *, nodes: int, segments: int, snapshot_segments: int =
         needed = -(-(kept + MIN_CLIENT_CONNECTIONS) * 16 // 13)
         raise TooFewDescriptorsError(
             f"the limit of open files is {limit}, and this node needs about {needed} ({segments} "
-            "of them for log files): raise it (ulimit -n, LimitNOFILE), or set a larger "
+            "of them for log files): raise the limit (ulimit -n, LimitNOFILE), or increase "
             "limits.log_segment_size_bytes"
         )
     more = min(max(0, snapshot_segments - segments), (left - MIN_CLIENT_CONNECTIONS) // 2)
