@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from datapath.errors import NotPrimaryError, OperationError, OperationUnknownError, SafetyError
+from datapath.execution.changes import Feed
 from datapath.execution.executor import Executed, Executor
 from datapath.operations import Completion, Operation, Result
 from datapath.protocol.confirmations import Confirmation, ReadPoint
@@ -111,7 +112,8 @@ class AppliedState(Protocol):
 class Tail:
     """The uncommitted end of the log, and who waits for its commit.
 
-    `records`: what is uncommitted at the start. `not_primary` makes the error for answers that only
+    `records`: what is uncommitted at the start. `feed`: who is given what has committed, once it is
+    applied. `not_primary` makes the error for answers that only
     a primary may give. `confirm`: what an answer that wrote nothing waits for; None: the lease is
     enough. `call_soon` makes a turn of the event loop. `clock` (ms) is the replica's.
 
@@ -124,6 +126,7 @@ class Tail:
         replica: Replica,
         executor: Executor,
         store: AppliedState,
+        feed: Feed,
         records: list[Record],
         *,
         not_primary: Callable[[], NotPrimaryError],
@@ -135,6 +138,7 @@ class Tail:
         self._replica = replica
         self._executor = executor
         self._store = store
+        self._feed = feed
         self._not_primary = not_primary
         self._call_soon = call_soon
         self._confirm = confirm
@@ -184,8 +188,9 @@ class Tail:
             self._items.pop()
 
     def on_snapshot(self) -> None:
-        """The log was replaced by a snapshot."""
+        """The log was replaced by a snapshot, which is in place."""
         self._items.clear()
+        self._feed.on_snapshot(self._store.applied_index)
 
     def holds(self, waiting: Waiting) -> bool:
         """Whether an operation was executed here, and waits for its commit."""
@@ -199,13 +204,13 @@ class Tail:
         while items and items[0].record.last_index <= index:
             item = items.popleft()
             record = item.record
-            if item.entries is None:
-                store.apply(record.entries(), record.last_index, record.epoch)
-            else:
-                store.apply(item.entries, record.last_index, record.epoch)
-                executor.committed(record.first_index, item.entries)
+            entries = record.entries() if item.entries is None else item.entries
+            store.apply(entries, record.last_index, record.epoch)
+            if item.entries is not None:
+                executor.committed(record.first_index, entries)
                 self.inflight_records -= 1
                 self.inflight_bytes -= len(record.data)
+            self._feed.on_committed(record, entries)
             if item.answers:
                 self.answer_all(item.answers)
         if store.applied_index != index:
