@@ -33,8 +33,8 @@ def _given_when_written() -> list[Patch]:
     def early(tail: Tail, records: list[Record]) -> None:
         on_written(tail, records)
         for record in records:
-            if record.first_index == tail._replicate_to.index + 1:
-                tail._replicate_to.on_committed(record, record.entries())
+            if record.first_index == tail._feed.index + 1:
+                tail._feed.on_committed(record, record.entries())
 
     def ignored(*_: object) -> None:
         return None
@@ -42,7 +42,7 @@ def _given_when_written() -> list[Patch]:
     committed = Tail.commit
 
     def commit(tail: Tail, index: int) -> None:
-        with patch.object(tail._replicate_to, "on_committed", ignored):
+        with patch.object(tail._feed, "on_committed", ignored):
             committed(tail, index)
 
     return [patch.object(Tail, "on_written", early), patch.object(Tail, "commit", commit)]
