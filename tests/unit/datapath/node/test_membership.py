@@ -96,7 +96,7 @@ def test_without_a_majority_afterwards_it_is_refused() -> None:
     view = view_of("n1 n2 n3", "n1 n2")
     facts = Facts(live=frozenset({"n1", "n2"}), voters=frozenset({"n1", "n2", "n3"}))
     (first, second) = refusals(view, facts, "n2")
-    assert "the nodes that vote would be n1, n3" in first.reason
+    assert "the voters would be n1, n3" in first.reason
     assert "n2 is alive" in second.reason
     both = msgspec.structs.replace(facts, live=frozenset({"n2"}))
     reasons = [item.reason for item in refusals(view, both, "n2")]
@@ -114,7 +114,7 @@ def test_the_only_one_that_votes_stays() -> None:
     view = view_of("n1 n2", "n1 n2")
     found = refusals(view, Facts(live=frozenset({"n1", "n2"}), voters=frozenset({"n2"})), "n2")
     assert [item.code for item in found if not item.forcible] == ["unsafe_removal"]
-    assert "n2 is the only node that votes" in describe(found, "n2")
+    assert "n2 is the only voter" in describe(found, "n2")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ async def test_a_removed_id_does_not_come_in_by_a_node_that_has_not_heard_of_the
     assert isinstance(without, View)
     group.view = without
     anew = msgspec.structs.replace(member("n3"), data_id="new")
-    with pytest.raises(RejectedError, match="an id is used only once"):
+    with pytest.raises(RejectedError, match="an id cannot be used again"):
         await gateway.add_member(anew, 1000)
     assert group.view == without
     await gateway.stop()
