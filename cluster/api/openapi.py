@@ -21,6 +21,7 @@ from cluster.api.openapi_keys import (
     put_key,
     transaction,
 )
+from cluster.api.openapi_watch import watch_keys
 from cluster.api.params import (
     REMOVE_PARAMS,
     TIMEOUT,
@@ -78,6 +79,7 @@ def openapi_document() -> Json:
             },
             "/v1/kv": {**_readable(list_range()), "delete": delete_range()},
             "/v1/txn": {"post": transaction()},
+            "/v1/watch": _readable(watch_keys()),
             "/v1/cluster": _readable(_cluster()),
             "/v1/cluster/handover": {"post": _handover()},
             "/v1/cluster/nodes/{id}": {"delete": _remove_node(), "patch": _move_node()},

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from cluster.api.documents import Deleted, Range, RangeDeleted, RangeItem, Written
 from cluster.api.headers import MAX_IDEMPOTENCY_KEY_LENGTH
+from cluster.api.openapi_watch import EVENT_EXAMPLE, WATCH_CODES
 from cluster.api.params import (
     DELETE_RANGE_PARAMS,
     MAX_KEY_SIZE_BYTES,
+    NEXT_CHANGE_PARAMS,
     RANGE_PARAMS,
     READ_PARAMS,
     WRITE_PARAMS,
 )
 from cluster.api.schemas import (
     BODY_CODES,
+    HEADERS,
     KEY_CODES,
     PARAMETER_CODES,
     READ_CODES,
@@ -96,6 +99,10 @@ def put_key() -> Json:
     )
 
 
+_NOT_WITH_AFTER = {
+    name: {**HEADERS[name], "required": False}
+    for name in ("ETag", "Onecopy-Create-Revision", "Onecopy-Key-Version", "Onecopy-Lease")
+}
 _KEY_HEADERS = (
     "ETag",
     "Onecopy-Create-Revision",
@@ -115,17 +122,25 @@ def get_key() -> Json:
         "Read a value",
         {
             "200": {
-                "description": "The value's bytes.",
-                "headers": headers(*_KEY_HEADERS),
-                "content": {"application/octet-stream": {"schema": {}}},
+                "description": "The value's bytes; with `after` an event, which is progress if "
+                "nothing has changed within `timeout_ms`.",
+                "headers": {**headers("Onecopy-Revision"), **_NOT_WITH_AFTER},
+                "content": {
+                    "application/octet-stream": {"schema": {}},
+                    **json_content(EVENT_EXAMPLE),
+                },
             },
             "304": {
                 "description": "Unchanged (If-None-Match).",
                 "headers": headers(*_KEY_HEADERS),
             },
         },
-        (*KEY_CODES, "key_not_found", "precondition_failed", *READ_CODES),
-        parameters=[*query_parameters(READ_PARAMS), _IF_MATCH, unless],
+        (*KEY_CODES, "key_not_found", "precondition_failed", *READ_CODES, *WATCH_CODES),
+        parameters=[
+            *query_parameters({**READ_PARAMS, **NEXT_CHANGE_PARAMS}),
+            _IF_MATCH,
+            unless,
+        ],
     )
 
 

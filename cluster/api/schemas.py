@@ -11,6 +11,7 @@ import msgspec
 from cluster.api.documents import (
     CurrentPrimary,
     Deleted,
+    EventDocument,
     HandoverRequest,
     Move,
     Range,
@@ -38,7 +39,7 @@ CONNECTION_CODES = (
 
 ANSWERS = (
     Written, Deleted, Range, RangeDeleted, TxnAnswer, Status, CurrentPrimary, ClusterStatus, View,
-    Digest, ProblemDocument,
+    Digest, EventDocument, ProblemDocument,
 )  # fmt: skip
 BODIES = (HandoverRequest, Move, TxnRequest)
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Self
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -23,11 +23,13 @@ from cluster.client.arguments import (
     DEFAULT_PAGE_SIZE,
     MILLISECONDS_MAX,
     PAGE_LIMIT_MAX,
+    REVISION_MAX,
     check_consistency,
     check_endpoints,
     check_flag,
     check_node,
     check_number,
+    check_optional_number,
     check_text,
     check_timeout,
     check_value,
@@ -38,6 +40,7 @@ from cluster.client.errors import (
     InvalidRequestError,
     UnknownOutcomeError,
 )
+from cluster.client.mirrors import AsyncMirror
 from cluster.client.requests import (
     JSON_HEADERS,
     condition_headers,
@@ -58,8 +61,15 @@ from cluster.client.results import (
     TxnResult,
     ViewSummary,
 )
-from cluster.client.retries import STATUS, Request, Transport, decode_problem, raise_for
+from cluster.client.retries import (
+    STATUS,
+    Request,
+    Transport,
+    decode_problem,
+    raise_for,
+)
 from cluster.client.txn import AsyncTxnBuilder, decode_txn_reply
+from cluster.client.watching import AsyncKeyWatch, watch_options
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
@@ -358,6 +368,37 @@ class AsyncClient:
                     return
 
         return pages()
+
+    def watch(
+        self,
+        prefix: str | None = None,
+        *,
+        key: str | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        after: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> AsyncKeyWatch:
+        """Watch the keys with `prefix` ("" for all), one `key`, or from `start` before `end`.
+
+        Iterate over it: each event has all that one revision has changed, in the order of
+        revisions, from the one after `after` on; without `after`, from when it begins (`async
+        with`, or the first step). It goes on over nodes that fail, for ever, or until no node could
+        be reached for `timeout_ms`: UnavailableError. RevisionCompactedError: no node goes back so
+        far.
+        """
+        for name, value in (("prefix", prefix), ("key", key), ("start", start), ("end", end)):
+            if value is not None:
+                check_text(name, value)
+        options = watch_options(prefix, key, start, end)
+        revision = check_optional_number("after", after, 0, REVISION_MAX)
+        query = urlencode(options, quote_via=quote)
+        target = f"/v1/watch?{query}"
+        return AsyncKeyWatch(self._transport, target, revision, check_timeout(timeout_ms))
+
+    def mirror(self, prefix: str) -> AsyncMirror:
+        """Return a live copy of the keys with `prefix`, as a mapping: `async with` it."""
+        return AsyncMirror(self, check_text("prefix", prefix))
 
     async def status(self, *, timeout_ms: int | None = None) -> ClusterStatus:
         """Return the cluster as its primary sees it."""

@@ -35,6 +35,7 @@ from cluster.services.txn import (
 )
 from datapath import keyspaces
 from datapath.errors import RejectedError
+from datapath.records import Entry
 from datapath.service import (
     ReadTransaction,
     Service,
@@ -93,6 +94,29 @@ def write_value(
         _, create_revision, version, _ = _HEAD.unpack_from(stored)
         head = _HEAD.pack(index, create_revision, version + 1, lease)
     tx.put(key, head + value)
+
+
+class EntryChange(NamedTuple):
+    """What an entry did to a key: it wrote `head` and `value`, or (`head` None) removed it.
+
+    `reason` says why it was removed: "deleted".
+    """
+
+    key: bytes
+    head: Head | None
+    value: bytes
+    reason: str
+
+
+def changes(entry: Entry) -> list[EntryChange]:
+    """Return what an entry of the log did to keys, in its order."""
+    return [
+        EntryChange(key, None, b"", "deleted")
+        if stored is None
+        else EntryChange(key, decode_head(stored), stored[HEAD_SIZE_BYTES:], "")
+        for space, key, stored in entry
+        if space == keyspaces.KV
+    ]
 
 
 class KeyValue(Service):

@@ -13,7 +13,10 @@ from typing import Protocol
 import msgspec
 
 from datapath.errors import NotPrimaryError, OperationError, OperationUnknownError, SafetyError
+from datapath.execution.changes import Feed
+from datapath.execution.client_table import client_key
 from datapath.execution.executor import Executed, Executor
+from datapath.keyspaces import CLIENTS
 from datapath.operations import Completion, Operation, Result
 from datapath.protocol.confirmations import Confirmation, ReadPoint
 from datapath.protocol.replica import Replica
@@ -111,7 +114,8 @@ class AppliedState(Protocol):
 class Tail:
     """The uncommitted end of the log, and who waits for its commit.
 
-    `records`: what is uncommitted at the start. `not_primary` makes the error for answers that only
+    `records`: what is uncommitted at the start. `feed`: who is given what has committed, once it is
+    applied. `not_primary` makes the error for answers that only
     a primary may give. `confirm`: what an answer that wrote nothing waits for; None: the lease is
     enough. `call_soon` makes a turn of the event loop. `clock` (ms) is the replica's.
 
@@ -124,6 +128,7 @@ class Tail:
         replica: Replica,
         executor: Executor,
         store: AppliedState,
+        feed: Feed,
         records: list[Record],
         *,
         not_primary: Callable[[], NotPrimaryError],
@@ -135,11 +140,13 @@ class Tail:
         self._replica = replica
         self._executor = executor
         self._store = store
+        self._feed = feed
         self._not_primary = not_primary
         self._call_soon = call_soon
         self._confirm = confirm
         self._clock = clock
         self._items: deque[TailItem] = deque(TailItem(record, None, []) for record in records)
+        self._foreign_keys: set[bytes] | None = None  # see `holds_key`; None: not gathered
         self.local_acks: deque[PendingAnswer] = deque()
         self._unconfirmed: list[
             PendingAnswer
@@ -177,15 +184,35 @@ class Tail:
         """The replica writes records; those executed here are in the tail already."""
         if not self._items or self._items[-1].record is not records[-1]:
             self._items.extend(TailItem(record, None, []) for record in records)
+            self._foreign_keys = None
 
     def on_truncated(self, from_index: int) -> None:
         """The log was cut: what went was never committed."""
         while self._items and self._items[-1].record.first_index >= from_index:
             self._items.pop()
+            self._foreign_keys = None
 
     def on_snapshot(self) -> None:
-        """The log was replaced by a snapshot."""
+        """The log was replaced by a snapshot, which is in place."""
         self._items.clear()
+        self._feed.on_snapshot(self._store.applied_index)
+        self._foreign_keys = None
+
+    def holds_key(self, idempotency_key: str) -> bool:
+        """Whether a request under that key was executed in another epoch, and is not committed.
+
+        It may commit yet. Of what was executed in this one the executor knows.
+        """
+        if self._foreign_keys is None:
+            self._foreign_keys = {
+                key
+                for item in self._items
+                if item.entries is None
+                for entry in item.record.entries()
+                for keyspace, key, _ in entry
+                if keyspace == CLIENTS
+            }
+        return client_key(idempotency_key) in self._foreign_keys
 
     def holds(self, waiting: Waiting) -> bool:
         """Whether an operation was executed here, and waits for its commit."""
@@ -200,12 +227,16 @@ class Tail:
             item = items.popleft()
             record = item.record
             if item.entries is None:
-                store.apply(record.entries(), record.last_index, record.epoch)
+                entries = record.entries()
+                store.apply(entries, record.last_index, record.epoch)
+                self._foreign_keys = None
             else:
-                store.apply(item.entries, record.last_index, record.epoch)
-                executor.committed(record.first_index, item.entries)
+                entries = item.entries
+                store.apply(entries, record.last_index, record.epoch)
+                executor.committed(record.first_index, entries)
                 self.inflight_records -= 1
                 self.inflight_bytes -= len(record.data)
+            self._feed.on_committed(record, entries)
             if item.answers:
                 self.answer_all(item.answers)
         if store.applied_index != index:
@@ -289,12 +320,24 @@ class Tail:
         return self._result(executed, copies, epoch)
 
     def recall(self, operation: Operation) -> Result | OperationError | None:
-        """Return the answer to a repeat of what is applied on this replica, primary or not."""
+        """Return the answer to a repeat of what is applied on this replica, primary or not.
+
+        Of what is in its log, and not committed, that is that it is unknown.
+        """
         executed = self._executor.recall(operation)
         if executed is None:
-            return None
+            return self.uncommitted() if self.holds_key(operation.idempotency_key) else None
         return self._outcome(
             executed, operation.min_copies, self._copies(), self._replica.state.epoch
+        )
+
+    @staticmethod
+    def uncommitted(refused: str = "") -> OperationUnknownError:
+        """Return the answer to a repeat of what may commit yet; `refused`: why no other is due."""
+        return OperationUnknownError(
+            "unknown_outcome",
+            f"{refused}An earlier request under the same Idempotency-Key waits, or has not "
+            "committed, and may be applied: repeat it to learn",
         )
 
     def _result(self, executed: Executed, copies: int, epoch: int) -> Result:
@@ -337,6 +380,7 @@ class Tail:
                 else:
                     future.set_exception(OperationUnknownError("unknown_outcome", detail))
             item.answers, item.entries = [], None
+        self._foreign_keys = None
         Unconfirmed(self._unconfirmed, self._answer).set_exception(self._not_primary())
         self._unconfirmed.clear()
         self.inflight_records = self.inflight_bytes = 0

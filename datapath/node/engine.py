@@ -22,6 +22,7 @@ from datapath.errors import (
     ends_node,
 )
 from datapath.node.catch_up import Snapshots
+from datapath.node.history import History
 from datapath.node.interpreter import Interpreter
 from datapath.node.proposer import Proposer
 from datapath.node.replica_disk import ReplicaStorage
@@ -117,6 +118,9 @@ class Engine:
             on_fatal=self.fail,
         )
         self._digests = SharedScan(storage.digest)
+        self.history = History(
+            self.interpreter.feed, storage.read_log, lambda: storage.log.first_index
+        )
         self.outgoing = OutgoingStreams(
             on_link=lambda peer: self.interpreter.run(self.replica.on_link, peer),
             on_link_lost=lambda peer: self.interpreter.run(self.replica.on_link_lost, peer),
@@ -420,6 +424,8 @@ class Engine:
             "snapshots_received_total": self.snapshots.received_total,
             "writes_slowed": float(self._slowed),
             "seconds_since_commit": round((clock_ms() - self._committed_ms) / 1000, 3),
+            "history_oldest_revision": self.history.oldest,
+            "history_log_reads_total": self.history.log_reads_total,
             "waiting_operations": len(pipeline.waiting),
             "uncommitted_records": len(self.interpreter.tail),
             **self._storage.counters(),

@@ -20,6 +20,7 @@ from datapath.errors import (
 )
 from datapath.node.context import CALL_MARGIN_MS, Context
 from datapath.node.engine import Engine
+from datapath.node.history import History
 from datapath.node.members import MemberAdmin
 from datapath.node.peer_service import PeerService
 from datapath.node.reads import Reads
@@ -168,6 +169,11 @@ class Gateway:
     def commit_index(self) -> int:
         """The highest revision that this node knows to have committed (0: none)."""
         return self._engine.replica.state.commit_index if self._engine else 0
+
+    @property
+    def history(self) -> History | None:
+        """What has changed on this node's replica, for watchers; None on a witness."""
+        return self._engine.history if self._engine else None
 
     @property
     def epoch(self) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from datapath.errors import NotPrimaryError, RejectedError
+from datapath.execution.changes import Feed
 from datapath.execution.executor import (
     CommittedState,
     Executor,
@@ -169,12 +170,14 @@ class Interpreter:
         self._room_due_ms = float("-inf")  # when the disk is next asked for room
         self._ready_index = 0  # the epoch is open when this has committed; 0: nothing to wait for
         self._applied_waiters: list[tuple[int, AppliedWaiter]] = []
+        self.feed = Feed(disk.store.applied_index, bounds.recent_changes_bytes)
         self.confirmations = Confirmations(replica, self.not_primary)
         self.tail = Tail(
             node_id,
             replica,
             executor,
             disk.store,
+            self.feed,
             uncommitted,
             not_primary=self.not_primary,
             call_soon=surroundings.call_soon,

@@ -76,7 +76,7 @@ class Habits(msgspec.Struct, frozen=True):
 class Clients:
     """All clients of a schedule, and their history."""
 
-    def __init__(self, world: World, name: str) -> None:
+    def __init__(self, world: World, name: str, *, trusting: bool = False) -> None:
         self.world = world
         self.clockwork = world.clockwork
         self.history = History(name)
@@ -100,6 +100,13 @@ class Clients:
         )
         self.links = forwarding.Troubles(random.choice((0.0, 0.05, 0.2)), random.choice((0.2, 0.7)))
         self.unsettled: list[Asking] = []  # transactions whose outcome is unknown
+        if trusting:
+            # They ask once, and believe what they are told: all else is up to who forwards.
+            self.habits = msgspec.structs.replace(
+                self.habits, n_clients=8, beat_ms=8.0, lost=0.0, late=0.0, twice=0.0, keyed=0.9,
+                patience_ms=600.0, forwards=1.0, credulous=1.0,
+            )  # fmt: skip
+            self.links = forwarding.Troubles(broken=0.3, late=0.8)
         self.known_index = 0  # the highest that is known to have committed
         self._begun = 0
         self._clients = [Client(self, number) for number in range(self.habits.n_clients)]
@@ -393,6 +400,7 @@ class Asking:
             return
         if isinstance(problem, OperationUnknownError):
             self.clockwork.seen["client: unknown outcome"] += 1
+            self.clockwork.seen[f"client: unknown: {problem.code}"] += 1
             self.unsure = True
             if problem.code in ("idempotency_key_expired", "unknown_revision"):
                 self.clockwork.seen[f"client: {problem.code}"] += 1
@@ -423,6 +431,8 @@ class Asking:
 
     def _end(self, how: Callable[..., None], **said: Any) -> None:
         how(self.clients.now_ns(), **said)
+        if self.entry.outcome == "not_applied" and self.entry.kind == "put":
+            self.clients.world.oracle.on_told_not_applied(self.entry.value)
         self.clockwork.seen[f"client: {self.entry.kind} {self.entry.outcome}"] += 1
         if self.clockwork.tracing:
             self.clockwork.note(

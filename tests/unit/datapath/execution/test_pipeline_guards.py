@@ -12,6 +12,7 @@ import pytest
 from cluster.services.kv import KeyValue
 from datapath.errors import NotPrimaryError, OperationError, RejectedError, SafetyError
 from datapath.execution import pipeline as module
+from datapath.execution.changes import Feed
 from datapath.execution.executor import Executor
 from datapath.execution.pipeline import Pipeline
 from datapath.execution.tail import Tail
@@ -83,6 +84,7 @@ class Desk:
             self.lead.replica,
             executor,
             self.store,
+            Feed(self.store.applied_index, 0),
             list(self.lead.primary.replication.recent),
             not_primary=self.not_primary,
             call_soon=self.turns.append,
