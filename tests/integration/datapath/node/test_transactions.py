@@ -17,6 +17,7 @@ from cluster.services.txn import (
     Txn,
     encode_txn,
 )
+from datapath.settings import Bounds
 from tests.support.replicas import LocalCluster, running, until
 
 pytestmark = pytest.mark.slow
@@ -83,14 +84,14 @@ async def test_d2_what_an_uncommitted_value_made_it_see_is_told_when_that_has_co
 
 
 async def test_d2_an_early_answer_waits_for_all_that_its_ranges_have_seen(tmp_path: Path) -> None:
-    async with running(tmp_path, KeyValue) as cluster:
+    async with running(tmp_path, KeyValue, bounds=Bounds(max_inflight_records=9)) as cluster:
         put = await hold_a_put_back(cluster)
         steps = (PutStep(b"other", b"x"), ListStep(b"", b"l"))
         seeing = asyncio.create_task(
             cluster["n1"].execute("txn", encode_txn(Txn((), steps)), ack="local")
         )
-        blind = encode_txn(Txn((), (PutStep(b"blind", b"x"), ListStep(b"l", b"m"))))
-        for _ in range(2):  # by the second answer, what was answered with the first is known
+        for key in (b"x", b"y"):  # by the second answer, what was answered with the first is known
+            blind = encode_txn(Txn((), (PutStep(key, b""), ListStep(b"l", b"m"))))
             assert (await cluster["n1"].execute("txn", blind, ack="local")).copies == 1
         assert not seeing.done()
         cluster["n3"].resume_disk()
