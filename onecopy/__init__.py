@@ -31,15 +31,20 @@ if TYPE_CHECKING:
     )
     from cluster.client.results import (
         Change,
+        DeleteRangeResult,
         DeleteResult,
         GetResult,
         Item,
         Page,
         PutResult,
+        TxnDeleteResult,
+        TxnPutResult,
+        TxnResult,
         ViewSummary,
         WatchEvent,
     )
     from cluster.client.sync import Client
+    from cluster.client.txn import gt, lt, ne
     from datapath.errors import RejectedError
     from datapath.operations import ClusterStatus, Digest, NodeState
     from datapath.service import (
@@ -57,6 +62,7 @@ __all__ = [
     "Client",
     "ClientError",
     "ClusterStatus",
+    "DeleteRangeResult",
     "DeleteResult",
     "Digest",
     "GetResult",
@@ -73,11 +79,17 @@ __all__ = [
     "Service",
     "StorageFullError",
     "Transaction",
+    "TxnDeleteResult",
+    "TxnPutResult",
+    "TxnResult",
     "UnavailableError",
     "UnknownOutcomeError",
     "ViewSummary",
     "WatchEvent",
     "WrongClusterError",
+    "gt",
+    "lt",
+    "ne",
     "operation",
     "query",
 ]
@@ -99,14 +111,19 @@ _EXPORTS = {
     "cluster.client.sync": ("Client",),
     "cluster.client.results": (
         "Change",
+        "DeleteRangeResult",
         "DeleteResult",
         "GetResult",
         "Item",
         "Page",
         "PutResult",
+        "TxnDeleteResult",
+        "TxnPutResult",
+        "TxnResult",
         "ViewSummary",
         "WatchEvent",
     ),
+    "cluster.client.txn": ("gt", "lt", "ne"),
     "datapath.errors": ("RejectedError",),
     "datapath.operations": ("ClusterStatus", "Digest", "NodeState"),
     "datapath.service": (

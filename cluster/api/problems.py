@@ -143,6 +143,11 @@ CODES: dict[str, ProblemCode] = {
     "value_too_large": ProblemCode(
         413, "The body is too large", "Split the value; the connection is closed."
     ),
+    "txn_too_large": ProblemCode(
+        413,
+        "The transaction is too large",
+        "Split it: `detail` names the limit.",
+    ),
     "too_large": ProblemCode(413, "The change is too large for the log", "Use a smaller value."),
     "unsupported_content_encoding": ProblemCode(
         415, "Content encodings are not accepted", "Send the bytes without Content-Encoding."

@@ -144,7 +144,7 @@ class Tail:
         self._confirm = confirm
         self._clock = clock
         self._items: deque[TailItem] = deque(TailItem(record, None, []) for record in records)
-        self._local_acks: deque[PendingAnswer] = deque()
+        self.local_acks: deque[PendingAnswer] = deque()
         self._unconfirmed: list[
             PendingAnswer
         ] = []  # those that wait for `confirm`, and their deadlines
@@ -168,7 +168,7 @@ class Tail:
         self.inflight_bytes += len(record.data)
         for answer in answers:
             if answer.waiting.operation.ack == "local" and answer.executed.index:
-                self._local_acks.append(answer)
+                self.local_acks.append(answer)
 
     def add_answers(self, answers: list[PendingAnswer]) -> None:
         """Nothing was written: answer when all that could have been seen has committed (D2)."""
@@ -217,7 +217,8 @@ class Tail:
             raise SafetyError(
                 f"entry {index} committed, but entries up to {store.applied_index} could be applied"
             )
-        self.answer_local()
+        if self.local_acks:
+            self.answer_local()
 
     def answer_known(self, answers: list[PendingAnswer]) -> list[PendingAnswer]:
         """Answer repeats of what has committed; return the others."""
@@ -234,7 +235,7 @@ class Tail:
     def answer_all(self, answers: list[PendingAnswer]) -> None:
         """Answer what has committed; what wrote nothing only where this node serves still (D4)."""
         serving: bool | None = None
-        copies, epoch = self._copies(), self._replica.epoch
+        copies, epoch = self._copies(), self._replica.state.epoch
         for answer in answers:
             future = answer.waiting.future
             if future.done():
@@ -252,7 +253,7 @@ class Tail:
             self._tell(answer, copies, epoch)
 
     def _answer(self, answer: PendingAnswer) -> None:
-        self._tell(answer, self._copies(), self._replica.epoch)
+        self._tell(answer, self._copies(), self._replica.state.epoch)
 
     def _tell(self, answer: PendingAnswer, copies: int, epoch: int) -> None:
         min_copies = answer.waiting.operation.min_copies
@@ -275,7 +276,8 @@ class Tail:
             self._confirm(Unconfirmed(asking, self._answer))
 
     def _copies(self) -> int:
-        return self._replica.copies() or 1  # no primary: this replica's own is what is known
+        primary = self._replica.primary  # without that, this replica's own is what is known
+        return 1 if primary is None else len(primary.in_sync.required) + 1
 
     def _outcome(
         self, executed: Executed, min_copies: int, copies: int, epoch: int
@@ -296,7 +298,9 @@ class Tail:
         executed = self._executor.recall(operation)
         if executed is None:
             return None
-        return self._outcome(executed, operation.min_copies, self._copies(), self._replica.epoch)
+        return self._outcome(
+            executed, operation.min_copies, self._copies(), self._replica.state.epoch
+        )
 
     def _result(self, executed: Executed, copies: int, epoch: int) -> Result:
         if executed.repeated:
@@ -307,10 +311,8 @@ class Tail:
 
     def answer_local(self) -> None:
         """Early answers: durable here, and nothing uncommitted of others shines through (D2)."""
-        if not self._local_acks:
-            return
         state, kept = self._replica.state, deque[PendingAnswer]()
-        for answer in self._local_acks:
+        for answer in self.local_acks:
             future, executed = answer.waiting.future, answer.executed
             if future.done():
                 continue
@@ -319,8 +321,8 @@ class Tail:
             elif executed.error is not None:
                 future.set_exception(executed.error)
             else:
-                future.set_result(self._result(executed, 1, self._replica.epoch))
-        self._local_acks = kept
+                future.set_result(self._result(executed, 1, self._replica.state.epoch))
+        self.local_acks = kept
 
     # -- when answers cannot be given
 
@@ -343,7 +345,7 @@ class Tail:
         Unconfirmed(self._unconfirmed, self._answer).set_exception(self._not_primary())
         self._unconfirmed.clear()
         self.inflight_records = self.inflight_bytes = 0
-        self._local_acks.clear()
+        self.local_acks.clear()
 
     def expire(
         self, now_ms: float, not_committed: OperationError, not_confirmed: OperationError

@@ -267,7 +267,7 @@ class Node:
         key = f"{self.id}.{self.life}.{self._appended}".encode()
         record = make_record(
             replica.next_index,
-            replica.epoch,
+            replica.state.epoch,
             replica.state.commit_index,
             [[(KV, key, _PAYLOAD)]] * n_entries,
         )
