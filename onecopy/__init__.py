@@ -110,8 +110,8 @@ _EXPORTS = {
     ),
     "cluster.client.sync": ("Client",),
     "cluster.client.results": (
-        "Change",
         "DeleteRangeResult",
+        "Change",
         "DeleteResult",
         "GetResult",
         "Item",

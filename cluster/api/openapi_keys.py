@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster.api.documents import Deleted, Range, RangeDeleted, RangeItem, Written
 from cluster.api.headers import MAX_IDEMPOTENCY_KEY_LENGTH
-from cluster.api.openapi_watch import EXAMPLE_EVENT, WATCH_CODES
+from cluster.api.openapi_watch import EVENT_EXAMPLE, WATCH_CODES
 from cluster.api.params import (
     DELETE_RANGE_PARAMS,
     MAX_KEY_SIZE_BYTES,
@@ -127,7 +127,7 @@ def get_key() -> Json:
                 "headers": {**headers("Onecopy-Revision"), **_NOT_WITH_AFTER},
                 "content": {
                     "application/octet-stream": {"schema": {}},
-                    **json_content(EXAMPLE_EVENT),
+                    **json_content(EVENT_EXAMPLE),
                 },
             },
             "304": {
@@ -136,7 +136,11 @@ def get_key() -> Json:
             },
         },
         (*KEY_CODES, "key_not_found", "precondition_failed", *READ_CODES, *WATCH_CODES),
-        parameters=[*query_parameters({**READ_PARAMS, **NEXT_CHANGE_PARAMS}), _IF_MATCH, unless],
+        parameters=[
+            *query_parameters({**READ_PARAMS, **NEXT_CHANGE_PARAMS}),
+            _IF_MATCH,
+            unless,
+        ],
     )
 
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document's operation for watches, and what a GET of a key shares with it."""
+"""The OpenAPI document's operation of watching, and what others say of events."""
 
 from __future__ import annotations
 
@@ -16,43 +16,39 @@ from cluster.api.schemas import (
     query_parameters,
 )
 
-EXAMPLE_EVENT = EventDocument(
-    43, [ChangeDocument(key="hello", text="world", revision=43, create_revision=40, version=2)]
-)
 WATCH_CODES = (
-    "revision_compacted",
-    "future_revision",
-    "too_many_watchers",
-    "no_data",
-    "not_ready",
-    "stopping",
+    "revision_compacted", "future_revision", "too_many_watchers", "no_data", "not_ready", "stopping"
+)  # fmt: skip
+EVENT_EXAMPLE = EventDocument(
+    43, [ChangeDocument(key="hello", text="world", revision=43, create_revision=40, version=2)]
 )
 
 
 def watch_keys() -> Json:
     """Return GET /v1/watch."""
-    event = msgspec.json.encode(EXAMPLE_EVENT).decode()
-    stream, lines = f"id: {EXAMPLE_EVENT.revision}\ndata: {event}\n\n", f"{event}\n"
+    event = msgspec.json.encode(EVENT_EXAMPLE).decode()
+    example = f"id: {EVENT_EXAMPLE.revision}\ndata: {event}\n\n"
+    stream = {"schema": {"type": "string"}, "example": example}
+    lines = {"schema": {"type": "string"}, "example": f"{event}\n"}
     return api_operation(
         "watch",
         "Watch keys: a stream of events that does not end",
         {
             "200": {
-                "description": "One event for each revision, in order; `id` is the revision. "
-                "Events of the type `progress` have no changes; one of the type `end` (a line "
+                "description": "One event a revision, in their order; `id` is the revision. Events "
+                "of the type `progress` have no changes; one of the type `end` (a line "
                 '`{"end": …}`) is a problem document that says why the node ends the stream: '
                 "resume at another.",
                 "headers": headers("Onecopy-Revision"),
-                "content": {
-                    "text/event-stream": {"schema": {"type": "string"}, "example": stream},
-                    "application/x-ndjson": {"schema": {"type": "string"}, "example": lines},
-                },
+                "content": {"text/event-stream": stream, "application/x-ndjson": lines},
             }
         },
         (*PARAMETER_CODES, "invalid_header", "not_acceptable", *WATCH_CODES, *READ_CODES),
         parameters=[
             *query_parameters(WATCH_PARAMS),
-            header_parameter("Last-Event-ID", "Resume after this event, not `after`.", "42"),
-            header_parameter("Accept", "`text/event-stream`, `application/x-ndjson`.", "*/*"),
+            header_parameter(
+                "Last-Event-ID", "Resume after this event, whatever `after` says.", "42"
+            ),
+            header_parameter("Accept", "`text/event-stream`, or `application/x-ndjson`.", "*/*"),
         ],
     )

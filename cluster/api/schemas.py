@@ -38,8 +38,8 @@ CONNECTION_CODES = (
 
 
 ANSWERS = (
-    Written, Deleted, Range, RangeDeleted, TxnAnswer, EventDocument, Status, CurrentPrimary,
-    ClusterStatus, View, Digest, ProblemDocument,
+    Written, Deleted, Range, RangeDeleted, TxnAnswer, Status, CurrentPrimary, ClusterStatus, View,
+    Digest, EventDocument, ProblemDocument,
 )  # fmt: skip
 BODIES = (HandoverRequest, Move, TxnRequest)
 

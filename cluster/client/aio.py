@@ -59,7 +59,13 @@ from cluster.client.results import (
     TxnResult,
     ViewSummary,
 )
-from cluster.client.retries import STATUS, Request, Transport, decode_problem, raise_for
+from cluster.client.retries import (
+    STATUS,
+    Request,
+    Transport,
+    decode_problem,
+    raise_for,
+)
 from cluster.client.txn import AsyncTxnBuilder, decode_txn_reply
 from cluster.client.watching import AsyncKeyWatch, watch_target
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest

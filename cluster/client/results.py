@@ -78,6 +78,37 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str | None = None
 
 
+class TxnPutResult(msgspec.Struct, frozen=True):
+    """What a put in a transaction did: whether the key was new."""
+
+    created: bool
+
+
+class TxnDeleteResult(msgspec.Struct, frozen=True):
+    """What a delete in a transaction did: how many keys were there."""
+
+    deleted: int
+
+
+TxnOperationResult = TxnPutResult | TxnDeleteResult | GetResult | Page | None
+"""Of a put, a delete, a get (None: no such key), a list."""
+
+
+@dataclass(frozen=True, kw_only=True)  # msgspec knows no union of structs without tags
+class TxnResult:
+    """A transaction that was carried out: its first branch if it `succeeded`, else the other.
+
+    `revision` is that of all its changes; `results` has one for each operation, in order.
+    """
+
+    succeeded: bool
+    revision: int
+    epoch: int
+    copies: int
+    results: tuple[TxnOperationResult, ...]
+    idempotency_key: str = ""
+
+
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """What a revision has done to a key: written `value`, or, where that is None, removed it.
 
@@ -109,37 +140,6 @@ class WatchEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     revision: int
     changes: tuple[Change, ...]
-
-
-class TxnPutResult(msgspec.Struct, frozen=True):
-    """What a put in a transaction did: whether the key was new."""
-
-    created: bool
-
-
-class TxnDeleteResult(msgspec.Struct, frozen=True):
-    """What a delete in a transaction did: how many keys were there."""
-
-    deleted: int
-
-
-TxnOperationResult = TxnPutResult | TxnDeleteResult | GetResult | Page | None
-"""Of a put, a delete, a get (None: no such key), a list."""
-
-
-@dataclass(frozen=True, kw_only=True)  # msgspec knows no union of structs without tags
-class TxnResult:
-    """A transaction that was carried out: its first branch if it `succeeded`, else the other.
-
-    `revision` is that of all its changes; `results` has one for each operation, in order.
-    """
-
-    succeeded: bool
-    revision: int
-    epoch: int
-    copies: int
-    results: tuple[TxnOperationResult, ...]
-    idempotency_key: str = ""
 
 
 class ViewSummary(msgspec.Struct, frozen=True, kw_only=True):

@@ -72,12 +72,12 @@ class Ask(NamedTuple):
 
 def good(method: str, path: str) -> Ask:
     target = path.replace("{key}", "present").replace("{id}", "n3")
-    if path == "/v1/watch":
-        return Ask(method.upper(), f"{path}?start=p", None, {})
     if path == "/v1/txn":
         return Ask("POST", target, TXN, {"Content-Type": "application/json"})
     if (method, path) == ("delete", "/v1/kv"):
         return Ask("DELETE", f"{target}?prefix=p&start=p", None, {})
+    if path == "/v1/watch":
+        return Ask(method.upper(), f"{path}?start=p", None, {})
     if method == "post":
         return Ask("POST", target, b'{"to": "n2"}', {"Content-Type": "application/json"})
     if method == "patch":
