@@ -106,8 +106,8 @@ class Snapshots:
         hurries = storage.snapshot_held_bytes > storage.snapshot_log_bytes / 2
         if hurries and not self._hurries:
             logger.warning(
-                "%d MiB of log are held for a snapshot under way (limits.snapshot_log_bytes is %d "
-                "MiB): it is no longer throttled; beyond the limit writes are slowed down",
+                "%d MiB of log are kept for a snapshot in progress (limits.snapshot_log_bytes is "
+                "%d MiB): it is no longer throttled; above the limit, writes are slowed down",
                 storage.snapshot_held_bytes >> 20,
                 storage.snapshot_log_bytes >> 20,
             )
@@ -140,14 +140,14 @@ class Snapshots:
         try:
             return self._storage.snapshot_writer(offer.index, offer.epoch)
         except DiskFullError as error:
-            return f"{self._node_id} has no room for it: {error}"
+            return f"the disk of {self._node_id} is too full for it: {error}"
 
     async def install(self, offer: Offer, sink: SnapshotSink) -> None:
         """Put a received snapshot in place of log and store."""
         primary = self._replica.state.accepted_primary
         problem = self._replica.snapshot_refusal(primary, offer.index, offer.sender_epoch)
         if not isinstance(sink, SnapshotWriter):
-            problem = "this is no snapshot of a store"
+            problem = "this is not a snapshot of a store"
         # From here on nothing is written, committed or acknowledged, until it has ended.
         problem = problem or self._replica.start_install(offer.index, offer.epoch)
         if problem or not isinstance(sink, SnapshotWriter):

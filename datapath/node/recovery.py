@@ -112,7 +112,7 @@ def recover_replica(
     if log.last_epoch > marks.epoch:
         # E5: the primary of an epoch is recorded before any of its entries.
         raise DataDirectoryError(
-            f"{where} is an old copy: it knows epoch {marks.epoch}, and the log holds entries of "
+            f"{where} is an old copy: it has epoch {marks.epoch}, but the log holds entries of "
             f"epoch {log.last_epoch}. With it this node could acknowledge to a primary that was "
             "replaced. Put the newest file back; or remove this node, and start it under a new id "
             "with an empty data directory"

@@ -98,7 +98,7 @@ class ReplicaStorage:
             # Never served: what stood after the damage is fetched from the primary again. Until
             # then this replica may lack what it has acknowledged, and must know that it does.
             logger.error(  # noqa: TRY400 -- the error names file and offset; a traceback adds nothing
-                "%s. Entries after %d are fetched anew from the primary",
+                "%s. Entries after %d are fetched again from the primary",
                 error,
                 error.last_good_index,
             )
@@ -117,8 +117,8 @@ class ReplicaStorage:
         )
         if self.accepted.incomplete:
             logger.error(
-                "this replica may lack entries that it has acknowledged: it takes no part "
-                "in decisions until a primary has caught it up"
+                "this replica may lack entries that it has acknowledged: it does not take over "
+                "or serve until a primary has caught it up"
             )
         return recovered
 
@@ -187,8 +187,8 @@ class ReplicaStorage:
     def mark_incomplete(self, ticket: int) -> None:
         """Entries are missing that may have been acknowledged."""
         logger.error(
-            "entries are missing here that may have been acknowledged: this replica takes no part "
-            "in decisions until a primary has caught it up"
+            "entries that may have been acknowledged are missing: this replica does not take "
+            "over or serve until a primary has caught it up"
         )
         self._submit(ticket, self.accepted.set_incomplete)
 

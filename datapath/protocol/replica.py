@@ -292,9 +292,9 @@ class Replica:
         if sender_epoch < state.epoch or peer != state.accepted_primary:  # D3
             return f"the primary here is {state.accepted_primary!r} of epoch {state.accepted_epoch}"
         if view is not None and state.node_id in view.in_sync:
-            return "this node is in the in-sync set, or has not heard that it left"
+            return "this node is in the in-sync set, or has not received the view that removed it"
         if index <= state.commit_index:
-            return f"this node has entries up to {state.commit_index} already"
+            return f"this node already has entries up to {state.commit_index}"
         return ""
 
     def start_install(self, index: int, epoch: int) -> str:
