@@ -176,6 +176,7 @@ class Pipeline:
         key = operation.idempotency_key
         return bool(key) and (
             key in self._waiting_keys
+            or self._tail.holds_key(key)
             or self._executor.repeat_of(operation, self._replica.next_index) is not None
         )
 
@@ -381,7 +382,7 @@ class Pipeline:
         """Refuse what was not executed, unless an earlier request under its key is known here.
 
         A repeat gets its first answer, or waits for it. Where the earlier request has not been
-        executed yet, what becomes of it is unknown.
+        executed yet, or was in an epoch before this one is open, what becomes of it is unknown.
         """
         if waiting.future.done():
             return
@@ -391,12 +392,9 @@ class Pipeline:
             if repeat is not None:
                 self._tail.add_answers(self._tail.answer_known([PendingAnswer(waiting, repeat)]))
                 return
-            if operation.idempotency_key in self._waiting_keys:
-                error = OperationUnknownError(
-                    "unknown_outcome",
-                    f"{error.detail}. An earlier request under the same Idempotency-Key is still "
-                    "waiting and may be applied: repeat the request to learn its answer",
-                )
+            key = operation.idempotency_key
+            if key in self._waiting_keys or self._tail.holds_key(key):
+                error = self._tail.uncommitted(f"{error.detail}. ")
         waiting.future.set_exception(error)
 
     # -- when answers cannot be given

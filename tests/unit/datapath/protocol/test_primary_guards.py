@@ -21,7 +21,7 @@ from datapath.protocol.replica import Replica
 from datapath.protocol.state import RecoveredState
 from datapath.settings import Timing
 from election.view import AddToInSync, Confirm, Handover, RemoveFromInSync
-from tests.sim.world import make_witness
+from tests.sim.members import make_witness
 from tests.unit.datapath.protocol.test_replica_guards import (
     _finish_writes,
     _record,
