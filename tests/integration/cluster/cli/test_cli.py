@@ -73,7 +73,13 @@ async def test_list(nodes: FakeCluster) -> None:
     assert (await run("list", "--long", "--start", "b", endpoints=ends)).out == b"3\t10\tb\n"
     lines = (await run("list", "--json", "--end", "a/2", endpoints=ends)).out.splitlines()
     assert [json.loads(line) for line in lines] == [
-        {"key": "a/1", "value": "value of a/1", "revision": 1}
+        {
+            "key": "a/1",
+            "value": "value of a/1",
+            "revision": 1,
+            "create_revision": 1,
+            "version": 1,
+        }
     ]
 
 
@@ -201,7 +207,7 @@ async def test_watch_says_why_it_cannot_begin(nodes: FakeCluster) -> None:
     for server in nodes.servers.values():
         await server.kill()
     ended = await run("watch", "--timeout-ms", "200", endpoints=nodes.endpoints)
-    assert ended.code == 3
+    assert ended.code == 6
 
 
 async def test_an_interrupted_write_is_not_called_not_applied(nodes: FakeCluster) -> None:
