@@ -43,11 +43,6 @@ class MembershipRefusal(msgspec.Struct, frozen=True, kw_only=True):
     forcible: bool = True
 
 
-def may_remove(view: View, facts: Facts, node: str) -> MembershipRefusal | None:
-    """Return why `node`, a member, may not be removed; None if it may."""
-    return next(iter(refusals(view, facts, node)), None)
-
-
 def refusals(view: View, facts: Facts, node: str) -> list[MembershipRefusal]:
     """Return every reason why `node`, a member, may not be removed, the plainest first."""
     return [found for guard in GUARDS if (found := guard(view, facts, node)) is not None]
