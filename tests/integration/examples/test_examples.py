@@ -103,6 +103,26 @@ async def test_counters_lose_no_increment_though_the_primary_is_killed(
     assert printed == list(range(1, 121))  # each value once, none left out
 
 
+async def test_transfers_keep_the_sum_while_the_primary_is_killed(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pairs = (("a", "b", 1), ("b", "c", 2), ("c", "a", 3))
+    programs = [
+        Program(cluster, tmp_path / f"{one}.log", "transfer.py", one, other, str(amount), "25")
+        for one, other, amount in pairs
+    ]
+    with running(*programs):
+        await wait_until(lambda: all(len(each.lines) > 2 for each in programs), "all transfer")
+        await cluster.kill(await cluster.primary())
+        assert [await each.end() for each in programs] == [0, 0, 0], [p.lines for p in programs]
+
+    def balances() -> list[int]:
+        with Client([cluster.url(node) for node in cluster.replicas]) as client:
+            return [int(item.value) for item in client.list()]
+
+    assert await asyncio.to_thread(balances) == [100 - 25 + 75, 100 - 50 + 25, 100 - 75 + 50]
+
+
 async def test_a_suspended_worker_loses_its_lease_and_changes_nothing(
     cluster: Cluster, tmp_path: Path
 ) -> None:
