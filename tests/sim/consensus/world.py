@@ -126,11 +126,18 @@ class World:
             if node.process is not None:
                 node.process.crash_in = None
             node.resume()
-            if self.must_run(node):
-                node.is_retired = False
             if node.has_old_addresses:
                 node.crash(power=False)
-            if not node.is_up and not node.is_retired and not node.expects_refusal:
+        self.start_the_needed()
+        for node in self.nodes.values():
+            if not node.is_retired:
+                node.start()
+
+    def start_the_needed(self) -> None:
+        """Start whom the group needs. An addition that was on its way may have needed one more."""
+        for node in self.nodes.values():
+            if self.must_run(node):
+                node.is_retired = False
                 node.start()
 
     def whole_problem(self) -> str:
