@@ -20,6 +20,8 @@ Ack = Literal["all", "local"]
 Consistency = Literal["linearizable", "confirmed", "stale"]
 """Of a read. "confirmed" is linearizable whatever the clocks do, for a round trip more."""
 Count = Annotated[int, Meta(ge=0)]
+STORE = ""
+"""The name of the key-value store's service: where `service` names none."""
 NodeStateWord = Literal[
     "primary", "backup", "learner", "snapshot", "witness", "unreachable", "unknown"
 ]
@@ -28,7 +30,7 @@ NODE_STATES: tuple[NodeStateWord, ...] = get_args(NodeStateWord)
 
 
 class Operation(msgspec.Struct, frozen=True, array_like=True):
-    """One call of a service's operation.
+    """One call of a service's operation. `service` is its name, STORE that of the store.
 
     `idempotency_key` ("" for none) makes a repeat get the first answer (D8). `ack` "local" answers
     when the primary alone has it durable; `min_copies` refuses to be acknowledged on fewer.
@@ -42,6 +44,7 @@ class Operation(msgspec.Struct, frozen=True, array_like=True):
     ack: Ack = "all"
     min_copies: int = 0
     first_after: int | None = None
+    service: str = STORE
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True):
@@ -61,12 +64,16 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Query(msgspec.Struct, frozen=True, array_like=True):
-    """One call of a service's query. `max_staleness_ms` bounds "stale" reads; None: no bound."""
+    """One call of a service's query. `max_staleness_ms` bounds "stale" reads; None: no bound.
+
+    `service` is its name, STORE that of the store.
+    """
 
     method: str
     args: tuple[Any, ...] = ()
     consistency: Consistency = "linearizable"
     max_staleness_ms: int | None = None
+    service: str = STORE
 
 
 class QueryResult(msgspec.Struct, frozen=True, array_like=True):

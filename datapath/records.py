@@ -10,7 +10,7 @@ log and to every backup. Layout, little-endian:
     16      8     epoch
     24      8     commit index of the primary when it made the record
     32      4     number of entries (never 0)
-    36      …     entries: MessagePack [[[space, key, value or nil], …], …], one item an entry
+    36      …     entries: MessagePack [[[keyspace, key, value or nil], …], …], one item an entry
 
 Entry i of the record (from 0) has log index `first index + i`. An entry is the *delta* of one
 operation: its writes, in order. An entry without writes opens an epoch or records an answer.
@@ -27,7 +27,7 @@ import msgspec
 from datapath.errors import LogCorruptError
 
 Write = tuple[int, bytes, bytes | None]
-"""(space, key, value): `value` None deletes. For the spaces see `datapath.storage.environment`."""
+"""(keyspace, key, value): `value` None deletes. For the numbers see `datapath.keyspaces`."""
 
 Entry = list[Write]
 

@@ -22,14 +22,23 @@ To refuse, raise `RejectedError`: the operation's writes are dropped.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from datapath import keyspaces
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class ReadTransaction(Protocol):
-    """A view of the state, over ordered byte keys (1 to 500 bytes)."""
+    """A view of one keyspace of the state: ordered byte keys (1 to 500 bytes)."""
+
+    def keyspace(self, number: int) -> ReadTransaction:
+        """Return a view of the same state on another keyspace (`datapath.keyspaces`).
+
+        For services that are built in. Raises ValueError for one that is not open to services.
+        """
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value under `key`, or None."""
@@ -39,10 +48,6 @@ class ReadTransaction(Protocol):
 
         `end` None is no upper bound.
         """
-
-
-class QueryTransaction(ReadTransaction, Protocol):
-    """What queries get: a view of the committed state."""
 
     def page(
         self, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
@@ -57,6 +62,9 @@ class QueryTransaction(ReadTransaction, Protocol):
 
 class Transaction(ReadTransaction, Protocol):
     """The state as this operation sees it, its own writes included."""
+
+    def keyspace(self, number: int) -> Transaction:
+        """Return a view of the same transaction on another keyspace; see `ReadTransaction`."""
 
     @property
     def index(self) -> int:
@@ -84,9 +92,11 @@ def query(method: Method) -> Method:
 class Service:
     """Base class of services; collects the marked methods.
 
-    `scans` names the queries that may take a millisecond or more: they take turns.
+    `keyspace` is where its transactions begin. `scans` names the queries that may take a
+    millisecond or more: they take turns. `async_operations` names those that are `async`.
     """
 
+    keyspace: ClassVar[int] = keyspaces.SERVICES
     scans: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
@@ -98,3 +108,6 @@ class Service:
                 self.operations[name] = getattr(self, name)
             elif kind == "query":
                 self.queries[name] = getattr(self, name)
+        self.async_operations = frozenset(
+            name for name, method in self.operations.items() if inspect.iscoroutinefunction(method)
+        )

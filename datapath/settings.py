@@ -47,6 +47,5 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting_bytes: int = 256 * 1024 * 1024
     client_table: ClientTableBounds = ClientTableBounds()
     log_retention_bytes: int = 256 * 1024 * 1024
-    log_catchup_bytes: int = 1024 * 1024 * 1024
     snapshot_log_bytes: int = 4 * 1024 * 1024 * 1024
     snapshot_rate_bytes_per_s: int = 0

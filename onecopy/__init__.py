@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from datapath.errors import RejectedError
     from datapath.operations import ClusterStatus, Digest, NodeState
     from datapath.service import (
-        QueryTransaction,
         ReadTransaction,
         Service,
         Transaction,
@@ -57,7 +56,6 @@ __all__ = [
     "Page",
     "PreconditionFailedError",
     "PutResult",
-    "QueryTransaction",
     "ReadTransaction",
     "RejectedError",
     "Service",
@@ -89,7 +87,6 @@ _EXPORTS = {
     "datapath.errors": ("RejectedError",),
     "datapath.operations": ("ClusterStatus", "Digest", "NodeState"),
     "datapath.service": (
-        "QueryTransaction",
         "ReadTransaction",
         "Service",
         "Transaction",

@@ -123,7 +123,7 @@ class Answer:
             transport.write(head)
             transport.write(body)
         if request.protocol.writing_paused:
-            memory = _server_of(request).memory
+            memory = server_of(request).memory
             share = memory.hold(transport.get_write_buffer_size(), transport.abort)
             try:
                 await _drain(request, transport, share)
@@ -175,7 +175,7 @@ class PagedAnswer(Answer):
         transport.write(self._head_for(request, closes=closes))
         if request.method == "HEAD":
             return
-        turns = _server_of(request).turns
+        turns = server_of(request).turns
         while True:
             await turns.take()
             piece = next(self._pieces, None)
@@ -226,7 +226,8 @@ def _gone() -> ConnectionResetError:
     return ConnectionResetError("the client has closed the connection")
 
 
-def _server_of(request: BaseRequest) -> Server:
+def server_of(request: BaseRequest) -> Server:
+    """Return the server whose connection a request came on."""
     return cast("Server", request.protocol._manager)
 
 

@@ -7,7 +7,8 @@ import asyncio
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.web import BaseRequest
 
-from cluster.api.memory import Memory, Share
+from cluster.api.answer import server_of
+from cluster.api.memory import Share
 from cluster.api.problems import Problem
 
 
@@ -43,8 +44,9 @@ async def read_body(request: BaseRequest, limit_bytes: int, timeout_ms: int) -> 
         return body
     # Room for the whole body is held before any of it is read: nobody waits with half of one.
     size_bytes = limit_bytes if length is None else int(length)
-    memory: Memory = request.protocol.memory  # type: ignore[attr-defined]
-    share = memory.take(size_bytes, lambda: content.set_exception(CrowdedOutError()))
+    share = server_of(request).memory.take(
+        size_bytes, lambda: content.set_exception(CrowdedOutError())
+    )
     if share is None:
         raise _crowded_out()
     try:

@@ -43,12 +43,21 @@ class Deleted(msgspec.Struct, frozen=True):
     ack: Local = UNSET
 
 
+LeaseId = Annotated[
+    Annotated[str, Meta(pattern="^[1-9][0-9]{0,19}$")] | UnsetType,
+    Meta(description="The client lease that the key hangs on; left out: none."),
+]
+
+
 class RangeItem(msgspec.Struct, frozen=True, kw_only=True):
     """One key of a range; without its value where only keys were asked for."""
 
     key: str
     value: bytes | UnsetType = UNSET
-    revision: Positive
+    revision: Annotated[Positive, Meta(description="Of its last write.")]
+    create_revision: Annotated[Positive, Meta(description="Of the write that created it.")]
+    version: Annotated[Positive, Meta(description="How often it was written since then.")]
+    lease: LeaseId = UNSET
 
 
 class Range(msgspec.Struct, frozen=True):

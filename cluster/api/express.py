@@ -1,7 +1,7 @@
 """The express lane: plain requests on keys, answered without aiohttp's request machinery.
 
 A connection starts here. As long as what comes are whole PUT, GET and DELETE requests on keys with
-a plain head (`PLAIN`, `_read_block`), each is recognised, executed and answered in one step, with
+a plain head (`PLAIN`, `read_block`), each is recognised, executed and answered in one step, with
 no task and no request object: that is a third of the work. Where the answer has to wait for another
 node (on a backup, say), a task waits for it, and the connection stays here. At the first request
 that is not so plain (another path, a malformed condition, a chunked body, a head in two parts, …)
@@ -14,23 +14,21 @@ done nothing with it.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Coroutine
 from time import perf_counter
 from typing import Any, Protocol, cast
 
-import msgspec
-from aiohttp import hdrs
-from multidict import CIMultiDict, CIMultiDictProxy, istr
-
 from cluster.api.answer import TOO_MUCH_HELD, Answer, Outgoing
-from cluster.api.headers import CLUSTER, IDEMPOTENCY_AFTER, IDEMPOTENCY_KEY, Headers
+from cluster.api.headers import Headers
 from cluster.api.hosts import Hosts
+from cluster.api.kv import KvHandlers, Write
 from cluster.api.memory import Memory, Share
+from cluster.api.plain_head import KEYS, PLAIN, read_block
+from cluster.api.problems import Problem
 from datapath.complaints import Complaints
 from datapath.errors import OperationError, OverloadedError
 from datapath.node.router import may_repeat
-from datapath.operations import Operation, Result
+from datapath.operations import Node, Result
 from datapath.turns import Turns
 
 MAX_REQUEST_SIZE_BYTES = 64 * 1024
@@ -44,67 +42,14 @@ UNCOUNTED_BACKLOG_BYTES = 4096
 REQUEST_COST_BYTES = 16 * 1024
 """What a request counts beside the bytes of its answer: it takes as long as copying so many."""
 _MAX_HEAD_SIZE_BYTES = 4096
-_MAX_FIELDS = 128  # in one head, as in the ordinary lane, which refuses more
-_MAX_BLOCKS = 512
-
-KEYS = "/v1/kv/"
-PLAIN = re.compile(
-    rb"(?:PUT|GET|DELETE) /v1/kv/[-A-Za-z0-9._~%!$&'()*+,;=:@/]+"
-    rb"(?:\?[-A-Za-z0-9._~%!$&'()*+,;=:@/?]*)? HTTP/1\.1\r\n"
-)
-# No two parts of it can match the same bytes: a stranger's field is read in one pass.
-_FIELD = re.compile(rb"([-A-Za-z0-9_]+):([\t\x20-\x7e]*)")
-_LENGTH = re.compile(rb"[0-9]{1,6}")
-
-# Framing, hop-by-hop, content codings and what browsers say of pages: the ordinary lane's business.
-_NOT_PLAIN = frozenset(
-    b"content-encoding content-range expect keep-alive origin proxy-connection sec-fetch-mode "
-    b"sec-fetch-site te trailer transfer-encoding upgrade http2-settings".split()
-)
-_CONDITIONS = frozenset(
-    name.lower().encode()
-    for name in (hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, IDEMPOTENCY_KEY, IDEMPOTENCY_AFTER, CLUSTER)
-)
-_NO_HEADERS: Headers = CIMultiDictProxy(CIMultiDict())
-
-
-class Block(msgspec.Struct, frozen=True):
-    """A head's fields: the body's size, the host, and those fields that change what is done."""
-
-    body_size_bytes: int
-    host: str
-    headers: Headers
-
-
-class Write(msgspec.Struct, frozen=True):
-    """A write that may be submitted: `answer` makes its answer of the result."""
-
-    operation: Operation
-    timeout_ms: int
-    answer: Callable[[Result], Answer]
 
 
 class ExpressApi(Protocol):
-    """What the lane needs of the API. Each method returns None for "the ordinary way"."""
+    """What the lane needs of the API."""
 
     complaints: Complaints
-
-    def express_write(
-        self, method: str, key: str, query: str, headers: Headers, body: bytes
-    ) -> Write | None:
-        """Return what a PUT or DELETE asks for."""
-
-    def express_read(self, key: str, query: str, headers: Headers) -> Answer | None:
-        """Return a GET's answer, if it can be given at once."""
-
-    def submit(self, write: Write, sink: Pending) -> bool:
-        """Give a write to this node's pipeline; False: it has not been taken."""
-
-    async def go_on(self, write: Write, timeout_ms: int, after: OperationError | None) -> Result:
-        """Carry a write out elsewhere, after an attempt that ended so. Raises OperationError."""
-
-    async def read(self, key: str, query: str, headers: Headers) -> Answer:
-        """Return a GET's answer when it can be given. Raises OperationError or Problem."""
+    kv: KvHandlers
+    node: Node
 
     def refuse(self, error: Exception, method: str, target: str) -> Answer:
         """Return the answer that says why a request has failed."""
@@ -133,9 +78,6 @@ class Lane(Protocol):
 
     def serve_later(self, connection: ExpressConnection) -> None:
         """Call the connection's `go_on` in a later turn of the loop: this one's is spent."""
-
-    def joined(self, connection: ExpressConnection) -> None:
-        """A connection is open."""
 
     def left(self, connection: ExpressConnection) -> None:
         """A connection is gone, or in the ordinary lane."""
@@ -215,7 +157,6 @@ class ExpressConnection(asyncio.Protocol):
         """Serve the connection."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
         self._since = self._now()
-        self._lane.joined(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         """Forget the connection; a write under way goes on, its answer has nowhere to go."""
@@ -341,7 +282,7 @@ class ExpressConnection(asyncio.Protocol):
         end = data.find(b"\r\n\r\n", at, at + _MAX_HEAD_SIZE_BYTES)
         if line is None or end < line.end() - 2 or not self._lane.has_express_lane:
             return 0
-        block = _read_block(data[line.end() : end + 2])
+        block = read_block(data[line.end() : end + 2])
         if block is None or block.body_size_bytes > self._lane.max_body_bytes:
             return 0
         if block.host != self._host:
@@ -364,7 +305,10 @@ class ExpressConnection(asyncio.Protocol):
         key, _, query = target[len(KEYS) :].partition("?")
         if method == "GET":
             started = perf_counter()
-            answer = lane.api.express_read(key, query, headers)
+            try:
+                answer = lane.api.kv.express_read(key, query, headers)
+            except Problem as problem:
+                answer = lane.api.refuse(problem, method, target)
             if answer is None:  # it has to wait: for the primary, say
                 self._pending = pending = Pending(self, method, target, None)
                 self._start(self._read(pending, key, query, headers))
@@ -375,11 +319,12 @@ class ExpressConnection(asyncio.Protocol):
                 self._send(answer, method, target, started)
                 lane.turns.spend(answer.size_bytes + REQUEST_COST_BYTES)
             return True
-        write = lane.api.express_write(method, key, query, headers, body)
+        write = lane.api.kv.express_write(method, key, query, headers, body)
         if write is None:
             return False
         self._pending = pending = Pending(self, method, target, write)
-        if not lane.api.submit(write, pending):  # it goes to another node, or waits for one
+        if not lane.api.node.submit(write.operation, write.timeout_ms, pending):
+            # It goes to another node, or waits for one.
             self._start(self._go_on(pending, write, None))
         return True
 
@@ -389,7 +334,7 @@ class ExpressConnection(asyncio.Protocol):
     async def _read(self, pending: Pending, key: str, query: str, headers: Headers) -> None:
         api = self._lane.api
         try:
-            answer = await api.read(key, query, headers)
+            answer = await api.kv.read(key, query, headers)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
             answer = api.refuse(error, pending.method, pending.target)
         if answer.is_large:
@@ -449,7 +394,8 @@ class ExpressConnection(asyncio.Protocol):
         api = self._lane.api
         left_ms = write.timeout_ms - int((perf_counter() - pending.started) * 1000)
         try:
-            answer = write.answer(await api.go_on(write, max(1, left_ms), after))
+            result = await api.node.execute(write.operation, max(1, left_ms), after)
+            answer = write.answer(result)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
             answer = api.refuse(error, pending.method, pending.target)
         self.answer(pending, answer)
@@ -519,54 +465,3 @@ class ExpressConnection(asyncio.Protocol):
             self._task.cancel()
         if self._transport is not None:
             self._transport.abort()
-
-
-_blocks: dict[bytes, Block | None] = {}
-
-
-def _read_block(fields: bytes) -> Block | None:
-    """Read a head's fields, each ending in CR LF; None: they are not plain.
-
-    A client sends the same ones with each request, but for idempotency keys and conditions.
-    """
-    block = _blocks.get(fields, _blocks)
-    if block is _blocks:
-        block = _parse_block(fields)
-        # The cluster's id is the same each time, too: a block with that alone is kept.
-        if block is None or len(block.headers) == (CLUSTER in block.headers):
-            if len(_blocks) >= _MAX_BLOCKS:
-                _blocks.clear()
-            _blocks[fields] = block
-    return cast("Block | None", block)
-
-
-def _parse_block(fields: bytes) -> Block | None:
-    seen: set[bytes] = set()
-    size, host = 0, ""
-    headers: CIMultiDict[str] | None = None
-    lines = fields.split(b"\r\n")[:-1]
-    if len(lines) > _MAX_FIELDS:
-        return None
-    for line in lines:
-        field = _FIELD.fullmatch(line)
-        if field is None:
-            return None
-        name, value = field[1].lower(), field[2].strip(b" \t")
-        if name in seen or name in _NOT_PLAIN or b"\t" in value:
-            return None
-        seen.add(name)
-        if name == b"connection":
-            if value.lower() != b"keep-alive":  # what HTTP/1.1 does anyway, said by many clients
-                return None
-        elif name == b"content-length":
-            if not _LENGTH.fullmatch(value):
-                return None
-            size = int(value)
-        elif name == b"host":
-            host = value.decode()
-        elif name in _CONDITIONS:
-            headers = headers if headers is not None else CIMultiDict()
-            headers[istr(name.decode())] = value.decode()
-    if not host:
-        return None
-    return Block(size, host, _NO_HEADERS if headers is None else CIMultiDictProxy(headers))

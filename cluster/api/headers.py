@@ -178,6 +178,11 @@ def revision_line(index: int) -> bytes:
     return b"Onecopy-Revision: %d\r\n" % index
 
 
+def lease_line(lease: int) -> bytes:
+    """Return the header line of the client lease that a key hangs on; none where it has none."""
+    return b"Onecopy-Lease: %d\r\n" % lease if lease else b""
+
+
 @functools.lru_cache(maxsize=64)  # on every answer; the epoch rises now and then
 def who_lines(node: str, epoch: int, cluster_id: str) -> bytes:
     """Return the header lines that name the node that answers, its epoch and its cluster."""

@@ -17,17 +17,19 @@ from cluster.api.answer import (
     TOO_MUCH_HELD,
     Answer,
     PagedAnswer,
+    server_of,
 )
 from cluster.api.body import ClientGoneError, read_body
 from cluster.api.cursor import decode_cursor, encode_cursor, make_bounds
 from cluster.api.documents import Deleted, Written
-from cluster.api.express import Write
 from cluster.api.headers import (
     Headers,
+    check_cluster,
     check_put_headers,
     entity_tags,
     idempotency_after,
     idempotency_key,
+    lease_line,
     put_if_absent,
     refuse_if_none_match,
     revision_line,
@@ -46,14 +48,26 @@ from cluster.api.params import (
     write_options,
 )
 from cluster.api.problems import Problem
-from cluster.api.server import HttpSettings, OrdinaryConnection
+from cluster.api.settings import HttpSettings
 from cluster.services.kv import Revisions
+from datapath.errors import OperationError
 from datapath.operations import Node, Operation, Query, QueryResult, Result
 
 NO_CACHE = b"Cache-Control: no-cache\r\n"
 """A cache between must ask again: an answer out of it would not be linearizable."""
+_KEY_LINES = (
+    b'ETag: "%d"\r\nOnecopy-Create-Revision: %d\r\nOnecopy-Key-Version: %d\r\n%b' + NO_CACHE + b"%b"
+)
 
 _encode = msgspec.json.Encoder().encode
+
+
+class Write(msgspec.Struct, frozen=True):
+    """A write that may be submitted: `answer` makes its answer of the result."""
+
+    operation: Operation
+    timeout_ms: int
+    answer: Callable[[Result], Answer]
 
 
 class Conditions(NamedTuple):
@@ -93,11 +107,16 @@ class KvHandlers:
 
     def express_write(
         self, method: str, raw_key: str, query: str, headers: Headers, body: bytes
-    ) -> Write:
-        """Return what a PUT or DELETE asks for. Raises Problem."""
-        if method == "PUT":
-            return self._put(raw_key, query, headers)(body)
-        return self._delete(raw_key, query, headers)
+    ) -> Write | None:
+        """Return what a PUT or DELETE asks for; None: the ordinary lane has to judge it."""
+        try:
+            if headers:
+                check_cluster(headers, self._node.cluster_id)
+            if method == "PUT":
+                return self._put(raw_key, query, headers)(body)
+            return self._delete(raw_key, query, headers)
+        except Problem:
+            return None
 
     def _put(self, raw_key: str, query: str, headers: Headers) -> Callable[[bytes], Write]:
         key = decode_key(raw_key)
@@ -150,7 +169,13 @@ class KvHandlers:
 
     def express_read(self, raw_key: str, query: str, headers: Headers) -> Answer | None:
         """Return a GET's answer if this node can give it at once. Raises Problem."""
-        result = self._node.read_now(self._get(raw_key, query)[0])
+        if headers:
+            check_cluster(headers, self._node.cluster_id)
+        wanted, _ = self._get(raw_key, query)
+        try:
+            result = self._node.read_now(wanted)
+        except OperationError:
+            return None
         return None if result is None else self._get_answer(result, headers)
 
     def _get(self, raw_key: str, query: str) -> tuple[Query, int]:
@@ -162,8 +187,8 @@ class KvHandlers:
         who = self._who(result)
         if result.value is None:
             raise Problem("key_not_found", "there is no such key", headers=who)
-        value, revision = result.value
-        lines = b'ETag: "%d"\r\n%b%b' % (revision, NO_CACHE, who)
+        value, revision, create_revision, version, lease = result.value
+        lines = _KEY_LINES % (revision, create_revision, version, lease_line(lease), who)
         if headers and self._is_unmodified(headers, revision, who):
             return Answer(304, None, headers=lines)
         return Answer(200, value, BYTES, lines)
@@ -215,11 +240,10 @@ class KvHandlers:
         page = Page(items, result.index, cursor)
         if page.length <= LARGE_ANSWER_SIZE_BYTES:
             return Answer(200, b"".join(page.pieces()), JSON, lines)
-        connection, transport = request.protocol, request.transport
-        assert isinstance(connection, OrdinaryConnection)
+        transport = request.transport
         if transport is None:
             raise ClientGoneError
-        share = connection.memory.take(page.length, transport.abort)
+        share = server_of(request).memory.take(page.length, transport.abort)
         if share is None:
             raise Problem("overloaded", TOO_MUCH_HELD)
         return PagedAnswer(page.pieces(), page.length, share, JSON, lines)

@@ -241,6 +241,15 @@ def _put() -> Json:
     )
 
 
+_KEY_HEADERS = (
+    "ETag",
+    "Onecopy-Create-Revision",
+    "Onecopy-Key-Version",
+    "Onecopy-Lease",
+    "Onecopy-Revision",
+)
+
+
 def _get() -> Json:
     unless = _header("If-None-Match", "304 if the key is at one of these revisions.", '"42"')
     return _operation(
@@ -249,12 +258,12 @@ def _get() -> Json:
         {
             "200": {
                 "description": "The value's bytes.",
-                "headers": headers("ETag", "Onecopy-Revision"),
+                "headers": headers(*_KEY_HEADERS),
                 "content": {"application/octet-stream": {"schema": {}}},
             },
             "304": {
                 "description": "Unchanged (If-None-Match).",
-                "headers": headers("ETag", "Onecopy-Revision"),
+                "headers": headers(*_KEY_HEADERS),
             },
         },
         (*_KEY_CODES, "key_not_found", "precondition_failed", *_READ_CODES),
@@ -282,7 +291,7 @@ def _delete() -> Json:
 
 
 def _range() -> Json:
-    item = RangeItem(key="hello", value=b"world", revision=42)
+    item = RangeItem(key="hello", value=b"world", revision=42, create_revision=7, version=3)
     example = Range(items=[item], revision=57, cursor=None)
     return _operation(
         "rangeKeys",

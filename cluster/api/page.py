@@ -17,9 +17,9 @@ class Page:
     """`{"items": [...], "revision": ..., "cursor": ...}`; `length` is its size in bytes."""
 
     def __init__(self, items: list[Item], revision: int, cursor: str | None) -> None:
-        self._heads = [_head(key, first=not at) for at, (key, _, _) in enumerate(items)]
-        self._tails = [b'"revision":%d}' % item_revision for _, _, item_revision in items]
-        self._values = [value for _, value, _ in items]
+        self._heads = [_head(item[0], first=not at) for at, item in enumerate(items)]
+        self._tails = [_tail(*item[2:]) for item in items]
+        self._values = [item[1] for item in items]
         self._end = b'],"revision":%d,"cursor":%b}' % (revision, msgspec.json.encode(cursor))
         self.length = len(_START) + len(self._end) + sum(map(len, self._heads + self._tails))
         self.length += sum(_coded_size(value) for value in self._values)
@@ -47,6 +47,7 @@ class Page:
 
 
 _START = b'{"items":['
+_TAIL = b'"revision":%d,"create_revision":%d,"version":%d'
 _VALUE, _VALUE_END = b'"value":"', b'",'
 
 
@@ -54,6 +55,11 @@ def _head(key: bytes, *, first: bool) -> bytes:
     # A key that came in by another way than this API need not be UTF-8.
     name = msgspec.json.encode(key.decode("utf-8", "replace"))
     return (b'{"key":%b,' if first else b',{"key":%b,') % name
+
+
+def _tail(revision: int, create_revision: int, version: int, lease: int) -> bytes:
+    tail = _TAIL % (revision, create_revision, version)
+    return b'%b,"lease":"%d"}' % (tail, lease) if lease else tail + b"}"
 
 
 def _coded_size(value: bytes | None) -> int:

@@ -21,24 +21,24 @@ from cluster.api.admin import check_admin
 from cluster.api.answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer, Response
 from cluster.api.body import ClientGoneError, read_body
 from cluster.api.documents import Handover, Move, Primary, Status
-from cluster.api.express import KEYS, Pending, Write
-from cluster.api.headers import Headers, check_cluster, cluster_line, revision_line
+from cluster.api.headers import check_cluster, cluster_line, revision_line
 from cluster.api.hosts import Hosts, split_target
 from cluster.api.kv import KvHandlers
+from cluster.api.listener import Listener
 from cluster.api.metrics import Metrics
 from cluster.api.openapi import openapi_json
 from cluster.api.params import REMOVE_PARAMS, TIMEOUT, decode_percent, parse_query
+from cluster.api.plain_head import KEYS
 from cluster.api.problems import RETRY_AFTER_S, Problem, from_operation_error
-from cluster.api.server import HttpServer, HttpSettings, Listener, OrdinaryConnection
+from cluster.api.server import HttpServer, OrdinaryConnection
+from cluster.api.settings import HttpSettings
 from cluster.config.model import split_address
 from datapath.complaints import Complaints
 from datapath.errors import OperationError
-from datapath.operations import Node, Result
+from datapath.operations import Node
 from election.identity import Addresses
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["HttpApi", "HttpSettings"]
 
 MAX_JSON_BODY_SIZE_BYTES = 64 * 1024
 NODES = "/v1/cluster/nodes/"
@@ -65,15 +65,14 @@ class HttpApi:
         self, node: Node, settings: HttpSettings | None = None, hosts: Hosts | None = None
     ) -> None:
         """Serve `node`. `hosts` (default: loopback names and IP addresses) is for whom."""
-        self._node = node
+        self.node = node
         self._hosts = hosts or Hosts()
         self._settings = settings or HttpSettings()
-        self._listener: Listener | None = None
-        self._server: HttpServer | None = None
         self.complaints = Complaints(logger)
-        self._metrics = Metrics(node.node_id, node.counters, self._server_numbers)
-        kv = KvHandlers(node, self._settings)
-        self._kv = kv
+        self.kv = kv = KvHandlers(node, self._settings)
+        self._server = HttpServer(self._handle, self._settings, self._identity, self, self._hosts)
+        self.listener = Listener(self._server)
+        self._metrics = Metrics(node.node_id, node.counters, self._server.numbers)
         # HEAD is GET whose body is not sent (see Answer.send).
         self._key_methods: dict[str, Keyed] = {
             "PUT": kv.put, "GET": kv.get, "HEAD": kv.get, "DELETE": kv.delete,
@@ -102,46 +101,8 @@ class HttpApi:
         }
         return {path: tuple(methods) for path, methods in {**keyed, **self._routes}.items()}
 
-    @property
-    def port(self) -> int:
-        """The port that is listened on, known once started."""
-        if self._listener is None:
-            raise RuntimeError("the HTTP API has not been started")
-        return self._listener.port
-
-    async def start(self, host: str, port: int) -> None:
-        """Listen on an address (port 0: any). Raises OSError if it cannot be had."""
-        self._server = HttpServer(self._handle, self._settings, self._identity, self, self._hosts)
-        self._listener = Listener(self._server)
-        await self._listener.start(host, port)
-
-    async def drain(self) -> None:
-        """Let the clients go elsewhere before `stop`, within `drain_timeout_ms`.
-
-        The node says that it is not ready, and each connection ends with its next answer.
-        """
-        if self._listener is not None:
-            await self._listener.drain()
-
-    def hurry(self) -> None:
-        """End `drain` at once."""
-        if self._listener is not None:
-            self._listener.hurry()
-
-    async def stop(self) -> None:
-        """Take no more requests, wait a bounded time for those under way, close everything."""
-        if self._listener is not None:
-            await self._listener.stop()
-
-    @property
-    def _draining(self) -> bool:
-        return self._server is not None and self._server.draining
-
-    def _server_numbers(self) -> dict[str, float]:
-        return {} if self._server is None else self._server.numbers()
-
     def _identity(self) -> bytes:
-        node = self._node
+        node = self.node
         return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n%b" % (
             node.node_id.encode(), node.epoch, cluster_line(node.cluster_id),
         )  # fmt: skip
@@ -151,21 +112,17 @@ class HttpApi:
     async def _handle(self, request: BaseRequest) -> StreamResponse:
         """Answer a request, whatever happens."""
         started = perf_counter()
-        method = request.method
+        server, method = self._server, request.method
         connection = request.protocol
         assert isinstance(connection, OrdinaryConnection)
         if method in _READS:
             connection.reading = asyncio.current_task()
         try:
-            await connection.turns.wait_while_spent()
+            await server.turns.wait_while_spent()
             answer = await self._dispatch(request, method)
-            connection.turns.spend(answer.size_bytes)
-            if answer.is_large and not connection.memory.make_room(answer.size_bytes):
+            server.turns.spend(answer.size_bytes)
+            if answer.is_large and not server.memory.make_room(answer.size_bytes):
                 answer = self._refusal(Problem("overloaded", TOO_MUCH_HELD), method)
-        except Problem as problem:
-            answer = self._refusal(problem, method)
-        except OperationError as error:
-            answer = self._refusal(from_operation_error(error), method)
         except ClientGoneError:
             return NoAnswer()  # nothing was begun
         except Exception as error:  # noqa: BLE001 -- the client gets an answer, whatever it is
@@ -176,42 +133,6 @@ class HttpApi:
             answer.closes = True
         self.observe(method, request.raw_path, answer, perf_counter() - started)
         return Response(answer)
-
-    # --- the express lane's face (cluster.api.express.ExpressApi) ---
-
-    def express_write(
-        self, method: str, key: str, query: str, headers: Headers, body: bytes
-    ) -> Write | None:
-        """Return what a PUT or DELETE asks for; None: the ordinary lane has to judge it."""
-        try:
-            if headers:
-                check_cluster(headers, self._node.cluster_id)
-            return self._kv.express_write(method, key, query, headers, body)
-        except Problem:
-            return None
-
-    def express_read(self, key: str, query: str, headers: Headers) -> Answer | None:
-        """Return a GET's answer if it can be given at once; None: the ordinary lane does it."""
-        try:
-            if headers:
-                check_cluster(headers, self._node.cluster_id)
-            return self._kv.express_read(key, query, headers)
-        except Problem as problem:
-            return self._refusal(problem, "GET")
-        except OperationError:
-            return None
-
-    def submit(self, write: Write, sink: Pending) -> bool:
-        """Give a write to this node's pipeline; False: it has not been taken."""
-        return self._node.submit(write.operation, write.timeout_ms, sink)
-
-    async def read(self, key: str, query: str, headers: Headers) -> Answer:
-        """Return a GET's answer when it can be given. Raises OperationError or Problem."""
-        return await self._kv.read(key, query, headers)
-
-    async def go_on(self, write: Write, timeout_ms: int, after: OperationError | None) -> Result:
-        """Carry a write out elsewhere, after an attempt that ended so. Raises OperationError."""
-        return await self._node.execute(write.operation, timeout_ms, after)
 
     def refuse(self, error: Exception, method: str, target: str) -> Answer:
         """Return the answer that says why a request has failed."""
@@ -230,7 +151,7 @@ class HttpApi:
         """Count an answered request, and log it if asked to."""
         self._metrics.requests.observe(method, answer.status, seconds)
         server = self._server
-        if server is not None and server.draining and not _is_vital(target.partition("?")[0]):
+        if server.draining and not _is_vital(target.partition("?")[0]):
             server.requested_at = asyncio.get_running_loop().time()
         if self._settings.access_log:
             # Keys may show here, values never do.
@@ -240,13 +161,9 @@ class HttpApi:
         """Return the handler's answer to come. Raises Problem."""
         target, authority = split_target(request.raw_path)
         self._hosts.check(method, authority, request.headers, request.version)
-        check_cluster(request.headers, self._node.cluster_id)
+        check_cluster(request.headers, self.node.cluster_id)
         path, _, query = target.partition("?")
-        if (
-            cast("OrdinaryConnection", request.protocol).reserved
-            and not _is_vital(path)
-            and self._server is not None
-        ):
+        if cast("OrdinaryConnection", request.protocol).reserved and not _is_vital(path):
             raise self._server.full()
         if path.startswith(KEYS):
             return _method(self._key_methods, method)(request, path[len(KEYS) :], query)
@@ -271,7 +188,7 @@ class HttpApi:
 
     def _answer_with_revision(self, document: msgspec.Struct) -> Answer:
         """Return an answer that tells a client what to send as Idempotency-After."""
-        index = self._node.commit_index
+        index = self.node.commit_index
         lines = self._identity() + (revision_line(index) if index else b"")
         return Answer(200, msgspec.json.encode(document), JSON, lines)
 
@@ -279,11 +196,11 @@ class HttpApi:
 
     async def _cluster(self, _request: BaseRequest, query: str) -> Answer:
         parse_query(query, {})
-        return self._answer_with_revision(await self._node.cluster_status())
+        return self._answer_with_revision(await self.node.cluster_status())
 
     async def _digest(self, _request: BaseRequest, query: str) -> Answer:
         parse_query(query, {})
-        return self._answer(await self._node.digest())
+        return self._answer(await self.node.digest())
 
     async def _handover(self, request: BaseRequest, query: str) -> Answer:
         asked_by = self._check_admin(request)
@@ -294,7 +211,7 @@ class HttpApi:
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Problem("invalid_body", f'{error}; expected is {{"to": "n2"}}') from None
         logger.info("a handover to %s is asked for by %s", to, asked_by)
-        return self._answer(await self._node.handover(to, timeout_ms))
+        return self._answer(await self.node.handover(to, timeout_ms))
 
     async def _read_json(self, request: BaseRequest) -> bytes:
         # Only this type: a web page may send others to any address without asking first.
@@ -323,7 +240,7 @@ class HttpApi:
         if not given:
             raise Problem("invalid_body", "name at least one of client, peer and raft")
         addresses = Addresses(move.client, move.peer, move.raft)
-        view = await self._node.move_member(node, addresses, timeout_ms, asked_by=asked_by)
+        view = await self.node.move_member(node, addresses, timeout_ms, asked_by=asked_by)
         return self._answer(view)
 
     async def _remove_node(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
@@ -337,7 +254,7 @@ class HttpApi:
                 f"force must be the id of the node that is removed, {node!r}, not {force!r}",
             )
         timeout_ms = options.get("timeout_ms", self._settings.request_timeout_ms)
-        view = await self._node.remove_member(
+        view = await self.node.remove_member(
             node, timeout_ms, force=force is not None, asked_by=asked_by
         )
         return self._answer(view)
@@ -353,7 +270,7 @@ class HttpApi:
             local[0] if local else None,
             request.headers,
         )
-        return f"{remote[0]} port {remote[1]} at {self._node.node_id}" if remote else "an unknown"
+        return f"{remote[0]} port {remote[1]} at {self.node.node_id}" if remote else "an unknown"
 
     def _timeout_ms(self, query: str) -> int:
         value: int = parse_query(query, TIMEOUT).get(
@@ -367,11 +284,11 @@ class HttpApi:
         return self._answer_with_revision(Status("live"))
 
     async def _readyz(self, _request: BaseRequest, _query: str) -> Answer:
-        if self._draining:
+        if self._server.draining:
             raise Problem("not_ready", "this node is stopping: use another")
-        if self._node.is_ready:
+        if self.node.is_ready:
             return self._answer(Status("ready"))
-        primary = self._node.primary
+        primary = self.node.primary
         raise Problem(
             "not_ready",
             f"this node is not in touch with a serving primary (last known: {primary or 'none'})",
@@ -379,7 +296,7 @@ class HttpApi:
         )
 
     async def _primary(self, _request: BaseRequest, _query: str) -> Answer:
-        node = self._node
+        node = self.node
         if node.is_primary:
             return self._answer(Primary(primary=node.node_id, epoch=node.epoch))
         if not node.primary:

@@ -68,6 +68,20 @@ HEADERS: Json = {
         "required": True,
         "schema": {"type": "string", "pattern": '^"[0-9]+"$'},
     },
+    "Onecopy-Create-Revision": {
+        "description": "The revision of the write that created the key.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "Onecopy-Key-Version": {
+        "description": "How often the key was written since it was created.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "Onecopy-Lease": {
+        "description": "The client lease that the key hangs on; left out where there is none.",
+        "schema": {"type": "string", "pattern": "^[1-9][0-9]{0,19}$"},
+    },
     "Onecopy-Revision": {
         "description": "The state that this is an answer of, for Idempotency-After; not with "
         "ack=local, for that may yet be lost, nor from a node without data.",

@@ -1,23 +1,17 @@
-"""The listening side: settings, connections and their bounds, on aiohttp's low-level server.
+"""The connections of a server, and their bounds, on aiohttp's low-level server.
 
 aiohttp's Application is left out: its router and middlewares cost more than the whole dispatch
-here. What it would have done (100-continue, HEAD, problem answers) is done by the API itself. Its
-runner is left out too: connections are accepted here one by one, so that a lack of descriptors is a
-pause and not the end of the listener, and so that a stop can let the clients go first.
+here. What it would have done (100-continue, HEAD, problem answers) is done by the API itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import socket
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
-import msgspec
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
@@ -27,59 +21,23 @@ from cluster.api.express import MAX_REQUEST_SIZE_BYTES, ExpressApi, ExpressConne
 from cluster.api.hosts import Hosts
 from cluster.api.memory import Memory
 from cluster.api.problems import RETRY_AFTER_S, Problem
-from cluster.config.model import AdminFrom
+from cluster.api.settings import HttpSettings
 from datapath.turns import Turns
 
 LINGER_S = 2.0
 """How long an unread body is read and dropped, so that the client gets to see its answer."""
-BACKLOG = 1024
 CHECK_INTERVAL_S = 0.5
 """How often connections are looked at whether they are idle."""
 MAX_PIECES_PER_TURN = 64
 """How many lines behind a request for an upgrade are parsed in one turn of the event loop."""
-RESERVED_CONNECTIONS = 64
-"""Connections over `max_connections` that are taken for health and the cluster's resources."""
 RESERVE_PATIENCE_S = 5.0
 """How long such a connection may take until its whole request is there."""
-ACCEPT_PAUSE_S = 0.1
-ACCEPTS_PER_TURN = 16
-DRAIN_QUIET_S = 0.5
-"""A stopping node takes its clients for gone after so long without a request."""
-DRAIN_POLL_S = 0.05
-LAST_CALL_S = 0.2
-"""What was accepted in the moment before the listener closed has so long to send its request."""
 _ENDS_WITH_CLIENT = ("/v1/digest",)
 """Reads that take so long that a client that sends no more is taken for one that has gone."""
 
 _UPGRADE = b"upgrade"
 
 Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
-
-
-class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds and defaults of the API.
-
-    `idle_timeout_ms` bounds both a connection's idleness and the arrival of a request's head;
-    `body_timeout_ms` the arrival of its body. Connections over `max_connections` get 503, except
-    for health and the cluster's resources, in `reserved_connections` more. `drain_timeout_ms`: how
-    long `drain` waits for clients to go elsewhere; `shutdown_grace_ms`: how long `stop` waits for
-    requests under way. `admin_from`: see `cluster.api.admin`. `express_lane`: whether there is one
-    (tests compare). `max_buffered_bytes` bounds what
-    all clients together make the node hold, in answers not taken and bodies not complete.
-    """
-
-    max_value_size_bytes: int = 1024 * 1024
-    request_timeout_ms: int = 5000
-    idle_timeout_ms: int = 60_000
-    body_timeout_ms: int = 30_000
-    max_connections: int = 4096
-    max_buffered_bytes: int = 64 * 1024 * 1024
-    reserved_connections: int = RESERVED_CONNECTIONS
-    drain_timeout_ms: int = 5000
-    shutdown_grace_ms: int = 5000
-    access_log: bool = False
-    express_lane: bool = True
-    admin_from: AdminFrom = "loopback"
 
 
 class HttpServer(web.Server):
@@ -130,7 +88,7 @@ class HttpServer(web.Server):
             return connection
         if len(self._reserve) >= self.settings.reserved_connections and not self._free_reserve():
             return _Refused(self)
-        reserved = self._make(reserved=True)
+        reserved = self.ordinary(reserved=True)
         self._reserve[reserved] = asyncio.get_running_loop().time()
         return reserved
 
@@ -148,11 +106,8 @@ class HttpServer(web.Server):
                 return True
         return False
 
-    def ordinary(self) -> asyncio.Protocol:
-        """Make aiohttp's protocol for a connection that leaves the express lane."""
-        return self._make(reserved=False)
-
-    def _make(self, *, reserved: bool) -> OrdinaryConnection:
+    def ordinary(self, *, reserved: bool = False) -> OrdinaryConnection:
+        """Make aiohttp's protocol for a connection that the express lane does not serve."""
         loop = asyncio.get_running_loop()
         connection = OrdinaryConnection(self, reserved, loop=loop, **self._kwargs)
         if self._closing:
@@ -199,10 +154,6 @@ class HttpServer(web.Server):
             self._due.popleft().go_on()
         if self._due:
             self._begin_soon()
-
-    def joined(self, connection: ExpressConnection) -> None:
-        """A connection is open."""
-        self._express.add(connection)
 
     def left(self, connection: ExpressConnection) -> None:
         """A connection is gone, or in the ordinary lane."""
@@ -258,13 +209,11 @@ class OrdinaryConnection(RequestHandler):
     """
 
     __slots__ = ("_body", "_body_left", "_ended", "_held", "_last_bytes", "_scheduled", "_server",
-                 "_upgrades", "memory", "reading", "reserved", "turns")  # fmt: skip
+                 "_upgrades", "reading", "reserved")  # fmt: skip
 
     def __init__(self, server: HttpServer, reserved: bool, **options: object) -> None:
         super().__init__(server, **options)  # type: ignore[arg-type]
         self._server = server
-        self.memory = server.memory
-        self.turns = server.turns
         self._ended = False  # the client has sent its last byte, and may still read
         self._body: Any = None  # of the newest request: aiohttp's stream
         self._upgrades = False  # whether the client has asked for another protocol
@@ -425,141 +374,3 @@ class _Refused(asyncio.Protocol):
             % (PROBLEM, len(body), RETRY_AFTER_S, self._server.identify(), body)
         )
         stream.close()
-
-
-class Listener:
-    """Starts and stops an `HttpServer` on an address."""
-
-    def __init__(self, server: HttpServer) -> None:
-        self._server = server
-        self._sockets: list[socket.socket] = []
-        self._taking: set[asyncio.Task[None]] = set()
-        self._pause: asyncio.TimerHandle | None = None
-        self._hurry = asyncio.Event()
-
-    @property
-    def port(self) -> int:
-        """The port, known once started (asking for 0 lets the system choose)."""
-        if not self._sockets:
-            raise RuntimeError("the HTTP API has not been started")
-        port: int = self._sockets[0].getsockname()[1]
-        return port
-
-    async def start(self, host: str, port: int) -> None:
-        """Listen. Raises OSError if the address cannot be had."""
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        try:
-            for family, kind, protocol, _, address in dict.fromkeys(found):
-                listening = socket.socket(family, kind, protocol)
-                self._sockets.append(listening)
-                listening.setblocking(False)
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                listening.bind(address)
-                listening.listen(BACKLOG)
-        except OSError:
-            for listening in self._sockets:
-                listening.close()
-            self._sockets = []
-            raise
-        self._watch()
-
-    @property
-    def listens(self) -> bool:
-        """Whether new connections are taken."""
-        return bool(self._sockets)
-
-    def _on_readable(self, listening: socket.socket) -> None:
-        """Take what has been accepted, a few at a time: the others are due, too."""
-        try:
-            for _ in range(ACCEPTS_PER_TURN):
-                connection, _address = listening.accept()
-                self._take(connection)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            # Out of descriptors or memory, or the caller has gone: neither lasts for ever.
-            # (asyncio's own server stops for a second then, uvloop's for ever.)
-            if error.errno != errno.ECONNABORTED:
-                self._complain(error)
-                loop = asyncio.get_running_loop()
-                loop.remove_reader(listening)
-                self._pause = loop.call_later(ACCEPT_PAUSE_S, self._watch)
-
-    def _watch(self) -> None:
-        self._pause = None
-        for listening in self._sockets:
-            asyncio.get_running_loop().add_reader(listening, self._on_readable, listening)
-
-    def _take(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
-        task = asyncio.get_running_loop().create_task(self._serve(connection, self._server()))
-        self._taking.add(task)
-        task.add_done_callback(self._taking.discard)
-
-    async def _serve(self, connection: socket.socket, protocol: asyncio.Protocol) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.connect_accepted_socket(lambda: protocol, connection)
-        except OSError:  # it has gone again
-            connection.close()
-            self._server.forget(protocol)
-
-    def _complain(self, error: OSError) -> None:
-        text = f"clients' connections cannot be accepted for now: {error.strerror}"
-        self._server.api.complaints.log("accept", text, asyncio.get_running_loop().time())
-
-    async def drain(self) -> None:
-        """Let the clients go elsewhere, within a bound; all are served meanwhile.
-
-        Each connection ends with the answer to its next request. New ones are taken, until none
-        asks for anything any more: what balances the load has then noticed, or nobody is there.
-        """
-        server, loop = self._server, asyncio.get_running_loop()
-        server.draining = True
-        began = loop.time()
-        deadline = began + server.settings.drain_timeout_ms / 1000
-        while not self._hurry.is_set() and loop.time() < deadline:
-            quiet_since = max(began, server.requested_at)
-            if not server.busy and loop.time() - quiet_since >= DRAIN_QUIET_S:
-                return
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DRAIN_POLL_S):
-                    await self._hurry.wait()
-
-    def hurry(self) -> None:
-        """End `drain` now, or as soon as it begins."""
-        self._hurry.set()
-
-    async def stop(self) -> None:
-        """Take no more requests, wait a bounded time for those under way, close everything."""
-        loop = asyncio.get_running_loop()
-        if self._pause is not None:
-            self._pause.cancel()
-        for listening in self._sockets:
-            loop.remove_reader(listening)
-            for connection in _accepted(listening):
-                # The system has taken it already, and may have its request: to close would lose it.
-                self._take(connection)
-            listening.close()
-        self._sockets = []
-        if self._taking:
-            await asyncio.wait(self._taking)
-        if self._server.draining and self._server.open_connections:
-            await asyncio.sleep(LAST_CALL_S)
-        await asyncio.sleep(0)  # what has come is begun before idle connections are closed
-        self._server.pre_shutdown()
-        await self._server.shutdown(self._server.settings.shutdown_grace_ms / 1000)
-
-
-def _accepted(listening: socket.socket) -> Iterator[socket.socket]:
-    """Yield the connections that the system has accepted and nobody has taken."""
-    for _ in range(BACKLOG):
-        try:
-            connection, _address = listening.accept()
-        except OSError:
-            return
-        yield connection

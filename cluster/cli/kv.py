@@ -16,7 +16,7 @@ from cluster.cli.common import (
     value_fields,
 )
 from cluster.client.arguments import AFTER_MAX
-from cluster.client.results import Item
+from cluster.client.results import Entry, Item
 from cluster.exit_codes import EXIT_NOT_FOUND, EXIT_USAGE
 from cluster.terminal import for_terminal, say_json, show, show_json, show_value
 from datapath.operations import Consistency
@@ -143,8 +143,8 @@ def get(
     if entry is None:
         _no_such_key(key, as_json=as_json)
     elif as_json:
-        who = {"revision": entry.revision, "node": entry.node, "epoch": entry.epoch}
-        show_json({"key": key, **value_fields(entry.value), **who})
+        who = {"node": entry.node, "epoch": entry.epoch}
+        show_json({"key": key, **value_fields(entry.value), **_head_fields(entry), **who})
     else:
         show_value(entry.value)
 
@@ -243,11 +243,21 @@ def _read(source: BinaryIO | None) -> bytes:
 
 def _show_item(item: Item, *, with_size: bool, as_json: bool) -> None:
     if as_json:
-        show_json({"key": item.key, **value_fields(item.value), "revision": item.revision})
+        show_json({"key": item.key, **value_fields(item.value), **_head_fields(item)})
     elif with_size:
         show(f"{item.revision}\t{len(item.value)}\t{for_terminal(item.key)}")
     else:
         show(for_terminal(item.key))
+
+
+def _head_fields(found: Entry | Item) -> dict[str, object]:
+    lease = {"lease": found.lease} if found.lease else {}
+    return {
+        "revision": found.revision,
+        "create_revision": found.create_revision,
+        "version": found.version,
+        **lease,
+    }
 
 
 def _no_such_key(key: str, *, as_json: bool) -> None:

@@ -180,6 +180,9 @@ class AsyncClient:
             key=key,
             value=reply.body,
             revision=int(reply.headers.get("ETag", '"0"').strip('"')),
+            create_revision=int(reply.headers.get("Onecopy-Create-Revision", "0")),
+            version=int(reply.headers.get("Onecopy-Key-Version", "0")),
+            lease=reply.headers.get("Onecopy-Lease", ""),
             node=reply.headers.get("Onecopy-Node", ""),
             epoch=int(reply.headers.get("Onecopy-Epoch", "0")),
         )

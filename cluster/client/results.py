@@ -30,21 +30,31 @@ class DeleteResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """A key's value and the revision that wrote it; `node` answered, knowing of `epoch`."""
+    """A key's value and the revision that wrote it; `node` answered, knowing of `epoch`.
+
+    `create_revision` is of the write that created the key, `version` how often it was written since
+    then, `lease` the client lease that it hangs on ("": none).
+    """
 
     key: str
     value: bytes
     revision: int
+    create_revision: int = 0
+    version: int = 0
+    lease: str = ""
     node: str = ""
     epoch: int = 0
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of a listing; `value` is b"" where only keys were asked for."""
+    """One row of a listing; `value` is b"" where only keys were asked for. See `Entry`."""
 
     key: str
     revision: int
     value: bytes = b""
+    create_revision: int = 0
+    version: int = 0
+    lease: str = ""
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):

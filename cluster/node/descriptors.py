@@ -10,7 +10,7 @@ import resource
 
 import msgspec
 
-from cluster.api.server import RESERVED_CONNECTIONS, HttpSettings
+from cluster.api.settings import RESERVED_CONNECTIONS, HttpSettings
 from datapath.transport.listener import MAX_UNAUTHENTICATED
 
 MAX_OPEN_FILES = 65_536

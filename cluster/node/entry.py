@@ -57,7 +57,7 @@ class Entry:
         self,
         parts: Parts,
         rejoin: Callable[[Mapping[str, str], Mapping[str, str]], None],
-        hint: str = "",
+        hint: str,
     ) -> None:
         self._parts = parts
         self._rejoin = rejoin
@@ -176,12 +176,12 @@ class Entry:
         is_first = not self._view_seen and view.version >= known
         self._view_seen = self._view_seen or is_first
         step = next_step(configured, agreed, self._parts.directory.addresses, is_first=is_first)
-        if step == "refuse":
+        if step in ("refuse", "warn"):
             text = edit_or_move(self._parts.node_id, self._parts.config.path, configured, agreed)
-            self._parts.end(DataDirectoryError(text))
-        elif step == "warn":
-            text = edit_or_move(self._parts.node_id, self._parts.config.path, configured, agreed)
-            log.warning("%s", text)
+            if step == "refuse":
+                self._parts.end(DataDirectoryError(text))
+            else:
+                log.warning("%s", text)
         elif step == "none":
             with contextlib.suppress(DiskFullError):
                 self._parts.directory.note_addresses(configured)

@@ -28,14 +28,9 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     end: Callable[[BaseException | None], None]
     spawn: Callable[[Coroutine[Any, Any, None]], object]
 
-    @property
-    def own(self) -> NodeConfig:
-        """What the configuration says of this node."""
-        return self.config.nodes[self.node_id]
-
     def member(self) -> Member:
         """Return this node as a member, as configured and with this disk."""
-        return member_of(self.node_id, self.own, self.directory.data_id)
+        return member_of(self.node_id, self.config.nodes[self.node_id], self.directory.data_id)
 
     def why_no_link(self, nodes: list[str]) -> str:
         """Return what is known of why there is no link to `nodes`, to end a sentence with."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.api.hosts import Hosts
 from cluster.api.routes import HttpApi
-from cluster.api.server import HttpSettings
+from cluster.api.settings import HttpSettings
 from cluster.config.model import ClusterConfig, ConfigError, split_address
 from cluster.node.descriptors import Descriptors, TooFewDescriptorsError, raise_limit, share_out
 from cluster.node.entry import Entry
@@ -40,6 +40,7 @@ from datapath.errors import (
 from datapath.node.engine import Engine
 from datapath.node.gateway import Gateway
 from datapath.node.replica_disk import SNAPSHOT_LOG_HARD_FACTOR
+from datapath.operations import STORE
 from datapath.storage.data_directory import DataDirectory
 from datapath.tasks import Tasks
 from datapath.transport.link import LinkHandler
@@ -111,7 +112,7 @@ class NodeProcess:
         node_id: str,
         directory: DataDirectory,
         descriptors: Descriptors,
-        hint: str = "",
+        hint: str,
     ) -> None:
         self._config = config
         self._node_id = node_id
@@ -204,7 +205,7 @@ class NodeProcess:
         engine = Engine(
             self._node_id,
             secrets.token_hex(8),
-            KeyValue(),
+            {STORE: KeyValue()},
             make_storage(self._config, self._directory, self._descriptors),
             self._agreement,
             self._mesh,
@@ -311,7 +312,7 @@ class NodeProcess:
     async def _listen_to_clients(self) -> None:
         """Start the API. Raises OSError that names the address and what to do."""
         try:
-            await self._api.start(*split_address(self._own.client))
+            await self._api.listener.start(*split_address(self._own.client))
         except OSError as error:
             text = cannot_listen(self._own.client, error, "client", self._node_id)
             raise OSError(text) from error
@@ -319,20 +320,19 @@ class NodeProcess:
     def _on_signal(self) -> None:
         """Stop; at the second signal without waiting for clients to go."""
         if self._ended.done():
-            self._api.hurry()
+            self._api.listener.hurry()
         self._end(None)
 
     async def _stop(self, *, orderly: bool) -> None:
         """Stop everything. `orderly`: it was asked for, so clients are let go one by one before."""
         if self._engine is not None:
             self._engine.stop_scans()
-        draining = asyncio.create_task(self._api.drain()) if orderly else None
-        if self._engine is not None and self._engine.replica.primary is not None:
-            await self._hand_over()
+        draining = asyncio.create_task(self._api.listener.drain()) if orderly else None
+        await self._hand_over()
         if draining is not None:
             await draining
         await self._tasks.stop()
-        await self._api.stop()
+        await self._api.listener.stop()
         await self._gateway.stop()
         if self._receiver is not None:
             await self._receiver.stop()
@@ -347,7 +347,7 @@ class NodeProcess:
         engine = self._engine
         if engine is None or engine.failed or engine.replica.primary is None:
             return
-        for node in sorted(engine.replica.primary.required()):
+        for node in sorted(engine.replica.primary.in_sync.required):
             if self._gateway.has_no_vote(node):
                 continue
             with contextlib.suppress(OperationError):

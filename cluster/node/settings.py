@@ -24,7 +24,7 @@ def agreement_settings(
     directory: DataDirectory,
     registry: PeerRegistry,
     members: Mapping[str, str],
-    founders: Mapping[str, str] | None = None,
+    founders: Mapping[str, str] | None,
 ) -> AgreementSettings:
     """Return the settings of this node's consensus member; `members` with their raft addresses."""
     timing = config.timing

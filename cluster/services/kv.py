@@ -1,8 +1,11 @@
-"""The key-value store: the first service, and the one that HTTP API version 1 serves.
+"""The key-value store: the service that HTTP API version 1 serves under /v1/kv and /v1/txn.
 
-Under each key the store keeps an 8-byte big-endian revision, then the value. A key's revision is
-the log index of the write that made it: revisions only rise, across all keys, and one names the
-same write on every replica.
+Under each key the store keeps a head of HEAD_SIZE_BYTES, then the value. The head (`Head`) is four
+64-bit numbers, big-endian: the revision of the key's last write, the revision that created it, its
+version (how often it was written since then), and the client lease it hangs on (0: none).
+
+A revision is the log index of a write: revisions only rise, across all keys, and one names the
+same write on every replica. All changes of one operation share one revision.
 
 Conditions are evaluated inside the operation, on the primary, in the order of the log, so that
 between a check and its write nothing else happens.
@@ -10,11 +13,13 @@ between a check and its write nothing else happens.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
+from datapath import keyspaces
 from datapath.errors import RejectedError
 from datapath.service import (
-    QueryTransaction,
     ReadTransaction,
     Service,
     Transaction,
@@ -23,21 +28,58 @@ from datapath.service import (
 )
 from datapath.settings import MAX_RANGE_SIZE_BYTES
 
-REVISION_SIZE_BYTES = 8
 ANY_REVISION = 0
 """In place of a revision in a condition: the key exists, whatever its revision."""
 NO_REVISION = -1
 """In place of a revision in a condition: one that no key ever has, so that it always fails."""
 
+_HEAD = struct.Struct(">QQQQ")
+HEAD_SIZE_BYTES = _HEAD.size
+
 Revisions = int | Sequence[int]
 """One revision, or several of which any will do."""
-Item = tuple[bytes, bytes | None, int]
-"""(key, value or None when only keys were asked for, revision)."""
+Found = tuple[bytes, int, int, int, int]
+"""(value, revision, create_revision, version, lease) of a key."""
+Item = tuple[bytes, bytes | None, int, int, int, int]
+"""(key, value or None when only keys were asked for, and the head's four fields)."""
+
+
+class Head(NamedTuple):
+    """What the store keeps of a key beside its value; see the module."""
+
+    revision: int
+    create_revision: int
+    version: int
+    lease: int
+
+
+def decode_head(stored: bytes) -> Head:
+    """Return the head of what the store keeps under a key; the value is the rest."""
+    return Head(*_HEAD.unpack_from(stored))
+
+
+def encode_stored(head: tuple[int, int, int, int], value: bytes) -> bytes:
+    """Return what the store keeps under a key."""
+    return _HEAD.pack(*head) + value
+
+
+def write_value(
+    tx: Transaction, key: bytes, value: bytes, stored: bytes | None, lease: int = 0
+) -> None:
+    """Put a value under a key that the operation has read as `stored`."""
+    index = tx.index
+    if stored is None:
+        head = _HEAD.pack(index, index, 1, lease)
+    else:
+        _, create_revision, version, _ = _HEAD.unpack_from(stored)
+        head = _HEAD.pack(index, create_revision, version + 1, lease)
+    tx.put(key, head + value)
 
 
 class KeyValue(Service):
     """Values under ordered byte keys, with conditions on revisions."""
 
+    keyspace: ClassVar[int] = keyspaces.KV
     scans = frozenset({"range"})
 
     @operation
@@ -59,7 +101,7 @@ class KeyValue(Service):
             raise _failed(stored)
         if if_revision is not None:
             _check_revision(stored, if_revision, tx.index)
-        tx.put(key, tx.index.to_bytes(REVISION_SIZE_BYTES) + value)
+        write_value(tx, key, value, stored)
         return stored is None
 
     @operation
@@ -77,16 +119,16 @@ class KeyValue(Service):
         return True
 
     @query
-    def get(self, tx: ReadTransaction, key: bytes) -> tuple[bytes, int] | None:
-        """Return (value, revision), or None."""
+    def get(self, tx: ReadTransaction, key: bytes) -> Found | None:
+        """Return the value and the head of a key, or None."""
         stored = tx.get(key)
         if stored is None:
             return None
-        return stored[REVISION_SIZE_BYTES:], _revision(stored)
+        return stored[HEAD_SIZE_BYTES:], *_HEAD.unpack_from(stored)
 
     @query
     def range(
-        self, tx: QueryTransaction, start: bytes, end: bytes | None, limit: int, keys_only: bool
+        self, tx: ReadTransaction, start: bytes, end: bytes | None, limit: int, keys_only: bool
     ) -> tuple[list[Item], bytes | None]:
         """Return up to `limit` items with start <= key < end, and where to go on, None at the end.
 
@@ -96,14 +138,14 @@ class KeyValue(Service):
         """
         pairs, following = tx.page(start, end, limit, MAX_RANGE_SIZE_BYTES)
         items = [
-            (key, None if keys_only else stored[REVISION_SIZE_BYTES:], _revision(stored))
+            (key, None if keys_only else stored[HEAD_SIZE_BYTES:], *_HEAD.unpack_from(stored))
             for key, stored in pairs
         ]
         return items, following
 
 
 def _revision(stored: bytes) -> int:
-    return int.from_bytes(stored[:REVISION_SIZE_BYTES])
+    return int.from_bytes(stored[:8])
 
 
 def _check_revision(stored: bytes | None, wanted: Revisions, next_revision: int) -> None:

@@ -94,6 +94,7 @@ class Up:
             if not killed and (loop.time() >= deadline or self._stop_signals > 1):
                 killed = True
                 for process in running:
+                    self._view.say(f"{process.node_id} has not stopped: killed")
                     process.kill()
             await asyncio.sleep(0.02)
 

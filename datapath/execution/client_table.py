@@ -23,10 +23,10 @@ from typing import Any, Protocol
 import msgspec
 
 from datapath.errors import OperationError, UnknownOutcomeError
+from datapath.keyspaces import CLIENT_ORDER, CLIENT_SUMS, CLIENTS
 from datapath.operations import Operation
 from datapath.records import Entry
 from datapath.settings import ClientTableBounds
-from datapath.storage.environment import CLIENT_ORDER_SPACE, CLIENT_SPACE, CLIENT_SUMS_SPACE
 
 ENTRY_OVERHEAD_BYTES = 136
 """What an answer costs in the store beside its own bytes, about 23 for a put: pages of the two
@@ -97,7 +97,7 @@ class ClientTable:
 
     def start_epoch(self) -> None:
         """Take the committed sums: what the last epoch left uncommitted is gone, or is in them."""
-        held = self._state.get(CLIENT_SUMS_SPACE, _SUMS_KEY)
+        held = self._state.get(CLIENT_SUMS, _SUMS_KEY)
         sums = _SUMS.unpack(held) if held is not None else (0, 0, 0)
         self._forgotten_index, self._size_bytes, self._time_ms = sums
         self._began_ms = (self._time_ms, self._clock())
@@ -149,12 +149,12 @@ class ClientTable:
         now_ms = max(self._time_ms, base_ms + int(self._clock() - began_ms))
         order = index.to_bytes(8, "big")
         entry: Entry = [
-            (CLIENT_SPACE, key, answer),
-            (CLIENT_ORDER_SPACE, order, _ORDER.pack(now_ms, size) + key),
+            (CLIENTS, key, answer),
+            (CLIENT_ORDER, order, _ORDER.pack(now_ms, size) + key),
         ]
         held, forgotten, gone = self._size_bytes + size, self._forgotten_index, 0
         for old in self._too_old(now_ms, held):
-            entry += ((CLIENT_ORDER_SPACE, old.order, None), (CLIENT_SPACE, old.key, None))
+            entry += ((CLIENT_ORDER, old.order, None), (CLIENTS, old.key, None))
             held -= old.size_bytes
             forgotten = int.from_bytes(old.order, "big")
             gone += 1
@@ -177,7 +177,7 @@ class ClientTable:
 
     def _find_oldest(self) -> bool:
         """Look up the next oldest answers in the committed state; uncommitted ones are newer."""
-        page = self._state.range(CLIENT_ORDER_SPACE, self._read_to, None, _READ_AHEAD)
+        page = self._state.range(CLIENT_ORDER, self._read_to, None, _READ_AHEAD)
         for order, held in page:
             time_ms, size_bytes = _ORDER.unpack_from(held)
             self._oldest.append(_Old(order, time_ms, size_bytes, held[_ORDER.size :]))
@@ -204,7 +204,7 @@ class ClientTable:
             return []
         self._changed = False
         sums = _SUMS.pack(self._forgotten_index, self._size_bytes, self._time_ms)
-        return [(CLIENT_SUMS_SPACE, _SUMS_KEY, sums)]
+        return [(CLIENT_SUMS, _SUMS_KEY, sums)]
 
 
 @functools.lru_cache(maxsize=16)  # it is asked for twice, one after the other
@@ -215,5 +215,5 @@ def client_key(idempotency_key: str) -> bytes:
 
 def fingerprint(operation: Operation) -> bytes:
     """Return a digest of what an operation asks for: a key belongs to one request."""
-    payload = _encoder.encode((operation.method, operation.args))
+    payload = _encoder.encode((operation.service, operation.method, operation.args))
     return hashlib.blake2b(payload, digest_size=16).digest()

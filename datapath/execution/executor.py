@@ -4,12 +4,16 @@ Layers that an operation reads through, newest first: its own writes, the burst'
 executed since the last record), the pending ones (in records that have not committed), the store.
 Nothing in the first three is visible to anyone else before it commits (D2). An operation's writes
 join the burst only by `take`: one that is refused after it was executed is as if it had never been.
+
+Several services may stand side by side; each operation names its own, and is given a view of the
+transaction on that service's keyspace.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Protocol
 
 import msgspec
@@ -17,31 +21,34 @@ import msgspec
 from datapath.clock import clock_ms
 from datapath.errors import NotAppliedError, OperationError, RejectedError
 from datapath.execution.client_table import ClientTable, client_key, fingerprint
+from datapath.keyspaces import CLIENTS, KEYSPACES, KV, check_open
 from datapath.operations import Operation
 from datapath.records import Entry
 from datapath.service import Service
 from datapath.settings import ClientTableBounds
-from datapath.storage.environment import CLIENT_SPACE, SERVICE_SPACE
 
 log = logging.getLogger(__name__)
 
 MAX_KEY_SIZE_BYTES = 500
-_SCRATCH_RANGE_STEP = 256
+MAX_PAGE_STEPS = 2000
+"""How many keys an operation looks at for a page, those included that are deleted by now."""
+_SCRATCH_PAGE = 256
+_SCRATCH_PAGE_BYTES = 256 * 1024
 
 
 class CommittedState(Protocol):
     """What the executor reads of the store; see `datapath.storage.store.Store`."""
 
-    def get(self, space: int, key: bytes) -> bytes | None:
-        """Return the committed value under a key of a space."""
+    def get(self, keyspace: int, key: bytes) -> bytes | None:
+        """Return the committed value under a key of a keyspace."""
 
     def range(
-        self, space: int, start: bytes, end: bytes | None, limit: int
+        self, keyspace: int, start: bytes, end: bytes | None, limit: int
     ) -> list[tuple[bytes, bytes]]:
         """Return committed pairs with start <= key < end, in key order."""
 
     def page(
-        self, space: int, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
+        self, keyspace: int, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
     ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
         """Return some of those pairs, bounded in work, and where to go on."""
 
@@ -60,50 +67,119 @@ class Executed(msgspec.Struct, gc=False):
     repeated: bool = False
 
 
-class ReadView:
-    """A `ReadTransaction` over the committed state."""
+class ReadMeter:
+    """Counts `read_bytes`: of values that were asked for by their keys, so far."""
 
-    __slots__ = ("_state", "read_bytes")
+    __slots__ = ("read_bytes",)
 
-    def __init__(self, state: CommittedState) -> None:
-        self._state = state
+    def __init__(self) -> None:
         self.read_bytes = 0
-        """Of values that were asked for by their keys, so far."""
+
+
+class ReadView:
+    """A `ReadTransaction` over the committed state of a keyspace; views may share a `meter`."""
+
+    __slots__ = ("_keyspace", "_state", "meter")
+
+    def __init__(
+        self, state: CommittedState, keyspace: int = KV, meter: ReadMeter | None = None
+    ) -> None:
+        self._state = state
+        self._keyspace = keyspace
+        self.meter = meter or ReadMeter()
+
+    def keyspace(self, number: int) -> ReadView:
+        """Return a view of the same state on another keyspace."""
+        return ReadView(self._state, check_open(number), self.meter)
 
     def get(self, key: bytes) -> bytes | None:
         """Return the committed value under `key`, or None."""
-        value = self._state.get(SERVICE_SPACE, key)
+        value = self._state.get(self._keyspace, key)
         if value is not None:
-            self.read_bytes += len(value)
+            self.meter.read_bytes += len(value)
         return value
 
     def range(self, start: bytes, end: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
         """Return up to `limit` committed pairs with start <= key < end, in key order."""
-        return self._state.range(SERVICE_SPACE, start, end, limit)
+        return self._state.range(self._keyspace, start, end, limit)
 
     def page(
         self, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
     ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
         """Return committed pairs with start <= key < end, and where to go on."""
-        return self._state.page(SERVICE_SPACE, start, end, limit, max_size_bytes)
+        return self._state.page(self._keyspace, start, end, limit, max_size_bytes)
+
+
+class WriteView:
+    """The `Transaction` that operations get: what is executed now, on one keyspace."""
+
+    __slots__ = ("_executor", "_keyspace")
+
+    def __init__(self, executor: Executor, keyspace: int) -> None:
+        self._executor = executor
+        self._keyspace = keyspace
+
+    @property
+    def index(self) -> int:
+        """The log index that this operation's delta will have."""
+        return self._executor.index
+
+    def keyspace(self, number: int) -> WriteView:
+        """Return a view of the same transaction on another keyspace."""
+        return self._executor.views[check_open(number)]
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value under `key` as this operation sees it, or None."""
+        return self._executor.get(self._keyspace, key)
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Write `value` under `key`. Raises ValueError for a key of a wrong length."""
+        if not 0 < len(key) <= MAX_KEY_SIZE_BYTES:
+            raise ValueError(f"a key has 1 to {MAX_KEY_SIZE_BYTES} bytes, not {len(key)}")
+        self._executor.write(self._keyspace, key, value)
+
+    def delete(self, key: bytes) -> None:
+        """Remove `key`; nothing happens if it isn't there."""
+        self._executor.write(self._keyspace, key, None)
+
+    def range(self, start: bytes, end: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
+        """Return up to `limit` pairs with start <= key < end, this operation's writes included."""
+        seen = self._executor.scan(self._keyspace, start, end)
+        present = ((key, value) for key, value in seen if value is not None)
+        return list(islice(present, max(limit, 0)))
+
+    def page(
+        self, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
+    ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """Return pairs with start <= key < end, own writes included, and where to go on."""
+        items: list[tuple[bytes, bytes]] = []
+        size_bytes = 0
+        for step, (key, value) in enumerate(self._executor.scan(self._keyspace, start, end)):
+            if step >= MAX_PAGE_STEPS or len(items) >= limit or size_bytes >= max_size_bytes:
+                return items, key
+            if value is not None:
+                items.append((key, value))
+                size_bytes += len(key) + len(value)
+        return items, None
 
 
 class Executor:
-    """Executes operations in order and collects their deltas; also the `Transaction` they get."""
+    """Executes operations in order and collects their deltas. `services` by their names."""
 
     def __init__(
         self,
-        service: Service,
+        services: Mapping[str, Service],
         state: CommittedState,
         client_table: ClientTableBounds,
         clock: Callable[[], float] = clock_ms,
     ) -> None:
-        self._service = service
+        self._services = services
         self._state = state
         self._table = ClientTable(state, client_table, clock)
+        self.views = [WriteView(self, number) for number in range(KEYSPACES)]
         self.index = 0
         self._seen_index = 0
-        self._writes: dict[bytes, bytes | None] = {}
+        self._writes: dict[tuple[int, bytes], bytes | None] = {}
         self._burst: dict[tuple[int, bytes], tuple[bytes | None, int]] = {}
         self._pending: dict[tuple[int, bytes], tuple[bytes | None, int]] = {}
 
@@ -112,62 +188,55 @@ class Executor:
         self._writes, self._burst, self._pending = {}, {}, {}
         self._table.start_epoch()
 
-    # -- the Transaction that operations see
+    # -- what the views do
 
-    def get(self, key: bytes) -> bytes | None:
-        """Return the value under `key` as this operation sees it, or None."""
-        if key in self._writes:
-            return self._writes[key]
-        value, index = self._look_up(SERVICE_SPACE, key)
+    def get(self, keyspace: int, key: bytes) -> bytes | None:
+        """Return the value under a key as the operation that is executed now sees it, or None."""
+        place = (keyspace, key)
+        if place in self._writes:
+            return self._writes[place]
+        value, index = self._look_up(place)
         if index:
             self._seen_index = max(self._seen_index, index)
         return value
 
-    def _look_up(self, space: int, key: bytes) -> tuple[bytes | None, int]:
+    def _look_up(self, place: tuple[int, bytes]) -> tuple[bytes | None, int]:
         """Return what the next operation sees, and the entry that wrote it if uncommitted, or 0."""
-        place = (space, key)
         held = self._burst.get(place) or self._pending.get(place)
-        return (self._state.get(space, key), 0) if held is None else held
+        return (self._state.get(*place), 0) if held is None else held
 
-    def put(self, key: bytes, value: bytes) -> None:
-        """Write `value` under `key`. Raises ValueError for a key of a wrong length."""
-        if not 0 < len(key) <= MAX_KEY_SIZE_BYTES:
-            raise ValueError(f"a key has 1 to {MAX_KEY_SIZE_BYTES} bytes, not {len(key)}")
-        self._writes[key] = value
+    def write(self, keyspace: int, key: bytes, value: bytes | None) -> None:
+        """Put a write into the delta of the operation that is executed now; None: a removal."""
+        self._writes[keyspace, key] = value
 
-    def delete(self, key: bytes) -> None:
-        """Remove `key`; nothing happens if it isn't there."""
-        self._writes[key] = None
+    def scan(
+        self, keyspace: int, start: bytes, end: bytes | None
+    ) -> Iterator[tuple[bytes, bytes | None]]:
+        """Yield the keys of a range in order, with what the operation sees; None: removed."""
+        scratch = self._scratch(keyspace, start, end)
+        return _merge(self._committed(keyspace, start, end), sorted(scratch.items()))
 
-    def range(self, start: bytes, end: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
-        """Return up to `limit` pairs with start <= key < end, this operation's writes included."""
-        scratch = self._scratch(start, end)
-        found: list[tuple[bytes, bytes]] = []
-        for key, value in _merge(self._committed(start, end), sorted(scratch.items())):
-            if len(found) >= limit:
-                break
-            if value is not None:
-                found.append((key, value))
-        return found
-
-    def _scratch(self, start: bytes, end: bytes | None) -> dict[bytes, bytes | None]:
+    def _scratch(self, keyspace: int, start: bytes, end: bytes | None) -> dict[bytes, bytes | None]:
         scratch: dict[bytes, bytes | None] = {}
         for layer in (self._pending, self._burst):
-            for (space, key), (value, index) in layer.items():
-                if space == SERVICE_SPACE and start <= key and (end is None or key < end):
+            for (place, key), (value, index) in layer.items():
+                if place == keyspace and start <= key and (end is None or key < end):
                     scratch[key] = value
                     self._seen_index = max(self._seen_index, index)
-        own = self._writes.items()
-        scratch.update((k, v) for k, v in own if start <= k and (end is None or k < end))
+        for (place, key), value in self._writes.items():
+            if place == keyspace and start <= key and (end is None or key < end):
+                scratch[key] = value
         return scratch
 
-    def _committed(self, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
-        while True:
-            page = self._state.range(SERVICE_SPACE, start, end, _SCRATCH_RANGE_STEP)
+    def _committed(
+        self, keyspace: int, start: bytes, end: bytes | None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        following: bytes | None = start
+        while following is not None:
+            page, following = self._state.page(
+                keyspace, following, end, _SCRATCH_PAGE, _SCRATCH_PAGE_BYTES
+            )
             yield from page
-            if len(page) < _SCRATCH_RANGE_STEP:
-                return
-            start = page[-1][0] + b"\0"
 
     # -- executing
 
@@ -178,7 +247,7 @@ class Executor:
         """
         if not operation.idempotency_key:
             return None
-        held, index = self._look_up(CLIENT_SPACE, client_key(operation.idempotency_key))
+        held, index = self._look_up((CLIENTS, client_key(operation.idempotency_key)))
         if held is None:
             error = self._table.refusal(operation.first_after, next_index)
             return None if error is None else Executed(None, error, 0, 0, repeated=True)
@@ -186,7 +255,7 @@ class Executor:
 
     def recall(self, operation: Operation) -> Executed | None:
         """Return the first answer if it is known here to have committed: on any replica."""
-        held = self._state.get(CLIENT_SPACE, client_key(operation.idempotency_key))
+        held = self._state.get(CLIENTS, client_key(operation.idempotency_key))
         return None if held is None else self._first_answer(operation, held, 0)
 
     def _first_answer(self, operation: Operation, held: bytes, seen_index: int) -> Executed:
@@ -209,11 +278,12 @@ class Executor:
         `take` is called with it. An `async` operation must go through `execute_async`.
         """
         self._start(next_index)
-        method = self._service.operations.get(operation.method)
-        if method is None:
-            return self._unknown_method(operation), None
+        service = self._services.get(operation.service)
+        method = None if service is None else service.operations.get(operation.method)
+        if service is None or method is None:
+            return self._unknown(operation, service), None
         try:
-            value, error = method(self, *operation.args), None
+            value, error = method(self.views[service.keyspace], *operation.args), None
         except Exception as problem:  # noqa: BLE001 - the service's own code may raise anything
             value, error = None, self._problem(operation, problem)
         return self._finish(operation, value, error)
@@ -223,8 +293,10 @@ class Executor:
     ) -> tuple[Executed, Entry | None]:
         """Execute one `async` operation; nothing else may execute meanwhile."""
         self._start(next_index)
+        service = self._services[operation.service]
+        method = service.operations[operation.method]
         try:
-            value = await self._service.operations[operation.method](self, *operation.args)
+            value = await method(self.views[service.keyspace], *operation.args)
             error = None
         except Exception as problem:  # noqa: BLE001 - the service's own code may raise anything
             value, error = None, self._problem(operation, problem)
@@ -241,17 +313,21 @@ class Executor:
     ) -> tuple[Executed, Entry | None]:
         entry: Entry = []
         if error is None:
-            entry = [(SERVICE_SPACE, key, written) for key, written in self._writes.items()]
+            entry = [(keyspace, key, value) for (keyspace, key), value in self._writes.items()]
         if operation.idempotency_key and _is_remembered(error):
             entry += self._table.remember(operation, self.index, value, error)
         if not entry:
             return Executed(value, error, 0, self._seen_index), None
         return Executed(value, error, self.index, self._seen_index), entry
 
-    def _unknown_method(self, operation: Operation) -> Executed:
-        known = ", ".join(sorted(self._service.operations))
-        detail = f"there is no operation {operation.method!r}; there are: {known}"
-        return Executed(None, NotAppliedError("unknown_operation", detail), 0, 0)
+    def _unknown(self, operation: Operation, service: Service | None) -> Executed:
+        if service is None:
+            error = unknown_service(operation.service, self._services)
+        else:
+            known = ", ".join(sorted(service.operations))
+            detail = f"there is no operation {operation.method!r}; there are: {known}"
+            error = NotAppliedError("unknown_operation", detail)
+        return Executed(None, error, 0, 0)
 
     @staticmethod
     def _problem(operation: Operation, problem: Exception) -> OperationError:
@@ -259,24 +335,23 @@ class Executor:
             # A new one: the traceback of what was raised leads to the frames that hold the answer,
             # and the collector sees no cycle through structs that it does not track.
             return RejectedError(problem.code, problem.detail, for_good=problem.for_good)
-        log.error("operation %s failed", operation.method, exc_info=problem)
-        return NotAppliedError(
-            "service_failed", f"the service failed in {operation.method!r}: {problem!r}"
-        )
+        name = f"{operation.service}.{operation.method}" if operation.service else operation.method
+        log.error("operation %s failed", name, exc_info=problem)
+        return NotAppliedError("service_failed", f"the service failed in {name!r}: {problem!r}")
 
     # -- what becomes of deltas
 
     def take(self, entry: Entry) -> None:
         """The delta that was executed last joins the burst."""
         index, burst = self.index, self._burst
-        for space, key, value in entry:
-            burst[(space, key)] = (value, index)
+        for keyspace, key, value in entry:
+            burst[(keyspace, key)] = (value, index)
         self._table.take()
 
     def keep_burst(self, entries: list[Entry]) -> None:
         """The burst's deltas become a record: complete the last one, which has the table's sums."""
-        for space, key, value in self._table.summary():
-            entries[-1].append((space, key, value))
+        for keyspace, key, value in self._table.summary():
+            entries[-1].append((keyspace, key, value))
         self._pending.update(self._burst)
         self._burst = {}
 
@@ -285,10 +360,10 @@ class Executor:
         pending = self._pending
         index = first_index
         for entry in entries:
-            for space, key, _ in entry:
-                held = pending.get((space, key))
+            for keyspace, key, _ in entry:
+                held = pending.get((keyspace, key))
                 if held is not None and held[1] == index:
-                    del pending[(space, key)]
+                    del pending[(keyspace, key)]
             index += 1
 
 
@@ -316,3 +391,11 @@ def _is_remembered(error: OperationError | None) -> bool:
     repeat would find might have changed, and it would do what its client was told is not done.
     """
     return error is None or (isinstance(error, RejectedError) and not error.for_good)
+
+
+def unknown_service(name: str, services: Mapping[str, Service]) -> NotAppliedError:
+    """Make the refusal of a call to a service that this node does not have."""
+    known = ", ".join(sorted(filter(None, services))) or "none beside the store"
+    return NotAppliedError(
+        "unknown_service", f"this node has no service {name!r}; there are: {known}"
+    )

@@ -6,9 +6,8 @@ record when it commits. No task is made and no thread asked per operation.
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -81,6 +80,7 @@ class Pipeline:
 
     `append` gives a record to the replica and carries out what follows. `not_primary` makes the
     error for who asks a node that does not serve, and `why_not_serving` a sentence for people.
+    `async_operations` are told by the names of their services.
     `call_soon` makes a turn of the event loop. `clock` (ms) is the replica's.
     """
 
@@ -93,7 +93,7 @@ class Pipeline:
         room: Room,
         bounds: Bounds,
         *,
-        async_operations: frozenset[str],
+        async_operations: Mapping[str, frozenset[str]],
         append: Callable[[Record], None],
         not_primary: Callable[[], NotPrimaryError],
         why_not_serving: Callable[[], str],
@@ -217,7 +217,7 @@ class Pipeline:
             and len(burst.answers) < bounds.max_record_entries
         ):
             waiting = self._waiting[0]
-            is_async = waiting.operation.method in self._async_operations
+            is_async = self._is_async(waiting.operation)
             if is_async and burst.answers:
                 break
             self._take_waiting()
@@ -241,6 +241,9 @@ class Pipeline:
             self._join(burst, answer, entry, size)
         self._record(burst)
         self.schedule()
+
+    def _is_async(self, operation: Operation) -> bool:
+        return operation.method in self._async_operations.get(operation.service, ())
 
     def _begin_burst(self) -> Burst:
         replica, index = self._replica, self._replica.next_index
@@ -445,10 +448,3 @@ class Pipeline:
             self._refuse(waiting, not_executed)
             if not waiting.future.done():  # a repeat of what has not committed
                 waiting.future.set_exception(not_committed)
-
-
-def async_operations(operations: dict[str, Callable[..., Any]]) -> frozenset[str]:
-    """Return the names of the operations that are `async`."""
-    return frozenset(
-        name for name, method in operations.items() if inspect.iscoroutinefunction(method)
-    )

@@ -119,7 +119,7 @@ class Snapshots:
         """Return after which entry a replica that had a snapshot needs the log; None: no more."""
         primary = self._replica.primary
         progress = primary.peers.get(peer) if primary is not None else None
-        if primary is None or progress is None or peer in primary.view.in_sync:
+        if primary is None or progress is None or peer in primary.in_sync.view.in_sync:
             return None
         heard_ms = max(progress.heard_ms, self._installed_ms.get(peer, 0.0))
         if clock_ms() - heard_ms > FLOOR_KEPT_S * 1000:

@@ -62,7 +62,7 @@ class Engine:
         self,
         node_id: str,
         incarnation: str,
-        service: Service,
+        services: Mapping[str, Service],
         storage: Storage,
         agreement: Agreement,
         mesh: Mesh,
@@ -77,7 +77,6 @@ class Engine:
     ) -> None:
         self.node_id = node_id
         self.failed = False
-        self._service = service
         self._storage = storage
         self._mesh = mesh
         self._bounds = bounds
@@ -92,7 +91,7 @@ class Engine:
         )
         self.interpreter = Interpreter(
             self.replica,
-            service,
+            services,
             storage,
             storage.uncommitted(recovered.commit_index),
             bounds,
@@ -376,7 +375,7 @@ class Engine:
 
     def is_scan(self, query: Query) -> bool:
         """Whether a query may take a millisecond or more, and so takes turns."""
-        return query.method in self._service.scans
+        return self.interpreter.is_scan(query)
 
     async def wait_applied(self, index: int) -> None:
         """Wait until everything up to `index` is applied here."""

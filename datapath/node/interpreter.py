@@ -7,12 +7,18 @@ engine gives it a disk, links and an event loop, and so does the simulator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from datapath.errors import NotPrimaryError, RejectedError
-from datapath.execution.executor import CommittedState, Executor, ReadView
-from datapath.execution.pipeline import Pipeline, Running, async_operations
+from datapath.execution.executor import (
+    CommittedState,
+    Executor,
+    ReadMeter,
+    ReadView,
+    unknown_service,
+)
+from datapath.execution.pipeline import Pipeline, Running
 from datapath.execution.tail import AppliedState, Tail
 from datapath.operations import Query, QueryResult
 from datapath.protocol import effects as fx
@@ -127,6 +133,8 @@ class AppliedWaiter(Protocol):
 class Interpreter:
     """One replica and all who wait on it. `uncommitted`: the records after its commit index.
 
+    `services`: by their names; STORE is the store's.
+
     Operations are given to the `pipeline`; the `tail` knows what has become of a repeat. `clock`
     (ms) is the replica's.
     """
@@ -134,7 +142,7 @@ class Interpreter:
     def __init__(
         self,
         replica: Replica,
-        service: Service,
+        services: Mapping[str, Service],
         disk: ReplicaDisk,
         uncommitted: list[Record],
         bounds: Bounds,
@@ -142,18 +150,22 @@ class Interpreter:
         clock: Callable[[], float],
     ) -> None:
         node_id = replica.core.node_id
-        executor = Executor(service, disk.store, bounds.client_table, clock)
+        executor = Executor(services, disk.store, bounds.client_table, clock)
         self.node_id = node_id
         self.replica = replica
         self.confirms_reads = bounds.confirm_reads
         """Whether no linearizable read here may rest on the leases."""
         self.stopped = False
         self.queries_total = 0
-        self._service = service
+        self._services = services
         self._disk = disk
         self._surroundings = surroundings
         self._clock = clock
-        self._read_view = ReadView(disk.store)
+        self._meter = ReadMeter()
+        self._read_views = {
+            name: ReadView(disk.store, service.keyspace, self._meter)
+            for name, service in services.items()
+        }
         self._ready_index = 0  # the epoch is open when this has committed; 0: nothing to wait for
         self._applied_waiters: list[tuple[int, AppliedWaiter]] = []
         self.confirmations = Confirmations(replica, self.not_primary)
@@ -175,7 +187,7 @@ class Interpreter:
             self.tail,
             disk,
             bounds,
-            async_operations=async_operations(service.operations),
+            async_operations={name: service.async_operations for name, service in services.items()},
             append=self._append,
             not_primary=self.not_primary,
             why_not_serving=self.why_not_serving,
@@ -333,18 +345,26 @@ class Interpreter:
     def read(self, query: Query) -> QueryResult:
         """Run a query on what is applied here, whatever that is."""
         self.queries_total += 1
-        method = self._service.queries.get(query.method)
+        service = self._services.get(query.service)
+        if service is None:
+            raise unknown_service(query.service, self._services)
+        method = service.queries.get(query.method)
         if method is None:
-            known = ", ".join(sorted(self._service.queries))
+            known = ", ".join(sorted(service.queries))
             raise RejectedError("unknown_query", f"no query {query.method!r}; there are: {known}")
-        value = method(self._read_view, *query.args)
+        value = method(self._read_views[query.service], *query.args)
         index = self._disk.store.applied_index
         return QueryResult(value, index, self.replica.epoch, self.node_id)
+
+    def is_scan(self, query: Query) -> bool:
+        """Whether a query may take a millisecond or more."""
+        service = self._services.get(query.service)
+        return service is not None and query.method in service.scans
 
     @property
     def read_bytes(self) -> int:
         """How much queries have read by keys so far."""
-        return self._read_view.read_bytes
+        return self._meter.read_bytes
 
     def read_index(self) -> tuple[int, int]:
         """Return (epoch, commit index) if this node serves. Raises NotPrimaryError.
@@ -414,7 +434,7 @@ class Interpreter:
             return f"{self.node_id} is becoming the primary: it waits for {', '.join(view.in_sync)}"
         if not replica.may_execute():
             return f"{self.node_id} is handing over"
-        silent = ", ".join(sorted(replica.primary.required()))
+        silent = ", ".join(sorted(replica.primary.in_sync.required))
         return (
             f"{self.node_id} is the primary, but some of {silent} are silent, and consensus has "
             "not let them go: is a majority of nodes up?"

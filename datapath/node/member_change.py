@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import msgspec
+
 from datapath.errors import NotPrimaryError, OperationError, RejectedError, UnknownOutcomeError
-from datapath.node.membership import Refusal, describe
-from election.agreement import Committed, Outcome, Refused
-from election.view import Change, View
+from datapath.node.membership import Refusal, describe, may_join, may_take_addresses
+from election.agreement import Committed, Outcome, Refused, Unknown
+from election.identity import Addresses
+from election.view import AddMember, Change, Member, RemoveMember, View
 
 Step = Literal["wait", "look", "propose", "answer"]
 
@@ -40,6 +43,7 @@ class MemberChange:
         self._force = force
         self._looked_at = 0  # the version of the view that was judged, and not proposed at since
         self._was_proposed = False
+        self._unknown_at = 0  # the version of the newest proposal that had no outcome; 0: none
         self._answer: View | OperationError | None = None
         self.deadline_ms = deadline_ms
         self.forced = False  # whether the newest judgement would have refused it
@@ -60,7 +64,7 @@ class MemberChange:
         try:
             change = self._make(view)
         except RejectedError as refused:
-            self._answer = refused
+            self._answer = refused if not self._unknown_at else _unknown(refused)
             return "answer"
         if change is None:
             self._answer = view
@@ -76,7 +80,8 @@ class MemberChange:
         """Take what `membership.refusals` says of `view` and of who was seen alive."""
         binding = [refusal for refusal in found if not (self._force and refusal.forcible)]
         if binding:
-            self._answer = RejectedError(binding[0].code, describe(found, self._removes))
+            refused = RejectedError(binding[0].code, describe(found, self._removes))
+            self._answer = refused if self.did_nothing(view) else _unknown(refused)
         self._looked_at = view.version
         self.forced = bool(found)
 
@@ -85,14 +90,27 @@ class MemberChange:
         self._was_proposed = True
         self._looked_at = 0
         match outcome:
+            case Unknown() if self.view is not None:
+                self._unknown_at = self.view.version
             case Committed(view):
                 self._answer = view
             case Refused(View() as view, reason) if self._was_refused_at(view):
-                self._answer = RejectedError("refused", reason)
+                refused = RejectedError("refused", reason)
+                self._answer = refused if self.did_nothing(view) else _unknown(refused)
 
     def _was_refused_at(self, view: View) -> bool:
         """Whether the refusal has another reason than that the view has changed."""
         return self.view is not None and view.version == self.view.version
+
+    def did_nothing(self, view: View) -> bool:
+        """Whether no proposal so far has changed anything, or may yet, now that `view` is known.
+
+        One without an outcome may take effect at its own version only. And an id is removed once:
+        who is a member at a later version was not removed by it. (An address or a new member may
+        have been there in between, and be gone again.)
+        """
+        is_removal = bool(self._removes)
+        return not self._unknown_at or (is_removal and view.version > self._unknown_at)
 
     def answer(self, nobody: NotPrimaryError) -> View | OperationError:
         """Return the view that is as wanted, or why there is none.
@@ -103,7 +121,71 @@ class MemberChange:
             return self._answer
         if not self._was_proposed:
             return nobody
-        return UnknownOutcomeError(
-            "timeout",
-            "consensus did not answer in time, and may yet agree: see `onecopy status` first",
+        return _unknown(None)
+
+
+def removal(node: str, deadline_ms: float, *, force: bool = False) -> MemberChange:
+    """Want `node` to be out for good. To want that again is harmless."""
+
+    def make(view: View) -> Change | None:
+        if view.member(node) is not None:
+            return RemoveMember(node)
+        if node not in view.removed:
+            raise _unknown_node(view, node)
+        return None
+
+    return MemberChange(make, deadline_ms, removes=node, force=force)
+
+
+def addition(member: Member, deadline_ms: float, *, anew: bool = True) -> MemberChange:
+    """Want `member` to be one, as it is given; without `anew` only if it is one already."""
+
+    def make(view: View) -> Change | None:
+        known = view.member(member.id)
+        if known == member or (known is None and not anew):
+            return None
+        check_join(view, member)
+        return AddMember(member)
+
+    return MemberChange(make, deadline_ms)
+
+
+def move(node: str, addresses: Addresses, deadline_ms: float) -> MemberChange:
+    """Want `node` to be reached at other addresses; "" leaves one as it is."""
+
+    def make(view: View) -> Change | None:
+        known = view.member(node)
+        if known is None:
+            raise _unknown_node(view, node)
+        moved = msgspec.structs.replace(
+            known,
+            client=addresses.client or known.client,
+            peer=addresses.peer or known.peer,
+            raft=addresses.raft or known.raft,
         )
+        if moved == known:
+            return None
+        if (refusal := may_take_addresses(view, moved)) is not None:
+            raise RejectedError("refused", refusal.reason)
+        return AddMember(moved)
+
+    return MemberChange(make, deadline_ms)
+
+
+def check_join(view: View, member: Member) -> None:
+    """Raise RejectedError if a node may not become a member by asking to."""
+    if (refusal := may_join(view, member)) is not None:
+        raise RejectedError(refusal.code, refusal.reason)
+
+
+def _unknown_node(view: View, node: str) -> RejectedError:
+    known = ", ".join(member.id for member in view.members)
+    return RejectedError("unknown_node", f"there is no node {node!r}; there are: {known}")
+
+
+def _unknown(refused: RejectedError | None) -> UnknownOutcomeError:
+    since = "" if refused is None else f". Asked again since, it is refused: {refused.detail}"
+    return UnknownOutcomeError(
+        "timeout",
+        "consensus did not answer in time, and may yet agree: see `onecopy status` first" + since,
+    )

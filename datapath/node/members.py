@@ -15,8 +15,8 @@ import msgspec
 from datapath.clock import clock_ms
 from datapath.errors import NotPrimaryError, OperationError, RejectedError
 from datapath.node.context import Context
-from datapath.node.member_change import MemberChange
-from datapath.node.membership import Facts, Refusal, may_join, may_take_addresses, refusals
+from datapath.node.member_change import MemberChange, addition, check_join, move, removal
+from datapath.node.membership import Facts, Refusal, refusals, unjudged, without_a_primary
 from datapath.transport.calls import (
     HelloReturn,
     JoinReturn,
@@ -28,7 +28,7 @@ from datapath.transport.calls import (
 )
 from election.agreement import AgreementUnavailableError, Committed, Outcome, Refused
 from election.identity import Addresses
-from election.view import AddMember, Change, Member, RemoveMember, View
+from election.view import Member, View
 
 log = logging.getLogger(__name__)
 
@@ -72,24 +72,19 @@ class Members:
             return await context.ask_for_view(primary, call, timeout_ms)
         except NotPrimaryError as problem:
             if not force:
-                raise NotPrimaryError("no_primary", _unjudged(node, problem)) from problem
+                raise NotPrimaryError(
+                    "no_primary", without_a_primary(node, str(problem))
+                ) from problem
         return await self.remove_here(node, timeout_ms, force=True, asked_by=asked_by)
 
     async def remove_here(self, node: str, timeout_ms: int, *, force: bool, asked_by: str) -> View:
         """Judge a removal by what can be seen now, and propose it."""
         who = asked_by or "another node"
-
-        def make(view: View) -> Change | None:
-            if view.member(node) is not None:
-                return RemoveMember(node)
-            if node not in view.removed:
-                raise _unknown_node(view, node)
-            return None  # by an earlier request: to repeat one is harmless
+        change = removal(node, clock_ms() + timeout_ms, force=force)
 
         async def look(view: View) -> list[Refusal]:
             return await self._against_removal(view, node)
 
-        change = MemberChange(make, clock_ms() + timeout_ms, removes=node, force=force)
         try:
             view = await self._carry_out(change, look)
         except RejectedError as problem:
@@ -102,16 +97,7 @@ class Members:
     async def _against_removal(self, view: View, node: str) -> list[Refusal]:
         context, engine = self._context, self._context.engine
         if engine is None or not context.is_primary:
-            reason = _unjudged(node, context.no_primary(""))
-            loss = "whatever only that node holds, and the majority, if it is needed for it"
-            found = [Refusal(code="no_primary", reason=reason, loss=loss)]
-            if node == view.primary:
-                reason = (
-                    f"{node} is the primary, and no other node can take its place now: bring back "
-                    f"a majority of the nodes and a replica in sync ({', '.join(view.in_sync)})"
-                )
-                found = [Refusal(code="is_primary", reason=reason, forcible=False)]
-            return found
+            return unjudged(view, node, str(context.no_primary("")))
         live = await self._live(view)
         voters = context.agreement.voters
         facts = Facts(
@@ -143,25 +129,8 @@ class Members:
         self, node: str, addresses: Addresses, timeout_ms: int, *, asked_by: str = ""
     ) -> View:
         """Have the cluster agree on other addresses for a member; "" leaves one as it is."""
-
-        def make(view: View) -> Change | None:
-            known = view.member(node)
-            if known is None:
-                raise _unknown_node(view, node)
-            moved = msgspec.structs.replace(
-                known,
-                client=addresses.client or known.client,
-                peer=addresses.peer or known.peer,
-                raft=addresses.raft or known.raft,
-            )
-            if moved == known:
-                return None
-            if (refusal := may_take_addresses(view, moved)) is not None:
-                raise RejectedError("refused", refusal.reason)
-            return AddMember(moved)
-
         log.info("a move of %s to %s is asked for by %s", node, addresses, asked_by or "a node")
-        return await self._carry_out(MemberChange(make, clock_ms() + timeout_ms))
+        return await self._carry_out(move(node, addresses, clock_ms() + timeout_ms))
 
     async def add(self, member: Member, timeout_ms: int, *, anew: bool = True) -> View:
         """Make a node a member, or register the disk of one that is.
@@ -170,15 +139,7 @@ class Members:
         RejectedError if it was removed before: by the view that the change is made for, which may
         be newer than the one that this node knew when it was asked.
         """
-
-        def make(view: View) -> Change | None:
-            known = view.member(member.id)
-            if known == member or (known is None and not anew):
-                return None
-            _check_join(view, member)
-            return AddMember(member)
-
-        return await self._carry_out(MemberChange(make, clock_ms() + timeout_ms))
+        return await self._carry_out(addition(member, clock_ms() + timeout_ms, anew=anew))
 
     async def _carry_out(
         self,
@@ -222,7 +183,7 @@ class Members:
         """Make a node a member that asks for it."""
         context = self._context
         if context.views.newest is not None:
-            _check_join(context.views.newest, member)
+            check_join(context.views.newest, member)
         if not self._pin(member.id, member.data_id):
             raise RejectedError("lost_disk", _lost_disk(member.id))
         view = await self.add(member, timeout_ms)
@@ -263,23 +224,6 @@ class Members:
         except AgreementUnavailableError:
             return False
         return view is not None and view.member(node) is None and self._context.has_no_vote(node)
-
-
-def _check_join(view: View, member: Member) -> None:
-    if (refusal := may_join(view, member)) is not None:
-        raise RejectedError(refusal.code, refusal.reason)
-
-
-def _unknown_node(view: View, node: str) -> RejectedError:
-    known = ", ".join(member.id for member in view.members)
-    return RejectedError("unknown_node", f"there is no node {node!r}; there are: {known}")
-
-
-def _unjudged(node: str, problem: OperationError) -> str:
-    return (
-        f"without a primary nobody can tell what {node} alone may hold, so it is not removed "
-        f"({problem}). Get a primary back first"
-    )
 
 
 def _lost_disk(node: str) -> str:

@@ -53,6 +53,26 @@ def refusals(view: View, facts: Facts, node: str) -> list[Refusal]:
     return [found for guard in GUARDS if (found := guard(view, facts, node)) is not None]
 
 
+def unjudged(view: View, node: str, why: str) -> list[Refusal]:
+    """Return why `node` may not be removed by a node that does not serve, for `why`."""
+    if node == view.primary:
+        reason = (
+            f"{node} is the primary, and no other node can take its place now: bring back a "
+            f"majority of the nodes and a replica in sync ({', '.join(view.in_sync)})"
+        )
+        return [Refusal(code="is_primary", reason=reason, forcible=False)]
+    loss = "whatever only that node holds, and the majority, if it is needed for it"
+    return [Refusal(code="no_primary", reason=without_a_primary(node, why), loss=loss)]
+
+
+def without_a_primary(node: str, why: str) -> str:
+    """Say that nobody can judge the removal of `node`."""
+    return (
+        f"without a primary nobody can tell what {node} alone may hold, so it is not removed "
+        f"({why}). Get a primary back first"
+    )
+
+
 def may_join(view: View, member: Member) -> Refusal | None:
     """Return why a node may not become a member by asking to; None if it may."""
     if member.id in view.removed and view.member(member.id) is None:
@@ -89,8 +109,7 @@ def may_take_addresses(view: View, member: Member) -> Refusal | None:
 
 
 def _addresses(member: Member) -> tuple[tuple[str, str], ...]:
-    channels = ("client", member.client), ("peer", member.peer), ("raft", member.raft)
-    return tuple((channel, address) for channel, address in channels if address)
+    return ("client", member.client), ("peer", member.peer), ("raft", member.raft)
 
 
 def primary_stays(view: View, facts: Facts, node: str) -> Refusal | None:

@@ -7,14 +7,12 @@ from collections.abc import Callable
 
 from datapath.clock import clock_ms
 from datapath.node.interpreter import Interpreter
+from datapath.node.proposal import Proposal
 from datapath.protocol import effects as fx
-from election.agreement import Agreement, AgreementUnavailableError, Committed, Unknown
-from election.view import RemoveFromInSync, TakeOver, View
+from election.agreement import Agreement, AgreementUnavailableError, Committed
+from election.view import View
 
 log = logging.getLogger(__name__)
-
-EXCLUDING = (RemoveFromInSync, TakeOver)
-"""Changes that leave replicas out of the in-sync set: from then on they cannot take over."""
 
 
 class Proposer:
@@ -33,43 +31,29 @@ class Proposer:
         self.agreement = agreement
         self.view_changes_total = 0
 
-    async def propose(self, proposal: fx.Propose) -> None:
-        """Propose, and give the replica whatever view that brought. Unknown is read back (E3)."""
-        replica, version = self._interpreter.replica, proposal.expected_version
-        if isinstance(proposal.change, EXCLUDING):
-            heard = await self._hears_consensus()
-            if not heard or not replica.may_propose(proposal, clock_ms()):
-                self._interpreter.run(replica.on_proposal_done, answered=heard)
-                return
-        outcome = await self.agreement.propose(proposal.change, version, self._timeout_ms)
-        result = type(outcome).__name__
-        log.info("proposed %s at version %d: %s", proposal.change, version, result)
-        view: View | None = None
-        answered = True
-        if isinstance(outcome, Unknown):
-            try:
-                view = await self.agreement.read_view(self._timeout_ms)
-            except AgreementUnavailableError as problem:
-                log.warning("consensus cannot be reached: %s", problem)
-                answered = False
-        else:
-            view = outcome.view
-            self.view_changes_total += isinstance(outcome, Committed)
-        if view is not None:
-            self._on_view(view)
-        self._interpreter.run(replica.on_proposal_done, answered=answered)
+    async def propose(self, effect: fx.Propose) -> None:
+        """Carry one proposal out, and give the replica every view that it brings."""
+        interpreter = self._interpreter
+        proposal = Proposal(interpreter.replica, effect, self._on_view)
+        while (step := proposal.step) != "end":
+            if step == "propose":
+                await self._propose(proposal)
+            else:
+                await self._read(proposal)
+        interpreter.run(interpreter.replica.on_proposal_done, answered=proposal.answered)
 
-    async def _hears_consensus(self) -> bool:
-        """Whether consensus answers; what it says is taken.
+    async def _propose(self, proposal: Proposal) -> None:
+        change, version = proposal.effect.change, proposal.effect.expected_version
+        outcome = await self.agreement.propose(change, version, self._timeout_ms)
+        log.info("proposed %s at version %d: %s", change, version, type(outcome).__name__)
+        self.view_changes_total += isinstance(outcome, Committed)
+        proposal.proposed(outcome)
 
-        A node that sends and does not hear would have everyone else removed, and never learn that
-        it is left to serve alone (docs/decisions/0006-hear-before-you-exclude.md).
-        """
+    async def _read(self, proposal: Proposal) -> None:
         try:
             view = await self.agreement.read_view(self._timeout_ms)
         except AgreementUnavailableError as problem:
-            log.warning("nothing proposed, for consensus cannot be heard: %s", problem)
-            return False
-        if view is not None:
-            self._on_view(view)
-        return True
+            log.warning("consensus cannot be heard (to %s): %s", proposal.step, problem)
+            proposal.unheard()
+        else:
+            proposal.heard(view, clock_ms())

@@ -10,41 +10,40 @@ from datapath.protocol.state import SUSPECT_PATIENCE_GRACES, Core
 from election.view import View
 
 
-class InSync:
-    """One epoch's in-sync set, as its primary keeps it. `peers` is the primary's, and changes.
+def required_nodes(view: View, adding: str, node_id: str) -> frozenset[str]:
+    """D1: the other replicas whose durable copy a commit of `node_id` needs."""
+    return frozenset({*view.in_sync, adding} - {node_id, ""})
 
-    `adding` counts as required from its proposal until the outcome is known (D1). `giving_way`: no
-    heartbeats leave, so that another part of the cluster may go on, for a change of the view was
-    needed and could not be agreed; `_gave_way_for` are those whose silence was the reason.
+
+class InSync:
+    """One epoch's in-sync set, as its primary keeps it, and what it knows of the other replicas.
+
+    `adding` counts as required from its proposal until the outcome is known (D1). A change of the
+    view is not needed, needed since `_wanted_since_ms`, or could not be agreed for so long that the
+    primary is `giving_way`: no heartbeats leave, so that another part of the cluster may go on.
     """
 
-    def __init__(self, core: Core, view: View, peers: dict[str, Progress]) -> None:
+    def __init__(self, core: Core, view: View) -> None:
         self._core = core
-        self._peers = peers
-        self.view = view
+        self.peers: dict[str, Progress] = {}  # the view's other replicas, in sync or not
+        self.view = view  # the newest one of this epoch
         self.adding = ""  # a replica, or ""
-        self.giving_way = False
-        self._gave_way_for: frozenset[str] = frozenset()  # fixed while it does
-        self._wanted_since_ms: float | None = None  # a change of the view is needed since then
+        self.required = required_nodes(view, "", core.node_id)  # of `view` and `adding`
+        self.giving_way = False  # never without `_wanted_since_ms`
+        self._gave_way_for: frozenset[str] = frozenset()  # whose silence was the reason; then fixed
+        self._wanted_since_ms: float | None = None  # None: no change is needed
 
     # -- who counts
-
-    def required(self) -> set[str]:
-        """D1: the other replicas whose durable copy a commit needs."""
-        nodes = set(self.view.in_sync)
-        if self.adding:
-            nodes.add(self.adding)
-        nodes.discard(self._core.node_id)
-        return nodes
 
     def add(self, node: str) -> None:
         """Its addition is being proposed: commits need it from here on, whatever comes of that."""
         self.adding = node
+        self.required = required_nodes(self.view, node, self._core.node_id)
 
     def on_view(self, view: View) -> None:
         """A newer view of this epoch."""
         self.view = view
-        self.adding = ""  # it is in the view now, or never will be (E3)
+        self.add("")  # what was added is in the view now, or never will be (E3)
 
     # -- who is due out (D5), and who may come in (D7)
 
@@ -59,7 +58,7 @@ class InSync:
         """D5: whether the cluster cannot go on with this replica in sync."""
         if node == self._core.node_id:
             return False
-        core, peer = self._core, self._peers[node]
+        core, peer = self._core, self.peers[node]
         patience_ms = core.timing.suspect_after_ms
         if core.suspect and peer.last_position > core.log.last_position:
             return False  # it holds what is missing here: wait for it, however long
@@ -70,8 +69,11 @@ class InSync:
             core.now_ms - peer.heard_ms >= patience_ms
             # D5: it answers, but so late that each promise has run out when it comes: no read can
             # be served with it.
-            or peer.without_lease_ms(core.now_ms) >= max(patience_ms, core.timing.ack_timeout_ms)
-            or peer.stalled_for_ms(core.now_ms) >= core.timing.ack_timeout_ms
+            or core.now_ms - peer.leased_ms >= max(patience_ms, core.timing.ack_timeout_ms)
+            or (
+                peer.inflight_bytes > 0
+                and core.now_ms - peer.advanced_ms >= core.timing.ack_timeout_ms
+            )
             or not peer.writable
             or peer.needs_snapshot
         )
@@ -94,31 +96,34 @@ class InSync:
 
     def next_to_join(self, opening_index: int) -> str:
         """Return a replica that may join now, or ""."""
-        for peer in self._peers.values():
+        for peer in self.peers.values():
             if peer.node_id not in self.view.in_sync and self.may_join(peer, opening_index):
                 return peer.node_id
         return ""
 
     # -- when to give way
 
-    def check_giving_way(self, *, held_up: bool) -> bool:
+    def check_giving_way(self, due_out: tuple[str, ...], *, held_up: bool) -> bool:
         """Give way once a change that is needed could not be agreed for too long.
 
-        `held_up`: this epoch does not get on without a change, whoever is silent. Returns whether
-        it has stopped doing so just now: everyone needs a new period to be heard.
+        `due_out`: as it is now. `held_up`: this epoch does not get on without a change, whoever is
+        silent. Returns whether it has stopped giving way just now.
         """
         core = self._core
-        if not (held_up or self.due_out() or (self.adding and self.must_remove(self.adding))):
+        if not (held_up or due_out or (self.adding and self.must_remove(self.adding))):
             return self.stop_giving_way()
         if self._wanted_since_ms is None:
             self._wanted_since_ms = core.now_ms
         elif core.now_ms - self._wanted_since_ms >= core.timing.view_change_timeout_ms:
-            self._gave_way_for = frozenset({*self.due_out(), self.adding} - {""})
+            self._gave_way_for = frozenset({*due_out, self.adding} - {""})
             self.giving_way = True
         return False
 
     def stop_giving_way(self) -> bool:
-        """Consensus answers, or nothing is needed of it. Returns whether it gave way before."""
+        """Consensus answers, or nothing is needed of it. Returns whether it gave way before.
+
+        If so, everyone needs a new period to be heard: without heartbeats nobody could answer.
+        """
         self._wanted_since_ms = None
         gave_way, self.giving_way = self.giving_way, False
         return gave_way

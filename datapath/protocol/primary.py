@@ -1,90 +1,74 @@
-"""The primary's role: replicate, commit, hold leases, keep the in-sync set, hand over."""
+"""The primary's role: open the epoch, commit, hold leases, keep the in-sync set, hand over."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import Literal
 
 from datapath.errors import SafetyError
 from datapath.protocol import effects as fx
+from datapath.protocol.handover import Handovers
+from datapath.protocol.heartbeats import Heartbeats
 from datapath.protocol.in_sync import InSync
-from datapath.protocol.messages import (
-    Append,
-    AppendReply,
-    Heartbeat,
-    HeartbeatReply,
-    Message,
-    Probe,
-    ProbeReply,
-)
+from datapath.protocol.messages import AppendReply, HeartbeatReply, Message, ProbeReply
 from datapath.protocol.progress import Progress
+from datapath.protocol.replication import Replication
 from datapath.protocol.state import Core
-from datapath.records import Record, make_record
-from election.view import (
-    AddToInSync,
-    Confirm,
-    Handover,
-    RemoveFromInSync,
-    View,
-)
+from datapath.records import make_record
+from election.view import AddToInSync, Confirm, RemoveFromInSync, View
 
 Stage = Literal["recording", "matching", "open"]
 
 
 class Primary:
-    """One epoch as the primary. Made when the view says so, thrown away when it ends."""
+    """One epoch as the primary. Made when the view says so, thrown away when it ends.
+
+    | stage | meaning | left by |
+    |---|---|---|
+    | recording | nothing leaves: this epoch is not durable here (E5) | the disk |
+    | matching | the others are asked what they hold | the opening entry (D6), a yield, the end |
+    | open | it is appended; once it has committed operations are executed | the end |
+
+    The guards of the rules are pure: `may_open`, `may_commit`, `may_serve`, `may_propose` here;
+    `required_nodes`, `must_remove`, `may_join` (`in_sync`); `may_send`, `may_confirm`
+    (`heartbeats`); `may_send_snapshot` (`replication`); `may_take`, `may_propose` (`handover`).
+    """
 
     def __init__(self, core: Core, view: View, links: dict[str, int]) -> None:
         self._core = core
         self.epoch = view.epoch
         self.stage: Stage = "recording"
-        self.opening_index = 0
-        self.peers: dict[str, Progress] = {}
-        self.in_sync = InSync(core, view, self.peers)
-        self.recent: deque[Record] = deque()
-        self._recent_bytes = 0
+        self.opening_index = 0  # of the entry that opens the epoch; 0 until "open"
+        self.in_sync = InSync(core, view)
+        self.peers = self.in_sync.peers
+        self.replication = Replication(core, view.epoch, self.in_sync)
+        self.heartbeats = Heartbeats(core, view.epoch, self.in_sync)
+        self.handovers = Handovers(core, self.in_sync)
         self._links = links  # peer -> session of the stream that is open to it
-        self._sequence = 0
-        self._next_heartbeat_ms = 0.0
-        self._retry_ms = 0.0
-        self.handing_to = ""
-        self._handover_deadline_ms = 0.0
-        self._handover_version = 0  # of a handover that was proposed and not settled; 0: none
-        self.disk_stalled = False
-        self._lacking = ""  # what another replica has committed and this one does not hold
-        self._round = 0  # the newest confirmation round that was begun
-        self._round_sequence = 0  # heartbeats from this one on answer it; 0: no round is open
-        self._next_round_wanted = False
+        self._retry_ms = 0.0  # nothing is proposed before, after an unknown outcome
+        # What another replica has committed and this one does not hold, as a sentence. Set once:
+        # nothing is opened, committed or served any more, and the end comes when that is durable.
+        self._lacking = ""
         core.accept(view.epoch, core.node_id)  # E5: nothing leaves before it is durable
         self._sync_peers(view)
-
-    @property
-    def view(self) -> View:
-        """The newest view of this epoch."""
-        return self.in_sync.view
-
-    def required(self) -> set[str]:
-        """D1: the other replicas whose durable copy a commit needs."""
-        return self.in_sync.required()
 
     # -- opening the epoch
 
     def on_durable(self) -> None:
         """The disk has caught up: open the epoch, commit."""
-        if self.stage == "recording" and self._core.accepted_is_durable:
-            self.stage = "matching"
-            for node in self.peers:
-                if node in self._links:
-                    self._probe(node)
-        self._maybe_open()  # or yield, once the mark of what is missing here is durable
+        if self.stage != "open":
+            if self.stage == "recording" and self._core.accepted_is_durable:
+                self.stage = "matching"
+                for node in self.peers:
+                    self.on_link(node)
+            self._maybe_open()  # or yield, once the mark of what is missing here is durable
         self._maybe_stop()
         self._maybe_commit()
 
     def _maybe_open(self) -> None:
-        """D6: append the entry that opens the epoch, once it is sure that this log is the one."""
+        """Append the entry that opens the epoch, or yield to one that has more."""
         core = self._core
-        if self.stage != "matching" or self._lacking or not self._may_serve_after_promise():
+        if not self.may_open():
             return
         if core.suspect and not self._is_longest():
             return
@@ -96,25 +80,29 @@ class Primary:
         record = make_record(core.log.last_index + 1, self.epoch, core.commit_index, [[]])
         self.opening_index = record.first_index
         core.emit(fx.StartEpoch(self.epoch, record.last_index))
-        self._append(record)
+        self.replication.append(record)
 
-    def _may_serve_after_promise(self) -> bool:
+    def may_open(self) -> bool:
+        """D6: whether the epoch may be opened, if this log is the one (a cut one may not be)."""
+        return self.stage == "matching" and not self._lacking and self.is_free_of_promises()
+
+    def is_free_of_promises(self) -> bool:
         """D4: what this replica promised to another primary must have run out before it serves.
 
         A handover needs no wait: that primary had stopped serving before it was proposed.
         """
         core = self._core
-        if self.view.handed_over:
+        if self.in_sync.view.handed_over:
             return True
         return core.now_ms >= core.promised_ms + core.timing.grace_period_ms
 
     def _is_longest(self) -> bool:
         """A log whose tail was cut yields to an in-sync backup whose log goes further."""
         core = self._core
-        if self._handover_version:
-            return False  # one is proposed, and may commit yet (E3)
+        if self.handovers.state == "proposed":
+            return False  # it may commit yet (E3)
         best, best_position = "", core.log.last_position
-        for node in sorted(self.required()):
+        for node in sorted(self.in_sync.required):
             peer = self.peers[node]
             if peer.state in ("down", "probe"):
                 return False  # not heard yet: it answers, or is removed
@@ -126,54 +114,24 @@ class Primary:
             # restart.
             core.mark_damaged()
             if core.marks_are_durable and core.proposal is None and not self.peers[best].damaged:
-                self._handover_version = self.view.version
-                core.propose(Handover(best), self.view.version)
+                self.handovers.propose(best)
             return False
         for node, peer in self.peers.items():
             self._check_holds(node, peer.applied_index)  # a learner may know of what was lost here
         return not self._lacking
 
-    # -- replication
-
-    def append(self, record: Record) -> None:
-        """Replicate a batch of executed operations. Its first index must be the log's next."""
-        self._append(record)
-
-    def _append(self, record: Record) -> None:
-        core = self._core
-        core.write([record])
-        self.recent.append(record)
-        self._recent_bytes += len(record.data)
-        while self._recent_bytes > core.bounds.recent_records_bytes and len(self.recent) > 1:
-            self._recent_bytes -= len(self.recent.popleft().data)
-        for peer in self.peers.values():
-            self._feed(peer)
+    # -- what the others answer
 
     def on_link(self, node: str) -> None:
         """A stream to a replica is open: ask what it holds."""
-        if node in self.peers and self.stage != "recording":
-            self._probe(node)
+        if node in self.peers and node in self._links and self.stage != "recording":
+            self.replication.probe(self.peers[node], self._links[node])
 
     def on_link_lost(self, node: str) -> None:
         """The stream is gone: no more sends. It proves nothing about the replica (D4)."""
         peer = self.peers.get(node)
         if peer is not None and peer.state != "snapshot":
             peer.become_down()
-
-    def _probe(self, node: str) -> None:
-        core = self._core
-        peer = self.peers[node]
-        peer.become_probe(self._links[node], core.now_ms)
-        probe = Probe(
-            peer.session,
-            self.epoch,
-            core.node_id,
-            core.commit_index,
-            self.view.cluster_id,
-            commit_epoch=core.log.epoch_at(core.commit_index) or 0,
-            required=node in self.required(),
-        )
-        core.emit(fx.Send(node, probe))
 
     def on_message(self, node: str, message: Message) -> None:
         """An answer from a replica; those of older sessions or epochs are dropped."""
@@ -184,12 +142,20 @@ class Primary:
             return
         peer.heard_ms = self._core.now_ms
         match message:
-            case ProbeReply():
-                self._on_probe_reply(peer, message)
             case AppendReply():
                 self._on_append_reply(peer, message)
             case HeartbeatReply():
-                self._on_heartbeat_reply(peer, message)
+                self.heartbeats.on_reply(peer, message)
+                self.heartbeats.end_round(has_authority=self.has_authority)
+            case ProbeReply():
+                self._on_probe_reply(peer, message)
+
+    def _on_append_reply(self, peer: Progress, message: AppendReply) -> None:
+        core = self._core
+        if peer.state == "replicate" and peer.acknowledged(message.match_index, core.now_ms):
+            self._maybe_commit()
+            if peer.next_index <= core.log.last_index:
+                self.replication.send(peer)
 
     def _on_probe_reply(self, peer: Progress, message: ProbeReply) -> None:
         core = self._core
@@ -204,19 +170,19 @@ class Primary:
         if core.suspect and peer.last_position > core.log.last_position:
             # It goes further than this log, whose tail was cut: it must not be made to follow it.
             peer.become_replicate(max(message.last_index, core.log.last_index) + 1)
-            self._heartbeat(peer)
+            self.heartbeats.send(peer)
             self._maybe_open()
             return
         match = core.log.match(message.last_index, message.epochs, message.commit_index)
         if match < core.log.base_index:
             peer.become_snapshot()
-            self._heartbeat(peer)
-            self._maybe_send_snapshot(peer)
+            self.heartbeats.send(peer)
+            self.replication.send_due_snapshot(peer)
         else:
             peer.become_replicate(match + 1)
-            self._heartbeat(peer)
-            self._send_records(peer, [])  # settles the match index there
-            self._feed(peer)
+            self.heartbeats.send(peer)
+            self.replication.send_records(peer, [])  # settles the match index there
+            self.replication.send(peer)
         self._maybe_open()
 
     def _check_holds(self, node: str, committed_index: int) -> None:
@@ -247,115 +213,24 @@ class Primary:
         if self._lacking and self._core.marks_are_durable:
             raise SafetyError(self._lacking)
 
-    def _maybe_send_snapshot(self, peer: Progress) -> None:
-        """Only a learner is brought up by snapshot: an in-sync one is removed first (E1)."""
-        if (
-            peer.needs_snapshot
-            and not peer.sending_snapshot
-            and peer.node_id not in self.required()
-        ):
-            peer.needs_snapshot, peer.sending_snapshot = False, True
-            self._core.emit(fx.SendSnapshot(peer.node_id, peer.session))
-
-    def on_snapshot_sent(self, node: str, session: int, *, done: bool) -> None:
-        """The snapshot has arrived, or failed: start over on a new session."""
-        peer = self.peers.get(node)
-        if peer is None:
-            return
-        peer.sending_snapshot = False
-        if peer.state != "snapshot":
-            return  # the replica has said itself what it holds now
-        if peer.session != session and not done:
-            self._maybe_send_snapshot(peer)
-            return
-        peer.heard_ms = self._core.now_ms if done else peer.heard_ms
-        peer.become_down()
-        self._core.emit(fx.Redial(node, "a snapshot was installed" if done else "snapshot failed"))
-
-    def _feed(self, peer: Progress) -> None:
-        """Send what the replica lacks, from memory if it is there, within its window."""
-        core = self._core
-        last = core.log.last_index
-        while (
-            peer.state == "replicate"
-            and not peer.reading
-            and peer.next_index <= last
-            and peer.inflight_bytes < core.bounds.max_peer_inflight_bytes
-        ):
-            if not self.recent or peer.next_index < self.recent[0].first_index:
-                peer.reading = True
-                core.emit(fx.ReadLog(peer.node_id, peer.session, peer.next_index))
-                return
-            records = self._recent_from(peer.next_index)
-            if not records or records[0].first_index != peer.next_index:
-                raise SafetyError(f"entry {peer.next_index} is not the first of its record")
-            self._send_records(peer, records)
-
-    def _recent_from(self, index: int) -> list[Record]:
-        """Return the recent records from `index` on, up to one message's worth of bytes."""
-        limit = self._core.bounds.max_append_bytes
-        found: list[Record] = []
-        for record in reversed(self.recent):
-            if record.first_index < index:
-                break
-            found.append(record)
-        found.reverse()
-        size = 0
-        for number, record in enumerate(found):
-            size += len(record.data)
-            if size > limit and number:
-                return found[:number]
-        return found
-
-    def on_log_read(self, node: str, session: int, records: list[Record] | None) -> None:
-        """Records from the log for a replica that is behind; None: no longer retained."""
-        peer = self.peers.get(node)
-        if peer is None or peer.session != session or peer.state != "replicate":
-            return
-        peer.reading = False
-        if records is None:
-            peer.become_snapshot()
-            self._maybe_send_snapshot(peer)
-        elif records and records[0].first_index == peer.next_index:
-            self._send_records(peer, records)
-            self._feed(peer)
-        else:
-            self._core.emit(fx.Redial(node, "the log has changed under a read"))
-
-    def _send_records(self, peer: Progress, records: list[Record]) -> None:
-        core = self._core
-        prev_index = peer.next_index - 1
-        prev_epoch = core.log.epoch_at(prev_index)
-        if prev_epoch is None:
-            peer.become_snapshot()
-            self._maybe_send_snapshot(peer)
-            return
-        data = [record.data for record in records]
-        message = Append(peer.session, self.epoch, prev_index, prev_epoch, core.commit_index, data)
-        core.emit(fx.Send(peer.node_id, message))
-        if records:
-            peer.sent(records[-1].last_index, sum(map(len, data)), core.now_ms)
-
-    def _on_append_reply(self, peer: Progress, message: AppendReply) -> None:
-        if peer.state == "replicate" and peer.acknowledged(message.match_index, self._core.now_ms):
-            self._maybe_commit()
-            self._feed(peer)
-
     # -- commit (D1)
 
     def _maybe_commit(self) -> None:
         core = self._core
-        if self.stage != "open" or self._lacking:
-            return
-        if len(self.view.in_sync) < core.bounds.min_in_sync:
+        if not self.may_commit():
             return
         index = core.durable_index
-        for node in self.required():
+        for node in self.in_sync.required:
             index = min(index, self.peers[node].match_index)
-        if index >= self.opening_index:  # D6
+        if index > core.commit_index and index >= self.opening_index:  # D6
             core.commit_to(index)
-        if self.handing_to and not self._handover_version and core.proposal is None:
-            self._drive_handover()
+        if self.handovers.state == "draining" and core.proposal is None:
+            self.handovers.drive()
+
+    def may_commit(self) -> bool:
+        """Whether what the required replicas hold is committed: the epoch is open, enough count."""
+        enough = len(self.in_sync.view.in_sync) >= self._core.bounds.min_in_sync
+        return self.stage == "open" and not self._lacking and enough
 
     @property
     def is_open(self) -> bool:
@@ -365,10 +240,15 @@ class Primary:
 
     # -- leases (D4)
 
+    @property
+    def has_authority(self) -> bool:
+        """Whether this node decides for the cluster, as long as no later epoch is open."""
+        return self.is_open and self.handovers.state != "proposed"
+
     def lease_until_ms(self) -> float:
         """Until when this node may serve; infinite if no other replica could take over."""
         until = math.inf
-        for node in self.required():
+        for node in self.in_sync.required:
             start = self.peers[node].lease_start_ms
             if start is None:
                 return -math.inf
@@ -377,66 +257,7 @@ class Primary:
 
     def may_serve(self, now_ms: float) -> bool:
         """Whether a read is linearizable now, and an answer may be given."""
-        return self.is_open and not self._handover_version and now_ms < self.lease_until_ms()
-
-    def _on_heartbeat_reply(self, peer: Progress, message: HeartbeatReply) -> None:
-        core = self._core
-        peer.answered_heartbeat(message.sequence, core.now_ms, core.timing.lease_duration_ms)
-        peer.applied_index = message.applied_index
-        peer.durable_index = message.durable_index
-        peer.writable = message.writable
-        self._maybe_end_round()
-
-    # -- reads that rest on no clock (decision 17)
-
-    def confirm(self) -> int:
-        """Ask the required replicas whether they still follow this epoch.
-
-        Returns the number of a round that begins no earlier than this call: a round that is open
-        already may have been answered before something that the reader knows of.
-        """
-        if self._round_sequence:
-            self._next_round_wanted = True
-            return self._round + 1
-        self._begin_round()
-        return self._round
-
-    def _begin_round(self) -> None:
-        self._round += 1
-        self._round_sequence = self._sequence + 1
-        self._next_round_wanted = False
-        for node in sorted(self.required()):
-            peer = self.peers[node]
-            if peer.state in ("replicate", "snapshot"):
-                self._heartbeat(peer)  # to the others one goes when their stream is open
-        self._maybe_end_round()
-
-    def _maybe_end_round(self) -> None:
-        if self._round_sequence and self._may_confirm(self._round_sequence):
-            self._core.emit(fx.Confirmed(self._round))
-            self._round_sequence = 0
-            if self._next_round_wanted:
-                self._begin_round()
-
-    def _may_confirm(self, sequence: int) -> bool:
-        """Whether no later epoch was open when the heartbeat `sequence` left.
-
-        Every replica that could have become the primary has answered that heartbeat or a later one.
-        """
-        return (
-            self.is_open
-            and not self._handover_version
-            and all(self.peers[node].answered_sequence >= sequence for node in self.required())
-        )
-
-    def _heartbeat(self, peer: Progress) -> None:
-        core = self._core
-        if self.in_sync.giving_way or self.disk_stalled:
-            return
-        self._sequence += 1
-        peer.sent_heartbeat(self._sequence, core.now_ms)
-        message = Heartbeat(peer.session, self.epoch, self._sequence, core.commit_index)
-        core.emit(fx.Send(peer.node_id, message))
+        return self.has_authority and now_ms < self.lease_until_ms()
 
     # -- the view
 
@@ -444,14 +265,13 @@ class Primary:
         """A newer view of this epoch."""
         self.in_sync.on_view(view)
         self._stop_giving_way()
-        if self._handover_version and view.version > self._handover_version:
-            self._end_handover("the view has changed, and this node is still the primary")
+        self.handovers.on_view(view)
         self._sync_peers(view)
         for peer in self.peers.values():
-            self._maybe_send_snapshot(peer)
+            self.replication.send_due_snapshot(peer)
         self._maybe_commit()
         self._maybe_open()
-        self._maybe_end_round()
+        self.heartbeats.end_round(has_authority=self.has_authority)
 
     def _sync_peers(self, view: View) -> None:
         core = self._core
@@ -469,77 +289,68 @@ class Primary:
         for peer in self.peers.values():
             peer.heard_ms = peer.advanced_ms = peer.leased_ms = self._core.now_ms
 
-    def on_tick(self) -> None:
+    def on_tick(self, *, disk_stalled: bool) -> None:
         """Heartbeats, suspicion, and whatever change of the view is due."""
-        core = self._core
+        core, heartbeats = self._core, self.heartbeats
+        heartbeats.disk_stalled = disk_stalled
         if self.stage == "recording":
             return
-        if self.disk_stalled:
+        if disk_stalled:
             # It gives way; nobody can answer heartbeats that are not sent, so nobody is accused.
             self.on_stall()
             return
         self._maybe_open()
-        if core.now_ms >= self._next_heartbeat_ms:
-            self._next_heartbeat_ms = core.now_ms + core.timing.heartbeat_interval_ms
-            for peer in self.peers.values():
-                if peer.state in ("replicate", "snapshot"):
-                    self._heartbeat(peer)
-                self._redial_unanswered(peer)
-        self._maybe_end_round()
-        self._check_giving_way()
+        if core.now_ms >= heartbeats.due_ms:
+            heartbeats.send_due()
+        heartbeats.end_round(has_authority=self.has_authority)
+        due_out = self._check_giving_way()
         if core.proposal is None and core.now_ms >= self._retry_ms:
-            self._propose_due()
+            self._propose_due(due_out)
 
-    def _redial_unanswered(self, peer: Progress) -> None:
-        """A stream on which nothing is ever answered may have lost its beginning."""
-        core = self._core
-        patience_ms = core.timing.ack_timeout_ms
-        since_ms = max(peer.heard_ms, peer.opened_ms)
-        may_answer = self.in_sync.may_hear(peer.node_id)
-        if peer.session and may_answer and core.now_ms - since_ms >= patience_ms:
-            peer.opened_ms = core.now_ms
-            core.emit(fx.Redial(peer.node_id, f"nothing was heard on it for {patience_ms} ms"))
+    def _check_giving_way(self) -> tuple[str, ...]:
+        """A primary that cannot get a needed view change agreed gives way to another.
 
-    def _propose_due(self) -> None:
-        core = self._core
-        if self._handover_version:
-            core.propose(Confirm(), self.view.version)  # E3: settle it
-            return
-        if due := self._due_out():
-            core.propose(RemoveFromInSync(due), self.view.version)  # D5, also while handing over
-            return
-        if self.handing_to:
-            self._drive_handover()
-            return
-        in_sync = self.in_sync
-        if not in_sync.adding and self.stage == "open":
-            if not (node := in_sync.next_to_join(self.opening_index)):
-                return
-            in_sync.add(node)
-        if in_sync.adding:
-            core.propose(AddToInSync(in_sync.adding), self.view.version)
-
-    def may_propose(self, proposal: fx.Propose) -> bool:
-        """Whether a removal may leave now: those whom it names are still silent (D5)."""
-        return (
-            isinstance(proposal.change, RemoveFromInSync)
-            and proposal.expected_version == self.view.version
-            and set(proposal.change.nodes) <= set(self._due_out())
-        )
-
-    def _due_out(self) -> tuple[str, ...]:
-        if self._lacking:
-            return ()  # E1: it stops once its loss is noted; those who hold what it lacks must stay
-        return self.in_sync.due_out()
-
-    def _check_giving_way(self) -> None:
-        """A primary that cannot get a needed view change agreed gives way to another."""
-        if self.in_sync.check_giving_way(held_up=self._handover_version > 0):
-            self.on_stall()  # without heartbeats nobody could answer
+        Returns who is due out.
+        """
+        due_out = self.in_sync.due_out()
+        held_up = self.handovers.state == "proposed"
+        if self.in_sync.check_giving_way(due_out, held_up=held_up):
+            self.on_stall()
+            return self.in_sync.due_out()
+        return due_out
 
     def _stop_giving_way(self) -> None:
         if self.in_sync.stop_giving_way():
-            self.on_stall()  # without heartbeats nobody could answer
+            self.on_stall()
+
+    def _propose_due(self, due_out: tuple[str, ...]) -> None:
+        core, in_sync, handovers = self._core, self.in_sync, self.handovers
+        version = in_sync.view.version
+        if handovers.state == "proposed":
+            core.propose(Confirm(), version)  # E3: settle it
+        elif due_out and not self._lacking:
+            core.propose(RemoveFromInSync(due_out), version)  # D5, also while handing over
+        elif handovers.state == "draining":
+            handovers.drive()
+        else:
+            if self.stage == "open" and not in_sync.adding:
+                if not (node := in_sync.next_to_join(self.opening_index)):
+                    return
+                in_sync.add(node)
+            if in_sync.adding:
+                core.propose(AddToInSync(in_sync.adding), version)
+
+    def may_propose(self, proposal: fx.Propose) -> bool:
+        """D5: whether a removal may leave now: those whom it names are still silent.
+
+        E1: one that lacks entries removes nobody: those who hold them must stay.
+        """
+        return (
+            isinstance(proposal.change, RemoveFromInSync)
+            and proposal.expected_version == self.in_sync.view.version
+            and not self._lacking
+            and set(proposal.change.nodes) <= set(self.in_sync.due_out())
+        )
 
     def on_proposal_done(self, *, answered: bool) -> None:
         """A proposal has ended; `answered`: consensus was reached (the outcome is not unknown)."""
@@ -549,42 +360,21 @@ class Primary:
         else:
             self._retry_ms = core.now_ms + core.timing.heartbeat_interval_ms
 
-    # -- handover
+    # -- what is asked of it
+
+    def may_execute(self) -> bool:
+        """Whether operations may be executed: the epoch is open, and not being handed over."""
+        return self.is_open and self.handovers.state == "none"
+
+    def confirm(self) -> int:
+        """Begin a round that confirms reads; return its number (`Heartbeats.confirm`)."""
+        return self.heartbeats.confirm(has_authority=self.has_authority)
 
     def start_handover(self, to: str, timeout_ms: int) -> str:
         """Begin to hand over; return "" or why that cannot be. No operation may be executed now."""
-        core = self._core
-        peer = self.peers.get(to)
-        if self.handing_to or self._handover_version:
-            return "a handover is under way already"
-        if not self.is_open:
-            return "this epoch is not open yet: try again in a moment"
-        if to not in self.view.in_sync or peer is None or peer.state != "replicate":
-            return f"{to!r} is not an in-sync backup (those are {sorted(self.required())})"
-        self.handing_to = to
-        self._handover_deadline_ms = core.now_ms + timeout_ms
-        self._retry_ms = 0.0
-        if core.proposal is None:
-            self._drive_handover()
-        return ""
-
-    def _drive_handover(self) -> None:
-        """Propose it once the chosen backup holds everything and everything is committed."""
-        core = self._core
-        peer = self.peers.get(self.handing_to)
-        if (
-            core.now_ms >= self._handover_deadline_ms
-            or peer is None
-            or self.handing_to not in self.view.in_sync
-            or peer.state != "replicate"
-        ):
-            self._end_handover(f"{self.handing_to!r} did not catch up in time, or left")
-        elif peer.match_index == core.log.last_index == core.commit_index:
-            # From here on this node serves nothing until the outcome is known (D4).
-            self._handover_version = self.view.version
-            core.propose(Handover(self.handing_to), self.view.version)
-
-    def _end_handover(self, reason: str) -> None:
-        self.handing_to = ""
-        self._handover_version = 0
-        self._core.emit(fx.HandoverEnded(reason))
+        problem = self.handovers.start(to, timeout_ms, is_open=self.is_open)
+        if not problem:
+            self._retry_ms = 0.0
+            if self._core.proposal is None:
+                self.handovers.drive()
+        return problem

@@ -96,10 +96,6 @@ class Progress:
                 if now_ms - sent_ms < lease_duration_ms:
                     self.leased_ms = now_ms
 
-    def without_lease_ms(self, now_ms: float) -> float:
-        """How long no promise has come, or none before it had run out."""
-        return now_ms - self.leased_ms
-
     def sent(self, last_index: int, size_bytes: int, now_ms: float) -> None:
         """Records up to `last_index` left for it."""
         if not self._inflight:
@@ -117,7 +113,3 @@ class Progress:
         while self._inflight and self._inflight[0][0] <= match_index:
             self.inflight_bytes -= self._inflight.popleft()[1]
         return True
-
-    def stalled_for_ms(self, now_ms: float) -> float:
-        """How long records have been open without any acknowledgement."""
-        return now_ms - self.advanced_ms if self._inflight else 0.0

@@ -78,29 +78,31 @@ class Replica:
 
     def may_execute(self) -> bool:
         """Whether operations may be executed here: an open epoch that is not being handed over."""
-        primary = self.primary
-        return primary is not None and primary.is_open and not primary.handing_to
+        return self.primary is not None and self.primary.may_execute()
 
     def copies(self) -> int:
         """How many replicas must hold an entry before it commits."""
-        return len(self.primary.required()) + 1 if self.primary else 0
+        return len(self.primary.in_sync.required) + 1 if self.primary else 0
 
     # -- events; each returns the effects it caused
 
+    def _taken(self) -> list[fx.Effect]:
+        """Return the effects queued by an event, and forget them."""
+        taken = self.core.effects.copy()
+        self.core.effects.clear()
+        return taken
+
     def on_tick(self, now_ms: float, *, disk_stalled: bool = False) -> list[fx.Effect]:
         """Time has passed. Call it at least twice per heartbeat interval."""
-        core = self.core
         self._advance_clock(now_ms)
         if self.primary:
-            self.primary.disk_stalled = disk_stalled
-            self.primary.on_tick()
+            self.primary.on_tick(disk_stalled=disk_stalled)
         else:
             self.backup.on_tick()
-        return core.take_effects()
+        return self._taken()
 
     def on_message(self, peer: str, message: Message, now_ms: float) -> list[fx.Effect]:
         """A message from `peer`, on either stream between it and this node."""
-        core = self.core
         self._advance_clock(now_ms)
         if isinstance(message, Refusal):
             self._on_refusal(message)
@@ -115,7 +117,7 @@ class Replica:
                 self.backup.on_heartbeat(peer, message)
         elif self.primary:
             self.primary.on_message(peer, message)
-        return core.take_effects()
+        return self._taken()
 
     def _advance_clock(self, now_ms: float) -> None:
         core = self.core
@@ -140,7 +142,7 @@ class Replica:
             self.primary.on_durable()
         else:
             self.backup.on_durable()
-        return self.core.take_effects()
+        return self._taken()
 
     def on_link(self, peer: str) -> list[fx.Effect]:
         """This node's stream to `peer` is open (again)."""
@@ -148,21 +150,21 @@ class Replica:
         self._next_session += 1
         if self.primary:
             self.primary.on_link(peer)
-        return self.core.take_effects()
+        return self._taken()
 
     def on_link_lost(self, peer: str) -> list[fx.Effect]:
         """This node's stream to `peer` is gone."""
         self._links.pop(peer, None)
         if self.primary:
             self.primary.on_link_lost(peer)
-        return self.core.take_effects()
+        return self._taken()
 
     def on_view(self, view: View) -> list[fx.Effect]:
         """A committed view became known; older ones than the newest known are ignored."""
         core = self.core
         old = core.view
         if old is not None and view.version <= old.version:
-            return core.take_effects()
+            return self._taken()
         core.view = view
         new_epoch = old is None or view.epoch > old.epoch
         self.backup.on_view(view, new_epoch=new_epoch)
@@ -175,7 +177,7 @@ class Replica:
                 self._become_primary(view)
             else:
                 self.backup.accept(view.epoch, view.primary)
-        return core.take_effects()
+        return self._taken()
 
     def _become_primary(self, view: View) -> None:
         if self.core.damaged or self.core.installing:
@@ -210,12 +212,12 @@ class Replica:
         """
         core = self.core
         if not self._has_gone_back(epoch, index):
-            return core.take_effects()
+            return self._taken()
         if self.primary:
             self.primary.on_gone_back(epoch, index)
         else:
             core.mark_damaged()
-        return core.take_effects()
+        return self._taken()
 
     def _has_gone_back(self, epoch: int, index: int) -> bool:
         """Whether an entry is missing here that this replica has said to have committed.
@@ -250,21 +252,21 @@ class Replica:
             self.primary.on_proposal_done(answered=answered)
         else:
             self.backup.on_proposal_done()
-        return self.core.take_effects()
+        return self._taken()
 
     def append(self, record: Record) -> list[fx.Effect]:
         """Replicate what was executed. Raises SafetyError unless `may_execute` held."""
         if self.primary is None or not self.may_execute() or record.epoch != self.primary.epoch:
             raise SafetyError(f"record {record.first_index} was executed outside its epoch")
-        self.primary.append(record)
-        return self.core.take_effects()
+        self.primary.replication.append(record)
+        return self._taken()
 
     def start_handover(self, to: str, timeout_ms: int) -> tuple[str, list[fx.Effect]]:
         """Hand over to an in-sync backup; returns why that cannot be ("" if it has begun)."""
         problem = "this node is not the primary"
         if self.primary:
             problem = self.primary.start_handover(to, timeout_ms)
-        return problem, self.core.take_effects()
+        return problem, self._taken()
 
     def confirm(self) -> tuple[int, list[fx.Effect]]:
         """Begin to confirm that no later epoch is open; 0: this node is not the primary.
@@ -273,19 +275,19 @@ class Replica:
         that was acknowledged before this call. It rests on no clock.
         """
         number = self.primary.confirm() if self.primary else 0
-        return number, self.core.take_effects()
+        return number, self._taken()
 
     def on_log_read(self, peer: str, session: int, records: list[Record] | None) -> list[fx.Effect]:
         """The answer to ReadLog; None: the log is not retained that far back."""
         if self.primary:
-            self.primary.on_log_read(peer, session, records)
-        return self.core.take_effects()
+            self.primary.replication.on_log_read(peer, session, records)
+        return self._taken()
 
     def on_snapshot_sent(self, peer: str, session: int, *, done: bool) -> list[fx.Effect]:
         """The answer to SendSnapshot."""
         if self.primary:
-            self.primary.on_snapshot_sent(peer, session, done=done)
-        return self.core.take_effects()
+            self.primary.replication.on_snapshot_sent(peer, session, done=done)
+        return self._taken()
 
     def start_install(self, index: int, epoch: int) -> str:
         """Return why a snapshot at (index, epoch) is of no use here; or "", and wait for it.
@@ -308,7 +310,7 @@ class Replica:
         """The snapshot that `start_install` let in was not put in place."""
         self.core.installing = False
         self.backup.on_install_ended()
-        return self.core.take_effects()
+        return self._taken()
 
     def on_snapshot_installed(self, index: int, epoch: int) -> list[fx.Effect]:
         """This replica's store and log were replaced by a snapshot at (index, epoch)."""
@@ -316,15 +318,15 @@ class Replica:
             raise SafetyError("a primary does not install snapshots")
         self.core.reset_to_snapshot(index, epoch)
         self.backup.on_install_ended()
-        return self.core.take_effects()
+        return self._taken()
 
     def on_log_trimmed(self, first_index: int) -> list[fx.Effect]:
         """The log retains entries from `first_index` on only."""
         self.core.log.trim(first_index)
-        return self.core.take_effects()
+        return self._taken()
 
     def learn_commit(self, epoch: int, index: int) -> list[fx.Effect]:
         """The primary of `epoch` has answered a read index request: `index` is committed."""
         if self.primary is None:
             self.backup.learn_commit(epoch, index)
-        return self.core.take_effects()
+        return self._taken()

@@ -56,35 +56,30 @@ class Core:
         self.now_ms = now_ms
         self.takeover_order = takeover_order or {}
         self.role: Role = "backup"
-        self.view: View | None = None
+        self.view: View | None = None  # the newest one known; its version only rises
         self.log = recovered.log
+        # commit_index <= durable_index <= log.last_index; the commit index never falls.
         self.durable_index = recovered.log.last_index
         self.commit_index = recovered.commit_index
+        # E5: the pair only rises, one primary an epoch; accepted_durable_epoch <= accepted_epoch.
         self.accepted_epoch = recovered.accepted_epoch
         self.accepted_primary = recovered.accepted_primary
         self.accepted_durable_epoch = recovered.accepted_epoch
         self.suspect = recovered.suspect
         self.damaged = recovered.damaged
-        self.writable = True
-        self.installing = False  # a snapshot is on its way into the log's place
+        self.writable = True  # the disk has room for a record
+        self.installing = False  # a snapshot is on its way into the log's place; never on a primary
         # D4: nobody knows what an earlier lifetime promised just before it ended, so a grace
         # period runs from the start.
         self.promised_ms = now_ms
-        self.proposal: fx.Propose | None = None
-        self.effects: list[fx.Effect] = []
+        self.proposal: fx.Propose | None = None  # the one under way
+        self.effects: list[fx.Effect] = []  # queued by the event that is being handled
+        self.emit = self.effects.append
         self._next_ticket = 1
+        # Of what is under way to the disk, by rising tickets.
         self._writes: deque[tuple[int, int]] = deque()  # (ticket, last index it makes durable)
         self._accepts: deque[tuple[int, int]] = deque()  # (ticket, epoch)
         self._mark_ticket = 0  # of the damaged mark that is on its way to the disk; 0: none
-
-    def emit(self, effect: fx.Effect) -> None:
-        """Queue an effect."""
-        self.effects.append(effect)
-
-    def take_effects(self) -> list[fx.Effect]:
-        """Return the effects queued so far, and forget them."""
-        taken, self.effects = self.effects, []
-        return taken
 
     def ticket(self) -> int:
         """Return the next disk ticket."""

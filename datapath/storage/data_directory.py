@@ -260,12 +260,6 @@ class DataDirectory:
             self._save(msgspec.structs.replace(self._identity, peers=peers))
         return known in (None, data_id)
 
-    def unpin_peer(self, node: str) -> None:
-        """Forget a peer's data id, durably: when the peer was removed from the cluster."""
-        peers = {name: pin for name, pin in self._identity.peers.items() if name != node}
-        if len(peers) != len(self._identity.peers):
-            self._save(msgspec.structs.replace(self._identity, peers=peers))
-
     def _save(self, identity: _Identity) -> None:
         if self._lock < 0:
             raise DataDirectoryError(f"data directory {self.path} is closed")

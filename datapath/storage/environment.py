@@ -1,8 +1,8 @@
 """The LMDB environments that hold the state, and which of them is the live one.
 
 `store/CURRENT` names the live environment beside it (`env-<number>/`), so that an installed
-snapshot takes over in one atomic step. An environment holds eight *spaces*, each a database of
-byte keys (1 to 511 bytes) in order: 0 the service's, 1 to 3 the client table's. Under each key
+snapshot takes over in one atomic step. An environment holds eight *keyspaces* (their numbers:
+`datapath.keyspaces`), each a database of byte keys (1 to 511 bytes) in order. Under each key
 stands the value that the entries wrote, and a CRC-32C of key and value (4 bytes, little-endian):
 LMDB itself has no checksums. A ninth database, `meta`, holds the format, the cluster id and the
 (applied index, epoch), the last one with a CRC too, written in the same transaction as the entries'
@@ -32,6 +32,7 @@ from datapath.errors import (
     SafetyError,
     StorageError,
 )
+from datapath.keyspaces import KEYSPACES
 from datapath.storage.data_directory import (
     FILE_MODE,
     replace_file,
@@ -40,8 +41,6 @@ from datapath.storage.data_directory import (
     trust_the_disk,
 )
 
-SPACES = 8
-SERVICE_SPACE, CLIENT_SPACE, CLIENT_ORDER_SPACE, CLIENT_SUMS_SPACE = 0, 1, 2, 3
 MAX_KEY_SIZE_BYTES = 511
 DEFAULT_MAP_SIZE_BYTES = 256 * 1024**3
 # LMDB's binding gives the interpreter's lock back and takes it again with every record, and each
@@ -51,7 +50,7 @@ SLICE = 200
 SLICE_SIZE_BYTES = 256 * 1024
 NAP_S = 0.00002
 
-_FORMAT = b"3"
+_FORMAT = b"4"
 _CRC = struct.Struct("<I")
 _SOUND_CRC = 0x48674BC7  # the CRC-32C of whatever ends with its own, little-endian
 _STATE_KEY = b"state"
@@ -192,7 +191,7 @@ class Environment:
                 str(path),
                 map_size=map_size_bytes,
                 mode=FILE_MODE,
-                max_dbs=SPACES + 1,
+                max_dbs=KEYSPACES + 1,
                 readahead=False,
                 sync=sync,
                 metasync=sync,
@@ -222,7 +221,7 @@ class Environment:
         """Open them within a write transaction, or those that are there in one of their own."""
         create = transaction is not None
         self.meta = self.lmdb.open_db(b"meta", transaction, create=create)
-        names = [b"space%d" % number for number in range(SPACES)]
+        names = [b"space%d" % number for number in range(KEYSPACES)]
         self.spaces = [self.lmdb.open_db(name, transaction, create=create) for name in names]
 
     def _check_format(self, transaction: lmdb.Transaction, *, fresh: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from datapath.storage.environment import SPACES
+from datapath.keyspaces import KEYSPACES
 
 Change = tuple[bytes, bytes | None]
 
@@ -17,8 +17,10 @@ class Overlay:
         self.index = index
         self.epoch = epoch
         self.size_bytes = 0
-        self.writes: dict[int, dict[bytes, bytes | None]] = {number: {} for number in range(SPACES)}
-        self._sorted: dict[int, list[bytes]] = {number: [] for number in range(SPACES)}
+        self.writes: dict[int, dict[bytes, bytes | None]] = {
+            number: {} for number in range(KEYSPACES)
+        }
+        self._sorted: dict[int, list[bytes]] = {number: [] for number in range(KEYSPACES)}
 
     def changes(
         self, space: int, start: bytes, end: bytes | None, *, reverse: bool

@@ -21,12 +21,12 @@ from typing import TypeVar
 import lmdb
 import msgspec
 
+from datapath.keyspaces import KEYSPACES
 from datapath.storage.data_directory import storage_error, sync_file
 from datapath.storage.environment import (
     DEFAULT_MAP_SIZE_BYTES,
     NAP_S,
     SLICE,
-    SPACES,
     ContentHash,
     Environment,
     check_seal,
@@ -100,16 +100,16 @@ class SnapshotReader:
                 self._hash.update(space, group)
             if items:
                 self._starts.append(following)
-            self._complete = following[0] == SPACES
+            self._complete = following[0] == KEYSPACES
         if not items:
             return None
         return _encoder.encode(items)
 
     def _collect(self, space: int, start: bytes) -> tuple[list[_Item], tuple[int, bytes]]:
-        """Return a chunk's items, and where the next one starts: space `SPACES` for nowhere."""
+        """Return a chunk's items, and where the next one starts: KEYSPACES for nowhere."""
         items: list[_Item] = []
         room = self._chunk_size_bytes
-        while space < SPACES:
+        while space < KEYSPACES:
             cursor = self._transaction.cursor(self._environment.spaces[space])
             if cursor.set_range(start) if start else cursor.first():
                 for key, stored in cursor.iternext():
@@ -121,7 +121,7 @@ class SnapshotReader:
                         time.sleep(NAP_S)
                     room -= len(key) + len(stored) + 8
             space, start = space + 1, b""
-        return items, (SPACES, b"")
+        return items, (KEYSPACES, b"")
 
     @property
     def checksum(self) -> str:
@@ -201,7 +201,7 @@ class SnapshotWriter:
         except msgspec.MsgspecError as error:
             raise ValueError(f"chunk {number} is damaged: {error}") from error
         groups = _by_space(decoded)
-        if not all(0 <= space < SPACES for space, _ in groups):
+        if not all(0 <= space < KEYSPACES for space, _ in groups):
             raise ValueError(f"chunk {number} names a space that does not exist")
         with writing(self._path, len(chunk) * 2):
             self._write(environment, number, groups)

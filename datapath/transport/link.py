@@ -111,7 +111,6 @@ class Link:
         self._writer_idle = False  # the writing task waits for work, and has nothing begun
         self._written_at_once = False  # in this turn of the event loop
         self._begun: tuple[Coroutine[Any, Any, None], Any] | None = None  # a write that waits
-        self._drained: list[tuple[int, asyncio.Future[None]]] = []
         self._unframer = Unframer()
         self._idle_timeout = idle_timeout_ms / 1000
         self._liveness = Liveness(self._idle_timeout, self._loop.time())
@@ -154,16 +153,6 @@ class Link:
             self._writer_idle = False
             self._work.set()
 
-    async def drain_below(self, n_bytes: int) -> None:
-        """Wait until at most `n_bytes` are queued. Raises LinkError if the link closes."""
-        if self.closed:
-            raise LinkError(f"the link with {self.peer} is closed: {self.reason}")
-        if self._queued_bytes <= n_bytes:
-            return
-        drained: asyncio.Future[None] = self._loop.create_future()
-        self._drained.append((n_bytes, drained))
-        await drained
-
     def close(self, reason: str) -> None:
         """Close, keeping the first reason. No frame is delivered after this; on_close is soon."""
         if self.closed:
@@ -172,10 +161,6 @@ class Link:
         self.reason = reason
         self._outbox.clear()
         self._queued_bytes = 0
-        for _, waiter in self._drained:
-            if not waiter.done():
-                waiter.set_exception(LinkError(f"the link with {self.peer} closed: {reason}"))
-        self._drained.clear()
         if not self._ended.done():
             self._ended.set_result(None)
 
@@ -308,11 +293,8 @@ class Link:
         else:
             frame, written = take_parcel(outbox)
             await self._websocket.send_bytes(frame)
-        if self.closed:
-            return
-        self._queued_bytes -= written
-        if self._drained:
-            self._wake_drained()
+        if not self.closed:
+            self._queued_bytes -= written
 
     async def _write_large(self, data: bytes) -> None:
         await self._websocket.send_str(str(len(data)))
@@ -324,13 +306,6 @@ class Link:
             if self._pong_due:
                 self._pong_due = False
                 await self._websocket.pong()
-
-    def _wake_drained(self) -> None:
-        queued = self._queued_bytes
-        for n_bytes, waiter in self._drained:
-            if queued <= n_bytes and not waiter.done():
-                waiter.set_result(None)
-        self._drained = [entry for entry in self._drained if not entry[1].done()]
 
     # Liveness
 

@@ -1,7 +1,7 @@
 """PySyncObj's Raft with its gaps closed: the one file that reaches into its private parts.
 
 Whoever defines a method named `_SyncObj__x` here replaces PySyncObj's private `__x`. That holds
-for the version below only, which has been read line by line for it; another one refuses to start.
+for the version that `library` names only.
 """
 
 # ruff: noqa: N802, N803 - names that replace PySyncObj's are PySyncObj's
@@ -10,17 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
-from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from typing import Any, Protocol
+from typing import Protocol
 
-import pysyncobj.syncobj as library
 from pysyncobj import SyncObjConf
 from pysyncobj.node import Node
-from pysyncobj.version import VERSION
 
-from election.agreement import AgreementFailedError
 from election.pysyncobj_adapter import wire
 from election.pysyncobj_adapter.clock import monotonic
 from election.pysyncobj_adapter.errors import (
@@ -28,11 +23,11 @@ from election.pysyncobj_adapter.errors import (
     SafetyViolationError,
     StorageFullError,
 )
-from election.pysyncobj_adapter.journal import Journal
+from election.pysyncobj_adapter.library import check_version, injected
 from election.pysyncobj_adapter.members import Members, membership_change
 from election.pysyncobj_adapter.network import Network
 from election.pysyncobj_adapter.peer_marks import Mark
-from election.pysyncobj_adapter.poller import READ, NoNotifier, OnEvent, Poller
+from election.pysyncobj_adapter.poller import READ, OnEvent
 from election.pysyncobj_adapter.pre_vote import Ballot
 from election.pysyncobj_adapter.progress_mark import is_behind
 from election.pysyncobj_adapter.raft_snapshot import Dump
@@ -41,7 +36,6 @@ from election.pysyncobj_adapter.storage import Storage
 from election.pysyncobj_adapter.transport import RaftTransport
 from election.pysyncobj_adapter.view_machine import Answer, Machine
 
-READ_VERSION = "0.3.17"
 _REGULAR = b"\x00"  # PySyncObj's type of command
 _STALL_S = 0.05
 _MAX_WAIT_S = 0.05
@@ -50,7 +44,6 @@ _LOST_S = 1.0
 """Who has heard no leader for so long may have missed who the members are."""
 
 logger = logging.getLogger(__name__)
-_construction = threading.Lock()
 
 
 class CoreListener(Protocol):
@@ -64,32 +57,6 @@ class CoreListener(Protocol):
 
     def on_remembered(self, epoch: int, index: int) -> None:
         """Another member remembers that this node's data was committed up to there."""
-
-
-@contextlib.contextmanager
-def _injected(journal: Journal, poller: Poller) -> Iterator[None]:
-    """Let PySyncObj's constructor take these, and no wake-up pipe of its own."""
-    names = ("createJournal", "createPoller", "PipeNotifier")
-    with _construction:
-        saved = {name: getattr(library, name) for name in names}
-        library.createJournal = lambda _path: journal
-        library.createPoller = lambda _kind: poller
-        library.PipeNotifier = NoNotifier
-        try:
-            yield
-        finally:
-            for name, value in saved.items():
-                setattr(library, name, value)
-
-
-class _NoPickle:
-    """Stands in for the pickle module in PySyncObj's core: nothing is ever unpickled."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise AgreementFailedError(f"PySyncObj reached for pickle.{name}, which is closed")
-
-
-library.pickle = _NoPickle()
 
 
 class RaftCore(Members):
@@ -111,11 +78,7 @@ class RaftCore(Members):
                 be bound.
 
         """
-        if VERSION != READ_VERSION:
-            raise AgreementFailedError(
-                f"PySyncObj {VERSION} is installed, but this adapter was made for {READ_VERSION}: "
-                f"install pysyncobj=={READ_VERSION}"
-            )
+        check_version()
         self.machine = Machine(storage.book.founders)
         self.position = (0, 0)  # (epoch, index) of the data here, to be told to the others
         self._settings = settings
@@ -137,7 +100,7 @@ class RaftCore(Members):
             self.machine.restore(dump.state)
         members = self._logged_members(list(self._journal), 1 if dump is None else dump.last[1])
         self._votes = settings.node_id in members
-        with _injected(self._journal, self._poller_in_use):
+        with injected(self._journal, self._poller_in_use):
             super().__init__(
                 Node(settings.node_id),
                 [Node(node_id) for node_id in members if node_id != settings.node_id],

@@ -11,7 +11,7 @@ import pytest
 from cluster.bulk.checkpoint import read_checkpoint, write_checkpoint
 from cluster.client.errors import UnknownOutcomeError
 from tests.nodes.conftest import MakeCluster
-from tests.support.commands import run
+from tests.support.commands import finish, run, start
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +44,7 @@ async def test_a_repeat_whose_key_is_forgotten_is_refused_not_executed(
         write_checkpoint(cut, earlier)
         loaded = await client.get("counted")
 
-        filled = await run("load", filling, "--json", endpoints=urls)
+        filled = await finish(await start("load", filling, "--json", endpoints=urls), seconds=180)
         assert filled.code == 0, filled.err
         assert json.loads(filled.out)["acknowledged"] == FILLING
 

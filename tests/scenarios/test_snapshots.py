@@ -106,7 +106,8 @@ def test_a_slow_learner_whose_next_entries_were_trimmed_gets_a_snapshot() -> Non
     while peer.inflight_bytes < cluster.world.bounds.max_peer_inflight_bytes:
         cluster.write()
     cluster.write(3)
-    assert primary.recent[0].first_index < peer.next_index < cluster["a"].replica.next_index
+    recent = primary.replication.recent
+    assert recent[0].first_index < peer.next_index < cluster["a"].replica.next_index
     cluster["a"].trim(cluster["a"].replica.core.commit_index)
     cluster.rejoin()
     cluster.until(cluster.is_whole)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from datapath.node.proposer import EXCLUDING
-from datapath.protocol import effects as fx
+from datapath.node.proposal import Proposal
+from election.agreement import Committed, Outcome, Refused, Unknown
 from election.view import (
+    AddMember,
     AddToInSync,
     Change,
     Refusal,
     RemoveFromInSync,
+    RemoveMember,
     TakeOver,
     View,
     apply_change,
@@ -36,14 +39,18 @@ class Agreement:
         self.nodes: dict[str, Node] = {}
         self.cut_off: set[str] = set()
         self.cut_off_for_good: set[str] = set()
+        self.deaf: set[str] = set()  # of those cut off: their proposals get there all the same
         self.unknown_rate = 0.0
         self.delay_ms = (2.0, 15.0)
         self.laggards = 0.0  # share of view notices that come late
-        # A majority of the members decides, witnesses among them; None: nobody counts.
-        self.witnesses_up: int | None = None
+        self.counts_votes = False  # whether nothing is decided without a majority of the voters
+        self.voters = frozenset(member.id for member in first.members)
+        self.follow_ms: tuple[float, float] | None = None  # how late voters follow; None: at once
+        self.witnesses_down: dict[str, float] = {}  # and since when
         self.in_flight: dict[str, int] = {}
         self.holding: set[str] = set()  # proposals of these nodes wait in `held`
         self.held: list[tuple[str, Change, int]] = []
+        self.proposals: dict[str, Proposal] = {}  # node: the one that it waits for
         # What the others remember of each node (decision 18): (epoch, index), and when it told it.
         self.remembers = False
         self.marks: dict[str, tuple[int, int]] = {}
@@ -56,8 +63,11 @@ class Agreement:
         """The newest committed view."""
         return self.views[-1]
 
-    def commit(self, change: Change, version: int) -> bool:
-        """Apply one change to the true view; everybody learns of it sooner or later."""
+    def commit(self, change: Change, version: int, asked: object = None) -> Outcome:
+        """Apply one change to the true view; everybody learns of it sooner or later.
+
+        `asked` is who wanted it, where that is an operator: the oracle is told.
+        """
         clockwork = self._clockwork
         old = self.view
         new = apply_change(old, change, version)
@@ -65,7 +75,7 @@ class Agreement:
             clockwork.seen["proposal refused"] += 1
             if clockwork.tracing:
                 clockwork.note(f"consensus refuses {change}: {new.reason}")
-            return False
+            return Refused(old, new.reason)
         self.views.append(new)
         if clockwork.tracing:
             clockwork.note(
@@ -83,10 +93,13 @@ class Agreement:
             clockwork.seen[type(change).__name__.lower()] += 1
         clockwork.seen["view change"] += 1
         self._oracle.on_true_view(old, new)
+        if isinstance(change, AddMember | RemoveMember):
+            self._oracle.on_members_changed(change, old, new, asked)
+            self._follow()
         for node in self.nodes.values():
             if node.id not in self.cut_off:
                 self.inform(node)
-        return True
+        return Committed(new)
 
     def inform(self, node: Node) -> None:
         """Let a node learn of the newest view, after a while."""
@@ -132,118 +145,210 @@ class Agreement:
             self._reminded.pop(node_id, None)
             self.inform(self.nodes[node_id])
 
-    def has_majority(self) -> bool:
-        """Whether enough members run to decide anything."""
-        if self.witnesses_up is None:
-            return True
-        members = self.view.members
-        voters = self.witnesses_up
-        for member in members:
-            node = self.nodes.get(member.id)
-            voters += node is not None and node.is_up and not node.paused
-        return 2 * voters > len(members)
+    # -- votes
+
+    def is_voting(self, name: str) -> bool:
+        """Whether a voter runs; a witness or a replica."""
+        node = self.nodes.get(name)
+        if node is None:
+            return name not in self.witnesses_down
+        return node.is_up and not node.paused
+
+    def has_majority(self, voters: frozenset[str] | None = None) -> bool:
+        """Whether enough voters (those of now) run to decide anything."""
+        voters = self.voters if voters is None else voters
+        return not self.counts_votes or 2 * sum(map(self.is_voting, voters)) > len(voters)
+
+    def _follow(self) -> None:
+        """The voters become the view's members, one by one (decision 11)."""
+        members = frozenset(member.id for member in self.view.members)
+        if self.follow_ms is None:
+            self.voters = members
+        elif self.voters != members:
+            self._clockwork.after(self._clockwork.between(*self.follow_ms), self._step)
+
+    def _step(self) -> None:
+        members = frozenset(member.id for member in self.view.members)
+        if self.voters == members:
+            return
+        one = min(self.voters ^ members)
+        after = self.voters ^ {one}
+        # A step is made by those who vote now, and only if those who vote afterwards run, too.
+        if self.has_majority() and self.has_majority(after):
+            self.voters = after
+            if self._clockwork.tracing:
+                self._clockwork.note(f"VOTERS {' '.join(sorted(after))}")
+        self._follow()
+
+    def witnesses(self) -> list[str]:
+        """The witnesses that are members."""
+        return [member.id for member in self.view.members if member.role == "witness"]
+
+    def stop_witness(self) -> bool:
+        """One witness is down; it votes no more."""
+        for name in self.witnesses():
+            if name not in self.witnesses_down:
+                self.witnesses_down[name] = self._clockwork.now
+                return True
+        return False
 
     def start_witness(self) -> None:
         """One of those that are down comes back."""
-        if self.witnesses_up is not None:
-            n_witnesses = sum(member.role == "witness" for member in self.view.members)
-            self.witnesses_up = min(self.witnesses_up + 1, n_witnesses)
+        if self.witnesses_down:
+            self.witnesses_down.pop(min(self.witnesses_down))
 
-    # -- proposals
+    # -- a replica's proposals
 
-    def propose(self, node: Node, effect: fx.Propose) -> None:
-        """Take a node's proposal. One that excludes replicas leaves only once consensus is heard.
+    def propose(self, node: Node, proposal: Proposal) -> None:
+        """Take a node's proposal: do what it says, step by step."""
+        self.proposals[node.id] = proposal
+        self._go_on(node, node.life, proposal)
 
-        As `Proposer.propose` has it: docs/decisions/0006 and 0015.
-        """
+    def _go_on(self, node: Node, life: int, proposal: Proposal) -> None:
+        """Do the next step of a proposal; called on its node."""
         clockwork = self._clockwork
-        if not isinstance(effect.change, EXCLUDING):
-            self._leave(node, effect)
-        elif node.id in self.cut_off or not self.has_majority():
-            clockwork.seen["consensus not heard"] += 1
-            clockwork.after(PROPOSAL_TIMEOUT_MS, self._not_heard, node, node.life)
+        is_cut = node.id in self.cut_off or not self.has_majority()
+        match proposal.step:
+            case "hear" if is_cut:
+                clockwork.seen["consensus not heard"] += 1
+                clockwork.after(
+                    PROPOSAL_TIMEOUT_MS, node.post, life, self._unheard, node, life, proposal
+                )
+            case "read_back" if is_cut:
+                self._unheard(node, life, proposal)
+            case "hear":
+                delay = clockwork.between(*self.delay_ms)
+                clockwork.after(
+                    delay, node.post, life, self._heard, node, life, proposal, self.view
+                )
+            case "read_back":
+                clockwork.after(
+                    clockwork.between(1, 20), self._read_back, node, life, proposal, self.view
+                )
+            case "propose":
+                effect = proposal.effect
+                node.on_leaving(effect)
+
+                def done(outcome: Outcome) -> None:
+                    self._remind_unless_unknown(node, outcome)
+                    proposal.proposed(outcome)
+                    self._go_on(node, life, proposal)
+
+                self.decide(node, effect.change, effect.expected_version, done)
+            case "end":
+                if self.proposals.get(node.id) is proposal:
+                    del self.proposals[node.id]
+                    node.on_proposal_done(answered=proposal.answered)
+
+    def _unheard(self, node: Node, life: int, proposal: Proposal) -> None:
+        proposal.unheard()
+        self._go_on(node, life, proposal)
+
+    def _heard(self, node: Node, life: int, proposal: Proposal, view: View) -> None:
+        self._remind(node)
+        is_first = proposal.step == "hear"
+        proposal.heard(view, node.clock())
+        if is_first and proposal.step == "end":
+            self._clockwork.seen["not proposed after all"] += 1
+        self._go_on(node, life, proposal)
+
+    def _read_back(self, node: Node, life: int, proposal: Proposal, view: View) -> None:
+        """What was read comes back, or the link is lost meanwhile."""
+        if node.id in self.cut_off:
+            self._clockwork.after(
+                PROPOSAL_TIMEOUT_MS / 2, node.post, life, self._go_on, node, life, proposal
+            )
         else:
-            delay = clockwork.between(*self.delay_ms)
-            clockwork.after(delay, node.post, node.life, self._heard, node, effect, self.view)
+            node.post(life, self._heard, node, life, proposal, view)
 
-    def _not_heard(self, node: Node, life: int) -> None:
-        node.post(life, node.on_answer, None, answered=False)
+    def _remind_unless_unknown(self, node: Node, outcome: Outcome) -> None:
+        if not isinstance(outcome, Unknown):
+            self._remind(node)
 
-    def _heard(self, node: Node, effect: fx.Propose, view: View) -> None:
-        self._tell_view(node, view)
-        if node.may_propose(effect):
-            self._leave(node, effect)
-        else:
-            node.on_answer(None, answered=True)
+    # -- what becomes of a proposal, a replica's or an operator's
 
-    def _leave(self, node: Node, effect: fx.Propose) -> None:
-        """What becomes of a proposal is drawn here."""
-        clockwork, change, version = self._clockwork, effect.change, effect.expected_version
+    def decide(
+        self,
+        node: Node,
+        change: Change,
+        version: int,
+        done: Callable[[Outcome], None],
+        asked: object = None,
+    ) -> None:
+        """Draw what becomes of a change that `node` proposes; `done` is called there, if it lives.
+
+        It may be lost, late or unknown to its node, and take effect all the same.
+        """
+        clockwork, life = self._clockwork, node.life
         delay = clockwork.between(*self.delay_ms)
+        unknown = Unknown("no answer in time")
         self.in_flight[node.id] = self.in_flight.get(node.id, 0) + 1
         if node.id in self.holding:
             self.held.append((node.id, change, version))
             return
-        if node.id in self.cut_off:
-            clockwork.after(PROPOSAL_TIMEOUT_MS, self._unknown, node, node.life)
+        if node.id in self.cut_off - self.deaf:
+            clockwork.after(PROPOSAL_TIMEOUT_MS, node.post, life, done, unknown)
             clockwork.seen["unknown: never takes effect"] += 1
             self._settled(node.id)
             return
         if not clockwork.chance(self.unknown_rate):
-            clockwork.after(delay, self._decide, node, node.life, change, version)
+            clockwork.after(delay, self._decide, node, life, change, version, done, asked)
             return
         report = clockwork.between(1, PROPOSAL_TIMEOUT_MS)
-        clockwork.after(report, self._unknown, node, node.life)
+        clockwork.after(report, node.post, life, done, unknown)
         kind = clockwork.random.randint(0, 2)
         if kind == 0:
             clockwork.seen["unknown: never takes effect"] += 1
             self._settled(node.id)
             return
         effect_ms = delay if kind == 1 else report + clockwork.between(1, 1500)
-        clockwork.after(effect_ms, self._take_effect, node.id, change, version, effect_ms > report)
+        late = effect_ms > report
+        clockwork.after(effect_ms, self._take_effect, node.id, change, version, late, asked)
 
     def _settled(self, node_id: str) -> None:
         self.in_flight[node_id] -= 1
 
-    def _take_effect(self, node_id: str, change: Change, version: int, late: bool) -> None:
+    def _take_effect(
+        self, node_id: str, change: Change, version: int, late: bool, asked: object
+    ) -> None:
         self._settled(node_id)
         if not self.has_majority():
             self._clockwork.seen["no majority"] += 1
-        elif self.commit(change, version):
+        elif isinstance(self.commit(change, version, asked), Committed):
             self._clockwork.seen[
                 "unknown: takes effect later" if late else "unknown: takes effect at once"
             ] += 1
 
-    def _decide(self, node: Node, life: int, change: Change, version: int) -> None:
+    def _decide(
+        self,
+        node: Node,
+        life: int,
+        change: Change,
+        version: int,
+        done: Callable[[Outcome], None],
+        asked: object,
+    ) -> None:
+        clockwork = self._clockwork
         self._settled(node.id)
+        unknown = Unknown("no answer in time")
         if not self.has_majority():
-            self._clockwork.seen["no majority"] += 1
-            self._clockwork.after(PROPOSAL_TIMEOUT_MS / 2, self._unknown, node, life)
+            clockwork.seen["no majority"] += 1
+            clockwork.after(PROPOSAL_TIMEOUT_MS / 2, node.post, life, done, unknown)
             return
         if node.id in self.cut_off:
             # It did not get there, or its answer does not come back.
-            if self._clockwork.chance(0.5):
-                self.commit(change, version)
-            self._clockwork.after(PROPOSAL_TIMEOUT_MS / 2, self._unknown, node, life)
+            if node.id in self.deaf or clockwork.chance(0.5):
+                self.commit(change, version, asked)
+            clockwork.after(PROPOSAL_TIMEOUT_MS / 2, node.post, life, done, unknown)
             return
-        self.commit(change, version)
-        self._clockwork.after(self._clockwork.between(0.5, 8), self._answer, node, life, self.view)
+        outcome = self.commit(change, version, asked)
+        clockwork.after(clockwork.between(0.5, 8), self._answer, node, life, done, outcome)
 
-    def _answer(self, node: Node, life: int, view: View) -> None:
+    def _answer(
+        self, node: Node, life: int, done: Callable[[Outcome], None], outcome: Outcome
+    ) -> None:
         if node.id in self.cut_off:
-            self._clockwork.after(PROPOSAL_TIMEOUT_MS / 2, self._unknown, node, life)
+            unknown = Unknown("no answer in time")
+            self._clockwork.after(PROPOSAL_TIMEOUT_MS / 2, node.post, life, done, unknown)
         else:
-            node.post(life, self._tell_answer, node, view)
-
-    def _tell_answer(self, node: Node, view: View) -> None:
-        self._remind(node)
-        node.on_answer(view, answered=True)
-
-    def _unknown(self, node: Node, life: int) -> None:
-        """The outcome is unknown: the node reads the view back if it can (E3)."""
-        if node.id in self.cut_off or not self.has_majority():
-            node.post(life, node.on_answer, None, answered=False)
-        else:
-            self._clockwork.after(
-                self._clockwork.between(1, 20), self._answer, node, life, self.view
-            )
+            node.post(life, done, outcome)

@@ -12,11 +12,11 @@ from datapath.execution.client_table import ClientTable
 from datapath.execution.executor import Executor
 from datapath.execution.pipeline import Burst, Pipeline
 from datapath.execution.tail import Answer, Tail, Waiting
+from datapath.keyspaces import KV
 from datapath.node.router import Attempts, was_not_carried_out
 from datapath.operations import Operation
 from datapath.protocol.replica import Replica
 from datapath.records import Entry
-from datapath.storage.environment import SERVICE_SPACE
 from datapath.transport.calls import NoAnswerError
 from tests.scenarios import test_answers
 from tests.sim.mutant import Mutant, Patch
@@ -72,7 +72,7 @@ def _d8_not_in_the_delta() -> list[Patch]:
     def keep(executor: Executor, entries: list[Entry]) -> None:
         keep_burst(executor, entries)
         for entry in entries:
-            entry[:] = [write for write in entry if write[0] == SERVICE_SPACE]
+            entry[:] = [write for write in entry if write[0] == KV]
 
     return [patch.object(Executor, "keep_burst", keep)]
 

@@ -494,4 +494,4 @@ def _range_query(prefix: str) -> Query:
 
 def _items(answer: QueryResult) -> list[tuple[str, str, int]]:
     items, _ = answer.value
-    return [(key.decode(), value.decode(), revision) for key, value, revision in items]
+    return [(key.decode(), value.decode(), revision) for key, value, revision, *_ in items]

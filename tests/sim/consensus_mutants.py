@@ -54,13 +54,26 @@ def _e3_an_unknown_take_over_has_failed() -> list[Patch]:
     return [patch.object(Backup, "on_proposal_done", forget)]
 
 
+def _nobody_is_heard_first() -> list[Patch]:
+    """As before decision 6: who sends and does not hear would have all others removed."""
+    return [patch("datapath.node.proposal.must_hear_first", lambda _: False)]
+
+
+def _what_is_not_wanted_any_more_leaves() -> list[Patch]:
+    def may_propose(replica: Replica, proposal: fx.Propose, now_ms: float) -> bool:
+        del now_ms
+        return proposal is replica.core.proposal
+
+    return [patch.object(Replica, "may_propose", may_propose)]
+
+
 def _e3_an_unknown_joining_has_failed() -> list[Patch]:
     done = Primary.on_proposal_done
 
     def forget(primary: Primary, *, answered: bool) -> None:
         done(primary, answered=answered)
         if not answered:
-            primary.in_sync.adding = ""
+            primary.in_sync.add("")
 
     return [patch.object(Primary, "on_proposal_done", forget)]
 
@@ -71,7 +84,7 @@ def _e3_an_unknown_handover_has_failed() -> list[Patch]:
     def forget(primary: Primary, *, answered: bool) -> None:
         done(primary, answered=answered)
         if not answered:
-            primary._handover_version = 0
+            primary.handovers.state = "none"
 
     return [patch.object(Primary, "on_proposal_done", forget)]
 
@@ -192,6 +205,8 @@ def _e4_told_before_it_was_compared() -> list[Patch]:
 CONSENSUS_MUTANTS = (
     Mutant("E2", "whoever leads consensus acts as primary", _e2_authority_without_a_view),
     Mutant("E3", "an unknown take-over is taken for failed", _e3_an_unknown_take_over_has_failed),
+    Mutant("b", "excludes others before consensus was heard", _nobody_is_heard_first),
+    Mutant("b", "what a replica has given up is proposed", _what_is_not_wanted_any_more_leaves),
     Mutant(
         "E3", "an unknown joining is taken for failed", _e3_an_unknown_joining_has_failed,
         scenario=test_joining

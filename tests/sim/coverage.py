@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 ENOUGH_SCHEDULES = 1000
+LASTING = ("alone", "dead", "deaf to", "deaf to consensus", "no consensus", "no disk")
 SITUATIONS = (
     "view change", "take-over", "take-over by the primary itself", "handover", "handover given up",
     "shrink", "grow", "addmember", "removemember", "confirm", "proposal refused",
@@ -23,7 +24,7 @@ SITUATIONS = (
     "confirmed without a clock or a lease", "slow network", "far link", "slow disk",
     "broken connection",
     *(f"replicas: {n}" for n in range(1, 6)), *(f"witnesses: {n}" for n in range(3)),
-    *(f"lasting: {kind}" for kind in ("alone", "dead", "deaf to", "no consensus", "no disk")),
+    *(f"lasting: {kind}" for kind in LASTING),
     "cut off", "client: first answer again", "client: unknown outcome",
     "client: timeout", "client: asked twice", "client: read at a backup",
     "client: reads share a question",

@@ -44,7 +44,7 @@ class Schedule:
         )
         world, clockwork = self.world, self.world.clockwork
         random = clockwork.random
-        world.agreement.witnesses_up = n_witnesses
+        world.agreement.counts_votes = True
         clockwork.seen[f"replicas: {n_nodes}"] += 1
         clockwork.seen[f"witnesses: {n_witnesses}"] += 1
         if clockwork.chance(0.3):
@@ -172,7 +172,9 @@ class Schedule:
         faults: set[str] = set()
         for _ in range(random.randint(1, 2) if len(names) > 2 else 1):
             node = world.nodes[random.choice(names)]
-            kind = random.choice(("dead", "alone", "no consensus", "no disk", "deaf to"))
+            kind = random.choice(
+                ("dead", "alone", "no consensus", "deaf to consensus", "no disk", "deaf to")
+            )
             if any(item.endswith(node.id) for item in faults):
                 continue
             faults.add(f"{kind} {node.id}")
@@ -183,7 +185,9 @@ class Schedule:
                     world.network.cut(node.id, other)
                 world.agreement.cut_off.add(node.id)
                 world.agreement.cut_off_for_good.add(node.id)
-            elif kind == "no consensus":
+            elif kind in ("no consensus", "deaf to consensus"):
+                if kind == "deaf to consensus":
+                    world.agreement.deaf.add(node.id)
                 world.agreement.cut_off.add(node.id)
                 world.agreement.cut_off_for_good.add(node.id)
             elif kind == "no disk":

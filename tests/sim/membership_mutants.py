@@ -6,6 +6,7 @@ import functools
 from unittest.mock import patch
 
 from datapath.node import membership
+from datapath.node.member_change import MemberChange
 from tests.sim.mutant import Mutant, Patch
 
 UNIT = "tests/unit/datapath/node/test_membership.py::"
@@ -28,7 +29,11 @@ NOTICED = {
 
 
 def _a_join_is_judged_once() -> list[Patch]:
-    return [patch("datapath.node.members._check_join", lambda *_: None)]
+    return [patch("datapath.node.member_change.check_join", lambda *_: None)]
+
+
+def _a_refusal_speaks_for_what_is_unknown() -> list[Patch]:
+    return [patch.object(MemberChange, "did_nothing", lambda *_: True)]
 
 
 MEMBERSHIP_MUTANTS = (

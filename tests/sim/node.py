@@ -6,13 +6,14 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from datapath.execution.pipeline import Running
+from datapath.keyspaces import KV
+from datapath.node.proposal import Proposal
 from datapath.protocol import effects as fx
 from datapath.protocol.confirmations import Confirmation
 from datapath.protocol.messages import Heartbeat, Message, Refusal
 from datapath.protocol.primary import Primary
 from datapath.protocol.replica import Replica
 from datapath.records import make_record
-from datapath.storage.environment import SERVICE_SPACE
 from election.view import Handover, TakeOver, View
 from tests.sim.disk import Disk
 from tests.sim.service import NodeService, Storage
@@ -184,13 +185,13 @@ class Node:
     def _count_situations(self, primary: Primary) -> None:
         """Look at what only the primary itself knows; each tick that finds it counts."""
         seen = self.clockwork.seen
-        if primary.stage == "matching" and not primary._may_serve_after_promise():
+        if primary.stage == "matching" and not primary.is_free_of_promises():
             seen["waited for own promise"] += 1
         if primary.is_open and self.clock() >= primary.lease_until_ms():
             seen["lease expired"] += 1
         if primary.in_sync.giving_way:
             seen["gave way"] += 1
-        if len(primary.view.in_sync) < self.world.bounds.min_in_sync:
+        if len(primary.in_sync.view.in_sync) < self.world.bounds.min_in_sync:
             seen["too few in sync"] += 1
 
     def on_message(self, peer: str, message: Message) -> None:
@@ -233,10 +234,8 @@ class Node:
                     f"{epoch}, and its disk has lost nothing"
                 )
 
-    def on_answer(self, view: View | None, *, answered: bool) -> None:
+    def on_proposal_done(self, *, answered: bool) -> None:
         """A proposal has ended."""
-        if view is not None:
-            self.on_view(view)
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id}: its proposal has ended, answered={answered}")
         self.service.run(self.replica.on_proposal_done, answered=answered)
@@ -268,7 +267,7 @@ class Node:
             replica.next_index,
             replica.epoch,
             replica.core.commit_index,
-            [[(SERVICE_SPACE, key, _PAYLOAD)]] * n_entries,
+            [[(KV, key, _PAYLOAD)]] * n_entries,
         )
         self.service.run(replica.append, record)
         return True
@@ -348,17 +347,13 @@ class Node:
         primary = self.replica.primary
         if isinstance(change, Handover) and primary is not None and primary.stage == "matching":
             self.clockwork.seen["suspect yields"] += 1
-        self.world.agreement.propose(self, effect)
+        self.world.agreement.propose(self, Proposal(self.replica, effect, self.on_view))
 
-    def may_propose(self, effect: fx.Propose) -> bool:
-        """Whether a change that excludes replicas leaves, now that consensus was heard."""
-        if not self.replica.may_propose(effect, self.clock()):
-            self.clockwork.seen["not proposed after all"] += 1
-            return False
+    def on_leaving(self, effect: fx.Propose) -> None:
+        """A change leaves for consensus."""
         self.world.oracle.on_proposed(self, effect.change)
         if isinstance(effect.change, TakeOver):
             self.takeovers.add(effect.expected_version)
-        return True
 
     def read_log(self, effect: fx.ReadLog) -> None:
         """Read some of the log, later."""

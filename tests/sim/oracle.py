@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from datapath.protocol.messages import AppendReply, HeartbeatReply, Message, ProbeReply
 from datapath.records import Record
-from election.view import TakeOver, View
+from election.view import Change, TakeOver, View
 from tests.sim.clockwork import Clockwork, ViolationError
 
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ class Oracle:
             and not node.has_lost
         ):
             self.fail(f"D7: {node_id} joins the in-sync set without entry {index}")
+
+    def on_members_changed(self, change: Change, old: View, new: View, asked: object) -> None:
+        """The members have changed, perhaps because an operator asked."""
 
     # -- logs
 
@@ -134,7 +137,7 @@ class Oracle:
         view, epoch, copies = self.view, self.committed[index], 0
         assert view is not None
         assert node.replica.primary is not None
-        in_sync = {*view.in_sync, *node.replica.primary.view.in_sync}
+        in_sync = {*view.in_sync, *node.replica.primary.in_sync.view.in_sync}
         for node_id, other in self.nodes.items():
             durable = other.disk.durable
             if durable.epoch_at(index) == epoch or index <= durable.base_index or other.has_lost:

@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 from datapath.execution.tail import Tail
 from datapath.node.interpreter import Interpreter
-from datapath.protocol.primary import Primary
+from datapath.protocol.heartbeats import Heartbeats
 from datapath.protocol.progress import Progress
 from tests.scenarios import test_confirmed_reads
 from tests.sim.mutant import Mutant, Patch
@@ -26,64 +26,69 @@ def _answers_that_wrote_nothing_rest_on_leases() -> list[Patch]:
 
 
 def _an_older_answer_counts() -> list[Patch]:
-    begin = Primary._begin_round
+    begin = Heartbeats._begin_round
 
-    def earlier(primary: Primary) -> None:
-        primary._sequence -= 1
+    def earlier(heartbeats: Heartbeats) -> None:
+        heartbeats.sequence -= 1
         try:
-            begin(primary)
+            begin(heartbeats)
         finally:
-            primary._sequence += 1
+            heartbeats.sequence += 1
 
-    return [patch.object(Primary, "_begin_round", earlier)]
+    return [patch.object(Heartbeats, "_begin_round", earlier)]
 
 
 def _reads_join_an_open_round() -> list[Patch]:
-    confirm = Primary.confirm
+    confirm = Heartbeats.confirm
 
-    def join(primary: Primary) -> int:
-        return primary._round if primary._round_sequence else confirm(primary)
+    def join(heartbeats: Heartbeats, *, has_authority: bool) -> int:
+        if heartbeats._round_sequence:
+            return heartbeats._round
+        return confirm(heartbeats, has_authority=has_authority)
 
-    return [patch.object(Primary, "confirm", join)]
+    return [patch.object(Heartbeats, "confirm", join)]
 
 
 def _one_answer_is_enough() -> list[Patch]:
-    def may_confirm(primary: Primary, sequence: int) -> bool:
-        answers = [primary.peers[node].answered_sequence for node in primary.required()]
-        return primary.is_open and max(answers, default=sequence) >= sequence
+    def may_confirm(heartbeats: Heartbeats, sequence: int) -> bool:
+        in_sync = heartbeats._in_sync
+        answers = [in_sync.peers[node].answered_sequence for node in in_sync.required]
+        return max(answers, default=sequence) >= sequence
 
-    return [patch.object(Primary, "_may_confirm", may_confirm)]
+    return [patch.object(Heartbeats, "may_confirm", may_confirm)]
 
 
 def _who_is_being_added_is_not_asked() -> list[Patch]:
-    def may_confirm(primary: Primary, sequence: int) -> bool:
-        asked = set(primary.view.in_sync) - {primary._core.node_id}
-        return primary.is_open and all(
-            primary.peers[node].answered_sequence >= sequence for node in asked
-        )
+    def may_confirm(heartbeats: Heartbeats, sequence: int) -> bool:
+        in_sync = heartbeats._in_sync
+        asked = set(in_sync.view.in_sync) - {heartbeats._core.node_id}
+        return all(in_sync.peers[node].answered_sequence >= sequence for node in asked)
 
-    return [patch.object(Primary, "_may_confirm", may_confirm)]
+    return [patch.object(Heartbeats, "may_confirm", may_confirm)]
 
 
 def _before_the_epoch_is_open() -> list[Patch]:
-    def may_confirm(primary: Primary, sequence: int) -> bool:
-        return all(primary.peers[node].answered_sequence >= sequence for node in primary.required())
+    end_round = Heartbeats.end_round
 
-    return [patch.object(Primary, "_may_confirm", may_confirm)]
+    def early(heartbeats: Heartbeats, *, has_authority: bool) -> None:
+        del has_authority
+        end_round(heartbeats, has_authority=True)
+
+    return [patch.object(Heartbeats, "end_round", early)]
 
 
 def _what_was_heard_counts() -> list[Patch]:
     """Any message of this epoch counts, not only the answer to a heartbeat of the round."""
 
-    def may_confirm(primary: Primary, sequence: int) -> bool:
+    def may_confirm(heartbeats: Heartbeats, sequence: int) -> bool:
         del sequence
-        now_ms = primary._core.now_ms
-        return primary.is_open and all(
-            now_ms - primary.peers[node].heard_ms < primary._core.timing.suspect_after_ms
-            for node in primary.required()
+        core, in_sync = heartbeats._core, heartbeats._in_sync
+        return all(
+            core.now_ms - in_sync.peers[node].heard_ms < core.timing.suspect_after_ms
+            for node in in_sync.required
         )
 
-    return [patch.object(Primary, "_may_confirm", may_confirm)]
+    return [patch.object(Heartbeats, "may_confirm", may_confirm)]
 
 
 def _a_session_forgets_nothing() -> list[Patch]:

@@ -10,7 +10,9 @@ import msgspec
 
 import election.view as view_module
 from datapath.protocol import effects as fx
+from datapath.protocol import in_sync as in_sync_module
 from datapath.protocol.backup import Backup
+from datapath.protocol.heartbeats import Heartbeats
 from datapath.protocol.in_sync import InSync
 from datapath.protocol.log_index import LogIndex
 from datapath.protocol.messages import Append, HeartbeatReply, Probe, ProbeReply
@@ -79,23 +81,29 @@ def _e5_answer_before_it_is_durable() -> list[Patch]:
 
 
 def _d1_not_all_required() -> list[Patch]:
-    required = Primary.required
-    return [patch.object(Primary, "required", lambda self: set(sorted(required(self))[1:]))]
+    required = in_sync_module.required_nodes
+
+    def all_but_one(view: View, adding: str, node_id: str) -> frozenset[str]:
+        return frozenset(sorted(required(view, adding, node_id))[1:])
+
+    return [patch.object(in_sync_module, "required_nodes", all_but_one)]
 
 
 def _d1_adding_does_not_count() -> list[Patch]:
-    def required(primary: Primary) -> set[str]:
-        return set(primary.view.in_sync) - {primary._core.node_id}
+    required = in_sync_module.required_nodes
 
-    return [patch.object(Primary, "required", required)]
+    def without_adding(view: View, _adding: str, node_id: str) -> frozenset[str]:
+        return required(view, "", node_id)
+
+    return [patch.object(in_sync_module, "required_nodes", without_adding)]
 
 
 def _d1_an_addition_without_outcome_is_forgotten() -> list[Patch]:
     propose_due = Primary._propose_due
 
-    def propose(primary: Primary) -> None:
-        primary.in_sync.adding = ""
-        propose_due(primary)
+    def propose(primary: Primary, due_out: tuple[str, ...]) -> None:
+        primary.in_sync.add("")
+        propose_due(primary, due_out)
 
     return [patch.object(Primary, "_propose_due", propose)]
 
@@ -113,12 +121,12 @@ def _d1_min_in_sync_ignored() -> list[Patch]:
 
 
 def _d1_removal_before_it_is_agreed() -> list[Patch]:
-    required = Primary.required
+    def without_silent(in_sync: InSync) -> frozenset[str]:
+        nodes = in_sync_module.required_nodes(in_sync.view, in_sync.adding, in_sync._core.node_id)
+        return frozenset(node for node in nodes if not in_sync.must_remove(node))
 
-    def without_silent(primary: Primary) -> set[str]:
-        return {node for node in required(primary) if not primary.in_sync.must_remove(node)}
-
-    return [patch.object(Primary, "required", without_silent)]
+    required = property(without_silent, lambda *_: None)
+    return [patch.object(InSync, "required", required, create=True)]
 
 
 def _d3_no_fence() -> list[Patch]:
@@ -126,11 +134,11 @@ def _d3_no_fence() -> list[Patch]:
 
 
 def _d4_lease_from_the_answer() -> list[Patch]:
-    def on_reply(primary: Primary, peer: Progress, message: HeartbeatReply) -> None:
-        peer.lease_start_ms = primary._core.now_ms
+    def on_reply(heartbeats: Heartbeats, peer: Progress, message: HeartbeatReply) -> None:
+        peer.lease_start_ms = heartbeats._core.now_ms
         peer.writable = message.writable
 
-    return [patch.object(Primary, "_on_heartbeat_reply", on_reply)]
+    return [patch.object(Heartbeats, "on_reply", on_reply)]
 
 
 def _d4_no_lease() -> list[Patch]:
@@ -139,7 +147,7 @@ def _d4_no_lease() -> list[Patch]:
 
 def _d4_lease_without_the_added() -> list[Patch]:
     def lease(primary: Primary) -> float:
-        backups = set(primary.view.in_sync) - {primary._core.node_id}
+        backups = set(primary.in_sync.view.in_sync) - {primary._core.node_id}
         starts = [primary.peers[node].lease_start_ms for node in backups]
         lasts_ms = primary._core.timing.lease_duration_ms
         return min((-math.inf if s is None else s + lasts_ms for s in starts), default=math.inf)
@@ -174,14 +182,15 @@ def _d4_restart_forgets_promises() -> list[Patch]:
 
 
 def _d5_late_promises() -> list[Patch]:
-    return [patch.object(Progress, "without_lease_ms", lambda _peer, _now_ms: 0.0)]
+    always = property(lambda _: math.inf, lambda *_: None)
+    return [patch.object(Progress, "leased_ms", always, create=True)]
 
 
 def _d5_late_removal() -> list[Patch]:
     must_remove = InSync.must_remove
 
     def late(in_sync: InSync, node: str) -> bool:
-        peer = in_sync._peers.get(node)
+        peer = in_sync.peers.get(node)
         age = in_sync._core.now_ms - peer.heard_ms if peer else 0.0
         return age > 60_000 and must_remove(in_sync, node)
 
@@ -262,7 +271,7 @@ def _d9_ack_before_it_is_durable() -> list[Patch]:
 
 
 def _a_serve_despite_own_promise() -> list[Patch]:
-    return [patch.object(Primary, "_may_serve_after_promise", lambda _: True)]
+    return [patch.object(Primary, "is_free_of_promises", lambda _: True)]
 
 
 def _a_yield_despite_own_promise() -> list[Patch]:
@@ -309,8 +318,8 @@ def _b_wishing_counts_as_proposing() -> list[Patch]:
 def _b_nobody_is_let_back() -> list[Patch]:
     check = InSync.check_giving_way
 
-    def forget(in_sync: InSync, *, held_up: bool) -> bool:
-        stopped = check(in_sync, held_up=held_up)
+    def forget(in_sync: InSync, due_out: tuple[str, ...], *, held_up: bool) -> bool:
+        stopped = check(in_sync, due_out, held_up=held_up)
         if in_sync.giving_way:
             in_sync._gave_way_for = frozenset(in_sync.view.in_sync)
         return stopped
@@ -325,8 +334,7 @@ def _c_speak_before_it_is_durable() -> list[Patch]:
         start(primary, core, view, links)
         primary.stage = "matching"
         for node in primary.peers:
-            if node in links:
-                primary._probe(node)
+            primary.on_link(node)
 
     return [patch.object(Primary, "__init__", early)]
 

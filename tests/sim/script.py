@@ -192,4 +192,5 @@ class Cluster:
     def report_unknown(self, node: str) -> None:
         """Tell a node that the outcome of its proposal is unknown, and consensus silent (E3)."""
         target = self[node]
-        target.post(target.life, target.on_answer, None, answered=False)
+        self.world.agreement.proposals.pop(node, None)
+        target.post(target.life, target.on_proposal_done, answered=False)

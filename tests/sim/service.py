@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.services.kv import KeyValue
 from datapath.errors import OperationError, SafetyError
+from datapath.keyspaces import KEYSPACES
 from datapath.node.interpreter import Interpreter
-from datapath.operations import Operation, Query, QueryResult, Sink
+from datapath.operations import STORE, Operation, Query, QueryResult, Sink
 from datapath.protocol import effects as fx
 from datapath.protocol.confirmations import Confirmation, ReadPoint
 from datapath.records import Entry, Record
-from datapath.storage.environment import SPACES
 from tests.sim.questions import Questions
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ class MemoryStore:
     """
 
     def __init__(self) -> None:
-        self._base: Spaces = [{} for _ in range(SPACES)]
+        self._base: Spaces = [{} for _ in range(KEYSPACES)]
         self._base_index = 0
         self._history: list[tuple[int, list[Entry]]] = []
-        self.spaces: Spaces = [{} for _ in range(SPACES)]
+        self.spaces: Spaces = [{} for _ in range(KEYSPACES)]
         self.applied_index = 0
 
     def apply(self, entries: list[Entry], last_index: int, epoch: int) -> None:
@@ -240,7 +240,7 @@ class NodeService(Interpreter):
         uncommitted = node.storage.recover(node.replica.core.commit_index)
         self._node = node
         super().__init__(
-            node.replica, KeyValue(), node.storage, uncommitted, bounds, node, node.clock
+            node.replica, {STORE: KeyValue()}, node.storage, uncommitted, bounds, node, node.clock
         )
         self._questions = {kind: Questions(node, confirmed=kind) for kind in (False, True)}
 

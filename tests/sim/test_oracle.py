@@ -60,7 +60,8 @@ def test_a_store_that_goes_back_over_a_restart_is_noticed(monkeypatch: pytest.Mo
 def test_without_a_majority_nothing_is_decided_and_with_a_witness_back_it_is() -> None:
     cluster = Cluster(2)
     agreement = cluster.world.agreement
-    agreement.witnesses_up = 0
+    agreement.counts_votes = True
+    assert agreement.stop_witness()
     cluster["a"].crash()
     cluster.run(3000)
     assert cluster.serving() == ""

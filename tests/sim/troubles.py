@@ -357,9 +357,8 @@ class Troubles:
     def stop_witness(self) -> None:
         """A witness is down; it votes no more."""
         agreement = self.world.agreement
-        if agreement.witnesses_up:
+        if agreement.stop_witness():
             self.world.clockwork.seen["witness down"] += 1
-            agreement.witnesses_up -= 1
             self._after(50, 1500, agreement.start_witness)
 
     # -- disks

@@ -130,9 +130,7 @@ class World:
         agreement.unknown_rate, agreement.laggards = 0.0, 0.0
         agreement.delay_ms = (2.0, 15.0)
         self.snapshot_failure_rate = 0.0
-        if agreement.witnesses_up is not None:
-            agreement.witnesses_up = len(self.view.members)
-            agreement.start_witness()
+        agreement.witnesses_down.clear()
         for node in self.nodes.values():
             node.disk.fails_next = False
             node.disk.latency_ms = (0.1, 1.5)

@@ -16,8 +16,9 @@ from typing import Literal
 
 import msgspec
 
-from cluster.api.routes import HttpApi, HttpSettings
-from cluster.services.kv import KeyValue
+from cluster.api.routes import HttpApi
+from cluster.api.settings import HttpSettings
+from cluster.services.kv import HEAD_SIZE_BYTES, KeyValue
 from datapath.errors import NotPrimaryError, OperationError, StorageFullError, UnknownOutcomeError
 from datapath.operations import ClusterStatus, Digest, Operation, Query, QueryResult, Result, Sink
 from election.identity import Addresses
@@ -142,7 +143,7 @@ class FakeServer:
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        await self._api.start("127.0.0.1", 0)
+        await self._api.listener.start("127.0.0.1", 0)
         await self.restart()
 
     async def restart(self) -> None:
@@ -163,7 +164,7 @@ class FakeServer:
 
     async def stop(self) -> None:
         await self.kill()
-        await self._api.stop()
+        await self._api.listener.stop()
 
     def silence(self, silent: bool = True) -> None:
         """Accept, take requests, and pass nothing on."""
@@ -187,7 +188,7 @@ class FakeServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Relay bytes; a cut is taken at the first bytes of a request."""
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._api.port)
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._api.listener.port)
         back = asyncio.ensure_future(self._back(up_reader, writer))
         try:
             while data := await reader.read(65536):
@@ -231,9 +232,9 @@ class FakeCluster:
         return self.servers[node]
 
     def value(self, key: str) -> bytes | None:
-        """What is stored, without the revision in front."""
+        """What is stored, without the head in front."""
         stored = self.core.store.values.get(key.encode())
-        return None if stored is None else stored[8:]
+        return None if stored is None else stored[HEAD_SIZE_BYTES:]
 
     def set_primary(self, node: str) -> None:
         view = self.core.view

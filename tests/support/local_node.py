@@ -11,7 +11,8 @@ import asyncio
 import hashlib
 import inspect
 from bisect import bisect_left, insort
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 
 import msgspec
 
@@ -22,6 +23,7 @@ from datapath.errors import (
     RejectedError,
     UnknownOutcomeError,
 )
+from datapath.keyspaces import KV
 from datapath.operations import (
     ClusterStatus,
     Digest,
@@ -40,11 +42,15 @@ NODES = ("n1", "n2", "n3")
 
 
 class Store:
-    """Ordered byte keys."""
+    """Ordered byte keys, in keyspaces: the others hang on the first."""
 
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}
         self.keys: list[bytes] = []
+        self.others: dict[int, Store] = {}
+
+    def keyspace(self, number: int) -> Store:
+        return self if number == KV else self.others.setdefault(number, Store())
 
     def put(self, key: bytes, value: bytes) -> None:
         if key not in self.values:
@@ -62,11 +68,25 @@ class LocalTransaction:
     def __init__(self, store: Store, index: int) -> None:
         self._store = store
         self._index = index
+        self._others: dict[int, LocalTransaction] = {}
         self.writes: dict[bytes, bytes | None] = {}
 
     @property
     def index(self) -> int:
         return self._index
+
+    def keyspace(self, number: int) -> LocalTransaction:
+        if number == KV:
+            return self
+        if number not in self._others:
+            other = LocalTransaction(self._store.keyspace(number), self._index)
+            other._others = self._others
+            self._others[number] = other
+        return self._others[number]
+
+    @property
+    def wrote(self) -> bool:
+        return any(tx.writes for tx in (self, *self._others.values()))
 
     def get(self, key: bytes) -> bytes | None:
         if key in self.writes:
@@ -74,24 +94,35 @@ class LocalTransaction:
         return self._store.values.get(key)
 
     def range(self, start: bytes, end: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
-        if self.writes:
-            raise NotImplementedError("a range after a write")
+        found: list[tuple[bytes, bytes]] = []
+        for key, value in self._seen(start, end):
+            if len(found) >= limit:
+                break
+            found.append((key, value))
+        return found
+
+    def _seen(self, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         keys, values = self._store.keys, self._store.values
-        first = bisect_left(keys, start)
         stop = len(keys) if end is None else bisect_left(keys, end)
-        return [(key, values[key]) for key in keys[first : min(stop, first + limit)]]
+        held: Iterable[bytes] = islice(keys, bisect_left(keys, start), stop)
+        if self.writes:
+            own = (key for key in self.writes if start <= key and (end is None or key < end))
+            held = sorted({*held, *own})
+        for key in held:
+            value = self.writes.get(key, values.get(key))
+            if value is not None:
+                yield key, value
 
     def page(
         self, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
     ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
         items: list[tuple[bytes, bytes]] = []
         size_bytes = 0
-        while pairs := self.range(start, end, 1):
+        for key, value in self._seen(start, end):
             if len(items) >= limit or size_bytes >= max_size_bytes:
-                return items, pairs[0][0]
-            items += pairs
-            size_bytes += len(pairs[0][0]) + len(pairs[0][1])
-            start = pairs[0][0] + b"\0"
+                return items, key
+            items.append((key, value))
+            size_bytes += len(key) + len(value)
         return items, None
 
     def put(self, key: bytes, value: bytes) -> None:
@@ -106,6 +137,9 @@ class LocalTransaction:
                 self._store.delete(key)
             else:
                 self._store.put(key, value)
+        for other in self._others.values():
+            other._others = {}
+            other.commit()
 
 
 class LocalNode:
@@ -237,11 +271,11 @@ class LocalNode:
         return msgspec.structs.replace(result, repeated=True)
 
     async def _call(self, operation: Operation, copies: int) -> Result:
-        tx = LocalTransaction(self.store, self.index + 1)
+        tx = LocalTransaction(self.store, self.index + 1).keyspace(self.service.keyspace)
         value = self.service.operations[operation.method](tx, *operation.args)
         if inspect.iscoroutine(value):
             value = await value
-        if tx.writes:
+        if tx.wrote:
             tx.commit()
             self.index = tx.index
         self.executed += 1
@@ -252,7 +286,7 @@ class LocalNode:
         return self._query(query)
 
     def _query(self, query: Query) -> QueryResult:
-        tx = LocalTransaction(self.store, self.index)
+        tx = LocalTransaction(self.store, self.index).keyspace(self.service.keyspace)
         value = self.service.queries[query.method](tx, *query.args)
         return QueryResult(value, self.index, self.epoch, self.node_id)
 

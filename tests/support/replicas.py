@@ -17,7 +17,7 @@ from datapath.clock import clock_ms
 from datapath.node.engine import Engine
 from datapath.node.gateway import Gateway
 from datapath.node.replica_disk import Storage
-from datapath.operations import Operation, Query, QueryResult, Result
+from datapath.operations import STORE, Operation, Query, QueryResult, Result
 from datapath.service import Service
 from datapath.settings import Bounds, Timing
 from datapath.storage.data_directory import DataDirectory
@@ -79,7 +79,7 @@ class LocalReplica:
         self.engine = Engine(
             node_id,
             f"{node_id}-{clock_ms()}",
-            cluster.make_service(),
+            {STORE: cluster.make_service()},
             self.storage,
             self.agreement,
             self.mesh,

@@ -14,12 +14,12 @@ from tests.support.local_node import LocalNode
 
 async def serve(port: int) -> None:
     api = HttpApi(LocalNode(KeyValue()))
-    await api.start("127.0.0.1", port)
-    print(f"http://127.0.0.1:{api.port}", flush=True)
+    await api.listener.start("127.0.0.1", port)
+    print(f"http://127.0.0.1:{api.listener.port}", flush=True)
     try:
         await asyncio.Event().wait()
     finally:
-        await api.stop()
+        await api.listener.stop()
 
 
 if __name__ == "__main__":

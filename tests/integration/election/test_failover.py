@@ -19,19 +19,16 @@ from tests.integration.election.election_groups import Group, Mode, Proxy, group
 pytestmark = pytest.mark.slow
 
 
-async def test_after_5_idle_seconds_a_killed_leader_is_replaced_within_a_second(
+async def test_after_5_idle_seconds_a_killed_leader_is_replaced(
     tmp_path: Path,
 ) -> None:
     async with processes(Group(tmp_path)) as nodes:
         await asyncio.sleep(5)  # What is tested: links that carried nothing must still be alive.
         leader = (await nodes["n1"].ask(do="status"))["leader"]
         survivors = [node for node_id, node in nodes.items() if node_id != leader]
-        start = time.monotonic()
         await nodes[leader].kill()
         outcome = await survivors[0].ask(do="confirm")
-        took_s = time.monotonic() - start
         assert outcome["outcome"] == "Committed"
-        assert took_s < 1
         await nodes[leader].start()
         assert await nodes[leader].ask(do="read") == 2
 
@@ -42,9 +39,7 @@ async def test_a_frozen_leader_is_replaced_and_comes_back_as_a_follower(tmp_path
         survivor = next(node for node_id, node in nodes.items() if node_id != leader)
         os.kill(nodes[leader].pid, signal.SIGSTOP)
         try:
-            start = time.monotonic()
             assert (await survivor.ask(do="confirm"))["outcome"] == "Committed"
-            assert time.monotonic() - start < 2
         finally:
             os.kill(nodes[leader].pid, signal.SIGCONT)
         assert await nodes[leader].ask(do="read") == 2
@@ -117,7 +112,7 @@ async def test_a_proposal_lost_on_its_way_to_a_leader_that_stays_is_sent_again(
 
 
 @pytest.mark.parametrize("mode", [Mode.SWALLOW, Mode.REFUSE])
-async def test_a_link_is_back_within_1500_ms_after_a_black_hole(tmp_path: Path, mode: Mode) -> None:
+async def test_a_link_is_back_after_a_black_hole(tmp_path: Path, mode: Mode) -> None:
     made = Group(tmp_path)
     async with Proxy(made.addresses["n1"]) as to_n1, Proxy(made.addresses["n2"]) as to_n2:
         made.routes = {"n3": {"n1": to_n1.address, "n2": to_n2.address}}
@@ -132,8 +127,7 @@ async def test_a_link_is_back_within_1500_ms_after_a_black_hole(tmp_path: Path, 
             view = await made.commit("n1", Confirm())
             for proxy in (to_n1, to_n2):
                 proxy.switch(Mode.PASS)
-            took_s = await until(lambda: len(made.status("n3").connected) == 2, 5, "links")
-            assert took_s < 1.5
+            await until(lambda: len(made.status("n3").connected) == 2, 5, "links")
             await made.sees(view.version, "n3")
         finally:
             await made.stop()

@@ -20,8 +20,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 import cluster
 import datapath
 import election
-from cluster.api import express
 from cluster.api import headers as http_headers
+from cluster.api import plain_head
 from cluster.api.cursor import decode_cursor
 from cluster.api.params import RANGE_PARAMS, decode_key, parse_query
 from cluster.api.problems import Problem
@@ -152,7 +152,7 @@ def test_no_pattern_is_slow(name: str) -> None:
 
 
 def test_the_patterns_have_been_found() -> None:
-    assert "cluster.api.express._FIELD" in PATTERNS
+    assert "cluster.api.plain_head._FIELD" in PATTERNS
     assert "cluster.api.params._BAD_PERCENT" in SEARCHED
     assert any(name.startswith("cluster.config.model:") for name in PATTERNS)
 
@@ -162,12 +162,12 @@ def headers(name: str, *values: str) -> CIMultiDictProxy[str]:
 
 
 READERS: dict[str, Callable[[str], object]] = {
-    "fields": lambda text: express._parse_block(b"host: h\r\nx:%b\r\n" % text.encode()),
-    "fields that end badly": lambda text: express._parse_block(b"x:%b\x01\r\n" % text.encode()),
-    "many fields": lambda text: express._parse_block(
+    "fields": lambda text: plain_head._parse_block(b"host: h\r\nx:%b\r\n" % text.encode()),
+    "fields that end badly": lambda text: plain_head._parse_block(b"x:%b\x01\r\n" % text.encode()),
+    "many fields": lambda text: plain_head._parse_block(
         b"".join(b"a%d:%b\r\n" % (number, text[:4].encode()) for number in range(len(text) // 8))
     ),
-    "request line": lambda text: express.PLAIN.match(b"GET /v1/kv/" + text.encode()),
+    "request line": lambda text: plain_head.PLAIN.match(b"GET /v1/kv/" + text.encode()),
     "entity tags": lambda text: http_headers.entity_tags(headers("If-Match", text), hdrs.IF_MATCH),
     "idempotency key": lambda text: http_headers.idempotency_key(
         headers("Idempotency-Key", f'"{text}')

@@ -1,4 +1,4 @@
-"""Where things live: a room passes no names on, and tests stand where their code does."""
+"""Where things live: a room passes no names on, tests mirror the code, no file is too long."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("cluster", "datapath", "election")
+MAX_LINES = 500
 
 
 def folders(top: Path) -> set[str]:
@@ -31,3 +32,9 @@ def test_tests_stand_in_the_folder_of_their_code(kind: str, package: str) -> Non
 def test_each_room_has_its_face(package: str) -> None:
     for folder in folders(ROOT / package):
         assert (ROOT / package / folder / "__init__.py").is_file(), folder
+
+
+def test_no_file_is_too_long() -> None:
+    files = [path for package in (*PACKAGES, "onecopy") for path in (ROOT / package).rglob("*.py")]
+    lines = {str(path.relative_to(ROOT)): path.read_text().count("\n") for path in files}
+    assert {path: count for path, count in lines.items() if count > MAX_LINES} == {}

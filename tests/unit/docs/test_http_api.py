@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster.api.openapi import openapi_document
 from cluster.api.params import RANGE_PARAMS, WRITE_PARAMS
 from cluster.api.problems import CODES
-from cluster.api.server import HttpSettings
+from cluster.api.settings import HttpSettings
 
 TEXT = Path("docs/http-api.md").read_text(encoding="utf-8")
 

@@ -15,7 +15,8 @@ import pytest
 import uvloop
 
 from cluster.api.hosts import Hosts
-from cluster.api.routes import HttpApi, HttpSettings
+from cluster.api.routes import HttpApi
+from cluster.api.settings import HttpSettings
 from cluster.services.kv import KeyValue
 from tests.support.local_node import LocalNode
 from tests.support.served import Local, Serve
@@ -41,13 +42,13 @@ async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
             settings or HttpSettings(), express_lane=request.param != "ordinary"
         )
         api = HttpApi(node, settings, Hosts(["t", "test", "a", "x", "any.example"]))
-        await api.start("127.0.0.1", 0)
+        await api.listener.start("127.0.0.1", 0)
         started.append(api)
-        return Local(f"http://127.0.0.1:{api.port}", node, api)
+        return Local(f"http://127.0.0.1:{api.listener.port}", node, api)
 
     yield start
     for api in started:
-        await api.stop()
+        await api.listener.stop()
 
 
 @pytest.fixture

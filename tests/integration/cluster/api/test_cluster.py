@@ -11,7 +11,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.api.routes import HttpSettings
+from cluster.api.settings import HttpSettings
 from datapath.errors import NotPrimaryError, RejectedError
 from tests.support.raw_http import fetch, kv
 from tests.support.served import Local, Serve

@@ -8,8 +8,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from cluster.api import answer, server
-from cluster.api.routes import HttpSettings
-from cluster.api.server import RESERVED_CONNECTIONS
+from cluster.api.settings import RESERVED_CONNECTIONS, HttpSettings
 from tests.support.raw_http import connect, fetch, kv
 from tests.support.served import Local, Serve
 
@@ -135,7 +134,7 @@ async def test_idle_connections_cannot_hold_the_reserve(serve: Serve) -> None:
             idle = await stack.enter_async_context(connect(local.base_url))
             idle.send(b"GET /livez HT")
         assert (await fetch(local.base_url, "GET", "/livez")).status == 200
-        assert local.api._server_numbers()["http_open_connections"] <= 1 + RESERVED_CONNECTIONS + 1
+        assert local.api._server.numbers()["http_open_connections"] <= 1 + RESERVED_CONNECTIONS + 1
 
 
 async def test_a_connection_of_the_reserve_has_little_time(

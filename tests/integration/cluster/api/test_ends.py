@@ -86,7 +86,7 @@ async def test_no_connection_stays_behind_its_client(local: Local, lane: bytes) 
         for number in range(5):
             await fetch(local.base_url, "GET", f"/v1/kv/{number}", headers={"TE": "x"})
     await wait_until(
-        lambda: local.api._server_numbers()["http_open_connections"] == 0,
+        lambda: local.api._server.numbers()["http_open_connections"] == 0,
         "all connections are gone",
         10,
     )
@@ -172,9 +172,9 @@ def test_no_header_makes_the_server_fail(
 ) -> None:
     async def run() -> None:
         api = HttpApi(LocalNode(KeyValue()), hosts=Hosts(["t"]))
-        await api.start("127.0.0.1", 0)
+        await api.listener.start("127.0.0.1", 0)
         try:
-            async with connect(f"http://127.0.0.1:{api.port}") as connection:
+            async with connect(f"http://127.0.0.1:{api.listener.port}") as connection:
                 lines = [f"{method} {target} HTTP/1.1", "Host: t"]
                 lines += [f"{name}: {value}" for name, value in fields]
                 lines += ["Content-Length: 1"] if body else []
@@ -183,7 +183,7 @@ def test_no_header_makes_the_server_fail(
                 connection.writer.write_eof()
                 heard = await connection.receive_end()
         finally:
-            await api.stop()
+            await api.listener.stop()
         assert b"HTTP/1.1 5" not in heard
 
     asyncio.run(run())
@@ -192,14 +192,14 @@ def test_no_header_makes_the_server_fail(
 async def test_a_full_backlog_is_served_when_the_node_stops(serve: Serve) -> None:
     """What the system has accepted when the listener closes is answered, not reset."""
     local = await serve()
-    place = ("127.0.0.1", local.api.port)
+    place = ("127.0.0.1", local.api.listener.port)
     late = [socket.create_connection(place) for _ in range(20)]  # nobody has taken them yet
     for client in late:
         client.sendall(GET % (b"a", b""))
-    drain = asyncio.create_task(local.api.drain())
-    local.api.hurry()
+    drain = asyncio.create_task(local.api.listener.drain())
+    local.api.listener.hurry()
     await drain
-    await local.api.stop()
+    await local.api.listener.stop()
     for client in late:
         client.settimeout(10)
         assert client.recv(65536).startswith(b"HTTP/1.1 404")

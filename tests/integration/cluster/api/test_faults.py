@@ -7,7 +7,8 @@ import logging
 
 import pytest
 
-from cluster.api.routes import HttpApi, HttpSettings
+from cluster.api.routes import HttpApi
+from cluster.api.settings import HttpSettings
 from datapath.complaints import MAX_LINES_PER_INTERVAL
 from datapath.errors import (
     NotAppliedError,
@@ -144,7 +145,7 @@ async def test_stopping_waits_for_what_is_under_way(local: Local) -> None:
     async with connect(local.base_url) as connection:
         connection.send_request("PUT", "/v1/kv/a", b"x")
         await until(lambda: local.node.waiting == 1)
-        stopping = asyncio.create_task(local.api.stop())
+        stopping = asyncio.create_task(local.api.listener.stop())
         await until(lambda: not accepts(local))
         local.node.hold.set()
         reply = await connection.receive()
@@ -153,8 +154,7 @@ async def test_stopping_waits_for_what_is_under_way(local: Local) -> None:
 
 
 def accepts(local: Local) -> bool:
-    listener = local.api._listener
-    return listener is not None and listener.listens
+    return local.api.listener.listens
 
 
 async def test_stopping_does_not_wait_for_ever(serve: Serve) -> None:
@@ -164,7 +164,7 @@ async def test_stopping_does_not_wait_for_ever(serve: Serve) -> None:
         connection.send_request("PUT", "/v1/kv/a", b"x")
         await until(lambda: local.node.waiting == 1)
         async with asyncio.timeout(5):
-            await local.api.stop()
+            await local.api.listener.stop()
         assert await connection.receive_end() == b""
     assert local.node.index == 0  # cut off before it executed, not half-way
 
@@ -172,8 +172,8 @@ async def test_stopping_does_not_wait_for_ever(serve: Serve) -> None:
 async def test_a_busy_port_is_an_error_that_leaves_nothing(local: Local) -> None:
     other = HttpApi(local.node)
     with pytest.raises(OSError, match=r"(?i)address already in use"):
-        await other.start("127.0.0.1", local.api.port)
-    await other.stop()
+        await other.listener.start("127.0.0.1", local.api.listener.port)
+    await other.listener.stop()
     assert (await fetch(local.base_url, "GET", "/livez")).status == 200
 
 

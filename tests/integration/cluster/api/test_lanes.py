@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from cluster.api import express as http_express
 from cluster.api import server as http_server
 from cluster.api.hosts import Hosts
-from cluster.api.routes import HttpApi, HttpSettings
+from cluster.api.routes import HttpApi
 from cluster.api.server import HttpServer
+from cluster.api.settings import HttpSettings
 from cluster.services.kv import KeyValue
 from datapath.errors import NotPrimaryError, UnknownOutcomeError
 from datapath.operations import Query, QueryResult
@@ -103,7 +104,7 @@ def requests(draw: st.DrawFn) -> tuple[str, list[bytes]]:
 async def _converse(api: HttpApi, said: list[tuple[str, list[bytes]]]) -> list[object]:
     """Say one request after the other, and return what was answered, until the end."""
     heard: list[object] = []
-    async with connect(f"http://127.0.0.1:{api.port}") as connection:
+    async with connect(f"http://127.0.0.1:{api.listener.port}") as connection:
         for method, pieces in said:
             for piece in pieces:
                 if connection.writer.is_closing():
@@ -152,11 +153,11 @@ def compare_lanes(said: list[tuple[str, list[bytes]]]) -> None:
             api = HttpApi(
                 node, msgspec.structs.replace(SETTINGS, express_lane=lane), Hosts(["test"])
             )
-            await api.start("127.0.0.1", 0)
+            await api.listener.start("127.0.0.1", 0)
             try:
                 told.append([*await _converse(api, said), node.store.values])
             finally:
-                await api.stop()
+                await api.listener.stop()
         assert told[0] == told[1] == told[2]
 
     uvloop.run(run())

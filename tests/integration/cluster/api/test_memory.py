@@ -13,7 +13,7 @@ import pytest
 from cluster.api import answer as http_answer
 from cluster.api.answer import Answer
 from cluster.api.express import UNCOUNTED_BACKLOG_BYTES, ExpressConnection
-from cluster.api.routes import HttpSettings
+from cluster.api.settings import HttpSettings
 from tests.support.raw_http import fetch, kv
 from tests.support.served import Local, Serve
 
@@ -50,7 +50,7 @@ async def clients(local: Local, count: int, said: bytes) -> AsyncIterator[list[s
             sockets.append(client)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.setblocking(False)
-            await loop.sock_connect(client, ("127.0.0.1", local.api.port))
+            await loop.sock_connect(client, ("127.0.0.1", local.api.listener.port))
             with contextlib.suppress(ConnectionError):  # it may be refused before it has said all
                 await loop.sock_sendall(client, said)
         yield sockets

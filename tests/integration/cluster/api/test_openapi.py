@@ -19,7 +19,7 @@ from openapi_spec_validator import validate
 
 from cluster.api.openapi import openapi_document
 from cluster.api.problems import CODES
-from cluster.api.routes import HttpSettings
+from cluster.api.settings import HttpSettings
 from datapath.errors import (
     NotAppliedError,
     NotPrimaryError,
@@ -290,6 +290,7 @@ KINDS = "Rejected|NotPrimary|NotApplied|UnknownOutcome|Overloaded|StorageFull|Op
 INTERNAL = {
     "unknown_operation",  # the API calls only what KeyValue has
     "unknown_query",
+    "unknown_service",
     "unknown_call",  # between nodes
     "lost_disk",
     "disk_queue_full",  # between the engine and its disk

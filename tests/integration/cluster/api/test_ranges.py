@@ -48,7 +48,9 @@ async def test_a_prefix_gives_its_keys_in_the_order_of_their_bytes(
 
 async def test_keys_only_leaves_the_values_out(base_url: str, filled: str) -> None:
     reply = await read(base_url, prefix=filled, keys_only="true")
-    assert [set(item) for item in reply.json["items"]] == [{"key", "revision"}] * len(KEYS)
+    assert [set(item) for item in reply.json["items"]] == [
+        {"key", "revision", "create_revision", "version"}
+    ] * len(KEYS)
     with_values = await read(base_url, prefix=filled, keys_only="false")
     assert all("value" in item for item in with_values.json["items"])
 

@@ -18,6 +18,7 @@ from cluster.bulk.checkpoint import Checkpoint, checkpoint_path, read_checkpoint
 from cluster.bulk.load import Loader, Totals
 from cluster.bulk.source import read_lines
 from cluster.bulk.wire import WireTransport
+from cluster.services.kv import HEAD_SIZE_BYTES
 from tests.support.commands import finish, run, start
 from tests.support.fake_api import FakeCluster
 
@@ -37,7 +38,7 @@ def write_records(path: Path, count: int = COUNT, value: str = "value") -> dict[
 
 
 def stored(nodes: FakeCluster) -> dict[str, bytes]:
-    return {key.decode(): value[8:] for key, value in nodes.core.store.values.items()}
+    return {key.decode(): value[HEAD_SIZE_BYTES:] for key, value in nodes.core.store.values.items()}
 
 
 def names(directory: Path) -> list[str]:

@@ -49,7 +49,7 @@ async def program(code: str, *arguments: str, options: tuple[str, ...] = DEV) ->
 
 
 HEAD = """
-import atexit, gc, os, signal, sys, threading, time, warnings
+import atexit, gc, operator, os, signal, sys, threading, time, warnings
 from cluster.client.errors import ClientError
 from cluster.client.sync import Client
 url = sys.argv[1]
@@ -241,26 +241,25 @@ async def test_one_that_is_dropped_leaves_nothing_and_is_told_of(nodes: FakeClus
             while time.monotonic() < deadline:
                 gc.collect()
                 found = (threading.active_count(), {OPEN})
-                if found == wanted: return found
+                if all(map(operator.le, found, wanted)): return
                 time.sleep(0.01)
-            return found
+            raise AssertionError((wanted, found))
         before = (threading.active_count(), {OPEN})
         warnings.simplefilter("always")
         with warnings.catch_warnings(record=True) as caught:
             for number in range(10):
                 c = Client(url); c.put("k", b"1")
             del c
-            after = settle(before)
-        assert after == before, (before, after)
+            settle(before)
         told = [str(item.message) for item in caught if item.category is ResourceWarning]
         assert len(told) == 10, told
         assert "Client" in told[0]
         for number in range(10):
             with Client(url) as c: c.put("k", b"1")
-        assert settle(before) == before
+        settle(before)
         try: Client("ftp://x")
         except ValueError: pass
-        assert settle(before) == before
+        settle(before)
         print("done")
     """)
     ended = await program(code, nodes["n1"].url)

@@ -222,9 +222,9 @@ async def test_a_paused_node_does_not_hold_up_the_end(tmp_path: Path) -> None:
     async with up(data, port, "--nodes", "1") as running:
         await running.until(running.shows("ready"))
         os.kill(running.pid_of("n1"), signal.SIGSTOP)
-        started = time.monotonic()
-        assert (await running.stop()).code == 0
-        assert time.monotonic() - started < 9.0, "it waited for SIGKILL"
+        ended = await running.stop()
+        assert ended.code == 0
+        assert "killed" not in ended.out.decode() + ended.err
 
 
 @pytest.mark.long

@@ -138,11 +138,11 @@ async def test_a_confirmed_read_needs_the_answers_of_all_in_sync(tmp_path: Path)
             assert (await cluster[node].gateway.query(CONFIRMED, 15_000)).value[0] == b"v"
         primary = cluster["n1"].engine.replica.primary
         assert primary is not None
-        before = primary._round
+        before = primary.heartbeats._round
         assert before >= 2
         await cluster["n1"].query("get", b"k")
         await cluster["n2"].query("get", b"k")
-        assert primary._round == before
+        assert primary.heartbeats._round == before
 
 
 async def test_confirmed_reads_share_rounds(tmp_path: Path) -> None:
@@ -150,11 +150,11 @@ async def test_confirmed_reads_share_rounds(tmp_path: Path) -> None:
         await cluster["n1"].execute("put", b"k", b"v")
         primary = cluster["n1"].engine.replica.primary
         assert primary is not None
-        before = primary._round
+        before = primary.heartbeats._round
         gateway = cluster["n1"].gateway
         answers = await asyncio.gather(*(gateway.query(CONFIRMED, 15_000) for _ in range(200)))
         assert {answer.value[0] for answer in answers} == {b"v"}
-        assert primary._round - before <= 2
+        assert primary.heartbeats._round - before <= 2
 
 
 async def test_a_read_that_cannot_be_confirmed_ends_with_its_time(tmp_path: Path) -> None:
@@ -174,12 +174,12 @@ async def test_with_reads_confirmed_nothing_rests_on_leases(tmp_path: Path) -> N
         await cluster["n1"].execute("put", b"k", b"v")
         primary = cluster["n1"].engine.replica.primary
         assert primary is not None
-        began = primary._round
+        began = primary.heartbeats._round
         await cluster["n1"].query("get", b"k")
-        assert primary._round == began + 1
+        assert primary.heartbeats._round == began + 1
         await cluster["n2"].query("get", b"k")
-        assert primary._round == began + 2
+        assert primary.heartbeats._round == began + 2
         await cluster["n1"].execute("delete", b"none")
-        assert primary._round == began + 3
+        assert primary.heartbeats._round == began + 3
         with pytest.raises(RejectedError):
             await cluster["n1"].execute("put", b"k", b"other", None, True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from datapath.errors import NotAppliedError, RejectedError
+from datapath.operations import STORE
 from datapath.service import ReadTransaction, Service, Transaction, operation, query
 from tests.support.replicas import QUICK, LocalCluster, running, until
 
@@ -59,7 +60,7 @@ class Lottery(Service):
 
 
 def primary_service(cluster: LocalCluster) -> Lottery:
-    service = cluster["n1"].engine.interpreter._service
+    service = cluster["n1"].engine.interpreter._services[STORE]
     assert isinstance(service, Lottery)
     return service
 
@@ -120,7 +121,7 @@ async def test_an_async_operation_cut_short_by_a_failover_is_executed_by_the_nex
             "it executes on n1",
         )
         for replica in cluster.replicas.values():
-            service = replica.engine.interpreter._service
+            service = replica.engine.interpreter._services[STORE]
             assert isinstance(service, Lottery)
             if replica.node_id != "n1":
                 service.gate.set()

@@ -174,34 +174,6 @@ async def test_a_message_beyond_the_bound_is_the_callers_mistake() -> None:
         await until(lambda: pair.far.frames == [b"still up"])
 
 
-async def test_drain_below_waits_for_the_outbox_and_fails_with_the_link() -> None:
-    async with connected(relayed=True, idle_timeout_ms=60_000) as pair:
-        assert pair.relay is not None
-        link = pair.near.link
-        await link.drain_below(0)
-        pair.relay.stuck = True
-        for _ in range(400):
-            link.send(bytes(100_000))
-        waits = asyncio.create_task(link.drain_below(1_000_000))
-        await asyncio.sleep(0.05)
-        assert not waits.done()
-        pair.relay.stuck = False
-        await asyncio.wait_for(waits, 5)
-        assert link.queued_bytes <= 1_000_000
-        await asyncio.wait_for(link.drain_below(0), 5)
-
-        pair.relay.stuck = True
-        for _ in range(400):
-            link.send(bytes(100_000))
-        waits = asyncio.create_task(link.drain_below(0))
-        await asyncio.sleep(0)
-        link.close("given up")
-        with pytest.raises(LinkError, match="given up"):
-            await waits
-        with pytest.raises(LinkError, match="given up"):
-            await link.drain_below(0)
-
-
 @pytest.mark.parametrize("where", ["on_open", "on_frames", "on_close"])
 async def test_a_handlers_exception_closes_its_link_and_is_passed_on(
     where: str, caplog: pytest.LogCaptureFixture

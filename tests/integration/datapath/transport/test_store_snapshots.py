@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from datapath.errors import TransferError
+from datapath.keyspaces import KEYSPACES
 from datapath.node.catch_up import Snapshots
-from datapath.storage.environment import SPACES
 from datapath.storage.snapshot import SnapshotReader, SnapshotWriter
 from datapath.storage.store import Store
 from datapath.transport.snapshot_receiver import SnapshotReceiver
@@ -33,7 +33,7 @@ CHUNK_BYTES = 10_000
 def fill(store: Store, count: int, seed: int) -> None:
     rng = random.Random(seed)
     store.apply(
-        [[(n % SPACES, b"%d" % rng.randrange(10**6), rng.randbytes(200))] for n in range(count)],
+        [[(n % KEYSPACES, b"%d" % rng.randrange(10**6), rng.randbytes(200))] for n in range(count)],
         store.applied_index + count,
         2,
     )

@@ -12,6 +12,7 @@ from msgspec import UNSET
 from cluster.api.documents import Range, RangeItem
 from cluster.api.memory import STALLED_AFTER_S, Memory, Share
 from cluster.api.page import PIECE_SIZE_BYTES, Page
+from cluster.services.kv import Item
 
 
 class Bench:
@@ -71,15 +72,23 @@ def test_one_larger_than_the_bound_is_refused() -> None:
     assert Bench(100).take("a", 101) is None
 
 
+numbers = st.integers(1, 2**62)
 items = st.lists(
-    st.tuples(st.binary(max_size=8), st.none() | st.binary(max_size=300), st.integers(1, 2**62)),
+    st.tuples(
+        st.binary(max_size=8),
+        st.none() | st.binary(max_size=300),
+        numbers,
+        numbers,
+        numbers,
+        st.just(0) | numbers,
+    ),
     max_size=5,
 )
 
 
 @given(items, st.integers(0, 2**62), st.none() | st.text("abc", max_size=9))
 def test_a_page_is_the_document_in_pieces(
-    found: list[tuple[bytes, bytes | None, int]], revision: int, cursor: str | None
+    found: list[Item], revision: int, cursor: str | None
 ) -> None:
     page = Page(list(found), revision, cursor)
     document = b"".join(page.pieces())
@@ -89,15 +98,18 @@ def test_a_page_is_the_document_in_pieces(
             key=key.decode("utf-8", "replace"),
             value=UNSET if value is None else value,
             revision=item_revision,
+            create_revision=create_revision,
+            version=version,
+            lease=str(lease) if lease else UNSET,
         )
-        for key, value, item_revision in found
+        for key, value, item_revision, create_revision, version, lease in found
     ]
     assert document == msgspec.json.encode(Range(expected, revision, cursor))
 
 
 def test_large_values_come_in_bounded_pieces() -> None:
     value = bytes(range(256)) * 4096 + b"end"
-    page = Page([(b"k", value, 1), (b"l", value, 2)], 3, None)
+    page = Page([(b"k", value, 1, 1, 1, 0), (b"l", value, 2, 2, 1, 0)], 3, None)
     pieces = list(page.pieces())
     assert max(map(len, pieces)) <= 2 * PIECE_SIZE_BYTES * 4 // 3 + 1000
     document = msgspec.json.decode(b"".join(pieces))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.api.server import RESERVED_CONNECTIONS, HttpSettings
+from cluster.api.settings import RESERVED_CONNECTIONS, HttpSettings
 from cluster.node.descriptors import MIN_CLIENT_CONNECTIONS, TooFewDescriptorsError, share_out
 
 

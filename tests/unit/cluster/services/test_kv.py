@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.services import kv
-from cluster.services.kv import ANY_REVISION, NO_REVISION, KeyValue, Revisions
+from cluster.services.kv import (
+    ANY_REVISION,
+    NO_REVISION,
+    KeyValue,
+    Revisions,
+    decode_head,
+    encode_stored,
+)
 from datapath.errors import RejectedError
 from tests.support.local_node import LocalTransaction, Store
 
@@ -49,11 +56,12 @@ def test_the_marked_methods_are_the_services() -> None:
     assert set(KEY_VALUE.queries) == {"get", "range"}
 
 
-def test_put_stores_the_revision_before_the_value(bench: Bench) -> None:
+def test_put_stores_the_head_before_the_value(bench: Bench) -> None:
     assert bench.put(b"k", b"v") is True
-    assert bench.store.values[b"k"] == (11).to_bytes(8) + b"v"
+    assert bench.store.values[b"k"] == encode_stored((11, 11, 1, 0), b"v")
     assert bench.put(b"k", b"w") is False
-    assert KEY_VALUE.get(bench.tx(), b"k") == (b"w", 12)
+    assert KEY_VALUE.get(bench.tx(), b"k") == (b"w", 12, 11, 2, 0)
+    assert decode_head(bench.store.values[b"k"]) == (12, 11, 2, 0)
     assert KEY_VALUE.get(bench.tx(), b"other") is None
 
 
@@ -122,8 +130,8 @@ def test_pages_of_any_size_give_the_range_once_and_in_order(
             items, following = KEY_VALUE.range(bench.tx(), following, end, limit, False)
             assert len(items) <= limit
             assert items or following is None
-            assert all(value == key * 5 for key, value, _ in items)
-            found += [key for key, _, _ in items]
+            assert all(value == key * 5 for key, value, *_ in items)
+            found += [key for key, *_ in items]
     assert found == expected
 
 
@@ -135,7 +143,7 @@ def test_what_the_service_answers_travels_as_messagepack(bench: Bench) -> None:
         KEY_VALUE.range(bench.tx(), b"", None, 5, True),
     ]
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(answers)) == [
-        [b"v", 11],
-        [[[b"k", b"v", 11]], None],
-        [[[b"k", None, 11]], None],
+        [b"v", 11, 11, 1, 0],
+        [[[b"k", b"v", 11, 11, 1, 0]], None],
+        [[[b"k", None, 11, 11, 1, 0]], None],
     ]

@@ -9,9 +9,9 @@ import pytest
 
 from datapath.errors import UnknownOutcomeError
 from datapath.execution.client_table import MAX_FORGOTTEN_PER_OPERATION, ClientTable, client_key
+from datapath.keyspaces import CLIENT_ORDER, CLIENTS
 from datapath.operations import Operation
 from datapath.settings import ClientTableBounds
-from datapath.storage.environment import CLIENT_ORDER_SPACE, CLIENT_SPACE
 from datapath.storage.store import Store
 
 RETENTION_MS = 600_000
@@ -40,7 +40,7 @@ class Replica:
         return index
 
     def holds(self, key: str) -> bool:
-        return self.store.get(CLIENT_SPACE, client_key(key)) is not None
+        return self.store.get(CLIENTS, client_key(key)) is not None
 
     def refuses(self, first_after: int) -> bool:
         refusal = self.table.refusal(first_after, self.store.applied_index + 1)
@@ -113,7 +113,7 @@ def test_what_is_too_old_goes_a_bounded_number_at_a_time(replica: Replica) -> No
     replica.clock_ms = RETENTION_MS
     for step in range(1, 4):
         replica.write(f"new {step}")
-        held = len(replica.store.range(CLIENT_ORDER_SPACE, b"", None, 2 * count))
+        held = len(replica.store.range(CLIENT_ORDER, b"", None, 2 * count))
         assert held == count - step * MAX_FORGOTTEN_PER_OPERATION + step
     assert not any(replica.holds(f"old {number}") for number in range(count))
 

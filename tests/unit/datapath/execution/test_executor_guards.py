@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from datapath.errors import RejectedError
+from datapath.execution import executor as executor_module
 from datapath.execution.executor import MAX_KEY_SIZE_BYTES, Executed, Executor, ReadView
-from datapath.operations import Operation
+from datapath.keyspaces import KV, LEASES, LOCKS, SERVICES
+from datapath.operations import STORE, Operation
 from datapath.records import Entry
 from datapath.service import Service, Transaction, operation
 from datapath.settings import ClientTableBounds
@@ -68,7 +70,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.store = MemoryStore()
-        self.executor = Executor(Ledger(), self.store, ClientTableBounds(), lambda: 0.0)
+        self.executor = Executor({STORE: Ledger()}, self.store, ClientTableBounds(), lambda: 0.0)
         self.next_index = 1
         self.burst: list[Entry] = []
         self.records: list[tuple[int, list[Entry]]] = []
@@ -232,9 +234,10 @@ def test_the_bytes_that_a_query_has_read_are_counted() -> None:
     bench.run("put", b"k", b"12345")
     bench.record()
     bench.commit()
-    view = ReadView(bench.store)
-    assert (view.get(b"none"), view.read_bytes) == (None, 0)
-    assert (view.get(b"k"), view.read_bytes) == (b"12345", 5)
+    view = ReadView(bench.store, SERVICES)
+    assert (view.get(b"none"), view.meter.read_bytes) == (None, 0)
+    assert (view.get(b"k"), view.meter.read_bytes) == (b"12345", 5)
+    assert (view.keyspace(KV).get(b"k"), view.meter.read_bytes) == (None, 5)
 
 
 def test_a_scan_shows_nothing_of_the_client_table() -> None:
@@ -253,3 +256,111 @@ def test_what_may_be_a_forgotten_repeat_is_told_its_refusal() -> None:
     assert told is not None
     assert told.error is not None
     assert told.error.code == "unknown_revision"
+
+
+class Two(Service):
+    """Writes in two keyspaces at once, and lists both."""
+
+    keyspace = LOCKS
+
+    @operation
+    def put(self, tx: Transaction, key: bytes, value: bytes) -> list[bytes | None]:
+        tx.put(key, value)
+        tx.keyspace(LEASES).put(key, value + b"'")
+        return [tx.get(key), tx.keyspace(LEASES).get(key), tx.keyspace(KV).get(key)]
+
+    @operation
+    def pages(self, tx: Transaction, limit: int, size_bytes: int, own: list[bytes]) -> list[Any]:
+        for key in own:
+            tx.delete(key)
+        first, following = tx.page(b"", None, limit, size_bytes)
+        return [first, following, tx.keyspace(LEASES).range(b"", None, 9)]
+
+    @operation
+    def open(self, tx: Transaction, number: int) -> None:
+        tx.keyspace(number)
+
+
+class Pair(Bench):
+    """Two services side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        services = {STORE: Ledger(), "two": Two()}
+        self.executor = Executor(services, self.store, ClientTableBounds(), lambda: 0.0)
+
+    def run(self, method: str, *args: object, key: str = "") -> Executed:
+        service, _, name = method.rpartition(".")
+        operation = Operation(name, args, key, service=service)
+        executed, entry = self.executor.execute(operation, self.next_index)
+        if entry is not None:
+            self.executor.take(entry)
+            self.burst.append(entry)
+            self.next_index += 1
+        return executed
+
+
+@pytest.mark.parametrize("stage", ["burst", "pending", "committed"])
+def test_services_have_keyspaces_of_their_own_and_one_delta_may_span_several(stage: str) -> None:
+    bench = Pair()
+    bench.run("put", b"k", b"store")
+    assert bench.run("two.put", b"k", b"v").value == [b"v", b"v'", None]
+    if stage != "burst":
+        bench.record()
+    if stage == "committed":
+        bench.commit()
+    assert bench.run("get", b"k").value == b"store"
+    pages = bench.run("two.pages", 9, 99, [])
+    assert pages.value == [[(b"k", b"v")], None, [(b"k", b"v'")]]
+    assert pages.seen_index == (0 if stage == "committed" else 2)
+    bench.record()
+    if stage == "committed":
+        held = [dict(space) for space in bench.store.spaces]
+        assert held[SERVICES] == {b"k": b"store"}
+        assert held[LOCKS] == {b"k": b"v"}
+        assert held[LEASES] == {b"k": b"v'"}
+
+
+def test_a_page_is_bounded_and_shows_the_operations_own_writes() -> None:
+    bench = Pair()
+    for number in range(6):
+        bench.run("two.put", b"%d" % number, b"12")
+        if number == 2:
+            bench.record()
+            bench.commit()
+    (first, following, _) = bench.run("two.pages", 2, 99, [b"1", b"4"]).value
+    assert (first, following) == ([(b"0", b"12"), (b"2", b"12")], b"3")
+    (first, following, _) = bench.run("two.pages", 9, 4, [b"0"]).value
+    assert (first, following) == ([(b"2", b"12"), (b"3", b"12")], b"4")
+
+
+def test_a_page_looks_at_a_bounded_number_of_removed_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor_module, "MAX_PAGE_STEPS", 3)
+    bench = Pair()
+    for number in range(6):
+        bench.run("two.put", b"%d" % number, b"12")
+    (first, following, _) = bench.run("two.pages", 9, 99, [b"0", b"1", b"2", b"3"]).value
+    assert (first, following) == ([], b"3")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 8, -1])
+def test_the_client_table_is_closed_to_services(number: int) -> None:
+    told = Pair().run("two.open", number)
+    assert told.error is not None
+    assert f"keyspace {number} is not open to services" in told.error.detail
+
+
+def test_a_service_that_is_not_there_is_refused_by_name() -> None:
+    told = Pair().run("three.put", b"k", b"v")
+    assert told.error is not None
+    assert (told.error.code, told.error.outcome) == ("unknown_service", "not_applied")
+    assert told.error.detail == "this node has no service 'three'; there are: two"
+
+
+def test_a_key_belongs_to_one_service() -> None:
+    bench = Pair()
+    bench.run("put", b"k", b"v", key="K")
+    again = bench.executor.repeat_of(Operation("put", (b"k", b"v"), "K", service="two"), 2)
+    assert again is not None
+    assert again.error is not None
+    assert again.error.code == "idempotency_key_reused"

@@ -13,9 +13,9 @@ from cluster.services.kv import KeyValue
 from datapath.errors import NotPrimaryError, OperationError, RejectedError, SafetyError
 from datapath.execution import pipeline as module
 from datapath.execution.executor import Executor
-from datapath.execution.pipeline import Pipeline, async_operations
+from datapath.execution.pipeline import Pipeline
 from datapath.execution.tail import Tail
-from datapath.operations import Operation, Result
+from datapath.operations import STORE, Operation, Result
 from datapath.protocol import effects as fx
 from datapath.protocol.messages import AppendReply
 from datapath.records import Record
@@ -75,13 +75,15 @@ class Desk:
         self.has_room: Callable[[int], bool] = lambda _: True
         self.turns: list[Callable[[], object]] = []
         self.unwritten: list[fx.Effect] = []
-        executor = Executor(service, self.store, Bounds().client_table, lambda: self.lead.now_ms)
+        executor = Executor(
+            {STORE: service}, self.store, Bounds().client_table, lambda: self.lead.now_ms
+        )
         self.tail = Tail(
             "b",
             self.lead.replica,
             executor,
             self.store,
-            list(self.lead.primary.recent),
+            list(self.lead.primary.replication.recent),
             not_primary=self.not_primary,
             call_soon=self.turns.append,
             confirm=confirm,
@@ -94,7 +96,7 @@ class Desk:
             self.tail,
             self,
             bounds or Bounds(),
-            async_operations=async_operations(service.operations),
+            async_operations={STORE: service.async_operations},
             append=self._append,
             not_primary=self.not_primary,
             why_not_serving=lambda: "it does not serve",
@@ -224,11 +226,13 @@ def test_more_operations_or_bytes_than_may_wait_are_refused() -> None:
 
 def test_only_what_is_async_is_executed_alone() -> None:
     class Both(Service):
+        @operation
         def plain(self) -> None: ...
 
+        @operation
         async def slow(self) -> None: ...
 
-    assert async_operations({"plain": Both().plain, "slow": Both().slow}) == {"slow"}
+    assert Both().async_operations == {"slow"}
 
 
 def test_too_few_in_sync_or_copies_refuse_what_is_new_and_not_what_is_known() -> None:
@@ -361,7 +365,7 @@ def test_what_waits_when_a_handover_begins_is_not_executed() -> None:
 
 
 def test_a_record_is_bounded_by_entries_and_by_bytes() -> None:
-    for bounds in (Bounds(max_record_entries=2), Bounds(max_record_bytes=60)):
+    for bounds in (Bounds(max_record_entries=2), Bounds(max_record_bytes=80)):
         desk = Desk(bounds=bounds)
         told = [desk.put(name) for name in "abcd"]
         desk.turn()
@@ -740,7 +744,7 @@ async def test_an_operation_that_waits_while_the_pipeline_stops_is_not_applied()
 def test_deltas_too_large_together_are_recorded_apart_and_one_too_large_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "MAX_ENTRIES_SIZE_BYTES", 200)
+    monkeypatch.setattr(module, "MAX_ENTRIES_SIZE_BYTES", 240)
     desk = Desk()
     told = [desk.ask("put", b"k", bytes(size)) for size in (100, 100, 10, 300)]
     desk.commit()
@@ -751,7 +755,7 @@ def test_deltas_too_large_together_are_recorded_apart_and_one_too_large_is_refus
 def test_what_was_executed_before_a_record_that_could_not_be_made_is_not_applied(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "MAX_ENTRIES_SIZE_BYTES", 200)
+    monkeypatch.setattr(module, "MAX_ENTRIES_SIZE_BYTES", 240)
     desk = Desk()
 
     def fail(_: Record) -> None:

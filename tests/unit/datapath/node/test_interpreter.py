@@ -13,7 +13,7 @@ from cluster.services.kv import KeyValue
 from datapath.errors import NotPrimaryError, OperationError, RejectedError, SafetyError
 from datapath.execution.pipeline import Running
 from datapath.node.interpreter import Interpreter
-from datapath.operations import Operation, Query, Result
+from datapath.operations import STORE, Operation, Query, Result
 from datapath.protocol import effects as fx
 from datapath.protocol.confirmations import ReadPoint
 from datapath.protocol.messages import AppendReply, Message
@@ -159,7 +159,7 @@ class Local(Lead):
     def interpreter(self) -> Interpreter:
         return Interpreter(
             self.replica,
-            KeyValue(),
+            {STORE: KeyValue()},
             self.around,
             [],
             self._bounds,

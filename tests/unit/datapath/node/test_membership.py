@@ -134,6 +134,7 @@ def test_two_never_listen_at_one_address(changed: dict[str, str], says: str) -> 
         refusal = may_take_addresses(view, wrong)
         assert refusal is not None
         assert refusal.reason.startswith(says)
+        assert ("first" in refusal.reason) == ("of n4:" not in refusal.reason)
         assert may_take_addresses(view, member("n4")) is None
     newcomer = may_join(view_of("n1 n2 n3", "n1"), wrong)
     assert newcomer is not None

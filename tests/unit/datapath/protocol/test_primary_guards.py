@@ -117,7 +117,7 @@ class Lead:
     def promise(self, peer: str, *, writable: bool = True) -> None:
         """A peer answers the newest heartbeat that it was sent."""
         heartbeats = self.primary.peers[peer]._heartbeats
-        number = heartbeats[-1][0] if heartbeats else self.primary._sequence
+        number = heartbeats[-1][0] if heartbeats else self.primary.heartbeats.sequence
         session = self.sessions[peer]
         self.hear(peer, HeartbeatReply(session, 1, number, 0, self.last_index, writable))
 
@@ -153,7 +153,7 @@ def test_an_answer_after_the_stream_is_gone_counts_for_nothing() -> None:
     lead.replica.on_link_lost("a")
     lead.hear("a", AppendReply(1, 1, lead.last_index))
     lead.hear("a", AppendReply(0, 1, lead.last_index))
-    lead.hear("a", HeartbeatReply(0, 1, lead.primary._sequence, 0, 1, writable=True))
+    lead.hear("a", HeartbeatReply(0, 1, lead.primary.heartbeats.sequence, 0, 1, writable=True))
     assert lead.commit_index == 0
     assert lead.primary.peers["a"].lease_start_ms is None
 
@@ -354,7 +354,7 @@ def test_a_witness_is_no_peer_of_the_replicas() -> None:
 def _learner_read_from_disk() -> Lead:
     """A primary that reads for "c", a learner, from the log's first entry on."""
     lead = Lead(answered="a")
-    lead.primary.recent.clear()
+    lead.primary.replication.recent.clear()
     assert [type(e) for e in lead.probed("c") if isinstance(e, fx.ReadLog)] == [fx.ReadLog]
     return lead
 
@@ -362,7 +362,7 @@ def _learner_read_from_disk() -> Lead:
 def test_records_are_sent_in_messages_of_a_bounded_size() -> None:
     lead = Lead(answered="a")
     bounds = lead.replica.core.bounds
-    size_bytes = len(lead.primary.recent[0].data)
+    size_bytes = len(lead.primary.replication.recent[0].data)
     lead.replica.core.bounds = msgspec.structs.replace(bounds, max_append_bytes=2 * size_bytes)
     for _ in range(6):
         lead.append()
@@ -374,13 +374,13 @@ def test_records_are_sent_in_messages_of_a_bounded_size() -> None:
 def test_the_records_that_are_kept_to_be_sent_are_bounded() -> None:
     lead = Lead(answered="a")
     bounds = lead.replica.core.bounds
-    size_bytes = len(lead.primary.recent[0].data)
+    size_bytes = len(lead.primary.replication.recent[0].data)
     for bound, kept in ((3 * size_bytes, 2), (1, 1)):
         lead.replica.core.bounds = msgspec.structs.replace(bounds, recent_records_bytes=bound)
         for _ in range(6):
             lead.append()
             lead.hear("a", AppendReply(1, 1, lead.last_index))
-        assert len(lead.primary.recent) == kept
+        assert len(lead.primary.replication.recent) == kept
 
 
 def test_a_record_larger_than_a_message_is_sent_alone() -> None:
@@ -500,7 +500,7 @@ def test_another_is_not_added_before_it_is_known_whether_the_first_one_was() -> 
             proposals += found
             lead.replica.on_proposal_done(answered=False)
     assert set(proposals) == {AddToInSync("a")}
-    assert lead.primary.required() == {"a"}
+    assert lead.primary.in_sync.required == {"a"}
 
 
 def test_who_was_not_heard_for_half_the_time_of_suspicion_does_not_join() -> None:

@@ -31,8 +31,6 @@ def test_what_it_remembers_is_there_after_a_restart(tmp_path: Path) -> None:
     directory = DataDirectory.open(path, node_id="n1", create=False)
     assert (directory.data_id, directory.cluster_id, directory.joined) == (data_id, "c1", True)
     assert directory.pins == {"n2": "aa"}
-    directory.unpin_peer("n2")
-    assert directory.pin_peer("n2", "bb")
     directory.close()
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from datapath.errors import DiskFailedError, SafetyError
-from datapath.storage.environment import SERVICE_SPACE, SPACES, set_current
+from datapath.keyspaces import KEYSPACES, KV
+from datapath.storage.environment import set_current
 from datapath.storage.snapshot import SnapshotReader, SnapshotWriter
 from datapath.storage.store import Store
 
@@ -21,7 +22,7 @@ def fill(store: Store, count: int, seed: int = 0) -> None:
     chance = random.Random(seed)
     store.apply(
         [
-            [(number % SPACES, b"%d" % chance.randrange(10**6), chance.randbytes(20))]
+            [(number % KEYSPACES, b"%d" % chance.randrange(10**6), chance.randbytes(20))]
             for number in range(count)
         ],
         store.applied_index + count,
@@ -48,7 +49,7 @@ def test_a_snapshot_read_while_writes_go_on_is_the_state_at_its_index(tmp_path: 
         assert len(chunk) < 2 * CHUNK_BYTES
         writer.feed(writer.next_chunk, chunk)
         fill(source, 50, seed)
-        source.apply([[(SERVICE_SPACE, b"%d" % seed, None)]], source.applied_index + 1, 2)
+        source.apply([[(KV, b"%d" % seed, None)]], source.applied_index + 1, 2)
         seed += 1
     assert writer.next_chunk > 20
     assert reader.checksum == digest[1]

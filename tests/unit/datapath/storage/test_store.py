@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datapath.errors import DataDirectoryError, DiskFullError, SafetyError
+from datapath.keyspaces import CLIENTS, KV
 from datapath.records import Entry
-from datapath.storage.environment import CLIENT_SPACE, SERVICE_SPACE
 from datapath.storage.store import Store
 
 KEYS = st.binary(min_size=1, max_size=2).map(lambda key: bytes(byte % 4 for byte in key))
@@ -27,7 +27,7 @@ STEPS = st.lists(
 )
 
 
-def put(store: Store, key: bytes, value: bytes | None, *, space: int = SERVICE_SPACE) -> None:
+def put(store: Store, key: bytes, value: bytes | None, *, space: int = KV) -> None:
     store.apply([[(space, key, value)]], store.applied_index + 1, max(store.applied_epoch, 1))
 
 
@@ -53,7 +53,7 @@ def test_behaves_like_a_sorted_dictionary(
         for kind, key, value in steps:
             if key is not None:
                 put(store, key, value)
-                put(store, key, b"elsewhere", space=CLIENT_SPACE)
+                put(store, key, b"elsewhere", space=CLIENTS)
                 if value is None:
                     model.pop(key, None)
                 else:
@@ -68,13 +68,13 @@ def test_behaves_like_a_sorted_dictionary(
                 store.flush()
                 store.close()
                 store = Store.open(name, map_size_bytes=1 << 24)
-            found = store.range(SERVICE_SPACE, start, end, limit, reverse=reverse)
+            found = store.range(KV, start, end, limit, reverse=reverse)
             assert found == expected_range(model, start, end, limit, reverse=reverse)
-            everything = store.range(SERVICE_SPACE, b"", None, 1000)
+            everything = store.range(KV, b"", None, 1000)
             assert everything == sorted(model.items())
-            assert store.count(SERVICE_SPACE) == len(model)
+            assert store.count(KV) == len(model)
             if key is not None:
-                assert store.get(SERVICE_SPACE, key) == model.get(key)
+                assert store.get(KV, key) == model.get(key)
         store.close()
 
 
@@ -97,8 +97,8 @@ def test_the_position_is_committed_with_the_content(tmp_path: Path) -> None:
     store.close()  # the later one was only in memory
     store = Store.open(tmp_path)
     assert (store.applied_index, store.applied_epoch) == (100, 1)
-    assert store.get(SERVICE_SPACE, b"later") is None
-    assert store.get(SERVICE_SPACE, b"000000") == b"value"
+    assert store.get(KV, b"later") is None
+    assert store.get(KV, b"000000") == b"value"
     store.close()
 
 
@@ -108,7 +108,7 @@ def test_thawing_before_the_write_keeps_the_frozen_overlay(tmp_path: Path) -> No
     store.freeze()
     store.thaw()
     assert store.flushing
-    assert store.get(SERVICE_SPACE, b"000000") == b"value"
+    assert store.get(KV, b"000000") == b"value"
     assert store.overlay_bytes > store.active_bytes == 0
     store.close()
 
@@ -149,8 +149,8 @@ def test_a_full_map_leaves_everything_readable_and_to_be_tried_again(tmp_path: P
         with pytest.raises(DiskFullError):
             store.write_frozen()
         assert store.flushing
-        assert store.get(SERVICE_SPACE, b"big7") == bytes(50_000)
-        assert store.get(SERVICE_SPACE, b"before") == b"1"
+        assert store.get(KV, b"big7") == bytes(50_000)
+        assert store.get(KV, b"before") == b"1"
         assert store.durable_index == 1
     store._environment.lmdb.set_mapsize(1 << 24)
     store._read = store._environment.lmdb.begin()  # resizing ends all transactions

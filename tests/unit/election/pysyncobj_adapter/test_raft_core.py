@@ -13,7 +13,7 @@ from pysyncobj import SyncObj
 from pysyncobj.node import Node
 
 from election.agreement import AgreementFailedError
-from election.pysyncobj_adapter import raft_core as core_module
+from election.pysyncobj_adapter import library as library_module
 from election.pysyncobj_adapter import wire
 from election.pysyncobj_adapter.clock import monotonic
 from election.pysyncobj_adapter.errors import SafetyViolationError
@@ -714,7 +714,7 @@ class TestLibrary:
     def test_another_version_of_it_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(core_module, "VERSION", "0.3.99")
+        monkeypatch.setattr(library_module, "VERSION", "0.3.99")
         with pytest.raises(AgreementFailedError, match=r"install pysyncobj==0\.3\.17"):
             Bench(tmp_path)
 

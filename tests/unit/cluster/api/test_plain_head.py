@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from multidict import CIMultiDictProxy
 
-from cluster.api.express import Block, _parse_block
+from cluster.api.plain_head import Block, _parse_block
 
 NAMES = (
     "Host", "X", "If-Match", "if-none-match", "Idempotency-Key", "Connection", "Content-Length",

@@ -1,0 +1,98 @@
+"""The heads that the express lane serves: those that have one meaning only.
+
+A request line of `PLAIN`'s form, then fields that are well-formed, stand there once, and change
+nothing of how the request is framed. Whatever else comes is the ordinary lane's to judge.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import cast
+
+import msgspec
+from aiohttp import hdrs
+from multidict import CIMultiDict, CIMultiDictProxy, istr
+
+from cluster.api.headers import CLUSTER, IDEMPOTENCY_AFTER, IDEMPOTENCY_KEY, Headers
+
+_MAX_FIELDS = 128  # in one head, as in the ordinary lane, which refuses more
+_MAX_BLOCKS = 512
+
+KEYS = "/v1/kv/"
+PLAIN = re.compile(
+    rb"(?:PUT|GET|DELETE) /v1/kv/[-A-Za-z0-9._~%!$&'()*+,;=:@/]+"
+    rb"(?:\?[-A-Za-z0-9._~%!$&'()*+,;=:@/?]*)? HTTP/1\.1\r\n"
+)
+# No two parts of it can match the same bytes: a stranger's field is read in one pass.
+_FIELD = re.compile(rb"([-A-Za-z0-9_]+):([\t\x20-\x7e]*)")
+_LENGTH = re.compile(rb"[0-9]{1,6}")
+
+# Framing, hop-by-hop, content codings and what browsers say of pages: the ordinary lane's business.
+_NOT_PLAIN = frozenset(
+    b"content-encoding content-range expect keep-alive origin proxy-connection sec-fetch-mode "
+    b"sec-fetch-site te trailer transfer-encoding upgrade http2-settings".split()
+)
+_CONDITIONS = frozenset(
+    name.lower().encode()
+    for name in (hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, IDEMPOTENCY_KEY, IDEMPOTENCY_AFTER, CLUSTER)
+)
+_NO_HEADERS: Headers = CIMultiDictProxy(CIMultiDict())
+
+
+class Block(msgspec.Struct, frozen=True):
+    """A head's fields: the body's size, the host, and those fields that change what is done."""
+
+    body_size_bytes: int
+    host: str
+    headers: Headers
+
+
+_blocks: dict[bytes, Block | None] = {}
+
+
+def read_block(fields: bytes) -> Block | None:
+    """Read a head's fields, each ending in CR LF; None: they are not plain.
+
+    A client sends the same ones with each request, but for idempotency keys and conditions.
+    """
+    block = _blocks.get(fields, _blocks)
+    if block is _blocks:
+        block = _parse_block(fields)
+        # The cluster's id is the same each time, too: a block with that alone is kept.
+        if block is None or len(block.headers) == (CLUSTER in block.headers):
+            if len(_blocks) >= _MAX_BLOCKS:
+                _blocks.clear()
+            _blocks[fields] = block
+    return cast("Block | None", block)
+
+
+def _parse_block(fields: bytes) -> Block | None:
+    seen: set[bytes] = set()
+    size, host = 0, ""
+    headers: CIMultiDict[str] | None = None
+    lines = fields.split(b"\r\n")[:-1]
+    if len(lines) > _MAX_FIELDS:
+        return None
+    for line in lines:
+        field = _FIELD.fullmatch(line)
+        if field is None:
+            return None
+        name, value = field[1].lower(), field[2].strip(b" \t")
+        if name in seen or name in _NOT_PLAIN or b"\t" in value:
+            return None
+        seen.add(name)
+        if name == b"connection":
+            if value.lower() != b"keep-alive":  # what HTTP/1.1 does anyway, said by many clients
+                return None
+        elif name == b"content-length":
+            if not _LENGTH.fullmatch(value):
+                return None
+            size = int(value)
+        elif name == b"host":
+            host = value.decode()
+        elif name in _CONDITIONS:
+            headers = headers if headers is not None else CIMultiDict()
+            headers[istr(name.decode())] = value.decode()
+    if not host:
+        return None
+    return Block(size, host, _NO_HEADERS if headers is None else CIMultiDictProxy(headers))

@@ -1,0 +1,26 @@
+"""The keyspaces of the replicated state, by number: eight ordered maps of byte keys, each its own.
+
+Every service has one. Those that stand here by name belong to what is built in; the users' own
+services share SERVICES, each under its name and a zero byte.
+"""
+
+from __future__ import annotations
+
+KEYSPACES = 8
+KV = 0
+CLIENTS, CLIENT_ORDER, CLIENT_SUMS = 1, 2, 3
+"""The client table's (`datapath.execution.client_table`); no service may open them."""
+LEASES = 4
+LOCKS = 5
+SERVICES = 6
+ROLES = 7
+"""Not used yet."""
+
+OPEN_TO_SERVICES = frozenset({KV, LEASES, LOCKS, SERVICES, ROLES})
+
+
+def check_open(number: int) -> int:
+    """Return `number` if a service may open that keyspace. Raises ValueError."""
+    if number not in OPEN_TO_SERVICES:
+        raise ValueError(f"keyspace {number} is not open to services")
+    return number
