@@ -106,6 +106,11 @@ class Oracle:
         self._states: list[tuple[View | None, dict[str, str]]] = [(None, founders)]
         self.views: dict[int, View] = {}
         self.answers: dict[bytes, Answer] = {}
+        self._split: tuple[int, frozenset[str]] | None = None
+
+    def watch_split(self, term: int, two: frozenset[str]) -> None:
+        """Five voters are split, and the leader of this term is one of the two."""
+        self._split = (term, two)
 
     def facts_of(self, node: Node) -> Facts:
         """Return what is known of a node."""
@@ -158,6 +163,10 @@ class Oracle:
             raise ViolationError(f"{node.id} leads in term {term}, and so did {found[0]}")
         self.leaders[term] = (node.id, node.life)
         self._clockwork.seen["leader elected"] += 1
+        if self._split is not None and term > self._split[0]:
+            if node.id not in self._split[1]:
+                self._clockwork.seen["split 2|3, the three elected another leader"] += 1
+            self._split = None
         node.note(f"leads in term {term}")
         count = len(self.committed)
         while count and self._committed_in[count - 1] >= term:

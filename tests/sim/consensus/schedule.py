@@ -13,7 +13,8 @@ from tests.sim.consensus.world import World
 HEALING_LIMIT_MS = 10_000.0
 STEP_MS = 20.0
 BOOTSTRAP_LIMIT_MS = 3_000.0
-QUIET_RATE = 0.1
+QUIET_RATE = 0.08
+QUIET_RATE_BESIDE_OUTSIDERS = 0.3
 QUIET_MS = 700.0
 LONG_EVERY = 23
 LAVISH_EVERY = 16
@@ -103,7 +104,10 @@ class Schedule:
             version = world.view.version if version is None else version
             names = sorted(world.oracle.voters)
             world.operators.propose(world.nodes[clockwork.random.choice(names)], Confirm())
-        if clockwork.chance(QUIET_RATE):
+        outsiders = [
+            node for node in world.nodes.values() if node.is_up and not world.is_voter(node)
+        ]
+        if clockwork.chance(QUIET_RATE_BESIDE_OUTSIDERS if outsiders else QUIET_RATE):
             self._stay_quiet()
 
     def _stay_quiet(self) -> None:
@@ -119,6 +123,8 @@ class Schedule:
         what = f"{[node.id for node in outsiders]} are no members"
         if outsiders:
             clockwork.seen["quiet beside outsiders"] += 1
+        if world.view is not None and any(node.id in world.view.removed for node in outsiders):
+            clockwork.seen["quiet beside a removed member"] += 1
         alone = None
         if len(voters) > 2 and clockwork.chance(0.7):
             alone = clockwork.random.choice([node for node in voters if node is not leader])

@@ -101,6 +101,10 @@ class World:
         """
         return members | self.moved
 
+    def is_voter(self, node: Node) -> bool:
+        """Whether it votes, by the committed changes."""
+        return node.id in self.oracle.voters
+
     def must_run(self, node: Node) -> bool:
         """Whether the group needs it: a member, or one whose vote still counts."""
         return node.id in self.oracle.machine.wanted_members or node.id in self.oracle.voters
