@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 from election.view import Confirm
-from tests.sim.clockwork import ViolationError
+from tests.sim.clockwork import Clockwork, ViolationError
 from tests.sim.consensus.processes import simulated_library
 from tests.sim.consensus.troubles import Troubles
-from tests.sim.consensus.world import World
+from tests.sim.consensus.world import NAMES, World
 
+TRANSCRIPT_LINES = 1000
 HEALING_LIMIT_MS = 10_000.0
 STEP_MS = 20.0
 BOOTSTRAP_LIMIT_MS = 3_000.0
@@ -28,15 +29,15 @@ class Schedule:
         self.seed = seed
         sizes = (1, 2, 3, 3, 3, 3, 3, 4, 5, 5, 5)
         self.is_long = seed % LONG_EVERY == 0
+        clockwork = Clockwork(seed, trace=trace, kept_lines=TRANSCRIPT_LINES)
+        random = clockwork.random
         self.world = world = World(
-            seed,
-            sizes[seed % len(sizes)],
+            clockwork,
+            # Who dials whom depends on the order of the ids: founders and newcomers are mixed.
+            random.sample(NAMES, sizes[seed % len(sizes)]),
             compaction_entries=(6, 24, 512)[seed % 3],
             compaction_interval_ms=(60_000, 60_000, 300)[seed % 3],
-            trace=trace,
         )
-        clockwork = world.clockwork
-        random = clockwork.random
         clockwork.seen[f"founders: {len(world.founders)}"] += 1
         if self.is_long:
             self.duration_ms = clockwork.between(1500, 4000)
