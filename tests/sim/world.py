@@ -43,6 +43,9 @@ class World:
     empty, so each holds all that was acknowledged.
     """
 
+    node_type: type[Node] = Node
+    network_type: type[Network] = Network
+
     def __init__(
         self,
         seed: int,
@@ -76,7 +79,7 @@ class World:
         self.snapshot_ms = 150.0
         self.oracle = Oracle(self.clockwork, min_in_sync)
         self.oracle.clocks_hold = not clocks_stop
-        self.network = Network(self.clockwork)
+        self.network = self.network_type(self.clockwork)
         names = "abcdefgh"[:n_nodes]
         members = [make_member(name) for name in names[: n_members or n_nodes]]
         first = View(
@@ -88,13 +91,17 @@ class World:
             members=(*members, *(make_witness(f"w{n}") for n in range(n_witnesses))),
         )
         self.is_troubled = True  # no fault begins any more once it is not
-        self.agreement = Agreement(self.clockwork, self.oracle, first)
-        self.nodes = {name: Node(self, name) for name in names}
+        self.agreement = self.make_agreement(first)
+        self.nodes = {name: self.node_type(self, name) for name in names}
         self.network.nodes = self.agreement.nodes = self.oracle.nodes = self.nodes
         for node in self.nodes.values():
             node.start()
             # D4: an empty disk has promised nothing in an earlier lifetime, so nobody waits for it.
             node.replica.core.promised_ms -= self.timing.grace_period_ms
+
+    def make_agreement(self, first: View) -> Agreement:
+        """Return the consensus under the replicas, with its first view."""
+        return Agreement(self.clockwork, self.oracle, first)
 
     # -- what tests and faults ask for
 

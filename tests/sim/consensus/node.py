@@ -356,7 +356,9 @@ class Node:
         elif isinstance(cause, OSError) and cause.errno == errno.EIO:
             self.clockwork.seen["ended: failed fsync"] += 1
         else:
-            raise ViolationError(f"{self.id} has stopped: {type(error).__name__}: {error}")
+            raise ViolationError(
+                f"{self.id} has stopped: {type(error).__name__}: {error}"
+            ) from cause
         self.note(f"ends: {error}")
         self._comes_back = True
 
