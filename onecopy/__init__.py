@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         UnknownOutcomeError,
         WrongClusterError,
     )
-    from cluster.client.results import DeleteResult, Entry, Item, Page, PutResult, ViewSummary
+    from cluster.client.results import DeleteResult, GetResult, Item, Page, PutResult, ViewSummary
     from cluster.client.sync import Client
     from datapath.errors import RejectedError
     from datapath.operations import ClusterStatus, Digest, NodeState
@@ -48,7 +48,7 @@ __all__ = [
     "ClusterStatus",
     "DeleteResult",
     "Digest",
-    "Entry",
+    "GetResult",
     "InvalidRequestError",
     "Item",
     "NodeState",
@@ -83,7 +83,14 @@ _EXPORTS = {
         "WrongClusterError",
     ),
     "cluster.client.sync": ("Client",),
-    "cluster.client.results": ("DeleteResult", "Entry", "Item", "Page", "PutResult", "ViewSummary"),
+    "cluster.client.results": (
+        "DeleteResult",
+        "GetResult",
+        "Item",
+        "Page",
+        "PutResult",
+        "ViewSummary",
+    ),
     "datapath.errors": ("RejectedError",),
     "datapath.operations": ("ClusterStatus", "Digest", "NodeState"),
     "datapath.service": (

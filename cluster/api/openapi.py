@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from cluster.api.documents import (
+    CurrentPrimary,
     Deleted,
-    Handover,
+    HandoverRequest,
     Move,
-    Primary,
     Range,
     RangeItem,
     Status,
@@ -350,7 +350,7 @@ def _handover() -> Json:
         parameters=_query(TIMEOUT),
         requestBody={
             "required": True,
-            "content": json_content(Handover(to="n2")),
+            "content": json_content(HandoverRequest(to="n2")),
         },
     )
 
@@ -429,7 +429,7 @@ def _health(path: str, word: str, meaning: str, status: Status, *codes: str) -> 
 
 
 def _primary() -> Json:
-    example = Primary(primary="n1", epoch=3)
+    example = CurrentPrimary(primary="n1", epoch=3)
     return _operation(
         "primary",
         "Whether this node is the serving primary",

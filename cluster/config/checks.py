@@ -7,7 +7,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from cluster.config.model import ClusterConfig, ConfigError, Timing, is_loopback, split_address
+from cluster.config.model import (
+    ClusterConfig,
+    ConfigError,
+    TimingSection,
+    is_loopback,
+    split_address,
+)
 from cluster.config.secret_strength import MIN_SECRET_BITS, estimated_bits
 from datapath.settings import MAX_RANGE_SIZE_BYTES
 
@@ -128,7 +134,7 @@ def _check_secret(config: ClusterConfig) -> None:
         raise ConfigError(config.path, config.secret_field, problem)
 
 
-def _check_timing(path: Path, timing: Timing) -> None:
+def _check_timing(path: Path, timing: TimingSection) -> None:
     rate_margin_ms = -(-timing.lease_duration_ms * LEASE_RATE_MARGIN_PERCENT // 100)
     _at_least(
         path,

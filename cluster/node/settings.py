@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from cluster.config.model import ClusterConfig
 from cluster.node.descriptors import Descriptors
-from datapath.node.replica_disk import SNAPSHOT_LOG_HARD_FACTOR, Storage
+from datapath.node.replica_disk import SNAPSHOT_LOG_HARD_FACTOR, ReplicaStorage
 from datapath.records import MAX_RECORD_SIZE_BYTES
 from datapath.settings import Bounds, ClientTableBounds, Timing
 from datapath.storage.data_directory import DataDirectory
@@ -53,10 +53,10 @@ def agreement_settings(
 
 def make_storage(
     config: ClusterConfig, directory: DataDirectory, descriptors: Descriptors
-) -> Storage:
+) -> ReplicaStorage:
     """Return this node's disk, not started."""
     limits = config.limits
-    return Storage(
+    return ReplicaStorage(
         directory,
         segment_size_bytes=limits.log_segment_size_bytes,
         map_size_bytes=limits.store_map_size_bytes,

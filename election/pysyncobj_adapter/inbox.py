@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from election.agreement import AgreementUnavailableError, Committed, Outcome, Refused, Unknown
-from election.pysyncobj_adapter.view_machine import Answer
+from election.pysyncobj_adapter.view_machine import ViewReply
 from election.view import View
 
 
@@ -19,14 +19,14 @@ class Waiting(Protocol):
     def done(self) -> bool:
         """Whether it waits no more."""
 
-    def set_result(self, result: Answer, /) -> None:
+    def set_result(self, result: ViewReply, /) -> None:
         """Take the answer."""
 
     def set_exception(self, exception: AgreementUnavailableError, /) -> None:
         """Take the reason why there is none."""
 
 
-def outcome_of(answer: Answer | str) -> Outcome:
+def outcome_of(answer: ViewReply | str) -> Outcome:
     """Return what became of a proposal; a string says why there is no answer (E3)."""
     if isinstance(answer, str):
         return Unknown(answer)
@@ -62,7 +62,7 @@ class Inbox:
         """Nobody waits for it any more."""
         self._waiting.pop(request_id, None)
 
-    def take_news(self, view: View | None, answers: list[Answer]) -> None:
+    def take_news(self, view: View | None, answers: list[ViewReply]) -> None:
         """Publish the view first: who proposed it must see it when the answer comes."""
         if view is not None:
             self.view = view

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from unittest.mock import patch
 
-from datapath.protocol.state import Core
+from datapath.protocol.state import ReplicaState
 from election.pysyncobj_adapter import view_machine
-from election.pysyncobj_adapter.raft_thread import Runner
-from election.view import Change, Refusal, View
+from election.pysyncobj_adapter.raft_thread import RaftThread
+from election.view import View, ViewChange, ViewRefusal
 from tests.sim import consensus_mutants as same
 from tests.sim.mutant import Mutant, Patch
 
@@ -16,7 +16,7 @@ from tests.sim.mutant import Mutant, Patch
 def _versions_are_not_compared() -> list[Patch]:
     """Consensus alone cannot notice: its oracle runs the same machine."""
 
-    def apply(view: View | None, change: Change, _version: int) -> View | Refusal:
+    def apply(view: View | None, change: ViewChange, _version: int) -> View | ViewRefusal:
         return applies(view, change, 0 if view is None else view.version)
 
     applies = view_machine.apply_change
@@ -24,14 +24,14 @@ def _versions_are_not_compared() -> list[Patch]:
 
 
 def _tells_what_is_not_committed() -> list[Patch]:
-    def position(core: Core) -> tuple[int, int]:
-        return (core.log.last_epoch, core.log.last_index)
+    def position(state: ReplicaState) -> tuple[int, int]:
+        return (state.log.last_epoch, state.log.last_index)
 
-    return [patch.object(Core, "committed_position", property(position))]
+    return [patch.object(ReplicaState, "committed_position", property(position))]
 
 
 def _reminders_are_dropped() -> list[Patch]:
-    return [patch.object(Runner, "on_remembered", lambda *_: None)]
+    return [patch.object(RaftThread, "on_remembered", lambda *_: None)]
 
 
 def _mutant(rule: str, broken: str, patches: Callable[[], list[Patch]], seed: int = 0) -> Mutant:

@@ -10,8 +10,14 @@ import msgspec
 from datapath.node.proposal import Proposal
 from election.agreement import AgreementUnavailableError, Outcome, Unknown
 from election.pysyncobj_adapter.inbox import outcome_of
-from election.pysyncobj_adapter.view_machine import Answer, Command, Propose, Read, encode_command
-from election.view import AddMember, Change, TakeOver, View
+from election.pysyncobj_adapter.view_machine import (
+    Command,
+    ProposeRequest,
+    ReadRequest,
+    ViewReply,
+    encode_command,
+)
+from election.view import AddMember, TakeOver, View, ViewChange
 from tests.sim import node as replicas
 from tests.sim.agreement import Agreement
 from tests.sim.joint.members import Consensus, MemberNode, ReplicaNode
@@ -21,7 +27,7 @@ if TYPE_CHECKING:
 
 TIMEOUTS_MS = (100.0, 300.0, 1000.0)
 """How long a replica waits for an answer: the shorter, the more outcomes are unknown to it."""
-Then = Callable[[Answer | str], None]
+Then = Callable[[ViewReply | str], None]
 """Is given the answer, or why there is none."""
 
 _decoder = msgspec.msgpack.Decoder(Command)
@@ -68,7 +74,7 @@ class _Waiting:
     def done(self) -> bool:
         return self._is_done
 
-    def set_result(self, result: Answer, /) -> None:
+    def set_result(self, result: ViewReply, /) -> None:
         self._end(result)
 
     def set_exception(self, exception: AgreementUnavailableError, /) -> None:
@@ -79,7 +85,7 @@ class _Waiting:
         if not self._is_done:
             self._end("no agreement in time")
 
-    def _end(self, answer: Answer | str) -> None:
+    def _end(self, answer: ViewReply | str) -> None:
         self._is_done = True
         self._node.turn(self._then, answer)
 
@@ -99,7 +105,7 @@ class RealAgreement(Agreement):
 
     def _on_committed(self, before: View | None, view: View, command: bytes) -> None:
         proposed = _decoder.decode(command)
-        assert isinstance(proposed, Propose)
+        assert isinstance(proposed, ProposeRequest)
         assert before is not None
         self.views.append(view)
         if self._open.pop(proposed.request_id, None) is None:
@@ -116,7 +122,7 @@ class RealAgreement(Agreement):
         """A node tells how far it is: its member has the others remember that (decision 18)."""
         assert isinstance(node, ReplicaNode)
         if node.member.runner is not None:
-            node.member.runner.position = node.replica.core.committed_position
+            node.member.runner.position = node.replica.state.committed_position
 
     def _remind(self, node: replicas.Node) -> None:
         """Do nothing: members do it on their links."""
@@ -159,7 +165,7 @@ class RealAgreement(Agreement):
 
     # -- requests
 
-    def commit(self, change: Change, version: int, asked: object = None) -> Outcome:
+    def commit(self, change: ViewChange, version: int, asked: object = None) -> Outcome:
         """Ask for a change by way of some node; what becomes of it is seen in the view."""
         running = [node for node in self.nodes.values() if node.is_up and not node.paused]
         if running:
@@ -170,7 +176,7 @@ class RealAgreement(Agreement):
     def decide(
         self,
         node: replicas.Node,
-        change: Change,
+        change: ViewChange,
         version: int,
         done: Callable[[Outcome], None],
         asked: object = None,
@@ -180,7 +186,7 @@ class RealAgreement(Agreement):
             change = AddMember(self._world.raft_member(change.member))
         request_id = self._consensus.operators.new_id()
         self._asked[request_id], self._open[request_id] = asked, version
-        command = encode_command(Propose(request_id, version, change))
+        command = encode_command(ProposeRequest(request_id, version, change))
         rate = self.unknown_rate if isinstance(change, TakeOver) else self.unknown_rate / 2
         if self._world.is_troubled and self._clockwork.chance(rate):
             self._clockwork.after(self._clockwork.between(0, 8), self._lose, node.id)
@@ -213,21 +219,21 @@ class RealAgreement(Agreement):
             return
         request_id = self._consensus.operators.new_id()
 
-        def then(answer: Answer | str) -> None:
+        def then(answer: ViewReply | str) -> None:
             if isinstance(answer, str) or answer.view is None:
                 self._clockwork.seen["consensus not heard"] += 1
                 self._unheard(node, life, proposal)
             else:
                 self._heard(node, life, proposal, answer.view)
 
-        self._ask(node, request_id, encode_command(Read(request_id)), None, then)
+        self._ask(node, request_id, encode_command(ReadRequest(request_id)), None, then)
 
     def _ask(
         self,
         node: replicas.Node,
         request_id: bytes,
         command: bytes,
-        change: Change | None,
+        change: ViewChange | None,
         then: Then,
     ) -> None:
         assert isinstance(node, ReplicaNode)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from election.pysyncobj_adapter.inbox import Inbox
-from election.pysyncobj_adapter.view_machine import Answer
+from election.pysyncobj_adapter.view_machine import ViewReply
 from election.view import View
 from tests.sim import node as replicas
 from tests.sim.consensus import node as consensus
@@ -21,7 +21,7 @@ class MemberNode(consensus.Node):
 
     replica: ReplicaNode | None = None
 
-    def on_news(self, view: View | None, answers: list[Answer]) -> None:
+    def on_news(self, view: View | None, answers: list[ViewReply]) -> None:
         """Take a newer view and answers: on the Raft thread, as it were."""
         super().on_news(view, answers)
         if self.replica is not None:

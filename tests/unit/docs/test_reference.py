@@ -14,7 +14,14 @@ import pytest
 from cluster import exit_codes
 from cluster.cli.main import COMMANDS, main
 from cluster.config.file import load_config
-from cluster.config.model import Api, ClusterSection, Limits, NodeConfig, Route, Timing
+from cluster.config.model import (
+    ApiSection,
+    ClusterSection,
+    LimitsSection,
+    NodeConfig,
+    Route,
+    TimingSection,
+)
 
 COMMON = {"as_json", "endpoints", "no_discover", "timeout_ms"}
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -22,9 +29,9 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[cluster]": ClusterSection,
     "[nodes.ID]": NodeConfig,
     "[routes.A.B]": Route,
-    "[timing]": Timing,
-    "[limits]": Limits,
-    "[api]": Api,
+    "[timing]": TimingSection,
+    "[limits]": LimitsSection,
+    "[api]": ApiSection,
 }
 
 

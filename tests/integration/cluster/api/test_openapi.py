@@ -21,13 +21,13 @@ from cluster.api.openapi import openapi_document
 from cluster.api.problems import CODES
 from cluster.api.settings import HttpSettings
 from datapath.errors import (
-    NotAppliedError,
     NotPrimaryError,
     OperationError,
+    OperationNotAppliedError,
+    OperationUnknownError,
     OverloadedError,
+    PrimaryFullError,
     RejectedError,
-    StorageFullError,
-    UnknownOutcomeError,
 )
 from tests.support.raw_http import Reply, connect, fetch
 from tests.support.served import Local, Serve
@@ -114,22 +114,22 @@ FAILING: dict[str, Callable[[Local], None]] = {
     "refused": fails(RejectedError("refused", "no")),
     "no_primary": fails(NotPrimaryError("no_primary", "none")),
     "not_primary": fails(NotPrimaryError("not_primary", "not here", "n2")),
-    "stopping": fails(NotAppliedError("stopping", "n1")),
+    "stopping": fails(OperationNotAppliedError("stopping", "n1")),
     "overloaded": fails(OverloadedError("overloaded", "full")),
-    "not_enough_copies": fails(NotAppliedError("not_enough_copies", "few")),
-    "unknown_outcome": fails(UnknownOutcomeError("unknown_outcome", "lost")),
+    "not_enough_copies": fails(OperationNotAppliedError("not_enough_copies", "few")),
+    "unknown_outcome": fails(OperationUnknownError("unknown_outcome", "lost")),
     "unknown_node": fails(RejectedError("unknown_node", "n99")),
     "is_primary": fails(RejectedError("is_primary", "n1")),
     "unsafe_removal": fails(RejectedError("unsafe_removal", "n3")),
     "membership_pending": fails(RejectedError("membership_pending", "n2")),
     "no_majority": fails(RejectedError("no_majority", "n1")),
-    "handover_failed": fails(NotAppliedError("handover_failed", "no")),
-    "too_large": fails(NotAppliedError("too_large", "no")),
-    "idempotency_key_expired": fails(UnknownOutcomeError("idempotency_key_expired", "old")),
-    "unknown_revision": fails(UnknownOutcomeError("unknown_revision", "ahead")),
-    "service_failed": fails(NotAppliedError("service_failed", "bug")),
-    "timeout": fails(UnknownOutcomeError("timeout", "late")),
-    "storage_full": fails(StorageFullError("storage_full", "full")),
+    "handover_failed": fails(OperationNotAppliedError("handover_failed", "no")),
+    "too_large": fails(OperationNotAppliedError("too_large", "no")),
+    "idempotency_key_expired": fails(OperationUnknownError("idempotency_key_expired", "old")),
+    "unknown_revision": fails(OperationUnknownError("unknown_revision", "ahead")),
+    "service_failed": fails(OperationNotAppliedError("service_failed", "bug")),
+    "timeout": fails(OperationUnknownError("timeout", "late")),
+    "storage_full": fails(PrimaryFullError("storage_full", "full")),
     "internal_error": fails(RuntimeError("bug")),
 }
 

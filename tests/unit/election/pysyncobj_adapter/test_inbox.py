@@ -9,7 +9,7 @@ import pytest
 
 from election.agreement import AgreementUnavailableError, Committed, Refused, Unknown
 from election.pysyncobj_adapter.inbox import Inbox, outcome_of
-from election.pysyncobj_adapter.view_machine import Answer
+from election.pysyncobj_adapter.view_machine import ViewReply
 from election.view import View
 
 VIEW = View(cluster_id="c", epoch=1, version=1, primary="a", in_sync=("a",), members=())
@@ -26,7 +26,7 @@ class _Waiting:
     def done(self) -> bool:
         return self._done
 
-    def set_result(self, result: Answer, /) -> None:
+    def set_result(self, result: ViewReply, /) -> None:
         self._done = True
         self._turns.append(lambda: self._heard.append(result))
 
@@ -49,14 +49,14 @@ class TestInbox:
             self.turns.popleft()()
 
     def test_who_proposed_hears_of_the_view_before_the_answer(self) -> None:
-        answer = Answer(b"r", VIEW)
+        answer = ViewReply(b"r", VIEW)
         self.inbox.take_news(VIEW, [answer])
         assert self.inbox.view is VIEW
         self._turn()
         assert self.heard == [VIEW, answer]
 
     def test_a_reminder_comes_before_the_answers_after_it(self) -> None:
-        answer = Answer(b"r", VIEW)
+        answer = ViewReply(b"r", VIEW)
         self.inbox.take_reminder(2, 7)
         self.inbox.take_news(None, [answer])
         self._turn()
@@ -64,16 +64,16 @@ class TestInbox:
 
     def test_an_answer_that_nobody_waits_for_is_dropped(self) -> None:
         self.inbox.forget(b"r")
-        self.inbox.take_news(None, [Answer(b"r", VIEW), Answer(b"other", VIEW)])
+        self.inbox.take_news(None, [ViewReply(b"r", VIEW), ViewReply(b"other", VIEW)])
         self._turn()
         assert self.heard == []
 
     def test_an_answer_that_comes_twice_is_given_once(self) -> None:
         for _ in range(2):
-            self.inbox.take_news(None, [Answer(b"r", VIEW)])
+            self.inbox.take_news(None, [ViewReply(b"r", VIEW)])
         self.inbox.give_up("this agreement was stopped")
         self._turn()
-        assert self.heard == [Answer(b"r", VIEW)]
+        assert self.heard == [ViewReply(b"r", VIEW)]
 
     def test_who_waits_at_the_end_is_told_why_there_is_no_answer(self) -> None:
         self.inbox.give_up("this agreement was stopped")
@@ -84,11 +84,11 @@ class TestInbox:
 @pytest.mark.parametrize(
     ("answer", "outcome"),
     [
-        (Answer(b"r", VIEW), Committed(VIEW)),
-        (Answer(b"r", VIEW, "no"), Refused(VIEW, "no")),
-        (Answer(b"r", None, "no"), Refused(None, "no")),
+        (ViewReply(b"r", VIEW), Committed(VIEW)),
+        (ViewReply(b"r", VIEW, "no"), Refused(VIEW, "no")),
+        (ViewReply(b"r", None, "no"), Refused(None, "no")),
         ("no agreement within 5 ms", Unknown("no agreement within 5 ms")),
     ],
 )
-def test_what_an_answer_means(answer: Answer | str, outcome: object) -> None:
+def test_what_an_answer_means(answer: ViewReply | str, outcome: object) -> None:
     assert outcome_of(answer) == outcome
