@@ -23,13 +23,28 @@ if TYPE_CHECKING:
         InvalidRequestError,
         NotAppliedError,
         PreconditionFailedError,
+        RevisionCompactedError,
         StorageFullError,
         UnavailableError,
         UnknownOutcomeError,
         WrongClusterError,
     )
-    from cluster.client.results import DeleteResult, GetResult, Item, Page, PutResult, ViewSummary
+    from cluster.client.results import (
+        Change,
+        DeleteRangeResult,
+        DeleteResult,
+        GetResult,
+        Item,
+        Page,
+        PutResult,
+        TxnDeleteResult,
+        TxnPutResult,
+        TxnResult,
+        ViewSummary,
+        WatchEvent,
+    )
     from cluster.client.sync import Client
+    from cluster.client.txn import gt, lt, ne
     from datapath.errors import RejectedError
     from datapath.operations import ClusterStatus, Digest, NodeState
     from datapath.service import (
@@ -43,9 +58,11 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_ENDPOINTS",
     "AsyncClient",
+    "Change",
     "Client",
     "ClientError",
     "ClusterStatus",
+    "DeleteRangeResult",
     "DeleteResult",
     "Digest",
     "GetResult",
@@ -58,13 +75,21 @@ __all__ = [
     "PutResult",
     "ReadTransaction",
     "RejectedError",
+    "RevisionCompactedError",
     "Service",
     "StorageFullError",
     "Transaction",
+    "TxnDeleteResult",
+    "TxnPutResult",
+    "TxnResult",
     "UnavailableError",
     "UnknownOutcomeError",
     "ViewSummary",
+    "WatchEvent",
     "WrongClusterError",
+    "gt",
+    "lt",
+    "ne",
     "operation",
     "query",
 ]
@@ -77,6 +102,7 @@ _EXPORTS = {
         "InvalidRequestError",
         "NotAppliedError",
         "PreconditionFailedError",
+        "RevisionCompactedError",
         "StorageFullError",
         "UnavailableError",
         "UnknownOutcomeError",
@@ -84,13 +110,20 @@ _EXPORTS = {
     ),
     "cluster.client.sync": ("Client",),
     "cluster.client.results": (
+        "DeleteRangeResult",
+        "Change",
         "DeleteResult",
         "GetResult",
         "Item",
         "Page",
         "PutResult",
+        "TxnDeleteResult",
+        "TxnPutResult",
+        "TxnResult",
         "ViewSummary",
+        "WatchEvent",
     ),
+    "cluster.client.txn": ("gt", "lt", "ne"),
     "datapath.errors": ("RejectedError",),
     "datapath.operations": ("ClusterStatus", "Digest", "NodeState"),
     "datapath.service": (

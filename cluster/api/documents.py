@@ -16,9 +16,10 @@ from datapath.operations import Count
 
 Positive = Annotated[int, Meta(ge=1)]
 Local = Annotated[
-    Literal["local"] | UnsetType, Meta(description="Only with ack=local: it may yet be lost.")
+    Literal["local"] | UnsetType,
+    Meta(description="Only with ack=local: the write may still be lost."),
 ]
-AddressChange = Annotated[str, Meta(description="`host:port`; left out: as it is.")]
+AddressChange = Annotated[str, Meta(description="`host:port`; omitted: unchanged.")]
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -35,7 +36,7 @@ class Deleted(msgspec.Struct, frozen=True):
 
     revision: Annotated[
         Count,
-        Meta(description="Of the removal; of the state it was decided on if nothing was."),
+        Meta(description="Of the removal; if there was no such key, of the state that showed it."),
     ]
     deleted: bool
     epoch: Positive
@@ -43,9 +44,23 @@ class Deleted(msgspec.Struct, frozen=True):
     ack: Local = UNSET
 
 
+class RangeDeleted(msgspec.Struct, frozen=True):
+    """The answer to DELETE of a range."""
+
+    revision: Annotated[
+        Count,
+        Meta(description="Of the removal; if there was no such key, of the state that showed it."),
+    ]
+    deleted: Annotated[Count, Meta(description="How many keys this request has removed.")]
+    epoch: Positive
+    copies: Count
+    cursor: Annotated[str | None, Meta(description="Where to go on; null: nothing is left.")]
+    ack: Local = UNSET
+
+
 LeaseId = Annotated[
     Annotated[str, Meta(pattern="^[1-9][0-9]{0,19}$")] | UnsetType,
-    Meta(description="The client lease that the key hangs on; left out: none."),
+    Meta(description="The client lease that the key is attached to; omitted: none."),
 ]
 
 
@@ -66,6 +81,35 @@ class Range(msgspec.Struct, frozen=True):
     items: list[RangeItem]
     revision: Annotated[Count, Meta(description="The state that this page was read from.")]
     cursor: Annotated[str | None, Meta(description="null on the last page.")]
+
+
+class ChangeDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What a revision has done to a key: one of `text`, `value` and `deleted` is there.
+
+    With `deleted` come `reason` and `revision`; else all that a listing has.
+    """
+
+    key: str
+    text: Annotated[str | UnsetType, Meta(description="What was written, if it is UTF-8.")] = UNSET
+    value: Annotated[bytes | UnsetType, Meta(description="What was written, if it is not.")] = UNSET
+    deleted: Literal[True] | UnsetType = UNSET
+    reason: Annotated[
+        str | UnsetType, Meta(description="Why it was removed: `deleted` by a request.")
+    ] = UNSET
+    revision: Positive
+    create_revision: Positive | UnsetType = UNSET
+    version: Positive | UnsetType = UNSET
+    lease: LeaseId = UNSET
+
+
+class EventDocument(msgspec.Struct, frozen=True):
+    """All that one revision has changed of what is watched; `cluster.api.events` writes it."""
+
+    revision: Annotated[Count, Meta(description="Where to resume: `after` this.")]
+    changes: Annotated[
+        list[ChangeDocument],
+        Meta(description="Empty: progress. Nothing else up to there."),
+    ]
 
 
 class Status(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ done nothing with it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from time import perf_counter
 from typing import Any, Protocol, cast
 
@@ -23,6 +23,7 @@ from cluster.api.headers import Headers
 from cluster.api.hosts import Hosts
 from cluster.api.kv import KeyWrite, KvHandlers
 from cluster.api.memory import Memory, Share
+from cluster.api.params import waits_for_change
 from cluster.api.plain_head import KEYS, PLAIN, read_block
 from cluster.api.problems import ProblemError
 from datapath.complaints import Complaints
@@ -59,7 +60,7 @@ class FastPathApi(Protocol):
 
 
 class FastPathServer(Protocol):
-    """The server that an fast connection belongs to."""
+    """The server that a fast connection belongs to."""
 
     api: FastPathApi
     idle_timeout_s: float
@@ -306,14 +307,16 @@ class FastConnection(asyncio.Protocol):
         server = self._server
         key, _, query = target[len(KEYS) :].partition("?")
         if method == "GET":
+            if query and waits_for_change(query):
+                return False  # the full path notices at once that the client has gone
             started = perf_counter()
             try:
                 answer = server.api.kv.fast_read(key, query, headers)
             except ProblemError as problem:
                 answer = server.api.refuse(problem, method, target)
-            if answer is None:  # it has to wait: for the primary, say
+            if not isinstance(answer, Answer):  # it has to wait: for the primary, say
                 self._pending = pending = Pending(self, method, target, None)
-                self._start(self._read(pending, key, query, headers))
+                self._start(self._read(pending, answer))
             elif answer.is_large:
                 self._pending = pending = Pending(self, method, target, None)
                 self._start(self._send_in_turn(pending, answer))
@@ -333,12 +336,11 @@ class FastConnection(asyncio.Protocol):
     def _start(self, answering: Coroutine[Any, Any, None]) -> None:
         self._task = asyncio.get_running_loop().create_task(answering)
 
-    async def _read(self, pending: Pending, key: str, query: str, headers: Headers) -> None:
-        api = self._server.api
+    async def _read(self, pending: Pending, read: Callable[[], Awaitable[Answer]]) -> None:
         try:
-            answer = await api.kv.read(key, query, headers)
+            answer = await read()
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
-            answer = api.refuse(error, pending.method, pending.target)
+            answer = self._server.api.refuse(error, pending.method, pending.target)
         if answer.is_large:
             await self._server.turns.take()
         self.answer(pending, answer)

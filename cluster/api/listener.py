@@ -107,7 +107,7 @@ class HttpListener:
             self._server.forget(protocol)
 
     def _complain(self, error: OSError) -> None:
-        text = f"clients' connections cannot be accepted for now: {error.strerror}"
+        text = f"connections of clients cannot be accepted at the moment: {error.strerror}"
         self._server.api.complaints.log("accept", text, asyncio.get_running_loop().time())
 
     async def drain(self) -> None:
@@ -120,6 +120,7 @@ class HttpListener:
             return
         server, loop = self._server, asyncio.get_running_loop()
         server.draining = True
+        server.end_streams()
         began = loop.time()
         deadline = began + server.settings.drain_timeout_ms / 1000
         while not self._hurry.is_set() and loop.time() < deadline:

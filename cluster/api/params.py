@@ -16,6 +16,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from cluster.api.problems import ProblemError
+from cluster.services.txn import MAX_DELETED_KEYS
 from datapath.operations import Ack, Consistency
 
 MAX_KEY_SIZE_BYTES = 480
@@ -25,9 +26,10 @@ MAX_COPIES = 255
 DEFAULT_RANGE_LIMIT = 100
 MAX_RANGE_LIMIT = 1000
 MAX_CURSOR_LENGTH = 4096
+MAX_REVISION = 2**63 - 1
 
 _BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-_DIGITS = re.compile(r"[0-9]{1,10}")
+_DIGITS = re.compile(r"[0-9]{1,19}")
 
 
 class Param(msgspec.Struct, frozen=True):
@@ -85,7 +87,7 @@ def decode_key(segment: str) -> bytes:
         key = segment.encode("ascii")
     if len(key) > MAX_KEY_SIZE_BYTES:
         raise ProblemError(
-            "key_too_long", f"the key has {len(key)} bytes; {MAX_KEY_SIZE_BYTES} are allowed"
+            "key_too_long", f"the key has {len(key)} bytes; the limit is {MAX_KEY_SIZE_BYTES}"
         )
     if not key:
         raise ProblemError(
@@ -141,8 +143,8 @@ REMOVE_PARAMS = {
     "force": Param(
         str,
         {"type": "string"},
-        "The node's id once more: remove it although it may cost what `detail` of the refusal "
-        "says.",
+        "The node's id once more: remove it even though that may lose what `detail` of the "
+        "refusal names.",
     ),
     **TIMEOUT,
 }
@@ -150,15 +152,14 @@ WRITE_PARAMS: dict[str, Param] = {
     "ack": Param(
         _choice("all", "local"),
         {"type": "string", "enum": ["all", "local"], "default": "all"},
-        "`all`: acknowledged when the whole in-sync set holds it durably. `local`: when the "
-        "primary alone does, which a failover may lose; the answer then says so. No read sees it, "
-        "linearizable or not, before it has committed on the whole in-sync set; writes after it "
-        "do.",
+        "`all`: acknowledge once the whole in-sync set holds the write durably. `local`: once "
+        "the primary does; a failover may lose such a write, and the answer says so. No read "
+        "sees it until it has committed on the whole in-sync set; following writes do.",
     ),
     "min_copies": Param(
         _number(1, MAX_COPIES),
         _number_schema(1, MAX_COPIES),
-        "Refuse to acknowledge on fewer durable copies than these.",
+        "Minimum number of durable copies for an acknowledgement.",
     ),
     **TIMEOUT,
 }
@@ -166,40 +167,79 @@ READ_PARAMS: dict[str, Param] = {
     "consistency": Param(
         _choice(*get_args(Consistency)),
         {"type": "string", "enum": list(get_args(Consistency)), "default": "linearizable"},
-        "`linearizable`: sees every write acknowledged with `ack=all` before, and nothing that has "
-        "not committed: a write answered with `ack=local` only once it has. `confirmed`: the same, "
-        "also where a machine's clock stands still, for a round trip between the replicas more. "
-        "`stale`: what this node holds.",
+        "`linearizable`: sees every write acknowledged with `ack=all` before, and only committed "
+        "writes: one with `ack=local` once it has committed. `confirmed`: the same, even if a "
+        "machine's clock stands still, for one more round trip between nodes. `stale`: the state "
+        "of this node.",
     ),
     "max_staleness_ms": Param(
         _number(0, MAX_STALENESS_MS),
         _number_schema(0, MAX_STALENESS_MS),
-        "With `consistency=stale`: how old the state may be at most, in milliseconds.",
+        "With `consistency=stale`: maximum age of the state, in milliseconds.",
     ),
     **TIMEOUT,
 }
 _KEY_SCHEMA = {"type": "string"}
-RANGE_PARAMS: dict[str, Param] = {
-    "prefix": Param(_bound, _KEY_SCHEMA, "Only keys that begin with this."),
-    "start": Param(_bound, _KEY_SCHEMA, "The first key (inclusive). Empty: from the first."),
-    "end": Param(_bound, _KEY_SCHEMA, "Where to stop (exclusive). Empty: no bound."),
-    "limit": Param(
-        _number(1, MAX_RANGE_LIMIT),
-        _number_schema(1, MAX_RANGE_LIMIT, DEFAULT_RANGE_LIMIT),
-        "Largest number of items in the answer.",
-    ),
+_BOUND_PARAMS: dict[str, Param] = {
+    "prefix": Param(_bound, _KEY_SCHEMA, "Only keys with this prefix."),
+    "start": Param(_bound, _KEY_SCHEMA, "First key (inclusive). Empty: no lower bound."),
+    "end": Param(_bound, _KEY_SCHEMA, "End of the range (exclusive). Empty: no upper bound."),
     "cursor": Param(
         _cursor,
         {"type": "string", "maxLength": MAX_CURSOR_LENGTH},
-        "Where an earlier answer stopped: its `cursor`, unchanged.",
+        "The `cursor` of the previous page, unchanged.",
+    ),
+}
+DELETE_RANGE_PARAMS: dict[str, Param] = {
+    **_BOUND_PARAMS,
+    "limit": Param(
+        _number(1, MAX_DELETED_KEYS),
+        _number_schema(1, MAX_DELETED_KEYS, MAX_DELETED_KEYS),
+        "Largest number of keys to remove in this request.",
+    ),
+    **WRITE_PARAMS,
+}
+RANGE_PARAMS: dict[str, Param] = {
+    **_BOUND_PARAMS,
+    "limit": Param(
+        _number(1, MAX_RANGE_LIMIT),
+        _number_schema(1, MAX_RANGE_LIMIT, DEFAULT_RANGE_LIMIT),
+        "Maximum number of items in the answer.",
     ),
     "keys_only": Param(
         _choice("true", "false"),
         {"type": "boolean", "default": False},
-        "`true` leaves the values out.",
+        "`true` omits the values.",
     ),
     **READ_PARAMS,
 }
+
+
+_AFTER = Param(
+    _number(0, MAX_REVISION),
+    _number_schema(0, MAX_REVISION),
+    "Only changes after this revision. Left out: from now on.",
+)
+WATCH_PARAMS: dict[str, Param] = {
+    "key": Param(_bound, _KEY_SCHEMA, "Watch this key alone."),
+    "prefix": Param(_bound, _KEY_SCHEMA, "Watch the keys that begin with this; empty: all keys."),
+    "start": Param(_bound, _KEY_SCHEMA, "Watch the keys from this one on (inclusive)."),
+    "end": Param(_bound, _KEY_SCHEMA, "Watch the keys before this one (exclusive)."),
+    "after": _AFTER,
+}
+NEXT_CHANGE_PARAMS: dict[str, Param] = {
+    "after": msgspec.structs.replace(
+        _AFTER,
+        description="Wait for the next change of the key after this revision; the answer is an "
+        "event in JSON. Not beside `consistency` and `max_staleness_ms`.",
+    ),
+    **TIMEOUT,
+}
+
+
+def waits_for_change(query: str) -> bool:
+    """Whether a GET of a key is for its next change (`cluster.api.watch`)."""
+    return "after=" in query
 
 
 def parse_query(query: str, allowed: Mapping[str, Param]) -> dict[str, Any]:
@@ -235,11 +275,17 @@ def _decode(text: str, what: str) -> str:
 @functools.lru_cache(maxsize=256)  # a client sends the same few queries again and again
 def write_options(query: str) -> WriteOptions:
     """Read the query of PUT and DELETE. Raises Problem."""
-    options = WriteOptions(**parse_query(query, WRITE_PARAMS))
+    return make_write_options(parse_query(query, WRITE_PARAMS))
+
+
+def make_write_options(values: Mapping[str, Any]) -> WriteOptions:
+    """Take the write parameters from among `values`. Raises Problem if they contradict."""
+    options = WriteOptions(**{name: values[name] for name in WRITE_PARAMS if name in values})
     if options.ack == "local" and options.min_copies > 1:
         raise ProblemError(
             "invalid_parameter",
-            "query parameter 'min_copies' cannot be above 1 with ack=local, which waits for one",
+            "query parameter 'min_copies' cannot be above 1 with ack=local, which waits for one "
+            "copy",
         )
     return options
 

@@ -11,7 +11,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 import msgspec
 from aiohttp import hdrs
@@ -19,7 +19,7 @@ from aiohttp.web import BaseRequest, StreamResponse
 
 from cluster.api.admin import check_admin
 from cluster.api.answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer, Response
-from cluster.api.body import ClientGoneError, read_body
+from cluster.api.body import ClientGoneError, read_json
 from cluster.api.documents import CurrentPrimary, HandoverRequest, Move, Status
 from cluster.api.headers import check_cluster, cluster_line, revision_line
 from cluster.api.hosts import Hosts, split_target
@@ -27,11 +27,21 @@ from cluster.api.kv import KvHandlers
 from cluster.api.listener import HttpListener
 from cluster.api.metrics import Metrics
 from cluster.api.openapi import openapi_json
-from cluster.api.params import REMOVE_PARAMS, TIMEOUT, decode_percent, parse_query
+from cluster.api.params import (
+    REMOVE_PARAMS,
+    TIMEOUT,
+    decode_key,
+    decode_percent,
+    parse_query,
+    waits_for_change,
+)
 from cluster.api.plain_head import KEYS
 from cluster.api.problems import RETRY_AFTER_S, ProblemError, from_operation_error
 from cluster.api.server import FullConnection, HttpServer
 from cluster.api.settings import HttpSettings
+from cluster.api.streams import WatchedNode
+from cluster.api.txn import TxnHandlers
+from cluster.api.watch import WatchHandlers
 from cluster.config.model import split_address
 from datapath.complaints import Complaints
 from datapath.errors import OperationError
@@ -58,31 +68,42 @@ _move_decoder = msgspec.json.Decoder(Move)
 _handover_decoder = msgspec.json.Decoder(HandoverRequest)
 
 
+class ServedNode(Node, WatchedNode, Protocol):
+    """A node that an API can serve."""
+
+
 class HttpApi:
-    """Serves a `Node` over HTTP."""
+    """Serves a node over HTTP."""
 
     def __init__(
-        self, node: Node, settings: HttpSettings | None = None, hosts: Hosts | None = None
+        self, node: ServedNode, settings: HttpSettings | None = None, hosts: Hosts | None = None
     ) -> None:
         """Serve `node`. `hosts` (default: loopback names and IP addresses) is for whom."""
-        self.node = node
+        self.node: Node = node
         self._hosts = hosts or Hosts()
         self._settings = settings or HttpSettings()
         self.complaints = Complaints(logger)
         self.kv = kv = KvHandlers(node, self._settings)
-        self._server = HttpServer(self._handle, self._settings, self._identity, self, self._hosts)
+        self._txn = TxnHandlers(node, self._settings)
+        self._server = HttpServer(
+            self._handle, self._settings, self._identity, self, self._hosts, node
+        )
         self.listener = HttpListener(self._server)
-        self._metrics = Metrics(node.node_id, node.counters, self._server.numbers)
+        self.streams = self._server.streams
+        self._watches = WatchHandlers(node, self.streams, self._settings.request_timeout_ms)
+        self._metrics = Metrics(node.node_id, node.counters, self._numbers)
         # HEAD is GET whose body is not sent (see Answer.send).
         self._key_methods: dict[str, Keyed] = {
-            "PUT": kv.put, "GET": kv.get, "HEAD": kv.get, "DELETE": kv.delete,
+            "PUT": kv.put, "GET": self._get, "HEAD": self._get, "DELETE": kv.delete,
         }  # fmt: skip
         self._node_methods: dict[str, Keyed] = {
             "DELETE": self._remove_node,
             "PATCH": self._move_node,
         }
         self._routes: dict[str, dict[str, Plain]] = {
-            "/v1/kv": _readable(kv.range),
+            "/v1/kv": {**_readable(kv.range), "DELETE": kv.delete_range},
+            "/v1/txn": {"POST": self._txn.txn},
+            "/v1/watch": _readable(self._watch),
             "/v1/cluster": _readable(self._cluster),
             "/v1/cluster/handover": {"POST": self._handover},
             "/v1/digest": _readable(self._digest),
@@ -100,6 +121,11 @@ class HttpApi:
             f"{NODES}{{id}}": self._node_methods,
         }
         return {path: tuple(methods) for path, methods in {**keyed, **self._routes}.items()}
+
+    def _numbers(self) -> dict[str, float]:
+        deleted = self.kv.range_deleted_keys_total
+        own = {**self._txn.numbers(), "range_deleted_keys_total": deleted}
+        return {**self._server.numbers(), **own}
 
     def _identity(self) -> bytes:
         node = self.node
@@ -172,7 +198,7 @@ class HttpApi:
             return _method(route, method)(request, query)
         if path.startswith(NODES):
             return _method(self._node_methods, method)(request, path[len(NODES) :], query)
-        raise ProblemError("not_found", f"nothing is served at {path[:200]!r}")
+        raise ProblemError("not_found", f"no resource at {path[:200]!r}")
 
     def _refusal(self, problem: ProblemError, method: str) -> Answer:
         lines = problem.headers
@@ -192,6 +218,16 @@ class HttpApi:
         lines = self._identity() + (revision_line(index) if index else b"")
         return Answer(200, msgspec.json.encode(document), JSON, lines)
 
+    # --- keys ---
+
+    async def _get(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
+        if waits_for_change(query):
+            return await self._watches.next_change(decode_key(raw_key), query, self._identity())
+        return await self.kv.get(request, raw_key, query)
+
+    async def _watch(self, request: BaseRequest, query: str) -> Answer:
+        return await self._watches.watch(request, query, self._identity())
+
     # --- cluster ---
 
     async def _cluster(self, _request: BaseRequest, query: str) -> Answer:
@@ -205,30 +241,19 @@ class HttpApi:
     async def _handover(self, request: BaseRequest, query: str) -> Answer:
         asked_by = self._check_admin(request)
         timeout_ms = self._timeout_ms(query)
-        body = await self._read_json(request)
+        body = await read_json(request, MAX_JSON_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
         try:
             to = _handover_decoder.decode(body).to
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise ProblemError("invalid_body", f'{error}; expected is {{"to": "n2"}}') from None
-        logger.info("a handover to %s is asked for by %s", to, asked_by)
+            raise ProblemError("invalid_body", f'{error}; expected: {{"to": "n2"}}') from None
+        logger.info("handover to %s, requested by %s", to, asked_by)
         return self._answer(await self.node.handover(to, timeout_ms))
-
-    async def _read_json(self, request: BaseRequest) -> bytes:
-        # Only this type: a web page may send others to any address without asking first.
-        content_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip()
-        if content_type.lower() != "application/json":
-            raise ProblemError(
-                "unsupported_media_type",
-                "the body must come with Content-Type: application/json",
-                headers=b"Accept: application/json\r\n",
-            )
-        return await read_body(request, MAX_JSON_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
 
     async def _move_node(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
         asked_by = self._check_admin(request)
         node = _one_node(raw_node)
         timeout_ms = self._timeout_ms(query)
-        body = await self._read_json(request)
+        body = await read_json(request, MAX_JSON_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
         try:
             move = _move_decoder.decode(body)
             given = [address for address in (move.client, move.peer, move.raft) if address]
@@ -236,7 +261,7 @@ class HttpApi:
                 split_address(address)
         except (msgspec.MsgspecError, ValueError) as error:
             example = '{"peer": "10.0.0.2:8201"}'
-            raise ProblemError("invalid_body", f"{error}; expected is {example}") from None
+            raise ProblemError("invalid_body", f"{error}; expected: {example}") from None
         if not given:
             raise ProblemError("invalid_body", "name at least one of client, peer and raft")
         addresses = Addresses(move.client, move.peer, move.raft)
@@ -251,7 +276,7 @@ class HttpApi:
         if force not in (None, node):
             raise ProblemError(
                 "invalid_parameter",
-                f"force must be the id of the node that is removed, {node!r}, not {force!r}",
+                f"force must be the id of the node to remove, {node!r}, not {force!r}",
             )
         timeout_ms = options.get("timeout_ms", self._settings.request_timeout_ms)
         view = await self.node.remove_member(
@@ -285,13 +310,13 @@ class HttpApi:
 
     async def _readyz(self, _request: BaseRequest, _query: str) -> Answer:
         if self._server.draining:
-            raise ProblemError("not_ready", "this node is stopping: use another")
+            raise ProblemError("not_ready", "this node is stopping: use another node")
         if self.node.is_ready:
             return self._answer(Status("ready"))
         primary = self.node.primary
         raise ProblemError(
             "not_ready",
-            f"this node is not in touch with a serving primary (last known: {primary or 'none'})",
+            f"this node has no contact with a serving primary (last known: {primary or 'none'})",
             primary=primary,
         )
 
@@ -300,10 +325,10 @@ class HttpApi:
         if node.is_primary:
             return self._answer(CurrentPrimary(primary=node.node_id, epoch=node.epoch))
         if not node.primary:
-            raise ProblemError("not_primary", "no primary is known here")
+            raise ProblemError("not_primary", "no primary is known")
         raise ProblemError(
             "not_primary",
-            f"the primary known here is {node.primary!r}",
+            f"the last known primary is {node.primary!r}",
             primary=node.primary,
         )
 
@@ -337,7 +362,7 @@ def _method(methods: Mapping[str, HandlerT], method: str) -> HandlerT:
         allowed = ", ".join(methods)
         raise ProblemError(
             "method_not_allowed",
-            f"{method} is not served here; allowed are {allowed}",
+            f"{method} is not allowed here; allowed: {allowed}",
             headers=f"Allow: {allowed}\r\n".encode("ascii"),
         )
     return handler
@@ -346,11 +371,11 @@ def _method(methods: Mapping[str, HandlerT], method: str) -> HandlerT:
 def _unexpected(request_id: str) -> ProblemError:
     """Return the problem of a defect; `request_id` "": the log has only others like it."""
     if not request_id:
-        detail = "the node's log has the details of others that failed like this"
+        detail = "for details of similar failures see the node's log"
         return ProblemError("internal_error", detail, outcome="unknown")
     return ProblemError(
         "internal_error",
-        f"the node's log has the details under {request_id}",
+        f"for details see {request_id} in the node's log",
         outcome="unknown",
         instance=f"urn:onecopy:request:{request_id}",
     )

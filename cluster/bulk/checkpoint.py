@@ -10,7 +10,10 @@ from pathlib import Path
 import msgspec
 
 SUFFIX = ".onecopy-load"
-VERSION = 2
+VERSION = 3
+DEFAULT_BATCH_RECORDS = 256
+MAX_BATCH_RECORDS = 1024
+"""What one transaction takes."""
 
 
 class CheckpointError(Exception):
@@ -20,9 +23,10 @@ class CheckpointError(Exception):
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The state of a load. Everything before `position` (bytes) and `line` is acknowledged.
 
-    Some records after it may be too, none behind the line `reach`: they are sent again under the
-    same idempotency keys, which are made of `load_id` and the line number, and as first sent after
-    `revision` (Idempotency-After), which was known before the first of them had left.
+    `position` is where a batch begins. Some records after it may be acknowledged too, none behind
+    the line `reach`: they are sent again in the same batches under the same idempotency keys, which
+    are made of `load_id` and a batch's first line, and as first sent after `revision`
+    (Idempotency-After), which was known before the first of them had left.
     """
 
     version: int = VERSION
@@ -35,6 +39,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     line: int = 0
     records: int = 0
     reach: int = 0
+    batch_records: int = DEFAULT_BATCH_RECORDS
     revision: int = 0
 
 
@@ -66,15 +71,15 @@ def read_checkpoint(file: Path) -> Checkpoint | None:
         version = msgspec.json.decode(data, type=_Version).version
         if version != VERSION:
             raise CheckpointError(
-                f"{path} is of another version of onecopy (format {version}, not {VERSION}): go on "
-                "with that one, or load the whole file again with --restart"
+                f"{path} is from another version of onecopy (format {version}, not {VERSION}): "
+                "continue with that version, or load the whole file again with --restart"
             )
         return msgspec.json.decode(data, type=Checkpoint)
     except FileNotFoundError:
         return None
     except (msgspec.DecodeError, OSError) as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error}); to load the whole file again, use --restart"
+            f"{path} cannot be read ({error}); use --restart to load the whole file again"
         ) from None
 
 
@@ -82,8 +87,8 @@ def check_unchanged(file: Path, found: Checkpoint, size_bytes: int, checksum: st
     """Raise CheckpointError if the file is not the one whose load was interrupted."""
     if (found.size_bytes, found.fingerprint) != (size_bytes, checksum):
         raise CheckpointError(
-            f"{file} has changed since its load was interrupted at line {found.line + 1}; "
-            "to load the whole file as it is now, use --restart"
+            f"{file} has changed since its load was interrupted at line {found.line + 1}; use "
+            "--restart to load the whole file as it is now"
         )
 
 

@@ -9,38 +9,42 @@ from typing import BinaryIO, Literal
 import click
 
 from cluster.cli.common import (
+    AFTER_HELP,
+    IDEMPOTENCY_HELP,
+    MIN_COPIES_HELP,
     READ_INTERRUPTED,
+    check_after,
     client_options,
     fail,
+    head_fields,
     open_client,
+    read_source,
     value_fields,
 )
+from cluster.cli.txn import delete_keys
 from cluster.client.arguments import AFTER_MAX
-from cluster.client.results import GetResult, Item
-from cluster.exit_codes import EXIT_NOT_FOUND, EXIT_USAGE
+from cluster.client.results import Item
+from cluster.exit_codes import EXIT_NOT_FOUND
 from cluster.terminal import for_terminal, say_json, show, show_json, show_value
 from datapath.operations import Consistency
 
 IF_REVISION_HELP = "Only if the key is at this revision."
-IDEMPOTENCY_HELP = "Repeat an earlier write under its key: it is applied once."
-AFTER_HELP = "With it: the revision that the write was first sent after, as its error named it."
-MIN_COPIES_HELP = "Refuse to be acknowledged on fewer copies."
 
 
 stale_option = click.option(
-    "--stale", is_flag=True, help="Read what the asked node has; it may be behind."
+    "--stale", is_flag=True, help="Read this node's own state, which may be behind."
 )
 confirmed_option = click.option(
     "--confirmed",
     is_flag=True,
-    help="Let the replicas confirm the read: it rests on no clock then, and takes a round trip "
-    "between them longer.",
+    help="Have the in-sync replicas confirm the read: it then depends on no clock, and takes one "
+    "more round trip between nodes.",
 )
 
 
 def _consistency(*, stale: bool, confirmed: bool) -> Consistency:
     if stale and confirmed:
-        raise click.UsageError("--stale and --confirmed contradict each other: give one of them")
+        raise click.UsageError("--stale and --confirmed cannot be combined")
     return "stale" if stale else "confirmed" if confirmed else "linearizable"
 
 
@@ -51,17 +55,17 @@ def _consistency(*, stale: bool, confirmed: bool) -> Consistency:
     "--file",
     "source",
     type=click.File("rb"),
-    help="Take the value from a file; - reads standard input.",
+    help="Read the value from this file (- for standard input).",
 )
 @click.option("--if-revision", type=click.IntRange(min=1), help=IF_REVISION_HELP)
-@click.option("--if-absent", is_flag=True, help="Only if there is no such key.")
+@click.option("--if-absent", is_flag=True, help="Only if the key does not exist.")
 @click.option(
     "--ack",
     type=click.Choice(["all", "local"]),
     default="all",
     show_default=True,
-    help="local: answer when the primary alone has it: a failover may lose it, and a get, not "
-    "only a stale one, may still return the value before.",
+    help="all: acknowledge once every in-sync replica has the write on disk. local: once the "
+    "primary has; a failover may lose it, and reads may return the old value for a moment.",
 )
 @click.option("--min-copies", type=click.IntRange(0), default=0, help=MIN_COPIES_HELP)
 @click.option("--idempotency-key", default="", help=IDEMPOTENCY_HELP)
@@ -84,11 +88,11 @@ def put(
 ) -> None:
     """Write VALUE (or a file's bytes) under KEY."""
     if (value is None) == (source is None):
-        raise click.UsageError("give VALUE, or --file FILE (- for standard input)")
+        raise click.UsageError("give either VALUE or --file FILE (- for standard input)")
     if if_absent and if_revision is not None:
-        raise click.UsageError("--if-absent and --if-revision exclude each other")
-    body = os.fsencode(value) if value is not None else _read(source)
-    _check_after(idempotency_key, idempotency_after)
+        raise click.UsageError("--if-absent and --if-revision cannot be combined")
+    body = os.fsencode(value) if value is not None else read_source(source)
+    check_after(idempotency_key, idempotency_after)
     with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
         result = client.put(
             key,
@@ -113,7 +117,7 @@ def put(
 @stale_option
 @confirmed_option
 @click.option(
-    "--max-staleness-ms", type=click.IntRange(0), help="With --stale: no older than this."
+    "--max-staleness-ms", type=click.IntRange(0), help="With --stale: maximum age of what is read."
 )
 @client_options
 def get(
@@ -128,7 +132,7 @@ def get(
 ) -> None:
     """Write the value of KEY to standard output, byte for byte.
 
-    It is what has committed: a put with --ack local before it may not be seen yet, whoever made it.
+    Only committed values are read: a preceding put with --ack local may not be visible yet.
     """
     if max_staleness_ms is not None and not stale:
         raise click.UsageError("--max-staleness-ms needs --stale")
@@ -144,20 +148,26 @@ def get(
         _no_such_key(key, as_json=as_json)
     elif as_json:
         who = {"node": entry.node, "epoch": entry.epoch}
-        show_json({"key": key, **value_fields(entry.value), **_head_fields(entry), **who})
+        show_json({"key": key, **value_fields(entry.value), **head_fields(entry), **who})
     else:
         show_value(entry.value)
 
 
 @click.command()
-@click.argument("key")
+@click.argument("key", required=False)
+@click.option("--prefix", default="", help="Delete all keys with this prefix.")
+@click.option("--start", default="", help="Delete all keys from this one on.")
+@click.option("--end", default="", help="With --start: stop before this key.")
 @click.option("--if-revision", type=click.IntRange(min=1), help=IF_REVISION_HELP)
 @click.option("--min-copies", type=click.IntRange(0), default=0, help=MIN_COPIES_HELP)
 @click.option("--idempotency-key", default="", help=IDEMPOTENCY_HELP)
 @click.option("--idempotency-after", type=click.IntRange(0, AFTER_MAX), help=AFTER_HELP)
 @client_options
 def delete(
-    key: str,
+    key: str | None,
+    prefix: str,
+    start: str,
+    end: str,
     if_revision: int | None,
     min_copies: int,
     idempotency_key: str,
@@ -167,9 +177,20 @@ def delete(
     no_discover: bool,
     as_json: bool,
 ) -> None:
-    """Remove KEY. Exits with 3 where there was none."""
-    _check_after(idempotency_key, idempotency_after)
+    """Delete KEY, or all keys of a range.
+
+    The exit code is 3 if there is no KEY. A range is deleted in several requests.
+    """
+    is_range = bool(prefix or start or end)
+    if is_range == (key is not None):
+        raise click.UsageError("give either KEY, or --prefix, --start or --end (not empty)")
+    if is_range and (if_revision is not None or idempotency_key):
+        raise click.UsageError("--if-revision and --idempotency-key need a KEY")
+    check_after(idempotency_key, idempotency_after)
     with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
+        if key is None:
+            delete_keys(client, prefix, start, end, min_copies=min_copies, as_json=as_json)
+            return
         result = client.delete(
             key,
             if_revision=if_revision,
@@ -188,11 +209,13 @@ def delete(
 
 
 @click.command(name="list")
-@click.option("--prefix", default="", help="Only keys that begin so.")
-@click.option("--start", default="", help="From this key on.")
-@click.option("--end", default="", help="Up to, but without, this key.")
-@click.option("--limit", type=click.IntRange(1), help="At most so many.")
-@click.option("--long", "with_size", is_flag=True, help="With revision and size, tab-separated.")
+@click.option("--prefix", default="", help="Only keys with this prefix.")
+@click.option("--start", default="", help="First key to list.")
+@click.option("--end", default="", help="Stop before this key.")
+@click.option("--limit", type=click.IntRange(1), help="Maximum number of keys.")
+@click.option(
+    "--long", "with_size", is_flag=True, help="Also print revision and size, separated by tabs."
+)
 @stale_option
 @confirmed_option
 @client_options
@@ -209,7 +232,7 @@ def list_keys(
     no_discover: bool,
     as_json: bool,
 ) -> None:
-    """Print keys in order, one per line; --json: one object per line, with the values."""
+    """Print keys in order, one per line. With --json, one object per line, values included."""
     shown = 0
     with open_client(
         endpoints, timeout_ms, no_discover, as_json=as_json, interrupted=READ_INTERRUPTED
@@ -228,36 +251,13 @@ def list_keys(
                 break
 
 
-def _check_after(key: str, after: int | None) -> None:
-    if after is not None and not key:
-        raise click.UsageError("--idempotency-after needs --idempotency-key of the same write")
-
-
-def _read(source: BinaryIO | None) -> bytes:
-    try:
-        return source.read() if source is not None else b""
-    except OSError as error:
-        name = getattr(source, "name", "standard input")
-        fail(f"{name}: {error.strerror}", "Nothing was sent.", EXIT_USAGE)
-
-
 def _show_item(item: Item, *, with_size: bool, as_json: bool) -> None:
     if as_json:
-        show_json({"key": item.key, **value_fields(item.value), **_head_fields(item)})
+        show_json({"key": item.key, **value_fields(item.value), **head_fields(item)})
     elif with_size:
         show(f"{item.revision}\t{len(item.value)}\t{for_terminal(item.key)}")
     else:
         show(for_terminal(item.key))
-
-
-def _head_fields(found: GetResult | Item) -> dict[str, object]:
-    lease = {"lease": found.lease} if found.lease else {}
-    return {
-        "revision": found.revision,
-        "create_revision": found.create_revision,
-        "version": found.version,
-        **lease,
-    }
 
 
 def _no_such_key(key: str, *, as_json: bool) -> None:

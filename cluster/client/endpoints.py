@@ -13,8 +13,9 @@ client may stand a proxy, a tunnel, a translated address. So one is used only if
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 _ENDPOINT = re.compile(
     r"([Hh][Tt][Tt][Pp][Ss]?)(://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?)/?"
@@ -47,7 +48,7 @@ class Endpoints:
     def __init__(self, given: Iterable[str], *, discover: bool = True) -> None:
         self._given = tuple(dict.fromkeys(normalize_endpoint(url) for url in given))
         if not self._given:
-            raise ValueError("at least one endpoint is needed, say http://127.0.0.1:8101")
+            raise ValueError("at least one endpoint is needed, for example http://127.0.0.1:8101")
         self.learns = discover and all(url.startswith("http://") for url in self._given)
         self._known = {url: _Endpoint(url, usable=True) for url in self._given}
         self._by_node: dict[str, str] = {}
@@ -79,6 +80,14 @@ class Endpoints:
             return preferred.url
         usable = (item for item in self._known.values() if item.usable)
         return min(usable, key=lambda item: max(item.avoid_until, now)).url
+
+    def pick_any(self, now: float, besides: Collection[str] = ()) -> str | None:
+        """Return any endpoint that is none of `besides`, if there is one; rather a fresh one."""
+        others = [item for item in self._known.values() if item.usable and item.url not in besides]
+        fresh = [item.url for item in others if item.avoid_until <= now]
+        if fresh:
+            return random.choice(fresh)  # noqa: S311 -- spreads watchers over the nodes
+        return min(others, key=lambda item: item.avoid_until).url if others else None
 
     def has_fresh(self, now: float) -> bool:
         """Whether there is an endpoint that did not fail just now."""
@@ -162,8 +171,8 @@ def normalize_endpoint(text: str) -> str:
         url = f"http://{url}"
     found = _ENDPOINT.fullmatch(url)
     if found is None:
-        raise ValueError(f"{text!r} is no endpoint; write it like http://127.0.0.1:8101")
+        raise ValueError(f"{text!r} is not an endpoint; write it like http://127.0.0.1:8101")
     scheme, rest, port = found.groups()
     if port and not 1 <= int(port) <= 65535:
-        raise ValueError(f"{text!r} is no endpoint: its port must be from 1 to 65535")
+        raise ValueError(f"{text!r} is not an endpoint: the port must be from 1 to 65535")
     return f"{scheme.lower()}{rest}"

@@ -1,4 +1,4 @@
-"""The client's plain face: the same calls, without asyncio.
+"""The synchronous client: the same calls, without asyncio.
 
 A `Client` runs a `AsyncClient` on an event loop of its own, in a daemon thread; its methods may be
 called from any thread.
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from cluster.client.aio import DEFAULT_ENDPOINTS, AsyncClient
 from cluster.client.arguments import (
     DEFAULT_PAGE_SIZE,
+    PAGE_LIMIT_MAX,
     check_endpoints,
     check_idempotency_after,
     check_timeout,
@@ -22,7 +23,18 @@ from cluster.client.arguments import (
 )
 from cluster.client.errors import UnavailableError, UnknownOutcomeError
 from cluster.client.loop_thread import CLOSED, LoopThread, StuckError
-from cluster.client.results import DeleteResult, GetResult, Item, Page, PutResult, ViewSummary
+from cluster.client.results import (
+    DeleteRangeResult,
+    DeleteResult,
+    GetResult,
+    Item,
+    Page,
+    PutResult,
+    TxnResult,
+    ViewSummary,
+)
+from cluster.client.sync_watching import KeyWatch, Mirror
+from cluster.client.txn import SyncTxnBuilder
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
 _T = TypeVar("_T")
@@ -34,10 +46,10 @@ class _Parts(NamedTuple):
 
 
 class Client:
-    """Talks to one cluster, blocking. Use it as a context manager, or call `close`.
+    """A blocking client of one cluster. Use it as a context manager, or call `close`.
 
-    After a fork the child's copy connects anew, and talks to the same cluster. One that is dropped
-    without `close` is closed, with a ResourceWarning; at the program's end all are closed.
+    After a fork, the child's copy opens new connections to the same cluster. A client that is
+    garbage-collected without `close` is closed, with a ResourceWarning; at exit all are closed.
     """
 
     _closed = True  # until it is whole: an argument may be refused
@@ -130,22 +142,22 @@ class Client:
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        """The base URLs in use: those given, and the nodes that were learned."""
+        """The base URLs in use: those given, and those discovered."""
         return self._here().client.endpoints
 
     @property
     def cluster_id(self) -> str:
-        """The id of the cluster that this client talks to, "" before the first answer."""
+        """The id of the cluster, "" before the first answer."""
         return self._here().client.cluster_id
 
     @property
     def revision(self) -> int | None:
-        """The highest revision that an answer of the cluster has named, None before the first."""
+        """The highest revision in any answer so far, None before the first."""
         return self._here().client.revision
 
     @property
     def retries(self) -> int:
-        """How many tries beyond the first there were, over all calls."""
+        """The number of retries, over all calls."""
         return self._here().client.retries
 
     def put(
@@ -225,6 +237,72 @@ class Client:
             write=own_key,
         )
 
+    def delete_range(
+        self,
+        prefix: str = "",
+        *,
+        start: str = "",
+        end: str = "",
+        limit: int = PAGE_LIMIT_MAX,
+        cursor: str | None = None,
+        ack: Ack = "all",
+        min_copies: int = 0,
+        idempotency_key: str = "",
+        idempotency_after: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> DeleteRangeResult:
+        """Remove the first keys of a range; see `AsyncClient.delete_range`."""
+        own_key = _key(idempotency_key, idempotency_after)
+        return self._run(
+            lambda client: client.delete_range(
+                prefix,
+                start=start,
+                end=end,
+                limit=limit,
+                cursor=cursor,
+                ack=ack,
+                min_copies=min_copies,
+                idempotency_key=own_key,
+                idempotency_after=idempotency_after,
+                timeout_ms=timeout_ms,
+            ),
+            timeout_ms,
+            write=own_key,
+        )
+
+    def txn(self) -> SyncTxnBuilder:
+        """Begin a transaction; see `AsyncClient.txn`."""
+        return SyncTxnBuilder(self.transact)
+
+    def transact(
+        self,
+        document: bytes | str,
+        *,
+        read_only: bool = False,
+        ack: Ack = "all",
+        min_copies: int = 0,
+        idempotency_key: str = "",
+        idempotency_after: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> TxnResult:
+        """Carry out a transaction given as JSON; see `AsyncClient.transact`."""
+        own_key = idempotency_key
+        if not read_only:
+            own_key = _key(idempotency_key, idempotency_after)
+        return self._run(
+            lambda client: client.transact(
+                document,
+                read_only=read_only,
+                ack=ack,
+                min_copies=min_copies,
+                idempotency_key=own_key,
+                idempotency_after=idempotency_after,
+                timeout_ms=timeout_ms,
+            ),
+            timeout_ms,
+            write=own_key or None,
+        )
+
     def page(
         self,
         prefix: str = "",
@@ -238,7 +316,7 @@ class Client:
         max_staleness_ms: int | None = None,
         timeout_ms: int | None = None,
     ) -> Page:
-        """Return one page: keys with `prefix`, from `start` up to but without `end`."""
+        """Return one page: keys with `prefix`, from `start` up to but excluding `end`."""
         return self._run(
             lambda client: client.page(
                 prefix,
@@ -293,6 +371,31 @@ class Client:
 
         return pages()
 
+    def watch(
+        self,
+        prefix: str | None = None,
+        *,
+        key: str | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        after: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> KeyWatch:
+        """Watch keys: iterate over it, event by event; see `AsyncClient.watch`.
+
+        It begins here, so that what this program changes next is seen. `with` it, or `close` it.
+        """
+        client, runner = self._here()
+        watch = client.watch(
+            prefix, key=key, start=start, end=end, after=after, timeout_ms=timeout_ms
+        )
+        return KeyWatch(watch, runner, self._timeout_ms)
+
+    def mirror(self, prefix: str) -> Mirror:
+        """Return a live copy of the keys with `prefix`, as a mapping. `with` it, or `close` it."""
+        client, runner = self._here()
+        return Mirror(client.mirror(prefix), runner, self._timeout_ms)
+
     def status(self, *, timeout_ms: int | None = None) -> ClusterStatus:
         """Return the cluster as its primary sees it."""
         return self._run(lambda client: client.status(timeout_ms=timeout_ms), timeout_ms)
@@ -316,7 +419,7 @@ class Client:
         raft: str = "",
         timeout_ms: int | None = None,
     ) -> ViewSummary:
-        """Have the cluster agree on other addresses of a node; see `AsyncClient.move`."""
+        """Change the addresses of a node; see `AsyncClient.move`."""
         return self._run(
             lambda found: found.move(
                 node, client=client, peer=peer, raft=raft, timeout_ms=timeout_ms
@@ -328,7 +431,7 @@ class Client:
     def remove(
         self, node: str, *, force: bool = False, timeout_ms: int | None = None
     ) -> ViewSummary:
-        """Take a node out of the cluster for good; see `AsyncClient.remove`."""
+        """Remove a node from the cluster for good; see `AsyncClient.remove`."""
         return self._run(
             lambda client: client.remove(node, force=force, timeout_ms=timeout_ms),
             timeout_ms,

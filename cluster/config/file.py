@@ -99,10 +99,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
         if data.startswith(_UTF_16):
-            raise ConfigError(path, "", "is in UTF-16, and TOML is UTF-8: save it as UTF-8")
+            raise ConfigError(path, "", "is UTF-16; save it as UTF-8")
         return tomllib.loads(data.decode("utf-8-sig"))
     except FileNotFoundError:
-        raise ConfigError(path, "", "there is no such file; name another with --config") from None
+        raise ConfigError(path, "", "no such file; name the file with --config") from None
     except OSError as error:
         raise ConfigError(path, "", f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -133,7 +133,7 @@ def _refuse_unknown(
         close = difflib.get_close_matches(field, known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(known)}"
         name = f"{section}.{field}" if section else field
-        raise ConfigError(path, name, f"there is no such field; {hint}")
+        raise ConfigError(path, name, f"unknown field; {hint}")
 
 
 def _convert(path: Path, section: str, item: Any, kind: type[StructT]) -> StructT:
@@ -197,10 +197,12 @@ def _read_secret(path: Path, cluster: ClusterSection, warnings: list[str]) -> Se
         return Secret(b"")
     if len(secret) < SECRET_MIN_BYTES:
         problem = (
-            f"the secret has {len(secret)} bytes and needs at least {SECRET_MIN_BYTES}; "
+            f"the secret is {len(secret)} bytes long and must be at least {SECRET_MIN_BYTES}; "
             "make one with: openssl rand -hex 32"
         )
         raise ConfigError(path, field, problem)
     if source.stat().st_mode & stat.S_IROTH:
-        warnings.append(f"{source} holds the secret and everyone can read it: chmod 600 {source}")
+        warnings.append(
+            f"{source} holds the secret and is readable by everyone: chmod 600 {source}"
+        )
     return secret

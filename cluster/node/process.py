@@ -82,6 +82,7 @@ async def run_node(config: ClusterConfig, node_id: str) -> int:
             snapshot_segments=SNAPSHOT_LOG_HARD_FACTOR
             * limits.snapshot_log_bytes
             // limits.log_segment_size_bytes,
+            watchers=limits.max_watchers,
         )
     except TooFewDescriptorsError as error:
         raise ConfigError(config.path, "", str(error)) from None
@@ -173,6 +174,7 @@ class NodeRuntime:
                 request_timeout_ms=config.timing.request_timeout_ms,
                 drain_timeout_ms=config.timing.drain_timeout_ms,
                 max_connections=descriptors.max_connections,
+                max_watchers=descriptors.max_watchers,
                 reserved_connections=descriptors.reserved_connections,
                 admin_from=config.api.admin_from,
             ),
@@ -387,7 +389,7 @@ class NodeRuntime:
         try:
             self._directory.note_members(view.version, known_members(view))
         except DiskFullError as problem:
-            logger.warning("the members cannot be noted: %s", problem)
+            logger.warning("the members could not be saved: %s", problem)
         except StorageError as problem:
             self._end(problem)
             return

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from datapath.errors import NotPrimaryError, RejectedError
+from datapath.execution.changes import Feed
 from datapath.execution.executor import (
     CommittedState,
     Executor,
@@ -161,19 +162,22 @@ class Interpreter:
         self._disk = disk
         self._surroundings = surroundings
         self._clock = clock
-        self._meter = ReadMeter()
+        self.meter = ReadMeter()
         self._read_views = {
-            name: ReadView(disk.store, service.keyspace, self._meter)
+            name: ReadView(disk.store, service.keyspace, self.meter)
             for name, service in services.items()
         }
+        self._room_due_ms = float("-inf")  # when the disk is next asked for room
         self._ready_index = 0  # the epoch is open when this has committed; 0: nothing to wait for
         self._applied_waiters: list[tuple[int, AppliedWaiter]] = []
+        self.feed = Feed(disk.store.applied_index, bounds.recent_changes_bytes)
         self.confirmations = Confirmations(replica, self.not_primary)
         self.tail = Tail(
             node_id,
             replica,
             executor,
             disk.store,
+            self.feed,
             uncommitted,
             not_primary=self.not_primary,
             call_soon=surroundings.call_soon,
@@ -223,13 +227,22 @@ class Interpreter:
 
     def on_tick(self) -> None:
         """Time has passed."""
-        now_ms, state, disk = self._clock(), self.replica.state, self._disk
-        state.writable = disk.writable
-        stalled = disk.stalled_for_ms() >= state.timing.ack_timeout_ms
+        now_ms, state, stalled = self._clock(), self.replica.state, False
+        if self.replica.primary is None:
+            if now_ms >= self._room_due_ms:  # it is told with each answer to a heartbeat
+                self._room_due_ms = now_ms + state.timing.heartbeat_interval_ms
+                state.writable = self._disk.writable
+        else:
+            stalled = self._disk.stalled_for_ms() >= state.timing.ack_timeout_ms
         self.run(self.replica.on_tick, now_ms, disk_stalled=stalled)
-        self.pipeline.expire(now_ms)
-        self.pipeline.schedule()
-        self.confirmations.expire()
+        if self.pipeline.waiting or now_ms >= self.tail.deadlines.next_ms:
+            self.pipeline.on_tick(now_ms)
+        if self.confirmations.waiting:
+            self.confirmations.expire()
+
+    def on_message(self, peer: str, message: Message) -> None:
+        """A message from `peer`, on either stream between it and this node."""
+        self.run(self.replica.on_message, peer, message, self._clock())
 
     def on_view(self, view: View) -> None:
         """A view is known."""
@@ -239,7 +252,8 @@ class Interpreter:
     def on_durable(self, ticket: int) -> None:
         """What has this ticket, and all before it, is durable."""
         self.run(self.replica.on_durable, ticket)
-        self.tail.answer_local()
+        if self.tail.local_acks:
+            self.tail.answer_local()
 
     def on_snapshot_installed(self, index: int, epoch: int) -> None:
         """A snapshot at (`index`, `epoch`) has replaced the state and the log."""
@@ -292,12 +306,13 @@ class Interpreter:
     def _commit(self, index: int) -> None:
         self._surroundings.on_commit(index)
         self.tail.commit(index)
-        self.pipeline.schedule()
+        if self.pipeline.waiting:
+            self.pipeline.schedule()
         self._disk.wants_flush()
         if self._ready_index and index >= self._ready_index:
             self._ready_index = 0
             self.pipeline.open_epoch()
-            self._surroundings.on_epoch_open(self.replica.epoch)
+            self._surroundings.on_epoch_open(self.replica.state.epoch)
         if self._applied_waiters:
             self._wake_applied()
 
@@ -351,20 +366,15 @@ class Interpreter:
         method = service.queries.get(query.method)
         if method is None:
             known = ", ".join(sorted(service.queries))
-            raise RejectedError("unknown_query", f"no query {query.method!r}; there are: {known}")
+            raise RejectedError("unknown_query", f"no query {query.method!r}; the queries: {known}")
         value = method(self._read_views[query.service], *query.args)
         index = self._disk.store.applied_index
-        return QueryResult(value, index, self.replica.epoch, self.node_id)
+        return QueryResult(value, index, self.replica.state.epoch, self.node_id)
 
     def is_scan(self, query: Query) -> bool:
         """Whether a query may take a millisecond or more."""
         service = self._services.get(query.service)
         return service is not None and query.method in service.scans
-
-    @property
-    def read_bytes(self) -> int:
-        """How much queries have read by keys so far."""
-        return self._meter.read_bytes
 
     def read_index(self) -> tuple[int, int]:
         """Return (epoch, commit index) if this node serves. Raises NotPrimaryError.
@@ -372,14 +382,15 @@ class Interpreter:
         Where reads are confirmed it does not do: `confirm` says the same.
         """
         replica = self.replica
-        epoch, index = replica.epoch, replica.state.commit_index
+        epoch, index = replica.state.epoch, replica.state.commit_index
         if not replica.may_serve(self._clock()):
             raise self.not_primary()
         return epoch, index
 
     def advance_commit(self, epoch: int, index: int) -> None:
         """The primary of `epoch` has said that `index` is committed."""
-        self.run(self.replica.advance_commit, epoch, index)
+        if index > self.replica.state.commit_index:
+            self.run(self.replica.advance_commit, epoch, index)
 
     def has_applied(self, index: int) -> bool:
         """Whether everything up to `index` is applied here."""
@@ -413,9 +424,9 @@ class Interpreter:
             return ()
         return (
             (
-                f"{self.node_id} may lack entries that were acknowledged: it takes over from "
-                "nobody until a primary has caught it up. Where none serves, bring back a replica "
-                "that was in sync"
+                f"{self.node_id} may lack acknowledged entries: it will not take over until a "
+                "primary has caught it up. If there is no primary, bring back a replica that was "
+                "in sync"
             ),
         )
 
@@ -423,19 +434,29 @@ class Interpreter:
         """A sentence about why this node does not serve as the primary now."""
         replica, view = self.replica, self.replica.view
         if view is None:
-            return f"{self.node_id} has not reached consensus yet: is a majority of nodes up?"
+            return (
+                f"{self.node_id} has not reached consensus yet: check that a majority of the "
+                "nodes is running"
+            )
         if replica.primary is None:
             if view.primary == self.node_id:
                 if replica.state.incomplete:
                     return self.warnings()[0]
                 return f"{self.node_id} is about to become the primary again"
-            return f"{self.node_id} is not the primary; {view.primary} is, of epoch {view.epoch}"
+            return (
+                f"{self.node_id} is not the primary; the primary of epoch {view.epoch} is "
+                f"{view.primary}"
+            )
         if not replica.primary.is_open:
-            return f"{self.node_id} is becoming the primary: it waits for {', '.join(view.in_sync)}"
+            return (
+                f"{self.node_id} is becoming the primary: it is waiting for "
+                f"{', '.join(view.in_sync)}"
+            )
         if not replica.may_execute():
             return f"{self.node_id} is handing over"
         silent = ", ".join(sorted(replica.primary.in_sync.required))
         return (
-            f"{self.node_id} is the primary, but some of {silent} are silent, and consensus has "
-            "not let them go: is a majority of nodes up?"
+            f"{self.node_id} is the primary, but some of {silent} do not answer, and their "
+            "removal from the in-sync set has not been agreed: check that a majority of the "
+            "nodes is running"
         )

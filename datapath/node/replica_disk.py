@@ -73,6 +73,8 @@ class ReplicaStorage:
         self._tickets: deque[tuple[int, int]] = deque()  # (disk worker's, replica's)
         self._worker: LogWriter | None = None
         self._flusher: StoreFlusher | None = None
+        self.wants_flush: Callable[[], None] = lambda: None
+        """Say that entries were applied to the store."""
         self._on_durable: Callable[[int], None] = lambda _: None
         self._on_error: Callable[[BaseException], None] = lambda _: None
         self._trimming: asyncio.Task[None] | None = None
@@ -97,7 +99,7 @@ class ReplicaStorage:
             # Never served: what stood after the damage is fetched from the primary again. Until
             # then this replica may lack what it has acknowledged, and must know that it does.
             logger.error(  # noqa: TRY400 -- the error names file and offset; a traceback adds nothing
-                "%s. Entries after %d are fetched anew from the primary",
+                "%s. Entries after %d are fetched again from the primary",
                 error,
                 error.last_good_index,
             )
@@ -126,15 +128,15 @@ class ReplicaStorage:
         if journal.last_epoch > self.accepted.epoch:
             # E5: the primary of an epoch is recorded before any of its entries.
             raise DataDirectoryError(
-                f"{self.accepted.path} is an old copy: it knows epoch {self.accepted.epoch}, and "
+                f"{self.accepted.path} is an old copy: it has epoch {self.accepted.epoch}, but "
                 f"the log holds entries of epoch {journal.last_epoch}. With it this node could "
-                "acknowledge to a primary that was replaced. Put the newest file back; or remove "
-                "this node, and start it under a new id with an empty data directory"
+                "acknowledge to a primary that has been replaced. Put the newest file back; or "
+                "remove this node, and start it under a new id with an empty data directory"
             )
         if self.accepted.incomplete:
             logger.error(
-                "this replica may lack entries that it has acknowledged: it takes no part "
-                "in decisions until a primary has caught it up"
+                "this replica may lack entries that it has acknowledged: it does not take over "
+                "or serve until a primary has caught it up"
             )
         return RecoveredState(
             log=LogIndex.from_runs(
@@ -179,7 +181,8 @@ class ReplicaStorage:
             on_flushed=lambda _: on_flushed(),
             flush_bytes=self._flush_bytes,
         )
-        self._flusher.applied()
+        self.wants_flush = self._flusher.applied
+        self.wants_flush()
 
     async def stop(self) -> None:
         """Write what was submitted, and close everything."""
@@ -216,8 +219,8 @@ class ReplicaStorage:
     def mark_incomplete(self, ticket: int) -> None:
         """Entries are missing that may have been acknowledged."""
         logger.error(
-            "entries are missing here that may have been acknowledged: this replica takes no part "
-            "in decisions until a primary has caught it up"
+            "entries that may have been acknowledged are missing: this replica does not take "
+            "over or serve until a primary has caught it up"
         )
         self._submit(ticket, self.accepted.set_incomplete)
 
@@ -248,15 +251,12 @@ class ReplicaStorage:
 
     def stalled_for_ms(self) -> float:
         """For how long the oldest write has been under way."""
+        if not self._tickets:
+            return 0.0
         since = self._disk.oldest_pending_since
         return 0.0 if since is None else (clock_s() - since) * 1000.0
 
     # -- store, log reads, retention
-
-    def wants_flush(self) -> None:
-        """Entries were applied to the store."""
-        if self._flusher is not None:
-            self._flusher.applied()
 
     async def read_log(self, from_index: int, max_bytes: int) -> list[Record] | None:
         """Return records from `from_index` on; None if it is not retained."""

@@ -69,6 +69,8 @@ class Store:
         self._read = environment.lmdb.begin()
         self._durable = environment.state(self._read)
         self._active = Overlay(*self._durable)
+        self.applied_index = self._active.index
+        """The last entry that reads see."""
         self._frozen: Overlay | None = None
         self._written = False
         self._writing = False
@@ -118,16 +120,6 @@ class Store:
     # Where it is
 
     @property
-    def applied_index(self) -> int:
-        """The last entry that reads see."""
-        return self._active.index
-
-    @property
-    def applied_epoch(self) -> int:
-        """The epoch of the entry `applied_index`."""
-        return self._active.epoch
-
-    @property
     def durable_index(self) -> int:
         """The last entry that LMDB holds: the log is replayed from here."""
         return self._durable[0]
@@ -146,11 +138,6 @@ class Store:
     def overlay_bytes(self) -> int:
         """What is not in LMDB yet, a running flush included."""
         return self._active.size_bytes + (self._frozen.size_bytes if self._frozen else 0)
-
-    @property
-    def flushing(self) -> bool:
-        """Whether there is a frozen overlay."""
-        return self._frozen is not None
 
     @property
     def cluster_id(self) -> str:
@@ -183,7 +170,8 @@ class Store:
                 if value is not None:
                     size += len(value)
         active.size_bytes += size
-        active.index, active.epoch = last_index, epoch
+        self.applied_index = active.index = last_index
+        active.epoch = epoch
 
     def get(self, keyspace: int, key: bytes) -> bytes | None:
         """Return the value under `key`, or None."""
@@ -422,6 +410,7 @@ class Store:
         self._frozen = None
         self._renew_read()
         self._active = Overlay(index, epoch)
+        self.applied_index = index
 
     def remove_leftovers(self) -> None:
         """Delete environments that CURRENT does not name. On any thread; takes long if large."""

@@ -68,7 +68,9 @@ class AgreementSettings(msgspec.Struct, frozen=True, kw_only=True):
         if self.node_id not in self.members:
             raise ValueError(f"members must include this node, {self.node_id!r}")
         if not self.secret:
-            raise ValueError("secret must not be empty: whoever reaches the port would be a member")
+            raise ValueError(
+                "secret must not be empty: any process that reaches the port could join"
+            )
         if not 3 * self.heartbeat_interval_ms < self.election_min_ms < self.election_max_ms:
             raise ValueError(
                 "three heartbeat_interval_ms must fit into election_min_ms, "
@@ -84,10 +86,10 @@ class AgreementSettings(msgspec.Struct, frozen=True, kw_only=True):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive")
         for address in (self.bind_address, *self.members.values(), *self.routes.values()):
-            split_address(address)
+            host_and_port(address)
 
 
-def split_address(address: str) -> tuple[str, int]:
+def host_and_port(address: str) -> tuple[str, int]:
     """Return the host and the port of "host:port"; an IPv6 host may stand in brackets.
 
     Raises:

@@ -8,7 +8,7 @@ from unittest.mock import patch
 from datapath.protocol.state import ReplicaState
 from election.pysyncobj_adapter import view_machine
 from election.pysyncobj_adapter.raft_thread import RaftThread
-from election.view import View, ViewChange, ViewRefusal
+from election.view import View, ViewChange, ViewRefusal, apply_change
 from tests.sim import consensus_mutants as same
 from tests.sim.mutant import Mutant, Patch
 
@@ -19,7 +19,7 @@ def _versions_are_not_compared() -> list[Patch]:
     def apply(view: View | None, change: ViewChange, _version: int) -> View | ViewRefusal:
         return applies(view, change, 0 if view is None else view.version)
 
-    applies = view_machine.apply_change
+    applies = apply_change
     return [patch.object(view_machine, "apply_change", apply)]
 
 

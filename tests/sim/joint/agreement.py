@@ -94,9 +94,9 @@ class RealAgreement(Agreement):
     """What replicas and faults ask of consensus, done by its members."""
 
     def __init__(self, world: JointWorld, first: View) -> None:
+        self._consensus = world.consensus
         super().__init__(world.clockwork, world.oracle, first)
         self._world = world
-        self._consensus = world.consensus
         self.cut_off = CutOff(world.consensus, self.deaf)
         self._timeout_ms = world.clockwork.random.choice(TIMEOUTS_MS)
         self._asked: dict[bytes, object] = {}
@@ -108,6 +108,7 @@ class RealAgreement(Agreement):
         assert isinstance(proposed, ProposeRequest)
         assert before is not None
         self.views.append(view)
+        self.voters_at[view.version] = self.voters
         if self._open.pop(proposed.request_id, None) is None:
             self._clockwork.seen["took effect after its time"] += 1
         asked = self._asked.get(proposed.request_id)
@@ -139,12 +140,17 @@ class RealAgreement(Agreement):
 
     # -- votes
 
-    def has_majority(self, voters: frozenset[str] | None = None) -> bool:
-        """Whether enough voters run to decide anything."""
-        return super().has_majority(frozenset(self._consensus.oracle.voters))
+    @property
+    def voters(self) -> frozenset[str]:
+        """The voters by the committed changes."""
+        return frozenset(self._consensus.oracle.voters)
+
+    @voters.setter
+    def voters(self, voters: frozenset[str]) -> None:
+        """Do nothing: the leader makes the voters follow."""
 
     def _follow(self) -> None:
-        """Do nothing: the leader makes the voters follow."""
+        """Do nothing."""
 
     def stop_witness(self) -> bool:
         """One witness is down."""

@@ -11,8 +11,9 @@ from tests.sim.clockwork import Clockwork, ViolationError
 from tests.sim.consensus.network import Wires
 from tests.sim.joint.agreement import RealAgreement
 from tests.sim.joint.members import Consensus, ReplicaNode
+from tests.sim.members import make_member
 from tests.sim.network import Network
-from tests.sim.world import World, make_member
+from tests.sim.world import World
 
 STEP_MS = 20.0
 BOOTSTRAP_LIMIT_MS = 5_000.0
@@ -97,6 +98,9 @@ class JointWorld(World):
         self.consensus.heal()
         super().heal()
         self._add_again()
+
+    def replace_the_removed(self) -> None:
+        """Do nothing: they are added again."""
 
     def whole_problem(self) -> str:
         """Why the cluster, or its consensus, is not whole."""

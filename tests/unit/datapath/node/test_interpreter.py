@@ -16,7 +16,7 @@ from datapath.node.interpreter import Interpreter
 from datapath.operations import STORE, Operation, Query, Result
 from datapath.protocol import effects
 from datapath.protocol.confirmations import ReadPoint
-from datapath.protocol.messages import AppendReply, Message
+from datapath.protocol.messages import AppendReply, Message, StaleEpoch
 from datapath.records import Record
 from datapath.settings import Bounds
 from tests.sim.service import MemoryStore
@@ -309,11 +309,19 @@ def test_a_snapshot_wakes_them_too_and_ends_the_tail() -> None:
     assert local.commit_index == 5
 
 
-def test_the_disk_says_whether_there_is_room_and_whether_it_hangs() -> None:
+def test_a_backup_notes_whether_its_disk_has_room() -> None:
     local = _opened()
-    local.around.writable = False
-    local.interpreter.on_tick()
-    assert not local.replica.state.writable
+    local.hear("a", StaleEpoch(1, 2, "a"))
+    assert local.replica.role == "backup"
+    for writable in (False, True):
+        local.around.writable = writable
+        local.now_ms += local.replica.state.timing.heartbeat_interval_ms
+        local.interpreter.on_tick()
+        assert local.replica.state.writable == writable
+
+
+def test_a_primary_notes_whether_its_disk_hangs() -> None:
+    local = _opened()
     stalled: list[bool] = []
     on_tick = local.replica.on_tick
 
@@ -394,14 +402,14 @@ def test_an_unknown_query_is_refused() -> None:
 def test_why_a_node_does_not_serve() -> None:
     local = Local()
     why = local.interpreter.why_not_serving
-    assert "it waits for a, b" in why()
+    assert "it is waiting for a, b" in why()
     local.open()
-    assert "some of a are silent" in why()
+    assert "some of a do not answer" in why()
     local.append()
     local.write(local.replica.start_handover("a", 500)[1])
     assert "is handing over" in why()
     local.depose()
-    assert "is not the primary; a is, of epoch 2" in why()
+    assert "is not the primary; the primary of epoch 2 is a" in why()
     error = local.interpreter.not_primary()
     assert (error.code, error.primary) == ("no_primary", "a")
 
@@ -414,7 +422,10 @@ def test_a_node_that_lacks_entries_says_so() -> None:
     assert local.interpreter.warnings() != ()
     state, view = local.replica.state, local.replica.view
     assert view is not None
-    for damaged, said in ((True, "may lack entries"), (False, "about to become the primary")):
+    for damaged, said in (
+        (True, "may lack acknowledged entries"),
+        (False, "about to become the primary"),
+    ):
         state.incomplete = damaged
         state.view = msgspec.structs.replace(view, primary="b")
         assert said in local.interpreter.why_not_serving()

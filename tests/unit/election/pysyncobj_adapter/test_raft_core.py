@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,6 +136,13 @@ class Bench:
         return int(self.core.raftCommitIndex)
 
 
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the clock takes 10 us: a leader's lead doesn't end where a test is slow."""
+    now_us = itertools.count(library.monotonicTime() * 1_000_000, 10)
+    monkeypatch.setattr(library, "monotonicTime", lambda: next(now_us) / 1_000_000)
+
+
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path)
@@ -196,7 +204,7 @@ class TestAppend:
         assert bench.log == [FIRST, entry(2), entry(3)]
 
     def test_entries_that_skip_one_stop_the_member(self, bench: Bench) -> None:
-        with pytest.raises(SafetyViolationError, match="follow"):
+        with pytest.raises(SafetyViolationError, match="not consecutive"):
             bench.append(entry(3))
 
     def test_a_second_leader_in_this_members_own_term_stops_it(self, bench: Bench) -> None:
@@ -712,7 +720,7 @@ class TestLinks:
 
 class TestLibrary:
     def test_nothing_is_ever_unpickled(self) -> None:
-        with pytest.raises(AgreementFailedError, match="closed"):
+        with pytest.raises(AgreementFailedError, match="disabled"):
             library.pickle.loads(b"")
 
     def test_another_version_of_it_is_refused(
