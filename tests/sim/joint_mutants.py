@@ -40,8 +40,10 @@ def _mutant(rule: str, broken: str, patches: Callable[[], list[Patch]], seed: in
 
 
 JOINT_MUTANTS = (
-    _mutant("E1", "a change is not compared with the view's version", _versions_are_not_compared),
-    _mutant("D7", "how far a replica is, is told too early", _tells_what_is_not_committed),
-    _mutant("D6", "what the others remember is not handed on", _reminders_are_dropped),
+    _mutant(
+        "E1", "a change is not compared with the view's version", _versions_are_not_compared, 70
+    ),
+    _mutant("D7", "how far a replica is, is told too early", _tells_what_is_not_committed, 380),
+    _mutant("D6", "what the others remember is not handed on", _reminders_are_dropped, 20),
     _mutant("E4", "a vote is only in memory", same._e4_votes_in_memory),
 )
