@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Self
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import msgspec
 
@@ -23,13 +23,11 @@ from cluster.client.arguments import (
     DEFAULT_PAGE_SIZE,
     MILLISECONDS_MAX,
     PAGE_LIMIT_MAX,
-    REVISION_MAX,
     check_consistency,
     check_endpoints,
     check_flag,
     check_node,
     check_number,
-    check_optional_number,
     check_text,
     check_timeout,
     check_value,
@@ -69,7 +67,7 @@ from cluster.client.retries import (
     raise_for,
 )
 from cluster.client.txn import AsyncTxnBuilder, decode_txn_reply
-from cluster.client.watching import AsyncKeyWatch, watch_options
+from cluster.client.watching import AsyncKeyWatch, watch_target
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
@@ -387,14 +385,8 @@ class AsyncClient:
         be reached for `timeout_ms`: UnavailableError. RevisionCompactedError: no node goes back so
         far.
         """
-        for name, value in (("prefix", prefix), ("key", key), ("start", start), ("end", end)):
-            if value is not None:
-                check_text(name, value)
-        options = watch_options(prefix, key, start, end)
-        revision = check_optional_number("after", after, 0, REVISION_MAX)
-        query = urlencode(options, quote_via=quote)
-        target = f"/v1/watch?{query}"
-        return AsyncKeyWatch(self._transport, target, revision, check_timeout(timeout_ms))
+        target = watch_target(prefix, key, start, end)
+        return AsyncKeyWatch(self._transport, target, after, timeout_ms)
 
     def mirror(self, prefix: str) -> AsyncMirror:
         """Return a live copy of the keys with `prefix`, as a mapping: `async with` it."""

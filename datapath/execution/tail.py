@@ -336,8 +336,8 @@ class Tail:
         """Return the answer to a repeat of what may commit yet; `refused`: why no other is due."""
         return OperationUnknownError(
             "unknown_outcome",
-            f"{refused}An earlier request under the same Idempotency-Key waits, or has not "
-            "committed, and may be applied: repeat it to learn",
+            f"{refused}An earlier request under the same Idempotency-Key is still waiting, or has "
+            "not committed, and may be applied: repeat the request to learn its answer",
         )
 
     def _result(self, executed: Executed, copies: int, epoch: int) -> Result:
