@@ -173,7 +173,7 @@ class Troubles:
             node.is_up
             and not self._has_lost()
             and bool(others)
-            and not any(world.agreement.in_flight.values())
+            and world.agreement.is_settled()
             and all(world.nodes[name].is_up for name in others)
             and not any(world.nodes[name].replica.state.tail_cut for name in others)
             and not any(other.replica.state.incomplete for other in world.nodes.values())
