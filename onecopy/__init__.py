@@ -28,8 +28,20 @@ if TYPE_CHECKING:
         UnknownOutcomeError,
         WrongClusterError,
     )
-    from cluster.client.results import DeleteResult, GetResult, Item, Page, PutResult, ViewSummary
+    from cluster.client.results import (
+        DeleteRangeResult,
+        DeleteResult,
+        GetResult,
+        Item,
+        Page,
+        PutResult,
+        TxnDeleteResult,
+        TxnPutResult,
+        TxnResult,
+        ViewSummary,
+    )
     from cluster.client.sync import Client
+    from cluster.client.txn import gt, lt, ne
     from datapath.errors import RejectedError
     from datapath.operations import ClusterStatus, Digest, NodeState
     from datapath.service import (
@@ -46,6 +58,7 @@ __all__ = [
     "Client",
     "ClientError",
     "ClusterStatus",
+    "DeleteRangeResult",
     "DeleteResult",
     "Digest",
     "GetResult",
@@ -61,10 +74,16 @@ __all__ = [
     "Service",
     "StorageFullError",
     "Transaction",
+    "TxnDeleteResult",
+    "TxnPutResult",
+    "TxnResult",
     "UnavailableError",
     "UnknownOutcomeError",
     "ViewSummary",
     "WrongClusterError",
+    "gt",
+    "lt",
+    "ne",
     "operation",
     "query",
 ]
@@ -84,13 +103,18 @@ _EXPORTS = {
     ),
     "cluster.client.sync": ("Client",),
     "cluster.client.results": (
+        "DeleteRangeResult",
         "DeleteResult",
-        "GetResult",
+        "Entry",
         "Item",
         "Page",
         "PutResult",
+        "TxnDeleteResult",
+        "TxnPutResult",
+        "TxnResult",
         "ViewSummary",
     ),
+    "cluster.client.txn": ("gt", "lt", "ne"),
     "datapath.errors": ("RejectedError",),
     "datapath.operations": ("ClusterStatus", "Digest", "NodeState"),
     "datapath.service": (

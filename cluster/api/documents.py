@@ -43,6 +43,20 @@ class Deleted(msgspec.Struct, frozen=True):
     ack: Local = UNSET
 
 
+class RangeDeleted(msgspec.Struct, frozen=True):
+    """The answer to DELETE of a range."""
+
+    revision: Annotated[
+        Count,
+        Meta(description="Of the removal; of the state it was decided on if nothing was."),
+    ]
+    deleted: Annotated[Count, Meta(description="How many keys this request has removed.")]
+    epoch: Positive
+    copies: Count
+    cursor: Annotated[str | None, Meta(description="Where to go on; null: nothing is left.")]
+    ack: Local = UNSET
+
+
 LeaseId = Annotated[
     Annotated[str, Meta(pattern="^[1-9][0-9]{0,19}$")] | UnsetType,
     Meta(description="The client lease that the key hangs on; left out: none."),

@@ -16,6 +16,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from cluster.api.problems import ProblemError
+from cluster.services.txn import MAX_DELETED_KEYS
 from datapath.operations import Ack, Consistency
 
 MAX_KEY_SIZE_BYTES = 480
@@ -179,19 +180,31 @@ READ_PARAMS: dict[str, Param] = {
     **TIMEOUT,
 }
 _KEY_SCHEMA = {"type": "string"}
-RANGE_PARAMS: dict[str, Param] = {
+_BOUND_PARAMS: dict[str, Param] = {
     "prefix": Param(_bound, _KEY_SCHEMA, "Only keys that begin with this."),
     "start": Param(_bound, _KEY_SCHEMA, "The first key (inclusive). Empty: from the first."),
     "end": Param(_bound, _KEY_SCHEMA, "Where to stop (exclusive). Empty: no bound."),
-    "limit": Param(
-        _number(1, MAX_RANGE_LIMIT),
-        _number_schema(1, MAX_RANGE_LIMIT, DEFAULT_RANGE_LIMIT),
-        "Largest number of items in the answer.",
-    ),
     "cursor": Param(
         _cursor,
         {"type": "string", "maxLength": MAX_CURSOR_LENGTH},
         "Where an earlier answer stopped: its `cursor`, unchanged.",
+    ),
+}
+DELETE_RANGE_PARAMS: dict[str, Param] = {
+    **_BOUND_PARAMS,
+    "limit": Param(
+        _number(1, MAX_DELETED_KEYS),
+        _number_schema(1, MAX_DELETED_KEYS, MAX_DELETED_KEYS),
+        "Largest number of keys to remove in this request.",
+    ),
+    **WRITE_PARAMS,
+}
+RANGE_PARAMS: dict[str, Param] = {
+    **_BOUND_PARAMS,
+    "limit": Param(
+        _number(1, MAX_RANGE_LIMIT),
+        _number_schema(1, MAX_RANGE_LIMIT, DEFAULT_RANGE_LIMIT),
+        "Largest number of items in the answer.",
     ),
     "keys_only": Param(
         _choice("true", "false"),
@@ -235,7 +248,12 @@ def _decode(text: str, what: str) -> str:
 @functools.lru_cache(maxsize=256)  # a client sends the same few queries again and again
 def write_options(query: str) -> WriteOptions:
     """Read the query of PUT and DELETE. Raises Problem."""
-    options = WriteOptions(**parse_query(query, WRITE_PARAMS))
+    return make_write_options(parse_query(query, WRITE_PARAMS))
+
+
+def make_write_options(values: Mapping[str, Any]) -> WriteOptions:
+    """Take the write parameters from among `values`. Raises Problem if they contradict."""
+    options = WriteOptions(**{name: values[name] for name in WRITE_PARAMS if name in values})
     if options.ack == "local" and options.min_copies > 1:
         raise ProblemError(
             "invalid_parameter",

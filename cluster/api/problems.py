@@ -126,6 +126,11 @@ CODES: dict[str, ProblemCode] = {
     "value_too_large": ProblemCode(
         413, "The body is too large", "Split the value; the connection is closed."
     ),
+    "txn_too_large": ProblemCode(
+        413,
+        "The transaction has, reads or deletes more than one may",
+        "Split it: `detail` names the bound.",
+    ),
     "too_large": ProblemCode(413, "The change is too large for the log", "Use a smaller value."),
     "unsupported_content_encoding": ProblemCode(
         415, "Content encodings are not accepted", "Send the bytes without Content-Encoding."

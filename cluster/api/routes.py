@@ -19,7 +19,7 @@ from aiohttp.web import BaseRequest, StreamResponse
 
 from cluster.api.admin import check_admin
 from cluster.api.answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer, Response
-from cluster.api.body import ClientGoneError, read_body
+from cluster.api.body import ClientGoneError, read_json
 from cluster.api.documents import CurrentPrimary, HandoverRequest, Move, Status
 from cluster.api.headers import check_cluster, cluster_line, revision_line
 from cluster.api.hosts import Hosts, split_target
@@ -32,6 +32,7 @@ from cluster.api.plain_head import KEYS
 from cluster.api.problems import RETRY_AFTER_S, ProblemError, from_operation_error
 from cluster.api.server import FullConnection, HttpServer
 from cluster.api.settings import HttpSettings
+from cluster.api.txn import TxnHandlers
 from cluster.config.model import split_address
 from datapath.complaints import Complaints
 from datapath.errors import OperationError
@@ -70,9 +71,10 @@ class HttpApi:
         self._settings = settings or HttpSettings()
         self.complaints = Complaints(logger)
         self.kv = kv = KvHandlers(node, self._settings)
+        self._txn = TxnHandlers(node, self._settings)
         self._server = HttpServer(self._handle, self._settings, self._identity, self, self._hosts)
         self.listener = HttpListener(self._server)
-        self._metrics = Metrics(node.node_id, node.counters, self._server.numbers)
+        self._metrics = Metrics(node.node_id, node.counters, self._numbers)
         # HEAD is GET whose body is not sent (see Answer.send).
         self._key_methods: dict[str, Keyed] = {
             "PUT": kv.put, "GET": kv.get, "HEAD": kv.get, "DELETE": kv.delete,
@@ -82,7 +84,8 @@ class HttpApi:
             "PATCH": self._move_node,
         }
         self._routes: dict[str, dict[str, Plain]] = {
-            "/v1/kv": _readable(kv.range),
+            "/v1/kv": {**_readable(kv.range), "DELETE": kv.delete_range},
+            "/v1/txn": {"POST": self._txn.txn},
             "/v1/cluster": _readable(self._cluster),
             "/v1/cluster/handover": {"POST": self._handover},
             "/v1/digest": _readable(self._digest),
@@ -100,6 +103,11 @@ class HttpApi:
             f"{NODES}{{id}}": self._node_methods,
         }
         return {path: tuple(methods) for path, methods in {**keyed, **self._routes}.items()}
+
+    def _numbers(self) -> dict[str, float]:
+        deleted = self.kv.range_deleted_keys_total
+        own = {**self._txn.numbers(), "range_deleted_keys_total": deleted}
+        return {**self._server.numbers(), **own}
 
     def _identity(self) -> bytes:
         node = self.node
@@ -205,7 +213,7 @@ class HttpApi:
     async def _handover(self, request: BaseRequest, query: str) -> Answer:
         asked_by = self._check_admin(request)
         timeout_ms = self._timeout_ms(query)
-        body = await self._read_json(request)
+        body = await read_json(request, MAX_JSON_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
         try:
             to = _handover_decoder.decode(body).to
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -213,22 +221,11 @@ class HttpApi:
         logger.info("a handover to %s is asked for by %s", to, asked_by)
         return self._answer(await self.node.handover(to, timeout_ms))
 
-    async def _read_json(self, request: BaseRequest) -> bytes:
-        # Only this type: a web page may send others to any address without asking first.
-        content_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip()
-        if content_type.lower() != "application/json":
-            raise ProblemError(
-                "unsupported_media_type",
-                "the body must come with Content-Type: application/json",
-                headers=b"Accept: application/json\r\n",
-            )
-        return await read_body(request, MAX_JSON_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
-
     async def _move_node(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
         asked_by = self._check_admin(request)
         node = _one_node(raw_node)
         timeout_ms = self._timeout_ms(query)
-        body = await self._read_json(request)
+        body = await read_json(request, MAX_JSON_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
         try:
             move = _move_decoder.decode(body)
             given = [address for address in (move.client, move.peer, move.raft) if address]

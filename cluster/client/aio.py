@@ -12,51 +12,54 @@ idempotency key for all its tries. Errors are in `cluster.client.errors`.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Self, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import msgspec
 
 from cluster.client.arguments import (
-    COPIES_MAX,
     DEFAULT_PAGE_SIZE,
     MILLISECONDS_MAX,
     PAGE_LIMIT_MAX,
-    REVISION_MAX,
-    DrawnKey,
-    check_ack,
     check_consistency,
     check_endpoints,
     check_flag,
-    check_idempotency_after,
-    check_idempotency_key,
-    check_key,
     check_node,
     check_number,
-    check_optional_number,
     check_text,
     check_timeout,
     check_value,
-    draw_key,
 )
 from cluster.client.endpoints import normalize_endpoint
 from cluster.client.errors import (
     ClientError,
     InvalidRequestError,
-    UnavailableError,
     UnknownOutcomeError,
 )
-from cluster.client.results import DeleteResult, GetResult, Item, Page, PutResult, ViewSummary
-from cluster.client.retries import (
-    STATUS,
-    FinalResponse,
-    Request,
-    Transport,
-    decode_problem,
-    raise_for,
+from cluster.client.requests import (
+    JSON,
+    condition_headers,
+    decode_reply,
+    kv_target,
+    query_string,
+    read_options,
+    write_call,
+    write_options,
 )
+from cluster.client.results import (
+    DeleteRangeResult,
+    DeleteResult,
+    GetResult,
+    Item,
+    Page,
+    PutResult,
+    TxnResult,
+    ViewSummary,
+)
+from cluster.client.retries import STATUS, Request, Transport, decode_problem, raise_for
+from cluster.client.txn import AsyncTxnBuilder, decode_txn_reply
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
@@ -154,12 +157,12 @@ class AsyncClient:
         `idempotency_key` and `idempotency_after` of an UnknownOutcomeError repeat that write.
         Raises PreconditionFailedError, UnknownOutcomeError and the rest of the tree.
         """
-        headers = _condition(if_revision, if_absent=if_absent)
-        target = kv_target(key, _write_options(ack, min_copies))
+        headers = condition_headers(if_revision, if_absent=if_absent)
+        target = kv_target(key, write_options(ack, min_copies))
         body = check_value(value)
         call = write_call("PUT", target, headers, body, idempotency_key, idempotency_after)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
-        result = _decode(call, reply, PutResult, ok=(200, 201))
+        result = decode_reply(call, reply, PutResult, ok=(200, 201))
         return msgspec.structs.replace(
             result, created=reply.status == 201, idempotency_key=call.key
         )
@@ -176,7 +179,7 @@ class AsyncClient:
 
         "stale" reads whatever the asked node has, no older than `max_staleness_ms` if given.
         """
-        target = kv_target(key, _read_options(consistency, max_staleness_ms))
+        target = kv_target(key, read_options(consistency, max_staleness_ms))
         call = Request("GET", target)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         if reply.status == 404 and decode_problem(404, reply.body).code == "key_not_found":
@@ -206,12 +209,90 @@ class AsyncClient:
         timeout_ms: int | None = None,
     ) -> DeleteResult:
         """Remove `key`; `deleted` says whether it was there. Options and errors as for `put`."""
-        headers = _condition(if_revision)
-        target = kv_target(key, _write_options(ack, min_copies))
+        headers = condition_headers(if_revision)
+        target = kv_target(key, write_options(ack, min_copies))
         call = write_call("DELETE", target, headers, None, idempotency_key, idempotency_after)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
-        result = _decode(call, reply, DeleteResult)
+        result = decode_reply(call, reply, DeleteResult)
         return msgspec.structs.replace(result, idempotency_key=call.key)
+
+    async def delete_range(
+        self,
+        prefix: str = "",
+        *,
+        start: str = "",
+        end: str = "",
+        limit: int = PAGE_LIMIT_MAX,
+        cursor: str | None = None,
+        ack: Ack = "all",
+        min_copies: int = 0,
+        idempotency_key: str = "",
+        idempotency_after: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> DeleteRangeResult:
+        """Remove the first keys, up to `limit`, with `prefix`, or from `start` up to but not `end`.
+
+        All go at one revision. Where the result has a `cursor`, more are left: call again with it.
+        One of `prefix`, `start`, `end` must be given, so that nothing deletes the whole store by
+        accident.
+        """
+        bounds = {
+            name: check_text(name, value)
+            for name, value in (("prefix", prefix), ("start", start), ("end", end))
+        }
+        if not any(bounds.values()) and not cursor:
+            raise InvalidRequestError(
+                "prefix, start or end must be given, and not empty", code="invalid_argument"
+            )
+        options: dict[str, object] = {
+            **bounds,
+            "limit": check_number("limit", limit, 1, PAGE_LIMIT_MAX),
+            "cursor": None if cursor is None else check_text("cursor", cursor),
+            **write_options(ack, min_copies),
+        }
+        target = "/v1/kv" + query_string(options)
+        call = write_call("DELETE", target, {}, None, idempotency_key, idempotency_after)
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        result = decode_reply(call, reply, DeleteRangeResult)
+        return msgspec.structs.replace(result, idempotency_key=call.key)
+
+    def txn(self) -> AsyncTxnBuilder:
+        """Begin a transaction: conditions, and operations that are carried out all or not at all.
+
+        result = await (
+            client.txn()
+            .if_("job", version=3)
+            .put("job", b"taken").delete(prefix="tmp/")
+            .else_().get("job")
+            .commit()
+        )
+        """
+        return AsyncTxnBuilder(self.transact)
+
+    async def transact(
+        self,
+        document: bytes,
+        *,
+        read_only: bool = False,
+        ack: Ack = "all",
+        min_copies: int = 0,
+        idempotency_key: str = "",
+        idempotency_after: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> TxnResult:
+        """Carry out a transaction given as JSON, as POST /v1/txn takes it. `txn` makes it for you.
+
+        Options and errors as for `put`; a condition that does not hold is no error. `read_only`: it
+        changes nothing on either branch, so that no idempotency key is sent, and none remembered.
+        """
+        target = "/v1/txn" + query_string(write_options(ack, min_copies))
+        if check_flag("read_only", read_only) and not idempotency_key:
+            call = Request("POST", target, JSON, document)
+        else:
+            headers = dict(JSON)
+            call = write_call("POST", target, headers, document, idempotency_key, idempotency_after)
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        return decode_txn_reply(call, reply)
 
     async def page(
         self,
@@ -235,9 +316,9 @@ class AsyncClient:
             "cursor": None if cursor is None else check_text("cursor", cursor),
             "keys_only": "true" if check_flag("keys_only", keys_only) else None,
         }
-        options |= _read_options(consistency, max_staleness_ms)
-        call = Request("GET", "/v1/kv" + _query(options))
-        return _decode(call, await self._transport.call(call, check_timeout(timeout_ms)), Page)
+        options |= read_options(consistency, max_staleness_ms)
+        call = Request("GET", "/v1/kv" + query_string(options))
+        return decode_reply(call, await self._transport.call(call, check_timeout(timeout_ms)), Page)
 
     def list(
         self,
@@ -282,7 +363,7 @@ class AsyncClient:
     async def status(self, *, timeout_ms: int | None = None) -> ClusterStatus:
         """Return the cluster as its primary sees it."""
         reply = await self._transport.call(STATUS, check_timeout(timeout_ms))
-        return _decode(STATUS, reply, ClusterStatus)
+        return decode_reply(STATUS, reply, ClusterStatus)
 
     async def digest(self, node: str, *, timeout_ms: int | None = None) -> Digest:
         """Return the checksum of that node's own store, scanned now (an id, or a base URL)."""
@@ -306,19 +387,16 @@ class AsyncClient:
                 code="unknown_address",
             )
         reply = await self._transport.ask(url, "/v1/digest", _left_ms(deadline))
-        return _decode(Request("GET", "/v1/digest"), reply, Digest)
+        return decode_reply(Request("GET", "/v1/digest"), reply, Digest)
 
     async def handover(self, to: str, *, timeout_ms: int | None = None) -> ViewSummary:
         """Make the in-sync replica `to` the primary. No waiting request fails."""
         deadline = self._deadline(timeout_ms)
         body = msgspec.json.encode({"to": check_node("to", to)})
-        headers = {"Content-Type": "application/json"}
-        call = Request(
-            "POST", "/v1/cluster/handover", headers, body, writes=True, retry_unknown=False
-        )
+        call = Request("POST", "/v1/cluster/handover", JSON, body, writes=True, retry_unknown=False)
         try:
             reply = await self._transport.call(call, _left_ms(deadline))
-            return _decode(call, reply, ViewSummary)
+            return decode_reply(call, reply, ViewSummary)
         except UnknownOutcomeError as error:
             try:
                 view = await self.status(timeout_ms=_left_ms(deadline))
@@ -349,10 +427,9 @@ class AsyncClient:
         }
         body = msgspec.json.encode({name: text for name, text in given.items() if text})
         target = f"/v1/cluster/nodes/{quote(check_node('node', node), safe='')}"
-        headers = {"Content-Type": "application/json"}
-        call = Request("PATCH", target, headers, body, writes=True)  # twice is as good as once
+        call = Request("PATCH", target, JSON, body, writes=True)  # twice is as good as once
         reply = await self._transport.call(call, check_timeout(timeout_ms))
-        return _decode(call, reply, ViewSummary)
+        return decode_reply(call, reply, ViewSummary)
 
     async def remove(
         self, node: str, *, force: bool = False, timeout_ms: int | None = None
@@ -368,7 +445,7 @@ class AsyncClient:
             target += f"?force={name}"
         call = Request("DELETE", target, writes=True)  # to remove a node twice is to remove it
         reply = await self._transport.call(call, check_timeout(timeout_ms))
-        return _decode(call, reply, ViewSummary)
+        return decode_reply(call, reply, ViewSummary)
 
     def _deadline(self, timeout_ms: int | None) -> float:
         chosen_ms = check_timeout(timeout_ms) or self._transport.timeout_ms
@@ -377,68 +454,3 @@ class AsyncClient:
 
 def _left_ms(deadline: float) -> int:
     return max(LEFT_MIN_MS, int((deadline - time.monotonic()) * 1000))
-
-
-def kv_target(key: str, options: Mapping[str, object] | None = None) -> str:
-    """Return the encoded path and query of a key. Raises InvalidRequestError for what is no key."""
-    return f"/v1/kv/{quote(check_key(key), safe='')}{_query(options or {})}"
-
-
-def write_call(
-    method: str,
-    target: str,
-    headers: dict[str, str],
-    body: bytes | None,
-    key: str,
-    after: int | None = None,
-) -> Request:
-    """Return a write under an idempotency key, drawn at random where none is given."""
-    after = check_idempotency_after(check_idempotency_key(key), after)
-    key = key or draw_key()
-    drawn = isinstance(key, DrawnKey)
-    headers["Idempotency-Key"] = f'"{key}"'
-    return Request(method, target, headers, body, str(key), writes=True, after=after, drawn=drawn)
-
-
-def _condition(if_revision: int | None, *, if_absent: bool = False) -> dict[str, str]:
-    revision = check_optional_number("if_revision", if_revision, 1, REVISION_MAX)
-    if check_flag("if_absent", if_absent):
-        if revision is not None:
-            raise InvalidRequestError("if_revision and if_absent exclude each other")
-        return {"If-None-Match": "*"}
-    return {} if revision is None else {"If-Match": f'"{revision}"'}
-
-
-def _write_options(ack: Ack, min_copies: int) -> dict[str, object]:
-    word, copies = check_ack(ack), check_number("min_copies", min_copies, 0, COPIES_MAX)
-    return {"ack": None if word == "all" else word, "min_copies": copies or None}
-
-
-def _read_options(consistency: Consistency, max_staleness_ms: int | None) -> dict[str, object]:
-    word = check_consistency(consistency)
-    staleness = check_optional_number("max_staleness_ms", max_staleness_ms, 0, MILLISECONDS_MAX)
-    if staleness is not None and word != "stale":
-        raise InvalidRequestError('max_staleness_ms needs consistency="stale"')
-    return {
-        "consistency": None if word == "linearizable" else word,
-        "max_staleness_ms": staleness,
-    }
-
-
-def _query(options: Mapping[str, object]) -> str:
-    """Return the query of all options that are neither None nor ""."""
-    chosen = {name: value for name, value in options.items() if value not in (None, "")}
-    return f"?{urlencode(chosen, quote_via=quote)}" if chosen else ""
-
-
-def _decode(
-    call: Request, reply: FinalResponse, kind: type[_T], ok: tuple[int, ...] = (200,)
-) -> _T:
-    if reply.status not in ok:
-        raise_for(call, reply)
-    try:
-        return msgspec.json.decode(reply.body, type=kind)
-    except msgspec.DecodeError as error:
-        # Whatever answered "OK" is no onecopy node: nothing can be concluded from it.
-        kind_of_error = UnknownOutcomeError if call.writes else UnavailableError
-        raise kind_of_error(f"the answer is not onecopy's: {error}", code="bad_answer") from error

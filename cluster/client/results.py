@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import msgspec
 
 
@@ -24,6 +26,17 @@ class DeleteResult(msgspec.Struct, frozen=True, kw_only=True):
 
     revision: int
     deleted: bool
+    epoch: int = 0
+    copies: int = 0
+    idempotency_key: str = ""
+
+
+class DeleteRangeResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a range that was removed; `cursor` asks for the next one, None: nothing is left."""
+
+    revision: int
+    deleted: int
+    cursor: str | None = None
     epoch: int = 0
     copies: int = 0
     idempotency_key: str = ""
@@ -63,6 +76,37 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     items: tuple[Item, ...]
     revision: int
     cursor: str | None = None
+
+
+class TxnPutResult(msgspec.Struct, frozen=True):
+    """What a put in a transaction did: whether the key was new."""
+
+    created: bool
+
+
+class TxnDeleteResult(msgspec.Struct, frozen=True):
+    """What a delete in a transaction did: how many keys were there."""
+
+    deleted: int
+
+
+TxnOperationResult = TxnPutResult | TxnDeleteResult | GetResult | Page | None
+"""Of a put, a delete, a get (None: no such key), a list."""
+
+
+@dataclass(frozen=True, kw_only=True)  # msgspec knows no union of structs without tags
+class TxnResult:
+    """A transaction that was carried out: its first branch if it `succeeded`, else the other.
+
+    `revision` is that of all its changes; `results` has one for each operation, in order.
+    """
+
+    succeeded: bool
+    revision: int
+    epoch: int
+    copies: int
+    results: tuple[TxnOperationResult, ...]
+    idempotency_key: str = ""
 
 
 class ViewSummary(msgspec.Struct, frozen=True, kw_only=True):

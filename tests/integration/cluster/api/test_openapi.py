@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 import pytest
@@ -20,6 +20,8 @@ from openapi_spec_validator import validate
 from cluster.api.openapi import openapi_document
 from cluster.api.problems import CODES
 from cluster.api.settings import HttpSettings
+from cluster.api.txn import MIN_BODY_LIMIT_BYTES
+from cluster.services.txn import MAX_STEPS
 from datapath.errors import (
     NotPrimaryError,
     OperationError,
@@ -40,6 +42,11 @@ OPERATIONS = [
     for method in METHODS
     if method in item
 ]
+TXN = b"""{
+    "if": [{"key": "present", "version": {"gt": 0}}],
+    "then": [{"put": {"key": "new", "text": "1"}}, {"get": {"key": "new"}},
+             {"get": {"key": "none"}}, {"delete": {"prefix": "p"}}, {"list": {"prefix": "n"}}]
+}"""
 SETTINGS = HttpSettings(max_value_size_bytes=70_000, body_timeout_ms=100)
 
 
@@ -55,7 +62,8 @@ class Ask(NamedTuple):
         return self._replace(target=target)
 
     def query(self, **params: str) -> Ask:
-        return self.to(f"{self.target}?{urlencode(params)}")
+        path, _, query = self.target.partition("?")
+        return self.to(f"{path}?{urlencode({**dict(parse_qsl(query)), **params})}")
 
     def header(self, name: str, value: str) -> Ask:
         return self._replace(headers={**self.headers, name: value})
@@ -63,6 +71,10 @@ class Ask(NamedTuple):
 
 def good(method: str, path: str) -> Ask:
     target = path.replace("{key}", "present").replace("{id}", "n3")
+    if path == "/v1/txn":
+        return Ask("POST", target, TXN, {"Content-Type": "application/json"})
+    if (method, path) == ("delete", "/v1/kv"):
+        return Ask("DELETE", f"{target}?prefix=p&start=p", None, {})
     if method == "post":
         return Ask("POST", target, b'{"to": "n2"}', {"Content-Type": "application/json"})
     if method == "patch":
@@ -72,7 +84,12 @@ def good(method: str, path: str) -> Ask:
 
 
 def wrong_parameter(ask: Ask) -> Ask:
-    return ask.query(limit="0") if ask.target == "/v1/kv" else ask.query(timeout_ms="0")
+    is_range = ask.target.partition("?")[0] == "/v1/kv"
+    return ask.query(limit="0") if is_range else ask.query(timeout_ms="0")
+
+
+def too_many(_ask: Ask) -> bytes:
+    return msgspec.json.encode({"then": [{"get": {"key": "k"}}] * (MAX_STEPS + 1)})
 
 
 def fails(error: OperationError | Exception) -> Callable[[Local], None]:
@@ -100,7 +117,10 @@ SPOILT: dict[str, Callable[[Ask], Ask]] = {
     "unknown_host": lambda ask: ask.header("Host", "rebound.example"),
     "foreign_origin": lambda ask: ask.header("Sec-Fetch-Site", "cross-site"),
     "admin_forbidden": lambda ask: ask.header("X-Forwarded-For", "10.0.0.1"),
-    "value_too_large": lambda ask: ask._replace(body=b"x" * 70_001),
+    "value_too_large": lambda ask: ask._replace(
+        body=b"x" * (MIN_BODY_LIMIT_BYTES + 1 if ask.target == "/v1/txn" else 70_001)
+    ),
+    "txn_too_large": lambda ask: ask._replace(body=too_many(ask)),
     "unsupported_content_encoding": lambda ask: ask.header("Content-Encoding", "gzip"),
     "unsupported_media_type": lambda ask: ask.header("Content-Type", "text/plain"),
     "expectation_failed": lambda ask: ask.header("Expect", "nonsense"),
@@ -148,7 +168,8 @@ async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
         if code == "cluster_unknown":
             local.node.view = msgspec.structs.replace(local.node.view, cluster_id="")
         if code == "idempotency_key_reused":
-            ask = ask._replace(body=b"other" if method == "put" else None)
+            other = b'{"then": [{"get": {"key": "k"}}]}' if method == "post" else b"other"
+            ask = ask._replace(body=other if method in {"put", "post"} else None)
     if code == "malformed_request":
         ask = ask.header("Content-Length", "x")._replace(body=None)
     if code == "request_timeout":
@@ -242,7 +263,7 @@ async def test_success_is_as_documented(serve: Serve, method: str, path: str) ->
             answers.append(await send(local, ask))
         else:
             answers.append(await send(local, ask.header("If-None-Match", "*")))
-    if path == "/v1/kv":
+    if path == "/v1/kv" and method == "get":
         answers.append(await send(local, ask.query(limit="1", keys_only="true")))
     if path == "/metrics":
         answers.append(await send(local, ask.header("Accept", "application/openmetrics-text")))
