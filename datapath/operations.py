@@ -6,7 +6,7 @@ and a witness's gateway both implement it; whichever node is asked forwards to t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Protocol, get_args
 
 import msgspec
@@ -36,6 +36,8 @@ class Operation(msgspec.Struct, frozen=True, array_like=True):
     when the primary alone has it durable; `min_copies` refuses to be acknowledged on fewer.
     `first_after`: the operation was first sent after this index had committed; None: not said.
     With it, one that the client table may have forgotten is refused instead of executed again.
+    `if_lock`: the name and the token of a lock; where it is not held under it, the operation
+    is refused with "lock_lost" and changes nothing (K3).
     """
 
     method: str
@@ -45,6 +47,7 @@ class Operation(msgspec.Struct, frozen=True, array_like=True):
     min_copies: int = 0
     first_after: int | None = None
     service: str = STORE
+    if_lock: tuple[bytes, int] | None = None
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True):
@@ -216,6 +219,15 @@ class Node(Protocol):
 
     async def query(self, query: Query, timeout_ms: int) -> QueryResult:
         """Read; linearizable reads are answered here if this node is in touch with the primary."""
+
+    def observe(self, keyspace: int, key: bytes, observer: Callable[[], None]) -> bool:
+        """Call `observer` after each committed write of a key, as this node applies them.
+
+        It takes note only. False: this node has no data, and calls nobody. End it by `unobserve`.
+        """
+
+    def unobserve(self, keyspace: int, key: bytes, observer: Callable[[], None]) -> None:
+        """Call `observer` no longer."""
 
     async def handover(self, to: str, timeout_ms: int) -> View:
         """Make `to` (a member of the in-sync set) the primary; no waiting request fails."""

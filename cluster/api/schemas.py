@@ -37,8 +37,8 @@ CONNECTION_CODES = (
 
 
 ANSWERS = (
-    Written, Deleted, Range, RangeDeleted, TxnAnswer, Status, CurrentPrimary, ClusterStatus, View, Digest,
-    ProblemDocument,
+    Written, Deleted, Range, RangeDeleted, TxnAnswer, Status, CurrentPrimary, ClusterStatus, View,
+    Digest, ProblemDocument,
 )  # fmt: skip
 BODIES = (HandoverRequest, Move, TxnRequest)
 

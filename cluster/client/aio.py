@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 from urllib.parse import quote
 
 import msgspec
@@ -64,8 +64,6 @@ from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
 LEFT_MIN_MS = 50  # what a call's last step gets, however much of its time is gone
-
-_T = TypeVar("_T")
 
 
 class AsyncClient:

@@ -14,6 +14,7 @@ import msgspec
 
 from datapath.errors import NotPrimaryError, OperationError, OperationUnknownError, SafetyError
 from datapath.execution.executor import Executed, Executor
+from datapath.execution.key_observers import KeyObservers
 from datapath.operations import Completion, Operation, Result
 from datapath.protocol.confirmations import Confirmation, ReadPoint
 from datapath.protocol.replica import Replica
@@ -115,7 +116,8 @@ class Tail:
     a primary may give. `confirm`: what an answer that wrote nothing waits for; None: the lease is
     enough. `call_soon` makes a turn of the event loop. `clock` (ms) is the replica's.
 
-    `inflight_records` and `inflight_bytes`: what was executed here and has not committed.
+    `observers` hear of committed writes. `inflight_records` and `inflight_bytes`: what was executed
+    here and has not committed.
     """
 
     def __init__(
@@ -146,6 +148,7 @@ class Tail:
         ] = []  # those that wait for `confirm`, and their deadlines
         self._unasked: list[PendingAnswer] = []  # of those the ones that it was not asked about yet
         self.deadlines = Deadlines()
+        self.observers = KeyObservers()
         self.inflight_records = 0
         self.inflight_bytes = 0
 
@@ -186,6 +189,7 @@ class Tail:
     def on_snapshot(self) -> None:
         """The log was replaced by a snapshot."""
         self._items.clear()
+        self.observers.on_snapshot()
 
     def holds(self, waiting: Waiting) -> bool:
         """Whether an operation was executed here, and waits for its commit."""
@@ -206,6 +210,8 @@ class Tail:
                 executor.committed(record.first_index, item.entries)
                 self.inflight_records -= 1
                 self.inflight_bytes -= len(record.data)
+            if self.observers:
+                self.observers.on_applied(item.entries or record.entries())
             if item.answers:
                 self.answer_all(item.answers)
         if store.applied_index != index:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
-from datapath.errors import NotPrimaryError, RejectedError
+from datapath.errors import NotPrimaryError, OperationError, RejectedError
 from datapath.execution.executor import (
     CommittedState,
     Executor,
@@ -20,7 +20,7 @@ from datapath.execution.executor import (
 )
 from datapath.execution.pipeline import Pipeline, Running
 from datapath.execution.tail import AppliedState, Tail
-from datapath.operations import Query, QueryResult
+from datapath.operations import Operation, Query, QueryResult, Result
 from datapath.protocol import effects
 from datapath.protocol.confirmations import Confirmation, Confirmations
 from datapath.protocol.messages import Message
@@ -29,6 +29,9 @@ from datapath.records import Record
 from datapath.service import Service
 from datapath.settings import Bounds
 from election.view import View
+
+OWN_OPERATION_TIMEOUT_MS = 10_000
+"""How long an operation that a service asks for by itself may wait."""
 
 
 class ServedState(CommittedState, AppliedState, Protocol):
@@ -130,6 +133,31 @@ class AppliedWaiter(Protocol):
         """It is applied."""
 
 
+class OwnOperation:
+    """What becomes of an operation that a service has asked for by itself (`Service.due`)."""
+
+    __slots__ = ("name", "service", "under_way")
+
+    def __init__(self, name: str, service: Service) -> None:
+        self.name = name
+        self.service = service
+        self.under_way = False
+
+    def done(self) -> bool:
+        """Whether it has been answered."""
+        return not self.under_way
+
+    def set_result(self, result: Result, /) -> None:
+        """It has committed."""
+        self.under_way = False
+        self.service.on_done(result.value)
+
+    def set_exception(self, exception: OperationError, /) -> None:
+        """It was not executed, or nobody knows: the service asks again if it still wants to."""
+        del exception
+        self.under_way = False
+
+
 class Interpreter:
     """One replica and all who wait on it. `uncommitted`: the records after its commit index.
 
@@ -168,6 +196,11 @@ class Interpreter:
         }
         self._ready_index = 0  # the epoch is open when this has committed; 0: nothing to wait for
         self._applied_waiters: list[tuple[int, AppliedWaiter]] = []
+        self._own_operations = [
+            OwnOperation(name, service)
+            for name, service in services.items()
+            if type(service).due is not Service.due
+        ]
         self.confirmations = Confirmations(replica, self.not_primary)
         self.tail = Tail(
             node_id,
@@ -230,6 +263,23 @@ class Interpreter:
         self.pipeline.expire(now_ms)
         self.pipeline.schedule()
         self.confirmations.expire()
+        self._ask_services(now_ms)
+
+    def _ask_services(self, now_ms: float) -> None:
+        """Submit what the services want executed by themselves, one operation of each at a time."""
+        for own in self._own_operations:
+            if own.under_way or not self.replica.may_execute():
+                continue
+            view = self._read_views[own.name]
+            try:
+                wanted = own.service.due(view, now_ms)
+                if wanted is not None:
+                    method, args = wanted
+                    own.under_way = True
+                    operation = Operation(method, args, service=own.name)
+                    self.pipeline.submit(operation, OWN_OPERATION_TIMEOUT_MS, own)
+            except OperationError as problem:  # not the primary, or too much waits: at a later tick
+                own.set_exception(problem)
 
     def on_view(self, view: View) -> None:
         """A view is known."""
@@ -297,6 +347,8 @@ class Interpreter:
         if self._ready_index and index >= self._ready_index:
             self._ready_index = 0
             self.pipeline.open_epoch()
+            for service in self._services.values():
+                service.on_epoch_open(self._clock())
             self._surroundings.on_epoch_open(self.replica.epoch)
         if self._applied_waiters:
             self._wake_applied()
@@ -360,6 +412,13 @@ class Interpreter:
         """Whether a query may take a millisecond or more."""
         service = self._services.get(query.service)
         return service is not None and query.method in service.scans
+
+    def service_counters(self) -> dict[str, float]:
+        """Numbers of the services, for metrics."""
+        counters: dict[str, float] = {}
+        for service in self._services.values():
+            counters |= service.counters()
+        return counters
 
     @property
     def read_bytes(self) -> int:

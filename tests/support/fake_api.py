@@ -20,6 +20,7 @@ from cluster.api.routes import HttpApi
 from cluster.api.settings import HttpSettings
 from cluster.services.kv import HEAD_SIZE_BYTES, KeyValue
 from datapath.errors import NotPrimaryError, OperationError, OperationUnknownError, PrimaryFullError
+from datapath.execution.key_observers import Observer
 from datapath.operations import (
     ClusterStatus,
     Completion,
@@ -105,6 +106,12 @@ class FakeNode:
         self.requests += 1
         result = await self.core.query(query, timeout_ms)
         return msgspec.structs.replace(result, node=self.node_id)
+
+    def observe(self, keyspace: int, key: bytes, observer: Observer) -> bool:
+        return self.core.observe(keyspace, key, observer)
+
+    def unobserve(self, keyspace: int, key: bytes, observer: Observer) -> None:
+        self.core.unobserve(keyspace, key, observer)
 
     async def handover(self, to: str, timeout_ms: int) -> View:
         view = await self.core.handover(to, timeout_ms)

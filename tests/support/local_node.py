@@ -16,6 +16,7 @@ from itertools import islice
 
 import msgspec
 
+from datapath.clock import clock_ms
 from datapath.errors import (
     NotPrimaryError,
     OperationError,
@@ -23,8 +24,11 @@ from datapath.errors import (
     OperationUnknownError,
     RejectedError,
 )
-from datapath.keyspaces import KV
+from datapath.execution.key_observers import KeyObservers, Observer
+from datapath.execution.lock_guard import holds_lock, lock_lost
+from datapath.keyspaces import KV, LOCKS
 from datapath.operations import (
+    STORE,
     ClusterStatus,
     Completion,
     Digest,
@@ -34,6 +38,7 @@ from datapath.operations import (
     QueryResult,
     Result,
 )
+from datapath.records import Entry
 from datapath.service import Service
 from election.identity import Addresses
 from election.view import AddMember, Handover, Member, RemoveMember, View, ViewRefusal, apply_change
@@ -131,6 +136,13 @@ class LocalTransaction:
     def delete(self, key: bytes) -> None:
         self.writes[key] = None
 
+    def entry(self) -> Entry:
+        """Return the delta, of the first keyspace's view."""
+        views = {KV: self, **self._others}
+        return [
+            (number, key, value) for number, tx in views.items() for key, value in tx.writes.items()
+        ]
+
     def commit(self) -> None:
         for key, value in self.writes.items():
             if value is None:
@@ -145,10 +157,19 @@ class LocalTransaction:
 class LocalNode:
     """Implements `datapath.operations.Node`."""
 
-    def __init__(self, service: Service, node_id: str = "n1", *, can_submit: bool = True) -> None:
+    def __init__(
+        self,
+        service: Service,
+        node_id: str = "n1",
+        *,
+        can_submit: bool = True,
+        others: Mapping[str, Service] | None = None,
+    ) -> None:
         self.can_submit = can_submit
         self.node_id = node_id
         self.service = service
+        self.services = {STORE: service, **(others or {})}
+        self.observers = KeyObservers()
         self.store = Store()
         self.index = 0
         self.executed = 0
@@ -271,13 +292,22 @@ class LocalNode:
         return msgspec.structs.replace(result, repeated=True)
 
     async def _call(self, operation: Operation, copies: int) -> Result:
-        tx = LocalTransaction(self.store, self.index + 1).keyspace(self.service.keyspace)
-        value = self.service.operations[operation.method](tx, *operation.args)
+        service = self.services[operation.service]
+        root = LocalTransaction(self.store, self.index + 1)
+        if operation.if_lock is not None:
+            name, token = operation.if_lock
+            if not holds_lock(root.keyspace(LOCKS).get(name), token):
+                raise lock_lost(name, token, root.index)
+        value = service.operations[operation.method](
+            root.keyspace(service.keyspace), *operation.args
+        )
         if inspect.iscoroutine(value):
             value = await value
-        if tx.wrote:
-            tx.commit()
-            self.index = tx.index
+        if root.wrote:
+            entry = root.entry()
+            root.commit()
+            self.index = root.index
+            self.observers.on_applied([entry])
         self.executed += 1
         return Result(value, self.index, self.epoch, copies, self.primary)
 
@@ -286,9 +316,25 @@ class LocalNode:
         return self._query(query)
 
     def _query(self, query: Query) -> QueryResult:
-        tx = LocalTransaction(self.store, self.index).keyspace(self.service.keyspace)
-        value = self.service.queries[query.method](tx, *query.args)
+        service = self.services[query.service]
+        tx = LocalTransaction(self.store, self.index).keyspace(service.keyspace)
+        value = service.queries[query.method](tx, *query.args)
         return QueryResult(value, self.index, self.epoch, self.node_id)
+
+    def observe(self, keyspace: int, key: bytes, observer: Observer) -> bool:
+        self.observers.add(keyspace, key, observer)
+        return True
+
+    def unobserve(self, keyspace: int, key: bytes, observer: Observer) -> None:
+        self.observers.remove(keyspace, key, observer)
+
+    async def tick(self) -> None:
+        """Execute what the services want executed by themselves."""
+        for name, service in self.services.items():
+            tx = LocalTransaction(self.store, self.index).keyspace(service.keyspace)
+            if (wanted := service.due(tx, clock_ms())) is not None:
+                result = await self._call(Operation(*wanted, service=name), len(NODES))
+                service.on_done(result.value)
 
     async def _gate(self) -> None:
         if self.hold is not None:
