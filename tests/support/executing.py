@@ -17,7 +17,7 @@ STALL_MS = 100.0
 
 
 class Primary:
-    """Executes operations one by one; each commits at once, unless `hold`. `now_ms` is its clock."""
+    """Executes operations one by one, and each commits at once. `now_ms` is its clock."""
 
     def __init__(self, state: MemoryStore | None = None, now_ms: float = 0.0) -> None:
         self.now_ms = now_ms

@@ -18,7 +18,7 @@ import msgspec
 
 from cluster.api.routes import HttpApi
 from cluster.api.settings import HttpSettings
-from cluster.services.kv import HEAD_SIZE_BYTES, KeyValue
+from cluster.services.kv import HEAD_SIZE_BYTES
 from datapath.errors import NotPrimaryError, OperationError, OperationUnknownError, PrimaryFullError
 from datapath.execution.key_observers import Observer
 from datapath.operations import (
@@ -32,7 +32,7 @@ from datapath.operations import (
 )
 from election.identity import Addresses
 from election.view import Member, View
-from tests.support.local_node import LocalNode
+from tests.support.local_node import LocalNode, local_node
 
 Fault = Literal["not_applied", "unknown_before", "unknown_after", "full", "slow"]
 Cut = Literal["before", "after"]
@@ -232,7 +232,7 @@ class FakeCluster:
     """Nodes n1, n2, …; n1 is the primary at first."""
 
     def __init__(self, count: int) -> None:
-        self.core = LocalNode(KeyValue())
+        self.core = local_node()
         self.faults: deque[Fault] = deque()
         self.servers = {
             f"n{number}": FakeServer(self.core, f"n{number}", self.faults)

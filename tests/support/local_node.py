@@ -16,6 +16,7 @@ from itertools import islice
 
 import msgspec
 
+from cluster.services.built_in import built_in_services
 from datapath.clock import clock_ms
 from datapath.errors import (
     NotPrimaryError,
@@ -425,3 +426,9 @@ class LocalNode:
             "epoch": self.epoch,
             "operations_total": self.executed,
         }
+
+
+def local_node(*, can_submit: bool = True) -> LocalNode:
+    """Make one with the services that every node has."""
+    services = built_in_services()
+    return LocalNode(services.pop(STORE), can_submit=can_submit, others=services)
