@@ -23,12 +23,14 @@ if TYPE_CHECKING:
         InvalidRequestError,
         NotAppliedError,
         PreconditionFailedError,
+        RevisionCompactedError,
         StorageFullError,
         UnavailableError,
         UnknownOutcomeError,
         WrongClusterError,
     )
     from cluster.client.results import (
+        Change,
         DeleteRangeResult,
         DeleteResult,
         GetResult,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
         TxnPutResult,
         TxnResult,
         ViewSummary,
+        WatchEvent,
     )
     from cluster.client.sync import Client
     from cluster.client.txn import gt, lt, ne
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_ENDPOINTS",
     "AsyncClient",
+    "Change",
     "Client",
     "ClientError",
     "ClusterStatus",
@@ -71,6 +75,7 @@ __all__ = [
     "PutResult",
     "ReadTransaction",
     "RejectedError",
+    "RevisionCompactedError",
     "Service",
     "StorageFullError",
     "Transaction",
@@ -80,6 +85,7 @@ __all__ = [
     "UnavailableError",
     "UnknownOutcomeError",
     "ViewSummary",
+    "WatchEvent",
     "WrongClusterError",
     "gt",
     "lt",
@@ -96,6 +102,7 @@ _EXPORTS = {
         "InvalidRequestError",
         "NotAppliedError",
         "PreconditionFailedError",
+        "RevisionCompactedError",
         "StorageFullError",
         "UnavailableError",
         "UnknownOutcomeError",
@@ -104,8 +111,9 @@ _EXPORTS = {
     "cluster.client.sync": ("Client",),
     "cluster.client.results": (
         "DeleteRangeResult",
+        "Change",
         "DeleteResult",
-        "Entry",
+        "GetResult",
         "Item",
         "Page",
         "PutResult",
@@ -113,6 +121,7 @@ _EXPORTS = {
         "TxnPutResult",
         "TxnResult",
         "ViewSummary",
+        "WatchEvent",
     ),
     "cluster.client.txn": ("gt", "lt", "ne"),
     "datapath.errors": ("RejectedError",),

@@ -82,6 +82,35 @@ class Range(msgspec.Struct, frozen=True):
     cursor: Annotated[str | None, Meta(description="null on the last page.")]
 
 
+class ChangeDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What a revision has done to a key: one of `text`, `value` and `deleted` is there.
+
+    With `deleted` come `reason` and `revision`; else all that a listing has.
+    """
+
+    key: str
+    text: Annotated[str | UnsetType, Meta(description="What was written, if it is UTF-8.")] = UNSET
+    value: Annotated[bytes | UnsetType, Meta(description="What was written, if it is not.")] = UNSET
+    deleted: Literal[True] | UnsetType = UNSET
+    reason: Annotated[
+        str | UnsetType, Meta(description="Why it was removed: `deleted` by a request.")
+    ] = UNSET
+    revision: Positive
+    create_revision: Positive | UnsetType = UNSET
+    version: Positive | UnsetType = UNSET
+    lease: LeaseId = UNSET
+
+
+class EventDocument(msgspec.Struct, frozen=True):
+    """All that one revision has changed of what is watched; `cluster.api.events` writes it."""
+
+    revision: Annotated[Count, Meta(description="Where to resume: `after` this.")]
+    changes: Annotated[
+        list[ChangeDocument],
+        Meta(description="Empty: progress. Nothing else up to there."),
+    ]
+
+
 class Status(msgspec.Struct, frozen=True):
     """The answer to /livez and /readyz, where it is good."""
 

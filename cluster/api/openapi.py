@@ -35,6 +35,7 @@ from cluster.api.openapi_leases import (
     release,
     revoke_lease,
 )
+from cluster.api.openapi_watch import watch_keys
 from cluster.api.params import (
     REMOVE_PARAMS,
     TIMEOUT,
@@ -47,10 +48,10 @@ from cluster.api.schemas import (
     PARAMETER_CODES,
     SCHEMAS,
     Json,
+    api_operation,
     headers,
     json_answer,
     json_content,
-    operation,
     query_parameters,
 )
 from datapath.operations import ClusterStatus, Digest, NodeState
@@ -106,6 +107,7 @@ def openapi_document() -> Json:
             "/v1/locks": _readable(list_locks()),
             "/v1/locks/{name}": _lock(is_election=False),
             "/v1/elections/{name}": _lock(is_election=True),
+            "/v1/watch": _readable(watch_keys()),
             "/v1/cluster": _readable(_cluster()),
             "/v1/cluster/handover": {"post": _handover()},
             "/v1/cluster/nodes/{id}": {"delete": _remove_node(), "patch": _move_node()},
@@ -173,7 +175,7 @@ def _cluster() -> Json:
         cluster="demo", cluster_id="5f0c", epoch=3, version=9, primary="n1", in_sync=("n1",),
         nodes={"n1": node},
     )  # fmt: skip
-    return operation(
+    return api_operation(
         "getCluster",
         "Who is in charge, and how far everyone is",
         {
@@ -188,7 +190,7 @@ def _cluster() -> Json:
 
 
 def _handover() -> Json:
-    return operation(
+    return api_operation(
         "handOver",
         "Make another node of the in-sync set the primary",
         {"200": json_answer("The new view.", _VIEW)},
@@ -214,7 +216,7 @@ def _remove_node() -> Json:
     node = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"},
             "example": "n3"}  # fmt: skip
     force = {"example": "n3"}  # the node's id once more
-    return operation(
+    return api_operation(
         "removeNode",
         "Take a node out of the cluster for good",
         {"200": json_answer("The new view.", _VIEW)},
@@ -242,7 +244,7 @@ def _remove_node() -> Json:
 def _move_node() -> Json:
     node = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"},
             "example": "n3"}  # fmt: skip
-    return operation(
+    return api_operation(
         "moveNode",
         "Agree on other addresses of a node",
         {"200": json_answer("The new view.", _VIEW)},
@@ -266,7 +268,7 @@ def _move_node() -> Json:
 
 def _digest() -> Json:
     example = Digest(node="n1", applied_index=57, digest="9f86d081884c7d65…")
-    return operation(
+    return api_operation(
         "getDigest",
         "Digest of this node's own store: equal on all replicas at the same index",
         {"200": json_answer("The digest.", example)},
@@ -280,12 +282,12 @@ def _digest() -> Json:
 def _health(path: str, word: str, meaning: str, status: Status, *codes: str) -> Json:
     revision = ("Onecopy-Revision",) if path == "livez" else ()
     answer = json_answer(meaning, status, *revision)
-    return operation(path, word, {"200": answer}, codes)
+    return api_operation(path, word, {"200": answer}, codes)
 
 
 def _primary() -> Json:
     example = CurrentPrimary(primary="n1", epoch=3)
-    return operation(
+    return api_operation(
         "primary",
         "Whether this node is the serving primary",
         {"200": json_answer("It is.", example)},
@@ -300,7 +302,7 @@ def _metrics() -> Json:
         "headers": headers(),
         "content": {text: {"schema": {"type": "string"}} for text in texts},
     }
-    return operation("getMetrics", "Numbers for Prometheus", {"200": answer}, ())
+    return api_operation("getMetrics", "Numbers for Prometheus", {"200": answer}, ())
 
 
 def _openapi() -> Json:
@@ -309,4 +311,4 @@ def _openapi() -> Json:
         "headers": headers(),
         "content": {"application/json": {"schema": {"type": "object"}}},
     }
-    return operation("getOpenapi", "This document", {"200": answer}, ())
+    return api_operation("getOpenapi", "This document", {"200": answer}, ())

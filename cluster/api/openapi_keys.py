@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from cluster.api.documents import Deleted, Range, RangeDeleted, RangeItem, Written
 from cluster.api.headers import MAX_IDEMPOTENCY_KEY_LENGTH
+from cluster.api.openapi_watch import EVENT_EXAMPLE, WATCH_CODES
 from cluster.api.params import (
     DELETE_RANGE_PARAMS,
     MAX_KEY_SIZE_BYTES,
+    NEXT_CHANGE_PARAMS,
     PUT_PARAMS,
     RANGE_PARAMS,
     READ_PARAMS,
@@ -14,6 +16,7 @@ from cluster.api.params import (
 )
 from cluster.api.schemas import (
     BODY_CODES,
+    HEADERS,
     KEY_CODES,
     LEASE_CODES,
     LOCK_CODES,
@@ -22,11 +25,11 @@ from cluster.api.schemas import (
     REPEAT_CODES,
     WRITE_CODES,
     Json,
+    api_operation,
     header_parameter,
     headers,
     json_answer,
     json_content,
-    operation,
     query_parameters,
 )
 from cluster.api.txn_documents import TXN_ANSWER, TXN_REQUEST
@@ -76,7 +79,7 @@ def put_key() -> Json:
     """Return PUT /v1/kv/{key}."""
     absent = header_parameter("If-None-Match", "`*`: only if the key does not exist.", "*")
     written = ("ETag", "Idempotent-Replayed", "Onecopy-Revision")
-    return operation(
+    return api_operation(
         "putKey",
         "Write a value",
         {
@@ -110,6 +113,10 @@ def put_key() -> Json:
     )
 
 
+_NOT_WITH_AFTER = {
+    name: {**HEADERS[name], "required": False}
+    for name in ("ETag", "Onecopy-Create-Revision", "Onecopy-Key-Version", "Onecopy-Lease")
+}
 _KEY_HEADERS = (
     "ETag",
     "Onecopy-Create-Revision",
@@ -124,29 +131,37 @@ def get_key() -> Json:
     unless = header_parameter(
         "If-None-Match", "304 if the key is at one of these revisions.", '"42"'
     )
-    return operation(
+    return api_operation(
         "getKey",
         "Read a value",
         {
             "200": {
-                "description": "The value's bytes.",
-                "headers": headers(*_KEY_HEADERS),
-                "content": {"application/octet-stream": {"schema": {}}},
+                "description": "The value's bytes; with `after` an event, which is progress if "
+                "nothing has changed within `timeout_ms`.",
+                "headers": {**headers("Onecopy-Revision"), **_NOT_WITH_AFTER},
+                "content": {
+                    "application/octet-stream": {"schema": {}},
+                    **json_content(EVENT_EXAMPLE),
+                },
             },
             "304": {
                 "description": "Unchanged (If-None-Match).",
                 "headers": headers(*_KEY_HEADERS),
             },
         },
-        (*KEY_CODES, "key_not_found", "precondition_failed", *READ_CODES),
-        parameters=[*query_parameters(READ_PARAMS), _IF_MATCH, unless],
+        (*KEY_CODES, "key_not_found", "precondition_failed", *READ_CODES, *WATCH_CODES),
+        parameters=[
+            *query_parameters({**READ_PARAMS, **NEXT_CHANGE_PARAMS}),
+            _IF_MATCH,
+            unless,
+        ],
     )
 
 
 def delete_key() -> Json:
     """Return DELETE /v1/kv/{key}."""
     example = Deleted(revision=43, deleted=True, epoch=3, copies=3)
-    return operation(
+    return api_operation(
         "deleteKey",
         "Remove a key",
         {
@@ -173,7 +188,7 @@ def list_range() -> Json:
     """Return GET /v1/kv."""
     item = RangeItem(key="hello", value=b"world", revision=42, create_revision=7, version=3)
     example = Range(items=[item], revision=57, cursor=None)
-    return operation(
+    return api_operation(
         "rangeKeys",
         "Read keys in order",
         {
@@ -189,7 +204,7 @@ def list_range() -> Json:
 def delete_range() -> Json:
     """Return DELETE /v1/kv."""
     example = RangeDeleted(revision=58, deleted=3, epoch=3, copies=3, cursor=None)
-    return operation(
+    return api_operation(
         "deleteRange",
         "Remove keys in order",
         {
@@ -221,7 +236,7 @@ def delete_range() -> Json:
 
 def transaction() -> Json:
     """Return POST /v1/txn."""
-    return operation(
+    return api_operation(
         "txn",
         "Compare, and change several keys at once or none",
         {

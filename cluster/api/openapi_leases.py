@@ -37,9 +37,9 @@ from cluster.api.schemas import (
     REPEAT_CODES,
     WRITE_CODES,
     Json,
+    api_operation,
     json_answer,
     json_content,
-    operation,
     query_parameters,
 )
 from cluster.services.lock_state import MAX_NAME_SIZE_BYTES
@@ -72,7 +72,7 @@ def name_parameter() -> Json:
 def grant_lease() -> Json:
     """Return POST /v1/leases."""
     example = LeaseGranted(lease="42", ttl_ms=10_000, revision=42, epoch=3, copies=3)
-    return operation(
+    return api_operation(
         "grantLease",
         "Begin a client lease",
         {"201": json_answer("Keep it alive, or it ends.", example, *_REPEATED)},
@@ -89,7 +89,7 @@ def grant_lease() -> Json:
 def list_leases() -> Json:
     """Return GET /v1/leases."""
     item = LeaseItem(lease="42", ttl_ms=10_000, keys=2)
-    return operation(
+    return api_operation(
         "listLeases",
         "Client leases, by their ids",
         {
@@ -104,7 +104,7 @@ def list_leases() -> Json:
 
 def keep_alive() -> Json:
     """Return POST /v1/leases/{id}/keepalive."""
-    return operation(
+    return api_operation(
         "keepAlive",
         "Start a lease's TTL anew",
         {
@@ -123,7 +123,7 @@ def keep_alive() -> Json:
 def keep_all_alive() -> Json:
     """Return POST /v1/leases/keepalive."""
     example = KeepAliveAnswer(ttl_ms={"42": 10_000}, gone=["7"], epoch=3)
-    return operation(
+    return api_operation(
         "keepAllAlive",
         "Start the TTLs of many leases anew",
         {"200": json_answer("Which last, and which have ended.", example, *_REPEATED)},
@@ -142,7 +142,7 @@ def get_lease() -> Json:
     example = LeaseDocument(
         lease="42", ttl_ms=10_000, left_ms=7200, keys=["hello"], locks=["jobs"], epoch=3
     )
-    return operation(
+    return api_operation(
         "getLease",
         "What hangs on a lease, and how long it lasts without a keep-alive",
         {"200": json_answer("The lease.", example, *_REPEATED)},
@@ -154,7 +154,7 @@ def get_lease() -> Json:
 def revoke_lease() -> Json:
     """Return DELETE /v1/leases/{id}."""
     example = LeaseRevoked(lease="42", deleted=2, revision=58, epoch=3, copies=3)
-    return operation(
+    return api_operation(
         "revokeLease",
         "End a lease now: its keys go, and its locks pass on",
         {"200": json_answer("It has ended.", example, *_REPEATED)},
@@ -170,7 +170,7 @@ def revoke_lease() -> Json:
 def list_locks() -> Json:
     """Return GET /v1/locks."""
     item = LockItem(lock="jobs", token=77, lease="42", note="host 1")
-    return operation(
+    return api_operation(
         "listLocks",
         "Locks and elections that are held, by their names",
         {
@@ -190,7 +190,7 @@ def acquire(*, is_election: bool) -> Json:
     if is_election:
         ok = Elected(election="jobs", token=77, lease="42", epoch=3, copies=3)
         body = CandidateRequest(ttl_ms=10_000, wait_ms=5000, value="host 1")
-    return operation(
+    return api_operation(
         "stand" if is_election else "acquireLock",
         "Stand for an election" if is_election else "Take a lock, or wait for it",
         {"200": json_answer("It is held under this token.", ok, *_REPEATED)},
@@ -214,7 +214,7 @@ def get_holder(*, is_election: bool) -> Json:
         example = LeaderDocument(
             election="jobs", token=77, lease="42", value="host 1", waiting=2, revision=80
         )
-    return operation(
+    return api_operation(
         "getLeader" if is_election else "getLock",
         "Who leads" if is_election else "Who holds a lock",
         {"200": json_answer("The holder.", example, "Onecopy-Revision")},
@@ -226,7 +226,7 @@ def get_holder(*, is_election: bool) -> Json:
 def release(*, is_election: bool) -> Json:
     """Return DELETE /v1/locks/{name} or /v1/elections/{name}."""
     example = LockReleased(token=77, revision=81, epoch=3, copies=3)
-    return operation(
+    return api_operation(
         "resign" if is_election else "releaseLock",
         "Resign, or stand no longer" if is_election else "Give up a lock, or wait no longer",
         {"200": json_answer("The next one has it.", example, *_REPEATED)},

@@ -30,6 +30,7 @@ MAX_RANGE_LIMIT = 1000
 MAX_CURSOR_LENGTH = 4096
 MAX_WAIT_MS = 600_000
 DEFAULT_WAIT_MS = 10_000
+MAX_REVISION = 2**63 - 1
 
 _BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _DIGITS = re.compile(r"[0-9]{1,19}")
@@ -302,6 +303,33 @@ RANGE_PARAMS: dict[str, Param] = {
     ),
     **READ_PARAMS,
 }
+
+
+_AFTER = Param(
+    _number(0, MAX_REVISION),
+    _number_schema(0, MAX_REVISION),
+    "Only changes after this revision. Left out: from now on.",
+)
+WATCH_PARAMS: dict[str, Param] = {
+    "key": Param(_bound, _KEY_SCHEMA, "Watch this key alone."),
+    "prefix": Param(_bound, _KEY_SCHEMA, "Watch the keys that begin with this; empty: all keys."),
+    "start": Param(_bound, _KEY_SCHEMA, "Watch the keys from this one on (inclusive)."),
+    "end": Param(_bound, _KEY_SCHEMA, "Watch the keys before this one (exclusive)."),
+    "after": _AFTER,
+}
+NEXT_CHANGE_PARAMS: dict[str, Param] = {
+    "after": msgspec.structs.replace(
+        _AFTER,
+        description="Wait for the next change of the key after this revision; the answer is an "
+        "event in JSON. Not beside `consistency` and `max_staleness_ms`.",
+    ),
+    **TIMEOUT,
+}
+
+
+def waits_for_change(query: str) -> bool:
+    """Whether a GET of a key is for its next change (`cluster.api.watch`)."""
+    return "after=" in query
 
 
 def parse_query(query: str, allowed: Mapping[str, Param]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 import msgspec
 from aiohttp import hdrs
@@ -29,12 +29,21 @@ from cluster.api.listener import HttpListener
 from cluster.api.locks import LockHandlers
 from cluster.api.metrics import Metrics
 from cluster.api.openapi import openapi_json
-from cluster.api.params import REMOVE_PARAMS, TIMEOUT, decode_percent, parse_query
+from cluster.api.params import (
+    REMOVE_PARAMS,
+    TIMEOUT,
+    decode_key,
+    decode_percent,
+    parse_query,
+    waits_for_change,
+)
 from cluster.api.plain_head import KEYS
 from cluster.api.problems import RETRY_AFTER_S, ProblemError, from_operation_error
 from cluster.api.server import FullConnection, HttpServer
 from cluster.api.settings import HttpSettings
+from cluster.api.streams import WatchedNode
 from cluster.api.txn import TxnHandlers
+from cluster.api.watch import WatchHandlers
 from cluster.config.model import split_address
 from datapath.complaints import Complaints
 from datapath.errors import OperationError
@@ -61,25 +70,33 @@ _move_decoder = msgspec.json.Decoder(Move)
 _handover_decoder = msgspec.json.Decoder(HandoverRequest)
 
 
+class ServedNode(Node, WatchedNode, Protocol):
+    """A node that an API can serve."""
+
+
 class HttpApi:
-    """Serves a `Node` over HTTP."""
+    """Serves a node over HTTP."""
 
     def __init__(
-        self, node: Node, settings: HttpSettings | None = None, hosts: Hosts | None = None
+        self, node: ServedNode, settings: HttpSettings | None = None, hosts: Hosts | None = None
     ) -> None:
         """Serve `node`. `hosts` (default: loopback names and IP addresses) is for whom."""
-        self.node = node
+        self.node: Node = node
         self._hosts = hosts or Hosts()
         self._settings = settings or HttpSettings()
         self.complaints = Complaints(logger)
         self.kv = kv = KvHandlers(node, self._settings)
         self._txn = TxnHandlers(node, self._settings)
-        self._server = HttpServer(self._handle, self._settings, self._identity, self, self._hosts)
+        self._server = HttpServer(
+            self._handle, self._settings, self._identity, self, self._hosts, node
+        )
         self.listener = HttpListener(self._server)
+        self.streams = self._server.streams
+        self._watches = WatchHandlers(node, self.streams, self._settings.request_timeout_ms)
         self._metrics = Metrics(node.node_id, node.counters, self._numbers)
         # HEAD is GET whose body is not sent (see Answer.send).
         self._key_methods: dict[str, Keyed] = {
-            "PUT": kv.put, "GET": kv.get, "HEAD": kv.get, "DELETE": kv.delete,
+            "PUT": kv.put, "GET": self._get, "HEAD": self._get, "DELETE": kv.delete,
         }  # fmt: skip
         self._node_methods: dict[str, Keyed] = {
             "DELETE": self._remove_node,
@@ -109,6 +126,7 @@ class HttpApi:
             "/v1/locks": _readable(self._locks.list),
             "/v1/kv": {**_readable(kv.range), "DELETE": kv.delete_range},
             "/v1/txn": {"POST": self._txn.txn},
+            "/v1/watch": _readable(self._watch),
             "/v1/cluster": _readable(self._cluster),
             "/v1/cluster/handover": {"POST": self._handover},
             "/v1/digest": _readable(self._digest),
@@ -231,6 +249,16 @@ class HttpApi:
         index = self.node.commit_index
         lines = self._identity() + (revision_line(index) if index else b"")
         return Answer(200, msgspec.json.encode(document), JSON, lines)
+
+    # --- keys ---
+
+    async def _get(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
+        if waits_for_change(query):
+            return await self._watches.next_change(decode_key(raw_key), query, self._identity())
+        return await self.kv.get(request, raw_key, query)
+
+    async def _watch(self, request: BaseRequest, query: str) -> Answer:
+        return await self._watches.watch(request, query, self._identity())
 
     # --- cluster ---
 

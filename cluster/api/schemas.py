@@ -12,6 +12,7 @@ from cluster.api import lease_documents
 from cluster.api.documents import (
     CurrentPrimary,
     Deleted,
+    EventDocument,
     HandoverRequest,
     Move,
     Range,
@@ -39,7 +40,7 @@ CONNECTION_CODES = (
 
 ANSWERS = (
     Written, Deleted, Range, RangeDeleted, TxnAnswer, Status, CurrentPrimary, ClusterStatus, View,
-    Digest, ProblemDocument, *lease_documents.ANSWERS,
+    Digest, EventDocument, ProblemDocument, *lease_documents.ANSWERS,
 )  # fmt: skip
 BODIES = (HandoverRequest, Move, TxnRequest, *lease_documents.BODIES)
 
@@ -193,7 +194,7 @@ def _example(code: str, *, write: bool) -> Json:
     return document
 
 
-def operation(
+def api_operation(
     name: str, summary: str, ok: Json, codes: tuple[str, ...], *, write: bool = False, **more: Any
 ) -> Json:
     """Return one operation: its good answers, and those of `codes`."""

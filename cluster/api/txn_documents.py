@@ -13,16 +13,16 @@ from msgspec import UNSET, Meta, UnsetType
 
 from cluster.api.cursor import KeyRange, encode_cursor, make_bounds
 from cluster.api.documents import LeaseId, Local, Positive
-from cluster.api.params import MAX_KEY_SIZE_BYTES
+from cluster.api.params import MAX_KEY_SIZE_BYTES, parse_lease
 from cluster.api.problems import ProblemError
 from cluster.services import txn as store
 from cluster.services.txn import (
     DEFAULT_LIST_LIMIT,
     MAX_COMPARISONS,
     MAX_LIST_LIMIT,
-    Relation,
-    Target,
+    ComparedField,
     TooManyError,
+    TxnRelation,
     WrittenTwiceError,
     check_branch,
 )
@@ -30,8 +30,8 @@ from datapath.operations import Count, Result
 
 Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 LeaseOrNone = Annotated[str, Meta(pattern="^(0|[1-9][0-9]{0,19})$")]
-_RELATIONS: tuple[Relation, ...] = get_args(Relation)
-_NUMBERS: tuple[Target, ...] = ("revision", "create_revision", "version")
+_RELATIONS: tuple[TxnRelation, ...] = get_args(TxnRelation)
+_NUMBERS: tuple[ComparedField, ...] = ("revision", "create_revision", "version")
 
 
 class NumberRelation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,11 +84,12 @@ class TxnCondition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TxnPut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Write a value: `text` (as UTF-8) or `value` (base64)."""
+    """Write a value: `text` (as UTF-8) or `value` (base64); hang the key on `lease`, or on none."""
 
     key: str
     text: str | UnsetType = UNSET
     value: bytes | UnsetType = UNSET
+    lease: LeaseId = UNSET
 
 
 class TxnDelete(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -170,7 +171,7 @@ class TxnListed(msgspec.Struct, frozen=True):
     cursor: Annotated[str | None, Meta(description="For GET /v1/kv; null: there are no more.")]
 
 
-class TxnResult(msgspec.Struct, frozen=True):
+class TxnOperationDone(msgspec.Struct, frozen=True):
     """The result of one operation, under the operation's name."""
 
     put: TxnPutDone | UnsetType = UNSET
@@ -191,7 +192,9 @@ class TxnAnswer(msgspec.Struct, frozen=True):
     ]
     epoch: Positive
     copies: Count
-    results: Annotated[list[TxnResult], Meta(description="One for each operation, in order.")]
+    results: Annotated[
+        list[TxnOperationDone], Meta(description="One for each operation, in order.")
+    ]
     ack: Local = UNSET
 
 
@@ -211,9 +214,11 @@ TXN_ANSWER = TxnAnswer(
     epoch=3,
     copies=3,
     results=[
-        TxnResult(put=TxnPutDone(created=False)),
-        TxnResult(delete=TxnDeleteDone(deleted=2)),
-        TxnResult(get=TxnKey(key="c", text="ready", revision=40, create_revision=7, version=3)),
+        TxnOperationDone(put=TxnPutDone(created=False)),
+        TxnOperationDone(delete=TxnDeleteDone(deleted=2)),
+        TxnOperationDone(
+            get=TxnKey(key="c", text="ready", revision=40, create_revision=7, version=3)
+        ),
     ],
 )
 
@@ -237,6 +242,13 @@ def parse_txn(body: bytes, max_value_size_bytes: int) -> store.Txn:
         raise ProblemError("invalid_body", "an operation is needed in `then` or `else` - at `$`")
     then = parser.branch(request.then, "$.then")
     return store.Txn(comparisons, then, parser.branch(request.else_, "$.else"))
+
+
+def _lease(text: str, at: str) -> int:
+    try:
+        return parse_lease(text)
+    except ValueError as error:
+        raise _wrong(str(error), at) from None
 
 
 class _Parser:
@@ -282,7 +294,7 @@ class _Parser:
         for relation, lease in _relations(condition.lease, f"{at}.lease"):
             yield store.Comparison(key, "lease", relation, int(lease))
 
-    def branch(self, operations: Sequence[TxnOperation], at: str) -> tuple[store.Step, ...]:
+    def branch(self, operations: Sequence[TxnOperation], at: str) -> tuple[store.TxnStep, ...]:
         steps = tuple(
             self._step(operation, f"{at}[{number}]") for number, operation in enumerate(operations)
         )
@@ -294,7 +306,7 @@ class _Parser:
             raise _wrong(str(error), f"{at}[{error.step}]") from None
         return steps
 
-    def _step(self, operation: TxnOperation, at: str) -> store.Step:
+    def _step(self, operation: TxnOperation, at: str) -> store.TxnStep:
         given = [
             (name, part)
             for name in operation.__struct_fields__
@@ -306,14 +318,15 @@ class _Parser:
         at = f"{at}.{name}"
         match part:
             case TxnPut(key):
-                return store.Put(_key(key, f"{at}.key"), self._value(part, at))
+                lease = 0 if part.lease is UNSET else _lease(part.lease, f"{at}.lease")
+                return store.PutStep(_key(key, f"{at}.key"), self._value(part, at), lease)
             case TxnGet(key):
-                return store.Get(_key(key, f"{at}.key"))
+                return store.GetStep(_key(key, f"{at}.key"))
             case TxnDelete():
                 return _delete(part, at)
             case TxnList(limit=limit, keys_only=keys_only):
                 bounds = _bounds(part, at)
-                return store.List(bounds.start, bounds.end, limit, keys_only)
+                return store.ListStep(bounds.start, bounds.end, limit, keys_only)
         raise AssertionError(part)
 
     def _value(self, put: TxnPut, at: str) -> bytes:
@@ -328,7 +341,7 @@ class _Parser:
         return value
 
 
-def _relations(given: Any, at: str) -> Iterator[tuple[Relation, Any]]:
+def _relations(given: Any, at: str) -> Iterator[tuple[TxnRelation, Any]]:
     if given is UNSET:
         return
     if not isinstance(given, msgspec.Struct):
@@ -345,14 +358,14 @@ def _relations(given: Any, at: str) -> Iterator[tuple[Relation, Any]]:
     yield from found
 
 
-def _delete(delete: TxnDelete, at: str) -> store.Delete | store.DeleteRange:
+def _delete(delete: TxnDelete, at: str) -> store.DeleteStep | store.DeleteRangeStep:
     has_range = bool(delete.prefix or delete.start or delete.end)
     if has_range == (delete.key is not UNSET):
         raise _wrong("a `key` is needed, or a `prefix` or `start` or `end`, not empty", at)
     if delete.key is not UNSET:
-        return store.Delete(_key(delete.key, f"{at}.key"))
+        return store.DeleteStep(_key(delete.key, f"{at}.key"))
     bounds = _bounds(delete, at)
-    return store.DeleteRange(bounds.start, bounds.end)
+    return store.DeleteRangeStep(bounds.start, bounds.end)
 
 
 def _bounds(part: TxnDelete | TxnList, at: str) -> KeyRange:
@@ -401,18 +414,18 @@ def txn_answer(asked: store.Txn, result: Result, *, local: bool) -> TxnAnswer:
     )
 
 
-def _result(step: store.Step, value: Any) -> TxnResult:
+def _result(step: store.TxnStep, value: Any) -> TxnOperationDone:
     match step:
-        case store.Put():
-            return TxnResult(put=TxnPutDone(value))
-        case store.Get(key):
-            return TxnResult(get=None if value is None else _item(key, *value))
-        case store.List(start, end):
+        case store.PutStep():
+            return TxnOperationDone(put=TxnPutDone(value))
+        case store.GetStep(key):
+            return TxnOperationDone(get=None if value is None else _item(key, *value))
+        case store.ListStep(start, end):
             items, following = value
             cursor = None if following is None else encode_cursor(following, KeyRange(start, end))
-            return TxnResult(list=TxnListed([_item(*item) for item in items], cursor))
+            return TxnOperationDone(list=TxnListed([_item(*item) for item in items], cursor))
         case _:
-            return TxnResult(delete=TxnDeleteDone(value))
+            return TxnOperationDone(delete=TxnDeleteDone(value))
 
 
 def _item(

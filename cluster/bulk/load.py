@@ -26,7 +26,7 @@ from cluster.bulk.formats import PARSERS, Format, RecordError, without_mark
 from cluster.bulk.source import read_lines
 from cluster.bulk.wire import WireTransport
 from cluster.client.errors import ClientError
-from cluster.client.requests import JSON, kv_target
+from cluster.client.requests import JSON_HEADERS, kv_target
 from cluster.client.retries import Request, raise_for
 
 WINDOW_RECORDS = 8192  # read but not acknowledged; far below the default client table
@@ -230,7 +230,7 @@ class Loader:
         else:
             puts = [{"put": {"key": key, "value": value}} for key, value in batch.values.items()]
             method, target, body = "POST", "/v1/txn", msgspec.json.encode({"then": puts})
-            headers |= JSON
+            headers |= JSON_HEADERS
         return Request(method, target, headers, body, name, writes=True, after=batch.after)
 
     def _sent_after(self, line: int) -> int:

@@ -83,7 +83,7 @@ _T = TypeVar("_T")
     type=click.IntRange(1, MAX_BATCH_RECORDS),
     default=DEFAULT_BATCH_RECORDS,
     show_default=True,
-    help="Maximum number of records in one request. A load that goes on keeps its own.",
+    help="Maximum number of records in one request. A resumed load keeps its own.",
 )
 @click.option("--check", is_flag=True, help="Check the whole file for bad lines before loading.")
 @click.option(

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Self
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -23,11 +23,13 @@ from cluster.client.arguments import (
     DEFAULT_PAGE_SIZE,
     MILLISECONDS_MAX,
     PAGE_LIMIT_MAX,
+    REVISION_MAX,
     check_consistency,
     check_endpoints,
     check_flag,
     check_node,
     check_number,
+    check_optional_number,
     check_text,
     check_timeout,
     check_value,
@@ -38,15 +40,16 @@ from cluster.client.errors import (
     InvalidRequestError,
     UnknownOutcomeError,
 )
+from cluster.client.mirrors import AsyncMirror
 from cluster.client.requests import (
-    JSON,
+    JSON_HEADERS,
     condition_headers,
     decode_reply,
     kv_target,
     query_string,
-    read_options,
+    read_query,
     write_call,
-    write_options,
+    write_query,
 )
 from cluster.client.results import (
     DeleteRangeResult,
@@ -58,8 +61,15 @@ from cluster.client.results import (
     TxnResult,
     ViewSummary,
 )
-from cluster.client.retries import STATUS, Request, Transport, decode_problem, raise_for
+from cluster.client.retries import (
+    STATUS,
+    Request,
+    Transport,
+    decode_problem,
+    raise_for,
+)
 from cluster.client.txn import AsyncTxnBuilder, decode_txn_reply
+from cluster.client.watching import AsyncKeyWatch, watch_options
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
@@ -156,7 +166,7 @@ class AsyncClient:
         Raises PreconditionFailedError, UnknownOutcomeError and the rest of the tree.
         """
         headers = condition_headers(if_revision, if_absent=if_absent)
-        target = kv_target(key, write_options(ack, min_copies))
+        target = kv_target(key, write_query(ack, min_copies))
         body = check_value(value)
         call = write_call("PUT", target, headers, body, idempotency_key, idempotency_after)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
@@ -177,7 +187,7 @@ class AsyncClient:
 
         "stale" reads whatever the asked node has, no older than `max_staleness_ms` if given.
         """
-        target = kv_target(key, read_options(consistency, max_staleness_ms))
+        target = kv_target(key, read_query(consistency, max_staleness_ms))
         call = Request("GET", target)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         if reply.status == 404 and decode_problem(404, reply.body).code == "key_not_found":
@@ -208,7 +218,7 @@ class AsyncClient:
     ) -> DeleteResult:
         """Remove `key`; `deleted` says whether it was there. Options and errors as for `put`."""
         headers = condition_headers(if_revision)
-        target = kv_target(key, write_options(ack, min_copies))
+        target = kv_target(key, write_query(ack, min_copies))
         call = write_call("DELETE", target, headers, None, idempotency_key, idempotency_after)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         result = decode_reply(call, reply, DeleteResult)
@@ -246,7 +256,7 @@ class AsyncClient:
             **bounds,
             "limit": check_number("limit", limit, 1, PAGE_LIMIT_MAX),
             "cursor": None if cursor is None else check_text("cursor", cursor),
-            **write_options(ack, min_copies),
+            **write_query(ack, min_copies),
         }
         target = "/v1/kv" + query_string(options)
         call = write_call("DELETE", target, {}, None, idempotency_key, idempotency_after)
@@ -269,7 +279,7 @@ class AsyncClient:
 
     async def transact(
         self,
-        document: bytes,
+        document: bytes | str,
         *,
         read_only: bool = False,
         ack: Ack = "all",
@@ -283,12 +293,13 @@ class AsyncClient:
         Options and errors as for `put`; a condition that does not hold is no error. `read_only`: it
         changes nothing on either branch, so that no idempotency key is sent, and none remembered.
         """
-        target = "/v1/txn" + query_string(write_options(ack, min_copies))
+        target = "/v1/txn" + query_string(write_query(ack, min_copies))
+        body = check_value(document, "document")
         if check_flag("read_only", read_only) and not idempotency_key:
-            call = Request("POST", target, JSON, document)
+            call = Request("POST", target, JSON_HEADERS, body)
         else:
-            headers = dict(JSON)
-            call = write_call("POST", target, headers, document, idempotency_key, idempotency_after)
+            headers = dict(JSON_HEADERS)
+            call = write_call("POST", target, headers, body, idempotency_key, idempotency_after)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         return decode_txn_reply(call, reply)
 
@@ -314,7 +325,7 @@ class AsyncClient:
             "cursor": None if cursor is None else check_text("cursor", cursor),
             "keys_only": "true" if check_flag("keys_only", keys_only) else None,
         }
-        options |= read_options(consistency, max_staleness_ms)
+        options |= read_query(consistency, max_staleness_ms)
         call = Request("GET", "/v1/kv" + query_string(options))
         return decode_reply(call, await self._transport.call(call, check_timeout(timeout_ms)), Page)
 
@@ -358,6 +369,37 @@ class AsyncClient:
 
         return pages()
 
+    def watch(
+        self,
+        prefix: str | None = None,
+        *,
+        key: str | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        after: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> AsyncKeyWatch:
+        """Watch the keys with `prefix` ("" for all), one `key`, or from `start` before `end`.
+
+        Iterate over it: each event has all that one revision has changed, in the order of
+        revisions, from the one after `after` on; without `after`, from when it begins (`async
+        with`, or the first step). It goes on over nodes that fail, for ever, or until no node could
+        be reached for `timeout_ms`: UnavailableError. RevisionCompactedError: no node goes back so
+        far.
+        """
+        for name, value in (("prefix", prefix), ("key", key), ("start", start), ("end", end)):
+            if value is not None:
+                check_text(name, value)
+        options = watch_options(prefix, key, start, end)
+        revision = check_optional_number("after", after, 0, REVISION_MAX)
+        query = urlencode(options, quote_via=quote)
+        target = f"/v1/watch?{query}"
+        return AsyncKeyWatch(self._transport, target, revision, check_timeout(timeout_ms))
+
+    def mirror(self, prefix: str) -> AsyncMirror:
+        """Return a live copy of the keys with `prefix`, as a mapping: `async with` it."""
+        return AsyncMirror(self, check_text("prefix", prefix))
+
     async def status(self, *, timeout_ms: int | None = None) -> ClusterStatus:
         """Return the cluster as its primary sees it."""
         reply = await self._transport.call(STATUS, check_timeout(timeout_ms))
@@ -391,7 +433,9 @@ class AsyncClient:
         """Make the in-sync replica `to` the primary. No waiting request fails."""
         deadline = self._deadline(timeout_ms)
         body = msgspec.json.encode({"to": check_node("to", to)})
-        call = Request("POST", "/v1/cluster/handover", JSON, body, writes=True, retry_unknown=False)
+        call = Request(
+            "POST", "/v1/cluster/handover", JSON_HEADERS, body, writes=True, retry_unknown=False
+        )
         try:
             reply = await self._transport.call(call, _left_ms(deadline))
             return decode_reply(call, reply, ViewSummary)
@@ -425,7 +469,7 @@ class AsyncClient:
         }
         body = msgspec.json.encode({name: text for name, text in given.items() if text})
         target = f"/v1/cluster/nodes/{quote(check_node('node', node), safe='')}"
-        call = Request("PATCH", target, JSON, body, writes=True)  # twice is as good as once
+        call = Request("PATCH", target, JSON_HEADERS, body, writes=True)  # twice is as good as once
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         return decode_reply(call, reply, ViewSummary)
 

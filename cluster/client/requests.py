@@ -27,7 +27,7 @@ from cluster.client.errors import InvalidRequestError, UnavailableError, Unknown
 from cluster.client.retries import FinalResponse, Request, raise_for
 from datapath.operations import Ack, Consistency
 
-JSON = {"Content-Type": "application/json"}
+JSON_HEADERS = {"Content-Type": "application/json"}
 
 T = TypeVar("T")
 
@@ -63,13 +63,13 @@ def condition_headers(if_revision: int | None, *, if_absent: bool = False) -> di
     return {} if revision is None else {"If-Match": f'"{revision}"'}
 
 
-def write_options(ack: Ack, min_copies: int) -> dict[str, object]:
+def write_query(ack: Ack, min_copies: int) -> dict[str, object]:
     """Return the query options of a write, checked."""
     word, copies = check_ack(ack), check_number("min_copies", min_copies, 0, COPIES_MAX)
     return {"ack": None if word == "all" else word, "min_copies": copies or None}
 
 
-def read_options(consistency: Consistency, max_staleness_ms: int | None) -> dict[str, object]:
+def read_query(consistency: Consistency, max_staleness_ms: int | None) -> dict[str, object]:
     """Return the query options of a read, checked."""
     word = check_consistency(consistency)
     staleness = check_optional_number("max_staleness_ms", max_staleness_ms, 0, MILLISECONDS_MAX)

@@ -109,6 +109,39 @@ class TxnResult:
     idempotency_key: str = ""
 
 
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What a revision has done to a key: written `value`, or, where that is None, removed it.
+
+    `reason` says why it was removed: "deleted" by a request.
+    """
+
+    key: str
+    revision: int
+    text: str | None = None
+    encoded: bytes | None = msgspec.field(default=None, name="value")
+    reason: str = ""
+    create_revision: int = 0
+    version: int = 0
+    lease: str = ""
+
+    @property
+    def value(self) -> bytes | None:
+        """What was written; None: the key was removed."""
+        return self.encoded if self.text is None else self.text.encode()
+
+    @property
+    def deleted(self) -> bool:
+        """Whether the key was removed."""
+        return self.text is None and self.encoded is None
+
+
+class WatchEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """All that one revision has changed of what is watched."""
+
+    revision: int
+    changes: tuple[Change, ...]
+
+
 class ViewSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The view after a handover or a removal."""
 
@@ -119,10 +152,14 @@ class ViewSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """An error's body, application/problem+json (RFC 9457); `outcome` is there for writes."""
+    """An error's body, application/problem+json (RFC 9457); `outcome` is there for writes.
+
+    `oldest`, of "revision_compacted": the smallest revision after which all changes are kept.
+    """
 
     status: int = 0
     code: str = ""
     title: str = ""
     detail: str = ""
     outcome: str = ""
+    oldest: int = 0

@@ -40,6 +40,7 @@ from cluster.client.errors import (
     WrongClusterError,
 )
 from cluster.client.results import Problem
+from cluster.client.sessions import make_session
 from datapath.operations import ClusterStatus
 
 CONNECT_TIMEOUT_S = 1.0
@@ -73,6 +74,10 @@ class FinalResponse(NamedTuple):
     headers: Mapping[str, str]
     body: bytes
     after: int | None = None
+
+    def problem(self) -> Problem:
+        """Return what it says has gone wrong."""
+        return decode_problem(self.status, self.body)
 
 
 class Request(NamedTuple):
@@ -127,6 +132,7 @@ class Transport:
         self._max_connections = max_connections
         self._loop: asyncio.AbstractEventLoop | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._streams: aiohttp.ClientSession | None = None  # theirs are no connections of calls
         self._refresh: asyncio.Task[None] | None = None
         self._refreshed_at = self._refresh_due_at = -math.inf
         self._closed = False
@@ -144,8 +150,9 @@ class Transport:
         if self._refresh is not None:
             self._refresh.cancel()
             await asyncio.wait([self._refresh])
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._streams):
+            if session is not None:
+                await session.close()
 
     async def call(self, call: Request, timeout_ms: int | None = None) -> FinalResponse:
         """Send until there is a final answer or the deadline has passed.
@@ -183,13 +190,13 @@ class Transport:
                     self.endpoints.prefer_node(reply.headers.get("Onecopy-Node", ""))
                 if call is STATUS and reply.status == 200:
                     self._learn(reply.body, url)
-                self._refresh_soon()
+                self.refresh_soon()
                 _hold_doubt(call, reply, doubtful)
                 if call.drawn and reply.status < 400:
                     self._sent_after.pop(call.key, None)
                 return reply if call.after is None else reply._replace(after=call.after)
             self.endpoints.failed(url, loop.time())
-            self._refresh_soon(after_failure=True)
+            self.refresh_soon(after_failure=True)
             pause_s = 0.0
             if failure.status or not self.endpoints.has_fresh(loop.time()):
                 pause_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 -- jitter
@@ -253,14 +260,19 @@ class Transport:
             detail = f"{url}: {str(error) or f'no answer within {try_s:.1f} s'}"
             raise _doubt(call, detail, code=code) from error
         self._check_cluster(url, call, reply)
-        status, body = reply.status, reply.body
+        self._check_retried(url, call, reply)
+        return reply
+
+    @staticmethod
+    def _check_retried(url: str, call: Request, reply: FinalResponse) -> None:
+        """Raise what an answer means after which the request may go elsewhere."""
+        status = reply.status
         if status in RETRIED_STATUSES:
-            problem = decode_problem(status, body)
+            problem = reply.problem()
             detail = f"{url}: {problem.detail or problem.title}"
             if problem.outcome == "not_applied":
                 raise UnavailableError(detail, code=problem.code, status=status)
             raise _doubt(call, detail, code=problem.code, status=status)
-        return reply
 
     async def _send(self, url: str, target: str, call: Request, try_s: float) -> FinalResponse:
         """Send once and return whatever comes. Raises UnreachableError if nothing was sent."""
@@ -275,6 +287,33 @@ class Transport:
                 return FinalResponse(response.status, response.headers, await response.read())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise UnreachableError(str(error)) from error
+
+    async def open_stream(
+        self, url: str, call: Request, *, begin_timeout_s: float, silence_s: float
+    ) -> tuple[FinalResponse, aiohttp.ClientResponse | None]:
+        """Ask one node for an answer that does not end: return it, or the reply that refuses it.
+
+        It ends if nothing comes for `silence_s`. Raises UnavailableError, WrongClusterError.
+        """
+        self._check_loop()
+        self._open()  # as all calls need it
+        session = self._streams = self._streams or make_session(0)
+        timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=silence_s)
+        whole, headers = URL(url + call.target, encoded=True), self._headers(call)
+        try:
+            async with asyncio.timeout(begin_timeout_s):
+                response = await session.get(whole, headers=headers, timeout=timeout)
+                body = b"" if (taken := response.status == 200) else await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnavailableError(f"{url}: {error or 'no answer'}", code="disconnected") from error
+        reply = FinalResponse(response.status, response.headers, body)
+        try:
+            self._check_cluster(url, call, reply)
+            self._check_retried(url, call, reply)
+        except ClientError:
+            response.close()
+            raise
+        return reply, response if taken else None
 
     def _headers(self, call: Request) -> Mapping[str, str]:
         headers = dict(call.headers)
@@ -331,19 +370,16 @@ class Transport:
         if self._closed:
             raise RuntimeError("this client is closed")
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=30)
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),
-            )
-            # aiohttp would send a PUT again by itself when a kept connection breaks under it, and
-            # report the second try alone: a refused connection, say, though the first was sent.
-            self._session._retry_connection = False
+            self._session = make_session(self._max_connections)
         return self._session
 
-    def _refresh_soon(self, *, after_failure: bool = False) -> None:
+    async def discover(self) -> None:
+        """Learn now which nodes there are, as far as any can be asked."""
+        self.refresh_soon(after_failure=True)
+        if self._refresh is not None:
+            await asyncio.wait([self._refresh])
+
+    def refresh_soon(self, *, after_failure: bool = False) -> None:
         """Ask for the cluster's status in the background: now and then, and after each failure."""
         now = asyncio.get_running_loop().time()
         wanted = after_failure or now >= self._refresh_due_at

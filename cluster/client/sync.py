@@ -33,6 +33,7 @@ from cluster.client.results import (
     TxnResult,
     ViewSummary,
 )
+from cluster.client.sync_watching import KeyWatch, Mirror
 from cluster.client.txn import SyncTxnBuilder
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
@@ -275,7 +276,7 @@ class Client:
 
     def transact(
         self,
-        document: bytes,
+        document: bytes | str,
         *,
         read_only: bool = False,
         ack: Ack = "all",
@@ -369,6 +370,31 @@ class Client:
                     return
 
         return pages()
+
+    def watch(
+        self,
+        prefix: str | None = None,
+        *,
+        key: str | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        after: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> KeyWatch:
+        """Watch keys: iterate over it, event by event; see `AsyncClient.watch`.
+
+        It begins here, so that what this program changes next is seen. `with` it, or `close` it.
+        """
+        client, runner = self._here()
+        watch = client.watch(
+            prefix, key=key, start=start, end=end, after=after, timeout_ms=timeout_ms
+        )
+        return KeyWatch(watch, runner, self._timeout_ms)
+
+    def mirror(self, prefix: str) -> Mirror:
+        """Return a live copy of the keys with `prefix`, as a mapping. `with` it, or `close` it."""
+        client, runner = self._here()
+        return Mirror(client.mirror(prefix), runner, self._timeout_ms)
 
     def status(self, *, timeout_ms: int | None = None) -> ClusterStatus:
         """Return the cluster as its primary sees it."""

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
-from cluster.services.lease_state import attach_key, detach_key
+from cluster.services.lease_state import attach_key, detach_key, keys_gone_with_leases
 from cluster.services.leases import Leases
 from cluster.services.lock_state import is_held_under
 from cluster.services.txn import (
@@ -25,19 +25,20 @@ from cluster.services.txn import (
     MAX_DELETED_KEYS,
     MAX_RESULT_SIZE_BYTES,
     Comparison,
-    Delete,
-    DeleteRange,
-    Get,
-    List,
+    DeleteRangeStep,
+    DeleteStep,
+    GetStep,
+    ListStep,
     LockComparison,
-    Outcome,
-    Put,
-    Step,
+    PutStep,
+    TxnOutcome,
+    TxnStep,
     compare,
     decode_txn,
 )
 from datapath import keyspaces
 from datapath.errors import RejectedError
+from datapath.records import Entry
 from datapath.service import (
     ReadTransaction,
     Service,
@@ -115,6 +116,30 @@ def remove_key(tx: Transaction, key: bytes, stored: bytes) -> None:
     tx.delete(key)
 
 
+class EntryChange(NamedTuple):
+    """What an entry did to a key: it wrote `head` and `value`, or (`head` None) removed it.
+
+    `reason` says why it was removed: "deleted", or "expired" where it went with its lease.
+    """
+
+    key: bytes
+    head: Head | None
+    value: bytes
+    reason: str
+
+
+def changes(entry: Entry) -> list[EntryChange]:
+    """Return what an entry of the log did to keys, in its order."""
+    expired = keys_gone_with_leases(entry)
+    return [
+        EntryChange(key, None, b"", "expired" if key in expired else "deleted")
+        if stored is None
+        else EntryChange(key, decode_head(stored), stored[HEAD_SIZE_BYTES:], "")
+        for space, key, stored in entry
+        if space == keyspaces.KV
+    ]
+
+
 class KeyValue(Service):
     """Values under ordered byte keys, with conditions on revisions."""
 
@@ -186,7 +211,7 @@ class KeyValue(Service):
         return len(pairs), following
 
     @operation
-    def txn(self, tx: Transaction, request: bytes) -> Outcome:
+    def txn(self, tx: Transaction, request: bytes) -> TxnOutcome:
         """Carry out a transaction (`cluster.services.txn`), encoded by `encode_txn`.
 
         Raises RejectedError "txn_too_large" if it reads or deletes more than the bounds allow.
@@ -195,7 +220,7 @@ class KeyValue(Service):
         succeeded = all(_holds(tx, comparison) for comparison in asked.comparisons)
         branch = _Branch(tx)
         steps = asked.then if succeeded else asked.otherwise
-        return Outcome(succeeded, [branch.carry_out(step) for step in steps])
+        return TxnOutcome(succeeded, [branch.carry_out(step) for step in steps])
 
     @query
     def get(self, tx: ReadTransaction, key: bytes) -> Found | None:
@@ -275,25 +300,25 @@ class _Branch:
         self._deletes = MAX_DELETED_KEYS
         self._scan_bytes = MAX_DELETE_SCAN_SIZE_BYTES
 
-    def carry_out(self, step: Step) -> object:
+    def carry_out(self, step: TxnStep) -> object:
         """Return the step's result. Raises RejectedError."""
         tx = self._tx
         match step:
-            case Put(key, value, lease):
+            case PutStep(key, value, lease):
                 stored = tx.get(key)
                 write_value(tx, key, value, stored, lease)
                 return stored is None
-            case Delete(key):
+            case DeleteStep(key):
                 stored = tx.get(key)
                 if stored is None:
                     return 0
                 remove_key(tx, key, stored)
                 return 1
-            case DeleteRange(start, end):
+            case DeleteRangeStep(start, end):
                 return self._delete_range(start, end)
-            case Get(key):
+            case GetStep(key):
                 return self._get(key)
-            case List(start, end, limit, keys_only):
+            case ListStep(start, end, limit, keys_only):
                 return self._list(start, end, limit, keys_only=keys_only)
 
     def _get(self, key: bytes) -> Found | None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from datapath import keyspaces
 from datapath.errors import RejectedError
+from datapath.records import Entry
 from datapath.service import ReadTransaction, Transaction
 
 MAX_LEASE_KEYS = 1000
@@ -119,6 +120,15 @@ def remove_claim(tx: Transaction, lease: int, name: bytes) -> None:
     if state is not None:
         write_lease(leases, lease, state._replace(claims=state.claims - 1))
     leases.delete(CLAIM + lease.to_bytes(8) + name)
+
+
+def keys_gone_with_leases(entry: Entry) -> frozenset[bytes]:
+    """Return the keys that an entry of the log has removed because their lease has ended."""
+    gone = [key for keyspace, key, value in entry if keyspace == keyspaces.LEASES and value is None]
+    if not gone:
+        return frozenset()
+    ended = {key[1:] for key in gone if key[:1] == LEASE}
+    return frozenset(key[9:] for key in gone if key[:1] == KEY and key[1:9] in ended)
 
 
 def names_of(leases: ReadTransaction, kind: bytes, lease: int, count: int) -> list[bytes]:

@@ -29,8 +29,8 @@ MAX_RESULT_SIZE_BYTES = 4 * 1024 * 1024
 DEFAULT_LIST_LIMIT = 100
 MAX_LIST_LIMIT = 1000
 
-Target = Literal["revision", "create_revision", "version", "lease", "value", "exists"]
-Relation = Literal["eq", "ne", "lt", "gt"]
+ComparedField = Literal["revision", "create_revision", "version", "lease", "value", "exists"]
+TxnRelation = Literal["eq", "ne", "lt", "gt"]
 
 
 class Comparison(msgspec.Struct, frozen=True, array_like=True, tag="key"):
@@ -41,8 +41,8 @@ class Comparison(msgspec.Struct, frozen=True, array_like=True, tag="key"):
     """
 
     key: bytes
-    target: Target
-    relation: Relation
+    target: ComparedField
+    relation: TxnRelation
     operand: int | bytes
 
 
@@ -53,7 +53,7 @@ class LockComparison(msgspec.Struct, frozen=True, array_like=True, tag="lock"):
     token: int
 
 
-class Put(msgspec.Struct, frozen=True, array_like=True, tag="put"):
+class PutStep(msgspec.Struct, frozen=True, array_like=True, tag="put"):
     """Write a value; the result is whether the key was created. `lease` 0: none."""
 
     key: bytes
@@ -61,26 +61,26 @@ class Put(msgspec.Struct, frozen=True, array_like=True, tag="put"):
     lease: int = 0
 
 
-class Delete(msgspec.Struct, frozen=True, array_like=True, tag="delete"):
+class DeleteStep(msgspec.Struct, frozen=True, array_like=True, tag="delete"):
     """Remove a key; the result is how many were there: 0 or 1."""
 
     key: bytes
 
 
-class DeleteRange(msgspec.Struct, frozen=True, array_like=True, tag="delete_range"):
+class DeleteRangeStep(msgspec.Struct, frozen=True, array_like=True, tag="delete_range"):
     """Remove the keys with start <= key < end (None: no bound); the result is how many."""
 
     start: bytes
     end: bytes | None
 
 
-class Get(msgspec.Struct, frozen=True, array_like=True, tag="get"):
+class GetStep(msgspec.Struct, frozen=True, array_like=True, tag="get"):
     """Read a key; the result is what `KeyValue.get` returns."""
 
     key: bytes
 
 
-class List(msgspec.Struct, frozen=True, array_like=True, tag="list"):
+class ListStep(msgspec.Struct, frozen=True, array_like=True, tag="list"):
     """Read a range; the result is what `KeyValue.range` returns."""
 
     start: bytes
@@ -89,18 +89,18 @@ class List(msgspec.Struct, frozen=True, array_like=True, tag="list"):
     keys_only: bool = False
 
 
-Step = Put | Delete | DeleteRange | Get | List
+TxnStep = PutStep | DeleteStep | DeleteRangeStep | GetStep | ListStep
 
 
 class Txn(msgspec.Struct, frozen=True, array_like=True):
     """A transaction, whole."""
 
     comparisons: tuple[Comparison | LockComparison, ...] = ()
-    then: tuple[Step, ...] = ()
-    otherwise: tuple[Step, ...] = ()
+    then: tuple[TxnStep, ...] = ()
+    otherwise: tuple[TxnStep, ...] = ()
 
 
-class Outcome(NamedTuple):
+class TxnOutcome(NamedTuple):
     """What the operation returns: whether all comparisons held, and a result for each step."""
 
     succeeded: bool
@@ -123,11 +123,11 @@ class WrittenTwiceError(ValueError):
         self.step = step
 
 
-def check_branch(steps: Sequence[Step]) -> None:
+def check_branch(steps: Sequence[TxnStep]) -> None:
     """Check one branch. Raises TooManyError, WrittenTwiceError."""
     if len(steps) > MAX_STEPS:
         raise TooManyError(f"at most {MAX_STEPS} operations, not {len(steps)}")
-    ranges = sum(isinstance(step, DeleteRange | List) for step in steps)
+    ranges = sum(isinstance(step, DeleteRangeStep | ListStep) for step in steps)
     if ranges > MAX_RANGES:
         raise TooManyError(f"at most {MAX_RANGES} lists and deletes of ranges, not {ranges}")
     highest_end: bytes | None = b""
@@ -138,17 +138,17 @@ def check_branch(steps: Sequence[Step]) -> None:
         highest_end, highest = end, number
 
 
-def _written(steps: Sequence[Step]) -> Iterator[tuple[bytes, bytes | None, int]]:
+def _written(steps: Sequence[TxnStep]) -> Iterator[tuple[bytes, bytes | None, int]]:
     """Yield what each step may write: start, end, and the number of the step."""
     for number, step in enumerate(steps):
         match step:
-            case Put(key) | Delete(key):
+            case PutStep(key) | DeleteStep(key):
                 yield key, key + b"\0", number
-            case DeleteRange(start, end) if end is None or start < end:
+            case DeleteRangeStep(start, end) if end is None or start < end:
                 yield start, end, number
 
 
-def compare(relation: Relation, found: Any, operand: Any) -> bool:
+def compare(relation: TxnRelation, found: Any, operand: Any) -> bool:
     """Whether `found` stands in that relation to `operand`, two of one type."""
     match relation:
         case "eq":
@@ -163,4 +163,4 @@ def compare(relation: Relation, found: Any, operand: Any) -> bool:
 
 def writes(txn: Txn) -> bool:
     """Whether a transaction may change anything, on either branch."""
-    return any(not isinstance(step, Get | List) for step in (*txn.then, *txn.otherwise))
+    return any(not isinstance(step, GetStep | ListStep) for step in (*txn.then, *txn.otherwise))

@@ -115,7 +115,7 @@ class Pipeline:
         self._spawn = spawn
         self._clock = clock
         self._call_soon = call_soon
-        self._waiting: deque[Waiting] = deque()
+        self.waiting: deque[Waiting] = deque()  # to be executed
         self._waiting_bytes = 0
         self._waiting_keys: dict[str, int] = {}
         self._overload_repeats: list[tuple[Waiting, OverloadedError]] = []  # of this turn
@@ -141,12 +141,12 @@ class Pipeline:
         deadline_ms = self._clock() + timeout_ms
         waiting = Waiting(operation, completion, deadline_ms, size)
         if (
-            len(self._waiting) >= self._bounds.max_waiting_operations
+            len(self.waiting) >= self._bounds.max_waiting_operations
             or self._waiting_bytes + size > self._bounds.max_waiting_bytes
         ):
             self._refuse_overload(waiting)
             return
-        self._waiting.append(waiting)
+        self.waiting.append(waiting)
         self._waiting_bytes += size
         if key := operation.idempotency_key:
             waiting.counted = True
@@ -179,26 +179,23 @@ class Pipeline:
             or self._executor.repeat_of(operation, self._replica.next_index) is not None
         )
 
-    @property
-    def waiting_operations(self) -> int:
-        """How many wait to be executed."""
-        return len(self._waiting)
-
     # -- and are executed in batches
 
     def schedule(self) -> None:
         """Execute what waits, soon, if it can be executed."""
-        if self._waiting and not self._batch_due and self._may_run():
+        if self.waiting and not self._batch_due and self._may_run():
             self._batch_due = True
             self._call_soon(self._run_batch)
 
     def _may_run(self) -> bool:
+        primary = self._replica.primary
         return (
-            not self._stopped
+            primary is not None
+            and not self._stopped
             and self._executing is None
             and self._tail.inflight_records < self._bounds.max_inflight_records
             and self._tail.inflight_bytes < self._bounds.max_inflight_bytes
-            and self._replica.may_execute()
+            and primary.may_execute()
         )
 
     def _run_batch(self) -> None:
@@ -212,11 +209,11 @@ class Pipeline:
         )
         batch = self._begin_batch()
         while (
-            self._waiting
+            self.waiting
             and batch.size_bytes < max_bytes
             and len(batch.answers) < bounds.max_record_entries
         ):
-            waiting = self._waiting[0]
+            waiting = self.waiting[0]
             is_async = self._is_async(waiting.operation)
             if is_async and batch.answers:
                 break
@@ -246,12 +243,14 @@ class Pipeline:
         return operation.method in self._async_operations.get(operation.service, ())
 
     def _begin_batch(self) -> Batch:
-        replica, index = self._replica, self._replica.next_index
-        in_sync = len(replica.view.in_sync) if replica.view else 0
-        return Batch(index, in_sync, replica.copies(), index)
+        index, primary = self._replica.state.log.last_index + 1, self._replica.primary
+        if primary is None:
+            return Batch(index, 0, 0, index)
+        in_sync = primary.in_sync
+        return Batch(index, len(in_sync.view.in_sync), len(in_sync.required) + 1, index)
 
     def _take_waiting(self) -> None:
-        waiting = self._waiting.popleft()
+        waiting = self.waiting.popleft()
         self._waiting_bytes -= waiting.size_bytes
         if waiting.counted:
             self._uncount(waiting)
@@ -341,13 +340,13 @@ class Pipeline:
 
     async def _run_async(self, waiting: Waiting) -> None:
         """Execute one `async` operation, and nothing beside it."""
-        epoch = self._replica.epoch
+        epoch = self._replica.state.epoch
         try:
             executed, entry = await self._executor.execute_async(
                 waiting.operation, self._replica.next_index
             )
             batch = self._begin_batch()
-            if self._replica.epoch == epoch and self._may_go_on(batch):
+            if self._replica.state.epoch == epoch and self._may_go_on(batch):
                 answer = PendingAnswer(waiting, executed)
                 if entry is None:
                     batch.answers.append(answer)
@@ -370,7 +369,9 @@ class Pipeline:
             return
         replica, entries = self._replica, batch.entries
         self._executor.keep_batch(entries)
-        record = make_record(batch.first_index, replica.epoch, replica.state.commit_index, entries)
+        record = make_record(
+            batch.first_index, replica.state.epoch, replica.state.commit_index, entries
+        )
         self._tail.add_executed(record, entries, batch.answers)
         self.records_total += 1
         self._append(record)
@@ -421,12 +422,17 @@ class Pipeline:
     def _release_waiting(self) -> None:
         """What was not executed can be tried elsewhere."""
         self._answer_overload_repeats()
-        waiting, self._waiting = self._waiting, deque()
+        waiting, self.waiting = self.waiting, deque()
         self._waiting_bytes = 0
         self._waiting_keys.clear()
         for item in waiting:
             item.counted = False
             self._refuse(item, self._not_primary())
+
+    def on_tick(self, now_ms: float) -> None:
+        """Time has passed: some have waited too long; others may be executed now."""
+        self.expire(now_ms)
+        self.schedule()
 
     def expire(self, now_ms: float) -> None:
         """Answer those whose time is up."""
@@ -442,7 +448,7 @@ class Pipeline:
         )
         self._deadlines.next_ms = float("inf")
         self._tail.expire(now_ms, not_committed, not_executed)
-        late = [waiting for waiting in self._waiting if self._deadlines.is_over(waiting, now_ms)]
+        late = [waiting for waiting in self.waiting if self._deadlines.is_over(waiting, now_ms)]
         for waiting in late:
             self._uncount(waiting)
             self._refuse(waiting, not_executed)

@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from datapath.errors import NotPrimaryError, OperationError, OperationUnknownError, SafetyError
+from datapath.execution.changes import Feed
 from datapath.execution.executor import Executed, Executor
 from datapath.execution.key_observers import KeyObservers
 from datapath.operations import Completion, Operation, Result
@@ -112,7 +113,8 @@ class AppliedState(Protocol):
 class Tail:
     """The uncommitted end of the log, and who waits for its commit.
 
-    `records`: what is uncommitted at the start. `not_primary` makes the error for answers that only
+    `records`: what is uncommitted at the start. `feed`: who is given what has committed, once it is
+    applied. `not_primary` makes the error for answers that only
     a primary may give. `confirm`: what an answer that wrote nothing waits for; None: the lease is
     enough. `call_soon` makes a turn of the event loop. `clock` (ms) is the replica's.
 
@@ -126,6 +128,7 @@ class Tail:
         replica: Replica,
         executor: Executor,
         store: AppliedState,
+        feed: Feed,
         records: list[Record],
         *,
         not_primary: Callable[[], NotPrimaryError],
@@ -137,12 +140,13 @@ class Tail:
         self._replica = replica
         self._executor = executor
         self._store = store
+        self._feed = feed
         self._not_primary = not_primary
         self._call_soon = call_soon
         self._confirm = confirm
         self._clock = clock
         self._items: deque[TailItem] = deque(TailItem(record, None, []) for record in records)
-        self._local_acks: deque[PendingAnswer] = deque()
+        self.local_acks: deque[PendingAnswer] = deque()
         self._unconfirmed: list[
             PendingAnswer
         ] = []  # those that wait for `confirm`, and their deadlines
@@ -167,7 +171,7 @@ class Tail:
         self.inflight_bytes += len(record.data)
         for answer in answers:
             if answer.waiting.operation.ack == "local" and answer.executed.index:
-                self._local_acks.append(answer)
+                self.local_acks.append(answer)
 
     def add_answers(self, answers: list[PendingAnswer]) -> None:
         """Nothing was written: answer when all that could have been seen has committed (D2)."""
@@ -187,9 +191,10 @@ class Tail:
             self._items.pop()
 
     def on_snapshot(self) -> None:
-        """The log was replaced by a snapshot."""
+        """The log was replaced by a snapshot, which is in place."""
         self._items.clear()
         self.observers.on_snapshot()
+        self._feed.on_snapshot(self._store.applied_index)
 
     def holds(self, waiting: Waiting) -> bool:
         """Whether an operation was executed here, and waits for its commit."""
@@ -203,22 +208,23 @@ class Tail:
         while items and items[0].record.last_index <= index:
             item = items.popleft()
             record = item.record
-            if item.entries is None:
-                store.apply(record.entries(), record.last_index, record.epoch)
-            else:
-                store.apply(item.entries, record.last_index, record.epoch)
-                executor.committed(record.first_index, item.entries)
+            entries = record.entries() if item.entries is None else item.entries
+            store.apply(entries, record.last_index, record.epoch)
+            if item.entries is not None:
+                executor.committed(record.first_index, entries)
                 self.inflight_records -= 1
                 self.inflight_bytes -= len(record.data)
             if self.observers:
-                self.observers.on_applied(item.entries or record.entries())
+                self.observers.on_applied(entries)
+            self._feed.on_committed(record, entries)
             if item.answers:
                 self.answer_all(item.answers)
         if store.applied_index != index:
             raise SafetyError(
                 f"entry {index} committed, but entries up to {store.applied_index} could be applied"
             )
-        self.answer_local()
+        if self.local_acks:
+            self.answer_local()
 
     def answer_known(self, answers: list[PendingAnswer]) -> list[PendingAnswer]:
         """Answer repeats of what has committed; return the others."""
@@ -235,7 +241,7 @@ class Tail:
     def answer_all(self, answers: list[PendingAnswer]) -> None:
         """Answer what has committed; what wrote nothing only where this node serves still (D4)."""
         serving: bool | None = None
-        copies, epoch = self._copies(), self._replica.epoch
+        copies, epoch = self._copies(), self._replica.state.epoch
         for answer in answers:
             future = answer.waiting.future
             if future.done():
@@ -253,7 +259,7 @@ class Tail:
             self._tell(answer, copies, epoch)
 
     def _answer(self, answer: PendingAnswer) -> None:
-        self._tell(answer, self._copies(), self._replica.epoch)
+        self._tell(answer, self._copies(), self._replica.state.epoch)
 
     def _tell(self, answer: PendingAnswer, copies: int, epoch: int) -> None:
         min_copies = answer.waiting.operation.min_copies
@@ -276,7 +282,8 @@ class Tail:
             self._confirm(Unconfirmed(asking, self._answer))
 
     def _copies(self) -> int:
-        return self._replica.copies() or 1  # no primary: this replica's own is what is known
+        primary = self._replica.primary  # without that, this replica's own is what is known
+        return 1 if primary is None else len(primary.in_sync.required) + 1
 
     def _outcome(
         self, executed: Executed, min_copies: int, copies: int, epoch: int
@@ -297,7 +304,9 @@ class Tail:
         executed = self._executor.recall(operation)
         if executed is None:
             return None
-        return self._outcome(executed, operation.min_copies, self._copies(), self._replica.epoch)
+        return self._outcome(
+            executed, operation.min_copies, self._copies(), self._replica.state.epoch
+        )
 
     def _result(self, executed: Executed, copies: int, epoch: int) -> Result:
         if executed.repeated:
@@ -308,10 +317,8 @@ class Tail:
 
     def answer_local(self) -> None:
         """Early answers: durable here, and nothing uncommitted of others shines through (D2)."""
-        if not self._local_acks:
-            return
         state, kept = self._replica.state, deque[PendingAnswer]()
-        for answer in self._local_acks:
+        for answer in self.local_acks:
             future, executed = answer.waiting.future, answer.executed
             if future.done():
                 continue
@@ -320,8 +327,8 @@ class Tail:
             elif executed.error is not None:
                 future.set_exception(executed.error)
             else:
-                future.set_result(self._result(executed, 1, self._replica.epoch))
-        self._local_acks = kept
+                future.set_result(self._result(executed, 1, self._replica.state.epoch))
+        self.local_acks = kept
 
     # -- when answers cannot be given
 
@@ -344,7 +351,7 @@ class Tail:
         Unconfirmed(self._unconfirmed, self._answer).set_exception(self._not_primary())
         self._unconfirmed.clear()
         self.inflight_records = self.inflight_bytes = 0
-        self._local_acks.clear()
+        self.local_acks.clear()
 
     def expire(
         self, now_ms: float, not_committed: OperationError, not_confirmed: OperationError

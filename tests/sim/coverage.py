@@ -31,6 +31,9 @@ SITUATIONS = (
     "client: no read without a lease", "client: put failed_condition", "client: put unknown",
     "client: put not_applied", "client: forwarded", "client: a link ended under a call",
     "client: an attempt of a forwarder is uncertain", "client: idempotency_key_expired",
+    "watch: read the log", "watch: resumed after a crash", "watch: events lost on their way",
+    "watch: ahead of its node", "watch: history gone here", "watch: history gone everywhere",
+    "watch: history gone amid a watch",
 )  # fmt: skip
 
 

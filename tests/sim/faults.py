@@ -7,6 +7,7 @@ from collections import Counter
 from tests.sim.clients import Clients
 from tests.sim.clockwork import ViolationError
 from tests.sim.troubles import Troubles
+from tests.sim.watchers import Watchers
 from tests.sim.world import World
 
 HEALING_LIMIT_MS = 10_000.0
@@ -78,6 +79,7 @@ class Schedule:
             self.fault_gap_ms = random.choice((80.0, 200.0, 400.0))
             self._confirms = 0.5
         self.clients = Clients(world, f"seed {seed}") if has_clients else None
+        self.watchers = Watchers(world, seed)
 
     # -- the run
 
@@ -107,12 +109,13 @@ class Schedule:
         world, clockwork = self.world, self.world.clockwork
         self._faults = []
         world.is_troubled = False
+        self.watchers.breaks = False
         world.heal()
         deadline = clockwork.now + HEALING_LIMIT_MS
         appended = False
         while True:
             world.run_for(10)
-            problem = world.whole_problem()
+            problem = world.whole_problem() or self.watchers.problem()
             if clockwork.now >= deadline:
                 raise ViolationError(
                     f"not whole {HEALING_LIMIT_MS:.0f} ms after healing: {problem}"

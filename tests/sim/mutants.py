@@ -36,16 +36,22 @@ from tests.sim.raft_mutants import RAFT_MUTANTS
 from tests.sim.read_mutants import READ_MUTANTS
 from tests.sim.replica_mutants import REPLICA_MUTANTS
 from tests.sim.service_mutants import SERVICE_MUTANTS
+from tests.sim.watch_mutants import WATCH_MUTANTS
 
 MAX_SEEDS = 1500
 """After so many schedules a mutant counts as not caught."""
 BATCH = 10
-MODULES = ("replica", "client", "service", "consensus", "raft", "membership", "read")
+MODULES = ("replica", "client", "service", "consensus", "raft", "membership", "read", "watch")
 PRELOADED = [f"tests.sim.{name}_mutants" for name in MODULES]
-RULES = (*(f"E{n}" for n in range(1, 6)), *(f"D{n}" for n in range(1, 11)), "M1")
+RULES = (
+    *(f"E{n}" for n in range(1, 6)),
+    *(f"D{n}" for n in range(1, 11)),
+    "M1",
+    *(f"W{n}" for n in range(1, 6)),
+)
 MUTANTS: tuple[Mutant, ...] = (
     *REPLICA_MUTANTS, *CLIENT_MUTANTS, *SERVICE_MUTANTS, *CONSENSUS_MUTANTS,
-    *RAFT_MUTANTS, *MEMBERSHIP_MUTANTS, *READ_MUTANTS,
+    *RAFT_MUTANTS, *MEMBERSHIP_MUTANTS, *READ_MUTANTS, *WATCH_MUTANTS,
 )  # fmt: skip
 
 

@@ -57,6 +57,7 @@ class Node:
         self._applied_index = 0
         self._appended = 0
         self.storage = Storage(self)
+        self.on_crash: Callable[[Node], None] = lambda _: None
         self.service: NodeService
 
     # -- lifetime
@@ -124,6 +125,7 @@ class Node:
         self.life += 1
         self.storage.crash(self._applied_index)
         self.world.network.forget(self)
+        self.on_crash(self)
         self.oracle.check_holds_committed(self)
 
     def hide_loss(self, *, remembered: bool = False) -> None:
@@ -265,7 +267,7 @@ class Node:
         key = f"{self.id}.{self.life}.{self._appended}".encode()
         record = make_record(
             replica.next_index,
-            replica.epoch,
+            replica.state.epoch,
             replica.state.commit_index,
             [[(KV, key, _PAYLOAD)]] * n_entries,
         )

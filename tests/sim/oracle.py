@@ -280,6 +280,6 @@ class Oracle:
                 and other.replica.may_serve(other.clock())
             ):
                 self.fail(
-                    f"D4: {node.id} in epoch {node.replica.epoch} and {other.id} in epoch "
-                    f"{other.replica.epoch} serve at the same time"
+                    f"D4: {node.id} in epoch {node.replica.state.epoch} and {other.id} in epoch "
+                    f"{other.replica.state.epoch} serve at the same time"
                 )

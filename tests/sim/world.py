@@ -65,6 +65,7 @@ class World:
             min_in_sync=min_in_sync,
             confirm_reads=clocks_stop,
             recent_records_bytes=3000 if has_service else 600,
+            recent_changes_bytes=1000 if has_service else 200,
             max_append_bytes=2000 if has_service else 400,
             max_peer_inflight_bytes=6000 if has_service else 1200,
             # A third of the schedules: keys are soon forgotten, and few may wait.

@@ -25,9 +25,11 @@ from datapath.errors import (
     OperationUnknownError,
     RejectedError,
 )
+from datapath.execution.changes import Feed
 from datapath.execution.key_observers import KeyObservers, Observer
 from datapath.execution.lock_guard import holds_lock, lock_lost
 from datapath.keyspaces import KV, LOCKS
+from datapath.node.history import History
 from datapath.operations import (
     STORE,
     ClusterStatus,
@@ -39,7 +41,7 @@ from datapath.operations import (
     QueryResult,
     Result,
 )
-from datapath.records import Entry
+from datapath.records import Entry, Record, make_record
 from datapath.service import Service
 from election.identity import Addresses
 from election.view import AddMember, Handover, Member, RemoveMember, View, ViewRefusal, apply_change
@@ -74,6 +76,7 @@ class LocalTransaction:
     def __init__(self, store: Store, index: int) -> None:
         self._store = store
         self._index = index
+        self._first = self  # of keyspace KV
         self._others: dict[int, LocalTransaction] = {}
         self.writes: dict[bytes, bytes | None] = {}
 
@@ -83,10 +86,10 @@ class LocalTransaction:
 
     def keyspace(self, number: int) -> LocalTransaction:
         if number == KV:
-            return self
+            return self._first
         if number not in self._others:
-            other = LocalTransaction(self._store.keyspace(number), self._index)
-            other._others = self._others
+            other = LocalTransaction(self._first._store.keyspace(number), self._index)
+            other._first, other._others = self._first, self._others
             self._others[number] = other
         return self._others[number]
 
@@ -138,11 +141,10 @@ class LocalTransaction:
         self.writes[key] = None
 
     def entry(self) -> Entry:
-        """Return the delta, of the first keyspace's view."""
-        views = {KV: self, **self._others}
-        return [
-            (number, key, value) for number, tx in views.items() for key, value in tx.writes.items()
-        ]
+        writes = [(KV, *write) for write in self.writes.items()]
+        for number, other in self._others.items():
+            writes += [(number, *write) for write in other.writes.items()]
+        return writes
 
     def commit(self) -> None:
         for key, value in self.writes.items():
@@ -173,6 +175,10 @@ class LocalNode:
         self.observers = KeyObservers()
         self.store = Store()
         self.index = 0
+        self.records: list[Record] = []
+        self.first_index = 1  # of the history that is kept
+        self.feed = Feed(0, recent_bytes=64 * 1024)
+        self.history = History(self.feed, self.read_log, lambda: self.first_index)
         self.executed = 0
         self.ready = True
         self.tasks: set[asyncio.Task[None]] = set()
@@ -277,6 +283,23 @@ class LocalNode:
             self.answers[key] = (fingerprint, result)
         return result
 
+    def _log(self, entry: Entry) -> None:
+        self.index += 1
+        record = make_record(self.index, self.epoch, self.index - 1, [entry])
+        self.records.append(record)
+        self.feed.on_committed(record, [entry])
+
+    async def read_log(self, from_index: int, max_bytes: int) -> list[Record] | None:
+        if from_index < self.first_index:
+            return None
+        found: list[Record] = []
+        for record in self.records[from_index - 1 :]:
+            found.append(record)
+            max_bytes -= len(record.data)
+            if max_bytes <= 0:
+                break
+        return found
+
     def forget(self) -> None:
         """Forget all answers, as a table does that is full or a long time later."""
         self.answers.clear()
@@ -307,7 +330,7 @@ class LocalNode:
         if root.wrote:
             entry = root.entry()
             root.commit()
-            self.index = root.index
+            self._log(entry)
             self.observers.on_applied([entry])
         self.executed += 1
         return Result(value, self.index, self.epoch, copies, self.primary)

@@ -6,6 +6,7 @@ and schema. `PROVOCATIONS` says how each problem code comes about.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from cluster.api.openapi import openapi_document
-from cluster.api.problems import CODES
+from cluster.api.problems import CODES, ProblemError
 from cluster.api.settings import HttpSettings
 from cluster.api.txn import MIN_BODY_LIMIT_BYTES
 from cluster.services.txn import MAX_STEPS
@@ -85,6 +86,8 @@ def good(method: str, path: str) -> Ask:
         return Ask("POST", target, TXN, {"Content-Type": "application/json"})
     if (method, path) == ("delete", "/v1/kv"):
         return Ask("DELETE", f"{target}?prefix=p&start=p", None, {})
+    if path == "/v1/watch":
+        return Ask(method.upper(), f"{path}?start=p", None, {})
     if method == "post":
         return Ask("POST", target, b'{"to": "n2"}', {"Content-Type": "application/json"})
     if method == "patch":
@@ -94,6 +97,8 @@ def good(method: str, path: str) -> Ask:
 
 
 def wrong_parameter(ask: Ask) -> Ask:
+    if ask.target.startswith("/v1/watch"):
+        return ask.query(after="x")
     is_range = ask.target.partition("?")[0] == "/v1/kv"
     return ask.query(limit="0") if is_range else ask.query(timeout_ms="0")
 
@@ -145,7 +150,11 @@ SPOILT: dict[str, Callable[[Ask], Ask]] = {
     "key_too_long": lambda ask: ask.to("/v1/kv/" + "k" * 481),
     "unknown_parameter": lambda ask: ask.query(nonsense="1"),
     "invalid_parameter": wrong_parameter,
-    "invalid_header": lambda ask: ask.header("Idempotency-Key", '"').header("If-Match", "garbage"),
+    "invalid_header": lambda ask: (
+        ask.header("If-Match", "garbage")
+        .header("Last-Event-ID", "x")
+        .header("Idempotency-Key", '"')
+    ),
     "invalid_cursor": lambda ask: ask.query(cursor="garbage"),
     "invalid_body": lambda ask: ask._replace(body=b"{"),
     "not_found": lambda ask: ask.to("/v1/cluster/nodes/"),
@@ -208,11 +217,44 @@ async def prepare(local: Local, headers: dict[str, str]) -> None:
     await fetch(local.base_url, "POST", "/v1/locks/held", ttl, json)
 
 
+def ends(code: str) -> Callable[[Local, Ask], Ask]:
+    def switch(local: Local, ask: Ask) -> Ask:
+        local.api.streams.end(ProblemError(code, "no more"))
+        return ask.query(after="0")
+
+    return switch
+
+
+def forgets(local: Local, ask: Ask) -> Ask:
+    local.node.first_index = 9
+    return ask.query(after="1")
+
+
+def has_no_room(local: Local, ask: Ask) -> Ask:
+    local.api.streams.max_watchers = 0
+    return ask.query(after="0")
+
+
+WATCHES = ("/v1/watch", "/v1/kv/{key}")
+WATCH_CODES: dict[str, Callable[[Local, Ask], Ask]] = {
+    "revision_compacted": forgets,
+    "future_revision": lambda _, ask: ask.query(after="1000000"),
+    "too_many_watchers": has_no_room,
+    "not_acceptable": lambda _, ask: ask.header("Accept", "application/json"),
+    "not_ready": ends("not_ready"),
+    "stopping": ends("stopping"),
+}
+
+
 async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
     """Make the request of `method` and `path` be answered with `code`."""
     local = await serve(SETTINGS)
     await prepare(local, {"Idempotency-Key": "used"})
     ask = good(method, path)
+    if code in WATCH_CODES and path in WATCHES:
+        return await send(local, WATCH_CODES[code](local, ask))
+    if path == "/v1/watch" and code in FAILING:
+        ask = ask.query(after="1000000")  # so that it asks the primary
     if code == "not_ready" or (path, code) == ("/primary", "not_primary"):
         local.node.ready = False
     elif code in FAILING:
@@ -241,7 +283,13 @@ async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
 async def send(local: Local, ask: Ask) -> Reply:
     async with connect(local.base_url) as connection:
         connection.send_request(*ask)
-        return await connection.receive(head_only=ask.method == "HEAD")
+        receiving = asyncio.create_task(connection.receive(head_only=ask.method == "HEAD"))
+        streams = local.api.streams
+        while ask.target.startswith("/v1/watch") and not receiving.done():
+            if streams.count:
+                streams.end(ProblemError("stopping", "the test has seen it"))
+            await asyncio.sleep(0.001)
+        return await receiving
 
 
 def resolve(part: dict[str, Any]) -> dict[str, Any]:
@@ -277,7 +325,7 @@ def check(reply: Reply, method: str, path: str) -> None:
         return
     content_type = reply.headers["content-type"].partition(";")[0]
     assert content_type in response["content"], reply
-    if content_type.endswith("json"):
+    if content_type.endswith("json") and content_type != "application/x-ndjson":
         schema = {
             **response["content"][content_type]["schema"],
             "components": {"schemas": closed(DOCUMENT["components"]["schemas"])},
@@ -317,6 +365,10 @@ async def test_success_is_as_documented(serve: Serve, method: str, path: str) ->
             answers.append(await send(local, ask))
         else:
             answers.append(await send(local, ask.header("If-None-Match", "*")))
+        if method in {"get", "head"}:
+            answers.append(await send(local, ask.query(after="0")))
+    if path == "/v1/watch":
+        answers.append(await send(await serve(), ask.header("Accept", "application/x-ndjson")))
     if path == "/v1/kv" and method == "get":
         answers.append(await send(local, ask.query(limit="1", keys_only="true")))
     if path == "/metrics":
@@ -394,6 +446,10 @@ async def test_every_documented_parameter_is_taken(serve: Serve, method: str, pa
     for parameter in operation.get("parameters", []):
         ask = good(method, path)
         value = example_of(parameter)
+        if path == "/v1/watch":
+            local = await serve()
+            value = "0" if parameter["name"] == "Last-Event-ID" else value or "q"
+            ask = ask.to(path) if parameter["name"] in {"key", "start"} else ask
         if parameter["in"] == "query":
             extra = {"consistency": "stale"} if parameter["name"] == "max_staleness_ms" else {}
             if (method, parameter["name"]) == ("delete", "lease"):

@@ -5,7 +5,7 @@ import pytest
 from cluster.services import locks as locks_module
 from cluster.services.leases import LEASES_SERVICE
 from cluster.services.locks import LOCKS_SERVICE, Acquired
-from cluster.services.txn import LockComparison, Put, Txn, encode_txn
+from cluster.services.txn import LockComparison, PutStep, Txn, encode_txn
 from datapath.errors import RejectedError
 from datapath.keyspaces import KV, LEASES, LOCKS
 from tests.support.executing import Primary
@@ -162,7 +162,7 @@ def test_a_transaction_compares_the_lock() -> None:
     primary = Primary()
     token = acquire(primary).token
     for given, succeeds in ((token, True), (token + 1, False)):
-        txn = Txn((LockComparison(JOBS, given),), (Put(b"a", b"1"),))
+        txn = Txn((LockComparison(JOBS, given),), (PutStep(b"a", b"1"),))
         assert primary.store("txn", encode_txn(txn))[0] is succeeds
 
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from cluster.services.kv import KeyValue, encode_stored
 from cluster.services.txn import (
     Comparison,
-    Delete,
-    DeleteRange,
-    Get,
-    List,
+    DeleteRangeStep,
+    DeleteStep,
+    GetStep,
+    ListStep,
     LockComparison,
-    Put,
-    Step,
+    PutStep,
     Txn,
+    TxnStep,
     WrittenTwiceError,
     check_branch,
     decode_txn,
@@ -35,11 +35,11 @@ KEYS = [bytes([letter]) for letter in b"abcd"]
 keys = st.sampled_from(KEYS)
 bounds = st.tuples(keys, keys | st.none())
 steps = st.one_of(
-    st.builds(Put, keys, st.binary(max_size=2)),
-    st.builds(Delete, keys),
-    bounds.map(lambda bound: DeleteRange(*bound)),
-    st.builds(Get, keys),
-    bounds.map(lambda bound: List(*bound)),
+    st.builds(PutStep, keys, st.binary(max_size=2)),
+    st.builds(DeleteStep, keys),
+    bounds.map(lambda bound: DeleteRangeStep(*bound)),
+    st.builds(GetStep, keys),
+    bounds.map(lambda bound: ListStep(*bound)),
 )
 numbers = st.builds(
     Comparison,
@@ -58,16 +58,16 @@ values = st.builds(
 exists = st.builds(Comparison, keys, st.just("exists"), st.just("eq"), st.integers(0, 1))
 
 
-def written(step: Step) -> set[bytes]:
-    if isinstance(step, Put | Delete):
+def written(step: TxnStep) -> set[bytes]:
+    if isinstance(step, PutStep | DeleteStep):
         return {step.key}
-    if isinstance(step, DeleteRange):
+    if isinstance(step, DeleteRangeStep):
         return {key for key in KEYS if step.start <= key and (step.end is None or key < step.end)}
     return set()
 
 
 @given(st.lists(steps, max_size=5))
-def test_a_branch_that_writes_a_key_twice_is_refused(branch: list[Step]) -> None:
+def test_a_branch_that_writes_a_key_twice_is_refused(branch: list[TxnStep]) -> None:
     twice = any(
         written(one) & written(other)
         for number, one in enumerate(branch)
@@ -99,9 +99,9 @@ def holds(model: Model, asked: Comparison) -> bool:
     return bool(RELATIONS[asked.relation](left, asked.operand))
 
 
-def carry_out(model: Model, step: Step, index: int) -> Any:
+def carry_out(model: Model, step: TxnStep, index: int) -> Any:
     match step:
-        case Put(key, value):
+        case PutStep(key, value):
             before = model.get(key)
             model[key] = (
                 value,
@@ -111,11 +111,11 @@ def carry_out(model: Model, step: Step, index: int) -> Any:
                 0,
             )
             return before is None
-        case Get(key):
+        case GetStep(key):
             return model.get(key)
-        case Delete() | DeleteRange():
+        case DeleteStep() | DeleteRangeStep():
             return sum(model.pop(key, None) is not None for key in written(step))
-        case List(start, end):
+        case ListStep(start, end):
             found = [key for key in sorted(model) if start <= key and (end is None or key < end)]
             return [(key, *model[key]) for key in found], None
 
@@ -129,8 +129,8 @@ def carry_out(model: Model, step: Step, index: int) -> Any:
 def test_one_branch_is_carried_out_whole_and_in_order(
     held: dict[bytes, tuple[bytes, int]],
     comparisons: list[Comparison],
-    then: list[Step],
-    otherwise: list[Step],
+    then: list[TxnStep],
+    otherwise: list[TxnStep],
 ) -> None:
     store, model = Store(), Model()
     for key, (value, revision) in held.items():
@@ -147,7 +147,7 @@ def test_one_branch_is_carried_out_whole_and_in_order(
     assert store.values == kept
     msgspec.msgpack.encode(results)
     assert writes(asked) is any(
-        isinstance(step, Put | Delete | DeleteRange) for step in (*then, *otherwise)
+        isinstance(step, PutStep | DeleteStep | DeleteRangeStep) for step in (*then, *otherwise)
     )
 
 
@@ -155,6 +155,6 @@ def test_a_lock_is_compared_by_its_token() -> None:
     store = Store()
     store.keyspace(LOCKS).put(b"jobs", (77).to_bytes(8) + b"more")
     for name, token, held in ((b"jobs", 77, True), (b"jobs", 76, False), (b"other", 77, False)):
-        asked = Txn((LockComparison(name, token),), (Get(b"a"),))
+        asked = Txn((LockComparison(name, token),), (GetStep(b"a"),))
         succeeded, _ = KEY_VALUE.txn(LocalTransaction(store, 10), encode_txn(asked))
         assert succeeded is held
