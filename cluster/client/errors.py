@@ -4,6 +4,8 @@ ClientError
 ├── NotAppliedError           nothing changed, and nothing will
 │   ├── InvalidRequestError   the request itself is wrong: sending it again cannot help
 │   ├── PreconditionFailedError   the key was not at the revision that was asked for
+│   ├── LockHeldError         another holds the lock
+│   ├── LockLostError         the lock is not held under this token, or may not be
 │   ├── WrongClusterError     another cluster answers at this address
 │   ├── RevisionCompactedError  no node keeps the changes after that revision
 │   ├── StorageFullError      no room on the primary's disk
@@ -38,6 +40,14 @@ class InvalidRequestError(NotAppliedError):
 
 class PreconditionFailedError(NotAppliedError):
     """The key was not at the asked revision, or was there though it should not be."""
+
+
+class LockHeldError(NotAppliedError):
+    """Another holds the lock; `detail` has what it says of itself."""
+
+
+class LockLostError(NotAppliedError):
+    """The lock is not held under this token, or may not be held any more."""
 
 
 class WrongClusterError(NotAppliedError):
@@ -103,3 +113,10 @@ class UnknownOutcomeError(ClientError):
     def is_final(self) -> bool:
         """Whether to call again under the same key cannot help."""
         return self.code in {"idempotency_key_expired", "unknown_revision"}
+
+
+BY_CODE: dict[str, type[NotAppliedError]] = {
+    "lock_held": LockHeldError,
+    "lock_lost": LockLostError,
+}
+"""The errors that a problem's code decides, and not its status."""
