@@ -44,7 +44,9 @@ async def start_worker(cluster: Cluster, mode: str, log: Path) -> Worker:
 async def torture(cluster: Cluster, mode: str, logs: Path, duration_s: float) -> tuple[int, int]:
     """Stop holders, kill primaries; return (updates that were lost at least, updates done)."""
     chance = random.Random(SEED)
-    workers = [await start_worker(cluster, mode, logs / f"{mode}{number}.log") for number in range(8)]
+    workers = [
+        await start_worker(cluster, mode, logs / f"{mode}{number}.log") for number in range(8)
+    ]
     loop = asyncio.get_running_loop()
     until_s = loop.time() + duration_s
     kill_at_s = loop.time() + duration_s / 3
