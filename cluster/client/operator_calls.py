@@ -42,18 +42,18 @@ class AsyncOperatorCalls:
             status = await self.status(timeout_ms=_left_ms(deadline))
             url = self._transport.endpoints.url_of(node)
             if node not in status.nodes:
-                raise InvalidRequestError(f"there is no node {node!r}", code="unknown_node")
+                raise InvalidRequestError(f"no node {node!r}", code="unknown_node")
         if url is None:
             raise InvalidRequestError(
-                f"the address that {node} advertises is not used by this client, which keeps to "
-                "the endpoints it was given: name the node by a URL that leads to it",
+                f"this client uses only its given endpoints, not the address that {node} "
+                "advertises: add a URL that reaches the node",
                 code="unknown_address",
             )
         reply = await self._transport.ask(url, "/v1/digest", _left_ms(deadline))
         return decode_reply(Request("GET", "/v1/digest"), reply, Digest)
 
     async def handover(self, to: str, *, timeout_ms: int | None = None) -> ViewSummary:
-        """Make the in-sync replica `to` the primary. No waiting request fails."""
+        """Make the in-sync replica `to` the primary. No pending request fails."""
         deadline = self._deadline(timeout_ms)
         body = msgspec.json.encode({"to": check_node("to", to)})
         call = Request(
@@ -82,9 +82,9 @@ class AsyncOperatorCalls:
         raft: str = "",
         timeout_ms: int | None = None,
     ) -> ViewSummary:
-        """Have the cluster agree on other addresses ("host:port") of a node; "" leaves one.
+        """Change the addresses ("host:port") of a node; "" keeps one.
 
-        The node itself is to be started with them: its configuration file has to say the same.
+        Then set the same addresses in the node's configuration file and restart it.
         """
         given = {
             name: check_text(name, value)
@@ -99,10 +99,10 @@ class AsyncOperatorCalls:
     async def remove(
         self, node: str, *, force: bool = False, timeout_ms: int | None = None
     ) -> ViewSummary:
-        """Take a node out of the cluster for good; its id is not to be used again.
+        """Remove a node from the cluster for good; its id cannot be used again.
 
-        Refused (`code` "unsafe_removal", …) where it may cost acknowledged writes or the majority:
-        the error says what to do first. `force` removes it all the same.
+        Refused (`code` "unsafe_removal", …) if that could lose acknowledged writes or the majority:
+        the error says what to do first. `force` removes it anyway.
         """
         name = quote(check_node("node", node), safe="")
         target = f"/v1/cluster/nodes/{name}"

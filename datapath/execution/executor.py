@@ -131,17 +131,25 @@ class WriteView:
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value under `key` as this operation sees it, or None."""
-        return self._executor.get(self._keyspace, key)
+        executor, place = self._executor, (self._keyspace, key)
+        if place in executor._writes:
+            return executor._writes[place]
+        value, index = executor._look_up(place)
+        if index:
+            executor._seen_index = max(executor._seen_index, index)
+        return value
 
     def put(self, key: bytes, value: bytes) -> None:
         """Write `value` under `key`. Raises ValueError for a key of a wrong length."""
         if not 0 < len(key) <= MAX_SERVICE_KEY_SIZE_BYTES:
-            raise ValueError(f"a key has 1 to {MAX_SERVICE_KEY_SIZE_BYTES} bytes, not {len(key)}")
-        self._executor.write(self._keyspace, key, value)
+            raise ValueError(
+                f"a key must have 1 to {MAX_SERVICE_KEY_SIZE_BYTES} bytes, not {len(key)}"
+            )
+        self._executor._writes[self._keyspace, key] = value
 
     def delete(self, key: bytes) -> None:
         """Remove `key`; nothing happens if it isn't there."""
-        self._executor.write(self._keyspace, key, None)
+        self._executor._writes[self._keyspace, key] = None
 
     def range(self, start: bytes, end: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
         """Return up to `limit` pairs with start <= key < end, this operation's writes included."""
@@ -193,26 +201,12 @@ class Executor:
         self._writes, self._batch, self._pending = {}, {}, {}
         self._table.start_epoch()
 
-    # -- what the views do
-
-    def get(self, keyspace: int, key: bytes) -> bytes | None:
-        """Return the value under a key as the operation that is executed now sees it, or None."""
-        place = (keyspace, key)
-        if place in self._writes:
-            return self._writes[place]
-        value, index = self._look_up(place)
-        if index:
-            self._seen_index = max(self._seen_index, index)
-        return value
+    # -- what the views ask
 
     def _look_up(self, place: tuple[int, bytes]) -> tuple[bytes | None, int]:
         """Return what the next operation sees, and the entry that wrote it if uncommitted, or 0."""
         held = self._batch.get(place) or self._pending.get(place)
         return (self._state.get(*place), 0) if held is None else held
-
-    def write(self, keyspace: int, key: bytes, value: bytes | None) -> None:
-        """Put a write into the delta of the operation that is executed now; None: a removal."""
-        self._writes[keyspace, key] = value
 
     def scan(
         self, keyspace: int, start: bytes, end: bytes | None
@@ -314,7 +308,7 @@ class Executor:
         if operation.if_lock is None:
             return
         name, token = operation.if_lock
-        if not holds_lock(self.get(LOCKS, name), token):
+        if not holds_lock(self.views[LOCKS].get(name), token):
             raise lock_lost(name, token, self.index)
 
     def _start(self, next_index: int) -> None:
@@ -340,7 +334,7 @@ class Executor:
             error = unknown_service(operation.service, self._services)
         else:
             known = ", ".join(sorted(service.operations))
-            detail = f"there is no operation {operation.method!r}; there are: {known}"
+            detail = f"no operation {operation.method!r}; the operations: {known}"
             error = OperationNotAppliedError("unknown_operation", detail)
         return Executed(None, error, 0, 0)
 
@@ -412,7 +406,7 @@ def _is_remembered(error: OperationError | None) -> bool:
 
 def unknown_service(name: str, services: Mapping[str, Service]) -> OperationNotAppliedError:
     """Make the refusal of a call to a service that this node does not have."""
-    known = ", ".join(sorted(filter(None, services))) or "none beside the store"
+    known = ", ".join(sorted(filter(None, services))) or "only the store"
     return OperationNotAppliedError(
-        "unknown_service", f"this node has no service {name!r}; there are: {known}"
+        "unknown_service", f"this node has no service {name!r}; its services: {known}"
     )

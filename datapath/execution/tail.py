@@ -14,8 +14,10 @@ import msgspec
 
 from datapath.errors import NotPrimaryError, OperationError, OperationUnknownError, SafetyError
 from datapath.execution.changes import Feed
+from datapath.execution.client_table import client_key
 from datapath.execution.executor import Executed, Executor
 from datapath.execution.key_observers import KeyObservers
+from datapath.keyspaces import CLIENTS
 from datapath.operations import Completion, Operation, Result
 from datapath.protocol.confirmations import Confirmation, ReadPoint
 from datapath.protocol.replica import Replica
@@ -146,6 +148,7 @@ class Tail:
         self._confirm = confirm
         self._clock = clock
         self._items: deque[TailItem] = deque(TailItem(record, None, []) for record in records)
+        self._foreign_keys: set[bytes] | None = None  # see `holds_key`; None: not gathered
         self.local_acks: deque[PendingAnswer] = deque()
         self._unconfirmed: list[
             PendingAnswer
@@ -184,17 +187,36 @@ class Tail:
         """The replica writes records; those executed here are in the tail already."""
         if not self._items or self._items[-1].record is not records[-1]:
             self._items.extend(TailItem(record, None, []) for record in records)
+            self._foreign_keys = None
 
     def on_truncated(self, from_index: int) -> None:
         """The log was cut: what went was never committed."""
         while self._items and self._items[-1].record.first_index >= from_index:
             self._items.pop()
+            self._foreign_keys = None
 
     def on_snapshot(self) -> None:
         """The log was replaced by a snapshot, which is in place."""
         self._items.clear()
         self.observers.on_snapshot()
         self._feed.on_snapshot(self._store.applied_index)
+        self._foreign_keys = None
+
+    def holds_key(self, idempotency_key: str) -> bool:
+        """Whether a request under that key was executed in another epoch, and is not committed.
+
+        It may commit yet. Of what was executed in this one the executor knows.
+        """
+        if self._foreign_keys is None:
+            self._foreign_keys = {
+                key
+                for item in self._items
+                if item.entries is None
+                for entry in item.record.entries()
+                for keyspace, key, _ in entry
+                if keyspace == CLIENTS
+            }
+        return client_key(idempotency_key) in self._foreign_keys
 
     def holds(self, waiting: Waiting) -> bool:
         """Whether an operation was executed here, and waits for its commit."""
@@ -208,9 +230,13 @@ class Tail:
         while items and items[0].record.last_index <= index:
             item = items.popleft()
             record = item.record
-            entries = record.entries() if item.entries is None else item.entries
-            store.apply(entries, record.last_index, record.epoch)
-            if item.entries is not None:
+            if item.entries is None:
+                entries = record.entries()
+                store.apply(entries, record.last_index, record.epoch)
+                self._foreign_keys = None
+            else:
+                entries = item.entries
+                store.apply(entries, record.last_index, record.epoch)
                 executor.committed(record.first_index, entries)
                 self.inflight_records -= 1
                 self.inflight_bytes -= len(record.data)
@@ -294,18 +320,30 @@ class Tail:
         if min_copies > copies:
             return OperationUnknownError(
                 "not_enough_copies",
-                f"committed on {copies} copies while {min_copies} were asked for: it stands, on "
-                "fewer copies",
+                f"committed on {copies} copies, fewer than min_copies = {min_copies}: the write "
+                "is applied, with fewer copies",
             )
         return self._result(executed, copies, epoch)
 
     def recall(self, operation: Operation) -> Result | OperationError | None:
-        """Return the answer to a repeat of what is applied on this replica, primary or not."""
+        """Return the answer to a repeat of what is applied on this replica, primary or not.
+
+        Of what is in its log, and not committed, that is that it is unknown.
+        """
         executed = self._executor.recall(operation)
         if executed is None:
-            return None
+            return self.uncommitted() if self.holds_key(operation.idempotency_key) else None
         return self._outcome(
             executed, operation.min_copies, self._copies(), self._replica.state.epoch
+        )
+
+    @staticmethod
+    def uncommitted(refused: str = "") -> OperationUnknownError:
+        """Return the answer to a repeat of what may commit yet; `refused`: why no other is due."""
+        return OperationUnknownError(
+            "unknown_outcome",
+            f"{refused}An earlier request under the same Idempotency-Key is still waiting, or has "
+            "not committed, and may be applied: repeat the request to learn its answer",
         )
 
     def _result(self, executed: Executed, copies: int, epoch: int) -> Result:
@@ -335,8 +373,8 @@ class Tail:
     def fail_unanswered(self, reason: str) -> None:
         """What is in the log but not committed may yet commit, by the next primary: unknown."""
         detail = (
-            f"{reason}: it may or may not be applied. Repeat it under the same Idempotency-Key, "
-            "or read before you repeat it"
+            f"{reason}: the write may or may not be applied. Repeat it under the same "
+            "Idempotency-Key, or read the key before repeating it"
         )
         for item in self._items:
             for answer in item.answers:
@@ -348,6 +386,7 @@ class Tail:
                 else:
                     future.set_exception(OperationUnknownError("unknown_outcome", detail))
             item.answers, item.entries = [], None
+        self._foreign_keys = None
         Unconfirmed(self._unconfirmed, self._answer).set_exception(self._not_primary())
         self._unconfirmed.clear()
         self.inflight_records = self.inflight_bytes = 0

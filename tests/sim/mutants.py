@@ -29,6 +29,7 @@ from tests.sim.clockwork import ViolationError
 from tests.sim.consensus.schedule import Schedule as ConsensusSchedule
 from tests.sim.consensus_mutants import CONSENSUS_MUTANTS
 from tests.sim.faults import Schedule
+from tests.sim.found_mutants import FOUND_MUTANTS
 from tests.sim.histories import Histories
 from tests.sim.membership_mutants import MEMBERSHIP_MUTANTS
 from tests.sim.mutant import Mutant, broken
@@ -41,17 +42,29 @@ from tests.sim.watch_mutants import WATCH_MUTANTS
 MAX_SEEDS = 1500
 """After so many schedules a mutant counts as not caught."""
 BATCH = 10
-MODULES = ("replica", "client", "service", "consensus", "raft", "membership", "read", "watch")
+MODULES = (
+    "replica",
+    "client",
+    "service",
+    "consensus",
+    "raft",
+    "membership",
+    "read",
+    "watch",
+    "found",
+)
 PRELOADED = [f"tests.sim.{name}_mutants" for name in MODULES]
 RULES = (
     *(f"E{n}" for n in range(1, 6)),
     *(f"D{n}" for n in range(1, 11)),
     "M1",
+    "T1",
     *(f"W{n}" for n in range(1, 6)),
 )
 MUTANTS: tuple[Mutant, ...] = (
     *REPLICA_MUTANTS, *CLIENT_MUTANTS, *SERVICE_MUTANTS, *CONSENSUS_MUTANTS,
     *RAFT_MUTANTS, *MEMBERSHIP_MUTANTS, *READ_MUTANTS, *WATCH_MUTANTS,
+    *FOUND_MUTANTS,
 )  # fmt: skip
 
 
@@ -94,7 +107,9 @@ def _run_schedules(mutant: Mutant) -> Verdict:
         histories = Histories(1 if mutant.clients else 0, Path(directory), BATCH)
         for seeds in range(1, MAX_SEEDS + 1):
             seed = mutant.seed + seeds - 1
-            schedule = Schedule(seed, clients=True if mutant.clients else None)
+            schedule = Schedule(
+                seed, clients=mutant.clients or None, operators=mutant.operators or None
+            )
             try:
                 schedule.run()
             except ViolationError as error:

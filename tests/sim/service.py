@@ -13,7 +13,8 @@ from cluster.services.built_in import built_in_services
 from datapath.errors import OperationError, SafetyError
 from datapath.keyspaces import KEYSPACES
 from datapath.node.interpreter import Interpreter
-from datapath.operations import Completion, Operation, Query, QueryResult
+from datapath.node.recovery import uncommitted
+from datapath.operations import Completion, Operation, Query, QueryResult, Result
 from datapath.protocol import effects
 from datapath.protocol.confirmations import Confirmation, ReadPoint
 from datapath.records import Entry, Record
@@ -37,6 +38,11 @@ class MemoryStore:
         self._history: list[tuple[int, list[Entry]]] = []
         self.keyspaces: Spaces = [{} for _ in range(KEYSPACES)]
         self.applied_index = 0
+
+    @property
+    def durable_index(self) -> int:
+        """What a starting replica finds applied: the rest was thrown back."""
+        return self.applied_index
 
     def apply(self, entries: list[Entry], last_index: int, epoch: int) -> None:
         """Apply committed entries."""
@@ -112,18 +118,9 @@ class Storage:
         self.store = MemoryStore()
 
     def recover(self, commit_index: int) -> list[Record]:
-        """The process has started: replay what is committed, return the records after that."""
-        node, store = self._node, self.store
+        """The process has started: return the records that are not committed."""
         self._snapshots.clear()
-        records = node.disk.durable.records
-        for record in records:
-            if store.applied_index < record.last_index <= commit_index:
-                store.apply(record.entries(), record.last_index, record.epoch)
-        if store.applied_index != commit_index:
-            raise SafetyError(
-                f"{node.id} starts with state {store.applied_index}, commit index {commit_index}"
-            )
-        return [record for record in records if record.first_index > commit_index]
+        return uncommitted(self._node.disk.durable, commit_index)
 
     def crash(self, applied_index: int) -> None:
         """The process has ended; the store had flushed what was applied up to that index."""
@@ -263,6 +260,7 @@ class NodeService(Interpreter):
 
     def ask(self, operation: Operation, timeout_ms: float, completion: Completion) -> None:
         """Execute; what is refused at once is an answer, too."""
+        completion = Judged(self._node, operation, completion)
         try:
             self.pipeline.submit(operation, timeout_ms, completion)
         except OperationError as problem:
@@ -285,6 +283,32 @@ class NodeService(Interpreter):
             action()
         else:
             self.wait_applied(index, Reading(self._node, action))
+
+
+class Judged:
+    """The `Completion` of an operation at this node, for the oracle to see what it is told."""
+
+    __slots__ = ("_inner", "_node", "_operation")
+
+    def __init__(self, node: Node, operation: Operation, inner: Completion) -> None:
+        self._node = node
+        self._operation = operation
+        self._inner = inner
+
+    def done(self) -> bool:
+        """Whether it has been answered."""
+        return self._inner.done()
+
+    def set_result(self, result: Result, /) -> None:
+        """Pass the answer on."""
+        self._inner.set_result(result)
+
+    def set_exception(self, exception: OperationError, /) -> None:
+        """Judge a refusal, and pass it on."""
+        if self._operation.idempotency_key == "" and exception.outcome == "not_applied":
+            self._node.clockwork.seen[f"client: without a key: {exception.code}"] += 1
+        self._node.oracle.on_refused(self._node, self._operation, exception)
+        self._inner.set_exception(exception)
 
 
 class Reading:

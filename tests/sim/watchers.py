@@ -28,6 +28,7 @@ BREAK_RATE = 0.02
 SLOW_RATE = 0.1
 SLOW_MS = (20.0, 200.0)
 PROGRESS_RATE = 0.2
+MEMBER_CHECK_MS = (50.0, 500.0)
 
 
 class _Sent(NamedTuple):
@@ -88,9 +89,10 @@ class WatchingClient:
     # -- the client's side
 
     def _connect(self) -> None:
-        nodes = [node for node in self._world.nodes.values() if node.is_up and not node.paused]
+        members = self._members()
+        nodes = [node for node in members.values() if node.is_up and not node.paused]
         others = [node for node in nodes if node.id not in self._refused]
-        if nodes and self._refused >= set(self._world.nodes):
+        if nodes and self._refused >= members.keys():
             # W5: nobody goes back so far. It lists anew, and watches after that.
             self._watchers.seen["watch: history gone everywhere"] += 1
             self._refused.clear()
@@ -110,6 +112,21 @@ class WatchingClient:
         if self.position > node.service.feed.index:
             self._watchers.seen["watch: ahead of its node"] += 1
         self._wake()
+        self._later(MEMBER_CHECK_MS, self._check_member, self._connection)
+
+    def _members(self) -> dict[str, Node]:
+        members = (member.id for member in self._world.view.members)
+        return {name: self._world.nodes[name] for name in members if name in self._world.nodes}
+
+    def _check_member(self, connection: int) -> None:
+        """A node that has been removed ends, in production: here it goes on, with no primary."""
+        if connection != self._connection or self._node is None:
+            return
+        if self._node.id not in self._members():
+            self._watchers.seen["watch: its node was removed"] += 1
+            self._break()
+            return
+        self._later(MEMBER_CHECK_MS, self._check_member, connection)
 
     def _break(self) -> None:
         """The connection is gone, and what was on its way with it."""
@@ -185,7 +202,7 @@ class WatchingClient:
         node, watcher = self._node, self._watcher
         if connection != self._connection or node is None or watcher is None:
             return
-        records = node.disk.cache.read(watcher.position + 1, LOG_READ_RECORDS)
+        records = node.disk.cache.read_some(watcher.position + 1, LOG_READ_RECORDS)
         if not records:
             self._watchers.seen["watch: history gone amid a watch"] += 1
             self._refused.add(node.id)
@@ -215,8 +232,7 @@ class Watchers:
         self._clients = [
             WatchingClient(self, f"watcher {number}", span) for number, span in enumerate(SPANS)
         ]
-        for node in world.nodes.values():
-            node.on_crash = self._on_crash
+        world.on_crash = self._on_crash
 
     def _on_crash(self, node: Node) -> None:
         for client in self._clients:
