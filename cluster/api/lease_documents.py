@@ -190,8 +190,8 @@ class LockReleased(msgspec.Struct, frozen=True):
     copies: Positive
 
 
-ANSWERS = (
+LEASE_ANSWERS = (
     LeaseGranted, KeptAlive, KeepAliveAnswer, LeaseDocument, LeaseList, LeaseRevoked, LockTaken,
     Elected, LockDocument, LeaderDocument, LockList, LockReleased,
 )  # fmt: skip
-BODIES = (LeaseRequest, KeepAliveRequest, LockRequest, CandidateRequest)
+LEASE_BODIES = (LeaseRequest, KeepAliveRequest, LockRequest, CandidateRequest)

@@ -43,10 +43,10 @@ from datapath.operations import Node, Operation, Query, Result
 
 MAX_BODY_SIZE_BYTES = 64 * 1024
 
-StructT = TypeVar("StructT", bound=msgspec.Struct)
+DocumentT = TypeVar("DocumentT", bound=msgspec.Struct)
 
 
-def decode_body(body: bytes, kind: type[StructT]) -> StructT:
+def decode_body(body: bytes, kind: type[DocumentT]) -> DocumentT:
     """Return a request's document. Raises Problem "invalid_body" naming the field."""
     try:
         return msgspec.json.decode(body, type=kind)

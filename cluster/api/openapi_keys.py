@@ -53,14 +53,14 @@ def key_parameter() -> Json:
 _IF_MATCH = header_parameter(
     "If-Match", "Only if the key is at one of these revisions; `*`: exists.", '"42"'
 )
-IDEMPOTENCY_KEY = header_parameter(
+IDEMPOTENCY_KEY_HEADER = header_parameter(
     "Idempotency-Key",
     f"1 to {MAX_IDEMPOTENCY_KEY_LENGTH} printable ASCII characters, with or without double "
     "quotes. A repeat of the same request gets the first answer; another request under the same "
     "key gets 422.",
     '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
 )
-IDEMPOTENCY_AFTER = header_parameter(
+IDEMPOTENCY_AFTER_HEADER = header_parameter(
     "Idempotency-After",
     "With `Idempotency-Key`: the highest `Onecopy-Revision` that the client had seen before its "
     "first attempt. If the key is unknown and may have been dropped, the request is refused with "
@@ -68,7 +68,7 @@ IDEMPOTENCY_AFTER = header_parameter(
     "42",
 )
 
-IF_LOCK = header_parameter(
+IF_LOCK_HEADER = header_parameter(
     "If-Lock",
     "The name of a lock, percent-encoded, and its token: nothing is changed unless the lock is "
     "held under it.",
@@ -103,9 +103,9 @@ def put_key() -> Json:
             *query_parameters(PUT_PARAMS),
             _IF_MATCH,
             absent,
-            IDEMPOTENCY_KEY,
-            IDEMPOTENCY_AFTER,
-            IF_LOCK,
+            IDEMPOTENCY_KEY_HEADER,
+            IDEMPOTENCY_AFTER_HEADER,
+            IF_LOCK_HEADER,
         ],
         requestBody={
             "description": "The value: any bytes, up to the configured size (1 MiB).",
@@ -178,9 +178,9 @@ def delete_key() -> Json:
         parameters=[
             *query_parameters(WRITE_PARAMS),
             _IF_MATCH,
-            IDEMPOTENCY_KEY,
-            IDEMPOTENCY_AFTER,
-            IF_LOCK,
+            IDEMPOTENCY_KEY_HEADER,
+            IDEMPOTENCY_AFTER_HEADER,
+            IF_LOCK_HEADER,
         ],
     )
 
@@ -228,9 +228,9 @@ def delete_range() -> Json:
         write=True,
         parameters=[
             *query_parameters(DELETE_RANGE_PARAMS),
-            IDEMPOTENCY_KEY,
-            IDEMPOTENCY_AFTER,
-            IF_LOCK,
+            IDEMPOTENCY_KEY_HEADER,
+            IDEMPOTENCY_AFTER_HEADER,
+            IF_LOCK_HEADER,
         ],
     )
 
@@ -261,6 +261,11 @@ def transaction() -> Json:
             *WRITE_CODES,
         ),
         write=True,
-        parameters=[*query_parameters(WRITE_PARAMS), IDEMPOTENCY_KEY, IDEMPOTENCY_AFTER, IF_LOCK],
+        parameters=[
+            *query_parameters(WRITE_PARAMS),
+            IDEMPOTENCY_KEY_HEADER,
+            IDEMPOTENCY_AFTER_HEADER,
+            IF_LOCK_HEADER,
+        ],
         requestBody={"required": True, "content": json_content(TXN_REQUEST)},
     )

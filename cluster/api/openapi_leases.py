@@ -22,7 +22,11 @@ from cluster.api.lease_documents import (
     LockRequest,
     LockTaken,
 )
-from cluster.api.openapi_keys import IDEMPOTENCY_AFTER, IDEMPOTENCY_KEY, IF_LOCK
+from cluster.api.openapi_keys import (
+    IDEMPOTENCY_AFTER_HEADER,
+    IDEMPOTENCY_KEY_HEADER,
+    IF_LOCK_HEADER,
+)
 from cluster.api.params import (
     AFTER_TOKEN_PARAMS,
     LEASE_LIST_PARAMS,
@@ -47,6 +51,7 @@ from cluster.services.lock_state import MAX_NAME_SIZE_BYTES
 _JSON_CODES = ("invalid_body", *BODY_CODES, "unsupported_media_type")
 _ASK_CODES = (*READ_CODES, "service_failed", "unknown_outcome", "storage_full")
 """What is executed on the primary and writes nothing."""
+_REPEATABLE = (IDEMPOTENCY_KEY_HEADER, IDEMPOTENCY_AFTER_HEADER)
 _REPEATED = ("Idempotent-Replayed", "Onecopy-Revision")
 
 
@@ -81,7 +86,7 @@ def grant_lease() -> Json:
             "lock_lost", *REPEAT_CODES, *WRITE_CODES,
         ),
         write=True,
-        parameters=[*query_parameters(TIMEOUT), IDEMPOTENCY_KEY, IDEMPOTENCY_AFTER, IF_LOCK],
+        parameters=[*query_parameters(TIMEOUT), *_REPEATABLE, IF_LOCK_HEADER],
         requestBody={"required": True, "content": json_content(LeaseRequest(ttl_ms=10_000))},
     )  # fmt: skip
 
@@ -163,7 +168,7 @@ def revoke_lease() -> Json:
             *REPEAT_CODES, *WRITE_CODES,
         ),
         write=True,
-        parameters=[*query_parameters(TIMEOUT), IDEMPOTENCY_KEY, IDEMPOTENCY_AFTER, IF_LOCK],
+        parameters=[*query_parameters(TIMEOUT), *_REPEATABLE, IF_LOCK_HEADER],
     )  # fmt: skip
 
 
@@ -200,7 +205,7 @@ def acquire(*, is_election: bool) -> Json:
             *REPEAT_CODES, *WRITE_CODES,
         ),
         write=True,
-        parameters=[*query_parameters(TIMEOUT), IDEMPOTENCY_KEY, IDEMPOTENCY_AFTER],
+        parameters=[*query_parameters(TIMEOUT), *_REPEATABLE],
         requestBody={"required": True, "content": json_content(body)},
     )  # fmt: skip
 
@@ -235,5 +240,5 @@ def release(*, is_election: bool) -> Json:
             *WRITE_CODES,
         ),
         write=True,
-        parameters=[*query_parameters(TOKEN_PARAMS), IDEMPOTENCY_KEY, IDEMPOTENCY_AFTER],
+        parameters=[*query_parameters(TOKEN_PARAMS), *_REPEATABLE],
     )  # fmt: skip

@@ -40,9 +40,9 @@ CONNECTION_CODES = (
 
 ANSWERS = (
     Written, Deleted, Range, RangeDeleted, TxnAnswer, Status, CurrentPrimary, ClusterStatus, View,
-    Digest, EventDocument, ProblemDocument, *lease_documents.ANSWERS,
+    Digest, EventDocument, ProblemDocument, *lease_documents.LEASE_ANSWERS,
 )  # fmt: skip
-BODIES = (HandoverRequest, Move, TxnRequest, *lease_documents.BODIES)
+BODIES = (HandoverRequest, Move, TxnRequest, *lease_documents.LEASE_BODIES)
 
 PARAMETER_CODES = ("unknown_parameter", "invalid_parameter")
 KEY_CODES = ("invalid_key", "key_too_long", *PARAMETER_CODES, "invalid_header")

@@ -9,9 +9,8 @@ from typing import Any, Generic, Self, TypeVar
 from cluster.client.errors import UnavailableError
 from cluster.client.leasing import AsyncLease, AsyncLock, IfLock
 from cluster.client.loop_thread import LoopThread, StuckError
+from cluster.client.sync_watching import SIGNAL_LOOK_INTERVAL_S
 
-SIGNAL_LOOK_INTERVAL_S = 1.0
-"""How long the client's loop is waited for at once: in between Ctrl-C is noticed."""
 END_TIMEOUT_S = 15.0
 
 HeldT = TypeVar("HeldT", AsyncLease, AsyncLock)

@@ -45,7 +45,7 @@ MAX_LEASES = 1_000_000
 """How many there may be: the primary has a deadline of each in memory."""
 MAX_KEEP_ALIVES = 1000
 """How many leases one request may keep alive."""
-MAX_LISTED = 1000
+MAX_LISTED_LEASES = 1000
 MAX_ENDED = 1000
 """How many leases one operation ends at most; it also stops after END_SLICE_MS, and with the lease
 with which MAX_LEASE_KEYS keys have gone."""
@@ -154,7 +154,10 @@ class Leases(Service):
     ) -> tuple[list[tuple[int, int, int]], int | None]:
         """Return (id, TTL, number of keys) of leases above `after`; the last id if more follow."""
         pairs, following = tx.page(
-            lease_key(after + 1), bytes([LEASE[0] + 1]), min(limit, MAX_LISTED), _PAGE_SIZE_BYTES
+            lease_key(after + 1),
+            bytes([LEASE[0] + 1]),
+            min(limit, MAX_LISTED_LEASES),
+            _PAGE_SIZE_BYTES,
         )
         items = []
         for key, stored in pairs:

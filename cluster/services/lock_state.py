@@ -37,7 +37,7 @@ class Holder(NamedTuple):
     note: bytes
 
 
-class Waiting(NamedTuple):
+class LockWaiter(NamedTuple):
     """One that waits for a lock; `key` is where it stands."""
 
     key: bytes
@@ -62,11 +62,11 @@ def is_held_under(locks: ReadTransaction, name: bytes, token: int) -> bool:
     return holds_lock(locks.get(name), token)
 
 
-def waiting_for(locks: ReadTransaction, name: bytes, limit: int = MAX_WAITING) -> list[Waiting]:
+def waiting_for(locks: ReadTransaction, name: bytes, limit: int = MAX_WAITING) -> list[LockWaiter]:
     """Return those that wait for a lock, in their order."""
     prefix = b"\0" + name + b"\0"
     return [
-        Waiting(key, int.from_bytes(stored[:_LEASE_SIZE_BYTES]), stored[_LEASE_SIZE_BYTES:])
+        LockWaiter(key, int.from_bytes(stored[:_LEASE_SIZE_BYTES]), stored[_LEASE_SIZE_BYTES:])
         for key, stored in locks.range(prefix, prefix[:-1] + b"\1", limit)
     ]
 

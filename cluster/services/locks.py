@@ -32,7 +32,7 @@ from datapath.service import ReadTransaction, Service, Transaction, operation, q
 
 LOCKS_SERVICE = ":locks"
 """The name of the service; no user's service can have it."""
-MAX_LISTED = 1000
+MAX_LISTED_LOCKS = 1000
 _PAGE_SIZE_BYTES = 4 * 1024 * 1024
 
 
@@ -117,7 +117,7 @@ class Locks(Service):
     ) -> tuple[list[tuple[bytes, int, int, bytes]], bytes | None]:
         """Return (name, token, lease, note) of locks above `after`; the last if more follow."""
         pairs, following = tx.page(
-            max(after + b"\0", b"\1"), None, min(limit, MAX_LISTED), _PAGE_SIZE_BYTES
+            max(after + b"\0", b"\1"), None, min(limit, MAX_LISTED_LOCKS), _PAGE_SIZE_BYTES
         )
         items = [(name, *decode_holder(stored)) for name, stored in pairs]
         return items, None if following is None or not pairs else pairs[-1][0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
-from datapath.errors import NotPrimaryError, OperationError, RejectedError
+from datapath.errors import NotPrimaryError, RejectedError
 from datapath.execution.changes import Feed
 from datapath.execution.executor import (
     CommittedState,
@@ -21,7 +21,8 @@ from datapath.execution.executor import (
 )
 from datapath.execution.pipeline import Pipeline, Running
 from datapath.execution.tail import AppliedState, Tail
-from datapath.operations import Operation, Query, QueryResult, Result
+from datapath.node.own_operations import OwnOperations
+from datapath.operations import Query, QueryResult
 from datapath.protocol import effects
 from datapath.protocol.confirmations import Confirmation, Confirmations
 from datapath.protocol.messages import Message
@@ -30,9 +31,6 @@ from datapath.records import Record
 from datapath.service import Service
 from datapath.settings import Bounds
 from election.view import View
-
-OWN_OPERATION_TIMEOUT_MS = 10_000
-"""How long an operation that a service asks for by itself may wait."""
 
 
 class ServedState(CommittedState, AppliedState, Protocol):
@@ -134,31 +132,6 @@ class AppliedWaiter(Protocol):
         """It is applied."""
 
 
-class OwnOperation:
-    """What becomes of an operation that a service has asked for by itself (`Service.due`)."""
-
-    __slots__ = ("name", "service", "under_way")
-
-    def __init__(self, name: str, service: Service) -> None:
-        self.name = name
-        self.service = service
-        self.under_way = False
-
-    def done(self) -> bool:
-        """Whether it has been answered."""
-        return not self.under_way
-
-    def set_result(self, result: Result, /) -> None:
-        """It has committed."""
-        self.under_way = False
-        self.service.on_done(result.value)
-
-    def set_exception(self, exception: OperationError, /) -> None:
-        """It was not executed, or nobody knows: the service asks again if it still wants to."""
-        del exception
-        self.under_way = False
-
-
 class Interpreter:
     """One replica and all who wait on it. `uncommitted`: the records after its commit index.
 
@@ -198,11 +171,6 @@ class Interpreter:
         self._room_due_ms = float("-inf")  # when the disk is next asked for room
         self._ready_index = 0  # the epoch is open when this has committed; 0: nothing to wait for
         self._applied_waiters: list[tuple[int, AppliedWaiter]] = []
-        self._own_operations = [
-            OwnOperation(name, service)
-            for name, service in services.items()
-            if type(service).due is not Service.due
-        ]
         self.feed = Feed(disk.store.applied_index, bounds.recent_changes_bytes)
         self.confirmations = Confirmations(replica, self.not_primary)
         self.tail = Tail(
@@ -232,6 +200,7 @@ class Interpreter:
             call_soon=surroundings.call_soon,
             clock=clock,
         )
+        self._own_operations = OwnOperations(replica, services, self._read_views, self.pipeline)
 
     def stop(self, reason: str) -> None:
         """Carry out nothing more, and answer who waits. `reason` is for them."""
@@ -272,23 +241,7 @@ class Interpreter:
             self.pipeline.on_tick(now_ms)
         if self.confirmations.waiting:
             self.confirmations.expire()
-        self._ask_services(now_ms)
-
-    def _ask_services(self, now_ms: float) -> None:
-        """Submit what the services want executed by themselves, one operation of each at a time."""
-        for own in self._own_operations:
-            if own.under_way or not self.replica.may_execute():
-                continue
-            view = self._read_views[own.name]
-            try:
-                wanted = own.service.due(view, now_ms)
-                if wanted is not None:
-                    method, args = wanted
-                    own.under_way = True
-                    operation = Operation(method, args, service=own.name)
-                    self.pipeline.submit(operation, OWN_OPERATION_TIMEOUT_MS, own)
-            except OperationError as problem:  # not the primary, or too much waits: at a later tick
-                own.set_exception(problem)
+        self._own_operations.on_tick(now_ms)
 
     def on_message(self, peer: str, message: Message) -> None:
         """A message from `peer`, on either stream between it and this node."""
@@ -362,8 +315,7 @@ class Interpreter:
         if self._ready_index and index >= self._ready_index:
             self._ready_index = 0
             self.pipeline.open_epoch()
-            for service in self._services.values():
-                service.on_epoch_open(self._clock())
+            self._own_operations.on_epoch_open(self._clock())
             self._surroundings.on_epoch_open(self.replica.state.epoch)
         if self._applied_waiters:
             self._wake_applied()

@@ -17,14 +17,14 @@ from cluster.client.sync import Client
 
 LOCK, KEY = "counter", "number"
 TTL_S = 1.0
-WORK_S = 0.02
+WORK_S = 0.1
 
 
 def increment(client: Client, *, by_time: bool) -> str:
     with client.lock(LOCK, ttl=TTL_S) as lock:
         found = client.get(KEY)
         number = 0 if found is None else int(found.value)
-        time.sleep(WORK_S / 2)
+        time.sleep(WORK_S / 10)
         lock.check()
         time.sleep(WORK_S)
         client.put(KEY, str(number + 1), if_lock=None if by_time else lock.condition)
