@@ -5,8 +5,9 @@ from __future__ import annotations
 INTRO = """
 # Benchmarks
 
-Written by `python -m bench report` from the results in `bench/results`; do not edit. Measure on
-your own machine: `make bench` (15 minutes), or one benchmark by name, see `bench/README.md`.
+This page compares onecopy with etcd, Redis and others on one machine. It is written by
+`python -m bench report` from the results in `bench/results`; do not edit it. Measure on your own
+machine with `make bench` (15 minutes), or one benchmark by name: see `bench/README.md`.
 """
 
 GENERATOR = """

@@ -357,12 +357,12 @@ class Transport:
         if self._loop is None:
             self._loop = loop
         if self._loop is not loop:
-            closed = ", which is closed by now" if self._loop.is_closed() else ""
+            closed = ", which is now closed" if self._loop.is_closed() else ""
             raise RuntimeError(
                 f"this AsyncClient belongs to the event loop that first used it{closed}, and was "
-                "called from another one: make an AsyncClient in each event loop (in pytest: give "
-                "the fixture that makes it and the tests that use it the same loop scope), or use "
-                "Client, which any thread may call"
+                "called from another one: create an AsyncClient in each event loop (in pytest: "
+                "give the fixture that creates it and the tests that use it the same loop "
+                "scope), or use Client, which any thread may call"
             )
         return loop
 
@@ -495,6 +495,6 @@ def _give_up(call: Request, failure: ClientError, doubtful: ClientError | None) 
         f"{doubtful.detail} (this write may or may not have been applied; to learn which, repeat "
         f"it under the idempotency key {call.key})"
         if call.key
-        else f"{doubtful.detail} (this may or may not have been done; see the status)"
+        else f"{doubtful.detail} (this may or may not have been done; check the status)"
     )
     raise _doubt(call, detail, code=doubtful.code, status=doubtful.status) from doubtful

@@ -141,7 +141,9 @@ class WriteView:
     def put(self, key: bytes, value: bytes) -> None:
         """Write `value` under `key`. Raises ValueError for a key of a wrong length."""
         if not 0 < len(key) <= MAX_SERVICE_KEY_SIZE_BYTES:
-            raise ValueError(f"a key has 1 to {MAX_SERVICE_KEY_SIZE_BYTES} bytes, not {len(key)}")
+            raise ValueError(
+                f"a key must have 1 to {MAX_SERVICE_KEY_SIZE_BYTES} bytes, not {len(key)}"
+            )
         self._executor._writes[self._keyspace, key] = value
 
     def delete(self, key: bytes) -> None:
@@ -321,7 +323,7 @@ class Executor:
             error = unknown_service(operation.service, self._services)
         else:
             known = ", ".join(sorted(service.operations))
-            detail = f"there is no operation {operation.method!r}; there are: {known}"
+            detail = f"no operation {operation.method!r}; the operations: {known}"
             error = OperationNotAppliedError("unknown_operation", detail)
         return Executed(None, error, 0, 0)
 
@@ -393,7 +395,7 @@ def _is_remembered(error: OperationError | None) -> bool:
 
 def unknown_service(name: str, services: Mapping[str, Service]) -> OperationNotAppliedError:
     """Make the refusal of a call to a service that this node does not have."""
-    known = ", ".join(sorted(filter(None, services))) or "none beside the store"
+    known = ", ".join(sorted(filter(None, services))) or "only the store"
     return OperationNotAppliedError(
-        "unknown_service", f"this node has no service {name!r}; there are: {known}"
+        "unknown_service", f"this node has no service {name!r}; its services: {known}"
     )

@@ -99,7 +99,7 @@ class ReplicaStorage:
             # Never served: what stood after the damage is fetched from the primary again. Until
             # then this replica may lack what it has acknowledged, and must know that it does.
             logger.error(  # noqa: TRY400 -- the error names file and offset; a traceback adds nothing
-                "%s. Entries after %d are fetched anew from the primary",
+                "%s. Entries after %d are fetched again from the primary",
                 error,
                 error.last_good_index,
             )
@@ -128,15 +128,15 @@ class ReplicaStorage:
         if journal.last_epoch > self.accepted.epoch:
             # E5: the primary of an epoch is recorded before any of its entries.
             raise DataDirectoryError(
-                f"{self.accepted.path} is an old copy: it knows epoch {self.accepted.epoch}, and "
+                f"{self.accepted.path} is an old copy: it has epoch {self.accepted.epoch}, but "
                 f"the log holds entries of epoch {journal.last_epoch}. With it this node could "
-                "acknowledge to a primary that was replaced. Put the newest file back; or remove "
-                "this node, and start it under a new id with an empty data directory"
+                "acknowledge to a primary that has been replaced. Put the newest file back; or "
+                "remove this node, and start it under a new id with an empty data directory"
             )
         if self.accepted.incomplete:
             logger.error(
-                "this replica may lack entries that it has acknowledged: it takes no part "
-                "in decisions until a primary has caught it up"
+                "this replica may lack entries that it has acknowledged: it does not take over "
+                "or serve until a primary has caught it up"
             )
         return RecoveredState(
             log=LogIndex.from_runs(
@@ -219,8 +219,8 @@ class ReplicaStorage:
     def mark_incomplete(self, ticket: int) -> None:
         """Entries are missing that may have been acknowledged."""
         logger.error(
-            "entries are missing here that may have been acknowledged: this replica takes no part "
-            "in decisions until a primary has caught it up"
+            "entries that may have been acknowledged are missing: this replica does not take "
+            "over or serve until a primary has caught it up"
         )
         self._submit(ticket, self.accepted.set_incomplete)
 

@@ -60,7 +60,6 @@ class Node:
         self._applied_index = 0
         self._appended = 0
         self.storage = Storage(self)
-        self.on_crash: Callable[[Node], None] = lambda _: None
         self.service: NodeService
 
     # -- lifetime
@@ -129,7 +128,7 @@ class Node:
         self.life += 1
         self.storage.crash(self._applied_index)
         self.world.network.forget(self)
-        self.on_crash(self)
+        self.world.on_crash(self)
         self.oracle.check_holds_committed(self)
 
     def hide_loss(self, *, remembered: bool = False) -> None:

@@ -232,8 +232,7 @@ class Watchers:
         self._clients = [
             WatchingClient(self, f"watcher {number}", span) for number, span in enumerate(SPANS)
         ]
-        for node in world.nodes.values():
-            node.on_crash = self._on_crash
+        world.on_crash = self._on_crash
 
     def _on_crash(self, node: Node) -> None:
         for client in self._clients:

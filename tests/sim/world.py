@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from datapath.settings import Bounds, ClientTableBounds, Timing
 from election.view import AddMember, View
 from tests.sim.agreement import Agreement
@@ -69,6 +71,7 @@ class World:
         self.is_troubled = True  # no fault begins any more once it is not
         self.agreement = Agreement(self.clockwork, self.oracle, first)
         self.oracle.agreement = self.agreement
+        self.on_crash: Callable[[Node], None] = lambda _: None
         self.nodes = {name: Node(self, name) for name in names}
         self.network.nodes = self.agreement.nodes = self.oracle.nodes = self.nodes
         self.ids_are_used_once = False  # whether who was removed stays away (`Operators`)
