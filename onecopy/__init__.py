@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cluster.client.errors import (
         ClientError,
         InvalidRequestError,
+        LockHeldError,
+        LockLostError,
         NotAppliedError,
         PreconditionFailedError,
         RevisionCompactedError,
@@ -68,6 +70,8 @@ __all__ = [
     "GetResult",
     "InvalidRequestError",
     "Item",
+    "LockHeldError",
+    "LockLostError",
     "NodeState",
     "NotAppliedError",
     "Page",
@@ -100,6 +104,8 @@ _EXPORTS = {
     "cluster.client.errors": (
         "ClientError",
         "InvalidRequestError",
+        "LockHeldError",
+        "LockLostError",
         "NotAppliedError",
         "PreconditionFailedError",
         "RevisionCompactedError",

@@ -30,6 +30,7 @@ from yarl import URL
 
 from cluster.client.endpoints import Endpoints
 from cluster.client.errors import (
+    BY_CODE,
     ClientError,
     InvalidRequestError,
     NotAppliedError,
@@ -448,11 +449,9 @@ def raise_for(call: Request, reply: FinalResponse) -> NoReturn:
     if call.writes and problem.outcome == "unknown":
         call = call if reply.after is None else call._replace(after=reply.after)
         raise _doubt(call, detail, code=problem.code, status=reply.status)
-    kinds: dict[int, type[NotAppliedError]] = {
-        412: PreconditionFailedError,
-        507: StorageFullError,
-    }
-    kind = kinds.get(reply.status, InvalidRequestError)
+    kinds: dict[int, type[NotAppliedError]]
+    kinds = {412: PreconditionFailedError, 507: StorageFullError}
+    kind = BY_CODE.get(problem.code) or kinds.get(reply.status, InvalidRequestError)
     raise kind(detail, code=problem.code, status=reply.status)
 
 

@@ -22,6 +22,7 @@ from cluster.client.arguments import (
     draw_key,
 )
 from cluster.client.errors import UnavailableError, UnknownOutcomeError
+from cluster.client.leasing import IfLock, Leader
 from cluster.client.loop_thread import CLOSED, LoopThread, StuckError
 from cluster.client.results import (
     DeleteRangeResult,
@@ -33,6 +34,7 @@ from cluster.client.results import (
     TxnResult,
     ViewSummary,
 )
+from cluster.client.sync_leasing import Lease, Lock
 from cluster.client.sync_watching import KeyWatch, Mirror
 from cluster.client.txn import SyncTxnBuilder
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
@@ -167,6 +169,8 @@ class Client:
         *,
         if_revision: int | None = None,
         if_absent: bool = False,
+        if_lock: IfLock | None = None,
+        lease: str = "",
         ack: Ack = "all",
         min_copies: int = 0,
         idempotency_key: str = "",
@@ -181,6 +185,8 @@ class Client:
                 value,
                 if_revision=if_revision,
                 if_absent=if_absent,
+                if_lock=if_lock,
+                lease=lease,
                 ack=ack,
                 min_copies=min_copies,
                 idempotency_key=own_key,
@@ -215,6 +221,7 @@ class Client:
         key: str,
         *,
         if_revision: int | None = None,
+        if_lock: IfLock | None = None,
         ack: Ack = "all",
         min_copies: int = 0,
         idempotency_key: str = "",
@@ -227,6 +234,7 @@ class Client:
             lambda client: client.delete(
                 key,
                 if_revision=if_revision,
+                if_lock=if_lock,
                 ack=ack,
                 min_copies=min_copies,
                 idempotency_key=own_key,
@@ -395,6 +403,45 @@ class Client:
         """Return a live copy of the keys with `prefix`, as a mapping. `with` it, or `close` it."""
         client, runner = self._here()
         return Mirror(client.mirror(prefix), runner, self._timeout_ms)
+
+    def lease(self, ttl: float, *, on_lost: Callable[[], object] | None = None) -> Lease:
+        """Return a lease of `ttl` seconds; enter it. `on_lost` runs on the client's thread."""
+        client, runner = self._here()
+        return Lease(lambda: client.lease(ttl, on_lost=on_lost), runner)
+
+    def lock(
+        self,
+        name: str,
+        *,
+        ttl: float,
+        note: str = "",
+        wait: float | None = None,
+        on_lost: Callable[[], object] | None = None,
+    ) -> Lock:
+        """Return a lock; enter it to wait for it and hold it; see `AsyncClient.lock`."""
+        client, runner = self._here()
+        return Lock(
+            lambda: client.lock(name, ttl=ttl, note=note, wait=wait, on_lost=on_lost), runner
+        )
+
+    def elect(
+        self,
+        name: str,
+        *,
+        ttl: float,
+        value: str = "",
+        wait: float | None = None,
+        on_lost: Callable[[], object] | None = None,
+    ) -> Lock:
+        """Return a candidacy; enter it to wait until it leads; see `AsyncClient.elect`."""
+        client, runner = self._here()
+        return Lock(
+            lambda: client.elect(name, ttl=ttl, value=value, wait=wait, on_lost=on_lost), runner
+        )
+
+    def leader(self, name: str) -> Leader | None:
+        """Return who leads an election, or None."""
+        return self._run(lambda client: client.leader(name), None)
 
     def status(self, *, timeout_ms: int | None = None) -> ClusterStatus:
         """Return the cluster as its primary sees it."""

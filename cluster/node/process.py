@@ -28,7 +28,7 @@ from cluster.node.settings import (
     timing_of,
 )
 from cluster.node.watch import Watch
-from cluster.services.kv import KeyValue
+from cluster.services.built_in import built_in_services
 from datapath.errors import (
     DataDirectoryError,
     DiskFullError,
@@ -40,7 +40,6 @@ from datapath.errors import (
 from datapath.node.engine import Engine
 from datapath.node.gateway import Gateway
 from datapath.node.replica_disk import SNAPSHOT_LOG_HARD_FACTOR
-from datapath.operations import STORE
 from datapath.storage.data_directory import DataDirectory
 from datapath.tasks import Tasks
 from datapath.transport.link import LinkHandler
@@ -207,7 +206,7 @@ class NodeRuntime:
         engine = Engine(
             self._node_id,
             secrets.token_hex(8),
-            {STORE: KeyValue()},
+            built_in_services(timing_of(self._config).stall_threshold_ms),
             make_storage(self._config, self._directory, self._descriptors),
             self._agreement,
             self._mesh,

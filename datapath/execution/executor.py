@@ -21,7 +21,8 @@ import msgspec
 from datapath.clock import clock_ms
 from datapath.errors import OperationError, OperationNotAppliedError, RejectedError
 from datapath.execution.client_table import ClientTable, client_key, fingerprint
-from datapath.keyspaces import CLIENTS, KEYSPACES, KV, check_open
+from datapath.execution.lock_guard import holds_lock, lock_lost
+from datapath.keyspaces import CLIENTS, KEYSPACES, KV, LOCKS, check_open
 from datapath.operations import Operation
 from datapath.records import Entry
 from datapath.service import Service
@@ -281,6 +282,7 @@ class Executor:
         if service is None or method is None:
             return self._unknown(operation, service), None
         try:
+            self._check_lock(operation)
             value, error = method(self.views[service.keyspace], *operation.args), None
         except Exception as problem:  # noqa: BLE001 - the service's own code may raise anything
             value, error = None, self._problem(operation, problem)
@@ -294,11 +296,20 @@ class Executor:
         service = self._services[operation.service]
         method = service.operations[operation.method]
         try:
+            self._check_lock(operation)
             value = await method(self.views[service.keyspace], *operation.args)
             error = None
         except Exception as problem:  # noqa: BLE001 - the service's own code may raise anything
             value, error = None, self._problem(operation, problem)
         return self._finish(operation, value, error)
+
+    def _check_lock(self, operation: Operation) -> None:
+        """K3: the lock that an operation names is held under its token, or nothing is done."""
+        if operation.if_lock is None:
+            return
+        name, token = operation.if_lock
+        if not holds_lock(self.views[LOCKS].get(name), token):
+            raise lock_lost(name, token, self.index)
 
     def _start(self, next_index: int) -> None:
         self.index = next_index

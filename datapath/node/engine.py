@@ -429,4 +429,5 @@ class Engine:
             "waiting_operations": len(pipeline.waiting),
             "uncommitted_records": len(self.interpreter.tail),
             **self._storage.counters(),
+            **self.interpreter.service_counters(),
         }

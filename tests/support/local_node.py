@@ -16,6 +16,8 @@ from itertools import islice
 
 import msgspec
 
+from cluster.services.built_in import built_in_services
+from datapath.clock import clock_ms
 from datapath.errors import (
     NotPrimaryError,
     OperationError,
@@ -24,9 +26,12 @@ from datapath.errors import (
     RejectedError,
 )
 from datapath.execution.changes import Feed
-from datapath.keyspaces import KV
+from datapath.execution.key_observers import KeyObservers, Observer
+from datapath.execution.lock_guard import holds_lock, lock_lost
+from datapath.keyspaces import KV, LOCKS
 from datapath.node.history import History
 from datapath.operations import (
+    STORE,
     ClusterStatus,
     Completion,
     Digest,
@@ -71,6 +76,7 @@ class LocalTransaction:
     def __init__(self, store: Store, index: int) -> None:
         self._store = store
         self._index = index
+        self._first = self  # of keyspace KV
         self._others: dict[int, LocalTransaction] = {}
         self.writes: dict[bytes, bytes | None] = {}
 
@@ -80,10 +86,10 @@ class LocalTransaction:
 
     def keyspace(self, number: int) -> LocalTransaction:
         if number == KV:
-            return self
+            return self._first
         if number not in self._others:
-            other = LocalTransaction(self._store.keyspace(number), self._index)
-            other._others = self._others
+            other = LocalTransaction(self._first._store.keyspace(number), self._index)
+            other._first, other._others = self._first, self._others
             self._others[number] = other
         return self._others[number]
 
@@ -154,10 +160,19 @@ class LocalTransaction:
 class LocalNode:
     """Implements `datapath.operations.Node`."""
 
-    def __init__(self, service: Service, node_id: str = "n1", *, can_submit: bool = True) -> None:
+    def __init__(
+        self,
+        service: Service,
+        node_id: str = "n1",
+        *,
+        can_submit: bool = True,
+        others: Mapping[str, Service] | None = None,
+    ) -> None:
         self.can_submit = can_submit
         self.node_id = node_id
         self.service = service
+        self.services = {STORE: service, **(others or {})}
+        self.observers = KeyObservers()
         self.store = Store()
         self.index = 0
         self.records: list[Record] = []
@@ -301,15 +316,22 @@ class LocalNode:
         return msgspec.structs.replace(result, repeated=True)
 
     async def _call(self, operation: Operation, copies: int) -> Result:
-        whole = LocalTransaction(self.store, self.index + 1)
-        tx = whole.keyspace(self.service.keyspace)
-        value = self.service.operations[operation.method](tx, *operation.args)
+        service = self.services[operation.service]
+        root = LocalTransaction(self.store, self.index + 1)
+        if operation.if_lock is not None:
+            name, token = operation.if_lock
+            if not holds_lock(root.keyspace(LOCKS).get(name), token):
+                raise lock_lost(name, token, root.index)
+        value = service.operations[operation.method](
+            root.keyspace(service.keyspace), *operation.args
+        )
         if inspect.iscoroutine(value):
             value = await value
-        if tx.wrote:
-            entry = whole.entry()
-            tx.commit()
+        if root.wrote:
+            entry = root.entry()
+            root.commit()
             self._log(entry)
+            self.observers.on_applied([entry])
         self.executed += 1
         return Result(value, self.index, self.epoch, copies, self.primary)
 
@@ -318,9 +340,25 @@ class LocalNode:
         return self._query(query)
 
     def _query(self, query: Query) -> QueryResult:
-        tx = LocalTransaction(self.store, self.index).keyspace(self.service.keyspace)
-        value = self.service.queries[query.method](tx, *query.args)
+        service = self.services[query.service]
+        tx = LocalTransaction(self.store, self.index).keyspace(service.keyspace)
+        value = service.queries[query.method](tx, *query.args)
         return QueryResult(value, self.index, self.epoch, self.node_id)
+
+    def observe(self, keyspace: int, key: bytes, observer: Observer) -> bool:
+        self.observers.add(keyspace, key, observer)
+        return True
+
+    def unobserve(self, keyspace: int, key: bytes, observer: Observer) -> None:
+        self.observers.remove(keyspace, key, observer)
+
+    async def tick(self) -> None:
+        """Execute what the services want executed by themselves."""
+        for name, service in self.services.items():
+            tx = LocalTransaction(self.store, self.index).keyspace(service.keyspace)
+            if (wanted := service.due(tx, clock_ms())) is not None:
+                result = await self._call(Operation(*wanted, service=name), len(NODES))
+                service.on_done(result.value)
 
     async def _gate(self) -> None:
         if self.hold is not None:
@@ -411,3 +449,9 @@ class LocalNode:
             "epoch": self.epoch,
             "operations_total": self.executed,
         }
+
+
+def local_node(*, can_submit: bool = True) -> LocalNode:
+    """Make one with the services that every node has."""
+    services = built_in_services()
+    return LocalNode(services.pop(STORE), can_submit=can_submit, others=services)

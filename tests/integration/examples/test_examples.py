@@ -157,21 +157,21 @@ async def test_a_released_lease_is_taken_at_once(cluster: Cluster, tmp_path: Pat
 async def test_a_configuration_is_followed_through_a_failover(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    program = Program(cluster, tmp_path / "log", "follow_config.py", "config")
+    program = Program(cluster, tmp_path / "log", "follow_config.py", "config/")
     with running(program):
         await program.prints("none yet")
         async with cluster.client() as client:
-            await client.put("config", "colour=blue")
-            await program.prints("now: colour=blue")
+            await client.put("config/colour", "blue")
+            await program.prints("now: config/colour=blue")
             await cluster.kill(await cluster.primary())
-            await client.put("config", "colour=red")
-            await program.prints("now: colour=red")
-            await client.delete("config")
+            await client.put("config/colour", "red")
+            await program.prints("now: config/colour=red")
+            await client.delete("config/colour")
             await wait_until(lambda: program.lines.count("none yet") == 2, "it sees the removal")
         program.process.send_signal(signal.SIGINT)
         assert await program.end() == 0
-    assert [line for line in program.lines if not line.startswith("keeping")] == [
-        *("none yet", "now: colour=blue", "now: colour=red", "none yet")
+    assert program.lines == [
+        *("none yet", "now: config/colour=blue", "now: config/colour=red", "none yet")
     ]
 
 

@@ -15,7 +15,7 @@ import onecopy
 
 ROOT = Path(__file__).resolve().parents[3]
 CLIENT_MODULES = {
-    *("datapath", "datapath.errors", "datapath.operations"),
+    *("datapath", "datapath.clock", "datapath.errors", "datapath.operations"),
     *("election", "election.identity", "election.view"),
 }
 """What the client shares with a server: the shapes of answers, and of what they name."""

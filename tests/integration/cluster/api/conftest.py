@@ -17,8 +17,7 @@ import uvloop
 from cluster.api.hosts import Hosts
 from cluster.api.routes import HttpApi
 from cluster.api.settings import HttpSettings
-from cluster.services.kv import KeyValue
-from tests.support.local_node import LocalNode
+from tests.support.local_node import LocalNode, local_node
 from tests.support.served import Local, Serve
 
 
@@ -37,7 +36,7 @@ async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
     can_submit = request.param == "fast"
 
     async def start(settings: HttpSettings | None = None, node: LocalNode | None = None) -> Local:
-        node = node or LocalNode(KeyValue(), can_submit=can_submit)
+        node = node or local_node(can_submit=can_submit)
         settings = msgspec.structs.replace(
             settings or HttpSettings(), fast_path=request.param != "full"
         )

@@ -251,7 +251,7 @@ async def test_watch_says_why_it_cannot_begin(nodes: FakeCluster) -> None:
     for server in nodes.servers.values():
         await server.kill()
     ended = await run("watch", "--timeout-ms", "200", endpoints=nodes.endpoints)
-    assert ended.code == 3
+    assert ended.code == 6
 
 
 async def test_an_interrupted_write_is_not_called_not_applied(nodes: FakeCluster) -> None:
