@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from datapath.errors import NotPrimaryError, RejectedError
+from datapath.execution.concurrency import Running
 from datapath.execution.executor import (
     CommittedState,
     Executor,
@@ -18,7 +19,7 @@ from datapath.execution.executor import (
     ReadView,
     unknown_service,
 )
-from datapath.execution.pipeline import Pipeline, Running
+from datapath.execution.pipeline import Pipeline
 from datapath.execution.tail import AppliedState, Tail
 from datapath.operations import Query, QueryResult
 from datapath.protocol import effects as fx

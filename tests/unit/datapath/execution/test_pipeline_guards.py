@@ -662,7 +662,7 @@ async def test_beside_an_operation_that_waits_nothing_is_executed() -> None:
     assert (slow.said, after.said, more.said) == ("done", "done", "done")
     assert service.order == [b"a", b"begin b", b"b", b"c", b"d"]
     assert slow.result is not None
-    assert slow.result.index == slow.result.value
+    assert (slow.result.index, slow.result.value) == (3, 0)  # others might have gone before it
     assert desk.pipeline.records_total == 3
 
 
