@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         InvalidRequestError,
         NotAppliedError,
         PreconditionFailedError,
+        RefusedError,
         StorageFullError,
         UnavailableError,
         UnknownOutcomeError,
@@ -30,15 +31,13 @@ if TYPE_CHECKING:
     )
     from cluster.client.results import DeleteResult, Entry, Item, Page, PutResult, ViewSummary
     from cluster.client.sync import Client
+    from cluster.node.embedded import EmbeddedNode as Node
+    from cluster.services.decorators import service_operation as operation
+    from cluster.services.decorators import service_query as query
+    from cluster.services.timers import at, every
     from datapath.errors import RejectedError
     from datapath.operations import ClusterStatus, Digest, NodeState
-    from datapath.service import (
-        ReadTransaction,
-        Service,
-        Transaction,
-        operation,
-        query,
-    )
+    from datapath.service import ReadTransaction, Service, Transaction
 
 __all__ = [
     "DEFAULT_ENDPOINTS",
@@ -51,12 +50,14 @@ __all__ = [
     "Entry",
     "InvalidRequestError",
     "Item",
+    "Node",
     "NodeState",
     "NotAppliedError",
     "Page",
     "PreconditionFailedError",
     "PutResult",
     "ReadTransaction",
+    "RefusedError",
     "RejectedError",
     "Service",
     "StorageFullError",
@@ -65,6 +66,8 @@ __all__ = [
     "UnknownOutcomeError",
     "ViewSummary",
     "WrongClusterError",
+    "at",
+    "every",
     "operation",
     "query",
 ]
@@ -77,6 +80,7 @@ _EXPORTS = {
         "InvalidRequestError",
         "NotAppliedError",
         "PreconditionFailedError",
+        "RefusedError",
         "StorageFullError",
         "UnavailableError",
         "UnknownOutcomeError",
@@ -86,14 +90,13 @@ _EXPORTS = {
     "cluster.client.results": ("DeleteResult", "Entry", "Item", "Page", "PutResult", "ViewSummary"),
     "datapath.errors": ("RejectedError",),
     "datapath.operations": ("ClusterStatus", "Digest", "NodeState"),
-    "datapath.service": (
-        "ReadTransaction",
-        "Service",
-        "Transaction",
-        "operation",
-        "query",
-    ),
+    "cluster.node.embedded": ("Node",),
+    "cluster.services.decorators": ("operation", "query"),
+    "cluster.services.timers": ("at", "every"),
+    "datapath.service": ("ReadTransaction", "Service", "Transaction"),
 }
+_OWN_NAMES = {"Node": "EmbeddedNode", "operation": "service_operation", "query": "service_query"}
+"""What a module calls what has another name here."""
 _MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
 
 
@@ -104,8 +107,8 @@ def __getattr__(name: str) -> object:
     importlib.import_module(_MODULES[name])
     for module, names in _EXPORTS.items():
         if (found := sys.modules.get(module)) is not None:
-            _adopt([vars(found).get(each) for each in names])
-    value = globals()[name] = getattr(sys.modules[_MODULES[name]], name)
+            _adopt([vars(found).get(_OWN_NAMES.get(each, each)) for each in names])
+    value = globals()[name] = getattr(sys.modules[_MODULES[name]], _OWN_NAMES.get(name, name))
     return value
 
 

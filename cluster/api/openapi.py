@@ -6,8 +6,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from cluster.api.documents import (
     Deleted,
     Handover,
@@ -44,8 +42,8 @@ from election.view import View
 _PARAMETER_CODES = ("unknown_parameter", "invalid_parameter")
 _KEY_CODES = ("invalid_key", "key_too_long", *_PARAMETER_CODES, "invalid_header")
 _NODE_CODES = ("no_primary", "not_primary", "overloaded")
-_REPEAT_CODES = ("idempotency_key_reused", "idempotency_key_expired", "unknown_revision")
-_WRITE_CODES = (
+REPEAT_CODES = ("idempotency_key_reused", "idempotency_key_expired", "unknown_revision")
+WRITE_CODES = (
     *_NODE_CODES,
     "too_large",
     "service_failed",
@@ -72,8 +70,8 @@ _VIEW = View(
 
 
 @functools.cache
-def openapi_document() -> Json:
-    """Return the document."""
+def own_document() -> Json:
+    """Return the document without services: `cluster.api.openapi_services` has the whole."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -93,28 +91,22 @@ def openapi_document() -> Json:
                 "head": _head(_get()),
                 "delete": _delete(),
             },
-            "/v1/kv": _readable(_range()),
-            "/v1/cluster": _readable(_cluster()),
+            "/v1/kv": readable(_range()),
+            "/v1/cluster": readable(_cluster()),
             "/v1/cluster/handover": {"post": _handover()},
             "/v1/cluster/nodes/{id}": {"delete": _remove_node(), "patch": _move_node()},
-            "/v1/digest": _readable(_digest()),
-            "/livez": _readable(_health("livez", "Live", "The process answers.", Status("live"))),
-            "/readyz": _readable(
+            "/v1/digest": readable(_digest()),
+            "/livez": readable(_health("livez", "Live", "The process answers.", Status("live"))),
+            "/readyz": readable(
                 _health("readyz", "Ready", "It could answer a linearizable read now.",
                         Status("ready"), "not_ready")
             ),
-            "/primary": _readable(_primary()),
-            "/metrics": _readable(_metrics()),
-            "/openapi.json": _readable(_openapi()),
+            "/primary": readable(_primary()),
+            "/metrics": readable(_metrics()),
+            "/openapi.json": readable(_openapi()),
         },
         "components": {"schemas": SCHEMAS, "headers": HEADERS},
     }  # fmt: skip
-
-
-@functools.cache
-def openapi_json() -> bytes:
-    """Return the document as it is served."""
-    return msgspec.json.encode(openapi_document())
 
 
 def _code_list() -> str:
@@ -126,9 +118,10 @@ def _code_list() -> str:
 # --- pieces ---
 
 
-def _operation(
+def operation_part(
     name: str, summary: str, ok: Json, codes: tuple[str, ...], *, write: bool = False, **more: Any
 ) -> Json:
+    """Return one operation of the document. `ok`: answers that are good; `codes`: of others."""
     parameters = [*more.pop("parameters", ()), _cluster_header()]
     return {
         "operationId": name,
@@ -139,7 +132,8 @@ def _operation(
     }
 
 
-def _readable(operation: Json) -> Json:
+def readable(operation: Json) -> Json:
+    """Return a path that is read: GET, and HEAD."""
     return {"get": operation, "head": _head(operation)}
 
 
@@ -162,7 +156,8 @@ def _cluster_header() -> Json:
     )
 
 
-def _query(params: Mapping[str, Param]) -> list[Json]:
+def query_parameters(params: Mapping[str, Param]) -> list[Json]:
+    """Return query parameters from their table."""
     return [
         {"name": name, "in": "query", "description": param.description, "schema": param.schema}
         for name, param in params.items()
@@ -203,6 +198,7 @@ _IDEMPOTENCY_AFTER = _header(
     "request is refused with 410 instead of being executed again.",
     "42",
 )
+IDEMPOTENCY_HEADERS = (_IDEMPOTENCY_KEY, _IDEMPOTENCY_AFTER)
 
 
 # --- keys ---
@@ -211,7 +207,7 @@ _IDEMPOTENCY_AFTER = _header(
 def _put() -> Json:
     absent = _header("If-None-Match", "`*`: only if the key does not exist.", "*")
     written = ("ETag", "Idempotent-Replayed", "Onecopy-Revision")
-    return _operation(
+    return operation_part(
         "putKey",
         "Write a value",
         {
@@ -223,12 +219,12 @@ def _put() -> Json:
             *_BODY_CODES,
             "unsupported_content_encoding",
             "precondition_failed",
-            *_REPEAT_CODES,
-            *_WRITE_CODES,
+            *REPEAT_CODES,
+            *WRITE_CODES,
         ),
         write=True,
         parameters=[
-            *_query(WRITE_PARAMS),
+            *query_parameters(WRITE_PARAMS),
             _IF_MATCH,
             absent,
             _IDEMPOTENCY_KEY,
@@ -252,7 +248,7 @@ _KEY_HEADERS = (
 
 def _get() -> Json:
     unless = _header("If-None-Match", "304 if the key is at one of these revisions.", '"42"')
-    return _operation(
+    return operation_part(
         "getKey",
         "Read a value",
         {
@@ -267,13 +263,13 @@ def _get() -> Json:
             },
         },
         (*_KEY_CODES, "key_not_found", "precondition_failed", *_READ_CODES),
-        parameters=[*_query(READ_PARAMS), _IF_MATCH, unless],
+        parameters=[*query_parameters(READ_PARAMS), _IF_MATCH, unless],
     )
 
 
 def _delete() -> Json:
     example = Deleted(revision=43, deleted=True, epoch=3, copies=3)
-    return _operation(
+    return operation_part(
         "deleteKey",
         "Remove a key",
         {
@@ -284,16 +280,21 @@ def _delete() -> Json:
                 "Onecopy-Revision",
             )
         },
-        (*_KEY_CODES, "precondition_failed", *_REPEAT_CODES, *_WRITE_CODES),
+        (*_KEY_CODES, "precondition_failed", *REPEAT_CODES, *WRITE_CODES),
         write=True,
-        parameters=[*_query(WRITE_PARAMS), _IF_MATCH, _IDEMPOTENCY_KEY, _IDEMPOTENCY_AFTER],
+        parameters=[
+            *query_parameters(WRITE_PARAMS),
+            _IF_MATCH,
+            _IDEMPOTENCY_KEY,
+            _IDEMPOTENCY_AFTER,
+        ],
     )
 
 
 def _range() -> Json:
     item = RangeItem(key="hello", value=b"world", revision=42, create_revision=7, version=3)
     example = Range(items=[item], revision=57, cursor=None)
-    return _operation(
+    return operation_part(
         "rangeKeys",
         "Read keys in order",
         {
@@ -302,7 +303,7 @@ def _range() -> Json:
             )
         },
         (*_PARAMETER_CODES, "invalid_cursor", *_READ_CODES),
-        parameters=_query(RANGE_PARAMS),
+        parameters=query_parameters(RANGE_PARAMS),
     )
 
 
@@ -318,7 +319,7 @@ def _cluster() -> Json:
         cluster="demo", cluster_id="5f0c", epoch=3, version=9, primary="n1", in_sync=("n1",),
         nodes={"n1": node},
     )  # fmt: skip
-    return _operation(
+    return operation_part(
         "getCluster",
         "Who is in charge, and how far everyone is",
         {
@@ -333,7 +334,7 @@ def _cluster() -> Json:
 
 
 def _handover() -> Json:
-    return _operation(
+    return operation_part(
         "handOver",
         "Make another node of the in-sync set the primary",
         {"200": json_answer("The new view.", _VIEW)},
@@ -347,7 +348,7 @@ def _handover() -> Json:
             *_CHANGE_CODES,
         ),
         write=True,
-        parameters=_query(TIMEOUT),
+        parameters=query_parameters(TIMEOUT),
         requestBody={
             "required": True,
             "content": json_content(Handover(to="n2")),
@@ -359,7 +360,7 @@ def _remove_node() -> Json:
     node = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"},
             "example": "n3"}  # fmt: skip
     force = {"example": "n3"}  # the node's id once more
-    return _operation(
+    return operation_part(
         "removeNode",
         "Take a node out of the cluster for good",
         {"200": json_answer("The new view.", _VIEW)},
@@ -378,7 +379,7 @@ def _remove_node() -> Json:
             node,
             *(
                 {**item, **(force if item["name"] == "force" else {})}
-                for item in _query(REMOVE_PARAMS)
+                for item in query_parameters(REMOVE_PARAMS)
             ),
         ],
     )
@@ -387,7 +388,7 @@ def _remove_node() -> Json:
 def _move_node() -> Json:
     node = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"},
             "example": "n3"}  # fmt: skip
-    return _operation(
+    return operation_part(
         "moveNode",
         "Agree on other addresses of a node",
         {"200": json_answer("The new view.", _VIEW)},
@@ -401,7 +402,7 @@ def _move_node() -> Json:
             *_CHANGE_CODES,
         ),
         write=True,
-        parameters=[node, *_query(TIMEOUT)],
+        parameters=[node, *query_parameters(TIMEOUT)],
         requestBody={
             "required": True,
             "content": json_content(_MOVE),
@@ -411,7 +412,7 @@ def _move_node() -> Json:
 
 def _digest() -> Json:
     example = Digest(node="n1", applied_index=57, digest="9f86d081884c7d65…")
-    return _operation(
+    return operation_part(
         "getDigest",
         "Digest of this node's own store: equal on all replicas at the same index",
         {"200": json_answer("The digest.", example)},
@@ -425,12 +426,12 @@ def _digest() -> Json:
 def _health(path: str, word: str, meaning: str, status: Status, *codes: str) -> Json:
     revision = ("Onecopy-Revision",) if path == "livez" else ()
     answer = json_answer(meaning, status, *revision)
-    return _operation(path, word, {"200": answer}, codes)
+    return operation_part(path, word, {"200": answer}, codes)
 
 
 def _primary() -> Json:
     example = Primary(primary="n1", epoch=3)
-    return _operation(
+    return operation_part(
         "primary",
         "Whether this node is the serving primary",
         {"200": json_answer("It is.", example)},
@@ -445,7 +446,7 @@ def _metrics() -> Json:
         "headers": headers(),
         "content": {text: {"schema": {"type": "string"}} for text in texts},
     }
-    return _operation("getMetrics", "Numbers for Prometheus", {"200": answer}, ())
+    return operation_part("getMetrics", "Numbers for Prometheus", {"200": answer}, ())
 
 
 def _openapi() -> Json:
@@ -454,4 +455,4 @@ def _openapi() -> Json:
         "headers": headers(),
         "content": {"application/json": {"schema": {"type": "object"}}},
     }
-    return _operation("getOpenapi", "This document", {"200": answer}, ())
+    return operation_part("getOpenapi", "This document", {"200": answer}, ())

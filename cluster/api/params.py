@@ -200,25 +200,55 @@ RANGE_PARAMS: dict[str, Param] = {
 }
 
 
+_FROM_TEXT = {
+    "from_text": Param(
+        _choice("true", "false"),
+        {"type": "boolean", "default": False},
+        "`true`: arguments may come as text where the method takes a number, a date and the like.",
+    )
+}
+WRITE_CALL_PARAMS: dict[str, Param] = {**WRITE_PARAMS, **_FROM_TEXT}
+READ_CALL_PARAMS: dict[str, Param] = {**READ_PARAMS, **_FROM_TEXT}
+GET_CALL_PARAMS: dict[str, Param] = {
+    "arguments": Param(
+        str,
+        {"type": "string"},
+        "All arguments, as a JSON object; in place of a parameter for each.",
+    ),
+    **READ_CALL_PARAMS,
+}
+
+
 def parse_query(query: str, allowed: Mapping[str, Param]) -> dict[str, Any]:
     """Read a raw query string against a table. Raises Problem naming the parameter."""
+    values, others = split_query(query, allowed)
+    for name in others:
+        known = f"allowed are {', '.join(allowed)}" if allowed else "none is allowed here"
+        raise Problem("unknown_parameter", f"query parameter {name[:100]!r}: {known}")
+    return values
+
+
+def split_query(query: str, allowed: Mapping[str, Param]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read a raw query string; return what a table has, and the rest as text. Raises Problem."""
     values: dict[str, Any] = {}
+    others: dict[str, str] = {}
     for part in query.split("&"):
         if not part:
             continue
         raw_name, _, raw_value = part.partition("=")
         name = _decode(raw_name, "a query parameter's name")
         param = allowed.get(name)
-        if param is None:
-            known = f"allowed are {', '.join(allowed)}" if allowed else "none is allowed here"
-            raise Problem("unknown_parameter", f"query parameter {name[:100]!r}: {known}")
-        if name in values:
+        if name in values or name in others:
             raise Problem("invalid_parameter", _about(name, "is given twice", allowed))
+        text = _decode(raw_value, f"query parameter {name[:100]!r}")
+        if param is None:
+            others[name] = text
+            continue
         try:
-            values[name] = param.parse(_decode(raw_value, f"query parameter {name!r}"))
+            values[name] = param.parse(text)
         except ValueError as error:
             raise Problem("invalid_parameter", _about(name, str(error), allowed)) from None
-    return values
+    return values, others
 
 
 def _about(name: str, complaint: str, allowed: Mapping[str, Param]) -> str:
@@ -233,7 +263,12 @@ def _decode(text: str, what: str) -> str:
 @functools.lru_cache(maxsize=256)  # a client sends the same few queries again and again
 def write_options(query: str) -> WriteOptions:
     """Read the query of PUT and DELETE. Raises Problem."""
-    options = WriteOptions(**parse_query(query, WRITE_PARAMS))
+    return make_write_options(parse_query(query, WRITE_PARAMS))
+
+
+def make_write_options(values: Mapping[str, Any]) -> WriteOptions:
+    """Make the parameters of a write. Raises Problem if they contradict."""
+    options = WriteOptions(**values)
     if options.ack == "local" and options.min_copies > 1:
         raise Problem(
             "invalid_parameter",

@@ -60,6 +60,9 @@ CODES: dict[str, Code] = {
     "invalid_body": Code(
         400, "The body is not the JSON that is expected", "Mend the field that `detail` names."
     ),
+    "invalid_argument": Code(
+        400, "An argument of a service's method is not valid", "Mend what `detail` names."
+    ),
     "foreign_origin": Code(
         403,
         "A web page of another origin sent the request",
@@ -73,6 +76,15 @@ CODES: dict[str, Code] = {
     "not_found": Code(404, "There is no such resource", "See /openapi.json for what there is."),
     "key_not_found": Code(404, "There is no such key", "Nothing: it has no value."),
     "unknown_node": Code(404, "There is no such node", "See /v1/cluster for the nodes there are."),
+    "unknown_service": Code(
+        404,
+        "There is no such service on the node that would execute it",
+        "See `detail` and /v1/services for what there is.",
+    ),
+    "unknown_operation": Code(
+        404, "The service has no such operation", "See `detail` for what there is."
+    ),
+    "unknown_query": Code(404, "The service has no such query", "See `detail` for what there is."),
     "no_data": Code(
         404, "This node holds no data", "Ask a replica; /v1/cluster says which there are."
     ),
@@ -154,6 +166,17 @@ CODES: dict[str, Code] = {
     ),
     "service_failed": Code(
         500, "The service failed", "Report it; the primary's log has the details."
+    ),
+    "service_starting": Code(
+        503, "The service has not started in this cluster yet", "Try again in a moment."
+    ),
+    "service_outdated": Code(
+        503,
+        "The primary has older code of the service than the cluster has run",
+        "Install the newer code on that node, or hand over to one that has it.",
+    ),
+    "service_timeout": Code(
+        504, "The service's method took too long", "Nothing was applied; make it do less at once."
     ),
     "no_primary": Code(
         503, "No primary could be reached in time", "Try again, at any node; see Retry-After."

@@ -26,13 +26,15 @@ from cluster.api.hosts import Hosts, split_target
 from cluster.api.kv import KvHandlers
 from cluster.api.listener import Listener
 from cluster.api.metrics import Metrics
-from cluster.api.openapi import openapi_json
+from cluster.api.openapi_services import openapi_json
 from cluster.api.params import REMOVE_PARAMS, TIMEOUT, decode_percent, parse_query
 from cluster.api.plain_head import KEYS
 from cluster.api.problems import RETRY_AFTER_S, Problem, from_operation_error
 from cluster.api.server import HttpServer, OrdinaryConnection
+from cluster.api.services import SERVICES, ServiceHandlers
 from cluster.api.settings import HttpSettings
 from cluster.config.model import split_address
+from cluster.services.hosting import Host
 from datapath.complaints import Complaints
 from datapath.errors import OperationError
 from datapath.operations import Node
@@ -62,17 +64,30 @@ class HttpApi:
     """Serves a `Node` over HTTP."""
 
     def __init__(
-        self, node: Node, settings: HttpSettings | None = None, hosts: Hosts | None = None
+        self,
+        node: Node,
+        settings: HttpSettings | None = None,
+        hosts: Hosts | None = None,
+        services: Mapping[str, Host] | None = None,
     ) -> None:
-        """Serve `node`. `hosts` (default: loopback names and IP addresses) is for whom."""
+        """Serve `node`. `hosts` (default: loopback names and IP addresses) is for whom.
+
+        `services`: those whose code this node has, by their names.
+        """
         self.node = node
         self._hosts = hosts or Hosts()
         self._settings = settings or HttpSettings()
         self.complaints = Complaints(logger)
+        services = services or {}
         self.kv = kv = KvHandlers(node, self._settings)
+        called = ServiceHandlers(node, self._settings, services)
+        self._call_methods: dict[str, Keyed] = {
+            "POST": called.post, "GET": called.get, "HEAD": called.get,
+        }  # fmt: skip
+        self._openapi_document = openapi_json(services)
         self._server = HttpServer(self._handle, self._settings, self._identity, self, self._hosts)
         self.listener = Listener(self._server)
-        self._metrics = Metrics(node.node_id, node.counters, self._server.numbers)
+        self._metrics = Metrics(node.node_id, node.counters, self._server.numbers, services)
         # HEAD is GET whose body is not sent (see Answer.send).
         self._key_methods: dict[str, Keyed] = {
             "PUT": kv.put, "GET": kv.get, "HEAD": kv.get, "DELETE": kv.delete,
@@ -83,6 +98,7 @@ class HttpApi:
         }
         self._routes: dict[str, dict[str, Plain]] = {
             "/v1/kv": _readable(kv.range),
+            "/v1/services": _readable(called.list_services),
             "/v1/cluster": _readable(self._cluster),
             "/v1/cluster/handover": {"POST": self._handover},
             "/v1/digest": _readable(self._digest),
@@ -98,6 +114,7 @@ class HttpApi:
         keyed: dict[str, Mapping[str, object]] = {
             f"{KEYS}{{key}}": self._key_methods,
             f"{NODES}{{id}}": self._node_methods,
+            f"{SERVICES}{{service}}/{{method}}": self._call_methods,
         }
         return {path: tuple(methods) for path, methods in {**keyed, **self._routes}.items()}
 
@@ -172,6 +189,8 @@ class HttpApi:
             return _method(route, method)(request, query)
         if path.startswith(NODES):
             return _method(self._node_methods, method)(request, path[len(NODES) :], query)
+        if path.startswith(SERVICES):
+            return _method(self._call_methods, method)(request, path[len(SERVICES) :], query)
         raise Problem("not_found", f"nothing is served at {path[:200]!r}")
 
     def _refusal(self, problem: Problem, method: str) -> Answer:
@@ -312,7 +331,7 @@ class HttpApi:
         return Answer(200, body, content_type, self._identity())
 
     async def _openapi(self, _request: BaseRequest, _query: str) -> Answer:
-        return Answer(200, openapi_json(), JSON, self._identity())
+        return Answer(200, self._openapi_document, JSON, self._identity())
 
 
 def _one_node(raw_node: str) -> str:

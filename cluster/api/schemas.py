@@ -7,7 +7,18 @@ from typing import Any
 
 import msgspec
 
-from cluster.api.documents import Deleted, Handover, Move, Primary, Range, Status, Written
+from cluster.api.documents import (
+    Called,
+    Deleted,
+    Handover,
+    Move,
+    Primary,
+    QueryAnswer,
+    Range,
+    ServiceList,
+    Status,
+    Written,
+)
 from cluster.api.problems import CODES, Problem, ProblemDocument
 from datapath.operations import ClusterStatus, Digest
 from election.view import View
@@ -26,6 +37,7 @@ CONNECTION_CODES = (
 
 ANSWERS = (
     Written, Deleted, Range, Status, Primary, ClusterStatus, View, Digest, ProblemDocument,
+    Called, QueryAnswer, ServiceList,
 )  # fmt: skip
 BODIES = (Handover, Move)
 

@@ -38,7 +38,8 @@ confirmed_option = click.option(
 )
 
 
-def _consistency(*, stale: bool, confirmed: bool) -> Consistency:
+def consistency_of(*, stale: bool, confirmed: bool) -> Consistency:
+    """Return what --stale and --confirmed ask for. Raises UsageError for both."""
     if stale and confirmed:
         raise click.UsageError("--stale and --confirmed contradict each other: give one of them")
     return "stale" if stale else "confirmed" if confirmed else "linearizable"
@@ -88,7 +89,7 @@ def put(
     if if_absent and if_revision is not None:
         raise click.UsageError("--if-absent and --if-revision exclude each other")
     body = os.fsencode(value) if value is not None else _read(source)
-    _check_after(idempotency_key, idempotency_after)
+    check_after(idempotency_key, idempotency_after)
     with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
         result = client.put(
             key,
@@ -137,7 +138,7 @@ def get(
     ) as client:
         entry = client.get(
             key,
-            consistency=_consistency(stale=stale, confirmed=confirmed),
+            consistency=consistency_of(stale=stale, confirmed=confirmed),
             max_staleness_ms=max_staleness_ms,
         )
     if entry is None:
@@ -168,7 +169,7 @@ def delete(
     as_json: bool,
 ) -> None:
     """Remove KEY. Exits with 3 where there was none."""
-    _check_after(idempotency_key, idempotency_after)
+    check_after(idempotency_key, idempotency_after)
     with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
         result = client.delete(
             key,
@@ -219,7 +220,7 @@ def list_keys(
             start=start,
             end=end,
             keys_only=not (with_size or as_json),
-            consistency=_consistency(stale=stale, confirmed=confirmed),
+            consistency=consistency_of(stale=stale, confirmed=confirmed),
             page_size=min(limit or 500, 500),
         ):
             _show_item(item, with_size=with_size, as_json=as_json)
@@ -228,7 +229,8 @@ def list_keys(
                 break
 
 
-def _check_after(key: str, after: int | None) -> None:
+def check_after(key: str, after: int | None) -> None:
+    """Refuse --idempotency-after alone. Raises UsageError."""
     if after is not None and not key:
         raise click.UsageError("--idempotency-after needs --idempotency-key of the same write")
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "get": "cluster.cli.kv:get",
     "delete": "cluster.cli.kv:delete",
     "list": "cluster.cli.kv:list_keys",
+    "call": "cluster.cli.call:call",
     "watch": "cluster.cli.watch:watch",
     "status": "cluster.cli.cluster:status",
     "handover": "cluster.cli.cluster:handover",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -50,6 +50,14 @@ from cluster.client.errors import (
 )
 from cluster.client.results import DeleteResult, Entry, Item, Page, PutResult, ViewSummary
 from cluster.client.retries import STATUS, Call, Reply, Transport, decode_problem, raise_for
+from cluster.client.services import (
+    AsyncServiceProxy,
+    CallOptions,
+    Request,
+    ServiceT,
+    decode_result,
+    name_service,
+)
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
@@ -272,6 +280,49 @@ class AsyncClient:
 
         return pages()
 
+    def service(
+        self,
+        service: type[ServiceT] | str,
+        *,
+        name: str = "",
+        **options: Unpack[CallOptions],
+    ) -> AsyncServiceProxy[ServiceT]:
+        """Return a service of the cluster, whose methods can be called and awaited.
+
+        `service` is its class or its name; `name`: where it is not hosted under the class's own.
+        Its refusals are RefusedError. Options and other errors as for `put` and `get`.
+        """
+        found = name_service(service, name)
+        check_call_options(options)
+
+        async def send(request: Request) -> Any:
+            return await self._call_service(request, options)
+
+        return AsyncServiceProxy(send, found)
+
+    async def _call_service(self, request: Request, options: CallOptions) -> Any:
+        reads = options.get("reads", False) if request.reads is None else request.reads
+        from_text = "true" if options.get("from_text", False) else None
+        if reads:
+            query = _read_options(
+                options.get("consistency", "linearizable"), options.get("max_staleness_ms")
+            )
+            query |= {"arguments": request.arguments.decode(), "from_text": from_text}
+            call = Call("GET", request.target + _query(query))
+        else:
+            query = _write_options(options.get("ack", "all"), options.get("min_copies", 0))
+            query["from_text"] = from_text
+            call = write_call(
+                "POST",
+                request.target + _query(query),
+                {"Content-Type": "application/json"},
+                request.arguments,
+                options.get("idempotency_key", ""),
+                options.get("idempotency_after"),
+            )
+        reply = await self._transport.call(call, check_timeout(options.get("timeout_ms")))
+        return decode_result(call, reply, request.result)
+
     async def status(self, *, timeout_ms: int | None = None) -> ClusterStatus:
         """Return the cluster as its primary sees it."""
         reply = await self._transport.call(STATUS, check_timeout(timeout_ms))
@@ -414,6 +465,15 @@ def _read_options(consistency: Consistency, max_staleness_ms: int | None) -> dic
         "consistency": None if word == "linearizable" else word,
         "max_staleness_ms": staleness,
     }
+
+
+def check_call_options(options: CallOptions) -> None:
+    """Refuse options that are none. Raises TypeError and InvalidRequestError as the calls do."""
+    _write_options(options.get("ack", "all"), options.get("min_copies", 0))
+    _read_options(options.get("consistency", "linearizable"), options.get("max_staleness_ms"))
+    key = options.get("idempotency_key", "")
+    check_idempotency_after(check_idempotency_key(key), options.get("idempotency_after"))
+    check_timeout(options.get("timeout_ms"))
 
 
 def _query(options: Mapping[str, object]) -> str:

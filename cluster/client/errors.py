@@ -3,6 +3,7 @@
 ClientError
 ├── NotAppliedError           nothing changed, and nothing will
 │   ├── InvalidRequestError   the request itself is wrong: sending it again cannot help
+│   ├── RefusedError          the service refuses, with a code of its own
 │   ├── PreconditionFailedError   the key was not at the revision that was asked for
 │   ├── WrongClusterError     another cluster answers at this address
 │   ├── StorageFullError      no room on the primary's disk
@@ -33,6 +34,10 @@ class NotAppliedError(ClientError):
 
 class InvalidRequestError(NotAppliedError):
     """The request itself was refused: mend it; trying again as it is cannot help."""
+
+
+class RefusedError(NotAppliedError):
+    """A service of one's own has refused: it raised `RejectedError`, whose `code` this has."""
 
 
 class PreconditionFailedError(NotAppliedError):

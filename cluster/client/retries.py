@@ -60,7 +60,19 @@ SENT_AFTER_MAX_KEYS = 10_000  # keys whose first try is remembered; the oldest g
 CLUSTER = "Onecopy-Cluster"
 REVISION = "Onecopy-Revision"
 AFTER = "Idempotency-After"
+PASSING_CODES = frozenset(
+    {
+        "service_failed",
+        "service_timeout",
+        "invalid_argument",
+        "unknown_service",
+        "unknown_operation",
+    }
+)
+"""Codes that a service's call gets from one node, and might not from another, with other code."""
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+FINAL_CODES = frozenset({"service_failed", "service_timeout"})
+"""Codes of those statuses that are the answer all the same: it was carried out, and failed."""
 
 _decode_problem = msgspec.json.Decoder(Problem).decode
 _decode_status = msgspec.json.Decoder(ClusterStatus).decode
@@ -256,6 +268,8 @@ class Transport:
         status, body = reply.status, reply.body
         if status in RETRIED_STATUSES:
             problem = decode_problem(status, body)
+            if problem.code in FINAL_CODES:
+                return reply
             detail = f"{url}: {problem.detail or problem.title}"
             if problem.outcome == "not_applied":
                 raise UnavailableError(detail, code=problem.code, status=status)
@@ -414,6 +428,8 @@ def raise_for(call: Call, reply: Reply) -> NoReturn:
         raise _doubt(call, detail, code=problem.code, status=reply.status)
     kinds: dict[int, type[NotAppliedError]] = {
         412: PreconditionFailedError,
+        500: NotAppliedError,
+        504: NotAppliedError,
         507: StorageFullError,
     }
     kind = kinds.get(reply.status, InvalidRequestError)
@@ -447,8 +463,10 @@ def _hold_doubt(call: Call, reply: Reply, doubtful: ClientError | None) -> None:
     A failed If-Match is final all the same: a revision that has passed never comes back. So is a
     request that is wrong in itself.
     """
+    if doubtful is None or reply.status < 400:
+        return
     passing = reply.status == 507 or (reply.status == 412 and "If-Match" not in call.headers)
-    if doubtful is not None and passing:
+    if passing or decode_problem(reply.status, reply.body).code in PASSING_CODES:
         _give_up(call, doubtful, doubtful)
 
 

@@ -10,9 +10,9 @@ import os
 import warnings
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar, Unpack, overload
 
-from cluster.client.aio import DEFAULT_ENDPOINTS, AsyncClient
+from cluster.client.aio import DEFAULT_ENDPOINTS, AsyncClient, check_call_options
 from cluster.client.arguments import (
     PAGE_SIZE,
     check_endpoints,
@@ -23,6 +23,13 @@ from cluster.client.arguments import (
 from cluster.client.errors import UnavailableError, UnknownOutcomeError
 from cluster.client.loop_thread import CLOSED, Runner, StuckError
 from cluster.client.results import DeleteResult, Entry, Item, Page, PutResult, ViewSummary
+from cluster.client.services import (
+    CallOptions,
+    Request,
+    ServiceProxy,
+    ServiceT,
+    name_service,
+)
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
 T = TypeVar("T")
@@ -292,6 +299,36 @@ class Client:
                     return
 
         return pages()
+
+    @overload
+    def service(self, service: str, **options: Unpack[CallOptions]) -> ServiceProxy: ...
+    @overload
+    def service(
+        self, service: type[ServiceT], *, name: str = "", **options: Unpack[CallOptions]
+    ) -> ServiceT: ...
+    def service(
+        self, service: type[ServiceT] | str, *, name: str = "", **options: Unpack[CallOptions]
+    ) -> Any:
+        """Return a service of the cluster, whose methods can be called; see `AsyncClient.service`.
+
+        To a type checker it is the class itself: `client.service(Shop).reserve(item="x", count=2)`.
+        """
+        found = name_service(service, name)
+        check_call_options(options)
+
+        def send(request: Request) -> Any:
+            own = options.copy()
+            key = None
+            if not (options.get("reads") if request.reads is None else request.reads):
+                key = _key(options.get("idempotency_key", ""), options.get("idempotency_after"))
+                own["idempotency_key"] = key
+            return self._run(
+                lambda client: client._call_service(request, own),
+                options.get("timeout_ms"),
+                write=key,
+            )
+
+        return ServiceProxy(send, found)
 
     def status(self, *, timeout_ms: int | None = None) -> ClusterStatus:
         """Return the cluster as its primary sees it."""

@@ -16,6 +16,7 @@ from itertools import islice
 
 import msgspec
 
+from cluster.services.hosting import START, Host
 from datapath.errors import (
     NotAppliedError,
     NotPrimaryError,
@@ -23,7 +24,7 @@ from datapath.errors import (
     RejectedError,
     UnknownOutcomeError,
 )
-from datapath.keyspaces import KV
+from datapath.keyspaces import KV, SERVICES
 from datapath.operations import (
     ClusterStatus,
     Digest,
@@ -145,10 +146,18 @@ class LocalTransaction:
 class LocalNode:
     """Implements `datapath.operations.Node`."""
 
-    def __init__(self, service: Service, node_id: str = "n1", *, express: bool = True) -> None:
+    def __init__(
+        self,
+        service: Service,
+        node_id: str = "n1",
+        *,
+        express: bool = True,
+        hosts: Mapping[str, Host] | None = None,
+    ) -> None:
         self.express = express
         self.node_id = node_id
         self.service = service
+        self.hosts = hosts or {}
         self.store = Store()
         self.index = 0
         self.executed = 0
@@ -176,6 +185,10 @@ class LocalNode:
         self.view = View(
             cluster_id="local", epoch=1, version=1, primary="n1", in_sync=NODES, members=members
         )
+        for host in self.hosts.values():
+            tx = LocalTransaction(self.store, 1).keyspace(SERVICES)
+            host.operations[START](tx)
+            tx.commit()
 
     @property
     def cluster_id(self) -> str:
@@ -233,7 +246,7 @@ class LocalNode:
         fingerprint = b""
         if key:
             self.sent_after.append((key, operation.first_after))
-            call = msgspec.msgpack.encode((operation.method, operation.args))
+            call = msgspec.msgpack.encode((operation.service, operation.method, operation.args))
             fingerprint = hashlib.blake2b(call).digest()
             if key in self.answers:
                 return self._repeat(key, fingerprint)
@@ -271,8 +284,11 @@ class LocalNode:
         return msgspec.structs.replace(result, repeated=True)
 
     async def _call(self, operation: Operation, copies: int) -> Result:
-        tx = LocalTransaction(self.store, self.index + 1).keyspace(self.service.keyspace)
-        value = self.service.operations[operation.method](tx, *operation.args)
+        service = self._find(operation.service)
+        if operation.method not in service.operations:
+            raise NotAppliedError("unknown_operation", f"no operation {operation.method!r}")
+        tx = LocalTransaction(self.store, self.index + 1).keyspace(service.keyspace)
+        value = service.operations[operation.method](tx, *operation.args)
         if inspect.iscoroutine(value):
             value = await value
         if tx.wrote:
@@ -286,9 +302,17 @@ class LocalNode:
         return self._query(query)
 
     def _query(self, query: Query) -> QueryResult:
-        tx = LocalTransaction(self.store, self.index).keyspace(self.service.keyspace)
-        value = self.service.queries[query.method](tx, *query.args)
+        service = self._find(query.service)
+        if query.method not in service.queries:
+            raise RejectedError("unknown_query", f"no query {query.method!r}")
+        tx = LocalTransaction(self.store, self.index).keyspace(service.keyspace)
+        value = service.queries[query.method](tx, *query.args)
         return QueryResult(value, self.index, self.epoch, self.node_id)
+
+    def _find(self, name: str) -> Service:
+        if name and name not in self.hosts:
+            raise NotAppliedError("unknown_service", f"there is no service {name!r}")
+        return self.hosts[name] if name else self.service
 
     async def _gate(self) -> None:
         if self.hold is not None:

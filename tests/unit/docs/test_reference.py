@@ -14,7 +14,15 @@ import pytest
 from cluster import exit_codes
 from cluster.cli.main import COMMANDS, main
 from cluster.config.file import load_config
-from cluster.config.model import Api, ClusterSection, Limits, NodeConfig, Route, Timing
+from cluster.config.model import (
+    Api,
+    ClusterSection,
+    Limits,
+    NodeConfig,
+    Route,
+    ServiceConfig,
+    Timing,
+)
 
 COMMON = {"as_json", "endpoints", "no_discover", "timeout_ms"}
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -24,6 +32,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[routes.A.B]": Route,
     "[timing]": Timing,
     "[limits]": Limits,
+    "[services.NAME]": ServiceConfig,
     "[api]": Api,
 }
 
@@ -41,7 +50,7 @@ def rows_of(section: type[msgspec.Struct]) -> list[tuple[str, str, str]]:
         else:
             shown = f'"{field.default}"' if isinstance(field.default, str) else field.default
             default = f"`{shown}`"
-        rows.append((f"`{field.name}`", default, str(meta.description)))
+        rows.append((f"`{field.encode_name}`", default, str(meta.description)))
     return rows
 
 

@@ -17,7 +17,9 @@ import uvloop
 from cluster.api.hosts import Hosts
 from cluster.api.routes import HttpApi
 from cluster.api.settings import HttpSettings
+from cluster.services.hosting import Host
 from cluster.services.kv import KeyValue
+from tests.support.doc_shop import Shop
 from tests.support.local_node import LocalNode
 from tests.support.served import Local, Serve
 
@@ -37,11 +39,12 @@ async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
     express = request.param == "express"
 
     async def start(settings: HttpSettings | None = None, node: LocalNode | None = None) -> Local:
-        node = node or LocalNode(KeyValue(), express=express)
+        hosts = {"shop": Host("shop", Shop())}
+        node = node or LocalNode(KeyValue(), express=express, hosts=hosts)
         settings = msgspec.structs.replace(
             settings or HttpSettings(), express_lane=request.param != "ordinary"
         )
-        api = HttpApi(node, settings, Hosts(["t", "test", "a", "x", "any.example"]))
+        api = HttpApi(node, settings, Hosts(["t", "test", "a", "x", "any.example"]), node.hosts)
         await api.listener.start("127.0.0.1", 0)
         started.append(api)
         return Local(f"http://127.0.0.1:{api.listener.port}", node, api)

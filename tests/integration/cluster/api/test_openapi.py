@@ -10,16 +10,17 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
-from cluster.api.openapi import openapi_document
+from cluster.api.openapi_services import openapi_document
 from cluster.api.problems import CODES
 from cluster.api.settings import HttpSettings
+from cluster.services.hosting import Host
 from datapath.errors import (
     NotAppliedError,
     NotPrimaryError,
@@ -29,16 +30,20 @@ from datapath.errors import (
     StorageFullError,
     UnknownOutcomeError,
 )
+from tests.support.doc_shop import Shop
 from tests.support.raw_http import Reply, connect, fetch
 from tests.support.served import Local, Serve
 
-DOCUMENT = openapi_document()
+HOSTS = {"shop": Host("shop", Shop())}
+DOCUMENT = openapi_document(HOSTS)
+OF_METHODS = "/v1/services/shop/"
+"""Where the paths of single methods stand: they are served by the path of all."""
 METHODS = ("get", "head", "put", "post", "patch", "delete")
 OPERATIONS = [
     (method, path)
     for path, item in DOCUMENT["paths"].items()
     for method in METHODS
-    if method in item
+    if method in item and not path.startswith(OF_METHODS)
 ]
 SETTINGS = HttpSettings(max_value_size_bytes=70_000, body_timeout_ms=100)
 
@@ -55,7 +60,9 @@ class Ask(NamedTuple):
         return self._replace(target=target)
 
     def query(self, **params: str) -> Ask:
-        return self.to(f"{self.target}?{urlencode(params)}")
+        target, _, query = self.target.partition("?")
+        given = dict(parse_qsl(query)) | params
+        return self.to(f"{target}?{urlencode(given)}")
 
     def header(self, name: str, value: str) -> Ask:
         return self._replace(headers={**self.headers, name: value})
@@ -63,6 +70,12 @@ class Ask(NamedTuple):
 
 def good(method: str, path: str) -> Ask:
     target = path.replace("{key}", "present").replace("{id}", "n3")
+    if "{method}" in path:
+        if method == "post":
+            target = target.replace("{service}/{method}", "shop/reserve")
+            return Ask("POST", target, b'{"item": "x"}', {"Content-Type": "application/json"})
+        target = target.replace("{service}/{method}", "shop/left")
+        return Ask(method.upper(), target, None, {}).query(arguments='{"item": "x"}')
     if method == "post":
         return Ask("POST", target, b'{"to": "n2"}', {"Content-Type": "application/json"})
     if method == "patch":
@@ -91,10 +104,21 @@ SPOILT: dict[str, Callable[[Ask], Ask]] = {
     "key_too_long": lambda ask: ask.to("/v1/kv/" + "k" * 481),
     "unknown_parameter": lambda ask: ask.query(nonsense="1"),
     "invalid_parameter": wrong_parameter,
-    "invalid_header": lambda ask: ask.header("If-Match", "garbage"),
+    "invalid_header": lambda ask: ask.header("If-Match", "garbage").header("Idempotency-Key", '"'),
     "invalid_cursor": lambda ask: ask.query(cursor="garbage"),
-    "invalid_body": lambda ask: ask._replace(body=b"{"),
-    "not_found": lambda ask: ask.to("/v1/cluster/nodes/"),
+    "invalid_body": lambda ask: (
+        ask.query(arguments="{") if "left" in ask.target else ask._replace(body=b"{")
+    ),
+    "not_found": lambda ask: ask.to(
+        OF_METHODS if "services" in ask.target else "/v1/cluster/nodes/"
+    ),
+    "invalid_argument": lambda ask: (
+        ask._replace(body=b'{"item": 3}') if ask.body else ask.query(arguments='{"item": 3}')
+    ),
+    "unknown_service": lambda ask: ask.to(ask.target.replace("shop", "none")),
+    "unknown_operation": lambda ask: ask.to(OF_METHODS + "nothing"),
+    "unknown_query": lambda ask: ask.to(OF_METHODS + "nothing"),
+    "method_not_allowed": lambda ask: ask.to(OF_METHODS + "reserve"),
     "key_not_found": lambda ask: ask.to("/v1/kv/absent"),
     "precondition_failed": lambda ask: ask.header("If-Match", '"999"'),
     "unknown_host": lambda ask: ask.header("Host", "rebound.example"),
@@ -127,6 +151,9 @@ FAILING: dict[str, Callable[[Local], None]] = {
     "too_large": fails(NotAppliedError("too_large", "no")),
     "idempotency_key_expired": fails(UnknownOutcomeError("idempotency_key_expired", "old")),
     "unknown_revision": fails(UnknownOutcomeError("unknown_revision", "ahead")),
+    "service_timeout": fails(NotAppliedError("service_timeout", "slow")),
+    "service_starting": fails(NotAppliedError("service_starting", "not yet")),
+    "service_outdated": fails(NotAppliedError("service_outdated", "old")),
     "service_failed": fails(NotAppliedError("service_failed", "bug")),
     "timeout": fails(UnknownOutcomeError("timeout", "late")),
     "storage_full": fails(StorageFullError("storage_full", "full")),
@@ -148,7 +175,7 @@ async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
         if code == "cluster_unknown":
             local.node.view = msgspec.structs.replace(local.node.view, cluster_id="")
         if code == "idempotency_key_reused":
-            ask = ask._replace(body=b"other" if method == "put" else None)
+            ask = ask._replace(body={"put": b"other", "post": ask.body}.get(method))
     if code == "malformed_request":
         ask = ask.header("Content-Length", "x")._replace(body=None)
     if code == "request_timeout":
@@ -225,6 +252,9 @@ async def test_every_route_is_documented_and_every_documented_route_served(local
         path: {method.upper() for method in METHODS if method in item}
         for path, item in DOCUMENT["paths"].items()
     }
+    documented = {
+        path: methods for path, methods in documented.items() if not path.startswith(OF_METHODS)
+    }
     assert documented == {path: set(methods) for path, methods in local.api.routes().items()}
 
 
@@ -254,7 +284,26 @@ async def test_success_is_as_documented(serve: Serve, method: str, path: str) ->
     assert {str(reply.status) for reply in answers} == succeeded
 
 
-HARMLESS = ("/livez", "/readyz", "/primary", "/openapi.json", "/metrics")
+async def test_each_method_of_a_service_is_as_documented(serve: Serve) -> None:
+    local = await serve()
+    asks = {
+        "reserve": [Ask("POST", OF_METHODS + "reserve", b'{"item": "x", "count": 2}', {})],
+        "left": [
+            Ask("POST", OF_METHODS + "left", b'{"item": "x"}', {}),
+            Ask("GET", OF_METHODS + "left?item=x", None, {}),
+        ],
+    }
+    for name, item in DOCUMENT["paths"].items():
+        if name.startswith(OF_METHODS):
+            for ask in asks.pop(name.removeprefix(OF_METHODS)):
+                reply = await send(local, ask.header("Content-Type", "application/json"))
+                assert reply.status == 200, reply
+                check(reply, ask.method.lower(), name)
+            assert "head" in item or name.endswith("reserve")
+    assert not asks
+
+
+HARMLESS = ("/v1/services", "/livez", "/readyz", "/primary", "/openapi.json", "/metrics")
 """Nothing in these calls what could fail."""
 
 
@@ -288,9 +337,6 @@ async def test_every_documented_problem_comes_as_documented(
 
 KINDS = "Rejected|NotPrimary|NotApplied|UnknownOutcome|Overloaded|StorageFull|Operation"
 INTERNAL = {
-    "unknown_operation",  # the API calls only what KeyValue has
-    "unknown_query",
-    "unknown_service",
     "unknown_call",  # between nodes
     "lost_disk",
     "disk_queue_full",  # between the engine and its disk
@@ -299,7 +345,7 @@ INTERNAL = {
 
 def test_every_code_in_the_program_is_documented() -> None:
     used = set()
-    for path in (*Path("cluster/api").glob("*.py"), Path("cluster/services/kv.py")):
+    for path in (*Path("cluster/api").glob("*.py"), *Path("cluster/services").glob("*.py")):
         used |= set(re.findall(r'(?:Problem|Error)\(\s*"([a-z_]+)"', path.read_text()))
     for path in Path("datapath").rglob("*.py"):
         used |= set(re.findall(rf'(?:{KINDS})Error\(\s*"([a-z_]+)"', path.read_text()))

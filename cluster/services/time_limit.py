@@ -1,0 +1,89 @@
+"""A bound on how long a user's code may hold the event loop (rule X2).
+
+Python code of the main thread is interrupted by a signal: an endless loop, `time.sleep` and
+blocking calls on sockets end with `TimeUpError`, again and again until the method is left, so that
+one which catches everything ends too. What cannot be interrupted: code in C that does not return to
+the interpreter (it holds the whole node; the others take over), and anything in a thread other than
+the main one, where Python has no signals: there no bound is kept.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Generator
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import msgspec
+
+_AGAIN_S = 0.01
+"""How soon it is raised again where the code went on."""
+
+
+class TimeUpError(BaseException):
+    """The code held the event loop for too long. No Exception: `except Exception` lets it by."""
+
+
+class TimeLimit(msgspec.Struct):
+    """A context: what runs inside is interrupted after `seconds`. Not to be nested.
+
+    `masked`: it must not be interrupted just now; asking `check` after that raises.
+    """
+
+    seconds: float
+    masked: bool = False
+    armed: bool = False
+    late: bool = False
+
+    def __enter__(self) -> Self:
+        self.late = False
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGALRM, self._on_signal)
+            self.armed = True
+            signal.setitimer(signal.ITIMER_REAL, self.seconds, _AGAIN_S)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.armed:
+            self.armed = False  # first: from here on nothing is raised
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if not self.armed:
+            return
+        self.late = True
+        if not self.masked:
+            raise TimeUpError
+
+    def check(self) -> None:
+        """Raise TimeUpError if the time was up while it was masked."""
+        if self.late and self.armed:
+            raise TimeUpError
+
+
+class Stepped:
+    """Awaits a coroutine, each step of which has a time limit of its own."""
+
+    def __init__(self, coroutine: Any, limit: TimeLimit) -> None:
+        self._coroutine = coroutine
+        self._limit = limit
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        send, throw = self._coroutine.send, self._coroutine.throw
+        step, value = send, None
+        while True:
+            try:
+                with self._limit:
+                    awaited = step(value)
+            except StopIteration as end:
+                return end.value
+            try:
+                step, value = send, (yield awaited)
+            except BaseException as error:  # noqa: BLE001 -- it goes on into the coroutine
+                step, value = throw, error
