@@ -11,37 +11,42 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Generator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-import msgspec
-
 _AGAIN_S = 0.01
 """How soon it is raised again where the code went on."""
+_SOON_S = 1e-6
 
 
 class TimeUpError(BaseException):
     """The code held the event loop for too long. No Exception: `except Exception` lets it by."""
 
 
-class TimeLimit(msgspec.Struct):
+class TimeLimit:
     """A context: what runs inside is interrupted after `seconds`. Not to be nested.
 
     `masked`: it must not be interrupted just now; asking `check` after that raises.
     """
 
-    seconds: float
-    masked: bool = False
-    armed: bool = False
-    late: bool = False
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.masked = False
+        self.armed = False
+        self.late = False
+        self._began = 0.0
+        self._handler: Any = None
+        self._timer = (0.0, 0.0)
 
     def __enter__(self) -> Self:
         self.late = False
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGALRM, self._on_signal)
+            self._began = time.monotonic()
+            self._handler = signal.signal(signal.SIGALRM, self._on_signal)
             self.armed = True
-            signal.setitimer(signal.ITIMER_REAL, self.seconds, _AGAIN_S)
+            self._timer = signal.setitimer(signal.ITIMER_REAL, self.seconds, _AGAIN_S)
         return self
 
     def __exit__(
@@ -50,9 +55,16 @@ class TimeLimit(msgspec.Struct):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self.armed:
-            self.armed = False  # first: from here on nothing is raised
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        if not self.armed:
+            return
+        self.armed = False  # first: from here on nothing is raised
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        # Whoever else uses this timer (a test's time-out, say) has it back.
+        signal.signal(signal.SIGALRM, self._handler or signal.SIG_DFL)
+        left_s, interval_s = self._timer
+        if left_s:
+            left_s = max(left_s - (time.monotonic() - self._began), _SOON_S)
+            signal.setitimer(signal.ITIMER_REAL, left_s, interval_s)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         if not self.armed:

@@ -36,7 +36,23 @@ def test_code_that_does_not_end_is_interrupted(code: object) -> None:
     assert callable(code)
     with pytest.raises(TimeUpError), TimeLimit(0.02):
         code()
-    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_who_else_uses_the_timer_has_it_back() -> None:
+    fired: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda *_: fired.append(1))
+    timer = signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(TimeUpError), TimeLimit(0.02):
+            endless()
+        assert not fired
+        end = time.monotonic() + 10
+        while not fired and time.monotonic() < end:
+            time.sleep(0.01)
+        assert fired
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 def test_what_ends_in_time_is_left_alone() -> None:

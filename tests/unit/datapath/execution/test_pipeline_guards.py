@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
@@ -67,17 +67,16 @@ class Desk:
         service: Service | None = None,
         bounds: Bounds | None = None,
         confirm: Callable[[Any], None] | None = None,
+        others: Mapping[str, Service] | None = None,
     ) -> None:
-        service = service or KeyValue()
+        services = {STORE: service or KeyValue(), **(others or {})}
         self.tasks: list[asyncio.Task[None]] = []
         self.lead = Lead(in_sync="ab")
         self.store = MemoryStore()
         self.has_room: Callable[[int], bool] = lambda _: True
         self.turns: list[Callable[[], object]] = []
         self.unwritten: list[fx.Effect] = []
-        executor = Executor(
-            {STORE: service}, self.store, Bounds().client_table, lambda: self.lead.now_ms
-        )
+        executor = Executor(services, self.store, Bounds().client_table, lambda: self.lead.now_ms)
         self.tail = Tail(
             "b",
             self.lead.replica,
@@ -96,7 +95,7 @@ class Desk:
             self.tail,
             self,
             bounds or Bounds(),
-            async_operations={STORE: service.async_operations},
+            async_operations={name: item.async_operations for name, item in services.items()},
             append=self._append,
             not_primary=self.not_primary,
             why_not_serving=lambda: "it does not serve",
