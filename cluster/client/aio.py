@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack, overload
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -280,13 +280,15 @@ class AsyncClient:
 
         return pages()
 
+    @overload
+    def service(self, service: str, **options: Unpack[CallOptions]) -> AsyncServiceProxy[Any]: ...
+    @overload
     def service(
-        self,
-        service: type[ServiceT] | str,
-        *,
-        name: str = "",
-        **options: Unpack[CallOptions],
-    ) -> AsyncServiceProxy[ServiceT]:
+        self, service: type[ServiceT], *, name: str = "", **options: Unpack[CallOptions]
+    ) -> AsyncServiceProxy[ServiceT]: ...
+    def service(
+        self, service: type[ServiceT] | str, *, name: str = "", **options: Unpack[CallOptions]
+    ) -> AsyncServiceProxy[Any]:
         """Return a service of the cluster, whose methods can be called and awaited.
 
         `service` is its class or its name; `name`: where it is not hosted under the class's own.

@@ -30,6 +30,7 @@ from tests.sim.consensus.schedule import Schedule as ConsensusSchedule
 from tests.sim.consensus_mutants import CONSENSUS_MUTANTS
 from tests.sim.faults import Schedule
 from tests.sim.histories import Histories
+from tests.sim.hosting_mutants import HOSTING_MUTANTS
 from tests.sim.membership_mutants import MEMBERSHIP_MUTANTS
 from tests.sim.mutant import Mutant, broken
 from tests.sim.raft_mutants import RAFT_MUTANTS
@@ -40,12 +41,14 @@ from tests.sim.service_mutants import SERVICE_MUTANTS
 MAX_SEEDS = 1500
 """After so many schedules a mutant counts as not caught."""
 BATCH = 10
-MODULES = ("replica", "client", "service", "consensus", "raft", "membership", "read")
+MODULES = ("replica", "client", "service", "consensus", "raft", "membership", "read", "hosting")
 PRELOADED = [f"tests.sim.{name}_mutants" for name in MODULES]
-RULES = (*(f"E{n}" for n in range(1, 6)), *(f"D{n}" for n in range(1, 11)), "M1")
+RULES = (*(f"E{n}" for n in range(1, 6)), *(f"D{n}" for n in range(1, 11)), "M1",
+         *(f"X{n}" for n in range(1, 5)))  # fmt: skip
 MUTANTS: tuple[Mutant, ...] = (
     *REPLICA_MUTANTS, *CLIENT_MUTANTS, *SERVICE_MUTANTS, *CONSENSUS_MUTANTS,
     *RAFT_MUTANTS, *MEMBERSHIP_MUTANTS, *READ_MUTANTS,
+    *HOSTING_MUTANTS,
 )  # fmt: skip
 
 

@@ -18,11 +18,13 @@ import msgspec
 
 from cluster.api.routes import HttpApi
 from cluster.api.settings import HttpSettings
+from cluster.services.hosting import Host
 from cluster.services.kv import HEAD_SIZE_BYTES, KeyValue
 from datapath.errors import NotPrimaryError, OperationError, StorageFullError, UnknownOutcomeError
 from datapath.operations import ClusterStatus, Digest, Operation, Query, QueryResult, Result, Sink
 from election.identity import Addresses
 from election.view import Member, View
+from tests.support.doc_shop import Shop
 from tests.support.local_node import LocalNode
 
 Fault = Literal["not_applied", "unknown_before", "unknown_after", "full", "slow"]
@@ -132,7 +134,7 @@ class FakeServer:
         self.cuts: deque[Cut] = deque()
         self.port = 0
         self.accepted = 0
-        self._api = HttpApi(self.node, HttpSettings(shutdown_grace_ms=100))
+        self._api = HttpApi(self.node, HttpSettings(shutdown_grace_ms=100), services=core.hosts)
         self._relay: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._passing = asyncio.Event()
@@ -217,7 +219,7 @@ class FakeCluster:
     """Nodes n1, n2, …; n1 is the primary at first."""
 
     def __init__(self, count: int) -> None:
-        self.core = LocalNode(KeyValue())
+        self.core = LocalNode(KeyValue(), hosts={"shop": Host("shop", Shop())})
         self.faults: deque[Fault] = deque()
         self.servers = {
             f"n{number}": FakeServer(self.core, f"n{number}", self.faults)
