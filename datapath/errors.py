@@ -41,13 +41,13 @@ class OperationError(DataPathError):
         self.detail = detail
 
 
-class NotAppliedError(OperationError):
+class OperationNotAppliedError(OperationError):
     """Nothing changed, and nothing will: safe to try again."""
 
     outcome: ClassVar[OutcomeWord] = "not_applied"
 
 
-class RejectedError(NotAppliedError):
+class RejectedError(OperationNotAppliedError):
     """The service refused the operation; raised by service methods. Their writes are dropped.
 
     `code` is the service's own ("precondition_failed", …). It is the operation's answer for good:
@@ -61,7 +61,7 @@ class RejectedError(NotAppliedError):
         self.for_good = for_good
 
 
-class NotPrimaryError(NotAppliedError):
+class NotPrimaryError(OperationNotAppliedError):
     """This node is not serving as the primary; `primary` is the one it knows of, or ""."""
 
     def __init__(self, code: str, detail: str, primary: str = "") -> None:
@@ -69,15 +69,15 @@ class NotPrimaryError(NotAppliedError):
         self.primary = primary
 
 
-class StorageFullError(NotAppliedError):
+class PrimaryFullError(OperationNotAppliedError):
     """The primary's disk has no room for the operation. Reads go on."""
 
 
-class OverloadedError(NotAppliedError):
+class OverloadedError(OperationNotAppliedError):
     """A bounded queue is full: try again later, or with fewer requests at once."""
 
 
-class UnknownOutcomeError(OperationError):
+class OperationUnknownError(OperationError):
     """The operation may or may not have been applied (or may be yet).
 
     Try again under the same idempotency key to learn which.

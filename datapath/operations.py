@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from datapath.errors import OperationError
 from election.identity import Addresses
-from election.view import Role, View
+from election.view import MemberRole, View
 
 Ack = Literal["all", "local"]
 Consistency = Literal["linearizable", "confirmed", "stale"]
@@ -96,7 +96,7 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     has none yet, and cannot take over.
     """
 
-    role: Role
+    role: MemberRole
     client: str
     state: Annotated[
         NodeStateWord,
@@ -151,7 +151,7 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
 
 
-class Sink(Protocol):
+class Completion(Protocol):
     """Where an operation's answer goes: a future, or what looks like one. Called once."""
 
     def done(self) -> bool:
@@ -196,11 +196,11 @@ class Node(Protocol):
     def is_ready(self) -> bool:
         """Whether this node could answer a linearizable read now (itself or by the primary)."""
 
-    def submit(self, operation: Operation, timeout_ms: int, sink: Sink) -> bool:
+    def submit(self, operation: Operation, timeout_ms: int, completion: Completion) -> bool:
         """Execute here, if this node is the primary; False: nothing was done, use `execute`.
 
-        `sink` is answered later, never before this returns. What `datapath.node.router.may_repeat`
-        allows to be attempted again may be given to `execute`.
+        `completion` is answered later, never before this returns. What
+        `datapath.node.router.may_repeat` allows to be attempted again may be given to `execute`.
         """
 
     def read_now(self, query: Query) -> QueryResult | None:

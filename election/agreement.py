@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from election.view import Change, View
+from election.view import View, ViewChange
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -99,7 +99,7 @@ class Agreement(Protocol):
     async def stop(self) -> None:
         """Leave and free the port, thread and files."""
 
-    async def propose(self, change: Change, expected_version: int, timeout_ms: int) -> Outcome:
+    async def propose(self, change: ViewChange, expected_version: int, timeout_ms: int) -> Outcome:
         """Propose one change. Never raises; a time-out or a lost connection is `Unknown`."""
 
     async def read_view(self, timeout_ms: int) -> View | None:

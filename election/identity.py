@@ -22,7 +22,7 @@ from typing import Literal
 import msgspec
 
 Channel = Literal["peer", "raft"]
-Code = Literal["", "cluster", "data", "member", "address", "second"]
+IdentityCode = Literal["", "cluster", "data", "member", "address", "second"]
 MAX_CLAIM_TEXT_LENGTH = 300
 
 
@@ -73,7 +73,7 @@ class Known(msgspec.Struct, frozen=True):
 class Verdict(msgspec.Struct, frozen=True):
     """`code` "": the link may open. Otherwise `reason` is a sentence for people."""
 
-    code: Code = ""
+    code: IdentityCode = ""
     reason: str = ""
 
 

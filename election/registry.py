@@ -14,7 +14,16 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from election.identity import ACCEPTED, Addresses, Channel, Claim, Code, Known, Verdict, judge
+from election.identity import (
+    ACCEPTED,
+    Addresses,
+    Channel,
+    Claim,
+    IdentityCode,
+    Known,
+    Verdict,
+    judge,
+)
 from election.view import Member, View
 
 MAX_NOTICES = 16
@@ -194,7 +203,7 @@ class PeerRegistry:
         if len(self._notices) > MAX_NOTICES:
             self._notices.popitem(last=False)
 
-    def accuse(self, peer: str, code: Code, reason: str) -> None:
+    def accuse(self, peer: str, code: IdentityCode, reason: str) -> None:
         """Note that `peer`, which proved itself, refuses this process.
 
         It counts if this is the second process of its identity; or if it belongs to another cluster

@@ -21,7 +21,7 @@ from election.agreement import (
     Refused,
     Unknown,
 )
-from election.view import Change, Refusal, View, apply_change
+from election.view import View, ViewChange, ViewRefusal, apply_change
 
 
 class Fault(enum.Enum):
@@ -35,7 +35,7 @@ class Fault(enum.Enum):
 
 
 class _Late(msgspec.Struct, frozen=True):
-    change: Change
+    change: ViewChange
     expected_version: int
 
 
@@ -71,7 +71,7 @@ class StaticGroup:
         """Break the node's member for good: its `on_failure` callbacks are called."""
         self.agreement(node_id)._fail(AgreementFailedError(reason))
 
-    def deliver_late(self) -> list[View | Refusal]:
+    def deliver_late(self) -> list[View | ViewRefusal]:
         """Apply, in order, the proposals made under `Fault.LATE`; return what became of each."""
         late, self._late = self._late, []
         return [self._apply(item.change, item.expected_version) for item in late]
@@ -79,7 +79,7 @@ class StaticGroup:
     async def _pass_time(self) -> None:
         await self._sleep(self.delay_ms / 1000)
 
-    def _apply(self, change: Change, expected_version: int) -> View | Refusal:
+    def _apply(self, change: ViewChange, expected_version: int) -> View | ViewRefusal:
         result = apply_change(self.view, change, expected_version)
         if isinstance(result, View):
             self.view = result
@@ -144,7 +144,7 @@ class StaticAgreement:
         """See and propose nothing from now on."""
         self._running = False
 
-    async def propose(self, change: Change, expected_version: int, timeout_ms: int) -> Outcome:
+    async def propose(self, change: ViewChange, expected_version: int, timeout_ms: int) -> Outcome:
         """Propose one change, under the fault that is set when the delay is over."""
         del timeout_ms  # Nothing here takes longer than the delay.
         await self._group._pass_time()
@@ -159,7 +159,7 @@ class StaticAgreement:
         result = self._group._apply(change, expected_version)
         if fault is Fault.ANSWER_LOST:
             return Unknown("the answer was lost")
-        if isinstance(result, Refusal):
+        if isinstance(result, ViewRefusal):
             return Refused(self._group.view, result.reason)
         return Committed(result)
 

@@ -2,7 +2,7 @@
 
 A *view* says who is in charge. It changes only by `apply_change`, a total, deterministic function
 run by every member of the consensus group on the same commands in the same order. Nothing here
-reads a clock, draws a random number or raises: a change that may not happen is a `Refusal`.
+reads a clock, draws a random number or raises: a change that may not happen is a `ViewRefusal`.
 
 The shape (epoch, version, compare-and-set) follows PacificA's configurations and Kafka's KIP-497.
 """
@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-Role = Literal["replica", "witness"]
+MemberRole = Literal["replica", "witness"]
 
 
 MAX_REMEMBERED_REMOVALS = 64
@@ -29,7 +29,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     id: str
-    role: Role
+    role: MemberRole
     client: str
     peer: str
     raft: str
@@ -123,7 +123,7 @@ class Confirm(msgspec.Struct, frozen=True, tag="confirm"):
     """Change nothing but the version: settles commands whose outcome is unknown (E3)."""
 
 
-Change = (
+ViewChange = (
     Bootstrap
     | TakeOver
     | Handover
@@ -135,13 +135,15 @@ Change = (
 )
 
 
-class Refusal(msgspec.Struct, frozen=True):
+class ViewRefusal(msgspec.Struct, frozen=True):
     """Why a change did not happen. `reason` is a sentence for people."""
 
     reason: str
 
 
-def apply_change(view: View | None, change: Change, expected_version: int) -> View | Refusal:
+def apply_change(
+    view: View | None, change: ViewChange, expected_version: int
+) -> View | ViewRefusal:
     """Return the view after `change`, or why it may not happen.
 
     `expected_version` is the version that the proposer saw (0: no view yet); any other current
@@ -149,14 +151,14 @@ def apply_change(view: View | None, change: Change, expected_version: int) -> Vi
     """
     version = 0 if view is None else view.version
     if expected_version != version:
-        return Refusal(f"the view is at version {version}, not {expected_version}")
+        return ViewRefusal(f"the view is at version {version}, not {expected_version}")
     if view is None:
         if not isinstance(change, Bootstrap):
-            return Refusal("there is no view yet: the cluster has not been bootstrapped")
+            return ViewRefusal("there is no view yet: the cluster has not been bootstrapped")
         return _bootstrap(change)
     match change:
         case Bootstrap():
-            return Refusal("the cluster has been bootstrapped already")
+            return ViewRefusal("the cluster has been bootstrapped already")
         case TakeOver(candidate):
             return _take_over(view, candidate)
         case Handover(to):
@@ -177,13 +179,13 @@ def _next(view: View, **changes: object) -> View:
     return msgspec.structs.replace(view, version=view.version + 1, **changes)
 
 
-def _bootstrap(change: Bootstrap) -> View | Refusal:
+def _bootstrap(change: Bootstrap) -> View | ViewRefusal:
     members = tuple(sorted(change.members, key=lambda member: member.id))
     if len({member.id for member in members}) != len(members):
-        return Refusal("two members have the same id")
+        return ViewRefusal("two members have the same id")
     addresses = [address for m in members for address in (m.client, m.peer, m.raft)]
     if len(set(addresses)) != len(addresses):
-        return Refusal("two members, or two purposes, have the same address")
+        return ViewRefusal("two members, or two purposes, have the same address")
     view = View(
         cluster_id=change.cluster_id,
         epoch=1,
@@ -194,73 +196,75 @@ def _bootstrap(change: Bootstrap) -> View | Refusal:
     )
     member = view.member(change.primary)
     if member is None or member.role != "replica":
-        return Refusal(f"the first primary, {change.primary!r}, is not a replica among the members")
+        return ViewRefusal(
+            f"the first primary, {change.primary!r}, is not a replica among the members"
+        )
     return view
 
 
-def _take_over(view: View, candidate: str) -> View | Refusal:
+def _take_over(view: View, candidate: str) -> View | ViewRefusal:
     # E1: only a member of the committed in-sync set; witnesses and learners never are.
     if candidate not in view.in_sync:
-        return Refusal(f"{candidate!r} is not in the in-sync set {list(view.in_sync)}")
+        return ViewRefusal(f"{candidate!r} is not in the in-sync set {list(view.in_sync)}")
     in_sync = view.in_sync
     if candidate != view.primary:
         in_sync = tuple(node for node in in_sync if node != view.primary)
     return _next(view, epoch=view.epoch + 1, primary=candidate, in_sync=in_sync, handed_over=False)
 
 
-def _handover(view: View, to: str) -> View | Refusal:
+def _handover(view: View, to: str) -> View | ViewRefusal:
     if to not in view.in_sync:  # E1
-        return Refusal(f"{to!r} is not in the in-sync set {list(view.in_sync)}")
+        return ViewRefusal(f"{to!r} is not in the in-sync set {list(view.in_sync)}")
     if to == view.primary:
-        return Refusal(f"{to!r} is the primary already")
+        return ViewRefusal(f"{to!r} is the primary already")
     return _next(view, epoch=view.epoch + 1, primary=to, handed_over=True)
 
 
-def _remove_from_in_sync(view: View, nodes: tuple[str, ...]) -> View | Refusal:
+def _remove_from_in_sync(view: View, nodes: tuple[str, ...]) -> View | ViewRefusal:
     if not nodes:
-        return Refusal("no node is named")
+        return ViewRefusal("no node is named")
     for node in nodes:
         if node == view.primary:
-            return Refusal(f"{node!r} is the primary and stays in the in-sync set")
+            return ViewRefusal(f"{node!r} is the primary and stays in the in-sync set")
         if node not in view.in_sync:
-            return Refusal(f"{node!r} is not in the in-sync set {list(view.in_sync)}")
+            return ViewRefusal(f"{node!r} is not in the in-sync set {list(view.in_sync)}")
     return _next(view, in_sync=tuple(node for node in view.in_sync if node not in nodes))
 
 
-def _add_to_in_sync(view: View, node: str) -> View | Refusal:
+def _add_to_in_sync(view: View, node: str) -> View | ViewRefusal:
     member = view.member(node)
     if member is None or member.role != "replica":
-        return Refusal(f"{node!r} is not a replica among the members")  # E1: a witness never is
+        return ViewRefusal(f"{node!r} is not a replica among the members")  # E1: a witness never is
     if node in view.in_sync:
-        return Refusal(f"{node!r} is in the in-sync set already")
+        return ViewRefusal(f"{node!r} is in the in-sync set already")
     return _next(view, in_sync=tuple(sorted((*view.in_sync, node))))
 
 
-def _add_member(view: View, member: Member) -> View | Refusal:
+def _add_member(view: View, member: Member) -> View | ViewRefusal:
     known = view.member(member.id)
     if known is not None:
         if known.data_id and known.data_id != member.data_id:
-            return Refusal(
+            return ViewRefusal(
                 f"{member.id!r} is known with another data directory "
                 f"({known.data_id[:8]}, not {member.data_id[:8]}): a node that has lost its disk "
                 "must come back under a new id"
             )
         if known.role != member.role:
-            return Refusal(f"{member.id!r} is a {known.role}, not a {member.role}")
+            return ViewRefusal(f"{member.id!r} is a {known.role}, not a {member.role}")
         if known == member:
-            return Refusal(f"{member.id!r} is a member already, unchanged")
+            return ViewRefusal(f"{member.id!r} is a member already, unchanged")
     others = tuple(other for other in view.members if other.id != member.id)
     for other in others if known is None else ():
         if {other.client, other.peer, other.raft} & {member.client, member.peer, member.raft}:
-            return Refusal(f"{member.id!r} has an address that belongs to {other.id!r}")
+            return ViewRefusal(f"{member.id!r} has an address that belongs to {other.id!r}")
     return _next(view, members=tuple(sorted((*others, member), key=lambda item: item.id)))
 
 
-def _remove_member(view: View, node: str) -> View | Refusal:
+def _remove_member(view: View, node: str) -> View | ViewRefusal:
     if view.member(node) is None:
-        return Refusal(f"{node!r} is not a member")
+        return ViewRefusal(f"{node!r} is not a member")
     if node == view.primary:
-        return Refusal(f"{node!r} is the primary: hand over first")
+        return ViewRefusal(f"{node!r} is the primary: hand over first")
     return _next(
         view,
         in_sync=tuple(item for item in view.in_sync if item != node),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         UnknownOutcomeError,
         WrongClusterError,
     )
-    from cluster.client.results import DeleteResult, Entry, Item, Page, PutResult, ViewSummary
+    from cluster.client.results import DeleteResult, GetResult, Item, Page, PutResult, ViewSummary
     from cluster.client.sync import Client
     from cluster.node.embedded import EmbeddedNode as Node
     from cluster.services.decorators import service_operation as operation
@@ -47,7 +47,7 @@ __all__ = [
     "ClusterStatus",
     "DeleteResult",
     "Digest",
-    "Entry",
+    "GetResult",
     "InvalidRequestError",
     "Item",
     "Node",
@@ -87,7 +87,14 @@ _EXPORTS = {
         "WrongClusterError",
     ),
     "cluster.client.sync": ("Client",),
-    "cluster.client.results": ("DeleteResult", "Entry", "Item", "Page", "PutResult", "ViewSummary"),
+    "cluster.client.results": (
+        "DeleteResult",
+        "GetResult",
+        "Item",
+        "Page",
+        "PutResult",
+        "ViewSummary",
+    ),
     "datapath.errors": ("RejectedError",),
     "datapath.operations": ("ClusterStatus", "Digest", "NodeState"),
     "cluster.node.embedded": ("Node",),

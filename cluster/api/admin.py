@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Container
 
-from cluster.api.problems import Problem
+from cluster.api.problems import ProblemError
 from cluster.config.model import AdminFrom
 
 PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
@@ -30,7 +30,7 @@ def check_admin(
     if is_same_machine(remote, local) and not named:
         return
     origin = f"through a proxy ({named[0]})" if named else f"from {remote or 'an unknown address'}"
-    raise Problem(
+    raise ProblemError(
         "admin_forbidden",
         f"this request came {origin}, and nodes are removed and primaries changed only from the "
         "node's own machine: run the command there, with that node as the only endpoint; or set "

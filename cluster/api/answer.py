@@ -1,9 +1,9 @@
 """Answers: one prepared block of bytes each, instead of aiohttp's header dictionaries.
 
 An `Answer` has a head joined from prebuilt parts and is one write to the transport: about a third
-less work per request than `web.Response`, which is most of what the API layer costs. The express
-lane sends it as it is. aiohttp asks of a response that it can `prepare` and `write_eof` itself and
-says `keep_alive`: that is a `Response`, made around an answer in the ordinary lane.
+less work per request than `web.Response`, which is most of what the API layer costs. The fast
+path sends it as it is. aiohttp asks of a response that it can `prepare` and `write_eof` itself and
+says `keep_alive`: that is a `Response`, made around an answer on the full path.
 Nothing from a client reaches a head, so that none of it needs to be checked for line breaks.
 """
 

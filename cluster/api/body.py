@@ -9,7 +9,7 @@ from aiohttp.web import BaseRequest
 
 from cluster.api.answer import server_of
 from cluster.api.memory import Share
-from cluster.api.problems import Problem
+from cluster.api.problems import ProblemError
 
 
 class ClientGoneError(Exception):
@@ -57,13 +57,13 @@ async def read_body(request: BaseRequest, limit_bytes: int, timeout_ms: int) -> 
     except CrowdedOutError:
         raise _crowded_out() from None
     except TimeoutError:
-        raise Problem(
+        raise ProblemError(
             "request_timeout", f"the body was not complete after {timeout_ms} ms", closes=True
         ) from None
     except ConnectionError:
         raise ClientGoneError from None
     except web.RequestPayloadError:
-        raise Problem(
+        raise ProblemError(
             "malformed_request", "the body's transfer coding is damaged", closes=True
         ) from None
     finally:
@@ -83,14 +83,14 @@ async def _read_stream(request: BaseRequest, limit_bytes: int, share: Share) -> 
     return b"".join(parts)
 
 
-def _too_large(limit_bytes: int, found: str = "") -> Problem:
+def _too_large(limit_bytes: int, found: str = "") -> ProblemError:
     detail = f"the body may have at most {limit_bytes} bytes{found}"
-    return Problem("value_too_large", detail, closes=True)
+    return ProblemError("value_too_large", detail, closes=True)
 
 
-def _crowded_out() -> Problem:
+def _crowded_out() -> ProblemError:
     detail = "this node holds as much of its clients' bodies and answers as it may: try again later"
-    return Problem("overloaded", detail, closes=True)
+    return ProblemError("overloaded", detail, closes=True)
 
 
 def _answer_expect(request: BaseRequest) -> None:
@@ -98,7 +98,7 @@ def _answer_expect(request: BaseRequest) -> None:
     if request.version < HttpVersion11:
         return
     if request.headers[hdrs.EXPECT].strip().lower() != "100-continue":
-        raise Problem("expectation_failed", "Expect may only be 100-continue", closes=True)
+        raise ProblemError("expectation_failed", "Expect may only be 100-continue", closes=True)
     transport = request.transport
     if transport is not None and not request.content.is_eof() and not request.content.total_bytes:
         transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

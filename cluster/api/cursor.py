@@ -14,13 +14,13 @@ import zlib
 
 import msgspec
 
-from cluster.api.problems import Problem
+from cluster.api.problems import ProblemError
 
 CURSOR_VERSION = 1
 _CHECKSUM_SIZE_BYTES = 4
 
 
-class Bounds(msgspec.Struct, frozen=True, array_like=True):
+class KeyRange(msgspec.Struct, frozen=True, array_like=True):
     """start <= key < end; `end` None: no upper bound."""
 
     start: bytes
@@ -37,13 +37,13 @@ class _Cursor(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 _decoder = msgspec.msgpack.Decoder(_Cursor)
 
 
-def make_bounds(prefix: bytes, start: bytes, end: bytes) -> Bounds:
+def make_bounds(prefix: bytes, start: bytes, end: bytes) -> KeyRange:
     """Return the intersection of a prefix and a range; empty ones do not restrict."""
     low, high = prefix, _after_prefix(prefix)
     low = max(low, start)
     if end and (high is None or end < high):
         high = end
-    return Bounds(low, high)
+    return KeyRange(low, high)
 
 
 def _after_prefix(prefix: bytes) -> bytes | None:
@@ -52,14 +52,14 @@ def _after_prefix(prefix: bytes) -> bytes | None:
     return prefix[:-1] + bytes([prefix[-1] + 1]) if prefix else None
 
 
-def encode_cursor(next_key: bytes, bounds: Bounds) -> str:
+def encode_cursor(next_key: bytes, bounds: KeyRange) -> str:
     """Return the cursor at which `bounds` go on."""
     body = msgspec.msgpack.encode(_Cursor(CURSOR_VERSION, next_key, bounds.start, bounds.end))
     checksum = zlib.crc32(body).to_bytes(_CHECKSUM_SIZE_BYTES)
     return base64.urlsafe_b64encode(checksum + body).rstrip(b"=").decode("ascii")
 
 
-def decode_cursor(text: str, bounds: Bounds | None) -> tuple[bytes, Bounds]:
+def decode_cursor(text: str, bounds: KeyRange | None) -> tuple[bytes, KeyRange]:
     """Return the next key and the bounds of the range that the cursor continues.
 
     `bounds` are what the request says beside the cursor, None if it says nothing. Raises Problem
@@ -69,15 +69,17 @@ def decode_cursor(text: str, bounds: Bounds | None) -> tuple[bytes, Bounds]:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         checksum, body = data[:_CHECKSUM_SIZE_BYTES], data[_CHECKSUM_SIZE_BYTES:]
         if zlib.crc32(body).to_bytes(_CHECKSUM_SIZE_BYTES) != checksum:
-            raise Problem("invalid_cursor", "the cursor is damaged: give it back unchanged")
+            raise ProblemError("invalid_cursor", "the cursor is damaged: give it back unchanged")
         cursor = _decoder.decode(body)
     except (ValueError, binascii.Error, msgspec.MsgspecError):
-        raise Problem("invalid_cursor", "this is no cursor: give back what a range gave") from None
+        raise ProblemError(
+            "invalid_cursor", "this is no cursor: give back what a range gave"
+        ) from None
     if cursor.version != CURSOR_VERSION:
-        raise Problem("invalid_cursor", "the cursor is of another version of this service")
-    made_for = Bounds(cursor.start, cursor.end)
+        raise ProblemError("invalid_cursor", "the cursor is of another version of this service")
+    made_for = KeyRange(cursor.start, cursor.end)
     if bounds is not None and bounds != made_for:
-        raise Problem(
+        raise ProblemError(
             "invalid_cursor",
             "the cursor belongs to a range with other prefix, start or end: "
             "repeat those of the first request, or leave all three out",

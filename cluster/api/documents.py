@@ -74,14 +74,14 @@ class Status(msgspec.Struct, frozen=True):
     status: Literal["live", "ready"]
 
 
-class Primary(msgspec.Struct, frozen=True):
+class CurrentPrimary(msgspec.Struct, frozen=True):
     """The answer to /primary, at the primary."""
 
     primary: str
     epoch: Positive
 
 
-class Handover(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class HandoverRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/cluster/handover."""
 
     to: Annotated[str, Meta(description="A member of the in-sync set.")]

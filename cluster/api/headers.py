@@ -13,7 +13,7 @@ from typing import NamedTuple
 from aiohttp import hdrs
 from multidict import CIMultiDictProxy, istr
 
-from cluster.api.problems import Problem
+from cluster.api.problems import ProblemError
 from cluster.services.kv import ANY_REVISION, NO_REVISION, Revisions
 
 Headers = CIMultiDictProxy[str]
@@ -59,12 +59,12 @@ def entity_tags(headers: Headers, name: istr) -> EntityTags | None:
     while position < len(text) or not position:
         n_tags += 1
         if n_tags > MAX_ENTITY_TAGS:
-            raise Problem(
+            raise ProblemError(
                 "invalid_header", f"{name} lists more than {MAX_ENTITY_TAGS} entity tags: use fewer"
             )
         match = _TAGS.match(text, position)
         if match is None:
-            raise Problem(
+            raise ProblemError(
                 "invalid_header",
                 f'{name} must be * or entity tags in double quotes, as in {name}: "42"',
             )
@@ -99,12 +99,12 @@ def put_if_absent(headers: Headers) -> bool:
         return False
     tags = entity_tags(headers, hdrs.IF_NONE_MATCH)
     if tags is not None and not tags.any:
-        raise Problem(
+        raise ProblemError(
             "invalid_header",
             "If-None-Match on PUT must be * (the key must not exist); for a revision use If-Match",
         )
     if hdrs.IF_MATCH in headers:
-        raise Problem(
+        raise ProblemError(
             "invalid_header",
             "If-None-Match: * and If-Match exclude each other: "
             "no key is absent and at a revision at once",
@@ -115,7 +115,7 @@ def put_if_absent(headers: Headers) -> bool:
 def refuse_if_none_match(headers: Headers) -> None:
     """Refuse If-None-Match on DELETE: no removal could meet it. Raises Problem."""
     if hdrs.IF_NONE_MATCH in headers:
-        raise Problem("invalid_header", "If-None-Match has no meaning on DELETE; use If-Match")
+        raise ProblemError("invalid_header", "If-None-Match has no meaning on DELETE; use If-Match")
 
 
 def idempotency_key(headers: Headers) -> str:
@@ -127,20 +127,20 @@ def idempotency_key(headers: Headers) -> str:
         return ""
     values = headers.getall(IDEMPOTENCY_KEY)
     if len(values) > 1:
-        raise Problem("invalid_header", "Idempotency-Key is given twice")
+        raise ProblemError("invalid_header", "Idempotency-Key is given twice")
     text = values[0].strip(" \t")
     if quoted := _QUOTED.fullmatch(text):
         key = re.sub(r"\\(.)", r"\1", quoted[1])
     elif _TOKEN.fullmatch(text):
         key = text
     else:
-        raise Problem(
+        raise ProblemError(
             "invalid_header",
             "Idempotency-Key must be a string of printable ASCII in double quotes, "
             "or the same without quotes, spaces, commas, semicolons and backslashes",
         )
     if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY_LENGTH:
-        raise Problem(
+        raise ProblemError(
             "invalid_header",
             f"Idempotency-Key must have 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} characters, "
             f"not {len(key)}",
@@ -157,7 +157,7 @@ def idempotency_after(headers: Headers) -> int | None:
         return None
     values = headers.getall(IDEMPOTENCY_AFTER)
     if len(values) > 1 or not _INDEX.fullmatch(values[0].strip(" \t")):
-        raise Problem(
+        raise ProblemError(
             "invalid_header",
             "Idempotency-After must be one revision, as Onecopy-Revision in an earlier answer said",
         )
@@ -201,8 +201,8 @@ def check_cluster(headers: Headers, cluster_id: str) -> None:
     if wanted == cluster_id and cluster_id:
         return
     if not cluster_id:
-        raise Problem("cluster_unknown", "this node has not learned its cluster's id yet")
-    raise Problem(
+        raise ProblemError("cluster_unknown", "this node has not learned its cluster's id yet")
+    raise ProblemError(
         "wrong_cluster",
         f"this node belongs to cluster {cluster_id}, and the request is meant for {wanted[:100]}",
     )
@@ -211,11 +211,11 @@ def check_cluster(headers: Headers, cluster_id: str) -> None:
 def check_put_headers(headers: Headers) -> None:
     """Refuse what would make the stored value another than the one meant. Raises Problem."""
     if hdrs.CONTENT_RANGE in headers:  # RFC 9110, 14.5: storing a part as the whole loses the rest
-        raise Problem("invalid_header", "Content-Range: a value is always written whole")
+        raise ProblemError("invalid_header", "Content-Range: a value is always written whole")
     transfer = headers.get(hdrs.TRANSFER_ENCODING)
     if transfer is not None and transfer.strip().lower() != "chunked":
         # aiohttp takes "gzip, chunked" for chunked: the encoded bytes would become the value.
-        raise Problem(
+        raise ProblemError(
             "unsupported_content_encoding",
             f"Transfer-Encoding {transfer[:80]!r} is not taken: use chunked alone, or none",
             headers=b"Accept-Encoding: identity\r\n",
@@ -223,7 +223,7 @@ def check_put_headers(headers: Headers) -> None:
     encoding = headers.get(hdrs.CONTENT_ENCODING)
     if encoding is not None and encoding.strip().lower() not in {"", "identity"}:
         # The encoding could not be given back: values are bytes without metadata.
-        raise Problem(
+        raise ProblemError(
             "unsupported_content_encoding",
             "a value is stored as the bytes that are sent: leave Content-Encoding out, "
             "or send the decoded bytes",

@@ -22,7 +22,7 @@ from aiohttp import HttpVersion, HttpVersion11, hdrs
 from multidict import istr
 
 from cluster.api.headers import Headers
-from cluster.api.problems import Problem
+from cluster.api.problems import ProblemError
 
 ANY_HOST = "*"
 SEC_FETCH_SITE = istr("Sec-Fetch-Site")
@@ -46,7 +46,7 @@ def split_target(target: str) -> tuple[str, str]:
         return target, ""
     found = _ABSOLUTE.fullmatch(target)
     if found is None:
-        raise Problem(
+        raise ProblemError(
             "malformed_request",
             "the request's target must be a path, or http://host/path, without # and user",
             closes=True,
@@ -98,12 +98,14 @@ class Hosts:
         """
         given = headers.getall(hdrs.HOST, ())
         if len(given) > 1:
-            raise Problem("malformed_request", "the Host header is given twice", closes=True)
+            raise ProblemError("malformed_request", "the Host header is given twice", closes=True)
         authority = authority or (given[0].strip(" \t") if given else "")
         if not authority and (given or version >= HttpVersion11):
-            raise Problem("malformed_request", "the Host header is missing or empty", closes=True)
+            raise ProblemError(
+                "malformed_request", "the Host header is missing or empty", closes=True
+            )
         if authority and not self.allows(authority):
-            raise Problem(
+            raise ProblemError(
                 "unknown_host",
                 f"Host {authority[:100]!r} is no address of this cluster: use a node's address, or "
                 "list the name under [api] hosts in the configuration",
@@ -124,7 +126,7 @@ class Hosts:
             foreign = True
         if foreign:
             whose = f"of {origin[:100]!r} " if origin is not None else ""
-            raise Problem(
+            raise ProblemError(
                 "foreign_origin",
                 f"a web page {whose}that this node does not serve sent the request; if it may, "
                 "list its origin under [api] origins in the configuration",

@@ -36,7 +36,7 @@ from cluster.api.headers import (
     who_lines,
     write_if_match,
 )
-from cluster.api.page import Page
+from cluster.api.page import PageBody
 from cluster.api.params import (
     DEFAULT_RANGE_LIMIT,
     RANGE_PARAMS,
@@ -47,7 +47,7 @@ from cluster.api.params import (
     read_options,
     write_options,
 )
-from cluster.api.problems import Problem
+from cluster.api.problems import ProblemError
 from cluster.api.settings import HttpSettings
 from cluster.services.kv import Revisions
 from datapath.errors import OperationError
@@ -62,7 +62,7 @@ _KEY_LINES = (
 _encode = msgspec.json.Encoder().encode
 
 
-class Write(msgspec.Struct, frozen=True):
+class KeyWrite(msgspec.Struct, frozen=True):
     """A write that may be submitted: `answer` makes its answer of the result."""
 
     operation: Operation
@@ -105,31 +105,31 @@ class KvHandlers:
         """DELETE /v1/kv/{key}."""
         return await self._execute(self._delete(raw_key, query, request.headers))
 
-    def express_write(
+    def fast_write(
         self, method: str, raw_key: str, query: str, headers: Headers, body: bytes
-    ) -> Write | None:
-        """Return what a PUT or DELETE asks for; None: the ordinary lane has to judge it."""
+    ) -> KeyWrite | None:
+        """Return what a PUT or DELETE asks for; None: the full path has to judge it."""
         try:
             if headers:
                 check_cluster(headers, self._node.cluster_id)
             if method == "PUT":
                 return self._put(raw_key, query, headers)(body)
             return self._delete(raw_key, query, headers)
-        except Problem:
+        except ProblemError:
             return None
 
-    def _put(self, raw_key: str, query: str, headers: Headers) -> Callable[[bytes], Write]:
+    def _put(self, raw_key: str, query: str, headers: Headers) -> Callable[[bytes], KeyWrite]:
         key = decode_key(raw_key)
         options = write_options(query)
         conditions = _put_conditions(headers) if headers else _UNCONDITIONAL
 
-        def make_operation(value: bytes) -> Write:
+        def make_operation(value: bytes) -> KeyWrite:
             args = (key, value, conditions.if_revision, conditions.if_absent)
             return self._write("put", args, conditions, options, _put_answer)
 
         return make_operation
 
-    def _delete(self, raw_key: str, query: str, headers: Headers) -> Write:
+    def _delete(self, raw_key: str, query: str, headers: Headers) -> KeyWrite:
         key = decode_key(raw_key)
         options = write_options(query)
         conditions = _delete_conditions(headers) if headers else _UNCONDITIONAL
@@ -143,11 +143,11 @@ class KvHandlers:
         conditions: Conditions,
         options: WriteOptions,
         answer: Callable[[Result, bool, bytes], Answer],
-    ) -> Write:
+    ) -> KeyWrite:
         _, _, repeat_key, first_after = conditions
         node = self._node
         local = options.ack == "local"
-        return Write(
+        return KeyWrite(
             Operation(method, args, repeat_key, options.ack, options.min_copies, first_after),
             options.timeout_ms or self._timeout_ms,
             lambda result: answer(
@@ -155,7 +155,7 @@ class KvHandlers:
             ),
         )
 
-    async def _execute(self, write: Write) -> Answer:
+    async def _execute(self, write: KeyWrite) -> Answer:
         return write.answer(await self._node.execute(write.operation, write.timeout_ms))
 
     async def get(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
@@ -167,7 +167,7 @@ class KvHandlers:
         wanted, timeout_ms = self._get(raw_key, query)
         return self._get_answer(await self._node.query(wanted, timeout_ms), headers)
 
-    def express_read(self, raw_key: str, query: str, headers: Headers) -> Answer | None:
+    def fast_read(self, raw_key: str, query: str, headers: Headers) -> Answer | None:
         """Return a GET's answer if this node can give it at once. Raises Problem."""
         if headers:
             check_cluster(headers, self._node.cluster_id)
@@ -186,7 +186,7 @@ class KvHandlers:
     def _get_answer(self, result: QueryResult, headers: Headers) -> Answer:
         who = self._who(result)
         if result.value is None:
-            raise Problem("key_not_found", "there is no such key", headers=who)
+            raise ProblemError("key_not_found", "there is no such key", headers=who)
         value, revision, create_revision, version, lease = result.value
         lines = _KEY_LINES % (revision, create_revision, version, lease_line(lease), who)
         if headers and self._is_unmodified(headers, revision, who):
@@ -204,7 +204,7 @@ class KvHandlers:
             tags = entity_tags(headers, hdrs.IF_MATCH)
             if tags is not None and not tags.any and revision not in tags.strong:
                 detail = f'the key exists with ETag "{revision}", which If-Match does not name'
-                raise Problem("precondition_failed", detail, headers=who)
+                raise ProblemError("precondition_failed", detail, headers=who)
         if hdrs.IF_NONE_MATCH in headers:
             tags = entity_tags(headers, hdrs.IF_NONE_MATCH)
             return tags is not None and (tags.any or revision in tags.all)
@@ -237,7 +237,7 @@ class KvHandlers:
         cursor = None if next_key is None else encode_cursor(next_key, bounds)
         who = self._who(result)
         lines = NO_CACHE + who
-        page = Page(items, result.index, cursor)
+        page = PageBody(items, result.index, cursor)
         if page.length <= LARGE_ANSWER_SIZE_BYTES:
             return Answer(200, b"".join(page.pieces()), JSON, lines)
         transport = request.transport
@@ -245,7 +245,7 @@ class KvHandlers:
             raise ClientGoneError
         share = server_of(request).memory.take(page.length, transport.abort)
         if share is None:
-            raise Problem("overloaded", TOO_MUCH_HELD)
+            raise ProblemError("overloaded", TOO_MUCH_HELD)
         return PagedAnswer(page.pieces(), page.length, share, JSON, lines)
 
 

@@ -25,7 +25,7 @@ LAST_CALL_S = 0.2
 """What was accepted in the moment before the listener closed has so long to send its request."""
 
 
-class Listener:
+class HttpListener:
     """Starts and stops an `HttpServer` on an address."""
 
     def __init__(self, server: HttpServer) -> None:

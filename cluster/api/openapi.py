@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.api.documents import (
+    CurrentPrimary,
     Deleted,
-    Handover,
+    HandoverRequest,
     Move,
-    Primary,
     Range,
     RangeItem,
     Status,
@@ -351,7 +351,7 @@ def _handover() -> Json:
         parameters=query_parameters(TIMEOUT),
         requestBody={
             "required": True,
-            "content": json_content(Handover(to="n2")),
+            "content": json_content(HandoverRequest(to="n2")),
         },
     )
 
@@ -430,7 +430,7 @@ def _health(path: str, word: str, meaning: str, status: Status, *codes: str) -> 
 
 
 def _primary() -> Json:
-    example = Primary(primary="n1", epoch=3)
+    example = CurrentPrimary(primary="n1", epoch=3)
     return operation_part(
         "primary",
         "Whether this node is the serving primary",

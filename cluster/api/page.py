@@ -7,16 +7,16 @@ from collections.abc import Iterator
 
 import msgspec
 
-from cluster.services.kv import Item
+from cluster.services.kv import ScanItem
 
 PIECE_SIZE_BYTES = 192 * 1024
 """Of values, before their coding: a multiple of three, which base64 codes by themselves."""
 
 
-class Page:
+class PageBody:
     """`{"items": [...], "revision": ..., "cursor": ...}`; `length` is its size in bytes."""
 
-    def __init__(self, items: list[Item], revision: int, cursor: str | None) -> None:
+    def __init__(self, items: list[ScanItem], revision: int, cursor: str | None) -> None:
         self._heads = [_head(item[0], first=not at) for at, item in enumerate(items)]
         self._tails = [_tail(*item[2:]) for item in items]
         self._values = [item[1] for item in items]

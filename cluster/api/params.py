@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from cluster.api.problems import Problem
+from cluster.api.problems import ProblemError
 from datapath.operations import Ack, Consistency
 
 MAX_KEY_SIZE_BYTES = 480
@@ -62,13 +62,13 @@ def decode_percent(text: str, what: str, code: str = "invalid_key") -> bytes:
     raw = text.encode("utf-8", "surrogateescape")
     if b"%" in raw:
         if _BAD_PERCENT.search(raw):
-            raise Problem(code, f"{what}: every % must be followed by two hexadecimal digits")
+            raise ProblemError(code, f"{what}: every % must be followed by two hexadecimal digits")
         raw = unquote_to_bytes(raw)
     if not raw.isascii():
         try:
             raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise Problem(
+            raise ProblemError(
                 code, f"{what}: not valid UTF-8 at byte {error.start} after percent-decoding"
             ) from None
     return raw
@@ -84,11 +84,13 @@ def decode_key(segment: str) -> bytes:
     else:
         key = segment.encode("ascii")
     if len(key) > MAX_KEY_SIZE_BYTES:
-        raise Problem(
+        raise ProblemError(
             "key_too_long", f"the key has {len(key)} bytes; {MAX_KEY_SIZE_BYTES} are allowed"
         )
     if not key:
-        raise Problem("invalid_key", "the key is empty: write /v1/kv/{key} with at least one byte")
+        raise ProblemError(
+            "invalid_key", "the key is empty: write /v1/kv/{key} with at least one byte"
+        )
     return key
 
 
@@ -224,7 +226,7 @@ def parse_query(query: str, allowed: Mapping[str, Param]) -> dict[str, Any]:
     values, others = split_query(query, allowed)
     for name in others:
         known = f"allowed are {', '.join(allowed)}" if allowed else "none is allowed here"
-        raise Problem("unknown_parameter", f"query parameter {name[:100]!r}: {known}")
+        raise ProblemError("unknown_parameter", f"query parameter {name[:100]!r}: {known}")
     return values
 
 
@@ -239,7 +241,7 @@ def split_query(query: str, allowed: Mapping[str, Param]) -> tuple[dict[str, Any
         name = _decode(raw_name, "a query parameter's name")
         param = allowed.get(name)
         if name in values or name in others:
-            raise Problem("invalid_parameter", _about(name, "is given twice", allowed))
+            raise ProblemError("invalid_parameter", _about(name, "is given twice", allowed))
         text = _decode(raw_value, f"query parameter {name[:100]!r}")
         if param is None:
             others[name] = text
@@ -247,7 +249,7 @@ def split_query(query: str, allowed: Mapping[str, Param]) -> tuple[dict[str, Any
         try:
             values[name] = param.parse(text)
         except ValueError as error:
-            raise Problem("invalid_parameter", _about(name, str(error), allowed)) from None
+            raise ProblemError("invalid_parameter", _about(name, str(error), allowed)) from None
     return values, others
 
 
@@ -270,7 +272,7 @@ def make_write_options(values: Mapping[str, Any]) -> WriteOptions:
     """Make the parameters of a write. Raises Problem if they contradict."""
     options = WriteOptions(**values)
     if options.ack == "local" and options.min_copies > 1:
-        raise Problem(
+        raise ProblemError(
             "invalid_parameter",
             "query parameter 'min_copies' cannot be above 1 with ack=local, which waits for one",
         )
@@ -287,7 +289,7 @@ def make_read_options(values: Mapping[str, Any]) -> ReadOptions:
     """Take the read parameters from among `values`. Raises Problem if they contradict."""
     options = ReadOptions(**{name: values[name] for name in READ_PARAMS if name in values})
     if options.max_staleness_ms is not None and options.consistency != "stale":
-        raise Problem(
+        raise ProblemError(
             "invalid_parameter",
             "query parameter 'max_staleness_ms' needs consistency=stale: "
             f"a {options.consistency} read is never stale",

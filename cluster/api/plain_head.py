@@ -1,7 +1,7 @@
-"""The heads that the express lane serves: those that have one meaning only.
+"""The heads that the fast path serves: those that have one meaning only.
 
 A request line of `PLAIN`'s form, then fields that are well-formed, stand there once, and change
-nothing of how the request is framed. Whatever else comes is the ordinary lane's to judge.
+nothing of how the request is framed. Whatever else comes is the full path's to judge.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from multidict import CIMultiDict, CIMultiDictProxy, istr
 
 from cluster.api.headers import CLUSTER, IDEMPOTENCY_AFTER, IDEMPOTENCY_KEY, Headers
 
-_MAX_FIELDS = 128  # in one head, as in the ordinary lane, which refuses more
+_MAX_FIELDS = 128  # in one head, as on the full path, which refuses more
 _MAX_BLOCKS = 512
 
 KEYS = "/v1/kv/"
@@ -27,7 +27,7 @@ PLAIN = re.compile(
 _FIELD = re.compile(rb"([-A-Za-z0-9_]+):([\t\x20-\x7e]*)")
 _LENGTH = re.compile(rb"[0-9]{1,6}")
 
-# Framing, hop-by-hop, content codings and what browsers say of pages: the ordinary lane's business.
+# Framing, hop-by-hop, content codings and what browsers say of pages: the full path's business.
 _NOT_PLAIN = frozenset(
     b"content-encoding content-range expect keep-alive origin proxy-connection sec-fetch-mode "
     b"sec-fetch-site te trailer transfer-encoding upgrade http2-settings".split()
@@ -39,7 +39,7 @@ _CONDITIONS = frozenset(
 _NO_HEADERS: Headers = CIMultiDictProxy(CIMultiDict())
 
 
-class Block(msgspec.Struct, frozen=True):
+class HeaderBlock(msgspec.Struct, frozen=True):
     """A head's fields: the body's size, the host, and those fields that change what is done."""
 
     body_size_bytes: int
@@ -47,10 +47,10 @@ class Block(msgspec.Struct, frozen=True):
     headers: Headers
 
 
-_blocks: dict[bytes, Block | None] = {}
+_blocks: dict[bytes, HeaderBlock | None] = {}
 
 
-def read_block(fields: bytes) -> Block | None:
+def read_block(fields: bytes) -> HeaderBlock | None:
     """Read a head's fields, each ending in CR LF; None: they are not plain.
 
     A client sends the same ones with each request, but for idempotency keys and conditions.
@@ -63,10 +63,10 @@ def read_block(fields: bytes) -> Block | None:
             if len(_blocks) >= _MAX_BLOCKS:
                 _blocks.clear()
             _blocks[fields] = block
-    return cast("Block | None", block)
+    return cast("HeaderBlock | None", block)
 
 
-def _parse_block(fields: bytes) -> Block | None:
+def _parse_block(fields: bytes) -> HeaderBlock | None:
     seen: set[bytes] = set()
     size, host = 0, ""
     headers: CIMultiDict[str] | None = None
@@ -95,4 +95,4 @@ def _parse_block(fields: bytes) -> Block | None:
             headers[istr(name.decode())] = value.decode()
     if not host:
         return None
-    return Block(size, host, _NO_HEADERS if headers is None else CIMultiDictProxy(headers))
+    return HeaderBlock(size, host, _NO_HEADERS if headers is None else CIMultiDictProxy(headers))

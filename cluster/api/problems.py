@@ -14,18 +14,18 @@ from msgspec import UNSET, Meta, UnsetType
 from datapath.errors import (
     NotPrimaryError,
     OperationError,
+    OperationUnknownError,
     OutcomeWord,
     OverloadedError,
+    PrimaryFullError,
     RejectedError,
-    StorageFullError,
-    UnknownOutcomeError,
 )
 
 RETRY_AFTER_S = 1
 """What Retry-After says on every 503: a failover takes less, and a client adds its own jitter."""
 
 
-class Code(msgspec.Struct, frozen=True):
+class ProblemCode(msgspec.Struct, frozen=True):
     """One problem code: its HTTP status, its title, and what the client should do."""
 
     status: int
@@ -33,181 +33,193 @@ class Code(msgspec.Struct, frozen=True):
     advice: str
 
 
-CODES: dict[str, Code] = {
-    "malformed_request": Code(
+CODES: dict[str, ProblemCode] = {
+    "malformed_request": ProblemCode(
         400, "The request is not valid HTTP/1.1", "Mend the client; the connection is closed."
     ),
-    "invalid_key": Code(
+    "invalid_key": ProblemCode(
         400,
         "The key is empty, not valid percent-encoding, or not UTF-8",
         "Percent-encode the key's UTF-8 bytes.",
     ),
-    "key_too_long": Code(400, "The key is longer than 480 bytes", "Use a shorter key."),
-    "unknown_parameter": Code(
+    "key_too_long": ProblemCode(400, "The key is longer than 480 bytes", "Use a shorter key."),
+    "unknown_parameter": ProblemCode(
         400, "A query parameter is not known here", "Use the parameters that `detail` lists."
     ),
-    "invalid_parameter": Code(
+    "invalid_parameter": ProblemCode(
         400, "A query parameter's value is not valid", "Mend the parameter that `detail` names."
     ),
-    "invalid_header": Code(
+    "invalid_header": ProblemCode(
         400, "A header's value is not valid", "Mend the header that `detail` names."
     ),
-    "invalid_cursor": Code(
+    "invalid_cursor": ProblemCode(
         400,
         "The cursor is damaged, or belongs to another range",
         "Begin the range again without a cursor.",
     ),
-    "invalid_body": Code(
+    "invalid_body": ProblemCode(
         400, "The body is not the JSON that is expected", "Mend the field that `detail` names."
     ),
-    "invalid_argument": Code(
+    "invalid_argument": ProblemCode(
         400, "An argument of a service's method is not valid", "Mend what `detail` names."
     ),
-    "foreign_origin": Code(
+    "foreign_origin": ProblemCode(
         403,
         "A web page of another origin sent the request",
         "Serve the page from the node's own address, or list its origin under [api] origins.",
     ),
-    "admin_forbidden": Code(
+    "admin_forbidden": ProblemCode(
         403,
         "Only from the node's own machine",
         "Ask there, or set admin_from in the configuration file's [api].",
     ),
-    "not_found": Code(404, "There is no such resource", "See /openapi.json for what there is."),
-    "key_not_found": Code(404, "There is no such key", "Nothing: it has no value."),
-    "unknown_node": Code(404, "There is no such node", "See /v1/cluster for the nodes there are."),
-    "unknown_service": Code(
+    "not_found": ProblemCode(
+        404, "There is no such resource", "See /openapi.json for what there is."
+    ),
+    "key_not_found": ProblemCode(404, "There is no such key", "Nothing: it has no value."),
+    "unknown_node": ProblemCode(
+        404, "There is no such node", "See /v1/cluster for the nodes there are."
+    ),
+    "unknown_service": ProblemCode(
         404,
         "There is no such service on the node that would execute it",
         "See `detail` and /v1/services for what there is.",
     ),
-    "unknown_operation": Code(
+    "unknown_operation": ProblemCode(
         404, "The service has no such operation", "See `detail` for what there is."
     ),
-    "unknown_query": Code(404, "The service has no such query", "See `detail` for what there is."),
-    "no_data": Code(
+    "unknown_query": ProblemCode(
+        404, "The service has no such query", "See `detail` for what there is."
+    ),
+    "no_data": ProblemCode(
         404, "This node holds no data", "Ask a replica; /v1/cluster says which there are."
     ),
-    "method_not_allowed": Code(
+    "method_not_allowed": ProblemCode(
         405, "The resource does not know this method", "Use one that the Allow header lists."
     ),
-    "request_timeout": Code(
+    "request_timeout": ProblemCode(
         408, "The body did not arrive in time", "Send it again; the connection is closed."
     ),
-    "handover_failed": Code(
+    "handover_failed": ProblemCode(
         409, "The handover did not take place", "Read `detail`: it says why; the view is unchanged."
     ),
-    "is_primary": Code(409, "The primary cannot be taken out", "Hand over to another node first."),
-    "unsafe_removal": Code(
+    "is_primary": ProblemCode(
+        409, "The primary cannot be taken out", "Hand over to another node first."
+    ),
+    "unsafe_removal": ProblemCode(
         409,
         "The removal may cost acknowledged writes, or the majority",
         "Read `detail`: it says what to do first.",
     ),
-    "membership_pending": Code(
+    "membership_pending": ProblemCode(
         409, "Another removal is still under way", "Wait a moment, and try again."
     ),
-    "no_majority": Code(
+    "no_majority": ProblemCode(
         409, "No majority of the nodes that vote is alive", "Bring one of them back first."
     ),
-    "refused": Code(409, "The cluster refuses this change", "Read `detail`: it says why."),
-    "unknown_revision": Code(
+    "refused": ProblemCode(409, "The cluster refuses this change", "Read `detail`: it says why."),
+    "unknown_revision": ProblemCode(
         409,
         "`Idempotency-After` names a revision that this cluster has not reached",
         "Take it from `Onecopy-Revision` of an answer of this cluster.",
     ),
-    "idempotency_key_expired": Code(
+    "idempotency_key_expired": ProblemCode(
         410,
         "The idempotency key may have been used, and is no longer remembered",
         "Nothing was applied now; read to learn whether an earlier request was.",
     ),
-    "precondition_failed": Code(
+    "precondition_failed": ProblemCode(
         412, "A condition of the request does not hold", "Read the key, and decide again."
     ),
-    "wrong_cluster": Code(
+    "wrong_cluster": ProblemCode(
         421,
         "The request is meant for another cluster",
         "Check the addresses: the node at this one belongs to the cluster that `detail` names.",
     ),
-    "cluster_unknown": Code(
+    "cluster_unknown": ProblemCode(
         503,
         "This node does not know yet which cluster it belongs to",
         "Try again later, or at another node: it learns its cluster with its first view.",
     ),
-    "value_too_large": Code(
+    "value_too_large": ProblemCode(
         413, "The body is larger than allowed", "Split the value; the connection is closed."
     ),
-    "too_large": Code(413, "The change is larger than the log takes", "Use a smaller value."),
-    "unsupported_content_encoding": Code(
+    "too_large": ProblemCode(
+        413, "The change is larger than the log takes", "Use a smaller value."
+    ),
+    "unsupported_content_encoding": ProblemCode(
         415, "Encoded bodies are not accepted", "Send the bytes without Content-Encoding."
     ),
-    "unsupported_media_type": Code(
+    "unsupported_media_type": ProblemCode(
         415, "The body's media type is not accepted", "Send Content-Type: application/json."
     ),
-    "expectation_failed": Code(
+    "expectation_failed": ProblemCode(
         417, "The Expect header is not supported", "Send 100-continue, or no Expect."
     ),
-    "unknown_host": Code(
+    "unknown_host": ProblemCode(
         421,
         "The Host is no address of this cluster",
         "Use a node's address, or list the name under [api] hosts in the configuration.",
     ),
-    "idempotency_key_reused": Code(
+    "idempotency_key_reused": ProblemCode(
         422,
         "The idempotency key was used with another request",
         "Draw a new key for every new request; repeat one only with the same request.",
     ),
-    "head_too_large": Code(
+    "head_too_large": ProblemCode(
         431, "The request line or a header is too long", "Shorten it; the connection is closed."
     ),
-    "internal_error": Code(
+    "internal_error": ProblemCode(
         500,
         "The server failed unexpectedly",
         "Report it with the `instance`; try again under the same idempotency key.",
     ),
-    "service_failed": Code(
+    "service_failed": ProblemCode(
         500, "The service failed", "Report it; the primary's log has the details."
     ),
-    "service_starting": Code(
+    "service_starting": ProblemCode(
         503, "The service has not started in this cluster yet", "Try again in a moment."
     ),
-    "service_outdated": Code(
+    "service_outdated": ProblemCode(
         503,
         "The primary has older code of the service than the cluster has run",
         "Install the newer code on that node, or hand over to one that has it.",
     ),
-    "service_timeout": Code(
+    "service_timeout": ProblemCode(
         504, "The service's method took too long", "Nothing was applied; make it do less at once."
     ),
-    "no_primary": Code(
+    "no_primary": ProblemCode(
         503, "No primary could be reached in time", "Try again, at any node; see Retry-After."
     ),
-    "not_primary": Code(503, "This node is not the serving primary", "Ask the node in `primary`."),
-    "not_ready": Code(
+    "not_primary": ProblemCode(
+        503, "This node is not the serving primary", "Ask the node in `primary`."
+    ),
+    "not_ready": ProblemCode(
         503, "This node cannot answer linearizable reads now", "Ask another node, or later."
     ),
-    "stopping": Code(503, "This node is stopping", "Ask another node."),
-    "overloaded": Code(
+    "stopping": ProblemCode(503, "This node is stopping", "Ask another node."),
+    "overloaded": ProblemCode(
         503, "Too many requests are waiting", "Try again later, with fewer requests at once."
     ),
-    "too_many_connections": Code(
+    "too_many_connections": ProblemCode(
         503, "This node has as many connections as it may", "Reuse connections, or ask another."
     ),
-    "not_enough_copies": Code(
+    "not_enough_copies": ProblemCode(
         503,
         "Fewer replicas are in sync than `min_copies` asks for",
         "Try again when more are back, or accept fewer copies. `outcome` tells whether to check.",
     ),
-    "unknown_outcome": Code(
+    "unknown_outcome": ProblemCode(
         503,
         "The write may or may not have been applied",
         "Try again under the same idempotency key to learn which.",
     ),
-    "timeout": Code(
+    "timeout": ProblemCode(
         504,
         "The answer did not come within timeout_ms",
         "Try again under the same idempotency key to learn whether it was applied.",
     ),
-    "storage_full": Code(
+    "storage_full": ProblemCode(
         507, "The primary's disk is full", "Make room; reads go on. Nothing was applied."
     ),
 }
@@ -242,7 +254,7 @@ class ProblemDocument(msgspec.Struct, frozen=True):
     instance: Annotated[str | UnsetType, Meta(extra_json_schema={"format": "uri"})] = UNSET
 
 
-class Problem(Exception):  # noqa: N818 -- RFC 9457's word
+class ProblemError(Exception):
     """A request that is refused before it reaches the node, by a code of `CODES`.
 
     `outcome` shows on writes only. `closes`: the connection cannot be used further (an unread
@@ -288,7 +300,7 @@ class Problem(Exception):  # noqa: N818 -- RFC 9457's word
         return msgspec.json.encode(document)
 
 
-def from_operation_error(error: OperationError) -> Problem:
+def from_operation_error(error: OperationError) -> ProblemError:
     """Return the problem that says what `error` says.
 
     The status goes by the code if `CODES` has it, else by the class, so that a code the engine or
@@ -296,7 +308,7 @@ def from_operation_error(error: OperationError) -> Problem:
     """
     code = error.code if error.code in CODES else _code_of_class(error)
     primary = error.primary if isinstance(error, NotPrimaryError) else ""
-    problem = Problem(code, error.detail, outcome=error.outcome, primary=primary)
+    problem = ProblemError(code, error.detail, outcome=error.outcome, primary=primary)
     problem.code = error.code
     return problem
 
@@ -307,11 +319,11 @@ def _code_of_class(error: OperationError) -> str:
             return "refused"
         case NotPrimaryError():
             return "no_primary"
-        case StorageFullError():
+        case PrimaryFullError():
             return "storage_full"
         case OverloadedError():
             return "overloaded"
-        case UnknownOutcomeError():
+        case OperationUnknownError():
             return "unknown_outcome"
         case _:
             return "no_primary" if error.outcome == "not_applied" else "unknown_outcome"

@@ -1,7 +1,7 @@
 """HTTP API, version 1, of a node: routes, cluster and health resources, errors as problems.
 
 Any node takes any request; the node behind it finds the primary. Handlers return an `Answer` or
-raise: `Problem` for what the API itself refuses, `OperationError` for what the node says.
+raise: `ProblemError` for what the API itself refuses, `OperationError` for what the node says.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from aiohttp.web import BaseRequest, StreamResponse
 from cluster.api.admin import check_admin
 from cluster.api.answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer, Response
 from cluster.api.body import ClientGoneError, read_body
-from cluster.api.documents import Handover, Move, Primary, Status
+from cluster.api.documents import CurrentPrimary, HandoverRequest, Move, Status
 from cluster.api.headers import check_cluster, cluster_line, revision_line
 from cluster.api.hosts import Hosts, split_target
 from cluster.api.kv import KvHandlers
-from cluster.api.listener import Listener
+from cluster.api.listener import HttpListener
 from cluster.api.metrics import Metrics
 from cluster.api.openapi_services import openapi_json
 from cluster.api.params import REMOVE_PARAMS, TIMEOUT, decode_percent, parse_query
 from cluster.api.plain_head import KEYS
-from cluster.api.problems import RETRY_AFTER_S, Problem, from_operation_error
-from cluster.api.server import HttpServer, OrdinaryConnection
+from cluster.api.problems import RETRY_AFTER_S, ProblemError, from_operation_error
+from cluster.api.server import FullConnection, HttpServer
 from cluster.api.services import SERVICES, ServiceHandlers
 from cluster.api.settings import HttpSettings
 from cluster.config.model import split_address
@@ -57,7 +57,7 @@ HandlerT = TypeVar("HandlerT", Keyed, Plain)
 
 
 _move_decoder = msgspec.json.Decoder(Move)
-_handover_decoder = msgspec.json.Decoder(Handover)
+_handover_decoder = msgspec.json.Decoder(HandoverRequest)
 
 
 class HttpApi:
@@ -86,7 +86,7 @@ class HttpApi:
         }  # fmt: skip
         self._openapi_document = openapi_json(services)
         self._server = HttpServer(self._handle, self._settings, self._identity, self, self._hosts)
-        self.listener = Listener(self._server)
+        self.listener = HttpListener(self._server)
         self._metrics = Metrics(node.node_id, node.counters, self._server.numbers, services)
         # HEAD is GET whose body is not sent (see Answer.send).
         self._key_methods: dict[str, Keyed] = {
@@ -131,7 +131,7 @@ class HttpApi:
         started = perf_counter()
         server, method = self._server, request.method
         connection = request.protocol
-        assert isinstance(connection, OrdinaryConnection)
+        assert isinstance(connection, FullConnection)
         if method in _READS:
             connection.reading = asyncio.current_task()
         try:
@@ -139,7 +139,7 @@ class HttpApi:
             answer = await self._dispatch(request, method)
             server.turns.spend(answer.size_bytes)
             if answer.is_large and not server.memory.make_room(answer.size_bytes):
-                answer = self._refusal(Problem("overloaded", TOO_MUCH_HELD), method)
+                answer = self._refusal(ProblemError("overloaded", TOO_MUCH_HELD), method)
         except ClientGoneError:
             return NoAnswer()  # nothing was begun
         except Exception as error:  # noqa: BLE001 -- the client gets an answer, whatever it is
@@ -153,7 +153,7 @@ class HttpApi:
 
     def refuse(self, error: Exception, method: str, target: str) -> Answer:
         """Return the answer that says why a request has failed."""
-        if isinstance(error, Problem):
+        if isinstance(error, ProblemError):
             return self._refusal(error, method)
         if isinstance(error, OperationError):
             return self._refusal(from_operation_error(error), method)
@@ -180,7 +180,7 @@ class HttpApi:
         self._hosts.check(method, authority, request.headers, request.version)
         check_cluster(request.headers, self.node.cluster_id)
         path, _, query = target.partition("?")
-        if cast("OrdinaryConnection", request.protocol).reserved and not _is_vital(path):
+        if cast("FullConnection", request.protocol).reserved and not _is_vital(path):
             raise self._server.full()
         if path.startswith(KEYS):
             return _method(self._key_methods, method)(request, path[len(KEYS) :], query)
@@ -191,9 +191,9 @@ class HttpApi:
             return _method(self._node_methods, method)(request, path[len(NODES) :], query)
         if path.startswith(SERVICES):
             return _method(self._call_methods, method)(request, path[len(SERVICES) :], query)
-        raise Problem("not_found", f"nothing is served at {path[:200]!r}")
+        raise ProblemError("not_found", f"nothing is served at {path[:200]!r}")
 
-    def _refusal(self, problem: Problem, method: str) -> Answer:
+    def _refusal(self, problem: ProblemError, method: str) -> Answer:
         lines = problem.headers
         if b"Onecopy-Node" not in lines:
             lines += self._identity()
@@ -228,7 +228,7 @@ class HttpApi:
         try:
             to = _handover_decoder.decode(body).to
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise Problem("invalid_body", f'{error}; expected is {{"to": "n2"}}') from None
+            raise ProblemError("invalid_body", f'{error}; expected is {{"to": "n2"}}') from None
         logger.info("a handover to %s is asked for by %s", to, asked_by)
         return self._answer(await self.node.handover(to, timeout_ms))
 
@@ -236,7 +236,7 @@ class HttpApi:
         # Only this type: a web page may send others to any address without asking first.
         content_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip()
         if content_type.lower() != "application/json":
-            raise Problem(
+            raise ProblemError(
                 "unsupported_media_type",
                 "the body must come with Content-Type: application/json",
                 headers=b"Accept: application/json\r\n",
@@ -255,9 +255,9 @@ class HttpApi:
                 split_address(address)
         except (msgspec.MsgspecError, ValueError) as error:
             example = '{"peer": "10.0.0.2:8201"}'
-            raise Problem("invalid_body", f"{error}; expected is {example}") from None
+            raise ProblemError("invalid_body", f"{error}; expected is {example}") from None
         if not given:
-            raise Problem("invalid_body", "name at least one of client, peer and raft")
+            raise ProblemError("invalid_body", "name at least one of client, peer and raft")
         addresses = Addresses(move.client, move.peer, move.raft)
         view = await self.node.move_member(node, addresses, timeout_ms, asked_by=asked_by)
         return self._answer(view)
@@ -268,7 +268,7 @@ class HttpApi:
         options = parse_query(query, REMOVE_PARAMS)
         force = options.get("force")
         if force not in (None, node):
-            raise Problem(
+            raise ProblemError(
                 "invalid_parameter",
                 f"force must be the id of the node that is removed, {node!r}, not {force!r}",
             )
@@ -304,11 +304,11 @@ class HttpApi:
 
     async def _readyz(self, _request: BaseRequest, _query: str) -> Answer:
         if self._server.draining:
-            raise Problem("not_ready", "this node is stopping: use another")
+            raise ProblemError("not_ready", "this node is stopping: use another")
         if self.node.is_ready:
             return self._answer(Status("ready"))
         primary = self.node.primary
-        raise Problem(
+        raise ProblemError(
             "not_ready",
             f"this node is not in touch with a serving primary (last known: {primary or 'none'})",
             primary=primary,
@@ -317,10 +317,10 @@ class HttpApi:
     async def _primary(self, _request: BaseRequest, _query: str) -> Answer:
         node = self.node
         if node.is_primary:
-            return self._answer(Primary(primary=node.node_id, epoch=node.epoch))
+            return self._answer(CurrentPrimary(primary=node.node_id, epoch=node.epoch))
         if not node.primary:
-            raise Problem("not_primary", "no primary is known here")
-        raise Problem(
+            raise ProblemError("not_primary", "no primary is known here")
+        raise ProblemError(
             "not_primary",
             f"the primary known here is {node.primary!r}",
             primary=node.primary,
@@ -337,7 +337,7 @@ class HttpApi:
 def _one_node(raw_node: str) -> str:
     node = decode_percent(raw_node, "the node's id", "not_found").decode("utf-8")
     if not node or "/" in node:
-        raise Problem("not_found", "name one node: /v1/cluster/nodes/{id}")
+        raise ProblemError("not_found", "name one node: /v1/cluster/nodes/{id}")
     return node
 
 
@@ -354,7 +354,7 @@ def _method(methods: Mapping[str, HandlerT], method: str) -> HandlerT:
     handler = methods.get(method)
     if handler is None:
         allowed = ", ".join(methods)
-        raise Problem(
+        raise ProblemError(
             "method_not_allowed",
             f"{method} is not served here; allowed are {allowed}",
             headers=f"Allow: {allowed}\r\n".encode("ascii"),
@@ -362,12 +362,12 @@ def _method(methods: Mapping[str, HandlerT], method: str) -> HandlerT:
     return handler
 
 
-def _unexpected(request_id: str) -> Problem:
+def _unexpected(request_id: str) -> ProblemError:
     """Return the problem of a defect; `request_id` "": the log has only others like it."""
     if not request_id:
         detail = "the node's log has the details of others that failed like this"
-        return Problem("internal_error", detail, outcome="unknown")
-    return Problem(
+        return ProblemError("internal_error", detail, outcome="unknown")
+    return ProblemError(
         "internal_error",
         f"the node's log has the details under {request_id}",
         outcome="unknown",

@@ -9,17 +9,17 @@ import msgspec
 
 from cluster.api.documents import (
     Called,
+    CurrentPrimary,
     Deleted,
-    Handover,
+    HandoverRequest,
     Move,
-    Primary,
     QueryAnswer,
     Range,
     ServiceList,
     Status,
     Written,
 )
-from cluster.api.problems import CODES, Problem, ProblemDocument
+from cluster.api.problems import CODES, ProblemDocument, ProblemError
 from datapath.operations import ClusterStatus, Digest
 from election.view import View
 
@@ -36,10 +36,10 @@ CONNECTION_CODES = (
 
 
 ANSWERS = (
-    Written, Deleted, Range, Status, Primary, ClusterStatus, View, Digest, ProblemDocument,
+    Written, Deleted, Range, Status, CurrentPrimary, ClusterStatus, View, Digest, ProblemDocument,
     Called, QueryAnswer, ServiceList,
 )  # fmt: skip
-BODIES = (Handover, Move)
+BODIES = (HandoverRequest, Move)
 
 
 def _schemas() -> Json:
@@ -164,7 +164,7 @@ def _problem_answer(status: int, codes: list[str], *, write: bool) -> Json:
 
 
 def _example(code: str, *, write: bool) -> Json:
-    problem = Problem(code, CODES[code].advice)
+    problem = ProblemError(code, CODES[code].advice)
     if code in _UNKNOWN_CODES:
         problem.outcome = "unknown"
     document: Json = msgspec.json.decode(problem.body(write=write))

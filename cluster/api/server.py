@@ -17,14 +17,14 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
 from cluster.api.answer import PROBLEM, Answer, Response
-from cluster.api.express import MAX_REQUEST_SIZE_BYTES, ExpressApi, ExpressConnection
+from cluster.api.fast_path import MAX_REQUEST_SIZE_BYTES, FastConnection, FastPathApi
 from cluster.api.hosts import Hosts
 from cluster.api.memory import Memory
-from cluster.api.problems import RETRY_AFTER_S, Problem
+from cluster.api.problems import RETRY_AFTER_S, ProblemError
 from cluster.api.settings import HttpSettings
 from datapath.turns import Turns
 
-LINGER_S = 2.0
+UNREAD_BODY_LINGER_S = 2.0
 """How long an unread body is read and dropped, so that the client gets to see its answer."""
 CHECK_INTERVAL_S = 0.5
 """How often connections are looked at whether they are idle."""
@@ -48,7 +48,7 @@ class HttpServer(web.Server):
         handler: Handler,
         settings: HttpSettings,
         identify: Callable[[], bytes],
-        api: ExpressApi,
+        api: FastPathApi,
         hosts: Hosts,
     ) -> None:
         super().__init__(
@@ -56,7 +56,7 @@ class HttpServer(web.Server):
             access_log=None,
             auto_decompress=False,  # values are stored as sent; see check_put_headers
             keepalive_timeout=settings.idle_timeout_ms / 1000,
-            lingering_time=LINGER_S,
+            lingering_time=UNREAD_BODY_LINGER_S,
         )
         self.settings = settings
         self.identify = identify
@@ -68,34 +68,34 @@ class HttpServer(web.Server):
         self.memory = Memory(settings.max_buffered_bytes, self.now)
         self.turns = Turns()
         self._turn_begins = False  # for those that are due
-        self._due: deque[ExpressConnection] = deque()
-        self.has_express_lane = settings.express_lane
+        self._due: deque[FastConnection] = deque()
+        self.has_fast_path = settings.fast_path
         self.draining = False
         self.requested_at = 0.0
         """When a request, other than for health and the like, was last served while draining."""
-        self._express: set[ExpressConnection] = set()
-        self._reserve: dict[OrdinaryConnection, float] = {}  # and since when, the oldest first
+        self._fast: set[FastConnection] = set()
+        self._reserve: dict[FullConnection, float] = {}  # and since when, the oldest first
         self._closing = False
         self._checking = asyncio.get_running_loop().call_later(CHECK_INTERVAL_S, self._check)
 
-    # The connections: each begins in the express lane
+    # The connections: each begins on the fast path
 
     def __call__(self) -> asyncio.Protocol:  # type: ignore[override]
         """Return the protocol of a new connection."""
         if self.open_connections - len(self._reserve) < self.settings.max_connections:
-            connection = ExpressConnection(self)
-            self._express.add(connection)
+            connection = FastConnection(self)
+            self._fast.add(connection)
             return connection
         if len(self._reserve) >= self.settings.reserved_connections and not self._free_reserve():
             return _Refused(self)
-        reserved = self.ordinary(reserved=True)
+        reserved = self.full_path(reserved=True)
         self._reserve[reserved] = asyncio.get_running_loop().time()
         return reserved
 
     def forget(self, protocol: asyncio.Protocol) -> None:
         """Drop a connection that was gone before it could be served."""
-        self._express.discard(cast("ExpressConnection", protocol))
-        self._reserve.pop(cast("OrdinaryConnection", protocol), None)
+        self._fast.discard(cast("FastConnection", protocol))
+        self._reserve.pop(cast("FullConnection", protocol), None)
 
     def _free_reserve(self) -> bool:
         """Make room in the reserve: end the connection there that has asked nothing for longest."""
@@ -106,10 +106,10 @@ class HttpServer(web.Server):
                 return True
         return False
 
-    def ordinary(self, *, reserved: bool = False) -> OrdinaryConnection:
-        """Make aiohttp's protocol for a connection that the express lane does not serve."""
+    def full_path(self, *, reserved: bool = False) -> FullConnection:
+        """Make aiohttp's protocol for a connection that the fast path does not serve."""
         loop = asyncio.get_running_loop()
-        connection = OrdinaryConnection(self, reserved, loop=loop, **self._kwargs)
+        connection = FullConnection(self, reserved, loop=loop, **self._kwargs)
         if self._closing:
             connection.close()
         return connection
@@ -126,17 +126,17 @@ class HttpServer(web.Server):
     @property
     def open_connections(self) -> int:
         """How many connections there are, the reserve's too."""
-        return len(self._connections) + len(self._express)
+        return len(self._connections) + len(self._fast)
 
-    def full(self) -> Problem:
+    def full(self) -> ProblemError:
         """Return what a client is told for whom there is no connection."""
-        return Problem(
+        return ProblemError(
             "too_many_connections",
             f"this node serves {self.settings.max_connections} connections already",
             closes=True,
         )
 
-    def serve_later(self, connection: ExpressConnection) -> None:
+    def serve_later(self, connection: FastConnection) -> None:
         """Let a connection go on in a later turn of the loop: what this one has is spent."""
         if not connection.is_due:
             connection.is_due = True
@@ -151,17 +151,17 @@ class HttpServer(web.Server):
     def _begin_turn(self) -> None:
         self._turn_begins = False
         while self._due and not self.turns.is_spent:
-            self._due.popleft().go_on()
+            self._due.popleft().resume()
         if self._due:
             self._begin_soon()
 
-    def left(self, connection: ExpressConnection) -> None:
-        """A connection is gone, or in the ordinary lane."""
-        self._express.discard(connection)
+    def left(self, connection: FastConnection) -> None:
+        """A connection is gone, or on the full path."""
+        self._fast.discard(connection)
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
-        """A connection of the ordinary lane is gone."""
-        self._reserve.pop(cast("OrdinaryConnection", handler), None)
+        """A connection of the full path is gone."""
+        self._reserve.pop(cast("FullConnection", handler), None)
         super().connection_lost(handler, exc)
 
     def _check(self) -> None:
@@ -170,7 +170,7 @@ class HttpServer(web.Server):
         now = loop.time()
         self.api.complaints.tick(now)
         self.memory.make_room()
-        for connection in list(self._express):
+        for connection in list(self._fast):
             connection.check(now)
         for reserved, since in list(self._reserve.items()):
             if now - since > RESERVE_PATIENCE_S and not (reserved.busy and reserved.whole):
@@ -181,29 +181,29 @@ class HttpServer(web.Server):
     @property
     def busy(self) -> bool:
         """Whether requests are under way, or have begun to arrive."""
-        ordinary = cast("list[OrdinaryConnection]", self.connections)
-        return any(item.busy for item in self._express) or any(item.busy for item in ordinary)
+        full_path = cast("list[FullConnection]", self.connections)
+        return any(item.busy for item in self._fast) or any(item.busy for item in full_path)
 
     def pre_shutdown(self) -> None:
         """Take no further requests."""
         self._closing = True
         super().pre_shutdown()
-        for connection in list(self._express):
+        for connection in list(self._fast):
             connection.close()
 
     async def shutdown(self, timeout: float | None = None) -> None:
         """Wait up to `timeout` seconds for requests under way, then close everything."""
         self._checking.cancel()
-        waits = [connection.gone for connection in self._express]
+        waits = [connection.gone for connection in self._fast]
         if waits:
             await asyncio.wait(waits, timeout=timeout)
-        for connection in list(self._express):
+        for connection in list(self._fast):
             connection.abort()
         await super().shutdown(timeout)
 
 
-class OrdinaryConnection(RequestHandler):
-    """A connection in the ordinary lane: malformed requests are answered as problems.
+class FullConnection(RequestHandler):
+    """A connection on the full path: malformed requests are answered as problems.
 
     `reserved`: over the number of connections that this node serves, for health and the like only.
     """
@@ -346,13 +346,15 @@ class OrdinaryConnection(RequestHandler):
         """Answer what aiohttp's parser could not read; the connection ends."""
         if status >= 500:
             self.log_exception("a handler failed outside of the dispatch", exc_info=exc)
-            problem = Problem("internal_error", "see the node's log", outcome="unknown")
+            problem = ProblemError("internal_error", "see the node's log", outcome="unknown")
         elif isinstance(exc, LineTooLong):
-            problem = Problem("head_too_large", "the request line or a header is over 8190 bytes")
+            problem = ProblemError(
+                "head_too_large", "the request line or a header is over 8190 bytes"
+            )
         else:
             # The parser's message goes on with an excerpt of the request, which may be a value.
             reason = (message or "").partition("\n")[0].rstrip(": ")
-            problem = Problem("malformed_request", reason or "the request could not be parsed")
+            problem = ProblemError("malformed_request", reason or "the request could not be parsed")
         body = problem.body(write=True)
         headers = self._server.identify()
         return Response(Answer(problem.status, body, PROBLEM, headers, closes=True))

@@ -30,7 +30,7 @@ from cluster.api.params import (
     parse_query,
     split_query,
 )
-from cluster.api.problems import Problem
+from cluster.api.problems import ProblemError
 from cluster.api.settings import HttpSettings
 from cluster.services.hosting import Host
 from datapath.errors import RejectedError
@@ -96,7 +96,7 @@ class ServiceHandlers:
         """GET /v1/services/{service}/{method}: arguments in the query string, or `arguments`."""
         target = _target(path)
         if self._kind(target) == "operation":
-            raise Problem(
+            raise ProblemError(
                 "method_not_allowed",
                 f"{target.method} is an operation: call it with POST",
                 headers=b"Allow: POST\r\n",
@@ -108,7 +108,7 @@ class ServiceHandlers:
         if given is None:
             return await self._query(target, (_encode(texts), True), read)
         if texts:
-            raise Problem(
+            raise ProblemError(
                 "invalid_parameter",
                 "query parameter 'arguments' has all of them: leave out "
                 + ", ".join(repr(name[:100]) for name in texts),
@@ -126,7 +126,7 @@ class ServiceHandlers:
         # Only this type: a web page may send others to any address without asking first.
         content_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip()
         if content_type.lower() != "application/json":
-            raise Problem(
+            raise ProblemError(
                 "unsupported_media_type",
                 "the named arguments must come as a JSON object with Content-Type: "
                 "application/json; without arguments it is {}",
@@ -187,7 +187,9 @@ def _target(path: str) -> _Target:
     """Return the service and the method that a path names. Raises Problem."""
     names = [decode_percent(part, "the path", "not_found").decode() for part in path.split("/")]
     if len(names) != 2 or not names[1].isidentifier() or len(path) > 3 * MAX_NAME_LENGTH:
-        raise Problem("not_found", "name a service and a method: /v1/services/{service}/{method}")
+        raise ProblemError(
+            "not_found", "name a service and a method: /v1/services/{service}/{method}"
+        )
     return _Target(*names)
 
 
@@ -197,7 +199,7 @@ def _canonical(body: bytes) -> bytes:
         found = msgspec.json.decode(body, type=dict[str, Any])
         return _sorted(found)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem(
+        raise ProblemError(
             "invalid_body",
             f'the arguments are not a JSON object of names, say {{"item": "x"}}: {error}',
         ) from None
@@ -207,6 +209,6 @@ def _refuse(error: RejectedError) -> NoReturn:
     """Raise what a refusal is to the client: 409 with the service's own code."""
     if error.code in _OUR_REFUSALS:
         raise error
-    problem = Problem("refused", error.detail)
+    problem = ProblemError("refused", error.detail)
     problem.code, problem.title = error.code, "The service refuses"
     raise problem

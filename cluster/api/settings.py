@@ -17,7 +17,7 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     `body_timeout_ms` the arrival of its body. Connections over `max_connections` get 503, except
     for health and the cluster's resources, in `reserved_connections` more. `drain_timeout_ms`: how
     long `drain` waits for clients to go elsewhere; `shutdown_grace_ms`: how long `stop` waits for
-    requests under way. `admin_from`: see `cluster.api.admin`. `express_lane`: whether there is one
+    requests under way. `admin_from`: see `cluster.api.admin`. `fast_path`: whether there is one
     (tests compare). `max_buffered_bytes` bounds what
     all clients together make the node hold, in answers not taken and bodies not complete.
     """
@@ -32,5 +32,5 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_ms: int = 5000
     shutdown_grace_ms: int = 5000
     access_log: bool = False
-    express_lane: bool = True
+    fast_path: bool = True
     admin_from: AdminFrom = "loopback"

@@ -52,7 +52,7 @@ def new_load_id() -> str:
     return secrets.token_hex(12)
 
 
-def fingerprint(file: Path) -> str:
+def file_digest(file: Path) -> str:
     """Return a checksum of the whole file."""
     with file.open("rb") as source:
         return hashlib.file_digest(source, "blake2b").hexdigest()[:32]
@@ -91,15 +91,15 @@ def write_checkpoint(file: Path, state: Checkpoint) -> None:
     """Replace the checkpoint atomically; it is on disk when this returns."""
     path = checkpoint_path(file)
     temporary = path.with_name(path.name + ".new")
-    with open(temporary, "wb", opener=private) as target:
+    with open(temporary, "wb", opener=open_checkpoint) as target:
         target.write(msgspec.json.encode(state) + b"\n")
         target.flush()
         os.fsync(target.fileno())
     temporary.replace(path)
-    sync_directory(path.parent)
+    sync_checkpoint_directory(path.parent)
 
 
-def private(path: str, flags: int) -> int:
+def open_checkpoint(path: str, flags: int) -> int:
     """Open for `open(…, opener=private)`: a new file is its user's alone; never by a link."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
@@ -107,10 +107,10 @@ def private(path: str, flags: int) -> int:
 def remove_checkpoint(file: Path) -> None:
     """The load is complete."""
     checkpoint_path(file).unlink(missing_ok=True)
-    sync_directory(file.parent)
+    sync_checkpoint_directory(file.parent)
 
 
-def sync_directory(directory: Path) -> None:
+def sync_checkpoint_directory(directory: Path) -> None:
     """Make a rename or removal in `directory` durable."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:

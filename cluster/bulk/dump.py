@@ -12,11 +12,11 @@ from typing import BinaryIO
 
 import msgspec
 
-from cluster.bulk.checkpoint import private, sync_directory
+from cluster.bulk.checkpoint import open_checkpoint, sync_checkpoint_directory
 from cluster.bulk.formats import format_line
 from cluster.client.aio import AsyncClient
 
-PAGE_SIZE = 1000
+DUMP_PAGE_SIZE = 1000
 LINKS_MAX = 40  # as the kernel bounds them
 
 _DESCRIPTORS = re.compile(r"/proc/([0-9]+)/(?:task/[0-9]+/)?fd")
@@ -45,7 +45,7 @@ async def dump_records(
     totals = DumpTotals()
     cursor: str | None = None
     while True:
-        page = await client.page(prefix, limit=PAGE_SIZE, cursor=cursor)
+        page = await client.page(prefix, limit=DUMP_PAGE_SIZE, cursor=cursor)
         lines = b"".join(format_line(item.key, item.value, item.revision) for item in page.items)
         write(lines)
         if cursor is None:
@@ -93,7 +93,7 @@ def _replacement(path: Path, mode: int | None) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     created = False
     try:
-        with open(temporary, "xb", opener=private) as output:
+        with open(temporary, "xb", opener=open_checkpoint) as output:
             created = True
             if mode is not None:
                 os.fchmod(output.fileno(), mode)
@@ -102,7 +102,7 @@ def _replacement(path: Path, mode: int | None) -> Iterator[BinaryIO]:
             os.fsync(output.fileno())
         temporary.replace(path)
         created = False
-        sync_directory(path.parent)
+        sync_checkpoint_directory(path.parent)
     finally:
         if created:
             temporary.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ Format = Literal["ndjson", "tsv"]
 FORMATS: tuple[Format, ...] = ("ndjson", "tsv")
 
 
-class Record(NamedTuple):
+class DumpRecord(NamedTuple):
     """A key and its value."""
 
     key: str
@@ -66,7 +66,7 @@ _decode_line = msgspec.json.Decoder(_Line).decode
 _encode_line = msgspec.json.Encoder().encode
 
 
-def parse_ndjson(line: bytes) -> Record:
+def parse_ndjson(line: bytes) -> DumpRecord:
     """Read `{"key": …, "value": …}` or `{"key": …, "value_base64": …}`. Raises RecordError."""
     try:
         found = _decode_line(line)
@@ -82,7 +82,7 @@ def parse_ndjson(line: bytes) -> Record:
         raise RecordError(f"value_base64: {error}") from None
 
 
-def parse_tsv(line: bytes) -> Record:
+def parse_tsv(line: bytes) -> DumpRecord:
     """Read key, tab, value (the rest of the line, tabs and all). Raises RecordError."""
     key, tab, value = line.partition(b"\t")
     if not tab:
@@ -93,14 +93,14 @@ def parse_tsv(line: bytes) -> Record:
         raise RecordError("the key is not UTF-8") from None
 
 
-def _checked(key: str, value: bytes) -> Record:
+def _checked(key: str, value: bytes) -> DumpRecord:
     size = len(key) if key.isascii() else len(key.encode())
     if not 1 <= size <= KEY_MAX_BYTES:
         raise RecordError(f"a key has 1 to {KEY_MAX_BYTES} bytes; this one has {size}")
-    return Record(key, value)
+    return DumpRecord(key, value)
 
 
-PARSERS: dict[Format, Callable[[bytes], Record]] = {"ndjson": parse_ndjson, "tsv": parse_tsv}
+PARSERS: dict[Format, Callable[[bytes], DumpRecord]] = {"ndjson": parse_ndjson, "tsv": parse_tsv}
 
 
 def detect_format(name: str, first_line: bytes) -> Format:

@@ -23,10 +23,10 @@ from cluster.bulk.source import read_lines
 from cluster.bulk.wire import WireTransport
 from cluster.client.aio import kv_target
 from cluster.client.errors import ClientError
-from cluster.client.retries import Call, raise_for
+from cluster.client.retries import Request, raise_for
 
 WINDOW_RECORDS = 8192  # read but not acknowledged; far below the default client table
-WINDOW_BYTES = 32 * 1024 * 1024
+LOAD_WINDOW_BYTES = 32 * 1024 * 1024
 CHECKPOINT_INTERVAL_S = 1.0
 REACH_LINES = 65_536  # how far beyond a checkpoint's line records are sent before the next one
 
@@ -66,7 +66,7 @@ class _Pending:
 
     __slots__ = ("after", "call", "done", "end", "line", "size")
 
-    def __init__(self, line: int, end: int, size: int, call: Call, after: int) -> None:
+    def __init__(self, line: int, end: int, size: int, call: Request, after: int) -> None:
         self.line = line
         self.end = end  # position in the file behind the record
         self.size = size
@@ -110,7 +110,7 @@ class Loader:
             async with asyncio.TaskGroup() as group:
                 keeper = group.create_task(self._keep_checkpoint())
                 workers = [group.create_task(self._work(queue)) for queue in self._queues]
-                await self._feed(descriptor)
+                await self._send_all(descriptor)
                 for queue in self._queues:
                     queue.put_nowait(None)
                 await asyncio.wait(workers)
@@ -121,7 +121,7 @@ class Loader:
             self._report()
             self._save()
 
-    async def _feed(self, descriptor: int) -> None:
+    async def _send_all(self, descriptor: int) -> None:
         """Read, parse and hand out; wait while the window is full."""
         parse = PARSERS[self._state.format]  # type: ignore[index]
         queues, count = self._queues, len(self._queues)
@@ -167,7 +167,7 @@ class Loader:
         return errors[0]
 
     def _is_full(self) -> bool:
-        return len(self._window) >= WINDOW_RECORDS or self._window_bytes >= WINDOW_BYTES
+        return len(self._window) >= WINDOW_RECORDS or self._window_bytes >= LOAD_WINDOW_BYTES
 
     async def _drain(self) -> None:
         await self._wait_until(lambda: not self._window)
@@ -177,11 +177,11 @@ class Loader:
             self._room.clear()
             await self._room.wait()
 
-    def _call(self, line: int, after: int, key: str, value: bytes) -> Call:
+    def _call(self, line: int, after: int, key: str, value: bytes) -> Request:
         idempotency_key = f"{self._state.load_id}-{line}"
         headers = {"Idempotency-Key": f'"{idempotency_key}"'}
         target = kv_target(key)
-        return Call("PUT", target, headers, value, idempotency_key, writes=True, after=after)
+        return Request("PUT", target, headers, value, idempotency_key, writes=True, after=after)
 
     def _sent_after(self, line: int) -> int:
         """Return a revision that was known before the record of this line was first sent.

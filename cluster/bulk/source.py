@@ -11,7 +11,7 @@ CHUNK_SIZE_BYTES = 256 * 1024
 CHUNKS_AHEAD = 2
 LINE_SIZE_MAX_BYTES = 512 * 1024 * 1024
 
-Chunk = bytes | OSError
+InputChunk = bytes | OSError
 
 
 async def read_chunks(descriptor: int) -> AsyncIterator[bytes]:
@@ -21,12 +21,12 @@ async def read_chunks(descriptor: int) -> AsyncIterator[bytes]:
     nor the end of the process.
     """
     loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[Chunk] = asyncio.Queue()
+    queue: asyncio.Queue[InputChunk] = asyncio.Queue()
     room = threading.Semaphore(CHUNKS_AHEAD)
     ended = threading.Event()
 
     def read() -> None:
-        chunk: Chunk = b"first"
+        chunk: InputChunk = b"first"
         while chunk and not isinstance(chunk, OSError):
             room.acquire()
             if ended.is_set():

@@ -13,7 +13,13 @@ import re
 import ssl
 from collections.abc import Mapping
 
-from cluster.client.retries import CONNECT_TIMEOUT_S, Call, Reply, Transport, UnreachableError
+from cluster.client.retries import (
+    CONNECT_TIMEOUT_S,
+    FinalResponse,
+    Request,
+    Transport,
+    UnreachableError,
+)
 
 HEAD_SIZE_MAX_BYTES = 65536
 BODY_SIZE_MAX_BYTES = 256 * 1024 * 1024
@@ -29,7 +35,7 @@ class Connection:
         self._writer = writer
         self.usable = True
 
-    async def request(self, data: bytes) -> Reply:
+    async def request(self, data: bytes) -> FinalResponse:
         """Send a whole request, return the answer. On any error the connection is done with."""
         self.usable = False
         self._writer.write(data)
@@ -42,7 +48,7 @@ class Connection:
         headers = _parse_headers(head)
         body = await self._read_body(headers)
         self.usable = headers.get("connection", "").lower() != "close"
-        return Reply(int(found[1]), _Named(headers), body)
+        return FinalResponse(int(found[1]), _Named(headers), body)
 
     async def _read_body(self, headers: Mapping[str, str]) -> bytes:
         if headers.get("transfer-encoding", "").lower() == "chunked":
@@ -116,7 +122,7 @@ class WireTransport(Transport):
         self._idle.clear()
         await super().close()
 
-    async def _send(self, url: str, target: str, call: Call, try_s: float) -> Reply:
+    async def _send(self, url: str, target: str, call: Request, try_s: float) -> FinalResponse:
         lines = [f"{call.method} {target} HTTP/1.1", f"Host: {url.partition('://')[2]}"]
         lines += [f"{name}: {value}" for name, value in self._headers(call).items()]
         body = call.body or b""

@@ -21,7 +21,7 @@ from cluster.bulk.checkpoint import (
     Checkpoint,
     CheckpointError,
     check_unchanged,
-    fingerprint,
+    file_digest,
     new_load_id,
     read_checkpoint,
     remove_checkpoint,
@@ -55,7 +55,7 @@ from cluster.terminal import (
 )
 
 STDIN = Path("-")
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @click.command()
@@ -262,7 +262,7 @@ def _state_of_file(
         kind = kind or detect_format(file.name, source.readline(4096))
     if check:
         say(f"checked: {check_records(file, kind):,} records")
-    size, checksum = file.stat().st_size, fingerprint(file)
+    size, checksum = file.stat().st_size, file_digest(file)
     cluster, revision = run_fast(_meet(urls))
     found = None if restart else read_checkpoint(file)
     if found is None:
@@ -392,7 +392,7 @@ async def _until_signal(work: Coroutine[Any, Any, None]) -> bool:
     return False
 
 
-def run_fast(main: Coroutine[Any, Any, T]) -> T:
+def run_fast(main: Coroutine[Any, Any, _T]) -> _T:
     """Run on uvloop where there is one."""
     try:
         import uvloop  # noqa: PLC0415 -- not there on every platform

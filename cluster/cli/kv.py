@@ -16,7 +16,7 @@ from cluster.cli.common import (
     value_fields,
 )
 from cluster.client.arguments import AFTER_MAX
-from cluster.client.results import Entry, Item
+from cluster.client.results import GetResult, Item
 from cluster.exit_codes import EXIT_NOT_FOUND, EXIT_USAGE
 from cluster.terminal import for_terminal, say_json, show, show_json, show_value
 from datapath.operations import Consistency
@@ -252,7 +252,7 @@ def _show_item(item: Item, *, with_size: bool, as_json: bool) -> None:
         show(for_terminal(item.key))
 
 
-def _head_fields(found: Entry | Item) -> dict[str, object]:
+def _head_fields(found: GetResult | Item) -> dict[str, object]:
     lease = {"lease": found.lease} if found.lease else {}
     return {
         "revision": found.revision,

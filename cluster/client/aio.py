@@ -21,9 +21,9 @@ import msgspec
 
 from cluster.client.arguments import (
     COPIES_MAX,
+    DEFAULT_PAGE_SIZE,
     MILLISECONDS_MAX,
     PAGE_LIMIT_MAX,
-    PAGE_SIZE,
     REVISION_MAX,
     DrawnKey,
     check_ack,
@@ -48,8 +48,15 @@ from cluster.client.errors import (
     UnavailableError,
     UnknownOutcomeError,
 )
-from cluster.client.results import DeleteResult, Entry, Item, Page, PutResult, ViewSummary
-from cluster.client.retries import STATUS, Call, Reply, Transport, decode_problem, raise_for
+from cluster.client.results import DeleteResult, GetResult, Item, Page, PutResult, ViewSummary
+from cluster.client.retries import (
+    STATUS,
+    FinalResponse,
+    Request,
+    Transport,
+    decode_problem,
+    raise_for,
+)
 from cluster.client.services import (
     AsyncServiceProxy,
     CallOptions,
@@ -63,7 +70,7 @@ from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
 LEFT_MIN_MS = 50  # what a call's last step gets, however much of its time is gone
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class AsyncClient:
@@ -172,19 +179,19 @@ class AsyncClient:
         consistency: Consistency = "linearizable",
         max_staleness_ms: int | None = None,
         timeout_ms: int | None = None,
-    ) -> Entry | None:
+    ) -> GetResult | None:
         """Return the key's value and revision, or None where there is no such key.
 
         "stale" reads whatever the asked node has, no older than `max_staleness_ms` if given.
         """
         target = kv_target(key, _read_options(consistency, max_staleness_ms))
-        call = Call("GET", target)
+        call = Request("GET", target)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         if reply.status == 404 and decode_problem(404, reply.body).code == "key_not_found":
             return None
         if reply.status != 200:
             raise_for(call, reply)
-        return Entry(
+        return GetResult(
             key=key,
             value=reply.body,
             revision=int(reply.headers.get("ETag", '"0"').strip('"')),
@@ -220,7 +227,7 @@ class AsyncClient:
         *,
         start: str = "",
         end: str = "",
-        limit: int = PAGE_SIZE,
+        limit: int = DEFAULT_PAGE_SIZE,
         cursor: str | None = None,
         keys_only: bool = False,
         consistency: Consistency = "linearizable",
@@ -237,7 +244,7 @@ class AsyncClient:
             "keys_only": "true" if check_flag("keys_only", keys_only) else None,
         }
         options |= _read_options(consistency, max_staleness_ms)
-        call = Call("GET", "/v1/kv" + _query(options))
+        call = Request("GET", "/v1/kv" + _query(options))
         return _decode(call, await self._transport.call(call, check_timeout(timeout_ms)), Page)
 
     def list(
@@ -248,7 +255,7 @@ class AsyncClient:
         end: str = "",
         keys_only: bool = False,
         consistency: Consistency = "linearizable",
-        page_size: int = PAGE_SIZE,
+        page_size: int = DEFAULT_PAGE_SIZE,
     ) -> AsyncIterator[Item]:
         """Iterate over all keys in order, page by page.
 
@@ -310,7 +317,7 @@ class AsyncClient:
                 options.get("consistency", "linearizable"), options.get("max_staleness_ms")
             )
             query |= {"arguments": request.arguments.decode(), "from_text": from_text}
-            call = Call("GET", request.target + _query(query))
+            call = Request("GET", request.target + _query(query))
         else:
             query = _write_options(options.get("ack", "all"), options.get("min_copies", 0))
             query["from_text"] = from_text
@@ -352,14 +359,16 @@ class AsyncClient:
                 code="unknown_address",
             )
         reply = await self._transport.ask(url, "/v1/digest", _left_ms(deadline))
-        return _decode(Call("GET", "/v1/digest"), reply, Digest)
+        return _decode(Request("GET", "/v1/digest"), reply, Digest)
 
     async def handover(self, to: str, *, timeout_ms: int | None = None) -> ViewSummary:
         """Make the in-sync replica `to` the primary. No waiting request fails."""
         deadline = self._deadline(timeout_ms)
         body = msgspec.json.encode({"to": check_node("to", to)})
         headers = {"Content-Type": "application/json"}
-        call = Call("POST", "/v1/cluster/handover", headers, body, writes=True, retry_unknown=False)
+        call = Request(
+            "POST", "/v1/cluster/handover", headers, body, writes=True, retry_unknown=False
+        )
         try:
             reply = await self._transport.call(call, _left_ms(deadline))
             return _decode(call, reply, ViewSummary)
@@ -394,7 +403,7 @@ class AsyncClient:
         body = msgspec.json.encode({name: text for name, text in given.items() if text})
         target = f"/v1/cluster/nodes/{quote(check_node('node', node), safe='')}"
         headers = {"Content-Type": "application/json"}
-        call = Call("PATCH", target, headers, body, writes=True)  # twice is as good as once
+        call = Request("PATCH", target, headers, body, writes=True)  # twice is as good as once
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         return _decode(call, reply, ViewSummary)
 
@@ -410,7 +419,7 @@ class AsyncClient:
         target = f"/v1/cluster/nodes/{name}"
         if check_flag("force", force):
             target += f"?force={name}"
-        call = Call("DELETE", target, writes=True)  # to remove a node twice is to remove it
+        call = Request("DELETE", target, writes=True)  # to remove a node twice is to remove it
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         return _decode(call, reply, ViewSummary)
 
@@ -435,13 +444,13 @@ def write_call(
     body: bytes | None,
     key: str,
     after: int | None = None,
-) -> Call:
+) -> Request:
     """Return a write under an idempotency key, drawn at random where none is given."""
     after = check_idempotency_after(check_idempotency_key(key), after)
     key = key or draw_key()
     drawn = isinstance(key, DrawnKey)
     headers["Idempotency-Key"] = f'"{key}"'
-    return Call(method, target, headers, body, str(key), writes=True, after=after, drawn=drawn)
+    return Request(method, target, headers, body, str(key), writes=True, after=after, drawn=drawn)
 
 
 def _condition(if_revision: int | None, *, if_absent: bool = False) -> dict[str, str]:
@@ -484,7 +493,9 @@ def _query(options: Mapping[str, object]) -> str:
     return f"?{urlencode(chosen, quote_via=quote)}" if chosen else ""
 
 
-def _decode(call: Call, reply: Reply, kind: type[T], ok: tuple[int, ...] = (200,)) -> T:
+def _decode(
+    call: Request, reply: FinalResponse, kind: type[_T], ok: tuple[int, ...] = (200,)
+) -> _T:
     if reply.status not in ok:
         raise_for(call, reply)
     try:

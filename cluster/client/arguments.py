@@ -16,7 +16,7 @@ from datapath.operations import Ack, Consistency
 KEY_MAX_BYTES = 480
 COPIES_MAX = 255
 PAGE_LIMIT_MAX = 1000
-PAGE_SIZE = 500  # of a listing that names no limit
+DEFAULT_PAGE_SIZE = 500  # of a listing that names no limit
 REVISION_MAX = 2**63 - 1
 AFTER_MAX = 10**18 - 1  # what Idempotency-After takes
 MILLISECONDS_MAX = 2**31 - 1

@@ -30,7 +30,7 @@ STUCK_AFTER_S = 5.0
 CLOSE_TIMEOUT_S = 5.0
 """How long closing waits for the thread, and the thread for calls under way."""
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 CLOSED = "this client is closed"
 
@@ -39,7 +39,7 @@ class StuckError(Exception):
     """The runner's thread did not answer in time."""
 
 
-class Runner:
+class LoopThread:
     """One event loop and its daemon thread. `close` is awaited on the loop at the end."""
 
     def __init__(self, close: Callable[[], Awaitable[None]]) -> None:
@@ -63,7 +63,7 @@ class Runner:
         """Whether it takes no calls any more."""
         return self._ending
 
-    def run(self, call: Coroutine[Any, Any, T], timeout_s: float) -> T:
+    def run(self, call: Coroutine[Any, Any, _T], timeout_s: float) -> _T:
         """Run a call on the loop and return its result.
 
         Raises what the call raises, RuntimeError where it cannot be run, and StuckError.
@@ -84,7 +84,7 @@ class Runner:
             future.cancel()  # Ctrl-C while waiting: do not leave the request running
             raise
 
-    def _submit(self, call: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+    def _submit(self, call: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
         with self._lock:
             if threading.current_thread() is self._thread:
                 problem = "a client cannot be called from within its own thread"
@@ -141,7 +141,7 @@ async def _finish(close: Callable[[], Awaitable[None]]) -> None:
             await asyncio.wait(late, timeout=CLOSE_TIMEOUT_S / 2)
 
 
-_live: set[Runner] = set()
+_live: set[LoopThread] = set()
 
 
 def _end_all() -> None:

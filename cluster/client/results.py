@@ -29,7 +29,7 @@ class DeleteResult(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str = ""
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class GetResult(msgspec.Struct, frozen=True, kw_only=True):
     """A key's value and the revision that wrote it; `node` answered, knowing of `epoch`.
 
     `create_revision` is of the write that created the key, `version` how often it was written since
@@ -47,7 +47,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of a listing; `value` is b"" where only keys were asked for. See `Entry`."""
+    """One row of a listing; `value` is b"" where only keys were asked for. See `GetResult`."""
 
     key: str
     revision: int

@@ -57,9 +57,9 @@ REVISION_AGE_MAX_S = 1.0
 was idle would else name one so old that a new write is refused, as one that may be forgotten. The
 smallest table (4 MiB, 26,000 keys) forgets that fast at full rate."""
 SENT_AFTER_MAX_KEYS = 10_000  # keys whose first try is remembered; the oldest go
-CLUSTER = "Onecopy-Cluster"
-REVISION = "Onecopy-Revision"
-AFTER = "Idempotency-After"
+CLUSTER_HEADER = "Onecopy-Cluster"
+REVISION_HEADER = "Onecopy-Revision"
+AFTER_HEADER = "Idempotency-After"
 PASSING_CODES = frozenset(
     {
         "service_failed",
@@ -78,7 +78,7 @@ _decode_problem = msgspec.json.Decoder(Problem).decode
 _decode_status = msgspec.json.Decoder(ClusterStatus).decode
 
 
-class Reply(NamedTuple):
+class FinalResponse(NamedTuple):
     """A final answer: not necessarily a success. `after`: what the write was first sent after."""
 
     status: int
@@ -87,7 +87,7 @@ class Reply(NamedTuple):
     after: int | None = None
 
 
-class Call(NamedTuple):
+class Request(NamedTuple):
     """A request, whole: `target` is the encoded path and query, `key` the idempotency key.
 
     `retry_unknown`: may be sent again though an earlier try may have been applied (reads, and
@@ -112,8 +112,8 @@ class UnreachableError(OSError):
     """No connection could be made, so that nothing was sent."""
 
 
-STATUS = Call("GET", "/v1/cluster", waits=False)
-MEET = Call("GET", "/livez", waits=False)  # answered at once, by the asked node alone
+STATUS = Request("GET", "/v1/cluster", waits=False)
+MEET = Request("GET", "/livez", waits=False)  # answered at once, by the asked node alone
 
 
 class Transport:
@@ -159,7 +159,7 @@ class Transport:
         if self._session is not None:
             await self._session.close()
 
-    async def call(self, call: Call, timeout_ms: int | None = None) -> Reply:
+    async def call(self, call: Request, timeout_ms: int | None = None) -> FinalResponse:
         """Send until there is a final answer or the deadline has passed.
 
         Raises UnavailableError or, for a write, UnknownOutcomeError.
@@ -214,7 +214,7 @@ class Transport:
             if self._closed:
                 _give_up(call, failure, doubtful)
 
-    async def _prepare(self, url: str, call: Call, deadline: float) -> Call:
+    async def _prepare(self, url: str, call: Request, deadline: float) -> Request:
         """Meet the cluster before a first write; settle what this one was first sent after.
 
         A key that this client has sent before keeps what it was first sent after. Raises as `_try`.
@@ -237,15 +237,15 @@ class Transport:
             self.revision = revision
             self._revision_at = asyncio.get_running_loop().time()
 
-    async def ask(self, url: str, target: str, timeout_ms: int | None = None) -> Reply:
+    async def ask(self, url: str, target: str, timeout_ms: int | None = None) -> FinalResponse:
         """Ask one named node, once. Raises UnavailableError, WrongClusterError."""
         self._check_loop()
         timeout_s = (self.timeout_ms if timeout_ms is None else timeout_ms) / 1000
-        return await self._try(url, Call("GET", target, waits=False), timeout_s, timeout_s)
+        return await self._try(url, Request("GET", target, waits=False), timeout_s, timeout_s)
 
     async def _try(
-        self, url: str, call: Call, remaining_s: float, longest_s: float = TRY_TIMEOUT_S
-    ) -> Reply:
+        self, url: str, call: Request, remaining_s: float, longest_s: float = TRY_TIMEOUT_S
+    ) -> FinalResponse:
         """Send once.
 
         Raises UnavailableError or WrongClusterError (surely not applied), or UnknownOutcomeError.
@@ -276,7 +276,7 @@ class Transport:
             raise _doubt(call, detail, code=problem.code, status=status)
         return reply
 
-    async def _send(self, url: str, target: str, call: Call, try_s: float) -> Reply:
+    async def _send(self, url: str, target: str, call: Request, try_s: float) -> FinalResponse:
         """Send once and return whatever comes. Raises UnreachableError if nothing was sent."""
         timeout = aiohttp.ClientTimeout(total=try_s, sock_connect=CONNECT_TIMEOUT_S)
         whole = URL(url + target, encoded=True)
@@ -286,29 +286,29 @@ class Transport:
             async with self._open().request(
                 call.method, whole, data=body, headers=self._headers(call), timeout=timeout
             ) as response:
-                return Reply(response.status, response.headers, await response.read())
+                return FinalResponse(response.status, response.headers, await response.read())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise UnreachableError(str(error)) from error
 
-    def _headers(self, call: Call) -> Mapping[str, str]:
+    def _headers(self, call: Request) -> Mapping[str, str]:
         headers = dict(call.headers)
         if self.cluster_id:
-            headers[CLUSTER] = self.cluster_id
+            headers[CLUSTER_HEADER] = self.cluster_id
         if call.after is not None:
-            headers[AFTER] = str(call.after)
+            headers[AFTER_HEADER] = str(call.after)
         return headers
 
-    def _check_cluster(self, url: str, call: Call, reply: Reply) -> None:
+    def _check_cluster(self, url: str, call: Request, reply: FinalResponse) -> None:
         """Take the cluster's id from the first answer that names it; refuse every other's.
 
         Raises WrongClusterError, and UnknownOutcomeError for a write that may have been applied
         there; for an answer that should name its cluster and does not, what proves nothing.
         """
-        named = reply.headers.get(CLUSTER, "")
+        named = reply.headers.get(CLUSTER_HEADER, "")
         if not self.cluster_id:
             self.cluster_id = named
         if named == self.cluster_id:
-            revision = reply.headers.get(REVISION, "")
+            revision = reply.headers.get(REVISION_HEADER, "")
             if named and revision.isascii() and revision.isdecimal() and len(revision) <= 18:
                 self.saw(int(revision))
             return
@@ -419,7 +419,7 @@ def decode_problem(status: int, body: bytes) -> Problem:
         return Problem(status=status, code=f"http_{status}", detail=text or f"HTTP {status}")
 
 
-def raise_for(call: Call, reply: Reply) -> NoReturn:
+def raise_for(call: Request, reply: FinalResponse) -> NoReturn:
     """Raise what an answer that is not a success means."""
     problem = decode_problem(reply.status, reply.body)
     detail = problem.detail or problem.title or f"HTTP {reply.status}"
@@ -436,7 +436,7 @@ def raise_for(call: Call, reply: Reply) -> NoReturn:
     raise kind(detail, code=problem.code, status=reply.status)
 
 
-def _doubt(call: Call, detail: str, *, code: str, status: int = 0) -> ClientError:
+def _doubt(call: Request, detail: str, *, code: str, status: int = 0) -> ClientError:
     if not call.writes:
         return UnavailableError(detail, code=code, status=status)
     return UnknownOutcomeError(
@@ -449,7 +449,7 @@ def _doubt(call: Call, detail: str, *, code: str, status: int = 0) -> ClientErro
 
 
 def _raise_wrong_cluster(
-    call: Call, error: WrongClusterError, doubtful: ClientError | None
+    call: Request, error: WrongClusterError, doubtful: ClientError | None
 ) -> NoReturn:
     if doubtful is None:
         raise error
@@ -457,7 +457,7 @@ def _raise_wrong_cluster(
     _give_up(call, error, doubtful)
 
 
-def _hold_doubt(call: Call, reply: Reply, doubtful: ClientError | None) -> None:
+def _hold_doubt(call: Request, reply: FinalResponse, doubtful: ClientError | None) -> None:
     """Refuse to call a write not applied after a try that may yet be.
 
     A failed If-Match is final all the same: a revision that has passed never comes back. So is a
@@ -470,7 +470,7 @@ def _hold_doubt(call: Call, reply: Reply, doubtful: ClientError | None) -> None:
         _give_up(call, doubtful, doubtful)
 
 
-def _give_up(call: Call, failure: ClientError, doubtful: ClientError | None) -> NoReturn:
+def _give_up(call: Request, failure: ClientError, doubtful: ClientError | None) -> NoReturn:
     if doubtful is None:
         raise failure
     detail = (

@@ -24,7 +24,7 @@ from cluster.client.errors import (
     UnavailableError,
     UnknownOutcomeError,
 )
-from cluster.client.retries import Call, Reply, decode_problem, raise_for
+from cluster.client.retries import FinalResponse, Request, decode_problem, raise_for
 from datapath.operations import Ack, Consistency
 from datapath.service import Service
 
@@ -155,7 +155,7 @@ def _named(call: Callable[..., Any], name: str) -> Callable[..., Any]:
     return call
 
 
-def decode_result(call: Call, reply: Reply, kind: Any) -> Any:
+def decode_result(call: Request, reply: FinalResponse, kind: Any) -> Any:
     """Return the result that an answer carries, as `kind`. Raises ClientError."""
     if reply.status == 409 and (problem := decode_problem(409, reply.body)).outcome != "unknown":
         raise RefusedError(problem.detail, code=problem.code, status=409)

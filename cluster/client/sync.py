@@ -14,15 +14,15 @@ from typing import Any, NamedTuple, Self, TypeVar, Unpack, overload
 
 from cluster.client.aio import DEFAULT_ENDPOINTS, AsyncClient, check_call_options
 from cluster.client.arguments import (
-    PAGE_SIZE,
+    DEFAULT_PAGE_SIZE,
     check_endpoints,
     check_idempotency_after,
     check_timeout,
     draw_key,
 )
 from cluster.client.errors import UnavailableError, UnknownOutcomeError
-from cluster.client.loop_thread import CLOSED, Runner, StuckError
-from cluster.client.results import DeleteResult, Entry, Item, Page, PutResult, ViewSummary
+from cluster.client.loop_thread import CLOSED, LoopThread, StuckError
+from cluster.client.results import DeleteResult, GetResult, Item, Page, PutResult, ViewSummary
 from cluster.client.services import (
     CallOptions,
     Request,
@@ -32,12 +32,12 @@ from cluster.client.services import (
 )
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class _Parts(NamedTuple):
     client: AsyncClient
-    runner: Runner
+    runner: LoopThread
 
 
 class Client:
@@ -70,7 +70,7 @@ class Client:
                 discover=discover,
                 cluster_id=cluster_id,
             )
-            return _Parts(client, Runner(client.close))
+            return _Parts(client, LoopThread(client.close))
 
         self._timeout_ms = timeout_ms
         self._make = make
@@ -119,11 +119,11 @@ class Client:
 
     def _run(
         self,
-        make_call: Callable[[AsyncClient], Coroutine[Any, Any, T]],
+        make_call: Callable[[AsyncClient], Coroutine[Any, Any, _T]],
         timeout_ms: int | None,
         *,
         write: str | None = None,
-    ) -> T:
+    ) -> _T:
         """Run a call on the client's loop; `write`: it is one, under this idempotency key."""
         chosen_ms = check_timeout(timeout_ms) or self._timeout_ms
         client, runner = self._here()
@@ -193,7 +193,7 @@ class Client:
         consistency: Consistency = "linearizable",
         max_staleness_ms: int | None = None,
         timeout_ms: int | None = None,
-    ) -> Entry | None:
+    ) -> GetResult | None:
         """Return the key's value and revision, or None; see `AsyncClient.get`."""
         return self._run(
             lambda client: client.get(
@@ -238,7 +238,7 @@ class Client:
         *,
         start: str = "",
         end: str = "",
-        limit: int = PAGE_SIZE,
+        limit: int = DEFAULT_PAGE_SIZE,
         cursor: str | None = None,
         keys_only: bool = False,
         consistency: Consistency = "linearizable",
@@ -269,7 +269,7 @@ class Client:
         end: str = "",
         keys_only: bool = False,
         consistency: Consistency = "linearizable",
-        page_size: int = PAGE_SIZE,
+        page_size: int = DEFAULT_PAGE_SIZE,
     ) -> Iterator[Item]:
         """Iterate over all keys in order, page by page; see `AsyncClient.list`."""
         self._here().client.list(  # checks the arguments, asks nothing

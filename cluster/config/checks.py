@@ -11,7 +11,7 @@ from cluster.config.model import (
     ClusterConfig,
     ConfigError,
     ServiceConfig,
-    Timing,
+    TimingSection,
     is_loopback,
     split_address,
 )
@@ -150,7 +150,7 @@ def _check_secret(config: ClusterConfig) -> None:
         raise ConfigError(config.path, config.secret_field, problem)
 
 
-def _check_timing(path: Path, timing: Timing) -> None:
+def _check_timing(path: Path, timing: TimingSection) -> None:
     rate_margin_ms = -(-timing.lease_duration_ms * LEASE_RATE_MARGIN_PERCENT // 100)
     _at_least(
         path,

@@ -19,16 +19,16 @@ import msgspec
 
 from cluster.config.checks import check_config
 from cluster.config.model import (
-    Api,
+    ApiSection,
     ClusterConfig,
     ClusterSection,
     ConfigError,
-    Limits,
+    LimitsSection,
     NodeConfig,
     Route,
     Secret,
     ServiceConfig,
-    Timing,
+    TimingSection,
 )
 
 SECRET_MIN_BYTES = 16
@@ -67,9 +67,9 @@ def load_config(path: Path | str) -> ClusterConfig:
             for node, item in nodes.items()
         },
         routes=routes,
-        timing=_convert(path, "timing", tree.get("timing", {}), Timing),
-        limits=_convert(path, "limits", tree.get("limits", {}), Limits),
-        api=_convert(path, "api", tree.get("api", {}), Api),
+        timing=_convert(path, "timing", tree.get("timing", {}), TimingSection),
+        limits=_convert(path, "limits", tree.get("limits", {}), LimitsSection),
+        api=_convert(path, "api", tree.get("api", {}), ApiSection),
         services=_read_services(path, tree),
         reads=cluster.reads,
     )

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from election.view import Role
+from election.view import MemberRole
 
 Channel = Literal["peer", "raft"]
 
@@ -47,7 +47,7 @@ def _count(description: str, *, ge: int = 1, le: int = 2**46) -> Meta:
     return Meta(ge=ge, le=le, description=description)
 
 
-Reads = Literal["leased", "confirmed"]
+ReadMode = Literal["leased", "confirmed"]
 
 
 class ClusterSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,7 +72,7 @@ class ClusterSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ),
     ] = ""
     reads: Annotated[
-        Reads,
+        ReadMode,
         Meta(
             description='What linearizable reads rest on: `"leased"` on clocks that run about '
             'equally fast; `"confirmed"` on no clock, for a round trip between the replicas more.'
@@ -83,9 +83,9 @@ class ClusterSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[nodes.ID]`: one node. ID is 1 to 31 of `a-z 0-9 -`, not beginning with `-`."""
 
-    role: Annotated[Role, Meta(description='`"replica"` holds data; `"witness"` only votes.')] = (
-        "replica"
-    )
+    role: Annotated[
+        MemberRole, Meta(description='`"replica"` holds data; `"witness"` only votes.')
+    ] = "replica"
     client: Annotated[
         str, Meta(description="`host:port` of the HTTP API and the metrics, for clients.")
     ]
@@ -114,7 +114,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     raft: Annotated[str, Meta(description="`host:port` that A uses for B's `raft`.")] = ""
 
 
-class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TimingSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[timing]`: every period of the system, in milliseconds."""
 
     heartbeat_interval_ms: Annotated[
@@ -184,7 +184,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 300
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[limits]`: bounds of sizes, queues and rates."""
 
     max_value_size_bytes: Annotated[
@@ -288,7 +288,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 AdminFrom = Literal["loopback", "any"]
 
 
-class Api(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ApiSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[api]`: the HTTP API: for whom it is, and who may administer."""
 
     admin_from: Annotated[
@@ -358,11 +358,11 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     secret: Secret
     nodes: dict[str, NodeConfig]
     routes: dict[str, dict[str, Route]]
-    timing: Timing
-    limits: Limits
-    api: Api = Api()
+    timing: TimingSection
+    limits: LimitsSection
+    api: ApiSection = ApiSection()
     services: dict[str, ServiceConfig] = {}
-    reads: Reads = "leased"
+    reads: ReadMode = "leased"
     secret_field: str = "cluster.secret"  # noqa: S105 -- the field's name
     warnings: tuple[str, ...] = ()
 

@@ -11,13 +11,13 @@ from typing import Literal
 
 from election.identity import Addresses
 
-Step = Literal["none", "register", "refuse", "warn"]
+AddressStep = Literal["none", "register", "refuse", "warn"]
 CHANNELS = ("client", "peer", "raft")
 
 
 def next_step(
     configured: Addresses, agreed: Addresses, last_agreed: Addresses | None, *, is_first: bool
-) -> Step:
+) -> AddressStep:
     """Return what to do about this node's own entry in a view.
 
     "register": have the view take the configured addresses. "refuse": do not start. "warn": the

@@ -11,7 +11,7 @@ from typing import Self
 
 from cluster.config.file import load_config
 from cluster.config.model import ClusterConfig, ConfigError
-from cluster.node.process import EXIT_FAILED, NodeProcess, open_node
+from cluster.node.process import EXIT_FAILED, NodeRuntime, open_node
 from cluster.node.settings import load_hosts
 from cluster.services.hosting import Host
 from datapath.service import Service
@@ -46,7 +46,7 @@ class EmbeddedNode:
                 )
             self._hosts[name] = Host(name, service)
         self._stack = contextlib.AsyncExitStack()
-        self._process: NodeProcess | None = None
+        self._process: NodeRuntime | None = None
         self._running: asyncio.Task[int] | None = None
 
     @property

@@ -17,7 +17,7 @@ from cluster.api.routes import HttpApi
 from cluster.api.settings import HttpSettings
 from cluster.config.model import ClusterConfig, ConfigError, split_address
 from cluster.node.descriptors import Descriptors, TooFewDescriptorsError, raise_limit, share_out
-from cluster.node.entry import Entry
+from cluster.node.joining import Joining
 from cluster.node.own_address import check_own_addresses
 from cluster.node.parts import Parts, removed
 from cluster.node.settings import (
@@ -56,14 +56,14 @@ from election.pysyncobj_adapter import AgreementSettings, PySyncObjAgreement
 from election.registry import PeerRegistry, known_members
 from election.view import View
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
 SWITCH_INTERVAL_S = 0.0005
 """A thread that returns from fsync waits for the interpreter at most about so long; the default
 of 5 ms would stand in every commit (measured: docs/storage.md)."""
 HANDOVER_ON_STOP_MS = 500
-LINGER_S = 0.2
+STOP_LINGER_S = 0.2
 """How long a primary that is stopped on purpose stays to tell others who the next one is."""
 
 
@@ -84,7 +84,7 @@ async def run_node(config: ClusterConfig, node_id: str) -> int:
 @contextlib.asynccontextmanager
 async def open_node(
     config: ClusterConfig, node_id: str, hosts: Mapping[str, Host]
-) -> AsyncIterator[NodeProcess]:
+) -> AsyncIterator[NodeRuntime]:
     """Open a node's data directory and make its parts, not started. Raises as `run_node`."""
     limits = config.limits
     try:
@@ -99,13 +99,13 @@ async def open_node(
     except TooFewDescriptorsError as error:
         raise ConfigError(config.path, "", str(error)) from None
     if descriptors.cut:
-        log.warning("%s", descriptors.cut)
+        logger.warning("%s", descriptors.cut)
     hint = await check_own_addresses(config, node_id)
     directory = DataDirectory.open(config.data_dir(node_id), node_id=node_id)
     try:
         if directory.removed:
             raise removed(config.name, node_id)
-        yield NodeProcess(config, node_id, directory, descriptors, hosts, hint)
+        yield NodeRuntime(config, node_id, directory, descriptors, hosts, hint)
     except NotAdmittedError:
         # Under its new id the node may come with the same directory: nothing stays in it.
         with contextlib.suppress(ValueError):  # Or it has voted, in a process that was killed.
@@ -115,7 +115,7 @@ async def open_node(
         directory.close()
 
 
-class NodeProcess:
+class NodeRuntime:
     """The parts of one node, from start to stop."""
 
     def __init__(
@@ -205,7 +205,7 @@ class NodeProcess:
             end=self._end,
             spawn=self._tasks.spawn,
         )
-        self._entry = Entry(parts, self._rejoin, hint)
+        self._entry = Joining(parts, self._rejoin, hint)
         self._watch = Watch(parts)
 
     # -- putting it together
@@ -272,7 +272,7 @@ class NodeProcess:
         if isinstance(problem, DataDirectoryError | AgreementDamagedError):
             raise problem  # to start it again as it is cannot help
         if problem is not None:
-            log.critical("%s", problem)
+            logger.critical("%s", problem)
             return EXIT_FAILED
         return 0
 
@@ -329,7 +329,7 @@ class NodeProcess:
             self._tasks.spawn(Caretaker(self._gateway, self._hosted, self._registry.report).run())
         if self._config.replicas[0] == self._node_id and self._gateway.view is None:
             self._tasks.spawn(self._entry.bootstrap(self._agreement))
-        log.info("started: http://%s", self._own.client)
+        logger.info("started: http://%s", self._own.client)
         self.started.set()
 
     async def _listen_to_clients(self) -> None:
@@ -379,10 +379,10 @@ class NodeProcess:
                 continue
             with contextlib.suppress(OperationError):
                 view = await engine.hand_over(node, HANDOVER_ON_STOP_MS)
-                log.info("handed over to %s", view.primary)
+                logger.info("handed over to %s", view.primary)
                 # Others that have not heard it yet still ask here, and are told to ask there; if
                 # the links went at once, nobody could know what became of their requests.
-                await asyncio.sleep(LINGER_S)
+                await asyncio.sleep(STOP_LINGER_S)
                 return
 
     def _dial(self, roles: dict[str, str]) -> None:
@@ -414,7 +414,7 @@ class NodeProcess:
         try:
             self._directory.note_members(view.version, known_members(view))
         except DiskFullError as problem:
-            log.warning("the members cannot be noted: %s", problem)
+            logger.warning("the members cannot be noted: %s", problem)
         except StorageError as problem:
             self._end(problem)
             return

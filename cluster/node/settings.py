@@ -11,7 +11,7 @@ from cluster.node.descriptors import Descriptors
 from cluster.services.hosting import Host, HostLimits
 from cluster.services.loading import load_service
 from cluster.services.signatures import ServiceError
-from datapath.node.replica_disk import SNAPSHOT_LOG_HARD_FACTOR, Storage
+from datapath.node.replica_disk import SNAPSHOT_LOG_HARD_FACTOR, ReplicaStorage
 from datapath.records import MAX_RECORD_SIZE_BYTES
 from datapath.settings import Bounds, ClientTableBounds, Timing
 from datapath.storage.data_directory import DataDirectory
@@ -57,10 +57,10 @@ def agreement_settings(
 
 def make_storage(
     config: ClusterConfig, directory: DataDirectory, descriptors: Descriptors
-) -> Storage:
+) -> ReplicaStorage:
     """Return this node's disk, not started."""
     limits = config.limits
-    return Storage(
+    return ReplicaStorage(
         directory,
         segment_size_bytes=limits.log_segment_size_bytes,
         map_size_bytes=limits.store_map_size_bytes,

@@ -6,13 +6,13 @@ import asyncio
 import logging
 
 from cluster.config.model import split_address
-from cluster.node.entry import RETRY_INTERVAL_S, WAITING_LOG_INTERVAL_S, ask_hello
+from cluster.node.joining import JOIN_RETRY_INTERVAL_S, WAITING_LOG_INTERVAL_S, ask_hello
 from cluster.node.parts import Parts, removed
 from datapath.errors import DataDirectoryError
 from datapath.transport.dialer import find_second_holder
 from election.agreement import Agreement
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MOVE_SILENCE_S = 3.0
 """A node whose addresses have changed starts only if its old one has been silent for so long."""
@@ -53,7 +53,7 @@ class Watch:
         moved = known.addresses != self._parts.registry.claim.addresses
         until = loop.time() + (MOVE_SILENCE_S if moved else 0.0)
         if moved:
-            log.info(
+            logger.info(
                 "the addresses have changed: looking for another process at %s for %g s",
                 known.addresses.peer,
                 MOVE_SILENCE_S,
@@ -69,7 +69,7 @@ class Watch:
                 raise self._second_holder(problem)
             if loop.time() >= until:
                 return
-            await asyncio.sleep(RETRY_INTERVAL_S)
+            await asyncio.sleep(JOIN_RETRY_INTERVAL_S)
 
     async def accusations(self) -> None:
         """End this process if peers go on refusing it for what it is."""
@@ -102,7 +102,7 @@ class Watch:
         """
         if not self.leaving:
             self.leaving = True
-            log.warning("this node has been removed from cluster %s", self._parts.config.name)
+            logger.warning("this node has been removed from cluster %s", self._parts.config.name)
 
     async def membership(self, agreement: Agreement) -> None:
         """End this node once it was removed for good. It asks the others while it cannot know.
@@ -134,10 +134,10 @@ class Watch:
                 self._parts.gateway.waits_for = self._what_is_missing(agreement)
                 if now - last_log > WAITING_LOG_INTERVAL_S:
                     last_log = now
-                    log.info("%s", self._parts.gateway.waits_for)
+                    logger.info("%s", self._parts.gateway.waits_for)
             if self.leaving and now - last_log > WAITING_LOG_INTERVAL_S:
                 last_log = now
-                log.warning(
+                logger.warning(
                     "this node was removed, but its vote still counts: it stays until the others "
                     "have taken it away. Is a majority of the nodes up?"
                 )

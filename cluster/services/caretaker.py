@@ -16,7 +16,7 @@ from cluster.services.hosting import DIFFERENCE, START, Host
 from datapath.errors import OperationError
 from datapath.operations import Node, Operation, Query
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 0.05
 """How often it is asked whether this node is the primary, and whether a timer is due."""
@@ -146,7 +146,7 @@ class _Job:
         self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
         if error.outcome == "not_applied" and error.detail != self._told:
             self._told = error.detail
-            log.error("service %s: %s failed: %s", self.host.name, self.operation[1:], error)
+            logger.error("service %s: %s failed: %s", self.host.name, self.operation[1:], error)
 
     def _interval(self, wall_ms: float) -> int:
         return 0 if self._interval_at is None else self._interval_at(wall_ms)

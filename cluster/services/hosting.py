@@ -27,11 +27,11 @@ from cluster.services.scoped import Scoped, ScopedReader
 from cluster.services.signatures import ArgumentError, Method, read_signatures
 from cluster.services.time_limit import Stepped, TimeLimit, TimeUpError
 from cluster.services.timers import may_fire
-from datapath.errors import NotAppliedError, OperationError, RejectedError
+from datapath.errors import OperationError, OperationNotAppliedError, RejectedError
 from datapath.keyspaces import SERVICES
 from datapath.service import ReadTransaction, Service, Transaction
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 START = ":start"
 """The operation that makes the state the present code's (X4)."""
@@ -158,7 +158,7 @@ class Host(Service):
         """Run an `async` method within its time (X2); it is cancelled where it takes longer."""
         if len(self._abandoned) >= MAX_ABANDONED:
             coroutine.close()
-            raise NotAppliedError(
+            raise OperationNotAppliedError(
                 "service_failed",
                 f"{len(self._abandoned)} operations of {self.name} were cancelled and have not "
                 "ended: it catches CancelledError and goes on; mend it, and restart the node",
@@ -175,7 +175,9 @@ class Host(Service):
             await asyncio.wait({task}, timeout=CANCEL_PATIENCE_S)
             raise self._too_slow(method, f"did not end within {self.limits.timeout_ms} ms")
         if task.cancelled():
-            raise NotAppliedError("service_failed", f"{self.name}.{method.name} cancelled itself")
+            raise OperationNotAppliedError(
+                "service_failed", f"{self.name}.{method.name} cancelled itself"
+            )
         return task.result()
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
@@ -236,22 +238,22 @@ class Host(Service):
         except RejectedError as error:
             if not _CODE.fullmatch(error.code):
                 text = f"{what} refused with the code {error.code!r}, which is none: use a-z and _"
-                raise NotAppliedError("service_failed", text) from None
+                raise OperationNotAppliedError("service_failed", text) from None
             raise
         except OperationError as error:
-            if type(error) is not NotAppliedError:  # it is for the host to say
+            if type(error) is not OperationNotAppliedError:  # it is for the host to say
                 raise self._failed(what, error) from None
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 -- a user's code may raise anything
             raise self._failed(what, error) from None
 
     @staticmethod
-    def _failed(what: str, error: BaseException) -> NotAppliedError:
-        log.error("%s failed", what, exc_info=error)
-        return NotAppliedError("service_failed", f"{what} raised {repr(error)[:MAX_TOLD]}")
+    def _failed(what: str, error: BaseException) -> OperationNotAppliedError:
+        logger.error("%s failed", what, exc_info=error)
+        return OperationNotAppliedError("service_failed", f"{what} raised {repr(error)[:MAX_TOLD]}")
 
-    def _too_slow(self, method: Method, problem: str) -> NotAppliedError:
-        return NotAppliedError(
+    def _too_slow(self, method: Method, problem: str) -> OperationNotAppliedError:
+        return OperationNotAppliedError(
             "service_timeout",
             f"{self.name}.{method.name} {problem} and was stopped; nothing of it was written. "
             "Make it do less in one call",
@@ -266,7 +268,7 @@ class Host(Service):
         except RejectedError:
             outcome = "refused"
             raise
-        except NotAppliedError as error:
+        except OperationNotAppliedError as error:
             words = {"invalid_argument": "invalid", "service_timeout": "timeout"}
             outcome = words.get(error.code, "failed")
             raise
@@ -306,7 +308,7 @@ class Host(Service):
                 self._service.migrate(running.view, stored)
             if running.view.failure is not None:
                 raise running.view.failure
-            log.info("service %s is at version %d now, from %d", self.name, version, stored)
+            logger.info("service %s is at version %d now, from %d", self.name, version, stored)
         if started != Started(version, self.signatures.code):
             running.meta.put(b"started", self._own)
         running.view.close()
@@ -322,14 +324,14 @@ class Host(Service):
             return
         if is_outdated(stored, self.signatures.version):
             raise self._outdated(stored)
-        raise NotAppliedError(
+        raise OperationNotAppliedError(
             "service_starting",
             f"service {self.name} has not started yet at version {self.signatures.version}: "
             "try again in a moment",
         )
 
-    def _outdated(self, stored: int) -> NotAppliedError:
-        return NotAppliedError(
+    def _outdated(self, stored: int) -> OperationNotAppliedError:
+        return OperationNotAppliedError(
             "service_outdated",
             f"service {self.name} is at version {stored}, and this node has the code of version "
             f"{self.signatures.version}: install the newer code here, and restart the node",
@@ -377,7 +379,7 @@ def _decode(method: Method, body: bytes, *, from_text: bool) -> dict[str, Any]:
     try:
         return method.decode(body, from_text=from_text)
     except ArgumentError as error:
-        raise NotAppliedError("invalid_argument", str(error)) from None
+        raise OperationNotAppliedError("invalid_argument", str(error)) from None
 
 
 def _encode(what: str, value: Any) -> bytes:
@@ -385,11 +387,11 @@ def _encode(what: str, value: Any) -> bytes:
     try:
         encoded = msgspec.json.encode(value)
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-        raise NotAppliedError(
+        raise OperationNotAppliedError(
             "service_failed", f"{what} returned what JSON cannot carry: {str(error)[:MAX_TOLD]}"
         ) from None
     if len(encoded) > MAX_RESULT_BYTES:
-        raise NotAppliedError(
+        raise OperationNotAppliedError(
             "too_large",
             f"{what} returned {len(encoded)} bytes of JSON, over {MAX_RESULT_BYTES}; return less, "
             "say a page at a time",

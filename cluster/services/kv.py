@@ -40,7 +40,7 @@ Revisions = int | Sequence[int]
 """One revision, or several of which any will do."""
 Found = tuple[bytes, int, int, int, int]
 """(value, revision, create_revision, version, lease) of a key."""
-Item = tuple[bytes, bytes | None, int, int, int, int]
+ScanItem = tuple[bytes, bytes | None, int, int, int, int]
 """(key, value or None when only keys were asked for, and the head's four fields)."""
 
 
@@ -129,7 +129,7 @@ class KeyValue(Service):
     @query
     def range(
         self, tx: ReadTransaction, start: bytes, end: bytes | None, limit: int, keys_only: bool
-    ) -> tuple[list[Item], bytes | None]:
+    ) -> tuple[list[ScanItem], bytes | None]:
         """Return up to `limit` items with start <= key < end, and where to go on, None at the end.
 
         Fewer come when MAX_RANGE_SIZE_BYTES has been read before (values count although

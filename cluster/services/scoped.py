@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 from cluster.services.time_limit import TimeLimit
-from datapath.errors import NotAppliedError
+from datapath.errors import OperationNotAppliedError
 from datapath.service import ReadTransaction, Transaction
 
 MAX_KEY_SIZE_BYTES = 460
@@ -111,7 +111,7 @@ class Scoped(ScopedReader):
         self._what = what
         self._written_bytes = 0
         self._writes = 0
-        self.failure: NotAppliedError | None = None
+        self.failure: OperationNotAppliedError | None = None
 
     @property
     def index(self) -> int:
@@ -150,7 +150,7 @@ class Scoped(ScopedReader):
         self._written_bytes += size_bytes
         self._writes += 1
         if not fits(self._writes, self._written_bytes, self._max_bytes):
-            self.failure = NotAppliedError(
+            self.failure = OperationNotAppliedError(
                 "too_large",
                 f"{self._what} writes too much: an operation may write {MAX_WRITES} times and "
                 f"{self._max_bytes} bytes (max_write_bytes); nothing of it was written",

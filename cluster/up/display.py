@@ -41,7 +41,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
-class View(Protocol):
+class Display(Protocol):
     """A way to show the cluster."""
 
     def show(self, title: str, rows: Sequence[Row]) -> None:
@@ -54,7 +54,7 @@ class View(Protocol):
         """Leave the last state on the screen."""
 
 
-class LiveView:
+class LiveDisplay:
     """A coloured table that is refreshed in place."""
 
     def __init__(self, console: Console) -> None:
@@ -75,7 +75,7 @@ class LiveView:
         self._live.stop()
 
 
-class LineView:
+class LineDisplay:
     """One line for each node whose state, process or note has changed."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -104,10 +104,10 @@ class LineView:
         """Nothing is left to do."""
 
 
-def open_view() -> View:
+def open_view() -> Display:
     """Return the table on a terminal, lines elsewhere."""
     console = Console()
-    return LiveView(console) if console.is_terminal else LineView()
+    return LiveDisplay(console) if console.is_terminal else LineDisplay()
 
 
 def render_table(title: str, rows: Sequence[Row]) -> Group:

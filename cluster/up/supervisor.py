@@ -16,7 +16,7 @@ import msgspec
 
 from cluster.config.model import ClusterConfig
 from cluster.up.directory import UpError
-from cluster.up.display import Row, View
+from cluster.up.display import Display, Row
 from cluster.up.process import STOPPED, NodeProcess, own_file
 from datapath.operations import ClusterStatus
 
@@ -31,7 +31,7 @@ _decode_status = msgspec.json.Decoder(ClusterStatus).decode
 class Up:
     """The processes of one cluster, and what is known about them."""
 
-    def __init__(self, config: ClusterConfig, view: View, *, restart: bool) -> None:
+    def __init__(self, config: ClusterConfig, view: Display, *, restart: bool) -> None:
         self._config = config
         self._view = view
         logs = config.path.parent / "logs"
@@ -184,7 +184,7 @@ def sole_runner(data: Path) -> Iterator[None]:
         yield
 
 
-def run_up(config: ClusterConfig, view: View, *, restart: bool) -> int:
+def run_up(config: ClusterConfig, view: Display, *, restart: bool) -> int:
     """Run the cluster until it is told to stop; return the exit code."""
 
     async def main() -> int:

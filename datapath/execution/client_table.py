@@ -1,9 +1,10 @@
 """The client table (D8): the answers that repeats get, and what of it is forgotten when.
 
-It is part of the replicated state, and changes with the deltas of the operations themselves. Space
-1 holds the answer under a digest of each idempotency key; space 2 the same keys in the order of
-their log indices, with the time and the size of each, so that the oldest are forgotten first; space
-3 the sums: the highest index that was forgotten, the bytes that are held, and the time.
+It is part of the replicated state, and changes with the deltas of the operations themselves.
+Keyspace 1 holds the answer under a digest of each idempotency key; keyspace 2 the same keys in the
+order of their log indices, with the time and the size of each, so that the oldest are forgotten
+first; keyspace 3 the sums: the highest index that was forgotten, the bytes that are held, and the
+time.
 
 The time is the cluster's own: it goes on by the monotonic clock of whoever is primary, from where
 the last delta of the epoch before left it, and stands still while nobody is. So it never goes back,
@@ -22,7 +23,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from datapath.errors import OperationError, UnknownOutcomeError
+from datapath.errors import OperationError, OperationUnknownError
 from datapath.keyspaces import CLIENT_ORDER, CLIENT_SUMS, CLIENTS
 from datapath.operations import Operation
 from datapath.records import Entry
@@ -30,7 +31,7 @@ from datapath.settings import ClientTableBounds
 
 ENTRY_OVERHEAD_BYTES = 136
 """What an answer costs in the store beside its own bytes, about 23 for a put: pages of the two
-spaces that are in use, in a table that forgets as much as it takes (measured: docs/storage.md)."""
+keyspaces in use, in a table that forgets as much as it takes (measured: docs/storage.md)."""
 MAX_FORGOTTEN_PER_OPERATION = 64
 """How many answers one delta drops at the most; more follow with the next ones."""
 SUMMARY_SIZE_BYTES = 64
@@ -44,11 +45,11 @@ _ORDER = struct.Struct("<QI")  # time in ms, size in bytes; the key's digest fol
 class TableState(Protocol):
     """What the table reads of the store."""
 
-    def get(self, space: int, key: bytes) -> bytes | None:
-        """Return the committed value under a key of a space."""
+    def get(self, keyspace: int, key: bytes) -> bytes | None:
+        """Return the committed value under a key of a keyspace."""
 
     def range(
-        self, space: int, start: bytes, end: bytes | None, limit: int
+        self, keyspace: int, start: bytes, end: bytes | None, limit: int
     ) -> list[tuple[bytes, bytes]]:
         """Return committed pairs with start <= key < end, in key order."""
 
@@ -64,7 +65,7 @@ class FirstAnswer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class _Old(msgspec.Struct, frozen=True):
-    """One of the oldest answers: its place in space 2, and what stands there."""
+    """One of the oldest answers: its place in keyspace 2, and what stands there."""
 
     order: bytes
     time_ms: int
@@ -107,7 +108,7 @@ class ClientTable:
 
     @staticmethod
     def decode(held: bytes) -> FirstAnswer:
-        """Decode what stands in space 1."""
+        """Decode what stands in keyspace 1."""
         return _decoder.decode(held)
 
     def refusal(self, first_after: int | None, next_index: int) -> OperationError | None:
@@ -120,7 +121,7 @@ class ClientTable:
         if first_after is None:
             return None
         if first_after >= next_index:
-            return UnknownOutcomeError(
+            return OperationUnknownError(
                 "unknown_revision",
                 f"Idempotency-After names revision {first_after}, which this cluster has not "
                 "reached: take it from this cluster's own answers (Onecopy-Revision), never from "
@@ -128,7 +129,7 @@ class ClientTable:
             )
         if first_after >= self._forgotten_index:
             return None
-        return UnknownOutcomeError(
+        return OperationUnknownError(
             "idempotency_key_expired",
             "the idempotency key is not known, but keys as old as this request may be are no "
             f"longer remembered (up to revision {self._forgotten_index}; it was first sent after "

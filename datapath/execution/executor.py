@@ -1,9 +1,9 @@
 """Executing operations on the primary: a scratch overlay over the committed store, and deltas.
 
-Layers that an operation reads through, newest first: its own writes, the burst's (operations
+Layers that an operation reads through, newest first: its own writes, the batch's (operations
 executed since the last record), the pending ones (in records that have not committed), the store.
 Nothing in the first three is visible to anyone else before it commits (D2). An operation's writes
-join the burst only by `take`: one that is refused after it was executed is as if it had never been.
+join the batch only by `take`: one that is refused after it was executed is as if it had never been.
 
 Several services may stand side by side; each operation names its own, and is given a view of the
 transaction on that service's keyspace.
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import msgspec
 
 from datapath.clock import clock_ms
-from datapath.errors import NotAppliedError, OperationError, RejectedError
+from datapath.errors import OperationError, OperationNotAppliedError, RejectedError
 from datapath.execution.client_table import ClientTable, client_key, fingerprint
 from datapath.keyspaces import CLIENTS, KEYSPACES, KV, check_open
 from datapath.operations import Operation
@@ -27,10 +27,10 @@ from datapath.records import Entry
 from datapath.service import Service
 from datapath.settings import ClientTableBounds
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-MAX_KEY_SIZE_BYTES = 500
-MAX_PAGE_STEPS = 2000
+MAX_SERVICE_KEY_SIZE_BYTES = 500
+MAX_SCRATCH_PAGE_STEPS = 2000
 """How many keys an operation looks at for a page, those included that are deleted by now."""
 _SCRATCH_PAGE = 256
 _SCRATCH_PAGE_BYTES = 256 * 1024
@@ -155,8 +155,8 @@ class WriteView:
 
     def put(self, key: bytes, value: bytes) -> None:
         """Write `value` under `key`. Raises ValueError for a key of a wrong length."""
-        if not 0 < len(key) <= MAX_KEY_SIZE_BYTES:
-            raise ValueError(f"a key has 1 to {MAX_KEY_SIZE_BYTES} bytes, not {len(key)}")
+        if not 0 < len(key) <= MAX_SERVICE_KEY_SIZE_BYTES:
+            raise ValueError(f"a key has 1 to {MAX_SERVICE_KEY_SIZE_BYTES} bytes, not {len(key)}")
         self._execution.writes[self._keyspace, key] = value
 
     def delete(self, key: bytes) -> None:
@@ -178,7 +178,11 @@ class WriteView:
         for step, (key, value) in enumerate(
             self._executor.scan(self._execution, self._keyspace, start, end)
         ):
-            if step >= MAX_PAGE_STEPS or len(items) >= limit or size_bytes >= max_size_bytes:
+            if (
+                step >= MAX_SCRATCH_PAGE_STEPS
+                or len(items) >= limit
+                or size_bytes >= max_size_bytes
+            ):
                 return items, key
             if value is not None:
                 items.append((key, value))
@@ -201,12 +205,12 @@ class Executor:
         self._table = ClientTable(state, client_table, clock)
         self._now = Execution(self)  # of operations that are not `async`, one after the other
         self.index = 0
-        self._burst: dict[tuple[int, bytes], tuple[bytes | None, int]] = {}
+        self._batch: dict[tuple[int, bytes], tuple[bytes | None, int]] = {}
         self._pending: dict[tuple[int, bytes], tuple[bytes | None, int]] = {}
 
     def start_epoch(self) -> None:
         """Forget all that is not committed."""
-        self._burst, self._pending = {}, {}
+        self._batch, self._pending = {}, {}
         self._table.start_epoch()
 
     # -- what the views do
@@ -223,7 +227,7 @@ class Executor:
 
     def _look_up(self, place: tuple[int, bytes]) -> tuple[bytes | None, int]:
         """Return what the next operation sees, and the entry that wrote it if uncommitted, or 0."""
-        held = self._burst.get(place) or self._pending.get(place)
+        held = self._batch.get(place) or self._pending.get(place)
         return (self._state.get(*place), 0) if held is None else held
 
     def scan(
@@ -237,7 +241,7 @@ class Executor:
         self, execution: Execution, keyspace: int, start: bytes, end: bytes | None
     ) -> dict[bytes, bytes | None]:
         scratch: dict[bytes, bytes | None] = {}
-        for layer in (self._pending, self._burst):
+        for layer in (self._pending, self._batch):
             for (place, key), (value, index) in layer.items():
                 if place == keyspace and start <= key and (end is None or key < end):
                     scratch[key] = value
@@ -364,7 +368,7 @@ class Executor:
         else:
             known = ", ".join(sorted(filter(str.isidentifier, service.operations)))
             detail = f"there is no operation {operation.method!r}; there are: {known}"
-            error = NotAppliedError("unknown_operation", detail)
+            error = OperationNotAppliedError("unknown_operation", detail)
         return Executed(None, error, 0, 0)
 
     @staticmethod
@@ -373,27 +377,29 @@ class Executor:
             # A new one: the traceback of what was raised leads to the frames that hold the answer,
             # and the collector sees no cycle through structs that it does not track.
             return RejectedError(problem.code, problem.detail, for_good=problem.for_good)
-        if type(problem) is NotAppliedError:
-            return NotAppliedError(problem.code, problem.detail)
+        if type(problem) is OperationNotAppliedError:
+            return OperationNotAppliedError(problem.code, problem.detail)
         name = f"{operation.service}.{operation.method}" if operation.service else operation.method
-        log.error("operation %s failed", name, exc_info=problem)
-        return NotAppliedError("service_failed", f"the service failed in {name!r}: {problem!r}")
+        logger.error("operation %s failed", name, exc_info=problem)
+        return OperationNotAppliedError(
+            "service_failed", f"the service failed in {name!r}: {problem!r}"
+        )
 
     # -- what becomes of deltas
 
     def take(self, entry: Entry) -> None:
-        """The delta that was executed last joins the burst."""
-        index, burst = self.index, self._burst
+        """The delta that was executed last joins the batch."""
+        index, batch = self.index, self._batch
         for keyspace, key, value in entry:
-            burst[(keyspace, key)] = (value, index)
+            batch[(keyspace, key)] = (value, index)
         self._table.take()
 
-    def keep_burst(self, entries: list[Entry]) -> None:
-        """The burst's deltas become a record: complete the last one, which has the table's sums."""
+    def keep_batch(self, entries: list[Entry]) -> None:
+        """The batch's deltas become a record: complete the last one, which has the table's sums."""
         for keyspace, key, value in self._table.summary():
             entries[-1].append((keyspace, key, value))
-        self._pending.update(self._burst)
-        self._burst = {}
+        self._pending.update(self._batch)
+        self._batch = {}
 
     def committed(self, first_index: int, entries: list[Entry]) -> None:
         """These entries are in the store now: the pending layer need not hold them longer."""
@@ -433,9 +439,9 @@ def _is_remembered(error: OperationError | None) -> bool:
     return error is None or (isinstance(error, RejectedError) and not error.for_good)
 
 
-def unknown_service(name: str, services: Mapping[str, Service]) -> NotAppliedError:
+def unknown_service(name: str, services: Mapping[str, Service]) -> OperationNotAppliedError:
     """Make the refusal of a call to a service that this node does not have."""
     known = ", ".join(sorted(filter(None, services))) or "none beside the store"
-    return NotAppliedError(
+    return OperationNotAppliedError(
         "unknown_service", f"this node has no service {name!r}; there are: {known}"
     )

@@ -13,18 +13,18 @@ from typing import Any, Protocol
 import msgspec
 
 from datapath.errors import (
-    NotAppliedError,
     NotPrimaryError,
     OperationError,
+    OperationNotAppliedError,
+    OperationUnknownError,
     OverloadedError,
-    StorageFullError,
-    UnknownOutcomeError,
+    PrimaryFullError,
 )
 from datapath.execution.client_table import SUMMARY_SIZE_BYTES
 from datapath.execution.concurrency import Concurrency, Running
 from datapath.execution.executor import Executor
-from datapath.execution.tail import Answer, Tail, Waiting
-from datapath.operations import Operation, Sink
+from datapath.execution.tail import PendingAnswer, Tail, Waiting
+from datapath.operations import Completion, Operation
 from datapath.protocol.replica import Replica
 from datapath.records import (
     HEADER_SIZE_BYTES,
@@ -39,11 +39,11 @@ from datapath.settings import Bounds
 _OPERATION_OVERHEAD_BYTES = 200
 _SIZED = (bytes, str)
 _FIRST_RESERVED_BYTES = 64 * 1024
-"""What is asked of the disk at once for a burst, so that small operations ask it once together."""
+"""What is asked of the disk at once for a batch, so that small operations ask it once together."""
 _RECORD_OVERHEAD_BYTES = HEADER_SIZE_BYTES + SUMMARY_SIZE_BYTES
 
 
-class Burst(msgspec.Struct):
+class Batch(msgspec.Struct):
     """What was executed together, and becomes one record. `first_index`: of its first entry.
 
     `in_sync`: how many replicas are; `copies`: how many must hold it. `next_index`: of its next
@@ -56,14 +56,14 @@ class Burst(msgspec.Struct):
     copies: int
     next_index: int
     entries: list[Entry] = []
-    answers: list[Answer] = []
+    answers: list[PendingAnswer] = []
     size_bytes: int = 0
     reserved_bytes: int = 0
     has_repeats: bool = False
 
 
-class Room(Protocol):
-    """What the pipeline asks of a disk; see `datapath.node.replica_disk.Storage`."""
+class LogSpace(Protocol):
+    """What the pipeline asks of a disk; see `datapath.node.replica_disk.ReplicaStorage`."""
 
     def reserve(self, size_bytes: int, /) -> bool:
         """Whether there is room for so much more of the log."""
@@ -84,7 +84,7 @@ class Pipeline:
         replica: Replica,
         executor: Executor,
         tail: Tail,
-        room: Room,
+        room: LogSpace,
         bounds: Bounds,
         *,
         async_operations: Mapping[str, frozenset[str]],
@@ -113,7 +113,7 @@ class Pipeline:
         self._waiting_bytes = 0
         self._waiting_keys: dict[str, int] = {}
         self._overload_repeats: list[tuple[Waiting, OverloadedError]] = []  # of this turn
-        self._burst_due = False
+        self._batch_due = False
         self._concurrency = Concurrency()
         self._stopped = False
         self.operations_total = 0
@@ -121,7 +121,7 @@ class Pipeline:
 
     # -- operations come in
 
-    def submit(self, operation: Operation, timeout_ms: float, sink: Sink) -> None:
+    def submit(self, operation: Operation, timeout_ms: float, completion: Completion) -> None:
         """Execute here. The answer is a NotPrimaryError if this node cannot when its turn comes.
 
         Raises NotPrimaryError or OverloadedError if it cannot take it at all.
@@ -133,7 +133,7 @@ class Pipeline:
             if isinstance(arg, _SIZED):
                 size += len(arg)
         deadline_ms = self._clock() + timeout_ms
-        waiting = Waiting(operation, sink, deadline_ms, size)
+        waiting = Waiting(operation, completion, deadline_ms, size)
         if (
             self.waiting_operations >= self._bounds.max_waiting_operations
             or self._waiting_bytes + size > self._bounds.max_waiting_bytes
@@ -144,7 +144,7 @@ class Pipeline:
         self._waiting_bytes += size
         self._count(waiting)
         self._deadlines.next_ms = min(self._deadlines.next_ms, deadline_ms)
-        if not self._burst_due:
+        if not self._batch_due:
             self.schedule()
 
     def _refuse_overload(self, waiting: Waiting) -> None:
@@ -176,13 +176,13 @@ class Pipeline:
         """How many wait to be executed."""
         return len(self._waiting) + len(self._concurrency.held)
 
-    # -- and are executed in bursts
+    # -- and are executed in batches
 
     def schedule(self) -> None:
         """Execute what waits, soon, if it can be executed."""
-        if self._waiting and not self._burst_due and self._may_run():
-            self._burst_due = True
-            self._call_soon(self._run_burst)
+        if self._waiting and not self._batch_due and self._may_run():
+            self._batch_due = True
+            self._call_soon(self._run_batch)
 
     def _may_run(self) -> bool:
         return (
@@ -192,58 +192,58 @@ class Pipeline:
             and self._replica.may_execute()
         )
 
-    def _run_burst(self) -> None:
+    def _run_batch(self) -> None:
         """Execute what waits, as one record (two, where the last one is as large as a record)."""
-        self._burst_due = False
+        self._batch_due = False
         if not self._may_run():
             return
         bounds = self._bounds
         max_bytes = min(
             bounds.max_record_bytes, bounds.max_inflight_bytes - self._tail.inflight_bytes
         )
-        burst = self._begin_burst()
+        batch = self._begin_batch()
         while (
             self._waiting
-            and burst.size_bytes < max_bytes
-            and len(burst.answers) < bounds.max_record_entries
+            and batch.size_bytes < max_bytes
+            and len(batch.answers) < bounds.max_record_entries
         ):
             waiting = self._waiting[0]
             if self._concurrency.hold(waiting):
                 self._waiting.popleft()
                 continue
             is_async = self._is_async(waiting.operation)
-            if is_async and burst.answers:
+            if is_async and batch.answers:
                 break
             self._take_waiting()
-            if waiting.future.done() or not self._may_start(waiting, burst):
+            if waiting.future.done() or not self._may_start(waiting, batch):
                 continue
             if is_async:
                 self._count(waiting)  # D8: a repeat that is refused meanwhile may yet be answered
                 self._concurrency.begin(waiting, self._spawn(self._run_async(waiting)))
                 continue
-            executed, entry = self._executor.execute(waiting.operation, burst.next_index)
-            answer = Answer(waiting, executed)
+            executed, entry = self._executor.execute(waiting.operation, batch.next_index)
+            answer = PendingAnswer(waiting, executed)
             if entry is None:
-                burst.answers.append(answer)
+                batch.answers.append(answer)
                 continue
             size = entry_size_bytes(entry)
-            if self._overflows(burst, size):
-                self._record(burst)
-                burst = self._begin_burst()
-                if not self._may_go_on(burst):
+            if self._overflows(batch, size):
+                self._record(batch)
+                batch = self._begin_batch()
+                if not self._may_go_on(batch):
                     self._refuse(waiting, self._not_primary())
                     return
-            self._join(burst, answer, entry, size)
-        self._record(burst)
+            self._join(batch, answer, entry, size)
+        self._record(batch)
         self.schedule()
 
     def _is_async(self, operation: Operation) -> bool:
         return operation.method in self._async_operations.get(operation.service, ())
 
-    def _begin_burst(self) -> Burst:
+    def _begin_batch(self) -> Batch:
         replica, index = self._replica, self._replica.next_index
         in_sync = len(replica.view.in_sync) if replica.view else 0
-        return Burst(index, in_sync, replica.copies(), index)
+        return Batch(index, in_sync, replica.copies(), index)
 
     def _take_waiting(self) -> None:
         waiting = self._waiting.popleft()
@@ -268,70 +268,70 @@ class Pipeline:
         else:
             del self._waiting_keys[key]
 
-    def _may_start(self, waiting: Waiting, burst: Burst) -> bool:
+    def _may_start(self, waiting: Waiting, batch: Batch) -> bool:
         """Whether it is to be executed: it is no repeat, and could be acknowledged as asked.
 
         A repeat is recognised before anything may refuse it.
         """
         operation = waiting.operation
-        repeat = self._executor.repeat_of(operation, burst.next_index)
+        repeat = self._executor.repeat_of(operation, batch.next_index)
         if repeat is not None:
-            burst.answers.append(Answer(waiting, repeat))
-            burst.has_repeats = True
+            batch.answers.append(PendingAnswer(waiting, repeat))
+            batch.has_repeats = True
             return False
-        in_sync, min_in_sync = burst.in_sync, self._bounds.min_in_sync
+        in_sync, min_in_sync = batch.in_sync, self._bounds.min_in_sync
         if in_sync < min_in_sync:
             problem = f"{in_sync} replicas are in sync, min_in_sync is {min_in_sync}"
-        elif burst.copies < operation.min_copies:
+        elif batch.copies < operation.min_copies:
             problem = (
-                f"{burst.copies} replicas are in sync, {operation.min_copies} copies are asked for"
+                f"{batch.copies} replicas are in sync, {operation.min_copies} copies are asked for"
             )
         else:
             return True
         detail = problem + ": bring a replica back, or ask for fewer"
-        self._refuse(waiting, NotAppliedError("not_enough_copies", detail))
+        self._refuse(waiting, OperationNotAppliedError("not_enough_copies", detail))
         return False
 
     @staticmethod
-    def _overflows(burst: Burst, size_bytes: int) -> bool:
-        """Whether an entry does not fit into the burst's record, but may into one of its own."""
-        after_bytes = burst.size_bytes + size_bytes
-        return bool(burst.entries) and after_bytes > MAX_ENTRIES_SIZE_BYTES >= size_bytes
+    def _overflows(batch: Batch, size_bytes: int) -> bool:
+        """Whether an entry does not fit into the batch's record, but may into one of its own."""
+        after_bytes = batch.size_bytes + size_bytes
+        return bool(batch.entries) and after_bytes > MAX_ENTRIES_SIZE_BYTES >= size_bytes
 
-    def _may_go_on(self, burst: Burst) -> bool:
+    def _may_go_on(self, batch: Batch) -> bool:
         """Whether what was executed before a record was made may follow it."""
-        return self._may_record() and self._executor.index == burst.next_index
+        return self._may_record() and self._executor.index == batch.next_index
 
-    def _join(self, burst: Burst, answer: Answer, entry: Entry, size_bytes: int) -> None:
-        """Take an executed operation into the burst, or refuse it alone: nobody has seen it."""
-        problem = self._why_refused(burst, size_bytes)
+    def _join(self, batch: Batch, answer: PendingAnswer, entry: Entry, size_bytes: int) -> None:
+        """Take an executed operation into the batch, or refuse it alone: nobody has seen it."""
+        problem = self._why_refused(batch, size_bytes)
         if problem is not None:
             self._refuse(answer.waiting, problem)
             return
         self._executor.take(entry)
-        burst.entries.append(entry)
-        burst.next_index += 1
-        burst.size_bytes += size_bytes
-        burst.answers.append(answer)
+        batch.entries.append(entry)
+        batch.next_index += 1
+        batch.size_bytes += size_bytes
+        batch.answers.append(answer)
 
-    def _why_refused(self, burst: Burst, size_bytes: int) -> OperationError | None:
+    def _why_refused(self, batch: Batch, size_bytes: int) -> OperationError | None:
         if size_bytes > MAX_ENTRIES_SIZE_BYTES:
-            return NotAppliedError(
+            return OperationNotAppliedError(
                 "too_large",
                 f"the delta is too large: {size_bytes} bytes, over {MAX_ENTRIES_SIZE_BYTES}",
             )
-        needed_bytes = burst.size_bytes + size_bytes + _RECORD_OVERHEAD_BYTES
-        if needed_bytes > burst.reserved_bytes and not self._reserve(burst, needed_bytes):
-            return StorageFullError(
+        needed_bytes = batch.size_bytes + size_bytes + _RECORD_OVERHEAD_BYTES
+        if needed_bytes > batch.reserved_bytes and not self._reserve(batch, needed_bytes):
+            return PrimaryFullError(
                 "storage_full",
                 f"no room on the disk of {self._node_id}: free some; reads go on meanwhile",
             )
         return None
 
-    def _reserve(self, burst: Burst, size_bytes: int) -> bool:
-        for wanted in (max(2 * burst.reserved_bytes, _FIRST_RESERVED_BYTES), size_bytes):
+    def _reserve(self, batch: Batch, size_bytes: int) -> bool:
+        for wanted in (max(2 * batch.reserved_bytes, _FIRST_RESERVED_BYTES), size_bytes):
             if wanted >= size_bytes and self._room.reserve(wanted):
-                burst.reserved_bytes = wanted
+                batch.reserved_bytes = wanted
                 return True
         return False
 
@@ -343,15 +343,15 @@ class Pipeline:
             is_current = self._replica.epoch == epoch and self._may_record()
             if is_current and self._concurrency.counts(waiting):
                 self._uncount(waiting)
-                burst = self._begin_burst()
-                executed, entry = finish(burst.next_index)
-                answer = Answer(waiting, executed)
+                batch = self._begin_batch()
+                executed, entry = finish(batch.next_index)
+                answer = PendingAnswer(waiting, executed)
                 if entry is None:
-                    burst.answers.append(answer)
-                    burst.has_repeats = executed.repeated
+                    batch.answers.append(answer)
+                    batch.has_repeats = executed.repeated
                 else:
-                    self._join(burst, answer, entry, entry_size_bytes(entry))
-                self._record(burst)
+                    self._join(batch, answer, entry, entry_size_bytes(entry))
+                self._record(batch)
         finally:
             if self._concurrency.counts(waiting):
                 self._end_async(waiting)
@@ -374,18 +374,18 @@ class Pipeline:
         """Whether what was executed may become a record now."""
         return not self._stopped and self._replica.may_execute()
 
-    def _record(self, burst: Burst) -> None:
-        """Make a record of a burst's deltas and replicate it."""
-        self.operations_total += len(burst.answers)
-        if burst.has_repeats:
-            burst.answers = self._tail.answer_known(burst.answers)
-        if not burst.entries:
-            self._tail.add_answers(burst.answers)
+    def _record(self, batch: Batch) -> None:
+        """Make a record of a batch's deltas and replicate it."""
+        self.operations_total += len(batch.answers)
+        if batch.has_repeats:
+            batch.answers = self._tail.answer_known(batch.answers)
+        if not batch.entries:
+            self._tail.add_answers(batch.answers)
             return
-        replica, entries = self._replica, burst.entries
-        self._executor.keep_burst(entries)
-        record = make_record(burst.first_index, replica.epoch, replica.core.commit_index, entries)
-        self._tail.add_executed(record, entries, burst.answers)
+        replica, entries = self._replica, batch.entries
+        self._executor.keep_batch(entries)
+        record = make_record(batch.first_index, replica.epoch, replica.state.commit_index, entries)
+        self._tail.add_executed(record, entries, batch.answers)
         self.records_total += 1
         self._append(record)
 
@@ -401,10 +401,10 @@ class Pipeline:
         if operation.idempotency_key:
             repeat = self._executor.repeat_of(operation, self._replica.next_index)
             if repeat is not None:
-                self._tail.add_answers(self._tail.answer_known([Answer(waiting, repeat)]))
+                self._tail.add_answers(self._tail.answer_known([PendingAnswer(waiting, repeat)]))
                 return
             if operation.idempotency_key in self._waiting_keys:
-                error = UnknownOutcomeError(
+                error = OperationUnknownError(
                     "unknown_outcome",
                     f"{error.detail}. An earlier request under the same Idempotency-Key still "
                     "waits, and may be applied: repeat it to learn",
@@ -451,14 +451,14 @@ class Pipeline:
         not_executed = NotPrimaryError(
             "timeout", f"not executed in time: {self._why_not_serving()}"
         )
-        not_committed = UnknownOutcomeError(
+        not_committed = OperationUnknownError(
             "timeout",
             "not committed in time, and may commit yet. Repeat it under the same Idempotency-Key. "
             f"Now: {self._why_not_serving()}",
         )
         self._deadlines.next_ms = float("inf")
         self._tail.expire(now_ms, not_committed, not_executed)
-        cancelled = NotAppliedError(
+        cancelled = OperationNotAppliedError(
             "timeout", "it was still being executed when its time was up, and was cancelled"
         )
         for waiting, running in self._concurrency:

@@ -12,9 +12,9 @@ from typing import Protocol
 
 import msgspec
 
-from datapath.errors import NotPrimaryError, OperationError, SafetyError, UnknownOutcomeError
+from datapath.errors import NotPrimaryError, OperationError, OperationUnknownError, SafetyError
 from datapath.execution.executor import Executed, Executor
-from datapath.operations import Operation, Result, Sink
+from datapath.operations import Completion, Operation, Result
 from datapath.protocol.confirmations import Confirmation, ReadPoint
 from datapath.protocol.replica import Replica
 from datapath.records import Entry, Record
@@ -24,7 +24,7 @@ class Waiting(msgspec.Struct, gc=False):
     """An operation that waits to be executed; `counted`: among those that wait under a key."""
 
     operation: Operation
-    future: Sink
+    future: Completion
     deadline_ms: float
     size_bytes: int
     counted: bool = False
@@ -48,7 +48,7 @@ class Deadlines:
         return False
 
 
-class Answer(msgspec.Struct, gc=False):
+class PendingAnswer(msgspec.Struct, gc=False):
     """An executed operation that waits for its commit."""
 
     waiting: Waiting
@@ -65,7 +65,7 @@ class TailItem(msgspec.Struct, gc=False):
 
     record: Record
     entries: list[Entry] | None
-    answers: list[Answer]
+    answers: list[PendingAnswer]
 
 
 class Unconfirmed:
@@ -73,7 +73,9 @@ class Unconfirmed:
 
     __slots__ = ("_answer", "_answers")
 
-    def __init__(self, answers: list[Answer], answer: Callable[[Answer], None]) -> None:
+    def __init__(
+        self, answers: list[PendingAnswer], answer: Callable[[PendingAnswer], None]
+    ) -> None:
         self._answers = answers
         self._answer = answer
 
@@ -138,9 +140,11 @@ class Tail:
         self._confirm = confirm
         self._clock = clock
         self._items: deque[TailItem] = deque(TailItem(record, None, []) for record in records)
-        self._local_acks: deque[Answer] = deque()
-        self._unconfirmed: list[Answer] = []  # those that wait for `confirm`, and their deadlines
-        self._unasked: list[Answer] = []  # of those the ones that it was not asked about yet
+        self._local_acks: deque[PendingAnswer] = deque()
+        self._unconfirmed: list[
+            PendingAnswer
+        ] = []  # those that wait for `confirm`, and their deadlines
+        self._unasked: list[PendingAnswer] = []  # of those the ones that it was not asked about yet
         self.deadlines = Deadlines()
         self.inflight_records = 0
         self.inflight_bytes = 0
@@ -151,7 +155,9 @@ class Tail:
 
     # -- records come in
 
-    def add_executed(self, record: Record, entries: list[Entry], answers: list[Answer]) -> None:
+    def add_executed(
+        self, record: Record, entries: list[Entry], answers: list[PendingAnswer]
+    ) -> None:
         """A record was made here; `answers` wait for it. Before the replica is given it."""
         self._items.append(TailItem(record, entries, answers))
         self.inflight_records += 1
@@ -160,7 +166,7 @@ class Tail:
             if answer.waiting.operation.ack == "local" and answer.executed.index:
                 self._local_acks.append(answer)
 
-    def add_answers(self, answers: list[Answer]) -> None:
+    def add_answers(self, answers: list[PendingAnswer]) -> None:
         """Nothing was written: answer when all that could have been seen has committed (D2)."""
         if self._items:
             self._items[-1].answers.extend(answers)
@@ -208,11 +214,11 @@ class Tail:
             )
         self.answer_local()
 
-    def answer_known(self, answers: list[Answer]) -> list[Answer]:
+    def answer_known(self, answers: list[PendingAnswer]) -> list[PendingAnswer]:
         """Answer repeats of what has committed; return the others."""
         applied = self._store.applied_index
-        known: list[Answer] = []
-        others: list[Answer] = []
+        known: list[PendingAnswer] = []
+        others: list[PendingAnswer] = []
         for answer in answers:
             executed = answer.executed
             is_known = executed.repeated and executed.seen_index <= applied
@@ -220,7 +226,7 @@ class Tail:
         self.answer_all(known)
         return others
 
-    def answer_all(self, answers: list[Answer]) -> None:
+    def answer_all(self, answers: list[PendingAnswer]) -> None:
         """Answer what has committed; what wrote nothing only where this node serves still (D4)."""
         serving: bool | None = None
         copies, epoch = self._copies(), self._replica.epoch
@@ -240,10 +246,10 @@ class Tail:
                     continue
             self._tell(answer, copies, epoch)
 
-    def _answer(self, answer: Answer) -> None:
+    def _answer(self, answer: PendingAnswer) -> None:
         self._tell(answer, self._copies(), self._replica.epoch)
 
-    def _tell(self, answer: Answer, copies: int, epoch: int) -> None:
+    def _tell(self, answer: PendingAnswer, copies: int, epoch: int) -> None:
         min_copies = answer.waiting.operation.min_copies
         outcome = self._outcome(answer.executed, min_copies, copies, epoch)
         if isinstance(outcome, OperationError):
@@ -251,7 +257,7 @@ class Tail:
         else:
             answer.waiting.future.set_result(outcome)
 
-    def _await_confirmation(self, answer: Answer) -> None:
+    def _await_confirmation(self, answer: PendingAnswer) -> None:
         self._unconfirmed.append(answer)
         self._unasked.append(answer)
         if len(self._unasked) == 1:
@@ -273,7 +279,7 @@ class Tail:
         if executed.error is not None:
             return executed.error
         if min_copies > copies:
-            return UnknownOutcomeError(
+            return OperationUnknownError(
                 "not_enough_copies",
                 f"committed on {copies} copies while {min_copies} were asked for: it stands, on "
                 "fewer copies",
@@ -291,19 +297,19 @@ class Tail:
         if executed.repeated:
             index = executed.seen_index
         else:
-            index = executed.index or self._replica.core.commit_index
+            index = executed.index or self._replica.state.commit_index
         return Result(executed.value, index, epoch, copies, self._node_id, executed.repeated)
 
     def answer_local(self) -> None:
         """Early answers: durable here, and nothing uncommitted of others shines through (D2)."""
         if not self._local_acks:
             return
-        core, kept = self._replica.core, deque[Answer]()
+        state, kept = self._replica.state, deque[PendingAnswer]()
         for answer in self._local_acks:
             future, executed = answer.waiting.future, answer.executed
             if future.done():
                 continue
-            if executed.index > core.durable_index or executed.seen_index > core.commit_index:
+            if executed.index > state.durable_index or executed.seen_index > state.commit_index:
                 kept.append(answer)
             elif executed.error is not None:
                 future.set_exception(executed.error)
@@ -327,7 +333,7 @@ class Tail:
                 if answer.wrote_nothing:
                     future.set_exception(self._not_primary())
                 else:
-                    future.set_exception(UnknownOutcomeError("unknown_outcome", detail))
+                    future.set_exception(OperationUnknownError("unknown_outcome", detail))
             item.answers, item.entries = [], None
         Unconfirmed(self._unconfirmed, self._answer).set_exception(self._not_primary())
         self._unconfirmed.clear()

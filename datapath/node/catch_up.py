@@ -8,16 +8,16 @@ from collections.abc import Callable
 
 from datapath.clock import clock_ms
 from datapath.errors import DiskFullError, TransferError
-from datapath.node.replica_disk import Storage
+from datapath.node.replica_disk import ReplicaStorage
 from datapath.protocol.replica import Replica
 from datapath.storage.snapshot import SnapshotWriter
 from datapath.transport.mesh import SNAPSHOT, Mesh
 from datapath.transport.snapshot_sender import SnapshotSender
 from datapath.transport.snapshot_transfer import Offer, SnapshotSink, Throttle, in_thread
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-RETRY_INTERVAL_S = 0.5
+SNAPSHOT_RETRY_INTERVAL_S = 0.5
 FLOOR_KEPT_S = 15.0
 """How long the log after a snapshot is held for a replica that has installed it and is not heard;
 one that is heard has it held until it is in sync. Else it would need another snapshot."""
@@ -35,7 +35,7 @@ class Snapshots:
         self,
         node_id: str,
         replica: Replica,
-        storage: Storage,
+        storage: ReplicaStorage,
         mesh: Mesh,
         rate_bytes_per_s: int,
         *,
@@ -68,7 +68,7 @@ class Snapshots:
         self._sending[peer] = session
         if running:
             return
-        log.info("%s is too far behind for log replay: sending a snapshot", peer)
+        logger.info("%s is too far behind for log replay: sending a snapshot", peer)
         throttle = Throttle(0 if self._hurries else self._rate_bytes_per_s, self._requests)
         self._throttles[peer] = throttle
         sender = SnapshotSender(throttle=throttle)
@@ -79,12 +79,12 @@ class Snapshots:
             self._storage.snapshot_floors[peer] = source.index
             dialer.start()
             index, _ = await sender.send_snapshot(source, self._replica.epoch)
-            log.info("%s has installed a snapshot at %d", peer, index)
+            logger.info("%s has installed a snapshot at %d", peer, index)
             self.sent_total += 1
             done = True
         except (TransferError, DiskFullError) as problem:
-            log.warning("the snapshot for %s failed: %s", peer, problem)
-            await asyncio.sleep(RETRY_INTERVAL_S)
+            logger.warning("the snapshot for %s failed: %s", peer, problem)
+            await asyncio.sleep(SNAPSHOT_RETRY_INTERVAL_S)
         finally:
             if not done:  # else the log from there on is what the peer asks for next
                 self._storage.snapshot_floors.pop(peer, None)
@@ -105,7 +105,7 @@ class Snapshots:
                 storage.snapshot_floors[peer] = needed_from
         hurries = storage.snapshot_held_bytes > storage.snapshot_log_bytes / 2
         if hurries and not self._hurries:
-            log.warning(
+            logger.warning(
                 "%d MiB of log are held for a snapshot under way (limits.snapshot_log_bytes is %d "
                 "MiB): it is no longer throttled; beyond the limit writes are slowed down",
                 storage.snapshot_held_bytes >> 20,
@@ -136,27 +136,27 @@ class Snapshots:
         problem = self._refusal(peer, offer)
         if problem:
             return problem
-        log.info("receiving a snapshot at %d from %s", offer.index, peer)
+        logger.info("receiving a snapshot at %d from %s", offer.index, peer)
         try:
             return self._storage.snapshot_writer(offer.index, offer.epoch)
         except DiskFullError as error:
             return f"{self._node_id} has no room for it: {error}"
 
     def _refusal(self, peer: str, offer: Offer) -> str:
-        core, view = self._replica.core, self._replica.view
+        state, view = self._replica.state, self._replica.view
         if self._replica.primary is not None:
             return "this node is a primary"
-        if offer.sender_epoch < self._replica.epoch or peer != core.accepted_primary:  # D3
-            return f"the primary here is {core.accepted_primary!r} of epoch {core.accepted_epoch}"
+        if offer.sender_epoch < self._replica.epoch or peer != state.accepted_primary:  # D3
+            return f"the primary here is {state.accepted_primary!r} of epoch {state.accepted_epoch}"
         if view is not None and self._node_id in view.in_sync:
             return "this node is in the in-sync set, or has not heard that it left"
-        if offer.index <= core.commit_index:
-            return f"this node has entries up to {core.commit_index} already"
+        if offer.index <= state.commit_index:
+            return f"this node has entries up to {state.commit_index} already"
         return ""
 
     async def install(self, offer: Offer, sink: SnapshotSink) -> None:
         """Put a received snapshot in place of log and store."""
-        problem = self._refusal(self._replica.core.accepted_primary, offer)
+        problem = self._refusal(self._replica.state.accepted_primary, offer)
         if not isinstance(sink, SnapshotWriter):
             problem = "this is no snapshot of a store"
         # From here on nothing is written, committed or acknowledged, until it has ended.
@@ -178,5 +178,5 @@ class Snapshots:
                 self._on_installed(offer.index, offer.epoch)
             else:
                 self._on_install_failed()
-        log.info("installed a snapshot at %d", offer.index)
+        logger.info("installed a snapshot at %d", offer.index)
         self.received_total += 1

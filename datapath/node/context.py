@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 
 from datapath.clock import clock_ms
-from datapath.errors import NotPrimaryError, UnknownOutcomeError
+from datapath.errors import NotPrimaryError, OperationUnknownError
 from datapath.node.engine import Engine
 from datapath.node.views import Views
 from datapath.transport.caller import Caller
@@ -20,14 +20,14 @@ from datapath.transport.calls import (
     Return,
     ViewNote,
     ViewReturn,
-    encode,
+    encode_call,
 )
 from datapath.transport.link import Link
 from election.agreement import Agreement
 from election.registry import PeerRegistry
 from election.view import View
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 RETRY_INTERVAL_S = 0.05
 """How long to wait for a change (a view, a link) before trying again anyway."""
@@ -88,7 +88,7 @@ class Context:
         """
         view = self.views.newest
         if view is not None and view.member(link.peer) is not None:
-            link.send(encode(0, ViewNote(view)))
+            link.send(encode_call(0, ViewNote(view)))
 
     # -- who waits
 
@@ -166,7 +166,7 @@ class Context:
         registry.on_notice = lambda text: _post(loop, self._tell_notice, text)
 
     def _tell_notice(self, text: str) -> None:
-        log.error("%s", text)
+        logger.error("%s", text)
         for peer in self.caller.peers:
             self.caller.note(peer, NoticeNote(text))
 
@@ -179,9 +179,9 @@ class Context:
         except NotSentError as problem:
             raise self.no_primary(str(problem)) from problem
         except NoAnswerError as problem:
-            raise UnknownOutcomeError("unknown_outcome", str(problem)) from problem
+            raise OperationUnknownError("unknown_outcome", str(problem)) from problem
         if not isinstance(answer, ViewReturn):
-            raise UnknownOutcomeError("unknown_outcome", f"{primary} gave a strange answer")
+            raise OperationUnknownError("unknown_outcome", f"{primary} gave a strange answer")
         self.take_view(answer.view)
         return answer.view
 

@@ -15,22 +15,21 @@ from datapath.errors import (
     DataDirectoryError,
     DataPathError,
     DiskFullError,
-    NotAppliedError,
+    OperationNotAppliedError,
+    OperationUnknownError,
+    PrimaryFullError,
     StorageError,
-    StorageFullError,
-    UnknownOutcomeError,
     ends_node,
 )
 from datapath.node.catch_up import Snapshots
 from datapath.node.interpreter import Interpreter
 from datapath.node.proposer import Proposer
-from datapath.node.replica_disk import Storage
+from datapath.node.replica_disk import ReplicaStorage
 from datapath.node.shared_scan import SharedScan
 from datapath.node.status import cluster_status, replica_counters
 from datapath.node.streams import IncomingStreams, OutgoingStreams
-from datapath.operations import ClusterStatus, Digest, Operation, Query, Result, Sink
-from datapath.protocol import effects as fx
-from datapath.protocol import messages
+from datapath.operations import ClusterStatus, Completion, Digest, Operation, Query, Result
+from datapath.protocol import effects, messages
 from datapath.protocol.confirmations import ReadPoint
 from datapath.protocol.replica import Replica
 from datapath.service import Service
@@ -40,7 +39,7 @@ from datapath.transport.mesh import REPLICATE, Mesh
 from election.agreement import Agreement
 from election.view import View
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 TICK_INTERVAL_S = 0.015
 HANDOVER_MARGIN_MS = 1000
@@ -63,7 +62,7 @@ class Engine:
         node_id: str,
         incarnation: str,
         services: Mapping[str, Service],
-        storage: Storage,
+        storage: ReplicaStorage,
         agreement: Agreement,
         mesh: Mesh,
         timing: Timing,
@@ -178,7 +177,7 @@ class Engine:
             return
         self.failed = True
         unforeseen = None if isinstance(problem, DataPathError) else problem
-        log.critical("this node stops: %s", problem, exc_info=unforeseen)
+        logger.critical("this node stops: %s", problem, exc_info=unforeseen)
         self.interpreter.stop(f"{self.node_id} has failed: {problem}")
         self._on_fatal(problem)
 
@@ -203,7 +202,7 @@ class Engine:
         self._guard(self._tick_now)
 
     def _tick_now(self) -> None:
-        self._proposer.agreement.note_committed(*self.replica.core.committed_position)
+        self._proposer.agreement.note_committed(*self.replica.state.committed_position)
         self.interpreter.on_tick()
 
     # -- what the interpreter asks for (`datapath.node.interpreter.Surroundings`)
@@ -220,15 +219,15 @@ class Engine:
         """Close the stream to `peer`, and open a new one."""
         self._mesh.redial(peer, REPLICATE, reason)
 
-    def propose(self, effect: fx.Propose) -> None:
+    def propose(self, effect: effects.Propose) -> None:
         """Propose a change of the view."""
         self.spawn(self._proposer.propose(effect))
 
-    def read_log(self, effect: fx.ReadLog) -> None:
+    def read_log(self, effect: effects.ReadLog) -> None:
         """Read records of the log."""
         self.spawn(self._read_log(effect))
 
-    def send_snapshot(self, effect: fx.SendSnapshot) -> None:
+    def send_snapshot(self, effect: effects.SendSnapshot) -> None:
         """Bring a peer up by a snapshot."""
         self.spawn(self.snapshots.send(effect.peer, effect.session))
 
@@ -249,23 +248,23 @@ class Engine:
 
     def on_epoch_started(self, epoch: int) -> None:
         """This node is the primary of `epoch`, and does not serve yet."""
-        log.info("primary of epoch %d", epoch)
+        logger.info("primary of epoch %d", epoch)
 
     def on_epoch_open(self, epoch: int) -> None:
         """This node serves."""
-        log.info("epoch %d is open: serving", epoch)
+        logger.info("epoch %d is open: serving", epoch)
         self._on_change()
 
     def on_step_down(self, epoch: int) -> None:
         """The epoch is over."""
-        log.warning("no longer the primary of epoch %d", epoch)
+        logger.warning("no longer the primary of epoch %d", epoch)
         self._on_change()
 
     def on_handover_ended(self, reason: str) -> None:
         """A handover was refused or given up."""
         future, self._handover = self._handover, None
         if future is not None and not future.done():
-            future.set_exception(NotAppliedError("handover_failed", reason))
+            future.set_exception(OperationNotAppliedError("handover_failed", reason))
 
     # -- views
 
@@ -276,7 +275,7 @@ class Engine:
             return
         if not self._is_ours(view.cluster_id):
             return  # before anything of it is on the disk: its primary is accepted at once
-        log.info(
+        logger.info(
             "view: epoch %d, version %d, primary %s, in sync %s",
             view.epoch,
             view.version,
@@ -294,7 +293,7 @@ class Engine:
 
     def _ends_alone(self, view: View | None) -> bool:
         """End a replica that has lost entries and could get them from no other one in sync."""
-        if view is None or view.in_sync != (self.node_id,) or not self.replica.core.damaged:
+        if view is None or view.in_sync != (self.node_id,) or not self.replica.state.incomplete:
             return False
         self.fail(
             DataDirectoryError(
@@ -308,10 +307,10 @@ class Engine:
 
     def on_reminder(self, epoch: int, index: int) -> None:
         """Another node remembers that this replica had (epoch, index) committed (decision 18)."""
-        core = self.replica.core
-        was_damaged, last_index = core.damaged, core.log.last_index
+        state = self.replica.state
+        was_incomplete, last_index = state.incomplete, state.log.last_index
         self.interpreter.run(self.replica.on_reminder, epoch, index)
-        if core.damaged and not was_damaged:
+        if state.incomplete and not was_incomplete:
             self._mesh.registry.report(
                 f"{self.node_id} had entry {index} of epoch {epoch} committed, as another node "
                 f"remembers, and its log ends at entry {last_index}: its data directory is an "
@@ -344,7 +343,7 @@ class Engine:
     def _on_trimmed(self, first_index: int) -> None:
         self.interpreter.run(self.replica.on_log_trimmed, first_index)
 
-    async def _read_log(self, effect: fx.ReadLog) -> None:
+    async def _read_log(self, effect: effects.ReadLog) -> None:
         records = await self._storage.read_log(effect.from_index, self._bounds.max_append_bytes)
         self.interpreter.run(self.replica.on_log_read, effect.peer, effect.session, records)
 
@@ -359,9 +358,9 @@ class Engine:
         self.submit_to(operation, timeout_ms, future)
         return future
 
-    def submit_to(self, operation: Operation, timeout_ms: float, sink: Sink) -> None:
-        """Execute here, and answer `sink`. As `submit` otherwise."""
-        self.interpreter.pipeline.submit(operation, timeout_ms, sink)
+    def submit_to(self, operation: Operation, timeout_ms: float, completion: Completion) -> None:
+        """Execute here, and answer `completion`. As `submit` otherwise."""
+        self.interpreter.pipeline.submit(operation, timeout_ms, completion)
 
     async def confirm(self) -> ReadPoint:
         """Wait until the replicas have confirmed that this node is the primary still.
@@ -392,18 +391,18 @@ class Engine:
         if self.replica.primary is None:
             raise self.interpreter.not_primary()
         if self._handover is not None:
-            raise NotAppliedError("handover_failed", "a handover is under way already")
+            raise OperationNotAppliedError("handover_failed", "a handover is under way already")
         future: asyncio.Future[View] = self._loop.create_future()
         self._handover = future
         try:
-            problem, effects = self.replica.start_handover(to, timeout_ms)
-            self.interpreter.run(lambda: effects)
+            problem, emitted = self.replica.start_handover(to, timeout_ms)
+            self.interpreter.run(lambda: emitted)
             if problem:
-                raise NotAppliedError("handover_failed", problem)
+                raise OperationNotAppliedError("handover_failed", problem)
             async with asyncio.timeout((timeout_ms + HANDOVER_MARGIN_MS) / 1000):
                 return await future
         except TimeoutError:
-            raise UnknownOutcomeError("timeout", "the handover has not ended yet") from None
+            raise OperationUnknownError("timeout", "the handover has not ended yet") from None
         finally:
             if self._handover is future:
                 self._handover = None
@@ -417,7 +416,7 @@ class Engine:
         try:
             index, digest = await self._digests.result()
         except DiskFullError as problem:
-            raise StorageFullError("storage_full", str(problem)) from problem
+            raise PrimaryFullError("storage_full", str(problem)) from problem
         return Digest(node=self.node_id, applied_index=index, digest=digest)
 
     def stop_scans(self) -> None:

@@ -14,25 +14,25 @@ import msgspec
 from datapath.clock import clock_ms
 from datapath.errors import (
     DataPathError,
-    NotAppliedError,
     OperationError,
+    OperationNotAppliedError,
     RejectedError,
 )
 from datapath.node.context import CALL_MARGIN_MS, Context
 from datapath.node.engine import Engine
-from datapath.node.members import Members
+from datapath.node.members import MemberAdmin
 from datapath.node.peer_service import PeerService
 from datapath.node.reads import Reads
-from datapath.node.router import Attempts, Step
+from datapath.node.router import Attempts, AttemptStep
 from datapath.node.status import other_state
 from datapath.operations import (
     ClusterStatus,
+    Completion,
     Digest,
     Operation,
     Query,
     QueryResult,
     Result,
-    Sink,
 )
 from datapath.transport.caller import Caller
 from datapath.transport.calls import (
@@ -49,7 +49,7 @@ from election.identity import Addresses
 from election.registry import PeerRegistry
 from election.view import Member, View
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 STATUS_TIMEOUT_MS = 500
 
@@ -76,7 +76,7 @@ class Gateway:
         self._views = self._context.views
         self._engine: Engine | None = None
         self.reads = Reads(self._context)
-        self.members = Members(self._context, pin, min_in_sync)
+        self.members = MemberAdmin(self._context, pin, min_in_sync)
         self.peer_service = PeerService(
             self._context,
             self.reads,
@@ -168,7 +168,7 @@ class Gateway:
     @property
     def commit_index(self) -> int:
         """The highest revision that this node knows to have committed (0: none)."""
-        return self._engine.replica.core.commit_index if self._engine else 0
+        return self._engine.replica.state.commit_index if self._engine else 0
 
     @property
     def epoch(self) -> int:
@@ -212,13 +212,13 @@ class Gateway:
             return self.is_primary
         return bool(self.primary) and self.caller.reaches(self.primary)
 
-    def submit(self, operation: Operation, timeout_ms: int, sink: Sink) -> bool:
+    def submit(self, operation: Operation, timeout_ms: int, completion: Completion) -> bool:
         """Execute here, if this node is the primary; False: nothing was done."""
         engine = self._engine
         if engine is None or self._views.primary != self.node_id or self._context.stopping:
             return False
         try:
-            engine.submit_to(operation, timeout_ms, sink)
+            engine.submit_to(operation, timeout_ms, completion)
         except OperationError:
             return False
         return True
@@ -271,7 +271,7 @@ class Gateway:
         return outcome
 
     async def _attempt(
-        self, step: Step, primary: str, operation: Operation, left_ms: float
+        self, step: AttemptStep, primary: str, operation: Operation, left_ms: float
     ) -> Result:
         if step == "here" and self._engine is not None:
             return await self._engine.submit(operation, left_ms)
@@ -300,7 +300,9 @@ class Gateway:
                 primary, HandoverCall(to, timeout_ms), timeout_ms
             )
         if view.primary != to:
-            raise NotAppliedError("handover_failed", f"{view.primary} has become the primary")
+            raise OperationNotAppliedError(
+                "handover_failed", f"{view.primary} has become the primary"
+            )
         return view
 
     async def _hand_over(self, to: str, timeout_ms: int) -> View:
@@ -308,7 +310,7 @@ class Gateway:
         engine = self._context.replica_here()
         if self.has_no_vote(to):
             # As the primary it could change nothing, and nobody could take over from it.
-            raise NotAppliedError(
+            raise OperationNotAppliedError(
                 "handover_failed", f"{to} has no vote in consensus yet: see `onecopy status`"
             )
         return await engine.hand_over(to, timeout_ms)
@@ -326,7 +328,7 @@ class Gateway:
         return await self.members.move(node, addresses, timeout_ms, asked_by=asked_by)
 
     async def add_member(self, member: Member, timeout_ms: int, *, anew: bool = True) -> View:
-        """Make a node a member, or register the disk of one that is (`Members.add`)."""
+        """Make a node a member, or register the disk of one that is (`MemberAdmin.add`)."""
         return await self.members.add(member, timeout_ms, anew=anew)
 
     # -- status

@@ -22,7 +22,7 @@ from datapath.execution.executor import (
 from datapath.execution.pipeline import Pipeline
 from datapath.execution.tail import AppliedState, Tail
 from datapath.operations import Query, QueryResult
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol.confirmations import Confirmation, Confirmations
 from datapath.protocol.messages import Message
 from datapath.protocol.replica import Replica
@@ -37,7 +37,7 @@ class ServedState(CommittedState, AppliedState, Protocol):
 
 
 class ReplicaDisk(Protocol):
-    """A replica's disk; see `datapath.node.replica_disk.Storage`.
+    """A replica's disk; see `datapath.node.replica_disk.ReplicaStorage`.
 
     What has a `ticket` is done in order; `Interpreter.on_durable` is called when it is durable.
     """
@@ -65,7 +65,7 @@ class ReplicaDisk(Protocol):
     def record_accepted(self, ticket: int, epoch: int, primary: str) -> None:
         """Note the primary of an epoch (E5)."""
 
-    def mark_damaged(self, ticket: int) -> None:
+    def mark_incomplete(self, ticket: int) -> None:
         """Note that entries are missing that may have been acknowledged."""
 
     def clear_marks(self, ticket: int) -> None:
@@ -87,13 +87,13 @@ class Surroundings(Protocol):
     def redial(self, peer: str, reason: str, /) -> None:
         """Close the stream to `peer`, and open a new one."""
 
-    def propose(self, effect: fx.Propose, /) -> None:
+    def propose(self, effect: effects.Propose, /) -> None:
         """Propose a change of the view; then `Replica.on_proposal_done`."""
 
-    def read_log(self, effect: fx.ReadLog, /) -> None:
+    def read_log(self, effect: effects.ReadLog, /) -> None:
         """Read records; then `Replica.on_log_read`."""
 
-    def send_snapshot(self, effect: fx.SendSnapshot, /) -> None:
+    def send_snapshot(self, effect: effects.SendSnapshot, /) -> None:
         """Bring a peer up by a snapshot; then `Replica.on_snapshot_sent`."""
 
     def call_soon(self, callback: Callable[[], None], /) -> object:
@@ -150,7 +150,7 @@ class Interpreter:
         surroundings: Surroundings,
         clock: Callable[[], float],
     ) -> None:
-        node_id = replica.core.node_id
+        node_id = replica.state.node_id
         executor = Executor(services, disk.store, bounds.client_table, clock)
         self.node_id = node_id
         self.replica = replica
@@ -205,7 +205,7 @@ class Interpreter:
 
     # -- events, and the effects that follow
 
-    def run(self, event: Callable[..., list[fx.Effect]], *args: Any, **kwargs: Any) -> None:
+    def run(self, event: Callable[..., list[effects.Effect]], *args: Any, **kwargs: Any) -> None:
         """Give the replica an event and carry out what follows.
 
         A broken invariant or a failed disk ends the node; so does anything else that goes wrong
@@ -224,9 +224,9 @@ class Interpreter:
 
     def on_tick(self) -> None:
         """Time has passed."""
-        now_ms, core, disk = self._clock(), self.replica.core, self._disk
-        core.writable = disk.writable
-        stalled = disk.stalled_for_ms() >= core.timing.ack_timeout_ms
+        now_ms, state, disk = self._clock(), self.replica.state, self._disk
+        state.writable = disk.writable
+        stalled = disk.stalled_for_ms() >= state.timing.ack_timeout_ms
         self.run(self.replica.on_tick, now_ms, disk_stalled=stalled)
         self.pipeline.expire(now_ms)
         self.pipeline.schedule()
@@ -248,45 +248,45 @@ class Interpreter:
         self.run(self.replica.on_snapshot_installed, index, epoch)
         self._wake_applied()
 
-    def _carry_out(self, effect: fx.Effect) -> None:
+    def _carry_out(self, effect: effects.Effect) -> None:
         match effect:
-            case fx.Send(peer, message):
+            case effects.Send(peer, message):
                 self._surroundings.send(peer, message)
-            case fx.Reply(peer, message):
+            case effects.Reply(peer, message):
                 self._surroundings.reply(peer, message)
-            case fx.WriteRecords(ticket, records):
+            case effects.WriteRecords(ticket, records):
                 self.tail.on_written(records)
                 self._disk.write(ticket, records)
-            case fx.Commit(index):
+            case effects.Commit(index):
                 self._commit(index)
-            case fx.Confirmed(number):
+            case effects.Confirmed(number):
                 self.confirmations.confirmed(number)
-            case fx.RecordAccepted(ticket, epoch, primary):
+            case effects.RecordAccepted(ticket, epoch, primary):
                 self._disk.record_accepted(ticket, epoch, primary)
-            case fx.TruncateLog(ticket, from_index):
+            case effects.TruncateLog(ticket, from_index):
                 self.tail.on_truncated(from_index)
                 self._disk.truncate(ticket, from_index)
-            case fx.MarkDamaged(ticket):
-                self._disk.mark_damaged(ticket)
-            case fx.ClearMarks(ticket):
+            case effects.MarkIncomplete(ticket):
+                self._disk.mark_incomplete(ticket)
+            case effects.ClearMarks(ticket):
                 self._disk.clear_marks(ticket)
-            case fx.Propose():
+            case effects.Propose():
                 self._surroundings.propose(effect)
-            case fx.ReadLog():
+            case effects.ReadLog():
                 self._surroundings.read_log(effect)
-            case fx.SendSnapshot():
+            case effects.SendSnapshot():
                 self._surroundings.send_snapshot(effect)
-            case fx.Redial(peer, reason):
+            case effects.CloseLink(peer, reason):
                 self._surroundings.redial(peer, reason)
-            case fx.StartEpoch(epoch, ready_index):
+            case effects.StartEpoch(epoch, ready_index):
                 self._ready_index = ready_index
                 self._surroundings.on_epoch_started(epoch)
-            case fx.StepDown(epoch):
+            case effects.StepDown(epoch):
                 self._ready_index = 0
                 self.confirmations.step_down()
                 self.pipeline.step_down()
                 self._surroundings.on_step_down(epoch)
-            case fx.HandoverEnded(reason):
+            case effects.HandoverEnded(reason):
                 self._surroundings.on_handover_ended(reason)
                 self.pipeline.schedule()
 
@@ -373,14 +373,14 @@ class Interpreter:
         Where reads are confirmed it does not do: `confirm` says the same.
         """
         replica = self.replica
-        epoch, index = replica.epoch, replica.core.commit_index
+        epoch, index = replica.epoch, replica.state.commit_index
         if not replica.may_serve(self._clock()):
             raise self.not_primary()
         return epoch, index
 
-    def learn_commit(self, epoch: int, index: int) -> None:
+    def advance_commit(self, epoch: int, index: int) -> None:
         """The primary of `epoch` has said that `index` is committed."""
-        self.run(self.replica.learn_commit, epoch, index)
+        self.run(self.replica.advance_commit, epoch, index)
 
     def has_applied(self, index: int) -> bool:
         """Whether everything up to `index` is applied here."""
@@ -410,7 +410,7 @@ class Interpreter:
 
     def warnings(self) -> tuple[str, ...]:
         """Sentences about this replica for `status`."""
-        if not self.replica.core.damaged:
+        if not self.replica.state.incomplete:
             return ()
         return (
             (
@@ -427,7 +427,7 @@ class Interpreter:
             return f"{self.node_id} has not reached consensus yet: is a majority of nodes up?"
         if replica.primary is None:
             if view.primary == self.node_id:
-                if replica.core.damaged:
+                if replica.state.incomplete:
                     return self.warnings()[0]
                 return f"{self.node_id} is about to become the primary again"
             return f"{self.node_id} is not the primary; {view.primary} is, of epoch {view.epoch}"

@@ -12,13 +12,13 @@ from typing import Literal
 
 import msgspec
 
-from datapath.errors import NotPrimaryError, OperationError, RejectedError, UnknownOutcomeError
-from datapath.node.membership import Refusal, describe, may_join, may_take_addresses
+from datapath.errors import NotPrimaryError, OperationError, OperationUnknownError, RejectedError
+from datapath.node.membership import MembershipRefusal, describe, may_join, may_take_addresses
 from election.agreement import Committed, Outcome, Refused, Unknown
 from election.identity import Addresses
-from election.view import AddMember, Change, Member, RemoveMember, View
+from election.view import AddMember, Member, RemoveMember, View, ViewChange
 
-Step = Literal["wait", "look", "propose", "answer"]
+ChangeStep = Literal["wait", "look", "propose", "answer"]
 
 
 class MemberChange:
@@ -32,7 +32,7 @@ class MemberChange:
 
     def __init__(
         self,
-        make: Callable[[View], Change | None],
+        make: Callable[[View], ViewChange | None],
         deadline_ms: float,
         *,
         removes: str = "",
@@ -48,9 +48,9 @@ class MemberChange:
         self.deadline_ms = deadline_ms
         self.forced = False  # whether the newest judgement would have refused it
         self.view: View | None = None
-        self.change: Change | None = None
+        self.change: ViewChange | None = None
 
-    def next(self, now_ms: float, view: View | None, *, stopping: bool = False) -> Step:
+    def next(self, now_ms: float, view: View | None, *, stopping: bool = False) -> ChangeStep:
         """Say what to do now that `view` is the newest known.
 
         "look": see who lives, and give `looked` why it may not be done. "propose": propose
@@ -76,7 +76,7 @@ class MemberChange:
         """Whether a removal may not be proposed at `view` as it is: nobody looked under it."""
         return bool(self._removes) and self._looked_at != view.version
 
-    def looked(self, view: View, found: list[Refusal]) -> None:
+    def looked(self, view: View, found: list[MembershipRefusal]) -> None:
         """Take what `membership.refusals` says of `view` and of who was seen alive."""
         binding = [refusal for refusal in found if not (self._force and refusal.forcible)]
         if binding:
@@ -127,7 +127,7 @@ class MemberChange:
 def removal(node: str, deadline_ms: float, *, force: bool = False) -> MemberChange:
     """Want `node` to be out for good. To want that again is harmless."""
 
-    def make(view: View) -> Change | None:
+    def make(view: View) -> ViewChange | None:
         if view.member(node) is not None:
             return RemoveMember(node)
         if node not in view.removed:
@@ -140,7 +140,7 @@ def removal(node: str, deadline_ms: float, *, force: bool = False) -> MemberChan
 def addition(member: Member, deadline_ms: float, *, anew: bool = True) -> MemberChange:
     """Want `member` to be one, as it is given; without `anew` only if it is one already."""
 
-    def make(view: View) -> Change | None:
+    def make(view: View) -> ViewChange | None:
         known = view.member(member.id)
         if known == member or (known is None and not anew):
             return None
@@ -150,10 +150,10 @@ def addition(member: Member, deadline_ms: float, *, anew: bool = True) -> Member
     return MemberChange(make, deadline_ms)
 
 
-def move(node: str, addresses: Addresses, deadline_ms: float) -> MemberChange:
+def change_of_addresses(node: str, addresses: Addresses, deadline_ms: float) -> MemberChange:
     """Want `node` to be reached at other addresses; "" leaves one as it is."""
 
-    def make(view: View) -> Change | None:
+    def make(view: View) -> ViewChange | None:
         known = view.member(node)
         if known is None:
             raise _unknown_node(view, node)
@@ -183,9 +183,9 @@ def _unknown_node(view: View, node: str) -> RejectedError:
     return RejectedError("unknown_node", f"there is no node {node!r}; there are: {known}")
 
 
-def _unknown(refused: RejectedError | None) -> UnknownOutcomeError:
+def _unknown(refused: RejectedError | None) -> OperationUnknownError:
     since = "" if refused is None else f". Asked again since, it is refused: {refused.detail}"
-    return UnknownOutcomeError(
+    return OperationUnknownError(
         "timeout",
         "consensus did not answer in time, and may yet agree: see `onecopy status` first" + since,
     )

@@ -15,8 +15,14 @@ import msgspec
 from datapath.clock import clock_ms
 from datapath.errors import NotPrimaryError, OperationError, RejectedError
 from datapath.node.context import Context
-from datapath.node.member_change import MemberChange, addition, check_join, move, removal
-from datapath.node.membership import Facts, Refusal, refusals, unjudged, without_a_primary
+from datapath.node.member_change import (
+    MemberChange,
+    addition,
+    change_of_addresses,
+    check_join,
+    removal,
+)
+from datapath.node.membership import Facts, MembershipRefusal, refusals, unjudged, without_a_primary
 from datapath.transport.calls import (
     HelloReturn,
     JoinReturn,
@@ -30,7 +36,7 @@ from election.agreement import AgreementUnavailableError, Committed, Outcome, Re
 from election.identity import Addresses
 from election.view import Member, View
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PING_TIMEOUT_MS = 500
 """A node that does not answer within this time counts as dead when one is to be removed."""
@@ -40,7 +46,7 @@ CONFIRM_TIMEOUT_MS = 400
 """How long a node that asks whether it was removed makes this one ask consensus."""
 
 
-class Members:
+class MemberAdmin:
     """Changes of the members, at one node.
 
     `pin` remembers another node's data id and says whether it is the known one.
@@ -82,19 +88,19 @@ class Members:
         who = asked_by or "another node"
         change = removal(node, clock_ms() + timeout_ms, force=force)
 
-        async def look(view: View) -> list[Refusal]:
+        async def look(view: View) -> list[MembershipRefusal]:
             return await self._against_removal(view, node)
 
         try:
             view = await self._carry_out(change, look)
         except RejectedError as problem:
-            log.warning("removal of %s, asked by %s: refused (%s)", node, who, problem.code)
+            logger.warning("removal of %s, asked by %s: refused (%s)", node, who, problem.code)
             raise
         forced = " by force" if change.forced else ""
-        log.warning("%s was removed from the cluster%s, asked by %s", node, forced, who)
+        logger.warning("%s was removed from the cluster%s, asked by %s", node, forced, who)
         return view
 
-    async def _against_removal(self, view: View, node: str) -> list[Refusal]:
+    async def _against_removal(self, view: View, node: str) -> list[MembershipRefusal]:
         context, engine = self._context, self._context.engine
         if engine is None or not context.is_primary:
             return unjudged(view, node, str(context.no_primary("")))
@@ -104,7 +110,7 @@ class Members:
             live=live,
             voters=frozenset(member.id for member in view.members) if voters is None else voters,
             min_in_sync=self._min_in_sync,
-            suspect=engine.replica.core.suspect or engine.replica.core.damaged,
+            may_lack_entries=engine.replica.state.tail_cut or engine.replica.state.incomplete,
         )
         return refusals(view, facts, node)
 
@@ -129,8 +135,8 @@ class Members:
         self, node: str, addresses: Addresses, timeout_ms: int, *, asked_by: str = ""
     ) -> View:
         """Have the cluster agree on other addresses for a member; "" leaves one as it is."""
-        log.info("a move of %s to %s is asked for by %s", node, addresses, asked_by or "a node")
-        return await self._carry_out(move(node, addresses, clock_ms() + timeout_ms))
+        logger.info("a move of %s to %s is asked for by %s", node, addresses, asked_by or "a node")
+        return await self._carry_out(change_of_addresses(node, addresses, clock_ms() + timeout_ms))
 
     async def add(self, member: Member, timeout_ms: int, *, anew: bool = True) -> View:
         """Make a node a member, or register the disk of one that is.
@@ -144,7 +150,7 @@ class Members:
     async def _carry_out(
         self,
         change: MemberChange,
-        look: Callable[[View], Awaitable[list[Refusal]]] | None = None,
+        look: Callable[[View], Awaitable[list[MembershipRefusal]]] | None = None,
     ) -> View:
         """Do what the change says, to its end."""
         context = self._context
@@ -187,7 +193,7 @@ class Members:
         if not self._pin(member.id, member.data_id):
             raise RejectedError("lost_disk", _lost_disk(member.id))
         view = await self.add(member, timeout_ms)
-        log.info("%s is a member of the cluster, by its own request", member.id)
+        logger.info("%s is a member of the cluster, by its own request", member.id)
         return JoinReturn(view, context.agreement.founders)
 
     async def hello(self, node: str, data_id: str, *, joined: bool) -> HelloReturn:

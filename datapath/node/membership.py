@@ -20,17 +20,17 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     `live`: the nodes that have just answered on the data path and have an open consensus link, and
     the primary itself; who is not among them counts as dead. `voters`: those whose votes count in
-    consensus, as applied. `min_in_sync` as configured. `suspect`: the primary's own log was cut,
-    and it has not yet been seen that nothing acknowledged is missing in it.
+    consensus, as applied. `min_in_sync` as configured. `may_lack_entries`: the primary's own
+    log was cut, and may lack what was acknowledged.
     """
 
     live: frozenset[str]
     voters: frozenset[str]
     min_in_sync: int = 1
-    suspect: bool = False
+    may_lack_entries: bool = False
 
 
-class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+class MembershipRefusal(msgspec.Struct, frozen=True, kw_only=True):
     """Why a change of the members is refused.
 
     `reason` says why and what to do instead, `loss` what may be lost if it is done all the same;
@@ -43,26 +43,26 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     forcible: bool = True
 
 
-def may_remove(view: View, facts: Facts, node: str) -> Refusal | None:
+def may_remove(view: View, facts: Facts, node: str) -> MembershipRefusal | None:
     """Return why `node`, a member, may not be removed; None if it may."""
     return next(iter(refusals(view, facts, node)), None)
 
 
-def refusals(view: View, facts: Facts, node: str) -> list[Refusal]:
+def refusals(view: View, facts: Facts, node: str) -> list[MembershipRefusal]:
     """Return every reason why `node`, a member, may not be removed, the plainest first."""
     return [found for guard in GUARDS if (found := guard(view, facts, node)) is not None]
 
 
-def unjudged(view: View, node: str, why: str) -> list[Refusal]:
+def unjudged(view: View, node: str, why: str) -> list[MembershipRefusal]:
     """Return why `node` may not be removed by a node that does not serve, for `why`."""
     if node == view.primary:
         reason = (
             f"{node} is the primary, and no other node can take its place now: bring back a "
             f"majority of the nodes and a replica in sync ({', '.join(view.in_sync)})"
         )
-        return [Refusal(code="is_primary", reason=reason, forcible=False)]
+        return [MembershipRefusal(code="is_primary", reason=reason, forcible=False)]
     loss = "whatever only that node holds, and the majority, if it is needed for it"
-    return [Refusal(code="no_primary", reason=without_a_primary(node, why), loss=loss)]
+    return [MembershipRefusal(code="no_primary", reason=without_a_primary(node, why), loss=loss)]
 
 
 def without_a_primary(node: str, why: str) -> str:
@@ -73,10 +73,10 @@ def without_a_primary(node: str, why: str) -> str:
     )
 
 
-def may_join(view: View, member: Member) -> Refusal | None:
+def may_join(view: View, member: Member) -> MembershipRefusal | None:
     """Return why a node may not become a member by asking to; None if it may."""
     if member.id in view.removed and view.member(member.id) is None:
-        return Refusal(
+        return MembershipRefusal(
             code="removed",
             reason=f"node {member.id} was removed from this cluster, and an id is used only once: "
             "give the node a new id in the configuration file and an empty data directory",
@@ -86,7 +86,7 @@ def may_join(view: View, member: Member) -> Refusal | None:
     return may_take_addresses(view, member) if view.member(member.id) is None else None
 
 
-def may_take_addresses(view: View, member: Member) -> Refusal | None:
+def may_take_addresses(view: View, member: Member) -> MembershipRefusal | None:
     """Return why a node may not have these addresses: another listens there, or it does twice."""
     taken = {
         address.lower(): (other.id, channel)
@@ -98,7 +98,7 @@ def may_take_addresses(view: View, member: Member) -> Refusal | None:
         if (found := taken.get(address.lower())) is not None:
             holder, its_channel = found
             advice = "" if holder == member.id else f", or move {holder} first"
-            return Refusal(
+            return MembershipRefusal(
                 code="address_in_use",
                 reason=f"{address} is the {its_channel} address of {holder}: give {member.id} "
                 f"another {channel} address{advice}",
@@ -112,7 +112,7 @@ def _addresses(member: Member) -> tuple[tuple[str, str], ...]:
     return ("client", member.client), ("peer", member.peer), ("raft", member.raft)
 
 
-def primary_stays(view: View, facts: Facts, node: str) -> Refusal | None:
+def primary_stays(view: View, facts: Facts, node: str) -> MembershipRefusal | None:
     """The primary is never removed: it hands over first."""
     if node != view.primary:
         return None
@@ -121,17 +121,19 @@ def primary_stays(view: View, facts: Facts, node: str) -> Refusal | None:
         advice = f"hand over first (`onecopy handover {others[0]}`)"
     else:
         advice = "no other replica is in sync that could take over; bring one back first"
-    return Refusal(code="is_primary", reason=f"{node} is the primary: {advice}", forcible=False)
+    return MembershipRefusal(
+        code="is_primary", reason=f"{node} is the primary: {advice}", forcible=False
+    )
 
 
-def last_step_is_done(view: View, facts: Facts, node: str) -> Refusal | None:
+def last_step_is_done(view: View, facts: Facts, node: str) -> MembershipRefusal | None:
     """One removal at a time: who was removed before has lost its vote too."""
     del node
     leaving = facts.voters - _members(view)
     if not leaving:
         return None
     names = _list(leaving)
-    return Refusal(
+    return MembershipRefusal(
         code="membership_pending",
         reason=f"the removal of {names} is still under way: {names} has not lost its vote yet. "
         "Wait a moment and ask again",
@@ -140,13 +142,13 @@ def last_step_is_done(view: View, facts: Facts, node: str) -> Refusal | None:
     )
 
 
-def majority_agrees_now(view: View, facts: Facts, node: str) -> Refusal | None:
+def majority_agrees_now(view: View, facts: Facts, node: str) -> MembershipRefusal | None:
     """Nothing can be agreed without a majority of those who vote now."""
     del node, view
     live = facts.voters & facts.live
     if 2 * len(live) > len(facts.voters):
         return None
-    return Refusal(
+    return MembershipRefusal(
         code="no_majority",
         reason=f"of the nodes that vote ({_list(facts.voters)}) only {_list(live)} "
         f"{_answer(live)}, which is no majority, and without one no node can be removed: bring "
@@ -155,12 +157,12 @@ def majority_agrees_now(view: View, facts: Facts, node: str) -> Refusal | None:
     )
 
 
-def majority_is_left(view: View, facts: Facts, node: str) -> Refusal | None:
+def majority_is_left(view: View, facts: Facts, node: str) -> MembershipRefusal | None:
     """A majority of those who vote afterwards must be alive."""
     del view
     after = facts.voters - {node}
     if not after:
-        return Refusal(
+        return MembershipRefusal(
             code="unsafe_removal",
             reason=f"{node} is the only node that votes: without it nothing could ever be agreed",
             forcible=False,
@@ -169,7 +171,7 @@ def majority_is_left(view: View, facts: Facts, node: str) -> Refusal | None:
     if 2 * len(live) > len(after):
         return None
     dead = after - live
-    return Refusal(
+    return MembershipRefusal(
         code="unsafe_removal",
         reason=f"without {node} the nodes that vote would be {_list(after)}, and of those only "
         f"{_list(live)} {_answer(live)}: no majority. {_first(dead)}",
@@ -178,30 +180,30 @@ def majority_is_left(view: View, facts: Facts, node: str) -> Refusal | None:
     )
 
 
-def no_other_is_dead(view: View, facts: Facts, node: str) -> Refusal | None:
+def no_other_is_dead(view: View, facts: Facts, node: str) -> MembershipRefusal | None:
     """A live node is not taken out while another is dead: it is what the cluster stands on."""
     dead = _members(view) - facts.live - {node}
     if node not in facts.live or not dead:
         return None
     if node not in view.in_sync and node not in facts.voters:
         return None
-    return Refusal(
+    return MembershipRefusal(
         code="unsafe_removal",
         reason=f"{node} is alive, and {_list(dead)} {_answer(dead, negate=True)}. {_first(dead)}",
         loss=f"the copy and the vote of {node}, while {_list(dead)} cannot stand in for it",
     )
 
 
-def copy_is_left(view: View, facts: Facts, node: str) -> Refusal | None:
+def copy_is_left(view: View, facts: Facts, node: str) -> MembershipRefusal | None:
     """What was acknowledged must be left on a live replica that is sure to hold it."""
     left = (set(view.in_sync) - {node}) & facts.live
-    if node not in view.in_sync or (left and not facts.suspect):
+    if node not in view.in_sync or (left and not facts.may_lack_entries):
         return None
-    if facts.suspect:
+    if facts.may_lack_entries:
         why = f"the log of {view.primary}, the primary, was cut, and {node} may hold what it lacks"
     else:
         why = f"no other replica in sync ({_list(set(view.in_sync) - {node})}) is alive"
-    return Refusal(
+    return MembershipRefusal(
         code="unsafe_removal",
         reason=f"{node} may hold the last copy of acknowledged writes: {why}. Bring it back, or "
         "wait until the others hold everything (`onecopy status`)",
@@ -209,12 +211,12 @@ def copy_is_left(view: View, facts: Facts, node: str) -> Refusal | None:
     )
 
 
-def enough_in_sync_are_left(view: View, facts: Facts, node: str) -> Refusal | None:
+def enough_in_sync_are_left(view: View, facts: Facts, node: str) -> MembershipRefusal | None:
     """As many replicas must stay in sync as every write needs (`limits.min_in_sync`)."""
     left = set(view.in_sync) - {node}
     if node not in view.in_sync or len(left) >= facts.min_in_sync:
         return None
-    return Refusal(
+    return MembershipRefusal(
         code="unsafe_removal",
         reason=f"without {node} only {_list(left)} would be in sync, and limits.min_in_sync asks "
         f"for {facts.min_in_sync}: no write would be acknowledged. Bring another replica into "
@@ -223,7 +225,7 @@ def enough_in_sync_are_left(view: View, facts: Facts, node: str) -> Refusal | No
     )
 
 
-Guard = Callable[[View, Facts, str], Refusal | None]
+Guard = Callable[[View, Facts, str], MembershipRefusal | None]
 
 GUARDS: tuple[Guard, ...] = (
     primary_stays,
@@ -237,7 +239,7 @@ GUARDS: tuple[Guard, ...] = (
 """Rule M1, guard by guard."""
 
 
-def describe(found: list[Refusal], node: str) -> str:
+def describe(found: list[MembershipRefusal], node: str) -> str:
     """Return the refusal for people: why, what to do, and what force would cost."""
     first = found[0]
     if not all(refusal.forcible for refusal in found):

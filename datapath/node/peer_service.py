@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from datapath.errors import NotAppliedError, OperationError
+from datapath.errors import OperationError, OperationNotAppliedError
 from datapath.node.context import Context
-from datapath.node.members import Members
+from datapath.node.members import MemberAdmin
 from datapath.node.reads import Reads
 from datapath.operations import ClusterStatus, Result
 from datapath.tasks import Tasks
@@ -32,14 +32,14 @@ from datapath.transport.calls import (
     StatusReturn,
     ViewNote,
     ViewReturn,
-    decode,
-    encode,
+    decode_call,
+    encode_call,
     error_return,
 )
 from datapath.transport.link import Link
 from election.view import View
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class PeerService:
@@ -49,7 +49,7 @@ class PeerService:
         self,
         context: Context,
         reads: Reads,
-        members: Members,
+        members: MemberAdmin,
         *,
         status: Callable[[], ClusterStatus],
         hand_over: Callable[[str, int], Awaitable[View]],
@@ -75,7 +75,7 @@ class PeerService:
     def on_frames(self, link: Link, frames: list[bytes]) -> None:
         """Calls and notes from another node."""
         for frame in frames:
-            envelope = decode(frame)
+            envelope = decode_call(frame)
             body = envelope.body
             match body:
                 case ReadIndexCall():
@@ -83,11 +83,11 @@ class PeerService:
                 case ViewNote() | NoticeNote():
                     self._context.take_note(body)
                 case PingCall():
-                    link.send(encode(envelope.id, PingReturn()))
+                    link.send(encode_call(envelope.id, PingReturn()))
                 case ExecuteCall():
                     self._execute(link, envelope.id, body)
                 case StatusCall():
-                    link.send(encode(envelope.id, StatusReturn(self._status())))
+                    link.send(encode_call(envelope.id, StatusReturn(self._status())))
                 case _:
                     self._tasks.spawn(self._serve(link, envelope.id, body))
 
@@ -99,9 +99,9 @@ class PeerService:
                 return
             problem = future.exception()
             if problem is None:
-                link.send(encode(number, ExecuteReturn(future.result())))
+                link.send(encode_call(number, ExecuteReturn(future.result())))
             elif isinstance(problem, OperationError):
-                link.send(encode(number, error_return(problem)))
+                link.send(encode_call(number, error_return(problem)))
             else:
                 raise problem
 
@@ -109,7 +109,7 @@ class PeerService:
             engine = self._context.replica_here()
             engine.submit(call.operation, call.timeout_ms).add_done_callback(answer)
         except OperationError as error:
-            link.send(encode(number, error_return(error)))
+            link.send(encode_call(number, error_return(error)))
 
     def _answer_read_index(self, link: Link, number: int, call: ReadIndexCall) -> None:
         """Answer from the leases, without a task; what has to be confirmed takes one."""
@@ -121,7 +121,7 @@ class PeerService:
         if answer is None:
             self._tasks.spawn(self._serve(link, number, call))
         else:
-            link.send(encode(number, answer))
+            link.send(encode_call(number, answer))
 
     async def _serve(self, link: Link, number: int, body: Call | Return) -> None:
         answer: Return
@@ -130,10 +130,10 @@ class PeerService:
         except OperationError as error:
             answer = error_return(error)
         except Exception as problem:
-            log.exception("a call from %s failed", link.peer)
+            logger.exception("a call from %s failed", link.peer)
             detail = f"{self._context.node_id}: {problem!r}"
             answer = ErrorReturn("unknown", "internal_error", detail)
-        link.send(encode(number, answer))
+        link.send(encode_call(number, answer))
 
     async def _carry_out(self, body: Call | Return) -> Return:
         match body:
@@ -153,8 +153,10 @@ class PeerService:
             case HelloCall(node, data_id, joined):
                 return await self._members.hello(node, data_id, joined=joined)
             case _:
-                raise NotAppliedError("unknown_call", f"{type(body).__name__} is not a call")
+                raise OperationNotAppliedError(
+                    "unknown_call", f"{type(body).__name__} is not a call"
+                )
 
 
 def _on_failed(problem: BaseException) -> None:
-    log.error("answering another node failed", exc_info=problem)
+    logger.error("answering another node failed", exc_info=problem)

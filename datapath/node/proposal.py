@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol.replica import Replica
 from election.agreement import Outcome, Unknown
-from election.view import Change, RemoveFromInSync, TakeOver, View
+from election.view import RemoveFromInSync, TakeOver, View, ViewChange
 
 Step = Literal["hear", "propose", "read_back", "end"]
 
 
-def must_hear_first(change: Change) -> bool:
+def must_hear_first(change: ViewChange) -> bool:
     """Whether a change leaves replicas out of the in-sync set: from then on they cannot take over.
 
     A node that sends and does not hear would have everyone else removed, and never learn that it is
@@ -33,7 +33,7 @@ class Proposal:
     """
 
     def __init__(
-        self, replica: Replica, effect: fx.Propose, on_view: Callable[[View], None]
+        self, replica: Replica, effect: effects.Propose, on_view: Callable[[View], None]
     ) -> None:
         self._replica = replica
         self._on_view = on_view

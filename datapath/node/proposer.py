@@ -8,11 +8,11 @@ from collections.abc import Callable
 from datapath.clock import clock_ms
 from datapath.node.interpreter import Interpreter
 from datapath.node.proposal import Proposal
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from election.agreement import Agreement, AgreementUnavailableError, Committed
 from election.view import View
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Proposer:
@@ -31,7 +31,7 @@ class Proposer:
         self.agreement = agreement
         self.view_changes_total = 0
 
-    async def propose(self, effect: fx.Propose) -> None:
+    async def propose(self, effect: effects.Propose) -> None:
         """Carry one proposal out, and give the replica every view that it brings."""
         interpreter = self._interpreter
         proposal = Proposal(interpreter.replica, effect, self._on_view)
@@ -45,7 +45,7 @@ class Proposer:
     async def _propose(self, proposal: Proposal) -> None:
         change, version = proposal.effect.change, proposal.effect.expected_version
         outcome = await self.agreement.propose(change, version, self._timeout_ms)
-        log.info("proposed %s at version %d: %s", change, version, type(outcome).__name__)
+        logger.info("proposed %s at version %d: %s", change, version, type(outcome).__name__)
         self.view_changes_total += isinstance(outcome, Committed)
         proposal.proposed(outcome)
 
@@ -53,7 +53,7 @@ class Proposer:
         try:
             view = await self.agreement.read_view(self._timeout_ms)
         except AgreementUnavailableError as problem:
-            log.warning("consensus cannot be heard (to %s): %s", proposal.step, problem)
+            logger.warning("consensus cannot be heard (to %s): %s", proposal.step, problem)
             proposal.unheard()
         else:
             proposal.heard(view, clock_ms())

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-Read = TypeVar("Read")
+_Read = TypeVar("_Read")
 
 
-class ReadIndex(Generic[Read]):
+class ReadIndex(Generic[_Read]):
     """The questions of one node to its primary: one is under way at a time.
 
     `join` a read; while `ask` returns True, put the question to the primary, and give its answer
@@ -20,12 +20,12 @@ class ReadIndex(Generic[Read]):
     """
 
     def __init__(self) -> None:
-        self._waiting: list[Read] = []  # for a question that has not been asked yet
-        self._asking: list[Read] = []  # those whose question is under way
+        self._waiting: list[_Read] = []  # for a question that has not been asked yet
+        self._asking: list[_Read] = []  # those whose question is under way
         self._asked_ms = 0.0
         self._fresh_ms = float("-inf")
 
-    def join(self, read: Read) -> None:
+    def join(self, read: _Read) -> None:
         """Let a read wait for the next question.
 
         A read uses only an answer to a question that is asked after the read has begun: what was
@@ -41,12 +41,12 @@ class ReadIndex(Generic[Read]):
         self._asked_ms = now_ms
         return True
 
-    def settle(self) -> tuple[list[Read], float]:
+    def settle(self) -> tuple[list[_Read], float]:
         """Return the reads that the question under way was asked for, and when it was asked."""
         reads, self._asking = self._asking, []
         return reads, self._asked_ms
 
-    def leave(self) -> list[Read]:
+    def leave(self) -> list[_Read]:
         """Return all reads that wait for any question: there will be no answer."""
         reads = self._asking + self._waiting
         self._asking, self._waiting = [], []

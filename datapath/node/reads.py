@@ -24,7 +24,7 @@ from datapath.transport.calls import (
 )
 from datapath.turns import Turns
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 READ_INDEX_TIMEOUT_MS = 1000
 CATCH_UP_TIMEOUT_MS = 1000
@@ -222,11 +222,11 @@ class _Questions(ReadIndex[asyncio.Future[tuple[float, int]]]):
 
 
 def _on_failed(problem: BaseException) -> None:
-    log.error("asking the primary for its commit index failed", exc_info=problem)
+    logger.error("asking the primary for its commit index failed", exc_info=problem)
 
 
 def _read_index_of(engine: Engine, answer: Return) -> int:
     if not isinstance(answer, ReadIndexReturn):
         raise NoAnswerError("the primary gave a strange answer")
-    engine.interpreter.learn_commit(answer.epoch, answer.index)
+    engine.interpreter.advance_commit(answer.epoch, answer.index)
     return answer.index

@@ -12,20 +12,20 @@ from pathlib import Path
 from datapath.clock import clock_s
 from datapath.errors import DataDirectoryError, LogCorruptError, SafetyError
 from datapath.protocol.log_index import LogIndex
-from datapath.protocol.state import Recovered
+from datapath.protocol.state import RecoveredState
 from datapath.records import Record
 from datapath.settings import Bounds
 from datapath.storage.accepted import Accepted
 from datapath.storage.data_directory import DataDirectory
 from datapath.storage.log import Log
-from datapath.storage.log_writer import DEFAULT_MAX_QUEUED_BYTES, DiskWorker
+from datapath.storage.log_writer import DEFAULT_MAX_QUEUED_BYTES, LogWriter
 from datapath.storage.snapshot import SnapshotWriter
 from datapath.storage.snapshot_process import SnapshotProcess
 from datapath.storage.store import Store
 from datapath.storage.store_flusher import StoreFlusher
 from datapath.transport.snapshot_transfer import in_thread
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MIN_ROOM_BYTES = 64 * 1024
 """A replica with less room than that on its disk says that it takes no records."""
@@ -36,7 +36,7 @@ SNAPSHOT_LOG_HARD_FACTOR = 2
 _READ_BATCH_BYTES = 4 * 1024 * 1024
 
 
-class Storage:
+class ReplicaStorage:
     """Opens what a data directory holds, and recovers it; `start` starts the threads.
 
     `max_queued_bytes` bounds what waits for the log: a primary bounds that itself, and tighter.
@@ -65,13 +65,13 @@ class Storage:
         self.snapshot_log_bytes = snapshot_log_bytes
         self.accepted = Accepted(path / "accepted")
         if self.accepted.repair:
-            log.warning("%s", self.accepted.repair)
+            logger.warning("%s", self.accepted.repair)
         self.store = Store.open(
             path / "store", cluster_id=directory.cluster_id, map_size_bytes=map_size_bytes
         )
         self.log = self._open_log(path / "log", segment_size_bytes)
         self._tickets: deque[tuple[int, int]] = deque()  # (disk worker's, replica's)
-        self._worker: DiskWorker | None = None
+        self._worker: LogWriter | None = None
         self._flusher: StoreFlusher | None = None
         self._on_durable: Callable[[int], None] = lambda _: None
         self._on_error: Callable[[BaseException], None] = lambda _: None
@@ -88,7 +88,7 @@ class Storage:
                 base_index=base_index,
                 base_epoch=base_epoch,
                 salvage=salvage,
-                before_cut=lambda _: self.accepted.set_suspect(),
+                before_cut=lambda _: self.accepted.set_tail_cut(),
             )
 
         try:
@@ -96,20 +96,20 @@ class Storage:
         except LogCorruptError as error:
             # Never served: what stood after the damage is fetched from the primary again. Until
             # then this replica may lack what it has acknowledged, and must know that it does.
-            log.error(  # noqa: TRY400 -- the error names file and offset; a traceback adds nothing
+            logger.error(  # noqa: TRY400 -- the error names file and offset; a traceback adds nothing
                 "%s. Entries after %d are fetched anew from the primary",
                 error,
                 error.last_good_index,
             )
-            self.accepted.set_damaged()
+            self.accepted.set_incomplete()
             found = opened(salvage=True)
         for repair in found.repairs:
-            log.warning("log repaired: %s", repair)
+            logger.warning("log repaired: %s", repair)
         if found.cut is not None:
-            log.warning("a torn tail was cut off the log: %s", found.cut)
+            logger.warning("a torn tail was cut off the log: %s", found.cut)
         return found
 
-    def recover(self) -> Recovered:
+    def recover(self) -> RecoveredState:
         """Apply what is known to be committed, and say what this replica holds."""
         store, journal = self.store, self.log
         commit_index = max(store.durable_index, min(journal.commit_hint, journal.last_index))
@@ -131,20 +131,20 @@ class Storage:
                 "acknowledge to a primary that was replaced. Put the newest file back; or remove "
                 "this node, and start it under a new id with an empty data directory"
             )
-        if self.accepted.damaged:
-            log.error(
+        if self.accepted.incomplete:
+            logger.error(
                 "this replica may lack entries that it has acknowledged: it takes no part "
                 "in decisions until a primary has caught it up"
             )
-        return Recovered(
+        return RecoveredState(
             log=LogIndex.from_runs(
                 journal.first_index - 1, journal.base_epoch, journal.last_index, journal.epochs()
             ),
             commit_index=commit_index,
             accepted_epoch=self.accepted.epoch,
             accepted_primary=self.accepted.primary,
-            suspect=self.accepted.suspect,
-            damaged=self.accepted.damaged,
+            tail_cut=self.accepted.tail_cut,
+            incomplete=self.accepted.incomplete,
         )
 
     def uncommitted(self, commit_index: int) -> list[Record]:
@@ -167,7 +167,7 @@ class Storage:
         self._on_durable = on_durable
         self._on_error = on_error
         self.store.on_damage = on_error
-        self._worker = DiskWorker(
+        self._worker = LogWriter(
             self.log,
             on_done=self._done,
             on_error=on_error,
@@ -194,7 +194,7 @@ class Storage:
         self.accepted.close()
 
     @property
-    def _disk(self) -> DiskWorker:
+    def _disk(self) -> LogWriter:
         if self._worker is None:
             raise RuntimeError("the storage has not been started")
         return self._worker
@@ -213,13 +213,13 @@ class Storage:
         """E5."""
         self._submit(ticket, lambda: self.accepted.record(epoch, primary))
 
-    def mark_damaged(self, ticket: int) -> None:
+    def mark_incomplete(self, ticket: int) -> None:
         """Entries are missing that may have been acknowledged."""
-        log.error(
+        logger.error(
             "entries are missing here that may have been acknowledged: this replica takes no part "
             "in decisions until a primary has caught it up"
         )
-        self._submit(ticket, self.accepted.set_damaged)
+        self._submit(ticket, self.accepted.set_incomplete)
 
     def clear_marks(self, ticket: int) -> None:
         """Nothing is missing any more."""
@@ -266,7 +266,7 @@ class Storage:
             return None
         except LogCorruptError as error:
             # What it holds is in the store as well: a snapshot serves. The next start repairs.
-            log.error("%s. A snapshot is sent instead", error)  # noqa: TRY400 -- names the place
+            logger.error("%s. A snapshot is sent instead", error)  # noqa: TRY400 -- names the place
             return None
 
     def trim(self, oldest_needed: int, on_trimmed: Callable[[int], None]) -> None:

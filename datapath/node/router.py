@@ -18,13 +18,13 @@ from datapath.errors import (
     DataPathError,
     NotPrimaryError,
     OperationError,
+    OperationUnknownError,
     RejectedError,
-    UnknownOutcomeError,
 )
 from datapath.operations import Operation, Result
 from datapath.transport.calls import NoAnswerError, NotSentError
 
-Step = Literal["here", "forward", "wait", "answer"]
+AttemptStep = Literal["here", "forward", "wait", "answer"]
 
 
 def was_not_carried_out(problem: DataPathError) -> bool:
@@ -34,7 +34,7 @@ def was_not_carried_out(problem: DataPathError) -> bool:
 
 def may_have_been_carried_out(problem: DataPathError) -> bool:
     """Whether an attempt that ended so may have changed something, or may yet."""
-    return isinstance(problem, NoAnswerError | UnknownOutcomeError)
+    return isinstance(problem, NoAnswerError | OperationUnknownError)
 
 
 def may_repeat(operation: Operation, problem: DataPathError) -> bool:
@@ -48,7 +48,7 @@ def may_repeat(operation: Operation, problem: DataPathError) -> bool:
     if not operation.idempotency_key or not may_have_been_carried_out(problem):
         return False
     return isinstance(problem, NoAnswerError) or (
-        isinstance(problem, UnknownOutcomeError) and problem.code == "unknown_outcome"
+        isinstance(problem, OperationUnknownError) and problem.code == "unknown_outcome"
     )
 
 
@@ -76,7 +76,9 @@ class Attempts:
         self._answer: OperationError | None = None
         self._waits = False
 
-    def next(self, now_ms: float, *, primary: str, is_here: bool, stopping: bool = False) -> Step:
+    def next(
+        self, now_ms: float, *, primary: str, is_here: bool, stopping: bool = False
+    ) -> AttemptStep:
         """Say what to do now. `primary` "" is none known; `is_here`: it is this node.
 
         After "wait", ask again when something has changed. On "answer" see `answer`.
@@ -126,8 +128,8 @@ class Attempts:
             return known
         return error
 
-    def _unknown(self) -> UnknownOutcomeError:
-        return UnknownOutcomeError(
+    def _unknown(self) -> OperationUnknownError:
+        return OperationUnknownError(
             "unknown_outcome",
             f"it was sent, but an attempt may have been carried out (last answer: {self.last}). "
             "It may or may not be applied: repeat it under the same Idempotency-Key, or read "

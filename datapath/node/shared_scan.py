@@ -7,37 +7,37 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from datapath.errors import NotAppliedError
+from datapath.errors import OperationNotAppliedError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-class _Scan(Generic[T]):
+class _Scan(Generic[_T]):
     def __init__(self) -> None:
-        self.future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
         self.waiting = 0
         self.stop = threading.Event()
 
 
-class SharedScan(Generic[T]):
+class SharedScan(Generic[_T]):
     """Runs `scan(stop)`, one at a time, for all who wait; `stop` is set when nobody does any more.
 
     Who asks while one runs gets the result of the next, which all who ask meanwhile share: no
     result is of a state from before it was asked for. So nobody waits for more than two.
     """
 
-    def __init__(self, scan: Callable[[threading.Event], Awaitable[T]]) -> None:
+    def __init__(self, scan: Callable[[threading.Event], Awaitable[_T]]) -> None:
         self._scan = scan
-        self._running: _Scan[T] | None = None
-        self._next: _Scan[T] | None = None
+        self._running: _Scan[_T] | None = None
+        self._next: _Scan[_T] | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopped = ""
         self.scans_total = 0
 
-    async def result(self) -> T:
+    async def result(self) -> _T:
         """Return what a scan finds that begins from now on. Raises what it raises."""
         if self._stopped:
-            raise NotAppliedError("stopping", self._stopped)
+            raise OperationNotAppliedError("stopping", self._stopped)
         scan = self._next
         if scan is None:
             scan = self._next = _Scan()
@@ -77,6 +77,6 @@ class SharedScan(Generic[T]):
             if scan is not None:
                 scan.stop.set()
                 if not scan.future.done():
-                    scan.future.set_exception(NotAppliedError("stopping", reason))
+                    scan.future.set_exception(OperationNotAppliedError("stopping", reason))
                     scan.future.exception()  # seen: whoever waited may have gone
         self._next = None

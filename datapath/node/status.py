@@ -32,9 +32,9 @@ def cluster_status(
 
 def replica_counters(replica: Replica) -> dict[str, float]:
     """Return numbers for metrics: where this replica is, and how far behind the others are."""
-    core, primary = replica.core, replica.primary
+    state, primary = replica.state, replica.primary
     lags = (
-        [core.log.last_index - peer.match_index for peer in primary.peers.values()]
+        [state.log.last_index - peer.match_index for peer in primary.peers.values()]
         if primary is not None
         else []
     )
@@ -43,10 +43,10 @@ def replica_counters(replica: Replica) -> dict[str, float]:
         "view_version": replica.view.version if replica.view else 0,
         "is_primary": float(replica.may_serve(clock_ms())),
         "in_sync_replicas": len(replica.view.in_sync) if replica.view else 0,
-        "last_index": core.log.last_index,
-        "durable_index": core.durable_index,
-        "commit_index": core.commit_index,
-        "log_first_index": core.log.base_index + 1,
+        "last_index": state.log.last_index,
+        "durable_index": state.durable_index,
+        "commit_index": state.commit_index,
+        "log_first_index": state.log.base_index + 1,
         "max_peer_lag": max(lags, default=0),
     }
 
@@ -84,8 +84,8 @@ def _own_state(replica: Replica, member: Member, *, in_sync: bool) -> NodeState:
         role="replica",
         client=member.client,
         state=state,
-        applied_index=replica.core.commit_index,
-        durable_index=replica.core.durable_index,
+        applied_index=replica.state.commit_index,
+        durable_index=replica.state.durable_index,
         lag=0 if replica.primary is not None else None,
     )
 
@@ -95,13 +95,13 @@ def _peer_state(replica: Replica, peer: Progress, member: Member, *, in_sync: bo
     silent_ms = clock_ms() - peer.heard_ms
     if peer.state == "snapshot":
         state = "snapshot"
-    elif peer.state == "replicate" and silent_ms < replica.core.timing.ack_timeout_ms:
+    elif peer.state == "replicate" and silent_ms < replica.state.timing.ack_timeout_ms:
         state = "backup" if in_sync else "learner"
     if state == "unreachable":
         return NodeState(role="replica", client=member.client, state=state)
     lag = None
     if state in ("backup", "learner"):
-        lag = max(0, replica.core.commit_index - peer.match_index)
+        lag = max(0, replica.state.commit_index - peer.match_index)
     return NodeState(
         role="replica",
         client=member.client,

@@ -18,7 +18,7 @@ class _Streams:
         """Send on the stream with `peer`; dropped where there is none."""
         link = self._links.get(peer)
         if link is not None:
-            link.send(messages.encode(message))
+            link.send(messages.encode_message(message))
 
     def _is_newest(self, link: Link) -> bool:
         return self._links.get(link.peer) is link
@@ -48,7 +48,7 @@ class OutgoingStreams(_Streams):
         """Answers."""
         if self._is_newest(link):
             for frame in frames:
-                self._on_message(link.peer, messages.decode(frame))
+                self._on_message(link.peer, messages.decode_message(frame))
 
     def on_close(self, link: Link, reason: str) -> None:
         """A stream is gone."""
@@ -92,7 +92,7 @@ class IncomingStreams(_Streams):
         if not self._is_newest(link):
             return
         for frame in frames:
-            message = messages.decode(frame)
+            message = messages.decode_message(frame)
             if isinstance(message, messages.Probe) and not self._is_ours(message.cluster_id):
                 return
             if isinstance(message, messages.Append) and not self._may_take(message):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from election.view import View
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Views:
@@ -55,7 +55,7 @@ class Views:
         if known is None:
             return True
         if view.cluster_id != known.cluster_id:
-            log.error("a view of another cluster, %s, was offered", view.cluster_id)
+            logger.error("a view of another cluster, %s, was offered", view.cluster_id)
             return False
         return view.version > known.version
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from datapath.errors import OperationError
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol.replica import Replica
 
 
@@ -48,22 +48,22 @@ class Confirmations:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def ask(self, waiting: Confirmation) -> list[fx.Effect]:
+    def ask(self, waiting: Confirmation) -> list[effects.Effect]:
         """Let `waiting` wait for a round that begins now or later; return what is to be done.
 
         The answer comes while the returned effects are carried out, or later; at once where this
         node is not the primary.
         """
-        number, effects = self._replica.confirm()
+        number, emitted = self._replica.confirm()
         if number:
             self._waiting.append((number, waiting))
         else:
             waiting.set_exception(self._not_primary())
-        return effects
+        return emitted
 
     def confirmed(self, number: int) -> None:
         """The round `number` has ended, and with it all before it."""
-        point = ReadPoint(self._replica.epoch, self._replica.core.commit_index)
+        point = ReadPoint(self._replica.epoch, self._replica.state.commit_index)
         while self._waiting and self._waiting[0][0] <= number:
             waiting = self._waiting.popleft()[1]
             if not waiting.done():

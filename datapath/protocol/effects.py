@@ -10,7 +10,7 @@ import msgspec
 
 from datapath.protocol.messages import Message
 from datapath.records import Record
-from election.view import Change
+from election.view import ViewChange
 
 
 class _Effect(msgspec.Struct, frozen=True, gc=False):
@@ -39,14 +39,14 @@ class RecordAccepted(_Effect, frozen=True):
     primary: str
 
 
-class MarkDamaged(_Effect, frozen=True):
+class MarkIncomplete(_Effect, frozen=True):
     """This replica lacks entries that may have been acknowledged: note it durably."""
 
     ticket: int
 
 
 class ClearMarks(_Effect, frozen=True):
-    """This replica holds everything again: forget the durable marks (damaged, suspect)."""
+    """This replica holds everything again: forget the durable marks (incomplete, cut tail)."""
 
     ticket: int
 
@@ -95,7 +95,7 @@ class Confirmed(_Effect, frozen=True):
 class Propose(_Effect, frozen=True):
     """Propose a change of the view; then call `on_proposal_done`, whatever became of it."""
 
-    change: Change
+    change: ViewChange
     expected_version: int
 
 
@@ -118,7 +118,7 @@ class HandoverEnded(_Effect, frozen=True):
     reason: str
 
 
-class Redial(_Effect, frozen=True):
+class CloseLink(_Effect, frozen=True):
     """The stream to `peer` is of no use: close it and open a new one."""
 
     peer: str
@@ -129,7 +129,7 @@ Effect = (
     WriteRecords
     | TruncateLog
     | RecordAccepted
-    | MarkDamaged
+    | MarkIncomplete
     | ClearMarks
     | Send
     | Reply
@@ -141,5 +141,5 @@ Effect = (
     | StartEpoch
     | StepDown
     | HandoverEnded
-    | Redial
+    | CloseLink
 )

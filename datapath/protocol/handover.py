@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol.in_sync import InSync
 from datapath.protocol.progress import Progress
-from datapath.protocol.state import Core
+from datapath.protocol.state import ReplicaState
 from election.view import Handover, View
 
 HandoverState = Literal["none", "draining", "proposed"]
@@ -26,8 +26,8 @@ class Handovers:
     | proposed | it may commit at any moment: nothing is served (D4) | a newer view (E3) |
     """
 
-    def __init__(self, core: Core, in_sync: InSync) -> None:
-        self._core = core
+    def __init__(self, state: ReplicaState, in_sync: InSync) -> None:
+        self._state = state
         self._in_sync = in_sync
         self.state: HandoverState = "none"
         self.to = ""  # "" exactly in "none"
@@ -44,12 +44,12 @@ class Handovers:
             in_sync = sorted(self._in_sync.required)
             return f"{to!r} is not an in-sync backup (those are {in_sync})"
         self.state, self.to = "draining", to
-        self._deadline_ms = self._core.now_ms + timeout_ms
+        self._deadline_ms = self._state.now_ms + timeout_ms
         return ""
 
     def drive(self) -> None:
         """Draining: propose it once `to` holds everything, or give it up."""
-        if self._core.now_ms >= self._deadline_ms or not self.may_take(self.to):
+        if self._state.now_ms >= self._deadline_ms or not self.may_take(self.to):
             self._end(f"{self.to!r} did not catch up in time, or left")
         elif self.may_propose(self._in_sync.peers[self.to]):
             self.propose(self.to)
@@ -58,7 +58,7 @@ class Handovers:
         """From here on this node serves nothing until the outcome is known (D4)."""
         version = self._in_sync.view.version
         self.state, self.to, self._version = "proposed", to, version
-        self._core.propose(Handover(to), version)
+        self._state.propose(Handover(to), version)
 
     def on_view(self, view: View) -> None:
         """A newer view of this epoch: what was proposed at an older one was not agreed (E3)."""
@@ -72,9 +72,9 @@ class Handovers:
 
     def may_propose(self, peer: Progress) -> bool:
         """D6: whether everything is committed, and the one that takes over holds it."""
-        core = self._core
-        return peer.match_index == core.log.last_index == core.commit_index
+        state = self._state
+        return peer.match_index == state.log.last_index == state.commit_index
 
     def _end(self, reason: str) -> None:
         self.state, self.to, self._version = "none", "", 0
-        self._core.emit(fx.HandoverEnded(reason))
+        self._state.emit(effects.HandoverEnded(reason))

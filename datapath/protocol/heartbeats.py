@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol.in_sync import InSync
 from datapath.protocol.messages import Heartbeat, HeartbeatReply
 from datapath.protocol.progress import Progress
-from datapath.protocol.state import Core
+from datapath.protocol.state import ReplicaState
 
 
 class Heartbeats:
@@ -22,8 +22,8 @@ class Heartbeats:
     | open, another wanted | a read began after it did | the last answer: another begins |
     """
 
-    def __init__(self, core: Core, epoch: int, in_sync: InSync) -> None:
-        self._core = core
+    def __init__(self, state: ReplicaState, epoch: int, in_sync: InSync) -> None:
+        self._state = state
         self._epoch = epoch
         self._in_sync = in_sync
         self.sequence = 0
@@ -43,35 +43,37 @@ class Heartbeats:
         """Ask a replica for a promise, if promises are asked for."""
         if not self.may_send():
             return
-        core = self._core
+        state = self._state
         self.sequence += 1
-        peer.sent_heartbeat(self.sequence, core.now_ms)
-        message = Heartbeat(peer.session, self._epoch, self.sequence, core.commit_index)
-        core.emit(fx.Send(peer.node_id, message))
+        peer.sent_heartbeat(self.sequence, state.now_ms)
+        message = Heartbeat(peer.session, self._epoch, self.sequence, state.commit_index)
+        state.emit(effects.Send(peer.node_id, message))
 
     def send_due(self) -> None:
         """Send one on every stream that has been answered, and renew those that seem dead."""
-        core = self._core
-        self.due_ms = core.now_ms + core.timing.heartbeat_interval_ms
+        state = self._state
+        self.due_ms = state.now_ms + state.timing.heartbeat_interval_ms
         for peer in self._in_sync.peers.values():
             if peer.state in ("replicate", "snapshot"):
                 self.send(peer)
-            self._redial_unanswered(peer)
+            self._close_unanswered(peer)
 
-    def _redial_unanswered(self, peer: Progress) -> None:
+    def _close_unanswered(self, peer: Progress) -> None:
         """A stream on which nothing is ever answered may have lost its beginning."""
-        core = self._core
-        patience_ms = core.timing.ack_timeout_ms
+        state = self._state
+        patience_ms = state.timing.ack_timeout_ms
         since_ms = max(peer.heard_ms, peer.opened_ms)
         may_answer = self._in_sync.may_hear(peer.node_id)
-        if peer.session and may_answer and core.now_ms - since_ms >= patience_ms:
-            peer.opened_ms = core.now_ms
-            core.emit(fx.Redial(peer.node_id, f"nothing was heard on it for {patience_ms} ms"))
+        if peer.session and may_answer and state.now_ms - since_ms >= patience_ms:
+            peer.opened_ms = state.now_ms
+            state.emit(
+                effects.CloseLink(peer.node_id, f"nothing was heard on it for {patience_ms} ms")
+            )
 
     def on_reply(self, peer: Progress, message: HeartbeatReply) -> None:
         """A replica has promised; it says how it is doing, too."""
-        core = self._core
-        peer.answered_heartbeat(message.sequence, core.now_ms, core.timing.lease_duration_ms)
+        state = self._state
+        peer.answered_heartbeat(message.sequence, state.now_ms, state.timing.lease_duration_ms)
         peer.applied_index = message.applied_index
         peer.durable_index = message.durable_index
         peer.writable = message.writable
@@ -104,7 +106,7 @@ class Heartbeats:
     def end_round(self, *, has_authority: bool) -> None:
         """End the open round if it has been answered; `has_authority`: see `Primary`."""
         while self._round_sequence and has_authority and self.may_confirm(self._round_sequence):
-            self._core.emit(fx.Confirmed(self._round))
+            self._state.emit(effects.Confirmed(self._round))
             self._round_sequence = 0
             if self._next_round_wanted:
                 self._begin_round()

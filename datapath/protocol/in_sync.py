@@ -6,7 +6,7 @@ Part of `Primary`, which proposes what follows from it. Pure, as all of the prot
 from __future__ import annotations
 
 from datapath.protocol.progress import Progress
-from datapath.protocol.state import SUSPECT_PATIENCE_GRACES, Core
+from datapath.protocol.state import CUT_TAIL_PATIENCE_GRACES, ReplicaState
 from election.view import View
 
 
@@ -23,12 +23,12 @@ class InSync:
     primary is `giving_way`: no heartbeats leave, so that another part of the cluster may go on.
     """
 
-    def __init__(self, core: Core, view: View) -> None:
-        self._core = core
+    def __init__(self, state: ReplicaState, view: View) -> None:
+        self._state = state
         self.peers: dict[str, Progress] = {}  # the view's other replicas, in sync or not
         self.view = view  # the newest one of this epoch
         self.adding = ""  # a replica, or ""
-        self.required = required_nodes(view, "", core.node_id)  # of `view` and `adding`
+        self.required = required_nodes(view, "", state.node_id)  # of `view` and `adding`
         self.giving_way = False  # never without `_wanted_since_ms`
         self._gave_way_for: frozenset[str] = frozenset()  # whose silence was the reason; then fixed
         self._wanted_since_ms: float | None = None  # None: no change is needed
@@ -38,7 +38,7 @@ class InSync:
     def add(self, node: str) -> None:
         """Its addition is being proposed: commits need it from here on, whatever comes of that."""
         self.adding = node
-        self.required = required_nodes(self.view, node, self._core.node_id)
+        self.required = required_nodes(self.view, node, self._state.node_id)
 
     def on_view(self, view: View) -> None:
         """A newer view of this epoch."""
@@ -56,23 +56,23 @@ class InSync:
 
     def must_remove(self, node: str) -> bool:
         """D5: whether the cluster cannot go on with this replica in sync."""
-        if node == self._core.node_id:
+        if node == self._state.node_id:
             return False
-        core, peer = self._core, self.peers[node]
-        patience_ms = core.timing.suspect_after_ms
-        if core.suspect and peer.last_position > core.log.last_position:
+        state, peer = self._state, self.peers[node]
+        patience_ms = state.timing.suspect_after_ms
+        if state.tail_cut and peer.last_position > state.log.last_position:
             return False  # it holds what is missing here: wait for it, however long
-        if core.suspect:
+        if state.tail_cut:
             # This log's tail was cut: a backup that is starting too may hold what was lost here.
-            patience_ms = SUSPECT_PATIENCE_GRACES * core.timing.grace_period_ms
+            patience_ms = CUT_TAIL_PATIENCE_GRACES * state.timing.grace_period_ms
         return (
-            core.now_ms - peer.heard_ms >= patience_ms
+            state.now_ms - peer.heard_ms >= patience_ms
             # D5: it answers, but so late that each promise has run out when it comes: no read can
             # be served with it.
-            or core.now_ms - peer.leased_ms >= max(patience_ms, core.timing.ack_timeout_ms)
+            or state.now_ms - peer.leased_ms >= max(patience_ms, state.timing.ack_timeout_ms)
             or (
                 peer.inflight_bytes > 0
-                and core.now_ms - peer.advanced_ms >= core.timing.ack_timeout_ms
+                and state.now_ms - peer.advanced_ms >= state.timing.ack_timeout_ms
             )
             or not peer.writable
             or peer.needs_snapshot
@@ -84,14 +84,14 @@ class InSync:
         `opening_index`: of this epoch's opening entry, which need not have committed: with too few
         in sync it waits for this one.
         """
-        core, timing = self._core, self._core.timing
+        state, timing = self._state, self._state.timing
         return (
             peer.state == "replicate"
             and peer.writable
-            and peer.match_index >= max(core.commit_index, opening_index)
+            and peer.match_index >= max(state.commit_index, opening_index)
             and peer.lease_start_ms is not None
-            and core.now_ms - peer.lease_start_ms < timing.lease_duration_ms / 2
-            and core.now_ms - peer.heard_ms < timing.suspect_after_ms / 2
+            and state.now_ms - peer.lease_start_ms < timing.lease_duration_ms / 2
+            and state.now_ms - peer.heard_ms < timing.suspect_after_ms / 2
         )
 
     def next_to_join(self, opening_index: int) -> str:
@@ -103,18 +103,18 @@ class InSync:
 
     # -- when to give way
 
-    def check_giving_way(self, due_out: tuple[str, ...], *, held_up: bool) -> bool:
+    def check_giving_way(self, due_out: tuple[str, ...], *, is_blocked: bool) -> bool:
         """Give way once a change that is needed could not be agreed for too long.
 
-        `due_out`: as it is now. `held_up`: this epoch does not get on without a change, whoever is
-        silent. Returns whether it has stopped giving way just now.
+        `due_out`: as it is now. `is_blocked`: this epoch does not get on without a change, whoever
+        is silent. Returns whether it has stopped giving way just now.
         """
-        core = self._core
-        if not (held_up or due_out or (self.adding and self.must_remove(self.adding))):
+        state = self._state
+        if not (is_blocked or due_out or (self.adding and self.must_remove(self.adding))):
             return self.stop_giving_way()
         if self._wanted_since_ms is None:
-            self._wanted_since_ms = core.now_ms
-        elif core.now_ms - self._wanted_since_ms >= core.timing.view_change_timeout_ms:
+            self._wanted_since_ms = state.now_ms
+        elif state.now_ms - self._wanted_since_ms >= state.timing.view_change_timeout_ms:
             self._gave_way_for = frozenset({*due_out, self.adding} - {""})
             self.giving_way = True
         return False

@@ -34,8 +34,8 @@ class Probe(_Message, frozen=True, tag=1):
 class ProbeReply(_Message, frozen=True, tag=2):
     """What the replica's log holds: `epochs` is [(epoch, first index), …] after its commit index.
 
-    `incarnation` names the process's lifetime. `suspect`: its log's tail was cut when it opened;
-    `damaged`: it may lack entries that it has acknowledged, until a primary has caught it up.
+    `incarnation` names the process's lifetime. `tail_cut`: its log's tail was cut when it opened;
+    `incomplete`: it may lack entries that it has acknowledged, until a primary has caught it up.
     """
 
     session: int
@@ -46,8 +46,8 @@ class ProbeReply(_Message, frozen=True, tag=2):
     last_epoch: int
     commit_index: int
     epochs: list[tuple[int, int]]
-    suspect: bool
-    damaged: bool
+    tail_cut: bool
+    incomplete: bool
 
 
 class Append(_Message, frozen=True, tag=3):
@@ -92,7 +92,7 @@ class HeartbeatReply(_Message, frozen=True, tag=6):
     writable: bool
 
 
-class Refusal(_Message, frozen=True, tag=7):
+class StaleEpoch(_Message, frozen=True, tag=7):
     """The message's epoch is below `epoch`, which the sender has accepted (D3)."""
 
     session: int
@@ -100,18 +100,18 @@ class Refusal(_Message, frozen=True, tag=7):
     primary: str
 
 
-Message = Probe | ProbeReply | Append | AppendReply | Heartbeat | HeartbeatReply | Refusal
+Message = Probe | ProbeReply | Append | AppendReply | Heartbeat | HeartbeatReply | StaleEpoch
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)
 
 
-def encode(message: Message) -> bytes:
+def encode_message(message: Message) -> bytes:
     """Encode a message."""
     return _encoder.encode(message)
 
 
-def decode(data: bytes) -> Message:
+def decode_message(data: bytes) -> Message:
     """Decode a message; raises msgspec.MsgspecError on anything else."""
     message: Message = _decoder.decode(data)
     return message

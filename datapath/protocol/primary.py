@@ -6,14 +6,14 @@ import math
 from typing import Literal
 
 from datapath.errors import SafetyError
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol.handover import Handovers
 from datapath.protocol.heartbeats import Heartbeats
 from datapath.protocol.in_sync import InSync
 from datapath.protocol.messages import AppendReply, HeartbeatReply, Message, ProbeReply
 from datapath.protocol.progress import Progress
 from datapath.protocol.replication import Replication
-from datapath.protocol.state import Core
+from datapath.protocol.state import ReplicaState
 from datapath.records import make_record
 from election.view import AddToInSync, Confirm, RemoveFromInSync, View
 
@@ -34,22 +34,22 @@ class Primary:
     (`heartbeats`); `may_send_snapshot` (`replication`); `may_take`, `may_propose` (`handover`).
     """
 
-    def __init__(self, core: Core, view: View, links: dict[str, int]) -> None:
-        self._core = core
+    def __init__(self, state: ReplicaState, view: View, links: dict[str, int]) -> None:
+        self._state = state
         self.epoch = view.epoch
         self.stage: Stage = "recording"
         self.opening_index = 0  # of the entry that opens the epoch; 0 until "open"
-        self.in_sync = InSync(core, view)
+        self.in_sync = InSync(state, view)
         self.peers = self.in_sync.peers
-        self.replication = Replication(core, view.epoch, self.in_sync)
-        self.heartbeats = Heartbeats(core, view.epoch, self.in_sync)
-        self.handovers = Handovers(core, self.in_sync)
+        self.replication = Replication(state, view.epoch, self.in_sync)
+        self.heartbeats = Heartbeats(state, view.epoch, self.in_sync)
+        self.handovers = Handovers(state, self.in_sync)
         self._links = links  # peer -> session of the stream that is open to it
         self._retry_ms = 0.0  # nothing is proposed before, after an unknown outcome
         # What another replica has committed and this one does not hold, as a sentence. Set once:
         # nothing is opened, committed or served any more, and the end comes when that is durable.
         self._lacking = ""
-        core.accept(view.epoch, core.node_id)  # E5: nothing leaves before it is durable
+        state.accept(view.epoch, state.node_id)  # E5: nothing leaves before it is durable
         self._sync_peers(view)
 
     # -- opening the epoch
@@ -57,7 +57,7 @@ class Primary:
     def on_durable(self) -> None:
         """The disk has caught up: open the epoch, commit."""
         if self.stage != "open":
-            if self.stage == "recording" and self._core.accepted_is_durable:
+            if self.stage == "recording" and self._state.accepted_is_durable:
                 self.stage = "matching"
                 for node in self.peers:
                     self.on_link(node)
@@ -67,19 +67,19 @@ class Primary:
 
     def _maybe_open(self) -> None:
         """Append the entry that opens the epoch, or yield to one that has more."""
-        core = self._core
+        state = self._state
         if not self.may_open():
             return
-        if core.suspect and not self._is_longest():
+        if state.tail_cut and not self._is_longest():
             return
         for node, peer in self.peers.items():
-            if peer.state == "replicate" and peer.next_index > core.log.last_index + 1:
-                core.emit(fx.Redial(node, "its log goes further: it follows this one now"))
-        core.clear_marks()
+            if peer.state == "replicate" and peer.next_index > state.log.last_index + 1:
+                state.emit(effects.CloseLink(node, "its log goes further: it follows this one now"))
+        state.clear_marks()
         self.stage = "open"
-        record = make_record(core.log.last_index + 1, self.epoch, core.commit_index, [[]])
+        record = make_record(state.log.last_index + 1, self.epoch, state.commit_index, [[]])
         self.opening_index = record.first_index
-        core.emit(fx.StartEpoch(self.epoch, record.last_index))
+        state.emit(effects.StartEpoch(self.epoch, record.last_index))
         self.replication.append(record)
 
     def may_open(self) -> bool:
@@ -91,17 +91,17 @@ class Primary:
 
         A handover needs no wait: that primary had stopped serving before it was proposed.
         """
-        core = self._core
+        state = self._state
         if self.in_sync.view.handed_over:
             return True
-        return core.now_ms >= core.promised_ms + core.timing.grace_period_ms
+        return state.now_ms >= state.promised_ms + state.timing.grace_period_ms
 
     def _is_longest(self) -> bool:
         """A log whose tail was cut yields to an in-sync backup whose log goes further."""
-        core = self._core
+        state = self._state
         if self.handovers.state == "proposed":
             return False  # it may commit yet (E3)
-        best, best_position = "", core.log.last_position
+        best, best_position = "", state.log.last_position
         for node in sorted(self.in_sync.required):
             peer = self.peers[node]
             if peer.state in ("down", "probe"):
@@ -112,8 +112,12 @@ class Primary:
             # It has been seen that this log lacks something: until that is here, this replica
             # takes over from nobody, not even if the one it yields to falls silent, nor after a
             # restart.
-            core.mark_damaged()
-            if core.marks_are_durable and core.proposal is None and not self.peers[best].damaged:
+            state.mark_incomplete()
+            if (
+                state.marks_are_durable
+                and state.proposal is None
+                and not self.peers[best].incomplete
+            ):
                 self.handovers.propose(best)
             return False
         for node, peer in self.peers.items():
@@ -140,7 +144,7 @@ class Primary:
             return
         if message.epoch != self.epoch or message.session != peer.session or not peer.session:
             return
-        peer.heard_ms = self._core.now_ms
+        peer.heard_ms = self._state.now_ms
         match message:
             case AppendReply():
                 self._on_append_reply(peer, message)
@@ -151,30 +155,30 @@ class Primary:
                 self._on_probe_reply(peer, message)
 
     def _on_append_reply(self, peer: Progress, message: AppendReply) -> None:
-        core = self._core
-        if peer.state == "replicate" and peer.acknowledged(message.match_index, core.now_ms):
+        state = self._state
+        if peer.state == "replicate" and peer.acknowledged(message.match_index, state.now_ms):
             self._maybe_commit()
-            if peer.next_index <= core.log.last_index:
+            if peer.next_index <= state.log.last_index:
                 self.replication.send(peer)
 
     def _on_probe_reply(self, peer: Progress, message: ProbeReply) -> None:
-        core = self._core
-        if not core.suspect:
+        state = self._state
+        if not state.tail_cut:
             self._check_holds(peer.node_id, message.commit_index)
         if self.in_sync.giving_way:
-            peer.leased_ms = core.now_ms  # it was asked for no promise, and is back
+            peer.leased_ms = state.now_ms  # it was asked for no promise, and is back
         peer.incarnation = message.incarnation
-        peer.damaged = message.damaged
+        peer.incomplete = message.incomplete
         peer.applied_index = message.commit_index
         peer.last_position = (message.last_epoch, message.last_index)
-        if core.suspect and peer.last_position > core.log.last_position:
+        if state.tail_cut and peer.last_position > state.log.last_position:
             # It goes further than this log, whose tail was cut: it must not be made to follow it.
-            peer.become_replicate(max(message.last_index, core.log.last_index) + 1)
+            peer.become_replicate(max(message.last_index, state.log.last_index) + 1)
             self.heartbeats.send(peer)
             self._maybe_open()
             return
-        match = core.log.match(message.last_index, message.epochs, message.commit_index)
-        if match < core.log.base_index:
+        match = state.log.match(message.last_index, message.epochs, message.commit_index)
+        if match < state.log.base_index:
             peer.become_snapshot()
             self.heartbeats.send(peer)
             self.replication.send_due_snapshot(peer)
@@ -187,55 +191,55 @@ class Primary:
 
     def _check_holds(self, node: str, committed_index: int) -> None:
         """E1, D6: what a replica has committed, every primary holds; else this one must stop."""
-        last_index = self._core.log.last_index
+        last_index = self._state.log.last_index
         if committed_index > last_index:
             self._lacking = (
                 f"{node} has entry {committed_index} committed, and the primary of epoch "
                 f"{self.epoch} holds entries only up to {last_index}"
             )
-            self._core.mark_damaged()
+            self._state.mark_incomplete()
             self._maybe_stop()
 
     def on_gone_back(self, epoch: int, index: int) -> None:
         """Another node remembers that this one held an entry that it lacks (decision 18)."""
-        core = self._core
+        state = self._state
         self._lacking = (
-            f"another node remembers that {core.node_id} had entry {index} of epoch {epoch} "
+            f"another node remembers that {state.node_id} had entry {index} of epoch {epoch} "
             f"committed, and the primary of epoch {self.epoch} holds entries only up to "
-            f"{core.log.last_index} of epoch {core.log.last_epoch}: its data directory is an older "
-            "copy, or its disk has lost entries. It is noted, and the others come first"
+            f"{state.log.last_index} of epoch {state.log.last_epoch}: its data directory is an "
+            "older copy, or its disk has lost entries. It is noted, and the others come first"
         )
-        core.mark_damaged()
+        state.mark_incomplete()
         self._maybe_stop()
 
     def _maybe_stop(self) -> None:
         """Stop for what is missing here, once that is noted: a restart must not forget it."""
-        if self._lacking and self._core.marks_are_durable:
+        if self._lacking and self._state.marks_are_durable:
             raise SafetyError(self._lacking)
 
     # -- commit (D1)
 
     def _maybe_commit(self) -> None:
-        core = self._core
+        state = self._state
         if not self.may_commit():
             return
-        index = core.durable_index
+        index = state.durable_index
         for node in self.in_sync.required:
             index = min(index, self.peers[node].match_index)
-        if index > core.commit_index and index >= self.opening_index:  # D6
-            core.commit_to(index)
-        if self.handovers.state == "draining" and core.proposal is None:
+        if index > state.commit_index and index >= self.opening_index:  # D6
+            state.commit_to(index)
+        if self.handovers.state == "draining" and state.proposal is None:
             self.handovers.drive()
 
     def may_commit(self) -> bool:
         """Whether what the required replicas hold is committed: the epoch is open, enough count."""
-        enough = len(self.in_sync.view.in_sync) >= self._core.bounds.min_in_sync
+        enough = len(self.in_sync.view.in_sync) >= self._state.bounds.min_in_sync
         return self.stage == "open" and not self._lacking and enough
 
     @property
     def is_open(self) -> bool:
         """D6: whether the entry that opens the epoch has committed."""
-        opened = self.stage == "open" and self._core.commit_index >= self.opening_index
+        opened = self.stage == "open" and self._state.commit_index >= self.opening_index
         return opened and not self._lacking
 
     # -- leases (D4)
@@ -252,7 +256,7 @@ class Primary:
             start = self.peers[node].lease_start_ms
             if start is None:
                 return -math.inf
-            until = min(until, start + self._core.timing.lease_duration_ms)
+            until = min(until, start + self._state.timing.lease_duration_ms)
         return until
 
     def may_serve(self, now_ms: float) -> bool:
@@ -274,24 +278,24 @@ class Primary:
         self.heartbeats.end_round(has_authority=self.has_authority)
 
     def _sync_peers(self, view: View) -> None:
-        core = self._core
-        replicas = {m.id for m in view.members if m.role == "replica"} - {core.node_id}
+        state = self._state
+        replicas = {m.id for m in view.members if m.role == "replica"} - {state.node_id}
         for node in [node for node in self.peers if node not in replicas]:
             del self.peers[node]
         for node in sorted(replicas - set(self.peers)):
-            self.peers[node] = Progress(node, core.now_ms)
+            self.peers[node] = Progress(node, state.now_ms)
             if self.stage != "recording" and node in self._links:
                 # What is under way on its stream was said to the member that it was before.
-                core.emit(fx.Redial(node, "it is a member anew"))
+                state.emit(effects.CloseLink(node, "it is a member anew"))
 
     def on_stall(self) -> None:
         """This node itself stood still: give everyone a new period before accusing them."""
         for peer in self.peers.values():
-            peer.heard_ms = peer.advanced_ms = peer.leased_ms = self._core.now_ms
+            peer.heard_ms = peer.advanced_ms = peer.leased_ms = self._state.now_ms
 
     def on_tick(self, *, disk_stalled: bool) -> None:
         """Heartbeats, suspicion, and whatever change of the view is due."""
-        core, heartbeats = self._core, self.heartbeats
+        state, heartbeats = self._state, self.heartbeats
         heartbeats.disk_stalled = disk_stalled
         if self.stage == "recording":
             return
@@ -300,11 +304,11 @@ class Primary:
             self.on_stall()
             return
         self._maybe_open()
-        if core.now_ms >= heartbeats.due_ms:
+        if state.now_ms >= heartbeats.due_ms:
             heartbeats.send_due()
         heartbeats.end_round(has_authority=self.has_authority)
         due_out = self._check_giving_way()
-        if core.proposal is None and core.now_ms >= self._retry_ms:
+        if state.proposal is None and state.now_ms >= self._retry_ms:
             self._propose_due(due_out)
 
     def _check_giving_way(self) -> tuple[str, ...]:
@@ -313,8 +317,8 @@ class Primary:
         Returns who is due out.
         """
         due_out = self.in_sync.due_out()
-        held_up = self.handovers.state == "proposed"
-        if self.in_sync.check_giving_way(due_out, held_up=held_up):
+        is_blocked = self.handovers.state == "proposed"
+        if self.in_sync.check_giving_way(due_out, is_blocked=is_blocked):
             self.on_stall()
             return self.in_sync.due_out()
         return due_out
@@ -324,12 +328,12 @@ class Primary:
             self.on_stall()
 
     def _propose_due(self, due_out: tuple[str, ...]) -> None:
-        core, in_sync, handovers = self._core, self.in_sync, self.handovers
+        state, in_sync, handovers = self._state, self.in_sync, self.handovers
         version = in_sync.view.version
         if handovers.state == "proposed":
-            core.propose(Confirm(), version)  # E3: settle it
+            state.propose(Confirm(), version)  # E3: settle it
         elif due_out and not self._lacking:
-            core.propose(RemoveFromInSync(due_out), version)  # D5, also while handing over
+            state.propose(RemoveFromInSync(due_out), version)  # D5, also while handing over
         elif handovers.state == "draining":
             handovers.drive()
         else:
@@ -338,9 +342,9 @@ class Primary:
                     return
                 in_sync.add(node)
             if in_sync.adding:
-                core.propose(AddToInSync(in_sync.adding), version)
+                state.propose(AddToInSync(in_sync.adding), version)
 
-    def may_propose(self, proposal: fx.Propose) -> bool:
+    def may_propose(self, proposal: effects.Propose) -> bool:
         """D5: whether a removal may leave now: those whom it names are still silent.
 
         E1: one that lacks entries removes nobody: those who hold them must stay.
@@ -354,11 +358,11 @@ class Primary:
 
     def on_proposal_done(self, *, answered: bool) -> None:
         """A proposal has ended; `answered`: consensus was reached (the outcome is not unknown)."""
-        core = self._core
+        state = self._state
         if answered:
             self._stop_giving_way()
         else:
-            self._retry_ms = core.now_ms + core.timing.heartbeat_interval_ms
+            self._retry_ms = state.now_ms + state.timing.heartbeat_interval_ms
 
     # -- what is asked of it
 
@@ -375,6 +379,6 @@ class Primary:
         problem = self.handovers.start(to, timeout_ms, is_open=self.is_open)
         if not problem:
             self._retry_ms = 0.0
-            if self._core.proposal is None:
+            if self._state.proposal is None:
                 self.handovers.drive()
         return problem

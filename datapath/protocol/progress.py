@@ -34,7 +34,7 @@ class Progress:
         self.applied_index = 0  # as it last said; may be of an older session
         self.durable_index = 0  # the same
         self.writable = True  # its disk has room, as it last said
-        self.damaged = False  # it may lack what was acknowledged, as it last said
+        self.incomplete = False  # it may lack what was acknowledged, as it last said
         self.heard_ms = now_ms
         self.opened_ms = now_ms  # when the session began
         self.advanced_ms = now_ms  # the last time that it had nothing open or acknowledged some

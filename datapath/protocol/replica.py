@@ -5,7 +5,7 @@ goes back and counts through suspend), carries out the effects in order, and rep
 code runs under asyncio in production and under a simulator in tests.
 
     events                                effects (datapath.protocol.effects)
-    on_message, on_link, on_link_lost     Send, Reply, Redial
+    on_message, on_link, on_link_lost     Send, Reply, CloseLink
     on_durable(ticket)                    WriteRecords, TruncateLog, RecordAccepted, …Mark…
     on_view, on_reminder, …_done          Propose
     append(record), start_handover        StartEpoch, Commit, StepDown, HandoverEnded
@@ -19,11 +19,11 @@ The protocol, its rules and why they hold: docs/architecture.md and docs/decisio
 from __future__ import annotations
 
 from datapath.errors import SafetyError
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol.backup import Backup
-from datapath.protocol.messages import Append, Heartbeat, Message, Probe, Refusal
+from datapath.protocol.messages import Append, Heartbeat, Message, Probe, StaleEpoch
 from datapath.protocol.primary import Primary
-from datapath.protocol.state import Core, Recovered, Role
+from datapath.protocol.state import RecoveredState, ReplicaRole, ReplicaState
 from datapath.records import Record
 from datapath.settings import Bounds, Timing
 from election.view import View
@@ -36,14 +36,16 @@ class Replica:
         self,
         node_id: str,
         incarnation: str,
-        recovered: Recovered,
+        recovered: RecoveredState,
         timing: Timing,
         bounds: Bounds,
         now_ms: float,
         takeover_order: dict[str, int] | None = None,
     ) -> None:
-        self.core = Core(node_id, incarnation, recovered, timing, bounds, now_ms, takeover_order)
-        self.backup = Backup(self.core)
+        self.state = ReplicaState(
+            node_id, incarnation, recovered, timing, bounds, now_ms, takeover_order
+        )
+        self.backup = Backup(self.state)
         self.primary: Primary | None = None
         self._has_heard_consensus = False
         self._links: dict[str, int] = {}
@@ -52,25 +54,25 @@ class Replica:
     # -- what others may ask
 
     @property
-    def role(self) -> Role:
+    def role(self) -> ReplicaRole:
         """Is "primary" from the view on, whether it serves yet or not."""
-        return self.core.role
+        return self.state.role
 
     @property
     def view(self) -> View | None:
         """The newest view this replica knows."""
-        return self.core.view
+        return self.state.view
 
     @property
     def epoch(self) -> int:
         """The newest epoch this replica knows of."""
-        view = self.core.view
-        return max(self.core.accepted_epoch, view.epoch if view else 0)
+        view = self.state.view
+        return max(self.state.accepted_epoch, view.epoch if view else 0)
 
     @property
     def next_index(self) -> int:
         """The index that the next appended entry will have."""
-        return self.core.log.last_index + 1
+        return self.state.log.last_index + 1
 
     def may_serve(self, now_ms: float) -> bool:
         """Whether this replica may answer a linearizable read at `now_ms` (D4, D6)."""
@@ -86,13 +88,13 @@ class Replica:
 
     # -- events; each returns the effects it caused
 
-    def _taken(self) -> list[fx.Effect]:
+    def _taken(self) -> list[effects.Effect]:
         """Return the effects queued by an event, and forget them."""
-        taken = self.core.effects.copy()
-        self.core.effects.clear()
+        taken = self.state.effects.copy()
+        self.state.effects.clear()
         return taken
 
-    def on_tick(self, now_ms: float, *, disk_stalled: bool = False) -> list[fx.Effect]:
+    def on_tick(self, now_ms: float, *, disk_stalled: bool = False) -> list[effects.Effect]:
         """Time has passed. Call it at least twice per heartbeat interval."""
         self._advance_clock(now_ms)
         if self.primary:
@@ -101,10 +103,10 @@ class Replica:
             self.backup.on_tick()
         return self._taken()
 
-    def on_message(self, peer: str, message: Message, now_ms: float) -> list[fx.Effect]:
+    def on_message(self, peer: str, message: Message, now_ms: float) -> list[effects.Effect]:
         """A message from `peer`, on either stream between it and this node."""
         self._advance_clock(now_ms)
-        if isinstance(message, Refusal):
+        if isinstance(message, StaleEpoch):
             self._on_refusal(message)
         elif isinstance(message, Probe | Append | Heartbeat):
             if self.primary and message.epoch > self.primary.epoch:
@@ -120,9 +122,9 @@ class Replica:
         return self._taken()
 
     def _advance_clock(self, now_ms: float) -> None:
-        core = self.core
-        stalled = now_ms - core.now_ms >= core.timing.stall_threshold_ms
-        core.now_ms = max(now_ms, core.now_ms)
+        state = self.state
+        stalled = now_ms - state.now_ms >= state.timing.stall_threshold_ms
+        state.now_ms = max(now_ms, state.now_ms)
         if stalled:
             # Ticks come far more often than that, so this node stood still (paused, starved, or
             # blocked): it heard nothing because it did not listen, and accuses nobody.
@@ -130,21 +132,21 @@ class Replica:
             if self.primary:
                 self.primary.on_stall()
 
-    def _on_refusal(self, message: Refusal) -> None:
+    def _on_refusal(self, message: StaleEpoch) -> None:
         # A replica has accepted a higher epoch: this one is over, whatever the view here says.
         if self.primary and message.epoch > self.primary.epoch:
             self._step_down()
 
-    def on_durable(self, ticket: int) -> list[fx.Effect]:
+    def on_durable(self, ticket: int) -> list[effects.Effect]:
         """The disk effects up to `ticket` are durable."""
-        self.core.note_durable(ticket)
+        self.state.note_durable(ticket)
         if self.primary:
             self.primary.on_durable()
         else:
             self.backup.on_durable()
         return self._taken()
 
-    def on_link(self, peer: str) -> list[fx.Effect]:
+    def on_link(self, peer: str) -> list[effects.Effect]:
         """This node's stream to `peer` is open (again)."""
         self._links[peer] = self._next_session
         self._next_session += 1
@@ -152,49 +154,49 @@ class Replica:
             self.primary.on_link(peer)
         return self._taken()
 
-    def on_link_lost(self, peer: str) -> list[fx.Effect]:
+    def on_link_lost(self, peer: str) -> list[effects.Effect]:
         """This node's stream to `peer` is gone."""
         self._links.pop(peer, None)
         if self.primary:
             self.primary.on_link_lost(peer)
         return self._taken()
 
-    def on_view(self, view: View) -> list[fx.Effect]:
+    def on_view(self, view: View) -> list[effects.Effect]:
         """A committed view became known; older ones than the newest known are ignored."""
-        core = self.core
-        old = core.view
+        state = self.state
+        old = state.view
         if old is not None and view.version <= old.version:
             return self._taken()
-        core.view = view
+        state.view = view
         new_epoch = old is None or view.epoch > old.epoch
         self.backup.on_view(view, new_epoch=new_epoch)
         if self.primary and view.epoch > self.primary.epoch:
             self._step_down()
         if self.primary:
             self.primary.on_view(view)
-        elif view.epoch > core.accepted_epoch:
-            if view.primary == core.node_id:
+        elif view.epoch > state.accepted_epoch:
+            if view.primary == state.node_id:
                 self._become_primary(view)
             else:
                 self.backup.accept(view.epoch, view.primary)
         return self._taken()
 
     def _become_primary(self, view: View) -> None:
-        if self.core.damaged or self.core.installing:
+        if self.state.incomplete or self.state.installing:
             return  # it may lack what was acknowledged: another in-sync replica has to
         if not self._has_heard_consensus:
             return  # that may not be known yet: it proposes itself anew (decision 18)
-        self.core.role = "primary"
-        self.primary = Primary(self.core, view, self._links)
+        self.state.role = "primary"
+        self.primary = Primary(self.state, view, self._links)
 
     def _step_down(self) -> None:
         if self.primary is None:
             return
-        core = self.core
+        state = self.state
         epoch, self.primary = self.primary.epoch, None
-        core.role = "backup"
-        self.backup = Backup(core)
-        core.emit(fx.StepDown(epoch))
+        state.role = "backup"
+        self.backup = Backup(state)
+        state.emit(effects.StepDown(epoch))
 
     def on_consensus_heard(self) -> None:
         """Consensus has answered in this lifetime: what others remember of this node came first.
@@ -203,20 +205,20 @@ class Replica:
         """
         self._has_heard_consensus = True
 
-    def on_reminder(self, epoch: int, index: int) -> list[fx.Effect]:
+    def on_reminder(self, epoch: int, index: int) -> list[effects.Effect]:
         """Another node remembers that this one had (epoch, index) committed, and durable.
 
         Who lacks it has gone back: its directory is an old copy, or its disk has lost entries. It
         may lack what was acknowledged, so it takes over from nobody until it is caught up.
         Decision 18.
         """
-        core = self.core
+        state = self.state
         if not self._has_gone_back(epoch, index):
             return self._taken()
         if self.primary:
             self.primary.on_gone_back(epoch, index)
         else:
-            core.mark_damaged()
+            state.mark_incomplete()
         return self._taken()
 
     def _has_gone_back(self, epoch: int, index: int) -> bool:
@@ -225,50 +227,50 @@ class Replica:
         What is committed here of a later epoch followed all that was committed before. (Where
         entries after that were given up by force, nobody has them.)
         """
-        core = self.core
-        if core.committed_position >= (epoch, index):
+        state = self.state
+        if state.committed_position >= (epoch, index):
             return False
-        return not core.holds_committed(epoch, index)
+        return not state.holds_committed(epoch, index)
 
-    def may_propose(self, proposal: fx.Propose, now_ms: float) -> bool:
+    def may_propose(self, proposal: effects.Propose, now_ms: float) -> bool:
         """Ask once consensus was heard, just before a change leaves that excludes replicas.
 
         If it says no, the change was never proposed, and nothing is unknown: end it with
         `on_proposal_done`. Decision 15.
         """
         self._advance_clock(now_ms)
-        if proposal is not self.core.proposal:
+        if proposal is not self.state.proposal:
             return False
         role = self.primary or self.backup
         return role.may_propose(proposal)
 
-    def on_proposal_done(self, *, answered: bool) -> list[fx.Effect]:
+    def on_proposal_done(self, *, answered: bool) -> list[effects.Effect]:
         """The proposal under way has ended; give `on_view` any view it brought first.
 
         `answered` is False when the outcome is unknown (E3).
         """
-        self.core.proposal = None
+        self.state.proposal = None
         if self.primary:
             self.primary.on_proposal_done(answered=answered)
         else:
             self.backup.on_proposal_done()
         return self._taken()
 
-    def append(self, record: Record) -> list[fx.Effect]:
+    def append(self, record: Record) -> list[effects.Effect]:
         """Replicate what was executed. Raises SafetyError unless `may_execute` held."""
         if self.primary is None or not self.may_execute() or record.epoch != self.primary.epoch:
             raise SafetyError(f"record {record.first_index} was executed outside its epoch")
         self.primary.replication.append(record)
         return self._taken()
 
-    def start_handover(self, to: str, timeout_ms: int) -> tuple[str, list[fx.Effect]]:
+    def start_handover(self, to: str, timeout_ms: int) -> tuple[str, list[effects.Effect]]:
         """Hand over to an in-sync backup; returns why that cannot be ("" if it has begun)."""
         problem = "this node is not the primary"
         if self.primary:
             problem = self.primary.start_handover(to, timeout_ms)
         return problem, self._taken()
 
-    def confirm(self) -> tuple[int, list[fx.Effect]]:
+    def confirm(self) -> tuple[int, list[effects.Effect]]:
         """Begin to confirm that no later epoch is open; 0: this node is not the primary.
 
         Once `Confirmed` names the returned round or a later one, what is applied here holds all
@@ -277,13 +279,15 @@ class Replica:
         number = self.primary.confirm() if self.primary else 0
         return number, self._taken()
 
-    def on_log_read(self, peer: str, session: int, records: list[Record] | None) -> list[fx.Effect]:
+    def on_log_read(
+        self, peer: str, session: int, records: list[Record] | None
+    ) -> list[effects.Effect]:
         """The answer to ReadLog; None: the log is not retained that far back."""
         if self.primary:
             self.primary.replication.on_log_read(peer, session, records)
         return self._taken()
 
-    def on_snapshot_sent(self, peer: str, session: int, *, done: bool) -> list[fx.Effect]:
+    def on_snapshot_sent(self, peer: str, session: int, *, done: bool) -> list[effects.Effect]:
         """The answer to SendSnapshot."""
         if self.primary:
             self.primary.replication.on_snapshot_sent(peer, session, done=done)
@@ -296,37 +300,37 @@ class Replica:
         `on_snapshot_installed` or `on_install_failed`: those who carry the snapshot out wait for
         the disk writes under way, and put it in place.
         """
-        core = self.core
-        if self.primary or core.installing:
+        state = self.state
+        if self.primary or state.installing:
             return "this node is a primary" if self.primary else "another one is being installed"
-        if index <= core.commit_index or core.log.epoch_at(index) == epoch:
+        if index <= state.commit_index or state.log.epoch_at(index) == epoch:
             # What it holds may have been acknowledged here, and more after it (D1).
             return f"this log holds entry {index} of epoch {epoch} already"
-        core.installing = True
+        state.installing = True
         self.backup.on_install_started()
         return ""
 
-    def on_install_failed(self) -> list[fx.Effect]:
+    def on_install_failed(self) -> list[effects.Effect]:
         """The snapshot that `start_install` let in was not put in place."""
-        self.core.installing = False
+        self.state.installing = False
         self.backup.on_install_ended()
         return self._taken()
 
-    def on_snapshot_installed(self, index: int, epoch: int) -> list[fx.Effect]:
+    def on_snapshot_installed(self, index: int, epoch: int) -> list[effects.Effect]:
         """This replica's store and log were replaced by a snapshot at (index, epoch)."""
         if self.primary:
             raise SafetyError("a primary does not install snapshots")
-        self.core.reset_to_snapshot(index, epoch)
+        self.state.reset_to_snapshot(index, epoch)
         self.backup.on_install_ended()
         return self._taken()
 
-    def on_log_trimmed(self, first_index: int) -> list[fx.Effect]:
+    def on_log_trimmed(self, first_index: int) -> list[effects.Effect]:
         """The log retains entries from `first_index` on only."""
-        self.core.log.trim(first_index)
+        self.state.log.trim(first_index)
         return self._taken()
 
-    def learn_commit(self, epoch: int, index: int) -> list[fx.Effect]:
+    def advance_commit(self, epoch: int, index: int) -> list[effects.Effect]:
         """The primary of `epoch` has answered a read index request: `index` is committed."""
         if self.primary is None:
-            self.backup.learn_commit(epoch, index)
+            self.backup.advance_commit(epoch, index)
         return self._taken()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import deque
 
 from datapath.errors import SafetyError
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol.in_sync import InSync
 from datapath.protocol.messages import Append, Probe
 from datapath.protocol.progress import Progress
-from datapath.protocol.state import Core
+from datapath.protocol.state import ReplicaState
 from datapath.records import Record
 
 
@@ -20,8 +20,8 @@ class Replication:
     epoch), up to `recent_records_bytes` and at least one: what is older is read from the log.
     """
 
-    def __init__(self, core: Core, epoch: int, in_sync: InSync) -> None:
-        self._core = core
+    def __init__(self, state: ReplicaState, epoch: int, in_sync: InSync) -> None:
+        self._state = state
         self._epoch = epoch
         self._in_sync = in_sync
         self._peers = in_sync.peers
@@ -30,45 +30,45 @@ class Replication:
 
     def append(self, record: Record) -> None:
         """Write a record here, and send it to all who follow. It is the log's next."""
-        core = self._core
-        core.write([record])
+        state = self._state
+        state.write([record])
         self.recent.append(record)
         self._recent_bytes += len(record.data)
-        while self._recent_bytes > core.bounds.recent_records_bytes and len(self.recent) > 1:
+        while self._recent_bytes > state.bounds.recent_records_bytes and len(self.recent) > 1:
             self._recent_bytes -= len(self.recent.popleft().data)
         for peer in self._peers.values():
             self.send(peer)
 
     def probe(self, peer: Progress, session: int) -> None:
         """A stream is open: ask what the replica holds."""
-        core = self._core
-        peer.become_probe(session, core.now_ms)
+        state = self._state
+        peer.become_probe(session, state.now_ms)
         probe = Probe(
             session,
             self._epoch,
-            core.node_id,
-            core.commit_index,
+            state.node_id,
+            state.commit_index,
             self._in_sync.view.cluster_id,
-            commit_epoch=core.log.epoch_at(core.commit_index) or 0,
+            commit_epoch=state.log.epoch_at(state.commit_index) or 0,
             required=peer.node_id in self._in_sync.required,
         )
-        core.emit(fx.Send(peer.node_id, probe))
+        state.emit(effects.Send(peer.node_id, probe))
 
     # -- records
 
     def send(self, peer: Progress) -> None:
         """Send what the replica lacks, from memory if it is there, within its window."""
-        core = self._core
-        last = core.log.last_index
+        state = self._state
+        last = state.log.last_index
         while (
             peer.state == "replicate"
             and not peer.reading
             and peer.next_index <= last
-            and peer.inflight_bytes < core.bounds.max_peer_inflight_bytes
+            and peer.inflight_bytes < state.bounds.max_peer_inflight_bytes
         ):
             if not self.recent or peer.next_index < self.recent[0].first_index:
                 peer.reading = True
-                core.emit(fx.ReadLog(peer.node_id, peer.session, peer.next_index))
+                state.emit(effects.ReadLog(peer.node_id, peer.session, peer.next_index))
                 return
             records = self._recent_from(peer.next_index)
             if not records or records[0].first_index != peer.next_index:
@@ -77,7 +77,7 @@ class Replication:
 
     def _recent_from(self, index: int) -> list[Record]:
         """Return the recent records from `index` on, up to one message's worth of bytes."""
-        limit = self._core.bounds.max_append_bytes
+        limit = self._state.bounds.max_append_bytes
         found: list[Record] = []
         for record in reversed(self.recent):
             if record.first_index < index:
@@ -93,17 +93,19 @@ class Replication:
 
     def send_records(self, peer: Progress, records: list[Record]) -> None:
         """Send these, which follow what has been sent; none: to learn whether that matches."""
-        core = self._core
+        state = self._state
         prev_index = peer.next_index - 1
-        prev_epoch = core.log.epoch_at(prev_index)
+        prev_epoch = state.log.epoch_at(prev_index)
         if prev_epoch is None:
             self.need_snapshot(peer)
             return
         data = [record.data for record in records]
-        message = Append(peer.session, self._epoch, prev_index, prev_epoch, core.commit_index, data)
-        core.emit(fx.Send(peer.node_id, message))
+        message = Append(
+            peer.session, self._epoch, prev_index, prev_epoch, state.commit_index, data
+        )
+        state.emit(effects.Send(peer.node_id, message))
         if records:
-            peer.sent(records[-1].last_index, sum(map(len, data)), core.now_ms)
+            peer.sent(records[-1].last_index, sum(map(len, data)), state.now_ms)
 
     def on_log_read(self, node: str, session: int, records: list[Record] | None) -> None:
         """Records from the log for a replica that is behind; None: no longer retained."""
@@ -117,7 +119,7 @@ class Replication:
             self.send_records(peer, records)
             self.send(peer)
         else:
-            self._core.emit(fx.Redial(node, "the log has changed under a read"))
+            self._state.emit(effects.CloseLink(node, "the log has changed under a read"))
 
     # -- snapshots
 
@@ -130,7 +132,7 @@ class Replication:
         """Begin to send one, where one is needed and may be sent."""
         if self.may_send_snapshot(peer):
             peer.needs_snapshot, peer.sending_snapshot = False, True
-            self._core.emit(fx.SendSnapshot(peer.node_id, peer.session))
+            self._state.emit(effects.SendSnapshot(peer.node_id, peer.session))
 
     def may_send_snapshot(self, peer: Progress) -> bool:
         """Only a learner is brought up by snapshot: an in-sync one is removed first (E1)."""
@@ -151,6 +153,8 @@ class Replication:
         if peer.session != session and not done:
             self.send_due_snapshot(peer)
             return
-        peer.heard_ms = self._core.now_ms if done else peer.heard_ms
+        peer.heard_ms = self._state.now_ms if done else peer.heard_ms
         peer.become_down()
-        self._core.emit(fx.Redial(node, "a snapshot was installed" if done else "snapshot failed"))
+        self._state.emit(
+            effects.CloseLink(node, "a snapshot was installed" if done else "snapshot failed")
+        )

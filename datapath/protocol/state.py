@@ -8,42 +8,42 @@ from typing import Literal
 import msgspec
 
 from datapath.errors import SafetyError
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol.log_index import LogIndex
 from datapath.records import Record
 from datapath.settings import Bounds, Timing
-from election.view import Change, View
+from election.view import View, ViewChange
 
-SUSPECT_PATIENCE_GRACES = 20
+CUT_TAIL_PATIENCE_GRACES = 20
 """How long a replica whose log's tail was cut waits for those in sync with it, in grace periods."""
 
-Role = Literal["backup", "primary"]
+ReplicaRole = Literal["backup", "primary"]
 
 
-class Recovered(msgspec.Struct, frozen=True, kw_only=True):
+class RecoveredState(msgspec.Struct, frozen=True, kw_only=True):
     """What a replica finds on its disk when it starts.
 
-    `commit_index` is a lower bound of what is committed, never above the log's end. `suspect`:
+    `commit_index` is a lower bound of what is committed, never above the log's end. `tail_cut`:
     the log's tail was cut, now or at an earlier opening, and nothing has shown since that it was
-    nobody's. `damaged`: entries may be missing that had been acknowledged.
+    nobody's. `incomplete`: entries may be missing that had been acknowledged.
     """
 
     log: LogIndex
     commit_index: int
     accepted_epoch: int
     accepted_primary: str
-    suspect: bool = False
-    damaged: bool = False
+    tail_cut: bool = False
+    incomplete: bool = False
 
 
-class Core:
+class ReplicaState:
     """The state that a replica keeps whatever its role. All times are ms of the boot clock."""
 
     def __init__(
         self,
         node_id: str,
         incarnation: str,
-        recovered: Recovered,
+        recovered: RecoveredState,
         timing: Timing,
         bounds: Bounds,
         now_ms: float,
@@ -55,7 +55,7 @@ class Core:
         self.bounds = bounds
         self.now_ms = now_ms
         self.takeover_order = takeover_order or {}
-        self.role: Role = "backup"
+        self.role: ReplicaRole = "backup"
         self.view: View | None = None  # the newest one known; its version only rises
         self.log = recovered.log
         # commit_index <= durable_index <= log.last_index; the commit index never falls.
@@ -65,21 +65,21 @@ class Core:
         self.accepted_epoch = recovered.accepted_epoch
         self.accepted_primary = recovered.accepted_primary
         self.accepted_durable_epoch = recovered.accepted_epoch
-        self.suspect = recovered.suspect
-        self.damaged = recovered.damaged
+        self.tail_cut = recovered.tail_cut
+        self.incomplete = recovered.incomplete
         self.writable = True  # the disk has room for a record
         self.installing = False  # a snapshot is on its way into the log's place; never on a primary
         # D4: nobody knows what an earlier lifetime promised just before it ended, so a grace
         # period runs from the start.
         self.promised_ms = now_ms
-        self.proposal: fx.Propose | None = None  # the one under way
-        self.effects: list[fx.Effect] = []  # queued by the event that is being handled
+        self.proposal: effects.Propose | None = None  # the one under way
+        self.effects: list[effects.Effect] = []  # queued by the event that is being handled
         self.emit = self.effects.append
         self._next_ticket = 1
         # Of what is under way to the disk, by rising tickets.
         self._writes: deque[tuple[int, int]] = deque()  # (ticket, last index it makes durable)
         self._accepts: deque[tuple[int, int]] = deque()  # (ticket, epoch)
-        self._mark_ticket = 0  # of the damaged mark that is on its way to the disk; 0: none
+        self._mark_ticket = 0  # of the incomplete mark that is on its way to the disk; 0: none
 
     def ticket(self) -> int:
         """Return the next disk ticket."""
@@ -93,7 +93,7 @@ class Core:
             self.log.append(record.first_index, record.last_index, record.epoch)
         ticket = self.ticket()
         self._writes.append((ticket, self.log.last_index))
-        self.emit(fx.WriteRecords(ticket, records))
+        self.emit(effects.WriteRecords(ticket, records))
 
     def truncate(self, from_index: int) -> None:
         """Cut the log; never at or below what is committed (D6)."""
@@ -105,7 +105,7 @@ class Core:
         self.log.truncate(from_index)
         self.durable_index = min(self.durable_index, from_index - 1)
         self._writes = deque((t, min(last, from_index - 1)) for t, last in self._writes)
-        self.emit(fx.TruncateLog(self.ticket(), from_index))
+        self.emit(effects.TruncateLog(self.ticket(), from_index))
 
     def accept(self, epoch: int, primary: str) -> None:
         """E5: record the primary of an epoch, before anything in that epoch is acknowledged."""
@@ -121,7 +121,7 @@ class Core:
         self.accepted_epoch, self.accepted_primary = epoch, primary
         ticket = self.ticket()
         self._accepts.append((ticket, epoch))
-        self.emit(fx.RecordAccepted(ticket, epoch, primary))
+        self.emit(effects.RecordAccepted(ticket, epoch, primary))
 
     @property
     def accepted_is_durable(self) -> bool:
@@ -140,15 +140,15 @@ class Core:
             return True
         return self.log.epoch_at(index) == epoch
 
-    def mark_damaged(self) -> None:
+    def mark_incomplete(self) -> None:
         """Something that was acknowledged is missing here: remember it, over restarts too.
 
         Nothing may rest on it (an answer, a handover) before `marks_are_durable`.
         """
-        if not self.damaged:
-            self.damaged = True
+        if not self.incomplete:
+            self.incomplete = True
             self._mark_ticket = self.ticket()
-            self.emit(fx.MarkDamaged(self._mark_ticket))
+            self.emit(effects.MarkIncomplete(self._mark_ticket))
 
     @property
     def marks_are_durable(self) -> bool:
@@ -157,9 +157,9 @@ class Core:
 
     def clear_marks(self) -> None:
         """Nothing that was acknowledged is missing here, whatever the disk had lost."""
-        if self.suspect or self.damaged:
-            self.suspect = self.damaged = False
-            self.emit(fx.ClearMarks(self.ticket()))
+        if self.tail_cut or self.incomplete:
+            self.tail_cut = self.incomplete = False
+            self.emit(effects.ClearMarks(self.ticket()))
 
     def note_durable(self, ticket: int) -> None:
         """Everything up to `ticket` is durable (D9: fsync has returned)."""
@@ -176,7 +176,7 @@ class Core:
             if index > self.log.last_index:
                 raise SafetyError(f"commit index {index} is beyond the log ({self.log.last_index})")
             self.commit_index = index
-            self.emit(fx.Commit(index))
+            self.emit(effects.Commit(index))
 
     def reset_to_snapshot(self, index: int, epoch: int) -> None:
         """The log was replaced by a snapshot at (index, epoch)."""
@@ -188,8 +188,8 @@ class Core:
         self.durable_index = index
         self.commit_index = index
 
-    def propose(self, change: Change, expected_version: int) -> None:
+    def propose(self, change: ViewChange, expected_version: int) -> None:
         """Propose a change of the view; one at a time."""
         if self.proposal is None:
-            self.proposal = fx.Propose(change, expected_version)
+            self.proposal = effects.Propose(change, expected_version)
             self.emit(self.proposal)

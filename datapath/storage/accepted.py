@@ -11,8 +11,8 @@ a full disk never keeps a replica from accepting a new primary. Slot, little-end
     4       4     format version
     8       8     sequence: the slot with the higher one counts
     16      8     epoch
-    24      1     marks: 1 if the log has lost entries that may have been acknowledged (damaged),
-                  2 if its tail was cut as torn, and nothing has shown that to be harmless (suspect)
+    24      1     marks: 1 if the log has lost entries that may have been acknowledged (incomplete),
+                  2 if its torn tail was cut, and nothing has shown that to be harmless (tail cut)
     25      1     length of the primary's id, bytes
     26      …     the primary's id, UTF-8
 """
@@ -34,7 +34,7 @@ _FORMAT = 1
 _CHECKSUM = struct.Struct("<I")
 _FIELDS = struct.Struct("<IQQBB")
 _State = tuple[int, int, int, str]  # sequence, epoch, marks, primary
-_DAMAGED, _SUSPECT = 1, 2
+_INCOMPLETE, _TAIL_CUT = 1, 2
 
 
 class Accepted:
@@ -94,14 +94,14 @@ class Accepted:
         return self._primary
 
     @property
-    def damaged(self) -> bool:
+    def incomplete(self) -> bool:
         """Whether the log has lost entries, and nothing has made up for that yet."""
-        return bool(self._marks & _DAMAGED)
+        return bool(self._marks & _INCOMPLETE)
 
     @property
-    def suspect(self) -> bool:
+    def tail_cut(self) -> bool:
         """Whether the log's tail was cut, and nothing has shown yet that nobody was promised it."""
-        return bool(self._marks & _SUSPECT)
+        return bool(self._marks & _TAIL_CUT)
 
     def record(self, epoch: int, primary: str) -> None:
         """Accept `primary` for `epoch`; durable when it returns (E5).
@@ -122,13 +122,13 @@ class Accepted:
             raise SafetyError(f"a primary's id has 1 to 255 bytes, not {primary!r}")
         self._write((self._sequence + 1, epoch, self._marks, primary))
 
-    def set_damaged(self) -> None:
-        """Set the damaged mark; durable when it returns. Raises DiskFailedError."""
-        self._mark(self._marks | _DAMAGED)
+    def set_incomplete(self) -> None:
+        """Set the incomplete mark; durable when it returns. Raises DiskFailedError."""
+        self._mark(self._marks | _INCOMPLETE)
 
-    def set_suspect(self) -> None:
-        """Set the suspect mark; durable when it returns. Raises DiskFailedError."""
-        self._mark(self._marks | _SUSPECT)
+    def set_tail_cut(self) -> None:
+        """Set the mark of a cut tail; durable when it returns. Raises DiskFailedError."""
+        self._mark(self._marks | _TAIL_CUT)
 
     def clear_marks(self) -> None:
         """Nothing is missing any more; durable when it returns. Raises DiskFailedError."""

@@ -36,7 +36,7 @@ from datapath.errors import DataDirectoryError, DiskFailedError, DiskFullError, 
 from election.identity import Addresses
 from election.registry import KnownMember
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
@@ -78,7 +78,7 @@ def trust_the_disk(descriptor: int) -> None:
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def private(path: str, flags: int) -> int:
+def open_private(path: str, flags: int) -> int:
     """Open for `open(…, opener=private)`: a new file is its user's alone."""
     return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
 
@@ -90,7 +90,7 @@ def replace_file(path: Path, content: bytes) -> None:
     """
     fresh = path.with_name(path.name + ".new")
     try:
-        with open(fresh, "wb", opener=private) as file:
+        with open(fresh, "wb", opener=open_private) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -295,7 +295,7 @@ def _tighten(path: Path) -> None:
                 if stat.S_IMODE(mode) & ~allowed and not stat.S_ISLNK(mode):
                     place.chmod(stat.S_IMODE(mode) & allowed)
             except OSError as error:
-                log.warning("other users may read %s: %s", place, error.strerror)
+                logger.warning("other users may read %s: %s", place, error.strerror)
 
 
 def _lock(path: Path) -> int:

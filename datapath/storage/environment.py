@@ -41,7 +41,7 @@ from datapath.storage.data_directory import (
     trust_the_disk,
 )
 
-MAX_KEY_SIZE_BYTES = 511
+MAX_STORED_KEY_SIZE_BYTES = 511
 DEFAULT_MAP_SIZE_BYTES = 256 * 1024**3
 # LMDB's binding gives the interpreter's lock back and takes it again with every record, and each
 # time the event loop loses the race for it: so threads here stop for a moment every few records.
@@ -59,7 +59,7 @@ _LARGE_BYTES = 4096
 _ITEM = struct.Struct("<BII")
 _ENVIRONMENT_NAME = re.compile(r"env-(\d{16})")
 
-Item = tuple[bytes, bytes]
+StoredItem = tuple[bytes, bytes]
 
 
 def _room_bytes(path: Path) -> int:
@@ -95,12 +95,12 @@ def lmdb_failure(
     return (DiskFullError if full else DiskFailedError)(f"store {path}: {error}")
 
 
-def seal(key: bytes, value: bytes) -> bytes:
+def add_checksum(key: bytes, value: bytes) -> bytes:
     """Return what is stored under `key` for `value`."""
     return value + _CRC.pack(google_crc32c.extend(google_crc32c.value(key), value))
 
 
-def check_seal(key: bytes, stored: bytes, path: Path) -> None:
+def verify_checksum(key: bytes, stored: bytes, path: Path) -> None:
     """Check what is stored under `key` in the environment `path`.
 
     Raises DataDirectoryError if it is not what was written.
@@ -112,9 +112,9 @@ def check_seal(key: bytes, stored: bytes, path: Path) -> None:
         )
 
 
-def unseal(key: bytes, stored: bytes, path: Path) -> bytes:
-    """Return the value that is stored under `key`; as `check_seal`."""
-    check_seal(key, stored, path)
+def strip_checksum(key: bytes, stored: bytes, path: Path) -> bytes:
+    """Return the value that is stored under `key`; as `verify_checksum`."""
+    verify_checksum(key, stored, path)
     return stored[: -_CRC.size]
 
 
@@ -222,7 +222,7 @@ class Environment:
         create = transaction is not None
         self.meta = self.lmdb.open_db(b"meta", transaction, create=create)
         names = [b"space%d" % number for number in range(KEYSPACES)]
-        self.spaces = [self.lmdb.open_db(name, transaction, create=create) for name in names]
+        self.keyspaces = [self.lmdb.open_db(name, transaction, create=create) for name in names]
 
     def _check_format(self, transaction: lmdb.Transaction, *, fresh: bool) -> None:
         found = transaction.get(b"format", None, self.meta)
@@ -247,7 +247,7 @@ class Environment:
 
     def write_state(self, transaction: lmdb.Transaction, index: int, epoch: int) -> None:
         """Put the (applied index, epoch) into a write transaction."""
-        state = seal(_STATE_KEY, _STATE.pack(index, epoch))
+        state = add_checksum(_STATE_KEY, _STATE.pack(index, epoch))
         transaction.put(_STATE_KEY, state, db=self.meta)
 
     def state(self, transaction: lmdb.Transaction) -> tuple[int, int]:
@@ -255,7 +255,7 @@ class Environment:
         found = transaction.get(_STATE_KEY, None, self.meta)
         if found is None:
             return 0, 0
-        index, epoch = _STATE.unpack(unseal(_STATE_KEY, bytes(found), self.path))
+        index, epoch = _STATE.unpack(strip_checksum(_STATE_KEY, bytes(found), self.path))
         return index, epoch
 
     def cluster_id(self, transaction: lmdb.Transaction) -> str:
@@ -265,29 +265,31 @@ class Environment:
     def scan(
         self,
         transaction: lmdb.Transaction[bytes],
-        space: int,
+        keyspace: int,
         start: bytes,
         end: bytes | None,
         *,
         reverse: bool,
-    ) -> Iterator[Item]:
+    ) -> Iterator[StoredItem]:
         """Yield what a transaction sees with start <= key < end, in key order or reversed."""
-        if len(start) > MAX_KEY_SIZE_BYTES:
-            start = start[:MAX_KEY_SIZE_BYTES] + b"\0"
-        cursor = transaction.cursor(self.spaces[space])
+        if len(start) > MAX_STORED_KEY_SIZE_BYTES:
+            start = start[:MAX_STORED_KEY_SIZE_BYTES] + b"\0"
+        cursor = transaction.cursor(self.keyspaces[keyspace])
         if not reverse:
-            if not (cursor.set_range(start[:MAX_KEY_SIZE_BYTES]) if start else cursor.first()):
+            if not (
+                cursor.set_range(start[:MAX_STORED_KEY_SIZE_BYTES]) if start else cursor.first()
+            ):
                 return
             for item in cursor.iternext():
                 if end is not None and item[0] >= end:
                     return
                 if item[0] >= start:
-                    yield item[0], unseal(*item, self.path)
+                    yield item[0], strip_checksum(*item, self.path)
             return
         # The last key before `end`: one back from the first that is not.
         found = (
             cursor.prev()
-            if end is not None and cursor.set_range(end[:MAX_KEY_SIZE_BYTES])
+            if end is not None and cursor.set_range(end[:MAX_STORED_KEY_SIZE_BYTES])
             else cursor.last()
         )
         if not found:
@@ -296,7 +298,7 @@ class Environment:
             if item[0] < start:
                 return
             if end is None or item[0] < end:
-                yield item[0], unseal(*item, self.path)
+                yield item[0], strip_checksum(*item, self.path)
 
     def acquire(self) -> Environment:
         """Keep the environment open until `release`."""
@@ -324,12 +326,12 @@ class ContentHash:
         self._hash = xxhash.xxh3_128()
         self.count = 0
 
-    def update(self, space: int, items: Iterable[tuple[bytes, bytes | memoryview]]) -> None:
-        """Count in the next items of a space, in key order, each as it is stored."""
+    def update(self, keyspace: int, items: Iterable[tuple[bytes, bytes | memoryview]]) -> None:
+        """Count in the next items of a keyspace, in key order, each as it is stored."""
         pieces: list[bytes | memoryview] = []
         for key, stored in items:
             self.count += 1
-            pieces += (_ITEM.pack(space, len(key), len(stored)), key)
+            pieces += (_ITEM.pack(keyspace, len(key), len(stored)), key)
             if len(stored) < _LARGE_BYTES:
                 pieces.append(stored)
             else:  # not worth a copy

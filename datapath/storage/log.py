@@ -80,7 +80,7 @@ class Log(HeldLog):
 
         `salvage` keeps what stands before the damage, and moves the rest to `damaged-<time>/`:
         the replica has then lost entries it may have acknowledged, so note that durably first
-        (`Accepted.set_damaged`). `before_cut` is called before a torn tail is cut off, to note
+        (`Accepted.set_incomplete`). `before_cut` is called before a torn tail is cut off, to note
         that as durably: afterwards nothing on the disk tells of it.
 
         Raises:

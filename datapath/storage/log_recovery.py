@@ -33,7 +33,7 @@ class TailCut(NamedTuple):
     size_bytes: int
 
 
-class Recovered(NamedTuple):
+class RecoveredLog(NamedTuple):
     """The segments of an opened log, what was repaired, and what was cut off as torn."""
 
     segments: list[Segment]
@@ -49,7 +49,7 @@ def recover(
     *,
     salvage: bool,
     before_cut: Callable[[TailCut], None] | None,
-) -> Recovered:
+) -> RecoveredLog:
     """Open the segments of a log beside a store at `base`; see `Log.open`. Raises OSError too."""
     recovery = _Recovery(directory, segment_size_bytes, base, files, salvage=salvage)
     return recovery.run(before_cut)
@@ -83,7 +83,7 @@ class _Recovery:
         self._damage: Damage | None = None  # where reading stopped, and has not gone on
         self._torn: TailCut | None = None
 
-    def run(self, before_cut: Callable[[TailCut], None] | None) -> Recovered:
+    def run(self, before_cut: Callable[[TailCut], None] | None) -> RecoveredLog:
         if not self._directory.is_dir():
             self._directory.mkdir(mode=0o700, parents=True)
             sync_directory(self._directory.parent)
@@ -100,7 +100,7 @@ class _Recovery:
             raise
         finally:
             _close(self._obsolete)
-        return Recovered(self._chain, self._repairs, cut)
+        return RecoveredLog(self._chain, self._repairs, cut)
 
     def _take(self, path: Path, *, last: bool) -> None:
         segment = Segment.open(path)

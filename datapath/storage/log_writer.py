@@ -35,7 +35,7 @@ class _Pending(NamedTuple):
     since: float
 
 
-class DiskWorker:
+class LogWriter:
     """One thread that carries out the log's writes, in the order in which they were submitted.
 
     Made and used on the event loop's thread, and reports there.

@@ -7,7 +7,7 @@ from itertools import islice
 
 from datapath.keyspaces import KEYSPACES
 
-Change = tuple[bytes, bytes | None]
+KeyChange = tuple[bytes, bytes | None]
 
 
 class Overlay:
@@ -23,11 +23,11 @@ class Overlay:
         self._sorted: dict[int, list[bytes]] = {number: [] for number in range(KEYSPACES)}
 
     def changes(
-        self, space: int, start: bytes, end: bytes | None, *, reverse: bool
-    ) -> Iterator[Change]:
+        self, keyspace: int, start: bytes, end: bytes | None, *, reverse: bool
+    ) -> Iterator[KeyChange]:
         """Yield the changes with start <= key < end, in key order."""
-        writes = self.writes[space]
-        keys = self._sorted[space]
+        writes = self.writes[keyspace]
+        keys = self._sorted[keyspace]
         if len(keys) < len(writes):
             # Keys only come: those not sorted yet are the last ones of the dict.
             keys.extend(islice(writes, len(keys), None))
@@ -49,7 +49,9 @@ def _position(keys: list[bytes], key: bytes) -> int:
     return low
 
 
-def merge(upper: Iterator[Change], lower: Iterator[Change], *, reverse: bool) -> Iterator[Change]:
+def merge(
+    upper: Iterator[KeyChange], lower: Iterator[KeyChange], *, reverse: bool
+) -> Iterator[KeyChange]:
     """Merge two streams in key order; of the same key, the upper one's change counts."""
     above, below = next(upper, None), next(lower, None)
     while above is not None and below is not None:

@@ -71,7 +71,7 @@ class Damage(NamedTuple):
         )
 
 
-class Mark(NamedTuple):
+class SyncMark(NamedTuple):
     """A sync mark: where it stands, the next entry, and the epoch of the last one before it."""
 
     offset: int
@@ -155,7 +155,7 @@ class Segment:
         body = _MARK.pack(_MARK_MAGIC, self.end, self.last_index + 1, self.last_epoch)
         return _FRAME.pack(len(body), google_crc32c.value(self._salt + body)) + body
 
-    def _parse_mark(self, frame: bytes, offset: int) -> Mark | None:
+    def _parse_mark(self, frame: bytes, offset: int) -> SyncMark | None:
         length, checksum = _FRAME.unpack_from(frame)
         body = frame[FRAME_SIZE_BYTES:SYNC_MARK_SIZE_BYTES]
         if length != _MARK.size or len(body) != _MARK.size:
@@ -165,7 +165,7 @@ class Segment:
             return None
         if google_crc32c.value(self._salt + body) != checksum:
             return None
-        return Mark(offset, next_index, last_epoch)
+        return SyncMark(offset, next_index, last_epoch)
 
     def note(self, record: Record, offset: int) -> None:
         """Count in a record that stands at `offset`."""
@@ -208,7 +208,7 @@ class Segment:
             self.note(record, offset)
         return "" if _is_zero(data, self.end) else "bytes after the end"
 
-    def find_mark(self, data: bytes, after: int) -> Mark | None:
+    def find_mark(self, data: bytes, after: int) -> SyncMark | None:
         """Return the first sync mark that stands after the offset `after`."""
         at = data.find(_MARK_MAGIC, after + 1)
         while at >= 0:
@@ -220,7 +220,7 @@ class Segment:
             at = data.find(_MARK_MAGIC, at + 1)
         return None
 
-    def restart(self, mark: Mark) -> None:
+    def restart(self, mark: SyncMark) -> None:
         """Forget what stands before a sync mark: the segment now starts there."""
         self.start = self.end = mark.offset
         self.first_index = mark.next_index

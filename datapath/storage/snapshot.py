@@ -3,9 +3,9 @@
 `SnapshotReader` reads it inside one LMDB read transaction while writes go on; `SnapshotWriter`
 builds a new environment beside the live one, which takes over in one atomic step. Neither holds
 more than a chunk in memory. A chunk, the same for as long as the reader lives, is MessagePack
-[[space, key, stored], …], in order of (space, key); `stored` is what the environment holds under
-the key, its seal included. The checksum over all is the content's hash, the same as `Store.digest`
-gives at that index; each chunk's own is the transfer's.
+[[keyspace, key, stored], …], in order of (keyspace, key); `stored` is what the environment holds
+under the key, its checksum included. The checksum over all is the content's hash, the same as
+`Store.digest` gives at that index; each chunk's own is the transfer's.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from datapath.storage.environment import (
     SLICE,
     ContentHash,
     Environment,
-    check_seal,
     lmdb_failure,
     next_environment,
     set_current,
+    verify_checksum,
     writing,
 )
 
@@ -96,8 +96,8 @@ class SnapshotReader:
         except lmdb.Error as error:
             raise lmdb_failure(error, self._environment.path) from error
         if number == len(self._starts) - 1:
-            for space, group in _by_space(items):
-                self._hash.update(space, group)
+            for keyspace, group in _by_keyspace(items):
+                self._hash.update(keyspace, group)
             if items:
                 self._starts.append(following)
             self._complete = following[0] == KEYSPACES
@@ -105,22 +105,22 @@ class SnapshotReader:
             return None
         return _encoder.encode(items)
 
-    def _collect(self, space: int, start: bytes) -> tuple[list[_Item], tuple[int, bytes]]:
+    def _collect(self, keyspace: int, start: bytes) -> tuple[list[_Item], tuple[int, bytes]]:
         """Return a chunk's items, and where the next one starts: KEYSPACES for nowhere."""
         items: list[_Item] = []
         room = self._chunk_size_bytes
-        while space < KEYSPACES:
-            cursor = self._transaction.cursor(self._environment.spaces[space])
+        while keyspace < KEYSPACES:
+            cursor = self._transaction.cursor(self._environment.keyspaces[keyspace])
             if cursor.set_range(start) if start else cursor.first():
                 for key, stored in cursor.iternext():
                     if room <= 0:
-                        return items, (space, key)
-                    check_seal(key, stored, self._environment.path)
-                    items.append((space, key, stored))
+                        return items, (keyspace, key)
+                    verify_checksum(key, stored, self._environment.path)
+                    items.append((keyspace, key, stored))
                     if not len(items) % SLICE:
                         time.sleep(NAP_S)
                     room -= len(key) + len(stored) + 8
-            space, start = space + 1, b""
+            keyspace, start = keyspace + 1, b""
         return items, (KEYSPACES, b"")
 
     @property
@@ -200,13 +200,13 @@ class SnapshotWriter:
             decoded = _decoder.decode(chunk)
         except msgspec.MsgspecError as error:
             raise ValueError(f"chunk {number} is damaged: {error}") from error
-        groups = _by_space(decoded)
-        if not all(0 <= space < KEYSPACES for space, _ in groups):
-            raise ValueError(f"chunk {number} names a space that does not exist")
+        groups = _by_keyspace(decoded)
+        if not all(0 <= keyspace < KEYSPACES for keyspace, _ in groups):
+            raise ValueError(f"chunk {number} names a keyspace that does not exist")
         with writing(self._path, len(chunk) * 2):
             self._write(environment, number, groups)
-        for space, items in groups:
-            self._hash.update(space, items)
+        for keyspace, items in groups:
+            self._hash.update(keyspace, items)
         self.next_chunk += 1
         self._unsynced_bytes += len(chunk)
         if self._unsynced_bytes >= WRITE_BACK_BYTES and (self._sync is None or self._sync.done()):
@@ -226,8 +226,8 @@ class SnapshotWriter:
     def _write(environment: Environment, number: int, groups: list[_Group[memoryview]]) -> None:
         try:
             with environment.lmdb.begin(write=True) as transaction:
-                for space, items in groups:
-                    cursor = transaction.cursor(environment.spaces[space])
+                for keyspace, items in groups:
+                    cursor = transaction.cursor(environment.keyspaces[keyspace])
                     for at in range(0, len(items), SLICE):
                         piece = items[at : at + SLICE]
                         if cursor.putmulti(piece, append=True)[1] != len(piece):
@@ -290,8 +290,8 @@ class SnapshotWriter:
         return self._environment
 
 
-def _by_space(items: Iterable[tuple[int, bytes, _Stored]]) -> list[_Group[_Stored]]:
+def _by_keyspace(items: Iterable[tuple[int, bytes, _Stored]]) -> list[_Group[_Stored]]:
     return [
-        (space, [(key, stored) for _, key, stored in group])
-        for space, group in groupby(items, key=lambda item: item[0])
+        (keyspace, [(key, stored) for _, key, stored in group])
+        for keyspace, group in groupby(items, key=lambda item: item[0])
     ]

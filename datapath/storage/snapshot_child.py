@@ -4,7 +4,7 @@
 
 Standard input is a socket, for both ways. First comes `Opened`, or `Broken`; from then on each
 chunk number (8 bytes, little-endian) is answered. An answer is a kind (1 byte), a length (8 bytes,
-little-endian), and so many bytes: a chunk (kind 0), or a MessagePack `Answer` (kind 1). It ends
+little-endian), and so many bytes: a chunk (kind 0), or a MessagePack `ChildReply` (kind 1). It ends
 when the other side has gone.
 """
 
@@ -49,7 +49,7 @@ class Broken(msgspec.Struct, frozen=True, tag=3):
     detail: str
 
 
-Answer = Opened | Complete | Broken
+ChildReply = Opened | Complete | Broken
 
 
 def receive(connection: socket.socket, n_bytes: int) -> bytes:
@@ -63,7 +63,7 @@ def receive(connection: socket.socket, n_bytes: int) -> bytes:
     return data
 
 
-def main(path: str, map_size_bytes: int, chunk_size_bytes: int) -> None:
+def serve_chunks(path: str, map_size_bytes: int, chunk_size_bytes: int) -> None:
     """Serve until the other side goes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the node's to act on
     with socket.socket(fileno=0) as connection, contextlib.suppress(ConnectionError):
@@ -92,10 +92,10 @@ def _serve(connection: socket.socket, reader: SnapshotReader, number: int) -> No
         connection.sendall(chunk)
 
 
-def _answer(connection: socket.socket, answer: Answer) -> None:
+def _answer(connection: socket.socket, answer: ChildReply) -> None:
     data = msgspec.msgpack.encode(answer)
     connection.sendall(HEADER.pack(ANSWER, len(data)) + data)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    serve_chunks(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -23,18 +23,18 @@ from datapath.storage.snapshot_child import (
     CHUNK,
     HEADER,
     NUMBER,
-    Answer,
     Broken,
+    ChildReply,
     Complete,
     Opened,
     receive,
 )
 
-ANSWER_TIMEOUT_S = 60
+CHUNK_TIMEOUT_S = 60
 """How long a chunk may take to be read."""
 _EXIT_TIMEOUT_S = 2.0
 _ERRORS = {error.__name__: error for error in (DataDirectoryError, DiskFailedError, DiskFullError)}
-_decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+_decoder: msgspec.msgpack.Decoder[ChildReply] = msgspec.msgpack.Decoder(ChildReply)
 
 
 class SnapshotProcess:
@@ -92,7 +92,7 @@ class SnapshotProcess:
         command += [str(environment.map_size_bytes), str(self._chunk_size_bytes)]
         self._connection, far = socket.socketpair()
         with far:
-            timeout = struct.pack("ll", ANSWER_TIMEOUT_S, 0)
+            timeout = struct.pack("ll", CHUNK_TIMEOUT_S, 0)
             self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
             self._process = subprocess.Popen(  # noqa: S603 -- our own command
                 command,
@@ -125,7 +125,7 @@ class SnapshotProcess:
                 raise _ERRORS[error](detail)
         raise TransferError(f"the process that reads it has failed: {answer}")
 
-    def _receive(self) -> bytes | Answer:
+    def _receive(self) -> bytes | ChildReply:
         assert self._connection is not None
         try:
             header = receive(self._connection, HEADER.size)

@@ -5,7 +5,7 @@ an *overlay* in memory; a flush moves it to LMDB in one transaction:
 
     freeze          loop thread     the active overlay becomes the frozen one
     write_frozen    worker thread   the frozen overlay is written and committed, durably
-    thaw            loop thread     reads see the new LMDB state, the frozen overlay is dropped
+    drop_frozen     loop thread     reads see the new LMDB state, the frozen overlay is dropped
 
 Reads look at the active overlay, then the frozen one, then LMDB, and so are right throughout.
 After a crash the log is replayed from the durable index.
@@ -33,23 +33,23 @@ from datapath.records import Entry
 from datapath.storage.data_directory import storage_error, sync_directory
 from datapath.storage.environment import (
     DEFAULT_MAP_SIZE_BYTES,
-    MAX_KEY_SIZE_BYTES,
+    MAX_STORED_KEY_SIZE_BYTES,
     NAP_S,
     SLICE,
     SLICE_SIZE_BYTES,
     ContentHash,
     Environment,
-    Item,
-    check_seal,
+    StoredItem,
+    add_checksum,
     create_environment,
     current_environment,
     lmdb_failure,
     remove_other_environments,
-    seal,
-    unseal,
+    strip_checksum,
+    verify_checksum,
     writing,
 )
-from datapath.storage.overlay import Change, Overlay, merge
+from datapath.storage.overlay import KeyChange, Overlay, merge
 
 MAX_PAGE_STEPS = 2000
 """How many keys are looked at for a page: about 1 us each, for those that have been deleted too."""
@@ -163,7 +163,7 @@ class Store:
         """Apply committed entries, the last of which is (`last_index`, `epoch`).
 
         Raises:
-            SafetyError: they do not follow what was applied, or a key or space is impossible.
+            SafetyError: they do not follow what was applied, or a key or keyspace is impossible.
 
         """
         active = self._active
@@ -175,31 +175,31 @@ class Store:
         writes = active.writes
         size = 0
         for entry in entries:
-            for space, key, value in entry:
-                if space not in writes or not 0 < len(key) <= MAX_KEY_SIZE_BYTES:
-                    raise SafetyError(f"entry with an impossible write: {space}, {key!r}")
-                writes[space][key] = value
+            for keyspace, key, value in entry:
+                if keyspace not in writes or not 0 < len(key) <= MAX_STORED_KEY_SIZE_BYTES:
+                    raise SafetyError(f"entry with an impossible write: {keyspace}, {key!r}")
+                writes[keyspace][key] = value
                 size += len(key) + _OVERHEAD_BYTES
                 if value is not None:
                     size += len(value)
         active.size_bytes += size
         active.index, active.epoch = last_index, epoch
 
-    def get(self, space: int, key: bytes) -> bytes | None:
+    def get(self, keyspace: int, key: bytes) -> bytes | None:
         """Return the value under `key`, or None."""
-        value = self._active.writes[space].get(key, _MISSING)
+        value = self._active.writes[keyspace].get(key, _MISSING)
         if value is not _MISSING:
             return value
         if self._frozen is not None:
-            value = self._frozen.writes[space].get(key, _MISSING)
+            value = self._frozen.writes[keyspace].get(key, _MISSING)
             if value is not _MISSING:
                 return value
-        if not 0 < len(key) <= MAX_KEY_SIZE_BYTES:
+        if not 0 < len(key) <= MAX_STORED_KEY_SIZE_BYTES:
             return None
         environment = self._environment
         try:
-            stored = self._read.get(key, None, environment.spaces[space])
-            return None if stored is None else unseal(key, stored, environment.path)
+            stored = self._read.get(key, None, environment.keyspaces[keyspace])
+            return None if stored is None else strip_checksum(key, stored, environment.path)
         except lmdb.Error as error:
             raise lmdb_failure(error, environment.path) from error
         except DataDirectoryError as error:
@@ -207,23 +207,23 @@ class Store:
             raise
 
     def range(
-        self, space: int, start: bytes, end: bytes | None, limit: int, *, reverse: bool = False
-    ) -> list[Item]:
+        self, keyspace: int, start: bytes, end: bytes | None, limit: int, *, reverse: bool = False
+    ) -> list[StoredItem]:
         """Return up to `limit` (key, value) with start <= key < end, in key order or reversed.
 
         `end` None is no upper bound. The work is bounded by `limit` and the overlay's size: keys
         deleted since the last flush are passed over one by one, about 1 us each. Who takes keys
         off the front, as from a queue, starts after the last one he took.
         """
-        stored = self._environment.scan(self._read, space, start, end, reverse=reverse)
-        merged = self._merged(space, start, end, stored, reverse=reverse)
+        stored = self._environment.scan(self._read, keyspace, start, end, reverse=reverse)
+        merged = self._merged(keyspace, start, end, stored, reverse=reverse)
         present = ((key, value) for key, value in merged if value is not None)
         with self._reading():
             return list(islice(present, max(limit, 0)))
 
     def page(
-        self, space: int, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
-    ) -> tuple[list[Item], bytes | None]:
+        self, keyspace: int, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
+    ) -> tuple[list[StoredItem], bytes | None]:
         """Return (key, value) pairs with start <= key < end, and the key to go on at, or None.
 
         There are at most `limit`, and none follows the one with which `max_size_bytes` are
@@ -232,15 +232,15 @@ class Store:
         """
         read_bytes = 0
 
-        def count(items: Iterator[Item]) -> Iterator[Item]:
+        def count(items: Iterator[StoredItem]) -> Iterator[StoredItem]:
             nonlocal read_bytes
             for item in items:
                 read_bytes += len(item[1])
                 yield item
 
-        stored = count(self._environment.scan(self._read, space, start, end, reverse=False))
-        merged = self._merged(space, start, end, stored, reverse=False)
-        items: list[Item] = []
+        stored = count(self._environment.scan(self._read, keyspace, start, end, reverse=False))
+        merged = self._merged(keyspace, start, end, stored, reverse=False)
+        items: list[StoredItem] = []
         size_bytes = steps = 0
         with self._reading():
             for key, value in merged:
@@ -256,13 +256,19 @@ class Store:
         return items, None
 
     def _merged(
-        self, space: int, start: bytes, end: bytes | None, stored: Iterator[Item], *, reverse: bool
-    ) -> Iterator[Change]:
+        self,
+        keyspace: int,
+        start: bytes,
+        end: bytes | None,
+        stored: Iterator[StoredItem],
+        *,
+        reverse: bool,
+    ) -> Iterator[KeyChange]:
         """Yield what is `stored`, and what the overlays say instead; None: deleted."""
-        merged: Iterator[Change] = stored
+        merged: Iterator[KeyChange] = stored
         for overlay in (self._frozen, self._active):
-            if overlay is not None and overlay.writes[space]:
-                changes = overlay.changes(space, start, end, reverse=reverse)
+            if overlay is not None and overlay.writes[keyspace]:
+                changes = overlay.changes(keyspace, start, end, reverse=reverse)
                 merged = merge(changes, merged, reverse=reverse)
         return merged
 
@@ -276,13 +282,13 @@ class Store:
             self.on_damage(error)
             raise
 
-    def count(self, space: int) -> int:
-        """Return how many keys a space has. Costs about 1 us for each key in the overlay."""
-        database = self._environment.spaces[space]
+    def count(self, keyspace: int) -> int:
+        """Return how many keys a keyspace has. Costs about 1 us for each key in the overlay."""
+        database = self._environment.keyspaces[keyspace]
         total: int = self._read.stat(database)["entries"]
         held: dict[bytes, bool] = {}
         for overlay in (self._frozen, self._active):
-            for key, value in overlay.writes[space].items() if overlay else ():
+            for key, value in overlay.writes[keyspace].items() if overlay else ():
                 before = held.get(key)
                 if before is None:
                     before = self._read.get(key, None, database) is not None
@@ -331,15 +337,15 @@ class Store:
     def _write(environment: Environment, frozen: Overlay) -> None:
         transaction = environment.lmdb.begin(write=True)
         try:
-            for space, writes in frozen.writes.items():
-                _write_space(transaction, environment.spaces[space], writes)
+            for keyspace, writes in frozen.writes.items():
+                _write_keyspace(transaction, environment.keyspaces[keyspace], writes)
             environment.write_state(transaction, frozen.index, frozen.epoch)
             transaction.commit()
         except BaseException:
             transaction.abort()
             raise
 
-    def thaw(self) -> None:
+    def drop_frozen(self) -> None:
         """Drop the frozen overlay, which LMDB now holds. Does nothing before it does."""
         if self._frozen is None or not self._written:
             return
@@ -352,7 +358,7 @@ class Store:
         """Flush at once, on this thread: for tools, tests and shutting down."""
         while self.freeze() or self._frozen is not None:
             self.write_frozen()
-            self.thaw()
+            self.drop_frozen()
 
     def _renew_read(self) -> None:
         self._read.abort()
@@ -370,13 +376,13 @@ class Store:
         try:
             with environment.lmdb.begin() as transaction:
                 total = ContentHash()
-                for space, database in enumerate(environment.spaces):
+                for keyspace, database in enumerate(environment.keyspaces):
                     for piece in _pieces(transaction.cursor(database).iternext()):
                         if stop is not None and stop.is_set():
                             raise StoppedError(f"nobody waits for the digest of {self.directory}")
                         for key, stored in piece:
-                            check_seal(key, stored, environment.path)
-                        total.update(space, piece)
+                            verify_checksum(key, stored, environment.path)
+                        total.update(keyspace, piece)
                         time.sleep(NAP_S)
                 return environment.state(transaction)[0], total.hex()
         except lmdb.Error as error:
@@ -437,9 +443,9 @@ class Store:
             self._renew_read()
 
 
-def _pieces(items: Iterator[Item]) -> Iterator[list[Item]]:
+def _pieces(items: Iterator[StoredItem]) -> Iterator[list[StoredItem]]:
     """Yield the items some at a time, bounded in number and in bytes."""
-    piece: list[Item] = []
+    piece: list[StoredItem] = []
     size_bytes = 0
     for item in items:
         piece.append(item)
@@ -455,13 +461,15 @@ def _ignore(error: StorageError) -> None:
     """Do nothing: who reads is told."""
 
 
-def _write_space(
+def _write_keyspace(
     transaction: lmdb.Transaction, database: lmdb._Database, writes: dict[bytes, bytes | None]
 ) -> None:
     cursor = transaction.cursor(database)
     changes = iter(writes.items())
     while piece := sorted(islice(changes, SLICE)):
-        cursor.putmulti([(key, seal(key, value)) for key, value in piece if value is not None])
+        cursor.putmulti(
+            [(key, add_checksum(key, value)) for key, value in piece if value is not None]
+        )
         for key, value in piece:
             if value is None:
                 transaction.delete(key, db=database)

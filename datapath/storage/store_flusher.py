@@ -107,7 +107,7 @@ class StoreFlusher:
         try:
             writing = self._loop.run_in_executor(self._executor, self._store.write_frozen)
             await asyncio.shield(writing)
-            self._store.thaw()
+            self._store.drop_frozen()
         except DiskFullError:
             self.full = True
             self._wanted.set()

@@ -13,8 +13,8 @@ from datapath.transport.calls import (
     NoAnswerError,
     NotSentError,
     Return,
-    decode,
-    encode,
+    decode_call,
+    encode_call,
     make_error,
 )
 from datapath.transport.link import Link
@@ -50,7 +50,7 @@ class Caller:
         """Answers, and notes, which answer nothing."""
         del link
         for frame in frames:
-            envelope = decode(frame)
+            envelope = decode_call(frame)
             if envelope.id == 0:
                 self._on_note(envelope.body)
                 continue
@@ -82,7 +82,7 @@ class Caller:
         """Send what needs no answer, if there is a link."""
         link = self._links.get(peer)
         if link is not None:
-            link.send(encode(0, body))
+            link.send(encode_call(0, body))
 
     async def call(self, peer: str, body: Call, timeout_ms: float) -> Return:
         """Ask `peer` and return its answer; an ErrorReturn is raised as its error.
@@ -102,7 +102,7 @@ class Caller:
         self._next_id += 1
         future: asyncio.Future[Return] = asyncio.get_running_loop().create_future()
         self._open[number] = (peer, future)
-        link.send(encode(number, body))
+        link.send(encode_call(number, body))
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 answer = await future

@@ -12,13 +12,13 @@ import msgspec
 
 from datapath.errors import (
     DataPathError,
-    NotAppliedError,
     NotPrimaryError,
     OperationError,
+    OperationNotAppliedError,
+    OperationUnknownError,
     OverloadedError,
+    PrimaryFullError,
     RejectedError,
-    StorageFullError,
-    UnknownOutcomeError,
 )
 from datapath.operations import ClusterStatus, Operation, Query, QueryResult, Result
 from election.view import Member, View
@@ -201,10 +201,10 @@ Return = (
 _KINDS: list[tuple[ErrorKind, type[OperationError]]] = [
     ("rejected", RejectedError),
     ("not_primary", NotPrimaryError),
-    ("full", StorageFullError),
+    ("full", PrimaryFullError),
     ("overloaded", OverloadedError),
-    ("not_applied", NotAppliedError),
-    ("unknown", UnknownOutcomeError),
+    ("not_applied", OperationNotAppliedError),
+    ("unknown", OperationUnknownError),
 ]
 
 
@@ -230,12 +230,12 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Envelope)
 
 
-def encode(call_id: int, body: Call | Return) -> bytes:
+def encode_call(call_id: int, body: Call | Return) -> bytes:
     """Encode a call or an answer."""
     return _encoder.encode(Envelope(call_id, body))
 
 
-def decode(data: bytes) -> Envelope:
+def decode_call(data: bytes) -> Envelope:
     """Decode one; raises msgspec.MsgspecError on anything else."""
     envelope: Envelope = _decoder.decode(data)
     return envelope

@@ -39,7 +39,7 @@ from datapath.transport.tcp import shut_down, tune
 from election.identity import Claim, Verdict
 from election.registry import PeerRegistry
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 DIAL_TIMEOUT_MS = 1000
 MIN_REDIAL_DELAY_MS = 50
@@ -80,7 +80,7 @@ class Dialer:
         self.kind = kind
         self.link: Link | None = None
         self.problem = ""
-        self._complaints = Complaints(log)
+        self._complaints = Complaints(logger)
         self._address = address
         self._node_id = node_id
         self._cluster = cluster

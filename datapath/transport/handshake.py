@@ -26,7 +26,7 @@ from collections.abc import Callable, Collection
 import msgspec
 
 from datapath.errors import DataPathError
-from election.identity import Claim, Code, Verdict
+from election.identity import Claim, IdentityCode, Verdict
 
 PROTOCOL_VERSION = 2
 NONCE_SIZE_BYTES = 32
@@ -51,7 +51,7 @@ class HandshakeError(DataPathError):
     """
 
     def __init__(
-        self, text: str, *, code: Code = "", by_peer: bool = False, answer: bytes = b""
+        self, text: str, *, code: IdentityCode = "", by_peer: bool = False, answer: bytes = b""
     ) -> None:
         super().__init__(text)
         self.code = code
@@ -92,18 +92,18 @@ class Accept(_Message, frozen=True, tag=4):
 
     mac: bytes
     claim: Claim
-    code: Code = ""
+    code: IdentityCode = ""
     refusal: str = ""
 
 
-class Refusal(_Message, frozen=True, tag=5):
+class HandshakeRefusal(_Message, frozen=True, tag=5):
     """Listener: no. Not authenticated, so it is for people to read only."""
 
     reason: str
 
 
 _encoder = msgspec.msgpack.Encoder()
-_AnyMessage = Hello | Challenge | Proof | Accept | Refusal
+_AnyMessage = Hello | Challenge | Proof | Accept | HandshakeRefusal
 _decoder: msgspec.msgpack.Decoder[_AnyMessage] = msgspec.msgpack.Decoder(_AnyMessage)
 
 
@@ -125,7 +125,7 @@ def check_secret(host: str, secret: bytes) -> None:
 
 def encode_refusal(reason: str) -> bytes:
     """Encode what a listener answers instead of going on."""
-    return _encoder.encode(Refusal(reason[:_MAX_REASON_LENGTH]))
+    return _encoder.encode(HandshakeRefusal(reason[:_MAX_REASON_LENGTH]))
 
 
 class _State(enum.Enum):
@@ -179,7 +179,7 @@ class DialerHandshake:
         """
         state, self._state = self._state, _State.FAILED
         match state, _decode(data):
-            case _, Refusal(reason=reason):
+            case _, HandshakeRefusal(reason=reason):
                 told = ascii(reason[:_MAX_REASON_LENGTH])
                 raise HandshakeError(f"{self._hello.listener} refused the link: {told}")
             case _State.START, Challenge(nonce=nonce):

@@ -35,7 +35,7 @@ from datapath.transport.framing import (
     take_parcel,
 )
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 ROUTE = "/peer/v1/"
 """The path of the links of a kind on the peer port, before the kind."""
@@ -178,7 +178,7 @@ class Link:
                 self._timer.cancel()
             for task in tasks:
                 task.cancel()
-            log.info("%s: %s", self, self.reason)
+            logger.info("%s: %s", self, self.reason)
             self._guard(self._handler.on_close, self, self.reason)
             self._handler_done.set()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -199,13 +199,13 @@ class Link:
         try:
             callback(*args)
         except Exception as error:
-            log.exception("the handler of %s failed", self)
+            logger.exception("the handler of %s failed", self)
             self.close(f"the handler failed: {error!r}")
             if self._on_error is not None:
                 try:
                     self._on_error(self, error)
                 except Exception:
-                    log.exception("on_error of %s failed", self)
+                    logger.exception("on_error of %s failed", self)
 
     # Receiving
 

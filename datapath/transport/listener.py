@@ -40,7 +40,7 @@ from datapath.transport.tcp import cannot_listen, listening_socket, shut_down, t
 from election.identity import Verdict
 from election.registry import PeerRegistry
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _http_log = logging.getLogger(f"{__name__}.http")
 _http_log.setLevel(logging.CRITICAL)  # aiohttp's: a stranger's garbage must not fill our log.
 
@@ -94,7 +94,7 @@ class PeerListener:
         self._socket: socket.socket | None = None
         self._server: web.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._complaints = Complaints(log)
+        self._complaints = Complaints(logger)
 
     async def start(self) -> None:
         """Bind and accept.

@@ -13,23 +13,23 @@ from datapath.errors import TransferError
 from datapath.transport.link import Link
 from datapath.transport.snapshot_transfer import (
     RESUME_TIMEOUT_S,
-    WINDOW_BYTES,
+    TRANSFER_WINDOW_BYTES,
     WINDOW_CHUNKS,
-    Ack,
     Chunk,
+    ChunkAck,
     End,
     Failed,
     Installed,
-    Message,
     Offer,
     Resume,
     SnapshotSink,
+    TransferMessage,
     decode_all,
-    encode,
+    encode_transfer,
     in_thread,
 )
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class SnapshotReceiver:
@@ -58,7 +58,7 @@ class SnapshotReceiver:
         self._on_received = on_received
         self._on_error = on_error
         self._resume_timeout_s = resume_timeout_s
-        self._inbox: deque[tuple[Link, Message | None]] = deque()
+        self._inbox: deque[tuple[Link, TransferMessage | None]] = deque()
         self._inbox_chunks = 0
         self._inbox_bytes = 0
         self._arrived = asyncio.Event()
@@ -100,11 +100,11 @@ class SnapshotReceiver:
                 self._inbox_bytes += len(message.data)
             self._put(link, message)
         if self._inbox_chunks > WINDOW_CHUNKS or (
-            self._inbox_chunks > 1 and self._inbox_bytes > WINDOW_BYTES
+            self._inbox_chunks > 1 and self._inbox_bytes > TRANSFER_WINDOW_BYTES
         ):
             link.close("more snapshot chunks than the window allows")
 
-    def _put(self, link: Link, message: Message | None) -> None:
+    def _put(self, link: Link, message: TransferMessage | None) -> None:
         self._inbox.append((link, message))
         self._arrived.set()
 
@@ -123,11 +123,11 @@ class SnapshotReceiver:
             try:
                 await self._handle(link, message)
             except Exception as error:
-                log.exception("the snapshot from %s failed", link.peer)
+                logger.exception("the snapshot from %s failed", link.peer)
                 self._on_error(error)  # first: nothing more may be done on a disk that has failed
                 await self._abort(f"{type(error).__name__}: {error}")
 
-    async def _handle(self, link: Link, message: Message | None) -> None:
+    async def _handle(self, link: Link, message: TransferMessage | None) -> None:
         if isinstance(message, Chunk):
             self._inbox_chunks -= 1
             self._inbox_bytes -= len(message.data)
@@ -142,29 +142,31 @@ class SnapshotReceiver:
         elif isinstance(message, End):
             await self._take_end(link, self._offer, self._sink, message)
         elif isinstance(message, Failed):
-            log.warning("%s gave up its snapshot: %s", link.peer, ascii(message.reason))
+            logger.warning("%s gave up its snapshot: %s", link.peer, ascii(message.reason))
             self._link = None
             await self._abort("")
 
     async def _take_offer(self, link: Link, offer: Offer) -> None:
         if self._installed == offer:  # Only the answer was lost.
-            link.send(encode(Installed(offer.index, offer.epoch)))
+            link.send(encode_transfer(Installed(offer.index, offer.epoch)))
             return
         if self._offer is not None and offer.sender_epoch < self._offer.sender_epoch:
             link.send(
-                encode(Failed(f"a primary of epoch {self._offer.sender_epoch} sends one (D3)"))
+                encode_transfer(
+                    Failed(f"a primary of epoch {self._offer.sender_epoch} sends one (D3)")
+                )
             )
             return
         if self._sink is None or offer != self._offer:
             await self._abort("another snapshot is offered")
             made = self._make_sink(link.peer, offer)
             if isinstance(made, str):
-                link.send(encode(Failed(made)))
+                link.send(encode_transfer(Failed(made)))
                 return
             self._sink, self._offer, self._installed = made, offer, None
             self.bytes_done = self.chunks_done = 0
         self._link = link
-        link.send(encode(Resume(offer.snapshot_id, self._sink.next_chunk)))
+        link.send(encode_transfer(Resume(offer.snapshot_id, self._sink.next_chunk)))
 
     async def _take_chunk(self, link: Link, sink: SnapshotSink, chunk: Chunk) -> None:
         if google_crc32c.value(chunk.data) != chunk.crc:
@@ -174,7 +176,7 @@ class SnapshotReceiver:
         await in_thread(sink.feed, chunk.n, chunk.data)
         self.bytes_done += len(chunk.data)
         self.chunks_done += 1
-        link.send(encode(Ack(chunk.n)))
+        link.send(encode_transfer(ChunkAck(chunk.n)))
 
     async def _take_end(self, link: Link, offer: Offer, sink: SnapshotSink, end: End) -> None:
         if end.chunks != sink.next_chunk:
@@ -185,16 +187,16 @@ class SnapshotReceiver:
         await self._on_received(offer, sink)
         self._installed = offer
         self._offer = self._link = None
-        link.send(encode(Installed(offer.index, offer.epoch)))
+        link.send(encode_transfer(Installed(offer.index, offer.epoch)))
 
     async def _abort(self, reason: str) -> None:
         """Forget the running transfer, if any; tell its sender why."""
         sink, link = self._sink, self._link
         self._sink = self._offer = self._link = None
         if link is not None:
-            link.send(encode(Failed(reason)))
+            link.send(encode_transfer(Failed(reason)))
         if sink is not None:
             try:
                 await in_thread(sink.abort)
             except Exception:
-                log.exception("a partial snapshot could not be removed")
+                logger.exception("a partial snapshot could not be removed")

@@ -15,10 +15,10 @@ from datapath.transport.snapshot_transfer import (
     MAX_CHUNK_BYTES,
     RESUME_TIMEOUT_S,
     STEP_TIMEOUT_S,
-    WINDOW_BYTES,
+    TRANSFER_WINDOW_BYTES,
     WINDOW_CHUNKS,
-    Ack,
     Chunk,
+    ChunkAck,
     End,
     Failed,
     Installed,
@@ -27,7 +27,7 @@ from datapath.transport.snapshot_transfer import (
     SnapshotSource,
     Throttle,
     decode_all,
-    encode,
+    encode_transfer,
     in_thread,
 )
 
@@ -97,7 +97,7 @@ class SnapshotSender:
             raise
         finally:
             if why and self._link is not None and not self._failure:
-                self._link.send(encode(Failed(why)))
+                self._link.send(encode_transfer(Failed(why)))
             self.active = ""
             self._retained.clear()
             await in_thread(source.close)
@@ -105,7 +105,7 @@ class SnapshotSender:
     async def _attempt(self, link: Link, source: SnapshotSource, offer: Offer) -> Installed:
         """Carry the transfer as far as this link lives."""
         self._forget_answers()
-        link.send(encode(offer))
+        link.send(encode_transfer(offer))
         await self._wait(link, lambda: self._next >= 0, self._step_timeout_s)
         while self._installed is None:
             n = self._next
@@ -119,10 +119,10 @@ class SnapshotSender:
             self._retained[n] = data
             await self._throttle.take(len(data))
             await self._wait(link, self._window_is_open, self._step_timeout_s)
-            link.send(encode(Chunk(n, google_crc32c.value(data), data)))
+            link.send(encode_transfer(Chunk(n, google_crc32c.value(data), data)))
             self._next = n + 1
         if self._installed is None:
-            link.send(encode(End(self._next, source.checksum, source.count)))
+            link.send(encode_transfer(End(self._next, source.checksum, source.count)))
         await self._wait(link, self._is_all_acked, self._step_timeout_s)
         await self._wait(link, lambda: self._installed is not None, self._install_timeout_s)
         assert self._installed is not None
@@ -138,7 +138,7 @@ class SnapshotSender:
         if len(self._retained) <= 1:
             return True
         size = sum(map(len, self._retained.values()))
-        return len(self._retained) <= WINDOW_CHUNKS and size <= WINDOW_BYTES
+        return len(self._retained) <= WINDOW_CHUNKS and size <= TRANSFER_WINDOW_BYTES
 
     def _is_all_acked(self) -> bool:
         return self._installed is not None or not self._retained
@@ -196,7 +196,7 @@ class SnapshotSender:
             match message:
                 case Resume(snapshot_id, next_chunk) if snapshot_id == self.active:
                     self._resume(next_chunk)
-                case Ack(n):
+                case ChunkAck(n):
                     self._ack(n)
                 case Installed() as installed:
                     self._installed = installed

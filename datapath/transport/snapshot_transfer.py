@@ -29,7 +29,7 @@ from datapath.transport.link import Link
 
 KIND = "snapshot"
 WINDOW_CHUNKS = 8
-WINDOW_BYTES = 8 * 1024 * 1024
+TRANSFER_WINDOW_BYTES = 8 * 1024 * 1024
 """In flight together; one chunk that is larger travels alone."""
 MAX_CHUNK_BYTES = 65 * 1024 * 1024
 STEP_TIMEOUT_S = 10.0
@@ -123,7 +123,7 @@ class Chunk(_Message, frozen=True, tag=3):
     data: bytes
 
 
-class Ack(_Message, frozen=True, tag=4):
+class ChunkAck(_Message, frozen=True, tag=4):
     """Receiver: all up to and with chunk `n` is written."""
 
     n: int
@@ -150,10 +150,10 @@ class Failed(_Message, frozen=True, tag=7):
     reason: str
 
 
-Message = Offer | Resume | Chunk | Ack | End | Installed | Failed
+TransferMessage = Offer | Resume | Chunk | ChunkAck | End | Installed | Failed
 
-encode = msgspec.msgpack.Encoder().encode
-_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+encode_transfer = msgspec.msgpack.Encoder().encode
+_decoder: msgspec.msgpack.Decoder[TransferMessage] = msgspec.msgpack.Decoder(TransferMessage)
 
 
 class Throttle:
@@ -185,7 +185,7 @@ class Throttle:
         self._rested_at, self._served = loop.time(), self._requests()
 
 
-def decode_all(link: Link, frames: list[bytes]) -> list[Message]:
+def decode_all(link: Link, frames: list[bytes]) -> list[TransferMessage]:
     """Decode what came on a link; what is no message closes it, and counts as nothing."""
     try:
         return [_decoder.decode(frame) for frame in frames]

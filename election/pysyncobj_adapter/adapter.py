@@ -15,16 +15,16 @@ from election.agreement import (
     Refused,
     Unknown,
 )
-from election.pysyncobj_adapter.raft_thread import AgreementStatus, Runner
+from election.pysyncobj_adapter.raft_thread import AgreementStatus, RaftThread
 from election.pysyncobj_adapter.settings import AgreementSettings
 from election.pysyncobj_adapter.view_machine import (
     MAX_COMMAND_BYTES,
-    Answer,
-    Propose,
-    Read,
+    ProposeRequest,
+    ReadRequest,
+    ViewReply,
     encode_command,
 )
-from election.view import Change, View
+from election.view import View, ViewChange
 
 _WATCH_INTERVAL_S = 0.5
 _SAVE_INTERVAL_S = 5.0
@@ -39,12 +39,12 @@ class PySyncObjAgreement:
 
     def __init__(self, settings: AgreementSettings) -> None:
         self._settings = settings
-        self._runner = Runner(settings, self)
+        self._runner = RaftThread(settings, self)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: asyncio.Future[None] | None = None
         self._watches: list[asyncio.Task[None]] = []
         self._view: View | None = None
-        self._waiting: dict[bytes, asyncio.Future[Answer]] = {}
+        self._waiting: dict[bytes, asyncio.Future[ViewReply]] = {}
         self._on_view: list[Callable[[View], None]] = []
         self._on_failure: list[Callable[[AgreementFailedError], None]] = []
         self._on_reminder: list[Callable[[int, int], None]] = []
@@ -130,11 +130,11 @@ class PySyncObjAgreement:
         await asyncio.to_thread(self._runner.stop)
         self._give_up("this agreement was stopped")
 
-    async def propose(self, change: Change, expected_version: int, timeout_ms: int) -> Outcome:
+    async def propose(self, change: ViewChange, expected_version: int, timeout_ms: int) -> Outcome:
         """Propose one change; repeated under one request id until `timeout_ms` has passed."""
         request_id = os.urandom(16)
         try:
-            command = encode_command(Propose(request_id, expected_version, change))
+            command = encode_command(ProposeRequest(request_id, expected_version, change))
         except (TypeError, ValueError, OverflowError) as error:
             return Refused(self._view, f"the change cannot be written down: {error}")
         if len(command) > MAX_COMMAND_BYTES:
@@ -155,16 +155,18 @@ class PySyncObjAgreement:
 
         """
         request_id = os.urandom(16)
-        answer = await self._request(request_id, encode_command(Read(request_id)), timeout_ms)
+        answer = await self._request(
+            request_id, encode_command(ReadRequest(request_id)), timeout_ms
+        )
         if isinstance(answer, str):
             raise AgreementUnavailableError(answer)
         return answer.view
 
-    async def _request(self, request_id: bytes, command: bytes, timeout_ms: int) -> Answer | str:
+    async def _request(self, request_id: bytes, command: bytes, timeout_ms: int) -> ViewReply | str:
         """Return the answer, or why there is none (the request may be applied all the same)."""
         if self._loop is None or self._stopped or self._failure is not None:
             return "this agreement does not run"
-        waiting: asyncio.Future[Answer] = self._loop.create_future()
+        waiting: asyncio.Future[ViewReply] = self._loop.create_future()
         self._waiting[request_id] = waiting
         self._runner.request(request_id, command)
         try:
@@ -184,7 +186,7 @@ class PySyncObjAgreement:
         """Let `start` return."""
         self._post(self._note_started)
 
-    def on_news(self, view: View | None, answers: list[Answer]) -> None:
+    def on_news(self, view: View | None, answers: list[ViewReply]) -> None:
         """Publish the view first: who proposed it must see it when the answer comes."""
         self._post(self._note_news, view, answers)
 
@@ -207,7 +209,7 @@ class PySyncObjAgreement:
         if self._started is not None and not self._started.done():
             self._started.set_result(None)
 
-    def _note_news(self, view: View | None, answers: list[Answer]) -> None:
+    def _note_news(self, view: View | None, answers: list[ViewReply]) -> None:
         if self._stopped:
             return
         if view is not None:

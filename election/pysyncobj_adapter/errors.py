@@ -47,7 +47,7 @@ class RolledBackError(AgreementDamagedError):
         )
 
 
-class StorageFullError(AgreementFailedError):
+class RaftStorageFullError(AgreementFailedError):
     """The disk is full. Free space and start again: nothing that was promised is lost."""
 
 

@@ -20,11 +20,11 @@ import msgspec
 from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.errors import (
     DirectoryInUseError,
+    RaftStorageFullError,
     StorageCorruptError,
-    StorageFullError,
 )
 
-_SEAL = struct.Struct("<8sIQ")  # magic, CRC-32C of length and payload, length of the payload
+_FILE_HEADER = struct.Struct("<8sIQ")  # magic, CRC-32C of length and payload, length of the payload
 _LENGTH = struct.Struct("<Q")
 _Content = TypeVar("_Content")
 
@@ -36,12 +36,14 @@ def crc32c(data: bytes) -> int:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left" into a `StorageFullError` that names the file."""
+    """Turn "no space left" into a `RaftStorageFullError` that names the file."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFullError(f"{path}: {error.strerror}. Free space on this disk.") from error
+            raise RaftStorageFullError(
+                f"{path}: {error.strerror}. Free space on this disk."
+            ) from error
         raise
 
 
@@ -176,32 +178,32 @@ class Disk:
 REAL_DISK = Disk()
 
 
-def seal(magic: bytes, payload: bytes) -> bytes:
+def encode_file(magic: bytes, payload: bytes) -> bytes:
     """Return a file's content: magic, checksum, length, payload."""
     length = _LENGTH.pack(len(payload))
-    return _SEAL.pack(magic, crc32c(length + payload), len(payload)) + payload
+    return _FILE_HEADER.pack(magic, crc32c(length + payload), len(payload)) + payload
 
 
-def unseal(magic: bytes, data: bytes, path: Path) -> bytes:
-    """Return the payload that `seal` wrapped.
+def decode_file(magic: bytes, data: bytes, path: Path) -> bytes:
+    """Return the payload that `encode_file` wrapped.
 
     Raises:
         StorageCorruptError: it is not what was written.
 
     """
-    if len(data) < _SEAL.size:
+    if len(data) < _FILE_HEADER.size:
         raise StorageCorruptError(path, len(data), "the file is cut short")
-    found, checksum, length = _SEAL.unpack_from(data)
-    payload = data[_SEAL.size :]
+    found, checksum, length = _FILE_HEADER.unpack_from(data)
+    payload = data[_FILE_HEADER.size :]
     if found != magic:
         raise StorageCorruptError(path, 0, f"the file does not start with {magic!r}")
     if len(payload) != length or crc32c(_LENGTH.pack(length) + payload) != checksum:
-        raise StorageCorruptError(path, _SEAL.size, "the checksum does not match")
+        raise StorageCorruptError(path, _FILE_HEADER.size, "the checksum does not match")
     return payload
 
 
-def load_sealed(path: Path, magic: bytes, content: type[_Content], disk: Disk) -> _Content | None:
-    """Return what `store_sealed` kept in a file, None if there is none.
+def load_file(path: Path, magic: bytes, content: type[_Content], disk: Disk) -> _Content | None:
+    """Return what `store_file` kept in a file, None if there is none.
 
     Raises:
         StorageCorruptError: it is not what was written.
@@ -210,16 +212,16 @@ def load_sealed(path: Path, magic: bytes, content: type[_Content], disk: Disk) -
     disk.remove(path.with_name(path.name + ".new"))
     if not disk.exists(path):
         return None
-    payload = unseal(magic, disk.read_from_disk(path), path)
+    payload = decode_file(magic, disk.read_from_disk(path), path)
     try:
         return msgspec.msgpack.decode(payload, type=content)
     except UNDECODABLE as error:
         raise StorageCorruptError(path, 0, f"the content is wrong ({error})") from error
 
 
-def store_sealed(path: Path, magic: bytes, content: object, disk: Disk) -> None:
+def store_file(path: Path, magic: bytes, content: object, disk: Disk) -> None:
     """Replace a small file by `content`, durable on return. Raises StorageFullError."""
-    data = seal(magic, msgspec.msgpack.encode(content))
+    data = encode_file(magic, msgspec.msgpack.encode(content))
     disk.rename_durably(disk.new_file_beside(path, data), path)
 
 

@@ -28,9 +28,9 @@ import msgspec
 from election.pysyncobj_adapter.errors import StorageCorruptError
 from election.pysyncobj_adapter.files import REAL_DISK, Disk, crc32c, disk_errors
 
-Entry = tuple[bytes, int, int]  # command, index, term: PySyncObj's order
+RaftEntry = tuple[bytes, int, int]  # command, index, term: PySyncObj's order
 
-MAGIC = b"OCRAFTJ1"
+JOURNAL_MAGIC = b"OCRAFTJ1"
 MAX_PAYLOAD_BYTES = 128 * 1024
 _HEADER = struct.Struct("<8s16sI4x")  # magic, id of the directory, CRC
 _HEAD = struct.Struct("<IIQQQ")  # payload: length and CRC; kind, index, term
@@ -51,7 +51,7 @@ def _record(kind: int, index: int, term: int, payload: bytes) -> bytes:
 
 
 def _header(directory_id: bytes) -> bytes:
-    return _HEADER.pack(MAGIC, directory_id, crc32c(MAGIC + directory_id))
+    return _HEADER.pack(JOURNAL_MAGIC, directory_id, crc32c(JOURNAL_MAGIC + directory_id))
 
 
 class _Scan:
@@ -60,7 +60,7 @@ class _Scan:
     def __init__(self, path: Path, data: bytes) -> None:
         self.path = path
         self.data = data
-        self.entries: list[Entry] = []
+        self.entries: list[RaftEntry] = []
         self.term = 0
         self.voted_for: str | None = None
         self.directory_id = self._read_header()
@@ -73,7 +73,7 @@ class _Scan:
         if len(self.data) < _HEADER.size:
             raise StorageCorruptError(self.path, len(self.data), "the header is cut short")
         magic, directory_id, checksum = _HEADER.unpack_from(self.data)
-        if magic != MAGIC or checksum != crc32c(magic + directory_id):
+        if magic != JOURNAL_MAGIC or checksum != crc32c(magic + directory_id):
             raise StorageCorruptError(self.path, 0, "the header is damaged")
         return bytes(directory_id)
 
@@ -106,7 +106,7 @@ class _Scan:
             self._add((payload, index, term))
         elif kind == _BATCH:
             # Its checksum matches, so this is what was encoded.
-            for entry in msgspec.msgpack.decode(payload, type=list[Entry]):
+            for entry in msgspec.msgpack.decode(payload, type=list[RaftEntry]):
                 self._add(entry)
         elif kind == _TRUNCATE:
             self.entries = [entry for entry in self.entries if entry[1] < index]
@@ -117,7 +117,7 @@ class _Scan:
         self.end_bytes = end
         return True
 
-    def _add(self, entry: Entry) -> None:
+    def _add(self, entry: RaftEntry) -> None:
         if self.entries and entry[1] != self.entries[-1][1] + 1:
             raise StorageCorruptError(self.path, self.end_bytes, f"entry {entry[1]} is misplaced")
         self.entries.append(entry)
@@ -172,7 +172,7 @@ class Journal:
         self._reserve_bytes = reserve_bytes
         self._fd = -1
         self._end_bytes = self._size_bytes = 0
-        self._batch: list[Entry] | None = None
+        self._batch: list[RaftEntry] | None = None
         disk.remove(path.with_name(path.name + ".new"))
         if disk.exists(path):
             scan = _Scan(path, disk.read_from_disk(path))
@@ -241,21 +241,21 @@ class Journal:
             self._fd = -1
 
     @overload
-    def __getitem__(self, item: int) -> Entry: ...
+    def __getitem__(self, item: int) -> RaftEntry: ...
     @overload
-    def __getitem__(self, item: slice) -> list[Entry]: ...
-    def __getitem__(self, item: int | slice) -> Entry | list[Entry]:
+    def __getitem__(self, item: slice) -> list[RaftEntry]: ...
+    def __getitem__(self, item: int | slice) -> RaftEntry | list[RaftEntry]:
         return self._entries[item]
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[RaftEntry]:
         return iter(self._entries)
 
     # What the adapter calls.
 
-    def replace(self, entries: list[Entry]) -> None:
+    def replace(self, entries: list[RaftEntry]) -> None:
         """Put `entries` in place of all others, atomically; term and vote stay."""
         entries = list(entries)
         self._rewrite(entries)
@@ -321,7 +321,7 @@ class Journal:
             disk.sync(self._fd)
             disk.sync_directory(self.path.parent)
 
-    def _rewrite(self, entries: list[Entry]) -> None:
+    def _rewrite(self, entries: list[RaftEntry]) -> None:
         """Write a new file with `entries`, term and vote, and rename it over the old one."""
         disk = self._disk
         data = _header(self.directory_id)

@@ -33,12 +33,12 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from election.identity import Claim
 from election.pysyncobj_adapter import poller as events
 from election.pysyncobj_adapter.codec import UNDECODABLE
-from election.pysyncobj_adapter.peer_marks import Mark
+from election.pysyncobj_adapter.peer_marks import PeerMark
 from election.pysyncobj_adapter.poller import Poller
 
 PROTOCOL = "onecopy-raft-3"
 MAX_GREETING_BYTES = 2048
-MAX_FRAME_BYTES = 1024 * 1024
+MAX_RAFT_FRAME_BYTES = 1024 * 1024
 MAX_UNSENT_BYTES = 4 * 1024 * 1024
 _READ_BYTES = 64 * 1024
 _NONCE_BYTES = 32
@@ -72,17 +72,17 @@ class LinkOwner(Protocol):
     def judge(self, greeting: Greeting) -> str:
         """Return why this authenticated peer is refused, or an empty string."""
 
-    def on_open(self, link: Link) -> None:
+    def on_open(self, link: RaftLink) -> None:
         """Note that both sides have accepted each other (the owner may still close the link)."""
 
-    def on_frame(self, link: Link, data: bytes) -> None:
+    def on_frame(self, link: RaftLink, data: bytes) -> None:
         """Take one authentic frame."""
 
-    def on_closed(self, link: Link) -> None:
+    def on_closed(self, link: RaftLink) -> None:
         """Note that the link is gone. Called once, also if it never opened."""
 
 
-class Link:
+class RaftLink:
     """A connection; `peer` is the member at the other end, once (for a dialer: as) known."""
 
     def __init__(
@@ -106,7 +106,7 @@ class Link:
         self.dialed = peer is not None
         self.is_open = False
         self.is_introduced = False  # the peer has said what it remembers of this member
-        self.told: Mark | None = None  # what this member has told of itself on this link
+        self.told: PeerMark | None = None  # what this member has told of itself on this link
         self.told_at = float("-inf")
         self.token = 0
         self.closed = False
@@ -206,7 +206,7 @@ class Link:
             if len(self._unread) < _LENGTH.size:
                 return
             (length,) = _LENGTH.unpack_from(self._unread)
-            if length > (MAX_GREETING_BYTES if self._open is None else MAX_FRAME_BYTES):
+            if length > (MAX_GREETING_BYTES if self._open is None else MAX_RAFT_FRAME_BYTES):
                 self.close()
                 return
             end = _LENGTH.size + length

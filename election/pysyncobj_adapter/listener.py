@@ -20,7 +20,7 @@ _TRANSIENT = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ECONNABORTED)
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-class Listener:
+class RaftListener:
     """Accepts connections while it can, and says when it cannot any more."""
 
     def __init__(

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import msgspec
 
-from election.pysyncobj_adapter.files import REAL_DISK, Disk, load_sealed, store_sealed
+from election.pysyncobj_adapter.files import REAL_DISK, Disk, load_file, store_file
 
-MAGIC = b"OCRAFTM1"
+MEMBER_REGISTRY_MAGIC = b"OCRAFTM1"
 
 
 class _Content(msgspec.Struct, frozen=True, array_like=True):
@@ -38,7 +38,7 @@ class MemberBook:
         """
         self.path = path
         self._disk = disk
-        found = load_sealed(path, MAGIC, _Content, disk)
+        found = load_file(path, MEMBER_REGISTRY_MAGIC, _Content, disk)
         self._content = found or _Content(dict(configured), {})
         if found is None:
             self._save()
@@ -73,4 +73,4 @@ class MemberBook:
         self._save()
 
     def _save(self) -> None:
-        store_sealed(self.path, MAGIC, self._content, self._disk)
+        store_file(self.path, MEMBER_REGISTRY_MAGIC, self._content, self._disk)

@@ -17,7 +17,7 @@ from pysyncobj.node import Node
 from election.pysyncobj_adapter.clock import monotonic
 from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.elections import Elections
-from election.pysyncobj_adapter.journal import Entry, Journal
+from election.pysyncobj_adapter.journal import Journal, RaftEntry
 from election.pysyncobj_adapter.view_machine import Machine, SetMembership, changed_members
 
 MEMBERSHIP = b"\x02"  # PySyncObj's type of command
@@ -26,7 +26,7 @@ _NEWCOMER_SILENCE_S = 0.3
 """A newcomer counts as running while its link was heard within so long: three pings."""
 
 
-class Members(Elections):
+class RaftMembers(Elections):
     """The part of the core that changes the Raft members. `RaftCore` sets what it declares."""
 
     machine: Machine
@@ -106,7 +106,7 @@ class Members(Elections):
         entries = self._SyncObj__getEntries(self.raftLastApplied + 1)
         return any(membership_change(entry[0]) is not None for entry in entries)
 
-    def _logged_members(self, log: list[Entry], applied_index: int) -> dict[str, str]:
+    def _logged_members(self, log: list[RaftEntry], applied_index: int) -> dict[str, str]:
         """Return the members after every change in the log, committed or not: Raft's rule."""
         members = self.machine.raft_members
         for command, index, _ in log:

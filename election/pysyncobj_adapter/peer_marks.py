@@ -15,17 +15,17 @@ from pathlib import Path
 
 import msgspec
 
-from election.pysyncobj_adapter.errors import StorageCorruptError, StorageFullError
-from election.pysyncobj_adapter.files import REAL_DISK, Disk, load_sealed, store_sealed
+from election.pysyncobj_adapter.errors import RaftStorageFullError, StorageCorruptError
+from election.pysyncobj_adapter.files import REAL_DISK, Disk, load_file, store_file
 
-MAGIC = b"OCPEERM1"
+PEER_MARKS_MAGIC = b"OCPEERM1"
 MAX_REMEMBERED = 64
 """Data ids beyond this: the one that has told nothing for longest is forgotten."""
 
 logger = logging.getLogger(__name__)
 
 
-class Mark(msgspec.Struct, frozen=True, array_like=True):
+class PeerMark(msgspec.Struct, frozen=True, array_like=True):
     """How far a member is, at least; all of it is durable there.
 
     `term` and `applied_index` are of consensus; (`epoch`, `index`) is the last entry of the data
@@ -47,9 +47,9 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
         """(epoch, index) of the last committed entry of the data log; the higher goes further."""
         return (self.epoch, self.index)
 
-    def joined(self, other: Mark) -> Mark:
+    def joined(self, other: PeerMark) -> PeerMark:
         """Return what is known of a member that has told both."""
-        return Mark(
+        return PeerMark(
             max(self.term, other.term),
             max(self.applied_index, other.applied_index),
             *max(self.position, other.position),
@@ -65,12 +65,12 @@ class PeerMarks:
         self._disk = disk
         self._lock = threading.Lock()
         self._saving = threading.Lock()
-        self._marks: dict[str, Mark] = {}
-        self._saved: dict[str, Mark] = {}
+        self._marks: dict[str, PeerMark] = {}
+        self._saved: dict[str, PeerMark] = {}
         self._warned = False
         try:
-            self._marks = load_sealed(self.path, MAGIC, dict[str, Mark], disk) or {}
-        except (StorageCorruptError, StorageFullError, OSError):
+            self._marks = load_file(self.path, PEER_MARKS_MAGIC, dict[str, PeerMark], disk) or {}
+        except (StorageCorruptError, RaftStorageFullError, OSError):
             logger.warning(
                 "%s is damaged or cannot be read: what this node remembers of the others is "
                 "dropped, and collected anew",
@@ -78,17 +78,17 @@ class PeerMarks:
             )
         self._saved = dict(self._marks)
 
-    def of(self, data_id: str) -> Mark:
+    def of(self, data_id: str) -> PeerMark:
         """Return what the owner of that data directory has told; nothing known: zeros."""
         with self._lock:
-            return self._marks.get(data_id, Mark())
+            return self._marks.get(data_id, PeerMark())
 
-    def note(self, data_id: str, mark: Mark) -> None:
+    def note(self, data_id: str, mark: PeerMark) -> None:
         """Remember what the owner of that data directory has told."""
         if not data_id:
             return
         with self._lock:
-            self._marks[data_id] = self._marks.pop(data_id, Mark()).joined(mark)
+            self._marks[data_id] = self._marks.pop(data_id, PeerMark()).joined(mark)
             if len(self._marks) > MAX_REMEMBERED:
                 del self._marks[next(iter(self._marks))]
 
@@ -100,8 +100,8 @@ class PeerMarks:
             if marks == self._saved:
                 return
             try:
-                store_sealed(self.path, MAGIC, marks, self._disk)
-            except (StorageFullError, OSError) as error:
+                store_file(self.path, PEER_MARKS_MAGIC, marks, self._disk)
+            except (RaftStorageFullError, OSError) as error:
                 if not self._warned:
                     logger.warning("what is remembered of other nodes is not noted: %s", error)
                 self._warned = True

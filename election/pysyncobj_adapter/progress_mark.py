@@ -13,9 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from election.pysyncobj_adapter.files import REAL_DISK, Disk, load_sealed, store_sealed
+from election.pysyncobj_adapter.files import REAL_DISK, Disk, load_file, store_file
 
-MAGIC = b"OCRAFTP1"
+PROGRESS_MARK_MAGIC = b"OCRAFTP1"
 
 
 def is_behind(held: tuple[int, int], known: tuple[int, int]) -> bool:
@@ -41,7 +41,7 @@ class ProgressMark:
         self.known = (0, 0)
         self._directory_id = directory_id
         self._disk = disk
-        content = load_sealed(self.path, MAGIC, _Content, disk)
+        content = load_file(self.path, PROGRESS_MARK_MAGIC, _Content, disk)
         if content is not None and content.directory_id == directory_id:
             self.known = (content.term, content.applied_index)
 
@@ -50,5 +50,5 @@ class ProgressMark:
         known = (max(term, self.known[0]), max(applied_index, self.known[1]))
         if known != self.known:
             content = _Content(self._directory_id, *known)
-            store_sealed(self.path, MAGIC, content, self._disk)
+            store_file(self.path, PROGRESS_MARK_MAGIC, content, self._disk)
             self.known = known

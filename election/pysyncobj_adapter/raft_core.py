@@ -19,22 +19,22 @@ from pysyncobj.node import Node
 from election.pysyncobj_adapter import wire
 from election.pysyncobj_adapter.clock import monotonic
 from election.pysyncobj_adapter.errors import (
+    RaftStorageFullError,
     RolledBackError,
     SafetyViolationError,
-    StorageFullError,
 )
 from election.pysyncobj_adapter.library import check_version, injected
-from election.pysyncobj_adapter.members import Members, membership_change
+from election.pysyncobj_adapter.members import RaftMembers, membership_change
 from election.pysyncobj_adapter.network import Network
-from election.pysyncobj_adapter.peer_marks import Mark
+from election.pysyncobj_adapter.peer_marks import PeerMark
 from election.pysyncobj_adapter.poller import READ, OnEvent
 from election.pysyncobj_adapter.pre_vote import Ballot
 from election.pysyncobj_adapter.progress_mark import is_behind
 from election.pysyncobj_adapter.raft_snapshot import Dump
 from election.pysyncobj_adapter.settings import AgreementSettings
-from election.pysyncobj_adapter.storage import Storage
+from election.pysyncobj_adapter.storage import RaftStorage
 from election.pysyncobj_adapter.transport import RaftTransport
-from election.pysyncobj_adapter.view_machine import Answer, Machine
+from election.pysyncobj_adapter.view_machine import Machine, ViewReply
 
 _REGULAR = b"\x00"  # PySyncObj's type of command
 _STALL_S = 0.05
@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 class CoreListener(Protocol):
     """Who is told what the log says. Called on the Raft thread; must not raise."""
 
-    def on_applied(self, answer: Answer) -> None:
+    def on_applied(self, answer: ViewReply) -> None:
         """A request was applied."""
 
     def on_restored(self) -> None:
@@ -59,7 +59,7 @@ class CoreListener(Protocol):
         """Another member remembers that this node's data was committed up to there."""
 
 
-class RaftCore(Members):
+class RaftCore(RaftMembers):
     """One member. Built, ticked and closed on one thread."""
 
     _SyncObj__lastSerializedTime: float
@@ -67,7 +67,7 @@ class RaftCore(Members):
     def __init__(
         self,
         settings: AgreementSettings,
-        storage: Storage,
+        storage: RaftStorage,
         listener: CoreListener,
         network: Network | None = None,
     ) -> None:
@@ -249,13 +249,13 @@ class RaftCore(Members):
         """Remember outside of the raft directory how far it has got (decision 16)."""
         try:
             self._storage.note_progress(self.raftCurrentTerm, self.raftLastApplied)
-        except StorageFullError as error:
+        except RaftStorageFullError as error:
             logger.warning("how far consensus has got is not noted: %s", error)
 
-    def _own_mark(self) -> Mark:
-        return Mark(self.raftCurrentTerm, self.raftLastApplied, *self.position)
+    def _own_mark(self) -> PeerMark:
+        return PeerMark(self.raftCurrentTerm, self.raftLastApplied, *self.position)
 
-    def on_remembered(self, node: Node, mark: Mark) -> None:
+    def on_remembered(self, node: Node, mark: PeerMark) -> None:
         """Compare what another member remembers of this one with what is held here (decision 18).
 
         Raises:
@@ -265,7 +265,7 @@ class RaftCore(Members):
         held = (self.raftCurrentTerm, self._SyncObj__getCurrentLogIndex())
         if is_behind(held, mark.consensus):
             # Refused from now on, also while nobody is there who remembers it.
-            with contextlib.suppress(StorageFullError):
+            with contextlib.suppress(RaftStorageFullError):
                 self._storage.note_progress(*mark.consensus)
             raise RolledBackError(self._settings.directory, held, mark.consensus, str(node.id))
         if mark.index:
@@ -295,14 +295,14 @@ class RaftCore(Members):
 
     # Messages.
 
-    def on_message(self, node: Node, message: wire.Message) -> None:
+    def on_message(self, node: Node, message: wire.RaftMessage) -> None:
         """Take one message from a member."""
         match message:
-            case wire.Append():
+            case wire.AppendEntries():
                 self._on_append(node, message)
             case wire.Snapshot():
                 self._on_snapshot(node, message)
-            case wire.Ack():
+            case wire.FollowerReply():
                 self._on_ack(node, message)
             case wire.PreVote():
                 self._on_pre_vote(node, message)
@@ -330,11 +330,15 @@ class RaftCore(Members):
     def _pass_on(
         self,
         node: Node,
-        message: wire.Append | wire.Ack | wire.RequestVote | wire.Vote | wire.TimeoutNow,
+        message: wire.AppendEntries
+        | wire.FollowerReply
+        | wire.RequestVote
+        | wire.Vote
+        | wire.TimeoutNow,
     ) -> None:
         self._SyncObj__onMessageReceived(node, wire.to_pysyncobj(message))
 
-    def _on_append(self, node: Node, message: wire.Append) -> None:
+    def _on_append(self, node: Node, message: wire.AppendEntries) -> None:
         """Append what is new, and remove only what contradicts it.
 
         PySyncObj removes everything behind `prev_index` at every message, so that a late one
@@ -360,7 +364,7 @@ class RaftCore(Members):
             self._SyncObj__leaderCommitIndex = message.commit_index
             self._SyncObj__sendNextNodeIdx(node, nextNodeIdx=matched + 1, success=True)
             return
-        news = wire.Append(
+        news = wire.AppendEntries(
             message.term, message.commit_index, matched, self._term_at(matched), entries
         )
         with self._journal.one_sync():
@@ -382,7 +386,7 @@ class RaftCore(Members):
         heartbeat = {"type": "append_entries", "term": term, "commit_index": commit_index}
         self._SyncObj__onMessageReceived(node, heartbeat)
 
-    def _on_ack(self, node: Node, message: wire.Ack) -> None:
+    def _on_ack(self, node: Node, message: wire.FollowerReply) -> None:
         """Count an acknowledgement of this term only.
 
         PySyncObj's carries no term, and an old one counts for entries that it never saw.
@@ -404,7 +408,7 @@ class RaftCore(Members):
         success: bool = False,
     ) -> None:
         end = self._SyncObj__getCurrentLogIndex() + 1
-        ack = wire.Ack(
+        ack = wire.FollowerReply(
             self.raftCurrentTerm, end if nextNodeIdx is None else nextNodeIdx, reset, success
         )
         self._links.send_wire(str(node.id), ack)
@@ -456,7 +460,7 @@ class RaftCore(Members):
         try:
             self._storage.compact(Dump(self.machine.state(), pair[0], pair[1]))
             self._compaction_is_due = False
-        except StorageFullError as error:
+        except RaftStorageFullError as error:
             self._compaction_retry_at = now + _COMPACTION_RETRY_S
             logger.warning("the journal is not compacted: %s", error)
 

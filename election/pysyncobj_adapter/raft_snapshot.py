@@ -12,23 +12,23 @@ import msgspec
 
 from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.errors import StorageCorruptError
-from election.pysyncobj_adapter.files import REAL_DISK, Disk, seal, unseal
-from election.pysyncobj_adapter.journal import Entry
-from election.pysyncobj_adapter.view_machine import State
+from election.pysyncobj_adapter.files import REAL_DISK, Disk, decode_file, encode_file
+from election.pysyncobj_adapter.journal import RaftEntry
+from election.pysyncobj_adapter.view_machine import MachineState
 
-MAGIC = b"OCRAFTD1"
+RAFT_SNAPSHOT_MAGIC = b"OCRAFTD1"
 CHUNK_BYTES = 64 * 1024
 MAX_DUMP_BYTES = 16 * 1024 * 1024
 
-Chunk = tuple[bytes, bool, bool]  # data, is the first, is the last
+DumpChunk = tuple[bytes, bool, bool]  # data, is the first, is the last
 
 
 class Dump(msgspec.Struct, frozen=True, array_like=True):
     """The state after `last`; `previous` is the entry before it, which PySyncObj keeps too."""
 
-    state: State
-    previous: Entry
-    last: Entry
+    state: MachineState
+    previous: RaftEntry
+    last: RaftEntry
 
 
 class DumpStore:
@@ -60,9 +60,9 @@ class DumpStore:
             StorageCorruptError: the disk did not keep what was written.
 
         """
-        self._store(seal(MAGIC, msgspec.msgpack.encode(dump)), dump)
+        self._store(encode_file(RAFT_SNAPSHOT_MAGIC, msgspec.msgpack.encode(dump)), dump)
 
-    def receive(self, chunk: Chunk | None) -> Dump | None:
+    def receive(self, chunk: DumpChunk | None) -> Dump | None:
         """Collect a dump sent by the leader; return it when it is complete and whole."""
         if chunk is None:
             return None
@@ -85,7 +85,7 @@ class DumpStore:
 
     # What PySyncObj calls.
 
-    def getTransmissionData(self, transmissionID: object) -> Chunk | None:  # noqa: N802, N803
+    def getTransmissionData(self, transmissionID: object) -> DumpChunk | None:  # noqa: N802, N803
         """Return the next chunk for that node; None if there is no dump to send."""
         if self.current is None:
             return None
@@ -111,7 +111,7 @@ class DumpStore:
 
     @staticmethod
     def _decode(data: bytes, path: Path) -> Dump:
-        payload = unseal(MAGIC, data, path)
+        payload = decode_file(RAFT_SNAPSHOT_MAGIC, data, path)
         try:
             return msgspec.msgpack.decode(payload, type=Dump)
         except UNDECODABLE as error:

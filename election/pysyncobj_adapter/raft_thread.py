@@ -21,8 +21,8 @@ from election.pysyncobj_adapter.files import REAL_DISK, Disk
 from election.pysyncobj_adapter.network import Network
 from election.pysyncobj_adapter.raft_core import RaftCore
 from election.pysyncobj_adapter.settings import AgreementSettings
-from election.pysyncobj_adapter.storage import Storage
-from election.pysyncobj_adapter.view_machine import Answer, Read, encode_command
+from election.pysyncobj_adapter.storage import RaftStorage
+from election.pysyncobj_adapter.view_machine import ReadRequest, ViewReply, encode_command
 from election.view import View
 
 MAX_PENDING_REQUESTS = 1024
@@ -45,13 +45,13 @@ class AgreementStatus(msgspec.Struct, frozen=True):
     founders: dict[str, str]
 
 
-class RunnerListener(Protocol):
+class RaftThreadListener(Protocol):
     """Who is told. Called on the Raft thread; must not raise."""
 
     def on_started(self) -> None:
         """The port is bound and the stored state is read."""
 
-    def on_news(self, view: View | None, answers: list[Answer]) -> None:
+    def on_news(self, view: View | None, answers: list[ViewReply]) -> None:
         """A newer view, if any, and the answers to requests. Only after the member caught up."""
 
     def on_remembered(self, epoch: int, index: int) -> None:
@@ -71,13 +71,13 @@ class _Pending:
         self.retry_after_s = _FIRST_RETRY_S
 
 
-class Runner:
+class RaftThread:
     """One member on a thread of its own."""
 
     def __init__(
         self,
         settings: AgreementSettings,
-        listener: RunnerListener,
+        listener: RaftThreadListener,
         *,
         disk: Disk = REAL_DISK,
         network: Network | None = None,
@@ -92,7 +92,7 @@ class Runner:
         self._network = network
         self._mailbox: deque[Callable[[], None]] = deque()
         self._pending: dict[bytes, _Pending] = {}
-        self._answers: list[Answer] = []
+        self._answers: list[ViewReply] = []
         self._catch_up_id = os.urandom(16)
         self._caught_up = False
         self._published_version = 0
@@ -101,7 +101,7 @@ class Runner:
         self._wake_lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=f"raft {settings.node_id}")
         self._core: RaftCore | None = None
-        self._storage: Storage | None = None
+        self._storage: RaftStorage | None = None
 
     # Called from any thread.
 
@@ -145,16 +145,16 @@ class Runner:
     # The thread.
 
     def _run(self) -> None:
-        storage: Storage | None = None
+        storage: RaftStorage | None = None
         try:
-            self._storage = storage = Storage(self._settings, self._disk)
+            self._storage = storage = RaftStorage(self._settings, self._disk)
             self._core = core = RaftCore(self._settings, storage, self, self._network)
             core.watch(self._wake_fd, self._on_wake)
             # Between applying and waiting: an answer must not wait for the next event.
             core.addOnTickCallback(lambda: self._report(core))
             self._report(core)
             self._listener.on_started()
-            self._add(self._catch_up_id, encode_command(Read(self._catch_up_id)))
+            self._add(self._catch_up_id, encode_command(ReadRequest(self._catch_up_id)))
             while not self._stopping:
                 core.position = self.position
                 self._send_pending(core)
@@ -203,7 +203,7 @@ class Runner:
             pending.retry_after_s = min(2 * pending.retry_after_s, _MAX_RETRY_S)
             core.submit(pending.command)
 
-    def on_applied(self, answer: Answer) -> None:
+    def on_applied(self, answer: ViewReply) -> None:
         """Keep the answer if somebody waits for it."""
         if self._pending.pop(answer.request_id, None) is None:
             return

@@ -14,7 +14,7 @@ from election.pysyncobj_adapter.raft_snapshot import Dump, DumpStore
 from election.pysyncobj_adapter.settings import AgreementSettings
 
 
-class Storage:
+class RaftStorage:
     """What one member remembers. Made and used on one thread."""
 
     def __init__(self, settings: AgreementSettings, disk: Disk = REAL_DISK) -> None:

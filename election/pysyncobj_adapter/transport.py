@@ -27,13 +27,13 @@ from election.identity import Verdict
 from election.pysyncobj_adapter import wire
 from election.pysyncobj_adapter.clock import monotonic
 from election.pysyncobj_adapter.codec import UNDECODABLE
-from election.pysyncobj_adapter.errors import StorageFullError
+from election.pysyncobj_adapter.errors import RaftStorageFullError
 from election.pysyncobj_adapter.journal import Journal
-from election.pysyncobj_adapter.link import Greeting, Link
-from election.pysyncobj_adapter.listener import Listener
+from election.pysyncobj_adapter.link import Greeting, RaftLink
+from election.pysyncobj_adapter.listener import RaftListener
 from election.pysyncobj_adapter.member_registry import MemberBook
 from election.pysyncobj_adapter.network import Network
-from election.pysyncobj_adapter.peer_marks import Mark, PeerMarks
+from election.pysyncobj_adapter.peer_marks import PeerMark, PeerMarks
 from election.pysyncobj_adapter.poller import Poller
 from election.pysyncobj_adapter.settings import AgreementSettings
 
@@ -52,10 +52,10 @@ logger = logging.getLogger(__name__)
 class Receiver(Protocol):
     """Who takes the messages: the Raft core."""
 
-    def on_message(self, node: Node, message: wire.Message) -> None:
+    def on_message(self, node: Node, message: wire.RaftMessage) -> None:
         """Take one message from a member."""
 
-    def on_remembered(self, node: Node, mark: Mark) -> None:
+    def on_remembered(self, node: Node, mark: PeerMark) -> None:
         """Take what a member remembers of this one: before any other message on its link."""
 
 
@@ -74,7 +74,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
         journal: Journal,
         book: MemberBook,
         marks: PeerMarks,
-        own_mark: Callable[[], Mark],
+        own_mark: Callable[[], PeerMark],
         dial_addresses: Callable[[str], list[str]],
         welcome: Callable[[], AbstractSet[str]],
         lets_in: Callable[[str], bool],
@@ -102,14 +102,16 @@ class RaftTransport(Transport):  # type: ignore[misc]
         self._unlinked_since: dict[str, float] = {}
         self._network = network
         self._nodes: dict[str, Node] = {str(node.id): node for node in others}
-        self._open: dict[str, Link] = {}
-        self._dialing: dict[str, Link] = {}
-        self._strangers: list[Link] = []
+        self._open: dict[str, RaftLink] = {}
+        self._dialing: dict[str, RaftLink] = {}
+        self._strangers: list[RaftLink] = []
         self._dialed_at: dict[str, float] = {}
         self._failed_dials: dict[str, int] = {}
-        self._evicted: set[Link] = set()  # to be closed at the next tick; added to by any thread
+        self._evicted: set[RaftLink] = (
+            set()
+        )  # to be closed at the next tick; added to by any thread
         self._refusal_logged_at = 0.0
-        self._listener = Listener(settings.bind_address, poller, self._on_accepted, network)
+        self._listener = RaftListener(settings.bind_address, poller, self._on_accepted, network)
 
     # What PySyncObj calls.
 
@@ -143,13 +145,13 @@ class RaftTransport(Transport):  # type: ignore[misc]
 
     # What the Raft core calls.
 
-    def send_wire(self, node_id: str, message: wire.Message) -> bool:
+    def send_wire(self, node_id: str, message: wire.RaftMessage) -> bool:
         """Send a message; False if there is no link. All that it may promise is durable first."""
         link = self._open.get(node_id)
         if link is None:
             return False
         self._journal.sync()
-        link.send(wire.encode(message), monotonic())
+        link.send(wire.encode_raft_message(message), monotonic())
         return not link.closed
 
     def connected(self) -> list[str]:
@@ -179,7 +181,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
             if self._may_tell(link, now):
                 self._tell(link, now)
             if now - link.last_sent_at > PING_INTERVAL_S:
-                link.send(wire.encode(wire.Ping()), now)
+                link.send(wire.encode_raft_message(wire.Ping()), now)
         for node_id in sorted(self._nodes.keys() | self._welcome()):
             if node_id in self._open:
                 self._unlinked_since.pop(node_id, None)
@@ -219,8 +221,8 @@ class RaftTransport(Transport):  # type: ignore[misc]
             self._strangers[0].close()
         self._strangers.append(self._link(sock, None, monotonic()))
 
-    def _link(self, sock: socket.socket, peer: str | None, now: float) -> Link:
-        return Link(
+    def _link(self, sock: socket.socket, peer: str | None, now: float) -> RaftLink:
+        return RaftLink(
             self,
             self._poller,
             sock,
@@ -256,10 +258,10 @@ class RaftTransport(Transport):  # type: ignore[misc]
             # Of one that is let in without being known nothing is written down.
             sender = greeting.sender
             return self._book.judge(sender, greeting.directory_id, noting=self._is_known(sender))
-        except StorageFullError as error:
+        except RaftStorageFullError as error:
             return f"{self._me!r} cannot note whom it meets: {error}"
 
-    def on_open(self, link: Link) -> None:
+    def on_open(self, link: RaftLink) -> None:
         """Let the link replace the pair's older one, unless another process holds the identity."""
         registry = self._settings.registry
         if registry is not None and link.peer_greeting is not None:
@@ -287,18 +289,18 @@ class RaftTransport(Transport):  # type: ignore[misc]
         link.last_read_at = monotonic()
         # First of all, so that the peer knows it before it votes or acts on anything sent here.
         remembered = wire.Remembered(self._marks.of(_data_id(link)))
-        link.send(wire.encode(remembered), monotonic())
+        link.send(wire.encode_raft_message(remembered), monotonic())
         if not link.closed:
             self._onNodeConnected(self._node(link.peer))
 
-    def on_frame(self, link: Link, data: bytes) -> None:
+    def on_frame(self, link: RaftLink, data: bytes) -> None:
         """Take one authentic frame from the link that counts."""
         link.last_read_at = monotonic()
         if self._open.get(link.peer) is not link or not self._may_link(link.peer):
             link.close()
             return
         try:
-            message = wire.decode(data)
+            message = wire.decode_raft_message(data)
         except UNDECODABLE as error:
             logger.warning("%s sent what is no message: %s", link.peer, error)
             link.close()
@@ -310,7 +312,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
         elif not isinstance(message, wire.Ping):
             self._receiver.on_message(self._node(link.peer), message)
 
-    def _introduce(self, link: Link, message: wire.Message) -> None:
+    def _introduce(self, link: RaftLink, message: wire.RaftMessage) -> None:
         """What the peer remembers of this member is its first message; then all others count.
 
         It is judged before any vote or entry of that peer is taken (decision 18).
@@ -322,19 +324,19 @@ class RaftTransport(Transport):  # type: ignore[misc]
         self._receiver.on_remembered(self._node(link.peer), message.mark)
         link.is_introduced = True
 
-    def _may_tell(self, link: Link, now: float) -> bool:
+    def _may_tell(self, link: RaftLink, now: float) -> bool:
         """Not before the peer has said what it remembers: what an old copy tells would hide it."""
         return link.is_introduced and now - link.told_at >= TELL_INTERVAL_S
 
-    def _tell(self, link: Link, now: float) -> None:
+    def _tell(self, link: RaftLink, now: float) -> None:
         """Tell how far this member is, if it has got on; all of it is durable here."""
         mark = self._own_mark()
         if mark != link.told:
             self._journal.sync()
             link.told, link.told_at = mark, now
-            link.send(wire.encode(wire.Told(mark)), now)
+            link.send(wire.encode_raft_message(wire.Told(mark)), now)
 
-    def on_closed(self, link: Link) -> None:
+    def on_closed(self, link: RaftLink) -> None:
         """Forget the link."""
         if self._settings.registry is not None and link.token:
             self._settings.registry.close(link.token)
@@ -353,13 +355,13 @@ class RaftTransport(Transport):  # type: ignore[misc]
     def _node(self, node_id: str) -> Node:
         return self._nodes.get(node_id) or Node(node_id)
 
-    def _discard(self, link: Link) -> None:
+    def _discard(self, link: RaftLink) -> None:
         if link in self._strangers:
             self._strangers.remove(link)
         if self._dialing.get(link.peer) is link:
             del self._dialing[link.peer]
 
 
-def _data_id(link: Link) -> str:
+def _data_id(link: RaftLink) -> str:
     greeting = link.peer_greeting
     return greeting.claim.data_id if greeting is not None else ""

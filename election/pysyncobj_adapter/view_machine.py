@@ -12,27 +12,35 @@ from collections import OrderedDict
 import msgspec
 
 from election.pysyncobj_adapter.codec import UNDECODABLE
-from election.view import AddMember, Bootstrap, Change, Refusal, RemoveMember, View, apply_change
+from election.view import (
+    AddMember,
+    Bootstrap,
+    RemoveMember,
+    View,
+    ViewChange,
+    ViewRefusal,
+    apply_change,
+)
 
 MAX_COMMAND_BYTES = 32 * 1024
 MAX_REMEMBERED_ANSWERS = 64
 
 
-class Propose(msgspec.Struct, frozen=True, tag="propose", array_like=True):
+class ProposeRequest(msgspec.Struct, frozen=True, tag="propose", array_like=True):
     """Compare-and-set on the view's version."""
 
     request_id: bytes
     expected_version: int
-    change: Change
+    change: ViewChange
 
 
-class Read(msgspec.Struct, frozen=True, tag="read", array_like=True):
+class ReadRequest(msgspec.Struct, frozen=True, tag="read", array_like=True):
     """Change nothing: what is committed before it is applied before it."""
 
     request_id: bytes
 
 
-Command = Propose | Read
+Command = ProposeRequest | ReadRequest
 
 
 class SetMembership(msgspec.Struct, frozen=True, array_like=True):
@@ -43,15 +51,15 @@ class SetMembership(msgspec.Struct, frozen=True, array_like=True):
     address: str
 
 
-class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """What became of a request. A `Read` and a committed change have no `refusal`."""
+class ViewReply(msgspec.Struct, frozen=True, array_like=True):
+    """What became of a request. A `ReadRequest` and a committed change have no `refusal`."""
 
     request_id: bytes
     view: View | None
     refusal: str | None = None
 
 
-class State(msgspec.Struct, frozen=True, array_like=True):
+class MachineState(msgspec.Struct, frozen=True, array_like=True):
     """All of the machine, as kept in a dump.
 
     `raft_members` are those whose change has been applied; `wanted_members` are those that the
@@ -59,7 +67,7 @@ class State(msgspec.Struct, frozen=True, array_like=True):
     """
 
     view: View | None
-    answers: tuple[Answer, ...]
+    answers: tuple[ViewReply, ...]
     raft_members: dict[str, str]
     wanted_members: dict[str, str]
 
@@ -76,34 +84,34 @@ class Machine:
         self.view: View | None = None
         self.raft_members = dict(members)
         self.wanted_members = dict(members)
-        self._answers: OrderedDict[bytes, Answer] = OrderedDict()
+        self._answers: OrderedDict[bytes, ViewReply] = OrderedDict()
         self._decoder = msgspec.msgpack.Decoder(Command)
 
-    def apply(self, data: bytes) -> Answer | None:
+    def apply(self, data: bytes) -> ViewReply | None:
         """Run one command; None if it is not one (then nothing changes, on any member)."""
         try:
             command = self._decoder.decode(data)
         except UNDECODABLE:
             return None
-        if isinstance(command, Read):
-            return Answer(command.request_id, self.view)
+        if isinstance(command, ReadRequest):
+            return ViewReply(command.request_id, self.view)
         known = self._answers.get(command.request_id)
         if known is not None:
             return known
         result = apply_change(self.view, command.change, command.expected_version)
-        if isinstance(result, Refusal):
-            answer = Answer(command.request_id, self.view, result.reason)
+        if isinstance(result, ViewRefusal):
+            answer = ViewReply(command.request_id, self.view, result.reason)
         else:
             self.view = result
             self._want(command.change)
-            answer = Answer(command.request_id, result)
+            answer = ViewReply(command.request_id, result)
         self._answers[command.request_id] = answer
         if len(self._answers) > MAX_REMEMBERED_ANSWERS:
             # An older duplicate still changes nothing: its expected version has passed.
             self._answers.popitem(last=False)
         return answer
 
-    def answer_to(self, request_id: bytes) -> Answer | None:
+    def answer_to(self, request_id: bytes) -> ViewReply | None:
         """Return what became of a recent request, if it was applied."""
         return self._answers.get(request_id)
 
@@ -111,23 +119,23 @@ class Machine:
         """Note that a change of the Raft members has been applied."""
         self.raft_members = changed_members(self.raft_members, change)
 
-    def state(self) -> State:
+    def state(self) -> MachineState:
         """Return everything, for a dump."""
-        return State(
+        return MachineState(
             self.view,
             tuple(self._answers.values()),
             dict(self.raft_members),
             dict(self.wanted_members),
         )
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: MachineState) -> None:
         """Take over everything from a dump."""
         self.view = state.view
         self._answers = OrderedDict((answer.request_id, answer) for answer in state.answers)
         self.raft_members = dict(state.raft_members)
         self.wanted_members = dict(state.wanted_members)
 
-    def _want(self, change: Change) -> None:
+    def _want(self, change: ViewChange) -> None:
         """Let the wanted Raft members follow a committed change of the view's."""
         match change:
             case Bootstrap(members=members):

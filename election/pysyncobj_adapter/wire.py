@@ -11,19 +11,19 @@ from typing import Any
 
 import msgspec
 
-from election.pysyncobj_adapter.journal import Entry
-from election.pysyncobj_adapter.peer_marks import Mark
-from election.pysyncobj_adapter.raft_snapshot import Chunk
+from election.pysyncobj_adapter.journal import RaftEntry
+from election.pysyncobj_adapter.peer_marks import PeerMark
+from election.pysyncobj_adapter.raft_snapshot import DumpChunk
 
 
-class Append(msgspec.Struct, frozen=True, tag=1, array_like=True):
+class AppendEntries(msgspec.Struct, frozen=True, tag=1, array_like=True):
     """The leader's heartbeat, with entries after the entry at `prev_index`."""
 
     term: int
     commit_index: int
     prev_index: int | None
     prev_term: int | None
-    entries: list[Entry]
+    entries: list[RaftEntry]
 
 
 class Snapshot(msgspec.Struct, frozen=True, tag=2, array_like=True):
@@ -31,10 +31,10 @@ class Snapshot(msgspec.Struct, frozen=True, tag=2, array_like=True):
 
     term: int
     commit_index: int
-    chunk: Chunk | None
+    chunk: DumpChunk | None
 
 
-class Ack(msgspec.Struct, frozen=True, tag=3, array_like=True):
+class FollowerReply(msgspec.Struct, frozen=True, tag=3, array_like=True):
     """The answer to the two above. PySyncObj's own carries no term; this one must."""
 
     term: int
@@ -93,19 +93,19 @@ class Ping(msgspec.Struct, frozen=True, tag=10, array_like=True):
 class Remembered(msgspec.Struct, frozen=True, tag=11, array_like=True):
     """The first message of each side: what it remembers of the receiver (decision 18)."""
 
-    mark: Mark
+    mark: PeerMark
 
 
 class Told(msgspec.Struct, frozen=True, tag=12, array_like=True):
     """How far the sender is: to be remembered."""
 
-    mark: Mark
+    mark: PeerMark
 
 
-Message = (
-    Append
+RaftMessage = (
+    AppendEntries
     | Snapshot
-    | Ack
+    | FollowerReply
     | RequestVote
     | Vote
     | Forward
@@ -117,16 +117,16 @@ Message = (
     | Told
 )
 
-_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+_decoder: msgspec.msgpack.Decoder[RaftMessage] = msgspec.msgpack.Decoder(RaftMessage)
 _encoder = msgspec.msgpack.Encoder()
 
 
-def encode(message: Message) -> bytes:
+def encode_raft_message(message: RaftMessage) -> bytes:
     """Return the message's bytes."""
     return _encoder.encode(message)
 
 
-def decode(data: bytes) -> Message:
+def decode_raft_message(data: bytes) -> RaftMessage:
     """Return the message.
 
     Raises:
@@ -136,7 +136,7 @@ def decode(data: bytes) -> Message:
     return _decoder.decode(data)
 
 
-def from_pysyncobj(message: dict[str, Any]) -> Message:
+def from_pysyncobj(message: dict[str, Any]) -> RaftMessage:
     """Return the struct for a message that PySyncObj (or the adapter's Raft) made.
 
     Raises:
@@ -147,7 +147,7 @@ def from_pysyncobj(message: dict[str, Any]) -> Message:
         case "append_entries" if "serialized" in message:
             return Snapshot(message["term"], message["commit_index"], message["serialized"])
         case "append_entries" if "transmission" not in message:
-            return Append(
+            return AppendEntries(
                 message["term"],
                 message["commit_index"],
                 message["prevLogIdx"],
@@ -167,11 +167,11 @@ def from_pysyncobj(message: dict[str, Any]) -> Message:
 
 
 def to_pysyncobj(
-    message: Append | Ack | RequestVote | Vote | Forward | TimeoutNow,
+    message: AppendEntries | FollowerReply | RequestVote | Vote | Forward | TimeoutNow,
 ) -> dict[str, Any]:
     """Return the dictionary that PySyncObj's handler expects."""
     match message:
-        case Append():
+        case AppendEntries():
             return {
                 "type": "append_entries",
                 "term": message.term,
@@ -180,7 +180,7 @@ def to_pysyncobj(
                 "prevLogTerm": message.prev_term,
                 "entries": message.entries,
             }
-        case Ack():
+        case FollowerReply():
             return {
                 "type": "next_node_idx",
                 "next_node_idx": message.next_index,

@@ -119,7 +119,7 @@ class Injector:
 
         from datapath.storage import store  # noqa: PLC0415
 
-        write_space = store._write_space
+        write_space = store._write_keyspace
 
         def write(
             transaction: lmdb.Transaction,
@@ -132,7 +132,7 @@ class Injector:
                 raise failure
             write_space(transaction, database, writes)
 
-        store._write_space = write
+        store._write_keyspace = write
 
 
 def _path(fd: int) -> str:

@@ -117,7 +117,7 @@ async def test_names_of_the_configuration_are_served_and_others_are_not(
         assert reply.status == status, host
 
 
-@pytest.mark.parametrize("lane", [{}, {"TE": "x"}], ids=["express", "ordinary"])
+@pytest.mark.parametrize("lane", [{}, {"TE": "x"}], ids=["fast", "full"])
 async def test_no_request_fails_in_rolling_restarts(
     make_cluster: MakeCluster, lane: dict[str, str]
 ) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from election.pysyncobj_adapter.files import unseal
-from election.pysyncobj_adapter.peer_marks import MAGIC, Mark
+from election.pysyncobj_adapter.files import decode_file
+from election.pysyncobj_adapter.peer_marks import PEER_MARKS_MAGIC, PeerMark
 from tests.nodes.conftest import MakeCluster
 from tests.support.cluster import UNSUSPECTING, Cluster, Writer, wait_until
 
@@ -27,13 +27,15 @@ def data_id(cluster: Cluster, node: str) -> str:
     return str(json.loads(text[: text.rindex("}") + 1])["data"])
 
 
-def remembered(cluster: Cluster, by: str, of: str) -> Mark:
+def remembered(cluster: Cluster, by: str, of: str) -> PeerMark:
     """Return what one node has written down of another, without touching its files."""
     path = cluster.data(by) / "raft.peers"
     if not path.exists():
-        return Mark()
-    marks = msgspec.msgpack.decode(unseal(MAGIC, path.read_bytes(), path), type=dict[str, Mark])
-    return marks.get(data_id(cluster, of), Mark())
+        return PeerMark()
+    marks = msgspec.msgpack.decode(
+        decode_file(PEER_MARKS_MAGIC, path.read_bytes(), path), type=dict[str, PeerMark]
+    )
+    return marks.get(data_id(cluster, of), PeerMark())
 
 
 async def committed(cluster: Cluster, node: str) -> int:

@@ -13,7 +13,7 @@ def test_a_handover_keeps_the_in_sync_set_whole_and_all_that_was_written() -> No
     cluster["a"].hand_over("c")
     cluster.until(lambda: cluster.serving() == "c", within_ms=100)
     assert cluster.in_sync() == "abc"
-    assert cluster["c"].replica.core.commit_index > acknowledged
+    assert cluster["c"].replica.state.commit_index > acknowledged
     assert cluster.commits()
 
 

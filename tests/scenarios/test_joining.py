@@ -18,14 +18,14 @@ def test_a_joining_whose_outcome_is_unknown_counts_until_it_is_settled() -> None
     cluster.report_unknown("a")
     primary = cluster["a"]
     assert primary.append(1)
-    index = primary.replica.core.log.last_index
+    index = primary.replica.state.log.last_index
     cluster.run(60)
-    assert primary.replica.core.commit_index < index
+    assert primary.replica.state.commit_index < index
     cluster.let_proposals_through(held=True)
     assert cluster.in_sync() == "abc"
     cluster.rejoin()
     cluster.until(cluster.is_whole)
-    assert primary.replica.core.commit_index >= index
+    assert primary.replica.state.commit_index >= index
 
 
 def test_a_learner_joins_no_sooner_than_it_holds_the_opening_entry() -> None:
@@ -39,7 +39,7 @@ def test_a_learner_joins_no_sooner_than_it_holds_the_opening_entry() -> None:
     cluster.cut("c", "a")
     cluster.until(lambda: cluster.in_sync() == "ab")
     cluster.run(100)
-    primary, backup = cluster["a"].replica.core, cluster["b"].replica.core
+    primary, backup = cluster["a"].replica.state, cluster["b"].replica.state
     assert cluster["a"].append(1)
     cluster.until(lambda: primary.commit_index == primary.log.last_index)
     assert backup.commit_index < backup.log.last_index == primary.log.last_index

@@ -1,16 +1,16 @@
-"""Disks that lose entries: a log whose tail was cut (suspect), a damaged log (rule e)."""
+"""Disks that lose entries: a log whose tail was cut (tail_cut), an incomplete log (rule e)."""
 
 from __future__ import annotations
 
 import pytest
 
 from datapath.errors import SafetyError
-from datapath.protocol.state import SUSPECT_PATIENCE_GRACES
+from datapath.protocol.state import CUT_TAIL_PATIENCE_GRACES
 from datapath.settings import Timing
 from election.view import Handover
 from tests.sim.script import Cluster
 
-PATIENCE_MS = SUSPECT_PATIENCE_GRACES * Timing().grace_period_ms
+PATIENCE_MS = CUT_TAIL_PATIENCE_GRACES * Timing().grace_period_ms
 """A replica that lost its tail waits so long anyway: what it never does is seen only after that."""
 
 
@@ -46,7 +46,7 @@ def test_a_primary_that_lost_its_tail_hands_over_to_a_backup_that_has_more() -> 
     cluster = _tail_lost_and_no_way_to_take_over()
     cluster.until(lambda: cluster.view.primary == "b")
     cluster.mend_consensus("b")
-    assert cluster.seen["suspect yields"] == 1
+    assert cluster.seen["cut tail yields"] == 1
     cluster.until(cluster.is_whole)
 
 
@@ -60,7 +60,7 @@ def test_a_primary_that_lost_its_tail_waits_for_a_backup_that_is_down() -> None:
     assert cluster.serving() == ""
     cluster["b"].start()
     cluster.until(cluster.is_whole)
-    assert cluster.seen["suspect yields"] == 1
+    assert cluster.seen["cut tail yields"] == 1
 
 
 def test_a_backup_that_lost_its_tail_and_was_told_so_takes_over_from_nobody() -> None:
@@ -135,7 +135,7 @@ def test_a_yielding_primary_does_not_open_while_its_handover_may_commit_yet() ->
 
 
 TOO_LONG_MS = 9000
-"""Longer than a suspect replica waits before it takes over (20 grace periods) or removes others."""
+"""Longer than a replica whose tail was cut waits before it takes over or removes others."""
 
 
 def test_a_replica_that_was_told_of_its_loss_remembers_it_over_a_restart() -> None:
@@ -146,7 +146,7 @@ def test_a_replica_that_was_told_of_its_loss_remembers_it_over_a_restart() -> No
     _lose_tail(cluster, "b")
     cluster["b"].disk.latency_ms = (20.0, 20.0)
     cluster["b"].start()
-    cluster.until(lambda: cluster["b"].disk.damaged)
+    cluster.until(lambda: cluster["b"].disk.incomplete)
     cluster["a"].crash()
     cluster["b"].crash()
     cluster["b"].start()
@@ -155,7 +155,7 @@ def test_a_replica_that_was_told_of_its_loss_remembers_it_over_a_restart() -> No
     cluster["a"].start()
     cluster.mend_consensus("a")
     cluster.until(cluster.is_whole)
-    assert not cluster["b"].disk.damaged
+    assert not cluster["b"].disk.incomplete
 
 
 def test_a_replica_whose_directory_is_an_old_copy_is_told_and_takes_over_from_nobody() -> None:
@@ -167,7 +167,7 @@ def test_a_replica_whose_directory_is_an_old_copy_is_told_and_takes_over_from_no
     cluster["b"].hide_loss()
     cluster["b"].disk.latency_ms = (20.0, 20.0)
     cluster["b"].start()
-    cluster.until(lambda: cluster["b"].disk.damaged)
+    cluster.until(lambda: cluster["b"].disk.incomplete)
     cluster["a"].crash()
     for _ in range(2):
         cluster.run(TOO_LONG_MS / 2)
@@ -184,7 +184,7 @@ def test_a_primary_that_was_told_of_its_loss_remembers_it_over_a_restart() -> No
     cluster = _tail_lost_and_no_way_to_take_over()
     cluster.until(lambda: cluster.view.epoch == 2)
     cluster.hold_proposals()
-    while not cluster["a"].disk.damaged:
+    while not cluster["a"].disk.incomplete:
         assert not cluster.held(Handover)
         cluster.run(0.1)
     cluster.until(lambda: cluster.held(Handover))
@@ -251,7 +251,7 @@ def test_a_damaged_backup_takes_over_from_nobody_until_it_is_whole_again() -> No
     cluster["a"].start()
     cluster.until(cluster.is_whole)
     assert cluster.seen["damage repaired"] == 1
-    assert not cluster["b"].disk.damaged
+    assert not cluster["b"].disk.incomplete
 
 
 def test_a_damaged_primary_leaves_the_epoch_to_its_backup() -> None:

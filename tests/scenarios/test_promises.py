@@ -74,13 +74,13 @@ def test_a_primary_that_lost_its_tail_yields_only_when_its_own_promises_have_run
     cluster.write(3)
     cluster["b"].crash(cluster["b"].disk.durable.records[-2].first_index)
     cluster["b"].start()
-    assert cluster["b"].replica.core.suspect
+    assert cluster["b"].replica.state.tail_cut
     cluster.isolate("a")
     cluster.let_proposals_through(held=True)
     assert cluster.view.primary == "b"
     assert cluster.serving() == "a"
     cluster.until(lambda: cluster.serving() == "c")  # the oracle looks after each event
-    assert cluster.seen["suspect yields"] == 1
+    assert cluster.seen["cut tail yields"] == 1
     assert cluster.seen["waited for own promise"] > 0
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datapath.protocol.state import SUSPECT_PATIENCE_GRACES
+from datapath.protocol.state import CUT_TAIL_PATIENCE_GRACES
 from datapath.settings import Timing
 from tests.sim.agreement import TELL_GAP_MS
 from tests.sim.script import Cluster
 
-PATIENCE_MS = SUSPECT_PATIENCE_GRACES * Timing().grace_period_ms
+PATIENCE_MS = CUT_TAIL_PATIENCE_GRACES * Timing().grace_period_ms
 """The longest that any replica waits before it takes over."""
 
 
@@ -29,7 +29,7 @@ def test_a_backup_put_back_while_the_primary_is_away_takes_over_from_nobody() ->
     _put_back(cluster, "b")
     cluster["a"].crash()
     cluster["b"].start()
-    cluster.until(lambda: cluster["b"].disk.damaged)
+    cluster.until(lambda: cluster["b"].disk.incomplete)
     for _ in range(2):
         cluster.run(1.5 * PATIENCE_MS)
         assert cluster.view.primary == "a"
@@ -37,7 +37,7 @@ def test_a_backup_put_back_while_the_primary_is_away_takes_over_from_nobody() ->
         cluster["b"].start()
     cluster["a"].start()
     cluster.until(cluster.is_whole)
-    assert not cluster["b"].disk.damaged
+    assert not cluster["b"].disk.incomplete
 
 
 def test_what_it_was_reminded_of_outlives_those_who_remember() -> None:
@@ -46,7 +46,7 @@ def test_what_it_was_reminded_of_outlives_those_who_remember() -> None:
     _put_back(cluster, "b")
     cluster["a"].crash()
     cluster["b"].start()
-    cluster.until(lambda: cluster["b"].disk.damaged)
+    cluster.until(lambda: cluster["b"].disk.incomplete)
     cluster["b"].crash()
     cluster.world.agreement.marks.clear()
     cluster["b"].start()
@@ -99,7 +99,7 @@ def test_a_primary_put_back_to_before_its_epoch_does_not_open_it_again() -> None
     cluster.run(1.5 * PATIENCE_MS)
     assert cluster["b"].replica.primary is None
     cluster.mend_consensus("b")
-    cluster.until(lambda: cluster["b"].disk.damaged)
+    cluster.until(lambda: cluster["b"].disk.incomplete)
     assert cluster.world.oracle.acknowledged == acknowledged
     assert cluster.serving() == ""
 
@@ -117,12 +117,12 @@ def test_a_take_over_that_is_about_to_leave_is_held_back() -> None:
     cluster["a"].crash()
     cluster["b"].start()
     cluster["b"].on_view(view)
-    cluster.until(lambda: cluster["b"].replica.core.proposal is not None)
-    assert not cluster["b"].replica.core.damaged
+    cluster.until(lambda: cluster["b"].replica.state.proposal is not None)
+    assert not cluster["b"].replica.state.incomplete
     cluster.mend_consensus("b")
     cluster.run(1.5 * PATIENCE_MS)
     assert cluster.view.primary == "a"
-    assert cluster["b"].disk.damaged
+    assert cluster["b"].disk.incomplete
 
 
 def test_nobody_is_reminded_of_a_loss_who_has_lost_nothing() -> None:
@@ -144,7 +144,7 @@ def test_nobody_is_reminded_of_a_loss_who_has_lost_nothing() -> None:
         cluster.rejoin()
         cluster.run(1000)
         for node in cluster.world.live_members():
-            node.trim(node.replica.core.commit_index)
+            node.trim(node.replica.state.commit_index)
         cluster[name].disk.latency_ms = (0.1, 1.5)
         cluster[name].start()
         cluster.until(cluster.is_whole)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from tests.sim.script import Cluster
 
 
@@ -12,8 +12,8 @@ def _behind_the_log(cluster: Cluster) -> None:
     cluster.until(lambda: cluster.in_sync() == "ab")
     cluster.write(10)
     for name in "ab":
-        cluster[name].trim(cluster[name].replica.core.commit_index)
-    assert cluster["a"].replica.core.log.base_index > 5
+        cluster[name].trim(cluster[name].replica.state.commit_index)
+    assert cluster["a"].replica.state.log.base_index > 5
 
 
 def test_a_replica_behind_the_retained_log_is_brought_up_by_snapshot() -> None:
@@ -52,13 +52,13 @@ def test_a_connection_that_breaks_during_a_snapshot_starts_no_second_one() -> No
 def test_a_snapshot_never_replaces_entries_that_were_acknowledged() -> None:
     """An old snapshot comes late: the replica has joined since, and holds more than it says."""
     cluster = Cluster(2)
-    core = cluster["b"].replica.core
-    index, epoch = core.commit_index, core.log.epoch_at(core.commit_index)
+    state = cluster["b"].replica.state
+    index, epoch = state.commit_index, state.log.epoch_at(state.commit_index)
     assert epoch is not None
     cluster.cut("a", "b")  # what follows is durable on "b", which does not know that it committed
     assert cluster["b"].replica.start_install(index, epoch)
     assert cluster["b"].replica.start_install(index - 1, 1)
-    assert not core.installing
+    assert not state.installing
 
 
 def test_a_snapshot_never_replaces_a_log_that_holds_its_last_entry() -> None:
@@ -72,14 +72,14 @@ def test_a_snapshot_never_replaces_a_log_that_holds_its_last_entry() -> None:
     cluster["b"].crash()
     cluster.isolate("b")
     cluster["b"].start()
-    core = cluster["b"].replica.core
-    assert core.view is None  # so what the view forbids is not known yet
-    assert core.commit_index < core.log.last_index
-    for index in range(core.commit_index + 1, core.log.last_index + 1):
-        epoch = core.log.epoch_at(index)
+    state = cluster["b"].replica.state
+    assert state.view is None  # so what the view forbids is not known yet
+    assert state.commit_index < state.log.last_index
+    for index in range(state.commit_index + 1, state.log.last_index + 1):
+        epoch = state.log.epoch_at(index)
         assert epoch is not None
         assert cluster["b"].replica.start_install(index, epoch)
-    assert not core.installing
+    assert not state.installing
 
 
 def test_while_a_snapshot_is_put_in_place_nothing_is_promised_about_the_log() -> None:
@@ -91,7 +91,7 @@ def test_while_a_snapshot_is_put_in_place_nothing_is_promised_about_the_log() ->
     cluster.world.network.drop("a", "c")
     cluster.until(lambda: replica.backup.session > 1 or not cluster["c"].installing)
     if cluster["c"].installing:
-        assert not any(isinstance(effect, fx.Reply) for effect in replica.on_durable(10**6))
+        assert not any(isinstance(effect, effects.Reply) for effect in replica.on_durable(10**6))
     cluster.until(cluster.is_whole)
 
 
@@ -108,7 +108,7 @@ def test_a_slow_learner_whose_next_entries_were_trimmed_gets_a_snapshot() -> Non
     cluster.write(3)
     recent = primary.replication.recent
     assert recent[0].first_index < peer.next_index < cluster["a"].replica.next_index
-    cluster["a"].trim(cluster["a"].replica.core.commit_index)
+    cluster["a"].trim(cluster["a"].replica.state.commit_index)
     cluster.rejoin()
     cluster.until(cluster.is_whole)
 
@@ -123,9 +123,9 @@ def test_what_was_sent_before_a_replica_told_anew_what_it_holds_fills_no_window(
     replica, primary = cluster["c"].replica, cluster["a"].replica.primary
     assert primary is not None
     peer = primary.peers["c"]
-    cluster.until(lambda: peer.match_index == replica.core.log.last_index > 5)
+    cluster.until(lambda: peer.match_index == replica.state.log.last_index > 5)
     assert replica.start_install(10**6, 1) == ""
     cluster.run(60)
-    assert replica.core.log.last_index < 70
+    assert replica.state.log.last_index < 70
     cluster["c"].service.run(replica.on_install_failed)
     cluster.until(cluster.is_whole)

@@ -39,11 +39,11 @@ def test_a_primary_whose_clock_stood_still_acknowledges_nothing_and_loses_nothin
     a = cluster["a"].replica
     assert a.may_serve(cluster["a"].clock()), "it believes that its lease goes on"
     assert cluster["a"].append(1)
-    executed, committed = a.core.log.last_index, a.core.commit_index
+    executed, committed = a.state.log.last_index, a.state.commit_index
     assert executed > committed
     cluster.rejoin()
     cluster.until(lambda: a.primary is None)
-    assert a.core.commit_index == committed, "the others refuse its epoch (D3): nothing commits"
+    assert a.state.commit_index == committed, "the others refuse its epoch (D3): nothing commits"
     cluster.mend_consensus("a")
     cluster.until(cluster.is_whole)  # the oracle: nothing that was acknowledged has changed
     assert cluster.seen["truncation"] == 1

@@ -41,10 +41,10 @@ def test_messages_of_an_old_stream_change_nothing() -> None:
     cluster.world.network.drop("a", "b")
     cluster.until(lambda: primary.peers["b"].session > old_session and cluster.is_whole())
     backup = cluster["b"].replica
-    promised, session = backup.core.promised_ms, backup.backup.session
+    promised, session = backup.state.promised_ms, backup.backup.session
     effects = backup.on_message("a", Heartbeat(old_session, 1, 9999, 0), cluster["b"].clock() + 5)
     assert effects == []
-    assert backup.core.promised_ms == promised
+    assert backup.state.promised_ms == promised
     effects = backup.on_message("a", Probe(old_session, 1, "a", 0), cluster["b"].clock() + 5)
     assert effects == []
     assert backup.backup.session == session

@@ -10,12 +10,12 @@ from election.agreement import Committed, Outcome, Refused, Unknown
 from election.view import (
     AddMember,
     AddToInSync,
-    Change,
-    Refusal,
     RemoveFromInSync,
     RemoveMember,
     TakeOver,
     View,
+    ViewChange,
+    ViewRefusal,
     apply_change,
 )
 from tests.sim.clockwork import Clockwork
@@ -49,7 +49,7 @@ class Agreement:
         self.witnesses_down: dict[str, float] = {}  # and since when
         self.in_flight: dict[str, int] = {}
         self.holding: set[str] = set()  # proposals of these nodes wait in `held`
-        self.held: list[tuple[str, Change, int]] = []
+        self.held: list[tuple[str, ViewChange, int]] = []
         self.proposals: dict[str, Proposal] = {}  # node: the one that it waits for
         # What the others remember of each node (decision 18): (epoch, index), and when it told it.
         self.remembers = False
@@ -63,7 +63,7 @@ class Agreement:
         """The newest committed view."""
         return self.views[-1]
 
-    def commit(self, change: Change, version: int, asked: object = None) -> Outcome:
+    def commit(self, change: ViewChange, version: int, asked: object = None) -> Outcome:
         """Apply one change to the true view; everybody learns of it sooner or later.
 
         `asked` is who wanted it, where that is an operator: the oracle is told.
@@ -71,7 +71,7 @@ class Agreement:
         clockwork = self._clockwork
         old = self.view
         new = apply_change(old, change, version)
-        if isinstance(new, Refusal):
+        if isinstance(new, ViewRefusal):
             clockwork.seen["proposal refused"] += 1
             if clockwork.tracing:
                 clockwork.note(f"consensus refuses {change}: {new.reason}")
@@ -135,7 +135,7 @@ class Agreement:
             and now - self._told_at.get(node.id, -TELL_GAP_MS) >= TELL_GAP_MS
         ):
             self._told_at[node.id] = now
-            position = node.replica.core.committed_position
+            position = node.replica.state.committed_position
             self.marks[node.id] = max(position, self.marks.get(node.id, (0, 0)))
 
     def reconnect(self, node_id: str) -> None:
@@ -270,7 +270,7 @@ class Agreement:
     def decide(
         self,
         node: Node,
-        change: Change,
+        change: ViewChange,
         version: int,
         done: Callable[[Outcome], None],
         asked: object = None,
@@ -309,7 +309,7 @@ class Agreement:
         self.in_flight[node_id] -= 1
 
     def _take_effect(
-        self, node_id: str, change: Change, version: int, late: bool, asked: object
+        self, node_id: str, change: ViewChange, version: int, late: bool, asked: object
     ) -> None:
         self._settled(node_id)
         if not self.has_majority():
@@ -323,7 +323,7 @@ class Agreement:
         self,
         node: Node,
         life: int,
-        change: Change,
+        change: ViewChange,
         version: int,
         done: Callable[[Outcome], None],
         asked: object,

@@ -7,11 +7,11 @@ from unittest.mock import patch
 
 import msgspec
 
-from datapath.errors import DataPathError, NotAppliedError, OperationError
+from datapath.errors import DataPathError, OperationError, OperationNotAppliedError
 from datapath.execution.client_table import ClientTable
 from datapath.execution.executor import Executor
-from datapath.execution.pipeline import Burst, Pipeline
-from datapath.execution.tail import Answer, Tail, Waiting
+from datapath.execution.pipeline import Batch, Pipeline
+from datapath.execution.tail import PendingAnswer, Tail, Waiting
 from datapath.keyspaces import KV
 from datapath.node.router import Attempts, was_not_carried_out
 from datapath.operations import Operation
@@ -29,22 +29,22 @@ _BATCH = 10
 
 
 def _d2_reads_see_what_is_recorded() -> list[Patch]:
-    keep_burst = Executor.keep_burst
+    keep_batch = Executor.keep_batch
 
     def keep(executor: Executor, entries: list[Entry]) -> None:
-        for (space, key), (value, _) in executor._burst.items():
-            held: dict[bytes, bytes] = executor._state.spaces[space]  # type: ignore[attr-defined]
+        for (keyspace, key), (value, _) in executor._batch.items():
+            held: dict[bytes, bytes] = executor._state.keyspaces[keyspace]  # type: ignore[attr-defined]
             if value is None:
                 held.pop(key, None)
             else:
                 held[key] = value
-        keep_burst(executor, entries)
+        keep_batch(executor, entries)
 
-    return [patch.object(Executor, "keep_burst", keep)]
+    return [patch.object(Executor, "keep_batch", keep)]
 
 
 def _d2_failed_conditions_answer_at_once() -> list[Patch]:
-    def answer(tail: Tail, answers: list[Answer]) -> None:
+    def answer(tail: Tail, answers: list[PendingAnswer]) -> None:
         tail.answer_all(answers)
 
     return [patch.object(Tail, "add_answers", answer)]
@@ -67,14 +67,14 @@ def _d2_lost_entries_stay() -> list[Patch]:
 
 
 def _d8_not_in_the_delta() -> list[Patch]:
-    keep_burst = Executor.keep_burst
+    keep_batch = Executor.keep_batch
 
     def keep(executor: Executor, entries: list[Entry]) -> None:
-        keep_burst(executor, entries)
+        keep_batch(executor, entries)
         for entry in entries:
             entry[:] = [write for write in entry if write[0] == KV]
 
-    return [patch.object(Executor, "keep_burst", keep)]
+    return [patch.object(Executor, "keep_batch", keep)]
 
 
 def _d8_not_consulted() -> list[Patch]:
@@ -105,16 +105,16 @@ def _d4_reads_without_a_lease() -> list[Patch]:
 
 
 def _d4_conditions_without_a_lease() -> list[Patch]:
-    return [patch.object(Answer, "wrote_nothing", property(lambda _: False))]
+    return [patch.object(PendingAnswer, "wrote_nothing", property(lambda _: False))]
 
 
 def _d1_answers_before_the_commit() -> list[Patch]:
     record = Pipeline._record
 
-    def at_once(pipeline: Pipeline, burst: Burst) -> None:
-        record(pipeline, burst)
-        if burst.entries:
-            pipeline._tail.answer_all(burst.answers)
+    def at_once(pipeline: Pipeline, batch: Batch) -> None:
+        record(pipeline, batch)
+        if batch.entries:
+            pipeline._tail.answer_all(batch.answers)
 
     return [patch.object(Pipeline, "_record", at_once)]
 
@@ -123,14 +123,14 @@ def _d1_answers_when_the_primary_has_it() -> list[Patch]:
     """Only the primary's own disk is waited for: ack=local for everyone."""
     submit = Pipeline.submit
 
-    def local(pipeline: Pipeline, operation: Operation, timeout_ms: float, sink: Any) -> None:
-        submit(pipeline, msgspec.structs.replace(operation, ack="local"), timeout_ms, sink)
+    def local(pipeline: Pipeline, operation: Operation, timeout_ms: float, completion: Any) -> None:
+        submit(pipeline, msgspec.structs.replace(operation, ack="local"), timeout_ms, completion)
 
     return [patch.object(Pipeline, "submit", local)]
 
 
 def _d1_unknown_is_called_not_applied() -> list[Patch]:
-    return [patch("datapath.execution.tail.UnknownOutcomeError", NotAppliedError)]
+    return [patch("datapath.execution.tail.OperationUnknownError", OperationNotAppliedError)]
 
 
 def _d1_uncertain_attempts_are_forgotten() -> list[Patch]:
@@ -145,7 +145,10 @@ def _d1_uncertain_attempts_are_forgotten() -> list[Patch]:
 
 def _d1_any_refusal_is_proof() -> list[Patch]:
     return [
-        patch("datapath.node.router.proves", lambda problem: isinstance(problem, NotAppliedError))
+        patch(
+            "datapath.node.router.proves",
+            lambda problem: isinstance(problem, OperationNotAppliedError),
+        )
     ]
 
 
@@ -163,10 +166,10 @@ def _d8_repeated_without_a_key() -> list[Patch]:
 def _d8_refused_before_it_is_recognised() -> list[Patch]:
     may_start = Pipeline._may_start
 
-    def refuse_first(pipeline: Pipeline, waiting: Waiting, burst: Burst) -> bool:
+    def refuse_first(pipeline: Pipeline, waiting: Waiting, batch: Batch) -> bool:
         with patch.object(pipeline._executor, "repeat_of", lambda *_: None):
-            may = may_start(pipeline, waiting, burst)
-        return may and may_start(pipeline, waiting, burst)
+            may = may_start(pipeline, waiting, batch)
+        return may and may_start(pipeline, waiting, batch)
 
     return [patch.object(Pipeline, "_may_start", refuse_first)]
 

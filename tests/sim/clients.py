@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from datapath.errors import (
-    NotAppliedError,
     NotPrimaryError,
     OperationError,
+    OperationNotAppliedError,
+    OperationUnknownError,
     RejectedError,
-    UnknownOutcomeError,
 )
 from datapath.operations import Operation, Query, QueryResult, Result
 from datapath.protocol.confirmations import ReadPoint
@@ -302,13 +302,13 @@ class Asking:
             # The node gives up before the client does, or after it.
             clients, clockwork = self.clients, self.clockwork
             timeout_ms = clients.habits.patience_ms * clockwork.random.choice((0.5, 2))
-            sink = Answer(self, number)
+            completion = Answer(self, number)
             if clockwork.chance(clients.habits.forwards):
                 forwarding.Forwarding(
-                    clients.world, node, self.asks, timeout_ms, sink, clients.links
+                    clients.world, node, self.asks, timeout_ms, completion, clients.links
                 )
             else:
-                service.ask(self.asks, timeout_ms, sink)
+                service.ask(self.asks, timeout_ms, completion)
             return
         view = node.replica.view
         try:
@@ -350,7 +350,7 @@ class Asking:
         """The node did not carry this attempt out, or does not know whether it did."""
         if self.ended or number != self.attempts:
             return
-        if isinstance(problem, UnknownOutcomeError):
+        if isinstance(problem, OperationUnknownError):
             self.clockwork.seen["client: unknown outcome"] += 1
             self.unsure = True
             if problem.code in ("idempotency_key_expired", "unknown_revision"):
@@ -359,7 +359,7 @@ class Asking:
                 return
         if isinstance(problem, NotPrimaryError):
             self.client.believed = problem.primary
-        elif isinstance(problem, NotAppliedError) and not self.unsure:
+        elif isinstance(problem, OperationNotAppliedError) and not self.unsure:
             self.clockwork.seen[f"client: refused: {problem.code}"] += 1
             if self.clockwork.chance(self.clients.habits.credulous):
                 self._end(self.entry.not_applied)
@@ -459,7 +459,7 @@ class Confirmed:
 
 
 class Answer:
-    """The `Sink` of one request."""
+    """The `Completion` of one request."""
 
     __slots__ = ("_asking", "_done", "_number")
 

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import msgspec
 from pysyncobj.node import Node
 
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol.backup import Backup
 from datapath.protocol.primary import Primary
 from datapath.protocol.replica import Replica
@@ -20,8 +20,8 @@ from election.pysyncobj_adapter import journal as journal_module
 from election.pysyncobj_adapter import raft_core as core_module
 from election.pysyncobj_adapter import wire
 from election.pysyncobj_adapter.journal import Journal
-from election.pysyncobj_adapter.link import Link
-from election.pysyncobj_adapter.peer_marks import Mark
+from election.pysyncobj_adapter.link import RaftLink
+from election.pysyncobj_adapter.peer_marks import PeerMark
 from election.pysyncobj_adapter.raft_core import RaftCore
 from election.pysyncobj_adapter.transport import RaftTransport
 from election.view import View
@@ -36,9 +36,9 @@ def _e2_authority_without_a_view() -> list[Patch]:
     """As if consensus' own leader took itself for the primary, whatever the view says."""
     on_view = Replica.on_view
 
-    def lead(replica: Replica, view: View) -> list[fx.Effect]:
-        if replica.core.node_id == max(view.in_sync):
-            view = msgspec.structs.replace(view, primary=replica.core.node_id)
+    def lead(replica: Replica, view: View) -> list[effects.Effect]:
+        if replica.state.node_id == max(view.in_sync):
+            view = msgspec.structs.replace(view, primary=replica.state.node_id)
         return on_view(replica, view)
 
     return [patch.object(Replica, "on_view", lead)]
@@ -60,9 +60,9 @@ def _nobody_is_heard_first() -> list[Patch]:
 
 
 def _what_is_not_wanted_any_more_leaves() -> list[Patch]:
-    def may_propose(replica: Replica, proposal: fx.Propose, now_ms: float) -> bool:
+    def may_propose(replica: Replica, proposal: effects.Propose, now_ms: float) -> bool:
         del now_ms
-        return proposal is replica.core.proposal
+        return proposal is replica.state.proposal
 
     return [patch.object(Replica, "may_propose", may_propose)]
 
@@ -113,21 +113,21 @@ def _e4_votes_in_memory() -> list[Patch]:
 
 
 def _e4_no_term_filter() -> list[Patch]:
-    def on_ack(core: RaftCore, node: Node, message: wire.Ack) -> None:
+    def on_ack(core: RaftCore, node: Node, message: wire.FollowerReply) -> None:
         core._pass_on(node, message)
 
     return [patch.object(RaftCore, "_on_ack", on_ack)]
 
 
 def _e4_appends_as_they_come() -> list[Patch]:
-    def on_append(core: RaftCore, node: Node, message: wire.Append) -> None:
+    def on_append(core: RaftCore, node: Node, message: wire.AppendEntries) -> None:
         core._pass_on(node, message)
 
     return [patch.object(RaftCore, "_on_append", on_append)]
 
 
 def _e4_send_before_the_sync() -> list[Patch]:
-    def send(links: RaftTransport, node_id: str, message: wire.Message) -> bool:
+    def send(links: RaftTransport, node_id: str, message: wire.RaftMessage) -> bool:
         batch, links._journal._batch = links._journal._batch, None
         try:
             return sends(links, node_id, message)
@@ -185,7 +185,7 @@ def _e4_an_old_copy_votes() -> list[Patch]:
 def _e4_heard_before_it_is_introduced() -> list[Patch]:
     """As if a link began with any message: votes could come before what is remembered."""
 
-    def introduce(links: RaftTransport, link: Link, message: wire.Message) -> None:
+    def introduce(links: RaftTransport, link: RaftLink, message: wire.RaftMessage) -> None:
         link.is_introduced = True
         if isinstance(message, wire.Remembered):
             links._receiver.on_remembered(links._node(link.peer), message.mark)
@@ -194,7 +194,7 @@ def _e4_heard_before_it_is_introduced() -> list[Patch]:
 
 
 def _e4_a_memory_that_goes_back() -> list[Patch]:
-    return [patch.object(Mark, "joined", lambda _, other: other)]
+    return [patch.object(PeerMark, "joined", lambda _, other: other)]
 
 
 def _e4_told_before_it_was_compared() -> list[Patch]:

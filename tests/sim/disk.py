@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from datapath.protocol.log_index import LogIndex
-from datapath.protocol.state import Recovered
+from datapath.protocol.state import RecoveredState
 from datapath.records import Record
 from tests.sim.clockwork import Clockwork
 
-OperationKind = Literal["records", "truncate", "accepted", "mark_damaged", "clear_damaged"]
+OperationKind = Literal["records", "truncate", "accepted", "mark_incomplete", "clear_incomplete"]
 Operation = tuple[int, OperationKind, Any]
 
 FAST_MS = (0.1, 1.5)
@@ -101,7 +101,7 @@ class Disk:
         self.durable = LogImage()
         self.cache = LogImage()  # the durable log with all writes on the way applied
         self.accepted = (0, "")
-        self.damaged = False
+        self.incomplete = False
         self.life = 0
         self.latency_ms = FAST_MS
         self.stalled_since: float | None = None
@@ -154,8 +154,8 @@ class Disk:
     def _make_durable(self, kind: OperationKind, payload: Any) -> None:
         if kind == "accepted":
             self.accepted = payload
-        elif kind in ("mark_damaged", "clear_damaged"):
-            self.damaged = kind == "mark_damaged"
+        elif kind in ("mark_incomplete", "clear_incomplete"):
+            self.incomplete = kind == "mark_incomplete"
         else:
             self._apply_log(self.durable, kind, payload)
 
@@ -212,7 +212,7 @@ class Disk:
             self._make_durable("records", records[: clockwork.random.randint(0, len(records) - 1)])
         if lost_from is not None and lost_from <= self.durable.last_index:
             self.durable.truncate(lost_from)
-            self.damaged = self.damaged or damage
+            self.incomplete = self.incomplete or damage
             torn = torn or not damage
         self.life += 1
         self.pending.clear()
@@ -222,7 +222,7 @@ class Disk:
         self.cache.copy_from(self.durable)
         return torn
 
-    def recover(self, applied_index: int, *, torn: bool) -> Recovered:
+    def recover(self, applied_index: int, *, torn: bool) -> RecoveredState:
         """Read it as a starting replica does. `applied_index`: how far its store has got."""
         log = self.durable
         hint = max((record.commit_index for record in log.records), default=0)
@@ -236,11 +236,11 @@ class Disk:
                 break
             commit = max(commit, record.last_index)  # a store applies whole records
         commit = min(commit, log.last_index)
-        return Recovered(
+        return RecoveredState(
             log=LogIndex.from_runs(log.base_index, log.base_epoch, log.last_index, runs),
             commit_index=commit,
             accepted_epoch=self.accepted[0],
             accepted_primary=self.accepted[1],
-            suspect=torn,
-            damaged=self.damaged,
+            tail_cut=torn,
+            incomplete=self.incomplete,
         )

@@ -160,9 +160,9 @@ class Schedule:
         primary = world.primary()
         if primary is None:
             return "nobody serves"
-        core = primary.replica.core
-        if core.commit_index < core.log.last_index:
-            return f"{primary.id} does not commit {core.log.last_index}"
+        state = primary.replica.state
+        if state.commit_index < state.log.last_index:
+            return f"{primary.id} does not commit {state.log.last_index}"
         return "" if appended else "nothing could be written"
 
     def _leave_some(self) -> set[str]:

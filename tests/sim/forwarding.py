@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from datapath.errors import DataPathError, NotPrimaryError, OperationError
 from datapath.node.router import Attempts
-from datapath.operations import Operation, Result, Sink
+from datapath.operations import Completion, Operation, Result
 from datapath.transport.calls import NoAnswerError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Troubles:
 
 
 class Forwarding:
-    """An operation under way at a node; `sink` is answered once, unless the node dies."""
+    """An operation under way at a node; `completion` is answered once, unless the node dies."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Forwarding:
         node: Node,
         operation: Operation,
         timeout_ms: float,
-        sink: Sink,
+        completion: Completion,
         troubles: Troubles,
     ) -> None:
         self._world = world
@@ -49,7 +49,7 @@ class Forwarding:
         self._node = node
         self._life = node.life
         self._operation = operation
-        self._sink = sink
+        self._completion = completion
         self._troubles = troubles
         self._attempts = Attempts(operation, node.clock() + timeout_ms)
         self._number = 0
@@ -73,9 +73,9 @@ class Forwarding:
                 )
                 if isinstance(outcome, Result):
                     self._clockwork.seen["client: recalled by a forwarder"] += 1
-                    self._sink.set_result(outcome)
+                    self._completion.set_result(outcome)
                 else:
-                    self._sink.set_exception(outcome)
+                    self._completion.set_exception(outcome)
             case "wait":
                 self._later(self._clockwork.between(*RETRY_MS), self._step)
             case "here":
@@ -121,11 +121,11 @@ class Forwarding:
             self._later(LINK_ENDS_MS[1], self._look_after, primary, life, number)
 
     def _ended(self, number: int, outcome: Result | DataPathError) -> None:
-        if number != self._number or self._sink.done():
+        if number != self._number or self._completion.done():
             return  # an answer to an earlier attempt: nobody waits for it any more
         self._number += 1
         if isinstance(outcome, Result):
-            self._sink.set_result(outcome)
+            self._completion.set_result(outcome)
             return
         self._attempts.failed(outcome)
         if self._attempts.is_uncertain:
@@ -134,7 +134,7 @@ class Forwarding:
 
 
 class Ended:
-    """The `Sink` of one attempt."""
+    """The `Completion` of one attempt."""
 
     __slots__ = ("_action", "_done", "_number")
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from datapath.execution.concurrency import Running
 from datapath.keyspaces import KV
 from datapath.node.proposal import Proposal
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol.confirmations import Confirmation
-from datapath.protocol.messages import Heartbeat, Message, Refusal
+from datapath.protocol.messages import Heartbeat, Message, StaleEpoch
 from datapath.protocol.primary import Primary
 from datapath.protocol.replica import Replica
 from datapath.records import make_record
@@ -80,10 +80,10 @@ class Node:
         recovered = self.disk.recover(self._applied_index, torn=self._torn)
         self.commit_index = recovered.commit_index
         self.oracle.on_start(self, self._applied_index)
-        if recovered.suspect:
-            clockwork.seen["suspect start"] += 1
-        if recovered.damaged:
-            clockwork.seen["damaged start"] += 1
+        if recovered.tail_cut:
+            clockwork.seen["cut tail start"] += 1
+        if recovered.incomplete:
+            clockwork.seen["incomplete start"] += 1
         self.replica = Replica(
             self.id,
             f"{self.id}.{self.life}",
@@ -99,8 +99,8 @@ class Node:
                 f"{self.id} STARTS: entries {recovered.log.base_index + 1}.."
                 f"{recovered.log.last_index} commit {recovered.commit_index} accepted "
                 f"{recovered.accepted_epoch} {recovered.accepted_primary}"
-                f"{' suspect' if recovered.suspect else ''}"
-                f"{' damaged' if recovered.damaged else ''}"
+                f"{' cut tail' if recovered.tail_cut else ''}"
+                f"{' incomplete' if recovered.incomplete else ''}"
             )
         world.network.start_dialling(self)
         if self.id not in world.agreement.cut_off:
@@ -111,15 +111,15 @@ class Node:
         """End the process, at any point; what was not durable may be lost."""
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} CRASHES{' and loses entries' if lost_from else ''}")
-        core = self.replica.core
+        state = self.replica.state
         behind = self.clockwork.random.randint(0, 20)
-        applied = self.disk.durable.record_end(core.commit_index - behind)
+        applied = self.disk.durable.record_end(state.commit_index - behind)
         self._applied_index = max(self._applied_index, applied)
         if lost_from is not None:
             self.has_lost = True
             self._applied_index = min(self._applied_index, lost_from - 1)
         # A tail that was cut stays suspicious until the replica has caught up.
-        self._torn = self.disk.crash(lost_from, damage=damage) or core.suspect
+        self._torn = self.disk.crash(lost_from, damage=damage) or state.tail_cut
         self.is_up = False
         self.life += 1
         self.storage.crash(self._applied_index)
@@ -175,7 +175,7 @@ class Node:
 
     def _tick(self) -> None:
         timing, replica, now_ms = self.world.timing, self.replica, self.clock()
-        if now_ms - replica.core.now_ms >= timing.stall_threshold_ms:
+        if now_ms - replica.state.now_ms >= timing.stall_threshold_ms:
             self.clockwork.seen["stall noticed"] += 1
         if replica.primary is not None:
             self._count_situations(replica.primary)
@@ -222,9 +222,9 @@ class Node:
 
     def on_reminder(self, epoch: int, index: int) -> None:
         """Another node remembers that this one had that entry committed."""
-        was_damaged = self.replica.core.damaged
+        was_incomplete = self.replica.state.incomplete
         self.service.run(self.replica.on_reminder, epoch, index)
-        if self.replica.core.damaged and not was_damaged:
+        if self.replica.state.incomplete and not was_incomplete:
             self.clockwork.seen["reminded of its loss"] += 1
             if self.clockwork.tracing:
                 self.clockwork.note(f"{self.id} is reminded of entry {index} of epoch {epoch}")
@@ -258,7 +258,7 @@ class Node:
     def append(self, n_entries: int) -> bool:
         """Execute operations, if this node may."""
         replica = self.replica
-        if not self.is_up or self.paused or not replica.may_execute() or not replica.core.writable:
+        if not self.is_up or self.paused or not replica.may_execute() or not replica.state.writable:
             return False
         self._appended += 1
         # Different bytes for each record, so that two of them at one place are told apart.
@@ -266,7 +266,7 @@ class Node:
         record = make_record(
             replica.next_index,
             replica.epoch,
-            replica.core.commit_index,
+            replica.state.commit_index,
             [[(KV, key, _PAYLOAD)]] * n_entries,
         )
         self.service.run(replica.append, record)
@@ -281,29 +281,29 @@ class Node:
         """Ask for a handover."""
         if not self.is_up or self.paused or self.replica.primary is None:
             return
-        problem, effects = self.replica.start_handover(to, 500)
+        problem, emitted = self.replica.start_handover(to, 500)
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} hands over to {to}: {problem or 'begun'}")
-        self.service.run(lambda: effects)
+        self.service.run(lambda: emitted)
 
     def trim(self, first_index: int) -> None:
         """Forget old entries of the log."""
         if not self.is_up or self.paused or self.installing or not self.disk.idle:
             return
-        first = self.disk.trim(min(first_index, self.replica.core.commit_index))
+        first = self.disk.trim(min(first_index, self.replica.state.commit_index))
         self.service.run(self.replica.on_log_trimmed, first)
 
     def after_event(self) -> None:
         """An event has been carried out: look at what has become of this node."""
         if self.has_lost:
-            core = self.replica.core
+            state = self.replica.state
             is_whole = self.disk.durable.last_index >= self.oracle.acknowledged
-            if self.loss_is_hidden and (core.damaged or is_whole):
+            if self.loss_is_hidden and (state.incomplete or is_whole):
                 # The primary has told it, or caught it up before it knew of what is missing here.
                 self.loss_is_hidden = False
                 self.world.agreement.cut_off_for_good.discard(self.id)
                 self.world.agreement.reconnect(self.id)
-            self.has_lost = core.suspect or core.damaged or self.loss_is_hidden
+            self.has_lost = state.tail_cut or state.incomplete or self.loss_is_hidden
             self.loss_is_remembered = self.loss_is_remembered and self.has_lost
         self.oracle.check_node(self)
 
@@ -316,7 +316,7 @@ class Node:
 
     def reply(self, peer: str, message: Message) -> None:
         """Send back on the connection from a peer."""
-        if isinstance(message, Refusal):
+        if isinstance(message, StaleEpoch):
             self.clockwork.seen["refused as fenced"] += 1
         self.oracle.on_replied(self, peer, message)
         self.world.network.reply(self.id, peer, message)
@@ -339,29 +339,29 @@ class Node:
         self.oracle.on_commit(self, self.commit_index, index)
         self.commit_index = index
 
-    def propose(self, effect: fx.Propose) -> None:
+    def propose(self, effect: effects.Propose) -> None:
         """Propose a change of the view."""
         change = effect.change
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} proposes {change} at {effect.expected_version}")
         primary = self.replica.primary
         if isinstance(change, Handover) and primary is not None and primary.stage == "matching":
-            self.clockwork.seen["suspect yields"] += 1
+            self.clockwork.seen["cut tail yields"] += 1
         self.world.agreement.propose(self, Proposal(self.replica, effect, self.on_view))
 
-    def on_leaving(self, effect: fx.Propose) -> None:
+    def on_leaving(self, effect: effects.Propose) -> None:
         """A change leaves for consensus."""
         self.world.oracle.on_proposed(self, effect.change)
         if isinstance(effect.change, TakeOver):
             self.takeovers.add(effect.expected_version)
 
-    def read_log(self, effect: fx.ReadLog) -> None:
+    def read_log(self, effect: effects.ReadLog) -> None:
         """Read some of the log, later."""
         self.clockwork.seen["log replay"] += 1
         delay = self.clockwork.between(0.1, 10)
         self.clockwork.after(delay, self.post, self.life, self._log_is_read, effect)
 
-    def _log_is_read(self, effect: fx.ReadLog) -> None:
+    def _log_is_read(self, effect: effects.ReadLog) -> None:
         records = self.disk.cache.read(effect.from_index, READ_LIMIT_RECORDS)
         self.service.run(self.replica.on_log_read, effect.peer, effect.session, records)
 
@@ -398,16 +398,16 @@ class Node:
 
     # -- snapshots: a copy of the state at the primary's commit index
 
-    def send_snapshot(self, effect: fx.SendSnapshot) -> None:
+    def send_snapshot(self, effect: effects.SendSnapshot) -> None:
         """Send one, which takes its time."""
         self.clockwork.seen["snapshot begun"] += 1
         delay = self.clockwork.between(0, 20)
         self.clockwork.after(delay, self.post, self.life, self._snapshot_leaves, effect)
 
-    def _snapshot_leaves(self, effect: fx.SendSnapshot) -> None:
-        core, world = self.replica.core, self.world
-        index = core.commit_index
-        epoch = core.log.epoch_at(index)
+    def _snapshot_leaves(self, effect: effects.SendSnapshot) -> None:
+        state, world = self.replica.state, self.world
+        index = state.commit_index
+        epoch = state.log.epoch_at(index)
         if epoch is None or self.clockwork.chance(world.snapshot_failure_rate):
             self._snapshot_done(effect, done=False)
             return
@@ -421,7 +421,7 @@ class Node:
         )  # fmt: skip
 
     def _snapshot_arrives(
-        self, effect: fx.SendSnapshot, life: int, target: Node, target_life: int,
+        self, effect: effects.SendSnapshot, life: int, target: Node, target_life: int,
         index: int, epoch: int,
     ) -> None:  # fmt: skip
         network = self.world.network
@@ -437,7 +437,7 @@ class Node:
         target.post(target_life, target.take_snapshot, self, life, effect, index, epoch)
 
     def take_snapshot(
-        self, sender: Node, sender_life: int, effect: fx.SendSnapshot, index: int, epoch: int
+        self, sender: Node, sender_life: int, effect: effects.SendSnapshot, index: int, epoch: int
     ) -> None:
         """Begin to put a received snapshot in place of the log."""
         problem = self.replica.start_install(index, epoch)
@@ -455,7 +455,7 @@ class Node:
         )  # fmt: skip
 
     def _install(
-        self, sender: Node, sender_life: int, effect: fx.SendSnapshot, index: int, epoch: int
+        self, sender: Node, sender_life: int, effect: effects.SendSnapshot, index: int, epoch: int
     ) -> None:
         if not self.disk.idle:
             self.clockwork.after(
@@ -479,16 +479,16 @@ class Node:
         )  # fmt: skip
 
     def _tell_sender(
-        self, life: int, sender: Node, sender_life: int, effect: fx.SendSnapshot
+        self, life: int, sender: Node, sender_life: int, effect: effects.SendSnapshot
     ) -> None:
         """The sender notices if this process has ended while it installed a snapshot."""
         if life != self.life:
             sender.post(sender_life, sender._snapshot_done, effect, done=False)
 
-    def _snapshot_done_kw(self, effect: fx.SendSnapshot) -> None:
+    def _snapshot_done_kw(self, effect: effects.SendSnapshot) -> None:
         self._snapshot_done(effect, done=True)
 
-    def _snapshot_done(self, effect: fx.SendSnapshot, *, done: bool) -> None:
+    def _snapshot_done(self, effect: effects.SendSnapshot, *, done: bool) -> None:
         self.service.run(self.replica.on_snapshot_sent, effect.peer, effect.session, done=done)
 
 

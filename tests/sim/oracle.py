@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from datapath.protocol.messages import AppendReply, HeartbeatReply, Message, ProbeReply
 from datapath.records import Record
-from election.view import Change, TakeOver, View
+from election.view import TakeOver, View, ViewChange
 from tests.sim.clockwork import Clockwork, ViolationError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Oracle:
         ):
             self.fail(f"D7: {node_id} joins the in-sync set without entry {index}")
 
-    def on_members_changed(self, change: Change, old: View, new: View, asked: object) -> None:
+    def on_members_changed(self, change: ViewChange, old: View, new: View, asked: object) -> None:
         """The members have changed, perhaps because an operator asked."""
 
     # -- logs
@@ -106,7 +106,7 @@ class Oracle:
 
     def on_commit(self, node: Node, old: int, index: int) -> None:
         """A node has committed: D1, and never anything else than anyone before."""
-        log, committed = node.replica.core.log, self.committed
+        log, committed = node.replica.state.log, self.committed
         if index <= old:
             self.fail(f"the commit index of {node.id} goes from {old} to {index}")
         primary = node.replica.primary
@@ -158,7 +158,7 @@ class Oracle:
             return
         if primary.epoch < self.committed[last]:
             return
-        log = node.replica.core.log
+        log = node.replica.state.log
         if last > log.base_index and log.epoch_at(last) != self.committed[last]:
             self.fail(
                 f"{node.id}, primary of epoch {primary.epoch}, lacks entry {last} of epoch "
@@ -172,7 +172,7 @@ class Oracle:
         known = self._openings.setdefault(epoch, (node.id, node.life))
         if known != (node.id, node.life):
             self.fail(f"rule d: epoch {epoch}, opened by {known}, is opened again by {node.id}")
-        if node.replica.core.damaged:
+        if node.replica.state.incomplete:
             self.fail(f"rule e: {node.id} opens epoch {epoch} with a damaged log")
         self.check_holds_all(node)
 
@@ -214,7 +214,7 @@ class Oracle:
         """D4: promises are kept for a grace period; e: who has lost entries claims nothing."""
         if not isinstance(change, TakeOver):
             return
-        if node.replica.core.damaged:
+        if node.replica.state.incomplete:
             self.fail(f"rule e: {node.id} is damaged and proposes itself")
         view = node.replica.view
         age_ms = node.clock() - self._promised.get(node.id, -math.inf)
@@ -238,11 +238,11 @@ class Oracle:
     def check_node(self, node: Node) -> None:
         """What can be said of one node, and of those that believe to be primaries."""
         replica, disk = node.replica, node.disk
-        core = replica.core
-        durable_index, commit_index = core.durable_index, core.commit_index
-        if core.log.last_index != disk.cache.last_index or durable_index < commit_index:
+        state = replica.state
+        durable_index, commit_index = state.durable_index, state.commit_index
+        if state.log.last_index != disk.cache.last_index or durable_index < commit_index:
             self.fail(
-                f"{node.id}: the log ends at {core.log.last_index} ({disk.cache.last_index} "
+                f"{node.id}: the log ends at {state.log.last_index} ({disk.cache.last_index} "
                 f"written), durable {durable_index}, commit {commit_index}"
             )
         if durable_index > disk.durable.last_index and not node.installing:
@@ -266,7 +266,7 @@ class Oracle:
 
     def check_serving(self, node: Node) -> None:
         """At most one serves at any instant, and it serves all that was acknowledged (D4, D6)."""
-        commit_index = node.replica.core.commit_index
+        commit_index = node.replica.state.commit_index
         if commit_index < self.acknowledged:
             self.fail(
                 f"{node.id} serves at commit index {commit_index}, and {self.acknowledged} was "

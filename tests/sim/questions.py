@@ -101,7 +101,7 @@ class Questions:
         if index is not None:
             if len(reads) > 1:
                 self._node.clockwork.seen["client: reads share a question"] += 1
-            service.learn_commit(epoch, index)
+            service.advance_commit(epoch, index)
             for read in reads:
                 service.when_applied(index, read)
         self._ask()

@@ -9,9 +9,9 @@ from unittest.mock import patch
 import msgspec
 
 from election.pysyncobj_adapter.files import Disk
-from election.pysyncobj_adapter.peer_marks import Mark
+from election.pysyncobj_adapter.peer_marks import PeerMark
 from election.pysyncobj_adapter.raft_core import RaftCore
-from election.pysyncobj_adapter.storage import Storage
+from election.pysyncobj_adapter.storage import RaftStorage
 from election.pysyncobj_adapter.view_machine import Machine
 from tests.sim import consensus_mutants as same
 from tests.sim.mutant import Mutant, Patch
@@ -28,11 +28,11 @@ def _no_pre_vote() -> list[Patch]:
 
 
 def _progress_is_not_noted() -> list[Patch]:
-    return [patch.object(Storage, "note_progress", lambda *_: None)]
+    return [patch.object(RaftStorage, "note_progress", lambda *_: None)]
 
 
 def _old_copies_are_taken_up() -> list[Patch]:
-    return [patch.object(Storage, "_check_mark", lambda *_: None)]
+    return [patch.object(RaftStorage, "_check_mark", lambda *_: None)]
 
 
 def _names_are_not_synced() -> list[Patch]:
@@ -64,7 +64,7 @@ def _reaches_for_nobody() -> list[Patch]:
 
 
 def _tells_what_is_not_stored_yet() -> list[Patch]:
-    def own_mark(core: RaftCore) -> Mark:
+    def own_mark(core: RaftCore) -> PeerMark:
         mark = tells(core)
         return msgspec.structs.replace(mark, applied_index=mark.applied_index + 1)
 

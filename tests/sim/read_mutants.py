@@ -61,7 +61,7 @@ def _one_answer_is_enough() -> list[Patch]:
 def _who_is_being_added_is_not_asked() -> list[Patch]:
     def may_confirm(heartbeats: Heartbeats, sequence: int) -> bool:
         in_sync = heartbeats._in_sync
-        asked = set(in_sync.view.in_sync) - {heartbeats._core.node_id}
+        asked = set(in_sync.view.in_sync) - {heartbeats._state.node_id}
         return all(in_sync.peers[node].answered_sequence >= sequence for node in asked)
 
     return [patch.object(Heartbeats, "may_confirm", may_confirm)]
@@ -82,9 +82,9 @@ def _what_was_heard_counts() -> list[Patch]:
 
     def may_confirm(heartbeats: Heartbeats, sequence: int) -> bool:
         del sequence
-        core, in_sync = heartbeats._core, heartbeats._in_sync
+        state, in_sync = heartbeats._state, heartbeats._in_sync
         return all(
-            core.now_ms - in_sync.peers[node].heard_ms < core.timing.suspect_after_ms
+            state.now_ms - in_sync.peers[node].heard_ms < state.timing.suspect_after_ms
             for node in in_sync.required
         )
 

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import msgspec
 
 import election.view as view_module
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol import in_sync as in_sync_module
 from datapath.protocol.backup import Backup
 from datapath.protocol.heartbeats import Heartbeats
@@ -19,7 +19,7 @@ from datapath.protocol.messages import Append, HeartbeatReply, Probe, ProbeReply
 from datapath.protocol.primary import Primary
 from datapath.protocol.progress import Progress
 from datapath.protocol.replica import Replica
-from datapath.protocol.state import Core
+from datapath.protocol.state import ReplicaState
 from election.view import View
 from tests.scenarios import (
     test_far_backups,
@@ -50,24 +50,24 @@ def _e1_anybody_takes_over() -> list[Patch]:
     on_tick = Backup.on_tick
 
     def tick(backup: Backup) -> None:
-        core = backup._core
-        view = core.view
-        if view is not None and view.member(core.node_id) is not None:
-            core.view = msgspec.structs.replace(view, in_sync=tuple(order(backup, view)))
+        state = backup._state
+        view = state.view
+        if view is not None and view.member(state.node_id) is not None:
+            state.view = msgspec.structs.replace(view, in_sync=tuple(order(backup, view)))
         on_tick(backup)
-        core.view = view
+        state.view = view
 
     may_propose = Backup.may_propose
 
-    def propose(backup: Backup, proposal: fx.Propose) -> bool:
-        core = backup._core
-        view = core.view
-        if view is not None and view.member(core.node_id) is not None:
-            core.view = msgspec.structs.replace(view, in_sync=tuple(order(backup, view)))
+    def propose(backup: Backup, proposal: effects.Propose) -> bool:
+        state = backup._state
+        view = state.view
+        if view is not None and view.member(state.node_id) is not None:
+            state.view = msgspec.structs.replace(view, in_sync=tuple(order(backup, view)))
         try:
             return may_propose(backup, proposal)
         finally:
-            core.view = view
+            state.view = view
 
     return [
         patch.object(Backup, "may_propose", propose),
@@ -77,7 +77,7 @@ def _e1_anybody_takes_over() -> list[Patch]:
 
 
 def _e5_answer_before_it_is_durable() -> list[Patch]:
-    return [patch.object(Core, "accepted_is_durable", _property(value=True))]
+    return [patch.object(ReplicaState, "accepted_is_durable", _property(value=True))]
 
 
 def _d1_not_all_required() -> list[Patch]:
@@ -112,17 +112,17 @@ def _d1_min_in_sync_ignored() -> list[Patch]:
     maybe_commit = Primary._maybe_commit
 
     def commit(primary: Primary) -> None:
-        bounds = primary._core.bounds
-        primary._core.bounds = msgspec.structs.replace(bounds, min_in_sync=1)
+        bounds = primary._state.bounds
+        primary._state.bounds = msgspec.structs.replace(bounds, min_in_sync=1)
         maybe_commit(primary)
-        primary._core.bounds = bounds
+        primary._state.bounds = bounds
 
     return [patch.object(Primary, "_maybe_commit", commit)]
 
 
 def _d1_removal_before_it_is_agreed() -> list[Patch]:
     def without_silent(in_sync: InSync) -> frozenset[str]:
-        nodes = in_sync_module.required_nodes(in_sync.view, in_sync.adding, in_sync._core.node_id)
+        nodes = in_sync_module.required_nodes(in_sync.view, in_sync.adding, in_sync._state.node_id)
         return frozenset(node for node in nodes if not in_sync.must_remove(node))
 
     required = property(without_silent, lambda *_: None)
@@ -135,7 +135,7 @@ def _d3_no_fence() -> list[Patch]:
 
 def _d4_lease_from_the_answer() -> list[Patch]:
     def on_reply(heartbeats: Heartbeats, peer: Progress, message: HeartbeatReply) -> None:
-        peer.lease_start_ms = heartbeats._core.now_ms
+        peer.lease_start_ms = heartbeats._state.now_ms
         peer.writable = message.writable
 
     return [patch.object(Heartbeats, "on_reply", on_reply)]
@@ -147,9 +147,9 @@ def _d4_no_lease() -> list[Patch]:
 
 def _d4_lease_without_the_added() -> list[Patch]:
     def lease(primary: Primary) -> float:
-        backups = set(primary.in_sync.view.in_sync) - {primary._core.node_id}
+        backups = set(primary.in_sync.view.in_sync) - {primary._state.node_id}
         starts = [primary.peers[node].lease_start_ms for node in backups]
-        lasts_ms = primary._core.timing.lease_duration_ms
+        lasts_ms = primary._state.timing.lease_duration_ms
         return min((-math.inf if s is None else s + lasts_ms for s in starts), default=math.inf)
 
     return [patch.object(Primary, "lease_until_ms", lease)]
@@ -157,9 +157,9 @@ def _d4_lease_without_the_added() -> list[Patch]:
 
 def _d4_no_grace() -> list[Patch]:
     def may_claim(backup: Backup, view: View) -> float:
-        if view.primary == backup._core.node_id:
+        if view.primary == backup._state.node_id:
             return backup._self_claim_ms
-        return backup.contact_ms + backup._core.timing.suspect_after_ms
+        return backup.contact_ms + backup._state.timing.suspect_after_ms
 
     return [patch.object(Backup, "_may_claim_ms", may_claim)]
 
@@ -167,9 +167,9 @@ def _d4_no_grace() -> list[Patch]:
 def _d4_restart_forgets_promises() -> list[Patch]:
     start = Backup.__init__
 
-    def forget(backup: Backup, core: Core) -> None:
-        start(backup, core)
-        backup.contact_ms = core.promised_ms = core.now_ms - 1000
+    def forget(backup: Backup, state: ReplicaState) -> None:
+        start(backup, state)
+        backup.contact_ms = state.promised_ms = state.now_ms - 1000
 
     on_view = Backup.on_view
 
@@ -191,7 +191,7 @@ def _d5_late_removal() -> list[Patch]:
 
     def late(in_sync: InSync, node: str) -> bool:
         peer = in_sync.peers.get(node)
-        age = in_sync._core.now_ms - peer.heard_ms if peer else 0.0
+        age = in_sync._state.now_ms - peer.heard_ms if peer else 0.0
         return age > 60_000 and must_remove(in_sync, node)
 
     return [patch.object(InSync, "must_remove", late)]
@@ -205,7 +205,7 @@ def _d6_no_matching() -> list[Patch]:
     on_append = Backup.on_append
 
     def believe(backup: Backup, peer: str, message: Append) -> None:
-        held = backup._core.log.epoch_at(message.prev_index)
+        held = backup._state.log.epoch_at(message.prev_index)
         if held is not None:
             message = msgspec.structs.replace(message, prev_epoch=held)
         on_append(backup, peer, message)
@@ -218,25 +218,25 @@ def _d6_no_matching() -> list[Patch]:
 
 def _d6_old_matches_count() -> list[Patch]:
     def accept(backup: Backup, epoch: int, primary: str) -> None:
-        backup._core.accept(epoch, primary)
+        backup._state.accept(epoch, primary)
 
     return [patch.object(Backup, "accept", accept)]
 
 
 def _d6_cut_what_is_committed() -> list[Patch]:
-    def truncate(core: Core, from_index: int) -> None:
-        core.log.truncate(from_index)
-        core.durable_index = min(core.durable_index, from_index - 1)
-        core.emit(fx.TruncateLog(core.ticket(), from_index))
+    def truncate(state: ReplicaState, from_index: int) -> None:
+        state.log.truncate(from_index)
+        state.durable_index = min(state.durable_index, from_index - 1)
+        state.emit(effects.TruncateLog(state.ticket(), from_index))
 
-    return [patch.object(Core, "truncate", truncate)]
+    return [patch.object(ReplicaState, "truncate", truncate)]
 
 
 def _e5_second_primary() -> list[Patch]:
     on_probe = Backup.on_probe
 
     def forget(backup: Backup, peer: str, message: Probe) -> None:
-        backup._core.accepted_primary = peer
+        backup._state.accepted_primary = peer
         on_probe(backup, peer, message)
 
     return [patch.object(Backup, "on_probe", forget)]
@@ -262,10 +262,10 @@ def _d9_ack_before_it_is_durable() -> list[Patch]:
     advance = Backup._advance
 
     def early(backup: Backup) -> None:
-        core = backup._core
-        durable, core.durable_index = core.durable_index, core.log.last_index
+        state = backup._state
+        durable, state.durable_index = state.durable_index, state.log.last_index
         advance(backup)
-        core.durable_index = durable
+        state.durable_index = durable
 
     return [patch.object(Backup, "_advance", early)]
 
@@ -278,7 +278,7 @@ def _a_yield_despite_own_promise() -> list[Patch]:
     maybe_open = Primary._maybe_open
 
     def yield_first(primary: Primary) -> None:
-        may_yield = primary.stage == "matching" and primary._core.suspect
+        may_yield = primary.stage == "matching" and primary._state.tail_cut
         if may_yield and not primary._is_longest():
             return
         maybe_open(primary)
@@ -298,7 +298,7 @@ def _b_promise_during_own_take_over() -> list[Patch]:
 
 
 def _b_leaves_though_the_primary_was_heard() -> list[Patch]:
-    def may_propose(backup: Backup, proposal: fx.Propose) -> bool:
+    def may_propose(backup: Backup, proposal: effects.Propose) -> bool:
         backup._takeover_version = proposal.expected_version
         return True
 
@@ -318,8 +318,8 @@ def _b_wishing_counts_as_proposing() -> list[Patch]:
 def _b_nobody_is_let_back() -> list[Patch]:
     check = InSync.check_giving_way
 
-    def forget(in_sync: InSync, due_out: tuple[str, ...], *, held_up: bool) -> bool:
-        stopped = check(in_sync, due_out, held_up=held_up)
+    def forget(in_sync: InSync, due_out: tuple[str, ...], *, is_blocked: bool) -> bool:
+        stopped = check(in_sync, due_out, is_blocked=is_blocked)
         if in_sync.giving_way:
             in_sync._gave_way_for = frozenset(in_sync.view.in_sync)
         return stopped
@@ -330,8 +330,8 @@ def _b_nobody_is_let_back() -> list[Patch]:
 def _c_speak_before_it_is_durable() -> list[Patch]:
     start = Primary.__init__
 
-    def early(primary: Primary, core: Core, view: View, links: dict[str, int]) -> None:
-        start(primary, core, view, links)
+    def early(primary: Primary, state: ReplicaState, view: View, links: dict[str, int]) -> None:
+        start(primary, state, view, links)
         primary.stage = "matching"
         for node in primary.peers:
             primary.on_link(node)
@@ -342,44 +342,47 @@ def _c_speak_before_it_is_durable() -> list[Patch]:
 def _d_serve_in_the_old_epoch() -> list[Patch]:
     on_view = Replica.on_view
 
-    def resume(replica: Replica, view: View) -> list[fx.Effect]:
-        core = replica.core
-        if core.view is None and (view.epoch, view.primary) == (core.accepted_epoch, core.node_id):
-            core.accepted_epoch -= 1
+    def resume(replica: Replica, view: View) -> list[effects.Effect]:
+        state = replica.state
+        if state.view is None and (view.epoch, view.primary) == (
+            state.accepted_epoch,
+            state.node_id,
+        ):
+            state.accepted_epoch -= 1
         return on_view(replica, view)
 
     return [patch.object(Replica, "on_view", resume)]
 
 
-def _e_suspect_does_not_yield() -> list[Patch]:
-    start = Core.__init__
+def _e_cut_tail_does_not_yield() -> list[Patch]:
+    start = ReplicaState.__init__
 
-    def trusting(core: Core, *args: Any, **kwargs: Any) -> None:
-        start(core, *args, **kwargs)
-        core.suspect = False
+    def trusting(state: ReplicaState, *args: Any, **kwargs: Any) -> None:
+        start(state, *args, **kwargs)
+        state.tail_cut = False
 
-    return [patch.object(Core, "__init__", trusting)]
+    return [patch.object(ReplicaState, "__init__", trusting)]
 
 
 def _e_damaged_takes_over() -> list[Patch]:
-    start = Core.__init__
+    start = ReplicaState.__init__
 
-    def trusting(core: Core, *args: Any, **kwargs: Any) -> None:
-        start(core, *args, **kwargs)
-        core.damaged = False
+    def trusting(state: ReplicaState, *args: Any, **kwargs: Any) -> None:
+        start(state, *args, **kwargs)
+        state.incomplete = False
 
-    return [patch.object(Core, "__init__", trusting)]
+    return [patch.object(ReplicaState, "__init__", trusting)]
 
 
 def _e_told_of_a_loss_and_forgets_it() -> list[Patch]:
-    def mark(core: Core) -> None:
-        core.damaged = True
+    def mark(state: ReplicaState) -> None:
+        state.incomplete = True
 
-    return [patch.object(Core, "mark_damaged", mark)]
+    return [patch.object(ReplicaState, "mark_incomplete", mark)]
 
 
 def _e_acts_before_its_loss_is_durable() -> list[Patch]:
-    return [patch.object(Core, "marks_are_durable", _property(value=True))]
+    return [patch.object(ReplicaState, "marks_are_durable", _property(value=True))]
 
 
 def _e_no_loss_without_a_cut_tail() -> list[Patch]:
@@ -391,15 +394,15 @@ def _e_no_loss_without_a_cut_tail() -> list[Patch]:
     return [patch.object(Backup, "on_probe", probe)]
 
 
-def _e_suspect_cuts_longer_logs() -> list[Patch]:
+def _e_cut_tail_cuts_longer_logs() -> list[Patch]:
     on_probe_reply = Primary._on_probe_reply
 
     def feed(primary: Primary, peer: Progress, message: ProbeReply) -> None:
-        suspect, primary._core.suspect = primary._core.suspect, False
+        suspect, primary._state.tail_cut = primary._state.tail_cut, False
         try:
             on_probe_reply(primary, peer, message)
         finally:
-            primary._core.suspect = suspect
+            primary._state.tail_cut = suspect
 
     return [patch.object(Primary, "_on_probe_reply", feed)]
 
@@ -408,7 +411,7 @@ def _e_who_yields_is_not_damaged() -> list[Patch]:
     is_longest = Primary._is_longest
 
     def forget(primary: Primary) -> bool:
-        with patch.object(Core, "mark_damaged", lambda _: None):
+        with patch.object(ReplicaState, "mark_incomplete", lambda _: None):
             return is_longest(primary)
 
     return [patch.object(Primary, "_is_longest", forget)]
@@ -418,7 +421,7 @@ def _e_who_is_told_is_not_damaged() -> list[Patch]:
     on_probe = Backup.on_probe
 
     def forget(backup: Backup, peer: str, message: Probe) -> None:
-        with patch.object(Core, "mark_damaged", lambda _: None):
+        with patch.object(ReplicaState, "mark_incomplete", lambda _: None):
             on_probe(backup, peer, message)
 
     return [patch.object(Backup, "on_probe", forget)]
@@ -443,23 +446,23 @@ def _e_a_reminded_primary_goes_on() -> list[Patch]:
 
 
 def _e_tells_what_may_be_cut() -> list[Patch]:
-    last = property(lambda core: core.log.last_position)
-    return [patch.object(Core, "committed_position", last)]
+    last = property(lambda state: state.log.last_position)
+    return [patch.object(ReplicaState, "committed_position", last)]
 
 
 def _e_misses_what_was_given_up() -> list[Patch]:
     def has_gone_back(replica: Replica, epoch: int, index: int) -> bool:
-        return not replica.core.holds_committed(epoch, index)
+        return not replica.state.holds_committed(epoch, index)
 
     return [patch.object(Replica, "_has_gone_back", has_gone_back)]
 
 
 def _install_over_a_longer_log() -> list[Patch]:
     def start_install(replica: Replica, index: int, _epoch: int) -> str:
-        core = replica.core
-        if replica.primary or core.installing or index <= core.commit_index:
+        state = replica.state
+        if replica.primary or state.installing or index <= state.commit_index:
             return "no"
-        core.installing = True
+        state.installing = True
         replica.backup.on_install_started()
         return ""
 
@@ -468,9 +471,9 @@ def _install_over_a_longer_log() -> list[Patch]:
 
 def _install_over_acknowledged_entries() -> list[Patch]:
     def start_install(replica: Replica, index: int, epoch: int) -> str:
-        if replica.primary or index < replica.core.commit_index:
+        if replica.primary or index < replica.state.commit_index:
             return "no"
-        replica.core.installing = True
+        replica.state.installing = True
         return ""
 
     return [patch.object(Replica, "start_install", start_install)]
@@ -570,12 +573,12 @@ REPLICA_MUTANTS = (
     Mutant("c", "speaks before its epoch is durable", _c_speak_before_it_is_durable),
     Mutant("d", "a restarted primary goes on in its epoch", _d_serve_in_the_old_epoch),
     Mutant(
-        "e", "a cut tail is not taken seriously", _e_suspect_does_not_yield,
+        "e", "a cut tail is not taken seriously", _e_cut_tail_does_not_yield,
         scenario=test_lost_entries
         .test_a_primary_that_lost_its_tail_hands_over_to_a_backup_that_has_more,
     ),
     Mutant(
-        "e", "a cut log makes longer ones follow it", _e_suspect_cuts_longer_logs,
+        "e", "a cut log makes longer ones follow it", _e_cut_tail_cuts_longer_logs,
         scenario=test_lost_entries
         .test_a_primary_that_lost_its_tail_waits_if_a_learner_knows_of_what_it_lost,
     ),

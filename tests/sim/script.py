@@ -7,13 +7,13 @@ from collections.abc import Callable
 from datapath.errors import OperationError
 from datapath.operations import Operation, Query, QueryResult, Result
 from datapath.settings import Timing
-from election.view import Change, View
+from election.view import View, ViewChange
 from tests.sim.node import Node
 from tests.sim.world import World
 
 
 class Said:
-    """What a client was told: the sink of an operation."""
+    """What a client was told: the completion of an operation."""
 
     def __init__(self) -> None:
         self.result: Result | None = None
@@ -118,9 +118,9 @@ class Cluster:
         primary = self.world.primary()
         if primary is None or not primary.append(1):
             return False
-        index = primary.replica.core.log.last_index
+        index = primary.replica.state.log.last_index
         self.run(20)
-        return primary.replica.core.commit_index >= index
+        return primary.replica.state.commit_index >= index
 
     # -- clients, where there is a service
 
@@ -177,7 +177,7 @@ class Cluster:
         """From now on proposals (of these nodes, or of all) are neither decided nor answered."""
         self.world.agreement.holding = set(nodes or self.world.nodes)
 
-    def held(self, kind: type[Change]) -> bool:
+    def held(self, kind: type[ViewChange]) -> bool:
         """Whether a proposal of that kind is being held."""
         return any(isinstance(change, kind) for _, change, _ in self.world.agreement.held)
 

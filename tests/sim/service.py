@@ -13,8 +13,8 @@ from cluster.services.kv import KeyValue
 from datapath.errors import OperationError, SafetyError
 from datapath.keyspaces import KEYSPACES
 from datapath.node.interpreter import Interpreter
-from datapath.operations import STORE, Operation, Query, QueryResult, Sink
-from datapath.protocol import effects as fx
+from datapath.operations import STORE, Completion, Operation, Query, QueryResult
+from datapath.protocol import effects
 from datapath.protocol.confirmations import Confirmation, ReadPoint
 from datapath.records import Entry, Record
 from tests.sim.questions import Questions
@@ -35,7 +35,7 @@ class MemoryStore:
         self._base: Spaces = [{} for _ in range(KEYSPACES)]
         self._base_index = 0
         self._history: list[tuple[int, list[Entry]]] = []
-        self.spaces: Spaces = [{} for _ in range(KEYSPACES)]
+        self.keyspaces: Spaces = [{} for _ in range(KEYSPACES)]
         self.applied_index = 0
 
     def apply(self, entries: list[Entry], last_index: int, epoch: int) -> None:
@@ -50,49 +50,49 @@ class MemoryStore:
 
     def _write(self, entries: list[Entry], last_index: int) -> None:
         for entry in entries:
-            for space, key, value in entry:
+            for keyspace, key, value in entry:
                 if value is None:
-                    self.spaces[space].pop(key, None)
+                    self.keyspaces[keyspace].pop(key, None)
                 else:
-                    self.spaces[space][key] = value
+                    self.keyspaces[keyspace][key] = value
         self.applied_index = last_index
 
-    def get(self, space: int, key: bytes) -> bytes | None:
+    def get(self, keyspace: int, key: bytes) -> bytes | None:
         """Return the committed value under a key."""
-        return self.spaces[space].get(key)
+        return self.keyspaces[keyspace].get(key)
 
     def range(
-        self, space: int, start: bytes, end: bytes | None, limit: int
+        self, keyspace: int, start: bytes, end: bytes | None, limit: int
     ) -> list[tuple[bytes, bytes]]:
         """Return committed pairs, in key order."""
-        held = self.spaces[space]
+        held = self.keyspaces[keyspace]
         keys = sorted(key for key in held if start <= key and (end is None or key < end))
         return [(key, held[key]) for key in islice(keys, max(limit, 0))]
 
     def page(
-        self, space: int, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
+        self, keyspace: int, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
     ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
         """Return committed pairs and where to go on; what is simulated is small."""
         del max_size_bytes
-        pairs = self.range(space, start, end, limit + 1)
+        pairs = self.range(keyspace, start, end, limit + 1)
         return pairs[:limit], pairs[limit][0] if len(pairs) > limit else None
 
-    def count(self, space: int) -> int:
-        """Return how many keys a space has."""
-        return len(self.spaces[space])
+    def count(self, keyspace: int) -> int:
+        """Return how many keys a keyspace has."""
+        return len(self.keyspaces[keyspace])
 
     def copy(self) -> tuple[int, Spaces]:
         """Return what a snapshot holds."""
-        return self.applied_index, [dict(space) for space in self.spaces]
+        return self.applied_index, [dict(keyspace) for keyspace in self.keyspaces]
 
-    def install(self, index: int, spaces: Spaces) -> None:
+    def install(self, index: int, keyspaces: Spaces) -> None:
         """Be what a snapshot holds."""
-        self._base, self._base_index, self._history = spaces, index, []
+        self._base, self._base_index, self._history = keyspaces, index, []
         self.throw_back(index)
 
     def throw_back(self, applied_index: int) -> None:
         """Keep the entries up to that index: the later ones had not been flushed."""
-        self.spaces = [dict(space) for space in self._base]
+        self.keyspaces = [dict(keyspace) for keyspace in self._base]
         self.applied_index = self._base_index
         kept = [item for item in self._history if item[0] <= applied_index]
         self._history = kept
@@ -134,7 +134,7 @@ class Storage:
     @property
     def writable(self) -> bool:
         """Whether the disk has room (`Troubles.fill_disk`)."""
-        return self._node.replica.core.writable
+        return self._node.replica.state.writable
 
     def stalled_for_ms(self) -> float:
         """For how long the oldest write has been under way."""
@@ -163,7 +163,7 @@ class Storage:
         node.clockwork.seen["truncation"] += 1
         if node.clockwork.tracing:
             node.clockwork.note(f"{node.id} cuts its log from {from_index} on")
-        if from_index <= node.replica.core.commit_index:
+        if from_index <= node.replica.state.commit_index:
             node.oracle.fail(f"D6: {node.id} cuts entry {from_index}: committed")
         node.disk.submit(ticket, "truncate", from_index)
 
@@ -171,15 +171,15 @@ class Storage:
         """E5."""
         self._node.disk.submit(ticket, "accepted", (epoch, primary))
 
-    def mark_damaged(self, ticket: int) -> None:
+    def mark_incomplete(self, ticket: int) -> None:
         """Entries are missing that may have been acknowledged."""
         self._node.clockwork.seen["told of its loss"] += 1
-        self._node.disk.submit(ticket, "mark_damaged", None)
+        self._node.disk.submit(ticket, "mark_incomplete", None)
 
     def clear_marks(self, ticket: int) -> None:
         """Nothing is missing any more."""
         self._node.clockwork.seen["damage repaired"] += 1
-        self._node.disk.submit(ticket, "clear_damaged", None)
+        self._node.disk.submit(ticket, "clear_incomplete", None)
 
     def wants_flush(self) -> None:
         """What the store has flushed is drawn when its node crashes."""
@@ -188,10 +188,10 @@ class Storage:
 
     def keep_snapshot(self, index: int, epoch: int) -> None:
         """A snapshot leaves: keep what it holds until it arrives."""
-        applied_index, spaces = self.store.copy()
+        applied_index, keyspaces = self.store.copy()
         if applied_index != index:
             raise SafetyError(f"a snapshot at {index} of a state at {applied_index}")
-        self._snapshots[index, epoch] = spaces
+        self._snapshots[index, epoch] = keyspaces
 
     def install(self, sender: Storage, index: int, epoch: int) -> None:
         """The snapshot is in place."""
@@ -237,14 +237,14 @@ class NodeService(Interpreter):
 
     def __init__(self, node: Node) -> None:
         bounds = node.world.bounds
-        uncommitted = node.storage.recover(node.replica.core.commit_index)
+        uncommitted = node.storage.recover(node.replica.state.commit_index)
         self._node = node
         super().__init__(
             node.replica, {STORE: KeyValue()}, node.storage, uncommitted, bounds, node, node.clock
         )
         self._questions = {kind: Questions(node, confirmed=kind) for kind in (False, True)}
 
-    def run(self, event: Callable[..., list[fx.Effect]], *args: Any, **kwargs: Any) -> None:
+    def run(self, event: Callable[..., list[effects.Effect]], *args: Any, **kwargs: Any) -> None:
         """Give the replica an event and carry out what follows; then look at the node."""
         super().run(event, *args, **kwargs)
         self._node.after_event()
@@ -255,12 +255,12 @@ class NodeService(Interpreter):
 
     # -- clients
 
-    def ask(self, operation: Operation, timeout_ms: float, sink: Sink) -> None:
+    def ask(self, operation: Operation, timeout_ms: float, completion: Completion) -> None:
         """Execute; what is refused at once is an answer, too."""
         try:
-            self.pipeline.submit(operation, timeout_ms, sink)
+            self.pipeline.submit(operation, timeout_ms, completion)
         except OperationError as problem:
-            sink.set_exception(problem)
+            completion.set_exception(problem)
 
     def answer(self, query: Query) -> QueryResult:
         """Read as the primary. Raises NotPrimaryError if this node does not serve."""

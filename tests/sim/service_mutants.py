@@ -17,7 +17,7 @@ from datapath.records import Record
 from datapath.storage import accepted as accepted_module
 from datapath.storage.accepted import Accepted
 from datapath.storage.log import Log
-from datapath.storage.log_writer import DiskWorker
+from datapath.storage.log_writer import LogWriter
 from datapath.storage.store import Store
 from datapath.transport.caller import Caller
 from datapath.transport.calls import Call, NoAnswerError, NotSentError, Return
@@ -61,14 +61,14 @@ def _d9_a_failed_log_is_tried_again() -> list[Patch]:
 
 
 def _d9_the_disk_goes_on_after_a_failure() -> list[Patch]:
-    run = DiskWorker._run
+    run = LogWriter._run
 
-    def go_on(worker: DiskWorker) -> None:
+    def go_on(worker: LogWriter) -> None:
         run(worker)
         while not worker._closed:
             run(worker)
 
-    return [patch.object(DiskWorker, "_run", go_on)]
+    return [patch.object(LogWriter, "_run", go_on)]
 
 
 def _e5_the_file_takes_a_second_primary() -> list[Patch]:
@@ -92,12 +92,12 @@ def _d1_a_snapshot_in_sync() -> list[Patch]:
     refusal = Snapshots._refusal
 
     def forget_the_view(snapshots: Snapshots, peer: str, offer: Offer) -> str:
-        core = snapshots._replica.core
-        view, core.view = core.view, None
+        state = snapshots._replica.state
+        view, state.view = state.view, None
         try:
             return refusal(snapshots, peer, offer)
         finally:
-            core.view = view
+            state.view = view
 
     return [patch.object(Snapshots, "_refusal", forget_the_view)]
 
@@ -128,7 +128,7 @@ def _d3_snapshots_of_anybody() -> list[Patch]:
     def believe(snapshots: Snapshots, _peer: str, offer: Offer) -> str:
         replica = snapshots._replica
         offer = Offer(offer.snapshot_id, offer.index, offer.epoch, replica.epoch)
-        return refusal(snapshots, replica.core.accepted_primary, offer)
+        return refusal(snapshots, replica.state.accepted_primary, offer)
 
     return [patch.object(Snapshots, "_refusal", believe)]
 
@@ -142,7 +142,7 @@ def _d4_reads_join_an_older_question() -> list[Patch]:
 
 def _d4_a_read_index_without_a_lease() -> list[Patch]:
     def read_index(interpreter: Interpreter) -> tuple[int, int]:
-        return interpreter.replica.epoch, interpreter.replica.core.commit_index
+        return interpreter.replica.epoch, interpreter.replica.state.commit_index
 
     return [patch.object(Interpreter, "read_index", read_index)]
 

@@ -9,7 +9,7 @@ import pytest
 from tests.sim.guards import MODULES, NOTHING, Break, _function, breaks, explained, verdicts
 
 EXAMPLE = (
-    "datapath.protocol.state:Core.truncate: from_index <= self.commit_index -> false",
+    "datapath.protocol.state:ReplicaState.truncate: from_index <= self.commit_index -> false",
     "datapath.protocol.log_index:LogIndex.trim: epoch is None -> true",
 )
 

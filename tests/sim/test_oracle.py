@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from datapath.protocol.state import Recovered
+from datapath.protocol.state import RecoveredState
 from tests.sim.clockwork import ViolationError
 from tests.sim.disk import Disk
 from tests.sim.node import Node
@@ -46,7 +46,7 @@ def test_an_acknowledged_entry_that_vanishes_from_an_in_sync_disk_is_noticed() -
 def test_a_store_that_goes_back_over_a_restart_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     recover = Disk.recover
 
-    def forget(disk: Disk, applied_index: int, *, torn: bool) -> Recovered:
+    def forget(disk: Disk, applied_index: int, *, torn: bool) -> RecoveredState:
         return msgspec.structs.replace(recover(disk, applied_index, torn=torn), commit_index=0)
 
     monkeypatch.setattr(Disk, "recover", forget)

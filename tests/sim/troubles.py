@@ -148,8 +148,8 @@ class Troubles:
             and bool(others)
             and not any(world.agreement.in_flight.values())
             and all(world.nodes[name].is_up for name in others)
-            and not any(world.nodes[name].replica.core.suspect for name in others)
-            and not any(other.replica.core.damaged for other in world.nodes.values())
+            and not any(world.nodes[name].replica.state.tail_cut for name in others)
+            and not any(other.replica.state.incomplete for other in world.nodes.values())
         )
 
     def pause(self) -> None:
@@ -395,9 +395,9 @@ class Troubles:
         node = self._node()
         if node.is_up:
             self.world.clockwork.seen["full disk"] += 1
-            core = node.replica.core
-            core.writable = False
-            self._after(50, 1500, setattr, core, "writable", True)
+            state = node.replica.state
+            state.writable = False
+            self._after(50, 1500, setattr, state, "writable", True)
 
     # -- what operators do
 
@@ -428,7 +428,7 @@ class Troubles:
     def _trim_all(self) -> None:
         for node in self.world.nodes.values():
             if node.is_up:
-                node.trim(node.replica.core.commit_index)
+                node.trim(node.replica.state.commit_index)
 
     def change_members(self) -> None:
         world = self.world

@@ -94,7 +94,7 @@ class World:
         for node in self.nodes.values():
             node.start()
             # D4: an empty disk has promised nothing in an earlier lifetime, so nobody waits for it.
-            node.replica.core.promised_ms -= self.timing.grace_period_ms
+            node.replica.state.promised_ms -= self.timing.grace_period_ms
 
     # -- what tests and faults ask for
 
@@ -142,7 +142,7 @@ class World:
             if not node.is_up:
                 node.start()
             node.resume()
-            node.replica.core.writable = True
+            node.replica.state.writable = True
             if self.view.member(node.id) is None:
                 agreement.commit(AddMember(make_member(node.id)), self.view.version)
 
@@ -154,16 +154,16 @@ class World:
         live = self.live_members()
         if {node.id for node in live} != set(view.in_sync):
             return f"in sync are {view.in_sync}, and {[node.id for node in live]} are up"
-        first = live[0].replica.core
+        first = live[0].replica.state
         for node in live:
-            core = node.replica.core
-            if core.view is None or core.view.version != view.version:
+            state = node.replica.state
+            if state.view is None or state.view.version != view.version:
                 return f"{node.id} does not know view {view.version}"
-            place = (core.log.last_index, core.log.last_epoch, core.commit_index)
+            place = (state.log.last_index, state.log.last_epoch, state.commit_index)
             if place != (first.log.last_index, first.log.last_epoch, first.log.last_index):
                 return f"{node.id} stands at {place}, {live[0].id} ends at {first.log.last_index}"
-            if core.damaged or core.suspect:
-                return f"{node.id} is still suspect or damaged"
+            if state.incomplete or state.tail_cut:
+                return f"{node.id} is still marked (cut tail or incomplete)"
         if len(self.oracle.committed) - 1 != first.log.last_index:
             return f"{len(self.oracle.committed) - 1} entries were acknowledged"
         return ""

@@ -20,8 +20,16 @@ from cluster.api.routes import HttpApi
 from cluster.api.settings import HttpSettings
 from cluster.services.hosting import Host
 from cluster.services.kv import HEAD_SIZE_BYTES, KeyValue
-from datapath.errors import NotPrimaryError, OperationError, StorageFullError, UnknownOutcomeError
-from datapath.operations import ClusterStatus, Digest, Operation, Query, QueryResult, Result, Sink
+from datapath.errors import NotPrimaryError, OperationError, OperationUnknownError, PrimaryFullError
+from datapath.operations import (
+    ClusterStatus,
+    Completion,
+    Digest,
+    Operation,
+    Query,
+    QueryResult,
+    Result,
+)
 from election.identity import Addresses
 from election.view import Member, View
 from tests.support.doc_shop import Shop
@@ -67,7 +75,7 @@ class FakeNode:
     def is_ready(self) -> bool:
         return True
 
-    def submit(self, operation: Operation, timeout_ms: int, sink: Sink) -> bool:
+    def submit(self, operation: Operation, timeout_ms: int, completion: Completion) -> bool:
         return False
 
     def read_now(self, query: Query) -> QueryResult | None:
@@ -83,16 +91,16 @@ class FakeNode:
             case "not_applied":
                 raise NotPrimaryError("no_primary", "switched on by the test")
             case "full":
-                raise StorageFullError("storage_full", "switched on by the test")
+                raise PrimaryFullError("storage_full", "switched on by the test")
             case "unknown_before":
-                raise UnknownOutcomeError("outcome_unknown", "switched on by the test")
+                raise OperationUnknownError("outcome_unknown", "switched on by the test")
             case "slow":
                 await asyncio.sleep(self.delay_s)
             case _ if self.pace_s:
                 await asyncio.sleep(self.pace_s)
         result = await self.core.execute(operation, timeout_ms)
         if fault == "unknown_after":
-            raise UnknownOutcomeError("outcome_unknown", "switched on by the test")
+            raise OperationUnknownError("outcome_unknown", "switched on by the test")
         return result
 
     async def query(self, query: Query, timeout_ms: int) -> QueryResult:
@@ -103,7 +111,7 @@ class FakeNode:
     async def handover(self, to: str, timeout_ms: int) -> View:
         view = await self.core.handover(to, timeout_ms)
         if self.faults and self.faults.popleft() == "unknown_after":
-            raise UnknownOutcomeError("outcome_unknown", "switched on by the test")
+            raise OperationUnknownError("outcome_unknown", "switched on by the test")
         return view
 
     async def remove_member(

@@ -18,26 +18,26 @@ import msgspec
 
 from cluster.services.hosting import START, Host
 from datapath.errors import (
-    NotAppliedError,
     NotPrimaryError,
     OperationError,
+    OperationNotAppliedError,
+    OperationUnknownError,
     RejectedError,
-    UnknownOutcomeError,
 )
 from datapath.keyspaces import KV, SERVICES
 from datapath.operations import (
     ClusterStatus,
+    Completion,
     Digest,
     NodeState,
     Operation,
     Query,
     QueryResult,
     Result,
-    Sink,
 )
 from datapath.service import Service
 from election.identity import Addresses
-from election.view import AddMember, Handover, Member, Refusal, RemoveMember, View, apply_change
+from election.view import AddMember, Handover, Member, RemoveMember, View, ViewRefusal, apply_change
 
 NODES = ("n1", "n2", "n3")
 
@@ -151,10 +151,10 @@ class LocalNode:
         service: Service,
         node_id: str = "n1",
         *,
-        express: bool = True,
+        can_submit: bool = True,
         hosts: Mapping[str, Host] | None = None,
     ) -> None:
-        self.express = express
+        self.can_submit = can_submit
         self.node_id = node_id
         self.service = service
         self.hosts = hosts or {}
@@ -214,18 +214,18 @@ class LocalNode:
     def is_ready(self) -> bool:
         return self.ready
 
-    def submit(self, operation: Operation, timeout_ms: int, sink: Sink) -> bool:
+    def submit(self, operation: Operation, timeout_ms: int, completion: Completion) -> bool:
         """As the real node does: answer later; what it does here is what `execute` does."""
 
         async def run() -> None:
             try:
                 result = await self.execute(operation, timeout_ms)
             except Exception as error:  # noqa: BLE001 -- a defect that a test has switched on
-                sink.set_exception(error)  # type: ignore[arg-type]
+                completion.set_exception(error)  # type: ignore[arg-type]
             else:
-                sink.set_result(result)
+                completion.set_result(result)
 
-        if not self.express or not self.is_primary:
+        if not self.can_submit or not self.is_primary:
             return False
         task = asyncio.get_running_loop().create_task(run())
         self.tasks.add(task)
@@ -233,7 +233,7 @@ class LocalNode:
         return True
 
     def read_now(self, query: Query) -> QueryResult | None:
-        if not self.express or not self.is_primary or self.hold or self.fail_with is not None:
+        if not self.can_submit or not self.is_primary or self.hold or self.fail_with is not None:
             return None
         return self._query(query)
 
@@ -252,10 +252,10 @@ class LocalNode:
                 return self._repeat(key, fingerprint)
             first_after = operation.first_after
             if first_after is not None and first_after < self.forgotten_index:
-                raise UnknownOutcomeError("idempotency_key_expired", "switched on by the test")
+                raise OperationUnknownError("idempotency_key_expired", "switched on by the test")
         in_sync = len(self.view.in_sync)
         if operation.min_copies > in_sync:
-            raise NotAppliedError(
+            raise OperationNotAppliedError(
                 "not_enough_copies", f"{in_sync} replicas are in sync, not {operation.min_copies}"
             )
         try:
@@ -286,7 +286,9 @@ class LocalNode:
     async def _call(self, operation: Operation, copies: int) -> Result:
         service = self._find(operation.service)
         if operation.method not in service.operations:
-            raise NotAppliedError("unknown_operation", f"no operation {operation.method!r}")
+            raise OperationNotAppliedError(
+                "unknown_operation", f"no operation {operation.method!r}"
+            )
         tx = LocalTransaction(self.store, self.index + 1).keyspace(service.keyspace)
         value = service.operations[operation.method](tx, *operation.args)
         if inspect.iscoroutine(value):
@@ -311,7 +313,7 @@ class LocalNode:
 
     def _find(self, name: str) -> Service:
         if name and name not in self.hosts:
-            raise NotAppliedError("unknown_service", f"there is no service {name!r}")
+            raise OperationNotAppliedError("unknown_service", f"there is no service {name!r}")
         return self.hosts[name] if name else self.service
 
     async def _gate(self) -> None:
@@ -360,7 +362,7 @@ class LocalNode:
 
     def _change(self, change: AddMember | Handover | RemoveMember, code: str) -> View:
         outcome = apply_change(self.view, change, self.view.version)
-        if isinstance(outcome, Refusal):
+        if isinstance(outcome, ViewRefusal):
             raise RejectedError(code, outcome.reason)
         self.view = outcome
         return outcome

@@ -16,7 +16,7 @@ from typing import Any
 from datapath.clock import clock_ms
 from datapath.node.engine import Engine
 from datapath.node.gateway import Gateway
-from datapath.node.replica_disk import Storage
+from datapath.node.replica_disk import ReplicaStorage
 from datapath.operations import STORE, Operation, Query, QueryResult, Result
 from datapath.service import Service
 from datapath.settings import Bounds, Timing
@@ -68,7 +68,7 @@ class LocalReplica:
             on_error=lambda _, problem: self.engine.fail_if_fatal(problem),
         )
         self.gateway = Gateway(node_id, "test", self.agreement, lambda _node, _data: True)
-        self.storage = Storage(
+        self.storage = ReplicaStorage(
             self.directory,
             segment_size_bytes=1 << 20,
             map_size_bytes=1 << 28,

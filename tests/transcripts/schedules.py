@@ -19,7 +19,7 @@ LINES_MAX = 120
 _OMITTED = re.compile(r"  \w -> \w  Heartbeat|  \w is connected to|  \w: its proposal has ended")
 _LEARNED = re.compile(r"\w learns view \d+")
 _HOUSEKEEPING = re.compile(
-    r" (session|cluster_id|incarnation|suspect|damaged|writable|required)=\S+"
+    r" (session|cluster_id|incarnation|tail_cut|incomplete|writable|required)=\S+"
 )
 
 
@@ -51,11 +51,11 @@ class Told(Cluster):
 
     def state(self) -> list[str]:
         """Return a line for each node that is up: its log, and whether it serves."""
-        cores = [(node.id, node.replica.core) for node in self.world.nodes.values() if node.is_up]
+        cores = [(node.id, node.replica.state) for node in self.world.nodes.values() if node.is_up]
         return [
-            f"  {name}: entries ..{core.log.last_index} commit {core.commit_index}"
+            f"  {name}: entries ..{state.log.last_index} commit {state.commit_index}"
             f"{' serves' if self.serving() == name else ''}"
-            for name, core in cores
+            for name, state in cores
         ]
 
 
@@ -150,7 +150,7 @@ def snapshot() -> Told:
     cluster.until(lambda: cluster.in_sync() == "ab")
     cluster.write(3)
     for name in "ab":
-        cluster[name].trim(cluster[name].replica.core.commit_index)
+        cluster[name].trim(cluster[name].replica.state.commit_index)
     cluster.say("c starts again")
     cluster["c"].start()
     cluster.until(cluster.is_whole)

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from election.agreement import Committed, Outcome
 from election.pysyncobj_adapter import AgreementSettings, AgreementStatus, PySyncObjAgreement
-from election.view import Bootstrap, Change, Member, View
+from election.view import Bootstrap, Member, View, ViewChange
 from tests.support.ports import free_address
 
 SECRET = b"a secret for tests, 32 bytes long"
@@ -140,7 +140,7 @@ class Group:
         assert isinstance(outcome, Committed), outcome
         return outcome.view
 
-    async def commit(self, node_id: str, change: Change, timeout_ms: int = 5000) -> View:
+    async def commit(self, node_id: str, change: ViewChange, timeout_ms: int = 5000) -> View:
         """Propose on the newest view until it is committed."""
         view = await self[node_id].read_view(timeout_ms)
         outcome: Outcome = await self[node_id].propose(

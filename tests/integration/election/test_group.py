@@ -11,7 +11,7 @@ import pytest
 from election.agreement import Committed, Refused, Unknown
 from election.pysyncobj_adapter import PySyncObjAgreement
 from election.pysyncobj_adapter.errors import AddressInUseError, DirectoryInUseError
-from election.pysyncobj_adapter.view_machine import Propose, encode_command
+from election.pysyncobj_adapter.view_machine import ProposeRequest, encode_command
 from election.view import AddToInSync, Bootstrap, Confirm, TakeOver, View
 from tests.integration.election.election_groups import (
     Group,
@@ -77,7 +77,7 @@ async def test_a_request_sent_many_times_is_applied_once(tmp_path: Path) -> None
         runner = made[follower]._runner
         core = runner._core
         assert core is not None
-        command = encode_command(Propose(b"one request", 1, Confirm()))
+        command = encode_command(ProposeRequest(b"one request", 1, Confirm()))
         before = made.status(follower).applied_index
         for _ in range(20):
             runner._post(lambda: core.submit(command))

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from election.pysyncobj_adapter.link import PROTOCOL, Greeting, Link
+from election.pysyncobj_adapter.link import PROTOCOL, Greeting, RaftLink
 from election.pysyncobj_adapter.poller import Poller
 from election.pysyncobj_adapter.transport import MAX_STRANGERS
 from election.view import Confirm
@@ -200,7 +200,7 @@ async def test_a_second_link_of_a_member_replaces_the_first_with_all_it_held(
         host, port = made.addresses["n1"].rsplit(":", 1)
         sock = socket.create_connection((host, int(port)))
         sock.setblocking(False)
-        second = Link(
+        second = RaftLink(
             owner,
             poller,
             sock,
@@ -228,11 +228,11 @@ class Owner:
     def judge(self, greeting: Greeting) -> str:
         return ""
 
-    def on_open(self, link: Link) -> None:
+    def on_open(self, link: RaftLink) -> None:
         pass
 
-    def on_frame(self, link: Link, data: bytes) -> None:
+    def on_frame(self, link: RaftLink, data: bytes) -> None:
         pass
 
-    def on_closed(self, link: Link) -> None:
+    def on_closed(self, link: RaftLink) -> None:
         pass

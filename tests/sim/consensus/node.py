@@ -1,4 +1,4 @@
-"""A member: the production `Runner` on a simulated machine, through crashes and restarts."""
+"""A member: the production `RaftThread` on a simulated machine, through crashes and restarts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from election.agreement import AgreementFailedError
 from election.identity import Addresses
 from election.pysyncobj_adapter import wire
-from election.pysyncobj_adapter.errors import RolledBackError, StorageFullError
-from election.pysyncobj_adapter.peer_marks import Mark
+from election.pysyncobj_adapter.errors import RaftStorageFullError, RolledBackError
+from election.pysyncobj_adapter.peer_marks import PeerMark
 from election.pysyncobj_adapter.raft_core import RaftCore
-from election.pysyncobj_adapter.raft_thread import Runner
+from election.pysyncobj_adapter.raft_thread import RaftThread
 from election.pysyncobj_adapter.settings import AgreementSettings
-from election.pysyncobj_adapter.view_machine import Answer
+from election.pysyncobj_adapter.view_machine import ViewReply
 from election.registry import KnownMember, PeerRegistry, known_members
 from election.view import Member, View
 from tests.sim.clockwork import ViolationError
@@ -36,7 +36,7 @@ def addresses_at(raft: str) -> Addresses:
     return Addresses(client=f"{raft}1", peer=f"{raft}2", raft=raft)
 
 
-class SimulatedRunner(Runner):
+class SimulatedRunner(RaftThread):
     """The production runner, whose thread is a `Process`: what wakes it is no descriptor."""
 
     process: Process
@@ -288,9 +288,9 @@ class Node:
                 self.note(f"to {node_id}: {message}")
             return sent
 
-        own_mark: Callable[[], Mark] = links._own_mark
+        own_mark: Callable[[], PeerMark] = links._own_mark
 
-        def mark_to_tell() -> Mark:
+        def mark_to_tell() -> PeerMark:
             mark = own_mark()
             oracle.on_told(self, mark)
             return mark
@@ -299,7 +299,7 @@ class Node:
         links._own_mark = mark_to_tell
         oracle.on_started(self)
 
-    def on_news(self, view: View | None, answers: list[Answer]) -> None:
+    def on_news(self, view: View | None, answers: list[ViewReply]) -> None:
         """Take a newer view and answers."""
         self.world.oracle.check(self, at_rest=True)
         if view is not None:
@@ -320,7 +320,7 @@ class Node:
         if isinstance(error, RolledBackError) and self.expects_refusal:
             self.clockwork.seen["old copy refused"] += 1
             return
-        if isinstance(error, StorageFullError):
+        if isinstance(error, RaftStorageFullError):
             self.clockwork.seen["ended: disk full"] += 1
         elif isinstance(cause, OSError) and cause.errno == errno.EIO:
             self.clockwork.seen["ended: failed fsync"] += 1

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from election.pysyncobj_adapter.view_machine import Answer, Propose, Read, encode_command
+from election.pysyncobj_adapter.view_machine import (
+    ProposeRequest,
+    ReadRequest,
+    ViewReply,
+    encode_command,
+)
 from election.view import (
     AddMember,
     AddToInSync,
     Bootstrap,
-    Change,
     Confirm,
     Handover,
     RemoveFromInSync,
     RemoveMember,
     TakeOver,
+    ViewChange,
 )
 from tests.sim.clockwork import ViolationError
 
@@ -27,7 +32,7 @@ MOST_FLOODED = 40
 
 
 class _Request(NamedTuple):
-    change: Change | None  # None: a read
+    change: ViewChange | None  # None: a read
     version: int  # of the true view when it was asked
 
 
@@ -40,18 +45,20 @@ class Operators:
         self._waiting: dict[bytes, _Request] = {}
         self._asked: dict[bytes, tuple[Node, int]] = {}
 
-    def propose(self, node: Node, change: Change, *, ahead: int = 0) -> None:
+    def propose(self, node: Node, change: ViewChange, *, ahead: int = 0) -> None:
         """Propose on top of what that node knows, or of so many changes more."""
         version = 0 if node.published is None else node.published.version + ahead
         request_id = self._new_id()
-        self._ask(node, request_id, encode_command(Propose(request_id, version, change)), change)
+        self._ask(
+            node, request_id, encode_command(ProposeRequest(request_id, version, change)), change
+        )
 
     def read(self, node: Node) -> None:
         """Ask for the view."""
         request_id = self._new_id()
-        self._ask(node, request_id, encode_command(Read(request_id)), None)
+        self._ask(node, request_id, encode_command(ReadRequest(request_id)), None)
 
-    def on_answer(self, node: Node, answer: Answer) -> None:
+    def on_answer(self, node: Node, answer: ViewReply) -> None:
         """Judge an answer: what was committed, and for a read, nothing old."""
         request = self._waiting.pop(answer.request_id, None)
         oracle, seen = self.world.oracle, self.world.clockwork.seen
@@ -134,7 +141,9 @@ class Operators:
         self._number += 1
         return self._number.to_bytes(16, "big")
 
-    def _ask(self, node: Node, request_id: bytes, command: bytes, change: Change | None) -> None:
+    def _ask(
+        self, node: Node, request_id: bytes, command: bytes, change: ViewChange | None
+    ) -> None:
         runner, view = node.runner, self.world.view
         if runner is None:
             return

@@ -9,11 +9,11 @@ import msgspec
 
 from election.pysyncobj_adapter import journal as journal_module
 from election.pysyncobj_adapter import progress_mark, wire
-from election.pysyncobj_adapter.files import unseal
-from election.pysyncobj_adapter.journal import Entry
+from election.pysyncobj_adapter.files import decode_file
+from election.pysyncobj_adapter.journal import RaftEntry
 from election.pysyncobj_adapter.members import membership_change
-from election.pysyncobj_adapter.peer_marks import Mark
-from election.pysyncobj_adapter.view_machine import Answer, Machine, changed_members
+from election.pysyncobj_adapter.peer_marks import PeerMark
+from election.pysyncobj_adapter.view_machine import Machine, ViewReply, changed_members
 from election.view import View
 from tests.sim.clockwork import Clockwork, ViolationError
 from tests.sim.consensus.disk import File
@@ -94,7 +94,7 @@ class Oracle:
         self._clockwork = clockwork
         self.nodes: dict[str, Node] = {}
         self.facts: dict[str, Facts] = {}
-        self.committed: list[Entry] = []
+        self.committed: list[RaftEntry] = []
         self._committed_in: list[int] = []  # in which term each entry was
         self.terms_committed: set[int] = set()
         self.leaders: dict[int, tuple[str, int]] = {}
@@ -105,7 +105,7 @@ class Oracle:
         self.machine = Machine(founders)
         self._states: list[tuple[View | None, dict[str, str]]] = [(None, founders)]
         self.views: dict[int, View] = {}
-        self.answers: dict[bytes, Answer] = {}
+        self.answers: dict[bytes, ViewReply] = {}
 
     def facts_of(self, node: Node) -> Facts:
         """Return what is known of a node."""
@@ -149,7 +149,7 @@ class Oracle:
         if at_rest and applied > facts.applied_index:
             self._check_applied(node, facts, applied)
 
-    def _check_leader(self, node: Node, term: int, log: list[Entry]) -> None:
+    def _check_leader(self, node: Node, term: int, log: list[RaftEntry]) -> None:
         """One leader a term, and it has all that was committed in earlier terms."""
         found = self.leaders.get(term)
         if found == (node.id, node.life):
@@ -170,7 +170,7 @@ class Oracle:
                     f"{node.id} leads in term {term} without the committed entry {index}"
                 )
 
-    def _check_entries(self, node: Node, facts: Facts, log: list[Entry]) -> None:
+    def _check_entries(self, node: Node, facts: Facts, log: list[RaftEntry]) -> None:
         """One index and term: one content, one entry before it. Voters change one by one."""
         checked, new = facts.checked, []
         for position in range(len(log) - 1, -1, -1):
@@ -196,7 +196,7 @@ class Oracle:
             elif known[1] == -1:
                 self._entries[index, term] = (command, before)
 
-    def _on_new_entry(self, node: Node, log: list[Entry], position: int) -> None:
+    def _on_new_entry(self, node: Node, log: list[RaftEntry], position: int) -> None:
         command, _, term = log[position]
         change = membership_change(command)
         if change is None:
@@ -217,7 +217,7 @@ class Oracle:
                 f"{node.id} holds changes of the voters at {uncommitted}, none of them committed"
             )
 
-    def _check_commits(self, node: Node, facts: Facts, log: list[Entry], commit: int) -> None:
+    def _check_commits(self, node: Node, facts: Facts, log: list[RaftEntry], commit: int) -> None:
         first = log[0][1]
         for index in range(max(facts.commit_index + 1, first), commit + 1):
             entry = log[index - first]
@@ -233,7 +233,7 @@ class Oracle:
                 raise ViolationError(f"{node.id} has committed {index}, after {index - 1} was not")
         facts.commit_index = max(facts.commit_index, commit)
 
-    def _on_commit(self, node: Node, entry: Entry, log: list[Entry]) -> None:
+    def _on_commit(self, node: Node, entry: RaftEntry, log: list[RaftEntry]) -> None:
         command, index, term = entry
         if index > 1 and not self._is_held(index, term, log):
             raise ViolationError(
@@ -259,7 +259,7 @@ class Oracle:
                 self.machine.apply_membership(change)
         self._states.append((self.machine.view, self.machine.raft_members))
 
-    def _is_held(self, index: int, term: int, log: list[Entry]) -> bool:
+    def _is_held(self, index: int, term: int, log: list[RaftEntry]) -> bool:
         """Whether a majority of the voters has it, before or after a change under way."""
         before = self.machine.raft_members
         groups = [before]
@@ -303,15 +303,15 @@ class Oracle:
                 self._note_vote(node, term, target)
             case wire.RequestVote(term=term):
                 self._note_vote(node, term, node.id)
-            case wire.Ack(term=term, success=True, next_index=next_index):
+            case wire.FollowerReply(term=term, success=True, next_index=next_index):
                 self._note_term(node, term)
                 if self.durable(node.id).last_index < next_index - 1:
                     raise ViolationError(
                         f"{node.id} acknowledged entry {next_index - 1}, which is not on its disk"
                     )
-            case wire.Ack(term=term):
+            case wire.FollowerReply(term=term):
                 self._note_term(node, term)
-            case wire.Append(term=term) | wire.Snapshot(term=term):
+            case wire.AppendEntries(term=term) | wire.Snapshot(term=term):
                 if isinstance(message, wire.Snapshot):
                     self._clockwork.seen["snapshot sent"] += 1
                 self._note_term(node, term)
@@ -338,7 +338,7 @@ class Oracle:
             if self.durable(node.id).vote[0] < term:
                 raise ViolationError(f"{node.id} speaks in term {term}, which is not on its disk")
 
-    def on_told(self, node: Node, mark: Mark) -> None:
+    def on_told(self, node: Node, mark: PeerMark) -> None:
         """A member tells how far it is, to be remembered: others will refuse less (decision 18)."""
         log = self.durable(node.id)
         if log.vote[0] < mark.term or log.last_index < mark.applied_index:
@@ -361,7 +361,7 @@ class Oracle:
             file = node.disk.durable_file(str(mark))
             noted = 0
             if file is not None:
-                content = unseal(progress_mark.MAGIC, bytes(file.durable), mark)
+                content = decode_file(progress_mark.PROGRESS_MARK_MAGIC, bytes(file.durable), mark)
                 noted = msgspec.msgpack.decode(content, type=progress_mark._Content).applied_index
             if noted < facts.published_index:
                 raise ViolationError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from election.view import AddMember, Change, RemoveMember
+from election.view import AddMember, RemoveMember, ViewChange
 from tests.sim.consensus.disk import FAST_MS as FAST_DISK_MS
 from tests.sim.consensus.disk import SLOW_MS as SLOW_DISK_MS
 from tests.sim.consensus.network import FAST_MS as FAST_NETWORK_MS
@@ -444,7 +444,7 @@ class Troubles:
         self._seen("change behind a queue")
         leader.disk.latency_ms = SLOW_DISK_MS
         self._after(600, 1500, self._fast_disk, leader)
-        changes: list[Change] = [AddMember(newcomer.member())]
+        changes: list[ViewChange] = [AddMember(newcomer.member())]
         if others:
             changes.append(RemoveMember(random.choice(others)))
         random.shuffle(changes)

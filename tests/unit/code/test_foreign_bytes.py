@@ -24,7 +24,7 @@ from cluster.api import headers as http_headers
 from cluster.api import plain_head
 from cluster.api.cursor import decode_cursor
 from cluster.api.params import RANGE_PARAMS, decode_key, parse_query
-from cluster.api.problems import Problem
+from cluster.api.problems import ProblemError
 from cluster.config import model
 from tests.support.growth import LARGE, grows_too_fast
 
@@ -188,7 +188,7 @@ def test_no_reader_is_slow(reader: str, pump: str) -> None:
     read = READERS[reader]
 
     def call(size: int) -> None:
-        with contextlib.suppress(Problem, ValueError):
+        with contextlib.suppress(ProblemError, ValueError):
             read(pump * (size // len(pump)))
 
     assert not grows_too_fast(call)
@@ -199,5 +199,5 @@ def test_the_work_for_a_condition_is_bounded() -> None:
     tags = http_headers.entity_tags(few, hdrs.IF_MATCH)
     assert tags is not None
     assert len(tags.strong) == http_headers.MAX_ENTITY_TAGS
-    with pytest.raises(Problem, match="more than 100"):
+    with pytest.raises(ProblemError, match="more than 100"):
         http_headers.entity_tags(headers("If-Match", '"1",' * 101), hdrs.IF_MATCH)

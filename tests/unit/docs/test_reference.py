@@ -15,13 +15,13 @@ from cluster import exit_codes
 from cluster.cli.main import COMMANDS, main
 from cluster.config.file import load_config
 from cluster.config.model import (
-    Api,
+    ApiSection,
     ClusterSection,
-    Limits,
+    LimitsSection,
     NodeConfig,
     Route,
     ServiceConfig,
-    Timing,
+    TimingSection,
 )
 
 COMMON = {"as_json", "endpoints", "no_discover", "timeout_ms"}
@@ -30,10 +30,10 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[cluster]": ClusterSection,
     "[nodes.ID]": NodeConfig,
     "[routes.A.B]": Route,
-    "[timing]": Timing,
-    "[limits]": Limits,
+    "[timing]": TimingSection,
+    "[limits]": LimitsSection,
     "[services.NAME]": ServiceConfig,
-    "[api]": Api,
+    "[api]": ApiSection,
 }
 
 

@@ -11,15 +11,15 @@ from election.view import (
     AddMember,
     AddToInSync,
     Bootstrap,
-    Change,
     Confirm,
     Handover,
     Member,
-    Refusal,
     RemoveFromInSync,
     RemoveMember,
     TakeOver,
     View,
+    ViewChange,
+    ViewRefusal,
     apply_change,
 )
 
@@ -33,7 +33,7 @@ A, B, C, W = member("a"), member("b"), member("c"), member("w", "witness")
 FIRST = Bootstrap("cluster", "a", (C, A, W, B))
 
 
-def after(*changes: Change, view: View | None = None) -> View:
+def after(*changes: ViewChange, view: View | None = None) -> View:
     """Apply the changes one by one; each must be accepted."""
     for change in changes:
         result = apply_change(view, change, 0 if view is None else view.version)
@@ -43,9 +43,9 @@ def after(*changes: Change, view: View | None = None) -> View:
     return view
 
 
-def refusal(view: View | None, change: Change) -> str:
+def refusal(view: View | None, change: ViewChange) -> str:
     result = apply_change(view, change, 0 if view is None else view.version)
-    assert isinstance(result, Refusal), result
+    assert isinstance(result, ViewRefusal), result
     return result.reason
 
 
@@ -98,7 +98,7 @@ class TestCompareAndSet:
     @pytest.mark.parametrize("expected", [-1, 0, 2, 4, 99])
     def test_any_other_version_refuses(self, expected: int) -> None:
         result = apply_change(ALL_IN_SYNC, Confirm(), expected)
-        assert isinstance(result, Refusal)
+        assert isinstance(result, ViewRefusal)
         assert str(expected) in result.reason
 
     def test_confirm_changes_nothing_but_the_version(self) -> None:
@@ -201,7 +201,7 @@ class TestMembers:
 
 
 node_ids = st.sampled_from(["a", "b", "c", "d", "w", "x"])
-changes: st.SearchStrategy[Change] = st.one_of(
+changes: st.SearchStrategy[ViewChange] = st.one_of(
     st.just(FIRST),
     st.builds(TakeOver, node_ids),
     st.builds(Handover, node_ids),
@@ -221,12 +221,12 @@ steps = st.lists(st.tuples(changes, st.integers(-1, 1)), max_size=40)
 
 @settings(deadline=None)
 @given(steps)
-def test_every_history_keeps_the_invariants(history: list[tuple[Change, int]]) -> None:
+def test_every_history_keeps_the_invariants(history: list[tuple[ViewChange, int]]) -> None:
     view: View | None = None
     for change, error in history:
         version = 0 if view is None else view.version
         result = apply_change(view, change, version + error)
-        if isinstance(result, Refusal):
+        if isinstance(result, ViewRefusal):
             continue
         assert error == 0, "a compare-and-set on another version was accepted"
         check_step(view, result)

@@ -29,20 +29,20 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     return {"uvloop": uvloop.new_event_loop}
 
 
-@pytest.fixture(params=["express", "forwarding", "ordinary"])
+@pytest.fixture(params=["fast", "forwarding", "full"])
 async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
-    """Serve a fresh local node, with settings of the test's choice, in both lanes.
+    """Serve a fresh local node, with settings of the test's choice, on both paths.
 
-    "forwarding": in the express lane, at a node that can answer nothing at once.
+    "forwarding": on the fast path, at a node that can answer nothing at once.
     """
     started: list[HttpApi] = []
-    express = request.param == "express"
+    can_submit = request.param == "fast"
 
     async def start(settings: HttpSettings | None = None, node: LocalNode | None = None) -> Local:
         hosts = {"shop": Host("shop", Shop())}
-        node = node or LocalNode(KeyValue(), express=express, hosts=hosts)
+        node = node or LocalNode(KeyValue(), can_submit=express, hosts=hosts)
         settings = msgspec.structs.replace(
-            settings or HttpSettings(), express_lane=request.param != "ordinary"
+            settings or HttpSettings(), fast_path=request.param != "full"
         )
         api = HttpApi(node, settings, Hosts(["t", "test", "a", "x", "any.example"]), node.hosts)
         await api.listener.start("127.0.0.1", 0)

@@ -11,14 +11,14 @@ from cluster.api.routes import HttpApi
 from cluster.api.settings import HttpSettings
 from datapath.complaints import MAX_LINES_PER_INTERVAL
 from datapath.errors import (
-    NotAppliedError,
     NotPrimaryError,
     OperationError,
+    OperationNotAppliedError,
+    OperationUnknownError,
     OverloadedError,
+    PrimaryFullError,
     RejectedError,
     SafetyError,
-    StorageFullError,
-    UnknownOutcomeError,
 )
 from tests.support.raw_http import connect, fetch
 from tests.support.served import Local, Serve
@@ -29,17 +29,17 @@ ERRORS = [
     (RejectedError("a_service_says_no", "d"), 409, "not_applied"),
     (NotPrimaryError("no_primary", "d"), 503, "not_applied"),
     (NotPrimaryError("stepping_down", "d", "n2"), 503, "not_applied"),
-    (StorageFullError("storage_full", "d"), 507, "not_applied"),
-    (StorageFullError("no_room", "d"), 507, "not_applied"),
+    (PrimaryFullError("storage_full", "d"), 507, "not_applied"),
+    (PrimaryFullError("no_room", "d"), 507, "not_applied"),
     (OverloadedError("overloaded", "d"), 503, "not_applied"),
-    (NotAppliedError("not_enough_copies", "d"), 503, "not_applied"),
+    (OperationNotAppliedError("not_enough_copies", "d"), 503, "not_applied"),
     # The outcome is the class's, whatever the code sounds like.
-    (UnknownOutcomeError("not_enough_copies", "d"), 503, "unknown"),
-    (UnknownOutcomeError("timeout", "d"), 504, "unknown"),
-    (UnknownOutcomeError("primary_lost", "d"), 503, "unknown"),
-    (UnknownOutcomeError("storage_full", "d"), 507, "unknown"),
-    (NotAppliedError("timeout", "d"), 504, "not_applied"),
-    (NotAppliedError("something_new", "d"), 503, "not_applied"),
+    (OperationUnknownError("not_enough_copies", "d"), 503, "unknown"),
+    (OperationUnknownError("timeout", "d"), 504, "unknown"),
+    (OperationUnknownError("primary_lost", "d"), 503, "unknown"),
+    (OperationUnknownError("storage_full", "d"), 507, "unknown"),
+    (OperationNotAppliedError("timeout", "d"), 504, "not_applied"),
+    (OperationNotAppliedError("something_new", "d"), 503, "not_applied"),
     (OperationError("something_new", "d"), 503, "unknown"),
 ]
 

@@ -1,4 +1,4 @@
-"""Requests that a foreign web page may have caused are refused, in both lanes, on every route."""
+"""Requests that a foreign web page may have caused are refused, on both paths, on every route."""
 
 from __future__ import annotations
 

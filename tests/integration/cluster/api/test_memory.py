@@ -12,7 +12,7 @@ import pytest
 
 from cluster.api import answer as http_answer
 from cluster.api.answer import Answer
-from cluster.api.express import UNCOUNTED_BACKLOG_BYTES, ExpressConnection
+from cluster.api.fast_path import UNCOUNTED_BACKLOG_BYTES, FastConnection
 from cluster.api.settings import HttpSettings
 from tests.support.raw_http import fetch, kv
 from tests.support.served import Local, Serve
@@ -116,15 +116,15 @@ async def test_bodies_that_do_not_go_on_are_bounded_together(serve: Serve) -> No
 
 async def test_requests_sent_ahead_are_bounded_together(serve: Serve) -> None:
     local = await serve(HttpSettings(max_buffered_bytes=2 * MIB))
-    if not local.node.express:
-        pytest.skip("the ordinary lane reads one request ahead")
+    if not local.node.can_submit:
+        pytest.skip("the full path reads one request ahead")
     local.node.hold = asyncio.Event()
     put = b"PUT /v1/kv/k HTTP/1.1\r\nHost: t\r\nContent-Length: 900\r\n\r\n" + bytes(900)
     async with clients(local, 40, put * 100):
         await until(lambda: local.node.waiting == 40)
         server = local.api._server
         assert server is not None
-        read_bytes = sum(len(connection._backlog) for connection in server._express)
+        read_bytes = sum(len(connection._backlog) for connection in server._fast)
         assert held_bytes(local) <= 2 * MIB
         assert read_bytes <= 2 * MIB + 40 * UNCOUNTED_BACKLOG_BYTES
         local.node.hold.set()
@@ -189,14 +189,14 @@ async def test_large_values_are_answered_one_in_a_turn_of_the_loop(
     local = await serve()
     await fetch(local.base_url, "PUT", kv("large"), bytes(MIB))
     sent = 0
-    send = ExpressConnection._send
+    send = FastConnection._send
 
-    def counted(connection: ExpressConnection, answer: Answer, *others: object) -> None:
+    def counted(connection: FastConnection, answer: Answer, *others: object) -> None:
         nonlocal sent
         sent += answer.is_large
         send(connection, answer, *others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ExpressConnection, "_send", counted)
+    monkeypatch.setattr(FastConnection, "_send", counted)
     said = b"GET /v1/kv/large HTTP/1.1\r\nHost: x\r\n\r\n" * 4
     most = 0
     async with clients(local, 20, said):

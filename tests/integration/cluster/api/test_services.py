@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from datapath.errors import NotAppliedError, RejectedError
+from datapath.errors import OperationNotAppliedError, RejectedError
 from tests.support.raw_http import Reply, fetch
 from tests.support.served import Local
 
@@ -154,7 +154,7 @@ async def test_wrong_posts_are_refused(
 async def test_what_the_host_says_has_a_status_of_its_own(
     local: Local, code: str, status: int
 ) -> None:
-    local.node.fail_with = NotAppliedError(code, "so")
+    local.node.fail_with = OperationNotAppliedError(code, "so")
     reply = await post(local, "reserve", {"item": "x"})
     assert (reply.status, reply.code, reply.json["outcome"]) == (status, code, "not_applied")
 

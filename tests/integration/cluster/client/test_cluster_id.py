@@ -18,7 +18,7 @@ from cluster.client.errors import (
     UnknownOutcomeError,
     WrongClusterError,
 )
-from cluster.client.retries import Call, Transport
+from cluster.client.retries import Request, Transport
 from cluster.client.sync import Client
 from tests.support.fake_api import FakeCluster, fake_cluster
 
@@ -115,11 +115,11 @@ async def test_an_address_that_leads_to_another_cluster_is_an_error_and_nothing_
             if wire
             else Transport([between.url], timeout_ms=5000, max_connections=4)
         )
-        put = Call("PUT", "/v1/kv/k", {"Idempotency-Key": '"1"'}, b"v", "1", writes=True)
+        put = Request("PUT", "/v1/kv/k", {"Idempotency-Key": '"1"'}, b"v", "1", writes=True)
         assert (await transport.call(put)).status == 201
         between.lead_to(other["n1"].port)
         # The read first: a connection that has broken would leave a write unknown, rightly.
-        for call in (Call("GET", "/v1/kv/k"), put, Call("DELETE", "/v1/kv/k", writes=True)):
+        for call in (Request("GET", "/v1/kv/k"), put, Request("DELETE", "/v1/kv/k", writes=True)):
             with pytest.raises(WrongClusterError) as caught:
                 await transport.call(call)
             assert "cluster other" in str(caught.value)

@@ -16,7 +16,7 @@ from cluster.client.errors import (
     UnknownOutcomeError,
 )
 from cluster.client.sync import Client
-from datapath.errors import NotAppliedError as ServerNotAppliedError
+from datapath.errors import OperationNotAppliedError as ServerNotAppliedError
 from tests.support.doc_shop import Order, Shop
 from tests.support.fake_api import FakeCluster, Fault
 

@@ -86,7 +86,7 @@ async def test_a_failure_while_a_snapshot_is_installed_ends_the_node(
 async def test_a_disk_that_fails_when_room_is_asked_for_ends_the_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clock's tick asks for room, and so do an append and a burst: none is a link's affair."""
+    """The clock's tick asks for room, and so do an append and a batch: none is a link's affair."""
     cluster = LocalCluster(tmp_path, KeyValue, PATIENT, Bounds(), 1)
     replica = await cluster.start("n1")
     await cluster.until_in_sync("n1")

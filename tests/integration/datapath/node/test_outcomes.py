@@ -11,12 +11,12 @@ import pytest
 
 from cluster.services.kv import KeyValue
 from datapath.errors import (
-    NotAppliedError,
     OperationError,
+    OperationNotAppliedError,
+    OperationUnknownError,
     OverloadedError,
+    PrimaryFullError,
     RejectedError,
-    StorageFullError,
-    UnknownOutcomeError,
 )
 from datapath.operations import Operation, Result
 from datapath.service import ReadTransaction, Service, Transaction, operation, query
@@ -60,7 +60,7 @@ class Bulk(Service):
 async def all_of(
     replica: LocalReplica, *operations: Operation, timeout_ms: int = 8000
 ) -> list[Ended]:
-    """Submit operations at once, as one burst, and return what each was told."""
+    """Submit operations at once, as one batch, and return what each was told."""
     answers: list[asyncio.Future[Result]] = []
     for one in operations:
         try:
@@ -91,7 +91,7 @@ async def test_a_repeat_is_recognised_before_too_few_copies_refuse_it(tmp_path: 
         first = await cluster["n1"].execute("put", b"k", b"1", idempotency_key="K", min_copies=3)
         await cluster.stop("n3")
         await cluster.until_in_sync("n1", "n2")
-        with pytest.raises(UnknownOutcomeError) as refusal:
+        with pytest.raises(OperationUnknownError) as refusal:
             await cluster["n2"].execute("put", b"k", b"1", idempotency_key="K", min_copies=3)
         assert refusal.value.code == "not_enough_copies"
         again = await cluster["n2"].execute("put", b"k", b"1", idempotency_key="K", min_copies=2)
@@ -115,8 +115,8 @@ async def test_a_repeat_of_what_is_not_committed_waits_for_it_whatever_it_asks(
         cluster["n3"].hang_disk()
         put = Operation("put", (b"k", b"1"), "K")
         first = asyncio.ensure_future(cluster["n1"].engine.submit(put, 8000))
-        core = cluster["n1"].engine.replica.core
-        await until(lambda: core.log.last_index > core.commit_index, "it is recorded")
+        state = cluster["n1"].engine.replica.state
+        await until(lambda: state.log.last_index > state.commit_index, "it is recorded")
         many = Operation("put", (b"k", b"1"), "K", "all", 4)
         again = asyncio.ensure_future(cluster["n1"].engine.submit(many, 8000))
         await until(
@@ -161,7 +161,7 @@ async def test_on_a_full_disk_repeats_and_refusals_are_told_and_only_writes_refu
         assert not again.repeated
 
 
-async def test_only_as_much_as_there_is_room_for_is_taken_of_a_burst(
+async def test_only_as_much_as_there_is_room_for_is_taken_of_a_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, Bulk, nodes=1) as cluster:
@@ -185,8 +185,8 @@ async def test_a_repeat_is_recognised_where_too_many_wait(tmp_path: Path) -> Non
         recorded = asyncio.ensure_future(
             replica.engine.submit(Operation("put", (b"r", b"1"), "recorded"), 8000)
         )
-        core = replica.engine.replica.core
-        await until(lambda: core.log.last_index > core.commit_index, "it is recorded")
+        state = replica.engine.replica.state
+        await until(lambda: state.log.last_index > state.commit_index, "it is recorded")
         waiting = [
             asyncio.ensure_future(
                 replica.engine.submit(Operation("put", (b"w", b"1"), f"waiting {number}"), 8000)
@@ -197,7 +197,7 @@ async def test_a_repeat_is_recognised_where_too_many_wait(tmp_path: Path) -> Non
             replica.engine.submit(Operation("put", (b"n", b"1"), "new"), 8000)
         again = await replica.engine.submit(Operation("put", (b"k", b"1"), "committed"), 8000)
         assert (again.index, again.repeated) == (committed.index, True)
-        with pytest.raises(UnknownOutcomeError):
+        with pytest.raises(OperationUnknownError):
             await replica.engine.submit(Operation("put", (b"w", b"1"), "waiting 1"), 8000)
         later = replica.engine.submit(Operation("put", (b"r", b"1"), "recorded"), 8000)
         cluster["n3"].resume_disk()
@@ -216,8 +216,8 @@ async def test_a_time_out_in_the_queue_says_unknown_while_an_earlier_request_is_
             return replica.engine.submit(Operation("put", (key, b"1"), key.decode()), timeout_ms)
 
         recorded = put(b"recorded", 8000)
-        core = replica.engine.replica.core
-        await until(lambda: core.log.last_index > core.commit_index, "it is recorded")
+        state = replica.engine.replica.state
+        await until(lambda: state.log.last_index > state.commit_index, "it is recorded")
         waiting = put(b"waiting", 8000)
         ended = await asyncio.gather(
             put(b"recorded", 100), put(b"waiting", 100), put(b"new", 100), return_exceptions=True
@@ -332,13 +332,13 @@ async def test_a_condition_on_a_revision_that_has_passed_costs_no_entry(tmp_path
         replica = cluster["n1"]
         first = await replica.execute("put", b"k", b"1")
         second = await replica.execute("put", b"k", b"2")
-        core = replica.engine.replica.core
+        state = replica.engine.replica.state
         for _ in range(2):
             with pytest.raises(RejectedError):
                 await replica.execute("put", b"k", b"3", first.index, idempotency_key="K")
             with pytest.raises(RejectedError):
                 await replica.execute("delete", b"gone", first.index, idempotency_key="L")
-        assert core.log.last_index == second.index
+        assert state.log.last_index == second.index
         # What may come true later is remembered: its repeat is refused, too.
         with pytest.raises(RejectedError):
             await replica.execute("put", b"k", b"3", second.index + 2, idempotency_key="M")
@@ -366,12 +366,12 @@ async def test_the_oldest_answers_are_forgotten_beyond_the_bytes_and_then_refuse
         assert (await write(cluster, "k0", before)).index == done[0].index
         done += [await write(cluster, f"k{number}", done[-1].index) for number in range(3, 6)]
         assert (await write(cluster, "k5", done[2].index)).repeated
-        with pytest.raises(UnknownOutcomeError) as forgotten:
+        with pytest.raises(OperationUnknownError) as forgotten:
             await write(cluster, "k0", before)
         assert forgotten.value.code == "idempotency_key_expired"
         # One that was first sent after all that is forgotten cannot have been executed.
         assert not (await write(cluster, "new", done[2].index)).repeated
-        with pytest.raises(UnknownOutcomeError) as ahead:
+        with pytest.raises(OperationUnknownError) as ahead:
             await write(cluster, "new 2", done[-1].index + 10)
         assert ahead.value.code == "unknown_revision"
         assert not (await write(cluster, "k0")).repeated  # without it: executed again
@@ -384,7 +384,7 @@ async def test_the_oldest_answers_are_forgotten_beyond_the_bytes_and_then_refuse
             lambda: any(replica.is_serving for replica in cluster.replicas.values()), "one serves"
         )
         put = Operation("put", (b"k", b"k1"), "k1", "all", 0, before)
-        with pytest.raises(UnknownOutcomeError) as known_elsewhere:
+        with pytest.raises(OperationUnknownError) as known_elsewhere:
             await cluster["n2"].gateway.execute(put, 15_000)
         assert known_elsewhere.value.code == "idempotency_key_expired"
 
@@ -400,7 +400,7 @@ async def test_an_answer_that_is_as_large_as_the_table_is_remembered(tmp_path: P
 
 async def test_service_failures_are_no_answers(tmp_path: Path) -> None:
     async with running(tmp_path, KeyValue, nodes=1) as cluster:
-        with pytest.raises(NotAppliedError) as refusal:
+        with pytest.raises(OperationNotAppliedError) as refusal:
             await cluster["n1"].execute("put", b"", b"1", idempotency_key="K")
         assert refusal.value.code == "service_failed"
-        assert not isinstance(refusal.value, RejectedError | StorageFullError)
+        assert not isinstance(refusal.value, RejectedError | PrimaryFullError)

@@ -11,7 +11,7 @@ from cluster.services.kv import KeyValue
 from datapath.errors import NotPrimaryError, RejectedError
 from datapath.operations import Query
 from datapath.settings import Bounds
-from datapath.transport.calls import ReadIndexReturn, decode
+from datapath.transport.calls import ReadIndexReturn, decode_call
 from datapath.transport.link import Link
 from datapath.transport.mesh import REQUEST
 from election.static import Fault
@@ -34,7 +34,11 @@ class HeldAnswers:
         def send(link: Link, data: bytes) -> None:
             # Links of other kinds carry other messages.
             is_answer = not link.outgoing and link.kind == REQUEST
-            if self._is_holding and is_answer and isinstance(decode(data).body, ReadIndexReturn):
+            if (
+                self._is_holding
+                and is_answer
+                and isinstance(decode_call(data).body, ReadIndexReturn)
+            ):
                 self._held.append((link, data))
             else:
                 self._send(link, data)
@@ -118,7 +122,7 @@ async def test_a_primary_without_its_leases_gives_no_read_index(tmp_path: Path) 
     """D4: another may have become primary, and committed more."""
     async with running(tmp_path, KeyValue, timing=QUICK, nodes=2) as cluster:
         engine = cluster["n1"].engine
-        assert engine.interpreter.read_index() == (1, engine.replica.core.commit_index)
+        assert engine.interpreter.read_index() == (1, engine.replica.state.commit_index)
         cluster.group.set_fault("n1", Fault.CUT_OFF)
         await cluster.stop("n2")
         await until(lambda: not cluster["n1"].is_serving, "its lease has run out")

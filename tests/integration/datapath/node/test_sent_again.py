@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cluster.services.kv import KeyValue
-from datapath.errors import UnknownOutcomeError
-from datapath.transport.calls import ExecuteReturn, decode
+from datapath.errors import OperationUnknownError
+from datapath.transport.calls import ExecuteReturn, decode_call
 from datapath.transport.link import Link
 from datapath.transport.mesh import REQUEST
 from tests.support.replicas import LocalReplica, running
@@ -24,7 +24,7 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
     def lose_the_first(link: Link, data: bytes) -> None:
         is_answer = not link.outgoing and link.kind == REQUEST
-        if is_answer and not answers and isinstance(decode(data).body, ExecuteReturn):
+        if is_answer and not answers and isinstance(decode_call(data).body, ExecuteReturn):
             answers.append(data)
             link.close("the answer gets lost")
         else:
@@ -43,7 +43,7 @@ async def test_a_write_without_a_key_is_sent_once_and_its_outcome_unknown(
 ) -> None:
     async with running(tmp_path, KeyValue) as cluster:
         before = executed(cluster["n1"])
-        with pytest.raises(UnknownOutcomeError):
+        with pytest.raises(OperationUnknownError):
             await cluster["n2"].execute("put", b"k", b"v")
         assert len(lost) == 1
         assert executed(cluster["n1"]) == before + 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath.errors import NotAppliedError, RejectedError
+from datapath.errors import OperationNotAppliedError, RejectedError
 from datapath.operations import STORE
 from datapath.service import ReadTransaction, Service, Transaction, operation, query
 from tests.support.replicas import QUICK, LocalCluster, running, until
@@ -104,7 +104,7 @@ async def test_a_refused_operation_leaves_nothing_behind(tmp_path: Path) -> None
 
 async def test_a_bug_in_the_service_changes_nothing_and_the_node_goes_on(tmp_path: Path) -> None:
     async with running(tmp_path, Lottery) as cluster:
-        with pytest.raises(NotAppliedError) as failure:
+        with pytest.raises(OperationNotAppliedError) as failure:
             await cluster["n1"].execute("fail", b"x")
         assert failure.value.code == "service_failed"
         assert (await cluster["n1"].query("show", b"x")).value is None
@@ -145,7 +145,7 @@ async def test_an_operation_that_ended_during_a_handover_that_failed_leaves_noth
         handover = asyncio.create_task(cluster["n1"].gateway.handover("n3", 500))
         await until(lambda: not cluster["n1"].engine.replica.may_execute(), "n1 hands over")
         primary_service(cluster).gate.set()
-        with pytest.raises(NotAppliedError):
+        with pytest.raises(OperationNotAppliedError):
             await handover
         cluster["n3"].resume_disk()
         await stuck

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.services.kv import KeyValue
-from datapath.errors import NotAppliedError, NotPrimaryError, OperationError, RejectedError
+from datapath.errors import NotPrimaryError, OperationError, OperationNotAppliedError, RejectedError
 from datapath.operations import Operation
 from datapath.settings import Bounds
 from tests.support.replicas import QUICK, LocalCluster, running, until
@@ -18,9 +18,9 @@ pytestmark = pytest.mark.slow
 
 async def wait_until_written(cluster: LocalCluster, node: str = "n1") -> None:
     """Wait until the primary has something uncommitted that is durable on its own disk."""
-    core = cluster[node].engine.replica.core
+    state = cluster[node].engine.replica.state
     await until(
-        lambda: core.durable_index == core.log.last_index > core.commit_index,
+        lambda: state.durable_index == state.log.last_index > state.commit_index,
         "an uncommitted entry is durable on the primary",
     )
 
@@ -33,7 +33,7 @@ async def test_d1_nothing_is_acknowledged_before_every_in_sync_disk_has_it(tmp_p
         primary = cluster["n1"].engine.replica.primary
         assert primary is not None
         await until(
-            lambda: primary.peers["n2"].match_index == primary._core.log.last_index,
+            lambda: primary.peers["n2"].match_index == primary._state.log.last_index,
             "the healthy backup has it",
         )
         assert not writing.done()
@@ -163,12 +163,12 @@ async def test_an_acknowledgement_on_too_few_copies_is_refused_before_anything_h
 ) -> None:
     async with running(tmp_path, KeyValue, timing=QUICK) as cluster:
         assert (await cluster["n1"].execute("put", b"k", b"1", min_copies=3)).copies == 3
-        with pytest.raises(NotAppliedError) as refusal:
+        with pytest.raises(OperationNotAppliedError) as refusal:
             await cluster["n1"].execute("put", b"k", b"2", min_copies=4)
         assert refusal.value.code == "not_enough_copies"
         await cluster.stop("n3")
         await cluster.until_in_sync("n1", "n2")
-        with pytest.raises(NotAppliedError):
+        with pytest.raises(OperationNotAppliedError):
             await cluster["n2"].execute("put", b"k", b"2", min_copies=3)
         assert (await cluster["n2"].query("get", b"k")).value[0] == b"1"
 
@@ -179,7 +179,7 @@ async def test_min_in_sync_stops_writes_and_not_reads(tmp_path: Path) -> None:
         await cluster["n1"].execute("put", b"k", b"1")
         await cluster.stop("n2")
         await cluster.until_in_sync("n1")
-        with pytest.raises(NotAppliedError) as refusal:
+        with pytest.raises(OperationNotAppliedError) as refusal:
             await cluster["n1"].execute("put", b"k", b"2")
         assert refusal.value.code == "not_enough_copies"
         assert (await cluster["n1"].query("get", b"k")).value[0] == b"1"
@@ -203,7 +203,7 @@ async def test_a_time_out_says_unknown_of_what_was_executed_and_not_applied_of_w
             await waiting
         assert (unknown.value.outcome, not_applied.value.outcome) == ("unknown", "not_applied")
         cluster["n3"].resume_disk()
-        await until(lambda: engine.replica.core.commit_index >= 2, "it commits after all")
+        await until(lambda: engine.replica.state.commit_index >= 2, "it commits after all")
         assert (await cluster["n1"].query("get", b"a")).value[0] == b"1"
         assert (await cluster["n1"].query("get", b"b")).value is None
 

@@ -111,7 +111,7 @@ def test_a_flush_without_room_is_tried_again_with_nothing_lost(
         assert store.count(0) == 2100
     ballast.unlink()
     store.write_frozen()
-    store.thaw()
+    store.drop_frozen()
     assert store.durable_index == 2100
     store.close()
     store = Store.open(disk / "store")
@@ -136,7 +136,7 @@ def test_room_that_is_made_just_after_a_flush_had_none_is_no_failed_disk(
     with pytest.raises(DiskFullError):
         store.write_frozen()
     store.write_frozen()
-    store.thaw()
+    store.drop_frozen()
     assert store.durable_index == 2000
     store.close()
 
@@ -146,10 +146,10 @@ def test_a_new_primary_can_be_accepted_on_a_full_disk(disk: Path) -> None:
     fill_up(disk)
     for epoch in range(1, 5):
         accepted.record(epoch, f"n{epoch}")
-    accepted.set_damaged()
+    accepted.set_incomplete()
     accepted.close()
     accepted = Accepted(disk / "accepted")
-    assert (accepted.epoch, accepted.primary, accepted.damaged) == (4, "n4", True)
+    assert (accepted.epoch, accepted.primary, accepted.incomplete) == (4, "n4", True)
     accepted.close()
 
 

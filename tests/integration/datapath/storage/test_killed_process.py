@@ -15,7 +15,7 @@ from datapath.storage.store import Store
 
 WRITER = """
 import asyncio, sys
-from datapath.storage.log_writer import DiskWorker
+from datapath.storage.log_writer import LogWriter
 from datapath.storage.store_flusher import StoreFlusher
 from datapath.storage.log import Log
 from datapath.records import make_record
@@ -53,7 +53,7 @@ async def main():
     def fail(error):
         print("error", error, flush=True)
 
-    worker = DiskWorker(log, on_done=done, on_error=fail)
+    worker = LogWriter(log, on_done=done, on_error=fail)
     flusher = StoreFlusher(store, on_error=fail, flush_bytes=1 << 16, flush_age_ms=20,
         on_flushed=lambda flushed: print("flushed", flushed, flush=True))
     while True:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from datapath.errors import DataDirectoryError, TransferError
-from datapath.node.replica_disk import Storage
+from datapath.node.replica_disk import ReplicaStorage
 from datapath.storage import snapshot_process
 from datapath.storage.data_directory import DataDirectory
 from datapath.storage.snapshot import SnapshotReader
@@ -111,7 +111,7 @@ def test_one_that_is_killed_is_told_and_gives_its_pages_back(
 
 
 def test_one_that_hangs_is_told_and_ended(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot_process, "ANSWER_TIMEOUT_S", 3)
+    monkeypatch.setattr(snapshot_process, "CHUNK_TIMEOUT_S", 3)
     source = SnapshotProcess(store.acquire_environment(), chunk_size_bytes=CHUNK_BYTES)
     source.start()
     os.kill(source.pid, signal.SIGSTOP)
@@ -181,7 +181,7 @@ async def test_a_cancelled_start_leaves_nothing(
 
     monkeypatch.setattr(SnapshotProcess, "start", noted)
     with contextlib.closing(DataDirectory.open(tmp_path / "data", node_id="n1")) as directory:
-        storage = Storage(
+        storage = ReplicaStorage(
             directory,
             segment_size_bytes=1 << 20,
             map_size_bytes=1 << 30,

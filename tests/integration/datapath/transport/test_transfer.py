@@ -22,7 +22,7 @@ from datapath.transport.snapshot_sender import SnapshotSender
 from datapath.transport.snapshot_transfer import (
     KIND,
     MAX_CHUNK_BYTES,
-    WINDOW_BYTES,
+    TRANSFER_WINDOW_BYTES,
     WINDOW_CHUNKS,
     Chunk,
     End,
@@ -260,7 +260,7 @@ async def test_big_chunks_are_bounded_by_bytes_not_by_number() -> None:
     async with ends() as pair:
         gate = threading.Event()
         pair.prepare = lambda place: setattr(place, "gate", gate)
-        source = Chunks(some_chunks(5, size=WINDOW_BYTES // 2 + 1))
+        source = Chunks(some_chunks(5, size=TRANSFER_WINDOW_BYTES // 2 + 1))
         sending = asyncio.create_task(pair.sender.send_snapshot(source, 5))
         await until(lambda: source.reads == 2)
         await asyncio.sleep(0.2)

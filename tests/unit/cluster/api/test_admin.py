@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.api.admin import check_admin
-from cluster.api.problems import Problem
+from cluster.api.problems import ProblemError
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_from_the_nodes_own_machine(remote: str, local: str) -> None:
     ],
 )
 def test_not_from_elsewhere(remote: str | None, local: str | None, headers: dict[str, str]) -> None:
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(ProblemError) as refused:
         check_admin("loopback", remote, local, headers)
     assert refused.value.status == 403
     assert "admin_from" in refused.value.detail

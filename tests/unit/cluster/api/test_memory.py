@@ -11,8 +11,8 @@ from msgspec import UNSET
 
 from cluster.api.documents import Range, RangeItem
 from cluster.api.memory import STALLED_AFTER_S, Memory, Share
-from cluster.api.page import PIECE_SIZE_BYTES, Page
-from cluster.services.kv import Item
+from cluster.api.page import PIECE_SIZE_BYTES, PageBody
+from cluster.services.kv import ScanItem
 
 
 class Bench:
@@ -88,9 +88,9 @@ items = st.lists(
 
 @given(items, st.integers(0, 2**62), st.none() | st.text("abc", max_size=9))
 def test_a_page_is_the_document_in_pieces(
-    found: list[Item], revision: int, cursor: str | None
+    found: list[ScanItem], revision: int, cursor: str | None
 ) -> None:
-    page = Page(list(found), revision, cursor)
+    page = PageBody(list(found), revision, cursor)
     document = b"".join(page.pieces())
     assert len(document) == page.length
     expected = [
@@ -109,7 +109,7 @@ def test_a_page_is_the_document_in_pieces(
 
 def test_large_values_come_in_bounded_pieces() -> None:
     value = bytes(range(256)) * 4096 + b"end"
-    page = Page([(b"k", value, 1, 1, 1, 0), (b"l", value, 2, 2, 1, 0)], 3, None)
+    page = PageBody([(b"k", value, 1, 1, 1, 0), (b"l", value, 2, 2, 1, 0)], 3, None)
     pieces = list(page.pieces())
     assert max(map(len, pieces)) <= 2 * PIECE_SIZE_BYTES * 4 // 3 + 1000
     document = msgspec.json.decode(b"".join(pieces))

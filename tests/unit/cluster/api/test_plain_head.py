@@ -1,4 +1,4 @@
-"""The fields that the express lane takes say the same to the ordinary lane's parser."""
+"""The fields that the fast path takes say the same to the full path's parser."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from multidict import CIMultiDictProxy
 
-from cluster.api.plain_head import Block, _parse_block
+from cluster.api.plain_head import HeaderBlock, _parse_block
 
 NAMES = (
     "Host", "X", "If-Match", "if-none-match", "Idempotency-Key", "Connection", "Content-Length",
@@ -76,7 +76,7 @@ def test_plain_fields_are_taken() -> None:
     )
     fields += b"".join(b"X%d: 1\r\n" % number for number in range(123))  # 128 in all
     block = _parse_block(fields)
-    assert isinstance(block, Block)
+    assert isinstance(block, HeaderBlock)
     assert (block.host, block.body_size_bytes, dict(block.headers)) == ("t", 3, {"if-match": '"1"'})
 
 

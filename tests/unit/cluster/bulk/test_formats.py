@@ -14,13 +14,13 @@ from cluster.bulk.checkpoint import (
     CheckpointError,
     check_unchanged,
     checkpoint_path,
-    fingerprint,
+    file_digest,
     read_checkpoint,
     remove_checkpoint,
     write_checkpoint,
 )
 from cluster.bulk.formats import (
-    Record,
+    DumpRecord,
     RecordError,
     detect_format,
     format_line,
@@ -35,7 +35,7 @@ keys = st.text(st.characters(codec="utf-8"), min_size=1, max_size=100)
 def test_what_is_dumped_is_read_back_on_one_line(key: str, value: bytes, revision: int) -> None:
     line = format_line(key, value, revision)
     assert line.count(b"\n") == 1
-    assert parse_ndjson(line) == Record(key, value)
+    assert parse_ndjson(line) == DumpRecord(key, value)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_what_is_no_record(line: bytes, says: str) -> None:
 
 
 def test_tsv() -> None:
-    assert parse_tsv(b"k\tv\tw ") == Record("k", b"v\tw ")
-    assert parse_tsv(b"k\t") == Record("k", b"")
+    assert parse_tsv(b"k\tv\tw ") == DumpRecord("k", b"v\tw ")
+    assert parse_tsv(b"k\t") == DumpRecord("k", b"")
     for wrong in (b"k", b"\tv", b"\xff\tv", b"x" * 481 + b"\t"):
         with pytest.raises(RecordError):
             parse_tsv(wrong)
@@ -79,7 +79,7 @@ def state_of(file: Path) -> Checkpoint:
         load_id="id",
         cluster="c",
         size_bytes=file.stat().st_size,
-        fingerprint=fingerprint(file),
+        fingerprint=file_digest(file),
         format="tsv",
         position=2,
         line=1,
@@ -93,7 +93,7 @@ def test_a_checkpoint_is_read_back_and_removed(tmp_path: Path) -> None:
     write_checkpoint(file, state_of(file))
     found = read_checkpoint(file)
     assert found == state_of(file)
-    check_unchanged(file, found, 4, fingerprint(file))
+    check_unchanged(file, found, 4, file_digest(file))
     assert [path.name for path in tmp_path.iterdir() if path != file] == ["f.onecopy-load"]
     remove_checkpoint(file)
     remove_checkpoint(file)
@@ -108,7 +108,7 @@ def test_a_change_anywhere_in_the_file_is_noticed(tmp_path: Path) -> None:
     content[1_500_000] = ord("y")
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match="--restart"):
-        check_unchanged(file, state, file.stat().st_size, fingerprint(file))
+        check_unchanged(file, state, file.stat().st_size, file_digest(file))
 
 
 def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:

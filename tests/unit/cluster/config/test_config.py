@@ -13,10 +13,10 @@ from cluster.config.file import load_config, render_config
 from cluster.config.model import (
     ClusterConfig,
     ConfigError,
-    Limits,
+    LimitsSection,
     NodeConfig,
     Secret,
-    Timing,
+    TimingSection,
     is_loopback,
     split_address,
 )
@@ -75,8 +75,8 @@ def refused(directory: Path, text: str) -> ConfigError:
 def test_a_plain_file_has_defaults_and_absolute_paths(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, THREE))
     assert config.name == "demo"
-    assert config.timing == Timing()
-    assert config.limits == Limits()
+    assert config.timing == TimingSection()
+    assert config.limits == LimitsSection()
     assert config.data_dir("n2") == (tmp_path / "data/n2").resolve()
     assert config.replicas == ("n1", "n2", "n3")
     assert (config.witnesses, config.warnings, config.secret) == ((), (), b"")
@@ -88,8 +88,8 @@ def test_every_field_can_be_set(tmp_path: Path) -> None:
     text = text.replace("[nodes.n2]", '[nodes.n2]\nrole = "replica"\npriority = 1')
     text = text.replace("[nodes.n3]", '[nodes.n3]\nrole = "witness"')
     text += '[routes.n1.n2]\npeer = "10.0.0.9:1"\n[routes.n2.n1]\nraft = "[::1]:2"\n'
-    text += "[timing]\n" + "".join(f"{k} = {v}\n" for k, v in _asdict(Timing()).items())
-    text += "[limits]\n" + "".join(f"{k} = {v}\n" for k, v in _asdict(Limits()).items())
+    text += "[timing]\n" + "".join(f"{k} = {v}\n" for k, v in _asdict(TimingSection()).items())
+    text += "[limits]\n" + "".join(f"{k} = {v}\n" for k, v in _asdict(LimitsSection()).items())
     config = load_config(write(tmp_path, text))
     assert config.secret == SECRET.encode()
     assert config.replicas == ("n2", "n1"), "priority comes first"

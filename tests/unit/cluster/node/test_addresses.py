@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.node.addresses import Step, edit_or_move, next_step
+from cluster.node.addresses import AddressStep, edit_or_move, next_step
 from election.identity import Addresses
 
 OLD, NEW, THIRD = (Addresses(f"{host}:1", f"{host}:2", f"{host}:3") for host in "abc")
@@ -25,7 +25,11 @@ OLD, NEW, THIRD = (Addresses(f"{host}:1", f"{host}:2", f"{host}:3") for host in 
     ],
 )
 def test_the_newer_counts(
-    configured: Addresses, agreed: Addresses, last_agreed: Addresses, is_first: bool, step: Step
+    configured: Addresses,
+    agreed: Addresses,
+    last_agreed: Addresses,
+    is_first: bool,
+    step: AddressStep,
 ) -> None:
     assert next_step(configured, agreed, last_agreed, is_first=is_first) == step
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath.errors import UnknownOutcomeError
+from datapath.errors import OperationUnknownError
 from datapath.execution.client_table import MAX_FORGOTTEN_PER_OPERATION, ClientTable, client_key
 from datapath.keyspaces import CLIENT_ORDER, CLIENTS
 from datapath.operations import Operation
@@ -44,7 +44,7 @@ class Replica:
 
     def refuses(self, first_after: int) -> bool:
         refusal = self.table.refusal(first_after, self.store.applied_index + 1)
-        return isinstance(refusal, UnknownOutcomeError)
+        return isinstance(refusal, OperationUnknownError)
 
 
 @pytest.fixture

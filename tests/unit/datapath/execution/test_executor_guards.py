@@ -9,7 +9,7 @@ import pytest
 
 from datapath.errors import RejectedError
 from datapath.execution import executor as executor_module
-from datapath.execution.executor import MAX_KEY_SIZE_BYTES, Executed, Executor, ReadView
+from datapath.execution.executor import MAX_SERVICE_KEY_SIZE_BYTES, Executed, Executor, ReadView
 from datapath.keyspaces import KV, LEASES, LOCKS, SERVICES
 from datapath.operations import STORE, Operation
 from datapath.records import Entry
@@ -66,29 +66,29 @@ class Ledger(Service):
 
 
 class Bench:
-    """An executor over a store in memory: what is executed joins the burst, then a record."""
+    """An executor over a store in memory: what is executed joins the batch, then a record."""
 
     def __init__(self) -> None:
         self.store = MemoryStore()
         self.executor = Executor({STORE: Ledger()}, self.store, ClientTableBounds(), lambda: 0.0)
         self.next_index = 1
-        self.burst: list[Entry] = []
+        self.batch: list[Entry] = []
         self.records: list[tuple[int, list[Entry]]] = []
 
     def run(self, method: str, *args: object, key: str = "") -> Executed:
         executed, entry = self.executor.execute(Operation(method, args, key), self.next_index)
         if entry is not None:
             self.executor.take(entry)
-            self.burst.append(entry)
+            self.batch.append(entry)
             self.next_index += 1
         return executed
 
     def record(self) -> None:
         """What was executed becomes a record, which has not committed."""
-        if self.burst:
-            self.executor.keep_burst(self.burst)
-            self.records.append((self.next_index - len(self.burst), self.burst))
-            self.burst = []
+        if self.batch:
+            self.executor.keep_batch(self.batch)
+            self.records.append((self.next_index - len(self.batch), self.batch))
+            self.batch = []
 
     def commit(self) -> None:
         """The oldest record commits."""
@@ -173,12 +173,12 @@ def test_what_is_not_taken_was_never_there() -> None:
     assert bench.repeat("put", b"k", b"1", key="L") is None
 
 
-@pytest.mark.parametrize("size_bytes", [0, MAX_KEY_SIZE_BYTES + 1])
+@pytest.mark.parametrize("size_bytes", [0, MAX_SERVICE_KEY_SIZE_BYTES + 1])
 def test_a_key_of_a_wrong_length_fails_the_operation(size_bytes: int) -> None:
     executed = Bench().run("put", bytes(size_bytes), b"")
     assert executed.error is not None
     assert executed.error.code == "service_failed"
-    assert Bench().run("put", bytes(MAX_KEY_SIZE_BYTES), b"").error is None
+    assert Bench().run("put", bytes(MAX_SERVICE_KEY_SIZE_BYTES), b"").error is None
 
 
 def test_an_operation_that_does_not_exist_is_refused_and_those_that_do_are_named() -> None:
@@ -295,17 +295,17 @@ class Pair(Bench):
         executed, entry = self.executor.execute(operation, self.next_index)
         if entry is not None:
             self.executor.take(entry)
-            self.burst.append(entry)
+            self.batch.append(entry)
             self.next_index += 1
         return executed
 
 
-@pytest.mark.parametrize("stage", ["burst", "pending", "committed"])
+@pytest.mark.parametrize("stage", ["batch", "pending", "committed"])
 def test_services_have_keyspaces_of_their_own_and_one_delta_may_span_several(stage: str) -> None:
     bench = Pair()
     bench.run("put", b"k", b"store")
     assert bench.run("two.put", b"k", b"v").value == [b"v", b"v'", None]
-    if stage != "burst":
+    if stage != "batch":
         bench.record()
     if stage == "committed":
         bench.commit()
@@ -315,7 +315,7 @@ def test_services_have_keyspaces_of_their_own_and_one_delta_may_span_several(sta
     assert pages.seen_index == (0 if stage == "committed" else 2)
     bench.record()
     if stage == "committed":
-        held = [dict(space) for space in bench.store.spaces]
+        held = [dict(keyspace) for keyspace in bench.store.keyspaces]
         assert held[SERVICES] == {b"k": b"store"}
         assert held[LOCKS] == {b"k": b"v"}
         assert held[LEASES] == {b"k": b"v'"}
@@ -335,7 +335,7 @@ def test_a_page_is_bounded_and_shows_the_operations_own_writes() -> None:
 
 
 def test_a_page_looks_at_a_bounded_number_of_removed_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor_module, "MAX_PAGE_STEPS", 3)
+    monkeypatch.setattr(executor_module, "MAX_SCRATCH_PAGE_STEPS", 3)
     bench = Pair()
     for number in range(6):
         bench.run("two.put", b"%d" % number, b"12")

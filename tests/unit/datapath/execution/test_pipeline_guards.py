@@ -16,7 +16,7 @@ from datapath.execution.executor import Executor
 from datapath.execution.pipeline import Pipeline
 from datapath.execution.tail import Tail
 from datapath.operations import STORE, Operation, Result
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol.messages import AppendReply
 from datapath.records import Record
 from datapath.service import Service, Transaction, operation
@@ -75,7 +75,7 @@ class Desk:
         self.store = MemoryStore()
         self.has_room: Callable[[int], bool] = lambda _: True
         self.turns: list[Callable[[], object]] = []
-        self.unwritten: list[fx.Effect] = []
+        self.unwritten: list[effects.Effect] = []
         executor = Executor(services, self.store, Bounds().client_table, lambda: self.lead.now_ms)
         self.tail = Tail(
             "b",
@@ -122,15 +122,15 @@ class Desk:
     def _append(self, record: Record) -> None:
         self._carry_out(self.lead.replica.append(record))
 
-    def _carry_out(self, effects: list[fx.Effect]) -> None:
-        for effect in effects:
-            if isinstance(effect, fx.WriteRecords):
+    def _carry_out(self, emitted: list[effects.Effect]) -> None:
+        for effect in emitted:
+            if isinstance(effect, effects.WriteRecords):
                 self.tail.on_written(effect.records)
                 self.unwritten.append(effect)
-            elif isinstance(effect, fx.Commit):
+            elif isinstance(effect, effects.Commit):
                 self.tail.commit(effect.index)
                 self.pipeline.schedule()
-            elif isinstance(effect, fx.StepDown):
+            elif isinstance(effect, effects.StepDown):
                 self.pipeline.step_down()
 
     def write(self) -> None:
@@ -608,7 +608,7 @@ def test_who_waits_for_a_confirmation_is_told_when_the_role_ends() -> None:
     told = desk.ask("delete", b"none")
     desk.turn()
     later = desk.ask("delete", b"none")
-    desk.pipeline._run_burst()
+    desk.pipeline._run_batch()
     desk.depose()
     assert (told.said, later.said) == ("not_applied no_primary",) * 2
     desk.turn()
@@ -707,7 +707,7 @@ async def test_an_operation_that_may_not_be_recorded_any_more_is_not_applied(
     desk.turn()
     await asyncio.sleep(0)
     if epoch_ends:
-        desk.lead.replica.core.accepted_epoch += 1
+        desk.lead.replica.state.accepted_epoch += 1
     else:
         assert desk.lead.replica.start_handover("a", 500)[0] == ""
     service.go_on.set()

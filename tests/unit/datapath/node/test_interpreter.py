@@ -14,7 +14,7 @@ from datapath.errors import NotPrimaryError, OperationError, RejectedError, Safe
 from datapath.execution.concurrency import Running
 from datapath.node.interpreter import Interpreter
 from datapath.operations import STORE, Operation, Query, Result
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol.confirmations import ReadPoint
 from datapath.protocol.messages import AppendReply, Message
 from datapath.records import Record
@@ -88,7 +88,7 @@ class Around:
     def record_accepted(self, ticket: int, epoch: int, primary: str) -> None:
         self._submitted(f"accept {epoch} {primary}", ticket)
 
-    def mark_damaged(self, ticket: int) -> None:
+    def mark_incomplete(self, ticket: int) -> None:
         self._submitted("mark", ticket)
 
     def clear_marks(self, ticket: int) -> None:
@@ -109,13 +109,13 @@ class Around:
         del reason
         self.happened.append(f"redial {peer}")
 
-    def propose(self, effect: fx.Propose, /) -> None:
+    def propose(self, effect: effects.Propose, /) -> None:
         self.happened.append(f"propose {type(effect.change).__name__}")
 
-    def read_log(self, effect: fx.ReadLog, /) -> None:
+    def read_log(self, effect: effects.ReadLog, /) -> None:
         self.happened.append(f"read_log {effect.from_index}")
 
-    def send_snapshot(self, effect: fx.SendSnapshot, /) -> None:
+    def send_snapshot(self, effect: effects.SendSnapshot, /) -> None:
         self.happened.append(f"snapshot {effect.peer}")
 
     def call_soon(self, callback: Callable[[], None], /) -> None:
@@ -167,15 +167,15 @@ class Local(Lead):
             lambda: self.now_ms,
         )
 
-    def write(self, effects: list[fx.Effect]) -> list[fx.Effect]:
+    def write(self, emitted: list[effects.Effect]) -> list[effects.Effect]:
         """Carry out effects, and make all that was written durable."""
-        self.interpreter.run(lambda: effects)
+        self.interpreter.run(lambda: emitted)
         while self.around.tickets:
             ticket, self.around.tickets = self.around.tickets[-1], []
             self.interpreter.on_durable(ticket)
-        return effects
+        return emitted
 
-    def hear(self, peer: str, message: object) -> list[fx.Effect]:
+    def hear(self, peer: str, message: object) -> list[effects.Effect]:
         return self.write(super().hear(peer, message))
 
     def open(self) -> None:
@@ -255,7 +255,7 @@ def test_an_epoch_that_is_over_does_not_open() -> None:
     local = Local()
     local.depose()
     assert "down 1" in local.around.happened
-    local.interpreter.run(lambda: [fx.Commit(1)])
+    local.interpreter.run(lambda: [effects.Commit(1)])
     assert "open 1" not in local.around.happened
 
 
@@ -267,9 +267,9 @@ def test_an_early_answer_is_given_when_it_is_durable_here() -> None:
 def test_what_waits_is_executed_when_a_handover_has_failed() -> None:
     local = _opened()
     local.append()
-    problem, effects = local.replica.start_handover("a", 50)
+    problem, emitted = local.replica.start_handover("a", 50)
     assert problem == ""
-    local.write(effects)
+    local.write(emitted)
     waiting, last_index = local.put(), local.last_index
     assert not local.replica.may_execute()
     local.tick(100)
@@ -302,7 +302,7 @@ def test_a_snapshot_wakes_them_too_and_ends_the_tail() -> None:
     assert local.replica.start_install(5, 2) == ""
     waiting = Waiting()
     local.interpreter.wait_applied(5, waiting)
-    local.around.store.install(5, MemoryStore().spaces)
+    local.around.store.install(5, MemoryStore().keyspaces)
     local.interpreter.on_snapshot_installed(5, 2)
     assert waiting.called
     assert len(local.interpreter.tail) == 0
@@ -313,16 +313,16 @@ def test_the_disk_says_whether_there_is_room_and_whether_it_hangs() -> None:
     local = _opened()
     local.around.writable = False
     local.interpreter.on_tick()
-    assert not local.replica.core.writable
+    assert not local.replica.state.writable
     stalled: list[bool] = []
     on_tick = local.replica.on_tick
 
-    def noted(now_ms: float, *, disk_stalled: bool = False) -> list[fx.Effect]:
+    def noted(now_ms: float, *, disk_stalled: bool = False) -> list[effects.Effect]:
         stalled.append(disk_stalled)
         return on_tick(now_ms, disk_stalled=disk_stalled)
 
     local.replica.on_tick = noted  # type: ignore[method-assign]
-    timeout_ms = local.replica.core.timing.ack_timeout_ms
+    timeout_ms = local.replica.state.timing.ack_timeout_ms
     for local.around.stalled_ms in (timeout_ms - 1.0, float(timeout_ms)):
         local.interpreter.on_tick()
     assert stalled == [False, True]
@@ -332,11 +332,11 @@ def test_what_goes_wrong_ends_the_node_and_nothing_is_carried_out_any_more() -> 
     local = _opened()
     waiting = local.put()
     local.around.on_failure = lambda: local.interpreter.stop("it has failed")
-    local.interpreter.run(lambda: [fx.Commit(99)])
+    local.interpreter.run(lambda: [effects.Commit(99)])
     assert [type(problem) for problem in local.around.failed] == [SafetyError]
     assert waiting.called
     happened = len(local.around.happened)
-    local.interpreter.run(lambda: [fx.Redial("a", "a test")])
+    local.interpreter.run(lambda: [effects.CloseLink("a", "a test")])
     assert len(local.around.happened) == happened
     read = Waiting()
     local.interpreter.confirm(read)
@@ -410,14 +410,14 @@ def test_a_node_that_lacks_entries_says_so() -> None:
     local = Local()
     local.depose()
     assert local.interpreter.warnings() == ()
-    local.replica.core.damaged = True
+    local.replica.state.incomplete = True
     assert local.interpreter.warnings() != ()
-    core, view = local.replica.core, local.replica.view
+    state, view = local.replica.state, local.replica.view
     assert view is not None
     for damaged, said in ((True, "may lack entries"), (False, "about to become the primary")):
-        core.damaged = damaged
-        core.view = msgspec.structs.replace(view, primary="b")
+        state.incomplete = damaged
+        state.view = msgspec.structs.replace(view, primary="b")
         assert said in local.interpreter.why_not_serving()
-    core.view = None
+    state.view = None
     assert "has not reached consensus" in local.interpreter.why_not_serving()
     assert local.interpreter.not_primary().primary == ""

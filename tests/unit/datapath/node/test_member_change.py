@@ -5,17 +5,17 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from datapath.errors import NotPrimaryError, RejectedError, UnknownOutcomeError
-from datapath.node.member_change import MemberChange, addition, move, removal
-from datapath.node.membership import Refusal
+from datapath.errors import NotPrimaryError, OperationUnknownError, RejectedError
+from datapath.node.member_change import MemberChange, addition, change_of_addresses, removal
+from datapath.node.membership import MembershipRefusal
 from election.agreement import Committed, Refused, Unknown
 from election.identity import Addresses
-from election.view import Change, RemoveMember, View
+from election.view import RemoveMember, View, ViewChange
 from tests.unit.datapath.node.test_membership import member, view_of
 
 NOBODY = NotPrimaryError("no_primary", "nobody", "")
-HARD = Refusal(code="is_primary", reason="it is the primary", forcible=False)
-SOFT = Refusal(code="unsafe_removal", reason="others are dead", loss="a copy")
+HARD = MembershipRefusal(code="is_primary", reason="it is the primary", forcible=False)
+SOFT = MembershipRefusal(code="unsafe_removal", reason="others are dead", loss="a copy")
 
 
 def at(version: int, members: str = "a b c") -> View:
@@ -50,7 +50,9 @@ def test_a_change_without_a_removal_needs_no_look() -> None:
     ([], False, True), ([SOFT], False, False), ([SOFT], True, True),
     ([HARD], True, False), ([SOFT, HARD], True, False),
 ])  # fmt: skip
-def test_force_goes_over_what_may_be_forced(found: list[Refusal], force: bool, ok: bool) -> None:
+def test_force_goes_over_what_may_be_forced(
+    found: list[MembershipRefusal], force: bool, ok: bool
+) -> None:
     change = removal("c", 100.0, force=force)
     change.next(0, at(1))
     change.looked(at(1), found)
@@ -103,7 +105,7 @@ def test_what_was_proposed_and_has_no_outcome_is_unknown() -> None:
     change.next(0, at(1))
     change.proposed(Unknown("no answer"))
     assert change.next(100, at(1)) == "answer"
-    assert isinstance(change.answer(NOBODY), UnknownOutcomeError)
+    assert isinstance(change.answer(NOBODY), OperationUnknownError)
 
 
 def test_a_refusal_after_a_proposal_without_an_outcome_does_not_call_it_not_applied() -> None:
@@ -116,7 +118,7 @@ def test_a_refusal_after_a_proposal_without_an_outcome_does_not_call_it_not_appl
     change.looked(at(1), [SOFT])
     assert change.next(0, at(1)) == "answer"
     problem = change.answer(NOBODY)
-    assert isinstance(problem, UnknownOutcomeError)
+    assert isinstance(problem, OperationUnknownError)
     assert "others are dead" in problem.detail
 
 
@@ -138,19 +140,19 @@ def test_what_cannot_be_wanted_any_more_may_have_been_done_before() -> None:
     change.proposed(Unknown("no answer"))
     removed = msgspec.structs.replace(at(3), removed=("d",))
     assert change.next(0, removed) == "answer"
-    assert isinstance(change.answer(NOBODY), UnknownOutcomeError)
+    assert isinstance(change.answer(NOBODY), OperationUnknownError)
     refused = addition(newcomer, 100.0)
     refused.next(0, removed)
     assert isinstance(refused.answer(NOBODY), RejectedError)
 
 
 def test_a_move_that_is_refused_may_have_been_made_and_undone() -> None:
-    change = move("c", Addresses(peer="x:1"), 100.0)
+    change = change_of_addresses("c", Addresses(peer="x:1"), 100.0)
     assert change.next(0, at(1)) == "propose"
     change.proposed(Unknown("no answer"))
     assert change.next(0, at(3)) == "propose"
     change.proposed(Refused(at(3), "somebody else has that address"))
-    assert isinstance(change.answer(NOBODY), UnknownOutcomeError)
+    assert isinstance(change.answer(NOBODY), OperationUnknownError)
 
 
 def test_a_node_that_stops_answers_at_once() -> None:
@@ -160,7 +162,7 @@ def test_a_node_that_stops_answers_at_once() -> None:
 
 
 def test_what_cannot_be_wanted_of_a_view_is_refused() -> None:
-    def make(_: View) -> Change | None:
+    def make(_: View) -> ViewChange | None:
         raise RejectedError("unknown_node", "there is no such node")
 
     change = MemberChange(make, 100.0)

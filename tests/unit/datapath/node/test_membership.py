@@ -9,7 +9,7 @@ from datapath.errors import RejectedError
 from datapath.node.gateway import Gateway
 from datapath.node.membership import (
     Facts,
-    Refusal,
+    MembershipRefusal,
     describe,
     may_join,
     may_remove,
@@ -17,11 +17,11 @@ from datapath.node.membership import (
     refusals,
 )
 from election.static import StaticGroup
-from election.view import Member, RemoveMember, Role, View, apply_change
+from election.view import Member, MemberRole, RemoveMember, View, apply_change
 
 
 def member(node: str) -> Member:
-    role: Role = "witness" if node.startswith("w") else "replica"
+    role: MemberRole = "witness" if node.startswith("w") else "replica"
     return Member(id=node, role=role, client=f"{node}:1", peer=f"{node}:2", raft=f"{node}:3")
 
 
@@ -40,7 +40,7 @@ def view_of(members: str, in_sync: str, removed: str = "") -> View:
 
 def judge(
     view: View, node: str, dead: str = "", voters: str | None = None, min_in_sync: int = 1
-) -> Refusal | None:
+) -> MembershipRefusal | None:
     members = {item.id for item in view.members}
     facts = Facts(
         live=frozenset(members - set(dead.split())),
@@ -169,14 +169,16 @@ def test_an_addition_that_waits_keeps_no_dead_node_in() -> None:
 
 def test_the_last_copy_stays_where_the_primary_lacks_something() -> None:
     view = view_of("n1 n2 n3", "n1 n2")
-    facts = Facts(live=frozenset({"n1", "n3"}), voters=frozenset({"n1", "n2", "n3"}), suspect=True)
+    facts = Facts(
+        live=frozenset({"n1", "n3"}), voters=frozenset({"n1", "n2", "n3"}), may_lack_entries=True
+    )
     refusal = may_remove(view, facts, "n2")
     assert refusal is not None
     assert "last copy" in refusal.reason
     assert "the log of n1, the primary, was cut" in refusal.reason
     assert "n2 holds" in refusal.loss
     assert may_remove(view_of("n1 n2 n3", "n1"), facts, "n2") is None, "it was not in sync"
-    certain = msgspec.structs.replace(facts, suspect=False)
+    certain = msgspec.structs.replace(facts, may_lack_entries=False)
     assert may_remove(view, certain, "n2") is None
 
 
@@ -206,7 +208,7 @@ def test_what_force_may_cost_is_said() -> None:
     alone = msgspec.structs.replace(facts, live=frozenset({"n2"}))
     assert "until n1, n3 are back" in describe(refusals(view, alone, "n2"), "n2")
     assert "no change of the primary or of the members can be agreed until n3 is back" in text
-    firm = Refusal(code="x", reason="it is out of the question", forcible=False)
+    firm = MembershipRefusal(code="x", reason="it is out of the question", forcible=False)
     assert describe([*refusals(view, facts, "n2"), firm], "n2") == firm.reason
     primary = describe(refusals(view, facts, "n1"), "n1")
     assert "--force" not in primary, "the primary is never removed"

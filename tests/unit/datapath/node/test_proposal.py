@@ -6,16 +6,16 @@ import msgspec
 import pytest
 
 from datapath.node.proposal import Proposal, must_hear_first
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from election.agreement import Committed, Refused, Unknown
 from election.view import (
     AddToInSync,
-    Change,
     Confirm,
     Handover,
     RemoveFromInSync,
     TakeOver,
     View,
+    ViewChange,
 )
 from tests.sim.script import Cluster
 from tests.unit.datapath.node.test_membership import view_of
@@ -23,11 +23,11 @@ from tests.unit.datapath.node.test_membership import view_of
 VIEW = msgspec.structs.replace(view_of("a b c", "a b c"), version=7)
 
 
-def proposal_of(change: Change) -> tuple[Proposal, list[View]]:
+def proposal_of(change: ViewChange) -> tuple[Proposal, list[View]]:
     """Return one of a replica that has asked for nothing, and the views that it was given."""
     views: list[View] = []
     replica = Cluster()["b"].replica
-    return Proposal(replica, fx.Propose(change, 1), views.append), views
+    return Proposal(replica, effects.Propose(change, 1), views.append), views
 
 
 @pytest.mark.parametrize(("change", "hears"), [
@@ -35,7 +35,7 @@ def proposal_of(change: Change) -> tuple[Proposal, list[View]]:
     (Handover("b"), False), (AddToInSync("c"), False), (Confirm(), False),
 ])  # fmt: skip
 def test_what_leaves_replicas_out_is_proposed_only_once_consensus_was_heard(
-    change: Change, hears: bool
+    change: ViewChange, hears: bool
 ) -> None:
     assert must_hear_first(change) is hears
     assert proposal_of(change)[0].step == ("hear" if hears else "propose")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath.node.replica_disk import Storage
+from datapath.node.replica_disk import ReplicaStorage
 from datapath.records import Entry, make_record
 from datapath.storage.data_directory import DataDirectory
 from tests.unit.datapath.storage.storage_faults import SEGMENT_SIZE_BYTES, abandon
@@ -25,7 +25,7 @@ class Disk:
 
     def _open(self, retention_bytes: int = 0, catchup_bytes: int = 0) -> None:
         self.directory = DataDirectory.open(self._path, node_id="n1")
-        self.storage = Storage(
+        self.storage = ReplicaStorage(
             self.directory,
             segment_size_bytes=SEGMENT_SIZE_BYTES,
             map_size_bytes=1 << 24,
@@ -34,7 +34,7 @@ class Disk:
             catchup_bytes=catchup_bytes,
         )
 
-    def reopen(self, *, retention_bytes: int = 0, catchup_bytes: int = 0) -> Storage:
+    def reopen(self, *, retention_bytes: int = 0, catchup_bytes: int = 0) -> ReplicaStorage:
         """Crash, and start again."""
         self.close()
         self._open(retention_bytes, catchup_bytes)
@@ -101,12 +101,12 @@ def test_recovery_goes_on_from_what_the_store_has(disk: Disk) -> None:
 # -- trimming
 
 
-def _segments(storage: Storage) -> list[int]:
+def _segments(storage: ReplicaStorage) -> list[int]:
     """The last entry of each segment."""
     return [last for last, _ in storage.log.segment_bounds()]
 
 
-async def _trim(storage: Storage, oldest_needed: int) -> int:
+async def _trim(storage: ReplicaStorage, oldest_needed: int) -> int:
     """Trim, and return the first entry that is still there."""
     done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     storage.trim(oldest_needed, done.set_result)

@@ -6,14 +6,14 @@ import pytest
 
 from datapath.errors import (
     DataPathError,
-    NotAppliedError,
     NotPrimaryError,
     OperationError,
+    OperationNotAppliedError,
+    OperationUnknownError,
     OverloadedError,
+    PrimaryFullError,
     RejectedError,
     SafetyError,
-    StorageFullError,
-    UnknownOutcomeError,
 )
 from datapath.node.router import Attempts, may_repeat
 from datapath.operations import Operation, Result
@@ -24,18 +24,18 @@ UNKEYED = Operation("put", (b"k", b"v"))
 NOBODY = NotPrimaryError("no_primary", "nobody")
 
 NOT_CARRIED_OUT = [NotPrimaryError("no_primary", "x"), NotSentError("x")]
-UNCERTAIN = [NoAnswerError("x"), UnknownOutcomeError("unknown_outcome", "x")]
+UNCERTAIN = [NoAnswerError("x"), OperationUnknownError("unknown_outcome", "x")]
 REFUSALS = [
-    NotAppliedError("not_enough_copies", "x"),
-    NotAppliedError("too_large", "x"),
-    NotAppliedError("service_failed", "x"),
-    StorageFullError("storage_full", "x"),
+    OperationNotAppliedError("not_enough_copies", "x"),
+    OperationNotAppliedError("too_large", "x"),
+    OperationNotAppliedError("service_failed", "x"),
+    PrimaryFullError("storage_full", "x"),
     OverloadedError("overloaded", "x"),
 ]
 FINAL_UNKNOWN = [
-    UnknownOutcomeError("timeout", "x"),
-    UnknownOutcomeError("not_enough_copies", "x"),
-    UnknownOutcomeError("idempotency_key_expired", "x"),
+    OperationUnknownError("timeout", "x"),
+    OperationUnknownError("not_enough_copies", "x"),
+    OperationUnknownError("idempotency_key_expired", "x"),
 ]
 
 
@@ -64,14 +64,16 @@ def test_what_was_not_carried_out_is_tried_again(
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda problem: problem.code)
 @pytest.mark.parametrize("operation", [KEYED, UNKEYED], ids=["keyed", "unkeyed"])
-def test_a_refusal_is_told_as_it_is(operation: Operation, refusal: NotAppliedError) -> None:
+def test_a_refusal_is_told_as_it_is(
+    operation: Operation, refusal: OperationNotAppliedError
+) -> None:
     assert told(operation, *NOT_CARRIED_OUT, refusal) == f"not_applied {refusal.code}"
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda problem: problem.code)
 @pytest.mark.parametrize("first", UNCERTAIN, ids=repr)
 def test_once_an_attempt_is_uncertain_no_refusal_makes_it_not_applied(
-    first: DataPathError, refusal: NotAppliedError
+    first: DataPathError, refusal: OperationNotAppliedError
 ) -> None:
     assert told(KEYED, first, *NOT_CARRIED_OUT, refusal) == "unknown unknown_outcome"
 
@@ -96,13 +98,13 @@ def test_an_uncertain_attempt_without_a_key_is_the_last_one(first: DataPathError
 @pytest.mark.parametrize("last", FINAL_UNKNOWN, ids=lambda problem: problem.code)
 @pytest.mark.parametrize("operation", [KEYED, UNKEYED], ids=["keyed", "unkeyed"])
 def test_what_the_primary_says_is_unknown_is_not_tried_again(
-    operation: Operation, last: UnknownOutcomeError
+    operation: Operation, last: OperationUnknownError
 ) -> None:
     assert told(operation, last) == f"unknown {last.code}"
 
 
 APPLIED = Result(True, 7, 1, 1, "n2", repeated=True)
-FEWER = UnknownOutcomeError("not_enough_copies", "it stands, on fewer copies")
+FEWER = OperationUnknownError("not_enough_copies", "it stands, on fewer copies")
 
 
 @pytest.mark.parametrize("end", [*NOT_CARRIED_OUT, *UNCERTAIN, *REFUSALS, *FINAL_UNKNOWN], ids=repr)
@@ -129,7 +131,7 @@ def test_what_may_be_applied_is_not_called_refused_by_what_stands_under_its_key(
     attempts.failed(end)
     refusal = RejectedError("idempotency_key_reused", "another request", for_good=True)
     told = attempts.answer(NOBODY, lambda: refusal)
-    assert isinstance(told, UnknownOutcomeError)
+    assert isinstance(told, OperationUnknownError)
 
 
 def test_the_services_own_refusal_is_told_whatever_is_applied_under_its_key() -> None:

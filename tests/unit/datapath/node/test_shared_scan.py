@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath.errors import NotAppliedError, StoppedError
+from datapath.errors import OperationNotAppliedError, StoppedError
 from datapath.node.shared_scan import SharedScan
 from datapath.storage.store import Store
 
@@ -94,10 +94,10 @@ async def test_stopping_ends_the_scan_and_tells_who_waits() -> None:
     await asyncio.sleep(0)
     shared.stop("n1 is stopping")
     for task in (first, second):
-        with pytest.raises(NotAppliedError, match="n1 is stopping"):
+        with pytest.raises(OperationNotAppliedError, match="n1 is stopping"):
             await task
     assert scans.begun[0].is_set()
-    with pytest.raises(NotAppliedError):
+    with pytest.raises(OperationNotAppliedError):
         await shared.result()
 
 

@@ -141,7 +141,7 @@ class _Sender:
 async def test_one_snapshot_is_sent_to_a_peer_at_a_time_and_its_newest_session_is_told(
     lead: Lead, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RETRY_INTERVAL_S", 0.0)
+    monkeypatch.setattr(module, "SNAPSHOT_RETRY_INTERVAL_S", 0.0)
     floors = Floors(lead.replica)
     first = asyncio.ensure_future(floors.snapshots.send("c", 1))
     await asyncio.sleep(0)
@@ -155,7 +155,7 @@ async def test_one_snapshot_is_sent_to_a_peer_at_a_time_and_its_newest_session_i
 async def test_the_log_is_held_after_a_snapshot_that_arrived_and_not_after_one_that_failed(
     lead: Lead, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RETRY_INTERVAL_S", 0.0)
+    monkeypatch.setattr(module, "SNAPSHOT_RETRY_INTERVAL_S", 0.0)
     monkeypatch.setattr(module, "SnapshotSender", _Sender)
     monkeypatch.setattr(_Sender, "throttles", [])
     floors = Floors(lead.replica)

@@ -9,11 +9,11 @@ import pytest
 
 from datapath.errors import TransferError
 from datapath.node.catch_up import Snapshots
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol.log_index import LogIndex
 from datapath.protocol.messages import Probe
 from datapath.protocol.replica import Replica
-from datapath.protocol.state import Recovered
+from datapath.protocol.state import RecoveredState
 from datapath.settings import Bounds, Timing
 from datapath.storage.snapshot import SnapshotWriter
 from datapath.storage.store import Store
@@ -30,13 +30,13 @@ class Learner:
     def __init__(self, path: Path) -> None:
         log = LogIndex.from_runs(0, 0, 9, [(2, 1)])
         self.replica = Replica(
-            "b", "b.1", Recovered(
+            "b", "b.1", RecoveredState(
                 log=log, commit_index=5, accepted_epoch=2, accepted_primary="a"
             ), Timing(), Bounds(), 0.0,
         )  # fmt: skip
         self.replica.on_consensus_heard()
         for effect in self.replica.on_message("a", Probe(1, 3, "a", 5), 1.0):
-            if isinstance(effect, fx.RecordAccepted):
+            if isinstance(effect, effects.RecordAccepted):
                 self.replica.on_durable(effect.ticket)
         self.store = Store.open(path, map_size_bytes=MAP_SIZE_BYTES)
         self.installed: list[int] = []
@@ -189,16 +189,16 @@ async def test_an_installation_that_breaks_off_is_fatal_and_not_taken_for_done(
 
 
 async def test_what_is_no_snapshot_of_a_store_is_not_installed(learner: Learner) -> None:
-    class Sink:
+    class Completion:
         aborted = False
 
         def abort(self) -> None:
             self.aborted = True
 
     learner.view(3, "a", "ac")
-    sink: Any = Sink()
+    sink: Any = Completion()
     with pytest.raises(TransferError, match="no snapshot of a store"):
         await learner.snapshots.install(Offer("id", 20, 3, 3), sink)
     assert sink.aborted
     assert learner.installed == []
-    assert not learner.replica.core.installing
+    assert not learner.replica.state.installing

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from datapath.errors import SafetyError
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol.messages import (
     Append,
     AppendReply,
@@ -14,7 +14,7 @@ from datapath.protocol.messages import (
     HeartbeatReply,
     Probe,
     ProbeReply,
-    Refusal,
+    StaleEpoch,
 )
 from datapath.protocol.replica import Replica
 from datapath.settings import Timing
@@ -49,7 +49,7 @@ def test_messages_of_another_than_the_accepted_primary_are_ignored() -> None:
     _follow(replica, 3)
     for message in (Heartbeat(1, 3, 1, 0), _append((0, 0), _record(1, 3).data, epoch=3)):
         assert replica.on_message("c", message, 2.0) == []
-    assert replica.core.log.last_index == 0
+    assert replica.state.log.last_index == 0
 
 
 def test_messages_of_an_older_stream_are_ignored() -> None:
@@ -57,7 +57,7 @@ def test_messages_of_an_older_stream_are_ignored() -> None:
     _follow(replica, 3, session=2)
     for message in (Heartbeat(1, 3, 1, 0), _append((0, 0), _record(1, 3).data, epoch=3)):
         assert replica.on_message("a", message, 2.0) == []
-    assert replica.core.log.last_index == 0
+    assert replica.state.log.last_index == 0
 
 
 def test_messages_of_an_epoch_that_was_not_begun_with_a_probe_are_ignored() -> None:
@@ -66,7 +66,7 @@ def test_messages_of_an_epoch_that_was_not_begun_with_a_probe_are_ignored() -> N
     _follow(replica, 3)
     for message in (Heartbeat(1, 4, 1, 0), _append((0, 0), _record(1, 4).data, epoch=4)):
         assert replica.on_message("a", message, 2.0) == []
-    assert replica.core.log.last_index == 0
+    assert replica.state.log.last_index == 0
 
 
 def test_a_refusal_names_the_highest_epoch_that_is_known() -> None:
@@ -74,12 +74,12 @@ def test_a_refusal_names_the_highest_epoch_that_is_known() -> None:
     replica = _replica(_recovered())
     replica.on_view(_view(2, "a"))
     _follow(replica, 3, peer="c")
-    assert _replies(replica.on_message("a", Heartbeat(1, 2, 1, 0), 2.0)) == [Refusal(1, 3, "c")]
+    assert _replies(replica.on_message("a", Heartbeat(1, 2, 1, 0), 2.0)) == [StaleEpoch(1, 3, "c")]
     # The view names this replica, which cannot become primary: it has accepted nobody for it.
-    damaged = _replica(msgspec.structs.replace(_recovered(5, 3), damaged=True))
+    damaged = _replica(msgspec.structs.replace(_recovered(5, 3), incomplete=True))
     damaged.on_view(_view(4, "b"))
     assert damaged.epoch == 4
-    assert _replies(damaged.on_message("a", Heartbeat(1, 3, 1, 0), 2.0)) == [Refusal(1, 4, "b")]
+    assert _replies(damaged.on_message("a", Heartbeat(1, 3, 1, 0), 2.0)) == [StaleEpoch(1, 4, "b")]
 
 
 def test_records_that_come_before_the_accepted_epoch_is_durable_are_not_acknowledged() -> None:
@@ -113,11 +113,13 @@ def test_records_that_are_held_already_are_not_written_again() -> None:
     replica = _replica(_recovered(2, 1))
     _follow(replica, 2)
     records = [_record(1, 1).data, _record(2, 1).data, _record(3, 2).data]
-    effects = replica.on_message("a", _append((0, 0), *records, epoch=2), 2.0)
-    [written] = [effect for effect in effects if isinstance(effect, fx.WriteRecords)]
+    emitted = replica.on_message("a", _append((0, 0), *records, epoch=2), 2.0)
+    [written] = [effect for effect in emitted if isinstance(effect, effects.WriteRecords)]
     assert [record.first_index for record in written.records] == [3]
     again = replica.on_message("a", _append((0, 0), *records, epoch=2), 3.0)
-    assert not any(isinstance(effect, fx.WriteRecords | fx.TruncateLog) for effect in again)
+    assert not any(
+        isinstance(effect, effects.WriteRecords | effects.TruncateLog) for effect in again
+    )
 
 
 def test_a_record_that_is_held_in_part_stops_the_node() -> None:
@@ -150,9 +152,9 @@ def test_a_read_index_of_another_epoch_commits_nothing() -> None:
     replica = _replica(_recovered())
     _follow(replica, 1)
     _finish_writes(replica, replica.on_message("a", _append((0, 0), _record(1, 1, 3).data), 2.0))
-    assert replica.learn_commit(2, 3) == []
-    assert replica.core.commit_index == 0
-    assert replica.learn_commit(1, 3) == [fx.Commit(3)]
+    assert replica.advance_commit(2, 3) == []
+    assert replica.state.commit_index == 0
+    assert replica.advance_commit(1, 3) == [effects.Commit(3)]
 
 
 def test_a_primary_learns_of_no_commit_by_a_stream_that_it_followed_before() -> None:
@@ -162,8 +164,8 @@ def test_a_primary_learns_of_no_commit_by_a_stream_that_it_followed_before() -> 
     _finish_writes(replica, replica.on_message("a", _append((0, 0), _record(1, 1, 3).data), 2.0))
     _finish_writes(replica, replica.on_view(_view(2, "b")))
     assert replica.role == "primary"
-    assert replica.learn_commit(2, 3) == []
-    assert replica.core.commit_index == 0
+    assert replica.advance_commit(2, 3) == []
+    assert replica.state.commit_index == 0
 
 
 # rule e: marks
@@ -172,28 +174,28 @@ def test_a_primary_learns_of_no_commit_by_a_stream_that_it_followed_before() -> 
 def test_a_replica_that_is_behind_and_has_lost_nothing_is_not_damaged() -> None:
     replica = _replica(_recovered(3, 1))
     replica.on_message("a", Probe(1, 2, "a", 5), 1.0)
-    assert not replica.core.damaged
+    assert not replica.state.incomplete
 
 
 def test_a_cut_tail_that_lacks_nothing_committed_is_not_damaged() -> None:
-    suspect = msgspec.structs.replace(_recovered(3, 1), suspect=True)
+    suspect = msgspec.structs.replace(_recovered(3, 1), tail_cut=True)
     for commit_index, lacks in ((3, False), (4, True)):
         replica = _replica(suspect)
         replica.on_message("a", Probe(1, 2, "a", commit_index, commit_epoch=1), 1.0)
-        assert replica.core.damaged == lacks
+        assert replica.state.incomplete == lacks
 
 
 def test_marks_stay_until_the_entry_that_opens_the_epoch_is_held() -> None:
     """Before it stands what older epochs acknowledged, above the primary's commit index, too."""
-    replica = _replica(msgspec.structs.replace(_recovered(3, 1), suspect=True))
+    replica = _replica(msgspec.structs.replace(_recovered(3, 1), tail_cut=True))
     _follow(replica, 2)
-    effects = replica.on_message("a", _append((3, 1), epoch=2, commit=3), 2.0)
-    assert not any(isinstance(effect, fx.ClearMarks) for effect in effects)
-    assert replica.core.suspect
+    emitted = replica.on_message("a", _append((3, 1), epoch=2, commit=3), 2.0)
+    assert not any(isinstance(effect, effects.ClearMarks) for effect in emitted)
+    assert replica.state.tail_cut
     records = [_record(4, 1).data, _record(5, 2).data]  # the first is what was lost
-    effects = replica.on_message("a", _append((3, 1), *records, epoch=2, commit=3), 3.0)
-    assert any(isinstance(item, fx.ClearMarks) for item in _finish_writes(replica, effects))
-    assert not replica.core.suspect
+    emitted = replica.on_message("a", _append((3, 1), *records, epoch=2, commit=3), 3.0)
+    assert any(isinstance(item, effects.ClearMarks) for item in _finish_writes(replica, emitted))
+    assert not replica.state.tail_cut
 
 
 # snapshots
@@ -204,7 +206,7 @@ def test_while_a_snapshot_takes_the_logs_place_nothing_is_written_or_told() -> N
     _follow(replica, 2)
     assert replica.start_install(10, 2) == ""
     assert replica.on_message("a", _append((3, 1), _record(4, 2).data, epoch=2), 2.0) == []
-    assert replica.core.log.last_index == 3
+    assert replica.state.log.last_index == 3
     assert _replies(replica.on_message("a", Probe(2, 2, "a", 0), 3.0)) == []
     replies = _replies(replica.on_snapshot_installed(10, 2))
     assert [reply.last_index for reply in replies if isinstance(reply, ProbeReply)] == [10]
@@ -225,16 +227,16 @@ def _silent() -> tuple[Replica, float]:
     _finish_writes(replica, replica.on_view(_view(1, "a")))
     _follow(replica, 1)
     now_ms = 0.0
-    while replica.core.proposal is None:
+    while replica.state.proposal is None:
         now_ms += 10.0
         replica.on_tick(now_ms)
-    assert replica.core.proposal == fx.Propose(TakeOver("b"), 1)
-    assert replica.may_propose(replica.core.proposal, now_ms)  # it leaves
+    assert replica.state.proposal == effects.Propose(TakeOver("b"), 1)
+    assert replica.may_propose(replica.state.proposal, now_ms)  # it leaves
     return replica, now_ms
 
 
-def _ticks(replica: Replica, begin_ms: float, end_ms: float) -> list[tuple[float, fx.Effect]]:
-    found: list[tuple[float, fx.Effect]] = []
+def _ticks(replica: Replica, begin_ms: float, end_ms: float) -> list[tuple[float, effects.Effect]]:
+    found: list[tuple[float, effects.Effect]] = []
     while begin_ms < end_ms:
         begin_ms += 10.0
         found += [(begin_ms, effect) for effect in replica.on_tick(begin_ms)]
@@ -244,7 +246,7 @@ def _ticks(replica: Replica, begin_ms: float, end_ms: float) -> list[tuple[float
 def test_a_replica_that_may_lack_something_asks_to_take_over_from_nobody() -> None:
     """E1, rule e."""
     for damaged in (False, True):
-        replica = _replica(msgspec.structs.replace(_recovered(3, 1), damaged=damaged))
+        replica = _replica(msgspec.structs.replace(_recovered(3, 1), incomplete=damaged))
         _finish_writes(replica, replica.on_view(_view(2, "a")))
         asked = _ticks(replica, 0.0, 2 * Timing().grace_period_ms)
         assert bool(asked) == (not damaged)
@@ -275,7 +277,7 @@ def test_a_take_over_without_outcome_is_proposed_again_a_heartbeat_later() -> No
     replica, now_ms = _silent()
     replica.on_proposal_done(answered=False)
     [(again_ms, effect)] = _ticks(replica, now_ms, now_ms + 2 * interval_ms)
-    assert effect == fx.Propose(TakeOver("b"), 1)
+    assert effect == effects.Propose(TakeOver("b"), 1)
     assert again_ms >= now_ms + interval_ms
 
 
@@ -283,12 +285,12 @@ def test_a_take_over_without_outcome_is_settled_when_the_primary_has_come_back()
     """E3: it may commit yet, and until it is settled nothing may be promised."""
     interval_ms = Timing().heartbeat_interval_ms
     replica, now_ms = _silent()
-    assert replica.core.proposal is not None
-    assert replica.may_propose(replica.core.proposal, now_ms)
+    assert replica.state.proposal is not None
+    assert replica.may_propose(replica.state.proposal, now_ms)
     replica.on_proposal_done(answered=False)
     replica.on_message("a", Heartbeat(1, 1, 1, 0), now_ms + 5)
     [(_, effect)] = _ticks(replica, now_ms + 5, now_ms + 2 * interval_ms)
-    assert effect == fx.Propose(Confirm(), 1)
+    assert effect == effects.Propose(Confirm(), 1)
 
 
 # decision 15: a take-over waits for consensus, and leaves only if it is still wanted
@@ -300,15 +302,15 @@ def _about_to_propose() -> tuple[Replica, float]:
     _finish_writes(replica, replica.on_view(_view(1, "a")))
     _follow(replica, 1)
     now_ms = 0.0
-    while replica.core.proposal is None:
+    while replica.state.proposal is None:
         now_ms += 10.0
         replica.on_tick(now_ms)
     return replica, now_ms
 
 
-def _proposal(replica: Replica) -> fx.Propose:
-    assert replica.core.proposal is not None
-    return replica.core.proposal
+def _proposal(replica: Replica) -> effects.Propose:
+    assert replica.state.proposal is not None
+    return replica.state.proposal
 
 
 def test_a_take_over_does_not_leave_once_the_primary_is_heard_again() -> None:

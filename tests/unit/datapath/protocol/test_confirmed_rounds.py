@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datapath.errors import NotPrimaryError, OperationError
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol.confirmations import Confirmations, ReadPoint
-from datapath.protocol.messages import Heartbeat, HeartbeatReply, Refusal
+from datapath.protocol.messages import Heartbeat, HeartbeatReply, StaleEpoch
 from tests.unit.datapath.protocol.test_primary_guards import Lead, _sent
 
 
@@ -18,7 +18,7 @@ class Round:
         self.gone = False
         self.effects = waiting.ask(self)
         for effect in self.effects:
-            if isinstance(effect, fx.Confirmed):
+            if isinstance(effect, effects.Confirmed):
                 waiting.confirmed(effect.number)
         del lead
 
@@ -38,22 +38,22 @@ def _waiting(lead: Lead) -> Confirmations:
     return Confirmations(lead.replica, lambda: NotPrimaryError("no_primary", "not here", ""))
 
 
-def _sequence(effects: list[fx.Effect], peer: str) -> int:
+def _sequence(emitted: list[effects.Effect], peer: str) -> int:
     """The number of the last heartbeat that leaves for a peer."""
     return max(
         e.message.sequence
-        for e in effects
-        if isinstance(e, fx.Send) and e.peer == peer and isinstance(e.message, Heartbeat)
+        for e in emitted
+        if isinstance(e, effects.Send) and e.peer == peer and isinstance(e.message, Heartbeat)
     )
 
 
-def _answer(lead: Lead, waiting: Confirmations, peer: str, sequence: int) -> list[fx.Effect]:
+def _answer(lead: Lead, waiting: Confirmations, peer: str, sequence: int) -> list[effects.Effect]:
     reply = HeartbeatReply(lead.sessions[peer], 1, sequence, 0, lead.last_index, writable=True)
-    effects = lead.hear(peer, reply)
-    for effect in effects:
-        if isinstance(effect, fx.Confirmed):
+    emitted = lead.hear(peer, reply)
+    for effect in emitted:
+        if isinstance(effect, effects.Confirmed):
             waiting.confirmed(effect.number)
-    return effects
+    return emitted
 
 
 def test_a_read_waits_for_a_round_that_begins_after_it() -> None:
@@ -64,12 +64,12 @@ def test_a_read_waits_for_a_round_that_begins_after_it() -> None:
     second = Round(lead, waiting)
     assert second.effects == []
     _answer(lead, waiting, "a", _sequence(first.effects, "a"))
-    effects = _answer(lead, waiting, "c", _sequence(first.effects, "c"))
+    emitted = _answer(lead, waiting, "c", _sequence(first.effects, "c"))
     assert first.point == ReadPoint(1, lead.commit_index)
     assert not second.done(), "what was answered had left before the second read"
-    assert _sent(effects, Heartbeat) == ["a", "c"], "the next round begins for it"
+    assert _sent(emitted, Heartbeat) == ["a", "c"], "the next round begins for it"
     for peer in "ac":
-        _answer(lead, waiting, peer, _sequence(effects, peer))
+        _answer(lead, waiting, peer, _sequence(emitted, peer))
     assert second.point == ReadPoint(1, lead.commit_index)
     assert len(waiting) == 0
 
@@ -128,8 +128,8 @@ def test_with_the_epoch_the_reads_end() -> None:
     lead = Lead("ab", answered="a")
     waiting = _waiting(lead)
     read = Round(lead, waiting)
-    for effect in lead.hear("a", Refusal(1, 2, "a")):
-        if isinstance(effect, fx.StepDown):
+    for effect in lead.hear("a", StaleEpoch(1, 2, "a")):
+        if isinstance(effect, effects.StepDown):
             waiting.step_down()
     assert isinstance(read.problem, NotPrimaryError)
     late = Round(lead, waiting)
@@ -152,10 +152,10 @@ def test_who_has_gone_is_told_nothing() -> None:
     waiting = _waiting(lead)
     gone, read = Round(lead, waiting), Round(lead, waiting)
     gone.gone = True
-    effects = _answer(lead, waiting, "a", _sequence(gone.effects, "a"))
+    emitted = _answer(lead, waiting, "a", _sequence(gone.effects, "a"))
     assert gone.point is None
     read.gone = True
-    _answer(lead, waiting, "a", _sequence(effects, "a"))
+    _answer(lead, waiting, "a", _sequence(emitted, "a"))
     assert read.point is None
     last = Round(lead, waiting)
     last.gone = True

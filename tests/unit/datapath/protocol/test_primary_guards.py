@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from datapath.errors import SafetyError
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol.messages import (
     Append,
     AppendReply,
@@ -14,11 +14,11 @@ from datapath.protocol.messages import (
     HeartbeatReply,
     Probe,
     ProbeReply,
-    Refusal,
+    StaleEpoch,
 )
 from datapath.protocol.primary import Primary
 from datapath.protocol.replica import Replica
-from datapath.protocol.state import Recovered
+from datapath.protocol.state import RecoveredState
 from datapath.settings import Timing
 from election.view import AddToInSync, Confirm, Handover, RemoveFromInSync
 from tests.sim.world import make_witness
@@ -40,7 +40,7 @@ class Lead:
     """
 
     def __init__(
-        self, in_sync: str = "ab", *, answered: str = "", recovered: Recovered | None = None
+        self, in_sync: str = "ab", *, answered: str = "", recovered: RecoveredState | None = None
     ) -> None:
         self.replica: Replica = _replica(recovered or _recovered())
         self.now_ms = 0.0
@@ -59,33 +59,33 @@ class Lead:
 
     @property
     def last_index(self) -> int:
-        return self.replica.core.log.last_index
+        return self.replica.state.log.last_index
 
     @property
     def commit_index(self) -> int:
-        return self.replica.core.commit_index
+        return self.replica.state.commit_index
 
-    def write(self, effects: list[fx.Effect]) -> list[fx.Effect]:
+    def write(self, emitted: list[effects.Effect]) -> list[effects.Effect]:
         """Make durable what the effects ask for, and what follows; return all."""
-        found, more = list(effects), effects
+        found, more = list(emitted), emitted
         while more := _finish_writes(self.replica, more):
             found += more
         return found
 
-    def tick(self, now_ms: float) -> list[fx.Effect]:
+    def tick(self, now_ms: float) -> list[effects.Effect]:
         """Let time pass, in steps too short for a stall."""
-        found: list[fx.Effect] = []
+        found: list[effects.Effect] = []
         while self.now_ms < now_ms:
             self.now_ms = min(now_ms, self.now_ms + 20.0)
             found += self.write(self.replica.on_tick(self.now_ms))
         return found
 
-    def append(self) -> list[fx.Effect]:
+    def append(self) -> list[effects.Effect]:
         """Execute something."""
         record = _record(self.replica.next_index, 1)
         return self.write(self.replica.append(record))
 
-    def hear(self, peer: str, message: object) -> list[fx.Effect]:
+    def hear(self, peer: str, message: object) -> list[effects.Effect]:
         """A message comes from a peer."""
         return self.replica.on_message(peer, message, self.now_ms)  # type: ignore[arg-type]
 
@@ -96,15 +96,15 @@ class Lead:
         commit_index: int = 0,
         epoch: int = 0,
         *,
-        damaged: bool = False,
-    ) -> list[fx.Effect]:
+        incomplete: bool = False,
+    ) -> list[effects.Effect]:
         """A peer answers its probe: it holds so much, of that epoch."""
         runs = [(epoch, commit_index + 1)] if last_index > commit_index else []
         return self.hear(
             peer,
             ProbeReply(
                 self.sessions[peer], 1, f"{peer}.1", 1, last_index, epoch, commit_index, runs,
-                suspect=False, damaged=damaged,
+                tail_cut=False, incomplete=incomplete,
             ),
         )  # fmt: skip
 
@@ -122,13 +122,13 @@ class Lead:
         self.hear(peer, HeartbeatReply(session, 1, number, 0, self.last_index, writable))
 
 
-def _sent(effects: list[fx.Effect], kind: type) -> list[str]:
+def _sent(emitted: list[effects.Effect], kind: type) -> list[str]:
     """To whom messages of a kind leave."""
-    return [e.peer for e in effects if isinstance(e, fx.Send) and isinstance(e.message, kind)]
+    return [e.peer for e in emitted if isinstance(e, effects.Send) and isinstance(e.message, kind)]
 
 
-def _proposed(effects: list[fx.Effect]) -> list[object]:
-    return [effect.change for effect in effects if isinstance(effect, fx.Propose)]
+def _proposed(emitted: list[effects.Effect]) -> list[object]:
+    return [effect.change for effect in emitted if isinstance(effect, effects.Propose)]
 
 
 # of whom and when an answer counts
@@ -169,7 +169,7 @@ def test_to_a_lost_stream_nothing_is_sent_until_the_next_is_probed() -> None:
 def test_a_primary_is_not_deposed_by_a_refusal_of_its_own_or_an_older_epoch() -> None:
     lead = Lead(answered="a")
     for epoch in (0, 1):
-        assert lead.hear("a", Refusal(1, epoch, "c")) == []
+        assert lead.hear("a", StaleEpoch(1, epoch, "c")) == []
     assert lead.replica.primary is not None
 
 
@@ -177,14 +177,14 @@ def test_a_primary_is_not_deposed_by_messages_of_its_own_or_an_older_epoch() -> 
     """D3: they are refused."""
     lead = Lead(answered="a")
     for epoch in (0, 1):
-        effects = lead.hear("a", Probe(7, epoch, "a", 0))
-        assert effects == [fx.Reply("a", Refusal(7, 1, "b"))]
+        emitted = lead.hear("a", Probe(7, epoch, "a", 0))
+        assert emitted == [effects.Reply("a", StaleEpoch(7, 1, "b"))]
     assert lead.replica.primary is not None
 
 
 def test_a_damaged_replica_does_not_become_the_primary_that_a_view_names() -> None:
     """Rule e."""
-    replica = _replica(msgspec.structs.replace(_recovered(3, 1), damaged=True))
+    replica = _replica(msgspec.structs.replace(_recovered(3, 1), incomplete=True))
     assert replica.on_view(_view(2, "b")) == []
     assert replica.role == "backup"
 
@@ -224,7 +224,7 @@ def test_what_comes_for_the_role_that_has_ended_is_dropped() -> None:
     backup.on_view(_view(1, "a"))
     assert backup.on_snapshot_sent("a", 1, done=True) == []
     assert backup.on_log_read("a", 1, []) == []
-    assert Lead(answered="a").replica.learn_commit(1, 1) == []
+    assert Lead(answered="a").replica.advance_commit(1, 1) == []
 
 
 def test_a_primary_and_a_replica_that_installs_one_say_why_they_take_no_snapshot() -> None:
@@ -249,7 +249,7 @@ def test_nothing_is_recorded_before_the_epoch_is_open_nor_while_it_is_handed_ove
 
 def _suspect() -> Lead:
     """A primary whose log's tail was cut: it has entries 1 to 3, and waits for "a"."""
-    recovered = msgspec.structs.replace(_recovered(3, 0, commit_index=2), suspect=True)
+    recovered = msgspec.structs.replace(_recovered(3, 0, commit_index=2), tail_cut=True)
     lead = Lead(in_sync="ab", recovered=recovered)
     assert lead.primary.stage == "matching"
     return lead
@@ -259,30 +259,30 @@ def test_whose_log_goes_further_is_not_made_to_follow_a_cut_one() -> None:
     """Rule e: what stands there may have been acknowledged."""
     lead = _suspect()
     assert _sent(lead.probed("c", 7, 2), Append) == []
-    effects = lead.probed("a", 7, 2)
-    assert _sent(effects, Append) == []
-    assert lead.replica.core.proposal is None  # what is missing here is noted first
-    assert _sent(lead.write(effects), Append) == []
-    assert lead.replica.core.proposal == fx.Propose(Handover("a"), 1)
+    emitted = lead.probed("a", 7, 2)
+    assert _sent(emitted, Append) == []
+    assert lead.replica.state.proposal is None  # what is missing here is noted first
+    assert _sent(lead.write(emitted), Append) == []
+    assert lead.replica.state.proposal == effects.Propose(Handover("a"), 1)
 
 
 def test_whose_log_went_further_is_asked_anew_when_the_cut_one_has_opened() -> None:
     """Rule e: all in sync have less, so what it holds was never acknowledged."""
     lead = _suspect()
     lead.probed("c", 7, 2)
-    effects = lead.probed("a", 3, 2)
+    emitted = lead.probed("a", 3, 2)
     assert lead.primary.stage == "open"
-    assert [effect.peer for effect in effects if isinstance(effect, fx.Redial)] == ["c"]
-    assert lead.replica.core.proposal is None
+    assert [effect.peer for effect in emitted if isinstance(effect, effects.CloseLink)] == ["c"]
+    assert lead.replica.state.proposal is None
 
 
 def test_a_cut_log_yields_to_nobody_who_is_damaged() -> None:
     """Rule e: it would not take the epoch, and nobody would serve."""
     lead = _suspect()
-    lead.probed("a", 7, 2, damaged=True)
+    lead.probed("a", 7, 2, incomplete=True)
     lead.replica.on_durable(1_000_000)
     lead.tick(lead.now_ms + 20)
-    assert lead.replica.core.proposal is None
+    assert lead.replica.state.proposal is None
     assert lead.primary.stage == "matching"
 
 
@@ -309,18 +309,18 @@ def test_what_older_epochs_left_commits_together_with_the_opening_entry() -> Non
     replica = _replica(_recovered(3, 0, commit_index=1))
     _finish_writes(replica, replica.on_view(_view(1, "b")))
     replica.on_link("a")
-    reply = ProbeReply(1, 1, "a.1", 1, 3, 0, 1, [(0, 2)], suspect=False, damaged=False)
+    reply = ProbeReply(1, 1, "a.1", 1, 3, 0, 1, [(0, 2)], tail_cut=False, incomplete=False)
     replica.on_message("a", reply, 10.0)
     replica.on_message("a", AppendReply(1, 1, 3), 20.0)
-    assert replica.core.commit_index == 1  # it has not opened: its own promises stand
-    effects: list[fx.Effect] = []
+    assert replica.state.commit_index == 1  # it has not opened: its own promises stand
+    emitted: list[effects.Effect] = []
     for now_ms in range(40, TIMING.grace_period_ms + 40, 20):
-        effects += replica.on_tick(float(now_ms))
-    _finish_writes(replica, effects)
-    assert replica.core.log.last_index == replica.core.durable_index == 4
-    assert replica.core.commit_index == 1
+        emitted += replica.on_tick(float(now_ms))
+    _finish_writes(replica, emitted)
+    assert replica.state.log.last_index == replica.state.durable_index == 4
+    assert replica.state.commit_index == 1
     replica.on_message("a", AppendReply(1, 1, 4), float(TIMING.grace_period_ms + 40))
-    assert replica.core.commit_index == 4
+    assert replica.state.commit_index == 4
 
 
 def test_a_primary_that_lacks_what_is_committed_neither_opens_nor_removes_who_has_it() -> None:
@@ -328,16 +328,16 @@ def test_a_primary_that_lacks_what_is_committed_neither_opens_nor_removes_who_ha
     replica = _replica(_recovered(3, 0, commit_index=1))
     _finish_writes(replica, replica.on_view(_view(1, "b")))
     replica.on_link("a")
-    reply = ProbeReply(1, 1, "a.1", 1, 7, 0, 7, [], suspect=False, damaged=False)
-    effects = replica.on_message("a", reply, 10.0)
-    assert any(isinstance(effect, fx.MarkDamaged) for effect in effects)
-    later: list[fx.Effect] = []
+    reply = ProbeReply(1, 1, "a.1", 1, 7, 0, 7, [], tail_cut=False, incomplete=False)
+    emitted = replica.on_message("a", reply, 10.0)
+    assert any(isinstance(effect, effects.MarkIncomplete) for effect in emitted)
+    later: list[effects.Effect] = []
     for now_ms in range(20, 2 * TIMING.grace_period_ms, 20):
         later += replica.on_tick(float(now_ms))
-    assert not any(isinstance(effect, fx.StartEpoch | fx.ClearMarks) for effect in later)
+    assert not any(isinstance(effect, effects.StartEpoch | effects.ClearMarks) for effect in later)
     assert _proposed(later) == []
     with pytest.raises(SafetyError, match="holds entries only up to 3"):
-        _finish_writes(replica, effects)
+        _finish_writes(replica, emitted)
 
 
 def test_a_witness_is_no_peer_of_the_replicas() -> None:
@@ -355,28 +355,30 @@ def _learner_read_from_disk() -> Lead:
     """A primary that reads for "c", a learner, from the log's first entry on."""
     lead = Lead(answered="a")
     lead.primary.replication.recent.clear()
-    assert [type(e) for e in lead.probed("c") if isinstance(e, fx.ReadLog)] == [fx.ReadLog]
+    assert [type(e) for e in lead.probed("c") if isinstance(e, effects.ReadLog)] == [
+        effects.ReadLog
+    ]
     return lead
 
 
 def test_records_are_sent_in_messages_of_a_bounded_size() -> None:
     lead = Lead(answered="a")
-    bounds = lead.replica.core.bounds
+    bounds = lead.replica.state.bounds
     size_bytes = len(lead.primary.replication.recent[0].data)
-    lead.replica.core.bounds = msgspec.structs.replace(bounds, max_append_bytes=2 * size_bytes)
+    lead.replica.state.bounds = msgspec.structs.replace(bounds, max_append_bytes=2 * size_bytes)
     for _ in range(6):
         lead.append()
     for effect in lead.probed("c"):
-        if isinstance(effect, fx.Send) and isinstance(effect.message, Append):
+        if isinstance(effect, effects.Send) and isinstance(effect.message, Append):
             assert len(effect.message.records) <= 2
 
 
 def test_the_records_that_are_kept_to_be_sent_are_bounded() -> None:
     lead = Lead(answered="a")
-    bounds = lead.replica.core.bounds
+    bounds = lead.replica.state.bounds
     size_bytes = len(lead.primary.replication.recent[0].data)
     for bound, kept in ((3 * size_bytes, 2), (1, 1)):
-        lead.replica.core.bounds = msgspec.structs.replace(bounds, recent_records_bytes=bound)
+        lead.replica.state.bounds = msgspec.structs.replace(bounds, recent_records_bytes=bound)
         for _ in range(6):
             lead.append()
             lead.hear("a", AppendReply(1, 1, lead.last_index))
@@ -385,8 +387,8 @@ def test_the_records_that_are_kept_to_be_sent_are_bounded() -> None:
 
 def test_a_record_larger_than_a_message_is_sent_alone() -> None:
     lead = Lead(answered="a")
-    bounds = lead.replica.core.bounds
-    lead.replica.core.bounds = msgspec.structs.replace(bounds, max_append_bytes=1)
+    bounds = lead.replica.state.bounds
+    lead.replica.state.bounds = msgspec.structs.replace(bounds, max_append_bytes=1)
     assert _sent(lead.probed("c"), Append).count("c") == 1 + lead.last_index
 
 
@@ -405,20 +407,20 @@ def test_a_primary_whose_disk_hangs_asks_nobody_for_a_promise() -> None:
 
 def test_a_log_that_is_not_retained_or_has_changed_under_a_read_is_not_sent() -> None:
     lead = _learner_read_from_disk()
-    effects = lead.replica.on_log_read("c", 2, None)
-    assert [e.peer for e in effects if isinstance(e, fx.SendSnapshot)] == ["c"]
+    emitted = lead.replica.on_log_read("c", 2, None)
+    assert [e.peer for e in emitted if isinstance(e, effects.SendSnapshot)] == ["c"]
     for records in ([], [_record(7, 1)]):
         lead = _learner_read_from_disk()
-        effects = lead.replica.on_log_read("c", 2, records)
-        assert [type(effect) for effect in effects] == [fx.Redial]
+        emitted = lead.replica.on_log_read("c", 2, records)
+        assert [type(effect) for effect in emitted] == [effects.CloseLink]
 
 
 def test_records_whose_predecessor_was_trimmed_are_not_sent() -> None:
     """What they follow could not be compared (D6)."""
     lead = _learner_read_from_disk()
     lead.replica.on_log_trimmed(2)
-    effects = lead.replica.on_log_read("c", 2, [_record(1, 1)])
-    assert [type(effect) for effect in effects] == [fx.SendSnapshot]
+    emitted = lead.replica.on_log_read("c", 2, [_record(1, 1)])
+    assert [type(effect) for effect in emitted] == [effects.SendSnapshot]
 
 
 # the view
@@ -451,23 +453,23 @@ def test_only_one_change_is_under_way_at_a_time() -> None:
 def test_an_in_sync_replica_is_sent_no_snapshot_before_it_is_removed() -> None:
     """E1: what it holds counts, and it may take over at any moment."""
     lead = Lead(in_sync="ab")
-    lead.replica.core.log.trim(lead.last_index + 1)  # as if all was trimmed
-    assert not any(isinstance(effect, fx.SendSnapshot) for effect in lead.probed("a"))
+    lead.replica.state.log.trim(lead.last_index + 1)  # as if all was trimmed
+    assert not any(isinstance(effect, effects.SendSnapshot) for effect in lead.probed("a"))
     assert _proposed(lead.tick(lead.now_ms + 20)) == [RemoveFromInSync(("a",))]
-    effects = lead.replica.on_view(_view(1, "b", version=2, in_sync="b"))
-    assert [e.peer for e in effects if isinstance(e, fx.SendSnapshot)] == ["a"]
+    emitted = lead.replica.on_view(_view(1, "b", version=2, in_sync="b"))
+    assert [e.peer for e in emitted if isinstance(e, effects.SendSnapshot)] == ["a"]
 
 
 def test_one_snapshot_is_sent_to_a_replica_at_a_time() -> None:
     lead = Lead(in_sync="ab", answered="a")
-    lead.replica.core.log.trim(lead.last_index + 1)
-    assert any(isinstance(effect, fx.SendSnapshot) for effect in lead.probed("c"))
+    lead.replica.state.log.trim(lead.last_index + 1)
+    assert any(isinstance(effect, effects.SendSnapshot) for effect in lead.probed("c"))
     assert lead.primary.peers["c"].state == "snapshot"
-    assert not any(isinstance(effect, fx.SendSnapshot) for effect in lead.probed("c"))
+    assert not any(isinstance(effect, effects.SendSnapshot) for effect in lead.probed("c"))
     lead.replica.on_snapshot_sent("c", 2, done=False)
     lead.replica.on_link("c")
     lead.sessions["c"] = 3
-    assert any(isinstance(effect, fx.SendSnapshot) for effect in lead.probed("c"))
+    assert any(isinstance(effect, effects.SendSnapshot) for effect in lead.probed("c"))
 
 
 def test_a_primary_that_let_go_takes_its_role_up_again_when_consensus_answers() -> None:
@@ -506,7 +508,7 @@ def test_another_is_not_added_before_it_is_known_whether_the_first_one_was() -> 
 def test_who_was_not_heard_for_half_the_time_of_suspicion_does_not_join() -> None:
     """Commits would need it, while it may be about to be removed."""
     lead = Lead(in_sync="ab", answered="ac")
-    lead.replica.core.propose(Confirm(), 1)  # nothing else is proposed meanwhile
+    lead.replica.state.propose(Confirm(), 1)  # nothing else is proposed meanwhile
     assert TIMING.suspect_after_ms < TIMING.lease_duration_ms
     lead.tick(lead.now_ms + TIMING.suspect_after_ms / 2)
     lead.replica.on_proposal_done(answered=True)
@@ -539,7 +541,7 @@ def test_a_handover_that_may_commit_yet_is_not_ended_by_its_deadline() -> None:
     """D4: the other would serve as well."""
     lead = Lead(in_sync="ab", answered="a")
     lead.replica.start_handover("a", 20)
-    assert lead.replica.core.proposal == fx.Propose(Handover("a"), 1)
+    assert lead.replica.state.proposal == effects.Propose(Handover("a"), 1)
     lead.replica.on_proposal_done(answered=False)
     lead.replica.on_tick(lead.now_ms + 30)
     assert lead.replica.on_durable(1_000_000) == []
@@ -551,9 +553,9 @@ def test_who_is_no_in_sync_backup_gets_no_handover() -> None:
     lead = Lead(in_sync="ab", answered="a")
     lead.probed("c")
     for name in ("b", "c", "d"):
-        problem, effects = lead.replica.start_handover(name, 500)
+        problem, emitted = lead.replica.start_handover(name, 500)
         assert "is not an in-sync backup" in problem
-        assert effects == []
+        assert emitted == []
     lead.replica.on_link_lost("a")
     problem, _ = lead.replica.start_handover("a", 500)
     assert "is not an in-sync backup" in problem
@@ -562,9 +564,9 @@ def test_who_is_no_in_sync_backup_gets_no_handover() -> None:
 def test_an_epoch_that_is_not_open_is_not_handed_over() -> None:
     lead = Lead(in_sync="ab")
     lead.probed("a")
-    problem, effects = lead.replica.start_handover("a", 500)
+    problem, emitted = lead.replica.start_handover("a", 500)
     assert "not open yet" in problem
-    assert effects == []
+    assert emitted == []
 
 
 def test_one_handover_is_under_way_at_a_time() -> None:
@@ -574,7 +576,7 @@ def test_one_handover_is_under_way_at_a_time() -> None:
     waiting = Lead(in_sync="abc", answered="ac")
     waiting.append()
     assert waiting.replica.start_handover("a", 500)[0] == ""
-    assert waiting.replica.core.proposal is None, "it waits until everything is committed"
+    assert waiting.replica.state.proposal is None, "it waits until everything is committed"
     assert "under way already" in waiting.replica.start_handover("c", 500)[0]
 
 
@@ -583,12 +585,14 @@ def test_a_handover_waits_until_the_other_holds_everything_and_ends_at_its_deadl
     lead.append()
     assert lead.replica.start_handover("a", 100) == ("", [])
     lead.promise("a")
-    effects = lead.tick(lead.now_ms + 120)
-    assert _proposed(effects) == []
-    assert [type(e) for e in effects if isinstance(e, fx.HandoverEnded)] == [fx.HandoverEnded]
+    emitted = lead.tick(lead.now_ms + 120)
+    assert _proposed(emitted) == []
+    assert [type(e) for e in emitted if isinstance(e, effects.HandoverEnded)] == [
+        effects.HandoverEnded
+    ]
     assert lead.replica.start_handover("a", 100) == ("", [])
     lead.hear("a", AppendReply(1, 1, lead.last_index))
-    assert lead.replica.core.proposal == fx.Propose(Handover("a"), 1)
+    assert lead.replica.state.proposal == effects.Propose(Handover("a"), 1)
     assert not lead.replica.may_serve(lead.now_ms)
 
 
@@ -596,7 +600,7 @@ def test_a_handover_whose_outcome_is_unknown_is_settled_first() -> None:
     """E3, D4: until then nothing is served."""
     lead = Lead(in_sync="ab", answered="a")
     lead.replica.start_handover("a", 500)
-    assert lead.replica.core.proposal == fx.Propose(Handover("a"), 1)
+    assert lead.replica.state.proposal == effects.Propose(Handover("a"), 1)
     lead.replica.on_proposal_done(answered=False)
     proposals: list[object] = []
     while not proposals:
@@ -604,8 +608,8 @@ def test_a_handover_whose_outcome_is_unknown_is_settled_first() -> None:
         proposals = _proposed(lead.tick(lead.now_ms + 10))
         assert not lead.replica.may_serve(lead.now_ms)
     assert proposals == [Confirm()]
-    effects = lead.replica.on_view(_view(1, "b", version=2))
-    assert any(isinstance(effect, fx.HandoverEnded) for effect in effects)
+    emitted = lead.replica.on_view(_view(1, "b", version=2))
+    assert any(isinstance(effect, effects.HandoverEnded) for effect in emitted)
     assert lead.replica.may_serve(lead.now_ms)
 
 
@@ -619,10 +623,10 @@ def test_a_probe_names_the_last_committed_entry_and_its_epoch() -> None:
     lead.append()
     lead.hear("a", AppendReply(1, 1, lead.last_index))
     assert lead.commit_index == 2
-    [probe] = [e.message for e in lead.replica.on_link("c") if isinstance(e, fx.Send)]
+    [probe] = [e.message for e in lead.replica.on_link("c") if isinstance(e, effects.Send)]
     assert isinstance(probe, Probe)
     assert (probe.commit_index, probe.commit_epoch, probe.required) == (2, 1, False)
-    [probe] = [e.message for e in lead.replica.on_link("a") if isinstance(e, fx.Send)]
+    [probe] = [e.message for e in lead.replica.on_link("a") if isinstance(e, effects.Send)]
     assert isinstance(probe, Probe)
     assert probe.required
 
@@ -630,13 +634,13 @@ def test_a_probe_names_the_last_committed_entry_and_its_epoch() -> None:
 # decision 15: a removal waits for consensus, and leaves only if it is still wanted
 
 
-def _about_to_remove() -> tuple[Lead, fx.Propose]:
+def _about_to_remove() -> tuple[Lead, effects.Propose]:
     """A primary that wants the silent "a" removed, and has not heard consensus yet."""
     lead = Lead(in_sync="abc", answered="ac")
-    while lead.replica.core.proposal is None:
+    while lead.replica.state.proposal is None:
         lead.promise("c")
         lead.tick(lead.now_ms + 20)
-    proposal = lead.replica.core.proposal
+    proposal = lead.replica.state.proposal
     assert proposal.change == RemoveFromInSync(("a",))
     return lead, proposal
 
@@ -658,17 +662,17 @@ def test_a_removal_does_not_leave_after_the_view_has_changed() -> None:
 def test_a_removal_does_not_leave_a_primary_that_was_deposed() -> None:
     """D3: as a backup it removes nobody."""
     lead, proposal = _about_to_remove()
-    lead.hear("a", Refusal(1, 2, "c"))
+    lead.hear("a", StaleEpoch(1, 2, "c"))
     assert lead.replica.primary is None
-    assert lead.replica.core.proposal is proposal
+    assert lead.replica.state.proposal is proposal
     assert not lead.replica.may_propose(proposal, lead.now_ms)
 
 
 def test_of_a_primary_only_removals_are_asked_about() -> None:
     lead = Lead(in_sync="ab", answered="a")
     lead.replica.start_handover("a", 500)
-    assert lead.replica.core.proposal is not None
-    assert not lead.replica.may_propose(lead.replica.core.proposal, lead.now_ms)
+    assert lead.replica.state.proposal is not None
+    assert not lead.replica.may_propose(lead.replica.state.proposal, lead.now_ms)
 
 
 # what another has committed and this one lacks; whom a primary that gives way asks
@@ -680,14 +684,14 @@ def test_a_primary_that_lacks_what_is_committed_commits_and_executes_nothing_mor
     lead.append()
     committed, now_ms = lead.commit_index, lead.now_ms
     assert lead.replica.may_serve(now_ms)
-    effects = lead.probed("c", 7, 7, 1)
-    assert any(isinstance(effect, fx.MarkDamaged) for effect in effects)
+    emitted = lead.probed("c", 7, 7, 1)
+    assert any(isinstance(effect, effects.MarkIncomplete) for effect in emitted)
     lead.hear("a", AppendReply(1, 1, lead.last_index))
     assert lead.commit_index == committed < lead.last_index
     assert not lead.replica.may_serve(now_ms)
     assert not lead.replica.may_execute()
     with pytest.raises(SafetyError, match="c has entry 7 committed"):
-        lead.write(effects)
+        lead.write(emitted)
 
 
 def test_a_primary_that_has_let_go_opens_the_streams_anew_of_those_for_whom_it_did() -> None:
@@ -696,5 +700,5 @@ def test_a_primary_that_has_let_go_opens_the_streams_anew_of_those_for_whom_it_d
     lead.probed("c")
     lead.tick(lead.now_ms + TIMING.suspect_after_ms + TIMING.view_change_timeout_ms + 100)
     assert _sent(lead.tick(lead.now_ms + 100), Heartbeat) == []
-    effects = lead.tick(lead.now_ms + TIMING.ack_timeout_ms + 100)
-    assert {effect.peer for effect in effects if isinstance(effect, fx.Redial)} == {"a"}
+    emitted = lead.tick(lead.now_ms + TIMING.ack_timeout_ms + 100)
+    assert {effect.peer for effect in emitted if isinstance(effect, effects.CloseLink)} == {"a"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from datapath.errors import SafetyError
-from datapath.protocol import effects as fx
+from datapath.protocol import effects
 from datapath.protocol.log_index import LogIndex
 from datapath.protocol.messages import Append, Probe, ProbeReply
 from datapath.protocol.replica import Replica
@@ -28,9 +28,9 @@ from tests.unit.datapath.protocol.test_replica_guards import (
 )
 def test_a_replica_that_lacks_what_it_had_committed_is_damaged(epoch: int, index: int) -> None:
     replica = _replica(_recovered(7, 1, 3))
-    effects = replica.on_reminder(epoch, index)
-    assert [type(effect) for effect in effects] == [fx.MarkDamaged]
-    assert replica.core.damaged
+    emitted = replica.on_reminder(epoch, index)
+    assert [type(effect) for effect in emitted] == [effects.MarkIncomplete]
+    assert replica.state.incomplete
     assert replica.on_reminder(epoch, index) == []
 
 
@@ -39,7 +39,7 @@ def test_a_replica_that_holds_what_it_had_committed_is_not(epoch: int, index: in
     """After a restart it may know less to be committed than it did: the entries are there."""
     replica = _replica(_recovered(7, 1, 3))
     assert replica.on_reminder(epoch, index) == []
-    assert not replica.core.damaged
+    assert not replica.state.incomplete
 
 
 def test_a_replica_that_has_trimmed_its_log_is_not_damaged() -> None:
@@ -47,7 +47,7 @@ def test_a_replica_that_has_trimmed_its_log_is_not_damaged() -> None:
     recovered.log.trim(6)
     replica = _replica(recovered)
     replica.on_reminder(1, 3)
-    assert not replica.core.damaged
+    assert not replica.state.incomplete
 
 
 def test_a_replica_that_was_brought_up_by_a_snapshot_is_not_damaged() -> None:
@@ -55,21 +55,21 @@ def test_a_replica_that_was_brought_up_by_a_snapshot_is_not_damaged() -> None:
     assert replica.start_install(20, 3) == ""
     assert not replica.on_reminder(1, 7)
     replica.on_snapshot_installed(20, 3)
-    assert replica.core.committed_position == (3, 20)
+    assert replica.state.committed_position == (3, 20)
     for position in ((1, 7), (1, 9), (3, 20)):
         assert not replica.on_reminder(*position)
 
 
 def test_a_tail_that_was_cut_by_a_primary_of_a_higher_epoch_was_never_told() -> None:
     replica = _replica(_recovered(7, 1, 3))
-    told = replica.core.committed_position
-    effects = replica.on_message("a", Probe(1, 2, "a", 3, commit_epoch=1), 1.0)
-    _finish_writes(replica, effects)
+    told = replica.state.committed_position
+    emitted = replica.on_message("a", Probe(1, 2, "a", 3, commit_epoch=1), 1.0)
+    _finish_writes(replica, emitted)
     append = Append(1, 2, 5, 1, 3, [_record(6, 2).data])
     _finish_writes(replica, replica.on_message("a", append, 2.0))
-    assert replica.core.log.epoch_at(7) is None
+    assert replica.state.log.epoch_at(7) is None
     replica.on_reminder(*told)
-    assert not replica.core.damaged
+    assert not replica.state.incomplete
 
 
 def test_entries_that_the_cluster_has_given_up_are_not_missed() -> None:
@@ -77,7 +77,7 @@ def test_entries_that_the_cluster_has_given_up_are_not_missed() -> None:
     recovered = _recovered(5, 1, 5)
     recovered.log.append(6, 6, 4)
     replica = _replica(recovered)
-    replica.core.commit_index = 6
+    replica.state.commit_index = 6
     assert not replica.on_reminder(1, 100)
     assert replica.on_reminder(4, 100)
 
@@ -85,9 +85,9 @@ def test_entries_that_the_cluster_has_given_up_are_not_missed() -> None:
 def test_what_is_told_is_durable() -> None:
     recovered = _recovered(7, 1, 3)
     replica = _replica(recovered)
-    assert replica.core.committed_position == (1, 3)
-    replica.core.commit_index, replica.core.durable_index = 7, 5
-    assert replica.core.committed_position == (1, 5)
+    assert replica.state.committed_position == (1, 3)
+    replica.state.commit_index, replica.state.durable_index = 7, 5
+    assert replica.state.committed_position == (1, 5)
 
 
 def test_a_damaged_replica_does_not_propose_itself_though_it_was_about_to() -> None:
@@ -98,8 +98,8 @@ def test_a_damaged_replica_does_not_propose_itself_though_it_was_about_to() -> N
     now_ms = 0.0
     while wish is None:
         now_ms += 20.0
-        effects = replica.on_tick(now_ms)
-        wish = next((item for item in effects if isinstance(item, fx.Propose)), None)
+        emitted = replica.on_tick(now_ms)
+        wish = next((item for item in emitted if isinstance(item, effects.Propose)), None)
     assert isinstance(wish.change, TakeOver)
     replica.on_reminder(1, 9)
     assert not replica.may_propose(wish, now_ms)
@@ -110,10 +110,10 @@ def test_a_probe_is_not_answered_before_the_mark_is_durable() -> None:
     (mark,) = replica.on_reminder(1, 9)
     accepting = replica.on_message("a", Probe(1, 2, "a", 3, commit_epoch=1), 1.0)
     assert not _replies(accepting)
-    assert isinstance(mark, fx.MarkDamaged)
+    assert isinstance(mark, effects.MarkIncomplete)
     (answer,) = _replies(_finish_writes(replica, accepting))
     assert isinstance(answer, ProbeReply)
-    assert answer.damaged
+    assert answer.incomplete
 
 
 def test_a_replica_that_was_caught_up_is_sound_again() -> None:
@@ -122,20 +122,20 @@ def test_a_replica_that_was_caught_up_is_sound_again() -> None:
     _follow(replica, 2)
     append = Append(1, 2, 7, 1, 9, [_record(8, 1).data, _record(9, 2).data])
     _finish_writes(replica, replica.on_message("a", append, 2.0))
-    assert not replica.core.damaged
+    assert not replica.state.incomplete
     replica.on_reminder(1, 8)
-    assert not replica.core.damaged
+    assert not replica.state.incomplete
 
 
 @pytest.mark.parametrize("answered", ["", "a"], ids=["matching", "open"])
 def test_a_primary_notes_it_and_stops(answered: str) -> None:
     lead = Lead(answered=answered)
     assert lead.primary.is_open == bool(answered)
-    effects = lead.replica.on_reminder(1, 100)
+    emitted = lead.replica.on_reminder(1, 100)
     assert not lead.replica.may_serve(lead.now_ms)
     assert not lead.replica.may_execute()
     with pytest.raises(SafetyError, match="another node remembers that b had entry 100"):
-        lead.write(effects)
+        lead.write(emitted)
 
 
 def test_a_view_does_not_make_a_primary_of_a_replica_that_has_gone_back() -> None:
@@ -151,8 +151,8 @@ def test_a_view_that_others_tell_makes_no_primary_before_consensus_was_heard() -
     view = _view(2, "b", in_sync="b")
     replica.on_view(view)
     assert replica.primary is None
-    effects = replica.on_tick(20.0)
-    assert [type(effect) for effect in effects] == [fx.Propose], "it proposes itself anew"
+    emitted = replica.on_tick(20.0)
+    assert [type(effect) for effect in emitted] == [effects.Propose], "it proposes itself anew"
     replica.on_consensus_heard()
     replica.on_view(_view(3, "b", version=2, in_sync="b"))
     assert replica.primary is not None
@@ -160,7 +160,7 @@ def test_a_view_that_others_tell_makes_no_primary_before_consensus_was_heard() -
 
 def test_the_log_index_is_compared_where_it_begins() -> None:
     replica = _replica(_recovered())
-    replica.core.log = LogIndex(9, 2, 9)
-    replica.core.commit_index = replica.core.durable_index = 9
+    replica.state.log = LogIndex(9, 2, 9)
+    replica.state.commit_index = replica.state.durable_index = 9
     assert not replica.on_reminder(2, 9)
     assert not replica.on_reminder(1, 8)

@@ -14,7 +14,7 @@ from datapath.storage.accepted import Accepted
 
 def test_a_second_primary_or_a_lower_epoch_is_refused(tmp_path: Path) -> None:
     accepted = Accepted(tmp_path / "accepted")
-    assert (accepted.epoch, accepted.primary, accepted.damaged) == (0, "", False)
+    assert (accepted.epoch, accepted.primary, accepted.incomplete) == (0, "", False)
     accepted.record(3, "n1")
     accepted.record(3, "n1")
     for epoch, primary in ((3, "n2"), (2, "n1"), (2, "n2")):
@@ -31,13 +31,13 @@ def test_the_damaged_mark_outlives_restarts_and_new_epochs(tmp_path: Path) -> No
     for damaged in (True, True, False):
         accepted = Accepted(tmp_path / "accepted")
         if damaged:
-            accepted.set_damaged()
+            accepted.set_incomplete()
         else:
             accepted.clear_marks()
         accepted.record(accepted.epoch + 1, "n1")
         accepted.close()
         accepted = Accepted(tmp_path / "accepted")
-        assert accepted.damaged is damaged
+        assert accepted.incomplete is damaged
         accepted.close()
 
 
@@ -91,7 +91,7 @@ def test_both_slots_are_synced_before_the_call_returns(
     monkeypatch.setattr("datapath.storage.accepted.os.fsync", fsync)
     changes: list[Callable[[], None]] = [
         lambda: accepted.record(1, "n1"),
-        accepted.set_damaged,
+        accepted.set_incomplete,
         accepted.clear_marks,
     ]
     for change in changes:
@@ -108,14 +108,14 @@ def test_a_slot_that_rots_costs_nothing_and_is_repaired(tmp_path: Path, offset: 
     path = tmp_path / "accepted"
     accepted = Accepted(path)
     accepted.record(1, "n1")
-    accepted.set_damaged()
+    accepted.set_incomplete()
     accepted.record(2, "n2")
     accepted.close()
     sound = path.read_bytes()
     for at in range(offset, offset + 28):
         path.write_bytes(sound[:at] + bytes([sound[at] ^ 0x10]) + sound[at + 1 :])
         accepted = Accepted(path)
-        assert (accepted.epoch, accepted.primary, accepted.damaged) == (2, "n2", True)
+        assert (accepted.epoch, accepted.primary, accepted.incomplete) == (2, "n2", True)
         assert str(path) in accepted.repair
         accepted.close()
         accepted = Accepted(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from datapath.errors import DataDirectoryError
-from datapath.node.replica_disk import Storage
+from datapath.node.replica_disk import ReplicaStorage
 from datapath.storage.data_directory import DataDirectory
 from datapath.storage.log import Log
 from datapath.storage.log_recovery import TailCut
@@ -20,9 +20,9 @@ from tests.unit.datapath.storage.storage_faults import (
 )
 
 
-def open_storage(path: Path) -> tuple[DataDirectory, Storage]:
+def open_storage(path: Path) -> tuple[DataDirectory, ReplicaStorage]:
     directory = DataDirectory.open(path, node_id="n1")
-    storage = Storage(
+    storage = ReplicaStorage(
         directory,
         segment_size_bytes=SEGMENT_SIZE_BYTES,
         map_size_bytes=1 << 24,
@@ -36,7 +36,7 @@ def open_storage(path: Path) -> tuple[DataDirectory, Storage]:
 def suspects(path: Path, *, clears: bool = False) -> bool:
     """Open the storage, as a process does that is killed at once; say whether it is suspect."""
     directory, storage = open_storage(path)
-    suspect = storage.recover().suspect
+    suspect = storage.recover().tail_cut
     if clears:
         storage.accepted.clear_marks()
     abandon(storage.log)
@@ -75,12 +75,12 @@ def test_the_mark_outlives_new_epochs_and_stands_beside_the_other(tmp_path: Path
     write_and_tear(tmp_path)
     directory, storage = open_storage(tmp_path)
     storage.accepted.record(7, "n2")
-    storage.accepted.set_damaged()
+    storage.accepted.set_incomplete()
     recovered = storage.recover()
-    assert (recovered.suspect, recovered.damaged, recovered.accepted_epoch) == (True, True, 7)
+    assert (recovered.tail_cut, recovered.incomplete, recovered.accepted_epoch) == (True, True, 7)
     storage.accepted.clear_marks()
-    assert not storage.accepted.suspect
-    assert not storage.accepted.damaged
+    assert not storage.accepted.tail_cut
+    assert not storage.accepted.incomplete
     assert storage.accepted.epoch == 7
     storage.log.close()
     storage.store.close()

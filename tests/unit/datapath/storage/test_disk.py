@@ -15,7 +15,7 @@ import pytest
 from datapath.errors import DiskFailedError, DiskFullError, OverloadedError
 from datapath.storage.log import Log
 from datapath.storage.log_files import Files
-from datapath.storage.log_writer import DiskWorker
+from datapath.storage.log_writer import LogWriter
 from datapath.storage.store import Store
 from datapath.storage.store_flusher import StoreFlusher
 from tests.unit.datapath.storage.storage_faults import FailingFiles, abandon, record, records
@@ -50,7 +50,7 @@ class Owner:
     def __init__(self, log: Log, **options: int) -> None:
         self.done: list[int] = []
         self.errors: list[Exception] = []
-        self.worker = DiskWorker(
+        self.worker = LogWriter(
             log, on_done=self.done.append, on_error=self.errors.append, **options
         )
 

@@ -21,14 +21,16 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("put"), KEYS, st.binary(max_size=3)),
         st.tuples(st.just("delete"), KEYS, st.none()),
-        st.tuples(st.sampled_from(["freeze", "write", "thaw", "reopen"]), st.none(), st.none()),
+        st.tuples(
+            st.sampled_from(["freeze", "write", "drop_frozen", "reopen"]), st.none(), st.none()
+        ),
     ),
     max_size=60,
 )
 
 
-def put(store: Store, key: bytes, value: bytes | None, *, space: int = KV) -> None:
-    store.apply([[(space, key, value)]], store.applied_index + 1, max(store.applied_epoch, 1))
+def put(store: Store, key: bytes, value: bytes | None, *, keyspace: int = KV) -> None:
+    store.apply([[(keyspace, key, value)]], store.applied_index + 1, max(store.applied_epoch, 1))
 
 
 def expected_range(
@@ -53,7 +55,7 @@ def test_behaves_like_a_sorted_dictionary(
         for kind, key, value in steps:
             if key is not None:
                 put(store, key, value)
-                put(store, key, b"elsewhere", space=CLIENTS)
+                put(store, key, b"elsewhere", keyspace=CLIENTS)
                 if value is None:
                     model.pop(key, None)
                 else:
@@ -62,8 +64,8 @@ def test_behaves_like_a_sorted_dictionary(
                 store.freeze()
             elif kind == "write":
                 store.write_frozen()
-            elif kind == "thaw":
-                store.thaw()
+            elif kind == "drop_frozen":
+                store.drop_frozen()
             else:
                 store.flush()
                 store.close()
@@ -92,7 +94,7 @@ def test_the_position_is_committed_with_the_content(tmp_path: Path) -> None:
     put(store, b"later", b"1")
     store.write_frozen()
     assert (store.applied_index, store.durable_index) == (101, 0)
-    store.thaw()
+    store.drop_frozen()
     assert (store.durable_index, store.durable_epoch) == (100, 1)
     store.close()  # the later one was only in memory
     store = Store.open(tmp_path)
@@ -106,7 +108,7 @@ def test_thawing_before_the_write_keeps_the_frozen_overlay(tmp_path: Path) -> No
     store = Store.open(tmp_path)
     fill(store, 10)
     store.freeze()
-    store.thaw()
+    store.drop_frozen()
     assert store.flushing
     assert store.get(KV, b"000000") == b"value"
     assert store.overlay_bytes > store.active_bytes == 0
@@ -155,7 +157,7 @@ def test_a_full_map_leaves_everything_readable_and_to_be_tried_again(tmp_path: P
     store._environment.lmdb.set_mapsize(1 << 24)
     store._read = store._environment.lmdb.begin()  # resizing ends all transactions
     store.write_frozen()
-    store.thaw()
+    store.drop_frozen()
     assert store.durable_index == 9
     store.close()
 

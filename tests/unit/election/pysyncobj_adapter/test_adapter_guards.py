@@ -12,18 +12,18 @@ from pysyncobj.node import Node
 
 from election.pysyncobj_adapter import wire
 from election.pysyncobj_adapter.clock import monotonic
-from election.pysyncobj_adapter.journal import Entry
+from election.pysyncobj_adapter.journal import RaftEntry
 from election.pysyncobj_adapter.members import membership_change
 from election.pysyncobj_adapter.pre_vote import ORPHAN_PATIENCE_S
-from election.pysyncobj_adapter.view_machine import Propose, SetMembership, encode_command
-from election.view import AddMember, Bootstrap, Change, RemoveMember
+from election.pysyncobj_adapter.view_machine import ProposeRequest, SetMembership, encode_command
+from election.view import AddMember, Bootstrap, RemoveMember, ViewChange
 from tests.unit.election.pysyncobj_adapter.test_raft_core import MEMBERS, Bench, entry, grown
 
 
 class Leader:
     """Member n1 leads; the view wants other members than those that vote. Time is as in life."""
 
-    def __init__(self, bench: Bench, *changes: Change) -> None:
+    def __init__(self, bench: Bench, *changes: ViewChange) -> None:
         self.bench = bench
         self.core = bench.core
         self.voters = [node for node in self.core.member_ids if node != "n1"]
@@ -31,7 +31,7 @@ class Leader:
         founders = tuple(grown(node) for node in self.core.member_ids)
         first = "n2" if "n2" in self.voters else "n1"  # whoever is the primary
         for number, change in enumerate((Bootstrap("c", first, founders), *changes)):
-            self.core.submit(encode_command(Propose(bytes([number]), number, change)))
+            self.core.submit(encode_command(ProposeRequest(bytes([number]), number, change)))
         self.core._onTick(0)
         self.acknowledge()
         self.core._onTick(0)
@@ -42,7 +42,7 @@ class Leader:
         """All voters hold everything."""
         end = self.bench.log[-1][1] + 1
         for voter in self.voters:
-            ack = wire.Ack(int(self.core.raftCurrentTerm), end, reset=False, success=True)
+            ack = wire.FollowerReply(int(self.core.raftCurrentTerm), end, reset=False, success=True)
             self.bench.receive(voter, ack)
 
     def drive(self, *answering: str) -> list[tuple[bool, str]]:
@@ -126,7 +126,7 @@ def asks(bench: Bench) -> bool:
     return any(isinstance(message, wire.PreVote) for _, message in bench.sent)
 
 
-def change(index: int, *, adding: bool, node_id: str, term: int = 1) -> Entry:
+def change(index: int, *, adding: bool, node_id: str, term: int = 1) -> RaftEntry:
     step = SetMembership(adding=adding, node_id=node_id, address="127.0.0.1:9")
     return b"\x02" + msgspec.msgpack.encode(step), index, term
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from election.pysyncobj_adapter.errors import StorageCorruptError, StorageFullError
-from election.pysyncobj_adapter.journal import Entry, Journal
+from election.pysyncobj_adapter.errors import RaftStorageFullError, StorageCorruptError
+from election.pysyncobj_adapter.journal import Journal, RaftEntry
 
 RESERVE_BYTES = 16 * 1024
 HEADER_BYTES = 32
@@ -23,11 +23,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "journal"
 
 
-def entry(index: int, term: int = 1, size_bytes: int = 20) -> Entry:
+def entry(index: int, term: int = 1, size_bytes: int = 20) -> RaftEntry:
     return bytes([index % 251 + 1]) * size_bytes, index, term
 
 
-def written(path: Path, *entries: Entry) -> list[int]:
+def written(path: Path, *entries: RaftEntry) -> list[int]:
     """Write the entries; return where each one's record ends."""
     journal = Journal(path, reserve_bytes=RESERVE_BYTES)
     ends = []
@@ -260,12 +260,12 @@ class TestSafetyAndSpace:
             for index in range(100, 1000):
                 journal.add(*entry(index))
 
-        with pytest.raises(StorageFullError, match="journal"):
+        with pytest.raises(RaftStorageFullError, match="journal"):
             fill()
         journal._destroy()
 
     def test_a_full_disk_at_the_start_says_so(self, path: Path, small_files: None) -> None:
-        with pytest.raises(StorageFullError, match="Free space"):
+        with pytest.raises(RaftStorageFullError, match="Free space"):
             Journal(path, reserve_bytes=16 * RESERVE_BYTES)
         assert not path.exists()
 

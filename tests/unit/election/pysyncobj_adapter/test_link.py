@@ -8,7 +8,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from election.pysyncobj_adapter.link import MAX_FRAME_BYTES, MAX_GREETING_BYTES, Greeting, Link
+from election.pysyncobj_adapter.link import (
+    MAX_GREETING_BYTES,
+    MAX_RAFT_FRAME_BYTES,
+    Greeting,
+    RaftLink,
+)
 from election.pysyncobj_adapter.poller import Poller
 
 SECRET = b"the secret of the cluster"
@@ -27,13 +32,13 @@ class Side:
         self.judged.append(greeting)
         return self.refuse
 
-    def on_open(self, link: Link) -> None:
+    def on_open(self, link: RaftLink) -> None:
         self.opened += 1
 
-    def on_frame(self, link: Link, data: bytes) -> None:
+    def on_frame(self, link: RaftLink, data: bytes) -> None:
         self.frames.append(data)
 
-    def on_closed(self, link: Link) -> None:
+    def on_closed(self, link: RaftLink) -> None:
         self.closed += 1
 
 
@@ -54,7 +59,7 @@ class Wire:
         accepted, self.at_acceptor = socket.socketpair()
         for sock in (dialer, accepted, self.at_dialer, self.at_acceptor):
             sock.setblocking(False)
-        self.dialer = Link(
+        self.dialer = RaftLink(
             self.dialer_side,
             self.poller,
             dialer,
@@ -64,7 +69,7 @@ class Wire:
             peer=dialer_means,
             now=0,
         )
-        self.acceptor = Link(
+        self.acceptor = RaftLink(
             self.acceptor_side,
             self.poller,
             accepted,
@@ -151,10 +156,10 @@ def test_frames_arrive_whole_and_in_order(wire: Wire) -> None:
     for number in range(3):
         wire.dialer.send(b"to n1: %d" % number, 0)
         wire.acceptor.send(b"to n2: %d" % number, 0)
-    wire.dialer.send(b"x" * (MAX_FRAME_BYTES - 16), 0)
+    wire.dialer.send(b"x" * (MAX_RAFT_FRAME_BYTES - 16), 0)
     wire.carry()
     assert wire.acceptor_side.frames[:3] == [b"to n1: 0", b"to n1: 1", b"to n1: 2"]
-    assert len(wire.acceptor_side.frames[3]) == MAX_FRAME_BYTES - 16
+    assert len(wire.acceptor_side.frames[3]) == MAX_RAFT_FRAME_BYTES - 16
     assert wire.dialer_side.frames == [b"to n2: 0", b"to n2: 1", b"to n2: 2"]
 
 
@@ -221,7 +226,7 @@ class TestEndsTheLink:
         assert replay.acceptor.closed
 
     def test_a_length_beyond_the_bound(self, wire: Wire) -> None:
-        self.deliver(wire, struct.pack(">I", MAX_FRAME_BYTES + 1))
+        self.deliver(wire, struct.pack(">I", MAX_RAFT_FRAME_BYTES + 1))
         assert wire.acceptor.closed
 
     def test_a_peer_that_does_not_read(self, wire: Wire) -> None:
@@ -233,7 +238,7 @@ class TestEndsTheLink:
         one, two = self.two_frames(wire)
         side, link = wire.acceptor_side, wire.acceptor
 
-        def close_at_the_first(_link: Link, data: bytes) -> None:
+        def close_at_the_first(_link: RaftLink, data: bytes) -> None:
             side.frames.append(data)
             link.close()
 

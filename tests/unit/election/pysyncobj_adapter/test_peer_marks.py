@@ -16,12 +16,12 @@ from election.identity import Addresses
 from election.pysyncobj_adapter import transport, wire
 from election.pysyncobj_adapter.adapter import PySyncObjAgreement
 from election.pysyncobj_adapter.errors import RolledBackError
-from election.pysyncobj_adapter.link import Link
-from election.pysyncobj_adapter.peer_marks import MAX_REMEMBERED, Mark, PeerMarks
+from election.pysyncobj_adapter.link import RaftLink
+from election.pysyncobj_adapter.peer_marks import MAX_REMEMBERED, PeerMark, PeerMarks
 from election.pysyncobj_adapter.raft_core import RaftCore
 from election.pysyncobj_adapter.settings import AgreementSettings
-from election.pysyncobj_adapter.storage import Storage
-from election.pysyncobj_adapter.view_machine import Answer
+from election.pysyncobj_adapter.storage import RaftStorage
+from election.pysyncobj_adapter.view_machine import ViewReply
 from election.registry import PeerRegistry
 from tests.support.ports import free_address
 
@@ -33,37 +33,37 @@ DEADLINE_S = 10.0
 
 def test_what_was_told_is_there_after_a_restart(tmp_path: Path) -> None:
     marks = PeerMarks(tmp_path / "raft")
-    marks.note("of n2", Mark(3, 9, 2, 7))
+    marks.note("of n2", PeerMark(3, 9, 2, 7))
     marks.save()
     again = PeerMarks(tmp_path / "raft")
-    assert again.of("of n2") == Mark(3, 9, 2, 7)
-    assert again.of("of n3") == Mark()
+    assert again.of("of n2") == PeerMark(3, 9, 2, 7)
+    assert again.of("of n3") == PeerMark()
     assert (tmp_path / "raft.peers").stat().st_mode & 0o777 == 0o600
 
 
 def test_who_tells_less_is_remembered_as_further() -> None:
     """It has restarted: what it applied or knew to be committed it may not know again at once."""
-    mark = Mark(3, 9, 2, 7)
-    for less in (Mark(), Mark(3, 1, 2, 5), Mark(2, 9, 1, 900)):
+    mark = PeerMark(3, 9, 2, 7)
+    for less in (PeerMark(), PeerMark(3, 1, 2, 5), PeerMark(2, 9, 1, 900)):
         assert mark.joined(less) == less.joined(mark) == mark
-    assert mark.joined(Mark(4, 1, 3, 5)) == Mark(4, 9, 3, 5)
+    assert mark.joined(PeerMark(4, 1, 3, 5)) == PeerMark(4, 9, 3, 5)
 
 
 def test_whoever_names_no_data_directory_is_not_remembered(tmp_path: Path) -> None:
     marks = PeerMarks(tmp_path / "raft")
-    marks.note("", Mark(3, 9, 2, 7))
-    assert marks.of("") == Mark()
+    marks.note("", PeerMark(3, 9, 2, 7))
+    assert marks.of("") == PeerMark()
 
 
 def test_it_is_bounded_and_forgets_who_was_silent_for_longest(tmp_path: Path) -> None:
     marks = PeerMarks(tmp_path / "raft")
     for number in range(MAX_REMEMBERED):
-        marks.note(f"d{number}", Mark(1))
-    marks.note("d0", Mark(2))
-    marks.note("one more", Mark(1))
-    assert marks.of("d0") == Mark(2)
-    assert marks.of("d1") == Mark()
-    assert marks.of("d2") == marks.of("one more") == Mark(1)
+        marks.note(f"d{number}", PeerMark(1))
+    marks.note("d0", PeerMark(2))
+    marks.note("one more", PeerMark(1))
+    assert marks.of("d0") == PeerMark(2)
+    assert marks.of("d1") == PeerMark()
+    assert marks.of("d2") == marks.of("one more") == PeerMark(1)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "empty", "another format"])
@@ -71,7 +71,7 @@ def test_a_damaged_memory_is_dropped_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     marks = PeerMarks(tmp_path / "raft")
-    marks.note("of n2", Mark(3, 9, 2, 7))
+    marks.note("of n2", PeerMark(3, 9, 2, 7))
     marks.save()
     content = marks.path.read_bytes()
     flipped = content[:-1] + bytes([content[-1] ^ 1])
@@ -80,28 +80,28 @@ def test_a_damaged_memory_is_dropped_with_a_warning(
     )
     with caplog.at_level(logging.WARNING):
         again = PeerMarks(tmp_path / "raft")
-    assert again.of("of n2") == Mark()
+    assert again.of("of n2") == PeerMark()
     assert str(marks.path) in caplog.text
-    again.note("of n2", Mark(1))
+    again.note("of n2", PeerMark(1))
     again.save()
-    assert PeerMarks(tmp_path / "raft").of("of n2") == Mark(1)
+    assert PeerMarks(tmp_path / "raft").of("of n2") == PeerMark(1)
 
 
 def test_a_memory_that_cannot_be_written_is_only_weaker(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     marks = PeerMarks(tmp_path / "raft")
-    marks.note("of n2", Mark(1))
+    marks.note("of n2", PeerMark(1))
     beside = tmp_path / "raft.peers.new"
     beside.mkdir()
     with caplog.at_level(logging.WARNING):
         marks.save()
         marks.save()
     assert caplog.text.count("is not noted") == 1
-    assert marks.of("of n2") == Mark(1)
+    assert marks.of("of n2") == PeerMark(1)
     beside.rmdir()
     marks.save()
-    assert PeerMarks(tmp_path / "raft").of("of n2") == Mark(1)
+    assert PeerMarks(tmp_path / "raft").of("of n2") == PeerMark(1)
 
 
 # On the links
@@ -110,7 +110,7 @@ def test_a_memory_that_cannot_be_written_is_only_weaker(
 class NotingCore(RaftCore):
     """A production core that notes what messages come."""
 
-    def on_message(self, node: Node, message: wire.Message) -> None:
+    def on_message(self, node: Node, message: wire.RaftMessage) -> None:
         assert isinstance(self._listener, Member)
         self._listener.events.append(message)
         super().on_message(node, message)
@@ -139,14 +139,14 @@ class Member:
         self.open()
 
     def open(self) -> None:
-        self.storage = Storage(self.settings)
+        self.storage = RaftStorage(self.settings)
         self.core = NotingCore(self.settings, self.storage, self)
 
     def close(self) -> None:
         self.core.close()
         self.storage.close()
 
-    def on_applied(self, answer: Answer) -> None: ...
+    def on_applied(self, answer: ViewReply) -> None: ...
 
     def on_restored(self) -> None: ...
 
@@ -171,7 +171,7 @@ class Pair:
     def is_linked(self) -> bool:
         return self.n1.core.connected_ids() == ["n2"] and self.n2.core.connected_ids() == ["n1"]
 
-    def remembers(self, mark: Mark) -> Callable[[], bool]:
+    def remembers(self, mark: PeerMark) -> Callable[[], bool]:
         return lambda: (
             self.n1.storage.marks.of(self.n2.data_id).joined(mark)
             == (self.n1.storage.marks.of(self.n2.data_id))
@@ -189,15 +189,15 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 def test_each_tells_how_far_it_is_and_tells_it_again_when_it_has_got_on(pair: Pair) -> None:
     pair.until(lambda: pair.n1.core.leader_in_term and pair.n2.core.leader_in_term)
     pair.n2.core.position = (2, 7)
-    pair.until(pair.remembers(Mark(pair.n2.core.raftCurrentTerm, 1, 2, 7)))
+    pair.until(pair.remembers(PeerMark(pair.n2.core.raftCurrentTerm, 1, 2, 7)))
     pair.n2.core.position = (2, 9)
-    pair.until(pair.remembers(Mark(pair.n2.core.raftCurrentTerm, 1, 2, 9)))
+    pair.until(pair.remembers(PeerMark(pair.n2.core.raftCurrentTerm, 1, 2, 9)))
 
 
 def test_it_is_told_at_most_so_often(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "TELL_INTERVAL_S", 3600.0)
     pair.n2.core.position = (2, 7)
-    pair.until(pair.remembers(Mark(epoch=2, index=7)))
+    pair.until(pair.remembers(PeerMark(epoch=2, index=7)))
     pair.n2.core.position = (2, 9)
     heard = len(pair.n1.events)
     pair.until(lambda: pair.n1.core.leader_in_term and len(pair.n1.events) > heard + 5)
@@ -206,7 +206,7 @@ def test_it_is_told_at_most_so_often(pair: Pair, monkeypatch: pytest.MonkeyPatch
 
 def test_what_is_remembered_comes_before_everything_else_on_each_link(pair: Pair) -> None:
     """So no vote or entry of that member is taken by one that has gone back."""
-    pair.n1.storage.marks.note(pair.n2.data_id, Mark(epoch=2, index=7))
+    pair.n1.storage.marks.note(pair.n2.data_id, PeerMark(epoch=2, index=7))
     for _ in range(3):
         pair.until(lambda: pair.is_linked() and len(pair.n2.events) > 2)
         assert pair.n2.events[0] == (2, 7)
@@ -216,9 +216,11 @@ def test_what_is_remembered_comes_before_everything_else_on_each_link(pair: Pair
         pair.n2.events.clear()
 
 
-@pytest.mark.parametrize("known", [Mark(term=900), Mark(applied_index=900)], ids=["vote", "entry"])
+@pytest.mark.parametrize(
+    "known", [PeerMark(term=900), PeerMark(applied_index=900)], ids=["vote", "entry"]
+)
 def test_who_lacks_a_vote_or_an_entry_that_is_remembered_ends_before_it_votes(
-    pair: Pair, known: Mark
+    pair: Pair, known: PeerMark
 ) -> None:
     """It has noted it, too: the next time it ends although nobody is there who remembers it."""
     pair.n1.storage.marks.note(pair.n2.data_id, known)
@@ -234,13 +236,13 @@ def test_who_lacks_a_vote_or_an_entry_that_is_remembered_ends_before_it_votes(
 def test_who_does_not_say_first_what_it_remembers_is_not_listened_to(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    encode = wire.encode
+    encode = wire.encode_raft_message
 
-    def silent(message: wire.Message) -> bytes:
+    def silent(message: wire.RaftMessage) -> bytes:
         return encode(wire.Ping() if isinstance(message, wire.Remembered) else message)
 
     with monkeypatch.context() as patched:
-        patched.setattr(wire, "encode", silent)
+        patched.setattr(wire, "encode_raft_message", silent)
         pair.until(lambda: caplog.text.count("out of turn") > 3)
     assert not pair.n1.events
     assert not pair.n2.events
@@ -250,25 +252,25 @@ def test_nothing_is_told_on_a_link_before_the_peer_has_said_what_it_remembers(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What an old copy tells would hide what is remembered of its newer self."""
-    send = Link.send
+    send = RaftLink.send
 
-    def lose(link: Link, data: bytes, now: float) -> None:
+    def lose(link: RaftLink, data: bytes, now: float) -> None:
         if not (link.is_open and link.peer == "n2"):  # n1's end
             send(link, data, now)
 
-    monkeypatch.setattr(Link, "send", lose)
+    monkeypatch.setattr(RaftLink, "send", lose)
     pair.n2.core.position = (2, 7)
     pair.until(lambda: any(link._read_frames > 4 for link in pair.n1.core._links._open.values()))
-    assert pair.n1.storage.marks.of(pair.n2.data_id) == Mark()
+    assert pair.n1.storage.marks.of(pair.n2.data_id) == PeerMark()
 
 
 def test_what_is_remembered_is_said_once_on_a_link(
     pair: Pair, caplog: pytest.LogCaptureFixture
 ) -> None:
     pair.until(pair.is_linked)
-    link: Link = pair.n1.core._links._open["n2"]
+    link: RaftLink = pair.n1.core._links._open["n2"]
     pair.until(lambda: link.is_introduced)
-    link.send(wire.encode(wire.Remembered(Mark())), time.monotonic())
+    link.send(wire.encode_raft_message(wire.Remembered(PeerMark())), time.monotonic())
     pair.until(lambda: "sent Remembered out of turn" in caplog.text)
     pair.until(lambda: link.closed)
 
@@ -278,7 +280,7 @@ def test_who_holds_what_is_remembered_is_not_refused(pair: Pair, known: tuple[in
     """Also where it was told more than it has applied again after a restart."""
     pair.until(lambda: pair.n2.core.raftLastApplied >= 2 and pair.n2.core.raftCurrentTerm >= 1)
     pair.n2.core.on_remembered(
-        Node("n1"), Mark(min(known[0], pair.n2.core.raftCurrentTerm), known[1])
+        Node("n1"), PeerMark(min(known[0], pair.n2.core.raftCurrentTerm), known[1])
     )
 
 
@@ -299,13 +301,13 @@ async def test_a_reminder_comes_before_the_answers_that_come_after_it(tmp_path: 
     )
     order: list[object] = []
     agreement._loop = asyncio.get_running_loop()
-    waiting: asyncio.Future[Answer] = agreement._loop.create_future()
+    waiting: asyncio.Future[ViewReply] = agreement._loop.create_future()
     agreement._waiting[b"r"] = waiting
     agreement.on_reminder(lambda epoch, index: order.append((epoch, index)))
 
     def raft_thread() -> None:
         agreement.on_remembered(2, 7)
-        agreement.on_news(None, [Answer(b"r", None)])
+        agreement.on_news(None, [ViewReply(b"r", None)])
 
     async def proposer() -> None:
         order.append(await waiting)
@@ -315,4 +317,4 @@ async def test_a_reminder_comes_before_the_answers_that_come_after_it(tmp_path: 
     thread.start()
     await proposing
     thread.join()
-    assert order == [(2, 7), Answer(b"r", None)]
+    assert order == [(2, 7), ViewReply(b"r", None)]

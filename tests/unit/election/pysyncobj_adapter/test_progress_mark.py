@@ -9,7 +9,7 @@ import pytest
 
 from election.pysyncobj_adapter.errors import RolledBackError, StorageCorruptError
 from election.pysyncobj_adapter.settings import AgreementSettings
-from election.pysyncobj_adapter.storage import Storage
+from election.pysyncobj_adapter.storage import RaftStorage
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def settings(tmp_path: Path) -> AgreementSettings:
 
 def take_part(settings: AgreementSettings, term: int, index: int) -> None:
     """Add entries up to `index`, in `term`; note it as the core does."""
-    storage = Storage(settings)
+    storage = RaftStorage(settings)
     storage.journal.setCurrentTerm(term, "n1")
     for number in range(len(storage.journal) + 1, index + 1):
         storage.journal.add(b"\x00", number, term)
@@ -47,7 +47,7 @@ def put_back(settings: AgreementSettings, copy: Path) -> None:
 def test_a_directory_that_goes_on_is_taken(settings: AgreementSettings) -> None:
     for number in (2, 3):
         take_part(settings, number, 2 * number)
-    Storage(settings).close()
+    RaftStorage(settings).close()
 
 
 @pytest.mark.parametrize(("term", "index"), [(1, 5), (2, 3)], ids=["entries", "a vote"])
@@ -58,20 +58,20 @@ def test_an_old_copy_is_refused(settings: AgreementSettings, term: int, index: i
     put_back(settings, copy)
     for _ in range(2):
         with pytest.raises(RolledBackError, match="is an old copy"):
-            Storage(settings)
+            RaftStorage(settings)
 
 
 def test_a_copy_that_lacks_nothing_is_taken(settings: AgreementSettings) -> None:
     take_part(settings, 1, 3)
     put_back(settings, copied(settings))
-    Storage(settings).close()
+    RaftStorage(settings).close()
 
 
 def test_a_directory_made_anew_is_the_other_members_affair(settings: AgreementSettings) -> None:
     """They know this member with another one, and refuse it."""
     take_part(settings, 4, 9)
     shutil.rmtree(settings.directory)
-    Storage(settings).close()
+    RaftStorage(settings).close()
 
 
 def test_a_damaged_mark_is_refused(settings: AgreementSettings) -> None:
@@ -79,4 +79,4 @@ def test_a_damaged_mark_is_refused(settings: AgreementSettings) -> None:
     mark = settings.directory.with_name("raft.mark")
     mark.write_bytes(mark.read_bytes()[:-1] + b"\xff")
     with pytest.raises(StorageCorruptError):
-        Storage(settings)
+        RaftStorage(settings)

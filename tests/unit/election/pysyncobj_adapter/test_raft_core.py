@@ -17,22 +17,22 @@ from election.pysyncobj_adapter import library as library_module
 from election.pysyncobj_adapter import wire
 from election.pysyncobj_adapter.clock import monotonic
 from election.pysyncobj_adapter.errors import SafetyViolationError
-from election.pysyncobj_adapter.journal import Entry
+from election.pysyncobj_adapter.journal import RaftEntry
 from election.pysyncobj_adapter.link import Greeting
 from election.pysyncobj_adapter.members import membership_change
 from election.pysyncobj_adapter.raft_core import RaftCore
 from election.pysyncobj_adapter.raft_snapshot import Dump
 from election.pysyncobj_adapter.settings import AgreementSettings
-from election.pysyncobj_adapter.storage import Storage
+from election.pysyncobj_adapter.storage import RaftStorage
 from election.pysyncobj_adapter.view_machine import (
-    Answer,
-    Propose,
-    Read,
+    MachineState,
+    ProposeRequest,
+    ReadRequest,
     SetMembership,
-    State,
+    ViewReply,
     encode_command,
 )
-from election.view import AddMember, Bootstrap, Change, Member, RemoveMember
+from election.view import AddMember, Bootstrap, Member, RemoveMember, ViewChange
 
 MEMBERS = {f"n{number}": f"127.0.0.1:{number}" for number in range(1, 6)}
 
@@ -48,7 +48,7 @@ class Tap:
         self.closed = False
 
     def send(self, data: bytes, _now: float) -> None:
-        self.bench.note_sent(self.node_id, wire.decode(data))
+        self.bench.note_sent(self.node_id, wire.decode_raft_message(data))
 
     def close(self) -> None:
         self.closed = True
@@ -60,10 +60,10 @@ class Bench:
     def __init__(self, directory: Path, founders: dict[str, str] | None = None) -> None:
         self.directory = directory
         self.founders = founders
-        self.answers: list[Answer] = []
+        self.answers: list[ViewReply] = []
         self.restored = 0
         self.remembered: list[tuple[int, int]] = []
-        self.sent: list[tuple[str, wire.Message]] = []
+        self.sent: list[tuple[str, wire.RaftMessage]] = []
         self.open()
 
     def open(self) -> None:
@@ -76,14 +76,14 @@ class Bench:
             secret=bytes(32),
             compaction_interval_ms=3_600_000,
         )
-        self.storage = Storage(settings)
+        self.storage = RaftStorage(settings)
         self.core = RaftCore(settings, self.storage, self)
         for node_id in MEMBERS:
             # The sending goes through the real transport, and ends here.
             self.core._links._open[node_id] = Tap(self, node_id)  # type: ignore[assignment]
         self.core._SyncObj__connectedNodes = {Node(node_id) for node_id in MEMBERS}
 
-    def note_sent(self, node_id: str, message: wire.Message) -> None:
+    def note_sent(self, node_id: str, message: wire.RaftMessage) -> None:
         self.sent.append((node_id, message))
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ class Bench:
         self.close()
         self.open()
 
-    def on_applied(self, answer: Answer) -> None:
+    def on_applied(self, answer: ViewReply) -> None:
         self.answers.append(answer)
 
     def on_restored(self) -> None:
@@ -103,16 +103,16 @@ class Bench:
     def on_remembered(self, epoch: int, index: int) -> None:
         self.remembered.append((epoch, index))
 
-    def receive(self, node_id: str, message: wire.Message) -> list[wire.Message]:
+    def receive(self, node_id: str, message: wire.RaftMessage) -> list[wire.RaftMessage]:
         """Hand over a message; return what is sent to its sender in answer."""
         self.sent.clear()
         self.core.on_message(Node(node_id), message)
         return [answer for to, answer in self.sent if to == node_id]
 
     def append(
-        self, *entries: Entry, after: tuple[int, int] = (1, 0), term: int = 1, commit: int = 1
-    ) -> wire.Message:
-        (answer,) = self.receive("n2", wire.Append(term, commit, *after, list(entries)))
+        self, *entries: RaftEntry, after: tuple[int, int] = (1, 0), term: int = 1, commit: int = 1
+    ) -> wire.RaftMessage:
+        (answer,) = self.receive("n2", wire.AppendEntries(term, commit, *after, list(entries)))
         return answer
 
     def lead(self, *voters: str) -> int:
@@ -127,7 +127,7 @@ class Bench:
         return term
 
     @property
-    def log(self) -> list[Entry]:
+    def log(self) -> list[RaftEntry]:
         return list(self.core._journal)
 
     @property
@@ -142,28 +142,28 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     made.close()
 
 
-def entry(index: int, term: int = 1) -> Entry:
+def entry(index: int, term: int = 1) -> RaftEntry:
     return b"\x01" + bytes([index]), index, term
 
 
-FIRST: Entry = (b"\x01", 1, 0)
+FIRST: RaftEntry = (b"\x01", 1, 0)
 
 
 class TestAppend:
     def test_entries_are_acknowledged_with_the_term(self, bench: Bench) -> None:
         answer = bench.append(entry(2), entry(3))
-        assert answer == wire.Ack(1, 4, reset=False, success=True)
+        assert answer == wire.FollowerReply(1, 4, reset=False, success=True)
         assert bench.log == [FIRST, entry(2), entry(3)]
 
     def test_they_are_on_the_disk_before_the_acknowledgement_leaves(self, bench: Bench) -> None:
         on_disk: list[int] = []
 
-        def look(_node_id: str, _message: wire.Message) -> None:
+        def look(_node_id: str, _message: wire.RaftMessage) -> None:
             content = (bench.directory / "journal").read_bytes()
             on_disk.append(content.count(b"\x01\x02") + content.count(b"\x01\x03"))
 
         bench.note_sent = look  # type: ignore[assignment,method-assign]
-        bench.core.on_message(Node("n2"), wire.Append(1, 1, 1, 0, [entry(2), entry(3)]))
+        bench.core.on_message(Node("n2"), wire.AppendEntries(1, 1, 1, 0, [entry(2), entry(3)]))
         assert on_disk == [2]
 
     def test_a_redelivered_append_erases_nothing(self, bench: Bench) -> None:
@@ -171,13 +171,13 @@ class TestAppend:
         bench.append(entry(3), after=(2, 1))
         answer = bench.append(entry(2))
         assert bench.log == [FIRST, entry(2), entry(3)]
-        assert answer == wire.Ack(1, 3, reset=False, success=True)
+        assert answer == wire.FollowerReply(1, 3, reset=False, success=True)
 
     def test_an_old_heartbeat_erases_nothing(self, bench: Bench) -> None:
         bench.append(entry(2), entry(3))
         answer = bench.append(after=(1, 0))
         assert bench.log == [FIRST, entry(2), entry(3)]
-        assert answer == wire.Ack(1, 2, reset=False, success=True)
+        assert answer == wire.FollowerReply(1, 2, reset=False, success=True)
 
     def test_an_overlapping_append_adds_only_what_is_new(self, bench: Bench) -> None:
         bench.append(entry(2), entry(3))
@@ -205,7 +205,9 @@ class TestAppend:
             bench.append(term=term)
 
     def test_a_gap_is_answered_with_where_to_go_on(self, bench: Bench) -> None:
-        assert bench.append(entry(9), after=(8, 1)) == wire.Ack(1, 2, reset=True, success=False)
+        assert bench.append(entry(9), after=(8, 1)) == wire.FollowerReply(
+            1, 2, reset=True, success=False
+        )
 
     def test_the_commit_index_covers_only_what_the_message_vouches_for(self, bench: Bench) -> None:
         bench.append(entry(2), entry(3))  # Entry 3 may differ from the leader's of term 2.
@@ -215,17 +217,17 @@ class TestAppend:
     def test_a_leader_of_an_older_term_is_told_so(self, bench: Bench) -> None:
         bench.append(term=5)
         answer = bench.append(entry(2), term=3)
-        assert answer == wire.Ack(5, 2, reset=False, success=False)
+        assert answer == wire.FollowerReply(5, 2, reset=False, success=False)
         assert bench.log == [FIRST]
 
 
 class TestAck:
     def test_three_acknowledgements_of_five_commit(self, bench: Bench) -> None:
         term = bench.lead()
-        bench.receive("n2", wire.Ack(term, 3, reset=False, success=True))
+        bench.receive("n2", wire.FollowerReply(term, 3, reset=False, success=True))
         bench.core._onTick(0)
         assert bench.commit_index == 1
-        bench.receive("n3", wire.Ack(term, 3, reset=False, success=True))
+        bench.receive("n3", wire.FollowerReply(term, 3, reset=False, success=True))
         bench.core._onTick(0)
         assert bench.commit_index == 2
 
@@ -235,26 +237,26 @@ class TestAck:
         second = bench.lead()
         assert second > first + 1
         for node in ("n2", "n3", "n4"):
-            bench.receive(node, wire.Ack(first, 4, reset=False, success=True))
+            bench.receive(node, wire.FollowerReply(first, 4, reset=False, success=True))
         bench.core._onTick(0)
         assert bench.commit_index == 1
 
     def test_one_of_a_later_term_makes_the_leader_step_down(self, bench: Bench) -> None:
         term = bench.lead()
-        bench.receive("n2", wire.Ack(term + 3, 2, reset=False, success=False))
+        bench.receive("n2", wire.FollowerReply(term + 3, 2, reset=False, success=False))
         assert not bench.core._isLeader()
         assert bench.core.raftCurrentTerm == term + 3
 
     def test_one_for_entries_that_do_not_exist_counts_for_nothing(self, bench: Bench) -> None:
         term = bench.lead()
         for node in ("n2", "n3", "n4"):
-            bench.receive(node, wire.Ack(term, 99, reset=False, success=True))
+            bench.receive(node, wire.FollowerReply(term, 99, reset=False, success=True))
         bench.core._onTick(0)
         assert bench.commit_index == 1
 
 
 class TestVotes:
-    def ask(self, bench: Bench, node_id: str, term: int) -> list[wire.Message]:
+    def ask(self, bench: Bench, node_id: str, term: int) -> list[wire.RaftMessage]:
         return bench.receive(node_id, wire.RequestVote(term, 1, 0))
 
     def test_one_vote_per_term_also_after_a_restart(self, bench: Bench) -> None:
@@ -268,7 +270,7 @@ class TestVotes:
     def test_the_vote_is_on_the_disk_before_it_leaves(self, bench: Bench) -> None:
         stored: list[str | None] = []
 
-        def look(_node_id: str, _message: wire.Message) -> None:
+        def look(_node_id: str, _message: wire.RaftMessage) -> None:
             stored.append(bench.core._journal.getVotedForNodeId())
             assert b"n2" in (bench.directory / "journal").read_bytes()
 
@@ -382,7 +384,7 @@ class TestLog:
     def propose(self, number: int) -> bytes:
         member = Member(id="n1", role="replica", client="c", peer="p", raft="r")
         change = Bootstrap(f"cluster {number}", "n1", (member,))
-        return b"\x00" + encode_command(Propose(bytes([number]), 0, change))
+        return b"\x00" + encode_command(ProposeRequest(bytes([number]), 0, change))
 
     def test_a_command_that_is_none_changes_nothing_and_raises_nothing(self, bench: Bench) -> None:
         for command in (b"\x00", b"\x00garbage", b"\x00\x93\x01\x02\x03", b"\x02", b"\x02garbage"):
@@ -400,10 +402,10 @@ class TestLog:
 
     def test_a_dump_replaces_the_log_but_not_the_entries_behind_it(self, bench: Bench) -> None:
         bench.append(entry(2), entry(3), entry(4))
-        state = State(None, (Answer(b"r", None),), MEMBERS, MEMBERS)
+        state = MachineState(None, (ViewReply(b"r", None),), MEMBERS, MEMBERS)
         self.install(bench, Dump(state, entry(2), entry(3)))
         assert bench.log == [entry(2), entry(3), entry(4)]
-        assert bench.sent[-1] == ("n2", wire.Ack(2, 4, reset=False, success=True))
+        assert bench.sent[-1] == ("n2", wire.FollowerReply(2, 4, reset=False, success=True))
         assert bench.restored == 1
         self.install(bench, Dump(state, entry(8, 2), entry(9, 2)))
         assert bench.log == [entry(8, 2), entry(9, 2)]
@@ -412,13 +414,13 @@ class TestLog:
         assert bench.core.raftLastApplied == 9
 
     def test_an_old_dump_is_ignored(self, bench: Bench) -> None:
-        state = State(None, (), MEMBERS, MEMBERS)
+        state = MachineState(None, (), MEMBERS, MEMBERS)
         self.install(bench, Dump(state, entry(8), entry(9)))
         self.install(bench, Dump(state, entry(4), entry(5)))
         assert bench.log == [entry(8), entry(9)]
 
     def install(self, bench: Bench, dump: Dump) -> None:
-        leader = Storage(
+        leader = RaftStorage(
             AgreementSettings(
                 node_id="n2",
                 bind_address="127.0.0.1:0",
@@ -443,7 +445,7 @@ class TestLog:
 
 
 class TestMembers:
-    def change(self, index: int, *, adding: bool, node_id: str) -> Entry:
+    def change(self, index: int, *, adding: bool, node_id: str) -> RaftEntry:
         change = SetMembership(adding=adding, node_id=node_id, address="127.0.0.1:9")
         return b"\x02" + msgspec.msgpack.encode(change), index, 1
 
@@ -476,7 +478,7 @@ class TestMembers:
     def test_members_cannot_smuggle_in_a_change(self, bench: Bench) -> None:
         term = bench.lead()
         for node in ("n2", "n3"):  # A leader changes members once its first entry is committed.
-            bench.receive(node, wire.Ack(term, 3, reset=False, success=True))
+            bench.receive(node, wire.FollowerReply(term, 3, reset=False, success=True))
         bench.core._onTick(0)
         assert bench.core.raftLastApplied == 2
         before = bench.log
@@ -498,13 +500,13 @@ class TestOneChangeAtATime:
         """Lead five members whose view wants n6 in and n3 out; the steps have not begun."""
         term = bench.lead()
         founders = tuple(grown(node) for node in MEMBERS)
-        changes: tuple[Change, ...] = (
+        changes: tuple[ViewChange, ...] = (
             Bootstrap("c", "n1", founders),
             AddMember(grown("n6")),
             RemoveMember("n3"),
         )
         for number, change in enumerate(changes):
-            bench.core.submit(encode_command(Propose(bytes([number]), number, change)))
+            bench.core.submit(encode_command(ProposeRequest(bytes([number]), number, change)))
         bench.core._onTick(0)
         self.acknowledge(bench)
         bench.core._onTick(0)
@@ -515,7 +517,9 @@ class TestOneChangeAtATime:
     def acknowledge(self, bench: Bench, *voters: str) -> None:
         end = bench.log[-1][1] + 1
         for voter in voters or ("n2", "n4"):
-            ack = wire.Ack(int(bench.core.raftCurrentTerm), end, reset=False, success=True)
+            ack = wire.FollowerReply(
+                int(bench.core.raftCurrentTerm), end, reset=False, success=True
+            )
             bench.receive(voter, ack)
 
     def drive(self, bench: Bench) -> None:
@@ -652,7 +656,7 @@ class TestWhoMissedTheChanges:
 
     def test_who_hears_a_leader_lets_in_that_one_and_the_members(self, bench: Bench) -> None:
         bench.core._started_at -= 1.1
-        bench.core.on_message(Node("n9"), wire.Append(1, 1, 1, 0, []))
+        bench.core.on_message(Node("n9"), wire.AppendEntries(1, 1, 1, 0, []))
         assert self.lets_in(bench, "n9")
         assert self.lets_in(bench, "n2")
         assert not self.lets_in(bench, "n8")
@@ -670,7 +674,7 @@ class TestWhoMissedTheChanges:
         assert not links._is_to_be_dialed("n5", now + 1.1)
         term = bench.lead()
         assert links._is_to_be_dialed("n5", now + 1.1)
-        bench.receive("n5", wire.Ack(term, 3, reset=False, success=True))
+        bench.receive("n5", wire.FollowerReply(term, 3, reset=False, success=True))
         assert not links._is_to_be_dialed("n5", now + 1.1)
 
     def test_nobody_dials_itself(self, bench: Bench) -> None:
@@ -732,6 +736,6 @@ class TestLibrary:
 
     def test_a_forwarded_command_is_not_passed_on(self, bench: Bench) -> None:
         bench.append()
-        assert bench.receive("n3", wire.Forward(b"\x00" + encode_command(Read(b"r")))) == []
+        assert bench.receive("n3", wire.Forward(b"\x00" + encode_command(ReadRequest(b"r")))) == []
         bench.core._onTick(0)
         assert [message for _, message in bench.sent if isinstance(message, wire.Forward)] == []

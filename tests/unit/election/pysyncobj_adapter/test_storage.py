@@ -10,11 +10,11 @@ import pytest
 
 from election.pysyncobj_adapter import files
 from election.pysyncobj_adapter.errors import DirectoryInUseError, StorageCorruptError
-from election.pysyncobj_adapter.journal import Entry
+from election.pysyncobj_adapter.journal import RaftEntry
 from election.pysyncobj_adapter.raft_snapshot import Dump, DumpStore
 from election.pysyncobj_adapter.settings import AgreementSettings
-from election.pysyncobj_adapter.storage import Storage
-from election.pysyncobj_adapter.view_machine import State
+from election.pysyncobj_adapter.storage import RaftStorage
+from election.pysyncobj_adapter.view_machine import MachineState
 from tests.unit.election.pysyncobj_adapter.crash_disk import Crash, CrashDisk
 
 MEMBERS = {"n1": "127.0.0.1:1", "n2": "127.0.0.1:2"}
@@ -31,12 +31,12 @@ def settings(directory: Path) -> AgreementSettings:
     )
 
 
-def entry(index: int, term: int = 1) -> Entry:
+def entry(index: int, term: int = 1) -> RaftEntry:
     return b"\x00command", index, term
 
 
 def dump_at(index: int) -> Dump:
-    return Dump(State(None, (), MEMBERS, MEMBERS), entry(index - 1), entry(index))
+    return Dump(MachineState(None, (), MEMBERS, MEMBERS), entry(index - 1), entry(index))
 
 
 class Promises:
@@ -44,21 +44,21 @@ class Promises:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.entries: dict[int, Entry] = {}
+        self.entries: dict[int, RaftEntry] = {}
         self.first_index = 1
         self.vote: tuple[int, str | None] = (0, None)
         self.dump_index = 0
         self.joined: dict[str, bytes] = {}
 
     def live(self) -> None:
-        storage = Storage(settings(self.directory))
+        storage = RaftStorage(settings(self.directory))
         try:
             self._live(storage)
         finally:
             storage.journal._destroy()
             storage.close()
 
-    def _live(self, storage: Storage) -> None:
+    def _live(self, storage: RaftStorage) -> None:
         for index in range(1, 7):
             self._add(storage, entry(index))
         self._vote(storage, 2, "n2")
@@ -79,23 +79,23 @@ class Promises:
         self.dump_index = 20
         self._add(storage, entry(21, term=3))
 
-    def _add(self, storage: Storage, item: Entry) -> None:
+    def _add(self, storage: RaftStorage, item: RaftEntry) -> None:
         storage.journal.add(*item)
         self.entries[item[1]] = item
 
-    def _vote(self, storage: Storage, term: int, node_id: str | None) -> None:
+    def _vote(self, storage: RaftStorage, term: int, node_id: str | None) -> None:
         storage.journal.setCurrentTerm(term, node_id)
         self.vote = (term, node_id)
 
     def check(self, directory: Path) -> None:
         """Open what is left: it must open, and hold every promise."""
-        storage = Storage(settings(directory))
+        storage = RaftStorage(settings(directory))
         try:
             self._check(storage)
         finally:
             storage.close()
 
-    def _check(self, storage: Storage) -> None:
+    def _check(self, storage: RaftStorage) -> None:
         found = {item[1]: item for item in storage.journal}
         dump_index = 0
         if storage.dumps.current is not None:
@@ -147,7 +147,7 @@ def test_every_crash_point_of_a_whole_life_keeps_every_promise(
 def test_a_dump_that_reads_back_differently_replaces_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = Storage(settings(tmp_path))
+    storage = RaftStorage(settings(tmp_path))
     for index in range(1, 7):
         storage.journal.add(*entry(index))
     storage.compact(dump_at(3))
@@ -188,28 +188,28 @@ class TestRefuses:
         path = directory / name
         path.write_bytes(damage(path.read_bytes()))
         with pytest.raises(StorageCorruptError, match=str(path)):
-            Storage(settings(directory))
+            RaftStorage(settings(directory))
 
     @pytest.mark.parametrize("name", ["dump", "members", "journal"])
     def test_a_missing_file_beside_the_others(self, directory: Path, name: str) -> None:
         (directory / name).unlink()
         with pytest.raises(StorageCorruptError):
-            Storage(settings(directory))
+            RaftStorage(settings(directory))
 
     def test_a_dump_older_than_the_journal(self, directory: Path) -> None:
         DumpStore(directory / "dump").store(dump_at(9))
         with pytest.raises(StorageCorruptError, match="after the dump's end"):
-            Storage(settings(directory))
+            RaftStorage(settings(directory))
 
     def test_a_directory_in_use(self, directory: Path) -> None:
-        storage = Storage(settings(directory))
+        storage = RaftStorage(settings(directory))
         with pytest.raises(DirectoryInUseError, match="another process"):
-            Storage(settings(directory))
+            RaftStorage(settings(directory))
         storage.close()
 
 
 def test_the_founders_of_the_first_start_count_and_not_the_configuration(tmp_path: Path) -> None:
-    Storage(settings(tmp_path)).close()
+    RaftStorage(settings(tmp_path)).close()
     edited = AgreementSettings(
         node_id="n1",
         bind_address="127.0.0.1:0",
@@ -217,13 +217,13 @@ def test_the_founders_of_the_first_start_count_and_not_the_configuration(tmp_pat
         directory=tmp_path,
         secret=bytes(32),
     )
-    storage = Storage(edited)
+    storage = RaftStorage(edited)
     assert storage.book.founders == MEMBERS
     storage.close()
 
 
 def test_a_removed_members_directory_is_forgotten(tmp_path: Path) -> None:
-    storage = Storage(settings(tmp_path))
+    storage = RaftStorage(settings(tmp_path))
     assert storage.book.judge("n2", b"one") == ""
     assert "new id" in storage.book.judge("n2", b"two")
     storage.book.forget("n2")

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from election.pysyncobj_adapter.view_machine import (
     MAX_REMEMBERED_ANSWERS,
     Machine,
-    Propose,
-    Read,
+    MachineState,
+    ProposeRequest,
+    ReadRequest,
     SetMembership,
-    State,
     encode_command,
 )
 from election.view import AddMember, Bootstrap, Confirm, Member, RemoveMember
@@ -27,7 +27,9 @@ def member(node_id: str, raft: str) -> Member:
 def bootstrapped() -> Machine:
     machine = Machine(MEMBERS)
     members = tuple(member(node_id, raft) for node_id, raft in MEMBERS.items())
-    answer = machine.apply(encode_command(Propose(b"first", 0, Bootstrap("c", "n1", members))))
+    answer = machine.apply(
+        encode_command(ProposeRequest(b"first", 0, Bootstrap("c", "n1", members)))
+    )
     assert answer is not None
     assert answer.refusal is None
     return machine
@@ -46,7 +48,7 @@ def test_whatever_bytes_are_applied_nothing_is_raised_and_nothing_changes(data: 
 def test_a_read_answers_with_the_view_and_is_not_remembered() -> None:
     machine = bootstrapped()
     before = machine.state()
-    answer = machine.apply(encode_command(Read(b"r")))
+    answer = machine.apply(encode_command(ReadRequest(b"r")))
     assert answer is not None
     assert answer.view == machine.view
     assert machine.state() == before
@@ -54,9 +56,9 @@ def test_a_read_answers_with_the_view_and_is_not_remembered() -> None:
 
 def test_a_duplicate_gets_the_first_answer_even_if_refused_meanwhile() -> None:
     machine = bootstrapped()
-    confirm = encode_command(Propose(b"x", 1, Confirm()))
+    confirm = encode_command(ProposeRequest(b"x", 1, Confirm()))
     first = machine.apply(confirm)
-    machine.apply(encode_command(Propose(b"y", 2, Confirm())))
+    machine.apply(encode_command(ProposeRequest(b"y", 2, Confirm())))
     assert machine.apply(confirm) == first
     assert machine.view is not None
     assert machine.view.version == 3
@@ -64,10 +66,10 @@ def test_a_duplicate_gets_the_first_answer_even_if_refused_meanwhile() -> None:
 
 def test_a_duplicate_older_than_the_memory_still_changes_nothing() -> None:
     machine = bootstrapped()
-    confirm = encode_command(Propose(b"x", 1, Confirm()))
+    confirm = encode_command(ProposeRequest(b"x", 1, Confirm()))
     machine.apply(confirm)
     for version in range(2, MAX_REMEMBERED_ANSWERS + 3):
-        machine.apply(encode_command(Propose(b"%d" % version, version, Confirm())))
+        machine.apply(encode_command(ProposeRequest(b"%d" % version, version, Confirm())))
     assert machine.answer_to(b"x") is None
     before = machine.view
     answer = machine.apply(confirm)
@@ -80,11 +82,11 @@ def test_a_duplicate_older_than_the_memory_still_changes_nothing() -> None:
 def test_the_wanted_members_follow_the_view_and_a_bootstrap_only_adds() -> None:
     machine = Machine(MEMBERS)
     alone = Bootstrap("c", "n1", (member("n1", "h:1"),))
-    machine.apply(encode_command(Propose(b"1", 0, alone)))
+    machine.apply(encode_command(ProposeRequest(b"1", 0, alone)))
     assert machine.wanted_members == MEMBERS
-    machine.apply(encode_command(Propose(b"2", 1, AddMember(member("n4", "h:4")))))
-    machine.apply(encode_command(Propose(b"3", 2, RemoveMember("n4"))))
-    machine.apply(encode_command(Propose(b"4", 3, AddMember(member("n2", "elsewhere:2")))))
+    machine.apply(encode_command(ProposeRequest(b"2", 1, AddMember(member("n4", "h:4")))))
+    machine.apply(encode_command(ProposeRequest(b"3", 2, RemoveMember("n4"))))
+    machine.apply(encode_command(ProposeRequest(b"4", 3, AddMember(member("n2", "elsewhere:2")))))
     assert machine.wanted_members == {**MEMBERS, "n2": "elsewhere:2"}
     assert machine.raft_members == MEMBERS
     machine.apply_membership(SetMembership(adding=True, node_id="n5", address="h:5"))
@@ -95,7 +97,7 @@ def test_the_state_survives_the_way_through_a_dump() -> None:
     machine = bootstrapped()
     encoded = msgspec.msgpack.encode(machine.state())
     other = Machine({})
-    other.restore(msgspec.msgpack.decode(encoded, type=State))
+    other.restore(msgspec.msgpack.decode(encoded, type=MachineState))
     assert other.state() == machine.state()
-    confirm = encode_command(Propose(b"x", 1, Confirm()))
+    confirm = encode_command(ProposeRequest(b"x", 1, Confirm()))
     assert other.apply(confirm) == machine.apply(confirm)

@@ -1,4 +1,4 @@
-"""The express lane and the ordinary one give the same answers, whatever comes."""
+"""The fast path and the full one give the same answers, whatever comes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.api import express as http_express
+from cluster.api import fast_path as http_fast_path
 from cluster.api import server as http_server
 from cluster.api.hosts import Hosts
 from cluster.api.routes import HttpApi
 from cluster.api.server import HttpServer
 from cluster.api.settings import HttpSettings
 from cluster.services.kv import KeyValue
-from datapath.errors import NotPrimaryError, UnknownOutcomeError
+from datapath.errors import NotPrimaryError, OperationUnknownError
 from datapath.operations import Query, QueryResult
 from datapath.turns import TURN_COST_BYTES
 from tests.support.local_node import LocalNode
@@ -148,11 +148,9 @@ def test_both_lanes_take_as_many_fields(count: int) -> None:
 def compare_lanes(said: list[tuple[str, list[bytes]]]) -> None:
     async def run() -> None:
         told: list[list[object]] = []
-        for express, lane in ((True, True), (False, True), (False, False)):
-            node = LocalNode(KeyValue(), express=express)
-            api = HttpApi(
-                node, msgspec.structs.replace(SETTINGS, express_lane=lane), Hosts(["test"])
-            )
+        for can_submit, lane in ((True, True), (False, True), (False, False)):
+            node = LocalNode(KeyValue(), can_submit=can_submit)
+            api = HttpApi(node, msgspec.structs.replace(SETTINGS, fast_path=lane), Hosts(["test"]))
             await api.listener.start("127.0.0.1", 0)
             try:
                 told.append([*await _converse(api, said), node.store.values])
@@ -167,24 +165,24 @@ def _lane(server: HttpServer | None) -> str:
     """Which lane the only connection is in."""
     assert server is not None
     assert server.open_connections == 1
-    return "express" if server._express else "ordinary"
+    return "fast" if server._fast else "full"
 
 
 async def test_what_is_plain_stays_in_the_express_lane(serve: Serve) -> None:
     local = await serve()
     server = local.api._server
     assert server is not None
-    if not server.has_express_lane:
-        pytest.skip("there is no express lane")
+    if not server.has_fast_path:
+        pytest.skip("there is no fast path")
     async with connect(local.base_url) as connection:
         for method, body in (("PUT", b"1"), ("GET", None), ("DELETE", None), ("GET", None)):
             headers = {"Idempotency-Key": method, "Connection": "Keep-Alive"}
             connection.send_request(method, "/v1/kv/a", body, headers)
             await connection.receive()
-        assert _lane(local.api._server) == "express"
+        assert _lane(local.api._server) == "fast"
         connection.send_request("GET", "/livez")
         assert (await connection.receive()).status == 200
-        assert _lane(local.api._server) == "ordinary"
+        assert _lane(local.api._server) == "full"
         connection.send_request("PUT", "/v1/kv/a", b"2")
         assert (await connection.receive()).status == 201
 
@@ -217,8 +215,8 @@ async def test_a_client_that_sends_far_ahead_is_not_read(serve: Serve) -> None:
         assert local.node.waiting == 1
         server = local.api._server
         assert server is not None
-        held = [len(c._backlog) for c in server._express]
-        assert all(size <= 2 * http_express.MAX_BACKLOG_BYTES for size in held)
+        held = [len(c._backlog) for c in server._fast]
+        assert all(size <= 2 * http_fast_path.MAX_BACKLOG_BYTES for size in held)
         local.node.hold.set()
         for _ in range(20_000):
             assert (await connection.receive()).status in (200, 201)
@@ -228,16 +226,16 @@ async def test_a_client_that_sends_far_ahead_is_not_read(serve: Serve) -> None:
     ("error", "key", "status"),
     [
         (NotPrimaryError("no_primary", "gone"), "", 201),
-        (UnknownOutcomeError("unknown_outcome", "lost"), "again", 201),
-        (UnknownOutcomeError("unknown_outcome", "lost"), "", 503),
-        (UnknownOutcomeError("timeout", "late"), "again", 504),
+        (OperationUnknownError("unknown_outcome", "lost"), "again", 201),
+        (OperationUnknownError("unknown_outcome", "lost"), "", 503),
+        (OperationUnknownError("timeout", "late"), "again", 504),
     ],
 )
 async def test_a_write_goes_on_elsewhere_only_where_that_is_right(
     serve: Serve, error: Exception, key: str, status: int
 ) -> None:
     local = await serve()
-    if not local.node.express:
+    if not local.node.can_submit:
         pytest.skip("what the node itself does then is the gateway's test")
     local.node.fail_next = error
     local.node.hold = asyncio.Event()
@@ -266,8 +264,8 @@ async def test_a_body_that_stops_half_way_is_left_to_the_ordinary_lane(serve: Se
 
 async def test_requests_sent_ahead_let_others_have_their_turn(serve: Serve) -> None:
     local = await serve()
-    if not local.node.express:
-        pytest.skip("the ordinary lane serves one request in a turn")
+    if not local.node.can_submit:
+        pytest.skip("the full path serves one request in a turn")
     await fetch(local.base_url, "PUT", "/v1/kv/k", b"x")
     served: list[int] = []
     read_now = local.node.read_now
@@ -290,7 +288,7 @@ async def test_requests_sent_ahead_let_others_have_their_turn(serve: Serve) -> N
         for _ in range(500):
             assert (await connection.receive()).status == 200
     # Two turns of the loop may pass between two looks at it.
-    assert max(steps) <= 2 * TURN_COST_BYTES // http_express.REQUEST_COST_BYTES + 2
+    assert max(steps) <= 2 * TURN_COST_BYTES // http_fast_path.REQUEST_COST_BYTES + 2
 
 
 async def test_a_connection_that_met_a_backup_is_in_the_express_lane_when_it_is_the_primary(
@@ -299,16 +297,16 @@ async def test_a_connection_that_met_a_backup_is_in_the_express_lane_when_it_is_
     local = await serve()
     server = local.api._server
     assert server is not None
-    if not server.has_express_lane:
-        pytest.skip("there is no express lane")
-    local.node.express = False  # as a backup: it takes nothing at once
+    if not server.has_fast_path:
+        pytest.skip("there is no fast path")
+    local.node.can_submit = False  # as a backup: it takes nothing at once
     async with connect(local.base_url) as connection:
         for _ in ("backup", "primary"):
             for method, body in (("PUT", b"1"), ("GET", None), ("DELETE", None), ("GET", None)):
                 connection.send_request(method, "/v1/kv/a", body)
                 assert (await connection.receive()).status in (200, 201, 404)
-            assert _lane(server) == "express"
-            local.node.express = True
+            assert _lane(server) == "fast"
+            local.node.can_submit = True
 
 
 async def test_lines_behind_an_upgrade_let_others_have_their_turn(serve: Serve) -> None:

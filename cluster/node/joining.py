@@ -28,11 +28,11 @@ from election.agreement import Agreement, AgreementUnavailableError
 from election.registry import addresses_of
 from election.view import Bootstrap, Member, View
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_MS = 500
 JOIN_TIMEOUT_MS = 5000
-RETRY_INTERVAL_S = 0.2
+JOIN_RETRY_INTERVAL_S = 0.2
 REGISTER_INTERVAL_S = 0.5
 WAITING_LOG_INTERVAL_S = 5.0
 
@@ -47,7 +47,7 @@ async def ask_hello(parts: Parts, node: str) -> HelloReturn | None:
     return answer if isinstance(answer, HelloReturn) else None
 
 
-class Entry:
+class Joining:
     """`rejoin` goes over to a consensus member that begins with what the cluster has told.
 
     `hint` says why others may not reach this node, for who waits for them.
@@ -100,10 +100,10 @@ class Entry:
                 self._parts.gateway.waits_for = said + self._parts.why_no_link(missing)
                 if loop.time() - last_log > WAITING_LOG_INTERVAL_S:
                     last_log = loop.time()
-                    log.info("%s", said)
+                    logger.info("%s", said)
                     if self._hint:
-                        log.warning("%s", self._hint)
-                await asyncio.sleep(RETRY_INTERVAL_S)
+                        logger.warning("%s", self._hint)
+                await asyncio.sleep(JOIN_RETRY_INTERVAL_S)
 
     async def _join(self, node: str) -> bool:
         """Have the cluster that `node` belongs to add this node (or register its disk)."""
@@ -111,12 +111,12 @@ class Entry:
         try:
             answer = await self._parts.gateway.caller.call(node, call, JOIN_TIMEOUT_MS)
         except (NotSentError, NoAnswerError) as problem:
-            log.warning("%s could not add this node yet: %s", node, problem)
+            logger.warning("%s could not add this node yet: %s", node, problem)
             return False
         except OperationError as problem:
             if problem.code in ("lost_disk", "refused", "removed"):
                 raise NotAdmittedError(f"{node} refuses this node: {problem}") from problem
-            log.warning("%s could not add this node yet: %s", node, problem)
+            logger.warning("%s could not add this node yet: %s", node, problem)
             return False
         if not isinstance(answer, JoinReturn):
             return False
@@ -181,7 +181,7 @@ class Entry:
             if step == "refuse":
                 self._parts.end(DataDirectoryError(text))
             else:
-                log.warning("%s", text)
+                logger.warning("%s", text)
         elif step == "none":
             with contextlib.suppress(DiskFullError):
                 self._parts.directory.note_addresses(configured)
@@ -195,14 +195,14 @@ class Entry:
         try:
             while (problem := await self._register_once()) is not None:
                 if problem != last:
-                    log.warning(
+                    logger.warning(
                         "this node's entry could not be brought up to date: %s. That takes a "
                         "majority of nodes that know its addresses, as agreed or from their files",
                         problem,
                     )
                 last = problem
                 await asyncio.sleep(REGISTER_INTERVAL_S)
-            log.info("the cluster has agreed on this node's addresses")
+            logger.info("the cluster has agreed on this node's addresses")
         finally:
             self._registering = False
 

@@ -1,4 +1,4 @@
-"""The express lane: plain requests on keys, answered without aiohttp's request machinery.
+"""The fast path: plain requests on keys, answered without aiohttp's request machinery.
 
 A connection starts here. As long as what comes are whole PUT, GET and DELETE requests on keys with
 a plain head (`PLAIN`, `read_block`), each is recognised, executed and answered in one step, with
@@ -7,7 +7,7 @@ node (on a backup, say), a task waits for it, and the connection stays here. At 
 that is not so plain (another path, a malformed condition, a chunked body, a head in two parts, …)
 the connection, with all that has come on it, is given to aiohttp, and
 stays there. So nothing is parsed here but what has one meaning only, and every refusal is made in
-one place, the ordinary lane: the express lane either serves a request just as that would, or has
+one place, the full path: the fast path either serves a request just as that would, or has
 done nothing with it.
 """
 
@@ -21,10 +21,10 @@ from typing import Any, Protocol, cast
 from cluster.api.answer import TOO_MUCH_HELD, Answer, Outgoing
 from cluster.api.headers import Headers
 from cluster.api.hosts import Hosts
-from cluster.api.kv import KvHandlers, Write
+from cluster.api.kv import KeyWrite, KvHandlers
 from cluster.api.memory import Memory, Share
 from cluster.api.plain_head import KEYS, PLAIN, read_block
-from cluster.api.problems import Problem
+from cluster.api.problems import ProblemError
 from datapath.complaints import Complaints
 from datapath.errors import OperationError, OverloadedError
 from datapath.node.router import may_repeat
@@ -32,11 +32,11 @@ from datapath.operations import Node, Result
 from datapath.turns import Turns
 
 MAX_REQUEST_SIZE_BYTES = 64 * 1024
-"""A larger request goes the ordinary way: its body is read piece by piece there."""
+"""A larger request goes the full path: its body is read piece by piece there."""
 MAX_BACKLOG_BYTES = 256 * 1024
 """What a client may send ahead of its answer before no more is read."""
 BODY_PATIENCE_S = 0.5
-"""How long a body that has begun is awaited here; the ordinary lane has the real time-out."""
+"""How long a body that has begun is awaited here; the full path has the real time-out."""
 UNCOUNTED_BACKLOG_BYTES = 4096
 """What a client may send ahead without its being counted."""
 REQUEST_COST_BYTES = 16 * 1024
@@ -44,8 +44,8 @@ REQUEST_COST_BYTES = 16 * 1024
 _MAX_HEAD_SIZE_BYTES = 4096
 
 
-class ExpressApi(Protocol):
-    """What the lane needs of the API."""
+class FastPathApi(Protocol):
+    """What the fast path needs of the API."""
 
     complaints: Complaints
     kv: KvHandlers
@@ -58,14 +58,14 @@ class ExpressApi(Protocol):
         """Count an answered request."""
 
 
-class Lane(Protocol):
-    """The server that an express connection belongs to."""
+class FastPathServer(Protocol):
+    """The server that an fast connection belongs to."""
 
-    api: ExpressApi
+    api: FastPathApi
     idle_timeout_s: float
     max_body_bytes: int
     hosts: Hosts
-    has_express_lane: bool
+    has_fast_path: bool
     draining: bool
     """Whether the node is about to stop: each connection ends with its next answer."""
     memory: Memory
@@ -73,14 +73,14 @@ class Lane(Protocol):
     now: Callable[[], float]
     """The loop's clock, in seconds."""
 
-    def ordinary(self) -> asyncio.Protocol:
+    def full_path(self) -> asyncio.Protocol:
         """Make aiohttp's protocol for a connection."""
 
-    def serve_later(self, connection: ExpressConnection) -> None:
-        """Call the connection's `go_on` in a later turn of the loop: this one's is spent."""
+    def serve_later(self, connection: FastConnection) -> None:
+        """Call the connection's `resume` in a later turn of the loop: this one's is spent."""
 
-    def left(self, connection: ExpressConnection) -> None:
-        """A connection is gone, or in the ordinary lane."""
+    def left(self, connection: FastConnection) -> None:
+        """A connection is gone, or on the full path."""
 
 
 class Pending:
@@ -89,7 +89,7 @@ class Pending:
     __slots__ = ("_connection", "_done", "method", "started", "target", "write")
 
     def __init__(
-        self, connection: ExpressConnection, method: str, target: str, write: Write | None
+        self, connection: FastConnection, method: str, target: str, write: KeyWrite | None
     ) -> None:
         self._connection = connection
         self._done = False
@@ -113,18 +113,18 @@ class Pending:
         self._connection.failed(self, error)
 
 
-class ExpressConnection(asyncio.Protocol):
-    """One connection in the express lane. One request at a time, in the order they came."""
+class FastConnection(asyncio.Protocol):
+    """One connection on the fast path. One request at a time, in the order they came."""
 
     __slots__ = (
-        "_backlog", "_closing", "_ended", "_gone", "_held", "_host", "_input", "_lane", "_more",
-        "_now", "_outgoing", "_partial", "_paused_at", "_pending", "_quiet", "_scheduled", "_since",
-        "_task", "_transport", "is_due",
+        "_backlog", "_closing", "_ended", "_gone", "_held", "_host", "_input", "_more",
+        "_now", "_outgoing", "_partial", "_paused_at", "_pending", "_quiet", "_scheduled",
+        "_server", "_since", "_task", "_transport", "is_due",
     )  # fmt: skip
 
-    def __init__(self, lane: Lane) -> None:
-        self._lane = lane
-        self._now = lane.now
+    def __init__(self, server: FastPathServer) -> None:
+        self._server = server
+        self._now = server.now
         self._host = ""  # whom its last request was for: a host once served is served for good
         self._transport: asyncio.Transport | None = None
         self._backlog = b""
@@ -165,7 +165,7 @@ class ExpressConnection(asyncio.Protocol):
         self._give_back()
         if self._task is not None and self._pending is not None and self._pending.write is None:
             self._task.cancel()
-        self._lane.left(self)
+        self._server.left(self)
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
 
@@ -190,8 +190,8 @@ class ExpressConnection(asyncio.Protocol):
             if not size_bytes:
                 self._input = None
         else:
-            self._input = self._lane.memory.hold(size_bytes)
-        if self._input is None or self._lane.memory.make_room():
+            self._input = self._server.memory.hold(size_bytes)
+        if self._input is None or self._server.memory.make_room():
             return
         if self._pending is not None:
             self._backlog = b""
@@ -234,7 +234,9 @@ class ExpressConnection(asyncio.Protocol):
         transport = self._transport
         if transport is not None:
             self._outgoing = Outgoing(transport, self._paused_at)
-            self._held = self._lane.memory.hold(transport.get_write_buffer_size(), transport.abort)
+            self._held = self._server.memory.hold(
+                transport.get_write_buffer_size(), transport.abort
+            )
 
     def resume_writing(self) -> None:
         """It has caught up."""
@@ -271,8 +273,8 @@ class ExpressConnection(asyncio.Protocol):
             or transport.is_closing()
         ):
             return False
-        if self._lane.turns.is_spent:
-            self._lane.serve_later(self)
+        if self._server.turns.is_spent:
+            self._server.serve_later(self)
             return False
         return True
 
@@ -280,13 +282,13 @@ class ExpressConnection(asyncio.Protocol):
         """Serve the request at `at`, and return its size; 0: not plain; None: it is not whole."""
         line = PLAIN.match(data, at, at + _MAX_HEAD_SIZE_BYTES)
         end = data.find(b"\r\n\r\n", at, at + _MAX_HEAD_SIZE_BYTES)
-        if line is None or end < line.end() - 2 or not self._lane.has_express_lane:
+        if line is None or end < line.end() - 2 or not self._server.has_fast_path:
             return 0
         block = read_block(data[line.end() : end + 2])
-        if block is None or block.body_size_bytes > self._lane.max_body_bytes:
+        if block is None or block.body_size_bytes > self._server.max_body_bytes:
             return 0
         if block.host != self._host:
-            if not self._lane.hosts.allows(block.host):
+            if not self._server.hosts.allows(block.host):
                 return 0
             self._host = block.host
         stop = end + 4 + block.body_size_bytes
@@ -301,14 +303,14 @@ class ExpressConnection(asyncio.Protocol):
         return stop - at if taken else 0
 
     def _serve(self, method: str, target: str, headers: Headers, body: bytes) -> bool:
-        lane = self._lane
+        server = self._server
         key, _, query = target[len(KEYS) :].partition("?")
         if method == "GET":
             started = perf_counter()
             try:
-                answer = lane.api.kv.express_read(key, query, headers)
-            except Problem as problem:
-                answer = lane.api.refuse(problem, method, target)
+                answer = server.api.kv.fast_read(key, query, headers)
+            except ProblemError as problem:
+                answer = server.api.refuse(problem, method, target)
             if answer is None:  # it has to wait: for the primary, say
                 self._pending = pending = Pending(self, method, target, None)
                 self._start(self._read(pending, key, query, headers))
@@ -317,13 +319,13 @@ class ExpressConnection(asyncio.Protocol):
                 self._start(self._send_in_turn(pending, answer))
             else:
                 self._send(answer, method, target, started)
-                lane.turns.spend(answer.size_bytes + REQUEST_COST_BYTES)
+                server.turns.spend(answer.size_bytes + REQUEST_COST_BYTES)
             return True
-        write = lane.api.kv.express_write(method, key, query, headers, body)
+        write = server.api.kv.fast_write(method, key, query, headers, body)
         if write is None:
             return False
         self._pending = pending = Pending(self, method, target, write)
-        if not lane.api.node.submit(write.operation, write.timeout_ms, pending):
+        if not server.api.node.submit(write.operation, write.timeout_ms, pending):
             # It goes to another node, or waits for one.
             self._start(self._go_on(pending, write, None))
         return True
@@ -332,18 +334,18 @@ class ExpressConnection(asyncio.Protocol):
         self._task = asyncio.get_running_loop().create_task(answering)
 
     async def _read(self, pending: Pending, key: str, query: str, headers: Headers) -> None:
-        api = self._lane.api
+        api = self._server.api
         try:
             answer = await api.kv.read(key, query, headers)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
             answer = api.refuse(error, pending.method, pending.target)
         if answer.is_large:
-            await self._lane.turns.take()
+            await self._server.turns.take()
         self.answer(pending, answer)
 
     async def _send_in_turn(self, pending: Pending, answer: Answer) -> None:
         """Give an answer whose copying takes a millisecond or so: one of all in a turn."""
-        await self._lane.turns.take()
+        await self._server.turns.take()
         self.answer(pending, answer)
 
     def answer(self, pending: Pending, answer: Answer) -> None:
@@ -357,7 +359,7 @@ class ExpressConnection(asyncio.Protocol):
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._go_on_reading)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """It is this connection's turn again."""
         self.is_due = False
         if self._pending is None and not self._paused_at:
@@ -378,7 +380,7 @@ class ExpressConnection(asyncio.Protocol):
         try:
             answer = pending.write.answer(result)
         except Exception as error:  # noqa: BLE001 -- the pipeline must go on, whatever it is
-            answer = self._lane.api.refuse(error, pending.method, pending.target)
+            answer = self._server.api.refuse(error, pending.method, pending.target)
         self.answer(pending, answer)
 
     def failed(self, pending: Pending, error: BaseException) -> None:
@@ -388,10 +390,10 @@ class ExpressConnection(asyncio.Protocol):
         if isinstance(error, OperationError) and may_repeat(write.operation, error):
             self._start(self._go_on(pending, write, error))
         elif isinstance(error, Exception):
-            self.answer(pending, self._lane.api.refuse(error, pending.method, pending.target))
+            self.answer(pending, self._server.api.refuse(error, pending.method, pending.target))
 
-    async def _go_on(self, pending: Pending, write: Write, after: OperationError | None) -> None:
-        api = self._lane.api
+    async def _go_on(self, pending: Pending, write: KeyWrite, after: OperationError | None) -> None:
+        api = self._server.api
         left_ms = write.timeout_ms - int((perf_counter() - pending.started) * 1000)
         try:
             result = await api.node.execute(write.operation, max(1, left_ms), after)
@@ -402,18 +404,18 @@ class ExpressConnection(asyncio.Protocol):
 
     def _send(self, answer: Answer, method: str, target: str, started: float) -> None:
         transport = self._transport
-        if answer.is_large and not self._lane.memory.make_room(answer.size_bytes):
+        if answer.is_large and not self._server.memory.make_room(answer.size_bytes):
             crowded = OverloadedError("overloaded", TOO_MUCH_HELD)
-            answer = self._lane.api.refuse(crowded, method, target)
+            answer = self._server.api.refuse(crowded, method, target)
         if transport is not None and not transport.is_closing():
             more = self._more if self._pending is None else self._backlog
-            last = (self._ended or self._lane.draining) and not more
+            last = (self._ended or self._server.draining) and not more
             closes = self._closing or answer.closes or last
             transport.write(answer.as_bytes(closes=closes))
             if closes:
                 transport.close()
         self._since = self._now()
-        self._lane.api.observe(method, target, answer, perf_counter() - started)
+        self._server.api.observe(method, target, answer, perf_counter() - started)
 
     # -- lifetime
 
@@ -424,10 +426,10 @@ class ExpressConnection(asyncio.Protocol):
             return
         self._transport, self._backlog = None, b""
         self._give_back()
-        self._lane.left(self)
+        self._server.left(self)
         if self._quiet:
             transport.resume_reading()
-        protocol = self._lane.ordinary()
+        protocol = self._server.full_path()
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         protocol.data_received(backlog)
@@ -450,7 +452,7 @@ class ExpressConnection(asyncio.Protocol):
         elif self._backlog:
             if self._partial and now - self._since > BODY_PATIENCE_S:
                 self._leave()
-        elif now - self._since > self._lane.idle_timeout_s:
+        elif now - self._since > self._server.idle_timeout_s:
             transport.close()
 
     def close(self) -> None:
