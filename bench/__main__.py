@@ -102,6 +102,7 @@ def _run_all(
             continue
         place = f"[{number + 1}/{len(chosen)}, {passed / 60:.1f} min] " if tour else ""
         console.rule(f"{place}{benchmark.name}: {benchmark.summary}")
+        work.mkdir(parents=True, exist_ok=True)
         directory = Path(tempfile.mkdtemp(prefix="onecopy-bench-", dir=work))
         context = Context(options, directory, console)
         try:

@@ -28,6 +28,9 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from datapath import keyspaces
 
+SERVICE_NAME_PATTERN = "[a-z][a-z0-9_-]{0,30}"
+"""What a service may be called."""
+
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 

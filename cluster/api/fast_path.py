@@ -14,7 +14,7 @@ done nothing with it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from time import perf_counter
 from typing import Any, Protocol, cast
 
@@ -311,9 +311,9 @@ class FastConnection(asyncio.Protocol):
                 answer = server.api.kv.fast_read(key, query, headers)
             except ProblemError as problem:
                 answer = server.api.refuse(problem, method, target)
-            if answer is None:  # it has to wait: for the primary, say
+            if not isinstance(answer, Answer):  # it has to wait: for the primary, say
                 self._pending = pending = Pending(self, method, target, None)
-                self._start(self._read(pending, key, query, headers))
+                self._start(self._read(pending, answer))
             elif answer.is_large:
                 self._pending = pending = Pending(self, method, target, None)
                 self._start(self._send_in_turn(pending, answer))
@@ -333,12 +333,11 @@ class FastConnection(asyncio.Protocol):
     def _start(self, answering: Coroutine[Any, Any, None]) -> None:
         self._task = asyncio.get_running_loop().create_task(answering)
 
-    async def _read(self, pending: Pending, key: str, query: str, headers: Headers) -> None:
-        api = self._server.api
+    async def _read(self, pending: Pending, read: Callable[[], Awaitable[Answer]]) -> None:
         try:
-            answer = await api.kv.read(key, query, headers)
+            answer = await read()
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
-            answer = api.refuse(error, pending.method, pending.target)
+            answer = self._server.api.refuse(error, pending.method, pending.target)
         if answer.is_large:
             await self._server.turns.take()
         self.answer(pending, answer)

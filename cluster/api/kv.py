@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -160,23 +161,28 @@ class KvHandlers:
 
     async def get(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
         """GET and HEAD /v1/kv/{key}."""
-        return await self.read(raw_key, query, request.headers)
+        return await self._read(*self._get(raw_key, query), request.headers)
 
-    async def read(self, raw_key: str, query: str, headers: Headers) -> Answer:
-        """Return a GET's answer when it can be given. Raises Problem or OperationError."""
-        wanted, timeout_ms = self._get(raw_key, query)
+    async def _read(self, wanted: Query, timeout_ms: int, headers: Headers) -> Answer:
         return self._get_answer(await self._node.query(wanted, timeout_ms), headers)
 
-    def fast_read(self, raw_key: str, query: str, headers: Headers) -> Answer | None:
-        """Return a GET's answer if this node can give it at once. Raises Problem."""
+    def fast_read(
+        self, raw_key: str, query: str, headers: Headers
+    ) -> Answer | Callable[[], Awaitable[Answer]]:
+        """Return a GET's answer if this node can give it at once; else what waits for it.
+
+        Raises Problem; what waits raises OperationError as well.
+        """
         if headers:
             check_cluster(headers, self._node.cluster_id)
-        wanted, _ = self._get(raw_key, query)
+        wanted, timeout_ms = self._get(raw_key, query)
         try:
             result = self._node.read_now(wanted)
         except OperationError:
-            return None
-        return None if result is None else self._get_answer(result, headers)
+            result = None
+        if result is None:
+            return partial(self._read, wanted, timeout_ms, headers)
+        return self._get_answer(result, headers)
 
     def _get(self, raw_key: str, query: str) -> tuple[Query, int]:
         options = read_options(query)

@@ -20,9 +20,9 @@ from cluster.api.openapi import (
 )
 from cluster.api.params import GET_CALL_PARAMS, READ_CALL_PARAMS, WRITE_CALL_PARAMS
 from cluster.api.schemas import Json, json_answer
-from cluster.api.services import SERVICES
+from cluster.api.services import SERVICES_PATH
 from cluster.services.hosting import Host
-from cluster.services.signatures import Method
+from cluster.services.signatures import ServiceMethod
 
 _SERVICE_CODES = (
     "invalid_parameter",
@@ -71,7 +71,7 @@ def openapi_document(services: Mapping[str, Host]) -> Json:
         schemas |= {f"{name}.{part}": schema for part, schema in components.items()}
         for number, method in enumerate(methods):
             arguments, result = parts[2 * number : 2 * number + 2]
-            paths[f"{SERVICES}{name}/{method.name}"] = _path(host, method, arguments, result)
+            paths[f"{SERVICES_PATH}{name}/{method.name}"] = _path(host, method, arguments, result)
     components = {**document["components"], "schemas": schemas}
     return {**document, "paths": paths, "components": components}
 
@@ -96,7 +96,7 @@ def _general_paths() -> Json:
         "/v1/services": readable(
             operation_part("listServices", "List services", {"200": answer}, ("unknown_parameter",))
         ),
-        f"{SERVICES}{{service}}/{{method}}": {
+        f"{SERVICES_PATH}{{service}}/{{method}}": {
             "parameters": path,
             "post": _post("callMethod", "Call a method", {"type": "object"}, {}),
             **readable(_get("queryMethod", "Call a query", [], {})),
@@ -104,7 +104,7 @@ def _general_paths() -> Json:
     }
 
 
-def _path(host: Host, method: Method, arguments: Json, result: Json) -> Json:
+def _path(host: Host, method: ServiceMethod, arguments: Json, result: Json) -> Json:
     name = re.sub("[^A-Za-z0-9]", "_", host.name) + f"_{method.name}"
     summary = method.summary or f"{method.name} of {host.name}"
     post = _post(name, summary, arguments, result, reads=method.kind == "query")
@@ -113,7 +113,7 @@ def _path(host: Host, method: Method, arguments: Json, result: Json) -> Json:
     return {"post": post, **readable(_get(f"{name}_get", summary, _fields(method), result))}
 
 
-def _fields(method: Method) -> list[Json]:
+def _fields(method: ServiceMethod) -> list[Json]:
     """Return a query's arguments as query parameters, as text."""
     return [
         {

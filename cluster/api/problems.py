@@ -35,7 +35,7 @@ class ProblemCode(msgspec.Struct, frozen=True):
 
 CODES: dict[str, ProblemCode] = {
     "malformed_request": ProblemCode(
-        400, "The request is not valid HTTP/1.1", "Mend the client; the connection is closed."
+        400, "The request is not valid HTTP/1.1", "Fix the client; the connection is closed."
     ),
     "invalid_key": ProblemCode(
         400,
@@ -44,111 +44,105 @@ CODES: dict[str, ProblemCode] = {
     ),
     "key_too_long": ProblemCode(400, "The key is longer than 480 bytes", "Use a shorter key."),
     "unknown_parameter": ProblemCode(
-        400, "A query parameter is not known here", "Use the parameters that `detail` lists."
+        400, "Unknown query parameter", "Use the parameters listed in `detail`."
     ),
     "invalid_parameter": ProblemCode(
-        400, "A query parameter's value is not valid", "Mend the parameter that `detail` names."
+        400, "Invalid value of a query parameter", "Fix the parameter named in `detail`."
     ),
     "invalid_header": ProblemCode(
-        400, "A header's value is not valid", "Mend the header that `detail` names."
+        400, "Invalid value of a header", "Fix the header named in `detail`."
     ),
     "invalid_cursor": ProblemCode(
         400,
-        "The cursor is damaged, or belongs to another range",
-        "Begin the range again without a cursor.",
+        "The cursor is damaged or belongs to another range",
+        "Start the range again without a cursor.",
     ),
     "invalid_body": ProblemCode(
-        400, "The body is not the JSON that is expected", "Mend the field that `detail` names."
+        400, "The body is not the expected JSON", "Fix the field named in `detail`."
     ),
     "invalid_argument": ProblemCode(
-        400, "An argument of a service's method is not valid", "Mend what `detail` names."
+        400, "Invalid argument of a service's method", "Fix the argument named in `detail`."
     ),
     "foreign_origin": ProblemCode(
         403,
-        "A web page of another origin sent the request",
+        "The request comes from a web page of another origin",
         "Serve the page from the node's own address, or list its origin under [api] origins.",
     ),
     "admin_forbidden": ProblemCode(
         403,
-        "Only from the node's own machine",
-        "Ask there, or set admin_from in the configuration file's [api].",
+        "Allowed only from the node's own machine",
+        "Send it from there, or set [api] admin_from in the configuration file.",
     ),
-    "not_found": ProblemCode(
-        404, "There is no such resource", "See /openapi.json for what there is."
-    ),
-    "key_not_found": ProblemCode(404, "There is no such key", "Nothing: it has no value."),
-    "unknown_node": ProblemCode(
-        404, "There is no such node", "See /v1/cluster for the nodes there are."
-    ),
+    "not_found": ProblemCode(404, "No such resource", "See /openapi.json for the resources."),
+    "key_not_found": ProblemCode(404, "No such key", "Nothing to do: the key has no value."),
     "unknown_service": ProblemCode(
         404,
-        "There is no such service on the node that would execute it",
-        "See `detail` and /v1/services for what there is.",
+        "No such service on the node that would execute it",
+        "Use a service listed in `detail`; see also /v1/services.",
     ),
     "unknown_operation": ProblemCode(
-        404, "The service has no such operation", "See `detail` for what there is."
+        404, "No such operation of the service", "Use one listed in `detail`."
     ),
     "unknown_query": ProblemCode(
-        404, "The service has no such query", "See `detail` for what there is."
+        404, "No such query of the service", "Use one listed in `detail`."
     ),
+    "unknown_node": ProblemCode(404, "No such node", "See /v1/cluster for the nodes."),
     "no_data": ProblemCode(
-        404, "This node holds no data", "Ask a replica; /v1/cluster says which there are."
+        404, "This node holds no data", "Ask a replica; /v1/cluster lists them."
     ),
     "method_not_allowed": ProblemCode(
-        405, "The resource does not know this method", "Use one that the Allow header lists."
+        405, "Method not allowed", "Use a method listed in the Allow header."
     ),
     "request_timeout": ProblemCode(
         408, "The body did not arrive in time", "Send it again; the connection is closed."
     ),
     "handover_failed": ProblemCode(
-        409, "The handover did not take place", "Read `detail`: it says why; the view is unchanged."
+        409, "The handover did not happen", "`detail` says why; the primary is unchanged."
     ),
     "is_primary": ProblemCode(
-        409, "The primary cannot be taken out", "Hand over to another node first."
+        409, "The primary cannot be removed", "Hand over to another node first."
     ),
     "unsafe_removal": ProblemCode(
         409,
-        "The removal may cost acknowledged writes, or the majority",
-        "Read `detail`: it says what to do first.",
+        "The removal could lose acknowledged writes or the majority",
+        "Do first what `detail` says.",
     ),
     "membership_pending": ProblemCode(
-        409, "Another removal is still under way", "Wait a moment, and try again."
+        409, "Another removal is in progress", "Wait a moment and try again."
     ),
     "no_majority": ProblemCode(
-        409, "No majority of the nodes that vote is alive", "Bring one of them back first."
+        409, "No majority of the voting nodes is alive", "Bring one of them back first."
     ),
-    "refused": ProblemCode(409, "The cluster refuses this change", "Read `detail`: it says why."),
+    "refused": ProblemCode(409, "The cluster refused the change", "`detail` says why."),
     "unknown_revision": ProblemCode(
         409,
         "`Idempotency-After` names a revision that this cluster has not reached",
-        "Take it from `Onecopy-Revision` of an answer of this cluster.",
+        "Use the `Onecopy-Revision` of an answer from this cluster.",
     ),
     "idempotency_key_expired": ProblemCode(
         410,
-        "The idempotency key may have been used, and is no longer remembered",
-        "Nothing was applied now; read to learn whether an earlier request was.",
+        "The idempotency key may have been used and is no longer remembered",
+        "This request was not applied; read the key to learn whether an earlier one was.",
     ),
     "precondition_failed": ProblemCode(
-        412, "A condition of the request does not hold", "Read the key, and decide again."
+        412, "A condition of the request does not hold", "Read the key and decide again."
     ),
     "wrong_cluster": ProblemCode(
         421,
         "The request is meant for another cluster",
-        "Check the addresses: the node at this one belongs to the cluster that `detail` names.",
+        "Check the address: the node behind it belongs to the cluster named in `detail`.",
     ),
     "cluster_unknown": ProblemCode(
         503,
-        "This node does not know yet which cluster it belongs to",
-        "Try again later, or at another node: it learns its cluster with its first view.",
+        "This node does not know its cluster yet",
+        "Try again later or at another node: a node learns its cluster when it joins.",
     ),
     "value_too_large": ProblemCode(
-        413, "The body is larger than allowed", "Split the value; the connection is closed."
+        413, "The body is too large", "Split the value; the connection is closed."
     ),
-    "too_large": ProblemCode(
-        413, "The change is larger than the log takes", "Use a smaller value."
-    ),
+    "too_large": ProblemCode(413, "The change is too large for the log", "Use a smaller value."),
     "unsupported_content_encoding": ProblemCode(
-        415, "Encoded bodies are not accepted", "Send the bytes without Content-Encoding."
+        415, "Content encodings are not accepted", "Send the bytes without Content-Encoding."
     ),
     "unsupported_media_type": ProblemCode(
         415, "The body's media type is not accepted", "Send Content-Type: application/json."
@@ -158,13 +152,13 @@ CODES: dict[str, ProblemCode] = {
     ),
     "unknown_host": ProblemCode(
         421,
-        "The Host is no address of this cluster",
-        "Use a node's address, or list the name under [api] hosts in the configuration.",
+        "The Host header names no address of this cluster",
+        "Use a node's address, or add the name to [api] hosts in the configuration file.",
     ),
     "idempotency_key_reused": ProblemCode(
         422,
         "The idempotency key was used with another request",
-        "Draw a new key for every new request; repeat one only with the same request.",
+        "Use a new key for each new request; repeat a key only with the same request.",
     ),
     "head_too_large": ProblemCode(
         431, "The request line or a header is too long", "Shorten it; the connection is closed."
@@ -172,42 +166,44 @@ CODES: dict[str, ProblemCode] = {
     "internal_error": ProblemCode(
         500,
         "The server failed unexpectedly",
-        "Report it with the `instance`; try again under the same idempotency key.",
+        "Report it with its `instance`; try again under the same idempotency key.",
     ),
     "service_failed": ProblemCode(
-        500, "The service failed", "Report it; the primary's log has the details."
+        500, "The service failed", "Report it; the details are in the primary's log."
     ),
     "service_starting": ProblemCode(
-        503, "The service has not started in this cluster yet", "Try again in a moment."
+        503, "The service has not started yet in this cluster", "Try again in a moment."
     ),
     "service_outdated": ProblemCode(
         503,
-        "The primary has older code of the service than the cluster has run",
-        "Install the newer code on that node, or hand over to one that has it.",
+        "The primary has older code of the service than the stored data",
+        "Install the newer code on that node, or hand over to a node that has it.",
     ),
     "service_timeout": ProblemCode(
-        504, "The service's method took too long", "Nothing was applied; make it do less at once."
+        504, "The method took too long and was stopped", "Make it do less in one call."
     ),
     "no_primary": ProblemCode(
-        503, "No primary could be reached in time", "Try again, at any node; see Retry-After."
+        503, "No primary could be reached in time", "Try again at any node, after Retry-After."
     ),
     "not_primary": ProblemCode(
-        503, "This node is not the serving primary", "Ask the node in `primary`."
+        503, "This node is not the serving primary", "Ask the node named in `primary`."
     ),
     "not_ready": ProblemCode(
-        503, "This node cannot answer linearizable reads now", "Ask another node, or later."
+        503,
+        "This node cannot answer linearizable reads now",
+        "Ask another node, or try again later.",
     ),
     "stopping": ProblemCode(503, "This node is stopping", "Ask another node."),
     "overloaded": ProblemCode(
-        503, "Too many requests are waiting", "Try again later, with fewer requests at once."
+        503, "Too many requests are waiting", "Try again later with fewer concurrent requests."
     ),
     "too_many_connections": ProblemCode(
-        503, "This node has as many connections as it may", "Reuse connections, or ask another."
+        503, "Connection limit reached", "Reuse connections, or ask another node."
     ),
     "not_enough_copies": ProblemCode(
         503,
-        "Fewer replicas are in sync than `min_copies` asks for",
-        "Try again when more are back, or accept fewer copies. `outcome` tells whether to check.",
+        "Fewer replicas are in sync than `min_copies` requires",
+        "Try again when more are in sync, or lower `min_copies`. Check `outcome` first.",
     ),
     "unknown_outcome": ProblemCode(
         503,
@@ -216,11 +212,13 @@ CODES: dict[str, ProblemCode] = {
     ),
     "timeout": ProblemCode(
         504,
-        "The answer did not come within timeout_ms",
+        "No answer within timeout_ms",
         "Try again under the same idempotency key to learn whether it was applied.",
     ),
     "storage_full": ProblemCode(
-        507, "The primary's disk is full", "Make room; reads go on. Nothing was applied."
+        507,
+        "The primary's disk is full",
+        "Free space on its disk. Nothing was applied; reads still work.",
     ),
 }
 

@@ -31,7 +31,7 @@ from cluster.api.params import REMOVE_PARAMS, TIMEOUT, decode_percent, parse_que
 from cluster.api.plain_head import KEYS
 from cluster.api.problems import RETRY_AFTER_S, ProblemError, from_operation_error
 from cluster.api.server import FullConnection, HttpServer
-from cluster.api.services import SERVICES, ServiceHandlers
+from cluster.api.services import SERVICES_PATH, ServiceHandlers
 from cluster.api.settings import HttpSettings
 from cluster.config.model import split_address
 from cluster.services.hosting import Host
@@ -114,7 +114,7 @@ class HttpApi:
         keyed: dict[str, Mapping[str, object]] = {
             f"{KEYS}{{key}}": self._key_methods,
             f"{NODES}{{id}}": self._node_methods,
-            f"{SERVICES}{{service}}/{{method}}": self._call_methods,
+            f"{SERVICES_PATH}{{service}}/{{method}}": self._call_methods,
         }
         return {path: tuple(methods) for path, methods in {**keyed, **self._routes}.items()}
 
@@ -189,8 +189,8 @@ class HttpApi:
             return _method(route, method)(request, query)
         if path.startswith(NODES):
             return _method(self._node_methods, method)(request, path[len(NODES) :], query)
-        if path.startswith(SERVICES):
-            return _method(self._call_methods, method)(request, path[len(SERVICES) :], query)
+        if path.startswith(SERVICES_PATH):
+            return _method(self._call_methods, method)(request, path[len(SERVICES_PATH) :], query)
         raise ProblemError("not_found", f"nothing is served at {path[:200]!r}")
 
     def _refusal(self, problem: ProblemError, method: str) -> Answer:

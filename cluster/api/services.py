@@ -36,8 +36,8 @@ from cluster.services.hosting import Host
 from datapath.errors import RejectedError
 from datapath.operations import Node, Operation, Query, QueryResult, Result
 
-SERVICES = "/v1/services/"
-MAX_NAME_LENGTH = 100
+SERVICES_PATH = "/v1/services/"
+MAX_NAMES_LENGTH = 300
 
 _NO_CACHE = b"Cache-Control: no-cache\r\n"
 _OUR_REFUSALS = frozenset({"idempotency_key_reused", "unknown_query"})
@@ -186,7 +186,7 @@ class ServiceHandlers:
 def _target(path: str) -> _Target:
     """Return the service and the method that a path names. Raises Problem."""
     names = [decode_percent(part, "the path", "not_found").decode() for part in path.split("/")]
-    if len(names) != 2 or not names[1].isidentifier() or len(path) > 3 * MAX_NAME_LENGTH:
+    if len(names) != 2 or not names[1].isidentifier() or len(path) > MAX_NAMES_LENGTH:
         raise ProblemError(
             "not_found", "name a service and a method: /v1/services/{service}/{method}"
         )

@@ -21,8 +21,8 @@ from cluster.bulk.checkpoint import Checkpoint, write_checkpoint
 from cluster.bulk.formats import PARSERS, Format, RecordError, without_mark
 from cluster.bulk.source import read_lines
 from cluster.bulk.wire import WireTransport
-from cluster.client.aio import kv_target
 from cluster.client.errors import ClientError
+from cluster.client.requests import kv_target
 from cluster.client.retries import Request, raise_for
 
 WINDOW_RECORDS = 8192  # read but not acknowledged; far below the default client table

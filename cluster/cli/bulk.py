@@ -62,24 +62,29 @@ _T = TypeVar("_T")
 @click.argument(
     "file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 )
-@click.option("--format", "kind", type=click.Choice(FORMATS), help="Else told by name and content.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(FORMATS),
+    help="Format of FILE [default: by its name and content].",
+)
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 1024),
     default=64,
     show_default=True,
-    help="Requests at once.",
+    help="Number of concurrent requests.",
 )
-@click.option("--check", is_flag=True, help="Read the whole file for bad lines before anything.")
+@click.option("--check", is_flag=True, help="Check the whole file for bad lines before loading.")
 @click.option(
-    "--restart", is_flag=True, help="Forget an interrupted load of this file; begin anew."
+    "--restart", is_flag=True, help="Discard an interrupted load of this file and start over."
 )
 @click.option(
     "--give-up-after-s",
     type=click.IntRange(1, 86400),
     default=300,
     show_default=True,
-    help="End if a record cannot be written for so long.",
+    help="Stop if a record cannot be written within this time.",
 )
 @endpoint_options
 def load(
@@ -93,11 +98,11 @@ def load(
     no_discover: bool,
     as_json: bool,
 ) -> None:
-    """Write every record of FILE (- for standard input): NDJSON, or TSV.
+    """Write every record of FILE (- for standard input), in NDJSON or TSV.
 
-    NDJSON lines are {"key": …, "value": …} or {"key": …, "value_base64": …}. Of records with the
-    same key the last one wins. If the load is cut off, run the same command again: it goes on, and
-    nothing is lost or written twice. Standard input cannot be resumed.
+    NDJSON lines are {"key": …, "value": …} or {"key": …, "value_base64": …}. Of several records
+    with the same key, the last one wins. If a load is interrupted, run the same command again: it
+    continues, and no record is lost or written twice. A load from standard input cannot be resumed.
     """
     urls = open_endpoints(endpoints)
     nodes = Nodes(urls, timeout_ms=give_up_after_s * 1000, discover=not no_discover)
@@ -107,7 +112,7 @@ def load(
         raise click.UsageError("standard input needs --format ndjson or --format tsv")
     with report_errors(as_json=as_json):
         if file == STDIN and kind is not None:
-            say("standard input: no checkpoint is kept, a cut-off load cannot resume")
+            say("standard input: no checkpoint is kept, so an interrupted load cannot be resumed")
             state = _state_of_stdin(kind, run_fast(_meet(urls)))
             code = _load(nodes, state, None, 0, concurrency, as_json=as_json)
             sys.exit(code)
@@ -184,17 +189,17 @@ def _load(
             raise  # else what went wrong with the load matters more
     if error is None and not interrupted:
         return EXIT_OK
-    again = "Run the same command again to go on." if file is not None else ""
+    again = "Run the same command again to continue." if file is not None else ""
     if interrupted or error is None:
         say(f"interrupted. {again}")
         return EXIT_INTERRUPTED
     if error.is_bad_record:
         again = "All records before it are loaded."
-        again += " Mend the line, then load with --restart." if file is not None else ""
+        again += " Fix the line, then load with --restart." if file is not None else ""
     elif isinstance(error.cause_error, UnknownOutcomeError) and error.cause_error.is_final:
         again = (
-            f"Records behind line {totals.line} may have been written, and the cluster cannot tell "
-            "any more: read some of their keys. To write the whole file again, load with --restart."
+            f"Records after line {totals.line} may have been written, and the cluster no longer "
+            "knows: read some of their keys. To write the whole file again, load with --restart."
             if file is not None
             else "This record may have been written: read its key."
         )
@@ -232,7 +237,7 @@ def _show_summary(totals: Totals, state: Checkpoint, seconds: float, *, as_json:
             }
         )
         return
-    resumed = f" (resumed behind line {state.line})" if state.line else ""
+    resumed = f" (resumed after line {state.line})" if state.line else ""
     show(
         f"{totals.read:,} records read, {totals.acknowledged:,} acknowledged{resumed}, "
         f"{totals.retried:,} retries, {seconds:.1f} s, {rate:,.0f} records/s"
@@ -279,10 +284,10 @@ def _state_of_file(
     check_unchanged(file, found, size, checksum)
     if found.cluster != cluster or found.format != kind:
         raise CheckpointError(
-            f"its load was begun on cluster {found.cluster!r} as {found.format}, not on "
+            f"its load was started on cluster {found.cluster!r} as {found.format}, not on "
             f"{cluster!r} as {kind}; to load the whole file here, use --restart"
         )
-    say(f"resuming behind line {found.line} ({found.records:,} records are there)")
+    say(f"resuming after line {found.line} ({found.records:,} records are already loaded)")
     return found
 
 
@@ -314,28 +319,28 @@ def _sole_loader(file: Path) -> Iterator[int]:
 
 
 @click.command()
-@click.option("--prefix", default="", help="Only keys that begin so.")
+@click.option("--prefix", default="", help="Only keys with this prefix.")
 @click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
     default="-",
-    help="File to replace when the dump is complete; else standard output.",
+    help="File to write, replaced only once the dump is complete [default: standard output].",
 )
 @client_options
 def dump(
     prefix: str, output: Path, endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool
 ) -> None:
-    """Write all records as NDJSON, which load reads.
+    """Write all records as NDJSON that `onecopy load` reads.
 
-    Each page of 1,000 is one consistent state, but writes may fall between two pages: the summary
-    says whether any did.
+    Each page of 1,000 records is one consistent state. There may be writes between two pages: the
+    summary says whether there were.
     """
     urls = open_endpoints(endpoints)
     started = time.monotonic()
     to_stdout = output == STDIN
 
-    interrupted = "the dump is not complete. A file that was there before is as it was"
+    interrupted = "the dump is not complete. An existing file is unchanged"
     with (
         report_errors(as_json=as_json, interrupted=interrupted),
         ProgressView("dumped", None) as view,
@@ -358,7 +363,7 @@ def dump(
             except OSError as error:
                 fail(
                     f"{output}: {error.strerror or error}",
-                    "The dump is not complete. A file that was there before is as it was.",
+                    "The dump is not complete. An existing file is unchanged.",
                     EXIT_OUTPUT_FAILED,
                 )
     seconds = time.monotonic() - started

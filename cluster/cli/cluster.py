@@ -26,7 +26,7 @@ STATE_COLOURS = {
 @click.command()
 @client_options
 def status(endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool) -> None:
-    """Show who is in charge, who is in sync, and how far each node is."""
+    """Show the primary, the in-sync replicas, and the state of each node."""
     with open_client(
         endpoints, timeout_ms, no_discover, as_json=as_json, interrupted=READ_INTERRUPTED
     ) as client:
@@ -41,7 +41,7 @@ def status(endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool) ->
 @click.argument("node")
 @client_options
 def handover(node: str, endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool) -> None:
-    """Make NODE (a replica in sync) the primary. No waiting request fails."""
+    """Make NODE, an in-sync replica, the primary. No pending request fails."""
     with open_client(
         endpoints, timeout_ms, no_discover, as_json=as_json, interrupted=CHANGE_INTERRUPTED
     ) as client:
@@ -50,15 +50,18 @@ def handover(node: str, endpoints: str, timeout_ms: int, no_discover: bool, as_j
 
 @click.command()
 @click.argument("node")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option(
     "--force",
     is_flag=True,
-    help="If the cluster refuses, say what the removal may cost, and do it after all once NODE's "
-    "id has been typed again.",
+    help="If the cluster refuses, show what the removal may lose, and remove NODE anyway once "
+    "its id has been typed again.",
 )
 @click.option(
-    "--yes-remove", metavar="NODE", default="", help="With --force: NODE's id, typed again here."
+    "--yes-remove",
+    metavar="NODE",
+    default="",
+    help="With --force: NODE's id, in place of typing it again.",
 )
 @client_options
 def remove(
@@ -71,13 +74,13 @@ def remove(
     no_discover: bool,
     as_json: bool,
 ) -> None:
-    """Take NODE out of the cluster for good. Its id is never to be used again.
+    """Remove NODE from the cluster for good. Its id cannot be used again.
 
-    The cluster refuses where that may cost acknowledged writes or the majority, and says what to do
-    first. Run it on a machine of the cluster, unless [api] admin_from allows it from elsewhere.
+    The cluster refuses if the removal could lose acknowledged writes or the majority, and says what
+    to do first. Run it on a machine of the cluster, unless [api] admin_from allows other machines.
     """
     if yes_remove and (yes_remove != node or not force):
-        raise click.UsageError(f"--yes-remove goes with --force, and repeats the id: {node}")
+        raise click.UsageError(f"--yes-remove needs --force, and must repeat the id: {node}")
     if not yes and not yes_remove:
         click.confirm(f"Remove {node} for good?", abort=True, err=True)
     with open_client(
@@ -134,7 +137,7 @@ def _table(found: ClusterStatus) -> str:
     if voteless:
         names = printable(", ".join(voteless))
         lines.append(
-            f"{names}: no vote yet, so it cannot take over, in sync or not. That passes when a "
-            "majority of the voters answers, and nobody who was removed still has a vote."
+            f"{names}: no vote yet, so it cannot become primary, even if in sync. It gets its vote "
+            "once a majority of the voters answers and no removed node still has one."
         )
     return "\n".join(lines)

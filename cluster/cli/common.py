@@ -47,14 +47,14 @@ def endpoint_options(function: Function) -> Function:
     function = click.option(
         "--no-discover",
         is_flag=True,
-        help="Ask the named nodes alone, none that are learned from them.",
+        help="Use only the named nodes; do not discover others.",
     )(function)
     return click.option(
         "--endpoints",
         envvar="ONECOPY_ENDPOINTS",
         default=",".join(DEFAULT_ENDPOINTS),
         metavar="URL,…",
-        help="Nodes to ask, separated by commas [env: ONECOPY_ENDPOINTS; default: "
+        help="URLs of nodes, separated by commas [env: ONECOPY_ENDPOINTS; default: "
         "http://127.0.0.1:8101, …:8102, …:8103].",
     )(function)
 
@@ -66,7 +66,7 @@ def client_options(function: Function) -> Function:
         type=click.IntRange(1, 3_600_000),
         default=10_000,
         show_default=True,
-        help="Give up after so long, retries included.",
+        help="Total time limit, retries included.",
     )
     return option(endpoint_options(function))
 
@@ -78,7 +78,7 @@ def open_endpoints(text: str) -> list[str]:
     except ValueError as error:
         raise click.UsageError(f"--endpoints: {error}") from None
     if not urls:
-        raise click.UsageError("--endpoints names no node, say http://127.0.0.1:8101")
+        raise click.UsageError("--endpoints names no node; write it like http://127.0.0.1:8101")
     return urls
 
 
@@ -149,33 +149,36 @@ def _meaning(error: ClientError) -> tuple[int, str, str]:
     match error:
         case UnknownOutcomeError(is_final=True):
             again = (
-                "This cluster cannot tell any more: do not repeat it under this key. Read with: "
-                "onecopy get KEY --json; if the write is not there and still wanted, write anew"
+                "The cluster no longer remembers this idempotency key: do not repeat the "
+                "write under "
+                "it. Read the key with: onecopy get KEY --json; if the write is missing, "
+                "write again"
             )
             return EXIT_UNKNOWN_OUTCOME, "unknown", again
         case UnknownOutcomeError():
             after = error.idempotency_after
             again = (
-                "Learn which: the same command with the same arguments and "
+                "To learn which, repeat the same command with the same arguments and "
                 f"--idempotency-key {error.idempotency_key}"
                 + ("" if after is None else f" --idempotency-after {after}")
                 if error.idempotency_key
-                else "See what came of it with: onecopy status"
+                else "Check the result with: onecopy status"
             )
             return EXIT_UNKNOWN_OUTCOME, "unknown", again
         case PreconditionFailedError():
             advice = "Nothing was applied. Read the key's revision with: onecopy get KEY --json"
             return EXIT_PRECONDITION_FAILED, "not_applied", advice
         case StorageFullError():
-            advice = "Nothing was applied. Make room on the primary's disk, then repeat."
+            advice = "Nothing was applied. Free space on the primary's disk, then try again."
             return EXIT_STORAGE_FULL, "not_applied", advice
         case WrongClusterError():
             advice = "Nothing was applied. Correct --endpoints (or ONECOPY_ENDPOINTS)."
             return EXIT_NOT_APPLIED, "not_applied", advice
         case UnavailableError():
             advice = (
-                "Nothing was applied. See who is there with: onecopy status; name other nodes with "
-                "--endpoints, wait longer with --timeout-ms, start a cluster with: onecopy up"
+                "Nothing was applied. Check the cluster with: onecopy status. Name other "
+                "nodes with "
+                "--endpoints, wait longer with --timeout-ms, or start a cluster with: onecopy up"
             )
             return EXIT_UNAVAILABLE, "not_applied", advice
         case NotAppliedError():

@@ -22,26 +22,26 @@ from cluster.terminal import for_terminal, say_json, show, show_json, show_value
 from datapath.operations import Consistency
 
 IF_REVISION_HELP = "Only if the key is at this revision."
-IDEMPOTENCY_HELP = "Repeat an earlier write under its key: it is applied once."
-AFTER_HELP = "With it: the revision that the write was first sent after, as its error named it."
-MIN_COPIES_HELP = "Refuse to be acknowledged on fewer copies."
+IDEMPOTENCY_HELP = "Repeat a write under its idempotency key: it is applied once."
+AFTER_HELP = "With --idempotency-key: the revision that the error named for the first attempt."
+MIN_COPIES_HELP = "Fail unless at least this many copies acknowledge."
 
 
 stale_option = click.option(
-    "--stale", is_flag=True, help="Read what the asked node has; it may be behind."
+    "--stale", is_flag=True, help="Read this node's own state, which may be behind."
 )
 confirmed_option = click.option(
     "--confirmed",
     is_flag=True,
-    help="Let the replicas confirm the read: it rests on no clock then, and takes a round trip "
-    "between them longer.",
+    help="Have the in-sync replicas confirm the read: it then depends on no clock, and takes one "
+    "more round trip between nodes.",
 )
 
 
 def consistency_of(*, stale: bool, confirmed: bool) -> Consistency:
     """Return what --stale and --confirmed ask for. Raises UsageError for both."""
     if stale and confirmed:
-        raise click.UsageError("--stale and --confirmed contradict each other: give one of them")
+        raise click.UsageError("--stale and --confirmed cannot be combined")
     return "stale" if stale else "confirmed" if confirmed else "linearizable"
 
 
@@ -52,17 +52,17 @@ def consistency_of(*, stale: bool, confirmed: bool) -> Consistency:
     "--file",
     "source",
     type=click.File("rb"),
-    help="Take the value from a file; - reads standard input.",
+    help="Read the value from this file (- for standard input).",
 )
 @click.option("--if-revision", type=click.IntRange(min=1), help=IF_REVISION_HELP)
-@click.option("--if-absent", is_flag=True, help="Only if there is no such key.")
+@click.option("--if-absent", is_flag=True, help="Only if the key does not exist.")
 @click.option(
     "--ack",
     type=click.Choice(["all", "local"]),
     default="all",
     show_default=True,
-    help="local: answer when the primary alone has it: a failover may lose it, and a get, not "
-    "only a stale one, may still return the value before.",
+    help="all: acknowledge once every in-sync replica has the write on disk. local: once the "
+    "primary has; a failover may lose it, and reads may return the old value for a moment.",
 )
 @click.option("--min-copies", type=click.IntRange(0), default=0, help=MIN_COPIES_HELP)
 @click.option("--idempotency-key", default="", help=IDEMPOTENCY_HELP)
@@ -85,9 +85,9 @@ def put(
 ) -> None:
     """Write VALUE (or a file's bytes) under KEY."""
     if (value is None) == (source is None):
-        raise click.UsageError("give VALUE, or --file FILE (- for standard input)")
+        raise click.UsageError("give either VALUE or --file FILE (- for standard input)")
     if if_absent and if_revision is not None:
-        raise click.UsageError("--if-absent and --if-revision exclude each other")
+        raise click.UsageError("--if-absent and --if-revision cannot be combined")
     body = os.fsencode(value) if value is not None else _read(source)
     check_after(idempotency_key, idempotency_after)
     with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
@@ -114,7 +114,7 @@ def put(
 @stale_option
 @confirmed_option
 @click.option(
-    "--max-staleness-ms", type=click.IntRange(0), help="With --stale: no older than this."
+    "--max-staleness-ms", type=click.IntRange(0), help="With --stale: maximum age of what is read."
 )
 @client_options
 def get(
@@ -129,7 +129,7 @@ def get(
 ) -> None:
     """Write the value of KEY to standard output, byte for byte.
 
-    It is what has committed: a put with --ack local before it may not be seen yet, whoever made it.
+    Only committed values are read: a preceding put with --ack local may not be visible yet.
     """
     if max_staleness_ms is not None and not stale:
         raise click.UsageError("--max-staleness-ms needs --stale")
@@ -168,7 +168,7 @@ def delete(
     no_discover: bool,
     as_json: bool,
 ) -> None:
-    """Remove KEY. Exits with 3 where there was none."""
+    """Delete KEY. The exit code is 3 if there is no such key."""
     check_after(idempotency_key, idempotency_after)
     with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
         result = client.delete(
@@ -189,11 +189,13 @@ def delete(
 
 
 @click.command(name="list")
-@click.option("--prefix", default="", help="Only keys that begin so.")
-@click.option("--start", default="", help="From this key on.")
-@click.option("--end", default="", help="Up to, but without, this key.")
-@click.option("--limit", type=click.IntRange(1), help="At most so many.")
-@click.option("--long", "with_size", is_flag=True, help="With revision and size, tab-separated.")
+@click.option("--prefix", default="", help="Only keys with this prefix.")
+@click.option("--start", default="", help="First key to list.")
+@click.option("--end", default="", help="Stop before this key.")
+@click.option("--limit", type=click.IntRange(1), help="Maximum number of keys.")
+@click.option(
+    "--long", "with_size", is_flag=True, help="Also print revision and size, separated by tabs."
+)
 @stale_option
 @confirmed_option
 @client_options
@@ -210,7 +212,7 @@ def list_keys(
     no_discover: bool,
     as_json: bool,
 ) -> None:
-    """Print keys in order, one per line; --json: one object per line, with the values."""
+    """Print keys in order, one per line. With --json, one object per line, values included."""
     shown = 0
     with open_client(
         endpoints, timeout_ms, no_discover, as_json=as_json, interrupted=READ_INTERRUPTED
@@ -232,7 +234,9 @@ def list_keys(
 def check_after(key: str, after: int | None) -> None:
     """Refuse --idempotency-after alone. Raises UsageError."""
     if after is not None and not key:
-        raise click.UsageError("--idempotency-after needs --idempotency-key of the same write")
+        raise click.UsageError(
+            "--idempotency-after needs --idempotency-key, both from the same write"
+        )
 
 
 def _read(source: BinaryIO | None) -> bytes:

@@ -104,11 +104,11 @@ def _output_checked() -> Iterator[None]:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done; 1 refused, nothing applied; 2 usage; 3 no such key; 4 condition "
     "failed; 5 unknown outcome; 6 no node available; 7 storage full; 74 done, but "
-    "its output failed; 78 a node refused to start.",
+    "the output could not be written; 78 a node refused to start.",
 )
 @click.version_option(package_name="onecopy", message="onecopy %(version)s")
 def main() -> None:
-    """Run, inspect and use a replicated key-value service that keeps what it acknowledges."""
+    """Run, inspect and use a replicated key-value service that loses no acknowledged write."""
     hold_standard_descriptors()
 
 

@@ -10,14 +10,14 @@ from cluster.cli.common import CHANGE_INTERRUPTED, client_options, open_client
 
 @click.group()
 def member() -> None:
-    """Change a node of the cluster."""
+    """Change a member of the cluster."""
 
 
 @member.command()
 @click.argument("node")
-@click.option("--client", metavar="HOST:PORT", default="", help="Its new address for clients.")
-@click.option("--peer", metavar="HOST:PORT", default="", help="Its new address of the data path.")
-@click.option("--raft", metavar="HOST:PORT", default="", help="Its new address for consensus.")
+@click.option("--client", metavar="HOST:PORT", default="", help="New address for clients.")
+@click.option("--peer", metavar="HOST:PORT", default="", help="New address for replication.")
+@click.option("--raft", metavar="HOST:PORT", default="", help="New address for consensus.")
 @client_options
 def move(
     node: str,
@@ -29,11 +29,11 @@ def move(
     no_discover: bool,
     as_json: bool,
 ) -> None:
-    """Have the cluster agree on other addresses of NODE.
+    """Change the addresses at which the cluster reaches NODE.
 
-    Give NODE the same addresses in its configuration file, and start it again: until then it stays
-    reachable where it was, and `onecopy status` warns. (To edit the file alone and start NODE again
-    does the same.)
+    Then set the same addresses in NODE's configuration file and restart it. Until then it stays
+    reachable at the old ones, and `onecopy status` warns. (Editing the file and restarting NODE,
+    without this command, has the same effect.)
     """
     if not (client or peer or raft):
         raise click.UsageError("give at least one of --client, --peer and --raft")

@@ -34,23 +34,23 @@ _log = logging.getLogger(__name__)
     type=click.Path(path_type=Path),
     default="cluster.toml",
     show_default=True,
-    help="The cluster's configuration file.",
+    help="Configuration file of the cluster.",
 )
-@click.option("--node", required=True, help="Which of its nodes to be.")
+@click.option("--node", required=True, help="Id of the node to run, from the configuration file.")
 @click.option(
     "--log-level",
     type=click.Choice(LEVELS),
     envvar=ENVIRONMENT_VARIABLE,
     default="info",
     show_default=True,
-    help=f"How much to log [env: {ENVIRONMENT_VARIABLE}].",
+    help=f"Least severe messages to log [env: {ENVIRONMENT_VARIABLE}].",
 )
 @click.option("--supervised-by", type=int, hidden=True, help="Die with the process of this id.")
 def serve(path: Path, node: str, log_level: str, supervised_by: int | None) -> None:
     """Run one node of a cluster until SIGTERM or Ctrl-C.
 
-    Exits with 78 if the configuration or the data directory forbid a start: to start it again as
-    it is cannot help.
+    The exit code is 78 if the configuration or the data directory does not allow a start:
+    restarting it unchanged will not help.
     """
     configure_logs(node, log_level)
     if supervised_by is not None:

@@ -18,34 +18,36 @@ from cluster.up.supervisor import run_up, sole_runner
 
 @click.command()
 @click.option(
-    "--nodes", type=click.IntRange(1, REPLICAS_MAX), help="Replicas of a new cluster [default: 3]."
+    "--nodes",
+    type=click.IntRange(1, REPLICAS_MAX),
+    help="Number of replicas in a new cluster [default: 3].",
 )
 @click.option(
     "--witness",
     "witnesses",
     type=click.IntRange(0, REPLICAS_MAX),
-    help="Witnesses besides: they vote and hold no data [default: 0].",
+    help="Number of witnesses, which vote and hold no data [default: 0].",
 )
 @click.option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
     default="data",
     show_default=True,
-    help="Where the cluster lives; an existing one is resumed.",
+    help="Directory of the cluster. If it holds one, that is resumed.",
 )
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),
-    help="First HTTP port; peer and raft ports are 100 and 200 above [default: 8101].",
+    help="First HTTP port; peer and raft ports are 100 and 200 higher [default: 8101].",
 )
-@click.option("--no-restart", is_flag=True, help="Leave a node that died down.")
+@click.option("--no-restart", is_flag=True, help="Do not restart a node that exits.")
 def up(
     nodes: int | None, witnesses: int | None, data: Path, port: int | None, no_restart: bool
 ) -> None:
-    """Run a cluster of real processes on this machine until Ctrl-C; the data is kept.
+    """Run a cluster of real processes on this machine until Ctrl-C. The data is kept.
 
-    A node that is killed is started again after a second. Logs are in DATA/logs, the configuration
-    in DATA/cluster.toml.
+    A node that is killed is restarted after a second. The logs are in DATA/logs, the configuration
+    is DATA/cluster.toml.
     """
     try:
         config, is_new = prepare_config(data, nodes=nodes, witnesses=witnesses, port=port)

@@ -16,13 +16,13 @@ SHOWN_VALUE_CHARS = 200  # on a terminal; --json has it whole
 
 
 @click.command()
-@click.option("--prefix", default="", help="Only keys that begin so.")
+@click.option("--prefix", default="", help="Only keys with this prefix.")
 @click.option(
     "--interval-ms",
     type=click.IntRange(10, 3_600_000),
     default=500,
     show_default=True,
-    help="How often to look.",
+    help="Time between two polls.",
 )
 @client_options
 def watch(

@@ -12,34 +12,25 @@ idempotency key for all its tries. Errors are in `cluster.client.errors`.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import msgspec
 
 from cluster.client.arguments import (
-    COPIES_MAX,
     DEFAULT_PAGE_SIZE,
     MILLISECONDS_MAX,
     PAGE_LIMIT_MAX,
-    REVISION_MAX,
-    DrawnKey,
-    check_ack,
     check_consistency,
     check_endpoints,
     check_flag,
-    check_idempotency_after,
-    check_idempotency_key,
-    check_key,
     check_node,
     check_number,
-    check_optional_number,
     check_text,
     check_timeout,
     check_value,
-    draw_key,
 )
 from cluster.client.endpoints import normalize_endpoint
 from cluster.client.errors import (
@@ -47,6 +38,14 @@ from cluster.client.errors import (
     InvalidRequestError,
     UnavailableError,
     UnknownOutcomeError,
+)
+from cluster.client.requests import (
+    condition_headers,
+    kv_target,
+    query_text,
+    read_query,
+    write_call,
+    write_query,
 )
 from cluster.client.results import DeleteResult, GetResult, Item, Page, PutResult, ViewSummary
 from cluster.client.retries import (
@@ -60,9 +59,11 @@ from cluster.client.retries import (
 from cluster.client.services import (
     AsyncServiceProxy,
     CallOptions,
-    Request,
+    MethodCall,
     ServiceT,
+    check_call_options,
     decode_result,
+    make_request,
     name_service,
 )
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
@@ -162,8 +163,8 @@ class AsyncClient:
         `idempotency_key` and `idempotency_after` of an UnknownOutcomeError repeat that write.
         Raises PreconditionFailedError, UnknownOutcomeError and the rest of the tree.
         """
-        headers = _condition(if_revision, if_absent=if_absent)
-        target = kv_target(key, _write_options(ack, min_copies))
+        headers = condition_headers(if_revision, if_absent=if_absent)
+        target = kv_target(key, write_query(ack, min_copies))
         body = check_value(value)
         call = write_call("PUT", target, headers, body, idempotency_key, idempotency_after)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
@@ -184,7 +185,7 @@ class AsyncClient:
 
         "stale" reads whatever the asked node has, no older than `max_staleness_ms` if given.
         """
-        target = kv_target(key, _read_options(consistency, max_staleness_ms))
+        target = kv_target(key, read_query(consistency, max_staleness_ms))
         call = Request("GET", target)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         if reply.status == 404 and decode_problem(404, reply.body).code == "key_not_found":
@@ -214,8 +215,8 @@ class AsyncClient:
         timeout_ms: int | None = None,
     ) -> DeleteResult:
         """Remove `key`; `deleted` says whether it was there. Options and errors as for `put`."""
-        headers = _condition(if_revision)
-        target = kv_target(key, _write_options(ack, min_copies))
+        headers = condition_headers(if_revision)
+        target = kv_target(key, write_query(ack, min_copies))
         call = write_call("DELETE", target, headers, None, idempotency_key, idempotency_after)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         result = _decode(call, reply, DeleteResult)
@@ -243,8 +244,8 @@ class AsyncClient:
             "cursor": None if cursor is None else check_text("cursor", cursor),
             "keys_only": "true" if check_flag("keys_only", keys_only) else None,
         }
-        options |= _read_options(consistency, max_staleness_ms)
-        call = Request("GET", "/v1/kv" + _query(options))
+        options |= read_query(consistency, max_staleness_ms)
+        call = Request("GET", "/v1/kv" + query_text(options))
         return _decode(call, await self._transport.call(call, check_timeout(timeout_ms)), Page)
 
     def list(
@@ -304,33 +305,15 @@ class AsyncClient:
         found = name_service(service, name)
         check_call_options(options)
 
-        async def send(request: Request) -> Any:
-            return await self._call_service(request, options)
+        async def send(call: MethodCall) -> Any:
+            return await self._call_service(call, options)
 
         return AsyncServiceProxy(send, found)
 
-    async def _call_service(self, request: Request, options: CallOptions) -> Any:
-        reads = options.get("reads", False) if request.reads is None else request.reads
-        from_text = "true" if options.get("from_text", False) else None
-        if reads:
-            query = _read_options(
-                options.get("consistency", "linearizable"), options.get("max_staleness_ms")
-            )
-            query |= {"arguments": request.arguments.decode(), "from_text": from_text}
-            call = Request("GET", request.target + _query(query))
-        else:
-            query = _write_options(options.get("ack", "all"), options.get("min_copies", 0))
-            query["from_text"] = from_text
-            call = write_call(
-                "POST",
-                request.target + _query(query),
-                {"Content-Type": "application/json"},
-                request.arguments,
-                options.get("idempotency_key", ""),
-                options.get("idempotency_after"),
-            )
-        reply = await self._transport.call(call, check_timeout(options.get("timeout_ms")))
-        return decode_result(call, reply, request.result)
+    async def _call_service(self, call: MethodCall, options: CallOptions) -> Any:
+        request = make_request(call, options)
+        reply = await self._transport.call(request, check_timeout(options.get("timeout_ms")))
+        return decode_result(request, reply, call.result)
 
     async def status(self, *, timeout_ms: int | None = None) -> ClusterStatus:
         """Return the cluster as its primary sees it."""
@@ -430,67 +413,6 @@ class AsyncClient:
 
 def _left_ms(deadline: float) -> int:
     return max(LEFT_MIN_MS, int((deadline - time.monotonic()) * 1000))
-
-
-def kv_target(key: str, options: Mapping[str, object] | None = None) -> str:
-    """Return the encoded path and query of a key. Raises InvalidRequestError for what is no key."""
-    return f"/v1/kv/{quote(check_key(key), safe='')}{_query(options or {})}"
-
-
-def write_call(
-    method: str,
-    target: str,
-    headers: dict[str, str],
-    body: bytes | None,
-    key: str,
-    after: int | None = None,
-) -> Request:
-    """Return a write under an idempotency key, drawn at random where none is given."""
-    after = check_idempotency_after(check_idempotency_key(key), after)
-    key = key or draw_key()
-    drawn = isinstance(key, DrawnKey)
-    headers["Idempotency-Key"] = f'"{key}"'
-    return Request(method, target, headers, body, str(key), writes=True, after=after, drawn=drawn)
-
-
-def _condition(if_revision: int | None, *, if_absent: bool = False) -> dict[str, str]:
-    revision = check_optional_number("if_revision", if_revision, 1, REVISION_MAX)
-    if check_flag("if_absent", if_absent):
-        if revision is not None:
-            raise InvalidRequestError("if_revision and if_absent exclude each other")
-        return {"If-None-Match": "*"}
-    return {} if revision is None else {"If-Match": f'"{revision}"'}
-
-
-def _write_options(ack: Ack, min_copies: int) -> dict[str, object]:
-    word, copies = check_ack(ack), check_number("min_copies", min_copies, 0, COPIES_MAX)
-    return {"ack": None if word == "all" else word, "min_copies": copies or None}
-
-
-def _read_options(consistency: Consistency, max_staleness_ms: int | None) -> dict[str, object]:
-    word = check_consistency(consistency)
-    staleness = check_optional_number("max_staleness_ms", max_staleness_ms, 0, MILLISECONDS_MAX)
-    if staleness is not None and word != "stale":
-        raise InvalidRequestError('max_staleness_ms needs consistency="stale"')
-    return {
-        "consistency": None if word == "linearizable" else word,
-        "max_staleness_ms": staleness,
-    }
-
-
-def check_call_options(options: CallOptions) -> None:
-    """Refuse options that are none. Raises TypeError and InvalidRequestError as the calls do."""
-    _write_options(options.get("ack", "all"), options.get("min_copies", 0))
-    _read_options(options.get("consistency", "linearizable"), options.get("max_staleness_ms"))
-    key = options.get("idempotency_key", "")
-    check_idempotency_after(check_idempotency_key(key), options.get("idempotency_after"))
-    check_timeout(options.get("timeout_ms"))
-
-
-def _query(options: Mapping[str, object]) -> str:
-    """Return the query of all options that are neither None nor ""."""
-    chosen = {name: value for name, value in options.items() if value not in (None, "")}
-    return f"?{urlencode(chosen, quote_via=quote)}" if chosen else ""
 
 
 def _decode(

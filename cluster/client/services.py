@@ -17,19 +17,25 @@ from urllib.parse import quote
 
 import msgspec
 
-from cluster.client.arguments import check_text
+from cluster.client.arguments import (
+    check_idempotency_after,
+    check_idempotency_key,
+    check_text,
+    check_timeout,
+)
 from cluster.client.errors import (
     InvalidRequestError,
     RefusedError,
     UnavailableError,
     UnknownOutcomeError,
 )
+from cluster.client.requests import query_text, read_query, write_call, write_query
 from cluster.client.retries import FinalResponse, Request, decode_problem, raise_for
 from datapath.operations import Ack, Consistency
 from datapath.service import Service
 
-P = ParamSpec("P")
-R = TypeVar("R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 ServiceT = TypeVar("ServiceT", bound=Service)
 
 
@@ -62,7 +68,7 @@ class _Answer(msgspec.Struct):
     result: msgspec.Raw
 
 
-class Request(msgspec.Struct, frozen=True):
+class MethodCall(msgspec.Struct, frozen=True):
     """One call of a method: where it goes, and the type of its result.
 
     `reads`: it is a query; None: not known.
@@ -89,15 +95,15 @@ def _is_service(found: object) -> bool:
     return isinstance(found, type) and issubclass(found, Service)
 
 
-def make_request(
+def make_method_call(
     service: ServiceName, method: str, args: tuple[Any, ...], named: Mapping[str, Any]
-) -> Request:
-    """Return the request for a call. Raises TypeError for arguments that the method has not."""
+) -> MethodCall:
+    """Return a call of a method. Raises TypeError for arguments that the method has not."""
     target = f"/v1/services/{quote(service.name, safe='')}/{quote(method, safe='')}"
     if service.kind is None:
         if args:
             raise TypeError(f"{service.name}.{method}: give the arguments by name")
-        return Request(target, _encode(service, method, named), None, Any)
+        return MethodCall(target, _encode(service, method, named), None, Any)
     function = getattr(service.kind, method, None)
     mark = getattr(function, "__onecopy__", None)
     if function is None or mark is None:
@@ -106,7 +112,7 @@ def make_request(
     bound = inspect.signature(function).bind(None, None, *args, **named)
     arguments = dict(list(bound.arguments.items())[2:])
     result = typing.get_type_hints(function, include_extras=True).get("return", Any)
-    return Request(target, _encode(service, method, arguments), mark == "query", result)
+    return MethodCall(target, _encode(service, method, arguments), mark == "query", result)
 
 
 class AsyncServiceProxy(Generic[ServiceT]):
@@ -115,35 +121,35 @@ class AsyncServiceProxy(Generic[ServiceT]):
     `call` is what type checkers understand: `await shop.call(Shop.reserve, item="x", count=2)`.
     """
 
-    def __init__(self, send: Callable[[Request], Awaitable[Any]], service: ServiceName) -> None:
+    def __init__(self, send: Callable[[MethodCall], Awaitable[Any]], service: ServiceName) -> None:
         self._send = send
         self._service = service
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         def call(*args: Any, **named: Any) -> Awaitable[Any]:
-            return self._send(make_request(self._service, name, args, named))
+            return self._send(make_method_call(self._service, name, args, named))
 
         return _named(call, name)
 
     async def call(
-        self, method: Callable[Concatenate[Any, P], R], /, *args: P.args, **named: P.kwargs
-    ) -> R:
+        self, method: Callable[Concatenate[Any, _P], _R], /, *args: _P.args, **named: _P.kwargs
+    ) -> _R:
         """Call a method of the class, as `Shop.reserve`. Raises ClientError."""
-        request = make_request(self._service, method.__name__, args, named)
-        result: R = await self._send(request)
+        call = make_method_call(self._service, method.__name__, args, named)
+        result: _R = await self._send(call)
         return result
 
 
 class ServiceProxy:
     """A service as `Client` calls it: each of its methods, which return the result."""
 
-    def __init__(self, send: Callable[[Request], Any], service: ServiceName) -> None:
+    def __init__(self, send: Callable[[MethodCall], Any], service: ServiceName) -> None:
         self._send = send
         self._service = service
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **named: Any) -> Any:
-            return self._send(make_request(self._service, name, args, named))
+            return self._send(make_method_call(self._service, name, args, named))
 
         return _named(call, name)
 
@@ -153,6 +159,36 @@ def _named(call: Callable[..., Any], name: str) -> Callable[..., Any]:
         raise AttributeError(name)
     call.__name__ = name
     return call
+
+
+def check_call_options(options: CallOptions) -> None:
+    """Refuse options that are none. Raises TypeError and InvalidRequestError as the calls do."""
+    write_query(options.get("ack", "all"), options.get("min_copies", 0))
+    read_query(options.get("consistency", "linearizable"), options.get("max_staleness_ms"))
+    key = options.get("idempotency_key", "")
+    check_idempotency_after(check_idempotency_key(key), options.get("idempotency_after"))
+    check_timeout(options.get("timeout_ms"))
+
+
+def make_request(call: MethodCall, options: CallOptions) -> Request:
+    """Return the HTTP request that makes a call."""
+    reads = options.get("reads", False) if call.reads is None else call.reads
+    from_text = "true" if options.get("from_text", False) else None
+    if reads:
+        consistency = options.get("consistency", "linearizable")
+        query = read_query(consistency, options.get("max_staleness_ms"))
+        query |= {"arguments": call.arguments.decode(), "from_text": from_text}
+        return Request("GET", call.target + query_text(query))
+    query = write_query(options.get("ack", "all"), options.get("min_copies", 0))
+    query["from_text"] = from_text
+    return write_call(
+        "POST",
+        call.target + query_text(query),
+        {"Content-Type": "application/json"},
+        call.arguments,
+        options.get("idempotency_key", ""),
+        options.get("idempotency_after"),
+    )
 
 
 def decode_result(call: Request, reply: FinalResponse, kind: Any) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar, Unpack, overload
 
-from cluster.client.aio import DEFAULT_ENDPOINTS, AsyncClient, check_call_options
+from cluster.client.aio import DEFAULT_ENDPOINTS, AsyncClient
 from cluster.client.arguments import (
     DEFAULT_PAGE_SIZE,
     check_endpoints,
@@ -25,9 +25,10 @@ from cluster.client.loop_thread import CLOSED, LoopThread, StuckError
 from cluster.client.results import DeleteResult, GetResult, Item, Page, PutResult, ViewSummary
 from cluster.client.services import (
     CallOptions,
-    Request,
+    MethodCall,
     ServiceProxy,
     ServiceT,
+    check_call_options,
     name_service,
 )
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
@@ -316,14 +317,14 @@ class Client:
         found = name_service(service, name)
         check_call_options(options)
 
-        def send(request: Request) -> Any:
+        def send(call: MethodCall) -> Any:
             own = options.copy()
             key = None
-            if not (options.get("reads") if request.reads is None else request.reads):
+            if not (options.get("reads") if call.reads is None else call.reads):
                 key = _key(options.get("idempotency_key", ""), options.get("idempotency_after"))
                 own["idempotency_key"] = key
             return self._run(
-                lambda client: client._call_service(request, own),
+                lambda client: client._call_service(call, own),
                 options.get("timeout_ms"),
                 write=key,
             )

@@ -100,8 +100,8 @@ def _check_nodes(config: ClusterConfig) -> list[str]:
         owners[host, directory] = node
     if len(config.nodes) % 2 == 0:
         sentence = (
-            f"{len(config.nodes)} nodes vote: an even number survives no more failures than one "
-            "fewer would; add a witness"
+            f"{len(config.nodes)} nodes vote: an even number tolerates no more failures than one "
+            "node fewer; add a witness"
         )
         return [sentence]
     return []
@@ -144,7 +144,8 @@ def _check_secret(config: ClusterConfig) -> None:
     exposed = [address for _, address in addresses if not is_loopback(address)]
     if exposed and estimated_bits(config.secret) < MIN_SECRET_BITS:
         problem = (
-            f"the secret is easy to guess (too short, repeated or made of words), and {exposed[0]} "
+            "the secret is easy to guess (too short, repetitive or made of words), and "
+            f"{exposed[0]} "
             "can be reached from other machines; make one with: openssl rand -hex 32"
         )
         raise ConfigError(config.path, config.secret_field, problem)
@@ -165,22 +166,22 @@ def _check_timing(path: Path, timing: TimingSection) -> None:
         timing.lease_duration_ms,
         timing.suspect_after_ms + timing.heartbeat_interval_ms,
         "suspect_after_ms + heartbeat_interval_ms: a silent backup must be removed before its "
-        "lease runs out, or reads stop (D5)",
+        "lease runs out, or reads stop",
     )
     _at_least(
         path,
         "timing.grace_period_ms",
         timing.grace_period_ms,
         timing.lease_duration_ms + rate_margin_ms + LEASE_TIMER_MARGIN_MS,
-        f"lease_duration_ms + {LEASE_RATE_MARGIN_PERCENT} % + {LEASE_TIMER_MARGIN_MS} ms: nobody "
-        "may take over while the old primary may hold a lease by its own clock (D4)",
+        f"lease_duration_ms + {LEASE_RATE_MARGIN_PERCENT} % + {LEASE_TIMER_MARGIN_MS} ms: no "
+        "backup may take over while the old primary may still hold a lease by its own clock",
     )
     _at_least(
         path,
         "timing.ack_timeout_ms",
         timing.ack_timeout_ms,
         timing.suspect_after_ms,
-        "suspect_after_ms: a slow disk must get no less time than a silent link",
+        "suspect_after_ms: a slow disk must get at least as much time as a silent link",
     )
     _at_least(
         path,

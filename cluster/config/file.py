@@ -30,9 +30,9 @@ from cluster.config.model import (
     ServiceConfig,
     TimingSection,
 )
+from datapath.service import SERVICE_NAME_PATTERN
 
 SECRET_MIN_BYTES = 16
-SERVICE_NAME_PATTERN = "[a-z][a-z0-9_-]{0,30}"
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
@@ -117,10 +117,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
         if data.startswith(_UTF_16):
-            raise ConfigError(path, "", "is in UTF-16, and TOML is UTF-8: save it as UTF-8")
+            raise ConfigError(path, "", "is UTF-16; save it as UTF-8")
         return tomllib.loads(data.decode("utf-8-sig"))
     except FileNotFoundError:
-        raise ConfigError(path, "", "there is no such file; name another with --config") from None
+        raise ConfigError(path, "", "no such file; name the file with --config") from None
     except OSError as error:
         raise ConfigError(path, "", f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -151,7 +151,7 @@ def _refuse_unknown(
         close = difflib.get_close_matches(field, known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(known)}"
         name = f"{section}.{field}" if section else field
-        raise ConfigError(path, name, f"there is no such field; {hint}")
+        raise ConfigError(path, name, f"unknown field; {hint}")
 
 
 def _convert(path: Path, section: str, item: Any, kind: type[StructT]) -> StructT:
@@ -215,10 +215,12 @@ def _read_secret(path: Path, cluster: ClusterSection, warnings: list[str]) -> Se
         return Secret(b"")
     if len(secret) < SECRET_MIN_BYTES:
         problem = (
-            f"the secret has {len(secret)} bytes and needs at least {SECRET_MIN_BYTES}; "
+            f"the secret is {len(secret)} bytes long and must be at least {SECRET_MIN_BYTES}; "
             "make one with: openssl rand -hex 32"
         )
         raise ConfigError(path, field, problem)
     if source.stat().st_mode & stat.S_IROTH:
-        warnings.append(f"{source} holds the secret and everyone can read it: chmod 600 {source}")
+        warnings.append(
+            f"{source} holds the secret and is readable by everyone: chmod 600 {source}"
+        )
     return secret

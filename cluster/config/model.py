@@ -13,9 +13,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from election.identity import Channel
 from election.view import MemberRole
-
-Channel = Literal["peer", "raft"]
 
 
 class ConfigError(ValueError):
@@ -59,23 +58,23 @@ class ClusterSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     secret: Annotated[
         str,
         Meta(
-            description="Shared secret of at least 16 bytes that nodes prove to each other. "
-            "Without one, every peer and raft address must be loopback; one that is easy to guess "
-            "is refused unless all addresses are."
+            description="Shared secret of at least 16 bytes, by which nodes authenticate to each "
+            "other. Without one, every peer and raft address must be loopback; one that is easy to "
+            "guess is refused unless all addresses are."
         ),
     ] = ""
     secret_file: Annotated[
         str,
         Meta(
-            description="File that holds the secret, relative to the configuration file; instead "
-            "of `secret`. White space around it is dropped."
+            description="File that holds the secret, in place of `secret`; relative to the "
+            "configuration file. White space around the secret is ignored."
         ),
     ] = ""
     reads: Annotated[
         ReadMode,
         Meta(
-            description='What linearizable reads rest on: `"leased"` on clocks that run about '
-            'equally fast; `"confirmed"` on no clock, for a round trip between the replicas more.'
+            description='What linearizable reads depend on: `"leased"` on clocks that run at about '
+            'the same rate; `"confirmed"` on no clock, for one more round trip between nodes.'
         ),
     ] = "leased"
 
@@ -142,30 +141,30 @@ class TimingSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         ),
     ] = 300
     takeover_stagger_ms: Annotated[
-        int, _ms("Each later replica in the order of take-over waits this much longer.", ge=0)
+        int, _ms("Additional wait of each further replica in the order of take-over.", ge=0)
     ] = 50
     ack_timeout_ms: Annotated[
         int,
         _ms(
-            "A backup that sends heartbeats but has not made an entry durable for so long is "
+            "Time after which a backup that answers heartbeats but makes no entry durable is "
             "removed from the in-sync set. At least `suspect_after_ms`."
         ),
     ] = 1000
     view_change_timeout_ms: Annotated[
         int,
         _ms(
-            "A primary that cannot get a needed view change agreed for so long steps down. More "
-            "than `raft_election_max_ms`."
+            "Time after which a primary that needs a view change and cannot get it agreed steps "
+            "down. More than `raft_election_max_ms`."
         ),
     ] = 1000
     request_timeout_ms: Annotated[
-        int, _ms("How long a request waits for a primary unless it says `timeout_ms` itself.")
+        int, _ms("How long a request without its own `timeout_ms` waits for a primary.")
     ] = 5000
     drain_timeout_ms: Annotated[
         int,
         _ms(
-            "How long at most a node that was told to stop goes on serving clients that come; it "
-            "ends sooner when none has come for half a second.",
+            "Longest time for which a stopping node still serves requests; it exits sooner once "
+            "none has arrived for half a second.",
             ge=0,
         ),
     ] = 5000
@@ -180,7 +179,7 @@ class TimingSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         ),
     ] = 150
     raft_election_max_ms: Annotated[
-        int, _ms("Longest such silence; each node draws its own. More than the shortest.")
+        int, _ms("Longest such silence; each node draws its own between the two.")
     ] = 300
 
 
@@ -193,47 +192,47 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     min_in_sync: Annotated[
         int,
         _count(
-            "Replicas that must hold a write durably before anything is acknowledged. At most the "
-            "number of replicas; 1 lets a replica that is left alone go on serving.",
+            "Replicas that must hold a write durably before it is acknowledged. At most the number "
+            "of replicas; with 1, the last replica in sync serves alone.",
             le=64,
         ),
     ] = 1
     max_inflight_bytes: Annotated[
         int,
         _count(
-            "Bytes of changes that were executed but have not committed; beyond it requests wait "
-            "to be executed. Room for two of the largest values at least."
+            "Bytes of changes that are executed but not committed; above it, requests wait to be "
+            "executed. At least twice the largest value."
         ),
     ] = 67_108_864
     max_waiting_requests: Annotated[
         int,
         _count(
-            "Writes that may wait at the primary to be executed; more get 503 `overloaded`.",
+            "Maximum number of writes waiting at the primary; more get 503 `overloaded`.",
             le=10_000_000,
         ),
     ] = 10_000
     max_waiting_bytes: Annotated[
         int,
         _count(
-            "Bytes of such writes, which are in memory; more get 503 `overloaded`. Room for two of "
-            "the largest values at least."
+            "Maximum bytes of such writes, held in memory; more get 503 `overloaded`. At least "
+            "twice the largest value."
         ),
     ] = 268_435_456
     max_buffered_bytes: Annotated[
         int,
         _count(
-            "Bytes of answers that clients have not taken and of bodies that they have not "
-            "completed, of all connections to a node together. Beyond it, clients that stand still "
-            "are cut off, and large requests get 503. Room for a page and two of the largest "
-            "values at least."
+            "Maximum bytes, over all connections of a node, of answers that clients have not read "
+            "and of bodies that they have not completed. Above it, clients that make no progress "
+            "are disconnected, and large requests get 503. At least one page and two of the "
+            "largest values."
         ),
     ] = 67_108_864
     client_table_retention_ms: Annotated[
         int,
         _count(
-            "How long the answer under an idempotency key is remembered, by the primary's clock. A "
-            "later repeat is executed again, unless it names with `Idempotency-After` what it was "
-            "first sent after: then it is refused.",
+            "How long the answer under an idempotency key is kept, by the primary's clock. A later "
+            "repeat is executed again, unless `Idempotency-After` names the revision before the "
+            "first attempt: then it is refused.",
             ge=10_000,
             le=604_800_000,
         ),
@@ -241,45 +240,46 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     client_table_bytes: Annotated[
         int,
         _count(
-            "Bytes of such answers on each disk (about 160 for a write of a key); beyond it the "
-            "oldest are forgotten before their time.",
+            "Maximum bytes of such answers on each disk (about 160 for each write); above it, the "
+            "oldest are dropped early.",
             ge=4_194_304,
         ),
     ] = 67_108_864
     log_segment_size_bytes: Annotated[
-        int, _count("Size at which a log file is closed and the next begun.", ge=65536)
+        int, _count("Size at which a log file is closed and the next is started.", ge=65536)
     ] = 67_108_864
     log_retention_bytes: Annotated[
         int,
         _count(
-            "Log kept in any case. For a replica that is behind four times as much is kept; one "
-            "further behind gets a snapshot. At least one segment.",
+            "Bytes of log that are always kept; four times as much for a replica that is behind. "
+            "One further behind gets a snapshot. At least one segment.",
             ge=65536,
         ),
     ] = 268_435_456
     store_map_size_bytes: Annotated[
         int,
         _count(
-            "Largest size of the store on disk (an LMDB map: address space, not memory); beyond it "
+            "Largest size of the store on disk (an LMDB map: address space, not memory); above it, "
             "writes get 507.",
             ge=1 << 20,
         ),
     ] = 68_719_476_736
     overlay_flush_bytes: Annotated[
-        int, _count("Committed changes kept in memory before they go to the store together.")
+        int,
+        _count("Bytes of committed changes kept in memory before they are written to the store."),
     ] = 16_777_216
     snapshot_log_bytes: Annotated[
         int,
         _count(
-            "Log held for a replica while it is sent a snapshot, and until it is in sync. From "
-            "half of it the snapshot is not throttled any more; beyond it writes are slowed down.",
+            "Bytes of log kept for a replica that receives a snapshot, until it is in sync. From "
+            "half of it, the snapshot is no longer throttled; above it, writes are slowed down.",
             ge=65536,
         ),
     ] = 4_294_967_296
     snapshot_rate_bytes_per_s: Annotated[
         int,
         _count(
-            "Bound on the sending of a snapshot to a learner; 0: none. See `snapshot_log_bytes`.",
+            "Maximum rate of a snapshot to a learner; 0 for no limit. See `snapshot_log_bytes`.",
             ge=0,
         ),
     ] = 0
@@ -289,28 +289,28 @@ AdminFrom = Literal["loopback", "any"]
 
 
 class ApiSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[api]`: the HTTP API: for whom it is, and who may administer."""
+    """`[api]`: which requests the HTTP API accepts."""
 
     admin_from: Annotated[
         AdminFrom,
         Meta(
-            description='Who may remove nodes and hand over. `"loopback"`: only programs on the '
-            "node's own machine, and through no proxy; "
-            '`"any"`: whoever reaches the port.'
+            description="From where nodes may be removed and the primary handed over. "
+            '`"loopback"`: only from the node\'s own machine, and not through a proxy; '
+            '`"any"`: from wherever the port can be reached.'
         ),
     ] = "loopback"
     hosts: Annotated[
         tuple[str, ...],
         Meta(
-            description="Host names, without ports, under which clients reach nodes beside those "
-            'of the `client` addresses: of a proxy or load balancer. `["*"]`: any name.'
+            description="Host names, without ports, by which clients reach nodes besides the "
+            '`client` addresses: of a proxy or load balancer. `["*"]`: any name.'
         ),
     ] = ()
     origins: Annotated[
         tuple[str, ...],
         Meta(
-            description="Origins of web pages that may change data though they come from "
-            'elsewhere, as browsers write them: `"https://tools.example"`.'
+            description="Origins of web pages from elsewhere that may change data, as browsers "
+            'write them: `"https://tools.example"`.'
         ),
     ] = ()
 
@@ -409,18 +409,20 @@ def split_address(address: str) -> tuple[str, int]:
         try:
             ipaddress.IPv6Address(host)
         except ValueError:
-            raise ValueError(f"{address!r}: {host!r} is no IPv6 address; {example}") from None
+            raise ValueError(f"{address!r}: {host!r} is not an IPv6 address; {example}") from None
     elif ":" in host:
-        raise ValueError(f"{address!r}: an IPv6 address stands in brackets; {example}")
+        raise ValueError(f"{address!r}: write an IPv6 address in brackets; {example}")
     elif not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})", host):
-        raise ValueError(f"{address!r}: {host!r} is no host name or address; {example}")
+        raise ValueError(f"{address!r}: {host!r} is not a host name or address; {example}")
     elif re.fullmatch(r"[0-9.]+", host):
         try:
             ipaddress.IPv4Address(host)
         except ValueError:
-            raise ValueError(f"{address!r}: {host!r} is no IPv4 address; {example}") from None
+            raise ValueError(f"{address!r}: {host!r} is not an IPv4 address; {example}") from None
     if host in {"0.0.0.0", "::"}:  # noqa: S104 -- refused here, not bound
-        raise ValueError(f"{address!r} is no address that others can reach; name one they can")
+        raise ValueError(
+            f"{address!r} cannot be reached by other machines; use an address that can"
+        )
     return host, int(port_text)
 
 

@@ -18,7 +18,7 @@ from datapath.operations import Node, Operation, Query
 
 logger = logging.getLogger(__name__)
 
-POLL_INTERVAL_S = 0.05
+CARE_INTERVAL_S = 0.05
 """How often it is asked whether this node is the primary, and whether a timer is due."""
 TIMEOUT_MS = 5000
 RETRY_FIRST_S = 0.5
@@ -65,7 +65,7 @@ class Caretaker:
                     running.add(task)
                     task.add_done_callback(running.discard)
                 await self._compare()
-                await asyncio.sleep(POLL_INTERVAL_S)
+                await asyncio.sleep(CARE_INTERVAL_S)
         finally:
             for task in running:
                 task.cancel()

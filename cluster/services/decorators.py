@@ -13,19 +13,19 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 from datapath import service
 from datapath.service import ReadTransaction, Transaction
 
-S = TypeVar("S")
-P = ParamSpec("P")
-R = TypeVar("R")
+_S = TypeVar("_S")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 @overload
 def service_operation(
-    method: Callable[Concatenate[S, Transaction, P], Coroutine[Any, Any, R]],
-) -> Callable[Concatenate[S, P], R]: ...
+    method: Callable[Concatenate[_S, Transaction, _P], Coroutine[Any, Any, _R]],
+) -> Callable[Concatenate[_S, _P], _R]: ...
 @overload
 def service_operation(
-    method: Callable[Concatenate[S, Transaction, P], R],
-) -> Callable[Concatenate[S, P], R]: ...
+    method: Callable[Concatenate[_S, Transaction, _P], _R],
+) -> Callable[Concatenate[_S, _P], _R]: ...
 def service_operation(method: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a method that may write: `def reserve(self, tx: Transaction, item: str) -> Order`.
 
@@ -36,8 +36,8 @@ def service_operation(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def service_query(
-    method: Callable[Concatenate[S, ReadTransaction, P], R],
-) -> Callable[Concatenate[S, P], R]:
+    method: Callable[Concatenate[_S, ReadTransaction, _P], _R],
+) -> Callable[Concatenate[_S, _P], _R]:
     """Mark a method that only reads, on any node; it must not be `async`."""
     service.query(method)
     return method  # type: ignore[return-value]  # see above: what callers see

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from cluster.services.scoped import Scoped, ScopedReader
-from cluster.services.signatures import ArgumentError, Method, read_signatures
+from cluster.services.signatures import ArgumentError, ServiceMethod, read_signatures
 from cluster.services.time_limit import Stepped, TimeLimit, TimeUpError
 from cluster.services.timers import may_fire
 from datapath.errors import OperationError, OperationNotAppliedError, RejectedError
@@ -46,8 +46,7 @@ MAX_ABANDONED = 8
 """How many such may still run; beyond it the service takes no `async` operation."""
 _CODE = re.compile("[a-z][a-z0-9_]{0,63}")
 
-Outcome = str
-OUTCOMES: tuple[Outcome, ...] = ("ok", "refused", "invalid", "failed", "timeout")
+OUTCOMES = ("ok", "refused", "invalid", "failed", "timeout")
 
 
 class HostLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +71,7 @@ class Started(msgspec.Struct, frozen=True, array_like=True):
 class Tally(msgspec.Struct):
     """What the calls of one method on this node have come to."""
 
-    counts: dict[Outcome, int] = msgspec.field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
+    counts: dict[str, int] = msgspec.field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
     seconds: float = 0.0
 
 
@@ -131,7 +130,7 @@ class Host(Service):
 
     # -- what the data path calls
 
-    def _operation(self, method: Method, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _operation(self, method: ServiceMethod, function: Callable[..., Any]) -> Callable[..., Any]:
         def execute(tx: Transaction, body: bytes = b"{}", from_text: bool = False) -> bytes:
             with self._call(method, tx) as (view, meta):
                 if not self._is_due(method, meta):
@@ -143,7 +142,9 @@ class Host(Service):
 
         return execute
 
-    def _async_operation(self, method: Method, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _async_operation(
+        self, method: ServiceMethod, function: Callable[..., Any]
+    ) -> Callable[..., Any]:
         async def execute(tx: Transaction, body: bytes = b"{}", from_text: bool = False) -> bytes:
             with self._call(method, tx) as (view, meta):
                 if not self._is_due(method, meta):
@@ -154,7 +155,7 @@ class Host(Service):
 
         return execute
 
-    async def _await(self, method: Method, coroutine: Any) -> Any:
+    async def _await(self, method: ServiceMethod, coroutine: Any) -> Any:
         """Run an `async` method within its time (X2); it is cancelled where it takes longer."""
         if len(self._abandoned) >= MAX_ABANDONED:
             coroutine.close()
@@ -185,7 +186,7 @@ class Host(Service):
         if not task.cancelled():
             task.exception()  # seen: nobody waits for it any more
 
-    def _query(self, method: Method, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _query(self, method: ServiceMethod, function: Callable[..., Any]) -> Callable[..., Any]:
         def read(tx: ReadTransaction, body: bytes = b"{}", from_text: bool = False) -> bytes:
             view = ScopedReader(tx, self._data, self._step)
             with self._tallied(method), self._judged(method):
@@ -201,7 +202,7 @@ class Host(Service):
         return read
 
     @contextmanager
-    def _call(self, method: Method, tx: Transaction) -> Iterator[_Running]:
+    def _call(self, method: ServiceMethod, tx: Transaction) -> Iterator[_Running]:
         """Open one call's transaction, judge how it ends, count it. Raises OperationError."""
         running = self._open(tx, method.name)
         with self._tallied(method), self._judged(method):
@@ -219,7 +220,7 @@ class Host(Service):
             Scoped(tx, self._meta, self._step, max_bytes=max_bytes, what=what),
         )
 
-    def _result(self, method: Method, value: Any, view: Scoped) -> bytes:
+    def _result(self, method: ServiceMethod, value: Any, view: Scoped) -> bytes:
         if view.failure is not None:
             raise view.failure
         return b"true" if method.kind == "timer" else _encode(f"{self.name}.{method.name}", value)
@@ -227,7 +228,7 @@ class Host(Service):
     # -- X2: how a call ends
 
     @contextmanager
-    def _judged(self, method: Method) -> Iterator[None]:
+    def _judged(self, method: ServiceMethod) -> Iterator[None]:
         """Turn whatever a user's code raises into an answer that says what happened."""
         what = f"{self.name}.{method.name}"
         try:
@@ -252,7 +253,7 @@ class Host(Service):
         logger.error("%s failed", what, exc_info=error)
         return OperationNotAppliedError("service_failed", f"{what} raised {repr(error)[:MAX_TOLD]}")
 
-    def _too_slow(self, method: Method, problem: str) -> OperationNotAppliedError:
+    def _too_slow(self, method: ServiceMethod, problem: str) -> OperationNotAppliedError:
         return OperationNotAppliedError(
             "service_timeout",
             f"{self.name}.{method.name} {problem} and was stopped; nothing of it was written. "
@@ -260,7 +261,7 @@ class Host(Service):
         )
 
     @contextmanager
-    def _tallied(self, method: Method) -> Iterator[None]:
+    def _tallied(self, method: ServiceMethod) -> Iterator[None]:
         started, outcome = time.perf_counter(), "failed"
         try:
             yield
@@ -279,7 +280,7 @@ class Host(Service):
 
     # -- X3: timers
 
-    def _is_due(self, method: Method, meta: Scoped) -> bool:
+    def _is_due(self, method: ServiceMethod, meta: Scoped) -> bool:
         """Whether a timer may run now, which then counts as done; other methods always may."""
         if method.timer is None:
             return True
@@ -303,7 +304,7 @@ class Host(Service):
         if is_outdated(stored, version):
             raise self._outdated(stored)
         if must_migrate(stored, version):
-            migrate = Method("migrate", "operation", msgspec.Struct, Any, False, "")
+            migrate = ServiceMethod("migrate", "operation", msgspec.Struct, Any, False, "")
             with self._judged(migrate), self._step:
                 self._service.migrate(running.view, stored)
             if running.view.failure is not None:
@@ -375,7 +376,7 @@ def is_outdated(stored: int, version: int) -> bool:
     return stored > version
 
 
-def _decode(method: Method, body: bytes, *, from_text: bool) -> dict[str, Any]:
+def _decode(method: ServiceMethod, body: bytes, *, from_text: bool) -> dict[str, Any]:
     try:
         return method.decode(body, from_text=from_text)
     except ArgumentError as error:

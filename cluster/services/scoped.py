@@ -8,10 +8,10 @@ from cluster.services.time_limit import TimeLimit
 from datapath.errors import OperationNotAppliedError
 from datapath.service import ReadTransaction, Transaction
 
-MAX_KEY_SIZE_BYTES = 460
+MAX_SCOPED_KEY_SIZE_BYTES = 460
 MAX_WRITES = 10_000
 """Of one operation: puts and deletes, those of one key counted each time."""
-MAX_RANGE_LIMIT = 10_000
+MAX_SCAN_LIMIT = 10_000
 """Of one range or page."""
 
 
@@ -85,8 +85,8 @@ class ScopedReader:
     def _full(self, key: bytes) -> bytes:
         if not isinstance(key, bytes):
             _wrong_type("a key", key)
-        if not 1 <= len(key) <= MAX_KEY_SIZE_BYTES:
-            raise ValueError(f"a key has 1 to {MAX_KEY_SIZE_BYTES} bytes, not {len(key)}")
+        if not 1 <= len(key) <= MAX_SCOPED_KEY_SIZE_BYTES:
+            raise ValueError(f"a key has 1 to {MAX_SCOPED_KEY_SIZE_BYTES} bytes, not {len(key)}")
         return self._prefix + key  # X1: what is not below the prefix has no name here
 
     def _bounds(self, start: bytes, end: bytes | None, limit: int) -> tuple[bytes, bytes]:
@@ -94,8 +94,8 @@ class ScopedReader:
             _wrong_type("start", start)
         if not isinstance(end, bytes | None):
             _wrong_type("end", end)
-        if not 1 <= limit <= MAX_RANGE_LIMIT:
-            raise ValueError(f"limit must be from 1 to {MAX_RANGE_LIMIT}, not {limit}")
+        if not 1 <= limit <= MAX_SCAN_LIMIT:
+            raise ValueError(f"limit must be from 1 to {MAX_SCAN_LIMIT}, not {limit}")
         return self._prefix + start, self._end if end is None else self._prefix + end
 
 

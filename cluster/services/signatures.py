@@ -19,9 +19,8 @@ from typing import Any, Literal
 import msgspec
 
 from cluster.services.timers import Timer, timer_of
-from datapath.service import Service
+from datapath.service import SERVICE_NAME_PATTERN, Service
 
-NAME_PATTERN = "[a-z][a-z0-9_-]{0,30}"
 MAX_METHODS = 200
 """Of one service: each is a label of the metrics, and a path of the API."""
 RESERVED_ARGUMENTS = frozenset({"consistency", "max_staleness_ms", "timeout_ms"})
@@ -38,7 +37,7 @@ class ArgumentError(ValueError):
     """The arguments of a call are not what the method takes. `str(error)` names the argument."""
 
 
-class Method(msgspec.Struct, frozen=True):
+class ServiceMethod(msgspec.Struct, frozen=True):
     """One method. `arguments` is a struct type with a field per argument, `result` a type."""
 
     name: str
@@ -87,7 +86,7 @@ class Signatures(msgspec.Struct, frozen=True):
     version: int
     code: str
     summary: str
-    methods: dict[str, Method]
+    methods: dict[str, ServiceMethod]
 
     def named(self, *kinds: Kind) -> tuple[str, ...]:
         """Return the names of the methods of these kinds."""
@@ -97,7 +96,7 @@ class Signatures(msgspec.Struct, frozen=True):
 def read_signatures(name: str, service: type[Service]) -> Signatures:
     """Read what a class offers. Raises ServiceError for what could not be hosted."""
     where = f"{service.__module__}:{service.__qualname__}"
-    if not re.fullmatch(NAME_PATTERN, name):
+    if not re.fullmatch(SERVICE_NAME_PATTERN, name):
         raise ServiceError(
             f"{name!r} is no name for a service: use 1 to 31 of a-z, 0-9, '-' and '_', beginning "
             "with a letter"
@@ -124,7 +123,7 @@ def read_signatures(name: str, service: type[Service]) -> Signatures:
     return Signatures(name, version, _code_of(service), _summary(service), methods)
 
 
-def _method(where: str, name: str, function: Any) -> Method | None:
+def _method(where: str, name: str, function: Any) -> ServiceMethod | None:
     kind = getattr(function, "__onecopy__", None)
     timer = timer_of(function)
     if timer is not None and kind is not None:
@@ -144,7 +143,7 @@ def _method(where: str, name: str, function: Any) -> Method | None:
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         raise ServiceError(f"{where} is a generator: return a list instead of yielding")
     arguments, result = _types(where, function, kind)
-    return Method(name, kind, arguments, result, is_async, _summary(function), timer)
+    return ServiceMethod(name, kind, arguments, result, is_async, _summary(function), timer)
 
 
 def _types(
@@ -224,7 +223,7 @@ def _code_of(service: type[Service]) -> str:
     return hashlib.blake2b(source, digest_size=8).hexdigest()
 
 
-def argument_schemas(method: Method) -> Mapping[str, Any]:
+def argument_schemas(method: ServiceMethod) -> Mapping[str, Any]:
     """Return the JSON schema of each argument, with all that it needs inside."""
     schema: Mapping[str, Any] = msgspec.json.schema(method.arguments)
     return schema

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar, cast
 import msgspec
 
 from cluster.client.errors import ClientError, NotAppliedError, RefusedError
-from cluster.client.services import Request, ServiceName, ServiceProxy
+from cluster.client.services import MethodCall, ServiceName, ServiceProxy
 from cluster.services.hosting import DIFFERENCE, START, Host, HostLimits
 from datapath.errors import OperationError, RejectedError
 from datapath.execution.executor import Executor, ReadView
@@ -26,10 +26,10 @@ from datapath.operations import Operation
 from datapath.service import Service
 from datapath.settings import ClientTableBounds
 
-ServiceT = TypeVar("ServiceT", bound=Service)
+_ServiceT = TypeVar("_ServiceT", bound=Service)
 
 
-class ServiceRunner(Generic[ServiceT]):
+class ServiceRunner(Generic[_ServiceT]):
     """Runs a service, made by `make` (its class, say), as the primary of a cluster would.
 
     `now_ms` is the time of day that timers go by, set by `run_timer`. Raises what a start raises:
@@ -37,7 +37,7 @@ class ServiceRunner(Generic[ServiceT]):
     """
 
     def __init__(
-        self, make: type[ServiceT], *, name: str = "", limits: HostLimits | None = None
+        self, make: type[_ServiceT], *, name: str = "", limits: HostLimits | None = None
     ) -> None:
         self._name = name or make.service_name()
         self._limits = limits
@@ -46,7 +46,7 @@ class ServiceRunner(Generic[ServiceT]):
         self.index = 0
         self.restart(make)
 
-    def restart(self, make: type[ServiceT]) -> None:
+    def restart(self, make: type[_ServiceT]) -> None:
         """Go on with a new instance on the same state, as after a failover or an upgrade."""
         self._make = make
         self._host = Host(self._name, make(), self._limits, wall_clock_ms=lambda: self.now_ms)
@@ -58,9 +58,9 @@ class ServiceRunner(Generic[ServiceT]):
             self._execute(f":{timer}")
 
     @property
-    def service(self) -> ServiceT:
+    def service(self) -> _ServiceT:
         """The service as `Client.service` gives it. Its refusals are RefusedError."""
-        return cast("ServiceT", ServiceProxy(self._call, ServiceName(self._name, self._make)))
+        return cast("_ServiceT", ServiceProxy(self._call, ServiceName(self._name, self._make)))
 
     @property
     def data(self) -> dict[bytes, bytes]:
@@ -79,13 +79,13 @@ class ServiceRunner(Generic[ServiceT]):
         found: str = host.queries[DIFFERENCE](ReadView(self._state, SERVICES))
         return found
 
-    def _call(self, request: Request) -> Any:
-        method = request.target.rpartition("/")[2]
-        if request.reads:
-            result = self._answer(self._host.queries[method], request.arguments)
+    def _call(self, call: MethodCall) -> Any:
+        method = call.target.rpartition("/")[2]
+        if call.reads:
+            result = self._answer(self._host.queries[method], call.arguments)
         else:
-            result = self._execute(method, request.arguments)
-        return msgspec.json.decode(result, type=request.result)
+            result = self._execute(method, call.arguments)
+        return msgspec.json.decode(result, type=call.result)
 
     def _answer(self, query: Any, arguments: bytes) -> bytes:
         try:

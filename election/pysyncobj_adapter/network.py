@@ -8,7 +8,7 @@ import socket
 from election.pysyncobj_adapter.errors import AddressInUseError
 from election.pysyncobj_adapter.poller import Poller
 from election.pysyncobj_adapter.resolver import Resolver
-from election.pysyncobj_adapter.settings import split_address
+from election.pysyncobj_adapter.settings import host_and_port
 
 _BACKLOG = 64
 
@@ -30,7 +30,7 @@ class Network:
             AddressInUseError: it cannot be bound; the message names the address.
 
         """
-        host, port = split_address(address)
+        host, port = host_and_port(address)
         try:
             family, kind, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             sock = socket.socket(family, kind)

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 
-from election.pysyncobj_adapter.settings import split_address
+from election.pysyncobj_adapter.settings import host_and_port
 
 _FRESH_S = 10.0
 
@@ -22,7 +22,7 @@ class Resolver:
 
     def resolve(self, address: str, now: float) -> Target | None:
         """Return where to connect for "host:port"; None if that is not known yet."""
-        host, port = split_address(address)
+        host, port = host_and_port(address)
         with contextlib.suppress(socket.gaierror):
             return self._look_up(host, port, socket.AI_NUMERICHOST)
         known = self._known.get(address)

@@ -84,10 +84,10 @@ class AgreementSettings(msgspec.Struct, frozen=True, kw_only=True):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive")
         for address in (self.bind_address, *self.members.values(), *self.routes.values()):
-            split_address(address)
+            host_and_port(address)
 
 
-def split_address(address: str) -> tuple[str, int]:
+def host_and_port(address: str) -> tuple[str, int]:
     """Return the host and the port of "host:port"; an IPv6 host may stand in brackets.
 
     Raises:

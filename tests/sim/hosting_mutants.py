@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 from cluster.services.hosting import Host
 from cluster.services.scoped import Scoped, ScopedReader
-from cluster.services.signatures import Method
+from cluster.services.signatures import ServiceMethod
 from cluster.services.time_limit import TimeLimit
 from datapath.execution.executor import Executor
 from datapath.execution.pipeline import Pipeline
@@ -43,7 +43,7 @@ def _x2_writes_have_no_bound() -> list[Patch]:
 
 
 def _x2_a_write_too_many_is_forgiven() -> list[Patch]:
-    def result(host: Host, method: Method, value: object, view: Scoped) -> bytes:
+    def result(host: Host, method: ServiceMethod, value: object, view: Scoped) -> bytes:
         view.failure = None
         return real(host, method, value, view)
 

@@ -40,7 +40,7 @@ async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
 
     async def start(settings: HttpSettings | None = None, node: LocalNode | None = None) -> Local:
         hosts = {"shop": Host("shop", Shop())}
-        node = node or LocalNode(KeyValue(), can_submit=express, hosts=hosts)
+        node = node or LocalNode(KeyValue(), can_submit=can_submit, hosts=hosts)
         settings = msgspec.structs.replace(
             settings or HttpSettings(), fast_path=request.param != "full"
         )

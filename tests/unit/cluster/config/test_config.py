@@ -127,7 +127,7 @@ def _asdict(section: msgspec.Struct) -> dict[str, object]:
         ('data = "data/n1"', 'data = "data"', "nodes.n2.data", "nodes.n1.data"),
         ("127.0.0.1:8202", "127.0.0.1:8201", "nodes.n2.peer", "nodes.n1.peer"),
         ("127.0.0.1:8202", "127.0.0.1:8202x", "nodes.n2.peer", "1 to 65535"),
-        ("127.0.0.1:8202", "0.0.0.0:8202", "nodes.n2.peer", "others can reach"),
+        ("127.0.0.1:8202", "0.0.0.0:8202", "nodes.n2.peer", "by other machines"),
         ("127.0.0.1:8202", "10.0.0.1:8202", "nodes.n2.peer", "cluster.secret"),
         ("127.0.0.1:8302", "host.example:8302", "nodes.n2.raft", "cluster.secret"),
     ],

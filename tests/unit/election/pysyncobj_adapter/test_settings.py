@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from election.pysyncobj_adapter.settings import AgreementSettings, split_address
+from election.pysyncobj_adapter.settings import AgreementSettings, host_and_port
 
 
 def settings(**changes: Any) -> AgreementSettings:
@@ -46,5 +46,5 @@ def test_the_secret_does_not_stand_in_logs() -> None:
 
 
 def test_an_ipv6_host_may_stand_in_brackets() -> None:
-    assert split_address("[::1]:80") == ("::1", 80)
-    assert split_address("localhost:80") == ("localhost", 80)
+    assert host_and_port("[::1]:80") == ("::1", 80)
+    assert host_and_port("localhost:80") == ("localhost", 80)
