@@ -59,6 +59,7 @@ SIMULATED = (
     "datapath.node.proposal",
     "datapath.node.views",
     "datapath.execution.client_table",
+    "datapath.execution.concurrency",
     "datapath.execution.executor",
     "datapath.execution.pipeline",
     "datapath.execution.tail",
