@@ -12,6 +12,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from _signal import getsignal  # type: ignore[import-not-found]  # signal's own costs ten times
 from collections.abc import Generator
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -19,6 +20,7 @@ from typing import Any, Self
 _AGAIN_S = 0.01
 """How soon it is raised again where the code went on."""
 _SOON_S = 1e-6
+_MAIN = threading.main_thread()
 
 
 class TimeUpError(BaseException):
@@ -37,14 +39,15 @@ class TimeLimit:
         self.armed = False
         self.late = False
         self._began = 0.0
-        self._handler: Any = None
         self._timer = (0.0, 0.0)
 
     def __enter__(self) -> Self:
         self.late = False
-        if threading.current_thread() is threading.main_thread():
+        if threading.get_ident() == _MAIN.ident:
+            if getsignal(signal.SIGALRM) is not _on_alarm:
+                _take_over()
+            _Alarm.limit = self
             self._began = time.monotonic()
-            self._handler = signal.signal(signal.SIGALRM, self._on_signal)
             self.armed = True
             self._timer = signal.setitimer(signal.ITIMER_REAL, self.seconds, _AGAIN_S)
         return self
@@ -59,14 +62,14 @@ class TimeLimit:
             return
         self.armed = False  # first: from here on nothing is raised
         signal.setitimer(signal.ITIMER_REAL, 0)
-        # Whoever else uses this timer (a test's time-out, say) has it back.
-        signal.signal(signal.SIGALRM, self._handler or signal.SIG_DFL)
+        _Alarm.limit = None
         left_s, interval_s = self._timer
-        if left_s:
+        if left_s:  # whoever else uses this timer (a test's time-out, say) has it back
             left_s = max(left_s - (time.monotonic() - self._began), _SOON_S)
             signal.setitimer(signal.ITIMER_REAL, left_s, interval_s)
 
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+    def time_is_up(self) -> None:
+        """Interrupt what runs inside, or remember to."""
         if not self.armed:
             return
         self.late = True
@@ -77,6 +80,25 @@ class TimeLimit:
         """Raise TimeUpError if the time was up while it was masked."""
         if self.late and self.armed:
             raise TimeUpError
+
+
+class _Alarm:
+    """What the signal is for: a limit, or whatever had it before."""
+
+    limit: TimeLimit | None = None
+    previous: Any = None
+
+
+def _take_over() -> None:
+    _Alarm.previous = getsignal(signal.SIGALRM)
+    signal.signal(signal.SIGALRM, _on_alarm)
+
+
+def _on_alarm(number: int, frame: FrameType | None) -> None:
+    if _Alarm.limit is not None:
+        _Alarm.limit.time_is_up()
+    elif callable(_Alarm.previous):
+        _Alarm.previous(number, frame)
 
 
 class Stepped:

@@ -72,6 +72,9 @@ async def end(desk: Desk, *services: Slow) -> None:
         service.go_on.set()
     for _ in range(TURNS):
         await asyncio.sleep(0)
+    for task in desk.tasks:
+        if task.done() and not task.cancelled():
+            task.result()  # a failure here would end the node
     desk.commit()
 
 
@@ -171,6 +174,22 @@ async def test_what_takes_longer_than_its_client_waits_is_cancelled_and_has_no_e
         await end(desk, one)
         assert desk.lead.last_index == last_index
         assert kept(desk, b"one/k") is None
+
+
+async def test_one_that_was_given_up_does_not_end_the_next_one_of_its_service() -> None:
+    desk, one, _ = make()
+    one.goes_on = True
+    first = await begin(desk, "one", timeout_ms=10)
+    desk.lead.now_ms += 20
+    desk.pipeline.expire(desk.lead.now_ms)
+    second = await begin(desk, "one", key=b"l")
+    assert one.begun == [b"k", b"l"]
+    last_index = desk.lead.last_index
+    await end(desk, one)
+    assert (first.said, second.said) == ("not_applied timeout", "done")
+    assert desk.lead.last_index == last_index + 1
+    assert kept(desk, b"one/k") is None
+    assert kept(desk, b"one/l") == b"slow"
 
 
 async def test_one_whose_task_never_ran_is_answered_when_the_epoch_ends() -> None:
