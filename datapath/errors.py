@@ -4,6 +4,7 @@ DataPathError
 ├── OperationError            an operation's answer; `code` is stable, `outcome` is one of:
 │   ├── NotAppliedError       "not_applied": nothing changed, and nothing will
 │   │   ├── RejectedError     the service itself said no (a condition failed, bad input)
+│   │   ├── CompactedError    the history that is asked for is no longer kept here
 │   │   ├── NotPrimaryError   this node cannot take it now; another may
 │   │   ├── StorageFullError  no room on the primary's disk
 │   │   └── OverloadedError   a bounded queue is full
@@ -59,6 +60,17 @@ class RejectedError(OperationNotAppliedError):
     def __init__(self, code: str, detail: str, *, for_good: bool = False) -> None:
         super().__init__(code, detail)
         self.for_good = for_good
+
+
+class CompactedError(OperationNotAppliedError):
+    """The changes after the revision asked for are no longer kept on this node.
+
+    `oldest`: the smallest revision after which all are.
+    """
+
+    def __init__(self, detail: str, oldest: int) -> None:
+        super().__init__("revision_compacted", detail)
+        self.oldest = oldest
 
 
 class NotPrimaryError(OperationNotAppliedError):

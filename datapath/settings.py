@@ -41,6 +41,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     max_inflight_records: int = 4
     max_peer_inflight_bytes: int = 8 * 1024 * 1024
     recent_records_bytes: int = 16 * 1024 * 1024
+    recent_changes_bytes: int = 8 * 1024 * 1024
     max_append_bytes: int = 4 * 1024 * 1024
     max_inflight_bytes: int = 64 * 1024 * 1024
     max_waiting_operations: int = 20_000

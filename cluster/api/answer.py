@@ -113,7 +113,7 @@ class Answer:
 
     async def send(self, request: BaseRequest, *, closes: bool) -> None:
         """Send everything. Raises ConnectionResetError if the client has gone."""
-        transport = _transport_of(request)
+        transport = transport_of(request)
         head, body = self._head_for(request, closes=closes), self._body
         if body is None or request.method == "HEAD":
             transport.write(head)
@@ -171,7 +171,7 @@ class PagedAnswer(Answer):
             self._share.resize(0)
 
     async def _send(self, request: BaseRequest, *, closes: bool) -> None:
-        transport = _transport_of(request)
+        transport = transport_of(request)
         transport.write(self._head_for(request, closes=closes))
         if request.method == "HEAD":
             return
@@ -215,7 +215,8 @@ class Response(web.StreamResponse):
         await self._answer.send(self._request, closes=not self.keep_alive)
 
 
-def _transport_of(request: BaseRequest) -> asyncio.Transport:
+def transport_of(request: BaseRequest) -> asyncio.Transport:
+    """Return the connection of a request. Raises ConnectionResetError if the client has gone."""
     transport = request.transport
     if transport is None or transport.is_closing():
         raise _gone()

@@ -70,6 +70,19 @@ async def read_body(request: BaseRequest, limit_bytes: int, timeout_ms: int) -> 
         share.resize(0)
 
 
+async def read_json(request: BaseRequest, limit_bytes: int, timeout_ms: int) -> bytes:
+    """Return the whole body, which has to be declared as JSON. Raises as `read_body`."""
+    # Only this type: a web page may send others to any address without asking first.
+    content_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip()
+    if content_type.lower() != "application/json":
+        raise ProblemError(
+            "unsupported_media_type",
+            "the body must come with Content-Type: application/json",
+            headers=b"Accept: application/json\r\n",
+        )
+    return await read_body(request, limit_bytes, timeout_ms)
+
+
 async def _read_stream(request: BaseRequest, limit_bytes: int, share: Share) -> bytes:
     parts: list[bytes] = []
     size_bytes = 0

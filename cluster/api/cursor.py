@@ -27,6 +27,9 @@ class KeyRange(msgspec.Struct, frozen=True, array_like=True):
     end: bytes | None
 
 
+EVERYTHING = KeyRange(b"", None)
+
+
 class _Cursor(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     version: int
     next_key: bytes

@@ -43,6 +43,20 @@ class Deleted(msgspec.Struct, frozen=True):
     ack: Local = UNSET
 
 
+class RangeDeleted(msgspec.Struct, frozen=True):
+    """The answer to DELETE of a range."""
+
+    revision: Annotated[
+        Count,
+        Meta(description="Of the removal; of the state it was decided on if nothing was."),
+    ]
+    deleted: Annotated[Count, Meta(description="How many keys this request has removed.")]
+    epoch: Positive
+    copies: Count
+    cursor: Annotated[str | None, Meta(description="Where to go on; null: nothing is left.")]
+    ack: Local = UNSET
+
+
 LeaseId = Annotated[
     Annotated[str, Meta(pattern="^[1-9][0-9]{0,19}$")] | UnsetType,
     Meta(description="The client lease that the key hangs on; left out: none."),
@@ -66,6 +80,35 @@ class Range(msgspec.Struct, frozen=True):
     items: list[RangeItem]
     revision: Annotated[Count, Meta(description="The state that this page was read from.")]
     cursor: Annotated[str | None, Meta(description="null on the last page.")]
+
+
+class ChangeDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What a revision has done to a key: one of `text`, `value` and `deleted` is there.
+
+    With `deleted` come `reason` and `revision`; else all that a listing has.
+    """
+
+    key: str
+    text: Annotated[str | UnsetType, Meta(description="What was written, if it is UTF-8.")] = UNSET
+    value: Annotated[bytes | UnsetType, Meta(description="What was written, if it is not.")] = UNSET
+    deleted: Literal[True] | UnsetType = UNSET
+    reason: Annotated[
+        str | UnsetType, Meta(description="Why it was removed: `deleted` by a request.")
+    ] = UNSET
+    revision: Positive
+    create_revision: Positive | UnsetType = UNSET
+    version: Positive | UnsetType = UNSET
+    lease: LeaseId = UNSET
+
+
+class EventDocument(msgspec.Struct, frozen=True):
+    """All that one revision has changed of what is watched; `cluster.api.events` writes it."""
+
+    revision: Annotated[Count, Meta(description="Where to resume: `after` this.")]
+    changes: Annotated[
+        list[ChangeDocument],
+        Meta(description="Empty: progress. Nothing else up to there."),
+    ]
 
 
 class Status(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ from cluster.api.headers import Headers
 from cluster.api.hosts import Hosts
 from cluster.api.kv import KeyWrite, KvHandlers
 from cluster.api.memory import Memory, Share
+from cluster.api.params import waits_for_change
 from cluster.api.plain_head import KEYS, PLAIN, read_block
 from cluster.api.problems import ProblemError
 from datapath.complaints import Complaints
@@ -306,6 +307,8 @@ class FastConnection(asyncio.Protocol):
         server = self._server
         key, _, query = target[len(KEYS) :].partition("?")
         if method == "GET":
+            if query and waits_for_change(query):
+                return False  # the full path notices at once that the client has gone
             started = perf_counter()
             try:
                 answer = server.api.kv.fast_read(key, query, headers)

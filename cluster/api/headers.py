@@ -15,6 +15,7 @@ from multidict import CIMultiDictProxy, istr
 
 from cluster.api.problems import ProblemError
 from cluster.services.kv import ANY_REVISION, NO_REVISION, Revisions
+from datapath.operations import Result
 
 Headers = CIMultiDictProxy[str]
 
@@ -118,6 +119,13 @@ def refuse_if_none_match(headers: Headers) -> None:
         raise ProblemError("invalid_header", "If-None-Match has no meaning on DELETE; use If-Match")
 
 
+def refuse_conditions(headers: Headers, instead: str) -> None:
+    """Refuse If-Match and If-None-Match where they name no key. Raises Problem."""
+    for name in (hdrs.IF_MATCH, hdrs.IF_NONE_MATCH):
+        if name in headers:
+            raise ProblemError("invalid_header", f"{name} has no meaning here: {instead}")
+
+
 def idempotency_key(headers: Headers) -> str:
     """Read Idempotency-Key, as a structured-field string or a bare token; "" if there is none.
 
@@ -181,6 +189,11 @@ def revision_line(index: int) -> bytes:
 def lease_line(lease: int) -> bytes:
     """Return the header line of the client lease that a key hangs on; none where it has none."""
     return b"Onecopy-Lease: %d\r\n" % lease if lease else b""
+
+
+def replayed_line(result: Result) -> bytes:
+    """Return the header line of a first answer that is given again; none of any other."""
+    return b"Idempotent-Replayed: true\r\n" if result.repeated else b""
 
 
 @functools.lru_cache(maxsize=64)  # on every answer; the epoch rises now and then

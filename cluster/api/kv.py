@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from aiohttp import hdrs
@@ -21,8 +21,8 @@ from cluster.api.answer import (
     server_of,
 )
 from cluster.api.body import ClientGoneError, read_body
-from cluster.api.cursor import decode_cursor, encode_cursor, make_bounds
-from cluster.api.documents import Deleted, Written
+from cluster.api.cursor import EVERYTHING, KeyRange, decode_cursor, encode_cursor, make_bounds
+from cluster.api.documents import Deleted, RangeDeleted, Written
 from cluster.api.headers import (
     Headers,
     check_cluster,
@@ -32,7 +32,9 @@ from cluster.api.headers import (
     idempotency_key,
     lease_line,
     put_if_absent,
+    refuse_conditions,
     refuse_if_none_match,
+    replayed_line,
     revision_line,
     who_lines,
     write_if_match,
@@ -40,10 +42,12 @@ from cluster.api.headers import (
 from cluster.api.page import PageBody
 from cluster.api.params import (
     DEFAULT_RANGE_LIMIT,
+    DELETE_RANGE_PARAMS,
     RANGE_PARAMS,
     WriteOptions,
     decode_key,
     make_read_options,
+    make_write_options,
     parse_query,
     read_options,
     write_options,
@@ -51,6 +55,7 @@ from cluster.api.params import (
 from cluster.api.problems import ProblemError
 from cluster.api.settings import HttpSettings
 from cluster.services.kv import Revisions
+from cluster.services.txn import MAX_DELETED_KEYS
 from datapath.errors import OperationError
 from datapath.operations import Node, Operation, Query, QueryResult, Result
 
@@ -94,6 +99,7 @@ class KvHandlers:
         self._limit_bytes = settings.max_value_size_bytes
         self._body_timeout_ms = settings.body_timeout_ms
         self._timeout_ms = settings.request_timeout_ms
+        self.range_deleted_keys_total = 0
 
     async def put(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
         """PUT /v1/kv/{key}."""
@@ -216,18 +222,49 @@ class KvHandlers:
             return tags is not None and (tags.any or revision in tags.all)
         return False
 
+    async def delete_range(self, request: BaseRequest, query: str) -> Answer:
+        """DELETE /v1/kv: a bounded part of a range, and a cursor where there is more."""
+        values = parse_query(query, DELETE_RANGE_PARAMS)
+        options = make_write_options(values)
+        headers = request.headers
+        refuse_conditions(headers, "name a key, or use POST /v1/txn")
+        start, bounds = _range_of(values)
+        if bounds == EVERYTHING:  # never by accident: of a variable that is empty, say
+            raise ProblemError(
+                "invalid_parameter",
+                "one of the query parameters 'prefix', 'start' and 'end' must be given and not "
+                "empty: a range that is the whole store is not deleted",
+            )
+        result = await self._node.execute(
+            Operation(
+                "delete_range",
+                (start, bounds.end, values.get("limit", MAX_DELETED_KEYS)),
+                idempotency_key(headers),
+                options.ack,
+                options.min_copies,
+                idempotency_after(headers),
+            ),
+            options.timeout_ms or self._timeout_ms,
+        )
+        deleted, next_key = result.value
+        self.range_deleted_keys_total += 0 if result.repeated else deleted
+        local = options.ack == "local"
+        document = RangeDeleted(
+            result.index,
+            deleted,
+            result.epoch,
+            result.copies,
+            None if next_key is None else encode_cursor(next_key, bounds),
+            "local" if local else UNSET,
+        )
+        who = who_lines(result.node, result.epoch, self._node.cluster_id)
+        return Answer(200, _encode(document), JSON, _write_headers(result, local, who))
+
     async def range(self, request: BaseRequest, query: str) -> Answer:
         """GET /v1/kv."""
         values = parse_query(query, RANGE_PARAMS)
         options = make_read_options(values)
-        bounds = None
-        if not values.get("cursor") or not values.keys().isdisjoint(("prefix", "start", "end")):
-            bounds = make_bounds(*(values.get(name, b"") for name in ("prefix", "start", "end")))
-        if values.get("cursor"):
-            start, bounds = decode_cursor(values["cursor"], bounds)
-        else:
-            assert bounds is not None
-            start = bounds.start
+        start, bounds = _range_of(values)
         limit = values.get("limit", DEFAULT_RANGE_LIMIT)
         keys_only = values.get("keys_only") == "true"
         result = await self._node.query(
@@ -253,6 +290,17 @@ class KvHandlers:
         if share is None:
             raise ProblemError("overloaded", TOO_MUCH_HELD)
         return PagedAnswer(page.pieces(), page.length, share, JSON, lines)
+
+
+def _range_of(values: Mapping[str, Any]) -> tuple[bytes, KeyRange]:
+    """Return where to begin, and the range's bounds. Raises Problem for a foreign cursor."""
+    bounds = None
+    if not values.get("cursor") or not values.keys().isdisjoint(("prefix", "start", "end")):
+        bounds = make_bounds(*(values.get(name, b"") for name in ("prefix", "start", "end")))
+    if values.get("cursor"):
+        return decode_cursor(values["cursor"], bounds)
+    assert bounds is not None
+    return bounds.start, bounds
 
 
 def _put_conditions(headers: Headers) -> Conditions:
@@ -287,4 +335,4 @@ def _delete_answer(result: Result, local: bool, who: bytes) -> Answer:
 def _write_headers(result: Result, local: bool, who: bytes) -> bytes:
     if not local:  # with ack=local it has not committed
         who += revision_line(result.index)
-    return who + b"Idempotent-Replayed: true\r\n" if result.repeated else who
+    return who + replayed_line(result)

@@ -120,6 +120,7 @@ class HttpListener:
             return
         server, loop = self._server, asyncio.get_running_loop()
         server.draining = True
+        server.end_streams()
         began = loop.time()
         deadline = began + server.settings.drain_timeout_ms / 1000
         while not self._hurry.is_set() and loop.time() < deadline:

@@ -9,17 +9,17 @@ from typing import Any
 import msgspec
 
 from cluster.api.documents import Called, HostedService, QueryAnswer, ServiceList
-from cluster.api.openapi import (
-    IDEMPOTENCY_HEADERS,
+from cluster.api.openapi import own_document, readable
+from cluster.api.openapi_keys import IDEMPOTENCY_AFTER_PARAM, IDEMPOTENCY_KEY_PARAM
+from cluster.api.params import GET_CALL_PARAMS, READ_CALL_PARAMS, WRITE_CALL_PARAMS
+from cluster.api.schemas import (
     REPEAT_CODES,
     WRITE_CODES,
-    operation_part,
-    own_document,
+    Json,
+    api_operation,
+    json_answer,
     query_parameters,
-    readable,
 )
-from cluster.api.params import GET_CALL_PARAMS, READ_CALL_PARAMS, WRITE_CALL_PARAMS
-from cluster.api.schemas import Json, json_answer
 from cluster.api.services import SERVICES_PATH
 from cluster.services.hosting import Host
 from cluster.services.signatures import ServiceMethod
@@ -94,7 +94,7 @@ def _general_paths() -> Json:
     ]
     return {
         "/v1/services": readable(
-            operation_part("listServices", "List services", {"200": answer}, ("unknown_parameter",))
+            api_operation("listServices", "List services", {"200": answer}, ("unknown_parameter",))
         ),
         f"{SERVICES_PATH}{{service}}/{{method}}": {
             "parameters": path,
@@ -136,9 +136,13 @@ def _post(name: str, summary: str, arguments: Json, result: Json, *, reads: bool
     else:
         lines = ("Idempotent-Replayed", "Onecopy-Revision")
         answer = _with_result(json_answer("The result.", _CALLED, *lines), result)
-        parameters = [*query_parameters(WRITE_CALL_PARAMS), *IDEMPOTENCY_HEADERS]
+        parameters = [
+            *query_parameters(WRITE_CALL_PARAMS),
+            IDEMPOTENCY_KEY_PARAM,
+            IDEMPOTENCY_AFTER_PARAM,
+        ]
         codes = (*_POST_CODES, "unknown_operation", *REPEAT_CODES, *_OTHER_WRITE_CODES)
-    return operation_part(
+    return api_operation(
         name, summary, {"200": answer}, codes, write=True, parameters=parameters, requestBody=body
     )
 
@@ -150,7 +154,7 @@ def _get(name: str, summary: str, fields: list[Json], result: Json) -> Json:
         for item in (*query_parameters(GET_CALL_PARAMS), *fields)
     ]
     codes = (*_SERVICE_CODES, *_QUERY_CODES, "method_not_allowed")
-    return operation_part(name, summary, {"200": answer}, codes, parameters=parameters)
+    return api_operation(name, summary, {"200": answer}, codes, parameters=parameters)
 
 
 def _with_result(answer: Json, result: Json) -> Json:

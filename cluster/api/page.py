@@ -18,7 +18,7 @@ class PageBody:
 
     def __init__(self, items: list[ScanItem], revision: int, cursor: str | None) -> None:
         self._heads = [_head(item[0], first=not at) for at, item in enumerate(items)]
-        self._tails = [_tail(*item[2:]) for item in items]
+        self._tails = [fields_of(*item[2:]) for item in items]
         self._values = [item[1] for item in items]
         self._end = b'],"revision":%d,"cursor":%b}' % (revision, msgspec.json.encode(cursor))
         self.length = len(_START) + len(self._end) + sum(map(len, self._heads + self._tails))
@@ -57,7 +57,8 @@ def _head(key: bytes, *, first: bool) -> bytes:
     return (b'{"key":%b,' if first else b',{"key":%b,') % name
 
 
-def _tail(revision: int, create_revision: int, version: int, lease: int) -> bytes:
+def fields_of(revision: int, create_revision: int, version: int, lease: int) -> bytes:
+    """Return a key's head as the last members of a JSON object, and its end."""
     tail = _TAIL % (revision, create_revision, version)
     return b'%b,"lease":"%d"}' % (tail, lease) if lease else tail + b"}"
 

@@ -16,6 +16,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from cluster.api.problems import ProblemError
+from cluster.services.txn import MAX_DELETED_KEYS
 from datapath.operations import Ack, Consistency
 
 MAX_KEY_SIZE_BYTES = 480
@@ -25,9 +26,10 @@ MAX_COPIES = 255
 DEFAULT_RANGE_LIMIT = 100
 MAX_RANGE_LIMIT = 1000
 MAX_CURSOR_LENGTH = 4096
+MAX_REVISION = 2**63 - 1
 
 _BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-_DIGITS = re.compile(r"[0-9]{1,10}")
+_DIGITS = re.compile(r"[0-9]{1,19}")
 
 
 class Param(msgspec.Struct, frozen=True):
@@ -179,19 +181,31 @@ READ_PARAMS: dict[str, Param] = {
     **TIMEOUT,
 }
 _KEY_SCHEMA = {"type": "string"}
-RANGE_PARAMS: dict[str, Param] = {
+_BOUND_PARAMS: dict[str, Param] = {
     "prefix": Param(_bound, _KEY_SCHEMA, "Only keys that begin with this."),
     "start": Param(_bound, _KEY_SCHEMA, "The first key (inclusive). Empty: from the first."),
     "end": Param(_bound, _KEY_SCHEMA, "Where to stop (exclusive). Empty: no bound."),
-    "limit": Param(
-        _number(1, MAX_RANGE_LIMIT),
-        _number_schema(1, MAX_RANGE_LIMIT, DEFAULT_RANGE_LIMIT),
-        "Largest number of items in the answer.",
-    ),
     "cursor": Param(
         _cursor,
         {"type": "string", "maxLength": MAX_CURSOR_LENGTH},
         "Where an earlier answer stopped: its `cursor`, unchanged.",
+    ),
+}
+DELETE_RANGE_PARAMS: dict[str, Param] = {
+    **_BOUND_PARAMS,
+    "limit": Param(
+        _number(1, MAX_DELETED_KEYS),
+        _number_schema(1, MAX_DELETED_KEYS, MAX_DELETED_KEYS),
+        "Largest number of keys to remove in this request.",
+    ),
+    **WRITE_PARAMS,
+}
+RANGE_PARAMS: dict[str, Param] = {
+    **_BOUND_PARAMS,
+    "limit": Param(
+        _number(1, MAX_RANGE_LIMIT),
+        _number_schema(1, MAX_RANGE_LIMIT, DEFAULT_RANGE_LIMIT),
+        "Largest number of items in the answer.",
     ),
     "keys_only": Param(
         _choice("true", "false"),
@@ -219,6 +233,31 @@ GET_CALL_PARAMS: dict[str, Param] = {
     ),
     **READ_CALL_PARAMS,
 }
+_AFTER = Param(
+    _number(0, MAX_REVISION),
+    _number_schema(0, MAX_REVISION),
+    "Only changes after this revision. Left out: from now on.",
+)
+WATCH_PARAMS: dict[str, Param] = {
+    "key": Param(_bound, _KEY_SCHEMA, "Watch this key alone."),
+    "prefix": Param(_bound, _KEY_SCHEMA, "Watch the keys that begin with this; empty: all keys."),
+    "start": Param(_bound, _KEY_SCHEMA, "Watch the keys from this one on (inclusive)."),
+    "end": Param(_bound, _KEY_SCHEMA, "Watch the keys before this one (exclusive)."),
+    "after": _AFTER,
+}
+NEXT_CHANGE_PARAMS: dict[str, Param] = {
+    "after": msgspec.structs.replace(
+        _AFTER,
+        description="Wait for the next change of the key after this revision; the answer is an "
+        "event in JSON. Not beside `consistency` and `max_staleness_ms`.",
+    ),
+    **TIMEOUT,
+}
+
+
+def waits_for_change(query: str) -> bool:
+    """Whether a GET of a key is for its next change (`cluster.api.watch`)."""
+    return "after=" in query
 
 
 def parse_query(query: str, allowed: Mapping[str, Param]) -> dict[str, Any]:
@@ -269,8 +308,8 @@ def write_options(query: str) -> WriteOptions:
 
 
 def make_write_options(values: Mapping[str, Any]) -> WriteOptions:
-    """Make the parameters of a write. Raises Problem if they contradict."""
-    options = WriteOptions(**values)
+    """Take the write parameters from among `values`. Raises Problem if they contradict."""
+    options = WriteOptions(**{name: values[name] for name in WRITE_PARAMS if name in values})
     if options.ack == "local" and options.min_copies > 1:
         raise ProblemError(
             "invalid_parameter",

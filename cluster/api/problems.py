@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from datapath.errors import (
+    CompactedError,
     NotPrimaryError,
     OperationError,
     OperationUnknownError,
@@ -20,6 +21,7 @@ from datapath.errors import (
     PrimaryFullError,
     RejectedError,
 )
+from datapath.operations import Count
 
 RETRY_AFTER_S = 1
 """What Retry-After says on every 503: a failover takes less, and a client adds its own jitter."""
@@ -124,6 +126,21 @@ CODES: dict[str, ProblemCode] = {
         "The idempotency key may have been used and is no longer remembered",
         "This request was not applied; read the key to learn whether an earlier one was.",
     ),
+    "revision_compacted": ProblemCode(
+        410,
+        "The changes after that revision are no longer kept on this node",
+        "Ask another node; or read the keys again, and watch from that revision.",
+    ),
+    "future_revision": ProblemCode(
+        400,
+        "`after` names a revision that this cluster has not reached",
+        "Use the revision of an event, a listing or an answer from this cluster.",
+    ),
+    "not_acceptable": ProblemCode(
+        406,
+        "None of the accepted media types is available",
+        "Accept text/event-stream or application/x-ndjson.",
+    ),
     "precondition_failed": ProblemCode(
         412, "A condition of the request does not hold", "Read the key and decide again."
     ),
@@ -139,6 +156,11 @@ CODES: dict[str, ProblemCode] = {
     ),
     "value_too_large": ProblemCode(
         413, "The body is too large", "Split the value; the connection is closed."
+    ),
+    "txn_too_large": ProblemCode(
+        413,
+        "The transaction is too large",
+        "Split it: `detail` names the limit.",
     ),
     "too_large": ProblemCode(413, "The change is too large for the log", "Use a smaller value."),
     "unsupported_content_encoding": ProblemCode(
@@ -197,6 +219,7 @@ CODES: dict[str, ProblemCode] = {
     "overloaded": ProblemCode(
         503, "Too many requests are waiting", "Try again later with fewer concurrent requests."
     ),
+    "too_many_watchers": ProblemCode(503, "Watcher limit reached", "Ask another node."),
     "too_many_connections": ProblemCode(
         503, "Connection limit reached", "Reuse connections, or ask another node."
     ),
@@ -250,6 +273,9 @@ class ProblemDocument(msgspec.Struct, frozen=True):
         UNSET
     )
     instance: Annotated[str | UnsetType, Meta(extra_json_schema={"format": "uri"})] = UNSET
+    oldest: Annotated[
+        Count | UnsetType, Meta(description="The smallest `after` that this node can serve.")
+    ] = UNSET
 
 
 class ProblemError(Exception):
@@ -257,7 +283,8 @@ class ProblemError(Exception):
 
     `outcome` shows on writes only. `closes`: the connection cannot be used further (an unread
     body, say). `headers` are header lines, each ending in CR LF. `primary` is the primary that is
-    known, `instance` a URI that names this occurrence in the log; "": neither is shown.
+    known, `instance` a URI that names this occurrence in the log; "": neither is shown. `oldest` is
+    the smallest revision after which this node knows all changes.
     """
 
     def __init__(
@@ -270,6 +297,7 @@ class ProblemError(Exception):
         headers: bytes = b"",
         primary: str = "",
         instance: str = "",
+        oldest: int | UnsetType = UNSET,
     ) -> None:
         super().__init__(detail)
         self.code = code
@@ -281,6 +309,7 @@ class ProblemError(Exception):
         self.headers = headers
         self.primary = primary
         self.instance = instance
+        self.oldest = oldest
 
     def body(self, *, write: bool) -> bytes:
         """Return the JSON document; `write`: the request was to change something."""
@@ -294,6 +323,7 @@ class ProblemError(Exception):
             outcome=self.outcome if write else UNSET,
             primary=self.primary or UNSET,
             instance=self.instance or UNSET,
+            oldest=self.oldest,
         )
         return msgspec.json.encode(document)
 
@@ -306,7 +336,10 @@ def from_operation_error(error: OperationError) -> ProblemError:
     """
     code = error.code if error.code in CODES else _code_of_class(error)
     primary = error.primary if isinstance(error, NotPrimaryError) else ""
-    problem = ProblemError(code, error.detail, outcome=error.outcome, primary=primary)
+    oldest = error.oldest if isinstance(error, CompactedError) else UNSET
+    problem = ProblemError(
+        code, error.detail, outcome=error.outcome, primary=primary, oldest=oldest
+    )
     problem.code = error.code
     return problem
 

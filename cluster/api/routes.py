@@ -11,7 +11,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 import msgspec
 from aiohttp import hdrs
@@ -19,7 +19,7 @@ from aiohttp.web import BaseRequest, StreamResponse
 
 from cluster.api.admin import check_admin
 from cluster.api.answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer, Response
-from cluster.api.body import ClientGoneError, read_body
+from cluster.api.body import ClientGoneError, read_json
 from cluster.api.documents import CurrentPrimary, HandoverRequest, Move, Status
 from cluster.api.headers import check_cluster, cluster_line, revision_line
 from cluster.api.hosts import Hosts, split_target
@@ -27,12 +27,22 @@ from cluster.api.kv import KvHandlers
 from cluster.api.listener import HttpListener
 from cluster.api.metrics import Metrics
 from cluster.api.openapi_services import openapi_json
-from cluster.api.params import REMOVE_PARAMS, TIMEOUT, decode_percent, parse_query
+from cluster.api.params import (
+    REMOVE_PARAMS,
+    TIMEOUT,
+    decode_key,
+    decode_percent,
+    parse_query,
+    waits_for_change,
+)
 from cluster.api.plain_head import KEYS
 from cluster.api.problems import RETRY_AFTER_S, ProblemError, from_operation_error
 from cluster.api.server import FullConnection, HttpServer
 from cluster.api.services import SERVICES_PATH, ServiceHandlers
 from cluster.api.settings import HttpSettings
+from cluster.api.streams import WatchedNode
+from cluster.api.txn import TxnHandlers
+from cluster.api.watch import WatchHandlers
 from cluster.config.model import split_address
 from cluster.services.hosting import Host
 from datapath.complaints import Complaints
@@ -60,12 +70,16 @@ _move_decoder = msgspec.json.Decoder(Move)
 _handover_decoder = msgspec.json.Decoder(HandoverRequest)
 
 
+class ServedNode(Node, WatchedNode, Protocol):
+    """A node that an API can serve."""
+
+
 class HttpApi:
-    """Serves a `Node` over HTTP."""
+    """Serves a node over HTTP."""
 
     def __init__(
         self,
-        node: Node,
+        node: ServedNode,
         settings: HttpSettings | None = None,
         hosts: Hosts | None = None,
         services: Mapping[str, Host] | None = None,
@@ -74,7 +88,7 @@ class HttpApi:
 
         `services`: those whose code this node has, by their names.
         """
-        self.node = node
+        self.node: Node = node
         self._hosts = hosts or Hosts()
         self._settings = settings or HttpSettings()
         self.complaints = Complaints(logger)
@@ -85,19 +99,26 @@ class HttpApi:
             "POST": called.post, "GET": called.get, "HEAD": called.get,
         }  # fmt: skip
         self._openapi_document = openapi_json(services)
-        self._server = HttpServer(self._handle, self._settings, self._identity, self, self._hosts)
+        self._txn = TxnHandlers(node, self._settings)
+        self._server = HttpServer(
+            self._handle, self._settings, self._identity, self, self._hosts, node
+        )
         self.listener = HttpListener(self._server)
-        self._metrics = Metrics(node.node_id, node.counters, self._server.numbers, services)
+        self.streams = self._server.streams
+        self._watches = WatchHandlers(node, self.streams, self._settings.request_timeout_ms)
+        self._metrics = Metrics(node.node_id, node.counters, self._numbers, services)
         # HEAD is GET whose body is not sent (see Answer.send).
         self._key_methods: dict[str, Keyed] = {
-            "PUT": kv.put, "GET": kv.get, "HEAD": kv.get, "DELETE": kv.delete,
+            "PUT": kv.put, "GET": self._get, "HEAD": self._get, "DELETE": kv.delete,
         }  # fmt: skip
         self._node_methods: dict[str, Keyed] = {
             "DELETE": self._remove_node,
             "PATCH": self._move_node,
         }
         self._routes: dict[str, dict[str, Plain]] = {
-            "/v1/kv": _readable(kv.range),
+            "/v1/kv": {**_readable(kv.range), "DELETE": kv.delete_range},
+            "/v1/txn": {"POST": self._txn.txn},
+            "/v1/watch": _readable(self._watch),
             "/v1/services": _readable(called.list_services),
             "/v1/cluster": _readable(self._cluster),
             "/v1/cluster/handover": {"POST": self._handover},
@@ -117,6 +138,11 @@ class HttpApi:
             f"{SERVICES_PATH}{{service}}/{{method}}": self._call_methods,
         }
         return {path: tuple(methods) for path, methods in {**keyed, **self._routes}.items()}
+
+    def _numbers(self) -> dict[str, float]:
+        deleted = self.kv.range_deleted_keys_total
+        own = {**self._txn.numbers(), "range_deleted_keys_total": deleted}
+        return {**self._server.numbers(), **own}
 
     def _identity(self) -> bytes:
         node = self.node
@@ -211,6 +237,16 @@ class HttpApi:
         lines = self._identity() + (revision_line(index) if index else b"")
         return Answer(200, msgspec.json.encode(document), JSON, lines)
 
+    # --- keys ---
+
+    async def _get(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
+        if waits_for_change(query):
+            return await self._watches.next_change(decode_key(raw_key), query, self._identity())
+        return await self.kv.get(request, raw_key, query)
+
+    async def _watch(self, request: BaseRequest, query: str) -> Answer:
+        return await self._watches.watch(request, query, self._identity())
+
     # --- cluster ---
 
     async def _cluster(self, _request: BaseRequest, query: str) -> Answer:
@@ -224,7 +260,7 @@ class HttpApi:
     async def _handover(self, request: BaseRequest, query: str) -> Answer:
         asked_by = self._check_admin(request)
         timeout_ms = self._timeout_ms(query)
-        body = await self._read_json(request)
+        body = await read_json(request, MAX_JSON_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
         try:
             to = _handover_decoder.decode(body).to
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -232,22 +268,11 @@ class HttpApi:
         logger.info("a handover to %s is asked for by %s", to, asked_by)
         return self._answer(await self.node.handover(to, timeout_ms))
 
-    async def _read_json(self, request: BaseRequest) -> bytes:
-        # Only this type: a web page may send others to any address without asking first.
-        content_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip()
-        if content_type.lower() != "application/json":
-            raise ProblemError(
-                "unsupported_media_type",
-                "the body must come with Content-Type: application/json",
-                headers=b"Accept: application/json\r\n",
-            )
-        return await read_body(request, MAX_JSON_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
-
     async def _move_node(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
         asked_by = self._check_admin(request)
         node = _one_node(raw_node)
         timeout_ms = self._timeout_ms(query)
-        body = await self._read_json(request)
+        body = await read_json(request, MAX_JSON_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
         try:
             move = _move_decoder.decode(body)
             given = [address for address in (move.client, move.peer, move.raft) if address]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -11,15 +12,19 @@ from cluster.api.documents import (
     Called,
     CurrentPrimary,
     Deleted,
+    EventDocument,
     HandoverRequest,
     Move,
     QueryAnswer,
     Range,
+    RangeDeleted,
     ServiceList,
     Status,
     Written,
 )
+from cluster.api.params import Param
 from cluster.api.problems import CODES, ProblemDocument, ProblemError
+from cluster.api.txn_documents import TxnAnswer, TxnRequest
 from datapath.operations import ClusterStatus, Digest
 from election.view import View
 
@@ -36,10 +41,29 @@ CONNECTION_CODES = (
 
 
 ANSWERS = (
-    Written, Deleted, Range, Status, CurrentPrimary, ClusterStatus, View, Digest, ProblemDocument,
+    Written, Deleted, Range, RangeDeleted, TxnAnswer, Status, CurrentPrimary, ClusterStatus, View,
+    Digest, EventDocument, ProblemDocument,
     Called, QueryAnswer, ServiceList,
 )  # fmt: skip
-BODIES = (HandoverRequest, Move)
+BODIES = (HandoverRequest, Move, TxnRequest)
+
+PARAMETER_CODES = ("unknown_parameter", "invalid_parameter")
+KEY_CODES = ("invalid_key", "key_too_long", *PARAMETER_CODES, "invalid_header")
+NODE_CODES = ("no_primary", "not_primary", "overloaded")
+REPEAT_CODES = ("idempotency_key_reused", "idempotency_key_expired", "unknown_revision")
+WRITE_CODES = (
+    *NODE_CODES,
+    "too_large",
+    "service_failed",
+    "not_enough_copies",
+    "unknown_outcome",
+    "timeout",
+    "storage_full",
+)
+CHANGE_CODES = (*NODE_CODES, "unknown_node", "refused", "unknown_outcome", "timeout")
+READ_CODES = (*NODE_CODES, "timeout")
+BODY_CODES = ("value_too_large", "request_timeout", "expectation_failed")
+"""What requests of a kind can be answered, beside CONNECTION_CODES."""
 
 
 def _schemas() -> Json:
@@ -169,3 +193,41 @@ def _example(code: str, *, write: bool) -> Json:
         problem.outcome = "unknown"
     document: Json = msgspec.json.decode(problem.body(write=write))
     return document
+
+
+def api_operation(
+    name: str, summary: str, ok: Json, codes: tuple[str, ...], *, write: bool = False, **more: Any
+) -> Json:
+    """Return one operation: its good answers, and those of `codes`."""
+    parameters = [*more.pop("parameters", ()), _cluster_header()]
+    return {
+        "operationId": name,
+        "summary": summary,
+        "parameters": parameters,
+        **more,
+        "responses": {**ok, **problem_answers(*codes, write=write)},
+    }
+
+
+def _cluster_header() -> Json:
+    return header_parameter(
+        "Onecopy-Cluster",
+        "The id of the cluster that the request is meant for, as answers name it: a node of "
+        "another one refuses with 421 and does nothing.",
+        "9f1c8b1d5e7a4c02",
+    )
+
+
+def query_parameters(params: Mapping[str, Param]) -> list[Json]:
+    """Return the parameters of a table."""
+    return [
+        {"name": name, "in": "query", "description": param.description, "schema": param.schema}
+        for name, param in params.items()
+    ]
+
+
+def header_parameter(name: str, description: str, example: str) -> Json:
+    """Return a header as a parameter."""
+    schema = {"type": "string"}
+    return {"name": name, "in": "header", "description": description, "schema": schema,
+            "example": example}  # fmt: skip

@@ -20,8 +20,10 @@ from cluster.api.answer import PROBLEM, Answer, Response
 from cluster.api.fast_path import MAX_REQUEST_SIZE_BYTES, FastConnection, FastPathApi
 from cluster.api.hosts import Hosts
 from cluster.api.memory import Memory
+from cluster.api.params import waits_for_change
 from cluster.api.problems import RETRY_AFTER_S, ProblemError
 from cluster.api.settings import HttpSettings
+from cluster.api.streams import Streams, WatchedNode
 from datapath.turns import Turns
 
 UNREAD_BODY_LINGER_S = 2.0
@@ -32,8 +34,6 @@ MAX_PIECES_PER_TURN = 64
 """How many lines behind a request for an upgrade are parsed in one turn of the event loop."""
 RESERVE_PATIENCE_S = 5.0
 """How long such a connection may take until its whole request is there."""
-_ENDS_WITH_CLIENT = ("/v1/digest",)
-"""Reads that take so long that a client that sends no more is taken for one that has gone."""
 
 _UPGRADE = b"upgrade"
 
@@ -50,6 +50,7 @@ class HttpServer(web.Server):
         identify: Callable[[], bytes],
         api: FastPathApi,
         hosts: Hosts,
+        node: WatchedNode,
     ) -> None:
         super().__init__(
             handler,
@@ -67,6 +68,7 @@ class HttpServer(web.Server):
         self.now = asyncio.get_running_loop().time
         self.memory = Memory(settings.max_buffered_bytes, self.now)
         self.turns = Turns()
+        self.streams = Streams(node, self, settings.max_watchers, api.complaints)
         self._turn_begins = False  # for those that are due
         self._due: deque[FastConnection] = deque()
         self.has_fast_path = settings.fast_path
@@ -121,11 +123,12 @@ class HttpServer(web.Server):
             "http_buffered_bytes": self.memory.held_bytes,
             "http_cut_off_total": self.memory.cut_total,
             "http_refused_for_memory_total": self.memory.refused_total,
+            **self.streams.numbers(),
         }
 
     @property
     def open_connections(self) -> int:
-        """How many connections there are, the reserve's too."""
+        """How many connections there are, the reserve's too, and without those of watchers."""
         return len(self._connections) + len(self._fast)
 
     def full(self) -> ProblemError:
@@ -170,6 +173,7 @@ class HttpServer(web.Server):
         now = loop.time()
         self.api.complaints.tick(now)
         self.memory.make_room()
+        self.streams.check()
         for connection in list(self._fast):
             connection.check(now)
         for reserved, since in list(self._reserve.items()):
@@ -184,9 +188,14 @@ class HttpServer(web.Server):
         full_path = cast("list[FullConnection]", self.connections)
         return any(item.busy for item in self._fast) or any(item.busy for item in full_path)
 
+    def end_streams(self) -> None:
+        """End all watches: their clients resume at another node."""
+        self.streams.end(ProblemError("stopping", "this node is stopping: watch another"))
+
     def pre_shutdown(self) -> None:
         """Take no further requests."""
         self._closing = True
+        self.end_streams()
         super().pre_shutdown()
         for connection in list(self._fast):
             connection.close()
@@ -199,6 +208,7 @@ class HttpServer(web.Server):
             await asyncio.wait(waits, timeout=timeout)
         for connection in list(self._fast):
             connection.abort()
+        await self.streams.stop()
         await super().shutdown(timeout)
 
 
@@ -312,7 +322,7 @@ class FullConnection(RequestHandler):
         """The client sends no more; what it has sent whole is answered before the end."""
         self._ended = True
         request = self._current_request
-        if not self.busy or (request is not None and request.path in _ENDS_WITH_CLIENT):
+        if not self.busy or (request is not None and _ends_with_client(request)):
             return False
         if self._body is not None and not self.whole:
             if request is None and not self._messages:
@@ -358,6 +368,11 @@ class FullConnection(RequestHandler):
         body = problem.body(write=True)
         headers = self._server.identify()
         return Response(Answer(problem.status, body, PROBLEM, headers, closes=True))
+
+
+def _ends_with_client(request: BaseRequest) -> bool:
+    """Whether an answer takes so long that who sends no more is taken for one that has gone."""
+    return request.path == "/v1/digest" or waits_for_change(request.query_string)
 
 
 class _Refused(asyncio.Protocol):

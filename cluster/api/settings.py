@@ -15,11 +15,12 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `idle_timeout_ms` bounds both a connection's idleness and the arrival of a request's head;
     `body_timeout_ms` the arrival of its body. Connections over `max_connections` get 503, except
-    for health and the cluster's resources, in `reserved_connections` more. `drain_timeout_ms`: how
-    long `drain` waits for clients to go elsewhere; `shutdown_grace_ms`: how long `stop` waits for
-    requests under way. `admin_from`: see `cluster.api.admin`. `fast_path`: whether there is one
-    (tests compare). `max_buffered_bytes` bounds what
-    all clients together make the node hold, in answers not taken and bodies not complete.
+    for health and the cluster's resources, in `reserved_connections` more; a watch is none of them,
+    but one of `max_watchers`. `drain_timeout_ms`: how long `drain` waits for clients to go
+    elsewhere; `shutdown_grace_ms`: how long `stop` waits for requests under way. `admin_from`: see
+    `cluster.api.admin`. `fast_path`: whether there is one (tests compare). `max_buffered_bytes`
+    bounds what all clients together make the node hold, in answers not taken and bodies not
+    complete.
     """
 
     max_value_size_bytes: int = 1024 * 1024
@@ -27,6 +28,7 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout_ms: int = 60_000
     body_timeout_ms: int = 30_000
     max_connections: int = 4096
+    max_watchers: int = 10_000
     max_buffered_bytes: int = 64 * 1024 * 1024
     reserved_connections: int = RESERVED_CONNECTIONS
     drain_timeout_ms: int = 5000

@@ -10,7 +10,10 @@ from pathlib import Path
 import msgspec
 
 SUFFIX = ".onecopy-load"
-VERSION = 2
+VERSION = 3
+DEFAULT_BATCH_RECORDS = 256
+MAX_BATCH_RECORDS = 1024
+"""What one transaction takes."""
 
 
 class CheckpointError(Exception):
@@ -20,9 +23,10 @@ class CheckpointError(Exception):
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The state of a load. Everything before `position` (bytes) and `line` is acknowledged.
 
-    Some records after it may be too, none behind the line `reach`: they are sent again under the
-    same idempotency keys, which are made of `load_id` and the line number, and as first sent after
-    `revision` (Idempotency-After), which was known before the first of them had left.
+    `position` is where a batch begins. Some records after it may be acknowledged too, none behind
+    the line `reach`: they are sent again in the same batches under the same idempotency keys, which
+    are made of `load_id` and a batch's first line, and as first sent after `revision`
+    (Idempotency-After), which was known before the first of them had left.
     """
 
     version: int = VERSION
@@ -35,6 +39,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     line: int = 0
     records: int = 0
     reach: int = 0
+    batch_records: int = DEFAULT_BATCH_RECORDS
     revision: int = 0
 
 

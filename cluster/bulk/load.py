@@ -1,15 +1,19 @@
 """`onecopy load`: many records, acknowledged each, through interruptions and failovers.
 
-The records of one key go through one worker, in order, so that the later of two wins. Each has an
-idempotency key made of the load's id and its line number. At any time the checkpoint says up to
-where everything is acknowledged; what lies beyond, at most `WINDOW_RECORDS`, is sent again when the
-load is run again, under the same keys, and therefore applied once. Each record names a revision
-that was known before it was first sent, so that one whose key may be forgotten is refused.
+Consecutive records go together, as one transaction: a batch, of which of two records of one key the
+later one counts. A batch that has a key of one that is not acknowledged waits for it, so that the
+later record wins there too. Each has an idempotency key made of the load's id and the number of its
+first line. At any time the checkpoint says up to where everything is acknowledged; what lies
+beyond, at most `WINDOW_RECORDS`, is sent again when the load is run again: where a batch ends
+depends on nothing but the records since it began, so that they are the same batches, under the same
+keys, and therefore applied once. Each batch names a revision that was known before it was first
+sent, so that one whose key may be forgotten is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import Callable
@@ -22,12 +26,16 @@ from cluster.bulk.formats import PARSERS, Format, RecordError, without_mark
 from cluster.bulk.source import read_lines
 from cluster.bulk.wire import WireTransport
 from cluster.client.errors import ClientError
-from cluster.client.requests import kv_target
-from cluster.client.retries import Request, raise_for
+from cluster.client.exchange import Request, raise_for
+from cluster.client.requests import JSON_HEADERS, kv_target
 
 WINDOW_RECORDS = 8192  # read but not acknowledged; far below the default client table
 LOAD_WINDOW_BYTES = 32 * 1024 * 1024
+BATCH_BYTES = 256 * 1024
+"""The checkpoint of a load that was cut off rests on this and on its `batch_records`: a change of
+this number needs another version of it (`cluster.bulk.checkpoint`)."""
 CHECKPOINT_INTERVAL_S = 1.0
+_PLACE = re.compile(r"`\$\.then\[(\d+)\]")
 REACH_LINES = 65_536  # how far beyond a checkpoint's line records are sent before the next one
 
 
@@ -61,18 +69,39 @@ class Totals(msgspec.Struct):
     line: int = 0
 
 
-class _Pending:
-    """A record between its line and its acknowledgement."""
+class _Batch:
+    """Records between their lines and their acknowledgement."""
 
-    __slots__ = ("after", "call", "done", "end", "line", "size")
-
-    def __init__(self, line: int, end: int, size: int, call: Request, after: int) -> None:
-        self.line = line
-        self.end = end  # position in the file behind the record
-        self.size = size
-        self.call = call
-        self.after = after  # a revision that was known before it was first sent
+    def __init__(self, first_line: int) -> None:
+        self.first_line = first_line
+        self.line = first_line  # the last one
+        self.end = 0  # position in the file behind the last record
+        self.size = 0
+        self.count = 0
+        self.values: dict[str, bytes] = {}
+        self.lines: dict[str, int] = {}
+        self.after = 0  # a revision that was known before it was first sent
         self.done = False
+
+    def add(self, line: int, end: int, size: int, key: str, value: bytes) -> None:
+        """Take another record."""
+        self.line, self.end = line, end
+        self.size += size
+        self.count += 1
+        self.values[key] = value
+        self.lines[key] = line
+
+    def has_room(self, size: int, max_records: int) -> bool:
+        """Whether another record belongs to it."""
+        return self.count < max_records and self.size + size <= BATCH_BYTES
+
+    def line_of(self, error: ClientError) -> int:
+        """Return the line that a refusal is about: the answer names the record's place."""
+        found = _PLACE.search(error.detail)
+        keys = list(self.lines)
+        if found is None or int(found[1]) >= len(keys):
+            return self.first_line
+        return self.lines[keys[int(found[1])]]
 
 
 class Loader:
@@ -93,11 +122,12 @@ class Loader:
         self._file = file
         self._reach = state.reach
         self._on_progress = on_progress
-        self._queues: list[asyncio.Queue[_Pending | None]] = [
-            asyncio.Queue() for _ in range(concurrency)
-        ]
-        self._window: deque[_Pending] = deque()
+        self._concurrency = concurrency
+        self._queue: asyncio.Queue[_Batch | None] = asyncio.Queue()
+        self._window: deque[_Batch] = deque()
+        self._window_records = 0
         self._window_bytes = 0
+        self._keys: set[str] = set()  # of the batches that are handed out and not acknowledged
         self._room = asyncio.Event()
 
     async def run(self, descriptor: int) -> None:
@@ -109,10 +139,10 @@ class Loader:
         try:
             async with asyncio.TaskGroup() as group:
                 keeper = group.create_task(self._keep_checkpoint())
-                workers = [group.create_task(self._work(queue)) for queue in self._queues]
+                workers = [group.create_task(self._work()) for _ in range(self._concurrency)]
                 await self._send_all(descriptor)
-                for queue in self._queues:
-                    queue.put_nowait(None)
+                for _ in workers:
+                    self._queue.put_nowait(None)
                 await asyncio.wait(workers)
                 keeper.cancel()
         except BaseExceptionGroup as group:
@@ -124,7 +154,8 @@ class Loader:
     async def _send_all(self, descriptor: int) -> None:
         """Read, parse and hand out; wait while the window is full."""
         parse = PARSERS[self._state.format]  # type: ignore[index]
-        queues, count = self._queues, len(self._queues)
+        max_records = self._state.batch_records
+        batch: _Batch | None = None
         line, end = self._state.line, self._state.position
         async for lines, line_break in read_lines(descriptor):
             for text in lines:
@@ -138,6 +169,7 @@ class Loader:
                         record = parse(text)
                 except RecordError as error:
                     # What stands before the bad line is still loaded, and acknowledged.
+                    await self._hand_out(batch)
                     await self._drain()
                     raise LoadError(line, str(error), is_bad_record=True) from error
                 if record is None:
@@ -145,15 +177,27 @@ class Loader:
                 if line > self._reach:  # on disk before it leaves
                     self._reach = line + REACH_LINES
                     self._save()
-                after = self._sent_after(line)
-                call = self._call(line, after, *record)
-                pending = _Pending(line, end, len(text), call, after)
-                self._window.append(pending)
-                self._window_bytes += pending.size
+                if batch is None or not batch.has_room(len(text), max_records):
+                    await self._hand_out(batch)
+                    batch = _Batch(line)
+                batch.add(line, end, len(text), *record)
                 self.totals.read += 1
-                queues[hash(record.key) % count].put_nowait(pending)
-                if self._is_full():
-                    await self._wait_until(lambda: not self._is_full())
+            if self._file is None:  # nothing goes on from here, and a pipe may be slow
+                await self._hand_out(batch)
+                batch = None
+        await self._hand_out(batch)
+
+    async def _hand_out(self, batch: _Batch | None) -> None:
+        """Let a batch be sent, once the window has room and no key of it is under way."""
+        if batch is None:
+            return
+        await self._wait_until(lambda: not self._is_full() and self._keys.isdisjoint(batch.values))
+        batch.after = self._sent_after(batch.first_line)
+        self._keys.update(batch.values)
+        self._window.append(batch)
+        self._window_records += batch.count
+        self._window_bytes += batch.size
+        self._queue.put_nowait(batch)
 
     def _first_error(self, group: BaseExceptionGroup) -> BaseException:
         """Return the error with the lowest line; one of the disk is told with the line reached."""
@@ -167,7 +211,7 @@ class Loader:
         return errors[0]
 
     def _is_full(self) -> bool:
-        return len(self._window) >= WINDOW_RECORDS or self._window_bytes >= LOAD_WINDOW_BYTES
+        return self._window_records >= WINDOW_RECORDS or self._window_bytes >= LOAD_WINDOW_BYTES
 
     async def _drain(self) -> None:
         await self._wait_until(lambda: not self._window)
@@ -177,11 +221,17 @@ class Loader:
             self._room.clear()
             await self._room.wait()
 
-    def _call(self, line: int, after: int, key: str, value: bytes) -> Request:
-        idempotency_key = f"{self._state.load_id}-{line}"
-        headers = {"Idempotency-Key": f'"{idempotency_key}"'}
-        target = kv_target(key)
-        return Request("PUT", target, headers, value, idempotency_key, writes=True, after=after)
+    def _call(self, batch: _Batch) -> Request:
+        name = f"{self._state.load_id}-{batch.first_line}"
+        headers = {"Idempotency-Key": f'"{name}"'}
+        if len(batch.values) == 1:  # as large as a value may be
+            ((key, value),) = batch.values.items()
+            method, target, body = "PUT", kv_target(key), value
+        else:
+            puts = [{"put": {"key": key, "value": value}} for key, value in batch.values.items()]
+            method, target, body = "POST", "/v1/txn", msgspec.json.encode({"then": puts})
+            headers |= JSON_HEADERS
+        return Request(method, target, headers, body, name, writes=True, after=batch.after)
 
     def _sent_after(self, line: int) -> int:
         """Return a revision that was known before the record of this line was first sent.
@@ -193,27 +243,30 @@ class Loader:
             return state.revision
         return seen
 
-    async def _work(self, queue: asyncio.Queue[_Pending | None]) -> None:
-        call = self._transport.call
-        while (pending := await queue.get()) is not None:
+    async def _work(self) -> None:
+        while (batch := await self._queue.get()) is not None:
+            call = self._call(batch)
             try:
-                reply = await call(pending.call)
+                reply = await self._transport.call(call)
                 if reply.status not in {200, 201}:
-                    raise_for(pending.call, reply)
+                    raise_for(call, reply)
             except ClientError as error:
-                raise LoadError(pending.line, error.detail, cause_error=error) from error
-            self._acknowledged(pending)
+                line = batch.line_of(error)
+                raise LoadError(line, error.detail, cause_error=error) from error
+            self._acknowledged(batch)
 
-    def _acknowledged(self, pending: _Pending) -> None:
-        pending.done = True
-        self.totals.acknowledged += 1
+    def _acknowledged(self, batch: _Batch) -> None:
+        batch.done = True
+        self._keys.difference_update(batch.values)
+        batch.values.clear()
+        self.totals.acknowledged += batch.count
         window = self._window
         while window and window[0].done:
             first = window.popleft()
+            self._window_records -= first.count
             self._window_bytes -= first.size
             self.totals.position, self.totals.line = first.end, first.line
-        if not self._room.is_set() and (not window or not self._is_full()):
-            self._room.set()
+        self._room.set()
 
     async def _keep_checkpoint(self) -> None:
         written = time.monotonic()

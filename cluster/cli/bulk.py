@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from cluster.bulk.checkpoint import (
+    DEFAULT_BATCH_RECORDS,
+    MAX_BATCH_RECORDS,
     Checkpoint,
     CheckpointError,
     check_unchanged,
@@ -75,6 +77,14 @@ _T = TypeVar("_T")
     show_default=True,
     help="Number of concurrent requests.",
 )
+@click.option(
+    "--batch",
+    "batch_records",
+    type=click.IntRange(1, MAX_BATCH_RECORDS),
+    default=DEFAULT_BATCH_RECORDS,
+    show_default=True,
+    help="Maximum number of records in one request. A resumed load keeps its own.",
+)
 @click.option("--check", is_flag=True, help="Check the whole file for bad lines before loading.")
 @click.option(
     "--restart", is_flag=True, help="Discard an interrupted load of this file and start over."
@@ -91,6 +101,7 @@ def load(
     file: Path,
     kind: Format | None,
     concurrency: int,
+    batch_records: int,
     check: bool,
     restart: bool,
     give_up_after_s: int,
@@ -113,12 +124,14 @@ def load(
     with report_errors(as_json=as_json):
         if file == STDIN and kind is not None:
             say("standard input: no checkpoint is kept, so an interrupted load cannot be resumed")
-            state = _state_of_stdin(kind, run_fast(_meet(urls)))
+            state = _state_of_stdin(kind, batch_records, run_fast(_meet(urls)))
             code = _load(nodes, state, None, 0, concurrency, as_json=as_json)
             sys.exit(code)
         with _sole_loader(file) as descriptor:
             try:
-                state = _state_of_file(urls, file, kind, check=check, restart=restart)
+                state = _state_of_file(
+                    urls, file, kind, batch_records, check=check, restart=restart
+                )
             except (CheckpointError, LoadError) as error:
                 fail(f"{file}: {error}", "Nothing was applied.", EXIT_NOT_APPLIED)
             except OSError as error:
@@ -244,19 +257,26 @@ def _show_summary(totals: Totals, state: Checkpoint, seconds: float, *, as_json:
     )
 
 
-def _state_of_stdin(kind: Format, cluster: Met) -> Checkpoint:
+def _state_of_stdin(kind: Format, batch_records: int, cluster: Met) -> Checkpoint:
     return Checkpoint(
         load_id=new_load_id(),
         cluster=cluster.cluster_id,
         size_bytes=0,
         fingerprint="",
         format=kind,
+        batch_records=batch_records,
         revision=cluster.revision,
     )
 
 
 def _state_of_file(
-    urls: list[str], file: Path, kind: Format | None, *, check: bool, restart: bool
+    urls: list[str],
+    file: Path,
+    kind: Format | None,
+    batch_records: int,
+    *,
+    check: bool,
+    restart: bool,
 ) -> Checkpoint:
     """Return where to go on, or a new state that has been made durable.
 
@@ -277,6 +297,7 @@ def _state_of_file(
             size_bytes=size,
             fingerprint=checksum,
             format=kind,
+            batch_records=batch_records,
             revision=revision,
         )
         write_checkpoint(file, state)

@@ -7,15 +7,14 @@ from typing import Any
 import click
 import msgspec
 
-from cluster.cli.common import client_options, open_client
-from cluster.cli.kv import (
+from cluster.cli.common import (
     AFTER_HELP,
     IDEMPOTENCY_HELP,
     check_after,
-    confirmed_option,
-    consistency_of,
-    stale_option,
+    client_options,
+    open_client,
 )
+from cluster.cli.kv import confirmed_option, consistency_of, stale_option
 from cluster.client.arguments import AFTER_MAX
 from cluster.terminal import show
 

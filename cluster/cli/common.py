@@ -6,7 +6,7 @@ import base64
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import click
 
@@ -21,6 +21,7 @@ from cluster.client.errors import (
     UnknownOutcomeError,
     WrongClusterError,
 )
+from cluster.client.results import GetResult, Item
 from cluster.client.sync import Client
 from cluster.exit_codes import (
     EXIT_INTERRUPTED,
@@ -37,6 +38,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 WRITE_INTERRUPTED = "a write may or may not have been applied"
 CHANGE_INTERRUPTED = "the change may or may not have been made; see: onecopy status"
 READ_INTERRUPTED = ""
+
+IDEMPOTENCY_HELP = "Repeat a write under its idempotency key: it is applied once."
+AFTER_HELP = "With --idempotency-key: the revision that the error named for the first attempt."
+MIN_COPIES_HELP = "Fail unless at least this many copies acknowledge."
 
 
 def endpoint_options(function: Function) -> Function:
@@ -194,3 +199,31 @@ def value_fields(value: bytes) -> dict[str, str]:
         return {"value": value.decode()}
     except UnicodeDecodeError:
         return {"value_base64": base64.b64encode(value).decode()}
+
+
+def check_after(key: str, after: int | None) -> None:
+    """Refuse --idempotency-after without a key."""
+    if after is not None and not key:
+        raise click.UsageError(
+            "--idempotency-after needs --idempotency-key, both from the same write"
+        )
+
+
+def read_source(source: BinaryIO | None) -> bytes:
+    """Return all that a file has; end the program where it cannot be read."""
+    try:
+        return source.read() if source is not None else b""
+    except OSError as error:
+        name = getattr(source, "name", "standard input")
+        fail(f"{name}: {error.strerror}", "Nothing was sent.", EXIT_USAGE)
+
+
+def head_fields(found: GetResult | Item) -> dict[str, object]:
+    """Return what a key has beside its value, as --json shows it."""
+    lease = {"lease": found.lease} if found.lease else {}
+    return {
+        "revision": found.revision,
+        "create_revision": found.create_revision,
+        "version": found.version,
+        **lease,
+    }

@@ -9,22 +9,26 @@ from typing import BinaryIO, Literal
 import click
 
 from cluster.cli.common import (
+    AFTER_HELP,
+    IDEMPOTENCY_HELP,
+    MIN_COPIES_HELP,
     READ_INTERRUPTED,
+    check_after,
     client_options,
     fail,
+    head_fields,
     open_client,
+    read_source,
     value_fields,
 )
+from cluster.cli.txn import delete_keys
 from cluster.client.arguments import AFTER_MAX
-from cluster.client.results import GetResult, Item
-from cluster.exit_codes import EXIT_NOT_FOUND, EXIT_USAGE
+from cluster.client.results import Item
+from cluster.exit_codes import EXIT_NOT_FOUND
 from cluster.terminal import for_terminal, say_json, show, show_json, show_value
 from datapath.operations import Consistency
 
 IF_REVISION_HELP = "Only if the key is at this revision."
-IDEMPOTENCY_HELP = "Repeat a write under its idempotency key: it is applied once."
-AFTER_HELP = "With --idempotency-key: the revision that the error named for the first attempt."
-MIN_COPIES_HELP = "Fail unless at least this many copies acknowledge."
 
 
 stale_option = click.option(
@@ -88,7 +92,7 @@ def put(
         raise click.UsageError("give either VALUE or --file FILE (- for standard input)")
     if if_absent and if_revision is not None:
         raise click.UsageError("--if-absent and --if-revision cannot be combined")
-    body = os.fsencode(value) if value is not None else _read(source)
+    body = os.fsencode(value) if value is not None else read_source(source)
     check_after(idempotency_key, idempotency_after)
     with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
         result = client.put(
@@ -145,20 +149,26 @@ def get(
         _no_such_key(key, as_json=as_json)
     elif as_json:
         who = {"node": entry.node, "epoch": entry.epoch}
-        show_json({"key": key, **value_fields(entry.value), **_head_fields(entry), **who})
+        show_json({"key": key, **value_fields(entry.value), **head_fields(entry), **who})
     else:
         show_value(entry.value)
 
 
 @click.command()
-@click.argument("key")
+@click.argument("key", required=False)
+@click.option("--prefix", default="", help="Delete all keys with this prefix.")
+@click.option("--start", default="", help="Delete all keys from this one on.")
+@click.option("--end", default="", help="With --start: stop before this key.")
 @click.option("--if-revision", type=click.IntRange(min=1), help=IF_REVISION_HELP)
 @click.option("--min-copies", type=click.IntRange(0), default=0, help=MIN_COPIES_HELP)
 @click.option("--idempotency-key", default="", help=IDEMPOTENCY_HELP)
 @click.option("--idempotency-after", type=click.IntRange(0, AFTER_MAX), help=AFTER_HELP)
 @client_options
 def delete(
-    key: str,
+    key: str | None,
+    prefix: str,
+    start: str,
+    end: str,
     if_revision: int | None,
     min_copies: int,
     idempotency_key: str,
@@ -168,9 +178,20 @@ def delete(
     no_discover: bool,
     as_json: bool,
 ) -> None:
-    """Delete KEY. The exit code is 3 if there is no such key."""
+    """Delete KEY, or all keys of a range.
+
+    The exit code is 3 if there is no KEY. A range is deleted in several requests.
+    """
+    is_range = bool(prefix or start or end)
+    if is_range == (key is not None):
+        raise click.UsageError("give either KEY, or --prefix, --start or --end (not empty)")
+    if is_range and (if_revision is not None or idempotency_key):
+        raise click.UsageError("--if-revision and --idempotency-key need a KEY")
     check_after(idempotency_key, idempotency_after)
     with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
+        if key is None:
+            delete_keys(client, prefix, start, end, min_copies=min_copies, as_json=as_json)
+            return
         result = client.delete(
             key,
             if_revision=if_revision,
@@ -231,39 +252,13 @@ def list_keys(
                 break
 
 
-def check_after(key: str, after: int | None) -> None:
-    """Refuse --idempotency-after alone. Raises UsageError."""
-    if after is not None and not key:
-        raise click.UsageError(
-            "--idempotency-after needs --idempotency-key, both from the same write"
-        )
-
-
-def _read(source: BinaryIO | None) -> bytes:
-    try:
-        return source.read() if source is not None else b""
-    except OSError as error:
-        name = getattr(source, "name", "standard input")
-        fail(f"{name}: {error.strerror}", "Nothing was sent.", EXIT_USAGE)
-
-
 def _show_item(item: Item, *, with_size: bool, as_json: bool) -> None:
     if as_json:
-        show_json({"key": item.key, **value_fields(item.value), **_head_fields(item)})
+        show_json({"key": item.key, **value_fields(item.value), **head_fields(item)})
     elif with_size:
         show(f"{item.revision}\t{len(item.value)}\t{for_terminal(item.key)}")
     else:
         show(for_terminal(item.key))
-
-
-def _head_fields(found: GetResult | Item) -> dict[str, object]:
-    lease = {"lease": found.lease} if found.lease else {}
-    return {
-        "revision": found.revision,
-        "create_revision": found.create_revision,
-        "version": found.version,
-        **lease,
-    }
 
 
 def _no_such_key(key: str, *, as_json: bool) -> None:

@@ -18,6 +18,7 @@ COMMANDS = {
     "put": "cluster.cli.kv:put",
     "get": "cluster.cli.kv:get",
     "delete": "cluster.cli.kv:delete",
+    "txn": "cluster.cli.txn:txn",
     "list": "cluster.cli.kv:list_keys",
     "call": "cluster.cli.call:call",
     "watch": "cluster.cli.watch:watch",

@@ -1,94 +1,70 @@
-"""`onecopy watch`: changes, found by polling."""
+"""`onecopy watch`: changes as they commit."""
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
-from typing import NoReturn
 
 import click
 
 from cluster.cli.common import client_options, open_client, value_fields
-from cluster.client.sync import Client
+from cluster.client.results import Change
 from cluster.terminal import for_terminal, say, show, show_json
 
 SHOWN_VALUE_CHARS = 200  # on a terminal; --json has it whole
 
 
 @click.command()
-@click.option("--prefix", default="", help="Only keys with this prefix.")
+@click.argument("key", required=False)
+@click.option("--prefix", help="Only keys with this prefix; without it and without KEY, all keys.")
+@click.option("--start", help="Only keys from this one on.")
+@click.option("--end", help="Only keys before this one.")
 @click.option(
-    "--interval-ms",
-    type=click.IntRange(10, 3_600_000),
-    default=500,
-    show_default=True,
-    help="Time between two polls.",
+    "--after",
+    type=click.IntRange(0, 2**63 - 1),
+    help="Begin with the change after this revision, as far as it is kept; without it, now.",
 )
 @client_options
 def watch(
-    prefix: str, interval_ms: int, endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool
+    key: str | None,
+    prefix: str | None,
+    start: str | None,
+    end: str | None,
+    after: int | None,
+    endpoints: str,
+    timeout_ms: int,
+    no_discover: bool,
+    as_json: bool,
 ) -> None:
-    """Print changes of keys until Ctrl-C.
+    """Print changes of KEY, or of many keys, as they commit, until Ctrl-C.
 
-    This polls: it compares revisions at each interval. A value that was replaced, or a key that
-    came and went, between two looks is not seen. What is printed did exist, in the order of
-    revisions; deletions come with the revision of the look that missed the key.
+    Every change is printed once, in the order of revisions, whatever nodes fail meanwhile; it ends
+    if no node can be reached for --timeout-ms. To go on later, give --after the last revision.
     """
+    if (key, prefix, start, end) == (None, None, None, None):
+        prefix = ""
     with (
         open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client,
         suppress(KeyboardInterrupt),  # the way to end it
+        client.watch(
+            prefix, key=key, start=start, end=end, after=after, timeout_ms=timeout_ms
+        ) as events,
     ):
-        _watch(client, prefix, interval_ms / 1000, as_json=as_json)
+        if not as_json:
+            say(f"watching from revision {events.revision}; Ctrl-C ends")
+        for event in events:
+            for change in event.changes:
+                _show(change, as_json=as_json)
 
 
-def _watch(client: Client, prefix: str, interval_s: float, *, as_json: bool) -> NoReturn:
-    seen, revision = _revisions(client, prefix)
-    if not as_json:
-        say(f"watching {len(seen)} keys from revision {revision}; Ctrl-C ends")
-    while True:
-        time.sleep(interval_s)
-        newest = client.page(prefix, limit=1, keys_only=True).revision
-        if newest == revision:
-            continue
-        current, revision = _revisions(client, prefix)
-        _show_changes(client, seen, current, revision, as_json=as_json)
-        seen = current
-
-
-def _revisions(client: Client, prefix: str) -> tuple[dict[str, int], int]:
-    """Return each key's revision, and the revision of the first page: nothing older is missing."""
-    found: dict[str, int] = {}
-    page = client.page(prefix, limit=1000, keys_only=True)
-    revision = page.revision
-    while True:
-        found.update((item.key, item.revision) for item in page.items)
-        if not page.cursor:
-            return found, revision
-        page = client.page(prefix, limit=1000, keys_only=True, cursor=page.cursor)
-
-
-def _show_changes(
-    client: Client,
-    seen: dict[str, int],
-    current: dict[str, int],
-    revision: int,
-    *,
-    as_json: bool,
-) -> None:
-    changed = sorted((new, key) for key, new in current.items() if new != seen.get(key))
-    for _, key in changed:
-        entry = client.get(key)
-        if entry is None:  # deleted since; the next look says so
-            continue
-        current[key] = entry.revision
-        if as_json:
-            fields = {"key": key, **value_fields(entry.value), "revision": entry.revision}
-            show_json({"event": "put", **fields})
-        else:
-            text = entry.value[:SHOWN_VALUE_CHARS].decode("utf-8", "replace")
-            show(f"{entry.revision} put {for_terminal(key)} {for_terminal(text)}")
-    for key in sorted(seen.keys() - current.keys()):
-        if as_json:
-            show_json({"event": "delete", "key": key, "revision": revision})
-        else:
-            show(f"{revision} delete {for_terminal(key)}")
+def _show(change: Change, *, as_json: bool) -> None:
+    name, value = for_terminal(change.key), change.value
+    if as_json:
+        fields: dict[str, object] = {"event": "delete" if value is None else "put"}
+        fields |= {"key": change.key, "revision": change.revision}
+        fields |= {"reason": change.reason} if value is None else value_fields(value)
+        show_json(fields)
+    elif value is None:
+        show(f"{change.revision} {change.reason} {name}")
+    else:
+        text = value[:SHOWN_VALUE_CHARS].decode("utf-8", "replace")
+        show(f"{change.revision} put {name} {for_terminal(text)}")

@@ -14,8 +14,8 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack, overload
-from urllib.parse import quote
+from typing import Self
+from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -23,11 +23,13 @@ from cluster.client.arguments import (
     DEFAULT_PAGE_SIZE,
     MILLISECONDS_MAX,
     PAGE_LIMIT_MAX,
+    REVISION_MAX,
     check_consistency,
     check_endpoints,
     check_flag,
     check_node,
     check_number,
+    check_optional_number,
     check_text,
     check_timeout,
     check_value,
@@ -36,45 +38,41 @@ from cluster.client.endpoints import normalize_endpoint
 from cluster.client.errors import (
     ClientError,
     InvalidRequestError,
-    UnavailableError,
     UnknownOutcomeError,
 )
+from cluster.client.exchange import Request, decode_problem, raise_for
+from cluster.client.mirrors import AsyncMirror
 from cluster.client.requests import (
+    JSON_HEADERS,
     condition_headers,
+    decode_reply,
     kv_target,
-    query_text,
+    query_string,
     read_query,
     write_call,
     write_query,
 )
-from cluster.client.results import DeleteResult, GetResult, Item, Page, PutResult, ViewSummary
-from cluster.client.retries import (
-    STATUS,
-    FinalResponse,
-    Request,
-    Transport,
-    decode_problem,
-    raise_for,
+from cluster.client.results import (
+    DeleteRangeResult,
+    DeleteResult,
+    GetResult,
+    Item,
+    Page,
+    PutResult,
+    TxnResult,
+    ViewSummary,
 )
-from cluster.client.services import (
-    AsyncServiceProxy,
-    CallOptions,
-    MethodCall,
-    ServiceT,
-    check_call_options,
-    decode_result,
-    make_request,
-    name_service,
-)
+from cluster.client.retries import STATUS, Transport
+from cluster.client.services import AsyncServiceCalls
+from cluster.client.txn import AsyncTxnBuilder, decode_txn_reply
+from cluster.client.watching import AsyncKeyWatch, watch_options
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
 LEFT_MIN_MS = 50  # what a call's last step gets, however much of its time is gone
 
-_T = TypeVar("_T")
 
-
-class AsyncClient:
+class AsyncClient(AsyncServiceCalls):
     """Talks to one cluster. Use it as an async context manager, or call `close`."""
 
     def __init__(
@@ -168,7 +166,7 @@ class AsyncClient:
         body = check_value(value)
         call = write_call("PUT", target, headers, body, idempotency_key, idempotency_after)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
-        result = _decode(call, reply, PutResult, ok=(200, 201))
+        result = decode_reply(call, reply, PutResult, ok=(200, 201))
         return msgspec.structs.replace(
             result, created=reply.status == 201, idempotency_key=call.key
         )
@@ -219,8 +217,87 @@ class AsyncClient:
         target = kv_target(key, write_query(ack, min_copies))
         call = write_call("DELETE", target, headers, None, idempotency_key, idempotency_after)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
-        result = _decode(call, reply, DeleteResult)
+        result = decode_reply(call, reply, DeleteResult)
         return msgspec.structs.replace(result, idempotency_key=call.key)
+
+    async def delete_range(
+        self,
+        prefix: str = "",
+        *,
+        start: str = "",
+        end: str = "",
+        limit: int = PAGE_LIMIT_MAX,
+        cursor: str | None = None,
+        ack: Ack = "all",
+        min_copies: int = 0,
+        idempotency_key: str = "",
+        idempotency_after: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> DeleteRangeResult:
+        """Remove the first keys, up to `limit`, with `prefix`, or from `start` up to but not `end`.
+
+        All go at one revision. Where the result has a `cursor`, more are left: call again with it.
+        One of `prefix`, `start`, `end` must be given, so that nothing deletes the whole store by
+        accident.
+        """
+        bounds = {
+            name: check_text(name, value)
+            for name, value in (("prefix", prefix), ("start", start), ("end", end))
+        }
+        if not any(bounds.values()) and not cursor:
+            raise InvalidRequestError(
+                "prefix, start or end must be given, and not empty", code="invalid_argument"
+            )
+        options: dict[str, object] = {
+            **bounds,
+            "limit": check_number("limit", limit, 1, PAGE_LIMIT_MAX),
+            "cursor": None if cursor is None else check_text("cursor", cursor),
+            **write_query(ack, min_copies),
+        }
+        target = "/v1/kv" + query_string(options)
+        call = write_call("DELETE", target, {}, None, idempotency_key, idempotency_after)
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        result = decode_reply(call, reply, DeleteRangeResult)
+        return msgspec.structs.replace(result, idempotency_key=call.key)
+
+    def txn(self) -> AsyncTxnBuilder:
+        """Begin a transaction: conditions, and operations that are carried out all or not at all.
+
+        result = await (
+            client.txn()
+            .if_("job", version=3)
+            .put("job", b"taken").delete(prefix="tmp/")
+            .else_().get("job")
+            .commit()
+        )
+        """
+        return AsyncTxnBuilder(self.transact)
+
+    async def transact(
+        self,
+        document: bytes | str,
+        *,
+        read_only: bool = False,
+        ack: Ack = "all",
+        min_copies: int = 0,
+        idempotency_key: str = "",
+        idempotency_after: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> TxnResult:
+        """Carry out a transaction given as JSON, as POST /v1/txn takes it. `txn` makes it for you.
+
+        Options and errors as for `put`; a condition that does not hold is no error. `read_only`: it
+        changes nothing on either branch, so that no idempotency key is sent, and none remembered.
+        """
+        target = "/v1/txn" + query_string(write_query(ack, min_copies))
+        body = check_value(document, "document")
+        if check_flag("read_only", read_only) and not idempotency_key:
+            call = Request("POST", target, JSON_HEADERS, body)
+        else:
+            headers = dict(JSON_HEADERS)
+            call = write_call("POST", target, headers, body, idempotency_key, idempotency_after)
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        return decode_txn_reply(call, reply)
 
     async def page(
         self,
@@ -245,8 +322,8 @@ class AsyncClient:
             "keys_only": "true" if check_flag("keys_only", keys_only) else None,
         }
         options |= read_query(consistency, max_staleness_ms)
-        call = Request("GET", "/v1/kv" + query_text(options))
-        return _decode(call, await self._transport.call(call, check_timeout(timeout_ms)), Page)
+        call = Request("GET", "/v1/kv" + query_string(options))
+        return decode_reply(call, await self._transport.call(call, check_timeout(timeout_ms)), Page)
 
     def list(
         self,
@@ -288,37 +365,41 @@ class AsyncClient:
 
         return pages()
 
-    @overload
-    def service(self, service: str, **options: Unpack[CallOptions]) -> AsyncServiceProxy[Any]: ...
-    @overload
-    def service(
-        self, service: type[ServiceT], *, name: str = "", **options: Unpack[CallOptions]
-    ) -> AsyncServiceProxy[ServiceT]: ...
-    def service(
-        self, service: type[ServiceT] | str, *, name: str = "", **options: Unpack[CallOptions]
-    ) -> AsyncServiceProxy[Any]:
-        """Return a service of the cluster, whose methods can be called and awaited.
+    def watch(
+        self,
+        prefix: str | None = None,
+        *,
+        key: str | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        after: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> AsyncKeyWatch:
+        """Watch the keys with `prefix` ("" for all), one `key`, or from `start` before `end`.
 
-        `service` is its class or its name; `name`: where it is not hosted under the class's own.
-        Its refusals are RefusedError. Options and other errors as for `put` and `get`.
+        Iterate over it: each event has all that one revision has changed, in the order of
+        revisions, from the one after `after` on; without `after`, from when it begins (`async
+        with`, or the first step). It goes on over nodes that fail, for ever, or until no node could
+        be reached for `timeout_ms`: UnavailableError. RevisionCompactedError: no node goes back so
+        far.
         """
-        found = name_service(service, name)
-        check_call_options(options)
+        for name, value in (("prefix", prefix), ("key", key), ("start", start), ("end", end)):
+            if value is not None:
+                check_text(name, value)
+        options = watch_options(prefix, key, start, end)
+        revision = check_optional_number("after", after, 0, REVISION_MAX)
+        query = urlencode(options, quote_via=quote)
+        target = f"/v1/watch?{query}"
+        return AsyncKeyWatch(self._transport, target, revision, check_timeout(timeout_ms))
 
-        async def send(call: MethodCall) -> Any:
-            return await self._call_service(call, options)
-
-        return AsyncServiceProxy(send, found)
-
-    async def _call_service(self, call: MethodCall, options: CallOptions) -> Any:
-        request = make_request(call, options)
-        reply = await self._transport.call(request, check_timeout(options.get("timeout_ms")))
-        return decode_result(request, reply, call.result)
+    def mirror(self, prefix: str) -> AsyncMirror:
+        """Return a live copy of the keys with `prefix`, as a mapping: `async with` it."""
+        return AsyncMirror(self, check_text("prefix", prefix))
 
     async def status(self, *, timeout_ms: int | None = None) -> ClusterStatus:
         """Return the cluster as its primary sees it."""
         reply = await self._transport.call(STATUS, check_timeout(timeout_ms))
-        return _decode(STATUS, reply, ClusterStatus)
+        return decode_reply(STATUS, reply, ClusterStatus)
 
     async def digest(self, node: str, *, timeout_ms: int | None = None) -> Digest:
         """Return the checksum of that node's own store, scanned now (an id, or a base URL)."""
@@ -342,19 +423,18 @@ class AsyncClient:
                 code="unknown_address",
             )
         reply = await self._transport.ask(url, "/v1/digest", _left_ms(deadline))
-        return _decode(Request("GET", "/v1/digest"), reply, Digest)
+        return decode_reply(Request("GET", "/v1/digest"), reply, Digest)
 
     async def handover(self, to: str, *, timeout_ms: int | None = None) -> ViewSummary:
         """Make the in-sync replica `to` the primary. No waiting request fails."""
         deadline = self._deadline(timeout_ms)
         body = msgspec.json.encode({"to": check_node("to", to)})
-        headers = {"Content-Type": "application/json"}
         call = Request(
-            "POST", "/v1/cluster/handover", headers, body, writes=True, retry_unknown=False
+            "POST", "/v1/cluster/handover", JSON_HEADERS, body, writes=True, retry_unknown=False
         )
         try:
             reply = await self._transport.call(call, _left_ms(deadline))
-            return _decode(call, reply, ViewSummary)
+            return decode_reply(call, reply, ViewSummary)
         except UnknownOutcomeError as error:
             try:
                 view = await self.status(timeout_ms=_left_ms(deadline))
@@ -385,10 +465,9 @@ class AsyncClient:
         }
         body = msgspec.json.encode({name: text for name, text in given.items() if text})
         target = f"/v1/cluster/nodes/{quote(check_node('node', node), safe='')}"
-        headers = {"Content-Type": "application/json"}
-        call = Request("PATCH", target, headers, body, writes=True)  # twice is as good as once
+        call = Request("PATCH", target, JSON_HEADERS, body, writes=True)  # twice is as good as once
         reply = await self._transport.call(call, check_timeout(timeout_ms))
-        return _decode(call, reply, ViewSummary)
+        return decode_reply(call, reply, ViewSummary)
 
     async def remove(
         self, node: str, *, force: bool = False, timeout_ms: int | None = None
@@ -404,7 +483,7 @@ class AsyncClient:
             target += f"?force={name}"
         call = Request("DELETE", target, writes=True)  # to remove a node twice is to remove it
         reply = await self._transport.call(call, check_timeout(timeout_ms))
-        return _decode(call, reply, ViewSummary)
+        return decode_reply(call, reply, ViewSummary)
 
     def _deadline(self, timeout_ms: int | None) -> float:
         chosen_ms = check_timeout(timeout_ms) or self._transport.timeout_ms
@@ -413,16 +492,3 @@ class AsyncClient:
 
 def _left_ms(deadline: float) -> int:
     return max(LEFT_MIN_MS, int((deadline - time.monotonic()) * 1000))
-
-
-def _decode(
-    call: Request, reply: FinalResponse, kind: type[_T], ok: tuple[int, ...] = (200,)
-) -> _T:
-    if reply.status not in ok:
-        raise_for(call, reply)
-    try:
-        return msgspec.json.decode(reply.body, type=kind)
-    except msgspec.DecodeError as error:
-        # Whatever answered "OK" is no onecopy node: nothing can be concluded from it.
-        kind_of_error = UnknownOutcomeError if call.writes else UnavailableError
-        raise kind_of_error(f"the answer is not onecopy's: {error}", code="bad_answer") from error

@@ -32,13 +32,13 @@ def check_key(key: object) -> str:
     return text
 
 
-def check_value(value: object) -> bytes:
+def check_value(value: object, name: str = "value") -> bytes:
     """Return a value's bytes; text becomes UTF-8."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        _wrong_type("value", value, "bytes or str")
-    return check_text("value", value).encode()
+        _wrong_type(name, value, "bytes or str")
+    return check_text(name, value).encode()
 
 
 def check_text(name: str, value: object) -> str:

@@ -13,8 +13,9 @@ client may stand a proxy, a tunnel, a translated address. So one is used only if
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 _ENDPOINT = re.compile(
     r"([Hh][Tt][Tt][Pp][Ss]?)(://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?)/?"
@@ -79,6 +80,14 @@ class Endpoints:
             return preferred.url
         usable = (item for item in self._known.values() if item.usable)
         return min(usable, key=lambda item: max(item.avoid_until, now)).url
+
+    def pick_any(self, now: float, besides: Collection[str] = ()) -> str | None:
+        """Return any endpoint that is none of `besides`, if there is one; rather a fresh one."""
+        others = [item for item in self._known.values() if item.usable and item.url not in besides]
+        fresh = [item.url for item in others if item.avoid_until <= now]
+        if fresh:
+            return random.choice(fresh)  # noqa: S311 -- spreads watchers over the nodes
+        return min(others, key=lambda item: item.avoid_until).url if others else None
 
     def has_fresh(self, now: float) -> bool:
         """Whether there is an endpoint that did not fail just now."""

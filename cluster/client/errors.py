@@ -6,6 +6,7 @@ ClientError
 │   ├── RefusedError          the service refuses, with a code of its own
 │   ├── PreconditionFailedError   the key was not at the revision that was asked for
 │   ├── WrongClusterError     another cluster answers at this address
+│   ├── RevisionCompactedError  no node keeps the changes after that revision
 │   ├── StorageFullError      no room on the primary's disk
 │   └── UnavailableError      nobody could take it before the deadline; also for reads
 └── UnknownOutcomeError       it may or may not have been applied, or may be yet
@@ -59,6 +60,18 @@ class WrongClusterError(NotAppliedError):
         )
         self.expected = expected
         self.found = found
+
+
+class RevisionCompactedError(NotAppliedError):
+    """No node that answers keeps the changes after the revision that a watch asked for.
+
+    Read the keys again, and watch after the revision of what was read. `oldest`: the smallest
+    revision after which a node keeps them all.
+    """
+
+    def __init__(self, detail: str, *, oldest: int) -> None:
+        super().__init__(detail, code="revision_compacted", status=410)
+        self.oldest = oldest
 
 
 class StorageFullError(NotAppliedError):

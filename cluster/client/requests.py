@@ -1,9 +1,12 @@
-"""The pieces of the client's requests: targets, queries, headers, writes under a key."""
+"""How the client's calls become requests, and answers become results: targets, options, headers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 from urllib.parse import quote, urlencode
+
+import msgspec
 
 from cluster.client.arguments import (
     COPIES_MAX,
@@ -20,14 +23,18 @@ from cluster.client.arguments import (
     check_optional_number,
     draw_key,
 )
-from cluster.client.errors import InvalidRequestError
-from cluster.client.retries import Request
+from cluster.client.errors import InvalidRequestError, UnavailableError, UnknownOutcomeError
+from cluster.client.exchange import FinalResponse, Request, raise_for
 from datapath.operations import Ack, Consistency
+
+JSON_HEADERS = {"Content-Type": "application/json"}
+
+T = TypeVar("T")
 
 
 def kv_target(key: str, options: Mapping[str, object] | None = None) -> str:
     """Return the encoded path and query of a key. Raises InvalidRequestError for what is no key."""
-    return f"/v1/kv/{quote(check_key(key), safe='')}{query_text(options or {})}"
+    return f"/v1/kv/{quote(check_key(key), safe='')}{query_string(options or {})}"
 
 
 def write_call(
@@ -47,7 +54,7 @@ def write_call(
 
 
 def condition_headers(if_revision: int | None, *, if_absent: bool = False) -> dict[str, str]:
-    """Return the header of a condition, if there is one. Raises InvalidRequestError for two."""
+    """Return the headers of a write's condition. Raises InvalidRequestError for two."""
     revision = check_optional_number("if_revision", if_revision, 1, REVISION_MAX)
     if check_flag("if_absent", if_absent):
         if revision is not None:
@@ -63,7 +70,7 @@ def write_query(ack: Ack, min_copies: int) -> dict[str, object]:
 
 
 def read_query(consistency: Consistency, max_staleness_ms: int | None) -> dict[str, object]:
-    """Return the query options of a read, checked. Raises InvalidRequestError."""
+    """Return the query options of a read, checked."""
     word = check_consistency(consistency)
     staleness = check_optional_number("max_staleness_ms", max_staleness_ms, 0, MILLISECONDS_MAX)
     if staleness is not None and word != "stale":
@@ -74,7 +81,21 @@ def read_query(consistency: Consistency, max_staleness_ms: int | None) -> dict[s
     }
 
 
-def query_text(options: Mapping[str, object]) -> str:
+def query_string(options: Mapping[str, object]) -> str:
     """Return the query of all options that are neither None nor ""."""
     chosen = {name: value for name, value in options.items() if value not in (None, "")}
     return f"?{urlencode(chosen, quote_via=quote)}" if chosen else ""
+
+
+def decode_reply(
+    call: Request, reply: FinalResponse, kind: type[T], ok: tuple[int, ...] = (200,)
+) -> T:
+    """Return the document of a good answer. Raises what any other means."""
+    if reply.status not in ok:
+        raise_for(call, reply)
+    try:
+        return msgspec.json.decode(reply.body, type=kind)
+    except msgspec.DecodeError as error:
+        # Whatever answered "OK" is no onecopy node: nothing can be concluded from it.
+        kind_of_error = UnknownOutcomeError if call.writes else UnavailableError
+        raise kind_of_error(f"the answer is not onecopy's: {error}", code="bad_answer") from error

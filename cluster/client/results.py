@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import msgspec
 
 
@@ -24,6 +26,17 @@ class DeleteResult(msgspec.Struct, frozen=True, kw_only=True):
 
     revision: int
     deleted: bool
+    epoch: int = 0
+    copies: int = 0
+    idempotency_key: str = ""
+
+
+class DeleteRangeResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a range that was removed; `cursor` asks for the next one, None: nothing is left."""
+
+    revision: int
+    deleted: int
+    cursor: str | None = None
     epoch: int = 0
     copies: int = 0
     idempotency_key: str = ""
@@ -65,6 +78,70 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str | None = None
 
 
+class TxnPutResult(msgspec.Struct, frozen=True):
+    """What a put in a transaction did: whether the key was new."""
+
+    created: bool
+
+
+class TxnDeleteResult(msgspec.Struct, frozen=True):
+    """What a delete in a transaction did: how many keys were there."""
+
+    deleted: int
+
+
+TxnOperationResult = TxnPutResult | TxnDeleteResult | GetResult | Page | None
+"""Of a put, a delete, a get (None: no such key), a list."""
+
+
+@dataclass(frozen=True, kw_only=True)  # msgspec knows no union of structs without tags
+class TxnResult:
+    """A transaction that was carried out: its first branch if it `succeeded`, else the other.
+
+    `revision` is that of all its changes; `results` has one for each operation, in order.
+    """
+
+    succeeded: bool
+    revision: int
+    epoch: int
+    copies: int
+    results: tuple[TxnOperationResult, ...]
+    idempotency_key: str = ""
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What a revision has done to a key: written `value`, or, where that is None, removed it.
+
+    `reason` says why it was removed: "deleted" by a request.
+    """
+
+    key: str
+    revision: int
+    text: str | None = None
+    encoded: bytes | None = msgspec.field(default=None, name="value")
+    reason: str = ""
+    create_revision: int = 0
+    version: int = 0
+    lease: str = ""
+
+    @property
+    def value(self) -> bytes | None:
+        """What was written; None: the key was removed."""
+        return self.encoded if self.text is None else self.text.encode()
+
+    @property
+    def deleted(self) -> bool:
+        """Whether the key was removed."""
+        return self.text is None and self.encoded is None
+
+
+class WatchEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """All that one revision has changed of what is watched."""
+
+    revision: int
+    changes: tuple[Change, ...]
+
+
 class ViewSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The view after a handover or a removal."""
 
@@ -75,10 +152,14 @@ class ViewSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """An error's body, application/problem+json (RFC 9457); `outcome` is there for writes."""
+    """An error's body, application/problem+json (RFC 9457); `outcome` is there for writes.
+
+    `oldest`, of "revision_compacted": the smallest revision after which all changes are kept.
+    """
 
     status: int = 0
     code: str = ""
     title: str = ""
     detail: str = ""
     outcome: str = ""
+    oldest: int = 0

@@ -22,7 +22,6 @@ import io
 import math
 import random
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, NoReturn
 
 import aiohttp
 import msgspec
@@ -31,15 +30,20 @@ from yarl import URL
 from cluster.client.endpoints import Endpoints
 from cluster.client.errors import (
     ClientError,
-    InvalidRequestError,
-    NotAppliedError,
-    PreconditionFailedError,
-    StorageFullError,
     UnavailableError,
     UnknownOutcomeError,
     WrongClusterError,
 )
-from cluster.client.results import Problem
+from cluster.client.exchange import (
+    FinalResponse,
+    Request,
+    decode_problem,
+    give_up,
+    hold_doubt,
+    in_doubt,
+    raise_wrong_cluster,
+)
+from cluster.client.sessions import make_session
 from datapath.operations import ClusterStatus
 
 CONNECT_TIMEOUT_S = 1.0
@@ -60,52 +64,11 @@ SENT_AFTER_MAX_KEYS = 10_000  # keys whose first try is remembered; the oldest g
 CLUSTER_HEADER = "Onecopy-Cluster"
 REVISION_HEADER = "Onecopy-Revision"
 AFTER_HEADER = "Idempotency-After"
-PASSING_CODES = frozenset(
-    {
-        "service_failed",
-        "service_timeout",
-        "invalid_argument",
-        "unknown_service",
-        "unknown_operation",
-    }
-)
-"""Codes that a service's call gets from one node, and might not from another, with other code."""
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 FINAL_CODES = frozenset({"service_failed", "service_timeout"})
 """Codes of those statuses that are the answer all the same: it was carried out, and failed."""
 
-_decode_problem = msgspec.json.Decoder(Problem).decode
 _decode_status = msgspec.json.Decoder(ClusterStatus).decode
-
-
-class FinalResponse(NamedTuple):
-    """A final answer: not necessarily a success. `after`: what the write was first sent after."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    after: int | None = None
-
-
-class Request(NamedTuple):
-    """A request, whole: `target` is the encoded path and query, `key` the idempotency key.
-
-    `retry_unknown`: may be sent again though an earlier try may have been applied (reads, and
-    writes under a key). `waits`: the server may wait for a primary, as long as it is told. `after`:
-    a revision that was known before the first try; None: the transport takes the highest it knows.
-    `drawn`: the idempotency key is of this call alone.
-    """
-
-    method: str
-    target: str
-    headers: Mapping[str, str] = {}
-    body: bytes | None = None
-    key: str = ""
-    writes: bool = False
-    retry_unknown: bool = True
-    waits: bool = True
-    after: int | None = None
-    drawn: bool = False
 
 
 class UnreachableError(OSError):
@@ -139,6 +102,7 @@ class Transport:
         self._max_connections = max_connections
         self._loop: asyncio.AbstractEventLoop | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._streams: aiohttp.ClientSession | None = None  # theirs are no connections of calls
         self._refresh: asyncio.Task[None] | None = None
         self._refreshed_at = self._refresh_due_at = -math.inf
         self._closed = False
@@ -156,8 +120,9 @@ class Transport:
         if self._refresh is not None:
             self._refresh.cancel()
             await asyncio.wait([self._refresh])
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._streams):
+            if session is not None:
+                await session.close()
 
     async def call(self, call: Request, timeout_ms: int | None = None) -> FinalResponse:
         """Send until there is a final answer or the deadline has passed.
@@ -184,7 +149,7 @@ class Transport:
                 doubtful = failure = error
             except WrongClusterError as error:
                 if self.endpoints.is_given(url):
-                    _raise_wrong_cluster(call, error, doubtful)
+                    raise_wrong_cluster(call, error, doubtful)
                 self.endpoints.disown(url)
                 failure = error
             except UnavailableError as error:
@@ -195,24 +160,24 @@ class Transport:
                     self.endpoints.prefer_node(reply.headers.get("Onecopy-Node", ""))
                 if call is STATUS and reply.status == 200:
                     self._learn(reply.body, url)
-                self._refresh_soon()
-                _hold_doubt(call, reply, doubtful)
+                self.refresh_soon()
+                hold_doubt(call, reply, doubtful)
                 if call.drawn and reply.status < 400:
                     self._sent_after.pop(call.key, None)
                 return reply if call.after is None else reply._replace(after=call.after)
             self.endpoints.failed(url, loop.time())
-            self._refresh_soon(after_failure=True)
+            self.refresh_soon(after_failure=True)
             pause_s = 0.0
             if failure.status or not self.endpoints.has_fresh(loop.time()):
                 pause_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 -- jitter
                 backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
-            give_up = doubtful is not None and not call.retry_unknown
-            if give_up or self._closed or loop.time() + pause_s >= deadline:
-                _give_up(call, failure, doubtful)
+            is_last = doubtful is not None and not call.retry_unknown
+            if is_last or self._closed or loop.time() + pause_s >= deadline:
+                give_up(call, failure, doubtful)
             self.retries += 1
             await asyncio.sleep(pause_s)
             if self._closed:
-                _give_up(call, failure, doubtful)
+                give_up(call, failure, doubtful)
 
     async def _prepare(self, url: str, call: Request, deadline: float) -> Request:
         """Meet the cluster before a first write; settle what this one was first sent after.
@@ -263,18 +228,23 @@ class Transport:
         except (aiohttp.ClientError, TimeoutError, OSError, EOFError) as error:
             code = "timeout" if isinstance(error, TimeoutError) else "disconnected"
             detail = f"{url}: {str(error) or f'no answer within {try_s:.1f} s'}"
-            raise _doubt(call, detail, code=code) from error
+            raise in_doubt(call, detail, code=code) from error
         self._check_cluster(url, call, reply)
-        status, body = reply.status, reply.body
+        self._check_retried(url, call, reply)
+        return reply
+
+    @staticmethod
+    def _check_retried(url: str, call: Request, reply: FinalResponse) -> None:
+        """Raise what an answer means after which the request may go elsewhere."""
+        status = reply.status
         if status in RETRIED_STATUSES:
-            problem = decode_problem(status, body)
+            problem = reply.problem()
             if problem.code in FINAL_CODES:
-                return reply
+                return
             detail = f"{url}: {problem.detail or problem.title}"
             if problem.outcome == "not_applied":
                 raise UnavailableError(detail, code=problem.code, status=status)
-            raise _doubt(call, detail, code=problem.code, status=status)
-        return reply
+            raise in_doubt(call, detail, code=problem.code, status=status)
 
     async def _send(self, url: str, target: str, call: Request, try_s: float) -> FinalResponse:
         """Send once and return whatever comes. Raises UnreachableError if nothing was sent."""
@@ -289,6 +259,33 @@ class Transport:
                 return FinalResponse(response.status, response.headers, await response.read())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise UnreachableError(str(error)) from error
+
+    async def open_stream(
+        self, url: str, call: Request, *, begin_timeout_s: float, silence_s: float
+    ) -> tuple[FinalResponse, aiohttp.ClientResponse | None]:
+        """Ask one node for an answer that does not end: return it, or the reply that refuses it.
+
+        It ends if nothing comes for `silence_s`. Raises UnavailableError, WrongClusterError.
+        """
+        self._check_loop()
+        self._open()  # as all calls need it
+        session = self._streams = self._streams or make_session(0)
+        timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=silence_s)
+        whole, headers = URL(url + call.target, encoded=True), self._headers(call)
+        try:
+            async with asyncio.timeout(begin_timeout_s):
+                response = await session.get(whole, headers=headers, timeout=timeout)
+                body = b"" if (taken := response.status == 200) else await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnavailableError(f"{url}: {error or 'no answer'}", code="disconnected") from error
+        reply = FinalResponse(response.status, response.headers, body)
+        try:
+            self._check_cluster(url, call, reply)
+            self._check_retried(url, call, reply)
+        except ClientError:
+            response.close()
+            raise
+        return reply, response if taken else None
 
     def _headers(self, call: Request) -> Mapping[str, str]:
         headers = dict(call.headers)
@@ -315,7 +312,7 @@ class Transport:
         if not named:
             if reply.status < 400 or reply.status in {404, 412}:
                 detail = f"{url}: the answer (HTTP {reply.status}) does not name its cluster"
-                raise _doubt(call, detail, code="bad_answer", status=reply.status)
+                raise in_doubt(call, detail, code="bad_answer", status=reply.status)
             return  # a proxy's error, say
         error = WrongClusterError(url, expected=self.cluster_id, found=named)
         refused = reply.status == 421 or (
@@ -323,7 +320,7 @@ class Transport:
             and decode_problem(reply.status, reply.body).outcome == "not_applied"
         )
         if call.writes and not refused:
-            raise _doubt(call, error.detail, code=error.code, status=reply.status)
+            raise in_doubt(call, error.detail, code=error.code, status=reply.status)
         raise error
 
     def _check_loop(self) -> asyncio.AbstractEventLoop:
@@ -345,19 +342,16 @@ class Transport:
         if self._closed:
             raise RuntimeError("this client is closed")
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=30)
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),
-            )
-            # aiohttp would send a PUT again by itself when a kept connection breaks under it, and
-            # report the second try alone: a refused connection, say, though the first was sent.
-            self._session._retry_connection = False
+            self._session = make_session(self._max_connections)
         return self._session
 
-    def _refresh_soon(self, *, after_failure: bool = False) -> None:
+    async def discover(self) -> None:
+        """Learn now which nodes there are, as far as any can be asked."""
+        self.refresh_soon(after_failure=True)
+        if self._refresh is not None:
+            await asyncio.wait([self._refresh])
+
+    def refresh_soon(self, *, after_failure: bool = False) -> None:
         """Ask for the cluster's status in the background: now and then, and after each failure."""
         now = asyncio.get_running_loop().time()
         wanted = after_failure or now >= self._refresh_due_at
@@ -408,75 +402,3 @@ class Transport:
             return  # not there, or another cluster's
         if reply.status == 200:  # and it named this cluster, as _try has made sure
             self.endpoints.proved(url)
-
-
-def decode_problem(status: int, body: bytes) -> Problem:
-    """Return the error's body, or the nearest thing where something else answered (a proxy)."""
-    try:
-        return _decode_problem(body)
-    except msgspec.DecodeError:
-        text = body[:200].decode("utf-8", "replace").strip()
-        return Problem(status=status, code=f"http_{status}", detail=text or f"HTTP {status}")
-
-
-def raise_for(call: Request, reply: FinalResponse) -> NoReturn:
-    """Raise what an answer that is not a success means."""
-    problem = decode_problem(reply.status, reply.body)
-    detail = problem.detail or problem.title or f"HTTP {reply.status}"
-    if call.writes and problem.outcome == "unknown":
-        call = call if reply.after is None else call._replace(after=reply.after)
-        raise _doubt(call, detail, code=problem.code, status=reply.status)
-    kinds: dict[int, type[NotAppliedError]] = {
-        412: PreconditionFailedError,
-        500: NotAppliedError,
-        504: NotAppliedError,
-        507: StorageFullError,
-    }
-    kind = kinds.get(reply.status, InvalidRequestError)
-    raise kind(detail, code=problem.code, status=reply.status)
-
-
-def _doubt(call: Request, detail: str, *, code: str, status: int = 0) -> ClientError:
-    if not call.writes:
-        return UnavailableError(detail, code=code, status=status)
-    return UnknownOutcomeError(
-        detail,
-        code=code,
-        status=status,
-        idempotency_key=call.key,
-        idempotency_after=call.after,
-    )
-
-
-def _raise_wrong_cluster(
-    call: Request, error: WrongClusterError, doubtful: ClientError | None
-) -> NoReturn:
-    if doubtful is None:
-        raise error
-    doubtful.detail += f"; then {error.detail}"
-    _give_up(call, error, doubtful)
-
-
-def _hold_doubt(call: Request, reply: FinalResponse, doubtful: ClientError | None) -> None:
-    """Refuse to call a write not applied after a try that may yet be.
-
-    A failed If-Match is final all the same: a revision that has passed never comes back. So is a
-    request that is wrong in itself.
-    """
-    if doubtful is None or reply.status < 400:
-        return
-    passing = reply.status == 507 or (reply.status == 412 and "If-Match" not in call.headers)
-    if passing or decode_problem(reply.status, reply.body).code in PASSING_CODES:
-        _give_up(call, doubtful, doubtful)
-
-
-def _give_up(call: Request, failure: ClientError, doubtful: ClientError | None) -> NoReturn:
-    if doubtful is None:
-        raise failure
-    detail = (
-        f"{doubtful.detail} (this write may or may not have been applied; to learn which, repeat "
-        f"it under the idempotency key {call.key})"
-        if call.key
-        else f"{doubtful.detail} (this may or may not have been done; see the status)"
-    )
-    raise _doubt(call, detail, code=doubtful.code, status=doubtful.status) from doubtful

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Concatenate, Generic, ParamSpec, TypedDict, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypedDict, TypeVar, Unpack, overload
 from urllib.parse import quote
 
 import msgspec
@@ -29,8 +29,9 @@ from cluster.client.errors import (
     UnavailableError,
     UnknownOutcomeError,
 )
-from cluster.client.requests import query_text, read_query, write_call, write_query
-from cluster.client.retries import FinalResponse, Request, decode_problem, raise_for
+from cluster.client.exchange import FinalResponse, Request, decode_problem, raise_for
+from cluster.client.requests import query_string, read_query, write_call, write_query
+from cluster.client.retries import Transport
 from datapath.operations import Ack, Consistency
 from datapath.service import Service
 
@@ -178,12 +179,12 @@ def make_request(call: MethodCall, options: CallOptions) -> Request:
         consistency = options.get("consistency", "linearizable")
         query = read_query(consistency, options.get("max_staleness_ms"))
         query |= {"arguments": call.arguments.decode(), "from_text": from_text}
-        return Request("GET", call.target + query_text(query))
+        return Request("GET", call.target + query_string(query))
     query = write_query(options.get("ack", "all"), options.get("min_copies", 0))
     query["from_text"] = from_text
     return write_call(
         "POST",
-        call.target + query_text(query),
+        call.target + query_string(query),
         {"Content-Type": "application/json"},
         call.arguments,
         options.get("idempotency_key", ""),
@@ -215,3 +216,36 @@ def _encode(service: ServiceName, method: str, arguments: Mapping[str, Any]) -> 
             f"{service.name}.{method}: an argument cannot be sent as JSON: {error}",
             code="invalid_argument",
         ) from None
+
+
+class AsyncServiceCalls:
+    """What an `AsyncClient` has for services."""
+
+    _transport: Transport
+
+    @overload
+    def service(self, service: str, **options: Unpack[CallOptions]) -> AsyncServiceProxy[Any]: ...
+    @overload
+    def service(
+        self, service: type[ServiceT], *, name: str = "", **options: Unpack[CallOptions]
+    ) -> AsyncServiceProxy[ServiceT]: ...
+    def service(
+        self, service: type[ServiceT] | str, *, name: str = "", **options: Unpack[CallOptions]
+    ) -> AsyncServiceProxy[Any]:
+        """Return a service of the cluster, whose methods can be called and awaited.
+
+        `service` is its class or its name; `name`: where it is not hosted under the class's own.
+        Its refusals are RefusedError. Options and other errors as for `put` and `get`.
+        """
+        found = name_service(service, name)
+        check_call_options(options)
+
+        async def send(call: MethodCall) -> Any:
+            return await self._call_service(call, options)
+
+        return AsyncServiceProxy(send, found)
+
+    async def _call_service(self, call: MethodCall, options: CallOptions) -> Any:
+        request = make_request(call, options)
+        reply = await self._transport.call(request, check_timeout(options.get("timeout_ms")))
+        return decode_result(request, reply, call.result)

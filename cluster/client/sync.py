@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self, TypeVar, Unpack, overload
 from cluster.client.aio import DEFAULT_ENDPOINTS, AsyncClient
 from cluster.client.arguments import (
     DEFAULT_PAGE_SIZE,
+    PAGE_LIMIT_MAX,
     check_endpoints,
     check_idempotency_after,
     check_timeout,
@@ -22,7 +23,16 @@ from cluster.client.arguments import (
 )
 from cluster.client.errors import UnavailableError, UnknownOutcomeError
 from cluster.client.loop_thread import CLOSED, LoopThread, StuckError
-from cluster.client.results import DeleteResult, GetResult, Item, Page, PutResult, ViewSummary
+from cluster.client.results import (
+    DeleteRangeResult,
+    DeleteResult,
+    GetResult,
+    Item,
+    Page,
+    PutResult,
+    TxnResult,
+    ViewSummary,
+)
 from cluster.client.services import (
     CallOptions,
     MethodCall,
@@ -31,6 +41,8 @@ from cluster.client.services import (
     check_call_options,
     name_service,
 )
+from cluster.client.sync_watching import KeyWatch, Mirror
+from cluster.client.txn import SyncTxnBuilder
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
 _T = TypeVar("_T")
@@ -233,6 +245,72 @@ class Client:
             write=own_key,
         )
 
+    def delete_range(
+        self,
+        prefix: str = "",
+        *,
+        start: str = "",
+        end: str = "",
+        limit: int = PAGE_LIMIT_MAX,
+        cursor: str | None = None,
+        ack: Ack = "all",
+        min_copies: int = 0,
+        idempotency_key: str = "",
+        idempotency_after: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> DeleteRangeResult:
+        """Remove the first keys of a range; see `AsyncClient.delete_range`."""
+        own_key = _key(idempotency_key, idempotency_after)
+        return self._run(
+            lambda client: client.delete_range(
+                prefix,
+                start=start,
+                end=end,
+                limit=limit,
+                cursor=cursor,
+                ack=ack,
+                min_copies=min_copies,
+                idempotency_key=own_key,
+                idempotency_after=idempotency_after,
+                timeout_ms=timeout_ms,
+            ),
+            timeout_ms,
+            write=own_key,
+        )
+
+    def txn(self) -> SyncTxnBuilder:
+        """Begin a transaction; see `AsyncClient.txn`."""
+        return SyncTxnBuilder(self.transact)
+
+    def transact(
+        self,
+        document: bytes | str,
+        *,
+        read_only: bool = False,
+        ack: Ack = "all",
+        min_copies: int = 0,
+        idempotency_key: str = "",
+        idempotency_after: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> TxnResult:
+        """Carry out a transaction given as JSON; see `AsyncClient.transact`."""
+        own_key = idempotency_key
+        if not read_only:
+            own_key = _key(idempotency_key, idempotency_after)
+        return self._run(
+            lambda client: client.transact(
+                document,
+                read_only=read_only,
+                ack=ack,
+                min_copies=min_copies,
+                idempotency_key=own_key,
+                idempotency_after=idempotency_after,
+                timeout_ms=timeout_ms,
+            ),
+            timeout_ms,
+            write=own_key or None,
+        )
+
     def page(
         self,
         prefix: str = "",
@@ -330,6 +408,31 @@ class Client:
             )
 
         return ServiceProxy(send, found)
+
+    def watch(
+        self,
+        prefix: str | None = None,
+        *,
+        key: str | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        after: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> KeyWatch:
+        """Watch keys: iterate over it, event by event; see `AsyncClient.watch`.
+
+        It begins here, so that what this program changes next is seen. `with` it, or `close` it.
+        """
+        client, runner = self._here()
+        watch = client.watch(
+            prefix, key=key, start=start, end=end, after=after, timeout_ms=timeout_ms
+        )
+        return KeyWatch(watch, runner, self._timeout_ms)
+
+    def mirror(self, prefix: str) -> Mirror:
+        """Return a live copy of the keys with `prefix`, as a mapping. `with` it, or `close` it."""
+        client, runner = self._here()
+        return Mirror(client.mirror(prefix), runner, self._timeout_ms)
 
     def status(self, *, timeout_ms: int | None = None) -> ClusterStatus:
         """Return the cluster as its primary sees it."""

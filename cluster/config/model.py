@@ -218,6 +218,15 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "twice the largest value."
         ),
     ] = 268_435_456
+    max_watchers: Annotated[
+        int,
+        _count(
+            "Maximum number of watchers of a node; more get 503 `too_many_watchers`. They are not "
+            "counted among its other connections.",
+            ge=0,
+            le=1_000_000,
+        ),
+    ] = 10_000
     max_buffered_bytes: Annotated[
         int,
         _count(
@@ -251,8 +260,9 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     log_retention_bytes: Annotated[
         int,
         _count(
-            "Bytes of log that are always kept; four times as much for a replica that is behind. "
-            "One further behind gets a snapshot. At least one segment.",
+            "Bytes of log that are always kept, as history for watchers too; four times as much "
+            "for a replica that is behind. One further behind gets a snapshot. At least one "
+            "segment.",
             ge=65536,
         ),
     ] = 268_435_456

@@ -28,6 +28,8 @@ class Descriptors(msgspec.Struct, frozen=True):
 
     limit: int
     max_connections: int
+    max_watchers: int
+    wanted_watchers: int
     reserved_connections: int
     max_unauthenticated: int
     log_segments: int
@@ -37,11 +39,12 @@ class Descriptors(msgspec.Struct, frozen=True):
     def cut(self) -> str:
         """What was cut, as a sentence for the operator; "" if nothing was."""
         usual = HttpSettings().max_connections
-        if self.max_connections >= usual:
+        if self.max_connections >= usual and self.max_watchers >= self.wanted_watchers:
             return ""
         return (
             f"the limit of open files is {self.limit}: at most {self.max_connections} client "
-            f"connections are served instead of {usual}; raise it (ulimit -n, LimitNOFILE) for more"
+            f"connections and {self.max_watchers} watchers are served instead of {usual} and "
+            f"{self.wanted_watchers}; raise it (ulimit -n, LimitNOFILE) for more"
         )
 
 
@@ -49,12 +52,15 @@ class TooFewDescriptorsError(ValueError):
     """The limit of open files is too low for a node; the text says how high it must be."""
 
 
-def share_out(limit: int, *, nodes: int, segments: int, snapshot_segments: int = 0) -> Descriptors:
+def share_out(
+    limit: int, *, nodes: int, segments: int, snapshot_segments: int = 0, watchers: int = 0
+) -> Descriptors:
     """Share `limit` descriptors out.
 
     `segments` is how many log files may be open at most; `snapshot_segments`: how many while a
     snapshot is sent, which gets no more than half of what clients would have: the log that is held
-    for one can be bounded lower. Raises TooFewDescriptorsError.
+    for one can be bounded lower. `watchers` is how many are wanted: they get what other clients
+    leave, and a quarter at least. Raises TooFewDescriptorsError.
     """
     strangers = min(MAX_UNAUTHENTICATED, limit // 8)
     reserve = min(RESERVED_CONNECTIONS, limit // 16)
@@ -68,8 +74,10 @@ def share_out(limit: int, *, nodes: int, segments: int, snapshot_segments: int =
             "limits.log_segment_size_bytes"
         )
     more = min(max(0, snapshot_segments - segments), (left - MIN_CLIENT_CONNECTIONS) // 2)
-    clients = min(HttpSettings().max_connections, left - more)
-    return Descriptors(limit, clients, reserve, strangers, segments + more)
+    room, usual = left - more, HttpSettings().max_connections
+    watching = min(watchers, max(room - usual, (room - MIN_CLIENT_CONNECTIONS) // 4))
+    clients = min(usual, room - watching)
+    return Descriptors(limit, clients, watching, watchers, reserve, strangers, segments + more)
 
 
 def raise_limit() -> int:

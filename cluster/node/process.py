@@ -95,6 +95,7 @@ async def open_node(
             snapshot_segments=SNAPSHOT_LOG_HARD_FACTOR
             * limits.snapshot_log_bytes
             // limits.log_segment_size_bytes,
+            watchers=limits.max_watchers,
         )
     except TooFewDescriptorsError as error:
         raise ConfigError(config.path, "", str(error)) from None
@@ -188,6 +189,7 @@ class NodeRuntime:
                 request_timeout_ms=config.timing.request_timeout_ms,
                 drain_timeout_ms=config.timing.drain_timeout_ms,
                 max_connections=descriptors.max_connections,
+                max_watchers=descriptors.max_watchers,
                 reserved_connections=descriptors.reserved_connections,
                 admin_from=config.api.admin_from,
             ),

@@ -17,8 +17,25 @@ import struct
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
+from cluster.services.txn import (
+    MAX_DELETE_SCAN_SIZE_BYTES,
+    MAX_DELETED_KEYS,
+    MAX_RESULT_SIZE_BYTES,
+    Comparison,
+    DeleteRangeStep,
+    DeleteStep,
+    GetStep,
+    ListStep,
+    LockComparison,
+    PutStep,
+    TxnOutcome,
+    TxnStep,
+    compare,
+    decode_txn,
+)
 from datapath import keyspaces
 from datapath.errors import RejectedError
+from datapath.records import Entry
 from datapath.service import (
     ReadTransaction,
     Service,
@@ -53,6 +70,9 @@ class Head(NamedTuple):
     lease: int
 
 
+_NO_HEAD = Head(0, 0, 0, 0)
+
+
 def decode_head(stored: bytes) -> Head:
     """Return the head of what the store keeps under a key; the value is the rest."""
     return Head(*_HEAD.unpack_from(stored))
@@ -74,6 +94,29 @@ def write_value(
         _, create_revision, version, _ = _HEAD.unpack_from(stored)
         head = _HEAD.pack(index, create_revision, version + 1, lease)
     tx.put(key, head + value)
+
+
+class EntryChange(NamedTuple):
+    """What an entry did to a key: it wrote `head` and `value`, or (`head` None) removed it.
+
+    `reason` says why it was removed: "deleted".
+    """
+
+    key: bytes
+    head: Head | None
+    value: bytes
+    reason: str
+
+
+def changes(entry: Entry) -> list[EntryChange]:
+    """Return what an entry of the log did to keys, in its order."""
+    return [
+        EntryChange(key, None, b"", "deleted")
+        if stored is None
+        else EntryChange(key, decode_head(stored), stored[HEAD_SIZE_BYTES:], "")
+        for space, key, stored in entry
+        if space == keyspaces.KV
+    ]
 
 
 class KeyValue(Service):
@@ -118,6 +161,34 @@ class KeyValue(Service):
         tx.delete(key)
         return True
 
+    @operation
+    def delete_range(
+        self, tx: Transaction, start: bytes, end: bytes | None, limit: int
+    ) -> tuple[int, bytes | None]:
+        """Remove up to `limit` keys with start <= key < end, the first ones.
+
+        Returns how many were removed, and where to go on, None at the end. `limit` is at most
+        MAX_DELETED_KEYS. Fewer are removed when MAX_DELETE_SCAN_SIZE_BYTES have been read before,
+        or many keys had to be passed over that had just been removed.
+        """
+        limit = min(limit, MAX_DELETED_KEYS)
+        pairs, following = tx.page(start, end, limit, MAX_DELETE_SCAN_SIZE_BYTES)
+        for key, _ in pairs:
+            tx.delete(key)
+        return len(pairs), following
+
+    @operation
+    def txn(self, tx: Transaction, request: bytes) -> TxnOutcome:
+        """Carry out a transaction (`cluster.services.txn`), encoded by `encode_txn`.
+
+        Raises RejectedError "txn_too_large" if it reads or deletes more than the bounds allow.
+        """
+        asked = decode_txn(request)
+        succeeded = all(_holds(tx, comparison) for comparison in asked.comparisons)
+        branch = _Branch(tx)
+        steps = asked.then if succeeded else asked.otherwise
+        return TxnOutcome(succeeded, [branch.carry_out(step) for step in steps])
+
     @query
     def get(self, tx: ReadTransaction, key: bytes) -> Found | None:
         """Return the value and the head of a key, or None."""
@@ -137,11 +208,7 @@ class KeyValue(Service):
         have just been deleted; then there may even be none, and more follow.
         """
         pairs, following = tx.page(start, end, limit, MAX_RANGE_SIZE_BYTES)
-        items = [
-            (key, None if keys_only else stored[HEAD_SIZE_BYTES:], *_HEAD.unpack_from(stored))
-            for key, stored in pairs
-        ]
-        return items, following
+        return [_item(key, stored, keys_only=keys_only) for key, stored in pairs], following
 
 
 def _revision(stored: bytes) -> int:
@@ -174,3 +241,100 @@ def _failed(stored: bytes, *, for_good: bool = False) -> RejectedError:
         f'the key exists with ETag "{_revision(stored)}": read it, and decide again',
         for_good=for_good,
     )
+
+
+def _holds(tx: Transaction, comparison: Comparison | LockComparison) -> bool:
+    if isinstance(comparison, LockComparison):
+        return holds_lock(tx, comparison.name, comparison.token)
+    key, target, relation, operand = (
+        comparison.key, comparison.target, comparison.relation, comparison.operand,
+    )  # fmt: skip
+    stored = tx.get(key)
+    if target == "exists":
+        return compare(relation, int(stored is not None), operand)
+    if target == "value":
+        return stored is not None and compare(relation, stored[HEAD_SIZE_BYTES:], operand)
+    head = _NO_HEAD if stored is None else decode_head(stored)
+    return compare(relation, getattr(head, target), operand)
+
+
+def holds_lock(tx: ReadTransaction, name: bytes, token: int) -> bool:
+    """Whether a lock is held under a token: what stands under its name begins with the token."""
+    held = tx.keyspace(keyspaces.LOCKS).get(name)
+    return held is not None and int.from_bytes(held[:8]) == token
+
+
+class _Branch:
+    """Carries out the steps of a transaction, one after the other, within its bounds."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self._tx = tx
+        self._result_bytes = MAX_RESULT_SIZE_BYTES
+        self._deletes = MAX_DELETED_KEYS
+        self._scan_bytes = MAX_DELETE_SCAN_SIZE_BYTES
+
+    def carry_out(self, step: TxnStep) -> object:
+        """Return the step's result. Raises RejectedError."""
+        tx = self._tx
+        match step:
+            case PutStep(key, value, lease):
+                stored = tx.get(key)
+                write_value(tx, key, value, stored, lease)
+                return stored is None
+            case DeleteStep(key):
+                if tx.get(key) is None:
+                    return 0
+                tx.delete(key)
+                return 1
+            case DeleteRangeStep(start, end):
+                return self._delete_range(start, end)
+            case GetStep(key):
+                return self._get(key)
+            case ListStep(start, end, limit, keys_only):
+                return self._list(start, end, limit, keys_only=keys_only)
+
+    def _get(self, key: bytes) -> Found | None:
+        stored = self._tx.get(key)
+        if stored is None:
+            return None
+        self._take(len(stored))
+        return stored[HEAD_SIZE_BYTES:], *_HEAD.unpack_from(stored)
+
+    def _list(
+        self, start: bytes, end: bytes | None, limit: int, *, keys_only: bool
+    ) -> tuple[list[ScanItem], bytes | None]:
+        pairs, following = self._tx.page(start, end, limit, max(1, self._result_bytes))
+        self._take(sum(len(key) + len(stored) for key, stored in pairs))
+        return [_item(key, stored, keys_only=keys_only) for key, stored in pairs], following
+
+    def _take(self, size_bytes: int) -> None:
+        if self._result_bytes <= 0:
+            raise RejectedError(
+                "txn_too_large",
+                f"the transaction reads more than {MAX_RESULT_SIZE_BYTES} bytes of keys and "
+                "values: read less in one, or outside of it",
+            )
+        self._result_bytes -= size_bytes
+
+    def _delete_range(self, start: bytes, end: bytes | None) -> int:
+        deleted = 0
+        following: bytes | None = start
+        while following is not None:
+            if self._deletes <= 0 or self._scan_bytes <= 0:
+                raise RejectedError(
+                    "txn_too_large",
+                    f"the transaction deletes more than {MAX_DELETED_KEYS} keys or "
+                    f"{MAX_DELETE_SCAN_SIZE_BYTES} bytes by ranges: delete the range first, in "
+                    "parts, by DELETE /v1/kv",
+                )
+            pairs, following = self._tx.page(following, end, self._deletes, self._scan_bytes)
+            for key, stored in pairs:
+                self._tx.delete(key)
+                self._scan_bytes -= len(key) + len(stored)
+            self._deletes -= len(pairs)
+            deleted += len(pairs)
+        return deleted
+
+
+def _item(key: bytes, stored: bytes, *, keys_only: bool) -> ScanItem:
+    return key, None if keys_only else stored[HEAD_SIZE_BYTES:], *_HEAD.unpack_from(stored)

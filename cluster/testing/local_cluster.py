@@ -35,7 +35,7 @@ _POLL_INTERVAL_S = 0.05
 _LOG_TAIL_LINES = 20
 _CHANNELS = ("peer", "raft")
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class LocalCluster:
@@ -192,7 +192,7 @@ class LocalCluster:
     def _one_client(self) -> Client:
         return Client([self.url(node) for node in self.nodes])
 
-    def _wait(self, look: Callable[[], T | None], what: str) -> T:
+    def _wait(self, look: Callable[[], _T | None], what: str) -> _T:
         deadline = time.monotonic() + DEADLINE_S
         while True:
             try:

@@ -109,7 +109,7 @@ class Pipeline:
         self._spawn = spawn
         self._clock = clock
         self._call_soon = call_soon
-        self._waiting: deque[Waiting] = deque()
+        self.waiting: deque[Waiting] = deque()  # to be executed
         self._waiting_bytes = 0
         self._waiting_keys: dict[str, int] = {}
         self._overload_repeats: list[tuple[Waiting, OverloadedError]] = []  # of this turn
@@ -140,7 +140,7 @@ class Pipeline:
         ):
             self._refuse_overload(waiting)
             return
-        self._waiting.append(waiting)
+        self.waiting.append(waiting)
         self._waiting_bytes += size
         self._count(waiting)
         self._deadlines.next_ms = min(self._deadlines.next_ms, deadline_ms)
@@ -168,28 +168,31 @@ class Pipeline:
         key = operation.idempotency_key
         return bool(key) and (
             key in self._waiting_keys
+            or self._tail.holds_key(key)
             or self._executor.repeat_of(operation, self._replica.next_index) is not None
         )
 
     @property
     def waiting_operations(self) -> int:
         """How many wait to be executed."""
-        return len(self._waiting) + len(self._concurrency.held)
+        return len(self.waiting) + len(self._concurrency.held)
 
     # -- and are executed in batches
 
     def schedule(self) -> None:
         """Execute what waits, soon, if it can be executed."""
-        if self._waiting and not self._batch_due and self._may_run():
+        if self.waiting and not self._batch_due and self._may_run():
             self._batch_due = True
             self._call_soon(self._run_batch)
 
     def _may_run(self) -> bool:
+        primary = self._replica.primary
         return (
-            not self._stopped
+            primary is not None
+            and not self._stopped
             and self._tail.inflight_records < self._bounds.max_inflight_records
             and self._tail.inflight_bytes < self._bounds.max_inflight_bytes
-            and self._replica.may_execute()
+            and primary.may_execute()
         )
 
     def _run_batch(self) -> None:
@@ -203,13 +206,13 @@ class Pipeline:
         )
         batch = self._begin_batch()
         while (
-            self._waiting
+            self.waiting
             and batch.size_bytes < max_bytes
             and len(batch.answers) < bounds.max_record_entries
         ):
-            waiting = self._waiting[0]
+            waiting = self.waiting[0]
             if self._concurrency.hold(waiting):
-                self._waiting.popleft()
+                self.waiting.popleft()
                 continue
             is_async = self._is_async(waiting.operation)
             if is_async and batch.answers:
@@ -241,12 +244,14 @@ class Pipeline:
         return operation.method in self._async_operations.get(operation.service, ())
 
     def _begin_batch(self) -> Batch:
-        replica, index = self._replica, self._replica.next_index
-        in_sync = len(replica.view.in_sync) if replica.view else 0
-        return Batch(index, in_sync, replica.copies(), index)
+        index, primary = self._replica.state.log.last_index + 1, self._replica.primary
+        if primary is None:
+            return Batch(index, 0, 0, index)
+        in_sync = primary.in_sync
+        return Batch(index, len(in_sync.view.in_sync), len(in_sync.required) + 1, index)
 
     def _take_waiting(self) -> None:
-        waiting = self._waiting.popleft()
+        waiting = self.waiting.popleft()
         self._waiting_bytes -= waiting.size_bytes
         self._uncount(waiting)
 
@@ -337,10 +342,10 @@ class Pipeline:
 
     async def _run_async(self, waiting: Waiting) -> None:
         """Execute one `async` operation; other services' go on meanwhile, its own wait."""
-        epoch = self._replica.epoch
+        epoch = self._replica.state.epoch
         try:
             finish = await self._executor.begin_async(waiting.operation)
-            is_current = self._replica.epoch == epoch and self._may_record()
+            is_current = self._replica.state.epoch == epoch and self._may_record()
             if is_current and self._concurrency.counts(waiting):
                 self._uncount(waiting)
                 batch = self._begin_batch()
@@ -361,7 +366,7 @@ class Pipeline:
     def _end_async(self, waiting: Waiting) -> None:
         """An `async` operation is over, or given up: what it still does has no effect."""
         self._uncount(waiting)
-        self._waiting.extendleft(self._concurrency.end(waiting))
+        self.waiting.extendleft(self._concurrency.end(waiting))
         self.schedule()
 
     def _give_up_async(self, waiting: Waiting, running: Running, error: OperationError) -> None:
@@ -384,7 +389,9 @@ class Pipeline:
             return
         replica, entries = self._replica, batch.entries
         self._executor.keep_batch(entries)
-        record = make_record(batch.first_index, replica.epoch, replica.state.commit_index, entries)
+        record = make_record(
+            batch.first_index, replica.state.epoch, replica.state.commit_index, entries
+        )
         self._tail.add_executed(record, entries, batch.answers)
         self.records_total += 1
         self._append(record)
@@ -393,7 +400,7 @@ class Pipeline:
         """Refuse what was not executed, unless an earlier request under its key is known here.
 
         A repeat gets its first answer, or waits for it. Where the earlier request has not been
-        executed yet, what becomes of it is unknown.
+        executed yet, or was in an epoch before this one is open, what becomes of it is unknown.
         """
         if waiting.future.done():
             return
@@ -403,12 +410,9 @@ class Pipeline:
             if repeat is not None:
                 self._tail.add_answers(self._tail.answer_known([PendingAnswer(waiting, repeat)]))
                 return
-            if operation.idempotency_key in self._waiting_keys:
-                error = OperationUnknownError(
-                    "unknown_outcome",
-                    f"{error.detail}. An earlier request under the same Idempotency-Key still "
-                    "waits, and may be applied: repeat it to learn",
-                )
+            key = operation.idempotency_key
+            if key in self._waiting_keys or self._tail.holds_key(key):
+                error = self._tail.uncommitted(f"{error.detail}. ")
         waiting.future.set_exception(error)
 
     # -- when answers cannot be given
@@ -435,14 +439,19 @@ class Pipeline:
     def _release_waiting(self) -> None:
         """What was not executed can be tried elsewhere."""
         self._answer_overload_repeats()
-        waiting = [*self._waiting, *self._concurrency.held]
-        self._waiting.clear()
+        waiting = [*self.waiting, *self._concurrency.held]
+        self.waiting.clear()
         self._concurrency.release()
         self._waiting_bytes = 0
         self._waiting_keys.clear()
         for item in waiting:
             item.counted = False
             self._refuse(item, self._not_primary())
+
+    def on_tick(self, now_ms: float) -> None:
+        """Time has passed: some have waited too long; others may be executed now."""
+        self.expire(now_ms)
+        self.schedule()
 
     def expire(self, now_ms: float) -> None:
         """Answer those whose time is up."""
@@ -464,7 +473,7 @@ class Pipeline:
         for waiting, running in self._concurrency:
             if self._deadlines.is_over(waiting, now_ms):
                 self._give_up_async(waiting, running, cancelled)
-        everyone = (*self._waiting, *self._concurrency.held)
+        everyone = (*self.waiting, *self._concurrency.held)
         late = [waiting for waiting in everyone if self._deadlines.is_over(waiting, now_ms)]
         for waiting in late:
             self._uncount(waiting)

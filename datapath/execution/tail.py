@@ -13,7 +13,10 @@ from typing import Protocol
 import msgspec
 
 from datapath.errors import NotPrimaryError, OperationError, OperationUnknownError, SafetyError
+from datapath.execution.changes import Feed
+from datapath.execution.client_table import client_key
 from datapath.execution.executor import Executed, Executor
+from datapath.keyspaces import CLIENTS
 from datapath.operations import Completion, Operation, Result
 from datapath.protocol.confirmations import Confirmation, ReadPoint
 from datapath.protocol.replica import Replica
@@ -111,7 +114,8 @@ class AppliedState(Protocol):
 class Tail:
     """The uncommitted end of the log, and who waits for its commit.
 
-    `records`: what is uncommitted at the start. `not_primary` makes the error for answers that only
+    `records`: what is uncommitted at the start. `feed`: who is given what has committed, once it is
+    applied. `not_primary` makes the error for answers that only
     a primary may give. `confirm`: what an answer that wrote nothing waits for; None: the lease is
     enough. `call_soon` makes a turn of the event loop. `clock` (ms) is the replica's.
 
@@ -124,6 +128,7 @@ class Tail:
         replica: Replica,
         executor: Executor,
         store: AppliedState,
+        feed: Feed,
         records: list[Record],
         *,
         not_primary: Callable[[], NotPrimaryError],
@@ -135,12 +140,14 @@ class Tail:
         self._replica = replica
         self._executor = executor
         self._store = store
+        self._feed = feed
         self._not_primary = not_primary
         self._call_soon = call_soon
         self._confirm = confirm
         self._clock = clock
         self._items: deque[TailItem] = deque(TailItem(record, None, []) for record in records)
-        self._local_acks: deque[PendingAnswer] = deque()
+        self._foreign_keys: set[bytes] | None = None  # see `holds_key`; None: not gathered
+        self.local_acks: deque[PendingAnswer] = deque()
         self._unconfirmed: list[
             PendingAnswer
         ] = []  # those that wait for `confirm`, and their deadlines
@@ -164,7 +171,7 @@ class Tail:
         self.inflight_bytes += len(record.data)
         for answer in answers:
             if answer.waiting.operation.ack == "local" and answer.executed.index:
-                self._local_acks.append(answer)
+                self.local_acks.append(answer)
 
     def add_answers(self, answers: list[PendingAnswer]) -> None:
         """Nothing was written: answer when all that could have been seen has committed (D2)."""
@@ -177,15 +184,35 @@ class Tail:
         """The replica writes records; those executed here are in the tail already."""
         if not self._items or self._items[-1].record is not records[-1]:
             self._items.extend(TailItem(record, None, []) for record in records)
+            self._foreign_keys = None
 
     def on_truncated(self, from_index: int) -> None:
         """The log was cut: what went was never committed."""
         while self._items and self._items[-1].record.first_index >= from_index:
             self._items.pop()
+            self._foreign_keys = None
 
     def on_snapshot(self) -> None:
-        """The log was replaced by a snapshot."""
+        """The log was replaced by a snapshot, which is in place."""
         self._items.clear()
+        self._feed.on_snapshot(self._store.applied_index)
+        self._foreign_keys = None
+
+    def holds_key(self, idempotency_key: str) -> bool:
+        """Whether a request under that key was executed in another epoch, and is not committed.
+
+        It may commit yet. Of what was executed in this one the executor knows.
+        """
+        if self._foreign_keys is None:
+            self._foreign_keys = {
+                key
+                for item in self._items
+                if item.entries is None
+                for entry in item.record.entries()
+                for keyspace, key, _ in entry
+                if keyspace == CLIENTS
+            }
+        return client_key(idempotency_key) in self._foreign_keys
 
     def holds(self, waiting: Waiting) -> bool:
         """Whether an operation was executed here, and waits for its commit."""
@@ -200,19 +227,24 @@ class Tail:
             item = items.popleft()
             record = item.record
             if item.entries is None:
-                store.apply(record.entries(), record.last_index, record.epoch)
+                entries = record.entries()
+                store.apply(entries, record.last_index, record.epoch)
+                self._foreign_keys = None
             else:
-                store.apply(item.entries, record.last_index, record.epoch)
-                executor.committed(record.first_index, item.entries)
+                entries = item.entries
+                store.apply(entries, record.last_index, record.epoch)
+                executor.committed(record.first_index, entries)
                 self.inflight_records -= 1
                 self.inflight_bytes -= len(record.data)
+            self._feed.on_committed(record, entries)
             if item.answers:
                 self.answer_all(item.answers)
         if store.applied_index != index:
             raise SafetyError(
                 f"entry {index} committed, but entries up to {store.applied_index} could be applied"
             )
-        self.answer_local()
+        if self.local_acks:
+            self.answer_local()
 
     def answer_known(self, answers: list[PendingAnswer]) -> list[PendingAnswer]:
         """Answer repeats of what has committed; return the others."""
@@ -229,7 +261,7 @@ class Tail:
     def answer_all(self, answers: list[PendingAnswer]) -> None:
         """Answer what has committed; what wrote nothing only where this node serves still (D4)."""
         serving: bool | None = None
-        copies, epoch = self._copies(), self._replica.epoch
+        copies, epoch = self._copies(), self._replica.state.epoch
         for answer in answers:
             future = answer.waiting.future
             if future.done():
@@ -247,7 +279,7 @@ class Tail:
             self._tell(answer, copies, epoch)
 
     def _answer(self, answer: PendingAnswer) -> None:
-        self._tell(answer, self._copies(), self._replica.epoch)
+        self._tell(answer, self._copies(), self._replica.state.epoch)
 
     def _tell(self, answer: PendingAnswer, copies: int, epoch: int) -> None:
         min_copies = answer.waiting.operation.min_copies
@@ -270,7 +302,8 @@ class Tail:
             self._confirm(Unconfirmed(asking, self._answer))
 
     def _copies(self) -> int:
-        return self._replica.copies() or 1  # no primary: this replica's own is what is known
+        primary = self._replica.primary  # without that, this replica's own is what is known
+        return 1 if primary is None else len(primary.in_sync.required) + 1
 
     def _outcome(
         self, executed: Executed, min_copies: int, copies: int, epoch: int
@@ -287,11 +320,25 @@ class Tail:
         return self._result(executed, copies, epoch)
 
     def recall(self, operation: Operation) -> Result | OperationError | None:
-        """Return the answer to a repeat of what is applied on this replica, primary or not."""
+        """Return the answer to a repeat of what is applied on this replica, primary or not.
+
+        Of what is in its log, and not committed, that is that it is unknown.
+        """
         executed = self._executor.recall(operation)
         if executed is None:
-            return None
-        return self._outcome(executed, operation.min_copies, self._copies(), self._replica.epoch)
+            return self.uncommitted() if self.holds_key(operation.idempotency_key) else None
+        return self._outcome(
+            executed, operation.min_copies, self._copies(), self._replica.state.epoch
+        )
+
+    @staticmethod
+    def uncommitted(refused: str = "") -> OperationUnknownError:
+        """Return the answer to a repeat of what may commit yet; `refused`: why no other is due."""
+        return OperationUnknownError(
+            "unknown_outcome",
+            f"{refused}An earlier request under the same Idempotency-Key waits, or has not "
+            "committed, and may be applied: repeat it to learn",
+        )
 
     def _result(self, executed: Executed, copies: int, epoch: int) -> Result:
         if executed.repeated:
@@ -302,10 +349,8 @@ class Tail:
 
     def answer_local(self) -> None:
         """Early answers: durable here, and nothing uncommitted of others shines through (D2)."""
-        if not self._local_acks:
-            return
         state, kept = self._replica.state, deque[PendingAnswer]()
-        for answer in self._local_acks:
+        for answer in self.local_acks:
             future, executed = answer.waiting.future, answer.executed
             if future.done():
                 continue
@@ -314,8 +359,8 @@ class Tail:
             elif executed.error is not None:
                 future.set_exception(executed.error)
             else:
-                future.set_result(self._result(executed, 1, self._replica.epoch))
-        self._local_acks = kept
+                future.set_result(self._result(executed, 1, self._replica.state.epoch))
+        self.local_acks = kept
 
     # -- when answers cannot be given
 
@@ -335,10 +380,11 @@ class Tail:
                 else:
                     future.set_exception(OperationUnknownError("unknown_outcome", detail))
             item.answers, item.entries = [], None
+        self._foreign_keys = None
         Unconfirmed(self._unconfirmed, self._answer).set_exception(self._not_primary())
         self._unconfirmed.clear()
         self.inflight_records = self.inflight_bytes = 0
-        self._local_acks.clear()
+        self.local_acks.clear()
 
     def expire(
         self, now_ms: float, not_committed: OperationError, not_confirmed: OperationError

@@ -78,7 +78,7 @@ class Snapshots:
             source = await self._storage.snapshot_reader()
             self._storage.snapshot_floors[peer] = source.index
             dialer.start()
-            index, _ = await sender.send_snapshot(source, self._replica.epoch)
+            index, _ = await sender.send_snapshot(source, self._replica.state.epoch)
             logger.info("%s has installed a snapshot at %d", peer, index)
             self.sent_total += 1
             done = True
@@ -146,7 +146,7 @@ class Snapshots:
         state, view = self._replica.state, self._replica.view
         if self._replica.primary is not None:
             return "this node is a primary"
-        if offer.sender_epoch < self._replica.epoch or peer != state.accepted_primary:  # D3
+        if offer.sender_epoch < self._replica.state.epoch or peer != state.accepted_primary:  # D3
             return f"the primary here is {state.accepted_primary!r} of epoch {state.accepted_epoch}"
         if view is not None and self._node_id in view.in_sync:
             return "this node is in the in-sync set, or has not heard that it left"

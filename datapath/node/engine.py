@@ -22,14 +22,15 @@ from datapath.errors import (
     ends_node,
 )
 from datapath.node.catch_up import Snapshots
+from datapath.node.history import History
 from datapath.node.interpreter import Interpreter
 from datapath.node.proposer import Proposer
 from datapath.node.replica_disk import ReplicaStorage
 from datapath.node.shared_scan import SharedScan
 from datapath.node.status import cluster_status, replica_counters
 from datapath.node.streams import IncomingStreams, OutgoingStreams
-from datapath.operations import ClusterStatus, Completion, Digest, Operation, Query, Result
-from datapath.protocol import effects, messages
+from datapath.operations import ClusterStatus, Digest, Operation, Result
+from datapath.protocol import effects
 from datapath.protocol.confirmations import ReadPoint
 from datapath.protocol.replica import Replica
 from datapath.service import Service
@@ -117,17 +118,21 @@ class Engine:
             on_fatal=self.fail,
         )
         self._digests = SharedScan(storage.digest)
+        self.history = History(
+            self.interpreter.feed, storage.read_log, lambda: storage.log.first_index
+        )
         self.outgoing = OutgoingStreams(
             on_link=lambda peer: self.interpreter.run(self.replica.on_link, peer),
             on_link_lost=lambda peer: self.interpreter.run(self.replica.on_link_lost, peer),
-            on_message=self._on_message,
+            on_message=self.interpreter.on_message,
         )
         self.incoming = IncomingStreams(
             node_id,
             is_ours=self._is_ours,
             has_room=storage.reserve,
-            on_message=self._on_message,
+            on_message=self.interpreter.on_message,
         )
+        self.send, self.reply = self.outgoing.send, self.incoming.send  # for the interpreter
         self._handover: asyncio.Future[View] | None = None
         self._tasks = Tasks(self.fail)
         self._tick_handle: asyncio.TimerHandle | None = None
@@ -143,6 +148,7 @@ class Engine:
 
     def _listen_to(self, agreement: Agreement) -> None:
         """Hear of consensus itself; the views come by whoever shares them with other nodes."""
+        self._noted_index = -1  # the commit index that it knows of; -1: none
         agreement.on_reminder(self.on_reminder)
         agreement.subscribe(lambda _: self.replica.on_consensus_heard())
 
@@ -202,18 +208,13 @@ class Engine:
         self._guard(self._tick_now)
 
     def _tick_now(self) -> None:
-        self._proposer.agreement.note_committed(*self.replica.state.committed_position)
+        state = self.replica.state
+        if state.commit_index != self._noted_index:
+            self._noted_index = state.commit_index
+            self._proposer.agreement.note_committed(*state.committed_position)
         self.interpreter.on_tick()
 
     # -- what the interpreter asks for (`datapath.node.interpreter.Surroundings`)
-
-    def send(self, peer: str, message: messages.Message) -> None:
-        """Send on the stream that this node has opened to `peer`; drop it if there is none."""
-        self.outgoing.send(peer, message)
-
-    def reply(self, peer: str, message: messages.Message) -> None:
-        """Send back on the stream that `peer` has opened; drop it if there is none."""
-        self.incoming.send(peer, message)
 
     def redial(self, peer: str, reason: str) -> None:
         """Close the stream to `peer`, and open a new one."""
@@ -244,7 +245,7 @@ class Engine:
     def on_commit(self, index: int) -> None:
         """Entries are committed, and about to be applied."""
         del index
-        self._committed_ms = clock_ms()
+        self._committed_ms = self.replica.state.now_ms
 
     def on_epoch_started(self, epoch: int) -> None:
         """This node is the primary of `epoch`, and does not serve yet."""
@@ -321,9 +322,6 @@ class Engine:
 
     # -- the replication streams
 
-    def _on_message(self, peer: str, message: messages.Message) -> None:
-        self.interpreter.run(self.replica.on_message, peer, message, clock_ms())
-
     def _is_ours(self, cluster_id: str) -> bool:
         try:
             self._bind_cluster(cluster_id)
@@ -355,12 +353,8 @@ class Engine:
         Raises NotPrimaryError or OverloadedError if it cannot take it at all.
         """
         future: asyncio.Future[Result] = self._loop.create_future()
-        self.submit_to(operation, timeout_ms, future)
+        self.interpreter.pipeline.submit(operation, timeout_ms, future)
         return future
-
-    def submit_to(self, operation: Operation, timeout_ms: float, completion: Completion) -> None:
-        """Execute here, and answer `completion`. As `submit` otherwise."""
-        self.interpreter.pipeline.submit(operation, timeout_ms, completion)
 
     async def confirm(self) -> ReadPoint:
         """Wait until the replicas have confirmed that this node is the primary still.
@@ -372,14 +366,8 @@ class Engine:
         self.interpreter.confirm(future)
         return await future
 
-    def is_scan(self, query: Query) -> bool:
-        """Whether a query may take a millisecond or more, and so takes turns."""
-        return self.interpreter.is_scan(query)
-
     async def wait_applied(self, index: int) -> None:
-        """Wait until everything up to `index` is applied here."""
-        if self.interpreter.has_applied(index):
-            return
+        """Wait until everything up to `index` is applied here; it is not yet."""
         future: asyncio.Future[None] = self._loop.create_future()
         self.interpreter.wait_applied(index, future)
         await future
@@ -436,6 +424,8 @@ class Engine:
             "snapshots_received_total": self.snapshots.received_total,
             "writes_slowed": float(self._slowed),
             "seconds_since_commit": round((clock_ms() - self._committed_ms) / 1000, 3),
+            "history_oldest_revision": self.history.oldest,
+            "history_log_reads_total": self.history.log_reads_total,
             "waiting_operations": pipeline.waiting_operations,
             "uncommitted_records": len(self.interpreter.tail),
             **self._storage.counters(),

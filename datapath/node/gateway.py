@@ -20,6 +20,7 @@ from datapath.errors import (
 )
 from datapath.node.context import CALL_MARGIN_MS, Context
 from datapath.node.engine import Engine
+from datapath.node.history import History
 from datapath.node.members import MemberAdmin
 from datapath.node.peer_service import PeerService
 from datapath.node.reads import Reads
@@ -30,8 +31,6 @@ from datapath.operations import (
     Completion,
     Digest,
     Operation,
-    Query,
-    QueryResult,
     Result,
 )
 from datapath.transport.caller import Caller
@@ -76,6 +75,7 @@ class Gateway:
         self._views = self._context.views
         self._engine: Engine | None = None
         self.reads = Reads(self._context)
+        self.read_now, self.query = self.reads.read_now, self.reads.query
         self.members = MemberAdmin(self._context, pin, min_in_sync)
         self.peer_service = PeerService(
             self._context,
@@ -171,9 +171,14 @@ class Gateway:
         return self._engine.replica.state.commit_index if self._engine else 0
 
     @property
+    def history(self) -> History | None:
+        """What has changed on this node's replica, for watchers; None on a witness."""
+        return self._engine.history if self._engine else None
+
+    @property
     def epoch(self) -> int:
         """The newest epoch that this node knows of (0: none)."""
-        known = self._engine.replica.epoch if self._engine else 0
+        known = self._engine.replica.state.epoch if self._engine else 0
         newest = self._views.newest
         return max(known, newest.epoch if newest else 0)
 
@@ -218,18 +223,10 @@ class Gateway:
         if engine is None or self._views.primary != self.node_id or self._context.stopping:
             return False
         try:
-            engine.submit_to(operation, timeout_ms, completion)
+            engine.interpreter.pipeline.submit(operation, timeout_ms, completion)
         except OperationError:
             return False
         return True
-
-    def read_now(self, query: Query) -> QueryResult | None:
-        """Read at once, if this node serves or the query may be stale; else None."""
-        return self.reads.read_now(query)
-
-    async def query(self, query: Query, timeout_ms: int) -> QueryResult:
-        """Read; linearizable reads are answered here if this node is in touch with the primary."""
-        return await self.reads.query(query, timeout_ms)
 
     async def execute(
         self, operation: Operation, timeout_ms: int, after: OperationError | None = None

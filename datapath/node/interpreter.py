@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from datapath.errors import NotPrimaryError, RejectedError
+from datapath.execution.changes import Feed
 from datapath.execution.concurrency import Running
 from datapath.execution.executor import (
     CommittedState,
@@ -162,19 +163,22 @@ class Interpreter:
         self._disk = disk
         self._surroundings = surroundings
         self._clock = clock
-        self._meter = ReadMeter()
+        self.meter = ReadMeter()
         self._read_views = {
-            name: ReadView(disk.store, service.keyspace, self._meter)
+            name: ReadView(disk.store, service.keyspace, self.meter)
             for name, service in services.items()
         }
+        self._room_due_ms = float("-inf")  # when the disk is next asked for room
         self._ready_index = 0  # the epoch is open when this has committed; 0: nothing to wait for
         self._applied_waiters: list[tuple[int, AppliedWaiter]] = []
+        self.feed = Feed(disk.store.applied_index, bounds.recent_changes_bytes)
         self.confirmations = Confirmations(replica, self.not_primary)
         self.tail = Tail(
             node_id,
             replica,
             executor,
             disk.store,
+            self.feed,
             uncommitted,
             not_primary=self.not_primary,
             call_soon=surroundings.call_soon,
@@ -224,13 +228,22 @@ class Interpreter:
 
     def on_tick(self) -> None:
         """Time has passed."""
-        now_ms, state, disk = self._clock(), self.replica.state, self._disk
-        state.writable = disk.writable
-        stalled = disk.stalled_for_ms() >= state.timing.ack_timeout_ms
+        now_ms, state, stalled = self._clock(), self.replica.state, False
+        if self.replica.primary is None:
+            if now_ms >= self._room_due_ms:  # it is told with each answer to a heartbeat
+                self._room_due_ms = now_ms + state.timing.heartbeat_interval_ms
+                state.writable = self._disk.writable
+        else:
+            stalled = self._disk.stalled_for_ms() >= state.timing.ack_timeout_ms
         self.run(self.replica.on_tick, now_ms, disk_stalled=stalled)
-        self.pipeline.expire(now_ms)
-        self.pipeline.schedule()
-        self.confirmations.expire()
+        if self.pipeline.waiting or now_ms >= self.tail.deadlines.next_ms:
+            self.pipeline.on_tick(now_ms)
+        if self.confirmations.waiting:
+            self.confirmations.expire()
+
+    def on_message(self, peer: str, message: Message) -> None:
+        """A message from `peer`, on either stream between it and this node."""
+        self.run(self.replica.on_message, peer, message, self._clock())
 
     def on_view(self, view: View) -> None:
         """A view is known."""
@@ -240,7 +253,8 @@ class Interpreter:
     def on_durable(self, ticket: int) -> None:
         """What has this ticket, and all before it, is durable."""
         self.run(self.replica.on_durable, ticket)
-        self.tail.answer_local()
+        if self.tail.local_acks:
+            self.tail.answer_local()
 
     def on_snapshot_installed(self, index: int, epoch: int) -> None:
         """A snapshot at (`index`, `epoch`) has replaced the state and the log."""
@@ -293,12 +307,13 @@ class Interpreter:
     def _commit(self, index: int) -> None:
         self._surroundings.on_commit(index)
         self.tail.commit(index)
-        self.pipeline.schedule()
+        if self.pipeline.waiting:
+            self.pipeline.schedule()
         self._disk.wants_flush()
         if self._ready_index and index >= self._ready_index:
             self._ready_index = 0
             self.pipeline.open_epoch()
-            self._surroundings.on_epoch_open(self.replica.epoch)
+            self._surroundings.on_epoch_open(self.replica.state.epoch)
         if self._applied_waiters:
             self._wake_applied()
 
@@ -355,17 +370,12 @@ class Interpreter:
             raise RejectedError("unknown_query", f"no query {query.method!r}; there are: {known}")
         value = method(self._read_views[query.service], *query.args)
         index = self._disk.store.applied_index
-        return QueryResult(value, index, self.replica.epoch, self.node_id)
+        return QueryResult(value, index, self.replica.state.epoch, self.node_id)
 
     def is_scan(self, query: Query) -> bool:
         """Whether a query may take a millisecond or more."""
         service = self._services.get(query.service)
         return service is not None and query.method in service.scans
-
-    @property
-    def read_bytes(self) -> int:
-        """How much queries have read by keys so far."""
-        return self._meter.read_bytes
 
     def read_index(self) -> tuple[int, int]:
         """Return (epoch, commit index) if this node serves. Raises NotPrimaryError.
@@ -373,14 +383,15 @@ class Interpreter:
         Where reads are confirmed it does not do: `confirm` says the same.
         """
         replica = self.replica
-        epoch, index = replica.epoch, replica.state.commit_index
+        epoch, index = replica.state.epoch, replica.state.commit_index
         if not replica.may_serve(self._clock()):
             raise self.not_primary()
         return epoch, index
 
     def advance_commit(self, epoch: int, index: int) -> None:
         """The primary of `epoch` has said that `index` is committed."""
-        self.run(self.replica.advance_commit, epoch, index)
+        if index > self.replica.state.commit_index:
+            self.run(self.replica.advance_commit, epoch, index)
 
     def has_applied(self, index: int) -> bool:
         """Whether everything up to `index` is applied here."""

@@ -20,7 +20,7 @@ class ReadIndex(Generic[_Read]):
     """
 
     def __init__(self) -> None:
-        self._waiting: list[_Read] = []  # for a question that has not been asked yet
+        self.waiting: list[_Read] = []  # for a question that has not been asked yet
         self._asking: list[_Read] = []  # those whose question is under way
         self._asked_ms = 0.0
         self._fresh_ms = float("-inf")
@@ -31,13 +31,13 @@ class ReadIndex(Generic[_Read]):
         A read uses only an answer to a question that is asked after the read has begun: what was
         asked before may have been answered before a write that the reader knows of.
         """
-        self._waiting.append(read)
+        self.waiting.append(read)
 
     def ask(self, now_ms: float) -> bool:
         """Begin a question for all reads that wait; False: none waits, or one is under way."""
-        if self._asking or not self._waiting:
+        if self._asking or not self.waiting:
             return False
-        self._asking, self._waiting = self._waiting, []
+        self._asking, self.waiting = self.waiting, []
         self._asked_ms = now_ms
         return True
 
@@ -48,8 +48,8 @@ class ReadIndex(Generic[_Read]):
 
     def leave(self) -> list[_Read]:
         """Return all reads that wait for any question: there will be no answer."""
-        reads = self._asking + self._waiting
-        self._asking, self._waiting = [], []
+        reads = self._asking + self.waiting
+        self._asking, self.waiting = [], []
         return reads
 
     def applied(self, asked_ms: float) -> None:

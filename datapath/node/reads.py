@@ -53,6 +53,8 @@ class Reads:
         context, engine = self._context, self._context.engine
         if engine is None or not (context.views.belongs or self._may_serve_alone(query)):
             return None
+        if engine.replica.primary is None and query.consistency != "stale":
+            return None
         return engine.interpreter.query(query)
 
     def _may_serve_alone(self, query: Query) -> bool:
@@ -66,15 +68,16 @@ class Reads:
     async def query(self, query: Query, timeout_ms: int) -> QueryResult:
         """Read; linearizable reads are answered here if this node is in touch with the primary."""
         context, engine = self._context, self._context.engine
-        is_scan = engine is not None and engine.is_scan(query)
+        is_scan = engine is not None and engine.interpreter.is_scan(query)
         if is_scan:
             await self._turns.take()
         if (result := self.read_now(query)) is not None:
             return result
-        deadline_ms = clock_ms() + timeout_ms
+        now_ms = clock_ms()
+        deadline_ms = now_ms + timeout_ms
         last = ""
         while True:
-            left_ms = deadline_ms - clock_ms()
+            left_ms = deadline_ms - now_ms
             if left_ms <= 0 or context.stopping or context.views.is_removed:
                 raise context.no_primary(last)
             primary = context.views.primary
@@ -84,12 +87,13 @@ class Reads:
                     if result is not None:
                         return result
                 elif engine is not None and context.views.is_in_sync:
-                    return await self._read_here(engine, query, deadline_ms)
+                    return await self._read_here(engine, query, left_ms, is_scan=is_scan)
                 elif primary:
                     return await self._forward_query(primary, query, left_ms)
             except (NotPrimaryError, NotSentError, NoAnswerError) as problem:
                 last = str(problem)
             await context.wait_for_change(deadline_ms)
+            now_ms = clock_ms()
 
     async def _read_as_primary(
         self, engine: Engine, query: Query, timeout_ms: float, *, is_scan: bool
@@ -119,7 +123,9 @@ class Reads:
             raise NoAnswerError(f"{primary} gave a strange answer")
         return answer.result
 
-    async def _read_here(self, engine: Engine, query: Query, deadline_ms: float) -> QueryResult:
+    async def _read_here(
+        self, engine: Engine, query: Query, left_ms: float, *, is_scan: bool
+    ) -> QueryResult:
         """Read on a backup, once it holds what the primary had committed when this began."""
         if (
             query.consistency == "stale"
@@ -127,24 +133,27 @@ class Reads:
             and self._leased.age_ms(clock_ms()) <= query.max_staleness_ms
         ):
             return engine.interpreter.read(query)
-        left_ms = max(1.0, min(CATCH_UP_TIMEOUT_MS, deadline_ms - clock_ms()))
         try:
-            async with asyncio.timeout(left_ms / 1000):
+            async with asyncio.timeout(min(CATCH_UP_TIMEOUT_MS, left_ms) / 1000):
                 asked_ms, index = await self._ask_for_index(
                     engine, confirmed=query.consistency == "confirmed"
                 )
-                await engine.wait_applied(index)
+                if not engine.interpreter.has_applied(index):
+                    await engine.wait_applied(index)
         except TimeoutError:
             raise NotPrimaryError(
                 "timeout", f"{self._context.node_id} did not catch up with the primary in time"
             ) from None
         self._leased.applied(asked_ms)
-        if engine.is_scan(query):
+        if is_scan:
             await self._turns.take()  # many may have waited for the same index
-        await self._turns.wait_while_spent()
-        before_bytes = engine.interpreter.read_bytes
+        if self._turns.is_spent:
+            await self._turns.wait_while_spent()
+        meter = engine.interpreter.meter
+        before_bytes = meter.read_bytes
         result = engine.interpreter.read(query)
-        self._turns.spend(engine.interpreter.read_bytes - before_bytes)
+        if read_bytes := meter.read_bytes - before_bytes:
+            self._turns.spend(read_bytes)
         return result
 
     async def _ask_for_index(self, engine: Engine, *, confirmed: bool) -> tuple[float, int]:
@@ -162,7 +171,7 @@ class Reads:
         context = self._context
         question = ReadIndexCall(confirmed=reads is self._confirmed)
         try:
-            while reads.ask(clock_ms()):
+            while reads.waiting and reads.ask(clock_ms()):
                 self.index_calls_total += 1
                 index = 0
                 problem: Exception | None = None
@@ -194,7 +203,7 @@ class Reads:
         engine, node_id = self._context.engine, self._context.node_id
         result = None
         if engine is not None:
-            is_scan = engine.is_scan(query)
+            is_scan = engine.interpreter.is_scan(query)
             result = await self._read_as_primary(engine, query, timeout_ms, is_scan=is_scan)
         if result is None:
             raise NotPrimaryError("no_primary", f"{node_id} does not serve")

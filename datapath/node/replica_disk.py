@@ -73,6 +73,8 @@ class ReplicaStorage:
         self._tickets: deque[tuple[int, int]] = deque()  # (disk worker's, replica's)
         self._worker: LogWriter | None = None
         self._flusher: StoreFlusher | None = None
+        self.wants_flush: Callable[[], None] = lambda: None
+        """Say that entries were applied to the store."""
         self._on_durable: Callable[[int], None] = lambda _: None
         self._on_error: Callable[[BaseException], None] = lambda _: None
         self._trimming: asyncio.Task[None] | None = None
@@ -179,7 +181,8 @@ class ReplicaStorage:
             on_flushed=lambda _: on_flushed(),
             flush_bytes=self._flush_bytes,
         )
-        self._flusher.applied()
+        self.wants_flush = self._flusher.applied
+        self.wants_flush()
 
     async def stop(self) -> None:
         """Write what was submitted, and close everything."""
@@ -248,15 +251,12 @@ class ReplicaStorage:
 
     def stalled_for_ms(self) -> float:
         """For how long the oldest write has been under way."""
+        if not self._tickets:
+            return 0.0
         since = self._disk.oldest_pending_since
         return 0.0 if since is None else (clock_s() - since) * 1000.0
 
     # -- store, log reads, retention
-
-    def wants_flush(self) -> None:
-        """Entries were applied to the store."""
-        if self._flusher is not None:
-            self._flusher.applied()
 
     async def read_log(self, from_index: int, max_bytes: int) -> list[Record] | None:
         """Return records from `from_index` on; None if it is not retained."""

@@ -19,7 +19,7 @@ def cluster_status(
     return ClusterStatus(
         cluster=cluster,
         cluster_id=view.cluster_id if view else "",
-        epoch=replica.epoch,
+        epoch=replica.state.epoch,
         version=view.version if view else 0,
         primary=view.primary if view else "",
         in_sync=view.in_sync if view else (),
@@ -39,7 +39,7 @@ def replica_counters(replica: Replica) -> dict[str, float]:
         else []
     )
     return {
-        "epoch": replica.epoch,
+        "epoch": replica.state.epoch,
         "view_version": replica.view.version if replica.view else 0,
         "is_primary": float(replica.may_serve(clock_ms())),
         "in_sync_replicas": len(replica.view.in_sync) if replica.view else 0,

@@ -15,39 +15,26 @@ logger = logging.getLogger(__name__)
 
 
 class Views:
-    """The newest committed view. `cluster_id` is the cluster of this node's data, "" if unknown.
+    """The newest committed view, and what follows from it for this node.
 
-    `belongs`: this node is known to be a member, by a view that it has heard since its start.
-    After its removal it answers nothing from its own data, and before that only stale reads, while
-    it is alone: what it holds may be from long before it was removed.
+    `cluster_id`: of that view; before there is one, that of this node's data, "" if unknown.
+    `is_removed`: this node is no member by it. `is_in_sync`: this node is kept up to date by it, so
+    that a read need not wait long here.
+
+    `belongs`: this node is known to be a member, by a view that it has heard since its start. After
+    its removal it answers nothing from its own data, and before that only stale reads, while it is
+    alone: what it holds may be from long before it was removed.
     """
 
     def __init__(self, node_id: str, cluster_id: str = "") -> None:
         self._node_id = node_id
-        self._cluster_id = cluster_id
         self._listeners: list[Callable[[View], None]] = []
         self.newest: View | None = None
         self.belongs = False
-
-    @property
-    def cluster_id(self) -> str:
-        """The cluster of the newest view, before there is one that of the data, or ""."""
-        return self._cluster_id if self.newest is None else self.newest.cluster_id
-
-    @property
-    def primary(self) -> str:
-        """The primary of the newest view, or ""."""
-        return self.newest.primary if self.newest else ""
-
-    @property
-    def is_removed(self) -> bool:
-        """Whether a view is known that this node is no member of."""
-        return self.newest is not None and not self.belongs
-
-    @property
-    def is_in_sync(self) -> bool:
-        """Whether this node is kept up to date, so that a read need not wait long here."""
-        return self.newest is not None and self._node_id in self.newest.in_sync
+        self.cluster_id = cluster_id
+        self.primary = ""  # of the newest view, or ""
+        self.is_removed = False
+        self.is_in_sync = False
 
     def is_news(self, view: View) -> bool:
         """Whether a view is of this cluster, and newer than the newest."""
@@ -65,6 +52,9 @@ class Views:
             return
         self.newest = view
         self.belongs = view.member(self._node_id) is not None
+        self.is_removed = not self.belongs
+        self.is_in_sync = self._node_id in view.in_sync
+        self.cluster_id, self.primary = view.cluster_id, view.primary
         for listener in self._listeners:
             listener(view)
 

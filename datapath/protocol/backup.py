@@ -184,9 +184,7 @@ class Backup:
 
     def _fence(self, peer: str, session: int, epoch: int) -> bool:
         """D3: refuse a lower epoch than the one accepted or agreed, and say which that is."""
-        state = self._state
-        known = state.view.epoch if state.view else 0
-        if epoch >= max(state.accepted_epoch, known):
+        if epoch >= self._state.epoch:
             return False
         self._refuse(peer, session)
         return True
@@ -228,7 +226,9 @@ class Backup:
     def _advance(self) -> None:
         state = self._state
         match = min(self.verified_index, state.durable_index)
-        state.commit_to(max(state.commit_index, min(self.primary_commit_index, match)))
+        committed_index = min(self.primary_commit_index, match)
+        if committed_index > state.commit_index:
+            state.commit_to(committed_index)
         if not state.accepted_is_durable or not self.session:
             return
         if match > self._replied_index and self.verified_index:
@@ -236,7 +236,8 @@ class Backup:
             reply = AppendReply(self.session, state.accepted_epoch, match)
             state.emit(effects.Reply(state.accepted_primary, reply))
         if (
-            match >= self.primary_commit_index > 0
+            (state.tail_cut or state.incomplete)
+            and match >= self.primary_commit_index > 0
             and state.log.epoch_at(match) == state.accepted_epoch
         ):
             # This epoch's opening entry is held, so all of earlier epochs; and all of this one that

@@ -43,10 +43,7 @@ class Confirmations:
     def __init__(self, replica: Replica, not_primary: Callable[[], OperationError]) -> None:
         self._replica = replica
         self._not_primary = not_primary
-        self._waiting: deque[tuple[int, Confirmation]] = deque()  # by rising round
-
-    def __len__(self) -> int:
-        return len(self._waiting)
+        self.waiting: deque[tuple[int, Confirmation]] = deque()  # by rising round
 
     def ask(self, waiting: Confirmation) -> list[effects.Effect]:
         """Let `waiting` wait for a round that begins now or later; return what is to be done.
@@ -56,27 +53,27 @@ class Confirmations:
         """
         number, emitted = self._replica.confirm()
         if number:
-            self._waiting.append((number, waiting))
+            self.waiting.append((number, waiting))
         else:
             waiting.set_exception(self._not_primary())
         return emitted
 
     def confirmed(self, number: int) -> None:
         """The round `number` has ended, and with it all before it."""
-        point = ReadPoint(self._replica.epoch, self._replica.state.commit_index)
-        while self._waiting and self._waiting[0][0] <= number:
-            waiting = self._waiting.popleft()[1]
+        point = ReadPoint(self._replica.state.epoch, self._replica.state.commit_index)
+        while self.waiting and self.waiting[0][0] <= number:
+            waiting = self.waiting.popleft()[1]
             if not waiting.done():
                 waiting.set_result(point)
 
     def step_down(self) -> None:
         """The epoch is over: no round of it will end."""
-        waiting, self._waiting = self._waiting, deque()
+        waiting, self.waiting = self.waiting, deque()
         for _, item in waiting:
             if not item.done():
                 item.set_exception(self._not_primary())
 
     def expire(self) -> None:
         """Forget those who wait no more; call it now and then, for a round may never end."""
-        if self._waiting and any(item.done() for _, item in self._waiting):
-            self._waiting = deque(item for item in self._waiting if not item[1].done())
+        if any(item.done() for _, item in self.waiting):
+            self.waiting = deque(item for item in self.waiting if not item[1].done())

@@ -13,13 +13,13 @@ from datapath.protocol.progress import Progress
 from datapath.protocol.state import ReplicaState
 from election.view import Handover, View
 
-HandoverState = Literal["none", "draining", "proposed"]
+HandoverPhase = Literal["none", "draining", "proposed"]
 
 
 class Handovers:
     """One epoch's handovers, one at a time.
 
-    | state | meaning | left by |
+    | phase | meaning | left by |
     |---|---|---|
     | none | operations are executed | `start`, `propose` |
     | draining | none is; `to` is to hold all that was | `propose`; its deadline; `to` is lost |
@@ -29,21 +29,21 @@ class Handovers:
     def __init__(self, state: ReplicaState, in_sync: InSync) -> None:
         self._state = state
         self._in_sync = in_sync
-        self.state: HandoverState = "none"
+        self.phase: HandoverPhase = "none"
         self.to = ""  # "" exactly in "none"
         self._deadline_ms = 0.0  # of "draining"
         self._version = 0  # of the view that it was proposed at; 0 unless "proposed"
 
     def start(self, to: str, timeout_ms: int, *, is_open: bool) -> str:
         """Begin to hand over an epoch that `is_open`; return "" or why that cannot be."""
-        if self.state != "none":
+        if self.phase != "none":
             return "a handover is under way already"
         if not is_open:
             return "this epoch is not open yet: try again in a moment"
         if not self.may_take(to):
             in_sync = sorted(self._in_sync.required)
             return f"{to!r} is not an in-sync backup (those are {in_sync})"
-        self.state, self.to = "draining", to
+        self.phase, self.to = "draining", to
         self._deadline_ms = self._state.now_ms + timeout_ms
         return ""
 
@@ -57,12 +57,12 @@ class Handovers:
     def propose(self, to: str) -> None:
         """From here on this node serves nothing until the outcome is known (D4)."""
         version = self._in_sync.view.version
-        self.state, self.to, self._version = "proposed", to, version
+        self.phase, self.to, self._version = "proposed", to, version
         self._state.propose(Handover(to), version)
 
     def on_view(self, view: View) -> None:
         """A newer view of this epoch: what was proposed at an older one was not agreed (E3)."""
-        if self.state == "proposed" and view.version > self._version:
+        if self.phase == "proposed" and view.version > self._version:
             self._end("the view has changed, and this node is still the primary")
 
     def may_take(self, to: str) -> bool:
@@ -76,5 +76,5 @@ class Handovers:
         return peer.match_index == state.log.last_index == state.commit_index
 
     def _end(self, reason: str) -> None:
-        self.state, self.to, self._version = "none", "", 0
+        self.phase, self.to, self._version = "none", "", 0
         self._state.emit(effects.HandoverEnded(reason))

@@ -17,8 +17,8 @@ class Heartbeats:
 
     | round | meaning | left by |
     |---|---|---|
-    | none | `_round_sequence` is 0 | `confirm` |
-    | open | heartbeats from `_round_sequence` on answer it | the last answer |
+    | none | `round_sequence` is 0 | `confirm` |
+    | open | heartbeats from `round_sequence` on answer it | the last answer |
     | open, another wanted | a read began after it did | the last answer: another begins |
     """
 
@@ -30,7 +30,7 @@ class Heartbeats:
         self.due_ms = 0.0
         self.disk_stalled = False  # none leave: what is promised for them could not be used
         self._round = 0  # the newest that was begun
-        self._round_sequence = 0
+        self.round_sequence = 0
         self._next_round_wanted = False  # never without an open one
 
     # -- leases (D4)
@@ -80,34 +80,32 @@ class Heartbeats:
 
     # -- rounds (D10)
 
-    def confirm(self, *, has_authority: bool) -> int:
+    def confirm(self) -> int:
         """Ask the required replicas whether they still follow this epoch.
 
         Returns the number of a round that begins no earlier than this call: a round that is open
         already may have been answered before something that the reader knows of.
         """
-        if self._round_sequence:
+        if self.round_sequence:
             self._next_round_wanted = True
             return self._round + 1
         self._begin_round()
-        number = self._round
-        self.end_round(has_authority=has_authority)
-        return number
+        return self._round
 
     def _begin_round(self) -> None:
         self._round += 1
-        self._round_sequence = self.sequence + 1
+        self.round_sequence = self.sequence + 1
         self._next_round_wanted = False
         for node in sorted(self._in_sync.required):
             peer = self._in_sync.peers[node]
             if peer.state in ("replicate", "snapshot"):
                 self.send(peer)  # to the others one goes when their stream is open
 
-    def end_round(self, *, has_authority: bool) -> None:
-        """End the open round if it has been answered; `has_authority`: see `Primary`."""
-        while self._round_sequence and has_authority and self.may_confirm(self._round_sequence):
+    def end_round(self) -> None:
+        """End the open round if it has been answered; the primary has authority."""
+        while self.round_sequence and self.may_confirm(self.round_sequence):
             self._state.emit(effects.Confirmed(self._round))
-            self._round_sequence = 0
+            self.round_sequence = 0
             if self._next_round_wanted:
                 self._begin_round()
 

@@ -94,39 +94,37 @@ class InSync:
             and state.now_ms - peer.heard_ms < timing.suspect_after_ms / 2
         )
 
-    def next_to_join(self, opening_index: int) -> str:
-        """Return a replica that may join now, or ""."""
-        for peer in self.peers.values():
-            if peer.node_id not in self.view.in_sync and self.may_join(peer, opening_index):
-                return peer.node_id
-        return ""
-
     # -- when to give way
 
-    def check_giving_way(self, due_out: tuple[str, ...], *, is_blocked: bool) -> bool:
+    def check_giving_way(self, *, is_blocked: bool) -> tuple[str, ...]:
         """Give way once a change that is needed could not be agreed for too long.
 
-        `due_out`: as it is now. `is_blocked`: this epoch does not get on without a change, whoever
-        is silent. Returns whether it has stopped giving way just now.
+        `is_blocked`: this epoch does not get on without a change, whoever is silent. Returns who is
+        due out.
         """
-        state = self._state
+        state, due_out = self._state, self.due_out()
         if not (is_blocked or due_out or (self.adding and self.must_remove(self.adding))):
-            return self.stop_giving_way()
+            gave_way = self.giving_way
+            self.stop_giving_way()
+            return self.due_out() if gave_way else ()
         if self._wanted_since_ms is None:
             self._wanted_since_ms = state.now_ms
         elif state.now_ms - self._wanted_since_ms >= state.timing.view_change_timeout_ms:
             self._gave_way_for = frozenset({*due_out, self.adding} - {""})
             self.giving_way = True
-        return False
+        return due_out
 
-    def stop_giving_way(self) -> bool:
-        """Consensus answers, or nothing is needed of it. Returns whether it gave way before.
-
-        If so, everyone needs a new period to be heard: without heartbeats nobody could answer.
-        """
+    def stop_giving_way(self) -> None:
+        """Consensus answers, or nothing is needed of it."""
         self._wanted_since_ms = None
-        gave_way, self.giving_way = self.giving_way, False
-        return gave_way
+        if self.giving_way:
+            self.giving_way = False
+            self.restart_periods()  # without heartbeats nobody could answer
+
+    def restart_periods(self) -> None:
+        """Give everyone a new period to be heard: nobody could be, for a reason of this node's."""
+        for peer in self.peers.values():
+            peer.heard_ms = peer.advanced_ms = peer.leased_ms = self._state.now_ms
 
     def may_hear(self, node: str) -> bool:
         """Whether a replica may be expected to answer on its stream now.

@@ -7,6 +7,8 @@ sender. Big record bytes travel as they are, without a copy.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 
@@ -102,16 +104,6 @@ class StaleEpoch(_Message, frozen=True, tag=7):
 
 Message = Probe | ProbeReply | Append | AppendReply | Heartbeat | HeartbeatReply | StaleEpoch
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Message)
-
-
-def encode_message(message: Message) -> bytes:
-    """Encode a message."""
-    return _encoder.encode(message)
-
-
-def decode_message(data: bytes) -> Message:
-    """Decode a message; raises msgspec.MsgspecError on anything else."""
-    message: Message = _decoder.decode(data)
-    return message
+encode_message: Callable[[Message], bytes] = msgspec.msgpack.Encoder().encode
+decode_message: Callable[[bytes], Message] = msgspec.msgpack.Decoder(Message).decode
+"""It raises msgspec.MsgspecError on anything but a message."""

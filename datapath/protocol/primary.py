@@ -99,7 +99,7 @@ class Primary:
     def _is_longest(self) -> bool:
         """A log whose tail was cut yields to an in-sync backup whose log goes further."""
         state = self._state
-        if self.handovers.state == "proposed":
+        if self.handovers.phase == "proposed":
             return False  # it may commit yet (E3)
         best, best_position = "", state.log.last_position
         for node in sorted(self.in_sync.required):
@@ -150,7 +150,7 @@ class Primary:
                 self._on_append_reply(peer, message)
             case HeartbeatReply():
                 self.heartbeats.on_reply(peer, message)
-                self.heartbeats.end_round(has_authority=self.has_authority)
+                self._maybe_end_round()
             case ProbeReply():
                 self._on_probe_reply(peer, message)
 
@@ -228,7 +228,7 @@ class Primary:
             index = min(index, self.peers[node].match_index)
         if index > state.commit_index and index >= self.opening_index:  # D6
             state.commit_to(index)
-        if self.handovers.state == "draining" and state.proposal is None:
+        if self.handovers.phase == "draining" and state.proposal is None:
             self.handovers.drive()
 
     def may_commit(self) -> bool:
@@ -247,7 +247,7 @@ class Primary:
     @property
     def has_authority(self) -> bool:
         """Whether this node decides for the cluster, as long as no later epoch is open."""
-        return self.is_open and self.handovers.state != "proposed"
+        return self.is_open and self.handovers.phase != "proposed"
 
     def lease_until_ms(self) -> float:
         """Until when this node may serve; infinite if no other replica could take over."""
@@ -268,14 +268,14 @@ class Primary:
     def on_view(self, view: View) -> None:
         """A newer view of this epoch."""
         self.in_sync.on_view(view)
-        self._stop_giving_way()
+        self.in_sync.stop_giving_way()
         self.handovers.on_view(view)
         self._sync_peers(view)
         for peer in self.peers.values():
             self.replication.send_due_snapshot(peer)
         self._maybe_commit()
         self._maybe_open()
-        self.heartbeats.end_round(has_authority=self.has_authority)
+        self._maybe_end_round()
 
     def _sync_peers(self, view: View) -> None:
         state = self._state
@@ -288,11 +288,6 @@ class Primary:
                 # What is under way on its stream was said to the member that it was before.
                 state.emit(effects.CloseLink(node, "it is a member anew"))
 
-    def on_stall(self) -> None:
-        """This node itself stood still: give everyone a new period before accusing them."""
-        for peer in self.peers.values():
-            peer.heard_ms = peer.advanced_ms = peer.leased_ms = self._state.now_ms
-
     def on_tick(self, *, disk_stalled: bool) -> None:
         """Heartbeats, suspicion, and whatever change of the view is due."""
         state, heartbeats = self._state, self.heartbeats
@@ -301,48 +296,33 @@ class Primary:
             return
         if disk_stalled:
             # It gives way; nobody can answer heartbeats that are not sent, so nobody is accused.
-            self.on_stall()
+            self.in_sync.restart_periods()
             return
         self._maybe_open()
         if state.now_ms >= heartbeats.due_ms:
             heartbeats.send_due()
-        heartbeats.end_round(has_authority=self.has_authority)
-        due_out = self._check_giving_way()
+        self._maybe_end_round()
+        due_out = self.in_sync.check_giving_way(is_blocked=self.handovers.phase == "proposed")
         if state.proposal is None and state.now_ms >= self._retry_ms:
             self._propose_due(due_out)
 
-    def _check_giving_way(self) -> tuple[str, ...]:
-        """A primary that cannot get a needed view change agreed gives way to another.
-
-        Returns who is due out.
-        """
-        due_out = self.in_sync.due_out()
-        is_blocked = self.handovers.state == "proposed"
-        if self.in_sync.check_giving_way(due_out, is_blocked=is_blocked):
-            self.on_stall()
-            return self.in_sync.due_out()
-        return due_out
-
-    def _stop_giving_way(self) -> None:
-        if self.in_sync.stop_giving_way():
-            self.on_stall()
-
     def _propose_due(self, due_out: tuple[str, ...]) -> None:
         state, in_sync, handovers = self._state, self.in_sync, self.handovers
-        version = in_sync.view.version
-        if handovers.state == "proposed":
-            state.propose(Confirm(), version)  # E3: settle it
+        view = in_sync.view
+        if handovers.phase == "proposed":
+            state.propose(Confirm(), view.version)  # E3: settle it
         elif due_out and not self._lacking:
-            state.propose(RemoveFromInSync(due_out), version)  # D5, also while handing over
-        elif handovers.state == "draining":
+            state.propose(RemoveFromInSync(due_out), view.version)  # D5, also while handing over
+        elif handovers.phase == "draining":
             handovers.drive()
         else:
             if self.stage == "open" and not in_sync.adding:
-                if not (node := in_sync.next_to_join(self.opening_index)):
-                    return
-                in_sync.add(node)
+                for node, peer in self.peers.items():
+                    if node not in view.in_sync and in_sync.may_join(peer, self.opening_index):
+                        in_sync.add(node)
+                        break
             if in_sync.adding:
-                state.propose(AddToInSync(in_sync.adding), version)
+                state.propose(AddToInSync(in_sync.adding), view.version)
 
     def may_propose(self, proposal: effects.Propose) -> bool:
         """D5: whether a removal may leave now: those whom it names are still silent.
@@ -360,7 +340,7 @@ class Primary:
         """A proposal has ended; `answered`: consensus was reached (the outcome is not unknown)."""
         state = self._state
         if answered:
-            self._stop_giving_way()
+            self.in_sync.stop_giving_way()
         else:
             self._retry_ms = state.now_ms + state.timing.heartbeat_interval_ms
 
@@ -368,11 +348,17 @@ class Primary:
 
     def may_execute(self) -> bool:
         """Whether operations may be executed: the epoch is open, and not being handed over."""
-        return self.is_open and self.handovers.state == "none"
+        return self.is_open and self.handovers.phase == "none"
 
     def confirm(self) -> int:
         """Begin a round that confirms reads; return its number (`Heartbeats.confirm`)."""
-        return self.heartbeats.confirm(has_authority=self.has_authority)
+        number = self.heartbeats.confirm()
+        self._maybe_end_round()
+        return number
+
+    def _maybe_end_round(self) -> None:
+        if self.heartbeats.round_sequence and self.has_authority:
+            self.heartbeats.end_round()
 
     def start_handover(self, to: str, timeout_ms: int) -> str:
         """Begin to hand over; return "" or why that cannot be. No operation may be executed now."""

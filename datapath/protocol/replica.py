@@ -64,12 +64,6 @@ class Replica:
         return self.state.view
 
     @property
-    def epoch(self) -> int:
-        """The newest epoch this replica knows of."""
-        view = self.state.view
-        return max(self.state.accepted_epoch, view.epoch if view else 0)
-
-    @property
     def next_index(self) -> int:
         """The index that the next appended entry will have."""
         return self.state.log.last_index + 1
@@ -81,10 +75,6 @@ class Replica:
     def may_execute(self) -> bool:
         """Whether operations may be executed here: an open epoch that is not being handed over."""
         return self.primary is not None and self.primary.may_execute()
-
-    def copies(self) -> int:
-        """How many replicas must hold an entry before it commits."""
-        return len(self.primary.in_sync.required) + 1 if self.primary else 0
 
     # -- events; each returns the effects it caused
 
@@ -130,7 +120,7 @@ class Replica:
             # blocked): it heard nothing because it did not listen, and accuses nobody.
             self.backup.on_stall()
             if self.primary:
-                self.primary.on_stall()
+                self.primary.in_sync.restart_periods()
 
     def _on_refusal(self, message: StaleEpoch) -> None:
         # A replica has accepted a higher epoch: this one is over, whatever the view here says.
@@ -168,6 +158,7 @@ class Replica:
         if old is not None and view.version <= old.version:
             return self._taken()
         state.view = view
+        state.epoch = max(state.epoch, view.epoch)
         new_epoch = old is None or view.epoch > old.epoch
         self.backup.on_view(view, new_epoch=new_epoch)
         if self.primary and view.epoch > self.primary.epoch:

@@ -61,10 +61,11 @@ class ReplicaState:
         # commit_index <= durable_index <= log.last_index; the commit index never falls.
         self.durable_index = recovered.log.last_index
         self.commit_index = recovered.commit_index
-        # E5: the pair only rises, one primary an epoch; accepted_durable_epoch <= accepted_epoch.
+        # E5: the epoch only rises, and has one primary. It is durable unless `_accepts` has it.
         self.accepted_epoch = recovered.accepted_epoch
         self.accepted_primary = recovered.accepted_primary
-        self.accepted_durable_epoch = recovered.accepted_epoch
+        self.accepted_is_durable = True
+        self.epoch = recovered.accepted_epoch  # the newest known: accepted, or by a view
         self.tail_cut = recovered.tail_cut
         self.incomplete = recovered.incomplete
         self.writable = True  # the disk has room for a record
@@ -78,7 +79,7 @@ class ReplicaState:
         self._next_ticket = 1
         # Of what is under way to the disk, by rising tickets.
         self._writes: deque[tuple[int, int]] = deque()  # (ticket, last index it makes durable)
-        self._accepts: deque[tuple[int, int]] = deque()  # (ticket, epoch)
+        self._accepts: deque[int] = deque()  # tickets
         self._mark_ticket = 0  # of the incomplete mark that is on its way to the disk; 0: none
 
     def ticket(self) -> int:
@@ -119,14 +120,11 @@ class ReplicaState:
         if epoch == self.accepted_epoch:
             return
         self.accepted_epoch, self.accepted_primary = epoch, primary
+        self.epoch = max(self.epoch, epoch)
         ticket = self.ticket()
-        self._accepts.append((ticket, epoch))
+        self._accepts.append(ticket)
+        self.accepted_is_durable = False
         self.emit(effects.RecordAccepted(ticket, epoch, primary))
-
-    @property
-    def accepted_is_durable(self) -> bool:
-        """Whether the newest accepted (epoch, primary) is on disk."""
-        return self.accepted_durable_epoch == self.accepted_epoch
 
     @property
     def committed_position(self) -> tuple[int, int]:
@@ -165,8 +163,9 @@ class ReplicaState:
         """Everything up to `ticket` is durable (D9: fsync has returned)."""
         while self._writes and self._writes[0][0] <= ticket:
             self.durable_index = max(self.durable_index, self._writes.popleft()[1])
-        while self._accepts and self._accepts[0][0] <= ticket:
-            self.accepted_durable_epoch = self._accepts.popleft()[1]
+        while self._accepts and self._accepts[0] <= ticket:
+            self._accepts.popleft()
+            self.accepted_is_durable = not self._accepts
         if self._mark_ticket <= ticket:
             self._mark_ticket = 0
 

@@ -182,13 +182,13 @@ class Log(HeldLog):
 
         """
         self._check_usable()
-        last_index, last_epoch = self.last_index, self.last_epoch
+        before, last_epoch = self.last_index, self.last_epoch
+        last_index = before
         for record in records:
             problem = follows(record, last_index, last_epoch)
             if problem:
                 raise SafetyError(f"append to {self.directory}: {problem}")
             last_index, last_epoch = record.last_index, record.epoch
-        before = self.last_index
         try:
             self._append(records, durable=durable)
         except OSError as error:

@@ -69,6 +69,8 @@ class Store:
         self._read = environment.lmdb.begin()
         self._durable = environment.state(self._read)
         self._active = Overlay(*self._durable)
+        self.applied_index = self._active.index
+        """The last entry that reads see."""
         self._frozen: Overlay | None = None
         self._written = False
         self._writing = False
@@ -116,11 +118,6 @@ class Store:
             self._environment.release()
 
     # Where it is
-
-    @property
-    def applied_index(self) -> int:
-        """The last entry that reads see."""
-        return self._active.index
 
     @property
     def applied_epoch(self) -> int:
@@ -183,7 +180,8 @@ class Store:
                 if value is not None:
                     size += len(value)
         active.size_bytes += size
-        active.index, active.epoch = last_index, epoch
+        self.applied_index = active.index = last_index
+        active.epoch = epoch
 
     def get(self, keyspace: int, key: bytes) -> bytes | None:
         """Return the value under `key`, or None."""
@@ -422,6 +420,7 @@ class Store:
         self._frozen = None
         self._renew_read()
         self._active = Overlay(index, epoch)
+        self.applied_index = index
 
     def remove_leftovers(self) -> None:
         """Delete environments that CURRENT does not name. On any thread; takes long if large."""

@@ -37,21 +37,21 @@ class Unframer:
     """Puts messages together from the frames of one websocket, in their order."""
 
     def __init__(self) -> None:
-        self._inbox: list[bytes] = []  # complete, and not taken yet
+        self.inbox: list[bytes] = []  # complete, and not taken yet
         self._pieces: list[bytes] = []  # of the large message under way
         self._missing_bytes = 0  # of it; 0: none is under way
 
     def binary(self, data: bytes) -> None:
         """Take a parcel, or a piece. Raises FramingError or msgspec.MsgspecError."""
         if not self._missing_bytes:
-            self._inbox += _parcel_decoder.decode(data)
+            self.inbox += _parcel_decoder.decode(data)
             return
         self._pieces.append(data)
         self._missing_bytes -= len(data)
         if self._missing_bytes < 0 or not data:
             raise FramingError("a large message's pieces do not add up to its size")
         if not self._missing_bytes:
-            self._inbox.append(b"".join(self._pieces))
+            self.inbox.append(b"".join(self._pieces))
             self._pieces.clear()
 
     def text(self, text: str) -> None:
@@ -64,7 +64,7 @@ class Unframer:
 
     def take(self) -> list[bytes]:
         """Return the messages that are complete, and forget them."""
-        messages, self._inbox = self._inbox, []
+        messages, self.inbox = self.inbox, []
         return messages
 
 
@@ -87,13 +87,10 @@ class Liveness:
     def __init__(self, idle_timeout_s: float, now: float) -> None:
         self._idle_timeout = idle_timeout_s
         self._period = idle_timeout_s / PINGS_PER_IDLE_TIMEOUT
-        self._heard_at = now  # when something last came, whatever it was
+        self.heard_at = now
+        """When something last came, whatever it was."""
         self._ping_at = now
         self.due_at = now  # when `tick` is to be called next
-
-    def heard(self, now: float) -> None:
-        """Something has come."""
-        self._heard_at = now
 
     def tick(self, now: float) -> Literal["ping", "lost", ""]:
         """Time has passed: say what is to be done.
@@ -102,11 +99,11 @@ class Liveness:
         what came meanwhile is still unread, so the other end gets one more period to be heard.
         """
         if now - self.due_at > self._period:
-            self._heard_at = max(self._heard_at, now - self._idle_timeout + self._period)
-        if now - self._heard_at >= self._idle_timeout:
+            self.heard_at = max(self.heard_at, now - self._idle_timeout + self._period)
+        if now - self.heard_at >= self._idle_timeout:
             return "lost"
         is_due = now >= self._ping_at
         if is_due:
             self._ping_at = now + self._period
-        self.due_at = min(self._ping_at, self._heard_at + self._idle_timeout)
+        self.due_at = min(self._ping_at, self.heard_at + self._idle_timeout)
         return "ping" if is_due else ""

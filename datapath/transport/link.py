@@ -235,9 +235,9 @@ class Link:
             self.close(f"connection lost: {error!r}")
 
     def _deliver(self) -> None:
-        self._liveness.heard(self._loop.time())
-        if not self.closed and (frames := self._unframer.take()):
-            self._guard(self._handler.on_frames, self, frames)
+        self._liveness.heard_at = self._loop.time()
+        if self._unframer.inbox and not self.closed:
+            self._guard(self._handler.on_frames, self, self._unframer.take())
 
     # Sending
 

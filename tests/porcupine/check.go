@@ -213,10 +213,11 @@ func (h *history) checkRanges() []string {
 func (h *history) checkValues() []string {
 	writers := map[writeKey][]*record{}
 	for i := range h.records {
-		if r := &h.records[i]; r.Kind == "put" {
-			at := writeKey{r.Key, r.Value}
+		r := &h.records[i]
+		r.puts(func(key, value string) {
+			at := writeKey{key, value}
 			writers[at] = append(writers[at], r)
-		}
+		})
 	}
 	seen, _ := h.resolve()
 	var reasons []string

@@ -31,6 +31,21 @@ type record struct {
 	Deleted  bool    `json:"deleted"`
 	Found    *string `json:"found"`
 	Items    []item  `json:"items"`
+
+	// Of a transaction: what it wrote. Its items are the keys with its prefix before that.
+	Writes []write `json:"writes"`
+	Clears bool    `json:"clears"` // it removed all keys with its prefix, of which there were Count
+	Count  int     `json:"count"`
+}
+
+// write is what a transaction wrote under a key; nil removes it.
+type write struct {
+	key   string
+	value *string
+}
+
+func (w *write) UnmarshalJSON(data []byte) error {
+	return unmarshalArray(data, &w.key, &w.value)
 }
 
 // notSaid stands in place of the revision that a failed condition saw.
@@ -62,13 +77,16 @@ func (r *record) validate() error {
 		return fmt.Errorf("outcome %q is not known", r.Outcome)
 	}
 	switch r.Kind {
-	case "put", "delete", "get", "range":
+	case "put", "delete", "get", "range", "txn":
 		return nil
 	}
 	return fmt.Errorf("kind %q is not known", r.Kind)
 }
 
 func (r *record) isWrite() bool { return r.Kind == "put" || r.Kind == "delete" }
+
+// hasRange tells whether it says something of all keys with its prefix.
+func (r *record) hasRange() bool { return r.Kind == "range" || r.Kind == "txn" }
 
 // isOpen tells whether a write may take effect at any time after its call, or never.
 func (r *record) isOpen() bool {
@@ -77,7 +95,19 @@ func (r *record) isOpen() bool {
 
 // mayHaveWritten tells whether the value of a put may ever be seen.
 func (r *record) mayHaveWritten() bool {
-	return r.Kind == "put" && (r.Outcome == "ok" || r.isOpen())
+	return (r.Kind == "put" && (r.Outcome == "ok" || r.isOpen())) || (r.Kind == "txn" && r.Outcome == "ok")
+}
+
+// puts calls f for each (key, value) that a put or a transaction writes.
+func (r *record) puts(f func(key, value string)) {
+	if r.Kind == "put" {
+		f(r.Key, r.Value)
+	}
+	for _, w := range r.Writes {
+		if w.value != nil {
+			f(w.key, *w.value)
+		}
+	}
 }
 
 // returned is the time at which the operation had ended for certain.
@@ -111,7 +141,7 @@ func (r *record) seen(f func(key, value string, revision int64)) {
 func (r *record) describe() string {
 	var text strings.Builder
 	text.WriteString(r.Kind)
-	if r.Kind == "range" {
+	if r.hasRange() {
 		fmt.Fprintf(&text, " prefix=%q", r.Prefix)
 		if r.Start != "" || r.End != "" {
 			fmt.Fprintf(&text, " [%q, %q)", r.Start, r.End)
@@ -160,5 +190,16 @@ func (r *record) describeAnswer() string {
 	for _, found := range r.Items {
 		items = append(items, fmt.Sprintf("%s = %s at %d", found.key, found.value, found.revision))
 	}
-	return fmt.Sprintf("{%s} at %d", strings.Join(items, ", "), r.Revision)
+	said := fmt.Sprintf("{%s} at %d", strings.Join(items, ", "), r.Revision)
+	if r.Clears {
+		said = fmt.Sprintf("%d removed at %d", r.Count, r.Revision)
+	}
+	for _, w := range r.Writes {
+		if w.value == nil {
+			said += ", deletes " + w.key
+		} else {
+			said += ", puts " + w.key + " = " + *w.value
+		}
+	}
+	return said
 }

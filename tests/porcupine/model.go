@@ -29,12 +29,16 @@ type operation struct {
 	key      int    // number of the key in its part; not for ranges
 	value    int    // number of the value that a put writes or a get found; absent for none
 	cells    []cell // what a range says of each key of the part; covered false where it says nothing
-	open     bool   // nobody knows whether it took effect
-	class    int    // of an open write: those of one class are alike
-	rank     int    // which of its class it is, in the order of the calls
-	revision int64  // of a write that took effect; 0 if not known
-	previous int64  // the revision of the write before it, among those known in its part
+	writes   []cellWrite
+	open     bool  // nobody knows whether it took effect
+	class    int   // of an open write: those of one class are alike
+	rank     int   // which of its class it is, in the order of the calls
+	revision int64 // of a write that took effect; 0 if not known
+	previous int64 // the revision of the write before it, among those known in its part
 }
+
+// cellWrite is what a transaction writes: the number of a value under that of a key.
+type cellWrite struct{ key, value int }
 
 const (
 	absent = 0
@@ -138,7 +142,7 @@ func (p *part) step(s *state, o *operation) (bool, *state) {
 }
 
 func (o *operation) touches(key int) bool {
-	if o.record.Kind == "range" {
+	if o.record.hasRange() {
 		return o.cells[key].covered
 	}
 	return o.key == key
@@ -151,6 +155,8 @@ func (s *state) take(o *operation) (bool, *state) {
 		return s.takeOpen(o)
 	case o.record.Kind == "range":
 		return s.takeRange(o)
+	case o.record.Kind == "txn":
+		return s.takeTxn(o)
 	case o.record.Kind == "get":
 		c := s.cells[o.key]
 		if c.value != o.value || (c.value != absent && !c.matches(o.record.Revision)) {
@@ -205,6 +211,51 @@ func (s *state) takeRange(o *operation) (bool, *state) {
 		next = &raised
 	}
 	return true, next
+}
+
+// takeTxn: all that it saw before its writes is so, and they happen together.
+func (s *state) takeTxn(o *operation) (bool, *state) {
+	next, present := s, 0
+	for key, said := range o.cells {
+		if !said.covered {
+			continue
+		}
+		c := s.cells[key]
+		if c.value != absent {
+			present++
+		}
+		if o.record.Clears {
+			continue
+		}
+		if c.value != said.value || (c.value != absent && !c.matches(said.revision)) {
+			return false, s
+		}
+		next = next.learn(key, said.revision)
+	}
+	if o.record.Clears && present != o.record.Count {
+		return false, s
+	}
+	if o.revision == 0 {
+		return true, next
+	}
+	if o.revision <= next.floor || s.last != o.previous {
+		return false, s
+	}
+	written := *next
+	written.cells = append([]cell(nil), next.cells...)
+	for key, said := range o.cells {
+		if o.record.Clears && said.covered {
+			written.cells[key] = cell{}
+		}
+	}
+	for _, w := range o.writes {
+		written.cells[w.key] = cell{}
+		if w.value != absent {
+			written.cells[w.key] = cell{value: w.value, revision: o.revision, floor: s.floor}
+		}
+	}
+	written.last, written.floor = o.revision, o.revision
+	return true, &written
 }
 
 // takeFailed: the condition must not hold, and the key be what the answer says.

@@ -31,8 +31,10 @@ func (h *history) resolve() (map[*record]seenWrite, map[writeKey][]*record) {
 	writers := map[writeKey][]*record{}
 	for i := range h.records {
 		if r := &h.records[i]; r.mayHaveWritten() {
-			at := writeKey{r.Key, r.Value}
-			writers[at] = append(writers[at], r)
+			r.puts(func(key, value string) {
+				at := writeKey{key, value}
+				writers[at] = append(writers[at], r)
+			})
 		}
 	}
 	seen := map[*record]seenWrite{}
@@ -84,7 +86,7 @@ func (h *history) split() []*part {
 	for i := range h.records {
 		r := &h.records[i]
 		at := bounds{r.Prefix, r.Start, r.End}
-		if _, done := first[at]; r.Kind != "range" || r.Stale || done {
+		if _, done := first[at]; !r.hasRange() || r.Stale || done {
 			continue
 		}
 		first[at] = -1 // it covers no key that ever was
@@ -117,7 +119,7 @@ func (h *history) split() []*part {
 		}
 		var p *part
 		number := 0
-		if r.Kind == "range" {
+		if r.hasRange() {
 			number = first[bounds{r.Prefix, r.Start, r.End}]
 		} else {
 			number = numbers[r.Key]
@@ -152,8 +154,11 @@ func (h *history) sortedKeys() []string {
 	set := map[string]bool{}
 	for i := range h.records {
 		r := &h.records[i]
-		if r.Kind != "range" {
+		if !r.hasRange() {
 			set[r.Key] = true
+		}
+		for _, w := range r.Writes {
+			set[w.key] = true
 		}
 		for _, found := range r.Items {
 			set[found.key] = true
@@ -190,7 +195,7 @@ func (p *part) add(r *record, key int, seen map[*record]seenWrite, unique func(*
 		o.revision = r.Revision
 	case r.Kind == "get" && r.Found != nil:
 		o.value = number(*r.Found)
-	case r.Kind == "range":
+	case r.hasRange():
 		o.revision = r.Revision
 		o.cells = make([]cell, len(p.keys))
 		for at, name := range p.keys {
@@ -201,6 +206,12 @@ func (p *part) add(r *record, key int, seen map[*record]seenWrite, unique func(*
 				o.cells[at] = cell{value: number(found.value), revision: found.revision, covered: true}
 			}
 		}
+		for _, w := range r.Writes {
+			o.writes = append(o.writes, cellWrite{key: sort.SearchStrings(p.keys, w.key)})
+			if w.value != nil {
+				o.writes[len(o.writes)-1].value = number(*w.value)
+			}
+		}
 	}
 	p.operations = append(p.operations, o)
 }
@@ -209,7 +220,7 @@ func (p *part) add(r *record, key int, seen map[*record]seenWrite, unique func(*
 func (p *part) chain() {
 	var writes []*operation
 	for _, o := range p.operations {
-		if o.record.isWrite() && o.revision != 0 {
+		if (o.record.isWrite() || o.record.Kind == "txn") && o.revision != 0 {
 			writes = append(writes, o)
 		}
 	}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datapath.errors import NotPrimaryError, RejectedError
+from datapath.errors import NotPrimaryError, OperationUnknownError, RejectedError
 from datapath.operations import Operation, Query
 from tests.sim.script import Cluster
 
@@ -92,3 +92,55 @@ def test_a_repeat_gets_the_first_answer_from_the_next_primary() -> None:
     assert (again.result.index, again.result.value) == (first.result.index, True)
     assert isinstance(cluster.told(b, refused).problem, RejectedError)
     assert cluster.read(b, GET).value is None
+
+
+def _left_uncommitted(seed: int) -> tuple[Cluster, Operation]:
+    """Have "b" take over with a keyed write in its log that nobody has committed; "c" is away."""
+    cluster = Cluster(seed=seed, has_service=True)
+    keyed = Operation("put", (b"k", b"first"), "request-1")
+    cluster.cut("b", "a")
+    cluster.cut("c", "a")
+    end = cluster["b"].disk.durable.last_index
+    cluster.ask("a", keyed)
+    cluster.until(lambda: cluster["b"].disk.durable.last_index > end)
+    cluster.isolate("c")
+    cluster.cut_consensus("c")
+    cluster["a"].crash()
+    cluster.until(lambda: cluster["b"].replica.primary is not None)
+    assert not cluster["b"].replica.may_execute()
+    return cluster, keyed
+
+
+def test_a_repeat_of_what_an_earlier_epoch_left_uncommitted_is_not_refused_as_not_applied() -> None:
+    """D8: the queue of a primary that does not serve yet is full, and the repeat is in its log."""
+    cluster, keyed = _left_uncommitted(seed=3)
+    waits = [cluster.ask("b", Operation("put", (b"x", b"%d" % n))) for n in range(2)]
+    other = cluster.told("b", Operation("put", (b"y", b"other"), "request-2"))
+    assert other.problem is not None
+    assert other.problem.outcome == "not_applied"
+    refused = cluster.told("b", keyed)
+    assert refused.problem is not None
+    assert (refused.problem.code, refused.problem.outcome) == ("unknown_outcome", "unknown")
+    cluster.until(lambda: all(said.done() for said in waits))
+    repeated = cluster.told("b", keyed).result
+    assert repeated is not None
+    assert repeated.repeated
+
+
+def test_a_repeat_that_waits_for_a_primary_in_vain_is_not_called_not_applied() -> None:
+    """D8: what an earlier request under its key has left may commit yet."""
+    cluster, keyed = _left_uncommitted(seed=1)
+    late = cluster.ask("b", keyed, timeout_ms=20)
+    other = cluster.ask("b", Operation("put", (b"y", b"other"), "request-2"), timeout_ms=20)
+    cluster.until(lambda: late.done() and other.done())
+    assert late.problem is not None
+    assert late.problem.outcome == "unknown"
+    assert isinstance(other.problem, NotPrimaryError)
+
+
+def test_a_node_without_a_primary_looks_into_what_it_has_not_committed() -> None:
+    """D8: it may commit yet, so a repeat is not told that it never will."""
+    cluster, keyed = _left_uncommitted(seed=1)
+    known = cluster["c"].service.tail.recall(keyed)
+    assert isinstance(known, OperationUnknownError)
+    assert cluster["c"].service.tail.recall(Operation("put", (b"y", b""), "request-2")) is None

@@ -202,7 +202,7 @@ def test_a_deposed_primary_is_refused_and_told_of_the_higher_epoch() -> None:
     cluster.rejoin()
     cluster.until(lambda: cluster["a"].replica.primary is None)
     cluster.until(lambda: cluster.seen["refused as fenced"] > 0)
-    assert cluster["a"].replica.epoch == 2
+    assert cluster["a"].replica.state.epoch == 2
 
 
 def test_reads_go_on_after_a_pause_of_the_primary_without_a_majority() -> None:

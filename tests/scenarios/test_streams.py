@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datapath.protocol.messages import Heartbeat, Message, Probe
 from election.view import AddMember, RemoveMember
+from tests.sim.members import make_member
 from tests.sim.node import Node
 from tests.sim.script import Cluster
-from tests.sim.world import make_member
 
 
 def _deaf_to(node: Node, *kinds: type[Message]) -> None:

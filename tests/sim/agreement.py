@@ -45,7 +45,9 @@ class Agreement:
         self.laggards = 0.0  # share of view notices that come late
         self.counts_votes = False  # whether nothing is decided without a majority of the voters
         self.voters = frozenset(member.id for member in first.members)
+        self.voters_at = {first.version: self.voters}  # version: the voters when it was agreed
         self.follow_ms: tuple[float, float] | None = None  # how late voters follow; None: at once
+        self.is_lost = False  # whether nothing is decided any more, although all run
         self.witnesses_down: dict[str, float] = {}  # and since when
         self.in_flight: dict[str, int] = {}
         self.holding: set[str] = set()  # proposals of these nodes wait in `held`
@@ -77,6 +79,7 @@ class Agreement:
                 clockwork.note(f"consensus refuses {change}: {new.reason}")
             return Refused(old, new.reason)
         self.views.append(new)
+        self.voters_at[new.version] = self.voters
         if clockwork.tracing:
             clockwork.note(
                 f"VIEW {new.version}: epoch {new.epoch} primary {new.primary} in sync {new.in_sync}"
@@ -156,8 +159,21 @@ class Agreement:
 
     def has_majority(self, voters: frozenset[str] | None = None) -> bool:
         """Whether enough voters (those of now) run to decide anything."""
+        if self.is_lost:
+            return False
         voters = self.voters if voters is None else voters
         return not self.counts_votes or 2 * sum(map(self.is_voting, voters)) > len(voters)
+
+    def was_up(self, name: str, since_ms: float) -> bool:
+        """Whether a voter or replica was running at some time since then, paused or not."""
+        node = self.nodes.get(name)
+        if node is None:
+            return self.witnesses_down.get(name, since_ms) >= since_ms
+        return node.is_up or node.down_ms >= since_ms
+
+    def known_voters(self, view: View) -> frozenset[str]:
+        """Return the voters as a node knows them that has applied `view`, and perhaps more."""
+        return self.voters if self._clockwork.chance(0.7) else self.voters_at[view.version]
 
     def _follow(self) -> None:
         """The voters become the view's members, one by one (decision 11)."""

@@ -5,10 +5,12 @@ They find less than the checker does, and say so in one sentence when they do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from datapath.operations import Result
+from tests.sim.transactions import Asked, items_of
 from tests.support.history import Operation
 
 
@@ -24,7 +26,8 @@ class Claims:
 
     def __init__(self, fail: Callable[[str], None]) -> None:
         self._report = fail
-        self._puts: dict[str, Operation] = {}
+        self._puts: dict[str, tuple[str, Operation]] = {}  # value -> the key, and who writes it
+        self._not_written: set[str] = set()  # by transactions that carried out their other branch
         self._revisions: dict[str, int] = {}  # value -> the revision it was seen with
         self._writes: dict[int, Operation] = {}  # revision -> the write acknowledged with it
         self._known: dict[str, Known] = {}
@@ -47,11 +50,18 @@ class Claims:
 
     def will_put(self, entry: Operation) -> None:
         """A put is asked for."""
-        self._puts[entry.value] = entry
+        self._puts[entry.value] = entry.key, entry
 
     def will_delete(self, entry: Operation) -> None:
         """A delete is asked for."""
         self._may_delete.setdefault(entry.key, []).append(entry)
+
+    def will_transact(self, entry: Operation, asked: Asked) -> None:
+        """A transaction is asked for."""
+        for key, value in asked.values:
+            self._puts[value] = key, entry
+        for key in asked.may_delete:
+            self._may_delete.setdefault(key, []).append(entry)
 
     # -- and end
 
@@ -68,6 +78,41 @@ class Claims:
             self._learn(entry.key, entry.revision, is_there=False)
         else:
             self._absent(entry, entry.key, floors)
+
+    def transacted(
+        self, entry: Operation, asked: Asked, result: Result, floors: Mapping[str, Known]
+    ) -> None:
+        """A transaction was carried out. T1, within its own answer."""
+        if asked.txn is None:
+            if entry.revision:
+                self._revision_of(entry, asked.may_delete, floors)
+            return
+        succeeded, results = result.value
+        before = {key: (value, revision) for key, value, revision in items_of(results[0])}
+        for key, (value, revision) in before.items():
+            self._found(key, value, revision, floors)
+        for key in floors:
+            if key.startswith(entry.prefix) and key not in before:
+                self._absent(entry, key, floors)
+        if succeeded is not asked.holds(items_of(results[0])):
+            self.fail(f"T1: a transaction says {succeeded} of {before}: {asked}")
+        if not succeeded:
+            self._not_written.update(value for _, value in asked.values)
+            return
+        after = dict(before)
+        for key, written in entry.writes:
+            after.pop(key, None)
+            if written is not None:
+                after[key] = (written, entry.revision)
+        shown = {key: (value, revision) for key, value, revision in items_of(results[-1])}
+        if shown != after:
+            self.fail(f"T1: a transaction saw {shown} after its writes, not {after}: {asked}")
+        if entry.revision:
+            self._revision_of(entry, [key for key, _ in entry.writes], floors)
+        for key, written in entry.writes:
+            if written is not None:
+                self._is_value(key, written, entry.revision)
+            self._learn(key, entry.revision, is_there=written is not None)
 
     def got(self, entry: Operation, floors: Mapping[str, Known]) -> None:
         """A get was answered."""
@@ -111,15 +156,21 @@ class Claims:
     # -- what may not be
 
     def _write(self, entry: Operation, floors: Mapping[str, Known]) -> None:
+        self._revision_of(entry, [entry.key], floors)
+
+    def _revision_of(
+        self, entry: Operation, keys: Iterable[str], floors: Mapping[str, Known]
+    ) -> None:
         other = self._writes.setdefault(entry.revision, entry)
         if other is not entry:
             self.fail(f"revision {entry.revision} was given to two writes: {other}, {entry}")
-        known = floors.get(entry.key)
-        if known is not None and entry.revision <= known.revision:
-            self.fail(
-                f"{entry.kind} of {entry.key} has revision {entry.revision}, and {known.revision} "
-                "was known before it was asked for"
-            )
+        for key in keys:
+            known = floors.get(key)
+            if known is not None and entry.revision <= known.revision:
+                self.fail(
+                    f"{entry.kind} of {key} has revision {entry.revision}, and {known.revision} "
+                    "was known before it was asked for"
+                )
 
     def _found(self, key: str, value: str, revision: int, floors: Mapping[str, Known]) -> None:
         self._is_value(key, value, revision)
@@ -127,9 +178,11 @@ class Claims:
         self._learn(key, revision, is_there=True)
 
     def _is_value(self, key: str, value: str, revision: int) -> None:
-        put = self._puts.get(value)
-        if put is None or put.key != key:
+        written_to, put = self._puts.get(value, (None, None))
+        if put is None or written_to != key:
             self.fail(f"{key} has value {value!r}, which nobody has put there")
+        elif value in self._not_written:
+            self.fail(f"T1: {key} has value {value!r} of a branch that was not carried out: {put}")
         elif put.outcome in ("not_applied", "failed_condition"):
             self.fail(f"{key} has value {value!r}, and its put was said to have ended: {put}")
         other = self._revisions.setdefault(value, revision)

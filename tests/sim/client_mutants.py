@@ -7,9 +7,11 @@ from unittest.mock import patch
 
 import msgspec
 
+from cluster.services import kv
+from cluster.services.txn import decode_txn
 from datapath.errors import DataPathError, OperationError, OperationNotAppliedError
 from datapath.execution.client_table import ClientTable
-from datapath.execution.executor import Executor
+from datapath.execution.executor import Execution, Executor
 from datapath.execution.pipeline import Batch, Pipeline
 from datapath.execution.tail import PendingAnswer, Tail, Waiting
 from datapath.keyspaces import KV
@@ -21,6 +23,7 @@ from datapath.transport.calls import NoAnswerError
 from tests.scenarios import test_answers
 from tests.sim.mutant import Mutant, Patch
 from tests.sim.oracle import Oracle
+from tests.sim.service import MemoryStore
 
 ROUTER = "tests/unit/datapath/node/test_router.py::"
 OUTCOMES = "tests/integration/datapath/node/test_outcomes.py::"
@@ -189,7 +192,88 @@ def _d8_what_is_forgotten_is_not_in_the_delta() -> list[Patch]:
     return [patch.object(ClientTable, "summary", lambda _: [])]
 
 
+def _t1_half_of_it_is_applied() -> list[Patch]:
+    finish = Executor._finish
+
+    def halve(
+        executor: Executor, operation: Operation, execution: Execution, value: Any, error: Any
+    ) -> Any:
+        if operation.method == "txn":
+            writes = list(execution.writes.items())
+            execution.writes = dict(writes[: (len(writes) + 1) // 2])
+        return finish(executor, operation, execution, value, error)
+
+    return [patch.object(Executor, "_finish", halve)]
+
+
+def _t1_half_of_it_comes_later() -> list[Patch]:
+    """A reader between the two finds one half."""
+    write = MemoryStore._write
+
+    def in_halves(store: MemoryStore, entries: list[Entry], last_index: int) -> None:
+        late: list[Entry] = getattr(store, "late", [])
+        write(store, late, store.applied_index)
+        kept: list[Entry] = []
+        store.late = []  # type: ignore[attr-defined]
+        for entry in entries:
+            writes = [item for item in entry if item[0] == KV]
+            if len(writes) > 1:
+                store.late.append(writes[1:])  # type: ignore[attr-defined]
+                kept.append([item for item in entry if item not in writes[1:]])
+            else:
+                kept.append(entry)
+        write(store, kept, last_index)
+
+    return [patch.object(MemoryStore, "_write", in_halves)]
+
+
+def _t1_reads_miss_the_writes_before_them() -> list[Patch]:
+    scan = Executor.scan
+
+    def without_own(
+        executor: Executor, execution: Execution, keyspace: int, start: bytes, end: bytes | None
+    ) -> Any:
+        own, execution.writes = execution.writes, {}
+        try:
+            return scan(executor, execution, keyspace, start, end)
+        finally:
+            execution.writes = own
+
+    return [patch.object(Executor, "scan", without_own)]
+
+
+def _t1_a_condition_is_not_looked_at() -> list[Patch]:
+    return [patch("cluster.services.kv._holds", lambda *_: True)]
+
+
+def _t1_both_branches_are_carried_out() -> list[Patch]:
+    decode = decode_txn
+
+    def both(request: bytes) -> Any:
+        asked = decode(request)
+        return msgspec.structs.replace(asked, otherwise=(*asked.otherwise, *asked.then))
+
+    return [patch.object(kv, "decode_txn", both)]
+
+
+def _t1_failed_comparisons_tell_early() -> list[Patch]:
+    add_answers = Tail.add_answers
+
+    def answer(tail: Tail, answers: list[PendingAnswer]) -> None:
+        early = [item for item in answers if item.waiting.operation.method == "txn"]
+        tail.answer_all(early)
+        add_answers(tail, [item for item in answers if item not in early])
+
+    return [patch.object(Tail, "add_answers", answer)]
+
+
 _MUTANTS = (
+    Mutant("T1", "half of a transaction is applied", _t1_half_of_it_is_applied),
+    Mutant("T1", "half of a transaction comes later", _t1_half_of_it_comes_later),
+    Mutant("T1", "reads inside miss the writes before", _t1_reads_miss_the_writes_before_them),
+    Mutant("T1", "a condition is not looked at", _t1_a_condition_is_not_looked_at),
+    Mutant("T1", "both branches are carried out", _t1_both_branches_are_carried_out),
+    Mutant("T1", "a failed comparison tells early (D2)", _t1_failed_comparisons_tell_early),
     Mutant("D1", "answers before the commit", _d1_answers_before_the_commit),
     Mutant("D1", "answers when the primary alone has it", _d1_answers_when_the_primary_has_it),
     Mutant("D1", "what a lost role leaves open is not applied", _d1_unknown_is_called_not_applied),

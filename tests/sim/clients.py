@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,8 +24,10 @@ from datapath.errors import (
 )
 from datapath.operations import Operation, Query, QueryResult, Result
 from datapath.protocol.confirmations import ReadPoint
-from tests.sim import forwarding
+from datapath.settings import ClientTableBounds
+from tests.sim import forwarding, transactions
 from tests.sim.claims import Claims
+from tests.sim.transactions import KEYS_PER_GROUP, Asked, group_end, items_of
 from tests.support.history import History
 from tests.support.history import Operation as Entry
 
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
     from tests.sim.node import Node
     from tests.sim.world import World
 
-KEYS_PER_GROUP = 3
 OPERATIONS_PER_GROUP = 60
 """After so many operations the clients go over to new keys: what is checked as one stays small."""
 ASK_MS = (0.1, 2.0)
@@ -48,6 +50,7 @@ _KINDS = {
     "put_if_revision": 12,
     "put_if_absent": 10,
     "delete_if_revision": 4,
+    "txn": 12,
 }
 _ETAG = re.compile(r'ETag "(\d+)"')
 
@@ -73,7 +76,7 @@ class Habits(msgspec.Struct, frozen=True):
 class Clients:
     """All clients of a schedule, and their history."""
 
-    def __init__(self, world: World, name: str) -> None:
+    def __init__(self, world: World, name: str, *, trusting: bool = False) -> None:
         self.world = world
         self.clockwork = world.clockwork
         self.history = History(name)
@@ -96,6 +99,14 @@ class Clients:
             confirms=random.choice((0.0, 0.0, 0.4)),
         )
         self.links = forwarding.Troubles(random.choice((0.0, 0.05, 0.2)), random.choice((0.2, 0.7)))
+        self.unsettled: list[Asking] = []  # transactions whose outcome is unknown
+        if trusting:
+            # They ask once, and believe what they are told: all else is up to who forwards.
+            self.habits = msgspec.structs.replace(
+                self.habits, n_clients=8, beat_ms=8.0, lost=0.0, late=0.0, twice=0.0, keyed=0.9,
+                patience_ms=600.0, forwards=1.0, credulous=1.0,
+            )  # fmt: skip
+            self.links = forwarding.Troubles(broken=0.3, late=0.8)
         self.known_index = 0  # the highest that is known to have committed
         self._begun = 0
         self._clients = [Client(self, number) for number in range(self.habits.n_clients)]
@@ -164,6 +175,7 @@ class Clients:
 
     def read_all(self, node: Node) -> None:
         """The cluster is whole: read all there is at its primary, and see that nothing is gone."""
+        self._settle(node)
         client = self.history.new_client()
         for number in range(self._begun // OPERATIONS_PER_GROUP + 1):
             prefix = f"g{number}/"
@@ -172,6 +184,22 @@ class Clients:
             entry.listed(self.now_ns(), _items(answer), revision=answer.index)
             self.claims.listed(entry, self.claims.floors())
             self.claims.is_last(entry)
+
+    def _settle(self, node: Node) -> None:
+        """Find out what became of transactions: by their keys, where none is forgotten."""
+        if self.world.bounds.client_table.max_bytes < ClientTableBounds().max_bytes:
+            return
+        for asking in self.unsettled:
+            assert isinstance(asking.asks, Operation)
+            assert asking.asked is not None
+            result = node.service.tail.recall(msgspec.structs.replace(asking.asks, min_copies=0))
+            asking.entry.outcome = "open"
+            if result is None:
+                asking.entry.not_applied(self.now_ns())
+            elif isinstance(result, Result):
+                self.clockwork.seen["client: transaction found out"] += 1
+                _transacted(asking.entry, asking.asked, result)(self.now_ns())
+                self.claims.transacted(asking.entry, asking.asked, result, asking.floors)
 
 
 class Client:
@@ -197,6 +225,9 @@ class Client:
         method, _, condition = kind.partition("_if_")
         revision = clients.claims.revision(key) if condition == "revision" else None
         absent = condition == "absent"
+        if method == "txn":
+            self._transact(number, group)
+            return
         repeat_key = ""
         if method in ("put", "delete") and clients.clockwork.chance(clients.habits.keyed):
             repeat_key = f"{number}"
@@ -229,10 +260,24 @@ class Client:
         self.asking = Asking(self, entry, asks)
         self.asking.attempt()
 
+    def _transact(self, number: int, group: str) -> None:
+        """Ask for a transaction: under a key, so that what became of it can be found out."""
+        clients, random = self.clients, self.clients.clockwork.random
+        keys = [f"{group}k{number}" for number in range(KEYS_PER_GROUP)]
+        asked = transactions.draw(random, group, keys, number, clients.claims.revision)
+        entry = clients.history.transaction(self.number, clients.now_ns(), prefix=group)
+        clients.claims.will_transact(entry, asked)
+        copies = random.choice((2, 3)) if clients.clockwork.chance(clients.habits.picky) else 0
+        operation = asked.operation(f"{number}", copies, clients.known_index)
+        self.asking = Asking(self, entry, operation, asked)
+        self.asking.attempt()
+
     def ended(self) -> None:
         """The operation under way has ended."""
         assert self.asking is not None
         if self.asking.entry.outcome == "unknown":
+            if self.asking.asked is not None:
+                self.clients.unsettled.append(self.asking)
             self.number = self.clients.history.new_client()
         self.asking = None
 
@@ -240,8 +285,11 @@ class Client:
 class Asking:
     """One operation, over all its attempts."""
 
-    def __init__(self, client: Client, entry: Entry, asks: Operation | Query) -> None:
+    def __init__(
+        self, client: Client, entry: Entry, asks: Operation | Query, asked: Asked | None = None
+    ) -> None:
         clients = client.clients
+        self.asked = asked  # of a transaction
         self.client = client
         self.clients = clients
         self.clockwork = clients.clockwork
@@ -352,6 +400,7 @@ class Asking:
             return
         if isinstance(problem, OperationUnknownError):
             self.clockwork.seen["client: unknown outcome"] += 1
+            self.clockwork.seen[f"client: unknown: {problem.code}"] += 1
             self.unsure = True
             if problem.code in ("idempotency_key_expired", "unknown_revision"):
                 self.clockwork.seen[f"client: {problem.code}"] += 1
@@ -382,6 +431,8 @@ class Asking:
 
     def _end(self, how: Callable[..., None], **said: Any) -> None:
         how(self.clients.now_ns(), **said)
+        if self.entry.outcome == "not_applied" and self.entry.kind == "put":
+            self.clients.world.oracle.on_told_not_applied(self.entry.value)
         self.clockwork.seen[f"client: {self.entry.kind} {self.entry.outcome}"] += 1
         if self.clockwork.tracing:
             self.clockwork.note(
@@ -424,7 +475,10 @@ class Asking:
         self.clients.known_index = max(self.clients.known_index, result.index)
         if result.repeated:
             self.clockwork.seen["client: first answer again"] += 1
-        if entry.kind == "put":
+        if self.asked is not None:
+            self._end(_transacted(entry, self.asked, result))
+            claims.transacted(entry, self.asked, result, self.floors)
+        elif entry.kind == "put":
             self._end(entry.done, revision=result.index, created=result.value)
             claims.put(entry, self.floors)
         else:
@@ -487,11 +541,22 @@ class Answer:
         asking.clients.answer(action, self._number, exception)
 
 
+def _transacted(entry: Entry, asked: Asked, result: Result) -> Callable[[int], None]:
+    """Return what ends a transaction's entry."""
+    if asked.txn is None:
+        count, following = result.value
+        assert following is None
+        return partial(entry.cleared, count=count, revision=result.index if count else 0)
+    succeeded, results = result.value
+    before = items_of(results[0])
+    writes = asked.writes(before) if succeeded else []
+    revision = result.index if writes else 0
+    return partial(entry.transacted, items=before, writes=writes, revision=revision)
+
+
 def _range_query(prefix: str) -> Query:
-    start = prefix.encode()
-    return Query("range", (start, start[:-1] + bytes([start[-1] + 1]), RANGE_LIMIT, False))
+    return Query("range", (prefix.encode(), group_end(prefix), RANGE_LIMIT, False))
 
 
 def _items(answer: QueryResult) -> list[tuple[str, str, int]]:
-    items, _ = answer.value
-    return [(key.decode(), value.decode(), revision) for key, value, revision, *_ in items]
+    return items_of(answer.value)

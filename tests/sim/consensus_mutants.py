@@ -84,7 +84,7 @@ def _e3_an_unknown_handover_has_failed() -> list[Patch]:
     def forget(primary: Primary, *, answered: bool) -> None:
         done(primary, answered=answered)
         if not answered:
-            primary.handovers.state = "none"
+            primary.handovers.phase = "none"
 
     return [patch.object(Primary, "on_proposal_done", forget)]
 

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections import Counter
 
 ENOUGH_SCHEDULES = 1000
-LASTING = ("alone", "dead", "deaf to", "deaf to consensus", "no consensus", "no disk")
+REMOVALS = (
+    "done", "unknown", "is_primary", "membership_pending", "no_majority", "no_primary",
+    "unknown_node", "unsafe_removal",
+)  # fmt: skip
+REFUSALS = ("not_enough_copies", "overloaded", "precondition_failed", "storage_full")
+UNKNOWN = ("not_enough_copies", "timeout", "unknown_outcome")
+LASTING = (
+    "alone",
+    "dead",
+    "deaf to",
+    "deaf to consensus",
+    "no consensus",
+    "no disk",
+    "no majority",
+)
 SITUATIONS = (
     "view change", "take-over", "take-over by the primary itself", "handover", "handover given up",
     "shrink", "grow", "addmember", "removemember", "confirm", "proposal refused",
@@ -14,7 +28,7 @@ SITUATIONS = (
     "snapshot begun", "snapshot installed", "lease expired", "gave way", "stall noticed",
     "waited for own promise", "promise withheld", "refused as fenced", "cut tail start",
     "cut tail yields", "incomplete start", "damage repaired", "told of its loss", "old copy",
-    "put back", "reminded of its loss",
+    "put back", "alone with a loss that is noted", "reminded of its loss",
     "consensus not heard", "not proposed after all",
     "crash", "power cut", "pause",
     "one-way cut", "isolation", "consensus cut", "disk stall", "full disk", "damage", "lost tail",
@@ -30,7 +44,17 @@ SITUATIONS = (
     "client: reads share a question",
     "client: no read without a lease", "client: put failed_condition", "client: put unknown",
     "client: put not_applied", "client: forwarded", "client: a link ended under a call",
+    *(f"operator: removal {said}" for said in REMOVALS),
+    *(f"operator: addition {said}" for said in ("done", "unknown", "removed")),
+    "operator: removed by force",
+    *(f"client: a keyed write is refused: {code}" for code in REFUSALS),
+    *(f"client: without a key: {code}" for code in REFUSALS),
+    *(f"client: unknown: {code}" for code in UNKNOWN), "client: recalled by a forwarder",
+    "client: an attempt of a forwarder without a key is uncertain",
     "client: an attempt of a forwarder is uncertain", "client: idempotency_key_expired",
+    "watch: read the log", "watch: resumed after a crash", "watch: events lost on their way",
+    "watch: ahead of its node", "watch: history gone here", "watch: history gone everywhere",
+    "watch: history gone amid a watch",
 )  # fmt: skip
 
 

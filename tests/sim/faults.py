@@ -6,12 +6,16 @@ from collections import Counter
 
 from tests.sim.clients import Clients
 from tests.sim.clockwork import ViolationError
+from tests.sim.operators import Operators
 from tests.sim.troubles import Troubles
+from tests.sim.watchers import Watchers
 from tests.sim.world import World
 
 HEALING_LIMIT_MS = 10_000.0
 LONG_EVERY = 17
 """One schedule in so many is long; short and dense ones reach more in the same time."""
+OPERATORS_OF, OPERATORS = 13, (3, 7, 11)
+"""In these of so many schedules operators err."""
 LASTING_FAULTS_RATE = 0.4
 LASTING_WRITES = 20
 """So many writes, 10 ms apart, must commit although a fault lasts."""
@@ -20,7 +24,14 @@ LASTING_WRITES = 20
 class Schedule:
     """Draws a cluster and its troubles from a seed, and runs them."""
 
-    def __init__(self, seed: int, *, trace: bool = False, clients: bool | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        trace: bool = False,
+        clients: bool | None = None,
+        operators: bool | None = None,
+    ) -> None:
         self.seed = seed
         # Half of the schedules have clients, the others a load that costs less.
         has_clients = seed % 4 in (1, 2) if clients is None else clients
@@ -65,19 +76,37 @@ class Schedule:
         world.snapshot_ms = random.choice((20.0, 150.0, 800.0))
         if clockwork.chance(0.2):
             world.agreement.delay_ms = (20.0, 120.0)
-        all_faults = Troubles(world).kinds()
+        troubles = Troubles(world)
+        all_faults = troubles.kinds()
         # Some kinds only: troubles of one kind in a row reach states that a mixture does not.
         kinds = random.choice((3, 6, 12, len(all_faults)))
         self._faults = random.sample(all_faults, kinds)
         self._confirms = random.choice((0.0, 0.1, 0.5))
         if world.clocks_stop:
             # It matters where others take over meanwhile, which needs time.
-            troubles = Troubles(world)
             self._faults = [*self._faults[:6], troubles.stop_clock, *[troubles.leave_behind] * 3]
             self.duration_ms = max(self.duration_ms, clockwork.between(900, 2500))
             self.fault_gap_ms = random.choice((80.0, 200.0, 400.0))
             self._confirms = 0.5
-        self.clients = Clients(world, f"seed {seed}") if has_clients else None
+        self.operators: Operators | None = None
+        has_operators = seed % OPERATORS_OF in OPERATORS if operators is None else operators
+        if has_operators and n_nodes > 1:
+            self._let_operators_err(Operators(world, troubles), troubles)
+        self.clients: Clients | None = None
+        if has_clients:
+            self.clients = Clients(world, f"seed {seed}", trusting=seed % 6 == 3)
+        self.watchers = Watchers(world, seed)
+
+    def _let_operators_err(self, operators: Operators, troubles: Troubles) -> None:
+        """Who is a member changes only as production decides, for operators who make mistakes."""
+        world, clockwork = self.world, self.world.clockwork
+        self.operators = operators
+        world.ids_are_used_once = True
+        world.agreement.follow_ms = clockwork.random.choice(((1.0, 10.0), (20.0, 400.0)))
+        rest = [fault for fault in self._faults if fault != troubles.change_members]
+        self._faults = [*rest[:6], *operators.kinds()]
+        self.duration_ms = max(self.duration_ms, clockwork.between(700, 2500))
+        self.fault_gap_ms = clockwork.random.choice((40.0, 120.0, 300.0))
 
     # -- the run
 
@@ -106,13 +135,16 @@ class Schedule:
         """All faults end: everyone is in sync again soon, and equal. Then a few come, to stay."""
         world, clockwork = self.world, self.world.clockwork
         self._faults = []
+        if self.operators is not None:
+            self.operators.stopped = True
         world.is_troubled = False
+        self.watchers.breaks = False
         world.heal()
         deadline = clockwork.now + HEALING_LIMIT_MS
         appended = False
         while True:
             world.run_for(10)
-            problem = world.whole_problem()
+            problem = world.whole_problem() or self.watchers.problem()
             if clockwork.now >= deadline:
                 raise ViolationError(
                     f"not whole {HEALING_LIMIT_MS:.0f} ms after healing: {problem}"
@@ -133,12 +165,28 @@ class Schedule:
         if any(world.agreement.in_flight.values()):
             return  # what was proposed before may still take a replica that is well out
         if clockwork.chance(LASTING_FAULTS_RATE if self.is_long else LASTING_FAULTS_RATE / 2):
-            self._go_on_with(self._leave_some())
+            if clockwork.chance(0.3):
+                self._go_on_without_a_majority()
+            else:
+                self._go_on_with(self._leave_some())
+
+    def _go_on_without_a_majority(self) -> None:
+        """Nothing can be decided; all replicas run, and one pauses: that ends nothing for good."""
+        world, clockwork = self.world, self.world.clockwork
+        clockwork.seen["lasting: no majority"] += 1
+        world.agreement.is_lost = True
+        for _ in range(clockwork.random.randint(1, 3)):
+            node = world.nodes[clockwork.random.choice(world.view.in_sync)]
+            world.run_for(clockwork.between(0, 300))
+            node.pause()
+            world.run_for(clockwork.between(200, 1200))
+            node.resume()
+        self._go_on_with({"no majority"})
 
     def _go_on_with(self, lasting: set[str]) -> None:
         """With a fault that lasts the cluster must take writes again, soon and for good."""
         world, clockwork = self.world, self.world.clockwork
-        if not self._somebody_could_serve(lasting):
+        if lasting != {"no majority"} and not self._somebody_could_serve(lasting):
             return
         deadline = clockwork.now + HEALING_LIMIT_MS
         appended = 0

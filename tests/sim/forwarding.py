@@ -129,7 +129,8 @@ class Forwarding:
             return
         self._attempts.failed(outcome)
         if self._attempts.is_uncertain:
-            self._clockwork.seen["client: an attempt of a forwarder is uncertain"] += 1
+            keyed = "" if self._operation.idempotency_key else " without a key"
+            self._clockwork.seen[f"client: an attempt of a forwarder{keyed} is uncertain"] += 1
         self._step()
 
 

@@ -50,6 +50,7 @@ SIMULATED = (
     "datapath.protocol.replica",
     "datapath.protocol.progress",
     "datapath.protocol.log_index",
+    "datapath.execution.changes",
     "datapath.node.interpreter",
     "datapath.node.read_index",
     "datapath.node.catch_up",

@@ -14,6 +14,7 @@ class Mutant(NamedTuple):
 
     `scenario` is called; `unit` names a pytest test, run in a process of its own; without either,
     schedules of the simulator are run, from `seed` on; with `clients`, all of them have clients;
+    with `operators`, in all of them operators err;
     with `consensus`, those of consensus (`tests.sim.consensus`).
     """
 
@@ -24,6 +25,7 @@ class Mutant(NamedTuple):
     scenario: Callable[[], None] | None = None
     unit: str = ""
     clients: bool = False
+    operators: bool = False
     consensus: bool = False
 
 

@@ -29,6 +29,7 @@ from tests.sim.clockwork import ViolationError
 from tests.sim.consensus.schedule import Schedule as ConsensusSchedule
 from tests.sim.consensus_mutants import CONSENSUS_MUTANTS
 from tests.sim.faults import Schedule
+from tests.sim.found_mutants import FOUND_MUTANTS
 from tests.sim.histories import Histories
 from tests.sim.hosting_mutants import HOSTING_MUTANTS
 from tests.sim.membership_mutants import MEMBERSHIP_MUTANTS
@@ -37,18 +38,36 @@ from tests.sim.raft_mutants import RAFT_MUTANTS
 from tests.sim.read_mutants import READ_MUTANTS
 from tests.sim.replica_mutants import REPLICA_MUTANTS
 from tests.sim.service_mutants import SERVICE_MUTANTS
+from tests.sim.watch_mutants import WATCH_MUTANTS
 
 MAX_SEEDS = 1500
 """After so many schedules a mutant counts as not caught."""
 BATCH = 10
-MODULES = ("replica", "client", "service", "consensus", "raft", "membership", "read", "hosting")
+MODULES = (
+    "replica",
+    "client",
+    "service",
+    "consensus",
+    "raft",
+    "membership",
+    "read",
+    "watch",
+    "found",
+    "hosting",
+)
 PRELOADED = [f"tests.sim.{name}_mutants" for name in MODULES]
-RULES = (*(f"E{n}" for n in range(1, 6)), *(f"D{n}" for n in range(1, 11)), "M1",
-         *(f"X{n}" for n in range(1, 5)))  # fmt: skip
+RULES = (
+    *(f"E{n}" for n in range(1, 6)),
+    *(f"D{n}" for n in range(1, 11)),
+    "M1",
+    "T1",
+    *(f"W{n}" for n in range(1, 6)),
+    *(f"X{n}" for n in range(1, 5)),
+)
 MUTANTS: tuple[Mutant, ...] = (
     *REPLICA_MUTANTS, *CLIENT_MUTANTS, *SERVICE_MUTANTS, *CONSENSUS_MUTANTS,
-    *RAFT_MUTANTS, *MEMBERSHIP_MUTANTS, *READ_MUTANTS,
-    *HOSTING_MUTANTS,
+    *RAFT_MUTANTS, *MEMBERSHIP_MUTANTS, *READ_MUTANTS, *WATCH_MUTANTS,
+    *FOUND_MUTANTS, *HOSTING_MUTANTS,
 )  # fmt: skip
 
 
@@ -91,7 +110,9 @@ def _run_schedules(mutant: Mutant) -> Verdict:
         histories = Histories(1 if mutant.clients else 0, Path(directory), BATCH)
         for seeds in range(1, MAX_SEEDS + 1):
             seed = mutant.seed + seeds - 1
-            schedule = Schedule(seed, clients=True if mutant.clients else None)
+            schedule = Schedule(
+                seed, clients=mutant.clients or None, operators=mutant.operators or None
+            )
             try:
                 schedule.run()
             except ViolationError as error:

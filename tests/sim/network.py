@@ -106,6 +106,10 @@ class Network:
             if other != node.id:
                 self._redial_later(node.id, other, node.life, at_once=True)
 
+    def dial(self, node: Node, other: str) -> None:
+        """Dial one that has come later, for this lifetime."""
+        self._redial_later(node.id, other, node.life, at_once=True)
+
     def _redial_later(self, source: str, target: str, life: int, *, at_once: bool = False) -> None:
         delay = self._clockwork.between(1, 10) if at_once else self._clockwork.between(*REDIAL_MS)
         self._clockwork.after(delay, self._dial, source, target, life)

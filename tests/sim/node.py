@@ -39,11 +39,14 @@ class Node:
         self.id = node_id
         self.life = 0
         self.is_up = False
+        self.down_ms = 0.0  # when its process ended last
         self.paused = False
         self.installing = False
         self.has_lost = False  # a fault took durable entries, and it has not caught up since
         self.loss_is_hidden = False  # nothing on its disk tells of it, and nobody has told it yet
         self.loss_is_remembered = False  # but other nodes do: it is told before it could act on it
+        self.loss_is_noted = False  # it was told, and has that on its disk
+        self.when_noted: Callable[[Node], None] | None = None
         self.commit_index = 0
         self.held = (0, 0)  # (acknowledged index, cuts) at which its disk was seen to be right
         self.takeovers: set[int] = set()  # versions that this life has proposed itself at
@@ -121,9 +124,11 @@ class Node:
         # A tail that was cut stays suspicious until the replica has caught up.
         self._torn = self.disk.crash(lost_from, damage=damage) or state.tail_cut
         self.is_up = False
+        self.down_ms = self.clockwork.now
         self.life += 1
         self.storage.crash(self._applied_index)
         self.world.network.forget(self)
+        self.world.on_crash(self)
         self.oracle.check_holds_committed(self)
 
     def hide_loss(self, *, remembered: bool = False) -> None:
@@ -265,7 +270,7 @@ class Node:
         key = f"{self.id}.{self.life}.{self._appended}".encode()
         record = make_record(
             replica.next_index,
-            replica.epoch,
+            replica.state.epoch,
             replica.state.commit_index,
             [[(KV, key, _PAYLOAD)]] * n_entries,
         )
@@ -305,6 +310,11 @@ class Node:
                 self.world.agreement.reconnect(self.id)
             self.has_lost = state.tail_cut or state.incomplete or self.loss_is_hidden
             self.loss_is_remembered = self.loss_is_remembered and self.has_lost
+            is_noted = self.loss_is_noted or (state.incomplete and self.disk.idle)
+            if is_noted and not self.loss_is_noted and self.when_noted is not None:
+                strike, self.when_noted = self.when_noted, None
+                self.clockwork.after(0, strike, self)
+            self.loss_is_noted = is_noted and self.has_lost
         self.oracle.check_node(self)
 
     # -- what the interpreter asks for (`datapath.node.interpreter.Surroundings`)

@@ -9,12 +9,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from cluster.services.kv import HEAD_SIZE_BYTES
+from datapath.errors import NotPrimaryError, OperationError
+from datapath.keyspaces import KV
+from datapath.operations import Operation
 from datapath.protocol.messages import AppendReply, HeartbeatReply, Message, ProbeReply
 from datapath.records import Record
-from election.view import TakeOver, View, ViewChange
+from election.view import AddMember, TakeOver, View, ViewChange
 from tests.sim.clockwork import Clockwork, ViolationError
+from tests.sim.operators import Request
 
 if TYPE_CHECKING:
+    from tests.sim.agreement import Agreement
     from tests.sim.node import Node
 
 
@@ -25,6 +31,7 @@ class Oracle:
         self._clockwork = clockwork
         self._min_in_sync = min_in_sync
         self.nodes: dict[str, Node] = {}
+        self.agreement: Agreement
         self.clocks_hold = True  # D4 rests on them; where they may stop, no read rests on D4
         self.view: View | None = None
         self.primaries: dict[int, str] = {}  # epoch -> primary
@@ -32,6 +39,9 @@ class Oracle:
         self._promised: dict[str, float] = {}  # its own clock when a node last promised
         self.acknowledged = 0  # the highest index that a primary committed
         self._records: dict[tuple[int, int], tuple[bytes, int]] = {}  # -> bytes, epoch before
+        self._puts: dict[tuple[int, int], bytes] = {}  # (index, epoch) -> what a put wrote there
+        self._places: dict[bytes, list[tuple[int, int]]] = {}  # and where it was written
+        self._not_applied: set[bytes] = set()  # what a client was told of, for good
         self._openings: dict[int, tuple[str, int]] = {}  # epoch -> the (node, life) that opened it
 
     def fail(self, text: str) -> None:
@@ -67,7 +77,64 @@ class Oracle:
             self.fail(f"D7: {node_id} joins the in-sync set without entry {index}")
 
     def on_members_changed(self, change: ViewChange, old: View, new: View, asked: object) -> None:
-        """The members have changed, perhaps because an operator asked."""
+        """An operator's change of the members has taken effect (rule M1)."""
+        if not isinstance(asked, Request):
+            return
+        asked.committed.append(new)
+        self._check_told(asked)
+        if isinstance(change, AddMember):
+            if change.member.id in old.removed and old.member(change.member.id) is None:
+                self.fail(f"M1: {change.member.id}, which was removed, comes in again")
+        elif asked.forced:
+            self._clockwork.seen["operator: removed by force"] += 1
+        else:
+            self._check_removal(asked, old, new)
+
+    def _check_removal(self, asked: Request, old: View, new: View) -> None:
+        """Nobody has insisted: a majority of live voters and a live copy of everything are left.
+
+        Who ran at some time since the judgement began counts as alive: it may have died since.
+        """
+        node, agreement = asked.target, self.agreement
+        voters = agreement.voters - {node}
+        live = {name for name in voters if agreement.was_up(name, asked.looked_ms)}
+        if 2 * len(live) <= len(voters):
+            self.fail(f"M1: {asked} leaves {sorted(live)} alive of the voters {sorted(voters)}")
+        leaving = agreement.voters - {member.id for member in old.members}
+        if leaving:
+            self.fail(f"M1: {asked} does not wait until {sorted(leaving)} votes no more")
+        dead = [m.id for m in new.members if not agreement.was_up(m.id, asked.looked_ms)]
+        counts = node in agreement.voters or node in old.in_sync
+        if dead and node in asked.live and counts:
+            self.fail(f"M1: {asked} takes a live node out while {dead} is dead")
+        if node not in old.in_sync:
+            return
+        if len(new.in_sync) < self._min_in_sync:
+            self.fail(f"M1: {asked} leaves {new.in_sync} in sync, fewer than each write needs")
+        if not any(
+            agreement.was_up(name, asked.looked_ms) and self._holds_all(self.nodes[name])
+            for name in new.in_sync
+        ):
+            self.fail(f"M1: {asked} takes the last live copy of entry {self.acknowledged}")
+
+    def _holds_all(self, node: Node) -> bool:
+        durable, index = node.disk.durable, self.acknowledged
+        return index <= durable.base_index or durable.epoch_at(index) == self.committed[index]
+
+    def on_told(self, asked: Request) -> None:
+        """What an operator is told is what has happened."""
+        view = asked.answer
+        if isinstance(view, View):
+            is_member = view.member(asked.target) is not None
+            if view not in self.agreement.views or is_member != (asked.wish != "removal"):
+                self.fail(f"{asked} is said to be done: {view}")
+        self._check_told(asked)
+
+    def _check_told(self, asked: Request) -> None:
+        answer = asked.answer
+        is_refused = isinstance(answer, OperationError) and answer.outcome == "not_applied"
+        if asked.committed and is_refused:
+            self.fail(f"{asked} took effect, and was answered: {answer}")
 
     # -- logs
 
@@ -100,9 +167,21 @@ class Oracle:
             self.fail(f"{node.id} writes record {record.first_index} after a gap")
             return
         key = (record.first_index, record.epoch)
+        is_new = key not in self._records
         known = self._records.setdefault(key, (record.data, previous_epoch))
+        if is_new and node.world.has_service:
+            self._note_puts(record)
         if known != (record.data, previous_epoch):
             self.fail(f"{node.id} writes another record at {key} than was written there before")
+
+    def _note_puts(self, record: Record) -> None:
+        for index, entry in enumerate(record.entries(), record.first_index):
+            for space, _, value in entry:
+                if space == KV and value is not None:
+                    self._puts[index, record.epoch] = value[HEAD_SIZE_BYTES:]
+                    self._places.setdefault(value[HEAD_SIZE_BYTES:], []).append(
+                        (index, record.epoch)
+                    )
 
     def on_commit(self, node: Node, old: int, index: int) -> None:
         """A node has committed: D1, and never anything else than anyone before."""
@@ -119,6 +198,11 @@ class Oracle:
                 if primary is None:
                     self.fail(f"{node.id} commits {position}, which no primary has committed")
                 committed.append(epoch)
+                if self._puts.get((position, epoch)) in self._not_applied:
+                    self.fail(
+                        f"D1: {self._puts[position, epoch]!r} commits at {position}, and its "
+                        "client was told that it never will"
+                    )
             elif committed[position] != epoch:
                 self.fail(
                     f"entry {position} was committed with epoch {committed[position]}, and "
@@ -175,6 +259,34 @@ class Oracle:
         if node.replica.state.incomplete:
             self.fail(f"rule e: {node.id} opens epoch {epoch} with a damaged log")
         self.check_holds_all(node)
+
+    # -- what clients are told
+
+    def on_refused(self, node: Node, operation: Operation, problem: OperationError) -> None:
+        """A primary refuses: nothing under that key was executed here before (D8)."""
+        if (
+            problem.outcome != "not_applied"
+            or isinstance(problem, NotPrimaryError)
+            or not operation.idempotency_key
+            or operation.method != "put"
+        ):
+            return
+        self._clockwork.seen[f"client: a keyed write is refused: {problem.code}"] += 1
+        cache = node.disk.cache
+        for index, epoch in self._places.get(operation.args[1], ()):
+            if cache.epoch_at(index) == epoch:
+                self.fail(
+                    f"D8: {node.id} refuses {operation.args} as not applied ({problem.code}), and "
+                    f"holds it at {index}"
+                )
+
+    def on_told_not_applied(self, value: str) -> None:
+        """A client was told that its put was not applied, and never will be (D1)."""
+        wrote = value.encode()
+        self._not_applied.add(wrote)
+        for index, epoch in self._places.get(wrote, ()):
+            if index < len(self.committed) and self.committed[index] == epoch:
+                self.fail(f"D1: {value!r} is said to be not applied, and is committed at {index}")
 
     # -- messages
 
@@ -280,6 +392,6 @@ class Oracle:
                 and other.replica.may_serve(other.clock())
             ):
                 self.fail(
-                    f"D4: {node.id} in epoch {node.replica.epoch} and {other.id} in epoch "
-                    f"{other.replica.epoch} serve at the same time"
+                    f"D4: {node.id} in epoch {node.replica.state.epoch} and {other.id} in epoch "
+                    f"{other.replica.state.epoch} serve at the same time"
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Any
 from unittest.mock import patch
 
@@ -59,6 +60,16 @@ def _lets_no_stranger_in() -> list[Patch]:
     return [patch.object(RaftCore, "_lets_in", lambda *_: False)]
 
 
+def _welcomes_voters_only() -> list[Patch]:
+    """A group of one never meets its second member: it has no vote, and gets none unmet."""
+
+    def welcome(core: RaftCore) -> AbstractSet[str]:
+        return set() if core._votes else welcomes(core)
+
+    welcomes = RaftCore._welcome
+    return [patch.object(RaftCore, "_welcome", welcome)]
+
+
 def _reaches_for_nobody() -> list[Patch]:
     return [patch.object(RaftCore, "_reaches_for", lambda *_: False)]
 
@@ -104,6 +115,7 @@ RAFT_MUTANTS = (
     _mutant("what an fsync lost is read from the cache", _believes_the_page_cache),
     _mutant("voters change only when it is applied", _members_only_as_applied),
     _mutant("who is lost lets nobody in", _lets_no_stranger_in, seed=200),
+    _mutant("a group of one does not meet its second", _welcomes_voters_only),
     _mutant("a leader reaches for nobody", _reaches_for_nobody, seed=200),
     _mutant("what is not stored yet is told", _tells_what_is_not_stored_yet),
     _mutant("a request that comes twice is judged twice", _repeats_are_applied, seed=170),

@@ -7,6 +7,7 @@ from unittest.mock import patch
 from datapath.execution.tail import Tail
 from datapath.node.interpreter import Interpreter
 from datapath.protocol.heartbeats import Heartbeats
+from datapath.protocol.primary import Primary
 from datapath.protocol.progress import Progress
 from tests.scenarios import test_confirmed_reads
 from tests.sim.mutant import Mutant, Patch
@@ -41,10 +42,8 @@ def _an_older_answer_counts() -> list[Patch]:
 def _reads_join_an_open_round() -> list[Patch]:
     confirm = Heartbeats.confirm
 
-    def join(heartbeats: Heartbeats, *, has_authority: bool) -> int:
-        if heartbeats._round_sequence:
-            return heartbeats._round
-        return confirm(heartbeats, has_authority=has_authority)
+    def join(heartbeats: Heartbeats) -> int:
+        return heartbeats._round if heartbeats.round_sequence else confirm(heartbeats)
 
     return [patch.object(Heartbeats, "confirm", join)]
 
@@ -68,13 +67,7 @@ def _who_is_being_added_is_not_asked() -> list[Patch]:
 
 
 def _before_the_epoch_is_open() -> list[Patch]:
-    end_round = Heartbeats.end_round
-
-    def early(heartbeats: Heartbeats, *, has_authority: bool) -> None:
-        del has_authority
-        end_round(heartbeats, has_authority=True)
-
-    return [patch.object(Heartbeats, "end_round", early)]
+    return [patch.object(Primary, "_maybe_end_round", lambda self: self.heartbeats.end_round())]
 
 
 def _what_was_heard_counts() -> list[Patch]:

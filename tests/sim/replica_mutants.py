@@ -77,7 +77,8 @@ def _e1_anybody_takes_over() -> list[Patch]:
 
 
 def _e5_answer_before_it_is_durable() -> list[Patch]:
-    return [patch.object(ReplicaState, "accepted_is_durable", _property(value=True))]
+    always = property(lambda _: True, lambda *_: None)
+    return [patch.object(ReplicaState, "accepted_is_durable", always, create=True)]
 
 
 def _d1_not_all_required() -> list[Patch]:
@@ -318,11 +319,11 @@ def _b_wishing_counts_as_proposing() -> list[Patch]:
 def _b_nobody_is_let_back() -> list[Patch]:
     check = InSync.check_giving_way
 
-    def forget(in_sync: InSync, due_out: tuple[str, ...], *, is_blocked: bool) -> bool:
-        stopped = check(in_sync, due_out, is_blocked=is_blocked)
+    def forget(in_sync: InSync, *, is_blocked: bool) -> tuple[str, ...]:
+        due_out = check(in_sync, is_blocked=is_blocked)
         if in_sync.giving_way:
             in_sync._gave_way_for = frozenset(in_sync.view.in_sync)
-        return stopped
+        return due_out
 
     return [patch.object(InSync, "check_giving_way", forget)]
 

@@ -13,7 +13,7 @@ from cluster.services.kv import KeyValue
 from datapath.errors import OperationError, SafetyError
 from datapath.keyspaces import KEYSPACES
 from datapath.node.interpreter import Interpreter
-from datapath.operations import STORE, Completion, Operation, Query, QueryResult
+from datapath.operations import STORE, Completion, Operation, Query, QueryResult, Result
 from datapath.protocol import effects
 from datapath.protocol.confirmations import Confirmation, ReadPoint
 from datapath.records import Entry, Record
@@ -257,6 +257,7 @@ class NodeService(Interpreter):
 
     def ask(self, operation: Operation, timeout_ms: float, completion: Completion) -> None:
         """Execute; what is refused at once is an answer, too."""
+        completion = Judged(self._node, operation, completion)
         try:
             self.pipeline.submit(operation, timeout_ms, completion)
         except OperationError as problem:
@@ -279,6 +280,32 @@ class NodeService(Interpreter):
             action()
         else:
             self.wait_applied(index, Reading(self._node, action))
+
+
+class Judged:
+    """The `Completion` of an operation at this node, for the oracle to see what it is told."""
+
+    __slots__ = ("_inner", "_node", "_operation")
+
+    def __init__(self, node: Node, operation: Operation, inner: Completion) -> None:
+        self._node = node
+        self._operation = operation
+        self._inner = inner
+
+    def done(self) -> bool:
+        """Whether it has been answered."""
+        return self._inner.done()
+
+    def set_result(self, result: Result, /) -> None:
+        """Pass the answer on."""
+        self._inner.set_result(result)
+
+    def set_exception(self, exception: OperationError, /) -> None:
+        """Judge a refusal, and pass it on."""
+        if self._operation.idempotency_key == "" and exception.outcome == "not_applied":
+            self._node.clockwork.seen[f"client: without a key: {exception.code}"] += 1
+        self._node.oracle.on_refused(self._node, self._operation, exception)
+        self._inner.set_exception(exception)
 
 
 class Reading:

@@ -35,7 +35,7 @@ def _d2_early_answers_tell_of_others() -> list[Patch]:
     answer_local = Tail.answer_local
 
     def tell(tail: Tail) -> None:
-        for answer in tail._local_acks:
+        for answer in tail.local_acks:
             answer.executed.seen_index = 0
         answer_local(tail)
 
@@ -127,7 +127,7 @@ def _d3_snapshots_of_anybody() -> list[Patch]:
 
     def believe(snapshots: Snapshots, _peer: str, offer: Offer) -> str:
         replica = snapshots._replica
-        offer = Offer(offer.snapshot_id, offer.index, offer.epoch, replica.epoch)
+        offer = Offer(offer.snapshot_id, offer.index, offer.epoch, replica.state.epoch)
         return refusal(snapshots, replica.state.accepted_primary, offer)
 
     return [patch.object(Snapshots, "_refusal", believe)]
@@ -135,14 +135,14 @@ def _d3_snapshots_of_anybody() -> list[Patch]:
 
 def _d4_reads_join_an_older_question() -> list[Patch]:
     def join(reads: ReadIndex[Any], read: Any) -> None:
-        (reads._asking or reads._waiting).append(read)
+        (reads._asking or reads.waiting).append(read)
 
     return [patch.object(ReadIndex, "join", join)]
 
 
 def _d4_a_read_index_without_a_lease() -> list[Patch]:
     def read_index(interpreter: Interpreter) -> tuple[int, int]:
-        return interpreter.replica.epoch, interpreter.replica.state.commit_index
+        return interpreter.replica.state.epoch, interpreter.replica.state.commit_index
 
     return [patch.object(Interpreter, "read_index", read_index)]
 

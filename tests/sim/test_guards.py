@@ -35,7 +35,7 @@ def test_conditions_are_forced_and_their_operands_left_out() -> None:
         for broken in breaks("datapath.node.read_index")
         if broken.function == "ReadIndex.ask"
     }
-    assert changes == {"true", "false", "without self._asking", "without not self._waiting"}
+    assert changes == {"true", "false", "without self._asking", "without not self.waiting"}
 
 
 def test_each_explanation_says_what_the_break_costs() -> None:

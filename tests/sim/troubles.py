@@ -7,10 +7,11 @@ from collections.abc import Callable
 from election.view import AddMember, RemoveMember
 from tests.sim.disk import FAST_MS as FAST_DISK_MS
 from tests.sim.disk import SLOW_MS as SLOW_DISK_MS
+from tests.sim.members import make_member
 from tests.sim.network import FAST_MS as FAST_NETWORK_MS
 from tests.sim.network import SLOW_MS as SLOW_NETWORK_MS
 from tests.sim.node import CLOCK_RATES, Node
-from tests.sim.world import World, make_member
+from tests.sim.world import World
 
 
 class Troubles:
@@ -53,9 +54,10 @@ class Troubles:
     def _may_stop(self) -> bool:
         """After a loss of durable entries the others must live on: it is one fault too many.
 
-        Not so if nodes without that data remember it.
+        Not so if nodes without that data remember it, or it has noted itself what it was told.
         """
-        return all(node.loss_is_remembered for node in self.world.nodes.values() if node.has_lost)
+        lost = [node for node in self.world.nodes.values() if node.has_lost]
+        return all(node.loss_is_remembered or node.loss_is_noted for node in lost)
 
     def _has_lost(self) -> bool:
         return any(node.has_lost for node in self.world.nodes.values())
@@ -73,6 +75,13 @@ class Troubles:
         if not node.is_up:
             self.world.clockwork.seen["restart"] += 1
             node.start()
+
+    def kill(self, node: Node, duration_ms: float) -> None:
+        """A node is dead for a while."""
+        if node.is_up and self._may_stop():
+            self.world.clockwork.seen["crash"] += 1
+            node.crash()
+            self.world.clockwork.after(duration_ms, self._start, node)
 
     def crash_all(self) -> None:
         if not self._may_stop():
@@ -110,12 +119,30 @@ class Troubles:
             world.agreement.cut_off_for_good.add(node.id)
             world.agreement.cut_off.add(node.id)
         self._after(5, 900, self._start, node)
+        node.when_noted = self._leave_alone if clockwork.chance(0.5) else None
         if clockwork.chance(0.6):
             # The others cannot take over at once, so the one with less proposes itself, too.
             for name in world.nodes:
                 if name != node.id:
                     world.agreement.cut_off.add(name)
                     self._after(1500, 2500, world.agreement.reconnect, name)
+
+    def _leave_alone(self, node: Node) -> None:
+        """A node has just noted what it was told of its loss: it ends, and starts all alone."""
+        world, clockwork = self.world, self.world.clockwork
+        if not (world.is_troubled and node.is_up and node.loss_is_noted):
+            return
+        clockwork.seen["alone with a loss that is noted"] += 1
+        node.crash()
+        self._after(1, 100, self._start, node)
+        duration_ms = clockwork.between(600, 2000)
+        for other in world.nodes.values():
+            if other is not node:
+                self._cut(node.id, other.id, duration_ms)
+                self._cut(other.id, node.id, duration_ms)
+                if other.id not in world.agreement.cut_off:
+                    world.agreement.cut_off.add(other.id)
+                    clockwork.after(duration_ms, world.agreement.reconnect, other.id)
 
     def put_back(self) -> None:
         """A whole directory is put back; the others' memory has what it lacks (decision 18).
@@ -392,7 +419,9 @@ class Troubles:
         self._start(node)
 
     def fill_disk(self) -> None:
-        node = self._node()
+        """No room for a while; with clients the primary's, for they notice."""
+        world = self.world
+        node = world.nodes[world.view.primary] if world.has_service else self._node()
         if node.is_up:
             self.world.clockwork.seen["full disk"] += 1
             state = node.replica.state

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from datapath.settings import Bounds, ClientTableBounds, Timing
-from election.view import AddMember, Member, View
+from election.view import AddMember, View
 from tests.sim.agreement import Agreement
 from tests.sim.clockwork import Clockwork
+from tests.sim.members import make_member, make_witness
 from tests.sim.network import Network
 from tests.sim.node import Node
 from tests.sim.oracle import Oracle
 
 FORGETFUL = ClientTableBounds(retention_ms=300, max_bytes=1200)
-
-
-def make_member(node_id: str) -> Member:
-    """Return a replica that is a member."""
-    return Member(
-        id=node_id,
-        role="replica",
-        client=f"{node_id}:1",
-        peer=f"{node_id}:2",
-        raft=f"{node_id}:3",
-        data_id=node_id,
-    )
-
-
-def make_witness(node_id: str = "w") -> Member:
-    """Return a witness; it runs no replica and must never get into the in-sync set."""
-    return Member(
-        id=node_id,
-        role="witness",
-        client=f"{node_id}:1",
-        peer=f"{node_id}:2",
-        raft=f"{node_id}:3",
-    )
 
 
 class World:
@@ -65,6 +45,7 @@ class World:
             min_in_sync=min_in_sync,
             confirm_reads=clocks_stop,
             recent_records_bytes=3000 if has_service else 600,
+            recent_changes_bytes=1000 if has_service else 200,
             max_append_bytes=2000 if has_service else 400,
             max_peer_inflight_bytes=6000 if has_service else 1200,
             # A third of the schedules: keys are soon forgotten, and few may wait.
@@ -89,12 +70,28 @@ class World:
         )
         self.is_troubled = True  # no fault begins any more once it is not
         self.agreement = Agreement(self.clockwork, self.oracle, first)
+        self.oracle.agreement = self.agreement
+        self.on_crash: Callable[[Node], None] = lambda _: None
         self.nodes = {name: Node(self, name) for name in names}
         self.network.nodes = self.agreement.nodes = self.oracle.nodes = self.nodes
+        self.ids_are_used_once = False  # whether who was removed stays away (`Operators`)
         for node in self.nodes.values():
-            node.start()
-            # D4: an empty disk has promised nothing in an earlier lifetime, so nobody waits for it.
-            node.replica.state.promised_ms -= self.timing.grace_period_ms
+            self._start_empty(node)
+
+    def _start_empty(self, node: Node) -> None:
+        node.start()
+        # D4: an empty disk has promised nothing in an earlier lifetime, so nobody waits for it.
+        node.replica.state.promised_ms -= self.timing.grace_period_ms
+
+    def add_node(self) -> Node:
+        """Start a node that is no member yet; everybody dials it."""
+        name = "abcdefgh"[len(self.nodes)]
+        node = self.nodes[name] = Node(self, name)
+        self._start_empty(node)
+        for other in self.nodes.values():
+            if other is not node:
+                self.network.dial(other, name)
+        return node
 
     # -- what tests and faults ask for
 
@@ -143,8 +140,13 @@ class World:
                 node.start()
             node.resume()
             node.replica.state.writable = True
-            if self.view.member(node.id) is None:
+            if self.view.member(node.id) is None and not (
+                self.ids_are_used_once and node.id in self.view.removed
+            ):
                 agreement.commit(AddMember(make_member(node.id)), self.view.version)
+        # Replicas that were not in sync may be removed until writes can never be acknowledged.
+        while sum(m.role == "replica" for m in self.view.members) < self.bounds.min_in_sync:
+            agreement.commit(AddMember(make_member(self.add_node().id)), self.view.version)
 
     def whole_problem(self) -> str:
         """Why the cluster is not whole: "" once all replicas are in sync, equal, and served."""
@@ -154,6 +156,8 @@ class World:
         live = self.live_members()
         if {node.id for node in live} != set(view.in_sync):
             return f"in sync are {view.in_sync}, and {[node.id for node in live]} are up"
+        if self.agreement.voters != {member.id for member in view.members}:
+            return f"in consensus votes {sorted(self.agreement.voters)}"
         first = live[0].replica.state
         for node in live:
             state = node.replica.state

@@ -21,6 +21,7 @@ from cluster.api.settings import HttpSettings
 from cluster.services.hosting import Host
 from cluster.services.kv import HEAD_SIZE_BYTES, KeyValue
 from datapath.errors import NotPrimaryError, OperationError, OperationUnknownError, PrimaryFullError
+from datapath.node.history import History
 from datapath.operations import (
     ClusterStatus,
     Completion,
@@ -30,6 +31,7 @@ from datapath.operations import (
     QueryResult,
     Result,
 )
+from datapath.records import Record
 from election.identity import Addresses
 from election.view import Member, View
 from tests.support.doc_shop import Shop
@@ -50,6 +52,13 @@ class FakeNode:
         self.pace_s = 0.0  # every write takes so much longer
         self.requests = 0
         self.timeouts_ms: list[int] = []
+        self.first_index = 1  # of the history that this node keeps
+        self.history = History(core.feed, self._read_log, lambda: self.first_index)
+
+    async def _read_log(self, from_index: int, max_bytes: int) -> list[Record] | None:
+        if from_index < self.first_index:
+            return None
+        return await self.core.read_log(from_index, max_bytes)
 
     @property
     def cluster_id(self) -> str:

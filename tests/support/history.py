@@ -17,6 +17,10 @@ never show. Repeats under one idempotency key are one operation, from the first 
 answer. Reads that failed are left out; stale reads need only return what was once written. Writes
 with ack=local may be lost, and have no place here: give them keys of their own.
 
+A transaction names the prefix that covers all of its keys, and what stood there before its writes.
+The checker does not guess at one whose outcome is unknown: all operations on its prefix are left
+out then. Find out what became of it (by its idempotency key) where that can be done.
+
 Check a kept file again: python -m tests.support.history FILE
 """
 
@@ -38,7 +42,7 @@ import msgspec
 
 from tests.support.go_tools import checker
 
-Kind = Literal["put", "get", "delete", "range"]
+Kind = Literal["put", "get", "delete", "range", "txn"]
 Outcome = Literal["open", "ok", "failed_condition", "not_applied", "unknown", "failed"]
 """`open`: not ended yet, treated as `unknown`. `failed`: a read that gave nothing."""
 Status = Literal["linearizable", "violation", "undecided"]
@@ -89,6 +93,9 @@ class Operation(msgspec.Struct, kw_only=True, omit_defaults=True):
     deleted: bool = False
     found: str | None = None
     items: list[Item] | None = None
+    writes: list[tuple[str, str | None]] = []
+    clears: bool = False
+    count: int = 0
 
     def _end(self, now_ns: int, outcome: Outcome, *kinds: Kind) -> None:
         if self.outcome != "open":
@@ -119,6 +126,27 @@ class Operation(msgspec.Struct, kw_only=True, omit_defaults=True):
         self._end(now_ns, "ok", "range")
         self.items, self.revision = [Item(*item) for item in items], revision
 
+    def transacted(
+        self,
+        now_ns: int,
+        items: Iterable[tuple[str, str, int]],
+        writes: Iterable[tuple[str, str | None]],
+        *,
+        revision: int,
+    ) -> None:
+        """A transaction found these items with its prefix, and then wrote these; None: removed.
+
+        `revision` is 0 if it wrote nothing.
+        """
+        self._end(now_ns, "ok", "txn")
+        self.items, self.writes = [Item(*item) for item in items], list(writes)
+        self.revision = revision
+
+    def cleared(self, now_ns: int, count: int, *, revision: int) -> None:
+        """All keys with its prefix are removed; there were `count`. `revision`: 0 for none."""
+        self._end(now_ns, "ok", "txn")
+        self.clears, self.count, self.revision = True, count, revision
+
     def condition_failed(self, now_ns: int, *, seen_revision: int | None = None) -> None:
         """A write's condition did not hold. The key had this revision; 0: was absent."""
         self._end(now_ns, "failed_condition", "put", "delete")
@@ -126,11 +154,11 @@ class Operation(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     def not_applied(self, now_ns: int) -> None:
         """A write did not happen and never will."""
-        self._end(now_ns, "not_applied", "put", "delete")
+        self._end(now_ns, "not_applied", "put", "delete", "txn")
 
     def unknown(self, now_ns: int) -> None:
         """The client has given up on a write; it may have happened, or may yet."""
-        self._end(now_ns, "unknown", "put", "delete")
+        self._end(now_ns, "unknown", "put", "delete", "txn")
 
     def failed(self, now_ns: int) -> None:
         """A read gave nothing."""
@@ -285,13 +313,26 @@ class History:
             )
         )
 
+    def transaction(self, client: int, now_ns: int, *, prefix: str, note: str = "") -> Operation:
+        """A transaction on keys with `prefix` is asked for. End it: `transacted`, `cleared`, …."""
+        return self._add(
+            Operation(client=client, kind="txn", call_ns=now_ns, prefix=prefix, note=note)
+        )
+
     def write(self, file: Path) -> None:
         """Write the history as NDJSON: a line with its name, then one for each operation."""
         file.write_bytes(b"".join(self._lines()))
 
     def _lines(self) -> Iterator[bytes]:
         yield msgspec.json.encode({"history": self.name}) + b"\n"
+        open_prefixes = tuple(
+            operation.prefix
+            for operation in self.operations
+            if operation.kind == "txn" and operation.outcome in {"open", "unknown"}
+        )
         for operation in self.operations:
+            if open_prefixes and (operation.prefix or operation.key).startswith(open_prefixes):
+                continue
             yield msgspec.json.encode(operation) + b"\n"
 
     def check(self, directory: Path, timeout_s: float = TIMEOUT_S) -> Verdict:

@@ -24,7 +24,9 @@ from datapath.errors import (
     OperationUnknownError,
     RejectedError,
 )
+from datapath.execution.changes import Feed
 from datapath.keyspaces import KV, SERVICES
+from datapath.node.history import History
 from datapath.operations import (
     ClusterStatus,
     Completion,
@@ -35,6 +37,7 @@ from datapath.operations import (
     QueryResult,
     Result,
 )
+from datapath.records import Entry, Record, make_record
 from datapath.service import Service
 from election.identity import Addresses
 from election.view import AddMember, Handover, Member, RemoveMember, View, ViewRefusal, apply_change
@@ -132,6 +135,12 @@ class LocalTransaction:
     def delete(self, key: bytes) -> None:
         self.writes[key] = None
 
+    def entry(self) -> Entry:
+        writes = [(KV, *write) for write in self.writes.items()]
+        for number, other in self._others.items():
+            writes += [(number, *write) for write in other.writes.items()]
+        return writes
+
     def commit(self) -> None:
         for key, value in self.writes.items():
             if value is None:
@@ -160,6 +169,10 @@ class LocalNode:
         self.hosts = hosts or {}
         self.store = Store()
         self.index = 0
+        self.records: list[Record] = []
+        self.first_index = 1  # of the history that is kept
+        self.feed = Feed(0, recent_bytes=64 * 1024)
+        self.history = History(self.feed, self.read_log, lambda: self.first_index)
         self.executed = 0
         self.ready = True
         self.tasks: set[asyncio.Task[None]] = set()
@@ -268,6 +281,23 @@ class LocalNode:
             self.answers[key] = (fingerprint, result)
         return result
 
+    def _log(self, entry: Entry) -> None:
+        self.index += 1
+        record = make_record(self.index, self.epoch, self.index - 1, [entry])
+        self.records.append(record)
+        self.feed.on_committed(record, [entry])
+
+    async def read_log(self, from_index: int, max_bytes: int) -> list[Record] | None:
+        if from_index < self.first_index:
+            return None
+        found: list[Record] = []
+        for record in self.records[from_index - 1 :]:
+            found.append(record)
+            max_bytes -= len(record.data)
+            if max_bytes <= 0:
+                break
+        return found
+
     def forget(self) -> None:
         """Forget all answers, as a table does that is full or a long time later."""
         self.answers.clear()
@@ -289,13 +319,15 @@ class LocalNode:
             raise OperationNotAppliedError(
                 "unknown_operation", f"no operation {operation.method!r}"
             )
-        tx = LocalTransaction(self.store, self.index + 1).keyspace(service.keyspace)
+        whole = LocalTransaction(self.store, self.index + 1)
+        tx = whole.keyspace(service.keyspace)
         value = service.operations[operation.method](tx, *operation.args)
         if inspect.iscoroutine(value):
             value = await value
         if tx.wrote:
+            entry = whole.entry()
             tx.commit()
-            self.index = tx.index
+            self._log(entry)
         self.executed += 1
         return Result(value, self.index, self.epoch, copies, self.primary)
 

@@ -146,7 +146,8 @@ async def test_bytes_that_should_have_been_escaped_are_refused(
     [
         ("POST", "/v1/kv/a", "PUT, GET, HEAD, DELETE"),
         ("OPTIONS", "/v1/kv/a", "PUT, GET, HEAD, DELETE"),
-        ("PUT", "/v1/kv", "GET, HEAD"),
+        ("PUT", "/v1/kv", "GET, HEAD, DELETE"),
+        ("GET", "/v1/txn", "POST"),
         ("DELETE", "/v1/cluster", "GET, HEAD"),
         ("GET", "/v1/cluster/handover", "POST"),
         ("GET", "/v1/cluster/nodes/n3", "DELETE, PATCH"),

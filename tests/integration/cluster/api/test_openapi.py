@@ -6,6 +6,7 @@ and schema. `PROVOCATIONS` says how each problem code comes about.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,11 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from cluster.api.openapi_services import openapi_document
-from cluster.api.problems import CODES
+from cluster.api.problems import CODES, ProblemError
 from cluster.api.settings import HttpSettings
+from cluster.api.txn import MIN_BODY_LIMIT_BYTES
 from cluster.services.hosting import Host
+from cluster.services.txn import MAX_STEPS
 from datapath.errors import (
     NotPrimaryError,
     OperationError,
@@ -45,6 +48,11 @@ OPERATIONS = [
     for method in METHODS
     if method in item and not path.startswith(OF_METHODS)
 ]
+TXN = b"""{
+    "if": [{"key": "present", "version": {"gt": 0}}],
+    "then": [{"put": {"key": "new", "text": "1"}}, {"get": {"key": "new"}},
+             {"get": {"key": "none"}}, {"delete": {"prefix": "p"}}, {"list": {"prefix": "n"}}]
+}"""
 SETTINGS = HttpSettings(max_value_size_bytes=70_000, body_timeout_ms=100)
 
 
@@ -60,9 +68,8 @@ class Ask(NamedTuple):
         return self._replace(target=target)
 
     def query(self, **params: str) -> Ask:
-        target, _, query = self.target.partition("?")
-        given = dict(parse_qsl(query)) | params
-        return self.to(f"{target}?{urlencode(given)}")
+        path, _, query = self.target.partition("?")
+        return self.to(f"{path}?{urlencode({**dict(parse_qsl(query)), **params})}")
 
     def header(self, name: str, value: str) -> Ask:
         return self._replace(headers={**self.headers, name: value})
@@ -76,6 +83,12 @@ def good(method: str, path: str) -> Ask:
             return Ask("POST", target, b'{"item": "x"}', {"Content-Type": "application/json"})
         target = target.replace("{service}/{method}", "shop/left")
         return Ask(method.upper(), target, None, {}).query(arguments='{"item": "x"}')
+    if path == "/v1/txn":
+        return Ask("POST", target, TXN, {"Content-Type": "application/json"})
+    if (method, path) == ("delete", "/v1/kv"):
+        return Ask("DELETE", f"{target}?prefix=p&start=p", None, {})
+    if path == "/v1/watch":
+        return Ask(method.upper(), f"{path}?start=p", None, {})
     if method == "post":
         return Ask("POST", target, b'{"to": "n2"}', {"Content-Type": "application/json"})
     if method == "patch":
@@ -85,7 +98,14 @@ def good(method: str, path: str) -> Ask:
 
 
 def wrong_parameter(ask: Ask) -> Ask:
-    return ask.query(limit="0") if ask.target == "/v1/kv" else ask.query(timeout_ms="0")
+    if ask.target.startswith("/v1/watch"):
+        return ask.query(after="x")
+    is_range = ask.target.partition("?")[0] == "/v1/kv"
+    return ask.query(limit="0") if is_range else ask.query(timeout_ms="0")
+
+
+def too_many(_ask: Ask) -> bytes:
+    return msgspec.json.encode({"then": [{"get": {"key": "k"}}] * (MAX_STEPS + 1)})
 
 
 def fails(error: OperationError | Exception) -> Callable[[Local], None]:
@@ -104,7 +124,11 @@ SPOILT: dict[str, Callable[[Ask], Ask]] = {
     "key_too_long": lambda ask: ask.to("/v1/kv/" + "k" * 481),
     "unknown_parameter": lambda ask: ask.query(nonsense="1"),
     "invalid_parameter": wrong_parameter,
-    "invalid_header": lambda ask: ask.header("If-Match", "garbage").header("Idempotency-Key", '"'),
+    "invalid_header": lambda ask: (
+        ask.header("If-Match", "garbage")
+        .header("Last-Event-ID", "x")
+        .header("Idempotency-Key", '"')
+    ),
     "invalid_cursor": lambda ask: ask.query(cursor="garbage"),
     "invalid_body": lambda ask: (
         ask.query(arguments="{") if "left" in ask.target else ask._replace(body=b"{")
@@ -124,7 +148,10 @@ SPOILT: dict[str, Callable[[Ask], Ask]] = {
     "unknown_host": lambda ask: ask.header("Host", "rebound.example"),
     "foreign_origin": lambda ask: ask.header("Sec-Fetch-Site", "cross-site"),
     "admin_forbidden": lambda ask: ask.header("X-Forwarded-For", "10.0.0.1"),
-    "value_too_large": lambda ask: ask._replace(body=b"x" * 70_001),
+    "value_too_large": lambda ask: ask._replace(
+        body=b"x" * (MIN_BODY_LIMIT_BYTES + 1 if ask.target == "/v1/txn" else 70_001)
+    ),
+    "txn_too_large": lambda ask: ask._replace(body=too_many(ask)),
     "unsupported_content_encoding": lambda ask: ask.header("Content-Encoding", "gzip"),
     "unsupported_media_type": lambda ask: ask.header("Content-Type", "text/plain"),
     "expectation_failed": lambda ask: ask.header("Expect", "nonsense"),
@@ -161,11 +188,44 @@ FAILING: dict[str, Callable[[Local], None]] = {
 }
 
 
+def ends(code: str) -> Callable[[Local, Ask], Ask]:
+    def switch(local: Local, ask: Ask) -> Ask:
+        local.api.streams.end(ProblemError(code, "no more"))
+        return ask.query(after="0")
+
+    return switch
+
+
+def forgets(local: Local, ask: Ask) -> Ask:
+    local.node.first_index = 9
+    return ask.query(after="1")
+
+
+def has_no_room(local: Local, ask: Ask) -> Ask:
+    local.api.streams.max_watchers = 0
+    return ask.query(after="0")
+
+
+WATCHES = ("/v1/watch", "/v1/kv/{key}")
+WATCH_CODES: dict[str, Callable[[Local, Ask], Ask]] = {
+    "revision_compacted": forgets,
+    "future_revision": lambda _, ask: ask.query(after="1000000"),
+    "too_many_watchers": has_no_room,
+    "not_acceptable": lambda _, ask: ask.header("Accept", "application/json"),
+    "not_ready": ends("not_ready"),
+    "stopping": ends("stopping"),
+}
+
+
 async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
     """Make the request of `method` and `path` be answered with `code`."""
     local = await serve(SETTINGS)
     await fetch(local.base_url, "PUT", "/v1/kv/present", b"x", {"Idempotency-Key": "used"})
     ask = good(method, path)
+    if code in WATCH_CODES and path in WATCHES:
+        return await send(local, WATCH_CODES[code](local, ask))
+    if path == "/v1/watch" and code in FAILING:
+        ask = ask.query(after="1000000")  # so that it asks the primary
     if code == "not_ready" or (path, code) == ("/primary", "not_primary"):
         local.node.ready = False
     elif code in FAILING:
@@ -175,7 +235,9 @@ async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
         if code == "cluster_unknown":
             local.node.view = msgspec.structs.replace(local.node.view, cluster_id="")
         if code == "idempotency_key_reused":
-            ask = ask._replace(body={"put": b"other", "post": ask.body}.get(method))
+            txn = b'{"then": [{"get": {"key": "k"}}]}'
+            other = txn if path == "/v1/txn" else ask.body if method == "post" else b"other"
+            ask = ask._replace(body=other if method in {"put", "post"} else None)
     if code == "malformed_request":
         ask = ask.header("Content-Length", "x")._replace(body=None)
     if code == "request_timeout":
@@ -193,7 +255,13 @@ async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
 async def send(local: Local, ask: Ask) -> Reply:
     async with connect(local.base_url) as connection:
         connection.send_request(*ask)
-        return await connection.receive(head_only=ask.method == "HEAD")
+        receiving = asyncio.create_task(connection.receive(head_only=ask.method == "HEAD"))
+        streams = local.api.streams
+        while ask.target.startswith("/v1/watch") and not receiving.done():
+            if streams.count:
+                streams.end(ProblemError("stopping", "the test has seen it"))
+            await asyncio.sleep(0.001)
+        return await receiving
 
 
 def resolve(part: dict[str, Any]) -> dict[str, Any]:
@@ -229,7 +297,7 @@ def check(reply: Reply, method: str, path: str) -> None:
         return
     content_type = reply.headers["content-type"].partition(";")[0]
     assert content_type in response["content"], reply
-    if content_type.endswith("json"):
+    if content_type.endswith("json") and content_type != "application/x-ndjson":
         schema = {
             **response["content"][content_type]["schema"],
             "components": {"schemas": closed(DOCUMENT["components"]["schemas"])},
@@ -272,7 +340,11 @@ async def test_success_is_as_documented(serve: Serve, method: str, path: str) ->
             answers.append(await send(local, ask))
         else:
             answers.append(await send(local, ask.header("If-None-Match", "*")))
-    if path == "/v1/kv":
+        if method in {"get", "head"}:
+            answers.append(await send(local, ask.query(after="0")))
+    if path == "/v1/watch":
+        answers.append(await send(await serve(), ask.header("Accept", "application/x-ndjson")))
+    if path == "/v1/kv" and method == "get":
         answers.append(await send(local, ask.query(limit="1", keys_only="true")))
     if path == "/metrics":
         answers.append(await send(local, ask.header("Accept", "application/openmetrics-text")))
@@ -365,6 +437,10 @@ async def test_every_documented_parameter_is_taken(serve: Serve, method: str, pa
     for parameter in operation.get("parameters", []):
         ask = good(method, path)
         value = example_of(parameter)
+        if path == "/v1/watch":
+            local = await serve()
+            value = "0" if parameter["name"] == "Last-Event-ID" else value or "q"
+            ask = ask.to(path) if parameter["name"] in {"key", "start"} else ask
         if parameter["in"] == "query":
             extra = {"consistency": "stale"} if parameter["name"] == "max_staleness_ms" else {}
             ask = ask.query(**{parameter["name"]: value}, **extra)

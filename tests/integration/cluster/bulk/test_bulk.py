@@ -18,12 +18,20 @@ from cluster.bulk.checkpoint import Checkpoint, checkpoint_path, read_checkpoint
 from cluster.bulk.load import Loader, Totals
 from cluster.bulk.source import read_lines
 from cluster.bulk.wire import WireTransport
+from cluster.client.errors import InvalidRequestError
 from cluster.services.kv import HEAD_SIZE_BYTES
 from tests.support.commands import finish, run, start
 from tests.support.fake_api import FakeCluster
 
 pytestmark = pytest.mark.slow  # a process for each command
 COUNT = 400
+BATCHES = (1, 16)
+LOAD = ("load", "--batch", "1")
+
+
+def requests(batch: int) -> int:
+    """How many requests COUNT records take."""
+    return -(-COUNT // batch)
 
 
 def write_records(path: Path, count: int = COUNT, value: str = "value") -> dict[str, bytes]:
@@ -52,58 +60,75 @@ async def until_written(nodes: FakeCluster, count: int) -> None:
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("batch", [*BATCHES, 256])
 async def test_everything_is_loaded_and_the_last_of_a_key_wins(
-    nodes: FakeCluster, tmp_path: Path
+    nodes: FakeCluster, tmp_path: Path, batch: int
 ) -> None:
     expected = write_records(tmp_path / "f.ndjson")
-    ended = await run("load", tmp_path / "f.ndjson", "--json", endpoints=nodes.endpoints)
+    ended = await run(
+        "load", "--batch", str(batch), tmp_path / "f.ndjson", "--json", endpoints=nodes.endpoints
+    )
     assert ended.code == 0, ended.err
     summary = json.loads(ended.out)
     assert (summary["read"], summary["acknowledged"]) == (COUNT, COUNT)
     assert stored(nodes) == expected
-    assert nodes.core.executed == COUNT
+    assert nodes.core.executed == requests(batch)
     assert not checkpoint_path(tmp_path / "f.ndjson").exists()
 
 
+@pytest.mark.parametrize("batch", BATCHES)
 async def test_faults_on_the_way_lose_and_double_nothing(
-    nodes: FakeCluster, tmp_path: Path
+    nodes: FakeCluster, tmp_path: Path, batch: int
 ) -> None:
     expected = write_records(tmp_path / "f.ndjson")
     nodes.faults += ["unknown_after", "not_applied", "unknown_before", "slow"] * 20
     for server in nodes.servers.values():
         server.cuts += ["before", "after"] * 5
-    ended = await run("load", tmp_path / "f.ndjson", endpoints=nodes.endpoints)
+    ended = await run(
+        "load", "--batch", str(batch), tmp_path / "f.ndjson", endpoints=nodes.endpoints
+    )
     assert ended.code == 0, ended.err
     assert stored(nodes) == expected
-    assert nodes.core.executed == COUNT
+    assert nodes.core.executed == requests(batch)
 
 
-async def test_it_rides_through_a_failover(nodes: FakeCluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", BATCHES)
+async def test_it_rides_through_a_failover(nodes: FakeCluster, tmp_path: Path, batch: int) -> None:
     expected = write_records(tmp_path / "f.ndjson")
     for server in nodes.servers.values():
         server.node.pace_s = 0.02
     process = await start(
-        "load", tmp_path / "f.ndjson", "--concurrency", "8", endpoints=nodes.endpoints
+        "load",
+        "--batch",
+        str(batch),
+        tmp_path / "f.ndjson",
+        "--concurrency",
+        "8",
+        endpoints=nodes.endpoints,
     )
-    await until_written(nodes, 50)
+    await until_written(nodes, requests(batch) // 8)
     await nodes["n1"].kill()
     nodes.set_primary("n2")
     ended = await finish(process)
     assert ended.code == 0, ended.err
     assert stored(nodes) == expected
-    assert nodes.core.executed == COUNT
+    assert nodes.core.executed == requests(batch)
 
 
+@pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 async def test_a_cut_off_load_goes_on_where_it_was(
-    nodes: FakeCluster, tmp_path: Path, number: signal.Signals
+    nodes: FakeCluster, tmp_path: Path, number: signal.Signals, batch: int
 ) -> None:
     file = tmp_path / "f.ndjson"
     expected = write_records(file)
     for server in nodes.servers.values():
-        server.node.pace_s = 0.03
-    process = await start("load", file, "--concurrency", "4", endpoints=nodes.endpoints)
-    await until_written(nodes, 150)
+        server.node.pace_s = 0.03 if batch == 1 else 0.2
+    size = str(batch)
+    process = await start(
+        "load", "--batch", size, file, "--concurrency", "4", endpoints=nodes.endpoints
+    )
+    await until_written(nodes, requests(batch) // 3)
     process.send_signal(number)
     ended = await finish(process)
     if number == signal.SIGKILL:
@@ -116,11 +141,11 @@ async def test_a_cut_off_load_goes_on_where_it_was(
     assert 0 < kept.line < COUNT
     for server in nodes.servers.values():
         server.node.pace_s = 0
-    again = await run("load", file, "--json", endpoints=nodes.endpoints)
+    again = await run("load", file, "--json", endpoints=nodes.endpoints)  # keeps its batches
     assert again.code == 0, again.err
     assert json.loads(again.out)["read"] == COUNT - kept.line, "it did not go on where it was"
     assert stored(nodes) == expected
-    assert nodes.core.executed == COUNT, "a record was written twice"
+    assert nodes.core.executed == requests(batch), "a record was written twice"
 
 
 async def test_the_load_id_is_on_disk_before_the_first_record_leaves(
@@ -130,13 +155,13 @@ async def test_the_load_id_is_on_disk_before_the_first_record_leaves(
     expected = write_records(file, 40)
     for server in nodes.servers.values():
         server.node.pace_s = 0.2
-    process = await start("load", file, "--concurrency", "4", endpoints=nodes.endpoints)
+    process = await start(*LOAD, file, "--concurrency", "4", endpoints=nodes.endpoints)
     await until_written(nodes, 1)
     process.kill()
     await finish(process)
     for server in nodes.servers.values():
         server.node.pace_s = 0
-    assert (await run("load", file, endpoints=nodes.endpoints)).code == 0
+    assert (await run(*LOAD, file, endpoints=nodes.endpoints)).code == 0
     assert stored(nodes) == expected
     assert nodes.core.executed == 40, "a record was written twice"
 
@@ -147,11 +172,11 @@ async def test_what_stays_unknown_is_told_and_the_next_run_settles_it(
     file = tmp_path / "f.ndjson"
     expected = write_records(file, 20)
     nodes.faults += ["unknown_after"] * 5000
-    ended = await run("load", file, "--give-up-after-s", "1", endpoints=nodes.endpoints)
+    ended = await run(*LOAD, file, "--give-up-after-s", "1", endpoints=nodes.endpoints)
     assert ended.code == 5
     assert "again" in ended.err
     nodes.faults.clear()
-    assert (await run("load", file, endpoints=nodes.endpoints)).code == 0
+    assert (await run(*LOAD, file, endpoints=nodes.endpoints)).code == 0
     assert stored(nodes) == expected
     assert nodes.core.executed == 20
 
@@ -163,11 +188,11 @@ async def test_a_bad_line_is_named_and_all_before_it_is_loaded(
     write_records(file, 30)
     with file.open("a") as target:
         target.write('\n{"key": "k", "value": 5}\n{"key": "after", "value": "x"}\n')
-    checked = await run("load", file, "--check", endpoints=nodes.endpoints)
+    checked = await run(*LOAD, file, "--check", endpoints=nodes.endpoints)
     assert checked.code == 1
     assert "line 32" in checked.err
     assert nodes.core.executed == 0
-    ended = await run("load", file, endpoints=nodes.endpoints)
+    ended = await run(*LOAD, file, endpoints=nodes.endpoints)
     assert ended.code == 1
     assert "line 32" in ended.err
     assert nodes.core.executed == 30
@@ -179,10 +204,10 @@ async def test_a_record_that_the_server_refuses_is_named(
 ) -> None:
     file = tmp_path / "f.tsv"
     file.write_text("a\tb\n" + "big\t" + "x" * 2_000_000 + "\n")
-    ended = await run("load", file, endpoints=nodes.endpoints)
+    ended = await run(*LOAD, file, endpoints=nodes.endpoints)
     assert ended.code == 1
     assert "line 2" in ended.err
-    as_json = await run("load", file, "--json", endpoints=nodes.endpoints)
+    as_json = await run(*LOAD, file, "--json", endpoints=nodes.endpoints)
     error = json.loads(as_json.err.splitlines()[-1])["error"]
     assert (error["line"], error["code"], error["exit_code"]) == (2, "value_too_large", 1)
 
@@ -193,7 +218,7 @@ async def test_a_checkpoint_that_cannot_be_written_ends_the_load(
     file = tmp_path / "f.ndjson"
     write_records(file)
     checkpoint_path(file).with_name(f"{file.name}.onecopy-load.new").mkdir()
-    ended = await run("load", file, endpoints=nodes.endpoints)
+    ended = await run(*LOAD, file, endpoints=nodes.endpoints)
     assert ended.code == 1
     assert "Is a directory" in ended.err
     assert "Traceback" not in ended.err
@@ -206,11 +231,11 @@ async def test_a_changed_file_or_another_cluster_is_no_resumption(
     file = tmp_path / "f.ndjson"
     write_records(file, 20)
     nodes.faults += ["unknown_after"] * 5000
-    await run("load", file, "--give-up-after-s", "1", endpoints=nodes.endpoints)
+    await run(*LOAD, file, "--give-up-after-s", "1", endpoints=nodes.endpoints)
     nodes.faults.clear()
     before = nodes.core.executed
     expected = write_records(file, 20, "other")
-    changed = await run("load", file, endpoints=nodes.endpoints)
+    changed = await run(*LOAD, file, endpoints=nodes.endpoints)
     assert changed.code == 1
     assert "changed" in changed.err
     assert "--restart" in changed.err
@@ -219,13 +244,13 @@ async def test_a_changed_file_or_another_cluster_is_no_resumption(
     checkpoint = checkpoint_path(file)
     own_id = nodes.core.view.cluster_id.encode()
     checkpoint.write_bytes(checkpoint.read_bytes().replace(own_id, b"elsewhere"))
-    elsewhere = await run("load", file, endpoints=nodes.endpoints)
+    elsewhere = await run(*LOAD, file, endpoints=nodes.endpoints)
     assert elsewhere.code == 1
     assert "elsewhere" in elsewhere.err
     checkpoint.write_bytes(b"{")
-    assert "--restart" in (await run("load", file, endpoints=nodes.endpoints)).err
+    assert "--restart" in (await run(*LOAD, file, endpoints=nodes.endpoints)).err
     write_records(file, 20, "other")
-    assert (await run("load", file, "--restart", endpoints=nodes.endpoints)).code == 0
+    assert (await run(*LOAD, file, "--restart", endpoints=nodes.endpoints)).code == 0
     assert stored(nodes) == expected
 
 
@@ -236,9 +261,9 @@ async def test_two_loads_of_one_file_at_once_are_refused(
     write_records(file)
     for server in nodes.servers.values():
         server.node.pace_s = 0.05
-    first = await start("load", file, "--concurrency", "2", endpoints=nodes.endpoints)
+    first = await start(*LOAD, file, "--concurrency", "2", endpoints=nodes.endpoints)
     await until_written(nodes, 1)
-    second = await run("load", file, endpoints=nodes.endpoints)
+    second = await run(*LOAD, file, endpoints=nodes.endpoints)
     assert second.code == 1
     assert "another onecopy load" in second.err
     first.terminate()
@@ -247,7 +272,7 @@ async def test_two_loads_of_one_file_at_once_are_refused(
 
 async def test_standard_input_and_tsv(nodes: FakeCluster, tmp_path: Path) -> None:
     data = b"a\t1\r\nb\t2\t3\n\nc\t\xff"
-    ended = await run("load", "-", "--format", "tsv", endpoints=nodes.endpoints, stdin=data)
+    ended = await run(*LOAD, "-", "--format", "tsv", endpoints=nodes.endpoints, stdin=data)
     assert ended.code == 0, ended.err
     assert "no checkpoint" in ended.err
     assert stored(nodes) == {"a": b"1", "b": b"2\t3", "c": b"\xff"}
@@ -263,7 +288,7 @@ async def test_what_is_dumped_can_be_loaded(nodes: FakeCluster, tmp_path: Path) 
             for key, value in rows.items()
         )
     )
-    assert (await run("load", source, endpoints=nodes.endpoints)).code == 0
+    assert (await run(*LOAD, source, endpoints=nodes.endpoints)).code == 0
     dump = await run("dump", "-o", tmp_path / "out.ndjson", endpoints=nodes.endpoints)
     assert dump.code == 0, dump.err
     assert "the state at revision" in dump.err
@@ -273,7 +298,7 @@ async def test_what_is_dumped_can_be_loaded(nodes: FakeCluster, tmp_path: Path) 
     assert len(piped.out.splitlines()) == 1500
     nodes.core.store.values.clear()
     nodes.core.store.keys.clear()
-    assert (await run("load", tmp_path / "out.ndjson", endpoints=nodes.endpoints)).code == 0
+    assert (await run(*LOAD, tmp_path / "out.ndjson", endpoints=nodes.endpoints)).code == 0
     assert stored(nodes) == rows
 
 
@@ -293,9 +318,11 @@ async def test_what_is_read_ahead_is_bounded(
 ) -> None:
     monkeypatch.setattr(load, "WINDOW_RECORDS", 10)
     file = tmp_path / "f.ndjson"
-    write_records(file)
+    file.write_text("".join(f'{{"key": "{number}", "value": ""}}\n' for number in range(COUNT)))
     nodes.core.hold = asyncio.Event()
-    state = Checkpoint(load_id="id", cluster="", size_bytes=1, fingerprint="", format="ndjson")
+    state = Checkpoint(
+        load_id="id", cluster="", size_bytes=1, fingerprint="", format="ndjson", batch_records=1
+    )
     seen: list[int] = []
     transport = WireTransport(nodes.endpoints, timeout_ms=20_000)
 
@@ -308,8 +335,29 @@ async def test_what_is_read_ahead_is_bounded(
     with file.open("rb", buffering=0) as source:
         await loader.run(source.fileno())
     await transport.close()
-    assert seen[:3] == [10, 10, 10]
+    assert seen[:3] == [11, 11, 11]
     assert (loader.totals.acknowledged, loader.totals.line) == (COUNT, COUNT)
+
+
+def test_a_refusal_names_the_line_of_the_record_that_it_is_about() -> None:
+    batch = load._Batch(7)
+    for line, key in ((7, "a"), (8, "b"), (10, "a")):
+        batch.add(line, 100 * line, 9, key, b"")
+    about = {place: f"too long - at `$.then[{place}].put`" for place in (0, 1, 2)}
+    lines = [batch.line_of(InvalidRequestError(text)) for text in (*about.values(), "no")]
+    assert lines == [10, 8, 7, 7]
+
+
+async def test_what_comes_slowly_by_a_pipe_does_not_wait_for_its_batch(nodes: FakeCluster) -> None:
+    process = await start(
+        "load", "-", "--format", "tsv", endpoints=nodes.endpoints, stdin=asyncio.subprocess.PIPE
+    )
+    assert process.stdin is not None
+    process.stdin.write(b"a\t1\nb\t2\n")
+    await until_written(nodes, 1)
+    assert set(stored(nodes)) == {"a", "b"}
+    process.stdin.close()
+    assert (await finish(process)).code == 0
 
 
 async def test_lines_come_from_a_pipe_as_they_are_written() -> None:
@@ -358,12 +406,12 @@ async def test_a_mark_amid_a_file_and_other_encodings_are_refused(
 ) -> None:
     file = tmp_path / name
     file.write_bytes(FILES[name] + BOM + FILES[name])
-    ended = await run("load", file, "--check", endpoints=nodes.endpoints)
+    ended = await run(*LOAD, file, "--check", endpoints=nodes.endpoints)
     assert ended.code == 1
     assert "line 3" in ended.err
     assert "byte order mark" in ended.err
     file.write_bytes(FILES[name].decode().encode("utf-16"))
-    ended = await run("load", file, "--check", endpoints=nodes.endpoints)
+    ended = await run(*LOAD, file, "--check", endpoints=nodes.endpoints)
     assert ended.code == 1
     assert "iconv" in ended.err
     assert nodes.core.executed == 0
@@ -371,7 +419,7 @@ async def test_a_mark_amid_a_file_and_other_encodings_are_refused(
 
 async def test_a_file_with_a_mark_alone_is_empty(nodes: FakeCluster, tmp_path: Path) -> None:
     (tmp_path / "f.tsv").write_bytes(BOM)
-    ended = await run("load", tmp_path / "f.tsv", endpoints=nodes.endpoints)
+    ended = await run(*LOAD, tmp_path / "f.tsv", endpoints=nodes.endpoints)
     assert (ended.code, nodes.core.executed) == (0, 0), ended.err
 
 
@@ -382,7 +430,7 @@ async def test_a_load_stays_with_the_cluster_that_it_was_begun_on(
     write_records(file)
     for server in nodes.servers.values():
         server.node.pace_s = 0.03
-    for arguments, stdin in ((("load", file), None), (("load", "-", "--format", "ndjson"), file)):
+    for arguments, stdin in (((*LOAD, file), None), ((*LOAD, "-", "--format", "ndjson"), file)):
         before = nodes.core.executed
         process = await start(
             *arguments,

@@ -7,6 +7,7 @@ import json
 import signal
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 from click.testing import CliRunner
@@ -150,42 +151,57 @@ async def test_a_wrong_command_line(nodes: FakeCluster, arguments: list[str]) ->
     assert nodes.core.executed == 0
 
 
-async def test_watch_prints_changes(nodes: FakeCluster) -> None:
+async def test_watch_prints_changes_as_they_commit(nodes: FakeCluster) -> None:
     ends = nodes.endpoints
     await run("put", "a/old", "1", endpoints=ends)
     process = await start(
-        "watch",
-        "--prefix",
-        "a/",
-        "--interval-ms",
-        "20",
-        "--json",
-        endpoints=ends,
-        PYTHONUNBUFFERED="1",
+        "watch", "--prefix", "a/", "--after", "0", "--json", endpoints=ends, PYTHONUNBUFFERED="1"
     )
     assert process.stdout is not None
 
-    async def write_until_seen() -> dict[str, object]:
-        """The watch begins some time after the process: write until it says so."""
+    async def line() -> dict[str, object]:
         assert process.stdout is not None
-        line = asyncio.ensure_future(process.stdout.readline())
-        deadline, number = time.monotonic() + 10, 0
-        while not line.done():
-            assert time.monotonic() < deadline
-            number += 1
-            await run("put", "a/new", str(number), endpoints=ends)
-        found: dict[str, object] = json.loads(line.result())
-        return found
+        found = await asyncio.wait_for(process.stdout.readline(), 20)
+        return cast("dict[str, object]", json.loads(found))
 
-    seen = await write_until_seen()
-    assert (seen["event"], seen["key"]) == ("put", "a/new")
+    assert await line() == {"event": "put", "key": "a/old", "revision": 1, "value": "1"}
     await run("put", "b/elsewhere", "x", endpoints=ends)
+    await nodes["n1"].kill()  # it may be the one that is watched
+    await run("put", "a/new", "2", endpoints=ends)
+    await nodes["n1"].restart()
+    await nodes["n2"].kill()
     await run("delete", "a/old", endpoints=ends)
-    while (line := json.loads(await process.stdout.readline()))["event"] != "delete":
-        assert line["key"] == "a/new"
-    assert line["key"] == "a/old"
+    assert await line() == {"event": "put", "key": "a/new", "revision": 3, "value": "2"}
+    assert await line() == {
+        "event": "delete", "key": "a/old", "revision": 4, "reason": "deleted"
+    }  # fmt: skip
     process.send_signal(signal.SIGINT)
     assert (await finish(process)).code == 0
+
+
+async def test_watch_of_one_key_for_people(nodes: FakeCluster) -> None:
+    process = await start("watch", "k", endpoints=nodes.endpoints, PYTHONUNBUFFERED="1")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert await asyncio.wait_for(process.stderr.readline(), 20) == (
+        b"watching from revision 0; Ctrl-C ends\n"
+    )
+    await run("put", "k", "one", endpoints=nodes.endpoints)
+    await run("delete", "k", endpoints=nodes.endpoints)
+    assert await asyncio.wait_for(process.stdout.readline(), 20) == b"1 put k one\n"
+    assert await asyncio.wait_for(process.stdout.readline(), 20) == b"2 deleted k\n"
+    process.send_signal(signal.SIGINT)
+    assert (await finish(process)).code == 0
+
+
+async def test_watch_says_why_it_cannot_begin(nodes: FakeCluster) -> None:
+    ended = await run("watch", "--after", "7", endpoints=nodes.endpoints)
+    assert ended.code == 1
+    assert "this cluster is at revision 0" in ended.err
+    for server in nodes.servers.values():
+        await server.kill()
+    ended = await run("watch", "--timeout-ms", "200", endpoints=nodes.endpoints)
+    assert ended.code == 3
 
 
 async def test_an_interrupted_write_is_not_called_not_applied(nodes: FakeCluster) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 import textwrap
 import time
@@ -29,6 +30,9 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
+SLOW_STEP = re.compile(r"Executing <.* took \d+\.\d+ seconds$")
+
+
 async def program(code: str, *arguments: str, options: tuple[str, ...] = DEV) -> Ended:
     """Run a program to its end; one that hangs fails the test."""
     process = await asyncio.create_subprocess_exec(
@@ -45,7 +49,9 @@ async def program(code: str, *arguments: str, options: tuple[str, ...] = DEV) ->
         await process.wait()
         raise AssertionError("the program hangs") from None
     assert process.returncode is not None
-    return Ended(process.returncode, out, err.decode())
+    # Development mode tells of each step of a loop that took long: on a loaded machine any may.
+    told = "".join(line for line in err.decode().splitlines(True) if not SLOW_STEP.match(line))
+    return Ended(process.returncode, out, told)
 
 
 HEAD = """

@@ -147,7 +147,9 @@ async def test_a_load_that_was_cut_off_is_refused_where_its_keys_are_forgotten(
     write_records(file)
     for server in nodes.servers.values():
         server.node.pace_s = 0.03
-    process = await start("load", file, "--concurrency", "4", endpoints=nodes.endpoints)
+    process = await start(
+        "load", "--batch", "1", file, "--concurrency", "4", endpoints=nodes.endpoints
+    )
     await until_written(nodes, 150)
     process.send_signal(signal.SIGKILL)
     await finish(process)
@@ -162,7 +164,7 @@ async def test_a_load_that_was_cut_off_is_refused_where_its_keys_are_forgotten(
     nodes.core.forget()
     again = await run("load", file, endpoints=nodes.endpoints)
     assert again.code == 5, again.err
-    assert f"behind line {kept.line} may have been written" in again.err
+    assert f"after line {kept.line} may have been written" in again.err
     assert "--restart" in again.err
     assert nodes.core.executed == executed, "a record was written twice"
     # It is so once more, and without a file that names it, nothing is refused.
@@ -181,7 +183,13 @@ async def test_a_load_names_newer_revisions_as_it_goes(
     monkeypatch.setattr(load, "write_checkpoint", lambda _file, state: written.append(state))
     # An earlier run may have sent the first 50.
     state = Checkpoint(
-        load_id="id", cluster="", size_bytes=1, fingerprint="", format="ndjson", reach=50
+        load_id="id",
+        cluster="",
+        size_bytes=1,
+        fingerprint="",
+        format="ndjson",
+        reach=50,
+        batch_records=1,
     )
     transport = WireTransport(nodes.endpoints, timeout_ms=20_000)
     loader = Loader(transport, state, file, concurrency=4, on_progress=lambda _: None)

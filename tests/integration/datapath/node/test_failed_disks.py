@@ -86,7 +86,7 @@ async def test_a_failure_while_a_snapshot_is_installed_ends_the_node(
 async def test_a_disk_that_fails_when_room_is_asked_for_ends_the_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clock's tick asks for room, and so do an append and a batch: none is a link's affair."""
+    """A backup's tick asks for room, and so do an append and a batch: none is a link's affair."""
     cluster = LocalCluster(tmp_path, KeyValue, PATIENT, Bounds(), 1)
     replica = await cluster.start("n1")
     await cluster.until_in_sync("n1")
@@ -95,8 +95,11 @@ async def test_a_disk_that_fails_when_room_is_asked_for_ends_the_node(
         raise DiskFailedError(f"preallocating {n_bytes} bytes: {os.strerror(5)}")
 
     monkeypatch.setattr(replica.storage, "reserve", reserve)
+    writing = asyncio.create_task(replica.execute("put", b"k", VALUE))
     await until(lambda: bool(cluster.failures), "n1 has given up")
     assert replica.engine.failed
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
     cluster.failures.clear()
     await cluster.stop("n1")
 

@@ -75,7 +75,7 @@ async def test_a_read_does_not_use_the_answer_to_an_older_question(
         await cluster["n1"].execute("put", b"k", b"new")
         second = asyncio.create_task(cluster["n2"].query("get", b"k"))
         reads = cluster["n2"].gateway.reads._leased
-        await until(lambda: bool(reads._waiting or len(reads._asking) > 1), "the read has begun")
+        await until(lambda: bool(reads.waiting or len(reads._asking) > 1), "the read has begun")
         answers.release_one()
         await first
         # Another question is asked for the second read.
@@ -169,7 +169,7 @@ async def test_a_read_that_cannot_be_confirmed_ends_with_its_time(tmp_path: Path
         with pytest.raises(NotPrimaryError):
             await cluster["n1"].gateway.query(CONFIRMED, 200)
         confirmations = cluster["n1"].engine.interpreter.confirmations
-        await until(lambda: len(confirmations) == 0, "the read is forgotten")
+        await until(lambda: len(confirmations.waiting) == 0, "the read is forgotten")
 
 
 async def test_with_reads_confirmed_nothing_rests_on_leases(tmp_path: Path) -> None:

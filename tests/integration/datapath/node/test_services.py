@@ -87,7 +87,7 @@ async def test_an_async_operation_may_wait_and_nothing_executes_beside_it(tmp_pa
         engine = cluster["n1"].engine
         await until(lambda: any(engine.interpreter.pipeline._concurrency), "it executes")
         fast = asyncio.create_task(cluster["n1"].execute("draw", b"k"))
-        await until(lambda: engine.interpreter.pipeline.waiting_operations == 1, "the other waits")
+        await until(lambda: len(engine.interpreter.pipeline.waiting) == 1, "the other waits")
         assert (await cluster["n1"].query("show", b"k")).value is None
         primary_service(cluster).gate.set()
         assert (await slow).index < (await fast).index

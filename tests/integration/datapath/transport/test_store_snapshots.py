@@ -132,8 +132,7 @@ async def test_a_snapshot_that_is_refused_when_it_is_complete_leaves_nothing(
     replica = SimpleNamespace(
         primary=None,
         view=None,
-        epoch=5,
-        state=SimpleNamespace(accepted_primary="n1", accepted_epoch=5, commit_index=0),
+        state=SimpleNamespace(epoch=5, accepted_primary="n1", accepted_epoch=5, commit_index=0),
     )
     storage = SimpleNamespace(snapshot_writer=stores.make_writer)
     snapshots = make_snapshots(replica, storage)

@@ -16,6 +16,7 @@ from cluster.client.sync import Client
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing is sent there
 
 TEXTS = [b"bytes", None, 5, 1.5, ["k"], {"a": 1}, object(), bytearray(b"k")]
+OPTIONAL_TEXTS = [value for value in TEXTS if value is not None]
 VALUES = [None, 5, 1.5, True, {"a": 1}, ["v"], bytearray(b"v"), memoryview(b"v"), object()]
 NUMBERS = ["1", b"1", 1.5, True, [1]]
 FLAGS = [None, 0, 1, "true", b""]
@@ -41,6 +42,29 @@ WRONG: list[tuple[str, dict[str, Any], str, list[Any]]] = [
     ("delete", {"key": "k"}, "idempotency_key", TEXTS),
     ("delete", {"key": "k"}, "idempotency_after", NUMBERS),
     ("delete", {"key": "k"}, "timeout_ms", NUMBERS),
+    *(
+        ("delete_range", {"prefix": "p"}, name, wrong)
+        for name, wrong in (
+            *((text, TEXTS) for text in ("prefix", "start", "end", "ack", "idempotency_key")),
+            ("limit", [*NUMBERS, None]),
+            ("cursor", [b"c", 5, ["c"]]),
+            ("min_copies", [*NUMBERS, None]),
+            ("idempotency_after", NUMBERS),
+            ("timeout_ms", NUMBERS),
+        )
+    ),
+    *(
+        ("transact", {"document": "{}"}, name, wrong)
+        for name, wrong in (
+            ("document", VALUES),
+            ("read_only", FLAGS),
+            ("ack", TEXTS),
+            ("min_copies", [*NUMBERS, None]),
+            ("idempotency_key", TEXTS),
+            ("idempotency_after", NUMBERS),
+            ("timeout_ms", NUMBERS),
+        )
+    ),
     ("page", {}, "prefix", TEXTS),
     ("page", {}, "start", TEXTS),
     ("page", {}, "end", TEXTS),
@@ -63,6 +87,13 @@ WRONG: list[tuple[str, dict[str, Any], str, list[Any]]] = [
     ("status", {}, "timeout_ms", NUMBERS),
     ("digest", {"node": "n1"}, "node", TEXTS),
     ("digest", {"node": "n1"}, "timeout_ms", NUMBERS),
+    ("watch", {}, "prefix", OPTIONAL_TEXTS),
+    ("watch", {}, "key", OPTIONAL_TEXTS),
+    ("watch", {}, "start", OPTIONAL_TEXTS),
+    ("watch", {}, "end", OPTIONAL_TEXTS),
+    ("watch", {"prefix": ""}, "after", NUMBERS),
+    ("watch", {"prefix": ""}, "timeout_ms", NUMBERS),
+    ("mirror", {}, "prefix", TEXTS),
     ("handover", {"to": "n1"}, "to", TEXTS),
     ("handover", {"to": "n1"}, "timeout_ms", NUMBERS),
     ("remove", {"node": "n1"}, "node", TEXTS),
@@ -95,6 +126,11 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
     ("page", {"prefix": "\ud800"}, "prefix"),
     ("list", {"page_size": 0}, "page_size"),
     ("list", {"consistency": "eventual"}, "consistency"),
+    ("watch", {}, "say what to watch"),
+    ("watch", {"prefix": "\ud800"}, "prefix"),
+    ("watch", {"key": "k", "after": -1}, "after"),
+    ("watch", {"key": "k", "timeout_ms": 0}, "timeout_ms"),
+    ("mirror", {"prefix": "\ud800"}, "prefix"),
     ("digest", {"node": ""}, "node"),
     ("digest", {"node": "ftp://x"}, "endpoint"),
     ("handover", {"to": ""}, "to"),
@@ -146,7 +182,7 @@ async def test_an_impossible_value_is_named(
 def test_every_argument_of_every_method_is_checked() -> None:
     tested = {(method, name) for method, _, name, _ in WRONG}
     for method, function in inspect.getmembers(AsyncClient, inspect.isfunction):
-        if not method.startswith("_") and method != "close":
+        if not method.startswith("_") and method not in {"close", "txn"}:
             names = set(inspect.signature(function).parameters) - {"self"}
             of_method = {name for tried, name in tested if tried == method}
             if "options" in names:  # of calls: those that put and get have as well
@@ -156,7 +192,8 @@ def test_every_argument_of_every_method_is_checked() -> None:
 
 
 def public(kind: type) -> dict[str, Any]:
-    return {name: value for name, value in vars(kind).items() if not name.startswith("_")}
+    every = [item for base in reversed(kind.__mro__[:-1]) for item in vars(base).items()]
+    return {name: value for name, value in every if not name.startswith("_")}
 
 
 def test_both_clients_offer_the_same() -> None:

@@ -9,7 +9,8 @@ from cluster.node.descriptors import MIN_CLIENT_CONNECTIONS, TooFewDescriptorsEr
 
 
 def test_with_enough_nothing_is_cut() -> None:
-    shared = share_out(65_536, nodes=3, segments=16)
+    shared = share_out(65_536, nodes=3, segments=16, watchers=10_000)
+    assert shared.max_watchers == 10_000
     assert shared.max_connections == HttpSettings().max_connections
     assert shared.reserved_connections == RESERVED_CONNECTIONS
     assert shared.cut == ""
@@ -17,12 +18,21 @@ def test_with_enough_nothing_is_cut() -> None:
 
 @pytest.mark.parametrize("limit", [256, 512, 1024, 4096])
 def test_what_is_given_out_never_exceeds_the_limit(limit: int) -> None:
-    shared = share_out(limit, nodes=3, segments=16)
+    shared = share_out(limit, nodes=3, segments=16, watchers=10_000)
     given = shared.max_connections + shared.reserved_connections + shared.max_unauthenticated
+    given += shared.max_watchers
+    spare = shared.max_connections + shared.max_watchers - MIN_CLIENT_CONNECTIONS
+    assert shared.max_watchers == spare // 4
     assert shared.max_connections >= MIN_CLIENT_CONNECTIONS
     assert given + 64 + 16 + 32 <= limit
     assert str(limit) in shared.cut
     assert str(shared.max_connections) in shared.cut
+    assert f"{shared.max_watchers} watchers are served instead of" in shared.cut
+
+
+def test_who_wants_no_watchers_leaves_their_place_to_others() -> None:
+    assert share_out(1024, nodes=3, segments=16).max_watchers == 0
+    assert share_out(65_536, nodes=3, segments=16, watchers=5).max_watchers == 5
 
 
 @pytest.mark.parametrize(("limit", "held"), [(256, 31), (1024, 339), (65_536, 1800)])

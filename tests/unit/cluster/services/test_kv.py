@@ -52,7 +52,7 @@ def bench() -> Bench:
 
 
 def test_the_marked_methods_are_the_services() -> None:
-    assert set(KEY_VALUE.operations) == {"put", "delete"}
+    assert set(KEY_VALUE.operations) == {"put", "delete", "delete_range", "txn"}
     assert set(KEY_VALUE.queries) == {"get", "range"}
 
 

@@ -12,6 +12,7 @@ import pytest
 from cluster.services.kv import KeyValue
 from datapath.errors import NotPrimaryError, OperationError, RejectedError, SafetyError
 from datapath.execution import pipeline as module
+from datapath.execution.changes import Feed
 from datapath.execution.executor import Executor
 from datapath.execution.pipeline import Pipeline
 from datapath.execution.tail import Tail
@@ -82,6 +83,7 @@ class Desk:
             self.lead.replica,
             executor,
             self.store,
+            Feed(self.store.applied_index, 0),
             list(self.lead.primary.replication.recent),
             not_primary=self.not_primary,
             call_soon=self.turns.append,
@@ -345,7 +347,7 @@ def test_what_is_executed_and_not_committed_is_bounded_by_records_and_by_bytes()
         desk.turn()
         second = desk.put("b")
         desk.turn()
-        assert desk.pipeline.waiting_operations == 1
+        assert len(desk.pipeline.waiting) == 1
         desk.write()
         desk.acknowledge()
         assert first.said == "done"
@@ -463,7 +465,7 @@ def test_what_was_executed_is_unknown_when_the_role_ends_and_what_was_not_is_not
     assert early.said == "unknown unknown_outcome"
     assert nothing.said == "not_applied no_primary"
     assert waiting.said == "not_applied no_primary"
-    assert desk.pipeline.waiting_operations == 0
+    assert len(desk.pipeline.waiting) == 0
     desk.turn()
 
 
@@ -707,7 +709,7 @@ async def test_an_operation_that_may_not_be_recorded_any_more_is_not_applied(
     desk.turn()
     await asyncio.sleep(0)
     if epoch_ends:
-        desk.lead.replica.state.accepted_epoch += 1
+        desk.lead.replica.state.epoch += 1
     else:
         assert desk.lead.replica.start_handover("a", 500)[0] == ""
     service.go_on.set()

@@ -16,7 +16,7 @@ from datapath.node.interpreter import Interpreter
 from datapath.operations import STORE, Operation, Query, Result
 from datapath.protocol import effects
 from datapath.protocol.confirmations import ReadPoint
-from datapath.protocol.messages import AppendReply, Message
+from datapath.protocol.messages import AppendReply, Message, StaleEpoch
 from datapath.records import Record
 from datapath.settings import Bounds
 from tests.sim.service import MemoryStore
@@ -309,11 +309,19 @@ def test_a_snapshot_wakes_them_too_and_ends_the_tail() -> None:
     assert local.commit_index == 5
 
 
-def test_the_disk_says_whether_there_is_room_and_whether_it_hangs() -> None:
+def test_a_backup_notes_whether_its_disk_has_room() -> None:
     local = _opened()
-    local.around.writable = False
-    local.interpreter.on_tick()
-    assert not local.replica.state.writable
+    local.hear("a", StaleEpoch(1, 2, "a"))
+    assert local.replica.role == "backup"
+    for writable in (False, True):
+        local.around.writable = writable
+        local.now_ms += local.replica.state.timing.heartbeat_interval_ms
+        local.interpreter.on_tick()
+        assert local.replica.state.writable == writable
+
+
+def test_a_primary_notes_whether_its_disk_hangs() -> None:
+    local = _opened()
     stalled: list[bool] = []
     on_tick = local.replica.on_tick
 

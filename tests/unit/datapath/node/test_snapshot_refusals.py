@@ -19,7 +19,7 @@ from datapath.storage.snapshot import SnapshotWriter
 from datapath.storage.store import Store
 from datapath.transport.snapshot_transfer import Offer
 from election.view import View
-from tests.sim.world import make_member
+from tests.sim.members import make_member
 
 MAP_SIZE_BYTES = 1 << 24
 

@@ -78,7 +78,7 @@ def test_a_refusal_names_the_highest_epoch_that_is_known() -> None:
     # The view names this replica, which cannot become primary: it has accepted nobody for it.
     damaged = _replica(msgspec.structs.replace(_recovered(5, 3), incomplete=True))
     damaged.on_view(_view(4, "b"))
-    assert damaged.epoch == 4
+    assert damaged.state.epoch == 4
     assert _replies(damaged.on_message("a", Heartbeat(1, 3, 1, 0), 2.0)) == [StaleEpoch(1, 4, "b")]
 
 

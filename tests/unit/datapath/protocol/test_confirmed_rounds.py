@@ -71,7 +71,7 @@ def test_a_read_waits_for_a_round_that_begins_after_it() -> None:
     for peer in "ac":
         _answer(lead, waiting, peer, _sequence(emitted, peer))
     assert second.point == ReadPoint(1, lead.commit_index)
-    assert len(waiting) == 0
+    assert len(waiting.waiting) == 0
 
 
 def test_all_in_sync_and_who_is_being_added_confirm() -> None:
@@ -134,7 +134,7 @@ def test_with_the_epoch_the_reads_end() -> None:
     assert isinstance(read.problem, NotPrimaryError)
     late = Round(lead, waiting)
     assert isinstance(late.problem, NotPrimaryError)
-    assert len(waiting) == 0
+    assert len(waiting.waiting) == 0
 
 
 def test_reads_that_wait_no_more_are_forgotten_also_when_a_round_never_ends() -> None:
@@ -144,7 +144,7 @@ def test_reads_that_wait_no_more_are_forgotten_also_when_a_round_never_ends() ->
     for read in reads[1:]:
         read.gone = True
     waiting.expire()
-    assert len(waiting) == 1
+    assert len(waiting.waiting) == 1
 
 
 def test_who_has_gone_is_told_nothing() -> None:
@@ -169,6 +169,6 @@ def test_nobody_is_forgotten_who_waits() -> None:
     waiting.expire()
     read = Round(lead, waiting)
     waiting.expire()
-    assert len(waiting) == 1
+    assert len(waiting.waiting) == 1
     _answer(lead, waiting, "a", _sequence(read.effects, "a"))
     assert read.point is not None

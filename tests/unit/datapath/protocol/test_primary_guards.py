@@ -21,7 +21,7 @@ from datapath.protocol.replica import Replica
 from datapath.protocol.state import RecoveredState
 from datapath.settings import Timing
 from election.view import AddToInSync, Confirm, Handover, RemoveFromInSync
-from tests.sim.world import make_witness
+from tests.sim.members import make_witness
 from tests.unit.datapath.protocol.test_replica_guards import (
     _finish_writes,
     _record,
@@ -201,16 +201,15 @@ def test_a_backup_executes_nothing() -> None:
     replica.on_view(_view(1, "a"))
     assert not replica.may_execute()
     assert not replica.may_serve(10.0)
-    assert replica.copies() == 0
 
 
 def test_a_primary_says_on_how_many_copies_it_commits() -> None:
     """D1: its own, those in sync, and one that is being added."""
-    assert Lead(in_sync="b").replica.copies() == 1
+    assert not Lead(in_sync="b").primary.in_sync.required
     lead = Lead(in_sync="ab", answered="ac")
-    assert lead.replica.copies() == 2
+    assert len(lead.primary.in_sync.required) == 1
     assert _proposed(lead.tick(lead.now_ms + 20)) == [AddToInSync("c")]
-    assert lead.replica.copies() == 3
+    assert len(lead.primary.in_sync.required) == 2
 
 
 def test_a_backup_hands_nothing_over() -> None:
@@ -594,6 +593,17 @@ def test_a_handover_waits_until_the_other_holds_everything_and_ends_at_its_deadl
     lead.hear("a", AppendReply(1, 1, lead.last_index))
     assert lead.replica.state.proposal == effects.Propose(Handover("a"), 1)
     assert not lead.replica.may_serve(lead.now_ms)
+
+
+def test_a_handover_is_given_up_when_the_other_is_not_in_sync_any_more() -> None:
+    lead = Lead(in_sync="abc", answered="ac")
+    lead.append()
+    assert lead.replica.start_handover("a", 10_000) == ("", [])
+    emitted = lead.replica.on_view(_view(1, "b", in_sync="bc", version=9))
+    assert [type(e) for e in emitted if isinstance(e, effects.HandoverEnded)] == [
+        effects.HandoverEnded
+    ]
+    assert lead.replica.may_execute()
 
 
 def test_a_handover_whose_outcome_is_unknown_is_settled_first() -> None:

@@ -21,7 +21,7 @@ from datapath.protocol.state import RecoveredState, ReplicaState
 from datapath.records import Record, make_record
 from datapath.settings import Bounds, Timing
 from election.view import Confirm, TakeOver, View
-from tests.sim.world import make_member
+from tests.sim.members import make_member
 
 
 def _recovered(last_index: int = 0, epoch: int = 0, commit_index: int = 0) -> RecoveredState:

@@ -89,7 +89,7 @@ def test_whoever_is_heard_is_kept() -> None:
     for _ in range(100):
         assert liveness.tick(now) != "lost"
         now = liveness.due_at
-        liveness.heard(now)
+        liveness.heard_at = now
 
 
 def test_after_a_stand_still_the_other_end_gets_one_more_period() -> None:

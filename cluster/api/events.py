@@ -1,0 +1,126 @@
+"""Events as watchers get them: encoded once, shared by all who are sent the same.
+
+An event is all that one revision has changed of what is watched:
+
+    {"revision": 43, "changes": [
+        {"key": "a", "text": "1", "revision": 43, "create_revision": 40, "version": 2},
+        {"key": "b", "deleted": true, "reason": "deleted", "revision": 43}]}
+
+A value is `text` if it is UTF-8, or else `value`, in base64. One without changes only says how far
+the watcher is: *progress*. As server-sent events the revision is the `id`, too.
+"""
+
+from __future__ import annotations
+
+import binascii
+from typing import Literal
+
+import msgspec
+
+from cluster.api.page import fields_of
+from cluster.api.problems import ProblemError
+from cluster.services.kv import EntryChange, changes
+from datapath.execution.changes import Event, Span
+
+Form = Literal["sse", "ndjson"]
+CONTENT_TYPES: dict[Form, bytes] = {
+    "sse": b"text/event-stream",
+    "ndjson": b"application/x-ndjson",
+}
+ENCODED_SIZE_BYTES = 4 * 1024 * 1024
+"""What is kept of encoded events, for the next watcher that is sent them."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class _Encoded:
+    """One revision's changes, and what has been made of them."""
+
+    __slots__ = ("_documents", "_parts", "changes", "revision", "size_bytes")
+
+    def __init__(self, event: Event) -> None:
+        self.revision = event.revision
+        self.changes = changes(event.entry)
+        self._parts: list[bytes | None] = [None] * len(self.changes)
+        self._documents: dict[tuple[Form | None, tuple[int, ...]], bytes] = {}
+        self.size_bytes = sum(len(change.key) + len(change.value) for change in self.changes)
+
+    def document(self, form: Form | None, wanted: tuple[int, ...]) -> bytes:
+        """Return the event with these of its changes; `form` None: the JSON alone."""
+        found = self._documents.get((form, wanted))
+        if found is None:
+            if form is None:
+                parts = b",".join(self._part(at) for at in wanted)
+                found = b'{"revision":%d,"changes":[%b]}' % (self.revision, parts)
+            else:
+                found = framed(form, self.revision, self.document(None, wanted))
+            self._documents[form, wanted] = found
+            self.size_bytes += len(found)
+        return found
+
+    def _part(self, at: int) -> bytes:
+        part = self._parts[at]
+        if part is None:
+            part = self._parts[at] = _change(self.changes[at], self.revision)
+            self.size_bytes += len(part)
+        return part
+
+
+class Encoder:
+    """Encodes events, and keeps the newest of them in a bounded memory."""
+
+    def __init__(self) -> None:
+        self._events: dict[int, _Encoded] = {}
+        self._size_bytes = 0
+
+    def encode(self, event: Event, span: Span, form: Form | None) -> bytes:
+        """Return what a watcher of `span` is sent; `form` None: the JSON document alone."""
+        found = self._events.get(event.revision)
+        if found is None:
+            found = self._events[event.revision] = _Encoded(event)
+            self._size_bytes += found.size_bytes
+        before_bytes = found.size_bytes
+        wanted = tuple(at for at, change in enumerate(found.changes) if span.covers(change.key))
+        document = found.document(form, wanted)
+        self._size_bytes += found.size_bytes - before_bytes
+        while self._size_bytes > ENCODED_SIZE_BYTES:
+            oldest = self._events.pop(next(iter(self._events)))
+            self._size_bytes -= oldest.size_bytes
+        return document
+
+
+def framed(form: Form, revision: int, document: bytes) -> bytes:
+    """Return a document as one event of a stream."""
+    if form == "ndjson":
+        return document + b"\n"
+    return b"id: %d\ndata: %b\n\n" % (revision, document)
+
+
+def progress_document(revision: int) -> bytes:
+    """Return the event that says: nothing else up to this revision."""
+    return b'{"revision":%d,"changes":[]}' % revision
+
+
+def progress_event(form: Form, revision: int) -> bytes:
+    """Return the same as an event of a stream; server-sent ones are of the type `progress`."""
+    name = b"event: progress\n" if form == "sse" else b""
+    return name + framed(form, revision, progress_document(revision))
+
+
+def end_event(form: Form, problem: ProblemError) -> bytes:
+    """Return the last event of a stream: why the node ends it. It moves no resume point."""
+    body = problem.body(write=False)
+    return b'{"end":%b}\n' % body if form == "ndjson" else b"event: end\ndata: %b\n\n" % body
+
+
+def _change(change: EntryChange, revision: int) -> bytes:
+    # A key that came in by another way than this API need not be UTF-8.
+    name = _encode(change.key.decode("utf-8", "replace"))
+    if change.head is None:
+        reason = _encode(change.reason)
+        return b'{"key":%b,"deleted":true,"reason":%b,"revision":%d}' % (name, reason, revision)
+    try:
+        held = b'"text":%b' % _encode(change.value.decode())
+    except UnicodeDecodeError:
+        held = b'"value":"%b"' % binascii.b2a_base64(change.value, newline=False)
+    return b'{"key":%b,%b,%b' % (name, held, fields_of(*change.head))

@@ -1,0 +1,163 @@
+"""Watching: GET /v1/watch, a stream of events, and GET /v1/kv/{key}?after=, the next one alone."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from aiohttp import hdrs
+from aiohttp.web import BaseRequest
+from multidict import istr
+
+from cluster.api.answer import JSON, Answer, transport_of
+from cluster.api.cursor import make_bounds
+from cluster.api.events import CONTENT_TYPES, Form, progress_document
+from cluster.api.headers import Headers, revision_line
+from cluster.api.params import MAX_REVISION, NEXT_CHANGE_PARAMS, WATCH_PARAMS, parse_query
+from cluster.api.problems import ProblemError
+from cluster.api.streams import Streams, take_over
+from datapath.execution.changes import Event, Span
+from datapath.operations import Node, Query
+
+LAST_EVENT_ID = istr("Last-Event-ID")
+_REVISION = re.compile(r"[0-9]{1,19}")
+_SSE_START = b"retry: 1000\n\n"  # a browser resumes after a second
+_NO_STORE = b"Cache-Control: no-store\r\nX-Accel-Buffering: no\r\n"
+
+
+class WatchRequest(NamedTuple):
+    """What is asked for; `after` None: from now on."""
+
+    span: Span
+    after: int | None
+    form: Form
+
+
+def read_watch(query: str, headers: Headers) -> WatchRequest:
+    """Read the request of a watch. Raises Problem."""
+    values = parse_query(query, WATCH_PARAMS)
+    after = values.get("after")
+    if LAST_EVENT_ID in headers:  # a stream that goes on: what it began with has passed
+        after = _last_event_id(headers[LAST_EVENT_ID])
+    return WatchRequest(_span(values), after, _form(headers))
+
+
+def _span(values: dict[str, Any]) -> Span:
+    bounds = {name for name in ("prefix", "start", "end") if name in values}
+    if "key" in values:
+        if bounds:
+            detail = f"query parameter 'key' excludes {' and '.join(sorted(bounds))}"
+            raise ProblemError("invalid_parameter", detail)
+        if not values["key"]:
+            raise ProblemError("invalid_parameter", "query parameter 'key' is empty: name a key")
+        return Span(values["key"], values["key"] + b"\0")
+    if not bounds:
+        raise ProblemError(
+            "invalid_parameter",
+            "say what to watch: key=, prefix=, or start= and end= (an empty prefix= is all keys)",
+        )
+    span = Span(*make_bounds_of(values))
+    if span.end is not None and span.start >= span.end:
+        raise ProblemError(
+            "invalid_parameter", "no key lies between these bounds: 'start' must be below 'end'"
+        )
+    return span
+
+
+def make_bounds_of(values: dict[str, Any]) -> tuple[bytes, bytes | None]:
+    """Return (start, end) of a prefix and a range."""
+    bounds = make_bounds(*(values.get(name, b"") for name in ("prefix", "start", "end")))
+    return bounds.start, bounds.end
+
+
+def _last_event_id(text: str) -> int:
+    if not _REVISION.fullmatch(text) or int(text) > MAX_REVISION:
+        raise ProblemError(
+            "invalid_header", "Last-Event-ID must be the id of an event of this service: a revision"
+        )
+    return int(text)
+
+
+def _form(headers: Headers) -> Form:
+    accept = ",".join(headers.getall(hdrs.ACCEPT, ())).lower()
+    if "ndjson" in accept:
+        return "ndjson"
+    if not accept or "text/event-stream" in accept or "text/*" in accept or "*/*" in accept:
+        return "sse"
+    raise ProblemError(
+        "not_acceptable", "a watch is text/event-stream or application/x-ndjson: accept one of them"
+    )
+
+
+class WatchHandlers:
+    """The handlers of watches. `timeout_ms` is the default."""
+
+    def __init__(self, node: Node, streams: Streams, timeout_ms: int) -> None:
+        self._node = node
+        self._streams = streams
+        self._timeout_ms = timeout_ms
+
+    async def watch(self, request: BaseRequest, query: str, identity: bytes) -> Answer:
+        """GET /v1/watch: an answer that does not end."""
+        wanted = read_watch(query, request.headers)
+        streams = self._streams
+        streams.check_open()
+        after = streams.history.feed.index if wanted.after is None else wanted.after
+        await self._check(after, self._timeout_ms)
+        return StreamAnswer(streams, wanted.span, after, wanted.form, identity)
+
+    async def next_change(self, key: bytes, query: str, identity: bytes) -> Answer:
+        """GET /v1/kv/{key}?after=: the next change of a key, or how far there was none."""
+        values = parse_query(query, NEXT_CHANGE_PARAMS)
+        streams, span = self._streams, Span(key, key + b"\0")
+        timeout_ms = values.get("timeout_ms", self._timeout_ms)
+        await self._check(values["after"], timeout_ms)
+        found = await streams.next_event(span, values["after"], timeout_ms / 1000)
+        if isinstance(found, Event):
+            document, revision = streams.encoder.encode(found, span, None), found.revision
+        else:
+            document, revision = progress_document(found), found
+        lines = _NO_STORE + identity + revision_line(revision)
+        return Answer(200, document, JSON, lines)
+
+    async def _check(self, after: int, timeout_ms: int) -> None:
+        """Refuse a watch from before what is kept, and from what nobody has seen yet."""
+        history = self._streams.history
+        history.check(after)
+        if after <= history.feed.index:
+            return
+        # Another node may have told of it: this one need not have heard yet.
+        known = await self._node.query(Query("get", (b"\0",)), timeout_ms)
+        if after > known.index:
+            raise ProblemError(
+                "future_revision",
+                f"query parameter 'after' is {after}, and this cluster is at revision "
+                f"{known.index}: take it from an event or a listing of this cluster",
+            )
+
+
+class StreamAnswer(Answer):
+    """The head of a watch; then the connection is a watcher's."""
+
+    def __init__(
+        self, streams: Streams, span: Span, after: int, form: Form, identity: bytes
+    ) -> None:
+        # Each answer ends with its connection: so its events need no framing of their own.
+        lines = b"Content-Type: %b\r\n%b%b%b" % (
+            CONTENT_TYPES[form], _NO_STORE, identity, revision_line(after),
+        )  # fmt: skip
+        super().__init__(200, None, headers=lines, closes=True)
+        self._streams = streams
+        self._watch = span, after, form
+
+    async def send(self, request: BaseRequest, *, closes: bool) -> None:
+        """Send the head, and hand the connection over."""
+        del closes
+        transport_of(request).write(self._head_for(request, closes=True))
+        if request.method == "HEAD":
+            return
+        span, after, form = self._watch
+        transport = take_over(request.protocol)
+        if form == "sse":
+            transport.write(_SSE_START)
+        self._streams.begin(transport, span, after, form)
