@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from bench import confirmed, failover, growth, headline, matrix, tradeoffs, unordered
+from bench import confirmed, failover, growth, headline, matrix, tradeoffs, unordered, watch
 from bench.context import Context, Options
 
 
@@ -70,6 +70,13 @@ ALL = (
         confirmed.run,
         Options(seconds=2, rounds=5),
         Options(seconds=1, rounds=1),
+    ),
+    Benchmark(
+        "watch",
+        "watchers: 10,000 idle ones, one write seen by 1,000, writes beside 1,000 of other keys",
+        watch.run,
+        Options(seconds=3, rounds=5),
+        Options(seconds=1, rounds=2),
     ),
     Benchmark(
         "detector",

@@ -337,6 +337,23 @@ def _confirmed(data: Data) -> list[str]:
     return [table((*head, "confirmed p50, ms", "leased CPU us", "confirmed CPU us"), rows)]
 
 
+def _watch(data: Data) -> list[str]:
+    idle, seen, beside = data["idle"], data["seen"], data["beside"]
+    rows = [
+        (f"idle watchers on a node: {idle['watchers']:,}", f"{idle['bytes_per_watcher']:,} B each"),
+        ("CPU of that node meanwhile, progress events included", f"{idle['cpu_share']:.1%}"),
+        ("watches begun one after the other", f"{idle['opened_per_s']:,}/s"),
+        (f"one write seen by {seen['watchers']:,}: median", f"{seen['p50_ms']} ms"),
+        ("… 99 %, longest", f"{seen['p99_ms']} ms, {seen['max_ms']} ms"),
+        ("writes alone", f"{beside['alone_per_s']:,}/s"),
+        (
+            f"writes beside {beside['watchers']:,} watchers of other keys",
+            f"{beside['beside_per_s']:,}/s ({beside['ratio']:.2f})",
+        ),
+    ]
+    return [table(("what", "found"), rows)]
+
+
 def _unordered(data: Data) -> list[str]:
     rows = [
         (f"{row['loss']:.0%}", row["sent_once"], row["sent_again"], row["onecopy"]["diverged"])
@@ -352,6 +369,7 @@ SECTIONS: dict[str, Callable[[Data], list[str]]] = {
     "handover": _handover,
     "matrix": _matrix,
     "confirmed": _confirmed,
+    "watch": _watch,
     "detector": _detector,
     "early-ack": _early_ack,
     "backups": _backups,

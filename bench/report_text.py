@@ -5,8 +5,9 @@ from __future__ import annotations
 INTRO = """
 # Benchmarks
 
-Written by `python -m bench report` from the results in `bench/results`; do not edit. Measure on
-your own machine: `make bench` (15 minutes), or one benchmark by name, see `bench/README.md`.
+This page compares onecopy with etcd, Redis and others on one machine. It is written by
+`python -m bench report` from the results in `bench/results`; do not edit it. Measure on your own
+machine with `make bench` (15 minutes), or one benchmark by name: see `bench/README.md`.
 """
 
 GENERATOR = """
@@ -43,6 +44,7 @@ TITLES = {
     "handover": "Handover",
     "matrix": "Workloads",
     "confirmed": "Confirmed reads",
+    "watch": "Watchers",
     "detector": "Failure detector",
     "early-ack": "Early acknowledgement",
     "backups": "Number of replicas",
@@ -111,6 +113,12 @@ NOTES = {
         "100 B values, three replicas. A confirmed read waits until every replica in sync has answered "
         "a heartbeat that left after it began; all that wait share it. At a backup the question to the "
         "primary is shared as well."
+    ),
+    "watch": (
+        "Three replicas, watchers at the primary, each on a connection of its own, in one process beside "
+        "the nodes. 'Seen' counts from before a write is sent until a watcher has its event, over all "
+        "watchers of all writes. Writes: closed loop, 16 connections; rounds with and without watchers "
+        "take turns."
     ),
     "memory": "Open loop at half of the closed loop's rate, on 10,000 keys.",
     "unordered": (

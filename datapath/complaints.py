@@ -68,7 +68,7 @@ class Complaints:
             del self._kinds[kind]
             if state.left_out:
                 self._logger.error(
-                    "%d more lines of the kind %r were left out in %.0f s",
+                    "%d more lines like %r were suppressed in %.0f s",
                     state.left_out,
                     kind,
                     now - state.since,

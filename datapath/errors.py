@@ -1,14 +1,14 @@
-"""The data path's errors: one tree, each class saying what the caller may conclude.
+"""The errors of the data path: one tree; each class states what the caller may conclude.
 
 DataPathError
 ├── OperationError            an operation's answer; `code` is stable, `outcome` is one of:
-│   ├── NotAppliedError       "not_applied": nothing changed, and nothing will
-│   │   ├── RejectedError     the service itself said no (a condition failed, bad input)
-│   │   ├── CompactedError    the history that is asked for is no longer kept here
-│   │   ├── NotPrimaryError   this node cannot take it now; another may
-│   │   ├── StorageFullError  no room on the primary's disk
+│   ├── OperationNotAppliedError  "not_applied": nothing changed, and nothing will
+│   │   ├── RejectedError     the service refused it (a condition failed, bad input)
+│   │   ├── CompactedError    the requested history is no longer kept here
+│   │   ├── NotPrimaryError   this node cannot execute it now; another may
+│   │   ├── PrimaryFullError  the primary's disk is full
 │   │   └── OverloadedError   a bounded queue is full
-│   └── UnknownOutcomeError   "unknown": it may or may not have been applied
+│   └── OperationUnknownError "unknown": it may or may not have been applied
 ├── StorageError              this node's disk cannot be trusted or used
 │   ├── LogCorruptError       a damaged record, named by file and offset
 │   ├── DiskFullError         ENOSPC; nothing was half-written
@@ -17,7 +17,7 @@ DataPathError
 │       └── NotAdmittedError  the cluster does not let this node in
 ├── TransferError             a snapshot did not arrive
 ├── StoppedError              a long scan was told to stop
-└── SafetyError               an invariant is broken: stop this node and keep its data
+└── SafetyError               an invariant is violated: stop this node and keep its data
 """
 
 from __future__ import annotations
@@ -82,15 +82,15 @@ class NotPrimaryError(OperationNotAppliedError):
 
 
 class PrimaryFullError(OperationNotAppliedError):
-    """The primary's disk has no room for the operation. Reads go on."""
+    """The primary's disk is full. Reads still work."""
 
 
 class OverloadedError(OperationNotAppliedError):
-    """A bounded queue is full: try again later, or with fewer requests at once."""
+    """A bounded queue is full: try again later, or with fewer concurrent requests."""
 
 
 class OperationUnknownError(OperationError):
-    """The operation may or may not have been applied (or may be yet).
+    """The operation may or may not have been applied (or may still be).
 
     Try again under the same idempotency key to learn which.
     """
@@ -118,7 +118,7 @@ class DiskFullError(StorageError):
 
 
 class DiskFailedError(StorageError):
-    """A write or fsync failed for another reason than room: the data is suspect (D9)."""
+    """A write or fsync failed, not for lack of space: the data cannot be trusted (D9)."""
 
 
 class DataDirectoryError(StorageError):
@@ -126,11 +126,11 @@ class DataDirectoryError(StorageError):
 
 
 class NotAdmittedError(DataDirectoryError):
-    """The cluster does not let this node in, with a directory that has not taken part yet."""
+    """The cluster does not admit this node, whose directory has never been a member's."""
 
 
 class SafetyError(DataPathError):
-    """An invariant is broken. The node stops and keeps its data; tell the developers."""
+    """An invariant is violated. The node stops and keeps its data; report it."""
 
 
 class TransferError(DataPathError):

@@ -33,9 +33,9 @@ class Operation(msgspec.Struct, frozen=True, array_like=True):
     """One call of a service's operation. `service` is its name, STORE that of the store.
 
     `idempotency_key` ("" for none) makes a repeat get the first answer (D8). `ack` "local" answers
-    when the primary alone has it durable; `min_copies` refuses to be acknowledged on fewer.
-    `first_after`: the operation was first sent after this index had committed; None: not said.
-    With it, one that the client table may have forgotten is refused instead of executed again.
+    once the primary has it durable; `min_copies` is the minimum number of durable copies.
+    `first_after`: an index that had committed before the first attempt, or None. With it, a repeat
+    whose answer may have been dropped is refused instead of executed again.
     """
 
     method: str
@@ -50,7 +50,7 @@ class Operation(msgspec.Struct, frozen=True, array_like=True):
 class Result(msgspec.Struct, frozen=True, array_like=True):
     """The answer to an acknowledged operation.
 
-    `value` is what the service returned; `index` the log index of its delta (the revision), or
+    `value` is the service's result; `index` the log index of its delta (the revision), or
     the index it was executed at when it wrote nothing; `copies` how many replicas hold it durably;
     `node` the primary that executed it; `repeated`: this is a first answer given again.
     """
@@ -89,11 +89,11 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     """One node, as its primary (or itself) sees it.
 
     `state` is one of `NODE_STATES`. "unknown" is a replica that can be reached while the primary,
-    which alone knows how far it is, cannot be asked. The indices are None where they are not known:
+    the only node that knows its position, cannot. The indices are None where they are not known:
     of witnesses, of "unknown" and of "unreachable" nodes. `lag` is how many log entries it is
     behind the primary's commit index.
-    `votes`: whether its vote counts in consensus, None when unknown; a node that was just added
-    has none yet, and cannot take over.
+    `votes`: whether its vote counts in consensus, None if unknown; a node that was just added
+    has none yet, and cannot become primary.
     """
 
     role: MemberRole
@@ -101,8 +101,8 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     state: Annotated[
         NodeStateWord,
         Meta(
-            description="`unknown`: in touch, but only the primary knows how far it is; "
-            "`unreachable`: nothing is known of how far it is."
+            description="`unknown`: reachable, but only the primary knows its position; "
+            "`unreachable`: its position is unknown."
         ),
     ]
     applied_index: Count | None = None
@@ -113,18 +113,18 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     votes: Annotated[
         bool | None,
         Meta(
-            description="Whether its vote counts in consensus; null: unknown. A node without one "
-            "cannot take over, in sync or not."
+            description="Whether its vote counts in consensus; null: unknown. A node without a "
+            "vote cannot become primary."
         ),
     ] = None
 
 
 class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of GET /v1/cluster. `primary` is "" while there is none known.
+    """The body of GET /v1/cluster. `primary` is "" if none is known.
 
     `cluster` is the configured name; `cluster_id` was drawn when the cluster was made, "" before.
-    `warnings` are sentences about what an operator should see to: a second process under a node's
-    identity that was shut out, a node that runs at another address than the agreed one.
+    `warnings` are problems for the operator: a second process under a node's identity, which was
+    refused, or a node at another address than the agreed one.
     """
 
     cluster: str
@@ -137,8 +137,8 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     warnings: Annotated[
         tuple[str, ...],
         Meta(
-            description="What an operator should see to: a second process under a node's "
-            "identity, a node at another address than the agreed one."
+            description="Problems for the operator: a second process under a node's identity, a "
+            "node at another address than the agreed one."
         ),
     ] = ()
 
@@ -152,16 +152,16 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Completion(Protocol):
-    """Where an operation's answer goes: a future, or what looks like one. Called once."""
+    """Receives an operation's answer, once: a future, or an object with its methods."""
 
     def done(self) -> bool:
-        """Whether it has been answered, or nobody waits any more."""
+        """Whether it has been answered or cancelled."""
 
     def set_result(self, result: Result, /) -> None:
-        """Take the answer."""
+        """Receive the answer."""
 
     def set_exception(self, exception: OperationError, /) -> None:
-        """Take the reason why there is none."""
+        """Receive the error."""
 
 
 class Node(Protocol):
@@ -174,11 +174,11 @@ class Node(Protocol):
 
     @property
     def cluster_id(self) -> str:
-        """The id that the cluster drew when it was made, "" while this node has not learned it."""
+        """The id of the cluster, "" until this node knows it."""
 
     @property
     def epoch(self) -> int:
-        """The newest epoch that this node knows of (0: none)."""
+        """The newest epoch that this node knows (0: none)."""
 
     @property
     def commit_index(self) -> int:
@@ -194,7 +194,7 @@ class Node(Protocol):
 
     @property
     def is_ready(self) -> bool:
-        """Whether this node could answer a linearizable read now (itself or by the primary)."""
+        """Whether this node can answer a linearizable read now (itself or by the primary)."""
 
     def submit(self, operation: Operation, timeout_ms: int, completion: Completion) -> bool:
         """Execute here, if this node is the primary; False: nothing was done, use `execute`.
@@ -218,23 +218,23 @@ class Node(Protocol):
         """Read; linearizable reads are answered here if this node is in touch with the primary."""
 
     async def handover(self, to: str, timeout_ms: int) -> View:
-        """Make `to` (a member of the in-sync set) the primary; no waiting request fails."""
+        """Make `to`, an in-sync replica, the primary; no pending request fails."""
 
     async def remove_member(
         self, node: str, timeout_ms: int, *, force: bool = False, asked_by: str = ""
     ) -> View:
-        """Take a node out of the cluster for good; one that is out already stays so.
+        """Remove a node from the cluster for good; harmless if it is already removed.
 
-        Refused where it may cost what was acknowledged, or the majority (rule M1), unless `force`.
-        `asked_by` says in the log who wanted it.
+        Refused if that could lose acknowledged writes or the majority (rule M1), unless `force`.
+        `asked_by` names the requester in the log.
         """
 
     async def move_member(
         self, node: str, addresses: Addresses, timeout_ms: int, *, asked_by: str = ""
     ) -> View:
-        """Have the cluster agree on other addresses for a member; "" leaves one as it is.
+        """Change the addresses of a member; "" keeps one.
 
-        `asked_by` says in the log who wanted it.
+        `asked_by` names the requester in the log.
         """
 
     async def cluster_status(self) -> ClusterStatus:

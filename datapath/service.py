@@ -1,4 +1,4 @@
-"""Services: user code that runs once, on the primary; what it writes is the delta.
+"""Services: user code that runs once, on the primary; its writes are the delta.
 
 A service is a class whose operations are methods marked with `operation` or `query`:
 
@@ -13,10 +13,10 @@ A service is a class whose operations are methods marked with `operation` or `qu
         def read(self, tx: ReadTransaction, name: str) -> int:
             return int(tx.get(name.encode()) or b"0")
 
-Operations run one after another, in an order that all replicas share, and may read clocks, draw
-random numbers and call out: only their writes travel. `async def` operations may await; nothing
-else executes meanwhile, so keep them short. State lives only in the transaction: what an instance
-remembers elsewhere is lost at a failover. Arguments and results are what MessagePack can carry.
+Operations run one after another, in an order that all replicas share. They may read clocks, draw
+random numbers and call other systems: only their writes are replicated. `async def` operations may
+await; nothing else executes meanwhile, so keep them short. Keep state only in the transaction: an
+instance's other state is lost at a failover. Arguments and results are what MessagePack can carry.
 To refuse, raise `RejectedError`: the operation's writes are dropped.
 """
 

@@ -1,4 +1,4 @@
-"""The interface to agreement: all that the rest of onecopy knows of consensus.
+"""The interface to consensus, for the rest of onecopy.
 
 Two implementations: the hardened PySyncObj adapter (`election.pysyncobj_adapter`) in production,
 and `election.static` for tests that need no consensus.
@@ -28,7 +28,7 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Unknown(msgspec.Struct, frozen=True):
-    """The change may or may not have been applied, or may be applied yet (E3)."""
+    """The change may or may not have been applied, or may still be (E3)."""
 
     reason: str
 
@@ -41,11 +41,11 @@ class AgreementUnavailableError(Exception):
 
 
 class AgreementFailedError(Exception):
-    """The local agreement member broke (bad journal, dead listener): the node must stop."""
+    """The local member of consensus failed (bad journal, dead listener): the node must stop."""
 
 
 class AgreementDamagedError(AgreementFailedError):
-    """What the local member remembers is damaged: to start it again as it is cannot help."""
+    """The state of the local member is damaged: restarting it unchanged will not help."""
 
 
 class Agreement(Protocol):
@@ -74,7 +74,7 @@ class Agreement(Protocol):
 
     @property
     def founders(self) -> dict[str, str]:
-        """The members with which consensus began, and their raft addresses: for who joins it."""
+        """The members with which consensus began, and their raft addresses: for a joining node."""
 
     def subscribe(self, on_view: Callable[[View], None]) -> None:
         """Call `on_view` with each newer view, in order of versions (some may be skipped)."""

@@ -101,8 +101,8 @@ def judge(
         return Verdict(
             "cluster",
             f"{peer} belongs to another cluster (id {claim.cluster_id[:8]}, not "
-            f"{own.cluster_id[:8]}) of the same name and secret: check the addresses in the "
-            "configuration, and give each cluster a name and a secret of its own",
+            f"{own.cluster_id[:8]}) with the same name and secret: check the addresses in the "
+            "configuration, and give each cluster its own name and secret",
         )
     if peer == me:
         return Verdict("second", _second(me, claim, own))
@@ -122,8 +122,8 @@ def judge(
     if not asking and not at_known_address(claim, known, channel):
         return Verdict(
             "address",
-            f"{peer} says that it is reached at {claim.addresses.of(channel)}, but the agreed "
-            f"address is {known.agreed.of(channel)}: it must have its new address agreed first",
+            f"{peer} reports the address {claim.addresses.of(channel)}, but the agreed address "
+            f"is {known.agreed.of(channel)}: the new address must be agreed first",
         )
     second = second_holder(claim, known, holders)
     if second is not None:
@@ -179,8 +179,8 @@ def at_agreed_addresses(claim: Claim, known: Known) -> bool:
 def _second(node: str, claim: Claim, holder: Claim) -> str:
     return (
         f"two processes run as node {node}: one at {holder.addresses.peer!a}, and a second "
-        f"one at {claim.addresses.peer!a} that was shut out. One of the two data directories "
-        "is a copy of the other: stop the process that runs on the copy"
+        f"one at {claim.addresses.peer!a}, which was refused. One of their data directories is a "
+        "copy of the other: stop the process that runs on the copy"
     )
 
 

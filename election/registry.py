@@ -239,8 +239,8 @@ class PeerRegistry:
             agreed = self.known(node).agreed
             if agreed != Addresses() and claim.addresses != agreed:
                 moved.append(
-                    f"{node} runs with the addresses {_text(claim.addresses)}, but the cluster "
-                    f"has agreed on {_text(agreed)}"
+                    f"{node} runs at {_text(claim.addresses)}, but the agreed addresses are "
+                    f"{_text(agreed)}"
                 )
         return (*notices, *moved)
 

@@ -158,7 +158,7 @@ def apply_change(
         return _bootstrap(change)
     match change:
         case Bootstrap():
-            return ViewRefusal("the cluster has been bootstrapped already")
+            return ViewRefusal("the cluster has already been bootstrapped")
         case TakeOver(candidate):
             return _take_over(view, candidate)
         case Handover(to):
@@ -185,7 +185,7 @@ def _bootstrap(change: Bootstrap) -> View | ViewRefusal:
         return ViewRefusal("two members have the same id")
     addresses = [address for m in members for address in (m.client, m.peer, m.raft)]
     if len(set(addresses)) != len(addresses):
-        return ViewRefusal("two members, or two purposes, have the same address")
+        return ViewRefusal("two addresses of the members are the same")
     view = View(
         cluster_id=change.cluster_id,
         epoch=1,
@@ -216,7 +216,7 @@ def _handover(view: View, to: str) -> View | ViewRefusal:
     if to not in view.in_sync:  # E1
         return ViewRefusal(f"{to!r} is not in the in-sync set {list(view.in_sync)}")
     if to == view.primary:
-        return ViewRefusal(f"{to!r} is the primary already")
+        return ViewRefusal(f"{to!r} is already the primary")
     return _next(view, epoch=view.epoch + 1, primary=to, handed_over=True)
 
 
@@ -236,7 +236,7 @@ def _add_to_in_sync(view: View, node: str) -> View | ViewRefusal:
     if member is None or member.role != "replica":
         return ViewRefusal(f"{node!r} is not a replica among the members")  # E1: a witness never is
     if node in view.in_sync:
-        return ViewRefusal(f"{node!r} is in the in-sync set already")
+        return ViewRefusal(f"{node!r} is already in the in-sync set")
     return _next(view, in_sync=tuple(sorted((*view.in_sync, node))))
 
 
@@ -245,14 +245,13 @@ def _add_member(view: View, member: Member) -> View | ViewRefusal:
     if known is not None:
         if known.data_id and known.data_id != member.data_id:
             return ViewRefusal(
-                f"{member.id!r} is known with another data directory "
-                f"({known.data_id[:8]}, not {member.data_id[:8]}): a node that has lost its disk "
-                "must come back under a new id"
+                f"{member.id!r} is known with another data directory ({known.data_id[:8]}, not "
+                f"{member.data_id[:8]}): a node that has lost its disk must return under a new id"
             )
         if known.role != member.role:
             return ViewRefusal(f"{member.id!r} is a {known.role}, not a {member.role}")
         if known == member:
-            return ViewRefusal(f"{member.id!r} is a member already, unchanged")
+            return ViewRefusal(f"{member.id!r} is already a member with these addresses")
     others = tuple(other for other in view.members if other.id != member.id)
     for other in others if known is None else ():
         if {other.client, other.peer, other.raft} & {member.client, member.peer, member.raft}:

@@ -1,9 +1,9 @@
-"""A program that follows its configuration: polls one key and applies every change, with asyncio.
+"""A program that follows its configuration: a live copy of the keys with a prefix, with asyncio.
 
-    python examples/follow_config.py KEY
+    python examples/follow_config.py PREFIX
 
-Prints each new configuration until Ctrl-C. While no node can be reached it keeps the last one.
-Polling sees the newest state, not each one in between.
+Prints the whole configuration now and after each change, until Ctrl-C. While no node can be reached
+it keeps the last one; afterwards it catches up.
 """
 
 from __future__ import annotations
@@ -12,37 +12,29 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
 
 import onecopy
 
-POLL_INTERVAL_S = 0.2
+
+def show(config: dict[str, bytes]) -> None:
+    """Print one state of the configuration."""
+    pairs = (f"{key}={value.decode()}" for key, value in sorted(config.items()))
+    print(f"now: {' '.join(pairs)}" if config else "none yet", flush=True)
 
 
-async def changes(client: onecopy.AsyncClient, key: str) -> AsyncIterator[bytes | None]:
-    """Yield the key's value now and after each change; None while there is no such key."""
-    seen: int | None = -1  # no revision is negative: the first look is a change
-    while True:
-        try:
-            # Linearizable, the default: a stale read, of another node, could go back in time.
-            entry = await client.get(key)
-        except onecopy.UnavailableError as error:
-            print(f"keeping the last configuration: {error.detail}", file=sys.stderr, flush=True)
-        else:
-            revision = None if entry is None else entry.revision
-            if revision != seen:
-                seen = revision
-                yield None if entry is None else entry.value
-        await asyncio.sleep(POLL_INTERVAL_S)
-
-
-async def main(key: str) -> None:
-    """Print each configuration."""
+async def main(prefix: str) -> None:
+    """Follow it."""
     endpoints = os.environ.get("ONECOPY_ENDPOINTS")
     given = endpoints.split(",") if endpoints else onecopy.DEFAULT_ENDPOINTS
-    async with onecopy.AsyncClient(given, timeout_ms=2000) as client:
-        async for value in changes(client, key):
-            print("none yet" if value is None else f"now: {value.decode()}", flush=True)
+    async with onecopy.AsyncClient(given) as client, client.mirror(prefix) as config:
+        known: dict[str, bytes] | None = None
+        while True:
+            # All that one revision has changed is there, or none of it.
+            _, current = config.snapshot()
+            if current != known:  # else only time has passed
+                show(current)
+            known = current
+            await config.changed()
 
 
 if __name__ == "__main__":

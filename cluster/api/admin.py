@@ -32,10 +32,10 @@ def check_admin(
     origin = f"through a proxy ({named[0]})" if named else f"from {remote or 'an unknown address'}"
     raise ProblemError(
         "admin_forbidden",
-        f"this request came {origin}, and nodes are removed and primaries changed only from the "
+        f"this request came {origin}, and removals and handovers are accepted only from the "
         "node's own machine: run the command there, with that node as the only endpoint; or set "
-        'admin_from = "any" in [api] of the configuration file, where everybody who reaches this '
-        "port may do so",
+        'admin_from = "any" in [api] of the configuration file to accept them from everyone who '
+        "can reach this port",
     )
 
 

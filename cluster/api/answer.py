@@ -37,8 +37,8 @@ LOOK_INTERVAL_S = 0.25
 LARGE_ANSWER_SIZE_BYTES = 64 * 1024
 """A larger answer is given only while there is room to hold it."""
 TOO_MUCH_HELD = (
-    "this node holds as much of its clients' bodies and answers as it may: try again later, and "
-    "read answers as they come"
+    "the limit for bodies and unread answers of this node's clients is reached: try again "
+    "later, and read answers as they arrive"
 )
 _ONE_WRITE_SIZE_BYTES = 16 * 1024
 
@@ -98,9 +98,9 @@ class Answer:
         self.status = status
         self._body = body
         self.size_bytes = 0 if body is None else len(body)
-        """How much of the answer is held until the client has taken it."""
+        "Bytes of the answer that are held until the client has read it."
         self.is_large = self.size_bytes > LARGE_ANSWER_SIZE_BYTES
-        """Whether it is given only while there is room to hold it."""
+        "Whether it is sent only if the limit allows to hold it."
         self._length = self.size_bytes  # as Content-Length says it
         self._headers = headers
         self._content_type = content_type

@@ -102,7 +102,9 @@ def _too_large(limit_bytes: int, found: str = "") -> ProblemError:
 
 
 def _crowded_out() -> ProblemError:
-    detail = "this node holds as much of its clients' bodies and answers as it may: try again later"
+    detail = (
+        "the limit for bodies and unread answers of this node's clients is reached: try again later"
+    )
     return ProblemError("overloaded", detail, closes=True)
 
 

@@ -72,19 +72,19 @@ def decode_cursor(text: str, bounds: KeyRange | None) -> tuple[bytes, KeyRange]:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         checksum, body = data[:_CHECKSUM_SIZE_BYTES], data[_CHECKSUM_SIZE_BYTES:]
         if zlib.crc32(body).to_bytes(_CHECKSUM_SIZE_BYTES) != checksum:
-            raise ProblemError("invalid_cursor", "the cursor is damaged: give it back unchanged")
+            raise ProblemError("invalid_cursor", "the cursor is damaged: send it back unchanged")
         cursor = _decoder.decode(body)
     except (ValueError, binascii.Error, msgspec.MsgspecError):
         raise ProblemError(
-            "invalid_cursor", "this is no cursor: give back what a range gave"
+            "invalid_cursor", "this is not a cursor: send back the one from the previous page"
         ) from None
     if cursor.version != CURSOR_VERSION:
-        raise ProblemError("invalid_cursor", "the cursor is of another version of this service")
+        raise ProblemError("invalid_cursor", "the cursor is from another version of onecopy")
     made_for = KeyRange(cursor.start, cursor.end)
     if bounds is not None and bounds != made_for:
         raise ProblemError(
             "invalid_cursor",
-            "the cursor belongs to a range with other prefix, start or end: "
-            "repeat those of the first request, or leave all three out",
+            "the cursor belongs to a range with a different prefix, start or end: repeat those "
+            "of the first request, or omit all three",
         )
     return cursor.next_key, made_for

@@ -16,9 +16,10 @@ from datapath.operations import Count
 
 Positive = Annotated[int, Meta(ge=1)]
 Local = Annotated[
-    Literal["local"] | UnsetType, Meta(description="Only with ack=local: it may yet be lost.")
+    Literal["local"] | UnsetType,
+    Meta(description="Only with ack=local: the write may still be lost."),
 ]
-AddressChange = Annotated[str, Meta(description="`host:port`; left out: as it is.")]
+AddressChange = Annotated[str, Meta(description="`host:port`; omitted: unchanged.")]
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -35,7 +36,7 @@ class Deleted(msgspec.Struct, frozen=True):
 
     revision: Annotated[
         Count,
-        Meta(description="Of the removal; of the state it was decided on if nothing was."),
+        Meta(description="Of the removal; if there was no such key, of the state that showed it."),
     ]
     deleted: bool
     epoch: Positive
@@ -48,7 +49,7 @@ class RangeDeleted(msgspec.Struct, frozen=True):
 
     revision: Annotated[
         Count,
-        Meta(description="Of the removal; of the state it was decided on if nothing was."),
+        Meta(description="Of the removal; if there was no such key, of the state that showed it."),
     ]
     deleted: Annotated[Count, Meta(description="How many keys this request has removed.")]
     epoch: Positive
@@ -59,7 +60,7 @@ class RangeDeleted(msgspec.Struct, frozen=True):
 
 LeaseId = Annotated[
     Annotated[str, Meta(pattern="^[1-9][0-9]{0,19}$")] | UnsetType,
-    Meta(description="The client lease that the key hangs on; left out: none."),
+    Meta(description="The client lease that the key is attached to; omitted: none."),
 ]
 
 

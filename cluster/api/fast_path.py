@@ -60,7 +60,7 @@ class FastPathApi(Protocol):
 
 
 class FastPathServer(Protocol):
-    """The server that an fast connection belongs to."""
+    """The server that a fast connection belongs to."""
 
     api: FastPathApi
     idle_timeout_s: float

@@ -107,8 +107,8 @@ def put_if_absent(headers: Headers) -> bool:
     if hdrs.IF_MATCH in headers:
         raise ProblemError(
             "invalid_header",
-            "If-None-Match: * and If-Match exclude each other: "
-            "no key is absent and at a revision at once",
+            "If-None-Match: * and If-Match cannot be combined: a key is either absent or at a "
+            "revision",
         )
     return True
 
@@ -116,7 +116,9 @@ def put_if_absent(headers: Headers) -> bool:
 def refuse_if_none_match(headers: Headers) -> None:
     """Refuse If-None-Match on DELETE: no removal could meet it. Raises Problem."""
     if hdrs.IF_NONE_MATCH in headers:
-        raise ProblemError("invalid_header", "If-None-Match has no meaning on DELETE; use If-Match")
+        raise ProblemError(
+            "invalid_header", "If-None-Match is not supported on DELETE; use If-Match"
+        )
 
 
 def refuse_conditions(headers: Headers, instead: str) -> None:
@@ -167,7 +169,8 @@ def idempotency_after(headers: Headers) -> int | None:
     if len(values) > 1 or not _INDEX.fullmatch(values[0].strip(" \t")):
         raise ProblemError(
             "invalid_header",
-            "Idempotency-After must be one revision, as Onecopy-Revision in an earlier answer said",
+            "Idempotency-After must be one revision, from the Onecopy-Revision of an earlier "
+            "answer",
         )
     return int(values[0])
 
@@ -214,7 +217,7 @@ def check_cluster(headers: Headers, cluster_id: str) -> None:
     if wanted == cluster_id and cluster_id:
         return
     if not cluster_id:
-        raise ProblemError("cluster_unknown", "this node has not learned its cluster's id yet")
+        raise ProblemError("cluster_unknown", "this node does not know its cluster's id yet")
     raise ProblemError(
         "wrong_cluster",
         f"this node belongs to cluster {cluster_id}, and the request is meant for {wanted[:100]}",
@@ -230,7 +233,7 @@ def check_put_headers(headers: Headers) -> None:
         # aiohttp takes "gzip, chunked" for chunked: the encoded bytes would become the value.
         raise ProblemError(
             "unsupported_content_encoding",
-            f"Transfer-Encoding {transfer[:80]!r} is not taken: use chunked alone, or none",
+            f"Transfer-Encoding {transfer[:80]!r} is not accepted: use chunked only, or none",
             headers=b"Accept-Encoding: identity\r\n",
         )
     encoding = headers.get(hdrs.CONTENT_ENCODING)
@@ -238,7 +241,6 @@ def check_put_headers(headers: Headers) -> None:
         # The encoding could not be given back: values are bytes without metadata.
         raise ProblemError(
             "unsupported_content_encoding",
-            "a value is stored as the bytes that are sent: leave Content-Encoding out, "
-            "or send the decoded bytes",
+            "a value is stored exactly as sent: omit Content-Encoding, and send the decoded bytes",
             headers=b"Accept-Encoding: identity\r\n",
         )

@@ -107,8 +107,8 @@ class Hosts:
         if authority and not self.allows(authority):
             raise ProblemError(
                 "unknown_host",
-                f"Host {authority[:100]!r} is no address of this cluster: use a node's address, or "
-                "list the name under [api] hosts in the configuration",
+                f"Host {authority[:100]!r} is not an address of this cluster: use a node's "
+                "address, or add the name to [api] hosts in the configuration file",
                 closes=True,
             )
         self._check_page(method, authority, headers)
@@ -128,8 +128,8 @@ class Hosts:
             whose = f"of {origin[:100]!r} " if origin is not None else ""
             raise ProblemError(
                 "foreign_origin",
-                f"a web page {whose}that this node does not serve sent the request; if it may, "
-                "list its origin under [api] origins in the configuration",
+                f"the request comes from a web page {whose}that this node does not serve; to "
+                "allow it, add its origin to [api] origins in the configuration file",
                 closes=True,
             )
 

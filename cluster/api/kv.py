@@ -198,7 +198,7 @@ class KvHandlers:
     def _get_answer(self, result: QueryResult, headers: Headers) -> Answer:
         who = self._who(result)
         if result.value is None:
-            raise ProblemError("key_not_found", "there is no such key", headers=who)
+            raise ProblemError("key_not_found", "no such key", headers=who)
         value, revision, create_revision, version, lease = result.value
         lines = _KEY_LINES % (revision, create_revision, version, lease_line(lease), who)
         if headers and self._is_unmodified(headers, revision, who):
@@ -215,7 +215,7 @@ class KvHandlers:
         if hdrs.IF_MATCH in headers:
             tags = entity_tags(headers, hdrs.IF_MATCH)
             if tags is not None and not tags.any and revision not in tags.strong:
-                detail = f'the key exists with ETag "{revision}", which If-Match does not name'
+                detail = f'the key has ETag "{revision}", which If-Match does not list'
                 raise ProblemError("precondition_failed", detail, headers=who)
         if hdrs.IF_NONE_MATCH in headers:
             tags = entity_tags(headers, hdrs.IF_NONE_MATCH)

@@ -107,7 +107,7 @@ class HttpListener:
             self._server.forget(protocol)
 
     def _complain(self, error: OSError) -> None:
-        text = f"clients' connections cannot be accepted for now: {error.strerror}"
+        text = f"connections of clients cannot be accepted at the moment: {error.strerror}"
         self._server.api.complaints.log("accept", text, asyncio.get_running_loop().time())
 
     async def drain(self) -> None:

@@ -67,7 +67,7 @@ class RequestMetrics(Collector):
         )
         latency = HistogramMetricFamily(
             f"{PREFIX}http_request_duration_seconds",
-            "From the request's head to its answer, without sending that.",
+            "From the request's head to its answer, without sending it.",
             labels=("method",),
         )
         for method, tally in self._tallies.items():

@@ -61,10 +61,13 @@ def own_document() -> Json:
         "info": {
             "title": "onecopy",
             "version": "1",
-            "description": "A replicated key-value store. Any node takes any request: it forwards "
-            "to the primary. Every refusal is a problem document (RFC 9457) with a stable `code`, "
-            "and on writes an `outcome`. A method that a path does not list is answered with 405, "
-            "a path that is not listed with 404.\n\n" + _code_list(),
+            "description": (
+                "A replicated key-value store. Any node accepts any request and forwards it to the "
+                "primary where needed. Every error is a problem document (RFC 9457) with a stable "
+                "`code`, and on writes an `outcome`. An unlisted method of a path gets 405, an "
+                "unlisted path 404.\n\n"
+            )
+            + _code_list(),
         },
         "servers": [{"url": "/"}],
         "paths": {
@@ -82,9 +85,9 @@ def own_document() -> Json:
             "/v1/cluster/handover": {"post": _handover()},
             "/v1/cluster/nodes/{id}": {"delete": _remove_node(), "patch": _move_node()},
             "/v1/digest": readable(_digest()),
-            "/livez": readable(_health("livez", "Live", "The process answers.", Status("live"))),
+            "/livez": readable(_health("livez", "Live", "The process runs.", Status("live"))),
             "/readyz": readable(
-                _health("readyz", "Ready", "It could answer a linearizable read now.",
+                _health("readyz", "Ready", "The node can answer a linearizable read.",
                         Status("ready"), "not_ready")
             ),
             "/primary": readable(_primary()),
@@ -133,10 +136,10 @@ def _cluster() -> Json:
     )  # fmt: skip
     return api_operation(
         "getCluster",
-        "Who is in charge, and how far everyone is",
+        "The primary, the in-sync set, and the state of each node",
         {
             "200": json_answer(
-                "As the primary sees it, or this node.",
+                "As seen by the primary, or else by this node.",
                 example,
                 "Onecopy-Revision",
             )
@@ -148,7 +151,7 @@ def _cluster() -> Json:
 def _handover() -> Json:
     return api_operation(
         "handOver",
-        "Make another node of the in-sync set the primary",
+        "Make another in-sync replica the primary",
         {"200": json_answer("The new view.", _VIEW)},
         (
             *PARAMETER_CODES,
@@ -174,7 +177,7 @@ def _remove_node() -> Json:
     force = {"example": "n3"}  # the node's id once more
     return api_operation(
         "removeNode",
-        "Take a node out of the cluster for good",
+        "Remove a node from the cluster for good",
         {"200": json_answer("The new view.", _VIEW)},
         (
             *PARAMETER_CODES,
@@ -202,7 +205,7 @@ def _move_node() -> Json:
             "example": "n3"}  # fmt: skip
     return api_operation(
         "moveNode",
-        "Agree on other addresses of a node",
+        "Change the addresses of a node",
         {"200": json_answer("The new view.", _VIEW)},
         (
             *PARAMETER_CODES,
@@ -254,11 +257,11 @@ def _primary() -> Json:
 def _metrics() -> Json:
     texts = ("text/plain", "application/openmetrics-text")
     answer = {
-        "description": "Prometheus' text format, or OpenMetrics if Accept asks for it.",
+        "description": "Prometheus text format, or OpenMetrics if Accept asks for it.",
         "headers": headers(),
         "content": {text: {"schema": {"type": "string"}} for text in texts},
     }
-    return api_operation("getMetrics", "Numbers for Prometheus", {"200": answer}, ())
+    return api_operation("getMetrics", "Metrics for Prometheus", {"200": answer}, ())
 
 
 def _openapi() -> Json:

@@ -41,7 +41,7 @@ def key_parameter() -> Json:
         "in": "path",
         "required": True,
         "description": f"UTF-8, percent-encoded, 1 to {MAX_KEY_SIZE_BYTES} bytes when decoded. "
-        "Everything after `/v1/kv/` is the key: a slash in it may be written plain or as %2F.",
+        "Everything after `/v1/kv/` is the key: a slash in it may be written as / or %2F.",
         "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_SIZE_BYTES},
         "example": "hello",
     }
@@ -52,15 +52,16 @@ _IF_MATCH = header_parameter(
 )
 IDEMPOTENCY_KEY_PARAM = header_parameter(
     "Idempotency-Key",
-    f"1 to {MAX_IDEMPOTENCY_KEY_LENGTH} printable ASCII characters, in double quotes or bare. A "
-    "repeat of the same request gets the first answer, another request under the same key 422.",
+    f"1 to {MAX_IDEMPOTENCY_KEY_LENGTH} printable ASCII characters, with or without double "
+    "quotes. A repeat of the same request gets the first answer; another request under the same "
+    "key gets 422.",
     '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
 )
 IDEMPOTENCY_AFTER_PARAM = header_parameter(
     "Idempotency-After",
-    "With `Idempotency-Key`: the highest `Onecopy-Revision` that the client had seen before it "
-    "first sent this request. If the key is not known, and may have been forgotten since, the "
-    "request is refused with 410 instead of being executed again.",
+    "With `Idempotency-Key`: the highest `Onecopy-Revision` that the client had seen before its "
+    "first attempt. If the key is unknown and may have been dropped, the request is refused with "
+    "410 instead of being executed again.",
     "42",
 )
 
@@ -152,7 +153,7 @@ def delete_key() -> Json:
         "Remove a key",
         {
             "200": json_answer(
-                "Removed, or it wasn't there.",
+                "Removed, or there was no such key.",
                 example,
                 "Idempotent-Replayed",
                 "Onecopy-Revision",

@@ -87,7 +87,7 @@ def decode_key(segment: str) -> bytes:
         key = segment.encode("ascii")
     if len(key) > MAX_KEY_SIZE_BYTES:
         raise ProblemError(
-            "key_too_long", f"the key has {len(key)} bytes; {MAX_KEY_SIZE_BYTES} are allowed"
+            "key_too_long", f"the key has {len(key)} bytes; the limit is {MAX_KEY_SIZE_BYTES}"
         )
     if not key:
         raise ProblemError(
@@ -143,8 +143,8 @@ REMOVE_PARAMS = {
     "force": Param(
         str,
         {"type": "string"},
-        "The node's id once more: remove it although it may cost what `detail` of the refusal "
-        "says.",
+        "The node's id once more: remove it even though that may lose what `detail` of the "
+        "refusal names.",
     ),
     **TIMEOUT,
 }
@@ -152,15 +152,14 @@ WRITE_PARAMS: dict[str, Param] = {
     "ack": Param(
         _choice("all", "local"),
         {"type": "string", "enum": ["all", "local"], "default": "all"},
-        "`all`: acknowledged when the whole in-sync set holds it durably. `local`: when the "
-        "primary alone does, which a failover may lose; the answer then says so. No read sees it, "
-        "linearizable or not, before it has committed on the whole in-sync set; writes after it "
-        "do.",
+        "`all`: acknowledge once the whole in-sync set holds the write durably. `local`: once "
+        "the primary does; a failover may lose such a write, and the answer says so. No read "
+        "sees it until it has committed on the whole in-sync set; following writes do.",
     ),
     "min_copies": Param(
         _number(1, MAX_COPIES),
         _number_schema(1, MAX_COPIES),
-        "Refuse to acknowledge on fewer durable copies than these.",
+        "Minimum number of durable copies for an acknowledgement.",
     ),
     **TIMEOUT,
 }
@@ -168,27 +167,27 @@ READ_PARAMS: dict[str, Param] = {
     "consistency": Param(
         _choice(*get_args(Consistency)),
         {"type": "string", "enum": list(get_args(Consistency)), "default": "linearizable"},
-        "`linearizable`: sees every write acknowledged with `ack=all` before, and nothing that has "
-        "not committed: a write answered with `ack=local` only once it has. `confirmed`: the same, "
-        "also where a machine's clock stands still, for a round trip between the replicas more. "
-        "`stale`: what this node holds.",
+        "`linearizable`: sees every write acknowledged with `ack=all` before, and only committed "
+        "writes: one with `ack=local` once it has committed. `confirmed`: the same, even if a "
+        "machine's clock stands still, for one more round trip between nodes. `stale`: the state "
+        "of this node.",
     ),
     "max_staleness_ms": Param(
         _number(0, MAX_STALENESS_MS),
         _number_schema(0, MAX_STALENESS_MS),
-        "With `consistency=stale`: how old the state may be at most, in milliseconds.",
+        "With `consistency=stale`: maximum age of the state, in milliseconds.",
     ),
     **TIMEOUT,
 }
 _KEY_SCHEMA = {"type": "string"}
 _BOUND_PARAMS: dict[str, Param] = {
-    "prefix": Param(_bound, _KEY_SCHEMA, "Only keys that begin with this."),
-    "start": Param(_bound, _KEY_SCHEMA, "The first key (inclusive). Empty: from the first."),
-    "end": Param(_bound, _KEY_SCHEMA, "Where to stop (exclusive). Empty: no bound."),
+    "prefix": Param(_bound, _KEY_SCHEMA, "Only keys with this prefix."),
+    "start": Param(_bound, _KEY_SCHEMA, "First key (inclusive). Empty: no lower bound."),
+    "end": Param(_bound, _KEY_SCHEMA, "End of the range (exclusive). Empty: no upper bound."),
     "cursor": Param(
         _cursor,
         {"type": "string", "maxLength": MAX_CURSOR_LENGTH},
-        "Where an earlier answer stopped: its `cursor`, unchanged.",
+        "The `cursor` of the previous page, unchanged.",
     ),
 }
 DELETE_RANGE_PARAMS: dict[str, Param] = {
@@ -205,12 +204,12 @@ RANGE_PARAMS: dict[str, Param] = {
     "limit": Param(
         _number(1, MAX_RANGE_LIMIT),
         _number_schema(1, MAX_RANGE_LIMIT, DEFAULT_RANGE_LIMIT),
-        "Largest number of items in the answer.",
+        "Maximum number of items in the answer.",
     ),
     "keys_only": Param(
         _choice("true", "false"),
         {"type": "boolean", "default": False},
-        "`true` leaves the values out.",
+        "`true` omits the values.",
     ),
     **READ_PARAMS,
 }
@@ -313,7 +312,8 @@ def make_write_options(values: Mapping[str, Any]) -> WriteOptions:
     if options.ack == "local" and options.min_copies > 1:
         raise ProblemError(
             "invalid_parameter",
-            "query parameter 'min_copies' cannot be above 1 with ack=local, which waits for one",
+            "query parameter 'min_copies' cannot be above 1 with ack=local, which waits for one "
+            "copy",
         )
     return options
 

@@ -217,7 +217,7 @@ class HttpApi:
             return _method(self._node_methods, method)(request, path[len(NODES) :], query)
         if path.startswith(SERVICES_PATH):
             return _method(self._call_methods, method)(request, path[len(SERVICES_PATH) :], query)
-        raise ProblemError("not_found", f"nothing is served at {path[:200]!r}")
+        raise ProblemError("not_found", f"no resource at {path[:200]!r}")
 
     def _refusal(self, problem: ProblemError, method: str) -> Answer:
         lines = problem.headers
@@ -264,8 +264,8 @@ class HttpApi:
         try:
             to = _handover_decoder.decode(body).to
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise ProblemError("invalid_body", f'{error}; expected is {{"to": "n2"}}') from None
-        logger.info("a handover to %s is asked for by %s", to, asked_by)
+            raise ProblemError("invalid_body", f'{error}; expected: {{"to": "n2"}}') from None
+        logger.info("handover to %s, requested by %s", to, asked_by)
         return self._answer(await self.node.handover(to, timeout_ms))
 
     async def _move_node(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
@@ -280,7 +280,7 @@ class HttpApi:
                 split_address(address)
         except (msgspec.MsgspecError, ValueError) as error:
             example = '{"peer": "10.0.0.2:8201"}'
-            raise ProblemError("invalid_body", f"{error}; expected is {example}") from None
+            raise ProblemError("invalid_body", f"{error}; expected: {example}") from None
         if not given:
             raise ProblemError("invalid_body", "name at least one of client, peer and raft")
         addresses = Addresses(move.client, move.peer, move.raft)
@@ -295,7 +295,7 @@ class HttpApi:
         if force not in (None, node):
             raise ProblemError(
                 "invalid_parameter",
-                f"force must be the id of the node that is removed, {node!r}, not {force!r}",
+                f"force must be the id of the node to remove, {node!r}, not {force!r}",
             )
         timeout_ms = options.get("timeout_ms", self._settings.request_timeout_ms)
         view = await self.node.remove_member(
@@ -329,13 +329,13 @@ class HttpApi:
 
     async def _readyz(self, _request: BaseRequest, _query: str) -> Answer:
         if self._server.draining:
-            raise ProblemError("not_ready", "this node is stopping: use another")
+            raise ProblemError("not_ready", "this node is stopping: use another node")
         if self.node.is_ready:
             return self._answer(Status("ready"))
         primary = self.node.primary
         raise ProblemError(
             "not_ready",
-            f"this node is not in touch with a serving primary (last known: {primary or 'none'})",
+            f"this node has no contact with a serving primary (last known: {primary or 'none'})",
             primary=primary,
         )
 
@@ -344,10 +344,10 @@ class HttpApi:
         if node.is_primary:
             return self._answer(CurrentPrimary(primary=node.node_id, epoch=node.epoch))
         if not node.primary:
-            raise ProblemError("not_primary", "no primary is known here")
+            raise ProblemError("not_primary", "no primary is known")
         raise ProblemError(
             "not_primary",
-            f"the primary known here is {node.primary!r}",
+            f"the last known primary is {node.primary!r}",
             primary=node.primary,
         )
 
@@ -381,7 +381,7 @@ def _method(methods: Mapping[str, HandlerT], method: str) -> HandlerT:
         allowed = ", ".join(methods)
         raise ProblemError(
             "method_not_allowed",
-            f"{method} is not served here; allowed are {allowed}",
+            f"{method} is not allowed here; allowed: {allowed}",
             headers=f"Allow: {allowed}\r\n".encode("ascii"),
         )
     return handler
@@ -390,11 +390,11 @@ def _method(methods: Mapping[str, HandlerT], method: str) -> HandlerT:
 def _unexpected(request_id: str) -> ProblemError:
     """Return the problem of a defect; `request_id` "": the log has only others like it."""
     if not request_id:
-        detail = "the node's log has the details of others that failed like this"
+        detail = "for details of similar failures see the node's log"
         return ProblemError("internal_error", detail, outcome="unknown")
     return ProblemError(
         "internal_error",
-        f"the node's log has the details under {request_id}",
+        f"for details see {request_id} in the node's log",
         outcome="unknown",
         instance=f"urn:onecopy:request:{request_id}",
     )

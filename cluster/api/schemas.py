@@ -86,17 +86,18 @@ SCHEMAS = _schemas()
 
 HEADERS: Json = {
     "Onecopy-Node": {
-        "description": "Who answered: the primary that executed it, or this node.",
+        "description": "The node that answered: the primary that executed the request, or this "
+        "node.",
         "required": True,
         "schema": {"type": "string"},
     },
     "Onecopy-Epoch": {
-        "description": "The epoch in which it was answered; 0 while none is known.",
+        "description": "The epoch of the answer; 0 if none is known.",
         "required": True,
         "schema": {"type": "integer", "minimum": 0},
     },
     "Onecopy-Cluster": {
-        "description": "The id of the cluster; left out while this node has not learned it.",
+        "description": "The id of the cluster; omitted until this node knows it.",
         "schema": {"type": "string"},
     },
     "ETag": {
@@ -115,16 +116,16 @@ HEADERS: Json = {
         "schema": {"type": "integer", "minimum": 1},
     },
     "Onecopy-Lease": {
-        "description": "The client lease that the key hangs on; left out where there is none.",
+        "description": "The client lease that the key is attached to; omitted if there is none.",
         "schema": {"type": "string", "pattern": "^[1-9][0-9]{0,19}$"},
     },
     "Onecopy-Revision": {
-        "description": "The state that this is an answer of, for Idempotency-After; not with "
-        "ack=local, for that may yet be lost, nor from a node without data.",
+        "description": "The revision of the state behind the answer, for Idempotency-After; not "
+        "with ack=local, because such a write may be lost, and not from a node without data.",
         "schema": {"type": "integer", "minimum": 0},
     },
     "Idempotent-Replayed": {
-        "description": "This is the first answer given again.",
+        "description": "The answer of an earlier attempt.",
         "schema": {"const": "true"},
     },
     "Retry-After": {

@@ -135,7 +135,7 @@ class HttpServer(web.Server):
         """Return what a client is told for whom there is no connection."""
         return ProblemError(
             "too_many_connections",
-            f"this node serves {self.settings.max_connections} connections already",
+            f"this node already has {self.settings.max_connections} connections",
             closes=True,
         )
 
@@ -359,7 +359,7 @@ class FullConnection(RequestHandler):
             problem = ProblemError("internal_error", "see the node's log", outcome="unknown")
         elif isinstance(exc, LineTooLong):
             problem = ProblemError(
-                "head_too_large", "the request line or a header is over 8190 bytes"
+                "head_too_large", "the request line or a header is longer than 8190 bytes"
             )
         else:
             # The parser's message goes on with an excerpt of the request, which may be a value.

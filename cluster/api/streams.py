@@ -33,6 +33,8 @@ STOPPED_WATCHER_TIMEOUT_S = 600.0
 """A watcher that takes nothing for so long is cut off: it can resume."""
 WRITE_COST_BYTES = 16 * 1024
 """What an event to a watcher counts beside its bytes: it takes as long as copying so many."""
+END_LINGER_S = 2.0
+"""How long a watcher may take to read that its watch has ended."""
 OUT_OF_TOUCH_S = 5.0
 """A node that was in touch with no primary for so long sends its watchers to another."""
 
@@ -228,10 +230,10 @@ class Streams:
             connection.send_progress()
 
     def end(self, problem: ProblemError) -> None:
-        """End all watches, and take no more: the clients resume at another node."""
+        """End all watches, some in a turn, and take no more: clients resume at another node."""
         self.ended = problem
-        for connection in list(self._open):
-            connection.end(problem)
+        for connection in self._open:
+            connection.wake()
         for waiting in list(self._waiting):
             waiting.set()
 
@@ -239,6 +241,8 @@ class Streams:
         """Leave nothing behind."""
         await self._tasks.stop()
         for connection in list(self._open):
+            if self.ended is not None:
+                connection.end(self.ended)
             connection.abort()
 
 
@@ -256,7 +260,7 @@ class WatchConnection(asyncio.Protocol):
         self._streams = streams
         self._transport: asyncio.Transport | None = transport
         self._form: Form = form
-        self._watcher = Watcher(span, after, self._wake)
+        self._watcher = Watcher(span, after, self.wake)
         self._after = after
         self._has_caught_up = False
         self._is_due = False
@@ -272,7 +276,7 @@ class WatchConnection(asyncio.Protocol):
         # Where the watch begins: a client that loses the connection before anything has changed
         # can resume, too.
         self._write(progress_event(form, after))
-        self._wake()
+        self.wake()
 
     # -- asyncio's protocol
 
@@ -308,7 +312,7 @@ class WatchConnection(asyncio.Protocol):
         self._is_paused = False
         self._give_back()
         self._streams.paused(self, is_paused=False)
-        self._wake()
+        self.wake()
 
     def _give_back(self) -> None:
         if self._share is not None:
@@ -317,7 +321,8 @@ class WatchConnection(asyncio.Protocol):
 
     # -- what it is sent
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let it go on in a turn to come: there may be something to send."""
         if not self._is_due and not self._is_reading:
             self._is_due = True
             self._streams.go_on_soon(self)
@@ -325,6 +330,9 @@ class WatchConnection(asyncio.Protocol):
     def resume(self) -> int:
         """Send what comes next, and return what it has cost, in bytes."""
         self._is_due = False
+        if self._streams.ended is not None:
+            self.end(self._streams.ended)
+            return WRITE_COST_BYTES
         if self._transport is None or self._is_paused or self._is_reading:
             return 0
         progress, events = self._streams.history.feed.take(self._watcher)
@@ -332,7 +340,7 @@ class WatchConnection(asyncio.Protocol):
             self._is_reading = True
             self._streams.read_log(self)
         elif progress == "more":
-            self._wake()
+            self.wake()
         elif not self._has_caught_up:
             self._has_caught_up = True
             if self._streams.history.feed.progress(self._watcher) > self._after:
@@ -351,7 +359,7 @@ class WatchConnection(asyncio.Protocol):
             self.abort()
             raise
         self._is_reading = False
-        self._wake()
+        self.wake()
 
     def _send(self, events: list[Event]) -> int:
         """Send events, and return what it costs to, in bytes."""
@@ -401,6 +409,7 @@ class WatchConnection(asyncio.Protocol):
         self._write(end_event(self._form, problem))
         self._transport = None
         transport.close()
+        asyncio.get_running_loop().call_later(END_LINGER_S, transport.abort)
 
     def abort(self) -> None:
         """Close at once."""

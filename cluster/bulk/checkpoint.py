@@ -71,15 +71,15 @@ def read_checkpoint(file: Path) -> Checkpoint | None:
         version = msgspec.json.decode(data, type=_Version).version
         if version != VERSION:
             raise CheckpointError(
-                f"{path} is of another version of onecopy (format {version}, not {VERSION}): go on "
-                "with that one, or load the whole file again with --restart"
+                f"{path} is from another version of onecopy (format {version}, not {VERSION}): "
+                "continue with that version, or load the whole file again with --restart"
             )
         return msgspec.json.decode(data, type=Checkpoint)
     except FileNotFoundError:
         return None
     except (msgspec.DecodeError, OSError) as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error}); to load the whole file again, use --restart"
+            f"{path} cannot be read ({error}); use --restart to load the whole file again"
         ) from None
 
 
@@ -87,8 +87,8 @@ def check_unchanged(file: Path, found: Checkpoint, size_bytes: int, checksum: st
     """Raise CheckpointError if the file is not the one whose load was interrupted."""
     if (found.size_bytes, found.fingerprint) != (size_bytes, checksum):
         raise CheckpointError(
-            f"{file} has changed since its load was interrupted at line {found.line + 1}; "
-            "to load the whole file as it is now, use --restart"
+            f"{file} has changed since its load was interrupted at line {found.line + 1}; use "
+            "--restart to load the whole file as it is now"
         )
 
 

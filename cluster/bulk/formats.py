@@ -38,13 +38,13 @@ def without_mark(line: bytes, number: int) -> bytes:
         if number > 1:
             return line  # whoever parses it says that it is not UTF-8
         raise RecordError(
-            "the file is not UTF-8 but begins with a mark of UTF-16 or UTF-32: convert it first, "
-            "say with iconv -f UTF-16 -t UTF-8"
+            "the file is UTF-16 or UTF-32, not UTF-8: convert it first, with iconv -f UTF-16 -t "
+            "UTF-8"
         )
     if number > 1:
         raise RecordError(
-            "the line begins with a byte order mark, as where files were joined: remove its three "
-            "bytes, EF BB BF"
+            "the line begins with a byte order mark, perhaps because files were joined: remove "
+            "the three bytes EF BB BF"
         )
     return line.removeprefix(BOM)
 
@@ -86,7 +86,7 @@ def parse_tsv(line: bytes) -> DumpRecord:
     """Read key, tab, value (the rest of the line, tabs and all). Raises RecordError."""
     key, tab, value = line.partition(b"\t")
     if not tab:
-        raise RecordError("there is no tab between key and value")
+        raise RecordError("no tab between key and value")
     try:
         return _checked(key.decode(), value)
     except UnicodeDecodeError:
@@ -96,7 +96,7 @@ def parse_tsv(line: bytes) -> DumpRecord:
 def _checked(key: str, value: bytes) -> DumpRecord:
     size = len(key) if key.isascii() else len(key.encode())
     if not 1 <= size <= KEY_MAX_BYTES:
-        raise RecordError(f"a key has 1 to {KEY_MAX_BYTES} bytes; this one has {size}")
+        raise RecordError(f"a key must have 1 to {KEY_MAX_BYTES} bytes; this one has {size}")
     return DumpRecord(key, value)
 
 

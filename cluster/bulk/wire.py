@@ -50,14 +50,14 @@ class Connection:
             return await self._read_chunks()
         length = headers.get("content-length", "")
         if not length.isdecimal() or int(length) > BODY_SIZE_MAX_BYTES:
-            raise ConnectionError(f"an answer of unknown or absurd length: {length!r}")
+            raise ConnectionError(f"an answer of invalid length: {length!r}")
         return await self._reader.readexactly(int(length))
 
     async def _read_chunks(self) -> bytes:
         body = b""
         while size := int((await self._reader.readuntil(b"\r\n")).split(b";")[0], 16):
             if len(body) + size > BODY_SIZE_MAX_BYTES:
-                raise ConnectionError("an answer of absurd length")
+                raise ConnectionError("an answer of invalid length")
             body += (await self._reader.readexactly(size + 2))[:-2]
         while await self._reader.readuntil(b"\r\n") != b"\r\n":
             pass  # trailers
@@ -131,7 +131,7 @@ class WireTransport(Transport):
             except ValueError as error:  # a chunk size that is no number
                 raise ConnectionError(f"not HTTP: {error}") from error
             except asyncio.LimitOverrunError as error:
-                raise ConnectionError("an answer with an absurd head") from error
+                raise ConnectionError("an answer with an invalid head") from error
             finally:
                 if not connection.usable:
                     connection.close()

@@ -81,7 +81,7 @@ def _check_node(config: ClusterConfig, node: str) -> None:
     if node in config.nodes:
         return
     known = ", ".join(config.nodes)
-    raise ConfigError(config.path, f"nodes.{node}", f"there is no such node; there are: {known}")
+    raise ConfigError(config.path, f"nodes.{node}", f"no such node; the nodes: {known}")
 
 
 def _run(main: Coroutine[Any, Any, int]) -> int:

@@ -1,12 +1,12 @@
-"""The Python client: `AsyncClient` for asyncio, `Client` for everyone else.
+"""The Python client: `AsyncClient` for asyncio, `Client` without.
 
     async with AsyncClient(["http://127.0.0.1:8101", "http://127.0.0.1:8102"]) as client:
         await client.put("hello", b"world")
         entry = await client.get("hello")
 
-Any node takes any request; the client prefers the primary, learns the other nodes' addresses and
-moves on when one fails. It talks to one cluster: the first that answers. Each write has one
-idempotency key for all its tries. Errors are in `cluster.client.errors`.
+Any node accepts any request; the client prefers the primary, discovers the other nodes, and tries
+another node when one fails. It uses one cluster: the first that answers. Each write has one
+idempotency key for all its attempts. Errors are in `cluster.client.errors`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Self
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import msgspec
 
@@ -23,13 +23,11 @@ from cluster.client.arguments import (
     DEFAULT_PAGE_SIZE,
     MILLISECONDS_MAX,
     PAGE_LIMIT_MAX,
-    REVISION_MAX,
     check_consistency,
     check_endpoints,
     check_flag,
     check_node,
     check_number,
-    check_optional_number,
     check_text,
     check_timeout,
     check_value,
@@ -65,7 +63,7 @@ from cluster.client.results import (
 from cluster.client.retries import STATUS, Transport
 from cluster.client.services import AsyncServiceCalls
 from cluster.client.txn import AsyncTxnBuilder, decode_txn_reply
-from cluster.client.watching import AsyncKeyWatch, watch_options
+from cluster.client.watching import AsyncKeyWatch, watch_target
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
@@ -73,7 +71,7 @@ LEFT_MIN_MS = 50  # what a call's last step gets, however much of its time is go
 
 
 class AsyncClient(AsyncServiceCalls):
-    """Talks to one cluster. Use it as an async context manager, or call `close`."""
+    """A client of one cluster. Use it as an async context manager, or call `close`."""
 
     def __init__(
         self,
@@ -84,12 +82,12 @@ class AsyncClient(AsyncServiceCalls):
         discover: bool = True,
         cluster_id: str = "",
     ) -> None:
-        """Name at least one node ("http://host:port"); `timeout_ms` bounds each call, retries in.
+        """Name at least one node ("http://host:port"); `timeout_ms` bounds each call with retries.
 
-        With `discover` the other nodes are learned, if those that are named are so by the
-        addresses that they advertise; without it, or behind a proxy, only those that are named are
-        asked. `cluster_id` is the cluster to talk to, "" for the first that answers. Nothing is
-        sent yet. Raises ValueError for an endpoint that is none, TypeError for wrong types.
+        With `discover` the client finds the other nodes, if the named URLs are the addresses that
+        the nodes advertise; without it, or behind a proxy, it uses only the named nodes.
+        `cluster_id` is the cluster to use, "" for the first that answers. Nothing is sent yet.
+        Raises ValueError for an invalid endpoint, TypeError for wrong types.
         """
         given = check_endpoints(endpoints)
         try:
@@ -123,22 +121,22 @@ class AsyncClient(AsyncServiceCalls):
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        """The base URLs in use: those given, and the nodes that were learned."""
+        """The base URLs in use: those given, and those discovered."""
         return self._transport.endpoints.urls
 
     @property
     def cluster_id(self) -> str:
-        """The id of the cluster that this client talks to, "" before the first answer."""
+        """The id of the cluster, "" before the first answer."""
         return self._transport.cluster_id
 
     @property
     def revision(self) -> int | None:
-        """The highest revision that an answer of the cluster has named, None before the first."""
+        """The highest revision in any answer so far, None before the first."""
         return self._transport.revision
 
     @property
     def retries(self) -> int:
-        """How many tries beyond the first there were, over all calls."""
+        """The number of retries, over all calls."""
         return self._transport.retries
 
     async def put(
@@ -156,8 +154,8 @@ class AsyncClient(AsyncServiceCalls):
     ) -> PutResult:
         """Write `value` (text as UTF-8) under `key`.
 
-        `if_revision`: only if the key is at that revision; `if_absent`: only if there is none.
-        `ack="local"` answers when the primary alone has it; `min_copies` wants at least so many.
+        `if_revision`: only if the key is at that revision; `if_absent`: only if it does not exist.
+        `ack="local"` answers once the primary has it; `min_copies` is the minimum number of copies.
         `idempotency_key` and `idempotency_after` of an UnknownOutcomeError repeat that write.
         Raises PreconditionFailedError, UnknownOutcomeError and the rest of the tree.
         """
@@ -179,9 +177,9 @@ class AsyncClient(AsyncServiceCalls):
         max_staleness_ms: int | None = None,
         timeout_ms: int | None = None,
     ) -> GetResult | None:
-        """Return the key's value and revision, or None where there is no such key.
+        """Return the key's value and revision, or None if there is no such key.
 
-        "stale" reads whatever the asked node has, no older than `max_staleness_ms` if given.
+        "stale" reads the asked node's own state, at most `max_staleness_ms` old if given.
         """
         target = kv_target(key, read_query(consistency, max_staleness_ms))
         call = Request("GET", target)
@@ -312,7 +310,7 @@ class AsyncClient(AsyncServiceCalls):
         max_staleness_ms: int | None = None,
         timeout_ms: int | None = None,
     ) -> Page:
-        """Return one page: keys with `prefix`, from `start` up to but without `end`."""
+        """Return one page: keys with `prefix`, from `start` up to but excluding `end`."""
         options: dict[str, object] = {
             "prefix": check_text("prefix", prefix),
             "start": check_text("start", start),
@@ -337,7 +335,7 @@ class AsyncClient(AsyncServiceCalls):
     ) -> AsyncIterator[Item]:
         """Iterate over all keys in order, page by page.
 
-        Each page is one consistent state; writes may fall between two pages.
+        Each page is one consistent state; there may be writes between two pages.
         """
         for name, value in (("prefix", prefix), ("start", start), ("end", end)):
             check_text(name, value)
@@ -383,14 +381,8 @@ class AsyncClient(AsyncServiceCalls):
         be reached for `timeout_ms`: UnavailableError. RevisionCompactedError: no node goes back so
         far.
         """
-        for name, value in (("prefix", prefix), ("key", key), ("start", start), ("end", end)):
-            if value is not None:
-                check_text(name, value)
-        options = watch_options(prefix, key, start, end)
-        revision = check_optional_number("after", after, 0, REVISION_MAX)
-        query = urlencode(options, quote_via=quote)
-        target = f"/v1/watch?{query}"
-        return AsyncKeyWatch(self._transport, target, revision, check_timeout(timeout_ms))
+        target = watch_target(prefix, key, start, end)
+        return AsyncKeyWatch(self._transport, target, after, timeout_ms)
 
     def mirror(self, prefix: str) -> AsyncMirror:
         """Return a live copy of the keys with `prefix`, as a mapping: `async with` it."""
@@ -415,18 +407,18 @@ class AsyncClient(AsyncServiceCalls):
             status = await self.status(timeout_ms=_left_ms(deadline))
             url = self._transport.endpoints.url_of(node)
             if node not in status.nodes:
-                raise InvalidRequestError(f"there is no node {node!r}", code="unknown_node")
+                raise InvalidRequestError(f"no node {node!r}", code="unknown_node")
         if url is None:
             raise InvalidRequestError(
-                f"the address that {node} advertises is not used by this client, which keeps to "
-                "the endpoints it was given: name the node by a URL that leads to it",
+                f"this client uses only its given endpoints, not the address that {node} "
+                "advertises: add a URL that reaches the node",
                 code="unknown_address",
             )
         reply = await self._transport.ask(url, "/v1/digest", _left_ms(deadline))
         return decode_reply(Request("GET", "/v1/digest"), reply, Digest)
 
     async def handover(self, to: str, *, timeout_ms: int | None = None) -> ViewSummary:
-        """Make the in-sync replica `to` the primary. No waiting request fails."""
+        """Make the in-sync replica `to` the primary. No pending request fails."""
         deadline = self._deadline(timeout_ms)
         body = msgspec.json.encode({"to": check_node("to", to)})
         call = Request(
@@ -455,9 +447,9 @@ class AsyncClient(AsyncServiceCalls):
         raft: str = "",
         timeout_ms: int | None = None,
     ) -> ViewSummary:
-        """Have the cluster agree on other addresses ("host:port") of a node; "" leaves one.
+        """Change the addresses ("host:port") of a node; "" keeps one.
 
-        The node itself is to be started with them: its configuration file has to say the same.
+        Then set the same addresses in the node's configuration file and restart it.
         """
         given = {
             name: check_text(name, value)
@@ -472,10 +464,10 @@ class AsyncClient(AsyncServiceCalls):
     async def remove(
         self, node: str, *, force: bool = False, timeout_ms: int | None = None
     ) -> ViewSummary:
-        """Take a node out of the cluster for good; its id is not to be used again.
+        """Remove a node from the cluster for good; its id cannot be used again.
 
-        Refused (`code` "unsafe_removal", …) where it may cost acknowledged writes or the majority:
-        the error says what to do first. `force` removes it all the same.
+        Refused (`code` "unsafe_removal", …) if that could lose acknowledged writes or the majority:
+        the error says what to do first. `force` removes it anyway.
         """
         name = quote(check_node("node", node), safe="")
         target = f"/v1/cluster/nodes/{name}"

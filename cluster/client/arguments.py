@@ -27,7 +27,7 @@ def check_key(key: object) -> str:
     text = check_text("key", key)
     size = len(text.encode())
     if not 1 <= size <= KEY_MAX_BYTES:
-        problem = f"a key has 1 to {KEY_MAX_BYTES} bytes of UTF-8; this one has {size}"
+        problem = f"a key must have 1 to {KEY_MAX_BYTES} bytes of UTF-8; this one has {size}"
         raise InvalidRequestError(problem, code="invalid_key")
     return text
 
@@ -50,7 +50,7 @@ def check_text(name: str, value: object) -> str:
     except UnicodeEncodeError:
         code = "invalid_key" if name == "key" else "invalid_argument"
         raise InvalidRequestError(
-            f"{name} must be text that UTF-8 can carry: it has half of a surrogate pair", code=code
+            f"{name} cannot be encoded in UTF-8: it contains half of a surrogate pair", code=code
         ) from None
     return value
 
@@ -123,8 +123,8 @@ def check_idempotency_key(value: object) -> str:
     key = check_text("idempotency_key", value)
     if not key.isascii() or not key.isprintable() or '"' in key or "\\" in key or len(key) > 255:
         problem = (
-            f"{key[:80]!r} is no idempotency key: 1 to 255 printable ASCII characters without "
-            "quotes and backslashes"
+            f"{key[:80]!r} is not an idempotency key: use 1 to 255 printable ASCII "
+            "characters without quotes and backslashes"
         )
         raise InvalidRequestError(problem, code="invalid_idempotency_key")
     return key
@@ -134,7 +134,9 @@ def check_idempotency_after(key: object, value: object) -> int | None:
     """Return the revision that a write under `key` was first sent after, None if not given."""
     after = check_optional_number("idempotency_after", value, 0, AFTER_MAX)
     if after is not None and key == "":
-        raise InvalidRequestError("idempotency_after needs the idempotency_key of the same write")
+        raise InvalidRequestError(
+            "idempotency_after needs idempotency_key, both from the same write"
+        )
     return after
 
 

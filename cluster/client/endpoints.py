@@ -48,7 +48,7 @@ class Endpoints:
     def __init__(self, given: Iterable[str], *, discover: bool = True) -> None:
         self._given = tuple(dict.fromkeys(normalize_endpoint(url) for url in given))
         if not self._given:
-            raise ValueError("at least one endpoint is needed, say http://127.0.0.1:8101")
+            raise ValueError("at least one endpoint is needed, for example http://127.0.0.1:8101")
         self.learns = discover and all(url.startswith("http://") for url in self._given)
         self._known = {url: _Endpoint(url, usable=True) for url in self._given}
         self._by_node: dict[str, str] = {}
@@ -171,8 +171,8 @@ def normalize_endpoint(text: str) -> str:
         url = f"http://{url}"
     found = _ENDPOINT.fullmatch(url)
     if found is None:
-        raise ValueError(f"{text!r} is no endpoint; write it like http://127.0.0.1:8101")
+        raise ValueError(f"{text!r} is not an endpoint; write it like http://127.0.0.1:8101")
     scheme, rest, port = found.groups()
     if port and not 1 <= int(port) <= 65535:
-        raise ValueError(f"{text!r} is no endpoint: its port must be from 1 to 65535")
+        raise ValueError(f"{text!r} is not an endpoint: the port must be from 1 to 65535")
     return f"{scheme.lower()}{rest}"

@@ -1,15 +1,15 @@
-"""The client's errors: one tree, each class saying what the caller may conclude.
+"""The errors of the client: one tree; each class states what the caller may conclude.
 
 ClientError
 ├── NotAppliedError           nothing changed, and nothing will
-│   ├── InvalidRequestError   the request itself is wrong: sending it again cannot help
-│   ├── RefusedError          the service refuses, with a code of its own
-│   ├── PreconditionFailedError   the key was not at the revision that was asked for
-│   ├── WrongClusterError     another cluster answers at this address
+│   ├── InvalidRequestError   the request itself is invalid: repeating it will not help
+│   ├── RefusedError          a service of one's own refuses, with a code of its own
+│   ├── PreconditionFailedError   the condition on the key does not hold
+│   ├── WrongClusterError     the node belongs to another cluster
 │   ├── RevisionCompactedError  no node keeps the changes after that revision
-│   ├── StorageFullError      no room on the primary's disk
-│   └── UnavailableError      nobody could take it before the deadline; also for reads
-└── UnknownOutcomeError       it may or may not have been applied, or may be yet
+│   ├── StorageFullError      the primary's disk is full
+│   └── UnavailableError      no node available in time; also for reads
+└── UnknownOutcomeError       it may have been applied, or may still be
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class NotAppliedError(ClientError):
 
 
 class InvalidRequestError(NotAppliedError):
-    """The request itself was refused: mend it; trying again as it is cannot help."""
+    """The request itself is invalid: fix it; repeating it unchanged will not help."""
 
 
 class RefusedError(NotAppliedError):
@@ -42,19 +42,19 @@ class RefusedError(NotAppliedError):
 
 
 class PreconditionFailedError(NotAppliedError):
-    """The key was not at the asked revision, or was there though it should not be."""
+    """The key is not at the given revision, or exists despite `if_absent`."""
 
 
 class WrongClusterError(NotAppliedError):
-    """The node at this address belongs to another cluster than the one this client has met.
+    """The node at this address belongs to another cluster than this client's.
 
-    Nothing was done there. `expected` and `found` are the two clusters' ids.
+    Nothing was applied there. `expected` and `found` are the two clusters' ids.
     """
 
     def __init__(self, url: str, *, expected: str, found: str) -> None:
         super().__init__(
-            f"{url} belongs to cluster {found}, and this client talks to cluster {expected}: "
-            "correct the address, or make a new client for the other cluster",
+            f"{url} belongs to cluster {found}, and this client uses cluster {expected}: correct "
+            "the address, or create a new client for the other cluster",
             code="wrong_cluster",
             status=421,
         )
@@ -75,20 +75,20 @@ class RevisionCompactedError(NotAppliedError):
 
 
 class StorageFullError(NotAppliedError):
-    """The primary's disk has no room. Reads go on."""
+    """The primary's disk is full. Reads still work."""
 
 
 class UnavailableError(NotAppliedError):
-    """No node could take the request before the deadline. Later, or elsewhere, it may work."""
+    """No node was available before the deadline. Try again later, or with other nodes."""
 
 
 class UnknownOutcomeError(ClientError):
-    """At least one try may have been applied, and none was confirmed before the deadline.
+    """An attempt may have been applied, and none was confirmed before the deadline.
 
     Call again with `idempotency_key=error.idempotency_key`,
     `idempotency_after=error.idempotency_after` and the same arguments to learn which: if it was
     applied you get its answer, and it is not applied twice. `code` "idempotency_key_expired" and
-    "unknown_revision" are final: the cluster cannot tell any more; read the key, and decide anew.
+    "unknown_revision" are final: the cluster no longer knows; read the key and decide again.
     """
 
     def __init__(
@@ -106,5 +106,5 @@ class UnknownOutcomeError(ClientError):
 
     @property
     def is_final(self) -> bool:
-        """Whether to call again under the same key cannot help."""
+        """Whether a repeat under the same key will not help."""
         return self.code in {"idempotency_key_expired", "unknown_revision"}

@@ -137,6 +137,6 @@ def give_up(call: Request, failure: ClientError, doubtful: ClientError | None) -
         f"{doubtful.detail} (this write may or may not have been applied; to learn which, repeat "
         f"it under the idempotency key {call.key})"
         if call.key
-        else f"{doubtful.detail} (this may or may not have been done; see the status)"
+        else f"{doubtful.detail} (this may or may not have been done; check the status)"
     )
     raise in_doubt(call, detail, code=doubtful.code, status=doubtful.status) from doubtful

@@ -44,7 +44,7 @@ class LoopThread:
 
     def __init__(self, close: Callable[[], Awaitable[None]]) -> None:
         if sys.is_finalizing():
-            raise RuntimeError("the interpreter is shutting down: no client can be used any more")
+            raise RuntimeError("the interpreter is shutting down: clients can no longer be used")
         self._close = close
         # A selector of our own making: a forked child has to close it, and nothing else of it.
         self._selector = selectors.DefaultSelector()
@@ -72,7 +72,7 @@ class LoopThread:
         try:
             return future.result(timeout_s + STUCK_AFTER_S)
         except concurrent.futures.CancelledError:
-            raise StuckError("the client was closed while this call was under way") from None
+            raise StuckError("the client was closed during this call") from None
         except TimeoutError:
             if future.done():
                 raise  # the call's own

@@ -58,7 +58,7 @@ def condition_headers(if_revision: int | None, *, if_absent: bool = False) -> di
     revision = check_optional_number("if_revision", if_revision, 1, REVISION_MAX)
     if check_flag("if_absent", if_absent):
         if revision is not None:
-            raise InvalidRequestError("if_revision and if_absent exclude each other")
+            raise InvalidRequestError("if_revision and if_absent cannot be combined")
         return {"If-None-Match": "*"}
     return {} if revision is None else {"If-Match": f'"{revision}"'}
 
@@ -98,4 +98,4 @@ def decode_reply(
     except msgspec.DecodeError as error:
         # Whatever answered "OK" is no onecopy node: nothing can be concluded from it.
         kind_of_error = UnknownOutcomeError if call.writes else UnavailableError
-        raise kind_of_error(f"the answer is not onecopy's: {error}", code="bad_answer") from error
+        raise kind_of_error(f"not an answer of onecopy: {error}", code="bad_answer") from error

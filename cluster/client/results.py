@@ -43,10 +43,10 @@ class DeleteRangeResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GetResult(msgspec.Struct, frozen=True, kw_only=True):
-    """A key's value and the revision that wrote it; `node` answered, knowing of `epoch`.
+    """A key's value and the revision that wrote it; `node` answered, in `epoch`.
 
     `create_revision` is of the write that created the key, `version` how often it was written since
-    then, `lease` the client lease that it hangs on ("": none).
+    then, `lease` the client lease that it is attached to ("": none).
     """
 
     key: str

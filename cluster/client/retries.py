@@ -329,12 +329,12 @@ class Transport:
         if self._loop is None:
             self._loop = loop
         if self._loop is not loop:
-            closed = ", which is closed by now" if self._loop.is_closed() else ""
+            closed = ", which is now closed" if self._loop.is_closed() else ""
             raise RuntimeError(
                 f"this AsyncClient belongs to the event loop that first used it{closed}, and was "
-                "called from another one: make an AsyncClient in each event loop (in pytest: give "
-                "the fixture that makes it and the tests that use it the same loop scope), or use "
-                "Client, which any thread may call"
+                "called from another one: create an AsyncClient in each event loop (in pytest: "
+                "give the fixture that creates it and the tests that use it the same loop "
+                "scope), or use Client, which any thread may call"
             )
         return loop
 

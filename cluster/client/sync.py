@@ -1,4 +1,4 @@
-"""The client's plain face: the same calls, without asyncio.
+"""The synchronous client: the same calls, without asyncio.
 
 A `Client` runs a `AsyncClient` on an event loop of its own, in a daemon thread; its methods may be
 called from any thread.
@@ -54,10 +54,10 @@ class _Parts(NamedTuple):
 
 
 class Client:
-    """Talks to one cluster, blocking. Use it as a context manager, or call `close`.
+    """A blocking client of one cluster. Use it as a context manager, or call `close`.
 
-    After a fork the child's copy connects anew, and talks to the same cluster. One that is dropped
-    without `close` is closed, with a ResourceWarning; at the program's end all are closed.
+    After a fork, the child's copy opens new connections to the same cluster. A client that is
+    garbage-collected without `close` is closed, with a ResourceWarning; at exit all are closed.
     """
 
     _closed = True  # until it is whole: an argument may be refused
@@ -150,22 +150,22 @@ class Client:
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        """The base URLs in use: those given, and the nodes that were learned."""
+        """The base URLs in use: those given, and those discovered."""
         return self._here().client.endpoints
 
     @property
     def cluster_id(self) -> str:
-        """The id of the cluster that this client talks to, "" before the first answer."""
+        """The id of the cluster, "" before the first answer."""
         return self._here().client.cluster_id
 
     @property
     def revision(self) -> int | None:
-        """The highest revision that an answer of the cluster has named, None before the first."""
+        """The highest revision in any answer so far, None before the first."""
         return self._here().client.revision
 
     @property
     def retries(self) -> int:
-        """How many tries beyond the first there were, over all calls."""
+        """The number of retries, over all calls."""
         return self._here().client.retries
 
     def put(
@@ -324,7 +324,7 @@ class Client:
         max_staleness_ms: int | None = None,
         timeout_ms: int | None = None,
     ) -> Page:
-        """Return one page: keys with `prefix`, from `start` up to but without `end`."""
+        """Return one page: keys with `prefix`, from `start` up to but excluding `end`."""
         return self._run(
             lambda client: client.page(
                 prefix,
@@ -457,7 +457,7 @@ class Client:
         raft: str = "",
         timeout_ms: int | None = None,
     ) -> ViewSummary:
-        """Have the cluster agree on other addresses of a node; see `AsyncClient.move`."""
+        """Change the addresses of a node; see `AsyncClient.move`."""
         return self._run(
             lambda found: found.move(
                 node, client=client, peer=peer, raft=raft, timeout_ms=timeout_ms
@@ -469,7 +469,7 @@ class Client:
     def remove(
         self, node: str, *, force: bool = False, timeout_ms: int | None = None
     ) -> ViewSummary:
-        """Take a node out of the cluster for good; see `AsyncClient.remove`."""
+        """Remove a node from the cluster for good; see `AsyncClient.remove`."""
         return self._run(
             lambda client: client.remove(node, force=force, timeout_ms=timeout_ms),
             timeout_ms,

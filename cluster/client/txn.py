@@ -137,7 +137,7 @@ class TxnBuilder:
         return self._add("delete", bounds or {"key": check_key(key)})
 
     def get(self, key: str) -> Self:
-        """Read a key. Its result is an Entry, or None where there is no such key."""
+        """Read a key. Its result is a `GetResult`, or None if there is no such key."""
         return self._add("get", {"key": check_key(key)})
 
     def list(

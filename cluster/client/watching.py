@@ -10,15 +10,20 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import msgspec
 
+from cluster.client.arguments import (
+    REVISION_MAX,
+    check_optional_number,
+    check_text,
+    check_timeout,
+)
 from cluster.client.errors import (
-    ClientError,
     InvalidRequestError,
     RevisionCompactedError,
     UnavailableError,
@@ -61,10 +66,10 @@ class AsyncKeyWatch:
         after: int | None,
         timeout_ms: int | None,
     ) -> None:
-        self.revision = after
+        self.revision = check_optional_number("after", after, 0, REVISION_MAX)
         self._transport = transport
         self._target = target
-        self._timeout_ms = timeout_ms
+        self._timeout_ms = check_timeout(timeout_ms)
         self._response: aiohttp.ClientResponse | None = None
         self._url = ""
         self._parts: list[bytes] = []  # of a line that is not whole
@@ -249,20 +254,13 @@ class AsyncKeyWatch:
             raise_for(call, reply)
 
 
-def watch_options(
-    prefix: str | None, key: str | None, start: str | None, end: str | None
-) -> Mapping[str, str]:
-    """Return what is watched, as the API takes it. Raises InvalidRequestError."""
+def watch_target(prefix: str | None, key: str | None, start: str | None, end: str | None) -> str:
+    """Return the path and query of a watch. Raises InvalidRequestError."""
     options = {"prefix": prefix, "key": key, "start": start, "end": end}
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: check_text(name, value) for name, value in options.items() if value is not None}
     if not given:
         raise InvalidRequestError(
             'say what to watch: a prefix ("" for all keys), key=, or start= and end=',
             code="invalid_argument",
         )
-    return given
-
-
-def is_final(error: ClientError) -> bool:
-    """Whether a watch that ended so cannot go on from where it was."""
-    return isinstance(error, RevisionCompactedError | InvalidRequestError | WrongClusterError)
+    return f"/v1/watch?{urlencode(given, quote_via=quote)}"

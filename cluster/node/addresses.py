@@ -53,7 +53,7 @@ def edit_or_move(node: str, path: object, configured: Addresses, agreed: Address
         edits.append(f'nodes.{node}.{name} = "{theirs[at]}"')
         options.append(f"--{name} {mine[at]}")
     return (
-        f"the cluster has agreed on other addresses for node {node} than {path} gives it: write "
-        f"{', '.join(edits)} there and start the node again; or, to keep what the file says, run "
+        f"the agreed addresses of node {node} differ from those in {path}: set "
+        f"{', '.join(edits)} there and restart the node; or, to keep those in the file, run "
         f"`onecopy member move {node} {' '.join(options)}`"
     )

@@ -42,9 +42,10 @@ class Descriptors(msgspec.Struct, frozen=True):
         if self.max_connections >= usual and self.max_watchers >= self.wanted_watchers:
             return ""
         return (
-            f"the limit of open files is {self.limit}: at most {self.max_connections} client "
-            f"connections and {self.max_watchers} watchers are served instead of {usual} and "
-            f"{self.wanted_watchers}; raise it (ulimit -n, LimitNOFILE) for more"
+            f"the limit of open files is {self.limit}: this node accepts at most "
+            f"{self.max_connections} client connections and {self.max_watchers} watchers instead "
+            f"of {usual} and {self.wanted_watchers}; raise the limit (ulimit -n, LimitNOFILE) for "
+            "more"
         )
 
 
@@ -70,7 +71,7 @@ def share_out(
         needed = -(-(kept + MIN_CLIENT_CONNECTIONS) * 16 // 13)
         raise TooFewDescriptorsError(
             f"the limit of open files is {limit}, and this node needs about {needed} ({segments} "
-            "of them for log files): raise it (ulimit -n, LimitNOFILE), or set a larger "
+            "of them for log files): raise the limit (ulimit -n, LimitNOFILE), or increase "
             "limits.log_segment_size_bytes"
         )
     more = min(max(0, snapshot_segments - segments), (left - MIN_CLIENT_CONNECTIONS) // 2)

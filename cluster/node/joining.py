@@ -154,16 +154,16 @@ class Joining:
             self._parts.end(
                 kind(
                     f"node {own.id} is known with another data directory than "
-                    f"{self._parts.directory.path}: start it with that one, or, if that disk is "
-                    f"lost, run `onecopy remove {own.id}` and give the node a new id"
+                    f"{self._parts.directory.path}: start it with that directory; or, if its "
+                    f"disk is lost, run `onecopy remove {own.id}` and give the node a new id"
                 )
             )
         elif member.role != own.role:
             self._parts.end(
                 DataDirectoryError(
-                    f"{self._parts.config.path}: nodes.{own.id}.role: the node is a {member.role} "
-                    f"of the cluster, not a {own.role}: write that, or remove the node and give it "
-                    "a new id and an empty data directory"
+                    f"{self._parts.config.path}: nodes.{own.id}.role: the node is a "
+                    f"{member.role} of the cluster, not a {own.role}: correct the role, or "
+                    "remove the node and give it a new id and an empty data directory"
                 )
             )
         else:
@@ -196,13 +196,13 @@ class Joining:
             while (problem := await self._register_once()) is not None:
                 if problem != last:
                     logger.warning(
-                        "this node's entry could not be brought up to date: %s. That takes a "
-                        "majority of nodes that know its addresses, as agreed or from their files",
+                        "this node's addresses could not be updated: %s. That needs a majority "
+                        "of nodes that know its addresses, from the view or from their files",
                         problem,
                     )
                 last = problem
                 await asyncio.sleep(REGISTER_INTERVAL_S)
-            logger.info("the cluster has agreed on this node's addresses")
+            logger.info("the cluster has agreed to this node's addresses")
         finally:
             self._registering = False
 

@@ -44,7 +44,7 @@ def configure_logs(node_id: str, level: str | None = None, stream: TextIO | None
     """
     chosen = (level or os.environ.get(ENVIRONMENT_VARIABLE) or "info").lower()
     if chosen not in LEVELS:
-        raise ValueError(f"{chosen!r} is no log level; choose one of {', '.join(LEVELS)}")
+        raise ValueError(f"{chosen!r} is not a log level; use one of {', '.join(LEVELS)}")
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(LineFormatter(node_id))
     root = logging.getLogger()

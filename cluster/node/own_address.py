@@ -41,9 +41,9 @@ async def _check(config: ClusterConfig, node_id: str) -> str:
             continue
         field = f"nodes.{node_id}.{channel}"
         problem = (
-            f"{host} is {found[0]} on this machine, where no other machine can reach it. Debian "
-            f"writes such a line into /etc/hosts: put the machine's own address there instead of "
-            f"{found[0]}, or write that address into {field}"
+            f"{host} resolves to {found[0]} on this machine, and no other machine can "
+            f"connect to that. Debian writes such a line into /etc/hosts: replace {found[0]} "
+            f"there by the machine's own address, or write that address into {field}"
         )
         for other, item in config.nodes.items():
             theirs: str = getattr(item, channel)

@@ -53,6 +53,6 @@ def member_of(node_id: str, item: NodeConfig, data_id: str) -> Member:
 def removed(cluster: str, node_id: str) -> DataDirectoryError:
     """Return the error of a node that was removed."""
     return DataDirectoryError(
-        f"node {node_id} has been removed from cluster {cluster}: to come back it needs a new id "
-        f"in the configuration file (rename [nodes.{node_id}]) and an empty data directory"
+        f"node {node_id} has been removed from cluster {cluster}: to return it needs a new id in "
+        f"the configuration file (rename [nodes.{node_id}]) and an empty data directory"
     )

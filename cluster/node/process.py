@@ -416,7 +416,7 @@ class NodeRuntime:
         try:
             self._directory.note_members(view.version, known_members(view))
         except DiskFullError as problem:
-            logger.warning("the members cannot be noted: %s", problem)
+            logger.warning("the members could not be saved: %s", problem)
         except StorageError as problem:
             self._end(problem)
             return

@@ -35,9 +35,9 @@ class Watch:
         raft = self._parts.directory.path / "raft"
         if self._parts.directory.joined and not (raft.is_dir() and any(raft.iterdir())):
             raise DataDirectoryError(
-                f"{raft} is missing or empty, but this node has voted with it. Do not restore an "
-                f"older copy; run `onecopy remove {self._parts.node_id}` and give the node a new "
-                "id and an empty data directory"
+                f"{raft} is missing or empty, but this node has voted. Do not restore an older "
+                f"copy; run `onecopy remove {self._parts.node_id}` and give the node a new id "
+                "and an empty data directory"
             )
 
     async def check_alone(self) -> None:
@@ -54,7 +54,7 @@ class Watch:
         until = loop.time() + (MOVE_SILENCE_S if moved else 0.0)
         if moved:
             logger.info(
-                "the addresses have changed: looking for another process at %s for %g s",
+                "the addresses have changed: checking for another process at %s for %g s",
                 known.addresses.peer,
                 MOVE_SILENCE_S,
             )
@@ -83,16 +83,16 @@ class Watch:
             DataDirectoryError(
                 f"{verdict.reason}. Data directory {directory.path} belongs to cluster "
                 f"{directory.cluster_id}: start the node with the directory that it used in the "
-                "cluster at these addresses, or correct the addresses in the configuration"
+                "cluster at these addresses, or correct the addresses in the configuration file"
             )
         )
 
     def _second_holder(self, problem: str) -> DataDirectoryError:
         return DataDirectoryError(
-            f"{problem}. If {self._parts.directory.path} is the copy: to make a new cluster of the "
-            "data, write it to a file with `onecopy dump` from the running cluster, start one with "
-            "another cluster.name and empty data directories, and run `onecopy load`; to move node "
-            f"{self._parts.node_id} here, stop the other process for good first"
+            f"{problem}. If {self._parts.directory.path} is the copy: to make a new cluster from "
+            "the data, write it to a file with `onecopy dump` on the running cluster, start a "
+            "cluster with another cluster.name and empty data directories, and run `onecopy "
+            f"load`; to move node {self._parts.node_id} here, stop the other process for good first"
         )
 
     def leave(self) -> None:
@@ -138,8 +138,9 @@ class Watch:
             if self.leaving and now - last_log > WAITING_LOG_INTERVAL_S:
                 last_log = now
                 logger.warning(
-                    "this node was removed, but its vote still counts: it stays until the others "
-                    "have taken it away. Is a majority of the nodes up?"
+                    "this node was removed, but its vote still counts: it keeps running until "
+                    "the others have withdrawn the vote. Check that a majority of the nodes is "
+                    "running"
                 )
             await asyncio.sleep(REMOVED_CHECK_INTERVAL_S)
 
@@ -148,7 +149,8 @@ class Watch:
         known = {*self._parts.config.nodes, *self._parts.directory.members, self._parts.node_id}
         heard = agreement.heard & known
         return (
-            f"waiting for a majority of the nodes: consensus hears {', '.join(sorted(heard))} of "
+            "waiting for a majority of the nodes: consensus reaches "
+            f"{', '.join(sorted(heard))} of "
             f"{', '.join(sorted(known))}{self._parts.why_no_link(sorted(known - heard))}"
         )
 

@@ -229,7 +229,7 @@ def _check_revision(stored: bytes | None, wanted: Revisions, next_revision: int)
     if stored is None:
         raise RejectedError(
             "precondition_failed",
-            "the key does not exist, so that no If-Match can hold",
+            "the key does not exist, so no If-Match holds",
             for_good=for_good,
         )
     raise _failed(stored, for_good=for_good)
@@ -238,7 +238,7 @@ def _check_revision(stored: bytes | None, wanted: Revisions, next_revision: int)
 def _failed(stored: bytes, *, for_good: bool = False) -> RejectedError:
     return RejectedError(
         "precondition_failed",
-        f'the key exists with ETag "{_revision(stored)}": read it, and decide again',
+        f'the key exists with ETag "{_revision(stored)}": read it and decide again',
         for_good=for_good,
     )
 

@@ -75,22 +75,22 @@ def _check_place(place: Path, root: Path) -> None:
     found = place.lstat()
     if found.st_uid != os.geteuid():
         raise UpError(
-            f"{place} belongs to another user (id {found.st_uid}), who could change what is run "
-            "here; choose another --data, or make the directory your own: chown -R"
+            f"{place} belongs to another user (id {found.st_uid}), who could change what runs "
+            "here; choose another --data, or take ownership: chown -R"
         )
     if stat.S_ISLNK(found.st_mode):
         if place.resolve() != root and not place.resolve().is_relative_to(root):
             raise UpError(
-                f"{place} is a link out of {root}; replace it by what it leads to, or name a "
-                f"node's directory by its field `data` in {CONFIG_NAME}"
+                f"{place} is a symbolic link to outside of {root}; replace it by its target, or "
+                f"set the node's `data` in {CONFIG_NAME} to that directory"
             )
     elif found.st_mode & 0o022:
-        raise UpError(f"{place} can be changed by other users; forbid that: chmod go-w {place}")
+        raise UpError(f"{place} can be changed by other users; run: chmod go-w {place}")
 
 
 def _unusable(data: Path, error: OSError) -> UpError:
     advice = (
-        "give this user the right to read and write there"
+        "make it readable and writable for this user"
         if isinstance(error, PermissionError)
         else "choose another --data for a new cluster"
     )
@@ -114,9 +114,9 @@ def check_ports(config: ClusterConfig) -> None:
                 else:
                     problem = f"cannot be used: {error.strerror}"
                 raise UpError(
-                    f"{address} ({channel} address of {node}) {problem}; stop what uses it, or "
-                    f"choose another: --port for a new cluster, the field nodes.{node}.{channel} "
-                    f"in {config.path} for one that is resumed"
+                    f"{address} ({channel} address of {node}) {problem}; stop the process that "
+                    "uses it, or choose another address: with --port for a new cluster, in "
+                    f"nodes.{node}.{channel} of {config.path} for an existing one"
                 ) from None
 
 
@@ -174,6 +174,6 @@ def _check_shape(
     for option, asked, kept in wanted:
         if asked is not None and asked != kept:
             raise UpError(
-                f"the cluster in {config.path.parent} has {option} {kept}, not {asked}; leave the "
-                f"option out to resume it, or choose another --data for a new cluster"
+                f"the cluster in {config.path.parent} has {option} {kept}, not {asked}; omit the "
+                "option to resume it, or choose another --data for a new cluster"
             )

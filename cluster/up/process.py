@@ -89,7 +89,7 @@ class NodeProcess:
         if code == EXIT_REFUSED:
             self.note = f"refused to start: {self.last_message() or f'see {self.log}'}"
             return
-        why = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        why = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
         if code == 0:
             self.note = "has ended"
             return
@@ -99,7 +99,7 @@ class NodeProcess:
         if now - self._started_at >= STABLE_AFTER_S:
             self._pause_s = RESTART_FIRST_S
         self._start_again_at = now + self._pause_s
-        self.note = f"{why}; starts again in {self._pause_s:.0f} s"
+        self.note = f"{why}; restarting in {self._pause_s:.0f} s"
         self._pause_s = min(2 * self._pause_s, RESTART_MAX_S)
 
     def last_message(self) -> str:

@@ -177,7 +177,7 @@ def sole_runner(data: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             owner = file.read(20).strip() or "unknown"
-            raise UpError(f"{data} is run by another onecopy up (process {owner})") from None
+            raise UpError(f"{data} is in use by another onecopy up (process {owner})") from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

@@ -93,7 +93,7 @@ class Feed:
     """The committed entries from some index on, and the watchers that wait for more.
 
     `index`: the last committed entry that it was given. `recent_bytes` bounds what is kept in
-    memory; the last record is kept whatever its size.
+    memory.
     """
 
     def __init__(self, index: int, recent_bytes: int) -> None:
@@ -110,7 +110,7 @@ class Feed:
         self._recent.append(_Recent(record))
         self._held_bytes += len(record.data)
         self.index = record.last_index
-        while self._held_bytes > self._recent_bytes and len(self._recent) > 1:
+        while self._held_bytes > self._recent_bytes:
             self._drop_oldest()
         if self._parked.count:
             for index, entry in enumerate(entries, record.first_index):

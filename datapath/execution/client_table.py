@@ -124,16 +124,16 @@ class ClientTable:
             return OperationUnknownError(
                 "unknown_revision",
                 f"Idempotency-After names revision {first_after}, which this cluster has not "
-                "reached: take it from this cluster's own answers (Onecopy-Revision), never from "
-                "a write with ack=local",
+                "reached: use the Onecopy-Revision of this cluster's answers, never that of a "
+                "write with ack=local",
             )
         if first_after >= self._forgotten_index:
             return None
         return OperationUnknownError(
             "idempotency_key_expired",
-            "the idempotency key is not known, but keys as old as this request may be are no "
-            f"longer remembered (up to revision {self._forgotten_index}; it was first sent after "
-            f"{first_after}). It is not executed now; whether it was before, read to learn",
+            "the idempotency key is unknown, and keys of requests this old may have been "
+            f"dropped (up to revision {self._forgotten_index}; this request was first sent after "
+            f"{first_after}). It was not executed now; read the key to learn whether it was before",
         )
 
     # -- remembering and forgetting, within a delta

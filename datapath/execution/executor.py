@@ -151,12 +151,20 @@ class WriteView:
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value under `key` as this operation sees it, or None."""
-        return self._executor.get(self._execution, self._keyspace, key)
+        execution, place = self._execution, (self._keyspace, key)
+        if place in execution.writes:
+            return execution.writes[place]
+        value, index = self._executor._look_up(place)
+        if index:
+            execution.seen_index = max(execution.seen_index, index)
+        return value
 
     def put(self, key: bytes, value: bytes) -> None:
         """Write `value` under `key`. Raises ValueError for a key of a wrong length."""
         if not 0 < len(key) <= MAX_SERVICE_KEY_SIZE_BYTES:
-            raise ValueError(f"a key has 1 to {MAX_SERVICE_KEY_SIZE_BYTES} bytes, not {len(key)}")
+            raise ValueError(
+                f"a key must have 1 to {MAX_SERVICE_KEY_SIZE_BYTES} bytes, not {len(key)}"
+            )
         self._execution.writes[self._keyspace, key] = value
 
     def delete(self, key: bytes) -> None:
@@ -213,17 +221,7 @@ class Executor:
         self._batch, self._pending = {}, {}
         self._table.start_epoch()
 
-    # -- what the views do
-
-    def get(self, execution: Execution, keyspace: int, key: bytes) -> bytes | None:
-        """Return the value under a key as an operation sees it, or None."""
-        place = (keyspace, key)
-        if place in execution.writes:
-            return execution.writes[place]
-        value, index = self._look_up(place)
-        if index:
-            execution.seen_index = max(execution.seen_index, index)
-        return value
+    # -- what the views ask
 
     def _look_up(self, place: tuple[int, bytes]) -> tuple[bytes | None, int]:
         """Return what the next operation sees, and the entry that wrote it if uncommitted, or 0."""
@@ -367,7 +365,7 @@ class Executor:
             error = unknown_service(operation.service, self._services)
         else:
             known = ", ".join(sorted(filter(str.isidentifier, service.operations)))
-            detail = f"there is no operation {operation.method!r}; there are: {known}"
+            detail = f"no operation {operation.method!r}; the operations: {known}"
             error = OperationNotAppliedError("unknown_operation", detail)
         return Executed(None, error, 0, 0)
 
@@ -441,7 +439,7 @@ def _is_remembered(error: OperationError | None) -> bool:
 
 def unknown_service(name: str, services: Mapping[str, Service]) -> OperationNotAppliedError:
     """Make the refusal of a call to a service that this node does not have."""
-    known = ", ".join(sorted(filter(None, services))) or "none beside the store"
+    known = ", ".join(sorted(filter(None, services))) or "only the store"
     return OperationNotAppliedError(
-        "unknown_service", f"this node has no service {name!r}; there are: {known}"
+        "unknown_service", f"this node has no service {name!r}; its services: {known}"
     )

@@ -150,7 +150,7 @@ class Pipeline:
     def _refuse_overload(self, waiting: Waiting) -> None:
         """Raise OverloadedError, but for a repeat of what is known here: that costs nothing."""
         error = OverloadedError(
-            "overloaded", "too many operations wait on the primary: try again in a moment"
+            "overloaded", "too many operations are waiting on the primary: try again in a moment"
         )
         if not self._is_known(waiting.operation):
             raise error
@@ -289,11 +289,11 @@ class Pipeline:
             problem = f"{in_sync} replicas are in sync, min_in_sync is {min_in_sync}"
         elif batch.copies < operation.min_copies:
             problem = (
-                f"{batch.copies} replicas are in sync, {operation.min_copies} copies are asked for"
+                f"{batch.copies} replicas are in sync, and min_copies is {operation.min_copies}"
             )
         else:
             return True
-        detail = problem + ": bring a replica back, or ask for fewer"
+        detail = problem + ": bring a replica back, or lower min_copies"
         self._refuse(waiting, OperationNotAppliedError("not_enough_copies", detail))
         return False
 
@@ -323,13 +323,14 @@ class Pipeline:
         if size_bytes > MAX_ENTRIES_SIZE_BYTES:
             return OperationNotAppliedError(
                 "too_large",
-                f"the delta is too large: {size_bytes} bytes, over {MAX_ENTRIES_SIZE_BYTES}",
+                f"the change is too large: {size_bytes} bytes; the limit is "
+                f"{MAX_ENTRIES_SIZE_BYTES}",
             )
         needed_bytes = batch.size_bytes + size_bytes + _RECORD_OVERHEAD_BYTES
         if needed_bytes > batch.reserved_bytes and not self._reserve(batch, needed_bytes):
             return PrimaryFullError(
                 "storage_full",
-                f"no room on the disk of {self._node_id}: free some; reads go on meanwhile",
+                f"the disk of {self._node_id} is full: free some keyspace; reads still work",
             )
         return None
 
@@ -462,8 +463,8 @@ class Pipeline:
         )
         not_committed = OperationUnknownError(
             "timeout",
-            "not committed in time, and may commit yet. Repeat it under the same Idempotency-Key. "
-            f"Now: {self._why_not_serving()}",
+            "not committed in time, and may still commit. Repeat it under the same "
+            f"Idempotency-Key. Current state: {self._why_not_serving()}",
         )
         self._deadlines.next_ms = float("inf")
         self._tail.expire(now_ms, not_committed, not_executed)

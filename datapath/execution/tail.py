@@ -314,8 +314,8 @@ class Tail:
         if min_copies > copies:
             return OperationUnknownError(
                 "not_enough_copies",
-                f"committed on {copies} copies while {min_copies} were asked for: it stands, on "
-                "fewer copies",
+                f"committed on {copies} copies, fewer than min_copies = {min_copies}: the write "
+                "is applied, with fewer copies",
             )
         return self._result(executed, copies, epoch)
 
@@ -336,8 +336,8 @@ class Tail:
         """Return the answer to a repeat of what may commit yet; `refused`: why no other is due."""
         return OperationUnknownError(
             "unknown_outcome",
-            f"{refused}An earlier request under the same Idempotency-Key waits, or has not "
-            "committed, and may be applied: repeat it to learn",
+            f"{refused}An earlier request under the same Idempotency-Key is still waiting, or has "
+            "not committed, and may be applied: repeat the request to learn its answer",
         )
 
     def _result(self, executed: Executed, copies: int, epoch: int) -> Result:
@@ -367,8 +367,8 @@ class Tail:
     def fail_unanswered(self, reason: str) -> None:
         """What is in the log but not committed may yet commit, by the next primary: unknown."""
         detail = (
-            f"{reason}: it may or may not be applied. Repeat it under the same Idempotency-Key, "
-            "or read before you repeat it"
+            f"{reason}: the write may or may not be applied. Repeat it under the same "
+            "Idempotency-Key, or read the key before repeating it"
         )
         for item in self._items:
             for answer in item.answers:

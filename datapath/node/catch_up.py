@@ -106,8 +106,8 @@ class Snapshots:
         hurries = storage.snapshot_held_bytes > storage.snapshot_log_bytes / 2
         if hurries and not self._hurries:
             logger.warning(
-                "%d MiB of log are held for a snapshot under way (limits.snapshot_log_bytes is %d "
-                "MiB): it is no longer throttled; beyond the limit writes are slowed down",
+                "%d MiB of log are kept for a snapshot in progress (limits.snapshot_log_bytes is "
+                "%d MiB): it is no longer throttled; above the limit, writes are slowed down",
                 storage.snapshot_held_bytes >> 20,
                 storage.snapshot_log_bytes >> 20,
             )
@@ -133,32 +133,21 @@ class Snapshots:
 
     def make_sink(self, peer: str, offer: Offer) -> SnapshotSink | str:
         """Answer a snapshot's offer: with a place for it, or why it is refused."""
-        problem = self._refusal(peer, offer)
+        problem = self._replica.snapshot_refusal(peer, offer.index, offer.sender_epoch)
         if problem:
             return problem
         logger.info("receiving a snapshot at %d from %s", offer.index, peer)
         try:
             return self._storage.snapshot_writer(offer.index, offer.epoch)
         except DiskFullError as error:
-            return f"{self._node_id} has no room for it: {error}"
-
-    def _refusal(self, peer: str, offer: Offer) -> str:
-        state, view = self._replica.state, self._replica.view
-        if self._replica.primary is not None:
-            return "this node is a primary"
-        if offer.sender_epoch < self._replica.state.epoch or peer != state.accepted_primary:  # D3
-            return f"the primary here is {state.accepted_primary!r} of epoch {state.accepted_epoch}"
-        if view is not None and self._node_id in view.in_sync:
-            return "this node is in the in-sync set, or has not heard that it left"
-        if offer.index <= state.commit_index:
-            return f"this node has entries up to {state.commit_index} already"
-        return ""
+            return f"the disk of {self._node_id} is too full for it: {error}"
 
     async def install(self, offer: Offer, sink: SnapshotSink) -> None:
         """Put a received snapshot in place of log and store."""
-        problem = self._refusal(self._replica.state.accepted_primary, offer)
+        primary = self._replica.state.accepted_primary
+        problem = self._replica.snapshot_refusal(primary, offer.index, offer.sender_epoch)
         if not isinstance(sink, SnapshotWriter):
-            problem = "this is no snapshot of a store"
+            problem = "this is not a snapshot of a store"
         # From here on nothing is written, committed or acknowledged, until it has ended.
         problem = problem or self._replica.start_install(offer.index, offer.epoch)
         if problem or not isinstance(sink, SnapshotWriter):

@@ -131,18 +131,18 @@ class Context:
         if views.is_removed:
             reason = f"{self.node_id} has been removed from the cluster: ask another node"
         elif views.newest is None:
-            reason = "consensus has not been reached: is a majority of the nodes up?"
+            reason = "consensus has not been reached: check that a majority of the nodes is running"
             reason += f" ({self.waits_for})" if self.waits_for else ""
         elif self.engine is not None and primary == self.node_id:
             reason = self.engine.interpreter.why_not_serving()
         else:
             in_sync = ", ".join(views.newest.in_sync)
             reason = (
-                f"{primary}, the primary of epoch {views.newest.epoch}, cannot be reached from "
-                f"{self.node_id}; only its in-sync set ({in_sync}) may take over, and that needs "
-                "a majority of the nodes"
+                f"{primary}, the primary of epoch {views.newest.epoch}, cannot be reached "
+                f"from {self.node_id}; only a replica of its in-sync set ({in_sync}) may take "
+                "over, and that needs a majority of the nodes"
             )
-        detail = f"no primary could take it in time: {reason}"
+        detail = f"no primary was available in time: {reason}"
         if last and last != reason:
             detail += f" (last answer: {last})"
         return NotPrimaryError("no_primary", detail, primary)
@@ -181,7 +181,7 @@ class Context:
         except NoAnswerError as problem:
             raise OperationUnknownError("unknown_outcome", str(problem)) from problem
         if not isinstance(answer, ViewReturn):
-            raise OperationUnknownError("unknown_outcome", f"{primary} gave a strange answer")
+            raise OperationUnknownError("unknown_outcome", f"{primary} gave an invalid answer")
         self.take_view(answer.view)
         return answer.view
 

@@ -299,9 +299,9 @@ class Engine:
         self.fail(
             DataDirectoryError(
                 f"the log of {self.node_id} has lost entries that may have been acknowledged "
-                "(the node's messages say how that was noticed), and no other replica is in sync "
-                "that could make up for them. It is kept as it is. Bring the newest files back, or "
-                "a replica that was in sync; an older copy lacks what was acknowledged since"
+                "(earlier log lines say how that was noticed), and no other replica in sync can "
+                "supply them. The data directory is left unchanged. Bring back the newest files, "
+                "or a replica that was in sync; an older copy lacks acknowledged writes"
             )
         )
         return True
@@ -313,10 +313,10 @@ class Engine:
         self.interpreter.run(self.replica.on_reminder, epoch, index)
         if state.incomplete and not was_incomplete:
             self._mesh.registry.report(
-                f"{self.node_id} had entry {index} of epoch {epoch} committed, as another node "
-                f"remembers, and its log ends at entry {last_index}: its data directory is an "
-                "older copy, or its disk has lost entries. It takes over from nobody until a "
-                "primary has caught it up: bring a replica back that was in sync with it"
+                f"{self.node_id} had committed entry {index} of epoch {epoch}, as another node "
+                f"remembers, but its log ends at entry {last_index}: its data directory is an "
+                "older copy, or its disk has lost entries. It will not take over until a primary "
+                "has caught it up: bring back a replica that was in sync with it"
             )
         self._ends_alone(self.replica.view)
 
@@ -379,7 +379,7 @@ class Engine:
         if self.replica.primary is None:
             raise self.interpreter.not_primary()
         if self._handover is not None:
-            raise OperationNotAppliedError("handover_failed", "a handover is under way already")
+            raise OperationNotAppliedError("handover_failed", "another handover is in progress")
         future: asyncio.Future[View] = self._loop.create_future()
         self._handover = future
         try:
@@ -390,7 +390,7 @@ class Engine:
             async with asyncio.timeout((timeout_ms + HANDOVER_MARGIN_MS) / 1000):
                 return await future
         except TimeoutError:
-            raise OperationUnknownError("timeout", "the handover has not ended yet") from None
+            raise OperationUnknownError("timeout", "the handover has not finished yet") from None
         finally:
             if self._handover is future:
                 self._handover = None

@@ -279,17 +279,17 @@ class Gateway:
         call = ExecuteCall(operation, max(1, int(left_ms)))
         answer = await self.caller.call(primary, call, left_ms + CALL_MARGIN_MS)
         if not isinstance(answer, ExecuteReturn):
-            raise NoAnswerError(f"{primary} gave a strange answer")
+            raise NoAnswerError(f"{primary} gave an invalid answer")
         return answer.result
 
     async def handover(self, to: str, timeout_ms: int) -> View:
         """Make `to` (a member of the in-sync set) the primary; no waiting request fails."""
         primary, view = self.primary, self._views.newest
         if to == primary and primary:
-            raise RejectedError("handover_failed", f"{to} is the primary already")
+            raise RejectedError("handover_failed", f"{to} is already the primary")
         if view is not None and view.member(to) is None:
             known = ", ".join(member.id for member in view.members)
-            raise RejectedError("unknown_node", f"there is no node {to!r}; there are: {known}")
+            raise RejectedError("unknown_node", f"no node {to!r}; the nodes: {known}")
         if primary == self.node_id and self._engine is not None:
             view = await self._hand_over(to, timeout_ms)
         else:

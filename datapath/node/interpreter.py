@@ -367,7 +367,7 @@ class Interpreter:
         method = service.queries.get(query.method)
         if method is None:
             known = ", ".join(sorted(service.queries))
-            raise RejectedError("unknown_query", f"no query {query.method!r}; there are: {known}")
+            raise RejectedError("unknown_query", f"no query {query.method!r}; the queries: {known}")
         value = method(self._read_views[query.service], *query.args)
         index = self._disk.store.applied_index
         return QueryResult(value, index, self.replica.state.epoch, self.node_id)
@@ -425,9 +425,9 @@ class Interpreter:
             return ()
         return (
             (
-                f"{self.node_id} may lack entries that were acknowledged: it takes over from "
-                "nobody until a primary has caught it up. Where none serves, bring back a replica "
-                "that was in sync"
+                f"{self.node_id} may lack acknowledged entries: it will not take over until a "
+                "primary has caught it up. If there is no primary, bring back a replica that was "
+                "in sync"
             ),
         )
 
@@ -435,19 +435,29 @@ class Interpreter:
         """A sentence about why this node does not serve as the primary now."""
         replica, view = self.replica, self.replica.view
         if view is None:
-            return f"{self.node_id} has not reached consensus yet: is a majority of nodes up?"
+            return (
+                f"{self.node_id} has not reached consensus yet: check that a majority of the "
+                "nodes is running"
+            )
         if replica.primary is None:
             if view.primary == self.node_id:
                 if replica.state.incomplete:
                     return self.warnings()[0]
                 return f"{self.node_id} is about to become the primary again"
-            return f"{self.node_id} is not the primary; {view.primary} is, of epoch {view.epoch}"
+            return (
+                f"{self.node_id} is not the primary; the primary of epoch {view.epoch} is "
+                f"{view.primary}"
+            )
         if not replica.primary.is_open:
-            return f"{self.node_id} is becoming the primary: it waits for {', '.join(view.in_sync)}"
+            return (
+                f"{self.node_id} is becoming the primary: it is waiting for "
+                f"{', '.join(view.in_sync)}"
+            )
         if not replica.may_execute():
             return f"{self.node_id} is handing over"
         silent = ", ".join(sorted(replica.primary.in_sync.required))
         return (
-            f"{self.node_id} is the primary, but some of {silent} are silent, and consensus has "
-            "not let them go: is a majority of nodes up?"
+            f"{self.node_id} is the primary, but some of {silent} do not answer, and their "
+            "removal from the in-sync set has not been agreed: check that a majority of the "
+            "nodes is running"
         )

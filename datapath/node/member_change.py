@@ -180,12 +180,13 @@ def check_join(view: View, member: Member) -> None:
 
 def _unknown_node(view: View, node: str) -> RejectedError:
     known = ", ".join(member.id for member in view.members)
-    return RejectedError("unknown_node", f"there is no node {node!r}; there are: {known}")
+    return RejectedError("unknown_node", f"no node {node!r}; the nodes: {known}")
 
 
 def _unknown(refused: RejectedError | None) -> OperationUnknownError:
-    since = "" if refused is None else f". Asked again since, it is refused: {refused.detail}"
+    since = "" if refused is None else f". A repeat was refused: {refused.detail}"
     return OperationUnknownError(
         "timeout",
-        "consensus did not answer in time, and may yet agree: see `onecopy status` first" + since,
+        "consensus did not answer in time, and may still agree: check `onecopy status` first"
+        + since,
     )

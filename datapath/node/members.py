@@ -94,10 +94,10 @@ class MemberAdmin:
         try:
             view = await self._carry_out(change, look)
         except RejectedError as problem:
-            logger.warning("removal of %s, asked by %s: refused (%s)", node, who, problem.code)
+            logger.warning("removal of %s, requested by %s: refused (%s)", node, who, problem.code)
             raise
         forced = " by force" if change.forced else ""
-        logger.warning("%s was removed from the cluster%s, asked by %s", node, forced, who)
+        logger.warning("%s was removed from the cluster%s, requested by %s", node, forced, who)
         return view
 
     async def _against_removal(self, view: View, node: str) -> list[MembershipRefusal]:
@@ -135,7 +135,7 @@ class MemberAdmin:
         self, node: str, addresses: Addresses, timeout_ms: int, *, asked_by: str = ""
     ) -> View:
         """Have the cluster agree on other addresses for a member; "" leaves one as it is."""
-        logger.info("a move of %s to %s is asked for by %s", node, addresses, asked_by or "a node")
+        logger.info("move of %s to %s, requested by %s", node, addresses, asked_by or "a node")
         return await self._carry_out(change_of_addresses(node, addresses, clock_ms() + timeout_ms))
 
     async def add(self, member: Member, timeout_ms: int, *, anew: bool = True) -> View:
@@ -193,7 +193,7 @@ class MemberAdmin:
         if not self._pin(member.id, member.data_id):
             raise RejectedError("lost_disk", _lost_disk(member.id))
         view = await self.add(member, timeout_ms)
-        logger.info("%s is a member of the cluster, by its own request", member.id)
+        logger.info("%s joined the cluster at its own request", member.id)
         return JoinReturn(view, context.agreement.founders)
 
     async def hello(self, node: str, data_id: str, *, joined: bool) -> HelloReturn:
@@ -211,7 +211,7 @@ class MemberAdmin:
                 return HelloReturn("", view, removed=await self._is_out(node))
             if node in view.removed:
                 return HelloReturn(
-                    f"node {node} was removed from this cluster, and an id is used only once: "
+                    f"node {node} was removed from this cluster, and an id cannot be used again: "
                     f"give the node a new id in the configuration file (rename [nodes.{node}]), "
                     "and start it under that id with an empty data directory",
                     view,
@@ -234,8 +234,8 @@ class MemberAdmin:
 
 def _lost_disk(node: str) -> str:
     return (
-        f"node {node} is known with another data directory. If its disk was lost, what it had "
-        f"promised is lost too, so it must not come back under the same id: run `onecopy remove "
+        f"node {node} is known with another data directory. If its disk was lost, its "
+        "promises are lost too, and it must not return under the same id: run `onecopy remove "
         f"{node}`, give the node a new id in the configuration file (rename [nodes.{node}]), and "
         "start it under that id. If the directory still exists, start the node with it"
     )

@@ -43,11 +43,6 @@ class MembershipRefusal(msgspec.Struct, frozen=True, kw_only=True):
     forcible: bool = True
 
 
-def may_remove(view: View, facts: Facts, node: str) -> MembershipRefusal | None:
-    """Return why `node`, a member, may not be removed; None if it may."""
-    return next(iter(refusals(view, facts, node)), None)
-
-
 def refusals(view: View, facts: Facts, node: str) -> list[MembershipRefusal]:
     """Return every reason why `node`, a member, may not be removed, the plainest first."""
     return [found for guard in GUARDS if (found := guard(view, facts, node)) is not None]
@@ -57,19 +52,19 @@ def unjudged(view: View, node: str, why: str) -> list[MembershipRefusal]:
     """Return why `node` may not be removed by a node that does not serve, for `why`."""
     if node == view.primary:
         reason = (
-            f"{node} is the primary, and no other node can take its place now: bring back a "
-            f"majority of the nodes and a replica in sync ({', '.join(view.in_sync)})"
+            f"{node} is the primary, and no other node can replace it now: bring back a "
+            f"majority of the nodes and an in-sync replica ({', '.join(view.in_sync)})"
         )
         return [MembershipRefusal(code="is_primary", reason=reason, forcible=False)]
-    loss = "whatever only that node holds, and the majority, if it is needed for it"
+    loss = "all data that only that node holds, and the majority if its vote is needed"
     return [MembershipRefusal(code="no_primary", reason=without_a_primary(node, why), loss=loss)]
 
 
 def without_a_primary(node: str, why: str) -> str:
     """Say that nobody can judge the removal of `node`."""
     return (
-        f"without a primary nobody can tell what {node} alone may hold, so it is not removed "
-        f"({why}). Get a primary back first"
+        f"without a primary it is unknown which data {node} alone may hold, so it is not "
+        f"removed ({why}). Restore a primary first"
     )
 
 
@@ -78,8 +73,8 @@ def may_join(view: View, member: Member) -> MembershipRefusal | None:
     if member.id in view.removed and view.member(member.id) is None:
         return MembershipRefusal(
             code="removed",
-            reason=f"node {member.id} was removed from this cluster, and an id is used only once: "
-            "give the node a new id in the configuration file and an empty data directory",
+            reason=f"node {member.id} was removed from this cluster, and an id cannot be used "
+            "again: give the node a new id in the configuration file and an empty data directory",
             forcible=False,
         )
     # Members may swap theirs, one after the other, so only a newcomer's are judged here.
@@ -120,7 +115,7 @@ def primary_stays(view: View, facts: Facts, node: str) -> MembershipRefusal | No
     if others:
         advice = f"hand over first (`onecopy handover {others[0]}`)"
     else:
-        advice = "no other replica is in sync that could take over; bring one back first"
+        advice = "no other replica in sync can take over; bring one back first"
     return MembershipRefusal(
         code="is_primary", reason=f"{node} is the primary: {advice}", forcible=False
     )
@@ -135,10 +130,10 @@ def last_step_is_done(view: View, facts: Facts, node: str) -> MembershipRefusal 
     names = _list(leaving)
     return MembershipRefusal(
         code="membership_pending",
-        reason=f"the removal of {names} is still under way: {names} has not lost its vote yet. "
-        "Wait a moment and ask again",
-        loss="two removals are under way at once, and each node removed must keep running until "
-        "it ends by itself",
+        reason=f"the removal of {names} is still in progress: {names} still has its vote. Wait a "
+        "moment and try again",
+        loss="two removals are in progress at once, and each removed node must keep running "
+        "until it exits by itself",
     )
 
 
@@ -150,9 +145,9 @@ def majority_agrees_now(view: View, facts: Facts, node: str) -> MembershipRefusa
         return None
     return MembershipRefusal(
         code="no_majority",
-        reason=f"of the nodes that vote ({_list(facts.voters)}) only {_list(live)} "
-        f"{_answer(live)}, which is no majority, and without one no node can be removed: bring "
-        f"back {_one_of(facts.voters - live)}",
+        reason=f"of the voters ({_list(facts.voters)}) only {_list(live)} {_answer(live)}, which "
+        "is not a majority, and without one no node can be removed: bring back "
+        f"{_one_of(facts.voters - live)}",
         loss="it may never be agreed, or be agreed later, when a majority is back",
     )
 
@@ -164,7 +159,7 @@ def majority_is_left(view: View, facts: Facts, node: str) -> MembershipRefusal |
     if not after:
         return MembershipRefusal(
             code="unsafe_removal",
-            reason=f"{node} is the only node that votes: without it nothing could ever be agreed",
+            reason=f"{node} is the only voter: without it nothing could ever be agreed",
             forcible=False,
         )
     live = after & facts.live
@@ -173,10 +168,11 @@ def majority_is_left(view: View, facts: Facts, node: str) -> MembershipRefusal |
     dead = after - live
     return MembershipRefusal(
         code="unsafe_removal",
-        reason=f"without {node} the nodes that vote would be {_list(after)}, and of those only "
-        f"{_list(live)} {_answer(live)}: no majority. {_first(dead)}",
+        reason=f"without {node} the voters would be {_list(after)}, of which only {_list(live)} "
+        f"{_answer(live)}: no majority. {_first(dead)}",
         loss=f"no change of the primary or of the members can be agreed until {_list(dead)} "
-        f"{_is(dead)} back, and never if its disk is lost: the next failure may end the cluster",
+        f"{_is(dead)} back, and never if its disk is lost: the next failure may stop the cluster "
+        "for good",
     )
 
 
@@ -190,7 +186,7 @@ def no_other_is_dead(view: View, facts: Facts, node: str) -> MembershipRefusal |
     return MembershipRefusal(
         code="unsafe_removal",
         reason=f"{node} is alive, and {_list(dead)} {_answer(dead, negate=True)}. {_first(dead)}",
-        loss=f"the copy and the vote of {node}, while {_list(dead)} cannot stand in for it",
+        loss=f"the copy and the vote of {node}, while {_list(dead)} cannot replace them",
     )
 
 
@@ -207,7 +203,7 @@ def copy_is_left(view: View, facts: Facts, node: str) -> MembershipRefusal | Non
         code="unsafe_removal",
         reason=f"{node} may hold the last copy of acknowledged writes: {why}. Bring it back, or "
         "wait until the others hold everything (`onecopy status`)",
-        loss=f"writes that were acknowledged and that only {node} holds",
+        loss=f"acknowledged writes that only {node} holds",
     )
 
 
@@ -218,10 +214,10 @@ def enough_in_sync_are_left(view: View, facts: Facts, node: str) -> MembershipRe
         return None
     return MembershipRefusal(
         code="unsafe_removal",
-        reason=f"without {node} only {_list(left)} would be in sync, and limits.min_in_sync asks "
-        f"for {facts.min_in_sync}: no write would be acknowledged. Bring another replica into "
-        "sync first, or lower limits.min_in_sync on every node",
-        loss="every write is refused until another replica is in sync",
+        reason=f"without {node} only {_list(left)} would be in sync, and limits.min_in_sync is "
+        f"{facts.min_in_sync}: no write would be acknowledged. Bring another replica into sync "
+        "first, or lower limits.min_in_sync on every node",
+        loss="every write will be refused until another replica is in sync",
     )
 
 
@@ -246,8 +242,8 @@ def describe(found: list[MembershipRefusal], node: str) -> str:
         return next(refusal.reason for refusal in found if not refusal.forcible)
     losses = "; ".join(dict.fromkeys(refusal.loss for refusal in found))
     return (
-        f"{first.reason}. Only if that is out of the question: `onecopy remove {node} --force`. "
-        f"What that may cost: {losses}"
+        f"{first.reason}. Only if that is impossible, run `onecopy remove {node} --force`. "
+        f"That may lose: {losses}"
     )
 
 
@@ -275,4 +271,4 @@ def _answer(nodes: frozenset[str], *, negate: bool = False) -> str:
 
 def _first(dead: frozenset[str]) -> str:
     one = min(dead)
-    return f"Bring {_list(dead)} back, or remove the dead first (`onecopy remove {one}`)"
+    return f"Bring {_list(dead)} back, or remove it first (`onecopy remove {one}`)"

@@ -53,7 +53,7 @@ class Proposer:
         try:
             view = await self.agreement.read_view(self._timeout_ms)
         except AgreementUnavailableError as problem:
-            logger.warning("consensus cannot be heard (to %s): %s", proposal.step, problem)
+            logger.warning("consensus cannot be reached (to %s): %s", proposal.step, problem)
             proposal.unheard()
         else:
             proposal.heard(view, clock_ms())

@@ -120,7 +120,7 @@ class Reads:
             primary, QueryCall(query, max(1, int(left_ms))), left_ms
         )
         if not isinstance(answer, QueryReturn):
-            raise NoAnswerError(f"{primary} gave a strange answer")
+            raise NoAnswerError(f"{primary} gave an invalid answer")
         return answer.result
 
     async def _read_here(
@@ -236,6 +236,6 @@ def _on_failed(problem: BaseException) -> None:
 
 def _read_index_of(engine: Engine, answer: Return) -> int:
     if not isinstance(answer, ReadIndexReturn):
-        raise NoAnswerError("the primary gave a strange answer")
+        raise NoAnswerError("the primary gave an invalid answer")
     engine.interpreter.advance_commit(answer.epoch, answer.index)
     return answer.index

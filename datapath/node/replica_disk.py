@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datapath.clock import clock_s
-from datapath.errors import DataDirectoryError, LogCorruptError, SafetyError
-from datapath.protocol.log_index import LogIndex
+from datapath.errors import DataDirectoryError, LogCorruptError
+from datapath.node import recovery
 from datapath.protocol.state import RecoveredState
 from datapath.records import Record
 from datapath.settings import Bounds
@@ -33,7 +33,6 @@ MAX_UNFLUSHED_BYTES = 128 * 1024 * 1024
 """With so much waiting for the store, no more operations are taken: it is in memory."""
 SNAPSHOT_LOG_HARD_FACTOR = 2
 """Times its bound, the log is no longer held for a snapshot: the replica does not get on."""
-_READ_BATCH_BYTES = 4 * 1024 * 1024
 
 
 class ReplicaStorage:
@@ -99,7 +98,7 @@ class ReplicaStorage:
             # Never served: what stood after the damage is fetched from the primary again. Until
             # then this replica may lack what it has acknowledged, and must know that it does.
             logger.error(  # noqa: TRY400 -- the error names file and offset; a traceback adds nothing
-                "%s. Entries after %d are fetched anew from the primary",
+                "%s. Entries after %d are fetched again from the primary",
                 error,
                 error.last_good_index,
             )
@@ -113,50 +112,19 @@ class ReplicaStorage:
 
     def recover(self) -> RecoveredState:
         """Apply what is known to be committed, and say what this replica holds."""
-        store, journal = self.store, self.log
-        commit_index = max(store.durable_index, min(journal.commit_hint, journal.last_index))
-        while store.applied_index < commit_index:
-            for record in journal.read(store.applied_index + 1, _READ_BATCH_BYTES):
-                if record.first_index > commit_index:
-                    break
-                if record.last_index > commit_index:
-                    raise SafetyError(
-                        f"record {record.first_index}-{record.last_index} is committed in part "
-                        f"(up to {commit_index}): records are whole"
-                    )
-                store.apply(record.entries(), record.last_index, record.epoch)
-        if journal.last_epoch > self.accepted.epoch:
-            # E5: the primary of an epoch is recorded before any of its entries.
-            raise DataDirectoryError(
-                f"{self.accepted.path} is an old copy: it knows epoch {self.accepted.epoch}, and "
-                f"the log holds entries of epoch {journal.last_epoch}. With it this node could "
-                "acknowledge to a primary that was replaced. Put the newest file back; or remove "
-                "this node, and start it under a new id with an empty data directory"
-            )
+        recovered = recovery.recover_replica(
+            self.log, self.store, self.accepted, self.accepted.path
+        )
         if self.accepted.incomplete:
             logger.error(
-                "this replica may lack entries that it has acknowledged: it takes no part "
-                "in decisions until a primary has caught it up"
+                "this replica may lack entries that it has acknowledged: it does not take over "
+                "or serve until a primary has caught it up"
             )
-        return RecoveredState(
-            log=LogIndex.from_runs(
-                journal.first_index - 1, journal.base_epoch, journal.last_index, journal.epochs()
-            ),
-            commit_index=commit_index,
-            accepted_epoch=self.accepted.epoch,
-            accepted_primary=self.accepted.primary,
-            tail_cut=self.accepted.tail_cut,
-            incomplete=self.accepted.incomplete,
-        )
+        return recovered
 
     def uncommitted(self, commit_index: int) -> list[Record]:
         """Return the records after `commit_index`."""
-        found: list[Record] = []
-        index = commit_index + 1
-        while index <= self.log.last_index:
-            found += self.log.read(index, _READ_BATCH_BYTES)
-            index = found[-1].last_index + 1
-        return found
+        return recovery.uncommitted(self.log, commit_index)
 
     def start(
         self,
@@ -219,8 +187,8 @@ class ReplicaStorage:
     def mark_incomplete(self, ticket: int) -> None:
         """Entries are missing that may have been acknowledged."""
         logger.error(
-            "entries are missing here that may have been acknowledged: this replica takes no part "
-            "in decisions until a primary has caught it up"
+            "entries that may have been acknowledged are missing: this replica does not take "
+            "over or serve until a primary has caught it up"
         )
         self._submit(ticket, self.accepted.set_incomplete)
 

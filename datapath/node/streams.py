@@ -97,7 +97,7 @@ class IncomingStreams(_Streams):
                 return
             if isinstance(message, messages.Append) and not self._may_take(message):
                 # Not acknowledged, and the stream is broken off: the primary goes on without.
-                link.close(f"{self._node_id} has no room on its disk, or its disk is too slow")
+                link.close(f"the disk of {self._node_id} is full or too slow")
                 return
             self._on_message(link.peer, message)
 

@@ -37,7 +37,7 @@ class Handovers:
     def start(self, to: str, timeout_ms: int, *, is_open: bool) -> str:
         """Begin to hand over an epoch that `is_open`; return "" or why that cannot be."""
         if self.phase != "none":
-            return "a handover is under way already"
+            return "another handover is in progress"
         if not is_open:
             return "this epoch is not open yet: try again in a moment"
         if not self.may_take(to):
@@ -50,7 +50,7 @@ class Handovers:
     def drive(self) -> None:
         """Draining: propose it once `to` holds everything, or give it up."""
         if self._state.now_ms >= self._deadline_ms or not self.may_take(self.to):
-            self._end(f"{self.to!r} did not catch up in time, or left")
+            self._end(f"{self.to!r} did not catch up in time, or left the in-sync set")
         elif self.may_propose(self._in_sync.peers[self.to]):
             self.propose(self.to)
 

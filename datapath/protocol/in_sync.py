@@ -104,9 +104,8 @@ class InSync:
         """
         state, due_out = self._state, self.due_out()
         if not (is_blocked or due_out or (self.adding and self.must_remove(self.adding))):
-            gave_way = self.giving_way
             self.stop_giving_way()
-            return self.due_out() if gave_way else ()
+            return ()
         if self._wanted_since_ms is None:
             self._wanted_since_ms = state.now_ms
         elif state.now_ms - self._wanted_since_ms >= state.timing.view_change_timeout_ms:

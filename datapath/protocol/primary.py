@@ -194,7 +194,7 @@ class Primary:
         last_index = self._state.log.last_index
         if committed_index > last_index:
             self._lacking = (
-                f"{node} has entry {committed_index} committed, and the primary of epoch "
+                f"{node} has committed entry {committed_index}, but the primary of epoch "
                 f"{self.epoch} holds entries only up to {last_index}"
             )
             self._state.mark_incomplete()
@@ -204,10 +204,11 @@ class Primary:
         """Another node remembers that this one held an entry that it lacks (decision 18)."""
         state = self._state
         self._lacking = (
-            f"another node remembers that {state.node_id} had entry {index} of epoch {epoch} "
-            f"committed, and the primary of epoch {self.epoch} holds entries only up to "
+            f"another node remembers that {state.node_id} had committed entry {index} of "
+            f"epoch {epoch}, but the primary of epoch {self.epoch} holds entries only up to "
             f"{state.log.last_index} of epoch {state.log.last_epoch}: its data directory is an "
-            "older copy, or its disk has lost entries. It is noted, and the others come first"
+            "older copy, or its disk has lost entries. This is recorded on disk; other replicas "
+            "take over first"
         )
         state.mark_incomplete()
         self._maybe_stop()
@@ -286,7 +287,7 @@ class Primary:
             self.peers[node] = Progress(node, state.now_ms)
             if self.stage != "recording" and node in self._links:
                 # What is under way on its stream was said to the member that it was before.
-                state.emit(effects.CloseLink(node, "it is a member anew"))
+                state.emit(effects.CloseLink(node, "it became a member again"))
 
     def on_tick(self, *, disk_stalled: bool) -> None:
         """Heartbeats, suspicion, and whatever change of the view is due."""

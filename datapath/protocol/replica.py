@@ -284,6 +284,19 @@ class Replica:
             self.primary.replication.on_snapshot_sent(peer, session, done=done)
         return self._taken()
 
+    def snapshot_refusal(self, peer: str, index: int, sender_epoch: int) -> str:
+        """Return why a snapshot at `index` that `peer` offers is not taken; "" if it is."""
+        state, view = self.state, self.view
+        if self.primary is not None:
+            return "this node is a primary"
+        if sender_epoch < state.epoch or peer != state.accepted_primary:  # D3
+            return f"the primary here is {state.accepted_primary!r} of epoch {state.accepted_epoch}"
+        if view is not None and state.node_id in view.in_sync:
+            return "this node is in the in-sync set, or has not received the view that removed it"
+        if index <= state.commit_index:
+            return f"this node already has entries up to {state.commit_index}"
+        return ""
+
     def start_install(self, index: int, epoch: int) -> str:
         """Return why a snapshot at (index, epoch) is of no use here; or "", and wait for it.
 

@@ -100,8 +100,8 @@ class ReplicaState:
         """Cut the log; never at or below what is committed (D6)."""
         if from_index <= self.commit_index:
             raise SafetyError(
-                f"the primary of epoch {self.accepted_epoch} wants entry {from_index} cut, but "
-                f"entries up to {self.commit_index} are committed here"
+                f"the primary of epoch {self.accepted_epoch} requires entry {from_index} to be "
+                f"cut off, but entries up to {self.commit_index} are committed here"
             )
         self.log.truncate(from_index)
         self.durable_index = min(self.durable_index, from_index - 1)

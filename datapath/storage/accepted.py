@@ -67,13 +67,13 @@ class Accepted:
         if not slots:
             os.close(self._descriptor)
             raise DataDirectoryError(
-                f"{path} is damaged: which primary this node had accepted is lost. Move the data "
+                f"{path} is damaged: the accepted primary of this node is lost. Move the data "
                 "directory away and join as a new node"
             )
         self._newest = max(slots, key=lambda offset: slots[offset])  # the slot to be kept longest
         state = self._sequence, self._epoch, self._marks, self._primary = slots[self._newest]
         if len(slots) < len(_SLOTS):
-            self.repair = f"one of the two slots of {path} is damaged; the other one counts"
+            self.repair = f"one of the two slots of {path} is damaged; the other one is used"
         if slots.get(_SLOT_SIZE_BYTES - self._newest) != state:
             self._write(state)
 
@@ -115,7 +115,7 @@ class Accepted:
             return
         if epoch <= self._epoch:
             raise SafetyError(
-                f"E5: primary {primary} of epoch {epoch} refused: {self._primary or 'none'} is "
+                f"primary {primary} of epoch {epoch} refused: {self._primary or 'none'} is "
                 f"accepted for epoch {self._epoch}"
             )
         if not 0 < len(primary.encode()) < 256:
@@ -140,7 +140,7 @@ class Accepted:
 
     def _write(self, state: _State) -> None:
         if self._failed or self._descriptor < 0:
-            raise DiskFailedError(f"{self.path} is closed, or failed before (D9)")
+            raise DiskFailedError(f"{self.path} is closed, or has failed before")
         try:
             # First over the older slot: until it is whole again, the newest must stand.
             for offset in (_SLOT_SIZE_BYTES - self._newest, self._newest):

@@ -243,7 +243,7 @@ class DataDirectory:
 
         """
         if self.joined or _may_have_voted(self.path):
-            raise ValueError(f"{self.path} holds the data of a node that has taken part")
+            raise ValueError(f"{self.path} holds the data of a node that has been a member")
         try:
             _empty(self.path)
             (self.path / "lock").unlink(missing_ok=True)
@@ -280,7 +280,7 @@ def _make(path: Path, create: bool) -> None:
         sync_directory(path.parent)
     except OSError as error:
         raise DataDirectoryError(
-            f"data directory {path} cannot be made ({error.strerror}): create it yourself, "
+            f"data directory {path} cannot be created ({error.strerror}): create it yourself, "
             "writable for this user, or name another"
         ) from error
 
@@ -303,8 +303,8 @@ def _lock(path: Path) -> int:
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
     except OSError as error:
         raise DataDirectoryError(
-            f"data directory {path} is not writable ({error.strerror}): give this user the "
-            "right to write there, or name another"
+            f"data directory {path} is not writable ({error.strerror}): make it writable for "
+            "this user, or name another"
         ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -314,8 +314,8 @@ def _lock(path: Path) -> int:
         holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(lock)
         raise DataDirectoryError(
-            f"data directory {path} is in use by process {holder}: stop that one first, or "
-            "give this node a directory of its own"
+            f"data directory {path} is in use by process {holder}: stop that process first, or "
+            "give this node its own directory"
         ) from error
     except OSError as error:
         # The pid is only for people: a full disk must not keep a node from starting.
@@ -361,11 +361,11 @@ def _create(path: Path, node_id: str, create: bool) -> _Identity:
     if held:
         raise DataDirectoryError(
             f"data directory {path} has lost its identity.json, but holds {', '.join(held)}: "
-            "put that very file back (never an older copy of it), or move the data directory away "
+            "restore exactly that file (never an older copy), or move the data directory away "
             "and join as a new node"
         )
     if not create:
-        raise DataDirectoryError(f"{path} is no data directory: identity.json is missing")
+        raise DataDirectoryError(f"{path} is not a data directory: identity.json is missing")
     identity = _Identity(_FORMAT, node_id, secrets.token_hex(16))
     _write(path, identity)
     return identity
@@ -403,8 +403,8 @@ def _parse(file: Path, content: bytes) -> _Identity:
         identity = None
     if identity is None:
         raise DataDirectoryError(
-            f"{file} is damaged (its last line is the checksum of the rest): never "
-            "put an older copy in its place; move the data directory away and join as a new node"
+            f"{file} is damaged (its last line is the checksum of the rest): never replace it by "
+            "an older copy; move the data directory away and join as a new node"
         )
     if identity.format != _FORMAT:
         raise DataDirectoryError(

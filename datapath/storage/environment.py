@@ -107,8 +107,8 @@ def verify_checksum(key: bytes, stored: bytes, path: Path) -> None:
     """
     if google_crc32c.extend(google_crc32c.value(key), stored) != _SOUND_CRC:
         raise DataDirectoryError(
-            f"store {path} is damaged: what stands under {key!r} is not what was written. Move the "
-            "data directory away and join as a new node"
+            f"store {path} is damaged: the value of {key!r} has a wrong checksum. Move the data "
+            "directory away and join as a new node"
         )
 
 
@@ -228,8 +228,8 @@ class Environment:
         found = transaction.get(b"format", None, self.meta)
         if found is None and not fresh:  # LMDB takes an emptied file for a new one
             raise DataDirectoryError(
-                f"store {self.path} has lost its content: never put an older copy in its "
-                "place; move the data directory away and join as a new node"
+                f"store {self.path} has lost its content: never replace it by an older copy; "
+                "move the data directory away and join as a new node"
             )
         if found not in (None, _FORMAT):
             raise DataDirectoryError(
@@ -356,9 +356,9 @@ def current_environment(directory: Path) -> str:
         return ""
     if not _ENVIRONMENT_NAME.fullmatch(name) or not (directory / name / "data.mdb").exists():
         raise DataDirectoryError(
-            f"{directory / 'CURRENT'} names {name!r}, which is not there: put that very "
-            "directory back (never an older copy), or move the data directory away and join as a "
-            "new node"
+            f"{directory / 'CURRENT'} names {name!r}, which does not exist: restore exactly that "
+            "directory (never an older copy), or move the data directory away and join as a new "
+            "node"
         )
     return name
 
@@ -395,8 +395,9 @@ def create_environment(directory: Path, map_size_bytes: int) -> str:
         environment.release()
         if index:
             raise DataDirectoryError(
-                f"store {directory} has lost its CURRENT file, but {leftover.name} holds entries: "
-                "put that very file back, or move the data directory away and join as a new node"
+                f"store {directory} has lost its CURRENT file, but {leftover.name} holds "
+                "entries: restore exactly that file, or move the data directory away and join as "
+                "a new node"
             )
         shutil.rmtree(leftover)
     path = next_environment(directory)

@@ -324,7 +324,7 @@ class Log(HeldLog):
             elif self._segments:
                 self._segments[-1].shorten(self._files)
         except OSError as error:
-            raise self._break(error, f"taking back an append to {self.directory}") from error
+            raise self._break(error, f"undoing an append to {self.directory}") from error
 
     def reset(self, index: int, epoch: int) -> None:
         """Forget everything: the next entry is `index` + 1, after (`index`, `epoch`).
@@ -392,4 +392,4 @@ class Log(HeldLog):
 
     def _check_usable(self) -> None:
         if self._broken:
-            raise DiskFailedError(f"the log refuses further change: {self._broken}")
+            raise DiskFailedError(f"the log accepts no further changes: {self._broken}")

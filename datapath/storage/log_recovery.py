@@ -149,8 +149,8 @@ class _Recovery:
         if self._damage is None or next_index - 1 > self._base_index:
             return False
         self._repairs.append(
-            f"{self._damage.error()}; the store holds all up to {self._base_index}, so the log now "
-            f"starts at {next_index}"
+            f"{self._damage.error()}; the store holds all entries up to {self._base_index}, so "
+            f"the log now starts at {next_index}"
         )
         kept = self._chain[-1:] if inside else []
         self._obsolete += self._chain[: len(self._chain) - len(kept)]
@@ -209,7 +209,7 @@ class _Recovery:
         for path in reversed(self._paths):
             if path not in kept and path.exists():
                 self._move_aside(path)
-        self._repairs.append(f"{damage.error()}; what follows it was moved aside")
+        self._repairs.append(f"{damage.error()}; everything after it was moved aside")
 
     def _aside_directory(self) -> Path:
         place = self._directory / f"damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
@@ -234,8 +234,8 @@ class _Recovery:
         else:
             return
         self._repairs.append(
-            f"the log {self._directory} was emptied: {reason}, but the store holds all up to entry "
-            f"{index} of epoch {epoch}"
+            f"the log {self._directory} was emptied: {reason}, but the store holds all entries "
+            f"up to {index} of epoch {epoch}"
         )
         remove_segments(reversed(chain), self._files)
         chain.clear()

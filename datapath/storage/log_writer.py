@@ -105,7 +105,7 @@ class LogWriter:
         """
         size_bytes = sum(len(record.data) for record in records)
         if self._is_over(size_bytes):
-            raise OverloadedError("disk_queue_full", "the disk does not keep up: try again later")
+            raise OverloadedError("disk_queue_full", "the disk is too slow: try again later")
         return self._submit(None, records, size_bytes)
 
     def _is_over(self, n_bytes: int) -> bool:
@@ -118,7 +118,7 @@ class LogWriter:
 
     def _submit(self, job: Job | None, records: Sequence[Record], size_bytes: int) -> int:
         if self._closed:
-            raise RuntimeError("the disk worker is closed")
+            raise RuntimeError("the log writer is closed")
         self._last_ticket += 1
         self._queued_bytes += size_bytes
         self._pending.append(_Pending(self._last_ticket, size_bytes, clock_s()))

@@ -195,7 +195,7 @@ class Segment:
                 self.end = offset + length
                 continue
             if length < HEADER_SIZE_BYTES or offset + length > self.size:
-                return f"a record of {length} bytes cannot stand there"
+                return f"a record of {length} bytes does not fit there"
             try:
                 record = parse_record(
                     data[offset : offset + length], path=str(self.path), offset=offset

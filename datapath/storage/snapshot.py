@@ -195,7 +195,7 @@ class SnapshotWriter:
         if number < self.next_chunk:
             return
         if number > self.next_chunk:
-            raise ValueError(f"chunk {number} came, but the next one is {self.next_chunk}")
+            raise ValueError(f"chunk {number} arrived, but {self.next_chunk} is next")
         try:
             decoded = _decoder.decode(chunk)
         except msgspec.MsgspecError as error:

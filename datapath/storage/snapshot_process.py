@@ -76,7 +76,7 @@ class SnapshotProcess:
             raise TransferError(f"a process to read it could not be started: {error}") from None
         answer = self._receive()
         if not isinstance(answer, Opened):
-            detail = answer.detail if isinstance(answer, Broken) else "it gave a strange answer"
+            detail = answer.detail if isinstance(answer, Broken) else "it gave an invalid answer"
             raise TransferError(f"the process that reads it could not open the store: {detail}")
         self.index, self.epoch = answer.index, answer.epoch
 
@@ -111,7 +111,7 @@ class SnapshotProcess:
 
         """
         if self._connection is None:
-            raise TransferError("the process that reads it is not there")
+            raise TransferError("the process that reads it has gone")
         with contextlib.suppress(ConnectionError):  # told by `_receive`
             self._connection.sendall(NUMBER.pack(number))
         answer = self._receive()

@@ -120,11 +120,6 @@ class Store:
     # Where it is
 
     @property
-    def applied_epoch(self) -> int:
-        """The epoch of the entry `applied_index`."""
-        return self._active.epoch
-
-    @property
     def durable_index(self) -> int:
         """The last entry that LMDB holds: the log is replayed from here."""
         return self._durable[0]
@@ -143,11 +138,6 @@ class Store:
     def overlay_bytes(self) -> int:
         """What is not in LMDB yet, a running flush included."""
         return self._active.size_bytes + (self._frozen.size_bytes if self._frozen else 0)
-
-    @property
-    def flushing(self) -> bool:
-        """Whether there is a frozen overlay."""
-        return self._frozen is not None
 
     @property
     def cluster_id(self) -> str:

@@ -95,9 +95,11 @@ class Caller:
         """
         link = self._links.get(peer)
         if link is None:
-            raise NotSentError(f"there is no link to {peer}")
+            raise NotSentError(f"no link to {peer}")
         if len(self._open) >= MAX_OPEN_CALLS:
-            raise OverloadedError("overloaded", "too many calls to other nodes are open: try later")
+            raise OverloadedError(
+                "overloaded", "too many calls to other nodes are pending: try again later"
+            )
         number = self._next_id
         self._next_id += 1
         future: asyncio.Future[Return] = asyncio.get_running_loop().create_future()

@@ -222,7 +222,7 @@ class Dialer:
         try:
             address = self._address()
         except Exception as error:
-            raise LinkError(f"its address cannot be found: {error!r}") from error
+            raise LinkError(f"its address cannot be resolved: {error!r}") from error
         if address is None:
             raise LinkError("its address is not known")
         host, port = address

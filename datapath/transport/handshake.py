@@ -118,8 +118,8 @@ def check_secret(host: str, secret: bytes) -> None:
     if not loopback:
         raise HandshakeError(
             f"cluster.secret is not set, and the peer address {host} can be reached from other "
-            "machines: set cluster.secret (or secret_file) to the same long random text on every "
-            "node, or listen on 127.0.0.1"
+            "machines: set cluster.secret (or secret_file) to the same long random string on "
+            "every node, or listen on 127.0.0.1"
         )
 
 
@@ -319,7 +319,7 @@ class ListenerHandshake:
             raise HandshakeError(f"a node id has 1 to {MAX_NAME_LENGTH} characters")
         if hello.kind not in self._kinds:
             raise HandshakeError(
-                f"{self._node_id} serves no {hello.kind[:MAX_NAME_LENGTH]!a} stream"
+                f"{self._node_id} has no streams of kind {hello.kind[:MAX_NAME_LENGTH]!a}"
             )
         _check_nonce(hello.nonce)
         _check_claim(hello.claim)

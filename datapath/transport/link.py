@@ -139,11 +139,12 @@ class Link:
             return
         size = len(data)
         if size > MAX_MESSAGE_BYTES:
-            raise ValueError(f"a message of {size} bytes is over {MAX_MESSAGE_BYTES}")
+            raise ValueError(f"a message has {size} bytes; the limit is {MAX_MESSAGE_BYTES}")
         self._queued_bytes += size + MESSAGE_OVERHEAD_BYTES
         if self._queued_bytes > self._max_outbox_bytes:
             self.close(
-                f"outbox overflow: {self._queued_bytes} bytes wait, {self._max_outbox_bytes} may"
+                f"outbox overflow: {self._queued_bytes} bytes are queued; the limit is "
+                f"{self._max_outbox_bytes}"
             )
             return
         self._outbox.append(data)
@@ -225,12 +226,12 @@ class Link:
                         pass
                     case aiohttp.WSMsgType.CLOSE:
                         self._deliver()
-                        self.close(f"{self.peer} closed it: {frame.extra or frame.data!a}")
+                        self.close(f"{self.peer} closed the link: {frame.extra or frame.data!a}")
                     case _:
                         self._deliver()
                         self.close(f"connection lost: {frame.data or frame.type.name}")
         except (FramingError, msgspec.MsgspecError) as error:
-            self.close(f"{self.peer} broke the protocol: {error}")
+            self.close(f"{self.peer} violated the protocol: {error}")
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
             self.close(f"connection lost: {error!r}")
 

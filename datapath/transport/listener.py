@@ -158,7 +158,7 @@ class PeerListener:
                 tune(connection)
                 _, protocol = await loop.connect_accepted_socket(server, connection)
             except Exception as error:  # noqa: BLE001 -- the port must go on taking others
-                self._complain("connection", "a peer connection could not be taken", error)
+                self._complain("connection", "a peer connection could not be accepted", error)
                 connection.close()
                 continue
             self._strangers[protocol] = _Stranger(connection, loop.time())
@@ -207,8 +207,8 @@ class PeerListener:
         if not request.path.startswith(ROUTE) or kind not in (*self._handlers, IDENTITY):
             return _plain(
                 404,
-                f"this is the peer port of onecopy node {self.node_id}, for the "
-                "cluster's nodes only; clients use the node's `client` address",
+                f"this is the peer port of onecopy node {self.node_id}, for nodes of the cluster "
+                "only; clients use the node's `client` address",
             )
         if stranger is None:
             return _plain(400, "this connection is no longer waiting for a handshake")
@@ -217,17 +217,17 @@ class PeerListener:
         if request.method != "GET" or request.headers.get("Upgrade", "").lower() != "websocket":
             return _plain(
                 426,
-                f"this is a peer stream of onecopy node {self.node_id}: it takes "
-                "the peer handshake and then a websocket",
+                f"this is a peer stream of onecopy node {self.node_id}: it needs the peer "
+                "handshake and then a websocket",
                 Upgrade="websocket",
             )
         handshake = stranger.handshake
         finished = handshake is not None and handshake.done and handshake.kind == kind
         if handshake is None or not finished or kind not in self._handlers:
-            return _plain(401, "a websocket here takes a finished handshake on this connection")
+            return _plain(401, "a websocket here needs a finished handshake on this connection")
         known = (handshake.peer, kind) in self.links
         if len(self.links) >= self._max_links and not known:
-            return _plain(503, f"{self.node_id} has {self._max_links} links already")
+            return _plain(503, f"{self.node_id} already has {self._max_links} links")
         del self._strangers[request.protocol]
         return await self._serve(request, stranger.socket, handshake)
 

@@ -117,7 +117,7 @@ class SnapshotReceiver:
                     async with asyncio.timeout(self._resume_timeout_s if self._sink else None):
                         await self._arrived.wait()
                 except TimeoutError:
-                    await self._abort(f"no chunk came for {self._resume_timeout_s:g} s")
+                    await self._abort(f"no chunk for {self._resume_timeout_s:g} s")
                 continue
             link, message = self._inbox.popleft()
             try:
@@ -142,7 +142,7 @@ class SnapshotReceiver:
         elif isinstance(message, End):
             await self._take_end(link, self._offer, self._sink, message)
         elif isinstance(message, Failed):
-            logger.warning("%s gave up its snapshot: %s", link.peer, ascii(message.reason))
+            logger.warning("%s cancelled its snapshot: %s", link.peer, ascii(message.reason))
             self._link = None
             await self._abort("")
 
@@ -153,7 +153,7 @@ class SnapshotReceiver:
         if self._offer is not None and offer.sender_epoch < self._offer.sender_epoch:
             link.send(
                 encode_transfer(
-                    Failed(f"a primary of epoch {self._offer.sender_epoch} sends one (D3)")
+                    Failed(f"a primary of epoch {self._offer.sender_epoch} is already sending one")
                 )
             )
             return
@@ -172,7 +172,7 @@ class SnapshotReceiver:
         if google_crc32c.value(chunk.data) != chunk.crc:
             raise TransferError(f"chunk {chunk.n} has a wrong checksum")
         if chunk.n != sink.next_chunk:
-            raise TransferError(f"chunk {chunk.n} came where {sink.next_chunk} is next")
+            raise TransferError(f"chunk {chunk.n} arrived, but {sink.next_chunk} is next")
         await in_thread(sink.feed, chunk.n, chunk.data)
         self.bytes_done += len(chunk.data)
         self.chunks_done += 1
@@ -180,7 +180,7 @@ class SnapshotReceiver:
 
     async def _take_end(self, link: Link, offer: Offer, sink: SnapshotSink, end: End) -> None:
         if end.chunks != sink.next_chunk:
-            raise TransferError(f"{sink.next_chunk} chunks came of {end.chunks}")
+            raise TransferError(f"{sink.next_chunk} of {end.chunks} chunks arrived")
         await in_thread(sink.finish, end.checksum, end.count)
         # The installer's from here on, to install or to abort.
         self._sink = None

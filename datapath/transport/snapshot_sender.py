@@ -150,7 +150,9 @@ class SnapshotSender:
                 raise TransferError(f"no progress for {self._resume_timeout_s:g} s: no link")
             await self._wait_change(left_s)
         if _now() - self._progress_at > self._resume_timeout_s:
-            raise TransferError(f"no progress for {self._resume_timeout_s:g} s: links break")
+            raise TransferError(
+                f"no progress for {self._resume_timeout_s:g} s: links keep breaking"
+            )
         return self._link
 
     async def _wait(self, link: Link, ready: Callable[[], bool], timeout_s: float) -> None:

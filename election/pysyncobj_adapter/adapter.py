@@ -136,7 +136,7 @@ class PySyncObjAgreement:
         try:
             command = encode_command(ProposeRequest(request_id, expected_version, change))
         except (TypeError, ValueError, OverflowError) as error:
-            return Refused(self._view, f"the change cannot be written down: {error}")
+            return Refused(self._view, f"the change cannot be encoded: {error}")
         if len(command) > MAX_COMMAND_BYTES:
             return Refused(self._view, f"the change is larger than {MAX_COMMAND_BYTES} bytes")
         answer = await self._request(request_id, command, timeout_ms)
@@ -165,7 +165,7 @@ class PySyncObjAgreement:
     async def _request(self, request_id: bytes, command: bytes, timeout_ms: int) -> ViewReply | str:
         """Return the answer, or why there is none (the request may be applied all the same)."""
         if self._loop is None or self._stopped or self._failure is not None:
-            return "this agreement does not run"
+            return "this agreement is not running"
         waiting: asyncio.Future[ViewReply] = self._loop.create_future()
         self._waiting[request_id] = waiting
         self._runner.request(request_id, command)
@@ -265,6 +265,6 @@ class PySyncObjAgreement:
             if self._runner.ticks != ticks:
                 ticks, silent_s = self._runner.ticks, 0.0
             elif silent_s * 1000 >= self._settings.stall_limit_ms:
-                reason = f"the consensus thread made no progress for {silent_s:.1f} s"
+                reason = f"the consensus thread has made no progress for {silent_s:.1f} s"
                 self._note_failure(AgreementFailedError(reason))
                 return

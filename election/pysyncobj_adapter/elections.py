@@ -104,7 +104,11 @@ class Elections(SyncObj):  # type: ignore[misc]
     def _stand_for_the_orphan(self, node: Node) -> None:
         if not {str(node.id) for node in self._SyncObj__otherNodes} <= {*self._links.connected()}:
             return
-        logger.info("%s has lost its link to the leader; standing in its favour", node.id)
+        logger.info(
+            "%s has lost its link to the leader; becoming a candidate, because this node reaches "
+            "both",
+            node.id,
+        )
         self._ballot.won = True
         self._SyncObj__raftElectionDeadline = 0.0
 

@@ -23,8 +23,8 @@ class StorageCorruptError(AgreementDamagedError):
     def __init__(self, path: Path, offset_bytes: int, what: str) -> None:
         super().__init__(
             f"{path}: {what} at byte {offset_bytes}. This node's vote and log can no longer be "
-            "trusted. Keep the file for inspection, remove this node from the cluster, and bring "
-            "it back under a new id with an empty directory."
+            "trusted. Keep the file for inspection, remove this node from the cluster, and start "
+            "it under a new id with an empty directory."
         )
         self.path = path
         self.offset_bytes = offset_bytes
@@ -38,12 +38,12 @@ class RolledBackError(AgreementDamagedError):
     ) -> None:
         """`held` and `known` are (term, entry); `by` is the node that remembers `known`."""
         super().__init__(
-            f"{directory} is an old copy: it holds term {held[0]} and entry {held[1]}, and "
-            f"{f'{by} remembers that ' if by else ''}this node has taken part up to term "
-            f"{known[0]} and entry {known[1]}. With what is missing "
-            "it would vote again, and could let a replica take over that lacks acknowledged "
-            "writes. Put the newest files back if you still have them; or remove this node from "
-            "the cluster, and bring it back under a new id with an empty directory."
+            f"{directory} is an old copy: it holds term {held[0]} and entry {held[1]}, but "
+            f"{(f'{by} remembers that ' if by else '')}this node had reached term {known[0]} and "
+            f"entry {known[1]}. Without the missing entries it would vote again, and could let a "
+            "replica take over that lacks acknowledged writes. Put the newest files back if you "
+            "still have them; or remove this node from the cluster, and start it under a new id "
+            "with an empty directory."
         )
 
 

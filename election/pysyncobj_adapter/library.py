@@ -24,8 +24,8 @@ def check_version() -> None:
     """Raise AgreementFailedError if another version is installed than the one that was read."""
     if VERSION != READ_VERSION:
         raise AgreementFailedError(
-            f"PySyncObj {VERSION} is installed, but this adapter was made for {READ_VERSION}: "
-            f"install pysyncobj=={READ_VERSION}"
+            f"PySyncObj {VERSION} is installed, but this adapter needs {READ_VERSION}: install "
+            f"pysyncobj=={READ_VERSION}"
         )
 
 
@@ -49,7 +49,7 @@ class _NoPickle:
     """Stands in for the pickle module in PySyncObj's core: nothing is ever unpickled."""
 
     def __getattr__(self, name: str) -> Any:
-        raise AgreementFailedError(f"PySyncObj reached for pickle.{name}, which is closed")
+        raise AgreementFailedError(f"PySyncObj called pickle.{name}, which is disabled")
 
 
 library.pickle = _NoPickle()

@@ -55,8 +55,8 @@ class MemberBook:
             return ""
         if known is not None:
             return (
-                f"{node_id!r} is known with another raft directory: a node that has lost its disk "
-                "must come back under a new id"
+                f"{node_id!r} is known with another raft directory: a node that has lost its "
+                "disk must return under a new id"
             )
         if noting:
             self._set({**self._content.directories, node_id: directory_id})

@@ -72,8 +72,8 @@ class PeerMarks:
             self._marks = load_file(self.path, PEER_MARKS_MAGIC, dict[str, PeerMark], disk) or {}
         except (StorageCorruptError, RaftStorageFullError, OSError):
             logger.warning(
-                "%s is damaged or cannot be read: what this node remembers of the others is "
-                "dropped, and collected anew",
+                "%s is damaged or cannot be read: the remembered progress of other nodes is "
+                "discarded and collected again",
                 self.path,
             )
         self._saved = dict(self._marks)
@@ -103,7 +103,7 @@ class PeerMarks:
                 store_file(self.path, PEER_MARKS_MAGIC, marks, self._disk)
             except (RaftStorageFullError, OSError) as error:
                 if not self._warned:
-                    logger.warning("what is remembered of other nodes is not noted: %s", error)
+                    logger.warning("the progress of other nodes could not be saved: %s", error)
                 self._warned = True
                 return
             self._warned = False

@@ -250,7 +250,7 @@ class RaftCore(RaftMembers):
         try:
             self._storage.note_progress(self.raftCurrentTerm, self.raftLastApplied)
         except RaftStorageFullError as error:
-            logger.warning("how far consensus has got is not noted: %s", error)
+            logger.warning("the progress of consensus could not be saved: %s", error)
 
     def _own_mark(self) -> PeerMark:
         return PeerMark(self.raftCurrentTerm, self.raftLastApplied, *self.position)
@@ -355,7 +355,7 @@ class RaftCore(RaftMembers):
         if [entry[1] for entry in entries] != list(
             range(previous + 1, previous + 1 + len(entries))
         ):
-            raise SafetyViolationError(f"{node.id} sent entries that do not follow each other")
+            raise SafetyViolationError(f"{node.id} sent entries that are not consecutive")
         matched = previous
         while entries and self._term_at(entries[0][1]) == entries[0][2]:
             matched, entries = entries[0][1], entries[1:]
@@ -462,7 +462,7 @@ class RaftCore(RaftMembers):
             self._compaction_is_due = False
         except RaftStorageFullError as error:
             self._compaction_retry_at = now + _COMPACTION_RETRY_S
-            logger.warning("the journal is not compacted: %s", error)
+            logger.warning("the journal could not be compacted: %s", error)
 
     def _on_snapshot(self, node: Node, message: wire.Snapshot) -> None:
         if not self._leads_now(node, message.term):

@@ -164,8 +164,8 @@ class RaftThread:
             self._listener.on_failed(error)
         except Exception as error:
             # The state of Raft and disk is not known any more: stop, and restart from disk.
-            logger.exception("the consensus member of %s broke", self._settings.node_id)
-            failure = AgreementFailedError(f"the consensus member broke: {error!r}")
+            logger.exception("the consensus member of %s failed", self._settings.node_id)
+            failure = AgreementFailedError(f"the consensus member failed: {error!r}")
             failure.__cause__ = error
             self._listener.on_failed(failure)
         finally:

@@ -68,7 +68,9 @@ class AgreementSettings(msgspec.Struct, frozen=True, kw_only=True):
         if self.node_id not in self.members:
             raise ValueError(f"members must include this node, {self.node_id!r}")
         if not self.secret:
-            raise ValueError("secret must not be empty: whoever reaches the port would be a member")
+            raise ValueError(
+                "secret must not be empty: any process that reaches the port could join"
+            )
         if not 3 * self.heartbeat_interval_ms < self.election_min_ms < self.election_max_ms:
             raise ValueError(
                 "three heartbeat_interval_ms must fit into election_min_ms, "

@@ -259,7 +259,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
             sender = greeting.sender
             return self._book.judge(sender, greeting.directory_id, noting=self._is_known(sender))
         except RaftStorageFullError as error:
-            return f"{self._me!r} cannot note whom it meets: {error}"
+            return f"{self._me!r} cannot save the other member: {error}"
 
     def on_open(self, link: RaftLink) -> None:
         """Let the link replace the pair's older one, unless another process holds the identity."""
@@ -302,7 +302,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
         try:
             message = wire.decode_raft_message(data)
         except UNDECODABLE as error:
-            logger.warning("%s sent what is no message: %s", link.peer, error)
+            logger.warning("%s sent an invalid message: %s", link.peer, error)
             link.close()
             return
         if not link.is_introduced or isinstance(message, wire.Remembered):
@@ -318,7 +318,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
         It is judged before any vote or entry of that peer is taken (decision 18).
         """
         if link.is_introduced or not isinstance(message, wire.Remembered):
-            logger.warning("%s sent %s out of turn", link.peer, type(message).__name__)
+            logger.warning("%s sent %s out of order", link.peer, type(message).__name__)
             link.close()
             return
         self._receiver.on_remembered(self._node(link.peer), message.mark)

@@ -163,7 +163,7 @@ def from_pysyncobj(message: dict[str, Any]) -> RaftMessage:
         case "timeout_now":
             return TimeoutNow(message["term"])
         case kind:
-            raise ValueError(f"PySyncObj wants to send a {kind!r} message, which is not spoken")
+            raise ValueError(f"PySyncObj tried to send a {kind!r} message, which is not supported")
 
 
 def to_pysyncobj(

@@ -199,7 +199,7 @@ async def test_a_value_that_rots_in_the_store_is_never_served(bed: Bed) -> None:
         assert reply is None or reply.status >= 500, reply
         assert await process.wait_exit() == 78
         said = process.log()
-        assert f"{path.parent} is damaged: what stands under" in said
+        assert f"{path.parent} is damaged: the value of" in said
         assert "join as a new node" in said
 
 

@@ -214,7 +214,7 @@ async def test_growth_from_one_survives_kills_in_the_middle(
     add(cluster, "n2")
     victims = ("n1", "n2") if killed == "both" else (killed,)
     cluster.launch("n2")
-    for text in ("is a member of the cluster", "started: http", "view: epoch"):
+    for text in ("joined the cluster", "started: http", "view: epoch"):
         await either_says(cluster, text)
         await cluster.kill(*victims)
         cluster.launch(*victims)
@@ -371,7 +371,7 @@ async def test_a_node_that_waits_says_what_for(make_cluster: MakeCluster) -> Non
     await cluster.wait_in_sync()
     await cluster.kill("n1", "n2", "n3")
     cluster.launch("n2")
-    await warned("consensus hears n2 of n1, n2, n3", "; n1: ", "; n3: ")
+    await warned("consensus reaches n2 of n1, n2, n3", "; n1: ", "; n3: ")
 
 
 async def test_the_last_node_and_unknown_ones_are_not_removed(make_cluster: MakeCluster) -> None:

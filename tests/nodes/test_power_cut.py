@@ -167,7 +167,7 @@ async def test_damage_that_nobody_can_repair_is_refused_with_an_instruction(
     assert await cluster.nodes[primary].wait_exit() == 78
     said = cluster.nodes[primary].log()
     assert f"{frame.path} is damaged at offset {frame.offset}" in said
-    assert "Bring the newest files back" in said, "it says what to do"
+    assert "Bring back the newest files" in said, "it says what to do"
     reply = await cluster.fetch(backup, "GET", f"{kv('w/0/00000000')}?timeout_ms=1000")
     assert (reply.status, problem_of(reply)["code"]) == (503, "no_primary")
 

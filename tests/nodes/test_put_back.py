@@ -113,7 +113,7 @@ async def test_a_backup_put_back_while_the_primary_is_away_never_takes_over(
     await cluster.kill(backup, "w1")
     (cluster.data("w1") / "raft.peers").unlink()
     cluster.launch(backup, "w1")
-    said = "it takes no part in decisions until a primary has caught it up"
+    said = "it does not take over or serve until a primary has caught it up"
     await wait_until(lambda: said in cluster.nodes[backup].log(), f"{backup} knows it at its start")
     await cluster.start(primary)
     await cluster.wait_converged()
@@ -228,7 +228,7 @@ async def test_a_primary_put_back_that_is_alone_in_sync_does_not_start(
     assert await cluster.nodes["n1"].wait_exit() == REFUSED
     said = cluster.nodes["n1"].log()
     assert "older copy" in said
-    assert "Bring the newest files back" in said
+    assert "Bring back the newest files" in said
     shutil.rmtree(cluster.data("n1"))
     newest.rename(cluster.data("n1"))
     await cluster.start("n1")

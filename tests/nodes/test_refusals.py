@@ -250,5 +250,5 @@ async def test_a_disk_put_back_to_an_older_state_never_makes_a_primary_that_lack
         await cluster.wait_converged()
     else:
         assert process.exit_code == REFUSED
-        assert "remembers that this node has taken part" in process.log()
+        assert "remembers that this node had reached" in process.log()
     await writer.verify()

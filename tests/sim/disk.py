@@ -5,10 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from datapath.protocol.log_index import LogIndex
-from datapath.protocol.state import RecoveredState
 from datapath.records import Record
 from tests.sim.clockwork import Clockwork
 
@@ -73,11 +71,41 @@ class LogImage:
                 return record.last_index
         return self.base_index
 
-    def read(self, from_index: int, limit: int) -> list[Record] | None:
+    def read_some(self, from_index: int, limit: int) -> list[Record] | None:
         if from_index <= self.base_index:
             return None
         start = bisect_right(self._firsts, from_index) - 1
         return self.records[max(start, 0) : max(start, 0) + limit]
+
+    # -- as a starting replica reads it (`datapath.node.recovery.FoundLog`)
+
+    @property
+    def first_index(self) -> int:
+        """The first entry held."""
+        return self.base_index + 1
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch of the last entry."""
+        return self.records[-1].epoch if self.records else self.base_epoch
+
+    @property
+    def commit_hint(self) -> int:
+        """The highest commit index that a record held carries."""
+        return max((record.commit_index for record in self.records), default=0)
+
+    def epochs(self) -> list[tuple[int, int]]:
+        """Return (epoch, its first index held)."""
+        runs: list[tuple[int, int]] = []
+        for record in self.records:
+            if not runs or runs[-1][0] != record.epoch:
+                runs.append((record.epoch, record.first_index))
+        return runs
+
+    def read(self, from_index: int, max_bytes: int) -> list[Record]:
+        """Return the records from the one on that holds that entry."""
+        del max_bytes
+        return self.records[bisect_right(self._firsts, from_index) - 1 :]
 
     def copy_from(self, other: LogImage) -> None:
         self.base_index, self.base_epoch = other.base_index, other.base_epoch
@@ -222,25 +250,15 @@ class Disk:
         self.cache.copy_from(self.durable)
         return torn
 
-    def recover(self, applied_index: int, *, torn: bool) -> RecoveredState:
-        """Read it as a starting replica does. `applied_index`: how far its store has got."""
-        log = self.durable
-        hint = max((record.commit_index for record in log.records), default=0)
-        runs: list[tuple[int, int]] = []
-        for record in log.records:
-            if not runs or runs[-1][0] != record.epoch:
-                runs.append((record.epoch, record.first_index))
-        commit = max(log.base_index, hint)
-        for record in log.records:
-            if record.last_index > applied_index:
-                break
-            commit = max(commit, record.last_index)  # a store applies whole records
-        commit = min(commit, log.last_index)
-        return RecoveredState(
-            log=LogIndex.from_runs(log.base_index, log.base_epoch, log.last_index, runs),
-            commit_index=commit,
-            accepted_epoch=self.accepted[0],
-            accepted_primary=self.accepted[1],
-            tail_cut=torn,
-            incomplete=self.incomplete,
-        )
+    def marks(self, *, tail_cut: bool) -> Marks:
+        """Return what a starting replica finds beside its log."""
+        return Marks(*self.accepted, tail_cut, self.incomplete)
+
+
+class Marks(NamedTuple):
+    """What was noted beside the log."""
+
+    epoch: int
+    primary: str
+    tail_cut: bool
+    incomplete: bool

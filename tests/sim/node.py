@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from datapath.execution.concurrency import Running
 from datapath.keyspaces import KV
 from datapath.node.proposal import Proposal
+from datapath.node.recovery import recover_replica
 from datapath.protocol import effects
 from datapath.protocol.confirmations import Confirmation
 from datapath.protocol.messages import Heartbeat, Message, StaleEpoch
 from datapath.protocol.primary import Primary
 from datapath.protocol.replica import Replica
 from datapath.records import make_record
+from datapath.transport.snapshot_transfer import Offer
 from election.view import Handover, TakeOver, View
 from tests.sim.disk import Disk
 from tests.sim.service import NodeService, Storage
@@ -80,7 +82,9 @@ class Node:
         self.is_up, self.paused, self.installing = True, False, False
         self._backlog.clear()
         self.takeovers.clear()
-        recovered = self.disk.recover(self._applied_index, torn=self._torn)
+        recovered = recover_replica(
+            self.disk.durable, self.storage.store, self.disk.marks(tail_cut=self._torn), self.id
+        )
         self.commit_index = recovered.commit_index
         self.oracle.on_start(self, self._applied_index)
         if recovered.tail_cut:
@@ -372,7 +376,7 @@ class Node:
         self.clockwork.after(delay, self.post, self.life, self._log_is_read, effect)
 
     def _log_is_read(self, effect: effects.ReadLog) -> None:
-        records = self.disk.cache.read(effect.from_index, READ_LIMIT_RECORDS)
+        records = self.disk.cache.read_some(effect.from_index, READ_LIMIT_RECORDS)
         self.service.run(self.replica.on_log_read, effect.peer, effect.session, records)
 
     def on_epoch_started(self, epoch: int) -> None:
@@ -427,13 +431,13 @@ class Node:
             self.clockwork.note(f"{self.id} sends {target.id} a snapshot at ({index}, {epoch})")
         self.clockwork.after(
             self.clockwork.between(5, world.snapshot_ms),
-            self._snapshot_arrives, effect, self.life, target, target.life, index, epoch,
+            self._snapshot_arrives, effect, self.life, target, target.life,
+            Offer("", index, epoch, self.replica.state.epoch),
         )  # fmt: skip
 
     def _snapshot_arrives(
-        self, effect: effects.SendSnapshot, life: int, target: Node, target_life: int,
-        index: int, epoch: int,
-    ) -> None:  # fmt: skip
+        self, effect: effects.SendSnapshot, life: int, target: Node, target_life: int, offer: Offer
+    ) -> None:
         network = self.world.network
         if (
             target.life != target_life
@@ -444,13 +448,15 @@ class Node:
         ):
             self.post(life, self._snapshot_done, effect, done=False)
             return
-        target.post(target_life, target.take_snapshot, self, life, effect, index, epoch)
+        target.post(target_life, target.take_snapshot, self, life, effect, offer)
 
     def take_snapshot(
-        self, sender: Node, sender_life: int, effect: effects.SendSnapshot, index: int, epoch: int
+        self, sender: Node, sender_life: int, effect: effects.SendSnapshot, offer: Offer
     ) -> None:
         """Begin to put a received snapshot in place of the log."""
-        problem = self.replica.start_install(index, epoch)
+        index, epoch = offer.index, offer.epoch
+        problem = self.replica.snapshot_refusal(sender.id, index, offer.sender_epoch)
+        problem = problem or self.replica.start_install(index, epoch)
         if problem:
             self.clockwork.seen["snapshot refused"] += 1
             if self.clockwork.tracing:

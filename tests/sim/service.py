@@ -13,6 +13,7 @@ from cluster.services.kv import KeyValue
 from datapath.errors import OperationError, SafetyError
 from datapath.keyspaces import KEYSPACES
 from datapath.node.interpreter import Interpreter
+from datapath.node.recovery import uncommitted
 from datapath.operations import STORE, Completion, Operation, Query, QueryResult, Result
 from datapath.protocol import effects
 from datapath.protocol.confirmations import Confirmation, ReadPoint
@@ -37,6 +38,11 @@ class MemoryStore:
         self._history: list[tuple[int, list[Entry]]] = []
         self.keyspaces: Spaces = [{} for _ in range(KEYSPACES)]
         self.applied_index = 0
+
+    @property
+    def durable_index(self) -> int:
+        """What a starting replica finds applied: the rest was thrown back."""
+        return self.applied_index
 
     def apply(self, entries: list[Entry], last_index: int, epoch: int) -> None:
         """Apply committed entries."""
@@ -112,18 +118,9 @@ class Storage:
         self.store = MemoryStore()
 
     def recover(self, commit_index: int) -> list[Record]:
-        """The process has started: replay what is committed, return the records after that."""
-        node, store = self._node, self.store
+        """The process has started: return the records that are not committed."""
         self._snapshots.clear()
-        records = node.disk.durable.records
-        for record in records:
-            if store.applied_index < record.last_index <= commit_index:
-                store.apply(record.entries(), record.last_index, record.epoch)
-        if store.applied_index != commit_index:
-            raise SafetyError(
-                f"{node.id} starts with state {store.applied_index}, commit index {commit_index}"
-            )
-        return [record for record in records if record.first_index > commit_index]
+        return uncommitted(self._node.disk.durable, commit_index)
 
     def crash(self, applied_index: int) -> None:
         """The process has ended; the store had flushed what was applied up to that index."""

@@ -9,7 +9,6 @@ from unittest.mock import patch
 
 from datapath.clock import clock_ms
 from datapath.execution.tail import Tail
-from datapath.node.catch_up import Snapshots
 from datapath.node.interpreter import Interpreter
 from datapath.node.read_index import ReadIndex
 from datapath.protocol.replica import Replica
@@ -21,7 +20,6 @@ from datapath.storage.log_writer import LogWriter
 from datapath.storage.store import Store
 from datapath.transport.caller import Caller
 from datapath.transport.calls import Call, NoAnswerError, NotSentError, Return
-from datapath.transport.snapshot_transfer import Offer
 from tests.sim.mutant import Mutant, Patch
 
 ENGINE = "tests/integration/datapath/node/test_visibility.py::"
@@ -89,48 +87,43 @@ def _e5_the_file_is_not_synced() -> list[Patch]:
 
 
 def _d1_a_snapshot_in_sync() -> list[Patch]:
-    refusal = Snapshots._refusal
+    refusal = Replica.snapshot_refusal
 
-    def forget_the_view(snapshots: Snapshots, peer: str, offer: Offer) -> str:
-        state = snapshots._replica.state
-        view, state.view = state.view, None
-        try:
-            return refusal(snapshots, peer, offer)
-        finally:
-            state.view = view
+    def forget_the_view(replica: Replica, peer: str, index: int, sender_epoch: int) -> str:
+        problem = refusal(replica, peer, index, sender_epoch)
+        return "" if "in-sync set" in problem else problem
 
-    return [patch.object(Snapshots, "_refusal", forget_the_view)]
+    return [patch.object(Replica, "snapshot_refusal", forget_the_view)]
 
 
 def _d1_old_snapshots_are_taken() -> list[Patch]:
-    refusal = Snapshots._refusal
+    refusal = Replica.snapshot_refusal
 
-    def refuse(snapshots: Snapshots, peer: str, offer: Offer) -> str:
-        problem = refusal(snapshots, peer, offer)
+    def refuse(replica: Replica, peer: str, index: int, sender_epoch: int) -> str:
+        problem = refusal(replica, peer, index, sender_epoch)
         return "" if "already" in problem else problem
 
     def start_install(_replica: Replica, _index: int, _epoch: int) -> str:
         return ""
 
     return [
-        patch.object(Snapshots, "_refusal", refuse),
+        patch.object(Replica, "snapshot_refusal", refuse),
         patch.object(Replica, "start_install", start_install),
     ]
 
 
 def _d2_the_whole_log_is_committed() -> list[Patch]:
-    return [patch.object(Log, "commit_hint", property(lambda log: log.last_index))]
+    return [patch("datapath.node.recovery.committed_index", lambda log, _store: log.last_index)]
 
 
 def _d3_snapshots_of_anybody() -> list[Patch]:
-    refusal = Snapshots._refusal
+    refusal = Replica.snapshot_refusal
 
-    def believe(snapshots: Snapshots, _peer: str, offer: Offer) -> str:
-        replica = snapshots._replica
-        offer = Offer(offer.snapshot_id, offer.index, offer.epoch, replica.state.epoch)
-        return refusal(snapshots, replica.state.accepted_primary, offer)
+    def believe(replica: Replica, _peer: str, index: int, _sender_epoch: int) -> str:
+        state = replica.state
+        return refusal(replica, state.accepted_primary, index, state.epoch)
 
-    return [patch.object(Snapshots, "_refusal", believe)]
+    return [patch.object(Replica, "snapshot_refusal", believe)]
 
 
 def _d4_reads_join_an_older_question() -> list[Patch]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
+from datapath.node.recovery import recover_replica
 from datapath.protocol.state import RecoveredState
 from tests.sim.clockwork import ViolationError
-from tests.sim.disk import Disk
 from tests.sim.node import Node
 from tests.sim.script import Cluster
 
@@ -44,12 +46,10 @@ def test_an_acknowledged_entry_that_vanishes_from_an_in_sync_disk_is_noticed() -
 
 
 def test_a_store_that_goes_back_over_a_restart_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    recover = Disk.recover
+    def forget(*found: Any) -> RecoveredState:
+        return msgspec.structs.replace(recover_replica(*found), commit_index=0)
 
-    def forget(disk: Disk, applied_index: int, *, torn: bool) -> RecoveredState:
-        return msgspec.structs.replace(recover(disk, applied_index, torn=torn), commit_index=0)
-
-    monkeypatch.setattr(Disk, "recover", forget)
+    monkeypatch.setattr("tests.sim.node.recover_replica", forget)
     cluster = Cluster()
     cluster.write(30)
     cluster["b"].crash()

@@ -202,7 +202,7 @@ class WatchingClient:
         node, watcher = self._node, self._watcher
         if connection != self._connection or node is None or watcher is None:
             return
-        records = node.disk.cache.read(watcher.position + 1, LOG_READ_RECORDS)
+        records = node.disk.cache.read_some(watcher.position + 1, LOG_READ_RECORDS)
         if not records:
             self._watchers.seen["watch: history gone amid a watch"] += 1
             self._refused.add(node.id)

@@ -390,7 +390,7 @@ class LocalNode:
 
     def _check_known(self, node: str) -> None:
         if self.view.member(node) is None:
-            raise RejectedError("unknown_node", f"there is no node {node!r}")
+            raise RejectedError("unknown_node", f"no node {node!r}")
 
     def _change(self, change: AddMember | Handover | RemoveMember, code: str) -> View:
         outcome = apply_change(self.view, change, self.view.version)

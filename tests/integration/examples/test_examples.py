@@ -103,6 +103,26 @@ async def test_counters_lose_no_increment_though_the_primary_is_killed(
     assert printed == list(range(1, 121))  # each value once, none left out
 
 
+async def test_transfers_keep_the_sum_while_the_primary_is_killed(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pairs = (("a", "b", 1), ("b", "c", 2), ("c", "a", 3))
+    programs = [
+        Program(cluster, tmp_path / f"{one}.log", "transfer.py", one, other, str(amount), "25")
+        for one, other, amount in pairs
+    ]
+    with running(*programs):
+        await wait_until(lambda: all(len(each.lines) > 2 for each in programs), "all transfer")
+        await cluster.kill(await cluster.primary())
+        assert [await each.end() for each in programs] == [0, 0, 0], [p.lines for p in programs]
+
+    def balances() -> list[int]:
+        with Client([cluster.url(node) for node in cluster.replicas]) as client:
+            return [int(item.value) for item in client.list()]
+
+    assert await asyncio.to_thread(balances) == [100 - 25 + 75, 100 - 50 + 25, 100 - 75 + 50]
+
+
 async def test_a_suspended_worker_loses_its_lease_and_changes_nothing(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -137,21 +157,21 @@ async def test_a_released_lease_is_taken_at_once(cluster: Cluster, tmp_path: Pat
 async def test_a_configuration_is_followed_through_a_failover(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    program = Program(cluster, tmp_path / "log", "follow_config.py", "config")
+    program = Program(cluster, tmp_path / "log", "follow_config.py", "config/")
     with running(program):
         await program.prints("none yet")
         async with cluster.client() as client:
-            await client.put("config", "colour=blue")
-            await program.prints("now: colour=blue")
+            await client.put("config/colour", "blue")
+            await program.prints("now: config/colour=blue")
             await cluster.kill(await cluster.primary())
-            await client.put("config", "colour=red")
-            await program.prints("now: colour=red")
-            await client.delete("config")
+            await client.put("config/colour", "red")
+            await program.prints("now: config/colour=red")
+            await client.delete("config/colour")
             await wait_until(lambda: program.lines.count("none yet") == 2, "it sees the removal")
         program.process.send_signal(signal.SIGINT)
         assert await program.end() == 0
-    assert [line for line in program.lines if not line.startswith("keeping")] == [
-        *("none yet", "now: colour=blue", "now: colour=red", "none yet")
+    assert program.lines == [
+        *("none yet", "now: config/colour=blue", "now: config/colour=red", "none yet")
     ]
 
 

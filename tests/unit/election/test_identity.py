@@ -296,7 +296,7 @@ def test_a_node_that_runs_at_another_address_than_agreed_is_shown() -> None:
     made = registry()
     opened(made, msgspec.structs.replace(PEER, addresses=AWAY), [], asking=True)
     (warning,) = made.warnings()
-    assert "b runs with the addresses client x:1" in warning
+    assert "b runs at client x:1" in warning
 
 
 def test_only_an_accusation_that_goes_on_ends_a_process() -> None:

@@ -73,8 +73,58 @@ async def test_list(nodes: FakeCluster) -> None:
     assert (await run("list", "--long", "--start", "b", endpoints=ends)).out == b"3\t10\tb\n"
     lines = (await run("list", "--json", "--end", "a/2", endpoints=ends)).out.splitlines()
     assert [json.loads(line) for line in lines] == [
-        {"key": "a/1", "value": "value of a/1", "revision": 1}
+        {"key": "a/1", "value": "value of a/1", "revision": 1, "create_revision": 1, "version": 1}
     ]
+
+
+async def test_delete_of_a_range(nodes: FakeCluster) -> None:
+    ends = nodes.endpoints
+    for number in range(3):
+        await run("put", f"t/{number}", "x", endpoints=ends)
+    await run("put", "u", "x", endpoints=ends)
+    ended = await run("delete", "--start", "t/2", "--end", "t/9", endpoints=ends)
+    assert (ended.code, ended.out) == (0, b"deleted: 1 key, revision 5\n")
+    ended = await run("delete", "--prefix", "t/", "--json", endpoints=ends)
+    assert json.loads(ended.out) == {"deleted": 2, "revision": 6}
+    assert (await run("delete", "--prefix", "t/", endpoints=ends)).out.startswith(
+        b"deleted: 0 keys"
+    )
+    assert (await run("list", endpoints=ends)).out == b"u\n"
+    for wrong in (
+        [],
+        ["--prefix", ""],
+        ["u", "--prefix", "u"],
+        ["--prefix", "u", "--if-revision", "4"],
+    ):
+        assert (await run("delete", *wrong, endpoints=ends)).code == 2
+    assert (await run("list", endpoints=ends)).out == b"u\n"
+
+
+async def test_txn(nodes: FakeCluster, tmp_path: Path) -> None:
+    ends = nodes.endpoints
+    document = {
+        "if": [{"key": "a", "exists": False}],
+        "then": [
+            {"put": {"key": "a", "text": "1"}},
+            {"list": {"prefix": "a"}},
+            {"get": {"key": "b"}},
+        ],
+        "else": [{"get": {"key": "a"}}, {"delete": {"key": "a"}}],
+    }
+    file = tmp_path / "txn.json"
+    file.write_text(json.dumps(document))
+    done = await run("txn", file, endpoints=ends)
+    said = b"succeeded: revision 1, 3 copies\nput: created\nlist: 1 key\n  a\nget: no such key\n"
+    assert (done.code, done.out) == (0, said)
+    other = await run("txn", "--json", endpoints=ends, stdin=file.read_bytes())
+    answer = json.loads(other.out)
+    assert (other.code, answer["succeeded"]) == (4, False)
+    got, deleted = answer["results"]
+    assert got["get"]["value"] == "1"
+    assert deleted == {"delete": {"deleted": 1}}
+    wrong = await run("txn", endpoints=ends, stdin=b'{"then": [{"put": {"key": "a"}}]}')
+    assert wrong.code == 1
+    assert "$.then[0].put" in wrong.err
 
 
 async def test_status_handover_remove(nodes: FakeCluster) -> None:
@@ -201,7 +251,7 @@ async def test_watch_says_why_it_cannot_begin(nodes: FakeCluster) -> None:
     for server in nodes.servers.values():
         await server.kill()
     ended = await run("watch", "--timeout-ms", "200", endpoints=nodes.endpoints)
-    assert ended.code == 3
+    assert ended.code == 6
 
 
 async def test_an_interrupted_write_is_not_called_not_applied(nodes: FakeCluster) -> None:

@@ -240,7 +240,7 @@ async def test_what_does_not_fit_is_refused_up_front(tmp_path: Path) -> None:
         await running.until(running.shows("ready"))
         twice = await run("up", "--data", data)
         assert twice.code == 1
-        assert "is run by another onecopy up (process" in twice.err
+        assert "is in use by another onecopy up (process" in twice.err
     for option, value in (("--nodes", "3"), ("--witness", "1"), ("--port", str(port + 1))):
         other = await run("up", "--data", data, option, value)
         assert other.code == 1

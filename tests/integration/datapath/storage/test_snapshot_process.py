@@ -33,7 +33,7 @@ def fill(store: Store, value: bytes) -> None:
     store.apply(
         [[(n % 3, b"key%d" % n, value * 10)] for n in range(ENTRIES)],
         store.applied_index + ENTRIES,
-        store.applied_epoch + 1,
+        store._active.epoch + 1,
     )
     store.flush()
 
@@ -95,7 +95,7 @@ def test_when_it_is_closed_nothing_is_left(store: Store, source: SnapshotProcess
     source.close()
     assert not is_alive(source.pid)
     assert readers(store) == 0
-    with pytest.raises(TransferError, match="not there"):
+    with pytest.raises(TransferError, match="has gone"):
         source.read_chunk(0)
 
 
@@ -117,7 +117,7 @@ def test_one_that_hangs_is_told_and_ended(store: Store, monkeypatch: pytest.Monk
     os.kill(source.pid, signal.SIGSTOP)
     with pytest.raises(TransferError, match="does not answer"):
         source.read_chunk(0)
-    with pytest.raises(TransferError, match="not there"):
+    with pytest.raises(TransferError, match="has gone"):
         source.read_chunk(0)  # a late answer must not be taken for this chunk
     source.close()
     assert not is_alive(source.pid)

@@ -168,7 +168,7 @@ async def test_empty_messages_count_against_the_bound_too() -> None:
 
 async def test_a_message_beyond_the_bound_is_the_callers_mistake() -> None:
     async with connected() as pair:
-        with pytest.raises(ValueError, match="over"):
+        with pytest.raises(ValueError, match="the limit is"):
             pair.near.link.send(bytes(MAX_MESSAGE_BYTES + 1))
         pair.near.link.send(b"still up")
         await until(lambda: pair.far.frames == [b"still up"])
@@ -270,7 +270,7 @@ async def test_an_address_provider_that_fails_does_not_end_the_dialer() -> None:
 
     dialer = make_dialer(Recorder(), 0, address=address)
     dialer.start()
-    await until(lambda: "its address cannot be found" in dialer.problem)
+    await until(lambda: "its address cannot be resolved" in dialer.problem)
     known = True
     await until(lambda: far.up == 1)
     await dialer.stop()

@@ -361,8 +361,8 @@ async def test_a_wrong_checksum_of_the_whole_is_refused() -> None:
     ("bad", "says"),
     [
         (Chunk(0, 1, b"damaged on its way"), "chunk 0 has a wrong checksum"),
-        (Chunk(1, 0, b""), "chunk 1 came where 0 is next"),
-        (End(1, "", 0), "0 chunks came of 1"),
+        (Chunk(1, 0, b""), "chunk 1 arrived, but 0 is next"),
+        (End(1, "", 0), "0 of 1 chunks arrived"),
     ],
 )
 async def test_what_a_sender_gets_wrong_is_refused_and_removed(bad: Chunk | End, says: str) -> None:
@@ -473,7 +473,7 @@ async def test_a_sender_whose_disk_hangs_does_not_hold_the_receiver_for_ever() -
         source.gate.clear()
         await until(lambda: pair.places[0].aborted, 3)
         source.gate.set()
-        with pytest.raises(TransferError, match=r"no chunk came for 0\.3 s"):
+        with pytest.raises(TransferError, match=r"no chunk for 0\.3 s"):
             await asyncio.wait_for(sending, 3)
 
 

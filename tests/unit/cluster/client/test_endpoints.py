@@ -153,7 +153,7 @@ def test_endpoints_are_written_in_one_way() -> None:
         "a:0",
         "a:65536",
     ):
-        with pytest.raises(ValueError, match="is no endpoint"):
+        with pytest.raises(ValueError, match="is not an endpoint"):
             normalize_endpoint(wrong)
 
 

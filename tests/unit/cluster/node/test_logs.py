@@ -51,5 +51,5 @@ def test_the_level_comes_from_the_caller_then_the_environment(
     logging.getLogger("x").debug("shown")
     assert "not shown" not in out.getvalue()
     assert "shown" in out.getvalue()
-    with pytest.raises(ValueError, match="choose one of"):
+    with pytest.raises(ValueError, match="use one of"):
         configure_logs("n1", "loud")

@@ -37,7 +37,7 @@ def test_each_row_is_one_line_and_nothing_is_cut(state: str) -> None:
 
 
 def test_a_note_stands_below_and_leaves_the_table_as_it_is() -> None:
-    note = "killed by SIGKILL; starts again in 1 s"
+    note = "killed by SIGKILL; restarting in 1 s"
     down = Row(node="n1", state="down", url="http://127.0.0.1:8101", note=note)
     up = Row(node="n2", state="primary", url="http://127.0.0.1:8102", pid=4194304, lag=0)
     shown = lines(down, up)

@@ -68,7 +68,7 @@ def test_a_link_that_leads_out_is_refused(tmp_path: Path, place: str) -> None:
     if (data / place).exists():
         (data / place).rename(elsewhere)
     (data / place).symlink_to(elsewhere)  # there, or not yet
-    with pytest.raises(UpError, match="is a link out of"):
+    with pytest.raises(UpError, match="is a symbolic link to outside of"):
         resume(data)
 
 

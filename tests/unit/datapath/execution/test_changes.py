@@ -197,6 +197,10 @@ def test_who_has_gone_is_woken_no_more() -> None:
         watched.drain(watcher)
         watched.feed.leave(watcher)
         watched.feed.leave(watcher)
+    parked = watched.feed._parked
+    assert not parked._keys
+    assert not parked._prefixes
+    assert not parked._ranges
     watched.commit(put("a"))
     assert watched.woken == []
     assert watched.feed.parked == 0

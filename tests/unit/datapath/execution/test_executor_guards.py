@@ -354,7 +354,7 @@ def test_a_service_that_is_not_there_is_refused_by_name() -> None:
     told = Pair().run("three.put", b"k", b"v")
     assert told.error is not None
     assert (told.error.code, told.error.outcome) == ("unknown_service", "not_applied")
-    assert told.error.detail == "this node has no service 'three'; there are: two"
+    assert told.error.detail == "this node has no service 'three'; its services: two"
 
 
 def test_a_key_belongs_to_one_service() -> None:

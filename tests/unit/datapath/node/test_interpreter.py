@@ -402,14 +402,14 @@ def test_an_unknown_query_is_refused() -> None:
 def test_why_a_node_does_not_serve() -> None:
     local = Local()
     why = local.interpreter.why_not_serving
-    assert "it waits for a, b" in why()
+    assert "it is waiting for a, b" in why()
     local.open()
-    assert "some of a are silent" in why()
+    assert "some of a do not answer" in why()
     local.append()
     local.write(local.replica.start_handover("a", 500)[1])
     assert "is handing over" in why()
     local.depose()
-    assert "is not the primary; a is, of epoch 2" in why()
+    assert "is not the primary; the primary of epoch 2 is a" in why()
     error = local.interpreter.not_primary()
     assert (error.code, error.primary) == ("no_primary", "a")
 
@@ -422,7 +422,10 @@ def test_a_node_that_lacks_entries_says_so() -> None:
     assert local.interpreter.warnings() != ()
     state, view = local.replica.state, local.replica.view
     assert view is not None
-    for damaged, said in ((True, "may lack entries"), (False, "about to become the primary")):
+    for damaged, said in (
+        (True, "may lack acknowledged entries"),
+        (False, "about to become the primary"),
+    ):
         state.incomplete = damaged
         state.view = msgspec.structs.replace(view, primary="b")
         assert said in local.interpreter.why_not_serving()

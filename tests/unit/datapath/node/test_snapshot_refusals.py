@@ -197,7 +197,7 @@ async def test_what_is_no_snapshot_of_a_store_is_not_installed(learner: Learner)
 
     learner.view(3, "a", "ac")
     sink: Any = Completion()
-    with pytest.raises(TransferError, match="no snapshot of a store"):
+    with pytest.raises(TransferError, match="not a snapshot of a store"):
         await learner.snapshots.install(Offer("id", 20, 3, 3), sink)
     assert sink.aborted
     assert learner.installed == []

@@ -134,7 +134,7 @@ def test_a_primary_notes_it_and_stops(answered: str) -> None:
     emitted = lead.replica.on_reminder(1, 100)
     assert not lead.replica.may_serve(lead.now_ms)
     assert not lead.replica.may_execute()
-    with pytest.raises(SafetyError, match="another node remembers that b had entry 100"):
+    with pytest.raises(SafetyError, match="another node remembers that b had committed entry 100"):
         lead.write(emitted)
 
 

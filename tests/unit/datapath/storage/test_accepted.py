@@ -18,7 +18,7 @@ def test_a_second_primary_or_a_lower_epoch_is_refused(tmp_path: Path) -> None:
     accepted.record(3, "n1")
     accepted.record(3, "n1")
     for epoch, primary in ((3, "n2"), (2, "n1"), (2, "n2")):
-        with pytest.raises(SafetyError, match="E5"):
+        with pytest.raises(SafetyError, match="refused"):
             accepted.record(epoch, primary)
     accepted.record(4, "n2")
     accepted.close()

@@ -200,7 +200,7 @@ async def test_a_large_overlay_is_flushed_at_once_a_small_one_when_old(tmp_path:
     put(store)
     flusher.applied()
     await until(lambda: store.durable_index == 102)
-    assert not store.flushing
+    assert store._frozen is None
     assert flushed == [101, 102]
     assert not errors
     await flusher.close()
@@ -213,7 +213,7 @@ async def test_flush_now_covers_what_was_applied_while_another_flush_ran(tmp_pat
     flusher = StoreFlusher(store, on_error=errors.append)
     put(store, 1000)
     first = asyncio.ensure_future(flusher.flush_now())
-    await until(lambda: store.flushing or first.done())
+    await until(lambda: store._frozen is not None or first.done())
     put(store, 10)
     await flusher.flush_now()
     assert store.durable_index == 1010
@@ -222,7 +222,7 @@ async def test_flush_now_covers_what_was_applied_while_another_flush_ran(tmp_pat
         put(store)
         waiting = asyncio.ensure_future(flusher.flush_now())
         await asyncio.sleep(0)
-        assert not store.flushing
+        assert store._frozen is None
     await waiting
     assert store.durable_index == 1011
     await flusher.close()

@@ -58,7 +58,7 @@ def test_a_snapshot_read_while_writes_go_on_is_the_state_at_its_index(tmp_path: 
     target.reopen()
     target.remove_leftovers()
     assert target.digest() == digest
-    assert (target.applied_index, target.applied_epoch) == (3000, 2)
+    assert (target.applied_index, target._active.epoch) == (3000, 2)
     assert target.cluster_id == "c1"
     assert len(list((tmp_path / "2").glob("env-*"))) == 1
     reader.close()
@@ -100,7 +100,7 @@ def test_a_broken_transfer_goes_on_where_it_stopped(tmp_path: Path) -> None:
     writer.feed(1, chunks[1])
     writer.feed(0, chunks[0])  # sent again after the break
     assert writer.next_chunk == 2
-    with pytest.raises(ValueError, match="the next one is 2"):
+    with pytest.raises(ValueError, match="but 2 is next"):
         writer.feed(3, chunks[2])
     for damaged in (chunks[2][:-1], b"\xc1" + chunks[2][1:]):
         with pytest.raises(ValueError, match="damaged"):
@@ -278,7 +278,7 @@ def test_an_empty_state_is_a_snapshot_of_no_chunks(tmp_path: Path) -> None:
     writer.finish(reader.checksum, reader.count)
     writer.install()
     target.reopen()
-    assert (target.applied_index, target.applied_epoch) == (1, 4)
+    assert (target.applied_index, target._active.epoch) == (1, 4)
     reader.close()
     source.close()
     target.close()

@@ -30,7 +30,7 @@ STEPS = st.lists(
 
 
 def put(store: Store, key: bytes, value: bytes | None, *, keyspace: int = KV) -> None:
-    store.apply([[(keyspace, key, value)]], store.applied_index + 1, max(store.applied_epoch, 1))
+    store.apply([[(keyspace, key, value)]], store.applied_index + 1, max(store._active.epoch, 1))
 
 
 def expected_range(
@@ -98,7 +98,7 @@ def test_the_position_is_committed_with_the_content(tmp_path: Path) -> None:
     assert (store.durable_index, store.durable_epoch) == (100, 1)
     store.close()  # the later one was only in memory
     store = Store.open(tmp_path)
-    assert (store.applied_index, store.applied_epoch) == (100, 1)
+    assert (store.applied_index, store._active.epoch) == (100, 1)
     assert store.get(KV, b"later") is None
     assert store.get(KV, b"000000") == b"value"
     store.close()
@@ -109,7 +109,7 @@ def test_thawing_before_the_write_keeps_the_frozen_overlay(tmp_path: Path) -> No
     fill(store, 10)
     store.freeze()
     store.drop_frozen()
-    assert store.flushing
+    assert store._frozen is not None
     assert store.get(KV, b"000000") == b"value"
     assert store.overlay_bytes > store.active_bytes == 0
     store.close()
@@ -150,7 +150,7 @@ def test_a_full_map_leaves_everything_readable_and_to_be_tried_again(tmp_path: P
     for _ in range(3):
         with pytest.raises(DiskFullError):
             store.write_frozen()
-        assert store.flushing
+        assert store._frozen is not None
         assert store.get(KV, b"big7") == bytes(50_000)
         assert store.get(KV, b"before") == b"1"
         assert store.durable_index == 1

@@ -247,7 +247,7 @@ def test_another_protocol_version_is_refused() -> None:
 
 
 def test_an_unknown_stream_is_refused() -> None:
-    with pytest.raises(HandshakeError, match="serves no 'gossip' stream"):
+    with pytest.raises(HandshakeError, match="has no streams of kind 'gossip'"):
         listener().receive(dialer(kind="gossip").start())
 
 

@@ -97,7 +97,7 @@ def test_a_memory_that_cannot_be_written_is_only_weaker(
     with caplog.at_level(logging.WARNING):
         marks.save()
         marks.save()
-    assert caplog.text.count("is not noted") == 1
+    assert caplog.text.count("could not be saved") == 1
     assert marks.of("of n2") == PeerMark(1)
     beside.rmdir()
     marks.save()
@@ -224,7 +224,7 @@ def test_who_lacks_a_vote_or_an_entry_that_is_remembered_ends_before_it_votes(
 ) -> None:
     """It has noted it, too: the next time it ends although nobody is there who remembers it."""
     pair.n1.storage.marks.note(pair.n2.data_id, known)
-    with pytest.raises(RolledBackError, match="n1 remembers that this node has taken part"):
+    with pytest.raises(RolledBackError, match="n1 remembers that this node had reached"):
         pair.until(lambda: False)
     assert not pair.n2.events
     assert pair.n2.core._journal.getVotedForNodeId() in (None, "n2")
@@ -243,7 +243,7 @@ def test_who_does_not_say_first_what_it_remembers_is_not_listened_to(
 
     with monkeypatch.context() as patched:
         patched.setattr(wire, "encode_raft_message", silent)
-        pair.until(lambda: caplog.text.count("out of turn") > 3)
+        pair.until(lambda: caplog.text.count("out of order") > 3)
     assert not pair.n1.events
     assert not pair.n2.events
 
@@ -271,7 +271,7 @@ def test_what_is_remembered_is_said_once_on_a_link(
     link: RaftLink = pair.n1.core._links._open["n2"]
     pair.until(lambda: link.is_introduced)
     link.send(wire.encode_raft_message(wire.Remembered(PeerMark())), time.monotonic())
-    pair.until(lambda: "sent Remembered out of turn" in caplog.text)
+    pair.until(lambda: "sent Remembered out of order" in caplog.text)
     pair.until(lambda: link.closed)
 
 
