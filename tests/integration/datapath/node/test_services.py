@@ -81,13 +81,15 @@ async def test_a_nondeterministic_operation_runs_once_and_its_result_is_on_every
         assert {ticket.node for ticket in tickets} == {"n1"}
 
 
-async def test_an_async_operation_may_wait_and_nothing_executes_beside_it(tmp_path: Path) -> None:
+async def test_an_async_operation_may_wait_and_nothing_of_its_service_executes_beside_it(
+    tmp_path: Path,
+) -> None:
     async with running(tmp_path, Lottery) as cluster:
         slow = asyncio.create_task(cluster["n1"].execute("draw_abroad", b"k"))
         engine = cluster["n1"].engine
         await until(lambda: any(engine.interpreter.pipeline._concurrency), "it executes")
         fast = asyncio.create_task(cluster["n1"].execute("draw", b"k"))
-        await until(lambda: len(engine.interpreter.pipeline.waiting) == 1, "the other waits")
+        await until(lambda: engine.interpreter.pipeline.waiting_operations == 1, "the other waits")
         assert (await cluster["n1"].query("show", b"k")).value is None
         primary_service(cluster).gate.set()
         assert (await slow).index < (await fast).index
