@@ -6,7 +6,7 @@ and a witness's gateway both implement it; whichever node is asked forwards to t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Protocol, get_args
 
 import msgspec
@@ -36,6 +36,8 @@ class Operation(msgspec.Struct, frozen=True, array_like=True):
     once the primary has it durable; `min_copies` is the minimum number of durable copies.
     `first_after`: an index that had committed before the first attempt, or None. With it, a repeat
     whose answer may have been dropped is refused instead of executed again.
+    `if_lock`: a lock's name and token: unless the lock is held under it, the operation is refused
+    with "lock_lost" and changes nothing (K3).
     """
 
     method: str
@@ -45,6 +47,7 @@ class Operation(msgspec.Struct, frozen=True, array_like=True):
     min_copies: int = 0
     first_after: int | None = None
     service: str = STORE
+    if_lock: tuple[bytes, int] | None = None
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True):
@@ -216,6 +219,15 @@ class Node(Protocol):
 
     async def query(self, query: Query, timeout_ms: int) -> QueryResult:
         """Read; linearizable reads are answered here if this node is in touch with the primary."""
+
+    def observe(self, keyspace: int, key: bytes, observer: Callable[[], None]) -> bool:
+        """Call `observer` after each committed write of a key, as this node applies them.
+
+        It takes note only. False: this node has no data, and calls nobody. End it by `unobserve`.
+        """
+
+    def unobserve(self, keyspace: int, key: bytes, observer: Callable[[], None]) -> None:
+        """Call `observer` no longer."""
 
     async def handover(self, to: str, timeout_ms: int) -> View:
         """Make `to`, an in-sync replica, the primary; no pending request fails."""

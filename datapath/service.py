@@ -130,3 +130,20 @@ class Service:
         self.async_operations = frozenset(
             name for name, method in self.operations.items() if inspect.iscoroutinefunction(method)
         )
+
+    def on_epoch_open(self, now_ms: float) -> None:
+        """This node has become the primary: operations are executed here from now on."""
+
+    def due(self, tx: ReadTransaction, now_ms: float) -> tuple[str, tuple[Any, ...]] | None:
+        """Return an operation (name, arguments) that the service wants executed now, or None.
+
+        Asked on the primary at each tick, once the last one has been answered. `tx` is what has
+        committed; the operation has to decide again. `now_ms` is of the replica's clock.
+        """
+
+    def on_done(self, value: Any) -> None:
+        """What `due` asked for has committed, and returned `value`."""
+
+    def counters(self) -> dict[str, float]:
+        """Numbers of this node for metrics: name without prefix -> value."""
+        return {}

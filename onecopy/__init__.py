@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cluster.client.errors import (
         ClientError,
         InvalidRequestError,
+        LockHeldError,
+        LockLostError,
         NotAppliedError,
         PreconditionFailedError,
         RefusedError,
@@ -67,6 +69,8 @@ __all__ = [
     "GetResult",
     "InvalidRequestError",
     "Item",
+    "LockHeldError",
+    "LockLostError",
     "Node",
     "NodeState",
     "NotAppliedError",
@@ -103,6 +107,8 @@ _EXPORTS = {
     "cluster.client.errors": (
         "ClientError",
         "InvalidRequestError",
+        "LockHeldError",
+        "LockLostError",
         "NotAppliedError",
         "PreconditionFailedError",
         "RefusedError",

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from aiohttp import hdrs
 from multidict import CIMultiDictProxy, istr
 
+from cluster.api.params import decode_name
 from cluster.api.problems import ProblemError
 from cluster.services.kv import ANY_REVISION, NO_REVISION, Revisions
 from datapath.operations import Result
@@ -22,6 +23,7 @@ Headers = CIMultiDictProxy[str]
 IDEMPOTENCY_KEY = istr("Idempotency-Key")
 IDEMPOTENCY_AFTER = istr("Idempotency-After")
 CLUSTER = istr("Onecopy-Cluster")
+IF_LOCK = istr("If-Lock")
 MAX_IDEMPOTENCY_KEY_LENGTH = 255
 MAX_ENTITY_TAGS = 100
 """In one condition. A head may be as long as 128 fields of 8 KB, and each tag costs a step."""
@@ -126,6 +128,23 @@ def refuse_conditions(headers: Headers, instead: str) -> None:
     for name in (hdrs.IF_MATCH, hdrs.IF_NONE_MATCH):
         if name in headers:
             raise ProblemError("invalid_header", f"{name} has no meaning here: {instead}")
+
+
+def if_lock(headers: Headers) -> tuple[bytes, int] | None:
+    """Read If-Lock: the name of a lock, percent-encoded, and its token (K3); None: not there.
+
+    Raises Problem "invalid_header".
+    """
+    if IF_LOCK not in headers:
+        return None
+    values = headers.getall(IF_LOCK)
+    raw_name, _, token = values[0].strip(" \t").rpartition("=")
+    if len(values) > 1 or not raw_name or not _REVISION.fullmatch(token):
+        raise ProblemError(
+            "invalid_header",
+            "If-Lock must be one lock's name, percent-encoded, and its token: If-Lock: jobs=77",
+        )
+    return decode_name(raw_name, "If-Lock"), int(token)
 
 
 def idempotency_key(headers: Headers) -> str:

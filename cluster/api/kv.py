@@ -30,6 +30,7 @@ from cluster.api.headers import (
     entity_tags,
     idempotency_after,
     idempotency_key,
+    if_lock,
     lease_line,
     put_if_absent,
     refuse_conditions,
@@ -49,6 +50,7 @@ from cluster.api.params import (
     make_read_options,
     make_write_options,
     parse_query,
+    put_options,
     read_options,
     write_options,
 )
@@ -57,7 +59,7 @@ from cluster.api.settings import HttpSettings
 from cluster.services.kv import Revisions
 from cluster.services.txn import MAX_DELETED_KEYS
 from datapath.errors import OperationError
-from datapath.operations import Node, Operation, Query, QueryResult, Result
+from datapath.operations import STORE, Node, Operation, Query, QueryResult, Result
 
 NO_CACHE = b"Cache-Control: no-cache\r\n"
 """A cache between must ask again: an answer out of it would not be linearizable."""
@@ -79,13 +81,15 @@ class KeyWrite(msgspec.Struct, frozen=True):
 class Conditions(NamedTuple):
     """What a write's headers ask for: conditions on its key, and what makes a repeat known.
 
-    That is the idempotency key, and the revision that it was first sent after.
+    That is the idempotency key, and the revision that it was first sent after. `if_lock` is the
+    name and the token of a lock that has to be held.
     """
 
     if_revision: Revisions | None = None
     if_absent: bool = False
     repeat_key: str = ""
     first_after: int | None = None
+    if_lock: tuple[bytes, int] | None = None
 
 
 _UNCONDITIONAL = Conditions()
@@ -127,11 +131,14 @@ class KvHandlers:
 
     def _put(self, raw_key: str, query: str, headers: Headers) -> Callable[[bytes], KeyWrite]:
         key = decode_key(raw_key)
-        options = write_options(query)
+        options = put_options(query)
         conditions = _put_conditions(headers) if headers else _UNCONDITIONAL
 
         def make_operation(value: bytes) -> KeyWrite:
+            args: tuple[object, ...]
             args = (key, value, conditions.if_revision, conditions.if_absent)
+            if options.lease or options.ttl_ms:
+                args += (options.lease, options.ttl_ms)
             return self._write("put", args, conditions, options, _put_answer)
 
         return make_operation
@@ -151,11 +158,13 @@ class KvHandlers:
         options: WriteOptions,
         answer: Callable[[Result, bool, bytes], Answer],
     ) -> KeyWrite:
-        _, _, repeat_key, first_after = conditions
+        _, _, repeat_key, first_after, lock = conditions
         node = self._node
         local = options.ack == "local"
         return KeyWrite(
-            Operation(method, args, repeat_key, options.ack, options.min_copies, first_after),
+            Operation(
+                method, args, repeat_key, options.ack, options.min_copies, first_after, STORE, lock
+            ),
             options.timeout_ms or self._timeout_ms,
             lambda result: answer(
                 result, local, who_lines(result.node, result.epoch, node.cluster_id)
@@ -243,6 +252,7 @@ class KvHandlers:
                 options.ack,
                 options.min_copies,
                 idempotency_after(headers),
+                if_lock=if_lock(headers),
             ),
             options.timeout_ms or self._timeout_ms,
         )
@@ -308,14 +318,22 @@ def _put_conditions(headers: Headers) -> Conditions:
     check_put_headers(headers)
     if_absent = put_if_absent(headers)
     if_revision = write_if_match(headers)
-    return Conditions(if_revision, if_absent, idempotency_key(headers), idempotency_after(headers))
+    return Conditions(
+        if_revision,
+        if_absent,
+        idempotency_key(headers),
+        idempotency_after(headers),
+        if_lock(headers),
+    )
 
 
 def _delete_conditions(headers: Headers) -> Conditions:
     """Read a DELETE's headers. Raises Problem."""
     refuse_if_none_match(headers)
     if_revision = write_if_match(headers)
-    return Conditions(if_revision, False, idempotency_key(headers), idempotency_after(headers))
+    return Conditions(
+        if_revision, False, idempotency_key(headers), idempotency_after(headers), if_lock(headers)
+    )
 
 
 def _put_answer(result: Result, local: bool, who: bytes) -> Answer:

@@ -19,6 +19,20 @@ from cluster.api.openapi_keys import (
     put_key,
     transaction,
 )
+from cluster.api.openapi_leases import (
+    acquire,
+    get_holder,
+    get_lease,
+    grant_lease,
+    keep_alive,
+    keep_all_alive,
+    lease_parameter,
+    list_leases,
+    list_locks,
+    name_parameter,
+    release,
+    revoke_lease,
+)
 from cluster.api.openapi_watch import watch_keys
 from cluster.api.params import (
     REMOVE_PARAMS,
@@ -80,6 +94,20 @@ def own_document() -> Json:
             },
             "/v1/kv": {**readable(list_range()), "delete": delete_range()},
             "/v1/txn": {"post": transaction()},
+            "/v1/leases": {**readable(list_leases()), "post": grant_lease()},
+            "/v1/leases/keepalive": {"post": keep_all_alive()},
+            "/v1/leases/{id}": {
+                "parameters": [lease_parameter()],
+                **readable(get_lease()),
+                "delete": revoke_lease(),
+            },
+            "/v1/leases/{id}/keepalive": {
+                "parameters": [lease_parameter()],
+                "post": keep_alive(),
+            },
+            "/v1/locks": readable(list_locks()),
+            "/v1/locks/{name}": _lock(is_election=False),
+            "/v1/elections/{name}": _lock(is_election=True),
             "/v1/watch": readable(watch_keys()),
             "/v1/cluster": readable(_cluster()),
             "/v1/cluster/handover": {"post": _handover()},
@@ -105,6 +133,15 @@ def _code_list() -> str:
 
 
 # --- pieces ---
+
+
+def _lock(*, is_election: bool) -> Json:
+    return {
+        "parameters": [name_parameter()],
+        "post": acquire(is_election=is_election),
+        **readable(get_holder(is_election=is_election)),
+        "delete": release(is_election=is_election),
+    }
 
 
 def readable(operation: Json) -> Json:

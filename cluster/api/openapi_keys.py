@@ -9,6 +9,7 @@ from cluster.api.params import (
     DELETE_RANGE_PARAMS,
     MAX_KEY_SIZE_BYTES,
     NEXT_CHANGE_PARAMS,
+    PUT_PARAMS,
     RANGE_PARAMS,
     READ_PARAMS,
     WRITE_PARAMS,
@@ -17,6 +18,8 @@ from cluster.api.schemas import (
     BODY_CODES,
     HEADERS,
     KEY_CODES,
+    LEASE_CODES,
+    LOCK_CODES,
     PARAMETER_CODES,
     READ_CODES,
     REPEAT_CODES,
@@ -50,19 +53,26 @@ def key_parameter() -> Json:
 _IF_MATCH = header_parameter(
     "If-Match", "Only if the key is at one of these revisions; `*`: exists.", '"42"'
 )
-IDEMPOTENCY_KEY_PARAM = header_parameter(
+IDEMPOTENCY_KEY_HEADER = header_parameter(
     "Idempotency-Key",
     f"1 to {MAX_IDEMPOTENCY_KEY_LENGTH} printable ASCII characters, with or without double "
     "quotes. A repeat of the same request gets the first answer; another request under the same "
     "key gets 422.",
     '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
 )
-IDEMPOTENCY_AFTER_PARAM = header_parameter(
+IDEMPOTENCY_AFTER_HEADER = header_parameter(
     "Idempotency-After",
     "With `Idempotency-Key`: the highest `Onecopy-Revision` that the client had seen before its "
     "first attempt. If the key is unknown and may have been dropped, the request is refused with "
     "410 instead of being executed again.",
     "42",
+)
+
+IF_LOCK_HEADER = header_parameter(
+    "If-Lock",
+    "The name of a lock, percent-encoded, and its token: nothing is changed unless the lock is "
+    "held under it.",
+    "jobs=77",
 )
 
 
@@ -82,16 +92,20 @@ def put_key() -> Json:
             *BODY_CODES,
             "unsupported_content_encoding",
             "precondition_failed",
+            *LOCK_CODES,
+            *LEASE_CODES,
+            "too_many_leases",
             *REPEAT_CODES,
             *WRITE_CODES,
         ),
         write=True,
         parameters=[
-            *query_parameters(WRITE_PARAMS),
+            *query_parameters(PUT_PARAMS),
             _IF_MATCH,
             absent,
-            IDEMPOTENCY_KEY_PARAM,
-            IDEMPOTENCY_AFTER_PARAM,
+            IDEMPOTENCY_KEY_HEADER,
+            IDEMPOTENCY_AFTER_HEADER,
+            IF_LOCK_HEADER,
         ],
         requestBody={
             "description": "The value: any bytes, up to the configured size (1 MiB).",
@@ -159,13 +173,14 @@ def delete_key() -> Json:
                 "Onecopy-Revision",
             )
         },
-        (*KEY_CODES, "precondition_failed", *REPEAT_CODES, *WRITE_CODES),
+        (*KEY_CODES, "precondition_failed", *LOCK_CODES, *REPEAT_CODES, *WRITE_CODES),
         write=True,
         parameters=[
             *query_parameters(WRITE_PARAMS),
             _IF_MATCH,
-            IDEMPOTENCY_KEY_PARAM,
-            IDEMPOTENCY_AFTER_PARAM,
+            IDEMPOTENCY_KEY_HEADER,
+            IDEMPOTENCY_AFTER_HEADER,
+            IF_LOCK_HEADER,
         ],
     )
 
@@ -202,12 +217,20 @@ def delete_range() -> Json:
                 "Onecopy-Revision",
             )
         },
-        (*PARAMETER_CODES, "invalid_header", "invalid_cursor", *REPEAT_CODES, *WRITE_CODES),
+        (
+            *PARAMETER_CODES,
+            "invalid_header",
+            "invalid_cursor",
+            *LOCK_CODES,
+            *REPEAT_CODES,
+            *WRITE_CODES,
+        ),
         write=True,
         parameters=[
             *query_parameters(DELETE_RANGE_PARAMS),
-            IDEMPOTENCY_KEY_PARAM,
-            IDEMPOTENCY_AFTER_PARAM,
+            IDEMPOTENCY_KEY_HEADER,
+            IDEMPOTENCY_AFTER_HEADER,
+            IF_LOCK_HEADER,
         ],
     )
 
@@ -232,14 +255,17 @@ def transaction() -> Json:
             "txn_too_large",
             *BODY_CODES,
             "unsupported_media_type",
+            *LOCK_CODES,
+            *LEASE_CODES,
             *REPEAT_CODES,
             *WRITE_CODES,
         ),
         write=True,
         parameters=[
             *query_parameters(WRITE_PARAMS),
-            IDEMPOTENCY_KEY_PARAM,
-            IDEMPOTENCY_AFTER_PARAM,
+            IDEMPOTENCY_KEY_HEADER,
+            IDEMPOTENCY_AFTER_HEADER,
+            IF_LOCK_HEADER,
         ],
         requestBody={"required": True, "content": json_content(TXN_REQUEST)},
     )

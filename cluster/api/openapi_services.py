@@ -10,7 +10,7 @@ import msgspec
 
 from cluster.api.documents import Called, HostedService, QueryAnswer, ServiceList
 from cluster.api.openapi import own_document, readable
-from cluster.api.openapi_keys import IDEMPOTENCY_AFTER_PARAM, IDEMPOTENCY_KEY_PARAM
+from cluster.api.openapi_keys import IDEMPOTENCY_AFTER_HEADER, IDEMPOTENCY_KEY_HEADER
 from cluster.api.params import GET_CALL_PARAMS, READ_CALL_PARAMS, WRITE_CALL_PARAMS
 from cluster.api.schemas import (
     REPEAT_CODES,
@@ -138,8 +138,8 @@ def _post(name: str, summary: str, arguments: Json, result: Json, *, reads: bool
         answer = _with_result(json_answer("The result.", _CALLED, *lines), result)
         parameters = [
             *query_parameters(WRITE_CALL_PARAMS),
-            IDEMPOTENCY_KEY_PARAM,
-            IDEMPOTENCY_AFTER_PARAM,
+            IDEMPOTENCY_KEY_HEADER,
+            IDEMPOTENCY_AFTER_HEADER,
         ]
         codes = (*_POST_CODES, "unknown_operation", *REPEAT_CODES, *_OTHER_WRITE_CODES)
     return api_operation(

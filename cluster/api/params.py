@@ -16,6 +16,8 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from cluster.api.problems import ProblemError
+from cluster.services.leases import MAX_TTL_MS, MIN_TTL_MS
+from cluster.services.lock_state import MAX_NAME_SIZE_BYTES
 from cluster.services.txn import MAX_DELETED_KEYS
 from datapath.operations import Ack, Consistency
 
@@ -26,10 +28,13 @@ MAX_COPIES = 255
 DEFAULT_RANGE_LIMIT = 100
 MAX_RANGE_LIMIT = 1000
 MAX_CURSOR_LENGTH = 4096
+MAX_WAIT_MS = 600_000
+DEFAULT_WAIT_MS = 10_000
 MAX_REVISION = 2**63 - 1
 
 _BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _DIGITS = re.compile(r"[0-9]{1,19}")
+_LEASE = re.compile(r"[1-9][0-9]{0,19}")
 
 
 class Param(msgspec.Struct, frozen=True):
@@ -46,6 +51,13 @@ class WriteOptions(msgspec.Struct, frozen=True):
     ack: Ack = "all"
     min_copies: int = 0
     timeout_ms: int | None = None
+
+
+class PutOptions(WriteOptions, frozen=True):
+    """The parameters of PUT. `lease` 0: none; `ttl_ms` 0: no new lease."""
+
+    lease: int = 0
+    ttl_ms: int = 0
 
 
 class ReadOptions(msgspec.Struct, frozen=True):
@@ -96,6 +108,24 @@ def decode_key(segment: str) -> bytes:
     return key
 
 
+def decode_name(segment: str, what: str = "the name") -> bytes:
+    """Return the name of a lock or an election, percent-encoded in `what`. Raises Problem."""
+    name = decode_percent(segment, what, "invalid_name")
+    if not 0 < len(name) <= MAX_NAME_SIZE_BYTES or b"\0" in name:
+        raise ProblemError(
+            "invalid_name",
+            f"{what}: a name has 1 to {MAX_NAME_SIZE_BYTES} bytes, none of them zero",
+        )
+    return name
+
+
+def parse_lease(text: str) -> int:
+    """Return the id of a lease. Raises ValueError."""
+    if not _LEASE.fullmatch(text) or int(text) >= 2**64:
+        raise ValueError("must be the id of a lease, a number")
+    return int(text)
+
+
 def _choice(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in words:
@@ -132,6 +162,7 @@ def _number_schema(low: int, high: int, default: int | None = None) -> dict[str,
     return schema if default is None else {**schema, "default": default}
 
 
+_LEASE_SCHEMA = {"type": "string", "pattern": "^[1-9][0-9]{0,19}$", "examples": ["2"]}
 TIMEOUT = {
     "timeout_ms": Param(
         _number(1, MAX_TIMEOUT_MS),
@@ -161,6 +192,64 @@ WRITE_PARAMS: dict[str, Param] = {
         _number_schema(1, MAX_COPIES),
         "Minimum number of durable copies for an acknowledgement.",
     ),
+    **TIMEOUT,
+}
+PUT_PARAMS: dict[str, Param] = {
+    "lease": Param(
+        parse_lease,
+        _LEASE_SCHEMA,
+        "The client lease that the key hangs on from now on: it goes when the lease ends.",
+    ),
+    "ttl_ms": Param(
+        _number(MIN_TTL_MS, MAX_TTL_MS),
+        _number_schema(MIN_TTL_MS, MAX_TTL_MS),
+        "Hang the key on a new client lease, whose id is the revision of this write.",
+    ),
+    **WRITE_PARAMS,
+}
+TOKEN_PARAMS: dict[str, Param] = {
+    "token": Param(
+        _number(1, 2**63 - 1),
+        _number_schema(1, 2**63 - 1),
+        "The token under which it is held: give it up.",
+    ),
+    "lease": Param(
+        parse_lease,
+        _LEASE_SCHEMA,
+        "A lease that holds it or waits for it, and does so no longer.",
+    ),
+    **TIMEOUT,
+}
+AFTER_TOKEN_PARAMS: dict[str, Param] = {
+    "after": Param(
+        _number(0, 2**63 - 1),
+        _number_schema(0, 2**63 - 1),
+        "Answer when it is no longer held under this token (0: when it is held), or when "
+        "`wait_ms` is over.",
+    ),
+    "wait_ms": Param(
+        _number(0, MAX_WAIT_MS),
+        _number_schema(0, MAX_WAIT_MS, DEFAULT_WAIT_MS),
+        "With `after`: how long to wait.",
+    ),
+    **TIMEOUT,
+}
+LEASE_LIST_PARAMS: dict[str, Param] = {
+    "after": Param(
+        parse_lease,
+        _LEASE_SCHEMA,
+        "Only leases above this id: `next` of the page before.",
+    ),
+    "limit": Param(
+        _number(1, MAX_RANGE_LIMIT),
+        _number_schema(1, MAX_RANGE_LIMIT, DEFAULT_RANGE_LIMIT),
+        "Largest number of leases in the answer.",
+    ),
+    **TIMEOUT,
+}
+LOCK_LIST_PARAMS: dict[str, Param] = {
+    "after": Param(_bound, {"type": "string"}, "Only names above this: `next` of the page before."),
+    "limit": LEASE_LIST_PARAMS["limit"],
     **TIMEOUT,
 }
 READ_PARAMS: dict[str, Param] = {
@@ -302,7 +391,7 @@ def _decode(text: str, what: str) -> str:
 
 @functools.lru_cache(maxsize=256)  # a client sends the same few queries again and again
 def write_options(query: str) -> WriteOptions:
-    """Read the query of PUT and DELETE. Raises Problem."""
+    """Read the query of DELETE and of a transaction. Raises Problem."""
     return make_write_options(parse_query(query, WRITE_PARAMS))
 
 
@@ -316,6 +405,19 @@ def make_write_options(values: Mapping[str, Any]) -> WriteOptions:
             "copy",
         )
     return options
+
+
+@functools.lru_cache(maxsize=256)
+def put_options(query: str) -> PutOptions:
+    """Read the query of PUT. Raises Problem."""
+    values = parse_query(query, PUT_PARAMS)
+    options = make_write_options(values)
+    lease, ttl_ms = values.get("lease", 0), values.get("ttl_ms", 0)
+    if lease and ttl_ms:
+        raise ProblemError(
+            "invalid_parameter", "query parameters 'lease' and 'ttl_ms' exclude each other"
+        )
+    return PutOptions(options.ack, options.min_copies, options.timeout_ms, lease, ttl_ms)
 
 
 @functools.lru_cache(maxsize=256)

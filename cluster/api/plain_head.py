@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import hdrs
 from multidict import CIMultiDict, CIMultiDictProxy, istr
 
-from cluster.api.headers import CLUSTER, IDEMPOTENCY_AFTER, IDEMPOTENCY_KEY, Headers
+from cluster.api.headers import CLUSTER, IDEMPOTENCY_AFTER, IDEMPOTENCY_KEY, IF_LOCK, Headers
 
 _MAX_FIELDS = 128  # in one head, as on the full path, which refuses more
 _MAX_BLOCKS = 512
@@ -34,7 +34,14 @@ _NOT_PLAIN = frozenset(
 )
 _CONDITIONS = frozenset(
     name.lower().encode()
-    for name in (hdrs.IF_MATCH, hdrs.IF_NONE_MATCH, IDEMPOTENCY_KEY, IDEMPOTENCY_AFTER, CLUSTER)
+    for name in (
+        hdrs.IF_MATCH,
+        hdrs.IF_NONE_MATCH,
+        IDEMPOTENCY_KEY,
+        IDEMPOTENCY_AFTER,
+        IF_LOCK,
+        CLUSTER,
+    )
 )
 _NO_HEADERS: Headers = CIMultiDictProxy(CIMultiDict())
 

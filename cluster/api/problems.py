@@ -88,9 +88,33 @@ CODES: dict[str, ProblemCode] = {
     "unknown_query": ProblemCode(
         404, "No such query of the service", "Use one listed in `detail`."
     ),
+    "lease_not_found": ProblemCode(
+        404, "No such lease", "It has ended, or was never granted: grant a new one."
+    ),
+    "not_held": ProblemCode(404, "Nobody holds the lock", "Nothing to do: it is free."),
     "unknown_node": ProblemCode(404, "No such node", "See /v1/cluster for the nodes."),
     "no_data": ProblemCode(
         404, "This node holds no data", "Ask a replica; /v1/cluster lists them."
+    ),
+    "invalid_name": ProblemCode(
+        400,
+        "The name of a lock or an election is empty, too long, or not UTF-8 without zero bytes",
+        "Use a name of 1 to 200 bytes.",
+    ),
+    "lock_held": ProblemCode(
+        409, "Another holds the lock", "Wait with `wait_ms`, or try again later."
+    ),
+    "lock_queue_full": ProblemCode(409, "Too many wait for the lock", "Try again later."),
+    "lease_full": ProblemCode(
+        409, "The lease has as many keys or locks as one may", "Grant another lease."
+    ),
+    "too_many_leases": ProblemCode(
+        409, "There are as many leases as there may be", "Revoke those of no use."
+    ),
+    "lock_lost": ProblemCode(
+        412,
+        "The lock is not held under this token",
+        "Nothing was changed. Take the lock again, and read again what it protects.",
     ),
     "method_not_allowed": ProblemCode(
         405, "Method not allowed", "Use a method listed in the Allow header."

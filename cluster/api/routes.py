@@ -24,7 +24,9 @@ from cluster.api.documents import CurrentPrimary, HandoverRequest, Move, Status
 from cluster.api.headers import check_cluster, cluster_line, revision_line
 from cluster.api.hosts import Hosts, split_target
 from cluster.api.kv import KvHandlers
+from cluster.api.leases import LeaseHandlers
 from cluster.api.listener import HttpListener
+from cluster.api.locks import LockHandlers
 from cluster.api.metrics import Metrics
 from cluster.api.openapi_services import openapi_json
 from cluster.api.params import (
@@ -115,7 +117,28 @@ class HttpApi:
             "DELETE": self._remove_node,
             "PATCH": self._move_node,
         }
+        leases = LeaseHandlers(node, self._settings)
+        self._locks, self._elections = (
+            LockHandlers(
+                node, self._settings, lambda: self._server.draining, is_election=is_election
+            )
+            for is_election in (False, True)
+        )
+        self._named: dict[str, dict[str, Keyed]] = {
+            "/v1/leases/{id}/keepalive": {"POST": leases.keep_alive},
+            "/v1/leases/{id}": {**_readable(leases.get), "DELETE": leases.revoke},
+            **{
+                f"/v1/{kind}/{{name}}": {
+                    "POST": handlers.acquire, **_readable(handlers.get), "DELETE": handlers.release,
+                }
+                for kind, handlers in (("locks", self._locks), ("elections", self._elections))
+            },
+            f"{NODES}{{id}}": self._node_methods,
+        }  # fmt: skip
         self._routes: dict[str, dict[str, Plain]] = {
+            "/v1/leases": {**_readable(leases.list), "POST": leases.grant},
+            "/v1/leases/keepalive": {"POST": leases.keep_all_alive},
+            "/v1/locks": _readable(self._locks.list),
             "/v1/kv": {**_readable(kv.range), "DELETE": kv.delete_range},
             "/v1/txn": {"POST": self._txn.txn},
             "/v1/watch": _readable(self._watch),
@@ -134,14 +157,19 @@ class HttpApi:
         """Return path template -> methods, of everything that is served."""
         keyed: dict[str, Mapping[str, object]] = {
             f"{KEYS}{{key}}": self._key_methods,
-            f"{NODES}{{id}}": self._node_methods,
+            **self._named,
             f"{SERVICES_PATH}{{service}}/{{method}}": self._call_methods,
         }
         return {path: tuple(methods) for path, methods in {**keyed, **self._routes}.items()}
 
     def _numbers(self) -> dict[str, float]:
         deleted = self.kv.range_deleted_keys_total
-        own = {**self._txn.numbers(), "range_deleted_keys_total": deleted}
+        waiting = self._locks.waiting + self._elections.waiting
+        own = {
+            **self._txn.numbers(),
+            "range_deleted_keys_total": deleted,
+            "lock_requests_waiting": waiting,
+        }
         return {**self._server.numbers(), **own}
 
     def _identity(self) -> bytes:
@@ -213,8 +241,12 @@ class HttpApi:
         route = self._routes.get(path)
         if route is not None:
             return _method(route, method)(request, query)
-        if path.startswith(NODES):
-            return _method(self._node_methods, method)(request, path[len(NODES) :], query)
+        for template, methods in self._named.items():
+            before, _, rest = template.partition("{")
+            after = rest.partition("}")[2]
+            if path.startswith(before) and path.endswith(after):
+                name = path[len(before) : len(path) - len(after)]
+                return _method(methods, method)(request, name, query)
         if path.startswith(SERVICES_PATH):
             return _method(self._call_methods, method)(request, path[len(SERVICES_PATH) :], query)
         raise ProblemError("not_found", f"no resource at {path[:200]!r}")
@@ -371,7 +403,7 @@ def _is_vital(path: str) -> bool:
     return path in _VITAL or path.startswith(NODES)
 
 
-def _readable(handler: Plain) -> dict[str, Plain]:
+def _readable(handler: HandlerT) -> dict[str, HandlerT]:
     return {"GET": handler, "HEAD": handler}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from cluster.api import lease_documents
 from cluster.api.documents import (
     Called,
     CurrentPrimary,
@@ -42,14 +43,16 @@ CONNECTION_CODES = (
 
 ANSWERS = (
     Written, Deleted, Range, RangeDeleted, TxnAnswer, Status, CurrentPrimary, ClusterStatus, View,
-    Digest, EventDocument, ProblemDocument,
+    Digest, EventDocument, ProblemDocument, *lease_documents.LEASE_ANSWERS,
     Called, QueryAnswer, ServiceList,
 )  # fmt: skip
-BODIES = (HandoverRequest, Move, TxnRequest)
+BODIES = (HandoverRequest, Move, TxnRequest, *lease_documents.LEASE_BODIES)
 
 PARAMETER_CODES = ("unknown_parameter", "invalid_parameter")
 KEY_CODES = ("invalid_key", "key_too_long", *PARAMETER_CODES, "invalid_header")
 NODE_CODES = ("no_primary", "not_primary", "overloaded")
+LOCK_CODES = ("invalid_name", "lock_lost")
+LEASE_CODES = ("lease_not_found", "lease_full")
 REPEAT_CODES = ("idempotency_key_reused", "idempotency_key_expired", "unknown_revision")
 WRITE_CODES = (
     *NODE_CODES,

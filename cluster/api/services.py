@@ -6,6 +6,7 @@ a node that only forwards, a witness say, need not have the service's code.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
@@ -35,6 +36,7 @@ from cluster.api.settings import HttpSettings
 from cluster.services.hosting import Host
 from datapath.errors import RejectedError
 from datapath.operations import Node, Operation, Query, QueryResult, Result
+from datapath.service import SERVICE_NAME_PATTERN
 
 SERVICES_PATH = "/v1/services/"
 MAX_NAMES_LENGTH = 300
@@ -186,7 +188,13 @@ class ServiceHandlers:
 def _target(path: str) -> _Target:
     """Return the service and the method that a path names. Raises Problem."""
     names = [decode_percent(part, "the path", "not_found").decode() for part in path.split("/")]
-    if len(names) != 2 or not names[1].isidentifier() or len(path) > MAX_NAMES_LENGTH:
+    is_one = len(names) == 2 and len(path) <= MAX_NAMES_LENGTH
+    # What is built in has names that no user's service may have, and is not to be had here.
+    if (
+        not is_one
+        or not re.fullmatch(SERVICE_NAME_PATTERN, names[0])
+        or not names[1].isidentifier()
+    ):
         raise ProblemError(
             "not_found", "name a service and a method: /v1/services/{service}/{method}"
         )

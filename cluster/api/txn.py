@@ -10,6 +10,7 @@ from cluster.api.body import read_json
 from cluster.api.headers import (
     idempotency_after,
     idempotency_key,
+    if_lock,
     refuse_conditions,
     replayed_line,
     revision_line,
@@ -47,10 +48,17 @@ class TxnHandlers:
         headers = request.headers
         refuse_conditions(headers, "conditions of a transaction stand in its `if`")
         key, first_after = idempotency_key(headers), idempotency_after(headers)
+        lock = if_lock(headers)
         body = await read_json(request, self._limit_bytes, self._settings.body_timeout_ms)
         asked = parse_txn(body, self._settings.max_value_size_bytes)
         operation = Operation(
-            "txn", (encode_txn(asked),), key, options.ack, options.min_copies, first_after
+            "txn",
+            (encode_txn(asked),),
+            key,
+            options.ack,
+            options.min_copies,
+            first_after,
+            if_lock=lock,
         )
         result = await self._node.execute(
             operation, options.timeout_ms or self._settings.request_timeout_ms

@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from cluster.api.cursor import KeyRange, encode_cursor, make_bounds
 from cluster.api.documents import LeaseId, Local, Positive
-from cluster.api.params import MAX_KEY_SIZE_BYTES
+from cluster.api.params import MAX_KEY_SIZE_BYTES, parse_lease
 from cluster.api.problems import ProblemError
 from cluster.services import txn as store
 from cluster.services.txn import (
@@ -84,11 +84,12 @@ class TxnCondition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TxnPut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Write a value: `text` (as UTF-8) or `value` (base64)."""
+    """Write a value: `text` (as UTF-8) or `value` (base64); hang the key on `lease`, or on none."""
 
     key: str
     text: str | UnsetType = UNSET
     value: bytes | UnsetType = UNSET
+    lease: LeaseId = UNSET
 
 
 class TxnDelete(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -243,6 +244,13 @@ def parse_txn(body: bytes, max_value_size_bytes: int) -> store.Txn:
     return store.Txn(comparisons, then, parser.branch(request.else_, "$.else"))
 
 
+def _lease(text: str, at: str) -> int:
+    try:
+        return parse_lease(text)
+    except ValueError as error:
+        raise _wrong(str(error), at) from None
+
+
 class _Parser:
     """Turns documents into what the store takes; `$…` is where in the document it is."""
 
@@ -310,7 +318,8 @@ class _Parser:
         at = f"{at}.{name}"
         match part:
             case TxnPut(key):
-                return store.PutStep(_key(key, f"{at}.key"), self._value(part, at))
+                lease = 0 if part.lease is UNSET else _lease(part.lease, f"{at}.lease")
+                return store.PutStep(_key(key, f"{at}.key"), self._value(part, at), lease)
             case TxnGet(key):
                 return store.GetStep(_key(key, f"{at}.key"))
             case TxnDelete():

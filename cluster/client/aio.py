@@ -11,11 +11,9 @@ idempotency key for all its attempts. Errors are in `cluster.client.errors`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Self
-from urllib.parse import quote
 
 import msgspec
 
@@ -26,20 +24,18 @@ from cluster.client.arguments import (
     check_consistency,
     check_endpoints,
     check_flag,
-    check_node,
     check_number,
     check_text,
     check_timeout,
     check_value,
 )
-from cluster.client.endpoints import normalize_endpoint
 from cluster.client.errors import (
-    ClientError,
     InvalidRequestError,
-    UnknownOutcomeError,
 )
 from cluster.client.exchange import Request, decode_problem, raise_for
+from cluster.client.leasing import AsyncLeaseCalls, IfLock, lock_headers
 from cluster.client.mirrors import AsyncMirror
+from cluster.client.operator_calls import AsyncOperatorCalls
 from cluster.client.requests import (
     JSON_HEADERS,
     condition_headers,
@@ -58,19 +54,17 @@ from cluster.client.results import (
     Page,
     PutResult,
     TxnResult,
-    ViewSummary,
 )
-from cluster.client.retries import STATUS, Transport
+from cluster.client.retries import Transport
 from cluster.client.services import AsyncServiceCalls
 from cluster.client.txn import AsyncTxnBuilder, decode_txn_reply
 from cluster.client.watching import AsyncKeyWatch, watch_target
-from datapath.operations import Ack, ClusterStatus, Consistency, Digest
+from datapath.operations import Ack, Consistency
 
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
-LEFT_MIN_MS = 50  # what a call's last step gets, however much of its time is gone
 
 
-class AsyncClient(AsyncServiceCalls):
+class AsyncClient(AsyncOperatorCalls, AsyncLeaseCalls, AsyncServiceCalls):
     """A client of one cluster. Use it as an async context manager, or call `close`."""
 
     def __init__(
@@ -146,6 +140,8 @@ class AsyncClient(AsyncServiceCalls):
         *,
         if_revision: int | None = None,
         if_absent: bool = False,
+        if_lock: IfLock | None = None,
+        lease: str = "",
         ack: Ack = "all",
         min_copies: int = 0,
         idempotency_key: str = "",
@@ -154,13 +150,16 @@ class AsyncClient(AsyncServiceCalls):
     ) -> PutResult:
         """Write `value` (text as UTF-8) under `key`.
 
-        `if_revision`: only if the key is at that revision; `if_absent`: only if it does not exist.
-        `ack="local"` answers once the primary has it; `min_copies` is the minimum number of copies.
+        `if_revision`: only if the key is at that revision; `if_absent`: only if it does not exist;
+        `if_lock`: only while that lock is held (`AsyncLock.condition`). `lease`: the id of a lease
+        with which the key ends. `ack="local"` answers once the primary has it; `min_copies` is the
+        minimum number of copies.
         `idempotency_key` and `idempotency_after` of an UnknownOutcomeError repeat that write.
         Raises PreconditionFailedError, UnknownOutcomeError and the rest of the tree.
         """
-        headers = condition_headers(if_revision, if_absent=if_absent)
-        target = kv_target(key, write_query(ack, min_copies))
+        headers = condition_headers(if_revision, if_absent=if_absent) | lock_headers(if_lock)
+        query = write_query(ack, min_copies) | {"lease": check_text("lease", lease)}
+        target = kv_target(key, query)
         body = check_value(value)
         call = write_call("PUT", target, headers, body, idempotency_key, idempotency_after)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
@@ -204,6 +203,7 @@ class AsyncClient(AsyncServiceCalls):
         key: str,
         *,
         if_revision: int | None = None,
+        if_lock: IfLock | None = None,
         ack: Ack = "all",
         min_copies: int = 0,
         idempotency_key: str = "",
@@ -211,7 +211,7 @@ class AsyncClient(AsyncServiceCalls):
         timeout_ms: int | None = None,
     ) -> DeleteResult:
         """Remove `key`; `deleted` says whether it was there. Options and errors as for `put`."""
-        headers = condition_headers(if_revision)
+        headers = condition_headers(if_revision) | lock_headers(if_lock)
         target = kv_target(key, write_query(ack, min_copies))
         call = write_call("DELETE", target, headers, None, idempotency_key, idempotency_after)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
@@ -387,100 +387,3 @@ class AsyncClient(AsyncServiceCalls):
     def mirror(self, prefix: str) -> AsyncMirror:
         """Return a live copy of the keys with `prefix`, as a mapping: `async with` it."""
         return AsyncMirror(self, check_text("prefix", prefix))
-
-    async def status(self, *, timeout_ms: int | None = None) -> ClusterStatus:
-        """Return the cluster as its primary sees it."""
-        reply = await self._transport.call(STATUS, check_timeout(timeout_ms))
-        return decode_reply(STATUS, reply, ClusterStatus)
-
-    async def digest(self, node: str, *, timeout_ms: int | None = None) -> Digest:
-        """Return the checksum of that node's own store, scanned now (an id, or a base URL)."""
-        deadline = self._deadline(timeout_ms)
-        if "://" in check_node("node", node):
-            try:
-                url: str | None = normalize_endpoint(node)
-            except ValueError as error:
-                raise InvalidRequestError(str(error), code="invalid_argument") from None
-        else:
-            url = self._transport.endpoints.url_of(node)
-        if url is None:
-            status = await self.status(timeout_ms=_left_ms(deadline))
-            url = self._transport.endpoints.url_of(node)
-            if node not in status.nodes:
-                raise InvalidRequestError(f"no node {node!r}", code="unknown_node")
-        if url is None:
-            raise InvalidRequestError(
-                f"this client uses only its given endpoints, not the address that {node} "
-                "advertises: add a URL that reaches the node",
-                code="unknown_address",
-            )
-        reply = await self._transport.ask(url, "/v1/digest", _left_ms(deadline))
-        return decode_reply(Request("GET", "/v1/digest"), reply, Digest)
-
-    async def handover(self, to: str, *, timeout_ms: int | None = None) -> ViewSummary:
-        """Make the in-sync replica `to` the primary. No pending request fails."""
-        deadline = self._deadline(timeout_ms)
-        body = msgspec.json.encode({"to": check_node("to", to)})
-        call = Request(
-            "POST", "/v1/cluster/handover", JSON_HEADERS, body, writes=True, retry_unknown=False
-        )
-        try:
-            reply = await self._transport.call(call, _left_ms(deadline))
-            return decode_reply(call, reply, ViewSummary)
-        except UnknownOutcomeError as error:
-            try:
-                view = await self.status(timeout_ms=_left_ms(deadline))
-            except ClientError:
-                raise error from None  # what the status failed with says nothing of the handover
-            if view.primary != to:
-                raise
-            return ViewSummary(
-                epoch=view.epoch, version=view.version, primary=to, in_sync=view.in_sync
-            )
-
-    async def move(
-        self,
-        node: str,
-        *,
-        client: str = "",
-        peer: str = "",
-        raft: str = "",
-        timeout_ms: int | None = None,
-    ) -> ViewSummary:
-        """Change the addresses ("host:port") of a node; "" keeps one.
-
-        Then set the same addresses in the node's configuration file and restart it.
-        """
-        given = {
-            name: check_text(name, value)
-            for name, value in (("client", client), ("peer", peer), ("raft", raft))
-        }
-        body = msgspec.json.encode({name: text for name, text in given.items() if text})
-        target = f"/v1/cluster/nodes/{quote(check_node('node', node), safe='')}"
-        call = Request("PATCH", target, JSON_HEADERS, body, writes=True)  # twice is as good as once
-        reply = await self._transport.call(call, check_timeout(timeout_ms))
-        return decode_reply(call, reply, ViewSummary)
-
-    async def remove(
-        self, node: str, *, force: bool = False, timeout_ms: int | None = None
-    ) -> ViewSummary:
-        """Remove a node from the cluster for good; its id cannot be used again.
-
-        Refused (`code` "unsafe_removal", …) if that could lose acknowledged writes or the majority:
-        the error says what to do first. `force` removes it anyway.
-        """
-        name = quote(check_node("node", node), safe="")
-        target = f"/v1/cluster/nodes/{name}"
-        if check_flag("force", force):
-            target += f"?force={name}"
-        call = Request("DELETE", target, writes=True)  # to remove a node twice is to remove it
-        reply = await self._transport.call(call, check_timeout(timeout_ms))
-        return decode_reply(call, reply, ViewSummary)
-
-    def _deadline(self, timeout_ms: int | None) -> float:
-        chosen_ms = check_timeout(timeout_ms) or self._transport.timeout_ms
-        return time.monotonic() + chosen_ms / 1000
-
-
-def _left_ms(deadline: float) -> int:
-    return max(LEFT_MIN_MS, int((deadline - time.monotonic()) * 1000))

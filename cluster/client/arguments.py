@@ -7,7 +7,7 @@ Nothing is converted: a value that was guessed at would be stored.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn, get_args
 
 from cluster.client.errors import InvalidRequestError
@@ -64,6 +64,34 @@ def check_number(name: str, value: object, low: int, high: int) -> int:
             f"{name} must be from {low} to {high}, not {value}", code="invalid_argument"
         )
     return value
+
+
+def check_seconds(name: str, value: object, low: float, high: float) -> float:
+    """Return a number of seconds from `low` to `high`."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        _wrong_type(name, value, "float")
+    if not low <= value <= high:
+        raise InvalidRequestError(
+            f"{name} must be from {low:g} to {high:g} seconds, not {value}", code="invalid_argument"
+        )
+    return value
+
+
+def check_callback(name: str, value: Callable[[], object] | None) -> Callable[[], object] | None:
+    """Return what is to be called, or None."""
+    if value is not None and not callable(value):
+        _wrong_type(name, value, "a callable or None")
+    return value
+
+
+def check_if_lock(value: tuple[str, int] | None) -> tuple[str, int] | None:
+    """Return the name and the token of a lock, or None."""
+    if value is None:
+        return None
+    if not isinstance(value, tuple) or len(value) != 2:
+        _wrong_type("if_lock", value, "a tuple of a lock's name and its token")
+    name, token = value
+    return check_text("if_lock", name), check_number("if_lock", token, 1, REVISION_MAX)
 
 
 def check_optional_number(name: str, value: object, low: int, high: int) -> int | None:

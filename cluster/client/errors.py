@@ -5,6 +5,8 @@ ClientError
 │   ├── InvalidRequestError   the request itself is invalid: repeating it will not help
 │   ├── RefusedError          a service of one's own refuses, with a code of its own
 │   ├── PreconditionFailedError   the condition on the key does not hold
+│   ├── LockHeldError         another client holds the lock
+│   ├── LockLostError         the lock is not held under this token
 │   ├── WrongClusterError     the node belongs to another cluster
 │   ├── RevisionCompactedError  no node keeps the changes after that revision
 │   ├── StorageFullError      the primary's disk is full
@@ -43,6 +45,14 @@ class RefusedError(NotAppliedError):
 
 class PreconditionFailedError(NotAppliedError):
     """The key is not at the given revision, or exists despite `if_absent`."""
+
+
+class LockHeldError(NotAppliedError):
+    """Another holds the lock; `detail` has what it says of itself."""
+
+
+class LockLostError(NotAppliedError):
+    """The lock is not held under this token, or may not be held any more."""
 
 
 class WrongClusterError(NotAppliedError):
@@ -108,3 +118,10 @@ class UnknownOutcomeError(ClientError):
     def is_final(self) -> bool:
         """Whether a repeat under the same key will not help."""
         return self.code in {"idempotency_key_expired", "unknown_revision"}
+
+
+BY_CODE: dict[str, type[NotAppliedError]] = {
+    "lock_held": LockHeldError,
+    "lock_lost": LockLostError,
+}
+"""The errors that a problem's code decides, and not its status."""

@@ -8,6 +8,7 @@ from typing import NamedTuple, NoReturn
 import msgspec
 
 from cluster.client.errors import (
+    BY_CODE,
     ClientError,
     InvalidRequestError,
     NotAppliedError,
@@ -89,7 +90,7 @@ def raise_for(call: Request, reply: FinalResponse) -> NoReturn:
         504: NotAppliedError,
         507: StorageFullError,
     }
-    kind = kinds.get(reply.status, InvalidRequestError)
+    kind = BY_CODE.get(problem.code) or kinds.get(reply.status, InvalidRequestError)
     raise kind(detail, code=problem.code, status=reply.status)
 
 
@@ -113,7 +114,7 @@ def raise_wrong_cluster(
     if doubtful is None:
         raise error
     doubtful.detail += f"; then {error.detail}"
-    give_up(call, error, doubtful)
+    raise_failure(call, error, doubtful)
 
 
 def hold_doubt(call: Request, reply: FinalResponse, doubtful: ClientError | None) -> None:
@@ -126,10 +127,10 @@ def hold_doubt(call: Request, reply: FinalResponse, doubtful: ClientError | None
         return
     passing = reply.status == 507 or (reply.status == 412 and "If-Match" not in call.headers)
     if passing or decode_problem(reply.status, reply.body).code in PASSING_CODES:
-        give_up(call, doubtful, doubtful)
+        raise_failure(call, doubtful, doubtful)
 
 
-def give_up(call: Request, failure: ClientError, doubtful: ClientError | None) -> NoReturn:
+def raise_failure(call: Request, failure: ClientError, doubtful: ClientError | None) -> NoReturn:
     """Raise what a call ends with after its last try: in doubt, if one try may count."""
     if doubtful is None:
         raise failure

@@ -38,9 +38,9 @@ from cluster.client.exchange import (
     FinalResponse,
     Request,
     decode_problem,
-    give_up,
     hold_doubt,
     in_doubt,
+    raise_failure,
     raise_wrong_cluster,
 )
 from cluster.client.sessions import make_session
@@ -173,11 +173,11 @@ class Transport:
                 backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
             is_last = doubtful is not None and not call.retry_unknown
             if is_last or self._closed or loop.time() + pause_s >= deadline:
-                give_up(call, failure, doubtful)
+                raise_failure(call, failure, doubtful)
             self.retries += 1
             await asyncio.sleep(pause_s)
             if self._closed:
-                give_up(call, failure, doubtful)
+                raise_failure(call, failure, doubtful)
 
     async def _prepare(self, url: str, call: Request, deadline: float) -> Request:
         """Meet the cluster before a first write; settle what this one was first sent after.

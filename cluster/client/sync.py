@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar, Unpack, overload
+from typing import Any, NamedTuple, Self, TypeVar
 
 from cluster.client.aio import DEFAULT_ENDPOINTS, AsyncClient
 from cluster.client.arguments import (
@@ -22,6 +22,7 @@ from cluster.client.arguments import (
     draw_key,
 )
 from cluster.client.errors import UnavailableError, UnknownOutcomeError
+from cluster.client.leasing import IfLock, Leader
 from cluster.client.loop_thread import CLOSED, LoopThread, StuckError
 from cluster.client.results import (
     DeleteRangeResult,
@@ -33,14 +34,8 @@ from cluster.client.results import (
     TxnResult,
     ViewSummary,
 )
-from cluster.client.services import (
-    CallOptions,
-    MethodCall,
-    ServiceProxy,
-    ServiceT,
-    check_call_options,
-    name_service,
-)
+from cluster.client.sync_leasing import Lease, Lock
+from cluster.client.sync_services import ServiceCalls
 from cluster.client.sync_watching import KeyWatch, Mirror
 from cluster.client.txn import SyncTxnBuilder
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
@@ -53,7 +48,7 @@ class _Parts(NamedTuple):
     runner: LoopThread
 
 
-class Client:
+class Client(ServiceCalls):
     """A blocking client of one cluster. Use it as a context manager, or call `close`.
 
     After a fork, the child's copy opens new connections to the same cluster. A client that is
@@ -175,6 +170,8 @@ class Client:
         *,
         if_revision: int | None = None,
         if_absent: bool = False,
+        if_lock: IfLock | None = None,
+        lease: str = "",
         ack: Ack = "all",
         min_copies: int = 0,
         idempotency_key: str = "",
@@ -189,6 +186,8 @@ class Client:
                 value,
                 if_revision=if_revision,
                 if_absent=if_absent,
+                if_lock=if_lock,
+                lease=lease,
                 ack=ack,
                 min_copies=min_copies,
                 idempotency_key=own_key,
@@ -223,6 +222,7 @@ class Client:
         key: str,
         *,
         if_revision: int | None = None,
+        if_lock: IfLock | None = None,
         ack: Ack = "all",
         min_copies: int = 0,
         idempotency_key: str = "",
@@ -235,6 +235,7 @@ class Client:
             lambda client: client.delete(
                 key,
                 if_revision=if_revision,
+                if_lock=if_lock,
                 ack=ack,
                 min_copies=min_copies,
                 idempotency_key=own_key,
@@ -379,36 +380,6 @@ class Client:
 
         return pages()
 
-    @overload
-    def service(self, service: str, **options: Unpack[CallOptions]) -> ServiceProxy: ...
-    @overload
-    def service(
-        self, service: type[ServiceT], *, name: str = "", **options: Unpack[CallOptions]
-    ) -> ServiceT: ...
-    def service(
-        self, service: type[ServiceT] | str, *, name: str = "", **options: Unpack[CallOptions]
-    ) -> Any:
-        """Return a service of the cluster, whose methods can be called; see `AsyncClient.service`.
-
-        To a type checker it is the class itself: `client.service(Shop).reserve(item="x", count=2)`.
-        """
-        found = name_service(service, name)
-        check_call_options(options)
-
-        def send(call: MethodCall) -> Any:
-            own = options.copy()
-            key = None
-            if not (options.get("reads") if call.reads is None else call.reads):
-                key = _key(options.get("idempotency_key", ""), options.get("idempotency_after"))
-                own["idempotency_key"] = key
-            return self._run(
-                lambda client: client._call_service(call, own),
-                options.get("timeout_ms"),
-                write=key,
-            )
-
-        return ServiceProxy(send, found)
-
     def watch(
         self,
         prefix: str | None = None,
@@ -433,6 +404,45 @@ class Client:
         """Return a live copy of the keys with `prefix`, as a mapping. `with` it, or `close` it."""
         client, runner = self._here()
         return Mirror(client.mirror(prefix), runner, self._timeout_ms)
+
+    def lease(self, ttl: float, *, on_lost: Callable[[], object] | None = None) -> Lease:
+        """Return a lease of `ttl` seconds; enter it. `on_lost` runs on the client's thread."""
+        client, runner = self._here()
+        return Lease(lambda: client.lease(ttl, on_lost=on_lost), runner)
+
+    def lock(
+        self,
+        name: str,
+        *,
+        ttl: float,
+        note: str = "",
+        wait: float | None = None,
+        on_lost: Callable[[], object] | None = None,
+    ) -> Lock:
+        """Return a lock; enter it to wait for it and hold it; see `AsyncClient.lock`."""
+        client, runner = self._here()
+        return Lock(
+            lambda: client.lock(name, ttl=ttl, note=note, wait=wait, on_lost=on_lost), runner
+        )
+
+    def elect(
+        self,
+        name: str,
+        *,
+        ttl: float,
+        value: str = "",
+        wait: float | None = None,
+        on_lost: Callable[[], object] | None = None,
+    ) -> Lock:
+        """Return a candidacy; enter it to wait until it leads; see `AsyncClient.elect`."""
+        client, runner = self._here()
+        return Lock(
+            lambda: client.elect(name, ttl=ttl, value=value, wait=wait, on_lost=on_lost), runner
+        )
+
+    def leader(self, name: str) -> Leader | None:
+        """Return who leads an election, or None."""
+        return self._run(lambda client: client.leader(name), None)
 
     def status(self, *, timeout_ms: int | None = None) -> ClusterStatus:
         """Return the cluster as its primary sees it."""

@@ -29,9 +29,9 @@ from cluster.node.settings import (
     timing_of,
 )
 from cluster.node.watch import Watch
+from cluster.services.built_in import built_in_services
 from cluster.services.caretaker import Caretaker
 from cluster.services.hosting import Host
-from cluster.services.kv import KeyValue
 from datapath.errors import (
     DataDirectoryError,
     DiskFullError,
@@ -43,7 +43,6 @@ from datapath.errors import (
 from datapath.node.engine import Engine
 from datapath.node.gateway import Gateway
 from datapath.node.replica_disk import SNAPSHOT_LOG_HARD_FACTOR
-from datapath.operations import STORE
 from datapath.storage.data_directory import DataDirectory
 from datapath.tasks import Tasks
 from datapath.transport.link import LinkHandler
@@ -223,7 +222,10 @@ class NodeRuntime:
         engine = Engine(
             self._node_id,
             secrets.token_hex(8),
-            {STORE: KeyValue(), **self._hosted},
+            {
+                **built_in_services(timing_of(self._config).stall_threshold_ms),
+                **self._hosted,
+            },
             make_storage(self._config, self._directory, self._descriptors),
             self._agreement,
             self._mesh,

@@ -17,6 +17,9 @@ import struct
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
+from cluster.services.lease_state import attach_key, detach_key, keys_gone_with_leases
+from cluster.services.leases import Leases
+from cluster.services.lock_state import is_held_under
 from cluster.services.txn import (
     MAX_DELETE_SCAN_SIZE_BYTES,
     MAX_DELETED_KEYS,
@@ -86,20 +89,37 @@ def encode_stored(head: tuple[int, int, int, int], value: bytes) -> bytes:
 def write_value(
     tx: Transaction, key: bytes, value: bytes, stored: bytes | None, lease: int = 0
 ) -> None:
-    """Put a value under a key that the operation has read as `stored`."""
+    """Put a value under a key that the operation has read as `stored`; hang it on `lease`, or none.
+
+    Raises RejectedError "lease_not_found", "lease_full".
+    """
     index = tx.index
+    held = 0
     if stored is None:
         head = _HEAD.pack(index, index, 1, lease)
     else:
-        _, create_revision, version, _ = _HEAD.unpack_from(stored)
+        _, create_revision, version, held = _HEAD.unpack_from(stored)
         head = _HEAD.pack(index, create_revision, version + 1, lease)
+    if held != lease:
+        if held:
+            detach_key(tx, held, key)
+        if lease:
+            attach_key(tx, lease, key)
     tx.put(key, head + value)
+
+
+def remove_key(tx: Transaction, key: bytes, stored: bytes) -> None:
+    """Remove a key that the operation has read as `stored`."""
+    lease = _HEAD.unpack_from(stored)[3]
+    if lease:
+        detach_key(tx, lease, key)
+    tx.delete(key)
 
 
 class EntryChange(NamedTuple):
     """What an entry did to a key: it wrote `head` and `value`, or (`head` None) removed it.
 
-    `reason` says why it was removed: "deleted".
+    `reason` says why it was removed: "deleted", or "expired" where it went with its lease.
     """
 
     key: bytes
@@ -110,8 +130,9 @@ class EntryChange(NamedTuple):
 
 def changes(entry: Entry) -> list[EntryChange]:
     """Return what an entry of the log did to keys, in its order."""
+    expired = keys_gone_with_leases(entry)
     return [
-        EntryChange(key, None, b"", "deleted")
+        EntryChange(key, None, b"", "expired" if key in expired else "deleted")
         if stored is None
         else EntryChange(key, decode_head(stored), stored[HEAD_SIZE_BYTES:], "")
         for space, key, stored in entry
@@ -125,6 +146,11 @@ class KeyValue(Service):
     keyspace: ClassVar[int] = keyspaces.KV
     scans = frozenset({"range"})
 
+    def __init__(self, leases: Leases | None = None) -> None:
+        """Hang keys on the leases of this node's `leases`."""
+        super().__init__()
+        self._leases = Leases() if leases is None else leases
+
     @operation
     def put(
         self,
@@ -133,18 +159,25 @@ class KeyValue(Service):
         value: bytes,
         if_revision: Revisions | None = None,
         if_absent: bool = False,
+        lease: int = 0,
+        ttl_ms: int = 0,
     ) -> bool:
         """Write `value` under `key`; return whether the key was created (not replaced).
 
+        The key hangs on `lease` from now on, or (`ttl_ms`) on a new lease, whose id is the revision
+        of this write, or on none.
+
         Raises RejectedError "precondition_failed" if the key hasn't (one of) `if_revision`, or
-        is there although `if_absent`.
+        is there although `if_absent`; "lease_not_found", "lease_full", "too_many_leases".
         """
         stored = tx.get(key)
         if if_absent and stored is not None:
             raise _failed(stored)
         if if_revision is not None:
             _check_revision(stored, if_revision, tx.index)
-        write_value(tx, key, value, stored)
+        if ttl_ms:
+            lease = self._leases.begin(tx, ttl_ms)
+        write_value(tx, key, value, stored, lease)
         return stored is None
 
     @operation
@@ -158,7 +191,7 @@ class KeyValue(Service):
             _check_revision(stored, if_revision, tx.index)
         if stored is None:
             return False
-        tx.delete(key)
+        remove_key(tx, key, stored)
         return True
 
     @operation
@@ -173,8 +206,8 @@ class KeyValue(Service):
         """
         limit = min(limit, MAX_DELETED_KEYS)
         pairs, following = tx.page(start, end, limit, MAX_DELETE_SCAN_SIZE_BYTES)
-        for key, _ in pairs:
-            tx.delete(key)
+        for key, stored in pairs:
+            remove_key(tx, key, stored)
         return len(pairs), following
 
     @operation
@@ -245,7 +278,7 @@ def _failed(stored: bytes, *, for_good: bool = False) -> RejectedError:
 
 def _holds(tx: Transaction, comparison: Comparison | LockComparison) -> bool:
     if isinstance(comparison, LockComparison):
-        return holds_lock(tx, comparison.name, comparison.token)
+        return is_held_under(tx.keyspace(keyspaces.LOCKS), comparison.name, comparison.token)
     key, target, relation, operand = (
         comparison.key, comparison.target, comparison.relation, comparison.operand,
     )  # fmt: skip
@@ -256,12 +289,6 @@ def _holds(tx: Transaction, comparison: Comparison | LockComparison) -> bool:
         return stored is not None and compare(relation, stored[HEAD_SIZE_BYTES:], operand)
     head = _NO_HEAD if stored is None else decode_head(stored)
     return compare(relation, getattr(head, target), operand)
-
-
-def holds_lock(tx: ReadTransaction, name: bytes, token: int) -> bool:
-    """Whether a lock is held under a token: what stands under its name begins with the token."""
-    held = tx.keyspace(keyspaces.LOCKS).get(name)
-    return held is not None and int.from_bytes(held[:8]) == token
 
 
 class _Branch:
@@ -282,9 +309,10 @@ class _Branch:
                 write_value(tx, key, value, stored, lease)
                 return stored is None
             case DeleteStep(key):
-                if tx.get(key) is None:
+                stored = tx.get(key)
+                if stored is None:
                     return 0
-                tx.delete(key)
+                remove_key(tx, key, stored)
                 return 1
             case DeleteRangeStep(start, end):
                 return self._delete_range(start, end)
@@ -329,7 +357,7 @@ class _Branch:
                 )
             pairs, following = self._tx.page(following, end, self._deletes, self._scan_bytes)
             for key, stored in pairs:
-                self._tx.delete(key)
+                remove_key(self._tx, key, stored)
                 self._scan_bytes -= len(key) + len(stored)
             self._deletes -= len(pairs)
             deleted += len(pairs)

@@ -216,5 +216,8 @@ def client_key(idempotency_key: str) -> bytes:
 
 def fingerprint(operation: Operation) -> bytes:
     """Return a digest of what an operation asks for: a key belongs to one request."""
-    payload = _encoder.encode((operation.service, operation.method, operation.args))
+    asked: tuple[Any, ...] = (operation.service, operation.method, operation.args)
+    if operation.if_lock is not None:
+        asked += (operation.if_lock,)
+    payload = _encoder.encode(asked)
     return hashlib.blake2b(payload, digest_size=16).digest()

@@ -21,7 +21,8 @@ import msgspec
 from datapath.clock import clock_ms
 from datapath.errors import OperationError, OperationNotAppliedError, RejectedError
 from datapath.execution.client_table import ClientTable, client_key, fingerprint
-from datapath.keyspaces import CLIENTS, KEYSPACES, KV, check_open
+from datapath.execution.lock_guard import holds_lock, lock_lost
+from datapath.keyspaces import CLIENTS, KEYSPACES, KV, LOCKS, check_open
 from datapath.operations import Operation
 from datapath.records import Entry
 from datapath.service import Service
@@ -310,6 +311,7 @@ class Executor:
         if service is None or method is None:
             return self._unknown(operation, service), None
         try:
+            self._check_lock(operation, execution)
             value, error = method(execution.views[service.keyspace], *operation.args), None
         except Exception as problem:  # noqa: BLE001 - the service's own code may raise anything
             value, error = None, self._problem(operation, problem)
@@ -327,6 +329,7 @@ class Executor:
         value: Any = None
         error: OperationError | None = None
         try:
+            self._check_lock(operation, execution)
             value = await method(execution.views[service.keyspace], *operation.args)
         except Exception as problem:  # noqa: BLE001 - the service's own code may raise anything
             error = self._problem(operation, problem)
@@ -338,9 +341,30 @@ class Executor:
                 if first is not None:
                     return first, None
             execution.index = next_index
-            return self._finish(operation, execution, value, error)
+            return self._finish(
+                operation, execution, value, error or self._lost(operation, execution)
+            )
 
         return finish
+
+    def _check_lock(self, operation: Operation, execution: Execution) -> None:
+        """K3: the lock that an operation names is held under its token, or nothing is done."""
+        if (error := self._lost(operation, execution)) is not None:
+            raise error
+
+    @staticmethod
+    def _lost(operation: Operation, execution: Execution) -> RejectedError | None:
+        """Return what refuses an operation whose lock is not held under its token (K3).
+
+        Asked when it begins, and again when an `async` one ends: what counts is its place in the
+        order of the log.
+        """
+        if operation.if_lock is None:
+            return None
+        name, token = operation.if_lock
+        if holds_lock(execution.views[LOCKS].get(name), token):
+            return None
+        return lock_lost(name, token, execution.index)
 
     def _finish(
         self,
@@ -439,7 +463,12 @@ def _is_remembered(error: OperationError | None) -> bool:
 
 def unknown_service(name: str, services: Mapping[str, Service]) -> OperationNotAppliedError:
     """Make the refusal of a call to a service that this node does not have."""
-    known = ", ".join(sorted(filter(None, services))) or "only the store"
+    known = ", ".join(sorted(filter(_is_a_users, services))) or "only the store"
     return OperationNotAppliedError(
         "unknown_service", f"this node has no service {name!r}; its services: {known}"
     )
+
+
+def _is_a_users(name: str) -> bool:
+    """Whether a service has a name that users' services have: what is built in has others."""
+    return name[:1].isalpha()

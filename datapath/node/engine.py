@@ -429,4 +429,5 @@ class Engine:
             "waiting_operations": pipeline.waiting_operations,
             "uncommitted_records": len(self.interpreter.tail),
             **self._storage.counters(),
+            **self.interpreter.service_counters(),
         }

@@ -22,6 +22,7 @@ from datapath.execution.executor import (
 )
 from datapath.execution.pipeline import Pipeline
 from datapath.execution.tail import AppliedState, Tail
+from datapath.node.own_operations import OwnOperations
 from datapath.operations import Query, QueryResult
 from datapath.protocol import effects
 from datapath.protocol.confirmations import Confirmation, Confirmations
@@ -200,6 +201,7 @@ class Interpreter:
             call_soon=surroundings.call_soon,
             clock=clock,
         )
+        self._own_operations = OwnOperations(replica, services, self._read_views, self.pipeline)
 
     def stop(self, reason: str) -> None:
         """Carry out nothing more, and answer who waits. `reason` is for them."""
@@ -240,6 +242,7 @@ class Interpreter:
             self.pipeline.on_tick(now_ms)
         if self.confirmations.waiting:
             self.confirmations.expire()
+        self._own_operations.on_tick(now_ms)
 
     def on_message(self, peer: str, message: Message) -> None:
         """A message from `peer`, on either stream between it and this node."""
@@ -313,6 +316,7 @@ class Interpreter:
         if self._ready_index and index >= self._ready_index:
             self._ready_index = 0
             self.pipeline.open_epoch()
+            self._own_operations.on_epoch_open(self._clock())
             self._surroundings.on_epoch_open(self.replica.state.epoch)
         if self._applied_waiters:
             self._wake_applied()
@@ -376,6 +380,13 @@ class Interpreter:
         """Whether a query may take a millisecond or more."""
         service = self._services.get(query.service)
         return service is not None and query.method in service.scans
+
+    def service_counters(self) -> dict[str, float]:
+        """Numbers of the services, for metrics."""
+        counters: dict[str, float] = {}
+        for service in self._services.values():
+            counters |= service.counters()
+        return counters
 
     def read_index(self) -> tuple[int, int]:
         """Return (epoch, commit index) if this node serves. Raises NotPrimaryError.

@@ -62,7 +62,7 @@ class Cron(Service):
                 tx.put(key, msgspec.json.encode(entry))
 
     @query
-    def due(self, tx: ReadTransaction, limit: int = 100) -> list[Due]:
+    def listed(self, tx: ReadTransaction, limit: int = 100) -> list[Due]:
         """Return what is due, the oldest first."""
         return [
             msgspec.json.decode(value, type=Due) for _, value in tx.range(b"due/", b"due0", limit)

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from cluster.services.kv import KeyValue
+from cluster.services.built_in import built_in_services
 from datapath.errors import OperationError, SafetyError
 from datapath.keyspaces import KEYSPACES
 from datapath.node.interpreter import Interpreter
 from datapath.node.recovery import uncommitted
-from datapath.operations import STORE, Completion, Operation, Query, QueryResult, Result
+from datapath.operations import Completion, Operation, Query, QueryResult, Result
 from datapath.protocol import effects
 from datapath.protocol.confirmations import Confirmation, ReadPoint
 from datapath.records import Entry, Record
@@ -237,7 +237,13 @@ class NodeService(Interpreter):
         uncommitted = node.storage.recover(node.replica.state.commit_index)
         self._node = node
         super().__init__(
-            node.replica, {STORE: KeyValue()}, node.storage, uncommitted, bounds, node, node.clock
+            node.replica,
+            built_in_services(node.world.timing.stall_threshold_ms, node.clock),
+            node.storage,
+            uncommitted,
+            bounds,
+            node,
+            node.clock,
         )
         self._questions = {kind: Questions(node, confirmed=kind) for kind in (False, True)}
 

@@ -18,9 +18,9 @@ import msgspec
 
 from cluster.api.routes import HttpApi
 from cluster.api.settings import HttpSettings
-from cluster.services.hosting import Host
-from cluster.services.kv import HEAD_SIZE_BYTES, KeyValue
+from cluster.services.kv import HEAD_SIZE_BYTES
 from datapath.errors import NotPrimaryError, OperationError, OperationUnknownError, PrimaryFullError
+from datapath.execution.key_observers import Observer
 from datapath.node.history import History
 from datapath.operations import (
     ClusterStatus,
@@ -34,8 +34,7 @@ from datapath.operations import (
 from datapath.records import Record
 from election.identity import Addresses
 from election.view import Member, View
-from tests.support.doc_shop import Shop
-from tests.support.local_node import LocalNode
+from tests.support.local_node import LocalNode, local_node
 
 Fault = Literal["not_applied", "unknown_before", "unknown_after", "full", "slow"]
 Cut = Literal["before", "after"]
@@ -116,6 +115,12 @@ class FakeNode:
         self.requests += 1
         result = await self.core.query(query, timeout_ms)
         return msgspec.structs.replace(result, node=self.node_id)
+
+    def observe(self, keyspace: int, key: bytes, observer: Observer) -> bool:
+        return self.core.observe(keyspace, key, observer)
+
+    def unobserve(self, keyspace: int, key: bytes, observer: Observer) -> None:
+        self.core.unobserve(keyspace, key, observer)
 
     async def handover(self, to: str, timeout_ms: int) -> View:
         view = await self.core.handover(to, timeout_ms)
@@ -236,7 +241,7 @@ class FakeCluster:
     """Nodes n1, n2, …; n1 is the primary at first."""
 
     def __init__(self, count: int) -> None:
-        self.core = LocalNode(KeyValue(), hosts={"shop": Host("shop", Shop())})
+        self.core = local_node()
         self.faults: deque[Fault] = deque()
         self.servers = {
             f"n{number}": FakeServer(self.core, f"n{number}", self.faults)

@@ -16,7 +16,9 @@ from itertools import islice
 
 import msgspec
 
+from cluster.services.built_in import built_in_services
 from cluster.services.hosting import START, Host
+from datapath.clock import clock_ms
 from datapath.errors import (
     NotPrimaryError,
     OperationError,
@@ -25,9 +27,12 @@ from datapath.errors import (
     RejectedError,
 )
 from datapath.execution.changes import Feed
-from datapath.keyspaces import KV, SERVICES
+from datapath.execution.key_observers import KeyObservers, Observer
+from datapath.execution.lock_guard import holds_lock, lock_lost
+from datapath.keyspaces import KV, LOCKS, SERVICES
 from datapath.node.history import History
 from datapath.operations import (
+    STORE,
     ClusterStatus,
     Completion,
     Digest,
@@ -41,6 +46,7 @@ from datapath.records import Entry, Record, make_record
 from datapath.service import Service
 from election.identity import Addresses
 from election.view import AddMember, Handover, Member, RemoveMember, View, ViewRefusal, apply_change
+from tests.support.doc_shop import Shop
 
 NODES = ("n1", "n2", "n3")
 
@@ -72,6 +78,7 @@ class LocalTransaction:
     def __init__(self, store: Store, index: int) -> None:
         self._store = store
         self._index = index
+        self._first = self  # of keyspace KV
         self._others: dict[int, LocalTransaction] = {}
         self.writes: dict[bytes, bytes | None] = {}
 
@@ -81,10 +88,10 @@ class LocalTransaction:
 
     def keyspace(self, number: int) -> LocalTransaction:
         if number == KV:
-            return self
+            return self._first
         if number not in self._others:
-            other = LocalTransaction(self._store.keyspace(number), self._index)
-            other._others = self._others
+            other = LocalTransaction(self._first._store.keyspace(number), self._index)
+            other._first, other._others = self._first, self._others
             self._others[number] = other
         return self._others[number]
 
@@ -161,12 +168,15 @@ class LocalNode:
         node_id: str = "n1",
         *,
         can_submit: bool = True,
+        others: Mapping[str, Service] | None = None,
         hosts: Mapping[str, Host] | None = None,
     ) -> None:
         self.can_submit = can_submit
         self.node_id = node_id
         self.service = service
         self.hosts = hosts or {}
+        self.services = {STORE: service, **(others or {}), **self.hosts}
+        self.observers = KeyObservers()
         self.store = Store()
         self.index = 0
         self.records: list[Record] = []
@@ -319,15 +329,21 @@ class LocalNode:
             raise OperationNotAppliedError(
                 "unknown_operation", f"no operation {operation.method!r}"
             )
-        whole = LocalTransaction(self.store, self.index + 1)
-        tx = whole.keyspace(service.keyspace)
-        value = service.operations[operation.method](tx, *operation.args)
+        root = LocalTransaction(self.store, self.index + 1)
+        if operation.if_lock is not None:
+            name, token = operation.if_lock
+            if not holds_lock(root.keyspace(LOCKS).get(name), token):
+                raise lock_lost(name, token, root.index)
+        value = service.operations[operation.method](
+            root.keyspace(service.keyspace), *operation.args
+        )
         if inspect.iscoroutine(value):
             value = await value
-        if tx.wrote:
-            entry = whole.entry()
-            tx.commit()
+        if root.wrote:
+            entry = root.entry()
+            root.commit()
             self._log(entry)
+            self.observers.on_applied([entry])
         self.executed += 1
         return Result(value, self.index, self.epoch, copies, self.primary)
 
@@ -344,9 +360,24 @@ class LocalNode:
         return QueryResult(value, self.index, self.epoch, self.node_id)
 
     def _find(self, name: str) -> Service:
-        if name and name not in self.hosts:
+        if name not in self.services:
             raise OperationNotAppliedError("unknown_service", f"there is no service {name!r}")
-        return self.hosts[name] if name else self.service
+        return self.services[name]
+
+    def observe(self, keyspace: int, key: bytes, observer: Observer) -> bool:
+        self.observers.add(keyspace, key, observer)
+        return True
+
+    def unobserve(self, keyspace: int, key: bytes, observer: Observer) -> None:
+        self.observers.remove(keyspace, key, observer)
+
+    async def tick(self) -> None:
+        """Execute what the services want executed by themselves."""
+        for name, service in self.services.items():
+            tx = LocalTransaction(self.store, self.index).keyspace(service.keyspace)
+            if (wanted := service.due(tx, clock_ms())) is not None:
+                result = await self._call(Operation(*wanted, service=name), len(NODES))
+                service.on_done(result.value)
 
     async def _gate(self) -> None:
         if self.hold is not None:
@@ -437,3 +468,10 @@ class LocalNode:
             "epoch": self.epoch,
             "operations_total": self.executed,
         }
+
+
+def local_node(*, can_submit: bool = True) -> LocalNode:
+    """Make one with the services that every node has."""
+    services = built_in_services()
+    hosts = {"shop": Host("shop", Shop())}
+    return LocalNode(services.pop(STORE), can_submit=can_submit, others=services, hosts=hosts)

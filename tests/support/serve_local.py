@@ -8,12 +8,11 @@ import sys
 import uvloop
 
 from cluster.api.routes import HttpApi
-from cluster.services.kv import KeyValue
-from tests.support.local_node import LocalNode
+from tests.support.local_node import local_node
 
 
 async def serve(port: int) -> None:
-    api = HttpApi(LocalNode(KeyValue()))
+    api = HttpApi(local_node())
     await api.listener.start("127.0.0.1", port)
     print(f"http://127.0.0.1:{api.listener.port}", flush=True)
     try:

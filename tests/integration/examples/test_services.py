@@ -130,7 +130,7 @@ def test_ids_limits_jobs_and_cron_over_a_failover(cluster: LocalCluster) -> None
     numbers = [jobs.add(payload=f"job {number}") for number in range(5)]
     lost = jobs.take(seconds=0.1)
     assert lost is not None
-    wait_for(cron.due)
+    wait_for(cron.listed)
     cluster.kill(cluster.primary())
     taken += [ids.take(name="user", count=3).first for _ in range(20)]
     assert taken == list(range(1, 121, 3))
@@ -148,7 +148,7 @@ def test_ids_limits_jobs_and_cron_over_a_failover(cluster: LocalCluster) -> None
         done.append(job.number)
     assert sorted(done) == numbers
     assert [job.tries for job in jobs.jobs(state="done")] == [2, 1, 1, 1, 1]
-    due = [item.due for item in cron.due(limit=1000)]
-    wait_for(lambda: len(cron.due(limit=1000)) > len(due))
-    due = [item.due for item in cron.due(limit=1000)]
+    due = [item.due for item in cron.listed(limit=1000)]
+    wait_for(lambda: len(cron.listed(limit=1000)) > len(due))
+    due = [item.due for item in cron.listed(limit=1000)]
     assert len(due) == len(set(due))

@@ -15,7 +15,7 @@ import onecopy
 
 ROOT = Path(__file__).resolve().parents[3]
 CLIENT_MODULES = {
-    *("datapath", "datapath.errors", "datapath.operations"),
+    *("datapath", "datapath.clock", "datapath.errors", "datapath.operations"),
     *("datapath.keyspaces", "datapath.service"),
     *("election", "election.identity", "election.view"),
 }

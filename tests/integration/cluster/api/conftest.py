@@ -17,10 +17,7 @@ import uvloop
 from cluster.api.hosts import Hosts
 from cluster.api.routes import HttpApi
 from cluster.api.settings import HttpSettings
-from cluster.services.hosting import Host
-from cluster.services.kv import KeyValue
-from tests.support.doc_shop import Shop
-from tests.support.local_node import LocalNode
+from tests.support.local_node import LocalNode, local_node
 from tests.support.served import Local, Serve
 
 
@@ -39,8 +36,7 @@ async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
     can_submit = request.param == "fast"
 
     async def start(settings: HttpSettings | None = None, node: LocalNode | None = None) -> Local:
-        hosts = {"shop": Host("shop", Shop())}
-        node = node or LocalNode(KeyValue(), can_submit=can_submit, hosts=hosts)
+        node = node or local_node(can_submit=can_submit)
         settings = msgspec.structs.replace(
             settings or HttpSettings(), fast_path=request.param != "full"
         )

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from cluster.api.hosts import Hosts
 from cluster.api.routes import HttpApi
-from cluster.services.kv import KeyValue
 from tests.support.cluster import wait_until
-from tests.support.local_node import LocalNode
+from tests.support.local_node import local_node
 from tests.support.raw_http import connect, fetch
 from tests.support.served import Local, Serve
 
@@ -171,7 +170,7 @@ def test_no_header_makes_the_server_fail(
     method: str, target: str, fields: list[tuple[str, str]], body: bool
 ) -> None:
     async def run() -> None:
-        api = HttpApi(LocalNode(KeyValue()), hosts=Hosts(["t"]))
+        api = HttpApi(local_node(), hosts=Hosts(["t"]))
         await api.listener.start("127.0.0.1", 0)
         try:
             async with connect(f"http://127.0.0.1:{api.listener.port}") as connection:

@@ -76,7 +76,17 @@ class Ask(NamedTuple):
 
 
 def good(method: str, path: str) -> Ask:
-    target = path.replace("{key}", "present").replace("{id}", "n3")
+    target = path.replace("{key}", "present")
+    is_lease = path.startswith("/v1/leases")
+    target = target.replace("{id}", "2" if is_lease else "n3")
+    target = target.replace("{name}", "free" if method == "post" else "held")
+    if "{name}" in path and method == "delete":
+        return Ask("DELETE", f"{target}?token=3", None, {})
+    if path.endswith("{id}/keepalive"):
+        return Ask("POST", target, None, {})
+    if method == "post" and (is_lease or "{name}" in path):
+        body = b'{"leases": ["2"]}' if path.endswith("keepalive") else b'{"ttl_ms": 5000}'
+        return Ask("POST", target, body, {"Content-Type": "application/json"})
     if "{method}" in path:
         if method == "post":
             target = target.replace("{service}/{method}", "shop/reserve")
@@ -119,6 +129,33 @@ def unready(local: Local) -> None:
     local.node.ready = False
 
 
+def without_a_lease(ask: Ask) -> Ask:
+    path = ask.target.partition("?")[0]
+    if path.startswith("/v1/leases"):
+        return ask.to(path.replace("/2", "/99"))
+    if path == "/v1/txn":
+        put = {"put": {"key": "k", "text": "", "lease": "99"}}
+        return ask._replace(body=msgspec.json.encode({"then": [put]}))
+    if ask.method == "PUT":
+        return ask.query(lease="99")
+    return ask._replace(body=b'{"lease": "99"}')
+
+
+def with_a_lock_that_is_lost(ask: Ask) -> Ask:
+    path = ask.target.partition("?")[0]
+    if path in {"/v1/locks/held", "/v1/elections/held"}:
+        return ask.query(token="99")
+    return ask.header("If-Lock", "held=99")
+
+
+def with_a_bad_name(ask: Ask) -> Ask:
+    path = ask.target.partition("?")[0]
+    for kind in ("/v1/locks/", "/v1/elections/"):
+        if path.startswith(kind):
+            return ask.to(f"{kind}%00")
+    return ask.header("If-Lock", "%00=1")
+
+
 SPOILT: dict[str, Callable[[Ask], Ask]] = {
     "invalid_key": lambda ask: ask.to("/v1/kv/%ff"),
     "key_too_long": lambda ask: ask.to("/v1/kv/" + "k" * 481),
@@ -156,6 +193,11 @@ SPOILT: dict[str, Callable[[Ask], Ask]] = {
     "unsupported_media_type": lambda ask: ask.header("Content-Type", "text/plain"),
     "expectation_failed": lambda ask: ask.header("Expect", "nonsense"),
     "idempotency_key_reused": lambda ask: ask.header("Idempotency-Key", "used"),
+    "lease_not_found": without_a_lease,
+    "lock_lost": with_a_lock_that_is_lost,
+    "invalid_name": with_a_bad_name,
+    "lock_held": lambda ask: ask.to(ask.target.replace("/free", "/held")),
+    "not_held": lambda ask: ask.to(ask.target.replace("/held", "/free")),
     "wrong_cluster": lambda ask: ask.header("Onecopy-Cluster", "another"),
     "cluster_unknown": lambda ask: ask.header("Onecopy-Cluster", "any"),
     "head_too_large": lambda ask: ask.header("X", "x" * 9000),
@@ -175,6 +217,9 @@ FAILING: dict[str, Callable[[Local], None]] = {
     "membership_pending": fails(RejectedError("membership_pending", "n2")),
     "no_majority": fails(RejectedError("no_majority", "n1")),
     "handover_failed": fails(OperationNotAppliedError("handover_failed", "no")),
+    "lock_queue_full": fails(RejectedError("lock_queue_full", "1000 wait")),
+    "lease_full": fails(RejectedError("lease_full", "1000 keys")),
+    "too_many_leases": fails(RejectedError("too_many_leases", "a million")),
     "too_large": fails(OperationNotAppliedError("too_large", "no")),
     "idempotency_key_expired": fails(OperationUnknownError("idempotency_key_expired", "old")),
     "unknown_revision": fails(OperationUnknownError("unknown_revision", "ahead")),
@@ -186,6 +231,15 @@ FAILING: dict[str, Callable[[Local], None]] = {
     "storage_full": fails(PrimaryFullError("storage_full", "full")),
     "internal_error": fails(RuntimeError("bug")),
 }
+
+
+async def prepare(local: Local, headers: dict[str, str]) -> None:
+    """Make a key, the lease 2, and a lock that is held under the token 3."""
+    await fetch(local.base_url, "PUT", "/v1/kv/present", b"x", headers)
+    json = {"Content-Type": "application/json"}
+    ttl = b'{"ttl_ms": 600000}'
+    await fetch(local.base_url, "POST", "/v1/leases", ttl, json)
+    await fetch(local.base_url, "POST", "/v1/locks/held", ttl, json)
 
 
 def ends(code: str) -> Callable[[Local, Ask], Ask]:
@@ -220,7 +274,7 @@ WATCH_CODES: dict[str, Callable[[Local, Ask], Ask]] = {
 async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
     """Make the request of `method` and `path` be answered with `code`."""
     local = await serve(SETTINGS)
-    await fetch(local.base_url, "PUT", "/v1/kv/present", b"x", {"Idempotency-Key": "used"})
+    await prepare(local, {"Idempotency-Key": "used"})
     ask = good(method, path)
     if code in WATCH_CODES and path in WATCHES:
         return await send(local, WATCH_CODES[code](local, ask))
@@ -234,9 +288,8 @@ async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
         ask = SPOILT[code](ask)
         if code == "cluster_unknown":
             local.node.view = msgspec.structs.replace(local.node.view, cluster_id="")
-        if code == "idempotency_key_reused":
-            txn = b'{"then": [{"get": {"key": "k"}}]}'
-            other = txn if path == "/v1/txn" else ask.body if method == "post" else b"other"
+        if code == "idempotency_key_reused" and path in {"/v1/txn", "/v1/kv/{key}", "/v1/kv"}:
+            other = b'{"then": [{"get": {"key": "k"}}]}' if method == "post" else b"other"
             ask = ask._replace(body=other if method in {"put", "post"} else None)
     if code == "malformed_request":
         ask = ask.header("Content-Length", "x")._replace(body=None)
@@ -329,7 +382,7 @@ async def test_every_route_is_documented_and_every_documented_route_served(local
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 async def test_success_is_as_documented(serve: Serve, method: str, path: str) -> None:
     local = await serve()
-    await fetch(local.base_url, "PUT", "/v1/kv/present", b"x")
+    await prepare(local, {})
     ask = good(method, path)
     answers = [await send(local, ask)]
     if "{key}" in path:
@@ -443,6 +496,8 @@ async def test_every_documented_parameter_is_taken(serve: Serve, method: str, pa
             ask = ask.to(path) if parameter["name"] in {"key", "start"} else ask
         if parameter["in"] == "query":
             extra = {"consistency": "stale"} if parameter["name"] == "max_staleness_ms" else {}
+            if (method, parameter["name"]) == ("delete", "lease"):
+                ask = ask.to(ask.target.partition("?")[0])
             ask = ask.query(**{parameter["name"]: value}, **extra)
         elif parameter["in"] == "header":
             value = local.node.cluster_id if parameter["name"] == "Onecopy-Cluster" else value
@@ -457,4 +512,4 @@ def example_of(parameter: dict[str, Any]) -> str:
         return str(parameter["example"])
     if schema.get("type") == "boolean":
         return "true"
-    return str(schema.get("default") or schema.get("minimum", ""))
+    return str(schema.get("default") or schema.get("minimum", schema.get("examples", [""])[0]))

@@ -19,11 +19,10 @@ from cluster.api.hosts import Hosts
 from cluster.api.routes import HttpApi
 from cluster.api.server import HttpServer
 from cluster.api.settings import HttpSettings
-from cluster.services.kv import KeyValue
 from datapath.errors import NotPrimaryError, OperationUnknownError
 from datapath.operations import Query, QueryResult
 from datapath.turns import TURN_COST_BYTES
-from tests.support.local_node import LocalNode
+from tests.support.local_node import local_node
 from tests.support.raw_http import Connection, Reply, connect, fetch
 from tests.support.served import Serve
 
@@ -149,7 +148,7 @@ def compare_lanes(said: list[tuple[str, list[bytes]]]) -> None:
     async def run() -> None:
         told: list[list[object]] = []
         for can_submit, lane in ((True, True), (False, True), (False, False)):
-            node = LocalNode(KeyValue(), can_submit=can_submit)
+            node = local_node(can_submit=can_submit)
             api = HttpApi(node, msgspec.structs.replace(SETTINGS, fast_path=lane), Hosts(["test"]))
             await api.listener.start("127.0.0.1", 0)
             try:

@@ -19,6 +19,7 @@ TEXTS = [b"bytes", None, 5, 1.5, ["k"], {"a": 1}, object(), bytearray(b"k")]
 OPTIONAL_TEXTS = [value for value in TEXTS if value is not None]
 VALUES = [None, 5, 1.5, True, {"a": 1}, ["v"], bytearray(b"v"), memoryview(b"v"), object()]
 NUMBERS = ["1", b"1", 1.5, True, [1]]
+SECONDS: list[Any] = ["5", True, b"5"]
 FLAGS = [None, 0, 1, "true", b""]
 
 WRONG: list[tuple[str, dict[str, Any], str, list[Any]]] = [
@@ -104,6 +105,22 @@ WRONG: list[tuple[str, dict[str, Any], str, list[Any]]] = [
     ("move", {"node": "n1"}, "peer", TEXTS),
     ("move", {"node": "n1"}, "raft", TEXTS),
     ("move", {"node": "n1"}, "timeout_ms", NUMBERS),
+    ("put", {"key": "k", "value": b""}, "if_lock", [5, "jobs", ("jobs",), ["jobs", 7]]),
+    ("put", {"key": "k", "value": b""}, "lease", TEXTS),
+    ("delete", {"key": "k"}, "if_lock", [5, "jobs", ("jobs",), ["jobs", 7]]),
+    ("lease", {}, "ttl", SECONDS),
+    ("lease", {"ttl": 5}, "on_lost", [5, "x"]),
+    ("lock", {"ttl": 5}, "name", TEXTS),
+    ("lock", {"name": "k"}, "ttl", SECONDS),
+    ("lock", {"name": "k", "ttl": 5}, "note", TEXTS),
+    ("lock", {"name": "k", "ttl": 5}, "wait", SECONDS),
+    ("lock", {"name": "k", "ttl": 5}, "on_lost", [5, "x"]),
+    ("elect", {"ttl": 5}, "name", TEXTS),
+    ("elect", {"name": "k"}, "ttl", SECONDS),
+    ("elect", {"name": "k", "ttl": 5}, "value", TEXTS),
+    ("elect", {"name": "k", "ttl": 5}, "wait", SECONDS),
+    ("elect", {"name": "k", "ttl": 5}, "on_lost", [5, "x"]),
+    ("leader", {}, "name", TEXTS),
 ]
 IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
     ("put", {"key": "", "value": b""}, "key"),
@@ -131,6 +148,11 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
     ("watch", {"key": "k", "after": -1}, "after"),
     ("watch", {"key": "k", "timeout_ms": 0}, "timeout_ms"),
     ("mirror", {"prefix": "\ud800"}, "prefix"),
+    ("lease", {"ttl": 0.5}, "ttl"),
+    ("lock", {"name": "", "ttl": 5}, "name"),
+    ("lock", {"name": "k", "ttl": 1e9}, "ttl"),
+    ("lock", {"name": "k", "ttl": 5, "wait": -1}, "wait"),
+    ("put", {"key": "k", "value": b"", "if_lock": ("k", 0)}, "if_lock"),
     ("digest", {"node": ""}, "node"),
     ("digest", {"node": "ftp://x"}, "endpoint"),
     ("handover", {"to": ""}, "to"),
@@ -192,8 +214,8 @@ def test_every_argument_of_every_method_is_checked() -> None:
 
 
 def public(kind: type) -> dict[str, Any]:
-    every = [item for base in reversed(kind.__mro__[:-1]) for item in vars(base).items()]
-    return {name: value for name, value in every if not name.startswith("_")}
+    own = [vars(base) for base in reversed(kind.__mro__[:-1])]
+    return {name: value for each in own for name, value in each.items() if not name.startswith("_")}
 
 
 def test_both_clients_offer_the_same() -> None:

@@ -1,0 +1,138 @@
+"""What the replicated state has of client leases, in the keyspace LEASES.
+
+    l ID        a lease: its TTL in ms (32 bits), how many keys hang on it, how many claims it has
+    k ID KEY    a key hangs on it
+    c ID NAME   it holds the lock NAME, or waits for it: the revision of its claim
+
+ID is the revision of the grant, 64 bits, big-endian: ids only rise, and none comes twice.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from datapath import keyspaces
+from datapath.errors import RejectedError
+from datapath.records import Entry
+from datapath.service import ReadTransaction, Transaction
+
+MAX_LEASE_KEYS = 1000
+"""How many keys may hang on one lease: they go together, in one delta."""
+MAX_LEASE_CLAIMS = 100
+"""How many locks one lease may hold or wait for."""
+
+LEASE, KEY, CLAIM = b"l", b"k", b"c"
+_STATE = struct.Struct(">III")
+_PAGE_SIZE_BYTES = 1024 * 1024
+
+
+class LeaseState(NamedTuple):
+    """A lease as it is stored."""
+
+    ttl_ms: int
+    keys: int
+    claims: int
+
+
+def lease_key(lease: int) -> bytes:
+    """Return where a lease stands."""
+    return LEASE + lease.to_bytes(8)
+
+
+def read_lease(leases: ReadTransaction, lease: int) -> LeaseState | None:
+    """Return a lease, or None. `leases` is a view of LEASES."""
+    stored = leases.get(lease_key(lease))
+    return None if stored is None else decode_lease(stored)
+
+
+def decode_lease(stored: bytes) -> LeaseState:
+    """Return what stands under a lease's key."""
+    return LeaseState(*_STATE.unpack(stored))
+
+
+def write_lease(leases: Transaction, lease: int, state: LeaseState) -> None:
+    """Store a lease."""
+    leases.put(lease_key(lease), _STATE.pack(*state))
+
+
+def need_lease(leases: Transaction, lease: int) -> LeaseState:
+    """Return a lease. Raises RejectedError "lease_not_found"."""
+    state = read_lease(leases, lease)
+    if state is None:
+        raise RejectedError(
+            "lease_not_found",
+            f"there is no lease {lease}: it has ended, or was never granted. Grant a new one",
+            for_good=lease < leases.index,
+        )
+    return state
+
+
+def attach_key(tx: Transaction, lease: int, key: bytes) -> None:
+    """Hang a key on a lease. Raises RejectedError "lease_not_found", "lease_full"."""
+    leases = tx.keyspace(keyspaces.LEASES)
+    state = need_lease(leases, lease)
+    if state.keys >= MAX_LEASE_KEYS:
+        raise RejectedError(
+            "lease_full",
+            f"{MAX_LEASE_KEYS} keys hang on lease {lease}, and no more may: grant another lease",
+        )
+    write_lease(leases, lease, state._replace(keys=state.keys + 1))
+    leases.put(KEY + lease.to_bytes(8) + key, b"")
+
+
+def detach_key(tx: Transaction, lease: int, key: bytes) -> None:
+    """Take a key off the lease that it hangs on."""
+    leases = tx.keyspace(keyspaces.LEASES)
+    state = read_lease(leases, lease)
+    if state is not None:
+        write_lease(leases, lease, state._replace(keys=state.keys - 1))
+    leases.delete(KEY + lease.to_bytes(8) + key)
+
+
+def add_claim(tx: Transaction, lease: int, name: bytes) -> None:
+    """A lease claims a lock, to hold it or to wait for it.
+
+    Raises RejectedError "lease_not_found", "lease_full".
+    """
+    leases = tx.keyspace(keyspaces.LEASES)
+    state = need_lease(leases, lease)
+    if state.claims >= MAX_LEASE_CLAIMS:
+        raise RejectedError(
+            "lease_full",
+            f"lease {lease} holds or waits for {MAX_LEASE_CLAIMS} locks, and no more may be: grant "
+            "another lease",
+        )
+    write_lease(leases, lease, state._replace(claims=state.claims + 1))
+    leases.put(CLAIM + lease.to_bytes(8) + name, tx.index.to_bytes(8))
+
+
+def read_claim(tx: ReadTransaction, lease: int, name: bytes) -> int | None:
+    """Return the revision at which a lease claimed a lock; None: it has no claim on it."""
+    stored = tx.keyspace(keyspaces.LEASES).get(CLAIM + lease.to_bytes(8) + name)
+    return None if stored is None else int.from_bytes(stored)
+
+
+def remove_claim(tx: Transaction, lease: int, name: bytes) -> None:
+    """A lease neither holds a lock nor waits for it any more."""
+    leases = tx.keyspace(keyspaces.LEASES)
+    state = read_lease(leases, lease)
+    if state is not None:
+        write_lease(leases, lease, state._replace(claims=state.claims - 1))
+    leases.delete(CLAIM + lease.to_bytes(8) + name)
+
+
+def keys_gone_with_leases(entry: Entry) -> frozenset[bytes]:
+    """Return the keys that an entry of the log has removed because their lease has ended."""
+    gone = [key for keyspace, key, value in entry if keyspace == keyspaces.LEASES and value is None]
+    if not gone:
+        return frozenset()
+    ended = {key[1:] for key in gone if key[:1] == LEASE}
+    return frozenset(key[9:] for key in gone if key[:1] == KEY and key[1:9] in ended)
+
+
+def names_of(leases: ReadTransaction, kind: bytes, lease: int, count: int) -> list[bytes]:
+    """Return the keys (`kind` KEY) or the locks (CLAIM) of a lease that has `count` of them."""
+    start = kind + lease.to_bytes(8)
+    end = kind + (lease + 1).to_bytes(8)
+    return [key[len(start) :] for key, _ in leases.range(start, end, count)] if count else []

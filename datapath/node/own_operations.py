@@ -1,0 +1,82 @@
+"""The operations that services ask for by themselves, on the primary (`Service.due`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from datapath.errors import OperationError
+from datapath.execution.executor import ReadView
+from datapath.execution.pipeline import Pipeline
+from datapath.operations import Operation, Result
+from datapath.protocol.replica import Replica
+from datapath.service import Service
+
+OWN_OPERATION_TIMEOUT_MS = 10_000
+"""How long an operation that a service asks for by itself may wait."""
+
+
+class OwnOperation:
+    """What becomes of an operation that a service has asked for by itself."""
+
+    __slots__ = ("name", "service", "under_way", "view")
+
+    def __init__(self, name: str, service: Service, view: ReadView) -> None:
+        self.name = name
+        self.service = service
+        self.view = view
+        self.under_way = False
+
+    def done(self) -> bool:
+        """Whether it has been answered."""
+        return not self.under_way
+
+    def set_result(self, result: Result, /) -> None:
+        """It has committed."""
+        self.under_way = False
+        self.service.on_done(result.value)
+
+    def set_exception(self, exception: OperationError, /) -> None:
+        """It was not executed, or nobody knows: the service asks again if it still wants to."""
+        del exception
+        self.under_way = False
+
+
+class OwnOperations:
+    """Submits them, one of each service at a time."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        services: Mapping[str, Service],
+        views: Mapping[str, ReadView],
+        pipeline: Pipeline,
+    ) -> None:
+        self._replica = replica
+        self._services = services
+        self._pipeline = pipeline
+        self._asking = [
+            OwnOperation(name, service, views[name])
+            for name, service in services.items()
+            if type(service).due is not Service.due
+        ]
+
+    def on_epoch_open(self, now_ms: float) -> None:
+        """This node is the primary now, and executes."""
+        for service in self._services.values():
+            service.on_epoch_open(now_ms)
+
+    def on_tick(self, now_ms: float) -> None:
+        """Submit what is wanted now; what cannot be is asked for at a later tick."""
+        for own in self._asking:
+            if own.under_way or not self._replica.may_execute():
+                continue
+            wanted = own.service.due(own.view, now_ms)
+            if wanted is None:
+                continue
+            method, args = wanted
+            own.under_way = True
+            operation = Operation(method, args, service=own.name)
+            try:
+                self._pipeline.submit(operation, OWN_OPERATION_TIMEOUT_MS, own)
+            except OperationError as problem:  # not the primary, or too much waits
+                own.set_exception(problem)

@@ -1,0 +1,100 @@
+"""Locks whose holders stand still for longer than their TTL, and primaries that are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.nodes.conftest import MakeCluster
+from tests.nodes.locked_counter import KEY, TTL_S
+from tests.support.cluster import Cluster
+
+pytestmark = pytest.mark.slow
+
+PAUSE_S = 2 * TTL_S
+SEED = 20261127
+
+
+class Worker(NamedTuple):
+    """A process that increments the number; what it says goes to `log`."""
+
+    process: asyncio.subprocess.Process
+    log: Path
+
+    def words(self) -> Counter[str]:
+        return Counter(self.log.read_text().split())
+
+
+async def start_worker(cluster: Cluster, mode: str, log: Path) -> Worker:
+    endpoints = [cluster.url(node) for node in ("n1", "n2", "n3")]
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.nodes.locked_counter", mode, *endpoints, stdout=output
+        )
+    return Worker(process, log)
+
+
+async def torture(cluster: Cluster, mode: str, logs: Path, duration_s: float) -> tuple[int, int]:
+    """Stop holders, kill primaries; return (updates that were lost at least, updates done)."""
+    chance = random.Random(SEED)
+    workers = [
+        await start_worker(cluster, mode, logs / f"{mode}{number}.log") for number in range(8)
+    ]
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + duration_s
+    kill_at_s = loop.time() + duration_s / 3
+    try:
+        while loop.time() < until_s:
+            stopped = chance.sample(workers, 3)
+            for worker in stopped:
+                worker.process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(PAUSE_S)
+            for worker in stopped:
+                worker.process.send_signal(signal.SIGCONT)
+            if loop.time() >= kill_at_s:
+                kill_at_s += duration_s / 2
+                primary = await cluster.primary()
+                await cluster.kill(primary)
+                await cluster.primary(besides=primary)
+                cluster.launch(primary)
+            await asyncio.sleep(0.2 + chance.random() / 2)
+    finally:
+        for worker in workers:
+            worker.process.kill()
+            await worker.process.wait()
+    words = sum((worker.words() for worker in workers), Counter[str]())
+    async with cluster.client() as client:
+        found = await client.get(KEY)
+    number = 0 if found is None else int(found.value)
+    in_flight = len(workers)  # what was under way when they were killed
+    print(f"{mode}: the number is {number}; {dict(words)}")
+    assert number <= words["done"] + words["unknown"] + in_flight
+    return max(0, words["done"] - number), words["done"]
+
+
+@pytest.mark.parametrize("duration_s", [20.0, pytest.param(600.0, marks=pytest.mark.long)])
+async def test_no_update_is_lost_under_a_lock(
+    make_cluster: MakeCluster, tmp_path: Path, duration_s: float
+) -> None:
+    """K3; the holders stand still for twice their TTL."""
+    cluster = make_cluster()
+    await cluster.start()
+    lost, done = await torture(cluster, "if_lock", tmp_path, duration_s)
+    assert lost == 0
+    assert done > duration_s / 2
+
+
+@pytest.mark.long
+async def test_time_alone_loses_updates(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    """What the same does without If-Lock: why there is one."""
+    cluster = make_cluster()
+    await cluster.start()
+    lost, _ = await torture(cluster, "time", tmp_path, 60)
+    assert lost > 0
