@@ -28,6 +28,9 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from datapath import keyspaces
 
+SERVICE_NAME_PATTERN = "[a-z][a-z0-9_-]{0,30}"
+"""What a service may be called."""
+
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -94,10 +97,26 @@ class Service:
 
     `keyspace` is where its transactions begin. `scans` names the queries that may take a
     millisecond or more: they take turns. `async_operations` names those that are `async`.
+
+    Of a service that is hosted (`cluster.services.hosting`): `name` is what it is called by, "" for
+    its class's name in small letters; `version` is of what it stores, and rises by hand.
     """
 
     keyspace: ClassVar[int] = keyspaces.SERVICES
     scans: frozenset[str] = frozenset()
+    name: str = ""
+    version: int = 1
+
+    @classmethod
+    def service_name(cls) -> str:
+        """Return what it is called by."""
+        return cls.name or cls.__name__.lower()
+
+    def migrate(self, tx: Transaction, from_version: int) -> None:
+        """Make what is stored that of `version`; called once, before it serves.
+
+        `from_version` is of what is stored; 0 if there is nothing yet. Raise to refuse.
+        """
 
     def __init__(self) -> None:
         self.operations: dict[str, Callable[..., Any]] = {}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         LockLostError,
         NotAppliedError,
         PreconditionFailedError,
+        RefusedError,
         RevisionCompactedError,
         StorageFullError,
         UnavailableError,
@@ -47,15 +48,13 @@ if TYPE_CHECKING:
     )
     from cluster.client.sync import Client
     from cluster.client.txn import gt, lt, ne
+    from cluster.node.embedded import EmbeddedNode as Node
+    from cluster.services.decorators import service_operation as operation
+    from cluster.services.decorators import service_query as query
+    from cluster.services.timers import at, every
     from datapath.errors import RejectedError
     from datapath.operations import ClusterStatus, Digest, NodeState
-    from datapath.service import (
-        ReadTransaction,
-        Service,
-        Transaction,
-        operation,
-        query,
-    )
+    from datapath.service import ReadTransaction, Service, Transaction
 
 __all__ = [
     "DEFAULT_ENDPOINTS",
@@ -72,12 +71,14 @@ __all__ = [
     "Item",
     "LockHeldError",
     "LockLostError",
+    "Node",
     "NodeState",
     "NotAppliedError",
     "Page",
     "PreconditionFailedError",
     "PutResult",
     "ReadTransaction",
+    "RefusedError",
     "RejectedError",
     "RevisionCompactedError",
     "Service",
@@ -91,6 +92,8 @@ __all__ = [
     "ViewSummary",
     "WatchEvent",
     "WrongClusterError",
+    "at",
+    "every",
     "gt",
     "lt",
     "ne",
@@ -108,6 +111,7 @@ _EXPORTS = {
         "LockLostError",
         "NotAppliedError",
         "PreconditionFailedError",
+        "RefusedError",
         "RevisionCompactedError",
         "StorageFullError",
         "UnavailableError",
@@ -132,14 +136,13 @@ _EXPORTS = {
     "cluster.client.txn": ("gt", "lt", "ne"),
     "datapath.errors": ("RejectedError",),
     "datapath.operations": ("ClusterStatus", "Digest", "NodeState"),
-    "datapath.service": (
-        "ReadTransaction",
-        "Service",
-        "Transaction",
-        "operation",
-        "query",
-    ),
+    "cluster.node.embedded": ("Node",),
+    "cluster.services.decorators": ("operation", "query"),
+    "cluster.services.timers": ("at", "every"),
+    "datapath.service": ("ReadTransaction", "Service", "Transaction"),
 }
+_OWN_NAMES = {"Node": "EmbeddedNode", "operation": "service_operation", "query": "service_query"}
+"""What a module calls what has another name here."""
 _MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
 
 
@@ -150,8 +153,8 @@ def __getattr__(name: str) -> object:
     importlib.import_module(_MODULES[name])
     for module, names in _EXPORTS.items():
         if (found := sys.modules.get(module)) is not None:
-            _adopt([vars(found).get(each) for each in names])
-    value = globals()[name] = getattr(sys.modules[_MODULES[name]], name)
+            _adopt([vars(found).get(_OWN_NAMES.get(each, each)) for each in names])
+    value = globals()[name] = getattr(sys.modules[_MODULES[name]], _OWN_NAMES.get(name, name))
     return value
 
 

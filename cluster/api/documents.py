@@ -137,3 +137,44 @@ class Move(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     client: AddressChange = ""
     peer: AddressChange = ""
     raft: AddressChange = ""
+
+
+class Called(msgspec.Struct, frozen=True):
+    """The answer to POST of a service's operation."""
+
+    result: Annotated[msgspec.Raw, Meta(description="What the method returned.")]
+    revision: Annotated[
+        Count,
+        Meta(description="Of what it wrote; of the state it was decided on if it wrote nothing."),
+    ]
+    epoch: Positive
+    copies: Count
+    ack: Local = UNSET
+
+
+class QueryAnswer(msgspec.Struct, frozen=True):
+    """The answer to a service's query."""
+
+    result: Annotated[msgspec.Raw, Meta(description="What the method returned.")]
+    revision: Annotated[Count, Meta(description="The state that it was read from.")]
+
+
+class HostedService(msgspec.Struct, frozen=True, kw_only=True):
+    """One service, as the node that is asked has it."""
+
+    name: str
+    version: Positive
+    summary: str
+    operations: tuple[str, ...]
+    queries: tuple[str, ...]
+    timers: tuple[str, ...]
+    difference: Annotated[
+        str,
+        Meta(description="How this node's code differs from what the cluster runs; else empty."),
+    ]
+
+
+class ServiceList(msgspec.Struct, frozen=True):
+    """The answer to GET /v1/services: those whose code the node that is asked has."""
+
+    services: list[HostedService]

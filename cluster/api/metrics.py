@@ -23,6 +23,8 @@ from prometheus_client.metrics_core import (
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
+from cluster.services.hosting import Host
+
 PREFIX = "onecopy_"
 OPENMETRICS = "application/openmetrics-text"
 LATENCY_BOUNDS_S = (
@@ -104,6 +106,44 @@ class NumbersCollector(Collector):
                 yield GaugeMetricFamily(PREFIX + name, text, value=value)
 
 
+class ServiceCollector(Collector):
+    """Calls of hosted services on this node. The labels are bounded: by the methods there are."""
+
+    def __init__(self, hosts: Mapping[str, Host]) -> None:
+        self._hosts = hosts
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families, for the registry; none where nothing is hosted."""
+        if not self._hosts:
+            return
+        calls = CounterMetricFamily(
+            f"{PREFIX}service_calls",
+            "Calls executed here, by service, method and outcome; of a timer also those not due.",
+            labels=("service", "method", "outcome"),
+        )
+        seconds = CounterMetricFamily(
+            f"{PREFIX}service_call_seconds",
+            "Time that calls took to be executed, without replication.",
+            labels=("service", "method"),
+        )
+        version = GaugeMetricFamily(
+            f"{PREFIX}service_version", "Version of the code here.", labels=("service",)
+        )
+        differs = GaugeMetricFamily(
+            f"{PREFIX}service_differs",
+            "1 if the code here is not what the cluster runs.",
+            labels=("service",),
+        )
+        for name, host in self._hosts.items():
+            version.add_metric((name,), host.signatures.version)
+            differs.add_metric((name,), float(bool(host.difference)))
+            for method, tally in host.tallies.items():
+                seconds.add_metric((name, method), tally.seconds)
+                for outcome, count in tally.counts.items():
+                    calls.add_metric((name, method, outcome), count)
+        yield from (calls, seconds, version, differs)
+
+
 class Metrics:
     """The registry of one node's API, apart from the process-wide default one."""
 
@@ -112,12 +152,14 @@ class Metrics:
         node_id: str,
         read_node: Callable[[], Mapping[str, float]],
         read_server: Callable[[], Mapping[str, float]],
+        hosts: Mapping[str, Host],
     ) -> None:
         self.requests = RequestMetrics()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self.requests)
         self._registry.register(NumbersCollector(read_node))
         self._registry.register(NumbersCollector(read_server))
+        self._registry.register(ServiceCollector(hosts))
         ProcessCollector(registry=self._registry)
         build = Info(f"{PREFIX}build", "What runs here.", registry=self._registry)
         build.info({"version": _version(), "python": platform.python_version(), "node": node_id})

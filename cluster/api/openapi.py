@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 
-import msgspec
-
 from cluster.api.documents import (
     CurrentPrimary,
     HandoverRequest,
@@ -70,8 +68,8 @@ _VIEW = View(
 
 
 @functools.cache
-def openapi_document() -> Json:
-    """Return the document."""
+def own_document() -> Json:
+    """Return the document without services: `cluster.api.openapi_services` has the whole."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -94,44 +92,38 @@ def openapi_document() -> Json:
                 "head": _head(get_key()),
                 "delete": delete_key(),
             },
-            "/v1/kv": {**_readable(list_range()), "delete": delete_range()},
+            "/v1/kv": {**readable(list_range()), "delete": delete_range()},
             "/v1/txn": {"post": transaction()},
-            "/v1/leases": {**_readable(list_leases()), "post": grant_lease()},
+            "/v1/leases": {**readable(list_leases()), "post": grant_lease()},
             "/v1/leases/keepalive": {"post": keep_all_alive()},
             "/v1/leases/{id}": {
                 "parameters": [lease_parameter()],
-                **_readable(get_lease()),
+                **readable(get_lease()),
                 "delete": revoke_lease(),
             },
             "/v1/leases/{id}/keepalive": {
                 "parameters": [lease_parameter()],
                 "post": keep_alive(),
             },
-            "/v1/locks": _readable(list_locks()),
+            "/v1/locks": readable(list_locks()),
             "/v1/locks/{name}": _lock(is_election=False),
             "/v1/elections/{name}": _lock(is_election=True),
-            "/v1/watch": _readable(watch_keys()),
-            "/v1/cluster": _readable(_cluster()),
+            "/v1/watch": readable(watch_keys()),
+            "/v1/cluster": readable(_cluster()),
             "/v1/cluster/handover": {"post": _handover()},
             "/v1/cluster/nodes/{id}": {"delete": _remove_node(), "patch": _move_node()},
-            "/v1/digest": _readable(_digest()),
-            "/livez": _readable(_health("livez", "Live", "The process runs.", Status("live"))),
-            "/readyz": _readable(
+            "/v1/digest": readable(_digest()),
+            "/livez": readable(_health("livez", "Live", "The process runs.", Status("live"))),
+            "/readyz": readable(
                 _health("readyz", "Ready", "The node can answer a linearizable read.",
                         Status("ready"), "not_ready")
             ),
-            "/primary": _readable(_primary()),
-            "/metrics": _readable(_metrics()),
-            "/openapi.json": _readable(_openapi()),
+            "/primary": readable(_primary()),
+            "/metrics": readable(_metrics()),
+            "/openapi.json": readable(_openapi()),
         },
         "components": {"schemas": SCHEMAS, "headers": HEADERS},
     }  # fmt: skip
-
-
-@functools.cache
-def openapi_json() -> bytes:
-    """Return the document as it is served."""
-    return msgspec.json.encode(openapi_document())
 
 
 def _code_list() -> str:
@@ -147,12 +139,13 @@ def _lock(*, is_election: bool) -> Json:
     return {
         "parameters": [name_parameter()],
         "post": acquire(is_election=is_election),
-        **_readable(get_holder(is_election=is_election)),
+        **readable(get_holder(is_election=is_election)),
         "delete": release(is_election=is_election),
     }
 
 
-def _readable(operation: Json) -> Json:
+def readable(operation: Json) -> Json:
+    """Return a path that is read: GET, and HEAD."""
     return {"get": operation, "head": _head(operation)}
 
 

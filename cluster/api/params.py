@@ -304,6 +304,23 @@ RANGE_PARAMS: dict[str, Param] = {
 }
 
 
+_FROM_TEXT = {
+    "from_text": Param(
+        _choice("true", "false"),
+        {"type": "boolean", "default": False},
+        "`true`: arguments may come as text where the method takes a number, a date and the like.",
+    )
+}
+WRITE_CALL_PARAMS: dict[str, Param] = {**WRITE_PARAMS, **_FROM_TEXT}
+READ_CALL_PARAMS: dict[str, Param] = {**READ_PARAMS, **_FROM_TEXT}
+GET_CALL_PARAMS: dict[str, Param] = {
+    "arguments": Param(
+        str,
+        {"type": "string"},
+        "All arguments, as a JSON object; in place of a parameter for each.",
+    ),
+    **READ_CALL_PARAMS,
+}
 _AFTER = Param(
     _number(0, MAX_REVISION),
     _number_schema(0, MAX_REVISION),
@@ -333,23 +350,34 @@ def waits_for_change(query: str) -> bool:
 
 def parse_query(query: str, allowed: Mapping[str, Param]) -> dict[str, Any]:
     """Read a raw query string against a table. Raises Problem naming the parameter."""
+    values, others = split_query(query, allowed)
+    for name in others:
+        known = f"allowed are {', '.join(allowed)}" if allowed else "none is allowed here"
+        raise ProblemError("unknown_parameter", f"query parameter {name[:100]!r}: {known}")
+    return values
+
+
+def split_query(query: str, allowed: Mapping[str, Param]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read a raw query string; return what a table has, and the rest as text. Raises Problem."""
     values: dict[str, Any] = {}
+    others: dict[str, str] = {}
     for part in query.split("&"):
         if not part:
             continue
         raw_name, _, raw_value = part.partition("=")
         name = _decode(raw_name, "a query parameter's name")
         param = allowed.get(name)
-        if param is None:
-            known = f"allowed are {', '.join(allowed)}" if allowed else "none is allowed here"
-            raise ProblemError("unknown_parameter", f"query parameter {name[:100]!r}: {known}")
-        if name in values:
+        if name in values or name in others:
             raise ProblemError("invalid_parameter", _about(name, "is given twice", allowed))
+        text = _decode(raw_value, f"query parameter {name[:100]!r}")
+        if param is None:
+            others[name] = text
+            continue
         try:
-            values[name] = param.parse(_decode(raw_value, f"query parameter {name!r}"))
+            values[name] = param.parse(text)
         except ValueError as error:
             raise ProblemError("invalid_parameter", _about(name, str(error), allowed)) from None
-    return values
+    return values, others
 
 
 def _about(name: str, complaint: str, allowed: Mapping[str, Param]) -> str:

@@ -62,6 +62,9 @@ CODES: dict[str, ProblemCode] = {
     "invalid_body": ProblemCode(
         400, "The body is not the expected JSON", "Fix the field named in `detail`."
     ),
+    "invalid_argument": ProblemCode(
+        400, "Invalid argument of a service's method", "Fix the argument named in `detail`."
+    ),
     "foreign_origin": ProblemCode(
         403,
         "The request comes from a web page of another origin",
@@ -74,6 +77,17 @@ CODES: dict[str, ProblemCode] = {
     ),
     "not_found": ProblemCode(404, "No such resource", "See /openapi.json for the resources."),
     "key_not_found": ProblemCode(404, "No such key", "Nothing to do: the key has no value."),
+    "unknown_service": ProblemCode(
+        404,
+        "No such service on the node that would execute it",
+        "Use a service listed in `detail`; see also /v1/services.",
+    ),
+    "unknown_operation": ProblemCode(
+        404, "No such operation of the service", "Use one listed in `detail`."
+    ),
+    "unknown_query": ProblemCode(
+        404, "No such query of the service", "Use one listed in `detail`."
+    ),
     "lease_not_found": ProblemCode(
         404, "No such lease", "It has ended, or was never granted: grant a new one."
     ),
@@ -202,6 +216,17 @@ CODES: dict[str, ProblemCode] = {
     ),
     "service_failed": ProblemCode(
         500, "The service failed", "Report it; the details are in the primary's log."
+    ),
+    "service_starting": ProblemCode(
+        503, "The service has not started yet in this cluster", "Try again in a moment."
+    ),
+    "service_outdated": ProblemCode(
+        503,
+        "The primary has older code of the service than the stored data",
+        "Install the newer code on that node, or hand over to a node that has it.",
+    ),
+    "service_timeout": ProblemCode(
+        504, "The method took too long and was stopped", "Make it do less in one call."
     ),
     "no_primary": ProblemCode(
         503, "No primary could be reached in time", "Try again at any node, after Retry-After."

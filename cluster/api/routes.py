@@ -28,7 +28,7 @@ from cluster.api.leases import LeaseHandlers
 from cluster.api.listener import HttpListener
 from cluster.api.locks import LockHandlers
 from cluster.api.metrics import Metrics
-from cluster.api.openapi import openapi_json
+from cluster.api.openapi_services import openapi_json
 from cluster.api.params import (
     REMOVE_PARAMS,
     TIMEOUT,
@@ -40,11 +40,13 @@ from cluster.api.params import (
 from cluster.api.plain_head import KEYS
 from cluster.api.problems import RETRY_AFTER_S, ProblemError, from_operation_error
 from cluster.api.server import FullConnection, HttpServer
+from cluster.api.services import SERVICES_PATH, ServiceHandlers
 from cluster.api.settings import HttpSettings
 from cluster.api.streams import WatchedNode
 from cluster.api.txn import TxnHandlers
 from cluster.api.watch import WatchHandlers
 from cluster.config.model import split_address
+from cluster.services.hosting import Host
 from datapath.complaints import Complaints
 from datapath.errors import OperationError
 from datapath.operations import Node
@@ -78,14 +80,27 @@ class HttpApi:
     """Serves a node over HTTP."""
 
     def __init__(
-        self, node: ServedNode, settings: HttpSettings | None = None, hosts: Hosts | None = None
+        self,
+        node: ServedNode,
+        settings: HttpSettings | None = None,
+        hosts: Hosts | None = None,
+        services: Mapping[str, Host] | None = None,
     ) -> None:
-        """Serve `node`. `hosts` (default: loopback names and IP addresses) is for whom."""
+        """Serve `node`. `hosts` (default: loopback names and IP addresses) is for whom.
+
+        `services`: those whose code this node has, by their names.
+        """
         self.node: Node = node
         self._hosts = hosts or Hosts()
         self._settings = settings or HttpSettings()
         self.complaints = Complaints(logger)
+        services = services or {}
         self.kv = kv = KvHandlers(node, self._settings)
+        called = ServiceHandlers(node, self._settings, services)
+        self._call_methods: dict[str, Keyed] = {
+            "POST": called.post, "GET": called.get, "HEAD": called.get,
+        }  # fmt: skip
+        self._openapi_document = openapi_json(services)
         self._txn = TxnHandlers(node, self._settings)
         self._server = HttpServer(
             self._handle, self._settings, self._identity, self, self._hosts, node
@@ -93,7 +108,7 @@ class HttpApi:
         self.listener = HttpListener(self._server)
         self.streams = self._server.streams
         self._watches = WatchHandlers(node, self.streams, self._settings.request_timeout_ms)
-        self._metrics = Metrics(node.node_id, node.counters, self._numbers)
+        self._metrics = Metrics(node.node_id, node.counters, self._numbers, services)
         # HEAD is GET whose body is not sent (see Answer.send).
         self._key_methods: dict[str, Keyed] = {
             "PUT": kv.put, "GET": self._get, "HEAD": self._get, "DELETE": kv.delete,
@@ -127,6 +142,7 @@ class HttpApi:
             "/v1/kv": {**_readable(kv.range), "DELETE": kv.delete_range},
             "/v1/txn": {"POST": self._txn.txn},
             "/v1/watch": _readable(self._watch),
+            "/v1/services": _readable(called.list_services),
             "/v1/cluster": _readable(self._cluster),
             "/v1/cluster/handover": {"POST": self._handover},
             "/v1/digest": _readable(self._digest),
@@ -142,6 +158,7 @@ class HttpApi:
         keyed: dict[str, Mapping[str, object]] = {
             f"{KEYS}{{key}}": self._key_methods,
             **self._named,
+            f"{SERVICES_PATH}{{service}}/{{method}}": self._call_methods,
         }
         return {path: tuple(methods) for path, methods in {**keyed, **self._routes}.items()}
 
@@ -230,6 +247,8 @@ class HttpApi:
             if path.startswith(before) and path.endswith(after):
                 name = path[len(before) : len(path) - len(after)]
                 return _method(methods, method)(request, name, query)
+        if path.startswith(SERVICES_PATH):
+            return _method(self._call_methods, method)(request, path[len(SERVICES_PATH) :], query)
         raise ProblemError("not_found", f"no resource at {path[:200]!r}")
 
     def _refusal(self, problem: ProblemError, method: str) -> Answer:
@@ -369,7 +388,7 @@ class HttpApi:
         return Answer(200, body, content_type, self._identity())
 
     async def _openapi(self, _request: BaseRequest, _query: str) -> Answer:
-        return Answer(200, openapi_json(), JSON, self._identity())
+        return Answer(200, self._openapi_document, JSON, self._identity())
 
 
 def _one_node(raw_node: str) -> str:

@@ -10,13 +10,16 @@ import msgspec
 
 from cluster.api import lease_documents
 from cluster.api.documents import (
+    Called,
     CurrentPrimary,
     Deleted,
     EventDocument,
     HandoverRequest,
     Move,
+    QueryAnswer,
     Range,
     RangeDeleted,
+    ServiceList,
     Status,
     Written,
 )
@@ -41,6 +44,7 @@ CONNECTION_CODES = (
 ANSWERS = (
     Written, Deleted, Range, RangeDeleted, TxnAnswer, Status, CurrentPrimary, ClusterStatus, View,
     Digest, EventDocument, ProblemDocument, *lease_documents.LEASE_ANSWERS,
+    Called, QueryAnswer, ServiceList,
 )  # fmt: skip
 BODIES = (HandoverRequest, Move, TxnRequest, *lease_documents.LEASE_BODIES)
 

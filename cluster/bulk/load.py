@@ -26,8 +26,8 @@ from cluster.bulk.formats import PARSERS, Format, RecordError, without_mark
 from cluster.bulk.source import read_lines
 from cluster.bulk.wire import WireTransport
 from cluster.client.errors import ClientError
+from cluster.client.exchange import Request, raise_for
 from cluster.client.requests import JSON_HEADERS, kv_target
-from cluster.client.retries import Request, raise_for
 
 WINDOW_RECORDS = 8192  # read but not acknowledged; far below the default client table
 LOAD_WINDOW_BYTES = 32 * 1024 * 1024

@@ -13,13 +13,8 @@ import re
 import ssl
 from collections.abc import Mapping
 
-from cluster.client.retries import (
-    CONNECT_TIMEOUT_S,
-    FinalResponse,
-    Request,
-    Transport,
-    UnreachableError,
-)
+from cluster.client.exchange import FinalResponse, Request
+from cluster.client.retries import CONNECT_TIMEOUT_S, Transport, UnreachableError
 
 HEAD_SIZE_MAX_BYTES = 65536
 BODY_SIZE_MAX_BYTES = 256 * 1024 * 1024

@@ -42,7 +42,8 @@ confirmed_option = click.option(
 )
 
 
-def _consistency(*, stale: bool, confirmed: bool) -> Consistency:
+def consistency_of(*, stale: bool, confirmed: bool) -> Consistency:
+    """Return what --stale and --confirmed ask for. Raises UsageError for both."""
     if stale and confirmed:
         raise click.UsageError("--stale and --confirmed cannot be combined")
     return "stale" if stale else "confirmed" if confirmed else "linearizable"
@@ -141,7 +142,7 @@ def get(
     ) as client:
         entry = client.get(
             key,
-            consistency=_consistency(stale=stale, confirmed=confirmed),
+            consistency=consistency_of(stale=stale, confirmed=confirmed),
             max_staleness_ms=max_staleness_ms,
         )
     if entry is None:
@@ -242,7 +243,7 @@ def list_keys(
             start=start,
             end=end,
             keys_only=not (with_size or as_json),
-            consistency=_consistency(stale=stale, confirmed=confirmed),
+            consistency=consistency_of(stale=stale, confirmed=confirmed),
             page_size=min(limit or 500, 500),
         ):
             _show_item(item, with_size=with_size, as_json=as_json)

@@ -20,6 +20,7 @@ COMMANDS = {
     "delete": "cluster.cli.kv:delete",
     "txn": "cluster.cli.txn:txn",
     "list": "cluster.cli.kv:list_keys",
+    "call": "cluster.cli.call:call",
     "watch": "cluster.cli.watch:watch",
     "status": "cluster.cli.cluster:status",
     "handover": "cluster.cli.cluster:handover",

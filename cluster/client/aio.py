@@ -32,6 +32,7 @@ from cluster.client.arguments import (
 from cluster.client.errors import (
     InvalidRequestError,
 )
+from cluster.client.exchange import Request, decode_problem, raise_for
 from cluster.client.leasing import AsyncLeaseCalls, IfLock, lock_headers
 from cluster.client.mirrors import AsyncMirror
 from cluster.client.operator_calls import AsyncOperatorCalls
@@ -54,12 +55,8 @@ from cluster.client.results import (
     PutResult,
     TxnResult,
 )
-from cluster.client.retries import (
-    Request,
-    Transport,
-    decode_problem,
-    raise_for,
-)
+from cluster.client.retries import Transport
+from cluster.client.services import AsyncServiceCalls
 from cluster.client.txn import AsyncTxnBuilder, decode_txn_reply
 from cluster.client.watching import AsyncKeyWatch, watch_target
 from datapath.operations import Ack, Consistency
@@ -67,7 +64,7 @@ from datapath.operations import Ack, Consistency
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
 
 
-class AsyncClient(AsyncOperatorCalls, AsyncLeaseCalls):
+class AsyncClient(AsyncOperatorCalls, AsyncLeaseCalls, AsyncServiceCalls):
     """A client of one cluster. Use it as an async context manager, or call `close`."""
 
     def __init__(

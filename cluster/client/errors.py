@@ -3,6 +3,7 @@
 ClientError
 ├── NotAppliedError           nothing changed, and nothing will
 │   ├── InvalidRequestError   the request itself is invalid: repeating it will not help
+│   ├── RefusedError          a service of one's own refuses, with a code of its own
 │   ├── PreconditionFailedError   the condition on the key does not hold
 │   ├── LockHeldError         another client holds the lock
 │   ├── LockLostError         the lock is not held under this token
@@ -36,6 +37,10 @@ class NotAppliedError(ClientError):
 
 class InvalidRequestError(NotAppliedError):
     """The request itself is invalid: fix it; repeating it unchanged will not help."""
+
+
+class RefusedError(NotAppliedError):
+    """A service of one's own has refused: it raised `RejectedError`, whose `code` this has."""
 
 
 class PreconditionFailedError(NotAppliedError):

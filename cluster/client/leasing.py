@@ -25,8 +25,9 @@ from cluster.client.errors import (
     LockHeldError,
     LockLostError,
 )
+from cluster.client.exchange import Request
 from cluster.client.requests import JSON_HEADERS, decode_reply, write_call
-from cluster.client.retries import Request, Transport
+from cluster.client.retries import Transport
 from datapath.clock import clock_s
 
 logger = logging.getLogger(__name__)

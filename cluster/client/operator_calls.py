@@ -10,9 +10,10 @@ import msgspec
 from cluster.client.arguments import check_flag, check_node, check_text, check_timeout
 from cluster.client.endpoints import normalize_endpoint
 from cluster.client.errors import ClientError, InvalidRequestError, UnknownOutcomeError
+from cluster.client.exchange import Request
 from cluster.client.requests import JSON_HEADERS, decode_reply
 from cluster.client.results import ViewSummary
-from cluster.client.retries import STATUS, Request, Transport
+from cluster.client.retries import STATUS, Transport
 from datapath.operations import ClusterStatus, Digest
 
 LEFT_MIN_MS = 50  # what a call's last step gets, however much of its time is gone

@@ -24,7 +24,7 @@ from cluster.client.arguments import (
     draw_key,
 )
 from cluster.client.errors import InvalidRequestError, UnavailableError, UnknownOutcomeError
-from cluster.client.retries import FinalResponse, Request, raise_for
+from cluster.client.exchange import FinalResponse, Request, raise_for
 from datapath.operations import Ack, Consistency
 
 JSON_HEADERS = {"Content-Type": "application/json"}

@@ -22,7 +22,6 @@ import io
 import math
 import random
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, NoReturn
 
 import aiohttp
 import msgspec
@@ -30,17 +29,20 @@ from yarl import URL
 
 from cluster.client.endpoints import Endpoints
 from cluster.client.errors import (
-    BY_CODE,
     ClientError,
-    InvalidRequestError,
-    NotAppliedError,
-    PreconditionFailedError,
-    StorageFullError,
     UnavailableError,
     UnknownOutcomeError,
     WrongClusterError,
 )
-from cluster.client.results import Problem
+from cluster.client.exchange import (
+    FinalResponse,
+    Request,
+    decode_problem,
+    hold_doubt,
+    in_doubt,
+    raise_failure,
+    raise_wrong_cluster,
+)
 from cluster.client.sessions import make_session
 from datapath.operations import ClusterStatus
 
@@ -63,43 +65,10 @@ CLUSTER_HEADER = "Onecopy-Cluster"
 REVISION_HEADER = "Onecopy-Revision"
 AFTER_HEADER = "Idempotency-After"
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+FINAL_CODES = frozenset({"service_failed", "service_timeout"})
+"""Codes of those statuses that are the answer all the same: it was carried out, and failed."""
 
-_decode_problem = msgspec.json.Decoder(Problem).decode
 _decode_status = msgspec.json.Decoder(ClusterStatus).decode
-
-
-class FinalResponse(NamedTuple):
-    """A final answer: not necessarily a success. `after`: what the write was first sent after."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    after: int | None = None
-
-    def problem(self) -> Problem:
-        """Return what it says has gone wrong."""
-        return decode_problem(self.status, self.body)
-
-
-class Request(NamedTuple):
-    """A request, whole: `target` is the encoded path and query, `key` the idempotency key.
-
-    `retry_unknown`: may be sent again though an earlier try may have been applied (reads, and
-    writes under a key). `waits`: the server may wait for a primary, as long as it is told. `after`:
-    a revision that was known before the first try; None: the transport takes the highest it knows.
-    `drawn`: the idempotency key is of this call alone.
-    """
-
-    method: str
-    target: str
-    headers: Mapping[str, str] = {}
-    body: bytes | None = None
-    key: str = ""
-    writes: bool = False
-    retry_unknown: bool = True
-    waits: bool = True
-    after: int | None = None
-    drawn: bool = False
 
 
 class UnreachableError(OSError):
@@ -180,7 +149,7 @@ class Transport:
                 doubtful = failure = error
             except WrongClusterError as error:
                 if self.endpoints.is_given(url):
-                    _raise_wrong_cluster(call, error, doubtful)
+                    raise_wrong_cluster(call, error, doubtful)
                 self.endpoints.disown(url)
                 failure = error
             except UnavailableError as error:
@@ -192,7 +161,7 @@ class Transport:
                 if call is STATUS and reply.status == 200:
                     self._learn(reply.body, url)
                 self.refresh_soon()
-                _hold_doubt(call, reply, doubtful)
+                hold_doubt(call, reply, doubtful)
                 if call.drawn and reply.status < 400:
                     self._sent_after.pop(call.key, None)
                 return reply if call.after is None else reply._replace(after=call.after)
@@ -202,13 +171,13 @@ class Transport:
             if failure.status or not self.endpoints.has_fresh(loop.time()):
                 pause_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 -- jitter
                 backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
-            give_up = doubtful is not None and not call.retry_unknown
-            if give_up or self._closed or loop.time() + pause_s >= deadline:
-                _give_up(call, failure, doubtful)
+            is_last = doubtful is not None and not call.retry_unknown
+            if is_last or self._closed or loop.time() + pause_s >= deadline:
+                raise_failure(call, failure, doubtful)
             self.retries += 1
             await asyncio.sleep(pause_s)
             if self._closed:
-                _give_up(call, failure, doubtful)
+                raise_failure(call, failure, doubtful)
 
     async def _prepare(self, url: str, call: Request, deadline: float) -> Request:
         """Meet the cluster before a first write; settle what this one was first sent after.
@@ -259,7 +228,7 @@ class Transport:
         except (aiohttp.ClientError, TimeoutError, OSError, EOFError) as error:
             code = "timeout" if isinstance(error, TimeoutError) else "disconnected"
             detail = f"{url}: {str(error) or f'no answer within {try_s:.1f} s'}"
-            raise _doubt(call, detail, code=code) from error
+            raise in_doubt(call, detail, code=code) from error
         self._check_cluster(url, call, reply)
         self._check_retried(url, call, reply)
         return reply
@@ -270,10 +239,12 @@ class Transport:
         status = reply.status
         if status in RETRIED_STATUSES:
             problem = reply.problem()
+            if problem.code in FINAL_CODES:
+                return
             detail = f"{url}: {problem.detail or problem.title}"
             if problem.outcome == "not_applied":
                 raise UnavailableError(detail, code=problem.code, status=status)
-            raise _doubt(call, detail, code=problem.code, status=status)
+            raise in_doubt(call, detail, code=problem.code, status=status)
 
     async def _send(self, url: str, target: str, call: Request, try_s: float) -> FinalResponse:
         """Send once and return whatever comes. Raises UnreachableError if nothing was sent."""
@@ -341,7 +312,7 @@ class Transport:
         if not named:
             if reply.status < 400 or reply.status in {404, 412}:
                 detail = f"{url}: the answer (HTTP {reply.status}) does not name its cluster"
-                raise _doubt(call, detail, code="bad_answer", status=reply.status)
+                raise in_doubt(call, detail, code="bad_answer", status=reply.status)
             return  # a proxy's error, say
         error = WrongClusterError(url, expected=self.cluster_id, found=named)
         refused = reply.status == 421 or (
@@ -349,7 +320,7 @@ class Transport:
             and decode_problem(reply.status, reply.body).outcome == "not_applied"
         )
         if call.writes and not refused:
-            raise _doubt(call, error.detail, code=error.code, status=reply.status)
+            raise in_doubt(call, error.detail, code=error.code, status=reply.status)
         raise error
 
     def _check_loop(self) -> asyncio.AbstractEventLoop:
@@ -431,69 +402,3 @@ class Transport:
             return  # not there, or another cluster's
         if reply.status == 200:  # and it named this cluster, as _try has made sure
             self.endpoints.proved(url)
-
-
-def decode_problem(status: int, body: bytes) -> Problem:
-    """Return the error's body, or the nearest thing where something else answered (a proxy)."""
-    try:
-        return _decode_problem(body)
-    except msgspec.DecodeError:
-        text = body[:200].decode("utf-8", "replace").strip()
-        return Problem(status=status, code=f"http_{status}", detail=text or f"HTTP {status}")
-
-
-def raise_for(call: Request, reply: FinalResponse) -> NoReturn:
-    """Raise what an answer that is not a success means."""
-    problem = decode_problem(reply.status, reply.body)
-    detail = problem.detail or problem.title or f"HTTP {reply.status}"
-    if call.writes and problem.outcome == "unknown":
-        call = call if reply.after is None else call._replace(after=reply.after)
-        raise _doubt(call, detail, code=problem.code, status=reply.status)
-    kinds: dict[int, type[NotAppliedError]]
-    kinds = {412: PreconditionFailedError, 507: StorageFullError}
-    kind = BY_CODE.get(problem.code) or kinds.get(reply.status, InvalidRequestError)
-    raise kind(detail, code=problem.code, status=reply.status)
-
-
-def _doubt(call: Request, detail: str, *, code: str, status: int = 0) -> ClientError:
-    if not call.writes:
-        return UnavailableError(detail, code=code, status=status)
-    return UnknownOutcomeError(
-        detail,
-        code=code,
-        status=status,
-        idempotency_key=call.key,
-        idempotency_after=call.after,
-    )
-
-
-def _raise_wrong_cluster(
-    call: Request, error: WrongClusterError, doubtful: ClientError | None
-) -> NoReturn:
-    if doubtful is None:
-        raise error
-    doubtful.detail += f"; then {error.detail}"
-    _give_up(call, error, doubtful)
-
-
-def _hold_doubt(call: Request, reply: FinalResponse, doubtful: ClientError | None) -> None:
-    """Refuse to call a write not applied after a try that may yet be.
-
-    A failed If-Match is final all the same: a revision that has passed never comes back. So is a
-    request that is wrong in itself.
-    """
-    passing = reply.status == 507 or (reply.status == 412 and "If-Match" not in call.headers)
-    if doubtful is not None and passing:
-        _give_up(call, doubtful, doubtful)
-
-
-def _give_up(call: Request, failure: ClientError, doubtful: ClientError | None) -> NoReturn:
-    if doubtful is None:
-        raise failure
-    detail = (
-        f"{doubtful.detail} (this write may or may not have been applied; to learn which, repeat "
-        f"it under the idempotency key {call.key})"
-        if call.key
-        else f"{doubtful.detail} (this may or may not have been done; check the status)"
-    )
-    raise _doubt(call, detail, code=doubtful.code, status=doubtful.status) from doubtful

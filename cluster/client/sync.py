@@ -35,6 +35,7 @@ from cluster.client.results import (
     ViewSummary,
 )
 from cluster.client.sync_leasing import Lease, Lock
+from cluster.client.sync_services import ServiceCalls
 from cluster.client.sync_watching import KeyWatch, Mirror
 from cluster.client.txn import SyncTxnBuilder
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
@@ -47,7 +48,7 @@ class _Parts(NamedTuple):
     runner: LoopThread
 
 
-class Client:
+class Client(ServiceCalls):
     """A blocking client of one cluster. Use it as a context manager, or call `close`.
 
     After a fork, the child's copy opens new connections to the same cluster. A client that is

@@ -28,6 +28,7 @@ from cluster.client.arguments import (
     check_value,
 )
 from cluster.client.errors import InvalidRequestError
+from cluster.client.exchange import FinalResponse, Request
 from cluster.client.requests import decode_reply
 from cluster.client.results import (
     GetResult,
@@ -38,7 +39,6 @@ from cluster.client.results import (
     TxnPutResult,
     TxnResult,
 )
-from cluster.client.retries import FinalResponse, Request
 from datapath.operations import Ack
 
 LIST_LIMIT = 100

@@ -29,8 +29,9 @@ from cluster.client.errors import (
     UnavailableError,
     WrongClusterError,
 )
+from cluster.client.exchange import Request, raise_for
 from cluster.client.results import Change, Problem, WatchEvent
-from cluster.client.retries import BACKOFF_FIRST_S, BACKOFF_MAX_S, Request, Transport, raise_for
+from cluster.client.retries import BACKOFF_FIRST_S, BACKOFF_MAX_S, Transport
 
 SILENCE_S = 25.0
 """A stream on which nothing comes for so long is given up: nodes say every 10 s how far it is."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from cluster.config.model import (
     ClusterConfig,
     ConfigError,
+    ServiceConfig,
     TimingSection,
     is_loopback,
     split_address,
@@ -30,7 +31,22 @@ def check_config(config: ClusterConfig) -> list[str]:
     _check_exposure(config)
     _check_timing(config.path, config.timing)
     _check_limits(config)
+    for name, service in config.services.items():
+        _check_service(config, f"services.{name}", service)
     return warnings
+
+
+def _check_service(config: ClusterConfig, section: str, service: ServiceConfig) -> None:
+    bound_ms = config.timing.grace_period_ms // 2
+    if service.step_timeout_ms >= bound_ms:
+        problem = (
+            f"{service.step_timeout_ms} is not below {bound_ms}, half of grace_period_ms: the "
+            "backups would take over from a node that is held so long"
+        )
+        raise ConfigError(config.path, f"{section}.step_timeout_ms", problem)
+    if service.timeout_ms < service.step_timeout_ms:
+        problem = f"{service.timeout_ms} is below step_timeout_ms, {service.step_timeout_ms}"
+        raise ConfigError(config.path, f"{section}.timeout_ms", problem)
 
 
 def _node_addresses(config: ClusterConfig) -> Iterator[tuple[str, str]]:

@@ -27,8 +27,10 @@ from cluster.config.model import (
     NodeConfig,
     Route,
     Secret,
+    ServiceConfig,
     TimingSection,
 )
+from datapath.service import SERVICE_NAME_PATTERN
 
 SECRET_MIN_BYTES = 16
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -40,7 +42,7 @@ def load_config(path: Path | str) -> ClusterConfig:
     """Read and check the file. Raises ConfigError; touches nothing but the file and the secret."""
     path = Path(path).absolute()
     tree = _read_toml(path)
-    sections = ("cluster", "nodes", "routes", "timing", "limits", "api")
+    sections = ("cluster", "nodes", "routes", "timing", "limits", "api", "services")
     _refuse_unknown(path, "", tree, sections)
     cluster = _convert(path, "cluster", tree.get("cluster", {}), ClusterSection)
     nodes = {
@@ -68,10 +70,26 @@ def load_config(path: Path | str) -> ClusterConfig:
         timing=_convert(path, "timing", tree.get("timing", {}), TimingSection),
         limits=_convert(path, "limits", tree.get("limits", {}), LimitsSection),
         api=_convert(path, "api", tree.get("api", {}), ApiSection),
+        services=_read_services(path, tree),
         reads=cluster.reads,
     )
     warnings += check_config(config)
     return msgspec.structs.replace(config, warnings=tuple(warnings))
+
+
+def _read_services(path: Path, tree: Any) -> dict[str, ServiceConfig]:
+    services = {}
+    for name, item in _table(path, "services", tree).items():
+        section = f"services.{name}"
+        if not re.fullmatch(SERVICE_NAME_PATTERN, name):
+            problem = "a name is 1 to 31 of a-z, 0-9, '_' and '-', beginning with a letter"
+            raise ConfigError(path, section, problem)
+        service = _convert(path, section, item, ServiceConfig)
+        if service.path:
+            folder = str((path.parent / service.path).resolve())
+            service = msgspec.structs.replace(service, path=folder)
+        services[name] = service
+    return services
 
 
 def render_config(name: str, secret: str, nodes: Mapping[str, NodeConfig]) -> str:
@@ -139,12 +157,11 @@ def _refuse_unknown(
 def _convert(path: Path, section: str, item: Any, kind: type[StructT]) -> StructT:
     if not isinstance(item, dict):
         raise ConfigError(path, section, f"must be a table, [{section}], not {_kind(item)}")
-    _refuse_unknown(path, section, item, kind.__struct_fields__)
+    _refuse_unknown(path, section, item, kind.__struct_encode_fields__)
     for field in msgspec.structs.fields(kind):
-        if field.required and field.name not in item:
-            raise ConfigError(
-                path, f"{section}.{field.name}", f"is missing; {_example(field.name)}"
-            )
+        name = field.encode_name
+        if field.required and name not in item:
+            raise ConfigError(path, f"{section}.{name}", f"is missing; {_example(name)}")
     try:
         return msgspec.convert(item, kind)
     except msgspec.ValidationError as error:
@@ -167,6 +184,7 @@ def _example(field: str) -> str:
         "client": 'add client = "127.0.0.1:8101"',
         "peer": 'add peer = "127.0.0.1:8201"',
         "raft": 'add raft = "127.0.0.1:8301"',
+        "class": 'add class = "myshop.service:Shop"',
         "data": 'add data = "data/n1" (a witness needs one too)',
     }
     return examples[field]

@@ -325,6 +325,38 @@ class ApiSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ] = ()
 
 
+class ServiceConfig(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"spec": "class"}
+):
+    """`[services.NAME]`: a service of one's own; NAME is 1 to 31 of `a-z 0-9 _ -`."""
+
+    spec: Annotated[
+        str, Meta(description='Its class, as `"module:Class"`; every replica needs it.')
+    ]
+    path: Annotated[
+        str,
+        Meta(
+            description="Directory that is searched for the module first, relative to the "
+            "configuration file. Empty: only what is installed."
+        ),
+    ] = ""
+    step_timeout_ms: Annotated[
+        int,
+        _ms(
+            "How long its code may hold the node at a time. What takes longer is interrupted, and "
+            "has no effect. Below half of `grace_period_ms`, or the node would lose its role.",
+        ),
+    ] = 100
+    timeout_ms: Annotated[
+        int,
+        _ms("How long an `async` operation may take in all; other services go on meanwhile."),
+    ] = 2000
+    max_write_bytes: Annotated[
+        int,
+        _count("Bytes of keys and values that one operation may write.", le=3 * 1024 * 1024),
+    ] = 1_048_576
+
+
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The whole file, checked: paths absolute, the secret read.
 
@@ -339,6 +371,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     timing: TimingSection
     limits: LimitsSection
     api: ApiSection = ApiSection()
+    services: dict[str, ServiceConfig] = {}
     reads: ReadMode = "leased"
     secret_field: str = "cluster.secret"  # noqa: S105 -- the field's name
     warnings: tuple[str, ...] = ()

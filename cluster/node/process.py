@@ -9,7 +9,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from cluster.api.hosts import Hosts
@@ -24,11 +24,14 @@ from cluster.node.settings import (
     LOG_KEPT_FACTOR,
     agreement_settings,
     bounds_of,
+    load_hosts,
     make_storage,
     timing_of,
 )
 from cluster.node.watch import Watch
 from cluster.services.built_in import built_in_services
+from cluster.services.caretaker import Caretaker
+from cluster.services.hosting import Host
 from datapath.errors import (
     DataDirectoryError,
     DiskFullError,
@@ -68,10 +71,20 @@ async def run_node(config: ClusterConfig, node_id: str) -> int:
 
     Raises:
         DataDirectoryError, LogCorruptError, SafetyError: the node must not start as it is.
+        ConfigError: nor with this configuration; a service of it cannot be loaded, say.
 
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     os.umask(0o077)  # whatever this process makes, its own user alone can read
+    async with open_node(config, node_id, load_hosts(config, node_id)) as node:
+        return await node.run()
+
+
+@contextlib.asynccontextmanager
+async def open_node(
+    config: ClusterConfig, node_id: str, hosts: Mapping[str, Host]
+) -> AsyncIterator[NodeRuntime]:
+    """Open a node's data directory and make its parts, not started. Raises as `run_node`."""
     limits = config.limits
     try:
         descriptors = share_out(
@@ -92,8 +105,7 @@ async def run_node(config: ClusterConfig, node_id: str) -> int:
     try:
         if directory.removed:
             raise removed(config.name, node_id)
-        node = NodeRuntime(config, node_id, directory, descriptors, hint)
-        return await node.run()
+        yield NodeRuntime(config, node_id, directory, descriptors, hosts, hint)
     except NotAdmittedError:
         # Under its new id the node may come with the same directory: nothing stays in it.
         with contextlib.suppress(ValueError):  # Or it has voted, in a process that was killed.
@@ -112,6 +124,7 @@ class NodeRuntime:
         node_id: str,
         directory: DataDirectory,
         descriptors: Descriptors,
+        hosts: Mapping[str, Host],
         hint: str,
     ) -> None:
         self._config = config
@@ -119,6 +132,8 @@ class NodeRuntime:
         self._directory = directory
         self._own = config.nodes[node_id]
         self._descriptors = descriptors
+        self._hosted = dict(hosts)
+        self.started = asyncio.Event()
         self._ended: asyncio.Future[BaseException | None] = (
             asyncio.get_running_loop().create_future()
         )
@@ -178,6 +193,7 @@ class NodeRuntime:
                 admin_from=config.api.admin_from,
             ),
             self._hosts,
+            self._hosted,
         )
         self._tasks = Tasks(self._end)
         parts = Parts(
@@ -206,7 +222,10 @@ class NodeRuntime:
         engine = Engine(
             self._node_id,
             secrets.token_hex(8),
-            built_in_services(timing_of(self._config).stall_threshold_ms),
+            {
+                **built_in_services(timing_of(self._config).stall_threshold_ms),
+                **self._hosted,
+            },
             make_storage(self._config, self._directory, self._descriptors),
             self._agreement,
             self._mesh,
@@ -232,12 +251,16 @@ class NodeRuntime:
 
     # -- running
 
-    async def run(self) -> int:
-        """Start everything, wait for the end, stop everything."""
+    async def run(self, *, owns_process: bool = True) -> int:
+        """Start everything, wait for the end, stop everything.
+
+        `owns_process`: signals and what nobody else handles on the event loop are its own.
+        """
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(self._on_loop_error)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
+        if owns_process:
+            loop.set_exception_handler(self._on_loop_error)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._on_signal)
         try:
             starting = asyncio.create_task(self._start())
             waited: set[asyncio.Future[Any]] = {starting, self._ended}
@@ -306,9 +329,12 @@ class NodeRuntime:
         if not was_joined:
             self._tasks.spawn(self._watch.membership(self._agreement))
         self._tasks.spawn(self._watch.accusations())
+        if self._engine is not None and self._hosted:
+            self._tasks.spawn(Caretaker(self._gateway, self._hosted, self._registry.report).run())
         if self._config.replicas[0] == self._node_id and self._gateway.view is None:
             self._tasks.spawn(self._entry.bootstrap(self._agreement))
         logger.info("started: http://%s", self._own.client)
+        self.started.set()
 
     async def _listen_to_clients(self) -> None:
         """Start the API. Raises OSError that names the address and what to do."""
@@ -317,6 +343,10 @@ class NodeRuntime:
         except OSError as error:
             text = cannot_listen(self._own.client, error, "client", self._node_id)
             raise OSError(text) from error
+
+    def end(self) -> None:
+        """Have `run` stop everything and return."""
+        self._end(None)
 
     def _on_signal(self) -> None:
         """Stop; at the second signal without waiting for clients to go."""

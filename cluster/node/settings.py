@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
-from cluster.config.model import ClusterConfig
+from cluster.config.model import ClusterConfig, ConfigError, ServiceConfig
 from cluster.node.descriptors import Descriptors
+from cluster.services.hosting import Host, HostLimits
+from cluster.services.loading import load_service
+from cluster.services.signatures import ServiceError
 from datapath.node.replica_disk import SNAPSHOT_LOG_HARD_FACTOR, ReplicaStorage
 from datapath.records import MAX_RECORD_SIZE_BYTES
 from datapath.settings import Bounds, ClientTableBounds, Timing
@@ -100,4 +104,27 @@ def bounds_of(config: ClusterConfig) -> Bounds:
             max_bytes=limits.client_table_bytes,
         ),
         snapshot_rate_bytes_per_s=limits.snapshot_rate_bytes_per_s,
+    )
+
+
+def load_hosts(config: ClusterConfig, node_id: str) -> dict[str, Host]:
+    """Load the services of the configuration; a witness needs none. Raises ConfigError."""
+    if config.nodes[node_id].role == "witness":
+        return {}
+    hosts = {}
+    for name, item in config.services.items():
+        try:
+            service = load_service(item.spec, Path(item.path) if item.path else None)
+            hosts[name] = Host(name, service, host_limits(item))
+        except ServiceError as error:
+            raise ConfigError(config.path, f"services.{name}.class", str(error)) from error
+    return hosts
+
+
+def host_limits(item: ServiceConfig) -> HostLimits:
+    """Return the bounds of a service."""
+    return HostLimits(
+        step_timeout_ms=item.step_timeout_ms,
+        timeout_ms=item.timeout_ms,
+        max_write_bytes=item.max_write_bytes,
     )

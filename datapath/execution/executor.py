@@ -111,32 +111,53 @@ class ReadView:
         return self._state.page(self._keyspace, start, end, limit, max_size_bytes)
 
 
+Finished = tuple[Executed, Entry | None]
+"""What became of an operation and its delta (None: it needs no entry)."""
+
+
+class Execution:
+    """One operation while it is executed: its writes, and the newest uncommitted entry it saw.
+
+    `index` is its delta's log index, 0 while it is not settled: other services' operations may go
+    before one that is `async`. `views` are its transaction on each keyspace.
+    """
+
+    __slots__ = ("index", "seen_index", "views", "writes")
+
+    def __init__(self, executor: Executor) -> None:
+        self.index = 0
+        self.seen_index = 0
+        self.writes: dict[tuple[int, bytes], bytes | None] = {}
+        self.views = [WriteView(executor, self, number) for number in range(KEYSPACES)]
+
+
 class WriteView:
-    """The `Transaction` that operations get: what is executed now, on one keyspace."""
+    """The `Transaction` that an operation gets, on one keyspace."""
 
-    __slots__ = ("_executor", "_keyspace")
+    __slots__ = ("_execution", "_executor", "_keyspace")
 
-    def __init__(self, executor: Executor, keyspace: int) -> None:
+    def __init__(self, executor: Executor, execution: Execution, keyspace: int) -> None:
         self._executor = executor
+        self._execution = execution
         self._keyspace = keyspace
 
     @property
     def index(self) -> int:
-        """The log index that this operation's delta will have."""
-        return self._executor.index
+        """The log index that this operation's delta will have; 0 while it is not settled."""
+        return self._execution.index
 
     def keyspace(self, number: int) -> WriteView:
         """Return a view of the same transaction on another keyspace."""
-        return self._executor.views[check_open(number)]
+        return self._execution.views[check_open(number)]
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value under `key` as this operation sees it, or None."""
-        executor, place = self._executor, (self._keyspace, key)
-        if place in executor._writes:
-            return executor._writes[place]
-        value, index = executor._look_up(place)
+        execution, place = self._execution, (self._keyspace, key)
+        if place in execution.writes:
+            return execution.writes[place]
+        value, index = self._executor._look_up(place)
         if index:
-            executor._seen_index = max(executor._seen_index, index)
+            execution.seen_index = max(execution.seen_index, index)
         return value
 
     def put(self, key: bytes, value: bytes) -> None:
@@ -145,15 +166,15 @@ class WriteView:
             raise ValueError(
                 f"a key must have 1 to {MAX_SERVICE_KEY_SIZE_BYTES} bytes, not {len(key)}"
             )
-        self._executor._writes[self._keyspace, key] = value
+        self._execution.writes[self._keyspace, key] = value
 
     def delete(self, key: bytes) -> None:
         """Remove `key`; nothing happens if it isn't there."""
-        self._executor._writes[self._keyspace, key] = None
+        self._execution.writes[self._keyspace, key] = None
 
     def range(self, start: bytes, end: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
         """Return up to `limit` pairs with start <= key < end, this operation's writes included."""
-        seen = self._executor.scan(self._keyspace, start, end)
+        seen = self._executor.scan(self._execution, self._keyspace, start, end)
         present = ((key, value) for key, value in seen if value is not None)
         return list(islice(present, max(limit, 0)))
 
@@ -163,7 +184,9 @@ class WriteView:
         """Return pairs with start <= key < end, own writes included, and where to go on."""
         items: list[tuple[bytes, bytes]] = []
         size_bytes = 0
-        for step, (key, value) in enumerate(self._executor.scan(self._keyspace, start, end)):
+        for step, (key, value) in enumerate(
+            self._executor.scan(self._execution, self._keyspace, start, end)
+        ):
             if (
                 step >= MAX_SCRATCH_PAGE_STEPS
                 or len(items) >= limit
@@ -189,16 +212,14 @@ class Executor:
         self._services = services
         self._state = state
         self._table = ClientTable(state, client_table, clock)
-        self.views = [WriteView(self, number) for number in range(KEYSPACES)]
+        self._now = Execution(self)  # of operations that are not `async`, one after the other
         self.index = 0
-        self._seen_index = 0
-        self._writes: dict[tuple[int, bytes], bytes | None] = {}
         self._batch: dict[tuple[int, bytes], tuple[bytes | None, int]] = {}
         self._pending: dict[tuple[int, bytes], tuple[bytes | None, int]] = {}
 
     def start_epoch(self) -> None:
         """Forget all that is not committed."""
-        self._writes, self._batch, self._pending = {}, {}, {}
+        self._batch, self._pending = {}, {}
         self._table.start_epoch()
 
     # -- what the views ask
@@ -209,20 +230,22 @@ class Executor:
         return (self._state.get(*place), 0) if held is None else held
 
     def scan(
-        self, keyspace: int, start: bytes, end: bytes | None
+        self, execution: Execution, keyspace: int, start: bytes, end: bytes | None
     ) -> Iterator[tuple[bytes, bytes | None]]:
-        """Yield the keys of a range in order, with what the operation sees; None: removed."""
-        scratch = self._scratch(keyspace, start, end)
+        """Yield the keys of a range in order, with what an operation sees; None: removed."""
+        scratch = self._scratch(execution, keyspace, start, end)
         return _merge(self._committed(keyspace, start, end), sorted(scratch.items()))
 
-    def _scratch(self, keyspace: int, start: bytes, end: bytes | None) -> dict[bytes, bytes | None]:
+    def _scratch(
+        self, execution: Execution, keyspace: int, start: bytes, end: bytes | None
+    ) -> dict[bytes, bytes | None]:
         scratch: dict[bytes, bytes | None] = {}
         for layer in (self._pending, self._batch):
             for (place, key), (value, index) in layer.items():
                 if place == keyspace and start <= key and (end is None or key < end):
                     scratch[key] = value
-                    self._seen_index = max(self._seen_index, index)
-        for (place, key), value in self._writes.items():
+                    execution.seen_index = max(execution.seen_index, index)
+        for (place, key), value in execution.writes.items():
             if place == keyspace and start <= key and (end is None or key < end):
                 scratch[key] = value
         return scratch
@@ -246,11 +269,16 @@ class Executor:
         """
         if not operation.idempotency_key:
             return None
-        held, index = self._look_up((CLIENTS, client_key(operation.idempotency_key)))
-        if held is None:
+        first = self._first_answer_held(operation)
+        if first is None:
             error = self._table.refusal(operation.first_after, next_index)
             return None if error is None else Executed(None, error, 0, 0, repeated=True)
-        return self._first_answer(operation, held, index)
+        return first
+
+    def _first_answer_held(self, operation: Operation) -> Executed | None:
+        """Return the answer that is held under an operation's key, committed or not."""
+        held, index = self._look_up((CLIENTS, client_key(operation.idempotency_key)))
+        return None if held is None else self._first_answer(operation, held, index)
 
     def recall(self, operation: Operation) -> Executed | None:
         """Return the first answer if it is known here to have committed: on any replica."""
@@ -270,70 +298,97 @@ class Executor:
             error = RejectedError(answer.code, answer.detail)
         return Executed(answer.value, error, 0, seen_index or answer.index, repeated=True)
 
-    def execute(self, operation: Operation, next_index: int) -> tuple[Executed, Entry | None]:
+    def execute(self, operation: Operation, next_index: int) -> Finished:
         """Execute one operation, no repeat, whose delta, if it has one, will be `next_index`.
 
         Returns what became of it and its delta (None: it needs no entry), which counts only once
-        `take` is called with it. An `async` operation must go through `execute_async`.
+        `take` is called with it. An `async` operation must go through `begin_async`.
         """
-        self._start(next_index)
+        execution = self._now
+        execution.index, execution.seen_index, execution.writes = next_index, 0, {}
         service = self._services.get(operation.service)
         method = None if service is None else service.operations.get(operation.method)
         if service is None or method is None:
             return self._unknown(operation, service), None
         try:
-            self._check_lock(operation)
-            value, error = method(self.views[service.keyspace], *operation.args), None
+            self._check_lock(operation, execution)
+            value, error = method(execution.views[service.keyspace], *operation.args), None
         except Exception as problem:  # noqa: BLE001 - the service's own code may raise anything
             value, error = None, self._problem(operation, problem)
-        return self._finish(operation, value, error)
+        return self._finish(operation, execution, value, error)
 
-    async def execute_async(
-        self, operation: Operation, next_index: int
-    ) -> tuple[Executed, Entry | None]:
-        """Execute one `async` operation; nothing else may execute meanwhile."""
-        self._start(next_index)
+    async def begin_async(self, operation: Operation) -> Callable[[int], Finished]:
+        """Execute one `async` operation. Other services' operations may be executed meanwhile.
+
+        So it must see no keys that they write. Call what this returns with the index that its delta
+        will have, then: it returns what `execute` does.
+        """
+        execution = Execution(self)
         service = self._services[operation.service]
         method = service.operations[operation.method]
+        value: Any = None
+        error: OperationError | None = None
         try:
-            self._check_lock(operation)
-            value = await method(self.views[service.keyspace], *operation.args)
-            error = None
+            self._check_lock(operation, execution)
+            value = await method(execution.views[service.keyspace], *operation.args)
         except Exception as problem:  # noqa: BLE001 - the service's own code may raise anything
-            value, error = None, self._problem(operation, problem)
-        return self._finish(operation, value, error)
+            error = self._problem(operation, problem)
 
-    def _check_lock(self, operation: Operation) -> None:
+        def finish(next_index: int) -> Finished:
+            if operation.idempotency_key:
+                # D8: meanwhile its key may have been used for a request to another service.
+                first = self._first_answer_held(operation)
+                if first is not None:
+                    return first, None
+            execution.index = next_index
+            return self._finish(
+                operation, execution, value, error or self._lost(operation, execution)
+            )
+
+        return finish
+
+    def _check_lock(self, operation: Operation, execution: Execution) -> None:
         """K3: the lock that an operation names is held under its token, or nothing is done."""
-        if operation.if_lock is None:
-            return
-        name, token = operation.if_lock
-        if not holds_lock(self.views[LOCKS].get(name), token):
-            raise lock_lost(name, token, self.index)
+        if (error := self._lost(operation, execution)) is not None:
+            raise error
 
-    def _start(self, next_index: int) -> None:
-        self.index = next_index
-        self._seen_index = 0
-        self._writes = {}
-        self._table.begin()
+    @staticmethod
+    def _lost(operation: Operation, execution: Execution) -> RejectedError | None:
+        """Return what refuses an operation whose lock is not held under its token (K3).
+
+        Asked when it begins, and again when an `async` one ends: what counts is its place in the
+        order of the log.
+        """
+        if operation.if_lock is None:
+            return None
+        name, token = operation.if_lock
+        if holds_lock(execution.views[LOCKS].get(name), token):
+            return None
+        return lock_lost(name, token, execution.index)
 
     def _finish(
-        self, operation: Operation, value: Any, error: OperationError | None
-    ) -> tuple[Executed, Entry | None]:
+        self,
+        operation: Operation,
+        execution: Execution,
+        value: Any,
+        error: OperationError | None,
+    ) -> Finished:
+        self.index = index = execution.index
+        self._table.begin()
         entry: Entry = []
         if error is None:
-            entry = [(keyspace, key, value) for (keyspace, key), value in self._writes.items()]
+            entry = [(keyspace, key, item) for (keyspace, key), item in execution.writes.items()]
         if operation.idempotency_key and _is_remembered(error):
-            entry += self._table.remember(operation, self.index, value, error)
+            entry += self._table.remember(operation, index, value, error)
         if not entry:
-            return Executed(value, error, 0, self._seen_index), None
-        return Executed(value, error, self.index, self._seen_index), entry
+            return Executed(value, error, 0, execution.seen_index), None
+        return Executed(value, error, index, execution.seen_index), entry
 
     def _unknown(self, operation: Operation, service: Service | None) -> Executed:
         if service is None:
             error = unknown_service(operation.service, self._services)
         else:
-            known = ", ".join(sorted(service.operations))
+            known = ", ".join(sorted(filter(str.isidentifier, service.operations)))
             detail = f"no operation {operation.method!r}; the operations: {known}"
             error = OperationNotAppliedError("unknown_operation", detail)
         return Executed(None, error, 0, 0)
@@ -344,6 +399,8 @@ class Executor:
             # A new one: the traceback of what was raised leads to the frames that hold the answer,
             # and the collector sees no cycle through structs that it does not track.
             return RejectedError(problem.code, problem.detail, for_good=problem.for_good)
+        if type(problem) is OperationNotAppliedError:
+            return OperationNotAppliedError(problem.code, problem.detail)
         name = f"{operation.service}.{operation.method}" if operation.service else operation.method
         logger.error("operation %s failed", name, exc_info=problem)
         return OperationNotAppliedError(
@@ -406,7 +463,12 @@ def _is_remembered(error: OperationError | None) -> bool:
 
 def unknown_service(name: str, services: Mapping[str, Service]) -> OperationNotAppliedError:
     """Make the refusal of a call to a service that this node does not have."""
-    known = ", ".join(sorted(filter(None, services))) or "only the store"
+    known = ", ".join(sorted(filter(_is_a_users, services))) or "only the store"
     return OperationNotAppliedError(
         "unknown_service", f"this node has no service {name!r}; its services: {known}"
     )
+
+
+def _is_a_users(name: str) -> bool:
+    """Whether a service has a name that users' services have: what is built in has others."""
+    return name[:1].isalpha()

@@ -21,6 +21,7 @@ from datapath.errors import (
     PrimaryFullError,
 )
 from datapath.execution.client_table import SUMMARY_SIZE_BYTES
+from datapath.execution.concurrency import Concurrency, Running
 from datapath.execution.executor import Executor
 from datapath.execution.tail import PendingAnswer, Tail, Waiting
 from datapath.operations import Completion, Operation
@@ -68,13 +69,6 @@ class LogSpace(Protocol):
         """Whether there is room for so much more of the log."""
 
 
-class Running(Protocol):
-    """An `async` operation under way: a task, or what looks like one."""
-
-    def cancel(self) -> object:
-        """End it."""
-
-
 class Pipeline:
     """Executes operations and makes records of them; the `tail` answers when they commit.
 
@@ -120,7 +114,7 @@ class Pipeline:
         self._waiting_keys: dict[str, int] = {}
         self._overload_repeats: list[tuple[Waiting, OverloadedError]] = []  # of this turn
         self._batch_due = False
-        self._executing: Running | None = None
+        self._concurrency = Concurrency()
         self._stopped = False
         self.operations_total = 0
         self.records_total = 0
@@ -141,16 +135,14 @@ class Pipeline:
         deadline_ms = self._clock() + timeout_ms
         waiting = Waiting(operation, completion, deadline_ms, size)
         if (
-            len(self.waiting) >= self._bounds.max_waiting_operations
+            self.waiting_operations >= self._bounds.max_waiting_operations
             or self._waiting_bytes + size > self._bounds.max_waiting_bytes
         ):
             self._refuse_overload(waiting)
             return
         self.waiting.append(waiting)
         self._waiting_bytes += size
-        if key := operation.idempotency_key:
-            waiting.counted = True
-            self._waiting_keys[key] = self._waiting_keys.get(key, 0) + 1
+        self._count(waiting)
         self._deadlines.next_ms = min(self._deadlines.next_ms, deadline_ms)
         if not self._batch_due:
             self.schedule()
@@ -180,6 +172,11 @@ class Pipeline:
             or self._executor.repeat_of(operation, self._replica.next_index) is not None
         )
 
+    @property
+    def waiting_operations(self) -> int:
+        """How many wait to be executed."""
+        return len(self.waiting) + len(self._concurrency.held)
+
     # -- and are executed in batches
 
     def schedule(self) -> None:
@@ -193,7 +190,6 @@ class Pipeline:
         return (
             primary is not None
             and not self._stopped
-            and self._executing is None
             and self._tail.inflight_records < self._bounds.max_inflight_records
             and self._tail.inflight_bytes < self._bounds.max_inflight_bytes
             and primary.may_execute()
@@ -215,6 +211,9 @@ class Pipeline:
             and len(batch.answers) < bounds.max_record_entries
         ):
             waiting = self.waiting[0]
+            if self._concurrency.hold(waiting):
+                self.waiting.popleft()
+                continue
             is_async = self._is_async(waiting.operation)
             if is_async and batch.answers:
                 break
@@ -222,8 +221,9 @@ class Pipeline:
             if waiting.future.done() or not self._may_start(waiting, batch):
                 continue
             if is_async:
-                self._executing = self._spawn(self._run_async(waiting))
-                return
+                self._count(waiting)  # D8: a repeat that is refused meanwhile may yet be answered
+                self._concurrency.begin(waiting, self._spawn(self._run_async(waiting)))
+                continue
             executed, entry = self._executor.execute(waiting.operation, batch.next_index)
             answer = PendingAnswer(waiting, executed)
             if entry is None:
@@ -253,11 +253,16 @@ class Pipeline:
     def _take_waiting(self) -> None:
         waiting = self.waiting.popleft()
         self._waiting_bytes -= waiting.size_bytes
-        if waiting.counted:
-            self._uncount(waiting)
+        self._uncount(waiting)
+
+    def _count(self, waiting: Waiting) -> None:
+        """A repeat of it can wait for it."""
+        if key := waiting.operation.idempotency_key:
+            waiting.counted = True
+            self._waiting_keys[key] = self._waiting_keys.get(key, 0) + 1
 
     def _uncount(self, waiting: Waiting) -> None:
-        """It waits no longer."""
+        """It neither waits any longer nor is executed: no repeat of it can wait for it."""
         if not waiting.counted:
             return
         waiting.counted = False
@@ -300,11 +305,7 @@ class Pipeline:
 
     def _may_go_on(self, batch: Batch) -> bool:
         """Whether what was executed before a record was made may follow it."""
-        return (
-            not self._stopped
-            and self._replica.may_execute()
-            and self._executor.index == batch.next_index
-        )
+        return self._may_record() and self._executor.index == batch.next_index
 
     def _join(self, batch: Batch, answer: PendingAnswer, entry: Entry, size_bytes: int) -> None:
         """Take an executed operation into the batch, or refuse it alone: nobody has seen it."""
@@ -341,25 +342,43 @@ class Pipeline:
         return False
 
     async def _run_async(self, waiting: Waiting) -> None:
-        """Execute one `async` operation, and nothing beside it."""
+        """Execute one `async` operation; other services' go on meanwhile, its own wait."""
         epoch = self._replica.state.epoch
         try:
-            executed, entry = await self._executor.execute_async(
-                waiting.operation, self._replica.next_index
-            )
-            batch = self._begin_batch()
-            if self._replica.state.epoch == epoch and self._may_go_on(batch):
+            finish = await self._executor.begin_async(waiting.operation)
+            is_current = self._replica.state.epoch == epoch and self._may_record()
+            if is_current and self._concurrency.counts(waiting):
+                self._uncount(waiting)
+                batch = self._begin_batch()
+                executed, entry = finish(batch.next_index)
                 answer = PendingAnswer(waiting, executed)
                 if entry is None:
                     batch.answers.append(answer)
+                    batch.has_repeats = executed.repeated
                 else:
                     self._join(batch, answer, entry, entry_size_bytes(entry))
                 self._record(batch)
         finally:
-            self._executing = None
-            if not self._tail.holds(waiting):
-                self._refuse(waiting, self._not_primary())
-            self.schedule()
+            if self._concurrency.counts(waiting):
+                self._end_async(waiting)
+                if not self._tail.holds(waiting):
+                    self._refuse(waiting, self._not_primary())
+
+    def _end_async(self, waiting: Waiting) -> None:
+        """An `async` operation is over, or given up: what it still does has no effect."""
+        self._uncount(waiting)
+        self.waiting.extendleft(self._concurrency.end(waiting))
+        self.schedule()
+
+    def _give_up_async(self, waiting: Waiting, running: Running, error: OperationError) -> None:
+        """Cancel an `async` operation, which may take its time to end, and answer it now."""
+        running.cancel()
+        self._end_async(waiting)
+        self._refuse(waiting, error)
+
+    def _may_record(self) -> bool:
+        """Whether what was executed may become a record now."""
+        return not self._stopped and self._replica.may_execute()
 
     def _record(self, batch: Batch) -> None:
         """Make a record of a batch's deltas and replicate it."""
@@ -407,8 +426,8 @@ class Pipeline:
 
     def step_down(self) -> None:
         """The epoch is over."""
-        if self._executing is not None:
-            self._executing.cancel()
+        for waiting, running in self._concurrency:
+            self._give_up_async(waiting, running, self._not_primary())
         self._release_waiting()  # first: repeats of what is not committed share its fate
         self._tail.fail_unanswered(f"{self._node_id} lost its role before this was committed")
         self._executor.start_epoch()
@@ -421,7 +440,9 @@ class Pipeline:
     def _release_waiting(self) -> None:
         """What was not executed can be tried elsewhere."""
         self._answer_overload_repeats()
-        waiting, self.waiting = self.waiting, deque()
+        waiting = [*self.waiting, *self._concurrency.held]
+        self.waiting.clear()
+        self._concurrency.release()
         self._waiting_bytes = 0
         self._waiting_keys.clear()
         for item in waiting:
@@ -447,7 +468,14 @@ class Pipeline:
         )
         self._deadlines.next_ms = float("inf")
         self._tail.expire(now_ms, not_committed, not_executed)
-        late = [waiting for waiting in self.waiting if self._deadlines.is_over(waiting, now_ms)]
+        cancelled = OperationNotAppliedError(
+            "timeout", "it was still being executed when its time was up, and was cancelled"
+        )
+        for waiting, running in self._concurrency:
+            if self._deadlines.is_over(waiting, now_ms):
+                self._give_up_async(waiting, running, cancelled)
+        everyone = (*self.waiting, *self._concurrency.held)
+        late = [waiting for waiting in everyone if self._deadlines.is_over(waiting, now_ms)]
         for waiting in late:
             self._uncount(waiting)
             self._refuse(waiting, not_executed)

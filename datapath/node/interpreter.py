@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from datapath.errors import NotPrimaryError, RejectedError
 from datapath.execution.changes import Feed
+from datapath.execution.concurrency import Running
 from datapath.execution.executor import (
     CommittedState,
     Executor,
@@ -19,7 +20,7 @@ from datapath.execution.executor import (
     ReadView,
     unknown_service,
 )
-from datapath.execution.pipeline import Pipeline, Running
+from datapath.execution.pipeline import Pipeline
 from datapath.execution.tail import AppliedState, Tail
 from datapath.node.own_operations import OwnOperations
 from datapath.operations import Query, QueryResult

@@ -11,7 +11,7 @@ from cluster.services import kv
 from cluster.services.txn import decode_txn
 from datapath.errors import DataPathError, OperationError, OperationNotAppliedError
 from datapath.execution.client_table import ClientTable
-from datapath.execution.executor import Executor
+from datapath.execution.executor import Execution, Executor
 from datapath.execution.pipeline import Batch, Pipeline
 from datapath.execution.tail import PendingAnswer, Tail, Waiting
 from datapath.keyspaces import KV
@@ -195,11 +195,13 @@ def _d8_what_is_forgotten_is_not_in_the_delta() -> list[Patch]:
 def _t1_half_of_it_is_applied() -> list[Patch]:
     finish = Executor._finish
 
-    def halve(executor: Executor, operation: Operation, value: Any, error: Any) -> Any:
+    def halve(
+        executor: Executor, operation: Operation, execution: Execution, value: Any, error: Any
+    ) -> Any:
         if operation.method == "txn":
-            writes = list(executor._writes.items())
-            executor._writes = dict(writes[: (len(writes) + 1) // 2])
-        return finish(executor, operation, value, error)
+            writes = list(execution.writes.items())
+            execution.writes = dict(writes[: (len(writes) + 1) // 2])
+        return finish(executor, operation, execution, value, error)
 
     return [patch.object(Executor, "_finish", halve)]
 
@@ -228,12 +230,14 @@ def _t1_half_of_it_comes_later() -> list[Patch]:
 def _t1_reads_miss_the_writes_before_them() -> list[Patch]:
     scan = Executor.scan
 
-    def without_own(executor: Executor, keyspace: int, start: bytes, end: bytes | None) -> Any:
-        own, executor._writes = executor._writes, {}
+    def without_own(
+        executor: Executor, execution: Execution, keyspace: int, start: bytes, end: bytes | None
+    ) -> Any:
+        own, execution.writes = execution.writes, {}
         try:
-            return scan(executor, keyspace, start, end)
+            return scan(executor, execution, keyspace, start, end)
         finally:
-            executor._writes = own
+            execution.writes = own
 
     return [patch.object(Executor, "scan", without_own)]
 

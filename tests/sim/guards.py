@@ -61,6 +61,7 @@ SIMULATED = (
     "datapath.node.recovery",
     "datapath.node.views",
     "datapath.execution.client_table",
+    "datapath.execution.concurrency",
     "datapath.execution.executor",
     "datapath.execution.pipeline",
     "datapath.execution.tail",

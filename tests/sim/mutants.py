@@ -31,6 +31,7 @@ from tests.sim.consensus_mutants import CONSENSUS_MUTANTS
 from tests.sim.faults import Schedule
 from tests.sim.found_mutants import FOUND_MUTANTS
 from tests.sim.histories import Histories
+from tests.sim.hosting_mutants import HOSTING_MUTANTS
 from tests.sim.joint.schedule import JointSchedule
 from tests.sim.joint_mutants import JOINT_MUTANTS
 from tests.sim.membership_mutants import MEMBERSHIP_MUTANTS
@@ -55,6 +56,7 @@ MODULES = (
     "watch",
     "found",
     "joint",
+    "hosting",
 )
 PRELOADED = [f"tests.sim.{name}_mutants" for name in MODULES]
 RULES = (
@@ -63,11 +65,12 @@ RULES = (
     "M1",
     "T1",
     *(f"W{n}" for n in range(1, 6)),
+    *(f"X{n}" for n in range(1, 5)),
 )
 MUTANTS: tuple[Mutant, ...] = (
     *REPLICA_MUTANTS, *CLIENT_MUTANTS, *SERVICE_MUTANTS, *CONSENSUS_MUTANTS,
     *RAFT_MUTANTS, *MEMBERSHIP_MUTANTS, *READ_MUTANTS, *WATCH_MUTANTS,
-    *FOUND_MUTANTS, *JOINT_MUTANTS,
+    *FOUND_MUTANTS, *JOINT_MUTANTS, *HOSTING_MUTANTS,
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from datapath.execution.pipeline import Running
+from datapath.execution.concurrency import Running
 from datapath.keyspaces import KV
 from datapath.node.proposal import Proposal
 from datapath.node.recovery import recover_replica

@@ -156,7 +156,7 @@ class FakeServer:
         self.cuts: deque[Cut] = deque()
         self.port = 0
         self.accepted = 0
-        self._api = HttpApi(self.node, HttpSettings(shutdown_grace_ms=100))
+        self._api = HttpApi(self.node, HttpSettings(shutdown_grace_ms=100), services=core.hosts)
         self._relay: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._passing = asyncio.Event()

@@ -17,6 +17,7 @@ from itertools import islice
 import msgspec
 
 from cluster.services.built_in import built_in_services
+from cluster.services.hosting import START, Host
 from datapath.clock import clock_ms
 from datapath.errors import (
     NotPrimaryError,
@@ -28,7 +29,7 @@ from datapath.errors import (
 from datapath.execution.changes import Feed
 from datapath.execution.key_observers import KeyObservers, Observer
 from datapath.execution.lock_guard import holds_lock, lock_lost
-from datapath.keyspaces import KV, LOCKS
+from datapath.keyspaces import KV, LOCKS, SERVICES
 from datapath.node.history import History
 from datapath.operations import (
     STORE,
@@ -45,6 +46,7 @@ from datapath.records import Entry, Record, make_record
 from datapath.service import Service
 from election.identity import Addresses
 from election.view import AddMember, Handover, Member, RemoveMember, View, ViewRefusal, apply_change
+from tests.support.doc_shop import Shop
 
 NODES = ("n1", "n2", "n3")
 
@@ -167,11 +169,13 @@ class LocalNode:
         *,
         can_submit: bool = True,
         others: Mapping[str, Service] | None = None,
+        hosts: Mapping[str, Host] | None = None,
     ) -> None:
         self.can_submit = can_submit
         self.node_id = node_id
         self.service = service
-        self.services = {STORE: service, **(others or {})}
+        self.hosts = hosts or {}
+        self.services = {STORE: service, **(others or {}), **self.hosts}
         self.observers = KeyObservers()
         self.store = Store()
         self.index = 0
@@ -204,6 +208,10 @@ class LocalNode:
         self.view = View(
             cluster_id="local", epoch=1, version=1, primary="n1", in_sync=NODES, members=members
         )
+        for host in self.hosts.values():
+            tx = LocalTransaction(self.store, 1).keyspace(SERVICES)
+            host.operations[START](tx)
+            tx.commit()
 
     @property
     def cluster_id(self) -> str:
@@ -261,7 +269,7 @@ class LocalNode:
         fingerprint = b""
         if key:
             self.sent_after.append((key, operation.first_after))
-            call = msgspec.msgpack.encode((operation.method, operation.args))
+            call = msgspec.msgpack.encode((operation.service, operation.method, operation.args))
             fingerprint = hashlib.blake2b(call).digest()
             if key in self.answers:
                 return self._repeat(key, fingerprint)
@@ -316,7 +324,11 @@ class LocalNode:
         return msgspec.structs.replace(result, repeated=True)
 
     async def _call(self, operation: Operation, copies: int) -> Result:
-        service = self.services[operation.service]
+        service = self._find(operation.service)
+        if operation.method not in service.operations:
+            raise OperationNotAppliedError(
+                "unknown_operation", f"no operation {operation.method!r}"
+            )
         root = LocalTransaction(self.store, self.index + 1)
         if operation.if_lock is not None:
             name, token = operation.if_lock
@@ -340,10 +352,17 @@ class LocalNode:
         return self._query(query)
 
     def _query(self, query: Query) -> QueryResult:
-        service = self.services[query.service]
+        service = self._find(query.service)
+        if query.method not in service.queries:
+            raise RejectedError("unknown_query", f"no query {query.method!r}")
         tx = LocalTransaction(self.store, self.index).keyspace(service.keyspace)
         value = service.queries[query.method](tx, *query.args)
         return QueryResult(value, self.index, self.epoch, self.node_id)
+
+    def _find(self, name: str) -> Service:
+        if name not in self.services:
+            raise OperationNotAppliedError("unknown_service", f"there is no service {name!r}")
+        return self.services[name]
 
     def observe(self, keyspace: int, key: bytes, observer: Observer) -> bool:
         self.observers.add(keyspace, key, observer)
@@ -454,4 +473,5 @@ class LocalNode:
 def local_node(*, can_submit: bool = True) -> LocalNode:
     """Make one with the services that every node has."""
     services = built_in_services()
-    return LocalNode(services.pop(STORE), can_submit=can_submit, others=services)
+    hosts = {"shop": Host("shop", Shop())}
+    return LocalNode(services.pop(STORE), can_submit=can_submit, others=services, hosts=hosts)

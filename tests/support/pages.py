@@ -98,6 +98,7 @@ class PageShell:
 
     def __init__(self, directory: Path, replaced: Mapping[str, str], endpoints: str) -> None:
         self._replaced = replaced
+        self._directory = directory
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self._bash = subprocess.Popen(
             ["bash", "--noprofile", "--norc"],
@@ -137,6 +138,7 @@ class PageShell:
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", self._here(block.text)],
             cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(self._directory)},
             capture_output=True,
             text=True,
             timeout=DEADLINE_S,

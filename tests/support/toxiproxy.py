@@ -83,6 +83,7 @@ class ToxiproxyServer:
 
     def __init__(self, log_path: Path) -> None:
         self.log_path = log_path
+        self.url = ""
         self._client = toxiproxy.Toxiproxy()
         self._popen: subprocess.Popen[bytes] | None = None
 
@@ -101,6 +102,7 @@ class ToxiproxyServer:
     def start(self) -> None:
         """Start the process, and wait until it answers."""
         port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
         os.environ["NO_PROXY"] = "127.0.0.1"  # the client asks by way of the user's proxy otherwise
         with self.log_path.open("ab") as log:
             self._popen = subprocess.Popen(

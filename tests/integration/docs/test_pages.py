@@ -28,6 +28,8 @@ def prepare(directory: Path) -> None:
     """Put the files in place that the pages speak of as the reader's own."""
     (directory / "cat.png").write_bytes(bytes(range(256)) * 40)
     (directory / "records.ndjson").write_text('{"key": "users/1", "value": "a"}\n')
+    service = next(b for b in blocks_of(ROOT / "docs" / "own-service.md") if b.kind == "python")
+    (directory / "myshop.py").write_text(service.text)
     with gzip.open(directory / "records.tsv.gz", "wt") as file:
         file.write("users/2\tb\n")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cluster.api.openapi import openapi_document
+from cluster.api.openapi_services import openapi_document
 from cluster.api.params import RANGE_PARAMS, WATCH_PARAMS, WRITE_PARAMS
 from cluster.api.problems import CODES
 from cluster.api.settings import HttpSettings
@@ -24,7 +24,7 @@ def test_the_table_of_codes_is_the_programs() -> None:
 
 
 def test_every_path_and_parameter_is_told() -> None:
-    for path in openapi_document()["paths"]:
+    for path in openapi_document({})["paths"]:
         assert path in TEXT
     for name in {**RANGE_PARAMS, **WRITE_PARAMS, **WATCH_PARAMS}:
         assert f"`{name}" in TEXT, name

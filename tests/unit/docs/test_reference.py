@@ -20,6 +20,7 @@ from cluster.config.model import (
     LimitsSection,
     NodeConfig,
     Route,
+    ServiceConfig,
     TimingSection,
 )
 
@@ -31,6 +32,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[routes.A.B]": Route,
     "[timing]": TimingSection,
     "[limits]": LimitsSection,
+    "[services.NAME]": ServiceConfig,
     "[api]": ApiSection,
 }
 
@@ -48,7 +50,7 @@ def rows_of(section: type[msgspec.Struct]) -> list[tuple[str, str, str]]:
         else:
             shown = f'"{field.default}"' if isinstance(field.default, str) else field.default
             default = f"`{shown}`"
-        rows.append((f"`{field.name}`", default, str(meta.description)))
+        rows.append((f"`{field.encode_name}`", default, str(meta.description)))
     return rows
 
 

@@ -18,10 +18,11 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
-from cluster.api.openapi import openapi_document
+from cluster.api.openapi_services import openapi_document
 from cluster.api.problems import CODES, ProblemError
 from cluster.api.settings import HttpSettings
 from cluster.api.txn import MIN_BODY_LIMIT_BYTES
+from cluster.services.hosting import Host
 from cluster.services.txn import MAX_STEPS
 from datapath.errors import (
     NotPrimaryError,
@@ -32,16 +33,20 @@ from datapath.errors import (
     PrimaryFullError,
     RejectedError,
 )
+from tests.support.doc_shop import Shop
 from tests.support.raw_http import Reply, connect, fetch
 from tests.support.served import Local, Serve
 
-DOCUMENT = openapi_document()
+HOSTS = {"shop": Host("shop", Shop())}
+DOCUMENT = openapi_document(HOSTS)
+OF_METHODS = "/v1/services/shop/"
+"""Where the paths of single methods stand: they are served by the path of all."""
 METHODS = ("get", "head", "put", "post", "patch", "delete")
 OPERATIONS = [
     (method, path)
     for path, item in DOCUMENT["paths"].items()
     for method in METHODS
-    if method in item
+    if method in item and not path.startswith(OF_METHODS)
 ]
 TXN = b"""{
     "if": [{"key": "present", "version": {"gt": 0}}],
@@ -82,6 +87,12 @@ def good(method: str, path: str) -> Ask:
     if method == "post" and (is_lease or "{name}" in path):
         body = b'{"leases": ["2"]}' if path.endswith("keepalive") else b'{"ttl_ms": 5000}'
         return Ask("POST", target, body, {"Content-Type": "application/json"})
+    if "{method}" in path:
+        if method == "post":
+            target = target.replace("{service}/{method}", "shop/reserve")
+            return Ask("POST", target, b'{"item": "x"}', {"Content-Type": "application/json"})
+        target = target.replace("{service}/{method}", "shop/left")
+        return Ask(method.upper(), target, None, {}).query(arguments='{"item": "x"}')
     if path == "/v1/txn":
         return Ask("POST", target, TXN, {"Content-Type": "application/json"})
     if (method, path) == ("delete", "/v1/kv"):
@@ -156,8 +167,19 @@ SPOILT: dict[str, Callable[[Ask], Ask]] = {
         .header("Idempotency-Key", '"')
     ),
     "invalid_cursor": lambda ask: ask.query(cursor="garbage"),
-    "invalid_body": lambda ask: ask._replace(body=b"{"),
-    "not_found": lambda ask: ask.to("/v1/cluster/nodes/"),
+    "invalid_body": lambda ask: (
+        ask.query(arguments="{") if "left" in ask.target else ask._replace(body=b"{")
+    ),
+    "not_found": lambda ask: ask.to(
+        OF_METHODS if "services" in ask.target else "/v1/cluster/nodes/"
+    ),
+    "invalid_argument": lambda ask: (
+        ask._replace(body=b'{"item": 3}') if ask.body else ask.query(arguments='{"item": 3}')
+    ),
+    "unknown_service": lambda ask: ask.to(ask.target.replace("shop", "none")),
+    "unknown_operation": lambda ask: ask.to(OF_METHODS + "nothing"),
+    "unknown_query": lambda ask: ask.to(OF_METHODS + "nothing"),
+    "method_not_allowed": lambda ask: ask.to(OF_METHODS + "reserve"),
     "key_not_found": lambda ask: ask.to("/v1/kv/absent"),
     "precondition_failed": lambda ask: ask.header("If-Match", '"999"'),
     "unknown_host": lambda ask: ask.header("Host", "rebound.example"),
@@ -201,6 +223,9 @@ FAILING: dict[str, Callable[[Local], None]] = {
     "too_large": fails(OperationNotAppliedError("too_large", "no")),
     "idempotency_key_expired": fails(OperationUnknownError("idempotency_key_expired", "old")),
     "unknown_revision": fails(OperationUnknownError("unknown_revision", "ahead")),
+    "service_timeout": fails(OperationNotAppliedError("service_timeout", "slow")),
+    "service_starting": fails(OperationNotAppliedError("service_starting", "not yet")),
+    "service_outdated": fails(OperationNotAppliedError("service_outdated", "old")),
     "service_failed": fails(OperationNotAppliedError("service_failed", "bug")),
     "timeout": fails(OperationUnknownError("timeout", "late")),
     "storage_full": fails(PrimaryFullError("storage_full", "full")),
@@ -348,6 +373,9 @@ async def test_every_route_is_documented_and_every_documented_route_served(local
         path: {method.upper() for method in METHODS if method in item}
         for path, item in DOCUMENT["paths"].items()
     }
+    documented = {
+        path: methods for path, methods in documented.items() if not path.startswith(OF_METHODS)
+    }
     assert documented == {path: set(methods) for path, methods in local.api.routes().items()}
 
 
@@ -381,7 +409,26 @@ async def test_success_is_as_documented(serve: Serve, method: str, path: str) ->
     assert {str(reply.status) for reply in answers} == succeeded
 
 
-HARMLESS = ("/livez", "/readyz", "/primary", "/openapi.json", "/metrics")
+async def test_each_method_of_a_service_is_as_documented(serve: Serve) -> None:
+    local = await serve()
+    asks = {
+        "reserve": [Ask("POST", OF_METHODS + "reserve", b'{"item": "x", "count": 2}', {})],
+        "left": [
+            Ask("POST", OF_METHODS + "left", b'{"item": "x"}', {}),
+            Ask("GET", OF_METHODS + "left?item=x", None, {}),
+        ],
+    }
+    for name, item in DOCUMENT["paths"].items():
+        if name.startswith(OF_METHODS):
+            for ask in asks.pop(name.removeprefix(OF_METHODS)):
+                reply = await send(local, ask.header("Content-Type", "application/json"))
+                assert reply.status == 200, reply
+                check(reply, ask.method.lower(), name)
+            assert "head" in item or name.endswith("reserve")
+    assert not asks
+
+
+HARMLESS = ("/v1/services", "/livez", "/readyz", "/primary", "/openapi.json", "/metrics")
 """Nothing in these calls what could fail."""
 
 
@@ -415,9 +462,6 @@ async def test_every_documented_problem_comes_as_documented(
 
 KINDS = "Rejected|NotPrimary|NotApplied|UnknownOutcome|Overloaded|StorageFull|Operation"
 INTERNAL = {
-    "unknown_operation",  # the API calls only what KeyValue has
-    "unknown_query",
-    "unknown_service",
     "unknown_call",  # between nodes
     "lost_disk",
     "disk_queue_full",  # between the engine and its disk

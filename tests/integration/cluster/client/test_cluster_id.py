@@ -18,7 +18,8 @@ from cluster.client.errors import (
     UnknownOutcomeError,
     WrongClusterError,
 )
-from cluster.client.retries import Request, Transport
+from cluster.client.exchange import Request
+from cluster.client.retries import Transport
 from cluster.client.sync import Client
 from tests.support.fake_api import FakeCluster, fake_cluster
 

@@ -81,13 +81,15 @@ async def test_a_nondeterministic_operation_runs_once_and_its_result_is_on_every
         assert {ticket.node for ticket in tickets} == {"n1"}
 
 
-async def test_an_async_operation_may_wait_and_nothing_executes_beside_it(tmp_path: Path) -> None:
+async def test_an_async_operation_may_wait_and_nothing_of_its_service_executes_beside_it(
+    tmp_path: Path,
+) -> None:
     async with running(tmp_path, Lottery) as cluster:
         slow = asyncio.create_task(cluster["n1"].execute("draw_abroad", b"k"))
         engine = cluster["n1"].engine
-        await until(lambda: engine.interpreter.pipeline._executing is not None, "it executes")
+        await until(lambda: any(engine.interpreter.pipeline._concurrency), "it executes")
         fast = asyncio.create_task(cluster["n1"].execute("draw", b"k"))
-        await until(lambda: len(engine.interpreter.pipeline.waiting) == 1, "the other waits")
+        await until(lambda: engine.interpreter.pipeline.waiting_operations == 1, "the other waits")
         assert (await cluster["n1"].query("show", b"k")).value is None
         primary_service(cluster).gate.set()
         assert (await slow).index < (await fast).index
@@ -117,7 +119,7 @@ async def test_an_async_operation_cut_short_by_a_failover_is_executed_by_the_nex
     async with running(tmp_path, Lottery, timing=QUICK) as cluster:
         slow = asyncio.create_task(cluster["n2"].execute("draw_abroad", b"k"))
         await until(
-            lambda: cluster["n1"].engine.interpreter.pipeline._executing is not None,
+            lambda: any(cluster["n1"].engine.interpreter.pipeline._concurrency),
             "it executes on n1",
         )
         for replica in cluster.replicas.values():
@@ -141,7 +143,7 @@ async def test_an_operation_that_ended_during_a_handover_that_failed_leaves_noth
         tail = cluster["n1"].engine.interpreter.tail
         await until(lambda: len(tail) == 1, "n3 lags")
         abroad = asyncio.create_task(cluster["n1"].execute("draw_abroad", b"k"))
-        await until(lambda: pipeline._executing is not None, "it executes")
+        await until(lambda: any(pipeline._concurrency), "it executes")
         handover = asyncio.create_task(cluster["n1"].gateway.handover("n3", 500))
         await until(lambda: not cluster["n1"].engine.replica.may_execute(), "n1 hands over")
         primary_service(cluster).gate.set()

@@ -9,7 +9,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from cluster.api.openapi import openapi_document
+from cluster.api.openapi_services import openapi_document
 from cluster.services.kv import KeyValue
 from datapath.operations import NODE_STATES, ClusterStatus, NodeState, NodeStateWord
 from tests.support.replicas import QUICK, running, until
@@ -17,7 +17,7 @@ from tests.support.replicas import QUICK, running, until
 
 def check(status: ClusterStatus) -> None:
     """Fail unless it is valid by the schema that is served."""
-    schema = {"$ref": "#/components/schemas/ClusterStatus", **openapi_document()}
+    schema = {"$ref": "#/components/schemas/ClusterStatus", **openapi_document({})}
     jsonschema.Draft202012Validator(schema).validate(
         msgspec.json.decode(msgspec.json.encode(status))
     )

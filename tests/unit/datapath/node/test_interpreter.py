@@ -11,7 +11,7 @@ import pytest
 
 from cluster.services.kv import KeyValue
 from datapath.errors import NotPrimaryError, OperationError, RejectedError, SafetyError
-from datapath.execution.pipeline import Running
+from datapath.execution.concurrency import Running
 from datapath.node.interpreter import Interpreter
 from datapath.operations import STORE, Operation, Query, Result
 from datapath.protocol import effects
