@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from datapath.errors import TransferError
 from datapath.keyspaces import KEYSPACES
 from datapath.node.catch_up import Snapshots
+from datapath.protocol.replica import Replica
 from datapath.storage.snapshot import SnapshotReader, SnapshotWriter
 from datapath.storage.store import Store
 from datapath.transport.snapshot_receiver import SnapshotReceiver
@@ -134,6 +136,7 @@ async def test_a_snapshot_that_is_refused_when_it_is_complete_leaves_nothing(
         view=None,
         state=SimpleNamespace(epoch=5, accepted_primary="n1", accepted_epoch=5, commit_index=0),
     )
+    replica.snapshot_refusal = partial(Replica.snapshot_refusal, cast("Any", replica))
     storage = SimpleNamespace(snapshot_writer=stores.make_writer)
     snapshots = make_snapshots(replica, storage)
 
