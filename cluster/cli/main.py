@@ -21,6 +21,8 @@ COMMANDS = {
     "txn": "cluster.cli.txn:txn",
     "list": "cluster.cli.kv:list_keys",
     "watch": "cluster.cli.watch:watch",
+    "lock": "cluster.cli.lock:lock",
+    "elect": "cluster.cli.lock:elect",
     "status": "cluster.cli.cluster:status",
     "handover": "cluster.cli.cluster:handover",
     "remove": "cluster.cli.cluster:remove",
