@@ -30,11 +30,11 @@ async def main(prefix: str) -> None:
         known: dict[str, bytes] | None = None
         while True:
             # All that one revision has changed is there, or none of it.
-            _, current = config.snapshot()
+            revision, current = config.snapshot()
             if current != known:  # else only time has passed
                 show(current)
             known = current
-            await config.changed()
+            await config.changed(revision)
 
 
 if __name__ == "__main__":

@@ -126,18 +126,22 @@ class AsyncMirror(Copy):
         if self._watch is not None:
             await self._watch.aclose()
 
-    async def changed(self) -> int:
-        """Wait until it follows a change, and return its revision. Raises `error`."""
-        self._moved.clear()
-        await self._moved.wait()
-        if self.error is not None:
-            raise self.error
+    async def changed(self, after: int | None = None) -> int:
+        """Wait until `revision` is above `after` (None: what it is now); return it.
+
+        Time alone raises it, too: nothing else has changed up to there. Raises `error`.
+        """
+        known = self.revision if after is None else after
+        while self.revision <= known:
+            if self.error is not None:
+                raise self.error
+            self._moved.clear()
+            await self._moved.wait()
         return self.revision
 
     async def reach(self, revision: int) -> None:
         """Wait until it holds all that has changed up to a revision: of one's own write, say."""
-        while self.revision < revision:
-            await self.changed()
+        await self.changed(revision - 1)
 
     async def _copy(self) -> AsyncKeyWatch:
         """List, and watch until the pages, each of another revision, are one state."""

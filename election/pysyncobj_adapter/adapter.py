@@ -10,11 +10,10 @@ from collections.abc import Callable
 from election.agreement import (
     AgreementFailedError,
     AgreementUnavailableError,
-    Committed,
     Outcome,
     Refused,
-    Unknown,
 )
+from election.pysyncobj_adapter.inbox import Inbox, outcome_of
 from election.pysyncobj_adapter.raft_thread import AgreementStatus, RaftThread
 from election.pysyncobj_adapter.settings import AgreementSettings
 from election.pysyncobj_adapter.view_machine import (
@@ -43,18 +42,15 @@ class PySyncObjAgreement:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: asyncio.Future[None] | None = None
         self._watches: list[asyncio.Task[None]] = []
-        self._view: View | None = None
-        self._waiting: dict[bytes, asyncio.Future[ViewReply]] = {}
-        self._on_view: list[Callable[[View], None]] = []
+        self._inbox = Inbox(lambda *call: self._loop_of().call_soon(*call))
         self._on_failure: list[Callable[[AgreementFailedError], None]] = []
-        self._on_reminder: list[Callable[[int, int], None]] = []
         self._failure: AgreementFailedError | None = None
         self._stopped = False
 
     @property
     def view(self) -> View | None:
         """The newest committed view applied here; None until this node has caught up once."""
-        return self._view
+        return self._inbox.view
 
     @property
     def status(self) -> AgreementStatus | None:
@@ -65,7 +61,7 @@ class PySyncObjAgreement:
     def voters(self) -> frozenset[str] | None:
         """The Raft members whose change has been applied here; None until it has caught up."""
         status = self._runner.status
-        return None if status is None or self._view is None else status.voters
+        return None if status is None or self.view is None else status.voters
 
     @property
     def heard(self) -> frozenset[str]:
@@ -81,7 +77,7 @@ class PySyncObjAgreement:
 
     def subscribe(self, on_view: Callable[[View], None]) -> None:
         """Call `on_view` on the loop with each newer view that this node applies."""
-        self._on_view.append(on_view)
+        self._inbox.subscribe(on_view)
 
     def on_failure(self, callback: Callable[[AgreementFailedError], None]) -> None:
         """Call `callback` once if this member breaks after it has started."""
@@ -94,7 +90,7 @@ class PySyncObjAgreement:
 
         On the loop, before any view or answer that consensus gave after it.
         """
-        self._on_reminder.append(callback)
+        self._inbox.on_reminder(callback)
 
     def note_committed(self, epoch: int, index: int) -> None:
         """Have the other members remember how far this node's data is, by and by."""
@@ -128,7 +124,7 @@ class PySyncObjAgreement:
         await asyncio.gather(*self._watches, return_exceptions=True)
         self._watches = []
         await asyncio.to_thread(self._runner.stop)
-        self._give_up("this agreement was stopped")
+        self._inbox.give_up("this agreement was stopped")
 
     async def propose(self, change: ViewChange, expected_version: int, timeout_ms: int) -> Outcome:
         """Propose one change; repeated under one request id until `timeout_ms` has passed."""
@@ -136,16 +132,10 @@ class PySyncObjAgreement:
         try:
             command = encode_command(ProposeRequest(request_id, expected_version, change))
         except (TypeError, ValueError, OverflowError) as error:
-            return Refused(self._view, f"the change cannot be encoded: {error}")
+            return Refused(self.view, f"the change cannot be encoded: {error}")
         if len(command) > MAX_COMMAND_BYTES:
-            return Refused(self._view, f"the change is larger than {MAX_COMMAND_BYTES} bytes")
-        answer = await self._request(request_id, command, timeout_ms)
-        if isinstance(answer, str):
-            return Unknown(answer)
-        if answer.refusal is not None:
-            return Refused(answer.view, answer.refusal)
-        assert answer.view is not None
-        return Committed(answer.view)
+            return Refused(self.view, f"the change is larger than {MAX_COMMAND_BYTES} bytes")
+        return outcome_of(await self._request(request_id, command, timeout_ms))
 
     async def read_view(self, timeout_ms: int) -> View | None:
         """Return the view after a committed no-op; None before the bootstrap.
@@ -167,7 +157,7 @@ class PySyncObjAgreement:
         if self._loop is None or self._stopped or self._failure is not None:
             return "this agreement is not running"
         waiting: asyncio.Future[ViewReply] = self._loop.create_future()
-        self._waiting[request_id] = waiting
+        self._inbox.expect(request_id, waiting)
         self._runner.request(request_id, command)
         try:
             async with asyncio.timeout(timeout_ms / 1000):
@@ -177,7 +167,7 @@ class PySyncObjAgreement:
         except AgreementUnavailableError as error:
             return str(error)
         finally:
-            self._waiting.pop(request_id, None)
+            self._inbox.forget(request_id)
             self._runner.forget(request_id)
 
     # Called by the Raft thread: hand over to the loop, and never raise.
@@ -210,39 +200,23 @@ class PySyncObjAgreement:
             self._started.set_result(None)
 
     def _note_news(self, view: View | None, answers: list[ViewReply]) -> None:
-        if self._stopped:
-            return
-        if view is not None:
-            self._view = view
-            for on_view in self._on_view:
-                self._loop_of().call_soon(on_view, view)
-        for answer in answers:
-            waiting = self._waiting.get(answer.request_id)
-            if waiting is not None and not waiting.done():
-                waiting.set_result(answer)
+        if not self._stopped:
+            self._inbox.take_news(view, answers)
 
     def _note_reminder(self, epoch: int, index: int) -> None:
-        if self._stopped:
-            return
-        for callback in self._on_reminder:
-            # At once: an answer of `_note_news` wakes who waits for it only later.
-            callback(epoch, index)
+        if not self._stopped:
+            self._inbox.take_reminder(epoch, index)
 
     def _note_failure(self, error: AgreementFailedError) -> None:
         if self._failure is not None or self._stopped:
             return
         self._failure = error
-        self._give_up(str(error))
+        self._inbox.give_up(str(error))
         if self._started is not None and not self._started.done():
             self._started.set_exception(error)
             return
         for callback in self._on_failure:
             self._loop_of().call_soon(callback, error)
-
-    def _give_up(self, reason: str) -> None:
-        for waiting in self._waiting.values():
-            if not waiting.done():
-                waiting.set_exception(AgreementUnavailableError(reason))
 
     def _loop_of(self) -> asyncio.AbstractEventLoop:
         assert self._loop is not None

@@ -10,4 +10,5 @@ import pysyncobj.syncobj as library
 
 def monotonic() -> float:
     """Return seconds on a clock that only goes forward, at a rate nobody steers."""
-    return float(library.monotonicTime())
+    now_s: float = library.monotonicTime()
+    return now_s

@@ -49,7 +49,7 @@ class Elections(SyncObj):  # type: ignore[misc]
             self._ballot.won = False
             self._SyncObj__raftElectionDeadline = now + self._draw_s(1, 2)
             return
-        if not self._links.connected():
+        if not self._links.has_links:
             self._ballot.won = False  # What was agreed before the links were lost is history.
         if (
             self._isLeader()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import struct
 from collections.abc import Iterator
@@ -27,6 +28,12 @@ from election.pysyncobj_adapter.errors import (
 _FILE_HEADER = struct.Struct("<8sIQ")  # magic, CRC-32C of length and payload, length of the payload
 _LENGTH = struct.Struct("<Q")
 _Content = TypeVar("_Content")
+
+
+@functools.lru_cache(maxsize=64)
+def new_path(path: Path) -> Path:
+    """Return where the next version of a file is written, before it is renamed over this one."""
+    return path.with_name(path.name + ".new")
 
 
 def crc32c(data: bytes) -> int:
@@ -156,7 +163,7 @@ class Disk:
 
     def new_file_beside(self, path: Path, data: bytes) -> Path:
         """Write `data` to `path`.new and fsync it; return that path, to be checked and renamed."""
-        beside = path.with_name(path.name + ".new")
+        beside = new_path(path)
         with disk_errors(beside):
             fd = self.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             try:
@@ -209,7 +216,7 @@ def load_file(path: Path, magic: bytes, content: type[_Content], disk: Disk) -> 
         StorageCorruptError: it is not what was written.
 
     """
-    disk.remove(path.with_name(path.name + ".new"))
+    disk.remove(new_path(path))
     if not disk.exists(path):
         return None
     payload = decode_file(magic, disk.read_from_disk(path), path)

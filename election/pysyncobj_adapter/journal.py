@@ -26,7 +26,7 @@ from typing import overload
 import msgspec
 
 from election.pysyncobj_adapter.errors import StorageCorruptError
-from election.pysyncobj_adapter.files import REAL_DISK, Disk, crc32c, disk_errors
+from election.pysyncobj_adapter.files import REAL_DISK, Disk, crc32c, disk_errors, new_path
 
 RaftEntry = tuple[bytes, int, int]  # command, index, term: PySyncObj's order
 
@@ -173,7 +173,7 @@ class Journal:
         self._fd = -1
         self._end_bytes = self._size_bytes = 0
         self._batch: list[RaftEntry] | None = None
-        disk.remove(path.with_name(path.name + ".new"))
+        disk.remove(new_path(path))
         if disk.exists(path):
             scan = _Scan(path, disk.read_from_disk(path))
             self.directory_id = scan.directory_id
@@ -327,7 +327,7 @@ class Journal:
         data = _header(self.directory_id)
         data += _record(_VOTE, 0, self._term, (self._voted_for or "").encode())
         data += b"".join(_record(_ENTRY, index, term, command) for command, index, term in entries)
-        beside = self.path.with_name(self.path.name + ".new")
+        beside = new_path(self.path)
         size = len(data) + -len(data) % self._reserve_bytes
         with disk_errors(beside):
             fd = disk.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC)

@@ -127,6 +127,7 @@ class RaftLink:
         self._sent_frames = self._read_frames = 0
         self._unread = bytearray()
         self._unsent = bytearray()
+        self._watched = 0
         self._on_plain: Callable[[bytes], None] = self._on_greeting
         self._watch()
         if self.dialed:
@@ -157,7 +158,9 @@ class RaftLink:
         mask = events.READ | events.ERROR
         if self._unsent or self._connecting:
             mask |= events.WRITE
-        self._poller.subscribe(self._fd, self._on_event, mask)
+        if mask != self._watched:
+            self._watched = mask
+            self._poller.subscribe(self._fd, self._on_event, mask)
 
     def _write(self, frame: bytes) -> None:
         had_unsent = bool(self._unsent)

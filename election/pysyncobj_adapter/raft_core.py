@@ -200,7 +200,8 @@ class RaftCore(RaftMembers):
     @property
     def member_ids(self) -> list[str]:
         """The members of the configuration that counts, sorted."""
-        return sorted([self._settings.node_id, *(str(node.id) for node in self.otherNodes)])
+        others = (str(node.id) for node in self._SyncObj__otherNodes)
+        return sorted([self._settings.node_id, *others])
 
     def connected_ids(self) -> list[str]:
         """Return the members with an open link."""
@@ -215,6 +216,21 @@ class RaftCore(RaftMembers):
     def log_entries(self) -> int:
         """How many entries the journal holds."""
         return len(self._journal)
+
+    def status_facts(self) -> tuple[object, ...]:
+        """Return what everything follows from that a status shows: it is as before, if this is.
+
+        The members follow from the log, and the log from its first entry and its last one.
+        """
+        log = self._journal
+        return (
+            self._SyncObj__raftLeader,
+            self._SyncObj__raftCurrentTerm,
+            self._SyncObj__raftLastApplied,
+            len(log),
+            log[-1][1:],
+            *self._links.connected(),
+        )
 
     def watch(self, descr: int, callback: OnEvent) -> None:
         """Let `tick` also wait for this descriptor to become readable."""

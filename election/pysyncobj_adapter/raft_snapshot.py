@@ -12,7 +12,7 @@ import msgspec
 
 from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.errors import StorageCorruptError
-from election.pysyncobj_adapter.files import REAL_DISK, Disk, decode_file, encode_file
+from election.pysyncobj_adapter.files import REAL_DISK, Disk, decode_file, encode_file, new_path
 from election.pysyncobj_adapter.journal import RaftEntry
 from election.pysyncobj_adapter.view_machine import MachineState
 
@@ -47,7 +47,7 @@ class DumpStore:
         self._data = b""
         self._sent_bytes: dict[object, int] = {}
         self._incoming: bytearray | None = None
-        disk.remove(path.with_name(path.name + ".new"))
+        disk.remove(new_path(path))
         if disk.exists(path):
             self._data = disk.read_from_disk(path)
             self.current = self._decode(self._data, path)

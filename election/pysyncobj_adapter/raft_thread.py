@@ -83,6 +83,7 @@ class RaftThread:
         network: Network | None = None,
     ) -> None:
         self.status: AgreementStatus | None = None
+        self._status_facts: tuple[object, ...] = ()
         self.ticks = 0
         self.position = (0, 0)
         """(epoch, index) up to which this node's data is committed and durable; set by anybody."""
@@ -226,17 +227,10 @@ class RaftThread:
 
     def _report(self, core: RaftCore) -> None:
         self.ticks += 1
-        leader = core.leader_in_term
-        self.status = AgreementStatus(
-            None if leader is None else leader[0],
-            int(core.raftCurrentTerm),
-            int(core.raftLastApplied),
-            core.log_entries,
-            tuple(core.member_ids),
-            tuple(core.connected_ids()),
-            frozenset(core.machine.raft_members),
-            core.founders,
-        )
+        facts = core.status_facts()
+        if facts != self._status_facts:
+            self._status_facts = facts
+            self.status = self._new_status(core)
         if not self._caught_up or not core.isReady():
             return
         view = core.machine.view
@@ -247,3 +241,17 @@ class RaftThread:
                 core.note_progress()  # before the data path rests on it
                 self._published_version = view.version
             self._listener.on_news(view if is_newer else None, answers)
+
+    @staticmethod
+    def _new_status(core: RaftCore) -> AgreementStatus:
+        leader = core.leader_in_term
+        return AgreementStatus(
+            None if leader is None else leader[0],
+            int(core.raftCurrentTerm),
+            int(core.raftLastApplied),
+            core.log_entries,
+            tuple(core.member_ids),
+            tuple(core.connected_ids()),
+            frozenset(core.machine.raft_members),
+            core.founders,
+        )

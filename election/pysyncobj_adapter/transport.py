@@ -46,6 +46,8 @@ TELL_INTERVAL_S = 1.0
 _REFUSAL_LOG_INTERVAL_S = 5.0
 _REFUSED_DIAL_PAUSE_S = 0.4
 
+_PING = wire.encode_raft_message(wire.Ping())
+
 logger = logging.getLogger(__name__)
 
 
@@ -158,6 +160,11 @@ class RaftTransport(Transport):  # type: ignore[misc]
         """Return the ids of the members with an open link."""
         return list(self._open)
 
+    @property
+    def has_links(self) -> bool:
+        """Whether any link is open."""
+        return bool(self._open)
+
     def is_heard(self, node_id: str, since: float) -> bool:
         """Whether something was read on an open link from that member since then."""
         link = self._open.get(node_id)
@@ -171,21 +178,17 @@ class RaftTransport(Transport):  # type: ignore[misc]
             # A handshake whose bytes are swallowed, or a dial whose SYN is, would never end.
             if now - link.since > settings.handshake_timeout_ms / 1000:
                 link.close()
+        timeout_s = settings.connection_timeout_ms / 1000
         for link in list(self._open.values()):
-            if (
-                link in self._evicted
-                or now - link.last_read_at > settings.connection_timeout_ms / 1000
-            ):
+            if now - link.last_read_at > timeout_s or link in self._evicted:
                 link.close()
                 continue
             if self._may_tell(link, now):
                 self._tell(link, now)
             if now - link.last_sent_at > PING_INTERVAL_S:
-                link.send(wire.encode_raft_message(wire.Ping()), now)
-        for node_id in sorted(self._nodes.keys() | self._welcome()):
-            if node_id in self._open:
-                self._unlinked_since.pop(node_id, None)
-            elif node_id not in self._dialing and self._is_to_be_dialed(node_id, now):
+                link.send(_PING, now)
+        for node_id in sorted((self._nodes.keys() | self._welcome()) - self._open.keys()):
+            if node_id not in self._dialing and self._is_to_be_dialed(node_id, now):
                 self._dial(node_id, now)
 
     def forgive(self, gap_s: float) -> None:
@@ -204,9 +207,11 @@ class RaftTransport(Transport):  # type: ignore[misc]
         return now - since > REACHING_PATIENCE_S and self._reaches_for(node_id)
 
     def _dial(self, node_id: str, now: float) -> None:
-        addresses = self._dial_addresses(node_id)
         last = self._dialed_at.get(node_id, 0.0)
-        if not addresses or now - last < self._settings.dial_interval_ms / 1000:
+        if now - last < self._settings.dial_interval_ms / 1000:
+            return
+        addresses = self._dial_addresses(node_id)
+        if not addresses:
             return
         self._dialed_at[node_id] = now
         # Counted as failed until the link opens: then this address is the one to come back to.
@@ -286,6 +291,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
         # Before anything is sent: what is sent may find the connection broken, and forget the link.
         self._discard(link)
         self._open[link.peer] = link
+        self._unlinked_since.pop(link.peer, None)
         link.last_read_at = monotonic()
         # First of all, so that the peer knows it before it votes or acts on anything sent here.
         remembered = wire.Remembered(self._marks.of(_data_id(link)))

@@ -132,7 +132,7 @@ async def test_a_node_is_moved_by_command_and_its_file_has_to_follow(
     async with cluster.client("n1", "n3") as client:
         await client.move("n2", client=new.client, peer=new.peer, raft=new.raft)
     said = cluster.nodes["n2"]
-    await wait_until(lambda: "has agreed on other addresses" in said.log(), "n2 warns")
+    await wait_until(lambda: "the agreed addresses of node n2 differ" in said.log(), "n2 warns")
 
     # It runs on where it was, and is not thrown out; started so again, it is refused.
     await cluster.stop("n2")

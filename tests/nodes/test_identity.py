@@ -154,7 +154,7 @@ async def test_a_copy_that_has_taken_the_place_of_a_dead_node_keeps_it(
     moved = copy_of_one(make_cluster, cluster, "n2", "moved")
     moved.launch("n2")
     said = moved.nodes["n2"]
-    await wait_until(lambda: "agreed on this node's addresses" in said.log(), "it has moved")
+    await wait_until(lambda: "agreed to this node's addresses" in said.log(), "it has moved")
     cluster.launch("n2")
     assert await cluster.nodes["n2"].wait_exit() == REFUSED
     assert "two processes run as node n2" in cluster.nodes["n2"].log()

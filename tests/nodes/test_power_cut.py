@@ -136,7 +136,7 @@ async def test_damage_inside_acknowledged_records_is_named_and_repaired_from_the
         await cluster.start()
     said = cluster.nodes[victim].log()
     assert f"{frame.path} is damaged at offset {frame.offset}" in said
-    assert "fetched anew from the primary" in said
+    assert "fetched again from the primary" in said
     assert await cluster.primary() != victim, "who may lack something is not made primary"
     await cluster.wait_converged()
     await writer.verify()

@@ -120,7 +120,7 @@ async def test_a_backup_put_back_while_the_primary_is_away_never_takes_over(
     await writer.verify()
     status = await cluster.status(backup)
     assert status is not None
-    assert not any("may lack entries" in text for text in status.warnings)
+    assert not any("may lack acknowledged entries" in text for text in status.warnings)
 
 
 @pytest.mark.long

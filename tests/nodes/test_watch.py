@@ -13,6 +13,7 @@ import pytest
 from cluster.client.aio import AsyncClient
 from cluster.client.errors import ClientError, RevisionCompactedError
 from cluster.client.results import WatchEvent
+from cluster.client.watching import AsyncKeyWatch
 from tests.nodes.conftest import MakeCluster
 from tests.support.cluster import Cluster, Writer, wait_until
 from tests.support.partitions import Network
@@ -111,7 +112,7 @@ async def test_nothing_is_missing_while_nodes_are_killed(make_cluster: MakeClust
     async with watching(*orders, after=0) as watchers:
         async with Writer(cluster) as writer:
             await writer.progress(100)
-            for _ in range(3):
+            for _ in range(2):
                 victim = chance.choice([await cluster.primary(), *cluster.replicas])
                 await cluster.kill(victim)
                 await writer.progress(100)
@@ -249,3 +250,29 @@ async def test_a_removed_or_stopped_node_sends_its_watchers_on(make_cluster: Mak
                     await client.remove(victim)
             await writer.progress(30)
         await compare(cluster, [watcher], 0)
+
+
+@pytest.mark.long
+async def test_a_thousand_watchers_miss_nothing_when_the_primary_is_killed(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster: Cluster = make_cluster()
+    await cluster.start()
+    urls = [cluster.url(node) for node in cluster.replicas]
+    async with AsyncClient(urls, timeout_ms=30_000) as client, contextlib.AsyncExitStack() as stack:
+        watches = [client.watch("w/", after=0) for _ in range(1000)]
+        for watch in watches:
+            await stack.enter_async_context(watch)
+        written: list[int] = []
+        victim = await cluster.primary()
+        for number in range(30):
+            if number == 10:
+                await cluster.kill(victim)
+            written.append((await client.put(f"w/{number}", b"v")).revision)
+
+        async def story(watch: AsyncKeyWatch) -> list[int]:
+            return [(await anext(watch)).revision for _ in written]
+
+        async with asyncio.timeout(DEADLINE_S):
+            for found in await asyncio.gather(*map(story, watches)):
+                assert found == written

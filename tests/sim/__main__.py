@@ -16,9 +16,9 @@ from tests.sim.runner import Outcome, default_jobs, run_seeds
 PROGRAM = "tests.sim"
 
 
-def replay(seed: int, *, verbose: bool) -> str:
+def replay(seed: int, *, verbose: bool, schedule_type: type[Schedule] = Schedule) -> str:
     """Run a seed again with its transcript; return the violation, or ""."""
-    schedule = Schedule(seed, trace=True)
+    schedule = schedule_type(seed, trace=True)
     problem = ""
     try:
         schedule.run()
@@ -47,7 +47,7 @@ def report(
         f"{seconds:.1f} s: {done / seconds:.0f} schedules/s, {simulated_s / seconds:.0f} simulated "
         f"s/s; {done / outcome.cpu_s:.0f} schedules/s of one core"
     )
-    if situations is SITUATIONS:
+    if outcome.histories:
         print(
             f"{outcome.histories} histories of {outcome.operations} operations, {outcome.unknown} "
             f"of them unknown, were checked by Porcupine"
@@ -75,6 +75,17 @@ def make_parser(program: str, description: str | None, seeds: int) -> argparse.A
     parser.add_argument("--keep-going", action="store_true", help="report all failing seeds")
     parser.add_argument("-v", "--verbose", action="store_true")
     return parser
+
+
+def add_histories(parser: argparse.ArgumentParser) -> None:
+    """Add how often Porcupine checks."""
+    parser.add_argument(
+        "--histories",
+        type=int,
+        default=1,
+        metavar="N",
+        help="let Porcupine check what clients were told in every n-th seed (0: never)",
+    )
 
 
 def carry_out(
@@ -105,13 +116,7 @@ def carry_out(
 def main() -> int:
     """Run the command line."""
     parser = make_parser(PROGRAM, __doc__, seeds=1000)
-    parser.add_argument(
-        "--histories",
-        type=int,
-        default=1,
-        metavar="N",
-        help="let Porcupine check what clients were told in every n-th seed (0: never)",
-    )
+    add_histories(parser)
     arguments = parser.parse_args()
     return carry_out(arguments, replay, histories_every=arguments.histories)
 

@@ -80,6 +80,15 @@ class Agreement:
             return Refused(old, new.reason)
         self.views.append(new)
         self.voters_at[new.version] = self.voters
+        self._note_view(change, old, new, asked)
+        for node in self.nodes.values():
+            if node.id not in self.cut_off:
+                self.inform(node)
+        return Committed(new)
+
+    def _note_view(self, change: ViewChange, old: View, new: View, asked: object) -> None:
+        """A change is committed: count it, and let the oracle judge it."""
+        clockwork = self._clockwork
         if clockwork.tracing:
             clockwork.note(
                 f"VIEW {new.version}: epoch {new.epoch} primary {new.primary} in sync {new.in_sync}"
@@ -99,10 +108,6 @@ class Agreement:
         if isinstance(change, AddMember | RemoveMember):
             self._oracle.on_members_changed(change, old, new, asked)
             self._follow()
-        for node in self.nodes.values():
-            if node.id not in self.cut_off:
-                self.inform(node)
-        return Committed(new)
 
     def inform(self, node: Node) -> None:
         """Let a node learn of the newest view, after a while."""
@@ -320,6 +325,10 @@ class Agreement:
         effect_ms = delay if kind == 1 else report + clockwork.between(1, 1500)
         late = effect_ms > report
         clockwork.after(effect_ms, self._take_effect, node.id, change, version, late, asked)
+
+    def is_settled(self) -> bool:
+        """Whether no proposal that is on its way may yet change the view."""
+        return not any(self.in_flight.values())
 
     def _settled(self, node_id: str) -> None:
         self.in_flight[node_id] -= 1

@@ -24,6 +24,9 @@ LASTING_WRITES = 20
 class Schedule:
     """Draws a cluster and its troubles from a seed, and runs them."""
 
+    world_type: type[World] = World
+    troubles_type: type[Troubles] = Troubles
+
     def __init__(
         self,
         seed: int,
@@ -41,7 +44,7 @@ class Schedule:
         n_members = max(1, n_nodes - 1) if seed % 7 == 0 else n_nodes
         n_witnesses = (1, 1, 0, 1, 2)[seed % 5]
         self.is_long = seed % LONG_EVERY == 0
-        self.world = World(
+        self.world = self.world_type(
             seed,
             n_nodes,
             min_in_sync=min_in_sync,
@@ -76,7 +79,7 @@ class Schedule:
         world.snapshot_ms = random.choice((20.0, 150.0, 800.0))
         if clockwork.chance(0.2):
             world.agreement.delay_ms = (20.0, 120.0)
-        troubles = Troubles(world)
+        troubles = self.troubles_type(world)
         all_faults = troubles.kinds()
         # Some kinds only: troubles of one kind in a row reach states that a mixture does not.
         kinds = random.choice((3, 6, 12, len(all_faults)))
@@ -113,6 +116,7 @@ class Schedule:
     def run(self) -> Counter[str]:
         """Run it; return how often what happened. Raises ViolationError."""
         world, clockwork = self.world, self.world.clockwork
+        self._ends_ms = clockwork.now + self.duration_ms
         try:
             if self.clients is None:
                 clockwork.after(0, self._append)
@@ -120,7 +124,7 @@ class Schedule:
                 self.clients.start()
                 clockwork.after(self.duration_ms + 300, self.clients.stop)
             clockwork.after(0, self._next_fault)
-            clockwork.run_until(self.duration_ms)
+            clockwork.run_until(self._ends_ms)
             self._heal()
         except ViolationError:
             raise
@@ -162,7 +166,7 @@ class Schedule:
         primary = world.primary()  # perhaps another one: an old take-over may have come through
         if self.clients is not None and primary is not None:
             self.clients.read_all(primary)
-        if any(world.agreement.in_flight.values()):
+        if not world.agreement.is_settled():
             return  # what was proposed before may still take a replica that is well out
         if clockwork.chance(LASTING_FAULTS_RATE if self.is_long else LASTING_FAULTS_RATE / 2):
             if clockwork.chance(0.3):
@@ -266,7 +270,7 @@ class Schedule:
                 node.append(clockwork.random.randint(1, 5))
                 if clockwork.chance(self._confirms):
                     node.confirm()
-        if clockwork.now > self.duration_ms + 300:
+        if clockwork.now > self._ends_ms + 300:
             return
         clockwork.after(clockwork.random.expovariate(1 / self.append_gap_ms), self._append)
 

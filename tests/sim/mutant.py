@@ -15,7 +15,8 @@ class Mutant(NamedTuple):
     `scenario` is called; `unit` names a pytest test, run in a process of its own; without either,
     schedules of the simulator are run, from `seed` on; with `clients`, all of them have clients;
     with `operators`, in all of them operators err;
-    with `consensus`, those of consensus (`tests.sim.consensus`).
+    with `consensus`, those of consensus (`tests.sim.consensus`); with `joint`, those of both
+    together (`tests.sim.joint`).
     """
 
     rule: str
@@ -27,6 +28,7 @@ class Mutant(NamedTuple):
     clients: bool = False
     operators: bool = False
     consensus: bool = False
+    joint: bool = False
 
 
 @contextlib.contextmanager

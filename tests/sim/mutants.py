@@ -31,6 +31,8 @@ from tests.sim.consensus_mutants import CONSENSUS_MUTANTS
 from tests.sim.faults import Schedule
 from tests.sim.found_mutants import FOUND_MUTANTS
 from tests.sim.histories import Histories
+from tests.sim.joint.schedule import JointSchedule
+from tests.sim.joint_mutants import JOINT_MUTANTS
 from tests.sim.membership_mutants import MEMBERSHIP_MUTANTS
 from tests.sim.mutant import Mutant, broken
 from tests.sim.raft_mutants import RAFT_MUTANTS
@@ -52,6 +54,7 @@ MODULES = (
     "read",
     "watch",
     "found",
+    "joint",
 )
 PRELOADED = [f"tests.sim.{name}_mutants" for name in MODULES]
 RULES = (
@@ -64,7 +67,7 @@ RULES = (
 MUTANTS: tuple[Mutant, ...] = (
     *REPLICA_MUTANTS, *CLIENT_MUTANTS, *SERVICE_MUTANTS, *CONSENSUS_MUTANTS,
     *RAFT_MUTANTS, *MEMBERSHIP_MUTANTS, *READ_MUTANTS, *WATCH_MUTANTS,
-    *FOUND_MUTANTS,
+    *FOUND_MUTANTS, *JOINT_MUTANTS,
 )  # fmt: skip
 
 
@@ -87,18 +90,24 @@ def _judge(mutant: Mutant) -> Verdict:
             except (AssertionError, SafetyError, ViolationError, pytest.fail.Exception) as error:
                 return Verdict(mutant.scenario.__name__, _first_line(error))
             return Verdict("")
-        return _run_consensus(mutant) if mutant.consensus else _run_schedules(mutant)
+        if mutant.consensus:
+            return _run_others(mutant, ConsensusSchedule, "simulator of consensus")
+        if mutant.joint:
+            return _run_others(mutant, JointSchedule, "simulator of both")
+        return _run_schedules(mutant)
 
 
-def _run_consensus(mutant: Mutant) -> Verdict:
+def _run_others(
+    mutant: Mutant, schedule_type: type[ConsensusSchedule | JointSchedule], name: str
+) -> Verdict:
     for seeds in range(1, MAX_SEEDS + 1):
         seed = mutant.seed + seeds - 1
         try:
-            ConsensusSchedule(seed).run()
+            schedule_type(seed).run()
         except ViolationError as error:
-            if error.__cause__ is not None:
+            if error.__cause__ is not None and not isinstance(error.__cause__, SafetyError):
                 raise  # the break is no lie but nonsense
-            return Verdict(f"simulator of consensus, seed {seed}", _first_line(error), seeds)
+            return Verdict(f"{name}, seed {seed}", _first_line(error), seeds)
     return Verdict("", seeds=MAX_SEEDS)
 
 

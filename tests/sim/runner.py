@@ -49,11 +49,14 @@ class Outcome:
         self.failures = sorted(self.failures + part.failures)[:FAILURES_KEPT]
 
 
-def _run_chunk(seeds: range, histories_every: int) -> Outcome:
+def run_replicas(
+    seeds: range, histories_every: int, schedule_type: type[Schedule] = Schedule
+) -> Outcome:
+    """Run these seeds of the replicas' schedules."""
     outcome, histories = Outcome(), Histories(histories_every)
     began = cpu_s()
     for seed in seeds:
-        schedule = Schedule(seed)
+        schedule = schedule_type(seed)
         try:
             outcome.seen.update(schedule.run())
             histories.add(schedule)
@@ -107,7 +110,7 @@ def run_seeds(
     total = Outcome()
     began = shown = time.monotonic()
     context = multiprocessing.get_context("spawn")
-    run_chunk = run_chunk or partial(_run_chunk, histories_every=histories_every)
+    run_chunk = run_chunk or partial(run_replicas, histories_every=histories_every)
     with context.Pool(jobs, _prepare_worker) as pool, contextlib.suppress(KeyboardInterrupt):
         for part in pool.imap_unordered(run_chunk, _chunks(start, count)):
             total.add(part)

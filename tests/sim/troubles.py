@@ -173,7 +173,7 @@ class Troubles:
             node.is_up
             and not self._has_lost()
             and bool(others)
-            and not any(world.agreement.in_flight.values())
+            and world.agreement.is_settled()
             and all(world.nodes[name].is_up for name in others)
             and not any(world.nodes[name].replica.state.tail_cut for name in others)
             and not any(other.replica.state.incomplete for other in world.nodes.values())
@@ -426,6 +426,10 @@ class Troubles:
             self.world.clockwork.seen["full disk"] += 1
             state = node.replica.state
             state.writable = False
+            if world.has_service and not node.paused and self._may_stop():
+                # What comes meanwhile is executed together, repeats and new writes.
+                node.pause()
+                self._after(20, 200, node.resume)
             self._after(50, 1500, setattr, state, "writable", True)
 
     # -- what operators do

@@ -23,6 +23,9 @@ class World:
     empty, so each holds all that was acknowledged.
     """
 
+    node_type: type[Node] = Node
+    network_type: type[Network] = Network
+
     def __init__(
         self,
         seed: int,
@@ -57,7 +60,7 @@ class World:
         self.snapshot_ms = 150.0
         self.oracle = Oracle(self.clockwork, min_in_sync)
         self.oracle.clocks_hold = not clocks_stop
-        self.network = Network(self.clockwork)
+        self.network = self.network_type(self.clockwork)
         names = "abcdefgh"[:n_nodes]
         members = [make_member(name) for name in names[: n_members or n_nodes]]
         first = View(
@@ -69,10 +72,10 @@ class World:
             members=(*members, *(make_witness(f"w{n}") for n in range(n_witnesses))),
         )
         self.is_troubled = True  # no fault begins any more once it is not
-        self.agreement = Agreement(self.clockwork, self.oracle, first)
+        self.agreement = self.make_agreement(first)
         self.oracle.agreement = self.agreement
         self.on_crash: Callable[[Node], None] = lambda _: None
-        self.nodes = {name: Node(self, name) for name in names}
+        self.nodes = {name: self.node_type(self, name) for name in names}
         self.network.nodes = self.agreement.nodes = self.oracle.nodes = self.nodes
         self.ids_are_used_once = False  # whether who was removed stays away (`Operators`)
         for node in self.nodes.values():
@@ -86,12 +89,16 @@ class World:
     def add_node(self) -> Node:
         """Start a node that is no member yet; everybody dials it."""
         name = "abcdefgh"[len(self.nodes)]
-        node = self.nodes[name] = Node(self, name)
+        node = self.nodes[name] = self.node_type(self, name)
         self._start_empty(node)
         for other in self.nodes.values():
             if other is not node:
                 self.network.dial(other, name)
         return node
+
+    def make_agreement(self, first: View) -> Agreement:
+        """Return the consensus under the replicas, with its first view."""
+        return Agreement(self.clockwork, self.oracle, first)
 
     # -- what tests and faults ask for
 
@@ -144,9 +151,13 @@ class World:
                 self.ids_are_used_once and node.id in self.view.removed
             ):
                 agreement.commit(AddMember(make_member(node.id)), self.view.version)
-        # Replicas that were not in sync may be removed until writes can never be acknowledged.
+        self.replace_the_removed()
+
+    def replace_the_removed(self) -> None:
+        """Replicas that were not in sync may be removed until writes can never be acknowledged."""
         while sum(m.role == "replica" for m in self.view.members) < self.bounds.min_in_sync:
-            agreement.commit(AddMember(make_member(self.add_node().id)), self.view.version)
+            node = self.add_node()
+            self.agreement.commit(AddMember(make_member(node.id)), self.view.version)
 
     def whole_problem(self) -> str:
         """Why the cluster is not whole: "" once all replicas are in sync, equal, and served."""

@@ -15,7 +15,7 @@ from election.pysyncobj_adapter.peer_marks import PeerMark
 from election.pysyncobj_adapter.raft_core import RaftCore
 from election.pysyncobj_adapter.raft_thread import RaftThread
 from election.pysyncobj_adapter.settings import AgreementSettings
-from election.pysyncobj_adapter.view_machine import ViewReply
+from election.pysyncobj_adapter.view_machine import SetMembership, ViewReply
 from election.registry import KnownMember, PeerRegistry, known_members
 from election.view import Member, View
 from tests.sim.clockwork import ViolationError
@@ -297,7 +297,38 @@ class Node:
 
         links.send_wire = send_and_tell  # type: ignore[method-assign]
         links._own_mark = mark_to_tell
+        self._count_steps(core)
         oracle.on_started(self)
+
+    def _count_steps(self, core: RaftCore) -> None:
+        """Count what the changes of the voters had to wait for, or fell to."""
+        seen = self.clockwork.seen
+        has_change_under_way, outlives = core._has_change_under_way, core._outlives
+        change_cluster: Callable[[list[str]], bool] = core._SyncObj__changeCluster
+
+        def has_change() -> bool:
+            found = has_change_under_way()
+            wanted, voters = core.machine.wanted_members.keys(), core.machine.raft_members.keys()
+            if found and len(wanted ^ voters) > 1:
+                seen["step waited for the one before"] += 1
+            return found
+
+        def is_outlived(step: SetMembership, now: float) -> bool:
+            found = outlives(step, now)
+            if not found:
+                seen["step waited for voters that answer"] += 1
+            return found
+
+        def change(request: list[str]) -> bool:
+            if core._SyncObj__commandsQueue._FastQueue__queue:
+                seen["change judged in front of a queue"] += 1
+            done = change_cluster(request)
+            seen["change made" if done else "change dropped in the queue"] += 1
+            return done
+
+        core._has_change_under_way = has_change  # type: ignore[method-assign]
+        core._outlives = is_outlived  # type: ignore[method-assign]
+        core._SyncObj__changeCluster = change  # type: ignore[method-assign]
 
     def on_news(self, view: View | None, answers: list[ViewReply]) -> None:
         """Take a newer view and answers."""
@@ -325,7 +356,9 @@ class Node:
         elif isinstance(cause, OSError) and cause.errno == errno.EIO:
             self.clockwork.seen["ended: failed fsync"] += 1
         else:
-            raise ViolationError(f"{self.id} has stopped: {type(error).__name__}: {error}")
+            raise ViolationError(
+                f"{self.id} has stopped: {type(error).__name__}: {error}"
+            ) from cause
         self.note(f"ends: {error}")
         self._comes_back = True
 

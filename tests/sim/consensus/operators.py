@@ -48,15 +48,15 @@ class Operators:
     def propose(self, node: Node, change: ViewChange, *, ahead: int = 0) -> None:
         """Propose on top of what that node knows, or of so many changes more."""
         version = 0 if node.published is None else node.published.version + ahead
-        request_id = self._new_id()
-        self._ask(
+        request_id = self.new_id()
+        self.ask(
             node, request_id, encode_command(ProposeRequest(request_id, version, change)), change
         )
 
     def read(self, node: Node) -> None:
         """Ask for the view."""
-        request_id = self._new_id()
-        self._ask(node, request_id, encode_command(ReadRequest(request_id)), None)
+        request_id = self.new_id()
+        self.ask(node, request_id, encode_command(ReadRequest(request_id)), None)
 
     def on_answer(self, node: Node, answer: ViewReply) -> None:
         """Judge an answer: what was committed, and for a read, nothing old."""
@@ -137,22 +137,32 @@ class Operators:
         for request_id, (node, life) in list(self._asked.items()):
             self._forget(node, life, request_id)
 
-    def _new_id(self) -> bytes:
+    def new_id(self) -> bytes:
+        """Return an id for a request."""
         self._number += 1
         return self._number.to_bytes(16, "big")
 
-    def _ask(
-        self, node: Node, request_id: bytes, command: bytes, change: ViewChange | None
+    def ask(
+        self,
+        node: Node,
+        request_id: bytes,
+        command: bytes,
+        change: ViewChange | None,
+        *,
+        timeout_ms: float | None = None,
     ) -> None:
+        """Ask by way of a node; the answer is judged. `change`: of the command; None: it reads."""
         runner, view = node.runner, self.world.view
         if runner is None:
             return
         clockwork = self.world.clockwork
+        if timeout_ms is None:
+            timeout_ms = clockwork.between(*TIMEOUT_MS)
         version = 0 if view is None else view.version
         self._waiting[request_id] = _Request(change, version)
         self._asked[request_id] = (node, node.life)
         runner.request(request_id, command)
-        clockwork.after(clockwork.between(*TIMEOUT_MS), self._forget, node, node.life, request_id)
+        clockwork.after(timeout_ms, self._forget, node, node.life, request_id)
 
     def _forget(self, node: Node, life: int, request_id: bytes) -> None:
         self._asked.pop(request_id, None)

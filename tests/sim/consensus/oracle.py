@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,6 +107,13 @@ class Oracle:
         self._states: list[tuple[View | None, dict[str, str]]] = [(None, founders)]
         self.views: dict[int, View] = {}
         self.answers: dict[bytes, ViewReply] = {}
+        self.on_view: Callable[[View | None, View, bytes], None] = lambda *_: None
+        """Is told of each committed change of the view: the view before, after, the command."""
+        self._split: tuple[int, frozenset[str]] | None = None
+
+    def watch_split(self, term: int, two: frozenset[str]) -> None:
+        """Five voters are split, and the leader of this term is one of the two."""
+        self._split = (term, two)
 
     def facts_of(self, node: Node) -> Facts:
         """Return what is known of a node."""
@@ -158,6 +166,10 @@ class Oracle:
             raise ViolationError(f"{node.id} leads in term {term}, and so did {found[0]}")
         self.leaders[term] = (node.id, node.life)
         self._clockwork.seen["leader elected"] += 1
+        if self._split is not None and term > self._split[0]:
+            if node.id not in self._split[1]:
+                self._clockwork.seen["split 2|3, the three elected another leader"] += 1
+            self._split = None
         node.note(f"leads in term {term}")
         count = len(self.committed)
         while count and self._committed_in[count - 1] >= term:
@@ -244,8 +256,8 @@ class Oracle:
         assert node.core is not None
         self._committed_in.append(node.core.raftCurrentTerm)
         self.terms_committed.add(term)
+        before = self.machine.view
         if command[:1] == b"\x00":
-            before = self.machine.view
             answer = self.machine.apply(command[1:])
             view = self.machine.view
             if answer is not None:
@@ -257,7 +269,10 @@ class Oracle:
             change = membership_change(command)
             if change is not None:
                 self.machine.apply_membership(change)
-        self._states.append((self.machine.view, self.machine.raft_members))
+        view = self.machine.view
+        self._states.append((view, self.machine.raft_members))
+        if view is not None and view is not before:
+            self.on_view(before, view, command[1:])
 
     def _is_held(self, index: int, term: int, log: list[RaftEntry]) -> bool:
         """Whether a majority of the voters has it, before or after a change under way."""

@@ -11,12 +11,17 @@ import contextlib
 import logging
 import zlib
 from collections.abc import Callable, Iterator
+from random import Random
 from unittest.mock import patch
 
 import pysyncobj.syncobj as library
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from greenlet import greenlet
 from pysyncobj.node import Node
 
+from election.pysyncobj_adapter import link, transport
+from election.pysyncobj_adapter.raft_core import RaftCore
 from tests.sim.clockwork import Clockwork
 
 WAKING_MS = 0.2
@@ -41,7 +46,6 @@ class Process(greenlet):
     ) -> None:
         super().__init__()
         self.clock = clock
-        self.now_s = clock()
         self.random = clockwork.random
         self.paused = False
         self.is_starting = True  # its constructor holds a lock: nothing may wait in there
@@ -77,6 +81,10 @@ class Process(greenlet):
         self.parent.switch()
         if interruptible:
             self._poked = False
+
+    def look(self) -> None:
+        """Let what it has done so far be looked at, in the middle of what it does."""
+        self._on_blocked(False)
 
     def count_step(self) -> None:
         """Count a write or a message: before one of them the process may have to crash."""
@@ -135,43 +143,71 @@ class Process(greenlet):
 
     def _take_turn(self) -> None:
         """Be the one whose clock PySyncObj reads. No time passes until it blocks."""
-        self.now_s = self.clock()
-        _Turn.process = self
+        _turn.now_s = self.clock()
+        _turn.random = self.random
 
 
 class _Turn:
-    """Whose turn it is."""
+    """What the process whose turn it is reads."""
 
-    process: Process
+    __slots__ = ("now_s", "random")
+
+    now_s: float
+    random: Random
+
+
+_turn = _Turn()
 
 
 def _now_s() -> float:
-    return _Turn.process.now_s
+    return _turn.now_s
 
 
 class _Chance:
     """Stands in for the random module in PySyncObj's core."""
 
     def random(self) -> float:
-        return _Turn.process.random.random()
+        return _turn.random.random()
 
     def uniform(self, low: float, high: float) -> float:
-        return _Turn.process.random.uniform(low, high)
+        return _turn.random.uniform(low, high)
 
 
-_hashes: dict[str, int] = {}
+class _Hashes(dict[str, int]):
+    def __missing__(self, node_id: str) -> int:
+        found = self[node_id] = zlib.crc32(node_id.encode())
+        return found
+
+
+_hashes = _Hashes()
 
 
 def _node_hash(node: Node) -> int:
-    found = _hashes.get(node.id)
-    if found is None:
-        found = _hashes[node.id] = zlib.crc32(node.id.encode())
-    return found
+    return _hashes[node._id]
+
+
+class _NoCipher:
+    """Stands in for AES-GCM: it refuses what is not the next frame, too, and hides nothing."""
+
+    def __init__(self, key: bytes) -> None:
+        self._mark = key[:8]
+
+    def encrypt(self, nonce: bytes, data: bytes, _associated: None) -> bytes:
+        return self._mark + nonce + data
+
+    def decrypt(self, nonce: bytes, data: bytes, _associated: None) -> bytes:
+        if not data.startswith(self._mark + nonce):
+            raise InvalidTag
+        return data[len(self._mark) + len(nonce) :]
 
 
 @contextlib.contextmanager
-def simulated_library() -> Iterator[None]:
-    """Let PySyncObj take clock and chance from the process that runs; keep its log lines away."""
+def simulated_library(*, thrifty: bool = False) -> Iterator[None]:
+    """Let PySyncObj take clock and chance from the process that runs; keep its log lines away.
+
+    `thrifty`: what is sent is not encrypted, and there are half as many pings.
+    """
+    ping_interval_s = transport.PING_INTERVAL_S
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -179,6 +215,10 @@ def simulated_library() -> Iterator[None]:
             patch.object(library, "monotonicTime", _now_s),
             patch.object(library, "random", _Chance()),
             patch.object(Node, "__hash__", _node_hash),
+            # Its constructor looks at each attribute, for replicated methods: there are none.
+            patch.object(RaftCore, "__dir__", lambda _: (), create=True),
+            patch.object(link, "AESGCM", _NoCipher if thrifty else AESGCM),
+            patch.object(transport, "PING_INTERVAL_S", ping_interval_s * (1 + thrifty)),
         ):
             yield
     finally:

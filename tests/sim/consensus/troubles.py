@@ -145,8 +145,10 @@ class Troubles:
         self.world.wires.cut(source, target)
         self.world.clockwork.after(duration_ms, self.world.wires.heal, source, target)
 
-    def _cut_sides(self, left: list[str], right: list[str]) -> None:
-        duration = self._duration()
+    def _cut_sides(
+        self, left: list[str], right: list[str], duration_ms: float | None = None
+    ) -> None:
+        duration = self._duration() if duration_ms is None else duration_ms
         for one in left:
             for other in right:
                 self._cut(one, other, duration)
@@ -190,17 +192,34 @@ class Troubles:
 
     def split(self) -> None:
         """Two halves, where five vote: 2|3."""
-        names = list(self.world.nodes)
-        if len(names) > 1:
-            random = self.world.clockwork.random
+        names, voters = list(self.world.nodes), sorted(self.world.oracle.voters)
+        if len(names) < 2:
+            return
+        random = self.world.clockwork.random
+        self._seen("split")
+        duration = None
+        if len(voters) == 5 and random.random() < 0.7:
+            left = self._two_of_five(voters)
+            duration = self.world.clockwork.between(100, 900)  # often enough for an election
+        else:
             left = random.sample(
                 names, random.choice((len(names) // 2, 1, max(1, len(names) // 3)))
             )
-            self._seen("split")
-            self._cut_sides(left, [name for name in names if name not in left])
-            voters = self.world.oracle.voters.keys()
-            if len(voters) == 5 and len(voters & set(left)) in (2, 3):
-                self._seen("split of five voters, 2|3")
+        self._cut_sides(left, [name for name in names if name not in left], duration)
+
+    def _two_of_five(self, voters: list[str]) -> list[str]:
+        """Draw two voters for one side, the leader half of the time; who else is there joins."""
+        world, random = self.world, self.world.clockwork.random
+        leader = world.leader()
+        two = random.sample(voters, 2)
+        if leader is not None and leader.id in voters and random.random() < 0.6:
+            two = [leader.id, random.choice([name for name in voters if name != leader.id])]
+        self._seen("split of five voters, 2|3")
+        if leader is not None and leader.id in two and leader.core is not None:
+            self._seen("split 2|3, the leader among the two")
+            world.oracle.watch_split(leader.core.raftCurrentTerm, frozenset(two))
+        others = [name for name in world.nodes if name not in voters]
+        return two + [name for name in others if random.random() < 0.5]
 
     def swizzle(self) -> None:
         """Some links stop one by one, and are healed one by one in another order."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from election.view import AddMember, View
 from tests.sim.clockwork import Clockwork
 from tests.sim.consensus.disk import FAST_MS as FAST_DISK_MS
@@ -11,38 +13,37 @@ from tests.sim.consensus.node import Node
 from tests.sim.consensus.operators import Operators
 from tests.sim.consensus.oracle import Oracle
 
-MOST_NODES = 8
+NAMES = "abcdefgh"
 REGISTER_MS = 80.0
-TRANSCRIPT_LINES = 1000
 
 
 class World:
     """All machines. The founders run from the first event on."""
 
+    node_type: type[Node] = Node
+
     def __init__(
         self,
-        seed: int,
-        n_founders: int,
+        clockwork: Clockwork,
+        founders: Collection[str],
         *,
         compaction_entries: int = 512,
         compaction_interval_ms: int = 60_000,
-        trace: bool = False,
     ) -> None:
-        self.clockwork = clockwork = Clockwork(seed, trace=trace, kept_lines=TRANSCRIPT_LINES)
+        self.clockwork = clockwork
         self.compaction_entries = compaction_entries
         self.compaction_interval_ms = compaction_interval_ms
         self.is_troubled = True  # no fault begins any more once it is not
         self.wires = Wires(clockwork)
-        # Who dials whom depends on the order of the ids: founders and newcomers are mixed.
-        self._unused = clockwork.random.sample("abcdefgh", MOST_NODES)
-        names = [self._unused.pop() for _ in range(n_founders)]
-        self.founders = {name: address_of(name, 0) for name in sorted(names)}
+        self._unused = [name for name in NAMES if name not in founders]
+        clockwork.random.shuffle(self._unused)
+        self.founders = {name: address_of(name, 0) for name in sorted(founders)}
         self.oracle = Oracle(clockwork, self.founders)
         self.nodes: dict[str, Node] = self.oracle.nodes
         self._moves = 0
         self.moved: dict[str, str] = {}
-        for name in sorted(names):
-            self.nodes[name] = Node(self, name, members=self.founders, founders=None)
+        for name in self.founders:
+            self.nodes[name] = self.node_type(self, name, members=self.founders, founders=None)
         self.operators = Operators(self)
         for node in self.nodes.values():
             clockwork.after(clockwork.between(0, 30), node.start)
@@ -84,7 +85,7 @@ class World:
             return None
         name = self._unused.pop()
         told = {member.id: member.raft for member in view.members}
-        node = self.nodes[name] = Node(
+        node = self.nodes[name] = self.node_type(
             self, name, members={**told, name: address_of(name, 0)}, founders=self.founders
         )
         return node
@@ -100,6 +101,10 @@ class World:
         They do before each of its starts: where many have moved, they can meet in no other way.
         """
         return members | self.moved
+
+    def is_voter(self, node: Node) -> bool:
+        """Whether it votes, by the committed changes."""
+        return node.id in self.oracle.voters
 
     def must_run(self, node: Node) -> bool:
         """Whether the group needs it: a member, or one whose vote still counts."""
@@ -126,11 +131,18 @@ class World:
             if node.process is not None:
                 node.process.crash_in = None
             node.resume()
-            if self.must_run(node):
-                node.is_retired = False
             if node.has_old_addresses:
                 node.crash(power=False)
-            if not node.is_up and not node.is_retired and not node.expects_refusal:
+        self.start_the_needed()
+        for node in self.nodes.values():
+            if not node.is_retired:
+                node.start()
+
+    def start_the_needed(self) -> None:
+        """Start whom the group needs. An addition that was on its way may have needed one more."""
+        for node in self.nodes.values():
+            if self.must_run(node):
+                node.is_retired = False
                 node.start()
 
     def whole_problem(self) -> str:

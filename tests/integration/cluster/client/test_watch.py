@@ -260,6 +260,25 @@ async def test_what_changes_while_a_mirror_lists_is_in_it(
             assert mirror.revision == nodes.core.index
 
 
+async def test_a_change_before_one_waits_for_it_is_not_missed(client: AsyncClient) -> None:
+    async with asyncio.timeout(DEADLINE_S), client.mirror("k") as mirror:
+        revision, _ = mirror.snapshot()
+        written = await client.put("k", b"v")
+        await mirror.reach(written.revision)
+        assert await mirror.changed(revision) == written.revision
+        waiting = [asyncio.ensure_future(mirror.changed()) for _ in range(3)]
+        await asyncio.sleep(0)
+        written = await client.put("k", b"w")
+        assert await asyncio.gather(*waiting) == [written.revision] * 3
+
+
+async def test_a_mirror_that_cannot_follow_says_why(client: AsyncClient) -> None:
+    async with asyncio.timeout(DEADLINE_S), client.mirror("k") as mirror:
+        mirror._end(UnavailableError("gone"))
+        with pytest.raises(UnavailableError, match="gone"):
+            await mirror.changed()
+
+
 # --- without asyncio ---
 
 

@@ -122,7 +122,9 @@ async def test_a_killed_node_comes_back_and_the_service_goes_on(tmp_path: Path) 
             before, old_pid = len(running.lines), running.pid_of(primary)
             os.kill(old_pid, signal.SIGKILL)
             await client.put("k", "2")
-            await running.until(running.shows(rf"{primary} down .*SIGKILL.*again in 1 s", before))
+            await running.until(
+                running.shows(rf"{primary} down .*SIGKILL.*restarting in 1 s", before)
+            )
             await running.until(running.shows(rf"{primary} backup in sync", before))
             assert running.pid_of(primary) != old_pid
             assert (await client.status()).primary != primary
@@ -258,5 +260,5 @@ async def test_serve_refuses_what_a_restart_cannot_help(tmp_path: Path) -> None:
     )
     unknown = await run("serve", "--config", tmp_path / "c.toml", "--node", "n2")
     assert unknown.code == 78
-    assert "there are: n1" in unknown.err
+    assert "the nodes: n1" in unknown.err
     assert unknown.err.count("\n") == 1

@@ -302,7 +302,7 @@ async def test_a_reminder_comes_before_the_answers_that_come_after_it(tmp_path: 
     order: list[object] = []
     agreement._loop = asyncio.get_running_loop()
     waiting: asyncio.Future[ViewReply] = agreement._loop.create_future()
-    agreement._waiting[b"r"] = waiting
+    agreement._inbox.expect(b"r", waiting)
     agreement.on_reminder(lambda epoch, index: order.append((epoch, index)))
 
     def raft_thread() -> None:
