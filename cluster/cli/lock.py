@@ -13,7 +13,7 @@ from cluster.cli.common import client_options, open_client
 from cluster.client.errors import LockLostError
 from cluster.client.sync_leasing import Lock
 
-LOOK_INTERVAL_S = 0.2
+COMMAND_LOOK_INTERVAL_S = 0.2
 """How often it is looked at whether the command has ended, or the lock is lost."""
 KILL_AFTER_S = 10.0
 """How long a command may take to end after SIGTERM."""
@@ -96,7 +96,7 @@ def _run(held: Lock, command: Sequence[str]) -> int:
             raise click.UsageError(f"COMMAND cannot be run: {error}") from None
         try:
             while process.poll() is None:
-                if held.wait_lost(LOOK_INTERVAL_S):
+                if held.wait_lost(COMMAND_LOOK_INTERVAL_S):
                     raise LockLostError(
                         f"the lock {held.name!r} was lost: the command was ended",
                         code="lock_lost",
