@@ -22,6 +22,8 @@ COMMANDS = {
     "list": "cluster.cli.kv:list_keys",
     "call": "cluster.cli.call:call",
     "watch": "cluster.cli.watch:watch",
+    "lock": "cluster.cli.lock:lock",
+    "elect": "cluster.cli.lock:elect",
     "status": "cluster.cli.cluster:status",
     "handover": "cluster.cli.cluster:handover",
     "remove": "cluster.cli.cluster:remove",

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
+from datapath.clock import clock_s
 from tests.nodes.conftest import MakeCluster
 from tests.nodes.locked_counter import KEY, TTL_S
 from tests.support.cluster import Cluster
@@ -98,3 +99,31 @@ async def test_time_alone_loses_updates(make_cluster: MakeCluster, tmp_path: Pat
     await cluster.start()
     lost, _ = await torture(cluster, "time", tmp_path, 60)
     assert lost > 0
+
+
+async def test_a_change_of_primary_ends_no_lease_and_loses_no_place(
+    make_cluster: MakeCluster,
+) -> None:
+    """L1: every TTL starts anew. One that waits keeps its place, and gets the lock."""
+    cluster = make_cluster()
+    await cluster.start()
+    primary = await cluster.primary()
+    async with cluster.client() as client:
+        await client.put("mine", "x")
+        headers = {"Content-Type": "application/json"}
+        granted = await cluster.fetch(primary, "POST", "/v1/leases", b'{"ttl_ms": 4000}', headers)
+        await client.put("hangs", "x", lease=granted.json["lease"])
+        holder = client.lock("jobs", ttl=20)
+        await holder.acquire()
+        waiter = asyncio.create_task(client.lock("jobs", ttl=20).acquire())
+        await asyncio.sleep(2)  # half of the TTL has gone when the primary dies
+        await cluster.kill(primary)
+        await cluster.primary(besides=primary)
+        opened_s = clock_s()
+        while await client.get("hangs") is not None:
+            assert clock_s() < opened_s + 30, "it does not end"
+            await asyncio.sleep(0.05)
+        assert clock_s() - opened_s >= 3.5  # its TTL, less how long it took to see who serves
+        first = holder.token
+        await holder.release()
+        assert await asyncio.wait_for(waiter, 20) > first

@@ -371,6 +371,10 @@ class LocalNode:
     def unobserve(self, keyspace: int, key: bytes, observer: Observer) -> None:
         self.observers.remove(keyspace, key, observer)
 
+    async def revoke(self, lease: int) -> None:
+        """End a client lease, as if its time were up."""
+        await self._call(Operation("revoke", (lease,), service=":leases"), len(NODES))
+
     async def tick(self) -> None:
         """Execute what the services want executed by themselves."""
         for name, service in self.services.items():

@@ -218,3 +218,16 @@ def test_an_end_that_was_not_executed_comes_again() -> None:
     assert is_there(primary, lease)  # nobody has executed it
     primary.sleep(1000)
     assert not is_there(primary, lease)
+
+
+def test_a_primary_that_comes_back_starts_every_ttl_anew() -> None:
+    """L1: another one has served meanwhile, and has acknowledged keep-alives."""
+    primary = Primary()
+    lease = grant(primary)
+    primary.sleep(TTL_MS - 100)
+    for service in primary.services.values():
+        service.on_epoch_open(primary.now_ms)
+    primary.sleep(TTL_MS - 100)
+    assert is_there(primary, lease)
+    primary.sleep(200)
+    assert not is_there(primary, lease)
