@@ -94,7 +94,7 @@ class ChangeDocument(msgspec.Struct, frozen=True, kw_only=True):
     value: Annotated[bytes | UnsetType, Meta(description="What was written, if it is not.")] = UNSET
     deleted: Literal[True] | UnsetType = UNSET
     reason: Annotated[
-        str | UnsetType, Meta(description="Why it was removed: `deleted` by a request.")
+        str | UnsetType, Meta(description="`deleted` by a request, `expired` with its lease.")
     ] = UNSET
     revision: Positive
     create_revision: Positive | UnsetType = UNSET

@@ -112,7 +112,7 @@ class TxnResult:
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """What a revision has done to a key: written `value`, or, where that is None, removed it.
 
-    `reason` says why it was removed: "deleted" by a request.
+    `reason` says why it was removed: "deleted" by a request, "expired" with its lease.
     """
 
     key: str

@@ -13,7 +13,7 @@ from election.pysyncobj_adapter.view_machine import ViewReply
 from election.view import View
 
 
-class Waiting(Protocol):
+class WaitingCaller(Protocol):
     """Who waits for the answer to a request: a future."""
 
     def done(self) -> bool:
@@ -41,7 +41,7 @@ class Inbox:
 
     def __init__(self, call_soon: Callable[..., object]) -> None:
         self._call_soon = call_soon
-        self._waiting: dict[bytes, Waiting] = {}
+        self._waiting: dict[bytes, WaitingCaller] = {}
         self._on_view: list[Callable[[View], None]] = []
         self._on_reminder: list[Callable[[int, int], None]] = []
         self.view: View | None = None
@@ -54,7 +54,7 @@ class Inbox:
         """Call `callback` with (epoch, index) that another member remembers of this node."""
         self._on_reminder.append(callback)
 
-    def expect(self, request_id: bytes, waiting: Waiting) -> None:
+    def expect(self, request_id: bytes, waiting: WaitingCaller) -> None:
         """Give `waiting` the answer to that request."""
         self._waiting[request_id] = waiting
 

@@ -1,7 +1,6 @@
 """PySyncObj's Raft with its gaps closed: the one file that reaches into its private parts.
 
-Whoever defines a method named `_SyncObj__x` here replaces PySyncObj's private `__x`. That holds
-for the version that `library` names only.
+A method named `_SyncObj__x` replaces PySyncObj's private `__x`, in the version of `library` only.
 """
 
 # ruff: noqa: N802, N803 - names that replace PySyncObj's are PySyncObj's
