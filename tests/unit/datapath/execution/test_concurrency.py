@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from datapath.errors import RejectedError
-from datapath.keyspaces import SERVICES
+from datapath.execution.lock_guard import TOKEN_SIZE_BYTES
+from datapath.keyspaces import LOCKS, SERVICES
 from datapath.service import Service, Transaction, operation
 from datapath.settings import Bounds
 from tests.unit.datapath.execution.test_pipeline_guards import Desk, Told
@@ -43,6 +44,10 @@ class Slow(Service):
         self.begun.append(key)
         tx.put(self.prefix + key, b"fast")
         return "fast"
+
+    @operation
+    def lock(self, tx: Transaction, name: bytes, token: int) -> None:
+        tx.keyspace(LOCKS).put(name, token.to_bytes(TOKEN_SIZE_BYTES))
 
     @operation
     async def refuse(self, tx: Transaction, key: bytes) -> None:
@@ -202,6 +207,20 @@ async def test_one_whose_task_never_ran_is_answered_when_the_epoch_ends() -> Non
     await asyncio.wait(desk.tasks)
     assert one.begun == []
     assert not any(desk.pipeline._concurrency)
+
+
+async def test_a_lock_that_is_lost_meanwhile_leaves_nothing_behind() -> None:
+    """K3: what counts is whether it is held at the operation's place in the log."""
+    for token in (7, 8):
+        desk, one, _ = make()
+        desk.ask("lock", b"jobs", 7, service="other")
+        desk.commit()
+        slow = await begin(desk, "one", if_lock=(b"jobs", 7))
+        desk.ask("lock", b"jobs", token, service="other")
+        desk.commit()
+        await end(desk, one)
+        assert slow.said == ("done" if token == 7 else "not_applied lock_lost")
+        assert kept(desk, b"one/k") == (b"slow" if token == 7 else None)
 
 
 async def test_a_refusal_lets_the_next_one_go_on() -> None:
