@@ -150,7 +150,13 @@ def __getattr__(name: str) -> object:
     """Import a public name. Those that come with it (its errors, say) are named alike."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    importlib.import_module(_MODULES[name])
+    try:
+        importlib.import_module(_MODULES[name])
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"onecopy.{name} needs {error.name}, which is not installed: "
+            "pip install 'onecopy[server]'"
+        ) from error
     for module, names in _EXPORTS.items():
         if (found := sys.modules.get(module)) is not None:
             _adopt([vars(found).get(_OWN_NAMES.get(each, each)) for each in names])

@@ -103,7 +103,7 @@ async def test_who_cannot_take_the_role_is_refused_with_the_reason(
         assert code == "unknown_node"
         assert "n1" in detail, "it says which nodes there are"
         code, detail = await refused(via, primary)
-        assert "primary already" in detail
+        assert "already the primary" in detail
         code, detail = await refused(via, "w1")
         assert "in-sync" in detail or "witness" in detail
 

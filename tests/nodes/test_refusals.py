@@ -118,7 +118,7 @@ async def test_without_a_secret_only_loopback_addresses_are_taken(
         ("[cluster\nname = 1", "is not TOML"),
         ('[cluster]\nname = "x"\nsecrett = "y"', "did you mean 'secret'"),
         ("", "is missing"),
-        (None, "there is no such file"),
+        (None, "no such file"),
     ],
 )
 async def test_a_broken_configuration_file_is_named_with_the_field(

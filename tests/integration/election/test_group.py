@@ -157,7 +157,7 @@ async def test_a_change_too_large_is_refused(tmp_path: Path) -> None:
         assert "larger than" in outcome.reason
         unspeakable = await made["n1"].propose(TakeOver("\ud800"), 0, 5000)
         assert isinstance(unspeakable, Refused)
-        assert "written down" in unspeakable.reason
+        assert "cannot be encoded" in unspeakable.reason
 
 
 class TestStart:

@@ -244,9 +244,16 @@ def test_a_client_needs_none_of_the_servers_packages(client_only: Environment) -
     code = (
         "import importlib.util as u; "
         f"assert not [m for m in {SERVER_MODULES!r} if u.find_spec(m)]; import onecopy; "
-        "[getattr(onecopy, name) for name in onecopy.__all__]"
+        "[getattr(onecopy, name) for name in onecopy.__all__ if name != 'Node']"
     )
     client_only.check("python", "-c", code)
+
+
+def test_a_node_in_a_client_says_what_to_install(client_only: Environment) -> None:
+    done = client_only.run("python", "-c", "import onecopy; onecopy.Node")
+    assert done.returncode == 1
+    said = "ImportError: onecopy.Node needs google_crc32c, which is not installed: pip install"
+    assert f"{said} 'onecopy[server]'" in done.stderr
 
 
 @pytest.mark.parametrize(
