@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from datapath.errors import NotPrimaryError, OperationError
 from datapath.node.member_change import MemberChange, addition, removal
 from datapath.node.membership import Facts, MembershipRefusal, refusals, unjudged
-from election.agreement import Outcome
+from election.agreement import Outcome, Unknown
 from election.view import Member, View
 from tests.sim.members import make_member
 
@@ -41,7 +41,8 @@ class Request:
         self.target = target
         self.force = force
         self.make = make
-        self.looked_ms = 0.0  # true time when the newest look at who lives began
+        self.looked_ms = 0.0  # true time when the look began on which a proposal rests
+        self.is_open = False  # a proposal may yet take effect: it rests on an earlier look
         self.live: frozenset[str] = frozenset()  # who was seen alive
         self.forced = False  # whether what was proposed last was judged to cost something
         self.committed: list[View] = []
@@ -251,12 +252,14 @@ class _Work:
             case "wait":
                 self._later(self._clockwork.between(*RETRY_MS), self.go_on)
             case "look" if view is not None:
-                request.looked_ms = self._clockwork.now
+                if not request.is_open:
+                    request.looked_ms = self._clockwork.now
                 self._look(view)
             case "propose" if request.force and request.target in self._operators.needed():
                 pass  # that operator gives up
             case "propose" if view is not None and change.change is not None:
                 request.forced = change.forced
+                request.is_open = True
                 self._world.agreement.decide(
                     node, change.change, view.version, self._proposed, request
                 )
@@ -267,6 +270,8 @@ class _Work:
         view = getattr(outcome, "view", None)
         if view is not None:
             self._node.on_view(view)
+        if not isinstance(outcome, Unknown):
+            self._request.is_open = False
         self._change.proposed(outcome)
         self.go_on()
 

@@ -110,5 +110,5 @@ class JointWorld(World):
         missing = [name for name in self.nodes if self.view.member(name) is None]
         for name in missing:
             self.agreement.commit(AddMember(make_member(name)), self.view.version)
-        if missing:
-            self.clockwork.after(ADD_AGAIN_MS, self._add_again)
+        # A removal without an outcome may take effect yet: so look for as long as it lasts.
+        self.clockwork.after(ADD_AGAIN_MS, self._add_again)
