@@ -10,9 +10,14 @@ import msgspec
 
 from cluster.api.documents import Called, HostedService, QueryAnswer, ServiceList
 from cluster.api.openapi import own_document, readable
-from cluster.api.openapi_keys import IDEMPOTENCY_AFTER_HEADER, IDEMPOTENCY_KEY_HEADER
+from cluster.api.openapi_keys import (
+    IDEMPOTENCY_AFTER_HEADER,
+    IDEMPOTENCY_KEY_HEADER,
+    IF_LOCK_HEADER,
+)
 from cluster.api.params import GET_CALL_PARAMS, READ_CALL_PARAMS, WRITE_CALL_PARAMS
 from cluster.api.schemas import (
+    LOCK_CODES,
     REPEAT_CODES,
     WRITE_CODES,
     Json,
@@ -140,8 +145,9 @@ def _post(name: str, summary: str, arguments: Json, result: Json, *, reads: bool
             *query_parameters(WRITE_CALL_PARAMS),
             IDEMPOTENCY_KEY_HEADER,
             IDEMPOTENCY_AFTER_HEADER,
+            IF_LOCK_HEADER,
         ]
-        codes = (*_POST_CODES, "unknown_operation", *REPEAT_CODES, *_OTHER_WRITE_CODES)
+        codes = (*_POST_CODES, "unknown_operation", *LOCK_CODES, *REPEAT_CODES, *_OTHER_WRITE_CODES)
     return api_operation(
         name, summary, {"200": answer}, codes, write=True, parameters=parameters, requestBody=body
     )

@@ -18,7 +18,13 @@ from msgspec import UNSET
 from cluster.api.answer import JSON, Answer
 from cluster.api.body import read_body
 from cluster.api.documents import Called, HostedService, QueryAnswer, ServiceList
-from cluster.api.headers import idempotency_after, idempotency_key, revision_line, who_lines
+from cluster.api.headers import (
+    idempotency_after,
+    idempotency_key,
+    if_lock,
+    revision_line,
+    who_lines,
+)
 from cluster.api.params import (
     GET_CALL_PARAMS,
     READ_CALL_PARAMS,
@@ -42,7 +48,7 @@ SERVICES_PATH = "/v1/services/"
 MAX_NAMES_LENGTH = 300
 
 _NO_CACHE = b"Cache-Control: no-cache\r\n"
-_OUR_REFUSALS = frozenset({"idempotency_key_reused", "unknown_query"})
+_OUR_REFUSALS = frozenset({"idempotency_key_reused", "lock_lost", "unknown_query"})
 """Codes of a RejectedError that is not the service's own."""
 _encode = msgspec.json.Encoder().encode
 _sorted = msgspec.json.Encoder(order="sorted").encode
@@ -89,10 +95,11 @@ class ServiceHandlers:
         values = parse_query(query, params)
         from_text = values.pop("from_text", "false") == "true"
         key, after = idempotency_key(request.headers), idempotency_after(request.headers)
+        lock = if_lock(request.headers)
         args = (await self._arguments(request), *((True,) if from_text else ()))
         if params is READ_CALL_PARAMS:
             return await self._query(target, args, make_read_options(values))
-        return await self._execute(target, args, make_write_options(values), key, after)
+        return await self._execute(target, args, make_write_options(values), key, after, lock)
 
     async def get(self, _request: BaseRequest, path: str, query: str) -> Answer:
         """GET /v1/services/{service}/{method}: arguments in the query string, or `arguments`."""
@@ -145,11 +152,12 @@ class ServiceHandlers:
         options: WriteOptions,
         key: str,
         after: int | None,
+        lock: tuple[bytes, int] | None,
     ) -> Answer:
         node, local = self._node, options.ack == "local"
         operation = Operation(
             target.method, args, key, options.ack, options.min_copies, after,
-            service=target.service,
+            service=target.service, if_lock=lock,
         )  # fmt: skip
         timeout_ms = options.timeout_ms or self._settings.request_timeout_ms
         try:

@@ -28,6 +28,18 @@ async def test_an_operation_and_what_it_returns(local: Local) -> None:
     assert reply.headers["onecopy-revision"] == str(reply.json["revision"])
 
 
+async def test_an_operation_under_a_lock_that_is_lost_changes_nothing(local: Local) -> None:
+    taken = await fetch(local.base_url, "POST", "/v1/locks/till", b'{"ttl_ms": 60000}', JSON)
+    token = taken.json["token"]
+    refused = await post(local, "reserve", {"item": "x", "count": 2}, **{"If-Lock": "till=99"})
+    assert (refused.status, refused.code) == (412, "lock_lost")
+    held = {"If-Lock": f"till={token}"}
+    reply = await post(local, "reserve", {"item": "x", "count": 2}, **held)
+    assert reply.json["result"]["left"] == 98
+    malformed = await post(local, "reserve", {"item": "x", "count": 2}, **{"If-Lock": "till"})
+    assert (malformed.status, malformed.code) == (400, "invalid_header")
+
+
 async def test_a_query_by_get_and_by_post(local: Local) -> None:
     arguments = "%7B%22item%22:%22apple%20pie%22%7D"
     await post(local, "reserve", {"item": "apple pie", "count": 2})
