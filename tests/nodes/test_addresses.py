@@ -78,6 +78,7 @@ async def test_one_node_moves_and_the_others_hear_of_it_without_a_restart(
     await has_a_vote(cluster, node, "n3" if node != "n3" else "n1")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "channel",
     [
@@ -175,6 +176,7 @@ async def test_no_node_is_moved_to_where_another_listens(make_cluster: MakeClust
     assert after.version == before.version, "nothing was agreed"
 
 
+@pytest.mark.long
 async def test_two_swap_beside_one_that_runs_and_one_that_joins(make_cluster: MakeCluster) -> None:
     cluster: Cluster = make_cluster()
     await cluster.start()

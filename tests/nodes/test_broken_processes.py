@@ -116,6 +116,7 @@ async def wait_let_go(cluster: Cluster, victim: str, times: int) -> None:
     await wait_until(lambda: times_alone(cluster, victim) > times, f"{victim} is let go")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "role",
     [

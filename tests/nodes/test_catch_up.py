@@ -247,6 +247,7 @@ async def test_a_node_that_lost_its_disk_is_replaced_under_a_new_id(
     await later.verify("n1", "n3", "n4")
 
 
+@pytest.mark.long
 async def test_all_keeps_working_while_segments_come_and_go(make_cluster: MakeCluster) -> None:
     cluster: Cluster = make_cluster(limits=SMALL_LOG)
     await cluster.start()

@@ -157,7 +157,12 @@ async def fresh_copy(bed: Bed) -> Path:
 @pytest.mark.parametrize(
     ("case", "damage"),
     [
-        pytest.param(case, damage, id=f"{case.file}-{damage.__name__}")
+        pytest.param(
+            case,
+            damage,
+            id=f"{case.file}-{damage.__name__}",
+            marks=[pytest.mark.long] if damage is tear and case.flipped else [],
+        )
         for case in CASES
         for damage in (flip, tear)
         if (case.flipped if damage is flip else case.torn)

@@ -145,6 +145,7 @@ async def test_a_handover_to_a_node_that_dies_just_then_leaves_one_primary(
     assert not writer.refused
 
 
+@pytest.mark.long
 async def test_a_handover_to_a_silent_node_is_given_up_when_that_is_let_go(
     make_cluster: MakeCluster,
 ) -> None:

@@ -85,6 +85,7 @@ async def test_a_proxy_that_accepts_and_never_answers(shape: str, tmp_path: Path
         await scenario.serves(*scenario.others)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", shapes(WITNESS))
 async def test_clients_whose_answers_are_cut_short(shape: str, tmp_path: Path) -> None:
     """Every connection breaks in the middle of some answer. Who repeats under one idempotency key

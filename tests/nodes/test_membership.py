@@ -171,6 +171,7 @@ async def test_by_force_it_is_done_and_undone_by_removing_the_dead(
     await serves(cluster, primary)
 
 
+@pytest.mark.long
 async def test_one_grows_to_three_and_shrinks_again(make_cluster: MakeCluster) -> None:
     cluster: Cluster = make_cluster(replicas=1)
     await cluster.start()
@@ -311,6 +312,7 @@ async def test_a_newcomer_waits_while_the_cluster_knows_no_view(make_cluster: Ma
     await cluster.wait_in_sync()
 
 
+@pytest.mark.long
 async def test_a_node_removed_while_it_stood_still_ends(make_cluster: MakeCluster) -> None:
     """It runs, and hears of its removal from nobody: its links are refused when it wakes."""
     cluster: Cluster = make_cluster(replicas=3)
@@ -326,6 +328,7 @@ async def test_a_node_removed_while_it_stood_still_ends(make_cluster: MakeCluste
     await serves(cluster, primary)
 
 
+@pytest.mark.long
 async def test_a_lost_disk_refused_by_a_node_without_a_view_leaves_nothing_behind(
     make_cluster: MakeCluster,
 ) -> None:
@@ -401,6 +404,7 @@ async def test_the_last_node_and_unknown_ones_are_not_removed(make_cluster: Make
     await serves(cluster, "n1")
 
 
+@pytest.mark.long
 async def test_a_client_follows_a_cluster_that_moves_away_from_the_node_it_was_given(
     make_cluster: MakeCluster,
 ) -> None:

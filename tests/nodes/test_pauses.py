@@ -142,6 +142,7 @@ async def test_service_goes_on_when_a_backup_stands_still(make_cluster: MakeClus
     await writer.verify()
 
 
+@pytest.mark.long
 async def test_service_goes_on_when_the_witness_stands_still(make_cluster: MakeCluster) -> None:
     cluster: Cluster = make_cluster(replicas=2, witnesses=1, timing=SLOW_TO_SUSPECT)
     await cluster.start()

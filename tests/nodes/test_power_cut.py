@@ -172,6 +172,7 @@ async def test_damage_that_nobody_can_repair_is_refused_with_an_instruction(
     assert (reply.status, problem_of(reply)["code"]) == (503, "no_primary")
 
 
+@pytest.mark.long
 async def test_damage_in_what_the_store_already_holds_is_named_and_forgiven(
     make_cluster: MakeCluster,
 ) -> None:

@@ -217,6 +217,7 @@ async def test_a_damaged_identity_is_refused(make_cluster: MakeCluster) -> None:
     await cluster.wait_converged()
 
 
+@pytest.mark.long
 async def test_a_disk_put_back_to_an_older_state_never_makes_a_primary_that_lacks_writes(
     make_cluster: MakeCluster,
 ) -> None:

@@ -73,6 +73,7 @@ async def test_a_primary_that_is_stopped_hands_over_first(make_cluster: MakeClus
     await writer.verify()
 
 
+@pytest.mark.long
 async def test_plain_requests_through_the_others_survive_the_stop_of_the_primary(
     make_cluster: MakeCluster,
 ) -> None:

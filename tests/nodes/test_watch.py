@@ -134,6 +134,7 @@ async def test_nothing_is_missing_while_nodes_are_killed(make_cluster: MakeClust
                 assert watcher.story() == expected
 
 
+@pytest.mark.long
 async def test_nothing_is_missing_through_cuts_and_slow_lines(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:
@@ -213,6 +214,7 @@ async def compare_tail(cluster: Cluster, watcher: Seen) -> None:
     }
 
 
+@pytest.mark.long
 async def test_a_stopped_watcher_stops_nobody_and_misses_nothing(make_cluster: MakeCluster) -> None:
     cluster: Cluster = make_cluster()
     await cluster.start()

@@ -73,6 +73,7 @@ async def test_a_replica_that_lags_behind_is_never_made_primary(make_cluster: Ma
     await writer.verify()
 
 
+@pytest.mark.long
 async def test_a_primary_left_alone_in_the_in_sync_set_goes_on_serving(
     make_cluster: MakeCluster,
 ) -> None:

@@ -26,6 +26,21 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     return {"uvloop": uvloop.new_event_loop}
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is documented of other paths than keys is the same on both paths: one suffices."""
+    for item in items:
+        params = (
+            item.callspec.params
+            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+            else {}
+        )
+        path = params.get("path")
+        if path not in {None, "/v1/kv/{key}"} and params.get("serve") in {"fast", "forwarding"}:
+            item.add_marker("slow")
+            item.add_marker("long")
+
+
 @pytest.fixture(params=["fast", "forwarding", "full"])
 async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
     """Serve a fresh local node, with settings of the test's choice, on both paths.

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[4]
 SHOP = {"shop": "tests.support.doc_shop:Shop"}
 
 
+@pytest.mark.long
 def test_a_service_survives_its_primary(tmp_path: Path) -> None:
     with LocalCluster(tmp_path, replicas=2, witnesses=1, services=SHOP, path=ROOT) as cluster:
         shop = cluster.client(timeout_ms=20_000).service(Shop)
@@ -36,6 +37,7 @@ def test_a_service_survives_its_primary(tmp_path: Path) -> None:
             witness.reserve(item="apple", count=91)
 
 
+@pytest.mark.long
 def test_links_are_cut_and_mended(tmp_path: Path) -> None:
     with (
         ToxiproxyServer(tmp_path / "toxiproxy.log") as toxiproxy,
