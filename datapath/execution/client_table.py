@@ -87,6 +87,8 @@ class ClientTable:
         self._bounds = bounds
         self._clock = clock
         self._forgotten_index = 0
+        self.is_behind = False
+        """Whether entries were applied that another primary made: they may have forgotten more."""
         self._size_bytes = 0
         self._time_ms = 0
         self._began_ms = (0, 0.0)  # the table's time when the epoch began, and this node's clock
@@ -98,13 +100,17 @@ class ClientTable:
 
     def start_epoch(self) -> None:
         """Take the committed sums: what the last epoch left uncommitted is gone, or is in them."""
-        held = self._state.get(CLIENT_SUMS, _SUMS_KEY)
-        sums = _SUMS.unpack(held) if held is not None else (0, 0, 0)
-        self._forgotten_index, self._size_bytes, self._time_ms = sums
+        self._forgotten_index, self._size_bytes, self._time_ms = self._committed_sums()
+        self.is_behind = False
         self._began_ms = (self._time_ms, self._clock())
         self._oldest.clear()
         self._read_to = b""
         self._next, self._changed = None, False
+
+    def _committed_sums(self) -> tuple[int, int, int]:
+        held = self._state.get(CLIENT_SUMS, _SUMS_KEY)
+        forgotten_index, size_bytes, time_ms = (0, 0, 0) if held is None else _SUMS.unpack(held)
+        return forgotten_index, size_bytes, time_ms
 
     @staticmethod
     def decode(held: bytes) -> FirstAnswer:
@@ -120,6 +126,9 @@ class ClientTable:
         """
         if first_after is None:
             return None
+        if self.is_behind:
+            self._forgotten_index = max(self._forgotten_index, self._committed_sums()[0])
+            self.is_behind = False
         if first_after >= next_index:
             return OperationUnknownError(
                 "unknown_revision",

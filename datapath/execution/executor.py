@@ -262,6 +262,10 @@ class Executor:
 
     # -- executing
 
+    def applied_foreign(self) -> None:
+        """What another primary has executed was applied: its client table counts (D8)."""
+        self._table.is_behind = True
+
     def repeat_of(self, operation: Operation, next_index: int) -> Executed | None:
         """Return the first answer if this is a repeat (D8): ask before anything may refuse it.
 

@@ -200,6 +200,7 @@ class Tail:
         self._items.clear()
         self.observers.on_snapshot()
         self._feed.on_snapshot(self._store.applied_index)
+        self._executor.applied_foreign()
         self._foreign_keys = None
 
     def holds_key(self, idempotency_key: str) -> bool:
@@ -233,6 +234,7 @@ class Tail:
             if item.entries is None:
                 entries = record.entries()
                 store.apply(entries, record.last_index, record.epoch)
+                executor.applied_foreign()
                 self._foreign_keys = None
             else:
                 entries = item.entries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,15 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 
 async def metric(cluster: LocalCluster, node: str, name: str) -> float:
-    text = (await fetch(cluster.url(node), "GET", "/metrics")).body.decode()
+    end = time.monotonic() + DEADLINE_S
+    while True:  # a node may be in sync before it listens to clients
+        try:
+            text = (await fetch(cluster.url(node), "GET", "/metrics")).body.decode()
+        except ConnectionRefusedError:
+            assert time.monotonic() < end, f"{node} listens to clients"
+            await asyncio.sleep(0.05)
+        else:
+            break
     (line,) = (line for line in text.splitlines() if line.startswith(name))
     return float(line.rpartition(" ")[2])
 

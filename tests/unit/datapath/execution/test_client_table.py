@@ -145,3 +145,19 @@ def test_a_record_tells_the_sums_only_if_they_have_changed(replica: Replica) -> 
     assert replica.table.summary() == []
     replica.write("a")
     assert replica.table.summary() == [], "they were told with it"
+
+
+def test_what_another_primary_has_forgotten_is_refused_before_the_own_epoch_is_open(
+    replica: Replica,
+) -> None:
+    first = replica.write("a")
+    here = ClientTable(replica.store, BOUNDS, lambda: 0.0)  # a backup's: its epoch never began
+    replica.clock_ms += RETENTION_MS + 1
+    replica.write("b")
+    replica.write("c")
+    assert not replica.holds("a")
+    assert here.refusal(first - 1, replica.store.applied_index + 1) is None
+    here.is_behind = True  # the tail says so with each entry of another primary
+    refusal = here.refusal(first - 1, replica.store.applied_index + 1)
+    assert isinstance(refusal, OperationUnknownError)
+    assert here.refusal(replica.store.applied_index, replica.store.applied_index + 1) is None
