@@ -19,6 +19,12 @@ ROLES = 7
 OPEN_TO_SERVICES = frozenset({KV, LEASES, LOCKS, SERVICES, ROLES})
 
 
+def after_prefix(prefix: bytes) -> bytes | None:
+    """Return the smallest key above all that begin with `prefix`; None: there is none."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
+
+
 def check_open(number: int) -> int:
     """Return `number` if a service may open that keyspace. Raises ValueError."""
     if number not in OPEN_TO_SERVICES:

@@ -70,14 +70,23 @@ async def read_body(request: BaseRequest, limit_bytes: int, timeout_ms: int) -> 
         share.resize(0)
 
 
-async def read_json(request: BaseRequest, limit_bytes: int, timeout_ms: int) -> bytes:
-    """Return the whole body, which has to be declared as JSON. Raises as `read_body`."""
+async def read_json(
+    request: BaseRequest,
+    limit_bytes: int,
+    timeout_ms: int,
+    *,
+    needs: str = "the body must come with Content-Type: application/json",
+) -> bytes:
+    """Return the whole body, which has to be declared as JSON: `needs` says so to who did not.
+
+    Raises Problem "unsupported_media_type", and as `read_body`.
+    """
     # Only this type: a web page may send others to any address without asking first.
     content_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip()
     if content_type.lower() != "application/json":
         raise ProblemError(
             "unsupported_media_type",
-            "the body must come with Content-Type: application/json",
+            needs,
             headers=b"Accept: application/json\r\n",
         )
     return await read_body(request, limit_bytes, timeout_ms)

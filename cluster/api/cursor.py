@@ -15,6 +15,7 @@ import zlib
 import msgspec
 
 from cluster.api.problems import ProblemError
+from datapath.keyspaces import after_prefix
 
 CURSOR_VERSION = 1
 _CHECKSUM_SIZE_BYTES = 4
@@ -42,17 +43,11 @@ _decoder = msgspec.msgpack.Decoder(_Cursor)
 
 def make_bounds(prefix: bytes, start: bytes, end: bytes) -> KeyRange:
     """Return the intersection of a prefix and a range; empty ones do not restrict."""
-    low, high = prefix, _after_prefix(prefix)
+    low, high = prefix, after_prefix(prefix)
     low = max(low, start)
     if end and (high is None or end < high):
         high = end
     return KeyRange(low, high)
-
-
-def _after_prefix(prefix: bytes) -> bytes | None:
-    """Return the smallest key above all that begin with `prefix`, which is UTF-8."""
-    # No byte of UTF-8 is 0xff, so that the last byte can always be raised by one.
-    return prefix[:-1] + bytes([prefix[-1] + 1]) if prefix else None
 
 
 def encode_cursor(next_key: bytes, bounds: KeyRange) -> str:

@@ -16,7 +16,7 @@ from multidict import CIMultiDictProxy, istr
 from cluster.api.params import decode_name
 from cluster.api.problems import ProblemError
 from cluster.services.kv import ANY_REVISION, NO_REVISION, Revisions
-from datapath.operations import Result
+from datapath.operations import QueryResult, Result
 
 Headers = CIMultiDictProxy[str]
 
@@ -223,6 +223,20 @@ def who_lines(node: str, epoch: int, cluster_id: str) -> bytes:
     """Return the header lines that name the node that answers, its epoch and its cluster."""
     line = cluster_line(cluster_id)
     return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n%b" % (node.encode("ascii"), epoch, line)
+
+
+def state_lines(result: Result | QueryResult, cluster_id: str) -> bytes:
+    """Return the header lines of an answer that tells of committed state: who, and as of when."""
+    return who_lines(result.node, result.epoch, cluster_id) + revision_line(result.index)
+
+
+def written_lines(result: Result, cluster_id: str, *, local: bool = False) -> bytes:
+    """Return the header lines of a write's answer; with `local` (ack) it has not committed."""
+    if local:
+        lines = who_lines(result.node, result.epoch, cluster_id)
+    else:
+        lines = state_lines(result, cluster_id)
+    return lines + replayed_line(result)
 
 
 def check_cluster(headers: Headers, cluster_id: str) -> None:

@@ -35,10 +35,9 @@ from cluster.api.headers import (
     put_if_absent,
     refuse_conditions,
     refuse_if_none_match,
-    replayed_line,
-    revision_line,
-    who_lines,
+    state_lines,
     write_if_match,
+    written_lines,
 )
 from cluster.api.page import PageBody
 from cluster.api.params import (
@@ -156,7 +155,7 @@ class KvHandlers:
         args: tuple[object, ...],
         conditions: Conditions,
         options: WriteOptions,
-        answer: Callable[[Result, bool, bytes], Answer],
+        answer: Callable[[Result, bool, str], Answer],
     ) -> KeyWrite:
         _, _, repeat_key, first_after, lock = conditions
         node = self._node
@@ -166,9 +165,7 @@ class KvHandlers:
                 method, args, repeat_key, options.ack, options.min_copies, first_after, STORE, lock
             ),
             options.timeout_ms or self._timeout_ms,
-            lambda result: answer(
-                result, local, who_lines(result.node, result.epoch, node.cluster_id)
-            ),
+            lambda result: answer(result, local, node.cluster_id),
         )
 
     async def _execute(self, write: KeyWrite) -> Answer:
@@ -205,7 +202,7 @@ class KvHandlers:
         return wanted, options.timeout_ms or self._timeout_ms
 
     def _get_answer(self, result: QueryResult, headers: Headers) -> Answer:
-        who = self._who(result)
+        who = state_lines(result, self._node.cluster_id)
         if result.value is None:
             raise ProblemError("key_not_found", "no such key", headers=who)
         value, revision, create_revision, version, lease = result.value
@@ -213,10 +210,6 @@ class KvHandlers:
         if headers and self._is_unmodified(headers, revision, who):
             return Answer(304, None, headers=lines)
         return Answer(200, value, BYTES, lines)
-
-    def _who(self, result: QueryResult) -> bytes:
-        who = who_lines(result.node, result.epoch, self._node.cluster_id)
-        return who + revision_line(result.index)
 
     @staticmethod
     def _is_unmodified(headers: Headers, revision: int, who: bytes) -> bool:
@@ -267,8 +260,8 @@ class KvHandlers:
             None if next_key is None else encode_cursor(next_key, bounds),
             "local" if local else UNSET,
         )
-        who = who_lines(result.node, result.epoch, self._node.cluster_id)
-        return Answer(200, _encode(document), JSON, _write_headers(result, local, who))
+        lines = written_lines(result, self._node.cluster_id, local=local)
+        return Answer(200, _encode(document), JSON, lines)
 
     async def range(self, request: BaseRequest, query: str) -> Answer:
         """GET /v1/kv."""
@@ -288,8 +281,7 @@ class KvHandlers:
         )
         items, next_key = result.value
         cursor = None if next_key is None else encode_cursor(next_key, bounds)
-        who = self._who(result)
-        lines = NO_CACHE + who
+        lines = NO_CACHE + state_lines(result, self._node.cluster_id)
         page = PageBody(items, result.index, cursor)
         if page.length <= LARGE_ANSWER_SIZE_BYTES:
             return Answer(200, b"".join(page.pieces()), JSON, lines)
@@ -336,21 +328,15 @@ def _delete_conditions(headers: Headers) -> Conditions:
     )
 
 
-def _put_answer(result: Result, local: bool, who: bytes) -> Answer:
+def _put_answer(result: Result, local: bool, cluster_id: str) -> Answer:
     index = result.index
     written = Written(index, result.epoch, result.copies, "local" if local else UNSET)
-    lines = b'ETag: "%d"\r\n%b' % (index, _write_headers(result, local, who))
+    lines = b'ETag: "%d"\r\n%b' % (index, written_lines(result, cluster_id, local=local))
     return Answer(201 if result.value else 200, _encode(written), JSON, lines)
 
 
-def _delete_answer(result: Result, local: bool, who: bytes) -> Answer:
+def _delete_answer(result: Result, local: bool, cluster_id: str) -> Answer:
     deleted = Deleted(
         result.index, bool(result.value), result.epoch, result.copies, "local" if local else UNSET
     )
-    return Answer(200, _encode(deleted), JSON, _write_headers(result, local, who))
-
-
-def _write_headers(result: Result, local: bool, who: bytes) -> bytes:
-    if not local:  # with ack=local it has not committed
-        who += revision_line(result.index)
-    return who + replayed_line(result)
+    return Answer(200, _encode(deleted), JSON, written_lines(result, cluster_id, local=local))

@@ -14,9 +14,8 @@ from cluster.api.headers import (
     idempotency_after,
     idempotency_key,
     if_lock,
-    replayed_line,
-    revision_line,
-    who_lines,
+    state_lines,
+    written_lines,
 )
 from cluster.api.lease_documents import (
     KeepAliveAnswer,
@@ -126,9 +125,8 @@ class LeaseHandlers:
         items, following = result.value
         leases = [LeaseItem(str(lease), ttl_ms, keys) for lease, ttl_ms, keys in items]
         after = None if following is None else str(following)
-        lines = who_lines(result.node, result.epoch, self._node.cluster_id)
         body = msgspec.json.encode(LeaseList(leases, result.index, after))
-        return Answer(200, body, JSON, lines + revision_line(result.index))
+        return Answer(200, body, JSON, state_lines(result, self._node.cluster_id))
 
     async def revoke(self, request: BaseRequest, raw_lease: str, query: str) -> Answer:
         """DELETE /v1/leases/{id}."""
@@ -160,8 +158,7 @@ class LeaseHandlers:
         return await self._node.execute(Operation(method, args, service=LEASES_SERVICE), timeout_ms)
 
     def _answer(self, document: msgspec.Struct, result: Result, status: int = 200) -> Answer:
-        lines = who_lines(result.node, result.epoch, self._node.cluster_id)
-        lines += revision_line(result.index) + replayed_line(result)
+        lines = written_lines(result, self._node.cluster_id)
         return Answer(status, msgspec.json.encode(document), JSON, lines)
 
 

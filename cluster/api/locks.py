@@ -21,9 +21,8 @@ from cluster.api.body import ClientGoneError, read_json
 from cluster.api.headers import (
     idempotency_after,
     idempotency_key,
-    replayed_line,
-    revision_line,
-    who_lines,
+    state_lines,
+    written_lines,
 )
 from cluster.api.lease_documents import (
     CandidateRequest,
@@ -239,11 +238,10 @@ class LockHandlers:
 
     def _state(self, name: bytes, result: QueryResult) -> Answer:
         if result.value is None:
-            lines = who_lines(result.node, result.epoch, self._node.cluster_id)
             raise ProblemError(
                 "not_held",
                 "there is no leader" if self._is_election else "nobody holds this lock",
-                headers=lines + revision_line(result.index),
+                headers=state_lines(result, self._node.cluster_id),
             )
         token, lease, note, waiting = result.value
         kind = LeaderDocument if self._is_election else LockDocument
@@ -258,13 +256,12 @@ class LockHandlers:
         return self._written(document, result)
 
     def _written(self, document: msgspec.Struct, result: Result) -> Answer:
-        lines = who_lines(result.node, result.epoch, self._node.cluster_id)
-        lines += revision_line(result.index) + replayed_line(result)
+        lines = written_lines(result, self._node.cluster_id)
         return Answer(200, msgspec.json.encode(document), JSON, lines)
 
     def _read_answer(self, document: msgspec.Struct, result: QueryResult) -> Answer:
-        lines = who_lines(result.node, result.epoch, self._node.cluster_id)
-        return Answer(200, msgspec.json.encode(document), JSON, lines + revision_line(result.index))
+        lines = state_lines(result, self._node.cluster_id)
+        return Answer(200, msgspec.json.encode(document), JSON, lines)
 
 
 class _Wish:

@@ -11,19 +11,19 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
-from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 from msgspec import UNSET
 
 from cluster.api.answer import JSON, Answer
-from cluster.api.body import read_body
+from cluster.api.body import read_json
 from cluster.api.documents import Called, HostedService, QueryAnswer, ServiceList
 from cluster.api.headers import (
     idempotency_after,
     idempotency_key,
     if_lock,
-    revision_line,
+    state_lines,
     who_lines,
+    written_lines,
 )
 from cluster.api.params import (
     GET_CALL_PARAMS,
@@ -47,6 +47,10 @@ from datapath.service import SERVICE_NAME_PATTERN
 SERVICES_PATH = "/v1/services/"
 MAX_NAMES_LENGTH = 300
 
+_NEEDS_JSON = (
+    "the named arguments must come as a JSON object with Content-Type: application/json; without "
+    "arguments it is {}"
+)
 _NO_CACHE = b"Cache-Control: no-cache\r\n"
 _OUR_REFUSALS = frozenset({"idempotency_key_reused", "lock_lost", "unknown_query"})
 """Codes of a RejectedError that is not the service's own."""
@@ -132,18 +136,9 @@ class ServiceHandlers:
         return "" if method is None else method.kind
 
     async def _arguments(self, request: BaseRequest) -> bytes:
-        # Only this type: a web page may send others to any address without asking first.
-        content_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip()
-        if content_type.lower() != "application/json":
-            raise ProblemError(
-                "unsupported_media_type",
-                "the named arguments must come as a JSON object with Content-Type: "
-                "application/json; without arguments it is {}",
-                headers=b"Accept: application/json\r\n",
-            )
         settings = self._settings
         limit_bytes, timeout_ms = settings.max_value_size_bytes, settings.body_timeout_ms
-        return _canonical(await read_body(request, limit_bytes, timeout_ms))
+        return _canonical(await read_json(request, limit_bytes, timeout_ms, needs=_NEEDS_JSON))
 
     async def _execute(
         self,
@@ -168,11 +163,7 @@ class ServiceHandlers:
             msgspec.Raw(result.value), result.index, result.epoch, result.copies,
             "local" if local else UNSET,
         )  # fmt: skip
-        lines = who_lines(result.node, result.epoch, node.cluster_id)
-        if not local:  # else it has not committed
-            lines += revision_line(result.index)
-        if result.repeated:
-            lines += b"Idempotent-Replayed: true\r\n"
+        lines = written_lines(result, node.cluster_id, local=local)
         return Answer(200, _encode(document), JSON, lines)
 
     async def _query(self, target: _Target, args: tuple[Any, ...], options: ReadOptions) -> Answer:
@@ -186,8 +177,7 @@ class ServiceHandlers:
             result: QueryResult = await node.query(wanted, timeout_ms)
         except RejectedError as error:
             _refuse(error)
-        lines = who_lines(result.node, result.epoch, node.cluster_id)
-        lines += revision_line(result.index) + _NO_CACHE
+        lines = state_lines(result, node.cluster_id) + _NO_CACHE
         return Answer(
             200, _encode(QueryAnswer(msgspec.Raw(result.value), result.index)), JSON, lines
         )

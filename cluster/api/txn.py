@@ -12,9 +12,7 @@ from cluster.api.headers import (
     idempotency_key,
     if_lock,
     refuse_conditions,
-    replayed_line,
-    revision_line,
-    who_lines,
+    written_lines,
 )
 from cluster.api.params import write_options
 from cluster.api.settings import HttpSettings
@@ -66,7 +64,5 @@ class TxnHandlers:
         local = options.ack == "local"
         answer = txn_answer(asked, result, local=local)
         self._transactions[answer.succeeded] += 1
-        lines = who_lines(result.node, result.epoch, self._node.cluster_id)
-        if not local:  # with ack=local it has not committed
-            lines += revision_line(result.index)
-        return Answer(200, _encode(answer), JSON, lines + replayed_line(result))
+        lines = written_lines(result, self._node.cluster_id, local=local)
+        return Answer(200, _encode(answer), JSON, lines)

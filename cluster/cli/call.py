@@ -8,14 +8,12 @@ import click
 import msgspec
 
 from cluster.cli.common import (
-    AFTER_HELP,
-    IDEMPOTENCY_HELP,
     check_after,
     client_options,
+    idempotency_options,
     open_client,
 )
 from cluster.cli.kv import confirmed_option, consistency_of, stale_option
-from cluster.client.arguments import AFTER_MAX
 from cluster.terminal import show
 
 
@@ -26,8 +24,7 @@ from cluster.terminal import show
 @click.option("--read", is_flag=True, help="METHOD is a query: read, at any node.")
 @stale_option
 @confirmed_option
-@click.option("--idempotency-key", default="", help=IDEMPOTENCY_HELP)
-@click.option("--idempotency-after", type=click.IntRange(0, AFTER_MAX), help=AFTER_HELP)
+@idempotency_options
 @client_options
 def call(
     service: str,

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NoReturn, TypeVar
 import click
 
 from cluster.client.aio import DEFAULT_ENDPOINTS
+from cluster.client.arguments import AFTER_MAX
 from cluster.client.endpoints import normalize_endpoint
 from cluster.client.errors import (
     ClientError,
@@ -38,10 +39,6 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 WRITE_INTERRUPTED = "a write may or may not have been applied"
 CHANGE_INTERRUPTED = "the change may or may not have been made; see: onecopy status"
 READ_INTERRUPTED = ""
-
-IDEMPOTENCY_HELP = "Repeat a write under its idempotency key: it is applied once."
-AFTER_HELP = "With --idempotency-key: the revision that the error named for the first attempt."
-MIN_COPIES_HELP = "Fail unless at least this many copies acknowledge."
 
 
 def endpoint_options(function: Function) -> Function:
@@ -199,6 +196,28 @@ def value_fields(value: bytes) -> dict[str, str]:
         return {"value": value.decode()}
     except UnicodeDecodeError:
         return {"value_base64": base64.b64encode(value).decode()}
+
+
+min_copies_option = click.option(
+    "--min-copies",
+    type=click.IntRange(0),
+    default=0,
+    help="Fail unless at least this many copies acknowledge.",
+)
+
+
+def idempotency_options(function: Function) -> Function:
+    """Add --idempotency-key and --idempotency-after to a command that writes; see `check_after`."""
+    function = click.option(
+        "--idempotency-after",
+        type=click.IntRange(0, AFTER_MAX),
+        help="With --idempotency-key: the revision that the error named for the first attempt.",
+    )(function)
+    return click.option(
+        "--idempotency-key",
+        default="",
+        help="Repeat a write under its idempotency key: it is applied once.",
+    )(function)
 
 
 def check_after(key: str, after: int | None) -> None:

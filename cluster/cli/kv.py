@@ -9,20 +9,18 @@ from typing import BinaryIO, Literal
 import click
 
 from cluster.cli.common import (
-    AFTER_HELP,
-    IDEMPOTENCY_HELP,
-    MIN_COPIES_HELP,
     READ_INTERRUPTED,
     check_after,
     client_options,
     fail,
     head_fields,
+    idempotency_options,
+    min_copies_option,
     open_client,
     read_source,
     value_fields,
 )
 from cluster.cli.txn import delete_keys
-from cluster.client.arguments import AFTER_MAX
 from cluster.client.results import Item
 from cluster.exit_codes import EXIT_NOT_FOUND
 from cluster.terminal import for_terminal, say_json, show, show_json, show_value
@@ -68,9 +66,8 @@ def consistency_of(*, stale: bool, confirmed: bool) -> Consistency:
     help="all: acknowledge once every in-sync replica has the write on disk. local: once the "
     "primary has; a failover may lose it, and reads may return the old value for a moment.",
 )
-@click.option("--min-copies", type=click.IntRange(0), default=0, help=MIN_COPIES_HELP)
-@click.option("--idempotency-key", default="", help=IDEMPOTENCY_HELP)
-@click.option("--idempotency-after", type=click.IntRange(0, AFTER_MAX), help=AFTER_HELP)
+@min_copies_option
+@idempotency_options
 @client_options
 def put(
     key: str,
@@ -160,9 +157,8 @@ def get(
 @click.option("--start", default="", help="Delete all keys from this one on.")
 @click.option("--end", default="", help="With --start: stop before this key.")
 @click.option("--if-revision", type=click.IntRange(min=1), help=IF_REVISION_HELP)
-@click.option("--min-copies", type=click.IntRange(0), default=0, help=MIN_COPIES_HELP)
-@click.option("--idempotency-key", default="", help=IDEMPOTENCY_HELP)
-@click.option("--idempotency-after", type=click.IntRange(0, AFTER_MAX), help=AFTER_HELP)
+@min_copies_option
+@idempotency_options
 @client_options
 def delete(
     key: str | None,

@@ -9,17 +9,15 @@ import click
 
 from cluster.bulk.progress import ProgressView
 from cluster.cli.common import (
-    AFTER_HELP,
-    IDEMPOTENCY_HELP,
-    MIN_COPIES_HELP,
     check_after,
     client_options,
     head_fields,
+    idempotency_options,
+    min_copies_option,
     open_client,
     read_source,
     value_fields,
 )
-from cluster.client.arguments import AFTER_MAX
 from cluster.client.results import (
     GetResult,
     Item,
@@ -38,9 +36,8 @@ from cluster.terminal import for_terminal, say, show, show_json
 @click.argument("source", type=click.File("rb"), default="-", metavar="[FILE]")
 @click.option("--ack", type=click.Choice(["all", "local"]), default="all", show_default=True,
               help="As for put.")  # fmt: skip
-@click.option("--min-copies", type=click.IntRange(0), default=0, help=MIN_COPIES_HELP)
-@click.option("--idempotency-key", default="", help=IDEMPOTENCY_HELP)
-@click.option("--idempotency-after", type=click.IntRange(0, AFTER_MAX), help=AFTER_HELP)
+@min_copies_option
+@idempotency_options
 @client_options
 def txn(
     source: BinaryIO,

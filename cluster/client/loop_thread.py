@@ -25,6 +25,8 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from cluster.client.errors import UnavailableError
+
 STUCK_AFTER_S = 5.0
 """How long after its time-out a call is awaited that its own event loop should have ended."""
 CLOSE_TIMEOUT_S = 5.0
@@ -83,6 +85,13 @@ class LoopThread:
         except BaseException:
             future.cancel()  # Ctrl-C while waiting: do not leave the request running
             raise
+
+    def ask(self, call: Coroutine[Any, Any, _T], timeout_s: float) -> _T:
+        """`run` a call that is no write: where the thread does not answer, UnavailableError."""
+        try:
+            return self.run(call, timeout_s)
+        except StuckError as error:
+            raise UnavailableError(str(error), code="stuck") from None
 
     def _submit(self, call: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
         with self._lock:

@@ -21,7 +21,7 @@ from cluster.client.arguments import (
     check_timeout,
     draw_key,
 )
-from cluster.client.errors import UnavailableError, UnknownOutcomeError
+from cluster.client.errors import UnknownOutcomeError
 from cluster.client.leasing import IfLock, Leader
 from cluster.client.loop_thread import CLOSED, LoopThread, StuckError
 from cluster.client.results import (
@@ -135,11 +135,11 @@ class Client(ServiceCalls):
         """Run a call on the client's loop; `write`: it is one, under this idempotency key."""
         chosen_ms = check_timeout(timeout_ms) or self._timeout_ms
         client, runner = self._here()
+        if write is None:
+            return runner.ask(make_call(client), chosen_ms / 1000)
         try:
             return runner.run(make_call(client), chosen_ms / 1000)
         except StuckError as error:
-            if write is None:
-                raise UnavailableError(str(error), code="stuck") from None
             detail = f"{error}; this may or may not have been applied"
             raise UnknownOutcomeError(detail, code="stuck", idempotency_key=str(write)) from None
 

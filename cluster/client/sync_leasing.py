@@ -6,9 +6,8 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from cluster.client.errors import UnavailableError
 from cluster.client.leasing import AsyncLease, AsyncLock, IfLock
-from cluster.client.loop_thread import LoopThread, StuckError
+from cluster.client.loop_thread import LoopThread
 from cluster.client.sync_watching import SIGNAL_LOOK_INTERVAL_S
 
 END_TIMEOUT_S = 15.0
@@ -28,10 +27,7 @@ class _Held(Generic[HeldT]):
         self._inner: HeldT = self._run(on_loop(), END_TIMEOUT_S)
 
     def _run(self, call: Coroutine[Any, Any, _T], timeout_s: float) -> _T:
-        try:
-            return self._runner.run(call, timeout_s)
-        except StuckError as error:
-            raise UnavailableError(str(error), code="stuck") from None
+        return self._runner.ask(call, timeout_s)
 
     def __enter__(self) -> Self:
         self._begin()

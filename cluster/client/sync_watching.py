@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cluster.client.errors import UnavailableError
-from cluster.client.loop_thread import LoopThread, StuckError
+from cluster.client.loop_thread import LoopThread
 from cluster.client.mirrors import AsyncMirror
 from cluster.client.results import Item, WatchEvent
 from cluster.client.watching import AsyncKeyWatch
@@ -52,10 +52,7 @@ class KeyWatch:
         """Return the next event if it comes within so many seconds; else None."""
         if self._closed:
             return None
-        try:
-            return self._runner.run(self._wait(timeout_s), timeout_s)
-        except StuckError as error:
-            raise UnavailableError(str(error), code="stuck") from None
+        return self._runner.ask(self._wait(timeout_s), timeout_s)
 
     async def _wait(self, timeout_s: float) -> WatchEvent | None:
         if self._step is None:
@@ -146,9 +143,7 @@ def _run(runner: LoopThread, call: Coroutine[Any, Any, None], timeout_ms: int) -
             await call
 
     try:
-        runner.run(bounded(), timeout_ms / 1000)
+        runner.ask(bounded(), timeout_ms / 1000)
     except TimeoutError:
         detail = f"no node could be watched within {timeout_ms} ms"
         raise UnavailableError(detail, code="timeout") from None
-    except StuckError as error:
-        raise UnavailableError(str(error), code="stuck") from None

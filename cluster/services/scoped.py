@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from cluster.services.time_limit import TimeLimit
 from datapath.errors import OperationNotAppliedError
+from datapath.keyspaces import after_prefix
 from datapath.service import ReadTransaction, Transaction
 
 MAX_SCOPED_KEY_SIZE_BYTES = 460
@@ -18,14 +19,14 @@ MAX_SCAN_LIMIT = 10_000
 class ScopedReader:
     """A `ReadTransaction` over the keys that begin with a prefix, which it hides.
 
-    `prefix` ends in a byte below 0xff. `limit` is the time limit of whoever uses it: it does not
+    `limit` is the time limit of whoever uses it: it does not
     interrupt what happens inside here. After `close` every use raises RuntimeError.
     """
 
     def __init__(self, tx: ReadTransaction, prefix: bytes, limit: TimeLimit) -> None:
         self._tx = tx
         self._prefix = prefix
-        self._end = prefix[:-1] + bytes([prefix[-1] + 1])
+        self._end = after_prefix(prefix)
         self._limit = limit
         self._closed = False
 
@@ -89,7 +90,7 @@ class ScopedReader:
             raise ValueError(f"a key has 1 to {MAX_SCOPED_KEY_SIZE_BYTES} bytes, not {len(key)}")
         return self._prefix + key  # X1: what is not below the prefix has no name here
 
-    def _bounds(self, start: bytes, end: bytes | None, limit: int) -> tuple[bytes, bytes]:
+    def _bounds(self, start: bytes, end: bytes | None, limit: int) -> tuple[bytes, bytes | None]:
         if not isinstance(start, bytes):
             _wrong_type("start", start)
         if not isinstance(end, bytes | None):

@@ -12,7 +12,7 @@ import inspect
 import keyword
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -221,9 +221,3 @@ def _code_of(service: type[Service]) -> str:
     except (OSError, TypeError):
         return ""
     return hashlib.blake2b(source, digest_size=8).hexdigest()
-
-
-def argument_schemas(method: ServiceMethod) -> Mapping[str, Any]:
-    """Return the JSON schema of each argument, with all that it needs inside."""
-    schema: Mapping[str, Any] = msgspec.json.schema(method.arguments)
-    return schema

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from datapath.keyspaces import KV
+from datapath.keyspaces import KV, after_prefix
 from datapath.records import Entry, Record
 
 SCAN_SIZE_BYTES = 256 * 1024
@@ -51,12 +51,6 @@ class Span(NamedTuple):
     def concerns(self, entry: Entry) -> bool:
         """Whether an entry writes a key that is watched."""
         return any(keyspace == KV and self.covers(key) for keyspace, key, _ in entry)
-
-
-def after_prefix(prefix: bytes) -> bytes | None:
-    """Return the smallest key above all that begin with `prefix`; None: there is none."""
-    stem = prefix.rstrip(b"\xff")
-    return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
 
 
 class Event(NamedTuple):

@@ -22,12 +22,13 @@ from datapath.errors import (
     OperationUnknownError,
     RejectedError,
 )
+from datapath.keyspaces import after_prefix
 from datapath.operations import Operation, Query, QueryResult, Result
 from datapath.protocol.confirmations import ReadPoint
 from datapath.settings import ClientTableBounds
 from tests.sim import forwarding, transactions
 from tests.sim.claims import Claims
-from tests.sim.transactions import KEYS_PER_GROUP, Asked, group_end, items_of
+from tests.sim.transactions import KEYS_PER_GROUP, Asked, items_of
 from tests.support.history import History
 from tests.support.history import Operation as Entry
 
@@ -555,7 +556,8 @@ def _transacted(entry: Entry, asked: Asked, result: Result) -> Callable[[int], N
 
 
 def _range_query(prefix: str) -> Query:
-    return Query("range", (prefix.encode(), group_end(prefix), RANGE_LIMIT, False))
+    start = prefix.encode()
+    return Query("range", (start, after_prefix(start), RANGE_LIMIT, False))
 
 
 def _items(answer: QueryResult) -> list[tuple[str, str, int]]:

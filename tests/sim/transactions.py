@@ -24,18 +24,13 @@ from cluster.services.txn import (
     compare,
     encode_txn,
 )
+from datapath.keyspaces import after_prefix
 from datapath.operations import Operation
 
 Items = list[tuple[str, str, int]]
 Writes = list[tuple[str, str | None]]
 CLEAR_LIMIT = 1000
 KEYS_PER_GROUP = 3
-
-
-def group_end(prefix: str) -> bytes:
-    """Return the smallest key above all that begin with `prefix`."""
-    start = prefix.encode()
-    return start[:-1] + bytes([start[-1] + 1])
 
 
 def items_of(listed: Any) -> Items:
@@ -52,8 +47,8 @@ class Asked(msgspec.Struct, frozen=True):
 
     def operation(self, repeat_key: str, min_copies: int, first_after: int) -> Operation:
         """Return what is sent."""
-        start, end = self.prefix.encode(), group_end(self.prefix)
-        args: tuple[Any, ...] = (start, end, CLEAR_LIMIT)
+        start = self.prefix.encode()
+        args: tuple[Any, ...] = (start, after_prefix(start), CLEAR_LIMIT)
         if self.txn is not None:
             args = (encode_txn(self.txn),)
         method = "delete_range" if self.txn is None else "txn"
@@ -122,7 +117,7 @@ def draw(
     """Draw one. `revision_of`: the revision of a key that some client knows of."""
     if random.random() < 0.15:
         return Asked(prefix, None)
-    listed = ListStep(prefix.encode(), group_end(prefix))
+    listed = ListStep(prefix.encode(), after_prefix(prefix.encode()))
     comparisons = tuple(_comparison(random, random.choice(keys), revision_of, number)
                         for _ in range(random.choice((0, 1, 1, 2))))  # fmt: skip
     shuffled = random.sample(keys, len(keys))

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from datapath.execution.changes import Feed, Span, Watcher, after_prefix
-from datapath.keyspaces import CLIENTS, KV
+from datapath.execution.changes import Feed, Span, Watcher
+from datapath.keyspaces import CLIENTS, KV, after_prefix
 from datapath.records import Entry, Record, make_record
 
 EVERYTHING = Span(b"", None)
