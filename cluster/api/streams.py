@@ -122,6 +122,10 @@ class Streams:
         """Take over a connection, whose head has been written."""
         WatchConnection(self, transport, span, after, form)
 
+    def transports(self) -> list[asyncio.Transport | None]:
+        """Return the connections of all watchers."""
+        return [connection._transport for connection in self._open]
+
     def joined(self, connection: WatchConnection) -> None:
         """A watcher is there."""
         self._open[connection] = None

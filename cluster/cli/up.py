@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from cluster.certificates.facts import CertificateError
 from cluster.cli.common import fail
 from cluster.config.model import ConfigError
 from cluster.exit_codes import EXIT_NOT_APPLIED
@@ -40,9 +41,19 @@ from cluster.up.supervisor import run_up, sole_runner
     type=click.IntRange(1, 65535),
     help="First HTTP port; peer and raft ports are 100 and 200 higher [default: 8101].",
 )
+@click.option(
+    "--tls",
+    is_flag=True,
+    help="Encrypt a new cluster, with an authority of its own in DATA/certs.",
+)
 @click.option("--no-restart", is_flag=True, help="Do not restart a node that exits.")
 def up(
-    nodes: int | None, witnesses: int | None, data: Path, port: int | None, no_restart: bool
+    nodes: int | None,
+    witnesses: int | None,
+    data: Path,
+    port: int | None,
+    tls: bool,
+    no_restart: bool,
 ) -> None:
     """Run a cluster of real processes on this machine until Ctrl-C. The data is kept.
 
@@ -50,7 +61,7 @@ def up(
     is DATA/cluster.toml.
     """
     try:
-        config, is_new = prepare_config(data, nodes=nodes, witnesses=witnesses, port=port)
+        config, is_new = prepare_config(data, nodes=nodes, witnesses=witnesses, port=port, tls=tls)
         with sole_runner(config.path.parent):
             check_ports(config)
             for warning in config.warnings:
@@ -62,7 +73,7 @@ def up(
                 code = run_up(config, view, restart=not no_restart)
             finally:
                 view.close()
-    except (ConfigError, UpError) as error:
+    except (CertificateError, ConfigError, UpError) as error:
         fail(str(error), "", EXIT_NOT_APPLIED)
     except OSError as error:
         fail(f"{error.filename or data}: {error.strerror}", "", EXIT_NOT_APPLIED)

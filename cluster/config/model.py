@@ -60,14 +60,15 @@ class ClusterSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Meta(
             description="Shared secret of at least 16 bytes, by which nodes authenticate to each "
             "other. Without one, every peer and raft address must be loopback; one that is easy to "
-            "guess is refused unless all addresses are."
+            "guess is refused unless all addresses are. While it is being changed, two, one a "
+            "line: nodes use the first and accept both."
         ),
     ] = ""
     secret_file: Annotated[
         str,
         Meta(
             description="File that holds the secret, in place of `secret`; relative to the "
-            "configuration file. White space around the secret is ignored."
+            "configuration file. White space around each line is ignored."
         ),
     ] = ""
     reads: Annotated[
@@ -325,6 +326,67 @@ class ApiSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ] = ()
 
 
+class TlsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[tls]`: by which certificates the ports for clients and between nodes are encrypted."""
+
+    ca: Annotated[
+        str,
+        Meta(
+            description="File of the authorities that have issued the nodes' certificates; two "
+            "while one is being replaced. With it, TLS 1.3 is the only way to every node."
+        ),
+    ] = ""
+    certificate: Annotated[
+        str,
+        Meta(
+            description="File of this node's certificate, and of those between it and the "
+            "authority. Among its DNS names must be the node's id; among its names the host of "
+            "`client`, for clients. `{node}` stands for the id: `certs/{node}.crt`."
+        ),
+    ] = ""
+    key: Annotated[
+        str,
+        Meta(
+            description="File of the certificate's private key, not encrypted, and not readable "
+            "by all users. `{node}` stands for the id."
+        ),
+    ] = ""
+    client_ca: Annotated[
+        str,
+        Meta(
+            description="File of the authorities whose certificates clients may show. Without it, "
+            "clients are not asked for one."
+        ),
+    ] = ""
+    crl: Annotated[
+        str,
+        Meta(
+            description="File of revocation lists, one of each authority in `ca` and "
+            "`client_ca`. What is on a list is refused."
+        ),
+    ] = ""
+    insecure: Annotated[
+        bool,
+        Meta(
+            description="Permit addresses other than loopback without TLS: everybody on the "
+            "network between can read and change everything."
+        ),
+    ] = False
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the ports speak TLS."""
+        return bool(self.ca)
+
+    def for_node(self, node: str) -> TlsSection:
+        """Return the section with the node's id in its file names."""
+        return msgspec.structs.replace(
+            self,
+            certificate=self.certificate.replace("{node}", node),
+            key=self.key.replace("{node}", node),
+        )
+
+
 class ServiceConfig(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"spec": "class"}
 ):
@@ -360,21 +422,29 @@ class ServiceConfig(
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The whole file, checked: paths absolute, the secret read.
 
-    `nodes` keeps the order of the file. `warnings` are sentences for the operator.
+    `nodes` keeps the order of the file. `secrets` are one or two, the one in use first, or none;
+    `secret_source` is the file that holds them. `warnings` are sentences for the operator.
     """
 
     path: Path
     name: str
-    secret: Secret
+    secrets: tuple[Secret, ...]
+    secret_source: Path
     nodes: dict[str, NodeConfig]
     routes: dict[str, dict[str, Route]]
     timing: TimingSection
     limits: LimitsSection
     api: ApiSection = ApiSection()
+    tls: TlsSection = TlsSection()
     services: dict[str, ServiceConfig] = {}
     reads: ReadMode = "leased"
     secret_field: str = "cluster.secret"  # noqa: S105 -- the field's name
     warnings: tuple[str, ...] = ()
+
+    @property
+    def secret(self) -> Secret:
+        """The secret that this node proves itself by, b"" for none."""
+        return self.secrets[0] if self.secrets else Secret(b"")
 
     @property
     def replicas(self) -> tuple[str, ...]:
@@ -394,6 +464,10 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     def data_dir(self, node: str) -> Path:
         """Return the node's data directory, absolute."""
         return Path(self.nodes[node].data)
+
+    def url(self, node: str) -> str:
+        """Return the base URL of a node's API."""
+        return f"http{'s' if self.tls.is_on else ''}://{self.nodes[node].client}"
 
     def address(self, source: str, target: str, channel: Channel) -> str:
         """Return the "host:port" at which `source` reaches `target`, by its route if it has one."""

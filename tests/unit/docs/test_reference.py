@@ -22,6 +22,7 @@ from cluster.config.model import (
     Route,
     ServiceConfig,
     TimingSection,
+    TlsSection,
 )
 
 COMMON = {"as_json", "endpoints", "no_discover", "timeout_ms"}
@@ -33,6 +34,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[timing]": TimingSection,
     "[limits]": LimitsSection,
     "[services.NAME]": ServiceConfig,
+    "[tls]": TlsSection,
     "[api]": ApiSection,
 }
 
