@@ -32,6 +32,9 @@ DRAIN_POLL_S = 0.05
 LAST_CALL_S = 0.2
 """What was accepted in the moment before the listener closed has so long to send its request."""
 
+HANDSHAKE_LAST_CALL_S = 2.0
+"""How long a node that stops waits for handshakes of TLS: who has connected may never begin."""
+
 
 class ServerTls(Protocol):
     """What the connections of clients are encrypted with, and its numbers for metrics."""
@@ -178,8 +181,9 @@ class HttpListener:
             listening.close()
         self._sockets = []
         if self._taking:
-            _, late = await asyncio.wait(self._taking, timeout=LAST_CALL_S)
-            for task in late:  # in the middle of a handshake of TLS
+            timeout = None if self._tls is None else HANDSHAKE_LAST_CALL_S
+            _, late = await asyncio.wait(self._taking, timeout=timeout)
+            for task in late:
                 task.cancel()
         if self._server.draining and self._server.open_connections:
             await asyncio.sleep(LAST_CALL_S)

@@ -30,7 +30,8 @@ from cluster.certificates.facts import (
     utc_now,
 )
 from cluster.certificates.hosts import hosts_of
-from cluster.config.model import ClusterConfig, ConfigError, TlsSection
+from cluster.config.model import ClusterConfig, ConfigError
+from cluster.config.tls_section import TlsSection
 
 _MAX_HANDSHAKE_FLIGHTS = 8
 
@@ -124,7 +125,7 @@ class _Checks:
                 f"be among them; make it with: onecopy certs node {self._node}",
             )
         host = hosts_of(self._config, self._node)[0]
-        if host not in facts.names:
+        if not {host, f"*.{host.partition('.')[2]}"} & set(facts.names):
             self.warnings.append(
                 f"{path} is not for {host}, the host of nodes.{self._node}.client: clients that "
                 "connect to that address will refuse it"
@@ -284,7 +285,7 @@ class NodeTls:
         """Use the files as they are now, if they pass; return whether they do (see `problem`)."""
         try:
             self._now = load_credentials(config, self._node)
-        except ConfigError as error:
+        except (OSError, ValueError) as error:  # ConfigError is one
             self.problem = str(error)
             return False
         self._config = config
@@ -301,7 +302,10 @@ class NodeTls:
         """Whether a certificate (DER) that was accepted before is on a list by now."""
         if not self._now.lists:
             return False
-        shown = x509.load_der_x509_certificate(certificate)
+        try:
+            shown = x509.load_der_x509_certificate(certificate)
+        except ValueError:  # OpenSSL takes some that this library does not
+            return False
         serial = shown.serial_number
         return any(
             each.issuer == shown.issuer

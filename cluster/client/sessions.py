@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 
 import aiohttp
 
+_CONTEXT = re.compile(r" ssl:<[^>]*>")
 NO_TLS = "tls_failed"
 ADVISED_CA = "name the cluster's authority (cacert, --cacert or ONECOPY_CACERT)"
 
@@ -45,7 +47,7 @@ def is_tls_failure(error: BaseException | None) -> bool:
 
 def explain_tls(error: Exception) -> str:
     """Return an error of a connection as a text that says what to do where TLS is the matter."""
-    text = str(error)
+    text = _CONTEXT.sub("", str(error))
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         reason = getattr(error.certificate_error, "verify_message", "") or text
         return f"its certificate is refused: {reason}; {ADVISED_CA}"

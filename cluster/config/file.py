@@ -29,8 +29,8 @@ from cluster.config.model import (
     Secret,
     ServiceConfig,
     TimingSection,
-    TlsSection,
 )
+from cluster.config.tls_section import TlsSection
 from datapath.service import SERVICE_NAME_PATTERN
 
 SECRET_MIN_BYTES = 16

@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 from cluster.certificates.node_tls import NodeTls, signature_of
 from cluster.config.file import load_config
-from cluster.config.model import ClusterConfig, ConfigError
+from cluster.config.model import ClusterConfig
 from cluster.node.parts import Parts
 
 logger = logging.getLogger(__name__)
 
-CHECK_INTERVAL_S = 2.0
+LOOK_AT_FILES_INTERVAL_S = 2.0
 """How often the files are looked at; SIGHUP has them looked at now."""
 REMIND_INTERVAL_S = 601.0
 """How often a node repeats what expires, to itself and the others: notices last ten minutes."""
@@ -49,11 +49,13 @@ class Renewal:
         while True:
             self._remind()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CHECK_INTERVAL_S):
+                async with asyncio.timeout(LOOK_AT_FILES_INTERVAL_S):
                     await self._asked.wait()
-            if self._asked.is_set() or self._signature() != self._seen:
+            # Not here: the files may be on a disk that does not answer.
+            now = await asyncio.to_thread(self._signature)
+            if self._asked.is_set() or now != self._seen:
                 self._asked.clear()
-                self._seen = self._signature()
+                self._seen = now
                 self._take_up()
 
     def _signature(self) -> object:
@@ -65,7 +67,7 @@ class Renewal:
         """Use what the files hold now, where it passes every check; else go on as before."""
         try:
             config = load_config(self._parts.config.path)
-        except ConfigError as error:
+        except (OSError, ValueError) as error:  # ConfigError is one
             logger.warning("the changed configuration is not used: %s", error)
             return
         if self._parts.node_id not in config.nodes:

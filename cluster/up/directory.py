@@ -14,7 +14,8 @@ from cluster.certificates.authority import Authority
 from cluster.certificates.hosts import LOOPBACK_HOSTS
 from cluster.certificates.private_files import write_file
 from cluster.config.file import load_config, render_config
-from cluster.config.model import ClusterConfig, NodeConfig, TlsSection, split_address
+from cluster.config.model import ClusterConfig, NodeConfig, split_address
+from cluster.config.tls_section import TlsSection
 
 CONFIG_NAME = "cluster.toml"
 DEFAULT_PORT = 8101

@@ -36,7 +36,7 @@ from datapath.transport.link import (
     LinkHandler,
 )
 from datapath.transport.tcp import shut_down, tune
-from datapath.transport.tls import LinkTls
+from datapath.transport.tls import LinkTls, without_context
 from election.identity import Claim, Verdict
 from election.registry import PeerRegistry
 from election.shared_secret import SharedSecret
@@ -325,12 +325,12 @@ async def _shake_hands(
 
 def _explain(error: Exception) -> str:
     """Return what an error of the connection says, and what to do where TLS is the matter."""
-    text = str(error) or repr(error)
+    text = without_context(str(error)) or repr(error)
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         reason = getattr(error.certificate_error, "verify_message", "") or text
         return f"its certificate is refused here: {reason}"
     if "WRONG_VERSION_NUMBER" in text:
-        return f"it answers without TLS: [tls] must be set on every node ({text})"
+        return "it answers without TLS: [tls] must be set on every node"
     return text
 
 

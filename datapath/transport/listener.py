@@ -8,6 +8,7 @@ are bounded in number and time. See `docs/peer-protocol.md`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import secrets
 import socket
@@ -169,20 +170,29 @@ class PeerListener:
                 await asyncio.sleep(ACCEPT_PAUSE_MS / 1000)
                 continue
             protocol = server()
-            self._strangers[protocol] = _Stranger(connection, loop.time())
-            task = asyncio.create_task(self._admit(connection, protocol))
+            stranger = _Stranger(connection, loop.time())
+            self._strangers[protocol] = stranger
+            task = asyncio.create_task(self._admit(stranger, protocol))
             self._admitting.add(task)
-            task.add_done_callback(self._admitting.discard)
+            task.add_done_callback(functools.partial(self._admitted, stranger, protocol))
             if len(self._strangers) > self._max_unauthenticated:
                 self._forget_gone()
             while len(self._strangers) > self._max_unauthenticated:
                 self._drop(next(iter(self._strangers)))
 
-    async def _admit(self, connection: socket.socket, protocol: web.RequestHandler) -> None:
+    def _admitted(
+        self, stranger: _Stranger, protocol: web.RequestHandler, task: asyncio.Task[None]
+    ) -> None:
+        # Not in the task: one that is cancelled before its first step runs nothing.
+        self._admitting.discard(task)
+        if not stranger.connected:
+            self._strangers.pop(protocol, None)
+            stranger.socket.close()
+
+    async def _admit(self, stranger: _Stranger, protocol: web.RequestHandler) -> None:
         """Make a stranger's connection one that can be talked on, with TLS where there is."""
-        stranger = self._strangers[protocol]
         try:
-            await self._connect(connection, protocol)
+            await self._connect(stranger.socket, protocol)
             stranger.connected = True
         except (TimeoutError, ConnectionError):
             pass  # it has gone, or has never said a word
@@ -190,10 +200,6 @@ class PeerListener:
             self._complain("TLS", f"a peer connection was refused: {error}")
         except Exception as error:  # noqa: BLE001 -- the port must go on taking others
             self._complain("connection", "a peer connection could not be accepted", error)
-        finally:
-            if not stranger.connected:
-                self._strangers.pop(protocol, None)
-                connection.close()
 
     async def _connect(self, connection: socket.socket, protocol: web.RequestHandler) -> None:
         tune(connection)

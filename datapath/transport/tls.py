@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import ssl
-from typing import Protocol
+from typing import Any, Protocol
 
 TLS_HANDSHAKE_TIMEOUT_S = 5.0
 """How long the other side may take over a handshake of TLS, from its first byte on."""
+MAX_UNTAKEN_BYTES = 64 * 1024
+"""What a transport holds, each way, before it stops who sends."""
 _TLS_RECORD = b"\x16"  # a handshake record: no request of HTTP begins so
 _PLAIN_ANSWER = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n"
     b"Content-Length: %d\r\nConnection: close\r\n\r\n%b"
 )
+_CONTEXT = re.compile(r" ssl:<[^>]*>")
 SPEAKS_TLS = "this port speaks TLS only"
 
 
@@ -80,12 +84,21 @@ async def begin_tls(
     """
     if not begins_tls(await first_byte(connection, timeout_s)):
         raise refuse_plain(connection, advice)
-    await asyncio.get_running_loop().connect_accepted_socket(
+    transport: Any
+    transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
         lambda: protocol,
         connection,
         ssl=context,
         ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT_S,
     )
+    # By default a transport of TLS holds eight times as much as one of TCP before it says so.
+    transport.set_write_buffer_limits(high=MAX_UNTAKEN_BYTES)
+    transport.set_read_buffer_limits(high=MAX_UNTAKEN_BYTES)
+
+
+def without_context(text: str) -> str:
+    """Return an error of aiohttp's without the address of a context in memory."""
+    return _CONTEXT.sub("", text)
 
 
 def begins_tls(data: bytes) -> bool:

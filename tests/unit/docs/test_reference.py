@@ -22,10 +22,10 @@ from cluster.config.model import (
     Route,
     ServiceConfig,
     TimingSection,
-    TlsSection,
 )
+from cluster.config.tls_section import TlsSection
 
-COMMON = {"as_json", "endpoints", "no_discover", "timeout_ms"}
+COMMON = {"as_json", "cacert", "cert", "endpoints", "key", "no_discover", "timeout_ms"}
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[cluster]": ClusterSection,

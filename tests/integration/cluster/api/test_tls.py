@@ -22,7 +22,8 @@ from cluster.client.aio import AsyncClient
 from cluster.client.errors import ClientError, UnavailableError
 from cluster.client.exchange import Request
 from cluster.config.file import load_config, render_config
-from cluster.config.model import NodeConfig, TlsSection
+from cluster.config.model import NodeConfig
+from cluster.config.tls_section import TlsSection
 from tests.support.cluster import wait_until
 from tests.support.local_node import local_node
 from tests.support.raw_http import connect, fetch, kv

@@ -17,10 +17,10 @@ from cluster.config.model import (
     NodeConfig,
     Secret,
     TimingSection,
-    TlsSection,
     is_loopback,
     split_address,
 )
+from cluster.config.tls_section import TlsSection
 
 SECRET = "8f3c1ae07d5b4962c6e1f0937ab45d28"
 NODE = """
