@@ -65,7 +65,7 @@ def tls_files() -> TlsFiles:
     """Return the files that the running command was given."""
     context = click.get_current_context(silent=True)
     meta = context.meta if context is not None else {}
-    return TlsFiles(*(meta.get(f"{__name__}.{name}", "") for name in TlsFiles._fields))
+    return TlsFiles(*(meta.get(f"{__name__}.tls_{name}", "") for name in TlsFiles._fields))
 
 
 def endpoint_options(function: Function) -> Function:
@@ -74,6 +74,7 @@ def endpoint_options(function: Function) -> Function:
         variable = f"ONECOPY_{name.upper()}"
         function = click.option(
             f"--{name}",
+            f"tls_{name}",  # several commands have an argument KEY
             envvar=variable,
             type=click.Path(exists=True, dir_okay=False),
             expose_value=False,

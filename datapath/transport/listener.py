@@ -45,7 +45,7 @@ from datapath.transport.tls import (
     begin_tls,
     begins_tls,
     certified_names,
-    first_byte,
+    first_bytes,
 )
 from election.identity import Verdict
 from election.registry import PeerRegistry
@@ -207,7 +207,7 @@ class PeerListener:
             advice, context = "set [tls] on every node", self._tls.listening
             await begin_tls(connection, protocol, context, advice, self._handshake_timeout)
             return
-        if begins_tls(await first_byte(connection, self._handshake_timeout)):
+        if begins_tls(await first_bytes(connection, self._handshake_timeout)):
             # It is answered in plain HTTP.
             self._complain(
                 "TLS",

@@ -16,7 +16,7 @@ TLS_HANDSHAKE_TIMEOUT_S = 5.0
 """How long the other side may take over a handshake of TLS, from its first byte on."""
 MAX_UNTAKEN_BYTES = 64 * 1024
 """What a transport holds, each way, before it stops who sends."""
-_TLS_RECORD = b"\x16"  # a handshake record: no request of HTTP begins so
+_TLS_RECORD = b"\x16\x03"  # a handshake record: no request of HTTP begins so
 _PLAIN_ANSWER = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n"
     b"Content-Length: %d\r\nConnection: close\r\n\r\n%b"
@@ -41,8 +41,8 @@ class PlainTextError(OSError):
     """The other side does not speak TLS at a port that does; it has been told so."""
 
 
-async def first_byte(connection: socket.socket, timeout_s: float) -> bytes:
-    """Wait for the first byte of a connection and return it, without taking it.
+async def first_bytes(connection: socket.socket, timeout_s: float) -> bytes:
+    """Wait for the first bytes of a connection and return one or two, without taking them.
 
     Raises TimeoutError where nothing comes, ConnectionError where the other side has gone.
     """
@@ -54,7 +54,7 @@ async def first_byte(connection: socket.socket, timeout_s: float) -> bytes:
             await readable.wait()
     finally:
         loop.remove_reader(connection)
-    first = connection.recv(1, socket.MSG_PEEK)
+    first = connection.recv(len(_TLS_RECORD), socket.MSG_PEEK)
     if not first:
         raise ConnectionResetError("the other side has gone")
     return first
@@ -82,7 +82,7 @@ async def begin_tls(
     `timeout_s` bounds the wait for the first byte. Raises PlainTextError; ssl.SSLError where the
     handshake fails; TimeoutError, ConnectionError where the other side is silent or has gone.
     """
-    if not begins_tls(await first_byte(connection, timeout_s)):
+    if not begins_tls(await first_bytes(connection, timeout_s)):
         raise refuse_plain(connection, advice)
     transport: Any
     transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
@@ -103,7 +103,7 @@ def without_context(text: str) -> str:
 
 def begins_tls(data: bytes) -> bool:
     """Whether what came first on a connection is the beginning of TLS."""
-    return data.startswith(_TLS_RECORD)
+    return bool(data) and _TLS_RECORD.startswith(data[: len(_TLS_RECORD)])
 
 
 def certified_names(transport: asyncio.BaseTransport | None) -> tuple[str, ...]:

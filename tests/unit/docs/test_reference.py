@@ -25,7 +25,10 @@ from cluster.config.model import (
 )
 from cluster.config.tls_section import TlsSection
 
-COMMON = {"as_json", "cacert", "cert", "endpoints", "key", "no_discover", "timeout_ms"}
+COMMON = {
+    *("as_json", "endpoints", "no_discover", "timeout_ms"),
+    *("tls_cacert", "tls_cert", "tls_key"),
+}
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[cluster]": ClusterSection,
