@@ -32,6 +32,7 @@ from tests.sim.faults import Schedule
 from tests.sim.found_mutants import FOUND_MUTANTS
 from tests.sim.histories import Histories
 from tests.sim.hosting_mutants import HOSTING_MUTANTS
+from tests.sim.identity_mutants import IDENTITY_MUTANTS
 from tests.sim.joint.schedule import JointSchedule
 from tests.sim.joint_mutants import JOINT_MUTANTS
 from tests.sim.membership_mutants import MEMBERSHIP_MUTANTS
@@ -57,6 +58,7 @@ MODULES = (
     "found",
     "joint",
     "hosting",
+    "identity",
 )
 PRELOADED = [f"tests.sim.{name}_mutants" for name in MODULES]
 RULES = (
@@ -66,11 +68,13 @@ RULES = (
     "T1",
     *(f"W{n}" for n in range(1, 6)),
     *(f"X{n}" for n in range(1, 5)),
+    *(f"I{n}" for n in range(1, 6)),
 )
 MUTANTS: tuple[Mutant, ...] = (
     *REPLICA_MUTANTS, *CLIENT_MUTANTS, *SERVICE_MUTANTS, *CONSENSUS_MUTANTS,
     *RAFT_MUTANTS, *MEMBERSHIP_MUTANTS, *READ_MUTANTS, *WATCH_MUTANTS,
     *FOUND_MUTANTS, *JOINT_MUTANTS, *HOSTING_MUTANTS,
+    *IDENTITY_MUTANTS,
 )  # fmt: skip
 
 
@@ -120,7 +124,10 @@ def _run_schedules(mutant: Mutant) -> Verdict:
         for seeds in range(1, MAX_SEEDS + 1):
             seed = mutant.seed + seeds - 1
             schedule = Schedule(
-                seed, clients=mutant.clients or None, operators=mutant.operators or None
+                seed,
+                clients=mutant.clients or None,
+                operators=(mutant.operators or None) if not mutant.moves else False,
+                moves=mutant.moves or None,
             )
             try:
                 schedule.run()
