@@ -36,7 +36,7 @@ ACCUSATION_GAP_S = 3.0
 """A peer that has not repeated it for so long has stopped to say so."""
 
 
-Address = TypeVar("Address")
+_Address = TypeVar("_Address")
 
 
 class AddressRotation:
@@ -45,7 +45,7 @@ class AddressRotation:
     def __init__(self) -> None:
         self._failures = 0
 
-    def pick(self, found: Sequence[Address], *, failed: bool) -> Address | None:
+    def pick(self, found: Sequence[_Address], *, failed: bool) -> _Address | None:
         """Return one of `found`; `failed`: the last dial, or the link that came of it, did."""
         self._failures += failed
         return found[self._failures % len(found)] if found else None

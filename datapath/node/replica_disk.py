@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +38,9 @@ MAX_UNFLUSHED_BYTES = 128 * 1024 * 1024
 class ReplicaStorage:
     """Opens what a data directory holds, and recovers it; `start` starts the threads.
 
+    Of the log `retention_bytes` are kept, and up to `catchup_bytes` of what was written within
+    `retention_ms`, by the machine's date, or a replica lacks.
+
     `max_queued_bytes` bounds what waits for the log: a primary bounds that itself, and tighter.
 
     Raises StorageError from the constructor, with what to do.
@@ -50,6 +55,7 @@ class ReplicaStorage:
         flush_bytes: int,
         retention_bytes: int,
         catchup_bytes: int,
+        retention_ms: int = Bounds().log_retention_ms,
         snapshot_log_bytes: int = Bounds().snapshot_log_bytes,
         max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES,
     ) -> None:
@@ -57,6 +63,7 @@ class ReplicaStorage:
         self._max_queued_bytes = max_queued_bytes
         self._flush_bytes = flush_bytes
         self._map_size_bytes = map_size_bytes
+        self._retention_ms = retention_ms
         self.retention = LogRetention(retention_bytes, catchup_bytes, snapshot_log_bytes)
         self.accepted = Accepted(path / "accepted")
         if self.accepted.repair:
@@ -224,8 +231,9 @@ class ReplicaStorage:
         """
         if self._trimming is not None:
             return
+        recent_s = time.time() - self._retention_ms / 1000.0 if self._retention_ms else math.inf
         keep_from = self.retention.keep_from(
-            self.log.segment_bounds(), self.store.durable_index, oldest_needed
+            self.log.segment_bounds(), self.store.durable_index, oldest_needed, recent_s
         )
         if keep_from > self.log.first_index:
             self._trimming = asyncio.get_running_loop().create_task(

@@ -7,6 +7,7 @@ need another snapshot, without end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from datapath.protocol.primary import Primary
@@ -17,15 +18,15 @@ one that is heard has it held until it is in sync."""
 SNAPSHOT_LOG_HARD_FACTOR = 2
 """Times its bound, the log is no longer held for a snapshot: the replica is stuck."""
 
-Segments = Sequence[tuple[int, int]]
-"""(last index, size in bytes) of each segment of the log, the oldest first."""
+Segments = Sequence[tuple[int, int, float]]
+"""(last index, size in bytes, when it was last written in s) of each segment, the oldest first."""
 
 
 class LogRetention:
     """What of one replica's log is kept, by size and by who needs it. All bounds are in bytes.
 
-    `retention_bytes` are kept in any case, `catchup_bytes` at the most for a replica that lags,
-    `snapshot_log_bytes` for snapshots; beyond that the primary slows its writes down.
+    `retention_bytes` are kept in any case, `catchup_bytes` at the most of what is recent or what a
+    replica lacks, `snapshot_log_bytes` for snapshots; beyond that the primary slows its writes.
     """
 
     def __init__(self, retention_bytes: int, catchup_bytes: int, snapshot_log_bytes: int) -> None:
@@ -77,7 +78,7 @@ class LogRetention:
         if not self._floors:
             return 0
         floor = min(self._floors.values())
-        return sum(size for last, size in segments if last > floor)
+        return sum(size for last, size, _ in segments if last > floor)
 
     def hurries(self, segments: Segments) -> bool:
         """Whether so much is held that snapshots are sent as fast as the link allows."""
@@ -87,18 +88,26 @@ class LogRetention:
         """Whether more is held than the bound."""
         return self.held_bytes(segments) > self.snapshot_log_bytes
 
-    def keep_from(self, segments: Segments, durable_index: int, oldest_needed: int) -> int:
+    def keep_from(
+        self,
+        segments: Segments,
+        durable_index: int,
+        oldest_needed: int,
+        recent_s: float = math.inf,
+    ) -> int:
         """Return the first entry to keep; 0: nothing may go.
 
         `durable_index`: up to where the store holds all on disk; `oldest_needed`: the first entry
-        that some replica may need by log replay. The last segment is always kept.
+        that some replica may need by log replay; what was written after `recent_s` is kept for
+        watchers. The last segment is always kept.
         """
         floor = min(self._floors.values(), default=None)
-        size = sum(size_bytes for _, size_bytes in segments)
+        size = sum(size_bytes for _, size_bytes, _ in segments)
         first = 0
-        for last, size_bytes in segments[:-1]:
+        for last, size_bytes, written_s in segments[:-1]:
             rest = size - size_bytes
-            needed = last >= oldest_needed and rest < self._catchup_bytes
+            wanted = last >= oldest_needed or written_s > recent_s
+            needed = wanted and rest < self._catchup_bytes
             held = floor is not None and last > floor
             held = held and rest < SNAPSHOT_LOG_HARD_FACTOR * self.snapshot_log_bytes
             if last > durable_index or needed or held or rest < self._retention_bytes:

@@ -6,6 +6,7 @@ from collections import Counter
 
 from tests.sim.clients import Clients
 from tests.sim.clockwork import ViolationError
+from tests.sim.holders import Holders
 from tests.sim.moves import Movers
 from tests.sim.operators import Operators
 from tests.sim.troubles import Troubles
@@ -33,6 +34,8 @@ class Schedule:
 
     world_type: type[World] = World
     troubles_type: type[Troubles] = Troubles
+    operators: Operators | None = None
+    movers: Movers | None = None
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class Schedule:
         clients: bool | None = None,
         operators: bool | None = None,
         moves: bool | None = None,
+        holders: bool | None = None,
     ) -> None:
         self.seed = seed
         # Half of the schedules have clients, the others a load that costs less.
@@ -100,19 +104,20 @@ class Schedule:
             self.duration_ms = max(self.duration_ms, clockwork.between(900, 2500))
             self.fault_gap_ms = random.choice((80.0, 200.0, 400.0))
             self._confirms = 0.5
-        self.operators = Operators(world, troubles) if has_operators and n_nodes > 1 else None
-        self.movers = Movers(world, troubles) if has_moves else None
-        if self.operators is not None:
-            self._let_operators_err(self.operators, troubles)
-        elif self.movers is not None:
-            self._let_nodes_move(self.movers, troubles)
+        if has_operators and n_nodes > 1:
+            self._let_operators_err(Operators(world, troubles), troubles)
+        elif has_moves:
+            self._let_nodes_move(Movers(world, troubles), troubles)
         name, trusting = f"seed {seed}", seed % 6 == 3
         self.clients = Clients(world, name, trusting=trusting) if has_clients else None
+        has_holders = seed % 4 == 1 if holders is None else holders
+        self.holders = Holders(self.clients) if self.clients and has_holders else None
         self.watchers = Watchers(world, seed)
 
     def _let_operators_err(self, operators: Operators, troubles: Troubles) -> None:
         """Who is a member changes only as production decides, for operators who make mistakes."""
         world, clockwork = self.world, self.world.clockwork
+        self.operators = operators
         world.ids_are_used_once = True
         world.agreement.follow_ms = clockwork.random.choice(((1.0, 10.0), (20.0, 400.0)))
         rest = [fault for fault in self._faults if fault != troubles.change_members]
@@ -126,6 +131,7 @@ class Schedule:
         An old copy that only its primary can tell of its loss must be found by that: none moves.
         """
         clockwork = self.world.clockwork
+        self.movers = movers
         rest = [fault for fault in self._faults if fault != troubles.lose_entries]
         self._faults = [*rest[:6], *movers.kinds()]
         self.duration_ms = max(self.duration_ms, clockwork.between(700, 2500))
@@ -142,6 +148,8 @@ class Schedule:
                 clockwork.after(0, self._append)
             else:
                 self.clients.start()
+                if self.holders is not None:
+                    self.holders.start()
                 clockwork.after(self.duration_ms + 300, self.clients.stop)
             clockwork.after(0, self._next_fault)
             clockwork.run_until(self._ends_ms)
@@ -166,10 +174,12 @@ class Schedule:
         world.is_troubled = False
         self.watchers.breaks = False
         world.heal()
+        healed_ms = clockwork.now
         deadline = clockwork.now + HEALING_LIMIT_MS
         appended = False
         while True:
             world.run_for(10)
+            world.replace_the_removed()  # a removal asked for before may take effect only now
             problem = world.whole_problem() or self.watchers.problem()
             if self.movers is not None:
                 problem = problem or self.movers.problem()
@@ -190,6 +200,8 @@ class Schedule:
         primary = world.primary()  # perhaps another one: an old take-over may have come through
         if self.clients is not None and primary is not None:
             self.clients.read_all(primary)
+            if self.holders is not None:
+                self.holders.settle(primary, healed_ms)
         if not world.agreement.is_settled():
             return  # what was proposed before may still take a replica that is well out
         if clockwork.chance(LASTING_FAULTS_RATE if self.is_long else LASTING_FAULTS_RATE / 2):

@@ -27,7 +27,7 @@ class Floors:
     def __init__(self, replica: Replica) -> None:
         self.retention = LogRetention(0, 0, 1000)
         self.log = self
-        self.segments: list[tuple[int, int]] = []
+        self.segments: list[tuple[int, int, float]] = []
         self.room = False  # whether a snapshot can be written
         self.read = 0
         self.sent: list[tuple[str, int, bool]] = []
@@ -47,7 +47,7 @@ class Floors:
 
     index = 7
 
-    def segment_bounds(self) -> list[tuple[int, int]]:
+    def segment_bounds(self) -> list[tuple[int, int, float]]:
         return self.segments
 
     async def snapshot_reader(self) -> Floors:
@@ -131,7 +131,7 @@ def test_writes_are_slowed_when_more_than_the_bound_is_held_and_sending_hurries_
             (1001, 0, True, 1),
             (500, RATE_BYTES_PER_S, False, 1),
         ):
-            floors.segments = [(1, 5000), (2, held)]
+            floors.segments = [(1, 5000, 0.0), (2, held, 0.0)]
             floors.snapshots.settle()
             assert throttle.bytes_per_s == rate
             assert floors.snapshots.slows_writes == slows
@@ -180,7 +180,7 @@ async def test_the_log_is_held_after_a_snapshot_that_arrived_and_not_after_one_t
     assert floors.sent == [("c", 1, True), ("c", 2, False)]
     floors.room = True
     await floors.snapshots.send("c", 2)
-    floors.segments = [(8, 1000)]
+    floors.segments = [(8, 1000, 0.0)]
     floors.snapshots.settle()
     await floors.snapshots.send("c", 3)
     assert _Sender.throttles == [RATE_BYTES_PER_S] * 3 + [0]
@@ -188,20 +188,23 @@ async def test_the_log_is_held_after_a_snapshot_that_arrived_and_not_after_one_t
 
 def test_what_is_kept_of_the_log() -> None:
     """Ten segments of ten entries and ten bytes each."""
-    segments = [(last, 10) for last in range(10, 101, 10)]
+    segments = [(last, 10, last / 10) for last in range(10, 101, 10)]
     all_of_it = {"durable_index": 100, "oldest_needed": 101}
     assert LogRetention(0, 0, 1000).keep_from(segments, **all_of_it) == 91, "the last one stays"
     assert LogRetention(0, 0, 1000).keep_from(segments, 100, 1) == 91, "no room for who lags"
     assert LogRetention(30, 0, 1000).keep_from(segments, **all_of_it) == 71
     assert LogRetention(0, 1000, 1000).keep_from(segments, 100, oldest_needed=45) == 41
     assert LogRetention(0, 40, 1000).keep_from(segments, 100, oldest_needed=5) == 61
+    recent = LogRetention(0, 1000, 1000)
+    assert recent.keep_from(segments, 100, oldest_needed=101, recent_s=6.0) == 61
+    assert LogRetention(0, 30, 1000).keep_from(segments, 100, 101, recent_s=6.0) == 71
     assert LogRetention(0, 0, 1000).keep_from(segments, 35, oldest_needed=101) == 31
     assert LogRetention(0, 0, 1000).keep_from(segments, 9, oldest_needed=101) == 0
     assert LogRetention(0, 0, 1000).keep_from([], 0, oldest_needed=1) == 0
 
 
 def test_what_follows_the_oldest_snapshot_under_way_is_kept_up_to_twice_the_bound() -> None:
-    segments = [(last, 10) for last in range(10, 101, 10)]
+    segments = [(last, 10, last / 10) for last in range(10, 101, 10)]
     retention = LogRetention(0, 0, 1000)
     retention.begin_snapshot("c", 50)
     retention.begin_snapshot("d", 30)
