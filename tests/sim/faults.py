@@ -157,6 +157,7 @@ class Schedule:
         appended = False
         while True:
             world.run_for(10)
+            world.replace_the_removed()  # a removal asked for before may take effect only now
             problem = world.whole_problem() or self.watchers.problem()
             if clockwork.now >= deadline:
                 raise ViolationError(

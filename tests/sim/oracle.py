@@ -106,7 +106,8 @@ class Oracle:
         if leaving:
             self.fail(f"M1: {asked} does not wait until {sorted(leaving)} votes no more")
         dead = [m.id for m in new.members if not agreement.was_up(m.id, asked.looked_ms)]
-        counts = node in agreement.voters or node in old.in_sync
+        # A newcomer whose vote came after what the judge had applied was not known to count.
+        counts = node in asked.voters or node in old.in_sync
         if dead and node in asked.live and counts:
             self.fail(f"M1: {asked} takes a live node out while {dead} is dead")
         if node not in old.in_sync:
