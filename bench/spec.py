@@ -19,6 +19,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     for each connection; these requests get their revision when they are sent). `copies`: how many
     replicas a Redis write waits for. `query` and `read_query` are added to onecopy's URLs.
     `fresh`: every write makes a new key (numbers are counted up and rendered when sent).
+    `posts`: (path, JSON document) of the requests that are sent in turn, instead of any on keys.
     """
 
     api: Api
@@ -33,6 +34,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     serializable: bool = False
     copies: int = 2
     seed: int = 1
+    posts: list[tuple[str, str]] = []
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
