@@ -7,7 +7,17 @@ from typing import Any
 
 import msgspec
 
-from bench import confirmed, failover, growth, headline, matrix, tradeoffs, unordered, watch
+from bench import (
+    confirmed,
+    coordination,
+    failover,
+    growth,
+    headline,
+    matrix,
+    tradeoffs,
+    unordered,
+    watch,
+)
 from bench.context import Context, Options
 
 
@@ -77,6 +87,13 @@ ALL = (
         watch.run,
         Options(seconds=3, rounds=5),
         Options(seconds=1, rounds=2),
+    ),
+    Benchmark(
+        "coordination",
+        "transactions, watches, leases and lock hand-overs beside etcd (4 minutes)",
+        coordination.run,
+        Options(seconds=2, rounds=3),
+        Options(seconds=1, rounds=1),
     ),
     Benchmark(
         "detector",

@@ -45,6 +45,7 @@ TITLES = {
     "matrix": "Workloads",
     "confirmed": "Confirmed reads",
     "watch": "Watchers",
+    "coordination": "Transactions, watches, leases and locks beside etcd",
     "detector": "Failure detector",
     "early-ack": "Early acknowledgement",
     "backups": "Number of replicas",
@@ -119,6 +120,18 @@ NOTES = {
         "the nodes. 'Seen' counts from before a write is sent until a watcher has its event, over all "
         "watchers of all writes. Writes: closed loop, 16 connections; rounds with and without watchers "
         "take turns."
+    ),
+    "coordination": (
+        "Three nodes each, medians over the rounds, systems in turn; the leader or primary is asked. "
+        "Ratios are onecopy's rate by the other's, or, of hand-overs and watchers, onecopy's median time "
+        "by the other's: there less than 1 is better. A transaction writes two keys of 100 B if the first "
+        "one exists. A keep-alive names one lease (onecopy's can name up to 1,000); etcd's, over gRPC, "
+        "goes over a stream of each client's own. Hand-over: from before a holder sends its release until "
+        "the next one has the lock, contenders that release it at once and queue again, each with a "
+        "connection and a lease of its own; over the gateway by etcd's lock service, over gRPC by the "
+        "mutex of its Go client. Watchers have a connection each; the time counts from before the write "
+        "is sent, over all watchers of all writes. Clients of onecopy and of the gateway are Python "
+        "processes, those of gRPC a Go program."
     ),
     "memory": "Open loop at half of the closed loop's rate, on 10,000 keys.",
     "unordered": (
