@@ -116,8 +116,7 @@ class Troubles:
             # that nothing could be promised, so it does not reach consensus until then.
             clockwork.seen["old copy"] += 1
             node.hide_loss()
-            world.agreement.cut_off_for_good.add(node.id)
-            world.agreement.cut_off.add(node.id)
+            world.agreement.keep_away(node.id)
         self._after(5, 900, self._start, node)
         node.when_noted = self._leave_alone if clockwork.chance(0.5) else None
         if clockwork.chance(0.6):
