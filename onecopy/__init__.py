@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         UnknownOutcomeError,
         WrongClusterError,
     )
+    from cluster.client.leasing import AsyncLease, AsyncLock, Leader
+    from cluster.client.mirrors import AsyncMirror
     from cluster.client.results import (
         Change,
         DeleteRangeResult,
@@ -47,7 +49,10 @@ if TYPE_CHECKING:
         WatchEvent,
     )
     from cluster.client.sync import Client
+    from cluster.client.sync_leasing import Lease, Lock
+    from cluster.client.sync_watching import KeyWatch, Mirror
     from cluster.client.txn import gt, lt, ne
+    from cluster.client.watching import AsyncKeyWatch
     from cluster.node.embedded import EmbeddedNode as Node
     from cluster.services.decorators import service_operation as operation
     from cluster.services.decorators import service_query as query
@@ -59,6 +64,10 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_ENDPOINTS",
     "AsyncClient",
+    "AsyncKeyWatch",
+    "AsyncLease",
+    "AsyncLock",
+    "AsyncMirror",
     "Change",
     "Client",
     "ClientError",
@@ -69,8 +78,13 @@ __all__ = [
     "GetResult",
     "InvalidRequestError",
     "Item",
+    "KeyWatch",
+    "Leader",
+    "Lease",
+    "Lock",
     "LockHeldError",
     "LockLostError",
+    "Mirror",
     "Node",
     "NodeState",
     "NotAppliedError",
@@ -118,7 +132,12 @@ _EXPORTS = {
         "UnknownOutcomeError",
         "WrongClusterError",
     ),
+    "cluster.client.leasing": ("AsyncLease", "AsyncLock", "Leader"),
+    "cluster.client.mirrors": ("AsyncMirror",),
     "cluster.client.sync": ("Client",),
+    "cluster.client.sync_leasing": ("Lease", "Lock"),
+    "cluster.client.sync_watching": ("KeyWatch", "Mirror"),
+    "cluster.client.watching": ("AsyncKeyWatch",),
     "cluster.client.results": (
         "DeleteRangeResult",
         "Change",

@@ -18,7 +18,14 @@ from urllib.parse import quote
 
 import msgspec
 
-from cluster.client.arguments import check_callback, check_if_lock, check_seconds, check_text
+from cluster.client.arguments import (
+    REVISION_MAX,
+    check_callback,
+    check_if_lock,
+    check_number,
+    check_seconds,
+    check_text,
+)
 from cluster.client.errors import (
     ClientError,
     InvalidRequestError,
@@ -116,7 +123,13 @@ class AsyncLease:
                 await self.lost.wait()
 
     async def begin(self) -> None:
-        """Have it granted, and keep it alive from now on."""
+        """Have it granted, and keep it alive from now on. One that has ended may begin again.
+
+        Raises RuntimeError while it is kept alive: nobody would end the one before.
+        """
+        if self._keeper is not None:
+            raise RuntimeError("this lease has begun already; make another, or end it first")
+        self.lost.clear()
         sent_s = clock_s()
         body = msgspec.json.encode({"ttl_ms": self._ttl_ms})
         call = write_call("POST", "/v1/leases", dict(JSON_HEADERS), body, "")
@@ -356,6 +369,21 @@ class AsyncLeaseCalls:
     ) -> AsyncElection:
         """Return a candidacy; enter it to wait until it leads. See `lock`."""
         return AsyncElection(self._transport, name, ttl=ttl, note=value, wait=wait, on_lost=on_lost)
+
+    async def release_lock(self, name: str, token: int) -> bool:
+        """Take a lock (or the lead) from its holder; return whether it was held under `token`.
+
+        For operators, and for a token that another program has handed on: what a lock object holds,
+        its own `release` gives up.
+        """
+        target = f"/v1/locks/{quote(check_text('name', name), safe='')}"
+        token = check_number("token", token, 1, REVISION_MAX)
+        call = write_call("DELETE", f"{target}?token={token}", {}, None, "")
+        try:
+            decode_reply(call, await self._transport.call(call), _LockReply)
+        except LockLostError:
+            return False
+        return True
 
     async def leader(self, name: str) -> Leader | None:
         """Return who leads an election (or holds a lock), or None."""

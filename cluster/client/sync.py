@@ -440,6 +440,10 @@ class Client(ServiceCalls):
             lambda: client.elect(name, ttl=ttl, value=value, wait=wait, on_lost=on_lost), runner
         )
 
+    def release_lock(self, name: str, token: int) -> bool:
+        """Take a lock (or the lead) from its holder; see `AsyncClient.release_lock`."""
+        return self._run(lambda client: client.release_lock(name, token), None, write="")
+
     def leader(self, name: str) -> Leader | None:
         """Return who leads an election, or None."""
         return self._run(lambda client: client.leader(name), None)

@@ -123,9 +123,10 @@ class TxnBuilder:
         self._if.append({"lock": check_key(name), "token": checked})
         return self
 
-    def put(self, key: str, value: bytes | str) -> Self:
-        """Write a value (text as UTF-8). Its result is a TxnPutResult."""
-        return self._add("put", {"key": check_key(key), "value": check_value(value)})
+    def put(self, key: str, value: bytes | str, *, lease: str = "") -> Self:
+        """Write a value (text as UTF-8), on a client lease ("": none). Its result: TxnPutResult."""
+        hangs_on = {"lease": lease} if check_text("lease", lease) else {}
+        return self._add("put", {"key": check_key(key), "value": check_value(value), **hangs_on})
 
     def delete(self, key: str = "", *, prefix: str = "", start: str = "", end: str = "") -> Self:
         """Remove a key, or a range as `AsyncClient.delete_range`. Its result: TxnDeleteResult."""
