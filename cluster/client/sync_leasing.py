@@ -100,6 +100,8 @@ class Lock(_Held[AsyncLock]):
     def acquire(self) -> int:
         """Wait for it, and return the token. Raises LockHeldError, LockLostError."""
         inner = self._inner
+        if inner.lease.has_begun:  # this must not end what another thread holds
+            raise RuntimeError("it has begun already: make another lock, or release this one first")
         try:
             while not self._run(inner.acquiring(SIGNAL_LOOK_INTERVAL_S), SIGNAL_LOOK_INTERVAL_S):
                 pass

@@ -165,7 +165,8 @@ def check_instance(signatures: Signatures, service: Service) -> None:
         if name in SETTINGS:
             raise ServiceError(f"{where}: set {name} in the class, not as self.{name}")
         own = vars(made).get(name)
-        if name in OWN_NAMES and (type(item) is not type(own) or set(item) != set(own or ())):
+        is_as_made = own is not None and type(item) is type(own) and set(item) == set(own)
+        if name in OWN_NAMES and not is_as_made:
             raise ServiceError(_taken(where, name))
 
 

@@ -57,9 +57,10 @@ class Store:
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}
         self.keys: list[bytes] = []
-        self.others: dict[int | str, Store] = {}
+        self.others: dict[int, Store] = {}
 
     def keyspace(self, which: int | str) -> Store:
+        assert isinstance(which, int)
         return self if which == KV else self.others.setdefault(which, Store())
 
     def put(self, key: bytes, value: bytes) -> None:
@@ -79,7 +80,7 @@ class LocalTransaction:
         self._store = store
         self._index = index
         self._first = self  # of keyspace KV
-        self._others: dict[int | str, LocalTransaction] = {}
+        self._others: dict[int, LocalTransaction] = {}
         self.writes: dict[bytes, bytes | None] = {}
 
     @property
@@ -87,6 +88,7 @@ class LocalTransaction:
         return self._index
 
     def keyspace(self, which: int | str) -> LocalTransaction:
+        assert isinstance(which, int)
         if which == KV:
             return self._first
         if which not in self._others:

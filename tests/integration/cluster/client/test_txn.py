@@ -60,6 +60,16 @@ async def test_a_transaction_reads_like_what_it_does(nodes: FakeCluster) -> None
         assert entry.value == b"text"
 
 
+async def test_what_a_transaction_puts_may_hang_on_a_lease(nodes: FakeCluster) -> None:
+    async with AsyncClient(nodes.endpoints) as client:
+        async with client.lease(10) as lease:
+            await client.txn().put("a", "1", lease=lease.id).put("b", "1").commit()
+            assert [item.lease async for item in client.list()] == [lease.id, ""]
+        assert [item.key async for item in client.list()] == ["b"]
+        with pytest.raises(InvalidRequestError, match="lease"):
+            await client.txn().put("a", "1", lease="no number").commit()
+
+
 async def test_without_asyncio_it_is_the_same(nodes: FakeCluster) -> None:
     await asyncio.to_thread(_without_asyncio, nodes)
 

@@ -160,7 +160,7 @@ class Shop(Service):
                 tx.put(b"late", b"")
 
 
-def make(step_timeout_ms: int = 30) -> ServiceRunner[Shop]:
+def make(step_timeout_ms: int = 5000) -> ServiceRunner[Shop]:
     limits = msgspec.structs.replace(LIMITS, step_timeout_ms=step_timeout_ms)
     return ServiceRunner(Shop, limits=limits)
 
@@ -203,7 +203,7 @@ def test_a_refusal_has_the_services_code_and_leaves_nothing_behind() -> None:
 def test_a_method_that_misbehaves_leaves_nothing_behind_and_stops_nobody(
     how: str, code: str, words: str
 ) -> None:
-    runner = make(30 if how == "loop" else 5000)  # on a busy machine much takes long
+    runner = make(30 if how == "loop" else 5000)
     with pytest.raises(NotAppliedError) as caught:
         runner.service.misbehave(how)
     assert (caught.value.code, type(caught.value)) == (code, NotAppliedError)
@@ -224,7 +224,7 @@ def test_a_method_that_misbehaves_leaves_nothing_behind_and_stops_nobody(
 def test_an_async_method_that_misbehaves_leaves_nothing_behind(
     how: str, code: str, words: str
 ) -> None:
-    runner = make()
+    runner = make(30 if how == "hold" else 5000)
     with pytest.raises(NotAppliedError) as caught:
         runner.service.misbehave_slowly(how)
     assert caught.value.code == code
@@ -242,7 +242,7 @@ def test_an_async_method_that_takes_too_long_is_cancelled() -> None:
 @pytest.mark.parametrize("how", ["raise", "loop", "return_a_socket"])
 def test_a_query_that_misbehaves_is_ended(how: str) -> None:
     with pytest.raises(NotAppliedError):
-        make().service.misread(how)
+        make(30 if how == "loop" else 5000).service.misread(how)
 
 
 def test_a_transaction_cannot_be_used_after_its_operation() -> None:
