@@ -18,14 +18,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from cluster.client.arguments import (
-    REVISION_MAX,
-    check_callback,
-    check_if_lock,
-    check_number,
-    check_seconds,
-    check_text,
-)
+from cluster.client.arguments import check_callback, check_if_lock, check_seconds, check_text
 from cluster.client.errors import (
     ClientError,
     InvalidRequestError,
@@ -60,15 +53,6 @@ class _LeaseReply(msgspec.Struct):
 
 class _LockReply(msgspec.Struct):
     token: int
-
-
-class Leader(msgspec.Struct, frozen=True, kw_only=True):
-    """Who leads an election, or holds a lock: `value` is what it says of itself."""
-
-    token: int
-    value: str
-    lease: str
-    waiting: int
 
 
 def lock_headers(if_lock: IfLock | None) -> dict[str, str]:
@@ -336,66 +320,3 @@ class AsyncElection(AsyncLock):
 
     _kind = "elections"
     _says = "value"
-
-
-class AsyncLeaseCalls:
-    """What `AsyncClient` offers of leases, locks and elections."""
-
-    _transport: Transport
-
-    def lease(self, ttl: float, *, on_lost: Callable[[], object] | None = None) -> AsyncLease:
-        """Return a lease of `ttl` seconds; enter it to have it granted and kept alive.
-
-        `on_lost` is called when it may no longer be relied on.
-        """
-        return AsyncLease(self._transport, ttl, on_lost)
-
-    def lock(
-        self,
-        name: str,
-        *,
-        ttl: float,
-        note: str = "",
-        wait: float | None = None,
-        on_lost: Callable[[], object] | None = None,
-    ) -> AsyncLock:
-        """Return a lock; enter it to wait for it, up to `wait` seconds (None: for ever).
-
-        If its holder is gone for `ttl` seconds the next one has it. `note` is what others are told.
-        """
-        return AsyncLock(self._transport, name, ttl=ttl, note=note, wait=wait, on_lost=on_lost)
-
-    def elect(
-        self,
-        name: str,
-        *,
-        ttl: float,
-        value: str = "",
-        wait: float | None = None,
-        on_lost: Callable[[], object] | None = None,
-    ) -> AsyncElection:
-        """Return a candidacy; enter it to wait until it leads. See `lock`."""
-        return AsyncElection(self._transport, name, ttl=ttl, note=value, wait=wait, on_lost=on_lost)
-
-    async def release_lock(self, name: str, token: int) -> bool:
-        """Take a lock (or the lead) from its holder; return whether it was held under `token`.
-
-        For operators, and for a token that another program has handed on: what a lock object holds,
-        its own `release` gives up.
-        """
-        target = f"/v1/locks/{quote(check_text('name', name), safe='')}"
-        token = check_number("token", token, 1, REVISION_MAX)
-        call = write_call("DELETE", f"{target}?token={token}", {}, None, "")
-        try:
-            decode_reply(call, await self._transport.call(call), _LockReply)
-        except LockLostError:
-            return False
-        return True
-
-    async def leader(self, name: str) -> Leader | None:
-        """Return who leads an election (or holds a lock), or None."""
-        call = Request("GET", f"/v1/elections/{quote(check_text('name', name), safe='')}")
-        reply = await self._transport.call(call)
-        if reply.status == 404:
-            return None
-        return decode_reply(call, reply, Leader)

@@ -60,16 +60,6 @@ async def test_a_transaction_reads_like_what_it_does(nodes: FakeCluster) -> None
         assert entry.value == b"text"
 
 
-async def test_what_a_transaction_puts_may_hang_on_a_lease(nodes: FakeCluster) -> None:
-    async with AsyncClient(nodes.endpoints) as client:
-        async with client.lease(10) as lease:
-            await client.txn().put("a", "1", lease=lease.id).put("b", "1").commit()
-            assert [item.lease async for item in client.list()] == [lease.id, ""]
-        assert [item.key async for item in client.list()] == ["b"]
-        with pytest.raises(InvalidRequestError, match="lease"):
-            await client.txn().put("a", "1", lease="no number").commit()
-
-
 async def test_without_asyncio_it_is_the_same(nodes: FakeCluster) -> None:
     await asyncio.to_thread(_without_asyncio, nodes)
 
@@ -87,6 +77,22 @@ def _without_asyncio(nodes: FakeCluster) -> None:
         assert client.transact(document).results == (TxnDeleteResult(deleted=1),)
         client.put("t/1", b"")
         assert client.delete_range(start="t/", end="t/9").deleted == 1
+
+
+async def test_a_put_hangs_its_key_on_a_lease(nodes: FakeCluster) -> None:
+    async with AsyncClient(nodes.endpoints) as client:
+        lease = await client.grant_lease(60)
+        await client.txn().put("leased", b"1", lease=lease).put("plain", b"1").commit()
+        leased, plain = await client.get("leased"), await client.get("plain")
+        assert leased is not None
+        assert plain is not None
+        assert (leased.lease, plain.lease) == (lease, "")
+        assert (await client.txn().if_("leased", lease=lease).get("leased").commit()).succeeded
+        for wrong, named in (("99", "99"), ("x", "lease")):
+            with pytest.raises(InvalidRequestError, match=named):
+                await client.txn().put("leased", b"2", lease=wrong).commit()
+        await client.txn().put("leased", b"3").commit()  # takes it off
+        assert (await client.revoke_lease(lease)).deleted == 0
 
 
 @pytest.mark.parametrize(
