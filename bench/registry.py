@@ -9,6 +9,7 @@ import msgspec
 
 from bench import (
     confirmed,
+    coordination,
     failover,
     growth,
     headline,
@@ -102,6 +103,13 @@ ALL = (
         lease_kill.run,
         Options(),
         Options(),
+    ),
+    Benchmark(
+        "coordination",
+        "transactions, watches, leases and lock hand-overs beside etcd (4 minutes)",
+        coordination.run,
+        Options(seconds=2, rounds=3),
+        Options(seconds=1, rounds=1),
     ),
     Benchmark(
         "detector",

@@ -400,6 +400,25 @@ def _lease_kill(data: Data) -> list[str]:
     return [table(("what", "found"), rows)]
 
 
+def _coordination(data: Data) -> list[str]:
+    rows = []
+    for measure, systems in data["medians"].items():
+        for name, item in systems.items():
+            ratio = data["ratios"][measure].get(name)
+            rows.append(
+                (
+                    measure,
+                    name,
+                    f"{item['per_s']:,.0f}" if item["per_s"] else "",
+                    f"{item['p50_ms']:.2f}",
+                    f"{item['p99_ms']:.2f}",
+                    "" if ratio is None else f"{ratio:.2f}",
+                )
+            )
+    head = ("what", "at", "/s", "p50 ms", "p99", "onecopy's by this")
+    return [table(head, rows), _systems(data)]
+
+
 def _unordered(data: Data) -> list[str]:
     rows = [
         (f"{row['loss']:.0%}", row["sent_once"], row["sent_again"], row["onecopy"]["diverged"])
@@ -418,6 +437,7 @@ SECTIONS: dict[str, Callable[[Data], list[str]]] = {
     "watch": _watch,
     "leases": _leases,
     "lease-kill": _lease_kill,
+    "coordination": _coordination,
     "detector": _detector,
     "early-ack": _early_ack,
     "backups": _backups,

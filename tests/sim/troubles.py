@@ -210,7 +210,7 @@ class Troubles:
     def leave_behind(self) -> None:
         """The primary, perhaps with some others, is cut off, and its clock stops.
 
-        The rest replaces it meanwhile. It goes on before it hears of that.
+        The rest replaces it meanwhile. It goes on before it hears of that, and clients ask it.
         """
         world, clockwork = self.world, self.world.clockwork
         primary = world.nodes[world.view.primary]
@@ -230,6 +230,12 @@ class Troubles:
                 world.agreement.cut_off.add(name)
                 clockwork.after(duration_ms, world.agreement.reconnect, name)
         self._after(0, 60, self._stop_clock, primary, asleep_ms)
+        clockwork.after(asleep_ms - 100, self._know_alone, primary)
+        clockwork.after(duration_ms, self._know_alone, None)
+
+    def _know_alone(self, node: Node | None) -> None:
+        """Some clients are on the side of a primary that was left behind, and ask it."""
+        self.world.left_behind = node
 
     def _stop_clock(self, node: Node, duration_ms: float) -> None:
         clockwork = self.world.clockwork
