@@ -29,10 +29,14 @@ NextStep = Literal["parked", "more", "log"]
 
 
 class Span(NamedTuple):
-    """The keys that are watched: start <= key < end; `end` None: no upper bound."""
+    """The keys that are watched: start <= key < end; `end` None: no upper bound.
+
+    In another keyspace than the store's it is one key.
+    """
 
     start: bytes
     end: bytes | None
+    keyspace: int = KV
 
     @property
     def is_key(self) -> bool:
@@ -50,7 +54,7 @@ class Span(NamedTuple):
 
     def concerns(self, entry: Entry) -> bool:
         """Whether an entry writes a key that is watched."""
-        return any(keyspace == KV and self.covers(key) for keyspace, key, _ in entry)
+        return any(keyspace == self.keyspace and self.covers(key) for keyspace, key, _ in entry)
 
 
 class Event(NamedTuple):
@@ -65,14 +69,18 @@ class Watcher:
 
     `position`: everything up to there has been given to it, or does not concern it; while it is
     parked, that is so up to the feed's index. `wake` is called amid a commit: it takes note only.
+    `stays`: it takes nothing, and is woken by every change.
     """
 
-    __slots__ = ("is_parked", "position", "span", "wake")
+    __slots__ = ("is_parked", "position", "span", "stays", "wake")
 
-    def __init__(self, span: Span, position: int, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, span: Span, position: int, wake: Callable[[], None], *, stays: bool = False
+    ) -> None:
         self.span = span
         self.position = position
         self.wake = wake
+        self.stays = stays
         self.is_parked = False
 
 
@@ -110,12 +118,12 @@ class Feed:
             for index, entry in enumerate(entries, record.first_index):
                 for watcher in self._parked.concerned(entry):
                     if may_wake(watcher.position, index):
-                        self._unpark(watcher, index - 1)
+                        self._wake(watcher, index - 1)
 
     def on_snapshot(self, index: int) -> None:
         """A snapshot has replaced the state: what lies between is not known here (W3)."""
         for watcher in self._parked.all():
-            self._unpark(watcher, self.index)
+            self._wake(watcher, self.index)
         self._recent.clear()
         self._held_bytes = 0
         self.index = index
@@ -169,6 +177,15 @@ class Feed:
             _advance(watcher, record, record.entries(), events)
         return events
 
+    def observe(self, keyspace: int, key: bytes, observer: Callable[[], None]) -> Watcher:
+        """Call `observer` after each committed write of a key, until the watcher leaves.
+
+        One that misses nothing must begin before it looks at the state.
+        """
+        watcher = Watcher(Span(key, key + b"\0", keyspace), self.index, observer, stays=True)
+        self._park(watcher)
+        return watcher
+
     def leave(self, watcher: Watcher) -> None:
         """The watcher has gone."""
         if watcher.is_parked:
@@ -178,9 +195,10 @@ class Feed:
         if not watcher.is_parked:
             self._parked.add(watcher)
 
-    def _unpark(self, watcher: Watcher, position: int) -> None:
-        self._parked.remove(watcher)
-        watcher.position = max(watcher.position, position)
+    def _wake(self, watcher: Watcher, position: int) -> None:
+        if not watcher.stays:
+            self._parked.remove(watcher)
+            watcher.position = max(watcher.position, position)
         watcher.wake()
 
 
@@ -219,14 +237,14 @@ class _Parked:
 
     def __init__(self) -> None:
         self.count = 0
-        self._keys: dict[bytes, dict[Watcher, None]] = {}
+        self._keys: dict[tuple[int, bytes], dict[Watcher, None]] = {}
         self._prefixes: dict[int, dict[bytes, dict[Watcher, None]]] = {}  # by their length
         self._ranges: dict[Span, dict[Watcher, None]] = {}
 
     def add(self, watcher: Watcher) -> None:
         span = watcher.span
         if span.is_key:
-            self._keys.setdefault(span.start, {})[watcher] = None
+            self._keys.setdefault((span.keyspace, span.start), {})[watcher] = None
         elif span.is_prefix:
             by_prefix = self._prefixes.setdefault(len(span.start), {})
             by_prefix.setdefault(span.start, {})[watcher] = None
@@ -238,7 +256,7 @@ class _Parked:
     def remove(self, watcher: Watcher) -> None:
         span = watcher.span
         if span.is_key:
-            _discard(self._keys, span.start, watcher)
+            _discard(self._keys, (span.keyspace, span.start), watcher)
         elif span.is_prefix:
             by_prefix = self._prefixes[len(span.start)]
             _discard(by_prefix, span.start, watcher)
@@ -262,9 +280,9 @@ class _Parked:
         """Return each of those that an entry concerns, once."""
         found: dict[Watcher, None] = {}
         for keyspace, key, _ in entry:
+            found.update(self._keys.get((keyspace, key), {}))
             if keyspace != KV:
                 continue
-            found.update(self._keys.get(key, {}))
             for length, by_prefix in self._prefixes.items():
                 found.update(by_prefix.get(key[:length], {}))
             for span, group in self._ranges.items():

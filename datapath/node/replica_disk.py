@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from datapath.clock import clock_s
 from datapath.errors import DataDirectoryError, LogCorruptError
 from datapath.node import recovery
 from datapath.protocol.state import RecoveredState
@@ -69,12 +67,14 @@ class ReplicaStorage:
             path / "store", cluster_id=directory.cluster_id, map_size_bytes=map_size_bytes
         )
         self.log = self._open_log(path / "log", segment_size_bytes)
-        self._tickets: deque[tuple[int, int]] = deque()  # (disk worker's, replica's)
         self._worker: LogWriter | None = None
         self._flusher: StoreFlusher | None = None
         self.wants_flush: Callable[[], None] = lambda: None
         """Say that entries were applied to the store."""
-        self._on_durable: Callable[[int], None] = lambda _: None
+        self.write: Callable[[int, list[Record]], None]
+        """Append records."""
+        self.stalled_for_ms: Callable[[], float]
+        """For how long the oldest write has been under way; 0: there is none."""
         self._on_error: Callable[[BaseException], None] = lambda _: None
         self._trimming: asyncio.Task[None] | None = None
         self.snapshot_floors: dict[str, int] = {}  # peer -> index of a snapshot on its way
@@ -134,15 +134,15 @@ class ReplicaStorage:
         on_error: Callable[[BaseException], None],
     ) -> None:
         """Start the threads. `on_durable` gets the replica's tickets; all on the event loop."""
-        self._on_durable = on_durable
         self._on_error = on_error
         self.store.on_damage = on_error
         self._worker = LogWriter(
             self.log,
-            on_done=self._done,
+            on_done=on_durable,
             on_error=on_error,
             max_queued_bytes=self._max_queued_bytes,
         )
+        self.write, self.stalled_for_ms = self._worker.append, self._worker.stalled_for_ms
         self._flusher = StoreFlusher(
             self.store,
             on_error=on_error,
@@ -172,17 +172,13 @@ class ReplicaStorage:
 
     # -- ordered writes
 
-    def write(self, ticket: int, records: list[Record]) -> None:
-        """Append records."""
-        self._tickets.append((self._disk.submit_append(records), ticket))
-
     def truncate(self, ticket: int, from_index: int) -> None:
         """Cut the log."""
-        self._submit(ticket, lambda: self.log.truncate(from_index))
+        self._disk.submit(lambda: self.log.truncate(from_index), ticket)
 
     def record_accepted(self, ticket: int, epoch: int, primary: str) -> None:
         """E5."""
-        self._submit(ticket, lambda: self.accepted.record(epoch, primary))
+        self._disk.submit(lambda: self.accepted.record(epoch, primary), ticket)
 
     def mark_incomplete(self, ticket: int) -> None:
         """Entries are missing that may have been acknowledged."""
@@ -190,21 +186,11 @@ class ReplicaStorage:
             "entries that may have been acknowledged are missing: this replica does not take "
             "over or serve until a primary has caught it up"
         )
-        self._submit(ticket, self.accepted.set_incomplete)
+        self._disk.submit(self.accepted.set_incomplete, ticket)
 
     def clear_marks(self, ticket: int) -> None:
         """Nothing is missing any more."""
-        self._submit(ticket, self.accepted.clear_marks)
-
-    def _submit(self, ticket: int, job: Callable[[], object]) -> None:
-        self._tickets.append((self._disk.submit(job), ticket))
-
-    def _done(self, disk_ticket: int) -> None:
-        ticket = 0
-        while self._tickets and self._tickets[0][0] <= disk_ticket:
-            ticket = self._tickets.popleft()[1]
-        if ticket:
-            self._on_durable(ticket)
+        self._disk.submit(self.accepted.clear_marks, ticket)
 
     # -- room and health
 
@@ -216,13 +202,6 @@ class ReplicaStorage:
     def writable(self) -> bool:
         """Whether there is room for a record at all."""
         return self.reserve(MIN_ROOM_BYTES)
-
-    def stalled_for_ms(self) -> float:
-        """For how long the oldest write has been under way."""
-        if not self._tickets:
-            return 0.0
-        since = self._disk.oldest_pending_since
-        return 0.0 if since is None else (clock_s() - since) * 1000.0
 
     # -- store, log reads, retention
 

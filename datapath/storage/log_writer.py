@@ -23,14 +23,15 @@ Job = Callable[[], object]
 
 
 class _Task(NamedTuple):
-    ticket: int
+    number: int
+    ticket: int  # 0: nobody is told when it is done
     job: Job | None  # None: append `records`
     records: Sequence[Record] = ()
     size_bytes: int = 0
 
 
 class _Pending(NamedTuple):
-    ticket: int
+    number: int
     size_bytes: int
     since: float
 
@@ -40,8 +41,9 @@ class LogWriter:
 
     Made and used on the event loop's thread, and reports there.
 
-    Appends that wait together are written and synced together (group commit). `on_done(ticket)`
-    says that this and all earlier jobs are durable (D9); one call stands for a whole group. After
+    Appends that wait together are written and synced together (group commit). Tickets are the
+    caller's, and rise. `on_done(ticket)` says that what has it, and all that was submitted before,
+    is durable (D9); one call stands for a whole group. After
     the first error `on_error(error)` is called, once, and nothing more is carried out: what was
     submitted after it has not happened.
     """
@@ -61,9 +63,9 @@ class LogWriter:
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[_Task | None] = SimpleQueue()
         self._pending: deque[_Pending] = deque()
-        self._last_ticket = 0
+        self._submitted = 0
         self._queued_bytes = 0
-        self._finished_ticket = 0  # written by the thread
+        self._finished = 0  # written by the thread
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="onecopy-disk", daemon=True)
         self._thread.start()
@@ -73,18 +75,13 @@ class LogWriter:
         """Bytes of records submitted and not reported durable."""
         return self._queued_bytes
 
-    @property
-    def oldest_pending_since(self) -> float | None:
-        """When the oldest unfinished job was submitted (boot clock, seconds); None if idle.
-
-        It stands still while the disk hangs. May be asked from any thread.
-        """
-        finished = self._finished_ticket
-        with contextlib.suppress(RuntimeError):  # the deque changed while another thread looked
-            for pending in self._pending:
-                if pending.ticket > finished:
-                    return pending.since
-        return None
+    def stalled_for_ms(self) -> float:
+        """For how long the oldest job has been under way; 0: there is none."""
+        finished = self._finished
+        for pending in self._pending:
+            if pending.number > finished:
+                return (clock_s() - pending.since) * 1000.0
+        return 0.0
 
     def reserve(self, n_bytes: int) -> bool:
         """Whether `n_bytes` of records can be appended, the queued ones first: queue and disk.
@@ -96,34 +93,35 @@ class LogWriter:
         marks = len(self._pending) * SYNC_MARK_SIZE_BYTES
         return self._log.reserve(self._queued_bytes + marks + n_bytes)
 
-    def submit_append(self, records: Sequence[Record]) -> int:
-        """Append records and sync; return the ticket.
+    def append(self, ticket: int, records: Sequence[Record]) -> None:
+        """Append records and sync.
 
         Raises:
             OverloadedError: the queue is full; ask `reserve` first.
 
         """
-        size_bytes = sum(len(record.data) for record in records)
+        size_bytes = sum([len(record.data) for record in records])
         if self._is_over(size_bytes):
             raise OverloadedError("disk_queue_full", "the disk is too slow: try again later")
-        return self._submit(None, records, size_bytes)
+        self._submit(ticket, None, records, size_bytes)
 
     def _is_over(self, n_bytes: int) -> bool:
         # One record may be larger than the bound: it waits for an empty queue.
         return self._queued_bytes > 0 and self._queued_bytes + n_bytes > self._max_queued_bytes
 
-    def submit(self, job: Job) -> int:
-        """Call `job` on the disk thread after all that was submitted before; return the ticket."""
-        return self._submit(job, (), 0)
+    def submit(self, job: Job, ticket: int = 0) -> None:
+        """Call `job` on the disk thread after all that was submitted before."""
+        self._submit(ticket, job, (), 0)
 
-    def _submit(self, job: Job | None, records: Sequence[Record], size_bytes: int) -> int:
+    def _submit(
+        self, ticket: int, job: Job | None, records: Sequence[Record], size_bytes: int
+    ) -> None:
         if self._closed:
             raise RuntimeError("the log writer is closed")
-        self._last_ticket += 1
+        self._submitted += 1
         self._queued_bytes += size_bytes
-        self._pending.append(_Pending(self._last_ticket, size_bytes, clock_s()))
-        self._queue.put(_Task(self._last_ticket, job, records, size_bytes))
-        return self._last_ticket
+        self._pending.append(_Pending(self._submitted, size_bytes, clock_s()))
+        self._queue.put(_Task(self._submitted, ticket, job, records, size_bytes))
 
     async def close(self) -> None:
         """Carry out what was submitted, then end the thread. The log stays open."""
@@ -134,11 +132,12 @@ class LogWriter:
 
     # On the loop
 
-    def _done(self, ticket: int) -> None:
+    def _done(self, task: _Task) -> None:
         pending = self._pending
-        while pending and pending[0].ticket <= ticket:
+        while pending and pending[0].number <= task.number:
             self._queued_bytes -= pending.popleft().size_bytes
-        self._on_done(ticket)
+        if task.ticket:
+            self._on_done(task.ticket)
 
     # On the thread
 
@@ -151,11 +150,11 @@ class LogWriter:
                 if task.job is None:
                     task, waiting, ended = self._append_group(task)
                     if ended:
-                        self._finish(task.ticket)
+                        self._finish(task)
                         return
                 else:
                     task.job()
-                self._finish(task.ticket)
+                self._finish(task)
                 self._prepare()
         except Exception as error:  # noqa: BLE001  whatever it was, going on would lose order
             self._report(self._on_error, error)
@@ -181,9 +180,9 @@ class LogWriter:
         if self._log.wants_preparing:
             self._log.prepare_next_segment()
 
-    def _finish(self, ticket: int) -> None:
-        self._finished_ticket = ticket
-        self._report(self._done, ticket)
+    def _finish(self, task: _Task) -> None:
+        self._finished = task.number
+        self._report(self._done, task)
 
     def _report(self, callback: Callable[..., object], argument: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is gone, and nobody waits any more

@@ -61,7 +61,8 @@ async def main():
             count = 1 + (index * 7 + seed) % 9
             entries = [entry(index + n) for n in range(count)]
             record = make_record(index, 1 + seed, store.applied_index, entries)
-            written[worker.submit_append([record])] = record
+            written[record.last_index] = record
+            worker.append(record.last_index, [record])
             index = record.last_index + 1
         if index % 50 == 0:
             worker.submit(lambda: log.drop_before(store.durable_index))
