@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
-clock_s = functools.partial(time.clock_gettime, _CLOCK)
+clock_s: Callable[[], float] = functools.partial(time.clock_gettime, _CLOCK)
 """Seconds since an arbitrary moment; never compared between machines."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from cluster.api.documents import Positive
 from cluster.api.params import MAX_WAIT_MS
@@ -164,6 +164,25 @@ class LeaderDocument(msgspec.Struct, frozen=True):
     revision: Positive
 
 
+class LeaderItem(msgspec.Struct, frozen=True):
+    """The leader of an election, as its observers are told."""
+
+    token: Token
+    lease: LeaseName
+    value: str
+
+
+class LeaderEventDocument(msgspec.Struct, frozen=True):
+    """Who leads an election at a revision; `cluster.api.events` writes it."""
+
+    revision: Annotated[Count, Meta(description="Where to resume: `after` this.")]
+    election: Annotated[str | UnsetType, Meta(description="Not in progress.")] = UNSET
+    leader: Annotated[
+        LeaderItem | UnsetType | None,
+        Meta(description="null: nobody leads. Left out: progress, no change up to there."),
+    ] = UNSET
+
+
 class LockItem(msgspec.Struct, frozen=True):
     """One lock of a listing."""
 
@@ -192,6 +211,6 @@ class LockReleased(msgspec.Struct, frozen=True):
 
 LEASE_ANSWERS = (
     LeaseGranted, KeptAlive, KeepAliveAnswer, LeaseDocument, LeaseList, LeaseRevoked, LockTaken,
-    Elected, LockDocument, LeaderDocument, LockList, LockReleased,
+    Elected, LockDocument, LeaderDocument, LeaderEventDocument, LockList, LockReleased,
 )  # fmt: skip
 LEASE_BODIES = (LeaseRequest, KeepAliveRequest, LockRequest, CandidateRequest)

@@ -55,15 +55,6 @@ class _LockReply(msgspec.Struct):
     token: int
 
 
-class Leader(msgspec.Struct, frozen=True, kw_only=True):
-    """Who leads an election, or holds a lock: `value` is what it says of itself."""
-
-    token: int
-    value: str
-    lease: str
-    waiting: int
-
-
 def lock_headers(if_lock: IfLock | None) -> dict[str, str]:
     """Return the header of the condition, checked."""
     checked = check_if_lock(if_lock)
@@ -316,51 +307,3 @@ class AsyncElection(AsyncLock):
 
     _kind = "elections"
     _says = "value"
-
-
-class AsyncLeaseCalls:
-    """What `AsyncClient` offers of leases, locks and elections."""
-
-    _transport: Transport
-
-    def lease(self, ttl: float, *, on_lost: Callable[[], object] | None = None) -> AsyncLease:
-        """Return a lease of `ttl` seconds; enter it to have it granted and kept alive.
-
-        `on_lost` is called when it may no longer be relied on.
-        """
-        return AsyncLease(self._transport, ttl, on_lost)
-
-    def lock(
-        self,
-        name: str,
-        *,
-        ttl: float,
-        note: str = "",
-        wait: float | None = None,
-        on_lost: Callable[[], object] | None = None,
-    ) -> AsyncLock:
-        """Return a lock; enter it to wait for it, up to `wait` seconds (None: for ever).
-
-        If its holder is gone for `ttl` seconds the next one has it. `note` is what others are told.
-        """
-        return AsyncLock(self._transport, name, ttl=ttl, note=note, wait=wait, on_lost=on_lost)
-
-    def elect(
-        self,
-        name: str,
-        *,
-        ttl: float,
-        value: str = "",
-        wait: float | None = None,
-        on_lost: Callable[[], object] | None = None,
-    ) -> AsyncElection:
-        """Return a candidacy; enter it to wait until it leads. See `lock`."""
-        return AsyncElection(self._transport, name, ttl=ttl, note=value, wait=wait, on_lost=on_lost)
-
-    async def leader(self, name: str) -> Leader | None:
-        """Return who leads an election (or holds a lock), or None."""
-        call = Request("GET", f"/v1/elections/{quote(check_text('name', name), safe='')}")
-        reply = await self._transport.call(call)
-        if reply.status == 404:
-            return None
-        return decode_reply(call, reply, Leader)

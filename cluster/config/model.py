@@ -266,6 +266,16 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             ge=65536,
         ),
     ] = 268_435_456
+    log_retention_ms: Annotated[
+        int,
+        _count(
+            "How long the log is kept as history for watchers, up to four times "
+            "`log_retention_bytes`, by the date of each node's machine. 0: `log_retention_bytes` "
+            "alone decides.",
+            ge=0,
+            le=2_592_000_000,
+        ),
+    ] = 0
     store_map_size_bytes: Annotated[
         int,
         _count(

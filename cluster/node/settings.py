@@ -19,7 +19,7 @@ from election.pysyncobj_adapter import AgreementSettings
 from election.registry import PeerRegistry
 
 LOG_KEPT_FACTOR = 4
-"""How many times `log_retention_bytes` may be kept for a replica that is catching up."""
+"""Times `log_retention_bytes` that may be kept for a replica that is catching up, or by time."""
 
 
 def agreement_settings(
@@ -67,6 +67,7 @@ def make_storage(
         flush_bytes=limits.overlay_flush_bytes,
         retention_bytes=limits.log_retention_bytes,
         catchup_bytes=LOG_KEPT_FACTOR * limits.log_retention_bytes,
+        retention_ms=limits.log_retention_ms,
         max_queued_bytes=limits.max_inflight_bytes + 2 * MAX_RECORD_SIZE_BYTES,
         # Each file of the log that is held takes a descriptor.
         snapshot_log_bytes=min(

@@ -29,10 +29,7 @@ NextStep = Literal["parked", "more", "log"]
 
 
 class Span(NamedTuple):
-    """The keys that are watched: start <= key < end; `end` None: no upper bound.
-
-    In another keyspace than the store's it is one key.
-    """
+    """The keys of a keyspace that are watched: start <= key < end; `end` None: no upper bound."""
 
     start: bytes
     end: bytes | None
@@ -49,7 +46,7 @@ class Span(NamedTuple):
         return self.end == after_prefix(self.start)
 
     def covers(self, key: bytes) -> bool:
-        """Whether a key is watched."""
+        """Whether a key of the keyspace is watched."""
         return self.start <= key and (self.end is None or key < self.end)
 
     def concerns(self, entry: Entry) -> bool:
@@ -237,26 +234,58 @@ class _Parked:
 
     def __init__(self) -> None:
         self.count = 0
-        self._keys: dict[tuple[int, bytes], dict[Watcher, None]] = {}
+        self._keyspaces: dict[int, _ParkedThere] = {}
+
+    def add(self, watcher: Watcher) -> None:
+        keyspace = watcher.span.keyspace
+        there = self._keyspaces.get(keyspace)
+        if there is None:
+            there = self._keyspaces[keyspace] = _ParkedThere()
+        there.add(watcher)
+        watcher.is_parked = True
+        self.count += 1
+
+    def remove(self, watcher: Watcher) -> None:
+        self._keyspaces[watcher.span.keyspace].remove(watcher)
+        watcher.is_parked = False
+        self.count -= 1
+
+    def all(self) -> list[Watcher]:
+        """Return all of them."""
+        return [watcher for there in self._keyspaces.values() for watcher in there.all()]
+
+    def concerned(self, entry: Entry) -> list[Watcher]:
+        """Return each of those that an entry concerns, once."""
+        found: dict[Watcher, None] = {}
+        for keyspace, key, _ in entry:
+            there = self._keyspaces.get(keyspace)
+            if there is not None:
+                there.find(key, found)
+        return list(found)
+
+
+class _ParkedThere:
+    """Those of one keyspace."""
+
+    def __init__(self) -> None:
+        self._keys: dict[bytes, dict[Watcher, None]] = {}
         self._prefixes: dict[int, dict[bytes, dict[Watcher, None]]] = {}  # by their length
         self._ranges: dict[Span, dict[Watcher, None]] = {}
 
     def add(self, watcher: Watcher) -> None:
         span = watcher.span
         if span.is_key:
-            self._keys.setdefault((span.keyspace, span.start), {})[watcher] = None
+            self._keys.setdefault(span.start, {})[watcher] = None
         elif span.is_prefix:
             by_prefix = self._prefixes.setdefault(len(span.start), {})
             by_prefix.setdefault(span.start, {})[watcher] = None
         else:
             self._ranges.setdefault(span, {})[watcher] = None
-        watcher.is_parked = True
-        self.count += 1
 
     def remove(self, watcher: Watcher) -> None:
         span = watcher.span
         if span.is_key:
-            _discard(self._keys, (span.keyspace, span.start), watcher)
+            _discard(self._keys, span.start, watcher)
         elif span.is_prefix:
             by_prefix = self._prefixes[len(span.start)]
             _discard(by_prefix, span.start, watcher)
@@ -264,11 +293,8 @@ class _Parked:
                 del self._prefixes[len(span.start)]
         else:
             _discard(self._ranges, span, watcher)
-        watcher.is_parked = False
-        self.count -= 1
 
     def all(self) -> list[Watcher]:
-        """Return all of them."""
         groups = [
             *self._keys.values(),
             *(group for by_prefix in self._prefixes.values() for group in by_prefix.values()),
@@ -276,19 +302,14 @@ class _Parked:
         ]
         return [watcher for group in groups for watcher in group]
 
-    def concerned(self, entry: Entry) -> list[Watcher]:
-        """Return each of those that an entry concerns, once."""
-        found: dict[Watcher, None] = {}
-        for keyspace, key, _ in entry:
-            found.update(self._keys.get((keyspace, key), {}))
-            if keyspace != KV:
-                continue
-            for length, by_prefix in self._prefixes.items():
-                found.update(by_prefix.get(key[:length], {}))
-            for span, group in self._ranges.items():
-                if span.covers(key):
-                    found.update(group)
-        return list(found)
+    def find(self, key: bytes, found: dict[Watcher, None]) -> None:
+        """Add to `found` who watches a key."""
+        found.update(self._keys.get(key, {}))
+        for length, by_prefix in self._prefixes.items():
+            found.update(by_prefix.get(key[:length], {}))
+        for span, group in self._ranges.items():
+            if span.covers(key):
+                found.update(group)
 
 
 def _discard(groups: dict[Name, dict[Watcher, None]], name: Name, watcher: Watcher) -> None:

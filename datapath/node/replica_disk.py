@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +38,9 @@ SNAPSHOT_LOG_HARD_FACTOR = 2
 class ReplicaStorage:
     """Opens what a data directory holds, and recovers it; `start` starts the threads.
 
+    Of the log `retention_bytes` are kept, and up to `catchup_bytes` of what was written within
+    `retention_ms`, by the machine's date, or a replica lacks.
+
     `max_queued_bytes` bounds what waits for the log: a primary bounds that itself, and tighter.
 
     Raises StorageError from the constructor, with what to do.
@@ -50,6 +55,7 @@ class ReplicaStorage:
         flush_bytes: int,
         retention_bytes: int,
         catchup_bytes: int,
+        retention_ms: int = Bounds().log_retention_ms,
         snapshot_log_bytes: int = Bounds().snapshot_log_bytes,
         max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES,
     ) -> None:
@@ -58,6 +64,7 @@ class ReplicaStorage:
         self._flush_bytes = flush_bytes
         self._map_size_bytes = map_size_bytes
         self._retention_bytes = retention_bytes
+        self._retention_ms = retention_ms
         self._catchup_bytes = catchup_bytes
         self.snapshot_log_bytes = snapshot_log_bytes
         self.accepted = Accepted(path / "accepted")
@@ -236,7 +243,8 @@ class ReplicaStorage:
         if not self.snapshot_floors:
             return 0
         floor = min(self.snapshot_floors.values()) + 1
-        return sum(size for last, size in self.log.segment_bounds() if last >= floor)
+        bounds = self.log.segment_bounds()
+        return sum(segment.size_bytes for segment in bounds if segment.last_index >= floor)
 
     def _keep_from(self, oldest_needed: int) -> int:
         # What follows a snapshot under way is held, or the next one would be needed, without end.
@@ -246,8 +254,10 @@ class ReplicaStorage:
         durable = self.store.durable_index
         size = self.log.size_bytes
         keep_from = self.log.first_index
-        for last, size_bytes in self.log.segment_bounds()[:-1]:
-            needed = last >= oldest_needed and size - size_bytes < self._catchup_bytes
+        recent_s = time.time() - self._retention_ms / 1000.0 if self._retention_ms else math.inf
+        for last, size_bytes, written_s in self.log.segment_bounds()[:-1]:
+            wanted = last >= oldest_needed or written_s > recent_s
+            needed = wanted and size - size_bytes < self._catchup_bytes
             held = last >= floor and size - size_bytes < floor_bytes
             if last > durable or needed or held or size - size_bytes < self._retention_bytes:
                 break

@@ -6,6 +6,7 @@ from collections import Counter
 
 from tests.sim.clients import Clients
 from tests.sim.clockwork import ViolationError
+from tests.sim.holders import Holders
 from tests.sim.operators import Operators
 from tests.sim.troubles import Troubles
 from tests.sim.watchers import Watchers
@@ -34,6 +35,7 @@ class Schedule:
         trace: bool = False,
         clients: bool | None = None,
         operators: bool | None = None,
+        holders: bool | None = None,
     ) -> None:
         self.seed = seed
         # Half of the schedules have clients, the others a load that costs less.
@@ -95,9 +97,11 @@ class Schedule:
         has_operators = seed % OPERATORS_OF in OPERATORS if operators is None else operators
         if has_operators and n_nodes > 1:
             self._let_operators_err(Operators(world, troubles), troubles)
-        self.clients: Clients | None = None
-        if has_clients:
-            self.clients = Clients(world, f"seed {seed}", trusting=seed % 6 == 3)
+        self.clients = (
+            Clients(world, f"seed {seed}", trusting=seed % 6 == 3) if has_clients else None
+        )
+        has_holders = seed % 4 == 1 if holders is None else holders
+        self.holders = Holders(self.clients) if self.clients and has_holders else None
         self.watchers = Watchers(world, seed)
 
     def _let_operators_err(self, operators: Operators, troubles: Troubles) -> None:
@@ -122,6 +126,8 @@ class Schedule:
                 clockwork.after(0, self._append)
             else:
                 self.clients.start()
+                if self.holders is not None:
+                    self.holders.start()
                 clockwork.after(self.duration_ms + 300, self.clients.stop)
             clockwork.after(0, self._next_fault)
             clockwork.run_until(self._ends_ms)
@@ -144,10 +150,12 @@ class Schedule:
         world.is_troubled = False
         self.watchers.breaks = False
         world.heal()
+        healed_ms = clockwork.now
         deadline = clockwork.now + HEALING_LIMIT_MS
         appended = False
         while True:
             world.run_for(10)
+            world.replace_the_removed()  # a removal asked for before may take effect only now
             problem = world.whole_problem() or self.watchers.problem()
             if clockwork.now >= deadline:
                 raise ViolationError(
@@ -166,6 +174,8 @@ class Schedule:
         primary = world.primary()  # perhaps another one: an old take-over may have come through
         if self.clients is not None and primary is not None:
             self.clients.read_all(primary)
+            if self.holders is not None:
+                self.holders.settle(primary, healed_ms)
         if not world.agreement.is_settled():
             return  # what was proposed before may still take a replica that is well out
         if clockwork.chance(LASTING_FAULTS_RATE if self.is_long else LASTING_FAULTS_RATE / 2):

@@ -54,11 +54,13 @@ class Node:
         self.takeovers: set[int] = set()  # versions that this life has proposed itself at
         self.disk = Disk(clockwork, self._on_disk, self._on_disk_failed)
         self.clock_rate = clockwork.between(*CLOCK_RATES)
+        self.stalled_ms = 0.0  # by its clock, in stalls that it has to notice
         self.tick_ms = clockwork.between(14, 24)
         self.replica: Replica
         self._clock_offset = clockwork.between(0, 1e6)
         self._backlog: list[tuple[Callable[..., None], tuple[Any, ...], dict[str, Any]]] = []
         self._torn = False
+        self._paused_ms = 0.0
         self._applied_index = 0
         self._appended = 0
         self.storage = Storage(self)
@@ -87,6 +89,9 @@ class Node:
         )
         self.commit_index = recovered.commit_index
         self.oracle.on_start(self, self._applied_index)
+        if self.has_lost and not (recovered.tail_cut or recovered.incomplete):
+            # It ended before what it had been told was on its disk: it knows nothing, once more.
+            self.hide_loss(remembered=self.loss_is_remembered)
         if recovered.tail_cut:
             clockwork.seen["cut tail start"] += 1
         if recovered.incomplete:
@@ -138,13 +143,19 @@ class Node:
     def hide_loss(self, *, remembered: bool = False) -> None:
         """What the crash took leaves no trace on the disk: its directory is an old copy.
 
-        `remembered`: nodes without that data know that it was there (decision 18).
+        `remembered`: nodes without that data know that it was there (decision 18). Else nothing can
+        be promised until the primary has told it: until then it does not reach consensus.
         """
         self.loss_is_hidden, self._torn = True, False
         self.loss_is_remembered = remembered
+        if not remembered:
+            self.world.agreement.cut_off_for_good.add(self.id)
+            self.world.agreement.cut_off.add(self.id)
 
     def pause(self) -> None:
         """Stop the process; what arrives meanwhile waits."""
+        if not self.paused:
+            self._paused_ms = self.clock()
         self.paused = True
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} is paused")
@@ -154,6 +165,12 @@ class Node:
         if not self.is_up or not self.paused:
             return
         self.paused = False
+        stood_still_ms = self.clock() - self._paused_ms
+        if stood_still_ms >= self.world.timing.stall_threshold_ms:
+            self.stalled_ms += stood_still_ms
+            leases = self.oracle.leases
+            if leases is not None and leases.leases and self.replica.primary is not None:
+                self.clockwork.seen["lease: its primary stood still"] += 1
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} wakes")
         if self.clockwork.chance(0.3):
@@ -387,7 +404,10 @@ class Node:
         self.oracle.on_start_epoch(self, epoch)
 
     def on_epoch_open(self, epoch: int) -> None:
-        """It serves: the oracle sees that by itself."""
+        """It serves: the oracle sees that by itself, but for when."""
+        del epoch
+        if self.oracle.leases is not None:
+            self.oracle.leases.on_epoch_open(self)
 
     def on_step_down(self, epoch: int) -> None:
         """The epoch is over."""

@@ -44,6 +44,7 @@ class Request:
         self.looked_ms = 0.0  # true time when the look began on which a proposal rests
         self.is_open = False  # a proposal may yet take effect: it rests on an earlier look
         self.live: frozenset[str] = frozenset()  # who was seen alive
+        self.voters: frozenset[str] = frozenset()  # who votes, as the node knew that judged
         self.forced = False  # whether what was proposed last was judged to cost something
         self.committed: list[View] = []
         self.answer: View | OperationError | None = None
@@ -319,10 +320,11 @@ class _Work:
     def _judge(self, view: View, live: frozenset[str]) -> list[MembershipRefusal]:
         node, world = self._node, self._world
         state = node.replica.state
-        self._request.live = live
+        voters = world.agreement.known_voters(view)
+        self._request.live, self._request.voters = live, voters
         facts = Facts(
             live=live,
-            voters=world.agreement.known_voters(view),
+            voters=voters,
             min_in_sync=world.bounds.min_in_sync,
             may_lack_entries=state.tail_cut or state.incomplete,
         )

@@ -14,9 +14,10 @@ from datapath.errors import NotPrimaryError, OperationError
 from datapath.keyspaces import KV
 from datapath.operations import Operation
 from datapath.protocol.messages import AppendReply, HeartbeatReply, Message, ProbeReply
-from datapath.records import Record
+from datapath.records import Entry, Record
 from election.view import AddMember, TakeOver, View, ViewChange
 from tests.sim.clockwork import Clockwork, ViolationError
+from tests.sim.lease_oracle import LeaseOracle
 from tests.sim.operators import Request
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Oracle:
         self._puts: dict[tuple[int, int], bytes] = {}  # (index, epoch) -> what a put wrote there
         self._places: dict[bytes, list[tuple[int, int]]] = {}  # and where it was written
         self._not_applied: set[bytes] = set()  # what a client was told of, for good
+        self.leases: LeaseOracle | None = None  # where clients use leases (`Holders`)
         self._openings: dict[int, tuple[str, int]] = {}  # epoch -> the (node, life) that opened it
 
     def fail(self, text: str) -> None:
@@ -104,7 +106,8 @@ class Oracle:
         if leaving:
             self.fail(f"M1: {asked} does not wait until {sorted(leaving)} votes no more")
         dead = [m.id for m in new.members if not agreement.was_up(m.id, asked.looked_ms)]
-        counts = node in agreement.voters or node in old.in_sync
+        # A newcomer whose vote came after what the judge had applied was not known to count.
+        counts = node in asked.voters or node in old.in_sync
         if dead and node in asked.live and counts:
             self.fail(f"M1: {asked} takes a live node out while {dead} is dead")
         if node not in old.in_sync:
@@ -170,12 +173,14 @@ class Oracle:
         is_new = key not in self._records
         known = self._records.setdefault(key, (record.data, previous_epoch))
         if is_new and node.world.has_service:
-            self._note_puts(record)
+            self._note_puts(record, entries := record.entries())
+            if self.leases is not None:
+                self.leases.on_write(node, record.first_index, record.epoch, entries)
         if known != (record.data, previous_epoch):
             self.fail(f"{node.id} writes another record at {key} than was written there before")
 
-    def _note_puts(self, record: Record) -> None:
-        for index, entry in enumerate(record.entries(), record.first_index):
+    def _note_puts(self, record: Record, entries: list[Entry]) -> None:
+        for index, entry in enumerate(entries, record.first_index):
             for space, _, value in entry:
                 if space == KV and value is not None:
                     self._puts[index, record.epoch] = value[HEAD_SIZE_BYTES:]
@@ -203,6 +208,8 @@ class Oracle:
                         f"D1: {self._puts[position, epoch]!r} commits at {position}, and its "
                         "client was told that it never will"
                     )
+                if self.leases is not None:
+                    self.leases.on_commit(position, epoch)
             elif committed[position] != epoch:
                 self.fail(
                     f"entry {position} was committed with epoch {committed[position]}, and "

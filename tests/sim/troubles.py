@@ -112,12 +112,9 @@ class Troubles:
         all_committed = log.last_index <= world.oracle.acknowledged
         node.crash(log.records[-lost].first_index, damage=damage)
         if not damage and is_backup and all_committed and clockwork.chance(0.5):
-            # An old copy of its directory was put back. The primary lives, and tells it so; before
-            # that nothing could be promised, so it does not reach consensus until then.
+            # An old copy of its directory was put back. The primary lives, and tells it so.
             clockwork.seen["old copy"] += 1
             node.hide_loss()
-            world.agreement.cut_off_for_good.add(node.id)
-            world.agreement.cut_off.add(node.id)
         self._after(5, 900, self._start, node)
         node.when_noted = self._leave_alone if clockwork.chance(0.5) else None
         if clockwork.chance(0.6):

@@ -6,7 +6,7 @@ import struct
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.services import kv
@@ -109,6 +109,7 @@ def test_delete(bench: Bench) -> None:
     assert not tx.writes
 
 
+@settings(deadline=None)
 @given(
     keys=st.sets(st.binary(min_size=1, max_size=3), max_size=30),
     start=st.binary(max_size=3),
