@@ -90,9 +90,9 @@ class ReadView:
         self._keyspace = keyspace
         self.meter = meter or ReadMeter()
 
-    def keyspace(self, number: int) -> ReadView:
+    def keyspace(self, which: int | str) -> ReadView:
         """Return a view of the same state on another keyspace."""
-        return ReadView(self._state, check_open(number), self.meter)
+        return ReadView(self._state, check_open(which), self.meter)
 
     def get(self, key: bytes) -> bytes | None:
         """Return the committed value under `key`, or None."""
@@ -148,9 +148,9 @@ class WriteView:
         """The log index that this operation's delta will have; 0 while it is not settled."""
         return self._execution.index
 
-    def keyspace(self, number: int) -> WriteView:
+    def keyspace(self, which: int | str) -> WriteView:
         """Return a view of the same transaction on another keyspace."""
-        return self._execution.views[check_open(number)]
+        return self._execution.views[check_open(which)]
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value under `key` as this operation sees it, or None."""
