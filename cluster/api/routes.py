@@ -120,7 +120,7 @@ class HttpApi:
             "DELETE": self._remove_node,
             "PATCH": self._move_node,
         }
-        leases = LeaseHandlers(node, self._settings)
+        self.leases = leases = LeaseHandlers(node, self._settings)
         self._locks, self._elections = (
             LockHandlers(
                 node, self._settings, lambda: self._server.draining, is_election=is_election
@@ -130,6 +130,7 @@ class HttpApi:
         self._named: dict[str, dict[str, Keyed]] = {
             "/v1/leases/{id}/keepalive": {"POST": leases.keep_alive},
             "/v1/leases/{id}": {**_readable(leases.get), "DELETE": leases.revoke},
+            "/v1/elections/{name}/observe": _readable(self._observe),
             **{
                 f"/v1/{kind}/{{name}}": {
                     "POST": handlers.acquire, **_readable(handlers.get), "DELETE": handlers.release,
@@ -286,6 +287,9 @@ class HttpApi:
 
     async def _watch(self, request: BaseRequest, query: str) -> Answer:
         return await self._watches.watch(request, query, self._identity())
+
+    async def _observe(self, request: BaseRequest, raw_name: str, query: str) -> Answer:
+        return await self._watches.observe(request, raw_name, query, self._identity())
 
     # --- cluster ---
 

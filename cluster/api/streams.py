@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from cluster.api.answer import Outgoing
-from cluster.api.events import Encoder, Form, end_event, progress_event
+from cluster.api.events import Encoder, EventEncoder, Form, LeaderEncoder, end_event
 from cluster.api.memory import Memory, Share
 from cluster.api.problems import ProblemError, from_operation_error
 from datapath.complaints import Complaints
 from datapath.errors import CompactedError
 from datapath.execution.changes import Event, Span, Watcher
+from datapath.keyspaces import KV, LOCKS
 from datapath.node.history import History
 from datapath.tasks import Tasks
 from datapath.turns import Turns
@@ -69,6 +70,8 @@ class Streams:
     ) -> None:
         self._node = node
         self.encoder = Encoder()
+        self.encoders: dict[int, EventEncoder] = {KV: self.encoder, LOCKS: LeaderEncoder()}
+        """By the keyspace that is watched."""
         self.memory = server.memory
         self.max_watchers = max_watchers
         self.ended: ProblemError | None = None
@@ -118,9 +121,21 @@ class Streams:
 
     # -- streams
 
-    def begin(self, transport: asyncio.Transport, span: Span, after: int, form: Form) -> None:
-        """Take over a connection, whose head has been written."""
-        WatchConnection(self, transport, span, after, form)
+    def begin(
+        self,
+        transport: asyncio.Transport,
+        span: Span,
+        after: int,
+        form: Form,
+        first: bytes | None = None,
+    ) -> None:
+        """Take over a connection, whose head has been written.
+
+        `first` is the event of `after` itself; None: where the watch begins is progress.
+        """
+        encoder = self.encoders[span.keyspace]
+        first = encoder.progress(form, after) if first is None else first
+        WatchConnection(self, transport, Watched(span, after, form, encoder, first))
 
     def transports(self) -> list[asyncio.Transport | None]:
         """Return the connections of all watchers."""
@@ -250,22 +265,31 @@ class Streams:
             connection.abort()
 
 
+class Watched(NamedTuple):
+    """What one connection watches, after which revision, and what it is sent at once."""
+
+    span: Span
+    after: int
+    form: Form
+    encoder: EventEncoder
+    first: bytes
+
+
 class WatchConnection(asyncio.Protocol):
     """One watcher's connection. What its client still sends is dropped."""
 
     __slots__ = (
-        "_after", "_form", "_has_caught_up", "_is_due", "_is_paused", "_is_reading", "_outgoing",
-        "_share", "_streams", "_transport", "_watcher", "sent_at",
+        "_after", "_encoder", "_form", "_has_caught_up", "_is_due", "_is_paused", "_is_reading",
+        "_outgoing", "_share", "_streams", "_transport", "_watcher", "sent_at",
     )  # fmt: skip
 
-    def __init__(
-        self, streams: Streams, transport: asyncio.Transport, span: Span, after: int, form: Form
-    ) -> None:
+    def __init__(self, streams: Streams, transport: asyncio.Transport, watched: Watched) -> None:
         self._streams = streams
         self._transport: asyncio.Transport | None = transport
-        self._form: Form = form
-        self._watcher = Watcher(span, after, self.wake)
-        self._after = after
+        self._form: Form = watched.form
+        self._encoder = watched.encoder
+        self._watcher = Watcher(watched.span, watched.after, self.wake)
+        self._after = watched.after
         self._has_caught_up = False
         self._is_due = False
         self._is_paused = False
@@ -279,7 +303,7 @@ class WatchConnection(asyncio.Protocol):
         transport.set_write_buffer_limits(high=WATCH_BUFFER_SIZE_BYTES)
         # Where the watch begins: a client that loses the connection before anything has changed
         # can resume, too.
-        self._write(progress_event(form, after))
+        self._write(watched.first)
         self.wake()
 
     # -- asyncio's protocol
@@ -369,7 +393,7 @@ class WatchConnection(asyncio.Protocol):
         """Send events, and return what it costs to, in bytes."""
         cost_bytes = WRITE_COST_BYTES
         if events:
-            encode, span = self._streams.encoder.encode, self._watcher.span
+            encode, span = self._encoder.encode, self._watcher.span
             data = b"".join([encode(event, span, self._form) for event in events])
             self._streams.events_total += len(events)
             cost_bytes += len(data)
@@ -385,7 +409,7 @@ class WatchConnection(asyncio.Protocol):
         """Say how far it is, if it is not about to be sent something anyway."""
         if self._watcher.is_parked and not self._is_paused:
             revision = self._streams.history.feed.progress(self._watcher)
-            self._write(progress_event(self._form, revision))
+            self._write(self._encoder.progress(self._form, revision))
         else:
             self.sent_at = self._streams.sent(self)
 

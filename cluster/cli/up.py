@@ -14,6 +14,7 @@ from cluster.exit_codes import EXIT_NOT_APPLIED
 from cluster.terminal import say
 from cluster.up.directory import REPLICAS_MAX, UpError, check_ports, prepare_config
 from cluster.up.display import open_view
+from cluster.up.services import read_services
 from cluster.up.supervisor import run_up, sole_runner
 
 
@@ -46,6 +47,13 @@ from cluster.up.supervisor import run_up, sole_runner
     is_flag=True,
     help="Encrypt a new cluster, with an authority of its own in DATA/certs.",
 )
+@click.option(
+    "--service",
+    "services",
+    multiple=True,
+    metavar="NAME=MODULE:CLASS",
+    help="Run this class as the service NAME; the module is here or installed. May be repeated.",
+)
 @click.option("--no-restart", is_flag=True, help="Do not restart a node that exits.")
 def up(
     nodes: int | None,
@@ -53,6 +61,7 @@ def up(
     data: Path,
     port: int | None,
     tls: bool,
+    services: tuple[str, ...],
     no_restart: bool,
 ) -> None:
     """Run a cluster of real processes on this machine until Ctrl-C. The data is kept.
@@ -61,7 +70,14 @@ def up(
     is DATA/cluster.toml.
     """
     try:
-        config, is_new = prepare_config(data, nodes=nodes, witnesses=witnesses, port=port, tls=tls)
+        config, is_new = prepare_config(
+            data,
+            nodes=nodes,
+            witnesses=witnesses,
+            port=port,
+            tls=tls,
+            services=read_services(services, data),
+        )
         with sole_runner(config.path.parent):
             check_ports(config)
             for warning in config.warnings:

@@ -109,7 +109,11 @@ def _read_services(path: Path, tree: Any) -> dict[str, ServiceConfig]:
 
 
 def render_config(
-    name: str, secret: str, nodes: Mapping[str, NodeConfig], tls: TlsSection | None = None
+    name: str,
+    secret: str,
+    nodes: Mapping[str, NodeConfig],
+    services: Mapping[str, ServiceConfig] | None = None,
+    tls: TlsSection | None = None,
 ) -> str:
     """Return the text of a configuration file, timing and limits at their defaults."""
     lines = ["# Written by onecopy up. Every field: docs/configuration.md.", "[cluster]"]
@@ -123,7 +127,17 @@ def render_config(
         lines += ["", "[tls]"]
         fields = msgspec.structs.asdict(tls).items()
         lines += [f"{field} = {_literal(value)}" for field, value in fields if value]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + render_services(services or {})
+
+
+def render_services(services: Mapping[str, ServiceConfig]) -> str:
+    """Return the sections of services, bounds and rights at their defaults."""
+    lines: list[str] = []
+    for name, item in services.items():
+        lines += ["", f"[services.{name}]", f"class = {_literal(item.spec)}"]
+        if item.path:
+            lines.append(f"path = {_literal(item.path)}")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _literal(value: str | float) -> str:

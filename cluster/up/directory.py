@@ -7,14 +7,15 @@ import os
 import secrets
 import socket
 import stat
-from collections.abc import Iterable
+import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cluster.certificates.authority import Authority
 from cluster.certificates.hosts import LOOPBACK_HOSTS
 from cluster.certificates.private_files import write_file
-from cluster.config.file import load_config, render_config
-from cluster.config.model import ClusterConfig, NodeConfig, split_address
+from cluster.config.file import load_config, render_config, render_services
+from cluster.config.model import ClusterConfig, NodeConfig, ServiceConfig, split_address
 from cluster.config.tls_section import TlsSection
 
 CONFIG_NAME = "cluster.toml"
@@ -41,13 +42,15 @@ def prepare_config(
     nodes: int | None,
     witnesses: int | None,
     port: int | None,
+    services: Mapping[str, ServiceConfig] | None = None,
     tls: bool = False,
 ) -> tuple[ClusterConfig, bool]:
     """Load the cluster kept in `data`, or write a new one; return it, and whether it is new.
 
-    `tls`: a new one gets an authority and certificates, in `data`/certs. None is "as it is", or
-    the default for a new one (three replicas from port 8101). Raises
-    UpError where a kept cluster has another shape, ConfigError where its file is broken.
+    None is "as it is", or the default for a new one (three replicas from port 8101). `services`
+    (paths relative to `data`) are added to what a kept cluster has. Raises UpError where it has
+    another shape, or a service by another class; ConfigError where its file is broken. `tls`: a
+    new one gets an authority and certificates, in `data`/certs.
     """
     path = data / CONFIG_NAME
     check_ours(data)
@@ -59,9 +62,9 @@ def prepare_config(
                 f"the cluster in {data} has no TLS; to add it, stop the cluster, make certificates "
                 "with `onecopy certs` and name them in [tls] of its configuration file"
             )
-        return config, False
+        return _add_services(config, services or {}), False
     sections = _new_nodes(nodes or 3, witnesses or 0, port or DEFAULT_PORT)
-    text = render_config("local", secrets.token_hex(32), sections, _TLS if tls else None)
+    text = render_config("local", secrets.token_hex(32), sections, services, _TLS if tls else None)
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         if tls:
@@ -164,6 +167,31 @@ def _make_certificates(directory: Path, nodes: Iterable[str]) -> None:
     for node in nodes:
         if node not in has:
             authority.issue_node(node, LOOPBACK_HOSTS)
+
+
+def _add_services(config: ClusterConfig, services: Mapping[str, ServiceConfig]) -> ClusterConfig:
+    """Add those services to a kept cluster's file that are not in it."""
+    path = config.path
+    added = {name: item for name, item in services.items() if name not in config.services}
+    for name in services.keys() - added.keys():
+        kept, asked = config.services[name], services[name]
+        folder = str((path.parent / asked.path).resolve()) if asked.path else ""
+        if (kept.spec, kept.path) != (asked.spec, folder):
+            where = f" in {kept.path}" if kept.path else ""
+            raise UpError(
+                f"the cluster in {path.parent} has --service {name}={kept.spec}{where}; omit the "
+                f"option to resume it, or change [services.{name}] in {path}"
+            )
+    if not added:
+        return config
+    text = path.read_text(encoding="utf-8-sig") + render_services(added)
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        problem = f"[services.{next(iter(added))}] cannot be added to {path} ({error})"
+        raise UpError(f"{problem}; add it by hand and omit --service") from None
+    write_file(path, text.encode())
+    return load_config(path)
 
 
 def _new_nodes(nodes: int, witnesses: int, port: int) -> dict[str, NodeConfig]:

@@ -29,10 +29,11 @@ NextStep = Literal["parked", "more", "log"]
 
 
 class Span(NamedTuple):
-    """The keys that are watched: start <= key < end; `end` None: no upper bound."""
+    """The keys of a keyspace that are watched: start <= key < end; `end` None: no upper bound."""
 
     start: bytes
     end: bytes | None
+    keyspace: int = KV
 
     @property
     def is_key(self) -> bool:
@@ -45,12 +46,12 @@ class Span(NamedTuple):
         return self.end == after_prefix(self.start)
 
     def covers(self, key: bytes) -> bool:
-        """Whether a key is watched."""
+        """Whether a key of the keyspace is watched."""
         return self.start <= key and (self.end is None or key < self.end)
 
     def concerns(self, entry: Entry) -> bool:
         """Whether an entry writes a key that is watched."""
-        return any(keyspace == KV and self.covers(key) for keyspace, key, _ in entry)
+        return any(keyspace == self.keyspace and self.covers(key) for keyspace, key, _ in entry)
 
 
 class Event(NamedTuple):
@@ -65,14 +66,18 @@ class Watcher:
 
     `position`: everything up to there has been given to it, or does not concern it; while it is
     parked, that is so up to the feed's index. `wake` is called amid a commit: it takes note only.
+    `stays`: it takes nothing, and is woken by every change.
     """
 
-    __slots__ = ("is_parked", "position", "span", "wake")
+    __slots__ = ("is_parked", "position", "span", "stays", "wake")
 
-    def __init__(self, span: Span, position: int, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, span: Span, position: int, wake: Callable[[], None], *, stays: bool = False
+    ) -> None:
         self.span = span
         self.position = position
         self.wake = wake
+        self.stays = stays
         self.is_parked = False
 
 
@@ -110,12 +115,12 @@ class Feed:
             for index, entry in enumerate(entries, record.first_index):
                 for watcher in self._parked.concerned(entry):
                     if may_wake(watcher.position, index):
-                        self._unpark(watcher, index - 1)
+                        self._wake(watcher, index - 1)
 
     def on_snapshot(self, index: int) -> None:
         """A snapshot has replaced the state: what lies between is not known here (W3)."""
         for watcher in self._parked.all():
-            self._unpark(watcher, self.index)
+            self._wake(watcher, self.index)
         self._recent.clear()
         self._held_bytes = 0
         self.index = index
@@ -169,6 +174,15 @@ class Feed:
             _advance(watcher, record, record.entries(), events)
         return events
 
+    def observe(self, keyspace: int, key: bytes, observer: Callable[[], None]) -> Watcher:
+        """Call `observer` after each committed write of a key, until the watcher leaves.
+
+        One that misses nothing must begin before it looks at the state.
+        """
+        watcher = Watcher(Span(key, key + b"\0", keyspace), self.index, observer, stays=True)
+        self._park(watcher)
+        return watcher
+
     def leave(self, watcher: Watcher) -> None:
         """The watcher has gone."""
         if watcher.is_parked:
@@ -178,9 +192,10 @@ class Feed:
         if not watcher.is_parked:
             self._parked.add(watcher)
 
-    def _unpark(self, watcher: Watcher, position: int) -> None:
-        self._parked.remove(watcher)
-        watcher.position = max(watcher.position, position)
+    def _wake(self, watcher: Watcher, position: int) -> None:
+        if not watcher.stays:
+            self._parked.remove(watcher)
+            watcher.position = max(watcher.position, position)
         watcher.wake()
 
 
@@ -219,6 +234,40 @@ class _Parked:
 
     def __init__(self) -> None:
         self.count = 0
+        self._keyspaces: dict[int, _ParkedThere] = {}
+
+    def add(self, watcher: Watcher) -> None:
+        keyspace = watcher.span.keyspace
+        there = self._keyspaces.get(keyspace)
+        if there is None:
+            there = self._keyspaces[keyspace] = _ParkedThere()
+        there.add(watcher)
+        watcher.is_parked = True
+        self.count += 1
+
+    def remove(self, watcher: Watcher) -> None:
+        self._keyspaces[watcher.span.keyspace].remove(watcher)
+        watcher.is_parked = False
+        self.count -= 1
+
+    def all(self) -> list[Watcher]:
+        """Return all of them."""
+        return [watcher for there in self._keyspaces.values() for watcher in there.all()]
+
+    def concerned(self, entry: Entry) -> list[Watcher]:
+        """Return each of those that an entry concerns, once."""
+        found: dict[Watcher, None] = {}
+        for keyspace, key, _ in entry:
+            there = self._keyspaces.get(keyspace)
+            if there is not None:
+                there.find(key, found)
+        return list(found)
+
+
+class _ParkedThere:
+    """Those of one keyspace."""
+
+    def __init__(self) -> None:
         self._keys: dict[bytes, dict[Watcher, None]] = {}
         self._prefixes: dict[int, dict[bytes, dict[Watcher, None]]] = {}  # by their length
         self._ranges: dict[Span, dict[Watcher, None]] = {}
@@ -232,8 +281,6 @@ class _Parked:
             by_prefix.setdefault(span.start, {})[watcher] = None
         else:
             self._ranges.setdefault(span, {})[watcher] = None
-        watcher.is_parked = True
-        self.count += 1
 
     def remove(self, watcher: Watcher) -> None:
         span = watcher.span
@@ -246,11 +293,8 @@ class _Parked:
                 del self._prefixes[len(span.start)]
         else:
             _discard(self._ranges, span, watcher)
-        watcher.is_parked = False
-        self.count -= 1
 
     def all(self) -> list[Watcher]:
-        """Return all of them."""
         groups = [
             *self._keys.values(),
             *(group for by_prefix in self._prefixes.values() for group in by_prefix.values()),
@@ -258,19 +302,14 @@ class _Parked:
         ]
         return [watcher for group in groups for watcher in group]
 
-    def concerned(self, entry: Entry) -> list[Watcher]:
-        """Return each of those that an entry concerns, once."""
-        found: dict[Watcher, None] = {}
-        for keyspace, key, _ in entry:
-            if keyspace != KV:
-                continue
-            found.update(self._keys.get(key, {}))
-            for length, by_prefix in self._prefixes.items():
-                found.update(by_prefix.get(key[:length], {}))
-            for span, group in self._ranges.items():
-                if span.covers(key):
-                    found.update(group)
-        return list(found)
+    def find(self, key: bytes, found: dict[Watcher, None]) -> None:
+        """Add to `found` who watches a key."""
+        found.update(self._keys.get(key, {}))
+        for length, by_prefix in self._prefixes.items():
+            found.update(by_prefix.get(key[:length], {}))
+        for span, group in self._ranges.items():
+            if span.covers(key):
+                found.update(group)
 
 
 def _discard(groups: dict[Name, dict[Watcher, None]], name: Name, watcher: Watcher) -> None:

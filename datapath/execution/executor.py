@@ -1,9 +1,9 @@
-"""Executing operations on the primary: a scratch overlay over the committed store, and deltas.
+"""Executing operations on the primary, over the committed store and what is uncommitted; deltas.
 
-Layers that an operation reads through, newest first: its own writes, the batch's (operations
-executed since the last record), the pending ones (in records that have not committed), the store.
-Nothing in the first three is visible to anyone else before it commits (D2). An operation's writes
-join the batch only by `take`: one that is refused after it was executed is as if it had never been.
+Layers that an operation reads through, newest first: its own writes, the uncommitted ones (of
+operations that were executed before it), the store. Nothing in the first two is visible to anyone
+else before it commits (D2). An operation's writes join the uncommitted ones only by `take`: one
+that is refused after it was executed is as if it had never been.
 
 Several services may stand side by side; each operation names its own, and is given a view of the
 transaction on that service's keyspace.
@@ -21,6 +21,7 @@ import msgspec
 from datapath.clock import clock_ms
 from datapath.errors import OperationError, OperationNotAppliedError, RejectedError
 from datapath.execution.client_table import ClientTable, client_key, fingerprint
+from datapath.execution.key_order import KeyOrder, Place
 from datapath.execution.lock_guard import holds_lock, lock_lost
 from datapath.keyspaces import CLIENTS, KEYSPACES, KV, LOCKS, check_open
 from datapath.operations import Operation
@@ -89,9 +90,9 @@ class ReadView:
         self._keyspace = keyspace
         self.meter = meter or ReadMeter()
 
-    def keyspace(self, number: int) -> ReadView:
+    def keyspace(self, which: int | str) -> ReadView:
         """Return a view of the same state on another keyspace."""
-        return ReadView(self._state, check_open(number), self.meter)
+        return ReadView(self._state, check_open(which), self.meter)
 
     def get(self, key: bytes) -> bytes | None:
         """Return the committed value under `key`, or None."""
@@ -122,12 +123,13 @@ class Execution:
     before one that is `async`. `views` are its transaction on each keyspace.
     """
 
-    __slots__ = ("index", "seen_index", "views", "writes")
+    __slots__ = ("index", "order", "seen_index", "views", "writes")
 
     def __init__(self, executor: Executor) -> None:
         self.index = 0
         self.seen_index = 0
-        self.writes: dict[tuple[int, bytes], bytes | None] = {}
+        self.writes: dict[Place, bytes | None] = {}
+        self.order = KeyOrder()  # of `writes`
         self.views = [WriteView(executor, self, number) for number in range(KEYSPACES)]
 
 
@@ -146,9 +148,9 @@ class WriteView:
         """The log index that this operation's delta will have; 0 while it is not settled."""
         return self._execution.index
 
-    def keyspace(self, number: int) -> WriteView:
+    def keyspace(self, which: int | str) -> WriteView:
         """Return a view of the same transaction on another keyspace."""
-        return self._execution.views[check_open(number)]
+        return self._execution.views[check_open(which)]
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value under `key` as this operation sees it, or None."""
@@ -211,22 +213,24 @@ class Executor:
     ) -> None:
         self._services = services
         self._state = state
-        self._table = ClientTable(state, client_table, clock)
+        self.table = ClientTable(state, client_table, clock)
         self._now = Execution(self)  # of operations that are not `async`, one after the other
         self.index = 0
-        self._batch: dict[tuple[int, bytes], tuple[bytes | None, int]] = {}
-        self._pending: dict[tuple[int, bytes], tuple[bytes | None, int]] = {}
+        self._is_remembered = False  # the answer to the operation that was executed last
+        self._uncommitted: dict[Place, tuple[bytes | None, int]] = {}  # values and log indices
+        self._order = KeyOrder()  # of `_uncommitted`
 
     def start_epoch(self) -> None:
         """Forget all that is not committed."""
-        self._batch, self._pending = {}, {}
-        self._table.start_epoch()
+        self._uncommitted = {}
+        self._order.reset()
+        self.table.start_epoch()
 
     # -- what the views ask
 
-    def _look_up(self, place: tuple[int, bytes]) -> tuple[bytes | None, int]:
+    def _look_up(self, place: Place) -> tuple[bytes | None, int]:
         """Return what the next operation sees, and the entry that wrote it if uncommitted, or 0."""
-        held = self._batch.get(place) or self._pending.get(place)
+        held = self._uncommitted.get(place)
         return (self._state.get(*place), 0) if held is None else held
 
     def scan(
@@ -240,14 +244,12 @@ class Executor:
         self, execution: Execution, keyspace: int, start: bytes, end: bytes | None
     ) -> dict[bytes, bytes | None]:
         scratch: dict[bytes, bytes | None] = {}
-        for layer in (self._pending, self._batch):
-            for (place, key), (value, index) in layer.items():
-                if place == keyspace and start <= key and (end is None or key < end):
-                    scratch[key] = value
-                    execution.seen_index = max(execution.seen_index, index)
-        for (place, key), value in execution.writes.items():
-            if place == keyspace and start <= key and (end is None or key < end):
-                scratch[key] = value
+        uncommitted, writes = self._uncommitted, execution.writes
+        for place in self._order.between(uncommitted, keyspace, start, end):
+            scratch[place[1]], index = uncommitted[place]
+            execution.seen_index = max(execution.seen_index, index)
+        for place in execution.order.between(writes, keyspace, start, end):
+            scratch[place[1]] = writes[place]
         return scratch
 
     def _committed(
@@ -262,10 +264,6 @@ class Executor:
 
     # -- executing
 
-    def applied_foreign(self) -> None:
-        """What another primary has executed was applied: its client table counts (D8)."""
-        self._table.is_behind = True
-
     def repeat_of(self, operation: Operation, next_index: int) -> Executed | None:
         """Return the first answer if this is a repeat (D8): ask before anything may refuse it.
 
@@ -275,7 +273,7 @@ class Executor:
             return None
         first = self._first_answer_held(operation)
         if first is None:
-            error = self._table.refusal(operation.first_after, next_index)
+            error = self.table.refusal(operation.first_after, next_index)
             return None if error is None else Executed(None, error, 0, 0, repeated=True)
         return first
 
@@ -290,7 +288,7 @@ class Executor:
         return None if held is None else self._first_answer(operation, held, 0)
 
     def _first_answer(self, operation: Operation, held: bytes, seen_index: int) -> Executed:
-        answer = self._table.decode(held)
+        answer = self.table.decode(held)
         error: OperationError | None = None
         if answer.fingerprint != fingerprint(operation):
             error = RejectedError(
@@ -310,6 +308,8 @@ class Executor:
         """
         execution = self._now
         execution.index, execution.seen_index, execution.writes = next_index, 0, {}
+        if execution.order.places:
+            execution.order.reset()
         service = self._services.get(operation.service)
         method = None if service is None else service.operations.get(operation.method)
         if service is None or method is None:
@@ -378,12 +378,12 @@ class Executor:
         error: OperationError | None,
     ) -> Finished:
         self.index = index = execution.index
-        self._table.begin()
         entry: Entry = []
         if error is None:
             entry = [(keyspace, key, item) for (keyspace, key), item in execution.writes.items()]
-        if operation.idempotency_key and _is_remembered(error):
-            entry += self._table.remember(operation, index, value, error)
+        self._is_remembered = bool(operation.idempotency_key) and _must_remember(error)
+        if self._is_remembered:
+            entry += self.table.remember(operation, index, value, error)
         if not entry:
             return Executed(value, error, 0, execution.seen_index), None
         return Executed(value, error, index, execution.seen_index), entry
@@ -414,28 +414,29 @@ class Executor:
     # -- what becomes of deltas
 
     def take(self, entry: Entry) -> None:
-        """The delta that was executed last joins the batch."""
-        index, batch = self.index, self._batch
+        """The delta that was executed last counts from now on: the next operations see it."""
+        index, uncommitted = self.index, self._uncommitted
         for keyspace, key, value in entry:
-            batch[(keyspace, key)] = (value, index)
-        self._table.take()
+            uncommitted[keyspace, key] = (value, index)
+        if self._is_remembered:
+            self.table.take()
 
-    def keep_batch(self, entries: list[Entry]) -> None:
-        """The batch's deltas become a record: complete the last one, which has the table's sums."""
-        for keyspace, key, value in self._table.summary():
-            entries[-1].append((keyspace, key, value))
-        self._pending.update(self._batch)
-        self._batch = {}
+    def complete(self, entries: list[Entry]) -> None:
+        """These deltas become a record: complete the last one, which has the table's sums."""
+        if self.table.has_changed:
+            entries[-1] += self.table.summary()
 
     def committed(self, first_index: int, entries: list[Entry]) -> None:
-        """These entries are in the store now: the pending layer need not hold them longer."""
-        pending = self._pending
+        """These entries are in the store now: they need not be held longer."""
+        uncommitted = self._uncommitted
+        if self._order.places:
+            self._order.reset()
         index = first_index
         for entry in entries:
             for keyspace, key, _ in entry:
-                held = pending.get((keyspace, key))
+                held = uncommitted.get((keyspace, key))
                 if held is not None and held[1] == index:
-                    del pending[(keyspace, key)]
+                    del uncommitted[keyspace, key]
             index += 1
 
 
@@ -456,7 +457,7 @@ def _merge(
     yield from scratch[position:]
 
 
-def _is_remembered(error: OperationError | None) -> bool:
+def _must_remember(error: OperationError | None) -> bool:
     """Whether an answer has to be remembered for repeats (D8).
 
     A refusal for good needs no memory: a repeat is refused again. Every other one does: what a

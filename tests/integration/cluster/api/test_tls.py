@@ -52,7 +52,7 @@ class Served:
             crl="certs/ca.crl",
         )
         self.config = directory / "cluster.toml"
-        self.config.write_text(render_config("demo", "x" * 32, nodes, section))
+        self.config.write_text(render_config("demo", "x" * 32, nodes, tls=section))
         self.tls = NodeTls(load_config(self.config), "n1")
         self.api = HttpApi(local_node(), hosts=Hosts(["t"]), tls=self.tls)
 
