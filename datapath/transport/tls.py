@@ -101,6 +101,15 @@ def without_context(text: str) -> str:
     return _CONTEXT.sub("", text)
 
 
+def is_cut_off(error: object) -> bool:
+    """Whether an error that nobody took is uvloop's of a TLS connection that was just cut off.
+
+    Its TLS protocol writes to the transport once more, and reports that with a traceback: a line
+    that every stranger could cause.
+    """
+    return isinstance(error, RuntimeError) and "TCPTransport closed=True" in str(error)
+
+
 def begins_tls(data: bytes) -> bool:
     """Whether what came first on a connection is the beginning of TLS."""
     return bool(data) and _TLS_RECORD.startswith(data[: len(_TLS_RECORD)])
