@@ -220,15 +220,13 @@ class Node(Protocol):
     async def query(self, query: Query, timeout_ms: int) -> QueryResult:
         """Read; linearizable reads are answered here if this node is in touch with the primary."""
 
-    def observe(self, keyspace: int, key: bytes, observer: Callable[[bytes | None], None]) -> bool:
+    def observe(self, keyspace: int, key: bytes, observer: Callable[[], None]) -> bool:
         """Call `observer` after each committed write of a key, as this node applies them.
 
         It takes note only. False: this node has no data, and calls nobody. End it by `unobserve`.
         """
 
-    def unobserve(
-        self, keyspace: int, key: bytes, observer: Callable[[bytes | None], None]
-    ) -> None:
+    def unobserve(self, keyspace: int, key: bytes, observer: Callable[[], None]) -> None:
         """Call `observer` no longer."""
 
     async def handover(self, to: str, timeout_ms: int) -> View:

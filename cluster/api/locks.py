@@ -1,9 +1,9 @@
 """`/v1/locks` and `/v1/elections`: an election is a lock whose note is the leader's value.
 
 Who waits has a place in the lock's queue, in the replicated state. The request waits here for a
-committed write that makes its lease the holder, without asking the primary, and then asks again by
-its lease: so it survives a failover, and keeps its place. It also asks now and then, for the case
-that this node is cut off, or is a witness and sees no writes.
+committed write of the lock, without asking the primary, and then asks again by its lease: so it
+survives a failover, and keeps its place. It also asks now and then, for the case that this node is
+cut off, or is a witness and sees no writes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from cluster.api.params import (
 from cluster.api.problems import ProblemError
 from cluster.api.settings import HttpSettings
 from cluster.services.leases import LEASES_SERVICE
-from cluster.services.lock_state import MAX_NOTE_SIZE_BYTES, decode_holder
+from cluster.services.lock_state import MAX_NOTE_SIZE_BYTES
 from cluster.services.locks import LOCKS_SERVICE, Acquired
 from datapath.clock import clock_s
 from datapath.errors import OperationError
@@ -92,19 +92,20 @@ class LockHandlers:
         key, after = idempotency_key(headers), idempotency_after(headers)
         operation = Operation("acquire", args, key, first_after=after, service=LOCKS_SERVICE)
         wish = _Wish(self._node, name, timeout_ms, asked)
-        sees = self._node.observe(LOCKS, name, wish.on_written)
+        event = asyncio.Event()
+        sees = self._node.observe(LOCKS, name, event.set)
         self.waiting += 1
         try:
             result = await self._node.execute(operation, timeout_ms)
             acquired = Acquired(*result.value)
             if not acquired.token:
                 wish.acquired = acquired
-                result = await self._wait(request, wish, sees=sees)
+                result = await self._wait(request, wish, event, sees=sees)
                 acquired = Acquired(*result.value)
         finally:
             self.waiting -= 1
             if sees:
-                self._node.unobserve(LOCKS, name, wish.on_written)
+                self._node.unobserve(LOCKS, name, event.set)
         return self._taken(name, acquired, result)
 
     async def _read(self, request: BaseRequest) -> LockRequest:
@@ -131,9 +132,10 @@ class LockHandlers:
         lease = lease_id(wish.lease) if wish.lease is not None else 0
         return name, lease, wish.ttl_ms or 0, note, wish.wait_ms > 0 or wish.keep_place
 
-    async def _wait(self, request: BaseRequest, wish: _Wish, *, sees: bool) -> Result:
+    async def _wait(
+        self, request: BaseRequest, wish: _Wish, event: asyncio.Event, *, sees: bool
+    ) -> Result:
         """Wait until the lease has become the holder. Raises Problem "lock_held"."""
-        event = wish.may_hold
         now_s = clock_s()
         until_s, asks_at_s = now_s + wish.wait_s, now_s
         ask_again_s = ASK_AGAIN_S if sees else BLIND_ASK_AGAIN_S
@@ -173,11 +175,7 @@ class LockHandlers:
             return self._state(name, await self._node.query(wanted, timeout_ms))
         until_s = clock_s() + values.get("wait_ms", DEFAULT_WAIT_MS) / 1000
         event = asyncio.Event()
-
-        def on_written(_: bytes | None) -> None:
-            event.set()
-
-        sees = self._node.observe(LOCKS, name, on_written)
+        sees = self._node.observe(LOCKS, name, event.set)
         try:
             while True:
                 event.clear()
@@ -193,7 +191,7 @@ class LockHandlers:
                     return self._state(name, result)
         finally:
             if sees:
-                self._node.unobserve(LOCKS, name, on_written)
+                self._node.unobserve(LOCKS, name, event.set)
 
     async def release(self, request: BaseRequest, raw_name: str, query: str) -> Answer:
         """DELETE of a lock or an election: the next one has it."""
@@ -278,13 +276,6 @@ class _Wish:
         self.wait_s = asked.wait_ms / 1000
         self.keeps_place = asked.keep_place
         self.acquired = Acquired(0, 0, b"")
-        self.may_hold = asyncio.Event()
-
-    def on_written(self, stored: bytes | None) -> None:
-        """The lock was written: take note if its holder may be this one, and wake no other."""
-        lease = self.acquired.lease  # 0: not known yet
-        if not lease or stored is None or decode_holder(stored).lease == lease:
-            self.may_hold.set()
 
     async def ask(self) -> Result:
         """Ask again, by the lease: the place is kept."""

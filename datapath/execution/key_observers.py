@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from datapath.records import Entry
 
-Observer = Callable[[bytes | None], None]
-"""Takes what is stored now; None: nothing is, or the whole state was replaced."""
+Observer = Callable[[], None]
 
 
 class KeyObservers:
@@ -39,12 +38,12 @@ class KeyObservers:
     def on_applied(self, entries: list[Entry]) -> None:
         """These entries are applied."""
         for entry in entries:
-            for keyspace, key, stored in entry:
+            for keyspace, key, _ in entry:
                 for observer in self._observers.get((keyspace, key), ()):
-                    observer(stored)
+                    observer()
 
     def on_snapshot(self) -> None:
         """The state was replaced: every key may have been written."""
         for found in self._observers.values():
             for observer in found:
-                observer(None)
+                observer()

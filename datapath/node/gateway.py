@@ -282,16 +282,14 @@ class Gateway:
             raise NoAnswerError(f"{primary} gave an invalid answer")
         return answer.result
 
-    def observe(self, keyspace: int, key: bytes, observer: Callable[[bytes | None], None]) -> bool:
+    def observe(self, keyspace: int, key: bytes, observer: Callable[[], None]) -> bool:
         """Call `observer` after each committed write of a key; False: this node has no data."""
         if self._engine is None:
             return False
         self._engine.interpreter.tail.observers.add(keyspace, key, observer)
         return True
 
-    def unobserve(
-        self, keyspace: int, key: bytes, observer: Callable[[bytes | None], None]
-    ) -> None:
+    def unobserve(self, keyspace: int, key: bytes, observer: Callable[[], None]) -> None:
         """Call `observer` no longer."""
         if self._engine is not None:
             self._engine.interpreter.tail.observers.remove(keyspace, key, observer)

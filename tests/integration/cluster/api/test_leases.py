@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster.api import locks
 from tests.support.raw_http import Reply, fetch, kv
 from tests.support.served import Local
 
@@ -136,26 +135,6 @@ async def test_who_waits_gets_it_when_it_is_free(base_url: str, prefix: str) -> 
     assert tokens == sorted(set(tokens))
     await ask(base_url, "DELETE", f"/v1/locks/{prefix}?token={tokens[-1]}")
     assert (await ask(base_url, "GET", f"/v1/locks/{prefix}")).code == "not_held"
-
-
-async def test_a_release_makes_the_next_one_ask_and_nobody_else(
-    local: Local, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A hand-over costs the same however many wait."""
-    for name in ("ASK_AGAIN_S", "BLIND_ASK_AGAIN_S"):
-        monkeypatch.setattr(locks, name, 600.0)
-    held = (await take(local.base_url, "jobs")).json
-    leases = [await grant(local.base_url) for _ in range(8)]
-    waiting = []
-    for count, lease in enumerate(leases, 1):
-        request = take(local.base_url, "jobs", lease=lease, wait_ms=60_000)
-        waiting.append(asyncio.create_task(request))
-        await until_waiting(local.base_url, "/v1/locks/jobs", count)
-    for task in waiting:
-        before = local.node.executed
-        await ask(local.base_url, "DELETE", f"/v1/locks/jobs?token={held['token']}")
-        held = (await task).json
-        assert local.node.executed == before + 2  # the release, and the one that has it now
 
 
 async def test_who_waits_too_long_leaves_nothing(base_url: str, prefix: str) -> None:
