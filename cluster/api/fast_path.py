@@ -1,9 +1,10 @@
-"""The fast path: plain requests on keys, answered without aiohttp's request machinery.
+"""The fast path: plain requests on keys, and keep-alives, without aiohttp's request machinery.
 
-A connection starts here. As long as what comes are whole PUT, GET and DELETE requests on keys with
-a plain head (`PLAIN`, `read_block`), each is recognised, executed and answered in one step, with
-no task and no request object: that is a third of the work. Where the answer has to wait for another
-node (on a backup, say), a task waits for it, and the connection stays here. At the first request
+A connection starts here. As long as what comes are whole PUT, GET and DELETE requests on keys, or
+keep-alives of one lease, with a plain head (`PLAIN`, `read_block`), each is recognised, executed
+and answered in one step, with no task and no request object: that is a third of the work. Where the
+answer has to wait for another node (on a backup, say), a task waits for it, and the connection
+stays here. At the first request
 that is not so plain (another path, a malformed condition, a chunked body, a head in two parts, …)
 the connection, with all that has come on it, is given to aiohttp, and
 stays there. So nothing is parsed here but what has one meaning only, and every refusal is made in
@@ -22,6 +23,7 @@ from cluster.api.answer import TOO_MUCH_HELD, Answer, Outgoing
 from cluster.api.headers import Headers
 from cluster.api.hosts import Hosts
 from cluster.api.kv import KeyWrite, KvHandlers
+from cluster.api.leases import LeaseHandlers
 from cluster.api.memory import Memory, Share
 from cluster.api.params import waits_for_change
 from cluster.api.plain_head import KEYS, PLAIN, read_block
@@ -50,6 +52,7 @@ class FastPathApi(Protocol):
 
     complaints: Complaints
     kv: KvHandlers
+    leases: LeaseHandlers
     node: Node
 
     def refuse(self, error: Exception, method: str, target: str) -> Answer:
@@ -330,7 +333,10 @@ class FastConnection(asyncio.Protocol):
                 self._send(answer, method, target, started)
                 server.turns.spend(answer.size_bytes + REQUEST_COST_BYTES)
             return True
-        write = server.api.kv.fast_write(method, key, query, headers, body)
+        if method == "POST":
+            write = server.api.leases.fast_keep_alive(target, headers)
+        else:
+            write = server.api.kv.fast_write(method, key, query, headers, body)
         if write is None:
             return False
         self._pending = pending = Pending(self, method, target, write)

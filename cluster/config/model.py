@@ -338,7 +338,7 @@ class ApiSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class ServiceConfig(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"spec": "class"}
 ):
-    """`[services.NAME]`: a service of one's own; NAME is 1 to 31 of `a-z 0-9 _ -`."""
+    """`[services.NAME]`: a user's service; NAME is 1 to 31 of `a-z 0-9 _ -`."""
 
     spec: Annotated[
         str, Meta(description='Its class, as `"module:Class"`; every replica needs it.')

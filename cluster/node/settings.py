@@ -12,7 +12,8 @@ from cluster.services.hosting import Host, HostLimits
 from cluster.services.loading import load_service
 from cluster.services.scoped import Rights
 from cluster.services.signatures import ServiceError
-from datapath.node.replica_disk import SNAPSHOT_LOG_HARD_FACTOR, ReplicaStorage
+from datapath.node.replica_disk import ReplicaStorage
+from datapath.node.retention import SNAPSHOT_LOG_HARD_FACTOR
 from datapath.records import MAX_RECORD_SIZE_BYTES
 from datapath.settings import Bounds, ClientTableBounds, Timing
 from datapath.storage.data_directory import DataDirectory

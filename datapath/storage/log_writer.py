@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from datapath.clock import clock_s
-from datapath.errors import OverloadedError
+from datapath.errors import OverloadedError, SafetyError
 from datapath.records import Record
 from datapath.storage.log import Log
 from datapath.storage.segment import SYNC_MARK_SIZE_BYTES
@@ -23,15 +23,14 @@ Job = Callable[[], object]
 
 
 class _Task(NamedTuple):
-    number: int
-    ticket: int  # 0: nobody is told when it is done
+    ticket: int
     job: Job | None  # None: append `records`
     records: Sequence[Record] = ()
     size_bytes: int = 0
 
 
 class _Pending(NamedTuple):
-    number: int
+    ticket: int
     size_bytes: int
     since: float
 
@@ -41,9 +40,9 @@ class LogWriter:
 
     Made and used on the event loop's thread, and reports there.
 
-    Appends that wait together are written and synced together (group commit). Tickets are the
-    caller's, and rise. `on_done(ticket)` says that what has it, and all that was submitted before,
-    is durable (D9); one call stands for a whole group. After
+    Each has a ticket, a number of the caller's that rises (`ReplicaState.ticket`). Appends that
+    wait together are written and synced together (group commit). `on_done(ticket)` says
+    that this and all earlier ones are durable (D9); one call stands for a whole group. After
     the first error `on_error(error)` is called, once, and nothing more is carried out: what was
     submitted after it has not happened.
     """
@@ -63,9 +62,9 @@ class LogWriter:
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[_Task | None] = SimpleQueue()
         self._pending: deque[_Pending] = deque()
-        self._submitted = 0
+        self._last_ticket = 0
         self._queued_bytes = 0
-        self._finished = 0  # written by the thread
+        self._finished_ticket = 0  # written by the thread
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="onecopy-disk", daemon=True)
         self._thread.start()
@@ -77,9 +76,9 @@ class LogWriter:
 
     def stalled_for_ms(self) -> float:
         """For how long the oldest job has been under way; 0: there is none."""
-        finished = self._finished
+        finished = self._finished_ticket
         for pending in self._pending:
-            if pending.number > finished:
+            if pending.ticket > finished:
                 return (clock_s() - pending.since) * 1000.0
         return 0.0
 
@@ -109,7 +108,7 @@ class LogWriter:
         # One record may be larger than the bound: it waits for an empty queue.
         return self._queued_bytes > 0 and self._queued_bytes + n_bytes > self._max_queued_bytes
 
-    def submit(self, job: Job, ticket: int = 0) -> None:
+    def submit(self, ticket: int, job: Job) -> None:
         """Call `job` on the disk thread after all that was submitted before."""
         self._submit(ticket, job, (), 0)
 
@@ -118,10 +117,12 @@ class LogWriter:
     ) -> None:
         if self._closed:
             raise RuntimeError("the log writer is closed")
-        self._submitted += 1
+        if ticket <= self._last_ticket:
+            raise SafetyError(f"disk ticket {ticket} comes after {self._last_ticket}")
+        self._last_ticket = ticket
         self._queued_bytes += size_bytes
-        self._pending.append(_Pending(self._submitted, size_bytes, clock_s()))
-        self._queue.put(_Task(self._submitted, ticket, job, records, size_bytes))
+        self._pending.append(_Pending(ticket, size_bytes, clock_s()))
+        self._queue.put(_Task(ticket, job, records, size_bytes))
 
     async def close(self) -> None:
         """Carry out what was submitted, then end the thread. The log stays open."""
@@ -132,12 +133,11 @@ class LogWriter:
 
     # On the loop
 
-    def _done(self, task: _Task) -> None:
+    def _done(self, ticket: int) -> None:
         pending = self._pending
-        while pending and pending[0].number <= task.number:
+        while pending and pending[0].ticket <= ticket:
             self._queued_bytes -= pending.popleft().size_bytes
-        if task.ticket:
-            self._on_done(task.ticket)
+        self._on_done(ticket)
 
     # On the thread
 
@@ -150,11 +150,11 @@ class LogWriter:
                 if task.job is None:
                     task, waiting, ended = self._append_group(task)
                     if ended:
-                        self._finish(task)
+                        self._finish(task.ticket)
                         return
                 else:
                     task.job()
-                self._finish(task)
+                self._finish(task.ticket)
                 self._prepare()
         except Exception as error:  # noqa: BLE001  whatever it was, going on would lose order
             self._report(self._on_error, error)
@@ -180,9 +180,9 @@ class LogWriter:
         if self._log.wants_preparing:
             self._log.prepare_next_segment()
 
-    def _finish(self, task: _Task) -> None:
-        self._finished = task.number
-        self._report(self._done, task)
+    def _finish(self, ticket: int) -> None:
+        self._finished_ticket = ticket
+        self._report(self._done, ticket)
 
     def _report(self, callback: Callable[..., object], argument: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is gone, and nobody waits any more

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath.errors import DiskFailedError, DiskFullError, OverloadedError
+from datapath.errors import DiskFailedError, DiskFullError, OverloadedError, SafetyError
 from datapath.records import Record
 from datapath.storage.log import Log
 from datapath.storage.log_files import Files
@@ -51,16 +51,21 @@ class Owner:
     def __init__(self, log: Log, **options: int) -> None:
         self.done: list[int] = []
         self.errors: list[Exception] = []
+        self.ticket = 0
         self.worker = LogWriter(
             log, on_done=self.done.append, on_error=self.errors.append, **options
         )
-        self._last_ticket = 0
 
     def append(self, records: list[Record]) -> int:
-        """Append records under the next ticket; return that."""
-        self._last_ticket += 1
-        self.worker.append(self._last_ticket, records)
-        return self._last_ticket
+        """Append under the next ticket, and return it; tickets have gaps."""
+        self.ticket += 2
+        self.worker.append(self.ticket, records)
+        return self.ticket
+
+    def call(self, job: Callable[[], object]) -> None:
+        """Have a job done under the next ticket."""
+        self.ticket += 2
+        self.worker.submit(self.ticket, job)
 
 
 @pytest.fixture
@@ -98,16 +103,25 @@ async def test_jobs_are_done_in_the_order_in_which_they_came(log: Log) -> None:
     owner = Owner(log)
     seen: list[int] = []
     owner.append(records(2, 3))
-    owner.worker.submit(lambda: seen.append(log.last_index))
+    owner.call(lambda: seen.append(log.last_index))
     owner.append(records(5, 3))
-    owner.worker.submit(lambda: log.truncate(3))
-    owner.worker.submit(lambda: seen.append(log.last_index))
+    owner.call(lambda: log.truncate(3))
+    owner.call(lambda: seen.append(log.last_index))
     last = owner.append([record(3, epoch=2)])
     await until(lambda: owner.done[-1:] == [last])
     assert seen == [4, 2]
     assert owner.done == sorted(owner.done)
     assert (log.last_index, log.last_epoch) == (3, 2)
     await owner.worker.close()
+
+
+async def test_a_ticket_that_does_not_rise_is_a_broken_invariant(log: Log) -> None:
+    owner = Owner(log)
+    ticket = owner.append([record(2)])
+    with pytest.raises(SafetyError):
+        owner.worker.submit(ticket, lambda: None)
+    await owner.worker.close()
+    assert owner.done == [ticket]
 
 
 async def test_a_hanging_disk_can_be_seen_from_outside(log: Log) -> None:
@@ -149,9 +163,9 @@ async def test_after_a_failure_nothing_more_is_done_or_acknowledged(tmp_path: Pa
     files.fail_at = files.calls
     ran: list[bool] = []
     owner.append([record(2)])
-    owner.worker.submit(lambda: ran.append(True))
+    owner.call(lambda: ran.append(True))
     await until(lambda: bool(owner.errors))
-    owner.worker.submit(lambda: ran.append(True))
+    owner.call(lambda: ran.append(True))
     await owner.worker.close()
     assert owner.done == [good]
     assert [type(error) for error in owner.errors] == [DiskFailedError]
