@@ -40,6 +40,7 @@ class Schedule:
         self.seed = seed
         # Half of the schedules have clients, the others a load that costs less.
         has_clients = seed % 4 in (1, 2) if clients is None else clients
+        has_holders = has_clients and (seed % 4 == 1 if holders is None else holders)
         sizes = (1, 2, 2, 2, 3, 3, 3, 3, 3, 4, 5)
         n_nodes = sizes[seed % len(sizes)]
         min_in_sync = 2 if n_nodes > 1 and seed % 3 == 0 else 1
@@ -57,6 +58,8 @@ class Schedule:
             n_witnesses=n_witnesses,
             has_service=has_clients,
             clocks_stop=seed // 4 % 8 == 0,
+            # What comes waits for the record before it, so that much waits when leases are due.
+            max_inflight_records=1 if has_holders and seed // 4 % 2 else 4,
         )
         world, clockwork = self.world, self.world.clockwork
         random = clockwork.random
@@ -100,7 +103,6 @@ class Schedule:
         self.clients = (
             Clients(world, f"seed {seed}", trusting=seed % 6 == 3) if has_clients else None
         )
-        has_holders = seed % 4 == 1 if holders is None else holders
         self.holders = Holders(self.clients) if self.clients and has_holders else None
         self.watchers = Watchers(world, seed)
 

@@ -89,9 +89,12 @@ class Node:
         )
         self.commit_index = recovered.commit_index
         self.oracle.on_start(self, self._applied_index)
-        if self.has_lost and not (recovered.tail_cut or recovered.incomplete):
+        is_known = recovered.tail_cut or recovered.incomplete
+        if self.has_lost and not is_known and not self.loss_is_hidden:
             # It ended before what it had been told was on its disk: it knows nothing, once more.
             self.hide_loss(remembered=self.loss_is_remembered)
+            if not self.loss_is_remembered:
+                world.agreement.keep_away(self.id)
         if recovered.tail_cut:
             clockwork.seen["cut tail start"] += 1
         if recovered.incomplete:
@@ -144,13 +147,10 @@ class Node:
         """What the crash took leaves no trace on the disk: its directory is an old copy.
 
         `remembered`: nodes without that data know that it was there (decision 18). Else nothing can
-        be promised until the primary has told it: until then it does not reach consensus.
+        be promised until the primary has told it.
         """
         self.loss_is_hidden, self._torn = True, False
         self.loss_is_remembered = remembered
-        if not remembered:
-            self.world.agreement.cut_off_for_good.add(self.id)
-            self.world.agreement.cut_off.add(self.id)
 
     def pause(self) -> None:
         """Stop the process; what arrives meanwhile waits."""

@@ -112,9 +112,11 @@ class Troubles:
         all_committed = log.last_index <= world.oracle.acknowledged
         node.crash(log.records[-lost].first_index, damage=damage)
         if not damage and is_backup and all_committed and clockwork.chance(0.5):
-            # An old copy of its directory was put back. The primary lives, and tells it so.
+            # An old copy of its directory was put back. The primary lives, and tells it so; before
+            # that nothing could be promised, so it does not reach consensus until then.
             clockwork.seen["old copy"] += 1
             node.hide_loss()
+            world.agreement.keep_away(node.id)
         self._after(5, 900, self._start, node)
         node.when_noted = self._leave_alone if clockwork.chance(0.5) else None
         if clockwork.chance(0.6):
@@ -208,7 +210,7 @@ class Troubles:
     def leave_behind(self) -> None:
         """The primary, perhaps with some others, is cut off, and its clock stops.
 
-        The rest replaces it meanwhile. It goes on before it hears of that.
+        The rest replaces it meanwhile. It goes on before it hears of that, and clients ask it.
         """
         world, clockwork = self.world, self.world.clockwork
         primary = world.nodes[world.view.primary]
@@ -228,6 +230,12 @@ class Troubles:
                 world.agreement.cut_off.add(name)
                 clockwork.after(duration_ms, world.agreement.reconnect, name)
         self._after(0, 60, self._stop_clock, primary, asleep_ms)
+        clockwork.after(asleep_ms - 100, self._know_alone, primary)
+        clockwork.after(duration_ms, self._know_alone, None)
+
+    def _know_alone(self, node: Node | None) -> None:
+        """Some clients are on the side of a primary that was left behind, and ask it."""
+        self.world.left_behind = node
 
     def _stop_clock(self, node: Node, duration_ms: float) -> None:
         clockwork = self.world.clockwork

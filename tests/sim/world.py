@@ -39,6 +39,7 @@ class World:
         n_witnesses: int = 1,
         has_service: bool = False,
         clocks_stop: bool = False,
+        max_inflight_records: int = Bounds().max_inflight_records,
     ) -> None:
         self.clockwork = Clockwork(seed, trace=trace)
         self.has_service = has_service  # whether nodes serve clients (tests.sim.clients)
@@ -47,6 +48,7 @@ class World:
         self.bounds = Bounds(
             min_in_sync=min_in_sync,
             confirm_reads=clocks_stop,
+            max_inflight_records=max_inflight_records,
             recent_records_bytes=3000 if has_service else 600,
             recent_changes_bytes=1000 if has_service else 200,
             max_append_bytes=2000 if has_service else 400,
@@ -71,6 +73,7 @@ class World:
             in_sync=tuple(member.id for member in members) if all_in_sync else ("a",),
             members=(*members, *(make_witness(f"w{n}") for n in range(n_witnesses))),
         )
+        self.left_behind: Node | None = None  # a primary that some clients know alone, for a while
         self.is_troubled = True  # no fault begins any more once it is not
         self.agreement = self.make_agreement(first)
         self.oracle.agreement = self.agreement
