@@ -19,19 +19,22 @@ TTL_S = 5.0  # how long the others wait for one that is gone
 
 
 async def main(election: str, name: str) -> None:
-    """Be a member, and lead when it is one's turn, until either is lost."""
+    """Be a member, and lead when it is one's turn; anew whenever either is lost."""
     endpoints = os.environ.get("ONECOPY_ENDPOINTS")
     given = endpoints.split(",") if endpoints else onecopy.DEFAULT_ENDPOINTS
-    async with onecopy.AsyncClient(given) as client, client.lease(TTL_S) as lease:
-        await client.put(f"members/{election}/{name}", "", lease=lease.id)
-        standing = asyncio.create_task(stand(client, election, name))
-        lost = asyncio.create_task(lease.lost.wait())
-        await asyncio.wait({standing, lost}, return_when=asyncio.FIRST_COMPLETED)
-        lost.cancel()
-        standing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await standing
-    sys.exit(f"{name} could not reach the cluster for too long: start it again")
+    async with onecopy.AsyncClient(given, timeout_ms=60_000) as client:
+        while True:
+            async with client.lease(TTL_S) as lease:
+                await client.put(f"members/{election}/{name}", "", lease=lease.id)
+                standing = asyncio.create_task(stand(client, election, name))
+                lost = asyncio.create_task(lease.lost.wait())
+                await asyncio.wait({standing, lost}, return_when=asyncio.FIRST_COMPLETED)
+                lost.cancel()
+                standing.cancel()
+                await asyncio.wait({standing})
+                if not standing.cancelled():
+                    standing.result()  # raises what has failed
+            print(f"{name} did not reach the cluster for too long, and begins anew", flush=True)
 
 
 async def stand(client: onecopy.AsyncClient, election: str, name: str) -> None:
