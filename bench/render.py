@@ -85,6 +85,12 @@ def read_request(workload: Workload, name: str) -> Request:
             )
 
 
+def post(path: str, document: str = "") -> Request:
+    """Return a POST of a JSON document."""
+    headers = "Content-Type: application/json\r\n" if document else ""
+    return Request(http("POST", path, document.encode(), headers), write=True)
+
+
 def txn_request(workload: Workload, name: str, other: str, content: bytes) -> Request:
     """Return the transaction that writes two keys if the first exists."""
     if workload.api == "onecopy":
@@ -122,6 +128,8 @@ def json_request(path: str, document: object) -> bytes:
 
 def pool(workload: Workload) -> list[Request]:
     """Return the requests to go through, in an order and a mix drawn from the seed."""
+    if workload.posts:
+        return [post(path, document) for path, document in workload.posts]
     draw = random.Random(workload.seed)
     content = value(workload.value_bytes, workload.seed)
     wanted = min(POOL_MAX, max(POOL_MIN, 2 * workload.keys))

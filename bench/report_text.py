@@ -45,6 +45,8 @@ TITLES = {
     "matrix": "Workloads",
     "confirmed": "Confirmed reads",
     "watch": "Watchers",
+    "leases": "Client leases",
+    "lease-kill": "Leases, locks and watchers when the primary is killed",
     "coordination": "Transactions, watches, leases and locks beside etcd",
     "detector": "Failure detector",
     "early-ack": "Early acknowledgement",
@@ -120,6 +122,17 @@ NOTES = {
         "the nodes. 'Seen' counts from before a write is sent until a watcher has its event, over all "
         "watchers of all writes. Writes: closed loop, 16 connections; rounds with and without watchers "
         "take turns."
+    ),
+    "leases": (
+        "Three replicas, asked at the primary. Ending: leases with a key each, all kept alive at the "
+        "same moment and then no more; a write every 2 ms meanwhile. 'Longest gap' is the longest time "
+        "between two acknowledged writes, and beside it that of the seconds before. CPU of an ended "
+        "lease: the primary's, less what it used a second before."
+    ),
+    "lease-kill": (
+        "Three replicas. Watchers, and those who wait for locks, are spread over all nodes; after the "
+        "kill those of the dead node go to another, and the locks are released one after the other. "
+        "The leases are kept alive once more right before the kill, and no more."
     ),
     "coordination": (
         "Three nodes each, medians over the rounds, systems in turn; the leader or primary is asked. "

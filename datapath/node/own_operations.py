@@ -8,7 +8,6 @@ from datapath.errors import OperationError
 from datapath.execution.executor import ReadView
 from datapath.execution.pipeline import Pipeline
 from datapath.operations import Operation, Result
-from datapath.protocol.replica import Replica
 from datapath.service import Service
 
 OWN_OPERATION_TIMEOUT_MS = 10_000
@@ -46,12 +45,10 @@ class OwnOperations:
 
     def __init__(
         self,
-        replica: Replica,
         services: Mapping[str, Service],
         views: Mapping[str, ReadView],
         pipeline: Pipeline,
     ) -> None:
-        self._replica = replica
         self._services = services
         self._pipeline = pipeline
         self._asking = [
@@ -66,9 +63,12 @@ class OwnOperations:
             service.on_epoch_open(now_ms)
 
     def on_tick(self, now_ms: float) -> None:
-        """Submit what is wanted now; what cannot be is asked for at a later tick."""
+        """Where operations may be executed: submit what is wanted now.
+
+        What cannot be submitted is asked for at a later tick.
+        """
         for own in self._asking:
-            if own.under_way or not self._replica.may_execute():
+            if own.under_way:
                 continue
             wanted = own.service.due(own.view, now_ms)
             if wanted is None:

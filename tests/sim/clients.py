@@ -321,6 +321,9 @@ class Asking:
         believed = nodes.get(client.believed)
         if believed is None or not clockwork.chance(clients.habits.believes):
             believed = clockwork.random.choice(list(nodes.values()))
+        alone = clients.world.left_behind
+        if alone is not None and clockwork.chance(0.6):
+            believed = alone
         client.believed = believed.id
         self.attempts += 1
         self.entry.note += f" {believed.id}"

@@ -35,7 +35,7 @@ PAUSE_MS = (1.0, 30.0)
 POLL_MS = (5.0, 60.0)
 OUTPACED = 1.3
 """A holder that stands still does so for so many TTLs."""
-KEEP_ALIVE_SHARES = (0.3, 0.6, 0.95)
+KEEP_ALIVE_SHARES = (0.3, 0.6, 0.95, 0.99)
 
 Told = Result | QueryResult | OperationError | None
 """None: nobody knows, or the client has given up."""
@@ -210,7 +210,7 @@ class Tenancy:
         Scripted(self._holders, self._keep_alive)
 
     def _acquire(self, client: Scripted) -> Generator[Step, Told, bool]:
-        waits = self._clockwork.chance(0.7)
+        waits = self._clockwork.chance(0.8)
         until_ms = self._clockwork.now + self._random.choice((50.0, 300.0, 1500.0))
         while True:
             is_last = self._clockwork.now >= until_ms
@@ -327,7 +327,7 @@ class Holders:
             yield clockwork.between(*PAUSE_MS)
             self._lives += 1
             has_lock = clockwork.chance(0.8)
-            key = clockwork.random.choice(self._locks()) if has_lock else f"lease{self._lives}"
+            key = self._locks()[clockwork.chance(0.3)] if has_lock else f"lease{self._lives}"
             yield from Tenancy(self, key, has_lock=has_lock).script(client)
 
     def _observer(self, client: Scripted) -> Script:

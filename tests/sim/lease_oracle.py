@@ -272,10 +272,10 @@ class LeaseOracle:
         self._seen["lock: passed on to one that waited"] += 1
         if before.lease != holder.lease and name in self._claims.get(before.lease, {}):
             self._fail(f"K2: lease {holder.lease} holds {name!r} at {index} besides {before.lease}")
-        rest = [queue[ticket] for ticket in sorted(queue) if ticket not in waiting]
-        rest = [lease for lease in rest if name in self._claims.get(lease, {})]
-        if rest[:1] != [holder.lease]:
-            self._fail(f"K2: {name!r} goes to lease {holder.lease} at {index}, not to {rest}")
+        waited = [queue[ticket] for ticket in sorted(queue)]
+        first = [lease for lease in waited if name in self._claims.get(lease, {})][:1]
+        if first != [holder.lease]:
+            self._fail(f"K2: {name!r} goes to lease {holder.lease} at {index}, not to {first}")
 
     def _check_fences(self, index: int, entry: Entry) -> None:
         """K3: what is written under a token is written where the lock is held under it."""
