@@ -68,6 +68,7 @@ class OwnOperations:
     def on_tick(self, now_ms: float) -> None:
         """Submit what is wanted now; what cannot be is asked for at a later tick."""
         for own in self._asking:
+            own.service.on_tick(now_ms)
             if own.under_way or not self._replica.may_execute():
                 continue
             wanted = own.service.due(own.view, now_ms)
