@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         UnknownOutcomeError,
         WrongClusterError,
     )
+    from cluster.client.leasing import AsyncLease, AsyncLock
+    from cluster.client.mirrors import AsyncMirror
     from cluster.client.results import (
         Change,
         DeleteRangeResult,
@@ -52,7 +54,10 @@ if TYPE_CHECKING:
         WatchEvent,
     )
     from cluster.client.sync import Client
+    from cluster.client.sync_leasing import Lease, Lock
+    from cluster.client.sync_watching import KeyWatch, Mirror
     from cluster.client.txn import gt, lt, ne
+    from cluster.client.watching import AsyncKeyWatch
     from cluster.node.embedded import EmbeddedNode as Node
     from cluster.services.decorators import service_operation as operation
     from cluster.services.decorators import service_query as query
@@ -64,6 +69,10 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_ENDPOINTS",
     "AsyncClient",
+    "AsyncKeyWatch",
+    "AsyncLease",
+    "AsyncLock",
+    "AsyncMirror",
     "Change",
     "Client",
     "ClientError",
@@ -74,12 +83,16 @@ __all__ = [
     "GetResult",
     "InvalidRequestError",
     "Item",
+    "KeyWatch",
     "Leader",
     "LeaderEvent",
+    "Lease",
     "LeaseInfo",
     "ListedLease",
+    "Lock",
     "LockHeldError",
     "LockLostError",
+    "Mirror",
     "Node",
     "NodeState",
     "NotAppliedError",
@@ -128,7 +141,12 @@ _EXPORTS = {
         "UnknownOutcomeError",
         "WrongClusterError",
     ),
+    "cluster.client.leasing": ("AsyncLease", "AsyncLock"),
+    "cluster.client.mirrors": ("AsyncMirror",),
     "cluster.client.sync": ("Client",),
+    "cluster.client.sync_leasing": ("Lease", "Lock"),
+    "cluster.client.sync_watching": ("KeyWatch", "Mirror"),
+    "cluster.client.watching": ("AsyncKeyWatch",),
     "cluster.client.results": (
         "DeleteRangeResult",
         "Change",

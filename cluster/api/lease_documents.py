@@ -109,7 +109,7 @@ class LockRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ttl_ms: Ttl | None = None
     wait_ms: WaitMs = 0
     keep_place: KeepPlace = False
-    note: Annotated[str, Meta(description="What others are told of the holder.")] = ""
+    note: Annotated[str, Meta(description="Text about the holder, shown to others.")] = ""
 
 
 class CandidateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,7 +119,7 @@ class CandidateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ttl_ms: Ttl | None = None
     wait_ms: WaitMs = 0
     keep_place: KeepPlace = False
-    value: Annotated[str, Meta(description="What others are told of the leader.")] = ""
+    value: Annotated[str, Meta(description="Text about the leader, shown to others.")] = ""
 
 
 class LockTaken(msgspec.Struct, frozen=True):

@@ -117,7 +117,7 @@ class HttpApi:
             "DELETE": self._remove_node,
             "PATCH": self._move_node,
         }
-        leases = LeaseHandlers(node, self._settings)
+        self.leases = leases = LeaseHandlers(node, self._settings)
         self._locks, self._elections = (
             LockHandlers(
                 node, self._settings, lambda: self._server.draining, is_election=is_election

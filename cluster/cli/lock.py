@@ -25,7 +25,7 @@ _ttl = click.option(
     type=click.FloatRange(1, 86_400),
     default=10.0,
     show_default=True,
-    help="Seconds after which the next one gets it if this process is gone.",
+    help="Seconds after which the next in the queue gets it if this process has died.",
 )
 _wait = click.option(
     "--wait", type=click.FloatRange(0), help="Wait at most this many seconds [default: no limit]."
@@ -38,7 +38,7 @@ _command = click.argument("command", nargs=-1, required=True, type=click.UNPROCE
 @_command
 @_ttl
 @_wait
-@click.option("--note", default="", help="What others are told about the holder.")
+@click.option("--note", default="", help="Text about the holder, shown to others.")
 @client_options
 def lock(
     name: str,
@@ -51,10 +51,10 @@ def lock(
     no_discover: bool,
     as_json: bool,
 ) -> None:
-    """Run COMMAND while holding the lock NAME; exit as it does.
+    """Run COMMAND while holding the lock NAME, and exit with its exit code.
 
-    COMMAND finds the token in ONECOPY_LOCK_TOKEN, and gets SIGTERM if the lock is lost. Write --
-    before it.
+    COMMAND gets the token in ONECOPY_LOCK_TOKEN, and SIGTERM if the lock is lost. Put -- before
+    COMMAND.
     """
     with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
         held = client.lock(name, ttl=ttl, note=note, wait=wait)
@@ -66,9 +66,9 @@ def lock(
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @_ttl
 @_wait
-@click.option("--value", default="", help="What others are told about the leader.")
+@click.option("--value", default="", help="Text about the leader, shown to others.")
 @click.option(
-    "--observe", is_flag=True, help="Without COMMAND: print who leads, now and at each change."
+    "--observe", is_flag=True, help="Without COMMAND: print the leader, now and at each change."
 )
 @client_options
 def elect(
@@ -83,9 +83,9 @@ def elect(
     no_discover: bool,
     as_json: bool,
 ) -> None:
-    """Run COMMAND while leading the election NAME; exit as it does. See onecopy lock.
+    """Run COMMAND while leading the election NAME, and exit with its code. See onecopy lock.
 
-    With --observe, print who leads until Ctrl-C: the revision of the change, then the leader's
+    With --observe, print the leader until Ctrl-C: the revision of the change, then the leader's
     token and value, or "none".
     """
     if bool(command) == observe:

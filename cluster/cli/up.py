@@ -13,6 +13,7 @@ from cluster.exit_codes import EXIT_NOT_APPLIED
 from cluster.terminal import say
 from cluster.up.directory import REPLICAS_MAX, UpError, check_ports, prepare_config
 from cluster.up.display import open_view
+from cluster.up.services import read_services
 from cluster.up.supervisor import run_up, sole_runner
 
 
@@ -40,9 +41,21 @@ from cluster.up.supervisor import run_up, sole_runner
     type=click.IntRange(1, 65535),
     help="First HTTP port; peer and raft ports are 100 and 200 higher [default: 8101].",
 )
+@click.option(
+    "--service",
+    "services",
+    multiple=True,
+    metavar="NAME=MODULE:CLASS",
+    help="Run this class as the service NAME; the module is here or installed. May be repeated.",
+)
 @click.option("--no-restart", is_flag=True, help="Do not restart a node that exits.")
 def up(
-    nodes: int | None, witnesses: int | None, data: Path, port: int | None, no_restart: bool
+    nodes: int | None,
+    witnesses: int | None,
+    data: Path,
+    port: int | None,
+    services: tuple[str, ...],
+    no_restart: bool,
 ) -> None:
     """Run a cluster of real processes on this machine until Ctrl-C. The data is kept.
 
@@ -50,7 +63,13 @@ def up(
     is DATA/cluster.toml.
     """
     try:
-        config, is_new = prepare_config(data, nodes=nodes, witnesses=witnesses, port=port)
+        config, is_new = prepare_config(
+            data,
+            nodes=nodes,
+            witnesses=witnesses,
+            port=port,
+            services=read_services(services, data),
+        )
         with sole_runner(config.path.parent):
             check_ports(config)
             for warning in config.warnings:

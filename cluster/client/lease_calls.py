@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from urllib.parse import quote
 
 import msgspec
 
-from cluster.client.arguments import check_lease, check_seconds
+from cluster.client.arguments import (
+    REVISION_MAX,
+    check_lease,
+    check_number,
+    check_seconds,
+    check_text,
+)
+from cluster.client.errors import LockLostError
 from cluster.client.exchange import Request
 from cluster.client.leasing import MAX_TTL_S, MIN_TTL_S, AsyncElection, AsyncLease, AsyncLock
 from cluster.client.observing import AsyncElectionWatch, election_target
@@ -17,6 +25,10 @@ from cluster.client.retries import Transport
 
 class _Granted(msgspec.Struct):
     lease: str
+
+
+class _Released(msgspec.Struct):
+    token: int
 
 
 class _KeptAlive(msgspec.Struct):
@@ -68,6 +80,21 @@ class AsyncLeaseCalls:
     ) -> AsyncElection:
         """Return a candidacy; enter it to wait until it leads. See `lock`."""
         return AsyncElection(self._transport, name, ttl=ttl, note=value, wait=wait, on_lost=on_lost)
+
+    async def release_lock(self, name: str, token: int) -> bool:
+        """Take a lock (or the lead) from its holder; return whether it was held under `token`.
+
+        For operators, and for a token that another program has handed on: what a lock object holds,
+        its own `release` gives up.
+        """
+        token = check_number("token", token, 1, REVISION_MAX)
+        target = f"/v1/locks/{quote(check_text('name', name), safe='')}?token={token}"
+        call = write_call("DELETE", target, {}, None, "")
+        try:
+            decode_reply(call, await self._transport.call(call), _Released)
+        except LockLostError:
+            return False
+        return True
 
     async def leader(self, name: str) -> Leader | None:
         """Return who leads an election (or holds a lock), or None."""

@@ -76,6 +76,7 @@ class AsyncLease:
         self._relied_until_s = 0.0
         self._keeper: asyncio.Task[None] | None = None
         self.id = ""
+        self.has_begun = False
         self.lost = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -107,12 +108,23 @@ class AsyncLease:
                 await self.lost.wait()
 
     async def begin(self) -> None:
-        """Have it granted, and keep it alive from now on."""
+        """Have it granted, and keep it alive from now on. One that has ended may begin again.
+
+        Raises RuntimeError while it is kept alive: nobody would end the one before.
+        """
+        if self.has_begun:
+            raise RuntimeError("it has begun already: make another, or end it first")
+        self.has_begun = True
+        self.lost.clear()
         sent_s = clock_s()
         body = msgspec.json.encode({"ttl_ms": self._ttl_ms})
         call = write_call("POST", "/v1/leases", dict(JSON_HEADERS), body, "")
-        reply = await self._transport.call(call)
-        self.id = decode_reply(call, reply, _LeaseReply, ok=(201,)).lease
+        try:
+            reply = await self._transport.call(call)
+            self.id = decode_reply(call, reply, _LeaseReply, ok=(201,)).lease
+        except BaseException:
+            self.has_begun = False
+            raise
         self._acknowledged(sent_s)
         self._keeper = asyncio.create_task(self._keep())
 
@@ -122,6 +134,7 @@ class AsyncLease:
             return
         self._keeper.cancel()
         self._keeper = None
+        self.has_begun = False
         self._relied_until_s = 0.0
         self.lost.set()
         call = write_call("DELETE", f"/v1/leases/{self.id}", {}, None, "")

@@ -102,6 +102,8 @@ class Lock(_Held[AsyncLock]):
     def acquire(self) -> int:
         """Wait for it, and return the token. Raises LockHeldError, LockLostError."""
         inner = self._inner
+        if inner.lease.has_begun:  # this must not end what another thread holds
+            raise RuntimeError("it has begun already: make another lock, or release this one first")
         try:
             while not self._run(inner.acquiring(SIGNAL_LOOK_INTERVAL_S), SIGNAL_LOOK_INTERVAL_S):
                 pass
@@ -172,6 +174,11 @@ class LeaseCalls:
             lambda: parts.client.elect(name, ttl=ttl, value=value, wait=wait, on_lost=on_lost),
             parts.runner,
         )
+
+    def release_lock(self, name: str, token: int) -> bool:
+        """Take a lock (or the lead) from its holder; see `AsyncClient.release_lock`."""
+        found: bool = self._run(lambda client: client.release_lock(name, token), None, write="")
+        return found
 
     def leader(self, name: str) -> Leader | None:
         """Return who leads an election, or None."""

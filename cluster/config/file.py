@@ -92,7 +92,12 @@ def _read_services(path: Path, tree: Any) -> dict[str, ServiceConfig]:
     return services
 
 
-def render_config(name: str, secret: str, nodes: Mapping[str, NodeConfig]) -> str:
+def render_config(
+    name: str,
+    secret: str,
+    nodes: Mapping[str, NodeConfig],
+    services: Mapping[str, ServiceConfig] | None = None,
+) -> str:
     """Return the text of a configuration file, timing and limits at their defaults."""
     lines = ["# Written by onecopy up. Every field: docs/configuration.md.", "[cluster]"]
     lines += [f"name = {_quoted(name)}", f"secret = {_quoted(secret)}"]
@@ -102,7 +107,17 @@ def render_config(name: str, secret: str, nodes: Mapping[str, NodeConfig]) -> st
             if value is not None:
                 text = str(value) if isinstance(value, int) else _quoted(value)
                 lines.append(f"{field} = {text}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + render_services(services or {})
+
+
+def render_services(services: Mapping[str, ServiceConfig]) -> str:
+    """Return the sections of services, bounds and rights at their defaults."""
+    lines: list[str] = []
+    for name, item in services.items():
+        lines += ["", f"[services.{name}]", f"class = {_quoted(item.spec)}"]
+        if item.path:
+            lines.append(f"path = {_quoted(item.path)}")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _quoted(text: str) -> str:

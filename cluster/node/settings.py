@@ -10,8 +10,10 @@ from cluster.config.model import ClusterConfig, ConfigError, ServiceConfig
 from cluster.node.descriptors import Descriptors
 from cluster.services.hosting import Host, HostLimits
 from cluster.services.loading import load_service
+from cluster.services.scoped import Rights
 from cluster.services.signatures import ServiceError
-from datapath.node.replica_disk import SNAPSHOT_LOG_HARD_FACTOR, ReplicaStorage
+from datapath.node.replica_disk import ReplicaStorage
+from datapath.node.retention import SNAPSHOT_LOG_HARD_FACTOR
 from datapath.records import MAX_RECORD_SIZE_BYTES
 from datapath.settings import Bounds, ClientTableBounds, Timing
 from datapath.storage.data_directory import DataDirectory
@@ -116,10 +118,30 @@ def load_hosts(config: ClusterConfig, node_id: str) -> dict[str, Host]:
     for name, item in config.services.items():
         try:
             service = load_service(item.spec, Path(item.path) if item.path else None)
-            hosts[name] = Host(name, service, host_limits(item))
+            rights = Rights(reads=frozenset(item.reads), writes=frozenset(item.writes))
+            hosts[name] = Host(name, service, host_limits(item), rights=rights)
         except ServiceError as error:
             raise ConfigError(config.path, f"services.{name}.class", str(error)) from error
+    _check_rights(config, hosts)
     return hosts
+
+
+def _check_rights(config: ClusterConfig, hosts: Mapping[str, Host]) -> None:
+    """X1: what an `async` operation sees is not written by others, which go on beside it."""
+    for name, item in config.services.items():
+        for field, named in (("reads", item.reads), ("writes", item.writes)):
+            for other in named:
+                awaits = [name] if hosts[name].async_operations else []
+                if field == "writes" and other in hosts and hosts[other].async_operations:
+                    awaits.append(other)
+                if awaits:
+                    method = min(hosts[awaits[0]].async_operations).lstrip(":")
+                    raise ConfigError(
+                        config.path,
+                        f"services.{name}.{field}",
+                        f"{awaits[0]}.{method} is async, and others write while it awaits: write "
+                        f"it with def, or remove {other!r} here",
+                    )
 
 
 def host_limits(item: ServiceConfig) -> HostLimits:

@@ -7,13 +7,12 @@ import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from datapath.clock import clock_s
 from datapath.errors import DataDirectoryError, LogCorruptError
 from datapath.node import recovery
+from datapath.node.retention import LogRetention
 from datapath.protocol.state import RecoveredState
 from datapath.records import Record
 from datapath.settings import Bounds
@@ -33,8 +32,6 @@ MIN_ROOM_BYTES = 64 * 1024
 """A replica with less room than that on its disk says that it takes no records."""
 MAX_UNFLUSHED_BYTES = 128 * 1024 * 1024
 """With so much waiting for the store, no more operations are taken: it is in memory."""
-SNAPSHOT_LOG_HARD_FACTOR = 2
-"""Times its bound, the log is no longer held for a snapshot: the replica does not get on."""
 
 
 class ReplicaStorage:
@@ -65,10 +62,8 @@ class ReplicaStorage:
         self._max_queued_bytes = max_queued_bytes
         self._flush_bytes = flush_bytes
         self._map_size_bytes = map_size_bytes
-        self._retention_bytes = retention_bytes
         self._retention_ms = retention_ms
-        self._catchup_bytes = catchup_bytes
-        self.snapshot_log_bytes = snapshot_log_bytes
+        self.retention = LogRetention(retention_bytes, catchup_bytes, snapshot_log_bytes)
         self.accepted = Accepted(path / "accepted")
         if self.accepted.repair:
             logger.warning("%s", self.accepted.repair)
@@ -76,15 +71,16 @@ class ReplicaStorage:
             path / "store", cluster_id=directory.cluster_id, map_size_bytes=map_size_bytes
         )
         self.log = self._open_log(path / "log", segment_size_bytes)
-        self._tickets: deque[tuple[int, int]] = deque()  # (disk worker's, replica's)
         self._worker: LogWriter | None = None
         self._flusher: StoreFlusher | None = None
         self.wants_flush: Callable[[], None] = lambda: None
         """Say that entries were applied to the store."""
-        self._on_durable: Callable[[int], None] = lambda _: None
+        self.write: Callable[[int, list[Record]], None]
+        """Append records."""
+        self.stalled_for_ms: Callable[[], float]
+        """For how long the oldest write has been under way; 0: there is none."""
         self._on_error: Callable[[BaseException], None] = lambda _: None
         self._trimming: asyncio.Task[None] | None = None
-        self.snapshot_floors: dict[str, int] = {}  # peer -> index of a snapshot on its way
 
     def _open_log(self, path: Path, segment_size_bytes: int) -> Log:
         base_index, base_epoch = self.store.durable_index, self.store.durable_epoch
@@ -141,15 +137,15 @@ class ReplicaStorage:
         on_error: Callable[[BaseException], None],
     ) -> None:
         """Start the threads. `on_durable` gets the replica's tickets; all on the event loop."""
-        self._on_durable = on_durable
         self._on_error = on_error
         self.store.on_damage = on_error
         self._worker = LogWriter(
             self.log,
-            on_done=self._done,
+            on_done=on_durable,
             on_error=on_error,
             max_queued_bytes=self._max_queued_bytes,
         )
+        self.write, self.stalled_for_ms = self._worker.append, self._worker.stalled_for_ms
         self._flusher = StoreFlusher(
             self.store,
             on_error=on_error,
@@ -179,17 +175,13 @@ class ReplicaStorage:
 
     # -- ordered writes
 
-    def write(self, ticket: int, records: list[Record]) -> None:
-        """Append records."""
-        self._tickets.append((self._disk.submit_append(records), ticket))
-
     def truncate(self, ticket: int, from_index: int) -> None:
         """Cut the log."""
-        self._submit(ticket, lambda: self.log.truncate(from_index))
+        self._disk.submit(ticket, lambda: self.log.truncate(from_index))
 
     def record_accepted(self, ticket: int, epoch: int, primary: str) -> None:
         """E5."""
-        self._submit(ticket, lambda: self.accepted.record(epoch, primary))
+        self._disk.submit(ticket, lambda: self.accepted.record(epoch, primary))
 
     def mark_incomplete(self, ticket: int) -> None:
         """Entries are missing that may have been acknowledged."""
@@ -197,21 +189,11 @@ class ReplicaStorage:
             "entries that may have been acknowledged are missing: this replica does not take "
             "over or serve until a primary has caught it up"
         )
-        self._submit(ticket, self.accepted.set_incomplete)
+        self._disk.submit(ticket, self.accepted.set_incomplete)
 
     def clear_marks(self, ticket: int) -> None:
         """Nothing is missing any more."""
-        self._submit(ticket, self.accepted.clear_marks)
-
-    def _submit(self, ticket: int, job: Callable[[], object]) -> None:
-        self._tickets.append((self._disk.submit(job), ticket))
-
-    def _done(self, disk_ticket: int) -> None:
-        ticket = 0
-        while self._tickets and self._tickets[0][0] <= disk_ticket:
-            ticket = self._tickets.popleft()[1]
-        if ticket:
-            self._on_durable(ticket)
+        self._disk.submit(ticket, self.accepted.clear_marks)
 
     # -- room and health
 
@@ -223,13 +205,6 @@ class ReplicaStorage:
     def writable(self) -> bool:
         """Whether there is room for a record at all."""
         return self.reserve(MIN_ROOM_BYTES)
-
-    def stalled_for_ms(self) -> float:
-        """For how long the oldest write has been under way."""
-        if not self._tickets:
-            return 0.0
-        since = self._disk.oldest_pending_since
-        return 0.0 if since is None else (clock_s() - since) * 1000.0
 
     # -- store, log reads, retention
 
@@ -245,46 +220,20 @@ class ReplicaStorage:
             return None
 
     def trim(self, oldest_needed: int, on_trimmed: Callable[[int], None]) -> None:
-        """Delete segments that nobody needs, beyond what is retained anyway.
+        """Delete segments that nobody needs (`LogRetention.keep_from`).
 
-        `oldest_needed` keeps a lagging replica on log replay, up to `catchup_bytes`. Calls
-        `on_trimmed` with the new first index if something went.
+        Calls `on_trimmed` with the new first index if something went.
         """
         if self._trimming is not None:
             return
-        keep_from = self._keep_from(oldest_needed)
+        recent_s = time.time() - self._retention_ms / 1000.0 if self._retention_ms else math.inf
+        keep_from = self.retention.keep_from(
+            self.log.segment_bounds(), self.store.durable_index, oldest_needed, recent_s
+        )
         if keep_from > self.log.first_index:
             self._trimming = asyncio.get_running_loop().create_task(
                 self._trim(keep_from, on_trimmed)
             )
-
-    @property
-    def snapshot_held_bytes(self) -> int:
-        """How much of the log is held for replicas that come up by snapshot."""
-        if not self.snapshot_floors:
-            return 0
-        floor = min(self.snapshot_floors.values()) + 1
-        bounds = self.log.segment_bounds()
-        return sum(segment.size_bytes for segment in bounds if segment.last_index >= floor)
-
-    def _keep_from(self, oldest_needed: int) -> int:
-        # What follows a snapshot under way is held, or the next one would be needed, without end.
-        # Beyond its bound the primary slows down; the factor is for a replica that is stuck.
-        floor = min(self.snapshot_floors.values(), default=self.log.last_index) + 1
-        floor_bytes = SNAPSHOT_LOG_HARD_FACTOR * self.snapshot_log_bytes
-        durable = self.store.durable_index
-        size = self.log.size_bytes
-        keep_from = self.log.first_index
-        recent_s = time.time() - self._retention_ms / 1000.0 if self._retention_ms else math.inf
-        for last, size_bytes, written_s in self.log.segment_bounds()[:-1]:
-            wanted = last >= oldest_needed or written_s > recent_s
-            needed = wanted and size - size_bytes < self._catchup_bytes
-            held = last >= floor and size - size_bytes < floor_bytes
-            if last > durable or needed or held or size - size_bytes < self._retention_bytes:
-                break
-            size -= size_bytes
-            keep_from = last + 1
-        return keep_from
 
     async def _trim(self, keep_from: int, on_trimmed: Callable[[int], None]) -> None:
         try:
@@ -336,8 +285,10 @@ class ReplicaStorage:
             map_size_bytes=self._map_size_bytes,
         )
 
-    async def install_snapshot(self, writer: SnapshotWriter, index: int, epoch: int) -> None:
-        """Put a finished snapshot in place of the store, and empty the log.
+    async def install_snapshot(
+        self, writer: SnapshotWriter, index: int, epoch: int, next_ticket: Callable[[], int]
+    ) -> None:
+        """Put a finished snapshot in place of the store, and empty the log under `next_ticket()`.
 
         A crash in between leaves a store that is ahead of its log, which then starts anew.
         """
@@ -357,7 +308,7 @@ class ReplicaStorage:
                     raise
                 loop.call_soon_threadsafe(done.set_result, None)
 
-            self._disk.submit(reset)
+            self._disk.submit(next_ticket(), reset)
             await done
         await asyncio.to_thread(self.store.remove_leftovers)
 
@@ -365,7 +316,7 @@ class ReplicaStorage:
         """Numbers for metrics."""
         return {
             "log_bytes": self.log.size_bytes,
-            "snapshot_held_log_bytes": self.snapshot_held_bytes,
+            "snapshot_held_log_bytes": self.retention.held_bytes(self.log.segment_bounds()),
             "log_queued_bytes": self._worker.queued_bytes if self._worker else 0,
             "store_durable_index": self.store.durable_index,
             "store_overlay_bytes": self.store.overlay_bytes,

@@ -62,6 +62,16 @@ SITUATIONS = (
     "watch: read the log", "watch: resumed after a crash", "watch: events lost on their way",
     "watch: ahead of its node", "watch: history gone here", "watch: history gone everywhere",
     "watch: history gone amid a watch",
+    "address moved", "addresses swapped", "all moved at once", "operator: move done",
+    "operator: move unknown", "an old file is refused", "moved: by a peer",
+    "moved: by its own member", "cannot listen", "not asked: second",
+    *(f"link refused: {why}" for why in ("another node", "address", "cluster", "member", "second")),
+    *(f"impostor: {kind}" for kind in ("clone", "stranger", "namesake", "other data", "emptied")),
+    "clone where its original was", "clone believed where the move is not known",
+    "dialled a clone", "impostor at a member's address", "clone refused: address",
+    "clone refused: second", "twin refused: second", "stranger refused: cluster",
+    "namesake refused: cluster",
+    "other data refused: data", "emptied refused: cluster",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from tests.sim.clients import Clients
 from tests.sim.clockwork import ViolationError
 from tests.sim.holders import Holders
+from tests.sim.moves import Movers
 from tests.sim.operators import Operators
 from tests.sim.troubles import Troubles
 from tests.sim.watchers import Watchers
@@ -17,9 +18,15 @@ LONG_EVERY = 17
 """One schedule in so many is long; short and dense ones reach more in the same time."""
 OPERATORS_OF, OPERATORS = 13, (3, 7, 11)
 """In these of so many schedules operators err."""
+MOVES = (1, 5, 9)
+"""In these of as many nodes get other addresses."""
 LASTING_FAULTS_RATE = 0.4
 LASTING_WRITES = 20
 """So many writes, 10 ms apart, must commit although a fault lasts."""
+
+
+def _is_one(seed: int, ones: tuple[int, ...], asked: bool | None) -> bool:
+    return seed % OPERATORS_OF in ones if asked is None else asked
 
 
 class Schedule:
@@ -27,6 +34,8 @@ class Schedule:
 
     world_type: type[World] = World
     troubles_type: type[Troubles] = Troubles
+    operators: Operators | None = None
+    movers: Movers | None = None
 
     def __init__(
         self,
@@ -35,6 +44,7 @@ class Schedule:
         trace: bool = False,
         clients: bool | None = None,
         operators: bool | None = None,
+        moves: bool | None = None,
         holders: bool | None = None,
     ) -> None:
         self.seed = seed
@@ -45,6 +55,8 @@ class Schedule:
         n_nodes = sizes[seed % len(sizes)]
         min_in_sync = 2 if n_nodes > 1 and seed % 3 == 0 else 1
         n_members = max(1, n_nodes - 1) if seed % 7 == 0 else n_nodes
+        has_operators = _is_one(seed, OPERATORS, operators)
+        has_moves = _is_one(seed, MOVES, moves)
         n_witnesses = (1, 1, 0, 1, 2)[seed % 5]
         self.is_long = seed % LONG_EVERY == 0
         self.world = self.world_type(
@@ -58,14 +70,14 @@ class Schedule:
             n_witnesses=n_witnesses,
             has_service=has_clients,
             clocks_stop=seed // 4 % 8 == 0,
+            is_registered=not has_moves or seed % 2 == 0,
             # What comes waits for the record before it, so that much waits when leases are due.
             max_inflight_records=1 if has_holders and seed // 4 % 2 else 4,
         )
-        world, clockwork = self.world, self.world.clockwork
-        random = clockwork.random
+        world = self.world
+        clockwork, random = world.clockwork, world.clockwork.random
         world.agreement.counts_votes = True
-        clockwork.seen[f"replicas: {n_nodes}"] += 1
-        clockwork.seen[f"witnesses: {n_witnesses}"] += 1
+        clockwork.seen.update((f"replicas: {n_nodes}", f"witnesses: {n_witnesses}"))
         if clockwork.chance(0.3):
             world.takeover_order.update({name: random.randint(0, 3) for name in world.nodes})
         if self.is_long:
@@ -82,8 +94,7 @@ class Schedule:
         world.agreement.remembers = seed // 3 % 2 == 0
         world.snapshot_failure_rate = random.choice((0.0, 0.3))
         world.snapshot_ms = random.choice((20.0, 150.0, 800.0))
-        if clockwork.chance(0.2):
-            world.agreement.delay_ms = (20.0, 120.0)
+        world.agreement.delay_ms = (20.0, 120.0) if clockwork.chance(0.2) else (2.0, 15.0)
         troubles = self.troubles_type(world)
         all_faults = troubles.kinds()
         # Some kinds only: troubles of one kind in a row reach states that a mixture does not.
@@ -96,13 +107,12 @@ class Schedule:
             self.duration_ms = max(self.duration_ms, clockwork.between(900, 2500))
             self.fault_gap_ms = random.choice((80.0, 200.0, 400.0))
             self._confirms = 0.5
-        self.operators: Operators | None = None
-        has_operators = seed % OPERATORS_OF in OPERATORS if operators is None else operators
         if has_operators and n_nodes > 1:
             self._let_operators_err(Operators(world, troubles), troubles)
-        self.clients = (
-            Clients(world, f"seed {seed}", trusting=seed % 6 == 3) if has_clients else None
-        )
+        elif has_moves:
+            self._let_nodes_move(Movers(world, troubles), troubles)
+        name, trusting = f"seed {seed}", seed % 6 == 3
+        self.clients = Clients(world, name, trusting=trusting) if has_clients else None
         self.holders = Holders(self.clients) if self.clients and has_holders else None
         self.watchers = Watchers(world, seed)
 
@@ -114,6 +124,18 @@ class Schedule:
         world.agreement.follow_ms = clockwork.random.choice(((1.0, 10.0), (20.0, 400.0)))
         rest = [fault for fault in self._faults if fault != troubles.change_members]
         self._faults = [*rest[:6], *operators.kinds()]
+        self.duration_ms = max(self.duration_ms, clockwork.between(700, 2500))
+        self.fault_gap_ms = clockwork.random.choice((40.0, 120.0, 300.0))
+
+    def _let_nodes_move(self, movers: Movers, troubles: Troubles) -> None:
+        """Nodes get other addresses, and others run under their names.
+
+        An old copy that only its primary can tell of its loss must be found by that: none moves.
+        """
+        clockwork = self.world.clockwork
+        self.movers = movers
+        rest = [fault for fault in self._faults if fault != troubles.lose_entries]
+        self._faults = [*rest[:6], *movers.kinds()]
         self.duration_ms = max(self.duration_ms, clockwork.between(700, 2500))
         self.fault_gap_ms = clockwork.random.choice((40.0, 120.0, 300.0))
 
@@ -149,6 +171,8 @@ class Schedule:
         self._faults = []
         if self.operators is not None:
             self.operators.stopped = True
+        if self.movers is not None:
+            self.movers.stop()
         world.is_troubled = False
         self.watchers.breaks = False
         world.heal()
@@ -159,6 +183,8 @@ class Schedule:
             world.run_for(10)
             world.replace_the_removed()  # a removal asked for before may take effect only now
             problem = world.whole_problem() or self.watchers.problem()
+            if self.movers is not None:
+                problem = problem or self.movers.problem()
             if clockwork.now >= deadline:
                 raise ViolationError(
                     f"not whole {HEALING_LIMIT_MS:.0f} ms after healing: {problem}"

@@ -15,6 +15,7 @@ class Mutant(NamedTuple):
     `scenario` is called; `unit` names a pytest test, run in a process of its own; without either,
     schedules of the simulator are run, from `seed` on; with `clients`, all of them have clients;
     with `holders`, these use leases and locks, too; with `operators`, in all of them operators err;
+    with `moves`, in all of them nodes move;
     with `consensus`, those of consensus (`tests.sim.consensus`); with `joint`, those of both
     together (`tests.sim.joint`).
     """
@@ -28,6 +29,7 @@ class Mutant(NamedTuple):
     clients: bool = False
     holders: bool = False
     operators: bool = False
+    moves: bool = False
     consensus: bool = False
     joint: bool = False
 

@@ -32,6 +32,7 @@ from tests.sim.faults import Schedule
 from tests.sim.found_mutants import FOUND_MUTANTS
 from tests.sim.histories import Histories
 from tests.sim.hosting_mutants import HOSTING_MUTANTS
+from tests.sim.identity_mutants import IDENTITY_MUTANTS
 from tests.sim.joint.schedule import JointSchedule
 from tests.sim.joint_mutants import JOINT_MUTANTS
 from tests.sim.lease_mutants import LEASE_MUTANTS
@@ -59,6 +60,7 @@ MODULES = (
     "found",
     "joint",
     "hosting",
+    "identity",
 )
 PRELOADED = [f"tests.sim.{name}_mutants" for name in MODULES]
 RULES = (
@@ -71,11 +73,13 @@ RULES = (
     "L2",
     *(f"K{n}" for n in range(1, 4)),
     *(f"X{n}" for n in range(1, 5)),
+    *(f"I{n}" for n in range(1, 6)),
 )
 MUTANTS: tuple[Mutant, ...] = (
     *REPLICA_MUTANTS, *CLIENT_MUTANTS, *SERVICE_MUTANTS, *CONSENSUS_MUTANTS,
     *RAFT_MUTANTS, *MEMBERSHIP_MUTANTS, *READ_MUTANTS, *WATCH_MUTANTS,
     *LEASE_MUTANTS, *FOUND_MUTANTS, *JOINT_MUTANTS, *HOSTING_MUTANTS,
+    *IDENTITY_MUTANTS,
 )  # fmt: skip
 
 
@@ -128,8 +132,9 @@ def _run_schedules(mutant: Mutant) -> Verdict:
             schedule = Schedule(
                 seed,
                 clients=has_clients or None,
-                operators=mutant.operators or None,
+                operators=(mutant.operators or None) if not mutant.moves else False,
                 holders=mutant.holders or None,
+                moves=mutant.moves or None,
             )
             try:
                 schedule.run()

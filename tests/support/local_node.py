@@ -11,7 +11,8 @@ import asyncio
 import hashlib
 import inspect
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 
 import msgspec
@@ -27,7 +28,6 @@ from datapath.errors import (
     RejectedError,
 )
 from datapath.execution.changes import Feed
-from datapath.execution.key_observers import KeyObservers, Observer
 from datapath.execution.lock_guard import holds_lock, lock_lost
 from datapath.keyspaces import KV, LOCKS, SERVICES
 from datapath.node.history import History
@@ -59,8 +59,9 @@ class Store:
         self.keys: list[bytes] = []
         self.others: dict[int, Store] = {}
 
-    def keyspace(self, number: int) -> Store:
-        return self if number == KV else self.others.setdefault(number, Store())
+    def keyspace(self, which: int | str) -> Store:
+        assert isinstance(which, int)
+        return self if which == KV else self.others.setdefault(which, Store())
 
     def put(self, key: bytes, value: bytes) -> None:
         if key not in self.values:
@@ -86,14 +87,15 @@ class LocalTransaction:
     def index(self) -> int:
         return self._index
 
-    def keyspace(self, number: int) -> LocalTransaction:
-        if number == KV:
+    def keyspace(self, which: int | str) -> LocalTransaction:
+        assert isinstance(which, int)
+        if which == KV:
             return self._first
-        if number not in self._others:
-            other = LocalTransaction(self._first._store.keyspace(number), self._index)
+        if which not in self._others:
+            other = LocalTransaction(self._first._store.keyspace(which), self._index)
             other._first, other._others = self._first, self._others
-            self._others[number] = other
-        return self._others[number]
+            self._others[which] = other
+        return self._others[which]
 
     @property
     def wrote(self) -> bool:
@@ -176,7 +178,6 @@ class LocalNode:
         self.service = service
         self.hosts = hosts or {}
         self.services = {STORE: service, **(others or {}), **self.hosts}
-        self.observers = KeyObservers()
         self.store = Store()
         self.index = 0
         self.records: list[Record] = []
@@ -343,7 +344,6 @@ class LocalNode:
             entry = root.entry()
             root.commit()
             self._log(entry)
-            self.observers.on_applied([entry])
         self.executed += 1
         return Result(value, self.index, self.epoch, copies, self.primary)
 
@@ -364,12 +364,10 @@ class LocalNode:
             raise OperationNotAppliedError("unknown_service", f"there is no service {name!r}")
         return self.services[name]
 
-    def observe(self, keyspace: int, key: bytes, observer: Observer) -> bool:
-        self.observers.add(keyspace, key, observer)
-        return True
-
-    def unobserve(self, keyspace: int, key: bytes, observer: Observer) -> None:
-        self.observers.remove(keyspace, key, observer)
+    def observe(
+        self, keyspace: int, key: bytes, observer: Callable[[], None]
+    ) -> Callable[[], None] | None:
+        return partial(self.feed.leave, self.feed.observe(keyspace, key, observer))
 
     async def revoke(self, lease: int) -> None:
         """End a client lease, as if its time were up."""

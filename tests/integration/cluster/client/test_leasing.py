@@ -224,6 +224,8 @@ async def test_without_asyncio(ticking: FakeCluster) -> None:
             with client.lock("jobs", ttl=5, note="me") as lock:
                 assert lock.token
                 assert not lock.is_lost
+                with pytest.raises(RuntimeError, match="has begun already"):
+                    lock.acquire()
                 lock.check()
                 client.put("k", b"1", if_lock=lock.condition)
                 with pytest.raises(LockHeldError):
@@ -254,3 +256,37 @@ async def test_without_asyncio(ticking: FakeCluster) -> None:
             assert client.revoke_lease(granted).deleted == 1
 
     await asyncio.to_thread(work)
+
+
+async def test_a_lock_is_taken_from_its_holder_by_its_token(ticking: FakeCluster) -> None:
+    async with AsyncClient(ticking.endpoints) as client:
+        held = client.lock("jobs", ttl=10)
+        token = await held.acquire()
+        assert not await client.release_lock("jobs", token + 1)
+        assert await client.release_lock("jobs", token)
+        assert not await client.release_lock("jobs", token)
+        with pytest.raises(LockLostError):
+            await client.put("k", b"1", if_lock=held.condition)
+        async with client.lock("jobs", ttl=10, wait=0) as other:
+            await held.release()  # of what it does not hold any more: the other one keeps it
+            await client.put("k", b"2", if_lock=other.condition)
+        with pytest.raises(InvalidRequestError, match="token"):
+            await client.release_lock("jobs", 0)
+    with Client(ticking.endpoints) as sync:
+        assert not await asyncio.to_thread(sync.release_lock, "jobs", token)
+
+
+async def test_a_lock_can_be_taken_again_but_not_twice_at_once(ticking: FakeCluster) -> None:
+    async with AsyncClient(ticking.endpoints) as client:
+        lock = client.lock("jobs", ttl=10)
+        tokens = []
+        for _ in range(2):
+            async with lock:
+                tokens.append(lock.token)
+                assert not lock.is_lost
+                assert not lock.lost.is_set()
+                with pytest.raises(RuntimeError, match="has begun already"):
+                    await lock.acquire()
+                await client.put("k", b"1", if_lock=lock.condition)
+            assert lock.is_lost
+        assert tokens[0] < tokens[1]

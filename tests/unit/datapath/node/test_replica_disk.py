@@ -146,9 +146,9 @@ async def test_the_log_after_a_snapshot_that_is_on_its_way_stays(disk: Disk) -> 
     disk.apply(60)
     storage = disk.reopen(catchup_bytes=1 << 30)
     first_end = _segments(storage)[0]
-    storage.snapshot_floors["n2"] = first_end
+    storage.retention.begin_snapshot("n2", first_end)
     assert await _trim(storage, oldest_needed=61) == first_end + 1
-    del storage.snapshot_floors["n2"]
+    storage.retention.end_snapshot("n2", 0.0, installed=False)
     assert await _trim(storage, oldest_needed=61) > first_end + 1
 
 
