@@ -134,7 +134,7 @@ async def test_certificates_authority_and_secret_change_under_load(
 ) -> None:
     cluster = make_cluster(tls=True, timing=UNSUSPECTING)
     await cluster.start()
-    async with Writer(cluster) as writer:
+    async with Writer(cluster, timeout_ms=60_000) as writer:
         await writer.progress(20)
         steps: list[Callable[[], object]] = [cluster.authority.rotate]
         steps += [functools.partial(cluster.authority.renew, node) for node in cluster.replicas]
