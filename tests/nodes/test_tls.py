@@ -35,6 +35,8 @@ class Tap:
         self._words = list(words)
         self._overlap = max(map(len, self._words)) - 1
         self._servers: list[asyncio.Server] = []
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._copying: set[asyncio.Task[None]] = set()
         self.channels: dict[str, int] = {}
         self.found: set[tuple[str, bytes]] = set()
 
@@ -43,11 +45,16 @@ class Tap:
         self.channels.setdefault(channel, 0)
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(OSError):
+            self._writers.add(writer)
+            try:
                 there, to_there = await asyncio.open_connection(*target.split(":"))
-                await asyncio.gather(
-                    self._copy(channel, reader, to_there), self._copy(channel, there, writer)
-                )
+            except OSError:
+                writer.close()
+                return
+            self._writers.add(to_there)
+            for one, other in ((reader, to_there), (there, writer)):
+                task = asyncio.create_task(self._copy(channel, one, other))
+                self._copying.add(task)
 
         server = await asyncio.start_server(serve, *listen.split(":"))
         self._servers.append(server)
@@ -69,6 +76,12 @@ class Tap:
     async def close(self) -> None:
         for server in self._servers:
             server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.gather(*self._copying, return_exceptions=True)
+        for writer in self._writers:
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 @contextlib.asynccontextmanager
