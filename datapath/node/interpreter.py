@@ -240,8 +240,8 @@ class Interpreter:
         if self.confirmations.waiting:
             self.confirmations.expire()
         primary = self.replica.primary
-        if primary is not None and primary.may_execute():
-            self._own_operations.on_tick(now_ms)
+        if primary is not None and primary.is_open:
+            self._own_operations.on_tick(now_ms, may_execute=primary.may_execute())
 
     def on_message(self, peer: str, message: Message) -> None:
         """A message from `peer`, on either stream between it and this node."""

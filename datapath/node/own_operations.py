@@ -62,13 +62,14 @@ class OwnOperations:
         for service in self._services.values():
             service.on_epoch_open(now_ms)
 
-    def on_tick(self, now_ms: float) -> None:
-        """Where operations may be executed: submit what is wanted now.
+    def on_tick(self, now_ms: float, *, may_execute: bool) -> None:
+        """Time has passed on the primary: submit what is wanted now, if it may be executed.
 
         What cannot be submitted is asked for at a later tick.
         """
         for own in self._asking:
-            if own.under_way:
+            own.service.on_tick(now_ms)
+            if own.under_way or not may_execute:
                 continue
             wanted = own.service.due(own.view, now_ms)
             if wanted is None:
