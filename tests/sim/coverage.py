@@ -53,7 +53,7 @@ SITUATIONS = (
     "client: an attempt of a forwarder without a key is uncertain",
     "client: an attempt of a forwarder is uncertain", "client: idempotency_key_expired",
     "lease: ended by itself", "lease: ended in another epoch than it began", "lease: ended late",
-    "lease: kept, and ended before that was told", "lease: its primary stood still",
+    "lease: its primary stood still",
     "client: keepalive failed_condition", "client: call of a lease found out",
     "client: revoke: lease_not_found", "client: fenced: lease_not_found",
     "lock: fenced write", "client: fenced: lock_lost", "client: release: lock_lost",
