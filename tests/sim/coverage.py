@@ -58,7 +58,7 @@ SITUATIONS = (
     "client: revoke: lease_not_found", "client: fenced: lease_not_found",
     "lock: fenced write", "client: fenced: lock_lost", "client: release: lock_lost",
     "client: acquire: lock_held", "client: acquire: lease_not_found", "lock: waited for",
-    "lock: passed on to one that waited", "lock: held after all, when given up",
+    "lock: passed on to one that waited",
     "watch: read the log", "watch: resumed after a crash", "watch: events lost on their way",
     "watch: ahead of its node", "watch: history gone here", "watch: history gone everywhere",
     "watch: history gone amid a watch",
