@@ -25,7 +25,7 @@ from cluster.api.headers import check_cluster, cluster_line, revision_line
 from cluster.api.hosts import Hosts, split_target
 from cluster.api.kv import KvHandlers
 from cluster.api.leases import LeaseHandlers
-from cluster.api.listener import HttpListener
+from cluster.api.listener import HttpListener, ServerTls
 from cluster.api.locks import LockHandlers
 from cluster.api.metrics import Metrics
 from cluster.api.openapi_services import openapi_json
@@ -85,10 +85,12 @@ class HttpApi:
         settings: HttpSettings | None = None,
         hosts: Hosts | None = None,
         services: Mapping[str, Host] | None = None,
+        tls: ServerTls | None = None,
     ) -> None:
         """Serve `node`. `hosts` (default: loopback names and IP addresses) is for whom.
 
-        `services`: those whose code this node has, by their names.
+        `services`: those whose code this node has, by their names. `tls`: what new connections
+        are encrypted with; None: nothing.
         """
         self.node: Node = node
         self._hosts = hosts or Hosts()
@@ -105,7 +107,8 @@ class HttpApi:
         self._server = HttpServer(
             self._handle, self._settings, self._identity, self, self._hosts, node
         )
-        self.listener = HttpListener(self._server)
+        self.listener = HttpListener(self._server, tls)
+        self._tls = tls
         self.streams = self._server.streams
         self._watches = WatchHandlers(node, self.streams, self._settings.request_timeout_ms)
         self._metrics = Metrics(node.node_id, node.counters, self._numbers, services)
@@ -163,6 +166,10 @@ class HttpApi:
         }
         return {path: tuple(methods) for path, methods in {**keyed, **self._routes}.items()}
 
+    def close_refused(self, is_refused: Callable[[bytes], bool]) -> None:
+        """Close the connections whose client has shown a certificate (DER) that is refused now."""
+        self._server.close_refused(is_refused)
+
     def _numbers(self) -> dict[str, float]:
         deleted = self.kv.range_deleted_keys_total
         waiting = self._locks.waiting + self._elections.waiting
@@ -171,7 +178,8 @@ class HttpApi:
             "range_deleted_keys_total": deleted,
             "lock_requests_waiting": waiting,
         }
-        return {**self._server.numbers(), **own}
+        certificates = self._tls.numbers() if self._tls is not None else {}
+        return {**self._server.numbers(), **own, **certificates}
 
     def _identity(self) -> bytes:
         node = self.node

@@ -42,9 +42,11 @@ from cluster.cli.common import (
     fail,
     open_endpoints,
     report_errors,
+    tls_files,
 )
 from cluster.client.aio import AsyncClient
 from cluster.client.errors import UnavailableError, UnknownOutcomeError
+from cluster.client.sessions import make_tls
 from cluster.exit_codes import EXIT_INTERRUPTED, EXIT_NOT_APPLIED, EXIT_OK, EXIT_OUTPUT_FAILED
 from cluster.terminal import (
     OutputFailedError,
@@ -180,6 +182,7 @@ def _load(
                 timeout_ms=nodes.timeout_ms,
                 discover=nodes.discover,
                 cluster_id=state.cluster,
+                tls=make_tls(*tls_files()),
             )
             loader = Loader(
                 transport, state, file, concurrency=concurrency, on_progress=on_progress
@@ -314,7 +317,7 @@ def _state_of_file(
 
 async def _meet(urls: list[str]) -> Met:
     """Return the cluster that the load is for; all of it goes there or nowhere."""
-    async with AsyncClient(urls, discover=False) as client:
+    async with AsyncClient(urls, discover=False, **tls_files()._asdict()) as client:
         found = (await client.status()).cluster_id
         if client.revision is None:  # a node without data has answered
             await client.page(limit=1, keys_only=True)
@@ -371,7 +374,9 @@ def dump(
             view.update(totals.records, totals.size_bytes)
 
         async def main(write: Callable[[bytes], object]) -> DumpTotals:
-            async with AsyncClient(urls, timeout_ms=timeout_ms, discover=not no_discover) as client:
+            async with AsyncClient(
+                urls, timeout_ms=timeout_ms, discover=not no_discover, **tls_files()._asdict()
+            ) as client:
                 return await dump_records(client, prefix, write, on_progress)
 
         if to_stdout:

@@ -6,13 +6,13 @@ import base64
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, NoReturn, TypeVar
+from typing import Any, BinaryIO, NamedTuple, NoReturn, TypeVar
 
 import click
 
 from cluster.client.aio import DEFAULT_ENDPOINTS
 from cluster.client.arguments import AFTER_MAX
-from cluster.client.endpoints import normalize_endpoint
+from cluster.client.endpoints import Scheme, normalize_endpoint
 from cluster.client.errors import (
     ClientError,
     NotAppliedError,
@@ -23,6 +23,7 @@ from cluster.client.errors import (
     WrongClusterError,
 )
 from cluster.client.results import GetResult, Item
+from cluster.client.sessions import make_tls
 from cluster.client.sync import Client
 from cluster.exit_codes import (
     EXIT_INTERRUPTED,
@@ -41,8 +42,45 @@ CHANGE_INTERRUPTED = "the change may or may not have been made; see: onecopy sta
 READ_INTERRUPTED = ""
 
 
+class TlsFiles(NamedTuple):
+    """The files of --cacert, --cert and --key; "": not given."""
+
+    cacert: str = ""
+    cert: str = ""
+    key: str = ""
+
+
+_TLS_HELP = {
+    "cacert": "File of the authority by which the nodes are recognised; then https is the default",
+    "cert": "File of a certificate by which the nodes recognise this client",
+    "key": "File of the private key that belongs to --cert",
+}
+
+
+def _keep(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    context.meta[f"{__name__}.{parameter.name}"] = value or ""
+
+
+def tls_files() -> TlsFiles:
+    """Return the files that the running command was given."""
+    context = click.get_current_context(silent=True)
+    meta = context.meta if context is not None else {}
+    return TlsFiles(*(meta.get(f"{__name__}.tls_{name}", "") for name in TlsFiles._fields))
+
+
 def endpoint_options(function: Function) -> Function:
-    """Add --endpoints, --no-discover and --json to a command."""
+    """Add --endpoints, --no-discover, --json, --cacert, --cert and --key to a command."""
+    for name, text in reversed(_TLS_HELP.items()):
+        variable = f"ONECOPY_{name.upper()}"
+        function = click.option(
+            f"--{name}",
+            f"tls_{name}",  # several commands have an argument KEY
+            envvar=variable,
+            type=click.Path(exists=True, dir_okay=False),
+            expose_value=False,
+            callback=_keep,
+            help=f"{text} [env: {variable}].",
+        )(function)
     function = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")(
         function
     )
@@ -76,9 +114,14 @@ def client_options(function: Function) -> Function:
 def open_endpoints(text: str) -> list[str]:
     """Split the value of --endpoints. Raises UsageError."""
     try:
-        urls = [normalize_endpoint(part) for part in text.replace(",", " ").split()]
+        files = tls_files()
+        if any(files) and text == ",".join(DEFAULT_ENDPOINTS):
+            text = text.replace("http:", "https:")
+        make_tls(*files)
+        scheme: Scheme = "https" if any(files) else "http"
+        urls = [normalize_endpoint(part, scheme) for part in text.replace(",", " ").split()]
     except ValueError as error:
-        raise click.UsageError(f"--endpoints: {error}") from None
+        raise click.UsageError(str(error)) from None
     if not urls:
         raise click.UsageError("--endpoints names no node; write it like http://127.0.0.1:8101")
     return urls
@@ -97,7 +140,9 @@ def open_client(
     urls = open_endpoints(endpoints)
     with (
         report_errors(as_json=as_json, interrupted=interrupted),
-        Client(urls, timeout_ms=timeout_ms, discover=not no_discover) as client,
+        Client(
+            urls, timeout_ms=timeout_ms, discover=not no_discover, **tls_files()._asdict()
+        ) as client,
     ):
         yield client
 

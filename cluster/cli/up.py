@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from cluster.certificates.facts import CertificateError
 from cluster.cli.common import fail
 from cluster.config.model import ConfigError
 from cluster.exit_codes import EXIT_NOT_APPLIED
@@ -42,6 +43,11 @@ from cluster.up.supervisor import run_up, sole_runner
     help="First HTTP port; peer and raft ports are 100 and 200 higher [default: 8101].",
 )
 @click.option(
+    "--tls",
+    is_flag=True,
+    help="Encrypt a new cluster, with an authority of its own in DATA/certs.",
+)
+@click.option(
     "--service",
     "services",
     multiple=True,
@@ -54,6 +60,7 @@ def up(
     witnesses: int | None,
     data: Path,
     port: int | None,
+    tls: bool,
     services: tuple[str, ...],
     no_restart: bool,
 ) -> None:
@@ -68,6 +75,7 @@ def up(
             nodes=nodes,
             witnesses=witnesses,
             port=port,
+            tls=tls,
             services=read_services(services, data),
         )
         with sole_runner(config.path.parent):
@@ -81,7 +89,7 @@ def up(
                 code = run_up(config, view, restart=not no_restart)
             finally:
                 view.close()
-    except (ConfigError, UpError) as error:
+    except (CertificateError, ConfigError, UpError) as error:
         fail(str(error), "", EXIT_NOT_APPLIED)
     except OSError as error:
         fail(f"{error.filename or data}: {error.strerror}", "", EXIT_NOT_APPLIED)

@@ -58,6 +58,7 @@ from cluster.client.results import (
 )
 from cluster.client.retries import Transport
 from cluster.client.services import AsyncServiceCalls
+from cluster.client.sessions import make_tls
 from cluster.client.txn import AsyncTxnBuilder, decode_txn_reply
 from cluster.client.watching import AsyncKeyWatch, watch_target
 from datapath.operations import Ack, Consistency
@@ -76,15 +77,24 @@ class AsyncClient(AsyncOperatorCalls, AsyncLeaseCalls, AsyncServiceCalls):
         max_connections: int = 64,
         discover: bool = True,
         cluster_id: str = "",
+        cacert: str = "",
+        cert: str = "",
+        key: str = "",
     ) -> None:
         """Name at least one node ("http://host:port"); `timeout_ms` bounds each call with retries.
 
         With `discover` the client finds the other nodes, if the named URLs are the addresses that
         the nodes advertise; without it, or behind a proxy, it uses only the named nodes.
-        `cluster_id` is the cluster to use, "" for the first that answers. Nothing is sent yet.
-        Raises ValueError for an invalid endpoint, TypeError for wrong types.
+        `cluster_id` is the cluster to use, "" for the first that answers. `cacert` names the file
+        of the authority by which nodes are recognised at https URLs (default: the system's),
+        `cert` and `key` those of a certificate by which they recognise this client. Nothing is
+        sent yet. Raises ValueError for an invalid endpoint or file, TypeError for wrong types.
         """
         given = check_endpoints(endpoints)
+        files = (check_text("cacert", cacert), check_text("cert", cert), check_text("key", key))
+        tls = make_tls(*files)
+        if tls is not None and given == DEFAULT_ENDPOINTS:
+            given = tuple(url.replace("http:", "https:") for url in given)
         try:
             self._transport = Transport(
                 given,
@@ -92,6 +102,7 @@ class AsyncClient(AsyncOperatorCalls, AsyncLeaseCalls, AsyncServiceCalls):
                 max_connections=check_number("max_connections", max_connections, 1, 65_536),
                 discover=check_flag("discover", discover),
                 cluster_id=check_text("cluster_id", cluster_id),
+                tls=tls,
             )
         except InvalidRequestError as error:  # no request: here a ValueError is what Python has
             raise ValueError(error.detail) from None

@@ -65,6 +65,9 @@ class Client(ServiceCalls, LeaseCalls):
         max_connections: int = 64,
         discover: bool = True,
         cluster_id: str = "",
+        cacert: str = "",
+        cert: str = "",
+        key: str = "",
     ) -> None:
         """Take the same arguments as `AsyncClient`; nothing is sent yet."""
         # A tuple of them: a forked child wants them again.
@@ -77,6 +80,9 @@ class Client(ServiceCalls, LeaseCalls):
                 max_connections=max_connections,
                 discover=discover,
                 cluster_id=cluster_id,
+                cacert=cacert,
+                cert=cert,
+                key=key,
             )
             return _Parts(client, LoopThread(client.close))
 

@@ -30,9 +30,11 @@ from cluster.config.model import (
     ServiceConfig,
     TimingSection,
 )
+from cluster.config.tls_section import TlsSection
 from datapath.service import SERVICE_NAME_PATTERN
 
 SECRET_MIN_BYTES = 16
+SECRETS_MAX = 2
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
@@ -42,7 +44,7 @@ def load_config(path: Path | str) -> ClusterConfig:
     """Read and check the file. Raises ConfigError; touches nothing but the file and the secret."""
     path = Path(path).absolute()
     tree = _read_toml(path)
-    sections = ("cluster", "nodes", "routes", "timing", "limits", "api", "services")
+    sections = ("cluster", "nodes", "routes", "timing", "limits", "api", "tls", "services")
     _refuse_unknown(path, "", tree, sections)
     cluster = _convert(path, "cluster", tree.get("cluster", {}), ClusterSection)
     nodes = {
@@ -57,10 +59,12 @@ def load_config(path: Path | str) -> ClusterConfig:
         for source, targets in _table(path, "routes", tree).items()
     }
     warnings: list[str] = []
+    source, found = _read_secrets(path, cluster, warnings)
     config = ClusterConfig(
         path=path,
         name=cluster.name,
-        secret=_read_secret(path, cluster, warnings),
+        secrets=found,
+        secret_source=source,
         secret_field="cluster.secret_file" if cluster.secret_file else "cluster.secret",
         nodes={
             node: msgspec.structs.replace(item, data=_absolute(path, f"nodes.{node}", item.data))
@@ -70,11 +74,23 @@ def load_config(path: Path | str) -> ClusterConfig:
         timing=_convert(path, "timing", tree.get("timing", {}), TimingSection),
         limits=_convert(path, "limits", tree.get("limits", {}), LimitsSection),
         api=_convert(path, "api", tree.get("api", {}), ApiSection),
+        tls=_read_tls(path, tree),
         services=_read_services(path, tree),
         reads=cluster.reads,
     )
     warnings += check_config(config)
     return msgspec.structs.replace(config, warnings=tuple(warnings))
+
+
+def _read_tls(path: Path, tree: Any) -> TlsSection:
+    """Return the section, its paths absolute; the files are looked at when a node starts."""
+    tls = _convert(path, "tls", tree.get("tls", {}), TlsSection)
+    files = {
+        field: str(path.parent / name)
+        for field in ("ca", "certificate", "key", "client_ca", "crl")
+        if (name := getattr(tls, field))
+    }
+    return msgspec.structs.replace(tls, **files)
 
 
 def _read_services(path: Path, tree: Any) -> dict[str, ServiceConfig]:
@@ -97,16 +113,20 @@ def render_config(
     secret: str,
     nodes: Mapping[str, NodeConfig],
     services: Mapping[str, ServiceConfig] | None = None,
+    tls: TlsSection | None = None,
 ) -> str:
     """Return the text of a configuration file, timing and limits at their defaults."""
     lines = ["# Written by onecopy up. Every field: docs/configuration.md.", "[cluster]"]
-    lines += [f"name = {_quoted(name)}", f"secret = {_quoted(secret)}"]
+    lines += [f"name = {_literal(name)}", f"secret = {_literal(secret)}"]
     for node, item in nodes.items():
         lines += ["", f"[nodes.{node}]"]
         for field, value in msgspec.structs.asdict(item).items():
             if value is not None:
-                text = str(value) if isinstance(value, int) else _quoted(value)
-                lines.append(f"{field} = {text}")
+                lines.append(f"{field} = {_literal(value)}")
+    if tls is not None:
+        lines += ["", "[tls]"]
+        fields = msgspec.structs.asdict(tls).items()
+        lines += [f"{field} = {_literal(value)}" for field, value in fields if value]
     return "\n".join(lines) + "\n" + render_services(services or {})
 
 
@@ -114,15 +134,15 @@ def render_services(services: Mapping[str, ServiceConfig]) -> str:
     """Return the sections of services, bounds and rights at their defaults."""
     lines: list[str] = []
     for name, item in services.items():
-        lines += ["", f"[services.{name}]", f"class = {_quoted(item.spec)}"]
+        lines += ["", f"[services.{name}]", f"class = {_literal(item.spec)}"]
         if item.path:
-            lines.append(f"path = {_quoted(item.path)}")
+            lines.append(f"path = {_literal(item.path)}")
     return "".join(f"{line}\n" for line in lines)
 
 
-def _quoted(text: str) -> str:
+def _literal(value: str | float) -> str:
     # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
-    return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")
+    return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
 
 
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -211,7 +231,10 @@ def _absolute(path: Path, section: str, data: str) -> str:
     return str((path.parent / data).resolve())
 
 
-def _read_secret(path: Path, cluster: ClusterSection, warnings: list[str]) -> Secret:
+def _read_secrets(
+    path: Path, cluster: ClusterSection, warnings: list[str]
+) -> tuple[Path, tuple[Secret, ...]]:
+    """Return the file that holds the secrets, and them."""
     if not re.fullmatch(NAME_PATTERN, cluster.name):
         problem = f"{cluster.name!r} must be 1 to 64 letters, digits, '.', '_', '-'"
         raise ConfigError(path, "cluster.name", problem)
@@ -220,22 +243,31 @@ def _read_secret(path: Path, cluster: ClusterSection, warnings: list[str]) -> Se
     if cluster.secret_file:
         field, source = "cluster.secret_file", path.parent / cluster.secret_file
         try:
-            secret = Secret(source.read_bytes().removeprefix(codecs.BOM_UTF8).strip())
+            text = source.read_bytes().removeprefix(codecs.BOM_UTF8)
         except OSError as error:
             problem = f"{source} cannot be read: {error.strerror}"
             raise ConfigError(path, field, problem) from error
     elif cluster.secret:
-        field, source, secret = "cluster.secret", path, Secret(cluster.secret.encode())
+        field, source, text = "cluster.secret", path, cluster.secret.encode()
     else:
-        return Secret(b"")
-    if len(secret) < SECRET_MIN_BYTES:
-        problem = (
-            f"the secret is {len(secret)} bytes long and must be at least {SECRET_MIN_BYTES}; "
-            "make one with: openssl rand -hex 32"
-        )
-        raise ConfigError(path, field, problem)
+        return path, ()
+    secrets = tuple(Secret(line.strip()) for line in text.splitlines() if line.strip())
+    _check_lengths(path, field, secrets)
     if source.stat().st_mode & stat.S_IROTH:
         warnings.append(
             f"{source} holds the secret and is readable by everyone: chmod 600 {source}"
         )
-    return secret
+    return source, secrets
+
+
+def _check_lengths(path: Path, field: str, secrets: tuple[Secret, ...]) -> None:
+    if len(secrets) > SECRETS_MAX:
+        problem = f"holds {len(secrets)} lines; give one secret, or two while it is being changed"
+        raise ConfigError(path, field, problem)
+    shortest = min(map(len, secrets), default=0)
+    if shortest < SECRET_MIN_BYTES:
+        problem = (
+            f"the secret is {shortest} bytes long and must be at least {SECRET_MIN_BYTES}; "
+            "make one with: openssl rand -hex 32"
+        )
+        raise ConfigError(path, field, problem)

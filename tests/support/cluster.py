@@ -33,6 +33,8 @@ from typing import IO, Any, Self, TypeVar, overload
 
 import msgspec
 
+from cluster.certificates.authority import Authority
+from cluster.certificates.hosts import LOOPBACK_HOSTS
 from cluster.client.aio import AsyncClient
 from cluster.client.errors import (
     ClientError,
@@ -233,7 +235,8 @@ class Cluster:
     """Node processes with one configuration file, in a directory of their own.
 
     Replicas are n1, n2, …, witnesses w1, w2, …. `limits` and `timing` fill their sections;
-    `routes` maps (source, target) to {"peer": …, "raft": …}.
+    `routes` maps (source, target) to {"peer": …, "raft": …}. `tls`: with certificates of an
+    authority in `certs`; `tls_section` holds the fields.
     """
 
     def __init__(
@@ -249,6 +252,7 @@ class Cluster:
         name: str = "test",
         reads: str = "leased",
         data: Mapping[str, Path] | None = None,
+        tls: bool = False,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
@@ -269,7 +273,25 @@ class Cluster:
         self.nodes: dict[str, NodeProcess] = {}
         for node in self.specs:
             self._add_process(node)
+        self.authority = Authority(directory / "certs")
+        self.tls_section: dict[str, str] = {}
+        if tls:
+            self.authority.create()
+            for node in self.specs:
+                self.authority.issue_node(node, LOOPBACK_HOSTS)
+            self.tls_section = {
+                "ca": "certs/ca.crt",
+                "certificate": "certs/{node}.crt",
+                "key": "certs/{node}.key",
+                "client_ca": "certs/ca.crt",
+                "crl": "certs/ca.crl",
+            }
         self.write_config()
+
+    @property
+    def cacert(self) -> str:
+        """The file by which clients recognise the nodes; "": there is no TLS."""
+        return str(self.authority.directory / "ca.crt") if self.tls_section else ""
 
     def _add_process(self, node: str) -> None:
         self.nodes[node] = NodeProcess(node, self.directory / f"{node}.log")
@@ -291,7 +313,12 @@ class Cluster:
         for (source, target), route in self.routes.items():
             lines.append(f"[routes.{source}.{target}]")
             lines += [f"{field} = {json.dumps(value)}" for field, value in route.items()]
-        for section, values in (("timing", self.timing), ("limits", self.limits)):
+        sections: tuple[tuple[str, Mapping[str, Scalar]], ...] = (
+            ("timing", self.timing),
+            ("limits", self.limits),
+            ("tls", self.tls_section),
+        )
+        for section, values in sections:
             lines.append(f"[{section}]")
             lines += [f"{field} = {json.dumps(value)}" for field, value in values.items()]
         path.write_text("\n".join(lines) + "\n")
@@ -323,7 +350,7 @@ class Cluster:
         return self.specs[node].data
 
     def url(self, node: str) -> str:
-        return f"http://{self.specs[node].client}"
+        return f"http{'s' if self.tls_section else ''}://{self.specs[node].client}"
 
     def others(self, *nodes: str) -> list[str]:
         """Return the replicas but these."""
@@ -432,8 +459,24 @@ class Cluster:
     ) -> AsyncClient:
         """Return a client of these nodes (default: all); use it as a context manager."""
         urls = [self.url(node) for node in nodes or tuple(self.specs)]
+        return self.client_at(
+            *urls, timeout_ms=timeout_ms, max_connections=max_connections, discover=discover
+        )
+
+    def client_at(
+        self,
+        *urls: str,
+        timeout_ms: int = 20_000,
+        max_connections: int = 64,
+        discover: bool = False,
+    ) -> AsyncClient:
+        """Return a client of these URLs, which recognises the cluster's nodes."""
         return AsyncClient(
-            urls, timeout_ms=timeout_ms, max_connections=max_connections, discover=discover
+            urls,
+            timeout_ms=timeout_ms,
+            max_connections=max_connections,
+            discover=discover,
+            cacert=self.cacert,
         )
 
     # -- waiting for states

@@ -23,8 +23,12 @@ from cluster.config.model import (
     ServiceConfig,
     TimingSection,
 )
+from cluster.config.tls_section import TlsSection
 
-COMMON = {"as_json", "endpoints", "no_discover", "timeout_ms"}
+COMMON = {
+    *("as_json", "endpoints", "no_discover", "timeout_ms"),
+    *("tls_cacert", "tls_cert", "tls_key"),
+}
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[cluster]": ClusterSection,
@@ -33,6 +37,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[timing]": TimingSection,
     "[limits]": LimitsSection,
     "[services.NAME]": ServiceConfig,
+    "[tls]": TlsSection,
     "[api]": ApiSection,
 }
 
