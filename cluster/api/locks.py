@@ -48,12 +48,13 @@ from cluster.api.params import (
 )
 from cluster.api.problems import ProblemError
 from cluster.api.settings import HttpSettings
+from cluster.services.access_guard import VERSION_KEY
 from cluster.services.leases import LEASES_SERVICE
 from cluster.services.lock_state import MAX_NOTE_SIZE_BYTES
 from cluster.services.locks import LOCKS_SERVICE, Acquired
 from datapath.clock import clock_s
 from datapath.errors import OperationError
-from datapath.keyspaces import LOCKS
+from datapath.keyspaces import LOCKS, ROLES
 from datapath.operations import Node, Operation, Query, QueryResult, Result
 
 ASK_AGAIN_S = 5.0
@@ -93,7 +94,7 @@ class LockHandlers:
         operation = Operation("acquire", args, key, first_after=after, service=LOCKS_SERVICE)
         wish = _Wish(self._node, name, timeout_ms, asked)
         event = asyncio.Event()
-        sees = self._node.observe(LOCKS, name, event.set)
+        sees = self._observe(name, event)
         self.waiting += 1
         try:
             result = await self._node.execute(operation, timeout_ms)
@@ -105,8 +106,17 @@ class LockHandlers:
         finally:
             self.waiting -= 1
             if sees:
-                self._node.unobserve(LOCKS, name, event.set)
+                self._unobserve(name, event)
         return self._taken(name, acquired, result)
+
+    def _observe(self, name: bytes, event: asyncio.Event) -> bool:
+        """Set `event` when a lock is written, and when a token or a role is (A1): both ask anew."""
+        self._node.observe(ROLES, VERSION_KEY, event.set)
+        return self._node.observe(LOCKS, name, event.set)
+
+    def _unobserve(self, name: bytes, event: asyncio.Event) -> None:
+        self._node.unobserve(LOCKS, name, event.set)
+        self._node.unobserve(ROLES, VERSION_KEY, event.set)
 
     async def _read(self, request: BaseRequest) -> LockRequest:
         body = await read_json(request, MAX_BODY_SIZE_BYTES, self._body_timeout_ms)
@@ -175,7 +185,7 @@ class LockHandlers:
             return self._state(name, await self._node.query(wanted, timeout_ms))
         until_s = clock_s() + values.get("wait_ms", DEFAULT_WAIT_MS) / 1000
         event = asyncio.Event()
-        sees = self._node.observe(LOCKS, name, event.set)
+        sees = self._observe(name, event)
         try:
             while True:
                 event.clear()
@@ -191,7 +201,7 @@ class LockHandlers:
                     return self._state(name, result)
         finally:
             if sees:
-                self._node.unobserve(LOCKS, name, event.set)
+                self._unobserve(name, event)
 
     async def release(self, request: BaseRequest, raw_name: str, query: str) -> Answer:
         """DELETE of a lock or an election: the next one has it."""

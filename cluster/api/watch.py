@@ -9,6 +9,7 @@ from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 from multidict import istr
 
+from cluster.api.access import ApiAccess
 from cluster.api.answer import JSON, Answer, transport_of
 from cluster.api.cursor import make_bounds
 from cluster.api.events import CONTENT_TYPES, Form, progress_document
@@ -16,8 +17,10 @@ from cluster.api.headers import Headers, revision_line
 from cluster.api.params import MAX_REVISION, NEXT_CHANGE_PARAMS, WATCH_PARAMS, parse_query
 from cluster.api.problems import ProblemError
 from cluster.api.streams import Streams, take_over
+from cluster.services.access import ACCESS_SERVICE
+from cluster.services.rights import Need
 from datapath.execution.changes import Event, Span
-from datapath.operations import Node, Query
+from datapath.operations import Node, Principal, Query
 
 LAST_EVENT_ID = istr("Last-Event-ID")
 _REVISION = re.compile(r"[0-9]{1,19}")
@@ -92,7 +95,8 @@ def _form(headers: Headers) -> Form:
 class WatchHandlers:
     """The handlers of watches. `timeout_ms` is the default."""
 
-    def __init__(self, node: Node, streams: Streams, timeout_ms: int) -> None:
+    def __init__(self, node: Node, streams: Streams, timeout_ms: int, access: ApiAccess) -> None:
+        self._access = access
         self._node = node
         self._streams = streams
         self._timeout_ms = timeout_ms
@@ -101,24 +105,34 @@ class WatchHandlers:
         """GET /v1/watch: an answer that does not end."""
         wanted = read_watch(query, request.headers)
         streams = self._streams
+        caller = await self._check_right(wanted.span)
         streams.check_open()
         after = streams.history.feed.index if wanted.after is None else wanted.after
         await self._check(after, self._timeout_ms)
-        return StreamAnswer(streams, wanted.span, after, wanted.form, identity)
+        return StreamAnswer(streams, wanted.span, after, wanted.form, identity, caller)
 
     async def next_change(self, key: bytes, query: str, identity: bytes) -> Answer:
         """GET /v1/kv/{key}?after=: the next change of a key, or how far there was none."""
         values = parse_query(query, NEXT_CHANGE_PARAMS)
         streams, span = self._streams, Span(key, key + b"\0")
         timeout_ms = values.get("timeout_ms", self._timeout_ms)
+        caller = await self._check_right(span)
         await self._check(values["after"], timeout_ms)
-        found = await streams.next_event(span, values["after"], timeout_ms / 1000)
+        found = await streams.next_event(span, values["after"], timeout_ms / 1000, caller)
+        await self._check_right(span)
         if isinstance(found, Event):
             document, revision = streams.encoder.encode(found, span, None), found.revision
         else:
             document, revision = progress_document(found), found
         lines = _NO_STORE + identity + revision_line(revision)
         return Answer(200, document, JSON, lines)
+
+    async def _check_right(self, span: Span) -> Principal | None:
+        """Refuse who may not watch these keys (A1); return the caller, None: nobody is judged."""
+        caller = self._access.current()
+        if caller is not None:
+            await self._access.admit(caller, Need("watch", span.start, span.end))
+        return caller
 
     async def _check(self, after: int, timeout_ms: int) -> None:
         """Refuse a watch from before what is kept, and from what nobody has seen yet."""
@@ -127,7 +141,7 @@ class WatchHandlers:
         if after <= history.feed.index:
             return
         # Another node may have told of it: this one need not have heard yet.
-        known = await self._node.query(Query("get", (b"\0",)), timeout_ms)
+        known = await self._node.query(Query("changed_at", service=ACCESS_SERVICE), timeout_ms)
         if after > known.index:
             raise ProblemError(
                 "future_revision",
@@ -140,7 +154,13 @@ class StreamAnswer(Answer):
     """The head of a watch; then the connection is a watcher's."""
 
     def __init__(
-        self, streams: Streams, span: Span, after: int, form: Form, identity: bytes
+        self,
+        streams: Streams,
+        span: Span,
+        after: int,
+        form: Form,
+        identity: bytes,
+        caller: Principal | None,
     ) -> None:
         # Each answer ends with its connection: so its events need no framing of their own.
         lines = b"Content-Type: %b\r\n%b%b%b" % (
@@ -148,7 +168,7 @@ class StreamAnswer(Answer):
         )  # fmt: skip
         super().__init__(200, None, headers=lines, closes=True)
         self._streams = streams
-        self._watch = span, after, form
+        self._watch = span, after, form, caller
 
     async def send(self, request: BaseRequest, *, closes: bool) -> None:
         """Send the head, and hand the connection over."""
@@ -156,8 +176,8 @@ class StreamAnswer(Answer):
         transport_of(request).write(self._head_for(request, closes=True))
         if request.method == "HEAD":
             return
-        span, after, form = self._watch
+        span, after, form, caller = self._watch
         transport = take_over(request.protocol)
         if form == "sse":
             transport.write(_SSE_START)
-        self._streams.begin(transport, span, after, form)
+        self._streams.begin(transport, span, after, form, caller)

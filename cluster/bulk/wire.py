@@ -99,6 +99,7 @@ class WireTransport(Transport):
         timeout_ms: int,
         discover: bool = True,
         cluster_id: str = "",
+        token: str = "",
     ) -> None:
         super().__init__(
             endpoints,
@@ -106,6 +107,7 @@ class WireTransport(Transport):
             max_connections=4,
             discover=discover,
             cluster_id=cluster_id,
+            token=token,
         )
         self._idle: dict[str, list[Connection]] = {}
 

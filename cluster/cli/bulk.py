@@ -40,6 +40,7 @@ from cluster.cli.common import (
     error_fields,
     exit_code_of,
     fail,
+    given_token,
     open_endpoints,
     report_errors,
 )
@@ -180,6 +181,7 @@ def _load(
                 timeout_ms=nodes.timeout_ms,
                 discover=nodes.discover,
                 cluster_id=state.cluster,
+                token=given_token(),
             )
             loader = Loader(
                 transport, state, file, concurrency=concurrency, on_progress=on_progress
@@ -314,7 +316,7 @@ def _state_of_file(
 
 async def _meet(urls: list[str]) -> Met:
     """Return the cluster that the load is for; all of it goes there or nowhere."""
-    async with AsyncClient(urls, discover=False) as client:
+    async with AsyncClient(urls, discover=False, token=given_token()) as client:
         found = (await client.status()).cluster_id
         if client.revision is None:  # a node without data has answered
             await client.page(limit=1, keys_only=True)
@@ -371,7 +373,9 @@ def dump(
             view.update(totals.records, totals.size_bytes)
 
         async def main(write: Callable[[bytes], object]) -> DumpTotals:
-            async with AsyncClient(urls, timeout_ms=timeout_ms, discover=not no_discover) as client:
+            async with AsyncClient(
+                urls, timeout_ms=timeout_ms, discover=not no_discover, token=given_token()
+            ) as client:
                 return await dump_records(client, prefix, write, on_progress)
 
         if to_stdout:

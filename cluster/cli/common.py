@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import click
 
 from cluster.client.aio import DEFAULT_ENDPOINTS
-from cluster.client.arguments import AFTER_MAX
+from cluster.client.arguments import AFTER_MAX, check_token
 from cluster.client.endpoints import normalize_endpoint
 from cluster.client.errors import (
     ClientError,
@@ -39,10 +41,46 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 WRITE_INTERRUPTED = "a write may or may not have been applied"
 CHANGE_INTERRUPTED = "the change may or may not have been made; see: onecopy status"
 READ_INTERRUPTED = ""
+_TOKEN_FILE = "onecopy.token_file"  # noqa: S105 -- a name
+
+
+def _keep_token_file(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
+    ctx.meta[_TOKEN_FILE] = value
+
+
+def given_token() -> str:
+    """Return the token of --token-file, or of ONECOPY_TOKEN, or "". Raises UsageError.
+
+    There is no option that takes the token: everybody on the machine would see it in `ps`.
+    """
+    context = click.get_current_context(silent=True)
+    file: Path | None = None if context is None else context.meta.get(_TOKEN_FILE)
+    source, token = "ONECOPY_TOKEN", os.environ.get("ONECOPY_TOKEN", "")
+    if file is not None:
+        source = f"--token-file {file}"
+        try:
+            token = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise click.UsageError(f"{source} holds no token") from None
+        except OSError as error:
+            raise click.UsageError(f"{source} cannot be read: {error.strerror}") from None
+        if not token.strip():
+            raise click.UsageError(f"{source} is empty")
+    try:
+        return check_token(token.strip())
+    except ClientError:
+        raise click.UsageError(f"{source} holds no token") from None
 
 
 def endpoint_options(function: Function) -> Function:
     """Add --endpoints, --no-discover and --json to a command."""
+    function = click.option(
+        "--token-file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        expose_value=False,
+        callback=_keep_token_file,
+        help="File that holds the token of who asks [env: ONECOPY_TOKEN is the token itself].",
+    )(function)
     function = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")(
         function
     )
@@ -94,10 +132,10 @@ def open_client(
     interrupted: str = WRITE_INTERRUPTED,
 ) -> Iterator[Client]:
     """Yield a client; end the process with the right exit code when a call fails."""
-    urls = open_endpoints(endpoints)
+    urls, token = open_endpoints(endpoints), given_token()
     with (
         report_errors(as_json=as_json, interrupted=interrupted),
-        Client(urls, timeout_ms=timeout_ms, discover=not no_discover) as client,
+        Client(urls, timeout_ms=timeout_ms, discover=not no_discover, token=token) as client,
     ):
         yield client
 
@@ -183,6 +221,9 @@ def _meaning(error: ClientError) -> tuple[int, str, str]:
                 "--endpoints, wait longer with --timeout-ms, or start a cluster with: onecopy up"
             )
             return EXIT_UNAVAILABLE, "not_applied", advice
+        case NotAppliedError(status=401):
+            advice = "Nothing was applied. Give a token by --token-file or ONECOPY_TOKEN."
+            return EXIT_NOT_APPLIED, "not_applied", advice
         case NotAppliedError():
             code = EXIT_USAGE if error.status == 0 else EXIT_NOT_APPLIED
             return code, "not_applied", "Nothing was applied."

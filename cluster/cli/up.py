@@ -11,7 +11,7 @@ from cluster.cli.common import fail
 from cluster.config.model import ConfigError
 from cluster.exit_codes import EXIT_NOT_APPLIED
 from cluster.terminal import say
-from cluster.up.directory import REPLICAS_MAX, UpError, check_ports, prepare_config
+from cluster.up.directory import REPLICAS_MAX, TOKEN_NAME, UpError, check_ports, prepare_config
 from cluster.up.display import open_view
 from cluster.up.supervisor import run_up, sole_runner
 
@@ -40,9 +40,21 @@ from cluster.up.supervisor import run_up, sole_runner
     type=click.IntRange(1, 65535),
     help="First HTTP port; peer and raft ports are 100 and 200 higher [default: 8101].",
 )
+@click.option(
+    "--access",
+    "with_access",
+    is_flag=True,
+    help="A new cluster has access control: the first token is drawn, shown, and kept in "
+    "DATA/admin.token.",
+)
 @click.option("--no-restart", is_flag=True, help="Do not restart a node that exits.")
 def up(
-    nodes: int | None, witnesses: int | None, data: Path, port: int | None, no_restart: bool
+    nodes: int | None,
+    witnesses: int | None,
+    data: Path,
+    port: int | None,
+    with_access: bool,
+    no_restart: bool,
 ) -> None:
     """Run a cluster of real processes on this machine until Ctrl-C. The data is kept.
 
@@ -50,13 +62,18 @@ def up(
     is DATA/cluster.toml.
     """
     try:
-        config, is_new = prepare_config(data, nodes=nodes, witnesses=witnesses, port=port)
+        config, is_new = prepare_config(
+            data, nodes=nodes, witnesses=witnesses, port=port, with_access=with_access
+        )
         with sole_runner(config.path.parent):
             check_ports(config)
             for warning in config.warnings:
                 say(f"{click.style('warning:', fg='yellow')} {warning}")
             word = "new cluster" if is_new else "resuming the cluster"
             say(f"{word} in {config.path.parent}")
+            if is_new and config.access is not None:
+                file = config.path.parent / TOKEN_NAME
+                say(f"the first administrator's token, kept in {file}: {file.read_text().strip()}")
             view = open_view()
             try:
                 code = run_up(config, view, restart=not no_restart)

@@ -17,6 +17,7 @@ from typing import Self
 
 import msgspec
 
+from cluster.client.access_calls import AsyncAccessCalls
 from cluster.client.arguments import (
     DEFAULT_PAGE_SIZE,
     MILLISECONDS_MAX,
@@ -27,6 +28,7 @@ from cluster.client.arguments import (
     check_number,
     check_text,
     check_timeout,
+    check_token,
     check_value,
 )
 from cluster.client.errors import (
@@ -64,7 +66,7 @@ from datapath.operations import Ack, Consistency
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
 
 
-class AsyncClient(AsyncOperatorCalls, AsyncLeaseCalls, AsyncServiceCalls):
+class AsyncClient(AsyncOperatorCalls, AsyncAccessCalls, AsyncLeaseCalls, AsyncServiceCalls):
     """A client of one cluster. Use it as an async context manager, or call `close`."""
 
     def __init__(
@@ -75,12 +77,14 @@ class AsyncClient(AsyncOperatorCalls, AsyncLeaseCalls, AsyncServiceCalls):
         max_connections: int = 64,
         discover: bool = True,
         cluster_id: str = "",
+        token: str = "",
     ) -> None:
         """Name at least one node ("http://host:port"); `timeout_ms` bounds each call with retries.
 
         With `discover` the client finds the other nodes, if the named URLs are the addresses that
         the nodes advertise; without it, or behind a proxy, it uses only the named nodes.
-        `cluster_id` is the cluster to use, "" for the first that answers. Nothing is sent yet.
+        `cluster_id` is the cluster to use, "" for the first that answers. `token` says who asks,
+        where the cluster has access control. Nothing is sent yet.
         Raises ValueError for an invalid endpoint, TypeError for wrong types.
         """
         given = check_endpoints(endpoints)
@@ -91,6 +95,7 @@ class AsyncClient(AsyncOperatorCalls, AsyncLeaseCalls, AsyncServiceCalls):
                 max_connections=check_number("max_connections", max_connections, 1, 65_536),
                 discover=check_flag("discover", discover),
                 cluster_id=check_text("cluster_id", cluster_id),
+                token=check_token(token),
             )
         except InvalidRequestError as error:  # no request: here a ValueError is what Python has
             raise ValueError(error.detail) from None

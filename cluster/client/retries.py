@@ -90,8 +90,10 @@ class Transport:
         max_connections: int,
         discover: bool = True,
         cluster_id: str = "",
+        token: str = "",
     ) -> None:
         """`cluster_id`: the cluster to talk to, "" for the first that answers."""
+        self._authorization = f"Bearer {token}" if token else ""
         self.endpoints = Endpoints(endpoints, discover=discover)
         self.cluster_id = cluster_id
         self.timeout_ms = timeout_ms
@@ -289,6 +291,8 @@ class Transport:
 
     def _headers(self, call: Request) -> Mapping[str, str]:
         headers = dict(call.headers)
+        if self._authorization:
+            headers["Authorization"] = self._authorization
         if self.cluster_id:
             headers[CLUSTER_HEADER] = self.cluster_id
         if call.after is not None:

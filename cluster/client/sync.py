@@ -34,6 +34,7 @@ from cluster.client.results import (
     TxnResult,
     ViewSummary,
 )
+from cluster.client.sync_access import AccessCalls
 from cluster.client.sync_leasing import Lease, Lock
 from cluster.client.sync_services import ServiceCalls
 from cluster.client.sync_watching import KeyWatch, Mirror
@@ -48,7 +49,7 @@ class _Parts(NamedTuple):
     runner: LoopThread
 
 
-class Client(ServiceCalls):
+class Client(AccessCalls, ServiceCalls):
     """A blocking client of one cluster. Use it as a context manager, or call `close`.
 
     After a fork, the child's copy opens new connections to the same cluster. A client that is
@@ -65,6 +66,7 @@ class Client(ServiceCalls):
         max_connections: int = 64,
         discover: bool = True,
         cluster_id: str = "",
+        token: str = "",
     ) -> None:
         """Take the same arguments as `AsyncClient`; nothing is sent yet."""
         # A tuple of them: a forked child wants them again.
@@ -77,6 +79,7 @@ class Client(ServiceCalls):
                 max_connections=max_connections,
                 discover=discover,
                 cluster_id=cluster_id,
+                token=token,
             )
             return _Parts(client, LoopThread(client.close))
 

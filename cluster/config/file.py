@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import os
 import re
 import stat
 import tomllib
@@ -19,6 +20,7 @@ import msgspec
 
 from cluster.config.checks import check_config
 from cluster.config.model import (
+    AccessSection,
     ApiSection,
     ClusterConfig,
     ClusterSection,
@@ -34,6 +36,7 @@ from datapath.service import SERVICE_NAME_PATTERN
 
 SECRET_MIN_BYTES = 16
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+ROLE_PATTERN = "[a-z][a-z0-9_-]{0,30}"
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
@@ -42,7 +45,7 @@ def load_config(path: Path | str) -> ClusterConfig:
     """Read and check the file. Raises ConfigError; touches nothing but the file and the secret."""
     path = Path(path).absolute()
     tree = _read_toml(path)
-    sections = ("cluster", "nodes", "routes", "timing", "limits", "api", "services")
+    sections = ("cluster", "nodes", "routes", "timing", "limits", "api", "access", "services")
     _refuse_unknown(path, "", tree, sections)
     cluster = _convert(path, "cluster", tree.get("cluster", {}), ClusterSection)
     nodes = {
@@ -70,11 +73,31 @@ def load_config(path: Path | str) -> ClusterConfig:
         timing=_convert(path, "timing", tree.get("timing", {}), TimingSection),
         limits=_convert(path, "limits", tree.get("limits", {}), LimitsSection),
         api=_convert(path, "api", tree.get("api", {}), ApiSection),
+        access=_read_access(path, tree),
         services=_read_services(path, tree),
         reads=cluster.reads,
     )
     warnings += check_config(config)
     return msgspec.structs.replace(config, warnings=tuple(warnings))
+
+
+def _read_access(path: Path, tree: Any) -> AccessSection | None:
+    if "access" not in tree:
+        return None
+    access = _convert(path, "access", tree["access"], AccessSection)
+    if not re.fullmatch("[0-9a-f]{16}:[0-9a-f]{64}", access.admin_token_hash):
+        problem = (
+            "must be the id and the SHA-256 of a token, never the token itself; make one with: "
+            "onecopy token init admin.token"
+        )
+        raise ConfigError(path, "access.admin_token_hash", problem)
+    if access.anonymous and not re.fullmatch(ROLE_PATTERN, access.anonymous):
+        problem = "must be the name of a role: 1 to 31 of a-z, 0-9, '_' and '-'"
+        raise ConfigError(path, "access.anonymous", problem)
+    if access.audit_file:
+        file = str((path.parent / access.audit_file).resolve())
+        access = msgspec.structs.replace(access, audit_file=file)
+    return access
 
 
 def _read_services(path: Path, tree: Any) -> dict[str, ServiceConfig]:
@@ -92,7 +115,9 @@ def _read_services(path: Path, tree: Any) -> dict[str, ServiceConfig]:
     return services
 
 
-def render_config(name: str, secret: str, nodes: Mapping[str, NodeConfig]) -> str:
+def render_config(
+    name: str, secret: str, nodes: Mapping[str, NodeConfig], access: AccessSection | None = None
+) -> str:
     """Return the text of a configuration file, timing and limits at their defaults."""
     lines = ["# Written by onecopy up. Every field: docs/configuration.md.", "[cluster]"]
     lines += [f"name = {_quoted(name)}", f"secret = {_quoted(secret)}"]
@@ -102,7 +127,18 @@ def render_config(name: str, secret: str, nodes: Mapping[str, NodeConfig]) -> st
             if value is not None:
                 text = str(value) if isinstance(value, int) else _quoted(value)
                 lines.append(f"{field} = {text}")
+    if access is not None:
+        lines += ["", "[access]", f"admin_token_hash = {_quoted(access.admin_token_hash)}"]
     return "\n".join(lines) + "\n"
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a new file that its owner alone can read. Raises OSError: FileExistsError, say."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 -- a descriptor
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _quoted(text: str) -> str:
@@ -181,6 +217,7 @@ def _plain(problem: str) -> str:
 def _example(field: str) -> str:
     examples = {
         "name": 'add [cluster] name = "demo"',
+        "admin_token_hash": "make one with: onecopy token init admin.token",
         "client": 'add client = "127.0.0.1:8101"',
         "peer": 'add peer = "127.0.0.1:8201"',
         "raft": 'add raft = "127.0.0.1:8301"',

@@ -319,10 +319,41 @@ class ApiSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     origins: Annotated[
         tuple[str, ...],
         Meta(
-            description="Origins of web pages from elsewhere that may change data, as browsers "
-            'write them: `"https://tools.example"`.'
+            description="Origins of web pages from elsewhere that may use the API (CORS), as "
+            'browsers write them: `"https://tools.example"`.'
         ),
     ] = ()
+
+
+class AccessSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[access]`: tokens and roles. Without the section, whoever reaches a client port may do all.
+
+    It belongs into the file of every node.
+    """
+
+    admin_token_hash: Annotated[
+        str,
+        Meta(
+            description="The id and the SHA-256 of the first administrator's token, "
+            '`"1f3c9a0b7d2e4f58:9f86d0…"`, as `onecopy token init` prints it. The cluster takes '
+            "each such token once: one that was revoked does not come back."
+        ),
+    ]
+    anonymous: Annotated[
+        str,
+        Meta(
+            description="The role of callers without a token. Empty: they may do nothing but ask "
+            'for health. `"admin"`: as if there were no access control.'
+        ),
+    ] = ""
+    audit_file: Annotated[
+        str,
+        Meta(
+            description="File to which refusals and changes of the cluster, of tokens and of roles "
+            "are written, as JSON lines; relative to the configuration file. `{node}` in it is the "
+            "node's id. Empty: none."
+        ),
+    ] = ""
 
 
 class ServiceConfig(
@@ -371,6 +402,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     timing: TimingSection
     limits: LimitsSection
     api: ApiSection = ApiSection()
+    access: AccessSection | None = None
     services: dict[str, ServiceConfig] = {}
     reads: ReadMode = "leased"
     secret_field: str = "cluster.secret"  # noqa: S105 -- the field's name

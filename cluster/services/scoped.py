@@ -124,6 +124,11 @@ class Scoped(ScopedReader):
             raise RuntimeError("an async operation does not know its index before it has ended")
         return self._writable.index
 
+    @property
+    def role(self) -> str:
+        """The role of who calls; "": none, there is no access control."""
+        return self._writable.role
+
     def put(self, key: bytes, value: bytes) -> None:
         """Write `value` under `key`."""
         full = self._full(key)

@@ -20,7 +20,8 @@ from cluster.client.errors import ClientError, NotAppliedError, RefusedError
 from cluster.client.services import MethodCall, ServiceName, ServiceProxy
 from cluster.services.hosting import DIFFERENCE, START, Host, HostLimits
 from datapath.errors import OperationError, RejectedError
-from datapath.execution.executor import Executor, ReadView
+from datapath.execution.executor import Executor
+from datapath.execution.read_view import ReadView
 from datapath.keyspaces import SERVICES
 from datapath.operations import Operation
 from datapath.service import Service

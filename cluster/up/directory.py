@@ -9,10 +9,12 @@ import socket
 import stat
 from pathlib import Path
 
-from cluster.config.file import load_config, render_config
-from cluster.config.model import ClusterConfig, NodeConfig, split_address
+from cluster.config.file import load_config, render_config, write_private
+from cluster.config.model import AccessSection, ClusterConfig, NodeConfig, split_address
+from cluster.services.access_guard import draw_token, hash_line
 
 CONFIG_NAME = "cluster.toml"
+TOKEN_NAME = "admin.token"  # noqa: S105 -- the name of a file
 DEFAULT_PORT = 8101
 PEER_PORT_OFFSET = 100
 RAFT_PORT_OFFSET = 200
@@ -24,9 +26,16 @@ class UpError(Exception):
 
 
 def prepare_config(
-    data: Path, *, nodes: int | None, witnesses: int | None, port: int | None
+    data: Path,
+    *,
+    nodes: int | None,
+    witnesses: int | None,
+    port: int | None,
+    with_access: bool = False,
 ) -> tuple[ClusterConfig, bool]:
     """Load the cluster kept in `data`, or write a new one; return it, and whether it is new.
+
+    `with_access`: a new one has access control, and the first administrator's token in TOKEN_NAME.
 
     None is "as it is", or the default for a new one (three replicas from port 8101). Raises
     UpError where a kept cluster has another shape, ConfigError where its file is broken.
@@ -36,10 +45,19 @@ def prepare_config(
     if path.exists():
         config = load_config(path)
         _check_shape(config, nodes=nodes, witnesses=witnesses, port=port)
+        if with_access and config.access is None:
+            raise UpError(
+                f"the cluster in {data} has no access control: run `onecopy token init FILE`, and "
+                f"add the lines that it prints to {path}; or choose another --data"
+            )
         return config, False
-    text = _new_config(nodes or 3, witnesses or 0, port or DEFAULT_PORT)
+    token = draw_token() if with_access else None
+    access = None if token is None else AccessSection(admin_token_hash=hash_line(token))
+    text = _new_config(nodes or 3, witnesses or 0, port or DEFAULT_PORT, access)
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if token is not None:
+            _write_private(data / TOKEN_NAME, token.text + "\n")
         _write_private(path, text)
     except OSError as error:
         raise _unusable(data, error) from None
@@ -47,6 +65,7 @@ def prepare_config(
     try:
         check_ports(config)
     except UpError:
+        (data / TOKEN_NAME).unlink(missing_ok=True)
         path.unlink()  # nothing has run yet: another --port must find no trace of this one
         raise
     return config, True
@@ -129,7 +148,7 @@ def _bind(address: str) -> None:
         probe.listen()
 
 
-def _new_config(nodes: int, witnesses: int, port: int) -> str:
+def _new_config(nodes: int, witnesses: int, port: int, access: AccessSection | None = None) -> str:
     last = port + nodes + witnesses - 1
     if nodes + witnesses > PEER_PORT_OFFSET or last + RAFT_PORT_OFFSET > 65535:
         raise UpError(
@@ -145,18 +164,14 @@ def _new_config(nodes: int, witnesses: int, port: int) -> str:
             raft=f"127.0.0.1:{port + number + RAFT_PORT_OFFSET}",
             data=node,
         )
-    return render_config("local", secrets.token_hex(32), sections)
+    return render_config("local", secrets.token_hex(32), sections, access)
 
 
 def _write_private(path: Path, text: str) -> None:
     """Write a file that only its owner can read, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 -- a descriptor
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        write_private(temporary, text)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

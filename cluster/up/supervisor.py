@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 
 from cluster.config.model import ClusterConfig
-from cluster.up.directory import UpError
+from cluster.up.directory import TOKEN_NAME, UpError
 from cluster.up.display import Display, Row
 from cluster.up.process import STOPPED, NodeProcess, own_file
 from datapath.operations import ClusterStatus
@@ -100,11 +100,18 @@ class Up:
 
     async def _poll(self) -> None:
         """Keep `_status` up to date."""
-        timeout = aiohttp.ClientTimeout(total=POLL_TIMEOUT_S)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        timeout, headers = aiohttp.ClientTimeout(total=POLL_TIMEOUT_S), self._headers()
+        async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
             while True:
                 self._status = await self._ask_around(session)
                 await asyncio.sleep(POLL_INTERVAL_S)
+
+    def _headers(self) -> dict[str, str]:
+        """Return what proves that it may ask for the status."""
+        file = self._config.path.parent / TOKEN_NAME
+        if self._config.access is None or not file.exists():
+            return {}
+        return {"Authorization": f"Bearer {file.read_text(encoding='utf-8').strip()}"}
 
     async def _ask_around(self, session: aiohttp.ClientSession) -> ClusterStatus | None:
         """Ask the last known primary, then the others, until one knows of a primary.
@@ -132,6 +139,12 @@ class Up:
         if status is not None and status.primary and not self._hinted:
             self._hinted = True
             url = f"http://{next(iter(self._config.nodes.values())).client}/v1/kv/hello"
+            if self._config.access is not None:
+                file = shlex.quote(os.path.relpath(self._config.path.parent / TOKEN_NAME))
+                node = url.partition("/v1/")[0]
+                options = f"--token-file {file} --endpoints {node}"
+                self._view.say(f"ready. Try: onecopy put hello world {options}")
+                return
             self._view.say(f"ready. Try: curl -X PUT --data-binary world {url}")
             self._view.say(f"       and: curl {url}")
 

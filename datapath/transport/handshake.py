@@ -28,7 +28,7 @@ import msgspec
 from datapath.errors import DataPathError
 from election.identity import Claim, IdentityCode, Verdict
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 NONCE_SIZE_BYTES = 32
 MAX_HANDSHAKE_MESSAGE_BYTES = 4096
 MAX_NAME_LENGTH = 255

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from tests.sim.callers import Callers, make_guard
 from tests.sim.clients import Clients
 from tests.sim.clockwork import ViolationError
 from tests.sim.operators import Operators
@@ -16,6 +17,8 @@ LONG_EVERY = 17
 """One schedule in so many is long; short and dense ones reach more in the same time."""
 OPERATORS_OF, OPERATORS = 13, (3, 7, 11)
 """In these of so many schedules operators err."""
+CALLERS_OF, CALLERS = 5, 2
+"""In one of so many schedules rights come and go."""
 LASTING_FAULTS_RATE = 0.4
 LASTING_WRITES = 20
 """So many writes, 10 ms apart, must commit although a fault lasts."""
@@ -34,9 +37,12 @@ class Schedule:
         trace: bool = False,
         clients: bool | None = None,
         operators: bool | None = None,
+        callers: bool | None = None,
     ) -> None:
         self.seed = seed
         # Half of the schedules have clients, the others a load that costs less.
+        # In some of them rights come and go.
+        has_callers = seed % CALLERS_OF == CALLERS if callers is None else callers
         has_clients = seed % 4 in (1, 2) if clients is None else clients
         sizes = (1, 2, 2, 2, 3, 3, 3, 3, 3, 4, 5)
         n_nodes = sizes[seed % len(sizes)]
@@ -55,10 +61,10 @@ class Schedule:
             n_witnesses=n_witnesses,
             has_service=has_clients,
             clocks_stop=seed // 4 % 8 == 0,
+            guard=make_guard() if has_callers else None,
         )
         world, clockwork = self.world, self.world.clockwork
-        random = clockwork.random
-        world.agreement.counts_votes = True
+        random, world.agreement.counts_votes = clockwork.random, True
         clockwork.seen[f"replicas: {n_nodes}"] += 1
         clockwork.seen[f"witnesses: {n_witnesses}"] += 1
         if clockwork.chance(0.3):
@@ -99,6 +105,7 @@ class Schedule:
         if has_clients:
             self.clients = Clients(world, f"seed {seed}", trusting=seed % 6 == 3)
         self.watchers = Watchers(world, seed)
+        self.callers = Callers(world, seed) if has_callers else None
 
     def _let_operators_err(self, operators: Operators, troubles: Troubles) -> None:
         """Who is a member changes only as production decides, for operators who make mistakes."""
@@ -142,6 +149,8 @@ class Schedule:
         if self.operators is not None:
             self.operators.stopped = True
         world.is_troubled = False
+        if self.callers is not None:
+            self.callers.running = False
         self.watchers.breaks = False
         world.heal()
         deadline = clockwork.now + HEALING_LIMIT_MS

@@ -14,7 +14,7 @@ class Mutant(NamedTuple):
 
     `scenario` is called; `unit` names a pytest test, run in a process of its own; without either,
     schedules of the simulator are run, from `seed` on; with `clients`, all of them have clients;
-    with `operators`, in all of them operators err;
+    with `operators`, in all of them operators err; with `callers`, rights come and go in all;
     with `consensus`, those of consensus (`tests.sim.consensus`); with `joint`, those of both
     together (`tests.sim.joint`).
     """
@@ -29,6 +29,7 @@ class Mutant(NamedTuple):
     operators: bool = False
     consensus: bool = False
     joint: bool = False
+    callers: bool = False
 
 
 @contextlib.contextmanager

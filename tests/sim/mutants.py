@@ -23,6 +23,7 @@ from unittest.mock import patch
 import pytest
 
 from datapath.errors import SafetyError
+from tests.sim.access_mutants import ACCESS_MUTANTS
 from tests.sim.claims import Claims
 from tests.sim.client_mutants import CLIENT_MUTANTS
 from tests.sim.clockwork import ViolationError
@@ -57,6 +58,7 @@ MODULES = (
     "found",
     "joint",
     "hosting",
+    "access",
 )
 PRELOADED = [f"tests.sim.{name}_mutants" for name in MODULES]
 RULES = (
@@ -66,11 +68,12 @@ RULES = (
     "T1",
     *(f"W{n}" for n in range(1, 6)),
     *(f"X{n}" for n in range(1, 5)),
+    "A1",
 )
 MUTANTS: tuple[Mutant, ...] = (
     *REPLICA_MUTANTS, *CLIENT_MUTANTS, *SERVICE_MUTANTS, *CONSENSUS_MUTANTS,
     *RAFT_MUTANTS, *MEMBERSHIP_MUTANTS, *READ_MUTANTS, *WATCH_MUTANTS,
-    *FOUND_MUTANTS, *JOINT_MUTANTS, *HOSTING_MUTANTS,
+    *FOUND_MUTANTS, *JOINT_MUTANTS, *HOSTING_MUTANTS, *ACCESS_MUTANTS,
 )  # fmt: skip
 
 
@@ -120,7 +123,10 @@ def _run_schedules(mutant: Mutant) -> Verdict:
         for seeds in range(1, MAX_SEEDS + 1):
             seed = mutant.seed + seeds - 1
             schedule = Schedule(
-                seed, clients=mutant.clients or None, operators=mutant.operators or None
+                seed,
+                clients=mutant.clients or None,
+                operators=mutant.operators or None,
+                callers=mutant.callers or None,
             )
             try:
                 schedule.run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from cluster.services.access_guard import TokenGuard
 from datapath.settings import Bounds, ClientTableBounds, Timing
 from election.view import AddMember, View
 from tests.sim.agreement import Agreement
@@ -39,7 +40,9 @@ class World:
         n_witnesses: int = 1,
         has_service: bool = False,
         clocks_stop: bool = False,
+        guard: TokenGuard | None = None,
     ) -> None:
+        self.guard = guard  # who judges callers (tests.sim.callers); None: nobody does
         self.clockwork = Clockwork(seed, trace=trace)
         self.has_service = has_service  # whether nodes serve clients (tests.sim.clients)
         self.clocks_stop = clocks_stop  # whether clocks may stand still: no read rests on leases

@@ -14,6 +14,7 @@ ALLOWED = {
     "cluster/node/logs.py": "the time of a log line",
     "cluster/services/caretaker.py": "when a timer may be due; decided again by its operation",
     "cluster/services/hosting.py": "timers, which run by the time of day (X3)",
+    "cluster/api/audit.py": "the time of a line, which people read",
     "cluster/up/display.py": "what people see",
     "datapath/storage/log_recovery.py": "the name of a folder of damaged files",
 }

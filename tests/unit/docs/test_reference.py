@@ -15,6 +15,7 @@ from cluster import exit_codes
 from cluster.cli.main import COMMANDS, main
 from cluster.config.file import load_config
 from cluster.config.model import (
+    AccessSection,
     ApiSection,
     ClusterSection,
     LimitsSection,
@@ -34,6 +35,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[limits]": LimitsSection,
     "[services.NAME]": ServiceConfig,
     "[api]": ApiSection,
+    "[access]": AccessSection,
 }
 
 
