@@ -5,13 +5,16 @@ A Python gRPC client would be measured, not etcd. The program is built once into
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -38,8 +41,8 @@ class _Line(msgspec.Struct):
 def program() -> Path:
     """Return the built program, building it if need be. Raises MissingPeerError without Go."""
     digest = hashlib.sha256()
-    for name in ("go.mod", "go.sum", "main.go"):
-        digest.update((SOURCE / name).read_bytes())
+    for path in sorted(SOURCE.iterdir()):
+        digest.update(path.read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onecopy-bench"
     target = cache / f"etcdload-{digest.hexdigest()[:12]}"
     if target.exists():
@@ -74,8 +77,8 @@ def _find_go() -> str | None:
 
 def run(
     etcd: Etcd,
+    operation: str,
     *,
-    read: bool,
     connections: int,
     seconds: float,
     warm_up_s: float = 0.5,
@@ -83,11 +86,40 @@ def run(
     keys: int = 1000,
     prefix: str = "b",
 ) -> Result:
-    """Load the leader through gRPC, and return the figures."""
-    command = [str(program()), "-endpoint", etcd.address(etcd.primary())]
-    command += ["-operation", "get" if read else "put", "-connections", str(connections)]
+    """Load the leader through gRPC for some time, and return the figures.
+
+    `operation` is put, get, txn, keepalive, or lock (the times are those of hand-overs).
+    """
+    command = _command(etcd, operation, connections, prefix)
     command += ["-warm-up", str(warm_up_s), "-seconds", str(seconds)]
-    command += ["-value-bytes", str(value_bytes), "-keys", str(keys), "-prefix", prefix]
+    command += ["-value-bytes", str(value_bytes), "-keys", str(keys)]
+    with _started(command) as stdout:
+        time.sleep(warm_up_s)
+        before = usage(etcd.servers)
+        time.sleep(seconds)
+        used = usage(etcd.servers).since(before)
+        return result(_outcome(stdout), used)
+
+
+def watch(etcd: Etcd, *, watchers: int, writes: int) -> Outcome:
+    """Have watchers see writes, one after the other; the times are those until each has its event.
+
+    Each watcher has a connection of its own.
+    """
+    command = [*_command(etcd, "watch", watchers, "w"), "-writes", str(writes)]
+    with _started(command) as stdout:
+        return _outcome(stdout)
+
+
+def _command(etcd: Etcd, operation: str, connections: int, prefix: str) -> list[str]:
+    command = [str(program()), "-endpoint", etcd.address(etcd.primary())]
+    command += ["-operation", operation, "-connections", str(connections), "-prefix", prefix]
+    return command
+
+
+@contextlib.contextmanager
+def _started(command: list[str]) -> Iterator[IO[bytes]]:
+    """Start the program, wait until its connections are open, and let it begin."""
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as popen:
         assert popen.stdin is not None
         assert popen.stdout is not None
@@ -96,19 +128,21 @@ def run(
                 raise BenchError(f"{command[0]} did not start")
             popen.stdin.write(b"go\n")
             popen.stdin.flush()
-            time.sleep(warm_up_s)
-            before = usage(etcd.servers)
-            time.sleep(seconds)
-            used = usage(etcd.servers).since(before)
-            line = msgspec.json.decode(popen.stdout.readline(), type=_Line)
+            yield popen.stdout
         finally:
             popen.kill()
-    outcome = Outcome(
-        seconds=line.seconds,
-        operations=line.operations,
-        errors=line.errors,
-        latency=figures(merge([line.hdr])),
+
+
+def _outcome(stdout: IO[bytes]) -> Outcome:
+    line = stdout.readline()
+    if not line:
+        raise BenchError("etcdload has failed; see its message above")
+    found = msgspec.json.decode(line, type=_Line)
+    return Outcome(
+        seconds=found.seconds,
+        operations=found.operations,
+        errors=found.errors,
+        latency=figures(merge([found.hdr])),
         timeline=[],
-        cpu_s=line.cpu_s,
+        cpu_s=found.cpu_s,
     )
-    return result(outcome, used)

@@ -108,7 +108,7 @@ def _grpc(context: Context, etcd: Etcd) -> Run | None:
     def measure(read: bool, connections: int) -> Result:
         return etcd_grpc.run(
             etcd,
-            read=read,
+            "get" if read else "put",
             connections=connections,
             seconds=context.options.seconds,
             warm_up_s=WARM_UP_S,
@@ -125,7 +125,7 @@ def medians(results: Results) -> dict[str, dict[str, dict[str, float | None]]]:
     """Return the median over the rounds of each figure; None of one that a round could not tell."""
     return {
         measure: {
-            name: {field: _median([item[field] for item in rounds]) for field in FIELDS}
+            name: {field: _median([item.get(field) for item in rounds]) for field in FIELDS}
             for name, rounds in systems.items()
             if rounds
         }

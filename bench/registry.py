@@ -7,7 +7,19 @@ from typing import Any
 
 import msgspec
 
-from bench import confirmed, failover, growth, headline, matrix, tradeoffs, unordered, watch
+from bench import (
+    confirmed,
+    coordination,
+    failover,
+    growth,
+    headline,
+    lease_kill,
+    leases,
+    matrix,
+    tradeoffs,
+    unordered,
+    watch,
+)
 from bench.context import Context, Options
 
 
@@ -77,6 +89,27 @@ ALL = (
         watch.run,
         Options(seconds=3, rounds=5),
         Options(seconds=1, rounds=2),
+    ),
+    Benchmark(
+        "leases",
+        "client leases: 100,000 of them, keep-alives, 10,000 that end at once under writes",
+        leases.run,
+        Options(seconds=3, rounds=3),
+        Options(seconds=1, rounds=1, keys_max=10_000),
+    ),
+    Benchmark(
+        "lease-kill",
+        "kill -9 of the primary under 10,000 leases, 1,000 locks with waiters, 1,000 watchers",
+        lease_kill.run,
+        Options(),
+        Options(),
+    ),
+    Benchmark(
+        "coordination",
+        "transactions, watches, leases and lock hand-overs beside etcd (4 minutes)",
+        coordination.run,
+        Options(seconds=2, rounds=3),
+        Options(seconds=1, rounds=1),
     ),
     Benchmark(
         "detector",

@@ -15,11 +15,15 @@ POOL_MIN, POOL_MAX = 2048, 16384
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
-    """One request; `body_bytes` is the length that its answer must have, -1 if it may be any."""
+    """One request; `body_bytes` is the length that its answer must have, -1 if it may be any.
+
+    `holds`: what the answer must hold.
+    """
 
     data: bytes
     write: bool
     body_bytes: int = -1
+    holds: bytes = b""
 
 
 def value(size_bytes: int, seed: int) -> bytes:
@@ -81,16 +85,66 @@ def read_request(workload: Workload, name: str) -> Request:
             )
 
 
+def post(path: str, document: str = "") -> Request:
+    """Return a POST of a JSON document."""
+    headers = "Content-Type: application/json\r\n" if document else ""
+    return Request(http("POST", path, document.encode(), headers), write=True)
+
+
+def txn_request(workload: Workload, name: str, other: str, content: bytes) -> Request:
+    """Return the transaction that writes two keys if the first exists."""
+    if workload.api == "onecopy":
+        text = content.decode()
+        puts = [{"put": {"key": each, "text": text}} for each in (name, other)]
+        document: dict[str, object] = {"if": [{"key": name, "exists": True}], "then": puts}
+        path = "/v1/txn"
+    else:
+        compare = {"key": _b64(name.encode()), "target": "CREATE", "result": "GREATER"}
+        success = [
+            {"request_put": {"key": _b64(each.encode()), "value": _b64(content)}}
+            for each in (name, other)
+        ]
+        document = {"compare": [{**compare, "create_revision": "0"}], "success": success}
+        path = "/v3/kv/txn"
+    return Request(json_request(path, document), write=True, holds=b'"succeeded":true')
+
+
+def keep_alive_request(workload: Workload, leases: list[str]) -> Request:
+    """Return the keep-alive of one lease, or (onecopy) of several."""
+    if workload.api == "etcd":
+        data = json_request("/v3/lease/keepalive", {"ID": leases[0]})
+        return Request(data, write=True, holds=b'"TTL":"')
+    if len(leases) == 1:
+        data = http("POST", f"/v1/leases/{leases[0]}/keepalive")
+        return Request(data, write=True, holds=b'"ttl_ms":')
+    data = json_request("/v1/leases/keepalive", {"leases": leases})
+    return Request(data, write=True, holds=b'"gone":[]')
+
+
+def json_request(path: str, document: object) -> bytes:
+    """Return a POST of JSON."""
+    return http("POST", path, json.dumps(document).encode(), "Content-Type: application/json\r\n")
+
+
 def pool(workload: Workload) -> list[Request]:
     """Return the requests to go through, in an order and a mix drawn from the seed."""
+    if workload.posts:
+        return [post(path, document) for path, document in workload.posts]
     draw = random.Random(workload.seed)
     content = value(workload.value_bytes, workload.seed)
     wanted = min(POOL_MAX, max(POOL_MIN, 2 * workload.keys))
     size = max(64, min(wanted, POOL_BYTES_MAX // (workload.value_bytes + 200)))
     requests = []
     for _ in range(size):
-        name = key(workload, draw.randrange(workload.keys))
-        if draw.random() < workload.write_share:
+        number = draw.randrange(workload.keys)
+        name = key(workload, number)
+        if workload.kind == "txn":
+            other = key(workload, (number + 1) % workload.keys)
+            requests.append(txn_request(workload, name, other, content))
+        elif workload.kind == "keep_alive":
+            leases = draw.sample(workload.leases, workload.batch)
+            requests.append(keep_alive_request(workload, leases))
+        elif draw.random() < workload.write_share:
             requests.append(write_request(workload, name, content))
         else:
             requests.append(read_request(workload, name))

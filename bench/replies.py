@@ -10,6 +10,7 @@ from bench.render import Request
 
 MALFORMED = "malformed reply"
 WRONG_LENGTH = "wrong length"
+NOT_DONE = "answered, but not done"
 SUPERFLUOUS = "superfluous bytes"
 
 
@@ -35,7 +36,7 @@ def check_http(data: bytes, request: Request) -> str | None:
         return "status " + status.decode(errors="replace")
     if request.body_bytes not in {-1, length}:
         return WRONG_LENGTH
-    return ""
+    return "" if request.holds in data else NOT_DONE
 
 
 def _check_chunked(data: bytes, end: int, request: Request) -> str | None:
@@ -61,7 +62,7 @@ def _check_chunked(data: bytes, end: int, request: Request) -> str | None:
         return "status " + status.decode(errors="replace")
     if request.body_bytes not in {-1, length}:
         return WRONG_LENGTH
-    return ""
+    return "" if request.holds in data else NOT_DONE
 
 
 def etag_of(data: bytes) -> bytes:

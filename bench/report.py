@@ -354,6 +354,71 @@ def _watch(data: Data) -> list[str]:
     return [table(("what", "found"), rows)]
 
 
+def _leases(data: Data) -> list[str]:
+    granted, ending = data["granted"], data["ending"]
+    rows = [
+        (f"{granted['leases']:,} leases granted", f"{granted['per_s']:,}/s"),
+        ("memory of the primary for each", f"{granted['bytes_per_lease']:,} B"),
+    ]
+    rows += [
+        (
+            f"keep-alives, {kept['in_a_request']:,} in a request",
+            f"{kept['per_s']:,}/s, {kept['cpu_us_each']} us CPU each",
+        )
+        for kept in data["kept"]
+    ]
+    rows += [
+        (f"ending {ending['leases']:,}: all are gone", f"{ending['took_ms']:,} ms after they may"),
+        ("… CPU of an ended lease", f"{ending['cpu_us_each']} us"),
+        ("… longest gap of writes, median of the rounds", f"{ending['longest_gap_ms']} ms"),
+        ("… the same just before", f"{ending['longest_gap_before_ms']} ms"),
+        ("… of all rounds", f"{ending['worst_gap_ms']} ms"),
+    ]
+    return [table(("what", "found"), rows)]
+
+
+def _lease_kill(data: Data) -> list[str]:
+    rows = [
+        ("writes: longest gap around the kill", f"{data['write_gap_ms']:,} ms"),
+        (
+            f"{data['watchers']:,} watchers: the last one has seen all writes",
+            f"{data['seen_by_all_ms']:,} ms after the last was acknowledged",
+        ),
+        (
+            f"{data['locks']:,} locks: from the request to release one to its next holder's answer",
+            f"median {data['handed_over_p50_ms']} ms, longest {data['handed_over_max_ms']} ms",
+        ),
+        ("… got by who waited", f"{data['got_the_lock']:,}"),
+        (
+            f"{data['leases']:,} leases of {data['ttl_ms'] / 1000:g} s: the first ends",
+            f"{data['first_end_after_kill_ms']:,} ms after the kill",
+        ),
+        ("… ended before their TTL", data["ended_early"]),
+        ("… all have ended", f"{data['ending_took_ms']:,} ms later"),
+        ("… longest gap of writes meanwhile", f"{data['ending_gap_ms']} ms"),
+    ]
+    return [table(("what", "found"), rows)]
+
+
+def _coordination(data: Data) -> list[str]:
+    rows = []
+    for measure, systems in data["medians"].items():
+        for name, item in systems.items():
+            ratio = data["ratios"][measure].get(name)
+            rows.append(
+                (
+                    measure,
+                    name,
+                    f"{item['per_s']:,.0f}" if item["per_s"] else "",
+                    f"{item['p50_ms']:.2f}",
+                    f"{item['p99_ms']:.2f}",
+                    "" if ratio is None else f"{ratio:.2f}",
+                )
+            )
+    head = ("what", "at", "/s", "p50 ms", "p99", "onecopy's by this")
+    return [table(head, rows), _systems(data)]
+
+
 def _unordered(data: Data) -> list[str]:
     rows = [
         (f"{row['loss']:.0%}", row["sent_once"], row["sent_again"], row["onecopy"]["diverged"])
@@ -370,6 +435,9 @@ SECTIONS: dict[str, Callable[[Data], list[str]]] = {
     "matrix": _matrix,
     "confirmed": _confirmed,
     "watch": _watch,
+    "leases": _leases,
+    "lease-kill": _lease_kill,
+    "coordination": _coordination,
     "detector": _detector,
     "early-ack": _early_ack,
     "backups": _backups,

@@ -45,6 +45,9 @@ TITLES = {
     "matrix": "Workloads",
     "confirmed": "Confirmed reads",
     "watch": "Watchers",
+    "leases": "Client leases",
+    "lease-kill": "Leases, locks and watchers when the primary is killed",
+    "coordination": "Transactions, watches, leases and locks beside etcd",
     "detector": "Failure detector",
     "early-ack": "Early acknowledgement",
     "backups": "Number of replicas",
@@ -119,6 +122,29 @@ NOTES = {
         "the nodes. 'Seen' counts from before a write is sent until a watcher has its event, over all "
         "watchers of all writes. Writes: closed loop, 16 connections; rounds with and without watchers "
         "take turns."
+    ),
+    "leases": (
+        "Three replicas, asked at the primary. Ending: leases with a key each, all kept alive at the "
+        "same moment and then no more; a write every 2 ms meanwhile. 'Longest gap' is the longest time "
+        "between two acknowledged writes, and beside it that of the seconds before. CPU of an ended "
+        "lease: the primary's, less what it used a second before."
+    ),
+    "lease-kill": (
+        "Three replicas. Watchers, and those who wait for locks, are spread over all nodes; after the "
+        "kill those of the dead node go to another, and the locks are released one after the other. "
+        "The leases are kept alive once more right before the kill, and no more."
+    ),
+    "coordination": (
+        "Three nodes each, medians over the rounds, systems in turn; the leader or primary is asked. "
+        "Ratios are onecopy's rate by the other's, or, of hand-overs and watchers, onecopy's median time "
+        "by the other's: there less than 1 is better. A transaction writes two keys of 100 B if the first "
+        "one exists. A keep-alive names one lease (onecopy's can name up to 1,000); etcd's, over gRPC, "
+        "goes over a stream of each client's own. Hand-over: from before a holder sends its release until "
+        "the next one has the lock, contenders that release it at once and queue again, each with a "
+        "connection and a lease of its own; over the gateway by etcd's lock service, over gRPC by the "
+        "mutex of its Go client. Watchers have a connection each; the time counts from before the write "
+        "is sent, over all watchers of all writes. Clients of onecopy and of the gateway are Python "
+        "processes, those of gRPC a Go program."
     ),
     "memory": "Open loop at half of the closed loop's rate, on 10,000 keys.",
     "unordered": (

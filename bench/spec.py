@@ -9,6 +9,7 @@ import msgspec
 from bench.histogram import Latency
 
 Api = Literal["onecopy", "etcd", "redis", "pysyncobj", "bare"]
+Kind = Literal["keys", "txn", "keep_alive"]
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,9 +20,13 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     for each connection; these requests get their revision when they are sent). `copies`: how many
     replicas a Redis write waits for. `query` and `read_query` are added to onecopy's URLs.
     `fresh`: every write makes a new key (numbers are counted up and rendered when sent).
+    `posts`: (path, JSON document) of the requests that are sent in turn, instead of any on keys.
+    `kind`: reads and writes of keys, or (onecopy and etcd) transactions that write two keys if the
+    first exists, or keep-alives of `leases`, so many in a request as `batch` says.
     """
 
     api: Api
+    kind: Kind = "keys"
     write_share: float = 1.0
     value_bytes: int = 100
     keys: int = 1000
@@ -32,7 +37,10 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     fresh: bool = False
     serializable: bool = False
     copies: int = 2
+    leases: tuple[str, ...] = ()
+    batch: int = 1
     seed: int = 1
+    posts: list[tuple[str, str]] = []
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):

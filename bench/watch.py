@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import json
 import resource
 import threading
 import time
@@ -16,7 +18,8 @@ from bench import loads
 from bench.context import Context
 from bench.peers.onecopy import Onecopy
 from bench.peers.process import BenchError, fetch
-from bench.spec import Workload
+from bench.render import http, json_request
+from bench.spec import Api, Workload
 
 IDLE_WATCHERS = 10_000
 WATCHERS = 1_000
@@ -30,7 +33,7 @@ OPENED_AT_ONCE = 200
 
 def run(context: Context) -> dict[str, Any]:
     """Watch at the primary of three replicas."""
-    _allow_files(IDLE_WATCHERS + 1000)
+    allow_files(IDLE_WATCHERS + 1000)
     limits = {"max_watchers": IDLE_WATCHERS + WATCHERS}
     with context.peer(Onecopy.shape(replicas=3, witnesses=0, limits=limits)) as cluster:
         primary = cluster.primary()
@@ -63,17 +66,30 @@ def _idle(context: Context, cluster: Onecopy, node: str, address: str) -> dict[s
     return found
 
 
-def _seen(context: Context, address: str) -> dict[str, Any]:
+def seen_delays_ms(address: str, api: Api = "onecopy") -> list[float]:
     """Measure from before a write is sent until each of the watchers has its event."""
     delays_ms: list[float] = []
-    with watching(address, ["seen"] * WATCHERS) as watchers:
+    with watching(address, ["seen"] * WATCHERS, api) as watchers:
         for number in range(WRITES_SEEN):
             watchers.expect(WATCHERS)
             began = time.monotonic()
-            reply = fetch(address, "PUT", "/v1/kv/seen", b"%d" % number)
-            if reply is None or reply[0] not in {200, 201}:
-                raise BenchError(f"a write beside watchers: {reply}")
+            _write_seen(address, api, b"%d" % number)
             delays_ms += [(at - began) * 1000 for at in watchers.seen()]
+    return delays_ms
+
+
+def _write_seen(address: str, api: Api, value: bytes) -> None:
+    if api == "etcd":
+        body = {"key": "c2Vlbg==", "value": base64.b64encode(value).decode()}
+        reply = fetch(address, "POST", "/v3/kv/put", json.dumps(body).encode())
+    else:
+        reply = fetch(address, "PUT", "/v1/kv/seen", value)
+    if reply is None or reply[0] not in {200, 201}:
+        raise BenchError(f"a write beside watchers: {reply}")
+
+
+def _seen(context: Context, address: str) -> dict[str, Any]:
+    delays_ms = seen_delays_ms(address)
     found = {
         "watchers": WATCHERS,
         "writes": WRITES_SEEN,
@@ -116,9 +132,10 @@ def _beside(context: Context, cluster: Onecopy, address: str, workload: Workload
 class Watchers:
     """Many watchers' connections, on an event loop in a thread of its own."""
 
-    def __init__(self, address: str, keys: list[str]) -> None:
+    def __init__(self, address: str, keys: list[str], api: Api) -> None:
         self._address = address
         self._keys = keys
+        self._api = api
         self._loop = asyncio.new_event_loop()
         self._transports: list[asyncio.BaseTransport] = []
         self._open = 0
@@ -140,12 +157,25 @@ class Watchers:
             async with slots:
                 begun: asyncio.Future[None] = self._loop.create_future()
                 transport, _ = await self._loop.create_connection(
-                    lambda: _Watching(key, self._address, begun, self._on_event), host, int(port)
+                    lambda: _Watching(self._request(key), self._marker, begun, self._on_event),
+                    host,
+                    int(port),
                 )
                 self._transports.append(transport)
                 await begun
 
         await asyncio.gather(*map(connect, self._keys))
+
+    def _request(self, key: str) -> bytes:
+        if self._api == "etcd":
+            name = base64.b64encode(key.encode()).decode()
+            return json_request("/v3/watch", {"create_request": {"key": name}})
+        return http("GET", f"/v1/watch?key={key}", headers="Accept: application/x-ndjson\r\n")
+
+    @property
+    def _marker(self) -> bytes:
+        """What a line with an event holds."""
+        return b'"events":[{' if self._api == "etcd" else b'"changes":[{'
 
     def _on_event(self) -> None:
         self._seen.append(time.monotonic())
@@ -180,25 +210,27 @@ class _Watching(asyncio.Protocol):
     """One watcher's connection: counts the lines that have changes."""
 
     def __init__(
-        self, key: str, address: str, begun: asyncio.Future[None], on_event: Callable[[], None]
+        self,
+        request: bytes,
+        marker: bytes,
+        begun: asyncio.Future[None],
+        on_event: Callable[[], None],
     ) -> None:
-        self._head = (
-            f"GET /v1/watch?key={key} HTTP/1.1\r\nHost: {address}\r\n"
-            "Accept: application/x-ndjson\r\n\r\n"
-        ).encode()
+        self._request = request
+        self._marker = marker
         self._begun = begun
         self._on_event = on_event
         self._rest = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        cast("asyncio.Transport", transport).write(self._head)
+        cast("asyncio.Transport", transport).write(self._request)
 
     def data_received(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             if line.startswith(b"{") and not self._begun.done():
                 self._begun.set_result(None)
-            if b'"changes":[{' in line:
+            if self._marker in line:
                 self._on_event()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -207,9 +239,9 @@ class _Watching(asyncio.Protocol):
 
 
 @contextlib.contextmanager
-def watching(address: str, keys: list[str]) -> Iterator[Watchers]:
+def watching(address: str, keys: list[str], api: Api = "onecopy") -> Iterator[Watchers]:
     """Watch these keys for a while, each by a connection of its own."""
-    watchers = Watchers(address, keys)
+    watchers = Watchers(address, keys, api)
     try:
         watchers.open()
         yield watchers
@@ -217,7 +249,8 @@ def watching(address: str, keys: list[str]) -> Iterator[Watchers]:
         watchers.close()
 
 
-def _allow_files(count: int) -> None:
+def allow_files(count: int) -> None:
+    """Let this process, and those it starts, open so many files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < count:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(count, hard), hard))

@@ -25,8 +25,8 @@ def after_prefix(prefix: bytes) -> bytes | None:
     return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
 
 
-def check_open(number: int) -> int:
-    """Return `number` if a service may open that keyspace. Raises ValueError."""
-    if number not in OPEN_TO_SERVICES:
-        raise ValueError(f"keyspace {number} is not open to services")
-    return number
+def check_open(which: int | str) -> int:
+    """Return the number of a keyspace if a service may open it. Raises ValueError."""
+    if not isinstance(which, int) or which not in OPEN_TO_SERVICES:
+        raise ValueError(f"keyspace {which} is not open to services")
+    return which

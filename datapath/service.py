@@ -31,16 +31,21 @@ from datapath import keyspaces
 SERVICE_NAME_PATTERN = "[a-z][a-z0-9_-]{0,30}"
 """What a service may be called."""
 
+STORE_NAME = "kv"
+"""What the store (/v1/kv) is called where services are named; no service is."""
+
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class ReadTransaction(Protocol):
     """A view of one keyspace of the state: ordered byte keys (1 to 500 bytes)."""
 
-    def keyspace(self, number: int) -> ReadTransaction:
-        """Return a view of the same state on another keyspace (`datapath.keyspaces`).
+    def keyspace(self, which: int | str) -> ReadTransaction:
+        """Return a view of the same state on other keys.
 
-        For services that are built in. Raises ValueError for one that is not open to services.
+        Of a hosted service: those of another service by its name, or of the store ("kv"), where the
+        configuration allows it. Of what is built in: a keyspace by its number
+        (`datapath.keyspaces`). Raises ValueError for what is not open to this service.
         """
 
     def get(self, key: bytes) -> bytes | None:
@@ -66,8 +71,8 @@ class ReadTransaction(Protocol):
 class Transaction(ReadTransaction, Protocol):
     """The state as this operation sees it, its own writes included."""
 
-    def keyspace(self, number: int) -> Transaction:
-        """Return a view of the same transaction on another keyspace; see `ReadTransaction`."""
+    def keyspace(self, which: int | str) -> Transaction:
+        """Return a view of the same transaction on other keys; see `ReadTransaction`."""
 
     @property
     def index(self) -> int:

@@ -48,5 +48,6 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting_bytes: int = 256 * 1024 * 1024
     client_table: ClientTableBounds = ClientTableBounds()
     log_retention_bytes: int = 256 * 1024 * 1024
+    log_retention_ms: int = 0
     snapshot_log_bytes: int = 4 * 1024 * 1024 * 1024
     snapshot_rate_bytes_per_s: int = 0

@@ -10,7 +10,8 @@ import itertools
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -33,6 +34,21 @@ ACCUSED_LIMIT_S = 10.0
 than any link of its own predecessor can seem open."""
 ACCUSATION_GAP_S = 3.0
 """A peer that has not repeated it for so long has stopped to say so."""
+
+
+_Address = TypeVar("_Address")
+
+
+class AddressRotation:
+    """Which of a node's addresses to dial: stay with what worked, after a failure take the next."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+
+    def pick(self, found: Sequence[_Address], *, failed: bool) -> _Address | None:
+        """Return one of `found`; `failed`: the last dial, or the link that came of it, did."""
+        self._failures += failed
+        return found[self._failures % len(found)] if found else None
 
 
 class KnownMember(msgspec.Struct, frozen=True):

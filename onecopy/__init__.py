@@ -32,15 +32,22 @@ if TYPE_CHECKING:
         UnknownOutcomeError,
         WrongClusterError,
     )
+    from cluster.client.leasing import AsyncLease, AsyncLock
+    from cluster.client.mirrors import AsyncMirror
     from cluster.client.results import (
         Change,
         DeleteRangeResult,
         DeleteResult,
         GetResult,
         Item,
+        Leader,
+        LeaderEvent,
+        LeaseInfo,
+        ListedLease,
         NewTokenInfo,
         Page,
         PutResult,
+        RevokeResult,
         RoleInfo,
         RoleRights,
         TokenInfo,
@@ -51,7 +58,10 @@ if TYPE_CHECKING:
         WatchEvent,
     )
     from cluster.client.sync import Client
+    from cluster.client.sync_leasing import Lease, Lock
+    from cluster.client.sync_watching import KeyWatch, Mirror
     from cluster.client.txn import gt, lt, ne
+    from cluster.client.watching import AsyncKeyWatch
     from cluster.node.embedded import EmbeddedNode as Node
     from cluster.services.decorators import service_operation as operation
     from cluster.services.decorators import service_query as query
@@ -63,6 +73,10 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_ENDPOINTS",
     "AsyncClient",
+    "AsyncKeyWatch",
+    "AsyncLease",
+    "AsyncLock",
+    "AsyncMirror",
     "Change",
     "Client",
     "ClientError",
@@ -73,8 +87,16 @@ __all__ = [
     "GetResult",
     "InvalidRequestError",
     "Item",
+    "KeyWatch",
+    "Leader",
+    "LeaderEvent",
+    "Lease",
+    "LeaseInfo",
+    "ListedLease",
+    "Lock",
     "LockHeldError",
     "LockLostError",
+    "Mirror",
     "NewTokenInfo",
     "Node",
     "NodeState",
@@ -86,6 +108,7 @@ __all__ = [
     "RefusedError",
     "RejectedError",
     "RevisionCompactedError",
+    "RevokeResult",
     "RoleInfo",
     "RoleRights",
     "Service",
@@ -126,16 +149,26 @@ _EXPORTS = {
         "UnknownOutcomeError",
         "WrongClusterError",
     ),
+    "cluster.client.leasing": ("AsyncLease", "AsyncLock"),
+    "cluster.client.mirrors": ("AsyncMirror",),
     "cluster.client.sync": ("Client",),
+    "cluster.client.sync_leasing": ("Lease", "Lock"),
+    "cluster.client.sync_watching": ("KeyWatch", "Mirror"),
+    "cluster.client.watching": ("AsyncKeyWatch",),
     "cluster.client.results": (
         "DeleteRangeResult",
         "Change",
         "DeleteResult",
         "GetResult",
         "Item",
+        "Leader",
+        "LeaderEvent",
+        "LeaseInfo",
+        "ListedLease",
         "NewTokenInfo",
         "Page",
         "PutResult",
+        "RevokeResult",
         "RoleInfo",
         "RoleRights",
         "TokenInfo",

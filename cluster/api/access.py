@@ -25,7 +25,8 @@ from cluster.services.access_guard import VERSION_KEY, TokenGuard, principal_of
 from cluster.services.rights import Need, Right
 from datapath.errors import NotPrimaryError, OperationError
 from datapath.execution.access_guard import MAX_RIGHTS_AGE_MS
-from datapath.keyspaces import ROLES
+from datapath.execution.changes import Span
+from datapath.keyspaces import LOCKS, ROLES
 from datapath.operations import ANONYMOUS, Node, Operation, Principal, Query, QueryResult, Result
 from datapath.tasks import Tasks
 from election.view import View
@@ -181,12 +182,16 @@ class ApiAccess:
         """Look at all watchers, some in a turn of the event loop."""
         for number, watcher in enumerate(streams.watched(), 1):
             if watcher.caller is not None:
-                span = watcher.span
-                refused = self.here(watcher.caller, Need("watch", span.start, span.end))
+                refused = self.here(watcher.caller, need_of(watcher.span))
                 if refused is not None:
                     watcher.refuse(refused)
             if number % LOOKED_AT_PER_TURN == 0:
                 await asyncio.sleep(0)
+
+
+def need_of(span: Span) -> Need:
+    """Return what a watch of these keys, or of this election, needs."""
+    return Need("lock" if span.keyspace == LOCKS else "watch", span.start, span.end)
 
 
 class CallersNode:

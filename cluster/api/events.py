@@ -8,19 +8,26 @@ An event is all that one revision has changed of what is watched:
 
 A value is `text` if it is UTF-8, or else `value`, in base64. One without changes only says how far
 the watcher is: *progress*. As server-sent events the revision is the `id`, too.
+
+An event of an election is who leads from one revision on; progress has no `leader`:
+
+    {"revision": 43, "election": "jobs", "leader": {"token": 43, "lease": "7", "value": "host 1"}}
+    {"revision": 52, "election": "jobs", "leader": null}
 """
 
 from __future__ import annotations
 
 import binascii
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
 from cluster.api.page import fields_of
 from cluster.api.problems import ProblemError
 from cluster.services.kv import EntryChange, changes
+from cluster.services.lock_state import Holder, decode_holder
 from datapath.execution.changes import Event, Span
+from datapath.keyspaces import LOCKS
 
 Form = Literal["sse", "ndjson"]
 CONTENT_TYPES: dict[Form, bytes] = {
@@ -31,6 +38,16 @@ ENCODED_SIZE_BYTES = 4 * 1024 * 1024
 """What is kept of encoded events, for the next watcher that is sent them."""
 
 _encode = msgspec.json.Encoder().encode
+
+
+class EventEncoder(Protocol):
+    """Makes what the watchers of one keyspace are sent."""
+
+    def encode(self, event: Event, span: Span, form: Form) -> bytes:
+        """Return an event of a stream."""
+
+    def progress(self, form: Form, revision: int) -> bytes:
+        """Return the event that says: nothing else up to this revision."""
 
 
 class _Encoded:
@@ -67,7 +84,7 @@ class _Encoded:
 
 
 class Encoder:
-    """Encodes events, and keeps the newest of them in a bounded memory."""
+    """Encodes events of keys, and keeps the newest of them in a bounded memory."""
 
     def __init__(self) -> None:
         self._events: dict[int, _Encoded] = {}
@@ -88,6 +105,45 @@ class Encoder:
             self._size_bytes -= oldest.size_bytes
         return document
 
+    def progress(self, form: Form, revision: int) -> bytes:
+        """Return the event that says: nothing else up to this revision."""
+        return _progress_event(form, revision, progress_document(revision))
+
+
+class LeaderEncoder:
+    """Encodes events of elections, and keeps the newest: those who observe one get the same."""
+
+    def __init__(self) -> None:
+        self._newest: tuple[int, bytes, Form] | None = None
+        self._data = b""
+
+    def encode(self, event: Event, span: Span, form: Form) -> bytes:
+        """Return who leads from this revision on; `span` is the election's name."""
+        name = span.start
+        if self._newest != (event.revision, name, form):
+            [*_, stored] = [
+                value for keyspace, key, value in event.entry if (keyspace, key) == (LOCKS, name)
+            ]
+            holder = None if stored is None else decode_holder(stored)
+            self._newest = event.revision, name, form
+            self._data = leader_event(form, event.revision, name, holder)
+        return self._data
+
+    def progress(self, form: Form, revision: int) -> bytes:
+        """Return the event that says: nobody else up to this revision."""
+        return _progress_event(form, revision, b'{"revision":%d}' % revision)
+
+
+def leader_event(form: Form, revision: int, name: bytes, holder: Holder | None) -> bytes:
+    """Return the event of an election: who leads at this revision, None for nobody."""
+    leader = None
+    if holder is not None:
+        value = holder.note.decode("utf-8", "replace")
+        leader = {"token": holder.token, "lease": str(holder.lease), "value": value}
+    election = name.decode("utf-8", "replace")
+    document = {"revision": revision, "election": election, "leader": leader}
+    return framed(form, revision, _encode(document))
+
 
 def framed(form: Form, revision: int, document: bytes) -> bytes:
     """Return a document as one event of a stream."""
@@ -101,10 +157,10 @@ def progress_document(revision: int) -> bytes:
     return b'{"revision":%d,"changes":[]}' % revision
 
 
-def progress_event(form: Form, revision: int) -> bytes:
-    """Return the same as an event of a stream; server-sent ones are of the type `progress`."""
+def _progress_event(form: Form, revision: int, document: bytes) -> bytes:
+    """Frame progress; as a server-sent event it is of the type `progress`."""
     name = b"event: progress\n" if form == "sse" else b""
-    return name + framed(form, revision, progress_document(revision))
+    return name + framed(form, revision, document)
 
 
 def end_event(form: Form, problem: ProblemError) -> bytes:

@@ -1,9 +1,10 @@
-"""The fast path: plain requests on keys, answered without aiohttp's request machinery.
+"""The fast path: plain requests on keys, and keep-alives, without aiohttp's request machinery.
 
-A connection starts here. As long as what comes are whole PUT, GET and DELETE requests on keys with
-a plain head (`PLAIN`, `read_block`), each is recognised, executed and answered in one step, with
-no task and no request object: that is a third of the work. Where the answer has to wait for another
-node (on a backup, say), a task waits for it, and the connection stays here. At the first request
+A connection starts here. As long as what comes are whole PUT, GET and DELETE requests on keys, or
+keep-alives of one lease, with a plain head (`PLAIN`, `read_block`), each is recognised, executed
+and answered in one step, with no task and no request object: that is a third of the work. Where the
+answer has to wait for another node (on a backup, say), a task waits for it, and the connection
+stays here. At the first request
 that is not so plain (another path, a malformed condition, a chunked body, a head in two parts, …)
 the connection, with all that has come on it, is given to aiohttp, and
 stays there. So nothing is parsed here but what has one meaning only, and every refusal is made in
@@ -322,8 +323,11 @@ class FastConnection(asyncio.Protocol):
                 self._send(answer, method, target, started, caller)
                 server.turns.spend(answer.size_bytes + REQUEST_COST_BYTES)
             return True
-        write = server.api.kv.fast_write(method, key, query, headers, body, caller)
-        if write is None:
+        if method == "POST":
+            write = server.api.leases.fast_keep_alive(target, headers, caller)
+        else:
+            write = server.api.kv.fast_write(method, key, query, headers, body, caller)
+        if write is None or (server.api.access.is_on and write.operation.caller is None):
             return False
         self._pending = pending = Pending(self, method, target, write, caller)
         if not server.api.node.submit(write.operation, write.timeout_ms, pending):
@@ -400,7 +404,9 @@ class FastConnection(asyncio.Protocol):
             if caller is not None and after is None:
                 # A1: it is not for the primary alone to find that out. After an attempt it is: what
                 # this node says would be no answer to that.
-                await api.access.admit(caller, Need("write"))
+                await api.access.admit(
+                    caller, Need("lease" if pending.method == "POST" else "write")
+                )
             result = await api.node.execute(write.operation, max(1, left_ms), after)
             answer = write.answer(result)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer

@@ -8,6 +8,7 @@ from typing import Protocol
 from cluster.api.access import ApiAccess
 from cluster.api.answer import Answer
 from cluster.api.kv import KvHandlers
+from cluster.api.leases import LeaseHandlers
 from datapath.complaints import Complaints
 from datapath.operations import Node, Principal
 
@@ -18,6 +19,7 @@ class FastPathApi(Protocol):
     access: ApiAccess
     complaints: Complaints
     kv: KvHandlers
+    leases: LeaseHandlers
     node: Node
 
     def refuse(self, error: Exception, method: str, target: str) -> Answer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from cluster.api.documents import Positive
 from cluster.api.params import MAX_WAIT_MS
@@ -109,7 +109,7 @@ class LockRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ttl_ms: Ttl | None = None
     wait_ms: WaitMs = 0
     keep_place: KeepPlace = False
-    note: Annotated[str, Meta(description="What others are told of the holder.")] = ""
+    note: Annotated[str, Meta(description="Text about the holder, shown to others.")] = ""
 
 
 class CandidateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,7 +119,7 @@ class CandidateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ttl_ms: Ttl | None = None
     wait_ms: WaitMs = 0
     keep_place: KeepPlace = False
-    value: Annotated[str, Meta(description="What others are told of the leader.")] = ""
+    value: Annotated[str, Meta(description="Text about the leader, shown to others.")] = ""
 
 
 class LockTaken(msgspec.Struct, frozen=True):
@@ -164,6 +164,25 @@ class LeaderDocument(msgspec.Struct, frozen=True):
     revision: Positive
 
 
+class LeaderItem(msgspec.Struct, frozen=True):
+    """The leader of an election, as its observers are told."""
+
+    token: Token
+    lease: LeaseName
+    value: str
+
+
+class LeaderEventDocument(msgspec.Struct, frozen=True):
+    """Who leads an election at a revision; `cluster.api.events` writes it."""
+
+    revision: Annotated[Count, Meta(description="Where to resume: `after` this.")]
+    election: Annotated[str | UnsetType, Meta(description="Not in progress.")] = UNSET
+    leader: Annotated[
+        LeaderItem | UnsetType | None,
+        Meta(description="null: nobody leads. Left out: progress, no change up to there."),
+    ] = UNSET
+
+
 class LockItem(msgspec.Struct, frozen=True):
     """One lock of a listing."""
 
@@ -192,6 +211,6 @@ class LockReleased(msgspec.Struct, frozen=True):
 
 LEASE_ANSWERS = (
     LeaseGranted, KeptAlive, KeepAliveAnswer, LeaseDocument, LeaseList, LeaseRevoked, LockTaken,
-    Elected, LockDocument, LeaderDocument, LockList, LockReleased,
+    Elected, LockDocument, LeaderDocument, LeaderEventDocument, LockList, LockReleased,
 )  # fmt: skip
 LEASE_BODIES = (LeaseRequest, KeepAliveRequest, LockRequest, CandidateRequest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -11,12 +12,15 @@ from aiohttp.web import BaseRequest
 from cluster.api.answer import JSON, Answer
 from cluster.api.body import read_json
 from cluster.api.headers import (
+    Headers,
+    check_cluster,
     idempotency_after,
     idempotency_key,
     if_lock,
     state_lines,
     written_lines,
 )
+from cluster.api.kv import KeyWrite
 from cluster.api.lease_documents import (
     KeepAliveAnswer,
     KeepAliveRequest,
@@ -35,10 +39,11 @@ from cluster.api.params import (
     parse_lease,
     parse_query,
 )
+from cluster.api.plain_head import KEEP_ALIVE, LEASES
 from cluster.api.problems import ProblemError
 from cluster.api.settings import HttpSettings
 from cluster.services.leases import LEASES_SERVICE
-from datapath.operations import Node, Operation, Query, Result
+from datapath.operations import Node, Operation, Principal, Query, Result
 
 MAX_BODY_SIZE_BYTES = 64 * 1024
 
@@ -83,7 +88,24 @@ class LeaseHandlers:
         """POST /v1/leases/{id}/keepalive."""
         timeout_ms = self._timeout(query)
         lease = _in_path(raw_lease)
-        result = await self._ask("keep_alive", ((lease,),), timeout_ms)
+        return self._kept_alive(lease, await self._ask("keep_alive", ((lease,),), timeout_ms))
+
+    def fast_keep_alive(
+        self, target: str, headers: Headers, caller: Principal | None = None
+    ) -> KeyWrite | None:
+        """Return what a keep-alive of one lease asks for; None: the full path has to judge it."""
+        path, _, query = target.partition("?")
+        try:
+            if headers:
+                check_cluster(headers, self._node.cluster_id)
+            timeout_ms = self._timeout(query)
+            lease = _in_path(path[len(LEASES) : -len(KEEP_ALIVE)])
+        except ProblemError:
+            return None
+        operation = Operation("keep_alive", ((lease,),), service=LEASES_SERVICE, caller=caller)
+        return KeyWrite(operation, timeout_ms, partial(self._kept_alive, lease))
+
+    def _kept_alive(self, lease: int, result: Result) -> Answer:
         [ttl_ms] = result.value
         if not ttl_ms:
             raise ProblemError("lease_not_found", f"there is no lease {lease}: it has ended")

@@ -43,7 +43,7 @@ from cluster.api.openapi_leases import (
     release,
     revoke_lease,
 )
-from cluster.api.openapi_watch import watch_keys
+from cluster.api.openapi_watch import observe_election, watch_keys
 from cluster.api.params import (
     REMOVE_PARAMS,
     TIMEOUT,
@@ -121,6 +121,10 @@ def own_document() -> Json:
             "/v1/locks": readable(list_locks()),
             "/v1/locks/{name}": _lock(is_election=False),
             "/v1/elections/{name}": _lock(is_election=True),
+            "/v1/elections/{name}/observe": {
+                "parameters": [name_parameter()],
+                **readable(observe_election()),
+            },
             "/v1/watch": readable(watch_keys()),
             "/v1/tokens": {**readable(list_tokens()), "post": create_token()},
             "/v1/tokens/{id}": {"parameters": [token_parameter()], "delete": revoke_token()},

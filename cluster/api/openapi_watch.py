@@ -1,11 +1,14 @@
-"""The OpenAPI document's operation of watching, and what others say of events."""
+"""The OpenAPI document's operations of watching, and what others say of events."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import msgspec
 
 from cluster.api.documents import ChangeDocument, EventDocument
-from cluster.api.params import WATCH_PARAMS
+from cluster.api.lease_documents import LeaderEventDocument, LeaderItem
+from cluster.api.params import OBSERVE_PARAMS, WATCH_PARAMS, Param
 from cluster.api.schemas import (
     PARAMETER_CODES,
     READ_CODES,
@@ -24,28 +27,64 @@ EVENT_EXAMPLE = EventDocument(
 )
 
 
+LEADER_EXAMPLE = LeaderEventDocument(43, "jobs", LeaderItem(token=43, lease="42", value="host 1"))
+_END = (
+    'one of the type `end` (a line `{"end": …}`) is a problem document that says why the node '
+    "ends the stream: resume at another."
+)
+
+
 def watch_keys() -> Json:
     """Return GET /v1/watch."""
-    event = msgspec.json.encode(EVENT_EXAMPLE).decode()
-    example = f"id: {EVENT_EXAMPLE.revision}\ndata: {event}\n\n"
-    stream = {"schema": {"type": "string"}, "example": example}
-    lines = {"schema": {"type": "string"}, "example": f"{event}\n"}
-    return api_operation(
+    return _stream(
         "watch",
         "Watch keys: a stream of events that does not end",
+        "One event a revision, in their order; `id` is the revision. Events of the type "
+        f"`progress` have no changes; {_END}",
+        EVENT_EXAMPLE,
+        WATCH_PARAMS,
+        (),
+    )
+
+
+def observe_election() -> Json:
+    """Return GET /v1/elections/{name}/observe."""
+    return _stream(
+        "observe",
+        "Observe an election: a stream of its leaders that does not end",
+        "First who leads, unless the stream resumes; then an event for each change, in their "
+        f"order; `id` is the revision. Events of the type `progress` have no `leader`; {_END}",
+        LEADER_EXAMPLE,
+        OBSERVE_PARAMS,
+        ("invalid_name",),
+    )
+
+
+def _stream(
+    name: str,
+    summary: str,
+    description: str,
+    example: EventDocument | LeaderEventDocument,
+    params: Mapping[str, Param],
+    codes: tuple[str, ...],
+) -> Json:
+    event = msgspec.json.encode(example).decode()
+    text = f"id: {example.revision}\ndata: {event}\n\n"
+    stream = {"schema": {"type": "string"}, "example": text}
+    lines = {"schema": {"type": "string"}, "example": f"{event}\n"}
+    return api_operation(
+        name,
+        summary,
         {
             "200": {
-                "description": "One event a revision, in their order; `id` is the revision. Events "
-                "of the type `progress` have no changes; one of the type `end` (a line "
-                '`{"end": …}`) is a problem document that says why the node ends the stream: '
-                "resume at another.",
+                "description": description,
                 "headers": headers("Onecopy-Revision"),
                 "content": {"text/event-stream": stream, "application/x-ndjson": lines},
             }
         },
-        (*PARAMETER_CODES, "invalid_header", "not_acceptable", *WATCH_CODES, *READ_CODES),
+        (*PARAMETER_CODES, *codes, "invalid_header", "not_acceptable", *WATCH_CODES, *READ_CODES),
         parameters=[
-            *query_parameters(WATCH_PARAMS),
+            *query_parameters(params),
             header_parameter(
                 "Last-Event-ID", "Resume after this event, whatever `after` says.", "42"
             ),

@@ -333,6 +333,12 @@ WATCH_PARAMS: dict[str, Param] = {
     "end": Param(_bound, _KEY_SCHEMA, "Watch the keys before this one (exclusive)."),
     "after": _AFTER,
 }
+OBSERVE_PARAMS: dict[str, Param] = {
+    "after": msgspec.structs.replace(
+        _AFTER,
+        description="Only changes after this revision. Left out: who leads now, then changes.",
+    )
+}
 NEXT_CHANGE_PARAMS: dict[str, Param] = {
     "after": msgspec.structs.replace(
         _AFTER,

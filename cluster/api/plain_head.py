@@ -19,8 +19,10 @@ _MAX_FIELDS = 128  # in one head, as on the full path, which refuses more
 _MAX_BLOCKS = 512
 
 KEYS = "/v1/kv/"
+LEASES, KEEP_ALIVE = "/v1/leases/", "/keepalive"
 PLAIN = re.compile(
-    rb"(?:PUT|GET|DELETE) /v1/kv/[-A-Za-z0-9._~%!$&'()*+,;=:@/]+"
+    rb"(?:(?:PUT|GET|DELETE) /v1/kv/[-A-Za-z0-9._~%!$&'()*+,;=:@/]+"
+    rb"|POST /v1/leases/[0-9]{1,20}/keepalive)"
     rb"(?:\?[-A-Za-z0-9._~%!$&'()*+,;=:@/?]*)? HTTP/1\.1\r\n"
 )
 # No two parts of it can match the same bytes: a stranger's field is read in one pass.

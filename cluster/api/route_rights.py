@@ -27,6 +27,7 @@ ROUTE_RIGHTS: Mapping[str, Mapping[str, Right | str]] = {
     "/v1/locks": {"GET": "lock"},
     "/v1/locks/{name}": {"GET": "lock", "POST": "lock", "DELETE": "lease"},
     "/v1/elections/{name}": {"GET": "lock", "POST": "lock", "DELETE": "lease"},
+    "/v1/elections/{name}/observe": {"GET": "lock"},
     "/v1/services": {"GET": "status"},
     "/v1/services/{service}/{method}": {"GET": "call", "POST": "call"},
     "/v1/tokens": {"GET": "admin", "POST": "admin"},

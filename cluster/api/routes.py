@@ -121,7 +121,7 @@ class HttpApi:
             "PUT": kv.put, "GET": self._get, "HEAD": self._get, "DELETE": kv.delete,
         }  # fmt: skip
         members = MemberHandlers(node, self._settings, self.access)
-        leases = LeaseHandlers(node, self._settings)
+        self.leases = leases = LeaseHandlers(node, self._settings)
         roles = RoleHandlers(node, self._settings, self.access)
         self._locks, self._elections = (
             LockHandlers(
@@ -132,6 +132,7 @@ class HttpApi:
         self._named: dict[str, dict[str, Keyed]] = {
             "/v1/leases/{id}/keepalive": {"POST": leases.keep_alive},
             "/v1/leases/{id}": {**_readable(leases.get), "DELETE": leases.revoke},
+            "/v1/elections/{name}/observe": _readable(self._observe),
             **{
                 f"/v1/{kind}/{{name}}": {
                     "POST": handlers.acquire, **_readable(handlers.get), "DELETE": handlers.release,
@@ -340,6 +341,9 @@ class HttpApi:
 
     async def _watch(self, request: BaseRequest, query: str) -> Answer:
         return await self._watches.watch(request, query, self._identity())
+
+    async def _observe(self, request: BaseRequest, raw_name: str, query: str) -> Answer:
+        return await self._watches.observe(request, raw_name, query, self._identity())
 
     # --- cluster ---
 

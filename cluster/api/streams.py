@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from cluster.api.answer import Outgoing
-from cluster.api.events import Encoder, Form, end_event, progress_event
+from cluster.api.events import Encoder, EventEncoder, Form, LeaderEncoder, end_event
 from cluster.api.memory import Memory, Share
+from cluster.api.next_change import NextChange
 from cluster.api.problems import ProblemError, from_operation_error
 from datapath.complaints import Complaints
 from datapath.errors import CompactedError
 from datapath.execution.changes import Event, Span, Watcher
+from datapath.keyspaces import KV, LOCKS
 from datapath.node.history import History
 from datapath.operations import Principal
 from datapath.tasks import Tasks
@@ -70,6 +72,8 @@ class Streams:
     ) -> None:
         self._node = node
         self.encoder = Encoder()
+        self.encoders: dict[int, EventEncoder] = {KV: self.encoder, LOCKS: LeaderEncoder()}
+        """By the keyspace that is watched."""
         self.memory = server.memory
         self.max_watchers = max_watchers
         self.ended: ProblemError | None = None
@@ -82,7 +86,7 @@ class Streams:
         self._scheduled = False
         self._open: dict[WatchConnection, None] = {}  # the one that was sent something last, last
         self._paused: set[WatchConnection] = set()
-        self._waiting: set[_NextChange] = set()
+        self._waiting: set[NextChange] = set()
         self.on_watcher: Callable[[], None] = lambda: None
         """Called when there is one more."""
         self._in_touch_at = server.now()
@@ -127,10 +131,17 @@ class Streams:
         span: Span,
         after: int,
         form: Form,
+        first: bytes | None = None,
         caller: Principal | None = None,
     ) -> None:
-        """Take over a connection, whose head has been written."""
-        WatchConnection(self, transport, span, after, form, caller)
+        """Take over a connection, whose head has been written.
+
+        `first` is the event of `after` itself; None: where the watch begins is progress. `caller`:
+        for whom it is; None: nobody is judged.
+        """
+        encoder = self.encoders[span.keyspace]
+        first = encoder.progress(form, after) if first is None else first
+        WatchConnection(self, transport, Watched(span, after, form, encoder, first, caller))
 
     def joined(self, connection: WatchConnection) -> None:
         """A watcher is there."""
@@ -200,7 +211,7 @@ class Streams:
         self.check_open()
         feed, changed = self.history.feed, asyncio.Event()
         watcher = Watcher(span, after, changed.set)
-        waiting = _NextChange(caller, span, changed)
+        waiting = NextChange(caller, span, changed)
         self._waiting.add(waiting)
         self.on_watcher()
         try:
@@ -232,7 +243,7 @@ class Streams:
         """Return the caller of some watcher that has one, or None."""
         return next((item.caller for item in self.watched() if item.caller is not None), None)
 
-    def watched(self) -> list[WatchConnection | _NextChange]:
+    def watched(self) -> list[WatchConnection | NextChange]:
         """Return all who watch; each can be refused to go on."""
         return [*self._open, *self._waiting]
 
@@ -278,47 +289,35 @@ class Streams:
             connection.abort()
 
 
-class _NextChange:
-    """One that waits for a single change; `refused`: why it may not any more."""
+class Watched(NamedTuple):
+    """What one connection watches, after which revision, what it is sent at once, and for whom."""
 
-    __slots__ = ("caller", "changed", "refused", "span")
-
-    def __init__(self, caller: Principal | None, span: Span, changed: asyncio.Event) -> None:
-        self.caller = caller
-        self.span = span
-        self.changed = changed
-        self.refused: ProblemError | None = None
-
-    def refuse(self, problem: ProblemError) -> None:
-        """End it: its caller has not the right any more."""
-        self.refused = problem
-        self.changed.set()
+    span: Span
+    after: int
+    form: Form
+    encoder: EventEncoder
+    first: bytes
+    caller: Principal | None
 
 
 class WatchConnection(asyncio.Protocol):
     """One watcher's connection. What its client still sends is dropped."""
 
     __slots__ = (
-        "_after", "_form", "_has_caught_up", "_is_due", "_is_paused", "_is_reading", "_outgoing",
-        "_refused", "_share", "_streams", "_transport", "_watcher", "caller", "sent_at",
+        "_after", "_encoder", "_form", "_has_caught_up", "_is_due", "_is_paused", "_is_reading",
+        "_outgoing", "_refused", "_share", "_streams", "_transport", "_watcher", "caller",
+        "sent_at",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        streams: Streams,
-        transport: asyncio.Transport,
-        span: Span,
-        after: int,
-        form: Form,
-        caller: Principal | None,
-    ) -> None:
-        self.caller = caller
+    def __init__(self, streams: Streams, transport: asyncio.Transport, watched: Watched) -> None:
+        self.caller = watched.caller
         self._refused: ProblemError | None = None
         self._streams = streams
         self._transport: asyncio.Transport | None = transport
-        self._form: Form = form
-        self._watcher = Watcher(span, after, self.wake)
-        self._after = after
+        self._form: Form = watched.form
+        self._encoder = watched.encoder
+        self._watcher = Watcher(watched.span, watched.after, self.wake)
+        self._after = watched.after
         self._has_caught_up = False
         self._is_due = False
         self._is_paused = False
@@ -332,7 +331,7 @@ class WatchConnection(asyncio.Protocol):
         transport.set_write_buffer_limits(high=WATCH_BUFFER_SIZE_BYTES)
         # Where the watch begins: a client that loses the connection before anything has changed
         # can resume, too.
-        self._write(progress_event(form, after))
+        self._write(watched.first)
         self.wake()
 
     # -- asyncio's protocol
@@ -432,7 +431,7 @@ class WatchConnection(asyncio.Protocol):
         """Send events, and return what it costs to, in bytes."""
         cost_bytes = WRITE_COST_BYTES
         if events and self._refused is None:
-            encode, span = self._streams.encoder.encode, self._watcher.span
+            encode, span = self._encoder.encode, self._watcher.span
             data = b"".join([encode(event, span, self._form) for event in events])
             self._streams.events_total += len(events)
             cost_bytes += len(data)
@@ -448,7 +447,7 @@ class WatchConnection(asyncio.Protocol):
         """Say how far it is, if it is not about to be sent something anyway."""
         if self._watcher.is_parked and not self._is_paused:
             revision = self._streams.history.feed.progress(self._watcher)
-            self._write(progress_event(self._form, revision))
+            self._write(self._encoder.progress(self._form, revision))
         else:
             self.sent_at = self._streams.sent(self)
 

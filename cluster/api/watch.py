@@ -1,4 +1,7 @@
-"""Watching: GET /v1/watch, a stream of events, and GET /v1/kv/{key}?after=, the next one alone."""
+"""Watching: GET /v1/watch and GET /v1/elections/{name}/observe, streams of events.
+
+And GET /v1/kv/{key}?after=, the next event of one key alone.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,26 @@ from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 from multidict import istr
 
-from cluster.api.access import ApiAccess
+from cluster.api.access import ApiAccess, need_of
 from cluster.api.answer import JSON, Answer, transport_of
 from cluster.api.cursor import make_bounds
-from cluster.api.events import CONTENT_TYPES, Form, progress_document
+from cluster.api.events import CONTENT_TYPES, Form, leader_event, progress_document
 from cluster.api.headers import Headers, revision_line
-from cluster.api.params import MAX_REVISION, NEXT_CHANGE_PARAMS, WATCH_PARAMS, parse_query
+from cluster.api.params import (
+    MAX_REVISION,
+    NEXT_CHANGE_PARAMS,
+    OBSERVE_PARAMS,
+    WATCH_PARAMS,
+    decode_name,
+    parse_query,
+)
 from cluster.api.problems import ProblemError
 from cluster.api.streams import Streams, take_over
 from cluster.services.access import ACCESS_SERVICE
-from cluster.services.rights import Need
+from cluster.services.lock_state import Holder
+from cluster.services.locks import LOCKS_SERVICE
 from datapath.execution.changes import Event, Span
+from datapath.keyspaces import LOCKS
 from datapath.operations import Node, Principal, Query
 
 LAST_EVENT_ID = istr("Last-Event-ID")
@@ -39,10 +51,14 @@ class WatchRequest(NamedTuple):
 def read_watch(query: str, headers: Headers) -> WatchRequest:
     """Read the request of a watch. Raises Problem."""
     values = parse_query(query, WATCH_PARAMS)
-    after = values.get("after")
+    return WatchRequest(_span(values), _after(values, headers), _form(headers))
+
+
+def _after(values: dict[str, Any], headers: Headers) -> int | None:
     if LAST_EVENT_ID in headers:  # a stream that goes on: what it began with has passed
-        after = _last_event_id(headers[LAST_EVENT_ID])
-    return WatchRequest(_span(values), after, _form(headers))
+        return _last_event_id(headers[LAST_EVENT_ID])
+    after: int | None = values.get("after")
+    return after
 
 
 def _span(values: dict[str, Any]) -> Span:
@@ -88,7 +104,7 @@ def _form(headers: Headers) -> Form:
     if not accept or "text/event-stream" in accept or "text/*" in accept or "*/*" in accept:
         return "sse"
     raise ProblemError(
-        "not_acceptable", "a watch is text/event-stream or application/x-ndjson: accept one of them"
+        "not_acceptable", "events are text/event-stream or application/x-ndjson: accept one of them"
     )
 
 
@@ -111,6 +127,30 @@ class WatchHandlers:
         await self._check(after, self._timeout_ms)
         return StreamAnswer(streams, wanted.span, after, wanted.form, identity, caller)
 
+    async def observe(
+        self, request: BaseRequest, raw_name: str, query: str, identity: bytes
+    ) -> Answer:
+        """GET /v1/elections/{name}/observe: who leads, and then each change of that.
+
+        With `after`, or Last-Event-ID, the changes alone.
+        """
+        name, headers = decode_name(raw_name), request.headers
+        after = _after(parse_query(query, OBSERVE_PARAMS), headers)
+        form, streams = _form(headers), self._streams
+        span, first = Span(name, name + b"\0", LOCKS), None
+        caller = await self._check_right(span)
+        streams.check_open()
+        if after is None:
+            streams.history  # noqa: B018 -- a witness refuses here
+            found = await self._node.query(
+                Query("get", (name,), service=LOCKS_SERVICE), self._timeout_ms
+            )
+            holder = None if found.value is None else Holder(*found.value[:3])
+            after = found.index
+            first = leader_event(form, after, name, holder)
+        await self._check(after, self._timeout_ms)
+        return StreamAnswer(streams, span, after, form, identity, caller, first)
+
     async def next_change(self, key: bytes, query: str, identity: bytes) -> Answer:
         """GET /v1/kv/{key}?after=: the next change of a key, or how far there was none."""
         values = parse_query(query, NEXT_CHANGE_PARAMS)
@@ -131,7 +171,7 @@ class WatchHandlers:
         """Refuse who may not watch these keys (A1); return the caller, None: nobody is judged."""
         caller = self._access.current()
         if caller is not None:
-            await self._access.admit(caller, Need("watch", span.start, span.end))
+            await self._access.admit(caller, need_of(span))
         return caller
 
     async def _check(self, after: int, timeout_ms: int) -> None:
@@ -161,6 +201,7 @@ class StreamAnswer(Answer):
         form: Form,
         identity: bytes,
         caller: Principal | None,
+        first: bytes | None = None,
     ) -> None:
         # Each answer ends with its connection: so its events need no framing of their own.
         lines = b"Content-Type: %b\r\n%b%b%b" % (
@@ -168,7 +209,7 @@ class StreamAnswer(Answer):
         )  # fmt: skip
         super().__init__(200, None, headers=lines, closes=True)
         self._streams = streams
-        self._watch = span, after, form, caller
+        self._watch = span, after, form, first, caller
 
     async def send(self, request: BaseRequest, *, closes: bool) -> None:
         """Send the head, and hand the connection over."""
@@ -176,8 +217,8 @@ class StreamAnswer(Answer):
         transport_of(request).write(self._head_for(request, closes=True))
         if request.method == "HEAD":
             return
-        span, after, form, caller = self._watch
+        span, after, form, first, caller = self._watch
         transport = take_over(request.protocol)
         if form == "sse":
             transport.write(_SSE_START)
-        self._streams.begin(transport, span, after, form, caller)
+        self._streams.begin(transport, span, after, form, first, caller)

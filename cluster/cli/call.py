@@ -1,4 +1,4 @@
-"""`onecopy call`: call a method of a service of one's own."""
+"""`onecopy call`: call a method of a user's service."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cluster.terminal import show
 @click.argument("service")
 @click.argument("method")
 @click.argument("arguments", nargs=-1, metavar="[NAME=VALUE | NAME:=JSON]...")
-@click.option("--read", is_flag=True, help="METHOD is a query: read, at any node.")
+@click.option("--read", is_flag=True, help="METHOD is a query: run it at any node.")
 @stale_option
 @confirmed_option
 @idempotency_options
@@ -42,7 +42,7 @@ def call(
 ) -> None:
     """Call METHOD of SERVICE, and print its result as JSON.
 
-    NAME=VALUE gives an argument as text, which becomes a number where the method takes one;
+    NAME=VALUE gives an argument as text, which is converted to a number where the method takes one;
     NAME:=JSON gives one as JSON: onecopy call shop reserve item=apple count=2 tags:='["red"]'
     """
     named = _named(arguments)

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
-from cluster.cli.common import client_options, open_client
+from cluster.cli.common import READ_INTERRUPTED, client_options, open_client
 from cluster.client.errors import LockLostError
 from cluster.client.sync_leasing import Lock
+from cluster.terminal import for_terminal, show, show_json
 
 COMMAND_LOOK_INTERVAL_S = 0.2
 """How often it is looked at whether the command has ended, or the lock is lost."""
@@ -23,7 +25,7 @@ _ttl = click.option(
     type=click.FloatRange(1, 86_400),
     default=10.0,
     show_default=True,
-    help="Seconds after which the next one gets it if this process is gone.",
+    help="Seconds after which the next in the queue gets it if this process has died.",
 )
 _wait = click.option(
     "--wait", type=click.FloatRange(0), help="Wait at most this many seconds [default: no limit]."
@@ -36,7 +38,7 @@ _command = click.argument("command", nargs=-1, required=True, type=click.UNPROCE
 @_command
 @_ttl
 @_wait
-@click.option("--note", default="", help="What others are told about the holder.")
+@click.option("--note", default="", help="Text about the holder, shown to others.")
 @client_options
 def lock(
     name: str,
@@ -49,10 +51,10 @@ def lock(
     no_discover: bool,
     as_json: bool,
 ) -> None:
-    """Run COMMAND while holding the lock NAME; exit as it does.
+    """Run COMMAND while holding the lock NAME, and exit with its exit code.
 
-    COMMAND finds the token in ONECOPY_LOCK_TOKEN, and gets SIGTERM if the lock is lost. Write --
-    before it.
+    COMMAND gets the token in ONECOPY_LOCK_TOKEN, and SIGTERM if the lock is lost. Put -- before
+    COMMAND.
     """
     with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
         held = client.lock(name, ttl=ttl, note=note, wait=wait)
@@ -61,10 +63,13 @@ def lock(
 
 @click.command()
 @click.argument("name")
-@_command
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @_ttl
 @_wait
-@click.option("--value", default="", help="What others are told about the leader.")
+@click.option("--value", default="", help="Text about the leader, shown to others.")
+@click.option(
+    "--observe", is_flag=True, help="Without COMMAND: print the leader, now and at each change."
+)
 @client_options
 def elect(
     name: str,
@@ -72,14 +77,47 @@ def elect(
     ttl: float,
     wait: float | None,
     value: str,
+    observe: bool,
     endpoints: str,
     timeout_ms: int,
     no_discover: bool,
     as_json: bool,
 ) -> None:
-    """Run COMMAND while leading the election NAME; exit as it does. See onecopy lock."""
+    """Run COMMAND while leading the election NAME, and exit with its code. See onecopy lock.
+
+    With --observe, print the leader until Ctrl-C: the revision of the change, then the leader's
+    token and value, or "none".
+    """
+    if bool(command) == observe:
+        raise click.UsageError("give either COMMAND, after --, or --observe")
+    if observe:
+        _observe(name, endpoints, timeout_ms, no_discover, as_json=as_json)
+        return
     with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
         sys.exit(_run(client.elect(name, ttl=ttl, value=value, wait=wait), command))
+
+
+def _observe(
+    name: str, endpoints: str, timeout_ms: int, no_discover: bool, *, as_json: bool
+) -> None:
+    with (
+        open_client(
+            endpoints, timeout_ms, no_discover, as_json=as_json, interrupted=READ_INTERRUPTED
+        ) as client,
+        suppress(KeyboardInterrupt),  # the way to end it
+        client.observe(name, timeout_ms=timeout_ms) as events,
+    ):
+        for event in events:
+            leader = event.leader
+            if as_json:
+                fields = None
+                if leader is not None:
+                    fields = {"token": leader.token, "lease": leader.lease, "value": leader.value}
+                show_json({"revision": event.revision, "leader": fields})
+            elif leader is None:
+                show(f"{event.revision} none")
+            else:
+                show(f"{event.revision} {leader.token} {for_terminal(leader.value)}")
 
 
 def _run(held: Lock, command: Sequence[str]) -> int:

@@ -22,6 +22,7 @@ COMMANDS = {
     "list": "cluster.cli.kv:list_keys",
     "call": "cluster.cli.call:call",
     "watch": "cluster.cli.watch:watch",
+    "lease": "cluster.cli.lease:lease",
     "lock": "cluster.cli.lock:lock",
     "elect": "cluster.cli.lock:elect",
     "status": "cluster.cli.cluster:status",

@@ -52,8 +52,8 @@ def txn(
 ) -> None:
     """Run the transaction in FILE (default: standard input): JSON with "if", "then" and "else".
 
-    All of it is applied or nothing. The exit code is 4 if a condition does not hold; "else" has
-    then been carried out.
+    All of it is applied, or nothing. The exit code is 4 if a condition does not hold; then "else"
+    has been executed.
     """
     document = read_source(source)
     check_after(idempotency_key, idempotency_after)

@@ -13,6 +13,7 @@ from cluster.exit_codes import EXIT_NOT_APPLIED
 from cluster.terminal import say
 from cluster.up.directory import REPLICAS_MAX, TOKEN_NAME, UpError, check_ports, prepare_config
 from cluster.up.display import open_view
+from cluster.up.services import read_services
 from cluster.up.supervisor import run_up, sole_runner
 
 
@@ -47,6 +48,13 @@ from cluster.up.supervisor import run_up, sole_runner
     help="A new cluster has access control: the first token is drawn, shown, and kept in "
     "DATA/admin.token.",
 )
+@click.option(
+    "--service",
+    "services",
+    multiple=True,
+    metavar="NAME=MODULE:CLASS",
+    help="Run this class as the service NAME; the module is here or installed. May be repeated.",
+)
 @click.option("--no-restart", is_flag=True, help="Do not restart a node that exits.")
 def up(
     nodes: int | None,
@@ -54,6 +62,7 @@ def up(
     data: Path,
     port: int | None,
     with_access: bool,
+    services: tuple[str, ...],
     no_restart: bool,
 ) -> None:
     """Run a cluster of real processes on this machine until Ctrl-C. The data is kept.
@@ -63,7 +72,12 @@ def up(
     """
     try:
         config, is_new = prepare_config(
-            data, nodes=nodes, witnesses=witnesses, port=port, with_access=with_access
+            data,
+            nodes=nodes,
+            witnesses=witnesses,
+            port=port,
+            services=read_services(services, data),
+            with_access=with_access,
         )
         with sole_runner(config.path.parent):
             check_ports(config)

@@ -21,7 +21,7 @@ SHOWN_VALUE_CHARS = 200  # on a terminal; --json has it whole
 @click.option(
     "--after",
     type=click.IntRange(0, 2**63 - 1),
-    help="Begin with the change after this revision, as far as it is kept; without it, now.",
+    help="Start with the change after this revision, if history goes back that far [default: now].",
 )
 @client_options
 def watch(
@@ -37,8 +37,9 @@ def watch(
 ) -> None:
     """Print changes of KEY, or of many keys, as they commit, until Ctrl-C.
 
-    Every change is printed once, in the order of revisions, whatever nodes fail meanwhile; it ends
-    if no node can be reached for --timeout-ms. To go on later, give --after the last revision.
+    Every change is printed once, in the order of revisions, even if nodes fail meanwhile. The
+    command exits if no node can be reached for --timeout-ms. To continue later, pass the last
+    revision as --after.
     """
     if (key, prefix, start, end) == (None, None, None, None):
         prefix = ""

@@ -52,6 +52,8 @@ class AsyncAccessCalls:
     ) -> None:
         """Make a role or replace it."""
         target = f"/v1/roles/{quote(check_text('name', name), safe='')}"
+        if not isinstance(rights, RoleRights):
+            raise TypeError(f"rights must be a RoleRights, not {type(rights).__name__}")
         body = msgspec.json.encode(rights)
         call = Request("PUT", target, JSON_HEADERS, body, writes=True)  # twice is as good as once
         reply = await self._transport.call(call, check_timeout(timeout_ms))

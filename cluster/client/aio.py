@@ -35,7 +35,8 @@ from cluster.client.errors import (
     InvalidRequestError,
 )
 from cluster.client.exchange import Request, decode_problem, raise_for
-from cluster.client.leasing import AsyncLeaseCalls, IfLock, lock_headers
+from cluster.client.lease_calls import AsyncLeaseCalls
+from cluster.client.leasing import IfLock, lock_headers
 from cluster.client.mirrors import AsyncMirror
 from cluster.client.operator_calls import AsyncOperatorCalls
 from cluster.client.requests import (

@@ -18,6 +18,7 @@ COPIES_MAX = 255
 PAGE_LIMIT_MAX = 1000
 DEFAULT_PAGE_SIZE = 500  # of a listing that names no limit
 REVISION_MAX = 2**63 - 1
+LEASE_MAX_DIGITS = 20
 AFTER_MAX = 10**18 - 1  # what Idempotency-After takes
 MILLISECONDS_MAX = 2**31 - 1
 
@@ -103,6 +104,15 @@ def check_if_lock(value: tuple[str, int] | None) -> tuple[str, int] | None:
         _wrong_type("if_lock", value, "a tuple of a lock's name and its token")
     name, token = value
     return check_text("if_lock", name), check_number("if_lock", token, 1, REVISION_MAX)
+
+
+def check_lease(value: object) -> str:
+    """Return the id of a lease."""
+    lease = check_text("lease", value)
+    if not (lease.isascii() and lease.isdigit() and len(lease) <= LEASE_MAX_DIGITS):
+        problem = f"lease must be the id of a lease, a number as text, not {lease[:80]!r}"
+        raise InvalidRequestError(problem, code="invalid_argument")
+    return lease
 
 
 def check_optional_number(name: str, value: object, low: int, high: int) -> int | None:

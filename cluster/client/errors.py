@@ -3,7 +3,7 @@
 ClientError
 ├── NotAppliedError           nothing changed, and nothing will
 │   ├── InvalidRequestError   the request itself is invalid: repeating it will not help
-│   ├── RefusedError          a service of one's own refuses, with a code of its own
+│   ├── RefusedError          a user's service refuses, with its own code
 │   ├── PreconditionFailedError   the condition on the key does not hold
 │   ├── LockHeldError         another client holds the lock
 │   ├── LockLostError         the lock is not held under this token
@@ -40,7 +40,7 @@ class InvalidRequestError(NotAppliedError):
 
 
 class RefusedError(NotAppliedError):
-    """A service of one's own has refused: it raised `RejectedError`, whose `code` this has."""
+    """A user's service has refused: it raised `RejectedError`, whose `code` this has."""
 
 
 class PreconditionFailedError(NotAppliedError):

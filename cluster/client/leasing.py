@@ -55,15 +55,6 @@ class _LockReply(msgspec.Struct):
     token: int
 
 
-class Leader(msgspec.Struct, frozen=True, kw_only=True):
-    """Who leads an election, or holds a lock: `value` is what it says of itself."""
-
-    token: int
-    value: str
-    lease: str
-    waiting: int
-
-
 def lock_headers(if_lock: IfLock | None) -> dict[str, str]:
     """Return the header of the condition, checked."""
     checked = check_if_lock(if_lock)
@@ -85,6 +76,7 @@ class AsyncLease:
         self._relied_until_s = 0.0
         self._keeper: asyncio.Task[None] | None = None
         self.id = ""
+        self.has_begun = False
         self.lost = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -116,12 +108,23 @@ class AsyncLease:
                 await self.lost.wait()
 
     async def begin(self) -> None:
-        """Have it granted, and keep it alive from now on."""
+        """Have it granted, and keep it alive from now on. One that has ended may begin again.
+
+        Raises RuntimeError while it is kept alive: nobody would end the one before.
+        """
+        if self.has_begun:
+            raise RuntimeError("it has begun already: make another, or end it first")
+        self.has_begun = True
+        self.lost.clear()
         sent_s = clock_s()
         body = msgspec.json.encode({"ttl_ms": self._ttl_ms})
         call = write_call("POST", "/v1/leases", dict(JSON_HEADERS), body, "")
-        reply = await self._transport.call(call)
-        self.id = decode_reply(call, reply, _LeaseReply, ok=(201,)).lease
+        try:
+            reply = await self._transport.call(call)
+            self.id = decode_reply(call, reply, _LeaseReply, ok=(201,)).lease
+        except BaseException:
+            self.has_begun = False
+            raise
         self._acknowledged(sent_s)
         self._keeper = asyncio.create_task(self._keep())
 
@@ -131,6 +134,7 @@ class AsyncLease:
             return
         self._keeper.cancel()
         self._keeper = None
+        self.has_begun = False
         self._relied_until_s = 0.0
         self.lost.set()
         call = write_call("DELETE", f"/v1/leases/{self.id}", {}, None, "")
@@ -316,51 +320,3 @@ class AsyncElection(AsyncLock):
 
     _kind = "elections"
     _says = "value"
-
-
-class AsyncLeaseCalls:
-    """What `AsyncClient` offers of leases, locks and elections."""
-
-    _transport: Transport
-
-    def lease(self, ttl: float, *, on_lost: Callable[[], object] | None = None) -> AsyncLease:
-        """Return a lease of `ttl` seconds; enter it to have it granted and kept alive.
-
-        `on_lost` is called when it may no longer be relied on.
-        """
-        return AsyncLease(self._transport, ttl, on_lost)
-
-    def lock(
-        self,
-        name: str,
-        *,
-        ttl: float,
-        note: str = "",
-        wait: float | None = None,
-        on_lost: Callable[[], object] | None = None,
-    ) -> AsyncLock:
-        """Return a lock; enter it to wait for it, up to `wait` seconds (None: for ever).
-
-        If its holder is gone for `ttl` seconds the next one has it. `note` is what others are told.
-        """
-        return AsyncLock(self._transport, name, ttl=ttl, note=note, wait=wait, on_lost=on_lost)
-
-    def elect(
-        self,
-        name: str,
-        *,
-        ttl: float,
-        value: str = "",
-        wait: float | None = None,
-        on_lost: Callable[[], object] | None = None,
-    ) -> AsyncElection:
-        """Return a candidacy; enter it to wait until it leads. See `lock`."""
-        return AsyncElection(self._transport, name, ttl=ttl, note=value, wait=wait, on_lost=on_lost)
-
-    async def leader(self, name: str) -> Leader | None:
-        """Return who leads an election (or holds a lock), or None."""
-        call = Request("GET", f"/v1/elections/{quote(check_text('name', name), safe='')}")
-        reply = await self._transport.call(call)
-        if reply.status == 404:
-            return None
-        return decode_reply(call, reply, Leader)

@@ -142,6 +142,53 @@ class WatchEvent(msgspec.Struct, frozen=True, kw_only=True):
     changes: tuple[Change, ...]
 
 
+class Leader(msgspec.Struct, frozen=True, kw_only=True):
+    """Who leads an election, or holds a lock: `value` is what it says of itself.
+
+    `waiting`: how many wait; None where it is not known, in events.
+    """
+
+    token: int
+    value: str
+    lease: str
+    waiting: int | None = None
+
+
+class LeaderEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """Who leads an election from a revision on; `leader` None: nobody."""
+
+    revision: int
+    leader: Leader | None
+
+
+class LeaseInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A client lease: its TTL, what is left of it, and the keys and locks that hang on it."""
+
+    lease: str
+    ttl_ms: int
+    left_ms: int
+    keys: tuple[str, ...]
+    locks: tuple[str, ...]
+
+
+class ListedLease(msgspec.Struct, frozen=True, kw_only=True):
+    """A lease of a listing: `keys` says how many hang on it."""
+
+    lease: str
+    ttl_ms: int
+    keys: int
+
+
+class RevokeResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A lease has ended; `deleted` keys went with it."""
+
+    lease: str
+    deleted: int
+    revision: int
+    epoch: int
+    copies: int
+
+
 class ViewSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The view after a handover or a removal."""
 

@@ -22,7 +22,7 @@ from cluster.client.arguments import (
     draw_key,
 )
 from cluster.client.errors import UnknownOutcomeError
-from cluster.client.leasing import IfLock, Leader
+from cluster.client.leasing import IfLock
 from cluster.client.loop_thread import CLOSED, LoopThread, StuckError
 from cluster.client.results import (
     DeleteRangeResult,
@@ -35,7 +35,7 @@ from cluster.client.results import (
     ViewSummary,
 )
 from cluster.client.sync_access import AccessCalls
-from cluster.client.sync_leasing import Lease, Lock
+from cluster.client.sync_leasing import LeaseCalls
 from cluster.client.sync_services import ServiceCalls
 from cluster.client.sync_watching import KeyWatch, Mirror
 from cluster.client.txn import SyncTxnBuilder
@@ -49,7 +49,7 @@ class _Parts(NamedTuple):
     runner: LoopThread
 
 
-class Client(AccessCalls, ServiceCalls):
+class Client(AccessCalls, ServiceCalls, LeaseCalls):
     """A blocking client of one cluster. Use it as a context manager, or call `close`.
 
     After a fork, the child's copy opens new connections to the same cluster. A client that is
@@ -407,45 +407,6 @@ class Client(AccessCalls, ServiceCalls):
         """Return a live copy of the keys with `prefix`, as a mapping. `with` it, or `close` it."""
         client, runner = self._here()
         return Mirror(client.mirror(prefix), runner, self._timeout_ms)
-
-    def lease(self, ttl: float, *, on_lost: Callable[[], object] | None = None) -> Lease:
-        """Return a lease of `ttl` seconds; enter it. `on_lost` runs on the client's thread."""
-        client, runner = self._here()
-        return Lease(lambda: client.lease(ttl, on_lost=on_lost), runner)
-
-    def lock(
-        self,
-        name: str,
-        *,
-        ttl: float,
-        note: str = "",
-        wait: float | None = None,
-        on_lost: Callable[[], object] | None = None,
-    ) -> Lock:
-        """Return a lock; enter it to wait for it and hold it; see `AsyncClient.lock`."""
-        client, runner = self._here()
-        return Lock(
-            lambda: client.lock(name, ttl=ttl, note=note, wait=wait, on_lost=on_lost), runner
-        )
-
-    def elect(
-        self,
-        name: str,
-        *,
-        ttl: float,
-        value: str = "",
-        wait: float | None = None,
-        on_lost: Callable[[], object] | None = None,
-    ) -> Lock:
-        """Return a candidacy; enter it to wait until it leads; see `AsyncClient.elect`."""
-        client, runner = self._here()
-        return Lock(
-            lambda: client.elect(name, ttl=ttl, value=value, wait=wait, on_lost=on_lost), runner
-        )
-
-    def leader(self, name: str) -> Leader | None:
-        """Return who leads an election, or None."""
-        return self._run(lambda client: client.leader(name), None)
 
     def status(self, *, timeout_ms: int | None = None) -> ClusterStatus:
         """Return the cluster as its primary sees it."""

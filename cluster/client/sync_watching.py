@@ -5,25 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self
 
 from cluster.client.errors import UnavailableError
 from cluster.client.loop_thread import LoopThread
 from cluster.client.mirrors import AsyncMirror
-from cluster.client.results import Item, WatchEvent
-from cluster.client.watching import AsyncKeyWatch
+from cluster.client.results import Item, LeaderEvent, WatchEvent
+from cluster.client.watching import AsyncStream, EventT
 
 SIGNAL_LOOK_INTERVAL_S = 1.0
 """How long the client's loop is waited for at once: in between Ctrl-C is noticed."""
 
 
-class KeyWatch:
-    """The events of a watch, blocking, for one thread at a time; see `AsyncKeyWatch`."""
+class Stream(Generic[EventT]):
+    """The events of a stream, blocking, for one thread at a time; see `AsyncStream`."""
 
-    def __init__(self, watch: AsyncKeyWatch, runner: LoopThread, begin_timeout_ms: int) -> None:
+    def __init__(
+        self, watch: AsyncStream[EventT], runner: LoopThread, begin_timeout_ms: int
+    ) -> None:
         self._watch = watch
         self._runner = runner
-        self._step: asyncio.Task[WatchEvent] | None = None
+        self._step: asyncio.Task[EventT] | None = None
         self._closed = False
         _run(runner, watch.begin(), begin_timeout_ms)
 
@@ -38,23 +40,23 @@ class KeyWatch:
     ) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[WatchEvent]:
+    def __iter__(self) -> Iterator[EventT]:
         return self
 
-    def __next__(self) -> WatchEvent:
+    def __next__(self) -> EventT:
         """Wait for the next event."""
         while (event := self.poll(SIGNAL_LOOK_INTERVAL_S)) is None:
             if self._closed:
                 raise StopIteration
         return event
 
-    def poll(self, timeout_s: float) -> WatchEvent | None:
+    def poll(self, timeout_s: float) -> EventT | None:
         """Return the next event if it comes within so many seconds; else None."""
         if self._closed:
             return None
         return self._runner.ask(self._wait(timeout_s), timeout_s)
 
-    async def _wait(self, timeout_s: float) -> WatchEvent | None:
+    async def _wait(self, timeout_s: float) -> EventT | None:
         if self._step is None:
             self._step = asyncio.ensure_future(self._next())
         done, _ = await asyncio.wait([self._step], timeout=timeout_s)
@@ -63,12 +65,12 @@ class KeyWatch:
         step, self._step = self._step, None
         return None if step.cancelled() else step.result()
 
-    async def _next(self) -> WatchEvent:
+    async def _next(self) -> EventT:
         return await self._watch.__anext__()
 
     @property
     def revision(self) -> int | None:
-        """All changes up to there have come; see `AsyncKeyWatch`."""
+        """All changes up to there have come; see `AsyncStream`."""
         return self._watch.revision
 
     def close(self) -> None:
@@ -82,6 +84,14 @@ class KeyWatch:
         if self._step is not None:
             self._step.cancel()
         await self._watch.aclose()
+
+
+class KeyWatch(Stream[WatchEvent]):
+    """The events of a watch; see `Stream` and `AsyncKeyWatch`."""
+
+
+class ElectionWatch(Stream[LeaderEvent]):
+    """Who leads an election, now and whenever that changes; see `Stream`."""
 
 
 class Mirror(Mapping[str, bytes]):

@@ -123,9 +123,15 @@ class TxnBuilder:
         self._if.append({"lock": check_key(name), "token": checked})
         return self
 
-    def put(self, key: str, value: bytes | str) -> Self:
-        """Write a value (text as UTF-8). Its result is a TxnPutResult."""
-        return self._add("put", {"key": check_key(key), "value": check_value(value)})
+    def put(self, key: str, value: bytes | str, *, lease: str = "") -> Self:
+        """Write a value (text as UTF-8). Its result is a TxnPutResult.
+
+        `lease`: the id of a lease that the key hangs on from now on (`AsyncLease.id`).
+        """
+        fields: dict[str, object] = {"key": check_key(key), "value": check_value(value)}
+        if check_text("lease", lease):
+            fields["lease"] = lease
+        return self._add("put", fields)
 
     def delete(self, key: str = "", *, prefix: str = "", start: str = "", end: str = "") -> Self:
         """Remove a key, or a range as `AsyncClient.delete_range`. Its result: TxnDeleteResult."""

@@ -1,4 +1,4 @@
-"""Watching: the changes of keys as they commit, over as many connections and nodes as it takes.
+"""Watching: what changes, as it commits, over as many connections and nodes as it takes.
 
 A watch resumes by itself, at any node, after the last revision that it has given: nothing is
 missing and nothing comes twice. Where a node no longer keeps the history that is asked for, the
@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Generic, Protocol, Self, TypeVar
 from urllib.parse import quote, urlencode
 
 import aiohttp
@@ -40,20 +41,41 @@ BEGIN_TIMEOUT_S = 8.0
 MAX_EVENT_SIZE_BYTES = 256 * 1024 * 1024
 """Larger than what a node sends of one revision."""
 
+EventT = TypeVar("EventT")
+EventT_co = TypeVar("EventT_co", covariant=True)
+
 
 class _Line(msgspec.Struct, frozen=True):
-    """A line of a stream: an event, or its end."""
+    """A line of a stream of changes: an event, or its end."""
 
     revision: int = 0
     changes: tuple[Change, ...] = ()
     end: Problem | None = None
 
+    def event(self) -> WatchEvent:
+        return WatchEvent(revision=self.revision, changes=self.changes)
+
 
 _decode = msgspec.json.Decoder(_Line).decode
 
 
-class AsyncKeyWatch:
-    """The events of one watch: iterate over it. It begins when it is entered or first iterated.
+class StreamLine(Protocol[EventT_co]):
+    """A line of a stream: an event, progress, or its end."""
+
+    @property
+    def revision(self) -> int:
+        """Everything up to there has come."""
+
+    @property
+    def end(self) -> Problem | None:
+        """Why the node ends the stream, where it does."""
+
+    def event(self) -> EventT_co | None:
+        """Return what is given of it; None: it only says how far the stream is."""
+
+
+class AsyncStream(Generic[EventT]):
+    """The events of a stream: iterate over it. It begins when it is entered or first iterated.
 
     `revision`: all changes up to there have come, and are given next if they were not; None before
     it has begun.
@@ -65,16 +87,18 @@ class AsyncKeyWatch:
         target: str,
         after: int | None,
         timeout_ms: int | None,
+        decode: Callable[[bytes], StreamLine[EventT]],
     ) -> None:
         self.revision = check_optional_number("after", after, 0, REVISION_MAX)
         self._transport = transport
         self._target = target
         self._timeout_ms = check_timeout(timeout_ms)
+        self._decode = decode
         self._response: aiohttp.ClientResponse | None = None
         self._url = ""
         self._parts: list[bytes] = []  # of a line that is not whole
         self._held_bytes = 0
-        self._events: deque[WatchEvent] = deque()
+        self._events: deque[EventT] = deque()
         self._compacted: dict[str, int] = {}  # the nodes that do not go back so far, and how far
         self._asked: set[str] = set()  # since the first of those
         self._without_data: set[str] = set()
@@ -95,17 +119,8 @@ class AsyncKeyWatch:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> WatchEvent:
-        """Return the next event: all that one revision has changed of what is watched."""
-        while not (event := await self.next_or_progress()).changes:
-            pass
-        return event
-
-    async def next_or_progress(self) -> WatchEvent:
-        """Return the next event, also one without changes: nothing else up to its revision.
-
-        Nothing is lost where this is cancelled. Raises StopAsyncIteration once it is closed.
-        """
+    async def __anext__(self) -> EventT:
+        """Return the next event. Nothing is lost where this is cancelled."""
         while not self._events:
             if self._closed:
                 raise StopAsyncIteration
@@ -155,7 +170,7 @@ class AsyncKeyWatch:
 
     def _take(self, text: bytes) -> None:
         try:
-            line = _decode(text)
+            line = self._decode(text)
         except msgspec.DecodeError:
             self._lost()  # whatever answers there, it is no onecopy node
             return
@@ -169,7 +184,9 @@ class AsyncKeyWatch:
             self.revision = line.revision
             self._compacted.clear()
             self._asked.clear()
-            self._events.append(WatchEvent(revision=line.revision, changes=line.changes))
+            event = line.event()
+            if event is not None:
+                self._events.append(event)
 
     def _lost(self) -> None:
         """The stream has ended: another node is asked next."""
@@ -236,7 +253,7 @@ class AsyncKeyWatch:
         """Ask a node to begin the stream. Raises UnavailableError where another may do it."""
         target = self._target
         if self.revision is not None:
-            target += f"&after={self.revision}"
+            target += f"{'&' if '?' in target else '?'}after={self.revision}"
         self._asked.add(url)
         call = Request("GET", target, {"Accept": "application/x-ndjson"}, waits=False)
         reply, response = await self._transport.open_stream(
@@ -252,6 +269,28 @@ class AsyncKeyWatch:
             self._without_data.add(url)
         else:
             raise_for(call, reply)
+
+
+class AsyncKeyWatch(AsyncStream[WatchEvent]):
+    """The events of one watch; see `AsyncStream`."""
+
+    def __init__(
+        self, transport: Transport, target: str, after: int | None, timeout_ms: int | None
+    ) -> None:
+        super().__init__(transport, target, after, timeout_ms, _decode)
+
+    async def __anext__(self) -> WatchEvent:
+        """Return the next event: all that one revision has changed of what is watched."""
+        while not (event := await self.next_or_progress()).changes:
+            pass
+        return event
+
+    async def next_or_progress(self) -> WatchEvent:
+        """Return the next event, also one without changes: nothing else up to its revision.
+
+        Nothing is lost where this is cancelled. Raises StopAsyncIteration once it is closed.
+        """
+        return await super().__anext__()
 
 
 def watch_target(prefix: str | None, key: str | None, start: str | None, end: str | None) -> str:

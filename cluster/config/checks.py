@@ -16,6 +16,7 @@ from cluster.config.model import (
     split_address,
 )
 from cluster.config.secret_strength import MIN_SECRET_BITS, estimated_bits
+from datapath.service import STORE_NAME
 from datapath.settings import MAX_RANGE_SIZE_BYTES
 
 ID_PATTERN = "[a-z0-9][a-z0-9-]{0,30}"
@@ -47,6 +48,15 @@ def _check_service(config: ClusterConfig, section: str, service: ServiceConfig) 
     if service.timeout_ms < service.step_timeout_ms:
         problem = f"{service.timeout_ms} is below step_timeout_ms, {service.step_timeout_ms}"
         raise ConfigError(config.path, f"{section}.timeout_ms", problem)
+    known = {STORE_NAME, *config.services} - {section.removeprefix("services.")}
+    for field, named in (("reads", service.reads), ("writes", service.writes)):
+        for name in named:
+            if name not in known:
+                problem = (
+                    f"{name!r} is not another service of this file, nor {STORE_NAME!r}; there are: "
+                    f"{', '.join(sorted(known))}"
+                )
+                raise ConfigError(config.path, f"{section}.{field}", problem)
 
 
 def _node_addresses(config: ClusterConfig) -> Iterator[tuple[str, str]]:

@@ -116,7 +116,11 @@ def _read_services(path: Path, tree: Any) -> dict[str, ServiceConfig]:
 
 
 def render_config(
-    name: str, secret: str, nodes: Mapping[str, NodeConfig], access: AccessSection | None = None
+    name: str,
+    secret: str,
+    nodes: Mapping[str, NodeConfig],
+    services: Mapping[str, ServiceConfig] | None = None,
+    access: AccessSection | None = None,
 ) -> str:
     """Return the text of a configuration file, timing and limits at their defaults."""
     lines = ["# Written by onecopy up. Every field: docs/configuration.md.", "[cluster]"]
@@ -129,7 +133,17 @@ def render_config(
                 lines.append(f"{field} = {text}")
     if access is not None:
         lines += ["", "[access]", f"admin_token_hash = {_quoted(access.admin_token_hash)}"]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + render_services(services or {})
+
+
+def render_services(services: Mapping[str, ServiceConfig]) -> str:
+    """Return the sections of services, bounds and rights at their defaults."""
+    lines: list[str] = []
+    for name, item in services.items():
+        lines += ["", f"[services.{name}]", f"class = {_quoted(item.spec)}"]
+        if item.path:
+            lines.append(f"path = {_quoted(item.path)}")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def write_private(path: Path, text: str) -> None:

@@ -266,6 +266,16 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             ge=65536,
         ),
     ] = 268_435_456
+    log_retention_ms: Annotated[
+        int,
+        _count(
+            "How long the log is kept as history for watchers, up to four times "
+            "`log_retention_bytes`, by the date of each node's machine. 0: `log_retention_bytes` "
+            "alone decides.",
+            ge=0,
+            le=2_592_000_000,
+        ),
+    ] = 0
     store_map_size_bytes: Annotated[
         int,
         _count(
@@ -359,7 +369,7 @@ class AccessSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class ServiceConfig(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"spec": "class"}
 ):
-    """`[services.NAME]`: a service of one's own; NAME is 1 to 31 of `a-z 0-9 _ -`."""
+    """`[services.NAME]`: a user's service; NAME is 1 to 31 of `a-z 0-9 _ -`."""
 
     spec: Annotated[
         str, Meta(description='Its class, as `"module:Class"`; every replica needs it.')
@@ -386,6 +396,20 @@ class ServiceConfig(
         int,
         _count("Bytes of keys and values that one operation may write.", le=3 * 1024 * 1024),
     ] = 1_048_576
+    reads: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Whose keys it may read besides its own: names of other services, or "
+            '`"kv"`, the store.'
+        ),
+    ] = ()
+    writes: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Whose keys it may write; the right to read them is separate. A service "
+            "with `async` operations can neither have such rights nor be named here."
+        ),
+    ] = ()
 
 
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):

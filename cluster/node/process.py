@@ -45,7 +45,7 @@ from datapath.errors import (
 )
 from datapath.node.engine import Engine
 from datapath.node.gateway import Gateway
-from datapath.node.replica_disk import SNAPSHOT_LOG_HARD_FACTOR
+from datapath.node.retention import SNAPSHOT_LOG_HARD_FACTOR
 from datapath.storage.data_directory import DataDirectory
 from datapath.tasks import Tasks
 from datapath.transport.link import LinkHandler

@@ -12,9 +12,11 @@ from cluster.node.descriptors import Descriptors
 from cluster.services.access_guard import TokenGuard
 from cluster.services.hosting import Host, HostLimits
 from cluster.services.loading import load_service
+from cluster.services.scoped import Rights
 from cluster.services.signatures import ServiceError
 from datapath.clock import clock_s
-from datapath.node.replica_disk import SNAPSHOT_LOG_HARD_FACTOR, ReplicaStorage
+from datapath.node.replica_disk import ReplicaStorage
+from datapath.node.retention import SNAPSHOT_LOG_HARD_FACTOR
 from datapath.operations import Principal
 from datapath.records import MAX_RECORD_SIZE_BYTES
 from datapath.settings import Bounds, ClientTableBounds, Timing
@@ -23,7 +25,7 @@ from election.pysyncobj_adapter import AgreementSettings
 from election.registry import PeerRegistry
 
 LOG_KEPT_FACTOR = 4
-"""How many times `log_retention_bytes` may be kept for a replica that is catching up."""
+"""Times `log_retention_bytes` that may be kept for a replica that is catching up, or by time."""
 
 
 def agreement_settings(
@@ -97,6 +99,7 @@ def make_storage(
         flush_bytes=limits.overlay_flush_bytes,
         retention_bytes=limits.log_retention_bytes,
         catchup_bytes=LOG_KEPT_FACTOR * limits.log_retention_bytes,
+        retention_ms=limits.log_retention_ms,
         max_queued_bytes=limits.max_inflight_bytes + 2 * MAX_RECORD_SIZE_BYTES,
         # Each file of the log that is held takes a descriptor.
         snapshot_log_bytes=min(
@@ -145,10 +148,30 @@ def load_hosts(config: ClusterConfig, node_id: str) -> dict[str, Host]:
     for name, item in config.services.items():
         try:
             service = load_service(item.spec, Path(item.path) if item.path else None)
-            hosts[name] = Host(name, service, host_limits(item))
+            rights = Rights(reads=frozenset(item.reads), writes=frozenset(item.writes))
+            hosts[name] = Host(name, service, host_limits(item), rights=rights)
         except ServiceError as error:
             raise ConfigError(config.path, f"services.{name}.class", str(error)) from error
+    _check_rights(config, hosts)
     return hosts
+
+
+def _check_rights(config: ClusterConfig, hosts: Mapping[str, Host]) -> None:
+    """X1: what an `async` operation sees is not written by others, which go on beside it."""
+    for name, item in config.services.items():
+        for field, named in (("reads", item.reads), ("writes", item.writes)):
+            for other in named:
+                awaits = [name] if hosts[name].async_operations else []
+                if field == "writes" and other in hosts and hosts[other].async_operations:
+                    awaits.append(other)
+                if awaits:
+                    method = min(hosts[awaits[0]].async_operations).lstrip(":")
+                    raise ConfigError(
+                        config.path,
+                        f"services.{name}.{field}",
+                        f"{awaits[0]}.{method} is async, and others write while it awaits: write "
+                        f"it with def, or remove {other!r} here",
+                    )
 
 
 def host_limits(item: ServiceConfig) -> HostLimits:

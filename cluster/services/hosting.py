@@ -1,6 +1,6 @@
 """Hosting a user's service: its keyspace, its bounds, its timers, its versions.
 
-- X1: it sees and writes only its own keys.
+- X1: it sees and writes only its own keys, and those that the configuration names (`Rights`).
 - X2: what raises, takes too long, writes too much or returns what cannot be encoded leaves nothing
   behind, and stops nobody else.
 - X3: a timer runs at most once an interval, in the order of the log.
@@ -23,8 +23,20 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from cluster.services.scoped import Scoped, ScopedReader
-from cluster.services.signatures import ArgumentError, ServiceMethod, read_signatures
+from cluster.services.scoped import (
+    OWN_KEYS_ALONE,
+    Rights,
+    Scoped,
+    ScopedReader,
+    WriteBounds,
+    data_prefix,
+)
+from cluster.services.signatures import (
+    ArgumentError,
+    ServiceMethod,
+    check_instance,
+    read_signatures,
+)
 from cluster.services.time_limit import Stepped, TimeLimit, TimeUpError
 from cluster.services.timers import may_fire
 from datapath.errors import OperationError, OperationNotAppliedError, RejectedError
@@ -85,8 +97,9 @@ class _Running(NamedTuple):
 class Host(Service):
     """Serves a user's service under a name; what the data path executes.
 
-    `wall_clock_ms` is the time of day, for timers. Raises `signatures.ServiceError` for a class
-    that cannot be hosted.
+    `rights` says whose keys it sees besides its own; those of one with `async` operations must be
+    OWN_KEYS_ALONE. `wall_clock_ms` is the time of day, for timers. Raises
+    `signatures.ServiceError` for a class that cannot be hosted.
     """
 
     keyspace = SERVICES
@@ -97,16 +110,19 @@ class Host(Service):
         service: Service,
         limits: HostLimits | None = None,
         *,
+        rights: Rights = OWN_KEYS_ALONE,
         wall_clock_ms: Callable[[], float] = lambda: time.time() * 1000,
     ) -> None:
         self.name = name
         self.signatures = read_signatures(name, type(service))
+        check_instance(self.signatures, service)
+        self._rights = rights
         self.limits = limits or HostLimits()
         self.difference = ""
         """How this node's code differs from the cluster's, as last compared."""
         self._service = service
         self._wall_clock_ms = wall_clock_ms
-        self._data = name.encode() + b"\0"
+        self._data = data_prefix(name)
         self._meta = name.encode() + b"\1"
         self._step = TimeLimit(self.limits.step_timeout_ms / 1000)
         self._abandoned: set[asyncio.Task[Any]] = set()
@@ -188,7 +204,7 @@ class Host(Service):
 
     def _query(self, method: ServiceMethod, function: Callable[..., Any]) -> Callable[..., Any]:
         def read(tx: ReadTransaction, body: bytes = b"{}", from_text: bool = False) -> bytes:
-            view = ScopedReader(tx, self._data, self._step)
+            view = ScopedReader(tx, self._data, self._step, self._rights)
             with self._tallied(method), self._judged(method):
                 try:
                     self._check_started(ScopedReader(tx, self._meta, self._step))
@@ -216,13 +232,13 @@ class Host(Service):
     def _open(self, tx: Transaction, method: str) -> _Running:
         what, max_bytes = f"{self.name}.{method}", self.limits.max_write_bytes
         return _Running(
-            Scoped(tx, self._data, self._step, max_bytes=max_bytes, what=what),
-            Scoped(tx, self._meta, self._step, max_bytes=max_bytes, what=what),
+            Scoped(tx, self._data, self._step, self._rights, WriteBounds(max_bytes, what)),
+            Scoped(tx, self._meta, self._step, OWN_KEYS_ALONE, WriteBounds(max_bytes, what)),
         )
 
     def _result(self, method: ServiceMethod, value: Any, view: Scoped) -> bytes:
-        if view.failure is not None:
-            raise view.failure
+        if view.bounds.failure is not None:
+            raise view.bounds.failure
         return b"true" if method.kind == "timer" else _encode(f"{self.name}.{method.name}", value)
 
     # -- X2: how a call ends
@@ -307,8 +323,8 @@ class Host(Service):
             migrate = ServiceMethod("migrate", "operation", msgspec.Struct, Any, False, "")
             with self._judged(migrate), self._step:
                 self._service.migrate(running.view, stored)
-            if running.view.failure is not None:
-                raise running.view.failure
+            if running.view.bounds.failure is not None:
+                raise running.view.bounds.failure
             logger.info("service %s is at version %d now, from %d", self.name, version, stored)
         if started != Started(version, self.signatures.code):
             running.meta.put(b"started", self._own)

@@ -72,6 +72,7 @@ class Leases(Service):
         self._clock = clock
         self.expiry = Expiry(stall_threshold_ms)
         self._load_from: bytes | None = None
+        self._left: tuple[int, ...] = ()  # due, and beyond the bounds of the last operation
         self.granted_total = self.kept_alive_total = self.ended_total = 0
 
     # -- operations
@@ -134,13 +135,13 @@ class Leases(Service):
         """End those of `due` whose time is up; return those that are gone now, or were before.
 
         Each is judged here and not by who asked for it (L2). It stops when its bounds are reached:
-        the others are due again.
+        the others are due again at the next tick.
         """
         started_ms = self._clock()
         self.expiry.advance(started_ms)
         gone: list[int] = []
         n_keys = 0
-        for lease in due[:MAX_ENDED]:
+        for asked, lease in enumerate(due[:MAX_ENDED], 1):
             state = read_lease(tx, lease)
             if state is not None:
                 if not self.expiry.may_end(lease):
@@ -149,6 +150,7 @@ class Leases(Service):
                 n_keys += state.keys
             gone.append(lease)
             if n_keys >= MAX_LEASE_KEYS or self._clock() - started_ms >= END_SLICE_MS:
+                self._left = due[asked:]
                 break
         return gone
 
@@ -174,7 +176,7 @@ class Leases(Service):
     def on_epoch_open(self, now_ms: float) -> None:
         """Start every lease's TTL anew (L1), a page at each tick: none ends before it is there."""
         self.expiry.start_epoch(now_ms)
-        self._load_from = LEASE
+        self._load_from, self._left = LEASE, ()
 
     def due(self, tx: ReadTransaction, now_ms: float) -> tuple[str, tuple[Any, ...]] | None:
         """Return the operation that ends what is due."""
@@ -187,8 +189,8 @@ class Leases(Service):
                 lease = int.from_bytes(key[1:])
                 if lease not in self.expiry:
                     self.expiry.renew(lease, decode_lease(stored).ttl_ms)
-        due = self.expiry.due(MAX_ENDED)
-        return ("end", (tuple(due),)) if due else None
+        due, self._left = self._left or tuple(self.expiry.due(MAX_ENDED)), ()
+        return ("end", (due,)) if due else None
 
     def on_done(self, value: Any) -> None:
         """Leases have ended."""

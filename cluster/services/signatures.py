@@ -19,12 +19,21 @@ from typing import Any, Literal
 import msgspec
 
 from cluster.services.timers import Timer, timer_of
-from datapath.service import SERVICE_NAME_PATTERN, Service
+from datapath.service import SERVICE_NAME_PATTERN, STORE_NAME, Service
 
 MAX_METHODS = 200
 """Of one service: each is a label of the metrics, and a path of the API."""
 RESERVED_ARGUMENTS = frozenset({"consistency", "max_staleness_ms", "timeout_ms"})
 """What a query cannot call its arguments: the request's own parameters stand beside them."""
+
+RESERVED_METHODS = frozenset({"call"})
+"""What no method can be called: `AsyncClient.service(…).call` is a method of the proxy."""
+OWN_NAMES = frozenset(
+    name for name in (*vars(Service), *vars(Service())) if not name.startswith("_")
+)
+"""What `Service` has itself: other things of a user's class need other names."""
+SETTINGS = frozenset({"name", "version", "scans"})
+"""Those of them that a class may set."""
 
 Kind = Literal["operation", "query", "timer"]
 
@@ -101,6 +110,9 @@ def read_signatures(name: str, service: type[Service]) -> Signatures:
             f"{name!r} is no name for a service: use 1 to 31 of a-z, 0-9, '-' and '_', beginning "
             "with a letter"
         )
+    if name == STORE_NAME:
+        raise ServiceError(f"{name!r} is the store's own name; choose another for the service")
+    _check_names(where, service)
     version: object = service.version
     if type(version) is not int or not 1 <= version < 2**31:
         raise ServiceError(
@@ -123,6 +135,48 @@ def read_signatures(name: str, service: type[Service]) -> Signatures:
     return Signatures(name, version, _code_of(service), _summary(service), methods)
 
 
+def _check_names(where: str, service: type[Service]) -> None:
+    """Refuse a class that has something else under a name of `Service`'s own."""
+    for parent in service.__mro__:
+        for name, item in () if parent in {Service, object} else vars(parent).items():
+            is_data = not callable(item) and not hasattr(type(item), "__get__")
+            is_marked = hasattr(item, "__onecopy__") or timer_of(item) is not None
+            is_plain = inspect.isfunction(item) and not is_marked
+            if name not in OWN_NAMES or (
+                is_data if name in SETTINGS else name == "migrate" and is_plain
+            ):
+                continue
+            raise ServiceError(_taken(where, name))
+
+
+def check_instance(signatures: Signatures, service: Service) -> None:
+    """Refuse an instance whose attributes stand in the way of `Service`'s own, or of its methods.
+
+    Raises ServiceError.
+    """
+    where = f"{type(service).__module__}:{type(service).__qualname__}"
+    made = Service.__new__(type(service))
+    Service.__init__(made)
+    for name, item in vars(service).items():
+        if name in signatures.methods:
+            raise ServiceError(
+                f"{where}: self.{name} hides the method {name!r}; rename one of the two"
+            )
+        if name in SETTINGS:
+            raise ServiceError(f"{where}: set {name} in the class, not as self.{name}")
+        own = vars(made).get(name)
+        is_as_made = own is not None and type(item) is type(own) and set(item) == set(own)
+        if name in OWN_NAMES and not is_as_made:
+            raise ServiceError(_taken(where, name))
+
+
+def _taken(where: str, name: str) -> str:
+    return (
+        f"{where}.{name}: onecopy.Service has a {name!r} of its own; give yours another name, say "
+        f"{'my_' + name!r}"
+    )
+
+
 def _method(where: str, name: str, function: Any) -> ServiceMethod | None:
     kind = getattr(function, "__onecopy__", None)
     timer = timer_of(function)
@@ -135,6 +189,8 @@ def _method(where: str, name: str, function: Any) -> ServiceMethod | None:
     where = f"{where}.{name}"
     if name.startswith("_"):
         raise ServiceError(f"{where}: what can be called has a name without a leading underscore")
+    if name in RESERVED_METHODS:
+        raise ServiceError(f"{where}: clients have a {name!r} of their own; rename the method")
     is_async = inspect.iscoroutinefunction(function)
     if is_async and kind == "query":
         raise ServiceError(

@@ -48,8 +48,8 @@ class TimeLimit:
                 _take_over()
             _Alarm.limit = self
             self._began = time.monotonic()
-            self.armed = True
             self._timer = signal.setitimer(signal.ITIMER_REAL, self.seconds, _AGAIN_S)
+            self.armed = True  # last: before that nothing is raised, and nothing is after it
         return self
 
     def __exit__(
@@ -94,9 +94,14 @@ def _take_over() -> None:
     signal.signal(signal.SIGALRM, _on_alarm)
 
 
+_OWN_CODE = (TimeLimit.__enter__.__code__, TimeLimit.__exit__.__code__)
+
+
 def _on_alarm(number: int, frame: FrameType | None) -> None:
     if _Alarm.limit is not None:
-        _Alarm.limit.time_is_up()
+        # Raised amid these two it would leave the timer on for good; it comes again if need be.
+        if frame is None or frame.f_code not in _OWN_CODE:
+            _Alarm.limit.time_is_up()
     elif callable(_Alarm.previous):
         _Alarm.previous(number, frame)
 

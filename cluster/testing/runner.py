@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+from collections.abc import Iterable
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
@@ -19,6 +20,7 @@ import msgspec
 from cluster.client.errors import ClientError, NotAppliedError, RefusedError
 from cluster.client.services import MethodCall, ServiceName, ServiceProxy
 from cluster.services.hosting import DIFFERENCE, START, Host, HostLimits
+from cluster.services.scoped import Rights, data_prefix
 from datapath.errors import OperationError, RejectedError
 from datapath.execution.executor import Executor
 from datapath.execution.read_view import ReadView
@@ -33,15 +35,23 @@ _ServiceT = TypeVar("_ServiceT", bound=Service)
 class ServiceRunner(Generic[_ServiceT]):
     """Runs a service, made by `make` (its class, say), as the primary of a cluster would.
 
+    `reads` and `writes` are its rights, as in the configuration; what they name is empty at first.
     `now_ms` is the time of day that timers go by, set by `run_timer`. Raises what a start raises:
     ServiceError for a class that cannot be hosted, NotAppliedError where `migrate` fails.
     """
 
     def __init__(
-        self, make: type[_ServiceT], *, name: str = "", limits: HostLimits | None = None
+        self,
+        make: type[_ServiceT],
+        *,
+        name: str = "",
+        limits: HostLimits | None = None,
+        reads: Iterable[str] = (),
+        writes: Iterable[str] = (),
     ) -> None:
         self._name = name or make.service_name()
         self._limits = limits
+        self._rights = Rights(reads=frozenset(reads), writes=frozenset(writes))
         self._state = _Memory()
         self.now_ms = 0.0
         self.index = 0
@@ -50,7 +60,13 @@ class ServiceRunner(Generic[_ServiceT]):
     def restart(self, make: type[_ServiceT]) -> None:
         """Go on with a new instance on the same state, as after a failover or an upgrade."""
         self._make = make
-        self._host = Host(self._name, make(), self._limits, wall_clock_ms=lambda: self.now_ms)
+        self._host = Host(
+            self._name,
+            make(),
+            self._limits,
+            rights=self._rights,
+            wall_clock_ms=lambda: self.now_ms,
+        )
         self._executor = Executor(
             {self._name: self._host}, self._state, ClientTableBounds(), lambda: self.now_ms
         )
@@ -66,7 +82,7 @@ class ServiceRunner(Generic[_ServiceT]):
     @property
     def data(self) -> dict[bytes, bytes]:
         """All that the service has stored."""
-        prefix = self._name.encode() + b"\0"
+        prefix = data_prefix(self._name)
         found = self._state.range(SERVICES, prefix, prefix[:-1] + b"\1", len(self._state.keys))
         return {key[len(prefix) :]: value for key, value in found}
 

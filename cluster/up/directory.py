@@ -7,10 +7,18 @@ import os
 import secrets
 import socket
 import stat
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
-from cluster.config.file import load_config, render_config, write_private
-from cluster.config.model import AccessSection, ClusterConfig, NodeConfig, split_address
+from cluster.config.file import load_config, render_config, render_services, write_private
+from cluster.config.model import (
+    AccessSection,
+    ClusterConfig,
+    NodeConfig,
+    ServiceConfig,
+    split_address,
+)
 from cluster.services.access_guard import draw_token, hash_line
 
 CONFIG_NAME = "cluster.toml"
@@ -31,14 +39,15 @@ def prepare_config(
     nodes: int | None,
     witnesses: int | None,
     port: int | None,
+    services: Mapping[str, ServiceConfig] | None = None,
     with_access: bool = False,
 ) -> tuple[ClusterConfig, bool]:
     """Load the cluster kept in `data`, or write a new one; return it, and whether it is new.
 
-    `with_access`: a new one has access control, and the first administrator's token in TOKEN_NAME.
-
-    None is "as it is", or the default for a new one (three replicas from port 8101). Raises
-    UpError where a kept cluster has another shape, ConfigError where its file is broken.
+    None is "as it is", or the default for a new one (three replicas from port 8101). `services`
+    (paths relative to `data`) are added to what a kept cluster has. `with_access`: a new one has
+    access control, and the first administrator's token in TOKEN_NAME. Raises UpError where it has
+    another shape, or a service by another class; ConfigError where its file is broken.
     """
     path = data / CONFIG_NAME
     check_ours(data)
@@ -50,10 +59,11 @@ def prepare_config(
                 f"the cluster in {data} has no access control: run `onecopy token init FILE`, and "
                 f"add the lines that it prints to {path}; or choose another --data"
             )
-        return config, False
+        return _add_services(config, services or {}), False
     token = draw_token() if with_access else None
     access = None if token is None else AccessSection(admin_token_hash=hash_line(token))
-    text = _new_config(nodes or 3, witnesses or 0, port or DEFAULT_PORT, access)
+    ports = nodes or 3, witnesses or 0, port or DEFAULT_PORT
+    text = _new_config(*ports, services or {}, access)
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         if token is not None:
@@ -148,7 +158,38 @@ def _bind(address: str) -> None:
         probe.listen()
 
 
-def _new_config(nodes: int, witnesses: int, port: int, access: AccessSection | None = None) -> str:
+def _add_services(config: ClusterConfig, services: Mapping[str, ServiceConfig]) -> ClusterConfig:
+    """Add those services to a kept cluster's file that are not in it."""
+    path = config.path
+    added = {name: item for name, item in services.items() if name not in config.services}
+    for name in services.keys() - added.keys():
+        kept, asked = config.services[name], services[name]
+        folder = str((path.parent / asked.path).resolve()) if asked.path else ""
+        if (kept.spec, kept.path) != (asked.spec, folder):
+            where = f" in {kept.path}" if kept.path else ""
+            raise UpError(
+                f"the cluster in {path.parent} has --service {name}={kept.spec}{where}; omit the "
+                f"option to resume it, or change [services.{name}] in {path}"
+            )
+    if not added:
+        return config
+    text = path.read_text(encoding="utf-8-sig") + render_services(added)
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        problem = f"[services.{next(iter(added))}] cannot be added to {path} ({error})"
+        raise UpError(f"{problem}; add it by hand and omit --service") from None
+    _write_private(path, text)
+    return load_config(path)
+
+
+def _new_config(
+    nodes: int,
+    witnesses: int,
+    port: int,
+    services: Mapping[str, ServiceConfig],
+    access: AccessSection | None,
+) -> str:
     last = port + nodes + witnesses - 1
     if nodes + witnesses > PEER_PORT_OFFSET or last + RAFT_PORT_OFFSET > 65535:
         raise UpError(
@@ -164,7 +205,7 @@ def _new_config(nodes: int, witnesses: int, port: int, access: AccessSection | N
             raft=f"127.0.0.1:{port + number + RAFT_PORT_OFFSET}",
             data=node,
         )
-    return render_config("local", secrets.token_hex(32), sections, access)
+    return render_config("local", secrets.token_hex(32), sections, services, access)
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -29,10 +29,11 @@ NextStep = Literal["parked", "more", "log"]
 
 
 class Span(NamedTuple):
-    """The keys that are watched: start <= key < end; `end` None: no upper bound."""
+    """The keys of a keyspace that are watched: start <= key < end; `end` None: no upper bound."""
 
     start: bytes
     end: bytes | None
+    keyspace: int = KV
 
     @property
     def is_key(self) -> bool:
@@ -45,12 +46,12 @@ class Span(NamedTuple):
         return self.end == after_prefix(self.start)
 
     def covers(self, key: bytes) -> bool:
-        """Whether a key is watched."""
+        """Whether a key of the keyspace is watched."""
         return self.start <= key and (self.end is None or key < self.end)
 
     def concerns(self, entry: Entry) -> bool:
         """Whether an entry writes a key that is watched."""
-        return any(keyspace == KV and self.covers(key) for keyspace, key, _ in entry)
+        return any(keyspace == self.keyspace and self.covers(key) for keyspace, key, _ in entry)
 
 
 class Event(NamedTuple):
@@ -219,6 +220,40 @@ class _Parked:
 
     def __init__(self) -> None:
         self.count = 0
+        self._keyspaces: dict[int, _ParkedThere] = {}
+
+    def add(self, watcher: Watcher) -> None:
+        keyspace = watcher.span.keyspace
+        there = self._keyspaces.get(keyspace)
+        if there is None:
+            there = self._keyspaces[keyspace] = _ParkedThere()
+        there.add(watcher)
+        watcher.is_parked = True
+        self.count += 1
+
+    def remove(self, watcher: Watcher) -> None:
+        self._keyspaces[watcher.span.keyspace].remove(watcher)
+        watcher.is_parked = False
+        self.count -= 1
+
+    def all(self) -> list[Watcher]:
+        """Return all of them."""
+        return [watcher for there in self._keyspaces.values() for watcher in there.all()]
+
+    def concerned(self, entry: Entry) -> list[Watcher]:
+        """Return each of those that an entry concerns, once."""
+        found: dict[Watcher, None] = {}
+        for keyspace, key, _ in entry:
+            there = self._keyspaces.get(keyspace)
+            if there is not None:
+                there.find(key, found)
+        return list(found)
+
+
+class _ParkedThere:
+    """Those of one keyspace."""
+
+    def __init__(self) -> None:
         self._keys: dict[bytes, dict[Watcher, None]] = {}
         self._prefixes: dict[int, dict[bytes, dict[Watcher, None]]] = {}  # by their length
         self._ranges: dict[Span, dict[Watcher, None]] = {}
@@ -232,8 +267,6 @@ class _Parked:
             by_prefix.setdefault(span.start, {})[watcher] = None
         else:
             self._ranges.setdefault(span, {})[watcher] = None
-        watcher.is_parked = True
-        self.count += 1
 
     def remove(self, watcher: Watcher) -> None:
         span = watcher.span
@@ -246,11 +279,8 @@ class _Parked:
                 del self._prefixes[len(span.start)]
         else:
             _discard(self._ranges, span, watcher)
-        watcher.is_parked = False
-        self.count -= 1
 
     def all(self) -> list[Watcher]:
-        """Return all of them."""
         groups = [
             *self._keys.values(),
             *(group for by_prefix in self._prefixes.values() for group in by_prefix.values()),
@@ -258,19 +288,14 @@ class _Parked:
         ]
         return [watcher for group in groups for watcher in group]
 
-    def concerned(self, entry: Entry) -> list[Watcher]:
-        """Return each of those that an entry concerns, once."""
-        found: dict[Watcher, None] = {}
-        for keyspace, key, _ in entry:
-            if keyspace != KV:
-                continue
-            found.update(self._keys.get(key, {}))
-            for length, by_prefix in self._prefixes.items():
-                found.update(by_prefix.get(key[:length], {}))
-            for span, group in self._ranges.items():
-                if span.covers(key):
-                    found.update(group)
-        return list(found)
+    def find(self, key: bytes, found: dict[Watcher, None]) -> None:
+        """Add to `found` who watches a key."""
+        found.update(self._keys.get(key, {}))
+        for length, by_prefix in self._prefixes.items():
+            found.update(by_prefix.get(key[:length], {}))
+        for span, group in self._ranges.items():
+            if span.covers(key):
+                found.update(group)
 
 
 def _discard(groups: dict[Name, dict[Watcher, None]], name: Name, watcher: Watcher) -> None:

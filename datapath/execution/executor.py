@@ -1,9 +1,9 @@
-"""Executing operations on the primary: a scratch overlay over the committed store, and deltas.
+"""Executing operations on the primary, over the committed store and what is uncommitted; deltas.
 
-Layers that an operation reads through, newest first: its own writes, the batch's (operations
-executed since the last record), the pending ones (in records that have not committed), the store.
-Nothing in the first three is visible to anyone else before it commits (D2). An operation's writes
-join the batch only by `take`: one that is refused after it was executed is as if it had never been.
+Layers that an operation reads through, newest first: its own writes, the uncommitted ones (of
+operations that were executed before it), the store. Nothing in the first two is visible to anyone
+else before it commits (D2). An operation's writes join the uncommitted ones only by `take`: one
+that is refused after it was executed is as if it had never been.
 
 Several services may stand side by side; each operation names its own, and is given a view of the
 transaction on that service's keyspace.
@@ -22,6 +22,7 @@ from datapath.clock import clock_ms
 from datapath.errors import OperationError, OperationNotAppliedError, RejectedError
 from datapath.execution.access_guard import AccessGuard, is_judged, refusal
 from datapath.execution.client_table import ClientTable, client_key, fingerprint
+from datapath.execution.key_order import KeyOrder, Place
 from datapath.execution.lock_guard import holds_lock, lock_lost
 from datapath.execution.read_view import CommittedState
 from datapath.keyspaces import CLIENTS, KEYSPACES, LOCKS, check_open
@@ -65,13 +66,14 @@ class Execution:
     keyspace.
     """
 
-    __slots__ = ("index", "role", "seen_index", "views", "writes")
+    __slots__ = ("index", "order", "role", "seen_index", "views", "writes")
 
     def __init__(self, executor: Executor) -> None:
         self.index = 0
         self.role = ""
         self.seen_index = 0
-        self.writes: dict[tuple[int, bytes], bytes | None] = {}
+        self.writes: dict[Place, bytes | None] = {}
+        self.order = KeyOrder()  # of `writes`
         self.views = [WriteView(executor, self, number) for number in range(KEYSPACES)]
 
 
@@ -95,9 +97,9 @@ class WriteView:
         """The role that this operation is done for; "": none, there is no access control."""
         return self._execution.role
 
-    def keyspace(self, number: int) -> WriteView:
+    def keyspace(self, which: int | str) -> WriteView:
         """Return a view of the same transaction on another keyspace."""
-        return self._execution.views[check_open(number)]
+        return self._execution.views[check_open(which)]
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value under `key` as this operation sees it, or None."""
@@ -165,19 +167,20 @@ class Executor:
         self._table = ClientTable(state, client_table, clock)
         self._now = Execution(self)  # of operations that are not `async`, one after the other
         self.index = 0
-        self._batch: dict[tuple[int, bytes], tuple[bytes | None, int]] = {}
-        self._pending: dict[tuple[int, bytes], tuple[bytes | None, int]] = {}
+        self._uncommitted: dict[Place, tuple[bytes | None, int]] = {}  # values and log indices
+        self._order = KeyOrder()  # of `_uncommitted`
 
     def start_epoch(self) -> None:
         """Forget all that is not committed."""
-        self._batch, self._pending = {}, {}
+        self._uncommitted = {}
+        self._order.reset()
         self._table.start_epoch()
 
     # -- what the views ask
 
-    def _look_up(self, place: tuple[int, bytes]) -> tuple[bytes | None, int]:
+    def _look_up(self, place: Place) -> tuple[bytes | None, int]:
         """Return what the next operation sees, and the entry that wrote it if uncommitted, or 0."""
-        held = self._batch.get(place) or self._pending.get(place)
+        held = self._uncommitted.get(place)
         return (self._state.get(*place), 0) if held is None else held
 
     def scan(
@@ -191,14 +194,12 @@ class Executor:
         self, execution: Execution, keyspace: int, start: bytes, end: bytes | None
     ) -> dict[bytes, bytes | None]:
         scratch: dict[bytes, bytes | None] = {}
-        for layer in (self._pending, self._batch):
-            for (place, key), (value, index) in layer.items():
-                if place == keyspace and start <= key and (end is None or key < end):
-                    scratch[key] = value
-                    execution.seen_index = max(execution.seen_index, index)
-        for (place, key), value in execution.writes.items():
-            if place == keyspace and start <= key and (end is None or key < end):
-                scratch[key] = value
+        uncommitted, writes = self._uncommitted, execution.writes
+        for place in self._order.between(uncommitted, keyspace, start, end):
+            scratch[place[1]], index = uncommitted[place]
+            execution.seen_index = max(execution.seen_index, index)
+        for place in execution.order.between(writes, keyspace, start, end):
+            scratch[place[1]] = writes[place]
         return scratch
 
     def _committed(
@@ -269,6 +270,7 @@ class Executor:
         """
         execution = self._now
         execution.index, execution.seen_index, execution.writes = next_index, 0, {}
+        execution.order.reset()
         if isinstance(judged := self._judge(operation), OperationError):
             return Executed(None, judged, 0, 0), None
         execution.role = judged
@@ -393,28 +395,27 @@ class Executor:
     # -- what becomes of deltas
 
     def take(self, entry: Entry) -> None:
-        """The delta that was executed last joins the batch."""
-        index, batch = self.index, self._batch
+        """The delta that was executed last counts from now on: the next operations see it."""
+        index, uncommitted = self.index, self._uncommitted
         for keyspace, key, value in entry:
-            batch[(keyspace, key)] = (value, index)
+            uncommitted[keyspace, key] = (value, index)
         self._table.take()
 
-    def keep_batch(self, entries: list[Entry]) -> None:
-        """The batch's deltas become a record: complete the last one, which has the table's sums."""
+    def complete(self, entries: list[Entry]) -> None:
+        """These deltas become a record: complete the last one, which has the table's sums."""
         for keyspace, key, value in self._table.summary():
             entries[-1].append((keyspace, key, value))
-        self._pending.update(self._batch)
-        self._batch = {}
 
     def committed(self, first_index: int, entries: list[Entry]) -> None:
-        """These entries are in the store now: the pending layer need not hold them longer."""
-        pending = self._pending
+        """These entries are in the store now: they need not be held longer."""
+        uncommitted = self._uncommitted
+        self._order.reset()
         index = first_index
         for entry in entries:
             for keyspace, key, _ in entry:
-                held = pending.get((keyspace, key))
+                held = uncommitted.get((keyspace, key))
                 if held is not None and held[1] == index:
-                    del pending[(keyspace, key)]
+                    del uncommitted[keyspace, key]
             index += 1
 
 

@@ -389,7 +389,7 @@ class Pipeline:
             self._tail.add_answers(batch.answers)
             return
         replica, entries = self._replica, batch.entries
-        self._executor.keep_batch(entries)
+        self._executor.complete(entries)
         record = make_record(
             batch.first_index, replica.state.epoch, replica.state.commit_index, entries
         )

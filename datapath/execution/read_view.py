@@ -45,9 +45,9 @@ class ReadView:
         self._keyspace = keyspace
         self.meter = meter or ReadMeter()
 
-    def keyspace(self, number: int) -> ReadView:
+    def keyspace(self, which: int | str) -> ReadView:
         """Return a view of the same state on another keyspace."""
-        return ReadView(self._state, check_open(number), self.meter)
+        return ReadView(self._state, check_open(which), self.meter)
 
     def get(self, key: bytes) -> bytes | None:
         """Return the committed value under `key`, or None."""

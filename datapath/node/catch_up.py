@@ -18,9 +18,6 @@ from datapath.transport.snapshot_transfer import Offer, SnapshotSink, Throttle, 
 logger = logging.getLogger(__name__)
 
 SNAPSHOT_RETRY_INTERVAL_S = 0.5
-FLOOR_KEPT_S = 15.0
-"""How long the log after a snapshot is held for a replica that has installed it and is not heard;
-one that is heard has it held until it is in sync. Else it would need another snapshot."""
 
 
 class Snapshots:
@@ -58,7 +55,6 @@ class Snapshots:
         self._sending: dict[str, int] = {}  # peer -> the newest session that waits for it
         self._throttles: dict[str, Throttle] = {}
         self._hurries = False
-        self._installed_ms: dict[str, float] = {}
         self.sent_total = 0
         self.received_total = 0
 
@@ -76,7 +72,7 @@ class Snapshots:
         done = False
         try:
             source = await self._storage.snapshot_reader()
-            self._storage.snapshot_floors[peer] = source.index
+            self._storage.retention.begin_snapshot(peer, source.index)
             dialer.start()
             index, _ = await sender.send_snapshot(source, self._replica.state.epoch)
             logger.info("%s has installed a snapshot at %d", peer, index)
@@ -86,9 +82,7 @@ class Snapshots:
             logger.warning("the snapshot for %s failed: %s", peer, problem)
             await asyncio.sleep(SNAPSHOT_RETRY_INTERVAL_S)
         finally:
-            if not done:  # else the log from there on is what the peer asks for next
-                self._storage.snapshot_floors.pop(peer, None)
-            self._installed_ms[peer] = clock_ms()
+            self._storage.retention.end_snapshot(peer, clock_ms(), installed=done)
             del self._throttles[peer]
             session = self._sending.pop(peer)
             await dialer.stop()
@@ -96,40 +90,24 @@ class Snapshots:
 
     def settle(self) -> None:
         """Hold no more of the log than is needed; and hurry, if much of it is held."""
-        storage = self._storage
-        for peer in set(storage.snapshot_floors) - set(self._sending):
-            needed_from = self._needed_from(peer)
-            if needed_from is None:
-                del storage.snapshot_floors[peer]
-            else:
-                storage.snapshot_floors[peer] = needed_from
-        hurries = storage.snapshot_held_bytes > storage.snapshot_log_bytes / 2
+        retention, segments = self._storage.retention, self._storage.log.segment_bounds()
+        retention.settle(self._replica.primary, clock_ms())
+        hurries = retention.hurries(segments)
         if hurries and not self._hurries:
             logger.warning(
                 "%d MiB of log are kept for a snapshot in progress (limits.snapshot_log_bytes is "
                 "%d MiB): it is no longer throttled; above the limit, writes are slowed down",
-                storage.snapshot_held_bytes >> 20,
-                storage.snapshot_log_bytes >> 20,
+                retention.held_bytes(segments) >> 20,
+                retention.snapshot_log_bytes >> 20,
             )
         self._hurries = hurries
         for throttle in self._throttles.values():
             throttle.bytes_per_s = 0 if hurries else self._rate_bytes_per_s
 
-    def _needed_from(self, peer: str) -> int | None:
-        """Return after which entry a replica that had a snapshot needs the log; None: no more."""
-        primary = self._replica.primary
-        progress = primary.peers.get(peer) if primary is not None else None
-        if primary is None or progress is None or peer in primary.in_sync.view.in_sync:
-            return None
-        heard_ms = max(progress.heard_ms, self._installed_ms.get(peer, 0.0))
-        if clock_ms() - heard_ms > FLOOR_KEPT_S * 1000:
-            return None
-        return max(self._storage.snapshot_floors[peer], progress.match_index)
-
     @property
     def slows_writes(self) -> bool:
         """Whether more of the log is held for a snapshot than its bound."""
-        return self._storage.snapshot_held_bytes > self._storage.snapshot_log_bytes
+        return self._storage.retention.slows_writes(self._storage.log.segment_bounds())
 
     def make_sink(self, peer: str, offer: Offer) -> SnapshotSink | str:
         """Answer a snapshot's offer: with a place for it, or why it is refused."""
@@ -155,7 +133,8 @@ class Snapshots:
             raise TransferError(problem)
         installed = False
         try:
-            await self._storage.install_snapshot(sink, offer.index, offer.epoch)
+            next_ticket = self._replica.state.ticket
+            await self._storage.install_snapshot(sink, offer.index, offer.epoch, next_ticket)
             installed = True
         except Exception as error:
             # D9: store and log may be of different states now, or their disk has failed. The next

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
-from collections import deque
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from datapath.clock import clock_s
 from datapath.errors import DataDirectoryError, LogCorruptError
 from datapath.node import recovery
+from datapath.node.retention import LogRetention
 from datapath.protocol.state import RecoveredState
 from datapath.records import Record
 from datapath.settings import Bounds
@@ -31,12 +33,13 @@ MIN_ROOM_BYTES = 64 * 1024
 """A replica with less room than that on its disk says that it takes no records."""
 MAX_UNFLUSHED_BYTES = 128 * 1024 * 1024
 """With so much waiting for the store, no more operations are taken: it is in memory."""
-SNAPSHOT_LOG_HARD_FACTOR = 2
-"""Times its bound, the log is no longer held for a snapshot: the replica does not get on."""
 
 
 class ReplicaStorage:
     """Opens what a data directory holds, and recovers it; `start` starts the threads.
+
+    Of the log `retention_bytes` are kept, and up to `catchup_bytes` of what was written within
+    `retention_ms`, by the machine's date, or a replica lacks.
 
     `max_queued_bytes` bounds what waits for the log: a primary bounds that itself, and tighter.
 
@@ -52,6 +55,7 @@ class ReplicaStorage:
         flush_bytes: int,
         retention_bytes: int,
         catchup_bytes: int,
+        retention_ms: int = Bounds().log_retention_ms,
         snapshot_log_bytes: int = Bounds().snapshot_log_bytes,
         max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES,
     ) -> None:
@@ -59,9 +63,8 @@ class ReplicaStorage:
         self._max_queued_bytes = max_queued_bytes
         self._flush_bytes = flush_bytes
         self._map_size_bytes = map_size_bytes
-        self._retention_bytes = retention_bytes
-        self._catchup_bytes = catchup_bytes
-        self.snapshot_log_bytes = snapshot_log_bytes
+        self._retention_ms = retention_ms
+        self.retention = LogRetention(retention_bytes, catchup_bytes, snapshot_log_bytes)
         self.accepted = Accepted(path / "accepted")
         if self.accepted.repair:
             logger.warning("%s", self.accepted.repair)
@@ -69,15 +72,12 @@ class ReplicaStorage:
             path / "store", cluster_id=directory.cluster_id, map_size_bytes=map_size_bytes
         )
         self.log = self._open_log(path / "log", segment_size_bytes)
-        self._tickets: deque[tuple[int, int]] = deque()  # (disk worker's, replica's)
         self._worker: LogWriter | None = None
         self._flusher: StoreFlusher | None = None
         self.wants_flush: Callable[[], None] = lambda: None
         """Say that entries were applied to the store."""
-        self._on_durable: Callable[[int], None] = lambda _: None
         self._on_error: Callable[[BaseException], None] = lambda _: None
         self._trimming: asyncio.Task[None] | None = None
-        self.snapshot_floors: dict[str, int] = {}  # peer -> index of a snapshot on its way
 
     def _open_log(self, path: Path, segment_size_bytes: int) -> Log:
         base_index, base_epoch = self.store.durable_index, self.store.durable_epoch
@@ -134,12 +134,11 @@ class ReplicaStorage:
         on_error: Callable[[BaseException], None],
     ) -> None:
         """Start the threads. `on_durable` gets the replica's tickets; all on the event loop."""
-        self._on_durable = on_durable
         self._on_error = on_error
         self.store.on_damage = on_error
         self._worker = LogWriter(
             self.log,
-            on_done=self._done,
+            on_done=on_durable,
             on_error=on_error,
             max_queued_bytes=self._max_queued_bytes,
         )
@@ -174,15 +173,15 @@ class ReplicaStorage:
 
     def write(self, ticket: int, records: list[Record]) -> None:
         """Append records."""
-        self._tickets.append((self._disk.submit_append(records), ticket))
+        self._disk.submit_append(ticket, records)
 
     def truncate(self, ticket: int, from_index: int) -> None:
         """Cut the log."""
-        self._submit(ticket, lambda: self.log.truncate(from_index))
+        self._disk.submit(ticket, lambda: self.log.truncate(from_index))
 
     def record_accepted(self, ticket: int, epoch: int, primary: str) -> None:
         """E5."""
-        self._submit(ticket, lambda: self.accepted.record(epoch, primary))
+        self._disk.submit(ticket, lambda: self.accepted.record(epoch, primary))
 
     def mark_incomplete(self, ticket: int) -> None:
         """Entries are missing that may have been acknowledged."""
@@ -190,21 +189,11 @@ class ReplicaStorage:
             "entries that may have been acknowledged are missing: this replica does not take "
             "over or serve until a primary has caught it up"
         )
-        self._submit(ticket, self.accepted.set_incomplete)
+        self._disk.submit(ticket, self.accepted.set_incomplete)
 
     def clear_marks(self, ticket: int) -> None:
         """Nothing is missing any more."""
-        self._submit(ticket, self.accepted.clear_marks)
-
-    def _submit(self, ticket: int, job: Callable[[], object]) -> None:
-        self._tickets.append((self._disk.submit(job), ticket))
-
-    def _done(self, disk_ticket: int) -> None:
-        ticket = 0
-        while self._tickets and self._tickets[0][0] <= disk_ticket:
-            ticket = self._tickets.popleft()[1]
-        if ticket:
-            self._on_durable(ticket)
+        self._disk.submit(ticket, self.accepted.clear_marks)
 
     # -- room and health
 
@@ -219,8 +208,6 @@ class ReplicaStorage:
 
     def stalled_for_ms(self) -> float:
         """For how long the oldest write has been under way."""
-        if not self._tickets:
-            return 0.0
         since = self._disk.oldest_pending_since
         return 0.0 if since is None else (clock_s() - since) * 1000.0
 
@@ -238,43 +225,20 @@ class ReplicaStorage:
             return None
 
     def trim(self, oldest_needed: int, on_trimmed: Callable[[int], None]) -> None:
-        """Delete segments that nobody needs, beyond what is retained anyway.
+        """Delete segments that nobody needs (`LogRetention.keep_from`).
 
-        `oldest_needed` keeps a lagging replica on log replay, up to `catchup_bytes`. Calls
-        `on_trimmed` with the new first index if something went.
+        Calls `on_trimmed` with the new first index if something went.
         """
         if self._trimming is not None:
             return
-        keep_from = self._keep_from(oldest_needed)
+        recent_s = time.time() - self._retention_ms / 1000.0 if self._retention_ms else math.inf
+        keep_from = self.retention.keep_from(
+            self.log.segment_bounds(), self.store.durable_index, oldest_needed, recent_s
+        )
         if keep_from > self.log.first_index:
             self._trimming = asyncio.get_running_loop().create_task(
                 self._trim(keep_from, on_trimmed)
             )
-
-    @property
-    def snapshot_held_bytes(self) -> int:
-        """How much of the log is held for replicas that come up by snapshot."""
-        if not self.snapshot_floors:
-            return 0
-        floor = min(self.snapshot_floors.values()) + 1
-        return sum(size for last, size in self.log.segment_bounds() if last >= floor)
-
-    def _keep_from(self, oldest_needed: int) -> int:
-        # What follows a snapshot under way is held, or the next one would be needed, without end.
-        # Beyond its bound the primary slows down; the factor is for a replica that is stuck.
-        floor = min(self.snapshot_floors.values(), default=self.log.last_index) + 1
-        floor_bytes = SNAPSHOT_LOG_HARD_FACTOR * self.snapshot_log_bytes
-        durable = self.store.durable_index
-        size = self.log.size_bytes
-        keep_from = self.log.first_index
-        for last, size_bytes in self.log.segment_bounds()[:-1]:
-            needed = last >= oldest_needed and size - size_bytes < self._catchup_bytes
-            held = last >= floor and size - size_bytes < floor_bytes
-            if last > durable or needed or held or size - size_bytes < self._retention_bytes:
-                break
-            size -= size_bytes
-            keep_from = last + 1
-        return keep_from
 
     async def _trim(self, keep_from: int, on_trimmed: Callable[[int], None]) -> None:
         try:
@@ -326,8 +290,10 @@ class ReplicaStorage:
             map_size_bytes=self._map_size_bytes,
         )
 
-    async def install_snapshot(self, writer: SnapshotWriter, index: int, epoch: int) -> None:
-        """Put a finished snapshot in place of the store, and empty the log.
+    async def install_snapshot(
+        self, writer: SnapshotWriter, index: int, epoch: int, next_ticket: Callable[[], int]
+    ) -> None:
+        """Put a finished snapshot in place of the store, and empty the log under `next_ticket()`.
 
         A crash in between leaves a store that is ahead of its log, which then starts anew.
         """
@@ -347,7 +313,7 @@ class ReplicaStorage:
                     raise
                 loop.call_soon_threadsafe(done.set_result, None)
 
-            self._disk.submit(reset)
+            self._disk.submit(next_ticket(), reset)
             await done
         await asyncio.to_thread(self.store.remove_leftovers)
 
@@ -355,7 +321,7 @@ class ReplicaStorage:
         """Numbers for metrics."""
         return {
             "log_bytes": self.log.size_bytes,
-            "snapshot_held_log_bytes": self.snapshot_held_bytes,
+            "snapshot_held_log_bytes": self.retention.held_bytes(self.log.segment_bounds()),
             "log_queued_bytes": self._worker.queued_bytes if self._worker else 0,
             "store_durable_index": self.store.durable_index,
             "store_overlay_bytes": self.store.overlay_bytes,

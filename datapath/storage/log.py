@@ -102,6 +102,8 @@ class Log(HeldLog):
         except OSError as error:
             raise storage_error(error, f"opening the log {directory}") from error
         log._segments, log.repairs, log.cut = found
+        for segment in log._segments:
+            segment.written_s = os.fstat(segment.descriptor).st_mtime
         return log
 
     @property
@@ -239,6 +241,7 @@ class Log(HeldLog):
         for record in group:
             segment.note(record, offset)
             offset = segment.end
+        segment.written_s = time.time()
 
     def _roll(self, record_size_bytes: int) -> None:
         """Seal the current segment and start the next, with room for the record to come."""

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import threading
+from typing import NamedTuple
 
 from datapath.records import Record
 from datapath.storage.segment import Segment, segment_of
+
+
+class SegmentBounds(NamedTuple):
+    """A segment's last entry, the bytes it uses, and when it was last written (s since 1970)."""
+
+    last_index: int
+    size_bytes: int
+    written_s: float
 
 
 class HeldLog:
@@ -53,9 +62,12 @@ class HeldLog:
         """How many bytes the segments use, preallocated tails left out."""
         return sum(segment.end for segment in self._segments)
 
-    def segment_bounds(self) -> list[tuple[int, int]]:
-        """Return (last index, used bytes) of each segment, oldest first."""
-        return [(segment.last_index, segment.end) for segment in self._segments]
+    def segment_bounds(self) -> list[SegmentBounds]:
+        """Return where each segment ends, oldest first."""
+        return [
+            SegmentBounds(segment.last_index, segment.end, segment.written_s)
+            for segment in self._segments
+        ]
 
     def epochs(self) -> list[tuple[int, int]]:
         """Return (epoch, its first index held) for all entries held, in order."""

@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from datapath.clock import clock_s
-from datapath.errors import OverloadedError
+from datapath.errors import OverloadedError, SafetyError
 from datapath.records import Record
 from datapath.storage.log import Log
 from datapath.storage.segment import SYNC_MARK_SIZE_BYTES
@@ -40,8 +40,9 @@ class LogWriter:
 
     Made and used on the event loop's thread, and reports there.
 
-    Appends that wait together are written and synced together (group commit). `on_done(ticket)`
-    says that this and all earlier jobs are durable (D9); one call stands for a whole group. After
+    Each has a ticket, a number of the caller's that rises (`ReplicaState.ticket`). Appends that
+    wait together are written and synced together (group commit). `on_done(ticket)` says
+    that this and all earlier ones are durable (D9); one call stands for a whole group. After
     the first error `on_error(error)` is called, once, and nothing more is carried out: what was
     submitted after it has not happened.
     """
@@ -96,8 +97,8 @@ class LogWriter:
         marks = len(self._pending) * SYNC_MARK_SIZE_BYTES
         return self._log.reserve(self._queued_bytes + marks + n_bytes)
 
-    def submit_append(self, records: Sequence[Record]) -> int:
-        """Append records and sync; return the ticket.
+    def submit_append(self, ticket: int, records: Sequence[Record]) -> None:
+        """Append records and sync.
 
         Raises:
             OverloadedError: the queue is full; ask `reserve` first.
@@ -106,24 +107,27 @@ class LogWriter:
         size_bytes = sum(len(record.data) for record in records)
         if self._is_over(size_bytes):
             raise OverloadedError("disk_queue_full", "the disk is too slow: try again later")
-        return self._submit(None, records, size_bytes)
+        self._submit(ticket, None, records, size_bytes)
 
     def _is_over(self, n_bytes: int) -> bool:
         # One record may be larger than the bound: it waits for an empty queue.
         return self._queued_bytes > 0 and self._queued_bytes + n_bytes > self._max_queued_bytes
 
-    def submit(self, job: Job) -> int:
-        """Call `job` on the disk thread after all that was submitted before; return the ticket."""
-        return self._submit(job, (), 0)
+    def submit(self, ticket: int, job: Job) -> None:
+        """Call `job` on the disk thread after all that was submitted before."""
+        self._submit(ticket, job, (), 0)
 
-    def _submit(self, job: Job | None, records: Sequence[Record], size_bytes: int) -> int:
+    def _submit(
+        self, ticket: int, job: Job | None, records: Sequence[Record], size_bytes: int
+    ) -> None:
         if self._closed:
             raise RuntimeError("the log writer is closed")
-        self._last_ticket += 1
+        if ticket <= self._last_ticket:
+            raise SafetyError(f"disk ticket {ticket} comes after {self._last_ticket}")
+        self._last_ticket = ticket
         self._queued_bytes += size_bytes
-        self._pending.append(_Pending(self._last_ticket, size_bytes, clock_s()))
-        self._queue.put(_Task(self._last_ticket, job, records, size_bytes))
-        return self._last_ticket
+        self._pending.append(_Pending(ticket, size_bytes, clock_s()))
+        self._queue.put(_Task(ticket, job, records, size_bytes))
 
     async def close(self) -> None:
         """Carry out what was submitted, then end the thread. The log stays open."""

@@ -80,7 +80,10 @@ class SyncMark(NamedTuple):
 
 
 class Segment:
-    """One segment file. `end` is the offset (bytes) after its last frame."""
+    """One segment file. `end` is the offset (bytes) after its last frame.
+
+    `written_s`: when that was written, by the machine's date (s since 1970).
+    """
 
     def __init__(
         self, path: Path, descriptor: int, size: int, first_index: int, prev_epoch: int, salt: bytes
@@ -94,6 +97,7 @@ class Segment:
         self.prev_epoch = self.last_epoch = prev_epoch
         self.epochs: list[tuple[int, int]] = []
         self.commit_hint = 0
+        self.written_s = 0.0
         self._salt = salt
         # Where to start reading for an index: one (first index, offset) each step of bytes.
         self._indices = array("Q")

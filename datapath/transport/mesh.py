@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datapath.transport.dialer import Dialer
 from datapath.transport.link import ErrorCallback, LinkHandler
 from datapath.transport.listener import MAX_UNAUTHENTICATED, PeerListener
-from election.registry import PeerRegistry
+from election.registry import AddressRotation, PeerRegistry
 
 Address = tuple[str, int]
 REQUEST = "request"
@@ -89,14 +89,10 @@ class Mesh:
 
     def dialer(self, peer: str, kind: str, handler: LinkHandler) -> Dialer:
         """Make a dialer for one link; the caller starts and stops it."""
-        tries = 0
+        rotation = AddressRotation()
 
         def address() -> Address | None:
-            """Stay with what worked; after a failure take the next."""
-            nonlocal tries
-            tries += bool(dialer.problem)
-            found = self.addresses(peer)
-            return found[tries % len(found)] if found else None
+            return rotation.pick(self.addresses(peer), failed=bool(dialer.problem))
 
         dialer = Dialer(
             address,

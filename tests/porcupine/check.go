@@ -40,10 +40,17 @@ func check(h *history, timeout time.Duration, pictures string) *verdict {
 			v.Unknown++
 		}
 	}
-	parts := h.split()
+	stored := h.split()
+	var parts []checkable
+	for _, p := range stored {
+		parts = append(parts, p)
+	}
+	for _, p := range h.splitLocks() {
+		parts = append(parts, p)
+	}
 	v.Parts = len(parts)
 	for _, p := range parts {
-		v.Largest = max(v.Largest, len(p.operations))
+		v.Largest = max(v.Largest, p.size())
 	}
 	results := checkParts(parts, begin.Add(timeout))
 	v.Seconds = time.Since(begin).Seconds()
@@ -67,7 +74,7 @@ func check(h *history, timeout time.Duration, pictures string) *verdict {
 	if illegal > maxExplained {
 		reasons = append(reasons, fmt.Sprintf("%d of %d parts have no explanation", illegal, len(parts)))
 	}
-	for _, others := range [][]string{h.checkRanges(), h.checkValues(), checkRevisions(parts)} {
+	for _, others := range [][]string{h.checkRanges(), h.checkValues(), checkRevisions(stored)} {
 		reasons = append(reasons, others...)
 	}
 	switch {
@@ -86,15 +93,24 @@ func check(h *history, timeout time.Duration, pictures string) *verdict {
 	return v
 }
 
+// checkable is a part of a history that is checked as one.
+type checkable interface {
+	label() string
+	size() int
+	at(id int) (*record, string) // an operation, and what to call it
+	model() porcupine.Model
+	forPorcupine() []porcupine.Operation
+}
+
 // checkParts asks Porcupine for each part.
-func checkParts(parts []*part, deadline time.Time) []porcupine.CheckResult {
+func checkParts(parts []checkable, deadline time.Time) []porcupine.CheckResult {
 	results := make([]porcupine.CheckResult, len(parts))
 	var group sync.WaitGroup
 	slots := make(chan struct{}, runtime.GOMAXPROCS(0))
 	for at, p := range parts {
 		group.Add(1)
 		slots <- struct{}{}
-		go func(at int, p *part) {
+		go func(at int, p checkable) {
 			defer func() { <-slots; group.Done() }()
 			left := time.Until(deadline)
 			if left <= 0 {
@@ -107,6 +123,21 @@ func checkParts(parts []*part, deadline time.Time) []porcupine.CheckResult {
 	group.Wait()
 	return results
 }
+
+func (p *part) label() string {
+	keys := strings.Join(p.keys[:min(3, len(p.keys))], ", ")
+	if len(p.keys) > 3 {
+		keys += ", …"
+	}
+	if keys == "" {
+		keys = "none"
+	}
+	return keys
+}
+
+func (p *part) size() int { return len(p.operations) }
+
+func (p *part) at(id int) (*record, string) { return p.operations[id].record, p.operations[id].describe() }
 
 func (p *part) forPorcupine() []porcupine.Operation {
 	end := int64(0)
@@ -149,12 +180,9 @@ func (p *part) rows() map[int]int {
 }
 
 // explain draws a part that is not linearizable, and says what the longest order leaves out.
-func explain(name string, p *part, timeout time.Duration, pictures string, draw bool) (string, string) {
-	keys := strings.Join(p.keys[:min(3, len(p.keys))], ", ")
-	if len(p.keys) > 3 {
-		keys += ", …"
-	}
-	_, info := porcupine.CheckOperationsVerbose(p.model(), p.forPorcupine(), timeout)
+func explain(name string, p checkable, timeout time.Duration, pictures string, draw bool) (string, string) {
+	operations := p.forPorcupine()
+	_, info := porcupine.CheckOperationsVerbose(p.model(), operations, timeout)
 	longest := []int{}
 	for _, order := range info.PartialLinearizations()[0] {
 		if len(order) > len(longest) {
@@ -165,19 +193,17 @@ func explain(name string, p *part, timeout time.Duration, pictures string, draw 
 	for _, id := range longest {
 		explained[id] = true
 	}
-	var left []*operation
-	for id, o := range p.operations {
+	var left []int
+	for id := range operations {
 		if !explained[id] {
-			left = append(left, o)
+			left = append(left, id)
 		}
 	}
-	sort.SliceStable(left, func(i, j int) bool { return left[i].returned < left[j].returned })
-	if keys == "" {
-		keys = "none"
-	}
-	reason := fmt.Sprintf("keys %s: no order explains all %d operations, the best found explains %d", keys, len(p.operations), len(longest))
+	sort.SliceStable(left, func(i, j int) bool { return operations[left[i]].Return < operations[left[j]].Return })
+	reason := fmt.Sprintf("keys %s: no order explains all %d operations, the best found explains %d", p.label(), len(operations), len(longest))
 	if len(left) > 0 {
-		reason += fmt.Sprintf("; left over first: client %d: %s", left[0].record.Client, left[0].describe())
+		r, description := p.at(left[0])
+		reason += fmt.Sprintf("; left over first: client %d: %s", r.Client, description)
 	}
 	if pictures == "" || !draw {
 		return "", reason

@@ -36,6 +36,12 @@ type record struct {
 	Writes []write `json:"writes"`
 	Clears bool    `json:"clears"` // it removed all keys with its prefix, of which there were Count
 	Count  int     `json:"count"`
+
+	// Of a lease or a lock.
+	Lease int64  `json:"lease"`
+	Token int64  `json:"token"`
+	TTLMs int64  `json:"ttl_ms"`
+	Code  string `json:"code"` // of a refusal
 }
 
 // write is what a transaction wrote under a key; nil removes it.
@@ -78,6 +84,9 @@ func (r *record) validate() error {
 	}
 	switch r.Kind {
 	case "put", "delete", "get", "range", "txn":
+		return nil
+	}
+	if r.isLeaseCall() {
 		return nil
 	}
 	return fmt.Errorf("kind %q is not known", r.Kind)

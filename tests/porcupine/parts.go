@@ -114,7 +114,7 @@ func (h *history) split() []*part {
 	valueNumbers := make(map[*part]map[string]int, len(parts))
 	for i := range h.records {
 		r := &h.records[i]
-		if r.Stale || r.Outcome == "failed" || r.Outcome == "not_applied" || (!r.isWrite() && r.Outcome != "ok") {
+		if r.isLeaseCall() || r.Stale || r.Outcome == "failed" || r.Outcome == "not_applied" || (!r.isWrite() && r.Outcome != "ok") {
 			continue
 		}
 		var p *part
@@ -154,7 +154,7 @@ func (h *history) sortedKeys() []string {
 	set := map[string]bool{}
 	for i := range h.records {
 		r := &h.records[i]
-		if !r.hasRange() {
+		if !r.hasRange() && !r.isLeaseCall() {
 			set[r.Key] = true
 		}
 		for _, w := range r.Writes {

@@ -146,6 +146,11 @@ class Agreement:
             position = node.replica.state.committed_position
             self.marks[node.id] = max(position, self.marks.get(node.id, (0, 0)))
 
+    def keep_away(self, node_id: str) -> None:
+        """A node does not reach consensus until `cut_off_for_good` names it no longer."""
+        self.cut_off_for_good.add(node_id)
+        self.cut_off.add(node_id)
+
     def reconnect(self, node_id: str) -> None:
         """A node that was cut off reaches consensus again."""
         if node_id in self.cut_off and node_id not in self.cut_off_for_good:

@@ -32,18 +32,19 @@ _BATCH = 10
 
 
 def _d2_reads_see_what_is_recorded() -> list[Patch]:
-    keep_batch = Executor.keep_batch
+    complete = Executor.complete
 
-    def keep(executor: Executor, entries: list[Entry]) -> None:
-        for (keyspace, key), (value, _) in executor._batch.items():
-            held: dict[bytes, bytes] = executor._state.keyspaces[keyspace]  # type: ignore[attr-defined]
-            if value is None:
-                held.pop(key, None)
-            else:
-                held[key] = value
-        keep_batch(executor, entries)
+    def show(executor: Executor, entries: list[Entry]) -> None:
+        for entry in entries:
+            for keyspace, key, value in entry:
+                held: dict[bytes, bytes] = executor._state.keyspaces[keyspace]  # type: ignore[attr-defined]
+                if value is None:
+                    held.pop(key, None)
+                else:
+                    held[key] = value
+        complete(executor, entries)
 
-    return [patch.object(Executor, "keep_batch", keep)]
+    return [patch.object(Executor, "complete", show)]
 
 
 def _d2_failed_conditions_answer_at_once() -> list[Patch]:
@@ -70,14 +71,14 @@ def _d2_lost_entries_stay() -> list[Patch]:
 
 
 def _d8_not_in_the_delta() -> list[Patch]:
-    keep_batch = Executor.keep_batch
+    complete = Executor.complete
 
     def keep(executor: Executor, entries: list[Entry]) -> None:
-        keep_batch(executor, entries)
+        complete(executor, entries)
         for entry in entries:
             entry[:] = [write for write in entry if write[0] == KV]
 
-    return [patch.object(Executor, "keep_batch", keep)]
+    return [patch.object(Executor, "complete", keep)]
 
 
 def _d8_not_consulted() -> list[Patch]:

@@ -187,17 +187,18 @@ class Clients:
             self.claims.is_last(entry)
 
     def _settle(self, node: Node) -> None:
-        """Find out what became of transactions: by their keys, where none is forgotten."""
+        """Find out what became of transactions: by their keys, where none is forgotten.
+
+        One that is not there stays unknown: a request for it may be on its way yet.
+        """
         if self.world.bounds.client_table.max_bytes < ClientTableBounds().max_bytes:
             return
         for asking in self.unsettled:
             assert isinstance(asking.asks, Operation)
             assert asking.asked is not None
             result = node.service.tail.recall(msgspec.structs.replace(asking.asks, min_copies=0))
-            asking.entry.outcome = "open"
-            if result is None:
-                asking.entry.not_applied(self.now_ns())
-            elif isinstance(result, Result):
+            if isinstance(result, Result):
+                asking.entry.outcome = "open"
                 self.clockwork.seen["client: transaction found out"] += 1
                 _transacted(asking.entry, asking.asked, result)(self.now_ns())
                 self.claims.transacted(asking.entry, asking.asked, result, asking.floors)
@@ -320,6 +321,9 @@ class Asking:
         believed = nodes.get(client.believed)
         if believed is None or not clockwork.chance(clients.habits.believes):
             believed = clockwork.random.choice(list(nodes.values()))
+        alone = clients.world.left_behind
+        if alone is not None and clockwork.chance(0.6):
+            believed = alone
         client.believed = believed.id
         self.attempts += 1
         self.entry.note += f" {believed.id}"

@@ -7,6 +7,8 @@ from collections import Counter
 from tests.sim.callers import Callers, make_guard
 from tests.sim.clients import Clients
 from tests.sim.clockwork import ViolationError
+from tests.sim.holders import Holders
+from tests.sim.moves import Movers
 from tests.sim.operators import Operators
 from tests.sim.troubles import Troubles
 from tests.sim.watchers import Watchers
@@ -17,11 +19,17 @@ LONG_EVERY = 17
 """One schedule in so many is long; short and dense ones reach more in the same time."""
 OPERATORS_OF, OPERATORS = 13, (3, 7, 11)
 """In these of so many schedules operators err."""
-CALLERS_OF, CALLERS = 5, 2
-"""In one of so many schedules rights come and go."""
+CALLERS = (2, 6, 12)
+"""In these of as many rights come and go, unless clients hold leases."""
+MOVES = (1, 5, 9)
+"""In these of as many nodes get other addresses."""
 LASTING_FAULTS_RATE = 0.4
 LASTING_WRITES = 20
 """So many writes, 10 ms apart, must commit although a fault lasts."""
+
+
+def _is_one(seed: int, ones: tuple[int, ...], asked: bool | None) -> bool:
+    return seed % OPERATORS_OF in ones if asked is None else asked
 
 
 class Schedule:
@@ -29,6 +37,8 @@ class Schedule:
 
     world_type: type[World] = World
     troubles_type: type[Troubles] = Troubles
+    operators: Operators | None = None
+    movers: Movers | None = None
 
     def __init__(
         self,
@@ -38,16 +48,19 @@ class Schedule:
         clients: bool | None = None,
         operators: bool | None = None,
         callers: bool | None = None,
+        moves: bool | None = None,
+        holders: bool | None = None,
     ) -> None:
         self.seed = seed
         # Half of the schedules have clients, the others a load that costs less.
-        # In some of them rights come and go.
-        has_callers = seed % CALLERS_OF == CALLERS if callers is None else callers
         has_clients = seed % 4 in (1, 2) if clients is None else clients
+        has_holders = has_clients and (seed % 4 == 1 if holders is None else holders)
         sizes = (1, 2, 2, 2, 3, 3, 3, 3, 3, 4, 5)
         n_nodes = sizes[seed % len(sizes)]
         min_in_sync = 2 if n_nodes > 1 and seed % 3 == 0 else 1
         n_members = max(1, n_nodes - 1) if seed % 7 == 0 else n_nodes
+        has_operators = _is_one(seed, OPERATORS, operators)
+        has_moves = _is_one(seed, MOVES, moves)
         n_witnesses = (1, 1, 0, 1, 2)[seed % 5]
         self.is_long = seed % LONG_EVERY == 0
         self.world = self.world_type(
@@ -61,12 +74,14 @@ class Schedule:
             n_witnesses=n_witnesses,
             has_service=has_clients,
             clocks_stop=seed // 4 % 8 == 0,
-            guard=make_guard() if has_callers else None,
+            is_registered=not has_moves or seed % 2 == 0,
+            # What comes waits for the record before it, so that much waits when leases are due.
+            max_inflight_records=1 if has_holders and seed // 4 % 2 else 4,
+            guard=None if has_holders or not _is_one(seed, CALLERS, callers) else make_guard(),
         )
-        world, clockwork = self.world, self.world.clockwork
-        random, world.agreement.counts_votes = clockwork.random, True
-        clockwork.seen[f"replicas: {n_nodes}"] += 1
-        clockwork.seen[f"witnesses: {n_witnesses}"] += 1
+        world, clockwork, random = self.world, self.world.clockwork, self.world.clockwork.random
+        world.agreement.counts_votes = True
+        clockwork.seen.update((f"replicas: {n_nodes}", f"witnesses: {n_witnesses}"))
         if clockwork.chance(0.3):
             world.takeover_order.update({name: random.randint(0, 3) for name in world.nodes})
         if self.is_long:
@@ -83,8 +98,7 @@ class Schedule:
         world.agreement.remembers = seed // 3 % 2 == 0
         world.snapshot_failure_rate = random.choice((0.0, 0.3))
         world.snapshot_ms = random.choice((20.0, 150.0, 800.0))
-        if clockwork.chance(0.2):
-            world.agreement.delay_ms = (20.0, 120.0)
+        world.agreement.delay_ms = (20.0, 120.0) if clockwork.chance(0.2) else (2.0, 15.0)
         troubles = self.troubles_type(world)
         all_faults = troubles.kinds()
         # Some kinds only: troubles of one kind in a row reach states that a mixture does not.
@@ -97,15 +111,15 @@ class Schedule:
             self.duration_ms = max(self.duration_ms, clockwork.between(900, 2500))
             self.fault_gap_ms = random.choice((80.0, 200.0, 400.0))
             self._confirms = 0.5
-        self.operators: Operators | None = None
-        has_operators = seed % OPERATORS_OF in OPERATORS if operators is None else operators
         if has_operators and n_nodes > 1:
             self._let_operators_err(Operators(world, troubles), troubles)
-        self.clients: Clients | None = None
-        if has_clients:
-            self.clients = Clients(world, f"seed {seed}", trusting=seed % 6 == 3)
+        elif has_moves:
+            self._let_nodes_move(Movers(world, troubles), troubles)
+        name, trusting = f"seed {seed}", seed % 6 == 3
+        self.clients = Clients(world, name, trusting=trusting) if has_clients else None
+        self.holders = Holders(self.clients) if self.clients and has_holders else None
         self.watchers = Watchers(world, seed)
-        self.callers = Callers(world, seed) if has_callers else None
+        self.callers = Callers(world, seed) if world.guard else None
 
     def _let_operators_err(self, operators: Operators, troubles: Troubles) -> None:
         """Who is a member changes only as production decides, for operators who make mistakes."""
@@ -115,6 +129,18 @@ class Schedule:
         world.agreement.follow_ms = clockwork.random.choice(((1.0, 10.0), (20.0, 400.0)))
         rest = [fault for fault in self._faults if fault != troubles.change_members]
         self._faults = [*rest[:6], *operators.kinds()]
+        self.duration_ms = max(self.duration_ms, clockwork.between(700, 2500))
+        self.fault_gap_ms = clockwork.random.choice((40.0, 120.0, 300.0))
+
+    def _let_nodes_move(self, movers: Movers, troubles: Troubles) -> None:
+        """Nodes get other addresses, and others run under their names.
+
+        An old copy that only its primary can tell of its loss must be found by that: none moves.
+        """
+        clockwork = self.world.clockwork
+        self.movers = movers
+        rest = [fault for fault in self._faults if fault != troubles.lose_entries]
+        self._faults = [*rest[:6], *movers.kinds()]
         self.duration_ms = max(self.duration_ms, clockwork.between(700, 2500))
         self.fault_gap_ms = clockwork.random.choice((40.0, 120.0, 300.0))
 
@@ -129,6 +155,8 @@ class Schedule:
                 clockwork.after(0, self._append)
             else:
                 self.clients.start()
+                if self.holders is not None:
+                    self.holders.start()
                 clockwork.after(self.duration_ms + 300, self.clients.stop)
             clockwork.after(0, self._next_fault)
             clockwork.run_until(self._ends_ms)
@@ -148,16 +176,22 @@ class Schedule:
         self._faults = []
         if self.operators is not None:
             self.operators.stopped = True
+        if self.movers is not None:
+            self.movers.stop()
         world.is_troubled = False
         if self.callers is not None:
             self.callers.running = False
         self.watchers.breaks = False
         world.heal()
+        healed_ms = clockwork.now
         deadline = clockwork.now + HEALING_LIMIT_MS
         appended = False
         while True:
             world.run_for(10)
+            world.replace_the_removed()  # a removal asked for before may take effect only now
             problem = world.whole_problem() or self.watchers.problem()
+            if self.movers is not None:
+                problem = problem or self.movers.problem()
             if clockwork.now >= deadline:
                 raise ViolationError(
                     f"not whole {HEALING_LIMIT_MS:.0f} ms after healing: {problem}"
@@ -175,6 +209,8 @@ class Schedule:
         primary = world.primary()  # perhaps another one: an old take-over may have come through
         if self.clients is not None and primary is not None:
             self.clients.read_all(primary)
+            if self.holders is not None:
+                self.holders.settle(primary, healed_ms)
         if not world.agreement.is_settled():
             return  # what was proposed before may still take a replica that is well out
         if clockwork.chance(LASTING_FAULTS_RATE if self.is_long else LASTING_FAULTS_RATE / 2):

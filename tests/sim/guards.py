@@ -59,6 +59,7 @@ SIMULATED = (
     "datapath.node.member_change",
     "datapath.node.proposal",
     "datapath.node.recovery",
+    "datapath.node.retention",
     "datapath.node.views",
     "datapath.execution.client_table",
     "datapath.execution.concurrency",

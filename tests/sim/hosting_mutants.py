@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
+from cluster.services import scoped
 from cluster.services.hosting import Host
 from cluster.services.scoped import Scoped, ScopedReader
 from cluster.services.signatures import ServiceMethod
@@ -13,6 +14,7 @@ from datapath.execution.pipeline import Pipeline
 from tests.sim.mutant import Mutant, Patch
 
 HOSTING = "tests/unit/cluster/services/test_hosting.py::"
+LOADED = "tests/unit/cluster/node/test_services.py::"
 TIMERS = "tests/unit/cluster/services/test_timers.py::"
 CONCURRENCY = "tests/unit/datapath/execution/test_concurrency.py::"
 MISBEHAVES = HOSTING + "test_a_method_that_misbehaves_leaves_nothing_behind_and_stops_nobody"
@@ -31,11 +33,20 @@ def _x1_keys_have_no_prefix() -> list[Patch]:
     return [patch.object(ScopedReader, "_full", lambda _, key: key)]
 
 
-def _x1_other_keyspaces_can_be_opened() -> list[Patch]:
-    def keyspace(reader: ScopedReader, number: int) -> object:
-        return reader._tx.keyspace(number)
+def _x1_all_keys_can_be_read() -> list[Patch]:
+    return [patch("cluster.services.scoped.may_read", lambda *_: True)]
 
-    return [patch.object(ScopedReader, "keyspace", keyspace)]
+
+def _x1_what_may_be_read_may_be_written() -> list[Patch]:
+    return [patch("cluster.services.scoped.may_write", scoped.may_read)]
+
+
+def _x1_what_may_be_written_may_be_read() -> list[Patch]:
+    return [patch("cluster.services.scoped.may_read", scoped.may_write)]
+
+
+def _x1_a_service_that_awaits_sees_what_others_write() -> list[Patch]:
+    return [patch("cluster.node.settings._check_rights", lambda *_: None)]
 
 
 def _x2_writes_have_no_bound() -> list[Patch]:
@@ -44,7 +55,7 @@ def _x2_writes_have_no_bound() -> list[Patch]:
 
 def _x2_a_write_too_many_is_forgiven() -> list[Patch]:
     def result(host: Host, method: ServiceMethod, value: object, view: Scoped) -> bytes:
-        view.failure = None
+        view.bounds.failure = None
         return real(host, method, value, view)
 
     real = Host._result
@@ -123,8 +134,21 @@ HOSTING_MUTANTS = (
         unit=HOSTING + "test_a_service_sees_its_own_keys_alone",
     ),
     Mutant(
-        "X1", "other keyspaces can be opened", _x1_other_keyspaces_can_be_opened,
+        "X1", "all keys can be read", _x1_all_keys_can_be_read,
         unit=f"{MISBEHAVES}[escape-service_failed-a service sees its own keys alone]",
+    ),
+    Mutant(
+        "X1", "what may be read may be written", _x1_what_may_be_read_may_be_written,
+        unit=HOSTING + "test_rights_to_read_and_to_write_are_separate",
+    ),
+    Mutant(
+        "X1", "what may be written may be read", _x1_what_may_be_written_may_be_read,
+        unit=HOSTING + "test_rights_to_read_and_to_write_are_separate",
+    ),
+    Mutant(
+        "X1", "a service that awaits sees what others write",
+        _x1_a_service_that_awaits_sees_what_others_write,
+        unit=LOADED + "test_a_service_that_awaits_shares_no_keys_with_one_that_writes",
     ),
     Mutant(
         "X2", "writes have no bound", _x2_writes_have_no_bound,

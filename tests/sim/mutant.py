@@ -14,7 +14,8 @@ class Mutant(NamedTuple):
 
     `scenario` is called; `unit` names a pytest test, run in a process of its own; without either,
     schedules of the simulator are run, from `seed` on; with `clients`, all of them have clients;
-    with `operators`, in all of them operators err; with `callers`, rights come and go in all;
+    with `holders`, these use leases and locks, too; with `operators`, in all of them operators err;
+    with `moves`, in all of them nodes move; with `callers`, rights come and go in all;
     with `consensus`, those of consensus (`tests.sim.consensus`); with `joint`, those of both
     together (`tests.sim.joint`).
     """
@@ -26,7 +27,9 @@ class Mutant(NamedTuple):
     scenario: Callable[[], None] | None = None
     unit: str = ""
     clients: bool = False
+    holders: bool = False
     operators: bool = False
+    moves: bool = False
     consensus: bool = False
     joint: bool = False
     callers: bool = False

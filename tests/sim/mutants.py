@@ -33,8 +33,10 @@ from tests.sim.faults import Schedule
 from tests.sim.found_mutants import FOUND_MUTANTS
 from tests.sim.histories import Histories
 from tests.sim.hosting_mutants import HOSTING_MUTANTS
+from tests.sim.identity_mutants import IDENTITY_MUTANTS
 from tests.sim.joint.schedule import JointSchedule
 from tests.sim.joint_mutants import JOINT_MUTANTS
+from tests.sim.lease_mutants import LEASE_MUTANTS
 from tests.sim.membership_mutants import MEMBERSHIP_MUTANTS
 from tests.sim.mutant import Mutant, broken
 from tests.sim.raft_mutants import RAFT_MUTANTS
@@ -55,10 +57,12 @@ MODULES = (
     "membership",
     "read",
     "watch",
+    "lease",
     "found",
     "joint",
     "hosting",
     "access",
+    "identity",
 )
 PRELOADED = [f"tests.sim.{name}_mutants" for name in MODULES]
 RULES = (
@@ -67,13 +71,18 @@ RULES = (
     "M1",
     "T1",
     *(f"W{n}" for n in range(1, 6)),
+    "L1",
+    "L2",
+    *(f"K{n}" for n in range(1, 4)),
     *(f"X{n}" for n in range(1, 5)),
     "A1",
+    *(f"I{n}" for n in range(1, 6)),
 )
 MUTANTS: tuple[Mutant, ...] = (
     *REPLICA_MUTANTS, *CLIENT_MUTANTS, *SERVICE_MUTANTS, *CONSENSUS_MUTANTS,
     *RAFT_MUTANTS, *MEMBERSHIP_MUTANTS, *READ_MUTANTS, *WATCH_MUTANTS,
-    *FOUND_MUTANTS, *JOINT_MUTANTS, *HOSTING_MUTANTS, *ACCESS_MUTANTS,
+    *LEASE_MUTANTS, *FOUND_MUTANTS, *JOINT_MUTANTS, *HOSTING_MUTANTS,
+    *IDENTITY_MUTANTS, *ACCESS_MUTANTS,
 )  # fmt: skip
 
 
@@ -119,13 +128,16 @@ def _run_others(
 
 def _run_schedules(mutant: Mutant) -> Verdict:
     with tempfile.TemporaryDirectory() as directory:
-        histories = Histories(1 if mutant.clients else 0, Path(directory), BATCH)
+        has_clients = mutant.clients or mutant.holders
+        histories = Histories(1 if has_clients else 0, Path(directory), BATCH)
         for seeds in range(1, MAX_SEEDS + 1):
             seed = mutant.seed + seeds - 1
             schedule = Schedule(
                 seed,
-                clients=mutant.clients or None,
-                operators=mutant.operators or None,
+                clients=has_clients or None,
+                operators=(mutant.operators or None) if not mutant.moves else False,
+                holders=mutant.holders or None,
+                moves=mutant.moves or None,
                 callers=mutant.callers or None,
             )
             try:
@@ -218,7 +230,7 @@ def main() -> int:
     arguments = parser.parse_args()
     chosen = tuple(m for m in MUTANTS if arguments.words in f"{m.rule}: {m.broken}")
     if arguments.porcupine:
-        chosen = tuple(mutant for mutant in chosen if mutant.clients)
+        chosen = tuple(mutant for mutant in chosen if mutant.clients or mutant.holders)
         patch.object(Claims, "fail", lambda _claims, _text: None).start()
     chosen = tuple(sorted(chosen, key=lambda mutant: (mutant.rule not in RULES, mutant.rule)))
     began, missed = time.perf_counter(), 0

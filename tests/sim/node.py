@@ -9,6 +9,7 @@ from datapath.execution.concurrency import Running
 from datapath.keyspaces import KV
 from datapath.node.proposal import Proposal
 from datapath.node.recovery import recover_replica
+from datapath.node.retention import LogRetention
 from datapath.protocol import effects
 from datapath.protocol.confirmations import Confirmation
 from datapath.protocol.messages import Heartbeat, Message, StaleEpoch
@@ -18,6 +19,7 @@ from datapath.records import make_record
 from datapath.transport.snapshot_transfer import Offer
 from election.view import Handover, TakeOver, View
 from tests.sim.disk import Disk
+from tests.sim.identities import Identity
 from tests.sim.service import NodeService, Storage
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 READ_LIMIT_RECORDS = 4
 CLOCK_RATES = (0.92, 1.08)
+START_AGAIN_MS = (20.0, 100.0)
 TURN_MS = (0.01, 0.1)
 """How long a turn of the event loop lasts."""
 _PAYLOAD = b"x" * 16
@@ -44,6 +47,8 @@ class Node:
         self.down_ms = 0.0  # when its process ended last
         self.paused = False
         self.installing = False
+        self.retention: LogRetention
+        self.begun: dict[str, int] = {}  # peer: the session of the snapshot that left last
         self.has_lost = False  # a fault took durable entries, and it has not caught up since
         self.loss_is_hidden = False  # nothing on its disk tells of it, and nobody has told it yet
         self.loss_is_remembered = False  # but other nodes do: it is told before it could act on it
@@ -54,15 +59,18 @@ class Node:
         self.takeovers: set[int] = set()  # versions that this life has proposed itself at
         self.disk = Disk(clockwork, self._on_disk, self._on_disk_failed)
         self.clock_rate = clockwork.between(*CLOCK_RATES)
+        self.stalled_ms = 0.0  # by its clock, in stalls that it has to notice
         self.tick_ms = clockwork.between(14, 24)
         self.replica: Replica
         self._clock_offset = clockwork.between(0, 1e6)
         self._backlog: list[tuple[Callable[..., None], tuple[Any, ...], dict[str, Any]]] = []
         self._torn = False
+        self._paused_ms = 0.0
         self._applied_index = 0
         self._appended = 0
         self.storage = Storage(self)
         self.service: NodeService
+        self.identity = Identity(self, world.configuration(node_id))
 
     # -- lifetime
 
@@ -76,17 +84,30 @@ class Node:
         self.clock_rate = rate
 
     def start(self) -> None:
-        """Start the process."""
+        """Start the process; later, if another one listens at its address."""
         clockwork, world = self.clockwork, self.world
+        if world.network.is_taken(self.identity.file[self.id].peer, self):
+            clockwork.seen["cannot listen"] += 1
+            clockwork.after(clockwork.between(*START_AGAIN_MS), self._start_again, self.life)
+            return
         self.life += 1
+        self.identity.start(self.life)
         self.is_up, self.paused, self.installing = True, False, False
         self._backlog.clear()
         self.takeovers.clear()
+        self.begun.clear()
+        self.retention = LogRetention(0, 0, world.bounds.snapshot_log_bytes)
         recovered = recover_replica(
             self.disk.durable, self.storage.store, self.disk.marks(tail_cut=self._torn), self.id
         )
         self.commit_index = recovered.commit_index
         self.oracle.on_start(self, self._applied_index)
+        is_known = recovered.tail_cut or recovered.incomplete
+        if self.has_lost and not is_known and not self.loss_is_hidden:
+            # It ended before what it had been told was on its disk: it knows nothing, once more.
+            self.hide_loss(remembered=self.loss_is_remembered)
+            if not self.loss_is_remembered:
+                world.agreement.keep_away(self.id)
         if recovered.tail_cut:
             clockwork.seen["cut tail start"] += 1
         if recovered.incomplete:
@@ -109,10 +130,14 @@ class Node:
                 f"{' cut tail' if recovered.tail_cut else ''}"
                 f"{' incomplete' if recovered.incomplete else ''}"
             )
-        world.network.start_dialling(self)
+        world.network.start(self)
         if self.id not in world.agreement.cut_off:
             world.agreement.inform(self)
         clockwork.after(self.tick_ms, self._tick_later, self.life)
+
+    def _start_again(self, life: int) -> None:
+        if life == self.life and not self.is_up:
+            self.start()
 
     def crash(self, lost_from: int | None = None, *, damage: bool = False) -> None:
         """End the process, at any point; what was not durable may be lost."""
@@ -138,13 +163,16 @@ class Node:
     def hide_loss(self, *, remembered: bool = False) -> None:
         """What the crash took leaves no trace on the disk: its directory is an old copy.
 
-        `remembered`: nodes without that data know that it was there (decision 18).
+        `remembered`: nodes without that data know that it was there (decision 18). Else nothing can
+        be promised until the primary has told it.
         """
         self.loss_is_hidden, self._torn = True, False
         self.loss_is_remembered = remembered
 
     def pause(self) -> None:
         """Stop the process; what arrives meanwhile waits."""
+        if not self.paused:
+            self._paused_ms = self.clock()
         self.paused = True
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} is paused")
@@ -154,6 +182,12 @@ class Node:
         if not self.is_up or not self.paused:
             return
         self.paused = False
+        stood_still_ms = self.clock() - self._paused_ms
+        if stood_still_ms >= self.world.timing.stall_threshold_ms:
+            self.stalled_ms += stood_still_ms
+            leases = self.oracle.leases
+            if leases is not None and leases.leases and self.replica.primary is not None:
+                self.clockwork.seen["lease: its primary stood still"] += 1
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} wakes")
         if self.clockwork.chance(0.3):
@@ -227,7 +261,12 @@ class Node:
         """A view is known here."""
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} learns view {view.version}")
+        is_news = self.identity.take(view)
+        if is_news:
+            self.world.network.dial_peers(self)
         self.service.on_view(view)
+        if is_news:
+            self.world.on_entry(self, self.identity.step(view))
 
     def on_reminder(self, epoch: int, index: int) -> None:
         """Another node remembers that this one had that entry committed."""
@@ -296,10 +335,18 @@ class Node:
         self.service.run(lambda: emitted)
 
     def trim(self, first_index: int) -> None:
-        """Forget old entries of the log."""
+        """Forget old entries of the log, up to `first_index` at the most, as production decides.
+
+        A record here is what a segment is there.
+        """
         if not self.is_up or self.paused or self.installing or not self.disk.idle:
             return
-        first = self.disk.trim(min(first_index, self.replica.state.commit_index))
+        self.retention.settle(self.replica.primary, self.clock())
+        segments = [
+            (record.last_index, len(record.data), 0.0) for record in self.disk.durable.records
+        ]
+        durable = min(first_index, self.replica.state.commit_index) - 1
+        first = self.disk.trim(self.retention.keep_from(segments, durable, first_index))
         self.service.run(self.replica.on_log_trimmed, first)
 
     def after_event(self) -> None:
@@ -387,7 +434,10 @@ class Node:
         self.oracle.on_start_epoch(self, epoch)
 
     def on_epoch_open(self, epoch: int) -> None:
-        """It serves: the oracle sees that by itself."""
+        """It serves: the oracle sees that by itself, but for when."""
+        del epoch
+        if self.oracle.leases is not None:
+            self.oracle.leases.on_epoch_open(self)
 
     def on_step_down(self, epoch: int) -> None:
         """The epoch is over."""
@@ -426,6 +476,8 @@ class Node:
             self._snapshot_done(effect, done=False)
             return
         target = world.nodes[effect.peer]
+        self.begun[effect.peer] = effect.session
+        self.retention.begin_snapshot(effect.peer, index)
         self.storage.keep_snapshot(index, epoch)
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} sends {target.id} a snapshot at ({index}, {epoch})")
@@ -485,6 +537,7 @@ class Node:
         self.storage.install(sender.storage, index, epoch)
         self.installing = False
         self.clockwork.seen["snapshot installed"] += 1
+        self.oracle.on_snapshot_installed(self, sender, effect.session, index)
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} has installed the snapshot at ({index}, {epoch})")
         self.commit_index = index
@@ -505,6 +558,9 @@ class Node:
         self._snapshot_done(effect, done=True)
 
     def _snapshot_done(self, effect: effects.SendSnapshot, *, done: bool) -> None:
+        if self.begun.get(effect.peer) == effect.session:
+            del self.begun[effect.peer]
+            self.retention.end_snapshot(effect.peer, self.clock(), installed=done)
         self.service.run(self.replica.on_snapshot_sent, effect.peer, effect.session, done=done)
 
 

@@ -15,8 +15,8 @@ from datapath.errors import NotPrimaryError, OperationError
 from datapath.node.member_change import MemberChange, addition, removal
 from datapath.node.membership import Facts, MembershipRefusal, refusals, unjudged
 from election.agreement import Outcome, Unknown
-from election.view import Member, View
-from tests.sim.members import make_member
+from election.identity import Addresses
+from election.view import View
 
 if TYPE_CHECKING:
     from tests.sim.node import Node
@@ -35,15 +35,25 @@ class Request:
     """What one operator wants, and how it went. `where` is the node that carries it out."""
 
     def __init__(
-        self, wish: str, target: str, make: Callable[[float], MemberChange], *, force: bool = False
+        self,
+        wish: str,
+        target: str,
+        make: Callable[[float], MemberChange],
+        *,
+        force: bool = False,
+        wanted: Addresses | None = None,
+        then: Callable[[View | OperationError], None] | None = None,
     ) -> None:
         self.wish = wish
         self.target = target
         self.force = force
         self.make = make
+        self.wanted = wanted  # where a member is to be reached
+        self.then = then  # takes the answer
         self.looked_ms = 0.0  # true time when the look began on which a proposal rests
         self.is_open = False  # a proposal may yet take effect: it rests on an earlier look
         self.live: frozenset[str] = frozenset()  # who was seen alive
+        self.voters: frozenset[str] = frozenset()  # who votes, as the node knew that judged
         self.forced = False  # whether what was proposed last was judged to cost something
         self.committed: list[View] = []
         self.answer: View | OperationError | None = None
@@ -100,7 +110,7 @@ class Operators:
         def make(deadline_ms: float) -> MemberChange:
             return removal(target, deadline_ms, force=force)
 
-        self._ask(Request("removal", target, make, force=force))
+        self.ask(Request("removal", target, make, force=force))
 
     def needed(self) -> tuple[str, ...]:
         """Who holds what a replica with lost entries needs: force would be one fault too many."""
@@ -119,28 +129,33 @@ class Operators:
         if not waiting and len(world.nodes) < MOST_NODES:
             waiting = [world.add_node().id]
         if waiting:
-            self._add(make_member(waiting[0]))
+            self._add(waiting[0])
 
     def add_old(self) -> None:
         """A node that was removed asks to come in under its old id, of a node that may not know."""
         removed = [name for name in self.world.view.removed if name in self.world.nodes]
         if removed:
-            self._add(make_member(self.clockwork.random.choice(removed)))
+            self._add(self.clockwork.random.choice(removed))
 
-    def _add(self, member: Member) -> None:
+    def _add(self, name: str) -> None:
+        member = self.world.nodes[name].identity.member()
+
         def make(deadline_ms: float) -> MemberChange:
             return addition(member, deadline_ms)
 
-        self._ask(Request("addition", member.id, make))
+        self.ask(Request("addition", member.id, make))
 
-    def _ask(self, request: Request) -> None:
+    def ask(self, request: Request) -> None:
         """Ask some node; perhaps a second one, too, or the same again."""
         clockwork = self.clockwork
         clockwork.seen[f"operator: {request.wish} asked for"] += 1
         times = 2 if clockwork.chance(0.15) else 1
         for _ in range(times):
             node = self._node()
-            one = Request(request.wish, request.target, request.make, force=request.force)
+            one = Request(
+                request.wish, request.target, request.make,
+                force=request.force, wanted=request.wanted, then=request.then,
+            )  # fmt: skip
             if clockwork.tracing:
                 clockwork.note(f"an operator asks {node.id} for {one}")
             node.post(node.life, Asked(self, one, clockwork.between(*PATIENCE_MS)).at, node)
@@ -164,6 +179,8 @@ class Operators:
         if clockwork.tracing:
             clockwork.note(f"{request}: {answer if said != 'done' else said}")
         self.world.oracle.on_told(request)
+        if request.then is not None:
+            request.then(answer)
 
 
 class Asked:
@@ -319,10 +336,11 @@ class _Work:
     def _judge(self, view: View, live: frozenset[str]) -> list[MembershipRefusal]:
         node, world = self._node, self._world
         state = node.replica.state
-        self._request.live = live
+        voters = world.agreement.known_voters(view)
+        self._request.live, self._request.voters = live, voters
         facts = Facts(
             live=live,
-            voters=world.agreement.known_voters(view),
+            voters=voters,
             min_in_sync=world.bounds.min_in_sync,
             may_lack_entries=state.tail_cut or state.incomplete,
         )

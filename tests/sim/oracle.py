@@ -14,13 +14,17 @@ from datapath.errors import NotPrimaryError, OperationError
 from datapath.keyspaces import KV
 from datapath.operations import Operation
 from datapath.protocol.messages import AppendReply, HeartbeatReply, Message, ProbeReply
-from datapath.records import Record
+from datapath.records import Entry, Record
+from election.registry import addresses_of
 from election.view import AddMember, TakeOver, View, ViewChange
 from tests.sim.clockwork import Clockwork, ViolationError
+from tests.sim.identities import Impostor
+from tests.sim.lease_oracle import LeaseOracle
 from tests.sim.operators import Request
 
 if TYPE_CHECKING:
     from tests.sim.agreement import Agreement
+    from tests.sim.network import Connection
     from tests.sim.node import Node
 
 
@@ -42,6 +46,7 @@ class Oracle:
         self._puts: dict[tuple[int, int], bytes] = {}  # (index, epoch) -> what a put wrote there
         self._places: dict[bytes, list[tuple[int, int]]] = {}  # and where it was written
         self._not_applied: set[bytes] = set()  # what a client was told of, for good
+        self.leases: LeaseOracle | None = None  # where clients use leases (`Holders`)
         self._openings: dict[int, tuple[str, int]] = {}  # epoch -> the (node, life) that opened it
 
     def fail(self, text: str) -> None:
@@ -104,7 +109,8 @@ class Oracle:
         if leaving:
             self.fail(f"M1: {asked} does not wait until {sorted(leaving)} votes no more")
         dead = [m.id for m in new.members if not agreement.was_up(m.id, asked.looked_ms)]
-        counts = node in agreement.voters or node in old.in_sync
+        # A newcomer whose vote came after what the judge had applied was not known to count.
+        counts = node in asked.voters or node in old.in_sync
         if dead and node in asked.live and counts:
             self.fail(f"M1: {asked} takes a live node out while {dead} is dead")
         if node not in old.in_sync:
@@ -128,6 +134,11 @@ class Oracle:
             is_member = view.member(asked.target) is not None
             if view not in self.agreement.views or is_member != (asked.wish != "removal"):
                 self.fail(f"{asked} is said to be done: {view}")
+            member = view.member(asked.target)
+            if asked.wanted is not None and (
+                member is None or addresses_of(member) != asked.wanted
+            ):
+                self.fail(f"{asked} to {asked.wanted} is said to be done: {view}")
         self._check_told(asked)
 
     def _check_told(self, asked: Request) -> None:
@@ -135,6 +146,62 @@ class Oracle:
         is_refused = isinstance(answer, OperationError) and answer.outcome == "not_applied"
         if asked.committed and is_refused:
             self.fail(f"{asked} took effect, and was answered: {answer}")
+
+    # -- snapshots
+
+    def on_snapshot_installed(self, node: Node, sender: Node, session: int, index: int) -> None:
+        """What follows a snapshot is still in the log of the primary that sent it."""
+        if sender.replica.primary is None or sender.begun.get(node.id) != session:
+            return
+        base_index = sender.disk.cache.base_index
+        if base_index > index:
+            self.fail(
+                f"{node.id} has installed a snapshot at {index} of {sender.id}, whose log begins "
+                f"after {base_index}: another one is needed"
+            )
+
+    # -- addresses
+
+    def on_dialled(self, node: Node, peer: str, address: str) -> None:
+        """A node dials what its newest view says, or its own file (decision 14)."""
+        if address not in node.identity.places(peer):
+            self.fail(f"{node.id} dials {peer} at {address}, which neither view nor file says")
+
+    def on_connected(self, connection: Connection) -> None:
+        """A link is open: both ends are who the other takes them for (decision 13)."""
+        for side in (0, 1):
+            node, other = connection.ends[side], connection.ends[1 - side]
+            if isinstance(node, Impostor):
+                continue
+            view = node.identity.newest
+            if view is not None and view.member(other.id) is None:
+                self.fail(f"I3: {node.id} has a link with {other.id}, which it knows is no member")
+            if isinstance(other, Impostor):
+                self.on_believed(node, other)
+            if node.identity.registry.accusation().code:
+                self.fail(f"I5: {node.id} takes itself for a copy")
+
+    def on_believed(self, node: Node, impostor: Impostor) -> None:
+        """An impostor has a link: only where the node cannot know better.
+
+        A copy is the same as its original before that moved, where the move is not known, or no
+        agreed address at all. A directory that was met while the cluster was founded is the right
+        one for a node that has not heard of its cluster yet. And another disk is refused once it is
+        known which one is right; an empty one, by a node that belongs to a cluster, always.
+        """
+        known, has_cluster = node.identity.places(impostor.id), node.identity.claim.cluster_id != ""
+        disk = node.identity.registry.known(impostor.id).data_id
+        if impostor.kind == "clone" and (impostor.own.peer in known or not known[1]):
+            self._clockwork.seen["clone believed where the move is not known"] += 1
+        elif impostor.kind == "namesake" and not has_cluster:
+            self._clockwork.seen["namesake believed before the cluster is known"] += 1
+        elif not disk and impostor.kind in ("other data", "" if has_cluster else "emptied"):
+            self._clockwork.seen["another disk believed where none is known"] += 1
+        else:
+            self.fail(
+                f"{node.id} has a link with the {impostor.kind} of {impostor.id} at "
+                f"{impostor.own.peer}; it knows {impostor.id} at {known}"
+            )
 
     # -- logs
 
@@ -170,12 +237,14 @@ class Oracle:
         is_new = key not in self._records
         known = self._records.setdefault(key, (record.data, previous_epoch))
         if is_new and node.world.has_service:
-            self._note_puts(record)
+            self._note_puts(record, entries := record.entries())
+            if self.leases is not None:
+                self.leases.on_write(node, record.first_index, record.epoch, entries)
         if known != (record.data, previous_epoch):
             self.fail(f"{node.id} writes another record at {key} than was written there before")
 
-    def _note_puts(self, record: Record) -> None:
-        for index, entry in enumerate(record.entries(), record.first_index):
+    def _note_puts(self, record: Record, entries: list[Entry]) -> None:
+        for index, entry in enumerate(entries, record.first_index):
             for space, _, value in entry:
                 if space == KV and value is not None:
                     self._puts[index, record.epoch] = value[HEAD_SIZE_BYTES:]
@@ -203,6 +272,8 @@ class Oracle:
                         f"D1: {self._puts[position, epoch]!r} commits at {position}, and its "
                         "client was told that it never will"
                     )
+                if self.leases is not None:
+                    self.leases.on_commit(position, epoch)
             elif committed[position] != epoch:
                 self.fail(
                     f"entry {position} was committed with epoch {committed[position]}, and "

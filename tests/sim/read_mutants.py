@@ -97,11 +97,7 @@ def _a_session_forgets_nothing() -> list[Patch]:
 
 ROUNDS = "tests/unit/datapath/protocol/test_confirmed_rounds.py::"
 READ_MUTANTS = (
-    Mutant(
-        "D10", "reads rest on leases although clocks stop", _reads_rest_on_leases,
-        unit="tests/unit/datapath/node/test_interpreter.py::"
-        "test_where_reads_are_confirmed_only_what_may_be_arbitrarily_old_is_not",
-    ),
+    Mutant("D10", "reads rest on leases although clocks stop", _reads_rest_on_leases, clients=True),
     Mutant(
         "D10", "answers that wrote nothing rest on leases although clocks stop",
         _answers_that_wrote_nothing_rest_on_leases,

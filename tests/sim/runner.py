@@ -20,6 +20,9 @@ from tests.sim.histories import Histories
 
 CHUNK_SEEDS = 50
 """So many seeds are one piece of work: short against a run, long against passing it on."""
+CHUNKS_PER_WORKER = 20
+"""A process ends after so many and another one takes its place: without the garbage collector,
+which costs more, it grows and becomes slower."""
 PROGRESS_S = 1.0
 FAILURES_KEPT = 100
 Failure = tuple[int, str]
@@ -111,7 +114,10 @@ def run_seeds(
     began = shown = time.monotonic()
     context = multiprocessing.get_context("spawn")
     run_chunk = run_chunk or partial(run_replicas, histories_every=histories_every)
-    with context.Pool(jobs, _prepare_worker) as pool, contextlib.suppress(KeyboardInterrupt):
+    with (
+        context.Pool(jobs, _prepare_worker, (), CHUNKS_PER_WORKER) as pool,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
         for part in pool.imap_unordered(run_chunk, _chunks(start, count)):
             total.add(part)
             for seed, problem in part.failures:

@@ -18,6 +18,7 @@ from datapath.operations import Completion, Operation, Query, QueryResult, Resul
 from datapath.protocol import effects
 from datapath.protocol.confirmations import Confirmation, ReadPoint
 from datapath.records import Entry, Record
+from tests.sim.lease_oracle import moment
 from tests.sim.questions import Questions
 
 if TYPE_CHECKING:
@@ -289,9 +290,10 @@ class NodeService(Interpreter):
 class Judged:
     """The `Completion` of an operation at this node, for the oracle to see what it is told."""
 
-    __slots__ = ("_inner", "_node", "_operation")
+    __slots__ = ("_came", "_inner", "_node", "_operation")
 
     def __init__(self, node: Node, operation: Operation, inner: Completion) -> None:
+        self._came = moment(node)
         self._node = node
         self._operation = operation
         self._inner = inner
@@ -301,7 +303,9 @@ class Judged:
         return self._inner.done()
 
     def set_result(self, result: Result, /) -> None:
-        """Pass the answer on."""
+        """Judge what is told of leases, and pass the answer on."""
+        if (leases := self._node.oracle.leases) is not None:
+            leases.on_result(self._operation, self._came, result)
         self._inner.set_result(result)
 
     def set_exception(self, exception: OperationError, /) -> None:
@@ -309,6 +313,8 @@ class Judged:
         if self._operation.idempotency_key == "" and exception.outcome == "not_applied":
             self._node.clockwork.seen[f"client: without a key: {exception.code}"] += 1
         self._node.oracle.on_refused(self._node, self._operation, exception)
+        if (leases := self._node.oracle.leases) is not None:
+            leases.on_refusal(self._operation, exception)
         self._inner.set_exception(exception)
 
 

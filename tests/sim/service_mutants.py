@@ -11,6 +11,7 @@ from datapath.clock import clock_ms
 from datapath.execution.tail import Tail
 from datapath.node.interpreter import Interpreter
 from datapath.node.read_index import ReadIndex
+from datapath.node.retention import LogRetention
 from datapath.protocol.replica import Replica
 from datapath.records import Record
 from datapath.storage import accepted as accepted_module
@@ -165,7 +166,12 @@ def _d9_the_log_is_trimmed_before_the_flush() -> list[Patch]:
     return [patch.object(Store, "durable_index", property(lambda store: store.applied_index))]
 
 
+def _d7_a_snapshot_holds_no_log() -> list[Patch]:
+    return [patch.object(LogRetention, "begin_snapshot", lambda *_: None)]
+
+
 SERVICE_MUTANTS = (
+    Mutant("D7", "the log after a snapshot on its way goes", _d7_a_snapshot_holds_no_log),
     Mutant(
         "D1", "a replica in sync takes a snapshot", _d1_a_snapshot_in_sync,
         unit=REPLICA + "test_snapshot_refusals.py::test_a_replica_in_sync_takes_none",

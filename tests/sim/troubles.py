@@ -7,7 +7,6 @@ from collections.abc import Callable
 from election.view import AddMember, RemoveMember
 from tests.sim.disk import FAST_MS as FAST_DISK_MS
 from tests.sim.disk import SLOW_MS as SLOW_DISK_MS
-from tests.sim.members import make_member
 from tests.sim.network import FAST_MS as FAST_NETWORK_MS
 from tests.sim.network import SLOW_MS as SLOW_NETWORK_MS
 from tests.sim.node import CLOCK_RATES, Node
@@ -51,7 +50,7 @@ class Troubles:
         clockwork = self.world.clockwork
         clockwork.after(clockwork.between(low_ms, high_ms), action, *args)
 
-    def _may_stop(self) -> bool:
+    def may_stop(self) -> bool:
         """After a loss of durable entries the others must live on: it is one fault too many.
 
         Not so if nodes without that data remember it, or it has noted itself what it was told.
@@ -66,7 +65,7 @@ class Troubles:
 
     def crash(self) -> None:
         node = self._node()
-        if node.is_up and self._may_stop():
+        if node.is_up and self.may_stop():
             self.world.clockwork.seen["crash"] += 1
             node.crash()
             self._after(5, self.world.clockwork.random.choice((50, 400, 2000)), self._start, node)
@@ -78,13 +77,13 @@ class Troubles:
 
     def kill(self, node: Node, duration_ms: float) -> None:
         """A node is dead for a while."""
-        if node.is_up and self._may_stop():
+        if node.is_up and self.may_stop():
             self.world.clockwork.seen["crash"] += 1
             node.crash()
             self.world.clockwork.after(duration_ms, self._start, node)
 
     def crash_all(self) -> None:
-        if not self._may_stop():
+        if not self.may_stop():
             return
         self.world.clockwork.seen["power cut"] += 1
         for node in self.world.nodes.values():
@@ -116,8 +115,7 @@ class Troubles:
             # that nothing could be promised, so it does not reach consensus until then.
             clockwork.seen["old copy"] += 1
             node.hide_loss()
-            world.agreement.cut_off_for_good.add(node.id)
-            world.agreement.cut_off.add(node.id)
+            world.agreement.keep_away(node.id)
         self._after(5, 900, self._start, node)
         node.when_noted = self._leave_alone if clockwork.chance(0.5) else None
         if clockwork.chance(0.6):
@@ -181,7 +179,7 @@ class Troubles:
 
     def pause(self) -> None:
         node = self._node()
-        if node.is_up and not node.paused and self._may_stop():
+        if node.is_up and not node.paused and self.may_stop():
             self.world.clockwork.seen["pause"] += 1
             node.pause()
             self._after(20, self.world.clockwork.random.choice((200, 700, 1600)), node.resume)
@@ -211,12 +209,12 @@ class Troubles:
     def leave_behind(self) -> None:
         """The primary, perhaps with some others, is cut off, and its clock stops.
 
-        The rest replaces it meanwhile. It goes on before it hears of that.
+        The rest replaces it meanwhile. It goes on before it hears of that, and clients ask it.
         """
         world, clockwork = self.world, self.world.clockwork
         primary = world.nodes[world.view.primary]
         side = {name for name in world.nodes if clockwork.chance(0.3)} | {primary.id}
-        if len(side) == len(world.nodes) or not self._may_stop():
+        if len(side) == len(world.nodes) or not self.may_stop():
             return
         clockwork.seen["left behind"] += 1
         asleep_ms = clockwork.between(350, 900)
@@ -231,6 +229,12 @@ class Troubles:
                 world.agreement.cut_off.add(name)
                 clockwork.after(duration_ms, world.agreement.reconnect, name)
         self._after(0, 60, self._stop_clock, primary, asleep_ms)
+        clockwork.after(asleep_ms - 100, self._know_alone, primary)
+        clockwork.after(duration_ms, self._know_alone, None)
+
+    def _know_alone(self, node: Node | None) -> None:
+        """Some clients are on the side of a primary that was left behind, and ask it."""
+        self.world.left_behind = node
 
     def _stop_clock(self, node: Node, duration_ms: float) -> None:
         clockwork = self.world.clockwork
@@ -239,7 +243,7 @@ class Troubles:
         clockwork.seen["clock stopped"] += 1
         rate = node.clock_rate
         node.set_clock_rate(0.0)
-        is_guest = not node.paused and self._may_stop() and clockwork.chance(0.7)
+        is_guest = not node.paused and self.may_stop() and clockwork.chance(0.7)
         if is_guest:
             node.pause()
         clockwork.after(duration_ms, self._go_on, node, rate, is_guest)
@@ -255,7 +259,7 @@ class Troubles:
     # -- links
 
     def _cut(self, source: str, target: str, duration_ms: float) -> None:
-        if self._may_stop():
+        if self.may_stop():
             self.world.network.cut(source, target)
             self.world.clockwork.after(duration_ms, self.world.network.heal, source, target)
 
@@ -289,7 +293,7 @@ class Troubles:
         """Some links stop one by one, and are healed one by one in another order."""
         network, clockwork = self.world.network, self.world.clockwork
         links = self._links()
-        if not links or not self._may_stop():
+        if not links or not self.may_stop():
             return
         clockwork.seen["swizzle"] += 1
         chosen = clockwork.random.sample(links, clockwork.random.randint(1, len(links)))
@@ -304,7 +308,7 @@ class Troubles:
             clockwork.after(time_ms, network.heal, *link)
 
     def _cut_if_allowed(self, source: str, target: str) -> None:
-        if self.world.is_troubled and self._may_stop():
+        if self.world.is_troubled and self.may_stop():
             self.world.network.cut(source, target)
 
     def split(self) -> None:
@@ -312,7 +316,7 @@ class Troubles:
         world, random = self.world, self.world.clockwork.random
         duration = self._duration()
         side = {name for name in world.nodes if random.random() < 0.5}
-        if not 0 < len(side) < len(world.nodes) or not self._may_stop():
+        if not 0 < len(side) < len(world.nodes) or not self.may_stop():
             return
         world.clockwork.seen["split"] += 1
         without_consensus = random.choice((set(), side, set(world.nodes)))
@@ -398,7 +402,7 @@ class Troubles:
 
     def stall_disk(self) -> None:
         disk = self._node().disk
-        if disk.stalled_since is None and self._may_stop():
+        if disk.stalled_since is None and self.may_stop():
             self.world.clockwork.seen["disk stall"] += 1
             disk.stall()
             self._after(50, 2500, disk.resume)
@@ -409,7 +413,7 @@ class Troubles:
         What of the write reached the disk all the same is drawn, as in a crash.
         """
         node = self._node()
-        if node.is_up and self._may_stop():
+        if node.is_up and self.may_stop():
             node.disk.fails_next = True
             self._after(200, 600, self._fail_no_more, node)
 
@@ -426,7 +430,7 @@ class Troubles:
             self.world.clockwork.seen["full disk"] += 1
             state = node.replica.state
             state.writable = False
-            if world.has_service and not node.paused and self._may_stop():
+            if world.has_service and not node.paused and self.may_stop():
                 # What comes meanwhile is executed together, repeats and new writes.
                 node.pause()
                 self._after(20, 200, node.resume)
@@ -450,7 +454,7 @@ class Troubles:
         """A node is away until the others' logs do not reach back to it: it needs a snapshot."""
         world, clockwork = self.world, self.world.clockwork
         node = self._node()
-        if len(world.nodes) < 2 or not node.is_up or not self._may_stop():
+        if len(world.nodes) < 2 or not node.is_up or not self.may_stop():
             return
         clockwork.seen["outgrown"] += 1
         node.crash()
@@ -468,7 +472,7 @@ class Troubles:
         name = world.clockwork.random.choice(list(world.nodes))
         view = world.view
         if view.member(name) is None:
-            world.agreement.commit(AddMember(make_member(name)), view.version)
+            world.agreement.commit(AddMember(world.nodes[name].identity.member()), view.version)
         elif name not in (view.primary, *self._needed()):
             world.agreement.commit(RemoveMember(name), view.version)
 

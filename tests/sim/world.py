@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
+from cluster.node.addresses import AddressStep
 from cluster.services.access_guard import TokenGuard
 from datapath.settings import Bounds, ClientTableBounds, Timing
+from election.identity import Addresses
+from election.registry import addresses_of
 from election.view import AddMember, View
 from tests.sim.agreement import Agreement
 from tests.sim.clockwork import Clockwork
-from tests.sim.members import make_member, make_witness
+from tests.sim.members import addresses_at, make_member, make_witness
 from tests.sim.network import Network
 from tests.sim.node import Node
 from tests.sim.oracle import Oracle
@@ -41,15 +46,19 @@ class World:
         has_service: bool = False,
         clocks_stop: bool = False,
         guard: TokenGuard | None = None,
+        is_registered: bool = True,
+        max_inflight_records: int = Bounds().max_inflight_records,
     ) -> None:
         self.guard = guard  # who judges callers (tests.sim.callers); None: nobody does
         self.clockwork = Clockwork(seed, trace=trace)
+        self.is_registered = is_registered  # whether all know whose disk is whose
         self.has_service = has_service  # whether nodes serve clients (tests.sim.clients)
         self.clocks_stop = clocks_stop  # whether clocks may stand still: no read rests on leases
         self.timing = timing or Timing()
         self.bounds = Bounds(
             min_in_sync=min_in_sync,
             confirm_reads=clocks_stop,
+            max_inflight_records=max_inflight_records,
             recent_records_bytes=3000 if has_service else 600,
             recent_changes_bytes=1000 if has_service else 200,
             max_append_bytes=2000 if has_service else 400,
@@ -66,6 +75,8 @@ class World:
         self.network = self.network_type(self.clockwork)
         names = "abcdefgh"[:n_nodes]
         members = [make_member(name) for name in names[: n_members or n_nodes]]
+        if not is_registered:  # nodes have yet to say which disk is theirs
+            members = [msgspec.structs.replace(member, data_id="") for member in members]
         first = View(
             cluster_id="sim",
             epoch=1,
@@ -74,12 +85,18 @@ class World:
             in_sync=tuple(member.id for member in members) if all_in_sync else ("a",),
             members=(*members, *(make_witness(f"w{n}") for n in range(n_witnesses))),
         )
+        self.left_behind: Node | None = None  # a primary that some clients know alone, for a while
         self.is_troubled = True  # no fault begins any more once it is not
         self.agreement = self.make_agreement(first)
         self.oracle.agreement = self.agreement
         self.on_crash: Callable[[Node], None] = lambda _: None
-        self.nodes = {name: self.node_type(self, name) for name in names}
+        self.on_entry: Callable[[Node, AddressStep], None] = lambda *_: None
+        """Told what a node has to do about its own entry in a new view (`Movers`)."""
+        self.names = names
+        self.nodes: dict[str, Node] = {}
         self.network.nodes = self.agreement.nodes = self.oracle.nodes = self.nodes
+        for name in names:
+            self.nodes[name] = self.node_type(self, name)
         self.ids_are_used_once = False  # whether who was removed stays away (`Operators`)
         for node in self.nodes.values():
             self._start_empty(node)
@@ -90,14 +107,22 @@ class World:
         node.replica.state.promised_ms -= self.timing.grace_period_ms
 
     def add_node(self) -> Node:
-        """Start a node that is no member yet; everybody dials it."""
+        """Start a node that is no member yet."""
         name = "abcdefgh"[len(self.nodes)]
+        self.names += name
         node = self.nodes[name] = self.node_type(self, name)
         self._start_empty(node)
-        for other in self.nodes.values():
-            if other is not node:
-                self.network.dial(other, name)
         return node
+
+    def configuration(self, node_id: str) -> dict[str, Addresses]:
+        """Return what the file of a new node says: itself, and the nodes as they are reached."""
+        known = {name: node.identity.own for name, node in self.nodes.items()}
+        names = [name for name in (*self.names, node_id) if name not in known]
+        return {**{name: self.first_addresses(name) for name in names}, **known}
+
+    def first_addresses(self, node_id: str) -> Addresses:
+        """Return where a new node listens."""
+        return addresses_at(node_id)
 
     def make_agreement(self, first: View) -> Agreement:
         """Return the consensus under the replicas, with its first view."""
@@ -153,14 +178,14 @@ class World:
             if self.view.member(node.id) is None and not (
                 self.ids_are_used_once and node.id in self.view.removed
             ):
-                agreement.commit(AddMember(make_member(node.id)), self.view.version)
+                agreement.commit(AddMember(node.identity.member()), self.view.version)
         self.replace_the_removed()
 
     def replace_the_removed(self) -> None:
         """Replicas that were not in sync may be removed until writes can never be acknowledged."""
         while sum(m.role == "replica" for m in self.view.members) < self.bounds.min_in_sync:
             node = self.add_node()
-            self.agreement.commit(AddMember(make_member(node.id)), self.view.version)
+            self.agreement.commit(AddMember(node.identity.member()), self.view.version)
 
     def whole_problem(self) -> str:
         """Why the cluster is not whole: "" once all replicas are in sync, equal, and served."""
@@ -182,6 +207,9 @@ class World:
                 return f"{node.id} stands at {place}, {live[0].id} ends at {first.log.last_index}"
             if state.incomplete or state.tail_cut:
                 return f"{node.id} is still marked (cut tail or incomplete)"
+            member = view.member(node.id)
+            if member is None or addresses_of(member) != node.identity.own:
+                return f"{node.id} runs at {node.identity.own.peer}, agreed on is {member}"
         if len(self.oracle.committed) - 1 != first.log.last_index:
             return f"{len(self.oracle.committed) - 1} entries were acknowledged"
         return ""

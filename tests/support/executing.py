@@ -48,7 +48,7 @@ class Primary:
         executed, entry = self.executor.execute(operation, self.index + 1)
         if entry is not None:
             self.executor.take(entry)
-            self.executor.keep_batch([entry])
+            self.executor.complete([entry])
             self.state.apply([entry], self.index + 1, 1)
             self.executor.committed(self.index, [entry])
             self.entries.append(entry)

@@ -19,7 +19,8 @@ with ack=local may be lost, and have no place here: give them keys of their own.
 
 A transaction names the prefix that covers all of its keys, and what stood there before its writes.
 The checker does not guess at one whose outcome is unknown: all operations on its prefix are left
-out then. Find out what became of it (by its idempotency key) where that can be done.
+out then. Find out what became of it (by its idempotency key) where that can be done. The same holds
+of calls of leases and locks, and what has the same key; of a keep-alive, only itself is left out.
 
 Check a kept file again: python -m tests.support.history FILE
 """
@@ -36,17 +37,25 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
 from tests.support.go_tools import checker
 
-Kind = Literal["put", "get", "delete", "range", "txn"]
+LeaseKind = Literal[
+    "grant", "keepalive", "revoke", "acquire", "withdraw", "release", "fenced", "look"
+]
+"""Of a lease, or of a lock.
+
+`fenced` is a write that names a lock and a token; `look` a read of who holds a lock.
+"""
+Kind = Literal["put", "get", "delete", "range", "txn", LeaseKind]
 Outcome = Literal["open", "ok", "failed_condition", "not_applied", "unknown", "failed"]
 """`open`: not ended yet, treated as `unknown`. `failed`: a read that gave nothing."""
 Status = Literal["linearizable", "violation", "undecided"]
 
+LEASE_KINDS: tuple[LeaseKind, ...] = get_args(LeaseKind)
 TIMEOUT_S = 60.0
 _NOT_SAID = -1
 """In place of the revision that a failed condition saw."""
@@ -96,6 +105,10 @@ class Operation(msgspec.Struct, kw_only=True, omit_defaults=True):
     writes: list[tuple[str, str | None]] = []
     clears: bool = False
     count: int = 0
+    lease: int = 0
+    token: int = 0
+    ttl_ms: int = 0
+    code: str = ""
 
     def _end(self, now_ns: int, outcome: Outcome, *kinds: Kind) -> None:
         if self.outcome != "open":
@@ -147,6 +160,20 @@ class Operation(msgspec.Struct, kw_only=True, omit_defaults=True):
         self._end(now_ns, "ok", "txn")
         self.clears, self.count, self.revision = True, count, revision
 
+    def granted(self, now_ns: int, *, lease: int = 0, token: int = 0, revision: int = 0) -> None:
+        """A call of a lease or a lock is acknowledged.
+
+        `lease`: the one that it began or named, or, of a look, the holder's. `token`: under which
+        the lock is held, of a look, or of an acquire or a withdrawal, whose lease holds it; else 0.
+        """
+        self._end(now_ns, "ok", *LEASE_KINDS)
+        self.lease, self.token, self.revision = lease or self.lease, token or self.token, revision
+
+    def refused(self, now_ns: int, code: str) -> None:
+        """A call of a lease or a lock is refused, by what there is; `code` is the problem's."""
+        self._end(now_ns, "failed_condition", *LEASE_KINDS)
+        self.code = code
+
     def condition_failed(self, now_ns: int, *, seen_revision: int | None = None) -> None:
         """A write's condition did not hold. The key had this revision; 0: was absent."""
         self._end(now_ns, "failed_condition", "put", "delete")
@@ -154,15 +181,15 @@ class Operation(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     def not_applied(self, now_ns: int) -> None:
         """A write did not happen and never will."""
-        self._end(now_ns, "not_applied", "put", "delete", "txn")
+        self._end(now_ns, "not_applied", "put", "delete", "txn", *LEASE_KINDS)
 
     def unknown(self, now_ns: int) -> None:
         """The client has given up on a write; it may have happened, or may yet."""
-        self._end(now_ns, "unknown", "put", "delete", "txn")
+        self._end(now_ns, "unknown", "put", "delete", "txn", *LEASE_KINDS)
 
     def failed(self, now_ns: int) -> None:
         """A read gave nothing."""
-        self._end(now_ns, "failed", "get", "range")
+        self._end(now_ns, "failed", "get", "range", "look")
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -319,6 +346,35 @@ class History:
             Operation(client=client, kind="txn", call_ns=now_ns, prefix=prefix, note=note)
         )
 
+    def lease_call(
+        self,
+        client: int,
+        kind: LeaseKind,
+        now_ns: int,
+        *,
+        key: str,
+        lease: int = 0,
+        token: int = 0,
+        ttl_ms: int = 0,
+    ) -> Operation:
+        """A call of a lease or a lock. End it: `granted`, `refused`, `not_applied`, `unknown`.
+
+        `key` is what is checked as one: a lock's name, or a name for a lease that claims no lock.
+        All calls that name one lease have one key. `lease`: the caller's, 0 where the call begins
+        one. `token`: of a release and a fenced write.
+        """
+        return self._add(
+            Operation(
+                client=client,
+                kind=kind,
+                call_ns=now_ns,
+                key=key,
+                lease=lease,
+                token=token,
+                ttl_ms=ttl_ms,
+            )
+        )
+
     def write(self, file: Path) -> None:
         """Write the history as NDJSON: a line with its name, then one for each operation."""
         file.write_bytes(b"".join(self._lines()))
@@ -330,7 +386,18 @@ class History:
             for operation in self.operations
             if operation.kind == "txn" and operation.outcome in {"open", "unknown"}
         )
+        open_leases = {
+            operation.key
+            for operation in self.operations
+            if operation.kind in LEASE_KINDS
+            and operation.kind not in {"keepalive", "look"}
+            and operation.outcome in {"open", "unknown"}
+        }
         for operation in self.operations:
+            if operation.kind in LEASE_KINDS and (
+                operation.key in open_leases or operation.outcome in {"open", "unknown", "failed"}
+            ):
+                continue
             if open_prefixes and (operation.prefix or operation.key).startswith(open_prefixes):
                 continue
             yield msgspec.json.encode(operation) + b"\n"

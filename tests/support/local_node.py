@@ -60,8 +60,9 @@ class Store:
         self.keys: list[bytes] = []
         self.others: dict[int, Store] = {}
 
-    def keyspace(self, number: int) -> Store:
-        return self if number == KV else self.others.setdefault(number, Store())
+    def keyspace(self, which: int | str) -> Store:
+        assert isinstance(which, int)
+        return self if which == KV else self.others.setdefault(which, Store())
 
     def put(self, key: bytes, value: bytes) -> None:
         if key not in self.values:
@@ -91,14 +92,15 @@ class LocalTransaction:
     def role(self) -> str:
         return ""
 
-    def keyspace(self, number: int) -> LocalTransaction:
-        if number == KV:
+    def keyspace(self, which: int | str) -> LocalTransaction:
+        assert isinstance(which, int)
+        if which == KV:
             return self._first
-        if number not in self._others:
-            other = LocalTransaction(self._first._store.keyspace(number), self._index)
+        if which not in self._others:
+            other = LocalTransaction(self._first._store.keyspace(which), self._index)
             other._first, other._others = self._first, self._others
-            self._others[number] = other
-        return self._others[number]
+            self._others[which] = other
+        return self._others[which]
 
     @property
     def wrote(self) -> bool:

@@ -100,10 +100,11 @@ class PageShell:
         self._replaced = replaced
         self._directory = directory
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.environment = {**os.environ, "PATH": path, "ONECOPY_ENDPOINTS": endpoints}
         self._bash = subprocess.Popen(
             ["bash", "--noprofile", "--norc"],
             cwd=directory,
-            env={**os.environ, "PATH": path, "ONECOPY_ENDPOINTS": endpoints},
+            env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -127,16 +128,24 @@ class PageShell:
     def run(self, block: Block) -> list[str]:
         """Run a block; return what went another way than the page says, a text for each line."""
         problems = []
-        for step in steps_of(self._here(block.text)):
+        for step in steps_of(self.here(block.text)):
             output, code = self._send(step.command)
             for problem in judge(step, output, code):
                 problems.append(f"{block}: {step.command}\n  {problem}; it printed:\n{output}")
         return problems
 
+    def run_whole(self, block: Block) -> str:
+        """Run a block that has more than commands of one line; return what it printed."""
+        output, code = self._send(f"set -e\n{self.here(block.text)}set +e")
+        assert code == 0, f"{block}: exit code {code}:\n{output}"
+        refused = [status for status in _STATUS.findall(output) if int(status) >= 400]
+        assert not refused, f"{block}: {refused}:\n{output}"
+        return output
+
     def run_python(self, block: Block) -> list[str]:
         """Run a block of Python in a process of its own."""
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", self._here(block.text)],
+            [sys.executable, "-W", "error", "-c", self.here(block.text)],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(self._directory)},
             capture_output=True,
@@ -147,7 +156,8 @@ class PageShell:
         said = done.stdout + done.stderr
         return [] if done.returncode == 0 else [f"{block}: exit code {done.returncode}:\n{said}"]
 
-    def _here(self, text: str) -> str:
+    def here(self, text: str) -> str:
+        """Return a text with what is there in place of what is printed."""
         for printed, actual in self._replaced.items():
             text = text.replace(printed, actual)
         return text

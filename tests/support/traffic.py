@@ -14,7 +14,8 @@ class Traffic:
     """Clients that keep connections open, each bound to the nodes that have not refused it.
 
     A connection is used until an answer says `Connection: close` or the client finds it closed
-    before it asks; a refused connect is no failure, as no request was made. Everything else is.
+    before it asks; a connect that is refused, or reset as the listener closes, is no failure, as no
+    request was made. Everything else is.
     """
 
     def __init__(self, urls: Sequence[str], lane: dict[str, str]) -> None:
@@ -32,7 +33,7 @@ class Traffic:
             try:
                 async with connect(target) as connection:
                     await self._use(connection, target, pause_s)
-            except ConnectionRefusedError:
+            except (ConnectionRefusedError, ConnectionResetError):  # only connecting raises here
                 await asyncio.sleep(0.01)
 
     async def _use(self, connection: Connection, node: str, pause_s: float) -> None:

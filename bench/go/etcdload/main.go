@@ -1,15 +1,15 @@
-// etcdload loads an etcd cluster through its own Go client (gRPC), in a closed loop, and prints one
-// line of JSON: what bench/generator.py measures over HTTP, with the same meaning.
+// etcdload loads an etcd cluster through its own Go client (gRPC) and prints one line of JSON: what
+// the bench measures over HTTP, with the same meaning.
 //
-//	etcdload -endpoint 127.0.0.1:2379 -operation put|get -connections 64 -seconds 3 ...
+//	etcdload -endpoint 127.0.0.1:2379 -operation put -connections 64 -seconds 3 ...
 //
-// Each "connection" is one goroutine with one request under way, on a gRPC connection of its own up
-// to -clients of them (shared evenly beyond, as etcd's own benchmark tool does).
+// put, get, txn and keepalive are closed loops: each "connection" is one goroutine with one request
+// under way, on a gRPC connection of its own up to -clients of them (shared evenly beyond, as etcd's
+// own benchmark tool does). lock and watch measure other times: see their files.
 package main
 
 import (
 	"bufio"
-	"context"
 	"encoding/base64"
 	"encoding/json"
 	"flag"
@@ -22,7 +22,10 @@ import (
 
 	hdr "github.com/HdrHistogram/hdrhistogram-go"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 )
+
+const longestMicroseconds = 60_000_000
 
 type outcome struct {
 	Seconds    float64        `json:"seconds"`
@@ -30,6 +33,47 @@ type outcome struct {
 	Errors     map[string]int `json:"errors"`
 	Hdr        string         `json:"hdr"`
 	CPUSeconds float64        `json:"cpu_s"`
+}
+
+// results is what all goroutines have measured.
+type results struct {
+	lock     sync.Mutex
+	times    *hdr.Histogram
+	errors   map[string]int
+	cpuStart float64
+}
+
+func newResults() *results {
+	return &results{times: newHistogram(), errors: map[string]int{}}
+}
+
+func newHistogram() *hdr.Histogram { return hdr.New(1, longestMicroseconds, 3) }
+
+func (r *results) add(times *hdr.Histogram, errors map[string]int) {
+	r.lock.Lock()
+	defer r.lock.Unlock()
+	r.times.Merge(times)
+	for kind, count := range errors {
+		r.errors[kind] += count
+	}
+}
+
+func (r *results) print(seconds float64) {
+	encoded, err := r.times.Encode(hdr.V2CompressedEncodingCookieBase)
+	check(err)
+	line, err := json.Marshal(outcome{
+		Seconds: seconds, Operations: r.times.TotalCount(), Errors: r.errors,
+		Hdr: string(encoded), CPUSeconds: cpuSeconds() - r.cpuStart,
+	})
+	check(err)
+	fmt.Println(string(line))
+}
+
+// record counts a time, and what cannot be counted as an error.
+func record(times *hdr.Histogram, errors map[string]int, taken time.Duration) {
+	if err := times.RecordValue(max(1, taken.Microseconds())); err != nil {
+		errors["over a minute"]++
+	}
 }
 
 func cpuSeconds() float64 {
@@ -41,118 +85,72 @@ func cpuSeconds() float64 {
 	return seconds(used.Utime) + seconds(used.Stime)
 }
 
-func fatal(err error) {
-	fmt.Fprintln(os.Stderr, "etcdload:", err)
-	os.Exit(1)
+func check(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "etcdload:", err)
+		os.Exit(1)
+	}
+}
+
+// ready tells the bench that the clock may run, and waits for its word.
+func ready() {
+	fmt.Println("ready")
+	_, err := bufio.NewReader(os.Stdin).ReadString('\n')
+	check(err)
+}
+
+type options struct {
+	endpoint    string
+	operation   string
+	connections int
+	clients     int
+	warmUp      float64
+	seconds     float64
+	size        int
+	keys        int
+	prefix      string
+	writes      int
+}
+
+func (o options) key(number int) string { return fmt.Sprintf("%s%09d", o.prefix, number) }
+
+func (o options) value() string {
+	raw := make([]byte, o.size)
+	rand.New(rand.NewSource(1)).Read(raw)
+	return base64.StdEncoding.EncodeToString(raw)[:o.size]
+}
+
+func (o options) connect(count int) []*clientv3.Client {
+	pool := make([]*clientv3.Client, count)
+	for i := range pool {
+		client, err := clientv3.New(clientv3.Config{
+			Endpoints: []string{o.endpoint}, DialTimeout: 5 * time.Second, Logger: zap.NewNop(),
+		})
+		check(err)
+		pool[i] = client
+	}
+	return pool
 }
 
 func main() {
-	endpoint := flag.String("endpoint", "127.0.0.1:2379", "host:port of the member to ask")
-	operation := flag.String("operation", "put", "put or get (linearizable)")
-	connections := flag.Int("connections", 64, "requests under way")
-	clients := flag.Int("clients", 64, "gRPC connections at most")
-	warmUp := flag.Float64("warm-up", 0.5, "seconds before the measurement")
-	seconds := flag.Float64("seconds", 3, "seconds of the measurement")
-	size := flag.Int("value-bytes", 100, "bytes of a value")
-	keys := flag.Int("keys", 1000, "how many keys")
-	prefix := flag.String("prefix", "b", "what keys begin with")
+	var o options
+	flag.StringVar(&o.endpoint, "endpoint", "127.0.0.1:2379", "host:port of the member to ask")
+	flag.StringVar(&o.operation, "operation", "put", "put, get (linearizable), txn, keepalive, lock, watch")
+	flag.IntVar(&o.connections, "connections", 64, "requests under way; contenders; watchers")
+	flag.IntVar(&o.clients, "clients", 64, "gRPC connections at most, of closed loops")
+	flag.Float64Var(&o.warmUp, "warm-up", 0.5, "seconds before the measurement")
+	flag.Float64Var(&o.seconds, "seconds", 3, "seconds of the measurement")
+	flag.IntVar(&o.size, "value-bytes", 100, "bytes of a value")
+	flag.IntVar(&o.keys, "keys", 1000, "how many keys")
+	flag.StringVar(&o.prefix, "prefix", "b", "what keys begin with")
+	flag.IntVar(&o.writes, "writes", 50, "how many writes the watchers see")
 	flag.Parse()
-
-	pool := make([]*clientv3.Client, min(*clients, *connections))
-	for i := range pool {
-		client, err := clientv3.New(clientv3.Config{
-			Endpoints: []string{*endpoint}, DialTimeout: 5 * time.Second,
-		})
-		if err != nil {
-			fatal(err)
-		}
-		defer client.Close()
-		pool[i] = client
+	switch o.operation {
+	case "lock":
+		handOver(o)
+	case "watch":
+		watch(o)
+	default:
+		closedLoop(o)
 	}
-	raw := make([]byte, *size)
-	rand.New(rand.NewSource(1)).Read(raw)
-	value := base64.StdEncoding.EncodeToString(raw)[:*size]
-	names := make([]string, *keys)
-	for i := range names {
-		names[i] = fmt.Sprintf("%s%09d", *prefix, i)
-	}
-	once := func(client *clientv3.Client, name string) string {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		if *operation == "put" {
-			if _, err := client.Put(ctx, name, value); err != nil {
-				return err.Error()
-			}
-			return ""
-		}
-		reply, err := client.Get(ctx, name)
-		if err != nil {
-			return err.Error()
-		}
-		if len(reply.Kvs) != 1 || len(reply.Kvs[0].Value) != *size {
-			return "wrong length"
-		}
-		return ""
-	}
-	for _, client := range pool { // the connections are open before the clock runs
-		once(client, names[0])
-	}
-	fmt.Println("ready")
-	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
-		fatal(err)
-	}
-
-	measure := time.Now().Add(time.Duration(*warmUp * float64(time.Second)))
-	end := measure.Add(time.Duration(*seconds * float64(time.Second)))
-	total := hdr.New(1, 60_000_000, 3)
-	errors := map[string]int{}
-	var lock sync.Mutex
-	var group sync.WaitGroup
-	var cpuStart float64
-	time.AfterFunc(time.Until(measure), func() { lock.Lock(); cpuStart = cpuSeconds(); lock.Unlock() })
-	for i := 0; i < *connections; i++ {
-		group.Add(1)
-		go func(number int) {
-			defer group.Done()
-			draw := rand.New(rand.NewSource(int64(number)))
-			own := hdr.New(1, 60_000_000, 3)
-			failed := map[string]int{}
-			client := pool[number%len(pool)]
-			for {
-				start := time.Now()
-				if !start.Before(end) {
-					break
-				}
-				problem := once(client, names[draw.Intn(len(names))])
-				finished := time.Now()
-				if finished.Before(measure) || !finished.Before(end) {
-					continue
-				}
-				if problem != "" {
-					failed[problem]++
-				} else if err := own.RecordValue(max(1, finished.Sub(start).Microseconds())); err != nil {
-					failed["over a minute"]++
-				}
-			}
-			lock.Lock()
-			defer lock.Unlock()
-			total.Merge(own)
-			for kind, count := range failed {
-				errors[kind] += count
-			}
-		}(i)
-	}
-	group.Wait()
-	encoded, err := total.Encode(hdr.V2CompressedEncodingCookieBase)
-	if err != nil {
-		fatal(err)
-	}
-	line, err := json.Marshal(outcome{
-		Seconds: *seconds, Operations: total.TotalCount(), Errors: errors,
-		Hdr: string(encoded), CPUSeconds: cpuSeconds() - cpuStart,
-	})
-	if err != nil {
-		fatal(err)
-	}
-	fmt.Println(string(line))
 }

@@ -123,35 +123,51 @@ async def test_transfers_keep_the_sum_while_the_primary_is_killed(
     assert await asyncio.to_thread(balances) == [100 - 25 + 75, 100 - 50 + 25, 100 - 75 + 50]
 
 
-async def test_a_suspended_worker_loses_its_lease_and_changes_nothing(
+async def test_a_suspended_worker_loses_its_lock_and_changes_nothing(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     steps = "12"
-    first = Program(cluster, tmp_path / "a.log", "lease.py", "job", "a", steps, "1")
+    first = Program(cluster, tmp_path / "a.log", "one_worker.py", "job", "a", steps, "1")
     await first.prints("a has done step 2")
-    second = Program(cluster, tmp_path / "b.log", "lease.py", "job", "b", steps, "1")
+    second = Program(cluster, tmp_path / "b.log", "one_worker.py", "job", "b", steps, "1")
     with running(first, second):
         first.process.send_signal(signal.SIGSTOP)
         await second.prints(f"b has done step {steps}")
         assert await second.end() == 0
         first.process.send_signal(signal.SIGCONT)
         assert await first.end() == 1
-    assert "a has lost the lease" in first.lines[-1]
+    assert "a has lost the lock" in first.lines[-1]
     saved = [int(line.split()[-1]) for line in second.lines]
     assert saved == list(range(saved[0], 13))
     assert saved[0] > 2  # it went on, and did not begin anew
     async with cluster.client() as client:
         entry = await client.get("job")
     assert entry is not None
-    assert entry.value == b'{"worker": "", "ttl_s": 0, "done": 12}'
+    assert entry.value == steps.encode()
 
 
-async def test_a_released_lease_is_taken_at_once(cluster: Cluster, tmp_path: Path) -> None:
-    for worker, steps in (("a", "1"), ("b", "2")):  # b: well within the TTL of a's lease
-        program = Program(cluster, tmp_path / worker, "lease.py", "job", worker, steps, "600")
+async def test_a_released_lock_is_taken_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    for worker, steps in (("a", "1"), ("b", "2")):  # b: well within the TTL of a's lock
+        program = Program(cluster, tmp_path / worker, "one_worker.py", "job", worker, steps, "600")
         with running(program):
             assert await program.end() == 0
         assert program.lines == [f"{worker} has done step {steps}"]
+
+
+async def test_another_leads_when_the_leader_and_the_primary_are_killed(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    first = Program(cluster, tmp_path / "a.log", "leader.py", "main", "a")
+    with running(first):
+        await first.prints("a leads, under token")
+        second = Program(cluster, tmp_path / "b.log", "leader.py", "main", "b")
+        with running(second):
+            await second.prints("b: the leader is a")
+            await first.prints("members: a b")
+            await cluster.kill(await cluster.primary())
+            first.process.kill()
+            await second.prints("b leads, under token")
+            await wait_until(lambda: second.lines[-1] == "members: b", "a is gone")
 
 
 async def test_a_configuration_is_followed_through_a_failover(

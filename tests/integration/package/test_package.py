@@ -23,20 +23,25 @@ from pathlib import Path
 import pytest
 
 from tests.support.cluster import wait_until
+from tests.support.environments import (
+    COMMAND_DEADLINE_S,
+    PACKAGES,
+    ROOT,
+    Environment,
+    build_wheel,
+    environment,
+    pip,
+)
 from tests.support.ports import free_up_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]  # pip, and real nodes
 
-ROOT = Path(__file__).resolve().parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHONS = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
-PACKAGES = ("onecopy", "cluster", "datapath", "election")
 SERVER_MODULES = (
     *("cryptography", "google_crc32c", "lmdb", "prometheus_client", "pysyncobj", "rich", "uvloop"),
     "xxhash",
 )
-PIP_DEADLINE_S = 120.0
-COMMAND_DEADLINE_S = 30.0
 NAMESAKE = "cluster==1.4.1.post3"
 """PyPI's package of the same name as one of ours: both install `cluster/__init__.py`."""
 USE_THE_FACE = """
@@ -65,21 +70,6 @@ onecopy.Client().get(1)
 """
 
 
-def environment() -> dict[str, str]:
-    """Return an environment in which nothing but what is installed can be imported."""
-    hidden = ("PYTHON", "ONECOPY_", "COV_", "PYTEST_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
-
-
-def pip(*arguments: str | Path) -> None:
-    """Run pip. Raises AssertionError with what it said."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=PIP_DEADLINE_S, check=False
-    )
-    assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
-
-
 def find_python(version: str) -> str | None:
     """Return an interpreter of that version, on PATH or among pyenv's."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
@@ -89,49 +79,6 @@ def find_python(version: str) -> str | None:
         if shown.returncode == 0:  # pyenv's shims stand for versions that it does not select
             return candidate
     return None
-
-
-class Environment:
-    """A virtual environment without anything of the project's own."""
-
-    def __init__(self, directory: Path, python: str = sys.executable) -> None:
-        self.directory = directory
-        self.python = directory / "bin" / "python"
-        command = [python, "-m", "venv", "--without-pip", str(directory)]
-        subprocess.run(command, check=True, timeout=COMMAND_DEADLINE_S)
-
-    def install(self, *arguments: str | Path) -> None:
-        pip("--python", self.python, "install", "-q", *arguments)
-
-    def popen(self, program: str, *arguments: str, log: Path) -> subprocess.Popen[bytes]:
-        with log.open("wb") as file:
-            return subprocess.Popen(
-                [self.directory / "bin" / program, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                cwd=self.directory,
-                env=environment(),
-            )
-
-    def run(
-        self, program: str, *arguments: str, endpoints: str = "http://127.0.0.1:9"
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [self.directory / "bin" / program, *arguments],
-            capture_output=True,
-            text=True,
-            cwd=self.directory,
-            env=environment() | {"ONECOPY_ENDPOINTS": endpoints},
-            timeout=COMMAND_DEADLINE_S,
-            check=False,
-        )
-
-    def check(self, program: str, *arguments: str, endpoints: str = "http://127.0.0.1:9") -> str:
-        """Run a program that has to succeed; return its output."""
-        done = self.run(program, *arguments, endpoints=endpoints)
-        assert done.returncode == 0, f"{program} {arguments}:\n{done.stdout}\n{done.stderr}"
-        return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -150,17 +97,7 @@ def namesake(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel(namesake: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project's wheel; `namesake` has shown that pip reaches an index."""
     assert namesake.exists()
-    directory = tmp_path_factory.mktemp("wheel")
-    source = directory / "source"  # a copy: setuptools leaves its build directory in the source
-    for package in PACKAGES:
-        shutil.copytree(
-            ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__")
-        )
-    for name in ("pyproject.toml", "LICENSE", "README.md", "docs/package-index.md"):
-        (source / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, source / name)
-    pip("wheel", "-q", "--no-deps", "--wheel-dir", directory, source)
-    return next(directory.glob("*.whl"))
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,8 @@ class JointSchedule(Schedule):
         # How far a replica is, is told more often: a schedule is short.
         self._library.enter_context(patch.object(transport, "TELL_INTERVAL_S", TELL_INTERVAL_S))
         try:
-            # Operators' mistakes are those of the other two simulators.
-            super().__init__(seed, trace=trace, clients=clients, operators=False)
+            # Operators' mistakes, and moves, are those of the other two simulators.
+            super().__init__(seed, trace=trace, clients=clients, operators=False, moves=False)
         except BaseException:
             self._library.close()
             raise

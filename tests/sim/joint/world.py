@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from election.identity import Addresses
+from election.registry import addresses_of
 from election.view import AddMember, AddToInSync, Bootstrap, Member, View
 from tests.sim.clockwork import Clockwork, ViolationError
 from tests.sim.consensus.network import Wires
@@ -93,6 +95,10 @@ class JointWorld(World):
         ours = self.consensus.nodes[member.id].member()
         return msgspec.structs.replace(ours, role=member.role, data_id=member.data_id)
 
+    def first_addresses(self, node_id: str) -> Addresses:
+        """Return where a new node listens: on the machine of its member."""
+        return addresses_of(self.raft_member(make_member(node_id)))
+
     def heal(self) -> None:
         """End all faults; who is no member is added again."""
         self.consensus.heal()
@@ -109,6 +115,6 @@ class JointWorld(World):
     def _add_again(self) -> None:
         missing = [name for name in self.nodes if self.view.member(name) is None]
         for name in missing:
-            self.agreement.commit(AddMember(make_member(name)), self.view.version)
+            self.agreement.commit(AddMember(self.nodes[name].identity.member()), self.view.version)
         # A removal without an outcome may take effect yet: so look for as long as it lasts.
         self.clockwork.after(ADD_AGAIN_MS, self._add_again)

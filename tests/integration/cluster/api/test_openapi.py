@@ -75,6 +75,11 @@ class Ask(NamedTuple):
         return self._replace(headers={**self.headers, name: value})
 
 
+def is_stream(target: str) -> bool:
+    path = target.partition("?")[0]
+    return path == "/v1/watch" or path.endswith("/observe")
+
+
 def good(method: str, path: str) -> Ask:
     target = path.replace("{key}", "present")
     is_lease = path.startswith("/v1/leases")
@@ -108,7 +113,7 @@ def good(method: str, path: str) -> Ask:
 
 
 def wrong_parameter(ask: Ask) -> Ask:
-    if ask.target.startswith("/v1/watch"):
+    if is_stream(ask.target):
         return ask.query(after="x")
     is_range = ask.target.partition("?")[0] == "/v1/kv"
     return ask.query(limit="0") if is_range else ask.query(timeout_ms="0")
@@ -152,7 +157,7 @@ def with_a_bad_name(ask: Ask) -> Ask:
     path = ask.target.partition("?")[0]
     for kind in ("/v1/locks/", "/v1/elections/"):
         if path.startswith(kind):
-            return ask.to(f"{kind}%00")
+            return ask.to(f"{kind}%00{'/observe' if is_stream(path) else ''}")
     return ask.header("If-Lock", "%00=1")
 
 
@@ -260,7 +265,7 @@ def has_no_room(local: Local, ask: Ask) -> Ask:
     return ask.query(after="0")
 
 
-WATCHES = ("/v1/watch", "/v1/kv/{key}")
+WATCHES = ("/v1/watch", "/v1/kv/{key}", "/v1/elections/{name}/observe")
 WATCH_CODES: dict[str, Callable[[Local, Ask], Ask]] = {
     "revision_compacted": forgets,
     "future_revision": lambda _, ask: ask.query(after="1000000"),
@@ -278,7 +283,7 @@ async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
     ask = good(method, path)
     if code in WATCH_CODES and path in WATCHES:
         return await send(local, WATCH_CODES[code](local, ask))
-    if path == "/v1/watch" and code in FAILING:
+    if is_stream(path) and code in FAILING:
         ask = ask.query(after="1000000")  # so that it asks the primary
     if code == "not_ready" or (path, code) == ("/primary", "not_primary"):
         local.node.ready = False
@@ -310,7 +315,7 @@ async def send(local: Local, ask: Ask) -> Reply:
         connection.send_request(*ask)
         receiving = asyncio.create_task(connection.receive(head_only=ask.method == "HEAD"))
         streams = local.api.streams
-        while ask.target.startswith("/v1/watch") and not receiving.done():
+        while is_stream(ask.target) and not receiving.done():
             if streams.count:
                 streams.end(ProblemError("stopping", "the test has seen it"))
             await asyncio.sleep(0.001)
@@ -395,7 +400,7 @@ async def test_success_is_as_documented(serve: Serve, method: str, path: str) ->
             answers.append(await send(local, ask.header("If-None-Match", "*")))
         if method in {"get", "head"}:
             answers.append(await send(local, ask.query(after="0")))
-    if path == "/v1/watch":
+    if is_stream(path):
         answers.append(await send(await serve(), ask.header("Accept", "application/x-ndjson")))
     if path == "/v1/kv" and method == "get":
         answers.append(await send(local, ask.query(limit="1", keys_only="true")))
@@ -490,7 +495,7 @@ async def test_every_documented_parameter_is_taken(serve: Serve, method: str, pa
     for parameter in operation.get("parameters", []):
         ask = good(method, path)
         value = example_of(parameter)
-        if path == "/v1/watch":
+        if is_stream(path):
             local = await serve()
             value = "0" if parameter["name"] == "Last-Event-ID" else value or "q"
             ask = ask.to(path) if parameter["name"] in {"key", "start"} else ask

@@ -36,6 +36,7 @@ targets = st.sampled_from(
         *("/livez", "/v1/kv/" + "k" * 480, "/v1/kv/" + "k" * 481, "/v1/kv/..", "http://x/v1/kv/a"),
         *("/v1/kv/a?ack=local", "/v1/kv/a?min_copies=2", "/v1/kv/a?min_copies=9"),
         *("/v1/kv/a?consistency=stale", "/v1/kv/a?bogus=1", "/v1/kv/a?timeout_ms=0", "/v1/kv/a?"),
+        *("/v1/leases/1/keepalive", "/v1/leases/1/keepalive?timeout_ms=9", "/v1/leases/1"),
         *("/v1/kv/a?ack=local&min_copies=2", "/v1/kv/a?ack=%6cocal", "/v1/kv/\xe9"),
     ]
 )
@@ -144,6 +145,31 @@ def test_both_lanes_take_as_many_fields(count: int) -> None:
     compare_lanes([("PUT", [head.encode() + b"1"])])
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "Onecopy-Cluster: local\r\n",
+        "Onecopy-Cluster: another\r\n",
+        "Idempotency-Key: a b\r\n",
+        "Content-Length: 2\r\n",
+        "Content-Length: 2\r\nContent-Type: text/plain\r\n",
+    ],
+)
+def test_both_lanes_keep_leases_alive_alike(line: str) -> None:
+    """The first write grants lease 1."""
+    granted = b"PUT /v1/kv/a?ttl_ms=60000 HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\n1"
+    body = "xx" if "Content-Length" in line else ""
+    paths = ("1", "1", "2", "0", "01", str(2**64), "1x")
+    queries = ("", "?timeout_ms=1000", "?timeout_ms=0", "?bogus=1", "?")
+    asked = [
+        f"POST /v1/leases/{lease}/keepalive{query} HTTP/1.1\r\nHost: test\r\n{line}\r\n{body}"
+        for lease in paths
+        for query in queries
+    ]
+    compare_lanes([("PUT", [granted]), *(("POST", [text.encode()]) for text in asked)])
+
+
 def compare_lanes(said: list[tuple[str, list[bytes]]]) -> None:
     async def run() -> None:
         told: list[list[object]] = []
@@ -178,6 +204,8 @@ async def test_what_is_plain_stays_in_the_express_lane(serve: Serve) -> None:
             headers = {"Idempotency-Key": method, "Connection": "Keep-Alive"}
             connection.send_request(method, "/v1/kv/a", body, headers)
             await connection.receive()
+        connection.send_request("POST", "/v1/leases/1/keepalive")
+        assert (await connection.receive()).status == 404
         assert _lane(local.api._server) == "fast"
         connection.send_request("GET", "/livez")
         assert (await connection.receive()).status == 200

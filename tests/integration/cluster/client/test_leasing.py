@@ -8,13 +8,16 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cluster.client.aio import AsyncClient
-from cluster.client.errors import LockHeldError, LockLostError
+from cluster.client.errors import InvalidRequestError, LockHeldError, LockLostError
 from cluster.client.leasing import SAFETY_SHARE, AsyncLease
 from cluster.client.sync import Client
+from cluster.services.locks import LOCKS_SERVICE
 from datapath.clock import clock_s
+from datapath.operations import Operation, Query
 from tests.support.fake_api import FakeCluster
 
 TICK_S = 0.02
+DEADLINE_S = 60.0
 
 
 @pytest.fixture
@@ -140,12 +143,89 @@ async def test_a_leader_is_known_by_its_value(ticking: FakeCluster) -> None:
             assert (leader.value, leader.token) == ("host 1", leading.token)
 
 
+async def test_an_observer_is_given_every_leader_at_whatever_node(ticking: FakeCluster) -> None:
+    async with AsyncClient(ticking.endpoints) as client, client.observe("main") as watch:
+        async with asyncio.timeout(DEADLINE_S):
+            assert (await anext(watch)).leader is None
+            for number, name in enumerate(("n1", "n2", "n3")):
+                await ticking[name].kill()  # it may be the one that is asked
+                async with client.elect("main", ttl=60, value=f"{number}") as leading:
+                    event = await anext(watch)
+                    assert event.leader is not None
+                    assert (event.leader.token, event.revision) == (leading.token, leading.token)
+                    assert (event.leader.value, event.leader.waiting) == (f"{number}", None)
+                await ticking[name].restart()
+                assert (await anext(watch)).leader is None
+
+
+async def test_an_observer_that_was_away_too_long_goes_on_with_who_leads(
+    ticking: FakeCluster,
+) -> None:
+    async with AsyncClient(ticking.endpoints) as client, client.observe("main") as watch:
+        async with asyncio.timeout(DEADLINE_S):
+            await anext(watch)
+            for server in ticking.servers.values():
+                await server.kill()
+            resume = asyncio.create_task(anext(watch))
+            core = ticking.core
+            for number in range(3):
+                await core.execute(
+                    Operation(
+                        "acquire",
+                        (b"main", 0, 60_000, b"%d" % number, False),
+                        service=LOCKS_SERVICE,
+                    ),
+                    1000,
+                )
+                holder = await core.query(Query("get", (b"main",), service=LOCKS_SERVICE), 1000)
+                if number < 2:
+                    await core.revoke(holder.value[1])
+            for server in ticking.servers.values():
+                server.node.first_index = core.feed.index + 1
+                await server.restart()
+            event = await resume
+            assert event.leader is not None
+            assert event.leader.value == "2"
+
+
+async def test_leases_by_their_ids(ticking: FakeCluster) -> None:
+    async with AsyncClient(ticking.endpoints) as client:
+        lease = await client.grant_lease(60)
+        assert await client.keep_lease_alive(lease) == 60
+        await client.txn().put("k", b"v", lease=lease).commit()
+        found = await client.lease_info(lease)
+        assert (found.lease, found.ttl_ms, found.keys, found.locks) == (lease, 60_000, ("k",), ())
+        assert 0 < found.left_ms <= 60_000
+        assert [(item.lease, item.keys) async for item in client.leases()] == [(lease, 1)]
+        assert (await client.revoke_lease(lease)).deleted == 1
+        assert await client.get("k") is None
+        for call in (client.keep_lease_alive, client.lease_info, client.revoke_lease):
+            with pytest.raises(InvalidRequestError) as caught:
+                await call(lease)
+            assert caught.value.code == "lease_not_found"
+        with pytest.raises(InvalidRequestError, match="lease must be the id"):
+            await client.lease_info("../kv/k")
+        with pytest.raises(InvalidRequestError, match="ttl must be"):
+            await client.grant_lease(0.5)
+        with pytest.raises(InvalidRequestError, match="name must not be empty"):
+            client.observe("")
+
+
+async def test_all_leases_are_listed_over_pages(ticking: FakeCluster) -> None:
+    async with AsyncClient(ticking.endpoints) as client:
+        granted = [await client.grant_lease(60) for _ in range(250)]
+        assert [item.lease async for item in client.leases()] == granted
+        assert len((await client.lease_page()).leases) < len(granted)
+
+
 async def test_without_asyncio(ticking: FakeCluster) -> None:
     def work() -> None:
         with Client(ticking.endpoints) as client:
             with client.lock("jobs", ttl=5, note="me") as lock:
                 assert lock.token
                 assert not lock.is_lost
+                with pytest.raises(RuntimeError, match="has begun already"):
+                    lock.acquire()
                 lock.check()
                 client.put("k", b"1", if_lock=lock.condition)
                 with pytest.raises(LockHeldError):
@@ -157,9 +237,56 @@ async def test_without_asyncio(ticking: FakeCluster) -> None:
             with client.lease(5) as lease:
                 client.put("leased", b"", lease=lease.id)
             assert client.get("leased") is None
-            with client.elect("main", ttl=5, value="me"):
-                leader = client.leader("main")
-                assert leader is not None
-                assert leader.value == "me"
+            with client.observe("main") as watch:
+                assert next(watch).leader is None
+                with client.elect("main", ttl=5, value="me"):
+                    leader = client.leader("main")
+                    assert leader is not None
+                    assert (leader.value, leader.waiting) == ("me", 0)
+                    seen = next(watch).leader
+                    assert seen is not None
+                    assert (seen.value, seen.token) == ("me", leader.token)
+                assert next(watch).leader is None
+                assert watch.poll(0.01) is None
+            granted = client.grant_lease(60)
+            client.txn().put("leased", b"", lease=granted).commit()
+            assert client.keep_lease_alive(granted) == 60
+            assert client.lease_info(granted).keys == ("leased",)
+            assert [item.lease for item in client.leases()] == [granted]
+            assert client.revoke_lease(granted).deleted == 1
 
     await asyncio.to_thread(work)
+
+
+async def test_a_lock_is_taken_from_its_holder_by_its_token(ticking: FakeCluster) -> None:
+    async with AsyncClient(ticking.endpoints) as client:
+        held = client.lock("jobs", ttl=10)
+        token = await held.acquire()
+        assert not await client.release_lock("jobs", token + 1)
+        assert await client.release_lock("jobs", token)
+        assert not await client.release_lock("jobs", token)
+        with pytest.raises(LockLostError):
+            await client.put("k", b"1", if_lock=held.condition)
+        async with client.lock("jobs", ttl=10, wait=0) as other:
+            await held.release()  # of what it does not hold any more: the other one keeps it
+            await client.put("k", b"2", if_lock=other.condition)
+        with pytest.raises(InvalidRequestError, match="token"):
+            await client.release_lock("jobs", 0)
+    with Client(ticking.endpoints) as sync:
+        assert not await asyncio.to_thread(sync.release_lock, "jobs", token)
+
+
+async def test_a_lock_can_be_taken_again_but_not_twice_at_once(ticking: FakeCluster) -> None:
+    async with AsyncClient(ticking.endpoints) as client:
+        lock = client.lock("jobs", ttl=10)
+        tokens = []
+        for _ in range(2):
+            async with lock:
+                tokens.append(lock.token)
+                assert not lock.is_lost
+                assert not lock.lost.is_set()
+                with pytest.raises(RuntimeError, match="has begun already"):
+                    await lock.acquire()
+                await client.put("k", b"1", if_lock=lock.condition)
+            assert lock.is_lost
+        assert tokens[0] < tokens[1]

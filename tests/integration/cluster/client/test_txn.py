@@ -79,6 +79,22 @@ def _without_asyncio(nodes: FakeCluster) -> None:
         assert client.delete_range(start="t/", end="t/9").deleted == 1
 
 
+async def test_a_put_hangs_its_key_on_a_lease(nodes: FakeCluster) -> None:
+    async with AsyncClient(nodes.endpoints) as client:
+        lease = await client.grant_lease(60)
+        await client.txn().put("leased", b"1", lease=lease).put("plain", b"1").commit()
+        leased, plain = await client.get("leased"), await client.get("plain")
+        assert leased is not None
+        assert plain is not None
+        assert (leased.lease, plain.lease) == (lease, "")
+        assert (await client.txn().if_("leased", lease=lease).get("leased").commit()).succeeded
+        for wrong, named in (("99", "99"), ("x", "lease")):
+            with pytest.raises(InvalidRequestError, match=named):
+                await client.txn().put("leased", b"2", lease=wrong).commit()
+        await client.txn().put("leased", b"3").commit()  # takes it off
+        assert (await client.revoke_lease(lease)).deleted == 0
+
+
 @pytest.mark.parametrize(
     ("condition", "holds"),
     [

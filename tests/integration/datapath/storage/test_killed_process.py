@@ -38,7 +38,7 @@ async def main():
             store.apply(entries, record.last_index, record.epoch)
             index = record.last_index + 1
     print("open", log.last_index, flush=True)
-    written, progress = {}, asyncio.Event()
+    written, progress, ticket = {}, asyncio.Event(), 0
 
     def done(ticket):
         # As a replica: the store gets what the log has on disk. Else, on a busy machine, it would
@@ -61,10 +61,13 @@ async def main():
             count = 1 + (index * 7 + seed) % 9
             entries = [entry(index + n) for n in range(count)]
             record = make_record(index, 1 + seed, store.applied_index, entries)
-            written[worker.submit_append([record])] = record
+            ticket += 1
+            worker.submit_append(ticket, [record])
+            written[ticket] = record
             index = record.last_index + 1
         if index % 50 == 0:
-            worker.submit(lambda: log.drop_before(store.durable_index))
+            ticket += 1
+            worker.submit(ticket, lambda: log.drop_before(store.durable_index))
         progress.clear()
         await progress.wait()
 

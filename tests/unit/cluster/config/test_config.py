@@ -164,6 +164,7 @@ def test_each_mistake_is_named(tmp_path: Path, old: str, new: str, field: str, s
         ("[limits]\nmax_inflight_bytes = 5", "limits.max_inflight_bytes", "below 2228224"),
         ("[limits]\nlog_segment_size_bytes = 65536", "limits.log_segment_size_bytes", "below"),
         ("[limits]\nlog_retention_bytes = 65536", "limits.log_retention_bytes", "segment"),
+        ("[limits]\nlog_retention_ms = -1", "limits.log_retention_ms", ">= 0"),
         ("[limits]\nstore_map_size_bytes = 1048576", "limits.store_map_size_bytes", "overlay"),
         ("[limits]\nclient_table_bytes = 9999", "limits.client_table_bytes", ">= 4194304"),
         ("[limits]\nsnapshot_rate_bytes_per_s = -1", "limits.snapshot_rate_bytes_per_s", ">= 0"),

@@ -16,6 +16,7 @@ from cluster.client.errors import NotAppliedError, RefusedError
 from cluster.services.decorators import service_operation as operation
 from cluster.services.decorators import service_query as query
 from cluster.services.hosting import Host, HostLimits
+from cluster.services.kv import decode_head
 from cluster.services.scoped import MAX_WRITES
 from cluster.services.timers import every
 from cluster.testing.runner import ServiceRunner
@@ -23,6 +24,8 @@ from datapath.errors import NotPrimaryError, RejectedError
 from datapath.keyspaces import KV, SERVICES
 from datapath.service import ReadTransaction, Service, Transaction
 
+PATIENT = HostLimits(step_timeout_ms=5000, timeout_ms=5000)
+"""For a busy machine."""
 LIMITS = HostLimits(step_timeout_ms=30, timeout_ms=200, max_write_bytes=10_000)
 
 
@@ -157,7 +160,7 @@ class Shop(Service):
                 tx.put(b"late", b"")
 
 
-def make(step_timeout_ms: int = 30) -> ServiceRunner[Shop]:
+def make(step_timeout_ms: int = 5000) -> ServiceRunner[Shop]:
     limits = msgspec.structs.replace(LIMITS, step_timeout_ms=step_timeout_ms)
     return ServiceRunner(Shop, limits=limits)
 
@@ -200,7 +203,7 @@ def test_a_refusal_has_the_services_code_and_leaves_nothing_behind() -> None:
 def test_a_method_that_misbehaves_leaves_nothing_behind_and_stops_nobody(
     how: str, code: str, words: str
 ) -> None:
-    runner = make(30 if how == "loop" else 5000)  # on a busy machine much takes long
+    runner = make(30 if how == "loop" else 5000)
     with pytest.raises(NotAppliedError) as caught:
         runner.service.misbehave(how)
     assert (caught.value.code, type(caught.value)) == (code, NotAppliedError)
@@ -221,7 +224,7 @@ def test_a_method_that_misbehaves_leaves_nothing_behind_and_stops_nobody(
 def test_an_async_method_that_misbehaves_leaves_nothing_behind(
     how: str, code: str, words: str
 ) -> None:
-    runner = make()
+    runner = make(30 if how == "hold" else 5000)
     with pytest.raises(NotAppliedError) as caught:
         runner.service.misbehave_slowly(how)
     assert caught.value.code == code
@@ -239,7 +242,7 @@ def test_an_async_method_that_takes_too_long_is_cancelled() -> None:
 @pytest.mark.parametrize("how", ["raise", "loop", "return_a_socket"])
 def test_a_query_that_misbehaves_is_ended(how: str) -> None:
     with pytest.raises(NotAppliedError):
-        make().service.misread(how)
+        make(30 if how == "loop" else 5000).service.misread(how)
 
 
 def test_a_transaction_cannot_be_used_after_its_operation() -> None:
@@ -274,6 +277,113 @@ def test_a_service_sees_its_own_keys_alone(start: bytes) -> None:
     assert set(runner.data) == {b"k", b"\xff\xff"}
 
 
+class Clerk(Service):
+    """Works on keys that are not its own, where it may."""
+
+    @operation
+    def copy(self, tx: Transaction, source: str, target: str) -> int:
+        pairs = tx.keyspace(source).range(b"", None, 10)
+        for key, value in pairs:
+            tx.keyspace(target).put(b"of-" + key, value)
+        return len(pairs)
+
+    @operation
+    def write(self, tx: Transaction, whose: str, key: bytes, value: bytes) -> int:
+        tx.keyspace(whose).put(key, value)
+        return tx.index
+
+    @operation
+    def remove(self, tx: Transaction, whose: str, key: bytes) -> None:
+        tx.keyspace(whose).delete(key)
+
+    @query
+    def read(self, tx: ReadTransaction, whose: str, key: bytes) -> bytes | None:
+        view = tx.keyspace(whose)
+        assert view.page(key, key + b"\0", 1, 100)[0] == [(key, view.get(key))]
+        return view.get(key)
+
+    @operation
+    def write_much(self, tx: Transaction, whose: list[str]) -> None:
+        for name in whose:
+            with contextlib.suppress(Exception):
+                tx.keyspace(name).put(b"much", bytes(6_000))
+
+    @operation
+    def keep(self, tx: Transaction, whose: str) -> None:
+        self.kept = tx.keyspace(whose)
+
+    @operation
+    def use_kept(self, tx: Transaction) -> None:
+        self.kept.get(b"k")
+
+
+STOCK = (SERVICES, b"stock\0apple", b"3")
+
+
+def clerk(*, reads: tuple[str, ...] = (), writes: tuple[str, ...] = ()) -> ServiceRunner[Clerk]:
+    limits = msgspec.structs.replace(LIMITS, step_timeout_ms=5000)
+    runner = ServiceRunner(Clerk, limits=limits, reads=reads, writes=writes)
+    runner._state.apply([STOCK, (SERVICES, b"stocks\0pear", b"secret")])
+    return runner
+
+
+def test_a_service_works_on_the_keys_that_it_has_rights_to() -> None:
+    runner = clerk(reads=("stock", "kv"), writes=("stock", "kv"))
+    assert runner.service.copy(source="stock", target="stock") == 1
+    assert runner.service.read(whose="stock", key=b"of-apple") == b"3"
+    revision = runner.service.write(whose="kv", key=b"k", value=b"1")
+    runner.service.write(whose="kv", key=b"k", value=b"22")
+    assert runner.service.read(whose="kv", key=b"k") == b"22"
+    stored = runner._state.get(KV, b"k")
+    assert stored is not None
+    assert decode_head(stored) == (revision + 1, revision, 2, 0)  # as a PUT leaves it
+    runner.service.remove(whose="kv", key=b"k")
+    assert runner._state.get(KV, b"k") is None
+    assert runner.data == {}
+
+
+def test_rights_to_read_and_to_write_are_separate() -> None:
+    runner = clerk(reads=("stock",), writes=("kv",))
+    assert runner.service.read(whose="stock", key=b"apple") == b"3"
+    runner.service.write(whose="kv", key=b"k", value=b"1")
+    with pytest.raises(NotAppliedError, match="it may read the keys of 'stock', not write them"):
+        runner.service.write(whose="stock", key=b"apple", value=b"4")
+    with pytest.raises(NotAppliedError, match="it may read the keys of 'stock', not write them"):
+        runner.service.remove(whose="stock", key=b"apple")
+    for refused in (
+        lambda: runner.service.read(whose="kv", key=b"k"),
+        lambda: runner.service.copy(source="kv", target="kv"),
+    ):
+        with pytest.raises(NotAppliedError, match="it may write the keys of 'kv', not read them"):
+            refused()
+    assert runner._state.get(*STOCK[:2]) == b"3"
+
+
+@pytest.mark.parametrize("whose", ["stocks", "clerk", "", "0", "6", "kv"])
+def test_what_no_right_names_cannot_be_opened(whose: str) -> None:
+    with pytest.raises(NotAppliedError, match="named by `reads` and `writes` in its section"):
+        clerk(reads=("stock",), writes=("stock",)).service.read(whose=whose, key=b"k")
+
+
+def test_the_bounds_are_of_all_that_an_operation_writes_whosever_keys() -> None:
+    runner = clerk(writes=("stock", "kv"))
+    with pytest.raises(NotAppliedError, match=r"clerk\.write_much writes too much"):
+        runner.service.write_much(whose=["stock", "kv"])
+    assert runner._state.get(KV, b"much") is None
+
+
+def test_a_view_of_others_keys_ends_with_its_operation() -> None:
+    runner = clerk(reads=("stock",))
+    runner.service.keep(whose="stock")
+    with pytest.raises(NotAppliedError, match="this operation is over"):
+        runner.service.use_kept()
+
+
+def test_a_key_of_the_store_is_text() -> None:
+    with pytest.raises(NotAppliedError, match="a key of the store is UTF-8"):
+        clerk(writes=("kv",)).service.write(whose="kv", key=b"\xff", value=b"")
+
+
 # -- versions
 
 
@@ -296,7 +406,7 @@ def versioned(number: int, migrations: list[int], *, fails: bool = False) -> typ
 
 def test_what_is_stored_is_migrated_once_before_it_serves() -> None:
     migrations: list[int] = []
-    runner = ServiceRunner(versioned(1, migrations), name="v")
+    runner = ServiceRunner(versioned(1, migrations), name="v", limits=PATIENT)
     runner.restart(versioned(1, migrations))
     assert migrations == [0]
     runner.restart(versioned(3, migrations))
@@ -306,7 +416,7 @@ def test_what_is_stored_is_migrated_once_before_it_serves() -> None:
 
 
 def test_earlier_code_does_not_touch_what_was_migrated() -> None:
-    runner = ServiceRunner(versioned(2, []), name="v")
+    runner = ServiceRunner(versioned(2, []), name="v", limits=PATIENT)
     with pytest.raises(NotAppliedError, match="is at version 2") as caught:
         runner.restart(versioned(1, []))
     assert caught.value.code == "service_outdated"
@@ -315,7 +425,7 @@ def test_earlier_code_does_not_touch_what_was_migrated() -> None:
 
 
 def test_a_service_that_has_not_started_does_not_serve() -> None:
-    runner = ServiceRunner(versioned(1, []), name="v")
+    runner = ServiceRunner(versioned(1, []), name="v", limits=PATIENT)
     with pytest.raises(NotAppliedError) as caught:
         runner.restart(versioned(2, [], fails=True))
     assert caught.value.code == "service_failed"

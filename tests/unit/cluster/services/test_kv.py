@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.services import kv
@@ -108,6 +108,7 @@ def test_delete(bench: Bench) -> None:
     assert not tx.writes
 
 
+@settings(deadline=None)
 @given(
     keys=st.sets(st.binary(min_size=1, max_size=3), max_size=30),
     start=st.binary(max_size=3),

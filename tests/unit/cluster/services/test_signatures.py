@@ -10,7 +10,12 @@ import pytest
 
 from cluster.services.decorators import service_operation as operation
 from cluster.services.decorators import service_query as query
-from cluster.services.signatures import ArgumentError, ServiceError, read_signatures
+from cluster.services.signatures import (
+    ArgumentError,
+    ServiceError,
+    check_instance,
+    read_signatures,
+)
 from cluster.services.timers import Timer, at, every
 from datapath.service import ReadTransaction, Service, Transaction
 
@@ -174,6 +179,85 @@ def test_what_cannot_be_hosted_is_refused(
     with pytest.raises(ServiceError) as caught:
         read_signatures("shop", make())
     assert complaint.replace("of Bad.work ", "") in str(caught.value)
+
+
+def refusal_of(made: Callable[[], object]) -> str:
+    with pytest.raises(ServiceError) as caught:
+        made()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "due", "counters", "on_done", "on_epoch_open", "service_name", "operations", "queries",
+        "async_operations", "keyspace", "migrate", "name", "version", "scans",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("mark", [operation, query, every(seconds=1)])
+def test_a_method_called_like_one_of_services_own_is_refused(name: str, mark: Any) -> None:
+    def method(self: Any, tx: Any) -> None: ...
+
+    taken = type("Taken", (Shop,), {name: mark(method)})
+    below = type("Below", (taken,), {})
+    assert f"has a {name!r} of its own" in refusal_of(lambda: read_signatures("shop", taken))
+    assert f"has a {name!r} of its own" in refusal_of(lambda: read_signatures("shop", below))
+
+
+@pytest.mark.parametrize(
+    ("name", "item"),
+    [
+        ("counters", {}), ("counters", property(lambda _: {})), ("keyspace", 3), ("due", None),
+        ("name", property(lambda _: "x")), ("version", lambda _: 2), ("migrate", 1),
+        ("scans", staticmethod(len)), ("operations", classmethod(repr)), ("due", Shop),
+    ],
+)  # fmt: skip
+def test_so_is_anything_else_of_such_a_name(name: str, item: object) -> None:
+    taken = type("Taken", (Shop,), {name: item})
+    assert f"Taken.{name}: onecopy.Service has" in refusal_of(lambda: read_signatures("s", taken))
+
+
+def test_what_a_class_may_set_and_names_of_its_own_are_not_refused() -> None:
+    class Good(Shop):
+        name = "good"
+        version = 3
+        scans = frozenset({"count"})
+        _counters = 1
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._due = self.stock = 1
+
+        def migrate(self, tx: Transaction, from_version: int) -> None: ...
+
+        def _on_done(self) -> None: ...
+
+    check_instance(read_signatures("good", Good), Good())
+
+
+@pytest.mark.parametrize(
+    ("name", "item", "words"),
+    [
+        ("counters", {}, "has a 'counters' of its own"),
+        ("due", 1, "has a 'due' of its own"),
+        ("operations", {}, "has a 'operations' of its own"),
+        ("queries", None, "has a 'queries' of its own"),
+        ("version", 2, "set version in the class, not as self.version"),
+        ("reserve", 2, "self.reserve hides the method 'reserve'"),
+    ],
+)
+def test_an_attribute_of_such_a_name_is_refused(name: str, item: object, words: str) -> None:
+    shop = Shop()
+    setattr(shop, name, item)
+    assert words in refusal_of(lambda: check_instance(read_signatures("shop", Shop), shop))
+
+
+def test_names_that_others_have() -> None:
+    def call(self: Any, tx: Any) -> None: ...
+
+    taken = type("Taken", (Shop,), {"call": operation(call)})
+    assert "clients have a 'call' of their own" in refusal_of(lambda: read_signatures("s", taken))
+    assert "the store's own name" in refusal_of(lambda: read_signatures("kv", Shop))
 
 
 @pytest.mark.parametrize("name", ["", "Shop", "shop/x", "1shop", "s" * 32, "shop\0"])

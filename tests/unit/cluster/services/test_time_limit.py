@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import signal
 import threading
 import time
 
 import pytest
 
-from cluster.services.time_limit import Stepped, TimeLimit, TimeUpError
+from cluster.services.time_limit import _AGAIN_S, Stepped, TimeLimit, TimeUpError, _Alarm
 
 
 def endless() -> None:
@@ -119,3 +120,18 @@ async def test_each_step_of_a_coroutine_has_the_limit() -> None:
     assert await Stepped(catches(), limit) == "caught"
     with pytest.raises(TimeUpError):
         await Stepped(holds(), limit)
+
+
+def test_an_alarm_amid_entering_and_leaving_leaves_nothing_behind() -> None:
+    """It would be raised again and again, in whatever the process does next."""
+    chance = random.Random(1)
+    interrupted = 0
+    for _ in range(20_000):
+        try:
+            with TimeLimit(chance.uniform(1e-6, 3e-5)):
+                sum(range(50))
+        except TimeUpError:
+            interrupted += 1
+        assert _Alarm.limit is None
+    assert interrupted
+    assert signal.getitimer(signal.ITIMER_REAL)[1] != _AGAIN_S

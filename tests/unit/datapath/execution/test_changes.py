@@ -7,7 +7,7 @@ import random
 import pytest
 
 from datapath.execution.changes import Feed, Span, Watcher
-from datapath.keyspaces import CLIENTS, KV, after_prefix
+from datapath.keyspaces import CLIENTS, KV, LOCKS, after_prefix
 from datapath.records import Entry, Record, make_record
 
 EVERYTHING = Span(b"", None)
@@ -69,6 +69,25 @@ def test_a_watcher_is_given_what_it_watches_in_order_and_once() -> None:
     assert watched.drain(one) == [2, 4]
     assert watched.drain(some) == [2, 3, 4]
     assert watched.drain(some) == [2, 3, 4]
+
+
+def test_a_watcher_is_given_its_own_keyspace_alone() -> None:
+    """Parked or behind, in memory or from the log: a lock and a key of one name are two things."""
+    for recent_bytes in (1 << 20, 1):
+        watched = Watched(recent_bytes)
+        key = watched.watch(Span(b"a", b"a\0"))
+        lock = watched.watch(Span(b"a", b"a\0", LOCKS))
+        watched.commit(put("a"), [(LOCKS, b"a", b"held")])
+        assert (watched.drain(key), watched.drain(lock)) == ([1], [2])
+        watched.woken.clear()
+        watched.commit([(LOCKS, b"a", None)])
+        assert watched.woken == [lock]
+        watched.commit([*put("a"), (LOCKS, b"\0a\0ticket", b"waits")])
+        assert watched.woken == [lock, key]
+        assert (watched.drain(key), watched.drain(lock)) == ([1, 4], [2, 3])
+    assert watched.feed.parked == 2
+    watched.feed.on_snapshot(9)
+    assert watched.feed.parked == 0
 
 
 def test_all_changes_of_a_revision_are_one_event() -> None:
@@ -197,7 +216,7 @@ def test_who_has_gone_is_woken_no_more() -> None:
         watched.drain(watcher)
         watched.feed.leave(watcher)
         watched.feed.leave(watcher)
-    parked = watched.feed._parked
+    parked = watched.feed._parked._keyspaces[KV]
     assert not parked._keys
     assert not parked._prefixes
     assert not parked._ranges

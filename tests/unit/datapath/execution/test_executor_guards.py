@@ -87,7 +87,7 @@ class Bench:
     def record(self) -> None:
         """What was executed becomes a record, which has not committed."""
         if self.batch:
-            self.executor.keep_batch(self.batch)
+            self.executor.complete(self.batch)
             self.records.append((self.next_index - len(self.batch), self.batch))
             self.batch = []
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +25,9 @@ class Disk:
         self._path = path
         self._open()
 
-    def _open(self, retention_bytes: int = 0, catchup_bytes: int = 0) -> None:
+    def _open(
+        self, retention_bytes: int = 0, catchup_bytes: int = 0, retention_ms: int = 0
+    ) -> None:
         self.directory = DataDirectory.open(self._path, node_id="n1")
         self.storage = ReplicaStorage(
             self.directory,
@@ -32,12 +36,15 @@ class Disk:
             flush_bytes=1 << 20,
             retention_bytes=retention_bytes,
             catchup_bytes=catchup_bytes,
+            retention_ms=retention_ms,
         )
 
-    def reopen(self, *, retention_bytes: int = 0, catchup_bytes: int = 0) -> ReplicaStorage:
+    def reopen(
+        self, *, retention_bytes: int = 0, catchup_bytes: int = 0, retention_ms: int = 0
+    ) -> ReplicaStorage:
         """Crash, and start again."""
         self.close()
-        self._open(retention_bytes, catchup_bytes)
+        self._open(retention_bytes, catchup_bytes, retention_ms)
         return self.storage
 
     def append(self, n_records: int, *, commit_index: int = 0) -> None:
@@ -103,7 +110,7 @@ def test_recovery_goes_on_from_what_the_store_has(disk: Disk) -> None:
 
 def _segments(storage: ReplicaStorage) -> list[int]:
     """The last entry of each segment."""
-    return [last for last, _ in storage.log.segment_bounds()]
+    return [segment.last_index for segment in storage.log.segment_bounds()]
 
 
 async def _trim(storage: ReplicaStorage, oldest_needed: int) -> int:
@@ -139,9 +146,9 @@ async def test_the_log_after_a_snapshot_that_is_on_its_way_stays(disk: Disk) -> 
     disk.apply(60)
     storage = disk.reopen(catchup_bytes=1 << 30)
     first_end = _segments(storage)[0]
-    storage.snapshot_floors["n2"] = first_end
+    storage.retention.begin_snapshot("n2", first_end)
     assert await _trim(storage, oldest_needed=61) == first_end + 1
-    del storage.snapshot_floors["n2"]
+    storage.retention.end_snapshot("n2", 0.0, installed=False)
     assert await _trim(storage, oldest_needed=61) > first_end + 1
 
 
@@ -161,5 +168,41 @@ async def test_the_newest_of_the_log_is_retained_though_nobody_needs_it(disk: Di
     disk.apply(60)
     storage = disk.reopen(retention_bytes=2 * SEGMENT_SIZE_BYTES)
     ends = _segments(storage)
+    assert 1 < await _trim(storage, oldest_needed=61) <= ends[-2]
+    assert storage.log.size_bytes >= 2 * SEGMENT_SIZE_BYTES
+
+
+HOUR_MS = 3_600_000
+
+
+def _age(storage: ReplicaStorage, n_segments: int, age_ms: float) -> None:
+    """Make the oldest segments as old as this, by the dates of their files."""
+    for path in sorted((storage.log.directory).glob("*.seg"))[:n_segments]:
+        then_s = time.time() - age_ms / 1000
+        os.utime(path, (then_s, then_s))
+
+
+async def test_history_is_kept_for_a_time_also_over_restarts(disk: Disk) -> None:
+    disk.append(60)
+    disk.apply(60)
+    ends = _segments(disk.storage)
+    _age(disk.storage, 2, 2 * HOUR_MS)
+    storage = disk.reopen(catchup_bytes=1 << 30, retention_ms=HOUR_MS)
+    assert await _trim(storage, oldest_needed=61) == ends[1] + 1
+    assert await _trim(storage, oldest_needed=61) == ends[1] + 1
+
+
+async def test_what_was_just_written_is_young(disk: Disk) -> None:
+    storage = disk.reopen(catchup_bytes=1 << 30, retention_ms=HOUR_MS)
+    disk.append(60)
+    disk.apply(60)
+    assert await _trim(storage, oldest_needed=61) == 1
+
+
+async def test_history_by_time_stays_within_the_bound_of_catch_up(disk: Disk) -> None:
+    disk.append(60)
+    disk.apply(60)
+    ends = _segments(disk.storage)
+    storage = disk.reopen(catchup_bytes=2 * SEGMENT_SIZE_BYTES, retention_ms=HOUR_MS)
     assert 1 < await _trim(storage, oldest_needed=61) <= ends[-2]
     assert storage.log.size_bytes >= 2 * SEGMENT_SIZE_BYTES

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from datapath.errors import DiskFailedError, DiskFullError, OverloadedError
+from datapath.errors import DiskFailedError, DiskFullError, OverloadedError, SafetyError
+from datapath.records import Record
 from datapath.storage.log import Log
 from datapath.storage.log_files import Files
 from datapath.storage.log_writer import LogWriter
@@ -50,9 +51,21 @@ class Owner:
     def __init__(self, log: Log, **options: int) -> None:
         self.done: list[int] = []
         self.errors: list[Exception] = []
+        self.ticket = 0
         self.worker = LogWriter(
             log, on_done=self.done.append, on_error=self.errors.append, **options
         )
+
+    def append(self, records: list[Record]) -> int:
+        """Append under the next ticket, and return it; tickets have gaps."""
+        self.ticket += 2
+        self.worker.submit_append(self.ticket, records)
+        return self.ticket
+
+    def call(self, job: Callable[[], object]) -> None:
+        """Have a job done under the next ticket."""
+        self.ticket += 2
+        self.worker.submit(self.ticket, job)
 
 
 @pytest.fixture
@@ -72,10 +85,10 @@ async def test_what_waits_together_is_written_together_and_reported_once(log: Lo
     owner, files = Owner(log), files_of(log)
     files.gate.clear()
     files.waiting.clear()
-    first = owner.worker.submit_append([record(2)])
+    first = owner.append([record(2)])
     await asyncio.to_thread(files.waiting.wait)
     writes = files.writes
-    last = [owner.worker.submit_append([record(index)]) for index in range(3, 60)][-1]
+    last = [owner.append([record(index)]) for index in range(3, 60)][-1]
     assert owner.done == []
     files.gate.set()
     await until(lambda: owner.done[-1:] == [last])
@@ -89,12 +102,12 @@ async def test_what_waits_together_is_written_together_and_reported_once(log: Lo
 async def test_jobs_are_done_in_the_order_in_which_they_came(log: Log) -> None:
     owner = Owner(log)
     seen: list[int] = []
-    owner.worker.submit_append(records(2, 3))
-    owner.worker.submit(lambda: seen.append(log.last_index))
-    owner.worker.submit_append(records(5, 3))
-    owner.worker.submit(lambda: log.truncate(3))
-    owner.worker.submit(lambda: seen.append(log.last_index))
-    last = owner.worker.submit_append([record(3, epoch=2)])
+    owner.append(records(2, 3))
+    owner.call(lambda: seen.append(log.last_index))
+    owner.append(records(5, 3))
+    owner.call(lambda: log.truncate(3))
+    owner.call(lambda: seen.append(log.last_index))
+    last = owner.append([record(3, epoch=2)])
     await until(lambda: owner.done[-1:] == [last])
     assert seen == [4, 2]
     assert owner.done == sorted(owner.done)
@@ -102,15 +115,24 @@ async def test_jobs_are_done_in_the_order_in_which_they_came(log: Log) -> None:
     await owner.worker.close()
 
 
+async def test_a_ticket_that_does_not_rise_is_a_broken_invariant(log: Log) -> None:
+    owner = Owner(log)
+    ticket = owner.append([record(2)])
+    with pytest.raises(SafetyError):
+        owner.worker.submit(ticket, lambda: None)
+    await owner.worker.close()
+    assert owner.done == [ticket]
+
+
 async def test_a_hanging_disk_can_be_seen_from_outside(log: Log) -> None:
     owner, files = Owner(log), files_of(log)
     before = owner.worker.oldest_pending_since
     assert before is None
     files.gate.clear()
-    owner.worker.submit_append([record(2)])
+    owner.append([record(2)])
     since = owner.worker.oldest_pending_since
     assert since is not None
-    owner.worker.submit_append([record(3)])
+    owner.append([record(3)])
     assert owner.worker.oldest_pending_since == since
     files.gate.set()
     await until(lambda: owner.worker.oldest_pending_since is None)
@@ -123,10 +145,10 @@ async def test_the_queue_has_a_bound(log: Log) -> None:
     files.gate.clear()
     for index in range(2, 5):
         assert owner.worker.reserve(size)
-        owner.worker.submit_append([record(index)])
+        owner.append([record(index)])
     assert not owner.worker.reserve(size)
     with pytest.raises(OverloadedError):
-        owner.worker.submit_append([record(5)])
+        owner.append([record(5)])
     files.gate.set()
     await until(lambda: owner.worker.queued_bytes == 0)
     assert owner.worker.reserve(size)
@@ -137,14 +159,14 @@ async def test_after_a_failure_nothing_more_is_done_or_acknowledged(tmp_path: Pa
     files = FailingFiles(10_000, OSError(errno.EIO, os.strerror(errno.EIO)), ["write"])
     log = Log.open(tmp_path / "log", segment_size_bytes=1 << 16, files=files)
     owner = Owner(log)
-    good = owner.worker.submit_append([record(1)])
+    good = owner.append([record(1)])
     await until(lambda: owner.done == [good])
     files.fail_at = files.calls
     ran: list[bool] = []
-    owner.worker.submit_append([record(2)])
-    owner.worker.submit(lambda: ran.append(True))
+    owner.append([record(2)])
+    owner.call(lambda: ran.append(True))
     await until(lambda: bool(owner.errors))
-    owner.worker.submit(lambda: ran.append(True))
+    owner.call(lambda: ran.append(True))
     await owner.worker.close()
     assert owner.done == [good]
     assert [type(error) for error in owner.errors] == [DiskFailedError]
@@ -155,17 +177,17 @@ async def test_after_a_failure_nothing_more_is_done_or_acknowledged(tmp_path: Pa
 
 async def test_closing_does_what_was_submitted(log: Log) -> None:
     owner = Owner(log)
-    last = [owner.worker.submit_append([record(index)]) for index in range(2, 100)][-1]
+    last = [owner.append([record(index)]) for index in range(2, 100)][-1]
     await owner.worker.close()
     assert owner.done[-1] == last
     assert log.last_index == 99
     with pytest.raises(RuntimeError):
-        owner.worker.submit_append([record(100)])
+        owner.append([record(100)])
 
 
 async def test_the_next_segment_is_ready_before_it_is_needed(log: Log) -> None:
     owner = Owner(log)
-    owner.worker.submit_append([record(2, size=40_000)])
+    owner.append([record(2, size=40_000)])
     await until(lambda: owner.worker.queued_bytes == 0 and log._spare_size_bytes > 0)
     assert not log.wants_preparing
     await owner.worker.close()
