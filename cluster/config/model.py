@@ -336,10 +336,7 @@ class ApiSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class AccessSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[access]`: tokens and roles. Without the section, whoever reaches a client port may do all.
-
-    It belongs into the file of every node.
-    """
+    """`[access]`: tokens and roles; in the file of every node, or everybody may do everything."""
 
     admin_token_hash: Annotated[
         str,

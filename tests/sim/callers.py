@@ -12,6 +12,8 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from cluster.services.access import ACCESS_SERVICE
 from cluster.services.access_guard import ROLE, TokenGuard
 from cluster.services.rights import Role, decode_role, encode_role
@@ -64,6 +66,7 @@ class Callers:
         self.revocation = 0  # counts them
         self.truth = Truth(world)
         self.links = forwarding.Troubles(self.random.choice((0.0, 0.2)), 0.5)
+        self.known_index = 0  # the highest that is known to have committed
         self._number = 0
         self._changes: list[tuple[int, bool]] = [(0, False)]  # revision, and whether it allows
         self._looked_to = 0
@@ -180,11 +183,12 @@ class Caller:
         if kind == "repeat" and self._acknowledged:
             # By whom the first attempt was made counts for nothing.
             known = random.choice(self._acknowledged)
-            operation = Operation(known.method, known.args, known.idempotency_key, caller=caller)
+            operation = msgspec.structs.replace(known, caller=caller)
             node.post(node.life, callers.forward, node, operation, told)
         elif kind in {"write", "repeat"}:
             value = str(callers._number).encode()
-            operation = Operation("put", (KEY, value), callers.next_key(), caller=caller)
+            key, after = callers.next_key(), callers.known_index
+            operation = Operation("put", (KEY, value), key, first_after=after, caller=caller)
             began.operation = operation
             node.post(node.life, callers.forward, node, operation, told)
         else:
@@ -242,6 +246,7 @@ class Caller:
         if is_stranger:
             fail(f"A1: a {kind} of one who is not known was done at {outcome.node}")
         is_write = isinstance(outcome, Result)
+        callers.known_index = max(callers.known_index, outcome.index)
         if not callers.allows(outcome.index - is_write):
             fail(f"A1: a {kind} at {outcome.index} was done without a right in the log's order")
         if began.was_revoked_for(MAX_AGE_MS + READ_MARGIN_MS if kind == "stale" else 0.0):

@@ -25,7 +25,7 @@ from cluster.config.model import (
     TimingSection,
 )
 
-COMMON = {"as_json", "endpoints", "no_discover", "timeout_ms"}
+COMMON = {"as_json", "endpoints", "no_discover", "timeout_ms", "token_file"}
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[cluster]": ClusterSection,
