@@ -384,6 +384,7 @@ def _lease_kill(data: Data) -> list[str]:
             f"{data['watchers']:,} watchers: the last one has seen all writes",
             f"{data['seen_by_all_ms']:,} ms after the last was acknowledged",
         ),
+        ("… saw each write once, in order", f"{data['saw_each_write_once']:,}"),
         (
             f"{data['locks']:,} locks: from the request to release one to its next holder's answer",
             f"median {data['handed_over_p50_ms']} ms, longest {data['handed_over_max_ms']} ms",

@@ -240,14 +240,14 @@ class Node(Protocol):
     async def query(self, query: Query, timeout_ms: int) -> QueryResult:
         """Read; linearizable reads are answered here if this node is in touch with the primary."""
 
-    def observe(self, keyspace: int, key: bytes, observer: Callable[[], None]) -> bool:
+    def observe(
+        self, keyspace: int, key: bytes, observer: Callable[[], None]
+    ) -> Callable[[], None] | None:
         """Call `observer` after each committed write of a key, as this node applies them.
 
-        It takes note only. False: this node has no data, and calls nobody. End it by `unobserve`.
+        It takes note only. Call what is returned to end it. None: this node has no data, and calls
+        nobody.
         """
-
-    def unobserve(self, keyspace: int, key: bytes, observer: Callable[[], None]) -> None:
-        """Call `observer` no longer."""
 
     async def handover(self, to: str, timeout_ms: int, *, caller: Principal | None = None) -> View:
         """Make `to`, an in-sync replica, the primary; no pending request fails."""

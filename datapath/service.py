@@ -143,6 +143,12 @@ class Service:
     def on_epoch_open(self, now_ms: float) -> None:
         """This node has become the primary: operations are executed here from now on."""
 
+    def on_tick(self, now_ms: float) -> None:
+        """Time has passed; called at each tick before `due`, and where that is not asked.
+
+        Only of services that have a `due`.
+        """
+
     def due(self, tx: ReadTransaction, now_ms: float) -> tuple[str, tuple[Any, ...]] | None:
         """Return an operation (name, arguments) that the service wants executed now, or None.
 

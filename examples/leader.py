@@ -15,23 +15,39 @@ import sys
 
 import onecopy
 
-TTL_S = 2.0  # how long the others wait for one that is gone
+TTL_S = 5.0  # how long the others wait for one that is gone
 
 
 async def main(election: str, name: str) -> None:
-    """Be a member, and lead when it is one's turn."""
+    """Be a member, and lead when it is one's turn; anew whenever either is lost."""
     endpoints = os.environ.get("ONECOPY_ENDPOINTS")
     given = endpoints.split(",") if endpoints else onecopy.DEFAULT_ENDPOINTS
-    async with onecopy.AsyncClient(given) as client, client.lease(TTL_S) as lease:
-        prefix = f"members/{election}/"
-        await client.put(prefix + name, "", lease=lease.id)
-        leader = await client.leader(election)
-        print(f"{name}: the leader is {leader.value if leader else 'not known yet'}", flush=True)
-        async with client.elect(election, ttl=TTL_S, value=name) as leading:
-            print(f"{name} leads, under token {leading.token}", flush=True)
-            async with client.mirror(prefix) as members:
-                await lead(members, prefix, leading)
-        sys.exit(f"{name} leads no more")
+    async with onecopy.AsyncClient(given, timeout_ms=60_000) as client:
+        while True:
+            async with client.lease(TTL_S) as lease:
+                await client.put(f"members/{election}/{name}", "", lease=lease.id)
+                standing = asyncio.create_task(stand(client, election, name))
+                lost = asyncio.create_task(lease.lost.wait())
+                await asyncio.wait({standing, lost}, return_when=asyncio.FIRST_COMPLETED)
+                lost.cancel()
+                standing.cancel()
+                await asyncio.wait({standing})
+                if not standing.cancelled():
+                    standing.result()  # raises what has failed
+            print(f"{name} did not reach the cluster for too long, and begins anew", flush=True)
+
+
+async def stand(client: onecopy.AsyncClient, election: str, name: str) -> None:
+    """Wait for one's turn to lead, and lead."""
+    leader = await client.leader(election)
+    print(f"{name}: the leader is {leader.value if leader else 'not known yet'}", flush=True)
+    prefix = f"members/{election}/"
+    async with (
+        client.elect(election, ttl=TTL_S, value=name) as leading,
+        client.mirror(prefix) as members,
+    ):
+        print(f"{name} leads, under token {leading.token}", flush=True)
+        await lead(members, prefix, leading)
 
 
 async def lead(members: onecopy.AsyncMirror, prefix: str, leading: onecopy.AsyncLock) -> None:

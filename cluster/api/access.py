@@ -151,7 +151,7 @@ class ApiAccess:
 
     async def _look_after(self, streams: Streams) -> None:
         changed = asyncio.Event()
-        sees = self._node.observe(ROLES, VERSION_KEY, changed.set)
+        leave = self._node.observe(ROLES, VERSION_KEY, changed.set)
         now = asyncio.get_running_loop().time
         known_at = now()
         try:
@@ -181,8 +181,8 @@ class ApiAccess:
             raise
         finally:
             self._looks = False
-            if sees:
-                self._node.unobserve(ROLES, VERSION_KEY, changed.set)
+            if leave is not None:
+                leave()
 
     async def _judge(self, streams: Streams) -> None:
         """Look at all watchers, some in a turn of the event loop."""

@@ -15,7 +15,7 @@ done nothing with it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from time import perf_counter
 from typing import Any, Protocol, cast
 
@@ -32,7 +32,7 @@ from cluster.api.problems import ProblemError
 from cluster.services.rights import Need
 from datapath.errors import OperationError, OverloadedError
 from datapath.node.router import may_repeat
-from datapath.operations import Principal, Result
+from datapath.operations import Principal, Query, Result
 from datapath.turns import Turns
 
 MAX_REQUEST_SIZE_BYTES = 64 * 1024
@@ -310,13 +310,19 @@ class FastConnection(asyncio.Protocol):
                 return False  # the full path notices at once that the client has gone
             started = perf_counter()
             try:
-                answer = server.api.kv.fast_read(key, query, headers, caller)
+                wanted, timeout_ms = server.api.kv.fast_read(key, query, headers, caller)
+                try:
+                    result = server.api.node.read_now(wanted)
+                except OperationError:
+                    result = None
+                if result is None:  # it has to wait: for the primary, say
+                    self._pending = pending = Pending(self, method, target, None, caller)
+                    self._start(self._read(pending, wanted, timeout_ms, headers))
+                    return True
+                answer = server.api.kv.get_answer(result, headers)
             except ProblemError as problem:
                 answer = server.api.refuse(problem, method, target)
-            if not isinstance(answer, Answer):  # it has to wait: for the primary, say
-                self._pending = pending = Pending(self, method, target, None, caller)
-                self._start(self._read(pending, answer))
-            elif answer.is_large:
+            if answer.is_large:
                 self._pending = pending = Pending(self, method, target, None, caller)
                 self._start(self._send_in_turn(pending, answer))
             else:
@@ -338,11 +344,15 @@ class FastConnection(asyncio.Protocol):
     def _start(self, answering: Coroutine[Any, Any, None]) -> None:
         self._task = asyncio.get_running_loop().create_task(answering)
 
-    async def _read(self, pending: Pending, read: Callable[[], Awaitable[Answer]]) -> None:
+    async def _read(
+        self, pending: Pending, wanted: Query, timeout_ms: int, headers: Headers
+    ) -> None:
+        api = self._server.api
         try:
-            answer = await read()
+            result = await api.node.query(wanted, timeout_ms)
+            answer = api.kv.get_answer(result, headers)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
-            answer = self._server.api.refuse(error, pending.method, pending.target)
+            answer = api.refuse(error, pending.method, pending.target)
         if answer.is_large:
             await self._server.turns.take()
         self.answer(pending, answer)

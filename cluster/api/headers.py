@@ -208,11 +208,6 @@ def revision_line(index: int) -> bytes:
     return b"Onecopy-Revision: %d\r\n" % index
 
 
-def lease_line(lease: int) -> bytes:
-    """Return the header line of the client lease that a key hangs on; none where it has none."""
-    return b"Onecopy-Lease: %d\r\n" % lease if lease else b""
-
-
 def replayed_line(result: Result) -> bytes:
     """Return the header line of a first answer that is given again; none of any other."""
     return b"Idempotent-Replayed: true\r\n" if result.repeated else b""

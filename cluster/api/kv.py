@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -31,7 +30,6 @@ from cluster.api.headers import (
     idempotency_after,
     idempotency_key,
     if_lock,
-    lease_line,
     put_if_absent,
     refuse_conditions,
     refuse_if_none_match,
@@ -57,11 +55,11 @@ from cluster.api.problems import ProblemError
 from cluster.api.settings import HttpSettings
 from cluster.services.kv import Revisions
 from cluster.services.txn import MAX_DELETED_KEYS
-from datapath.errors import OperationError
 from datapath.operations import STORE, Node, Operation, Principal, Query, QueryResult, Result
 
 NO_CACHE = b"Cache-Control: no-cache\r\n"
 """A cache between must ask again: an answer out of it would not be linearizable."""
+_LEASE_LINE = b"Onecopy-Lease: %d\r\n"
 _KEY_LINES = (
     b'ETag: "%d"\r\nOnecopy-Create-Revision: %d\r\nOnecopy-Key-Version: %d\r\n%b' + NO_CACHE + b"%b"
 )
@@ -185,28 +183,16 @@ class KvHandlers:
 
     async def get(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
         """GET and HEAD /v1/kv/{key}."""
-        return await self._read(*self._get(raw_key, query), request.headers)
-
-    async def _read(self, wanted: Query, timeout_ms: int, headers: Headers) -> Answer:
-        return self._get_answer(await self._node.query(wanted, timeout_ms), headers)
+        wanted, timeout_ms = self._get(raw_key, query)
+        return self.get_answer(await self._node.query(wanted, timeout_ms), request.headers)
 
     def fast_read(
         self, raw_key: str, query: str, headers: Headers, caller: Principal | None = None
-    ) -> Answer | Callable[[], Awaitable[Answer]]:
-        """Return a GET's answer if this node can give it at once; else what waits for it.
-
-        Raises Problem; what waits raises OperationError as well.
-        """
+    ) -> tuple[Query, int]:
+        """Return what a GET asks for, and its time-out in ms; for `get_answer`. Raises Problem."""
         if headers:
             check_cluster(headers, self._node.cluster_id)
-        wanted, timeout_ms = self._get(raw_key, query, caller)
-        try:
-            result = self._node.read_now(wanted)
-        except OperationError:
-            result = None
-        if result is None:
-            return partial(self._read, wanted, timeout_ms, headers)
-        return self._get_answer(result, headers)
+        return self._get(raw_key, query, caller)
 
     def _get(self, raw_key: str, query: str, caller: Principal | None = None) -> tuple[Query, int]:
         options = read_options(query)
@@ -216,12 +202,14 @@ class KvHandlers:
         )  # fmt: skip
         return wanted, options.timeout_ms or self._timeout_ms
 
-    def _get_answer(self, result: QueryResult, headers: Headers) -> Answer:
+    def get_answer(self, result: QueryResult, headers: Headers) -> Answer:
+        """Make a GET's answer of what was read. Raises Problem."""
         who = state_lines(result, self._node.cluster_id)
         if result.value is None:
             raise ProblemError("key_not_found", "no such key", headers=who)
         value, revision, create_revision, version, lease = result.value
-        lines = _KEY_LINES % (revision, create_revision, version, lease_line(lease), who)
+        lease_line = _LEASE_LINE % lease if lease else b""
+        lines = _KEY_LINES % (revision, create_revision, version, lease_line, who)
         if headers and self._is_unmodified(headers, revision, who):
             return Answer(304, None, headers=lines)
         return Answer(200, value, BYTES, lines)

@@ -39,7 +39,7 @@ from cluster.api.params import (
     parse_lease,
     parse_query,
 )
-from cluster.api.plain_head import KEEP_ALIVE, LEASES
+from cluster.api.plain_head import KEEP_ALIVE, LEASES_PATH
 from cluster.api.problems import ProblemError
 from cluster.api.settings import HttpSettings
 from cluster.services.leases import LEASES_SERVICE
@@ -99,7 +99,7 @@ class LeaseHandlers:
             if headers:
                 check_cluster(headers, self._node.cluster_id)
             timeout_ms = self._timeout(query)
-            lease = _in_path(path[len(LEASES) : -len(KEEP_ALIVE)])
+            lease = _in_path(path[len(LEASES_PATH) : -len(KEEP_ALIVE)])
         except ProblemError:
             return None
         operation = Operation("keep_alive", ((lease,),), service=LEASES_SERVICE, caller=caller)

@@ -93,30 +93,19 @@ class LockHandlers:
         key, after = idempotency_key(headers), idempotency_after(headers)
         operation = Operation("acquire", args, key, first_after=after, service=LOCKS_SERVICE)
         wish = _Wish(self._node, name, timeout_ms, asked)
-        event = asyncio.Event()
-        sees = self._observe(name, event)
+        watch = _LockWatch(self._node, name)
         self.waiting += 1
         try:
             result = await self._node.execute(operation, timeout_ms)
             acquired = Acquired(*result.value)
             if not acquired.token:
                 wish.acquired = acquired
-                result = await self._wait(request, wish, event, sees=sees)
+                result = await self._wait(request, wish, watch)
                 acquired = Acquired(*result.value)
         finally:
             self.waiting -= 1
-            if sees:
-                self._unobserve(name, event)
+            watch.end()
         return self._taken(name, acquired, result)
-
-    def _observe(self, name: bytes, event: asyncio.Event) -> bool:
-        """Set `event` when a lock is written, and when a token or a role is (A1): both ask anew."""
-        self._node.observe(ROLES, VERSION_KEY, event.set)
-        return self._node.observe(LOCKS, name, event.set)
-
-    def _unobserve(self, name: bytes, event: asyncio.Event) -> None:
-        self._node.unobserve(LOCKS, name, event.set)
-        self._node.unobserve(ROLES, VERSION_KEY, event.set)
 
     async def _read(self, request: BaseRequest) -> LockRequest:
         body = await read_json(request, MAX_BODY_SIZE_BYTES, self._body_timeout_ms)
@@ -142,18 +131,14 @@ class LockHandlers:
         lease = lease_id(wish.lease) if wish.lease is not None else 0
         return name, lease, wish.ttl_ms or 0, note, wish.wait_ms > 0 or wish.keep_place
 
-    async def _wait(
-        self, request: BaseRequest, wish: _Wish, event: asyncio.Event, *, sees: bool
-    ) -> Result:
+    async def _wait(self, request: BaseRequest, wish: _Wish, watch: _LockWatch) -> Result:
         """Wait until the lease has become the holder. Raises Problem "lock_held"."""
-        now_s = clock_s()
-        until_s, asks_at_s = now_s + wish.wait_s, now_s
-        ask_again_s = ASK_AGAIN_S if sees else BLIND_ASK_AGAIN_S
+        until_s = clock_s() + wish.wait_s
         if wish.owns_lease:
-            ask_again_s = min(ask_again_s, wish.ttl_s / 3)
+            watch.ask_again_s = min(watch.ask_again_s, wish.ttl_s / 3)
         while True:
             interrupted = _is_gone(request) or self._is_stopping()
-            if interrupted or now_s >= until_s:
+            if interrupted or clock_s() >= until_s:
                 # One that was interrupted and has a lease of its own asks again, elsewhere.
                 keeps_place = wish.keeps_place or (interrupted and not wish.owns_lease)
                 result = None if keeps_place else await wish.give_up()
@@ -164,15 +149,11 @@ class LockHandlers:
                 if self._is_stopping():
                     raise ProblemError("stopping", "this node is stopping: ask another")
                 raise ProblemError("lock_held", _held_still(wish.acquired))
-            if event.is_set() or now_s >= asks_at_s:
-                event.clear()
+            if watch.is_due():
                 result = await wish.ask()
                 if result.value[0]:
                     return result
-                asks_at_s = clock_s() + ask_again_s
-            pause_s = max(0.0, min(LOOK_S, until_s - clock_s(), asks_at_s - clock_s()))
-            await _wait(event, pause_s)
-            now_s = clock_s()
+            await watch.wait(until_s)
 
     async def get(self, _request: BaseRequest, raw_name: str, query: str) -> Answer:
         """GET of a lock or an election; with `after` it waits for a change."""
@@ -184,24 +165,18 @@ class LockHandlers:
         if after is None:
             return self._state(name, await self._node.query(wanted, timeout_ms))
         until_s = clock_s() + values.get("wait_ms", DEFAULT_WAIT_MS) / 1000
-        event = asyncio.Event()
-        sees = self._observe(name, event)
+        watch = _LockWatch(self._node, name)
+        result: QueryResult | None = None
         try:
             while True:
-                event.clear()
-                result = await self._node.query(wanted, timeout_ms)
+                if watch.is_due() or result is None:
+                    result = await self._node.query(wanted, timeout_ms)
                 token = result.value[0] if result.value is not None else 0
-                asks_at_s = clock_s() + (ASK_AGAIN_S if sees else BLIND_ASK_AGAIN_S)
-                while token == after and not event.is_set() and clock_s() < asks_at_s:
-                    left_s = min(until_s, asks_at_s) - clock_s()
-                    if left_s <= 0 or self._is_stopping():
-                        break
-                    await _wait(event, min(LOOK_S, left_s))
                 if token != after or clock_s() >= until_s or self._is_stopping():
                     return self._state(name, result)
+                await watch.wait(until_s)
         finally:
-            if sees:
-                self._unobserve(name, event)
+            watch.end()
 
     async def release(self, request: BaseRequest, raw_name: str, query: str) -> Answer:
         """DELETE of a lock or an election: the next one has it."""
@@ -274,6 +249,43 @@ class LockHandlers:
         return Answer(200, msgspec.json.encode(document), JSON, lines)
 
 
+class _LockWatch:
+    """Sees the committed writes of a lock on this node, and says when to ask the primary.
+
+    That is at first, after each write, and every `ask_again_s`; and when a token or a role has
+    changed (A1). End it by `end`.
+    """
+
+    def __init__(self, node: Node, name: bytes) -> None:
+        self._written = asyncio.Event()
+        self._leave = node.observe(LOCKS, name, self._written.set)
+        self._leave_rights = node.observe(ROLES, VERSION_KEY, self._written.set)
+        self.ask_again_s = BLIND_ASK_AGAIN_S if self._leave is None else ASK_AGAIN_S
+        self._asks_at_s = 0.0
+
+    def is_due(self) -> bool:
+        """Whether to ask now: whoever is told so does."""
+        now_s = clock_s()
+        if not self._written.is_set() and now_s < self._asks_at_s:
+            return False
+        self._written.clear()  # before it is asked: a write after that is seen
+        self._asks_at_s = now_s + self.ask_again_s
+        return True
+
+    async def wait(self, until_s: float) -> None:
+        """Wait until it may be due, or until a time, but no longer than LOOK_S."""
+        left_s = min(until_s, self._asks_at_s) - clock_s()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, min(LOOK_S, left_s))):
+                await self._written.wait()
+
+    def end(self) -> None:
+        """See nothing more."""
+        for leave in (self._leave, self._leave_rights):
+            if leave is not None:
+                leave()
+
+
 class _Wish:
     """One that waits for a lock. `owns_lease`: the request grants it, and keeps it alive."""
 
@@ -313,12 +325,6 @@ class _Wish:
     async def _execute(self, service: str, method: str, *args: Any) -> Result:
         operation = Operation(method, args, service=service)
         return await self._node.execute(operation, self._timeout_ms)
-
-
-async def _wait(event: asyncio.Event, longest_s: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(longest_s):
-            await event.wait()
 
 
 def _is_gone(request: BaseRequest) -> bool:

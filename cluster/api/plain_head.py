@@ -19,7 +19,7 @@ _MAX_FIELDS = 128  # in one head, as on the full path, which refuses more
 _MAX_BLOCKS = 512
 
 KEYS = "/v1/kv/"
-LEASES, KEEP_ALIVE = "/v1/leases/", "/keepalive"
+LEASES_PATH, KEEP_ALIVE = "/v1/leases/", "/keepalive"
 PLAIN = re.compile(
     rb"(?:(?:PUT|GET|DELETE) /v1/kv/[-A-Za-z0-9._~%!$&'()*+,;=:@/]+"
     rb"|POST /v1/leases/[0-9]{1,20}/keepalive)"

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
-from cluster.services.lease_state import attach_key, detach_key, keys_gone_with_leases
+from cluster.services.lease_state import KEY, attach, detach, keys_gone_with_leases
 from cluster.services.leases import Leases
 from cluster.services.lock_state import is_held_under
 from cluster.services.txn import (
@@ -81,11 +81,6 @@ def decode_head(stored: bytes) -> Head:
     return Head(*_HEAD.unpack_from(stored))
 
 
-def encode_stored(head: tuple[int, int, int, int], value: bytes) -> bytes:
-    """Return what the store keeps under a key."""
-    return _HEAD.pack(*head) + value
-
-
 def write_value(
     tx: Transaction, key: bytes, value: bytes, stored: bytes | None, lease: int = 0
 ) -> None:
@@ -102,9 +97,9 @@ def write_value(
         head = _HEAD.pack(index, create_revision, version + 1, lease)
     if held != lease:
         if held:
-            detach_key(tx, held, key)
+            detach(tx, KEY, held, key)
         if lease:
-            attach_key(tx, lease, key)
+            attach(tx, KEY, lease, key)
     tx.put(key, head + value)
 
 
@@ -112,7 +107,7 @@ def remove_key(tx: Transaction, key: bytes, stored: bytes) -> None:
     """Remove a key that the operation has read as `stored`."""
     lease = _HEAD.unpack_from(stored)[3]
     if lease:
-        detach_key(tx, lease, key)
+        detach(tx, KEY, lease, key)
     tx.delete(key)
 
 

@@ -86,58 +86,44 @@ def foreign_lease(lease: int) -> OperationNotAppliedError:
     )
 
 
-def attach_key(tx: Transaction, lease: int, key: bytes) -> None:
-    """Hang a key on a lease. Raises RejectedError "lease_not_found", "lease_full"."""
-    leases = tx.keyspace(keyspaces.LEASES)
-    state = need_lease(leases, lease)
-    if state.keys >= MAX_LEASE_KEYS:
-        raise RejectedError(
-            "lease_full",
-            f"{MAX_LEASE_KEYS} keys hang on lease {lease}, and no more may: grant another lease",
-        )
-    write_lease(leases, lease, state._replace(keys=state.keys + 1))
-    leases.put(KEY + lease.to_bytes(8) + key, b"")
-
-
-def detach_key(tx: Transaction, lease: int, key: bytes) -> None:
-    """Take a key off the lease that it hangs on."""
-    leases = tx.keyspace(keyspaces.LEASES)
-    state = read_lease(leases, lease)
-    if state is not None:
-        write_lease(leases, lease, state._replace(keys=state.keys - 1))
-    leases.delete(KEY + lease.to_bytes(8) + key)
-
-
-def add_claim(tx: Transaction, lease: int, name: bytes) -> None:
-    """A lease claims a lock, to hold it or to wait for it.
+def attach(tx: Transaction, kind: bytes, lease: int, name: bytes) -> None:
+    """Hang a key (`kind` KEY) on a lease, or its claim on a lock (CLAIM), to hold or await it.
 
     Raises RejectedError "lease_not_found", "lease_full".
     """
     leases = tx.keyspace(keyspaces.LEASES)
     state = need_lease(leases, lease)
-    if state.claims >= MAX_LEASE_CLAIMS:
-        raise RejectedError(
-            "lease_full",
-            f"lease {lease} holds or waits for {MAX_LEASE_CLAIMS} locks, and no more may be: grant "
-            "another lease",
-        )
-    write_lease(leases, lease, state._replace(claims=state.claims + 1))
-    leases.put(CLAIM + lease.to_bytes(8) + name, tx.index.to_bytes(8))
+    full = ""
+    if kind == KEY and state.keys >= MAX_LEASE_KEYS:
+        full = f"{MAX_LEASE_KEYS} keys hang on lease {lease}, and no more may"
+    elif kind == CLAIM and state.claims >= MAX_LEASE_CLAIMS:
+        full = f"lease {lease} holds or waits for {MAX_LEASE_CLAIMS} locks, and no more may be"
+    if full:
+        raise RejectedError("lease_full", f"{full}: grant another lease")
+    write_lease(leases, lease, _counted(state, kind, 1))
+    stored = tx.index.to_bytes(8) if kind == CLAIM else b""
+    leases.put(kind + lease.to_bytes(8) + name, stored)
+
+
+def detach(tx: Transaction, kind: bytes, lease: int, name: bytes) -> None:
+    """Take a key, or its claim on a lock, off the lease that it hangs on."""
+    leases = tx.keyspace(keyspaces.LEASES)
+    state = read_lease(leases, lease)
+    if state is not None:
+        write_lease(leases, lease, _counted(state, kind, -1))
+    leases.delete(kind + lease.to_bytes(8) + name)
+
+
+def _counted(state: LeaseState, kind: bytes, more: int) -> LeaseState:
+    if kind == KEY:
+        return state._replace(keys=state.keys + more)
+    return state._replace(claims=state.claims + more)
 
 
 def read_claim(tx: ReadTransaction, lease: int, name: bytes) -> int | None:
     """Return the revision at which a lease claimed a lock; None: it has no claim on it."""
     stored = tx.keyspace(keyspaces.LEASES).get(CLAIM + lease.to_bytes(8) + name)
     return None if stored is None else int.from_bytes(stored)
-
-
-def remove_claim(tx: Transaction, lease: int, name: bytes) -> None:
-    """A lease neither holds a lock nor waits for it any more."""
-    leases = tx.keyspace(keyspaces.LEASES)
-    state = read_lease(leases, lease)
-    if state is not None:
-        write_lease(leases, lease, state._replace(claims=state.claims - 1))
-    leases.delete(CLAIM + lease.to_bytes(8) + name)
 
 
 def keys_gone_with_leases(entry: Entry) -> frozenset[bytes]:

@@ -178,6 +178,10 @@ class Leases(Service):
         self.expiry.start_epoch(now_ms)
         self._load_from, self._left = LEASE, ()
 
+    def on_tick(self, now_ms: float) -> None:
+        """Look at the clock, also while leases are being ended: that is no stall."""
+        self.expiry.advance(now_ms)
+
     def due(self, tx: ReadTransaction, now_ms: float) -> tuple[str, tuple[Any, ...]] | None:
         """Return the operation that ends what is due."""
         self.expiry.advance(now_ms)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from cluster.services.lease_state import add_claim, read_claim, remove_claim
+from cluster.services.lease_state import CLAIM, attach, detach, read_claim
 from datapath import keyspaces
 from datapath.execution.lock_guard import holds_lock
 from datapath.service import ReadTransaction, Transaction
@@ -79,14 +79,14 @@ def take(tx: Transaction, name: bytes, lease: int, note: bytes) -> int:
 
 
 def claim(tx: Transaction, name: bytes, lease: int, note: bytes) -> int:
-    """Take a free lock; return the token. Raises RejectedError as `add_claim`."""
-    add_claim(tx, lease, name)
+    """Take a free lock; return the token. Raises RejectedError as `attach`."""
+    attach(tx, CLAIM, lease, name)
     return take(tx, name, lease, note)
 
 
 def enqueue(tx: Transaction, name: bytes, lease: int, note: bytes) -> None:
-    """Wait for a lock that is held, after all who wait. Raises RejectedError as `add_claim`."""
-    add_claim(tx, lease, name)
+    """Wait for a lock that is held, after all who wait. Raises RejectedError as `attach`."""
+    attach(tx, CLAIM, lease, name)
     tx.keyspace(keyspaces.LOCKS).put(_ticket_key(name, tx.index), lease.to_bytes(8) + note)
 
 
@@ -117,4 +117,4 @@ def _ticket_key(name: bytes, ticket: int) -> bytes:
 def give_up(tx: Transaction, name: bytes, lease: int) -> None:
     """A lease that lives on gives up its claim on a lock."""
     pass_on(tx, name, lease)
-    remove_claim(tx, lease, name)
+    detach(tx, CLAIM, lease, name)

@@ -83,13 +83,13 @@ class ScopedReader:
         self._rights = rights
         self._owner = owner
         self._head_bytes = HEAD_SIZE_BYTES if owner == STORE_NAME else 0
-        self._opened: list[ScopedReader] = []
+        self._opened: dict[str, ScopedReader] = {}
         self._closed = False
 
     def close(self) -> None:
         """Its operation is over."""
         self._closed = True
-        for view in self._opened:
+        for view in self._opened.values():
             view.close()
 
     def keyspace(self, which: int | str) -> ScopedReader:
@@ -97,16 +97,17 @@ class ScopedReader:
 
         Raises ValueError for one that the configuration gives no right to (X1).
         """
-        view = ScopedReader(*self._other(which))
-        self._opened.append(view)
-        return view
+        name = str(which)
+        if name not in self._opened:
+            self._opened[name] = ScopedReader(*self._other(name))
+        return self._opened[name]
 
-    def _other(self, which: int | str) -> tuple[ReadTransaction, bytes, TimeLimit, Rights, str]:
-        name, rights = str(which), self._rights
+    def _other(self, name: str) -> tuple[ReadTransaction, bytes, TimeLimit, Rights, str]:
+        rights = self._rights
         if not (may_read(name, rights) or may_write(name, rights)):
             raise ValueError(
                 f"a service sees its own keys alone, and those named by `reads` and `writes` in "
-                f"its section of the configuration file: {which!r} is not among them"
+                f"its section of the configuration file: {name!r} is not among them"
             )
         self._check_open()
         if name == STORE_NAME:
@@ -205,10 +206,11 @@ class Scoped(ScopedReader):
 
     def keyspace(self, which: int | str) -> Scoped:
         """Return a view of the keys of another service, or of the store: see `ScopedReader`."""
-        _, prefix, limit, rights, name = self._other(which)
-        tx = self._writable.keyspace(KV if name == STORE_NAME else SERVICES)
-        view = Scoped(tx, prefix, limit, rights, self.bounds, name)
-        self._opened.append(view)
+        view = self._opened.get(str(which))
+        if not isinstance(view, Scoped):
+            _, prefix, limit, rights, name = self._other(str(which))
+            tx = self._writable.keyspace(KV if name == STORE_NAME else SERVICES)
+            view = self._opened[name] = Scoped(tx, prefix, limit, rights, self.bounds, name)
         return view
 
     @property

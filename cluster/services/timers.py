@@ -36,10 +36,6 @@ class Timer(msgspec.Struct, frozen=True):
         """Return the number of the interval that a time (ms since the Unix epoch) is in."""
         return int(now_ms - self.offset_ms) // self.interval_ms
 
-    def begins_ms(self, interval: int) -> int:
-        """Return when an interval begins."""
-        return interval * self.interval_ms + self.offset_ms
-
 
 def may_fire(interval: int, last: int | None) -> bool:
     """Whether a timer may run in `interval`, after it last ran in `last` (X3).

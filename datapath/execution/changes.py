@@ -66,14 +66,18 @@ class Watcher:
 
     `position`: everything up to there has been given to it, or does not concern it; while it is
     parked, that is so up to the feed's index. `wake` is called amid a commit: it takes note only.
+    `stays`: it takes nothing, and is woken by every change.
     """
 
-    __slots__ = ("is_parked", "position", "span", "wake")
+    __slots__ = ("is_parked", "position", "span", "stays", "wake")
 
-    def __init__(self, span: Span, position: int, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, span: Span, position: int, wake: Callable[[], None], *, stays: bool = False
+    ) -> None:
         self.span = span
         self.position = position
         self.wake = wake
+        self.stays = stays
         self.is_parked = False
 
 
@@ -111,12 +115,12 @@ class Feed:
             for index, entry in enumerate(entries, record.first_index):
                 for watcher in self._parked.concerned(entry):
                     if may_wake(watcher.position, index):
-                        self._unpark(watcher, index - 1)
+                        self._wake(watcher, index - 1)
 
     def on_snapshot(self, index: int) -> None:
         """A snapshot has replaced the state: what lies between is not known here (W3)."""
         for watcher in self._parked.all():
-            self._unpark(watcher, self.index)
+            self._wake(watcher, self.index)
         self._recent.clear()
         self._held_bytes = 0
         self.index = index
@@ -170,6 +174,15 @@ class Feed:
             _advance(watcher, record, record.entries(), events)
         return events
 
+    def observe(self, keyspace: int, key: bytes, observer: Callable[[], None]) -> Watcher:
+        """Call `observer` after each committed write of a key, until the watcher leaves.
+
+        One that misses nothing must begin before it looks at the state.
+        """
+        watcher = Watcher(Span(key, key + b"\0", keyspace), self.index, observer, stays=True)
+        self._park(watcher)
+        return watcher
+
     def leave(self, watcher: Watcher) -> None:
         """The watcher has gone."""
         if watcher.is_parked:
@@ -179,9 +192,10 @@ class Feed:
         if not watcher.is_parked:
             self._parked.add(watcher)
 
-    def _unpark(self, watcher: Watcher, position: int) -> None:
-        self._parked.remove(watcher)
-        watcher.position = max(watcher.position, position)
+    def _wake(self, watcher: Watcher, position: int) -> None:
+        if not watcher.stays:
+            self._parked.remove(watcher)
+            watcher.position = max(watcher.position, position)
         watcher.wake()
 
 

@@ -94,8 +94,9 @@ class ClientTable:
         self._began_ms = (0, 0.0)  # the table's time when the epoch began, and this node's clock
         self._oldest: deque[_Old] = deque()
         self._read_to: bytes = b""
-        self._next: tuple[int, int, int, int] | None = None  # sums, and how many go, on `take`
-        self._changed = False
+        self._next = (0, 0, 0, 0)  # sums, and how many go, on `take`
+        self.has_changed = False
+        """Whether the sums have, since a record told them."""
         self.start_epoch()
 
     def start_epoch(self) -> None:
@@ -105,7 +106,7 @@ class ClientTable:
         self._began_ms = (self._time_ms, self._clock())
         self._oldest.clear()
         self._read_to = b""
-        self._next, self._changed = None, False
+        self.has_changed = False
 
     def _committed_sums(self) -> tuple[int, int, int]:
         held = self._state.get(CLIENT_SUMS, _SUMS_KEY)
@@ -195,24 +196,16 @@ class ClientTable:
             self._read_to = page[-1][0] + b"\0"
         return bool(page)
 
-    def begin(self) -> None:
-        """Another operation is executed: what was not taken of the last one is dropped."""
-        self._next = None
-
     def take(self) -> None:
         """The delta with the writes that `remember` returned last counts now."""
-        if self._next is None:
-            return
         self._forgotten_index, self._size_bytes, self._time_ms, gone = self._next
         for _ in range(gone):
             self._oldest.popleft()
-        self._next, self._changed = None, True
+        self.has_changed = True
 
     def summary(self) -> Entry:
-        """Return the write that makes a record tell the sums, if they have changed."""
-        if not self._changed:
-            return []
-        self._changed = False
+        """Return the write that makes a record tell the sums."""
+        self.has_changed = False
         sums = _SUMS.pack(self._forgotten_index, self._size_bytes, self._time_ms)
         return [(CLIENT_SUMS, _SUMS_KEY, sums)]
 

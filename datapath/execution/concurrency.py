@@ -23,12 +23,12 @@ class Concurrency:
     """Which services execute an `async` operation, and what waits for each to end."""
 
     def __init__(self) -> None:
-        self._executing: dict[str, tuple[Waiting, Running]] = {}
+        self.executing: dict[str, tuple[Waiting, Running]] = {}  # by service
         self._held: dict[str, deque[Waiting]] = {}
 
     def __iter__(self) -> Iterator[tuple[Waiting, Running]]:
         """Iterate over a copy of what is executed."""
-        return iter(list(self._executing.values()))
+        return iter(list(self.executing.values()))
 
     @property
     def held(self) -> list[Waiting]:
@@ -38,23 +38,23 @@ class Concurrency:
     def hold(self, waiting: Waiting) -> bool:
         """Let an operation wait for the one of its service that is executed, if there is one."""
         service = waiting.operation.service
-        if not must_wait(service, self._executing):
+        if not must_wait(service, self.executing):
             return False
         self._held.setdefault(service, deque()).append(waiting)
         return True
 
     def begin(self, waiting: Waiting, running: Running) -> None:
         """An operation is executed from here on."""
-        self._executing[waiting.operation.service] = (waiting, running)
+        self.executing[waiting.operation.service] = (waiting, running)
 
     def counts(self, waiting: Waiting) -> bool:
         """Whether what an operation does still counts."""
-        return may_finish(waiting, self._executing)
+        return may_finish(waiting, self.executing)
 
     def end(self, waiting: Waiting) -> list[Waiting]:
         """An operation is over, or given up; return what waited for it, the last one first."""
         service = waiting.operation.service
-        del self._executing[service]
+        del self.executing[service]
         return list(reversed(self._held.pop(service, ())))
 
     def release(self) -> None:

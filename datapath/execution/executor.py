@@ -164,9 +164,10 @@ class Executor:
         self._services = services
         self._state = state
         self._access = access
-        self._table = ClientTable(state, client_table, clock)
+        self.table = ClientTable(state, client_table, clock)
         self._now = Execution(self)  # of operations that are not `async`, one after the other
         self.index = 0
+        self._is_remembered = False  # the answer to the operation that was executed last
         self._uncommitted: dict[Place, tuple[bytes | None, int]] = {}  # values and log indices
         self._order = KeyOrder()  # of `_uncommitted`
 
@@ -174,7 +175,7 @@ class Executor:
         """Forget all that is not committed."""
         self._uncommitted = {}
         self._order.reset()
-        self._table.start_epoch()
+        self.table.start_epoch()
 
     # -- what the views ask
 
@@ -214,10 +215,6 @@ class Executor:
 
     # -- executing
 
-    def applied_foreign(self) -> None:
-        """What another primary has executed was applied: its client table counts (D8)."""
-        self._table.is_behind = True
-
     def repeat_of(self, operation: Operation, next_index: int) -> Executed | None:
         """Return the first answer if this is a repeat (D8): ask before anything may refuse it.
 
@@ -229,7 +226,7 @@ class Executor:
             return Executed(None, refused, 0, 0)
         first = self._first_answer_held(operation)
         if first is None:
-            error = self._table.refusal(operation.first_after, next_index)
+            error = self.table.refusal(operation.first_after, next_index)
             return None if error is None else Executed(None, error, 0, 0, repeated=True)
         return first
 
@@ -250,7 +247,7 @@ class Executor:
         return None if held is None else self._first_answer(operation, held, 0)
 
     def _first_answer(self, operation: Operation, held: bytes, seen_index: int) -> Executed:
-        answer = self._table.decode(held)
+        answer = self.table.decode(held)
         error: OperationError | None = None
         if answer.fingerprint != fingerprint(operation):
             error = RejectedError(
@@ -270,7 +267,8 @@ class Executor:
         """
         execution = self._now
         execution.index, execution.seen_index, execution.writes = next_index, 0, {}
-        execution.order.reset()
+        if execution.order.places:
+            execution.order.reset()
         if isinstance(judged := self._judge(operation), OperationError):
             return Executed(None, judged, 0, 0), None
         execution.role = judged
@@ -359,12 +357,12 @@ class Executor:
         error: OperationError | None,
     ) -> Finished:
         self.index = index = execution.index
-        self._table.begin()
         entry: Entry = []
         if error is None:
             entry = [(keyspace, key, item) for (keyspace, key), item in execution.writes.items()]
-        if operation.idempotency_key and _is_remembered(error):
-            entry += self._table.remember(operation, index, value, error)
+        self._is_remembered = bool(operation.idempotency_key) and _must_remember(error)
+        if self._is_remembered:
+            entry += self.table.remember(operation, index, value, error)
         if not entry:
             return Executed(value, error, 0, execution.seen_index), None
         return Executed(value, error, index, execution.seen_index), entry
@@ -399,17 +397,19 @@ class Executor:
         index, uncommitted = self.index, self._uncommitted
         for keyspace, key, value in entry:
             uncommitted[keyspace, key] = (value, index)
-        self._table.take()
+        if self._is_remembered:
+            self.table.take()
 
     def complete(self, entries: list[Entry]) -> None:
         """These deltas become a record: complete the last one, which has the table's sums."""
-        for keyspace, key, value in self._table.summary():
-            entries[-1].append((keyspace, key, value))
+        if self.table.has_changed:
+            entries[-1] += self.table.summary()
 
     def committed(self, first_index: int, entries: list[Entry]) -> None:
         """These entries are in the store now: they need not be held longer."""
         uncommitted = self._uncommitted
-        self._order.reset()
+        if self._order.places:
+            self._order.reset()
         index = first_index
         for entry in entries:
             for keyspace, key, _ in entry:
@@ -436,7 +436,7 @@ def _merge(
     yield from scratch[position:]
 
 
-def _is_remembered(error: OperationError | None) -> bool:
+def _must_remember(error: OperationError | None) -> bool:
     """Whether an answer has to be remembered for repeats (D8).
 
     A refusal for good needs no memory: a repeat is refused again. Every other one does: what a

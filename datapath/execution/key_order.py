@@ -21,24 +21,24 @@ class KeyOrder:
     It is brought up to date when a range is read: most operations read none, and pay nothing. What
     has come since the last time is inserted, so that an operation that writes and reads ranges in
     turn (one that ends leases, say) takes time in proportion to what it does. Between two calls of
-    `reset` places only come.
+    `reset` places only come. `places`: those that are in order by now; with none, nothing is there
+    to `reset`.
     """
 
-    __slots__ = ("_places",)
+    __slots__ = ("places",)
 
     def __init__(self) -> None:
-        self._places: list[Place] = []
+        self.places: list[Place] = []
 
     def reset(self) -> None:
         """Places have gone, or it is another dict."""
-        if self._places:
-            self._places = []
+        self.places = []
 
     def between(
         self, writes: dict[Place, ValueT], keyspace: int, start: bytes, end: bytes | None
     ) -> Sequence[Place]:
         """Return the places of a keyspace with start <= key < end, in order."""
-        places = self._places
+        places = self.places
         n_new = len(writes) - len(places)
         new = islice(reversed(writes), n_new)
         if n_new < SORTED_AT_ONCE:

@@ -175,13 +175,14 @@ class Pipeline:
     @property
     def waiting_operations(self) -> int:
         """How many wait to be executed."""
-        return len(self.waiting) + len(self._concurrency.held)
+        concurrency = self._concurrency
+        return len(self.waiting) + (len(concurrency.held) if concurrency.executing else 0)
 
     # -- and are executed in batches
 
     def schedule(self) -> None:
-        """Execute what waits, soon, if it can be executed."""
-        if self.waiting and not self._batch_due and self._may_run():
+        """Execute what waits, soon, if it can be executed then."""
+        if self.waiting and not self._batch_due:
             self._batch_due = True
             self._call_soon(self._run_batch)
 
@@ -211,7 +212,7 @@ class Pipeline:
             and len(batch.answers) < bounds.max_record_entries
         ):
             waiting = self.waiting[0]
-            if self._concurrency.hold(waiting):
+            if self._concurrency.executing and self._concurrency.hold(waiting):
                 self.waiting.popleft()
                 continue
             is_async = self._is_async(waiting.operation)

@@ -16,7 +16,6 @@ from datapath.errors import NotPrimaryError, OperationError, OperationUnknownErr
 from datapath.execution.changes import Feed
 from datapath.execution.client_table import client_key
 from datapath.execution.executor import Executed, Executor
-from datapath.execution.key_observers import KeyObservers
 from datapath.keyspaces import CLIENTS
 from datapath.operations import Completion, Operation, Result
 from datapath.protocol.confirmations import Confirmation, ReadPoint
@@ -120,7 +119,7 @@ class Tail:
     a primary may give. `confirm`: what an answer that wrote nothing waits for; None: the lease is
     enough. `call_soon` makes a turn of the event loop. `clock` (ms) is the replica's.
 
-    `observers` hear of committed writes. `inflight_records` and `inflight_bytes`: what was executed
+    `inflight_records` and `inflight_bytes`: what was executed
     here and has not committed.
     """
 
@@ -155,7 +154,6 @@ class Tail:
         ] = []  # those that wait for `confirm`, and their deadlines
         self._unasked: list[PendingAnswer] = []  # of those the ones that it was not asked about yet
         self.deadlines = Deadlines()
-        self.observers = KeyObservers()
         self.inflight_records = 0
         self.inflight_bytes = 0
 
@@ -198,9 +196,8 @@ class Tail:
     def on_snapshot(self) -> None:
         """The log was replaced by a snapshot, which is in place."""
         self._items.clear()
-        self.observers.on_snapshot()
         self._feed.on_snapshot(self._store.applied_index)
-        self._executor.applied_foreign()
+        self._executor.table.is_behind = True
         self._foreign_keys = None
 
     def holds_key(self, idempotency_key: str) -> bool:
@@ -234,7 +231,7 @@ class Tail:
             if item.entries is None:
                 entries = record.entries()
                 store.apply(entries, record.last_index, record.epoch)
-                executor.applied_foreign()
+                executor.table.is_behind = True
                 self._foreign_keys = None
             else:
                 entries = item.entries
@@ -242,8 +239,6 @@ class Tail:
                 executor.committed(record.first_index, entries)
                 self.inflight_records -= 1
                 self.inflight_bytes -= len(record.data)
-            if self.observers:
-                self.observers.on_applied(entries)
             self._feed.on_committed(record, entries)
             if item.answers:
                 self.answer_all(item.answers)

@@ -140,7 +140,6 @@ class Engine:
         self._tasks = Tasks(self.fail)
         self._tick_handle: asyncio.TimerHandle | None = None
         self._listen_to(agreement)
-        self._committed_ms = clock_ms()  # when the commit index last rose
 
     # -- lifetime
 
@@ -244,11 +243,6 @@ class Engine:
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a task; if it fails the node ends."""
         return self._tasks.spawn(coroutine)
-
-    def on_commit(self, index: int) -> None:
-        """Entries are committed, and about to be applied."""
-        del index
-        self._committed_ms = self.replica.state.now_ms
 
     def on_epoch_started(self, epoch: int) -> None:
         """This node is the primary of `epoch`, and does not serve yet."""
@@ -426,7 +420,7 @@ class Engine:
             "snapshots_sent_total": self.snapshots.sent_total,
             "snapshots_received_total": self.snapshots.received_total,
             "writes_slowed": float(self._slowed),
-            "seconds_since_commit": round((clock_ms() - self._committed_ms) / 1000, 3),
+            "seconds_since_commit": round((clock_ms() - self.replica.state.committed_ms) / 1000, 3),
             "history_oldest_revision": self.history.oldest,
             "history_log_reads_total": self.history.log_reads_total,
             "waiting_operations": pipeline.waiting_operations,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import msgspec
 
@@ -295,17 +296,14 @@ class Gateway:
         """Read what is applied here, however old it is. Raises NotPrimaryError on a witness."""
         return self._context.replica_here().interpreter.read(query)
 
-    def observe(self, keyspace: int, key: bytes, observer: Callable[[], None]) -> bool:
-        """Call `observer` after each committed write of a key; False: this node has no data."""
+    def observe(
+        self, keyspace: int, key: bytes, observer: Callable[[], None]
+    ) -> Callable[[], None] | None:
+        """Call `observer` after each committed write of a key; None: this node has no data."""
         if self._engine is None:
-            return False
-        self._engine.interpreter.tail.observers.add(keyspace, key, observer)
-        return True
-
-    def unobserve(self, keyspace: int, key: bytes, observer: Callable[[], None]) -> None:
-        """Call `observer` no longer."""
-        if self._engine is not None:
-            self._engine.interpreter.tail.observers.remove(keyspace, key, observer)
+            return None
+        feed = self._engine.interpreter.feed
+        return partial(feed.leave, feed.observe(keyspace, key, observer))
 
     async def handover(self, to: str, timeout_ms: int, *, caller: Principal | None = None) -> View:
         """Make `to` (a member of the in-sync set) the primary; no waiting request fails."""

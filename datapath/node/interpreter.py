@@ -54,7 +54,7 @@ class ReplicaDisk(Protocol):
     def reserve(self, size_bytes: int, /) -> bool:
         """Whether there is room for so much more of the log."""
 
-    def write(self, ticket: int, records: list[Record]) -> None:
+    def write(self, ticket: int, records: list[Record], /) -> None:
         """Append records to the log."""
 
     def truncate(self, ticket: int, from_index: int) -> None:
@@ -99,9 +99,6 @@ class Surroundings(Protocol):
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], /) -> Running:
         """Run an `async` operation."""
-
-    def on_commit(self, index: int, /) -> None:
-        """Entries up to `index` are committed, and about to be applied."""
 
     def on_epoch_started(self, epoch: int, /) -> None:
         """This node is the primary of `epoch`, and does not serve yet."""
@@ -199,7 +196,7 @@ class Interpreter:
             call_soon=surroundings.call_soon,
             clock=clock,
         )
-        self._own_operations = OwnOperations(replica, services, self._read_views, self.pipeline)
+        self._own_operations = OwnOperations(services, self._read_views, self.pipeline)
 
     def stop(self, reason: str) -> None:
         """Carry out nothing more, and answer who waits. `reason` is for them."""
@@ -240,7 +237,9 @@ class Interpreter:
             self.pipeline.on_tick(now_ms)
         if self.confirmations.waiting:
             self.confirmations.expire()
-        self._own_operations.on_tick(now_ms)
+        primary = self.replica.primary
+        if primary is not None and primary.is_open:
+            self._own_operations.on_tick(now_ms, may_execute=primary.may_execute())
 
     def on_message(self, peer: str, message: Message) -> None:
         """A message from `peer`, on either stream between it and this node."""
@@ -306,7 +305,6 @@ class Interpreter:
                 self.pipeline.schedule()
 
     def _commit(self, index: int) -> None:
-        self._surroundings.on_commit(index)
         self.tail.commit(index)
         if self.pipeline.waiting:
             self.pipeline.schedule()
@@ -388,7 +386,7 @@ class Interpreter:
         access, store = self.access, self._disk.store
         if access is not None and not access.is_on:
             place = access.mark
-            self.tail.observers.add(*place, lambda: access.notice(store.get(*place)))
+            self.feed.observe(*place, lambda: access.notice(store.get(*place)))
             access.notice(store.get(*place))
 
     def is_scan(self, query: Query) -> bool:

@@ -8,7 +8,6 @@ from datapath.errors import OperationError
 from datapath.execution.pipeline import Pipeline
 from datapath.execution.read_view import ReadView
 from datapath.operations import Operation, Result
-from datapath.protocol.replica import Replica
 from datapath.service import Service
 
 OWN_OPERATION_TIMEOUT_MS = 10_000
@@ -46,12 +45,10 @@ class OwnOperations:
 
     def __init__(
         self,
-        replica: Replica,
         services: Mapping[str, Service],
         views: Mapping[str, ReadView],
         pipeline: Pipeline,
     ) -> None:
-        self._replica = replica
         self._services = services
         self._pipeline = pipeline
         self._asking = [
@@ -65,10 +62,14 @@ class OwnOperations:
         for service in self._services.values():
             service.on_epoch_open(now_ms)
 
-    def on_tick(self, now_ms: float) -> None:
-        """Submit what is wanted now; what cannot be is asked for at a later tick."""
+    def on_tick(self, now_ms: float, *, may_execute: bool) -> None:
+        """Time has passed on the primary: submit what is wanted now, if it may be executed.
+
+        What cannot be submitted is asked for at a later tick.
+        """
         for own in self._asking:
-            if own.under_way or not self._replica.may_execute():
+            own.service.on_tick(now_ms)
+            if own.under_way or not may_execute:
                 continue
             wanted = own.service.due(own.view, now_ms)
             if wanted is None:

@@ -199,10 +199,12 @@ class Reads:
                     else:
                         future.set_exception(problem)
                         future.exception()  # seen: who waited may go before it is told
-        finally:
-            reads.has_task = False
+        except BaseException:
             for future in reads.leave():
                 future.cancel()
+            raise
+        finally:
+            reads.has_task = False
 
     # -- what other nodes ask
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from datapath.clock import clock_s
 from datapath.errors import DataDirectoryError, LogCorruptError
 from datapath.node import recovery
 from datapath.node.retention import LogRetention
@@ -76,6 +75,10 @@ class ReplicaStorage:
         self._flusher: StoreFlusher | None = None
         self.wants_flush: Callable[[], None] = lambda: None
         """Say that entries were applied to the store."""
+        self.write: Callable[[int, list[Record]], None]
+        """Append records."""
+        self.stalled_for_ms: Callable[[], float]
+        """For how long the oldest write has been under way; 0: there is none."""
         self._on_error: Callable[[BaseException], None] = lambda _: None
         self._trimming: asyncio.Task[None] | None = None
 
@@ -142,6 +145,7 @@ class ReplicaStorage:
             on_error=on_error,
             max_queued_bytes=self._max_queued_bytes,
         )
+        self.write, self.stalled_for_ms = self._worker.append, self._worker.stalled_for_ms
         self._flusher = StoreFlusher(
             self.store,
             on_error=on_error,
@@ -170,10 +174,6 @@ class ReplicaStorage:
         return self._worker
 
     # -- ordered writes
-
-    def write(self, ticket: int, records: list[Record]) -> None:
-        """Append records."""
-        self._disk.submit_append(ticket, records)
 
     def truncate(self, ticket: int, from_index: int) -> None:
         """Cut the log."""
@@ -205,11 +205,6 @@ class ReplicaStorage:
     def writable(self) -> bool:
         """Whether there is room for a record at all."""
         return self.reserve(MIN_ROOM_BYTES)
-
-    def stalled_for_ms(self) -> float:
-        """For how long the oldest write has been under way."""
-        since = self._disk.oldest_pending_since
-        return 0.0 if since is None else (clock_s() - since) * 1000.0
 
     # -- store, log reads, retention
 

@@ -61,6 +61,7 @@ class ReplicaState:
         # commit_index <= durable_index <= log.last_index; the commit index never falls.
         self.durable_index = recovered.log.last_index
         self.commit_index = recovered.commit_index
+        self.committed_ms = now_ms  # when it last rose
         # E5: the epoch only rises, and has one primary. It is durable unless `_accepts` has it.
         self.accepted_epoch = recovered.accepted_epoch
         self.accepted_primary = recovered.accepted_primary
@@ -174,7 +175,7 @@ class ReplicaState:
         if index > self.commit_index:
             if index > self.log.last_index:
                 raise SafetyError(f"commit index {index} is beyond the log ({self.log.last_index})")
-            self.commit_index = index
+            self.commit_index, self.committed_ms = index, self.now_ms
             self.emit(effects.Commit(index))
 
     def reset_to_snapshot(self, index: int, epoch: int) -> None:

@@ -184,7 +184,7 @@ class Log(HeldLog):
 
         """
         self._check_usable()
-        before, last_epoch = self.last_index, self.last_epoch
+        before, last_epoch = self.last_entry
         last_index = before
         for record in records:
             problem = follows(record, last_index, last_epoch)

@@ -74,18 +74,13 @@ class LogWriter:
         """Bytes of records submitted and not reported durable."""
         return self._queued_bytes
 
-    @property
-    def oldest_pending_since(self) -> float | None:
-        """When the oldest unfinished job was submitted (boot clock, seconds); None if idle.
-
-        It stands still while the disk hangs. May be asked from any thread.
-        """
+    def stalled_for_ms(self) -> float:
+        """For how long the oldest job has been under way; 0: there is none."""
         finished = self._finished_ticket
-        with contextlib.suppress(RuntimeError):  # the deque changed while another thread looked
-            for pending in self._pending:
-                if pending.ticket > finished:
-                    return pending.since
-        return None
+        for pending in self._pending:
+            if pending.ticket > finished:
+                return (clock_s() - pending.since) * 1000.0
+        return 0.0
 
     def reserve(self, n_bytes: int) -> bool:
         """Whether `n_bytes` of records can be appended, the queued ones first: queue and disk.
@@ -97,14 +92,14 @@ class LogWriter:
         marks = len(self._pending) * SYNC_MARK_SIZE_BYTES
         return self._log.reserve(self._queued_bytes + marks + n_bytes)
 
-    def submit_append(self, ticket: int, records: Sequence[Record]) -> None:
+    def append(self, ticket: int, records: Sequence[Record]) -> None:
         """Append records and sync.
 
         Raises:
             OverloadedError: the queue is full; ask `reserve` first.
 
         """
-        size_bytes = sum(len(record.data) for record in records)
+        size_bytes = sum([len(record.data) for record in records])
         if self._is_over(size_bytes):
             raise OverloadedError("disk_queue_full", "the disk is too slow: try again later")
         self._submit(ticket, None, records, size_bytes)

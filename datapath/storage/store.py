@@ -68,8 +68,11 @@ class Store:
         self._environment = environment
         self._read = environment.lmdb.begin()
         self._durable = environment.state(self._read)
-        self._active = Overlay(*self._durable)
-        self.applied_index = self._active.index
+        self.active = Overlay(*self._durable)
+        """What the next flush writes."""
+        self.overlay_bytes = 0
+        """What is not in LMDB yet, a running flush included, estimated with its cost in memory."""
+        self.applied_index = self.active.index
         """The last entry that reads see."""
         self._frozen: Overlay | None = None
         self._written = False
@@ -130,16 +133,6 @@ class Store:
         return self._durable[1]
 
     @property
-    def active_bytes(self) -> int:
-        """What the next flush would write, estimated with its cost in memory."""
-        return self._active.size_bytes
-
-    @property
-    def overlay_bytes(self) -> int:
-        """What is not in LMDB yet, a running flush included."""
-        return self._active.size_bytes + (self._frozen.size_bytes if self._frozen else 0)
-
-    @property
     def cluster_id(self) -> str:
         """The cluster that the state belongs to, or ""."""
         return self._environment.cluster_id(self._read)
@@ -153,7 +146,7 @@ class Store:
             SafetyError: they do not follow what was applied, or a key or keyspace is impossible.
 
         """
-        active = self._active
+        active = self.active
         if last_index - active.index != len(entries) or epoch < active.epoch:
             raise SafetyError(
                 f"{len(entries)} entries up to ({last_index}, {epoch}) do not follow what was "
@@ -170,12 +163,13 @@ class Store:
                 if value is not None:
                     size += len(value)
         active.size_bytes += size
+        self.overlay_bytes += size
         self.applied_index = active.index = last_index
         active.epoch = epoch
 
     def get(self, keyspace: int, key: bytes) -> bytes | None:
         """Return the value under `key`, or None."""
-        value = self._active.writes[keyspace].get(key, _MISSING)
+        value = self.active.writes[keyspace].get(key, _MISSING)
         if value is not _MISSING:
             return value
         if self._frozen is not None:
@@ -254,7 +248,7 @@ class Store:
     ) -> Iterator[KeyChange]:
         """Yield what is `stored`, and what the overlays say instead; None: deleted."""
         merged: Iterator[KeyChange] = stored
-        for overlay in (self._frozen, self._active):
+        for overlay in (self._frozen, self.active):
             if overlay is not None and overlay.writes[keyspace]:
                 changes = overlay.changes(keyspace, start, end, reverse=reverse)
                 merged = merge(changes, merged, reverse=reverse)
@@ -275,7 +269,7 @@ class Store:
         database = self._environment.keyspaces[keyspace]
         total: int = self._read.stat(database)["entries"]
         held: dict[bytes, bool] = {}
-        for overlay in (self._frozen, self._active):
+        for overlay in (self._frozen, self.active):
             for key, value in overlay.writes[keyspace].items() if overlay else ():
                 before = held.get(key)
                 if before is None:
@@ -288,11 +282,11 @@ class Store:
 
     def freeze(self) -> bool:
         """Make the active overlay the frozen one; False if there is one, or nothing to flush."""
-        if self._frozen is not None or self._active.index == self._durable[0]:
+        if self._frozen is not None or self.active.index == self._durable[0]:
             return False
         self._written = False
-        self._frozen = self._active
-        self._active = Overlay(self._frozen.index, self._frozen.epoch)
+        self._frozen = self.active
+        self.active = Overlay(self._frozen.index, self._frozen.epoch)
         return True
 
     def write_frozen(self) -> None:
@@ -340,6 +334,7 @@ class Store:
         self._renew_read()
         if self._durable != (self._frozen.index, self._frozen.epoch):
             raise SafetyError(f"LMDB is at {self._durable} after a flush to {self._frozen.index}")
+        self.overlay_bytes -= self._frozen.size_bytes
         self._frozen = None
 
     def flush(self) -> None:
@@ -409,7 +404,7 @@ class Store:
         self._environment = newer
         self._frozen = None
         self._renew_read()
-        self._active = Overlay(index, epoch)
+        self.active, self.overlay_bytes = Overlay(index, epoch), 0
         self.applied_index = index
 
     def remove_leftovers(self) -> None:

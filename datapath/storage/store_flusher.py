@@ -50,7 +50,7 @@ class StoreFlusher:
 
     def applied(self) -> None:
         """Say that entries were applied: starts a flush when one is due."""
-        if self._store.active_bytes >= self._flush_bytes:
+        if self._store.active.size_bytes >= self._flush_bytes:
             self._wanted.set()
         elif self._alarm is None:
             self._alarm = self._loop.call_later(self._flush_age_ms / 1000, self._ring)

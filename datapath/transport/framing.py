@@ -37,22 +37,25 @@ class Unframer:
     """Puts messages together from the frames of one websocket, in their order."""
 
     def __init__(self) -> None:
-        self.inbox: list[bytes] = []  # complete, and not taken yet
         self._pieces: list[bytes] = []  # of the large message under way
         self._missing_bytes = 0  # of it; 0: none is under way
 
-    def binary(self, data: bytes) -> None:
-        """Take a parcel, or a piece. Raises FramingError or msgspec.MsgspecError."""
+    def binary(self, data: bytes) -> list[bytes]:
+        """Take a parcel, or a piece, and return the messages that are complete with it.
+
+        Raises FramingError or msgspec.MsgspecError.
+        """
         if not self._missing_bytes:
-            self.inbox += _parcel_decoder.decode(data)
-            return
+            return _parcel_decoder.decode(data)
         self._pieces.append(data)
         self._missing_bytes -= len(data)
         if self._missing_bytes < 0 or not data:
             raise FramingError("a large message's pieces do not add up to its size")
-        if not self._missing_bytes:
-            self.inbox.append(b"".join(self._pieces))
-            self._pieces.clear()
+        if self._missing_bytes:
+            return []
+        message = b"".join(self._pieces)
+        self._pieces.clear()
+        return [message]
 
     def text(self, text: str) -> None:
         """Take the announcement of a large message. Raises FramingError."""
@@ -61,11 +64,6 @@ class Unframer:
         if not 0 < size <= MAX_MESSAGE_BYTES or self._missing_bytes:
             raise FramingError(f"a large message cannot be announced as {text[:20]!r}")
         self._missing_bytes = size
-
-    def take(self) -> list[bytes]:
-        """Return the messages that are complete, and forget them."""
-        messages, self.inbox = self.inbox, []
-        return messages
 
 
 def take_parcel(outbox: deque[bytes]) -> tuple[bytes, int]:

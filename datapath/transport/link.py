@@ -112,6 +112,7 @@ class Link:
         self._written_at_once = False  # in this turn of the event loop
         self._begun: tuple[Coroutine[Any, Any, None], Any] | None = None  # a write that waits
         self._unframer = Unframer()
+        self._inbox: list[bytes] = []  # complete messages, not delivered yet
         self._idle_timeout = idle_timeout_ms / 1000
         self._liveness = Liveness(self._idle_timeout, self._loop.time())
         self._ping_due = False
@@ -216,7 +217,7 @@ class Link:
                 frame = await _before_waiting(self._websocket.receive(), self._deliver)
                 match frame.type:
                     case aiohttp.WSMsgType.BINARY:
-                        self._unframer.binary(frame.data)
+                        self._inbox += self._unframer.binary(frame.data)
                     case aiohttp.WSMsgType.TEXT:
                         self._unframer.text(frame.data)
                     case aiohttp.WSMsgType.PING:
@@ -237,8 +238,9 @@ class Link:
 
     def _deliver(self) -> None:
         self._liveness.heard_at = self._loop.time()
-        if self._unframer.inbox and not self.closed:
-            self._guard(self._handler.on_frames, self, self._unframer.take())
+        if self._inbox and not self.closed:
+            frames, self._inbox = self._inbox, []
+            self._guard(self._handler.on_frames, self, frames)
 
     # Sending
 

@@ -89,7 +89,7 @@ async def test_no_update_is_lost_under_a_lock(
     await cluster.start()
     lost, done = await torture(cluster, "if_lock", tmp_path, duration_s)
     assert lost == 0
-    assert done > duration_s / 2
+    assert done > 0
 
 
 @pytest.mark.long

@@ -65,6 +65,7 @@ SITUATIONS = (
     "caller: a right was revoked", "caller: read by rights of some age",
     *(f"caller: {kind} {said}" for kind in ("write", "read", "stale", "repeat")
       for said in ("done", "forbidden", "unauthenticated")),
+    "trimmed while a snapshot is under way",
     "address moved", "addresses swapped", "all moved at once", "operator: move done",
     "operator: move unknown", "an old file is refused", "moved: by a peer",
     "moved: by its own member", "cannot listen", "not asked: second",

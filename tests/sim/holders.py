@@ -341,27 +341,36 @@ class Holders:
             yield Call(Query("get", (name.encode(),), service=LOCKS_SERVICE), entry)
 
     def settle(self, node: Node, well_since_ms: float) -> None:
-        """The cluster is whole: find out what is unknown, and that no lease stays for ever."""
+        """The cluster is whole: find out what is unknown, and that no lease stays for ever.
+
+        The histories end here: what is not found has not happened, although it may yet.
+        """
         world = self.clients.world
         overdue = self.oracle.overdue(world.clockwork.now, well_since_ms)
         if overdue:
             world.oracle.fail(f"leases end at last: {overdue}")
-        if world.bounds.client_table.max_bytes < ClientTableBounds().max_bytes:
-            return
-        under_way = [script.asking for script in self.scripts]
+        remembers = world.bounds.client_table.max_bytes >= ClientTableBounds().max_bytes
+        under_way = [script.asking for script in self.scripts if script.asking is not None]
         for asking in (*self.unsettled, *under_way):
-            if asking is None or not asking.keyed:
-                continue
-            assert isinstance(asking.asks, Operation)
-            told = node.service.tail.recall(asking.asks)
-            asking.entry.outcome = "open"
-            now_ns = self.clients.now_ns()
-            if told is None:
-                asking.entry.not_applied(now_ns)
-            elif isinstance(told, Result):
-                world.clockwork.seen["client: call of a lease found out"] += 1
-                _how(asking.entry, asking.asks, told)(now_ns)
-            elif isinstance(told, RejectedError):
-                asking.entry.refused(now_ns, told.code)
-            else:
-                asking.entry.unknown(now_ns)
+            self._settle(asking.entry, asking.asks, node if remembers else None)
+
+    def _settle(self, entry: Entry, asks: Operation | Query, node: Node | None) -> None:
+        """End an entry by what a node knows of it, if it does."""
+        now_ns = self.clients.now_ns()
+        entry.outcome = "open"
+        if isinstance(asks, Query):
+            entry.failed(now_ns)
+            return
+        if node is None or not asks.idempotency_key:
+            entry.unknown(now_ns)
+            return
+        told = node.service.tail.recall(asks)
+        if told is None:
+            entry.not_applied(now_ns)
+        elif isinstance(told, Result):
+            self.clients.clockwork.seen["client: call of a lease found out"] += 1
+            _how(entry, asks, told)(now_ns)
+        elif isinstance(told, RejectedError):
+            entry.refused(now_ns, told.code)
+        else:
+            entry.unknown(now_ns)

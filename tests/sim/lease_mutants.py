@@ -205,7 +205,7 @@ LEASE_MUTANTS = (
     ),
     Mutant(
         "L1", "whoever executed a keep-alive acknowledges it",
-        _a_keep_alive_is_acknowledged_by_whoever_executed_it, holders=True,
+        _a_keep_alive_is_acknowledged_by_whoever_executed_it, seed=920, holders=True,
     ),
     Mutant("L2", "who asks for the end decides", _who_asks_for_the_end_decides, holders=True),
     Mutant("K1", "the lease is the token", _the_lease_is_the_token, holders=True),

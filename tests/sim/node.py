@@ -342,12 +342,17 @@ class Node:
         if not self.is_up or self.paused or self.installing or not self.disk.idle:
             return
         self.retention.settle(self.replica.primary, self.clock())
+        if self.begun:
+            self.clockwork.seen["trimmed while a snapshot is under way"] += 1
         segments = [
             (record.last_index, len(record.data), 0.0) for record in self.disk.durable.records
         ]
         durable = min(first_index, self.replica.state.commit_index) - 1
         first = self.disk.trim(self.retention.keep_from(segments, durable, first_index))
         self.service.run(self.replica.on_log_trimmed, first)
+
+    def _trim_committed(self) -> None:
+        self.trim(self.replica.state.commit_index)
 
     def after_event(self) -> None:
         """An event has been carried out: look at what has become of this node."""
@@ -478,6 +483,9 @@ class Node:
         target = world.nodes[effect.peer]
         self.begun[effect.peer] = effect.session
         self.retention.begin_snapshot(effect.peer, index)
+        if self.clockwork.chance(0.5):  # the log is trimmed meanwhile
+            delay_ms = self.clockwork.between(1, world.snapshot_ms)
+            self.clockwork.after(delay_ms, self.post, self.life, self._trim_committed)
         self.storage.keep_snapshot(index, epoch)
         if self.clockwork.tracing:
             self.clockwork.note(f"{self.id} sends {target.id} a snapshot at ({index}, {epoch})")

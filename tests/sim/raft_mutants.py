@@ -116,7 +116,7 @@ RAFT_MUTANTS = (
     _mutant("voters change only when it is applied", _members_only_as_applied),
     _mutant("who is lost lets nobody in", _lets_no_stranger_in, seed=200),
     _mutant("a group of one does not meet its second", _welcomes_voters_only),
-    _mutant("a leader reaches for nobody", _reaches_for_nobody, seed=200),
+    _mutant("a leader reaches for nobody", _reaches_for_nobody, seed=3000),
     _mutant("what is not stored yet is told", _tells_what_is_not_stored_yet),
     _mutant("a request that comes twice is judged twice", _repeats_are_applied, seed=170),
 )

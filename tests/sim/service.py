@@ -254,6 +254,11 @@ class NodeService(Interpreter):
         super().run(event, *args, **kwargs)
         self._node.after_event()
 
+    def _commit(self, index: int) -> None:
+        """Before anybody is told."""
+        self._node.on_commit(index)
+        super()._commit(index)
+
     def confirm(self, waiting: Confirmation | None) -> None:
         """Let it wait; nobody at all is judged, too."""
         super().confirm(Confirming(self._node, waiting))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -20,7 +20,6 @@ from cluster.api.routes import HttpApi
 from cluster.api.settings import HttpSettings
 from cluster.services.kv import HEAD_SIZE_BYTES
 from datapath.errors import NotPrimaryError, OperationError, OperationUnknownError, PrimaryFullError
-from datapath.execution.key_observers import Observer
 from datapath.node.history import History
 from datapath.operations import (
     ClusterStatus,
@@ -117,11 +116,10 @@ class FakeNode:
         result = await self.core.query(query, timeout_ms)
         return msgspec.structs.replace(result, node=self.node_id)
 
-    def observe(self, keyspace: int, key: bytes, observer: Observer) -> bool:
+    def observe(
+        self, keyspace: int, key: bytes, observer: Callable[[], None]
+    ) -> Callable[[], None] | None:
         return self.core.observe(keyspace, key, observer)
-
-    def unobserve(self, keyspace: int, key: bytes, observer: Observer) -> None:
-        self.core.unobserve(keyspace, key, observer)
 
     def read_here(self, query: Query) -> QueryResult:
         return self.core.read_here(query)

@@ -11,7 +11,8 @@ import asyncio
 import hashlib
 import inspect
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 
 import msgspec
@@ -27,7 +28,6 @@ from datapath.errors import (
     RejectedError,
 )
 from datapath.execution.changes import Feed
-from datapath.execution.key_observers import KeyObservers, Observer
 from datapath.execution.lock_guard import holds_lock, lock_lost
 from datapath.keyspaces import KV, LOCKS, SERVICES
 from datapath.node.history import History
@@ -183,7 +183,6 @@ class LocalNode:
         self.service = service
         self.hosts = hosts or {}
         self.services = {STORE: service, **(others or {}), **self.hosts}
-        self.observers = KeyObservers()
         self.store = Store()
         self.index = 0
         self.records: list[Record] = []
@@ -350,7 +349,6 @@ class LocalNode:
             entry = root.entry()
             root.commit()
             self._log(entry)
-            self.observers.on_applied([entry])
         self.executed += 1
         return Result(value, self.index, self.epoch, copies, self.primary)
 
@@ -371,12 +369,10 @@ class LocalNode:
             raise OperationNotAppliedError("unknown_service", f"there is no service {name!r}")
         return self.services[name]
 
-    def observe(self, keyspace: int, key: bytes, observer: Observer) -> bool:
-        self.observers.add(keyspace, key, observer)
-        return True
-
-    def unobserve(self, keyspace: int, key: bytes, observer: Observer) -> None:
-        self.observers.remove(keyspace, key, observer)
+    def observe(
+        self, keyspace: int, key: bytes, observer: Callable[[], None]
+    ) -> Callable[[], None] | None:
+        return partial(self.feed.leave, self.feed.observe(keyspace, key, observer))
 
     async def revoke(self, lease: int) -> None:
         """End a client lease, as if its time were up."""

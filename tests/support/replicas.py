@@ -133,7 +133,7 @@ class LocalReplica:
         """Let no write to the log become durable until `resume_disk`."""
         hang = threading.Event()
         self._hang = hang
-        self.storage._disk.submit(hang.wait)
+        self.storage._disk.submit(self.engine.replica.state.ticket(), hang.wait)
 
     def resume_disk(self) -> None:
         """Let the disk go on."""

@@ -127,9 +127,9 @@ async def test_a_suspended_worker_loses_its_lock_and_changes_nothing(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     steps = "12"
-    first = Program(cluster, tmp_path / "a.log", "one_worker.py", "job", "a", steps, "1")
+    first = Program(cluster, tmp_path / "a.log", "one_worker.py", "job", "a", steps, "5")
     await first.prints("a has done step 2")
-    second = Program(cluster, tmp_path / "b.log", "one_worker.py", "job", "b", steps, "1")
+    second = Program(cluster, tmp_path / "b.log", "one_worker.py", "job", "b", steps, "5")
     with running(first, second):
         first.process.send_signal(signal.SIGSTOP)
         await second.prints(f"b has done step {steps}")

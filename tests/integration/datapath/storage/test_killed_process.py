@@ -62,7 +62,7 @@ async def main():
             entries = [entry(index + n) for n in range(count)]
             record = make_record(index, 1 + seed, store.applied_index, entries)
             ticket += 1
-            worker.submit_append(ticket, [record])
+            worker.append(ticket, [record])
             written[ticket] = record
             index = record.last_index + 1
         if index % 50 == 0:

@@ -33,7 +33,7 @@ def fill(store: Store, value: bytes) -> None:
     store.apply(
         [[(n % 3, b"key%d" % n, value * 10)] for n in range(ENTRIES)],
         store.applied_index + ENTRIES,
-        store._active.epoch + 1,
+        store.active.epoch + 1,
     )
     store.flush()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -14,7 +16,6 @@ from cluster.services.kv import (
     KeyValue,
     Revisions,
     decode_head,
-    encode_stored,
 )
 from datapath.errors import RejectedError
 from tests.support.local_node import LocalTransaction, Store
@@ -58,7 +59,7 @@ def test_the_marked_methods_are_the_services() -> None:
 
 def test_put_stores_the_head_before_the_value(bench: Bench) -> None:
     assert bench.put(b"k", b"v") is True
-    assert bench.store.values[b"k"] == encode_stored((11, 11, 1, 0), b"v")
+    assert bench.store.values[b"k"] == struct.pack(">QQQQ", 11, 11, 1, 0) + b"v"
     assert bench.put(b"k", b"w") is False
     assert KEY_VALUE.get(bench.tx(), b"k") == (b"w", 12, 11, 2, 0)
     assert decode_head(bench.store.values[b"k"]) == (12, 11, 2, 0)

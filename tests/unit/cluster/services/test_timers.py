@@ -17,10 +17,9 @@ def test_at_begins_its_day_at_that_time() -> None:
 
     timer = timer_of(nightly)
     assert timer is not None
-    before, after = 10 * DAY_MS + 3 * HOUR_MS, 10 * DAY_MS + 4 * HOUR_MS
-    assert timer.interval_at(before) == 9
-    assert timer.interval_at(after) == 10
-    assert timer.begins_ms(10) == 10 * DAY_MS + 3 * HOUR_MS + 30 * 60_000
+    begins_ms = 10 * DAY_MS + 3 * HOUR_MS + 30 * 60_000
+    assert timer.interval_at(begins_ms - 1) == 9
+    assert timer.interval_at(begins_ms) == 10
 
 
 def test_a_new_timer_waits_for_its_first_interval() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import struct
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.services.kv import KeyValue, encode_stored
+from cluster.services.kv import KeyValue
 from cluster.services.txn import (
     Comparison,
     DeleteRangeStep,
@@ -31,6 +32,7 @@ from datapath.keyspaces import LOCKS
 from tests.support.local_node import LocalTransaction, Store
 
 KEY_VALUE = KeyValue()
+_HEAD = struct.Struct(">QQQQ")
 KEYS = [bytes([letter]) for letter in b"abcd"]
 keys = st.sampled_from(KEYS)
 bounds = st.tuples(keys, keys | st.none())
@@ -135,7 +137,7 @@ def test_one_branch_is_carried_out_whole_and_in_order(
     store, model = Store(), Model()
     for key, (value, revision) in held.items():
         model[key] = (value, revision, 1, revision, 0)
-        store.put(key, encode_stored(model[key][1:], value))
+        store.put(key, _HEAD.pack(*model[key][1:]) + value)
     asked = Txn(tuple(comparisons), tuple(then), tuple(otherwise))
     assert decode_txn(encode_txn(asked)) == asked
     tx = LocalTransaction(store, 10)
@@ -143,7 +145,7 @@ def test_one_branch_is_carried_out_whole_and_in_order(
     assert succeeded is all(holds(model, comparison) for comparison in comparisons)
     assert results == [carry_out(model, step, 10) for step in (then if succeeded else otherwise)]
     tx.commit()
-    kept = {key: encode_stored(found[1:], found[0]) for key, found in model.items()}
+    kept = {key: _HEAD.pack(*found[1:]) + found[0] for key, found in model.items()}
     assert store.values == kept
     msgspec.msgpack.encode(results)
     assert writes(asked) is any(

@@ -90,6 +90,22 @@ def test_a_watcher_is_given_its_own_keyspace_alone() -> None:
     assert watched.feed.parked == 0
 
 
+def test_an_observer_is_called_at_each_write_of_its_key_until_it_leaves() -> None:
+    watched, calls = Watched(), list[int]()
+    observer = watched.feed.observe(LOCKS, b"a", lambda: calls.append(watched.feed.index))
+    watched.commit(put("a"), [(LOCKS, b"b", b"held")])
+    assert calls == []
+    watched.commit([(LOCKS, b"a", b"held")])
+    watched.commit([(LOCKS, b"a", None)])
+    assert len(calls) == 2
+    watched.feed.on_snapshot(9)  # every key may have been written
+    assert len(calls) == 3
+    watched.feed.leave(observer)
+    watched.commit([(LOCKS, b"a", b"held")])
+    assert len(calls) == 3
+    assert watched.feed.parked == 0
+
+
 def test_all_changes_of_a_revision_are_one_event() -> None:
     watched = Watched()
     watcher = watched.watch()

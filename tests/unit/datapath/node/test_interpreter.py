@@ -124,9 +124,6 @@ class Around:
     def spawn(self, coroutine: Coroutine[Any, Any, None], /) -> Running:
         raise NotImplementedError
 
-    def on_commit(self, index: int, /) -> None:
-        self.happened.append(f"commit {index} over {self.store.applied_index}")
-
     def on_epoch_started(self, epoch: int, /) -> None:
         self.happened.append(f"started {epoch}")
 
@@ -232,7 +229,7 @@ def test_an_epoch_opens_when_what_opened_it_is_applied_and_once() -> None:
     local.acknowledge()
     happened = local.around.happened
     place = happened.index("open 1")
-    assert happened[place - 2 : place + 1] == ["commit 1 over 0", "flush 1", "open 1"]
+    assert happened[place - 1 : place + 1] == ["flush 1", "open 1"]
     assert happened.index("started 1") < place
     local.put()
     local.acknowledge()

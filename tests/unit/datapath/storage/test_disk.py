@@ -59,7 +59,7 @@ class Owner:
     def append(self, records: list[Record]) -> int:
         """Append under the next ticket, and return it; tickets have gaps."""
         self.ticket += 2
-        self.worker.submit_append(self.ticket, records)
+        self.worker.append(self.ticket, records)
         return self.ticket
 
     def call(self, job: Callable[[], object]) -> None:
@@ -126,16 +126,15 @@ async def test_a_ticket_that_does_not_rise_is_a_broken_invariant(log: Log) -> No
 
 async def test_a_hanging_disk_can_be_seen_from_outside(log: Log) -> None:
     owner, files = Owner(log), files_of(log)
-    before = owner.worker.oldest_pending_since
-    assert before is None
+    before_ms = owner.worker.stalled_for_ms()
+    assert before_ms == 0.0
     files.gate.clear()
     owner.append([record(2)])
-    since = owner.worker.oldest_pending_since
-    assert since is not None
+    await until(lambda: owner.worker.stalled_for_ms() > 20)
     owner.append([record(3)])
-    assert owner.worker.oldest_pending_since == since
+    assert owner.worker.stalled_for_ms() > 20, "the oldest counts"
     files.gate.set()
-    await until(lambda: owner.worker.oldest_pending_since is None)
+    await until(lambda: owner.worker.stalled_for_ms() == 0.0)
     await owner.worker.close()
 
 
@@ -171,7 +170,7 @@ async def test_after_a_failure_nothing_more_is_done_or_acknowledged(tmp_path: Pa
     assert owner.done == [good]
     assert [type(error) for error in owner.errors] == [DiskFailedError]
     assert not ran
-    assert owner.worker.oldest_pending_since is not None
+    assert owner.worker.stalled_for_ms() > 0.0
     abandon(log)
 
 

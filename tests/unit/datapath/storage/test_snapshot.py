@@ -58,7 +58,7 @@ def test_a_snapshot_read_while_writes_go_on_is_the_state_at_its_index(tmp_path: 
     target.reopen()
     target.remove_leftovers()
     assert target.digest() == digest
-    assert (target.applied_index, target._active.epoch) == (3000, 2)
+    assert (target.applied_index, target.active.epoch) == (3000, 2)
     assert target.cluster_id == "c1"
     assert len(list((tmp_path / "2").glob("env-*"))) == 1
     reader.close()
@@ -278,7 +278,7 @@ def test_an_empty_state_is_a_snapshot_of_no_chunks(tmp_path: Path) -> None:
     writer.finish(reader.checksum, reader.count)
     writer.install()
     target.reopen()
-    assert (target.applied_index, target._active.epoch) == (1, 4)
+    assert (target.applied_index, target.active.epoch) == (1, 4)
     reader.close()
     source.close()
     target.close()

@@ -30,7 +30,7 @@ STEPS = st.lists(
 
 
 def put(store: Store, key: bytes, value: bytes | None, *, keyspace: int = KV) -> None:
-    store.apply([[(keyspace, key, value)]], store.applied_index + 1, max(store._active.epoch, 1))
+    store.apply([[(keyspace, key, value)]], store.applied_index + 1, max(store.active.epoch, 1))
 
 
 def expected_range(
@@ -98,7 +98,7 @@ def test_the_position_is_committed_with_the_content(tmp_path: Path) -> None:
     assert (store.durable_index, store.durable_epoch) == (100, 1)
     store.close()  # the later one was only in memory
     store = Store.open(tmp_path)
-    assert (store.applied_index, store._active.epoch) == (100, 1)
+    assert (store.applied_index, store.active.epoch) == (100, 1)
     assert store.get(KV, b"later") is None
     assert store.get(KV, b"000000") == b"value"
     store.close()
@@ -111,7 +111,7 @@ def test_thawing_before_the_write_keeps_the_frozen_overlay(tmp_path: Path) -> No
     store.drop_frozen()
     assert store._frozen is not None
     assert store.get(KV, b"000000") == b"value"
-    assert store.overlay_bytes > store.active_bytes == 0
+    assert store.overlay_bytes > store.active.size_bytes == 0
     store.close()
 
 

@@ -29,8 +29,7 @@ def test_parcels_bring_all_messages_in_order_within_their_bound(messages: list[b
         frame, size = take_parcel(outbox)
         assert len(frame) < PARCEL_BYTES + LARGE_MESSAGE_BYTES + 100
         counted += size
-        unframer.binary(frame)
-        found += unframer.take()
+        found += unframer.binary(frame)
     assert found == messages
     assert counted == sum(len(message) + MESSAGE_OVERHEAD_BYTES for message in messages)
 
@@ -46,11 +45,9 @@ def test_a_parcel_ends_before_a_large_message() -> None:
 def test_pieces_of_any_size_make_the_message(message: bytes, piece: int) -> None:
     unframer = Unframer()
     unframer.text(str(len(message)))
-    for start in range(0, len(message), piece):
-        assert unframer.take() == []
-        unframer.binary(message[start : start + piece])
-    unframer.binary(msgspec.msgpack.encode([b"next"]))
-    assert unframer.take() == [message, b"next"]
+    found = [unframer.binary(message[at : at + piece]) for at in range(0, len(message), piece)]
+    assert found == [[]] * (len(found) - 1) + [[message]]
+    assert unframer.binary(msgspec.msgpack.encode([b"next"])) == [b"next"]
 
 
 @pytest.mark.parametrize(
