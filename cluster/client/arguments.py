@@ -106,11 +106,11 @@ def check_if_lock(value: tuple[str, int] | None) -> tuple[str, int] | None:
     return check_text("if_lock", name), check_number("if_lock", token, 1, REVISION_MAX)
 
 
-def check_lease(value: object) -> str:
-    """Return the id of a lease."""
-    lease = check_text("lease", value)
+def check_lease(value: object, name: str = "lease") -> str:
+    """Return the id of a lease, an argument called `name`."""
+    lease = check_text(name, value)
     if not (lease.isascii() and lease.isdigit() and len(lease) <= LEASE_MAX_DIGITS):
-        problem = f"lease must be the id of a lease, a number as text, not {lease[:80]!r}"
+        problem = f"{name} must be the id of a lease, a number as text, not {lease[:80]!r}"
         raise InvalidRequestError(problem, code="invalid_argument")
     return lease
 

@@ -149,7 +149,7 @@ class AsyncLeaseCalls:
 
     async def lease_page(self, after: str | None = None) -> LeasePage:
         """Return the leases that follow the id `after` (None: from the first), as one part."""
-        given = None if after is None else check_lease(after)
+        given = None if after is None else check_lease(after, "after")
         call = Request("GET", f"/v1/leases{query_string({'after': given})}")
         return decode_reply(call, await self._transport.call(call), LeasePage)
 

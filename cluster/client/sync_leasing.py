@@ -216,11 +216,16 @@ class LeaseCalls:
         result: RevokeResult = self._run(lambda client: client.revoke_lease(lease), None, write="")
         return result
 
+    def lease_page(self, after: str | None = None) -> LeasePage:
+        """Return the leases that follow the id `after`; see `AsyncClient.lease_page`."""
+        page: LeasePage = self._run(lambda client: client.lease_page(after), None)
+        return page
+
     def leases(self) -> Iterator[ListedLease]:
         """Iterate over all leases, by their ids."""
         after: str | None = None
         while True:
-            page: LeasePage = self._run(lambda client, after=after: client.lease_page(after), None)
+            page = self.lease_page(after)
             yield from page.leases
             after = page.next
             if after is None:
