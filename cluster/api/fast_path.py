@@ -15,6 +15,7 @@ done nothing with it.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from time import perf_counter
 from typing import Any, Protocol, cast
@@ -33,6 +34,7 @@ from cluster.services.rights import Need
 from datapath.errors import OperationError, OverloadedError
 from datapath.node.router import may_repeat
 from datapath.operations import Principal, Query, Result
+from datapath.transport.tls import begins_tls
 from datapath.turns import Turns
 
 MAX_REQUEST_SIZE_BYTES = 64 * 1024
@@ -217,6 +219,8 @@ class FastConnection(asyncio.Protocol):
         self._ended = True
         if self._pending is None and not self._paused_at:
             self._advance()  # between an answer and the turn in which the next request begins
+        if self._transport is not None and self._transport.get_extra_info("ssl_object"):
+            return False  # a transport of TLS cannot send any more then
         return self._transport is None or self._pending is not None or bool(self._backlog)
 
     @property
@@ -412,8 +416,7 @@ class FastConnection(asyncio.Protocol):
         caller = write.operation.caller
         try:
             if caller is not None and after is None:
-                # A1: it is not for the primary alone to find that out. After an attempt it is: what
-                # this node says would be no answer to that.
+                # A1: here too. After an attempt what this node says would be no answer to that.
                 await api.access.admit(
                     caller, Need("lease" if pending.method == "POST" else "write")
                 )
@@ -424,12 +427,7 @@ class FastConnection(asyncio.Protocol):
         self.answer(pending, answer)
 
     def _send(
-        self,
-        answer: Answer,
-        method: str,
-        target: str,
-        started: float,
-        caller: Principal | None,
+        self, answer: Answer, method: str, target: str, started: float, caller: Principal | None
     ) -> None:
         transport = self._transport
         if answer.status in REFUSED:
@@ -454,6 +452,9 @@ class FastConnection(asyncio.Protocol):
         transport, backlog = self._transport, self._backlog
         if transport is None:
             return
+        if begins_tls(backlog):
+            text = "a client speaks TLS to this port, which has none: it needs an http:// URL"
+            self._server.api.complaints.log("TLS", text, self._now(), level=logging.WARNING)
         self._transport, self._backlog = None, b""
         self._give_back()
         self._server.left(self)

@@ -10,10 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 from cluster.api.server import HttpServer
+from datapath.transport.tls import (
+    TLS_HANDSHAKE_TIMEOUT_S,
+    PlainTextError,
+    begin_tls,
+)
 
 BACKLOG = 1024
 ACCEPT_PAUSE_S = 0.1
@@ -24,12 +32,28 @@ DRAIN_POLL_S = 0.05
 LAST_CALL_S = 0.2
 """What was accepted in the moment before the listener closed has so long to send its request."""
 
+HANDSHAKE_LAST_CALL_S = 2.0
+"""How long a node that stops waits for handshakes of TLS: who has connected may never begin."""
+
+
+class ServerTls(Protocol):
+    """What the connections of clients are encrypted with, and its numbers for metrics."""
+
+    @property
+    def serving(self) -> ssl.SSLContext:
+        """For a new connection."""
+
+    def numbers(self) -> Mapping[str, float]:
+        """Return numbers for metrics."""
+
 
 class HttpListener:
     """Starts and stops an `HttpServer` on an address."""
 
-    def __init__(self, server: HttpServer) -> None:
+    def __init__(self, server: HttpServer, tls: ServerTls | None = None) -> None:
+        """`tls`: what new connections are encrypted with; None: nothing."""
         self._server = server
+        self._tls = tls
         self._sockets: list[socket.socket] = []
         self._taking: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
@@ -101,10 +125,19 @@ class HttpListener:
         loop = asyncio.get_running_loop()
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.connect_accepted_socket(lambda: protocol, connection)
-        except OSError:  # it has gone again
+            if self._tls is None:
+                await loop.connect_accepted_socket(lambda: protocol, connection)
+            else:
+                context, advice = self._tls.serving, "use an https:// URL"
+                await begin_tls(connection, protocol, context, advice, TLS_HANDSHAKE_TIMEOUT_S)
+        except BaseException as error:
             connection.close()
             self._server.forget(protocol)
+            if not isinstance(error, OSError):
+                raise
+            if isinstance(error, ssl.SSLError | PlainTextError):  # else it has gone again
+                text = f"a client's connection was refused: {error}"
+                self._server.api.complaints.log("TLS", text, loop.time(), level=logging.WARNING)
 
     def _complain(self, error: OSError) -> None:
         text = f"connections of clients cannot be accepted at the moment: {error.strerror}"
@@ -148,7 +181,10 @@ class HttpListener:
             listening.close()
         self._sockets = []
         if self._taking:
-            await asyncio.wait(self._taking)
+            timeout = None if self._tls is None else HANDSHAKE_LAST_CALL_S
+            _, late = await asyncio.wait(self._taking, timeout=timeout)
+            for task in late:
+                task.cancel()
         if self._server.draining and self._server.open_connections:
             await asyncio.sleep(LAST_CALL_S)
         await asyncio.sleep(0)  # what has come is begun before idle connections are closed

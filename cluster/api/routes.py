@@ -28,7 +28,7 @@ from cluster.api.headers import check_cluster, cluster_line, revision_line
 from cluster.api.hosts import Hosts, split_target
 from cluster.api.kv import KvHandlers
 from cluster.api.leases import LeaseHandlers
-from cluster.api.listener import HttpListener
+from cluster.api.listener import HttpListener, ServerTls
 from cluster.api.locks import LockHandlers
 from cluster.api.members import MemberHandlers
 from cluster.api.metrics import Metrics
@@ -82,13 +82,14 @@ class HttpApi:
         settings: HttpSettings | None = None,
         hosts: Hosts | None = None,
         services: Mapping[str, Host] | None = None,
+        tls: ServerTls | None = None,
         guard: TokenGuard | None = None,
         audit: Audit | None = None,
     ) -> None:
         """Serve `node`. `hosts` (default: loopback names and IP addresses) is for whom.
 
-        `services`: those whose code this node has, by their names. `guard`: the node's; None: there
-        is no access control.
+        `services`: those whose code this node has, by their names. `tls`: what new connections
+        are encrypted with; None: nothing. `guard`: the node's; None: there is no access control.
         """
         self.node: Node = node
         self._audit = audit
@@ -109,7 +110,8 @@ class HttpApi:
         self._server = HttpServer(
             self._handle, self._settings, self._identity, self, self._hosts, node
         )
-        self.listener = HttpListener(self._server)
+        self.listener = HttpListener(self._server, tls)
+        self._tls = tls
         self.streams = self._server.streams
         self.streams.on_watcher = lambda: self.access.look_after(self.streams)
         self._watches = WatchHandlers(
@@ -172,6 +174,10 @@ class HttpApi:
         }
         return {path: tuple(methods) for path, methods in {**keyed, **self._routes}.items()}
 
+    def close_refused(self, is_refused: Callable[[bytes], bool]) -> None:
+        """Close the connections whose client has shown a certificate (DER) that is refused now."""
+        self._server.close_refused(is_refused)
+
     def _numbers(self) -> dict[str, float]:
         deleted = self.kv.range_deleted_keys_total
         waiting = self._locks.waiting + self._elections.waiting
@@ -180,7 +186,8 @@ class HttpApi:
             "range_deleted_keys_total": deleted,
             "lock_requests_waiting": waiting,
         }
-        return {**self._server.numbers(), **own}
+        certificates = self._tls.numbers() if self._tls is not None else {}
+        return {**self._server.numbers(), **own, **certificates}
 
     def _identity(self) -> bytes:
         node = self.node

@@ -17,6 +17,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
 from cluster.api.answer import PROBLEM, Answer, Response
+from cluster.api.certificate_name import shown_certificate
 from cluster.api.fast_path import MAX_REQUEST_SIZE_BYTES, FastConnection
 from cluster.api.fast_path_api import FastPathApi
 from cluster.api.hosts import Hosts
@@ -181,6 +182,18 @@ class HttpServer(web.Server):
             if now - since > RESERVE_PATIENCE_S and not (reserved.busy and reserved.whole):
                 reserved.force_close()
 
+    def close_refused(self, is_refused: Callable[[bytes], bool]) -> None:
+        """Close the connections whose client has shown a certificate (DER) that is refused now."""
+        transports = [
+            *(connection._transport for connection in self._fast),
+            *(connection.transport for connection in self.connections),
+            *self.streams.transports(),
+        ]
+        for transport in transports:
+            shown = shown_certificate(transport)
+            if transport is not None and shown and is_refused(shown):
+                transport.abort()
+
     # Stopping
 
     @property
@@ -323,6 +336,8 @@ class FullConnection(RequestHandler):
         """The client sends no more; what it has sent whole is answered before the end."""
         self._ended = True
         request = self._current_request
+        if self.transport is not None and self.transport.get_extra_info("ssl_object"):
+            return False  # a transport of TLS cannot send any more then
         if not self.busy or (request is not None and _ends_with_client(request)):
             return False
         if self._body is not None and not self.whole:

@@ -143,6 +143,10 @@ class Streams:
         first = encoder.progress(form, after) if first is None else first
         WatchConnection(self, transport, Watched(span, after, form, encoder, first, caller))
 
+    def transports(self) -> list[asyncio.Transport | None]:
+        """Return the connections of all watchers."""
+        return [connection._transport for connection in self._open]
+
     def joined(self, connection: WatchConnection) -> None:
         """A watcher is there."""
         self._open[connection] = None

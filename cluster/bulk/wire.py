@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 from cluster.client.exchange import FinalResponse, Request
 from cluster.client.retries import CONNECT_TIMEOUT_S, Transport, UnreachableError
+from cluster.client.sessions import explain_tls
 
 HEAD_SIZE_MAX_BYTES = 65536
 BODY_SIZE_MAX_BYTES = 256 * 1024 * 1024
@@ -100,6 +101,7 @@ class WireTransport(Transport):
         discover: bool = True,
         cluster_id: str = "",
         token: str = "",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__(
             endpoints,
@@ -108,6 +110,7 @@ class WireTransport(Transport):
             discover=discover,
             cluster_id=cluster_id,
             token=token,
+            tls=tls,
         )
         self._idle: dict[str, list[Connection]] = {}
 
@@ -127,7 +130,7 @@ class WireTransport(Transport):
         data = "\r\n".join(lines).encode("latin-1") + body
         async with asyncio.timeout(try_s):
             idle = self._idle.setdefault(url, [])
-            connection = _usable(idle) or await _connect(url)
+            connection = _usable(idle) or await _connect(url, self.tls)
             try:
                 reply = await connection.request(data)
             except ValueError as error:  # a chunk size that is no number
@@ -152,10 +155,10 @@ def _usable(idle: list[Connection]) -> Connection | None:
     return None
 
 
-async def _connect(url: str) -> Connection:
+async def _connect(url: str, tls: ssl.SSLContext | None) -> Connection:
     scheme, _, rest = url.partition("://")
     host, port = _split(rest, 443 if scheme == "https" else 80)
-    context = ssl.create_default_context() if scheme == "https" else None
+    context = (tls or ssl.create_default_context()) if scheme == "https" else None
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(
@@ -164,7 +167,7 @@ async def _connect(url: str) -> Connection:
     except TimeoutError:
         raise UnreachableError(f"no connection within {CONNECT_TIMEOUT_S:.0f} s") from None
     except OSError as error:
-        raise UnreachableError(str(error)) from error
+        raise UnreachableError(explain_tls(error)) from error
     return Connection(reader, writer)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -14,7 +15,6 @@ from cluster.cli.common import (
     open_client,
 )
 from cluster.client.results import RoleInfo, RoleRights, TokenInfo
-from cluster.config.file import write_private
 from cluster.exit_codes import EXIT_NOT_APPLIED
 from cluster.services.access_guard import draw_token, hash_line
 from cluster.terminal import printable, say, show, show_json
@@ -41,6 +41,13 @@ def init_token(file: Path) -> None:
         fail(f"{file}: {error.strerror}", "", EXIT_NOT_APPLIED)
     say(f"The token is in {file}. Add to the configuration file of every node:")
     show(f'[access]\nadmin_token_hash = "{hash_line(drawn)}"')
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a new file that its owner alone can read. Raises OSError: FileExistsError, say."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 -- a descriptor
+        file.write(text)
 
 
 @token.command("create")

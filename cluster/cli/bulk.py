@@ -43,9 +43,12 @@ from cluster.cli.common import (
     given_token,
     open_endpoints,
     report_errors,
+    tls_files,
+    whom,
 )
 from cluster.client.aio import AsyncClient
 from cluster.client.errors import UnavailableError, UnknownOutcomeError
+from cluster.client.sessions import make_tls
 from cluster.exit_codes import EXIT_INTERRUPTED, EXIT_NOT_APPLIED, EXIT_OK, EXIT_OUTPUT_FAILED
 from cluster.terminal import (
     OutputFailedError,
@@ -182,6 +185,7 @@ def _load(
                 discover=nodes.discover,
                 cluster_id=state.cluster,
                 token=given_token(),
+                tls=make_tls(*tls_files()),
             )
             loader = Loader(
                 transport, state, file, concurrency=concurrency, on_progress=on_progress
@@ -316,7 +320,7 @@ def _state_of_file(
 
 async def _meet(urls: list[str]) -> Met:
     """Return the cluster that the load is for; all of it goes there or nowhere."""
-    async with AsyncClient(urls, discover=False, token=given_token()) as client:
+    async with AsyncClient(urls, discover=False, **whom()) as client:
         found = (await client.status()).cluster_id
         if client.revision is None:  # a node without data has answered
             await client.page(limit=1, keys_only=True)
@@ -374,7 +378,7 @@ def dump(
 
         async def main(write: Callable[[bytes], object]) -> DumpTotals:
             async with AsyncClient(
-                urls, timeout_ms=timeout_ms, discover=not no_discover, token=given_token()
+                urls, timeout_ms=timeout_ms, discover=not no_discover, **whom()
             ) as client:
                 return await dump_records(client, prefix, write, on_progress)
 

@@ -31,10 +31,11 @@ def status(endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool) ->
         endpoints, timeout_ms, no_discover, as_json=as_json, interrupted=READ_INTERRUPTED
     ) as client:
         found = client.status()
+        scheme = client.endpoints[0].partition("://")[0]
     if as_json:
         show_json(found)
     else:
-        show(_table(found))
+        show(_table(found, scheme))
 
 
 @click.command()
@@ -114,13 +115,13 @@ def show_view(view: ViewSummary, *, as_json: bool) -> None:
     show(printable(f"epoch {view.epoch}: primary {view.primary}, in sync: {in_sync}"))
 
 
-def _table(found: ClusterStatus) -> str:
+def _table(found: ClusterStatus, scheme: str) -> str:
     head = ("NODE", "ROLE", "STATE", "IN SYNC", "VOTE", "APPLIED", "LAG", "URL")
     rows: list[tuple[str, ...]] = [head]
     for node, item in sorted(found.nodes.items()):
         in_sync = "-" if item.role == "witness" else "yes" if node in found.in_sync else "no"
         numbers = ["-" if n is None else str(n) for n in (item.applied_index, item.lag)]
-        url = f"http://{item.client}"
+        url = f"{scheme}://{item.client}"
         vote = {None: "?", True: "yes", False: "no"}[item.votes]
         cells = (node, item.role, item.state, in_sync, vote, *numbers, url)
         rows.append(tuple(map(printable, cells)))

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeVar
+from typing import Any, BinaryIO, NamedTuple, NoReturn, TypedDict, TypeVar
 
 import click
 
 from cluster.client.aio import DEFAULT_ENDPOINTS
 from cluster.client.arguments import AFTER_MAX, check_token
-from cluster.client.endpoints import normalize_endpoint
+from cluster.client.endpoints import Scheme, normalize_endpoint
 from cluster.client.errors import (
     ClientError,
     NotAppliedError,
@@ -25,6 +25,7 @@ from cluster.client.errors import (
     WrongClusterError,
 )
 from cluster.client.results import GetResult, Item
+from cluster.client.sessions import make_tls
 from cluster.client.sync import Client
 from cluster.exit_codes import (
     EXIT_INTERRUPTED,
@@ -72,8 +73,60 @@ def given_token() -> str:
         raise click.UsageError(f"{source} holds no token") from None
 
 
+class TlsFiles(NamedTuple):
+    """The files of --cacert, --cert and --key; "": not given."""
+
+    cacert: str = ""
+    cert: str = ""
+    key: str = ""
+
+
+_TLS_HELP = {
+    "cacert": "File of the authority by which the nodes are recognised; then https is the default",
+    "cert": "File of a certificate by which the nodes recognise this client",
+    "key": "File of the private key that belongs to --cert",
+}
+
+
+def _keep(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    context.meta[f"{__name__}.{parameter.name}"] = value or ""
+
+
+def tls_files() -> TlsFiles:
+    """Return the files that the running command was given."""
+    context = click.get_current_context(silent=True)
+    meta = context.meta if context is not None else {}
+    return TlsFiles(*(meta.get(f"{__name__}.tls_{name}", "") for name in TlsFiles._fields))
+
+
+class Whom(TypedDict):
+    """What a client shows to nodes, and recognises them by."""
+
+    token: str
+    cacert: str
+    cert: str
+    key: str
+
+
+def whom() -> Whom:
+    """Return that of the running command. Raises UsageError."""
+    files = tls_files()
+    return Whom(token=given_token(), cacert=files.cacert, cert=files.cert, key=files.key)
+
+
 def endpoint_options(function: Function) -> Function:
-    """Add --endpoints, --no-discover and --json to a command."""
+    """Add --endpoints, --no-discover, --json, --token-file, --cacert, --cert and --key."""
+    for name, text in reversed(_TLS_HELP.items()):
+        variable = f"ONECOPY_{name.upper()}"
+        function = click.option(
+            f"--{name}",
+            f"tls_{name}",  # several commands have an argument KEY
+            envvar=variable,
+            type=click.Path(exists=True, dir_okay=False),
+            expose_value=False,
+            callback=_keep,
+            help=f"{text} [env: {variable}].",
+        )(function)
     function = click.option(
         "--token-file",
         type=click.Path(dir_okay=False, path_type=Path),
@@ -114,9 +167,14 @@ def client_options(function: Function) -> Function:
 def open_endpoints(text: str) -> list[str]:
     """Split the value of --endpoints. Raises UsageError."""
     try:
-        urls = [normalize_endpoint(part) for part in text.replace(",", " ").split()]
+        files = tls_files()
+        if any(files) and text == ",".join(DEFAULT_ENDPOINTS):
+            text = text.replace("http:", "https:")
+        make_tls(*files)
+        scheme: Scheme = "https" if any(files) else "http"
+        urls = [normalize_endpoint(part, scheme) for part in text.replace(",", " ").split()]
     except ValueError as error:
-        raise click.UsageError(f"--endpoints: {error}") from None
+        raise click.UsageError(str(error)) from None
     if not urls:
         raise click.UsageError("--endpoints names no node; write it like http://127.0.0.1:8101")
     return urls
@@ -132,10 +190,10 @@ def open_client(
     interrupted: str = WRITE_INTERRUPTED,
 ) -> Iterator[Client]:
     """Yield a client; end the process with the right exit code when a call fails."""
-    urls, token = open_endpoints(endpoints), given_token()
+    urls = open_endpoints(endpoints)
     with (
         report_errors(as_json=as_json, interrupted=interrupted),
-        Client(urls, timeout_ms=timeout_ms, discover=not no_discover, token=token) as client,
+        Client(urls, timeout_ms=timeout_ms, discover=not no_discover, **whom()) as client,
     ):
         yield client
 

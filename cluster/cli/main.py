@@ -33,9 +33,10 @@ COMMANDS = {
     "role": "cluster.cli.access:role",
     "load": "cluster.cli.bulk:load",
     "dump": "cluster.cli.bulk:dump",
+    "certs": "cluster.cli.certs:certs",
 }
 
-SERVER_COMMANDS = {"up": EXIT_NOT_APPLIED, "serve": EXIT_REFUSED}
+SERVER_COMMANDS = {"up": EXIT_NOT_APPLIED, "serve": EXIT_REFUSED, "certs": EXIT_NOT_APPLIED}
 """Commands that need the extra `server`, and how they end without it."""
 OWN_PACKAGES = ("cluster", "datapath", "election")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from cluster.certificates.facts import CertificateError
 from cluster.cli.common import fail
 from cluster.config.model import ConfigError
 from cluster.exit_codes import EXIT_NOT_APPLIED
@@ -49,6 +50,11 @@ from cluster.up.supervisor import run_up, sole_runner
     "DATA/admin.token.",
 )
 @click.option(
+    "--tls",
+    is_flag=True,
+    help="Encrypt a new cluster, with an authority of its own in DATA/certs.",
+)
+@click.option(
     "--service",
     "services",
     multiple=True,
@@ -62,6 +68,7 @@ def up(
     data: Path,
     port: int | None,
     with_access: bool,
+    tls: bool,
     services: tuple[str, ...],
     no_restart: bool,
 ) -> None:
@@ -76,6 +83,7 @@ def up(
             nodes=nodes,
             witnesses=witnesses,
             port=port,
+            tls=tls,
             services=read_services(services, data),
             with_access=with_access,
         )
@@ -93,7 +101,7 @@ def up(
                 code = run_up(config, view, restart=not no_restart)
             finally:
                 view.close()
-    except (ConfigError, UpError) as error:
+    except (CertificateError, ConfigError, UpError) as error:
         fail(str(error), "", EXIT_NOT_APPLIED)
     except OSError as error:
         fail(f"{error.filename or data}: {error.strerror}", "", EXIT_NOT_APPLIED)

@@ -60,6 +60,7 @@ from cluster.client.results import (
 )
 from cluster.client.retries import Transport
 from cluster.client.services import AsyncServiceCalls
+from cluster.client.sessions import make_tls
 from cluster.client.txn import AsyncTxnBuilder, decode_txn_reply
 from cluster.client.watching import AsyncKeyWatch, watch_target
 from datapath.operations import Ack, Consistency
@@ -79,16 +80,25 @@ class AsyncClient(AsyncOperatorCalls, AsyncAccessCalls, AsyncLeaseCalls, AsyncSe
         discover: bool = True,
         cluster_id: str = "",
         token: str = "",
+        cacert: str = "",
+        cert: str = "",
+        key: str = "",
     ) -> None:
         """Name at least one node ("http://host:port"); `timeout_ms` bounds each call with retries.
 
         With `discover` the client finds the other nodes, if the named URLs are the addresses that
         the nodes advertise; without it, or behind a proxy, it uses only the named nodes.
         `cluster_id` is the cluster to use, "" for the first that answers. `token` says who asks,
-        where the cluster has access control. Nothing is sent yet.
-        Raises ValueError for an invalid endpoint, TypeError for wrong types.
+        where the cluster has access control. `cacert` names the file of the authority by which
+        nodes are recognised at https URLs (default: the system's), `cert` and `key` those of a
+        certificate by which they recognise this client. Nothing is sent yet. Raises ValueError for
+        an invalid endpoint or file, TypeError for wrong types.
         """
         given = check_endpoints(endpoints)
+        files = (check_text("cacert", cacert), check_text("cert", cert), check_text("key", key))
+        tls = make_tls(*files)
+        if tls is not None and given == DEFAULT_ENDPOINTS:
+            given = tuple(url.replace("http:", "https:") for url in given)
         try:
             self._transport = Transport(
                 given,
@@ -97,6 +107,7 @@ class AsyncClient(AsyncOperatorCalls, AsyncAccessCalls, AsyncLeaseCalls, AsyncSe
                 discover=check_flag("discover", discover),
                 cluster_id=check_text("cluster_id", cluster_id),
                 token=check_token(token),
+                tls=tls,
             )
         except InvalidRequestError as error:  # no request: here a ValueError is what Python has
             raise ValueError(error.detail) from None

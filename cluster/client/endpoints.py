@@ -16,11 +16,13 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Collection, Iterable, Mapping
+from typing import Literal
 
+Scheme = Literal["http", "https"]
 _ENDPOINT = re.compile(
     r"([Hh][Tt][Tt][Pp][Ss]?)(://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?)/?"
 )
-_LOOPBACK = re.compile(r"http://(?:localhost|127\.0\.0\.1|\[::1\])(?=:|$)")
+_LOOPBACK = re.compile(r"(?<=//)(?:localhost|127\.0\.0\.1|\[::1\])(?=:|$)")
 
 PENALTY_FIRST_S = 0.1  # an endpoint that failed is avoided for so long, doubled at each failure …
 PENALTY_MAX_S = 5.0  # … up to this
@@ -28,28 +30,34 @@ LEARNED_MAX = 64  # addresses beyond these are not taken from a status
 
 
 class _Endpoint:
-    __slots__ = ("avoid_until", "failures", "url", "usable")
+    __slots__ = ("avoid_until", "failures", "no_tls", "url", "usable")
 
     def __init__(self, url: str, *, usable: bool) -> None:
         self.url = url
         self.usable = usable  # given, or proved
         self.failures = 0
         self.avoid_until = 0.0
+        self.no_tls = False  # the last failure was one of TLS
 
 
 class Endpoints:
     """The nodes' base URLs, in order of preference.
 
     The given ones are kept for ever; those learned from the cluster's status come and go with it,
-    and are used once `proved`. Nothing is learned without `discover`, nor if a given one is https:
-    behind a TLS proxy the nodes' own addresses are not for clients.
+    and are used once `proved`. They are reached as the given ones are, by http or by https; so
+    nothing is learned where those differ, nor without `discover`. `scheme` is that of an address
+    that is given without one.
     """
 
-    def __init__(self, given: Iterable[str], *, discover: bool = True) -> None:
-        self._given = tuple(dict.fromkeys(normalize_endpoint(url) for url in given))
+    def __init__(
+        self, given: Iterable[str], *, discover: bool = True, scheme: Scheme = "http"
+    ) -> None:
+        self._given = tuple(dict.fromkeys(normalize_endpoint(url, scheme) for url in given))
         if not self._given:
             raise ValueError("at least one endpoint is needed, for example http://127.0.0.1:8101")
-        self.learns = discover and all(url.startswith("http://") for url in self._given)
+        schemes = {url.partition("://")[0] for url in self._given}
+        self.learns = discover and len(schemes) == 1
+        self._scheme: Scheme = "https" if "https" in schemes else "http"
         self._known = {url: _Endpoint(url, usable=True) for url in self._given}
         self._by_node: dict[str, str] = {}
         self._primary = ""
@@ -93,9 +101,15 @@ class Endpoints:
         """Whether there is an endpoint that did not fail just now."""
         return any(item.usable and item.avoid_until <= now for item in self._known.values())
 
-    def failed(self, url: str, now: float) -> None:
-        """Avoid the endpoint for a while."""
+    @property
+    def no_tls(self) -> bool:
+        """Whether TLS has failed with every endpoint in use: to try them again is no use."""
+        return all(item.no_tls for item in self._known.values() if item.usable)
+
+    def failed(self, url: str, now: float, *, no_tls: bool = False) -> None:
+        """Avoid the endpoint for a while; `no_tls`: it was TLS that failed."""
         if item := self._known.get(url):
+            item.no_tls = no_tls
             penalty = min(PENALTY_FIRST_S * 2.0 ** min(item.failures, 10), PENALTY_MAX_S)
             item.failures += 1
             item.avoid_until = now + penalty
@@ -104,7 +118,7 @@ class Endpoints:
         """The endpoint answered a request: prefer it until the primary is known to be another."""
         item = self._known.get(url)
         if item is not None and item.usable:
-            item.failures, item.avoid_until = 0, 0.0
+            item.failures, item.avoid_until, item.no_tls = 0, 0.0, False
             self._preferred = url
 
     def prefer_node(self, node: str) -> None:
@@ -121,7 +135,7 @@ class Endpoints:
         """
         found = {}
         for node, address in list(clients.items())[:LEARNED_MAX]:
-            if (url := endpoint_or_none(address)) is not None:
+            if (url := endpoint_or_none(address, self._scheme)) is not None:
                 found[node] = url
         # A node that was just removed names the others, and no longer itself.
         advertised = map(_same_place, (*found.values(), *self._by_node.values()))
@@ -153,26 +167,26 @@ class Endpoints:
 
 def _same_place(url: str) -> str:
     """Return the URL with one name for this machine, however it is written."""
-    return _LOOPBACK.sub("http://localhost", url)
+    return _LOOPBACK.sub("localhost", url)
 
 
-def endpoint_or_none(text: str) -> str | None:
+def endpoint_or_none(text: str, scheme: Scheme = "http") -> str | None:
     """Return the base URL, or None where `text` is none."""
     try:
-        return normalize_endpoint(text)
+        return normalize_endpoint(text, scheme)
     except ValueError:
         return None
 
 
-def normalize_endpoint(text: str) -> str:
-    """Return the base URL: a bare host:port is http; no path. Raises ValueError."""
+def normalize_endpoint(text: str, scheme: Scheme = "http") -> str:
+    """Return the base URL: a bare host:port gets `scheme`; no path. Raises ValueError."""
     url = text.strip()
     if "://" not in url:
-        url = f"http://{url}"
+        url = f"{scheme}://{url}"
     found = _ENDPOINT.fullmatch(url)
     if found is None:
         raise ValueError(f"{text!r} is not an endpoint; write it like http://127.0.0.1:8101")
-    scheme, rest, port = found.groups()
+    given_scheme, rest, port = found.groups()
     if port and not 1 <= int(port) <= 65535:
         raise ValueError(f"{text!r} is not an endpoint: the port must be from 1 to 65535")
-    return f"{scheme.lower()}{rest}"
+    return f"{given_scheme.lower()}{rest}"

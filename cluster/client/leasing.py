@@ -159,6 +159,8 @@ class AsyncLease:
             except ClientError:
                 pause_s = RETRY_S
                 continue
+            except RuntimeError:  # the client was closed: nobody keeps it alive any more
+                break
             if reply.status == 404:
                 break
             if reply.status == 200:

@@ -21,13 +21,14 @@ import asyncio
 import io
 import math
 import random
+import ssl
 from collections.abc import Iterable, Mapping
 
 import aiohttp
 import msgspec
 from yarl import URL
 
-from cluster.client.endpoints import Endpoints
+from cluster.client.endpoints import Endpoints, Scheme
 from cluster.client.errors import (
     ClientError,
     UnavailableError,
@@ -43,7 +44,7 @@ from cluster.client.exchange import (
     raise_failure,
     raise_wrong_cluster,
 )
-from cluster.client.sessions import make_session
+from cluster.client.sessions import NO_TLS, explain_tls, is_tls_failure, make_session
 from datapath.operations import ClusterStatus
 
 CONNECT_TIMEOUT_S = 1.0
@@ -91,10 +92,16 @@ class Transport:
         discover: bool = True,
         cluster_id: str = "",
         token: str = "",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        """`cluster_id`: the cluster to talk to, "" for the first that answers."""
+        """`cluster_id`: the cluster to talk to, "" for the first that answers.
+
+        `tls`: what https connections are made with; None: as the system does. `token`: "" for none.
+        """
         self._authorization = f"Bearer {token}" if token else ""
-        self.endpoints = Endpoints(endpoints, discover=discover)
+        scheme: Scheme = "http" if tls is None else "https"
+        self.endpoints = Endpoints(endpoints, discover=discover, scheme=scheme)
+        self.tls = tls
         self.cluster_id = cluster_id
         self.timeout_ms = timeout_ms
         self.retries = 0  # tries beyond the first, over all calls
@@ -167,13 +174,13 @@ class Transport:
                 if call.drawn and reply.status < 400:
                     self._sent_after.pop(call.key, None)
                 return reply if call.after is None else reply._replace(after=call.after)
-            self.endpoints.failed(url, loop.time())
+            self.endpoints.failed(url, loop.time(), no_tls=failure.code == NO_TLS)
             self.refresh_soon(after_failure=True)
             pause_s = 0.0
             if failure.status or not self.endpoints.has_fresh(loop.time()):
                 pause_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 -- jitter
                 backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
-            is_last = doubtful is not None and not call.retry_unknown
+            is_last = (doubtful is not None and not call.retry_unknown) or self.endpoints.no_tls
             if is_last or self._closed or loop.time() + pause_s >= deadline:
                 raise_failure(call, failure, doubtful)
             self.retries += 1
@@ -226,10 +233,11 @@ class Transport:
         try:
             reply = await self._send(url, target, call, try_s)
         except UnreachableError as error:
-            raise UnavailableError(f"{url}: {error}", code="unreachable") from error
+            code = NO_TLS if is_tls_failure(error.__cause__) else "unreachable"
+            raise UnavailableError(f"{url}: {error}", code=code) from error
         except (aiohttp.ClientError, TimeoutError, OSError, EOFError) as error:
             code = "timeout" if isinstance(error, TimeoutError) else "disconnected"
-            detail = f"{url}: {str(error) or f'no answer within {try_s:.1f} s'}"
+            detail = f"{url}: {explain_tls(error) or f'no answer within {try_s:.1f} s'}"
             raise in_doubt(call, detail, code=code) from error
         self._check_cluster(url, call, reply)
         self._check_retried(url, call, reply)
@@ -260,7 +268,7 @@ class Transport:
             ) as response:
                 return FinalResponse(response.status, response.headers, await response.read())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise UnreachableError(str(error)) from error
+            raise UnreachableError(explain_tls(error)) from error
 
     async def open_stream(
         self, url: str, call: Request, *, begin_timeout_s: float, silence_s: float
@@ -271,7 +279,7 @@ class Transport:
         """
         self._check_loop()
         self._open()  # as all calls need it
-        session = self._streams = self._streams or make_session(0)
+        session = self._streams = self._streams or make_session(0, self.tls)
         timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=silence_s)
         whole, headers = URL(url + call.target, encoded=True), self._headers(call)
         try:
@@ -346,7 +354,7 @@ class Transport:
         if self._closed:
             raise RuntimeError("this client is closed")
         if self._session is None:
-            self._session = make_session(self._max_connections)
+            self._session = make_session(self._max_connections, self.tls)
         return self._session
 
     async def discover(self) -> None:

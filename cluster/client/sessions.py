@@ -2,13 +2,70 @@
 
 from __future__ import annotations
 
+import re
+import ssl
+
 import aiohttp
 
+_CONTEXT = re.compile(r" ssl:<[^>]*>")
+NO_TLS = "tls_failed"
+ADVISED_CA = "name the cluster's authority (cacert, --cacert or ONECOPY_CACERT)"
 
-def make_session(max_connections: int) -> aiohttp.ClientSession:
+
+def make_tls(cacert: str, cert: str, key: str) -> ssl.SSLContext | None:
+    """Return what connections are encrypted with; None: the system's authorities, no certificate.
+
+    Raises ValueError that names the file which cannot be used.
+    """
+    if not (cacert or cert or key):
+        return None
+    if bool(cert) != bool(key):
+        raise ValueError("cert and key belong together: give both or neither")
+    try:
+        context = ssl.create_default_context(cafile=cacert or None)
+    except OSError as error:  # SSLError is one
+        raise ValueError(f"cacert: {cacert} cannot be used: {_reason(error)}") from None
+    if cert:
+        try:
+            # Else an encrypted key would be asked for on the terminal.
+            context.load_cert_chain(cert, key, password="")
+        except OSError as error:
+            raise ValueError(f"cert or key: {cert}, {key}: {_reason(error)}") from None
+    return context
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return "no PEM that belongs together" if error.reason else "no PEM"
+    return error.strerror or str(error)
+
+
+def is_tls_failure(error: BaseException | None) -> bool:
+    """Whether no connection could be made because TLS failed, not for want of a node."""
+    return isinstance(error, ssl.SSLError | aiohttp.ClientSSLError)
+
+
+def explain_tls(error: Exception) -> str:
+    """Return an error of a connection as a text that says what to do where TLS is the matter."""
+    text = _CONTEXT.sub("", str(error))
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        reason = getattr(error.certificate_error, "verify_message", "") or text
+        return f"its certificate is refused: {reason}; {ADVISED_CA}"
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return f"its certificate is refused: {text}; {ADVISED_CA}"
+    if "WRONG_VERSION_NUMBER" in text:
+        return "it answers without TLS: use an http:// URL"
+    if "ALERT" in text and "SSL" in text:
+        return f"it refuses this client's certificate: {text}"
+    return text
+
+
+def make_session(max_connections: int, tls: ssl.SSLContext | None = None) -> aiohttp.ClientSession:
     """Return a session of that many connections; 0: without a bound."""
     session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=30),
+        connector=aiohttp.TCPConnector(
+            limit=max_connections, keepalive_timeout=30, ssl=True if tls is None else tls
+        ),
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),

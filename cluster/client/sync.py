@@ -67,6 +67,9 @@ class Client(AccessCalls, ServiceCalls, LeaseCalls):
         discover: bool = True,
         cluster_id: str = "",
         token: str = "",
+        cacert: str = "",
+        cert: str = "",
+        key: str = "",
     ) -> None:
         """Take the same arguments as `AsyncClient`; nothing is sent yet."""
         # A tuple of them: a forked child wants them again.
@@ -80,6 +83,9 @@ class Client(AccessCalls, ServiceCalls, LeaseCalls):
                 discover=discover,
                 cluster_id=cluster_id,
                 token=token,
+                cacert=cacert,
+                cert=cert,
+                key=key,
             )
             return _Parts(client, LoopThread(client.close))
 

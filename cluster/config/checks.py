@@ -30,6 +30,7 @@ def check_config(config: ClusterConfig) -> list[str]:
     warnings = _check_nodes(config)
     _check_routes(config)
     _check_exposure(config)
+    _check_tls(config)
     _check_timing(config.path, config.timing)
     _check_limits(config)
     for name, service in config.services.items():
@@ -148,11 +149,34 @@ def _check_exposure(config: ClusterConfig) -> None:
             raise ConfigError(config.path, field, problem)
 
 
+def _check_tls(config: ClusterConfig) -> None:
+    """Refuse a half of TLS, and plain text where strangers could read it."""
+    tls = config.tls
+    if tls.is_on:
+        for field in ("certificate", "key"):
+            if not getattr(tls, field):
+                problem = f'is missing; add {field} = "certs/{{node}}.{field[:3]}"'
+                raise ConfigError(config.path, f"tls.{field}", problem.replace(".cer", ".crt"))
+        return
+    for field in ("certificate", "key", "client_ca", "crl"):
+        if getattr(tls, field):
+            problem = 'is missing, and without it there is no TLS; add ca = "certs/ca.crt"'
+            raise ConfigError(config.path, "tls.ca", problem)
+    for field, address in (*_node_addresses(config), *_route_addresses(config)):
+        if not is_loopback(address) and not tls.insecure:
+            problem = (
+                f"{address} can be reached from other machines, and there is no TLS: make "
+                "certificates with `onecopy certs` and name them in [tls]; or write "
+                "insecure = true in [tls] if everybody on that network may read and change the data"
+            )
+            raise ConfigError(config.path, field, problem)
+
+
 def _check_secret(config: ClusterConfig) -> None:
     """Refuse a secret that can be guessed where strangers could try."""
     addresses = (*_node_addresses(config), *_route_addresses(config))
     exposed = [address for _, address in addresses if not is_loopback(address)]
-    if exposed and estimated_bits(config.secret) < MIN_SECRET_BITS:
+    if exposed and min(map(estimated_bits, config.secrets)) < MIN_SECRET_BITS:
         problem = (
             "the secret is easy to guess (too short, repetitive or made of words), and "
             f"{exposed[0]} "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import difflib
-import os
 import re
 import stat
 import tomllib
@@ -18,9 +17,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from cluster.config.access_section import AccessSection
 from cluster.config.checks import check_config
 from cluster.config.model import (
-    AccessSection,
     ApiSection,
     ClusterConfig,
     ClusterSection,
@@ -32,9 +31,11 @@ from cluster.config.model import (
     ServiceConfig,
     TimingSection,
 )
+from cluster.config.tls_section import TlsSection
 from datapath.service import SERVICE_NAME_PATTERN
 
 SECRET_MIN_BYTES = 16
+SECRETS_MAX = 2
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 ROLE_PATTERN = "[a-z][a-z0-9_-]{0,30}"
 
@@ -45,7 +46,9 @@ def load_config(path: Path | str) -> ClusterConfig:
     """Read and check the file. Raises ConfigError; touches nothing but the file and the secret."""
     path = Path(path).absolute()
     tree = _read_toml(path)
-    sections = ("cluster", "nodes", "routes", "timing", "limits", "api", "access", "services")
+    sections = (
+        "cluster", "nodes", "routes", "timing", "limits", "api", "tls", "access", "services",
+    )  # fmt: skip
     _refuse_unknown(path, "", tree, sections)
     cluster = _convert(path, "cluster", tree.get("cluster", {}), ClusterSection)
     nodes = {
@@ -60,10 +63,12 @@ def load_config(path: Path | str) -> ClusterConfig:
         for source, targets in _table(path, "routes", tree).items()
     }
     warnings: list[str] = []
+    source, found = _read_secrets(path, cluster, warnings)
     config = ClusterConfig(
         path=path,
         name=cluster.name,
-        secret=_read_secret(path, cluster, warnings),
+        secrets=found,
+        secret_source=source,
         secret_field="cluster.secret_file" if cluster.secret_file else "cluster.secret",
         nodes={
             node: msgspec.structs.replace(item, data=_absolute(path, f"nodes.{node}", item.data))
@@ -74,6 +79,7 @@ def load_config(path: Path | str) -> ClusterConfig:
         limits=_convert(path, "limits", tree.get("limits", {}), LimitsSection),
         api=_convert(path, "api", tree.get("api", {}), ApiSection),
         access=_read_access(path, tree),
+        tls=_read_tls(path, tree),
         services=_read_services(path, tree),
         reads=cluster.reads,
     )
@@ -100,6 +106,17 @@ def _read_access(path: Path, tree: Any) -> AccessSection | None:
     return access
 
 
+def _read_tls(path: Path, tree: Any) -> TlsSection:
+    """Return the section, its paths absolute; the files are looked at when a node starts."""
+    tls = _convert(path, "tls", tree.get("tls", {}), TlsSection)
+    files = {
+        field: str(path.parent / name)
+        for field in ("ca", "certificate", "key", "client_ca", "crl")
+        if (name := getattr(tls, field))
+    }
+    return msgspec.structs.replace(tls, **files)
+
+
 def _read_services(path: Path, tree: Any) -> dict[str, ServiceConfig]:
     services = {}
     for name, item in _table(path, "services", tree).items():
@@ -120,19 +137,23 @@ def render_config(
     secret: str,
     nodes: Mapping[str, NodeConfig],
     services: Mapping[str, ServiceConfig] | None = None,
+    tls: TlsSection | None = None,
     access: AccessSection | None = None,
 ) -> str:
     """Return the text of a configuration file, timing and limits at their defaults."""
     lines = ["# Written by onecopy up. Every field: docs/configuration.md.", "[cluster]"]
-    lines += [f"name = {_quoted(name)}", f"secret = {_quoted(secret)}"]
+    lines += [f"name = {_literal(name)}", f"secret = {_literal(secret)}"]
     for node, item in nodes.items():
         lines += ["", f"[nodes.{node}]"]
         for field, value in msgspec.structs.asdict(item).items():
             if value is not None:
-                text = str(value) if isinstance(value, int) else _quoted(value)
-                lines.append(f"{field} = {text}")
+                lines.append(f"{field} = {_literal(value)}")
+    if tls is not None:
+        lines += ["", "[tls]"]
+        fields = msgspec.structs.asdict(tls).items()
+        lines += [f"{field} = {_literal(value)}" for field, value in fields if value]
     if access is not None:
-        lines += ["", "[access]", f"admin_token_hash = {_quoted(access.admin_token_hash)}"]
+        lines += ["", "[access]", f"admin_token_hash = {_literal(access.admin_token_hash)}"]
     return "\n".join(lines) + "\n" + render_services(services or {})
 
 
@@ -140,24 +161,15 @@ def render_services(services: Mapping[str, ServiceConfig]) -> str:
     """Return the sections of services, bounds and rights at their defaults."""
     lines: list[str] = []
     for name, item in services.items():
-        lines += ["", f"[services.{name}]", f"class = {_quoted(item.spec)}"]
+        lines += ["", f"[services.{name}]", f"class = {_literal(item.spec)}"]
         if item.path:
-            lines.append(f"path = {_quoted(item.path)}")
+            lines.append(f"path = {_literal(item.path)}")
     return "".join(f"{line}\n" for line in lines)
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a new file that its owner alone can read. Raises OSError: FileExistsError, say."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 -- a descriptor
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _quoted(text: str) -> str:
+def _literal(value: str | float) -> str:
     # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
-    return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")
+    return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
 
 
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -247,7 +259,10 @@ def _absolute(path: Path, section: str, data: str) -> str:
     return str((path.parent / data).resolve())
 
 
-def _read_secret(path: Path, cluster: ClusterSection, warnings: list[str]) -> Secret:
+def _read_secrets(
+    path: Path, cluster: ClusterSection, warnings: list[str]
+) -> tuple[Path, tuple[Secret, ...]]:
+    """Return the file that holds the secrets, and them."""
     if not re.fullmatch(NAME_PATTERN, cluster.name):
         problem = f"{cluster.name!r} must be 1 to 64 letters, digits, '.', '_', '-'"
         raise ConfigError(path, "cluster.name", problem)
@@ -256,22 +271,31 @@ def _read_secret(path: Path, cluster: ClusterSection, warnings: list[str]) -> Se
     if cluster.secret_file:
         field, source = "cluster.secret_file", path.parent / cluster.secret_file
         try:
-            secret = Secret(source.read_bytes().removeprefix(codecs.BOM_UTF8).strip())
+            text = source.read_bytes().removeprefix(codecs.BOM_UTF8)
         except OSError as error:
             problem = f"{source} cannot be read: {error.strerror}"
             raise ConfigError(path, field, problem) from error
     elif cluster.secret:
-        field, source, secret = "cluster.secret", path, Secret(cluster.secret.encode())
+        field, source, text = "cluster.secret", path, cluster.secret.encode()
     else:
-        return Secret(b"")
-    if len(secret) < SECRET_MIN_BYTES:
-        problem = (
-            f"the secret is {len(secret)} bytes long and must be at least {SECRET_MIN_BYTES}; "
-            "make one with: openssl rand -hex 32"
-        )
-        raise ConfigError(path, field, problem)
+        return path, ()
+    secrets = tuple(Secret(line.strip()) for line in text.splitlines() if line.strip())
+    _check_lengths(path, field, secrets)
     if source.stat().st_mode & stat.S_IROTH:
         warnings.append(
             f"{source} holds the secret and is readable by everyone: chmod 600 {source}"
         )
-    return secret
+    return source, secrets
+
+
+def _check_lengths(path: Path, field: str, secrets: tuple[Secret, ...]) -> None:
+    if len(secrets) > SECRETS_MAX:
+        problem = f"holds {len(secrets)} lines; give one secret, or two while it is being changed"
+        raise ConfigError(path, field, problem)
+    shortest = min(map(len, secrets), default=0)
+    if shortest < SECRET_MIN_BYTES:
+        problem = (
+            f"the secret is {shortest} bytes long and must be at least {SECRET_MIN_BYTES}; "
+            "make one with: openssl rand -hex 32"
+        )
+        raise ConfigError(path, field, problem)

@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from cluster.config.access_section import AccessSection
+from cluster.config.tls_section import TlsSection
 from election.identity import Channel
 from election.view import MemberRole
 
@@ -60,14 +62,15 @@ class ClusterSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Meta(
             description="Shared secret of at least 16 bytes, by which nodes authenticate to each "
             "other. Without one, every peer and raft address must be loopback; one that is easy to "
-            "guess is refused unless all addresses are."
+            "guess is refused unless all addresses are. While it is being changed, two, one a "
+            "line: nodes use the first and accept both."
         ),
     ] = ""
     secret_file: Annotated[
         str,
         Meta(
             description="File that holds the secret, in place of `secret`; relative to the "
-            "configuration file. White space around the secret is ignored."
+            "configuration file. White space around each line is ignored."
         ),
     ] = ""
     reads: Annotated[
@@ -335,34 +338,6 @@ class ApiSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ] = ()
 
 
-class AccessSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[access]`: tokens and roles; in the file of every node, or everybody may do everything."""
-
-    admin_token_hash: Annotated[
-        str,
-        Meta(
-            description="The id and the SHA-256 of the first administrator's token, "
-            '`"1f3c9a0b7d2e4f58:9f86d0…"`, as `onecopy token init` prints it. The cluster takes '
-            "each such token once: one that was revoked does not come back."
-        ),
-    ]
-    anonymous: Annotated[
-        str,
-        Meta(
-            description="The role of callers without a token. Empty: they may do nothing but ask "
-            'for health. `"admin"`: as if there were no access control.'
-        ),
-    ] = ""
-    audit_file: Annotated[
-        str,
-        Meta(
-            description="File to which refusals and changes of the cluster, of tokens and of roles "
-            "are written, as JSON lines; relative to the configuration file. `{node}` in it is the "
-            "node's id. Empty: none."
-        ),
-    ] = ""
-
-
 class ServiceConfig(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"spec": "class"}
 ):
@@ -412,22 +387,30 @@ class ServiceConfig(
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The whole file, checked: paths absolute, the secret read.
 
-    `nodes` keeps the order of the file. `warnings` are sentences for the operator.
+    `nodes` keeps the order of the file. `secrets` are one or two, the one in use first, or none;
+    `secret_source` is the file that holds them. `warnings` are sentences for the operator.
     """
 
     path: Path
     name: str
-    secret: Secret
+    secrets: tuple[Secret, ...]
+    secret_source: Path
     nodes: dict[str, NodeConfig]
     routes: dict[str, dict[str, Route]]
     timing: TimingSection
     limits: LimitsSection
     api: ApiSection = ApiSection()
     access: AccessSection | None = None
+    tls: TlsSection = TlsSection()
     services: dict[str, ServiceConfig] = {}
     reads: ReadMode = "leased"
     secret_field: str = "cluster.secret"  # noqa: S105 -- the field's name
     warnings: tuple[str, ...] = ()
+
+    @property
+    def secret(self) -> Secret:
+        """The secret that this node proves itself by, b"" for none."""
+        return self.secrets[0] if self.secrets else Secret(b"")
 
     @property
     def replicas(self) -> tuple[str, ...]:
@@ -447,6 +430,10 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     def data_dir(self, node: str) -> Path:
         """Return the node's data directory, absolute."""
         return Path(self.nodes[node].data)
+
+    def url(self, node: str) -> str:
+        """Return the base URL of a node's API."""
+        return f"http{'s' if self.tls.is_on else ''}://{self.nodes[node].client}"
 
     def address(self, source: str, target: str, channel: Channel) -> str:
         """Return the "host:port" at which `source` reaches `target`, by its route if it has one."""

@@ -52,7 +52,7 @@ class EmbeddedNode:
     @property
     def url(self) -> str:
         """Where this node's HTTP API is, for a client."""
-        return f"http://{self.config.nodes[self.node_id].client}"
+        return self.config.url(self.node_id)
 
     async def __aenter__(self) -> Self:
         process = await self._stack.enter_async_context(

@@ -15,11 +15,13 @@ from typing import Any
 from cluster.api.hosts import Hosts
 from cluster.api.routes import HttpApi
 from cluster.api.settings import HttpSettings
+from cluster.certificates.node_tls import NodeTls
 from cluster.config.model import ClusterConfig, ConfigError, split_address
 from cluster.node.descriptors import Descriptors, TooFewDescriptorsError, raise_limit, share_out
 from cluster.node.joining import Joining
 from cluster.node.own_address import check_own_addresses
 from cluster.node.parts import Parts, removed
+from cluster.node.renewal import Renewal
 from cluster.node.settings import (
     LOG_KEPT_FACTOR,
     agreement_settings,
@@ -29,6 +31,7 @@ from cluster.node.settings import (
     guard_of,
     load_hosts,
     make_storage,
+    shared_secret,
     timing_of,
 )
 from cluster.node.watch import Watch
@@ -52,6 +55,7 @@ from datapath.transport.link import LinkHandler
 from datapath.transport.mesh import REPLICATE, REQUEST, SNAPSHOT, Mesh
 from datapath.transport.snapshot_receiver import SnapshotReceiver
 from datapath.transport.tcp import cannot_listen
+from datapath.transport.tls import is_cut_off
 from election.agreement import AgreementDamagedError
 from election.identity import Addresses
 from election.pysyncobj_adapter import AgreementSettings, PySyncObjAgreement
@@ -103,12 +107,13 @@ async def open_node(
         raise ConfigError(config.path, "", str(error)) from None
     if descriptors.cut:
         logger.warning("%s", descriptors.cut)
+    tls = NodeTls(config, node_id) if config.tls.is_on else None
     hint = await check_own_addresses(config, node_id)
     directory = DataDirectory.open(config.data_dir(node_id), node_id=node_id)
     try:
         if directory.removed:
             raise removed(config.name, node_id)
-        yield NodeRuntime(config, node_id, directory, descriptors, hosts, hint)
+        yield NodeRuntime(config, node_id, directory, descriptors, hosts, hint, tls)
     except NotAdmittedError:
         # Under its new id the node may come with the same directory: nothing stays in it.
         with contextlib.suppress(ValueError):  # Or it has voted, in a process that was killed.
@@ -129,6 +134,7 @@ class NodeRuntime:
         descriptors: Descriptors,
         hosts: Mapping[str, Host],
         hint: str,
+        tls: NodeTls | None,
     ) -> None:
         self._config = config
         self._node_id = node_id
@@ -137,6 +143,7 @@ class NodeRuntime:
         self._descriptors = descriptors
         self._hosted = dict(hosts)
         self.started = asyncio.Event()
+        self._secret = shared_secret(config)
         self._ended: asyncio.Future[BaseException | None] = (
             asyncio.get_running_loop().create_future()
         )
@@ -160,10 +167,11 @@ class NodeRuntime:
             node_id,
             split_address(self._own.peer),
             config.name,
-            bytes(config.secret),
+            self._secret,
             self._peer_addresses,
             self._registry,
             on_error=lambda _, problem: self._on_error(problem),
+            tls=tls,
             max_unauthenticated=descriptors.max_unauthenticated,
         )
         self._guard = guard_of(config)
@@ -199,6 +207,7 @@ class NodeRuntime:
             ),
             self._hosts,
             self._hosted,
+            tls,
             self._guard,
             audit_of(config, node_id),
         )
@@ -215,6 +224,7 @@ class NodeRuntime:
         )
         self._entry = Joining(parts, self._rejoin, hint)
         self._watch = Watch(parts)
+        self._renewal = Renewal(parts, tls, self._api.close_refused)
 
     # -- putting it together
 
@@ -222,7 +232,13 @@ class NodeRuntime:
         self, members: Mapping[str, str], founders: Mapping[str, str] | None = None
     ) -> AgreementSettings:
         return agreement_settings(
-            self._config, self._node_id, self._directory, self._registry, members, founders
+            self._config,
+            self._node_id,
+            self._directory,
+            self._registry,
+            self._secret,
+            members,
+            founders,
         )
 
     def _make_engine(self) -> Engine:
@@ -272,6 +288,7 @@ class NodeRuntime:
             loop.set_exception_handler(self._on_loop_error)
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._on_signal)
+            loop.add_signal_handler(signal.SIGHUP, self._renewal.look)
         try:
             starting = asyncio.create_task(self._start())
             waited: set[asyncio.Future[Any]] = {starting, self._ended}
@@ -301,6 +318,10 @@ class NodeRuntime:
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A callback has raised, and nobody took it."""
+        if is_cut_off(context.get("exception")):
+            text = "a connection was cut off in the middle of TLS"
+            self._api.complaints.log("TLS", text, loop.time(), level=logging.WARNING)
+            return
         loop.default_exception_handler(context)
         if (problem := context.get("exception")) is not None:
             self._on_error(problem)
@@ -310,6 +331,7 @@ class NodeRuntime:
             self._ended.set_result(problem)
 
     async def _start(self) -> None:
+        self._tasks.spawn(self._renewal.run())
         self._watch.check_votes()
         await self._watch.check_alone()
         if self._engine is not None:
@@ -344,7 +366,7 @@ class NodeRuntime:
             self._tasks.spawn(Caretaker(self._gateway, self._hosted, self._registry.report).run())
         if self._config.replicas[0] == self._node_id and self._gateway.view is None:
             self._tasks.spawn(self._entry.bootstrap(self._agreement))
-        logger.info("started: http://%s", self._own.client)
+        logger.info("started: %s", self._config.url(self._node_id))
         self.started.set()
 
     async def _listen_to_clients(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.api.audit import Audit
-from cluster.config.model import ClusterConfig, ConfigError, ServiceConfig
+from cluster.config.model import ClusterConfig, ConfigError, Secret, ServiceConfig
 from cluster.node.descriptors import Descriptors
 from cluster.services.access_guard import TokenGuard
 from cluster.services.hosting import Host, HostLimits
@@ -23,6 +23,7 @@ from datapath.settings import Bounds, ClientTableBounds, Timing
 from datapath.storage.data_directory import DataDirectory
 from election.pysyncobj_adapter import AgreementSettings
 from election.registry import PeerRegistry
+from election.shared_secret import SharedSecret
 
 LOG_KEPT_FACTOR = 4
 """Times `log_retention_bytes` that may be kept for a replica that is catching up, or by time."""
@@ -33,6 +34,7 @@ def agreement_settings(
     node_id: str,
     directory: DataDirectory,
     registry: PeerRegistry,
+    secret: SharedSecret,
     members: Mapping[str, str],
     founders: Mapping[str, str] | None,
 ) -> AgreementSettings:
@@ -41,16 +43,13 @@ def agreement_settings(
     routes = {
         target: route.raft for target, route in config.routes.get(node_id, {}).items() if route.raft
     }
-    # Without a secret every address is loopback (the configuration saw to that), and the
-    # consensus group still wants a password.
-    stand_in = hashlib.sha256(f"onecopy loopback only: {config.name}".encode()).digest()
     return AgreementSettings(
         node_id=node_id,
         bind_address=config.nodes[node_id].raft,
         members=dict(members),
         founders=None if founders is None else dict(founders),
         directory=directory.path / "raft",
-        secret=bytes(config.secret) or stand_in,
+        secret=secret or _stand_in(config),
         registry=registry,
         routes=routes,
         heartbeat_interval_ms=timing.raft_heartbeat_ms,
@@ -85,6 +84,18 @@ def audit_of(config: ClusterConfig, node_id: str) -> Audit | None:
     except OSError as error:
         problem = f"{path} cannot be written: {error.strerror}"
         raise ConfigError(config.path, "access.audit_file", problem) from error
+
+
+def shared_secret(config: ClusterConfig) -> SharedSecret:
+    """Return what the node's links are opened with."""
+    return SharedSecret(*map(bytes, config.secrets or (Secret(b""),)))
+
+
+def _stand_in(config: ClusterConfig) -> SharedSecret:
+    # Without a secret every address is loopback (the configuration saw to that), and the
+    # consensus group still wants a password.
+    text = f"onecopy loopback only: {config.name}"
+    return SharedSecret(hashlib.sha256(text.encode()).digest())
 
 
 def make_storage(

@@ -62,8 +62,9 @@ class Watch:
             problem = await find_second_holder(
                 split_address(known.addresses.peer),
                 self._parts.config.name,
-                bytes(self._parts.config.secret),
+                self._parts.mesh.secret,
                 self._parts.registry,
+                self._parts.mesh.tls,
             )
             if problem:
                 raise self._second_holder(problem)

@@ -8,17 +8,16 @@ import secrets
 import socket
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from cluster.config.file import load_config, render_config, render_services, write_private
-from cluster.config.model import (
-    AccessSection,
-    ClusterConfig,
-    NodeConfig,
-    ServiceConfig,
-    split_address,
-)
+from cluster.certificates.authority import Authority
+from cluster.certificates.hosts import LOOPBACK_HOSTS
+from cluster.certificates.private_files import write_file
+from cluster.config.access_section import AccessSection
+from cluster.config.file import load_config, render_config, render_services
+from cluster.config.model import ClusterConfig, NodeConfig, ServiceConfig, split_address
+from cluster.config.tls_section import TlsSection
 from cluster.services.access_guard import draw_token, hash_line
 
 CONFIG_NAME = "cluster.toml"
@@ -27,6 +26,13 @@ DEFAULT_PORT = 8101
 PEER_PORT_OFFSET = 100
 RAFT_PORT_OFFSET = 200
 REPLICAS_MAX = 9
+_TLS = TlsSection(
+    ca="certs/ca.crt",
+    certificate="certs/{node}.crt",
+    key="certs/{node}.key",
+    client_ca="certs/ca.crt",
+    crl="certs/ca.crl",
+)
 
 
 class UpError(Exception):
@@ -41,34 +47,44 @@ def prepare_config(
     port: int | None,
     services: Mapping[str, ServiceConfig] | None = None,
     with_access: bool = False,
+    tls: bool = False,
 ) -> tuple[ClusterConfig, bool]:
     """Load the cluster kept in `data`, or write a new one; return it, and whether it is new.
 
     None is "as it is", or the default for a new one (three replicas from port 8101). `services`
-    (paths relative to `data`) are added to what a kept cluster has. `with_access`: a new one has
-    access control, and the first administrator's token in TOKEN_NAME. Raises UpError where it has
-    another shape, or a service by another class; ConfigError where its file is broken.
+    (paths relative to `data`) are added to what a kept cluster has. Raises UpError where it has
+    another shape, or a service by another class; ConfigError where its file is broken. `tls`: a
+    new one gets an authority and certificates, in `data`/certs. `with_access`: a new one has access
+    control, and the first administrator's token in TOKEN_NAME.
     """
     path = data / CONFIG_NAME
     check_ours(data)
     if path.exists():
         config = load_config(path)
         _check_shape(config, nodes=nodes, witnesses=witnesses, port=port)
+        if tls and not config.tls.is_on:
+            raise UpError(
+                f"the cluster in {data} has no TLS; to add it, stop the cluster, make certificates "
+                "with `onecopy certs` and name them in [tls] of its configuration file"
+            )
         if with_access and config.access is None:
             raise UpError(
                 f"the cluster in {data} has no access control: run `onecopy token init FILE`, and "
                 f"add the lines that it prints to {path}; or choose another --data"
             )
         return _add_services(config, services or {}), False
+    sections = _new_nodes(nodes or 3, witnesses or 0, port or DEFAULT_PORT)
     token = draw_token() if with_access else None
     access = None if token is None else AccessSection(admin_token_hash=hash_line(token))
-    ports = nodes or 3, witnesses or 0, port or DEFAULT_PORT
-    text = _new_config(*ports, services or {}, access)
+    secret = secrets.token_hex(32)
+    text = render_config("local", secret, sections, services, _TLS if tls else None, access)
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if tls:
+            _make_certificates(data / "certs", sections)
         if token is not None:
-            _write_private(data / TOKEN_NAME, token.text + "\n")
-        _write_private(path, text)
+            write_file(data / TOKEN_NAME, f"{token.text}\n".encode())
+        write_file(path, text.encode())
     except OSError as error:
         raise _unusable(data, error) from None
     config = load_config(path)
@@ -158,6 +174,17 @@ def _bind(address: str) -> None:
         probe.listen()
 
 
+def _make_certificates(directory: Path, nodes: Iterable[str]) -> None:
+    """Make what is missing: an earlier run may have been interrupted in the middle."""
+    authority = Authority(directory)
+    if not (directory / "ca.key").exists():
+        authority.create()
+    has = authority.names()
+    for node in nodes:
+        if node not in has:
+            authority.issue_node(node, LOOPBACK_HOSTS)
+
+
 def _add_services(config: ClusterConfig, services: Mapping[str, ServiceConfig]) -> ClusterConfig:
     """Add those services to a kept cluster's file that are not in it."""
     path = config.path
@@ -179,17 +206,11 @@ def _add_services(config: ClusterConfig, services: Mapping[str, ServiceConfig]) 
     except tomllib.TOMLDecodeError as error:
         problem = f"[services.{next(iter(added))}] cannot be added to {path} ({error})"
         raise UpError(f"{problem}; add it by hand and omit --service") from None
-    _write_private(path, text)
+    write_file(path, text.encode())
     return load_config(path)
 
 
-def _new_config(
-    nodes: int,
-    witnesses: int,
-    port: int,
-    services: Mapping[str, ServiceConfig],
-    access: AccessSection | None,
-) -> str:
+def _new_nodes(nodes: int, witnesses: int, port: int) -> dict[str, NodeConfig]:
     last = port + nodes + witnesses - 1
     if nodes + witnesses > PEER_PORT_OFFSET or last + RAFT_PORT_OFFSET > 65535:
         raise UpError(
@@ -205,17 +226,7 @@ def _new_config(
             raft=f"127.0.0.1:{port + number + RAFT_PORT_OFFSET}",
             data=node,
         )
-    return render_config("local", secrets.token_hex(32), sections, services, access)
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write_private(temporary, text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return sections
 
 
 def _check_shape(

@@ -7,6 +7,7 @@ import fcntl
 import os
 import shlex
 import signal
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,7 +102,12 @@ class Up:
     async def _poll(self) -> None:
         """Keep `_status` up to date."""
         timeout, headers = aiohttp.ClientTimeout(total=POLL_TIMEOUT_S), self._headers()
-        async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
+        authority = self._config.tls.ca
+        tls = ssl.create_default_context(cafile=authority) if authority else True
+        connector = aiohttp.TCPConnector(ssl=tls)
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, headers=headers
+        ) as session:
             while True:
                 self._status = await self._ask_around(session)
                 await asyncio.sleep(POLL_INTERVAL_S)
@@ -123,7 +129,7 @@ class Up:
         for node in sorted(self._config.nodes, key=lambda item: item != primary):
             if self._processes[node].pid is None:
                 continue
-            status = await _ask(session, f"http://{self._config.nodes[node].client}")
+            status = await _ask(session, self._config.url(node))
             if status is not None and status.primary:
                 return status
             found = found or status
@@ -138,22 +144,22 @@ class Up:
         self._view.show(title, rows)
         if status is not None and status.primary and not self._hinted:
             self._hinted = True
-            url = f"http://{next(iter(self._config.nodes.values())).client}/v1/kv/hello"
+            url = f"{self._config.url(next(iter(self._config.nodes)))}/v1/kv/hello"
+            curl = "curl"
+            if authority := self._config.tls.ca:
+                curl += f" --cacert {shlex.quote(os.path.relpath(authority))}"
             if self._config.access is not None:
                 file = shlex.quote(os.path.relpath(self._config.path.parent / TOKEN_NAME))
-                node = url.partition("/v1/")[0]
-                options = f"--token-file {file} --endpoints {node}"
-                self._view.say(f"ready. Try: onecopy put hello world {options}")
-                return
-            self._view.say(f"ready. Try: curl -X PUT --data-binary world {url}")
-            self._view.say(f"       and: curl {url}")
+                curl += f' -H "Authorization: Bearer $(cat {file})"'
+            self._view.say(f"ready. Try: {curl} -X PUT --data-binary world {url}")
+            self._view.say(f"       and: {curl} {url}")
 
     def _logs(self) -> str:
         return shlex.quote(os.path.relpath(self._config.path.parent / "logs"))
 
     def _row(self, node: str) -> Row:
         process = self._processes[node]
-        url = f"http://{self._config.nodes[node].client}"
+        url = self._config.url(node)
         if process.pid is None:
             if process.note == STOPPED:
                 return Row(node=node, state=STOPPED, url=url)

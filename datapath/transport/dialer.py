@@ -36,8 +36,10 @@ from datapath.transport.link import (
     LinkHandler,
 )
 from datapath.transport.tcp import shut_down, tune
+from datapath.transport.tls import LinkTls, without_context
 from election.identity import Claim, Verdict
 from election.registry import PeerRegistry
+from election.shared_secret import SharedSecret
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +69,11 @@ class Dialer:
         kind: str,
         node_id: str,
         cluster: str,
-        secret: bytes,
+        secret: SharedSecret,
         handler: LinkHandler,
         *,
         registry: PeerRegistry,
+        tls: LinkTls | None = None,
         dial_timeout_ms: int = DIAL_TIMEOUT_MS,
         idle_timeout_ms: int = IDLE_TIMEOUT_MS,
         max_outbox_bytes: int = MAX_OUTBOX_BYTES,
@@ -87,6 +90,7 @@ class Dialer:
         self._secret = secret
         self._handler = handler
         self._registry = registry
+        self._tls = tls
         self._dial_timeout = dial_timeout_ms / 1000
         self._idle_timeout_ms = idle_timeout_ms
         self._max_outbox_bytes = max_outbox_bytes
@@ -120,7 +124,7 @@ class Dialer:
             except TimeoutError:
                 self._report(f"no answer in {self._dial_timeout * 1000:.0f} ms", logging.WARNING)
             except (OSError, aiohttp.ClientError, LinkError) as error:
-                self._report(str(error) or repr(error), logging.WARNING)
+                self._report(_explain(error), logging.WARNING)
             except Exception as error:  # noqa: BLE001 -- see below
                 # A dialer that ends would keep two nodes apart until a restart.
                 text = f"{self._node_id}: dialling {self.peer} failed"
@@ -226,10 +230,10 @@ class Dialer:
         if address is None:
             raise LinkError("its address is not known")
         host, port = address
-        url = yarl.URL.build(scheme="http", host=host, port=port, path=ROUTE + self.kind)
+        target = _Target(host, port, self.kind, self.peer, self._tls)
         handshake = DialerHandshake(
             cluster=self._cluster,
-            secret=self._secret,
+            secret=self._secret.current,
             dialer=self._node_id,
             listener=self.peer,
             kind=self.kind,
@@ -239,9 +243,11 @@ class Dialer:
                 peer, claim, "peer", asking=self.kind in ASKING_KINDS, dialled=True
             ),
         )
-        await _shake_hands(session, url, handshake)
+        await _shake_hands(session, target, handshake)
         websocket = await session.ws_connect(
-            url,
+            target.url,
+            ssl=target.ssl,
+            server_hostname=target.server_name,
             timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT_MS / 1000),
             autoping=False,
             compress=0,
@@ -251,7 +257,11 @@ class Dialer:
 
 
 async def find_second_holder(
-    address: tuple[str, int], cluster: str, secret: bytes, registry: PeerRegistry
+    address: tuple[str, int],
+    cluster: str,
+    secret: SharedSecret,
+    registry: PeerRegistry,
+    tls: LinkTls | None = None,
 ) -> str:
     """Ask at this node's own address, before it listens there, whether another process is it.
 
@@ -259,10 +269,10 @@ async def find_second_holder(
     somebody else, or nobody who knows the secret.
     """
     me = registry.node_id
-    url = yarl.URL.build(scheme="http", host=address[0], port=address[1], path=ROUTE + IDENTITY)
+    target = _Target(*address, IDENTITY, me, tls)
     handshake = DialerHandshake(
         cluster=cluster,
-        secret=secret,
+        secret=secret.current,
         dialer=me,
         listener=me,
         kind=IDENTITY,
@@ -276,7 +286,7 @@ async def find_second_holder(
             asyncio.timeout(DIAL_TIMEOUT_MS / 1000),
             aiohttp.ClientSession(connector=connector, auto_decompress=False) as session,
         ):
-            await _shake_hands(session, url, handshake)
+            await _shake_hands(session, target, handshake)
     except HandshakeError as error:
         if error.code == "second" and handshake.peer_claim.data_id == registry.claim.data_id:
             return str(error)
@@ -285,16 +295,43 @@ async def find_second_holder(
     return ""
 
 
+class _Target:
+    """Where a dialer connects. With TLS only to whom a certificate names with the peer's id."""
+
+    def __init__(self, host: str, port: int, kind: str, peer: str, tls: LinkTls | None) -> None:
+        scheme = "http" if tls is None else "https"
+        self.url = yarl.URL.build(scheme=scheme, host=host, port=port, path=ROUTE + kind)
+        self.ssl = True if tls is None else tls.dialing
+        self.server_name = None if tls is None else peer
+
+
 async def _shake_hands(
-    session: aiohttp.ClientSession, url: yarl.URL, handshake: DialerHandshake
+    session: aiohttp.ClientSession, target: _Target, handshake: DialerHandshake
 ) -> None:
     message = handshake.start()
     while not handshake.done:
-        async with session.post(url, data=message, allow_redirects=False) as response:
+        async with session.post(
+            target.url,
+            data=message,
+            allow_redirects=False,
+            ssl=target.ssl,
+            server_hostname=target.server_name,
+        ) as response:
             if response.status not in (200, 403):
                 text = ascii((await _read_bounded(response))[:200])
-                raise LinkError(f"{url} answers {response.status} {text}")
+                raise LinkError(f"{target.url} answers {response.status} {text}")
             message = handshake.receive(await _read_bounded(response))
+
+
+def _explain(error: Exception) -> str:
+    """Return what an error of the connection says, and what to do where TLS is the matter."""
+    text = without_context(str(error)) or repr(error)
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        reason = getattr(error.certificate_error, "verify_message", "") or text
+        return f"its certificate is refused here: {reason}"
+    if "WRONG_VERSION_NUMBER" in text:
+        return "it answers without TLS: [tls] must be set on every node"
+    return text
 
 
 async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:

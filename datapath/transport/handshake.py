@@ -27,6 +27,7 @@ import msgspec
 
 from datapath.errors import DataPathError
 from election.identity import Claim, IdentityCode, Verdict
+from election.shared_secret import SharedSecret
 
 PROTOCOL_VERSION = 3
 NONCE_SIZE_BYTES = 32
@@ -107,7 +108,7 @@ _AnyMessage = Hello | Challenge | Proof | Accept | HandshakeRefusal
 _decoder: msgspec.msgpack.Decoder[_AnyMessage] = msgspec.msgpack.Decoder(_AnyMessage)
 
 
-def check_secret(host: str, secret: bytes) -> None:
+def check_secret(host: str, secret: SharedSecret) -> None:
     """Raise HandshakeError if there is no secret and `host` can be reached from elsewhere."""
     if secret:
         return
@@ -121,6 +122,21 @@ def check_secret(host: str, secret: bytes) -> None:
             "machines: set cluster.secret (or secret_file) to the same long random string on "
             "every node, or listen on 127.0.0.1"
         )
+
+
+def may_call_itself(node: str, certified: Collection[str] | None) -> bool:
+    """Whether a dialer may be this node: its id is a name in its certificate (decision 30)."""
+    return certified is None or node in certified
+
+
+def proven_secret(
+    secrets: Collection[bytes], hello: Hello, listener_nonce: bytes, mac: bytes
+) -> bytes | None:
+    """Return which of the secrets a dialer has proved to know, or None."""
+    for secret in secrets:
+        if hmac.compare_digest(mac, _mac(secret, _DIALER, hello, listener_nonce)):
+            return secret
+    return None
 
 
 def encode_refusal(reason: str) -> bytes:
@@ -217,7 +233,9 @@ class DialerHandshake:
 class ListenerHandshake:
     """The listener's side: `receive` each message and send what it returns, until `done`.
 
-    `kinds` are the streams served; `nonce` is 32 fresh random bytes, never used before.
+    `secrets` are those by which a dialer may prove itself. `kinds` are the streams served; `nonce`
+    is 32 fresh random bytes, never used before.
+    `certified` are the names in the dialer's certificate; None: the connection has no TLS.
     `peer`, `kind` and `peer_claim` may be believed only when `done`.
     """
 
@@ -225,16 +243,18 @@ class ListenerHandshake:
         self,
         *,
         cluster: str,
-        secret: bytes,
+        secrets: Collection[bytes],
         node_id: str,
         kinds: Collection[str],
         nonce: bytes,
         claim: Claim,
         judge: Judge,
+        certified: Collection[str] | None = None,
     ) -> None:
         _check_nonce(nonce)
         self._cluster = cluster
-        self._secret = secret
+        self._certified = certified
+        self._secrets = secrets
         self._node_id = node_id
         self._kinds = kinds
         self._nonce = nonce
@@ -278,14 +298,14 @@ class ListenerHandshake:
                 return _encoder.encode(Challenge(self._nonce))
             case _State.WAIT, Proof(mac=mac) if self._hello is not None:
                 hello = self._hello
-                expected = _mac(self._secret, _DIALER, hello, self._nonce)
-                if not hmac.compare_digest(mac, expected):
+                secret = proven_secret(self._secrets, hello, self._nonce, mac)
+                if secret is None:
                     raise HandshakeError(
                         f"{hello.dialer!a} does not know {self._node_id}'s cluster secret: "
                         "cluster.secret must be the same on every node"
                     )
                 verdict = self._judge(hello.dialer, hello.claim)
-                answer = self._accept(hello, verdict)
+                answer = self._accept(hello, verdict, secret)
                 if verdict.code:
                     raise HandshakeError(verdict.reason, code=verdict.code, answer=answer)
                 self._state = _State.DONE
@@ -293,10 +313,10 @@ class ListenerHandshake:
             case _, message:
                 raise HandshakeError(f"unexpected {type(message).__name__} from the dialer")
 
-    def _accept(self, hello: Hello, verdict: Verdict) -> bytes:
+    def _accept(self, hello: Hello, verdict: Verdict, secret: bytes) -> bytes:
         refusal = verdict.reason[:_MAX_REASON_LENGTH]
         accept = Accept(b"", self._claim, verdict.code, refusal)
-        mac = _mac(self._secret, _LISTENER, hello, self._nonce, accept)
+        mac = _mac(secret, _LISTENER, hello, self._nonce, accept)
         return _encoder.encode(msgspec.structs.replace(accept, mac=mac))
 
     def _check_hello(self, hello: Hello) -> None:
@@ -317,6 +337,12 @@ class ListenerHandshake:
             )
         if not 0 < len(hello.dialer) <= MAX_NAME_LENGTH:
             raise HandshakeError(f"a node id has 1 to {MAX_NAME_LENGTH} characters")
+        if not may_call_itself(hello.dialer, self._certified):
+            names = ", ".join(sorted(self._certified or ())) or "no name"
+            raise HandshakeError(
+                f"the certificate shown is for {names[:MAX_NAME_LENGTH]!a}, not for node "
+                f"{hello.dialer!a}: [tls] certificate must be that of the node itself"
+            )
         if hello.kind not in self._kinds:
             raise HandshakeError(
                 f"{self._node_id} has no streams of kind {hello.kind[:MAX_NAME_LENGTH]!a}"

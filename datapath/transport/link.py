@@ -131,6 +131,12 @@ class Link:
         """
         return self._queued_bytes
 
+    @property
+    def certificate(self) -> bytes:
+        """The certificate (DER) that the other end has proved to hold; b"": none, or no TLS."""
+        connection = self._websocket.get_extra_info("ssl_object")
+        return (connection.getpeercert(binary_form=True) or b"") if connection is not None else b""
+
     def send(self, data: bytes) -> None:
         """Queue a message; never blocks. On a closed link it is dropped, as `on_close` tells.
 

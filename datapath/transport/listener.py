@@ -8,9 +8,11 @@ are bounded in number and time. See `docs/peer-protocol.md`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import secrets
 import socket
+import ssl
 from collections.abc import Mapping
 
 from aiohttp import web
@@ -37,8 +39,17 @@ from datapath.transport.link import (
     LinkHandler,
 )
 from datapath.transport.tcp import cannot_listen, listening_socket, shut_down, tune
+from datapath.transport.tls import (
+    LinkTls,
+    PlainTextError,
+    begin_tls,
+    begins_tls,
+    certified_names,
+    first_bytes,
+)
 from election.identity import Verdict
 from election.registry import PeerRegistry
+from election.shared_secret import SharedSecret
 
 logger = logging.getLogger(__name__)
 _http_log = logging.getLogger(f"{__name__}.http")
@@ -65,10 +76,11 @@ class PeerListener:
         port: int,
         node_id: str,
         cluster: str,
-        secret: bytes,
+        secret: SharedSecret,
         handlers: Mapping[str, LinkHandler],
         *,
         registry: PeerRegistry,
+        tls: LinkTls | None = None,
         handshake_timeout_ms: int = HANDSHAKE_TIMEOUT_MS,
         idle_timeout_ms: int = IDLE_TIMEOUT_MS,
         max_outbox_bytes: int = MAX_OUTBOX_BYTES,
@@ -84,6 +96,7 @@ class PeerListener:
         self._secret = secret
         self._handlers = handlers
         self._registry = registry
+        self._tls = tls
         self._handshake_timeout = handshake_timeout_ms / 1000
         self._idle_timeout_ms = idle_timeout_ms
         self._max_outbox_bytes = max_outbox_bytes
@@ -94,6 +107,7 @@ class PeerListener:
         self._socket: socket.socket | None = None
         self._server: web.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._admitting: set[asyncio.Task[None]] = set()
         self._complaints = Complaints(logger)
 
     async def start(self) -> None:
@@ -127,9 +141,10 @@ class PeerListener:
 
     async def stop(self) -> None:
         """Close all links (their on_close is called) and the port."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._admitting]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._socket is not None:
             self._socket.close()
         links = list(self.links.values())
@@ -154,18 +169,52 @@ class PeerListener:
                 self._complain("accept", f"cannot accept peer connections: {error}")
                 await asyncio.sleep(ACCEPT_PAUSE_MS / 1000)
                 continue
-            try:
-                tune(connection)
-                _, protocol = await loop.connect_accepted_socket(server, connection)
-            except Exception as error:  # noqa: BLE001 -- the port must go on taking others
-                self._complain("connection", "a peer connection could not be accepted", error)
-                connection.close()
-                continue
-            self._strangers[protocol] = _Stranger(connection, loop.time())
+            protocol = server()
+            stranger = _Stranger(connection, loop.time())
+            self._strangers[protocol] = stranger
+            task = asyncio.create_task(self._admit(stranger, protocol))
+            self._admitting.add(task)
+            task.add_done_callback(functools.partial(self._admitted, stranger, protocol))
             if len(self._strangers) > self._max_unauthenticated:
                 self._forget_gone()
             while len(self._strangers) > self._max_unauthenticated:
                 self._drop(next(iter(self._strangers)))
+
+    def _admitted(
+        self, stranger: _Stranger, protocol: web.RequestHandler, task: asyncio.Task[None]
+    ) -> None:
+        # Not in the task: one that is cancelled before its first step runs nothing.
+        self._admitting.discard(task)
+        if not stranger.connected:
+            self._strangers.pop(protocol, None)
+            stranger.socket.close()
+
+    async def _admit(self, stranger: _Stranger, protocol: web.RequestHandler) -> None:
+        """Make a stranger's connection one that can be talked on, with TLS where there is."""
+        try:
+            await self._connect(stranger.socket, protocol)
+            stranger.connected = True
+        except (TimeoutError, ConnectionError):
+            pass  # it has gone, or has never said a word
+        except (ssl.SSLError, PlainTextError) as error:
+            self._complain("TLS", f"a peer connection was refused: {error}")
+        except Exception as error:  # noqa: BLE001 -- the port must go on taking others
+            self._complain("connection", "a peer connection could not be accepted", error)
+
+    async def _connect(self, connection: socket.socket, protocol: web.RequestHandler) -> None:
+        tune(connection)
+        if self._tls is not None:
+            advice, context = "set [tls] on every node", self._tls.listening
+            await begin_tls(connection, protocol, context, advice, self._handshake_timeout)
+            return
+        if begins_tls(await first_bytes(connection, self._handshake_timeout)):
+            # It is answered in plain HTTP.
+            self._complain(
+                "TLS",
+                "a node speaks TLS to this port, which has none: set [tls] on every node or none",
+            )
+        loop = asyncio.get_running_loop()
+        await loop.connect_accepted_socket(lambda: protocol, connection)
 
     async def _sweep(self) -> None:
         """Drop connections that have not become a link in time."""
@@ -180,7 +229,11 @@ class PeerListener:
                     self._drop(protocol)
 
     def _forget_gone(self) -> None:
-        gone = [protocol for protocol in self._strangers if protocol.transport is None]
+        gone = [
+            protocol
+            for protocol, stranger in self._strangers.items()
+            if stranger.connected and protocol.transport is None
+        ]
         for protocol in gone:
             del self._strangers[protocol]
 
@@ -244,7 +297,7 @@ class PeerListener:
         if stranger.handshake is None:
             stranger.handshake = ListenerHandshake(
                 cluster=self._cluster,
-                secret=self._secret,
+                secrets=self._secret.accepted,
                 node_id=self.node_id,
                 kinds=(kind,),
                 nonce=secrets.token_bytes(NONCE_SIZE_BYTES),
@@ -256,6 +309,7 @@ class PeerListener:
                     asking=kind in ASKING_KINDS or kind == IDENTITY,
                     dialled=False,
                 ),
+                certified=None if self._tls is None else certified_names(request.transport),
             )
         try:
             return web.Response(body=stranger.handshake.receive(body))
@@ -329,6 +383,7 @@ class _Stranger:
     def __init__(self, connection: socket.socket, accepted_at: float) -> None:
         self.socket = connection
         self.accepted_at = accepted_at
+        self.connected = False
         self.handshake: ListenerHandshake | None = None
 
 

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datapath.transport.dialer import Dialer
 from datapath.transport.link import ErrorCallback, LinkHandler
 from datapath.transport.listener import MAX_UNAUTHENTICATED, PeerListener
+from datapath.transport.tls import LinkTls
 from election.registry import AddressRotation, PeerRegistry
+from election.shared_secret import SharedSecret
 
 Address = tuple[str, int]
 REQUEST = "request"
@@ -30,11 +32,12 @@ class Mesh:
         node_id: str,
         listen: Address,
         cluster: str,
-        secret: bytes,
+        secret: SharedSecret,
         addresses: Callable[[str], Sequence[Address]],
         registry: PeerRegistry,
         *,
         on_error: ErrorCallback,
+        tls: LinkTls | None = None,
         max_unauthenticated: int = MAX_UNAUTHENTICATED,
     ) -> None:
         self.node_id = node_id
@@ -42,6 +45,7 @@ class Mesh:
         self.secret = secret
         self.addresses = addresses
         self.registry = registry
+        self.tls = tls
         self._listen = listen
         self._on_error = on_error
         self._max_unauthenticated = max_unauthenticated
@@ -62,6 +66,7 @@ class Mesh:
             self.secret,
             incoming,
             registry=self.registry,
+            tls=self.tls,
             max_unauthenticated=self._max_unauthenticated,
             on_error=self._on_error,
         )
@@ -103,6 +108,7 @@ class Mesh:
             self.secret,
             handler,
             registry=self.registry,
+            tls=self.tls,
             on_error=self._on_error,
         )
         return dialer
@@ -112,6 +118,14 @@ class Mesh:
         dialer = self._dialers.get((peer, kind))
         if dialer is not None and dialer.link is not None:
             dialer.link.close(reason)
+
+    def close_links(self, is_refused: Callable[[bytes], bool], reason: str) -> None:
+        """Close the links whose other end has shown a certificate (DER) that is refused now."""
+        dialled = [dialer.link for dialer in self._dialers.values()]
+        accepted = list(self._listener.links.values()) if self._listener is not None else []
+        for link in (*dialled, *accepted):
+            if link is not None and (shown := link.certificate) and is_refused(shown):
+                link.close(reason)
 
     def problem(self, peer: str, kind: str) -> str:
         """Why there is no link, or ""."""

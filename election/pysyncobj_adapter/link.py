@@ -1,7 +1,8 @@
 """One authenticated connection between two members.
 
 The dialer sends a greeting with a nonce, the acceptor answers with its own; both derive one key
-per direction from the cluster secret and the two greetings (HKDF-SHA-256). From then on every
+per direction from the cluster secret and the two greetings (HKDF-SHA-256); while the secret is
+being changed, the acceptor tries the two that count on the dialer's proof. From then on every
 frame is sealed with AES-256-GCM under a counter, so a frame that is forged, repeated, dropped,
 reordered, reflected, or taken from another connection ends the connection. Nothing is parsed but
 two small greetings before the peer has proved that it knows the secret.
@@ -17,12 +18,13 @@ There is no forward secrecy: where the wire is not private, use a tunnel.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import struct
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -35,6 +37,7 @@ from election.pysyncobj_adapter import poller as events
 from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.peer_marks import PeerMark
 from election.pysyncobj_adapter.poller import Poller
+from election.shared_secret import SharedSecret
 
 PROTOCOL = "onecopy-raft-3"
 MAX_GREETING_BYTES = 2048
@@ -66,6 +69,11 @@ class _Verdict(msgspec.Struct, frozen=True, array_like=True, tag="verdict"):
     refusal: str = ""
 
 
+class _Keys(NamedTuple):
+    seal: AESGCM
+    open: AESGCM
+
+
 class LinkOwner(Protocol):
     """Who is told what happens on a link."""
 
@@ -91,7 +99,7 @@ class RaftLink:
         poller: Poller,
         sock: socket.socket,
         *,
-        secret: bytes,
+        secret: SharedSecret,
         me: str,
         directory_id: bytes,
         peer: str | None,
@@ -122,8 +130,7 @@ class RaftLink:
         nonce = os.urandom(_NONCE_BYTES)
         self._greeting = Greeting(PROTOCOL, nonce, me, self.peer, directory_id, claim)
         self._connecting = self.dialed
-        self._seal: AESGCM | None = None
-        self._open: AESGCM | None = None
+        self._keys: list[_Keys] = []  # one; at an acceptor before the proof, one a secret
         self._sent_frames = self._read_frames = 0
         self._unread = bytearray()
         self._unsent = bytearray()
@@ -135,12 +142,12 @@ class RaftLink:
 
     def send(self, data: bytes, now: float) -> None:
         """Seal and send one frame on an open link; a link that cannot keep up is closed."""
-        if self.closed or self._seal is None:
+        if self.closed or not self._keys:
             return
         self.last_sent_at = now
         nonce = _COUNTER.pack(self._sent_frames)
         self._sent_frames += 1
-        self._write(self._seal.encrypt(nonce, data, None))
+        self._write(self._keys[0].seal.encrypt(nonce, data, None))
 
     def close(self) -> None:
         """Close, and drop whatever has been received but not yet handled. Idempotent."""
@@ -209,7 +216,7 @@ class RaftLink:
             if len(self._unread) < _LENGTH.size:
                 return
             (length,) = _LENGTH.unpack_from(self._unread)
-            if length > (MAX_GREETING_BYTES if self._open is None else MAX_RAFT_FRAME_BYTES):
+            if length > (MAX_RAFT_FRAME_BYTES if self._keys else MAX_GREETING_BYTES):
                 self.close()
                 return
             end = _LENGTH.size + length
@@ -220,12 +227,12 @@ class RaftLink:
             self._on_frame(frame)
 
     def _on_frame(self, frame: bytes) -> None:
-        if self._open is not None:
-            try:
-                frame = self._open.decrypt(_COUNTER.pack(self._read_frames), frame, None)
-            except InvalidTag:
+        if self._keys:
+            opened = self._unseal(frame)
+            if opened is None:
                 self.close()
                 return
+            frame = opened
             self._read_frames += 1
         if self.is_open:
             self._owner.on_frame(self, frame)
@@ -234,6 +241,16 @@ class RaftLink:
             self._on_plain(frame)
         except UNDECODABLE:
             self.close()
+
+    def _unseal(self, frame: bytes) -> bytes | None:
+        """Return what a frame holds, and keep to the keys that open it; None: none does."""
+        nonce = _COUNTER.pack(self._read_frames)
+        for keys in self._keys:
+            with contextlib.suppress(InvalidTag):
+                frame = keys.open.decrypt(nonce, frame, None)
+                self._keys = [keys]
+                return frame
+        return None
 
     # The handshake.
 
@@ -251,7 +268,8 @@ class RaftLink:
             return
         self.peer_greeting = theirs
         if self.dialed:
-            self._derive_keys(msgspec.msgpack.encode(self._greeting), data)
+            mine = msgspec.msgpack.encode(self._greeting)
+            self._derive_keys((self._secret.current,), mine, data)
             self._on_plain = self._on_verdict
             self.send(msgspec.msgpack.encode(_Proof()), self.since)
             return
@@ -259,16 +277,21 @@ class RaftLink:
         self._greeting = msgspec.structs.replace(self._greeting, target=theirs.sender)
         mine = msgspec.msgpack.encode(self._greeting)
         self._write(mine)
-        self._derive_keys(data, mine)
+        self._derive_keys(self._secret.accepted, data, mine)
         self._on_plain = self._on_proof
 
-    def _derive_keys(self, dialer_greeting: bytes, acceptor_greeting: bytes) -> None:
+    def _derive_keys(
+        self, secrets: tuple[bytes, ...], dialer_greeting: bytes, acceptor_greeting: bytes
+    ) -> None:
         transcript = Hash(SHA256())
         for greeting in (dialer_greeting, acceptor_greeting):
             transcript.update(_LENGTH.pack(len(greeting)) + greeting)
-        keys = HKDF(SHA256(), 64, transcript.finalize(), PROTOCOL.encode()).derive(self._secret)
-        dialer, acceptor = AESGCM(keys[:32]), AESGCM(keys[32:])
-        self._seal, self._open = (dialer, acceptor) if self.dialed else (acceptor, dialer)
+        salt = transcript.finalize()
+        for secret in secrets:
+            keys = HKDF(SHA256(), 64, salt, PROTOCOL.encode()).derive(secret)
+            dialer, acceptor = AESGCM(keys[:32]), AESGCM(keys[32:])
+            own = _Keys(dialer, acceptor) if self.dialed else _Keys(acceptor, dialer)
+            self._keys.append(own)
 
     def _on_proof(self, data: bytes) -> None:
         msgspec.msgpack.decode(data, type=_Proof)

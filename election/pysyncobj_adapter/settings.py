@@ -8,6 +8,7 @@ import msgspec
 
 from election.identity import Claim
 from election.registry import PeerRegistry
+from election.shared_secret import SharedSecret
 
 
 class AgreementSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,7 +22,8 @@ class AgreementSettings(msgspec.Struct, frozen=True, kw_only=True):
     `registry` judges who is at the other end of a link; without one (in tests) the secret and the
     directory's id alone do. `routes` maps a node id to the address to dial instead of its raft
     address (NAT, a proxy).
-    `secret` is the cluster secret: random, at least 128 bits; whoever knows it is a member.
+    `secret` is the cluster secret: random, at least 128 bits; whoever knows it is a member. It may
+    change while the node runs.
 
     The timings serve one purpose each: a leader's heartbeat, how long its silence lasts before an
     election (drawn between the two bounds), when a leader that hears no majority steps down, how
@@ -33,7 +35,7 @@ class AgreementSettings(msgspec.Struct, frozen=True, kw_only=True):
     bind_address: str
     members: dict[str, str]
     directory: Path
-    secret: bytes
+    secret: SharedSecret
     registry: PeerRegistry | None = None
     founders: dict[str, str] | None = None
     routes: dict[str, str] = {}

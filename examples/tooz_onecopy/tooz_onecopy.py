@@ -17,6 +17,7 @@ that a coordinator needs no heartbeat; one whose process is gone is a member for
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
@@ -75,19 +76,33 @@ class OnecopyLock(locking.Lock):
         if shared:
             raise tooz.NotImplemented("onecopy has no shared locks")
         wait = (timeout if blocking else 0) if isinstance(blocking, bool) else blocking
+        until = None if wait is None else time.monotonic() + wait
         coordinator = self._coordinator
-        note = encode(coordinator.member_id)
         with translated():
-            lock = coordinator.client.lock(self._lock_name, ttl=self._ttl, note=note, wait=wait)
-            try:
-                lock.acquire()
-            except onecopy.LockHeldError:
+            lock = self._take(until)
+            if lock is None:
                 return False
             before = self._exchange(lock)
             if before is not None:
                 before.release()  # somebody broke it: only its lease is left
         coordinator.acquired_locks.add(self)
         return True
+
+    def _take(self, until: float | None) -> onecopy.Lock | None:
+        """Wait for the lock; None: it is not free by then."""
+        client, note = self._coordinator.client, encode(self._coordinator.member_id)
+        while True:
+            wait = None if until is None else max(0.0, until - time.monotonic())
+            lock = client.lock(self._lock_name, ttl=self._ttl, note=note, wait=wait)
+            try:
+                lock.acquire()
+            except onecopy.LockHeldError:
+                return None
+            except onecopy.LockLostError:  # its place in the queue: nobody was reached for too long
+                if not wait and wait is not None:
+                    return None
+            else:
+                return lock
 
     def release(self) -> bool:
         """Give the lock up; return whether it was held until now."""

@@ -54,7 +54,7 @@ class Schedule:
         self.seed = seed
         # Half of the schedules have clients, the others a load that costs less.
         has_clients = seed % 4 in (1, 2) if clients is None else clients
-        has_holders = has_clients and (seed % 4 == 1 if holders is None else holders)
+        has_holders = has_clients and (seed % 8 == 1 if holders is None else holders)
         sizes = (1, 2, 2, 2, 3, 3, 3, 3, 3, 4, 5)
         n_nodes = sizes[seed % len(sizes)]
         min_in_sync = 2 if n_nodes > 1 and seed % 3 == 0 else 1
@@ -76,7 +76,7 @@ class Schedule:
             clocks_stop=seed // 4 % 8 == 0,
             is_registered=not has_moves or seed % 2 == 0,
             # What comes waits for the record before it, so that much waits when leases are due.
-            max_inflight_records=1 if has_holders and seed // 4 % 2 else 4,
+            max_inflight_records=1 if has_holders and seed // 8 % 2 else 4,
             guard=None if has_holders or not _is_one(seed, CALLERS, callers) else make_guard(),
         )
         world, clockwork, random = self.world, self.world.clockwork, self.world.clockwork.random

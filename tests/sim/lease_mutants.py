@@ -16,6 +16,7 @@ from datapath.execution.executor import Executor
 from datapath.execution.tail import Tail
 from datapath.keyspaces import LOCKS
 from datapath.service import ReadTransaction, Transaction
+from tests.scenarios import test_client_leases
 from tests.sim.mutant import Mutant, Patch
 
 
@@ -205,7 +206,8 @@ LEASE_MUTANTS = (
     ),
     Mutant(
         "L1", "whoever executed a keep-alive acknowledges it",
-        _a_keep_alive_is_acknowledged_by_whoever_executed_it, seed=920, holders=True,
+        _a_keep_alive_is_acknowledged_by_whoever_executed_it,
+        scenario=test_client_leases.test_who_has_been_replaced_acknowledges_no_keep_alive,
     ),
     Mutant("L2", "who asks for the end decides", _who_asks_for_the_end_decides, holders=True),
     Mutant("K1", "the lease is the token", _the_lease_is_the_token, holders=True),

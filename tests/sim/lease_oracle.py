@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 FENCED = b"fenced "
 FASTEST_CLOCK = 1.08
 SLOWEST_CLOCK = 0.92
-OVERDUE_MS = 700.0
-"""A lease that is there so long after it could have ended, with all nodes well, never ends."""
+OVERDUE_MS = 1200.0
+"""A lease that is there so long after it could have ended, with all nodes well, never ends: an end
+that is refused is asked for again after 500 ms."""
 _SLACK_MS = 1e-3
 _RELEVANT = (LEASES, LOCKS)
 

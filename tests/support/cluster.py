@@ -33,6 +33,8 @@ from typing import IO, Any, Self, TypeVar, overload
 
 import msgspec
 
+from cluster.certificates.authority import Authority
+from cluster.certificates.hosts import LOOPBACK_HOSTS
 from cluster.client.aio import AsyncClient
 from cluster.client.errors import (
     ClientError,
@@ -234,7 +236,8 @@ class Cluster:
     """Node processes with one configuration file, in a directory of their own.
 
     Replicas are n1, n2, …, witnesses w1, w2, …. `limits` and `timing` fill their sections;
-    `routes` maps (source, target) to {"peer": …, "raft": …}.
+    `routes` maps (source, target) to {"peer": …, "raft": …}. `tls`: with certificates of an
+    authority in `certs`; `tls_section` holds the fields.
     """
 
     def __init__(
@@ -251,6 +254,7 @@ class Cluster:
         reads: str = "leased",
         data: Mapping[str, Path] | None = None,
         access: Mapping[str, str] | None = None,
+        tls: bool = False,
     ) -> None:
         """`access`: fields of [access]; the first administrator's token is drawn."""
         self.token = draw_token() if access is not None else None
@@ -274,7 +278,25 @@ class Cluster:
         self.nodes: dict[str, NodeProcess] = {}
         for node in self.specs:
             self._add_process(node)
+        self.authority = Authority(directory / "certs")
+        self.tls_section: dict[str, str] = {}
+        if tls:
+            self.authority.create()
+            for node in self.specs:
+                self.authority.issue_node(node, LOOPBACK_HOSTS)
+            self.tls_section = {
+                "ca": "certs/ca.crt",
+                "certificate": "certs/{node}.crt",
+                "key": "certs/{node}.key",
+                "client_ca": "certs/ca.crt",
+                "crl": "certs/ca.crl",
+            }
         self.write_config()
+
+    @property
+    def cacert(self) -> str:
+        """The file by which clients recognise the nodes; "": there is no TLS."""
+        return str(self.authority.directory / "ca.crt") if self.tls_section else ""
 
     def _add_process(self, node: str) -> None:
         self.nodes[node] = NodeProcess(node, self.directory / f"{node}.log")
@@ -296,7 +318,12 @@ class Cluster:
         for (source, target), route in self.routes.items():
             lines.append(f"[routes.{source}.{target}]")
             lines += [f"{field} = {json.dumps(value)}" for field, value in route.items()]
-        for section, values in (("timing", self.timing), ("limits", self.limits)):
+        sections: tuple[tuple[str, Mapping[str, Scalar]], ...] = (
+            ("timing", self.timing),
+            ("limits", self.limits),
+            ("tls", self.tls_section),
+        )
+        for section, values in sections:
             lines.append(f"[{section}]")
             lines += [f"{field} = {json.dumps(value)}" for field, value in values.items()]
         if self.token is not None:
@@ -331,7 +358,7 @@ class Cluster:
         return self.specs[node].data
 
     def url(self, node: str) -> str:
-        return f"http://{self.specs[node].client}"
+        return f"http{'s' if self.tls_section else ''}://{self.specs[node].client}"
 
     def others(self, *nodes: str) -> list[str]:
         """Return the replicas but these."""
@@ -446,6 +473,23 @@ class Cluster:
     ) -> AsyncClient:
         """Return a client of these nodes (default: all); use it as a context manager."""
         urls = [self.url(node) for node in nodes or tuple(self.specs)]
+        return self.client_at(
+            *urls,
+            timeout_ms=timeout_ms,
+            max_connections=max_connections,
+            discover=discover,
+            token=token,
+        )
+
+    def client_at(
+        self,
+        *urls: str,
+        timeout_ms: int = 20_000,
+        max_connections: int = 64,
+        discover: bool = False,
+        token: str | None = None,
+    ) -> AsyncClient:
+        """Return a client of these URLs, which recognises the cluster's nodes."""
         if token is None:
             token = "" if self.token is None else self.token.text
         return AsyncClient(
@@ -454,6 +498,7 @@ class Cluster:
             max_connections=max_connections,
             discover=discover,
             token=token,
+            cacert=self.cacert,
         )
 
     # -- waiting for states

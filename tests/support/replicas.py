@@ -25,6 +25,7 @@ from datapath.transport.link import LinkHandler
 from datapath.transport.mesh import REPLICATE, REQUEST, SNAPSHOT, Mesh
 from datapath.transport.snapshot_receiver import SnapshotReceiver
 from election.registry import PeerRegistry
+from election.shared_secret import SharedSecret
 from election.static import StaticGroup
 from election.view import Bootstrap, Member, apply_change
 from tests.support.ports import free_port
@@ -62,7 +63,7 @@ class LocalReplica:
             node_id,
             ("127.0.0.1", cluster.ports[node_id]),
             "test",
-            b"",
+            SharedSecret(b""),
             lambda peer: [("127.0.0.1", cluster.ports[peer])],
             self.registry,
             on_error=lambda _, problem: self.engine.fail_if_fatal(problem),

@@ -28,6 +28,10 @@ def prepare(directory: Path) -> None:
     """Put the files in place that the pages speak of as the reader's own."""
     (directory / "cat.png").write_bytes(bytes(range(256)) * 40)
     (directory / "records.ndjson").write_text('{"key": "users/1", "value": "a"}\n')
+    secured = next(b for b in blocks_of(ROOT / "docs" / "security.md") if b.kind == "toml")
+    (directory / "cluster.toml").write_text(secured.text)
+    (directory / "cluster.secret").write_text(secrets.token_hex(32))
+    (directory / "cluster.secret").chmod(0o600)
     service = next(b for b in blocks_of(ROOT / "docs" / "own-service.md") if b.kind == "python")
     (directory / "myshop.py").write_text(service.text)
     with gzip.open(directory / "records.tsv.gz", "wt") as file:

@@ -48,7 +48,7 @@ def up(shell: PageShell, directory: Path, block: Block) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("page", "printed"),
     [
-        ("own-service.md", ["5", "3", '{"result":2}', '{"result":2}', "1"]),
+        ("own-service.md", ["5", "3", '{"result":2,', '{"result":2,', "1"]),
         pytest.param("queue.md", ['"result": "ok"', "working on 2"], marks=pytest.mark.long),
     ],
 )

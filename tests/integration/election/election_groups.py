@@ -15,10 +15,11 @@ from typing import Any, Self
 
 from election.agreement import Committed, Outcome
 from election.pysyncobj_adapter import AgreementSettings, AgreementStatus, PySyncObjAgreement
+from election.shared_secret import SharedSecret
 from election.view import Bootstrap, Member, View, ViewChange
 from tests.support.ports import free_address
 
-SECRET = b"a secret for tests, 32 bytes long"
+SECRET = SharedSecret(b"a secret for tests, 32 bytes long")
 NODE_PROGRAM = Path(__file__).with_name("election_node.py")
 
 
@@ -194,7 +195,7 @@ class NodeProcess:
             "members": self.settings.members,
             "routes": self.settings.routes,
             "directory": str(self.settings.directory),
-            "secret": self.settings.secret.hex(),
+            "secret": self.settings.secret.current.hex(),
         }
         assert await self.ask(**config) == "started"
 

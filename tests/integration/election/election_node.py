@@ -16,6 +16,7 @@ import msgspec
 
 from election.agreement import AgreementUnavailableError, Outcome, Refused
 from election.pysyncobj_adapter import AgreementSettings, PySyncObjAgreement
+from election.shared_secret import SharedSecret
 from election.view import Bootstrap, Confirm, Member, View
 
 
@@ -37,7 +38,7 @@ class Node:
                 **{
                     **config,
                     "directory": Path(config["directory"]),
-                    "secret": bytes.fromhex(config["secret"]),
+                    "secret": SharedSecret(bytes.fromhex(config["secret"])),
                 }
             )
         )

@@ -16,6 +16,7 @@ import pytest
 from election.pysyncobj_adapter.link import PROTOCOL, Greeting, RaftLink
 from election.pysyncobj_adapter.poller import Poller
 from election.pysyncobj_adapter.transport import MAX_STRANGERS
+from election.shared_secret import SharedSecret
 from election.view import Confirm
 from tests.integration.election.election_groups import SECRET, Group, group, until
 
@@ -146,7 +147,7 @@ async def test_another_secret_is_no_secret(tmp_path: Path) -> None:
     made = Group(tmp_path)
     try:
         await made.start("n1", "n2")
-        await made.start("n3", secret=SECRET[::-1])
+        await made.start("n3", secret=SharedSecret(SECRET.current[::-1]))
         await made.leader("n1", "n2")
         await made.bootstrap()
         await asyncio.sleep(0.5)

@@ -111,7 +111,7 @@ class Member:
 
     def __init__(self, tooz: Environment, cluster: Cluster, name: str, log: Path) -> None:
         self._log = log
-        url = f"{url_of(cluster)}?timeout=3"
+        url = f"{url_of(cluster)}?timeout=10"
         self.process = tooz.popen("python", "-u", "-c", MEMBER, url, name, log=log)
 
     async def says(self, words: str) -> None:

@@ -17,6 +17,7 @@ from election.pysyncobj_adapter.raft_thread import RaftThread
 from election.pysyncobj_adapter.settings import AgreementSettings
 from election.pysyncobj_adapter.view_machine import SetMembership, ViewReply
 from election.registry import KnownMember, PeerRegistry, known_members
+from election.shared_secret import SharedSecret
 from election.view import Member, View
 from tests.sim.clockwork import ViolationError
 from tests.sim.consensus.disk import SimulatedDisk
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from tests.sim.consensus.world import World
 
 CLOCK_RATES = (0.92, 1.08)
-SECRET = bytes(range(32))
+SECRET = SharedSecret(bytes(range(32)))
 JOURNAL_RESERVE_BYTES = 4096
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from cluster import exit_codes
 from cluster.cli.main import COMMANDS, main
+from cluster.config.access_section import AccessSection
 from cluster.config.file import load_config
 from cluster.config.model import (
-    AccessSection,
     ApiSection,
     ClusterSection,
     LimitsSection,
@@ -24,8 +24,12 @@ from cluster.config.model import (
     ServiceConfig,
     TimingSection,
 )
+from cluster.config.tls_section import TlsSection
 
-COMMON = {"as_json", "endpoints", "no_discover", "timeout_ms", "token_file"}
+COMMON = {
+    *("as_json", "endpoints", "no_discover", "timeout_ms", "token_file"),
+    *("tls_cacert", "tls_cert", "tls_key"),
+}
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[cluster]": ClusterSection,
@@ -34,6 +38,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[timing]": TimingSection,
     "[limits]": LimitsSection,
     "[services.NAME]": ServiceConfig,
+    "[tls]": TlsSection,
     "[api]": ApiSection,
     "[access]": AccessSection,
 }

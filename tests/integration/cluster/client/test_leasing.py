@@ -290,3 +290,14 @@ async def test_a_lock_can_be_taken_again_but_not_twice_at_once(ticking: FakeClus
                 await client.put("k", b"1", if_lock=lock.condition)
             assert lock.is_lost
         assert tokens[0] < tokens[1]
+
+
+async def test_a_lease_of_a_client_that_was_closed_is_lost(ticking: FakeCluster) -> None:
+    client = AsyncClient(ticking.endpoints)
+    lease = client.lease(2)
+    await lease.begin()
+    await client.close()
+    await asyncio.wait_for(lease.lost.wait(), 30)
+    keeper = lease._keeper
+    assert keeper is not None
+    await keeper  # raises what has failed

@@ -12,6 +12,7 @@ from datapath.transport.dialer import Dialer
 from datapath.transport.link import Link, LinkHandler
 from datapath.transport.listener import PeerListener
 from election.registry import PeerRegistry
+from election.shared_secret import SharedSecret
 
 SECRET = b"a cluster secret"
 KIND = "replicate"
@@ -71,7 +72,12 @@ def make_registry(node_id: str, **options: Any) -> PeerRegistry:
 
 
 def make_listener(handler: LinkHandler, *, port: int = 0, **options: Any) -> PeerListener:
-    given: dict[str, Any] = {"node_id": "n2", "cluster": "demo", "secret": SECRET, **options}
+    given: dict[str, Any] = {
+        "node_id": "n2",
+        "cluster": "demo",
+        "secret": SharedSecret(SECRET),
+        **options,
+    }
     handlers = given.pop("handlers", {KIND: handler})
     given.setdefault("registry", make_registry(given["node_id"]))
     return PeerListener("127.0.0.1", port, handlers=handlers, **given)
@@ -83,7 +89,7 @@ def make_dialer(handler: LinkHandler, port: int, **options: Any) -> Dialer:
         "kind": KIND,
         "node_id": "n1",
         "cluster": "demo",
-        "secret": SECRET,
+        "secret": SharedSecret(SECRET),
         **options,
     }
     address = given.pop("address", lambda: ("127.0.0.1", port))

@@ -17,6 +17,7 @@ import pytest
 from datapath.transport.framing import LARGE_MESSAGE_BYTES, MAX_MESSAGE_BYTES, PIECE_BYTES
 from datapath.transport.handshake import HandshakeError
 from datapath.transport.link import Link, LinkError
+from election.shared_secret import SharedSecret
 from tests.integration.datapath.transport.link_helpers import (
     KIND,
     Recorder,
@@ -312,11 +313,11 @@ async def test_a_busy_port_is_named_with_the_field_to_change() -> None:
 
 
 async def test_a_listener_without_a_secret_starts_on_loopback_only() -> None:
-    open_to_all = make_listener(Recorder(), secret=b"")
+    open_to_all = make_listener(Recorder(), secret=SharedSecret(b""))
     open_to_all.host = "0.0.0.0"
     with pytest.raises(HandshakeError, match=r"cluster\.secret"):
         await open_to_all.start()
-    async with connected(secret=b"") as pair:
+    async with connected(secret=SharedSecret(b"")) as pair:
         pair.near.link.send(b"x")
         await until(lambda: pair.far.frames == [b"x"])
 
@@ -325,7 +326,7 @@ async def test_a_wrong_secret_is_logged_once_and_cured_without_a_restart(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     near, far = Recorder(), Recorder()
-    listener = make_listener(far, secret=b"another")
+    listener = make_listener(far, secret=SharedSecret(b"another"))
     await listener.start()
     relayed_port = listener.port
     dialer = make_dialer(near, relayed_port)

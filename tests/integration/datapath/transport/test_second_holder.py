@@ -9,6 +9,7 @@ from datapath.transport.dialer import Dialer, find_second_holder
 from datapath.transport.listener import PeerListener
 from election.identity import Addresses
 from election.registry import KnownMember, PeerRegistry
+from election.shared_secret import SharedSecret
 from tests.integration.datapath.transport.link_helpers import (
     SECRET,
     Recorder,
@@ -99,9 +100,12 @@ async def test_a_process_finds_another_with_its_own_identity_before_it_listens()
         address = "127.0.0.1", listener.port
         twin = registry("n2", "twin", AWAY)
         assert "two processes run as node n2" in await find_second_holder(
-            address, "demo", SECRET, twin
+            address, "demo", SharedSecret(SECRET), twin
         )
         assert any("two processes run as node n2" in text for text in known.warnings())
-        assert await find_second_holder(address, "demo", b"another", twin) == ""
-        assert await find_second_holder(address, "demo", SECRET, registry("n1", "i1")) == ""
-    assert await find_second_holder(address, "demo", SECRET, twin) == ""
+        assert await find_second_holder(address, "demo", SharedSecret(b"another"), twin) == ""
+        assert (
+            await find_second_holder(address, "demo", SharedSecret(SECRET), registry("n1", "i1"))
+            == ""
+        )
+    assert await find_second_holder(address, "demo", SharedSecret(SECRET), twin) == ""

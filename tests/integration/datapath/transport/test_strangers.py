@@ -21,6 +21,7 @@ from datapath.transport.handshake import (
 )
 from datapath.transport.listener import PeerListener
 from election.identity import ACCEPTED, Claim
+from election.shared_secret import SharedSecret
 from tests.integration.datapath.transport.link_helpers import (
     KIND,
     SECRET,
@@ -162,7 +163,7 @@ async def test_two_nodes_cannot_be_made_to_answer_for_each_other() -> None:
     [
         ({"peer": "n3"}, "this is n2, not 'n3'"),
         ({"cluster": "other"}, "cluster 'demo', not 'other'"),
-        ({"secret": b"wrong"}, "cluster.secret"),
+        ({"secret": SharedSecret(b"wrong")}, "cluster.secret"),
     ],
 )
 async def test_a_misdirected_or_wrong_dialer_is_told_why(

@@ -542,6 +542,7 @@ from datapath.transport.dialer import Dialer
 from datapath.transport.snapshot_transfer import KIND, Throttle
 from datapath.transport.snapshot_sender import SnapshotSender
 from election.registry import PeerRegistry
+from election.shared_secret import SharedSecret
 
 class Endless:
     index, epoch, count, checksum = 41, 3, 0, ""
@@ -551,7 +552,7 @@ class Endless:
 async def main():
     sender = SnapshotSender(throttle=Throttle(1_000_000))
     address = "127.0.0.1", int(sys.argv[1])
-    secret, registry = sys.argv[2].encode(), PeerRegistry(*sys.argv[3:6], {})
+    secret, registry = SharedSecret(sys.argv[2].encode()), PeerRegistry(*sys.argv[3:6], {})
     dialer = Dialer(lambda: address, "n2", KIND, "n1", "demo", secret, sender, registry=registry)
     dialer.start()
     await sender.send_snapshot(Endless(), 5)

@@ -120,11 +120,17 @@ def test_this_machine_has_several_names(given: str, advertised: str) -> None:
     assert not elsewhere.unproved
 
 
-def test_nothing_is_learned_behind_https_or_if_told_not_to() -> None:
-    for endpoints in (Endpoints(["https://a:1"]), Endpoints([A], discover=False)):
+def test_nodes_of_https_are_learned_by_https() -> None:
+    endpoints = Endpoints(["https://a:1", "b:1"], scheme="https")
+    endpoints.learn({"n1": "a:1", "n3": "c:1"}, "n1", "https://a:1")
+    assert endpoints.urls == ("https://a:1", "https://b:1")
+    assert endpoints.unproved == ("https://c:1",)
+
+
+def test_nothing_is_learned_of_two_schemes_or_if_told_not_to() -> None:
+    for endpoints in (Endpoints(["https://a:1", A]), Endpoints([A], discover=False)):
         endpoints.learn({"n1": "a:1", "n2": "b:1"}, "n1", endpoints.urls[0])
         assert not endpoints.learns
-        assert len(endpoints.urls) == 1
         assert not endpoints.unproved
 
 
@@ -165,3 +171,17 @@ def test_a_node_that_was_removed_still_leads_to_the_others() -> None:
     endpoints.proved(C)
     endpoints.learn({}, "", C)
     assert endpoints.urls == (A, C), "who knows no view takes no address away"
+
+
+@pytest.mark.parametrize(
+    ("failed", "worked", "hopeless"), [([A], [], False), ([A, B], [], True), ([A, B], [A], False)]
+)
+def test_tls_is_hopeless_once_it_has_failed_with_all(
+    failed: list[str], worked: list[str], hopeless: bool
+) -> None:
+    endpoints = Endpoints([A, B])
+    for url in failed:
+        endpoints.failed(url, 0.0, no_tls=True)
+    for url in worked:
+        endpoints.worked(url)
+    assert endpoints.no_tls is hopeless

@@ -20,6 +20,7 @@ from cluster.config.model import (
     is_loopback,
     split_address,
 )
+from cluster.config.tls_section import TlsSection
 
 SECRET = "8f3c1ae07d5b4962c6e1f0937ab45d28"
 NODE = """
@@ -32,6 +33,9 @@ data = "data/{id}"
 THREE = '[cluster]\nname = "demo"\n' + "".join(
     NODE.format(id=f"n{number}", n=f"0{number}") for number in (1, 2, 3)
 )
+
+INSECURE = "\n[tls]\ninsecure = true\n"
+TLS = '\n[tls]\nca = "ca.crt"\ncertificate = "{node}.crt"\nkey = "{node}.key"\n'
 
 
 def write(directory: Path, text: str) -> Path:
@@ -87,7 +91,7 @@ def test_every_field_can_be_set(tmp_path: Path) -> None:
     text = THREE.replace('name = "demo"', f'name = "demo"\nsecret = "{SECRET}"')
     text = text.replace("[nodes.n2]", '[nodes.n2]\nrole = "replica"\npriority = 1')
     text = text.replace("[nodes.n3]", '[nodes.n3]\nrole = "witness"')
-    text += '[routes.n1.n2]\npeer = "10.0.0.9:1"\n[routes.n2.n1]\nraft = "[::1]:2"\n'
+    text += '[routes.n1.n2]\npeer = "10.0.0.9:1"\n[routes.n2.n1]\nraft = "[::1]:2"\n' + INSECURE
     text += "[timing]\n" + "".join(f"{k} = {v}\n" for k, v in _asdict(TimingSection()).items())
     text += "[limits]\n" + "".join(f"{k} = {v}\n" for k, v in _asdict(LimitsSection()).items())
     config = load_config(write(tmp_path, text))
@@ -222,9 +226,9 @@ def test_the_secret_is_never_shown(tmp_path: Path) -> None:
 
 
 def test_a_secret_lets_nodes_listen_beyond_loopback(tmp_path: Path) -> None:
-    text = THREE.replace("127.0.0.1:8202", "10.0.0.1:8202")
+    text = INSECURE + THREE.replace("127.0.0.1:8202", "10.0.0.1:8202")
     load_config(write(tmp_path, text.replace('"demo"', f'"demo"\nsecret = "{SECRET}"')))
-    client = THREE.replace("127.0.0.1:8102", "10.0.0.1:8102")
+    client = INSECURE + THREE.replace("127.0.0.1:8102", "10.0.0.1:8102")
     load_config(write(tmp_path, client))  # the client's port needs no secret
 
 
@@ -236,7 +240,7 @@ def test_an_even_number_of_voters_is_warned_about(tmp_path: Path) -> None:
 def test_nodes_on_different_hosts_may_use_the_same_path(tmp_path: Path) -> None:
     text = THREE.replace('"demo"', f'"demo"\nsecret = "{SECRET}"').replace("data/n2", "data/n1")
     text = text.replace("127.0.0.1:8202", "10.0.0.2:8202")
-    load_config(write(tmp_path, text))
+    load_config(write(tmp_path, text + INSECURE))
 
 
 def test_what_up_writes_can_be_read_back(tmp_path: Path) -> None:
@@ -246,7 +250,9 @@ def test_what_up_writes_can_be_read_back(tmp_path: Path) -> None:
             role="witness", client="h:1", peer="h:2", raft="h:3", data="n2", priority=0
         ),
     }
-    config = load_config(write(tmp_path, render_config("local", SECRET, nodes)))
+    config = load_config(
+        write(tmp_path, render_config("local", SECRET, nodes, tls=TlsSection(insecure=True)))
+    )
     assert config.secret == SECRET.encode()
     for node, item in nodes.items():
         data = str((tmp_path / item.data).resolve())
@@ -307,7 +313,44 @@ def test_a_weak_secret_is_refused_where_an_address_is_not_loopback(
 
 def test_a_drawn_secret_is_taken_anywhere(tmp_path: Path) -> None:
     text = THREE.replace('"demo"', f'"demo"\nsecret = "{secrets.token_hex(32)}"')
-    load_config(write(tmp_path, text.replace("127.0.0.1", "10.0.0.1")))
+    load_config(write(tmp_path, text.replace("127.0.0.1", "10.0.0.1") + INSECURE))
+
+
+@pytest.mark.parametrize(
+    ("place", "field"),
+    [("127.0.0.1:8101", "nodes.n1.client"), ("127.0.0.1:8202", "nodes.n2.peer")],
+)
+def test_plain_text_beyond_loopback_must_be_asked_for(
+    tmp_path: Path, place: str, field: str
+) -> None:
+    text = THREE.replace('"demo"', f'"demo"\nsecret = "{secrets.token_hex(32)}"')
+    text = text.replace(place, f"10.0.0.1:{place.split(':')[1]}")
+    error = refused(tmp_path, text)
+    assert (error.field, "insecure = true" in error.problem) == (field, True)
+    assert not load_config(write(tmp_path, text + INSECURE)).tls.is_on
+    config = load_config(write(tmp_path, text + TLS))
+    assert config.tls.for_node("n2").certificate == str(tmp_path / "n2.crt")
+    assert config.url("n1").startswith("https://")
+
+
+@pytest.mark.parametrize("missing", ["ca", "certificate", "key"])
+def test_half_of_tls_is_refused(tmp_path: Path, missing: str) -> None:
+    lines = [line for line in TLS.splitlines() if not line.startswith(f"{missing} ")]
+    error = refused(tmp_path, THREE + "\n".join(lines))
+    assert (error.field, "is missing" in error.problem) == (f"tls.{missing}", True)
+
+
+def test_two_secrets_count_while_it_is_changed(tmp_path: Path) -> None:
+    old, new = secrets.token_hex(32), secrets.token_hex(32)
+    (tmp_path / "secret").write_text(f"{new}\n {old} \n\n")
+    text = THREE.replace('name = "demo"', 'name = "demo"\nsecret_file = "secret"')
+    config = load_config(write(tmp_path, text))
+    assert config.secrets == (new.encode(), old.encode())
+    assert config.secret == new.encode()
+    (tmp_path / "secret").write_text(f"{new}\n{old}\n{old}\n")
+    assert "3 lines" in refused(tmp_path, text).problem
+    (tmp_path / "secret").write_text(f"{new}\nshort\n")
+    assert "at least 16" in refused(tmp_path, text).problem
 
 
 def test_hosts_and_origins_are_read(tmp_path: Path) -> None:

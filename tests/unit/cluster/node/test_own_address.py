@@ -25,6 +25,7 @@ data = "data/{node}"
 def write(directory: Path, *hosts: str, more: str = "") -> Path:
     path = directory / "cluster.toml"
     text = '[cluster]\nname = "x"\nsecret = "5b1f7c0e9ad24386b7e0c81f3a6d92e4"\n'
+    text += "[tls]\ninsecure = true\n"
     for number, host in enumerate(hosts, 1):
         text += NODE.format(node=f"n{number}", host=host, number=number)
     path.write_text(text + more)

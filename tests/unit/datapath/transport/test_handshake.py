@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
 
 import msgspec
 import pytest
@@ -24,6 +25,7 @@ from datapath.transport.handshake import (
     encode_refusal,
 )
 from election.identity import ACCEPTED, Addresses, Claim, Verdict
+from election.shared_secret import SharedSecret
 
 encode = msgspec.msgpack.encode
 CLAIM_OF_N1 = Claim("c1", "data of n1", "i1", Addresses("n1:1", "n1:2", "n1:3"))
@@ -59,18 +61,21 @@ def dialer(
 def listener(
     *,
     secret: bytes = b"s3cret",
+    also: tuple[bytes, ...] = (),
     cluster: str = "demo",
     me: str = "n2",
     verdict: Verdict = ACCEPTED,
+    certified: Collection[str] | None = None,
 ) -> ListenerHandshake:
     return ListenerHandshake(
         cluster=cluster,
-        secret=secret,
+        secrets=(secret, *also),
         node_id=me,
         kinds=("replicate", "request"),
         nonce=nonce(),
         claim=CLAIM_OF_N2,
         judge=lambda _peer, _claim: verdict,
+        certified=certified,
     )
 
 
@@ -150,6 +155,34 @@ def test_without_a_secret_the_same_messages_flow() -> None:
     one, other = dialer(secret=b""), listener(secret=b"")
     assert len(run(one, other)) == 5
     assert other.done
+
+
+@pytest.mark.parametrize("used", [b"the old one", b"the new one"])
+def test_of_two_secrets_the_dialer_may_use_either(used: bytes) -> None:
+    one, other = dialer(secret=used), listener(secret=b"the new one", also=(b"the old one",))
+    run(one, other)
+    assert (one.done, other.done) == (True, True)
+
+
+def test_a_dialer_believes_no_listener_that_knows_only_the_next_secret() -> None:
+    one, other = dialer(secret=b"the old one"), listener(secret=b"the new one")
+    challenge = other.receive(one.start())
+    with pytest.raises(HandshakeError, match="does not know n2's cluster secret"):
+        other.receive(one.receive(challenge))
+
+
+@pytest.mark.parametrize("names", [(), ("n3",), ("*",), ("N1",), ("n1.example",), ("n11", "n")])
+def test_a_certificate_of_another_name_is_refused_at_the_first_word(names: tuple[str]) -> None:
+    other = listener(certified=names)
+    with pytest.raises(HandshakeError, match=r"not for node .*n1.*\[tls\] certificate"):
+        other.receive(dialer(me="n1").start())
+    assert not other.done
+
+
+def test_a_certificate_may_have_other_names_too() -> None:
+    one, other = dialer(me="n1"), listener(certified=("db1.example", "n1"))
+    run(one, other)
+    assert (one.done, other.done) == (True, True)
 
 
 def test_a_dialer_with_another_secret_is_refused_and_told_what_to_change() -> None:
@@ -307,11 +340,11 @@ def test_a_refusal_cannot_write_control_characters_into_our_log() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
 def test_no_secret_is_allowed_on_loopback(host: str) -> None:
-    check_secret(host, b"")
+    check_secret(host, SharedSecret(b""))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "db.example.com", ""])
 def test_no_secret_is_refused_elsewhere_with_the_field_and_the_fix(host: str) -> None:
     with pytest.raises(HandshakeError, match=r"cluster\.secret is not set.*127\.0\.0\.1"):
-        check_secret(host, b"")
-    check_secret(host, b"something")
+        check_secret(host, SharedSecret(b""))
+    check_secret(host, SharedSecret(b"something"))

@@ -15,6 +15,7 @@ from election.pysyncobj_adapter.link import (
     RaftLink,
 )
 from election.pysyncobj_adapter.poller import Poller
+from election.shared_secret import SharedSecret
 
 SECRET = b"the secret of the cluster"
 
@@ -50,6 +51,7 @@ class Wire:
         *,
         acceptor: Side | None = None,
         dialer_secret: bytes = SECRET,
+        acceptor_takes: tuple[bytes, ...] = (SECRET,),
         dialer_means: str = "n1",
         acceptor_is: str = "n1",
     ) -> None:
@@ -63,7 +65,7 @@ class Wire:
             self.dialer_side,
             self.poller,
             dialer,
-            secret=dialer_secret,
+            secret=SharedSecret(dialer_secret),
             me="n2",
             directory_id=b"disk of n2",
             peer=dialer_means,
@@ -73,7 +75,7 @@ class Wire:
             self.acceptor_side,
             self.poller,
             accepted,
-            secret=SECRET,
+            secret=SharedSecret(*acceptor_takes),
             me=acceptor_is,
             directory_id=b"disk of n1",
             peer=None,
@@ -253,6 +255,24 @@ class TestHandshake:
         wire.carry()
         assert wire.acceptor.closed
         assert wire.acceptor_side.opened == wire.dialer_side.opened == 0
+        assert wire.acceptor_side.judged == []
+
+    @pytest.mark.parametrize("used", [SECRET, b"the next secret"])
+    def test_of_two_secrets_the_dialer_may_use_either(
+        self, make: Callable[..., Wire], used: bytes
+    ) -> None:
+        wire = make(dialer_secret=used, acceptor_takes=(b"the next secret", SECRET))
+        wire.carry()
+        assert wire.dialer.is_open
+        assert wire.acceptor.is_open
+        wire.acceptor.send(b"hello", now=0)
+        wire.carry()
+        assert wire.dialer_side.frames == [b"hello"]
+
+    def test_neither_of_two_secrets_fails(self, make: Callable[..., Wire]) -> None:
+        wire = make(dialer_secret=b"a guess", acceptor_takes=(b"the next secret", SECRET))
+        wire.carry()
+        assert wire.acceptor.closed
         assert wire.acceptor_side.judged == []
 
     def test_a_dial_that_reaches_another_node_fails(self, make: Callable[..., Wire]) -> None:

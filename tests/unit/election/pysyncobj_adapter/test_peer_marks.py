@@ -23,6 +23,7 @@ from election.pysyncobj_adapter.settings import AgreementSettings
 from election.pysyncobj_adapter.storage import RaftStorage
 from election.pysyncobj_adapter.view_machine import ViewReply
 from election.registry import PeerRegistry
+from election.shared_secret import SharedSecret
 from tests.support.ports import free_address
 
 DEADLINE_S = 10.0
@@ -133,7 +134,7 @@ class Member:
             bind_address=addresses[node_id],
             members=addresses,
             directory=directory / node_id / "raft",
-            secret=bytes(32),
+            secret=SharedSecret(bytes(32)),
             registry=registry,
         )
         self.open()
@@ -296,7 +297,7 @@ async def test_a_reminder_comes_before_the_answers_that_come_after_it(tmp_path: 
             bind_address=address,
             members={"n1": address},
             directory=tmp_path / "raft",
-            secret=bytes(32),
+            secret=SharedSecret(bytes(32)),
         )
     )
     order: list[object] = []

@@ -10,6 +10,7 @@ import pytest
 from election.pysyncobj_adapter.errors import RolledBackError, StorageCorruptError
 from election.pysyncobj_adapter.settings import AgreementSettings
 from election.pysyncobj_adapter.storage import RaftStorage
+from election.shared_secret import SharedSecret
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def settings(tmp_path: Path) -> AgreementSettings:
         bind_address="127.0.0.1:1",
         members={"n1": "127.0.0.1:1"},
         directory=tmp_path / "raft",
-        secret=b"x" * 32,
+        secret=SharedSecret(b"x" * 32),
     )
 
 

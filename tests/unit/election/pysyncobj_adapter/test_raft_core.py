@@ -33,6 +33,7 @@ from election.pysyncobj_adapter.view_machine import (
     ViewReply,
     encode_command,
 )
+from election.shared_secret import SharedSecret
 from election.view import AddMember, Bootstrap, Member, RemoveMember, ViewChange
 
 MEMBERS = {f"n{number}": f"127.0.0.1:{number}" for number in range(1, 6)}
@@ -74,7 +75,7 @@ class Bench:
             members=MEMBERS,
             founders=self.founders,
             directory=self.directory,
-            secret=bytes(32),
+            secret=SharedSecret(bytes(32)),
             compaction_interval_ms=3_600_000,
         )
         self.storage = RaftStorage(settings)
@@ -434,7 +435,7 @@ class TestLog:
                 bind_address="127.0.0.1:0",
                 members=MEMBERS,
                 directory=bench.directory / f"leader-{dump.last[1]}",
-                secret=bytes(32),
+                secret=SharedSecret(bytes(32)),
             )
         )
         leader.dumps.store(dump)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from election.pysyncobj_adapter.settings import AgreementSettings, host_and_port
+from election.shared_secret import SharedSecret
 
 
 def settings(**changes: Any) -> AgreementSettings:
@@ -16,7 +17,7 @@ def settings(**changes: Any) -> AgreementSettings:
         "bind_address": "127.0.0.1:1",
         "members": {"n1": "127.0.0.1:1"},
         "directory": Path("raft"),
-        "secret": b"the secret",
+        "secret": SharedSecret(b"the secret"),
     }
     return AgreementSettings(**{**fields, **changes})
 
@@ -24,7 +25,7 @@ def settings(**changes: Any) -> AgreementSettings:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"secret": b""}, "secret"),
+        ({"secret": SharedSecret(b"")}, "secret"),
         ({"node_id": "n2"}, "n2"),
         ({"heartbeat_interval_ms": 50}, "heartbeat_interval_ms"),
         ({"election_max_ms": 150}, "election_max_ms"),

@@ -15,6 +15,7 @@ from election.pysyncobj_adapter.raft_snapshot import Dump, DumpStore
 from election.pysyncobj_adapter.settings import AgreementSettings
 from election.pysyncobj_adapter.storage import RaftStorage
 from election.pysyncobj_adapter.view_machine import MachineState
+from election.shared_secret import SharedSecret
 from tests.unit.election.pysyncobj_adapter.crash_disk import Crash, CrashDisk
 
 MEMBERS = {"n1": "127.0.0.1:1", "n2": "127.0.0.1:2"}
@@ -26,7 +27,7 @@ def settings(directory: Path) -> AgreementSettings:
         bind_address="127.0.0.1:0",
         members=MEMBERS,
         directory=directory,
-        secret=bytes(32),
+        secret=SharedSecret(bytes(32)),
         journal_reserve_bytes=4096,
     )
 
@@ -215,7 +216,7 @@ def test_the_founders_of_the_first_start_count_and_not_the_configuration(tmp_pat
         bind_address="127.0.0.1:0",
         members={**MEMBERS, "n9": "127.0.0.1:9"},
         directory=tmp_path,
-        secret=bytes(32),
+        secret=SharedSecret(bytes(32)),
     )
     storage = RaftStorage(edited)
     assert storage.book.founders == MEMBERS
