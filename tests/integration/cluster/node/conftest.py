@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cluster import Cluster
+from tests.support.cluster import UNSUSPECTING, Cluster
 
 
 @pytest.fixture
@@ -15,6 +15,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
         tmp_path / "cluster",
         replicas=2,
         witnesses=1,
+        timing=UNSUSPECTING,
         access={"audit_file": "audit-{node}.jsonl"},
     )
     try:
