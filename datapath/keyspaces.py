@@ -14,7 +14,7 @@ LEASES = 4
 LOCKS = 5
 SERVICES = 6
 ROLES = 7
-"""Not used yet."""
+"""Tokens, roles, and what is known of the first ones (`cluster.services.access`)."""
 
 OPEN_TO_SERVICES = frozenset({KV, LEASES, LOCKS, SERVICES, ROLES})
 

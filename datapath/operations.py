@@ -29,6 +29,20 @@ NODE_STATES: tuple[NodeStateWord, ...] = get_args(NodeStateWord)
 """What `NodeState.state` may say; see there."""
 
 
+class Principal(msgspec.Struct, frozen=True, array_like=True):
+    """Who asks: the id of a token, and the SHA-256 of the whole token, which alone proves it.
+
+    Both are "" of a caller without a token. It is judged wherever it gets to (A1): a node that
+    forwards a request claims nothing about its caller's rights.
+    """
+
+    token: str = ""
+    digest: bytes = b""
+
+
+ANONYMOUS = Principal()
+
+
 class Operation(msgspec.Struct, frozen=True, array_like=True):
     """One call of a service's operation. `service` is its name, STORE that of the store.
 
@@ -38,6 +52,7 @@ class Operation(msgspec.Struct, frozen=True, array_like=True):
     whose answer may have been dropped is refused instead of executed again.
     `if_lock`: a lock's name and token: unless the lock is held under it, the operation is refused
     with "lock_lost" and changes nothing (K3).
+    `caller`: for whom; None: for the node itself, which nobody judges.
     """
 
     method: str
@@ -48,6 +63,7 @@ class Operation(msgspec.Struct, frozen=True, array_like=True):
     first_after: int | None = None
     service: str = STORE
     if_lock: tuple[bytes, int] | None = None
+    caller: Principal | None = None
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True):
@@ -69,7 +85,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
 class Query(msgspec.Struct, frozen=True, array_like=True):
     """One call of a service's query. `max_staleness_ms` bounds "stale" reads; None: no bound.
 
-    `service` is its name, STORE that of the store.
+    `service` is its name, STORE that of the store. `caller`: as of an `Operation`.
     """
 
     method: str
@@ -77,6 +93,7 @@ class Query(msgspec.Struct, frozen=True, array_like=True):
     consistency: Consistency = "linearizable"
     max_staleness_ms: int | None = None
     service: str = STORE
+    caller: Principal | None = None
 
 
 class QueryResult(msgspec.Struct, frozen=True, array_like=True):
@@ -209,6 +226,9 @@ class Node(Protocol):
     def read_now(self, query: Query) -> QueryResult | None:
         """Read at once, if this node can answer so from here; None: use `query`."""
 
+    def read_here(self, query: Query) -> QueryResult:
+        """Read what is applied here, however old it is. Raises NotPrimaryError on a witness."""
+
     async def execute(
         self, operation: Operation, timeout_ms: int, after: OperationError | None = None
     ) -> Result:
@@ -229,11 +249,17 @@ class Node(Protocol):
         nobody.
         """
 
-    async def handover(self, to: str, timeout_ms: int) -> View:
+    async def handover(self, to: str, timeout_ms: int, *, caller: Principal | None = None) -> View:
         """Make `to`, an in-sync replica, the primary; no pending request fails."""
 
     async def remove_member(
-        self, node: str, timeout_ms: int, *, force: bool = False, asked_by: str = ""
+        self,
+        node: str,
+        timeout_ms: int,
+        *,
+        force: bool = False,
+        asked_by: str = "",
+        caller: Principal | None = None,
     ) -> View:
         """Remove a node from the cluster for good; harmless if it is already removed.
 

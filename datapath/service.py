@@ -78,6 +78,10 @@ class Transaction(ReadTransaction, Protocol):
     def index(self) -> int:
         """The log index that this operation's delta will have: a revision."""
 
+    @property
+    def role(self) -> str:
+        """The role that this operation is done for; "": none, there is no access control."""
+
     def put(self, key: bytes, value: bytes) -> None:
         """Write `value` under `key`."""
 

@@ -106,6 +106,10 @@ class Answer:
         self._content_type = content_type
         self.closes = closes
 
+    def add_headers(self, lines: bytes) -> None:
+        """Add header lines, each ending in CR LF."""
+        self._headers += lines
+
     def as_bytes(self, *, closes: bool) -> bytes:
         """Return the whole answer to a request of HTTP/1.1 that was not HEAD."""
         head = self._head(_CLOSE if closes else _ON)

@@ -20,19 +20,20 @@ from collections.abc import Callable, Coroutine
 from time import perf_counter
 from typing import Any, Protocol, cast
 
+from cluster.api.access import REFUSED
 from cluster.api.answer import TOO_MUCH_HELD, Answer, Outgoing
+from cluster.api.fast_path_api import FastPathApi
 from cluster.api.headers import Headers
 from cluster.api.hosts import Hosts
-from cluster.api.kv import KeyWrite, KvHandlers
-from cluster.api.leases import LeaseHandlers
+from cluster.api.kv import KeyWrite
 from cluster.api.memory import Memory, Share
 from cluster.api.params import waits_for_change
 from cluster.api.plain_head import KEYS, PLAIN, read_block
 from cluster.api.problems import ProblemError
-from datapath.complaints import Complaints
+from cluster.services.rights import Need
 from datapath.errors import OperationError, OverloadedError
 from datapath.node.router import may_repeat
-from datapath.operations import Node, Query, Result
+from datapath.operations import Principal, Query, Result
 from datapath.transport.tls import begins_tls
 from datapath.turns import Turns
 
@@ -47,21 +48,6 @@ UNCOUNTED_BACKLOG_BYTES = 4096
 REQUEST_COST_BYTES = 16 * 1024
 """What a request counts beside the bytes of its answer: it takes as long as copying so many."""
 _MAX_HEAD_SIZE_BYTES = 4096
-
-
-class FastPathApi(Protocol):
-    """What the fast path needs of the API."""
-
-    complaints: Complaints
-    kv: KvHandlers
-    leases: LeaseHandlers
-    node: Node
-
-    def refuse(self, error: Exception, method: str, target: str) -> Answer:
-        """Return the answer that says why a request has failed."""
-
-    def observe(self, method: str, target: str, answer: Answer, seconds: float) -> None:
-        """Count an answered request."""
 
 
 class FastPathServer(Protocol):
@@ -92,12 +78,18 @@ class FastPathServer(Protocol):
 class Pending:
     """A request under way; a write's answer comes here from the pipeline, as to a future."""
 
-    __slots__ = ("_connection", "_done", "method", "started", "target", "write")
+    __slots__ = ("_connection", "_done", "caller", "method", "started", "target", "write")
 
     def __init__(
-        self, connection: FastConnection, method: str, target: str, write: KeyWrite | None
+        self,
+        connection: FastConnection,
+        method: str,
+        target: str,
+        write: KeyWrite | None,
+        caller: Principal | None,
     ) -> None:
         self._connection = connection
+        self.caller = caller
         self._done = False
         self.method = method
         self.target = target
@@ -313,37 +305,41 @@ class FastConnection(asyncio.Protocol):
     def _serve(self, method: str, target: str, headers: Headers, body: bytes) -> bool:
         server = self._server
         key, _, query = target[len(KEYS) :].partition("?")
+        try:
+            caller = server.api.access.caller(headers) if server.api.access.is_on else None
+        except ProblemError:
+            return False
         if method == "GET":
             if query and waits_for_change(query):
                 return False  # the full path notices at once that the client has gone
             started = perf_counter()
             try:
-                wanted, timeout_ms = server.api.kv.fast_read(key, query, headers)
+                wanted, timeout_ms = server.api.kv.fast_read(key, query, headers, caller)
                 try:
                     result = server.api.node.read_now(wanted)
                 except OperationError:
                     result = None
                 if result is None:  # it has to wait: for the primary, say
-                    self._pending = pending = Pending(self, method, target, None)
+                    self._pending = pending = Pending(self, method, target, None, caller)
                     self._start(self._read(pending, wanted, timeout_ms, headers))
                     return True
                 answer = server.api.kv.get_answer(result, headers)
             except ProblemError as problem:
                 answer = server.api.refuse(problem, method, target)
             if answer.is_large:
-                self._pending = pending = Pending(self, method, target, None)
+                self._pending = pending = Pending(self, method, target, None, caller)
                 self._start(self._send_in_turn(pending, answer))
             else:
-                self._send(answer, method, target, started)
+                self._send(answer, method, target, started, caller)
                 server.turns.spend(answer.size_bytes + REQUEST_COST_BYTES)
             return True
         if method == "POST":
-            write = server.api.leases.fast_keep_alive(target, headers)
+            write = server.api.leases.fast_keep_alive(target, headers, caller)
         else:
-            write = server.api.kv.fast_write(method, key, query, headers, body)
-        if write is None:
+            write = server.api.kv.fast_write(method, key, query, headers, body, caller)
+        if write is None or (server.api.access.is_on and write.operation.caller is None):
             return False
-        self._pending = pending = Pending(self, method, target, write)
+        self._pending = pending = Pending(self, method, target, write, caller)
         if not server.api.node.submit(write.operation, write.timeout_ms, pending):
             # It goes to another node, or waits for one.
             self._start(self._go_on(pending, write, None))
@@ -373,7 +369,7 @@ class FastConnection(asyncio.Protocol):
     def answer(self, pending: Pending, answer: Answer) -> None:
         """Answer the write under way, and go on with what has come meanwhile."""
         try:
-            self._send(answer, pending.method, pending.target, pending.started)
+            self._send(answer, pending.method, pending.target, pending.started, pending.caller)
         finally:
             self._pending = None
         if self._backlog and not self._scheduled:
@@ -417,15 +413,25 @@ class FastConnection(asyncio.Protocol):
     async def _go_on(self, pending: Pending, write: KeyWrite, after: OperationError | None) -> None:
         api = self._server.api
         left_ms = write.timeout_ms - int((perf_counter() - pending.started) * 1000)
+        caller = write.operation.caller
         try:
+            if caller is not None and after is None:
+                # A1: here too. After an attempt what this node says would be no answer to that.
+                await api.access.admit(
+                    caller, Need("lease" if pending.method == "POST" else "write")
+                )
             result = await api.node.execute(write.operation, max(1, left_ms), after)
             answer = write.answer(result)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
             answer = api.refuse(error, pending.method, pending.target)
         self.answer(pending, answer)
 
-    def _send(self, answer: Answer, method: str, target: str, started: float) -> None:
+    def _send(
+        self, answer: Answer, method: str, target: str, started: float, caller: Principal | None
+    ) -> None:
         transport = self._transport
+        if answer.status in REFUSED:
+            self._server.api.note_refusal(answer, method, target, caller, transport)
         if answer.is_large and not self._server.memory.make_room(answer.size_bytes):
             crowded = OverloadedError("overloaded", TOO_MUCH_HELD)
             answer = self._server.api.refuse(crowded, method, target)

@@ -83,6 +83,10 @@ class Hosts:
         self._known.add(authority)
         return True
 
+    def allows_origin(self, origin: str | None) -> bool:
+        """Whether pages of an origin are among those that the configuration names."""
+        return origin is not None and origin.lower() in self._origins
+
     def _allows_host(self, host: str) -> bool:
         if host in self._names or host == "localhost" or host.endswith(".localhost"):
             return True
@@ -115,7 +119,7 @@ class Hosts:
 
     def _check_page(self, method: str, authority: str, headers: Headers) -> None:
         origin = headers.get(hdrs.ORIGIN)
-        if origin is not None and origin.lower() in self._origins:
+        if self.allows_origin(origin):
             return
         reads = method in _SAFE_METHODS
         site = headers.get(SEC_FETCH_SITE)

@@ -55,7 +55,7 @@ from cluster.api.problems import ProblemError
 from cluster.api.settings import HttpSettings
 from cluster.services.kv import Revisions
 from cluster.services.txn import MAX_DELETED_KEYS
-from datapath.operations import STORE, Node, Operation, Query, QueryResult, Result
+from datapath.operations import STORE, Node, Operation, Principal, Query, QueryResult, Result
 
 NO_CACHE = b"Cache-Control: no-cache\r\n"
 """A cache between must ask again: an answer out of it would not be linearizable."""
@@ -114,19 +114,27 @@ class KvHandlers:
         return await self._execute(self._delete(raw_key, query, request.headers))
 
     def fast_write(
-        self, method: str, raw_key: str, query: str, headers: Headers, body: bytes
+        self,
+        method: str,
+        raw_key: str,
+        query: str,
+        headers: Headers,
+        body: bytes,
+        caller: Principal | None = None,
     ) -> KeyWrite | None:
         """Return what a PUT or DELETE asks for; None: the full path has to judge it."""
         try:
             if headers:
                 check_cluster(headers, self._node.cluster_id)
             if method == "PUT":
-                return self._put(raw_key, query, headers)(body)
-            return self._delete(raw_key, query, headers)
+                return self._put(raw_key, query, headers, caller)(body)
+            return self._delete(raw_key, query, headers, caller)
         except ProblemError:
             return None
 
-    def _put(self, raw_key: str, query: str, headers: Headers) -> Callable[[bytes], KeyWrite]:
+    def _put(
+        self, raw_key: str, query: str, headers: Headers, caller: Principal | None = None
+    ) -> Callable[[bytes], KeyWrite]:
         key = decode_key(raw_key)
         options = put_options(query)
         conditions = _put_conditions(headers) if headers else _UNCONDITIONAL
@@ -136,16 +144,18 @@ class KvHandlers:
             args = (key, value, conditions.if_revision, conditions.if_absent)
             if options.lease or options.ttl_ms:
                 args += (options.lease, options.ttl_ms)
-            return self._write("put", args, conditions, options, _put_answer)
+            return self._write("put", args, conditions, options, _put_answer, caller)
 
         return make_operation
 
-    def _delete(self, raw_key: str, query: str, headers: Headers) -> KeyWrite:
+    def _delete(
+        self, raw_key: str, query: str, headers: Headers, caller: Principal | None = None
+    ) -> KeyWrite:
         key = decode_key(raw_key)
         options = write_options(query)
         conditions = _delete_conditions(headers) if headers else _UNCONDITIONAL
         args = (key, conditions.if_revision)
-        return self._write("delete", args, conditions, options, _delete_answer)
+        return self._write("delete", args, conditions, options, _delete_answer, caller)
 
     def _write(
         self,
@@ -154,17 +164,19 @@ class KvHandlers:
         conditions: Conditions,
         options: WriteOptions,
         answer: Callable[[Result, bool, str], Answer],
+        caller: Principal | None,
     ) -> KeyWrite:
         _, _, repeat_key, first_after, lock = conditions
         node = self._node
         local = options.ack == "local"
         return KeyWrite(
             Operation(
-                method, args, repeat_key, options.ack, options.min_copies, first_after, STORE, lock
+                method, args, repeat_key, options.ack, options.min_copies, first_after, STORE, lock,
+                caller,
             ),
             options.timeout_ms or self._timeout_ms,
             lambda result: answer(result, local, node.cluster_id),
-        )
+        )  # fmt: skip
 
     async def _execute(self, write: KeyWrite) -> Answer:
         return write.answer(await self._node.execute(write.operation, write.timeout_ms))
@@ -174,15 +186,20 @@ class KvHandlers:
         wanted, timeout_ms = self._get(raw_key, query)
         return self.get_answer(await self._node.query(wanted, timeout_ms), request.headers)
 
-    def fast_read(self, raw_key: str, query: str, headers: Headers) -> tuple[Query, int]:
+    def fast_read(
+        self, raw_key: str, query: str, headers: Headers, caller: Principal | None = None
+    ) -> tuple[Query, int]:
         """Return what a GET asks for, and its time-out in ms; for `get_answer`. Raises Problem."""
         if headers:
             check_cluster(headers, self._node.cluster_id)
-        return self._get(raw_key, query)
+        return self._get(raw_key, query, caller)
 
-    def _get(self, raw_key: str, query: str) -> tuple[Query, int]:
+    def _get(self, raw_key: str, query: str, caller: Principal | None = None) -> tuple[Query, int]:
         options = read_options(query)
-        wanted = Query("get", (decode_key(raw_key),), options.consistency, options.max_staleness_ms)
+        wanted = Query(
+            "get", (decode_key(raw_key),), options.consistency, options.max_staleness_ms, STORE,
+            caller,
+        )  # fmt: skip
         return wanted, options.timeout_ms or self._timeout_ms
 
     def get_answer(self, result: QueryResult, headers: Headers) -> Answer:

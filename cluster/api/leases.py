@@ -43,7 +43,7 @@ from cluster.api.plain_head import KEEP_ALIVE, LEASES_PATH
 from cluster.api.problems import ProblemError
 from cluster.api.settings import HttpSettings
 from cluster.services.leases import LEASES_SERVICE
-from datapath.operations import Node, Operation, Query, Result
+from datapath.operations import Node, Operation, Principal, Query, Result
 
 MAX_BODY_SIZE_BYTES = 64 * 1024
 
@@ -90,7 +90,9 @@ class LeaseHandlers:
         lease = _in_path(raw_lease)
         return self._kept_alive(lease, await self._ask("keep_alive", ((lease,),), timeout_ms))
 
-    def fast_keep_alive(self, target: str, headers: Headers) -> KeyWrite | None:
+    def fast_keep_alive(
+        self, target: str, headers: Headers, caller: Principal | None = None
+    ) -> KeyWrite | None:
         """Return what a keep-alive of one lease asks for; None: the full path has to judge it."""
         path, _, query = target.partition("?")
         try:
@@ -100,7 +102,7 @@ class LeaseHandlers:
             lease = _in_path(path[len(LEASES_PATH) : -len(KEEP_ALIVE)])
         except ProblemError:
             return None
-        operation = Operation("keep_alive", ((lease,),), service=LEASES_SERVICE)
+        operation = Operation("keep_alive", ((lease,),), service=LEASES_SERVICE, caller=caller)
         return KeyWrite(operation, timeout_ms, partial(self._kept_alive, lease))
 
     def _kept_alive(self, lease: int, result: Result) -> Answer:

@@ -48,12 +48,13 @@ from cluster.api.params import (
 )
 from cluster.api.problems import ProblemError
 from cluster.api.settings import HttpSettings
+from cluster.services.access_guard import VERSION_KEY
 from cluster.services.leases import LEASES_SERVICE
 from cluster.services.lock_state import MAX_NOTE_SIZE_BYTES
 from cluster.services.locks import LOCKS_SERVICE, Acquired
 from datapath.clock import clock_s
 from datapath.errors import OperationError
-from datapath.keyspaces import LOCKS
+from datapath.keyspaces import LOCKS, ROLES
 from datapath.operations import Node, Operation, Query, QueryResult, Result
 
 ASK_AGAIN_S = 5.0
@@ -251,12 +252,14 @@ class LockHandlers:
 class _LockWatch:
     """Sees the committed writes of a lock on this node, and says when to ask the primary.
 
-    That is at first, after each write, and every `ask_again_s`. End it by `end`.
+    That is at first, after each write, and every `ask_again_s`; and when a token or a role has
+    changed (A1). End it by `end`.
     """
 
     def __init__(self, node: Node, name: bytes) -> None:
         self._written = asyncio.Event()
         self._leave = node.observe(LOCKS, name, self._written.set)
+        self._leave_rights = node.observe(ROLES, VERSION_KEY, self._written.set)
         self.ask_again_s = BLIND_ASK_AGAIN_S if self._leave is None else ASK_AGAIN_S
         self._asks_at_s = 0.0
 
@@ -278,8 +281,9 @@ class _LockWatch:
 
     def end(self) -> None:
         """See nothing more."""
-        if self._leave is not None:
-            self._leave()
+        for leave in (self._leave, self._leave_rights):
+            if leave is not None:
+                leave()
 
 
 class _Wish:

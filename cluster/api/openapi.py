@@ -10,6 +10,16 @@ from cluster.api.documents import (
     Move,
     Status,
 )
+from cluster.api.openapi_access import (
+    create_token,
+    delete_role,
+    list_roles,
+    list_tokens,
+    revoke_token,
+    role_parameter,
+    set_role,
+    token_parameter,
+)
 from cluster.api.openapi_keys import (
     delete_key,
     delete_range,
@@ -39,6 +49,7 @@ from cluster.api.params import (
     TIMEOUT,
 )
 from cluster.api.problems import CODES
+from cluster.api.route_rights import SECURITY_SCHEMES
 from cluster.api.schemas import (
     BODY_CODES,
     CHANGE_CODES,
@@ -79,7 +90,9 @@ def own_document() -> Json:
                 "A replicated key-value store. Any node accepts any request and forwards it to the "
                 "primary where needed. Every error is a problem document (RFC 9457) with a stable "
                 "`code`, and on writes an `outcome`. An unlisted method of a path gets 405, an "
-                "unlisted path 404.\n\n"
+                "unlisted path 404. `x-onecopy-right` is the right that an operation needs where "
+                "there is access control, for the keys, locks or services that it names; a "
+                "transaction needs `read` and `write` for its keys.\n\n"
             )
             + _code_list(),
         },
@@ -113,6 +126,14 @@ def own_document() -> Json:
                 **readable(observe_election()),
             },
             "/v1/watch": readable(watch_keys()),
+            "/v1/tokens": {**readable(list_tokens()), "post": create_token()},
+            "/v1/tokens/{id}": {"parameters": [token_parameter()], "delete": revoke_token()},
+            "/v1/roles": readable(list_roles()),
+            "/v1/roles/{name}": {
+                "parameters": [role_parameter()],
+                "put": set_role(),
+                "delete": delete_role(),
+            },
             "/v1/cluster": readable(_cluster()),
             "/v1/cluster/handover": {"post": _handover()},
             "/v1/cluster/nodes/{id}": {"delete": _remove_node(), "patch": _move_node()},
@@ -126,7 +147,7 @@ def own_document() -> Json:
             "/metrics": readable(_metrics()),
             "/openapi.json": readable(_openapi()),
         },
-        "components": {"schemas": SCHEMAS, "headers": HEADERS},
+        "components": {"schemas": SCHEMAS, "headers": HEADERS, "securitySchemes": SECURITY_SCHEMES},
     }  # fmt: skip
 
 

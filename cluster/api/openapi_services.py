@@ -16,6 +16,7 @@ from cluster.api.openapi_keys import (
     IF_LOCK_HEADER,
 )
 from cluster.api.params import GET_CALL_PARAMS, READ_CALL_PARAMS, WRITE_CALL_PARAMS
+from cluster.api.route_rights import with_rights
 from cluster.api.schemas import (
     LOCK_CODES,
     REPEAT_CODES,
@@ -77,6 +78,7 @@ def openapi_document(services: Mapping[str, Host]) -> Json:
         for number, method in enumerate(methods):
             arguments, result = parts[2 * number : 2 * number + 2]
             paths[f"{SERVICES_PATH}{name}/{method.name}"] = _path(host, method, arguments, result)
+    paths = with_rights(paths, f"{SERVICES_PATH}{{service}}/{{method}}")
     components = {**document["components"], "schemas": schemas}
     return {**document, "paths": paths, "components": components}
 

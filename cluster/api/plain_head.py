@@ -37,6 +37,7 @@ _NOT_PLAIN = frozenset(
 _CONDITIONS = frozenset(
     name.lower().encode()
     for name in (
+        hdrs.AUTHORIZATION,
         hdrs.IF_MATCH,
         hdrs.IF_NONE_MATCH,
         IDEMPOTENCY_KEY,
@@ -45,6 +46,7 @@ _CONDITIONS = frozenset(
         CLUSTER,
     )
 )
+_REPEATED = {CLUSTER, hdrs.AUTHORIZATION}
 _NO_HEADERS: Headers = CIMultiDictProxy(CIMultiDict())
 
 
@@ -62,13 +64,14 @@ _blocks: dict[bytes, HeaderBlock | None] = {}
 def read_block(fields: bytes) -> HeaderBlock | None:
     """Read a head's fields, each ending in CR LF; None: they are not plain.
 
-    A client sends the same ones with each request, but for idempotency keys and conditions.
+    A client sends the same ones with each request, but for idempotency keys and conditions. So its
+    token is among them each time, too.
     """
     block = _blocks.get(fields, _blocks)
     if block is _blocks:
         block = _parse_block(fields)
-        # The cluster's id is the same each time, too: a block with that alone is kept.
-        if block is None or len(block.headers) == (CLUSTER in block.headers):
+        # The cluster's id and the token are the same each time, too: a block with these is kept.
+        if block is None or block.headers.keys() <= _REPEATED:
             if len(_blocks) >= _MAX_BLOCKS:
                 _blocks.clear()
             _blocks[fields] = block

@@ -65,6 +65,16 @@ CODES: dict[str, ProblemCode] = {
     "invalid_argument": ProblemCode(
         400, "Invalid argument of a service's method", "Fix the argument named in `detail`."
     ),
+    "unauthenticated": ProblemCode(
+        401,
+        "The caller is not known",
+        "Send a token that this cluster knows: Authorization: Bearer oct_…",
+    ),
+    "forbidden": ProblemCode(
+        403,
+        "The caller's role does not allow it",
+        "Ask an administrator for the right that `detail` names.",
+    ),
     "foreign_origin": ProblemCode(
         403,
         "The request comes from a web page of another origin",
@@ -93,6 +103,8 @@ CODES: dict[str, ProblemCode] = {
     ),
     "not_held": ProblemCode(404, "Nobody holds the lock", "Nothing to do: it is free."),
     "unknown_node": ProblemCode(404, "No such node", "See /v1/cluster for the nodes."),
+    "unknown_token": ProblemCode(404, "No such token", "See `onecopy token list`."),
+    "unknown_role": ProblemCode(404, "No such role", "See `onecopy role list`."),
     "no_data": ProblemCode(
         404, "This node holds no data", "Ask a replica; /v1/cluster lists them."
     ),
@@ -111,6 +123,20 @@ CODES: dict[str, ProblemCode] = {
     "too_many_leases": ProblemCode(
         409, "There are as many leases as there may be", "Revoke those of no use."
     ),
+    "access_off": ProblemCode(
+        409,
+        "This cluster has no access control",
+        "Add [access] to the configuration file of every node.",
+    ),
+    "last_admin": ProblemCode(
+        409,
+        "Nobody could change tokens and roles any more",
+        "Make another token with the right `admin` first.",
+    ),
+    "role_in_use": ProblemCode(409, "Tokens have the role", "Revoke these tokens first."),
+    "role_reserved": ProblemCode(409, "The role is built in", "Use another name."),
+    "too_many_tokens": ProblemCode(409, "There are 10000 tokens", "Revoke those of no use."),
+    "too_many_roles": ProblemCode(409, "There are 1000 roles", "Delete those of no use."),
     "lock_lost": ProblemCode(
         412,
         "The lock is not held under this token",
@@ -233,6 +259,9 @@ CODES: dict[str, ProblemCode] = {
     ),
     "not_primary": ProblemCode(
         503, "This node is not the serving primary", "Ask the node named in `primary`."
+    ),
+    "access_starting": ProblemCode(
+        503, "The first token is not known to the cluster yet", "Try again in a moment."
     ),
     "not_ready": ProblemCode(
         503,

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from time import perf_counter
 from typing import Protocol, TypeVar, cast
 
@@ -17,44 +18,44 @@ import msgspec
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest, StreamResponse
 
-from cluster.api.admin import check_admin
+from cluster.api.access import CHALLENGE, REFUSED, ApiAccess, CallersNode
 from cluster.api.answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer, Response
-from cluster.api.body import ClientGoneError, read_json
-from cluster.api.documents import CurrentPrimary, HandoverRequest, Move, Status
+from cluster.api.audit import Audit
+from cluster.api.body import ClientGoneError
+from cluster.api.cors import let_read, preflight
+from cluster.api.documents import CurrentPrimary, Status
 from cluster.api.headers import check_cluster, cluster_line, revision_line
 from cluster.api.hosts import Hosts, split_target
 from cluster.api.kv import KvHandlers
 from cluster.api.leases import LeaseHandlers
 from cluster.api.listener import HttpListener, ServerTls
 from cluster.api.locks import LockHandlers
+from cluster.api.members import MemberHandlers
 from cluster.api.metrics import Metrics
 from cluster.api.openapi_services import openapi_json
 from cluster.api.params import (
-    REMOVE_PARAMS,
-    TIMEOUT,
     decode_key,
-    decode_percent,
     parse_query,
     waits_for_change,
 )
 from cluster.api.plain_head import KEYS
 from cluster.api.problems import RETRY_AFTER_S, ProblemError, from_operation_error
+from cluster.api.roles import RoleHandlers
+from cluster.api.route_rights import is_admins
 from cluster.api.server import FullConnection, HttpServer
 from cluster.api.services import SERVICES_PATH, ServiceHandlers
 from cluster.api.settings import HttpSettings
 from cluster.api.streams import WatchedNode
 from cluster.api.txn import TxnHandlers
 from cluster.api.watch import WatchHandlers
-from cluster.config.model import split_address
+from cluster.services.access_guard import TokenGuard
 from cluster.services.hosting import Host
 from datapath.complaints import Complaints
 from datapath.errors import OperationError
-from datapath.operations import Node
-from election.identity import Addresses
+from datapath.operations import ANONYMOUS, Node, Principal
 
 logger = logging.getLogger(__name__)
 
-MAX_JSON_BODY_SIZE_BYTES = 64 * 1024
 NODES = "/v1/cluster/nodes/"
 
 _VITAL = frozenset(
@@ -66,10 +67,6 @@ _RETRY_AFTER = b"Retry-After: %d\r\n" % RETRY_AFTER_S
 Keyed = Callable[[BaseRequest, str, str], Awaitable[Answer]]
 Plain = Callable[[BaseRequest, str], Awaitable[Answer]]
 HandlerT = TypeVar("HandlerT", Keyed, Plain)
-
-
-_move_decoder = msgspec.json.Decoder(Move)
-_handover_decoder = msgspec.json.Decoder(HandoverRequest)
 
 
 class ServedNode(Node, WatchedNode, Protocol):
@@ -86,17 +83,23 @@ class HttpApi:
         hosts: Hosts | None = None,
         services: Mapping[str, Host] | None = None,
         tls: ServerTls | None = None,
+        guard: TokenGuard | None = None,
+        audit: Audit | None = None,
     ) -> None:
         """Serve `node`. `hosts` (default: loopback names and IP addresses) is for whom.
 
         `services`: those whose code this node has, by their names. `tls`: what new connections
-        are encrypted with; None: nothing.
+        are encrypted with; None: nothing. `guard`: the node's; None: there is no access control.
         """
         self.node: Node = node
+        self._audit = audit
         self._hosts = hosts or Hosts()
         self._settings = settings or HttpSettings()
         self.complaints = Complaints(logger)
         services = services or {}
+        self.access = ApiAccess(node, guard, self._settings.request_timeout_ms)
+        if guard is not None:  # what handlers ask for is asked by their request's caller
+            node = cast("ServedNode", CallersNode(node, self.access))
         self.kv = kv = KvHandlers(node, self._settings)
         called = ServiceHandlers(node, self._settings, services)
         self._call_methods: dict[str, Keyed] = {
@@ -110,17 +113,18 @@ class HttpApi:
         self.listener = HttpListener(self._server, tls)
         self._tls = tls
         self.streams = self._server.streams
-        self._watches = WatchHandlers(node, self.streams, self._settings.request_timeout_ms)
+        self.streams.on_watcher = lambda: self.access.look_after(self.streams)
+        self._watches = WatchHandlers(
+            node, self.streams, self._settings.request_timeout_ms, self.access
+        )
         self._metrics = Metrics(node.node_id, node.counters, self._numbers, services)
         # HEAD is GET whose body is not sent (see Answer.send).
         self._key_methods: dict[str, Keyed] = {
             "PUT": kv.put, "GET": self._get, "HEAD": self._get, "DELETE": kv.delete,
         }  # fmt: skip
-        self._node_methods: dict[str, Keyed] = {
-            "DELETE": self._remove_node,
-            "PATCH": self._move_node,
-        }
+        members = MemberHandlers(node, self._settings, self.access)
         self.leases = leases = LeaseHandlers(node, self._settings)
+        roles = RoleHandlers(node, self._settings, self.access)
         self._locks, self._elections = (
             LockHandlers(
                 node, self._settings, lambda: self._server.draining, is_election=is_election
@@ -137,7 +141,9 @@ class HttpApi:
                 }
                 for kind, handlers in (("locks", self._locks), ("elections", self._elections))
             },
-            f"{NODES}{{id}}": self._node_methods,
+            f"{NODES}{{id}}": {"DELETE": members.remove, "PATCH": members.move},
+            "/v1/tokens/{id}": {"DELETE": roles.revoke_token},
+            "/v1/roles/{name}": {"PUT": roles.set_role, "DELETE": roles.delete_role},
         }  # fmt: skip
         self._routes: dict[str, dict[str, Plain]] = {
             "/v1/leases": {**_readable(leases.list), "POST": leases.grant},
@@ -148,8 +154,10 @@ class HttpApi:
             "/v1/watch": _readable(self._watch),
             "/v1/services": _readable(called.list_services),
             "/v1/cluster": _readable(self._cluster),
-            "/v1/cluster/handover": {"POST": self._handover},
+            "/v1/cluster/handover": {"POST": members.hand_over},
             "/v1/digest": _readable(self._digest),
+            "/v1/tokens": {**_readable(roles.list_tokens), "POST": roles.create_token},
+            "/v1/roles": _readable(roles.list_roles),
             "/livez": _readable(self._livez),
             "/readyz": _readable(self._readyz),
             "/primary": _readable(self._primary),
@@ -211,6 +219,9 @@ class HttpApi:
             connection.reading = None
         if connection.is_last:
             answer.closes = True
+        let_read(answer, request.headers, self._hosts)
+        if answer.status in REFUSED or method not in _READS:
+            self._note(request, method, answer)
         self.observe(method, request.raw_path, answer, perf_counter() - started)
         return Response(answer)
 
@@ -227,6 +238,41 @@ class HttpApi:
         written = self.complaints.log(kind, text, now, error=error)
         return self._refusal(_unexpected(request_id if written else ""), method)
 
+    def _note(self, request: BaseRequest, method: str, answer: Answer) -> None:
+        """Write the audit log: refusals, and changes that need the right `admin`."""
+        target, transport = request.raw_path, request.transport
+        if answer.status in REFUSED:
+            self.note_refusal(answer, method, target, self.access.current(), transport)
+        elif self._audit is not None and is_admins(target.partition("?")[0]):
+            caller = self.access.current() or ANONYMOUS
+            self._audit.admin(caller.token, _remote(transport), method, target, answer.status)
+
+    def note_refusal(
+        self,
+        answer: Answer,
+        method: str,
+        target: str,
+        caller: Principal | None,
+        transport: asyncio.BaseTransport | None,
+    ) -> None:
+        """Note that a request was refused for its caller: in the audit log, and now and then here.
+
+        What the caller has sent is in neither, but for the path and the id of its token.
+        """
+        token, remote = (caller or ANONYMOUS).token, _remote(transport)
+        if self._audit is not None:
+            self._audit.refused(token, remote, method, target, answer.status)
+        if self.access.is_on:
+            text = f"refused with {answer.status}: token {token or '(none)'} from {remote}"
+            now = asyncio.get_running_loop().time()
+            self.complaints.log("access", text, now, level=logging.WARNING)
+
+    def tick(self, now: float) -> None:
+        """Time has passed; called again and again."""
+        self.complaints.tick(now)
+        if self._audit is not None:
+            self._audit.tick()
+
     def observe(self, method: str, target: str, answer: Answer, seconds: float) -> None:
         """Count an answered request, and log it if asked to."""
         self._metrics.requests.observe(method, answer.status, seconds)
@@ -237,33 +283,48 @@ class HttpApi:
             # Keys may show here, values never do.
             logger.info("%s %s %d %.1f ms", method, target, answer.status, seconds * 1000)
 
-    def _dispatch(self, request: BaseRequest, method: str) -> Awaitable[Answer]:
-        """Return the handler's answer to come. Raises Problem."""
+    async def _dispatch(self, request: BaseRequest, method: str) -> Answer:
+        """Return the handler's answer, if the caller may have it (A1). Raises Problem."""
         target, authority = split_target(request.raw_path)
         self._hosts.check(method, authority, request.headers, request.version)
         check_cluster(request.headers, self.node.cluster_id)
         path, _, query = target.partition("?")
         if cast("FullConnection", request.protocol).reserved and not _is_vital(path):
             raise self._server.full()
+        if (answer := preflight(method, request.headers, self._hosts)) is not None:
+            return answer
+        template, handle = self._find(request, path, query, method)
+        await self.access.enter(template, method, query, request.headers)
+        return await handle()
+
+    def _find(
+        self, request: BaseRequest, path: str, query: str, method: str
+    ) -> tuple[str, Callable[[], Awaitable[Answer]]]:
+        """Return a request's path template, and its handler, to be called. Raises Problem."""
         if path.startswith(KEYS):
-            return _method(self._key_methods, method)(request, path[len(KEYS) :], query)
+            keyed = _method(self._key_methods, method)
+            return f"{KEYS}{{key}}", partial(keyed, request, path[len(KEYS) :], query)
         route = self._routes.get(path)
         if route is not None:
-            return _method(route, method)(request, query)
+            return path, partial(_method(route, method), request, query)
         for template, methods in self._named.items():
             before, _, rest = template.partition("{")
             after = rest.partition("}")[2]
             if path.startswith(before) and path.endswith(after):
                 name = path[len(before) : len(path) - len(after)]
-                return _method(methods, method)(request, name, query)
+                return template, partial(_method(methods, method), request, name, query)
         if path.startswith(SERVICES_PATH):
-            return _method(self._call_methods, method)(request, path[len(SERVICES_PATH) :], query)
+            keyed = _method(self._call_methods, method)
+            template = f"{SERVICES_PATH}{{service}}/{{method}}"
+            return template, partial(keyed, request, path[len(SERVICES_PATH) :], query)
         raise ProblemError("not_found", f"no resource at {path[:200]!r}")
 
     def _refusal(self, problem: ProblemError, method: str) -> Answer:
         lines = problem.headers
         if b"Onecopy-Node" not in lines:
             lines += self._identity()
+        if problem.status == 401:
+            lines += CHALLENGE
         if problem.status == 503:
             lines += _RETRY_AFTER
         body = problem.body(write=method not in _READS)
@@ -300,71 +361,6 @@ class HttpApi:
     async def _digest(self, _request: BaseRequest, query: str) -> Answer:
         parse_query(query, {})
         return self._answer(await self.node.digest())
-
-    async def _handover(self, request: BaseRequest, query: str) -> Answer:
-        asked_by = self._check_admin(request)
-        timeout_ms = self._timeout_ms(query)
-        body = await read_json(request, MAX_JSON_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
-        try:
-            to = _handover_decoder.decode(body).to
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise ProblemError("invalid_body", f'{error}; expected: {{"to": "n2"}}') from None
-        logger.info("handover to %s, requested by %s", to, asked_by)
-        return self._answer(await self.node.handover(to, timeout_ms))
-
-    async def _move_node(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
-        asked_by = self._check_admin(request)
-        node = _one_node(raw_node)
-        timeout_ms = self._timeout_ms(query)
-        body = await read_json(request, MAX_JSON_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
-        try:
-            move = _move_decoder.decode(body)
-            given = [address for address in (move.client, move.peer, move.raft) if address]
-            for address in given:
-                split_address(address)
-        except (msgspec.MsgspecError, ValueError) as error:
-            example = '{"peer": "10.0.0.2:8201"}'
-            raise ProblemError("invalid_body", f"{error}; expected: {example}") from None
-        if not given:
-            raise ProblemError("invalid_body", "name at least one of client, peer and raft")
-        addresses = Addresses(move.client, move.peer, move.raft)
-        view = await self.node.move_member(node, addresses, timeout_ms, asked_by=asked_by)
-        return self._answer(view)
-
-    async def _remove_node(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
-        asked_by = self._check_admin(request)
-        node = _one_node(raw_node)
-        options = parse_query(query, REMOVE_PARAMS)
-        force = options.get("force")
-        if force not in (None, node):
-            raise ProblemError(
-                "invalid_parameter",
-                f"force must be the id of the node to remove, {node!r}, not {force!r}",
-            )
-        timeout_ms = options.get("timeout_ms", self._settings.request_timeout_ms)
-        view = await self.node.remove_member(
-            node, timeout_ms, force=force is not None, asked_by=asked_by
-        )
-        return self._answer(view)
-
-    def _check_admin(self, request: BaseRequest) -> str:
-        """Return who asks, for the log. Raises Problem if they may not change the cluster."""
-        connection = request.transport
-        sockets = ("peername", "sockname")
-        remote, local = (connection and connection.get_extra_info(name) for name in sockets)
-        check_admin(
-            self._settings.admin_from,
-            remote[0] if remote else None,
-            local[0] if local else None,
-            request.headers,
-        )
-        return f"{remote[0]} port {remote[1]} at {self.node.node_id}" if remote else "an unknown"
-
-    def _timeout_ms(self, query: str) -> int:
-        value: int = parse_query(query, TIMEOUT).get(
-            "timeout_ms", self._settings.request_timeout_ms
-        )
-        return value
 
     # --- health: any query is ignored, probes like to add their own ---
 
@@ -403,11 +399,10 @@ class HttpApi:
         return Answer(200, self._openapi_document, JSON, self._identity())
 
 
-def _one_node(raw_node: str) -> str:
-    node = decode_percent(raw_node, "the node's id", "not_found").decode("utf-8")
-    if not node or "/" in node:
-        raise ProblemError("not_found", "name one node: /v1/cluster/nodes/{id}")
-    return node
+def _remote(transport: asyncio.BaseTransport | None) -> str:
+    """Return the address that a request came from."""
+    name = transport.get_extra_info("peername") if transport is not None else None
+    return str(name[0]) if name else ""
 
 
 def _is_vital(path: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from cluster.api import lease_documents
+from cluster.api import access_documents, lease_documents
 from cluster.api.documents import (
     Called,
     CurrentPrimary,
@@ -36,7 +36,8 @@ _UNKNOWN_CODES = {
 }  # fmt: skip
 CONNECTION_CODES = (
     "malformed_request", "head_too_large", "unknown_host", "foreign_origin", "internal_error",
-    "too_many_connections", "wrong_cluster", "cluster_unknown",
+    "too_many_connections", "wrong_cluster", "cluster_unknown", "unauthenticated", "forbidden",
+    "access_starting",
 )  # fmt: skip
 """What any request at all can be answered."""
 
@@ -44,9 +45,13 @@ CONNECTION_CODES = (
 ANSWERS = (
     Written, Deleted, Range, RangeDeleted, TxnAnswer, Status, CurrentPrimary, ClusterStatus, View,
     Digest, EventDocument, ProblemDocument, *lease_documents.LEASE_ANSWERS,
+    *access_documents.ACCESS_ANSWERS,
     Called, QueryAnswer, ServiceList,
 )  # fmt: skip
-BODIES = (HandoverRequest, Move, TxnRequest, *lease_documents.LEASE_BODIES)
+BODIES = (
+    HandoverRequest, Move, TxnRequest, *lease_documents.LEASE_BODIES,
+    *access_documents.ACCESS_BODIES,
+)  # fmt: skip
 
 PARAMETER_CODES = ("unknown_parameter", "invalid_parameter")
 KEY_CODES = ("invalid_key", "key_too_long", *PARAMETER_CODES, "invalid_header")
@@ -136,6 +141,7 @@ HEADERS: Json = {
         "required": True,
         "schema": {"type": "integer", "minimum": 1},
     },
+    "WWW-Authenticate": {"required": True, "schema": {"type": "string"}},
     "Allow": {"required": True, "schema": {"type": "string"}},
 }
 
@@ -178,7 +184,7 @@ def problem_answers(*codes: str, write: bool) -> Json:
 
 
 def _problem_answer(status: int, codes: list[str], *, write: bool) -> Json:
-    extra = {503: ("Retry-After",), 405: ("Allow",)}.get(status, ())
+    extra = {503: ("Retry-After",), 405: ("Allow",), 401: ("WWW-Authenticate",)}.get(status, ())
     return {
         "description": "; ".join(f"`{code}`: {CODES[code].title}" for code in codes),
         "headers": headers(*extra),

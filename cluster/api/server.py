@@ -18,7 +18,8 @@ from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
 from cluster.api.answer import PROBLEM, Answer, Response
 from cluster.api.certificate_name import shown_certificate
-from cluster.api.fast_path import MAX_REQUEST_SIZE_BYTES, FastConnection, FastPathApi
+from cluster.api.fast_path import MAX_REQUEST_SIZE_BYTES, FastConnection
+from cluster.api.fast_path_api import FastPathApi
 from cluster.api.hosts import Hosts
 from cluster.api.memory import Memory
 from cluster.api.params import waits_for_change
@@ -172,7 +173,7 @@ class HttpServer(web.Server):
         loop = asyncio.get_running_loop()
         self._checking = loop.call_later(CHECK_INTERVAL_S, self._check)
         now = loop.time()
-        self.api.complaints.tick(now)
+        self.api.tick(now)
         self.memory.make_room()
         self.streams.check()
         for connection in list(self._fast):

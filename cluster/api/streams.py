@@ -15,12 +15,14 @@ from typing import Any, NamedTuple, Protocol, cast
 from cluster.api.answer import Outgoing
 from cluster.api.events import Encoder, EventEncoder, Form, LeaderEncoder, end_event
 from cluster.api.memory import Memory, Share
+from cluster.api.next_change import NextChange
 from cluster.api.problems import ProblemError, from_operation_error
 from datapath.complaints import Complaints
 from datapath.errors import CompactedError
 from datapath.execution.changes import Event, Span, Watcher
 from datapath.keyspaces import KV, LOCKS
 from datapath.node.history import History
+from datapath.operations import Principal
 from datapath.tasks import Tasks
 from datapath.turns import Turns
 
@@ -84,7 +86,9 @@ class Streams:
         self._scheduled = False
         self._open: dict[WatchConnection, None] = {}  # the one that was sent something last, last
         self._paused: set[WatchConnection] = set()
-        self._waiting: set[asyncio.Event] = set()
+        self._waiting: set[NextChange] = set()
+        self.on_watcher: Callable[[], None] = lambda: None
+        """Called when there is one more."""
         self._in_touch_at = server.now()
 
     @property
@@ -128,14 +132,16 @@ class Streams:
         after: int,
         form: Form,
         first: bytes | None = None,
+        caller: Principal | None = None,
     ) -> None:
         """Take over a connection, whose head has been written.
 
-        `first` is the event of `after` itself; None: where the watch begins is progress.
+        `first` is the event of `after` itself; None: where the watch begins is progress. `caller`:
+        for whom it is; None: nobody is judged.
         """
         encoder = self.encoders[span.keyspace]
         first = encoder.progress(form, after) if first is None else first
-        WatchConnection(self, transport, Watched(span, after, form, encoder, first))
+        WatchConnection(self, transport, Watched(span, after, form, encoder, first, caller))
 
     def transports(self) -> list[asyncio.Transport | None]:
         """Return the connections of all watchers."""
@@ -144,6 +150,7 @@ class Streams:
     def joined(self, connection: WatchConnection) -> None:
         """A watcher is there."""
         self._open[connection] = None
+        self.on_watcher()
 
     def left(self, connection: WatchConnection) -> None:
         """A watcher has gone."""
@@ -198,18 +205,22 @@ class Streams:
 
     # -- those who wait for one change
 
-    async def next_event(self, span: Span, after: int, timeout_s: float) -> Event | int:
+    async def next_event(
+        self, span: Span, after: int, timeout_s: float, caller: Principal | None = None
+    ) -> Event | int:
         """Wait for the next change; without one, return up to which revision there was none.
 
-        Raises CompactedError, and Problem if there are too many watchers.
+        Raises CompactedError, and Problem if there are too many watchers, or the right has gone.
         """
         self.check_open()
         feed, changed = self.history.feed, asyncio.Event()
         watcher = Watcher(span, after, changed.set)
-        self._waiting.add(changed)
+        waiting = NextChange(caller, span, changed)
+        self._waiting.add(waiting)
+        self.on_watcher()
         try:
             async with asyncio.timeout(timeout_s):
-                while self.ended is None:
+                while self.ended is None and waiting.refused is None:
                     changed.clear()
                     progress, found = feed.take(watcher)
                     if progress == "log":
@@ -223,10 +234,27 @@ class Streams:
         except TimeoutError:
             pass
         finally:
-            self._waiting.discard(changed)
+            self._waiting.discard(waiting)
             reached = feed.progress(watcher)
             feed.leave(watcher)
+        if waiting.refused is not None:
+            raise waiting.refused
         return reached
+
+    # -- who watches
+
+    def any_caller(self) -> Principal | None:
+        """Return the caller of some watcher that has one, or None."""
+        return next((item.caller for item in self.watched() if item.caller is not None), None)
+
+    def watched(self) -> list[WatchConnection | NextChange]:
+        """Return all who watch; each can be refused to go on."""
+        return [*self._open, *self._waiting]
+
+    def end_for_now(self, reason: str) -> None:
+        """End all watches until this node is in touch with a primary again."""
+        if self.ended is None:
+            self.end(ProblemError("not_ready", f"{reason}: watch another node"))
 
     # -- time, and the end
 
@@ -254,7 +282,7 @@ class Streams:
         for connection in self._open:
             connection.wake()
         for waiting in list(self._waiting):
-            waiting.set()
+            waiting.changed.set()
 
     async def stop(self) -> None:
         """Leave nothing behind."""
@@ -266,13 +294,14 @@ class Streams:
 
 
 class Watched(NamedTuple):
-    """What one connection watches, after which revision, and what it is sent at once."""
+    """What one connection watches, after which revision, what it is sent at once, and for whom."""
 
     span: Span
     after: int
     form: Form
     encoder: EventEncoder
     first: bytes
+    caller: Principal | None
 
 
 class WatchConnection(asyncio.Protocol):
@@ -280,10 +309,13 @@ class WatchConnection(asyncio.Protocol):
 
     __slots__ = (
         "_after", "_encoder", "_form", "_has_caught_up", "_is_due", "_is_paused", "_is_reading",
-        "_outgoing", "_share", "_streams", "_transport", "_watcher", "sent_at",
+        "_outgoing", "_refused", "_share", "_streams", "_transport", "_watcher", "caller",
+        "sent_at",
     )  # fmt: skip
 
     def __init__(self, streams: Streams, transport: asyncio.Transport, watched: Watched) -> None:
+        self.caller = watched.caller
+        self._refused: ProblemError | None = None
         self._streams = streams
         self._transport: asyncio.Transport | None = transport
         self._form: Form = watched.form
@@ -355,11 +387,21 @@ class WatchConnection(asyncio.Protocol):
             self._is_due = True
             self._streams.go_on_soon(self)
 
+    @property
+    def span(self) -> Span:
+        """The keys that are watched."""
+        return self._watcher.span
+
+    def refuse(self, problem: ProblemError) -> None:
+        """End it, and send nothing of what it has not been sent: its caller's right has gone."""
+        self._refused = problem
+        self.wake()
+
     def resume(self) -> int:
         """Send what comes next, and return what it has cost, in bytes."""
         self._is_due = False
-        if self._streams.ended is not None:
-            self.end(self._streams.ended)
+        if (problem := self._refused or self._streams.ended) is not None:
+            self.end(problem)
             return WRITE_COST_BYTES
         if self._transport is None or self._is_paused or self._is_reading:
             return 0
@@ -392,7 +434,7 @@ class WatchConnection(asyncio.Protocol):
     def _send(self, events: list[Event]) -> int:
         """Send events, and return what it costs to, in bytes."""
         cost_bytes = WRITE_COST_BYTES
-        if events:
+        if events and self._refused is None:
             encode, span = self._encoder.encode, self._watcher.span
             data = b"".join([encode(event, span, self._form) for event in events])
             self._streams.events_total += len(events)

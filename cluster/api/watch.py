@@ -12,6 +12,7 @@ from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 from multidict import istr
 
+from cluster.api.access import ApiAccess, need_of
 from cluster.api.answer import JSON, Answer, transport_of
 from cluster.api.cursor import make_bounds
 from cluster.api.events import CONTENT_TYPES, Form, leader_event, progress_document
@@ -26,11 +27,12 @@ from cluster.api.params import (
 )
 from cluster.api.problems import ProblemError
 from cluster.api.streams import Streams, take_over
+from cluster.services.access import ACCESS_SERVICE
 from cluster.services.lock_state import Holder
 from cluster.services.locks import LOCKS_SERVICE
 from datapath.execution.changes import Event, Span
 from datapath.keyspaces import LOCKS
-from datapath.operations import Node, Query
+from datapath.operations import Node, Principal, Query
 
 LAST_EVENT_ID = istr("Last-Event-ID")
 _REVISION = re.compile(r"[0-9]{1,19}")
@@ -109,7 +111,8 @@ def _form(headers: Headers) -> Form:
 class WatchHandlers:
     """The handlers of watches. `timeout_ms` is the default."""
 
-    def __init__(self, node: Node, streams: Streams, timeout_ms: int) -> None:
+    def __init__(self, node: Node, streams: Streams, timeout_ms: int, access: ApiAccess) -> None:
+        self._access = access
         self._node = node
         self._streams = streams
         self._timeout_ms = timeout_ms
@@ -118,10 +121,11 @@ class WatchHandlers:
         """GET /v1/watch: an answer that does not end."""
         wanted = read_watch(query, request.headers)
         streams = self._streams
+        caller = await self._check_right(wanted.span)
         streams.check_open()
         after = streams.history.feed.index if wanted.after is None else wanted.after
         await self._check(after, self._timeout_ms)
-        return StreamAnswer(streams, wanted.span, after, wanted.form, identity)
+        return StreamAnswer(streams, wanted.span, after, wanted.form, identity, caller)
 
     async def observe(
         self, request: BaseRequest, raw_name: str, query: str, identity: bytes
@@ -133,8 +137,9 @@ class WatchHandlers:
         name, headers = decode_name(raw_name), request.headers
         after = _after(parse_query(query, OBSERVE_PARAMS), headers)
         form, streams = _form(headers), self._streams
-        streams.check_open()
         span, first = Span(name, name + b"\0", LOCKS), None
+        caller = await self._check_right(span)
+        streams.check_open()
         if after is None:
             streams.history  # noqa: B018 -- a witness refuses here
             found = await self._node.query(
@@ -144,21 +149,30 @@ class WatchHandlers:
             after = found.index
             first = leader_event(form, after, name, holder)
         await self._check(after, self._timeout_ms)
-        return StreamAnswer(streams, span, after, form, identity, first)
+        return StreamAnswer(streams, span, after, form, identity, caller, first)
 
     async def next_change(self, key: bytes, query: str, identity: bytes) -> Answer:
         """GET /v1/kv/{key}?after=: the next change of a key, or how far there was none."""
         values = parse_query(query, NEXT_CHANGE_PARAMS)
         streams, span = self._streams, Span(key, key + b"\0")
         timeout_ms = values.get("timeout_ms", self._timeout_ms)
+        caller = await self._check_right(span)
         await self._check(values["after"], timeout_ms)
-        found = await streams.next_event(span, values["after"], timeout_ms / 1000)
+        found = await streams.next_event(span, values["after"], timeout_ms / 1000, caller)
+        await self._check_right(span)
         if isinstance(found, Event):
             document, revision = streams.encoder.encode(found, span, None), found.revision
         else:
             document, revision = progress_document(found), found
         lines = _NO_STORE + identity + revision_line(revision)
         return Answer(200, document, JSON, lines)
+
+    async def _check_right(self, span: Span) -> Principal | None:
+        """Refuse who may not watch these keys (A1); return the caller, None: nobody is judged."""
+        caller = self._access.current()
+        if caller is not None:
+            await self._access.admit(caller, need_of(span))
+        return caller
 
     async def _check(self, after: int, timeout_ms: int) -> None:
         """Refuse a watch from before what is kept, and from what nobody has seen yet."""
@@ -167,7 +181,7 @@ class WatchHandlers:
         if after <= history.feed.index:
             return
         # Another node may have told of it: this one need not have heard yet.
-        known = await self._node.query(Query("get", (b"\0",)), timeout_ms)
+        known = await self._node.query(Query("changed_at", service=ACCESS_SERVICE), timeout_ms)
         if after > known.index:
             raise ProblemError(
                 "future_revision",
@@ -186,6 +200,7 @@ class StreamAnswer(Answer):
         after: int,
         form: Form,
         identity: bytes,
+        caller: Principal | None,
         first: bytes | None = None,
     ) -> None:
         # Each answer ends with its connection: so its events need no framing of their own.
@@ -194,7 +209,7 @@ class StreamAnswer(Answer):
         )  # fmt: skip
         super().__init__(200, None, headers=lines, closes=True)
         self._streams = streams
-        self._watch = span, after, form, first
+        self._watch = span, after, form, first, caller
 
     async def send(self, request: BaseRequest, *, closes: bool) -> None:
         """Send the head, and hand the connection over."""
@@ -202,8 +217,8 @@ class StreamAnswer(Answer):
         transport_of(request).write(self._head_for(request, closes=True))
         if request.method == "HEAD":
             return
-        span, after, form, first = self._watch
+        span, after, form, first, caller = self._watch
         transport = take_over(request.protocol)
         if form == "sse":
             transport.write(_SSE_START)
-        self._streams.begin(transport, span, after, form, first)
+        self._streams.begin(transport, span, after, form, first, caller)

@@ -100,6 +100,7 @@ class WireTransport(Transport):
         timeout_ms: int,
         discover: bool = True,
         cluster_id: str = "",
+        token: str = "",
         tls: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__(
@@ -108,6 +109,7 @@ class WireTransport(Transport):
             max_connections=4,
             discover=discover,
             cluster_id=cluster_id,
+            token=token,
             tls=tls,
         )
         self._idle: dict[str, list[Connection]] = {}

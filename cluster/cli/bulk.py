@@ -40,9 +40,11 @@ from cluster.cli.common import (
     error_fields,
     exit_code_of,
     fail,
+    given_token,
     open_endpoints,
     report_errors,
     tls_files,
+    whom,
 )
 from cluster.client.aio import AsyncClient
 from cluster.client.errors import UnavailableError, UnknownOutcomeError
@@ -182,6 +184,7 @@ def _load(
                 timeout_ms=nodes.timeout_ms,
                 discover=nodes.discover,
                 cluster_id=state.cluster,
+                token=given_token(),
                 tls=make_tls(*tls_files()),
             )
             loader = Loader(
@@ -317,7 +320,7 @@ def _state_of_file(
 
 async def _meet(urls: list[str]) -> Met:
     """Return the cluster that the load is for; all of it goes there or nowhere."""
-    async with AsyncClient(urls, discover=False, **tls_files()._asdict()) as client:
+    async with AsyncClient(urls, discover=False, **whom()) as client:
         found = (await client.status()).cluster_id
         if client.revision is None:  # a node without data has answered
             await client.page(limit=1, keys_only=True)
@@ -375,7 +378,7 @@ def dump(
 
         async def main(write: Callable[[bytes], object]) -> DumpTotals:
             async with AsyncClient(
-                urls, timeout_ms=timeout_ms, discover=not no_discover, **tls_files()._asdict()
+                urls, timeout_ms=timeout_ms, discover=not no_discover, **whom()
             ) as client:
                 return await dump_records(client, prefix, write, on_progress)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, NamedTuple, NoReturn, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, NoReturn, TypedDict, TypeVar
 
 import click
 
 from cluster.client.aio import DEFAULT_ENDPOINTS
-from cluster.client.arguments import AFTER_MAX
+from cluster.client.arguments import AFTER_MAX, check_token
 from cluster.client.endpoints import Scheme, normalize_endpoint
 from cluster.client.errors import (
     ClientError,
@@ -40,6 +42,35 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 WRITE_INTERRUPTED = "a write may or may not have been applied"
 CHANGE_INTERRUPTED = "the change may or may not have been made; see: onecopy status"
 READ_INTERRUPTED = ""
+_TOKEN_FILE = "onecopy.token_file"  # noqa: S105 -- a name
+
+
+def _keep_token_file(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
+    ctx.meta[_TOKEN_FILE] = value
+
+
+def given_token() -> str:
+    """Return the token of --token-file, or of ONECOPY_TOKEN, or "". Raises UsageError.
+
+    There is no option that takes the token: everybody on the machine would see it in `ps`.
+    """
+    context = click.get_current_context(silent=True)
+    file: Path | None = None if context is None else context.meta.get(_TOKEN_FILE)
+    source, token = "ONECOPY_TOKEN", os.environ.get("ONECOPY_TOKEN", "")
+    if file is not None:
+        source = f"--token-file {file}"
+        try:
+            token = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise click.UsageError(f"{source} holds no token") from None
+        except OSError as error:
+            raise click.UsageError(f"{source} cannot be read: {error.strerror}") from None
+        if not token.strip():
+            raise click.UsageError(f"{source} is empty")
+    try:
+        return check_token(token.strip())
+    except ClientError:
+        raise click.UsageError(f"{source} holds no token") from None
 
 
 class TlsFiles(NamedTuple):
@@ -68,8 +99,23 @@ def tls_files() -> TlsFiles:
     return TlsFiles(*(meta.get(f"{__name__}.tls_{name}", "") for name in TlsFiles._fields))
 
 
+class Whom(TypedDict):
+    """What a client shows to nodes, and recognises them by."""
+
+    token: str
+    cacert: str
+    cert: str
+    key: str
+
+
+def whom() -> Whom:
+    """Return that of the running command. Raises UsageError."""
+    files = tls_files()
+    return Whom(token=given_token(), cacert=files.cacert, cert=files.cert, key=files.key)
+
+
 def endpoint_options(function: Function) -> Function:
-    """Add --endpoints, --no-discover, --json, --cacert, --cert and --key to a command."""
+    """Add --endpoints, --no-discover, --json, --token-file, --cacert, --cert and --key."""
     for name, text in reversed(_TLS_HELP.items()):
         variable = f"ONECOPY_{name.upper()}"
         function = click.option(
@@ -81,6 +127,13 @@ def endpoint_options(function: Function) -> Function:
             callback=_keep,
             help=f"{text} [env: {variable}].",
         )(function)
+    function = click.option(
+        "--token-file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        expose_value=False,
+        callback=_keep_token_file,
+        help="File that holds the token of who asks [env: ONECOPY_TOKEN is the token itself].",
+    )(function)
     function = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")(
         function
     )
@@ -140,9 +193,7 @@ def open_client(
     urls = open_endpoints(endpoints)
     with (
         report_errors(as_json=as_json, interrupted=interrupted),
-        Client(
-            urls, timeout_ms=timeout_ms, discover=not no_discover, **tls_files()._asdict()
-        ) as client,
+        Client(urls, timeout_ms=timeout_ms, discover=not no_discover, **whom()) as client,
     ):
         yield client
 
@@ -228,6 +279,9 @@ def _meaning(error: ClientError) -> tuple[int, str, str]:
                 "--endpoints, wait longer with --timeout-ms, or start a cluster with: onecopy up"
             )
             return EXIT_UNAVAILABLE, "not_applied", advice
+        case NotAppliedError(status=401):
+            advice = "Nothing was applied. Give a token by --token-file or ONECOPY_TOKEN."
+            return EXIT_NOT_APPLIED, "not_applied", advice
         case NotAppliedError():
             code = EXIT_USAGE if error.status == 0 else EXIT_NOT_APPLIED
             return code, "not_applied", "Nothing was applied."

@@ -29,6 +29,8 @@ COMMANDS = {
     "handover": "cluster.cli.cluster:handover",
     "remove": "cluster.cli.cluster:remove",
     "member": "cluster.cli.member:member",
+    "token": "cluster.cli.access:token",
+    "role": "cluster.cli.access:role",
     "load": "cluster.cli.bulk:load",
     "dump": "cluster.cli.bulk:dump",
     "certs": "cluster.cli.certs:certs",

@@ -12,7 +12,7 @@ from cluster.cli.common import fail
 from cluster.config.model import ConfigError
 from cluster.exit_codes import EXIT_NOT_APPLIED
 from cluster.terminal import say
-from cluster.up.directory import REPLICAS_MAX, UpError, check_ports, prepare_config
+from cluster.up.directory import REPLICAS_MAX, TOKEN_NAME, UpError, check_ports, prepare_config
 from cluster.up.display import open_view
 from cluster.up.services import read_services
 from cluster.up.supervisor import run_up, sole_runner
@@ -43,6 +43,13 @@ from cluster.up.supervisor import run_up, sole_runner
     help="First HTTP port; peer and raft ports are 100 and 200 higher [default: 8101].",
 )
 @click.option(
+    "--access",
+    "with_access",
+    is_flag=True,
+    help="A new cluster has access control: the first token is drawn, shown, and kept in "
+    "DATA/admin.token.",
+)
+@click.option(
     "--tls",
     is_flag=True,
     help="Encrypt a new cluster, with an authority of its own in DATA/certs.",
@@ -60,6 +67,7 @@ def up(
     witnesses: int | None,
     data: Path,
     port: int | None,
+    with_access: bool,
     tls: bool,
     services: tuple[str, ...],
     no_restart: bool,
@@ -77,6 +85,7 @@ def up(
             port=port,
             tls=tls,
             services=read_services(services, data),
+            with_access=with_access,
         )
         with sole_runner(config.path.parent):
             check_ports(config)
@@ -84,6 +93,9 @@ def up(
                 say(f"{click.style('warning:', fg='yellow')} {warning}")
             word = "new cluster" if is_new else "resuming the cluster"
             say(f"{word} in {config.path.parent}")
+            if is_new and config.access is not None:
+                file = config.path.parent / TOKEN_NAME
+                say(f"the first administrator's token, kept in {file}: {file.read_text().strip()}")
             view = open_view()
             try:
                 code = run_up(config, view, restart=not no_restart)

@@ -17,6 +17,7 @@ from typing import Self
 
 import msgspec
 
+from cluster.client.access_calls import AsyncAccessCalls
 from cluster.client.arguments import (
     DEFAULT_PAGE_SIZE,
     MILLISECONDS_MAX,
@@ -27,6 +28,7 @@ from cluster.client.arguments import (
     check_number,
     check_text,
     check_timeout,
+    check_token,
     check_value,
 )
 from cluster.client.errors import (
@@ -66,7 +68,7 @@ from datapath.operations import Ack, Consistency
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
 
 
-class AsyncClient(AsyncOperatorCalls, AsyncLeaseCalls, AsyncServiceCalls):
+class AsyncClient(AsyncOperatorCalls, AsyncAccessCalls, AsyncLeaseCalls, AsyncServiceCalls):
     """A client of one cluster. Use it as an async context manager, or call `close`."""
 
     def __init__(
@@ -77,6 +79,7 @@ class AsyncClient(AsyncOperatorCalls, AsyncLeaseCalls, AsyncServiceCalls):
         max_connections: int = 64,
         discover: bool = True,
         cluster_id: str = "",
+        token: str = "",
         cacert: str = "",
         cert: str = "",
         key: str = "",
@@ -85,10 +88,11 @@ class AsyncClient(AsyncOperatorCalls, AsyncLeaseCalls, AsyncServiceCalls):
 
         With `discover` the client finds the other nodes, if the named URLs are the addresses that
         the nodes advertise; without it, or behind a proxy, it uses only the named nodes.
-        `cluster_id` is the cluster to use, "" for the first that answers. `cacert` names the file
-        of the authority by which nodes are recognised at https URLs (default: the system's),
-        `cert` and `key` those of a certificate by which they recognise this client. Nothing is
-        sent yet. Raises ValueError for an invalid endpoint or file, TypeError for wrong types.
+        `cluster_id` is the cluster to use, "" for the first that answers. `token` says who asks,
+        where the cluster has access control. `cacert` names the file of the authority by which
+        nodes are recognised at https URLs (default: the system's), `cert` and `key` those of a
+        certificate by which they recognise this client. Nothing is sent yet. Raises ValueError for
+        an invalid endpoint or file, TypeError for wrong types.
         """
         given = check_endpoints(endpoints)
         files = (check_text("cacert", cacert), check_text("cert", cert), check_text("key", key))
@@ -102,6 +106,7 @@ class AsyncClient(AsyncOperatorCalls, AsyncLeaseCalls, AsyncServiceCalls):
                 max_connections=check_number("max_connections", max_connections, 1, 65_536),
                 discover=check_flag("discover", discover),
                 cluster_id=check_text("cluster_id", cluster_id),
+                token=check_token(token),
                 tls=tls,
             )
         except InvalidRequestError as error:  # no request: here a ValueError is what Python has

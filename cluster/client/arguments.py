@@ -42,6 +42,17 @@ def check_value(value: object, name: str = "value") -> bytes:
     return check_text(name, value).encode()
 
 
+def check_token(token: object) -> str:
+    """Return a token that a header can carry; what is wrong with it is said without it."""
+    text = check_text("token", token)
+    if not all("!" <= character <= "~" for character in text):
+        raise InvalidRequestError(
+            "token must be printable ASCII without spaces: strip the line end of a file",
+            code="invalid_argument",
+        )
+    return text
+
+
 def check_text(name: str, value: object) -> str:
     """Return text that UTF-8 can carry."""
     if not isinstance(value, str):

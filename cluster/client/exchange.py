@@ -121,11 +121,13 @@ def hold_doubt(call: Request, reply: FinalResponse, doubtful: ClientError | None
     """Refuse to call a write not applied after a try that may yet be.
 
     A failed If-Match is final all the same: a revision that has passed never comes back. So is a
-    request that is wrong in itself.
+    request that is wrong in itself. A right may have gone since the earlier try.
     """
     if doubtful is None or reply.status < 400:
         return
-    passing = reply.status == 507 or (reply.status == 412 and "If-Match" not in call.headers)
+    passing = reply.status in {401, 403, 507} or (
+        reply.status == 412 and "If-Match" not in call.headers
+    )
     if passing or decode_problem(reply.status, reply.body).code in PASSING_CODES:
         raise_failure(call, doubtful, doubtful)
 

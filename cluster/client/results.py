@@ -210,3 +210,38 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
     outcome: str = ""
     oldest: int = 0
+
+
+class TokenInfo(msgspec.Struct, frozen=True):
+    """A token, without what proves it. `revision`: at which it was made."""
+
+    id: str
+    role: str
+    note: str
+    revision: int
+
+
+class NewTokenInfo(msgspec.Struct, frozen=True):
+    """A token that was just made: `token` is its text, which is told this once."""
+
+    id: str
+    token: str
+    role: str
+
+
+class RoleRights(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a role may do: prefixes of keys, and of names of locks; names of services."""
+
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    watch: tuple[str, ...] = ()
+    lock: tuple[str, ...] = ()
+    call: tuple[str, ...] = ()
+    admin: bool = False
+
+
+class RoleInfo(msgspec.Struct, frozen=True):
+    """A role, and its rights."""
+
+    name: str
+    rights: RoleRights

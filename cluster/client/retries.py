@@ -91,12 +91,14 @@ class Transport:
         max_connections: int,
         discover: bool = True,
         cluster_id: str = "",
+        token: str = "",
         tls: ssl.SSLContext | None = None,
     ) -> None:
         """`cluster_id`: the cluster to talk to, "" for the first that answers.
 
-        `tls`: what https connections are made with; None: as the system does.
+        `tls`: what https connections are made with; None: as the system does. `token`: "" for none.
         """
+        self._authorization = f"Bearer {token}" if token else ""
         scheme: Scheme = "http" if tls is None else "https"
         self.endpoints = Endpoints(endpoints, discover=discover, scheme=scheme)
         self.tls = tls
@@ -297,6 +299,8 @@ class Transport:
 
     def _headers(self, call: Request) -> Mapping[str, str]:
         headers = dict(call.headers)
+        if self._authorization:
+            headers["Authorization"] = self._authorization
         if self.cluster_id:
             headers[CLUSTER_HEADER] = self.cluster_id
         if call.after is not None:

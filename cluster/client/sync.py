@@ -34,6 +34,7 @@ from cluster.client.results import (
     TxnResult,
     ViewSummary,
 )
+from cluster.client.sync_access import AccessCalls
 from cluster.client.sync_leasing import LeaseCalls
 from cluster.client.sync_services import ServiceCalls
 from cluster.client.sync_watching import KeyWatch, Mirror
@@ -48,7 +49,7 @@ class _Parts(NamedTuple):
     runner: LoopThread
 
 
-class Client(ServiceCalls, LeaseCalls):
+class Client(AccessCalls, ServiceCalls, LeaseCalls):
     """A blocking client of one cluster. Use it as a context manager, or call `close`.
 
     After a fork, the child's copy opens new connections to the same cluster. A client that is
@@ -65,6 +66,7 @@ class Client(ServiceCalls, LeaseCalls):
         max_connections: int = 64,
         discover: bool = True,
         cluster_id: str = "",
+        token: str = "",
         cacert: str = "",
         cert: str = "",
         key: str = "",
@@ -80,6 +82,7 @@ class Client(ServiceCalls, LeaseCalls):
                 max_connections=max_connections,
                 discover=discover,
                 cluster_id=cluster_id,
+                token=token,
                 cacert=cacert,
                 cert=cert,
                 key=key,

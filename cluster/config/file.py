@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from cluster.config.access_section import AccessSection
 from cluster.config.checks import check_config
 from cluster.config.model import (
     ApiSection,
@@ -36,6 +37,7 @@ from datapath.service import SERVICE_NAME_PATTERN
 SECRET_MIN_BYTES = 16
 SECRETS_MAX = 2
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+ROLE_PATTERN = "[a-z][a-z0-9_-]{0,30}"
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
@@ -44,7 +46,9 @@ def load_config(path: Path | str) -> ClusterConfig:
     """Read and check the file. Raises ConfigError; touches nothing but the file and the secret."""
     path = Path(path).absolute()
     tree = _read_toml(path)
-    sections = ("cluster", "nodes", "routes", "timing", "limits", "api", "tls", "services")
+    sections = (
+        "cluster", "nodes", "routes", "timing", "limits", "api", "tls", "access", "services",
+    )  # fmt: skip
     _refuse_unknown(path, "", tree, sections)
     cluster = _convert(path, "cluster", tree.get("cluster", {}), ClusterSection)
     nodes = {
@@ -74,12 +78,32 @@ def load_config(path: Path | str) -> ClusterConfig:
         timing=_convert(path, "timing", tree.get("timing", {}), TimingSection),
         limits=_convert(path, "limits", tree.get("limits", {}), LimitsSection),
         api=_convert(path, "api", tree.get("api", {}), ApiSection),
+        access=_read_access(path, tree),
         tls=_read_tls(path, tree),
         services=_read_services(path, tree),
         reads=cluster.reads,
     )
     warnings += check_config(config)
     return msgspec.structs.replace(config, warnings=tuple(warnings))
+
+
+def _read_access(path: Path, tree: Any) -> AccessSection | None:
+    if "access" not in tree:
+        return None
+    access = _convert(path, "access", tree["access"], AccessSection)
+    if not re.fullmatch("[0-9a-f]{16}:[0-9a-f]{64}", access.admin_token_hash):
+        problem = (
+            "must be the id and the SHA-256 of a token, never the token itself; make one with: "
+            "onecopy token init admin.token"
+        )
+        raise ConfigError(path, "access.admin_token_hash", problem)
+    if access.anonymous and not re.fullmatch(ROLE_PATTERN, access.anonymous):
+        problem = "must be the name of a role: 1 to 31 of a-z, 0-9, '_' and '-'"
+        raise ConfigError(path, "access.anonymous", problem)
+    if access.audit_file:
+        file = str((path.parent / access.audit_file).resolve())
+        access = msgspec.structs.replace(access, audit_file=file)
+    return access
 
 
 def _read_tls(path: Path, tree: Any) -> TlsSection:
@@ -114,6 +138,7 @@ def render_config(
     nodes: Mapping[str, NodeConfig],
     services: Mapping[str, ServiceConfig] | None = None,
     tls: TlsSection | None = None,
+    access: AccessSection | None = None,
 ) -> str:
     """Return the text of a configuration file, timing and limits at their defaults."""
     lines = ["# Written by onecopy up. Every field: docs/configuration.md.", "[cluster]"]
@@ -127,6 +152,8 @@ def render_config(
         lines += ["", "[tls]"]
         fields = msgspec.structs.asdict(tls).items()
         lines += [f"{field} = {_literal(value)}" for field, value in fields if value]
+    if access is not None:
+        lines += ["", "[access]", f"admin_token_hash = {_literal(access.admin_token_hash)}"]
     return "\n".join(lines) + "\n" + render_services(services or {})
 
 
@@ -216,6 +243,7 @@ def _plain(problem: str) -> str:
 def _example(field: str) -> str:
     examples = {
         "name": 'add [cluster] name = "demo"',
+        "admin_token_hash": "make one with: onecopy token init admin.token",
         "client": 'add client = "127.0.0.1:8101"',
         "peer": 'add peer = "127.0.0.1:8201"',
         "raft": 'add raft = "127.0.0.1:8301"',

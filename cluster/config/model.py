@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from cluster.config.access_section import AccessSection
 from cluster.config.tls_section import TlsSection
 from election.identity import Channel
 from election.view import MemberRole
@@ -331,8 +332,8 @@ class ApiSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     origins: Annotated[
         tuple[str, ...],
         Meta(
-            description="Origins of web pages from elsewhere that may change data, as browsers "
-            'write them: `"https://tools.example"`.'
+            description="Origins of web pages from elsewhere that may use the API (CORS), as "
+            'browsers write them: `"https://tools.example"`.'
         ),
     ] = ()
 
@@ -399,6 +400,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     timing: TimingSection
     limits: LimitsSection
     api: ApiSection = ApiSection()
+    access: AccessSection | None = None
     tls: TlsSection = TlsSection()
     services: dict[str, ServiceConfig] = {}
     reads: ReadMode = "leased"

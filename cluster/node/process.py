@@ -25,7 +25,10 @@ from cluster.node.renewal import Renewal
 from cluster.node.settings import (
     LOG_KEPT_FACTOR,
     agreement_settings,
+    audit_of,
     bounds_of,
+    first_admin_of,
+    guard_of,
     load_hosts,
     make_storage,
     shared_secret,
@@ -171,6 +174,7 @@ class NodeRuntime:
             tls=tls,
             max_unauthenticated=descriptors.max_unauthenticated,
         )
+        self._guard = guard_of(config)
         self._gateway = Gateway(
             node_id,
             config.name,
@@ -178,6 +182,7 @@ class NodeRuntime:
             directory.pin_peer,
             directory.cluster_id,
             config.limits.min_in_sync,
+            self._guard,
         )
         self._gateway.listen(self._on_view)
         self._gateway.share_notices(self._registry)
@@ -203,6 +208,8 @@ class NodeRuntime:
             self._hosts,
             self._hosted,
             tls,
+            self._guard,
+            audit_of(config, node_id),
         )
         self._tasks = Tasks(self._end)
         parts = Parts(
@@ -239,7 +246,10 @@ class NodeRuntime:
             self._node_id,
             secrets.token_hex(8),
             {
-                **built_in_services(timing_of(self._config).stall_threshold_ms),
+                **built_in_services(
+                    timing_of(self._config).stall_threshold_ms,
+                    first_admin=first_admin_of(self._config),
+                ),
                 **self._hosted,
             },
             make_storage(self._config, self._directory, self._descriptors),
@@ -252,6 +262,7 @@ class NodeRuntime:
             on_view=self._gateway.share_view,
             on_fatal=self._end,
             bind_cluster=self._directory.bind_cluster,
+            access=self._guard,
         )
         self._receiver = SnapshotReceiver(
             engine.snapshots.make_sink, engine.snapshots.install, on_error=engine.fail_if_fatal

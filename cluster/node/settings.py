@@ -6,14 +6,18 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from cluster.api.audit import Audit
 from cluster.config.model import ClusterConfig, ConfigError, Secret, ServiceConfig
 from cluster.node.descriptors import Descriptors
+from cluster.services.access_guard import TokenGuard
 from cluster.services.hosting import Host, HostLimits
 from cluster.services.loading import load_service
 from cluster.services.scoped import Rights
 from cluster.services.signatures import ServiceError
+from datapath.clock import clock_s
 from datapath.node.replica_disk import ReplicaStorage
 from datapath.node.retention import SNAPSHOT_LOG_HARD_FACTOR
+from datapath.operations import Principal
 from datapath.records import MAX_RECORD_SIZE_BYTES
 from datapath.settings import Bounds, ClientTableBounds, Timing
 from datapath.storage.data_directory import DataDirectory
@@ -54,6 +58,32 @@ def agreement_settings(
         leader_fallback_ms=max(500, timing.raft_election_max_ms + 100),
         connection_timeout_ms=max(1000, 3 * timing.raft_election_max_ms),
     )
+
+
+def guard_of(config: ClusterConfig) -> TokenGuard:
+    """Return who judges requests on this node; without [access], nobody is judged."""
+    access = config.access
+    return TokenGuard(is_on=access is not None, anonymous=access.anonymous if access else "")
+
+
+def first_admin_of(config: ClusterConfig) -> Principal | None:
+    """Return whose token the cluster takes as the first administrator's."""
+    if config.access is None:
+        return None
+    token, _, digest = config.access.admin_token_hash.partition(":")
+    return Principal(token, bytes.fromhex(digest))
+
+
+def audit_of(config: ClusterConfig, node_id: str) -> Audit | None:
+    """Open this node's audit log. Raises ConfigError."""
+    if config.access is None or not config.access.audit_file:
+        return None
+    path = Path(config.access.audit_file.replace("{node}", node_id))
+    try:
+        return Audit(path, node_id, clock_s)
+    except OSError as error:
+        problem = f"{path} cannot be written: {error.strerror}"
+        raise ConfigError(config.path, "access.audit_file", problem) from error
 
 
 def shared_secret(config: ClusterConfig) -> SharedSecret:

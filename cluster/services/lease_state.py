@@ -1,6 +1,7 @@
 """What the replicated state has of client leases, in the keyspace LEASES.
 
-    l ID        a lease: its TTL in ms (32 bits), how many keys hang on it, how many claims it has
+    l ID        a lease: its TTL in ms (32 bits), how many keys hang on it, how many claims it has,
+                and the name of the role that it was granted to, empty without access control
     k ID KEY    a key hangs on it
     c ID NAME   it holds the lock NAME, or waits for it: the revision of its claim
 
@@ -12,8 +13,9 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from cluster.services.rights import ADMIN_ROLE
 from datapath import keyspaces
-from datapath.errors import RejectedError
+from datapath.errors import OperationNotAppliedError, RejectedError
 from datapath.records import Entry
 from datapath.service import ReadTransaction, Transaction
 
@@ -33,6 +35,12 @@ class LeaseState(NamedTuple):
     ttl_ms: int
     keys: int
     claims: int
+    owner: str = ""
+
+
+def may_use(role: str, owner: str) -> bool:
+    """A1: whether a lease of `owner` is for who has `role`: its own, or the administrators'."""
+    return role in {"", owner, ADMIN_ROLE} or not owner
 
 
 def lease_key(lease: int) -> bytes:
@@ -48,16 +56,17 @@ def read_lease(leases: ReadTransaction, lease: int) -> LeaseState | None:
 
 def decode_lease(stored: bytes) -> LeaseState:
     """Return what stands under a lease's key."""
-    return LeaseState(*_STATE.unpack(stored))
+    ttl_ms, keys, claims = _STATE.unpack_from(stored)
+    return LeaseState(ttl_ms, keys, claims, stored[_STATE.size :].decode())
 
 
 def write_lease(leases: Transaction, lease: int, state: LeaseState) -> None:
     """Store a lease."""
-    leases.put(lease_key(lease), _STATE.pack(*state))
+    leases.put(lease_key(lease), _STATE.pack(*state[:3]) + state.owner.encode())
 
 
 def need_lease(leases: Transaction, lease: int) -> LeaseState:
-    """Return a lease. Raises RejectedError "lease_not_found"."""
+    """Return a lease. Raises RejectedError "lease_not_found", OperationNotAppliedError."""
     state = read_lease(leases, lease)
     if state is None:
         raise RejectedError(
@@ -65,7 +74,16 @@ def need_lease(leases: Transaction, lease: int) -> LeaseState:
             f"there is no lease {lease}: it has ended, or was never granted. Grant a new one",
             for_good=lease < leases.index,
         )
+    if not may_use(leases.role, state.owner):
+        raise foreign_lease(lease)
     return state
+
+
+def foreign_lease(lease: int) -> OperationNotAppliedError:
+    """Make the refusal of a lease that was granted to another role."""
+    return OperationNotAppliedError(
+        "forbidden", f"lease {lease} was granted to another role: use one of your own"
+    )
 
 
 def attach(tx: Transaction, kind: bytes, lease: int, name: bytes) -> None:

@@ -24,7 +24,9 @@ from cluster.services.lease_state import (
     MAX_LEASE_KEYS,
     LeaseState,
     decode_lease,
+    foreign_lease,
     lease_key,
+    may_use,
     names_of,
     need_lease,
     read_lease,
@@ -88,7 +90,7 @@ class Leases(Service):
                 "too_many_leases", f"there are {MAX_LEASES} leases: revoke those of no use"
             )
         lease = tx.index
-        write_lease(tx.keyspace(keyspaces.LEASES), lease, LeaseState(ttl_ms, 0, 0))
+        write_lease(tx.keyspace(keyspaces.LEASES), lease, LeaseState(ttl_ms, 0, 0, tx.role))
         self.expiry.renew(lease, ttl_ms)
         self.granted_total += 1
         return lease
@@ -101,6 +103,8 @@ class Leases(Service):
         for lease in leases[:MAX_KEEP_ALIVES]:
             state = read_lease(tx, lease)
             if state is not None:
+                if not may_use(tx.role, state.owner):
+                    raise foreign_lease(lease)
                 self.expiry.renew(lease, state.ttl_ms)
             found.append(0 if state is None else state.ttl_ms)
         self.kept_alive_total += len(found) - found.count(0)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import ClassVar, NamedTuple
 
-from cluster.services.lease_state import read_claim
+from cluster.services.lease_state import foreign_lease, may_use, read_claim, read_lease
 from cluster.services.leases import Leases
 from cluster.services.lock_state import (
     MAX_WAITING,
@@ -64,6 +64,7 @@ class Locks(Service):
         `lease` 0: grant one of `ttl_ms`. Raises RejectedError "lock_held", "lock_queue_full",
         "lease_not_found", "lease_full", "too_many_leases".
         """
+        _check_owner(tx, lease)
         holder = read_holder(tx, name)
         if holder is None:
             lease = lease or self._leases.begin(tx, ttl_ms)
@@ -98,6 +99,7 @@ class Locks(Service):
     @operation
     def withdraw(self, tx: Transaction, name: bytes, lease: int) -> int:
         """Wait no longer; return 0, or the token if the lease has become the holder meanwhile."""
+        _check_owner(tx, lease)
         holder = read_holder(tx, name)
         if holder is not None and holder.lease == lease:
             return holder.token
@@ -129,6 +131,13 @@ class Locks(Service):
             "locks_waited_for_total": self.waited_total,
             "locks_released_total": self.released_total,
         }
+
+
+def _check_owner(tx: Transaction, lease: int) -> None:
+    """Refuse a lease of another role (A1): its token is nobody else's to be told."""
+    state = read_lease(tx.keyspace(keyspaces.LEASES), lease) if lease else None
+    if state is not None and not may_use(tx.role, state.owner):
+        raise foreign_lease(lease)
 
 
 def lock_held(name: bytes, holder: Holder) -> RejectedError:

@@ -223,6 +223,11 @@ class Scoped(ScopedReader):
             raise RuntimeError("an async operation does not know its index before it has ended")
         return self._writable.index
 
+    @property
+    def role(self) -> str:
+        """The role of who calls; "": none, there is no access control."""
+        return self._writable.role
+
     def put(self, key: bytes, value: bytes) -> None:
         """Write `value` under `key`; a key of the store hangs on no lease from then on."""
         full = self._full(key)

@@ -22,7 +22,8 @@ from cluster.client.services import MethodCall, ServiceName, ServiceProxy
 from cluster.services.hosting import DIFFERENCE, START, Host, HostLimits
 from cluster.services.scoped import Rights, data_prefix
 from datapath.errors import OperationError, RejectedError
-from datapath.execution.executor import Executor, ReadView
+from datapath.execution.executor import Executor
+from datapath.execution.read_view import ReadView
 from datapath.keyspaces import SERVICES
 from datapath.operations import Operation
 from datapath.service import Service

@@ -14,11 +14,14 @@ from pathlib import Path
 from cluster.certificates.authority import Authority
 from cluster.certificates.hosts import LOOPBACK_HOSTS
 from cluster.certificates.private_files import write_file
+from cluster.config.access_section import AccessSection
 from cluster.config.file import load_config, render_config, render_services
 from cluster.config.model import ClusterConfig, NodeConfig, ServiceConfig, split_address
 from cluster.config.tls_section import TlsSection
+from cluster.services.access_guard import draw_token, hash_line
 
 CONFIG_NAME = "cluster.toml"
+TOKEN_NAME = "admin.token"  # noqa: S105 -- the name of a file
 DEFAULT_PORT = 8101
 PEER_PORT_OFFSET = 100
 RAFT_PORT_OFFSET = 200
@@ -43,6 +46,7 @@ def prepare_config(
     witnesses: int | None,
     port: int | None,
     services: Mapping[str, ServiceConfig] | None = None,
+    with_access: bool = False,
     tls: bool = False,
 ) -> tuple[ClusterConfig, bool]:
     """Load the cluster kept in `data`, or write a new one; return it, and whether it is new.
@@ -50,7 +54,8 @@ def prepare_config(
     None is "as it is", or the default for a new one (three replicas from port 8101). `services`
     (paths relative to `data`) are added to what a kept cluster has. Raises UpError where it has
     another shape, or a service by another class; ConfigError where its file is broken. `tls`: a
-    new one gets an authority and certificates, in `data`/certs.
+    new one gets an authority and certificates, in `data`/certs. `with_access`: a new one has access
+    control, and the first administrator's token in TOKEN_NAME.
     """
     path = data / CONFIG_NAME
     check_ours(data)
@@ -62,13 +67,23 @@ def prepare_config(
                 f"the cluster in {data} has no TLS; to add it, stop the cluster, make certificates "
                 "with `onecopy certs` and name them in [tls] of its configuration file"
             )
+        if with_access and config.access is None:
+            raise UpError(
+                f"the cluster in {data} has no access control: run `onecopy token init FILE`, and "
+                f"add the lines that it prints to {path}; or choose another --data"
+            )
         return _add_services(config, services or {}), False
     sections = _new_nodes(nodes or 3, witnesses or 0, port or DEFAULT_PORT)
-    text = render_config("local", secrets.token_hex(32), sections, services, _TLS if tls else None)
+    token = draw_token() if with_access else None
+    access = None if token is None else AccessSection(admin_token_hash=hash_line(token))
+    secret = secrets.token_hex(32)
+    text = render_config("local", secret, sections, services, _TLS if tls else None, access)
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         if tls:
             _make_certificates(data / "certs", sections)
+        if token is not None:
+            write_file(data / TOKEN_NAME, f"{token.text}\n".encode())
         write_file(path, text.encode())
     except OSError as error:
         raise _unusable(data, error) from None
@@ -76,6 +91,7 @@ def prepare_config(
     try:
         check_ports(config)
     except UpError:
+        (data / TOKEN_NAME).unlink(missing_ok=True)
         path.unlink()  # nothing has run yet: another --port must find no trace of this one
         raise
     return config, True

@@ -16,7 +16,7 @@ import aiohttp
 import msgspec
 
 from cluster.config.model import ClusterConfig
-from cluster.up.directory import UpError
+from cluster.up.directory import TOKEN_NAME, UpError
 from cluster.up.display import Display, Row
 from cluster.up.process import STOPPED, NodeProcess, own_file
 from datapath.operations import ClusterStatus
@@ -101,14 +101,23 @@ class Up:
 
     async def _poll(self) -> None:
         """Keep `_status` up to date."""
-        timeout = aiohttp.ClientTimeout(total=POLL_TIMEOUT_S)
+        timeout, headers = aiohttp.ClientTimeout(total=POLL_TIMEOUT_S), self._headers()
         authority = self._config.tls.ca
         tls = ssl.create_default_context(cafile=authority) if authority else True
         connector = aiohttp.TCPConnector(ssl=tls)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, headers=headers
+        ) as session:
             while True:
                 self._status = await self._ask_around(session)
                 await asyncio.sleep(POLL_INTERVAL_S)
+
+    def _headers(self) -> dict[str, str]:
+        """Return what proves that it may ask for the status."""
+        file = self._config.path.parent / TOKEN_NAME
+        if self._config.access is None or not file.exists():
+            return {}
+        return {"Authorization": f"Bearer {file.read_text(encoding='utf-8').strip()}"}
 
     async def _ask_around(self, session: aiohttp.ClientSession) -> ClusterStatus | None:
         """Ask the last known primary, then the others, until one knows of a primary.
@@ -139,6 +148,9 @@ class Up:
             curl = "curl"
             if authority := self._config.tls.ca:
                 curl += f" --cacert {shlex.quote(os.path.relpath(authority))}"
+            if self._config.access is not None:
+                file = shlex.quote(os.path.relpath(self._config.path.parent / TOKEN_NAME))
+                curl += f' -H "Authorization: Bearer $(cat {file})"'
             self._view.say(f"ready. Try: {curl} -X PUT --data-binary world {url}")
             self._view.say(f"       and: {curl} {url}")
 

@@ -14,16 +14,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from datapath.clock import clock_ms
 from datapath.errors import OperationError, OperationNotAppliedError, RejectedError
+from datapath.execution.access_guard import AccessGuard, is_judged, refusal
 from datapath.execution.client_table import ClientTable, client_key, fingerprint
 from datapath.execution.key_order import KeyOrder, Place
 from datapath.execution.lock_guard import holds_lock, lock_lost
-from datapath.keyspaces import CLIENTS, KEYSPACES, KV, LOCKS, check_open
+from datapath.execution.read_view import CommittedState
+from datapath.keyspaces import CLIENTS, KEYSPACES, LOCKS, check_open
 from datapath.operations import Operation
 from datapath.records import Entry
 from datapath.service import Service
@@ -36,23 +38,6 @@ MAX_SCRATCH_PAGE_STEPS = 2000
 """How many keys an operation looks at for a page, those included that are deleted by now."""
 _SCRATCH_PAGE = 256
 _SCRATCH_PAGE_BYTES = 256 * 1024
-
-
-class CommittedState(Protocol):
-    """What the executor reads of the store; see `datapath.storage.store.Store`."""
-
-    def get(self, keyspace: int, key: bytes) -> bytes | None:
-        """Return the committed value under a key of a keyspace."""
-
-    def range(
-        self, keyspace: int, start: bytes, end: bytes | None, limit: int
-    ) -> list[tuple[bytes, bytes]]:
-        """Return committed pairs with start <= key < end, in key order."""
-
-    def page(
-        self, keyspace: int, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
-    ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
-        """Return some of those pairs, bounded in work, and where to go on."""
 
 
 class Executed(msgspec.Struct, gc=False):
@@ -69,49 +54,6 @@ class Executed(msgspec.Struct, gc=False):
     repeated: bool = False
 
 
-class ReadMeter:
-    """Counts `read_bytes`: of values that were asked for by their keys, so far."""
-
-    __slots__ = ("read_bytes",)
-
-    def __init__(self) -> None:
-        self.read_bytes = 0
-
-
-class ReadView:
-    """A `ReadTransaction` over the committed state of a keyspace; views may share a `meter`."""
-
-    __slots__ = ("_keyspace", "_state", "meter")
-
-    def __init__(
-        self, state: CommittedState, keyspace: int = KV, meter: ReadMeter | None = None
-    ) -> None:
-        self._state = state
-        self._keyspace = keyspace
-        self.meter = meter or ReadMeter()
-
-    def keyspace(self, which: int | str) -> ReadView:
-        """Return a view of the same state on another keyspace."""
-        return ReadView(self._state, check_open(which), self.meter)
-
-    def get(self, key: bytes) -> bytes | None:
-        """Return the committed value under `key`, or None."""
-        value = self._state.get(self._keyspace, key)
-        if value is not None:
-            self.meter.read_bytes += len(value)
-        return value
-
-    def range(self, start: bytes, end: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
-        """Return up to `limit` committed pairs with start <= key < end, in key order."""
-        return self._state.range(self._keyspace, start, end, limit)
-
-    def page(
-        self, start: bytes, end: bytes | None, limit: int, max_size_bytes: int
-    ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
-        """Return committed pairs with start <= key < end, and where to go on."""
-        return self._state.page(self._keyspace, start, end, limit, max_size_bytes)
-
-
 Finished = tuple[Executed, Entry | None]
 """What became of an operation and its delta (None: it needs no entry)."""
 
@@ -120,13 +62,15 @@ class Execution:
     """One operation while it is executed: its writes, and the newest uncommitted entry it saw.
 
     `index` is its delta's log index, 0 while it is not settled: other services' operations may go
-    before one that is `async`. `views` are its transaction on each keyspace.
+    before one that is `async`. `role`: whom it is done for. `views` are its transaction on each
+    keyspace.
     """
 
-    __slots__ = ("index", "order", "seen_index", "views", "writes")
+    __slots__ = ("index", "order", "role", "seen_index", "views", "writes")
 
     def __init__(self, executor: Executor) -> None:
         self.index = 0
+        self.role = ""
         self.seen_index = 0
         self.writes: dict[Place, bytes | None] = {}
         self.order = KeyOrder()  # of `writes`
@@ -147,6 +91,11 @@ class WriteView:
     def index(self) -> int:
         """The log index that this operation's delta will have; 0 while it is not settled."""
         return self._execution.index
+
+    @property
+    def role(self) -> str:
+        """The role that this operation is done for; "": none, there is no access control."""
+        return self._execution.role
 
     def keyspace(self, which: int | str) -> WriteView:
         """Return a view of the same transaction on another keyspace."""
@@ -210,9 +159,11 @@ class Executor:
         state: CommittedState,
         client_table: ClientTableBounds,
         clock: Callable[[], float] = clock_ms,
+        access: AccessGuard | None = None,
     ) -> None:
         self._services = services
         self._state = state
+        self._access = access
         self.table = ClientTable(state, client_table, clock)
         self._now = Execution(self)  # of operations that are not `async`, one after the other
         self.index = 0
@@ -271,6 +222,8 @@ class Executor:
         """
         if not operation.idempotency_key:
             return None
+        if isinstance(refused := self._judge(operation), OperationError):
+            return Executed(None, refused, 0, 0)
         first = self._first_answer_held(operation)
         if first is None:
             error = self.table.refusal(operation.first_after, next_index)
@@ -283,7 +236,13 @@ class Executor:
         return None if held is None else self._first_answer(operation, held, index)
 
     def recall(self, operation: Operation) -> Executed | None:
-        """Return the first answer if it is known here to have committed: on any replica."""
+        """Return the first answer if it is known here to have committed: on any replica.
+
+        None for one that somebody has to be judged for (A1): what this replica knows of rights may
+        be as old as the answer.
+        """
+        if is_judged(self._access, operation):
+            return None
         held = self._state.get(CLIENTS, client_key(operation.idempotency_key))
         return None if held is None else self._first_answer(operation, held, 0)
 
@@ -310,6 +269,9 @@ class Executor:
         execution.index, execution.seen_index, execution.writes = next_index, 0, {}
         if execution.order.places:
             execution.order.reset()
+        if isinstance(judged := self._judge(operation), OperationError):
+            return Executed(None, judged, 0, 0), None
+        execution.role = judged
         service = self._services.get(operation.service)
         method = None if service is None else service.operations.get(operation.method)
         if service is None or method is None:
@@ -333,12 +295,15 @@ class Executor:
         value: Any = None
         error: OperationError | None = None
         try:
+            execution.role = self._check_access(operation)
             self._check_lock(operation, execution)
             value = await method(execution.views[service.keyspace], *operation.args)
         except Exception as problem:  # noqa: BLE001 - the service's own code may raise anything
             error = self._problem(operation, problem)
 
         def finish(next_index: int) -> Finished:
+            if isinstance(refused := self._judge(operation), OperationError):
+                return Executed(None, refused, 0, 0), None
             if operation.idempotency_key:
                 # D8: meanwhile its key may have been used for a request to another service.
                 first = self._first_answer_held(operation)
@@ -350,6 +315,20 @@ class Executor:
             )
 
         return finish
+
+    def _judge(self, operation: Operation) -> OperationError | str:
+        """Return what refuses an operation as things stand in the order of the log (A1)."""
+        return refusal(self._access, operation, self._read_newest)
+
+    def _read_newest(self, keyspace: int, key: bytes) -> bytes | None:
+        return self._look_up((keyspace, key))[0]
+
+    def _check_access(self, operation: Operation) -> str:
+        """Return the role that an operation is done for, or raise what refuses it (A1)."""
+        judged = self._judge(operation)
+        if isinstance(judged, OperationError):
+            raise judged
+        return judged
 
     def _check_lock(self, operation: Operation, execution: Execution) -> None:
         """K3: the lock that an operation names is held under its token, or nothing is done."""

@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 from datapath.clock import clock_ms
 from datapath.errors import NotPrimaryError, OperationUnknownError
+from datapath.execution.access_guard import AccessGuard
 from datapath.node.engine import Engine
 from datapath.node.views import Views
+from datapath.operations import Principal
 from datapath.transport.caller import Caller
 from datapath.transport.calls import (
     Call,
@@ -47,6 +49,7 @@ class Context:
         self.agreement = agreement
         self.views = Views(node_id, cluster_id)
         self.engine: Engine | None = None
+        self.access: AccessGuard | None = None
         self.registry: PeerRegistry | None = None
         self.stopping = False
         self.waits_for = ""
@@ -113,6 +116,18 @@ class Context:
     def is_primary(self) -> bool:
         """Whether this node is the primary and serves under its leases right now."""
         return self.engine is not None and self.engine.replica.may_serve(clock_ms())
+
+    def check_admin(self, caller: Principal | None) -> None:
+        """Raise OperationError unless this primary knows that `caller` may change the cluster (A1).
+
+        None is the node itself.
+        """
+        access, engine = self.access, self.engine
+        if access is None or not access.is_on or caller is None:
+            return
+        if engine is None or not self.is_primary:
+            raise self.no_primary("")
+        engine.interpreter.check_admin(caller)
 
     def replica_here(self) -> Engine:
         """Return the replica that runs on this node. Raises NotPrimaryError on a witness."""

@@ -21,6 +21,7 @@ from datapath.errors import (
     StorageError,
     ends_node,
 )
+from datapath.execution.access_guard import AccessGuard
 from datapath.node.catch_up import Snapshots
 from datapath.node.history import History
 from datapath.node.interpreter import Interpreter
@@ -74,6 +75,7 @@ class Engine:
         on_view: Callable[[View], None],
         on_fatal: Callable[[BaseException], None],
         bind_cluster: Callable[[str], None],
+        access: AccessGuard | None = None,
     ) -> None:
         self.node_id = node_id
         self.failed = False
@@ -97,6 +99,7 @@ class Engine:
             bounds,
             self,
             clock_ms,
+            access,
         )
         self._proposer = Proposer(
             self.interpreter, agreement, timing.view_change_timeout_ms, on_view

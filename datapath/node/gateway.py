@@ -19,6 +19,7 @@ from datapath.errors import (
     OperationNotAppliedError,
     RejectedError,
 )
+from datapath.execution.access_guard import AccessGuard
 from datapath.node.context import CALL_MARGIN_MS, Context
 from datapath.node.engine import Engine
 from datapath.node.history import History
@@ -32,6 +33,9 @@ from datapath.operations import (
     Completion,
     Digest,
     Operation,
+    Principal,
+    Query,
+    QueryResult,
     Result,
 )
 from datapath.transport.caller import Caller
@@ -69,10 +73,12 @@ class Gateway:
         pin: Callable[[str, str], bool],
         cluster_id: str = "",
         min_in_sync: int = 1,
+        access: AccessGuard | None = None,
     ) -> None:
         self.node_id = node_id
         self._cluster = cluster
         self._context = Context(node_id, agreement, cluster_id)
+        self._context.access = access
         self._views = self._context.views
         self._engine: Engine | None = None
         self.reads = Reads(self._context)
@@ -100,6 +106,9 @@ class Gateway:
 
     def start(self) -> None:
         """From here on who waits for a view is woken by one, after all who listened before."""
+        access, engine = self._context.access, self._engine
+        if access is not None and engine is not None:
+            engine.interpreter.tell_guard()
         if self._engine is not None:
             self._views.listen(self._engine.on_view)
         self._views.listen(lambda _: self.note_change())
@@ -283,6 +292,10 @@ class Gateway:
             raise NoAnswerError(f"{primary} gave an invalid answer")
         return answer.result
 
+    def read_here(self, query: Query) -> QueryResult:
+        """Read what is applied here, however old it is. Raises NotPrimaryError on a witness."""
+        return self._context.replica_here().interpreter.read(query)
+
     def observe(
         self, keyspace: int, key: bytes, observer: Callable[[], None]
     ) -> Callable[[], None] | None:
@@ -292,7 +305,7 @@ class Gateway:
         feed = self._engine.interpreter.feed
         return partial(feed.leave, feed.observe(keyspace, key, observer))
 
-    async def handover(self, to: str, timeout_ms: int) -> View:
+    async def handover(self, to: str, timeout_ms: int, *, caller: Principal | None = None) -> View:
         """Make `to` (a member of the in-sync set) the primary; no waiting request fails."""
         primary, view = self.primary, self._views.newest
         if to == primary and primary:
@@ -301,10 +314,11 @@ class Gateway:
             known = ", ".join(member.id for member in view.members)
             raise RejectedError("unknown_node", f"no node {to!r}; the nodes: {known}")
         if primary == self.node_id and self._engine is not None:
+            self._context.check_admin(caller)
             view = await self._hand_over(to, timeout_ms)
         else:
             view = await self._context.ask_for_view(
-                primary, HandoverCall(to, timeout_ms), timeout_ms
+                primary, HandoverCall(to, timeout_ms, caller), timeout_ms
             )
         if view.primary != to:
             raise OperationNotAppliedError(
@@ -323,10 +337,18 @@ class Gateway:
         return await engine.hand_over(to, timeout_ms)
 
     async def remove_member(
-        self, node: str, timeout_ms: int, *, force: bool = False, asked_by: str = ""
+        self,
+        node: str,
+        timeout_ms: int,
+        *,
+        force: bool = False,
+        asked_by: str = "",
+        caller: Principal | None = None,
     ) -> View:
-        """Take a node out of the cluster for good, as the primary judges (rule M1)."""
-        return await self.members.remove(node, timeout_ms, force=force, asked_by=asked_by)
+        """Take a node out of the cluster for good, as the primary judges (rules M1, A1)."""
+        return await self.members.remove(
+            node, timeout_ms, force=force, asked_by=asked_by, caller=caller
+        )
 
     async def move_member(
         self, node: str, addresses: Addresses, timeout_ms: int, *, asked_by: str = ""

@@ -10,20 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
-from datapath.errors import NotPrimaryError, RejectedError
+from datapath.errors import NotPrimaryError, OperationError, RejectedError
+from datapath.execution.access_guard import AccessGuard, refusal
 from datapath.execution.changes import Feed
 from datapath.execution.concurrency import Running
-from datapath.execution.executor import (
-    CommittedState,
-    Executor,
-    ReadMeter,
-    ReadView,
-    unknown_service,
-)
+from datapath.execution.executor import Executor, unknown_service
 from datapath.execution.pipeline import Pipeline
+from datapath.execution.read_view import CommittedState, ReadMeter, ReadView
 from datapath.execution.tail import AppliedState, Tail
 from datapath.node.own_operations import OwnOperations
-from datapath.operations import Query, QueryResult
+from datapath.operations import Principal, Query, QueryResult
 from datapath.protocol import effects
 from datapath.protocol.confirmations import Confirmation, Confirmations
 from datapath.protocol.messages import Message
@@ -148,10 +144,12 @@ class Interpreter:
         bounds: Bounds,
         surroundings: Surroundings,
         clock: Callable[[], float],
+        access: AccessGuard | None = None,
     ) -> None:
         node_id = replica.state.node_id
-        executor = Executor(services, disk.store, bounds.client_table, clock)
+        executor = Executor(services, disk.store, bounds.client_table, clock, access)
         self.node_id = node_id
+        self.access = access
         self.replica = replica
         self.confirms_reads = bounds.confirm_reads
         """Whether no linearizable read here may rest on the leases."""
@@ -361,8 +359,10 @@ class Interpreter:
             self.run(self.confirmations.ask, waiting)
 
     def read(self, query: Query) -> QueryResult:
-        """Run a query on what is applied here, whatever that is."""
+        """Run a query on what is applied here, whatever that is, if its caller may (A1)."""
         self.queries_total += 1
+        if isinstance(refused := refusal(self.access, query, self._disk.store.get), OperationError):
+            raise refused
         service = self._services.get(query.service)
         if service is None:
             raise unknown_service(query.service, self._services)
@@ -373,6 +373,21 @@ class Interpreter:
         value = method(self._read_views[query.service], *query.args)
         index = self._disk.store.applied_index
         return QueryResult(value, index, self.replica.state.epoch, self.node_id)
+
+    def check_admin(self, caller: Principal) -> None:
+        """Raise OperationError unless `caller` may change the cluster, by what is applied here."""
+        if self.access is not None:
+            judged = self.access.judge_admin(caller, self._disk.store.get)
+            if isinstance(judged, OperationError):
+                raise judged
+
+    def tell_guard(self) -> None:
+        """Let the guard notice, now and with each change, that this cluster has access control."""
+        access, store = self.access, self._disk.store
+        if access is not None and not access.is_on:
+            place = access.mark
+            self.feed.observe(*place, lambda: access.notice(store.get(*place)))
+            access.notice(store.get(*place))
 
     def is_scan(self, query: Query) -> bool:
         """Whether a query may take a millisecond or more."""

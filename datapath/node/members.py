@@ -23,6 +23,7 @@ from datapath.node.member_change import (
     removal,
 )
 from datapath.node.membership import Facts, MembershipRefusal, refusals, unjudged, without_a_primary
+from datapath.operations import Principal
 from datapath.transport.calls import (
     HelloReturn,
     JoinReturn,
@@ -62,9 +63,15 @@ class MemberAdmin:
     # -- removals
 
     async def remove(
-        self, node: str, timeout_ms: int, *, force: bool = False, asked_by: str = ""
+        self,
+        node: str,
+        timeout_ms: int,
+        *,
+        force: bool = False,
+        asked_by: str = "",
+        caller: Principal | None = None,
     ) -> View:
-        """Take a node out of the cluster for good, as the primary judges (rule M1).
+        """Take a node out of the cluster for good, as the primary judges (rules M1, A1).
 
         Without a primary nobody knows who holds what: then only force removes.
         """
@@ -72,9 +79,10 @@ class MemberAdmin:
         if context.views.newest is None or context.views.is_removed:
             raise context.no_primary("")
         if primary == context.node_id and context.engine is not None:
+            context.check_admin(caller)
             return await self.remove_here(node, timeout_ms, force=force, asked_by=asked_by)
         try:
-            call = RemoveCall(node, timeout_ms, force, asked_by)
+            call = RemoveCall(node, timeout_ms, force, asked_by, caller)
             return await context.ask_for_view(primary, call, timeout_ms)
         except NotPrimaryError as problem:
             if not force:

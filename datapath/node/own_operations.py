@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from datapath.errors import OperationError
-from datapath.execution.executor import ReadView
 from datapath.execution.pipeline import Pipeline
+from datapath.execution.read_view import ReadView
 from datapath.operations import Operation, Result
 from datapath.service import Service
 

@@ -7,10 +7,11 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from datapath.errors import OperationError, OperationNotAppliedError
+from datapath.execution.access_guard import of_a_peer
 from datapath.node.context import Context
 from datapath.node.members import MemberAdmin
 from datapath.node.reads import Reads
-from datapath.operations import ClusterStatus, Result
+from datapath.operations import ANONYMOUS, ClusterStatus, Result
 from datapath.tasks import Tasks
 from datapath.transport.calls import (
     Call,
@@ -107,7 +108,8 @@ class PeerService:
 
         try:
             engine = self._context.replica_here()
-            engine.submit(call.operation, call.timeout_ms).add_done_callback(answer)
+            operation = of_a_peer(self._context.access, call.operation)
+            engine.submit(operation, call.timeout_ms).add_done_callback(answer)
         except OperationError as error:
             link.send(encode_call(number, error_return(error)))
 
@@ -141,11 +143,13 @@ class PeerService:
                 return await self._reads.read_index()
             case QueryCall(query, timeout_ms):
                 return QueryReturn(await self._reads.answer_query(query, timeout_ms))
-            case HandoverCall(to, timeout_ms):
+            case HandoverCall(to, timeout_ms, caller):
+                self._context.check_admin(caller or ANONYMOUS)
                 return ViewReturn(await self._hand_over(to, timeout_ms))
             case JoinCall(member, timeout_ms):
                 return await self._members.let_join(member, timeout_ms)
-            case RemoveCall(node, timeout_ms, force, asked_by):
+            case RemoveCall(node, timeout_ms, force, asked_by, caller):
+                self._context.check_admin(caller or ANONYMOUS)
                 view = await self._members.remove_here(
                     node, timeout_ms, force=force, asked_by=asked_by
                 )

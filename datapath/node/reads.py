@@ -6,7 +6,8 @@ import asyncio
 import logging
 
 from datapath.clock import clock_ms
-from datapath.errors import NotPrimaryError, OperationError
+from datapath.errors import NotPrimaryError, OperationError, OperationNotAppliedError
+from datapath.execution.access_guard import of_a_peer, with_fresh_rights
 from datapath.node.context import Context
 from datapath.node.engine import Engine
 from datapath.node.read_index import ReadIndex
@@ -51,6 +52,7 @@ class Reads:
     def read_now(self, query: Query) -> QueryResult | None:
         """Read at once, if this node serves or the query may be stale; else None."""
         context, engine = self._context, self._context.engine
+        query = with_fresh_rights(context.access, query)
         if engine is None or not (context.views.belongs or self._may_serve_alone(query)):
             return None
         if engine.replica.primary is None and query.consistency != "stale":
@@ -68,6 +70,7 @@ class Reads:
     async def query(self, query: Query, timeout_ms: int) -> QueryResult:
         """Read; linearizable reads are answered here if this node is in touch with the primary."""
         context, engine = self._context, self._context.engine
+        query = with_fresh_rights(context.access, query)
         is_scan = engine is not None and engine.interpreter.is_scan(query)
         if is_scan:
             await self._turns.take()
@@ -132,7 +135,12 @@ class Reads:
             and query.max_staleness_ms is not None
             and self._leased.age_ms(clock_ms()) <= query.max_staleness_ms
         ):
-            return engine.interpreter.read(query)
+            try:
+                return engine.interpreter.read(query)
+            except OperationNotAppliedError:
+                if query.caller is None:
+                    raise
+                # A token or a right that this node does not know may be new: ask before it refuses.
         try:
             async with asyncio.timeout(min(CATCH_UP_TIMEOUT_MS, left_ms) / 1000):
                 asked_ms, index = await self._ask_for_index(
@@ -203,6 +211,7 @@ class Reads:
     async def answer_query(self, query: Query, timeout_ms: float) -> QueryResult:
         """Read here as the primary, for another node."""
         engine, node_id = self._context.engine, self._context.node_id
+        query = with_fresh_rights(self._context.access, of_a_peer(self._context.access, query))
         result = None
         if engine is not None:
             is_scan = engine.interpreter.is_scan(query)

@@ -20,7 +20,7 @@ from datapath.errors import (
     PrimaryFullError,
     RejectedError,
 )
-from datapath.operations import ClusterStatus, Operation, Query, QueryResult, Result
+from datapath.operations import ClusterStatus, Operation, Principal, Query, QueryResult, Result
 from election.view import Member, View
 
 
@@ -56,10 +56,11 @@ class StatusCall(_Body, frozen=True, tag=4):
 
 
 class HandoverCall(_Body, frozen=True, tag=5):
-    """Hand over to `to`."""
+    """Hand over to `to`. `caller` asks for it; None: a node does by itself."""
 
     to: str
     timeout_ms: int
+    caller: Principal | None = None
 
 
 class HelloCall(_Body, frozen=True, tag=7):
@@ -97,12 +98,13 @@ class PingCall(_Body, frozen=True, tag=20):
 
 
 class RemoveCall(_Body, frozen=True, tag=21):
-    """Remove `node`; `force` as in `Node.remove_member`. `asked_by` is for the log."""
+    """Remove `node`; `force`, `asked_by` and `caller` as in `Node.remove_member`."""
 
     node: str
     timeout_ms: int
     force: bool
     asked_by: str
+    caller: Principal | None = None
 
 
 Call = (

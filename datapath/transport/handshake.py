@@ -29,7 +29,7 @@ from datapath.errors import DataPathError
 from election.identity import Claim, IdentityCode, Verdict
 from election.shared_secret import SharedSecret
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 NONCE_SIZE_BYTES = 32
 MAX_HANDSHAKE_MESSAGE_BYTES = 4096
 MAX_NAME_LENGTH = 255

@@ -62,6 +62,9 @@ SITUATIONS = (
     "watch: read the log", "watch: resumed after a crash", "watch: events lost on their way",
     "watch: ahead of its node", "watch: history gone here", "watch: history gone everywhere",
     "watch: history gone amid a watch",
+    "caller: a right was revoked", "caller: read by rights of some age",
+    *(f"caller: {kind} {said}" for kind in ("write", "read", "stale", "repeat")
+      for said in ("done", "forbidden", "unauthenticated")),
     "trimmed while a snapshot is under way",
     "address moved", "addresses swapped", "all moved at once", "operator: move done",
     "operator: move unknown", "an old file is refused", "moved: by a peer",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from tests.sim.callers import Callers, make_guard
 from tests.sim.clients import Clients
 from tests.sim.clockwork import ViolationError
 from tests.sim.holders import Holders
@@ -18,6 +19,8 @@ LONG_EVERY = 17
 """One schedule in so many is long; short and dense ones reach more in the same time."""
 OPERATORS_OF, OPERATORS = 13, (3, 7, 11)
 """In these of so many schedules operators err."""
+CALLERS = (2, 6, 12)
+"""In these of as many rights come and go, unless clients hold leases."""
 MOVES = (1, 5, 9)
 """In these of as many nodes get other addresses."""
 LASTING_FAULTS_RATE = 0.4
@@ -44,6 +47,7 @@ class Schedule:
         trace: bool = False,
         clients: bool | None = None,
         operators: bool | None = None,
+        callers: bool | None = None,
         moves: bool | None = None,
         holders: bool | None = None,
     ) -> None:
@@ -73,9 +77,9 @@ class Schedule:
             is_registered=not has_moves or seed % 2 == 0,
             # What comes waits for the record before it, so that much waits when leases are due.
             max_inflight_records=1 if has_holders and seed // 8 % 2 else 4,
+            guard=None if has_holders or not _is_one(seed, CALLERS, callers) else make_guard(),
         )
-        world = self.world
-        clockwork, random = world.clockwork, world.clockwork.random
+        world, clockwork, random = self.world, self.world.clockwork, self.world.clockwork.random
         world.agreement.counts_votes = True
         clockwork.seen.update((f"replicas: {n_nodes}", f"witnesses: {n_witnesses}"))
         if clockwork.chance(0.3):
@@ -115,6 +119,7 @@ class Schedule:
         self.clients = Clients(world, name, trusting=trusting) if has_clients else None
         self.holders = Holders(self.clients) if self.clients and has_holders else None
         self.watchers = Watchers(world, seed)
+        self.callers = Callers(world, seed) if world.guard else None
 
     def _let_operators_err(self, operators: Operators, troubles: Troubles) -> None:
         """Who is a member changes only as production decides, for operators who make mistakes."""
@@ -174,6 +179,8 @@ class Schedule:
         if self.movers is not None:
             self.movers.stop()
         world.is_troubled = False
+        if self.callers is not None:
+            self.callers.running = False
         self.watchers.breaks = False
         world.heal()
         healed_ms = clockwork.now

@@ -15,7 +15,7 @@ class Mutant(NamedTuple):
     `scenario` is called; `unit` names a pytest test, run in a process of its own; without either,
     schedules of the simulator are run, from `seed` on; with `clients`, all of them have clients;
     with `holders`, these use leases and locks, too; with `operators`, in all of them operators err;
-    with `moves`, in all of them nodes move;
+    with `moves`, in all of them nodes move; with `callers`, rights come and go in all;
     with `consensus`, those of consensus (`tests.sim.consensus`); with `joint`, those of both
     together (`tests.sim.joint`).
     """
@@ -32,6 +32,7 @@ class Mutant(NamedTuple):
     moves: bool = False
     consensus: bool = False
     joint: bool = False
+    callers: bool = False
 
 
 @contextlib.contextmanager

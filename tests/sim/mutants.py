@@ -23,6 +23,7 @@ from unittest.mock import patch
 import pytest
 
 from datapath.errors import SafetyError
+from tests.sim.access_mutants import ACCESS_MUTANTS
 from tests.sim.claims import Claims
 from tests.sim.client_mutants import CLIENT_MUTANTS
 from tests.sim.clockwork import ViolationError
@@ -60,6 +61,7 @@ MODULES = (
     "found",
     "joint",
     "hosting",
+    "access",
     "identity",
 )
 PRELOADED = [f"tests.sim.{name}_mutants" for name in MODULES]
@@ -73,13 +75,14 @@ RULES = (
     "L2",
     *(f"K{n}" for n in range(1, 4)),
     *(f"X{n}" for n in range(1, 5)),
+    "A1",
     *(f"I{n}" for n in range(1, 6)),
 )
 MUTANTS: tuple[Mutant, ...] = (
     *REPLICA_MUTANTS, *CLIENT_MUTANTS, *SERVICE_MUTANTS, *CONSENSUS_MUTANTS,
     *RAFT_MUTANTS, *MEMBERSHIP_MUTANTS, *READ_MUTANTS, *WATCH_MUTANTS,
     *LEASE_MUTANTS, *FOUND_MUTANTS, *JOINT_MUTANTS, *HOSTING_MUTANTS,
-    *IDENTITY_MUTANTS,
+    *IDENTITY_MUTANTS, *ACCESS_MUTANTS,
 )  # fmt: skip
 
 
@@ -135,6 +138,7 @@ def _run_schedules(mutant: Mutant) -> Verdict:
                 operators=(mutant.operators or None) if not mutant.moves else False,
                 holders=mutant.holders or None,
                 moves=mutant.moves or None,
+                callers=mutant.callers or None,
             )
             try:
                 schedule.run()

@@ -334,9 +334,13 @@ class Oracle:
     # -- what clients are told
 
     def on_refused(self, node: Node, operation: Operation, problem: OperationError) -> None:
-        """A primary refuses: nothing under that key was executed here before (D8)."""
+        """A primary refuses: nothing under that key was executed here before (D8).
+
+        A1 comes first: who has lost the right is told nothing of an earlier attempt.
+        """
         if (
             problem.outcome != "not_applied"
+            or problem.code in {"forbidden", "unauthenticated"}
             or isinstance(problem, NotPrimaryError)
             or not operation.idempotency_key
             or operation.method != "put"

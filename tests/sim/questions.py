@@ -6,6 +6,7 @@ What is between the nodes is simulated: questions and answers that are late or l
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from datapath.errors import NotPrimaryError, OperationError
@@ -58,6 +59,10 @@ class Questions:
         self._reads.join(read)
         self._ask()
 
+    def age_ms(self) -> float:
+        """How old what is applied here is at the most."""
+        return self._reads.age_ms(self._node.clock())
+
     def _ask(self) -> None:
         node, view = self._node, self._node.replica.view
         if view is None or not self._reads.ask(node.clock()):
@@ -96,12 +101,13 @@ class Questions:
         if number != self._number:
             return
         self._number += 1
-        reads, _ = self._reads.settle()
+        reads, asked_ms = self._reads.settle()
         service = self._node.service
         if index is not None:
             if len(reads) > 1:
                 self._node.clockwork.seen["client: reads share a question"] += 1
             service.advance_commit(epoch, index)
+            service.when_applied(index, partial(self._reads.applied, asked_ms))
             for read in reads:
                 service.when_applied(index, read)
         self._ask()

@@ -245,6 +245,7 @@ class NodeService(Interpreter):
             bounds,
             node,
             node.clock,
+            node.world.guard,
         )
         self._questions = {kind: Questions(node, confirmed=kind) for kind in (False, True)}
 

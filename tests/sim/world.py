@@ -7,6 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from cluster.node.addresses import AddressStep
+from cluster.services.access_guard import TokenGuard
 from datapath.settings import Bounds, ClientTableBounds, Timing
 from election.identity import Addresses
 from election.registry import addresses_of
@@ -44,9 +45,11 @@ class World:
         n_witnesses: int = 1,
         has_service: bool = False,
         clocks_stop: bool = False,
+        guard: TokenGuard | None = None,
         is_registered: bool = True,
         max_inflight_records: int = Bounds().max_inflight_records,
     ) -> None:
+        self.guard = guard  # who judges callers (tests.sim.callers); None: nobody does
         self.clockwork = Clockwork(seed, trace=trace)
         self.is_registered = is_registered  # whether all know whose disk is whose
         self.has_service = has_service  # whether nodes serve clients (tests.sim.clients)

@@ -42,6 +42,7 @@ from cluster.client.errors import (
     PreconditionFailedError,
     UnknownOutcomeError,
 )
+from cluster.services.access_guard import draw_token, hash_line
 from datapath.operations import ClusterStatus, Digest
 from tests.support.ports import free_address
 from tests.support.raw_http import Reply, fetch
@@ -252,8 +253,12 @@ class Cluster:
         name: str = "test",
         reads: str = "leased",
         data: Mapping[str, Path] | None = None,
+        access: Mapping[str, str] | None = None,
         tls: bool = False,
     ) -> None:
+        """`access`: fields of [access]; the first administrator's token is drawn."""
+        self.token = draw_token() if access is not None else None
+        self.access = dict(access or {})
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.name = name
@@ -321,6 +326,9 @@ class Cluster:
         for section, values in sections:
             lines.append(f"[{section}]")
             lines += [f"{field} = {json.dumps(value)}" for field, value in values.items()]
+        if self.token is not None:
+            lines += ["[access]", f'admin_token_hash = "{hash_line(self.token)}"']
+            lines += [f"{field} = {json.dumps(value)}" for field, value in self.access.items()]
         path.write_text("\n".join(lines) + "\n")
         path.chmod(0o600)
         return path
@@ -418,7 +426,12 @@ class Cluster:
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> Reply:
-        """Send one request to one node, on a connection of its own. Raises OSError and the like."""
+        """Send one request to one node, on a connection of its own. Raises OSError and the like.
+
+        Where there is access control it is the administrator's, unless `headers` say whose.
+        """
+        if self.token is not None and "Authorization" not in (headers or {}):
+            headers = {"Authorization": f"Bearer {self.token.text}", **(headers or {})}
         return await fetch(self.url(node), method, target, body, headers)
 
     async def try_fetch(self, node: str, target: str) -> Reply | None:
@@ -456,11 +469,16 @@ class Cluster:
         timeout_ms: int = 20_000,
         max_connections: int = 64,
         discover: bool = True,
+        token: str | None = None,
     ) -> AsyncClient:
         """Return a client of these nodes (default: all); use it as a context manager."""
         urls = [self.url(node) for node in nodes or tuple(self.specs)]
         return self.client_at(
-            *urls, timeout_ms=timeout_ms, max_connections=max_connections, discover=discover
+            *urls,
+            timeout_ms=timeout_ms,
+            max_connections=max_connections,
+            discover=discover,
+            token=token,
         )
 
     def client_at(
@@ -469,13 +487,17 @@ class Cluster:
         timeout_ms: int = 20_000,
         max_connections: int = 64,
         discover: bool = False,
+        token: str | None = None,
     ) -> AsyncClient:
         """Return a client of these URLs, which recognises the cluster's nodes."""
+        if token is None:
+            token = "" if self.token is None else self.token.text
         return AsyncClient(
             urls,
             timeout_ms=timeout_ms,
             max_connections=max_connections,
             discover=discover,
+            token=token,
             cacert=self.cacert,
         )
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from cluster.services.access_guard import TokenGuard
 from cluster.services.built_in import built_in_services
 from cluster.services.leases import LEASES_SERVICE, Leases
 from datapath.errors import OperationError
-from datapath.execution.executor import Executor, ReadView
+from datapath.execution.executor import Executor
+from datapath.execution.read_view import ReadView
 from datapath.operations import STORE, Operation
 from datapath.records import Entry
 from datapath.settings import ClientTableBounds
@@ -19,11 +21,16 @@ STALL_MS = 100.0
 class Primary:
     """Executes operations one by one, and each commits at once. `now_ms` is its clock."""
 
-    def __init__(self, state: MemoryStore | None = None, now_ms: float = 0.0) -> None:
+    def __init__(
+        self,
+        state: MemoryStore | None = None,
+        now_ms: float = 0.0,
+        guard: TokenGuard | None = None,
+    ) -> None:
         self.now_ms = now_ms
         self.state = state or MemoryStore()
         self.services = built_in_services(STALL_MS, lambda: self.now_ms)
-        self.executor = Executor(self.services, self.state, ClientTableBounds())
+        self.executor = Executor(self.services, self.state, ClientTableBounds(), access=guard)
         leases = self.services[LEASES_SERVICE]
         assert isinstance(leases, Leases)
         self.leases = leases

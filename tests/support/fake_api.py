@@ -26,6 +26,7 @@ from datapath.operations import (
     Completion,
     Digest,
     Operation,
+    Principal,
     Query,
     QueryResult,
     Result,
@@ -120,15 +121,26 @@ class FakeNode:
     ) -> Callable[[], None] | None:
         return self.core.observe(keyspace, key, observer)
 
-    async def handover(self, to: str, timeout_ms: int) -> View:
+    def read_here(self, query: Query) -> QueryResult:
+        return self.core.read_here(query)
+
+    async def handover(self, to: str, timeout_ms: int, *, caller: Principal | None = None) -> View:
+        del caller
         view = await self.core.handover(to, timeout_ms)
         if self.faults and self.faults.popleft() == "unknown_after":
             raise OperationUnknownError("outcome_unknown", "switched on by the test")
         return view
 
     async def remove_member(
-        self, node: str, timeout_ms: int, *, force: bool = False, asked_by: str = ""
+        self,
+        node: str,
+        timeout_ms: int,
+        *,
+        force: bool = False,
+        asked_by: str = "",
+        caller: Principal | None = None,
     ) -> View:
+        del caller
         return await self.core.remove_member(node, timeout_ms, force=force, asked_by=asked_by)
 
     async def move_member(

@@ -38,6 +38,7 @@ from datapath.operations import (
     Digest,
     NodeState,
     Operation,
+    Principal,
     Query,
     QueryResult,
     Result,
@@ -86,6 +87,10 @@ class LocalTransaction:
     @property
     def index(self) -> int:
         return self._index
+
+    @property
+    def role(self) -> str:
+        return ""
 
     def keyspace(self, which: int | str) -> LocalTransaction:
         assert isinstance(which, int)
@@ -391,13 +396,22 @@ class LocalNode:
         if not self.view.primary:
             raise NotPrimaryError("no_primary", "no primary within the time given")
 
-    async def handover(self, to: str, timeout_ms: int) -> View:
+    def read_here(self, query: Query) -> QueryResult:
+        return self._query(query)
+
+    async def handover(self, to: str, timeout_ms: int, *, caller: Principal | None = None) -> View:
         await self._gate()
         self._check_known(to)
         return self._change(Handover(to), "handover_failed")
 
     async def remove_member(
-        self, node: str, timeout_ms: int, *, force: bool = False, asked_by: str = ""
+        self,
+        node: str,
+        timeout_ms: int,
+        *,
+        force: bool = False,
+        asked_by: str = "",
+        caller: Principal | None = None,
     ) -> View:
         await self._gate()
         self.removals.append((node, force, asked_by))

@@ -15,6 +15,7 @@ ALLOWED = {
     "cluster/node/logs.py": "the time of a log line",
     "cluster/services/caretaker.py": "when a timer may be due; decided again by its operation",
     "cluster/services/hosting.py": "timers, which run by the time of day (X3)",
+    "cluster/api/audit.py": "the time of a line, which people read",
     "cluster/up/display.py": "what people see",
     "datapath/node/replica_disk.py": "how much history is kept for watchers (log_retention_ms)",
     "datapath/storage/log.py": "the date of a segment, for the same",

@@ -13,6 +13,7 @@ import pytest
 
 from cluster import exit_codes
 from cluster.cli.main import COMMANDS, main
+from cluster.config.access_section import AccessSection
 from cluster.config.file import load_config
 from cluster.config.model import (
     ApiSection,
@@ -26,7 +27,7 @@ from cluster.config.model import (
 from cluster.config.tls_section import TlsSection
 
 COMMON = {
-    *("as_json", "endpoints", "no_discover", "timeout_ms"),
+    *("as_json", "endpoints", "no_discover", "timeout_ms", "token_file"),
     *("tls_cacert", "tls_cert", "tls_key"),
 }
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -39,6 +40,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[services.NAME]": ServiceConfig,
     "[tls]": TlsSection,
     "[api]": ApiSection,
+    "[access]": AccessSection,
 }
 
 

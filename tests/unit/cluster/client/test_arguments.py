@@ -11,6 +11,7 @@ import pytest
 
 from cluster.client.aio import AsyncClient
 from cluster.client.errors import InvalidRequestError
+from cluster.client.results import RoleRights
 from cluster.client.sync import Client
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing is sent there
@@ -121,6 +122,18 @@ WRONG: list[tuple[str, dict[str, Any], str, list[Any]]] = [
     ("elect", {"name": "k", "ttl": 5}, "wait", SECONDS),
     ("elect", {"name": "k", "ttl": 5}, "on_lost", [5, "x"]),
     ("leader", {}, "name", TEXTS),
+    ("create_token", {"role": "r"}, "role", TEXTS),
+    ("create_token", {"role": "r"}, "note", TEXTS),
+    ("create_token", {"role": "r"}, "timeout_ms", NUMBERS),
+    ("list_tokens", {}, "timeout_ms", NUMBERS),
+    ("revoke_token", {"token_id": "t"}, "token_id", TEXTS),
+    ("revoke_token", {"token_id": "t"}, "timeout_ms", NUMBERS),
+    ("set_role", {"rights": RoleRights()}, "name", TEXTS),
+    ("set_role", {"name": "r"}, "rights", [None, {"read": ["a"]}, "read"]),
+    ("set_role", {"name": "r", "rights": RoleRights()}, "timeout_ms", NUMBERS),
+    ("list_roles", {}, "timeout_ms", NUMBERS),
+    ("delete_role", {}, "name", TEXTS),
+    ("delete_role", {"name": "r"}, "timeout_ms", NUMBERS),
     ("observe", {}, "name", TEXTS),
     ("observe", {"name": "k"}, "after", NUMBERS),
     ("observe", {"name": "k"}, "timeout_ms", NUMBERS),

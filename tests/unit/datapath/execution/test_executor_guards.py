@@ -9,7 +9,8 @@ import pytest
 
 from datapath.errors import RejectedError
 from datapath.execution import executor as executor_module
-from datapath.execution.executor import MAX_SERVICE_KEY_SIZE_BYTES, Executed, Executor, ReadView
+from datapath.execution.executor import MAX_SERVICE_KEY_SIZE_BYTES, Executed, Executor
+from datapath.execution.read_view import ReadView
 from datapath.keyspaces import KV, LEASES, LOCKS, SERVICES
 from datapath.operations import STORE, Operation
 from datapath.records import Entry

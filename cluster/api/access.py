@@ -1,0 +1,253 @@
+"""Whose request it is, and whether they may: on the node that answers, before anything else (A1).
+
+`ApiAccess.enter` checks the route's right before a handler is called. Every operation and query
+that a handler asks for carries its caller (`CallersNode` sees to that, not the handlers), and is
+checked by its keys where it is executed or read (`datapath.execution.access_guard`). `caller_of` is
+the one place that says who a request's caller is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from contextvars import ContextVar
+from typing import Any, cast
+
+import msgspec
+from aiohttp import hdrs
+
+from cluster.api.headers import Headers
+from cluster.api.problems import ProblemError, from_operation_error
+from cluster.api.route_rights import OPEN, right_for
+from cluster.api.streams import Streams
+from cluster.services.access import ACCESS_SERVICE
+from cluster.services.access_guard import VERSION_KEY, TokenGuard, principal_of
+from cluster.services.rights import Need, Right
+from datapath.errors import NotPrimaryError, OperationError
+from datapath.execution.access_guard import MAX_RIGHTS_AGE_MS
+from datapath.execution.changes import Span
+from datapath.keyspaces import LOCKS, ROLES
+from datapath.operations import ANONYMOUS, Node, Operation, Principal, Query, QueryResult, Result
+from datapath.tasks import Tasks
+from election.view import View
+
+logger = logging.getLogger(__name__)
+
+REFUSED = frozenset({401, 403})
+CHALLENGE = b'WWW-Authenticate: Bearer realm="onecopy"\r\n'
+RIGHTS_LOOK_INTERVAL_S = 0.2
+"""How often it is looked whether watchers may go on watching."""
+WATCH_RIGHTS_AGE_MS = 200
+"""How old what is known of rights may be where that is looked at."""
+RIGHTS_OUT_OF_TOUCH_S = 0.8
+"""A node that could not ask for so long ends all watches: it might send what it may not."""
+LOOKED_AT_PER_TURN = 200
+
+_caller: ContextVar[Principal] = ContextVar("caller", default=ANONYMOUS)
+
+
+def caller_of(headers: Headers) -> Principal:
+    """Return whom a request names as its caller, not whether that is right.
+
+    Raises Problem "unauthenticated" for what is no token at all.
+    """
+    values = headers.getall(hdrs.AUTHORIZATION, ())
+    if not values:
+        return ANONYMOUS
+    principal = _principal_in(values[0]) if len(values) == 1 else None
+    if principal is None:
+        raise ProblemError(
+            "unauthenticated",
+            "the Authorization header is not a token of this service: send one header, "
+            "Authorization: Bearer oct_…",
+        )
+    return principal
+
+
+@functools.lru_cache(maxsize=1024)  # a client sends the same one with each request
+def _principal_in(value: str) -> Principal | None:
+    scheme, _, text = value.strip(" \t").partition(" ")
+    return principal_of(text.strip(" ")) if scheme.lower() == "bearer" else None
+
+
+class ApiAccess:
+    """The checks of one node's API. `guard` is the node's; None: there is no access control."""
+
+    def __init__(self, node: Node, guard: TokenGuard | None, timeout_ms: int) -> None:
+        self._node = node
+        self._guard = guard
+        self._timeout_ms = timeout_ms
+        self._tasks = Tasks(_on_failed)
+        self._looks = False
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is access control."""
+        return self._guard is not None and self._guard.is_on
+
+    async def stop(self) -> None:
+        """Look at nothing any more."""
+        await self._tasks.stop()
+
+    def caller(self, headers: Headers) -> Principal | None:
+        """Return a request's caller; None where nobody is judged. Raises Problem."""
+        return caller_of(headers) if self.is_on else None
+
+    async def enter(self, template: str, method: str, query: str, headers: Headers) -> None:
+        """Check the right that a route needs, for any key at all. Raises Problem, OperationError.
+
+        What is done from here on is done for the request's caller.
+        """
+        _caller.set(ANONYMOUS)
+        if not self.is_on:
+            return
+        right = right_for(template, method, query)
+        if right == OPEN:
+            return
+        caller = caller_of(headers)
+        _caller.set(caller)
+        await self.admit(caller, Need(cast("Right", right)))
+
+    async def admit(
+        self, caller: Principal, need: Need, max_age_ms: int = MAX_RIGHTS_AGE_MS
+    ) -> None:
+        """Raise OperationError unless a caller has a right.
+
+        This node decides by what it knows, if that is no older than `max_age_ms`; else it asks. It
+        asks before it refuses, too. `status` may be told by rights of any age: it is what operators
+        need when nobody can be asked.
+        """
+        query = Query("permits", tuple(need), "stale", max_age_ms, ACCESS_SERVICE, caller)
+        if need.right == "status":
+            try:
+                self._node.read_here(query)
+            except OperationError:
+                pass  # what it does not know may be new
+            else:
+                return
+        await self._node.query(query, self._timeout_ms)
+
+    def here(self, caller: Principal, need: Need) -> ProblemError | None:
+        """Return what refuses a right by what is applied here, however old that is; or None."""
+        query = Query("permits", tuple(need), service=ACCESS_SERVICE, caller=caller)
+        try:
+            self._node.read_here(query)
+        except OperationError as error:
+            return from_operation_error(error)
+        return None
+
+    # -- those who watch
+
+    def current(self) -> Principal | None:
+        """Return the caller of the request that is being served; None where nobody is judged."""
+        return _caller.get() if self.is_on else None
+
+    def look_after(self, streams: Streams) -> None:
+        """End watches whose rights go, from now on as long as there are any."""
+        if self.is_on and not self._looks:
+            self._looks = True
+            self._tasks.spawn(self._look_after(streams))
+
+    async def _look_after(self, streams: Streams) -> None:
+        changed = asyncio.Event()
+        leave = self._node.observe(ROLES, VERSION_KEY, changed.set)
+        now = asyncio.get_running_loop().time
+        known_at = now()
+        try:
+            while (caller := streams.any_caller()) is not None:
+                asked_at = now()
+                try:
+                    async with asyncio.timeout(RIGHTS_OUT_OF_TOUCH_S / 2):
+                        await self.admit(caller, Need("watch"), WATCH_RIGHTS_AGE_MS)
+                except (TimeoutError, NotPrimaryError):
+                    if now() - known_at > RIGHTS_OUT_OF_TOUCH_S:
+                        streams.end_for_now("this node cannot tell who may still watch")
+                except OperationError:
+                    known_at = asked_at
+                    changed.set()
+                else:
+                    known_at = asked_at
+                if changed.is_set():
+                    changed.clear()
+                    await self._judge(streams)
+                try:
+                    async with asyncio.timeout(RIGHTS_LOOK_INTERVAL_S):
+                        await changed.wait()
+                except TimeoutError:
+                    pass
+        except Exception:
+            streams.end_for_now("this node could not look whether they may go on")
+            raise
+        finally:
+            self._looks = False
+            if leave is not None:
+                leave()
+
+    async def _judge(self, streams: Streams) -> None:
+        """Look at all watchers, some in a turn of the event loop."""
+        for number, watcher in enumerate(streams.watched(), 1):
+            if watcher.caller is not None:
+                refused = self.here(watcher.caller, need_of(watcher.span))
+                if refused is not None:
+                    watcher.refuse(refused)
+            if number % LOOKED_AT_PER_TURN == 0:
+                await asyncio.sleep(0)
+
+
+def need_of(span: Span) -> Need:
+    """Return what a watch of these keys, or of this election, needs."""
+    return Need("lock" if span.keyspace == LOCKS else "watch", span.start, span.end)
+
+
+class CallersNode:
+    """A node as the handlers see it: what they ask for is asked by the request's caller.
+
+    Where nobody is judged it is the node itself. Everything that is not listed here is the node's.
+    """
+
+    def __init__(self, node: Node, access: ApiAccess) -> None:
+        self._node = node
+        self._access = access
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the node has by this name."""
+        return getattr(self._node, name)
+
+    async def execute(
+        self, operation: Operation, timeout_ms: int, after: OperationError | None = None
+    ) -> Result:
+        """Execute for the caller."""
+        if self._access.is_on and operation.caller is None:
+            operation = msgspec.structs.replace(operation, caller=_caller.get())
+        return await self._node.execute(operation, timeout_ms, after)
+
+    async def query(self, query: Query, timeout_ms: int) -> QueryResult:
+        """Read for the caller."""
+        return await self._node.query(self._stamped(query), timeout_ms)
+
+    def read_now(self, query: Query) -> QueryResult | None:
+        """Read at once for the caller."""
+        return self._node.read_now(self._stamped(query))
+
+    def _stamped(self, query: Query) -> Query:
+        if self._access.is_on and query.caller is None:
+            return msgspec.structs.replace(query, caller=_caller.get())
+        return query
+
+    async def handover(self, to: str, timeout_ms: int) -> View:
+        """Hand over for the caller."""
+        return await self._node.handover(to, timeout_ms, caller=self._access.current())
+
+    async def remove_member(
+        self, node: str, timeout_ms: int, *, force: bool = False, asked_by: str = ""
+    ) -> View:
+        """Remove a node for the caller."""
+        caller = self._access.current()
+        return await self._node.remove_member(
+            node, timeout_ms, force=force, asked_by=asked_by, caller=caller
+        )
+
+
+def _on_failed(problem: BaseException) -> None:
+    logger.error("looking after watchers failed", exc_info=problem)

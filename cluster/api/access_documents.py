@@ -1,0 +1,78 @@
+"""The JSON documents of tokens and roles. See `cluster.api.documents`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from cluster.api.documents import Positive
+from cluster.services.access import MAX_NOTE_LENGTH
+from cluster.services.rights import ROLE_NAME_PATTERN, Role
+from datapath.operations import Count
+
+TokenId = Annotated[str, Meta(pattern="^[0-9a-f]{16}$", description="The id of a token.")]
+RoleName = Annotated[str, Meta(pattern=f"^{ROLE_NAME_PATTERN}$", description="The name of a role.")]
+Note = Annotated[str, Meta(max_length=MAX_NOTE_LENGTH, description="Whose it is, or what for.")]
+
+
+class TokenRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/tokens."""
+
+    role: RoleName
+    note: Note = ""
+
+
+class TokenCreated(msgspec.Struct, frozen=True):
+    """The answer to POST /v1/tokens."""
+
+    id: TokenId
+    token: Annotated[str, Meta(description="Shown this once: only a hash of it is kept.")]
+    role: RoleName
+    revision: Positive
+    epoch: Positive
+    copies: Positive
+
+
+class TokenItem(msgspec.Struct, frozen=True):
+    """One token of a list."""
+
+    id: TokenId
+    role: RoleName
+    note: Note
+    revision: Annotated[Positive, Meta(description="At which it was made.")]
+
+
+class TokenList(msgspec.Struct, frozen=True):
+    """The answer to GET /v1/tokens."""
+
+    tokens: list[TokenItem]
+    revision: Count
+
+
+class AccessChanged(msgspec.Struct, frozen=True):
+    """The answer to a change of tokens or roles: `name` is the token's id, or the role's name."""
+
+    name: str
+    revision: Positive
+    epoch: Positive
+    copies: Positive
+
+
+class RoleItem(msgspec.Struct, frozen=True):
+    """One role of a list."""
+
+    name: RoleName
+    rights: Role
+
+
+class RoleList(msgspec.Struct, frozen=True):
+    """The answer to GET /v1/roles."""
+
+    roles: list[RoleItem]
+    revision: Count
+
+
+ACCESS_ANSWERS = (TokenCreated, TokenList, AccessChanged, RoleList)
+ACCESS_BODIES = (TokenRequest, Role)

@@ -1,0 +1,121 @@
+"""`/v1/cluster/handover` and `/v1/cluster/nodes`: what changes the cluster itself."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+from aiohttp.web import BaseRequest
+
+from cluster.api.access import ApiAccess
+from cluster.api.admin import check_admin
+from cluster.api.answer import JSON, Answer
+from cluster.api.body import read_json
+from cluster.api.documents import HandoverRequest, Move
+from cluster.api.headers import who_lines
+from cluster.api.leases import MAX_BODY_SIZE_BYTES
+from cluster.api.params import REMOVE_PARAMS, TIMEOUT, decode_percent, parse_query
+from cluster.api.problems import ProblemError
+from cluster.api.settings import HttpSettings
+from cluster.config.model import split_address
+from datapath.operations import Node
+from election.identity import Addresses
+from election.view import View
+
+logger = logging.getLogger(__name__)
+
+_move_decoder = msgspec.json.Decoder(Move)
+_handover_decoder = msgspec.json.Decoder(HandoverRequest)
+
+
+class MemberHandlers:
+    """The handlers of changes of the cluster."""
+
+    def __init__(self, node: Node, settings: HttpSettings, access: ApiAccess) -> None:
+        self._node = node
+        self._settings = settings
+        self._access = access
+
+    async def hand_over(self, request: BaseRequest, query: str) -> Answer:
+        """POST /v1/cluster/handover."""
+        asked_by = self._check_admin(request)
+        timeout_ms = self._timeout_ms(query)
+        body = await read_json(request, MAX_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
+        try:
+            to = _handover_decoder.decode(body).to
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ProblemError("invalid_body", f'{error}; expected: {{"to": "n2"}}') from None
+        logger.info("handover to %s, requested by %s", to, asked_by)
+        return self._answer(await self._node.handover(to, timeout_ms))
+
+    async def move(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
+        """PATCH /v1/cluster/nodes/{id}."""
+        asked_by = self._check_admin(request)
+        node = _one_node(raw_node)
+        timeout_ms = self._timeout_ms(query)
+        body = await read_json(request, MAX_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
+        try:
+            move = _move_decoder.decode(body)
+            given = [address for address in (move.client, move.peer, move.raft) if address]
+            for address in given:
+                split_address(address)
+        except (msgspec.MsgspecError, ValueError) as error:
+            example = '{"peer": "10.0.0.2:8201"}'
+            raise ProblemError("invalid_body", f"{error}; expected: {example}") from None
+        if not given:
+            raise ProblemError("invalid_body", "name at least one of client, peer and raft")
+        addresses = Addresses(move.client, move.peer, move.raft)
+        view = await self._node.move_member(node, addresses, timeout_ms, asked_by=asked_by)
+        return self._answer(view)
+
+    async def remove(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
+        """DELETE /v1/cluster/nodes/{id}."""
+        asked_by = self._check_admin(request)
+        node = _one_node(raw_node)
+        options = parse_query(query, REMOVE_PARAMS)
+        force = options.get("force")
+        if force not in (None, node):
+            raise ProblemError(
+                "invalid_parameter",
+                f"force must be the id of the node to remove, {node!r}, not {force!r}",
+            )
+        timeout_ms = options.get("timeout_ms", self._settings.request_timeout_ms)
+        view = await self._node.remove_member(
+            node, timeout_ms, force=force is not None, asked_by=asked_by
+        )
+        return self._answer(view)
+
+    def _check_admin(self, request: BaseRequest) -> str:
+        """Return who asks, for the log. Raises Problem if they may not change the cluster.
+
+        Where there is access control, that they have the right `admin` was checked before.
+        """
+        connection = request.transport
+        sockets = ("peername", "sockname")
+        remote, local = (connection and connection.get_extra_info(name) for name in sockets)
+        if not self._access.is_on:
+            check_admin(
+                self._settings.admin_from,
+                remote[0] if remote else None,
+                local[0] if local else None,
+                request.headers,
+            )
+        return f"{remote[0]} port {remote[1]} at {self._node.node_id}" if remote else "an unknown"
+
+    def _timeout_ms(self, query: str) -> int:
+        value: int = parse_query(query, TIMEOUT).get(
+            "timeout_ms", self._settings.request_timeout_ms
+        )
+        return value
+
+    def _answer(self, view: View) -> Answer:
+        node = self._node
+        who = who_lines(node.node_id, node.epoch, node.cluster_id)
+        return Answer(200, msgspec.json.encode(view), JSON, who)
+
+
+def _one_node(raw_node: str) -> str:
+    node = decode_percent(raw_node, "the node's id", "not_found").decode("utf-8")
+    if not node or "/" in node:
+        raise ProblemError("not_found", "name one node: /v1/cluster/nodes/{id}")
+    return node

@@ -1,0 +1,197 @@
+"""Whose request it is, and whether its role allows it: the guard that the data path asks (A1).
+
+In the keyspace ROLES:
+
+    t ID      a token: the SHA-256 of it, its role, a note, the revision that made it
+    r NAME    a role, as JSON
+    s DIGEST  a first administrator's token of that digest was taken from a configuration
+    v         the revision of the last change of any of these
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+from typing import NamedTuple
+
+import msgspec
+
+from cluster.services.rights import (
+    ADMIN,
+    ADMIN_ROLE,
+    Need,
+    Role,
+    decode_role,
+    may,
+    needs_of,
+    said,
+)
+from datapath.errors import NotPrimaryError, OperationError, OperationNotAppliedError
+from datapath.execution.access_guard import MAX_RIGHTS_AGE_MS, StateReader
+from datapath.keyspaces import ROLES
+from datapath.operations import Operation, Principal, Query
+
+logger = logging.getLogger(__name__)
+
+TOKEN, ROLE, SEEDED = b"t", b"r", b"s"
+VERSION_KEY = b"v"
+
+_TOKEN = re.compile(r"oct_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
+
+
+class StoredToken(msgspec.Struct, frozen=True, array_like=True):
+    """A token as it is stored."""
+
+    digest: bytes
+    role: str
+    note: str
+    revision: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder = msgspec.msgpack.Decoder(StoredToken)
+
+
+def encode_token(token: StoredToken) -> bytes:
+    """Return what stands under a token's id."""
+    return _encode(token)
+
+
+@functools.lru_cache(maxsize=4096)
+def decode_token(stored: bytes) -> StoredToken:
+    """Return a token as it is stored."""
+    return _decoder.decode(stored)
+
+
+class NewToken(NamedTuple):
+    """A token that was just drawn: its text, which is shown once, its id, and its digest."""
+
+    text: str
+    id: str
+    digest: bytes
+
+
+def draw_token() -> NewToken:
+    """Draw a token: 256 random bits, and an id that says nothing about them."""
+    text = f"oct_{secrets.token_hex(8)}_{secrets.token_urlsafe(32)}"
+    principal = principal_of(text)
+    assert principal is not None
+    return NewToken(text, principal.token, principal.digest)
+
+
+def hash_line(token: NewToken) -> str:
+    """Return what a configuration has of the first administrator's token."""
+    return f"{token.id}:{token.digest.hex()}"
+
+
+def principal_of(text: str) -> Principal | None:
+    """Return whom a token's text names, not whether it is right; None: it is no token.
+
+    One fast hash is enough: nobody guesses 256 random bits.
+    """
+    found = _TOKEN.fullmatch(text)
+    if found is None:
+        return None
+    return Principal(found[1], hashlib.sha256(text.encode()).digest())
+
+
+def unauthenticated(detail: str) -> OperationNotAppliedError:
+    """Make the refusal of a caller that is not known."""
+    return OperationNotAppliedError("unauthenticated", detail)
+
+
+def forbidden(role: str, need: Need) -> OperationNotAppliedError:
+    """Make the refusal of a caller whose role does not allow it."""
+    return OperationNotAppliedError("forbidden", f"role {role!r} has not {said(need)}")
+
+
+class TokenGuard:
+    """The guard of one node. `anonymous`: the role of callers without a token; "": none.
+
+    `is_on`: as configured; and as soon as the cluster is found to have access control. A node whose
+    configuration lacks it must not be the way around it.
+    """
+
+    mark = ROLES, VERSION_KEY
+
+    def __init__(
+        self,
+        *,
+        is_on: bool = True,
+        anonymous: str = "",
+        max_age_ms: float = MAX_RIGHTS_AGE_MS,
+    ) -> None:
+        self.is_on = is_on
+        self.max_age_ms = max_age_ms
+        self.anonymous = anonymous
+
+    def notice(self, held: bytes | None) -> None:
+        """Take what stands under the mark: with a token or a role there is access control."""
+        if held is not None and not self.is_on:
+            self.is_on = True
+            logger.error(
+                "this cluster has access control, and the configuration of this node has not: "
+                "requests without a token are refused here too. Add [access] to its file"
+            )
+
+    def judge(self, asked: Operation | Query, read: StateReader) -> OperationError | str:
+        """Return the name of the role for which it may be done, or what refuses it (A1)."""
+        assert asked.caller is not None
+        lock = asked.if_lock if isinstance(asked, Operation) else None
+        needs = needs_of(asked.service, asked.method, asked.args, lock)
+        return self._judge(asked.caller, needs, read)
+
+    def judge_admin(self, caller: Principal, read: StateReader) -> OperationError | str:
+        """Return the same of a change of the cluster itself."""
+        return self._judge(caller, [Need("admin")], read)
+
+    def _judge(
+        self, caller: Principal, needs: list[Need], read: StateReader
+    ) -> OperationError | str:
+        found = self._role_of(caller, read)
+        if isinstance(found, OperationError):
+            return found
+        name, role = found
+        for need in needs:
+            if not may(role, need):
+                return forbidden(name, need)
+        return name
+
+    def _role_of(self, caller: Principal, read: StateReader) -> OperationError | tuple[str, Role]:
+        if caller.token:
+            held = read(ROLES, TOKEN + caller.token.encode())
+            token = None if held is None else decode_token(held)
+            if token is None and read(ROLES, VERSION_KEY) is None:
+                return _starting()
+            if token is None or not is_proved(caller, token):
+                return unauthenticated("the token is unknown, or was revoked")
+            name = token.role
+        elif self.anonymous:
+            name = self.anonymous
+        else:
+            return unauthenticated("a token is needed: send Authorization: Bearer TOKEN")
+        if name == ADMIN_ROLE:
+            return name, ADMIN
+        stored = read(ROLES, ROLE + name.encode())
+        if stored is None:
+            return unauthenticated(
+                f"there is no role {name!r}, which callers without a token are to have"
+                if not caller.token
+                else f"there is no role {name!r} any more, which this token has"
+            )
+        return name, decode_role(stored)
+
+
+def is_proved(caller: Principal, token: StoredToken) -> bool:
+    """A1: whether a caller has shown the very token that is known under this id."""
+    return hmac.compare_digest(caller.digest, token.digest)
+
+
+def _starting() -> NotPrimaryError:
+    return NotPrimaryError(
+        "access_starting", "the first administrator's token is not known yet: try again in a moment"
+    )

@@ -1,0 +1,113 @@
+"""Mutants of who may do what (A1): callers whose right comes and goes have to notice."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+from cluster.services import rights
+from cluster.services.access_guard import TokenGuard
+from datapath.execution.executor import Executor
+from datapath.operations import Operation, Principal, Query
+from tests.sim import callers
+from tests.sim.mutant import Mutant, Patch
+
+ACCESS = "tests/unit/cluster/services/test_access.py::"
+RIGHTS = "tests/unit/cluster/services/test_rights.py::"
+
+
+def _operations_are_not_judged() -> list[Patch]:
+    return [patch.object(Executor, "_judge", lambda _executor, _operation: "")]
+
+
+def _queries_are_not_judged() -> list[Patch]:
+    judge = TokenGuard.judge
+
+    def writes_only(guard: TokenGuard, asked: Operation | Query, read: object) -> object:
+        return "" if isinstance(asked, Query) else judge(guard, asked, read)  # type: ignore[arg-type]
+
+    return [patch.object(TokenGuard, "judge", writes_only)]
+
+
+def _judged_by_what_has_committed() -> list[Patch]:
+    """What the executor has executed before, in the same batch say, does not count."""
+    return [
+        patch.object(
+            Executor,
+            "_read_newest",
+            lambda executor, keyspace, key: executor._state.get(keyspace, key),
+        )
+    ]
+
+
+def _a_token_is_proved_by_its_id() -> list[Patch]:
+    return [patch("cluster.services.access_guard.is_proved", lambda _caller, _token: True)]
+
+
+def _a_forwarder_recalls_for_anybody() -> list[Patch]:
+    return [patch("datapath.execution.executor.is_judged", lambda _guard, _operation: False)]
+
+
+def _a_repeat_is_not_judged() -> list[Patch]:
+    repeat_of = Executor.repeat_of
+
+    def anybody(executor: Executor, operation: Operation, next_index: int) -> object:
+        with patch.object(Executor, "_judge", lambda _executor, _operation: ""):
+            return repeat_of(executor, operation, next_index)
+
+    return [patch.object(Executor, "repeat_of", anybody)]
+
+
+def _rights_of_any_age() -> list[Patch]:
+    return [patch.object(callers, "with_fresh_rights", lambda _guard, query: query)]
+
+
+def _any_right_is_enough() -> list[Patch]:
+    return [patch.object(rights, "covers", lambda _prefix, _start, _end: True)]
+
+
+def _unlisted_calls_are_open() -> list[Patch]:
+    needs_of = rights.needs_of
+
+    def open_(service: str, method: str, *args: object) -> list[rights.Need]:
+        found = needs_of(service, method, *args)  # type: ignore[arg-type]
+        return [] if found == [rights.Need("admin")] else found
+
+    return [patch("cluster.services.access_guard.needs_of", open_)]
+
+
+def _whose_a_lease_is_does_not_matter() -> list[Patch]:
+    return [patch("cluster.services.lease_state.may_use", lambda _role, _owner: True)]
+
+
+def _the_last_administrator_may_go() -> list[Patch]:
+    return [patch("cluster.services.access.leaves_an_admin", lambda _holders, _roles: True)]
+
+
+def _who_is_anonymous_is_not_judged() -> list[Patch]:
+    judge = TokenGuard.judge
+
+    def known_only(guard: TokenGuard, asked: Operation | Query, read: object) -> object:
+        caller = asked.caller or Principal()
+        return judge(guard, asked, read) if caller.token else ""  # type: ignore[arg-type]
+
+    return [patch.object(TokenGuard, "judge", known_only)]
+
+
+ACCESS_MUTANTS = (
+    Mutant("A1", "operations are not judged", _operations_are_not_judged, callers=True),
+    Mutant("A1", "queries are not judged", _queries_are_not_judged, callers=True),
+    Mutant("A1", "judged by what has committed alone", _judged_by_what_has_committed,
+           unit=ACCESS + "test_a_revoked_right_counts_before_it_has_committed"),
+    Mutant("A1", "a token is proved by its id", _a_token_is_proved_by_its_id, callers=True),
+    Mutant("A1", "a forwarder recalls for anybody", _a_forwarder_recalls_for_anybody, callers=True),
+    Mutant("A1", "a repeat is not judged", _a_repeat_is_not_judged, callers=True),
+    Mutant("A1", "rights of any age will do", _rights_of_any_age, callers=True),
+    Mutant("A1", "any prefix is as good as another", _any_right_is_enough, callers=True),
+    Mutant("A1", "who is anonymous is not judged", _who_is_anonymous_is_not_judged, callers=True),
+    Mutant("A1", "what is not listed is open", _unlisted_calls_are_open,
+           unit=ACCESS + "test_a_role_allows_what_it_names"),
+    Mutant("A1", "whose a lease is does not matter", _whose_a_lease_is_does_not_matter,
+           unit=ACCESS + "test_a_lease_is_for_the_role_that_it_was_granted_to"),
+    Mutant("A1", "the last administrator may go", _the_last_administrator_may_go,
+           unit=ACCESS + "test_what_would_lock_every_administrator_out_is_refused"),
+)  # fmt: skip
