@@ -51,6 +51,7 @@ from cluster.api.params import (
 from cluster.api.problems import CODES
 from cluster.api.route_rights import SECURITY_SCHEMES
 from cluster.api.schemas import (
+    ANY_ROLE_CODES,
     BODY_CODES,
     CHANGE_CODES,
     HEADERS,
@@ -207,6 +208,7 @@ def _cluster() -> Json:
             )
         },
         ("unknown_parameter",),
+        access=ANY_ROLE_CODES,
     )
 
 
@@ -303,7 +305,7 @@ def _digest() -> Json:
 def _health(path: str, word: str, meaning: str, status: Status, *codes: str) -> Json:
     revision = ("Onecopy-Revision",) if path == "livez" else ()
     answer = json_answer(meaning, status, *revision)
-    return api_operation(path, word, {"200": answer}, codes)
+    return api_operation(path, word, {"200": answer}, codes, access=())
 
 
 def _primary() -> Json:
@@ -313,6 +315,7 @@ def _primary() -> Json:
         "Whether this node is the serving primary",
         {"200": json_answer("It is.", example)},
         ("not_primary",),
+        access=(),
     )
 
 
@@ -323,7 +326,9 @@ def _metrics() -> Json:
         "headers": headers(),
         "content": {text: {"schema": {"type": "string"}} for text in texts},
     }
-    return api_operation("getMetrics", "Metrics for Prometheus", {"200": answer}, ())
+    return api_operation(
+        "getMetrics", "Metrics for Prometheus", {"200": answer}, (), access=ANY_ROLE_CODES
+    )
 
 
 def _openapi() -> Json:
@@ -332,4 +337,4 @@ def _openapi() -> Json:
         "headers": headers(),
         "content": {"application/json": {"schema": {"type": "object"}}},
     }
-    return api_operation("getOpenapi", "This document", {"200": answer}, ())
+    return api_operation("getOpenapi", "This document", {"200": answer}, (), access=())

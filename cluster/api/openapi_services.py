@@ -18,6 +18,7 @@ from cluster.api.openapi_keys import (
 from cluster.api.params import GET_CALL_PARAMS, READ_CALL_PARAMS, WRITE_CALL_PARAMS
 from cluster.api.route_rights import with_rights
 from cluster.api.schemas import (
+    ANY_ROLE_CODES,
     LOCK_CODES,
     REPEAT_CODES,
     WRITE_CODES,
@@ -101,7 +102,13 @@ def _general_paths() -> Json:
     ]
     return {
         "/v1/services": readable(
-            api_operation("listServices", "List services", {"200": answer}, ("unknown_parameter",))
+            api_operation(
+                "listServices",
+                "List services",
+                {"200": answer},
+                ("unknown_parameter",),
+                access=ANY_ROLE_CODES,
+            )
         ),
         f"{SERVICES_PATH}{{service}}/{{method}}": {
             "parameters": path,

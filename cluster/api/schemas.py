@@ -36,10 +36,13 @@ _UNKNOWN_CODES = {
 }  # fmt: skip
 CONNECTION_CODES = (
     "malformed_request", "head_too_large", "unknown_host", "foreign_origin", "internal_error",
-    "too_many_connections", "wrong_cluster", "cluster_unknown", "unauthenticated", "forbidden",
-    "access_starting",
+    "too_many_connections", "wrong_cluster", "cluster_unknown",
 )  # fmt: skip
 """What any request at all can be answered."""
+ANY_ROLE_CODES = ("unauthenticated", "access_starting")
+"""What a request can be answered that any role may make, but nobody without one."""
+ACCESS_CODES = (*ANY_ROLE_CODES, "forbidden")
+"""What a request can be answered that needs a right."""
 
 
 ANSWERS = (
@@ -206,16 +209,23 @@ def _example(code: str, *, write: bool) -> Json:
 
 
 def api_operation(
-    name: str, summary: str, ok: Json, codes: tuple[str, ...], *, write: bool = False, **more: Any
+    name: str,
+    summary: str,
+    ok: Json,
+    codes: tuple[str, ...],
+    *,
+    write: bool = False,
+    access: tuple[str, ...] = ACCESS_CODES,
+    **more: Any,
 ) -> Json:
-    """Return one operation: its good answers, and those of `codes`."""
+    """Return one operation: its good answers, and those of `codes` and `access`."""
     parameters = [*more.pop("parameters", ()), _cluster_header()]
     return {
         "operationId": name,
         "summary": summary,
         "parameters": parameters,
         **more,
-        "responses": {**ok, **problem_answers(*codes, write=write)},
+        "responses": {**ok, **problem_answers(*codes, *access, write=write)},
     }
 
 

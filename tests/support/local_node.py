@@ -17,6 +17,7 @@ from itertools import islice
 
 import msgspec
 
+from cluster.services.access_guard import TokenGuard
 from cluster.services.built_in import built_in_services
 from cluster.services.hosting import START, Host
 from datapath.clock import clock_ms
@@ -27,6 +28,7 @@ from datapath.errors import (
     OperationUnknownError,
     RejectedError,
 )
+from datapath.execution.access_guard import refusal
 from datapath.execution.changes import Feed
 from datapath.execution.lock_guard import holds_lock, lock_lost
 from datapath.keyspaces import KV, LOCKS, SERVICES
@@ -183,6 +185,7 @@ class LocalNode:
         self.service = service
         self.hosts = hosts or {}
         self.services = {STORE: service, **(others or {}), **self.hosts}
+        self.guard = TokenGuard(is_on=False)
         self.store = Store()
         self.index = 0
         self.records: list[Record] = []
@@ -271,6 +274,7 @@ class LocalNode:
     ) -> Result:
         self.timeouts_ms.append(timeout_ms)
         await self._gate()
+        self._admit(operation)
         key = operation.idempotency_key
         fingerprint = b""
         if key:
@@ -356,7 +360,16 @@ class LocalNode:
         await self._gate()
         return self._query(query)
 
+    def _admit(self, asked: Operation | Query) -> None:
+        def read(keyspace: int, key: bytes) -> bytes | None:
+            return self.store.keyspace(keyspace).values.get(key)
+
+        refused = refusal(self.guard, asked, read)
+        if isinstance(refused, OperationError):
+            raise refused
+
     def _query(self, query: Query) -> QueryResult:
+        self._admit(query)
         service = self._find(query.service)
         if query.method not in service.queries:
             raise RejectedError("unknown_query", f"no query {query.method!r}")

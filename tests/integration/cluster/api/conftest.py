@@ -55,7 +55,13 @@ async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
         settings = msgspec.structs.replace(
             settings or HttpSettings(), fast_path=request.param != "full"
         )
-        api = HttpApi(node, settings, Hosts(["t", "test", "a", "x", "any.example"]), node.hosts)
+        api = HttpApi(
+            node,
+            settings,
+            Hosts(["t", "test", "a", "x", "any.example"]),
+            node.hosts,
+            guard=node.guard,
+        )
         await api.listener.start("127.0.0.1", 0)
         started.append(api)
         return Local(f"http://127.0.0.1:{api.listener.port}", node, api)

@@ -20,9 +20,13 @@ from openapi_spec_validator import validate
 
 from cluster.api.openapi_services import openapi_document
 from cluster.api.problems import CODES, ProblemError
+from cluster.api.schemas import ACCESS_CODES
 from cluster.api.settings import HttpSettings
 from cluster.api.txn import MIN_BODY_LIMIT_BYTES
+from cluster.services.access import ACCESS_SERVICE
+from cluster.services.access_guard import draw_token
 from cluster.services.hosting import Host
+from cluster.services.rights import Role, encode_role
 from cluster.services.txn import MAX_STEPS
 from datapath.errors import (
     NotPrimaryError,
@@ -33,6 +37,7 @@ from datapath.errors import (
     PrimaryFullError,
     RejectedError,
 )
+from datapath.operations import Operation
 from tests.support.doc_shop import Shop
 from tests.support.raw_http import Reply, connect, fetch
 from tests.support.served import Local, Serve
@@ -53,6 +58,9 @@ TXN = b"""{
     "then": [{"put": {"key": "new", "text": "1"}}, {"get": {"key": "new"}},
              {"get": {"key": "none"}}, {"delete": {"prefix": "p"}}, {"list": {"prefix": "n"}}]
 }"""
+ACCESS_PATHS = ("/v1/tokens", "/v1/roles")
+ADMIN, NOBODY = draw_token(), draw_token()
+"""An administrator's token, and one of the role "nobody", which may do nothing."""
 SETTINGS = HttpSettings(max_value_size_bytes=70_000, body_timeout_ms=100)
 
 
@@ -82,6 +90,8 @@ def is_stream(target: str) -> bool:
 
 def good(method: str, path: str) -> Ask:
     target = path.replace("{key}", "present")
+    if path.startswith(ACCESS_PATHS):
+        return good_of_access(method, target)
     is_lease = path.startswith("/v1/leases")
     target = target.replace("{id}", "2" if is_lease else "n3")
     target = target.replace("{name}", "free" if method == "post" else "held")
@@ -110,6 +120,17 @@ def good(method: str, path: str) -> Ask:
         moved = b'{"peer": "127.0.0.1:8999"}'
         return Ask("PATCH", target, moved, {"Content-Type": "application/json"})
     return Ask(method.upper(), target, b"x" if method == "put" else None, {})
+
+
+def good_of_access(method: str, path: str) -> Ask:
+    """Return a good request of tokens or roles: the role "unused" is there, and has no token."""
+    target = path.replace("{id}", NOBODY.id)
+    target = target.replace("{name}", "unused" if method == "delete" else "new")
+    body = {"post": b'{"role": "nobody"}', "put": b'{"read": ["a"]}'}.get(method)
+    headers = {"Authorization": f"Bearer {ADMIN.text}"}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+    return Ask(method.upper(), target, body, headers)
 
 
 def wrong_parameter(ask: Ask) -> Ask:
@@ -175,8 +196,23 @@ SPOILT: dict[str, Callable[[Ask], Ask]] = {
     "invalid_body": lambda ask: (
         ask.query(arguments="{") if "left" in ask.target else ask._replace(body=b"{")
     ),
+    "unknown_role": lambda ask: (
+        ask._replace(body=b'{"role": "none"}')
+        if ask.method == "POST"
+        else ask.to("/v1/roles/" + ("none" if ask.method == "DELETE" else "a%2Fb"))
+    ),
+    "unknown_token": lambda ask: ask.to("/v1/tokens/" + ADMIN.id[::-1]),
+    "role_reserved": lambda ask: ask.to("/v1/roles/admin"),
+    "role_in_use": lambda ask: ask.to("/v1/roles/nobody"),
+    "unauthenticated": lambda ask: ask.header("Authorization", "Bearer nonsense"),
+    "forbidden": lambda ask: ask.header("Authorization", f"Bearer {NOBODY.text}"),
+    "access_starting": lambda ask: ask.header("Authorization", f"Bearer {ADMIN.text}"),
     "not_found": lambda ask: ask.to(
-        OF_METHODS if "services" in ask.target else "/v1/cluster/nodes/"
+        OF_METHODS
+        if "services" in ask.target
+        else "/v1/roles/%ff"
+        if "roles" in ask.target
+        else "/v1/cluster/nodes/"
     ),
     "invalid_argument": lambda ask: (
         ask._replace(body=b'{"item": 3}') if ask.body else ask.query(arguments='{"item": 3}')
@@ -223,6 +259,9 @@ FAILING: dict[str, Callable[[Local], None]] = {
     "no_majority": fails(RejectedError("no_majority", "n1")),
     "handover_failed": fails(OperationNotAppliedError("handover_failed", "no")),
     "lock_queue_full": fails(RejectedError("lock_queue_full", "1000 wait")),
+    "last_admin": fails(RejectedError("last_admin", "nobody else may")),
+    "too_many_tokens": fails(RejectedError("too_many_tokens", "10,000 of them")),
+    "too_many_roles": fails(RejectedError("too_many_roles", "1,000 of them")),
     "lease_full": fails(RejectedError("lease_full", "1000 keys")),
     "too_many_leases": fails(RejectedError("too_many_leases", "a million")),
     "too_large": fails(OperationNotAppliedError("too_large", "no")),
@@ -245,6 +284,18 @@ async def prepare(local: Local, headers: dict[str, str]) -> None:
     ttl = b'{"ttl_ms": 600000}'
     await fetch(local.base_url, "POST", "/v1/leases", ttl, json)
     await fetch(local.base_url, "POST", "/v1/locks/held", ttl, json)
+
+
+async def control_access(local: Local, *, seeded: bool = True) -> None:
+    """Let the node judge its callers from now on."""
+    if seeded:
+        roles = [(name, encode_role(Role())) for name in ("nobody", "unused")]
+        token = (NOBODY.id, NOBODY.digest, "nobody", "")
+        steps: list[tuple[str, tuple[object, ...]]] = [("seed", (ADMIN.id, ADMIN.digest))]
+        steps += [("set_role", role) for role in roles]
+        for method, args in [*steps, ("create_token", token)]:
+            await local.node.execute(Operation(method, args, service=ACCESS_SERVICE), 1000)
+    local.node.guard.is_on = True
 
 
 def ends(code: str) -> Callable[[Local, Ask], Ask]:
@@ -280,6 +331,8 @@ async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
     """Make the request of `method` and `path` be answered with `code`."""
     local = await serve(SETTINGS)
     await prepare(local, {"Idempotency-Key": "used"})
+    if code in ACCESS_CODES or (path.startswith(ACCESS_PATHS) and code != "access_off"):
+        await control_access(local, seeded=code != "access_starting")
     ask = good(method, path)
     if code in WATCH_CODES and path in WATCHES:
         return await send(local, WATCH_CODES[code](local, ask))
@@ -388,8 +441,12 @@ async def test_every_route_is_documented_and_every_documented_route_served(local
 async def test_success_is_as_documented(serve: Serve, method: str, path: str) -> None:
     local = await serve()
     await prepare(local, {})
+    if path.startswith(ACCESS_PATHS):
+        await control_access(local)
     ask = good(method, path)
     answers = [await send(local, ask)]
+    if (method, path) == ("put", "/v1/roles/{name}"):
+        answers.append(await send(local, ask))
     if "{key}" in path:
         if method == "put":
             answers.append(await send(local, ask.to("/v1/kv/new")))
