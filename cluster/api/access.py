@@ -151,7 +151,12 @@ class ApiAccess:
 
     async def _look_after(self, streams: Streams) -> None:
         changed = asyncio.Event()
-        leave = self._node.observe(ROLES, VERSION_KEY, changed.set)
+
+        def on_changed() -> None:  # amid the commit: what is committed after it is not sent before
+            streams.hold()
+            changed.set()
+
+        leave = self._node.observe(ROLES, VERSION_KEY, on_changed)
         now = asyncio.get_running_loop().time
         known_at = now()
         try:
@@ -171,6 +176,8 @@ class ApiAccess:
                 if changed.is_set():
                     changed.clear()
                     await self._judge(streams)
+                    if not changed.is_set():
+                        streams.release()
                 try:
                     async with asyncio.timeout(RIGHTS_LOOK_INTERVAL_S):
                         await changed.wait()
@@ -181,6 +188,7 @@ class ApiAccess:
             raise
         finally:
             self._looks = False
+            streams.release()
             if leave is not None:
                 leave()
 

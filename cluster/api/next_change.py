@@ -24,3 +24,7 @@ class NextChange:
         """End it: its caller has not the right any more."""
         self.refused = problem
         self.changed.set()
+
+    def is_refused(self) -> bool:
+        """Whether its caller may not watch any more."""
+        return self.refused is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 from cluster.api.answer import Outgoing
 from cluster.api.events import Encoder, EventEncoder, Form, LeaderEncoder, end_event
@@ -87,6 +87,8 @@ class Streams:
         self._open: dict[WatchConnection, None] = {}  # the one that was sent something last, last
         self._paused: set[WatchConnection] = set()
         self._waiting: set[NextChange] = set()
+        self._judged = asyncio.Event()  # not set: it is looked at who may still watch
+        self._judged.set()
         self.on_watcher: Callable[[], None] = lambda: None
         """Called when there is one more."""
         self._in_touch_at = server.now()
@@ -181,15 +183,24 @@ class Streams:
     def _go_on(self) -> None:
         self._scheduled = False
         turns = self._server.turns
-        while self._due and not turns.is_spent:
+        while self._due and not turns.is_spent and self._judged.is_set():
             connection = self._due.popleft()
             try:
                 turns.spend(connection.resume())
             except Exception as error:  # noqa: BLE001 -- one watcher's trouble is no other's
                 self._complain(error)
                 connection.abort()
-        if self._due:
+        if self._due and self._judged.is_set():
             self._schedule()
+
+    def hold(self) -> None:
+        """Send nothing more until `release`: the rights of those who watch have changed (A1)."""
+        self._judged.clear()
+
+    def release(self) -> None:
+        """Go on: who may watch no more was refused."""
+        self._judged.set()
+        self._schedule()
 
     def read_log(self, connection: WatchConnection) -> None:
         """Let a watcher that is behind read on from the log."""
@@ -220,12 +231,15 @@ class Streams:
         self.on_watcher()
         try:
             async with asyncio.timeout(timeout_s):
-                while self.ended is None and waiting.refused is None:
+                while self.ended is None and not waiting.is_refused():
                     changed.clear()
                     progress, found = feed.take(watcher)
                     if progress == "log":
                         await self.history.read(watcher, found.extend)
                     if found:
+                        await self._judged.wait()
+                        if waiting.is_refused():
+                            break
                         return found[0]
                     if progress == "parked":
                         await changed.wait()
@@ -240,8 +254,6 @@ class Streams:
         if waiting.refused is not None:
             raise waiting.refused
         return reached
-
-    # -- who watches
 
     def any_caller(self) -> Principal | None:
         """Return the caller of some watcher that has one, or None."""
@@ -485,11 +497,3 @@ class WatchConnection(asyncio.Protocol):
         """Close at once."""
         if self._transport is not None:
             self._transport.abort()
-
-
-def take_over(connection: Any) -> asyncio.Transport:
-    """Take a connection out of aiohttp's hands, in the middle of an answer."""
-    transport = cast("asyncio.Transport", connection.transport)
-    connection.transport = None  # else it would be closed
-    connection.connection_lost(None)
-    return transport

@@ -5,8 +5,9 @@ And GET /v1/kv/{key}?after=, the next event of one key alone.
 
 from __future__ import annotations
 
+import asyncio
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest
@@ -26,7 +27,7 @@ from cluster.api.params import (
     parse_query,
 )
 from cluster.api.problems import ProblemError
-from cluster.api.streams import Streams, take_over
+from cluster.api.streams import Streams
 from cluster.services.access import ACCESS_SERVICE
 from cluster.services.lock_state import Holder
 from cluster.services.locks import LOCKS_SERVICE
@@ -218,7 +219,15 @@ class StreamAnswer(Answer):
         if request.method == "HEAD":
             return
         span, after, form, first, caller = self._watch
-        transport = take_over(request.protocol)
+        transport = _take_over(request.protocol)
         if form == "sse":
             transport.write(_SSE_START)
         self._streams.begin(transport, span, after, form, first, caller)
+
+
+def _take_over(connection: Any) -> asyncio.Transport:
+    """Take a connection out of aiohttp's hands, in the middle of an answer."""
+    transport = cast("asyncio.Transport", connection.transport)
+    connection.transport = None  # else it would be closed
+    connection.connection_lost(None)
+    return transport

@@ -38,6 +38,19 @@ async def lines_until_end(
     return [json.loads(line) for line in body.splitlines() if line.strip()]
 
 
+async def can_be_watched(cluster: Cluster, headers: dict[str, str]) -> None:
+    """Wait until both replicas take watchers: one that was long without a primary looks again."""
+
+    async def both() -> bool:
+        target = "/v1/kv/app%2Fk?after=0&timeout_ms=1"
+        replies = [
+            await cluster.fetch(node, "GET", target, None, headers) for node in ("n1", "n2")
+        ]
+        return all(reply.status == 200 for reply in replies)
+
+    await wait_until(both, "both replicas take watchers")
+
+
 @pytest.mark.parametrize("how", ["token", "role"])
 async def test_watches_and_waits_end_when_the_right_goes(cluster: Cluster, how: str) -> None:
     token, headers = await make_user(cluster)
@@ -48,6 +61,7 @@ async def test_watches_and_waits_end_when_the_right_goes(cluster: Cluster, how: 
             {"Content-Type": "application/json"},
         )  # fmt: skip
         assert held.status == 200
+        await can_be_watched(cluster, headers)
         watches = [
             asyncio.create_task(lines_until_end(cluster, node, headers)) for node in ("n1", "n2")
         ]
