@@ -43,9 +43,7 @@ async def can_be_watched(cluster: Cluster, headers: dict[str, str]) -> None:
 
     async def both() -> bool:
         target = "/v1/kv/app%2Fk?after=0&timeout_ms=1"
-        replies = [
-            await cluster.fetch(node, "GET", target, None, headers) for node in ("n1", "n2")
-        ]
+        replies = [await cluster.fetch(node, "GET", target, None, headers) for node in ("n1", "n2")]
         return all(reply.status == 200 for reply in replies)
 
     await wait_until(both, "both replicas take watchers")
