@@ -65,13 +65,18 @@ class World:
         self.clockwork.run_until(self.clockwork.now + duration_ms)
 
     def leader(self) -> Node | None:
-        """The running member that leads in the highest term, if one does."""
+        """The running voter that leads in the highest term, if one does; else who is none.
+
+        One whose disk hangs may stand between two steps: in a new term, and a leader still.
+        """
         leading = [
             node for node in self.nodes.values() if node.core is not None and node.core._isLeader()
         ]
-        return max(
-            leading, key=lambda node: node.core.raftCurrentTerm if node.core else 0, default=None
-        )
+
+        def rank(node: Node) -> tuple[bool, int]:
+            return self.is_voter(node), node.core.raftCurrentTerm if node.core else 0
+
+        return max(leading, key=rank, default=None)
 
     def restart(self, node: Node, life: int) -> None:
         """Start a node again, unless that has been done, or it is not wanted any more."""
