@@ -24,6 +24,7 @@ def copy_of(make_cluster: MakeCluster, original: Cluster, *nodes: str) -> Cluste
     return copy
 
 
+@pytest.mark.long
 async def test_a_copy_of_a_whole_cluster_ends_and_the_original_notices_nothing_but_that(
     make_cluster: MakeCluster,
 ) -> None:

@@ -206,7 +206,9 @@ async def either_says(cluster: Cluster, text: str) -> None:
     await wait_until(said, f"n1 says {text!r}")
 
 
-@pytest.mark.parametrize("killed", ["n1", pytest.param("n2", marks=pytest.mark.long), "both"])
+@pytest.mark.parametrize(
+    "killed", ["n1", *(pytest.param(node, marks=pytest.mark.long) for node in ("n2", "both"))]
+)
 async def test_growth_from_one_survives_kills_in_the_middle(
     make_cluster: MakeCluster, killed: str
 ) -> None:
@@ -252,6 +254,7 @@ async def test_a_node_removed_while_it_was_away_ends_and_answers_nothing(
     assert "new id" in said
 
 
+@pytest.mark.long
 async def test_a_lost_disk_as_the_operators_page_says(make_cluster: MakeCluster) -> None:
     cluster: Cluster = make_cluster()
     await cluster.start()

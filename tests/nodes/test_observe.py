@@ -44,6 +44,7 @@ class Observer:
         await self.client.close()
 
 
+@pytest.mark.long
 async def test_every_leader_is_seen_while_primaries_are_killed(make_cluster: MakeCluster) -> None:
     cluster: Cluster = make_cluster()
     await cluster.start()

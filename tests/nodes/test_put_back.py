@@ -90,6 +90,7 @@ async def takes_no_part(cluster: Cluster, node: str) -> None:
     assert "was in sync" in cluster.nodes[node].log()
 
 
+@pytest.mark.long
 async def test_a_backup_put_back_while_the_primary_is_away_never_takes_over(
     make_cluster: MakeCluster,
 ) -> None:

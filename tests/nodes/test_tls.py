@@ -105,7 +105,7 @@ async def tapped(cluster: Cluster, words: Iterable[bytes]) -> AsyncIterator[Tap]
         await tap.close()
 
 
-@pytest.mark.parametrize("tls", [True, False])
+@pytest.mark.parametrize("tls", [True, pytest.param(False, marks=pytest.mark.long)])
 async def test_nothing_that_is_stored_crosses_in_plain_text(
     make_cluster: MakeCluster, tls: bool
 ) -> None:
@@ -145,6 +145,7 @@ async def test_nothing_that_is_stored_crosses_in_plain_text(
             assert not records & (tap.first["client"] | tap.first["peer"])
 
 
+@pytest.mark.long
 async def test_certificates_authority_and_secret_change_under_load(
     make_cluster: MakeCluster,
 ) -> None:

@@ -247,6 +247,7 @@ async def test_every_python_that_the_index_names_runs_it(
         assert made.check("onecopy", "get", "hello", endpoints=endpoints) == "world"
 
 
+@pytest.mark.long
 def test_mypy_sees_the_types_of_the_public_names(client_only: Environment, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(TYPED_PROGRAM)

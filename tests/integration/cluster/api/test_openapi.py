@@ -558,6 +558,8 @@ async def test_every_documented_parameter_is_taken(serve: Serve, method: str, pa
             ask = ask.to(path) if parameter["name"] in {"key", "start"} else ask
         if parameter["in"] == "query":
             extra = {"consistency": "stale"} if parameter["name"] == "max_staleness_ms" else {}
+            if parameter["name"] == "after" and path.endswith("}"):  # it waits for a change
+                extra = {"timeout_ms" if "{key}" in path else "wait_ms": "1"}
             if (method, parameter["name"]) == ("delete", "lease"):
                 ask = ask.to(ask.target.partition("?")[0])
             ask = ask.query(**{parameter["name"]: value}, **extra)

@@ -49,7 +49,7 @@ async def can_be_watched(cluster: Cluster, headers: dict[str, str]) -> None:
     await wait_until(both, "both replicas take watchers")
 
 
-@pytest.mark.parametrize("how", ["token", "role"])
+@pytest.mark.parametrize("how", ["token", pytest.param("role", marks=pytest.mark.long)])
 async def test_watches_and_waits_end_when_the_right_goes(cluster: Cluster, how: str) -> None:
     token, headers = await make_user(cluster)
     async with cluster.client() as admin:

@@ -160,6 +160,7 @@ async def test_a_load_rides_through_two_killed_primaries(tmp_path: Path) -> None
             assert len({(item.applied_index, item.digest) for item in digests}) == 1
 
 
+@pytest.mark.long
 async def test_a_killed_node_stays_down_if_asked_to(tmp_path: Path) -> None:
     data, port = tmp_path / "data", free_up_port()
     async with up(data, port, "--no-restart") as running:
@@ -206,6 +207,7 @@ async def test_other_signals_stop_it_too(tmp_path: Path, number: signal.Signals)
         assert not is_alive(pid)
 
 
+@pytest.mark.long
 async def test_every_request_is_answered_at_the_end(tmp_path: Path) -> None:
     data, port = tmp_path / "data", free_up_port()
     async with up(data, port) as running:
