@@ -100,7 +100,6 @@ def _mutant(broken: str, patches: Callable[[], list[Patch]], seed: int = 0) -> M
 RAFT_MUTANTS = (
     _mutant("the raft journal is not synced", same._e4_no_fsync),
     _mutant("a vote is only in memory", same._e4_votes_in_memory),
-    _mutant("acknowledgements of an old term count", same._e4_no_term_filter),
     _mutant("an old append erases newer entries", same._e4_appends_as_they_come),
     _mutant("an acknowledgement leaves before the sync", same._e4_send_before_the_sync),
     _mutant("two voter changes wait in one queue", same._e4_changes_wait_in_the_queue, seed=90),
