@@ -123,6 +123,7 @@ async def test_two_nodes_swap_their_addresses(make_cluster: MakeCluster) -> None
     assert (await cluster.fetch("n2", "GET", kv("a"))).body == b"1"
 
 
+@pytest.mark.long
 async def test_a_node_is_moved_by_command_and_its_file_has_to_follow(
     make_cluster: MakeCluster,
 ) -> None:

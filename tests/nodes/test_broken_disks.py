@@ -78,6 +78,7 @@ async def test_syncs_that_fail_everywhere_at_once_lose_nothing_acknowledged(
             await attack.writer.progress(20)
 
 
+@pytest.mark.long
 async def test_a_replica_alone_acknowledges_nothing_that_its_disk_has_dropped(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from tests.support.raw_http import kv
 pytestmark = [pytest.mark.slow, pytest.mark.fault]
 
 
+@pytest.mark.long
 async def test_the_primary_and_the_next_one_are_killed_at_once(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:

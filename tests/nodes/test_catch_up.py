@@ -199,6 +199,7 @@ async def test_writes_are_slowed_while_too_much_log_is_held_for_a_snapshot_under
     await writer.verify()
 
 
+@pytest.mark.long
 async def test_a_node_that_lost_its_disk_is_replaced_under_a_new_id(
     make_cluster: MakeCluster,
 ) -> None:

@@ -161,7 +161,7 @@ async def fresh_copy(bed: Bed) -> Path:
             case,
             damage,
             id=f"{case.file}-{damage.__name__}",
-            marks=[pytest.mark.long] if damage is tear and case.flipped else [],
+            marks=[pytest.mark.long] if damage is tear else [],
         )
         for case in CASES
         for damage in (flip, tear)

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 KILLS = 3
 
 
+@pytest.mark.long
 async def test_nothing_acknowledged_is_lost_when_the_primary_is_killed_again_and_again(
     make_cluster: MakeCluster,
 ) -> None:

@@ -103,6 +103,7 @@ async def test_a_paused_node_counts_as_dead(make_cluster: MakeCluster) -> None:
     cluster.nodes["w1"].resume()
 
 
+@pytest.mark.long
 async def test_one_after_the_other_down_to_one_and_everyone_removed_ends(
     make_cluster: MakeCluster,
 ) -> None:

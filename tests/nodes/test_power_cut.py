@@ -91,6 +91,7 @@ async def test_a_torn_tail_on_the_primary_costs_nothing_that_was_acknowledged(
     await writer.verify()
 
 
+@pytest.mark.long
 async def test_torn_tails_on_all_nodes_at_once_cost_nothing_that_was_acknowledged(
     make_cluster: MakeCluster,
 ) -> None:

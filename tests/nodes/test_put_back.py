@@ -172,6 +172,7 @@ async def test_a_primary_put_back_leaves_the_epoch_to_its_backup(
     await writer.verify()
 
 
+@pytest.mark.long
 async def test_a_primary_put_back_to_before_its_epoch_does_not_open_it_again(
     make_cluster: MakeCluster,
 ) -> None:

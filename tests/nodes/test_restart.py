@@ -55,6 +55,7 @@ async def test_sigterm_under_load_ends_a_node_soon_with_code_0_and_all_its_data(
     await writer.verify()
 
 
+@pytest.mark.long
 async def test_a_primary_that_is_stopped_hands_over_first(make_cluster: MakeCluster) -> None:
     """No idempotent request fails, and the pause is a handover's, not a failover's."""
     cluster: Cluster = make_cluster()

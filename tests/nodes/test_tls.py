@@ -172,6 +172,7 @@ async def test_certificates_authority_and_secret_change_under_load(
     await writer.verify()
 
 
+@pytest.mark.long
 async def test_what_expires_and_what_cannot_be_used_is_told(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(replicas=1, tls=True)
     await cluster.start()
@@ -213,6 +214,7 @@ async def test_a_node_does_not_start_with_what_others_would_refuse(
     assert "PRIVATE KEY" not in log
 
 
+@pytest.mark.long
 async def test_a_revoked_node_is_shut_out_while_it_runs(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(tls=True, timing=UNSUSPECTING)
     await cluster.start()

@@ -20,6 +20,7 @@ async def start(make_cluster: MakeCluster) -> tuple[Cluster, str, str]:
     return cluster, primary, backup
 
 
+@pytest.mark.long
 async def test_each_of_the_three_may_be_killed_alone(make_cluster: MakeCluster) -> None:
     cluster, primary, backup = await start(make_cluster)
     async with Writer(cluster) as writer:

@@ -147,6 +147,7 @@ async def test_a_backup_that_cannot_ask_decides_nothing_after_a_second(cluster: 
     await wait_until(is_served, "it can ask again")
 
 
+@pytest.mark.long
 async def test_wrong_tokens_cost_nobody_else_anything_and_few_lines(cluster: Cluster) -> None:
     _, headers = await make_user(cluster)
     wrong = {"Authorization": "Bearer oct_0000000000000000_" + 43 * "A"}
