@@ -306,7 +306,7 @@ class FastConnection(asyncio.Protocol):
         server = self._server
         key, _, query = target[len(KEYS) :].partition("?")
         try:
-            caller = server.api.access.caller(headers) if server.api.access.is_on else None
+            caller = server.api.access.caller(headers)
         except ProblemError:
             return False
         if method == "GET":
@@ -337,7 +337,7 @@ class FastConnection(asyncio.Protocol):
             write = server.api.leases.fast_keep_alive(target, headers, caller)
         else:
             write = server.api.kv.fast_write(method, key, query, headers, body, caller)
-        if write is None or (server.api.access.is_on and write.operation.caller is None):
+        if write is None or write.operation.caller is not caller:
             return False
         self._pending = pending = Pending(self, method, target, write, caller)
         if not server.api.node.submit(write.operation, write.timeout_ms, pending):

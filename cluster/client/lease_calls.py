@@ -11,20 +11,15 @@ from cluster.client.arguments import (
     REVISION_MAX,
     check_lease,
     check_number,
-    check_seconds,
     check_text,
 )
 from cluster.client.errors import LockLostError
 from cluster.client.exchange import Request
-from cluster.client.leasing import MAX_TTL_S, MIN_TTL_S, AsyncElection, AsyncLease, AsyncLock
+from cluster.client.leasing import AsyncElection, AsyncLease, AsyncLock, check_ttl, grant
 from cluster.client.observing import AsyncElectionWatch, election_target
-from cluster.client.requests import JSON_HEADERS, decode_reply, query_string, write_call
+from cluster.client.requests import decode_reply, query_string, write_call
 from cluster.client.results import Leader, LeaseInfo, ListedLease, RevokeResult
 from cluster.client.retries import Transport
-
-
-class _Granted(msgspec.Struct):
-    lease: str
 
 
 class _Released(msgspec.Struct):
@@ -118,10 +113,7 @@ class AsyncLeaseCalls:
 
     async def grant_lease(self, ttl: float) -> str:
         """Begin a lease of `ttl` seconds and return its id. Nothing here keeps it alive."""
-        ttl_ms = int(check_seconds("ttl", ttl, MIN_TTL_S, MAX_TTL_S) * 1000)
-        body = msgspec.json.encode({"ttl_ms": ttl_ms})
-        call = write_call("POST", "/v1/leases", dict(JSON_HEADERS), body, "")
-        return decode_reply(call, await self._transport.call(call), _Granted, ok=(201,)).lease
+        return await grant(self._transport, check_ttl(ttl))
 
     async def keep_lease_alive(self, lease: str) -> float:
         """Start a lease's TTL anew; return it, in seconds.

@@ -61,6 +61,18 @@ def lock_headers(if_lock: IfLock | None) -> dict[str, str]:
     return {} if checked is None else {"If-Lock": f"{quote(checked[0], safe='')}={checked[1]}"}
 
 
+def check_ttl(ttl: float) -> int:
+    """Return a lease's time to live in ms. Raises TypeError, InvalidRequestError."""
+    return int(check_seconds("ttl", ttl, MIN_TTL_S, MAX_TTL_S) * 1000)
+
+
+async def grant(transport: Transport, ttl_ms: int) -> str:
+    """Have a lease granted, and return its id. Raises ClientError."""
+    body = msgspec.json.encode({"ttl_ms": ttl_ms})
+    call = write_call("POST", "/v1/leases", dict(JSON_HEADERS), body, "")
+    return decode_reply(call, await transport.call(call), _LeaseReply, ok=(201,)).lease
+
+
 class AsyncLease:
     """A client lease; enter it to have it granted and kept alive.
 
@@ -71,7 +83,7 @@ class AsyncLease:
         self, transport: Transport, ttl: float, on_lost: Callable[[], object] | None = None
     ) -> None:
         self._transport = transport
-        self._ttl_ms = int(check_seconds("ttl", ttl, MIN_TTL_S, MAX_TTL_S) * 1000)
+        self._ttl_ms = check_ttl(ttl)
         self._on_lost = check_callback("on_lost", on_lost)
         self._relied_until_s = 0.0
         self._keeper: asyncio.Task[None] | None = None
@@ -117,11 +129,8 @@ class AsyncLease:
         self.has_begun = True
         self.lost.clear()
         sent_s = clock_s()
-        body = msgspec.json.encode({"ttl_ms": self._ttl_ms})
-        call = write_call("POST", "/v1/leases", dict(JSON_HEADERS), body, "")
         try:
-            reply = await self._transport.call(call)
-            self.id = decode_reply(call, reply, _LeaseReply, ok=(201,)).lease
+            self.id = await grant(self._transport, self._ttl_ms)
         except BaseException:
             self.has_begun = False
             raise

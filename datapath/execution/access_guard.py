@@ -78,7 +78,7 @@ def with_fresh_rights(guard: AccessGuard | None, query: Query) -> Query:
 
     What may be stale is read by a node alone, with the rights that it knows: those of the same age.
     """
-    if guard is None or not is_judged(guard, query) or query.consistency != "stale":
+    if query.consistency != "stale" or guard is None or not is_judged(guard, query):
         return query
     age_ms, max_age_ms = query.max_staleness_ms, int(guard.max_age_ms)
     if age_ms is not None and age_ms <= max_age_ms:

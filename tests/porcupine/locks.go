@@ -15,8 +15,9 @@ import (
 //
 // That a lease ends by itself is an operation that nobody has asked for and that may be left over. It
 // can be moved to later, past all that it does not matter to: so it is let take effect only right
-// before an operation that is impossible without it (lockState.pending). The holder that follows then
-// has a token that is known only when somebody tells it.
+// before an operation that is impossible without it (lockState.pending), or that passes the lock on,
+// for who has ended by then does not get it. The holder that follows then has a token that is known
+// only when somebody tells it.
 
 // reliedShare is the part of its TTL that a holder relies on (cluster.client.leasing).
 const reliedShare = 0.9
@@ -126,6 +127,11 @@ func (r *record) begins() bool {
 	return r.Outcome == "ok" && r.Lease == r.Revision && (r.Kind == "grant" || r.Kind == "acquire")
 }
 
+// passesOn tells whether a call may give the lock to the one that waits first.
+func (o *lockCall) passesOn() bool {
+	return o.record.Outcome == "ok" && (o.record.Kind == "release" || o.record.Kind == "revoke")
+}
+
 func (p *lockPart) label() string { return p.key }
 
 func (p *lockPart) size() int { return len(p.calls) }
@@ -165,6 +171,9 @@ func (p *lockPart) step(s *lockState, o *lockCall) (bool, *lockState) {
 		return true, &next
 	}
 	for left := range []rune(s.pending) {
+		if o.passesOn() {
+			break
+		}
 		without := s.base
 		for at, lease := range []rune(s.pending) {
 			if at != left {

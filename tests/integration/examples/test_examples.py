@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 
 from examples import record_once
 from onecopy import Client
-from tests.support.cluster import SLOW_TO_SUSPECT, Cluster, wait_until
+from tests.support.cluster import Cluster, wait_until
 
 pytestmark = pytest.mark.slow  # real nodes
 
@@ -68,16 +68,6 @@ def running(*programs: Program) -> Iterator[None]:
         for program in programs:
             program.process.kill()
             program.process.wait()
-
-
-@pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    cluster = Cluster(tmp_path / "cluster", timing=SLOW_TO_SUSPECT)
-    try:
-        await cluster.start()
-        yield cluster
-    finally:
-        cluster.end()
 
 
 def test_every_example_is_listed_and_run() -> None:

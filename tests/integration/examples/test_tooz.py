@@ -11,12 +11,11 @@ import signal
 import subprocess
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.cluster import SLOW_TO_SUSPECT, Cluster, wait_until
+from tests.support.cluster import Cluster, wait_until
 from tests.support.environments import Environment, build_wheel, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1500)]
@@ -70,16 +69,6 @@ def tooz(tmp_path_factory: pytest.TempPathFactory) -> Environment:
         (copy / name).write_bytes((DRIVER / name).read_bytes())
     made.install("--no-deps", copy)
     return made
-
-
-@pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    cluster = Cluster(tmp_path / "cluster", timing=SLOW_TO_SUSPECT)
-    try:
-        await cluster.start()
-        yield cluster
-    finally:
-        cluster.end()
 
 
 def url_of(cluster: Cluster) -> str:

@@ -103,6 +103,19 @@ def test_a_lease_ends_by_itself_and_the_next_one_holds(held: Script, tmp_path: P
     check(held, tmp_path).require()
 
 
+@pytest.mark.parametrize(("kind", "options"), [("release", {"token": 3}), ("revoke", {})])
+def test_one_that_waits_ends_before_the_lock_is_passed_on(
+    held: Script, kind: LeaseKind, options: dict[str, int], tmp_path: Path
+) -> None:
+    """The next one is served under the token that is given then, and not a later one."""
+    held.grant(5)
+    held.acquire(5, 6)
+    held.sleep(TTL_MS)
+    held.does(kind, 7, lease=1, **options)
+    held.acquire(5, 8, token=7)
+    assert check(held, tmp_path).status == "linearizable"
+
+
 def test_two_leases_end_at_any_time_after_their_ttls(held: Script, tmp_path: Path) -> None:
     held.grant(5)
     held.acquire(5, 6)
