@@ -191,8 +191,8 @@ class Movers:
         def make(deadline_ms: float) -> MemberChange:
             return addition(mine, deadline_ms, anew=by is not node)
 
-        wanted = addresses_of(mine)
-        request = Request("move", node.id, make, wanted=wanted, then=then)
+        wanted, anew = addresses_of(mine), by is not node
+        request = Request("move", node.id, make, wanted=wanted, anew=anew, then=then)
         work = Asked(self._registrations, request, REGISTER_PATIENCE_MS)
         by.post(by.life, work.at, by)
         self.clockwork.after(2 * REGISTER_PATIENCE_MS, node.post, life, over, None)

@@ -42,6 +42,7 @@ class Request:
         *,
         force: bool = False,
         wanted: Addresses | None = None,
+        anew: bool = True,
         then: Callable[[View | OperationError], None] | None = None,
     ) -> None:
         self.wish = wish
@@ -49,6 +50,7 @@ class Request:
         self.force = force
         self.make = make
         self.wanted = wanted  # where a member is to be reached
+        self.anew = anew  # else who is no member does not become one: it is told the view
         self.then = then  # takes the answer
         self.looked_ms = 0.0  # true time when the look began on which a proposal rests
         self.is_open = False  # a proposal may yet take effect: it rests on an earlier look
