@@ -93,7 +93,7 @@ def _d8_uncommitted_ones_do_not_count() -> list[Patch]:
 
 
 def _d8_refusals_are_forgotten() -> list[Patch]:
-    return [patch("datapath.execution.executor._is_remembered", lambda error: error is None)]
+    return [patch("datapath.execution.executor._must_remember", lambda error: error is None)]
 
 
 def _d4_reads_without_a_lease() -> list[Patch]:
