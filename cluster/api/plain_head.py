@@ -46,7 +46,7 @@ _CONDITIONS = frozenset(
         CLUSTER,
     )
 )
-_REPEATED = {CLUSTER, hdrs.AUTHORIZATION}
+_REPEATED = frozenset({CLUSTER.lower(), hdrs.AUTHORIZATION.lower()})
 _NO_HEADERS: Headers = CIMultiDictProxy(CIMultiDict())
 
 

@@ -141,25 +141,26 @@ class TokenGuard:
     def judge(self, asked: Operation | Query, read: StateReader) -> OperationError | str:
         """Return the name of the role for which it may be done, or what refuses it (A1)."""
         assert asked.caller is not None
+        found = self._role_of(asked.caller, read)
+        if isinstance(found, OperationError):
+            return found
+        name, role = found
+        if role.admin:  # whatever it needs
+            return name
         lock = asked.if_lock if isinstance(asked, Operation) else None
-        needs = needs_of(asked.service, asked.method, asked.args, lock)
-        return self._judge(asked.caller, needs, read)
+        for need in needs_of(asked.service, asked.method, asked.args, lock):
+            if not may(role, need):
+                return forbidden(name, need)
+        return name
 
     def judge_admin(self, caller: Principal, read: StateReader) -> OperationError | str:
         """Return the same of a change of the cluster itself."""
-        return self._judge(caller, [Need("admin")], read)
-
-    def _judge(
-        self, caller: Principal, needs: list[Need], read: StateReader
-    ) -> OperationError | str:
         found = self._role_of(caller, read)
         if isinstance(found, OperationError):
             return found
         name, role = found
-        for need in needs:
-            if not may(role, need):
-                return forbidden(name, need)
-        return name
+        need = Need("admin")
+        return name if may(role, need) else forbidden(name, need)
 
     def _role_of(self, caller: Principal, read: StateReader) -> OperationError | tuple[str, Role]:
         if caller.token:
