@@ -306,7 +306,7 @@ class FastConnection(asyncio.Protocol):
         server = self._server
         key, _, query = target[len(KEYS) :].partition("?")
         try:
-            caller = server.api.access.caller(headers)
+            caller = server.api.access.caller(headers, self._transport)
         except ProblemError:
             return False
         if method == "GET":
