@@ -306,7 +306,8 @@ class FastConnection(asyncio.Protocol):
         server = self._server
         key, _, query = target[len(KEYS) :].partition("?")
         try:
-            caller = caller_of(headers) if server.api.access.guard.is_on else None
+            guard = server.api.access.guard
+            caller = caller_of(headers, self._transport) if guard.is_on else None
         except ProblemError:
             return False
         if method == "GET":
