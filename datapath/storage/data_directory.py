@@ -8,6 +8,8 @@
     accepted        the accepted (epoch, primary), see `datapath.storage.accepted`
     log/            see `datapath.storage.log`
     store/          see `datapath.storage.environment`
+    restoring       there while a restore writes the directory, see
+                    `datapath.storage.restored_directory`
 
 Directories are 0700 and files 0600: what is stored is for the node's user alone.
 
@@ -40,7 +42,8 @@ logger = logging.getLogger(__name__)
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
-_FORMAT = 2
+IDENTITY_FORMAT = 2
+RESTORING = "restoring"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -101,7 +104,9 @@ def replace_file(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
-class _Identity(msgspec.Struct, frozen=True):
+class Identity(msgspec.Struct, frozen=True):
+    """The content of identity.json. `first_epoch`: see `DataDirectory.first_epoch`."""
+
     format: int
     node: str
     data: str
@@ -112,12 +117,13 @@ class _Identity(msgspec.Struct, frozen=True):
     members: dict[str, KnownMember] = {}
     version: int = 0
     addresses: Addresses | None = None
+    first_epoch: int = 0
 
 
 class DataDirectory:
     """A locked data directory. Use `DataDirectory.open`; `close` releases it."""
 
-    def __init__(self, path: Path, identity: _Identity, lock: int) -> None:
+    def __init__(self, path: Path, identity: Identity, lock: int) -> None:
         self.path = path
         self._identity = identity
         self._lock = lock
@@ -133,8 +139,8 @@ class DataDirectory:
 
         """
         path = Path(path).absolute()
-        _make(path, create)
-        lock = _lock(path)
+        make_directory(path, create=create)
+        lock = lock_directory(path)
         try:
             identity = _load(path, node_id, create)
         except BaseException:
@@ -193,6 +199,13 @@ class DataDirectory:
         """This node's addresses when its configuration and the view last said the same."""
         return self._identity.addresses
 
+    @property
+    def first_epoch(self) -> int:
+        """The epoch of the first view of the cluster that this data is to begin, by this node
+        alone: it was restored. 0: it begins none.
+        """
+        return self._identity.first_epoch
+
     def bind_cluster(self, cluster_id: str) -> None:
         """Tie the data to a cluster, for ever; durable when it returns.
 
@@ -238,14 +251,17 @@ class DataDirectory:
         """Empty the directory again: the cluster has not let this node in. Closes it.
 
         Raises:
-            ValueError: the node has taken part with it, so it may hold what was acknowledged.
+            ValueError: the node has taken part with it, so it may hold what was acknowledged; or
+                it was restored.
             DiskFailedError: it cannot be emptied.
 
         """
-        if self.joined or _may_have_voted(self.path):
-            raise ValueError(f"{self.path} holds the data of a node that has been a member")
+        if self.joined or self.first_epoch or _may_have_voted(self.path):
+            raise ValueError(
+                f"{self.path} holds the data of a node that has been a member, or was restored"
+            )
         try:
-            _empty(self.path)
+            empty_directory(self.path)
             (self.path / "lock").unlink(missing_ok=True)
         except OSError as error:
             raise storage_error(error, f"emptying {self.path}") from error
@@ -260,14 +276,18 @@ class DataDirectory:
             self._save(msgspec.structs.replace(self._identity, peers=peers))
         return known in (None, data_id)
 
-    def _save(self, identity: _Identity) -> None:
+    def _save(self, identity: Identity) -> None:
         if self._lock < 0:
             raise DataDirectoryError(f"data directory {self.path} is closed")
-        _write(self.path, identity)
+        write_identity(self.path, identity)
         self._identity = identity
 
 
-def _make(path: Path, create: bool) -> None:
+def make_directory(path: Path, *, create: bool) -> None:
+    """Make the data directory, or its access rights those of its user alone.
+
+    Raises DataDirectoryError.
+    """
     if path.exists() and not path.is_dir():
         raise DataDirectoryError(f"{path} is not a directory: name another data directory")
     if path.is_dir():
@@ -298,7 +318,11 @@ def _tighten(path: Path) -> None:
                 logger.warning("other users may read %s: %s", place, error.strerror)
 
 
-def _lock(path: Path) -> int:
+def lock_directory(path: Path) -> int:
+    """Lock a data directory, and return the lock's descriptor.
+
+    Raises DataDirectoryError: another process uses it. DiskFailedError.
+    """
     try:
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
     except OSError as error:
@@ -325,8 +349,13 @@ def _lock(path: Path) -> int:
     return lock
 
 
-def _load(path: Path, node_id: str, create: bool) -> _Identity:
+def _load(path: Path, node_id: str, create: bool) -> Identity:
     file = path / "identity.json"
+    if (path / RESTORING).exists():
+        raise DataDirectoryError(
+            f"data directory {path} is not complete: a restore into it was interrupted. Run the "
+            "same `onecopy restore` again, or empty the directory"
+        )
     try:
         content = file.read_bytes()
     except FileNotFoundError:
@@ -338,7 +367,7 @@ def _load(path: Path, node_id: str, create: bool) -> _Identity:
     if identity.node != node_id and create and not was_let_in:
         # That node was never let in: nothing was voted or acknowledged with this directory.
         try:
-            _empty(path)
+            empty_directory(path)
         except OSError as error:
             raise storage_error(error, f"emptying {path}") from error
         return _create(path, node_id, create)
@@ -356,7 +385,7 @@ def _may_have_voted(path: Path) -> bool:
     return raft.is_dir() and any(raft.iterdir())
 
 
-def _create(path: Path, node_id: str, create: bool) -> _Identity:
+def _create(path: Path, node_id: str, create: bool) -> Identity:
     held = sorted(name for name in ("accepted", "log", "store") if (path / name).exists())
     if held:
         raise DataDirectoryError(
@@ -366,12 +395,12 @@ def _create(path: Path, node_id: str, create: bool) -> _Identity:
         )
     if not create:
         raise DataDirectoryError(f"{path} is not a data directory: identity.json is missing")
-    identity = _Identity(_FORMAT, node_id, secrets.token_hex(16))
-    _write(path, identity)
+    identity = Identity(IDENTITY_FORMAT, node_id, secrets.token_hex(16))
+    write_identity(path, identity)
     return identity
 
 
-def _empty(path: Path) -> None:
+def empty_directory(path: Path) -> None:
     """Remove what a node keeps in its directory, but the lock. Raises OSError.
 
     The identity goes last: until then the directory is known for what it is.
@@ -385,7 +414,8 @@ def _empty(path: Path) -> None:
     sync_directory(path)
 
 
-def _write(path: Path, identity: _Identity) -> None:
+def write_identity(path: Path, identity: Identity) -> None:
+    """Write identity.json, durably. Raises DiskFullError or DiskFailedError."""
     body = msgspec.json.format(msgspec.json.encode(identity), indent=2)
     line = f"{google_crc32c.value(body):08x}\n".encode()
     try:
@@ -394,11 +424,11 @@ def _write(path: Path, identity: _Identity) -> None:
         raise storage_error(error, f"writing {path / 'identity.json'}") from error
 
 
-def _parse(file: Path, content: bytes) -> _Identity:
+def _parse(file: Path, content: bytes) -> Identity:
     body, _, checksum = content.rstrip(b"\n").rpartition(b"\n")
     try:
         sound = int(checksum, 16) == google_crc32c.value(body)
-        identity = msgspec.json.decode(body, type=_Identity) if sound else None
+        identity = msgspec.json.decode(body, type=Identity) if sound else None
     except (ValueError, msgspec.MsgspecError):
         identity = None
     if identity is None:
@@ -406,9 +436,9 @@ def _parse(file: Path, content: bytes) -> _Identity:
             f"{file} is damaged (its last line is the checksum of the rest): never replace it by "
             "an older copy; move the data directory away and join as a new node"
         )
-    if identity.format != _FORMAT:
+    if identity.format != IDENTITY_FORMAT:
         raise DataDirectoryError(
-            f"{file} has format {identity.format}, this version reads {_FORMAT}: use the "
+            f"{file} has format {identity.format}, this version reads {IDENTITY_FORMAT}: use the "
             "version of onecopy that wrote it"
         )
     return identity
