@@ -78,7 +78,7 @@ class Joining:
 
         A founder asks nobody: its cluster has no node but it (rule B2).
         """
-        if self._parts.directory.founding_epoch:
+        if self._parts.directory.first_epoch:
             own = self._parts.member()
             self._rejoin({own.id: own.raft}, {own.id: own.raft})
             return
@@ -134,12 +134,12 @@ class Joining:
     async def bootstrap(self, agreement: Agreement) -> None:
         """Make the first view, once: a founder does, else the configuration's first replica."""
         directory = self._parts.directory
-        if directory.founding_epoch:
+        if directory.first_epoch:
             change = Bootstrap(
                 directory.cluster_id,
                 self._parts.node_id,
                 (self._parts.member(),),
-                directory.founding_epoch,
+                directory.first_epoch,
             )
             await self._bootstrap(agreement, change)
             return

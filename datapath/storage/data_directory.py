@@ -115,7 +115,7 @@ class _Identity(msgspec.Struct, frozen=True):
     members: dict[str, KnownMember] = {}
     version: int = 0
     addresses: Addresses | None = None
-    founding_epoch: int = 0
+    first_epoch: int = 0
 
 
 class DataDirectory:
@@ -160,9 +160,7 @@ class DataDirectory:
 
         Durable when it returns. Raises DiskFullError or DiskFailedError.
         """
-        self._save(
-            msgspec.structs.replace(self._identity, cluster=cluster_id, founding_epoch=epoch)
-        )
+        self._save(msgspec.structs.replace(self._identity, cluster=cluster_id, first_epoch=epoch))
 
     def close(self) -> None:
         """Release the lock. Closing twice is harmless."""
@@ -176,9 +174,9 @@ class DataDirectory:
         return self._lock >= 0
 
     @property
-    def founding_epoch(self) -> int:
+    def first_epoch(self) -> int:
         """The epoch with which this node begins a cluster on data that it has; 0: it does not."""
-        return self._identity.founding_epoch
+        return self._identity.first_epoch
 
     @property
     def node_id(self) -> str:
@@ -275,7 +273,7 @@ class DataDirectory:
             DiskFailedError: it cannot be emptied.
 
         """
-        if self.joined or self.founding_epoch or _may_have_voted(self.path):
+        if self.joined or self.first_epoch or _may_have_voted(self.path):
             raise ValueError(f"{self.path} holds the data of a node that is, or was, a member")
         try:
             _empty(self.path)

@@ -43,7 +43,7 @@ def test_a_founded_directory_holds_the_state_and_a_new_identity(tmp_path: Path) 
     found.abort()  # nothing is left to be given up
     with DataDirectoryOf(tmp_path / "n1") as directory:
         assert directory.cluster_id == result.cluster_id == found.cluster_id
-        assert directory.founding_epoch == result.next_epoch
+        assert directory.first_epoch == result.next_epoch
         assert not directory.joined
         with pytest.raises(ValueError, match="is, or was, a member"):
             directory.discard()
