@@ -76,7 +76,7 @@ class ApiAccess:
 
     def __init__(self, node: Node, guard: TokenGuard | None, timeout_ms: int) -> None:
         self._node = node
-        self._guard = guard
+        self.guard = TokenGuard(is_on=False) if guard is None else guard
         self._timeout_ms = timeout_ms
         self._tasks = Tasks(_on_failed)
         self._looks = False
@@ -84,15 +84,11 @@ class ApiAccess:
     @property
     def is_on(self) -> bool:
         """Whether there is access control."""
-        return self._guard is not None and self._guard.is_on
+        return self.guard.is_on
 
     async def stop(self) -> None:
         """Look at nothing any more."""
         await self._tasks.stop()
-
-    def caller(self, headers: Headers) -> Principal | None:
-        """Return a request's caller; None where nobody is judged. Raises Problem."""
-        return caller_of(headers) if self.is_on else None
 
     async def enter(self, template: str, method: str, query: str, headers: Headers) -> None:
         """Check the right that a route needs, for any key at all. Raises Problem, OperationError.
@@ -217,6 +213,11 @@ class CallersNode:
     def __init__(self, node: Node, access: ApiAccess) -> None:
         self._node = node
         self._access = access
+
+    @property
+    def cluster_id(self) -> str:
+        """As of the node."""
+        return self._node.cluster_id  # each answer says it: `__getattr__` takes its time
 
     def __getattr__(self, name: str) -> Any:
         """Return what the node has by this name."""
