@@ -8,6 +8,7 @@
     accepted        the accepted (epoch, primary), see `datapath.storage.accepted`
     log/            see `datapath.storage.log`
     store/          see `datapath.storage.environment`
+    unfinished      a restore or a recovery has not come to its end, see `datapath.storage.founding`
 
 Directories are 0700 and files 0600: what is stored is for the node's user alone.
 
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
+UNFINISHED = "unfinished"
+"""The file that marks a directory in which a restore or a recovery has not come to its end."""
 _FORMAT = 2
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -112,6 +115,7 @@ class _Identity(msgspec.Struct, frozen=True):
     members: dict[str, KnownMember] = {}
     version: int = 0
     addresses: Addresses | None = None
+    first_epoch: int = 0
 
 
 class DataDirectory:
@@ -142,11 +146,37 @@ class DataDirectory:
             raise
         return cls(path, identity, lock)
 
+    @classmethod
+    def reserve(cls, path: Path, node_id: str) -> DataDirectory:
+        """Lock a directory that a state is to be put into, made if missing; `found` finishes it.
+
+        Raises as `open`. No identity is written before `found`.
+        """
+        _make(path, create=True)
+        return cls(path, _Identity(_FORMAT, node_id, secrets.token_hex(16)), _lock(path))
+
+    def found(self, cluster_id: str, epoch: int) -> None:
+        """Write the identity: this node begins the cluster, with `epoch`, on the data that is here.
+
+        Durable when it returns. Raises DiskFullError or DiskFailedError.
+        """
+        self._save(msgspec.structs.replace(self._identity, cluster=cluster_id, first_epoch=epoch))
+
     def close(self) -> None:
         """Release the lock. Closing twice is harmless."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the lock is held."""
+        return self._lock >= 0
+
+    @property
+    def first_epoch(self) -> int:
+        """The epoch with which this node begins a cluster on data that it has; 0: it does not."""
+        return self._identity.first_epoch
 
     @property
     def node_id(self) -> str:
@@ -238,12 +268,13 @@ class DataDirectory:
         """Empty the directory again: the cluster has not let this node in. Closes it.
 
         Raises:
-            ValueError: the node has taken part with it, so it may hold what was acknowledged.
+            ValueError: the node has taken part with it, or founds a cluster with it: it may hold
+                what was acknowledged.
             DiskFailedError: it cannot be emptied.
 
         """
-        if self.joined or _may_have_voted(self.path):
-            raise ValueError(f"{self.path} holds the data of a node that has been a member")
+        if self.joined or self.first_epoch or _may_have_voted(self.path):
+            raise ValueError(f"{self.path} holds the data of a node that is, or was, a member")
         try:
             _empty(self.path)
             (self.path / "lock").unlink(missing_ok=True)
@@ -357,6 +388,11 @@ def _may_have_voted(path: Path) -> bool:
 
 
 def _create(path: Path, node_id: str, create: bool) -> _Identity:
+    if (path / UNFINISHED).exists():
+        raise DataDirectoryError(
+            f"data directory {path} is unfinished: a restore or a recovery into it was "
+            "interrupted. Run that command again, or empty the directory"
+        )
     held = sorted(name for name in ("accepted", "log", "store") if (path / name).exists())
     if held:
         raise DataDirectoryError(
