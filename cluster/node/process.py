@@ -368,7 +368,8 @@ class NodeRuntime:
         self._tasks.spawn(self._watch.accusations())
         if self._engine is not None and self._hosted:
             self._tasks.spawn(Caretaker(self._gateway, self._hosted, self._registry.report).run())
-        if self._config.replicas[0] == self._node_id and self._gateway.view is None:
+        is_first = self._directory.first_epoch or self._config.replicas[0] == self._node_id
+        if is_first and self._gateway.view is None:
             self._tasks.spawn(self._entry.bootstrap(self._agreement))
         if self._archiver is not None:
             self._tasks.spawn(self._archiver.note_times())

@@ -33,7 +33,6 @@ import msgspec
 import zstandard
 
 from datapath.errors import BackupDamagedError, BackupRefusedError
-from datapath.new_cluster import Position
 from datapath.storage.environment import STORE_FORMAT
 
 BACKUP_MAGIC = b"onecopy backup\r\n"
@@ -66,11 +65,6 @@ class BackupHeader(msgspec.Struct, frozen=True, kw_only=True):
     created_s: int
     store_bytes: int = 0
     written_by: str = ""
-
-    @property
-    def position(self) -> Position:
-        """Where in the log the state is."""
-        return Position(self.revision, self.epoch)
 
 
 class BackupEnd(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,8 +8,7 @@
     accepted        the accepted (epoch, primary), see `datapath.storage.accepted`
     log/            see `datapath.storage.log`
     store/          see `datapath.storage.environment`
-    restoring       there while a restore writes the directory, see
-                    `datapath.storage.restored_directory`
+    unfinished      a restore or a recovery has not come to its end, see `datapath.storage.founding`
 
 Directories are 0700 and files 0600: what is stored is for the node's user alone.
 
@@ -42,8 +41,9 @@ logger = logging.getLogger(__name__)
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
-IDENTITY_FORMAT = 2
-RESTORING = "restoring"
+UNFINISHED = "unfinished"
+"""The file that marks a directory in which a restore or a recovery has not come to its end."""
+_FORMAT = 2
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -104,9 +104,7 @@ def replace_file(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
-class Identity(msgspec.Struct, frozen=True):
-    """The content of identity.json. `first_epoch`: see `DataDirectory.first_epoch`."""
-
+class _Identity(msgspec.Struct, frozen=True):
     format: int
     node: str
     data: str
@@ -123,7 +121,7 @@ class Identity(msgspec.Struct, frozen=True):
 class DataDirectory:
     """A locked data directory. Use `DataDirectory.open`; `close` releases it."""
 
-    def __init__(self, path: Path, identity: Identity, lock: int) -> None:
+    def __init__(self, path: Path, identity: _Identity, lock: int) -> None:
         self.path = path
         self._identity = identity
         self._lock = lock
@@ -139,8 +137,8 @@ class DataDirectory:
 
         """
         path = Path(path).absolute()
-        make_directory(path, create=create)
-        lock = lock_directory(path)
+        _make(path, create)
+        lock = _lock(path)
         try:
             identity = _load(path, node_id, create)
         except BaseException:
@@ -148,11 +146,37 @@ class DataDirectory:
             raise
         return cls(path, identity, lock)
 
+    @classmethod
+    def reserve(cls, path: Path, node_id: str) -> DataDirectory:
+        """Lock a directory that a state is to be put into, made if missing; `found` finishes it.
+
+        Raises as `open`. No identity is written before `found`.
+        """
+        _make(path, create=True)
+        return cls(path, _Identity(_FORMAT, node_id, secrets.token_hex(16)), _lock(path))
+
+    def found(self, cluster_id: str, epoch: int) -> None:
+        """Write the identity: this node begins the cluster, with `epoch`, on the data that is here.
+
+        Durable when it returns. Raises DiskFullError or DiskFailedError.
+        """
+        self._save(msgspec.structs.replace(self._identity, cluster=cluster_id, first_epoch=epoch))
+
     def close(self) -> None:
         """Release the lock. Closing twice is harmless."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the lock is held."""
+        return self._lock >= 0
+
+    @property
+    def first_epoch(self) -> int:
+        """The epoch with which this node begins a cluster on data that it has; 0: it does not."""
+        return self._identity.first_epoch
 
     @property
     def node_id(self) -> str:
@@ -199,13 +223,6 @@ class DataDirectory:
         """This node's addresses when its configuration and the view last said the same."""
         return self._identity.addresses
 
-    @property
-    def first_epoch(self) -> int:
-        """The epoch of the first view of the cluster that this data is to begin, by this node
-        alone: it was restored. 0: it begins none.
-        """
-        return self._identity.first_epoch
-
     def bind_cluster(self, cluster_id: str) -> None:
         """Tie the data to a cluster, for ever; durable when it returns.
 
@@ -251,17 +268,15 @@ class DataDirectory:
         """Empty the directory again: the cluster has not let this node in. Closes it.
 
         Raises:
-            ValueError: the node has taken part with it, so it may hold what was acknowledged; or
-                it was restored.
+            ValueError: the node has taken part with it, or founds a cluster with it: it may hold
+                what was acknowledged.
             DiskFailedError: it cannot be emptied.
 
         """
         if self.joined or self.first_epoch or _may_have_voted(self.path):
-            raise ValueError(
-                f"{self.path} holds the data of a node that has been a member, or was restored"
-            )
+            raise ValueError(f"{self.path} holds the data of a node that is, or was, a member")
         try:
-            empty_directory(self.path)
+            _empty(self.path)
             (self.path / "lock").unlink(missing_ok=True)
         except OSError as error:
             raise storage_error(error, f"emptying {self.path}") from error
@@ -276,18 +291,14 @@ class DataDirectory:
             self._save(msgspec.structs.replace(self._identity, peers=peers))
         return known in (None, data_id)
 
-    def _save(self, identity: Identity) -> None:
+    def _save(self, identity: _Identity) -> None:
         if self._lock < 0:
             raise DataDirectoryError(f"data directory {self.path} is closed")
-        write_identity(self.path, identity)
+        _write(self.path, identity)
         self._identity = identity
 
 
-def make_directory(path: Path, *, create: bool) -> None:
-    """Make the data directory, or its access rights those of its user alone.
-
-    Raises DataDirectoryError.
-    """
+def _make(path: Path, create: bool) -> None:
     if path.exists() and not path.is_dir():
         raise DataDirectoryError(f"{path} is not a directory: name another data directory")
     if path.is_dir():
@@ -318,11 +329,7 @@ def _tighten(path: Path) -> None:
                 logger.warning("other users may read %s: %s", place, error.strerror)
 
 
-def lock_directory(path: Path) -> int:
-    """Lock a data directory, and return the lock's descriptor.
-
-    Raises DataDirectoryError: another process uses it. DiskFailedError.
-    """
+def _lock(path: Path) -> int:
     try:
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
     except OSError as error:
@@ -349,13 +356,8 @@ def lock_directory(path: Path) -> int:
     return lock
 
 
-def _load(path: Path, node_id: str, create: bool) -> Identity:
+def _load(path: Path, node_id: str, create: bool) -> _Identity:
     file = path / "identity.json"
-    if (path / RESTORING).exists():
-        raise DataDirectoryError(
-            f"data directory {path} is not complete: a restore into it was interrupted. Run the "
-            "same `onecopy restore` again, or empty the directory"
-        )
     try:
         content = file.read_bytes()
     except FileNotFoundError:
@@ -367,7 +369,7 @@ def _load(path: Path, node_id: str, create: bool) -> Identity:
     if identity.node != node_id and create and not was_let_in:
         # That node was never let in: nothing was voted or acknowledged with this directory.
         try:
-            empty_directory(path)
+            _empty(path)
         except OSError as error:
             raise storage_error(error, f"emptying {path}") from error
         return _create(path, node_id, create)
@@ -385,7 +387,12 @@ def _may_have_voted(path: Path) -> bool:
     return raft.is_dir() and any(raft.iterdir())
 
 
-def _create(path: Path, node_id: str, create: bool) -> Identity:
+def _create(path: Path, node_id: str, create: bool) -> _Identity:
+    if (path / UNFINISHED).exists():
+        raise DataDirectoryError(
+            f"data directory {path} is unfinished: a restore or a recovery into it was "
+            "interrupted. Run that command again, or empty the directory"
+        )
     held = sorted(name for name in ("accepted", "log", "store") if (path / name).exists())
     if held:
         raise DataDirectoryError(
@@ -395,12 +402,12 @@ def _create(path: Path, node_id: str, create: bool) -> Identity:
         )
     if not create:
         raise DataDirectoryError(f"{path} is not a data directory: identity.json is missing")
-    identity = Identity(IDENTITY_FORMAT, node_id, secrets.token_hex(16))
-    write_identity(path, identity)
+    identity = _Identity(_FORMAT, node_id, secrets.token_hex(16))
+    _write(path, identity)
     return identity
 
 
-def empty_directory(path: Path) -> None:
+def _empty(path: Path) -> None:
     """Remove what a node keeps in its directory, but the lock. Raises OSError.
 
     The identity goes last: until then the directory is known for what it is.
@@ -414,8 +421,7 @@ def empty_directory(path: Path) -> None:
     sync_directory(path)
 
 
-def write_identity(path: Path, identity: Identity) -> None:
-    """Write identity.json, durably. Raises DiskFullError or DiskFailedError."""
+def _write(path: Path, identity: _Identity) -> None:
     body = msgspec.json.format(msgspec.json.encode(identity), indent=2)
     line = f"{google_crc32c.value(body):08x}\n".encode()
     try:
@@ -424,11 +430,11 @@ def write_identity(path: Path, identity: Identity) -> None:
         raise storage_error(error, f"writing {path / 'identity.json'}") from error
 
 
-def _parse(file: Path, content: bytes) -> Identity:
+def _parse(file: Path, content: bytes) -> _Identity:
     body, _, checksum = content.rstrip(b"\n").rpartition(b"\n")
     try:
         sound = int(checksum, 16) == google_crc32c.value(body)
-        identity = msgspec.json.decode(body, type=Identity) if sound else None
+        identity = msgspec.json.decode(body, type=_Identity) if sound else None
     except (ValueError, msgspec.MsgspecError):
         identity = None
     if identity is None:
@@ -436,9 +442,9 @@ def _parse(file: Path, content: bytes) -> Identity:
             f"{file} is damaged (its last line is the checksum of the rest): never replace it by "
             "an older copy; move the data directory away and join as a new node"
         )
-    if identity.format != IDENTITY_FORMAT:
+    if identity.format != _FORMAT:
         raise DataDirectoryError(
-            f"{file} has format {identity.format}, this version reads {IDENTITY_FORMAT}: use the "
+            f"{file} has format {identity.format}, this version reads {_FORMAT}: use the "
             "version of onecopy that wrote it"
         )
     return identity

@@ -29,7 +29,6 @@ from datapath.errors import (
     StoppedError,
     StorageError,
 )
-from datapath.new_cluster import Position
 from datapath.records import Entry
 from datapath.storage.data_directory import storage_error, sync_directory
 from datapath.storage.environment import (
@@ -407,20 +406,6 @@ class Store:
         self._renew_read()
         self.active, self.overlay_bytes = Overlay(index, epoch), 0
         self.applied_index = index
-
-    def rebase(self, position: Position, cluster_id: str) -> None:
-        """Make this the state at `position` of another cluster, durably. Flush first.
-
-        For a store that no node has open. Raises DiskFullError or DiskFailedError.
-        """
-        if self.overlay_bytes or position < self._durable:
-            raise SafetyError(f"the store at {self._durable} cannot become that at {position}")
-        with (
-            writing(self._environment.path),
-            self._environment.lmdb.begin(write=True) as transaction,
-        ):
-            self._environment.write_meta(transaction, *position, cluster_id)
-        self._renew_read()
 
     def remove_leftovers(self) -> None:
         """Delete environments that CURRENT does not name. On any thread; takes long if large."""

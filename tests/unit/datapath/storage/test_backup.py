@@ -17,7 +17,7 @@ from datapath.errors import (
     DataDirectoryError,
 )
 from datapath.keyspaces import KEYSPACES, KV
-from datapath.new_cluster import MAX_FIRST_REVISION, REVISION_MARGIN, Position, begin_after
+from datapath.storage.backup import check_digest, load_backup, verify_backup
 from datapath.storage.backup_format import (
     BACKUP_MAGIC,
     BackupEnd,
@@ -25,17 +25,20 @@ from datapath.storage.backup_format import (
     BackupReader,
     BackupWriter,
 )
-from datapath.storage.data_directory import RESTORING, DataDirectory
-from datapath.storage.restored_directory import (
-    RestoredDirectory,
-    load_backup,
-    verify_backup,
+from datapath.storage.data_directory import DataDirectory
+from datapath.storage.founding import (
+    MAX_FIRST_REVISION,
+    REVISION_MARGIN,
+    Founded,
+    Founding,
+    continue_after,
 )
 from datapath.storage.snapshot import SnapshotReader
 from datapath.storage.store import Store
 
 CHUNK_BYTES = 2000
-POSITION = Position(400, 3)
+POSITION = (400, 3)
+MAP_BYTES = 1 << 30
 
 
 def make_store(path: Path) -> Store:
@@ -44,7 +47,7 @@ def make_store(path: Path) -> Store:
     store.apply(
         [
             [(number % KEYSPACES, b"%d" % chance.randrange(10**6), chance.randbytes(20))]
-            for number in range(POSITION.revision)
+            for number in range(POSITION[0])
         ],
         *POSITION,
     )
@@ -83,45 +86,44 @@ def store(tmp_path: Path) -> Store:
     return make_store(tmp_path / "source")
 
 
-def test_a_restored_directory_has_the_state_of_the_backup_and_begins_above_it(
-    store: Store, tmp_path: Path
-) -> None:
-    reader = open_backup(back_up(store))
-    with RestoredDirectory.open(tmp_path / "n1", "n1") as restored:
-        digest = load_backup(reader, restored.store_path)
-        founded = restored.found(age_s=60, digest=digest)
-    assert digest == founded.digest == store.digest()[1]
-    assert founded.state == POSITION
-    assert founded.begins_after == begin_after(POSITION, 60) > POSITION
-    assert not (tmp_path / "n1" / RESTORING).exists()
+def restore(content: bytes, path: Path, *, age_s: float = 0.0) -> Founded:
+    founding = Founding(path, "n1")
+    reader = open_backup(content)
+    try:
+        load_backup(reader, founding.store, founding.cluster_id)
+        header = reader.header
+        return founding.finish(header.revision, header.epoch, MAP_BYTES, age_s=age_s)
+    finally:
+        founding.abort()
+
+
+def test_a__has_the_state_of_the_backup_and_begins_above_it(store: Store, tmp_path: Path) -> None:
+    founded = restore(back_up(store), tmp_path / "n1", age_s=60)
+    assert (founded.kept_index, founded.kept_epoch) == POSITION
+    assert (founded.next_index, founded.next_epoch) == continue_after(*POSITION, 60)
     directory = DataDirectory.open(tmp_path / "n1", node_id="n1")
     assert directory.cluster_id == founded.cluster_id != "c1"
-    assert directory.first_epoch == founded.begins_after.epoch + 1
-    with pytest.raises(ValueError, match="restored"):
-        directory.discard()  # as an empty one of a node that is not let in
+    assert directory.first_epoch == founded.next_epoch
     directory.close()
     again = Store.open(tmp_path / "n1" / "store", cluster_id=founded.cluster_id)
-    assert again.digest() == (founded.begins_after.revision, digest)
-    assert (again.durable_index, again.durable_epoch) == founded.begins_after
+    assert again.digest() == (founded.next_index - 1, store.digest()[1])
     again.close()
 
 
-def test_revisions_go_on_above_all_that_may_have_been_given_out() -> None:
-    state = Position(7, 2)
-    before = begin_after(state, -5)
-    assert before.revision >= 7 + REVISION_MARGIN
-    # Two clusters from one backup: the second begins above all that the first has given out.
-    for age_s in (0, 1, 3600):
-        given_out = begin_after(state, age_s).revision + 500_000
-        assert begin_after(state, age_s + 1).revision > given_out
-        assert begin_after(state, age_s + 1).epoch > begin_after(state, age_s).epoch
-    with pytest.raises(ValueError, match="clock"):
-        begin_after(Position(MAX_FIRST_REVISION - 10, 1), 0)
+def test_a_second_restore_of_a_backup_begins_above_all_that_the_first_has_given_out() -> None:
+    for age_s in (-5.0, 0.0, 1.0, 3600.0):
+        first, epoch = continue_after(7, 2, age_s)
+        assert first > 7 + REVISION_MARGIN
+        later = continue_after(7, 2, max(age_s, 0) + 10)
+        assert later > (first + 9 * 900_000, epoch)
+        assert later[1] > epoch + 5
+    with pytest.raises(DataDirectoryError, match="Set the clock"):
+        continue_after(MAX_FIRST_REVISION - 10, 1, 0)
 
 
 def test_a_backup_that_is_cut_at_any_byte_is_none(store: Store) -> None:
     content = back_up(store)
-    assert verify_backup(open_backup(content)).items == POSITION.revision
+    assert verify_backup(open_backup(content)).items == POSITION[0]
     for length in range(len(content)):
         with pytest.raises(BackupDamagedError, match=r"cut off at byte|is empty|not a backup"):
             verify_backup(open_backup(content[:length]))
@@ -176,15 +178,9 @@ def test_a_backup_whose_items_are_not_those_that_were_read_is_refused(
     mixed.append(writer.begin(header))
     mixed += [writer.chunk(chunk) for chunk in open_backup(back_up(other)).chunks()]
     mixed.append(writer.end(BackupEnd(items=1, digest=store.digest()[1])))
-    for use in (verify_backup, lambda reader: load_backup(reader, _new(tmp_path))):
+    for use in (verify_backup, lambda reader: load_backup(reader, tmp_path / "new", "c2")):
         with pytest.raises(BackupDamagedError, match="digest"):
             use(open_backup(b"".join(mixed)))
-
-
-def _new(tmp_path: Path) -> Path:
-    path = tmp_path / "new"
-    path.mkdir()
-    return path
 
 
 @pytest.mark.parametrize("field", ["format", "store_format"])
@@ -194,44 +190,15 @@ def test_a_backup_of_another_format_is_refused_by_name(store: Store, field: str)
         open_backup(content)
 
 
-def test_a_directory_that_is_not_empty_stays_as_it_is(tmp_path: Path) -> None:
-    target = tmp_path / "n1"
-    target.mkdir(mode=0o755)
-    (target / "notes.txt").write_text("mine")
-    with pytest.raises(DataDirectoryError, match=r"not empty: it holds notes\.txt"):
-        RestoredDirectory.open(target, "n1")
-    assert [item.name for item in target.iterdir()] == ["notes.txt"]
-    assert target.stat().st_mode & 0o777 == 0o755
-
-
-def test_a_mount_point_is_empty_and_a_directory_in_use_is_not(tmp_path: Path) -> None:
-    (tmp_path / "n1" / "lost+found").mkdir(parents=True)
-    with RestoredDirectory.open(tmp_path / "n1", "n1"):
-        with pytest.raises(DataDirectoryError, match="in use by process"):
-            RestoredDirectory.open(tmp_path / "n1", "n1")
-        with pytest.raises(DataDirectoryError, match="in use by process"):
-            DataDirectory.open(tmp_path / "n1", node_id="n1")
-
-
 def test_a_restore_that_fails_leaves_an_empty_directory(store: Store, tmp_path: Path) -> None:
-    content = back_up(store)
-    with (
-        pytest.raises(BackupDamagedError),
-        RestoredDirectory.open(tmp_path / "n1", "n1") as restored,
-    ):
-        load_backup(open_backup(content[:-1]), restored.store_path)
-    assert [item.name for item in (tmp_path / "n1").iterdir()] == ["lock"]
+    with pytest.raises(BackupDamagedError):
+        restore(back_up(store)[:-1], tmp_path / "n1")
+    assert not list((tmp_path / "n1").iterdir())
 
 
-def test_an_interrupted_restore_is_refused_by_a_node_and_made_anew(
-    store: Store, tmp_path: Path
-) -> None:
-    interrupted = RestoredDirectory.open(tmp_path / "n1", "n1")
-    load_backup(open_backup(back_up(store)), interrupted.store_path)
-    interrupted.leave()  # as after a kill -9
-    with pytest.raises(DataDirectoryError, match="a restore into it was interrupted"):
-        DataDirectory.open(tmp_path / "n1", node_id="n1")
-    with RestoredDirectory.open(tmp_path / "n1", "n1") as restored:
-        digest = load_backup(open_backup(back_up(store)), restored.store_path)
-        restored.found(age_s=0, digest=digest)
-    DataDirectory.open(tmp_path / "n1", node_id="n1").close()
+def test_what_the_disk_holds_is_compared_with_the_backup(store: Store) -> None:
+    _, digest = store.digest()
+    store.close()
+    check_digest(store.directory, digest)
+    with pytest.raises(BackupDamagedError, match="restored state has the digest"):
+        check_digest(store.directory, "0" * 32)
