@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -29,6 +29,7 @@ RETRY_TIMEOUT = timedelta(seconds=30)
 PART_SIZE_BYTES = 8 * 1024 * 1024
 PARTS_AT_ONCE = 2
 _READ_SIZE_BYTES = 1024 * 1024
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _UNFINISHED = ".unfinished-"
 
 
@@ -160,7 +161,11 @@ class CloudStore:
         try:
             self._objects: CloudObjects = store.from_url(
                 url,
-                client_options={"connect_timeout": CONNECT_TIMEOUT, "timeout": REQUEST_TIMEOUT},
+                client_options={
+                    "connect_timeout": CONNECT_TIMEOUT,
+                    "timeout": REQUEST_TIMEOUT,
+                    "allow_http": _may_be_plain(os.environ),
+                },
                 retry_config={"max_retries": RETRIES, "retry_timeout": RETRY_TIMEOUT},
             )
         except (exceptions.BaseError, ValueError) as error:
@@ -204,6 +209,20 @@ class CloudStore:
             for page in self._obstore.list(self._objects, chunk_size=1000):
                 for item in page:
                     yield item["path"]
+
+
+def _may_be_plain(environment: Mapping[str, str]) -> bool:
+    """Whether the endpoint is used without TLS. Raises UnusableUrlError if it would have to be."""
+    endpoint = environment.get("AWS_ENDPOINT_URL", "")
+    if urlsplit(endpoint).scheme != "http":
+        return False
+    allowed = environment.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
+    if not allowed and (urlsplit(endpoint).hostname or "") not in _LOOPBACK:
+        raise UnusableUrlError(
+            f"AWS_ENDPOINT_URL is {endpoint}: all data would be sent unencrypted. Use https://, or "
+            "set AWS_ALLOW_HTTP=true if nobody can listen"
+        )
+    return True
 
 
 @contextlib.contextmanager

@@ -93,12 +93,12 @@ class Archive:
 
     def piece(self, name: PieceName) -> Piece:
         """Return a piece, verified. Raises ArchiveDamagedError."""
-        piece = decode_piece(self._data(name), self._place(name))
+        piece = decode_piece(self._data(name), self.place(name))
         self._check(name, piece.header)
         return piece
 
     def _header(self, name: PieceName) -> PieceHeader:
-        header, _ = decode_header(self._data(name), self._place(name))
+        header, _ = decode_header(self._data(name), self.place(name))
         self._check(name, header)
         return header
 
@@ -106,14 +106,15 @@ class Archive:
         held = PieceName(header.first_index, header.last_index, header.epoch)
         if held != name or header.cluster_id != self.cluster_id or not header.marks:
             raise ArchiveDamagedError(
-                f"{self._place(name)} holds entries {held.first} to {held.last} of cluster "
+                f"{self.place(name)} holds entries {held.first} to {held.last} of cluster "
                 f"{header.cluster_id}: it is not what its name says"
             )
 
     def _data(self, name: PieceName) -> bytes:
         return b"".join(self._store.read(f"{self.cluster_id}/{name.name}"))
 
-    def _place(self, name: PieceName) -> str:
+    def place(self, name: PieceName | Base) -> str:
+        """Return where an object is, for errors."""
         return f"{self._store.url}/{self.cluster_id}/{name.name}"
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.archive.catalog import Base, Plan
 from cluster.archive.reading import Archive, Replay
+from cluster.archive.restoring import load_base, restore_store
 from cluster.services.kv import HEAD_SIZE_BYTES, decode_head
 from datapath.keyspaces import KV
-from datapath.storage.backup_format import BackupReader
-from datapath.storage.restored_directory import load_backup
 from datapath.storage.store import Store
 from tests.support.cluster import Cluster, wait_until
+
+MAP_SIZE_BYTES = 1 << 30
 
 
 class Model:
@@ -52,18 +52,13 @@ def content(store: Store) -> dict[str, tuple[int, bytes]]:
     }
 
 
-def load_base(archive: Archive, base: Base, path: Path) -> Store:
-    """Make the store of a base state."""
-    path.mkdir(parents=True)
-    load_backup(BackupReader(io.BytesIO(b"".join(archive.base(base))), base.name), path)
-    return Store.open(path)
-
-
 def check_points(
     archive: Archive, base: Base, points: Sequence[int], model: Model, directory: Path
 ) -> None:
     """Replay from a base through rising revisions, and compare the state at each."""
-    store = load_base(archive, base, directory / f"base-{base.revision}-{base.time_ms}")
+    path = directory / f"base-{base.revision}-{base.time_ms}"
+    load_base(archive, base, path, "", map_size_bytes=MAP_SIZE_BYTES)
+    store = Store.open(path)
     replay = Replay(archive.records(archive.catalog.chain(base.revision)), store)
     for point in points:
         replay.to(point)
@@ -74,13 +69,8 @@ def check_points(
 
 def restored_digest(archive: Archive, plan: Plan, path: Path) -> tuple[int, str]:
     """Restore a point of its own, and return its index and digest."""
-    store = load_base(archive, plan.base, path)
-    Replay(archive.records(plan.pieces), store).to(plan.until)
-    store.flush()
-    try:
-        return store.digest()
-    finally:
-        store.close()
+    index, _, digest = restore_store(archive, plan, path, "", map_size_bytes=MAP_SIZE_BYTES)
+    return index, digest
 
 
 async def wait_archived(cluster: Cluster, revision: int) -> None:

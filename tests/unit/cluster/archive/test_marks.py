@@ -35,8 +35,8 @@ def test_what_is_archived_is_forgotten_and_the_lag_counts_from_the_rest() -> Non
 
 def test_marks_get_coarser_where_nothing_can_be_archived() -> None:
     marks = Marks()
-    for number in range(1, 10 * MAX_MARKS):
+    for number in range(1, 2 * MAX_MARKS):
         marks.note(number, number)
-    found = marks.within(1, 10 * MAX_MARKS, 0)
+    found = marks.within(1, 2 * MAX_MARKS, 0)
     assert MAX_MARKS // 2 <= len(found) <= MAX_MARKS + 1
-    assert found[-2].revision == 10 * MAX_MARKS - 1
+    assert found[-2].revision == 2 * MAX_MARKS - 1

@@ -46,6 +46,16 @@ def test_a_directory_that_is_not_mounted_is_not_made(tmp_path: Path) -> None:
     assert not (tmp_path / "missing").exists()
 
 
+def test_data_is_not_sent_unencrypted_unless_that_is_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://10.0.0.1:9000")
+    with pytest.raises(UnusableUrlError, match="would be sent unencrypted"):
+        open_store("s3://bucket/prefix")
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    open_store("s3://bucket/prefix")
+
+
 @pytest.mark.parametrize(
     ("url", "problem"),
     [

@@ -34,7 +34,7 @@ def test_a_piece_comes_back_as_it_was() -> None:
 def test_a_piece_that_is_cut_at_any_byte_is_recognised() -> None:
     data = encode_piece(CLUSTER, some_records(), MARKS)
     for size in range(len(data)):
-        with pytest.raises(ArchiveDamagedError, match="^p is (cut short|not a piece)"):
+        with pytest.raises(ArchiveDamagedError, match=r"^p is (cut short|not a piece)"):
             decode_piece(data[:size], "p")
     with pytest.raises(ArchiveDamagedError, match=r"^p is damaged between bytes"):
         decode_piece(data + b"\0", "p")
