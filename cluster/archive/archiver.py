@@ -118,6 +118,8 @@ class Archiver:
         self._marks = Marks()
         self._epoch = 0  # in which the place in the archive was looked up; 0: it is to be
         self._archived: tuple[int, int] | None = None  # (index, epoch); None: no base is there
+        self._begins = False  # whether what is archived follows a base that is not complete yet
+        self._told: int | None = None  # up to where the archive can be restored, as is told
         self._base_due_s = 0.0  # by the machine's date
         self._base_index = 0  # of the newest base
         self._base: asyncio.Task[None] | None = None
@@ -132,7 +134,7 @@ class Archiver:
         if not self._node.is_primary:
             return None
         return ArchiveState(
-            revision=self._archived[0] if self._archived else None,
+            revision=self._told,
             lag_ms=self._marks.lag_ms(self._now_ms()),
             problem=self._problem,
         )
@@ -192,7 +194,8 @@ class Archiver:
                 await asyncio.gather(self._base, return_exceptions=True)
 
     def _failed(self, error: Exception) -> None:
-        self._epoch = 0  # what of the last attempt has arrived is not known
+        if not self._begins:
+            self._epoch = 0  # what of the archive is there now is not known
         self._failures_total += 1
         if not self._problem:
             logger.warning(
@@ -207,17 +210,27 @@ class Archiver:
         if not self._node.cluster_id:
             return False
         if self._base is not None and self._base.done():
-            base, self._base = self._base, None
-            base.result()
-            if self._archived is None:
-                self._epoch = 0
+            self._end_base(self._base)
         if self._epoch != self._node.epoch:
             await self._find_place()
         if self._base is None and self._is_base_due():
             position = await self._start_base()
             if self._archived is None:
+                self._begins = True
                 self._archived_up_to(position)
         return await self._archive_piece()
+
+    def _end_base(self, base: asyncio.Task[None]) -> None:
+        """Take note of a base that was put. Raises what went wrong."""
+        self._base = None
+        if self._begins and base.exception() is not None:
+            self._archived = None  # nothing can be made of what follows it
+        self._begins = False
+        base.result()
+        if self._archived is None:
+            self._epoch = 0
+        else:
+            self._archived_up_to(self._archived)
 
     def _is_base_due(self) -> bool:
         if self._archived is None:
@@ -230,7 +243,7 @@ class Archiver:
         epoch, prefix = self._node.epoch, f"{self._node.cluster_id}/"
         names = await _in_daemon_thread(lambda: list(self._store.names()))
         catalog = Catalog(name.removeprefix(prefix) for name in names if name.startswith(prefix))
-        self._archived = catalog.end()
+        self._archived, self._begins = catalog.end(), False
         if catalog.bases:
             newest = catalog.bases[-1]
             self._base_index = newest.revision
@@ -241,8 +254,10 @@ class Archiver:
 
     def _archived_up_to(self, position: tuple[int, int]) -> None:
         self._archived = position
-        self._marks.archived(position[0])
-        self._node.share_archived(position[0])
+        if not self._begins:
+            self._told = position[0]
+            self._marks.archived(position[0])
+            self._node.share_archived(position[0])
 
     # -- pieces
 
@@ -287,6 +302,7 @@ class Archiver:
             await asyncio.gather(self._base, return_exceptions=True)
             self._base = None
         position = await self._start_base()
+        self._begins = True
         self._gaps_total += 1
         self._report(
             f"{self._node.node_id}: the archive lacks revisions {missing} to {position[0] - 1}: "

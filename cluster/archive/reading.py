@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -12,6 +12,8 @@ from cluster.archive.object_store import ObjectStore
 from cluster.archive.piece import Piece, PieceHeader, decode_header, decode_piece
 from datapath.records import Entry, Record
 
+Progress = Callable[[int], object]
+"""Called now and then with the revision that is reached."""
 FLUSH_BYTES = 32 * 1024 * 1024
 """How much a replay holds in memory before it is written."""
 
@@ -167,6 +169,13 @@ class Replay:
                 store.apply(entries, last, record.epoch)
             if store.overlay_bytes > FLUSH_BYTES:
                 store.flush()
+
+
+def told(records: Iterator[Record], progress: Progress) -> Iterator[Record]:
+    """Yield records, and tell `progress` the revision that each one reaches."""
+    for record in records:
+        yield record
+        progress(record.last_index)
 
 
 def as_text(time_ms: int) -> str:

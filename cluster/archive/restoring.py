@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.archive.catalog import Base, Plan
-from cluster.archive.reading import Archive, Replay
-from datapath.records import Record
+from cluster.archive.reading import Archive, Progress, Replay, told
 from datapath.storage.backup import load_backup
 from datapath.storage.backup_format import BackupReader
 from datapath.storage.store import Store
-
-Progress = Callable[[int], object]
-"""Called now and then with the revision that is reached."""
 
 
 def restore_store(
@@ -40,7 +36,7 @@ def restore_store(
     store = Store.open(path, map_size_bytes=map_size_bytes)
     try:
         progress(store.applied_index)
-        Replay(_told(archive.records(plan.pieces), progress), store).to(plan.until)
+        Replay(told(archive.records(plan.pieces), progress), store).to(plan.until)
         store.flush()
         index, digest = store.digest()
         return index, store.durable_epoch, digest
@@ -55,12 +51,6 @@ def load_base(
     with io.BufferedReader(_Parts(archive.base(base))) as file:
         reader = BackupReader(file, archive.place(base))
         return load_backup(reader, path, cluster_id, map_size_bytes=map_size_bytes).digest
-
-
-def _told(records: Iterator[Record], progress: Progress) -> Iterator[Record]:
-    for record in records:
-        yield record
-        progress(record.last_index)
 
 
 class _Parts(io.RawIOBase):

@@ -33,6 +33,7 @@ COMMANDS = {
     "role": "cluster.cli.access:role",
     "load": "cluster.cli.bulk:load",
     "dump": "cluster.cli.bulk:dump",
+    "archive": "cluster.cli.archive:archive",
     "certs": "cluster.cli.certs:certs",
 }
 

@@ -9,6 +9,7 @@ import asyncio
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cluster.archive.errors import MissingPieceError
@@ -16,6 +17,7 @@ from cluster.archive.object_store import open_store
 from cluster.archive.reading import Archive
 from cluster.client.aio import AsyncClient
 from tests.nodes.conftest import MakeCluster
+from tests.support import commands
 from tests.support.archives import Model, check_points, restored_digest, wait_archived
 from tests.support.cluster import Cluster, wait_until
 
@@ -43,6 +45,24 @@ async def write_some(client: AsyncClient, model: Model, count: int, seed: int) -
                 model.note(written.revision, key, value)
 
     await asyncio.gather(*(work() for _ in range(8)))
+
+
+def check_times(archive: Archive) -> None:
+    """Each time leads to the last revision that was noted by then."""
+    base, *_ = archive.catalog.bases
+    marks = [
+        mark
+        for name in archive.catalog.chain(base.revision)
+        for mark in archive.piece(name).header.marks
+    ]
+    assert len(marks) > 3
+    for time_ms in sorted({mark.time_ms + shift for mark in marks for shift in (-1, 0, 1)}):
+        if time_ms >= base.time_ms:
+            expected = [mark.revision for mark in marks if mark.time_ms <= time_ms]
+            begun = [b.revision for b in archive.catalog.bases if b.time_ms <= time_ms]
+            assert archive.at_time(time_ms).until == max(*expected, *begun, 0)
+    with pytest.raises(MissingPieceError, match="the archive begins at"):
+        archive.at_time(base.time_ms - 1)
 
 
 async def test_each_revision_of_a_recorded_history_is_restored(
@@ -74,6 +94,13 @@ async def test_each_revision_of_a_recorded_history_is_restored(
     points = sorted(random.Random(3).sample(range(first, model.last + 1), POINTS))
     for base in archive.catalog.bases:
         check_points(archive, base, [n for n in points if n >= base.revision], model, tmp_path)
+    check_times(archive)
+    ended = await commands.run("archive", "verify", root.as_uri(), "--json")
+    assert ended.code == 0, ended.err
+    shown = msgspec.json.decode(ended.out)
+    assert [(span["first"], span["last"], span["digest"]) for span in shown["spans"]] == [
+        (first, digest.applied_index, digest.digest)
+    ]
     plan = archive.at_revision(None)
     assert restored_digest(archive, plan, tmp_path / "newest") == (
         digest.applied_index,
