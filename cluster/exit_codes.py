@@ -12,5 +12,5 @@ EXIT_UNAVAILABLE = 6  # no node could take it before the deadline; nothing was a
 EXIT_STORAGE_FULL = 7  # nothing was applied
 EXIT_DAMAGED = 65  # a backup is damaged, or of another format; nothing was made of it
 EXIT_OUTPUT_FAILED = 74  # done, but the result could not be written; a write has been applied
-EXIT_REFUSED = 78  # `serve` only: configuration or data forbid a start; a restart cannot help
+EXIT_REFUSED = 78  # `serve`, `restore`: configuration or data forbid it; again cannot help
 EXIT_INTERRUPTED = 130  # Ctrl-C

@@ -6,7 +6,7 @@ and a witness's gateway both implement it; whichever node is asked forwards to t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Annotated, Any, Literal, Protocol, get_args
 
 import msgspec
@@ -188,6 +188,19 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
 
 
+class BackupSource(Protocol):
+    """A backup that a node writes, of the state at (`revision`, `epoch`). It is read once."""
+
+    revision: int
+    epoch: int
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """Yield it piece by piece; what ends early says why (`datapath.storage.backup_format`)."""
+
+    async def close(self) -> None:
+        """Let go of the state. It lets go of it by itself if nobody begins to read."""
+
+
 class Completion(Protocol):
     """Receives an operation's answer, once: a future, or an object with its methods."""
 
@@ -294,6 +307,13 @@ class Node(Protocol):
 
     async def cluster_status(self) -> ClusterStatus:
         """Return the cluster as the primary sees it; without one, as this node does."""
+
+    async def backup(self, consistency: Consistency, timeout_ms: int) -> BackupSource:
+        """Begin a backup of the state of this node's own store.
+
+        But for "stale" it holds everything that was acknowledged before. Raises OperationError:
+        "no_data" on a witness, "backup_running" while there is one, "no_primary".
+        """
 
     async def digest(self) -> Digest:
         """Scan this node's own store. Raises RejectedError("no_data") on a witness."""

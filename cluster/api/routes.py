@@ -21,6 +21,7 @@ from aiohttp.web import BaseRequest, StreamResponse
 from cluster.api.access import CHALLENGE, REFUSED, ApiAccess, CallersNode
 from cluster.api.answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer, Response
 from cluster.api.audit import Audit
+from cluster.api.backup import BackupHandler
 from cluster.api.body import ClientGoneError
 from cluster.api.cors import let_read, preflight
 from cluster.api.documents import CurrentPrimary, Status
@@ -57,6 +58,7 @@ from datapath.operations import ANONYMOUS, Node, Principal
 logger = logging.getLogger(__name__)
 
 NODES = "/v1/cluster/nodes/"
+BACKUP = "/v1/backup"
 
 _VITAL = frozenset(
     {"/livez", "/readyz", "/primary", "/metrics", "/v1/cluster", "/v1/cluster/handover"}
@@ -124,6 +126,7 @@ class HttpApi:
         }  # fmt: skip
         members = MemberHandlers(node, self._settings, self.access)
         self.leases = leases = LeaseHandlers(node, self._settings)
+        self._backup = BackupHandler(node, self._settings, self.access)
         roles = RoleHandlers(node, self._settings, self.access)
         self._locks, self._elections = (
             LockHandlers(
@@ -156,6 +159,7 @@ class HttpApi:
             "/v1/cluster": _readable(self._cluster),
             "/v1/cluster/handover": {"POST": members.hand_over},
             "/v1/digest": _readable(self._digest),
+            BACKUP: {"GET": self._back_up},
             "/v1/tokens": {**_readable(roles.list_tokens), "POST": roles.create_token},
             "/v1/roles": _readable(roles.list_roles),
             "/livez": _readable(self._livez),
@@ -220,7 +224,7 @@ class HttpApi:
         if connection.is_last:
             answer.closes = True
         let_read(answer, request.headers, self._hosts)
-        if answer.status in REFUSED or method not in _READS:
+        if answer.status in REFUSED or method not in _READS or request.raw_path.startswith(BACKUP):
             self._note(request, method, answer)
         self.observe(method, request.raw_path, answer, perf_counter() - started)
         return Response(answer)
@@ -361,6 +365,9 @@ class HttpApi:
     async def _digest(self, _request: BaseRequest, query: str) -> Answer:
         parse_query(query, {})
         return self._answer(await self.node.digest())
+
+    async def _back_up(self, request: BaseRequest, query: str) -> Answer:
+        return await self._backup.get(request, query, self._identity())
 
     # --- health: any query is ignored, probes like to add their own ---
 

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Protocol, TypeVar
 
 from cluster.archive.catalog import Base, Catalog, PieceName
@@ -19,10 +19,9 @@ from cluster.archive.errors import ArchiveConflictError, ArchiveError
 from cluster.archive.marks import Marks
 from cluster.archive.object_store import ObjectStore
 from cluster.archive.piece import PIECE_SIZE_BYTES, encode_piece
-from datapath.errors import DiskFullError, TransferError
+from datapath.errors import OperationError, TransferError
 from datapath.operations import ArchiveState
 from datapath.records import Record
-from datapath.storage.backup_format import BackupEnd, BackupHeader, BackupWriter
 
 logger = logging.getLogger(__name__)
 
@@ -34,19 +33,21 @@ RETRY_MAX_S = 15.0
 _T = TypeVar("_T")
 
 
-class StateReader(Protocol):
-    """The whole state at (`index`, `epoch`); see `datapath.storage.snapshot_process`."""
+class State(Protocol):
+    """The whole state at (`revision`, `epoch`), as a backup; see `datapath.node.backups`."""
 
-    index: int
+    revision: int
     epoch: int
-    count: int
-    checksum: str
 
-    def read_chunk(self, number: int, /) -> bytes | None:
-        """Return a chunk; None after the last one. Blocks."""
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it was read, and it was not given up."""
 
-    def close(self) -> None:
-        """Let go of the state. Blocks."""
+    def pieces(self) -> AsyncIterator[bytes]:
+        """Yield it piece by piece."""
+
+    async def close(self) -> None:
+        """Let go of the state."""
 
 
 class CommittedLog(Protocol):
@@ -62,8 +63,8 @@ class CommittedLog(Protocol):
     async def read(self, after: int, max_bytes: int, /) -> list[Record] | None:
         """Return committed records after that entry; None: they are not held any more."""
 
-    async def state(self) -> StateReader:
-        """Return the state as it is now."""
+    async def state(self, cluster: str, cluster_id: str, /) -> State:
+        """Return the whole state as it is now."""
 
 
 class ArchivingNode(Protocol):
@@ -179,7 +180,7 @@ class Archiver:
                         more = await self._turn()
                     else:
                         self._epoch = 0
-                except (ArchiveError, TransferError, DiskFullError) as error:
+                except (ArchiveError, TransferError, OperationError) as error:
                     self._failed(error)
                     wait_s, pause_s = pause_s, min(2 * pause_s, RETRY_MAX_S)
                 else:
@@ -315,59 +316,40 @@ class Archiver:
 
     async def _start_base(self) -> tuple[int, int]:
         """Begin to archive the whole state, beside the pieces; return its position."""
-        source = await self._log.state()
-        base = Base(source.index, source.epoch, self._now_ms())
-        self._base = asyncio.create_task(self._put_base(base, source))
+        state = await self._log.state(self._cluster, self._node.cluster_id)
+        base = Base(state.revision, state.epoch, self._now_ms())
+        self._base = asyncio.create_task(self._put_base(base, state))
         return base.revision, base.epoch
 
-    async def _put_base(self, base: Base, source: StateReader) -> None:
-        cluster_id = self._node.cluster_id
-        header = BackupHeader(
-            revision=base.revision,
-            epoch=base.epoch,
-            cluster=self._cluster,
-            cluster_id=cluster_id,
-            node=self._node.node_id,
-            created_s=base.time_ms // 1000,
-        )
-        stop = threading.Event()
+    async def _put_base(self, base: Base, state: State) -> None:
+        name = f"{self._node.cluster_id}/{base.name}"
+        pieces = state.pieces()
+        loop = asyncio.get_running_loop()
+        size = 0
 
-        def put() -> int:
-            size = 0
-
-            def parts() -> Iterator[bytes]:
-                nonlocal size
-                for part in _backup(header, source):
-                    if stop.is_set():
-                        raise TransferError("the archiver has stopped")
-                    size += len(part)
-                    yield part
-
-            try:
-                self._store.put(f"{cluster_id}/{base.name}", parts())
-            finally:
-                source.close()
-            return size
+        def parts() -> Iterator[bytes]:
+            """Yield the pieces in the thread of the store, which fetches them from the loop."""
+            nonlocal size
+            while piece := asyncio.run_coroutine_threadsafe(_next(pieces), loop).result():
+                size += len(piece)
+                yield piece
+            if not state.is_whole:
+                raise TransferError("the whole state could not be read: see the log")
 
         try:
-            self._bytes_total += await _in_daemon_thread(put)
+            await _in_daemon_thread(lambda: self._store.put(name, parts()))
         finally:
-            stop.set()
+            await state.close()
+        self._bytes_total += size
         self._bases_total += 1
         self._base_index = base.revision
         self._base_due_s = base.time_ms / 1000 + self._base_interval_s
         logger.info("archived the whole state at revision %d", base.revision)
 
 
-def _backup(header: BackupHeader, source: StateReader) -> Iterator[bytes]:
-    """Yield a backup of the state, as `onecopy backup` writes it."""
-    writer = BackupWriter()
-    yield writer.begin(header)
-    number = 0
-    while (chunk := source.read_chunk(number)) is not None:
-        yield writer.chunk(chunk)
-        number += 1
-    yield writer.end(BackupEnd(items=source.count, digest=source.checksum))
+async def _next(pieces: AsyncIterator[bytes]) -> bytes:
+    """Return the next piece; an empty one at the end."""
+    return await anext(pieces, b"")
 
 
 async def _in_daemon_thread(function: Callable[[], _T]) -> _T:

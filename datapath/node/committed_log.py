@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from datapath.node.backups import Backups, RunningBackup
 from datapath.node.replica_disk import ReplicaStorage
 from datapath.protocol.replica import Replica
 from datapath.records import Record
-from datapath.storage.snapshot_process import SnapshotProcess
 
 
 class CommittedLog:
     """What of a replica's log has committed, on any replica."""
 
-    def __init__(self, replica: Replica, storage: ReplicaStorage) -> None:
+    def __init__(self, replica: Replica, storage: ReplicaStorage, backups: Backups) -> None:
         self._replica = replica
         self._storage = storage
+        self._backups = backups
 
     @property
     def commit_index(self) -> int:
@@ -42,9 +43,9 @@ class CommittedLog:
         retention = self._storage.retention
         retention.archived_index = max(retention.archived_index, index)
 
-    async def state(self) -> SnapshotProcess:
-        """Return the whole state as it is now; as `ReplicaStorage.snapshot_reader`."""
-        return await self._storage.snapshot_reader()
+    async def state(self, cluster: str, cluster_id: str) -> RunningBackup:
+        """Return the whole state as it is now. Raises as `Backups.open`."""
+        return await self._backups.open(cluster, cluster_id)
 
 
 def committed(records: list[Record], commit_index: int) -> list[Record]:

@@ -30,8 +30,10 @@ from datapath.node.reads import Reads
 from datapath.node.router import Attempts, AttemptStep
 from datapath.node.status import other_state
 from datapath.operations import (
+    BackupSource,
     ClusterStatus,
     Completion,
+    Consistency,
     Digest,
     Operation,
     Principal,
@@ -435,6 +437,13 @@ class Gateway:
             nodes=nodes,
             warnings=self._warnings(),
         )
+
+    async def backup(self, consistency: Consistency, timeout_ms: int) -> BackupSource:
+        """Begin a backup of this node's own store, as `Node.backup` says."""
+        if self._engine is None:
+            raise RejectedError("no_data", f"{self.node_id} is a witness: it holds no data")
+        await self.reads.catch_up(consistency, timeout_ms)
+        return await self._engine.backups.open(self._cluster, self.cluster_id)
 
     async def digest(self) -> Digest:
         """Scan this node's own store. Raises RejectedError("no_data") on a witness."""

@@ -263,14 +263,14 @@ class ReplicaStorage:
 
     # -- snapshots
 
-    async def snapshot_reader(self) -> SnapshotProcess:
+    async def snapshot_reader(self, *, compresses: bool = False) -> SnapshotProcess:
         """Return a consistent snapshot of all that is applied now.
 
         Raises TransferError if its process cannot be started, and as `StoreFlusher.flush_now`.
         """
         if self._flusher is not None:
             await self._flusher.flush_now()
-        source = SnapshotProcess(self.store.acquire_environment())
+        source = SnapshotProcess(self.store.acquire_environment(), compresses=compresses)
         try:
             await in_thread(source.start)
         except BaseException:

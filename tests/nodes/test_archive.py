@@ -77,6 +77,7 @@ async def test_each_revision_of_a_recorded_history_is_restored(
         archive={"url": root.as_uri(), "piece_interval_ms": 100, "base_interval_ms": 3000},
     )
     await cluster.start()
+    await wait_archived(cluster, 1)  # the first base state
     model = Model()
     async with cluster.client() as client:
         await write_some(client, model, WRITES // 2, seed=1)
