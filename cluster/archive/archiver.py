@@ -18,7 +18,7 @@ from cluster.archive.catalog import Base, Catalog, PieceName
 from cluster.archive.errors import ArchiveConflictError, ArchiveError
 from cluster.archive.marks import Marks
 from cluster.archive.object_store import ObjectStore
-from cluster.archive.piece import PIECE_SIZE_BYTES, encode_piece
+from cluster.archive.piece import FULL_PIECE_BYTES, encode_piece
 from datapath.errors import OperationError, TransferError
 from datapath.operations import ArchiveState
 from datapath.records import Record
@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 MARK_INTERVAL_S = 1.0
 """How exact a restore to a time is."""
-RETRY_FIRST_S = 1.0
-RETRY_MAX_S = 15.0
+PAUSE_FIRST_S = 1.0
+PAUSE_MAX_S = 15.0
 
 _T = TypeVar("_T")
 
@@ -50,7 +50,7 @@ class State(Protocol):
         """Let go of the state."""
 
 
-class CommittedLog(Protocol):
+class ArchivedLog(Protocol):
     """What a replica has of the committed log; see `datapath.node.committed_log`."""
 
     @property
@@ -99,7 +99,7 @@ class Archiver:
     def __init__(
         self,
         node: ArchivingNode,
-        log: CommittedLog,
+        log: ArchivedLog,
         store: ObjectStore,
         *,
         cluster: str,
@@ -170,7 +170,7 @@ class Archiver:
 
     async def run(self) -> None:
         """Archive while this node is the primary."""
-        pause_s = RETRY_FIRST_S
+        pause_s = PAUSE_FIRST_S
         try:
             while True:
                 more = False
@@ -182,11 +182,11 @@ class Archiver:
                         self._epoch = 0
                 except (ArchiveError, TransferError, OperationError) as error:
                     self._failed(error)
-                    wait_s, pause_s = pause_s, min(2 * pause_s, RETRY_MAX_S)
+                    wait_s, pause_s = pause_s, min(2 * pause_s, PAUSE_MAX_S)
                 else:
                     if self._problem:
                         logger.info("the archive can be written again")
-                    self._problem, pause_s = "", RETRY_FIRST_S
+                    self._problem, pause_s = "", PAUSE_FIRST_S
                 if not more:
                     await asyncio.sleep(wait_s)
         finally:
@@ -274,7 +274,7 @@ class Archiver:
                 f"{self._log.epoch_at(after)}: it is of data that this cluster has lost. Give "
                 "archive.url another place, and keep this one"
             )
-        records = await self._log.read(after, PIECE_SIZE_BYTES)
+        records = await self._log.read(after, FULL_PIECE_BYTES)
         if records is None:
             await self._begin_anew(after + 1)
             return True

@@ -37,18 +37,18 @@ from datapath.records import (
     frame_length,
     parse_record,
 )
+from datapath.storage.backup_format import make_compressor
 from datapath.storage.segment import follows
 
-PIECE_SIZE_BYTES = 8 * 1024 * 1024
+FULL_PIECE_BYTES = 8 * 1024 * 1024
 """Above it no further record is put into a piece; what one record takes may come on top."""
 FORMAT = 1
-LEVEL = 3
 
 _MAGIC = b"onecopyA"
 _HEAD = struct.Struct("<8sIIQII")
 _SUM = struct.Struct("<I")
 _MAX_HEADER_SIZE_BYTES = 16 * 1024 * 1024
-_MAX_RAW_SIZE_BYTES = PIECE_SIZE_BYTES + MAX_RECORD_SIZE_BYTES + FRAME_SIZE_BYTES
+_MAX_RAW_SIZE_BYTES = FULL_PIECE_BYTES + MAX_RECORD_SIZE_BYTES + FRAME_SIZE_BYTES
 
 
 class Mark(NamedTuple):
@@ -102,7 +102,7 @@ def encode_piece(cluster_id: str, records: Sequence[Record], marks: Sequence[Mar
             tuple(marks),
         )
     )
-    body = zstandard.ZstdCompressor(level=LEVEL).compress(raw)
+    body = make_compressor().compress(raw)
     head = _HEAD.pack(
         _MAGIC, FORMAT, len(header), len(body), _crc(header), _crc(body)
     )  # fmt: skip

@@ -12,7 +12,7 @@ from cluster.archive.object_store import ObjectStore
 from cluster.archive.piece import Piece, PieceHeader, decode_header, decode_piece
 from datapath.records import Entry, Record
 
-Progress = Callable[[int], object]
+OnRevision = Callable[[int], object]
 """Called now and then with the revision that is reached."""
 FLUSH_BYTES = 32 * 1024 * 1024
 """How much a replay holds in memory before it is written."""
@@ -171,7 +171,7 @@ class Replay:
                 store.flush()
 
 
-def told(records: Iterator[Record], progress: Progress) -> Iterator[Record]:
+def told(records: Iterator[Record], progress: OnRevision) -> Iterator[Record]:
     """Yield records, and tell `progress` the revision that each one reaches."""
     for record in records:
         yield record

@@ -5,12 +5,31 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from cluster.archive.catalog import Base, Plan
-from cluster.archive.reading import Archive, Progress, Replay, told
+from cluster.archive.reading import Archive, OnRevision, Replay, told
+from datapath.keyspaces import KEYSPACES
 from datapath.storage.backup import load_backup
 from datapath.storage.backup_format import BackupReader
 from datapath.storage.store import Store
+
+
+class LoadedBase(NamedTuple):
+    """A base state that was loaded: of which cluster, by name, and its digest."""
+
+    cluster: str
+    digest: str
+
+
+class RestoredState(NamedTuple):
+    """The state that was made: its place in the log, its items, and the former cluster's name."""
+
+    revision: int
+    epoch: int
+    items: int
+    digest: str
+    cluster: str
 
 
 def restore_store(
@@ -20,9 +39,9 @@ def restore_store(
     cluster_id: str,
     *,
     map_size_bytes: int,
-    progress: Progress = lambda _: None,
-) -> tuple[int, int, str]:
-    """Make the store of `plan`'s revision in `path`, durably; return its (index, epoch, digest).
+    progress: OnRevision = lambda _: None,
+) -> RestoredState:
+    """Make the store of `plan`'s revision in `path`, durably.
 
     What is on the disk then is read once more. `path` must hold no store.
 
@@ -32,25 +51,27 @@ def restore_store(
         StorageError: it could not be written.
 
     """
-    load_base(archive, plan.base, path, cluster_id, map_size_bytes=map_size_bytes)
+    base = load_base(archive, plan.base, path, cluster_id, map_size_bytes=map_size_bytes)
     store = Store.open(path, map_size_bytes=map_size_bytes)
     try:
         progress(store.applied_index)
         Replay(told(archive.records(plan.pieces), progress), store).to(plan.until)
         store.flush()
         index, digest = store.digest()
-        return index, store.durable_epoch, digest
+        items = sum(store.count(keyspace) for keyspace in range(KEYSPACES))
+        return RestoredState(index, store.durable_epoch, items, digest, base.cluster)
     finally:
         store.close()
 
 
 def load_base(
     archive: Archive, base: Base, path: Path, cluster_id: str, *, map_size_bytes: int
-) -> str:
-    """Make the store of a base state; return its digest. Raises as `restore_store`."""
+) -> LoadedBase:
+    """Make the store of a base state. Raises as `restore_store`."""
     with io.BufferedReader(_Parts(archive.base(base))) as file:
         reader = BackupReader(file, archive.place(base))
-        return load_backup(reader, path, cluster_id, map_size_bytes=map_size_bytes).digest
+        end = load_backup(reader, path, cluster_id, map_size_bytes=map_size_bytes)
+        return LoadedBase(reader.header.cluster, end.digest)
 
 
 class _Parts(io.RawIOBase):

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from cluster.archive.catalog import Base, PieceName
 from cluster.archive.errors import ArchiveDamagedError
-from cluster.archive.reading import Archive, Progress, Replay, told
+from cluster.archive.reading import Archive, OnRevision, Replay, told
 from cluster.archive.restoring import load_base
 from datapath.storage.store import Store
 
 
-class Span(NamedTuple):
+class RestorableSpan(NamedTuple):
     """Revisions that can be restored one by one: from `first` to `last`.
 
     They begin with the state `bases[0]`; `pieces` follow it without a gap.
@@ -24,26 +24,26 @@ class Span(NamedTuple):
     pieces: list[PieceName]
 
 
-def spans(archive: Archive) -> list[Span]:
+def spans(archive: Archive) -> list[RestorableSpan]:
     """Return what an archive can restore, oldest first; between two spans it has a gap."""
-    found: list[Span] = []
+    found: list[RestorableSpan] = []
     for base in archive.catalog.bases:
         if found and base.revision <= found[-1].last:
             found[-1].bases.append(base)
             continue
         pieces = archive.catalog.chain(base.revision)
         last = pieces[-1].last if pieces else base.revision
-        found.append(Span(base.revision, last, [base], pieces))
+        found.append(RestorableSpan(base.revision, last, [base], pieces))
     return found
 
 
 def verify_span(
     archive: Archive,
-    span: Span,
+    span: RestorableSpan,
     directory: Path,
     *,
     map_size_bytes: int,
-    progress: Progress = lambda _: None,
+    progress: OnRevision = lambda _: None,
 ) -> str:
     """Replay all of a span in `directory`, which is empty; return the digest of its last state.
 
@@ -61,7 +61,7 @@ def verify_span(
             kept = load_base(archive, base, path, "", map_size_bytes=map_size_bytes)
             replay.to(base.revision)
             store.flush()
-            if (base.revision, kept) != store.digest():
+            if (base.revision, kept.digest) != store.digest():
                 raise ArchiveDamagedError(
                     f"the pieces up to revision {base.revision} do not lead to the state in "
                     f"{archive.place(base)}"

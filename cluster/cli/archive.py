@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import msgspec
 
+from cluster.archive.catalog import Plan
 from cluster.archive.errors import ArchiveError, ArchiveUnavailableError
 from cluster.archive.object_store import UnusableUrlError, open_store
-from cluster.archive.reading import Archive, Progress, as_text
-from cluster.archive.verifying import Span, spans, verify_span
+from cluster.archive.reading import Archive, OnRevision, as_text
+from cluster.archive.verifying import RestorableSpan, spans, verify_span
 from cluster.bulk.progress import ProgressView
 from cluster.cli.common import fail
 from cluster.exit_codes import EXIT_DAMAGED, EXIT_NOT_APPLIED, EXIT_UNAVAILABLE
@@ -82,7 +85,7 @@ def verify(url: str, cluster_id: str, directory: Path | None, as_json: bool) -> 
 
     What is damaged or missing is named, and the exit code is 65.
     """
-    with errors_told():
+    with errors_told(), _storage_errors_told():
         found = open_archive(url, cluster_id)
         documents = []
         for span in spans(found):
@@ -110,8 +113,44 @@ def open_archive(url: str, cluster_id: str) -> Archive:
     return Archive(store, cluster_id)
 
 
+def is_url(source: str) -> bool:
+    """Whether this names an archive, not a file."""
+    return "://" in source
+
+
+def parse_moment(text: str) -> int:
+    """Return a time with its offset from UTC, ISO 8601, in ms since 1970. Raises UsageError."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.UsageError(f"--to-time: {text!r} is not like 2026-11-28T09:30:00Z") from None
+    if moment.tzinfo is None:
+        raise click.UsageError(
+            f"--to-time: {text!r} has no offset from UTC: add Z for UTC, or one like +02:00"
+        )
+    return int(moment.timestamp() * 1000)
+
+
+class Point(NamedTuple):
+    """A point of an archive: how to reach it, and about when it was (ms since 1970)."""
+
+    archive: Archive
+    plan: Plan
+    time_ms: int
+
+
+def open_point(url: str, cluster_id: str, to_revision: int | None, to_time: str | None) -> Point:
+    """Look up a revision or a time; the newest revision if both are None. Ends as `errors_told`."""
+    time_ms = None if to_time is None else parse_moment(to_time)
+    with errors_told():
+        found = open_archive(url, cluster_id)
+        plan = found.at_revision(to_revision) if time_ms is None else found.at_time(time_ms)
+        time_ms = found.time_of(plan)
+    return Point(found, plan, time_ms)
+
+
 @contextlib.contextmanager
-def progress_of(first: int, last: int) -> Iterator[Progress]:
+def progress_of(first: int, last: int) -> Iterator[OnRevision]:
     """Show how far a replay from `first` to `last` is."""
     with ProgressView("replayed", last - first) as view:
         yield lambda revision: view.update(revision - first, revision - first)
@@ -134,11 +173,17 @@ def errors_told() -> Iterator[None]:
             "See what can be restored with: onecopy archive show URL",
             EXIT_DAMAGED,
         )
-    except StorageError as error:
-        fail(printable(str(error)), "Nothing was made.", EXIT_NOT_APPLIED)
 
 
-def _document(found: Archive, span: Span) -> SpanDocument:
+@contextlib.contextmanager
+def _storage_errors_told() -> Iterator[None]:
+    try:
+        yield
+    except (StorageError, OSError) as error:
+        fail(printable(str(error)), "Name a directory with room: --dir.", EXIT_NOT_APPLIED)
+
+
+def _document(found: Archive, span: RestorableSpan) -> SpanDocument:
     return SpanDocument(
         span.first,
         span.last,

@@ -16,6 +16,7 @@ from cluster.archive.errors import MissingPieceError
 from cluster.archive.object_store import open_store
 from cluster.archive.reading import Archive
 from cluster.client.aio import AsyncClient
+from datapath.storage.founding import REVISION_MARGIN
 from tests.nodes.conftest import MakeCluster
 from tests.support import commands
 from tests.support.archives import Model, check_points, restored_digest, wait_archived
@@ -171,3 +172,39 @@ async def test_writes_go_on_while_the_archive_is_away(
     assert found.value.reaches is not None
     assert found.value.reaches >= caught_up
     assert archive.at_revision(None).until >= model.last
+
+
+async def restore(cluster: Cluster, *options: str | Path) -> commands.Ended:
+    place = ("--config", cluster.config_path, "--node", "n1", "--json")
+    return await commands.run("restore", *options, *place)
+
+
+async def test_a_cluster_goes_on_from_a_point_of_the_archive(
+    make_cluster: MakeCluster, tmp_path: Path
+) -> None:
+    root = tmp_path / "archive"
+    root.mkdir()
+    url = root.as_uri()
+    old: Cluster = make_cluster("old", replicas=1, archive={"url": url, "piece_interval_ms": 100})
+    await old.start()
+    await wait_archived(old, 1)
+    model = Model()
+    async with old.client() as client:
+        for seed in (1, 2, 3):
+            await write_some(client, model, 80, seed)
+            await wait_archived(old, model.last)
+    await old.stop()
+    point = (model.first + model.last) // 2
+
+    new: Cluster = make_cluster("new", replicas=1, archive={"url": url})
+    ended = await restore(new, url, "--to-revision", str(point))
+    assert ended.code == 0, ended.err
+    made = msgspec.json.decode(ended.out)
+    assert made["kept_index"] == point
+    await new.start()
+    async with new.client() as client:
+        items = {item.key: (item.revision, item.value) async for item in client.list("")}
+        assert items == model.at(point)
+        assert (await client.put("new", b"1")).revision > model.last + REVISION_MARGIN
+    await wait_archived(new, made["next_index"])  # under its own id, in the same place
+    await new.stop()

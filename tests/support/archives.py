@@ -28,6 +28,10 @@ class Model:
         self._writes[revision] = (key, value)
 
     @property
+    def first(self) -> int:
+        return min(self._writes)
+
+    @property
     def last(self) -> int:
         return max(self._writes)
 
@@ -69,8 +73,8 @@ def check_points(
 
 def restored_digest(archive: Archive, plan: Plan, path: Path) -> tuple[int, str]:
     """Restore a point of its own, and return its index and digest."""
-    index, _, digest = restore_store(archive, plan, path, "", map_size_bytes=MAP_SIZE_BYTES)
-    return index, digest
+    made = restore_store(archive, plan, path, "", map_size_bytes=MAP_SIZE_BYTES)
+    return made.revision, made.digest
 
 
 async def wait_archived(cluster: Cluster, revision: int) -> None:
