@@ -140,6 +140,19 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
 
 
+class ArchiveState(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the archive is, as the primary knows."""
+
+    revision: Annotated[
+        Count | None, Meta(description="Archived up to there; null: not known yet.")
+    ]
+    lag_ms: Annotated[
+        Count,
+        Meta(description="How long ago the oldest write that is not archived committed; 0: none."),
+    ]
+    problem: Annotated[str, Meta(description="Why the archive cannot be written; else empty.")]
+
+
 class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The body of GET /v1/cluster. `primary` is "" if none is known.
 
@@ -162,6 +175,10 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
             "node at another address than the agreed one."
         ),
     ] = ()
+    archive: Annotated[
+        ArchiveState | None,
+        Meta(description="null: nothing is archived, or the primary cannot be asked."),
+    ] = None
 
 
 class Digest(msgspec.Struct, frozen=True, kw_only=True):

@@ -35,6 +35,7 @@ COMMANDS = {
     "dump": "cluster.cli.bulk:dump",
     "backup": "cluster.cli.backup:backup",
     "restore": "cluster.cli.restore:restore",
+    "archive": "cluster.cli.archive:archive",
     "certs": "cluster.cli.certs:certs",
 }
 
@@ -42,6 +43,7 @@ SERVER_COMMANDS = {
     "up": EXIT_NOT_APPLIED,
     "serve": EXIT_REFUSED,
     "certs": EXIT_NOT_APPLIED,
+    "archive": EXIT_NOT_APPLIED,
     "backup": EXIT_NOT_APPLIED,
     "restore": EXIT_REFUSED,
 }

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from cluster.config.access_section import AccessSection
+from cluster.config.archive_section import ArchiveSection
 from cluster.config.tls_section import TlsSection
 from election.identity import Channel
 from election.view import MemberRole
@@ -401,6 +402,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     limits: LimitsSection
     api: ApiSection = ApiSection()
     access: AccessSection | None = None
+    archive: ArchiveSection | None = None
     tls: TlsSection = TlsSection()
     services: dict[str, ServiceConfig] = {}
     reads: ReadMode = "leased"
