@@ -31,12 +31,18 @@ COMMANDS = {
     "member": "cluster.cli.member:member",
     "token": "cluster.cli.access:token",
     "role": "cluster.cli.access:role",
+    "recover": "cluster.cli.recover:recover",
     "load": "cluster.cli.bulk:load",
     "dump": "cluster.cli.bulk:dump",
     "certs": "cluster.cli.certs:certs",
 }
 
-SERVER_COMMANDS = {"up": EXIT_NOT_APPLIED, "serve": EXIT_REFUSED, "certs": EXIT_NOT_APPLIED}
+SERVER_COMMANDS = {
+    "up": EXIT_NOT_APPLIED,
+    "serve": EXIT_REFUSED,
+    "certs": EXIT_NOT_APPLIED,
+    "recover": EXIT_NOT_APPLIED,
+}
 """Commands that need the extra `server`, and how they end without it."""
 OWN_PACKAGES = ("cluster", "datapath", "election")
 

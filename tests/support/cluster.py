@@ -632,6 +632,10 @@ class Writer:
     def begin(self) -> None:
         self._tasks = [asyncio.create_task(self._write(number)) for number in range(self._count)]
 
+    def stop_soon(self) -> None:
+        """Begin no more writes."""
+        self._stopping = True
+
     async def end(self) -> None:
         """Let every write under way come to its outcome, and stop."""
         self._stopping = True
