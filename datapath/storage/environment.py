@@ -50,7 +50,9 @@ SLICE = 200
 SLICE_SIZE_BYTES = 256 * 1024
 NAP_S = 0.00002
 
-_FORMAT = b"4"
+STORE_FORMAT = 4
+"""Of the store's items, and of its `meta`."""
+_FORMAT = b"%d" % STORE_FORMAT
 _CRC = struct.Struct("<I")
 _SOUND_CRC = 0x48674BC7  # the CRC-32C of whatever ends with its own, little-endian
 _STATE_KEY = b"state"

@@ -11,6 +11,7 @@ all of it is durable: a node does not start on it, and the next attempt empties 
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import shutil
@@ -29,10 +30,12 @@ from datapath.storage.data_directory import (
 from datapath.storage.environment import Environment, current_environment, writing
 
 REVISION_MARGIN = 1_000_000_000_000
-"""More entries than a cluster commits in a year at 30,000 a second; far from 2**53, up to where
-numbers in JSON are exact everywhere."""
+MAX_REVISIONS_PER_S = 1_000_000
+"""No cluster commits more. The fixed margin is eleven days of it, for clocks that are wrong."""
 EPOCH_MARGIN = 1_000_000
-"""More changes of the primary than a cluster makes in a year at one in half a minute."""
+MAX_EPOCHS_PER_S = 1
+MAX_FIRST_REVISION = 7 * 2**50
+"""Numbers in JSON are exact everywhere up to 2**53: what is left lasts for 35 years."""
 _EVERY_VOLUME = ("lost+found",)  # what a file system keeps at the root of a volume
 
 
@@ -49,12 +52,24 @@ class Founded(NamedTuple):
     next_epoch: int
 
 
-def continue_after(index: int, epoch: int) -> tuple[int, int]:
+def continue_after(index: int, epoch: int, age_s: float = 0.0) -> tuple[int, int]:
     """Return (first index, first epoch) of a new cluster made of the state at (index, epoch).
 
-    Rule B2: above all that may have been given out after that state was kept.
+    Rule B2: above all that may have been given out after that state was kept, `age_s` ago by this
+    machine's clock. (Below 0, as where a clock was set back, it counts as 0.) As the margin grows
+    with the age, a second restore of the same backup begins above all that the first cluster gave.
+
+    Raises DataDirectoryError: revisions would be used up.
     """
-    return index + REVISION_MARGIN + 1, epoch + EPOCH_MARGIN
+    age = max(0, math.ceil(age_s))
+    first = index + REVISION_MARGIN + age * MAX_REVISIONS_PER_S + 1
+    if first > MAX_FIRST_REVISION:
+        raise DataDirectoryError(
+            f"the new cluster would begin at revision {first}, above {MAX_FIRST_REVISION}: the "
+            f"state is at revision {index}, and {age} s old by the clock of this machine. Set the "
+            "clock, if it is wrong"
+        )
+    return first, epoch + EPOCH_MARGIN + age * MAX_EPOCHS_PER_S
 
 
 class Founding:
@@ -88,14 +103,17 @@ class Founding:
             self._directory.close()
             raise
 
-    def finish(self, index: int, epoch: int, map_size_bytes: int) -> Founded:
+    def finish(self, index: int, epoch: int, map_size_bytes: int, *, age_s: float = 0.0) -> Founded:
         """Make the state in the store, which is durable and of (index, epoch), the new cluster's.
 
+        `age_s`: as for `continue_after`.
+
         Raises:
+            DataDirectoryError: as `continue_after`: `abort`.
             DiskFullError, DiskFailedError: it is not durable: `abort`.
 
         """
-        next_index, next_epoch = continue_after(index, epoch)
+        next_index, next_epoch = continue_after(index, epoch, age_s)
         environment = Environment(self.store / current_environment(self.store), map_size_bytes)
         try:
             with writing(environment.path), environment.lmdb.begin(write=True) as transaction:

@@ -201,11 +201,7 @@ class SnapshotWriter:
             return
         if number > self.next_chunk:
             raise ValueError(f"chunk {number} arrived, but {self.next_chunk} is next")
-        try:
-            decoded = _decoder.decode(chunk)
-        except msgspec.MsgspecError as error:
-            raise ValueError(f"chunk {number} is damaged: {error}") from error
-        groups = _by_keyspace(decoded)
+        groups = snapshot_items(chunk)
         if not all(0 <= keyspace < KEYSPACES for keyspace, _ in groups):
             raise ValueError(f"chunk {number} names a keyspace that does not exist")
         with writing(self._path, len(chunk) * 2):
@@ -253,7 +249,7 @@ class SnapshotWriter:
         if (self._hash.hex(), self._hash.count) != (expected_checksum, count):
             raise ValueError(
                 f"the snapshot's {self._hash.count} items are not the {count} that were sent, or "
-                "their hash is wrong"
+                "their digest is wrong"
             )
         self._await_sync()
         self._syncer.shutdown()
@@ -293,6 +289,14 @@ class SnapshotWriter:
         if self._environment is None:
             raise ValueError("the snapshot writer is finished or aborted")
         return self._environment
+
+
+def snapshot_items(chunk: bytes) -> list[_Group[memoryview]]:
+    """Return a chunk's (keyspace, [(key, stored), …]) in order. Raises ValueError."""
+    try:
+        return _by_keyspace(_decoder.decode(chunk))
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"a chunk is damaged: {error}") from error
 
 
 def _by_keyspace(items: Iterable[tuple[int, bytes, _Stored]]) -> list[_Group[_Stored]]:
