@@ -1,4 +1,4 @@
-"""`onecopy recover`: a new cluster of what is left when a majority of the nodes is lost for good."""
+"""`onecopy recover`: a new cluster of what is left when a majority of the nodes is lost."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from cluster.config.model import ClusterConfig, ConfigError
 from cluster.exit_codes import EXIT_NOT_APPLIED, EXIT_STORAGE_FULL
 from cluster.recovery.examination import Examination, RecoveryError, examine
 from cluster.recovery.making import Made, make
-from cluster.recovery.report import plan, report
+from cluster.recovery.report import age_s, plan, report
 from cluster.terminal import printable, show
 from datapath.errors import DiskFullError, StorageError
+from datapath.storage.founding import check_empty
 
 _UNCHANGED = "Nothing was changed."
 
@@ -54,14 +55,15 @@ def recover(directories: tuple[Path, ...], path: Path, node: str | None, yes: bo
         with examine(directories) as found:
             for line in report(found):
                 show(printable(line))
-            show(plan())
+            age = age_s(found.best)
+            show(plan(found, age))
             if target is None or node is None or not yes:
                 show(
                     "\nDry run: nothing was changed. To make the new cluster, run this again with "
                     "--config FILE --node ID --yes"
                 )
                 return
-            made = _make(found, target, node)
+            made = _make(found, target, node, age)
     except (RecoveryError, ConfigError) as error:
         fail(str(error), _UNCHANGED, EXIT_NOT_APPLIED)
     except DiskFullError as error:
@@ -72,7 +74,10 @@ def recover(directories: tuple[Path, ...], path: Path, node: str | None, yes: bo
 
 
 def _target(path: Path, node: str, sources: tuple[Path, ...]) -> tuple[ClusterConfig, Path]:
-    """Return the configuration, and where the new data goes. Raises ConfigError."""
+    """Return the configuration, and where the new data goes.
+
+    Raises ConfigError or DataDirectoryError.
+    """
     config = load_config(path)
     if node not in config.replicas:
         known = ", ".join(config.replicas)
@@ -85,14 +90,11 @@ def _target(path: Path, node: str, sources: tuple[Path, ...]) -> tuple[ClusterCo
             f"{target} is one of the directories to recover from, which stay as they are: name a "
             "new, empty one",
         )
-    if target.is_dir() and any(item.name == "identity.json" for item in target.iterdir()):
-        raise ConfigError(
-            path, f"nodes.{node}.data", f"{target} holds data: name a new, empty directory"
-        )
+    check_empty(target)
     return config, target
 
 
-def _make(found: Examination, target: tuple[ClusterConfig, Path], node: str) -> Made:
+def _make(found: Examination, target: tuple[ClusterConfig, Path], node: str, age: float) -> Made:
     config, place = target
     with ProgressView("recovered", None) as view:
         return make(
@@ -100,6 +102,7 @@ def _make(found: Examination, target: tuple[ClusterConfig, Path], node: str) -> 
             place,
             node,
             config.limits.store_map_size_bytes,
+            age,
             lambda done, total: view.update(done, 0, f" of {total:,}"),
         )
 
@@ -109,7 +112,7 @@ def _tell(made: Made, path: Path, node: str) -> None:
     show(
         f"\nMade cluster {founded.cluster_id}: revision {founded.kept_index} of the old one, with "
         f"digest {made.digest}.\n"
-        f"Its next revision is {founded.next_index} or above, its first epoch {founded.next_epoch}.\n"
+        f"It goes on at revision {founded.next_index} and epoch {founded.next_epoch}.\n"
         "Next:\n"
         f"  1. onecopy serve --config {path} --node {node}\n"
         "  2. Start the other nodes of that file with empty data directories: they join.\n"

@@ -94,7 +94,7 @@ def _survivor(directory: InspectedDirectory) -> Survivor | None:
     if log is None:
         return None
     return Survivor(
-        name=str(directory.path),
+        name=directory.identity.node,
         node=directory.identity.node,
         data_id=directory.identity.data,
         log=LogIndex.from_runs(log.first_index - 1, log.base_epoch, log.last_index, log.epochs()),
@@ -107,7 +107,7 @@ def _survivor(directory: InspectedDirectory) -> Survivor | None:
 
 def _memory(item: Examined) -> Memory:
     return Memory(
-        name=str(item.directory.path),
+        name=item.directory.identity.node,
         node=item.directory.identity.node,
         views=tuple(KnownView(state.view, state.voters) for state in item.views.states),
         remembered=item.views.remembered,

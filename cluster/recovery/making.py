@@ -28,12 +28,13 @@ def make(
     target: Path,
     node_id: str,
     map_size_bytes: int,
+    age_s: float = 0.0,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Made:
     """Make `target`, an empty directory, the beginning of a new cluster of all that `source` has.
 
-    `on_progress` gets (items and entries done, of how many). Durable when it returns; on any error
-    `target` is empty again.
+    `age_s`: how long ago `source` was written to (`continue_after`). `on_progress` gets (items and
+    entries done, of how many). Durable when it returns; on any error `target` is empty again.
 
     Raises:
         DataDirectoryError: `target` is not empty, or in use.
@@ -60,7 +61,7 @@ def make(
             _, digest = store.digest()
         finally:
             store.close()
-        founded = founding.finish(log.last_index, log.last_epoch, map_size_bytes)
+        founded = founding.finish(log.last_index, log.last_epoch, map_size_bytes, age_s=age_s)
     finally:
         founding.abort()
     return Made(founded, digest)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from cluster.recovery.examination import Examination, Examined
 from datapath.node.survivors import has_majority, last_views
-from datapath.storage.founding import EPOCH_MARGIN, REVISION_MARGIN
+from datapath.storage.founding import continue_after
 from datapath.storage.inspection import InspectedDirectory
 
 
@@ -31,8 +31,8 @@ def report(found: Examination) -> Iterator[str]:
     )
     if choice.best.commit_index < best.log.last_index:
         yield (
-            f"  Revisions {choice.best.commit_index + 1} to {best.log.last_index} are not known to be "
-            "committed. They are kept: they may have been acknowledged."
+            f"  Revisions {choice.best.commit_index + 1} to {best.log.last_index} are not known to "
+            "be committed. They are kept: they may have been acknowledged."
         )
     yield from _missing(found)
     yield from _majority(found)
@@ -62,12 +62,20 @@ def _majority(found: Examination) -> Iterator[str]:
         )
 
 
-def plan() -> str:
+def age_s(directory: InspectedDirectory) -> float:
+    """Return how long ago a directory was written to, by this machine's date; 0: unknown."""
+    written_s = last_written_s(directory)
+    return 0.0 if written_s is None else max(0.0, time.time() - written_s)
+
+
+def plan(found: Examination, age: float) -> str:
     """Return the line that tells the margin (rule B2)."""
+    log = found.best.log
+    assert log is not None
+    index, epoch = continue_after(log.last_index, log.last_epoch, age)
     return (
-        f"In the new cluster, revisions go on {REVISION_MARGIN:,} higher and epochs "
-        f"{EPOCH_MARGIN:,} higher: above all that the old one may have given out. Watches that "
-        "resume from before get 410."
+        f"The new cluster goes on at revision {index} and epoch {epoch}, above all that the old "
+        "one may have given out. Watches that resume from before get 410."
     )
 
 
@@ -87,8 +95,8 @@ def _directory(item: Examined) -> Iterator[str]:
             f"committed up to {known}"
         )
         yield (
-            f"  store: {directory.items:,} items at entry {directory.store_index}, checksums right, "
-            f"digest {directory.digest}"
+            f"  store: {directory.items:,} items at entry {directory.store_index}, all checksums "
+            f"right, digest {directory.digest}"
         )
     yield from (f"  {text}" for text in _marks(item))
 

@@ -2,11 +2,11 @@
 
 A majority of the nodes is lost for good; of each that is left there is the data directory.
 
-Rule R1: the new cluster is made of the log that goes furthest by (epoch, index), all of it. Whatever
-was acknowledged and is held by any of the directories is then in it: the primary of an epoch begins
-with all that was acknowledged before, and within an epoch logs only grow. If one of the directories
-holds something committed that the furthest one lacks, they are not of one history, and none is
-chosen.
+Rule R1: the new cluster is made of the log that goes furthest by (epoch, index), all of it.
+Whatever was acknowledged and is held by any of the directories is then in it: the primary of an
+epoch begins with all that was acknowledged before, and within an epoch logs only grow. If one of
+the directories holds something committed that the furthest one lacks, they are not of one history,
+and none is chosen.
 
 Rule R2: that nothing acknowledged is missing is only said if it is proved: the chosen replica is in
 sync in the last view, and in every later one that may have been agreed; and the directories are
@@ -123,8 +123,8 @@ def choose(survivors: Sequence[Survivor], memories: Iterable[Memory] = ()) -> Ch
         if not holds_committed_of(best, survivor):
             raise DisagreementError(
                 f"{survivor.name} has committed entry {survivor.commit_index} of epoch "
-                f"{survivor.log.epoch_at(survivor.commit_index)}, which {best.name} lacks, although "
-                f"its log goes further (to entry {best.log.last_index} of epoch "
+                f"{survivor.log.epoch_at(survivor.commit_index)}, which {best.name} lacks, "
+                f"although its log goes further (to entry {best.log.last_index} of epoch "
                 f"{best.log.last_epoch}): they are not of one history"
             )
     known = list(memories)
@@ -195,7 +195,7 @@ def has_majority(here: set[str], voters: frozenset[str]) -> bool:
 
 
 def last_views(memories: Iterable[Memory]) -> list[KnownView]:
-    """Return the last view that was agreed, as far as it is known, and all that may have followed."""
+    """Return the last view that is known to be agreed, and all that may have followed it."""
     known = list(memories)
     agreed = [memory.views[0] for memory in known if memory.views]
     if not agreed:

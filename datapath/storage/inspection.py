@@ -1,7 +1,7 @@
 """A data directory as it lies, for a recovery: locked and read to its end, and not changed.
 
-(One exception: a store's file that was cut short is filled up with zeros, as at every opening, since
-reading behind its end would kill the process.)
+(One exception: a store's file that was cut short is filled up with zeros, as at every opening,
+since reading behind its end would kill the process.)
 """
 
 from __future__ import annotations

@@ -79,15 +79,15 @@ def _states(machine: Machine, entries: list[RaftEntry], applied_index: int) -> I
     waiting = [entry for entry in entries if entry[1] > applied_index]
     for entry in entries[: len(entries) - len(waiting)]:
         _apply(machine, entry)
-    last = None
-    for entry in (None, *waiting):
-        if entry is not None:
-            _apply(machine, entry)
-        if machine.view is not None:
-            state = ViewState(machine.view, frozenset(machine.raft_members))
-            if state != last:
-                yield state
-            last = state
+    yield from _state(machine)
+    for entry in waiting:
+        _apply(machine, entry)
+        yield from _state(machine)
+
+
+def _state(machine: Machine) -> Iterator[ViewState]:
+    if machine.view is not None:
+        yield ViewState(machine.view, frozenset(machine.raft_members))
 
 
 def _apply(machine: Machine, entry: RaftEntry) -> None:

@@ -120,10 +120,8 @@ def test_complete_is_only_what_was_in_sync_to_the_end() -> None:
 
 def test_a_majority_that_is_lost_may_have_agreed_on_more() -> None:
     choice = choose([survivor("a", 100)], [memory("a", view(5, "abc"))])
-    assert choice.doubts == (
-        "the lost nodes (b, c) may have agreed on a later view than version 5 and acknowledged "
-        "writes without a: if they did, those writes are missing",
-    )
+    (doubt,) = choice.doubts
+    assert "lost nodes (b, c) may have agreed on a later view than version 5" in doubt
     assert not has_majority({"a", "b"}, frozenset("abcd"))
     assert has_majority({"a", "b"}, frozenset("abc"))
 
