@@ -12,7 +12,7 @@ import ipaddress
 from collections.abc import Container
 
 from cluster.api.problems import ProblemError
-from cluster.config.model import AdminFrom
+from cluster.config.api_section import AdminFrom
 
 PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
 

@@ -14,9 +14,9 @@ import pytest
 from cluster import exit_codes
 from cluster.cli.main import COMMANDS, main
 from cluster.config.access_section import AccessSection
+from cluster.config.api_section import ApiSection
 from cluster.config.file import load_config
 from cluster.config.model import (
-    ApiSection,
     ClusterSection,
     LimitsSection,
     NodeConfig,
