@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from tests.nodes.conftest import MakeCluster
-from tests.nodes.test_addresses import agreed
 from tests.nodes.test_membership import remove, votes
 from tests.support.cluster import SLOW_TO_SUSPECT, Cluster, NodeSpec, Writer, make_spec, wait_until
 from tests.support.recorded_load import Bounds, RecordedLoad
@@ -78,7 +77,15 @@ class Journey:
         self.cluster.specs[node] = spec
         self.cluster.write_config()
         self.cluster.launch(node)
-        await agreed(self.cluster)
+
+        async def is_known() -> bool:
+            self.cluster.check_alive()
+            found = [await self.cluster.status(name) for name in self.cluster.specs]
+            return all(
+                status is not None and status.nodes[node].client == spec.client for status in found
+            )
+
+        await wait_until(is_known, f"all know where {node} is")
         await self.settled()
 
 
