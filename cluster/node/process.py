@@ -168,7 +168,7 @@ class NodeRuntime:
         self._agreement_started = False
         self._mesh = Mesh(
             node_id,
-            split_address(self._own.peer),
+            split_address(self._own.listens_on("peer"), to_listen=True),
             config.name,
             self._secret,
             self._peer_addresses,
@@ -379,10 +379,11 @@ class NodeRuntime:
 
     async def _listen_to_clients(self) -> None:
         """Start the API. Raises OSError that names the address and what to do."""
+        address = self._own.listens_on("client")
         try:
-            await self._api.listener.start(*split_address(self._own.client))
+            await self._api.listener.start(*split_address(address, to_listen=True))
         except OSError as error:
-            text = cannot_listen(self._own.client, error, "client", self._node_id)
+            text = cannot_listen(address, error, "client", self._node_id)
             raise OSError(text) from error
 
     def end(self) -> None:

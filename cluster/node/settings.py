@@ -48,7 +48,7 @@ def agreement_settings(
     }
     return AgreementSettings(
         node_id=node_id,
-        bind_address=config.nodes[node_id].raft,
+        bind_address=config.nodes[node_id].listens_on("raft"),
         members=dict(members),
         founders=None if founders is None else dict(founders),
         directory=directory.path / "raft",

@@ -22,6 +22,7 @@ from election.view import (
     apply_change,
 )
 
+REGULAR = b"\x00"  # PySyncObj's type of command, before each in the log
 MAX_COMMAND_BYTES = 32 * 1024
 MAX_REMEMBERED_ANSWERS = 64
 

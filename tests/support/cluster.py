@@ -116,6 +116,9 @@ class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
     peer: str
     raft: str
     data: Path
+    client_bind: str = ""
+    peer_bind: str = ""
+    raft_bind: str = ""
 
 
 def make_spec(role: str, data: Path) -> NodeSpec:
@@ -281,7 +284,7 @@ class Cluster:
         for node in self.specs:
             self._add_process(node)
         self.authority = Authority(directory / "certs")
-        self.tls_section: dict[str, str] = {}
+        self.tls_section: dict[str, Scalar] = {}
         if tls:
             self.authority.create()
             for node in self.specs:
@@ -298,7 +301,7 @@ class Cluster:
     @property
     def cacert(self) -> str:
         """The file by which clients recognise the nodes; "": there is no TLS."""
-        return str(self.authority.directory / "ca.crt") if self.tls_section else ""
+        return str(self.authority.directory / "ca.crt") if "ca" in self.tls_section else ""
 
     def _add_process(self, node: str) -> None:
         self.nodes[node] = NodeProcess(node, self.directory / f"{node}.log")
@@ -363,7 +366,7 @@ class Cluster:
         return self.specs[node].data
 
     def url(self, node: str) -> str:
-        return f"http{'s' if self.tls_section else ''}://{self.specs[node].client}"
+        return f"http{'s' if self.cacert else ''}://{self.specs[node].client}"
 
     def others(self, *nodes: str) -> list[str]:
         """Return the replicas but these."""
@@ -636,6 +639,10 @@ class Writer:
 
     def begin(self) -> None:
         self._tasks = [asyncio.create_task(self._write(number)) for number in range(self._count)]
+
+    def stop_soon(self) -> None:
+        """Begin no more writes."""
+        self._stopping = True
 
     async def end(self) -> None:
         """Let every write under way come to its outcome, and stop."""
