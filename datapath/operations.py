@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from datapath.errors import OperationError
 from election.identity import Addresses
-from election.view import MemberRole, View
+from election.view import MemberRole, View, ViewStep
 
 Ack = Literal["all", "local"]
 Consistency = Literal["linearizable", "confirmed", "stale"]
@@ -277,6 +277,9 @@ class Node(Protocol):
 
     async def cluster_status(self) -> ClusterStatus:
         """Return the cluster as the primary sees it; without one, as this node does."""
+
+    def view_steps(self) -> tuple[ViewStep, ...]:
+        """Return the last changes of the view that this node knows of, oldest first."""
 
     async def digest(self) -> Digest:
         """Scan this node's own store. Raises RejectedError("no_data") on a witness."""

@@ -86,6 +86,11 @@ class ApiAccess:
         """Whether there is access control."""
         return self._guard is not None and self._guard.is_on
 
+    @property
+    def anonymous(self) -> str:
+        """The role of callers without a token, or ""."""
+        return self._guard.anonymous if self._guard is not None else ""
+
     async def stop(self) -> None:
         """Look at nothing any more."""
         await self._tasks.stop()

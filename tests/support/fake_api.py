@@ -33,7 +33,7 @@ from datapath.operations import (
 )
 from datapath.records import Record
 from election.identity import Addresses
-from election.view import Member, View
+from election.view import Member, View, ViewStep
 from tests.support.local_node import LocalNode, local_node
 
 Fault = Literal["not_applied", "unknown_before", "unknown_after", "full", "slow"]
@@ -150,6 +150,9 @@ class FakeNode:
 
     async def cluster_status(self) -> ClusterStatus:
         return await self.core.cluster_status()
+
+    def view_steps(self) -> tuple[ViewStep, ...]:
+        return self.core.view_steps()
 
     async def digest(self) -> Digest:
         return msgspec.structs.replace(await self.core.digest(), node=self.node_id)

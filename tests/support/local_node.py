@@ -48,7 +48,17 @@ from datapath.operations import (
 from datapath.records import Entry, Record, make_record
 from datapath.service import Service
 from election.identity import Addresses
-from election.view import AddMember, Handover, Member, RemoveMember, View, ViewRefusal, apply_change
+from election.view import (
+    AddMember,
+    Handover,
+    Member,
+    RemoveMember,
+    View,
+    ViewRefusal,
+    ViewStep,
+    apply_change,
+    step_of,
+)
 from tests.support.doc_shop import Shop
 
 NODES = ("n1", "n2", "n3")
@@ -214,6 +224,7 @@ class LocalNode:
             )
             for number, node in enumerate(NODES, 1)
         )
+        self.steps: list[ViewStep] = []
         self.view = View(
             cluster_id="local", epoch=1, version=1, primary="n1", in_sync=NODES, members=members
         )
@@ -452,10 +463,17 @@ class LocalNode:
         if self.view.member(node) is None:
             raise RejectedError("unknown_node", f"no node {node!r}")
 
+    def view_steps(self) -> tuple[ViewStep, ...]:
+        if self.fail_with is not None:
+            raise self.fail_with
+        return tuple(self.steps)
+
     def _change(self, change: AddMember | Handover | RemoveMember, code: str) -> View:
         outcome = apply_change(self.view, change, self.view.version)
         if isinstance(outcome, ViewRefusal):
             raise RejectedError(code, outcome.reason)
+        step = step_of(self.view, change, outcome, 1_700_000_000_000)
+        self.steps += [step] if step is not None else []
         self.view = outcome
         return outcome
 
