@@ -28,7 +28,7 @@ class Page:
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
         self._number = 0
-        self.complaints: list[str] = []  # what the console has been told, and uncaught errors
+        self.complaints: list[str] = []  # what the console shows: errors, and refused requests
         self.fetched: set[str] = set()  # the URLs of all requests
 
     async def call(self, method: str, **params: Any) -> Any:
@@ -47,7 +47,7 @@ class Page:
         match message.get("method"):
             case "Runtime.consoleAPICalled" | "Runtime.exceptionThrown":
                 self.complaints.append(str(params))
-            case "Log.entryAdded" if params["entry"]["source"] != "network":
+            case "Log.entryAdded":
                 self.complaints.append(str(params["entry"]))
             case "Network.requestWillBeSent":
                 self.fetched.add(params["request"]["url"])

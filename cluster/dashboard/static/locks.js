@@ -98,7 +98,9 @@ export function locks(root, { state, params, signal, repeat }) {
     }
   }
 
-  repeat(REFRESH_MS, () => Promise.all([pager.reload(), look()]));
+  /** Look at what is not followed: while the lock is free, its next holder is told of. */
+  const lookAgain = () => (held[0]?.leader === null ? null : look());
+  repeat(REFRESH_MS, () => Promise.all([pager.reload(), lookAgain()]));
   if (params.get('lock')) choose(params.get('lock'));
   return {
     navigate(next) {
