@@ -93,6 +93,11 @@ class ApiAccess:
         """Whether there is access control."""
         return self.guard.is_on
 
+    @property
+    def anonymous(self) -> str:
+        """The role of callers without a token, or ""."""
+        return self._guard.anonymous if self._guard is not None else ""
+
     async def stop(self) -> None:
         """Look at nothing any more."""
         await self._tasks.stop()
