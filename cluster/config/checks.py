@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.config.model import (
+    ADDRESSES,
     ClusterConfig,
     ConfigError,
     ServiceConfig,
@@ -63,8 +64,9 @@ def _check_service(config: ClusterConfig, section: str, service: ServiceConfig) 
 def _node_addresses(config: ClusterConfig) -> Iterator[tuple[str, str]]:
     """Yield (field, address) of every node's own addresses."""
     for node, item in config.nodes.items():
-        for channel in ("client", "peer", "raft"):
-            yield f"nodes.{node}.{channel}", getattr(item, channel)
+        for channel in ADDRESSES:
+            if address := getattr(item, channel):
+                yield f"nodes.{node}.{channel}", address
 
 
 def _route_addresses(config: ClusterConfig) -> Iterator[tuple[str, str]]:
@@ -139,7 +141,7 @@ def _check_exposure(config: ClusterConfig) -> None:
     if config.secret:
         _check_secret(config)
         return
-    own = (item for item in _node_addresses(config) if not item[0].endswith(".client"))
+    own = (item for item in _node_addresses(config) if not item[0].endswith((".client", ".etcd")))
     for field, address in (*own, *_route_addresses(config)):
         if not is_loopback(address):
             problem = (

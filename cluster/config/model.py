@@ -82,6 +82,10 @@ class ClusterSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = "leased"
 
 
+ADDRESSES = ("client", "peer", "raft", "etcd")
+"""The fields of a node that are addresses; `etcd` may be empty."""
+
+
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[nodes.ID]`: one node. ID is 1 to 31 of `a-z 0-9 -`, not beginning with `-`."""
 
@@ -93,6 +97,10 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ]
     peer: Annotated[str, Meta(description="`host:port` of the data path, for nodes only.")]
     raft: Annotated[str, Meta(description="`host:port` of the consensus group, for nodes only.")]
+    etcd: Annotated[
+        str,
+        Meta(description="`host:port` for clients of etcd's HTTP/JSON gateway; empty: not served."),
+    ] = ""
     data: Annotated[
         str,
         Meta(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.api.audit import Audit
+from cluster.api.settings import HttpSettings
 from cluster.config.model import ClusterConfig, ConfigError, Secret, ServiceConfig
 from cluster.node.descriptors import Descriptors
 from cluster.services.access_guard import TokenGuard
@@ -58,6 +59,27 @@ def agreement_settings(
         leader_fallback_ms=max(500, timing.raft_election_max_ms + 100),
         connection_timeout_ms=max(1000, 3 * timing.raft_election_max_ms),
     )
+
+
+def http_settings(config: ClusterConfig, node_id: str, descriptors: Descriptors) -> HttpSettings:
+    """Return the bounds of a port for clients; a node that has two shares them out."""
+    ports = 2 if config.nodes[node_id].etcd else 1
+    return HttpSettings(
+        max_value_size_bytes=config.limits.max_value_size_bytes,
+        max_buffered_bytes=config.limits.max_buffered_bytes // ports,
+        request_timeout_ms=config.timing.request_timeout_ms,
+        drain_timeout_ms=config.timing.drain_timeout_ms,
+        max_connections=descriptors.max_connections // ports,
+        max_watchers=descriptors.max_watchers // ports,
+        reserved_connections=descriptors.reserved_connections // ports,
+        admin_from=config.api.admin_from,
+    )
+
+
+def etcd_urls(config: ClusterConfig) -> dict[str, str]:
+    """Return where the nodes serve etcd's clients."""
+    scheme = "https" if config.tls.is_on else "http"
+    return {node: f"{scheme}://{item.etcd}" for node, item in config.nodes.items() if item.etcd}
 
 
 def guard_of(config: ClusterConfig) -> TokenGuard:
