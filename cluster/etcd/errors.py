@@ -103,6 +103,10 @@ _OF_CODES: dict[str, tuple[int, str]] = {
     "value_too_large": _TOO_LARGE,
     "txn_too_large": _TOO_LARGE,
     "revision_compacted": (OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted"),
+    "future_revision": (
+        OUT_OF_RANGE,
+        "etcdserver: mvcc: required revision is a future revision",
+    ),
     "not_found": (NOT_FOUND, "Not Found"),
     "method_not_allowed": (UNIMPLEMENTED, "Method Not Allowed"),
 }

@@ -52,7 +52,7 @@ class KvCalls:
             found = [] if result.value is None else [KeyValue(start, *result.value)]
             count, revision, epoch = len(found), result.index, result.epoch
         else:
-            limit = 0 if is_selective(request) or request.limit < 0 else request.limit
+            limit = 0 if is_selective(request) or request.limit <= 0 else request.limit + 1
             if request.count_only:
                 limit = 1
             asked = Scan(Span(start, end), limit, needs_no_values(request), consistency)

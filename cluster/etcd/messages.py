@@ -14,7 +14,7 @@ import binascii
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -232,32 +232,29 @@ def _decode(text: str) -> tuple[Any, int]:
         raise invalid("proto: exceeded maximum recursion depth") from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"duplicate field {twice[:100]!r}")
-    return found
+class _Object(tuple[tuple[str, Any], ...]):
+    """The fields of a JSON object, as they stand there: one may stand there twice."""
+
+    __slots__ = ()
 
 
 def _no_constant(word: str) -> Any:
     raise ValueError(f"invalid value {word}")
 
 
-_json = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
+_json = json.JSONDecoder(object_pairs_hook=_Object, parse_constant=_no_constant)
 
 
 def from_document(kind: type[MessageT], document: Any, where: str = "", depth: int = 0) -> MessageT:
     """Return a message out of its JSON document. Raises EtcdError."""
-    if not isinstance(document, Mapping):
+    if not isinstance(document, _Object):
         raise invalid(f"proto: {where or 'the request'} must be an object")
     if depth > MAX_NESTING:
         raise invalid(f"proto: {where} is nested more than {MAX_NESTING} deep")
     readers = _readers(kind)
     oneof = ONEOFS.get(kind, frozenset())
     found: dict[str, Any] = {}
-    for given, value in document.items():
+    for given, value in document:
         reader = readers.get(given)
         if reader is None or value is None:
             continue

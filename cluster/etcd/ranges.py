@@ -168,6 +168,8 @@ def select(request: RangeRequest, items: Sequence[KeyValue], total: int, *, more
     """
     if request.count_only:
         return Found((), total, more=False)
+    if request.limit > 0 and not is_selective(request):
+        items = items[: request.limit + 1]  # as etcd: what is sorted without an order are these
     kept = [kv for kv in items if _is_chosen(request, kv)]
     order, target = request.sort_order, str(request.sort_target)
     if target != "KEY" and order == "NONE":

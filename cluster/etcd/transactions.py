@@ -12,7 +12,7 @@ from cluster.etcd.answers import (
     range_fields,
     stored_lease,
 )
-from cluster.etcd.errors import compacted, empty_key, future_revision, invalid, key_not_found
+from cluster.etcd.errors import empty_key, invalid, key_not_found
 from cluster.etcd.messages import (
     Compare,
     DeleteRangeRequest,
@@ -40,6 +40,7 @@ from cluster.services.txn import (
     ListStep,
     NestedStep,
     PutStep,
+    RefuseStep,
     Txn,
     TxnRelation,
     TxnStep,
@@ -126,10 +127,11 @@ def plan_delete(request: DeleteRangeRequest) -> Plan:
 def plan_range(request: RangeRequest, revision: int) -> Plan:
     """Translate a read within a transaction. Raises EtcdError."""
     check_range(request)
-    if request.revision > revision:
-        raise future_revision()
     if request.revision > 0:
-        raise compacted()
+        # Only if this branch is taken: it is refused then, with all that the branch would write.
+        code = "future_revision" if request.revision > revision else "revision_compacted"
+        refuse = RefuseStep(code, "a transaction reads the present revision alone")
+        return Plan((refuse,), lambda _results, _revision: {})
     step = step_of(request)
 
     def read(results: Results, _: int) -> Document:
@@ -259,6 +261,8 @@ def _check_intervals(branch: Sequence[RequestOp]) -> _Written:
         bounds_of(op.request_delete_range.key, op.request_delete_range.range_end)
         for op in branch
         if op.request_delete_range is not None
+        # etcd's check takes a range without an end for an empty one.
+        and op.request_delete_range.range_end != b"\0"
     ]
     puts: set[bytes] = set()
     for op in branch:

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
-from cluster.services.lease_state import KEY, attach, detach, keys_gone_with_leases
+from cluster.services.lease_state import KEY, attach, detach, keys_gone_with_leases, need_lease
 from cluster.services.leases import Leases
 from cluster.services.lock_state import is_held_under
 from cluster.services.txn import (
@@ -33,6 +33,7 @@ from cluster.services.txn import (
     LockComparison,
     NestedStep,
     PutStep,
+    RefuseStep,
     Txn,
     TxnOutcome,
     TxnStep,
@@ -352,6 +353,8 @@ class _Branch:
             case PutStep(key, value, lease):
                 stored = tx.get(key)
                 if value is None or lease is None:
+                    if lease:
+                        need_lease(tx.keyspace(keyspaces.LEASES), lease)
                     if stored is None:
                         raise RejectedError(
                             "key_not_found",
@@ -373,6 +376,8 @@ class _Branch:
                 return self._get(key)
             case ListStep(start, end, limit, keys_only):
                 return self._list(start, end, limit, keys_only=keys_only)
+            case RefuseStep(code, detail):
+                raise RejectedError(code, detail)
             case NestedStep():
                 raise AssertionError("carried out by its own branch")
 

@@ -23,6 +23,7 @@ from cluster.services.txn import (
     ListStep,
     LockComparison,
     PutStep,
+    RefuseStep,
     all_comparisons,
     all_steps,
     decode_txn,
@@ -164,6 +165,8 @@ def _txn(request: bytes) -> list[Need]:
                 needs.append(Need("write", start, end))
             case ListStep(start, end):
                 needs.append(Need("read", start, end))
+            case RefuseStep():
+                pass
             case _:
                 needs.append(Need("admin"))
     return needs

@@ -101,6 +101,13 @@ class ListStep(msgspec.Struct, frozen=True, array_like=True, tag="list"):
     keys_only: bool = False
 
 
+class RefuseStep(msgspec.Struct, frozen=True, array_like=True, tag="refuse"):
+    """Refuse the whole transaction, as RejectedError of this code, if the step is reached."""
+
+    code: str
+    detail: str
+
+
 class NestedStep(msgspec.Struct, frozen=True, array_like=True, tag="txn"):
     """A transaction within one; the result is a `TxnOutcome`.
 
@@ -110,7 +117,7 @@ class NestedStep(msgspec.Struct, frozen=True, array_like=True, tag="txn"):
     txn: Txn
 
 
-TxnStep = PutStep | DeleteStep | DeleteRangeStep | GetStep | ListStep | NestedStep
+TxnStep = PutStep | DeleteStep | DeleteRangeStep | GetStep | ListStep | RefuseStep | NestedStep
 
 
 class Txn(msgspec.Struct, frozen=True, array_like=True):
@@ -201,4 +208,4 @@ def all_comparisons(txn: Txn) -> Iterator[Comparison | LockComparison]:
 
 def writes(txn: Txn) -> bool:
     """Whether a transaction may change anything, on either branch."""
-    return any(not isinstance(step, GetStep | ListStep) for step in all_steps(txn))
+    return any(isinstance(step, PutStep | DeleteStep | DeleteRangeStep) for step in all_steps(txn))
