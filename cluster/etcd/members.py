@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from cluster.etcd.answers import Document, with_numbers
 from cluster.etcd.backend import Backend
@@ -12,10 +13,17 @@ SPOKEN_VERSION = "3.5.0"
 """What the gateway says it is: the oldest etcd whose answers it gives."""
 
 
-class MemberCalls:
-    """The calls about the cluster. `urls`: where the members serve etcd's clients, by their ids."""
+class MemberUrls(NamedTuple):
+    """Where a member is: `peer` for consensus, and `client` for etcd's clients ("": nowhere)."""
 
-    def __init__(self, backend: Backend, urls: Mapping[str, str]) -> None:
+    peer: str
+    client: str = ""
+
+
+class MemberCalls:
+    """The calls about the cluster. `urls` are the members', by their ids."""
+
+    def __init__(self, backend: Backend, urls: Mapping[str, MemberUrls]) -> None:
         self._backend = backend
         self._urls = urls
 
@@ -29,8 +37,11 @@ class MemberCalls:
         for node in sorted(status.nodes):
             member = with_numbers([("ID", backend.member_number(node))])
             member["name"] = node
-            if node in self._urls:
-                member["clientURLs"] = [self._urls[node]]
+            urls = self._urls.get(node)
+            if urls is not None:
+                member["peerURLs"] = [urls.peer]
+                if urls.client:
+                    member["clientURLs"] = [urls.client]
             members.append(member)
         return {"header": backend.header(0, status.epoch), "members": members}
 

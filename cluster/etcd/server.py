@@ -34,7 +34,7 @@ from cluster.etcd.errors import (
 )
 from cluster.etcd.kv import KvCalls
 from cluster.etcd.leases import LeaseCalls
-from cluster.etcd.members import MemberCalls
+from cluster.etcd.members import MemberCalls, MemberUrls
 from cluster.etcd.messages import (
     AuthenticateRequest,
     CompactionRequest,
@@ -80,7 +80,7 @@ class _Route:
 class EtcdApi:
     """Serves etcd's clients on an address of their own.
 
-    `urls` are those of all members that do, by their ids. The rest is as of `HttpApi`.
+    `urls` are those of the members, by their ids. The rest is as of `HttpApi`.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class EtcdApi:
         node: ServedNode,
         settings: HttpSettings,
         hosts: Hosts,
-        urls: Mapping[str, str],
+        urls: Mapping[str, MemberUrls],
         tls: ServerTls | None = None,
         guard: TokenGuard | None = None,
     ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from cluster.api.audit import Audit
 from cluster.api.settings import HttpSettings
 from cluster.config.model import ClusterConfig, ConfigError, Secret, ServiceConfig
+from cluster.etcd.members import MemberUrls
 from cluster.node.descriptors import Descriptors
 from cluster.services.access_guard import TokenGuard
 from cluster.services.hosting import Host, HostLimits
@@ -76,10 +77,13 @@ def http_settings(config: ClusterConfig, node_id: str, descriptors: Descriptors)
     )
 
 
-def etcd_urls(config: ClusterConfig) -> dict[str, str]:
-    """Return where the nodes serve etcd's clients."""
+def etcd_urls(config: ClusterConfig) -> dict[str, MemberUrls]:
+    """Return where the nodes are, as etcd's clients are told."""
     scheme = "https" if config.tls.is_on else "http"
-    return {node: f"{scheme}://{item.etcd}" for node, item in config.nodes.items() if item.etcd}
+    return {
+        node: MemberUrls(f"http://{item.raft}", f"{scheme}://{item.etcd}" if item.etcd else "")
+        for node, item in config.nodes.items()
+    }
 
 
 def guard_of(config: ClusterConfig) -> TokenGuard:

@@ -43,8 +43,8 @@ class Side:
         self.gateway.ask("/v3/kv/deleterange", _EVERYTHING)
         self.labels = Labels()
         self.known = {}
-        self._watching = Gateway(self.address)
-        self._watch = self._watching.stream("/v3/watch", {"create_request": _EVERYTHING})
+        watching = self._watching = Gateway(self.address)
+        self._watch = watching.stream("/v3/watch", {"create_request": _EVERYTHING})
         assert json.loads(self._watch.readline())["result"]["created"]
 
     def events(self) -> list[Any]:
@@ -55,7 +55,6 @@ class Side:
             message = json.loads(self._watch.readline())["result"]
             for event in message.get("events", ()):
                 if event["kv"]["key"] == _LAST:
-                    self._watching.close()
                     return found
                 found.append(event)
 

@@ -279,7 +279,7 @@ def _alike(value: Any, labels: Labels) -> Any:
         return items
     if not isinstance(value, dict):
         return value
-    found = {}
+    found: Document = {}
     for name, item in value.items():
         if name in _NUMBERS or name == "header":
             continue
