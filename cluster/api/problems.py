@@ -117,11 +117,17 @@ CODES: dict[str, ProblemCode] = {
         409, "Another holds the lock", "Wait with `wait_ms`, or try again later."
     ),
     "lock_queue_full": ProblemCode(409, "Too many wait for the lock", "Try again later."),
+    "lease_exists": ProblemCode(
+        409, "There is a lease of that id already", "Choose another id, or let one be drawn."
+    ),
     "lease_full": ProblemCode(
         409, "The lease has as many keys or locks as one may", "Grant another lease."
     ),
     "too_many_leases": ProblemCode(
         409, "There are as many leases as there may be", "Revoke those of no use."
+    ),
+    "backup_running": ProblemCode(
+        503, "This node is writing a backup already", "Wait for it, or ask another replica."
     ),
     "access_off": ProblemCode(
         409,

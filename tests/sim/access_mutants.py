@@ -5,7 +5,7 @@ from __future__ import annotations
 from unittest.mock import patch
 
 from cluster.services import rights
-from cluster.services.access_guard import TokenGuard
+from cluster.services.access_guard import TokenGuard, is_certificate
 from datapath.execution.executor import Executor
 from datapath.execution.tail import PendingAnswer
 from datapath.operations import Operation, Principal, Query
@@ -96,6 +96,21 @@ def _the_last_administrator_may_go() -> list[Patch]:
     return [patch("cluster.services.access.leaves_an_admin", lambda _holders, _roles: True)]
 
 
+def _a_certificate_is_an_administrator_for_good() -> list[Patch]:
+    return [patch("cluster.services.access.is_certificate", lambda _token: False)]
+
+
+def _any_certificate_is_known() -> list[Patch]:
+    role_of = TokenGuard._role_of
+
+    def known(guard: TokenGuard, caller: Principal, read: object) -> object:
+        if is_certificate(caller.token):
+            caller = callers.BY_CERTIFICATE
+        return role_of(guard, caller, read)  # type: ignore[arg-type]
+
+    return [patch.object(TokenGuard, "_role_of", known)]
+
+
 def _who_is_anonymous_is_not_judged() -> list[Patch]:
     judge = TokenGuard.judge
 
@@ -120,6 +135,10 @@ ACCESS_MUTANTS = (
            unit=PIPELINE + "test_nobody_is_judged_before_the_epoch_is_open"),
     Mutant("A1", "rights of any age will do", _rights_of_any_age, callers=True),
     Mutant("A1", "any prefix is as good as another", _any_right_is_enough, callers=True),
+    Mutant("A1", "any certificate is as good as another", _any_certificate_is_known, callers=True),
+    Mutant("A1", "a certificate's name keeps an administrator",
+           _a_certificate_is_an_administrator_for_good,
+           unit=ACCESS + "test_a_certificate_has_the_role_that_its_name_was_given"),
     Mutant("A1", "who is anonymous is not judged", _who_is_anonymous_is_not_judged, callers=True),
     Mutant("A1", "what is not listed is open", _unlisted_calls_are_open,
            unit=ACCESS + "test_a_role_allows_what_it_names"),
