@@ -285,12 +285,12 @@ class Tail:
         self._tell(answer, self._copies(), self._replica.state.epoch)
 
     def _tell(self, answer: PendingAnswer, copies: int, epoch: int) -> None:
-        min_copies = answer.waiting.operation.min_copies
-        outcome = self._outcome(answer.executed, min_copies, copies, epoch)
+        waiting = answer.waiting
+        outcome = self._outcome(answer.executed, waiting.operation.min_copies, copies, epoch)
         if isinstance(outcome, OperationError):
-            answer.waiting.future.set_exception(outcome)
+            waiting.future.set_exception(outcome)
         else:
-            answer.waiting.future.set_result(outcome)
+            waiting.future.set_result(outcome)
 
     def _await_confirmation(self, answer: PendingAnswer) -> None:
         self._unconfirmed.append(answer)
