@@ -135,7 +135,7 @@ class Pipeline:
         deadline_ms = self._clock() + timeout_ms
         waiting = Waiting(operation, completion, deadline_ms, size)
         if (
-            self.waiting_operations >= self._bounds.max_waiting_operations
+            self.waiting_operations() >= self._bounds.max_waiting_operations
             or self._waiting_bytes + size > self._bounds.max_waiting_bytes
         ):
             self._refuse_overload(waiting)
@@ -173,7 +173,6 @@ class Pipeline:
             or self._executor.repeat_of(operation, self._replica.next_index) is not None
         )
 
-    @property
     def waiting_operations(self) -> int:
         """How many wait to be executed."""
         concurrency = self._concurrency

@@ -57,7 +57,6 @@ class PendingAnswer(msgspec.Struct, gc=False):
     waiting: Waiting
     executed: Executed
 
-    @property
     def wrote_nothing(self) -> bool:
         """Whether it left no entry, so that its answer is a read's."""
         return self.executed.index == 0 and not self.executed.repeated
@@ -269,7 +268,7 @@ class Tail:
             future = answer.waiting.future
             if future.done():
                 continue
-            if answer.wrote_nothing:
+            if answer.wrote_nothing():
                 # What it saw must be true of the one primary there is (D4).
                 if self._confirm is not None:
                     self._await_confirmation(answer)
@@ -279,18 +278,18 @@ class Tail:
                 if not serving:
                     future.set_exception(self._not_primary())
                     continue
-            self._tell(answer, copies, epoch)
+            self._tell(answer, answer.waiting.operation.min_copies, copies, epoch)
 
     def _answer(self, answer: PendingAnswer) -> None:
-        self._tell(answer, self._copies(), self._replica.state.epoch)
+        min_copies = answer.waiting.operation.min_copies
+        self._tell(answer, min_copies, self._copies(), self._replica.state.epoch)
 
-    def _tell(self, answer: PendingAnswer, copies: int, epoch: int) -> None:
-        waiting = answer.waiting
-        outcome = self._outcome(answer.executed, waiting.operation.min_copies, copies, epoch)
+    def _tell(self, answer: PendingAnswer, min_copies: int, copies: int, epoch: int) -> None:
+        outcome = self._outcome(answer.executed, min_copies, copies, epoch)
         if isinstance(outcome, OperationError):
-            waiting.future.set_exception(outcome)
+            answer.waiting.future.set_exception(outcome)
         else:
-            waiting.future.set_result(outcome)
+            answer.waiting.future.set_result(outcome)
 
     def _await_confirmation(self, answer: PendingAnswer) -> None:
         self._unconfirmed.append(answer)
@@ -320,7 +319,11 @@ class Tail:
                 f"committed on {copies} copies, fewer than min_copies = {min_copies}: the write "
                 "is applied, with fewer copies",
             )
-        return self._result(executed, copies, epoch)
+        if executed.repeated:
+            index = executed.seen_index
+        else:
+            index = executed.index or self._replica.state.commit_index
+        return Result(executed.value, index, epoch, copies, self._node_id, executed.repeated)
 
     def recall(self, operation: Operation) -> Result | OperationError | None:
         """Return the answer to a repeat of what is applied on this replica, primary or not.
@@ -343,13 +346,6 @@ class Tail:
             "not committed, and may be applied: repeat the request to learn its answer",
         )
 
-    def _result(self, executed: Executed, copies: int, epoch: int) -> Result:
-        if executed.repeated:
-            index = executed.seen_index
-        else:
-            index = executed.index or self._replica.state.commit_index
-        return Result(executed.value, index, epoch, copies, self._node_id, executed.repeated)
-
     def answer_local(self) -> None:
         """Early answers: durable here, and nothing uncommitted of others shines through (D2)."""
         state, kept = self._replica.state, deque[PendingAnswer]()
@@ -359,10 +355,8 @@ class Tail:
                 continue
             if executed.index > state.durable_index or executed.seen_index > state.commit_index:
                 kept.append(answer)
-            elif executed.error is not None:
-                future.set_exception(executed.error)
             else:
-                future.set_result(self._result(executed, 1, self._replica.state.epoch))
+                self._tell(answer, 0, 1, state.epoch)
         self.local_acks = kept
 
     # -- when answers cannot be given
@@ -378,7 +372,7 @@ class Tail:
                 future = answer.waiting.future
                 if future.done():
                     continue
-                if answer.wrote_nothing:
+                if answer.wrote_nothing():
                     future.set_exception(self._not_primary())
                 else:
                     future.set_exception(OperationUnknownError("unknown_outcome", detail))
