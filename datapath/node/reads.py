@@ -11,7 +11,7 @@ from datapath.execution.access_guard import of_a_peer, with_fresh_rights
 from datapath.node.context import Context
 from datapath.node.engine import Engine
 from datapath.node.read_index import ReadIndex
-from datapath.operations import Query, QueryResult
+from datapath.operations import Consistency, Query, QueryResult
 from datapath.protocol.confirmations import ReadPoint
 from datapath.tasks import Tasks
 from datapath.transport.calls import (
@@ -99,6 +99,36 @@ class Reads:
                 last = str(problem)
             await context.wait_for_change(deadline_ms)
             now_ms = clock_ms()
+
+    async def catch_up(self, consistency: Consistency, timeout_ms: int) -> None:
+        """Wait until this node has applied everything that was acknowledged before the call.
+
+        It rests on no clock. "stale" does not wait. Raises NotPrimaryError, also on a witness.
+        """
+        context, engine = self._context, self._context.replica_here()
+        deadline_ms = clock_ms() + timeout_ms
+        last = ""
+        while not context.views.is_removed:
+            if consistency == "stale":
+                return
+            left_ms = deadline_ms - clock_ms()
+            if left_ms <= 0 or context.stopping:
+                break
+            try:
+                async with asyncio.timeout(left_ms / 1000):
+                    if context.views.primary == context.node_id:
+                        index = (await self._confirm(engine, left_ms)).index
+                    else:
+                        _, index = await self._ask_for_index(engine, confirmed=True)
+                    if not engine.interpreter.has_applied(index):
+                        await engine.wait_applied(index)
+                    return
+            except TimeoutError:
+                last = f"{context.node_id} did not catch up with the primary in time"
+            except (NotPrimaryError, NotSentError, NoAnswerError) as problem:
+                last = str(problem)
+            await context.wait_for_change(deadline_ms)
+        raise context.no_primary(last)
 
     async def _read_as_primary(
         self, engine: Engine, query: Query, timeout_ms: float, *, is_scan: bool
