@@ -83,7 +83,7 @@ class ApiAccess:
 
     def __init__(self, node: Node, guard: TokenGuard | None, timeout_ms: int) -> None:
         self._node = node
-        self._guard = guard
+        self.guard = TokenGuard(is_on=False) if guard is None else guard
         self._timeout_ms = timeout_ms
         self._tasks = Tasks(_on_failed)
         self._looks = False
@@ -91,15 +91,16 @@ class ApiAccess:
     @property
     def is_on(self) -> bool:
         """Whether there is access control."""
-        return self._guard is not None and self._guard.is_on
+        return self.guard.is_on
+
+    @property
+    def anonymous(self) -> str:
+        """The role of callers without a token, or ""."""
+        return self.guard.anonymous
 
     async def stop(self) -> None:
         """Look at nothing any more."""
         await self._tasks.stop()
-
-    def caller(self, headers: Headers, transport: asyncio.BaseTransport | None) -> Principal | None:
-        """Return a request's caller; None where nobody is judged. Raises Problem."""
-        return caller_of(headers, transport) if self.is_on else None
 
     async def enter(
         self,
@@ -122,6 +123,10 @@ class ApiAccess:
         caller = caller_of(headers, transport)
         _caller.set(caller)
         await self.admit(caller, Need(cast("Right", right)))
+
+    def enter_as(self, caller: Principal) -> None:
+        """Do what is done from here on for this caller: for APIs that have headers of their own."""
+        _caller.set(caller if self.is_on else ANONYMOUS)
 
     async def admit(
         self, caller: Principal, need: Need, max_age_ms: int = MAX_RIGHTS_AGE_MS
@@ -231,6 +236,11 @@ class CallersNode:
     def __init__(self, node: Node, access: ApiAccess) -> None:
         self._node = node
         self._access = access
+
+    @property
+    def cluster_id(self) -> str:
+        """As of the node."""
+        return self._node.cluster_id  # each answer says it: `__getattr__` takes its time
 
     def __getattr__(self, name: str) -> Any:
         """Return what the node has by this name."""

@@ -194,7 +194,7 @@ class Caller:
             operation = msgspec.structs.replace(known, caller=caller)
             node.post(node.life, callers.forward, node, operation, told)
         elif kind in {"write", "repeat"}:
-            value = str(callers._number).encode()
+            value = b"c%d" % callers._number  # the oracle tells writes by it: no other client's
             key, after = callers.next_key(), callers.known_index
             operation = Operation("put", (KEY, value), key, first_after=after, caller=caller)
             began.operation = operation
