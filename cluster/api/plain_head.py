@@ -45,7 +45,7 @@ _CONDITIONS = frozenset(
         CLUSTER,
     )
 )
-_REPEATED = {CLUSTER, hdrs.AUTHORIZATION}
+_REPEATED = frozenset({CLUSTER.lower(), hdrs.AUTHORIZATION.lower()})
 _NO_HEADERS: Headers = CIMultiDictProxy(CIMultiDict())
 
 

@@ -31,10 +31,12 @@ COMMANDS = {
     "member": "cluster.cli.member:member",
     "token": "cluster.cli.access:token",
     "role": "cluster.cli.access:role",
+    "recover": "cluster.cli.recover:recover",
     "load": "cluster.cli.bulk:load",
     "dump": "cluster.cli.bulk:dump",
     "backup": "cluster.cli.backup:backup",
     "restore": "cluster.cli.restore:restore",
+    "archive": "cluster.cli.archive:archive",
     "certs": "cluster.cli.certs:certs",
 }
 
@@ -42,8 +44,10 @@ SERVER_COMMANDS = {
     "up": EXIT_NOT_APPLIED,
     "serve": EXIT_REFUSED,
     "certs": EXIT_NOT_APPLIED,
+    "archive": EXIT_NOT_APPLIED,
     "backup": EXIT_NOT_APPLIED,
     "restore": EXIT_REFUSED,
+    "recover": EXIT_NOT_APPLIED,
 }
 """Commands that need the extra `server`, and how they end without it."""
 OWN_PACKAGES = ("cluster", "datapath", "election")

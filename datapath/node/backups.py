@@ -115,6 +115,11 @@ class RunningBackup:
         loop = asyncio.get_running_loop()
         self._unread = loop.call_later(UNREAD_TIMEOUT_S, self._begin_close)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it was read, and it was not given up."""
+        return self._whole
+
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yield it piece by piece; what ends early says why. Closes it."""
         self._unread.cancel()

@@ -24,6 +24,7 @@ from datapath.errors import (
 from datapath.execution.access_guard import AccessGuard
 from datapath.node.backups import Backups
 from datapath.node.catch_up import Snapshots
+from datapath.node.committed_log import CommittedLog
 from datapath.node.history import History
 from datapath.node.interpreter import Interpreter
 from datapath.node.proposer import Proposer
@@ -135,6 +136,7 @@ class Engine:
         self.history = History(
             self.interpreter.feed, storage.read_log, lambda: storage.log.first_index
         )
+        self.committed_log = CommittedLog(self.replica, storage, self.backups)
         self.outgoing = OutgoingStreams(
             on_link=lambda peer: self.interpreter.run(self.replica.on_link, peer),
             on_link_lost=lambda peer: self.interpreter.run(self.replica.on_link_lost, peer),

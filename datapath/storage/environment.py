@@ -169,7 +169,8 @@ class Environment:
     """One LMDB environment. Shared by the store and snapshot readers, closed by the last user.
 
     `readonly`: another process of this machine has it open to write. `scans`: it is read in order,
-    so that the system may read ahead; else a value would cost more than its own pages.
+    so that the system may read ahead; else a value would cost more than its own pages. `alone`:
+    nobody else has it open, and nothing but the file of the data is to be touched.
     """
 
     def __init__(
@@ -181,6 +182,7 @@ class Environment:
         sync: bool = True,
         readonly: bool = False,
         scans: bool = False,
+        alone: bool = False,
     ) -> None:
         self.path = path
         self.map_size_bytes = map_size_bytes
@@ -200,8 +202,11 @@ class Environment:
                 sync=sync,
                 metasync=sync,
                 readonly=readonly,
+                lock=not alone,
             )
             if readonly:
+                if alone:
+                    _fill_up(path / "data.mdb", self.lmdb)
                 self._open_databases(None)
                 with self.lmdb.begin() as transaction:
                     self._check_format(transaction, fresh=fresh)
