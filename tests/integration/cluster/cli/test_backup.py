@@ -105,7 +105,7 @@ async def test_what_cannot_be_restored_is_refused_by_name_and_nothing_is_changed
         ended = await restore(good, config, node)
         assert ended.code == 78
         assert said in ended.err
-    assert (await restore(tmp_path / "none.backup", config)).code == 2
+    assert (await restore(tmp_path / "none.backup", config)).code == 1
 
 
 async def test_a_restore_needs_an_empty_directory_that_nobody_uses(
