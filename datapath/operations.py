@@ -32,8 +32,9 @@ NODE_STATES: tuple[NodeStateWord, ...] = get_args(NodeStateWord)
 class Principal(msgspec.Struct, frozen=True, array_like=True):
     """Who asks: the id of a token, and the SHA-256 of the whole token, which alone proves it.
 
-    Both are "" of a caller without a token. It is judged wherever it gets to (A1): a node that
-    forwards a request claims nothing about its caller's rights.
+    Both are "" of a caller without a token. A certificate's name is an id without a digest: the
+    node that answers the client has verified it. It is judged wherever it gets to (A1): a node
+    that forwards a request claims nothing about its caller's rights.
     """
 
     token: str = ""

@@ -112,8 +112,7 @@ class Answer:
 
     def as_bytes(self, *, closes: bool) -> bytes:
         """Return the whole answer to a request of HTTP/1.1 that was not HEAD."""
-        head = self._head(_CLOSE if closes else _ON)
-        return head if self._body is None else head + self._body
+        return self._head(_CLOSE if closes else _ON, self._body or b"")
 
     async def send(self, request: BaseRequest, *, closes: bool) -> None:
         """Send everything. Raises ConnectionResetError if the client has gone."""
@@ -152,12 +151,13 @@ class Answer:
             _STATUS_LINES[self.status], self._headers, _date_line(), self._content_type, end,
         )  # fmt: skip
 
-    def _head(self, end: bytes) -> bytes:
+    def _head(self, end: bytes, body: bytes = b"") -> bytes:
+        """Return the head, and the body behind it."""
         first = _STATUS_LINES[self.status]
         if self._body is None:
             return b"%b%b%b%b" % (first, self._headers, _date_line(), end)
-        return b"%b%b%bContent-Type: %b\r\nContent-Length: %d\r\n%b" % (
-            first, self._headers, _date_line(), self._content_type, self._length, end,
+        return b"%b%b%bContent-Type: %b\r\nContent-Length: %d\r\n%b%b" % (
+            first, self._headers, _date_line(), self._content_type, self._length, end, body,
         )  # fmt: skip
 
 

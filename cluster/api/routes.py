@@ -298,7 +298,7 @@ class HttpApi:
         if (answer := preflight(method, request.headers, self._hosts)) is not None:
             return answer
         template, handle = self._find(request, path, query, method)
-        await self.access.enter(template, method, query, request.headers)
+        await self.access.enter(template, method, query, request.headers, request.transport)
         return await handle()
 
     def _find(

@@ -17,6 +17,7 @@ from cluster.bulk.progress import ProgressView
 from cluster.cli.bulk import STDIN, run_fast
 from cluster.cli.common import client_options, fail, open_endpoints, report_errors, whom
 from cluster.client.aio import AsyncClient
+from cluster.client.backup import backup_pieces
 from cluster.exit_codes import (
     EXIT_DAMAGED,
     EXIT_NOT_APPLIED,
@@ -82,7 +83,7 @@ def create(
         async with (
             AsyncClient(urls, timeout_ms=timeout_ms, discover=not no_discover, **whom()) as client,
             contextlib.aclosing(
-                client.backup(consistency="stale" if stale else "linearizable")
+                backup_pieces(client, stale=stale, timeout_ms=timeout_ms)
             ) as pieces,
         ):
             return await take_backup(pieces, take, lambda items: view.update(items, written))

@@ -14,7 +14,7 @@ from cluster.archive.restoring import restore_store
 from cluster.cli.archive import Point, errors_told, is_url, open_point, progress_of
 from cluster.cli.backup import open_backup
 from cluster.cli.common import fail
-from cluster.cli.serve import check_node
+from cluster.cli.serve import check_configured
 from cluster.config.file import load_config
 from cluster.config.model import ClusterConfig, ConfigError
 from cluster.exit_codes import EXIT_NOT_APPLIED, EXIT_REFUSED, EXIT_STORAGE_FULL
@@ -77,7 +77,7 @@ def restore(
     started = time.monotonic()
     try:
         config = load_config(path)
-        check_node(config, node)
+        check_configured(config, node)
         _check_replica(config, node)
     except ConfigError as error:
         fail(str(error), "Nothing was changed.", EXIT_REFUSED)

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
 from urllib.parse import quote
 
-import aiohttp
 import msgspec
 
-from cluster.client.arguments import (
-    check_consistency,
-    check_flag,
-    check_node,
-    check_text,
-    check_timeout,
-)
+from cluster.client.arguments import check_flag, check_node, check_text, check_timeout
 from cluster.client.endpoints import normalize_endpoint
-from cluster.client.errors import (
-    ClientError,
-    InvalidRequestError,
-    UnavailableError,
-    UnknownOutcomeError,
-)
-from cluster.client.exchange import Request, raise_for
+from cluster.client.errors import ClientError, InvalidRequestError, UnknownOutcomeError
+from cluster.client.exchange import Request
 from cluster.client.requests import JSON_HEADERS, decode_reply
 from cluster.client.results import ViewSummary
 from cluster.client.retries import STATUS, Transport
-from datapath.operations import ClusterStatus, Consistency, Digest
+from datapath.operations import ClusterStatus, Digest
 
-BACKUP_BEGIN_MARGIN_S = 30.0
-"""How long a node may take to begin a backup, once it holds what it has to."""
-BACKUP_SILENCE_S = 120.0
-"""A backup of which nothing comes for so long has broken off."""
 LEFT_MIN_MS = 50  # what a call's last step gets, however much of its time is gone
 
 
@@ -69,62 +52,6 @@ class AsyncOperatorCalls:
             )
         reply = await self._transport.ask(url, "/v1/digest", _left_ms(deadline))
         return decode_reply(Request("GET", "/v1/digest"), reply, Digest)
-
-    async def backup(
-        self, *, consistency: Consistency = "linearizable", timeout_ms: int | None = None
-    ) -> AsyncGenerator[bytes, None]:
-        """Yield a backup of the whole state at one revision, as one of the nodes writes it.
-
-        Whether it is whole, its own last block says (`onecopy backup verify`). `consistency`
-        "stale" takes what the node holds: for a cluster that has no primary. `timeout_ms` is for
-        the beginning.
-
-        Raises UnavailableError: no node began it, or it broke off; InvalidRequestError: only
-        witnesses are known; NotAppliedError: it is refused.
-        """
-        deadline = self._deadline(timeout_ms)
-        response = await self._begin_backup(check_consistency(consistency), deadline)
-        try:
-            while piece := await response.content.readany():
-                yield piece
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UnavailableError(
-                f"the backup broke off: {error or 'nothing came'}", code="disconnected"
-            ) from error
-        finally:
-            response.close()
-
-    async def _begin_backup(self, consistency: str, deadline: float) -> aiohttp.ClientResponse:
-        """Have a node begin; ask those that are known in turn, each once."""
-        transport = self._transport
-        asked: set[str] = set()
-        last: ClientError | None = None
-        for attempt in range(2):
-            if attempt:
-                await transport.discover()  # perhaps there are others than witnesses
-            for url in transport.endpoints.urls:
-                if url in asked:
-                    continue
-                asked.add(url)
-                left_ms = _left_ms(deadline)
-                target = f"/v1/backup?consistency={consistency}&timeout_ms={left_ms}"
-                call = Request("GET", target, waits=False)
-                begin_s = left_ms / 1000 + BACKUP_BEGIN_MARGIN_S
-                try:
-                    reply, response = await transport.open_stream(
-                        url, call, begin_timeout_s=begin_s, silence_s=BACKUP_SILENCE_S
-                    )
-                    if response is not None:
-                        return response
-                    raise_for(call, reply)
-                except UnavailableError as error:
-                    last = error
-                except InvalidRequestError as error:
-                    if error.code != "no_data":
-                        raise
-                    last = last or error
-        assert last is not None
-        raise last
 
     async def handover(self, to: str, *, timeout_ms: int | None = None) -> ViewSummary:
         """Make the in-sync replica `to` the primary. No pending request fails."""

@@ -30,7 +30,7 @@ from datapath.transport.snapshot_transfer import Throttle, in_thread
 
 logger = logging.getLogger(__name__)
 
-BEGIN_TIMEOUT_S = 30.0
+UNREAD_TIMEOUT_S = 30.0
 """A backup that nobody has begun to read for so long is given up."""
 MAX_SHARE_OF_ROOM = 0.5
 """How much of the disk's free space the store may grow by while a backup is written."""
@@ -113,7 +113,7 @@ class RunningBackup:
         self._closing: asyncio.Task[None] | None = None
         self._room_bytes = _room_bytes(source)
         loop = asyncio.get_running_loop()
-        self._unread = loop.call_later(BEGIN_TIMEOUT_S, self._begin_close)
+        self._unread = loop.call_later(UNREAD_TIMEOUT_S, self._begin_close)
 
     @property
     def is_whole(self) -> bool:
@@ -157,7 +157,7 @@ class RunningBackup:
         return ""
 
     def _begin_close(self) -> None:
-        logger.warning("a backup was given up: nobody has read it for %g s", BEGIN_TIMEOUT_S)
+        logger.warning("a backup was given up: nobody has read it for %g s", UNREAD_TIMEOUT_S)
         self._closing = asyncio.get_running_loop().create_task(self.close())
 
     async def close(self) -> None:

@@ -52,10 +52,9 @@ class Reads:
     def read_now(self, query: Query) -> QueryResult | None:
         """Read at once, if this node serves or the query may be stale; else None."""
         context, engine = self._context, self._context.engine
-        query = with_fresh_rights(context.access, query)
+        if query.caller is not None:
+            query = with_fresh_rights(context.access, query)
         if engine is None or not (context.views.belongs or self._may_serve_alone(query)):
-            return None
-        if engine.replica.primary is None and query.consistency != "stale":
             return None
         return engine.interpreter.query(query)
 
@@ -70,8 +69,9 @@ class Reads:
     async def query(self, query: Query, timeout_ms: int) -> QueryResult:
         """Read; linearizable reads are answered here if this node is in touch with the primary."""
         context, engine = self._context, self._context.engine
-        query = with_fresh_rights(context.access, query)
-        is_scan = engine is not None and engine.interpreter.is_scan(query)
+        if query.caller is not None:
+            query = with_fresh_rights(context.access, query)
+        is_scan = engine is not None and (query.service, query.method) in engine.interpreter.scans
         if is_scan:
             await self._turns.take()
         if (result := self.read_now(query)) is not None:
@@ -244,7 +244,7 @@ class Reads:
         query = with_fresh_rights(self._context.access, of_a_peer(self._context.access, query))
         result = None
         if engine is not None:
-            is_scan = engine.interpreter.is_scan(query)
+            is_scan = (query.service, query.method) in engine.interpreter.scans
             result = await self._read_as_primary(engine, query, timeout_ms, is_scan=is_scan)
         if result is None:
             raise NotPrimaryError("no_primary", f"{node_id} does not serve")
