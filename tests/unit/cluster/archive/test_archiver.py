@@ -15,7 +15,7 @@ from cluster.archive.object_store import open_store
 from cluster.archive.reading import Archive, Replay
 from cluster.archive.restoring import load_base
 from datapath.keyspaces import KV
-from datapath.records import Record, make_record
+from datapath.records import Entry, Record, make_record
 from datapath.storage.backup_format import (
     BackupEnd,
     BackupHeader,
@@ -48,7 +48,7 @@ class History:
     def grow(self, records: int) -> None:
         for _ in range(records):
             index = self.store.applied_index
-            entries = [
+            entries: list[Entry] = [
                 [(KV, b"k%d" % self._chosen.randrange(5), self._chosen.randbytes(9))]
                 for _ in range(self._chosen.randrange(1, 4))
             ]
