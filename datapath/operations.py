@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from datapath.errors import OperationError
 from election.identity import Addresses
-from election.view import MemberRole, View
+from election.view import MemberRole, View, ViewStep
 
 Ack = Literal["all", "local"]
 Consistency = Literal["linearizable", "confirmed", "stale"]
@@ -315,6 +315,9 @@ class Node(Protocol):
         But for "stale" it holds everything that was acknowledged before. Raises OperationError:
         "no_data" on a witness, "backup_running" while there is one, "no_primary".
         """
+
+    def view_steps(self) -> tuple[ViewStep, ...]:
+        """Return the last changes of the view that this node knows of, oldest first."""
 
     async def digest(self) -> Digest:
         """Scan this node's own store. Raises RejectedError("no_data") on a witness."""

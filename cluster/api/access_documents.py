@@ -91,5 +91,14 @@ class RoleList(msgspec.Struct, frozen=True):
     revision: Count
 
 
-ACCESS_ANSWERS = (TokenCreated, TokenList, AccessChanged, RoleList)
+class CallerDocument(msgspec.Struct, frozen=True):
+    """The answer to GET /v1/whoami."""
+
+    access_control: Annotated[bool, Meta(description="Whether callers are judged by their token.")]
+    token: Annotated[str, Meta(description="The id of the caller's token; empty: none.")]
+    role: Annotated[str, Meta(description="Its role; empty where there is no access control.")]
+    rights: Role
+
+
+ACCESS_ANSWERS = (TokenCreated, TokenList, AccessChanged, RoleList, CallerDocument)
 ACCESS_BODIES = (TokenRequest, Role)

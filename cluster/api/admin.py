@@ -15,7 +15,7 @@ from aiohttp.web import BaseRequest
 
 from cluster.api.access import ApiAccess
 from cluster.api.problems import ProblemError
-from cluster.config.model import AdminFrom
+from cluster.config.api_section import AdminFrom
 from datapath.operations import Node
 
 PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")

@@ -85,6 +85,14 @@ class MemberHandlers:
         )
         return self._answer(view)
 
+    def may_change(self, request: BaseRequest) -> bool:
+        """Whether who asks may change the cluster, where there is no access control."""
+        try:
+            self._check_admin(request)
+        except ProblemError:
+            return False
+        return True
+
     def _check_admin(self, request: BaseRequest) -> str:
         return check_admin_of(request, self._node, self._access, self._settings.admin_from)
 

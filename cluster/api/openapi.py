@@ -9,6 +9,8 @@ from cluster.api.documents import (
     HandoverRequest,
     Move,
     Status,
+    ViewHistory,
+    ViewStepItem,
 )
 from cluster.api.openapi_access import (
     create_token,
@@ -19,6 +21,7 @@ from cluster.api.openapi_access import (
     role_parameter,
     set_role,
     token_parameter,
+    whoami,
 )
 from cluster.api.openapi_keys import (
     delete_key,
@@ -128,6 +131,7 @@ def own_document() -> Json:
                 **readable(observe_election()),
             },
             "/v1/watch": readable(watch_keys()),
+            "/v1/whoami": readable(whoami()),
             "/v1/tokens": {**readable(list_tokens()), "post": create_token()},
             "/v1/tokens/{id}": {"parameters": [token_parameter()], "delete": revoke_token()},
             "/v1/roles": readable(list_roles()),
@@ -137,6 +141,7 @@ def own_document() -> Json:
                 "delete": delete_role(),
             },
             "/v1/cluster": readable(_cluster()),
+            "/v1/cluster/views": readable(_views()),
             "/v1/cluster/handover": {"post": _handover()},
             "/v1/cluster/nodes/{id}": {"delete": _remove_node(), "patch": _move_node()},
             "/v1/digest": readable(_digest()),
@@ -209,6 +214,20 @@ def _cluster() -> Json:
                 "Onecopy-Revision",
             )
         },
+        ("unknown_parameter",),
+        access=ANY_ROLE_CODES,
+    )
+
+
+def _views() -> Json:
+    step = ViewStepItem(
+        version=12, epoch=4, kind="take_over", reason="n2 took over: n1 was silent", nodes=("n2",),
+        primary="n2", in_sync=("n2", "n3"), at_ms=1_767_225_600_000,
+    )  # fmt: skip
+    return api_operation(
+        "getViews",
+        "The last changes of the view: who became primary, who was in sync, when and why",
+        {"200": json_answer("As far as this node knows, oldest first.", ViewHistory([step]))},
         ("unknown_parameter",),
         access=ANY_ROLE_CODES,
     )

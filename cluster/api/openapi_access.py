@@ -5,6 +5,7 @@ from __future__ import annotations
 from cluster.api.access_documents import (
     TOKEN_ID_PATTERN,
     AccessChanged,
+    CallerDocument,
     RoleItem,
     RoleList,
     TokenCreated,
@@ -14,6 +15,7 @@ from cluster.api.access_documents import (
 )
 from cluster.api.params import TIMEOUT
 from cluster.api.schemas import (
+    ANY_ROLE_CODES,
     BODY_CODES,
     PARAMETER_CODES,
     READ_CODES,
@@ -44,6 +46,17 @@ def role_parameter() -> Json:
     """Return a role's name in the path."""
     schema = {"type": "string", "pattern": "^[a-z][a-z0-9_-]{0,30}$"}
     return {"name": "name", "in": "path", "required": True, "schema": schema, "example": "app"}
+
+
+def whoami() -> Json:
+    """Return GET /v1/whoami."""
+    caller = CallerDocument(access_control=True, token=_TOKEN, role="app", rights=_ROLE)
+    return api_operation(
+        "whoami", "The caller's role and rights",
+        {"200": json_answer("Who asks.", caller, "Onecopy-Revision")},
+        (*PARAMETER_CODES, *READ_CODES), access=ANY_ROLE_CODES,
+        parameters=query_parameters(TIMEOUT),
+    )  # fmt: skip
 
 
 def list_tokens() -> Json:

@@ -31,6 +31,7 @@ COMMANDS = {
     "member": "cluster.cli.member:member",
     "token": "cluster.cli.access:token",
     "role": "cluster.cli.access:role",
+    "recover": "cluster.cli.recover:recover",
     "load": "cluster.cli.bulk:load",
     "dump": "cluster.cli.bulk:dump",
     "backup": "cluster.cli.backup:backup",
@@ -46,6 +47,7 @@ SERVER_COMMANDS = {
     "archive": EXIT_NOT_APPLIED,
     "backup": EXIT_NOT_APPLIED,
     "restore": EXIT_REFUSED,
+    "recover": EXIT_NOT_APPLIED,
 }
 """Commands that need the extra `server`, and how they end without it."""
 OWN_PACKAGES = ("cluster", "datapath", "election")

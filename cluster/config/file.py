@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from cluster.config.access_section import AccessSection
+from cluster.config.api_section import ApiSection
 from cluster.config.archive_section import ArchiveSection
 from cluster.config.checks import check_config
 from cluster.config.model import (
-    ApiSection,
     ClusterConfig,
     ClusterSection,
     ConfigError,
@@ -153,7 +153,7 @@ def render_config(
     for node, item in nodes.items():
         lines += ["", f"[nodes.{node}]"]
         for field, value in msgspec.structs.asdict(item).items():
-            if value is not None:
+            if value not in {None, ""}:
                 lines.append(f"{field} = {_literal(value)}")
     if tls is not None:
         lines += ["", "[tls]"]

@@ -21,7 +21,14 @@ from cluster.services.access_guard import (
     encode_token,
     is_certificate,
 )
-from cluster.services.rights import ADMIN_ROLE, Role, decode_role, leaves_an_admin
+from cluster.services.rights import (
+    ADMIN,
+    ADMIN_ROLE,
+    Role,
+    decode_role,
+    encode_role,
+    leaves_an_admin,
+)
 from datapath import keyspaces
 from datapath.errors import RejectedError
 from datapath.operations import Principal
@@ -126,6 +133,16 @@ class Access(Service):
         """Return (name, JSON) of all roles but the one that is built in."""
         found = tx.range(ROLE, _END_OF_ROLES, MAX_ROLES)
         return [(key[len(ROLE) :].decode(), stored) for key, stored in found]
+
+    @query
+    def role_of(self, tx: ReadTransaction, token: str, anonymous: str) -> tuple[str, bytes] | None:
+        """Return (name, JSON) of a token's role; of a caller without one, that of `anonymous`."""
+        held = tx.get(TOKEN + token.encode()) if token else None
+        name = decode_token(held).role if held is not None else "" if token else anonymous
+        if name == ADMIN_ROLE:
+            return name, encode_role(ADMIN)
+        stored = tx.get(ROLE + name.encode())
+        return None if stored is None else (name, stored)
 
     @query
     def permits(

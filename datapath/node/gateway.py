@@ -55,7 +55,7 @@ from datapath.transport.calls import (
 from election.agreement import Agreement
 from election.identity import Addresses
 from election.registry import PeerRegistry
-from election.view import Member, View
+from election.view import Member, View, ViewStep
 
 logger = logging.getLogger(__name__)
 
@@ -393,6 +393,10 @@ class Gateway:
             except (OperationError, NotSentError, NoAnswerError):
                 pass  # the primary cannot be asked: tell what is known here
         return self._own_status()
+
+    def view_steps(self) -> tuple[ViewStep, ...]:
+        """Return the last changes of the view, as consensus on this node remembers them."""
+        return self._context.agreement.steps
 
     def _warnings(self) -> tuple[str, ...]:
         context = self._context

@@ -104,7 +104,9 @@ def replace_file(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
-class _Identity(msgspec.Struct, frozen=True):
+class Identity(msgspec.Struct, frozen=True):
+    """The content of identity.json; `DataDirectory` says what the fields mean."""
+
     format: int
     node: str
     data: str
@@ -121,7 +123,7 @@ class _Identity(msgspec.Struct, frozen=True):
 class DataDirectory:
     """A locked data directory. Use `DataDirectory.open`; `close` releases it."""
 
-    def __init__(self, path: Path, identity: _Identity, lock: int) -> None:
+    def __init__(self, path: Path, identity: Identity, lock: int) -> None:
         self.path = path
         self._identity = identity
         self._lock = lock
@@ -153,7 +155,7 @@ class DataDirectory:
         Raises as `open`. No identity is written before `found`.
         """
         _make(path, create=True)
-        return cls(path, _Identity(_FORMAT, node_id, secrets.token_hex(16)), _lock(path))
+        return cls(path, Identity(_FORMAT, node_id, secrets.token_hex(16)), _lock(path))
 
     def found(self, cluster_id: str, epoch: int) -> None:
         """Write the identity: this node begins the cluster, with `epoch`, on the data that is here.
@@ -291,7 +293,7 @@ class DataDirectory:
             self._save(msgspec.structs.replace(self._identity, peers=peers))
         return known in (None, data_id)
 
-    def _save(self, identity: _Identity) -> None:
+    def _save(self, identity: Identity) -> None:
         if self._lock < 0:
             raise DataDirectoryError(f"data directory {self.path} is closed")
         _write(self.path, identity)
@@ -356,7 +358,7 @@ def _lock(path: Path) -> int:
     return lock
 
 
-def _load(path: Path, node_id: str, create: bool) -> _Identity:
+def _load(path: Path, node_id: str, create: bool) -> Identity:
     file = path / "identity.json"
     try:
         content = file.read_bytes()
@@ -381,13 +383,22 @@ def _load(path: Path, node_id: str, create: bool) -> _Identity:
     return identity
 
 
+def read_identity(path: Path) -> Identity:
+    """Return whose the data directory is. Raises DataDirectoryError or DiskFailedError."""
+    file = path / "identity.json"
+    try:
+        return _parse(file, file.read_bytes())
+    except OSError as error:
+        raise storage_error(error, f"reading {file}") from error
+
+
 def _may_have_voted(path: Path) -> bool:
     """Whether consensus began here, be it in a process that ended before it could note so."""
     raft = path / "raft"
     return raft.is_dir() and any(raft.iterdir())
 
 
-def _create(path: Path, node_id: str, create: bool) -> _Identity:
+def _create(path: Path, node_id: str, create: bool) -> Identity:
     if (path / UNFINISHED).exists():
         raise DataDirectoryError(
             f"data directory {path} is unfinished: a restore or a recovery into it was "
@@ -402,7 +413,7 @@ def _create(path: Path, node_id: str, create: bool) -> _Identity:
         )
     if not create:
         raise DataDirectoryError(f"{path} is not a data directory: identity.json is missing")
-    identity = _Identity(_FORMAT, node_id, secrets.token_hex(16))
+    identity = Identity(_FORMAT, node_id, secrets.token_hex(16))
     _write(path, identity)
     return identity
 
@@ -421,7 +432,7 @@ def _empty(path: Path) -> None:
     sync_directory(path)
 
 
-def _write(path: Path, identity: _Identity) -> None:
+def _write(path: Path, identity: Identity) -> None:
     body = msgspec.json.format(msgspec.json.encode(identity), indent=2)
     line = f"{google_crc32c.value(body):08x}\n".encode()
     try:
@@ -430,11 +441,11 @@ def _write(path: Path, identity: _Identity) -> None:
         raise storage_error(error, f"writing {path / 'identity.json'}") from error
 
 
-def _parse(file: Path, content: bytes) -> _Identity:
+def _parse(file: Path, content: bytes) -> Identity:
     body, _, checksum = content.rstrip(b"\n").rpartition(b"\n")
     try:
         sound = int(checksum, 16) == google_crc32c.value(body)
-        identity = msgspec.json.decode(body, type=_Identity) if sound else None
+        identity = msgspec.json.decode(body, type=Identity) if sound else None
     except (ValueError, msgspec.MsgspecError):
         identity = None
     if identity is None:

@@ -90,10 +90,10 @@ class Founding:
         self.node_id = node_id
         self.cluster_id = secrets.token_hex(16)
         self.store = self.path / "store"
-        _check_empty(self.path)
+        check_empty(self.path)
         self._directory = DataDirectory.reserve(self.path, node_id)
         try:
-            _check_empty(self.path)
+            check_empty(self.path)
             self._clear()
             replace_file(self.path / UNFINISHED, b"")
         except OSError as error:
@@ -156,7 +156,8 @@ class Founding:
         sync_directory(self.path)
 
 
-def _check_empty(path: Path) -> None:
+def check_empty(path: Path) -> None:
+    """Raise DataDirectoryError unless `path` is empty, absent, or left by an interruption."""
     if not path.is_dir():
         return
     names = {item.name for item in os.scandir(path)} - {"lock", *_EVERY_VOLUME}

@@ -130,6 +130,11 @@ class SnapshotReader:
         return self._hash.hex()
 
     @property
+    def count_so_far(self) -> int:
+        """How many items were in the chunks that have been read."""
+        return self._hash.count
+
+    @property
     def count(self) -> int:
         """How many items there are; known when all chunks were read. Raises ValueError before."""
         self._check_complete()

@@ -52,7 +52,17 @@ from datapath.service import Service
 from datapath.storage.backup_format import BackupEnd, BackupHeader, BackupWriter
 from datapath.storage.environment import ContentHash
 from election.identity import Addresses
-from election.view import AddMember, Handover, Member, RemoveMember, View, ViewRefusal, apply_change
+from election.view import (
+    AddMember,
+    Handover,
+    Member,
+    RemoveMember,
+    View,
+    ViewRefusal,
+    ViewStep,
+    apply_change,
+    step_of,
+)
 from tests.support.doc_shop import Shop
 
 NODES = ("n1", "n2", "n3")
@@ -241,6 +251,7 @@ class LocalNode:
             )
             for number, node in enumerate(NODES, 1)
         )
+        self.steps: list[ViewStep] = []
         self.view = View(
             cluster_id="local", epoch=1, version=1, primary="n1", in_sync=NODES, members=members
         )
@@ -479,10 +490,17 @@ class LocalNode:
         if self.view.member(node) is None:
             raise RejectedError("unknown_node", f"no node {node!r}")
 
+    def view_steps(self) -> tuple[ViewStep, ...]:
+        if self.fail_with is not None:
+            raise self.fail_with
+        return tuple(self.steps)
+
     def _change(self, change: AddMember | Handover | RemoveMember, code: str) -> View:
         outcome = apply_change(self.view, change, self.view.version)
         if isinstance(outcome, ViewRefusal):
             raise RejectedError(code, outcome.reason)
+        step = step_of(self.view, change, outcome, 1_700_000_000_000)
+        self.steps += [step] if step is not None else []
         self.view = outcome
         return outcome
 

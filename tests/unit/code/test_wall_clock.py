@@ -21,6 +21,7 @@ ALLOWED = {
     "cluster/services/hosting.py": "timers, which run by the time of day (X3)",
     "cluster/api/audit.py": "the time of a line, which people read",
     "cluster/up/display.py": "what people see",
+    "election/pysyncobj_adapter/adapter.py": "when a view was proposed, which people read",
     "datapath/node/replica_disk.py": "how much history is kept for watchers (log_retention_ms)",
     "datapath/storage/log.py": "the date of a segment, for the same",
     "datapath/storage/log_recovery.py": "the name of a folder of damaged files",
