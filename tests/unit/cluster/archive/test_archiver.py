@@ -103,6 +103,9 @@ class Node:
             return None
         return [record for record in self._committed if record.last_index > after][: self.takes]
 
+    def make_room(self) -> None:
+        pass
+
     async def state(self, cluster: str, cluster_id: str) -> State:
         return State(self, cluster, cluster_id)
 
