@@ -70,11 +70,15 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bootstrap(msgspec.Struct, frozen=True, tag="bootstrap"):
-    """Make the first view, at version 1 and epoch 1. Needs that there is none yet (version 0)."""
+    """Make the first view, at version 1. Needs that there is none yet (version 0).
+
+    `epoch` is above 1 where the primary begins with data of another cluster (rule B2).
+    """
 
     cluster_id: str
     primary: str
     members: tuple[Member, ...]
+    epoch: int = 1
 
 
 class TakeOver(msgspec.Struct, frozen=True, tag="take_over"):
@@ -238,12 +242,14 @@ def _bootstrap(change: Bootstrap) -> View | ViewRefusal:
     members = tuple(sorted(change.members, key=lambda member: member.id))
     if len({member.id for member in members}) != len(members):
         return ViewRefusal("two members have the same id")
+    if change.epoch < 1:
+        return ViewRefusal(f"the first epoch is at least 1, not {change.epoch}")
     addresses = [address for m in members for address in (m.client, m.peer, m.raft)]
     if len(set(addresses)) != len(addresses):
         return ViewRefusal("two addresses of the members are the same")
     view = View(
         cluster_id=change.cluster_id,
-        epoch=1,
+        epoch=change.epoch,
         version=1,
         primary=change.primary,
         in_sync=(change.primary,),

@@ -48,6 +48,7 @@ from cluster.api.openapi_leases import (
 )
 from cluster.api.openapi_watch import observe_election, watch_keys
 from cluster.api.params import (
+    BACKUP_PARAMS,
     REMOVE_PARAMS,
     TIMEOUT,
 )
@@ -144,6 +145,7 @@ def own_document() -> Json:
             "/v1/cluster/handover": {"post": _handover()},
             "/v1/cluster/nodes/{id}": {"delete": _remove_node(), "patch": _move_node()},
             "/v1/digest": readable(_digest()),
+            "/v1/backup": {"get": _backup()},
             "/livez": readable(_health("livez", "Live", "The process runs.", Status("live"))),
             "/readyz": readable(
                 _health("readyz", "Ready", "The node can answer a linearizable read.",
@@ -316,6 +318,23 @@ def _digest() -> Json:
         {"200": json_answer("The digest.", example)},
         ("unknown_parameter", "no_data", "stopping"),
     )
+
+
+def _backup() -> Json:
+    answer = {
+        "description": "The backup. It is whole if its last block says so: "
+        "see `onecopy backup verify`.",
+        "headers": headers("Onecopy-Revision"),
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+    return api_operation(
+        "backup",
+        "Backup of the whole state at one revision, from this node's own store",
+        {"200": answer},
+        ("invalid_parameter", "unknown_parameter", "admin_forbidden", "no_data", "backup_running",
+         "storage_full", "overloaded", "no_primary", "stopping"),
+        parameters=query_parameters(BACKUP_PARAMS),
+    )  # fmt: skip
 
 
 # --- health ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cluster.api.access_documents import (
+    TOKEN_ID_PATTERN,
     AccessChanged,
     CallerDocument,
     RoleItem,
@@ -37,7 +38,7 @@ _JSON = ("invalid_body", "unsupported_media_type", *BODY_CODES)
 
 def token_parameter() -> Json:
     """Return a token's id in the path."""
-    schema = {"type": "string", "pattern": "^[0-9a-f]{16}$"}
+    schema = {"type": "string", "pattern": TOKEN_ID_PATTERN}
     return {"name": "id", "in": "path", "required": True, "schema": schema, "example": _TOKEN}
 
 
@@ -75,7 +76,7 @@ def create_token() -> Json:
     )
     return api_operation(
         "createToken",
-        "Make a token; it is shown this once",
+        "Make a token, which is shown this once; or give a role to a certificate's name",
         {"201": json_answer("The token.", created, "Idempotent-Replayed", "Onecopy-Revision")},
         (*_WRITE, *_JSON, "unknown_role", "too_many_tokens"),
         write=True,

@@ -27,7 +27,7 @@ from cluster.api.params import TIMEOUT, decode_percent, parse_query
 from cluster.api.problems import ProblemError
 from cluster.api.settings import HttpSettings
 from cluster.services.access import ACCESS_SERVICE
-from cluster.services.access_guard import draw_token
+from cluster.services.access_guard import draw_token, of_certificate
 from cluster.services.rights import (
     ADMIN,
     ADMIN_ROLE,
@@ -84,7 +84,7 @@ class RoleHandlers:
         """POST /v1/tokens. The token is drawn here: the primary and the log have only its hash."""
         timeout_ms = self._timeout(query)
         asked = await self._read(request, TokenRequest)
-        new = draw_token()
+        new = draw_token() if asked.certificate is None else of_certificate(asked.certificate)
         args = (new.id, new.digest, asked.role, asked.note)
         result = await self._execute("create_token", args, timeout_ms)
         created = TokenCreated(new.id, new.text, asked.role, *_committed(result))

@@ -43,6 +43,7 @@ ROUTE_RIGHTS: Mapping[str, Mapping[str, Right | str]] = {
     "/v1/cluster/handover": {"POST": "admin"},
     "/v1/cluster/nodes/{id}": {"DELETE": "admin", "PATCH": "admin"},
     "/v1/digest": {"GET": "admin"},
+    "/v1/backup": {"GET": "admin"},
     "/livez": {"GET": OPEN},
     "/readyz": {"GET": OPEN},
     "/primary": {"GET": OPEN},
@@ -52,8 +53,8 @@ ROUTE_RIGHTS: Mapping[str, Mapping[str, Right | str]] = {
 
 
 def is_admins(path: str) -> bool:
-    """Whether a path is one below which changes need the right `admin`, for the audit log."""
-    return path.startswith(("/v1/tokens", "/v1/roles", "/v1/cluster/"))
+    """Whether what is asked for below a path is noted in the audit log: changes, and backups."""
+    return path.startswith(("/v1/tokens", "/v1/roles", "/v1/cluster/", "/v1/backup"))
 
 
 def right_for(template: str, method: str, query: str = "") -> Right | str:

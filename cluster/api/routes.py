@@ -21,6 +21,7 @@ from aiohttp.web import BaseRequest, StreamResponse
 from cluster.api.access import CHALLENGE, REFUSED, ApiAccess, CallersNode
 from cluster.api.answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer, Response
 from cluster.api.audit import Audit
+from cluster.api.backup import BackupHandler
 from cluster.api.body import ClientGoneError
 from cluster.api.cors import let_read, preflight
 from cluster.api.documents import CurrentPrimary, Status, ViewHistory
@@ -59,6 +60,7 @@ from datapath.operations import ANONYMOUS, Node, Principal
 logger = logging.getLogger(__name__)
 
 NODES = "/v1/cluster/nodes/"
+BACKUP = "/v1/backup"
 
 _VITAL = frozenset(
     {"/livez", "/readyz", "/primary", "/metrics", "/v1/cluster", "/v1/cluster/handover"}
@@ -87,13 +89,16 @@ class HttpApi:
         tls: ServerTls | None = None,
         guard: TokenGuard | None = None,
         audit: Audit | None = None,
+        numbers: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         """Serve `node`. `hosts` (default: loopback names and IP addresses) is for whom.
 
         `services`: those whose code this node has, by their names. `tls`: what new connections
         are encrypted with; None: nothing. `guard`: the node's; None: there is no access control.
+        `numbers`: more of them, for metrics.
         """
         self.node: Node = node
+        self._other_numbers = numbers
         self._audit = audit
         self._hosts = hosts or Hosts()
         self._settings = settings or HttpSettings()
@@ -126,6 +131,7 @@ class HttpApi:
         }  # fmt: skip
         members = MemberHandlers(node, self._settings, self.access)
         self.leases = leases = LeaseHandlers(node, self._settings)
+        self._backup = BackupHandler(node, self._settings, self.access)
         roles = RoleHandlers(node, self._settings, self.access, members.may_change)
         self._pages = PageHandlers(self._identity)
         self._locks, self._elections = (
@@ -161,6 +167,7 @@ class HttpApi:
             "/v1/cluster/views": _readable(self._views),
             "/v1/cluster/handover": {"POST": members.hand_over},
             "/v1/digest": _readable(self._digest),
+            BACKUP: {"GET": self._back_up},
             "/v1/tokens": {**_readable(roles.list_tokens), "POST": roles.create_token},
             "/v1/roles": _readable(roles.list_roles),
             "/livez": _readable(self._livez),
@@ -192,7 +199,8 @@ class HttpApi:
             "lock_requests_waiting": waiting,
         }
         certificates = self._tls.numbers() if self._tls is not None else {}
-        return {**self._server.numbers(), **own, **certificates}
+        others = self._other_numbers() if self._other_numbers is not None else {}
+        return {**self._server.numbers(), **own, **certificates, **others}
 
     def _identity(self) -> bytes:
         node = self.node
@@ -225,7 +233,7 @@ class HttpApi:
         if connection.is_last:
             answer.closes = True
         let_read(answer, request.headers, self._hosts)
-        if answer.status in REFUSED or method not in _READS:
+        if answer.status in REFUSED or method not in _READS or request.raw_path.startswith(BACKUP):
             self._note(request, method, answer)
         self.observe(method, request.raw_path, answer, perf_counter() - started)
         return Response(answer)
@@ -299,7 +307,7 @@ class HttpApi:
         if (answer := preflight(method, request.headers, self._hosts)) is not None:
             return answer
         template, handle = self._find(request, path, query, method)
-        await self.access.enter(template, method, query, request.headers)
+        await self.access.enter(template, method, query, request.headers, request.transport)
         return await handle()
 
     def _find(
@@ -373,6 +381,9 @@ class HttpApi:
     async def _digest(self, _request: BaseRequest, query: str) -> Answer:
         parse_query(query, {})
         return self._answer(await self.node.digest())
+
+    async def _back_up(self, request: BaseRequest, query: str) -> Answer:
+        return await self._backup.get(request, query, self._identity())
 
     # --- health: any query is ignored, probes like to add their own ---
 

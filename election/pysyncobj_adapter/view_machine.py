@@ -25,6 +25,7 @@ from election.view import (
     step_of,
 )
 
+REGULAR = b"\x00"  # PySyncObj's type of command, before each in the log
 MAX_COMMAND_BYTES = 32 * 1024
 MAX_REMEMBERED_ANSWERS = 64
 

@@ -22,8 +22,10 @@ from cluster.services.kv import HEAD_SIZE_BYTES
 from datapath.errors import NotPrimaryError, OperationError, OperationUnknownError, PrimaryFullError
 from datapath.node.history import History
 from datapath.operations import (
+    BackupSource,
     ClusterStatus,
     Completion,
+    Consistency,
     Digest,
     Operation,
     Principal,
@@ -150,6 +152,9 @@ class FakeNode:
 
     async def cluster_status(self) -> ClusterStatus:
         return await self.core.cluster_status()
+
+    async def backup(self, consistency: Consistency, timeout_ms: int) -> BackupSource:
+        return await self.core.backup(consistency, timeout_ms)
 
     def view_steps(self) -> tuple[ViewStep, ...]:
         return self.core.view_steps()

@@ -272,6 +272,7 @@ FAILING: dict[str, Callable[[Local], None]] = {
     "service_outdated": fails(OperationNotAppliedError("service_outdated", "old")),
     "service_failed": fails(OperationNotAppliedError("service_failed", "bug")),
     "timeout": fails(OperationUnknownError("timeout", "late")),
+    "backup_running": fails(OverloadedError("backup_running", "wait")),
     "storage_full": fails(PrimaryFullError("storage_full", "full")),
     "internal_error": fails(RuntimeError("bug")),
 }
