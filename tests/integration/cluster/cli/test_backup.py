@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -43,7 +42,7 @@ data = "data/w1"
 """
 
 
-def make_backup(path: Path, items: int = 100, size_bytes: int = 1000, **changes: Any) -> Path:
+def make_backup(path: Path, items: int = 100, size_bytes: int = 1000, version: int = 1) -> Path:
     store = Store.open(path.with_suffix(".store"))
     store.apply(
         [[(KV, b"%06d" % n, bytes([n % 251]) * size_bytes)] for n in range(items)], items, 1
@@ -51,7 +50,13 @@ def make_backup(path: Path, items: int = 100, size_bytes: int = 1000, **changes:
     store.flush()
     reader, writer = SnapshotReader(store.acquire_environment()), BackupWriter()
     header = BackupHeader(
-        revision=items, epoch=1, cluster="demo", cluster_id="c1", node="n1", created_s=1, **changes
+        revision=items,
+        epoch=1,
+        cluster="demo",
+        cluster_id="c1",
+        node="n1",
+        created_s=1,
+        format=version,
     )
     compress = make_compressor().compress
     pieces, number = [writer.begin(header)], 0
@@ -72,8 +77,11 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-async def restore(file: Path | str, config: Path, node: str = "n1", **options: Any) -> Ended:
-    return await run("restore", file, "--config", config, "--node", node, "--json", **options)
+async def restore(
+    file: Path | str, config: Path, node: str = "n1", stdin: bytes | None = None
+) -> Ended:
+    arguments = ("restore", file, "--config", config, "--node", node, "--json")
+    return await run(*arguments, stdin=stdin)
 
 
 def held_by(path: Path) -> list[str]:
@@ -88,7 +96,7 @@ async def test_what_cannot_be_restored_is_refused_by_name_and_nothing_is_changed
     cut, flipped = tmp_path / "cut.backup", tmp_path / "flipped.backup"
     cut.write_bytes(content[:-10])
     flipped.write_bytes(content[:-200] + bytes([content[-200] ^ 4]) + content[-199:])
-    newer = make_backup(tmp_path / "newer.backup", format=2)
+    newer = make_backup(tmp_path / "newer.backup", version=2)
     for file, said in (
         (cut, f"is cut off at byte {len(content) - 10}, in block"),
         (flipped, "is damaged in block"),
