@@ -1,38 +1,39 @@
 """The fast path: plain requests on keys, and keep-alives, without aiohttp's request machinery.
 
-A connection starts here. As long as what comes are whole PUT, GET and DELETE requests on keys, or
-keep-alives of one lease, with a plain head (`PLAIN`, `read_block`), each is recognised, executed
-and answered in one step, with no task and no request object: that is a third of the work. Where the
-answer has to wait for another node (on a backup, say), a task waits for it, and the connection
-stays here. At the first request that is not so plain (another path, a malformed condition, a
-chunked body, a head in two parts, …) the connection, with all that has come on it, is given to
-aiohttp, and stays there. So nothing is parsed here but what has one meaning only, and every refusal
-is made in one place, the full path: the fast path either serves a request just as that would, or
-has done nothing with it.
+A connection starts here. As long as what comes are whole requests with a plain head (`plain`,
+`read_block`), each is recognised, executed and answered in one step, with no task and no request
+object: that is a third of the work. Where the answer has to wait for another node (on a backup,
+say), a task waits for it, and the connection stays here. At the first request that is not so plain
+(another path, a malformed condition, a chunked body, a head in two parts, …) the connection, with
+all that has come on it, is given to aiohttp, and stays there. So nothing is parsed here but what
+has one meaning only, and every refusal is made in one place, the full path: the fast path either
+serves a request just as that would, or has done nothing with it.
+
+Which requests those are is each API's own: `fast_keys`, and `cluster.etcd.fast_keys`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from time import perf_counter
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
-from cluster.api.access import REFUSED, caller_of
+from cluster.api.access import REFUSED
 from cluster.api.answer import TOO_MUCH_HELD, Answer, Outgoing
 from cluster.api.fast_path_api import FastPathApi
 from cluster.api.headers import Headers
 from cluster.api.hosts import Hosts
-from cluster.api.kv import KeyWrite
+from cluster.api.kv import KeyRead, KeyWrite
 from cluster.api.memory import Memory, Share
-from cluster.api.params import waits_for_change
-from cluster.api.plain_head import KEYS, PLAIN, read_block
-from cluster.api.problems import ProblemError
+from cluster.api.plain_head import read_block
 from cluster.services.rights import Need
 from datapath.errors import OperationError, OverloadedError
 from datapath.node.router import may_repeat
-from datapath.operations import Principal, Query, Result
+from datapath.operations import Principal, Result
 from datapath.transport.tls import begins_tls
 from datapath.turns import Turns
 
@@ -47,6 +48,8 @@ UNCOUNTED_BACKLOG_BYTES = 4096
 REQUEST_COST_BYTES = 16 * 1024
 """What a request counts beside the bytes of its answer: it takes as long as copying so many."""
 _MAX_HEAD_SIZE_BYTES = 4096
+
+ResultT = TypeVar("ResultT")
 
 
 class FastPathServer(Protocol):
@@ -110,8 +113,11 @@ class Pending:
         self._connection.failed(self, error)
 
 
-class FastConnection(asyncio.Protocol):
+class FastConnection(asyncio.Protocol, ABC):
     """One connection on the fast path. One request at a time, in the order they came."""
+
+    plain: ClassVar[re.Pattern[bytes]]
+    "The request lines that are plain."
 
     __slots__ = (
         "_backlog", "_closing", "_ended", "_gone", "_held", "_host", "_input", "_more",
@@ -279,7 +285,7 @@ class FastConnection(asyncio.Protocol):
 
     def _serve_one(self, data: bytes, at: int) -> int | None:
         """Serve the request at `at`, and return its size; 0: not plain; None: it is not whole."""
-        line = PLAIN.match(data, at, at + _MAX_HEAD_SIZE_BYTES)
+        line = self.plain.match(data, at, at + _MAX_HEAD_SIZE_BYTES)
         end = data.find(b"\r\n\r\n", at, at + _MAX_HEAD_SIZE_BYTES)
         if line is None or end < line.end() - 2 or not self._server.has_fast_path:
             return 0
@@ -301,60 +307,50 @@ class FastConnection(asyncio.Protocol):
         taken = self._serve(method, target, block.headers, data[end + 4 : stop])
         return stop - at if taken else 0
 
+    @abstractmethod
     def _serve(self, method: str, target: str, headers: Headers, body: bytes) -> bool:
-        server = self._server
-        key, _, query = target[len(KEYS) :].partition("?")
+        """Serve a request, by `_serve_read` or `_serve_write`; or do nothing, and return False."""
+
+    def _serve_read(self, method: str, target: str, read: KeyRead) -> None:
+        server, started = self._server, perf_counter()
+        caller = read.query.caller
         try:
-            judged = server.api.access.guard.is_on
-            caller = caller_of(headers, self._transport) if judged else None
-        except ProblemError:
-            return False
-        if method == "GET":
-            if query and waits_for_change(query):
-                return False  # the full path notices at once that the client has gone
-            started = perf_counter()
-            try:
-                wanted, timeout_ms = server.api.kv.fast_read(key, query, headers, caller)
-                try:
-                    result = server.api.node.read_now(wanted)
-                except OperationError:
-                    result = None
-                if result is None:  # it has to wait: for the primary, say
-                    self._pending = pending = Pending(self, method, target, None, caller)
-                    self._start(self._read(pending, wanted, timeout_ms, headers))
-                    return True
-                answer = server.api.kv.get_answer(result, headers)
-            except ProblemError as problem:
-                answer = server.api.refuse(problem, method, target)
-            if answer.is_large:
-                self._pending = pending = Pending(self, method, target, None, caller)
-                self._start(self._send_in_turn(pending, answer))
-            else:
-                self._send(answer, method, target, started, caller)
-                server.turns.spend(answer.size_bytes + REQUEST_COST_BYTES)
-            return True
-        if method == "POST":
-            write = server.api.leases.fast_keep_alive(target, headers, caller)
+            result = server.api.node.read_now(read.query)
+        except OperationError:
+            result = None
+        if result is None:  # it has to wait: for the primary, say
+            self._pending = pending = Pending(self, method, target, None, caller)
+            self._start(self._read(pending, read))
+            return
+        answer = self._answer_with(read.answer, result, method, target)
+        if answer.is_large:
+            self._pending = pending = Pending(self, method, target, None, caller)
+            self._start(self._send_in_turn(pending, answer))
         else:
-            write = server.api.kv.fast_write(method, key, query, headers, body, caller)
-        if write is None or write.operation.caller is not caller:
-            return False
-        self._pending = pending = Pending(self, method, target, write, caller)
-        if not server.api.node.submit(write.operation, write.timeout_ms, pending):
+            self._send(answer, method, target, started, caller)
+            server.turns.spend(answer.size_bytes + REQUEST_COST_BYTES)
+
+    def _serve_write(self, method: str, target: str, write: KeyWrite) -> None:
+        self._pending = pending = Pending(self, method, target, write, write.operation.caller)
+        if not self._server.api.node.submit(write.operation, write.timeout_ms, pending):
             # It goes to another node, or waits for one.
             self._start(self._go_on(pending, write, None))
-        return True
+
+    def _answer_with(
+        self, make: Callable[[ResultT], Answer], result: ResultT, method: str, target: str
+    ) -> Answer:
+        try:
+            return make(result)
+        except Exception as error:  # noqa: BLE001 -- the pipeline must go on, whatever it is
+            return self._server.api.refuse(error, method, target)
 
     def _start(self, answering: Coroutine[Any, Any, None]) -> None:
         self._task = asyncio.get_running_loop().create_task(answering)
 
-    async def _read(
-        self, pending: Pending, wanted: Query, timeout_ms: int, headers: Headers
-    ) -> None:
+    async def _read(self, pending: Pending, read: KeyRead) -> None:
         api = self._server.api
         try:
-            result = await api.node.query(wanted, timeout_ms)
-            answer = api.kv.get_answer(result, headers)
+            answer = read.answer(await api.node.query(read.query, read.timeout_ms))
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
             answer = api.refuse(error, pending.method, pending.target)
         if answer.is_large:
@@ -395,11 +391,8 @@ class FastConnection(asyncio.Protocol):
     def succeeded(self, pending: Pending, result: Result) -> None:
         """Answer with what was acknowledged."""
         assert pending.write is not None
-        try:
-            answer = pending.write.answer(result)
-        except Exception as error:  # noqa: BLE001 -- the pipeline must go on, whatever it is
-            answer = self._server.api.refuse(error, pending.method, pending.target)
-        self.answer(pending, answer)
+        make = pending.write.answer
+        self.answer(pending, self._answer_with(make, result, pending.method, pending.target))
 
     def failed(self, pending: Pending, error: BaseException) -> None:
         """Go on elsewhere after what is known not to be applied, or safe to repeat; else say so."""
@@ -417,9 +410,7 @@ class FastConnection(asyncio.Protocol):
         try:
             if caller is not None and after is None:
                 # A1: here too. After an attempt what this node says would be no answer to that.
-                await api.access.admit(
-                    caller, Need("lease" if pending.method == "POST" else "write")
-                )
+                await api.access.admit(caller, Need(write.right))
             result = await api.node.execute(write.operation, max(1, left_ms), after)
             answer = write.answer(result)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer

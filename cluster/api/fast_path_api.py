@@ -7,28 +7,19 @@ from typing import Protocol
 
 from cluster.api.access import ApiAccess
 from cluster.api.answer import Answer
-from cluster.api.kv import KvHandlers
-from cluster.api.leases import LeaseHandlers
 from datapath.complaints import Complaints
 from datapath.operations import Node, Principal
 
 
-class ServedApi(Protocol):
-    """What the server needs of the API whose connections it has."""
+class FastPathApi(Protocol):
+    """What the server and its fast path need of the API whose connections they have."""
 
     complaints: Complaints
+    access: ApiAccess
+    node: Node
 
     def tick(self, now: float) -> None:
         """Time has passed; called again and again."""
-
-
-class FastPathApi(ServedApi, Protocol):
-    """What the fast path needs of the API."""
-
-    access: ApiAccess
-    kv: KvHandlers
-    leases: LeaseHandlers
-    node: Node
 
     def refuse(self, error: Exception, method: str, target: str) -> Answer:
         """Return the answer that says why a request has failed."""

@@ -57,6 +57,7 @@ from cluster.api.params import (
 from cluster.api.problems import ProblemError
 from cluster.api.settings import HttpSettings
 from cluster.services.kv import Revisions
+from cluster.services.rights import Right
 from cluster.services.txn import MAX_DELETED_KEYS
 from datapath.operations import STORE, Node, Operation, Principal, Query, QueryResult, Result
 
@@ -74,11 +75,23 @@ _encode = msgspec.json.Encoder().encode
 
 
 class KeyWrite(msgspec.Struct, frozen=True):
-    """A write that may be submitted: `answer` makes its answer of the result."""
+    """A write that may be submitted: `answer` makes its answer of the result.
+
+    `right`: what its caller needs for any key at all.
+    """
 
     operation: Operation
     timeout_ms: int
     answer: Callable[[Result], Answer]
+    right: Right = "write"
+
+
+class KeyRead(msgspec.Struct, frozen=True):
+    """A read of one key: `answer` makes its answer of the result."""
+
+    query: Query
+    timeout_ms: int
+    answer: Callable[[QueryResult], Answer]
 
 
 class Conditions(NamedTuple):
@@ -186,26 +199,29 @@ class KvHandlers:
 
     async def get(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
         """GET and HEAD /v1/kv/{key}."""
-        wanted, timeout_ms = self._get(raw_key, query)
-        return self.get_answer(await self._node.query(wanted, timeout_ms), request.headers)
+        read = self._get(raw_key, query, request.headers)
+        return read.answer(await self._node.query(read.query, read.timeout_ms))
 
     def fast_read(
         self, raw_key: str, query: str, headers: Headers, caller: Principal | None = None
-    ) -> tuple[Query, int]:
-        """Return what a GET asks for, and its time-out in ms; for `get_answer`. Raises Problem."""
+    ) -> KeyRead:
+        """Return what a GET asks for. Raises Problem: the full path has to refuse it."""
         if headers:
             check_cluster(headers, self._node.cluster_id)
-        return self._get(raw_key, query, caller)
+        return self._get(raw_key, query, headers, caller)
 
-    def _get(self, raw_key: str, query: str, caller: Principal | None = None) -> tuple[Query, int]:
+    def _get(
+        self, raw_key: str, query: str, headers: Headers, caller: Principal | None = None
+    ) -> KeyRead:
         options = read_options(query)
         wanted = Query(
             "get", (decode_key(raw_key),), options.consistency, options.max_staleness_ms, STORE,
             caller,
         )  # fmt: skip
-        return wanted, options.timeout_ms or self._timeout_ms
+        timeout_ms = options.timeout_ms or self._timeout_ms
+        return KeyRead(wanted, timeout_ms, lambda result: self._get_answer(result, headers))
 
-    def get_answer(self, result: QueryResult, headers: Headers) -> Answer:
+    def _get_answer(self, result: QueryResult, headers: Headers) -> Answer:
         """Make a GET's answer of what was read. Raises Problem."""
         if result.value is None:
             who = state_lines(result, self._node.cluster_id)

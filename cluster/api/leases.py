@@ -103,7 +103,7 @@ class LeaseHandlers:
         except ProblemError:
             return None
         operation = Operation("keep_alive", ((lease,),), service=LEASES_SERVICE, caller=caller)
-        return KeyWrite(operation, timeout_ms, partial(self._kept_alive, lease))
+        return KeyWrite(operation, timeout_ms, partial(self._kept_alive, lease), "lease")
 
     def _kept_alive(self, lease: int, result: Result) -> Answer:
         [ttl_ms] = result.value

@@ -25,6 +25,7 @@ from cluster.api.backup import BackupHandler
 from cluster.api.body import ClientGoneError
 from cluster.api.cors import let_read, preflight
 from cluster.api.documents import CurrentPrimary, Status, ViewHistory
+from cluster.api.fast_keys import FastKeys
 from cluster.api.headers import check_cluster, cluster_line, revision_line
 from cluster.api.hosts import Hosts, split_target
 from cluster.api.kv import KvHandlers
@@ -114,9 +115,11 @@ class HttpApi:
         }  # fmt: skip
         self._openapi_document = openapi_json(services)
         self._txn = TxnHandlers(node, self._settings)
+        leases = LeaseHandlers(node, self._settings)
         self._server = HttpServer(
-            self._handle, self._settings, self._identity, self, self._hosts, node
-        )
+            self._handle, self._settings, self._identity, self, self._hosts, node,
+            lambda server: FastKeys(server, kv, leases),
+        )  # fmt: skip
         self.listener = HttpListener(self._server, tls)
         self._tls = tls
         self.streams = self._server.streams
@@ -130,7 +133,6 @@ class HttpApi:
             "PUT": kv.put, "GET": self._get, "HEAD": self._get, "DELETE": kv.delete,
         }  # fmt: skip
         members = MemberHandlers(node, self._settings, self.access)
-        self.leases = leases = LeaseHandlers(node, self._settings)
         self._backup = BackupHandler(node, self._settings, self.access)
         roles = RoleHandlers(node, self._settings, self.access, members.may_change)
         self._pages = PageHandlers(self._identity)

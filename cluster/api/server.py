@@ -19,7 +19,7 @@ from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 from cluster.api.answer import PROBLEM, Answer, Response
 from cluster.api.certificate_name import shown_certificate
 from cluster.api.fast_path import MAX_REQUEST_SIZE_BYTES, FastConnection, FastPathServer
-from cluster.api.fast_path_api import ServedApi
+from cluster.api.fast_path_api import FastPathApi
 from cluster.api.hosts import Hosts
 from cluster.api.memory import Memory
 from cluster.api.params import waits_for_change
@@ -43,16 +43,20 @@ Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
 
 
 class HttpServer(web.Server):
-    """Makes connections. `identify` gives the header lines that say which node this is."""
+    """Makes connections. `identify` gives the header lines that say which node this is.
+
+    `connect` makes a connection of the fast path.
+    """
 
     def __init__(
         self,
         handler: Handler,
         settings: HttpSettings,
         identify: Callable[[], bytes],
-        api: ServedApi,
+        api: FastPathApi,
         hosts: Hosts,
         node: WatchedNode,
+        connect: Callable[[FastPathServer], FastConnection],
     ) -> None:
         super().__init__(
             handler,
@@ -65,6 +69,7 @@ class HttpServer(web.Server):
         self.identify = identify
         self.api = api
         self.hosts = hosts
+        self._connect = connect
         self.idle_timeout_s = settings.idle_timeout_ms / 1000
         self.max_body_bytes = min(MAX_REQUEST_SIZE_BYTES, settings.max_value_size_bytes)
         self.now = asyncio.get_running_loop().time
@@ -87,8 +92,7 @@ class HttpServer(web.Server):
     def __call__(self) -> asyncio.Protocol:  # type: ignore[override]
         """Return the protocol of a new connection."""
         if self.open_connections - len(self._reserve) < self.settings.max_connections:
-            # An API without a fast path is asked for none (`has_fast_path`).
-            connection = FastConnection(cast("FastPathServer", self))
+            connection = self._connect(cast("FastPathServer", self))
             self._fast.add(connection)
             return connection
         if len(self._reserve) >= self.settings.reserved_connections and not self._free_reserve():

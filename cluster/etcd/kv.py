@@ -5,7 +5,6 @@ from __future__ import annotations
 from cluster.etcd.answers import (
     Document,
     delete_fields,
-    put_fields,
     range_fields,
     stored_lease,
 )
@@ -33,7 +32,7 @@ from cluster.etcd.scans import Scan, scan
 from cluster.etcd.transactions import StepsPlan, check_put, plan_delete, plan_put, plan_txn
 from cluster.services.txn import Txn, encode_txn
 from datapath.execution.changes import Span
-from datapath.operations import Consistency, Operation, Query
+from datapath.operations import Consistency, Operation, Principal, Query, QueryResult, Result
 
 
 class KvCalls:
@@ -44,34 +43,56 @@ class KvCalls:
 
     async def range(self, request: RangeRequest) -> Document:
         """Read a key or a range."""
+        backend = self._backend
+        query = self.key_query(request)
+        if query is not None:
+            return self.key_document(request, await backend.query(query))
+        start, end = key_bounds(request.key, request.range_end)
+        limit = 0 if is_selective(request) or request.limit <= 0 else request.limit + 1
+        if request.count_only:
+            limit = 1
+        asked = Scan(Span(start, end), limit, needs_no_values(request), _consistency_of(request))
+        found, count, revision, epoch = await scan(backend.node, asked, backend.timeout_ms)
+        return self._range_document(request, found, count, revision, epoch)
+
+    def key_query(self, request: RangeRequest, caller: Principal | None = None) -> Query | None:
+        """Return how a range of one key is read; None: it is one of several. Raises EtcdError."""
         check_range(request)
         start, end = key_bounds(request.key, request.range_end)
-        consistency: Consistency = "stale" if request.serializable else "linearizable"
-        if is_key(start, end):
-            result = await self._backend.query(Query("get", (start,), consistency))
-            found = [] if result.value is None else [EtcdKey(start, *result.value)]
-            count, revision, epoch = len(found), result.index, result.epoch
-        else:
-            limit = 0 if is_selective(request) or request.limit <= 0 else request.limit + 1
-            if request.count_only:
-                limit = 1
-            asked = Scan(Span(start, end), limit, needs_no_values(request), consistency)
-            found, count, revision, epoch = await scan(
-                self._backend.node, asked, self._backend.timeout_ms
-            )
+        if not is_key(start, end):
+            return None
+        return Query("get", (start,), _consistency_of(request), caller=caller)
+
+    def key_document(self, request: RangeRequest, result: QueryResult) -> Document:
+        """Return the answer to a range of one key. Raises EtcdError."""
+        found = [] if result.value is None else [EtcdKey(request.key, *result.value)]
+        return self._range_document(request, found, len(found), result.index, result.epoch)
+
+    def _range_document(
+        self, request: RangeRequest, found: list[EtcdKey], count: int, revision: int, epoch: int
+    ) -> Document:
         check_revision(request.revision, revision)
         chosen: FoundRange = select(request, found, count, more=count > len(found))
         return {"header": self._backend.header(revision, epoch), **range_fields(chosen)}
 
     async def put(self, request: PutRequest) -> Document:
         """Write a key."""
-        if request.prev_kv or request.ignore_value or request.ignore_lease:
+        operation = self.key_put(request)
+        if operation is None:
             return await self._carry_out(plan_put(request))
+        return self.put_document(await self._backend.execute(operation))
+
+    def key_put(self, request: PutRequest, caller: Principal | None = None) -> Operation | None:
+        """Return the operation of a put; None: it takes a transaction. Raises EtcdError."""
+        if request.prev_kv or request.ignore_value or request.ignore_lease:
+            return None
         check_put(request)
-        backend = self._backend
         args = (request.key, request.value, None, False, stored_lease(request.lease))
-        result = await backend.execute(Operation("put", args))
-        return {"header": backend.header(result.index, result.epoch), **put_fields(())}
+        return Operation("put", args, caller=caller)
+
+    def put_document(self, result: Result) -> Document:
+        """Return the answer to a put."""
+        return {"header": self._backend.header(result.index, result.epoch)}
 
     async def delete_range(self, request: DeleteRangeRequest) -> Document:
         """Remove a key or a range."""
@@ -110,3 +131,7 @@ class KvCalls:
         result = await backend.execute(Operation("txn", (encode_txn(txn),)))
         fields = plan.read(iter(result.value[1]), result.index)
         return {"header": backend.header(result.index, result.epoch), **fields}
+
+
+def _consistency_of(request: RangeRequest) -> Consistency:
+    return "stale" if request.serializable else "linearizable"

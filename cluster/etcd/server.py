@@ -12,7 +12,7 @@ from typing import Any, cast
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest, StreamResponse
 
-from cluster.api.access import ApiAccess, CallersNode
+from cluster.api.access import REFUSED, ApiAccess, CallersNode
 from cluster.api.answer import JSON, TOO_MUCH_HELD, Answer, NoAnswer, Response
 from cluster.api.body import ClientGoneError, read_body
 from cluster.api.hosts import Hosts, split_target
@@ -32,6 +32,7 @@ from cluster.etcd.errors import (
     EtcdError,
     from_problem,
 )
+from cluster.etcd.fast_keys import EtcdFastKeys
 from cluster.etcd.kv import KvCalls
 from cluster.etcd.leases import EtcdLeases
 from cluster.etcd.members import MemberCalls, MemberUrls
@@ -57,15 +58,17 @@ from cluster.services.access_guard import TokenGuard
 from cluster.services.rights import Need
 from datapath.complaints import Complaints
 from datapath.errors import OperationError
-from datapath.operations import ANONYMOUS
+from datapath.operations import ANONYMOUS, Node, Principal
 
 logger = logging.getLogger(__name__)
 
 _PREFIXES = ("/v3/", "/v3beta/")
+_HEALTH_PATHS = frozenset({"/health", "/livez", "/readyz"})
 MIN_REQUEST_LIMIT_BYTES = 2 * 1024 * 1024
 """How large a request may be at least: etcd's is 1.5 MiB before base64."""
 
 EtcdCall = Callable[[Any], Awaitable[Document]]
+OnRefused = Callable[[Answer, str, str, Principal | None, asyncio.BaseTransport | None], None]
 
 
 class _Route:
@@ -94,19 +97,23 @@ class EtcdApi:
         tls: ServerTls | None = None,
         guard: TokenGuard | None = None,
     ) -> None:
+        self.node: Node = node
         self.complaints = Complaints(logger)
         self._hosts = hosts
         self._settings = settings
         self.access = ApiAccess(node, guard, settings.request_timeout_ms)
         if guard is not None:
             node = cast("ServedNode", CallersNode(node, self.access))
-        self._server = HttpServer(self._handle, settings, lambda: b"", self, hosts, node)
+        backend = Backend(node, settings.request_timeout_ms, settings.max_value_size_bytes)
+        kv, leases = KvCalls(backend), EtcdLeases(backend)
+        self._server = HttpServer(
+            self._handle, settings, lambda: b"", self, hosts, node,
+            lambda server: EtcdFastKeys(server, kv, settings.request_timeout_ms),
+        )  # fmt: skip
         self.listener = HttpListener(self._server, tls)
         streams = self._server.streams
         streams.on_watcher = lambda: self.access.look_after(streams)
         self._limit_bytes = max(MIN_REQUEST_LIMIT_BYTES, 2 * settings.max_value_size_bytes)
-        backend = Backend(node, settings.request_timeout_ms, settings.max_value_size_bytes)
-        kv, leases = KvCalls(backend), EtcdLeases(backend)
         self._leases = leases
         self._members = members = MemberCalls(backend, urls)
         self._watches = WatchCalls(backend, streams, self.access)
@@ -134,6 +141,8 @@ class EtcdApi:
             "auth/authenticate": _Route(AuthenticateRequest, auth.authenticate),
             "auth/status": _Route(EmptyRequest, auth.status),
         }
+        self.on_refused: OnRefused | None = None
+        "Notes a request that was refused for its caller, in the audit log."
         self.requests_total = 0
         self.errors_total = 0
 
@@ -162,7 +171,6 @@ class EtcdApi:
         started = perf_counter()
         server, connection = self._server, request.protocol
         assert isinstance(connection, FullConnection)
-        self.requests_total += 1
         try:
             await server.turns.wait_while_spent()
             answer = await self._dispatch(request)
@@ -173,32 +181,58 @@ class EtcdApi:
             return NoAnswer()  # nothing was begun
         except Exception as error:  # noqa: BLE001 -- the client gets an answer, whatever it is
             answer = self._refuse(error, request)
-        if answer.status >= 400:
-            self.errors_total += 1
+        method, target = request.method, request.raw_path
+        if answer.status in REFUSED:
+            self.note_refusal(answer, method, target, self.access.current(), request.transport)
         if connection.is_last:
             answer.closes = True
-        server.requested_at = asyncio.get_running_loop().time()
-        if self._settings.access_log:
-            taken_ms = (perf_counter() - started) * 1000
-            logger.info(
-                "%s %s %d %.1f ms", request.method, request.raw_path, answer.status, taken_ms
-            )
+        self.observe(method, target, answer, perf_counter() - started)
         return Response(answer)
 
     def _refuse(self, error: Exception, request: BaseRequest) -> Answer:
+        if isinstance(error, OperationError | ProblemError) and (
+            error.code == "unauthenticated" and hdrs.AUTHORIZATION not in request.headers
+        ):
+            error = EtcdError(INVALID_ARGUMENT, "etcdserver: user name is empty")
+        return self.refuse(error, request.method, request.path)
+
+    def note_refusal(
+        self,
+        answer: Answer,
+        method: str,
+        target: str,
+        caller: Principal | None,
+        transport: asyncio.BaseTransport | None,
+    ) -> None:
+        """Note that a request was refused for its caller, as `HttpApi` does."""
+        if self.on_refused is not None:
+            self.on_refused(answer, method, target, caller, transport)
+
+    # -- what the fast path needs
+
+    def refuse(self, error: Exception, method: str, target: str) -> Answer:
+        """Return the answer that says why a request has failed."""
         if isinstance(error, EtcdError):
             return _refusal(error)
         if isinstance(error, OperationError):
             error = from_operation_error(error)
         if isinstance(error, ProblemError):
-            if error.code == "unauthenticated" and hdrs.AUTHORIZATION not in request.headers:
-                return _refusal(EtcdError(INVALID_ARGUMENT, "etcdserver: user name is empty"))
             return _refusal(from_problem(error), closes=error.closes)
         name = secrets.token_hex(8)
-        text = f"request {name} of etcd's API failed: {request.path[:200]}"
+        text = f"request {name} of etcd's API failed: {method} {target[:200]}"
         now = asyncio.get_running_loop().time()
         self.complaints.log(type(error).__name__, text, now, error=error)
         return _refusal(EtcdError(INTERNAL, f"onecopy: internal error {name}: see the node's log"))
+
+    def observe(self, method: str, target: str, answer: Answer, seconds: float) -> None:
+        """Count an answered request, and log it if asked to."""
+        self.requests_total += 1
+        if answer.status >= 400:
+            self.errors_total += 1
+        if self._server.draining and target.partition("?")[0] not in _HEALTH_PATHS:
+            self._server.requested_at = asyncio.get_running_loop().time()
+        if self._settings.access_log:
+            logger.info("%s %s %d %.1f ms", method, target, answer.status, seconds * 1000)
 
     async def _dispatch(self, request: BaseRequest) -> Answer:
         target, authority = split_target(request.raw_path)
@@ -208,17 +242,18 @@ class EtcdApi:
         if cast("FullConnection", request.protocol).reserved and path != "/health":
             raise self._server.full()
         self.access.enter_as(ANONYMOUS)
-        if path in {"/health", "/livez", "/readyz"}:
+        if path in _HEALTH_PATHS:
             return self._health(path)
         if path == "/version":
             return Answer(200, encode(self._members.version()), JSON)
         name = next((path[len(start) :] for start in _PREFIXES if path.startswith(start)), None)
         if name is None:
-            raise EtcdError(NOT_FOUND, "Not FoundRange")
-        self.access.enter_as(etcd_caller(request.headers, request.transport))
+            raise EtcdError(NOT_FOUND, "Not Found")
+        if self.access.is_on:  # as in etcd, a token says nothing where there is no access control
+            self.access.enter_as(etcd_caller(request.headers, request.transport))
         route = self._routes.get(name)
         if route is None and name not in {"watch", "lease/keepalive"}:
-            raise EtcdError(NOT_FOUND, "Not FoundRange")
+            raise EtcdError(NOT_FOUND, "Not Found")
         if method != "POST":
             raise EtcdError(UNIMPLEMENTED, "Method Not Allowed")
         if route is None:

@@ -215,6 +215,8 @@ class NodeRuntime:
             audit_of(config, node_id),
             etcd.numbers if etcd is not None else None,
         )
+        if etcd is not None:
+            etcd.on_refused = self._api.note_refusal
         self._ports = ClientPorts(self._api, etcd, self._own, node_id)
         self._tasks = Tasks(self._end)
         parts = Parts(
