@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.etcd.answers import Document, number_of, with_numbers
+import msgspec
+
+from cluster.etcd.answers import number_of
 from cluster.etcd.errors import INVALID_ARGUMENT, EtcdError
 from cluster.etcd.scans import ScannedNode
 from cluster.services.access import ACCESS_SERVICE
@@ -41,16 +43,17 @@ class Backend:
         """Return a member's number."""
         return self._number("member", self.node.cluster_id, node_id)
 
-    def header(self, revision: int, epoch: int) -> Document:
+    def header(self, revision: int, epoch: int) -> msgspec.Raw:
         """Return the header of an answer: from which member, at which revision, in which term."""
-        return with_numbers(
-            [
-                ("cluster_id", self._number("cluster", self.node.cluster_id)),
-                ("member_id", self.member_number(self.node.node_id)),
-                ("revision", revision),
-                ("raft_term", epoch),
-            ]
+        numbers = b'"cluster_id":"%d","member_id":"%d"' % (
+            self._number("cluster", self.node.cluster_id),
+            self.member_number(self.node.node_id),
         )
+        if revision:
+            numbers += b',"revision":"%d"' % revision
+        if epoch:
+            numbers += b',"raft_term":"%d"' % epoch
+        return msgspec.Raw(b"{%b}" % numbers)
 
     def _number(self, *parts: str) -> int:
         found = self._numbers.get(parts)

@@ -335,12 +335,14 @@ def _bytes(value: Any, place: str, _depth: int) -> bytes:
             return binascii.a2b_base64(value, strict_mode=True)
         except ValueError:
             pass
-        text = value.rstrip("=").replace("-", "+").replace("_", "/")
-        try:
-            # Bits left over in the last character are dropped, as Go's decoder does.
-            return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-        except ValueError:
-            pass
+        text = value.replace("-", "+").replace("_", "/")
+        is_one_alphabet = text == value or not ("+" in value or "/" in value)
+        if is_one_alphabet and (len(value) % 4 == 0 or "=" not in value):  # padded whole, or not
+            try:
+                # Bits left over in the last character are dropped, as Go's decoder does.
+                return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+            except ValueError:
+                pass
     raise _bad("bytes", place, value)
 
 

@@ -170,6 +170,8 @@ def select(
     """
     if request.count_only:
         return FoundRange((), total, more=False)
+    if total == 1 and not (is_selective(request) or request.keys_only):
+        return FoundRange(items, total, more=more)  # most reads: nothing to choose, or to order
     if request.limit > 0 and not is_selective(request):
         items = items[: request.limit + 1]  # as etcd: what is sorted without an order are these
     kept = [kv for kv in items if _is_chosen(request, kv)]
