@@ -120,6 +120,8 @@ def from_problem(error: OperationError | ProblemError) -> EtcdError:
     known = _OF_CODES.get(error.code)
     if known is not None:
         return EtcdError(*known)
+    if error.code == "no_data":  # clients try another node
+        return EtcdError(UNAVAILABLE, f"onecopy: {error.detail}: watch at another node")
     if error.outcome == "unknown":
         return EtcdError(UNAVAILABLE, TIMED_OUT)
     status = error.status if isinstance(error, ProblemError) else 503

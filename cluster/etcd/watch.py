@@ -5,6 +5,7 @@ An answer never ends: lines of JSON, each a chunk of the body, as etcd's gateway
 
 from __future__ import annotations
 
+import msgspec
 from aiohttp.web import BaseRequest
 
 from cluster.api.access import ApiAccess, need_of
@@ -73,9 +74,12 @@ class WatchCalls:
         try:
             streams.history.check(min(after, streams.history.feed.index))
         except CompactedError as error:
-            ended: Document = {"header": {**header}, **_numbered(request.watch_id)}
-            ended["header"].pop("revision", None)
-            ended |= {"canceled": True, "compact_revision": str(error.oldest + 1)}
+            ended: Document = {
+                "header": backend.header(0, known.epoch),
+                **_numbered(request.watch_id),
+                "canceled": True,
+                "compact_revision": str(error.oldest + 1),
+            }
             return _Ended(first + chunk(ended))
         encoder = EtcdEvents(backend, request)
         return _Watching(streams, span, after, first, caller, encoder)
@@ -90,7 +94,7 @@ def _numbered(watch_id: int) -> Document:
     return {"watch_id": str(watch_id)} if watch_id else {}
 
 
-def _canceled(header: Document, watch_id: int, reason: str) -> Document:
+def _canceled(header: msgspec.Raw, watch_id: int, reason: str) -> Document:
     return {
         "header": header,
         **_numbered(watch_id),

@@ -81,10 +81,17 @@ def http_settings(config: ClusterConfig, node_id: str, descriptors: Descriptors)
 
 
 def etcd_urls(config: ClusterConfig) -> dict[str, MemberUrls]:
-    """Return where the nodes are, as etcd's clients are told."""
+    """Return where the nodes are, as etcd's clients are told.
+
+    Clients go to every address that they are told, for everything: not to a witness, which cannot
+    be watched.
+    """
     scheme = "https" if config.tls.is_on else "http"
     return {
-        node: MemberUrls(f"http://{item.raft}", f"{scheme}://{item.etcd}" if item.etcd else "")
+        node: MemberUrls(
+            f"http://{item.raft}",
+            f"{scheme}://{item.etcd}" if item.etcd and item.role == "replica" else "",
+        )
         for node, item in config.nodes.items()
     }
 
