@@ -48,7 +48,7 @@ def main(
     """
     console = Console()
     if list_all or name is None:
-        for benchmark in ALL:
+        for benchmark in BY_NAME.values():
             console.print(
                 f"{benchmark.name:<12} {benchmark.summary}", soft_wrap=True, highlight=False
             )

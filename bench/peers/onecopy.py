@@ -32,6 +32,7 @@ class Onecopy(Peer):
     """A cluster: `replicas` named n1, n2, …, `witnesses` w1, …; `timing` and `limits` sections.
 
     `tls`: certificates are made for it. `access`: it is asked with the first token.
+    `etcd`: it serves etcd's clients as well.
     """
 
     name = "onecopy"
@@ -48,6 +49,7 @@ class Onecopy(Peer):
         limits: Mapping[str, int] | None = None,
         tls: bool = False,
         access: bool = False,
+        etcd: bool = False,
     ) -> None:
         super().__init__(directory)
         self.timing = dict(timing or {})
@@ -58,6 +60,7 @@ class Onecopy(Peer):
         self._inner = {
             node: {"peer": free_address(), "raft": free_address()} for node in self.nodes
         }
+        self.etcd_addresses = {node: free_address() for node in self.nodes} if etcd else {}
         self._first_token = draw_token() if access else None
         self.caller = Caller(
             str(directory / "certs" / "ca.crt") if tls else "",
@@ -87,6 +90,8 @@ class Onecopy(Peer):
             lines += [f"[nodes.{node}]", f'role = "{role}"']
             lines += [f'client = "{self._addresses[node]}"', f'data = "{self.data(node)}"']
             lines += [f'{name} = "{address}"' for name, address in self._inner[node].items()]
+            if node in self.etcd_addresses:
+                lines.append(f'etcd = "{self.etcd_addresses[node]}"')
         for section, values in (("timing", self.timing), ("limits", self.limits)):
             lines.append(f"[{section}]")
             lines += [f"{name} = {number}" for name, number in values.items()]
