@@ -36,6 +36,7 @@ ROUTE_RIGHTS: Mapping[str, Mapping[str, Right | str]] = {
     "/v1/roles/{name}": {"PUT": "admin", "DELETE": "admin"},
     "/v1/cluster": {"GET": "status"},
     "/v1/cluster/handover": {"POST": "admin"},
+    "/v1/cluster/finish-upgrade": {"POST": "admin"},
     "/v1/cluster/nodes/{id}": {"DELETE": "admin", "PATCH": "admin"},
     "/v1/digest": {"GET": "admin"},
     "/livez": {"GET": OPEN},

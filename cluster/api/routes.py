@@ -155,6 +155,7 @@ class HttpApi:
             "/v1/services": _readable(called.list_services),
             "/v1/cluster": _readable(self._cluster),
             "/v1/cluster/handover": {"POST": members.hand_over},
+            "/v1/cluster/finish-upgrade": {"POST": members.finish_upgrade},
             "/v1/digest": _readable(self._digest),
             "/v1/tokens": {**_readable(roles.list_tokens), "POST": roles.create_token},
             "/v1/roles": _readable(roles.list_roles),

@@ -28,12 +28,14 @@ COMMANDS = {
     "status": "cluster.cli.cluster:status",
     "handover": "cluster.cli.cluster:handover",
     "remove": "cluster.cli.cluster:remove",
+    "finish-upgrade": "cluster.cli.cluster:finish_upgrade",
     "member": "cluster.cli.member:member",
     "token": "cluster.cli.access:token",
     "role": "cluster.cli.access:role",
     "load": "cluster.cli.bulk:load",
     "dump": "cluster.cli.bulk:dump",
     "certs": "cluster.cli.certs:certs",
+    "completion": "cluster.cli.completion:completion",
 }
 
 SERVER_COMMANDS = {"up": EXIT_NOT_APPLIED, "serve": EXIT_REFUSED, "certs": EXIT_NOT_APPLIED}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from datapath.clock import clock_ms
 from datapath.errors import NotPrimaryError, OperationUnknownError
@@ -27,6 +27,7 @@ from datapath.transport.calls import (
 from datapath.transport.link import Link
 from election.agreement import Agreement
 from election.registry import PeerRegistry
+from election.release import Release
 from election.view import View
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Context:
         self.waits_for = ""
         self.is_alone = False
         self.forwarded_total = 0
-        self.caller = Caller(self.note_change, self.take_note, self.tell_view)
+        self.caller = Caller(self.note_change, self.take_note, self.tell_view, self.releases)
         self._changed = asyncio.Event()
         self._shared_version = 0
 
@@ -134,6 +135,10 @@ class Context:
         if self.engine is None:
             raise NotPrimaryError("no_primary", f"{self.node_id} is a witness")
         return self.engine
+
+    def releases(self) -> Mapping[str, Release]:
+        """Return what runs on this node and on those that are linked and have told it."""
+        return self.registry.releases() if self.registry is not None else {}
 
     def has_no_vote(self, node: str) -> bool:
         """Whether consensus is known not to count that node's vote (yet, or any more)."""

@@ -37,6 +37,7 @@ from election.pysyncobj_adapter import poller as events
 from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.peer_marks import PeerMark
 from election.pysyncobj_adapter.poller import Poller
+from election.release import Release
 from election.shared_secret import SharedSecret
 
 PROTOCOL = "onecopy-raft-3"
@@ -59,6 +60,7 @@ class Greeting(msgspec.Struct, frozen=True, array_like=True):
     target: str
     directory_id: bytes
     claim: Claim = Claim()
+    release: Release = Release()
 
 
 class _Proof(msgspec.Struct, frozen=True, array_like=True, tag="proof"):
@@ -105,6 +107,7 @@ class RaftLink:
         peer: str | None,
         now: float,
         claim: Claim = Claim(),  # noqa: B008 -- frozen
+        release: Release = Release(),  # noqa: B008 -- frozen
     ) -> None:
         """Start the handshake on a non-blocking socket: dial if `peer` is given, else accept.
 
@@ -128,7 +131,7 @@ class RaftLink:
         self._secret = secret
         self._me = me
         nonce = os.urandom(_NONCE_BYTES)
-        self._greeting = Greeting(PROTOCOL, nonce, me, self.peer, directory_id, claim)
+        self._greeting = Greeting(PROTOCOL, nonce, me, self.peer, directory_id, claim, release)
         self._connecting = self.dialed
         self._keys: list[_Keys] = []  # one; at an acceptor before the proof, one a secret
         self._sent_frames = self._read_frames = 0
@@ -263,6 +266,7 @@ class RaftLink:
             or theirs.sender != expected_sender
             or len(theirs.nonce) != _NONCE_BYTES
             or not theirs.claim.is_usable
+            or not theirs.release.is_usable
         ):
             self.close()
             return

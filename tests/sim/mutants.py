@@ -41,6 +41,7 @@ from tests.sim.membership_mutants import MEMBERSHIP_MUTANTS
 from tests.sim.mutant import Mutant, broken
 from tests.sim.raft_mutants import RAFT_MUTANTS
 from tests.sim.read_mutants import READ_MUTANTS
+from tests.sim.release_mutants import RELEASE_MUTANTS
 from tests.sim.replica_mutants import REPLICA_MUTANTS
 from tests.sim.service_mutants import SERVICE_MUTANTS
 from tests.sim.watch_mutants import WATCH_MUTANTS
@@ -63,6 +64,7 @@ MODULES = (
     "hosting",
     "access",
     "identity",
+    "release",
 )
 PRELOADED = [f"tests.sim.{name}_mutants" for name in MODULES]
 RULES = (
@@ -77,12 +79,13 @@ RULES = (
     *(f"X{n}" for n in range(1, 5)),
     "A1",
     *(f"I{n}" for n in range(1, 6)),
+    *(f"U{n}" for n in range(1, 4)),
 )
 MUTANTS: tuple[Mutant, ...] = (
     *REPLICA_MUTANTS, *CLIENT_MUTANTS, *SERVICE_MUTANTS, *CONSENSUS_MUTANTS,
     *RAFT_MUTANTS, *MEMBERSHIP_MUTANTS, *READ_MUTANTS, *WATCH_MUTANTS,
     *LEASE_MUTANTS, *FOUND_MUTANTS, *JOINT_MUTANTS, *HOSTING_MUTANTS,
-    *IDENTITY_MUTANTS, *ACCESS_MUTANTS,
+    *IDENTITY_MUTANTS, *ACCESS_MUTANTS, *RELEASE_MUTANTS,
 )  # fmt: skip
 
 

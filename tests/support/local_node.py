@@ -48,7 +48,18 @@ from datapath.operations import (
 from datapath.records import Entry, Record, make_record
 from datapath.service import Service
 from election.identity import Addresses
-from election.view import AddMember, Handover, Member, RemoveMember, View, ViewRefusal, apply_change
+from election.release import LEVEL
+from election.view import (
+    AddMember,
+    Confirm,
+    Handover,
+    Member,
+    RemoveMember,
+    View,
+    ViewChange,
+    ViewRefusal,
+    apply_change,
+)
 from tests.support.doc_shop import Shop
 
 NODES = ("n1", "n2", "n3")
@@ -417,6 +428,12 @@ class LocalNode:
         self._check_known(to)
         return self._change(Handover(to), "handover_failed")
 
+    async def finish_upgrade(
+        self, timeout_ms: int, *, asked_by: str = "", caller: Principal | None = None
+    ) -> View:
+        await self._gate()
+        return self._change(Confirm(LEVEL), "upgrade_pending")
+
     async def remove_member(
         self,
         node: str,
@@ -452,7 +469,7 @@ class LocalNode:
         if self.view.member(node) is None:
             raise RejectedError("unknown_node", f"no node {node!r}")
 
-    def _change(self, change: AddMember | Handover | RemoveMember, code: str) -> View:
+    def _change(self, change: ViewChange, code: str) -> View:
         outcome = apply_change(self.view, change, self.view.version)
         if isinstance(outcome, ViewRefusal):
             raise RejectedError(code, outcome.reason)
