@@ -20,8 +20,8 @@ from cluster.exit_codes import EXIT_REFUSED
 from cluster.node.logs import (
     ENVIRONMENT_VARIABLE,
     FORMAT_VARIABLE,
-    LOG_FORMATS,
     LEVELS,
+    LOG_FORMATS,
     configure_logs,
 )
 from cluster.node.process import EXIT_FAILED, run_node

@@ -453,6 +453,8 @@ class Gateway:
             "ready": float(self.is_ready),
             "has_vote": float(self.node_id in voters),
             "hears_majority": float(self.hears_majority),
+            "voters": len(voters),
+            "voters_heard": len(voters & self._context.agreement.heard),
             "level": float(self._views.newest.level if self._views.newest else 0),
         }
         return {**own, **self._engine.counters()} if self._engine else own
