@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.nodes.conftest import MakeCluster
-from tests.nodes.test_full_disk import LIMITS, SmallDisk, small_disk, write_until_full  # noqa: F401
+from tests.nodes.test_full_disk import LIMITS, SmallDisk, put, small_disk, write_until_full  # noqa: F401
 from tests.support.cluster import UNSUSPECTING, Cluster, make_spec, wait_until
 from tests.support.ports import free_address
 from tests.support.prometheus import Prometheus, prometheus
@@ -25,10 +25,7 @@ async def wait_up(prom: Prometheus, count: int) -> None:
     """Wait until Prometheus answers, and has scraped so many nodes."""
 
     async def scraped() -> bool:
-        try:
-            return len(await prom.query("up == 1")) == count
-        except OSError:
-            return False
+        return len(await prom.query("up == 1")) == count
 
     await wait_until(scraped, f"{count} nodes are scraped")
 
@@ -96,8 +93,14 @@ async def test_a_full_disk_raises_its_alert(
         await wait_up(prom, 1)
         await wait_healthy(prom)
         ballast = fill(disk)
-        await write_until_full(cluster, "n1")
-        await prom.wait_firing("OnecopyDiskFull")
+        _, refusal = await write_until_full(cluster, "n1")
+        assert refusal.code == "storage_full"
+
+        async def fires() -> bool:
+            await put(cluster, "n1", "one more")  # clients go on
+            return await prom.firing() == {"OnecopyDiskFull"}
+
+        await wait_until(fires, "the alert fires", 60.0)
         ballast.unlink()
         await wait_healthy(prom)
 
