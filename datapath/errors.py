@@ -16,6 +16,9 @@ DataPathError
 │   └── DataDirectoryError    wrong cluster, locked, missing, damaged identity, removed
 │       └── NotAdmittedError  the cluster does not let this node in
 ├── TransferError             a snapshot did not arrive
+├── BackupError               a backup cannot be restored as it is
+│   ├── BackupDamagedError    cut off, or not as it was written; named by place
+│   └── BackupRefusedError    of another format
 ├── StoppedError              a long scan was told to stop
 └── SafetyError               an invariant is violated: stop this node and keep its data
 """
@@ -135,6 +138,18 @@ class SafetyError(DataPathError):
 
 class TransferError(DataPathError):
     """The snapshot did not arrive; start again with a new one."""
+
+
+class BackupError(DataPathError):
+    """A backup cannot be restored as it is. Nothing was made of it."""
+
+
+class BackupDamagedError(BackupError):
+    """It is cut off, or not as it was written. The text names the place."""
+
+
+class BackupRefusedError(BackupError):
+    """Another version of onecopy has to restore it."""
 
 
 class StoppedError(DataPathError):

@@ -4,12 +4,11 @@ A connection starts here. As long as what comes are whole PUT, GET and DELETE re
 keep-alives of one lease, with a plain head (`PLAIN`, `read_block`), each is recognised, executed
 and answered in one step, with no task and no request object: that is a third of the work. Where the
 answer has to wait for another node (on a backup, say), a task waits for it, and the connection
-stays here. At the first request
-that is not so plain (another path, a malformed condition, a chunked body, a head in two parts, …)
-the connection, with all that has come on it, is given to aiohttp, and
-stays there. So nothing is parsed here but what has one meaning only, and every refusal is made in
-one place, the full path: the fast path either serves a request just as that would, or has
-done nothing with it.
+stays here. At the first request that is not so plain (another path, a malformed condition, a
+chunked body, a head in two parts, …) the connection, with all that has come on it, is given to
+aiohttp, and stays there. So nothing is parsed here but what has one meaning only, and every refusal
+is made in one place, the full path: the fast path either serves a request just as that would, or
+has done nothing with it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from collections.abc import Callable, Coroutine
 from time import perf_counter
 from typing import Any, Protocol, cast
 
-from cluster.api.access import REFUSED
+from cluster.api.access import REFUSED, caller_of
 from cluster.api.answer import TOO_MUCH_HELD, Answer, Outgoing
 from cluster.api.fast_path_api import FastPathApi
 from cluster.api.headers import Headers
@@ -28,7 +27,7 @@ from cluster.api.hosts import Hosts
 from cluster.api.kv import KeyWrite
 from cluster.api.memory import Memory, Share
 from cluster.api.params import waits_for_change
-from cluster.api.plain_head import KEYS, PLAIN, read_block
+from cluster.api.plain_head import BLOCKS, KEYS, PLAIN, read_block
 from cluster.api.problems import ProblemError
 from cluster.services.rights import Need
 from datapath.errors import OperationError, OverloadedError
@@ -284,7 +283,7 @@ class FastConnection(asyncio.Protocol):
         end = data.find(b"\r\n\r\n", at, at + _MAX_HEAD_SIZE_BYTES)
         if line is None or end < line.end() - 2 or not self._server.has_fast_path:
             return 0
-        block = read_block(data[line.end() : end + 2])
+        block = BLOCKS.get(fields := data[line.end() : end + 2]) or read_block(fields)
         if block is None or block.body_size_bytes > self._server.max_body_bytes:
             return 0
         if block.host != self._host:
@@ -297,8 +296,8 @@ class FastConnection(asyncio.Protocol):
                 self._partial, self._since = True, self._now()
             return None
         self._partial = False
-        method, target, _ = line[0].decode().split(" ")
         self._more = stop < len(data)
+        method, target, _ = line[0].decode().split(" ")
         taken = self._serve(method, target, block.headers, data[end + 4 : stop])
         return stop - at if taken else 0
 
@@ -306,7 +305,8 @@ class FastConnection(asyncio.Protocol):
         server = self._server
         key, _, query = target[len(KEYS) :].partition("?")
         try:
-            caller = server.api.access.caller(headers)
+            judged = server.api.access.guard.is_on
+            caller = caller_of(headers, self._transport) if judged else None
         except ProblemError:
             return False
         if method == "GET":

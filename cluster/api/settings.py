@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cluster.config.model import AdminFrom
+from cluster.config.api_section import AdminFrom
 
 RESERVED_CONNECTIONS = 64
 """Connections over `max_connections` that are taken for health and the cluster's resources."""

@@ -73,7 +73,7 @@ def serve(
         _die_with(supervised_by)
     try:
         config = load_config(path)
-        _check_node(config, node)
+        check_configured(config, node)
         for warning in config.warnings:
             _log.warning("%s", warning)
         code = _run(run_node(config, node))
@@ -93,7 +93,8 @@ def serve(
     sys.exit(code)
 
 
-def _check_node(config: ClusterConfig, node: str) -> None:
+def check_configured(config: ClusterConfig, node: str) -> None:
+    """Raise ConfigError if the configuration has no such node."""
     if node in config.nodes:
         return
     known = ", ".join(config.nodes)

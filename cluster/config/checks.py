@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.config.model import (
+    EVERY_INTERFACE,
     ClusterConfig,
     ConfigError,
+    ListeningChannel,
     ServiceConfig,
     TimingSection,
     is_loopback,
@@ -33,9 +35,17 @@ def check_config(config: ClusterConfig) -> list[str]:
     _check_tls(config)
     _check_timing(config.path, config.timing)
     _check_limits(config)
+    _check_archive(config)
     for name, service in config.services.items():
         _check_service(config, f"services.{name}", service)
     return warnings
+
+
+def _check_archive(config: ClusterConfig) -> None:
+    archive, kept = config.archive, config.limits.log_retention_bytes
+    if archive is not None and archive.max_log_bytes < kept:
+        problem = f"{archive.max_log_bytes} is below limits.log_retention_bytes, {kept}"
+        raise ConfigError(config.path, "archive.max_log_bytes", problem)
 
 
 def _check_service(config: ClusterConfig, section: str, service: ServiceConfig) -> None:
@@ -60,11 +70,30 @@ def _check_service(config: ClusterConfig, section: str, service: ServiceConfig) 
                 raise ConfigError(config.path, f"{section}.{field}", problem)
 
 
+CHANNELS: tuple[ListeningChannel, ...] = ("client", "peer", "raft", "etcd")
+
+
 def _node_addresses(config: ClusterConfig) -> Iterator[tuple[str, str]]:
     """Yield (field, address) of every node's own addresses."""
     for node, item in config.nodes.items():
-        for channel in ("client", "peer", "raft"):
-            yield f"nodes.{node}.{channel}", getattr(item, channel)
+        for channel in CHANNELS:
+            if address := getattr(item, channel):
+                yield f"nodes.{node}.{channel}", address
+
+
+def _bound_addresses(config: ClusterConfig) -> Iterator[tuple[str, str]]:
+    """Yield (field, address) of every address that a node listens on besides its own."""
+    for node, item in config.nodes.items():
+        for channel in CHANNELS:
+            if address := getattr(item, f"{channel}_bind"):
+                yield f"nodes.{node}.{channel}_bind", address
+
+
+def _exposed_addresses(config: ClusterConfig) -> Iterator[tuple[str, str]]:
+    """Yield (field, address) of all at which somebody may reach a node."""
+    yield from _node_addresses(config)
+    yield from _bound_addresses(config)
+    yield from _route_addresses(config)
 
 
 def _route_addresses(config: ClusterConfig) -> Iterator[tuple[str, str]]:
@@ -76,9 +105,11 @@ def _route_addresses(config: ClusterConfig) -> Iterator[tuple[str, str]]:
                     yield f"routes.{source}.{target}.{channel}", address
 
 
-def _check_address(path: Path, field: str, address: str) -> tuple[str, int]:
+def _check_address(
+    path: Path, field: str, address: str, *, to_listen: bool = False
+) -> tuple[str, int]:
     try:
-        return split_address(address)
+        return split_address(address, to_listen=to_listen)
     except ValueError as error:
         raise ConfigError(path, field, str(error)) from None
 
@@ -98,6 +129,8 @@ def _check_nodes(config: ClusterConfig) -> list[str]:
             problem = f"{address} is also {seen[key]}; give each its own port"
             raise ConfigError(path, field, problem)
         seen[key] = field
+    for node in config.nodes:
+        _check_bound(config, node)
     # Nodes on different hosts may well use the same path: only a shared disk would be wrong.
     owners: dict[tuple[str, Path], str] = {}
     for node, item in config.nodes.items():
@@ -116,6 +149,28 @@ def _check_nodes(config: ClusterConfig) -> list[str]:
         )
         return [sentence]
     return []
+
+
+def _check_bound(config: ClusterConfig, node: str) -> None:
+    """Refuse two ports of a node that would be one. (Other nodes are on other machines, maybe.)"""
+    item = config.nodes[node]
+    if item.etcd_bind and not item.etcd:
+        problem = "is missing, and etcd_bind is where it is listened on; give both, or neither"
+        raise ConfigError(config.path, f"nodes.{node}.etcd", problem)
+    if not any(getattr(item, f"{channel}_bind") for channel in CHANNELS):
+        return
+    seen: list[tuple[str, int, str]] = []
+    for channel in CHANNELS:
+        field = f"nodes.{node}.{channel}" + ("_bind" if getattr(item, f"{channel}_bind") else "")
+        address = item.listens_on(channel)
+        if not address:
+            continue
+        host, port = _check_address(config.path, field, address, to_listen=True)
+        for other_host, other_port, other in seen:
+            if port == other_port and (host == other_host or {host, other_host} & EVERY_INTERFACE):
+                problem = f"{address} has the port of {other}; give each its own port"
+                raise ConfigError(config.path, field, problem)
+        seen.append((host, port, field))
 
 
 def _check_routes(config: ClusterConfig) -> None:
@@ -139,9 +194,9 @@ def _check_exposure(config: ClusterConfig) -> None:
     if config.secret:
         _check_secret(config)
         return
-    own = (item for item in _node_addresses(config) if not item[0].endswith(".client"))
-    for field, address in (*own, *_route_addresses(config)):
-        if not is_loopback(address):
+    for field, address in _exposed_addresses(config):
+        is_for_clients = field.endswith((".client", ".client_bind", ".etcd", ".etcd_bind"))
+        if not is_for_clients and not is_loopback(address):
             problem = (
                 f"{address} can be reached from other machines, and there is no cluster.secret; "
                 "set one (openssl rand -hex 32) or use a 127.0.0.1 address"
@@ -162,7 +217,7 @@ def _check_tls(config: ClusterConfig) -> None:
         if getattr(tls, field):
             problem = 'is missing, and without it there is no TLS; add ca = "certs/ca.crt"'
             raise ConfigError(config.path, "tls.ca", problem)
-    for field, address in (*_node_addresses(config), *_route_addresses(config)):
+    for field, address in _exposed_addresses(config):
         if not is_loopback(address) and not tls.insecure:
             problem = (
                 f"{address} can be reached from other machines, and there is no TLS: make "
@@ -174,8 +229,7 @@ def _check_tls(config: ClusterConfig) -> None:
 
 def _check_secret(config: ClusterConfig) -> None:
     """Refuse a secret that can be guessed where strangers could try."""
-    addresses = (*_node_addresses(config), *_route_addresses(config))
-    exposed = [address for _, address in addresses if not is_loopback(address)]
+    exposed = [address for _, address in _exposed_addresses(config) if not is_loopback(address)]
     if exposed and min(map(estimated_bits, config.secrets)) < MIN_SECRET_BITS:
         problem = (
             "the secret is easy to guess (too short, repetitive or made of words), and "

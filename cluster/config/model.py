@@ -14,6 +14,8 @@ import msgspec
 from msgspec import Meta
 
 from cluster.config.access_section import AccessSection
+from cluster.config.api_section import ApiSection
+from cluster.config.archive_section import ArchiveSection
 from cluster.config.tls_section import TlsSection
 from election.identity import Channel
 from election.view import MemberRole
@@ -82,6 +84,17 @@ class ClusterSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = "leased"
 
 
+EVERY_INTERFACE = frozenset({"0.0.0.0", "::"})  # noqa: S104 -- names for it, not bound here
+ListeningChannel = Literal["client", "peer", "raft", "etcd"]
+
+
+def _bind(channel: str) -> Meta:
+    return Meta(
+        description=f"`host:port` on which the node listens, if others reach it by `{channel}` "
+        "through NAT, a container's port or a proxy. `0.0.0.0` or `[::]`: on every interface."
+    )
+
+
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[nodes.ID]`: one node. ID is 1 to 31 of `a-z 0-9 -`, not beginning with `-`."""
 
@@ -93,6 +106,10 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ]
     peer: Annotated[str, Meta(description="`host:port` of the data path, for nodes only.")]
     raft: Annotated[str, Meta(description="`host:port` of the consensus group, for nodes only.")]
+    etcd: Annotated[
+        str,
+        Meta(description="`host:port` for clients of etcd's HTTP/JSON gateway; empty: not served."),
+    ] = ""
     data: Annotated[
         str,
         Meta(
@@ -107,6 +124,16 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             "Replicas without one come after those with one, in the order of the file."
         ),
     ] = None
+    client_bind: Annotated[str, _bind("client")] = ""
+    peer_bind: Annotated[str, _bind("peer")] = ""
+    raft_bind: Annotated[str, _bind("raft")] = ""
+    etcd_bind: Annotated[str, _bind("etcd")] = ""
+
+    def listens_on(self, channel: ListeningChannel) -> str:
+        """Return the "host:port" on which the node listens, and others perhaps by another one."""
+        bound: str = getattr(self, f"{channel}_bind")
+        own: str = getattr(self, channel)
+        return bound or own
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -308,36 +335,6 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = 0
 
 
-AdminFrom = Literal["loopback", "any"]
-
-
-class ApiSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[api]`: which requests the HTTP API accepts."""
-
-    admin_from: Annotated[
-        AdminFrom,
-        Meta(
-            description="From where nodes may be removed and the primary handed over. "
-            '`"loopback"`: only from the node\'s own machine, and not through a proxy; '
-            '`"any"`: from wherever the port can be reached.'
-        ),
-    ] = "loopback"
-    hosts: Annotated[
-        tuple[str, ...],
-        Meta(
-            description="Host names, without ports, by which clients reach nodes besides the "
-            '`client` addresses: of a proxy or load balancer. `["*"]`: any name.'
-        ),
-    ] = ()
-    origins: Annotated[
-        tuple[str, ...],
-        Meta(
-            description="Origins of web pages from elsewhere that may use the API (CORS), as "
-            'browsers write them: `"https://tools.example"`.'
-        ),
-    ] = ()
-
-
 class ServiceConfig(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"spec": "class"}
 ):
@@ -401,6 +398,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     limits: LimitsSection
     api: ApiSection = ApiSection()
     access: AccessSection | None = None
+    archive: ArchiveSection | None = None
     tls: TlsSection = TlsSection()
     services: dict[str, ServiceConfig] = {}
     reads: ReadMode = "leased"
@@ -443,8 +441,10 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
         return routed or own
 
 
-def split_address(address: str) -> tuple[str, int]:
+def split_address(address: str, *, to_listen: bool = False) -> tuple[str, int]:
     """Split "host:port" or "[IPv6]:port"; the host comes without brackets.
+
+    `to_listen`: it may stand for every interface.
 
     Raises ValueError with a sentence that says what is wrong and how to write it.
     """
@@ -469,16 +469,17 @@ def split_address(address: str) -> tuple[str, int]:
             ipaddress.IPv4Address(host)
         except ValueError:
             raise ValueError(f"{address!r}: {host!r} is not an IPv4 address; {example}") from None
-    if host in {"0.0.0.0", "::"}:  # noqa: S104 -- refused here, not bound
+    if host in EVERY_INTERFACE and not to_listen:
         raise ValueError(
-            f"{address!r} cannot be reached by other machines; use an address that can"
+            f"{address!r} cannot be reached by other machines; use an address that can, and "
+            "listen on every interface by client_bind, peer_bind and raft_bind"
         )
     return host, int(port_text)
 
 
 def is_loopback(address: str) -> bool:
     """Whether "host:port" stays on this machine for certain (a name other than localhost: no)."""
-    host = split_address(address)[0]
+    host = split_address(address, to_listen=True)[0]
     if host == "localhost":
         return True
     try:

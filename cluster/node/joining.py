@@ -78,7 +78,13 @@ class Joining:
         is asked to add this node; where none does yet, every other node must have answered, and
         has pinned this directory. A node of a cluster that knows no view yet (it has just started,
         or misses its majority) is asked again: to begin beside it would be to begin another one.
+
+        A founder asks nobody: its cluster has no node but it (rule B2).
         """
+        if self._parts.directory.first_epoch:
+            own = self._parts.member()
+            self._rejoin({own.id: own.raft}, {own.id: own.raft})
+            return
         others = [node for node in self._parts.config.nodes if node != self._parts.node_id]
         clear: set[str] = set()
         last_log = 0.0
@@ -130,15 +136,30 @@ class Joining:
         return True
 
     async def bootstrap(self, agreement: Agreement) -> None:
-        """Make the first view; the first replica of the configuration does, once."""
-        pins = {**self._parts.directory.pins, self._parts.node_id: self._parts.directory.data_id}
+        """Make the first view, once: a founder does, else the configuration's first replica."""
+        directory = self._parts.directory
+        if directory.first_epoch:
+            change = Bootstrap(
+                directory.cluster_id,
+                self._parts.node_id,
+                (self._parts.member(),),
+                directory.first_epoch,
+                self._parts.registry.release.level,
+            )
+            await self._bootstrap(agreement, change)
+            return
+        pins = {**directory.pins, self._parts.node_id: directory.data_id}
         members = tuple(
             member_of(node, item, pins.get(node, ""))
             for node, item in self._parts.config.nodes.items()
         )
         founders = {**self._founders, self._parts.node_id: self._parts.registry.release}
         level = first_level([founders.get(member.id, Release()) for member in members])
-        change = Bootstrap(secrets.token_hex(16), self._parts.node_id, members, level)
+        await self._bootstrap(
+            agreement, Bootstrap(secrets.token_hex(16), self._parts.node_id, members, level=level)
+        )
+
+    async def _bootstrap(self, agreement: Agreement, change: Bootstrap) -> None:
         while self._parts.gateway.view is None:
             try:
                 view = await agreement.read_view(2000)

@@ -35,6 +35,8 @@ async def _check(config: ClusterConfig, node_id: str) -> str:
     hint = ""
     for channel in ("peer", "raft"):
         address: str = getattr(own, channel)
+        if own.listens_on(channel) != address:
+            continue
         host = split_address(address)[0]
         found = await _resolve(host)
         if is_loopback(address) or not found or not all(map(_is_loopback, found)):

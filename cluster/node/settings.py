@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cluster.api.audit import Audit
+from cluster.api.settings import HttpSettings
+from cluster.archive.archiver import Archiver
+from cluster.archive.object_store import UnusableUrlError, open_store
 from cluster.config.model import ClusterConfig, ConfigError, Secret, ServiceConfig
+from cluster.etcd.members import MemberUrls
 from cluster.node.descriptors import Descriptors
 from cluster.services.access_guard import TokenGuard
 from cluster.services.hosting import Host, HostLimits
@@ -15,6 +19,7 @@ from cluster.services.loading import load_service
 from cluster.services.scoped import Rights
 from cluster.services.signatures import ServiceError
 from datapath.clock import clock_s
+from datapath.node.gateway import Gateway
 from datapath.node.replica_disk import ReplicaStorage
 from datapath.node.retention import SNAPSHOT_LOG_HARD_FACTOR
 from datapath.operations import Principal
@@ -45,7 +50,7 @@ def agreement_settings(
     }
     return AgreementSettings(
         node_id=node_id,
-        bind_address=config.nodes[node_id].raft,
+        bind_address=config.nodes[node_id].listens_on("raft"),
         members=dict(members),
         founders=None if founders is None else dict(founders),
         directory=directory.path / "raft",
@@ -58,6 +63,30 @@ def agreement_settings(
         leader_fallback_ms=max(500, timing.raft_election_max_ms + 100),
         connection_timeout_ms=max(1000, 3 * timing.raft_election_max_ms),
     )
+
+
+def http_settings(config: ClusterConfig, node_id: str, descriptors: Descriptors) -> HttpSettings:
+    """Return the bounds of a port for clients; a node that has two shares them out."""
+    ports = 2 if config.nodes[node_id].etcd else 1
+    return HttpSettings(
+        max_value_size_bytes=config.limits.max_value_size_bytes,
+        max_buffered_bytes=config.limits.max_buffered_bytes // ports,
+        request_timeout_ms=config.timing.request_timeout_ms,
+        drain_timeout_ms=config.timing.drain_timeout_ms,
+        max_connections=descriptors.max_connections // ports,
+        max_watchers=descriptors.max_watchers // ports,
+        reserved_connections=descriptors.reserved_connections // ports,
+        admin_from=config.api.admin_from,
+    )
+
+
+def etcd_urls(config: ClusterConfig) -> dict[str, MemberUrls]:
+    """Return where the nodes are, as etcd's clients are told."""
+    scheme = "https" if config.tls.is_on else "http"
+    return {
+        node: MemberUrls(f"http://{item.raft}", f"{scheme}://{item.etcd}" if item.etcd else "")
+        for node, item in config.nodes.items()
+    }
 
 
 def guard_of(config: ClusterConfig) -> TokenGuard:
@@ -111,6 +140,14 @@ def make_storage(
         retention_bytes=limits.log_retention_bytes,
         catchup_bytes=LOG_KEPT_FACTOR * limits.log_retention_bytes,
         retention_ms=limits.log_retention_ms,
+        archive_log_bytes=(
+            0
+            if config.archive is None
+            else min(
+                config.archive.max_log_bytes,
+                descriptors.log_segments * limits.log_segment_size_bytes,
+            )
+        ),
         max_queued_bytes=limits.max_inflight_bytes + 2 * MAX_RECORD_SIZE_BYTES,
         # Each file of the log that is held takes a descriptor.
         snapshot_log_bytes=min(
@@ -118,6 +155,30 @@ def make_storage(
             descriptors.log_segments * limits.log_segment_size_bytes // SNAPSHOT_LOG_HARD_FACTOR,
         ),
     )
+
+
+def make_archiver(
+    config: ClusterConfig, gateway: Gateway, report: Callable[[str], None]
+) -> Archiver | None:
+    """Return what archives the log of this node's replica, if anything does. Raises ConfigError."""
+    archive, log = config.archive, gateway.committed_log
+    if archive is None or log is None:
+        return None
+    try:
+        store = open_store(archive.url)
+    except UnusableUrlError as error:
+        raise ConfigError(config.path, "archive.url", str(error)) from error
+    archiver = Archiver(
+        gateway,
+        log,
+        store,
+        cluster=config.name,
+        piece_interval_s=archive.piece_interval_ms / 1000,
+        base_interval_s=archive.base_interval_ms / 1000,
+        report=report,
+    )
+    gateway.tell_archive(archiver)
+    return archiver
 
 
 def timing_of(config: ClusterConfig) -> Timing:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import google_crc32c
 
@@ -35,6 +36,31 @@ _CHECKSUM = struct.Struct("<I")
 _FIELDS = struct.Struct("<IQQBB")
 _State = tuple[int, int, int, str]  # sequence, epoch, marks, primary
 _INCOMPLETE, _TAIL_CUT = 1, 2
+
+
+class Marks(NamedTuple):
+    """What is noted beside a log: the last accepted (epoch, primary), and the two marks."""
+
+    epoch: int
+    primary: str
+    incomplete: bool
+    tail_cut: bool
+
+
+def read_marks(path: Path) -> Marks:
+    """Read the file `path`, and change nothing.
+
+    Raises DataDirectoryError: it is missing or damaged, or of another format.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataDirectoryError(f"{path} cannot be read: {error.strerror}") from error
+    slots = _read_slots(path, content)
+    if not slots:
+        raise DataDirectoryError(f"{path} is damaged")
+    _, epoch, marks, primary = max(slots.values())
+    return Marks(epoch, primary, bool(marks & _INCOMPLETE), bool(marks & _TAIL_CUT))
 
 
 class Accepted:
@@ -59,11 +85,7 @@ class Accepted:
             content = os.pread(self._descriptor, 2 * _SLOT_SIZE_BYTES, 0)
         except OSError as error:
             raise storage_error(error, f"opening {path}") from error
-        slots = {
-            offset: state
-            for offset in _SLOTS
-            if (state := _decode(path, content[offset : offset + _SLOT_SIZE_BYTES]))
-        }
+        slots = _read_slots(path, content)
         if not slots:
             os.close(self._descriptor)
             raise DataDirectoryError(
@@ -158,6 +180,15 @@ def _encode(state: _State) -> bytes:
     body = _FIELDS.pack(_FORMAT, sequence, epoch, marks, len(name)) + name
     slot = _CHECKSUM.pack(google_crc32c.value(body)) + body
     return slot.ljust(_SLOT_SIZE_BYTES, b"\0")
+
+
+def _read_slots(path: Path, content: bytes) -> dict[int, _State]:
+    """Return the intact slots, by their offsets."""
+    return {
+        offset: state
+        for offset in _SLOTS
+        if (state := _decode(path, content[offset : offset + _SLOT_SIZE_BYTES]))
+    }
 
 
 def _decode(path: Path, slot: bytes) -> _State | None:

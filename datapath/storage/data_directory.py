@@ -8,6 +8,7 @@
     accepted        the accepted (epoch, primary), see `datapath.storage.accepted`
     log/            see `datapath.storage.log`
     store/          see `datapath.storage.environment`
+    unfinished      a restore or a recovery has not come to its end, see `datapath.storage.founding`
 
 Directories are 0700 and files 0600: what is stored is for the node's user alone.
 
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
+UNFINISHED = "unfinished"
+"""The file that marks a directory in which a restore or a recovery has not come to its end."""
 _FIRST_FORMAT, _FORMAT = 2, 3
 """Of `identity.json`, below level 2 and from there on."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -103,7 +106,9 @@ def replace_file(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
-class _Identity(msgspec.Struct, frozen=True):
+class Identity(msgspec.Struct, frozen=True):
+    """The content of identity.json; `DataDirectory` says what the fields mean."""
+
     format: int
     node: str
     data: str
@@ -114,13 +119,14 @@ class _Identity(msgspec.Struct, frozen=True):
     members: dict[str, KnownMember] = {}
     version: int = 0
     addresses: Addresses | None = None
+    first_epoch: int = 0
     level: int = FIRST_LEVEL
 
 
 class DataDirectory:
     """A locked data directory. Use `DataDirectory.open`; `close` releases it."""
 
-    def __init__(self, path: Path, identity: _Identity, lock: int) -> None:
+    def __init__(self, path: Path, identity: Identity, lock: int) -> None:
         self.path = path
         self._identity = identity
         self._lock = lock
@@ -145,11 +151,37 @@ class DataDirectory:
             raise
         return cls(path, identity, lock)
 
+    @classmethod
+    def reserve(cls, path: Path, node_id: str) -> DataDirectory:
+        """Lock a directory that a state is to be put into, made if missing; `found` finishes it.
+
+        Raises as `open`. No identity is written before `found`.
+        """
+        _make(path, create=True)
+        return cls(path, Identity(_FORMAT, node_id, secrets.token_hex(16)), _lock(path))
+
+    def found(self, cluster_id: str, epoch: int) -> None:
+        """Write the identity: this node begins the cluster, with `epoch`, on the data that is here.
+
+        Durable when it returns. Raises DiskFullError or DiskFailedError.
+        """
+        self._save(msgspec.structs.replace(self._identity, cluster=cluster_id, first_epoch=epoch))
+
     def close(self) -> None:
         """Release the lock. Closing twice is harmless."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the lock is held."""
+        return self._lock >= 0
+
+    @property
+    def first_epoch(self) -> int:
+        """The epoch with which this node begins a cluster on data that it has; 0: it does not."""
+        return self._identity.first_epoch
 
     @property
     def node_id(self) -> str:
@@ -253,12 +285,13 @@ class DataDirectory:
         """Empty the directory again: the cluster has not let this node in. Closes it.
 
         Raises:
-            ValueError: the node has taken part with it, so it may hold what was acknowledged.
+            ValueError: the node has taken part with it, or founds a cluster with it: it may hold
+                what was acknowledged.
             DiskFailedError: it cannot be emptied.
 
         """
-        if self.joined or _may_have_voted(self.path):
-            raise ValueError(f"{self.path} holds the data of a node that has been a member")
+        if self.joined or self.first_epoch or _may_have_voted(self.path):
+            raise ValueError(f"{self.path} holds the data of a node that is, or was, a member")
         try:
             _empty(self.path)
             (self.path / "lock").unlink(missing_ok=True)
@@ -275,7 +308,7 @@ class DataDirectory:
             self._save(msgspec.structs.replace(self._identity, peers=peers))
         return known in (None, data_id)
 
-    def _save(self, identity: _Identity) -> None:
+    def _save(self, identity: Identity) -> None:
         if self._lock < 0:
             raise DataDirectoryError(f"data directory {self.path} is closed")
         _write(self.path, identity)
@@ -340,7 +373,7 @@ def _lock(path: Path) -> int:
     return lock
 
 
-def _load(path: Path, node_id: str, create: bool) -> _Identity:
+def _load(path: Path, node_id: str, create: bool) -> Identity:
     file = path / "identity.json"
     try:
         content = file.read_bytes()
@@ -365,13 +398,27 @@ def _load(path: Path, node_id: str, create: bool) -> _Identity:
     return identity
 
 
+def read_identity(path: Path) -> Identity:
+    """Return whose the data directory is. Raises DataDirectoryError or DiskFailedError."""
+    file = path / "identity.json"
+    try:
+        return _parse(file, file.read_bytes())
+    except OSError as error:
+        raise storage_error(error, f"reading {file}") from error
+
+
 def _may_have_voted(path: Path) -> bool:
     """Whether consensus began here, be it in a process that ended before it could note so."""
     raft = path / "raft"
     return raft.is_dir() and any(raft.iterdir())
 
 
-def _create(path: Path, node_id: str, create: bool) -> _Identity:
+def _create(path: Path, node_id: str, create: bool) -> Identity:
+    if (path / UNFINISHED).exists():
+        raise DataDirectoryError(
+            f"data directory {path} is unfinished: a restore or a recovery into it was "
+            "interrupted. Run that command again, or empty the directory"
+        )
     held = sorted(name for name in ("accepted", "log", "store") if (path / name).exists())
     if held:
         raise DataDirectoryError(
@@ -381,7 +428,7 @@ def _create(path: Path, node_id: str, create: bool) -> _Identity:
         )
     if not create:
         raise DataDirectoryError(f"{path} is not a data directory: identity.json is missing")
-    identity = _Identity(_FIRST_FORMAT, node_id, secrets.token_hex(16))
+    identity = Identity(_FIRST_FORMAT, node_id, secrets.token_hex(16))
     _write(path, identity)
     return identity
 
@@ -400,7 +447,7 @@ def _empty(path: Path) -> None:
     sync_directory(path)
 
 
-def _write(path: Path, identity: _Identity) -> None:
+def _write(path: Path, identity: Identity) -> None:
     body = msgspec.json.format(msgspec.json.encode(identity), indent=2)
     line = f"{google_crc32c.value(body):08x}\n".encode()
     try:
@@ -414,11 +461,11 @@ def _format_at(level: int) -> int:
     return _FIRST_FORMAT if level < 2 else _FORMAT
 
 
-def _parse(file: Path, content: bytes) -> _Identity:
+def _parse(file: Path, content: bytes) -> Identity:
     body, _, checksum = content.rstrip(b"\n").rpartition(b"\n")
     try:
         sound = int(checksum, 16) == google_crc32c.value(body)
-        identity = msgspec.json.decode(body, type=_Identity) if sound else None
+        identity = msgspec.json.decode(body, type=Identity) if sound else None
     except (ValueError, msgspec.MsgspecError):
         identity = None
     if identity is None:

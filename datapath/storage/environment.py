@@ -50,7 +50,9 @@ SLICE = 200
 SLICE_SIZE_BYTES = 256 * 1024
 NAP_S = 0.00002
 
-_FORMAT = b"4"
+STORE_FORMAT = 4
+"""Of the store's items, and of its `meta`."""
+_FORMAT = b"%d" % STORE_FORMAT
 _CRC = struct.Struct("<I")
 _SOUND_CRC = 0x48674BC7  # the CRC-32C of whatever ends with its own, little-endian
 _STATE_KEY = b"state"
@@ -166,7 +168,8 @@ def _fill_up(file: Path, environment: lmdb.Environment) -> None:
 class Environment:
     """One LMDB environment. Shared by the store and snapshot readers, closed by the last user.
 
-    `readonly`: another process of this machine has it open to write.
+    `readonly`: another process of this machine has it open to write. `alone`: nobody has, and
+    nothing but the file of the data is to be touched.
     """
 
     def __init__(
@@ -177,6 +180,7 @@ class Environment:
         fresh: bool = False,
         sync: bool = True,
         readonly: bool = False,
+        alone: bool = False,
     ) -> None:
         self.path = path
         self.map_size_bytes = map_size_bytes
@@ -196,8 +200,11 @@ class Environment:
                 sync=sync,
                 metasync=sync,
                 readonly=readonly,
+                lock=not alone,
             )
             if readonly:
+                if alone:
+                    _fill_up(path / "data.mdb", self.lmdb)
                 self._open_databases(None)
                 with self.lmdb.begin() as transaction:
                     self._check_format(transaction, fresh=fresh)

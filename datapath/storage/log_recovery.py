@@ -20,6 +20,7 @@ from typing import NamedTuple
 from datapath.errors import DiskFullError
 from datapath.storage.data_directory import FILE_MODE, storage_error, sync_directory
 from datapath.storage.log_files import Files
+from datapath.storage.log_held import HeldLog
 from datapath.storage.segment import Damage, Segment, remove_segments, segment_of
 
 _SEGMENT_NAME = re.compile(r"\d{20}\.seg")
@@ -39,6 +40,40 @@ class RecoveredLog(NamedTuple):
     segments: list[Segment]
     repairs: list[str]
     cut: TailCut | None
+
+
+class ExaminedLog(HeldLog):
+    """What an opening with `salvage` would keep of a log, to be read; `close` it.
+
+    `damage` names the place after which it cannot be read, "" for none; `torn` is what would be cut
+    off as torn.
+    """
+
+    def __init__(
+        self, base: tuple[int, int], segments: list[Segment], damage: str, torn: TailCut | None
+    ) -> None:
+        super().__init__(*base)
+        self._segments = segments
+        self.damage = damage
+        self.torn = torn
+        for segment in segments:
+            segment.written_s = os.fstat(segment.descriptor).st_mtime
+
+    def close(self) -> None:
+        """Close the files. Closing twice is harmless."""
+        _close(self._segments)
+
+
+def examine(directory: Path, base: tuple[int, int]) -> ExaminedLog:
+    """Read the segments of a log beside a store at `base`, and change nothing.
+
+    Raises DiskFailedError.
+    """
+    recovery = _Recovery(directory, 0, base, Files(), salvage=True, readonly=True)
+    try:
+        return recovery.examine()
+    except OSError as error:
+        raise storage_error(error, f"reading the log {directory}") from error
 
 
 def recover(
@@ -69,12 +104,14 @@ class _Recovery:
         files: Files,
         *,
         salvage: bool,
+        readonly: bool = False,
     ) -> None:
         self._directory = directory
         self._segment_size_bytes = segment_size_bytes
         self._base_index, self._base_epoch = base
         self._files = files
         self._salvage = salvage
+        self._readonly = readonly
         self._repairs: list[str] = []
         self._paths: list[Path] = []
         self._chain: list[Segment] = []
@@ -88,12 +125,8 @@ class _Recovery:
             self._directory.mkdir(mode=0o700, parents=True)
             sync_directory(self._directory.parent)
         (self._directory / "spare").unlink(missing_ok=True)
-        names = (path for path in self._directory.iterdir() if _SEGMENT_NAME.fullmatch(path.name))
-        self._paths = sorted(names)
         try:
-            for path in self._paths:
-                self._take(path, last=path == self._paths[-1])
-            self._match_base()
+            self._read()
             cut = self._finish(before_cut)
         except BaseException:
             _close(self._chain)
@@ -102,8 +135,32 @@ class _Recovery:
             _close(self._obsolete)
         return RecoveredLog(self._chain, self._repairs, cut)
 
+    def examine(self) -> ExaminedLog:
+        try:
+            if self._directory.is_dir():
+                self._read()
+            falls_short = self._falls_short()
+        except BaseException:
+            _close(self._chain)
+            raise
+        finally:
+            _close(self._obsolete)
+        if falls_short:
+            _close(self._chain)
+        base = (self._base_index, self._base_epoch)
+        damage = str(self._damage.error()) if self._damage else ""
+        kept = [] if falls_short else self._chain
+        return ExaminedLog(base, kept, damage, self._torn if kept else None)
+
+    def _read(self) -> None:
+        names = (path for path in self._directory.iterdir() if _SEGMENT_NAME.fullmatch(path.name))
+        self._paths = sorted(names)
+        for path in self._paths:
+            self._take(path, last=path == self._paths[-1])
+        self._match_base()
+
     def _take(self, path: Path, *, last: bool) -> None:
-        segment = Segment.open(path)
+        segment = Segment.open(path, readonly=self._readonly)
         if isinstance(segment, str):
             self._stop(path, 0, segment)
             return
@@ -222,16 +279,21 @@ class _Recovery:
             place = self._aside_directory()
             self._files.rename(path, place / path.name)
 
-    def _empty_unless_it_reaches_the_base(self) -> None:
+    def _falls_short(self) -> str:
+        """Return why the log does not go on from what the store holds; "": it does."""
         chain, index, epoch = self._chain, self._base_index, self._base_epoch
         if not chain:
-            return
+            return ""
         found = segment_of(chain, index).epoch_at(index)
         if chain[-1].last_index < index:
-            reason = f"it ends with entry {chain[-1].last_index}"
-        elif index >= chain[0].first_index - 1 and found != epoch:
-            reason = f"its entry {index} is of epoch {found}"
-        else:
+            return f"it ends with entry {chain[-1].last_index}"
+        if index >= chain[0].first_index - 1 and found != epoch:
+            return f"its entry {index} is of epoch {found}"
+        return ""
+
+    def _empty_unless_it_reaches_the_base(self) -> None:
+        chain, index, epoch = self._chain, self._base_index, self._base_epoch
+        if not (reason := self._falls_short()):
             return
         self._repairs.append(
             f"the log {self._directory} was emptied: {reason}, but the store holds all entries "

@@ -126,9 +126,9 @@ class Segment:
         return cls(path, descriptor, size, first_index, prev_epoch, salt)
 
     @classmethod
-    def open(cls, path: Path) -> Segment | str:
+    def open(cls, path: Path, *, readonly: bool = False) -> Segment | str:
         """Open a segment and check its header; a string says what is wrong with it."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
         header = os.pread(descriptor, SEGMENT_HEADER_SIZE_BYTES, 0)
         problem = ""
         fields = header[: _HEADER.size]

@@ -130,6 +130,11 @@ class SnapshotReader:
         return self._hash.hex()
 
     @property
+    def count_so_far(self) -> int:
+        """How many items were in the chunks that have been read."""
+        return self._hash.count
+
+    @property
     def count(self) -> int:
         """How many items there are; known when all chunks were read. Raises ValueError before."""
         self._check_complete()
@@ -182,6 +187,11 @@ class SnapshotWriter:
             shutil.rmtree(self._path, ignore_errors=True)
             raise
 
+    @property
+    def count(self) -> int:
+        """How many items were taken."""
+        return self._hash.count
+
     def feed(self, number: int, chunk: bytes) -> None:
         """Take the chunk `next_chunk`; one taken before is passed over.
 
@@ -196,11 +206,7 @@ class SnapshotWriter:
             return
         if number > self.next_chunk:
             raise ValueError(f"chunk {number} arrived, but {self.next_chunk} is next")
-        try:
-            decoded = _decoder.decode(chunk)
-        except msgspec.MsgspecError as error:
-            raise ValueError(f"chunk {number} is damaged: {error}") from error
-        groups = _by_keyspace(decoded)
+        groups = snapshot_items(chunk)
         if not all(0 <= keyspace < KEYSPACES for keyspace, _ in groups):
             raise ValueError(f"chunk {number} names a keyspace that does not exist")
         with writing(self._path, len(chunk) * 2):
@@ -248,7 +254,7 @@ class SnapshotWriter:
         if (self._hash.hex(), self._hash.count) != (expected_checksum, count):
             raise ValueError(
                 f"the snapshot's {self._hash.count} items are not the {count} that were sent, or "
-                "their hash is wrong"
+                "their digest is wrong"
             )
         self._await_sync()
         self._syncer.shutdown()
@@ -288,6 +294,14 @@ class SnapshotWriter:
         if self._environment is None:
             raise ValueError("the snapshot writer is finished or aborted")
         return self._environment
+
+
+def snapshot_items(chunk: bytes) -> list[_Group[memoryview]]:
+    """Return a chunk's (keyspace, [(key, stored), …]) in order. Raises ValueError."""
+    try:
+        return _by_keyspace(_decoder.decode(chunk))
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"a chunk is damaged: {error}") from error
 
 
 def _by_keyspace(items: Iterable[tuple[int, bytes, _Stored]]) -> list[_Group[_Stored]]:

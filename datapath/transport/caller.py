@@ -85,10 +85,14 @@ class Caller:
         return sorted(self._links)
 
     def note(self, peer: str, body: Call) -> None:
-        """Send what needs no answer, if there is a link."""
+        """Send what needs no answer, if there is a link, and the node understands it (U3)."""
         link = self._links.get(peer)
-        if link is not None:
+        if link is not None and self._is_understood(peer, body):
             link.send(encode_call(0, body))
+
+    def _is_understood(self, peer: str, body: Call) -> bool:
+        since = body.since
+        return since <= FIRST_LEVEL or understands(self._releases().get(peer), since)
 
     async def call(self, peer: str, body: Call, timeout_ms: float) -> Return:
         """Ask `peer` and return its answer; an ErrorReturn is raised as its error.
@@ -102,7 +106,7 @@ class Caller:
         link = self._links.get(peer)
         if link is None:
             raise NotSentError(f"no link to {peer}")
-        if body.since > FIRST_LEVEL and not understands(self._releases().get(peer), body.since):
+        if not self._is_understood(peer, body):
             raise OperationNotAppliedError(
                 "upgrade_pending",
                 f"{peer} runs a release without this, or has not told which one it runs: "

@@ -98,6 +98,13 @@ class NoticeNote(_Body, frozen=True, tag=10):
     text: str
 
 
+class ArchivedNote(_Body, frozen=True, tag=11):
+    """The archive holds the log up to entry `index`. Needs no answer."""
+
+    since: ClassVar[int] = 2
+    index: int
+
+
 class PingCall(_Body, frozen=True, tag=20):
     """Are you there?"""
 
@@ -131,6 +138,7 @@ Call = (
     | JoinCall
     | ViewNote
     | NoticeNote
+    | ArchivedNote
     | PingCall
     | RemoveCall
     | FinishUpgradeCall

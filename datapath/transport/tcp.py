@@ -35,7 +35,7 @@ def cannot_listen(address: str, error: OSError, channel: str, node: str) -> str:
     return (
         f"cannot listen on {address} ({error}): "
         + ("another process has this port; stop it, or " if busy else "")
-        + f"change `{channel}` of node {node} in the configuration"
+        + f"change `{channel}` (or `{channel}_bind`) of node {node} in the configuration"
     )
 
 

@@ -21,7 +21,7 @@ import secrets
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 import msgspec
 
@@ -152,6 +152,19 @@ class _Scan:
                 for sector in range(start - start % _SECTOR_BYTES, end, _SECTOR_BYTES)
             )
         )
+
+
+class JournalContent(NamedTuple):
+    """What a journal file holds: the id of its directory, and its entries."""
+
+    directory_id: bytes
+    entries: list[RaftEntry]
+
+
+def scan_journal(path: Path, disk: Disk) -> JournalContent:
+    """Read a journal, and change nothing. Raises StorageCorruptError."""
+    scan = _Scan(path, disk.read_from_disk(path))
+    return JournalContent(scan.directory_id, scan.entries)
 
 
 class Journal:

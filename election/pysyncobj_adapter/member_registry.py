@@ -25,6 +25,15 @@ class _Content(msgspec.Struct, frozen=True, array_like=True):
     directories: dict[str, bytes]
 
 
+def read_founders(path: Path, disk: Disk) -> dict[str, str]:
+    """Return the members with which a node's log began; {} if that is not noted.
+
+    Raises StorageCorruptError.
+    """
+    found = load_file(path, MEMBER_REGISTRY_MAGIC, _Content, disk)
+    return {} if found is None else found.founders
+
+
 class MemberBook:
     """The file; every change is durable on return."""
 

@@ -72,5 +72,5 @@ def _cannot_listen(address: str, error: OSError) -> AddressInUseError:
     return AddressInUseError(
         f"cannot listen on raft address {address} ({error}): "
         + ("another process has this port; stop it, or " if busy else "")
-        + "change `raft` of this node in the configuration"
+        + "change `raft` (or `raft_bind`) of this node in the configuration"
     )

@@ -33,9 +33,8 @@ from election.pysyncobj_adapter.raft_snapshot import Dump
 from election.pysyncobj_adapter.settings import AgreementSettings
 from election.pysyncobj_adapter.storage import RaftStorage
 from election.pysyncobj_adapter.transport import RaftTransport
-from election.pysyncobj_adapter.view_machine import Machine, ViewReply
+from election.pysyncobj_adapter.view_machine import REGULAR, Machine, ViewReply
 
-_REGULAR = b"\x00"  # PySyncObj's type of command
 _STALL_S = 0.05
 _MAX_WAIT_S = 0.05
 _COMPACTION_RETRY_S = 5.0
@@ -239,7 +238,7 @@ class RaftCore(RaftMembers):
 
     def submit(self, command: bytes) -> None:
         """Hand one command to the leader, without any promise: it may be lost, or arrive twice."""
-        self._applyCommand(_REGULAR + command, None)
+        self._applyCommand(REGULAR + command, None)
 
     def tick(self) -> None:
         """Do what is due, then wait for events, or until something is due.
@@ -334,7 +333,7 @@ class RaftCore(RaftMembers):
                     self._pass_on(node, message)
             case wire.Forward(command):
                 # Not passed on by a member that does not lead: two could pass it to and fro.
-                if self._isLeader() and command[:1] == _REGULAR:
+                if self._isLeader() and command[:1] == REGULAR:
                     self._applyCommand(command, None)
             case wire.RequestVote():
                 self._pass_on(node, message)
@@ -445,7 +444,7 @@ class RaftCore(RaftMembers):
         self._use_logged_members()
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> None:
-        if command[:1] == _REGULAR:
+        if command[:1] == REGULAR:
             answer = self.machine.apply(command[1:])
             if answer is not None:
                 self._listener.on_applied(answer)

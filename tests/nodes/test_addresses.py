@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
+from pathlib import Path
+
 import msgspec
 import pytest
 
 from datapath.operations import ClusterStatus
 from tests.nodes.conftest import MakeCluster
 from tests.support.cluster import Cluster, NodeSpec, make_spec, wait_until
+from tests.support.ports import free_port
 from tests.support.raw_http import kv
+from tests.support.toxiproxy import ToxiproxyServer
 
 pytestmark = pytest.mark.slow
 
@@ -109,6 +114,52 @@ async def test_all_nodes_move_at_once(make_cluster: MakeCluster) -> None:
     await cluster.stop()
     await cluster.start()  # the new addresses have been agreed upon
     await agreed(cluster)
+
+
+async def test_nodes_are_reached_by_other_addresses_than_they_listen_on_by_name_and_by_ipv6(
+    make_cluster: MakeCluster, tmp_path: Path
+) -> None:
+    """n1 is behind something that forwards ports, and listens on every interface; n2 has a host
+    name, n3 an IPv6 address.
+    """
+    cluster: Cluster = make_cluster(secret=secrets.token_hex(32))
+    cluster.tls_section = {"insecure": True}
+    bound = {f"{channel}_bind": f"0.0.0.0:{free_port()}" for channel in ("client", "peer", "raft")}
+    with ToxiproxyServer(tmp_path / "toxiproxy.log") as server:
+        reached = {}
+        for channel in ("client", "peer", "raft"):
+            upstream = bound[f"{channel}_bind"].replace("0.0.0.0", "127.0.0.1")
+            reached[channel] = server.add(channel, upstream).listen
+        cluster.specs["n1"] = msgspec.structs.replace(cluster.specs["n1"], **bound, **reached)
+        for node, host in (("n2", "localhost"), ("n3", "[::1]")):
+            spec = cluster.specs[node]
+            cluster.specs[node] = msgspec.structs.replace(
+                spec,
+                **{
+                    channel: getattr(spec, channel).replace("127.0.0.1", host)
+                    for channel in ("client", "peer", "raft")
+                },
+            )
+        cluster.write_config()
+        await cluster.start()
+        await agreed(cluster)
+        for node in cluster.specs:
+            assert (await cluster.fetch(node, "PUT", kv(node), b"1")).status == 201
+        primary = await cluster.primary()
+        if primary != "n1":
+            body = b'{"to": "n1"}'
+            reply = await cluster.fetch(
+                primary, "POST", "/v1/cluster/handover", body, {"Content-Type": "application/json"}
+            )
+            assert reply.status == 200, reply
+        await agreed(cluster)
+        assert await cluster.primary() == "n1"
+        for node in cluster.specs:
+            assert (await cluster.fetch("n3", "GET", kv(node))).body == b"1"
+        await cluster.kill("n1")
+        assert await cluster.primary() in ("n2", "n3")
+        await cluster.start("n1")
+        await agreed(cluster)
 
 
 @pytest.mark.long

@@ -157,6 +157,7 @@ class Node:
         self.life += 1
         self.storage.crash(self._applied_index)
         self.world.network.forget(self)
+        self.oracle.check_recovery()
         self.world.on_crash(self)
         self.oracle.check_holds_committed(self)
 

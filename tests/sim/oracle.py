@@ -6,13 +6,16 @@ that was ever acknowledged. A broken rule raises `ViolationError`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
 from cluster.services.kv import HEAD_SIZE_BYTES
 from datapath.errors import NotPrimaryError, OperationError
 from datapath.keyspaces import KV
+from datapath.node.survivors import DisagreementError, Survivor, choose
 from datapath.operations import Operation
+from datapath.protocol.log_index import LogIndex
 from datapath.protocol.messages import AppendReply, HeartbeatReply, Message, ProbeReply
 from datapath.records import Entry, Record
 from election.registry import addresses_of
@@ -158,6 +161,33 @@ class Oracle:
                 f"{node.id} has installed a snapshot at {index} of {sender.id}, whose log begins "
                 f"after {base_index}: another one is needed"
             )
+
+    # -- a recovery
+
+    def check_recovery(self) -> None:
+        """R1: whatever disks are left now, all that was acknowledged and is on any of them is kept.
+
+        Not where a disk has lost entries that it had promised: then logs may contradict each other.
+        """
+        if any(node.has_lost for node in self.nodes.values()):
+            return
+        found = [_survivor(node) for node in self.nodes.values()]
+        for size in range(1, len(found) + 1):
+            for group in itertools.combinations(found, size):
+                try:
+                    best = choose(group).best
+                except DisagreementError as error:
+                    self.fail(f"R1: nothing is recovered of {[s.name for s in group]}: {error}")
+                for other in group:
+                    top = self._last_acknowledged(other.log)
+                    if top > best.log.base_index and best.log.epoch_at(top) != self.committed[top]:
+                        self.fail(f"R1: {other.name} holds entry {top}, recovered is {best.name}")
+
+    def _last_acknowledged(self, log: LogIndex) -> int:
+        index = min(self.acknowledged, log.last_index)
+        while index > log.base_index and log.epoch_at(index) != self.committed[index]:
+            index -= 1
+        return index
 
     # -- addresses
 
@@ -469,3 +499,14 @@ class Oracle:
                     f"D4: {node.id} in epoch {node.replica.state.epoch} and {other.id} in epoch "
                     f"{other.replica.state.epoch} serve at the same time"
                 )
+
+
+def _survivor(node: Node) -> Survivor:
+    log = node.disk.durable
+    return Survivor(
+        name=node.id,
+        node=node.id,
+        data_id=node.id,
+        log=LogIndex.from_runs(log.base_index, log.base_epoch, log.last_index, log.epochs()),
+        commit_index=max(log.base_index, min(log.commit_hint, log.last_index)),
+    )

@@ -156,6 +156,7 @@ class World:
         clockwork, agreement = self.clockwork, self.agreement
         if clockwork.tracing:
             clockwork.note("ALL FAULTS HEAL")
+        self.oracle.check_recovery()
         self.network.heal_all()
         self.network.delay_ms = (0.1, 1.5)
         self.network.extra_ms.clear()

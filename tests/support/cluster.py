@@ -116,12 +116,21 @@ class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
     peer: str
     raft: str
     data: Path
+    client_bind: str = ""
+    peer_bind: str = ""
+    raft_bind: str = ""
+    etcd: str = ""
 
 
-def make_spec(role: str, data: Path) -> NodeSpec:
-    """Return a spec with free ports."""
+def make_spec(role: str, data: Path, *, etcd: bool = False) -> NodeSpec:
+    """Return a spec with free ports; `etcd`: one for etcd's clients too."""
     return NodeSpec(
-        role=role, client=free_address(), peer=free_address(), raft=free_address(), data=data
+        role=role,
+        client=free_address(),
+        peer=free_address(),
+        raft=free_address(),
+        data=data,
+        etcd=free_address() if etcd else "",
     )
 
 
@@ -254,11 +263,14 @@ class Cluster:
         reads: str = "leased",
         data: Mapping[str, Path] | None = None,
         access: Mapping[str, str] | None = None,
+        archive: Mapping[str, Scalar] | None = None,
         tls: bool = False,
+        etcd: bool = False,
     ) -> None:
         """`access`: fields of [access]; the first administrator's token is drawn."""
         self.token = draw_token() if access is not None else None
         self.access = dict(access or {})
+        self.archive = dict(archive or {})
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.name = name
@@ -271,7 +283,8 @@ class Cluster:
         ids += [(f"w{number + 1}", "witness") for number in range(witnesses)]
         places = data or {}
         self.specs = {
-            node: make_spec(role, places.get(node, directory / "data" / node)) for node, role in ids
+            node: make_spec(role, places.get(node, directory / "data" / node), etcd=etcd)
+            for node, role in ids
         }
         self.configs: dict[str, Path] = {}  # a node that is to read another file
         self.config_path = directory / "cluster.toml"
@@ -279,7 +292,7 @@ class Cluster:
         for node in self.specs:
             self._add_process(node)
         self.authority = Authority(directory / "certs")
-        self.tls_section: dict[str, str] = {}
+        self.tls_section: dict[str, Scalar] = {}
         if tls:
             self.authority.create()
             for node in self.specs:
@@ -296,7 +309,7 @@ class Cluster:
     @property
     def cacert(self) -> str:
         """The file by which clients recognise the nodes; "": there is no TLS."""
-        return str(self.authority.directory / "ca.crt") if self.tls_section else ""
+        return str(self.authority.directory / "ca.crt") if "ca" in self.tls_section else ""
 
     def _add_process(self, node: str) -> None:
         self.nodes[node] = NodeProcess(node, self.directory / f"{node}.log")
@@ -326,6 +339,9 @@ class Cluster:
         for section, values in sections:
             lines.append(f"[{section}]")
             lines += [f"{field} = {json.dumps(value)}" for field, value in values.items()]
+        if self.archive:
+            lines.append("[archive]")
+            lines += [f"{field} = {json.dumps(value)}" for field, value in self.archive.items()]
         if self.token is not None:
             lines += ["[access]", f'admin_token_hash = "{hash_line(self.token)}"']
             lines += [f"{field} = {json.dumps(value)}" for field, value in self.access.items()]
@@ -358,7 +374,7 @@ class Cluster:
         return self.specs[node].data
 
     def url(self, node: str) -> str:
-        return f"http{'s' if self.tls_section else ''}://{self.specs[node].client}"
+        return f"http{'s' if self.cacert else ''}://{self.specs[node].client}"
 
     def others(self, *nodes: str) -> list[str]:
         """Return the replicas but these."""
@@ -631,6 +647,10 @@ class Writer:
 
     def begin(self) -> None:
         self._tasks = [asyncio.create_task(self._write(number)) for number in range(self._count)]
+
+    def stop_soon(self) -> None:
+        """Begin no more writes."""
+        self._stopping = True
 
     async def end(self) -> None:
         """Let every write under way come to its outcome, and stop."""

@@ -75,6 +75,12 @@ class TestAddressesAndRemovals:
 
 
 class TestBootstrap:
+    def test_it_may_begin_with_a_later_epoch(self) -> None:
+        view = apply_change(None, msgspec.structs.replace(FIRST, epoch=70), 0)
+        assert isinstance(view, View)
+        assert (view.epoch, view.version) == (70, 1)
+        assert "at least 1" in refusal(None, msgspec.structs.replace(FIRST, epoch=0))
+
     def test_makes_version_1_epoch_1_with_the_primary_alone_in_sync(self) -> None:
         view = after(FIRST)
         assert (view.version, view.epoch, view.primary, view.in_sync) == (1, 1, "a", ("a",))

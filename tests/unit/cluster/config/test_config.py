@@ -134,6 +134,12 @@ def _asdict(section: msgspec.Struct) -> dict[str, object]:
         ("127.0.0.1:8202", "0.0.0.0:8202", "nodes.n2.peer", "by other machines"),
         ("127.0.0.1:8202", "10.0.0.1:8202", "nodes.n2.peer", "cluster.secret"),
         ("127.0.0.1:8302", "host.example:8302", "nodes.n2.raft", "cluster.secret"),
+        ("[nodes.n1]", '[nodes.n1]\npeer_bind = "0.0.0.0:1"', "nodes.n1.peer_bind",
+         "cluster.secret"),
+        ("[nodes.n1]", '[nodes.n1]\nclient_bind = "[::]:1"', "nodes.n1.client_bind", "no TLS"),
+        ("[nodes.n1]", '[nodes.n1]\nraft_bind = "host"', "nodes.n1.raft_bind", "not host:port"),
+        ("[nodes.n1]", '[nodes.n1]\nraft_bind = "127.0.0.1:8101"', "nodes.n1.raft_bind",
+         "the port of nodes.n1.client"),
     ],
 )  # fmt: skip
 def test_each_mistake_is_named(tmp_path: Path, old: str, new: str, field: str, says: str) -> None:

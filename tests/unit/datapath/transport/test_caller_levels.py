@@ -8,7 +8,7 @@ import pytest
 
 from datapath.errors import OperationNotAppliedError
 from datapath.transport.caller import Caller
-from datapath.transport.calls import FinishUpgradeCall, NoAnswerError, PingCall
+from datapath.transport.calls import ArchivedNote, FinishUpgradeCall, NoAnswerError, PingCall
 from datapath.transport.link import Link
 from election.release import Release
 
@@ -33,6 +33,7 @@ async def test_what_a_level_brought_is_not_asked_of_an_older_node(release: Relea
     caller.on_open(cast("Link", link))
     with pytest.raises(OperationNotAppliedError, match="upgrade it first"):
         await caller.call("n2", FinishUpgradeCall(1, ""), 1)
+    caller.note("n2", ArchivedNote(1))
     assert not link.frames
     with pytest.raises(NoAnswerError):
         await caller.call("n2", PingCall(), 1)

@@ -1,0 +1,76 @@
+"""Mutants of a recovery: which data it takes, what it says is missing, where the new begins."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+from datapath.node.survivors import Survivor
+from tests.sim.mutant import Mutant, Patch
+
+SURVIVORS = "tests/unit/datapath/node/test_survivors.py::"
+FOUNDING = "tests/unit/datapath/storage/test_founding.py::"
+
+
+def _the_longest_log_is_taken() -> list[Patch]:
+    def goes_further(one: Survivor, other: Survivor) -> bool:
+        return one.log.last_index > other.log.last_index
+
+    return [patch("datapath.node.survivors.goes_further", goes_further)]
+
+
+def _the_last_epoch_is_enough() -> list[Patch]:
+    def goes_further(one: Survivor, other: Survivor) -> bool:
+        return one.log.last_epoch > other.log.last_epoch
+
+    return [patch("datapath.node.survivors.goes_further", goes_further)]
+
+
+def _histories_may_differ() -> list[Patch]:
+    return [patch("datapath.node.survivors.holds_committed_of", lambda *_: True)]
+
+
+def _any_node_is_a_majority() -> list[Patch]:
+    return [patch("datapath.node.survivors.has_majority", lambda *_: True)]
+
+
+def _everybody_was_in_sync() -> list[Patch]:
+    return [patch("datapath.node.survivors.is_in_sync", lambda *_: True)]
+
+
+def _there_is_no_margin() -> list[Patch]:
+    def continue_after(index: int, epoch: int, age_s: float = 0.0) -> tuple[int, int]:
+        del age_s
+        return index + 1, epoch + 1
+
+    return [patch("datapath.storage.founding.continue_after", continue_after)]
+
+
+RECOVERY_MUTANTS = (
+    Mutant("R1", "the longest log is taken", _the_longest_log_is_taken),
+    Mutant("R1", "any log of the last epoch is taken", _the_last_epoch_is_enough),
+    Mutant(
+        "R1",
+        "two histories become one",
+        _histories_may_differ,
+        unit=SURVIVORS + "test_what_another_has_committed_must_be_there",
+    ),
+    Mutant(
+        "R2",
+        "a lost majority cannot have agreed",
+        _any_node_is_a_majority,
+        unit=SURVIVORS + "test_a_majority_that_is_lost_may_have_agreed_on_more",
+    ),
+    Mutant(
+        "R2",
+        "whoever is left was in sync",
+        _everybody_was_in_sync,
+        unit=SURVIVORS + "test_complete_is_only_what_was_in_sync_to_the_end",
+    ),
+    Mutant(
+        "B2",
+        "revisions go on where the kept state ends",
+        _there_is_no_margin,
+        unit=FOUNDING
+        + "test_the_new_cluster_goes_on_above_all_that_the_old_one_may_have_given_out",
+    ),
+)
