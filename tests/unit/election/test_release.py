@@ -33,7 +33,7 @@ MEMBERS = tuple(
 
 
 def view_at(level: int) -> View:
-    made = apply_change(None, Bootstrap("c", "n1", MEMBERS, level), 0)
+    made = apply_change(None, Bootstrap("c", "n1", MEMBERS, level=level), 0)
     assert isinstance(made, View)
     return made
 
