@@ -25,7 +25,7 @@ from election.identity import (
     Verdict,
     judge,
 )
-from election.release import FIRST_LEVEL, Release, unsupported
+from election.release import FIRST_LEVEL, Release, own_release, unsupported
 from election.view import Member, View
 
 MAX_NOTICES = 16
@@ -87,7 +87,7 @@ class PeerRegistry:
         cluster_id: str = "",
         members: Mapping[str, KnownMember] | None = None,
         pins: Callable[[], Mapping[str, str]] = dict,
-        release: Release = Release(),  # noqa: B008 -- frozen
+        release: Release = own_release(""),  # noqa: B008 -- frozen
         level: int = FIRST_LEVEL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -439,7 +439,7 @@ class Engine:
             "seconds_since_commit": round((clock_ms() - self.replica.state.committed_ms) / 1000, 3),
             "history_oldest_revision": self.history.oldest,
             "history_log_reads_total": self.history.log_reads_total,
-            "waiting_operations": pipeline.waiting_operations,
+            "waiting_operations": pipeline.waiting_operations(),
             "uncommitted_records": len(self.interpreter.tail),
             **self._storage.counters(),
             **self.interpreter.service_counters(),

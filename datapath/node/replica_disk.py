@@ -82,6 +82,7 @@ class ReplicaStorage:
         """Append records."""
         self.stalled_for_ms: Callable[[], float]
         """For how long the oldest write has been under way; 0: there is none."""
+        self._reserve: Callable[[int], bool]
         self._on_error: Callable[[BaseException], None] = lambda _: None
         self._trimming: asyncio.Task[None] | None = None
 
@@ -149,6 +150,7 @@ class ReplicaStorage:
             max_queued_bytes=self._max_queued_bytes,
         )
         self.write, self.stalled_for_ms = self._worker.append, self._worker.stalled_for_ms
+        self._reserve = self._worker.reserve
         self._flusher = StoreFlusher(
             self.store,
             on_error=on_error,
@@ -202,7 +204,7 @@ class ReplicaStorage:
 
     def reserve(self, n_bytes: int) -> bool:
         """Whether records of `n_bytes` can be taken, beside what is queued and not flushed."""
-        return self.store.overlay_bytes < MAX_UNFLUSHED_BYTES and self._disk.reserve(n_bytes)
+        return self.store.overlay_bytes < MAX_UNFLUSHED_BYTES and self._reserve(n_bytes)
 
     @property
     def writable(self) -> bool:

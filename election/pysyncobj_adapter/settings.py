@@ -8,7 +8,7 @@ import msgspec
 
 from election.identity import Claim
 from election.registry import PeerRegistry
-from election.release import Release
+from election.release import Release, own_release
 from election.shared_secret import SharedSecret
 
 
@@ -60,7 +60,7 @@ class AgreementSettings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def release(self) -> Release:
         """What this node says of its program on each new link."""
-        return self.registry.release if self.registry is not None else Release()
+        return self.registry.release if self.registry is not None else own_release("")
 
     def __repr__(self) -> str:
         """Return what may stand in a log: not the secret."""
