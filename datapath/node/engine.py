@@ -136,7 +136,7 @@ class Engine:
         self.history = History(
             self.interpreter.feed, storage.read_log, lambda: storage.log.first_index
         )
-        self.committed_log = CommittedLog(self.replica, storage, self.backups)
+        self.committed_log = CommittedLog(self.replica, storage, self.backups, self._on_flushed)
         self.outgoing = OutgoingStreams(
             on_link=lambda peer: self.interpreter.run(self.replica.on_link, peer),
             on_link_lost=lambda peer: self.interpreter.run(self.replica.on_link_lost, peer),

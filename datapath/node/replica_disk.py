@@ -64,6 +64,7 @@ class ReplicaStorage:
         self._flush_bytes = flush_bytes
         self._map_size_bytes = map_size_bytes
         self._retention_ms = retention_ms
+        self._archives = archive_log_bytes > 0
         self.retention = LogRetention(
             retention_bytes, catchup_bytes, snapshot_log_bytes, archive_log_bytes
         )
@@ -211,6 +212,11 @@ class ReplicaStorage:
         """Whether there is room for a record at all."""
         return self.reserve(MIN_ROOM_BYTES)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the log's next segment is wanted, and the disk has no room for it."""
+        return self.log.wants_preparing and not self.log.prepare_next_segment()
+
     # -- store, log reads, retention
 
     async def read_log(self, from_index: int, max_bytes: int) -> list[Record] | None:
@@ -233,7 +239,11 @@ class ReplicaStorage:
             return
         recent_s = time.time() - self._retention_ms / 1000.0 if self._retention_ms else math.inf
         keep_from = self.retention.keep_from(
-            self.log.segment_bounds(), self.store.durable_index, oldest_needed, recent_s
+            self.log.segment_bounds(),
+            self.store.durable_index,
+            oldest_needed,
+            recent_s,
+            disk_full=self._archives and self.is_full,
         )
         if keep_from > self.log.first_index:
             self._trimming = asyncio.get_running_loop().create_task(

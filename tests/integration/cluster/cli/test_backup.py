@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ data = "data/w1"
 """
 
 
-def make_backup(path: Path, items: int = 100, size_bytes: int = 1000, **changes: int) -> Path:
+def make_backup(path: Path, items: int = 100, size_bytes: int = 1000, **changes: Any) -> Path:
     store = Store.open(path.with_suffix(".store"))
     store.apply(
         [[(KV, b"%06d" % n, bytes([n % 251]) * size_bytes)] for n in range(items)], items, 1
@@ -71,7 +72,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-async def restore(file: Path | str, config: Path, node: str = "n1", **options: bytes) -> Ended:
+async def restore(file: Path | str, config: Path, node: str = "n1", **options: Any) -> Ended:
     return await run("restore", file, "--config", config, "--node", node, "--json", **options)
 
 
