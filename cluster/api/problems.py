@@ -157,6 +157,11 @@ CODES: dict[str, ProblemCode] = {
     "handover_failed": ProblemCode(
         409, "The handover did not happen", "`detail` says why; the primary is unchanged."
     ),
+    "upgrade_pending": ProblemCode(
+        409,
+        "Not every node runs a release that supports this",
+        "`detail` names the nodes: upgrade or start them, and try again.",
+    ),
     "is_primary": ProblemCode(
         409, "The primary cannot be removed", "Hand over to another node first."
     ),

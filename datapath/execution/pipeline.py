@@ -118,6 +118,7 @@ class Pipeline:
         self._concurrency = Concurrency()
         self._stopped = False
         self.operations_total = 0
+        self.refused_for_room_total = 0
         self.records_total = 0
 
     # -- operations come in
@@ -330,9 +331,10 @@ class Pipeline:
             )
         needed_bytes = batch.size_bytes + size_bytes + _RECORD_OVERHEAD_BYTES
         if needed_bytes > batch.reserved_bytes and not self._reserve(batch, needed_bytes):
+            self.refused_for_room_total += 1
             return PrimaryFullError(
                 "storage_full",
-                f"the disk of {self._node_id} is full: free some keyspace; reads still work",
+                f"the disk of {self._node_id} is full: free some space; reads still work",
             )
         return None
 
