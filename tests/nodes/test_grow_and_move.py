@@ -82,7 +82,10 @@ class Journey:
             self.cluster.check_alive()
             found = [await self.cluster.status(name) for name in self.cluster.specs]
             return all(
-                status is not None and status.nodes[node].client == spec.client for status in found
+                status is not None
+                and node in status.nodes
+                and status.nodes[node].client == spec.client
+                for status in found
             )
 
         await wait_until(is_known, f"all know where {node} is")
