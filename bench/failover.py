@@ -87,7 +87,7 @@ def kill_once(peer: Peer, found: dict[str, Any], prefix: str, harm: Harm = KILL)
     """Harm the primary under tries; add the gap and what was lost to `found`; mend the cluster."""
     nodes = [node for node in peer.processes if not node.startswith(("s", "w"))]
     copies = 1 if isinstance(peer, Redis) else 0
-    workload = Workload(api=peer.api, prefix=prefix, copies=copies)
+    workload = Workload(api=peer.api, prefix=prefix, copies=copies, caller=peer.caller)
     addresses = [peer.address(node) for node in nodes]
     trier = Trier(Task(workload=workload, addresses=addresses, interval_ms=INTERVAL_MS))
     try:
@@ -127,7 +127,14 @@ def _wait_for_other(peer: Peer, primary: str) -> None:
     def written() -> bool:
         for address in others:
             if peer.api == "onecopy":
-                reply = fetch(address, "PUT", f"/v1/kv/{key(workload, 0)}", b"x", timeout_s=1.0)
+                reply = fetch(
+                    address,
+                    "PUT",
+                    f"/v1/kv/{key(workload, 0)}",
+                    b"x",
+                    timeout_s=1.0,
+                    caller=peer.caller,
+                )
             elif peer.api == "etcd":
                 body = json.dumps({"key": "cHJvYmU=", "value": "eA=="}).encode()
                 reply = fetch(address, "POST", "/v3/kv/put", body, timeout_s=1.0)

@@ -18,6 +18,7 @@ from bench.histogram import figures, from_counts
 from bench.render import Request, fill, key, pool, write_request
 from bench.replies import check_http, check_redis, etag_of
 from bench.spec import Bucket, Load, Outcome, Target
+from cluster.client.sessions import make_tls
 
 TICK_MS = 1
 RETRY_S = 0.02
@@ -95,6 +96,7 @@ class Generator:
         self.unsent = 0
         self.acknowledged: list[int] = []
         self._requests: list[Request] = pool(load.workload)
+        self._tls = make_tls(load.workload.caller.cacert, "", "")
         self._position = 0
         self._fresh = load.first_key
         self._fresh_max = 1 << 62
@@ -129,7 +131,9 @@ class Generator:
 
     async def _open(self, connection: Connection) -> None:
         target = connection.target
-        await self.loop.create_connection(lambda: connection, target.host, target.port)
+        await self.loop.create_connection(
+            lambda: connection, target.host, target.port, ssl=self._tls
+        )
 
     def reconnect(self, connection: Connection) -> None:
         """Open a lost connection again, trying until it works or the load ends."""

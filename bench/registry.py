@@ -16,6 +16,7 @@ from bench import (
     lease_kill,
     leases,
     matrix,
+    security,
     tradeoffs,
     unordered,
     watch,
@@ -152,6 +153,13 @@ ALL = (
         growth.keys,
         Options(seconds=3, keys_max=1_000_000),
         Options(seconds=1, keys_max=1_000_000),
+    ),
+    Benchmark(
+        "security",
+        "what TLS and tokens cost, beside a plain cluster: rates, CPU, failover",
+        security.run,
+        Options(seconds=2, rounds=5, kills=9),
+        Options(seconds=1, rounds=2, kills=2),
     ),
     Benchmark(
         "unordered",

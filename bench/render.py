@@ -8,7 +8,7 @@ import random
 
 import msgspec
 
-from bench.spec import Workload
+from bench.spec import Caller, Workload
 
 POOL_BYTES_MAX = 32 * 1024 * 1024
 POOL_MIN, POOL_MAX = 2048, 16384
@@ -36,6 +36,11 @@ def key(workload: Workload, number: int) -> str:
     return f"{workload.prefix}{number:09}"
 
 
+def bearer(caller: Caller) -> dict[str, str]:
+    """Return the header that shows a caller's token, if it has one."""
+    return {"Authorization": f"Bearer {caller.token}"} if caller.token else {}
+
+
 def http(method: str, path: str, body: bytes = b"", headers: str = "") -> bytes:
     """Return a request of HTTP/1.1."""
     length = f"Content-Length: {len(body)}\r\n" if method != "GET" else ""
@@ -48,6 +53,10 @@ def resp(*parts: bytes) -> bytes:
     return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(p), p) for p in parts)
 
 
+def _shown(workload: Workload) -> str:
+    return "".join(f"{name}: {text}\r\n" for name, text in bearer(workload.caller).items())
+
+
 def _b64(text: bytes) -> str:
     return base64.b64encode(text).decode()
 
@@ -56,7 +65,8 @@ def write_request(workload: Workload, name: str, content: bytes) -> Request:
     """Return the request that stores `content` under `name`."""
     match workload.api:
         case "onecopy" | "bare" | "pysyncobj":
-            return Request(http("PUT", f"/v1/kv/{name}{workload.query}", content), write=True)
+            path = f"/v1/kv/{name}{workload.query}"
+            return Request(http("PUT", path, content, _shown(workload)), write=True)
         case "etcd":
             body = json.dumps({"key": _b64(name.encode()), "value": _b64(content)}).encode()
             return Request(http("POST", "/v3/kv/put", body), write=True)
@@ -73,7 +83,8 @@ def read_request(workload: Workload, name: str) -> Request:
         case "onecopy" | "bare" | "pysyncobj":
             path = f"/v1/kv/{name}{workload.read_query}"
             size = -1 if workload.api == "bare" else workload.value_bytes
-            return Request(http("GET", path), write=False, body_bytes=size)
+            data = http("GET", path, headers=_shown(workload))
+            return Request(data, write=False, body_bytes=size)
         case "etcd":
             document: dict[str, object] = {"key": _b64(name.encode())}
             if workload.serializable:

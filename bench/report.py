@@ -429,6 +429,27 @@ def _unordered(data: Data) -> list[str]:
     return [f"Diverged keys of {data['keys']} after {data['writes']:,} writes:", table(head, rows)]
 
 
+def _security(data: Data) -> list[str]:
+    rows = [
+        (
+            f"{row['kind']}s, {row['connections']} connections",
+            shape,
+            f"{item['per_s']:,}",
+            f"{item['share']:.2f} ({min(item['shares']):.2f} to {max(item['shares']):.2f})",
+            f"{item['nodes_cpu_us_per_op']:.0f}",
+            f"{item['client_cpu_us_per_op']:.0f}",
+        )
+        for row in data["rows"]
+        for shape, item in row["shapes"].items()
+    ]
+    rows += [
+        ("kill -9 of the primary", shape, "", f"median gap {item['median_ms']} ms", "", "")
+        for shape, item in data["failover"].items()
+    ]
+    head = ("load", "cluster", "/s", "share of plain", "nodes' CPU us/op", "client's CPU us/op")
+    return [table(head, rows)]
+
+
 SECTIONS: dict[str, Callable[[Data], list[str]]] = {
     "headline": _headline,
     "failover": _failover,
@@ -446,5 +467,6 @@ SECTIONS: dict[str, Callable[[Data], list[str]]] = {
     "catch-up": _catch_up,
     "snapshot": _snapshot,
     "keys": _keys,
+    "security": _security,
     "unordered": _unordered,
 }

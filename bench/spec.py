@@ -12,6 +12,13 @@ Api = Literal["onecopy", "etcd", "redis", "pysyncobj", "bare"]
 Kind = Literal["keys", "txn", "keep_alive"]
 
 
+class Caller(msgspec.Struct, frozen=True):
+    """As whom onecopy is asked: the authority of its certificates ("": no TLS), and a token."""
+
+    cacert: str = ""
+    token: str = ""
+
+
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
     """Which requests are made. All of them are rendered before the measurement.
 
@@ -41,6 +48,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     batch: int = 1
     seed: int = 1
     posts: list[tuple[str, str]] = []
+    caller: Caller = Caller()
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,6 +22,7 @@ from bench.child import start_child
 from bench.render import Request, key, value, write_request
 from bench.replies import check_http, check_redis
 from bench.spec import Workload
+from cluster.client.sessions import make_tls
 
 OUTSTANDING_MAX = 512
 READ_BYTES = 65536
@@ -97,6 +98,7 @@ Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class _Client:
     def __init__(self, task: Task) -> None:
         self._task = task
+        self._tls = make_tls(task.workload.caller.cacert, "", "")
         self._content = value(task.workload.value_bytes, task.workload.seed)
         self._idle: dict[str, list[Pair]] = {address: [] for address in task.addresses}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -128,7 +130,7 @@ class _Client:
         try:
             async with asyncio.timeout(self._task.deadline_ms / 1000):
                 idle = self._idle[address]
-                pair = idle.pop() if idle else await _connect(address)
+                pair = idle.pop() if idle else await self._connect(address)
                 error, data = await self._ask(pair, request)
         except TimeoutError:
             self.failed["no answer in time"] += 1
@@ -144,6 +146,10 @@ class _Client:
             return
         if pair is not None:
             pair[1].close()
+
+    async def _connect(self, address: str) -> Pair:
+        host, _, port = address.rpartition(":")
+        return await asyncio.open_connection(host, int(port), ssl=self._tls)
 
     async def _ask(self, pair: Pair, request: Request) -> tuple[str, bytes]:
         reader, writer = pair
@@ -167,11 +173,6 @@ def _revision(workload: Workload, data: bytes) -> int:
         return -1
     at = data.find(b'"revision":')
     return -1 if at < 0 else int(data[at + 11 :].split(b",", 1)[0])
-
-
-async def _connect(address: str) -> Pair:
-    host, _, port = address.rpartition(":")
-    return await asyncio.open_connection(host, int(port))
 
 
 async def _main() -> None:

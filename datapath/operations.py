@@ -6,7 +6,7 @@ and a witness's gateway both implement it; whichever node is asked forwards to t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Annotated, Any, Literal, Protocol, get_args
 
 import msgspec
@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from datapath.errors import OperationError
 from election.identity import Addresses
-from election.view import MemberRole, View
+from election.view import MemberRole, View, ViewStep
 
 Ack = Literal["all", "local"]
 Consistency = Literal["linearizable", "confirmed", "stale"]
@@ -32,8 +32,9 @@ NODE_STATES: tuple[NodeStateWord, ...] = get_args(NodeStateWord)
 class Principal(msgspec.Struct, frozen=True, array_like=True):
     """Who asks: the id of a token, and the SHA-256 of the whole token, which alone proves it.
 
-    Both are "" of a caller without a token. It is judged wherever it gets to (A1): a node that
-    forwards a request claims nothing about its caller's rights.
+    Both are "" of a caller without a token. A certificate's name is an id without a digest: the
+    node that answers the client has verified it. It is judged wherever it gets to (A1): a node
+    that forwards a request claims nothing about its caller's rights.
     """
 
     token: str = ""
@@ -139,6 +140,19 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
 
 
+class ArchiveState(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the archive is, as the primary knows."""
+
+    revision: Annotated[
+        Count | None, Meta(description="Archived up to there; null: not known yet.")
+    ]
+    lag_ms: Annotated[
+        Count,
+        Meta(description="How long ago the oldest write that is not archived committed; 0: none."),
+    ]
+    problem: Annotated[str, Meta(description="Why the archive cannot be written; else empty.")]
+
+
 class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The body of GET /v1/cluster. `primary` is "" if none is known.
 
@@ -161,6 +175,10 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
             "node at another address than the agreed one."
         ),
     ] = ()
+    archive: Annotated[
+        ArchiveState | None,
+        Meta(description="null: nothing is archived, or the primary cannot be asked."),
+    ] = None
 
 
 class Digest(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,6 +187,19 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     applied_index: Count
     digest: str
+
+
+class BackupSource(Protocol):
+    """A backup that a node writes, of the state at (`revision`, `epoch`). It is read once."""
+
+    revision: int
+    epoch: int
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """Yield it piece by piece; what ends early says why (`datapath.storage.backup_format`)."""
+
+    async def close(self) -> None:
+        """Let go of the state. It lets go of it by itself if nobody begins to read."""
 
 
 class Completion(Protocol):
@@ -277,6 +308,16 @@ class Node(Protocol):
 
     async def cluster_status(self) -> ClusterStatus:
         """Return the cluster as the primary sees it; without one, as this node does."""
+
+    async def backup(self, consistency: Consistency, timeout_ms: int) -> BackupSource:
+        """Begin a backup of the state of this node's own store.
+
+        But for "stale" it holds everything that was acknowledged before. Raises OperationError:
+        "no_data" on a witness, "backup_running" while there is one, "no_primary".
+        """
+
+    def view_steps(self) -> tuple[ViewStep, ...]:
+        """Return the last changes of the view that this node knows of, oldest first."""
 
     async def digest(self) -> Digest:
         """Scan this node's own store. Raises RejectedError("no_data") on a witness."""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from election.view import View, ViewChange
+from election.view import View, ViewChange, ViewStep
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -75,6 +75,10 @@ class Agreement(Protocol):
     @property
     def founders(self) -> dict[str, str]:
         """The members with which consensus began, and their raft addresses: for a joining node."""
+
+    @property
+    def steps(self) -> tuple[ViewStep, ...]:
+        """The last changes of the view that this node has applied, oldest first; for people."""
 
     def subscribe(self, on_view: Callable[[View], None]) -> None:
         """Call `on_view` with each newer view, in order of versions (some may be skipped)."""

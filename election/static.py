@@ -21,7 +21,15 @@ from election.agreement import (
     Refused,
     Unknown,
 )
-from election.view import View, ViewChange, ViewRefusal, apply_change
+from election.view import (
+    MAX_REMEMBERED_STEPS,
+    View,
+    ViewChange,
+    ViewRefusal,
+    ViewStep,
+    apply_change,
+    step_of,
+)
 
 
 class Fault(enum.Enum):
@@ -50,6 +58,7 @@ class StaticGroup:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.view = view
+        self.steps: tuple[ViewStep, ...] = ()
         self.delay_ms = delay_ms
         self._sleep = sleep
         self._nodes: dict[str, StaticAgreement] = {}
@@ -82,6 +91,9 @@ class StaticGroup:
     def _apply(self, change: ViewChange, expected_version: int) -> View | ViewRefusal:
         result = apply_change(self.view, change, expected_version)
         if isinstance(result, View):
+            step = step_of(self.view, change, result)
+            if step is not None:
+                self.steps = (*self.steps, step)[-MAX_REMEMBERED_STEPS:]
             self.view = result
             for node in self._nodes.values():
                 node._catch_up()
@@ -120,6 +132,11 @@ class StaticAgreement:
     def founders(self) -> dict[str, str]:
         """Nobody: there is no log."""
         return {}
+
+    @property
+    def steps(self) -> tuple[ViewStep, ...]:
+        """The changes that the group has agreed on."""
+        return self._group.steps
 
     def subscribe(self, on_view: Callable[[View], None]) -> None:
         """Call `on_view` with each newer view, from the event loop's next round on."""

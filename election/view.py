@@ -16,6 +16,8 @@ import msgspec
 MemberRole = Literal["replica", "witness"]
 
 
+MAX_REMEMBERED_STEPS = 100
+"""How many changes of the view the consensus group remembers."""
 MAX_REMEMBERED_REMOVALS = 64
 """With ids of at most 31 characters, far below the largest command of consensus."""
 
@@ -139,6 +141,30 @@ ViewChange = (
 )
 
 
+StepKind = Literal[
+    "bootstrap", "take_over", "restart", "handover", "removed_from_in_sync", "added_to_in_sync",
+    "member_added", "member_changed", "member_removed",
+]  # fmt: skip
+
+
+class ViewStep(msgspec.Struct, frozen=True, array_like=True):
+    """One change of the view that was agreed, for people to read. Nothing is decided by it (E2).
+
+    `nodes`: whom it was about. `previous`: the primary before it, "" at the bootstrap. `restart`:
+    a primary took over from itself. `at_ms`: when it was proposed, in ms since 1970 by the
+    proposer's clock, which may be wrong; 0 if unknown.
+    """
+
+    version: int
+    epoch: int
+    kind: StepKind
+    nodes: tuple[str, ...]
+    primary: str
+    previous: str
+    in_sync: tuple[str, ...]
+    at_ms: int = 0
+
+
 class ViewRefusal(msgspec.Struct, frozen=True):
     """Why a change did not happen. `reason` is a sentence for people."""
 
@@ -177,6 +203,35 @@ def apply_change(
             return _remove_member(view, node)
         case Confirm():
             return _next(view)
+
+
+def step_of(
+    before: View | None, change: ViewChange, after: View, at_ms: int = 0
+) -> ViewStep | None:
+    """Return what a change that was agreed has done; None: nothing to tell of."""
+    previous = "" if before is None else before.primary
+    kind: StepKind
+    match change:
+        case Bootstrap(primary=node):
+            kind, nodes = "bootstrap", (node,)
+        case TakeOver(node):
+            kind, nodes = ("restart" if node == previous else "take_over"), (node,)
+        case Handover(node):
+            kind, nodes = "handover", (node,)
+        case RemoveFromInSync(nodes):
+            kind = "removed_from_in_sync"
+        case AddToInSync(node):
+            kind, nodes = "added_to_in_sync", (node,)
+        case AddMember(member):
+            is_known = before is not None and before.member(member.id) is not None
+            kind, nodes = ("member_changed" if is_known else "member_added"), (member.id,)
+        case RemoveMember(node):
+            kind, nodes = "member_removed", (node,)
+        case Confirm():
+            return None
+    return ViewStep(
+        after.version, after.epoch, kind, nodes, after.primary, previous, after.in_sync, at_ms
+    )
 
 
 def _next(view: View, **changes: object) -> View:

@@ -17,14 +17,22 @@ from bench.peers.process import (
     fetch,
     fetch_json,
     free_address,
+    output_of,
     wait_until,
 )
+from bench.spec import Caller
+from cluster.services.access_guard import draw_token, hash_line
 
 SECRET = "a secret for measurements, 32 bytes"
 
+_TLS_FILES = {"ca": "ca.crt", "certificate": "{node}.crt", "key": "{node}.key", "crl": "ca.crl"}
+
 
 class Onecopy(Peer):
-    """A cluster: `replicas` named n1, n2, …, `witnesses` w1, …; `timing` and `limits` sections."""
+    """A cluster: `replicas` named n1, n2, …, `witnesses` w1, …; `timing` and `limits` sections.
+
+    `tls`: certificates are made for it. `access`: it is asked with the first token.
+    """
 
     name = "onecopy"
     api = "onecopy"
@@ -38,6 +46,8 @@ class Onecopy(Peer):
         witnesses: int = 0,
         timing: Mapping[str, int] | None = None,
         limits: Mapping[str, int] | None = None,
+        tls: bool = False,
+        access: bool = False,
     ) -> None:
         super().__init__(directory)
         self.timing = dict(timing or {})
@@ -48,8 +58,18 @@ class Onecopy(Peer):
         self._inner = {
             node: {"peer": free_address(), "raft": free_address()} for node in self.nodes
         }
+        self._first_token = draw_token() if access else None
+        self.caller = Caller(
+            str(directory / "certs" / "ca.crt") if tls else "",
+            self._first_token.text if self._first_token else "",
+        )
         self.config = directory / "cluster.toml"
         self._write_config()
+        if tls:
+            certs = [sys.executable, "-m", "cluster.cli.main", "certs"]
+            output_of([*certs, "ca", "--dir", str(directory / "certs")])
+            where = ["--config", str(self.config), "--dir", str(directory / "certs")]
+            output_of([*certs, "node", *where])
         for node in self.nodes:
             command = [sys.executable, "-m", "cluster.cli.main", "serve"]
             command += ["--config", str(self.config), "--node", node]
@@ -70,6 +90,10 @@ class Onecopy(Peer):
         for section, values in (("timing", self.timing), ("limits", self.limits)):
             lines.append(f"[{section}]")
             lines += [f"{name} = {number}" for name, number in values.items()]
+        if self.caller.cacert:
+            lines += ["[tls]", *(f'{name} = "certs/{file}"' for name, file in _TLS_FILES.items())]
+        if self._first_token is not None:
+            lines += ["[access]", f'admin_token_hash = "{hash_line(self._first_token)}"']
         self.config.write_text("\n".join(lines) + "\n")
         self.config.chmod(0o600)
 
@@ -112,14 +136,18 @@ class Onecopy(Peer):
         """Return the node that serves as primary, if one says so."""
         for node in self.replicas:
             if self.processes[node].running:
-                reply = fetch(self._addresses[node], "GET", "/primary", timeout_s=0.5)
+                reply = fetch(
+                    self._addresses[node], "GET", "/primary", timeout_s=0.5, caller=self.caller
+                )
                 if reply is not None and reply[0] == 200:
                     return node
         return None
 
     def status(self, node: str) -> Any:
         """Return what a node says of the cluster, None if it says nothing."""
-        return fetch_json(self._addresses[node], "GET", "/v1/cluster", timeout_s=1.0)
+        return fetch_json(
+            self._addresses[node], "GET", "/v1/cluster", timeout_s=1.0, caller=self.caller
+        )
 
     def running(self) -> list[str]:
         """The replicas whose processes are there."""
@@ -147,13 +175,13 @@ class Onecopy(Peer):
         body = json.dumps({"to": to}).encode()
         headers = {"Content-Type": "application/json"}
         address = self._addresses[self.primary()]
-        reply = fetch(address, "POST", "/v1/cluster/handover", body, headers, timeout_s=30.0)
+        reply = fetch(address, "POST", "/v1/cluster/handover", body, headers, 30.0, self.caller)
         if reply is None or reply[0] != 200:
             raise BenchError(f"handover to {to}: {reply}")
 
     def metric(self, node: str, name: str) -> float:
         """Return one of a node's numbers, by its name without the prefix; 0 if it has none."""
-        reply = fetch(self._addresses[node], "GET", "/metrics")
+        reply = fetch(self._addresses[node], "GET", "/metrics", caller=self.caller)
         for line in (reply[1].decode() if reply else "").splitlines():
             if line.startswith(f"onecopy_{name} "):
                 return float(line.split(" ")[1])
@@ -166,7 +194,9 @@ class Onecopy(Peer):
         """Return (applied index, digest) of each replica that runs and answers."""
         found = {}
         for node in self.running():
-            document = fetch_json(self._addresses[node], "GET", "/v1/digest", timeout_s=30.0)
+            document = fetch_json(
+                self._addresses[node], "GET", "/v1/digest", timeout_s=30.0, caller=self.caller
+            )
             if document:
                 found[node] = (document["applied_index"], document["digest"])
         return found
@@ -179,7 +209,7 @@ class Onecopy(Peer):
         while cursor is not None:
             query = f"prefix={prefix}&limit=1000&keys_only=true"
             query += f"&cursor={quote(cursor)}" if cursor else ""
-            page = fetch_json(address, "GET", f"/v1/kv?{query}", timeout_s=30.0)
+            page = fetch_json(address, "GET", f"/v1/kv?{query}", timeout_s=30.0, caller=self.caller)
             if page is None:
                 raise BenchError(f"{address} does not list its keys")
             held.update(item["key"] for item in page["items"])

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -18,12 +19,15 @@ from typing import Any
 import msgspec
 
 from bench.accounting import Servers
+from bench.render import bearer
+from bench.spec import Caller
 
 DEADLINE_S = 30.0
 POLL_S = 0.01
 PORT_FIRST, PORT_END = 5000, 9900
 LOG_TAIL_BYTES = 2000
 ROOT = Path(__file__).resolve().parents[2]
+NOBODY = Caller()
 _given_out: set[int] = set()
 
 
@@ -156,6 +160,8 @@ class Peer:
         self.directory = directory
         self.directory.mkdir(parents=True, exist_ok=True)
         self.processes: dict[str, Process] = {}
+        self.caller = NOBODY
+        """As whom it is asked."""
 
     @property
     def servers(self) -> Servers:
@@ -218,12 +224,16 @@ def fetch(
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
     timeout_s: float = 5.0,
+    caller: Caller = NOBODY,
 ) -> tuple[int, bytes] | None:
     """Make one request on a connection of its own; None if no answer came."""
     host, _, port = address.rpartition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=timeout_s)
+    if caller.cacert:
+        tls = ssl.create_default_context(cafile=caller.cacert)
+        connection = http.client.HTTPSConnection(host, int(port), timeout=timeout_s, context=tls)
     try:
-        connection.request(method, path, body, dict(headers or {}))
+        connection.request(method, path, body, {**(headers or {}), **bearer(caller)})
         reply = connection.getresponse()
         return reply.status, reply.read()
     except (OSError, http.client.HTTPException):
@@ -233,11 +243,17 @@ def fetch(
 
 
 def fetch_json(
-    address: str, method: str, path: str, document: object = None, timeout_s: float = 5.0
+    address: str,
+    method: str,
+    path: str,
+    document: object = None,
+    timeout_s: float = 5.0,
+    caller: Caller = NOBODY,
 ) -> Any:
     """Make one request with a JSON body; return the JSON answer, None if it was no success."""
     body = None if document is None else json.dumps(document).encode()
-    found = fetch(address, method, path, body, {"Content-Type": "application/json"}, timeout_s)
+    headers = {"Content-Type": "application/json"}
+    found = fetch(address, method, path, body, headers, timeout_s, caller)
     return json.loads(found[1]) if found and found[0] == 200 else None
 
 

@@ -17,12 +17,18 @@ from typing import Any, cast
 import msgspec
 from aiohttp import hdrs
 
+from cluster.api.certificate_name import certificate_name
 from cluster.api.headers import Headers
 from cluster.api.problems import ProblemError, from_operation_error
 from cluster.api.route_rights import OPEN, right_for
 from cluster.api.streams import Streams
 from cluster.services.access import ACCESS_SERVICE
-from cluster.services.access_guard import VERSION_KEY, TokenGuard, principal_of
+from cluster.services.access_guard import (
+    VERSION_KEY,
+    TokenGuard,
+    principal_of,
+    principal_of_certificate,
+)
 from cluster.services.rights import Need, Right
 from datapath.errors import NotPrimaryError, OperationError
 from datapath.execution.access_guard import MAX_RIGHTS_AGE_MS
@@ -47,14 +53,15 @@ LOOKED_AT_PER_TURN = 200
 _caller: ContextVar[Principal] = ContextVar("caller", default=ANONYMOUS)
 
 
-def caller_of(headers: Headers) -> Principal:
+def caller_of(headers: Headers, transport: asyncio.BaseTransport | None) -> Principal:
     """Return whom a request names as its caller, not whether that is right.
 
+    Without a token it is who the connection's certificate names, if the client has shown one.
     Raises Problem "unauthenticated" for what is no token at all.
     """
     values = headers.getall(hdrs.AUTHORIZATION, ())
     if not values:
-        return ANONYMOUS
+        return principal_of_certificate(certificate_name(transport))
     principal = _principal_in(values[0]) if len(values) == 1 else None
     if principal is None:
         raise ProblemError(
@@ -76,7 +83,7 @@ class ApiAccess:
 
     def __init__(self, node: Node, guard: TokenGuard | None, timeout_ms: int) -> None:
         self._node = node
-        self._guard = guard
+        self.guard = TokenGuard(is_on=False) if guard is None else guard
         self._timeout_ms = timeout_ms
         self._tasks = Tasks(_on_failed)
         self._looks = False
@@ -84,17 +91,25 @@ class ApiAccess:
     @property
     def is_on(self) -> bool:
         """Whether there is access control."""
-        return self._guard is not None and self._guard.is_on
+        return self.guard.is_on
+
+    @property
+    def anonymous(self) -> str:
+        """The role of callers without a token, or ""."""
+        return self._guard.anonymous if self._guard is not None else ""
 
     async def stop(self) -> None:
         """Look at nothing any more."""
         await self._tasks.stop()
 
-    def caller(self, headers: Headers) -> Principal | None:
-        """Return a request's caller; None where nobody is judged. Raises Problem."""
-        return caller_of(headers) if self.is_on else None
-
-    async def enter(self, template: str, method: str, query: str, headers: Headers) -> None:
+    async def enter(
+        self,
+        template: str,
+        method: str,
+        query: str,
+        headers: Headers,
+        transport: asyncio.BaseTransport | None,
+    ) -> None:
         """Check the right that a route needs, for any key at all. Raises Problem, OperationError.
 
         What is done from here on is done for the request's caller.
@@ -105,7 +120,7 @@ class ApiAccess:
         right = right_for(template, method, query)
         if right == OPEN:
             return
-        caller = caller_of(headers)
+        caller = caller_of(headers, transport)
         _caller.set(caller)
         await self.admit(caller, Need(cast("Right", right)))
 
@@ -217,6 +232,11 @@ class CallersNode:
     def __init__(self, node: Node, access: ApiAccess) -> None:
         self._node = node
         self._access = access
+
+    @property
+    def cluster_id(self) -> str:
+        """As of the node."""
+        return self._node.cluster_id  # each answer says it: `__getattr__` takes its time
 
     def __getattr__(self, name: str) -> Any:
         """Return what the node has by this name."""

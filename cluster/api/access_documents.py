@@ -9,10 +9,26 @@ from msgspec import Meta
 
 from cluster.api.documents import Positive
 from cluster.services.access import MAX_NOTE_LENGTH
+from cluster.services.access_guard import CERTIFICATE
 from cluster.services.rights import ROLE_NAME_PATTERN, Role
 from datapath.operations import Count
 
-TokenId = Annotated[str, Meta(pattern="^[0-9a-f]{16}$", description="The id of a token.")]
+_NAME = "[A-Za-z0-9][A-Za-z0-9 ._@-]{0,63}"
+TOKEN_ID_PATTERN = f"^(?:[0-9a-f]{{16}}|{CERTIFICATE}{_NAME})$"
+TokenId = Annotated[
+    str,
+    Meta(
+        pattern=TOKEN_ID_PATTERN,
+        description=f"The id of a token, or `{CERTIFICATE}` and a certificate's common name.",
+    ),
+]
+CertificateName = Annotated[
+    str,
+    Meta(
+        pattern=f"^{_NAME}$",
+        description="Of clients that get the role: the common name in their certificates.",
+    ),
+]
 RoleName = Annotated[str, Meta(pattern=f"^{ROLE_NAME_PATTERN}$", description="The name of a role.")]
 Note = Annotated[str, Meta(max_length=MAX_NOTE_LENGTH, description="Whose it is, or what for.")]
 
@@ -22,13 +38,14 @@ class TokenRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     role: RoleName
     note: Note = ""
+    certificate: CertificateName | None = None
 
 
 class TokenCreated(msgspec.Struct, frozen=True):
     """The answer to POST /v1/tokens."""
 
     id: TokenId
-    token: Annotated[str, Meta(description="Shown this once: only a hash of it is kept.")]
+    token: Annotated[str, Meta(description="Shown this once; empty for a certificate.")]
     role: RoleName
     revision: Positive
     epoch: Positive
@@ -74,5 +91,14 @@ class RoleList(msgspec.Struct, frozen=True):
     revision: Count
 
 
-ACCESS_ANSWERS = (TokenCreated, TokenList, AccessChanged, RoleList)
+class CallerDocument(msgspec.Struct, frozen=True):
+    """The answer to GET /v1/whoami."""
+
+    access_control: Annotated[bool, Meta(description="Whether callers are judged by their token.")]
+    token: Annotated[str, Meta(description="The id of the caller's token; empty: none.")]
+    role: Annotated[str, Meta(description="Its role; empty where there is no access control.")]
+    rights: Role
+
+
+ACCESS_ANSWERS = (TokenCreated, TokenList, AccessChanged, RoleList, CallerDocument)
 ACCESS_BODIES = (TokenRequest, Role)

@@ -11,8 +11,12 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Container
 
+from aiohttp.web import BaseRequest
+
+from cluster.api.access import ApiAccess
 from cluster.api.problems import ProblemError
 from cluster.config.api_section import AdminFrom
+from datapath.operations import Node
 
 PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
 
@@ -32,11 +36,31 @@ def check_admin(
     origin = f"through a proxy ({named[0]})" if named else f"from {remote or 'an unknown address'}"
     raise ProblemError(
         "admin_forbidden",
-        f"this request came {origin}, and removals and handovers are accepted only from the "
-        "node's own machine: run the command there, with that node as the only endpoint; or set "
-        'admin_from = "any" in [api] of the configuration file to accept them from everyone who '
-        "can reach this port",
+        f"this request came {origin}, and removals, handovers and backups are accepted only "
+        "from the node's own machine: run the command there, with that node as the only endpoint; "
+        'or set admin_from = "any" in [api] of the configuration file to accept them from everyone '
+        "who can reach this port",
     )
+
+
+def check_admin_of(
+    request: BaseRequest, node: Node, access: ApiAccess, admin_from: AdminFrom
+) -> str:
+    """Return who asks, for the log. Raises Problem as `check_admin`.
+
+    Where there is access control, that they have the right `admin` was checked before.
+    """
+    connection = request.transport
+    sockets = ("peername", "sockname")
+    remote, local = (connection and connection.get_extra_info(name) for name in sockets)
+    if not access.is_on:
+        check_admin(
+            admin_from,
+            remote[0] if remote else None,
+            local[0] if local else None,
+            request.headers,
+        )
+    return f"{remote[0]} port {remote[1]} at {node.node_id}" if remote else "an unknown"
 
 
 def is_same_machine(remote: str | None, local: str | None) -> bool:

@@ -112,8 +112,7 @@ class Answer:
 
     def as_bytes(self, *, closes: bool) -> bytes:
         """Return the whole answer to a request of HTTP/1.1 that was not HEAD."""
-        head = self._head(_CLOSE if closes else _ON)
-        return head if self._body is None else head + self._body
+        return self._head(_CLOSE if closes else _ON, self._body or b"")
 
     async def send(self, request: BaseRequest, *, closes: bool) -> None:
         """Send everything. Raises ConnectionResetError if the client has gone."""
@@ -130,7 +129,7 @@ class Answer:
             memory = server_of(request).memory
             share = memory.hold(transport.get_write_buffer_size(), transport.abort)
             try:
-                await _drain(request, transport, share)
+                await drain(request, transport, share)
             finally:
                 share.resize(0)
 
@@ -139,12 +138,26 @@ class Answer:
             return self._head(_CLOSE)
         return self._head(_ON_10 if request.version == HttpVersion10 else _ON)
 
-    def _head(self, end: bytes) -> bytes:
+    def head_of_chunks(self) -> bytes:
+        """Return the head of an answer that is sent in chunks (HTTP/1.1), of unknown length."""
+        return self._open_head(b"Transfer-Encoding: chunked\r\n" + _ON)
+
+    def head_until_close(self) -> bytes:
+        """Return the head of an answer that the connection's end ends."""
+        return self._open_head(_CLOSE)
+
+    def _open_head(self, end: bytes) -> bytes:
+        return b"%b%b%bContent-Type: %b\r\n%b" % (
+            _STATUS_LINES[self.status], self._headers, _date_line(), self._content_type, end,
+        )  # fmt: skip
+
+    def _head(self, end: bytes, body: bytes = b"") -> bytes:
+        """Return the head, and the body behind it."""
         first = _STATUS_LINES[self.status]
         if self._body is None:
             return b"%b%b%b%b" % (first, self._headers, _date_line(), end)
-        return b"%b%b%bContent-Type: %b\r\nContent-Length: %d\r\n%b" % (
-            first, self._headers, _date_line(), self._content_type, self._length, end,
+        return b"%b%b%bContent-Type: %b\r\nContent-Length: %d\r\n%b%b" % (
+            first, self._headers, _date_line(), self._content_type, self._length, end, body,
         )  # fmt: skip
 
 
@@ -190,7 +203,7 @@ class PagedAnswer(Answer):
             transport.write(piece)
             self._share.moved()
             if request.protocol.writing_paused:
-                await _drain(request, transport, self._share)
+                await drain(request, transport, self._share)
 
 
 class Response(web.StreamResponse):
@@ -271,7 +284,7 @@ class Outgoing:
         return left_bytes + int(in_system_bytes)
 
 
-async def _drain(request: BaseRequest, transport: asyncio.Transport, share: Share) -> None:
+async def drain(request: BaseRequest, transport: asyncio.Transport, share: Share) -> None:
     """Wait until the client has taken most of the answer, as long as it takes anything."""
     loop = asyncio.get_running_loop()
     outgoing = Outgoing(transport, loop.time())

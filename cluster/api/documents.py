@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from datapath.operations import Count
+from election.view import MAX_REMEMBERED_STEPS, StepKind
 
 Positive = Annotated[int, Meta(ge=1)]
 Local = Annotated[
@@ -123,6 +124,30 @@ class CurrentPrimary(msgspec.Struct, frozen=True):
 
     primary: str
     epoch: Positive
+
+
+class ViewStepItem(msgspec.Struct, frozen=True):
+    """One change of the view."""
+
+    version: Positive
+    epoch: Positive
+    kind: StepKind
+    reason: Annotated[str, Meta(description="What has happened, in a sentence.")]
+    nodes: Annotated[tuple[str, ...], Meta(description="The nodes that it was about.")]
+    primary: str
+    in_sync: tuple[str, ...]
+    at_ms: Annotated[
+        Count,
+        Meta(
+            description="When it was proposed: ms since 1970, by the proposer's clock; 0: unknown."
+        ),
+    ]
+
+
+class ViewHistory(msgspec.Struct, frozen=True):
+    """The answer to GET /v1/cluster/views: the last changes of the view, oldest first."""
+
+    views: Annotated[list[ViewStepItem], Meta(max_length=MAX_REMEMBERED_STEPS)]
 
 
 class HandoverRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine
 from time import perf_counter
 from typing import Any, Protocol, cast
 
-from cluster.api.access import REFUSED
+from cluster.api.access import REFUSED, caller_of
 from cluster.api.answer import TOO_MUCH_HELD, Answer, Outgoing
 from cluster.api.fast_path_api import FastPathApi
 from cluster.api.headers import Headers
@@ -28,7 +28,7 @@ from cluster.api.hosts import Hosts
 from cluster.api.kv import KeyWrite
 from cluster.api.memory import Memory, Share
 from cluster.api.params import waits_for_change
-from cluster.api.plain_head import KEYS, PLAIN, read_block
+from cluster.api.plain_head import BLOCKS, KEYS, PLAIN, read_block
 from cluster.api.problems import ProblemError
 from cluster.services.rights import Need
 from datapath.errors import OperationError, OverloadedError
@@ -284,7 +284,7 @@ class FastConnection(asyncio.Protocol):
         end = data.find(b"\r\n\r\n", at, at + _MAX_HEAD_SIZE_BYTES)
         if line is None or end < line.end() - 2 or not self._server.has_fast_path:
             return 0
-        block = read_block(data[line.end() : end + 2])
+        block = BLOCKS.get(fields := data[line.end() : end + 2]) or read_block(fields)
         if block is None or block.body_size_bytes > self._server.max_body_bytes:
             return 0
         if block.host != self._host:
@@ -306,7 +306,8 @@ class FastConnection(asyncio.Protocol):
         server = self._server
         key, _, query = target[len(KEYS) :].partition("?")
         try:
-            caller = server.api.access.caller(headers)
+            guard = server.api.access.guard
+            caller = caller_of(headers, self._transport) if guard.is_on else None
         except ProblemError:
             return False
         if method == "GET":

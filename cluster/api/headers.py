@@ -25,6 +25,8 @@ IDEMPOTENCY_AFTER = istr("Idempotency-After")
 CLUSTER = istr("Onecopy-Cluster")
 IF_LOCK = istr("If-Lock")
 MAX_IDEMPOTENCY_KEY_LENGTH = 255
+REVISION_LINE = b"Onecopy-Revision: %d\r\n"
+"""As `revision_line`."""
 MAX_ENTITY_TAGS = 100
 """In one condition. A head may be as long as 128 fields of 8 KB, and each tag costs a step."""
 
@@ -200,19 +202,6 @@ def cluster_line(cluster_id: str) -> bytes:
     return f"{CLUSTER}: {cluster_id}\r\n".encode("ascii") if cluster_id else b""
 
 
-def revision_line(index: int) -> bytes:
-    """Return the header line of the state that an answer is of.
-
-    It has committed, and so is good for Idempotency-After.
-    """
-    return b"Onecopy-Revision: %d\r\n" % index
-
-
-def replayed_line(result: Result) -> bytes:
-    """Return the header line of a first answer that is given again; none of any other."""
-    return b"Idempotent-Replayed: true\r\n" if result.repeated else b""
-
-
 @functools.lru_cache(maxsize=64)  # on every answer; the epoch rises now and then
 def who_lines(node: str, epoch: int, cluster_id: str) -> bytes:
     """Return the header lines that name the node that answers, its epoch and its cluster."""
@@ -220,18 +209,25 @@ def who_lines(node: str, epoch: int, cluster_id: str) -> bytes:
     return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n%b" % (node.encode("ascii"), epoch, line)
 
 
+def revision_line(index: int) -> bytes:
+    """Return the header line of the state that an answer is of.
+
+    It has committed, and so is good for Idempotency-After.
+    """
+    return REVISION_LINE % index
+
+
 def state_lines(result: Result | QueryResult, cluster_id: str) -> bytes:
     """Return the header lines of an answer that tells of committed state: who, and as of when."""
-    return who_lines(result.node, result.epoch, cluster_id) + revision_line(result.index)
+    return who_lines(result.node, result.epoch, cluster_id) + REVISION_LINE % result.index
 
 
 def written_lines(result: Result, cluster_id: str, *, local: bool = False) -> bytes:
     """Return the header lines of a write's answer; with `local` (ack) it has not committed."""
-    if local:
-        lines = who_lines(result.node, result.epoch, cluster_id)
-    else:
-        lines = state_lines(result, cluster_id)
-    return lines + replayed_line(result)
+    lines = who_lines(result.node, result.epoch, cluster_id)
+    if not local:
+        lines += REVISION_LINE % result.index
+    return lines + b"Idempotent-Replayed: true\r\n" if result.repeated else lines
 
 
 def check_cluster(headers: Headers, cluster_id: str) -> None:

@@ -23,6 +23,7 @@ from cluster.api.body import ClientGoneError, read_body
 from cluster.api.cursor import EVERYTHING, KeyRange, decode_cursor, encode_cursor, make_bounds
 from cluster.api.documents import Deleted, RangeDeleted, Written
 from cluster.api.headers import (
+    REVISION_LINE,
     Headers,
     check_cluster,
     check_put_headers,
@@ -34,6 +35,7 @@ from cluster.api.headers import (
     refuse_conditions,
     refuse_if_none_match,
     state_lines,
+    who_lines,
     write_if_match,
     written_lines,
 )
@@ -42,6 +44,7 @@ from cluster.api.params import (
     DEFAULT_RANGE_LIMIT,
     DELETE_RANGE_PARAMS,
     RANGE_PARAMS,
+    PutOptions,
     WriteOptions,
     decode_key,
     make_read_options,
@@ -61,7 +64,10 @@ NO_CACHE = b"Cache-Control: no-cache\r\n"
 """A cache between must ask again: an answer out of it would not be linearizable."""
 _LEASE_LINE = b"Onecopy-Lease: %d\r\n"
 _KEY_LINES = (
-    b'ETag: "%d"\r\nOnecopy-Create-Revision: %d\r\nOnecopy-Key-Version: %d\r\n%b' + NO_CACHE + b"%b"
+    b'ETag: "%d"\r\nOnecopy-Create-Revision: %d\r\nOnecopy-Key-Version: %d\r\n%b'
+    + NO_CACHE
+    + b"%b"
+    + REVISION_LINE
 )
 
 _encode = msgspec.json.Encoder().encode
@@ -105,9 +111,9 @@ class KvHandlers:
     async def put(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
         """PUT /v1/kv/{key}."""
         # Everything that can be refused is refused before the body is asked for.
-        make_operation = self._put(raw_key, query, request.headers)
+        key, options, conditions = _read_put(raw_key, query, request.headers)
         value = await read_body(request, self._limit_bytes, self._body_timeout_ms)
-        return await self._execute(make_operation(value))
+        return await self._execute(self._put(key, value, options, conditions))
 
     async def delete(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
         """DELETE /v1/kv/{key}."""
@@ -126,27 +132,25 @@ class KvHandlers:
         try:
             if headers:
                 check_cluster(headers, self._node.cluster_id)
-            if method == "PUT":
-                return self._put(raw_key, query, headers, caller)(body)
-            return self._delete(raw_key, query, headers, caller)
+            if method == "DELETE":
+                return self._delete(raw_key, query, headers, caller)
+            key, options, conditions = _read_put(raw_key, query, headers)
         except ProblemError:
             return None
+        return self._put(key, body, options, conditions, caller)
 
     def _put(
-        self, raw_key: str, query: str, headers: Headers, caller: Principal | None = None
-    ) -> Callable[[bytes], KeyWrite]:
-        key = decode_key(raw_key)
-        options = put_options(query)
-        conditions = _put_conditions(headers) if headers else _UNCONDITIONAL
-
-        def make_operation(value: bytes) -> KeyWrite:
-            args: tuple[object, ...]
-            args = (key, value, conditions.if_revision, conditions.if_absent)
-            if options.lease or options.ttl_ms:
-                args += (options.lease, options.ttl_ms)
-            return self._write("put", args, conditions, options, _put_answer, caller)
-
-        return make_operation
+        self,
+        key: bytes,
+        value: bytes,
+        options: PutOptions,
+        conditions: Conditions,
+        caller: Principal | None = None,
+    ) -> KeyWrite:
+        args: tuple[object, ...] = (key, value, conditions.if_revision, conditions.if_absent)
+        if options.lease or options.ttl_ms:
+            args += (options.lease, options.ttl_ms)
+        return self._write("put", args, conditions, options, _put_answer, caller)
 
     def _delete(
         self, raw_key: str, query: str, headers: Headers, caller: Principal | None = None
@@ -167,7 +171,6 @@ class KvHandlers:
         caller: Principal | None,
     ) -> KeyWrite:
         _, _, repeat_key, first_after, lock = conditions
-        node = self._node
         local = options.ack == "local"
         return KeyWrite(
             Operation(
@@ -175,7 +178,7 @@ class KvHandlers:
                 caller,
             ),
             options.timeout_ms or self._timeout_ms,
-            lambda result: answer(result, local, node.cluster_id),
+            lambda result: answer(result, local, self._node.cluster_id),
         )  # fmt: skip
 
     async def _execute(self, write: KeyWrite) -> Answer:
@@ -204,13 +207,14 @@ class KvHandlers:
 
     def get_answer(self, result: QueryResult, headers: Headers) -> Answer:
         """Make a GET's answer of what was read. Raises Problem."""
-        who = state_lines(result, self._node.cluster_id)
         if result.value is None:
+            who = state_lines(result, self._node.cluster_id)
             raise ProblemError("key_not_found", "no such key", headers=who)
         value, revision, create_revision, version, lease = result.value
         lease_line = _LEASE_LINE % lease if lease else b""
-        lines = _KEY_LINES % (revision, create_revision, version, lease_line, who)
-        if headers and self._is_unmodified(headers, revision, who):
+        who = who_lines(result.node, result.epoch, self._node.cluster_id)
+        lines = _KEY_LINES % (revision, create_revision, version, lease_line, who, result.index)
+        if headers and self._is_unmodified(headers, revision, who + REVISION_LINE % result.index):
             return Answer(304, None, headers=lines)
         return Answer(200, value, BYTES, lines)
 
@@ -306,6 +310,12 @@ def _range_of(values: Mapping[str, Any]) -> tuple[bytes, KeyRange]:
         return decode_cursor(values["cursor"], bounds)
     assert bounds is not None
     return bounds.start, bounds
+
+
+def _read_put(raw_key: str, query: str, headers: Headers) -> tuple[bytes, PutOptions, Conditions]:
+    """Read all of a PUT but its value. Raises Problem."""
+    conditions = _put_conditions(headers) if headers else _UNCONDITIONAL
+    return decode_key(raw_key), put_options(query), conditions
 
 
 def _put_conditions(headers: Headers) -> Conditions:

@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from cluster.api.documents import Positive
 from cluster.api.params import MAX_WAIT_MS
 from cluster.services.leases import MAX_KEEP_ALIVES, MAX_TTL_MS, MIN_TTL_MS
+from cluster.services.lock_state import MAX_SHOWN_WAITING
 from datapath.operations import Count
 
 LeaseName = Annotated[str, Meta(pattern="^[1-9][0-9]{0,19}$", description="The id of a lease.")]
@@ -142,6 +143,13 @@ class Elected(msgspec.Struct, frozen=True):
     copies: Positive
 
 
+class LockWaiterItem(msgspec.Struct, frozen=True):
+    """One that waits for a lock."""
+
+    lease: LeaseName
+    note: str
+
+
 class LockDocument(msgspec.Struct, frozen=True):
     """The answer to GET of a lock that is held."""
 
@@ -150,6 +158,10 @@ class LockDocument(msgspec.Struct, frozen=True):
     lease: LeaseName
     note: str
     waiting: Annotated[Count, Meta(description="How many wait for it.")]
+    queue: Annotated[
+        list[LockWaiterItem],
+        Meta(description=f"The next {MAX_SHOWN_WAITING} of them, in their order."),
+    ]
     revision: Positive
 
 

@@ -34,6 +34,7 @@ from cluster.api.lease_documents import (
     LockReleased,
     LockRequest,
     LockTaken,
+    LockWaiterItem,
 )
 from cluster.api.leases import MAX_BODY_SIZE_BYTES, decode_body, lease_id
 from cluster.api.params import (
@@ -228,10 +229,12 @@ class LockHandlers:
                 "there is no leader" if self._is_election else "nobody holds this lock",
                 headers=state_lines(result, self._node.cluster_id),
             )
-        token, lease, note, waiting = result.value
-        kind = LeaderDocument if self._is_election else LockDocument
-        document = kind(_text(name), token, str(lease), _text(note), waiting, result.index)
-        return self._read_answer(document, result)
+        token, lease, note, waiting, first = result.value
+        held = _text(name), token, str(lease), _text(note), waiting
+        if self._is_election:
+            return self._read_answer(LeaderDocument(*held, result.index), result)
+        queue = [LockWaiterItem(str(lease), _text(note)) for lease, note in first]
+        return self._read_answer(LockDocument(*held, queue, result.index), result)
 
     def _taken(self, name: bytes, acquired: Acquired, result: Result) -> Answer:
         kind = Elected if self._is_election else LockTaken

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp.web import BaseRequest
 
 from cluster.api.access import ApiAccess
-from cluster.api.admin import check_admin
+from cluster.api.admin import check_admin_of
 from cluster.api.answer import JSON, Answer
 from cluster.api.body import read_json
 from cluster.api.documents import HandoverRequest, Move
@@ -85,22 +85,16 @@ class MemberHandlers:
         )
         return self._answer(view)
 
-    def _check_admin(self, request: BaseRequest) -> str:
-        """Return who asks, for the log. Raises Problem if they may not change the cluster.
+    def may_change(self, request: BaseRequest) -> bool:
+        """Whether who asks may change the cluster, where there is no access control."""
+        try:
+            self._check_admin(request)
+        except ProblemError:
+            return False
+        return True
 
-        Where there is access control, that they have the right `admin` was checked before.
-        """
-        connection = request.transport
-        sockets = ("peername", "sockname")
-        remote, local = (connection and connection.get_extra_info(name) for name in sockets)
-        if not self._access.is_on:
-            check_admin(
-                self._settings.admin_from,
-                remote[0] if remote else None,
-                local[0] if local else None,
-                request.headers,
-            )
-        return f"{remote[0]} port {remote[1]} at {self._node.node_id}" if remote else "an unknown"
+    def _check_admin(self, request: BaseRequest) -> str:
+        return check_admin_of(request, self._node, self._access, self._settings.admin_from)
 
     def _timeout_ms(self, query: str) -> int:
         value: int = parse_query(query, TIMEOUT).get(

@@ -9,6 +9,8 @@ from cluster.api.documents import (
     HandoverRequest,
     Move,
     Status,
+    ViewHistory,
+    ViewStepItem,
 )
 from cluster.api.openapi_access import (
     create_token,
@@ -19,6 +21,7 @@ from cluster.api.openapi_access import (
     role_parameter,
     set_role,
     token_parameter,
+    whoami,
 )
 from cluster.api.openapi_keys import (
     delete_key,
@@ -45,6 +48,7 @@ from cluster.api.openapi_leases import (
 )
 from cluster.api.openapi_watch import observe_election, watch_keys
 from cluster.api.params import (
+    BACKUP_PARAMS,
     REMOVE_PARAMS,
     TIMEOUT,
 )
@@ -127,6 +131,7 @@ def own_document() -> Json:
                 **readable(observe_election()),
             },
             "/v1/watch": readable(watch_keys()),
+            "/v1/whoami": readable(whoami()),
             "/v1/tokens": {**readable(list_tokens()), "post": create_token()},
             "/v1/tokens/{id}": {"parameters": [token_parameter()], "delete": revoke_token()},
             "/v1/roles": readable(list_roles()),
@@ -136,9 +141,11 @@ def own_document() -> Json:
                 "delete": delete_role(),
             },
             "/v1/cluster": readable(_cluster()),
+            "/v1/cluster/views": readable(_views()),
             "/v1/cluster/handover": {"post": _handover()},
             "/v1/cluster/nodes/{id}": {"delete": _remove_node(), "patch": _move_node()},
             "/v1/digest": readable(_digest()),
+            "/v1/backup": {"get": _backup()},
             "/livez": readable(_health("livez", "Live", "The process runs.", Status("live"))),
             "/readyz": readable(
                 _health("readyz", "Ready", "The node can answer a linearizable read.",
@@ -207,6 +214,20 @@ def _cluster() -> Json:
                 "Onecopy-Revision",
             )
         },
+        ("unknown_parameter",),
+        access=ANY_ROLE_CODES,
+    )
+
+
+def _views() -> Json:
+    step = ViewStepItem(
+        version=12, epoch=4, kind="take_over", reason="n2 took over: n1 was silent", nodes=("n2",),
+        primary="n2", in_sync=("n2", "n3"), at_ms=1_767_225_600_000,
+    )  # fmt: skip
+    return api_operation(
+        "getViews",
+        "The last changes of the view: who became primary, who was in sync, when and why",
+        {"200": json_answer("As far as this node knows, oldest first.", ViewHistory([step]))},
         ("unknown_parameter",),
         access=ANY_ROLE_CODES,
     )
@@ -297,6 +318,23 @@ def _digest() -> Json:
         {"200": json_answer("The digest.", example)},
         ("unknown_parameter", "no_data", "stopping"),
     )
+
+
+def _backup() -> Json:
+    answer = {
+        "description": "The backup. It is whole if its last block says so: "
+        "see `onecopy backup verify`.",
+        "headers": headers("Onecopy-Revision"),
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+    return api_operation(
+        "backup",
+        "Backup of the whole state at one revision, from this node's own store",
+        {"200": answer},
+        ("invalid_parameter", "unknown_parameter", "admin_forbidden", "no_data", "backup_running",
+         "storage_full", "overloaded", "no_primary", "stopping"),
+        parameters=query_parameters(BACKUP_PARAMS),
+    )  # fmt: skip
 
 
 # --- health ---

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from cluster.api.access_documents import (
+    TOKEN_ID_PATTERN,
     AccessChanged,
+    CallerDocument,
     RoleItem,
     RoleList,
     TokenCreated,
@@ -13,6 +15,7 @@ from cluster.api.access_documents import (
 )
 from cluster.api.params import TIMEOUT
 from cluster.api.schemas import (
+    ANY_ROLE_CODES,
     BODY_CODES,
     PARAMETER_CODES,
     READ_CODES,
@@ -35,7 +38,7 @@ _JSON = ("invalid_body", "unsupported_media_type", *BODY_CODES)
 
 def token_parameter() -> Json:
     """Return a token's id in the path."""
-    schema = {"type": "string", "pattern": "^[0-9a-f]{16}$"}
+    schema = {"type": "string", "pattern": TOKEN_ID_PATTERN}
     return {"name": "id", "in": "path", "required": True, "schema": schema, "example": _TOKEN}
 
 
@@ -43,6 +46,17 @@ def role_parameter() -> Json:
     """Return a role's name in the path."""
     schema = {"type": "string", "pattern": "^[a-z][a-z0-9_-]{0,30}$"}
     return {"name": "name", "in": "path", "required": True, "schema": schema, "example": "app"}
+
+
+def whoami() -> Json:
+    """Return GET /v1/whoami."""
+    caller = CallerDocument(access_control=True, token=_TOKEN, role="app", rights=_ROLE)
+    return api_operation(
+        "whoami", "The caller's role and rights",
+        {"200": json_answer("Who asks.", caller, "Onecopy-Revision")},
+        (*PARAMETER_CODES, *READ_CODES), access=ANY_ROLE_CODES,
+        parameters=query_parameters(TIMEOUT),
+    )  # fmt: skip
 
 
 def list_tokens() -> Json:
@@ -62,7 +76,7 @@ def create_token() -> Json:
     )
     return api_operation(
         "createToken",
-        "Make a token; it is shown this once",
+        "Make a token, which is shown this once; or give a role to a certificate's name",
         {"201": json_answer("The token.", created, "Idempotent-Replayed", "Onecopy-Revision")},
         (*_WRITE, *_JSON, "unknown_role", "too_many_tokens"),
         write=True,

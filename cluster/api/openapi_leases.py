@@ -21,6 +21,7 @@ from cluster.api.lease_documents import (
     LockReleased,
     LockRequest,
     LockTaken,
+    LockWaiterItem,
 )
 from cluster.api.openapi_keys import (
     IDEMPOTENCY_AFTER_HEADER,
@@ -213,8 +214,9 @@ def acquire(*, is_election: bool) -> Json:
 def get_holder(*, is_election: bool) -> Json:
     """Return GET /v1/locks/{name} or /v1/elections/{name}."""
     example: LockDocument | LeaderDocument = LockDocument(
-        lock="jobs", token=77, lease="42", note="host 1", waiting=2, revision=80
-    )
+        lock="jobs", token=77, lease="42", note="host 1", waiting=1,
+        queue=[LockWaiterItem("43", "host 2")], revision=80,
+    )  # fmt: skip
     if is_election:
         example = LeaderDocument(
             election="jobs", token=77, lease="42", value="host 1", waiting=2, revision=80

@@ -268,6 +268,15 @@ READ_PARAMS: dict[str, Param] = {
     ),
     **TIMEOUT,
 }
+BACKUP_PARAMS: dict[str, Param] = {
+    "consistency": Param(
+        _choice("linearizable", "stale"),
+        {"type": "string", "enum": ["linearizable", "stale"], "default": "linearizable"},
+        "`linearizable`: the backup has every write acknowledged before the request. `stale`: "
+        "what this node has, without asking another; for a cluster that has no primary.",
+    ),
+    **TIMEOUT,
+}
 _KEY_SCHEMA = {"type": "string"}
 _BOUND_PARAMS: dict[str, Param] = {
     "prefix": Param(_bound, _KEY_SCHEMA, "Only keys with this prefix."),

@@ -7,7 +7,6 @@ nothing of how the request is framed. Whatever else comes is the full path's to 
 from __future__ import annotations
 
 import re
-from typing import cast
 
 import msgspec
 from aiohttp import hdrs
@@ -46,7 +45,7 @@ _CONDITIONS = frozenset(
         CLUSTER,
     )
 )
-_REPEATED = {CLUSTER, hdrs.AUTHORIZATION}
+_REPEATED = frozenset({CLUSTER.lower(), hdrs.AUTHORIZATION.lower()})
 _NO_HEADERS: Headers = CIMultiDictProxy(CIMultiDict())
 
 
@@ -58,24 +57,19 @@ class HeaderBlock(msgspec.Struct, frozen=True):
     headers: Headers
 
 
-_blocks: dict[bytes, HeaderBlock | None] = {}
+BLOCKS: dict[bytes, HeaderBlock] = {}
+"""What `read_block` keeps: a client sends the same fields with each request, its token and the
+cluster's id among them, but for idempotency keys and conditions."""
 
 
 def read_block(fields: bytes) -> HeaderBlock | None:
-    """Read a head's fields, each ending in CR LF; None: they are not plain.
-
-    A client sends the same ones with each request, but for idempotency keys and conditions. So its
-    token is among them each time, too.
-    """
-    block = _blocks.get(fields, _blocks)
-    if block is _blocks:
-        block = _parse_block(fields)
-        # The cluster's id and the token are the same each time, too: a block with these is kept.
-        if block is None or block.headers.keys() <= _REPEATED:
-            if len(_blocks) >= _MAX_BLOCKS:
-                _blocks.clear()
-            _blocks[fields] = block
-    return cast("HeaderBlock | None", block)
+    """Read a head's fields, each ending in CR LF; None: they are not plain."""
+    block = _parse_block(fields)
+    if block is not None and block.headers.keys() <= _REPEATED:
+        if len(BLOCKS) >= _MAX_BLOCKS:
+            BLOCKS.clear()
+        BLOCKS[fields] = block
+    return block
 
 
 def _parse_block(fields: bytes) -> HeaderBlock | None:

@@ -123,6 +123,9 @@ CODES: dict[str, ProblemCode] = {
     "too_many_leases": ProblemCode(
         409, "There are as many leases as there may be", "Revoke those of no use."
     ),
+    "backup_running": ProblemCode(
+        503, "This node is writing a backup already", "Wait for it, or ask another replica."
+    ),
     "access_off": ProblemCode(
         409,
         "This cluster has no access control",

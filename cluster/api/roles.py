@@ -1,7 +1,8 @@
-"""`/v1/tokens` and `/v1/roles`: who may do what. Every route needs the right `admin`."""
+"""`/v1/tokens` and `/v1/roles`: who may do what, for those with the right `admin`; `/v1/whoami`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -10,6 +11,7 @@ from aiohttp.web import BaseRequest
 from cluster.api.access import ApiAccess
 from cluster.api.access_documents import (
     AccessChanged,
+    CallerDocument,
     RoleItem,
     RoleList,
     TokenCreated,
@@ -19,14 +21,22 @@ from cluster.api.access_documents import (
 )
 from cluster.api.answer import JSON, Answer
 from cluster.api.body import read_json
-from cluster.api.headers import state_lines, written_lines
+from cluster.api.headers import state_lines, who_lines, written_lines
 from cluster.api.leases import MAX_BODY_SIZE_BYTES, decode_body
 from cluster.api.params import TIMEOUT, decode_percent, parse_query
 from cluster.api.problems import ProblemError
 from cluster.api.settings import HttpSettings
 from cluster.services.access import ACCESS_SERVICE
-from cluster.services.access_guard import draw_token
-from cluster.services.rights import ADMIN, ADMIN_ROLE, Role, check_role, decode_role, encode_role
+from cluster.services.access_guard import draw_token, of_certificate
+from cluster.services.rights import (
+    ADMIN,
+    ADMIN_ROLE,
+    ALL_BUT_ADMIN,
+    Role,
+    check_role,
+    decode_role,
+    encode_role,
+)
 from datapath.operations import Node, Operation, Query, QueryResult, Result
 
 _NO_STORE = b"Cache-Control: no-store\r\n"
@@ -36,17 +46,45 @@ BodyT = TypeVar("BodyT", bound=msgspec.Struct)
 class RoleHandlers:
     """The handlers of tokens and roles."""
 
-    def __init__(self, node: Node, settings: HttpSettings, access: ApiAccess) -> None:
+    def __init__(
+        self,
+        node: Node,
+        settings: HttpSettings,
+        access: ApiAccess,
+        may_change_cluster: Callable[[BaseRequest], bool],
+    ) -> None:
+        """`may_change_cluster`: whether a request may, where there is no access control."""
         self._node = node
+        self._may_change_cluster = may_change_cluster
         self._access = access
         self._body_timeout_ms = settings.body_timeout_ms
         self._timeout_ms = settings.request_timeout_ms
+
+    async def whoami(self, request: BaseRequest, query: str) -> Answer:
+        """GET /v1/whoami."""
+        timeout_ms = parse_query(query, TIMEOUT).get("timeout_ms") or self._timeout_ms
+        caller = self._access.current()
+        if caller is None:
+            rights = ADMIN if self._may_change_cluster(request) else ALL_BUT_ADMIN
+            document = CallerDocument(access_control=False, token="", role="", rights=rights)
+            node = self._node
+            who = who_lines(node.node_id, node.epoch, node.cluster_id)
+            return Answer(200, msgspec.json.encode(document), JSON, _NO_STORE + who)
+        asked = Query("role_of", (caller.token, self._access.anonymous), service=ACCESS_SERVICE)
+        result = await self._node.query(asked, timeout_ms)
+        if result.value is None:
+            raise ProblemError("unauthenticated", "the token was revoked just now")
+        name, stored = result.value
+        document = CallerDocument(
+            access_control=True, token=caller.token, role=name, rights=decode_role(stored)
+        )
+        return self._read_answer(document, result)
 
     async def create_token(self, request: BaseRequest, query: str) -> Answer:
         """POST /v1/tokens. The token is drawn here: the primary and the log have only its hash."""
         timeout_ms = self._timeout(query)
         asked = await self._read(request, TokenRequest)
-        new = draw_token()
+        new = draw_token() if asked.certificate is None else of_certificate(asked.certificate)
         args = (new.id, new.digest, asked.role, asked.note)
         result = await self._execute("create_token", args, timeout_ms)
         created = TokenCreated(new.id, new.text, asked.role, *_committed(result))

@@ -15,6 +15,9 @@ from cluster.services.rights import Right
 OPEN: Final = "open"
 """In place of a right: anybody may ask, with or without a token."""
 
+PAGES: Final = "/ui/"
+"""The dashboard's files. They say nothing; what they show is asked of the API, with a token."""
+
 ROUTE_RIGHTS: Mapping[str, Mapping[str, Right | str]] = {
     "/v1/kv/{key}": {"PUT": "write", "GET": "read", "DELETE": "write"},
     "/v1/kv": {"GET": "read", "DELETE": "write"},
@@ -34,10 +37,13 @@ ROUTE_RIGHTS: Mapping[str, Mapping[str, Right | str]] = {
     "/v1/tokens/{id}": {"DELETE": "admin"},
     "/v1/roles": {"GET": "admin"},
     "/v1/roles/{name}": {"PUT": "admin", "DELETE": "admin"},
+    "/v1/whoami": {"GET": "status"},
     "/v1/cluster": {"GET": "status"},
+    "/v1/cluster/views": {"GET": "status"},
     "/v1/cluster/handover": {"POST": "admin"},
     "/v1/cluster/nodes/{id}": {"DELETE": "admin", "PATCH": "admin"},
     "/v1/digest": {"GET": "admin"},
+    "/v1/backup": {"GET": "admin"},
     "/livez": {"GET": OPEN},
     "/readyz": {"GET": OPEN},
     "/primary": {"GET": OPEN},
@@ -47,12 +53,14 @@ ROUTE_RIGHTS: Mapping[str, Mapping[str, Right | str]] = {
 
 
 def is_admins(path: str) -> bool:
-    """Whether a path is one below which changes need the right `admin`, for the audit log."""
-    return path.startswith(("/v1/tokens", "/v1/roles", "/v1/cluster/"))
+    """Whether what is asked for below a path is noted in the audit log: changes, and backups."""
+    return path.startswith(("/v1/tokens", "/v1/roles", "/v1/cluster/", "/v1/backup"))
 
 
 def right_for(template: str, method: str, query: str = "") -> Right | str:
     """Return what a request needs. What is not in the table needs the right `admin`."""
+    if template == PAGES:
+        return OPEN
     method = "GET" if method == "HEAD" else method
     right = ROUTE_RIGHTS.get(template, {}).get(method, "admin")
     if right == "read" and template == "/v1/kv/{key}" and waits_for_change(query):

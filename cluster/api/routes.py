@@ -21,9 +21,10 @@ from aiohttp.web import BaseRequest, StreamResponse
 from cluster.api.access import CHALLENGE, REFUSED, ApiAccess, CallersNode
 from cluster.api.answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer, Response
 from cluster.api.audit import Audit
+from cluster.api.backup import BackupHandler
 from cluster.api.body import ClientGoneError
 from cluster.api.cors import let_read, preflight
-from cluster.api.documents import CurrentPrimary, Status
+from cluster.api.documents import CurrentPrimary, Status, ViewHistory
 from cluster.api.headers import check_cluster, cluster_line, revision_line
 from cluster.api.hosts import Hosts, split_target
 from cluster.api.kv import KvHandlers
@@ -33,6 +34,7 @@ from cluster.api.locks import LockHandlers
 from cluster.api.members import MemberHandlers
 from cluster.api.metrics import Metrics
 from cluster.api.openapi_services import openapi_json
+from cluster.api.pages import PageHandlers
 from cluster.api.params import (
     decode_key,
     parse_query,
@@ -41,12 +43,13 @@ from cluster.api.params import (
 from cluster.api.plain_head import KEYS
 from cluster.api.problems import RETRY_AFTER_S, ProblemError, from_operation_error
 from cluster.api.roles import RoleHandlers
-from cluster.api.route_rights import is_admins
+from cluster.api.route_rights import PAGES, is_admins
 from cluster.api.server import FullConnection, HttpServer
 from cluster.api.services import SERVICES_PATH, ServiceHandlers
 from cluster.api.settings import HttpSettings
 from cluster.api.streams import WatchedNode
 from cluster.api.txn import TxnHandlers
+from cluster.api.view_steps import view_step_item
 from cluster.api.watch import WatchHandlers
 from cluster.services.access_guard import TokenGuard
 from cluster.services.hosting import Host
@@ -57,6 +60,7 @@ from datapath.operations import ANONYMOUS, Node, Principal
 logger = logging.getLogger(__name__)
 
 NODES = "/v1/cluster/nodes/"
+BACKUP = "/v1/backup"
 
 _VITAL = frozenset(
     {"/livez", "/readyz", "/primary", "/metrics", "/v1/cluster", "/v1/cluster/handover"}
@@ -124,7 +128,9 @@ class HttpApi:
         }  # fmt: skip
         members = MemberHandlers(node, self._settings, self.access)
         self.leases = leases = LeaseHandlers(node, self._settings)
-        roles = RoleHandlers(node, self._settings, self.access)
+        self._backup = BackupHandler(node, self._settings, self.access)
+        roles = RoleHandlers(node, self._settings, self.access, members.may_change)
+        self._pages = PageHandlers(self._identity)
         self._locks, self._elections = (
             LockHandlers(
                 node, self._settings, lambda: self._server.draining, is_election=is_election
@@ -153,9 +159,12 @@ class HttpApi:
             "/v1/txn": {"POST": self._txn.txn},
             "/v1/watch": _readable(self._watch),
             "/v1/services": _readable(called.list_services),
+            "/v1/whoami": _readable(roles.whoami),
             "/v1/cluster": _readable(self._cluster),
+            "/v1/cluster/views": _readable(self._views),
             "/v1/cluster/handover": {"POST": members.hand_over},
             "/v1/digest": _readable(self._digest),
+            BACKUP: {"GET": self._back_up},
             "/v1/tokens": {**_readable(roles.list_tokens), "POST": roles.create_token},
             "/v1/roles": _readable(roles.list_roles),
             "/livez": _readable(self._livez),
@@ -166,7 +175,7 @@ class HttpApi:
         }
 
     def routes(self) -> dict[str, tuple[str, ...]]:
-        """Return path template -> methods, of everything that is served."""
+        """Return path template -> methods, of everything that is served but the dashboard."""
         keyed: dict[str, Mapping[str, object]] = {
             f"{KEYS}{{key}}": self._key_methods,
             **self._named,
@@ -220,7 +229,7 @@ class HttpApi:
         if connection.is_last:
             answer.closes = True
         let_read(answer, request.headers, self._hosts)
-        if answer.status in REFUSED or method not in _READS:
+        if answer.status in REFUSED or method not in _READS or request.raw_path.startswith(BACKUP):
             self._note(request, method, answer)
         self.observe(method, request.raw_path, answer, perf_counter() - started)
         return Response(answer)
@@ -294,7 +303,7 @@ class HttpApi:
         if (answer := preflight(method, request.headers, self._hosts)) is not None:
             return answer
         template, handle = self._find(request, path, query, method)
-        await self.access.enter(template, method, query, request.headers)
+        await self.access.enter(template, method, query, request.headers, request.transport)
         return await handle()
 
     def _find(
@@ -317,6 +326,8 @@ class HttpApi:
             keyed = _method(self._call_methods, method)
             template = f"{SERVICES_PATH}{{service}}/{{method}}"
             return template, partial(keyed, request, path[len(SERVICES_PATH) :], query)
+        if path == PAGES[:-1] or path.startswith(PAGES):
+            return PAGES, partial(_method(self._pages.methods, method), request, path)
         raise ProblemError("not_found", f"no resource at {path[:200]!r}")
 
     def _refusal(self, problem: ProblemError, method: str) -> Answer:
@@ -358,9 +369,17 @@ class HttpApi:
         parse_query(query, {})
         return self._answer_with_revision(await self.node.cluster_status())
 
+    async def _views(self, _request: BaseRequest, query: str) -> Answer:
+        parse_query(query, {})
+        views = [view_step_item(step) for step in self.node.view_steps()]
+        return self._answer(ViewHistory(views))
+
     async def _digest(self, _request: BaseRequest, query: str) -> Answer:
         parse_query(query, {})
         return self._answer(await self.node.digest())
+
+    async def _back_up(self, request: BaseRequest, query: str) -> Answer:
+        return await self._backup.get(request, query, self._identity())
 
     # --- health: any query is ignored, probes like to add their own ---
 

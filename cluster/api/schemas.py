@@ -21,6 +21,7 @@ from cluster.api.documents import (
     RangeDeleted,
     ServiceList,
     Status,
+    ViewHistory,
     Written,
 )
 from cluster.api.params import Param
@@ -47,7 +48,7 @@ ACCESS_CODES = (*ANY_ROLE_CODES, "forbidden")
 
 ANSWERS = (
     Written, Deleted, Range, RangeDeleted, TxnAnswer, Status, CurrentPrimary, ClusterStatus, View,
-    Digest, EventDocument, ProblemDocument, *lease_documents.LEASE_ANSWERS,
+    ViewHistory, Digest, EventDocument, ProblemDocument, *lease_documents.LEASE_ANSWERS,
     *access_documents.ACCESS_ANSWERS,
     Called, QueryAnswer, ServiceList,
 )  # fmt: skip

@@ -59,23 +59,36 @@ def write_private(path: Path, text: str) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="New file for the token, readable by you alone [default: standard output].",
 )
+@click.option(
+    "--certificate",
+    default="",
+    metavar="NAME",
+    help="Give ROLE to clients' certificates with this common name, in place of a token.",
+)
 @client_options
 def create_token(
     role: str,
     note: str,
     output: Path | None,
+    certificate: str,
     endpoints: str,
     timeout_ms: int,
     no_discover: bool,
     as_json: bool,
 ) -> None:
     """Make a token with ROLE. It is shown this once: the cluster keeps only a hash."""
+    if output is not None and certificate:
+        raise click.UsageError("--output is for a token, and --certificate makes none")
     if output is not None and output.exists():
         raise click.UsageError(f"--output: {output} already exists")
     with open_client(
         endpoints, timeout_ms, no_discover, as_json=as_json, interrupted=CHANGE_INTERRUPTED
     ) as client:
-        made = client.create_token(role, note=note)
+        made = client.create_token(role, note=note, certificate=certificate)
+    if certificate:
+        said = f"certificates of the name {certificate} have role {role}"
+        show_json({"id": made.id, "role": role}) if as_json else say(said)
+        return
     if output is None:
         show_json(made) if as_json else show(made.token)
         return

@@ -8,7 +8,7 @@ from cluster.cli.common import CHANGE_INTERRUPTED, READ_INTERRUPTED, client_opti
 from cluster.client.errors import NotAppliedError
 from cluster.client.results import ViewSummary
 from cluster.terminal import printable, say, show, show_json
-from datapath.operations import ClusterStatus
+from datapath.operations import ArchiveState, ClusterStatus
 
 FORCIBLE = frozenset({"unsafe_removal", "membership_pending", "no_majority", "no_primary"})
 """Why a removal is refused where --force can do something about it."""
@@ -115,6 +115,15 @@ def show_view(view: ViewSummary, *, as_json: bool) -> None:
     show(printable(f"epoch {view.epoch}: primary {view.primary}, in sync: {in_sync}"))
 
 
+def _archive_line(archive: ArchiveState) -> str:
+    place = "place not known yet" if archive.revision is None else f"revision {archive.revision}"
+    lag = f"{archive.lag_ms / 1000:.0f} s behind" if archive.lag_ms else "complete"
+    line = printable(f"archive: {place}, {lag}")
+    if archive.problem:
+        line += click.style(printable(f"; it cannot be written: {archive.problem}"), fg="yellow")
+    return line
+
+
 def _table(found: ClusterStatus, scheme: str) -> str:
     head = ("NODE", "ROLE", "STATE", "IN SYNC", "VOTE", "APPLIED", "LAG", "URL")
     rows: list[tuple[str, ...]] = [head]
@@ -133,6 +142,8 @@ def _table(found: ClusterStatus, scheme: str) -> str:
         if row is not head:
             padded[2] = click.style(padded[2], fg=STATE_COLOURS.get(row[2]))
         lines.append("  ".join(padded).rstrip())
+    if found.archive is not None:
+        lines.append(_archive_line(found.archive))
     lines += [click.style(printable(f"warning: {text}"), fg="yellow") for text in found.warnings]
     voteless = sorted(node for node, item in found.nodes.items() if item.votes is False)
     if voteless:

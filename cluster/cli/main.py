@@ -34,6 +34,9 @@ COMMANDS = {
     "recover": "cluster.cli.recover:recover",
     "load": "cluster.cli.bulk:load",
     "dump": "cluster.cli.bulk:dump",
+    "backup": "cluster.cli.backup:backup",
+    "restore": "cluster.cli.restore:restore",
+    "archive": "cluster.cli.archive:archive",
     "certs": "cluster.cli.certs:certs",
 }
 
@@ -41,6 +44,9 @@ SERVER_COMMANDS = {
     "up": EXIT_NOT_APPLIED,
     "serve": EXIT_REFUSED,
     "certs": EXIT_NOT_APPLIED,
+    "archive": EXIT_NOT_APPLIED,
+    "backup": EXIT_NOT_APPLIED,
+    "restore": EXIT_REFUSED,
     "recover": EXIT_NOT_APPLIED,
 }
 """Commands that need the extra `server`, and how they end without it."""
@@ -116,8 +122,9 @@ def _output_checked() -> Iterator[None]:
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done; 1 refused, nothing applied; 2 usage; 3 no such key; 4 condition "
-    "failed; 5 unknown outcome; 6 no node available; 7 storage full; 74 done, but "
-    "the output could not be written; 78 a node refused to start.",
+    "failed; 5 unknown outcome; 6 no node available; 7 storage full; 65 damaged "
+    "backup; 74 done, but the output could not be written; 78 a node "
+    "refused to start, or a restore its directory.",
 )
 @click.version_option(package_name="onecopy", message="onecopy %(version)s")
 def main() -> None:

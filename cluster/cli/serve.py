@@ -57,7 +57,7 @@ def serve(path: Path, node: str, log_level: str, supervised_by: int | None) -> N
         _die_with(supervised_by)
     try:
         config = load_config(path)
-        _check_node(config, node)
+        check_configured(config, node)
         for warning in config.warnings:
             _log.warning("%s", warning)
         code = _run(run_node(config, node))
@@ -77,7 +77,8 @@ def serve(path: Path, node: str, log_level: str, supervised_by: int | None) -> N
     sys.exit(code)
 
 
-def _check_node(config: ClusterConfig, node: str) -> None:
+def check_configured(config: ClusterConfig, node: str) -> None:
+    """Raise ConfigError if the configuration has no such node."""
     if node in config.nodes:
         return
     known = ", ".join(config.nodes)

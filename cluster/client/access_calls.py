@@ -27,13 +27,28 @@ class AsyncAccessCalls:
     _transport: Transport
 
     async def create_token(
-        self, role: str, *, note: str = "", timeout_ms: int | None = None
+        self,
+        role: str,
+        *,
+        note: str = "",
+        certificate: str = "",
+        timeout_ms: int | None = None,
     ) -> NewTokenInfo:
-        """Make a token. It is told this once; a second try after a lost answer makes another."""
-        body = msgspec.json.encode(
-            {"role": check_text("role", role), "note": check_text("note", note)}
+        """Make a token. It is told this once; a second try after a lost answer makes another.
+
+        `certificate`: give clients' certificates of this common name the role, and make no token.
+        """
+        body = {"role": check_text("role", role), "note": check_text("note", note)}
+        if check_text("certificate", certificate):
+            body["certificate"] = certificate
+        call = Request(
+            "POST",
+            "/v1/tokens",
+            JSON_HEADERS,
+            msgspec.json.encode(body),
+            writes=True,
+            retry_unknown=False,
         )
-        call = Request("POST", "/v1/tokens", JSON_HEADERS, body, writes=True, retry_unknown=False)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         return decode_reply(call, reply, NewTokenInfo, (201,))
 

@@ -7,6 +7,8 @@ import ssl
 
 import aiohttp
 
+from datapath.tls_records import read_by_record
+
 _CONTEXT = re.compile(r" ssl:<[^>]*>")
 NO_TLS = "tls_failed"
 ADVISED_CA = "name the cluster's authority (cacert, --cacert or ONECOPY_CACERT)"
@@ -22,7 +24,7 @@ def make_tls(cacert: str, cert: str, key: str) -> ssl.SSLContext | None:
     if bool(cert) != bool(key):
         raise ValueError("cert and key belong together: give both or neither")
     try:
-        context = ssl.create_default_context(cafile=cacert or None)
+        context = read_by_record(ssl.create_default_context(cafile=cacert or None))
     except OSError as error:  # SSLError is one
         raise ValueError(f"cacert: {cacert} cannot be used: {_reason(error)}") from None
     if cert:

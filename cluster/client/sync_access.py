@@ -14,11 +14,18 @@ class AccessCalls:
     _run: Callable[..., Any]
 
     def create_token(
-        self, role: str, *, note: str = "", timeout_ms: int | None = None
+        self,
+        role: str,
+        *,
+        note: str = "",
+        certificate: str = "",
+        timeout_ms: int | None = None,
     ) -> NewTokenInfo:
-        """Make a token. It is told this once."""
+        """Make a token, which is told this once; or give a role to a certificate's name."""
         made = self._run(
-            lambda client: client.create_token(role, note=note, timeout_ms=timeout_ms),
+            lambda client: client.create_token(
+                role, note=note, certificate=certificate, timeout_ms=timeout_ms
+            ),
             timeout_ms,
             write="",
         )

@@ -35,9 +35,17 @@ def check_config(config: ClusterConfig) -> list[str]:
     _check_tls(config)
     _check_timing(config.path, config.timing)
     _check_limits(config)
+    _check_archive(config)
     for name, service in config.services.items():
         _check_service(config, f"services.{name}", service)
     return warnings
+
+
+def _check_archive(config: ClusterConfig) -> None:
+    archive, kept = config.archive, config.limits.log_retention_bytes
+    if archive is not None and archive.max_log_bytes < kept:
+        problem = f"{archive.max_log_bytes} is below limits.log_retention_bytes, {kept}"
+        raise ConfigError(config.path, "archive.max_log_bytes", problem)
 
 
 def _check_service(config: ClusterConfig, section: str, service: ServiceConfig) -> None:

@@ -19,6 +19,7 @@ import msgspec
 
 from cluster.config.access_section import AccessSection
 from cluster.config.api_section import ApiSection
+from cluster.config.archive_section import ArchiveSection
 from cluster.config.checks import check_config
 from cluster.config.model import (
     ClusterConfig,
@@ -47,7 +48,8 @@ def load_config(path: Path | str) -> ClusterConfig:
     path = Path(path).absolute()
     tree = _read_toml(path)
     sections = (
-        "cluster", "nodes", "routes", "timing", "limits", "api", "tls", "access", "services",
+        "cluster", "nodes", "routes", "timing", "limits", "api", "tls", "access", "archive",
+        "services",
     )  # fmt: skip
     _refuse_unknown(path, "", tree, sections)
     cluster = _convert(path, "cluster", tree.get("cluster", {}), ClusterSection)
@@ -79,6 +81,11 @@ def load_config(path: Path | str) -> ClusterConfig:
         limits=_convert(path, "limits", tree.get("limits", {}), LimitsSection),
         api=_convert(path, "api", tree.get("api", {}), ApiSection),
         access=_read_access(path, tree),
+        archive=(
+            _convert(path, "archive", tree["archive"], ArchiveSection)
+            if "archive" in tree
+            else None
+        ),
         tls=_read_tls(path, tree),
         services=_read_services(path, tree),
         reads=cluster.reads,
@@ -248,6 +255,7 @@ def _example(field: str) -> str:
         "peer": 'add peer = "127.0.0.1:8201"',
         "raft": 'add raft = "127.0.0.1:8301"',
         "class": 'add class = "myshop.service:Shop"',
+        "url": 'add url = "file:///var/backups/onecopy"',
         "data": 'add data = "data/n1" (a witness needs one too)',
     }
     return examples[field]

@@ -54,14 +54,14 @@ class TooFewDescriptorsError(ValueError):
 
 
 def share_out(
-    limit: int, *, nodes: int, segments: int, snapshot_segments: int = 0, watchers: int = 0
+    limit: int, *, nodes: int, segments: int, held_segments: int = 0, watchers: int = 0
 ) -> Descriptors:
     """Share `limit` descriptors out.
 
-    `segments` is how many log files may be open at most; `snapshot_segments`: how many while a
-    snapshot is sent, which gets no more than half of what clients would have: the log that is held
-    for one can be bounded lower. `watchers` is how many are wanted: they get what other clients
-    leave, and a quarter at least. Raises TooFewDescriptorsError.
+    `segments` is how many log files may be open at most; `held_segments`: how many while a snapshot
+    is sent or the archive is behind, which get no more than half of what clients would have: the
+    log that is held for these can be bounded lower. `watchers` is how many are wanted: they get
+    what other clients leave, and a quarter at least. Raises TooFewDescriptorsError.
     """
     strangers = min(MAX_UNAUTHENTICATED, limit // 8)
     reserve = min(RESERVED_CONNECTIONS, limit // 16)
@@ -74,7 +74,7 @@ def share_out(
             "of them for log files): raise the limit (ulimit -n, LimitNOFILE), or increase "
             "limits.log_segment_size_bytes"
         )
-    more = min(max(0, snapshot_segments - segments), (left - MIN_CLIENT_CONNECTIONS) // 2)
+    more = min(max(0, held_segments - segments), (left - MIN_CLIENT_CONNECTIONS) // 2)
     room, usual = left - more, HttpSettings().max_connections
     watching = min(watchers, max(room - usual, (room - MIN_CLIENT_CONNECTIONS) // 4))
     clients = min(usual, room - watching)

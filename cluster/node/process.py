@@ -30,6 +30,7 @@ from cluster.node.settings import (
     first_admin_of,
     guard_of,
     load_hosts,
+    make_archiver,
     make_storage,
     shared_secret,
     timing_of,
@@ -98,8 +99,10 @@ async def open_node(
             raise_limit(),
             nodes=len(config.nodes),
             segments=LOG_KEPT_FACTOR * limits.log_retention_bytes // limits.log_segment_size_bytes,
-            snapshot_segments=SNAPSHOT_LOG_HARD_FACTOR
-            * limits.snapshot_log_bytes
+            held_segments=max(
+                SNAPSHOT_LOG_HARD_FACTOR * limits.snapshot_log_bytes,
+                config.archive.max_log_bytes if config.archive else 0,
+            )
             // limits.log_segment_size_bytes,
             watchers=limits.max_watchers,
         )
@@ -222,6 +225,7 @@ class NodeRuntime:
             end=self._end,
             spawn=self._tasks.spawn,
         )
+        self._archiver = make_archiver(config, self._gateway, self._registry.report)
         self._entry = Joining(parts, self._rejoin, hint)
         self._watch = Watch(parts)
         self._renewal = Renewal(parts, tls, self._api.close_refused)
@@ -367,6 +371,9 @@ class NodeRuntime:
         is_first = self._directory.first_epoch or self._config.replicas[0] == self._node_id
         if is_first and self._gateway.view is None:
             self._tasks.spawn(self._entry.bootstrap(self._agreement))
+        if self._archiver is not None:
+            self._tasks.spawn(self._archiver.note_times())
+            self._tasks.spawn(self._archiver.run())
         logger.info("started: %s", self._config.url(self._node_id))
         self.started.set()
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cluster.api.audit import Audit
+from cluster.archive.archiver import Archiver
+from cluster.archive.object_store import UnusableUrlError, open_store
 from cluster.config.model import ClusterConfig, ConfigError, Secret, ServiceConfig
 from cluster.node.descriptors import Descriptors
 from cluster.services.access_guard import TokenGuard
@@ -15,6 +17,7 @@ from cluster.services.loading import load_service
 from cluster.services.scoped import Rights
 from cluster.services.signatures import ServiceError
 from datapath.clock import clock_s
+from datapath.node.gateway import Gateway
 from datapath.node.replica_disk import ReplicaStorage
 from datapath.node.retention import SNAPSHOT_LOG_HARD_FACTOR
 from datapath.operations import Principal
@@ -111,6 +114,14 @@ def make_storage(
         retention_bytes=limits.log_retention_bytes,
         catchup_bytes=LOG_KEPT_FACTOR * limits.log_retention_bytes,
         retention_ms=limits.log_retention_ms,
+        archive_log_bytes=(
+            0
+            if config.archive is None
+            else min(
+                config.archive.max_log_bytes,
+                descriptors.log_segments * limits.log_segment_size_bytes,
+            )
+        ),
         max_queued_bytes=limits.max_inflight_bytes + 2 * MAX_RECORD_SIZE_BYTES,
         # Each file of the log that is held takes a descriptor.
         snapshot_log_bytes=min(
@@ -118,6 +129,30 @@ def make_storage(
             descriptors.log_segments * limits.log_segment_size_bytes // SNAPSHOT_LOG_HARD_FACTOR,
         ),
     )
+
+
+def make_archiver(
+    config: ClusterConfig, gateway: Gateway, report: Callable[[str], None]
+) -> Archiver | None:
+    """Return what archives the log of this node's replica, if anything does. Raises ConfigError."""
+    archive, log = config.archive, gateway.committed_log
+    if archive is None or log is None:
+        return None
+    try:
+        store = open_store(archive.url)
+    except UnusableUrlError as error:
+        raise ConfigError(config.path, "archive.url", str(error)) from error
+    archiver = Archiver(
+        gateway,
+        log,
+        store,
+        cluster=config.name,
+        piece_interval_s=archive.piece_interval_ms / 1000,
+        base_interval_s=archive.base_interval_ms / 1000,
+        report=report,
+    )
+    gateway.tell_archive(archiver)
+    return archiver
 
 
 def timing_of(config: ClusterConfig) -> Timing:

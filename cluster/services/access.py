@@ -19,8 +19,16 @@ from cluster.services.access_guard import (
     StoredToken,
     decode_token,
     encode_token,
+    is_certificate,
 )
-from cluster.services.rights import ADMIN_ROLE, Role, decode_role, leaves_an_admin
+from cluster.services.rights import (
+    ADMIN,
+    ADMIN_ROLE,
+    Role,
+    decode_role,
+    encode_role,
+    leaves_an_admin,
+)
 from datapath import keyspaces
 from datapath.errors import RejectedError
 from datapath.operations import Principal
@@ -60,7 +68,10 @@ class Access(Service):
     def create_token(
         self, tx: Transaction, token: str, digest: bytes, role: str, note: str
     ) -> bool:
-        """Make a token. Raises RejectedError "unknown_role", "too_many_tokens"."""
+        """Make a token, or give a certificate's name its role, another one than before say.
+
+        Raises RejectedError "unknown_role", "too_many_tokens".
+        """
         _need_role(tx, role)
         if len(tx.range(TOKEN, _END_OF_TOKENS, MAX_TOKENS)) >= MAX_TOKENS:
             raise RejectedError(
@@ -122,6 +133,16 @@ class Access(Service):
         """Return (name, JSON) of all roles but the one that is built in."""
         found = tx.range(ROLE, _END_OF_ROLES, MAX_ROLES)
         return [(key[len(ROLE) :].decode(), stored) for key, stored in found]
+
+    @query
+    def role_of(self, tx: ReadTransaction, token: str, anonymous: str) -> tuple[str, bytes] | None:
+        """Return (name, JSON) of a token's role; of a caller without one, that of `anonymous`."""
+        held = tx.get(TOKEN + token.encode()) if token else None
+        name = decode_token(held).role if held is not None else "" if token else anonymous
+        if name == ADMIN_ROLE:
+            return name, encode_role(ADMIN)
+        stored = tx.get(ROLE + name.encode())
+        return None if stored is None else (name, stored)
 
     @query
     def permits(
@@ -186,7 +207,9 @@ def _check_admins(tx: ReadTransaction, why_not: str) -> None:
         key[len(ROLE) :].decode(): decode_role(stored)
         for key, stored in tx.range(ROLE, _END_OF_ROLES, MAX_ROLES + 1)
     }
-    if not leaves_an_admin((stored.role for _, stored in _tokens(tx)), roles):
+    # A certificate's name does not count: nobody knows here whether somebody has one.
+    holders = (stored.role for token, stored in _tokens(tx) if not is_certificate(token))
+    if not leaves_an_admin(holders, roles):
         raise RejectedError(
             "last_admin",
             f"{why_not}, and nobody could change tokens and roles any more: make another first",

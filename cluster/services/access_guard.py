@@ -2,7 +2,8 @@
 
 In the keyspace ROLES:
 
-    t ID      a token: the SHA-256 of it, its role, a note, the revision that made it
+    t ID      a token: the SHA-256 of it, its role, a note, the revision that made it;
+              or, with an ID that begins with `cn=`, the role of a certificate's common name
     r NAME    a role, as JSON
     s DIGEST  a first administrator's token of that digest was taken from a configuration
     v         the revision of the last change of any of these
@@ -33,12 +34,14 @@ from cluster.services.rights import (
 from datapath.errors import NotPrimaryError, OperationError, OperationNotAppliedError
 from datapath.execution.access_guard import MAX_RIGHTS_AGE_MS, StateReader
 from datapath.keyspaces import ROLES
-from datapath.operations import Operation, Principal, Query
+from datapath.operations import ANONYMOUS, Operation, Principal, Query
 
 logger = logging.getLogger(__name__)
 
 TOKEN, ROLE, SEEDED = b"t", b"r", b"s"
 VERSION_KEY = b"v"
+CERTIFICATE = "cn="
+"""Begins the id of a certificate's name among those of tokens, which have hexadecimal digits."""
 
 _TOKEN = re.compile(r"oct_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
 
@@ -83,6 +86,11 @@ def draw_token() -> NewToken:
     return NewToken(text, principal.token, principal.digest)
 
 
+def of_certificate(name: str) -> NewToken:
+    """Return what stands for a certificate's name in place of a token: an id, and no digest."""
+    return NewToken("", CERTIFICATE + name, b"")
+
+
 def hash_line(token: NewToken) -> str:
     """Return what a configuration has of the first administrator's token."""
     return f"{token.id}:{token.digest.hex()}"
@@ -97,6 +105,20 @@ def principal_of(text: str) -> Principal | None:
     if found is None:
         return None
     return Principal(found[1], hashlib.sha256(text.encode()).digest())
+
+
+def principal_of_certificate(name: str) -> Principal:
+    """Return who has shown a certificate of this common name, "" for none, at this node.
+
+    Only the node that has verified it may call this: nothing else proves it. A request's header
+    cannot name such an id (`principal_of`), and another node's word is taken as for all it sends.
+    """
+    return Principal(CERTIFICATE + name) if name else ANONYMOUS
+
+
+def is_certificate(token_id: str) -> bool:
+    """Whether an id is that of a certificate's name."""
+    return token_id.startswith(CERTIFICATE)
 
 
 def unauthenticated(detail: str) -> OperationNotAppliedError:
@@ -141,54 +163,68 @@ class TokenGuard:
     def judge(self, asked: Operation | Query, read: StateReader) -> OperationError | str:
         """Return the name of the role for which it may be done, or what refuses it (A1)."""
         assert asked.caller is not None
-        lock = asked.if_lock if isinstance(asked, Operation) else None
-        needs = needs_of(asked.service, asked.method, asked.args, lock)
-        return self._judge(asked.caller, needs, read)
-
-    def judge_admin(self, caller: Principal, read: StateReader) -> OperationError | str:
-        """Return the same of a change of the cluster itself."""
-        return self._judge(caller, [Need("admin")], read)
-
-    def _judge(
-        self, caller: Principal, needs: list[Need], read: StateReader
-    ) -> OperationError | str:
-        found = self._role_of(caller, read)
+        found = self._role_of(asked.caller, read)
         if isinstance(found, OperationError):
             return found
         name, role = found
-        for need in needs:
+        if role.admin:  # whatever it needs
+            return name
+        lock = asked.if_lock if isinstance(asked, Operation) else None
+        for need in needs_of(asked.service, asked.method, asked.args, lock):
             if not may(role, need):
                 return forbidden(name, need)
         return name
 
+    def judge_admin(self, caller: Principal, read: StateReader) -> OperationError | str:
+        """Return the same of a change of the cluster itself."""
+        found = self._role_of(caller, read)
+        if isinstance(found, OperationError):
+            return found
+        name, role = found
+        need = Need("admin")
+        return name if may(role, need) else forbidden(name, need)
+
     def _role_of(self, caller: Principal, read: StateReader) -> OperationError | tuple[str, Role]:
+        token = None
         if caller.token:
             held = read(ROLES, TOKEN + caller.token.encode())
             token = None if held is None else decode_token(held)
             if token is None and read(ROLES, VERSION_KEY) is None:
                 return _starting()
-            if token is None or not is_proved(caller, token):
-                return unauthenticated("the token is unknown, or was revoked")
+        if token is not None and is_proved(caller, token):
             name = token.role
-        elif self.anonymous:
+        elif caller.token and not is_certificate(caller.token):
+            return unauthenticated("the token is unknown, or was revoked")
+        elif self.anonymous:  # also for a certificate without a role: no less than without one
             name = self.anonymous
         else:
-            return unauthenticated("a token is needed: send Authorization: Bearer TOKEN")
+            return unauthenticated(_needed(caller))
         if name == ADMIN_ROLE:
             return name, ADMIN
         stored = read(ROLES, ROLE + name.encode())
         if stored is None:
             return unauthenticated(
                 f"there is no role {name!r}, which callers without a token are to have"
-                if not caller.token
+                if token is None
                 else f"there is no role {name!r} any more, which this token has"
             )
         return name, decode_role(stored)
 
 
 def is_proved(caller: Principal, token: StoredToken) -> bool:
-    """A1: whether a caller has shown the very token that is known under this id."""
+    """A1: whether a caller has shown the very token that is known under this id.
+
+    A certificate's name has no token, and was proved to the node that answers.
+    """
     return hmac.compare_digest(caller.digest, token.digest)
+
+
+def _needed(caller: Principal) -> str:
+    needed = "a token is needed: send Authorization: Bearer TOKEN"
+    if not caller.token:
+        return needed
+    name = caller.token.removeprefix(CERTIFICATE)
+    return f"no role is given to certificates of the name {name[:100]!r}, and {needed}"
 
 
 def _starting() -> NotPrimaryError:

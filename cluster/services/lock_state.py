@@ -24,6 +24,8 @@ MAX_NAME_SIZE_BYTES = 200
 MAX_NOTE_SIZE_BYTES = 1024
 MAX_WAITING = 1000
 """How many may wait for one lock."""
+MAX_SHOWN_WAITING = 20
+"""How many of those are shown to who asks."""
 
 _HOLDER = struct.Struct(">QQ")
 _LEASE_SIZE_BYTES = 8

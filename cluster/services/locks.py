@@ -10,11 +10,13 @@ under that token (`datapath.execution.lock_guard`).
 
 from __future__ import annotations
 
+import builtins
 from typing import ClassVar, NamedTuple
 
 from cluster.services.lease_state import foreign_lease, may_use, read_claim, read_lease
 from cluster.services.leases import Leases
 from cluster.services.lock_state import (
+    MAX_SHOWN_WAITING,
     MAX_WAITING,
     Holder,
     claim,
@@ -108,10 +110,19 @@ class Locks(Service):
         return 0
 
     @query
-    def get(self, tx: ReadTransaction, name: bytes) -> tuple[int, int, bytes, int] | None:
-        """Return token, lease and note of a lock's holder, and how many wait; None: it is free."""
+    def get(
+        self, tx: ReadTransaction, name: bytes
+    ) -> tuple[int, int, bytes, int, builtins.list[tuple[int, bytes]]] | None:
+        """Return token, lease and note of a lock's holder; None: it is free.
+
+        Then how many wait, and lease and note of the first of them.
+        """
         holder = read_holder(tx, name)
-        return None if holder is None else (*holder, len(waiting_for(tx, name)))
+        if holder is None:
+            return None
+        waiting = waiting_for(tx, name)
+        first = [(item.lease, item.note) for item in waiting[:MAX_SHOWN_WAITING]]
+        return (*holder, len(waiting), first)
 
     @query
     def list(

@@ -59,6 +59,7 @@ class Role(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
 
 ADMIN = Role(admin=True)
+ALL_BUT_ADMIN = Role(read=("",), write=("",), watch=("",), lock=("",), call=(ANY_SERVICE,))
 
 
 class Need(NamedTuple):
@@ -195,6 +196,7 @@ _NEEDS: dict[tuple[str, str], Callable[..., list[Need]]] = {
     (_LOCKS, "get"): _named("lock"),
     (_LOCKS, "list"): lambda *_: [Need("lock", b"", None)],
     (ACCESS, "permits"): _permits,
+    (ACCESS, "role_of"): _always("status"),
     (ACCESS, "changed_at"): _always("status"),
 }
 

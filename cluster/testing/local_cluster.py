@@ -25,8 +25,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from cluster.certificates.authority import Authority
+from cluster.certificates.hosts import LOOPBACK_HOSTS
 from cluster.client.errors import ClientError
 from cluster.client.sync import Client
+from cluster.services.access_guard import draw_token, hash_line
 from datapath.operations import ClusterStatus
 
 DEADLINE_S = 30.0
@@ -34,6 +37,13 @@ DEADLINE_S = 30.0
 _POLL_INTERVAL_S = 0.05
 _LOG_TAIL_LINES = 20
 _CHANNELS = ("peer", "raft")
+_TLS = """[tls]
+ca = "certs/ca.crt"
+certificate = "certs/{node}.crt"
+key = "certs/{node}.key"
+client_ca = "certs/ca.crt"
+crl = "certs/ca.crl"
+"""
 
 _T = TypeVar("_T")
 
@@ -44,6 +54,9 @@ class LocalCluster:
     `services` maps names to "module:Class"; `path` (default: the working directory) is where the
     modules are. `extra` is put into the configuration file as it is. `toxiproxy` is the URL of a
     toxiproxy server's API, through which the nodes then reach each other, so that `cut` works.
+    With `tls` nodes and clients use certificates of an authority in `directory`/certs: `cacert` is
+    its file. With `access` there is access control: `token` is the administrator's. Both are ""
+    without; the clients that `client` makes have them.
     """
 
     def __init__(
@@ -56,8 +69,16 @@ class LocalCluster:
         path: Path | str | None = None,
         extra: str = "",
         toxiproxy: str = "",
+        tls: bool = False,
+        access: bool = False,
     ) -> None:
         self.directory = Path(directory).resolve()
+        self.cacert = str(self.directory / "certs" / "ca.crt") if tls else ""
+        self.token = ""
+        if access:
+            drawn = draw_token()
+            self.token = drawn.text
+            extra += f'\n[access]\nadmin_token_hash = "{hash_line(drawn)}"'
         self.nodes = (
             *(f"n{number}" for number in range(1, replicas + 1)),
             *(f"w{number}" for number in range(1, witnesses + 1)),
@@ -79,6 +100,11 @@ class LocalCluster:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.config.touch(mode=0o600)
         self.config.write_text(self._text)
+        if self.cacert:
+            authority = Authority(Path(self.cacert).parent)
+            authority.create()
+            for node in self.nodes:
+                authority.issue_node(node, LOOPBACK_HOSTS)
         try:
             self._make_proxies()
             for node in self.nodes:
@@ -150,11 +176,12 @@ class LocalCluster:
 
     def url(self, node: str) -> str:
         """Return where a node's HTTP API is."""
-        return f"http://{self._addresses[node]['client']}"
+        scheme = "https" if self.cacert else "http"
+        return f"{scheme}://{self._addresses[node]['client']}"
 
     def client(self, *nodes: str, **options: Any) -> Client:
         """Return a client of these nodes (default: all), closed with the cluster."""
-        client = Client([self.url(node) for node in nodes or self.nodes], **options)
+        client = self._make_client(*nodes, **options)
         self._clients.append(client)
         return client
 
@@ -179,18 +206,19 @@ class LocalCluster:
 
         def digests() -> str | None:
             status = self.wait_in_sync()
-            with self._one_client() as client:
+            with self._make_client() as client:
                 found = {client.digest(self.url(node)).digest for node in status.in_sync}
             return found.pop() if len(found) == 1 else None
 
         return self._wait(digests, "all replicas hold the same")
 
     def _status(self) -> ClusterStatus:
-        with self._one_client() as client:
+        with self._make_client() as client:
             return client.status(timeout_ms=2000)
 
-    def _one_client(self) -> Client:
-        return Client([self.url(node) for node in self.nodes])
+    def _make_client(self, *nodes: str, **options: Any) -> Client:
+        options = {"cacert": self.cacert, "token": self.token, **options}
+        return Client([self.url(node) for node in nodes or self.nodes], **options)
 
     def _wait(self, look: Callable[[], _T | None], what: str) -> _T:
         deadline = time.monotonic() + DEADLINE_S
@@ -267,7 +295,7 @@ class LocalCluster:
         for name, spec in services.items():
             lines += [f"[services.{name}]", f"class = {json.dumps(spec)}"]
             lines.append(f"path = {json.dumps(str(path))}")
-        return "\n".join([*lines, extra]) + "\n"
+        return "\n".join([*lines, _TLS if self.cacert else "", extra]) + "\n"
 
 
 def cluster_fixture(**options: Any) -> Any:

@@ -15,6 +15,7 @@ import msgspec
 
 from datapath.errors import OperationError
 from datapath.operations import ANONYMOUS, Operation, Principal, Query
+from datapath.protocol.primary import Primary
 
 MAX_RIGHTS_AGE_MS = 1000
 """How old what a node knows of rights may be where it decides by itself (A1)."""
@@ -61,6 +62,15 @@ def refusal(
 def is_judged(guard: AccessGuard | None, asked: Operation | Query) -> bool:
     """Whether it is asked for a caller, in a cluster with access control."""
     return guard is not None and guard.is_on and asked.caller is not None
+
+
+def knows_rights(primary: Primary | None) -> bool:
+    """Whether a node may judge operations (A1): it leads an epoch that is open.
+
+    Before that a right may have gone in an entry of an earlier epoch that is not applied yet; and
+    after it, in another epoch.
+    """
+    return primary is not None and primary.is_open
 
 
 def of_a_peer(guard: AccessGuard | None, asked: AskedT) -> AskedT:

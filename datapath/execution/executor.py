@@ -44,7 +44,8 @@ class Executed(msgspec.Struct, gc=False):
     """What became of one operation: exactly one of `value` and `error` means something.
 
     `index` is its delta's log index, or 0 if it wrote nothing; `seen_index` the highest index of
-    an uncommitted entry that its answer may depend on (D2).
+    an uncommitted entry that its answer may depend on (D2). `judged`: a repeat's answer rests on
+    rights besides (A1).
     """
 
     value: Any
@@ -52,6 +53,7 @@ class Executed(msgspec.Struct, gc=False):
     index: int
     seen_index: int
     repeated: bool = False
+    judged: bool = False
 
 
 Finished = tuple[Executed, Entry | None]
@@ -215,19 +217,24 @@ class Executor:
 
     # -- executing
 
-    def repeat_of(self, operation: Operation, next_index: int) -> Executed | None:
+    def repeat_of(
+        self, operation: Operation, next_index: int, *, knows_rights: bool = True
+    ) -> Executed | None:
         """Return the first answer if this is a repeat (D8): ask before anything may refuse it.
 
         Also the refusal of what may be a repeat of something that the client table has forgotten.
+        Without `knows_rights` nobody is judged: an answer that is `judged` must not be told.
         """
         if not operation.idempotency_key:
             return None
-        if isinstance(refused := self._judge(operation), OperationError):
+        refused = self._judge(operation) if knows_rights else ""
+        if isinstance(refused, OperationError):
             return Executed(None, refused, 0, 0)
         first = self._first_answer_held(operation)
         if first is None:
             error = self.table.refusal(operation.first_after, next_index)
             return None if error is None else Executed(None, error, 0, 0, repeated=True)
+        first.judged = is_judged(self._access, operation)
         return first
 
     def _first_answer_held(self, operation: Operation) -> Executed | None:

@@ -20,10 +20,11 @@ from datapath.errors import (
     OverloadedError,
     PrimaryFullError,
 )
+from datapath.execution.access_guard import knows_rights
 from datapath.execution.client_table import SUMMARY_SIZE_BYTES
 from datapath.execution.concurrency import Concurrency, Running
 from datapath.execution.executor import Executor
-from datapath.execution.tail import PendingAnswer, Tail, Waiting
+from datapath.execution.tail import PendingAnswer, Tail, Waiting, uncommitted
 from datapath.operations import Completion, Operation
 from datapath.protocol.replica import Replica
 from datapath.records import (
@@ -408,13 +409,17 @@ class Pipeline:
             return
         operation = waiting.operation
         if operation.idempotency_key:
-            repeat = self._executor.repeat_of(operation, self._replica.next_index)
-            if repeat is not None:
+            is_known = knows_rights(self._replica.primary)
+            repeat = self._executor.repeat_of(
+                operation, self._replica.next_index, knows_rights=is_known
+            )
+            is_secret = repeat is not None and repeat.judged and not is_known
+            if repeat is not None and not is_secret:
                 self._tail.add_answers(self._tail.answer_known([PendingAnswer(waiting, repeat)]))
                 return
             key = operation.idempotency_key
-            if key in self._waiting_keys or self._tail.holds_key(key):
-                error = self._tail.uncommitted(f"{error.detail}. ")
+            if is_secret or key in self._waiting_keys or self._tail.holds_key(key):
+                error = uncommitted(f"{error.detail}. ")
         waiting.future.set_exception(error)
 
     # -- when answers cannot be given

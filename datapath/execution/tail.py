@@ -59,8 +59,12 @@ class PendingAnswer(msgspec.Struct, gc=False):
 
     @property
     def wrote_nothing(self) -> bool:
-        """Whether it left no entry, so that its answer is a read's."""
-        return self.executed.index == 0 and not self.executed.repeated
+        """Whether it left no entry, so that its answer is a read's: of rights, if of nothing else.
+
+        A1: a repeat's first answer is a fact; that its caller may have it is read now.
+        """
+        executed = self.executed
+        return executed.index == 0 and (executed.judged or not executed.repeated)
 
 
 class TailItem(msgspec.Struct, gc=False):
@@ -97,7 +101,7 @@ class Unconfirmed:
         """It is not, or cannot know."""
         for answer in self._answers:
             if not answer.waiting.future.done():
-                answer.waiting.future.set_exception(exception)
+                answer.waiting.future.set_exception(_instead(answer, exception))
 
 
 class AppliedState(Protocol):
@@ -256,7 +260,8 @@ class Tail:
         others: list[PendingAnswer] = []
         for answer in answers:
             executed = answer.executed
-            is_known = executed.repeated and executed.seen_index <= applied
+            is_fact = executed.repeated and not answer.wrote_nothing
+            is_known = is_fact and executed.seen_index <= applied
             (known if is_known else others).append(answer)
         self.answer_all(known)
         return others
@@ -277,7 +282,7 @@ class Tail:
                 if serving is None:
                     serving = self._replica.may_serve(self._clock())
                 if not serving:
-                    future.set_exception(self._not_primary())
+                    future.set_exception(_instead(answer, self._not_primary()))
                     continue
             self._tell(answer, copies, epoch)
 
@@ -329,18 +334,9 @@ class Tail:
         """
         executed = self._executor.recall(operation)
         if executed is None:
-            return self.uncommitted() if self.holds_key(operation.idempotency_key) else None
+            return uncommitted() if self.holds_key(operation.idempotency_key) else None
         return self._outcome(
             executed, operation.min_copies, self._copies(), self._replica.state.epoch
-        )
-
-    @staticmethod
-    def uncommitted(refused: str = "") -> OperationUnknownError:
-        """Return the answer to a repeat of what may commit yet; `refused`: why no other is due."""
-        return OperationUnknownError(
-            "unknown_outcome",
-            f"{refused}An earlier request under the same Idempotency-Key is still waiting, or has "
-            "not committed, and may be applied: repeat the request to learn its answer",
         )
 
     def _result(self, executed: Executed, copies: int, epoch: int) -> Result:
@@ -379,7 +375,7 @@ class Tail:
                 if future.done():
                     continue
                 if answer.wrote_nothing:
-                    future.set_exception(self._not_primary())
+                    future.set_exception(_instead(answer, self._not_primary()))
                 else:
                     future.set_exception(OperationUnknownError("unknown_outcome", detail))
             item.answers, item.entries = [], None
@@ -400,4 +396,18 @@ class Tail:
                     answer.waiting.future.set_exception(not_committed)
         for answer in self._unconfirmed:
             if is_over(answer.waiting, now_ms):
-                answer.waiting.future.set_exception(not_confirmed)
+                answer.waiting.future.set_exception(_instead(answer, not_confirmed))
+
+
+def uncommitted(refused: str = "") -> OperationUnknownError:
+    """Return the answer to a repeat of what may commit yet; `refused`: why no other is due."""
+    return OperationUnknownError(
+        "unknown_outcome",
+        f"{refused}An earlier request under the same Idempotency-Key is still waiting, or has "
+        "not committed, and may be applied: repeat the request to learn its answer",
+    )
+
+
+def _instead(answer: PendingAnswer, problem: OperationError) -> OperationError:
+    """Return what is told where an answer cannot be: of a repeat not that it was not applied."""
+    return uncommitted() if answer.executed.repeated else problem

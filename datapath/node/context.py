@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from datapath.clock import clock_ms
 from datapath.errors import NotPrimaryError, OperationUnknownError
 from datapath.execution.access_guard import AccessGuard
 from datapath.node.engine import Engine
 from datapath.node.views import Views
-from datapath.operations import Principal
+from datapath.operations import ArchiveState, Principal
 from datapath.transport.caller import Caller
 from datapath.transport.calls import (
+    ArchivedNote,
     Call,
     NoAnswerError,
     NoticeNote,
@@ -37,11 +39,22 @@ CALL_MARGIN_MS = 200
 MAX_NOTICE_LENGTH = 500
 
 
+class ArchiveProgress(Protocol):
+    """What archives the log, and tells how far it is; see `cluster.archive.archiver`."""
+
+    def state(self) -> ArchiveState | None:
+        """Return how far the archive is; None: this node does not write it now."""
+
+    def counters(self) -> Mapping[str, float]:
+        """Numbers for metrics."""
+
+
 class Context:
     """Made by `Gateway`. `engine` is None on a witness.
 
     `waits_for` says why this node knows no view yet, for who asks it. `is_alone`: this node took
-    part before, and nobody who knows a view answers it.
+    part before, and nobody who knows a view answers it. `archive` tells how far the archive is,
+    if there is one.
     """
 
     def __init__(self, node_id: str, agreement: Agreement, cluster_id: str = "") -> None:
@@ -54,6 +67,7 @@ class Context:
         self.stopping = False
         self.waits_for = ""
         self.is_alone = False
+        self.archive: ArchiveProgress | None = None
         self.forwarded_total = 0
         self.caller = Caller(self.note_change, self.take_note, self.tell_view)
         self._changed = asyncio.Event()
@@ -171,6 +185,8 @@ class Context:
                 self.take_view(view)
             case NoticeNote(text) if self.registry is not None:
                 self.registry.notice(text[:MAX_NOTICE_LENGTH])
+            case ArchivedNote(index) if self.engine is not None:
+                self.engine.committed_log.archived(index)
             case _:
                 pass
 

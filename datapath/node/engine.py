@@ -22,7 +22,9 @@ from datapath.errors import (
     ends_node,
 )
 from datapath.execution.access_guard import AccessGuard
+from datapath.node.backups import Backups
 from datapath.node.catch_up import Snapshots
+from datapath.node.committed_log import CommittedLog
 from datapath.node.history import History
 from datapath.node.interpreter import Interpreter
 from datapath.node.proposer import Proposer
@@ -38,6 +40,7 @@ from datapath.service import Service
 from datapath.settings import Bounds, Timing
 from datapath.tasks import Tasks
 from datapath.transport.mesh import REPLICATE, Mesh
+from datapath.transport.snapshot_transfer import Throttle
 from election.agreement import Agreement
 from election.view import View
 
@@ -121,9 +124,19 @@ class Engine:
             on_fatal=self.fail,
         )
         self._digests = SharedScan(storage.digest)
+        self.backups = Backups(
+            node_id,
+            storage,
+            Throttle(
+                bounds.snapshot_rate_bytes_per_s,
+                lambda: self.interpreter.pipeline.operations_total + self.interpreter.queries_total,
+            ),
+            self.fail_if_fatal,
+        )
         self.history = History(
             self.interpreter.feed, storage.read_log, lambda: storage.log.first_index
         )
+        self.committed_log = CommittedLog(self.replica, storage, self.backups)
         self.outgoing = OutgoingStreams(
             on_link=lambda peer: self.interpreter.run(self.replica.on_link, peer),
             on_link_lost=lambda peer: self.interpreter.run(self.replica.on_link_lost, peer),
@@ -405,8 +418,9 @@ class Engine:
         return Digest(node=self.node_id, applied_index=index, digest=digest)
 
     def stop_scans(self) -> None:
-        """End the digest that runs: who waits for one is told."""
+        """End the digest and the backup that run: who waits for one is told."""
         self._digests.stop(f"{self.node_id} is stopping")
+        self.backups.stop(f"{self.node_id} is stopping")
 
     def counters(self) -> dict[str, float]:
         """Numbers for metrics."""
@@ -417,6 +431,7 @@ class Engine:
             "records_total": pipeline.records_total,
             "view_changes_total": self._proposer.view_changes_total,
             "digest_scans_total": self._digests.scans_total,
+            "backups_written_total": self.backups.written_total,
             "snapshots_sent_total": self.snapshots.sent_total,
             "snapshots_received_total": self.snapshots.received_total,
             "writes_slowed": float(self._slowed),

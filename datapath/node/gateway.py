@@ -20,7 +20,8 @@ from datapath.errors import (
     RejectedError,
 )
 from datapath.execution.access_guard import AccessGuard
-from datapath.node.context import CALL_MARGIN_MS, Context
+from datapath.node.committed_log import CommittedLog
+from datapath.node.context import CALL_MARGIN_MS, ArchiveProgress, Context
 from datapath.node.engine import Engine
 from datapath.node.history import History
 from datapath.node.members import MemberAdmin
@@ -29,8 +30,10 @@ from datapath.node.reads import Reads
 from datapath.node.router import Attempts, AttemptStep
 from datapath.node.status import other_state
 from datapath.operations import (
+    BackupSource,
     ClusterStatus,
     Completion,
+    Consistency,
     Digest,
     Operation,
     Principal,
@@ -40,6 +43,7 @@ from datapath.operations import (
 )
 from datapath.transport.caller import Caller
 from datapath.transport.calls import (
+    ArchivedNote,
     ExecuteCall,
     ExecuteReturn,
     HandoverCall,
@@ -51,7 +55,7 @@ from datapath.transport.calls import (
 from election.agreement import Agreement
 from election.identity import Addresses
 from election.registry import PeerRegistry
-from election.view import Member, View
+from election.view import Member, View, ViewStep
 
 logger = logging.getLogger(__name__)
 
@@ -184,6 +188,22 @@ class Gateway:
     def history(self) -> History | None:
         """What has changed on this node's replica, for watchers; None on a witness."""
         return self._engine.history if self._engine else None
+
+    @property
+    def committed_log(self) -> CommittedLog | None:
+        """The committed log of this node's replica, for an archive; None on a witness."""
+        return self._engine.committed_log if self._engine else None
+
+    def tell_archive(self, archive: ArchiveProgress) -> None:
+        """Have status and metrics say how far the archive is."""
+        self._context.archive = archive
+
+    def share_archived(self, index: int) -> None:
+        """The archive holds the log up to there: no replica needs to hold it for that any more."""
+        if self._engine is not None:
+            self._engine.committed_log.archived(index)
+        for peer in self.caller.peers:
+            self.caller.note(peer, ArchivedNote(index))
 
     @property
     def epoch(self) -> int:
@@ -374,6 +394,10 @@ class Gateway:
                 pass  # the primary cannot be asked: tell what is known here
         return self._own_status()
 
+    def view_steps(self) -> tuple[ViewStep, ...]:
+        """Return the last changes of the view, as consensus on this node remembers them."""
+        return self._context.agreement.steps
+
     def _warnings(self) -> tuple[str, ...]:
         context = self._context
         noticed = context.registry.warnings() if context.registry is not None else ()
@@ -398,7 +422,8 @@ class Gateway:
     def _status_without_votes(self) -> ClusterStatus:
         if self._engine is not None:
             status = self._engine.status(self._cluster, self.caller.reaches)
-            return msgspec.structs.replace(status, warnings=self._warnings())
+            archive = self._context.archive.state() if self._context.archive else None
+            return msgspec.structs.replace(status, warnings=self._warnings(), archive=archive)
         view = self._views.newest
         nodes = {}
         for member in view.members if view else ():
@@ -417,6 +442,13 @@ class Gateway:
             warnings=self._warnings(),
         )
 
+    async def backup(self, consistency: Consistency, timeout_ms: int) -> BackupSource:
+        """Begin a backup of this node's own store, as `Node.backup` says."""
+        if self._engine is None:
+            raise RejectedError("no_data", f"{self.node_id} is a witness: it holds no data")
+        await self.reads.catch_up(consistency, timeout_ms)
+        return await self._engine.backups.open(self._cluster, self.cluster_id)
+
     async def digest(self) -> Digest:
         """Scan this node's own store. Raises RejectedError("no_data") on a witness."""
         if self._engine is None:
@@ -434,4 +466,5 @@ class Gateway:
             "has_vote": float(self.node_id in voters),
             "hears_majority": float(self.hears_majority),
         }
-        return {**own, **self._engine.counters()} if self._engine else own
+        archive = self._context.archive.counters() if self._context.archive else {}
+        return {**own, **self._engine.counters(), **archive} if self._engine else own

@@ -159,6 +159,11 @@ class Interpreter:
         self._disk = disk
         self._surroundings = surroundings
         self._clock = clock
+        self._store = disk.store
+        self.scans = frozenset(
+            (name, method) for name, service in services.items() for method in service.scans
+        )
+        """(service, method) of the queries that may take a millisecond or more."""
         self.meter = ReadMeter()
         self._read_views = {
             name: ReadView(disk.store, service.keyspace, self.meter)
@@ -361,7 +366,10 @@ class Interpreter:
     def read(self, query: Query) -> QueryResult:
         """Run a query on what is applied here, whatever that is, if its caller may (A1)."""
         self.queries_total += 1
-        if isinstance(refused := refusal(self.access, query, self._disk.store.get), OperationError):
+        store = self._store
+        if query.caller is not None and isinstance(
+            refused := refusal(self.access, query, store.get), OperationError
+        ):
             raise refused
         service = self._services.get(query.service)
         if service is None:
@@ -371,28 +379,22 @@ class Interpreter:
             known = ", ".join(sorted(service.queries))
             raise RejectedError("unknown_query", f"no query {query.method!r}; the queries: {known}")
         value = method(self._read_views[query.service], *query.args)
-        index = self._disk.store.applied_index
-        return QueryResult(value, index, self.replica.state.epoch, self.node_id)
+        return QueryResult(value, store.applied_index, self.replica.state.epoch, self.node_id)
 
     def check_admin(self, caller: Principal) -> None:
         """Raise OperationError unless `caller` may change the cluster, by what is applied here."""
         if self.access is not None:
-            judged = self.access.judge_admin(caller, self._disk.store.get)
+            judged = self.access.judge_admin(caller, self._store.get)
             if isinstance(judged, OperationError):
                 raise judged
 
     def tell_guard(self) -> None:
         """Let the guard notice, now and with each change, that this cluster has access control."""
-        access, store = self.access, self._disk.store
+        access, store = self.access, self._store
         if access is not None and not access.is_on:
             place = access.mark
             self.feed.observe(*place, lambda: access.notice(store.get(*place)))
             access.notice(store.get(*place))
-
-    def is_scan(self, query: Query) -> bool:
-        """Whether a query may take a millisecond or more."""
-        service = self._services.get(query.service)
-        return service is not None and query.method in service.scans
 
     def service_counters(self) -> dict[str, float]:
         """Numbers of the services, for metrics."""
@@ -419,7 +421,7 @@ class Interpreter:
 
     def has_applied(self, index: int) -> bool:
         """Whether everything up to `index` is applied here."""
-        return self._disk.store.applied_index >= index
+        return self._store.applied_index >= index
 
     def wait_applied(self, index: int, waiting: AppliedWaiter) -> None:
         """Tell `waiting` once everything up to `index` is applied here; it is not yet."""

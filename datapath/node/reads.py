@@ -11,7 +11,7 @@ from datapath.execution.access_guard import of_a_peer, with_fresh_rights
 from datapath.node.context import Context
 from datapath.node.engine import Engine
 from datapath.node.read_index import ReadIndex
-from datapath.operations import Query, QueryResult
+from datapath.operations import Consistency, Query, QueryResult
 from datapath.protocol.confirmations import ReadPoint
 from datapath.tasks import Tasks
 from datapath.transport.calls import (
@@ -52,10 +52,9 @@ class Reads:
     def read_now(self, query: Query) -> QueryResult | None:
         """Read at once, if this node serves or the query may be stale; else None."""
         context, engine = self._context, self._context.engine
-        query = with_fresh_rights(context.access, query)
+        if query.caller is not None:
+            query = with_fresh_rights(context.access, query)
         if engine is None or not (context.views.belongs or self._may_serve_alone(query)):
-            return None
-        if engine.replica.primary is None and query.consistency != "stale":
             return None
         return engine.interpreter.query(query)
 
@@ -70,8 +69,9 @@ class Reads:
     async def query(self, query: Query, timeout_ms: int) -> QueryResult:
         """Read; linearizable reads are answered here if this node is in touch with the primary."""
         context, engine = self._context, self._context.engine
-        query = with_fresh_rights(context.access, query)
-        is_scan = engine is not None and engine.interpreter.is_scan(query)
+        if query.caller is not None:
+            query = with_fresh_rights(context.access, query)
+        is_scan = engine is not None and (query.service, query.method) in engine.interpreter.scans
         if is_scan:
             await self._turns.take()
         if (result := self.read_now(query)) is not None:
@@ -97,6 +97,36 @@ class Reads:
                 last = str(problem)
             await context.wait_for_change(deadline_ms)
             now_ms = clock_ms()
+
+    async def catch_up(self, consistency: Consistency, timeout_ms: int) -> None:
+        """Wait until this node has applied everything that was acknowledged before the call.
+
+        It rests on no clock. "stale" does not wait. Raises NotPrimaryError, also on a witness.
+        """
+        context, engine = self._context, self._context.replica_here()
+        deadline_ms = clock_ms() + timeout_ms
+        last = ""
+        while not context.views.is_removed:
+            if consistency == "stale":
+                return
+            left_ms = deadline_ms - clock_ms()
+            if left_ms <= 0 or context.stopping:
+                break
+            try:
+                async with asyncio.timeout(left_ms / 1000):
+                    if context.views.primary == context.node_id:
+                        index = (await self._confirm(engine, left_ms)).index
+                    else:
+                        _, index = await self._ask_for_index(engine, confirmed=True)
+                    if not engine.interpreter.has_applied(index):
+                        await engine.wait_applied(index)
+                    return
+            except TimeoutError:
+                last = f"{context.node_id} did not catch up with the primary in time"
+            except (NotPrimaryError, NotSentError, NoAnswerError) as problem:
+                last = str(problem)
+            await context.wait_for_change(deadline_ms)
+        raise context.no_primary(last)
 
     async def _read_as_primary(
         self, engine: Engine, query: Query, timeout_ms: float, *, is_scan: bool
@@ -214,7 +244,7 @@ class Reads:
         query = with_fresh_rights(self._context.access, of_a_peer(self._context.access, query))
         result = None
         if engine is not None:
-            is_scan = engine.interpreter.is_scan(query)
+            is_scan = (query.service, query.method) in engine.interpreter.scans
             result = await self._read_as_primary(engine, query, timeout_ms, is_scan=is_scan)
         if result is None:
             raise NotPrimaryError("no_primary", f"{node_id} does not serve")

@@ -56,6 +56,7 @@ class ReplicaStorage:
         catchup_bytes: int,
         retention_ms: int = Bounds().log_retention_ms,
         snapshot_log_bytes: int = Bounds().snapshot_log_bytes,
+        archive_log_bytes: int = 0,
         max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES,
     ) -> None:
         path = directory.path
@@ -63,7 +64,9 @@ class ReplicaStorage:
         self._flush_bytes = flush_bytes
         self._map_size_bytes = map_size_bytes
         self._retention_ms = retention_ms
-        self.retention = LogRetention(retention_bytes, catchup_bytes, snapshot_log_bytes)
+        self.retention = LogRetention(
+            retention_bytes, catchup_bytes, snapshot_log_bytes, archive_log_bytes
+        )
         self.accepted = Accepted(path / "accepted")
         if self.accepted.repair:
             logger.warning("%s", self.accepted.repair)
@@ -260,14 +263,14 @@ class ReplicaStorage:
 
     # -- snapshots
 
-    async def snapshot_reader(self) -> SnapshotProcess:
+    async def snapshot_reader(self, *, compresses: bool = False) -> SnapshotProcess:
         """Return a consistent snapshot of all that is applied now.
 
         Raises TransferError if its process cannot be started, and as `StoreFlusher.flush_now`.
         """
         if self._flusher is not None:
             await self._flusher.flush_now()
-        source = SnapshotProcess(self.store.acquire_environment())
+        source = SnapshotProcess(self.store.acquire_environment(), compresses=compresses)
         try:
             await in_thread(source.start)
         except BaseException:

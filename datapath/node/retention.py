@@ -27,10 +27,20 @@ class LogRetention:
 
     `retention_bytes` are kept in any case, `catchup_bytes` at the most of what is recent or what a
     replica lacks, `snapshot_log_bytes` for snapshots; beyond that the primary slows its writes.
+    `archive_log_bytes` at the most are kept of what is not archived yet; beyond that it goes.
     """
 
-    def __init__(self, retention_bytes: int, catchup_bytes: int, snapshot_log_bytes: int) -> None:
+    def __init__(
+        self,
+        retention_bytes: int,
+        catchup_bytes: int,
+        snapshot_log_bytes: int,
+        archive_log_bytes: int = 0,
+    ) -> None:
         self.snapshot_log_bytes = snapshot_log_bytes
+        self.archived_index = 0
+        """Up to where the archive is known to hold the log; 0: nothing is known."""
+        self._archive_log_bytes = archive_log_bytes
         self._retention_bytes = retention_bytes
         self._catchup_bytes = catchup_bytes
         self._floors: dict[str, int] = {}  # peer -> after which entry the log is held for it
@@ -110,6 +120,7 @@ class LogRetention:
             needed = wanted and rest < self._catchup_bytes
             held = floor is not None and last > floor
             held = held and rest < SNAPSHOT_LOG_HARD_FACTOR * self.snapshot_log_bytes
+            held = held or (last > self.archived_index and rest < self._archive_log_bytes)
             if last > durable_index or needed or held or rest < self._retention_bytes:
                 break
             size, first = rest, last + 1

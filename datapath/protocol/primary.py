@@ -252,13 +252,13 @@ class Primary:
 
     def lease_until_ms(self) -> float:
         """Until when this node may serve; infinite if no other replica could take over."""
-        until = math.inf
+        earliest_ms, peers = math.inf, self.peers
         for node in self.in_sync.required:
-            start = self.peers[node].lease_start_ms
-            if start is None:
+            start_ms = peers[node].lease_start_ms
+            if start_ms is None:
                 return -math.inf
-            until = min(until, start + self._state.timing.lease_duration_ms)
-        return until
+            earliest_ms = min(earliest_ms, start_ms)
+        return earliest_ms + self._state.timing.lease_duration_ms
 
     def may_serve(self, now_ms: float) -> bool:
         """Whether a read is linearizable now, and an answer may be given."""

@@ -12,7 +12,7 @@ from datapath.storage.snapshot import SnapshotWriter, snapshot_items
 from datapath.storage.store import Store
 
 
-def _no_progress() -> None:
+def _no_progress(_items: int) -> None:
     """Tell nobody."""
 
 
@@ -22,7 +22,7 @@ def load_backup(
     cluster_id: str,
     *,
     map_size_bytes: int = DEFAULT_MAP_SIZE_BYTES,
-    on_chunk: Callable[[], object] = _no_progress,
+    on_chunk: Callable[[int], object] = _no_progress,
 ) -> BackupEnd:
     """Make the store of a backup, at the backup's revision, for cluster `cluster_id`.
 
@@ -46,7 +46,7 @@ def load_backup(
     try:
         for chunk in reader.chunks():
             writer.feed(writer.next_chunk, chunk)
-            on_chunk()
+            on_chunk(writer.count)
         end = reader.end
         assert end is not None
         writer.finish(end.digest, end.items)
@@ -81,7 +81,9 @@ def check_digest(
         )
 
 
-def verify_backup(reader: BackupReader, on_chunk: Callable[[], object] = _no_progress) -> BackupEnd:
+def verify_backup(
+    reader: BackupReader, on_chunk: Callable[[int], object] = _no_progress
+) -> BackupEnd:
     """Read a whole backup, and compare its items with its digest; return how it ends.
 
     Raises as `BackupReader`.
@@ -93,7 +95,7 @@ def verify_backup(reader: BackupReader, on_chunk: Callable[[], object] = _no_pro
                 total.update(keyspace, items)
         except ValueError as error:
             raise _damaged(reader, str(error)) from error
-        on_chunk()
+        on_chunk(total.count)
     end = reader.end
     assert end is not None
     if (total.count, total.hex()) != (end.items, end.digest):

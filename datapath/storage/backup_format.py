@@ -5,6 +5,7 @@ r"""The format of a backup: one state at one revision, in blocks that are each c
     blocks 1 to n                kind 2: a chunk of a snapshot (`datapath.storage.snapshot`),
                                  compressed with zstandard
     block n + 1                  kind 3: `BackupEnd`, JSON; nothing follows
+                                 or kind 4: why there is no end (text)
 
 A block is a head of 21 bytes, little-endian, and its payload:
 
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple, Protocol
 
 import google_crc32c
 import msgspec
@@ -37,7 +38,7 @@ from datapath.storage.environment import STORE_FORMAT
 
 BACKUP_MAGIC = b"onecopy backup\r\n"
 BACKUP_FORMAT = 1
-_HEADER, _CHUNK, _END = 1, 2, 3
+_HEADER, _CHUNK, _END, _FAILURE = 1, 2, 3, 4
 MAX_PAYLOAD_SIZE_BYTES = 256 * 1024 * 1024
 """Far above a chunk: one value may be larger than what a chunk is meant to have."""
 COMPRESSION_LEVEL = 3
@@ -82,6 +83,11 @@ class Block(NamedTuple):
     at: int
 
 
+def make_compressor() -> zstandard.ZstdCompressor:
+    """Return what compresses chunks; one thread at a time."""
+    return zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)
+
+
 class BlockWriter:
     """Encodes blocks, numbered from 0."""
 
@@ -95,10 +101,17 @@ class BlockWriter:
         return b"".join((head, _CRC.pack(google_crc32c.value(head)), payload))
 
 
+class ReadableFile(Protocol):
+    """What blocks are read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes; none at the end."""
+
+
 class BlockReader:
     """Reads blocks from a file, and checks them. `name` names it in errors."""
 
-    def __init__(self, file: BinaryIO, name: str, *, at: int = 0) -> None:
+    def __init__(self, file: ReadableFile, name: str, *, at: int = 0) -> None:
         self.position = at
         """How many bytes of the file have been read."""
         self._file = file
@@ -167,19 +180,18 @@ class BackupWriter:
 
     def __init__(self) -> None:
         self._blocks = BlockWriter()
-        self._compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)
 
     def begin(self, header: BackupHeader) -> bytes:
         """Return the first bytes."""
         return BACKUP_MAGIC + self._blocks.encode(_HEADER, msgspec.json.encode(header))
 
-    def chunk(self, chunk: bytes) -> bytes:
-        """Return the next chunk's block. The caller may compress elsewhere: `compressed`."""
-        return self.compressed(self._compressor.compress(chunk))
+    def compressed(self, chunk: bytes) -> bytes:
+        """Return the block of the next chunk, which was compressed (`make_compressor`)."""
+        return self._blocks.encode(_CHUNK, chunk)
 
-    def compressed(self, payload: bytes) -> bytes:
-        """Return the block of a chunk that is compressed already."""
-        return self._blocks.encode(_CHUNK, payload)
+    def failure(self, reason: str) -> bytes:
+        """Return the last bytes of what is no backup, for who reads them as they are written."""
+        return self._blocks.encode(_FAILURE, reason.encode())
 
     def end(self, end: BackupEnd) -> bytes:
         """Return the last bytes."""
@@ -196,7 +208,7 @@ class BackupReader:
 
     """
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
+    def __init__(self, file: ReadableFile, name: str) -> None:
         self.name = name
         magic = file.read(len(BACKUP_MAGIC))
         if magic != BACKUP_MAGIC:
@@ -239,6 +251,10 @@ class BackupReader:
             elif block.kind == _END:
                 self.end = self._read_end(block)
                 return
+            elif block.kind == _FAILURE:
+                raise BackupDamagedError(
+                    f"{self.name} is not a whole backup: {block.payload.decode(errors='replace')}"
+                )
             else:
                 raise self._blocks.damaged(block.at, f"it has the unknown kind {block.kind}")
         raise BackupDamagedError(

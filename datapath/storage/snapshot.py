@@ -187,6 +187,11 @@ class SnapshotWriter:
             shutil.rmtree(self._path, ignore_errors=True)
             raise
 
+    @property
+    def count(self) -> int:
+        """How many items were taken."""
+        return self._hash.count
+
     def feed(self, number: int, chunk: bytes) -> None:
         """Take the chunk `next_chunk`; one taken before is passed over.
 

@@ -1,6 +1,8 @@
 """The process that reads a snapshot: `datapath.storage.snapshot_process` starts it, and asks.
 
-    python -m datapath.storage.snapshot_child ENVIRONMENT MAP_SIZE_BYTES CHUNK_SIZE_BYTES
+    python -m datapath.storage.snapshot_child ENVIRONMENT MAP_SIZE_BYTES CHUNK_SIZE_BYTES COMPRESS
+
+COMPRESS "1": chunks come compressed, for a backup, and this process gives way to others.
 
 Standard input is a socket, for both ways. First comes `Opened`, or `Broken`; from then on each
 chunk number (8 bytes, little-endian) is answered. An answer is a kind (1 byte), a length (8 bytes,
@@ -11,21 +13,26 @@ when the other side has gone.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from datapath.errors import StorageError
+from datapath.storage.backup_format import make_compressor
 from datapath.storage.environment import Environment
 from datapath.storage.snapshot import SnapshotReader
 
 NUMBER = struct.Struct("<Q")
 HEADER = struct.Struct("<BQ")
 CHUNK, ANSWER = 0, 1
+NICENESS = 10
+"""Of a process that compresses: that takes longer than reading."""
 
 
 class Opened(msgspec.Struct, frozen=True, tag=1):
@@ -63,8 +70,14 @@ def receive(connection: socket.socket, n_bytes: int) -> bytes:
     return data
 
 
-def serve_chunks(path: str, map_size_bytes: int, chunk_size_bytes: int) -> None:
+def serve_chunks(
+    path: str, map_size_bytes: int, chunk_size_bytes: int, *, compresses: bool
+) -> None:
     """Serve until the other side goes."""
+    compress: Callable[[bytes], bytes] = bytes
+    if compresses:
+        os.nice(NICENESS)
+        compress = make_compressor().compress
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the node's to act on
     with socket.socket(fileno=0) as connection, contextlib.suppress(ConnectionError):
         try:
@@ -75,11 +88,16 @@ def serve_chunks(path: str, map_size_bytes: int, chunk_size_bytes: int) -> None:
             return
         _answer(connection, Opened(reader.index, reader.epoch))
         while len(number := receive(connection, NUMBER.size)) == NUMBER.size:
-            _serve(connection, reader, *NUMBER.unpack(number))
+            _serve(connection, reader, int.from_bytes(number, "little"), compress)
         reader.close()
 
 
-def _serve(connection: socket.socket, reader: SnapshotReader, number: int) -> None:
+def _serve(
+    connection: socket.socket,
+    reader: SnapshotReader,
+    number: int,
+    compress: Callable[[bytes], bytes],
+) -> None:
     try:
         chunk = reader.read_chunk(number)
     except StorageError as error:
@@ -88,6 +106,7 @@ def _serve(connection: socket.socket, reader: SnapshotReader, number: int) -> No
     if chunk is None:
         _answer(connection, Complete(reader.count, reader.checksum))
     else:
+        chunk = compress(chunk)
         connection.sendall(HEADER.pack(CHUNK, len(chunk)))
         connection.sendall(chunk)
 
@@ -98,4 +117,4 @@ def _answer(connection: socket.socket, answer: ChildReply) -> None:
 
 
 if __name__ == "__main__":
-    serve_chunks(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    serve_chunks(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), compresses=sys.argv[4] == "1")

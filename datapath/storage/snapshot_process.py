@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 
@@ -42,11 +43,16 @@ class SnapshotProcess:
     `close` releases.
 
     One thread at a time; all methods block. `start` comes first. A process that dies or hangs is a
-    TransferError: begin anew. The process ends with this one, however that ends.
+    TransferError: begin anew. The process ends with this one, however that ends. `compresses`: the
+    chunks come as a backup has them.
     """
 
     def __init__(
-        self, environment: Environment, *, chunk_size_bytes: int = DEFAULT_CHUNK_SIZE_BYTES
+        self,
+        environment: Environment,
+        *,
+        chunk_size_bytes: int = DEFAULT_CHUNK_SIZE_BYTES,
+        compresses: bool = False,
     ) -> None:
         self.index = 0
         self.epoch = 0
@@ -54,9 +60,15 @@ class SnapshotProcess:
         self.checksum = ""
         self._environment = environment
         self._chunk_size_bytes = chunk_size_bytes
+        self._compresses = compresses
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
         self._closed = False
+
+    @property
+    def store_file(self) -> Path:
+        """The file that holds what is read, until `close`."""
+        return self._environment.path / "data.mdb"
 
     @property
     def pid(self) -> int:
@@ -90,6 +102,7 @@ class SnapshotProcess:
             str(environment.path),
         ]
         command += [str(environment.map_size_bytes), str(self._chunk_size_bytes)]
+        command.append(str(int(self._compresses)))
         self._connection, far = socket.socketpair()
         with far:
             timeout = struct.pack("ll", CHUNK_TIMEOUT_S, 0)

@@ -93,6 +93,12 @@ class NoticeNote(_Body, frozen=True, tag=10):
     text: str
 
 
+class ArchivedNote(_Body, frozen=True, tag=11):
+    """The archive holds the log up to entry `index`. Needs no answer."""
+
+    index: int
+
+
 class PingCall(_Body, frozen=True, tag=20):
     """Are you there?"""
 
@@ -117,6 +123,7 @@ Call = (
     | JoinCall
     | ViewNote
     | NoticeNote
+    | ArchivedNote
     | PingCall
     | RemoveCall
 )

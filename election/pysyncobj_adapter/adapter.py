@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable
 
 from election.agreement import (
@@ -23,7 +24,7 @@ from election.pysyncobj_adapter.view_machine import (
     ViewReply,
     encode_command,
 )
-from election.view import View, ViewChange
+from election.view import View, ViewChange, ViewStep
 
 _WATCH_INTERVAL_S = 0.5
 _SAVE_INTERVAL_S = 5.0
@@ -74,6 +75,12 @@ class PySyncObjAgreement:
         """The members with which the group's log began."""
         status = self._runner.status
         return dict(status.founders) if status is not None else {}
+
+    @property
+    def steps(self) -> tuple[ViewStep, ...]:
+        """The last changes of the view that were applied here, oldest first."""
+        status = self._runner.status
+        return status.steps if status is not None else ()
 
     def subscribe(self, on_view: Callable[[View], None]) -> None:
         """Call `on_view` on the loop with each newer view that this node applies."""
@@ -130,7 +137,8 @@ class PySyncObjAgreement:
         """Propose one change; repeated under one request id until `timeout_ms` has passed."""
         request_id = os.urandom(16)
         try:
-            command = encode_command(ProposeRequest(request_id, expected_version, change))
+            at_ms = int(time.time() * 1000)
+            command = encode_command(ProposeRequest(request_id, expected_version, change, at_ms))
         except (TypeError, ValueError, OverflowError) as error:
             return Refused(self.view, f"the change cannot be encoded: {error}")
         if len(command) > MAX_COMMAND_BYTES:

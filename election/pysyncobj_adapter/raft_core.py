@@ -162,10 +162,12 @@ class RaftCore(RaftMembers):
         the members of then. So who hears no leader lets in whoever has proved the secret, and the
         leader that it finds that way stays. Votes of others than voters do not count.
         """
+        if self._isLeader():
+            return False
+        if monotonic() - max(self._heard_leader_at, self._started_at) > _LOST_S:
+            return True  # whoever led: one without a vote never stands, and so never forgets it
         leader = self._SyncObj__raftLeader
-        if leader is not None:
-            return bool(node_id == leader.id)
-        return monotonic() - max(self._heard_leader_at, self._started_at) > _LOST_S
+        return leader is not None and bool(node_id == leader.id)
 
     def _reaches_for(self, node_id: str) -> bool:
         """Whether this member leads, and that one has acknowledged nothing to it."""

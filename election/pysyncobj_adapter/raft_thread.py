@@ -23,7 +23,7 @@ from election.pysyncobj_adapter.raft_core import RaftCore
 from election.pysyncobj_adapter.settings import AgreementSettings
 from election.pysyncobj_adapter.storage import RaftStorage
 from election.pysyncobj_adapter.view_machine import ReadRequest, ViewReply, encode_command
-from election.view import View
+from election.view import View, ViewStep
 
 MAX_PENDING_REQUESTS = 1024
 _FIRST_RETRY_S = 0.1
@@ -43,6 +43,7 @@ class AgreementStatus(msgspec.Struct, frozen=True):
     connected: tuple[str, ...]
     voters: frozenset[str]
     founders: dict[str, str]
+    steps: tuple[ViewStep, ...]
 
 
 class RaftThreadListener(Protocol):
@@ -254,4 +255,5 @@ class RaftThread:
             tuple(core.connected_ids()),
             frozenset(core.machine.raft_members),
             core.founders,
+            core.machine.steps,
         )

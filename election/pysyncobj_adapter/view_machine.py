@@ -13,13 +13,16 @@ import msgspec
 
 from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.view import (
+    MAX_REMEMBERED_STEPS,
     AddMember,
     Bootstrap,
     RemoveMember,
     View,
     ViewChange,
     ViewRefusal,
+    ViewStep,
     apply_change,
+    step_of,
 )
 
 REGULAR = b"\x00"  # PySyncObj's type of command, before each in the log
@@ -28,11 +31,12 @@ MAX_REMEMBERED_ANSWERS = 64
 
 
 class ProposeRequest(msgspec.Struct, frozen=True, tag="propose", array_like=True):
-    """Compare-and-set on the view's version."""
+    """Compare-and-set on the view's version. `at_ms`: the proposer's clock, to be shown only."""
 
     request_id: bytes
     expected_version: int
     change: ViewChange
+    at_ms: int = 0
 
 
 class ReadRequest(msgspec.Struct, frozen=True, tag="read", array_like=True):
@@ -64,13 +68,15 @@ class MachineState(msgspec.Struct, frozen=True, array_like=True):
     """All of the machine, as kept in a dump.
 
     `raft_members` are those whose change has been applied; `wanted_members` are those that the
-    view asks for: the Raft leader makes the one follow the other, a step at a time.
+    view asks for: the Raft leader makes the one follow the other, a step at a time. `steps` are the
+    last changes of the view, oldest first.
     """
 
     view: View | None
     answers: tuple[ViewReply, ...]
     raft_members: dict[str, str]
     wanted_members: dict[str, str]
+    steps: tuple[ViewStep, ...] = ()
 
 
 def encode_command(command: Command) -> bytes:
@@ -83,6 +89,7 @@ class Machine:
 
     def __init__(self, members: dict[str, str]) -> None:
         self.view: View | None = None
+        self.steps: tuple[ViewStep, ...] = ()
         self.raft_members = dict(members)
         self.wanted_members = dict(members)
         self._answers: OrderedDict[bytes, ViewReply] = OrderedDict()
@@ -103,6 +110,7 @@ class Machine:
         if isinstance(result, ViewRefusal):
             answer = ViewReply(command.request_id, self.view, result.reason)
         else:
+            self._remember(step_of(self.view, command.change, result, command.at_ms))
             self.view = result
             self._want(command.change)
             answer = ViewReply(command.request_id, result)
@@ -127,6 +135,7 @@ class Machine:
             tuple(self._answers.values()),
             dict(self.raft_members),
             dict(self.wanted_members),
+            self.steps,
         )
 
     def restore(self, state: MachineState) -> None:
@@ -135,6 +144,11 @@ class Machine:
         self._answers = OrderedDict((answer.request_id, answer) for answer in state.answers)
         self.raft_members = dict(state.raft_members)
         self.wanted_members = dict(state.wanted_members)
+        self.steps = state.steps
+
+    def _remember(self, step: ViewStep | None) -> None:
+        if step is not None:
+            self.steps = (*self.steps, step)[-MAX_REMEMBERED_STEPS:]
 
     def _want(self, change: ViewChange) -> None:
         """Let the wanted Raft members follow a committed change of the view's."""

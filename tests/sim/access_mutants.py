@@ -5,13 +5,15 @@ from __future__ import annotations
 from unittest.mock import patch
 
 from cluster.services import rights
-from cluster.services.access_guard import TokenGuard
+from cluster.services.access_guard import TokenGuard, is_certificate
 from datapath.execution.executor import Executor
+from datapath.execution.tail import PendingAnswer
 from datapath.operations import Operation, Principal, Query
 from tests.sim import callers
 from tests.sim.mutant import Mutant, Patch
 
 ACCESS = "tests/unit/cluster/services/test_access.py::"
+PIPELINE = "tests/unit/datapath/execution/test_pipeline_guards.py::"
 RIGHTS = "tests/unit/cluster/services/test_rights.py::"
 
 
@@ -50,11 +52,22 @@ def _a_forwarder_recalls_for_anybody() -> list[Patch]:
 def _a_repeat_is_not_judged() -> list[Patch]:
     repeat_of = Executor.repeat_of
 
-    def anybody(executor: Executor, operation: Operation, next_index: int) -> object:
+    def anybody(executor: Executor, operation: Operation, *args: int, **options: bool) -> object:
         with patch.object(Executor, "_judge", lambda _executor, _operation: ""):
-            return repeat_of(executor, operation, next_index)
+            return repeat_of(executor, operation, *args, **options)
 
     return [patch.object(Executor, "repeat_of", anybody)]
+
+
+def _a_first_answer_needs_no_lease() -> list[Patch]:
+    def is_no_repeat(answer: PendingAnswer) -> bool:
+        return answer.executed.index == 0 and not answer.executed.repeated
+
+    return [patch.object(PendingAnswer, "wrote_nothing", property(is_no_repeat))]
+
+
+def _whoever_leads_no_open_epoch_judges() -> list[Patch]:
+    return [patch("datapath.execution.pipeline.knows_rights", lambda _primary: True)]
 
 
 def _rights_of_any_age() -> list[Patch]:
@@ -83,6 +96,21 @@ def _the_last_administrator_may_go() -> list[Patch]:
     return [patch("cluster.services.access.leaves_an_admin", lambda _holders, _roles: True)]
 
 
+def _a_certificate_is_an_administrator_for_good() -> list[Patch]:
+    return [patch("cluster.services.access.is_certificate", lambda _token: False)]
+
+
+def _any_certificate_is_known() -> list[Patch]:
+    role_of = TokenGuard._role_of
+
+    def known(guard: TokenGuard, caller: Principal, read: object) -> object:
+        if is_certificate(caller.token):
+            caller = callers.BY_CERTIFICATE
+        return role_of(guard, caller, read)  # type: ignore[arg-type]
+
+    return [patch.object(TokenGuard, "_role_of", known)]
+
+
 def _who_is_anonymous_is_not_judged() -> list[Patch]:
     judge = TokenGuard.judge
 
@@ -101,8 +129,16 @@ ACCESS_MUTANTS = (
     Mutant("A1", "a token is proved by its id", _a_token_is_proved_by_its_id, callers=True),
     Mutant("A1", "a forwarder recalls for anybody", _a_forwarder_recalls_for_anybody, callers=True),
     Mutant("A1", "a repeat is not judged", _a_repeat_is_not_judged, callers=True),
+    Mutant("A1", "a first answer needs no lease", _a_first_answer_needs_no_lease,
+           unit=PIPELINE + "test_a_first_answer_that_rests_on_rights_needs_a_lease_that_lasts"),
+    Mutant("A1", "whoever leads no open epoch judges", _whoever_leads_no_open_epoch_judges,
+           unit=PIPELINE + "test_nobody_is_judged_before_the_epoch_is_open"),
     Mutant("A1", "rights of any age will do", _rights_of_any_age, callers=True),
     Mutant("A1", "any prefix is as good as another", _any_right_is_enough, callers=True),
+    Mutant("A1", "any certificate is as good as another", _any_certificate_is_known, callers=True),
+    Mutant("A1", "a certificate's name keeps an administrator",
+           _a_certificate_is_an_administrator_for_good,
+           unit=ACCESS + "test_a_certificate_has_the_role_that_its_name_was_given"),
     Mutant("A1", "who is anonymous is not judged", _who_is_anonymous_is_not_judged, callers=True),
     Mutant("A1", "what is not listed is open", _unlisted_calls_are_open,
            unit=ACCESS + "test_a_role_allows_what_it_names"),

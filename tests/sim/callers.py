@@ -1,9 +1,9 @@
 """Callers whose right comes and goes, through all troubles: rule A1, judged by what has committed.
 
 An administrator gives a role a right and takes it, again and again. Callers with a token of that
-role write, read and repeat at any node; a stranger tries with a token that nobody knows. What they
-get is held against the order of the log, and against true time. They draw from random numbers of
-their own.
+role, or with a certificate whose name has it, write, read and repeat at any node; a stranger tries
+with what nobody knows. What they get is held against the order of the log, and against true time.
+They draw from random numbers of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from cluster.services.access import ACCESS_SERVICE
-from cluster.services.access_guard import ROLE, TokenGuard
+from cluster.services.access_guard import ROLE, TokenGuard, principal_of_certificate
 from cluster.services.rights import Role, decode_role, encode_role
 from datapath.errors import OperationError
 from datapath.execution.access_guard import with_fresh_rights
@@ -33,7 +33,14 @@ MAX_AGE_MS = 100.0
 PREFIX = "callers/"
 KEY = b"callers/k"
 USER = Principal("user", b"\1" * 32)
-STRANGERS = (Principal("user", b"\2" * 32), Principal("nobody", b"\1" * 32), Principal())
+BY_CERTIFICATE = principal_of_certificate("user")
+STRANGERS = (
+    Principal("user", b"\2" * 32),
+    Principal("nobody", b"\1" * 32),
+    Principal(),
+    principal_of_certificate("stranger"),
+    Principal(BY_CERTIFICATE.token, USER.digest),
+)
 ALLOWED = encode_role(Role(read=(PREFIX,), write=(PREFIX,)))
 FORBIDDEN = encode_role(Role(read=("other/",)))
 TIMEOUT_MS = 200.0
@@ -74,6 +81,7 @@ class Callers:
             ("seed", ("admin", b"\3" * 32)),
             ("set_role", ("user", FORBIDDEN)),
             ("create_token", (USER.token, USER.digest, "user", "")),
+            ("create_token", (BY_CERTIFICATE.token, BY_CERTIFICATE.digest, "user", "")),
         ])  # fmt: skip
 
     def later(self, delay_ms: tuple[float, float], action: Callable[..., None], *args: Any) -> None:
@@ -177,7 +185,7 @@ class Caller:
             return
         began = _Began(callers)
         is_stranger = random.random() < 0.2
-        caller = random.choice(STRANGERS) if is_stranger else USER
+        caller = random.choice(STRANGERS if is_stranger else (USER, BY_CERTIFICATE))
         kind = random.choice(("write", "write", "read", "stale", "repeat"))
         told = _Once(lambda outcome: self._ended(kind, began, outcome, is_stranger=is_stranger))
         if kind == "repeat" and self._acknowledged:
@@ -186,7 +194,7 @@ class Caller:
             operation = msgspec.structs.replace(known, caller=caller)
             node.post(node.life, callers.forward, node, operation, told)
         elif kind in {"write", "repeat"}:
-            value = str(callers._number).encode()
+            value = b"c%d" % callers._number  # the oracle tells writes by it: no other client's
             key, after = callers.next_key(), callers.known_index
             operation = Operation("put", (KEY, value), key, first_after=after, caller=caller)
             began.operation = operation

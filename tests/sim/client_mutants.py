@@ -82,18 +82,18 @@ def _d8_not_in_the_delta() -> list[Patch]:
 
 
 def _d8_not_consulted() -> list[Patch]:
-    return [patch.object(Executor, "repeat_of", lambda *_: None)]
+    return [patch.object(Executor, "repeat_of", lambda *_, **__: None)]
 
 
 def _d8_uncommitted_ones_do_not_count() -> list[Patch]:
-    def committed_only(executor: Executor, operation: Operation, _next_index: int) -> Any:
+    def committed_only(executor: Executor, operation: Operation, *_: int, **__: bool) -> Any:
         return executor.recall(operation) if operation.idempotency_key else None
 
     return [patch.object(Executor, "repeat_of", committed_only)]
 
 
 def _d8_refusals_are_forgotten() -> list[Patch]:
-    return [patch("datapath.execution.executor._is_remembered", lambda error: error is None)]
+    return [patch("datapath.execution.executor._must_remember", lambda error: error is None)]
 
 
 def _d4_reads_without_a_lease() -> list[Patch]:
@@ -171,7 +171,7 @@ def _d8_refused_before_it_is_recognised() -> list[Patch]:
     may_start = Pipeline._may_start
 
     def refuse_first(pipeline: Pipeline, waiting: Waiting, batch: Batch) -> bool:
-        with patch.object(pipeline._executor, "repeat_of", lambda *_: None):
+        with patch.object(pipeline._executor, "repeat_of", lambda *_, **__: None):
             may = may_start(pipeline, waiting, batch)
         return may and may_start(pipeline, waiting, batch)
 

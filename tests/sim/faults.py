@@ -20,7 +20,7 @@ LONG_EVERY = 17
 OPERATORS_OF, OPERATORS = 13, (3, 7, 11)
 """In these of so many schedules operators err."""
 CALLERS = (2, 6, 12)
-"""In these of as many rights come and go, unless clients hold leases."""
+"""In these of as many rights come and go."""
 MOVES = (1, 5, 9)
 """In these of as many nodes get other addresses."""
 LASTING_FAULTS_RATE = 0.4
@@ -77,7 +77,7 @@ class Schedule:
             is_registered=not has_moves or seed % 2 == 0,
             # What comes waits for the record before it, so that much waits when leases are due.
             max_inflight_records=1 if has_holders and seed // 8 % 2 else 4,
-            guard=None if has_holders or not _is_one(seed, CALLERS, callers) else make_guard(),
+            guard=make_guard() if _is_one(seed, CALLERS, callers) else None,
         )
         world, clockwork, random = self.world, self.world.clockwork, self.world.clockwork.random
         world.agreement.counts_votes = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,6 +28,8 @@ class Page:
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
         self._number = 0
+        self.complaints: list[str] = []  # what the console shows: errors, and refused requests
+        self.fetched: set[str] = set()  # the URLs of all requests
 
     async def call(self, method: str, **params: Any) -> Any:
         """Call a method of the protocol; return its result."""
@@ -34,9 +37,37 @@ class Page:
         await self._socket.send_json({"id": self._number, "method": method, "params": params})
         while True:
             message = await self._socket.receive_json(timeout=CALL_DEADLINE_S)
+            self._note(message)
             if message.get("id") == self._number:
                 assert "error" not in message, message
                 return message["result"]
+
+    def _note(self, message: Any) -> None:
+        params = message.get("params", {})
+        match message.get("method"):
+            case "Runtime.consoleAPICalled" | "Runtime.exceptionThrown":
+                self.complaints.append(str(params))
+            case "Log.entryAdded":
+                self.complaints.append(str(params["entry"]))
+            case "Network.requestWillBeSent":
+                self.fetched.add(params["request"]["url"])
+
+    async def listen(self) -> None:
+        """Fill `complaints` and `fetched` from now on: what the last call has seen."""
+        for domain in ("Runtime", "Log", "Network", "Page"):
+            await self.call(f"{domain}.enable")
+
+    async def press(self, key: str, code: int, text: str = "") -> None:
+        """Press a key of the keyboard and let it go."""
+        for kind in ("keyDown", "keyUp"):
+            await self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code,
+                text=text if kind == "keyDown" else "",
+            )  # fmt: skip
+
+    async def picture(self) -> bytes:
+        """Return what is seen, as PNG."""
+        return base64.b64decode((await self.call("Page.captureScreenshot"))["data"])
 
     async def run(self, script: str) -> Any:
         """Evaluate JavaScript, wait for its promise, and return the value."""

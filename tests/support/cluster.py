@@ -257,11 +257,13 @@ class Cluster:
         reads: str = "leased",
         data: Mapping[str, Path] | None = None,
         access: Mapping[str, str] | None = None,
+        archive: Mapping[str, Scalar] | None = None,
         tls: bool = False,
     ) -> None:
         """`access`: fields of [access]; the first administrator's token is drawn."""
         self.token = draw_token() if access is not None else None
         self.access = dict(access or {})
+        self.archive = dict(archive or {})
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.name = name
@@ -329,6 +331,9 @@ class Cluster:
         for section, values in sections:
             lines.append(f"[{section}]")
             lines += [f"{field} = {json.dumps(value)}" for field, value in values.items()]
+        if self.archive:
+            lines.append("[archive]")
+            lines += [f"{field} = {json.dumps(value)}" for field, value in self.archive.items()]
         if self.token is not None:
             lines += ["[access]", f'admin_token_hash = "{hash_line(self.token)}"']
             lines += [f"{field} = {json.dumps(value)}" for field, value in self.access.items()]

@@ -22,8 +22,10 @@ from cluster.services.kv import HEAD_SIZE_BYTES
 from datapath.errors import NotPrimaryError, OperationError, OperationUnknownError, PrimaryFullError
 from datapath.node.history import History
 from datapath.operations import (
+    BackupSource,
     ClusterStatus,
     Completion,
+    Consistency,
     Digest,
     Operation,
     Principal,
@@ -33,7 +35,7 @@ from datapath.operations import (
 )
 from datapath.records import Record
 from election.identity import Addresses
-from election.view import Member, View
+from election.view import Member, View, ViewStep
 from tests.support.local_node import LocalNode, local_node
 
 Fault = Literal["not_applied", "unknown_before", "unknown_after", "full", "slow"]
@@ -150,6 +152,12 @@ class FakeNode:
 
     async def cluster_status(self) -> ClusterStatus:
         return await self.core.cluster_status()
+
+    async def backup(self, consistency: Consistency, timeout_ms: int) -> BackupSource:
+        return await self.core.backup(consistency, timeout_ms)
+
+    def view_steps(self) -> tuple[ViewStep, ...]:
+        return self.core.view_steps()
 
     async def digest(self) -> Digest:
         return msgspec.structs.replace(await self.core.digest(), node=self.node_id)

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import inspect
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 
@@ -35,8 +35,10 @@ from datapath.keyspaces import KV, LOCKS, SERVICES
 from datapath.node.history import History
 from datapath.operations import (
     STORE,
+    BackupSource,
     ClusterStatus,
     Completion,
+    Consistency,
     Digest,
     NodeState,
     Operation,
@@ -47,8 +49,20 @@ from datapath.operations import (
 )
 from datapath.records import Entry, Record, make_record
 from datapath.service import Service
+from datapath.storage.backup_format import BackupEnd, BackupHeader, BackupWriter
+from datapath.storage.environment import ContentHash
 from election.identity import Addresses
-from election.view import AddMember, Handover, Member, RemoveMember, View, ViewRefusal, apply_change
+from election.view import (
+    AddMember,
+    Handover,
+    Member,
+    RemoveMember,
+    View,
+    ViewRefusal,
+    ViewStep,
+    apply_change,
+    step_of,
+)
 from tests.support.doc_shop import Shop
 
 NODES = ("n1", "n2", "n3")
@@ -168,6 +182,29 @@ class LocalTransaction:
             other.commit()
 
 
+class EmptyBackup:
+    """A whole backup of a state without items."""
+
+    def __init__(self, node: LocalNode) -> None:
+        self.revision, self.epoch = node.index, node.epoch
+        self._header = BackupHeader(
+            revision=node.index,
+            epoch=node.epoch,
+            cluster="local",
+            cluster_id=node.cluster_id,
+            node=node.node_id,
+            created_s=0,
+        )
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        writer = BackupWriter()
+        yield writer.begin(self._header)
+        yield writer.end(BackupEnd(items=0, digest=ContentHash().hex()))
+
+    async def close(self) -> None:
+        return
+
+
 class LocalNode:
     """Implements `datapath.operations.Node`."""
 
@@ -214,6 +251,7 @@ class LocalNode:
             )
             for number, node in enumerate(NODES, 1)
         )
+        self.steps: list[ViewStep] = []
         self.view = View(
             cluster_id="local", epoch=1, version=1, primary="n1", in_sync=NODES, members=members
         )
@@ -452,10 +490,17 @@ class LocalNode:
         if self.view.member(node) is None:
             raise RejectedError("unknown_node", f"no node {node!r}")
 
+    def view_steps(self) -> tuple[ViewStep, ...]:
+        if self.fail_with is not None:
+            raise self.fail_with
+        return tuple(self.steps)
+
     def _change(self, change: AddMember | Handover | RemoveMember, code: str) -> View:
         outcome = apply_change(self.view, change, self.view.version)
         if isinstance(outcome, ViewRefusal):
             raise RejectedError(code, outcome.reason)
+        step = step_of(self.view, change, outcome, 1_700_000_000_000)
+        self.steps += [step] if step is not None else []
         self.view = outcome
         return outcome
 
@@ -482,6 +527,12 @@ class LocalNode:
             lag=0,
             votes=True,
         )
+
+    async def backup(self, consistency: Consistency, timeout_ms: int) -> BackupSource:
+        del consistency, timeout_ms
+        if self.fail_with is not None:
+            raise self.fail_with
+        return EmptyBackup(self)
 
     async def digest(self) -> Digest:
         if self.fail_with is not None:

@@ -140,6 +140,9 @@ class Schedule:
         if alone is not None:
             world.wires.heal_all()
             world.run_for(QUIET_MS)
+        if [world.nodes[name] for name in sorted(world.oracle.voters)] != voters:
+            clockwork.seen["members changed in the quiet"] += 1  # asked for before, and sent late
+            return
         for node in voters:
             core = node.core
             after = None if core is None else (core.leader_in_term or (None, core.raftCurrentTerm))

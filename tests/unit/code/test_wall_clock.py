@@ -11,12 +11,17 @@ WALL = {
 } | {(kind, name) for kind in ("datetime", "date") for name in ("now", "utcnow", "today")}
 ALLOWED = {
     "cluster/api/answer.py": "the Date header",
+    "cluster/cli/backup.py": "when a backup was written, which people read",
+    "cluster/cli/restore.py": "how old a backup is: it can only raise what revisions go on at (B2)",
+    "datapath/node/backups.py": "the date in a backup's header, for the same",
+    "cluster/archive/archiver.py": "when entries had committed, for who restores to a time",
     "cluster/certificates/facts.py": "whether a certificate has expired",
     "cluster/node/logs.py": "the time of a log line",
     "cluster/services/caretaker.py": "when a timer may be due; decided again by its operation",
     "cluster/services/hosting.py": "timers, which run by the time of day (X3)",
     "cluster/api/audit.py": "the time of a line, which people read",
     "cluster/up/display.py": "what people see",
+    "election/pysyncobj_adapter/adapter.py": "when a view was proposed, which people read",
     "datapath/node/replica_disk.py": "how much history is kept for watchers (log_retention_ms)",
     "datapath/storage/log.py": "the date of a segment, for the same",
     "datapath/storage/log_recovery.py": "the name of a folder of damaged files",

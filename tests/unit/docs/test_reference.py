@@ -15,6 +15,7 @@ from cluster import exit_codes
 from cluster.cli.main import COMMANDS, main
 from cluster.config.access_section import AccessSection
 from cluster.config.api_section import ApiSection
+from cluster.config.archive_section import ArchiveSection
 from cluster.config.file import load_config
 from cluster.config.model import (
     ClusterSection,
@@ -41,6 +42,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[tls]": TlsSection,
     "[api]": ApiSection,
     "[access]": AccessSection,
+    "[archive]": ArchiveSection,
 }
 
 

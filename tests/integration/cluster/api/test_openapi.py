@@ -58,7 +58,7 @@ TXN = b"""{
     "then": [{"put": {"key": "new", "text": "1"}}, {"get": {"key": "new"}},
              {"get": {"key": "none"}}, {"delete": {"prefix": "p"}}, {"list": {"prefix": "n"}}]
 }"""
-ACCESS_PATHS = ("/v1/tokens", "/v1/roles")
+ACCESS_PATHS = ("/v1/tokens", "/v1/roles", "/v1/whoami")
 ADMIN, NOBODY = draw_token(), draw_token()
 """An administrator's token, and one of the role "nobody", which may do nothing."""
 SETTINGS = HttpSettings(max_value_size_bytes=70_000, body_timeout_ms=100)
@@ -272,6 +272,7 @@ FAILING: dict[str, Callable[[Local], None]] = {
     "service_outdated": fails(OperationNotAppliedError("service_outdated", "old")),
     "service_failed": fails(OperationNotAppliedError("service_failed", "bug")),
     "timeout": fails(OperationUnknownError("timeout", "late")),
+    "backup_running": fails(OverloadedError("backup_running", "wait")),
     "storage_full": fails(PrimaryFullError("storage_full", "full")),
     "internal_error": fails(RuntimeError("bug")),
 }

@@ -52,9 +52,9 @@ def test_what_is_not_in_the_table_needs_the_right_admin() -> None:
 
 def test_the_caller_is_who_the_header_names() -> None:
     token = draw_token()
-    assert caller_of(headers()) == ANONYMOUS
+    assert caller_of(headers(), None) == ANONYMOUS
     for scheme in ("Bearer", "bearer"):
-        found = caller_of(headers(("Authorization", f"{scheme} {token.text}")))
+        found = caller_of(headers(("Authorization", f"{scheme} {token.text}")), None)
         assert found == Principal(token.id, token.digest)
 
 
@@ -64,7 +64,7 @@ def test_the_caller_is_who_the_header_names() -> None:
 )
 def test_what_is_no_token_is_refused_and_not_repeated(values: tuple[str, ...]) -> None:
     with pytest.raises(ProblemError) as found:
-        caller_of(headers(*(("Authorization", value) for value in values)))
+        caller_of(headers(*(("Authorization", value) for value in values)), None)
     assert found.value.status == 401
     assert "dTpw" not in found.value.detail
 

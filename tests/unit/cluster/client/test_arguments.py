@@ -124,6 +124,7 @@ WRONG: list[tuple[str, dict[str, Any], str, list[Any]]] = [
     ("leader", {}, "name", TEXTS),
     ("create_token", {"role": "r"}, "role", TEXTS),
     ("create_token", {"role": "r"}, "note", TEXTS),
+    ("create_token", {"role": "r"}, "certificate", TEXTS),
     ("create_token", {"role": "r"}, "timeout_ms", NUMBERS),
     ("list_tokens", {}, "timeout_ms", NUMBERS),
     ("revoke_token", {"token_id": "t"}, "token_id", TEXTS),

@@ -37,7 +37,7 @@ def test_who_wants_no_watchers_leaves_their_place_to_others() -> None:
 
 @pytest.mark.parametrize(("limit", "held"), [(256, 31), (1024, 339), (65_536, 1800)])
 def test_the_log_held_for_a_snapshot_leaves_clients_room(limit: int, held: int) -> None:
-    shared = share_out(limit, nodes=3, segments=8, snapshot_segments=1800)
+    shared = share_out(limit, nodes=3, segments=8, held_segments=1800)
     assert 8 < shared.log_segments <= held
     assert shared.max_connections >= MIN_CLIENT_CONNECTIONS
     given = shared.max_connections + shared.reserved_connections + shared.max_unauthenticated

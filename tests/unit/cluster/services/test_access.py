@@ -8,7 +8,13 @@ import msgspec
 import pytest
 
 from cluster.services.access import ACCESS_SERVICE
-from cluster.services.access_guard import TokenGuard, draw_token, principal_of
+from cluster.services.access_guard import (
+    TokenGuard,
+    draw_token,
+    of_certificate,
+    principal_of,
+    principal_of_certificate,
+)
 from cluster.services.leases import LEASES_SERVICE
 from cluster.services.locks import LOCKS_SERVICE
 from cluster.services.rights import Role, encode_role
@@ -96,6 +102,48 @@ def test_a_revoked_right_is_gone_for_every_operation_after_it() -> None:
     assert bench.code(STORE, "put", b"app/k", b"v", caller=app) == "forbidden"
     bench.call(ACCESS_SERVICE, "revoke_token", app.token, caller=bench.root)
     assert bench.code(STORE, "put", b"app/k", b"v", caller=app) == "unauthenticated"
+
+
+def test_a_certificate_has_the_role_that_its_name_was_given() -> None:
+    bench = Bench()
+    app = bench.token("app", APP)
+    alice, bob = map(principal_of_certificate, ("alice", "bob"))
+
+    def give(name: str, role: str) -> None:
+        entry = of_certificate(name)
+        args = (entry.id, entry.digest, role, "")
+        bench.call(ACCESS_SERVICE, "create_token", *args, caller=bench.root)
+
+    give("alice", "app")
+    assert bench.store("put", b"app/k", b"v", caller=alice)
+    assert bench.code(STORE, "put", b"other/k", b"v", caller=alice) == "forbidden"
+    assert bench.code(STORE, "put", b"app/k", b"v", caller=bob) == "unauthenticated"
+    for forged in (Principal(alice.token, app.digest), Principal("alice"), Principal(app.token)):
+        assert bench.code(STORE, "put", b"app/k", b"v", caller=forged) == "unauthenticated"
+    # The name of a role that somebody has: it cannot go. Another one replaces it.
+    bench.call(ACCESS_SERVICE, "revoke_token", app.token, caller=bench.root)
+    assert bench.code(ACCESS_SERVICE, "delete_role", "app", caller=bench.root) == "role_in_use"
+    give("alice", "admin")
+    assert bench.store("put", b"other/k", b"v", caller=alice)
+    # Nobody knows whether there is such a certificate: an administrator has a token.
+    last = bench.code(ACCESS_SERVICE, "revoke_token", bench.root.token, caller=bench.root)
+    assert last == "last_admin"
+    bench.call(ACCESS_SERVICE, "revoke_token", alice.token, caller=bench.root)
+    assert bench.code(STORE, "put", b"app/k", b"v", caller=alice) == "unauthenticated"
+
+
+def test_a_certificate_without_a_role_is_as_good_as_none() -> None:
+    bench = Bench(anonymous="guest")
+    bench.token("guest", Role(write=("app/",)))
+    for caller in (principal_of_certificate("alice"), principal_of_certificate(""), ANONYMOUS):
+        bench.store("put", b"app/k", b"v", caller=caller)
+    assert principal_of_certificate("") == ANONYMOUS
+
+
+def test_no_header_names_a_certificate() -> None:
+    secret = draw_token().text.rpartition("_")[2]
+    for text in (f"oct_cn=alice_{secret}", "cn=alice", "oct_cn=alice"):
+        assert principal_of(text) is None
 
 
 def test_a_revoked_right_counts_before_it_has_committed() -> None:

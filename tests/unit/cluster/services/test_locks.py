@@ -26,8 +26,11 @@ def acquire(
     return Acquired(*primary.call(LOCKS_SERVICE, "acquire", name, lease, TTL_MS, note, wait))
 
 
-def holder(primary: Primary) -> tuple[int, int, bytes, int] | None:
-    found: tuple[int, int, bytes, int] | None = primary.query(LOCKS_SERVICE, "get", JOBS)
+Held = tuple[int, int, bytes, int, list[tuple[int, bytes]]]
+
+
+def holder(primary: Primary) -> Held | None:
+    found: Held | None = primary.query(LOCKS_SERVICE, "get", JOBS)
     return found
 
 
@@ -71,7 +74,7 @@ def test_to_ask_again_keeps_the_place() -> None:
     assert primary.index == index
     held = holder(primary)
     assert held is not None
-    assert held[3] == 2
+    assert held[3:] == (2, [(lease, b"") for lease in leases])
     primary.call(LOCKS_SERVICE, "release", JOBS, held[0])
     got = acquire(primary, leases[0])
     assert got.token == acquire(primary, leases[0], wait=True).token == primary.index

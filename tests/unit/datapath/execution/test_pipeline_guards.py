@@ -9,16 +9,21 @@ from typing import Any
 import msgspec
 import pytest
 
+from cluster.services.access import ACCESS_SERVICE, Access
+from cluster.services.access_guard import TokenGuard
 from cluster.services.kv import KeyValue
+from cluster.services.rights import Role, encode_role
 from datapath.errors import NotPrimaryError, OperationError, RejectedError, SafetyError
 from datapath.execution import pipeline as module
+from datapath.execution.access_guard import AccessGuard
 from datapath.execution.changes import Feed
 from datapath.execution.executor import Executor
 from datapath.execution.pipeline import Pipeline
 from datapath.execution.tail import Tail
-from datapath.operations import STORE, Operation, Result
+from datapath.operations import ANONYMOUS, STORE, Operation, Result
 from datapath.protocol import effects
 from datapath.protocol.messages import AppendReply
+from datapath.protocol.primary import Primary
 from datapath.records import Record
 from datapath.service import Service, Transaction, operation
 from datapath.settings import Bounds
@@ -69,6 +74,7 @@ class Desk:
         bounds: Bounds | None = None,
         confirm: Callable[[Any], None] | None = None,
         others: Mapping[str, Service] | None = None,
+        access: AccessGuard | None = None,
     ) -> None:
         services = {STORE: service or KeyValue(), **(others or {})}
         self.tasks: list[asyncio.Task[None]] = []
@@ -77,7 +83,9 @@ class Desk:
         self.has_room: Callable[[int], bool] = lambda _: True
         self.turns: list[Callable[[], object]] = []
         self.unwritten: list[effects.Effect] = []
-        executor = Executor(services, self.store, Bounds().client_table, lambda: self.lead.now_ms)
+        executor = Executor(
+            services, self.store, Bounds().client_table, lambda: self.lead.now_ms, access
+        )
         self.tail = Tail(
             "b",
             self.lead.replica,
@@ -786,3 +794,85 @@ def test_what_a_backup_recalls_is_known_on_its_own_copy() -> None:
     known = desk.tail.recall(Operation("put", (b"k", b"value"), "K"))
     assert isinstance(known, Result)
     assert known.copies == 1
+
+
+# whose repeat it is (A1)
+
+
+class GuardedDesk(Desk):
+    """With access control: whoever has no token may write, until `revoke`. "K" has committed."""
+
+    def __init__(self, **options: Any) -> None:
+        guard = TokenGuard(anonymous="guest")
+        super().__init__(others={ACCESS_SERVICE: Access()}, access=guard, **options)
+        self.ask("seed", "admin", bytes(32), service=ACCESS_SERVICE)
+        self.set_role(Role(write=("",)))
+        assert self.repeat(turns=0).said == ""
+        self.commit()
+
+    def set_role(self, role: Role) -> Told:
+        args = ("guest", encode_role(role))
+        return self.ask("set_role", *args, service=ACCESS_SERVICE)
+
+    def repeat(self, turns: int = 1, **options: Any) -> Told:
+        told = self.put("k", "K", caller=ANONYMOUS, **options)
+        if turns:
+            self.turn()
+        return told
+
+
+def test_a_first_answer_is_given_to_who_has_the_right() -> None:
+    desk = GuardedDesk()
+    assert desk.repeat().said == "repeated"
+    desk.set_role(Role())
+    refused = desk.repeat()
+    desk.commit()
+    assert refused.said == "not_applied forbidden"
+
+
+def test_a_first_answer_that_rests_on_rights_needs_a_lease_that_lasts() -> None:
+    desk = GuardedDesk()
+    desk.lead.now_ms += 10_000
+    assert desk.repeat().said == "unknown unknown_outcome", "not that it was not applied (D8)"
+    assert desk.put("k", "K").said == ""
+    desk.turn()
+    assert desk.put("k", "other").said == "", "of the node itself nothing is asked"
+
+
+def test_a_first_answer_waits_for_the_commit_of_what_gives_the_right() -> None:
+    desk = GuardedDesk()
+    desk.set_role(Role())
+    desk.commit()
+    desk.set_role(Role(write=("",)))
+    again = desk.repeat()
+    assert again.said == "", "the grant may be lost"
+    desk.commit()
+    assert again.said == "repeated"
+
+
+def test_a_first_answer_waits_for_a_confirmation_where_one_is_asked_for() -> None:
+    asked: list[Any] = []
+    desk = GuardedDesk(confirm=asked.append)
+    again = desk.repeat()
+    assert again.said == ""
+    asked.pop().set_exception(desk.not_primary())
+    assert again.said == "unknown unknown_outcome"
+
+
+def test_nobody_is_judged_once_the_epoch_is_over() -> None:
+    desk = GuardedDesk()
+    again, other = desk.repeat(turns=0), desk.put("k", "another", caller=ANONYMOUS)
+    desk.depose()
+    assert (again.said, other.said) == ("unknown unknown_outcome", "not_applied no_primary")
+
+
+def test_nobody_is_judged_before_the_epoch_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A revocation of an earlier epoch may be in the log, and not applied yet."""
+    desk = GuardedDesk(bounds=Bounds(max_waiting_operations=3))
+    desk.put("in the log")
+    desk.turn()
+    monkeypatch.setattr(Primary, "is_open", property(lambda _: False))
+    for number in range(3):
+        desk.put(f"in the way {number}")
+    overloaded = desk.repeat()
+    assert overloaded.said == "unknown unknown_outcome", "it must not wait for what is in the log"

@@ -24,6 +24,7 @@ from datapath.storage.backup_format import (
     BackupHeader,
     BackupReader,
     BackupWriter,
+    make_compressor,
 )
 from datapath.storage.data_directory import DataDirectory
 from datapath.storage.founding import (
@@ -70,7 +71,7 @@ def back_up(store: Store, **changes: object) -> bytes:
     pieces = [writer.begin(msgspec.structs.replace(header, **changes))]
     number = 0
     while (chunk := reader.read_chunk(number)) is not None:
-        pieces.append(writer.chunk(chunk))
+        pieces.append(writer.compressed(make_compressor().compress(chunk)))
         number += 1
     pieces.append(writer.end(BackupEnd(items=reader.count, digest=reader.checksum)))
     reader.close()
@@ -176,7 +177,8 @@ def test_a_backup_whose_items_are_not_those_that_were_read_is_refused(
     mixed, writer = [], BackupWriter()
     header = open_backup(back_up(store)).header
     mixed.append(writer.begin(header))
-    mixed += [writer.chunk(chunk) for chunk in open_backup(back_up(other)).chunks()]
+    compress = make_compressor().compress
+    mixed += [writer.compressed(compress(c)) for c in open_backup(back_up(other)).chunks()]
     mixed.append(writer.end(BackupEnd(items=1, digest=store.digest()[1])))
     for use in (verify_backup, lambda reader: load_backup(reader, tmp_path / "new", "c2")):
         with pytest.raises(BackupDamagedError, match="digest"):

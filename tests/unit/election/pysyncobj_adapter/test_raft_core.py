@@ -670,9 +670,18 @@ class TestWhoMissedTheChanges:
         assert self.lets_in(bench, "n2")
         assert not self.lets_in(bench, "n8")
 
+    def test_who_has_lost_its_leader_lets_others_in(self, bench: Bench) -> None:
+        """A newcomer stands in no election, so nothing else makes it forget who led."""
+        bench.core.on_message(Node("n9"), wire.AppendEntries(1, 1, 1, 0, []))
+        assert not self.lets_in(bench, "n8")
+        bench.core._started_at -= 1.1
+        bench.core._heard_leader_at -= 1.1
+        assert self.lets_in(bench, "n8")
+
     def test_a_leader_lets_in_only_members(self, bench: Bench) -> None:
         bench.core._started_at -= 1.1
         bench.lead()
+        bench.core._heard_leader_at -= 1.1
         assert not self.lets_in(bench, "n9")
 
     def test_a_leader_dials_a_larger_id_that_it_has_not_heard_for_a_second(

@@ -15,7 +15,19 @@ from election.pysyncobj_adapter.view_machine import (
     SetMembership,
     encode_command,
 )
-from election.view import AddMember, Bootstrap, Confirm, Member, RemoveMember
+from election.view import (
+    MAX_REMEMBERED_STEPS,
+    AddMember,
+    AddToInSync,
+    Bootstrap,
+    Confirm,
+    Handover,
+    Member,
+    RemoveFromInSync,
+    RemoveMember,
+    TakeOver,
+    ViewChange,
+)
 
 MEMBERS = {"n1": "h:1", "n2": "h:2", "n3": "h:3"}
 
@@ -101,3 +113,56 @@ def test_the_state_survives_the_way_through_a_dump() -> None:
     assert other.state() == machine.state()
     confirm = encode_command(ProposeRequest(b"x", 1, Confirm()))
     assert other.apply(confirm) == machine.apply(confirm)
+
+
+def test_the_changes_of_the_view_are_remembered_with_their_reason_and_time() -> None:
+    machine = bootstrapped()
+    changes: list[tuple[ViewChange, str | None, str, tuple[str, ...]]] = [
+        (AddToInSync("n2"), "added_to_in_sync", "n1", ("n1", "n2")),
+        (TakeOver("n2"), "take_over", "n2", ("n2",)),
+        (Confirm(), None, "n2", ("n2",)),
+        (TakeOver("n2"), "restart", "n2", ("n2",)),
+        (AddToInSync("n1"), "added_to_in_sync", "n2", ("n1", "n2")),
+        (Handover("n1"), "handover", "n1", ("n1", "n2")),
+        (RemoveFromInSync(("n2",)), "removed_from_in_sync", "n1", ("n1",)),
+        (AddMember(member("n2", "moved")), "member_changed", "n1", ("n1",)),
+        (AddMember(member("n4", "h:4")), "member_added", "n1", ("n1",)),
+        (RemoveMember("n3"), "member_removed", "n1", ("n1",)),
+    ]
+    expected: list[object] = ["bootstrap"]
+    for version, (change, kind, primary, in_sync) in enumerate(changes, 1):
+        command = encode_command(ProposeRequest(b"%d" % version, version, change, 1000 + version))
+        before = machine.view
+        assert before is not None
+        for _ in range(2):  # a repeat is not another change
+            answer = machine.apply(command)
+            assert answer is not None
+            assert answer.refusal is None
+        if kind is None:
+            continue
+        step = machine.steps[-1]
+        assert (step.version, step.kind, step.at_ms) == (version + 1, kind, 1000 + version)
+        assert (step.primary, step.previous, step.in_sync) == (primary, before.primary, in_sync)
+        expected.append(kind)
+    assert [step.kind for step in machine.steps] == expected
+    assert [step.nodes for step in machine.steps[-3:]] == [("n2",), ("n4",), ("n3",)]
+
+
+def test_a_change_that_is_refused_is_not_remembered() -> None:
+    machine = bootstrapped()
+    machine.apply(encode_command(ProposeRequest(b"x", 1, AddToInSync("nobody"))))
+    machine.apply(encode_command(ProposeRequest(b"y", 7, AddToInSync("n2"))))
+    assert [step.kind for step in machine.steps] == ["bootstrap"]
+
+
+def test_remembered_changes_are_bounded_and_outlive_a_dump() -> None:
+    machine = bootstrapped()
+    for version in range(1, 2 * MAX_REMEMBERED_STEPS):
+        command = ProposeRequest(b"%d" % version, version, TakeOver("n1"), version)
+        machine.apply(encode_command(command))
+    assert len(machine.steps) == MAX_REMEMBERED_STEPS
+    assert machine.steps[-1].version == 2 * MAX_REMEMBERED_STEPS
+    other = Machine(MEMBERS)
+    dumped = msgspec.msgpack.encode(machine.state())
+    other.restore(msgspec.msgpack.decode(dumped, type=MachineState))
+    assert other.steps == machine.steps

@@ -1,0 +1,378 @@
+"""Archives the committed log of a cluster while this node is its primary (decision 33).
+
+Nothing here decides anything for the cluster: a node that wrongly takes itself for the primary
+archives what has committed, and no two archivers are in each other's way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Protocol, TypeVar
+
+from cluster.archive.catalog import Base, Catalog, PieceName
+from cluster.archive.errors import ArchiveConflictError, ArchiveError
+from cluster.archive.marks import Marks
+from cluster.archive.object_store import ObjectStore
+from cluster.archive.piece import FULL_PIECE_BYTES, encode_piece
+from datapath.errors import OperationError, TransferError
+from datapath.operations import ArchiveState
+from datapath.records import Record
+
+logger = logging.getLogger(__name__)
+
+MARK_INTERVAL_S = 1.0
+"""How exact a restore to a time is."""
+PAUSE_FIRST_S = 1.0
+PAUSE_MAX_S = 15.0
+
+_T = TypeVar("_T")
+
+
+class State(Protocol):
+    """The whole state at (`revision`, `epoch`), as a backup; see `datapath.node.backups`."""
+
+    revision: int
+    epoch: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it was read, and it was not given up."""
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """Yield it piece by piece."""
+
+    async def close(self) -> None:
+        """Let go of the state."""
+
+
+class ArchivedLog(Protocol):
+    """What a replica has of the committed log; see `datapath.node.committed_log`."""
+
+    @property
+    def commit_index(self) -> int:
+        """The last entry known to have committed."""
+
+    def epoch_at(self, index: int, /) -> int | None:
+        """Return an entry's epoch; None if it is not held."""
+
+    async def read(self, after: int, max_bytes: int, /) -> list[Record] | None:
+        """Return committed records after that entry; None: they are not held any more."""
+
+    async def state(self, cluster: str, cluster_id: str, /) -> State:
+        """Return the whole state as it is now."""
+
+
+class ArchivingNode(Protocol):
+    """The node that archives; see `datapath.node.gateway`."""
+
+    node_id: str
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether it is the primary, as far as it knows."""
+
+    @property
+    def epoch(self) -> int:
+        """The newest epoch that it knows."""
+
+    @property
+    def cluster_id(self) -> str:
+        """The cluster's id; "" before there is one."""
+
+    def share_archived(self, index: int, /) -> None:
+        """Let every replica drop the log up to there."""
+
+
+class Archiver:
+    """Run `note_times` and `run` until the node ends.
+
+    Every `piece_interval_s` what has committed is archived; every `base_interval_s` the whole
+    state. `report` takes a sentence for operators, again and again while it holds. `wall_clock_s`
+    is the machine's date.
+    """
+
+    def __init__(
+        self,
+        node: ArchivingNode,
+        log: ArchivedLog,
+        store: ObjectStore,
+        *,
+        cluster: str,
+        piece_interval_s: float,
+        base_interval_s: float,
+        report: Callable[[str], None],
+        wall_clock_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._node = node
+        self._log = log
+        self._store = store
+        self._cluster = cluster
+        self._piece_interval_s = piece_interval_s
+        self._base_interval_s = base_interval_s
+        self._report = report
+        self._wall_clock_s = wall_clock_s
+        self._marks = Marks()
+        self._epoch = 0  # in which the place in the archive was looked up; 0: it is to be
+        self._archived: tuple[int, int] | None = None  # (index, epoch); None: no base is there
+        self._begins = False  # whether what is archived follows a base that is not complete yet
+        self._told: int | None = None  # up to where the archive can be restored, as is told
+        self._base_due_s = 0.0  # by the machine's date
+        self._base_index = 0  # of the newest base
+        self._base: asyncio.Task[None] | None = None
+        self._problem = ""
+        self._pieces_total = self._bases_total = 0
+        self._bytes_total = self._failures_total = self._gaps_total = 0
+
+    # -- what is told
+
+    def state(self) -> ArchiveState | None:
+        """Return how far the archive is, as this node knows; None: it does not archive."""
+        if not self._node.is_primary:
+            return None
+        return ArchiveState(
+            revision=self._told,
+            lag_ms=self._marks.lag_ms(self._now_ms()),
+            problem=self._problem,
+        )
+
+    def counters(self) -> dict[str, float]:
+        """Numbers for metrics."""
+        state = self.state()
+        index = (state.revision if state else None) or 0
+        return {
+            "archiving": float(state is not None),
+            "archive_failing": float(state is not None and bool(state.problem)),
+            "archive_revision": index,
+            "archive_lag_entries": max(0, self._log.commit_index - index) if state else 0,
+            "archive_lag_seconds": round(state.lag_ms / 1000, 3) if state else 0,
+            "archive_pieces_total": self._pieces_total,
+            "archive_bases_total": self._bases_total,
+            "archive_bytes_total": self._bytes_total,
+            "archive_failures_total": self._failures_total,
+            "archive_gaps_total": self._gaps_total,
+        }
+
+    def _now_ms(self) -> int:
+        return int(self._wall_clock_s() * 1000)
+
+    # -- running
+
+    async def note_times(self) -> None:
+        """Note when what commits, on every replica: the next primary needs it too."""
+        while True:
+            self._marks.note(self._log.commit_index, self._now_ms())
+            await asyncio.sleep(MARK_INTERVAL_S)
+
+    async def run(self) -> None:
+        """Archive while this node is the primary."""
+        pause_s = PAUSE_FIRST_S
+        try:
+            while True:
+                more = False
+                wait_s = self._piece_interval_s
+                try:
+                    if self._node.is_primary:
+                        more = await self._turn()
+                    else:
+                        self._epoch = 0
+                except (ArchiveError, TransferError, OperationError) as error:
+                    self._failed(error)
+                    wait_s, pause_s = pause_s, min(2 * pause_s, PAUSE_MAX_S)
+                else:
+                    if self._problem:
+                        logger.info("the archive can be written again")
+                    self._problem, pause_s = "", PAUSE_FIRST_S
+                if not more:
+                    await asyncio.sleep(wait_s)
+        finally:
+            if self._base is not None:
+                self._base.cancel()
+                await asyncio.gather(self._base, return_exceptions=True)
+
+    def _failed(self, error: Exception) -> None:
+        if not self._begins:
+            self._epoch = 0  # what of the archive is there now is not known
+        self._failures_total += 1
+        if not self._problem:
+            logger.warning(
+                "the archive cannot be written: %s. Writes go on, and the log is kept for it up to "
+                "archive.max_log_bytes",
+                error,
+            )
+        self._problem = str(error)
+
+    async def _turn(self) -> bool:
+        """Archive some of what has committed; return whether there is more."""
+        if not self._node.cluster_id:
+            return False
+        if self._base is not None and self._base.done():
+            self._end_base(self._base)
+        if self._epoch != self._node.epoch:
+            await self._find_place()
+        if self._base is None and self._is_base_due():
+            position = await self._start_base()
+            if self._archived is None:
+                self._begins = True
+                self._archived_up_to(position)
+        return await self._archive_piece()
+
+    def _end_base(self, base: asyncio.Task[None]) -> None:
+        """Take note of a base that was put. Raises what went wrong."""
+        self._base = None
+        if self._begins and base.exception() is not None:
+            self._archived = None  # nothing can be made of what follows it
+        self._begins = False
+        base.result()
+        if self._archived is None:
+            self._epoch = 0
+        else:
+            self._archived_up_to(self._archived)
+
+    def _is_base_due(self) -> bool:
+        if self._archived is None:
+            return True
+        is_news = self._log.commit_index > self._base_index
+        return is_news and self._wall_clock_s() >= self._base_due_s
+
+    async def _find_place(self) -> None:
+        """Look up how far the archive is."""
+        epoch, prefix = self._node.epoch, f"{self._node.cluster_id}/"
+        names = await _in_daemon_thread(lambda: list(self._store.names()))
+        catalog = Catalog(name.removeprefix(prefix) for name in names if name.startswith(prefix))
+        self._archived, self._begins = catalog.end(), False
+        if catalog.bases:
+            newest = catalog.bases[-1]
+            self._base_index = newest.revision
+            self._base_due_s = newest.time_ms / 1000 + self._base_interval_s
+        self._epoch = epoch
+        if self._archived is not None:
+            self._archived_up_to(self._archived)
+
+    def _archived_up_to(self, position: tuple[int, int]) -> None:
+        self._archived = position
+        if not self._begins:
+            self._told = position[0]
+            self._marks.archived(position[0])
+            self._node.share_archived(position[0])
+
+    # -- pieces
+
+    async def _archive_piece(self) -> bool:
+        if self._archived is None:
+            return False
+        after, epoch = self._archived
+        if after >= self._log.commit_index:
+            return False
+        if self._log.epoch_at(after) not in (None, epoch):
+            raise ArchiveConflictError(
+                f"{self._store.url} holds entry {after} of epoch {epoch}, which here is of epoch "
+                f"{self._log.epoch_at(after)}: it is of data that this cluster has lost. Give "
+                "archive.url another place, and keep this one"
+            )
+        records = await self._log.read(after, FULL_PIECE_BYTES)
+        if records is None:
+            await self._begin_anew(after + 1)
+            return True
+        if not records:
+            return False
+        first, last = records[0].first_index, records[-1]
+        marks = self._marks.within(first, last.last_index, self._now_ms())
+        name = PieceName(first, last.last_index, last.epoch)
+        cluster_id = self._node.cluster_id
+
+        def put() -> int:
+            data = encode_piece(cluster_id, records, marks)
+            # One of that name holds the same entries: whoever was faster.
+            self._store.put(f"{cluster_id}/{name.name}", [data])
+            return len(data)
+
+        self._bytes_total += await _in_daemon_thread(put)
+        self._pieces_total += 1
+        self._archived_up_to((last.last_index, last.epoch))
+        return last.last_index < self._log.commit_index
+
+    async def _begin_anew(self, missing: int) -> None:
+        """The log does not hold the next entry: the archive goes on from the whole state."""
+        if self._base is not None:  # it is of a state before the gap
+            self._base.cancel()
+            await asyncio.gather(self._base, return_exceptions=True)
+            self._base = None
+        position = await self._start_base()
+        self._begins = True
+        self._gaps_total += 1
+        self._report(
+            f"{self._node.node_id}: the archive lacks revisions {missing} to {position[0] - 1}: "
+            "the log was held up to archive.max_log_bytes, and they are gone. It goes on with the "
+            f"whole state at {position[0]}"
+        )
+        self._archived_up_to(position)
+
+    # -- bases
+
+    async def _start_base(self) -> tuple[int, int]:
+        """Begin to archive the whole state, beside the pieces; return its position."""
+        state = await self._log.state(self._cluster, self._node.cluster_id)
+        base = Base(state.revision, state.epoch, self._now_ms())
+        self._base = asyncio.create_task(self._put_base(base, state))
+        return base.revision, base.epoch
+
+    async def _put_base(self, base: Base, state: State) -> None:
+        name = f"{self._node.cluster_id}/{base.name}"
+        pieces = state.pieces()
+        loop = asyncio.get_running_loop()
+        size = 0
+
+        def parts() -> Iterator[bytes]:
+            """Yield the pieces in the thread of the store, which fetches them from the loop."""
+            nonlocal size
+            while piece := asyncio.run_coroutine_threadsafe(_next(pieces), loop).result():
+                size += len(piece)
+                yield piece
+            if not state.is_whole:
+                raise TransferError("the whole state could not be read: see the log")
+
+        try:
+            await _in_daemon_thread(lambda: self._store.put(name, parts()))
+        finally:
+            await state.close()
+        self._bytes_total += size
+        self._bases_total += 1
+        self._base_index = base.revision
+        self._base_due_s = base.time_ms / 1000 + self._base_interval_s
+        logger.info("archived the whole state at revision %d", base.revision)
+
+
+async def _next(pieces: AsyncIterator[bytes]) -> bytes:
+    """Return the next piece; an empty one at the end."""
+    return await anext(pieces, b"")
+
+
+async def _in_daemon_thread(function: Callable[[], _T]) -> _T:
+    """Call it in a thread of its own, which keeps no process from ending: a store may hang."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_T] = loop.create_future()
+
+    def tell(complete: Callable[[], None]) -> None:
+        def settle() -> None:
+            if not future.done():
+                complete()
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(settle)
+
+    def call() -> None:
+        try:
+            result = function()
+        except BaseException as error:  # noqa: BLE001 -- for who waits
+            problem = error
+            tell(lambda: future.set_exception(problem))
+        else:
+            tell(lambda: future.set_result(result))
+
+    threading.Thread(target=call, name="archive", daemon=True).start()
+    return await future

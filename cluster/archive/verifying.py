@@ -1,0 +1,73 @@
+"""Whether an archive can be restored: everything is read, and states are compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from cluster.archive.catalog import Base, PieceName
+from cluster.archive.errors import ArchiveDamagedError
+from cluster.archive.reading import Archive, OnRevision, Replay, told
+from cluster.archive.restoring import load_base
+from datapath.storage.store import Store
+
+
+class RestorableSpan(NamedTuple):
+    """Revisions that can be restored one by one: from `first` to `last`.
+
+    They begin with the state `bases[0]`; `pieces` follow it without a gap.
+    """
+
+    first: int
+    last: int
+    bases: list[Base]
+    pieces: list[PieceName]
+
+
+def spans(archive: Archive) -> list[RestorableSpan]:
+    """Return what an archive can restore, oldest first; between two spans it has a gap."""
+    found: list[RestorableSpan] = []
+    for base in archive.catalog.bases:
+        if found and base.revision <= found[-1].last:
+            found[-1].bases.append(base)
+            continue
+        pieces = archive.catalog.chain(base.revision)
+        last = pieces[-1].last if pieces else base.revision
+        found.append(RestorableSpan(base.revision, last, [base], pieces))
+    return found
+
+
+def verify_span(
+    archive: Archive,
+    span: RestorableSpan,
+    directory: Path,
+    *,
+    map_size_bytes: int,
+    progress: OnRevision = lambda _: None,
+) -> str:
+    """Replay all of a span in `directory`, which is empty; return the digest of its last state.
+
+    Wherever there is a base state, the replayed one has to have its digest.
+
+    Raises ArchiveError, BackupError, StorageError.
+    """
+    first, *later = span.bases
+    load_base(archive, first, directory / "store", "", map_size_bytes=map_size_bytes)
+    store = Store.open(directory / "store", map_size_bytes=map_size_bytes)
+    try:
+        replay = Replay(told(archive.records(span.pieces), progress), store)
+        for number, base in enumerate(later):
+            path = directory / f"base-{number}"
+            kept = load_base(archive, base, path, "", map_size_bytes=map_size_bytes)
+            replay.to(base.revision)
+            store.flush()
+            if (base.revision, kept.digest) != store.digest():
+                raise ArchiveDamagedError(
+                    f"the pieces up to revision {base.revision} do not lead to the state in "
+                    f"{archive.place(base)}"
+                )
+        replay.to(span.last)
+        store.flush()
+        return store.digest()[1]
+    finally:
+        store.close()
