@@ -49,6 +49,9 @@ class EventEncoder(Protocol):
     def progress(self, form: Form, revision: int) -> bytes:
         """Return the event that says: nothing else up to this revision."""
 
+    def end(self, form: Form, problem: ProblemError) -> bytes:
+        """Return the last event of a stream: why the node ends it. It moves no resume point."""
+
 
 class _Encoded:
     """One revision's changes, and what has been made of them."""
@@ -109,6 +112,10 @@ class Encoder:
         """Return the event that says: nothing else up to this revision."""
         return _progress_event(form, revision, progress_document(revision))
 
+    def end(self, form: Form, problem: ProblemError) -> bytes:
+        """Return the last event of a stream."""
+        return end_event(form, problem)
+
 
 class LeaderEncoder:
     """Encodes events of elections, and keeps the newest: those who observe one get the same."""
@@ -132,6 +139,10 @@ class LeaderEncoder:
     def progress(self, form: Form, revision: int) -> bytes:
         """Return the event that says: nobody else up to this revision."""
         return _progress_event(form, revision, b'{"revision":%d}' % revision)
+
+    def end(self, form: Form, problem: ProblemError) -> bytes:
+        """Return the last event of a stream."""
+        return end_event(form, problem)
 
 
 def leader_event(form: Form, revision: int, name: bytes, holder: Holder | None) -> bytes:

@@ -4,12 +4,11 @@ A connection starts here. As long as what comes are whole PUT, GET and DELETE re
 keep-alives of one lease, with a plain head (`PLAIN`, `read_block`), each is recognised, executed
 and answered in one step, with no task and no request object: that is a third of the work. Where the
 answer has to wait for another node (on a backup, say), a task waits for it, and the connection
-stays here. At the first request
-that is not so plain (another path, a malformed condition, a chunked body, a head in two parts, …)
-the connection, with all that has come on it, is given to aiohttp, and
-stays there. So nothing is parsed here but what has one meaning only, and every refusal is made in
-one place, the full path: the fast path either serves a request just as that would, or has
-done nothing with it.
+stays here. At the first request that is not so plain (another path, a malformed condition, a
+chunked body, a head in two parts, …) the connection, with all that has come on it, is given to
+aiohttp, and stays there. So nothing is parsed here but what has one meaning only, and every refusal
+is made in one place, the full path: the fast path either serves a request just as that would, or
+has done nothing with it.
 """
 
 from __future__ import annotations
@@ -297,8 +296,8 @@ class FastConnection(asyncio.Protocol):
                 self._partial, self._since = True, self._now()
             return None
         self._partial = False
-        method, target, _ = line[0].decode().split(" ")
         self._more = stop < len(data)
+        method, target, _ = line[0].decode().split(" ")
         taken = self._serve(method, target, block.headers, data[end + 4 : stop])
         return stop - at if taken else 0
 
@@ -306,8 +305,8 @@ class FastConnection(asyncio.Protocol):
         server = self._server
         key, _, query = target[len(KEYS) :].partition("?")
         try:
-            guard = server.api.access.guard
-            caller = caller_of(headers, self._transport) if guard.is_on else None
+            judged = server.api.access.guard.is_on
+            caller = caller_of(headers, self._transport) if judged else None
         except ProblemError:
             return False
         if method == "GET":

@@ -13,11 +13,19 @@ from datapath.complaints import Complaints
 from datapath.operations import Node, Principal
 
 
-class FastPathApi(Protocol):
+class ServedApi(Protocol):
+    """What the server needs of the API whose connections it has."""
+
+    complaints: Complaints
+
+    def tick(self, now: float) -> None:
+        """Time has passed; called again and again."""
+
+
+class FastPathApi(ServedApi, Protocol):
     """What the fast path needs of the API."""
 
     access: ApiAccess
-    complaints: Complaints
     kv: KvHandlers
     leases: LeaseHandlers
     node: Node
@@ -27,9 +35,6 @@ class FastPathApi(Protocol):
 
     def observe(self, method: str, target: str, answer: Answer, seconds: float) -> None:
         """Count an answered request."""
-
-    def tick(self, now: float) -> None:
-        """Time has passed; called again and again."""
 
     def note_refusal(
         self,

@@ -89,13 +89,16 @@ class HttpApi:
         tls: ServerTls | None = None,
         guard: TokenGuard | None = None,
         audit: Audit | None = None,
+        numbers: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         """Serve `node`. `hosts` (default: loopback names and IP addresses) is for whom.
 
         `services`: those whose code this node has, by their names. `tls`: what new connections
         are encrypted with; None: nothing. `guard`: the node's; None: there is no access control.
+        `numbers`: more of them, for metrics.
         """
         self.node: Node = node
+        self._other_numbers = numbers
         self._audit = audit
         self._hosts = hosts or Hosts()
         self._settings = settings or HttpSettings()
@@ -196,7 +199,8 @@ class HttpApi:
             "lock_requests_waiting": waiting,
         }
         certificates = self._tls.numbers() if self._tls is not None else {}
-        return {**self._server.numbers(), **own, **certificates}
+        others = self._other_numbers() if self._other_numbers is not None else {}
+        return {**self._server.numbers(), **own, **certificates, **others}
 
     def _identity(self) -> bytes:
         node = self.node

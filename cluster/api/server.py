@@ -18,8 +18,8 @@ from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
 from cluster.api.answer import PROBLEM, Answer, Response
 from cluster.api.certificate_name import shown_certificate
-from cluster.api.fast_path import MAX_REQUEST_SIZE_BYTES, FastConnection
-from cluster.api.fast_path_api import FastPathApi
+from cluster.api.fast_path import MAX_REQUEST_SIZE_BYTES, FastConnection, FastPathServer
+from cluster.api.fast_path_api import ServedApi
 from cluster.api.hosts import Hosts
 from cluster.api.memory import Memory
 from cluster.api.params import waits_for_change
@@ -50,7 +50,7 @@ class HttpServer(web.Server):
         handler: Handler,
         settings: HttpSettings,
         identify: Callable[[], bytes],
-        api: FastPathApi,
+        api: ServedApi,
         hosts: Hosts,
         node: WatchedNode,
     ) -> None:
@@ -87,7 +87,8 @@ class HttpServer(web.Server):
     def __call__(self) -> asyncio.Protocol:  # type: ignore[override]
         """Return the protocol of a new connection."""
         if self.open_connections - len(self._reserve) < self.settings.max_connections:
-            connection = FastConnection(self)
+            # An API without a fast path is asked for none (`has_fast_path`).
+            connection = FastConnection(cast("FastPathServer", self))
             self._fast.add(connection)
             return connection
         if len(self._reserve) >= self.settings.reserved_connections and not self._free_reserve():

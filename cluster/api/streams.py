@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from cluster.api.answer import Outgoing
-from cluster.api.events import Encoder, EventEncoder, Form, LeaderEncoder, end_event
+from cluster.api.events import Encoder, EventEncoder, Form, LeaderEncoder
 from cluster.api.memory import Memory, Share
 from cluster.api.next_change import NextChange
 from cluster.api.problems import ProblemError, from_operation_error
@@ -135,13 +135,14 @@ class Streams:
         form: Form,
         first: bytes | None = None,
         caller: Principal | None = None,
+        encoder: EventEncoder | None = None,
     ) -> None:
         """Take over a connection, whose head has been written.
 
         `first` is the event of `after` itself; None: where the watch begins is progress. `caller`:
-        for whom it is; None: nobody is judged.
+        for whom it is; None: nobody is judged. `encoder`: this watch's own.
         """
-        encoder = self.encoders[span.keyspace]
+        encoder = encoder or self.encoders[span.keyspace]
         first = encoder.progress(form, after) if first is None else first
         WatchConnection(self, transport, Watched(span, after, form, encoder, first, caller))
 
@@ -488,7 +489,7 @@ class WatchConnection(asyncio.Protocol):
         if self._is_paused:
             transport.abort()
             return
-        self._write(end_event(self._form, problem))
+        self._write(self._encoder.end(self._form, problem))
         self._transport = None
         transport.close()
         asyncio.get_running_loop().call_later(END_LINGER_S, transport.abort)

@@ -219,13 +219,13 @@ class StreamAnswer(Answer):
         if request.method == "HEAD":
             return
         span, after, form, first, caller = self._watch
-        transport = _take_over(request.protocol)
+        transport = take_over(request.protocol)
         if form == "sse":
             transport.write(_SSE_START)
         self._streams.begin(transport, span, after, form, first, caller)
 
 
-def _take_over(connection: Any) -> asyncio.Transport:
+def take_over(connection: Any) -> asyncio.Transport:
     """Take a connection out of aiohttp's hands, in the middle of an answer."""
     transport = cast("asyncio.Transport", connection.transport)
     connection.transport = None  # else it would be closed

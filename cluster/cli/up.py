@@ -55,6 +55,12 @@ from cluster.up.supervisor import run_up, sole_runner
     help="Encrypt a new cluster, with an authority of its own in DATA/certs.",
 )
 @click.option(
+    "--etcd",
+    "with_etcd",
+    is_flag=True,
+    help="Serve etcd's clients too (its HTTP/JSON gateway), on ports from 2379 on.",
+)
+@click.option(
     "--service",
     "services",
     multiple=True,
@@ -69,6 +75,7 @@ def up(
     port: int | None,
     with_access: bool,
     tls: bool,
+    with_etcd: bool,
     services: tuple[str, ...],
     no_restart: bool,
 ) -> None:
@@ -86,6 +93,7 @@ def up(
             tls=tls,
             services=read_services(services, data),
             with_access=with_access,
+            with_etcd=with_etcd,
         )
         with sole_runner(config.path.parent):
             check_ports(config)

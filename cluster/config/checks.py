@@ -70,14 +70,15 @@ def _check_service(config: ClusterConfig, section: str, service: ServiceConfig) 
                 raise ConfigError(config.path, f"{section}.{field}", problem)
 
 
-CHANNELS: tuple[ListeningChannel, ...] = ("client", "peer", "raft")
+CHANNELS: tuple[ListeningChannel, ...] = ("client", "peer", "raft", "etcd")
 
 
 def _node_addresses(config: ClusterConfig) -> Iterator[tuple[str, str]]:
     """Yield (field, address) of every node's own addresses."""
     for node, item in config.nodes.items():
         for channel in CHANNELS:
-            yield f"nodes.{node}.{channel}", getattr(item, channel)
+            if address := getattr(item, channel):
+                yield f"nodes.{node}.{channel}", address
 
 
 def _bound_addresses(config: ClusterConfig) -> Iterator[tuple[str, str]]:
@@ -153,12 +154,17 @@ def _check_nodes(config: ClusterConfig) -> list[str]:
 def _check_bound(config: ClusterConfig, node: str) -> None:
     """Refuse two ports of a node that would be one. (Other nodes are on other machines, maybe.)"""
     item = config.nodes[node]
-    if not any((item.client_bind, item.peer_bind, item.raft_bind)):
+    if item.etcd_bind and not item.etcd:
+        problem = "is missing, and etcd_bind is where it is listened on; give both, or neither"
+        raise ConfigError(config.path, f"nodes.{node}.etcd", problem)
+    if not any(getattr(item, f"{channel}_bind") for channel in CHANNELS):
         return
     seen: list[tuple[str, int, str]] = []
     for channel in CHANNELS:
         field = f"nodes.{node}.{channel}" + ("_bind" if getattr(item, f"{channel}_bind") else "")
         address = item.listens_on(channel)
+        if not address:
+            continue
         host, port = _check_address(config.path, field, address, to_listen=True)
         for other_host, other_port, other in seen:
             if port == other_port and (host == other_host or {host, other_host} & EVERY_INTERFACE):
@@ -189,7 +195,7 @@ def _check_exposure(config: ClusterConfig) -> None:
         _check_secret(config)
         return
     for field, address in _exposed_addresses(config):
-        is_for_clients = field.endswith((".client", ".client_bind"))
+        is_for_clients = field.endswith((".client", ".client_bind", ".etcd", ".etcd_bind"))
         if not is_for_clients and not is_loopback(address):
             problem = (
                 f"{address} can be reached from other machines, and there is no cluster.secret; "

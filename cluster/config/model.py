@@ -85,7 +85,7 @@ class ClusterSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 EVERY_INTERFACE = frozenset({"0.0.0.0", "::"})  # noqa: S104 -- names for it, not bound here
-ListeningChannel = Literal["client", "peer", "raft"]
+ListeningChannel = Literal["client", "peer", "raft", "etcd"]
 
 
 def _bind(channel: str) -> Meta:
@@ -106,6 +106,10 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ]
     peer: Annotated[str, Meta(description="`host:port` of the data path, for nodes only.")]
     raft: Annotated[str, Meta(description="`host:port` of the consensus group, for nodes only.")]
+    etcd: Annotated[
+        str,
+        Meta(description="`host:port` for clients of etcd's HTTP/JSON gateway; empty: not served."),
+    ] = ""
     data: Annotated[
         str,
         Meta(
@@ -123,6 +127,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     client_bind: Annotated[str, _bind("client")] = ""
     peer_bind: Annotated[str, _bind("peer")] = ""
     raft_bind: Annotated[str, _bind("raft")] = ""
+    etcd_bind: Annotated[str, _bind("etcd")] = ""
 
     def listens_on(self, channel: ListeningChannel) -> str:
         """Return the "host:port" on which the node listens, and others perhaps by another one."""

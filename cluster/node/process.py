@@ -14,9 +14,10 @@ from typing import Any
 
 from cluster.api.hosts import Hosts
 from cluster.api.routes import HttpApi
-from cluster.api.settings import HttpSettings
 from cluster.certificates.node_tls import NodeTls
 from cluster.config.model import ClusterConfig, ConfigError, split_address
+from cluster.etcd.server import EtcdApi
+from cluster.node.client_ports import ClientPorts
 from cluster.node.descriptors import Descriptors, TooFewDescriptorsError, raise_limit, share_out
 from cluster.node.joining import Joining
 from cluster.node.own_address import check_own_addresses
@@ -27,8 +28,10 @@ from cluster.node.settings import (
     agreement_settings,
     audit_of,
     bounds_of,
+    etcd_urls,
     first_admin_of,
     guard_of,
+    http_settings,
     load_hosts,
     make_archiver,
     make_storage,
@@ -55,7 +58,6 @@ from datapath.tasks import Tasks
 from datapath.transport.link import LinkHandler
 from datapath.transport.mesh import REPLICATE, REQUEST, SNAPSHOT, Mesh
 from datapath.transport.snapshot_receiver import SnapshotReceiver
-from datapath.transport.tcp import cannot_listen
 from datapath.transport.tls import is_cut_off
 from election.agreement import AgreementDamagedError
 from election.identity import Addresses
@@ -196,24 +198,24 @@ class NodeRuntime:
             self._gateway.attach(self._engine)
         self._hosts = Hosts(config.api.hosts, config.api.origins)
         self._hosts.learn(split_address(item.client)[0] for item in config.nodes.values())
+        settings = http_settings(config, node_id, descriptors)
+        etcd = None
+        if self._own.etcd:
+            self._hosts.learn([split_address(self._own.etcd)[0]])
+            etcd = EtcdApi(
+                self._gateway, settings, self._hosts, etcd_urls(config), tls, self._guard
+            )
         self._api = HttpApi(
             self._gateway,
-            HttpSettings(
-                max_value_size_bytes=config.limits.max_value_size_bytes,
-                max_buffered_bytes=config.limits.max_buffered_bytes,
-                request_timeout_ms=config.timing.request_timeout_ms,
-                drain_timeout_ms=config.timing.drain_timeout_ms,
-                max_connections=descriptors.max_connections,
-                max_watchers=descriptors.max_watchers,
-                reserved_connections=descriptors.reserved_connections,
-                admin_from=config.api.admin_from,
-            ),
+            settings,
             self._hosts,
             self._hosted,
             tls,
             self._guard,
             audit_of(config, node_id),
+            etcd.numbers if etcd is not None else None,
         )
+        self._ports = ClientPorts(self._api, etcd, self._own, node_id)
         self._tasks = Tasks(self._end)
         parts = Parts(
             config=config,
@@ -228,7 +230,7 @@ class NodeRuntime:
         self._archiver = make_archiver(config, self._gateway, self._registry.report)
         self._entry = Joining(parts, self._rejoin, hint)
         self._watch = Watch(parts)
-        self._renewal = Renewal(parts, tls, self._api.close_refused)
+        self._renewal = Renewal(parts, tls, self._ports.close_refused)
 
     # -- putting it together
 
@@ -350,7 +352,7 @@ class NodeRuntime:
         self._gateway.start()
         await self._mesh.start(incoming=incoming, outgoing=outgoing)
         self._dial({node: item.role for node, item in self._config.nodes.items()})
-        await self._listen_to_clients()
+        await self._ports.start()
         was_joined = self._directory.joined
         if was_joined:
             self._tasks.spawn(self._watch.membership(self._agreement))
@@ -377,15 +379,6 @@ class NodeRuntime:
         logger.info("started: %s", self._config.url(self._node_id))
         self.started.set()
 
-    async def _listen_to_clients(self) -> None:
-        """Start the API. Raises OSError that names the address and what to do."""
-        address = self._own.listens_on("client")
-        try:
-            await self._api.listener.start(*split_address(address, to_listen=True))
-        except OSError as error:
-            text = cannot_listen(address, error, "client", self._node_id)
-            raise OSError(text) from error
-
     def end(self) -> None:
         """Have `run` stop everything and return."""
         self._end(None)
@@ -393,19 +386,19 @@ class NodeRuntime:
     def _on_signal(self) -> None:
         """Stop; at the second signal without waiting for clients to go."""
         if self._ended.done():
-            self._api.listener.hurry()
+            self._ports.hurry()
         self._end(None)
 
     async def _stop(self, *, orderly: bool) -> None:
         """Stop everything. `orderly`: it was asked for, so clients are let go one by one before."""
         if self._engine is not None:
             self._engine.stop_scans()
-        draining = asyncio.create_task(self._api.listener.drain()) if orderly else None
+        draining = asyncio.create_task(self._ports.drain()) if orderly else None
         await self._hand_over()
         if draining is not None:
             await draining
         await self._tasks.stop()
-        await self._api.listener.stop()
+        await self._ports.stop()
         await self._gateway.stop()
         if self._receiver is not None:
             await self._receiver.stop()

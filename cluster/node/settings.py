@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cluster.api.audit import Audit
+from cluster.api.settings import HttpSettings
 from cluster.archive.archiver import Archiver
 from cluster.archive.object_store import UnusableUrlError, open_store
 from cluster.config.model import ClusterConfig, ConfigError, Secret, ServiceConfig
+from cluster.etcd.members import MemberUrls
 from cluster.node.descriptors import Descriptors
 from cluster.services.access_guard import TokenGuard
 from cluster.services.hosting import Host, HostLimits
@@ -61,6 +63,30 @@ def agreement_settings(
         leader_fallback_ms=max(500, timing.raft_election_max_ms + 100),
         connection_timeout_ms=max(1000, 3 * timing.raft_election_max_ms),
     )
+
+
+def http_settings(config: ClusterConfig, node_id: str, descriptors: Descriptors) -> HttpSettings:
+    """Return the bounds of a port for clients; a node that has two shares them out."""
+    ports = 2 if config.nodes[node_id].etcd else 1
+    return HttpSettings(
+        max_value_size_bytes=config.limits.max_value_size_bytes,
+        max_buffered_bytes=config.limits.max_buffered_bytes // ports,
+        request_timeout_ms=config.timing.request_timeout_ms,
+        drain_timeout_ms=config.timing.drain_timeout_ms,
+        max_connections=descriptors.max_connections // ports,
+        max_watchers=descriptors.max_watchers // ports,
+        reserved_connections=descriptors.reserved_connections // ports,
+        admin_from=config.api.admin_from,
+    )
+
+
+def etcd_urls(config: ClusterConfig) -> dict[str, MemberUrls]:
+    """Return where the nodes are, as etcd's clients are told."""
+    scheme = "https" if config.tls.is_on else "http"
+    return {
+        node: MemberUrls(f"http://{item.raft}", f"{scheme}://{item.etcd}" if item.etcd else "")
+        for node, item in config.nodes.items()
+    }
 
 
 def guard_of(config: ClusterConfig) -> TokenGuard:

@@ -17,10 +17,11 @@ import struct
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
-from cluster.services.lease_state import KEY, attach, detach, keys_gone_with_leases
+from cluster.services.lease_state import KEY, attach, detach, keys_gone_with_leases, need_lease
 from cluster.services.leases import Leases
 from cluster.services.lock_state import is_held_under
 from cluster.services.txn import (
+    MAX_COMPARED_KEYS,
     MAX_DELETE_SCAN_SIZE_BYTES,
     MAX_DELETED_KEYS,
     MAX_RESULT_SIZE_BYTES,
@@ -30,7 +31,10 @@ from cluster.services.txn import (
     GetStep,
     ListStep,
     LockComparison,
+    NestedStep,
     PutStep,
+    RefuseStep,
+    Txn,
     TxnOutcome,
     TxnStep,
     compare,
@@ -209,13 +213,11 @@ class KeyValue(Service):
     def txn(self, tx: Transaction, request: bytes) -> TxnOutcome:
         """Carry out a transaction (`cluster.services.txn`), encoded by `encode_txn`.
 
-        Raises RejectedError "txn_too_large" if it reads or deletes more than the bounds allow.
+        Raises RejectedError "txn_too_large" if it reads or deletes more than the bounds allow,
+        "key_not_found" where a step keeps the value or the lease of a key that is not there.
         """
         asked = decode_txn(request)
-        succeeded = all(_holds(tx, comparison) for comparison in asked.comparisons)
-        branch = _Branch(tx)
-        steps = asked.then if succeeded else asked.otherwise
-        return TxnOutcome(succeeded, [branch.carry_out(step) for step in steps])
+        return _Branch(tx).carry_out_txn(asked)
 
     @query
     def get(self, tx: ReadTransaction, key: bytes) -> Found | None:
@@ -274,16 +276,26 @@ def _failed(stored: bytes, *, for_good: bool = False) -> RejectedError:
 def _holds(tx: Transaction, comparison: Comparison | LockComparison) -> bool:
     if isinstance(comparison, LockComparison):
         return is_held_under(tx.keyspace(keyspaces.LOCKS), comparison.name, comparison.token)
-    key, target, relation, operand = (
-        comparison.key, comparison.target, comparison.relation, comparison.operand,
-    )  # fmt: skip
-    stored = tx.get(key)
+    return _compare(comparison, tx.get(comparison.key))
+
+
+def _compare(comparison: Comparison, stored: bytes | None) -> bool:
+    """Whether a comparison holds for what the store keeps under a key."""
+    target, relation, operand = comparison.target, comparison.relation, comparison.operand
     if target == "exists":
         return compare(relation, int(stored is not None), operand)
     if target == "value":
         return stored is not None and compare(relation, stored[HEAD_SIZE_BYTES:], operand)
     head = _NO_HEAD if stored is None else decode_head(stored)
     return compare(relation, getattr(head, target), operand)
+
+
+class _Chosen(NamedTuple):
+    """Whether a transaction's comparisons hold, and so for the transactions within its branch."""
+
+    succeeded: bool
+    steps: tuple[TxnStep, ...]
+    within: dict[int, _Chosen]  # by the number of the step
 
 
 class _Branch:
@@ -295,12 +307,61 @@ class _Branch:
         self._deletes = MAX_DELETED_KEYS
         self._scan_bytes = MAX_DELETE_SCAN_SIZE_BYTES
 
-    def carry_out(self, step: TxnStep) -> object:
+    def carry_out_txn(self, txn: Txn) -> TxnOutcome:
+        """Return what a transaction comes to. Raises RejectedError."""
+        return self._carry_out_all(self._choose(txn))
+
+    def _choose(self, txn: Txn) -> _Chosen:
+        """Judge all comparisons, before anything is written."""
+        succeeded = all(self._holds(comparison) for comparison in txn.comparisons)
+        steps = txn.then if succeeded else txn.otherwise
+        within = {
+            at: self._choose(step.txn)
+            for at, step in enumerate(steps)
+            if isinstance(step, NestedStep)
+        }
+        return _Chosen(succeeded, steps, within)
+
+    def _carry_out_all(self, chosen: _Chosen) -> TxnOutcome:
+        results = [
+            self._carry_out_all(chosen.within[at])
+            if isinstance(step, NestedStep)
+            else self._carry_out(step)
+            for at, step in enumerate(chosen.steps)
+        ]
+        return TxnOutcome(chosen.succeeded, results)
+
+    def _holds(self, comparison: Comparison | LockComparison) -> bool:
+        if isinstance(comparison, LockComparison) or not comparison.is_range:
+            return _holds(self._tx, comparison)
+        following: bytes | None = comparison.key
+        is_empty = True
+        while following is not None:
+            pairs, following = self._tx.page(
+                following, comparison.end, MAX_COMPARED_KEYS, max(1, self._result_bytes)
+            )
+            self._take(sum(len(key) + len(stored) for key, stored in pairs))
+            if not all(_compare(comparison, stored) for _, stored in pairs):
+                return False
+            is_empty = is_empty and not pairs
+        return not is_empty or _compare(comparison, None)
+
+    def _carry_out(self, step: TxnStep) -> object:
         """Return the step's result. Raises RejectedError."""
         tx = self._tx
         match step:
             case PutStep(key, value, lease):
                 stored = tx.get(key)
+                if value is None or lease is None:
+                    if lease:
+                        need_lease(tx.keyspace(keyspaces.LEASES), lease)
+                    if stored is None:
+                        raise RejectedError(
+                            "key_not_found",
+                            f"there is no key {key[:100]!r} whose value or lease could be kept",
+                        )
+                    value = stored[HEAD_SIZE_BYTES:] if value is None else value
+                    lease = decode_head(stored).lease if lease is None else lease
                 write_value(tx, key, value, stored, lease)
                 return stored is None
             case DeleteStep(key):
@@ -315,6 +376,10 @@ class _Branch:
                 return self._get(key)
             case ListStep(start, end, limit, keys_only):
                 return self._list(start, end, limit, keys_only=keys_only)
+            case RefuseStep(code, detail):
+                raise RejectedError(code, detail)
+            case NestedStep():
+                raise AssertionError("carried out by its own branch")
 
     def _get(self, key: bytes) -> Found | None:
         stored = self._tx.get(key)

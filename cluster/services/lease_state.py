@@ -5,7 +5,8 @@
     k ID KEY    a key hangs on it
     c ID NAME   it holds the lock NAME, or waits for it: the revision of its claim
 
-ID is the revision of the grant, 64 bits, big-endian: ids only rise, and none comes twice.
+ID is the revision of the grant, 64 bits, big-endian: such ids only rise, and none comes twice.
+Those from 2**63 on were chosen by who asked for the lease: they may come again once it has ended.
 """
 
 from __future__ import annotations

@@ -43,6 +43,9 @@ LEASES_SERVICE = ":leases"
 """The name of the service; no user's service can have it."""
 MIN_TTL_MS = 1000
 MAX_TTL_MS = 24 * 60 * 60 * 1000
+FIRST_CHOSEN_LEASE = 2**63
+"""Ids below are revisions; from here on they are chosen by whoever asks (etcd's clients)."""
+LAST_CHOSEN_LEASE = 2**64 - 2
 MAX_LEASES = 1_000_000
 """How many there may be: the primary has a deadline of each in memory."""
 MAX_KEEP_ALIVES = 1000
@@ -78,19 +81,26 @@ class Leases(Service):
     # -- operations
 
     @operation
-    def grant(self, tx: Transaction, ttl_ms: int) -> int:
-        """Begin a lease; return its id. Raises RejectedError "too_many_leases"."""
-        return self.begin(tx, ttl_ms)
+    def grant(self, tx: Transaction, ttl_ms: int, chosen: int = 0) -> int:
+        """Begin a lease; return its id: the revision, or `chosen`, from FIRST_CHOSEN_LEASE on.
 
-    def begin(self, tx: Transaction, ttl_ms: int) -> int:
+        Raises RejectedError "too_many_leases", "lease_exists".
+        """
+        return self.begin(tx, ttl_ms, chosen)
+
+    def begin(self, tx: Transaction, ttl_ms: int, chosen: int = 0) -> int:
         """Begin a lease within an operation of any service; at most one in each."""
+        if chosen and not FIRST_CHOSEN_LEASE <= chosen <= LAST_CHOSEN_LEASE:
+            raise RejectedError("lease_exists", f"no lease can be called {chosen}")
+        if chosen and read_lease(_leases_of(tx), chosen) is not None:
+            raise RejectedError("lease_exists", f"there is a lease {chosen}: choose another id")
         self.expiry.advance(self._clock())
         if len(self.expiry) >= MAX_LEASES:
             raise RejectedError(
                 "too_many_leases", f"there are {MAX_LEASES} leases: revoke those of no use"
             )
-        lease = tx.index
-        write_lease(tx.keyspace(keyspaces.LEASES), lease, LeaseState(ttl_ms, 0, 0, tx.role))
+        lease = chosen or tx.index
+        write_lease(_leases_of(tx), lease, LeaseState(ttl_ms, 0, 0, tx.role))
         self.expiry.renew(lease, ttl_ms)
         self.granted_total += 1
         return lease
@@ -197,9 +207,10 @@ class Leases(Service):
         return ("end", (due,)) if due else None
 
     def on_done(self, value: Any) -> None:
-        """Leases have ended."""
+        """Leases have ended. One that was granted again meanwhile, under a chosen id, stays."""
         for lease in value:
-            self.expiry.forget(lease)
+            if self.expiry.may_end(lease):
+                self.expiry.forget(lease)
         self.ended_total += len(value)
 
     def counters(self) -> dict[str, float]:
@@ -213,9 +224,13 @@ class Leases(Service):
         }
 
 
+def _leases_of(tx: Transaction) -> Transaction:
+    return tx.keyspace(keyspaces.LEASES)
+
+
 def _end(tx: Transaction, lease: int, state: LeaseState) -> None:
     """Remove a lease, its keys and its claims."""
-    leases, store = tx.keyspace(keyspaces.LEASES), tx.keyspace(keyspaces.KV)
+    leases, store = _leases_of(tx), tx.keyspace(keyspaces.KV)
     prefix = lease.to_bytes(8)
     for key in names_of(leases, KEY, lease, state.keys):
         store.delete(key)

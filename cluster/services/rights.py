@@ -23,6 +23,9 @@ from cluster.services.txn import (
     ListStep,
     LockComparison,
     PutStep,
+    RefuseStep,
+    all_comparisons,
+    all_steps,
     decode_txn,
 )
 from datapath.keyspaces import after_prefix
@@ -149,10 +152,12 @@ def _range(right: Right) -> Callable[..., list[Need]]:
 def _txn(request: bytes) -> list[Need]:
     txn = decode_txn(request)
     needs: list[Need] = []
-    for part in (*txn.comparisons, *txn.then, *txn.otherwise):
+    for part in (*all_comparisons(txn), *all_steps(txn)):
         match part:
             case LockComparison(name):
                 needs.append(_one("lock", name))
+            case Comparison(key, end=end) if part.is_range:
+                needs.append(Need("read", key, end))
             case Comparison(key) | GetStep(key):
                 needs.append(_one("read", key))
             case PutStep(key) | DeleteStep(key):
@@ -161,6 +166,10 @@ def _txn(request: bytes) -> list[Need]:
                 needs.append(Need("write", start, end))
             case ListStep(start, end):
                 needs.append(Need("read", start, end))
+            case RefuseStep():
+                pass
+            case _:
+                needs.append(Need("admin"))
     return needs
 
 

@@ -24,6 +24,8 @@ MAX_DELETED_KEYS = 1000
 """By ranges, in one operation."""
 MAX_DELETE_SCAN_SIZE_BYTES = 4 * 1024 * 1024
 """What one operation reads to delete ranges."""
+MAX_COMPARED_KEYS = 1000
+"""How many keys of a range are compared at once."""
 MAX_RESULT_SIZE_BYTES = 4 * 1024 * 1024
 """Of keys and values that one transaction reads; the last one may be over it."""
 DEFAULT_LIST_LIMIT = 100
@@ -37,13 +39,20 @@ class Comparison(msgspec.Struct, frozen=True, array_like=True, tag="key"):
     """One condition on a key. `operand`: bytes of a value; 0 or 1 of `exists`; else a number.
 
     A key that is not there has revision, create_revision, version and lease 0; no comparison of
-    its value holds, whatever the relation.
+    its value holds, whatever the relation. With `end` it is a condition on all keys with
+    key <= k < end (None: no upper bound); if there are none, on one that is not there.
     """
 
     key: bytes
     target: ComparedField
     relation: TxnRelation
     operand: int | bytes
+    end: bytes | None = b""
+
+    @property
+    def is_range(self) -> bool:
+        """Whether it is a condition on all keys of a range."""
+        return self.end != b""
 
 
 class LockComparison(msgspec.Struct, frozen=True, array_like=True, tag="lock"):
@@ -54,11 +63,14 @@ class LockComparison(msgspec.Struct, frozen=True, array_like=True, tag="lock"):
 
 
 class PutStep(msgspec.Struct, frozen=True, array_like=True, tag="put"):
-    """Write a value; the result is whether the key was created. `lease` 0: none."""
+    """Write a value; the result is whether the key was created. `lease` 0: none.
+
+    None keeps the value, or the lease, that the key has; then it has to be there.
+    """
 
     key: bytes
-    value: bytes
-    lease: int = 0
+    value: bytes | None
+    lease: int | None = 0
 
 
 class DeleteStep(msgspec.Struct, frozen=True, array_like=True, tag="delete"):
@@ -89,7 +101,23 @@ class ListStep(msgspec.Struct, frozen=True, array_like=True, tag="list"):
     keys_only: bool = False
 
 
-TxnStep = PutStep | DeleteStep | DeleteRangeStep | GetStep | ListStep
+class RefuseStep(msgspec.Struct, frozen=True, array_like=True, tag="refuse"):
+    """Refuse the whole transaction, as RejectedError of this code, if the step is reached."""
+
+    code: str
+    detail: str
+
+
+class NestedStep(msgspec.Struct, frozen=True, array_like=True, tag="txn"):
+    """A transaction within one; the result is a `TxnOutcome`.
+
+    Its comparisons are judged with those of the whole, before any step is carried out.
+    """
+
+    txn: Txn
+
+
+TxnStep = PutStep | DeleteStep | DeleteRangeStep | GetStep | ListStep | RefuseStep | NestedStep
 
 
 class Txn(msgspec.Struct, frozen=True, array_like=True):
@@ -161,6 +189,23 @@ def compare(relation: TxnRelation, found: Any, operand: Any) -> bool:
             return bool(found > operand)
 
 
+def all_steps(txn: Txn) -> Iterator[TxnStep]:
+    """Yield the steps of both branches, and those of the transactions within."""
+    for step in (*txn.then, *txn.otherwise):
+        if isinstance(step, NestedStep):
+            yield from all_steps(step.txn)
+        else:
+            yield step
+
+
+def all_comparisons(txn: Txn) -> Iterator[Comparison | LockComparison]:
+    """Yield the comparisons of a transaction, and those of the transactions within."""
+    yield from txn.comparisons
+    for step in (*txn.then, *txn.otherwise):
+        if isinstance(step, NestedStep):
+            yield from all_comparisons(step.txn)
+
+
 def writes(txn: Txn) -> bool:
     """Whether a transaction may change anything, on either branch."""
-    return any(not isinstance(step, GetStep | ListStep) for step in (*txn.then, *txn.otherwise))
+    return any(isinstance(step, PutStep | DeleteStep | DeleteRangeStep) for step in all_steps(txn))

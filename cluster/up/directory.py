@@ -15,8 +15,14 @@ from cluster.certificates.authority import Authority
 from cluster.certificates.hosts import LOOPBACK_HOSTS
 from cluster.certificates.private_files import write_file
 from cluster.config.access_section import AccessSection
+from cluster.config.checks import CHANNELS
 from cluster.config.file import load_config, render_config, render_services
-from cluster.config.model import ClusterConfig, NodeConfig, ServiceConfig, split_address
+from cluster.config.model import (
+    ClusterConfig,
+    NodeConfig,
+    ServiceConfig,
+    split_address,
+)
 from cluster.config.tls_section import TlsSection
 from cluster.services.access_guard import draw_token, hash_line
 
@@ -25,6 +31,8 @@ TOKEN_NAME = "admin.token"  # noqa: S105 -- the name of a file
 DEFAULT_PORT = 8101
 PEER_PORT_OFFSET = 100
 RAFT_PORT_OFFSET = 200
+ETCD_PORT = 2379
+"""The first port for clients of etcd, as etcd has it."""
 REPLICAS_MAX = 9
 _TLS = TlsSection(
     ca="certs/ca.crt",
@@ -48,6 +56,7 @@ def prepare_config(
     services: Mapping[str, ServiceConfig] | None = None,
     with_access: bool = False,
     tls: bool = False,
+    with_etcd: bool = False,
 ) -> tuple[ClusterConfig, bool]:
     """Load the cluster kept in `data`, or write a new one; return it, and whether it is new.
 
@@ -55,7 +64,8 @@ def prepare_config(
     (paths relative to `data`) are added to what a kept cluster has. Raises UpError where it has
     another shape, or a service by another class; ConfigError where its file is broken. `tls`: a
     new one gets an authority and certificates, in `data`/certs. `with_access`: a new one has access
-    control, and the first administrator's token in TOKEN_NAME.
+    control, and the first administrator's token in TOKEN_NAME. `with_etcd`: it serves etcd's
+    clients, from ETCD_PORT on.
     """
     path = data / CONFIG_NAME
     check_ours(data)
@@ -67,13 +77,18 @@ def prepare_config(
                 f"the cluster in {data} has no TLS; to add it, stop the cluster, make certificates "
                 "with `onecopy certs` and name them in [tls] of its configuration file"
             )
+        if with_etcd and not all(item.etcd for item in config.nodes.values()):
+            raise UpError(
+                f"the cluster in {data} does not serve etcd's clients: add an address such as "
+                f'etcd = "127.0.0.1:{ETCD_PORT}" to each node in {path}; or choose another --data'
+            )
         if with_access and config.access is None:
             raise UpError(
                 f"the cluster in {data} has no access control: run `onecopy token init FILE`, and "
                 f"add the lines that it prints to {path}; or choose another --data"
             )
         return _add_services(config, services or {}), False
-    sections = _new_nodes(nodes or 3, witnesses or 0, port or DEFAULT_PORT)
+    sections = _new_nodes(nodes or 3, witnesses or 0, port or DEFAULT_PORT, with_etcd=with_etcd)
     token = draw_token() if with_access else None
     access = None if token is None else AccessSection(admin_token_hash=hash_line(token))
     secret = secrets.token_hex(32)
@@ -149,8 +164,10 @@ def _raise(error: OSError) -> None:
 def check_ports(config: ClusterConfig) -> None:
     """Raise UpError if one of the cluster's addresses is in use."""
     for node, item in config.nodes.items():
-        for channel in ("client", "peer", "raft"):
+        for channel in CHANNELS:
             address: str = getattr(item, channel)
+            if not address:
+                continue
             try:
                 _bind(address)
             except OSError as error:
@@ -210,7 +227,9 @@ def _add_services(config: ClusterConfig, services: Mapping[str, ServiceConfig]) 
     return load_config(path)
 
 
-def _new_nodes(nodes: int, witnesses: int, port: int) -> dict[str, NodeConfig]:
+def _new_nodes(
+    nodes: int, witnesses: int, port: int, *, with_etcd: bool = False
+) -> dict[str, NodeConfig]:
     last = port + nodes + witnesses - 1
     if nodes + witnesses > PEER_PORT_OFFSET or last + RAFT_PORT_OFFSET > 65535:
         raise UpError(
@@ -224,6 +243,7 @@ def _new_nodes(nodes: int, witnesses: int, port: int) -> dict[str, NodeConfig]:
             client=f"127.0.0.1:{port + number}",
             peer=f"127.0.0.1:{port + number + PEER_PORT_OFFSET}",
             raft=f"127.0.0.1:{port + number + RAFT_PORT_OFFSET}",
+            etcd=f"127.0.0.1:{ETCD_PORT + number}" if with_etcd else "",
             data=node,
         )
     return sections

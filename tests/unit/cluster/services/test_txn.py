@@ -104,6 +104,7 @@ def holds(model: Model, asked: Comparison) -> bool:
 def carry_out(model: Model, step: TxnStep, index: int) -> Any:
     match step:
         case PutStep(key, value):
+            assert value is not None  # not drawn here
             before = model.get(key)
             model[key] = (
                 value,

@@ -1,0 +1,111 @@
+"""`/v3/lease`: etcd's leases, kept among this service's own under ids of their own."""
+
+from __future__ import annotations
+
+import secrets
+
+from cluster.etcd.answers import MAX_LEASE_ID, Document, shown_lease, stored_lease, with_numbers
+from cluster.etcd.backend import Backend
+from cluster.etcd.errors import (
+    OUT_OF_RANGE,
+    EtcdError,
+    invalid,
+    lease_not_found,
+)
+from cluster.etcd.messages import (
+    EmptyRequest,
+    LeaseGrantRequest,
+    LeaseRequest,
+    LeaseTimeToLiveRequest,
+)
+from cluster.services.leases import FIRST_CHOSEN_LEASE, LEASES_SERVICE, MAX_LISTED_LEASES
+from datapath.errors import RejectedError
+from datapath.operations import Operation, Query, Result
+
+MIN_TTL_S = 2
+"""etcd's, at its default election timeout."""
+MAX_ASKED_TTL_S = 9_000_000_000
+"""Over that, etcd refuses."""
+MAX_TTL_S = (2**32 - 1) // 1000
+"""What a longer one comes to: 49 days. The answer says so."""
+_DRAWS = 3
+
+
+class LeaseCalls:
+    """The calls of the service Lease."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def grant(self, request: LeaseGrantRequest) -> Document:
+        """Begin a lease."""
+        if request.TTL > MAX_ASKED_TTL_S:
+            raise EtcdError(OUT_OF_RANGE, "etcdserver: too large lease TTL")
+        if request.ID < 0 or request.ID > MAX_LEASE_ID:
+            raise invalid(f"onecopy: the ID of a lease is between 1 and {MAX_LEASE_ID}")
+        ttl_s = min(max(request.TTL, MIN_TTL_S), MAX_TTL_S)
+        for draw in range(_DRAWS):
+            lease = request.ID or 1 + secrets.randbelow(MAX_LEASE_ID)
+            asked = Operation("grant", (ttl_s * 1000, stored_lease(lease)), service=LEASES_SERVICE)
+            try:
+                result = await self._backend.execute(asked)
+            except RejectedError as error:
+                if error.code != "lease_exists" or request.ID or draw == _DRAWS - 1:
+                    raise
+                continue
+            break
+        header = self._backend.header(result.index, result.epoch)
+        return {"header": header, **with_numbers([("ID", lease), ("TTL", ttl_s)])}
+
+    async def revoke(self, request: LeaseRequest) -> Document:
+        """End a lease, and its keys with it."""
+        if stored_lease(request.ID) == request.ID:
+            raise lease_not_found()
+        asked = Operation("revoke", (stored_lease(request.ID),), service=LEASES_SERVICE)
+        result = await self._backend.execute(asked)
+        return {"header": self._backend.header(result.index, result.epoch)}
+
+    async def keep_alive(self, request: LeaseRequest) -> Document:
+        """Start a lease's time anew; a lease that has gone is answered without a TTL."""
+        lease = stored_lease(request.ID)
+        asked = Operation("keep_alive", ((lease,),), service=LEASES_SERVICE)
+        result = await self._backend.execute(asked)
+        [ttl_ms] = result.value if lease != request.ID else (0,)
+        header = self._backend.header(result.index, result.epoch)
+        return {"header": header, **with_numbers([("ID", request.ID), ("TTL", ttl_ms // 1000)])}
+
+    async def time_to_live(self, request: LeaseTimeToLiveRequest) -> Document:
+        """Return how long a lease has still to live: -1 if it has gone."""
+        backend = self._backend
+        result = await self._look_up(stored_lease(request.ID))
+        if result is None:
+            known = await backend.now()
+            header = backend.header(known.index, known.epoch)
+            return {"header": header, **with_numbers([("ID", request.ID), ("TTL", -1)])}
+        ttl_ms, left_ms, keys, _ = result.value
+        numbers = [("ID", request.ID), ("TTL", left_ms // 1000), ("grantedTTL", ttl_ms // 1000)]
+        fields = with_numbers(numbers)
+        if request.keys and keys:
+            fields["keys"] = list(keys)
+        return {"header": backend.header(result.index, result.epoch), **fields}
+
+    async def _look_up(self, lease: int) -> Result | None:
+        if lease < FIRST_CHOSEN_LEASE:
+            return None
+        try:
+            asked = Operation("look_up", (lease,), service=LEASES_SERVICE)
+            return await self._backend.execute(asked)
+        except RejectedError as error:
+            if error.code != "lease_not_found":
+                raise
+            return None
+
+    async def list(self, _request: EmptyRequest) -> Document:
+        """Return the ids of all leases, up to MAX_LISTED_LEASES."""
+        asked = Query("list", (0, MAX_LISTED_LEASES), service=LEASES_SERVICE)
+        result = await self._backend.query(asked)
+        items, _ = result.value
+        document: Document = {"header": self._backend.header(result.index, result.epoch)}
+        if items:
+            document["leases"] = [{"ID": str(shown_lease(lease))} for lease, _, _ in items]
+        return document
