@@ -27,7 +27,7 @@ from cluster.api.hosts import Hosts
 from cluster.api.kv import KeyWrite
 from cluster.api.memory import Memory, Share
 from cluster.api.params import waits_for_change
-from cluster.api.plain_head import BLOCKS, KEYS, PLAIN, read_block
+from cluster.api.plain_head import KEYS, PLAIN, read_block
 from cluster.api.problems import ProblemError
 from cluster.services.rights import Need
 from datapath.errors import OperationError, OverloadedError
@@ -283,7 +283,7 @@ class FastConnection(asyncio.Protocol):
         end = data.find(b"\r\n\r\n", at, at + _MAX_HEAD_SIZE_BYTES)
         if line is None or end < line.end() - 2 or not self._server.has_fast_path:
             return 0
-        block = BLOCKS.get(fields := data[line.end() : end + 2]) or read_block(fields)
+        block = read_block(data[line.end() : end + 2])
         if block is None or block.body_size_bytes > self._server.max_body_bytes:
             return 0
         if block.host != self._host:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import socket
 import ssl
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from cluster.api.server import HttpServer
+from datapath.transport.tcp import shut_down
 from datapath.transport.tls import (
     TLS_HANDSHAKE_TIMEOUT_S,
     PlainTextError,
@@ -34,6 +36,23 @@ LAST_CALL_S = 0.2
 
 HANDSHAKE_LAST_CALL_S = 2.0
 """How long a node that stops waits for handshakes of TLS: who has connected may never begin."""
+MAX_UNFINISHED_HANDSHAKES = 1024
+"""More connections than these that wait for their handshake of TLS cost the oldest its place."""
+MIN_UNFINISHED_HANDSHAKES = 16
+"""Where connections are few, because of a low limit of open files say."""
+
+
+class _AfterHandshake(asyncio.Protocol):
+    """A connection under TLS until its handshake is done: it counts as no client's before."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Serve it."""
+        protocol = self._server()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
 
 
 class ServerTls(Protocol):
@@ -55,7 +74,7 @@ class HttpListener:
         self._server = server
         self._tls = tls
         self._sockets: list[socket.socket] = []
-        self._taking: set[asyncio.Task[None]] = set()
+        self._taking: dict[asyncio.Task[None], socket.socket] = {}  # the oldest first
         self._pause: asyncio.TimerHandle | None = None
         self._hurry = asyncio.Event()
 
@@ -117,27 +136,63 @@ class HttpListener:
 
     def _take(self, connection: socket.socket) -> None:
         connection.setblocking(False)
-        task = asyncio.get_running_loop().create_task(self._serve(connection, self._server()))
-        self._taking.add(task)
-        task.add_done_callback(self._taking.discard)
+        if self._tls is None:
+            serving = self._serve(connection, self._server())
+        else:
+            self._make_room()
+            serving = self._shake_hands(connection, self._tls)
+        task = asyncio.get_running_loop().create_task(serving)
+        self._taking[task] = connection
+        task.add_done_callback(functools.partial(self._taken, connection))
+
+    def _taken(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
+        self._taking.pop(task, None)
+        if task.cancelled():  # perhaps before its first step
+            connection.close()
+
+    def _make_room(self) -> None:
+        """Drop the connections that have waited longest for their handshake, if need be.
+
+        They come out of what is left for clients, so that there is a descriptor for each.
+        """
+        left = self._server.settings.max_connections - self._server.open_connections
+        room = min(MAX_UNFINISHED_HANDSHAKES, max(MIN_UNFINISHED_HANDSHAKES, left))
+        while len(self._taking) >= room:
+            oldest = next(iter(self._taking))
+            shut_down(self._taking.pop(oldest))
+            oldest.cancel()
+            text = (
+                f"{room} connections had not finished their handshake of TLS: the oldest was closed"
+            )
+            self._warn("handshakes", text)
 
     async def _serve(self, connection: socket.socket, protocol: asyncio.Protocol) -> None:
         loop = asyncio.get_running_loop()
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._tls is None:
-                await loop.connect_accepted_socket(lambda: protocol, connection)
-            else:
-                context, advice = self._tls.serving, "use an https:// URL"
-                await begin_tls(connection, protocol, context, advice, TLS_HANDSHAKE_TIMEOUT_S)
+            await loop.connect_accepted_socket(lambda: protocol, connection)
         except BaseException as error:
             connection.close()
             self._server.forget(protocol)
             if not isinstance(error, OSError):
                 raise
+
+    async def _shake_hands(self, connection: socket.socket, tls: ServerTls) -> None:
+        protocol, advice = _AfterHandshake(self._server), "use an https:// URL"
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await begin_tls(connection, protocol, tls.serving, advice, TLS_HANDSHAKE_TIMEOUT_S)
+        except BaseException as error:
+            connection.close()
+            if not isinstance(error, OSError):
+                raise
             if isinstance(error, ssl.SSLError | PlainTextError):  # else it has gone again
                 text = f"a client's connection was refused: {error}"
-                self._server.api.complaints.log("TLS", text, loop.time(), level=logging.WARNING)
+                self._warn("TLS", text)
+
+    def _warn(self, kind: str, text: str) -> None:
+        now = asyncio.get_running_loop().time()
+        self._server.api.complaints.log(kind, text, now, level=logging.WARNING)
 
     def _complain(self, error: OSError) -> None:
         text = f"connections of clients cannot be accepted at the moment: {error.strerror}"

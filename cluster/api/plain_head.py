@@ -57,18 +57,22 @@ class HeaderBlock(msgspec.Struct, frozen=True):
     headers: Headers
 
 
-BLOCKS: dict[bytes, HeaderBlock] = {}
-"""What `read_block` keeps: a client sends the same fields with each request, its token and the
-cluster's id among them, but for idempotency keys and conditions."""
+_blocks: dict[bytes, HeaderBlock] = {}
 
 
 def read_block(fields: bytes) -> HeaderBlock | None:
-    """Read a head's fields, each ending in CR LF; None: they are not plain."""
+    """Read a head's fields, each ending in CR LF; None: they are not plain.
+
+    A client sends the same ones with each request, its token and the cluster's id among them, but
+    for idempotency keys and conditions: those without these are kept.
+    """
+    if block := _blocks.get(fields):
+        return block
     block = _parse_block(fields)
     if block is not None and block.headers.keys() <= _REPEATED:
-        if len(BLOCKS) >= _MAX_BLOCKS:
-            BLOCKS.clear()
-        BLOCKS[fields] = block
+        if len(_blocks) >= _MAX_BLOCKS:
+            _blocks.clear()
+        _blocks[fields] = block
     return block
 
 

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 from cluster.archive.catalog import Base, Catalog, PieceName
 from cluster.archive.errors import ArchiveConflictError, ArchiveError
-from cluster.archive.marks import Marks
+from cluster.archive.marks import CommitTimes
 from cluster.archive.object_store import ObjectStore
 from cluster.archive.piece import FULL_PIECE_BYTES, encode_piece
 from datapath.errors import OperationError, TransferError
@@ -62,6 +62,9 @@ class ArchivedLog(Protocol):
 
     async def read(self, after: int, max_bytes: int, /) -> list[Record] | None:
         """Return committed records after that entry; None: they are not held any more."""
+
+    def make_room(self) -> None:
+        """Hold nothing for the archive on a disk that is full."""
 
     async def state(self, cluster: str, cluster_id: str, /) -> State:
         """Return the whole state as it is now."""
@@ -116,7 +119,7 @@ class Archiver:
         self._base_interval_s = base_interval_s
         self._report = report
         self._wall_clock_s = wall_clock_s
-        self._marks = Marks()
+        self._marks = CommitTimes()
         self._epoch = 0  # in which the place in the archive was looked up; 0: it is to be
         self._archived: tuple[int, int] | None = None  # (index, epoch); None: no base is there
         self._begins = False  # whether what is archived follows a base that is not complete yet
@@ -163,9 +166,13 @@ class Archiver:
     # -- running
 
     async def note_times(self) -> None:
-        """Note when what commits, on every replica: the next primary needs it too."""
+        """Note when what commits, on every replica: the next primary needs it too.
+
+        Every replica also gives up the log that it holds, where its disk is full.
+        """
         while True:
             self._marks.note(self._log.commit_index, self._now_ms())
+            self._log.make_room()
             await asyncio.sleep(MARK_INTERVAL_S)
 
     async def run(self) -> None:

@@ -49,7 +49,7 @@ class PieceName(NamedTuple):
         return f"pieces/{self.first:020}-{self.last:020}-{self.epoch}.piece"
 
 
-class Plan(NamedTuple):
+class RestorePlan(NamedTuple):
     """Begin with `base`, then replay `pieces` in order, up to entry `until`."""
 
     base: Base
@@ -97,7 +97,7 @@ class Catalog:
         chain = self.chain(base.revision)
         return (chain[-1].last, chain[-1].epoch) if chain else (base.revision, base.epoch)
 
-    def plan(self, revision: int | None) -> Plan:
+    def plan(self, revision: int | None) -> RestorePlan:
         """Return how to reach a revision; None: the newest one. Raises MissingPieceError."""
         if not self.bases:
             raise MissingPieceError(
@@ -117,14 +117,14 @@ class Catalog:
             pieces = self.chain(base.revision, revision)
             end = pieces[-1].last if pieces else base.revision
             if end >= revision:
-                return Plan(base, pieces, revision)
+                return RestorePlan(base, pieces, revision)
             reaches = max(reaches, end)
         raise self._missing(revision, reaches)
 
-    def _plan_newest(self) -> Plan:
+    def _plan_newest(self) -> RestorePlan:
         base = self.bases[-1]
         pieces = self.chain(base.revision)
-        return Plan(base, pieces, pieces[-1].last if pieces else base.revision)
+        return RestorePlan(base, pieces, pieces[-1].last if pieces else base.revision)
 
     def _missing(self, revision: int, reaches: int) -> MissingPieceError:
         text = (

@@ -8,7 +8,7 @@ MAX_MARKS = 20_000
 """Above it, every second one is forgotten: times get coarser while nothing can be archived."""
 
 
-class Marks:
+class CommitTimes:
     """The marks of what is not archived yet, rising in revision and time."""
 
     def __init__(self) -> None:

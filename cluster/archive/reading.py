@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Protocol
 
-from cluster.archive.catalog import Base, Catalog, PieceName, Plan, cluster_ids
+from cluster.archive.catalog import Base, Catalog, PieceName, RestorePlan, cluster_ids
 from cluster.archive.errors import ArchiveConflictError, ArchiveDamagedError, MissingPieceError
 from cluster.archive.object_store import ObjectStore
 from cluster.archive.piece import Piece, PieceHeader, decode_header, decode_piece
@@ -14,7 +14,7 @@ from datapath.records import Entry, Record
 
 OnRevision = Callable[[int], object]
 """Called now and then with the revision that is reached."""
-FLUSH_BYTES = 32 * 1024 * 1024
+REPLAY_BUFFER_BYTES = 32 * 1024 * 1024
 """How much a replay holds in memory before it is written."""
 
 
@@ -39,11 +39,11 @@ class Archive:
             name.removeprefix(prefix) for name in names if name.startswith(prefix)
         )
 
-    def at_revision(self, revision: int | None) -> Plan:
+    def at_revision(self, revision: int | None) -> RestorePlan:
         """Return how to reach a revision; None: the newest. Raises MissingPieceError."""
         return self.catalog.plan(revision)
 
-    def at_time(self, time_ms: int) -> Plan:
+    def at_time(self, time_ms: int) -> RestorePlan:
         """Return how to reach the last revision known to have committed by a time (ms since 1970).
 
         Raises MissingPieceError: the archive begins later, or lacks what was committed then.
@@ -75,7 +75,7 @@ class Archive:
             )
         return self.catalog.plan(until)
 
-    def time_of(self, plan: Plan) -> int:
+    def time_of(self, plan: RestorePlan) -> int:
         """Return when the last entry of a plan is known to have committed, in ms since 1970."""
         if not plan.pieces:
             return plan.base.time_ms
@@ -167,7 +167,7 @@ class Replay:
             ]
             if entries:
                 store.apply(entries, last, record.epoch)
-            if store.overlay_bytes > FLUSH_BYTES:
+            if store.overlay_bytes > REPLAY_BUFFER_BYTES:
                 store.flush()
 
 

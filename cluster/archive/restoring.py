@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from cluster.archive.catalog import Base, Plan
+from cluster.archive.catalog import Base, RestorePlan
 from cluster.archive.reading import Archive, OnRevision, Replay, told
 from datapath.keyspaces import KEYSPACES
 from datapath.storage.backup import load_backup
@@ -34,7 +34,7 @@ class RestoredState(NamedTuple):
 
 def restore_store(
     archive: Archive,
-    plan: Plan,
+    plan: RestorePlan,
     path: Path,
     cluster_id: str,
     *,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import click
 import msgspec
 
-from cluster.archive.catalog import Plan
+from cluster.archive.catalog import RestorePlan
 from cluster.archive.errors import ArchiveError, ArchiveUnavailableError
 from cluster.archive.object_store import UnusableUrlError, open_store
 from cluster.archive.reading import Archive, OnRevision, as_text
@@ -135,7 +135,7 @@ class Point(NamedTuple):
     """A point of an archive: how to reach it, and about when it was (ms since 1970)."""
 
     archive: Archive
-    plan: Plan
+    plan: RestorePlan
     time_ms: int
 
 

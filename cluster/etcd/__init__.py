@@ -1,1 +1,0 @@
-"""etcd's HTTP/JSON gateway, version 3, over a node's own operations: a translation."""

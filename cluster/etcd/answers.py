@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from cluster.etcd.ranges import Found, KeyValue
+from cluster.etcd.ranges import EtcdKey, FoundRange
 from cluster.services.leases import FIRST_CHOSEN_LEASE
 
 encode = msgspec.json.Encoder().encode
@@ -44,7 +44,7 @@ def with_numbers(fields: Iterable[tuple[str, int]]) -> Document:
     return {name: str(value) for name, value in fields if value}
 
 
-def key_value(kv: KeyValue) -> Document:
+def key_value(kv: EtcdKey) -> Document:
     """Return a key."""
     document: Document = {"key": kv.key} if kv.key else {}
     document["create_revision"] = str(kv.create_revision)
@@ -57,7 +57,7 @@ def key_value(kv: KeyValue) -> Document:
     return document
 
 
-def range_fields(found: Found) -> Document:
+def range_fields(found: FoundRange) -> Document:
     """Return a range's answer, without its header."""
     document: Document = {}
     if found.kvs:
@@ -69,12 +69,12 @@ def range_fields(found: Found) -> Document:
     return document
 
 
-def put_fields(previous: Sequence[KeyValue]) -> Document:
+def put_fields(previous: Sequence[EtcdKey]) -> Document:
     """Return a put's answer, without its header; `previous`: of the key, if that was asked for."""
     return {"prev_kv": key_value(previous[0])} if previous else {}
 
 
-def delete_fields(deleted: int, previous: Sequence[KeyValue]) -> Document:
+def delete_fields(deleted: int, previous: Sequence[EtcdKey]) -> Document:
     """Return a delete's answer, without its header."""
     document: Document = with_numbers([("deleted", deleted)])
     if previous:

@@ -27,7 +27,7 @@ from datapath.errors import OperationError
 from datapath.operations import Principal
 
 
-def caller_of(headers: Headers, transport: asyncio.BaseTransport | None) -> Principal:
+def etcd_caller(headers: Headers, transport: asyncio.BaseTransport | None) -> Principal:
     """Return whom a request names as its caller: by a token, with `Bearer` before it or without.
 
     Without a token it is who the connection's certificate names. Raises EtcdError for what is no

@@ -107,7 +107,7 @@ _OF_CODES: dict[str, tuple[int, str]] = {
         OUT_OF_RANGE,
         "etcdserver: mvcc: required revision is a future revision",
     ),
-    "not_found": (NOT_FOUND, "Not Found"),
+    "not_found": (NOT_FOUND, "Not FoundRange"),
     "method_not_allowed": (UNIMPLEMENTED, "Method Not Allowed"),
 }
 NO_LEADER = "etcdserver: no leader"

@@ -14,23 +14,23 @@ from cluster.etcd.errors import compacted, future_revision
 from cluster.etcd.messages import (
     CompactionRequest,
     DeleteRangeRequest,
+    EtcdTxnRequest,
     PutRequest,
     RangeRequest,
-    TxnRequest,
 )
 from cluster.etcd.ranges import (
-    Found,
-    KeyValue,
-    bounds_of,
+    EtcdKey,
+    FoundRange,
     check_range,
     check_revision,
     is_key,
     is_selective,
+    key_bounds,
     needs_no_values,
     select,
 )
 from cluster.etcd.scans import Scan, scan
-from cluster.etcd.transactions import Plan, check_put, plan_delete, plan_put, plan_txn
+from cluster.etcd.transactions import StepsPlan, check_put, plan_delete, plan_put, plan_txn
 from cluster.services.txn import Txn, encode_txn
 from datapath.execution.changes import Span
 from datapath.operations import Consistency, Operation, Query
@@ -45,11 +45,11 @@ class KvCalls:
     async def range(self, request: RangeRequest) -> Document:
         """Read a key or a range."""
         check_range(request)
-        start, end = bounds_of(request.key, request.range_end)
+        start, end = key_bounds(request.key, request.range_end)
         consistency: Consistency = "stale" if request.serializable else "linearizable"
         if is_key(start, end):
             result = await self._backend.query(Query("get", (start,), consistency))
-            found = [] if result.value is None else [KeyValue(start, *result.value)]
+            found = [] if result.value is None else [EtcdKey(start, *result.value)]
             count, revision, epoch = len(found), result.index, result.epoch
         else:
             limit = 0 if is_selective(request) or request.limit <= 0 else request.limit + 1
@@ -60,7 +60,7 @@ class KvCalls:
                 self._backend.node, asked, self._backend.timeout_ms
             )
         check_revision(request.revision, revision)
-        chosen: Found = select(request, found, count, more=count > len(found))
+        chosen: FoundRange = select(request, found, count, more=count > len(found))
         return {"header": self._backend.header(revision, epoch), **range_fields(chosen)}
 
     async def put(self, request: PutRequest) -> Document:
@@ -75,7 +75,7 @@ class KvCalls:
 
     async def delete_range(self, request: DeleteRangeRequest) -> Document:
         """Remove a key or a range."""
-        start, end = bounds_of(request.key, request.range_end)
+        start, end = key_bounds(request.key, request.range_end)
         if request.prev_kv or not is_key(start, end):
             return await self._carry_out(plan_delete(request))
         backend = self._backend
@@ -83,7 +83,7 @@ class KvCalls:
         header = backend.header(result.index, result.epoch)
         return {"header": header, **delete_fields(int(result.value), ())}
 
-    async def txn(self, request: TxnRequest) -> Document:
+    async def txn(self, request: EtcdTxnRequest) -> Document:
         """Carry out a transaction."""
         backend = self._backend
         plan = plan_txn(request, backend.node.commit_index)
@@ -104,7 +104,7 @@ class KvCalls:
             raise future_revision()
         return {"header": backend.header(known.index, known.epoch)}
 
-    async def _carry_out(self, plan: Plan) -> Document:
+    async def _carry_out(self, plan: StepsPlan) -> Document:
         backend = self._backend
         txn = Txn((), plan.steps)
         result = await backend.execute(Operation("txn", (encode_txn(txn),)))

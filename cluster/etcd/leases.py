@@ -15,23 +15,23 @@ from cluster.etcd.errors import (
 from cluster.etcd.messages import (
     EmptyRequest,
     LeaseGrantRequest,
-    LeaseRequest,
+    LeaseIdRequest,
     LeaseTimeToLiveRequest,
 )
 from cluster.services.leases import FIRST_CHOSEN_LEASE, LEASES_SERVICE, MAX_LISTED_LEASES
 from datapath.errors import RejectedError
 from datapath.operations import Operation, Query, Result
 
-MIN_TTL_S = 2
+MIN_GRANTED_TTL_S = 2
 """etcd's, at its default election timeout."""
 MAX_ASKED_TTL_S = 9_000_000_000
 """Over that, etcd refuses."""
-MAX_TTL_S = (2**32 - 1) // 1000
+MAX_GRANTED_TTL_S = (2**32 - 1) // 1000
 """What a longer one comes to: 49 days. The answer says so."""
 _DRAWS = 3
 
 
-class LeaseCalls:
+class EtcdLeases:
     """The calls of the service Lease."""
 
     def __init__(self, backend: Backend) -> None:
@@ -43,7 +43,7 @@ class LeaseCalls:
             raise EtcdError(OUT_OF_RANGE, "etcdserver: too large lease TTL")
         if request.ID < 0 or request.ID > MAX_LEASE_ID:
             raise invalid(f"onecopy: the ID of a lease is between 1 and {MAX_LEASE_ID}")
-        ttl_s = min(max(request.TTL, MIN_TTL_S), MAX_TTL_S)
+        ttl_s = min(max(request.TTL, MIN_GRANTED_TTL_S), MAX_GRANTED_TTL_S)
         for draw in range(_DRAWS):
             lease = request.ID or 1 + secrets.randbelow(MAX_LEASE_ID)
             asked = Operation("grant", (ttl_s * 1000, stored_lease(lease)), service=LEASES_SERVICE)
@@ -57,7 +57,7 @@ class LeaseCalls:
         header = self._backend.header(result.index, result.epoch)
         return {"header": header, **with_numbers([("ID", lease), ("TTL", ttl_s)])}
 
-    async def revoke(self, request: LeaseRequest) -> Document:
+    async def revoke(self, request: LeaseIdRequest) -> Document:
         """End a lease, and its keys with it."""
         if stored_lease(request.ID) == request.ID:
             raise lease_not_found()
@@ -65,7 +65,7 @@ class LeaseCalls:
         result = await self._backend.execute(asked)
         return {"header": self._backend.header(result.index, result.epoch)}
 
-    async def keep_alive(self, request: LeaseRequest) -> Document:
+    async def keep_alive(self, request: LeaseIdRequest) -> Document:
         """Start a lease's time anew; a lease that has gone is answered without a TTL."""
         lease = stored_lease(request.ID)
         asked = Operation("keep_alive", ((lease,),), service=LEASES_SERVICE)

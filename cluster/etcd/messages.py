@@ -33,11 +33,11 @@ CompareTarget = Literal["VERSION", "CREATE", "MOD", "VALUE", "LEASE"]
 WatchFilter = Literal["NOPUT", "NODELETE"]
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class EtcdMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A request, or a part of one."""
 
 
-class RangeRequest(Message, frozen=True, kw_only=True):
+class RangeRequest(EtcdMessage, frozen=True, kw_only=True):
     """A read of a key or of a range."""
 
     key: bytes = b""
@@ -55,7 +55,7 @@ class RangeRequest(Message, frozen=True, kw_only=True):
     max_create_revision: int = 0
 
 
-class PutRequest(Message, frozen=True, kw_only=True):
+class PutRequest(EtcdMessage, frozen=True, kw_only=True):
     """A write of a key."""
 
     key: bytes = b""
@@ -66,7 +66,7 @@ class PutRequest(Message, frozen=True, kw_only=True):
     ignore_lease: bool = False
 
 
-class DeleteRangeRequest(Message, frozen=True, kw_only=True):
+class DeleteRangeRequest(EtcdMessage, frozen=True, kw_only=True):
     """The removal of a key or of a range."""
 
     key: bytes = b""
@@ -74,7 +74,7 @@ class DeleteRangeRequest(Message, frozen=True, kw_only=True):
     prev_kv: bool = False
 
 
-class Compare(Message, frozen=True, kw_only=True):
+class Compare(EtcdMessage, frozen=True, kw_only=True):
     """A comparison of a transaction. One of the last five but `range_end` is given: a oneof."""
 
     result: CompareResult | int = "EQUAL"
@@ -88,16 +88,16 @@ class Compare(Message, frozen=True, kw_only=True):
     range_end: bytes = b""
 
 
-class RequestOp(Message, frozen=True, kw_only=True):
+class RequestOp(EtcdMessage, frozen=True, kw_only=True):
     """One operation of a transaction: one of the four."""
 
     request_range: RangeRequest | None = None
     request_put: PutRequest | None = None
     request_delete_range: DeleteRangeRequest | None = None
-    request_txn: TxnRequest | None = None
+    request_txn: EtcdTxnRequest | None = None
 
 
-class TxnRequest(Message, frozen=True, kw_only=True):
+class EtcdTxnRequest(EtcdMessage, frozen=True, kw_only=True):
     """A transaction."""
 
     compare: tuple[Compare, ...] = ()
@@ -105,14 +105,14 @@ class TxnRequest(Message, frozen=True, kw_only=True):
     failure: tuple[RequestOp, ...] = ()
 
 
-class CompactionRequest(Message, frozen=True, kw_only=True):
+class CompactionRequest(EtcdMessage, frozen=True, kw_only=True):
     """The wish that older revisions be forgotten."""
 
     revision: int = 0
     physical: bool = False
 
 
-class WatchCreateRequest(Message, frozen=True, kw_only=True):
+class WatchCreateRequest(EtcdMessage, frozen=True, kw_only=True):
     """A watch of a key or of a range."""
 
     key: bytes = b""
@@ -125,17 +125,17 @@ class WatchCreateRequest(Message, frozen=True, kw_only=True):
     fragment: bool = False
 
 
-class WatchCancelRequest(Message, frozen=True, kw_only=True):
+class WatchCancelRequest(EtcdMessage, frozen=True, kw_only=True):
     """The end of a watch."""
 
     watch_id: int = 0
 
 
-class WatchProgressRequest(Message, frozen=True, kw_only=True):
+class WatchProgressRequest(EtcdMessage, frozen=True, kw_only=True):
     """The question how far the watches of a stream are."""
 
 
-class WatchRequest(Message, frozen=True, kw_only=True):
+class EtcdWatchRequest(EtcdMessage, frozen=True, kw_only=True):
     """One message of the asking side of a watch stream: one of the three."""
 
     create_request: WatchCreateRequest | None = None
@@ -143,51 +143,51 @@ class WatchRequest(Message, frozen=True, kw_only=True):
     progress_request: WatchProgressRequest | None = None
 
 
-class LeaseGrantRequest(Message, frozen=True, kw_only=True):
+class LeaseGrantRequest(EtcdMessage, frozen=True, kw_only=True):
     """A new lease; `TTL` in seconds. `ID` 0: the server draws one."""
 
     TTL: int = 0
     ID: int = 0
 
 
-class LeaseRequest(Message, frozen=True, kw_only=True):
+class LeaseIdRequest(EtcdMessage, frozen=True, kw_only=True):
     """A lease, to be revoked or kept alive."""
 
     ID: int = 0
 
 
-class LeaseTimeToLiveRequest(Message, frozen=True, kw_only=True):
+class LeaseTimeToLiveRequest(EtcdMessage, frozen=True, kw_only=True):
     """The question how long a lease has still to live."""
 
     ID: int = 0
     keys: bool = False
 
 
-class AuthenticateRequest(Message, frozen=True, kw_only=True):
+class AuthenticateRequest(EtcdMessage, frozen=True, kw_only=True):
     """A name and a password, for a token."""
 
     name: str = ""
     password: str = ""
 
 
-class MemberListRequest(Message, frozen=True, kw_only=True):
+class MemberListRequest(EtcdMessage, frozen=True, kw_only=True):
     """The question who the members are."""
 
     linearizable: bool = False
 
 
-class EmptyRequest(Message, frozen=True, kw_only=True):
+class EmptyRequest(EtcdMessage, frozen=True, kw_only=True):
     """A request without fields that count here."""
 
 
-ONEOFS: dict[type[Message], frozenset[str]] = {
+ONEOFS: dict[type[EtcdMessage], frozenset[str]] = {
     Compare: frozenset({"version", "create_revision", "mod_revision", "value", "lease"}),
     RequestOp: frozenset({"request_range", "request_put", "request_delete_range", "request_txn"}),
-    WatchRequest: frozenset({"create_request", "cancel_request", "progress_request"}),
+    EtcdWatchRequest: frozenset({"create_request", "cancel_request", "progress_request"}),
 }
 """The fields of which one message has one at the most."""
 
-MessageT = TypeVar("MessageT", bound=Message)
+MessageT = TypeVar("MessageT", bound=EtcdMessage)
 _Reader = Callable[[Any, str, int], Any]
 
 _INT64 = re.compile(r"-?(?:0|[1-9][0-9]{0,18})")
@@ -269,7 +269,7 @@ def from_document(kind: type[MessageT], document: Any, where: str = "", depth: i
 
 
 @functools.cache
-def _readers(kind: type[Message]) -> dict[str, tuple[str, _Reader]]:
+def _readers(kind: type[EtcdMessage]) -> dict[str, tuple[str, _Reader]]:
     """Return, for each spelling of a field, its name and what reads it."""
     found: dict[str, tuple[str, _Reader]] = {}
     for name, hint in get_type_hints(kind).items():
@@ -294,7 +294,7 @@ def _reader(hint: Any) -> _Reader:
     return functools.partial(_nested, hint)
 
 
-def _nested(kind: type[Message], value: Any, place: str, depth: int) -> Message:
+def _nested(kind: type[EtcdMessage], value: Any, place: str, depth: int) -> EtcdMessage:
     return from_document(kind, value, place, depth + 1)
 
 

@@ -26,7 +26,7 @@ from datapath.keyspaces import KV
 
 MAX_RANGE_KEYS = 100_000
 """How many keys one range may have to be read or counted whole."""
-MAX_RANGE_SIZE_BYTES = 16 * 1024 * 1024
+MAX_WHOLE_RANGE_BYTES = 16 * 1024 * 1024
 """Of keys and values of one range; one with a `limit` reads no more than it answers."""
 PAGE_KEYS = 10_000
 """How many keys are asked for at once; a page also ends after a megabyte."""
@@ -36,7 +36,7 @@ CONSISTENT_ATTEMPTS = 5
 _ZERO = b"\0"
 
 
-class KeyValue(NamedTuple):
+class EtcdKey(NamedTuple):
     """A key as etcd shows it. `value` None: only keys were asked for."""
 
     key: bytes
@@ -47,7 +47,7 @@ class KeyValue(NamedTuple):
     lease: int
 
 
-def bounds_of(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
+def key_bounds(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
     r"""Return start and end of the keys that are meant: one, a range, or all from `key` on.
 
     A range that ends before it begins has no keys. Raises EtcdError.
@@ -74,7 +74,7 @@ def is_key(start: bytes, end: bytes | None) -> bool:
     return end == start + _ZERO
 
 
-def check_key(key: bytes) -> None:
+def check_key_size(key: bytes) -> None:
     """Refuse to write a key that is too long. Raises EtcdError."""
     if len(key) > MAX_KEY_SIZE_BYTES:
         raise invalid(f"onecopy: the key has {len(key)} bytes; the limit is {MAX_KEY_SIZE_BYTES}")
@@ -82,7 +82,7 @@ def check_key(key: bytes) -> None:
 
 def span_of(key: bytes, range_end: bytes) -> Span:
     """Return the keys that are watched. Raises EtcdError."""
-    return Span(*bounds_of(key, range_end), KV)
+    return Span(*key_bounds(key, range_end), KV)
 
 
 def check_range(request: RangeRequest) -> None:
@@ -112,9 +112,9 @@ def is_selective(request: RangeRequest) -> bool:
     )
 
 
-def step_of(request: RangeRequest) -> GetStep | ListStep:
+def range_step(request: RangeRequest) -> GetStep | ListStep:
     """Return the step of a transaction that reads what a range asks for."""
-    start, end = bounds_of(request.key, request.range_end)
+    start, end = key_bounds(request.key, request.range_end)
     if is_key(start, end):
         return GetStep(start)
     return ListStep(start, end, MAX_RANGE_KEYS, keys_only=needs_no_values(request))
@@ -125,21 +125,21 @@ def needs_no_values(request: RangeRequest) -> bool:
     return request.count_only or (request.keys_only and request.sort_target != "VALUE")
 
 
-def items_of(step: GetStep | ListStep, result: Any) -> list[KeyValue]:
+def items_of(step: GetStep | ListStep, result: Any) -> list[EtcdKey]:
     """Return the keys that such a step has found. Raises EtcdError if there are too many."""
     if isinstance(step, GetStep):
-        return [] if result is None else [KeyValue(step.key, *result)]
+        return [] if result is None else [EtcdKey(step.key, *result)]
     items, following = result
     if following is not None:
         raise too_large()
-    return [KeyValue(*item) for item in items]
+    return [EtcdKey(*item) for item in items]
 
 
 def too_large() -> EtcdError:
     """Make the refusal of a range that is too large to be read at once."""
     return EtcdError(
         RESOURCE_EXHAUSTED,
-        f"onecopy: the range has more than {MAX_RANGE_KEYS} keys or {MAX_RANGE_SIZE_BYTES} bytes: "
+        f"onecopy: the range has more than {MAX_RANGE_KEYS} keys or {MAX_WHOLE_RANGE_BYTES} bytes: "
         "read it in parts, with `limit` and without sorting",
     )
 
@@ -153,21 +153,23 @@ def changed_meanwhile() -> EtcdError:
     )
 
 
-class Found(NamedTuple):
+class FoundRange(NamedTuple):
     """What is answered of a range: its keys, how many there are in all, whether more follow."""
 
-    kvs: Sequence[KeyValue]
+    kvs: Sequence[EtcdKey]
     total: int
     more: bool
 
 
-def select(request: RangeRequest, items: Sequence[KeyValue], total: int, *, more: bool) -> Found:
+def select(
+    request: RangeRequest, items: Sequence[EtcdKey], total: int, *, more: bool
+) -> FoundRange:
     """Return of the keys of a range those that are asked for, as etcd chooses and orders them.
 
     `total` is how many keys the range has; `more`: `items` lacks the last ones.
     """
     if request.count_only:
-        return Found((), total, more=False)
+        return FoundRange((), total, more=False)
     if request.limit > 0 and not is_selective(request):
         items = items[: request.limit + 1]  # as etcd: what is sorted without an order are these
     kept = [kv for kv in items if _is_chosen(request, kv)]
@@ -179,11 +181,11 @@ def select(request: RangeRequest, items: Sequence[KeyValue], total: int, *, more
     if request.keys_only:
         kept = [kv._replace(value=None) for kv in kept]
     if 0 < request.limit < len(kept):
-        return Found(kept[: request.limit], total, more=True)
-    return Found(kept, total, more=more)
+        return FoundRange(kept[: request.limit], total, more=True)
+    return FoundRange(kept, total, more=more)
 
 
-def _is_chosen(request: RangeRequest, kv: KeyValue) -> bool:
+def _is_chosen(request: RangeRequest, kv: EtcdKey) -> bool:
     return (
         (not request.max_mod_revision or kv.mod_revision <= request.max_mod_revision)
         and (not request.min_mod_revision or kv.mod_revision >= request.min_mod_revision)
@@ -192,7 +194,7 @@ def _is_chosen(request: RangeRequest, kv: KeyValue) -> bool:
     )
 
 
-_SORT_KEYS: dict[str, Callable[[KeyValue], Any]] = {
+_SORT_KEYS: dict[str, Callable[[EtcdKey], Any]] = {
     "KEY": lambda kv: kv.key,
     "VERSION": lambda kv: kv.version,
     "CREATE": lambda kv: kv.create_revision,

@@ -16,9 +16,9 @@ from cluster.etcd.errors import TIMED_OUT, UNAVAILABLE, EtcdError
 from cluster.etcd.ranges import (
     CONSISTENT_ATTEMPTS,
     MAX_RANGE_KEYS,
-    MAX_RANGE_SIZE_BYTES,
+    MAX_WHOLE_RANGE_BYTES,
     PAGE_KEYS,
-    KeyValue,
+    EtcdKey,
     changed_meanwhile,
     too_large,
 )
@@ -37,7 +37,7 @@ class ScannedNode(Node, WatchedNode, Protocol):
 class Scanned(NamedTuple):
     """The first keys of a range, in order, how many there are in all, and of which state."""
 
-    items: list[KeyValue]
+    items: list[EtcdKey]
     total: int
     revision: int
     epoch: int
@@ -76,7 +76,7 @@ class _Reading:
         self._asked = asked
         self._deadline_ms = deadline_ms
         self._pages: list[_Page] = []
-        self._items: dict[bytes, KeyValue] = {}
+        self._items: dict[bytes, EtcdKey] = {}
         self._items_end: bytes | None = None  # keys from here on are only counted
         self._count = 0
         self._size_bytes = 0
@@ -97,7 +97,7 @@ class _Reading:
             wanted = min(PAGE_KEYS, limit - len(self._items)) if limit else PAGE_KEYS
             following = await self._read_page(following, wanted, counts_only=False)
             if not limit and (
-                self._count > MAX_RANGE_KEYS or self._size_bytes > MAX_RANGE_SIZE_BYTES
+                self._count > MAX_RANGE_KEYS or self._size_bytes > MAX_WHOLE_RANGE_BYTES
             ):
                 raise too_large()
         self._items_end = following
@@ -117,7 +117,7 @@ class _Reading:
         self._count += len(found)
         if not counts_only:
             for item in found:
-                kv = KeyValue(*item)
+                kv = EtcdKey(*item)
                 self._items[kv.key] = kv
                 self._size_bytes += len(kv.key) + len(kv.value or b"")
         return following if following is None else bytes(following)
@@ -157,7 +157,7 @@ class _Reading:
         self._count += head.version == 1
         if is_item:
             value = None if self._asked.keys_only else change.value
-            self._items[key] = KeyValue(key, value, *head)
+            self._items[key] = EtcdKey(key, value, *head)
 
 
 async def _pass_on(

@@ -22,7 +22,7 @@ from cluster.api.routes import ServedNode
 from cluster.api.server import FullConnection, HttpServer
 from cluster.api.settings import HttpSettings
 from cluster.etcd.answers import Document, encode
-from cluster.etcd.auth import AuthCalls, caller_of
+from cluster.etcd.auth import AuthCalls, etcd_caller
 from cluster.etcd.backend import Backend
 from cluster.etcd.errors import (
     INTERNAL,
@@ -33,22 +33,22 @@ from cluster.etcd.errors import (
     from_problem,
 )
 from cluster.etcd.kv import KvCalls
-from cluster.etcd.leases import LeaseCalls
+from cluster.etcd.leases import EtcdLeases
 from cluster.etcd.members import MemberCalls, MemberUrls
 from cluster.etcd.messages import (
     AuthenticateRequest,
     CompactionRequest,
     DeleteRangeRequest,
     EmptyRequest,
+    EtcdMessage,
+    EtcdTxnRequest,
+    EtcdWatchRequest,
     LeaseGrantRequest,
-    LeaseRequest,
+    LeaseIdRequest,
     LeaseTimeToLiveRequest,
     MemberListRequest,
-    Message,
     PutRequest,
     RangeRequest,
-    TxnRequest,
-    WatchRequest,
     read_message,
     read_messages,
 )
@@ -62,16 +62,18 @@ from datapath.operations import ANONYMOUS
 logger = logging.getLogger(__name__)
 
 _PREFIXES = ("/v3/", "/v3beta/")
-MIN_BODY_LIMIT_BYTES = 2 * 1024 * 1024
+MIN_REQUEST_LIMIT_BYTES = 2 * 1024 * 1024
 """How large a request may be at least: etcd's is 1.5 MiB before base64."""
 
-Call = Callable[[Any], Awaitable[Document]]
+EtcdCall = Callable[[Any], Awaitable[Document]]
 
 
 class _Route:
     """One call: the message that it takes, and what carries it out."""
 
-    def __init__(self, kind: type[Message], call: Call, *, needs_status: bool = False) -> None:
+    def __init__(
+        self, kind: type[EtcdMessage], call: EtcdCall, *, needs_status: bool = False
+    ) -> None:
         self.kind = kind
         self.call = call
         self.needs_status = needs_status
@@ -102,20 +104,23 @@ class EtcdApi:
         self.listener = HttpListener(self._server, tls)
         streams = self._server.streams
         streams.on_watcher = lambda: self.access.look_after(streams)
-        self._limit_bytes = max(MIN_BODY_LIMIT_BYTES, 2 * settings.max_value_size_bytes)
+        self._limit_bytes = max(MIN_REQUEST_LIMIT_BYTES, 2 * settings.max_value_size_bytes)
         backend = Backend(node, settings.request_timeout_ms, settings.max_value_size_bytes)
-        kv, leases = KvCalls(backend), LeaseCalls(backend)
+        kv, leases = KvCalls(backend), EtcdLeases(backend)
         self._leases = leases
         self._members = members = MemberCalls(backend, urls)
         self._watches = WatchCalls(backend, streams, self.access)
         auth = AuthCalls(backend, self.access)
         time_to_live = _Route(LeaseTimeToLiveRequest, leases.time_to_live)
-        revoke, list_leases = _Route(LeaseRequest, leases.revoke), _Route(EmptyRequest, leases.list)
+        revoke, list_leases = (
+            _Route(LeaseIdRequest, leases.revoke),
+            _Route(EmptyRequest, leases.list),
+        )
         self._routes: dict[str, _Route] = {
             "kv/range": _Route(RangeRequest, kv.range),
             "kv/put": _Route(PutRequest, kv.put),
             "kv/deleterange": _Route(DeleteRangeRequest, kv.delete_range),
-            "kv/txn": _Route(TxnRequest, kv.txn),
+            "kv/txn": _Route(EtcdTxnRequest, kv.txn),
             "kv/compaction": _Route(CompactionRequest, kv.compact),
             "lease/grant": _Route(LeaseGrantRequest, leases.grant),
             "lease/revoke": revoke,
@@ -209,11 +214,11 @@ class EtcdApi:
             return Answer(200, encode(self._members.version()), JSON)
         name = next((path[len(start) :] for start in _PREFIXES if path.startswith(start)), None)
         if name is None:
-            raise EtcdError(NOT_FOUND, "Not Found")
-        self.access.enter_as(caller_of(request.headers, request.transport))
+            raise EtcdError(NOT_FOUND, "Not FoundRange")
+        self.access.enter_as(etcd_caller(request.headers, request.transport))
         route = self._routes.get(name)
         if route is None and name not in {"watch", "lease/keepalive"}:
-            raise EtcdError(NOT_FOUND, "Not Found")
+            raise EtcdError(NOT_FOUND, "Not FoundRange")
         if method != "POST":
             raise EtcdError(UNIMPLEMENTED, "Method Not Allowed")
         if route is None:
@@ -221,15 +226,15 @@ class EtcdApi:
         body = await read_body(request, self._limit_bytes, self._settings.body_timeout_ms)
         message = read_message(route.kind, body)
         if route.needs_status and self.access.is_on:
-            await self.access.admit(caller_of(request.headers, request.transport), Need("status"))
+            await self.access.admit(etcd_caller(request.headers, request.transport), Need("status"))
         document = await route.call(message)
         return Answer(200, encode(document), JSON)
 
     async def _stream(self, name: str, request: BaseRequest) -> Answer:
         body = await read_body(request, self._limit_bytes, self._settings.body_timeout_ms)
         if name == "watch":
-            return await self._watches.watch(read_messages(WatchRequest, body))
-        leases = read_messages(LeaseRequest, body) or [LeaseRequest()]
+            return await self._watches.watch(read_messages(EtcdWatchRequest, body))
+        leases = read_messages(LeaseIdRequest, body) or [LeaseIdRequest()]
         messages = [chunk(await self._leases.keep_alive(lease)) for lease in leases]
         # Of a body of a known length: a client that keeps its connections can read it to its end.
         return ChunkedAnswer(b"".join(messages) + LAST_CHUNK)

@@ -16,19 +16,19 @@ from cluster.etcd.errors import empty_key, invalid, key_not_found
 from cluster.etcd.messages import (
     Compare,
     DeleteRangeRequest,
+    EtcdTxnRequest,
     PutRequest,
     RangeRequest,
     RequestOp,
-    TxnRequest,
 )
 from cluster.etcd.ranges import (
-    bounds_of,
-    check_key,
+    check_key_size,
     check_range,
     is_key,
     items_of,
+    key_bounds,
+    range_step,
     select,
-    step_of,
 )
 from cluster.services.txn import (
     MAX_DELETED_KEYS,
@@ -55,7 +55,7 @@ Reader = Callable[[Results, int], Document]
 """Makes an answer of as many results as its steps have, and of the revision."""
 
 
-class Plan(NamedTuple):
+class StepsPlan(NamedTuple):
     """Steps, and what makes an answer of their results."""
 
     steps: tuple[TxnStep, ...]
@@ -66,8 +66,8 @@ class TxnPlan(NamedTuple):
     """A transaction, and what makes an answer of its outcome."""
 
     txn: Txn
-    then: tuple[Plan, ...]
-    otherwise: tuple[Plan, ...]
+    then: tuple[StepsPlan, ...]
+    otherwise: tuple[StepsPlan, ...]
 
     def read(self, outcome: Any, revision: int) -> Document:
         """Return the answer, without its header, of whether it succeeded and of its results."""
@@ -80,7 +80,7 @@ class TxnPlan(NamedTuple):
         return document
 
 
-def plan_txn(request: TxnRequest, revision: int) -> TxnPlan:
+def plan_txn(request: EtcdTxnRequest, revision: int) -> TxnPlan:
     """Translate a transaction; `revision`: the newest that is known here. Raises EtcdError."""
     _check(request)
     for branch in (request.success, request.failure):
@@ -88,7 +88,7 @@ def plan_txn(request: TxnRequest, revision: int) -> TxnPlan:
     return _plan(request, revision)
 
 
-def plan_put(request: PutRequest) -> Plan:
+def plan_put(request: PutRequest) -> StepsPlan:
     """Translate a put. Raises EtcdError."""
     check_put(request)
     put = PutStep(
@@ -97,7 +97,7 @@ def plan_put(request: PutRequest) -> Plan:
         None if request.ignore_lease else stored_lease(request.lease),
     )
     if not request.prev_kv:
-        return Plan((put,), lambda results, _: put_fields(_skip(results)))
+        return StepsPlan((put,), lambda results, _: put_fields(_skip(results)))
     get = GetStep(request.key)
 
     def read(results: Results, _: int) -> Document:
@@ -105,15 +105,15 @@ def plan_put(request: PutRequest) -> Plan:
         next(results)
         return put_fields(previous)
 
-    return Plan((get, put), read)
+    return StepsPlan((get, put), read)
 
 
-def plan_delete(request: DeleteRangeRequest) -> Plan:
+def plan_delete(request: DeleteRangeRequest) -> StepsPlan:
     """Translate a delete. Raises EtcdError."""
-    start, end = bounds_of(request.key, request.range_end)
+    start, end = key_bounds(request.key, request.range_end)
     step: TxnStep = DeleteStep(start) if is_key(start, end) else DeleteRangeStep(start, end)
     if not request.prev_kv:
-        return Plan((step,), lambda results, _: delete_fields(next(results), ()))
+        return StepsPlan((step,), lambda results, _: delete_fields(next(results), ()))
     look: GetStep | ListStep
     look = GetStep(start) if is_key(start, end) else ListStep(start, end, MAX_DELETED_KEYS)
 
@@ -121,27 +121,27 @@ def plan_delete(request: DeleteRangeRequest) -> Plan:
         previous = items_of(look, next(results))
         return delete_fields(next(results), previous)
 
-    return Plan((look, step), read)
+    return StepsPlan((look, step), read)
 
 
-def plan_range(request: RangeRequest, revision: int) -> Plan:
+def plan_range(request: RangeRequest, revision: int) -> StepsPlan:
     """Translate a read within a transaction. Raises EtcdError."""
     check_range(request)
     if request.revision > 0:
         # Only if this branch is taken: it is refused then, with all that the branch would write.
         code = "future_revision" if request.revision > revision else "revision_compacted"
         refuse = RefuseStep(code, "a transaction reads the present revision alone")
-        return Plan((refuse,), lambda _results, _revision: {})
-    step = step_of(request)
+        return StepsPlan((refuse,), lambda _results, _revision: {})
+    step = range_step(request)
 
     def read(results: Results, _: int) -> Document:
         items = items_of(step, next(results))
         return range_fields(select(request, items, len(items), more=False))
 
-    return Plan((step,), read)
+    return StepsPlan((step,), read)
 
 
-def _plan(request: TxnRequest, revision: int) -> TxnPlan:
+def _plan(request: EtcdTxnRequest, revision: int) -> TxnPlan:
     then = tuple(_plan_op(op, revision) for op in request.success)
     otherwise = tuple(_plan_op(op, revision) for op in request.failure)
     txn = Txn(
@@ -152,7 +152,7 @@ def _plan(request: TxnRequest, revision: int) -> TxnPlan:
     return TxnPlan(txn, then, otherwise)
 
 
-def _plan_op(op: RequestOp, revision: int) -> Plan:
+def _plan_op(op: RequestOp, revision: int) -> StepsPlan:
     if op.request_range is not None:
         return _named("response_range", plan_range(op.request_range, revision))
     if op.request_put is not None:
@@ -165,15 +165,15 @@ def _plan_op(op: RequestOp, revision: int) -> Plan:
     def read(results: Results, at: int) -> Document:
         return {"response_txn": {"header": {}, **nested.read(next(results), at)}}
 
-    return Plan((NestedStep(nested.txn),), read)
+    return StepsPlan((NestedStep(nested.txn),), read)
 
 
-def _named(name: str, plan: Plan) -> Plan:
+def _named(name: str, plan: StepsPlan) -> StepsPlan:
     def read(results: Results, revision: int) -> Document:
         header = {"revision": str(revision)}
         return {name: {"header": header, **plan.read(results, revision)}}
 
-    return Plan(plan.steps, read)
+    return StepsPlan(plan.steps, read)
 
 
 def _skip(results: Results) -> tuple[()]:
@@ -193,7 +193,7 @@ def _comparison(compare: Compare) -> Comparison:
     if isinstance(compare.result, int) or isinstance(compare.target, int):
         raise invalid("onecopy: a comparison has a `result` or a `target` that is not known")
     relation = _RELATIONS[compare.result]
-    start, end = bounds_of(compare.key, compare.range_end)
+    start, end = key_bounds(compare.key, compare.range_end)
     bound: bytes | None = b"" if is_key(start, end) else end
     target, operand = _operand(compare)
     return Comparison(start, target, relation, operand, bound)
@@ -217,7 +217,7 @@ def _operand(compare: Compare) -> tuple[ComparedField, int | bytes]:
 # -- what etcd refuses before it executes anything, in its order
 
 
-def _check(request: TxnRequest) -> None:
+def _check(request: EtcdTxnRequest) -> None:
     parts = (request.compare, request.success, request.failure)
     if max(len(part) for part in parts) > MAX_OPERATIONS:
         raise invalid("etcdserver: too many operations in txn request")
@@ -245,7 +245,7 @@ def check_put(request: PutRequest) -> None:
         raise invalid("etcdserver: value is provided")
     if request.ignore_lease and request.lease:
         raise invalid("etcdserver: lease is provided")
-    check_key(request.key)
+    check_key_size(request.key)
 
 
 class _Written(NamedTuple):
@@ -258,7 +258,7 @@ class _Written(NamedTuple):
 def _check_intervals(branch: Sequence[RequestOp]) -> _Written:
     """Refuse a branch that puts a key twice, or puts one that it deletes. Raises EtcdError."""
     deletes = [
-        bounds_of(op.request_delete_range.key, op.request_delete_range.range_end)
+        key_bounds(op.request_delete_range.key, op.request_delete_range.range_end)
         for op in branch
         if op.request_delete_range is not None
         # etcd's check takes a range without an end for an empty one.

@@ -16,8 +16,8 @@ from cluster.api.watch import take_over
 from cluster.etcd.answers import Document, encode, key_value
 from cluster.etcd.backend import Backend
 from cluster.etcd.errors import from_problem, invalid
-from cluster.etcd.messages import WatchCreateRequest, WatchRequest
-from cluster.etcd.ranges import KeyValue, bounds_of
+from cluster.etcd.messages import EtcdWatchRequest, WatchCreateRequest
+from cluster.etcd.ranges import EtcdKey, key_bounds
 from cluster.services.kv import EntryChange, changes
 from datapath.errors import CompactedError
 from datapath.execution.changes import Event, Span
@@ -44,7 +44,7 @@ class WatchCalls:
         self._streams = streams
         self._access = access
 
-    async def watch(self, requests: list[WatchRequest]) -> Answer:
+    async def watch(self, requests: list[EtcdWatchRequest]) -> Answer:
         """Begin the first watch that is asked for; a stream has one."""
         creates = [item.create_request for item in requests if item.create_request is not None]
         if not creates:
@@ -83,7 +83,7 @@ class WatchCalls:
 
 def _span_of(request: WatchCreateRequest) -> Span:
     key = request.key or _ALL_KEYS  # as etcd takes it
-    return Span(*bounds_of(key, request.range_end))
+    return Span(*key_bounds(key, request.range_end))
 
 
 def _numbered(watch_id: int) -> Document:
@@ -142,7 +142,7 @@ class EtcdEvents:
 def _event(change: EntryChange, revision: int) -> Document:
     if change.head is None:
         return {"type": "DELETE", "kv": {"key": change.key, "mod_revision": str(revision)}}
-    return {"kv": key_value(KeyValue(change.key, change.value, *change.head))}
+    return {"kv": key_value(EtcdKey(change.key, change.value, *change.head))}
 
 
 class _Stream(Answer):

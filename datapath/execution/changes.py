@@ -111,11 +111,17 @@ class Feed:
         self.index = record.last_index
         while self._held_bytes > self._recent_bytes:
             self._drop_oldest()
-        if self._parked.count:
-            for index, entry in enumerate(entries, record.first_index):
-                for watcher in self._parked.concerned(entry):
-                    if may_wake(watcher.position, index):
-                        self._wake(watcher, index - 1)
+        watched = self._parked.keyspaces
+        for index, entry in enumerate(entries, record.first_index):
+            for keyspace, _, _ in entry:
+                if keyspace in watched:
+                    self._wake_concerned(entry, index)
+                    break
+
+    def _wake_concerned(self, entry: Entry, index: int) -> None:
+        for watcher in self._parked.concerned(entry):
+            if may_wake(watcher.position, index):
+                self._wake(watcher, index - 1)
 
     def on_snapshot(self, index: int) -> None:
         """A snapshot has replaced the state: what lies between is not known here (W3)."""
@@ -230,35 +236,38 @@ def _first_index(item: _Recent) -> int:
 
 
 class _Parked:
-    """The parked watchers, found by the keys that are written."""
+    """The parked watchers, found by the keys that are written. `keyspaces`: those with some."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._keyspaces: dict[int, _ParkedThere] = {}
+        self.keyspaces: dict[int, _ParkedThere] = {}
 
     def add(self, watcher: Watcher) -> None:
         keyspace = watcher.span.keyspace
-        there = self._keyspaces.get(keyspace)
+        there = self.keyspaces.get(keyspace)
         if there is None:
-            there = self._keyspaces[keyspace] = _ParkedThere()
+            there = self.keyspaces[keyspace] = _ParkedThere()
         there.add(watcher)
         watcher.is_parked = True
         self.count += 1
 
     def remove(self, watcher: Watcher) -> None:
-        self._keyspaces[watcher.span.keyspace].remove(watcher)
+        there = self.keyspaces[watcher.span.keyspace]
+        there.remove(watcher)
+        if there.is_empty:
+            del self.keyspaces[watcher.span.keyspace]
         watcher.is_parked = False
         self.count -= 1
 
     def all(self) -> list[Watcher]:
         """Return all of them."""
-        return [watcher for there in self._keyspaces.values() for watcher in there.all()]
+        return [watcher for there in self.keyspaces.values() for watcher in there.all()]
 
     def concerned(self, entry: Entry) -> list[Watcher]:
         """Return each of those that an entry concerns, once."""
         found: dict[Watcher, None] = {}
         for keyspace, key, _ in entry:
-            there = self._keyspaces.get(keyspace)
+            there = self.keyspaces.get(keyspace)
             if there is not None:
                 there.find(key, found)
         return list(found)
@@ -293,6 +302,10 @@ class _ParkedThere:
                 del self._prefixes[len(span.start)]
         else:
             _discard(self._ranges, span, watcher)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self._keys or self._prefixes or self._ranges)
 
     def all(self) -> list[Watcher]:
         groups = [

@@ -276,7 +276,8 @@ class Executor:
         execution.index, execution.seen_index, execution.writes = next_index, 0, {}
         if execution.order.places:
             execution.order.reset()
-        if isinstance(judged := self._judge(operation), OperationError):
+        judged = "" if operation.caller is None else self._judge(operation)
+        if isinstance(judged, OperationError):
             return Executed(None, judged, 0, 0), None
         execution.role = judged
         service = self._services.get(operation.service)
@@ -284,7 +285,8 @@ class Executor:
         if service is None or method is None:
             return self._unknown(operation, service), None
         try:
-            self._check_lock(operation, execution)
+            if operation.if_lock is not None:
+                self._check_lock(operation, execution)
             value, error = method(execution.views[service.keyspace], *operation.args), None
         except Exception as problem:  # noqa: BLE001 - the service's own code may raise anything
             value, error = None, self._problem(operation, problem)

@@ -136,14 +136,15 @@ class Pipeline:
         deadline_ms = self._clock() + timeout_ms
         waiting = Waiting(operation, completion, deadline_ms, size)
         if (
-            self.waiting_operations >= self._bounds.max_waiting_operations
+            self.waiting_operations() >= self._bounds.max_waiting_operations
             or self._waiting_bytes + size > self._bounds.max_waiting_bytes
         ):
             self._refuse_overload(waiting)
             return
         self.waiting.append(waiting)
         self._waiting_bytes += size
-        self._count(waiting)
+        if operation.idempotency_key:
+            self._count(waiting)
         self._deadlines.next_ms = min(self._deadlines.next_ms, deadline_ms)
         if not self._batch_due:
             self.schedule()
@@ -173,7 +174,6 @@ class Pipeline:
             or self._executor.repeat_of(operation, self._replica.next_index) is not None
         )
 
-    @property
     def waiting_operations(self) -> int:
         """How many wait to be executed."""
         concurrency = self._concurrency
@@ -216,7 +216,8 @@ class Pipeline:
             if self._concurrency.executing and self._concurrency.hold(waiting):
                 self.waiting.popleft()
                 continue
-            is_async = self._is_async(waiting.operation)
+            operation = waiting.operation
+            is_async = operation.method in self._async_operations.get(operation.service, ())
             if is_async and batch.answers:
                 break
             self._take_waiting()
@@ -226,7 +227,7 @@ class Pipeline:
                 self._count(waiting)  # D8: a repeat that is refused meanwhile may yet be answered
                 self._concurrency.begin(waiting, self._spawn(self._run_async(waiting)))
                 continue
-            executed, entry = self._executor.execute(waiting.operation, batch.next_index)
+            executed, entry = self._executor.execute(operation, batch.next_index)
             answer = PendingAnswer(waiting, executed)
             if entry is None:
                 batch.answers.append(answer)
@@ -242,9 +243,6 @@ class Pipeline:
         self._record(batch)
         self.schedule()
 
-    def _is_async(self, operation: Operation) -> bool:
-        return operation.method in self._async_operations.get(operation.service, ())
-
     def _begin_batch(self) -> Batch:
         index, primary = self._replica.state.log.last_index + 1, self._replica.primary
         if primary is None:
@@ -255,7 +253,8 @@ class Pipeline:
     def _take_waiting(self) -> None:
         waiting = self.waiting.popleft()
         self._waiting_bytes -= waiting.size_bytes
-        self._uncount(waiting)
+        if waiting.counted:
+            self._uncount(waiting)
 
     def _count(self, waiting: Waiting) -> None:
         """A repeat of it can wait for it."""
@@ -281,11 +280,12 @@ class Pipeline:
         A repeat is recognised before anything may refuse it.
         """
         operation = waiting.operation
-        repeat = self._executor.repeat_of(operation, batch.next_index)
-        if repeat is not None:
-            batch.answers.append(PendingAnswer(waiting, repeat))
-            batch.has_repeats = True
-            return False
+        if operation.idempotency_key:
+            repeat = self._executor.repeat_of(operation, batch.next_index)
+            if repeat is not None:
+                batch.answers.append(PendingAnswer(waiting, repeat))
+                batch.has_repeats = True
+                return False
         in_sync, min_in_sync = batch.in_sync, self._bounds.min_in_sync
         if in_sync < min_in_sync:
             problem = f"{in_sync} replicas are in sync, min_in_sync is {min_in_sync}"

@@ -57,7 +57,6 @@ class PendingAnswer(msgspec.Struct, gc=False):
     waiting: Waiting
     executed: Executed
 
-    @property
     def wrote_nothing(self) -> bool:
         """Whether it left no entry, so that its answer is a read's: of rights, if of nothing else.
 
@@ -260,7 +259,7 @@ class Tail:
         others: list[PendingAnswer] = []
         for answer in answers:
             executed = answer.executed
-            is_fact = executed.repeated and not answer.wrote_nothing
+            is_fact = executed.repeated and not answer.wrote_nothing()
             is_known = is_fact and executed.seen_index <= applied
             (known if is_known else others).append(answer)
         self.answer_all(known)
@@ -274,7 +273,7 @@ class Tail:
             future = answer.waiting.future
             if future.done():
                 continue
-            if answer.wrote_nothing:
+            if answer.wrote_nothing():
                 # What it saw must be true of the one primary there is (D4).
                 if self._confirm is not None:
                     self._await_confirmation(answer)
@@ -284,13 +283,13 @@ class Tail:
                 if not serving:
                     future.set_exception(_instead(answer, self._not_primary()))
                     continue
-            self._tell(answer, copies, epoch)
+            self._tell(answer, answer.waiting.operation.min_copies, copies, epoch)
 
     def _answer(self, answer: PendingAnswer) -> None:
-        self._tell(answer, self._copies(), self._replica.state.epoch)
-
-    def _tell(self, answer: PendingAnswer, copies: int, epoch: int) -> None:
         min_copies = answer.waiting.operation.min_copies
+        self._tell(answer, min_copies, self._copies(), self._replica.state.epoch)
+
+    def _tell(self, answer: PendingAnswer, min_copies: int, copies: int, epoch: int) -> None:
         outcome = self._outcome(answer.executed, min_copies, copies, epoch)
         if isinstance(outcome, OperationError):
             answer.waiting.future.set_exception(outcome)
@@ -325,7 +324,11 @@ class Tail:
                 f"committed on {copies} copies, fewer than min_copies = {min_copies}: the write "
                 "is applied, with fewer copies",
             )
-        return self._result(executed, copies, epoch)
+        if executed.repeated:
+            index = executed.seen_index
+        else:
+            index = executed.index or self._replica.state.commit_index
+        return Result(executed.value, index, epoch, copies, self._node_id, executed.repeated)
 
     def recall(self, operation: Operation) -> Result | OperationError | None:
         """Return the answer to a repeat of what is applied on this replica, primary or not.
@@ -339,13 +342,6 @@ class Tail:
             executed, operation.min_copies, self._copies(), self._replica.state.epoch
         )
 
-    def _result(self, executed: Executed, copies: int, epoch: int) -> Result:
-        if executed.repeated:
-            index = executed.seen_index
-        else:
-            index = executed.index or self._replica.state.commit_index
-        return Result(executed.value, index, epoch, copies, self._node_id, executed.repeated)
-
     def answer_local(self) -> None:
         """Early answers: durable here, and nothing uncommitted of others shines through (D2)."""
         state, kept = self._replica.state, deque[PendingAnswer]()
@@ -355,10 +351,8 @@ class Tail:
                 continue
             if executed.index > state.durable_index or executed.seen_index > state.commit_index:
                 kept.append(answer)
-            elif executed.error is not None:
-                future.set_exception(executed.error)
             else:
-                future.set_result(self._result(executed, 1, self._replica.state.epoch))
+                self._tell(answer, 0, 1, state.epoch)
         self.local_acks = kept
 
     # -- when answers cannot be given
@@ -374,7 +368,7 @@ class Tail:
                 future = answer.waiting.future
                 if future.done():
                     continue
-                if answer.wrote_nothing:
+                if answer.wrote_nothing():
                     future.set_exception(_instead(answer, self._not_primary()))
                 else:
                     future.set_exception(OperationUnknownError("unknown_outcome", detail))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from datapath.node.backups import Backups, RunningBackup
 from datapath.node.replica_disk import ReplicaStorage
 from datapath.protocol.replica import Replica
@@ -11,10 +13,18 @@ from datapath.records import Record
 class CommittedLog:
     """What of a replica's log has committed, on any replica."""
 
-    def __init__(self, replica: Replica, storage: ReplicaStorage, backups: Backups) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        storage: ReplicaStorage,
+        backups: Backups,
+        trim: Callable[[], None],
+    ) -> None:
+        """`trim` deletes what of the log need not be held."""
         self._replica = replica
         self._storage = storage
         self._backups = backups
+        self._trim = trim
 
     @property
     def commit_index(self) -> int:
@@ -42,6 +52,11 @@ class CommittedLog:
         """Hold the log after that entry: all before is in the archive."""
         retention = self._storage.retention
         retention.archived_index = max(retention.archived_index, index)
+
+    def make_room(self) -> None:
+        """Hold nothing for the archive on a disk that is full. To be called now and then."""
+        if self._storage.is_full:
+            self._trim()
 
     async def state(self, cluster: str, cluster_id: str) -> RunningBackup:
         """Return the whole state as it is now. Raises as `Backups.open`."""

@@ -136,7 +136,7 @@ class Engine:
         self.history = History(
             self.interpreter.feed, storage.read_log, lambda: storage.log.first_index
         )
-        self.committed_log = CommittedLog(self.replica, storage, self.backups)
+        self.committed_log = CommittedLog(self.replica, storage, self.backups, self._on_flushed)
         self.outgoing = OutgoingStreams(
             on_link=lambda peer: self.interpreter.run(self.replica.on_link, peer),
             on_link_lost=lambda peer: self.interpreter.run(self.replica.on_link_lost, peer),
@@ -438,7 +438,7 @@ class Engine:
             "seconds_since_commit": round((clock_ms() - self.replica.state.committed_ms) / 1000, 3),
             "history_oldest_revision": self.history.oldest,
             "history_log_reads_total": self.history.log_reads_total,
-            "waiting_operations": pipeline.waiting_operations,
+            "waiting_operations": pipeline.waiting_operations(),
             "uncommitted_records": len(self.interpreter.tail),
             **self._storage.counters(),
             **self.interpreter.service_counters(),

@@ -64,6 +64,7 @@ class ReplicaStorage:
         self._flush_bytes = flush_bytes
         self._map_size_bytes = map_size_bytes
         self._retention_ms = retention_ms
+        self._archives = archive_log_bytes > 0
         self.retention = LogRetention(
             retention_bytes, catchup_bytes, snapshot_log_bytes, archive_log_bytes
         )
@@ -82,6 +83,7 @@ class ReplicaStorage:
         """Append records."""
         self.stalled_for_ms: Callable[[], float]
         """For how long the oldest write has been under way; 0: there is none."""
+        self._reserve: Callable[[int], bool]
         self._on_error: Callable[[BaseException], None] = lambda _: None
         self._trimming: asyncio.Task[None] | None = None
 
@@ -149,6 +151,7 @@ class ReplicaStorage:
             max_queued_bytes=self._max_queued_bytes,
         )
         self.write, self.stalled_for_ms = self._worker.append, self._worker.stalled_for_ms
+        self._reserve = self._worker.reserve
         self._flusher = StoreFlusher(
             self.store,
             on_error=on_error,
@@ -202,12 +205,17 @@ class ReplicaStorage:
 
     def reserve(self, n_bytes: int) -> bool:
         """Whether records of `n_bytes` can be taken, beside what is queued and not flushed."""
-        return self.store.overlay_bytes < MAX_UNFLUSHED_BYTES and self._disk.reserve(n_bytes)
+        return self.store.overlay_bytes < MAX_UNFLUSHED_BYTES and self._reserve(n_bytes)
 
     @property
     def writable(self) -> bool:
         """Whether there is room for a record at all."""
         return self.reserve(MIN_ROOM_BYTES)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the log's next segment is wanted, and the disk has no room for it."""
+        return self.log.wants_preparing and not self.log.prepare_next_segment()
 
     # -- store, log reads, retention
 
@@ -231,7 +239,11 @@ class ReplicaStorage:
             return
         recent_s = time.time() - self._retention_ms / 1000.0 if self._retention_ms else math.inf
         keep_from = self.retention.keep_from(
-            self.log.segment_bounds(), self.store.durable_index, oldest_needed, recent_s
+            self.log.segment_bounds(),
+            self.store.durable_index,
+            oldest_needed,
+            recent_s,
+            disk_full=self._archives and self.is_full,
         )
         if keep_from > self.log.first_index:
             self._trimming = asyncio.get_running_loop().create_task(

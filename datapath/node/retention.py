@@ -104,14 +104,18 @@ class LogRetention:
         durable_index: int,
         oldest_needed: int,
         recent_s: float = math.inf,
+        *,
+        disk_full: bool = False,
     ) -> int:
         """Return the first entry to keep; 0: nothing may go.
 
         `durable_index`: up to where the store holds all on disk; `oldest_needed`: the first entry
         that some replica may need by log replay; what was written after `recent_s` is kept for
-        watchers. The last segment is always kept.
+        watchers. The last segment is always kept. On a full disk nothing is kept for the archive:
+        writes matter more.
         """
         floor = min(self._floors.values(), default=None)
+        archive_bytes = 0 if disk_full else self._archive_log_bytes
         size = sum(size_bytes for _, size_bytes, _ in segments)
         first = 0
         for last, size_bytes, written_s in segments[:-1]:
@@ -120,7 +124,7 @@ class LogRetention:
             needed = wanted and rest < self._catchup_bytes
             held = floor is not None and last > floor
             held = held and rest < SNAPSHOT_LOG_HARD_FACTOR * self.snapshot_log_bytes
-            held = held or (last > self.archived_index and rest < self._archive_log_bytes)
+            held = held or (last > self.archived_index and rest < archive_bytes)
             if last > durable_index or needed or held or rest < self._retention_bytes:
                 break
             size, first = rest, last + 1

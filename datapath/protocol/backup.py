@@ -136,6 +136,8 @@ class Backup:
     def _holds(self, record: Record) -> bool:
         """Whether the log has this record already; a conflicting tail is cut."""
         state = self._state
+        if record.first_index > state.log.last_index:
+            return False
         mine = state.log.epoch_at(record.first_index)
         if mine is None:
             return False

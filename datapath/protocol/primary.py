@@ -262,7 +262,8 @@ class Primary:
 
     def may_serve(self, now_ms: float) -> bool:
         """Whether a read is linearizable now, and an answer may be given."""
-        return self.has_authority and now_ms < self.lease_until_ms()
+        may_decide = self.is_open and self.handovers.phase != "proposed"  # `has_authority`
+        return may_decide and now_ms < self.lease_until_ms()
 
     # -- the view
 

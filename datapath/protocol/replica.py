@@ -249,9 +249,10 @@ class Replica:
 
     def append(self, record: Record) -> list[effects.Effect]:
         """Replicate what was executed. Raises SafetyError unless `may_execute` held."""
-        if self.primary is None or not self.may_execute() or record.epoch != self.primary.epoch:
+        primary = self.primary
+        if primary is None or not primary.may_execute() or record.epoch != primary.epoch:
             raise SafetyError(f"record {record.first_index} was executed outside its epoch")
-        self.primary.replication.append(record)
+        primary.replication.append(record)
         return self._taken()
 
     def start_handover(self, to: str, timeout_ms: int) -> tuple[str, list[effects.Effect]]:

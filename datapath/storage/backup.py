@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+
+import lmdb
 
 from datapath.errors import BackupDamagedError
 from datapath.storage.backup_format import BackupEnd, BackupReader
-from datapath.storage.environment import DEFAULT_MAP_SIZE_BYTES, ContentHash
+from datapath.storage.environment import (
+    DEFAULT_MAP_SIZE_BYTES,
+    ContentHash,
+    Environment,
+    current_environment,
+    lmdb_failure,
+)
 from datapath.storage.snapshot import SnapshotWriter, snapshot_items
-from datapath.storage.store import Store
+
+_ITEMS_AT_ONCE = 1000
 
 
 def _no_progress(_items: int) -> None:
@@ -42,9 +53,10 @@ def load_backup(
         header.epoch,
         cluster_id=cluster_id,
         map_size_bytes=map_size_bytes,
+        offline=True,
     )
     try:
-        for chunk in reader.chunks():
+        for chunk in read_ahead(reader.chunks()):
             writer.feed(writer.next_chunk, chunk)
             on_chunk(writer.count)
         end = reader.end
@@ -59,6 +71,15 @@ def load_backup(
     return end
 
 
+def read_ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the chunks; each is read and decompressed while the one before it is used."""
+    with ThreadPoolExecutor(1, "backup-reader") as reader:
+        waiting = reader.submit(next, chunks, None)
+        while (chunk := waiting.result()) is not None:
+            waiting = reader.submit(next, chunks, None)
+            yield chunk
+
+
 def check_digest(
     store_path: Path, digest: str, *, map_size_bytes: int = DEFAULT_MAP_SIZE_BYTES
 ) -> None:
@@ -69,14 +90,23 @@ def check_digest(
         StorageError: it cannot be read.
 
     """
-    store = Store.open(store_path, map_size_bytes=map_size_bytes)
+    environment = Environment(
+        store_path / current_environment(store_path), map_size_bytes, scans=True
+    )
+    total = ContentHash()
     try:
-        _, found = store.digest()
+        with environment.lmdb.begin(buffers=True) as transaction:
+            for keyspace, database in enumerate(environment.keyspaces):
+                items = transaction.cursor(database).iternext()
+                while piece := list(islice(items, _ITEMS_AT_ONCE)):
+                    total.update(keyspace, piece)
+    except lmdb.Error as error:
+        raise lmdb_failure(error, environment.path) from error
     finally:
-        store.close()
-    if found != digest:
+        environment.release()
+    if total.hex() != digest:
         raise BackupDamagedError(
-            f"the restored state has the digest {found}, not {digest}, which was backed up: "
+            f"the restored state has the digest {total.hex()}, not {digest}, which was backed up: "
             "restore again, and check the disk if that does not help"
         )
 

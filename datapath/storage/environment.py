@@ -168,8 +168,9 @@ def _fill_up(file: Path, environment: lmdb.Environment) -> None:
 class Environment:
     """One LMDB environment. Shared by the store and snapshot readers, closed by the last user.
 
-    `readonly`: another process of this machine has it open to write. `alone`: nobody has, and
-    nothing but the file of the data is to be touched.
+    `readonly`: another process of this machine has it open to write. `scans`: it is read in order,
+    so that the system may read ahead; else a value would cost more than its own pages. `alone`:
+    nobody else has it open, and nothing but the file of the data is to be touched.
     """
 
     def __init__(
@@ -180,6 +181,7 @@ class Environment:
         fresh: bool = False,
         sync: bool = True,
         readonly: bool = False,
+        scans: bool = False,
         alone: bool = False,
     ) -> None:
         self.path = path
@@ -196,7 +198,7 @@ class Environment:
                 map_size=map_size_bytes,
                 mode=FILE_MODE,
                 max_dbs=KEYSPACES + 1,
-                readahead=False,
+                readahead=scans,
                 sync=sync,
                 metasync=sync,
                 readonly=readonly,
@@ -333,7 +335,9 @@ class ContentHash:
         self._hash = xxhash.xxh3_128()
         self.count = 0
 
-    def update(self, keyspace: int, items: Iterable[tuple[bytes, bytes | memoryview]]) -> None:
+    def update(
+        self, keyspace: int, items: Iterable[tuple[bytes | memoryview, bytes | memoryview]]
+    ) -> None:
         """Count in the next items of a keyspace, in key order, each as it is stored."""
         pieces: list[bytes | memoryview] = []
         for key, stored in items:

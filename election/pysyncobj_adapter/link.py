@@ -1,26 +1,27 @@
 """One authenticated connection between two members.
 
-The dialer sends a greeting with a nonce, the acceptor answers with its own; both derive one key
-per direction from the cluster secret and the two greetings (HKDF-SHA-256); while the secret is
-being changed, the acceptor tries the two that count on the dialer's proof. From then on every
+The dialer sends a greeting with a key of X25519 that was drawn for this connection, the acceptor
+answers with its own. Both derive one key per direction from what the two agree on, the cluster
+secret and the two greetings (HKDF-SHA-256); while the secret is being changed, the acceptor tries
+the two that count on the dialer's proof. From then on every
 frame is sealed with AES-256-GCM under a counter, so a frame that is forged, repeated, dropped,
 reordered, reflected, or taken from another connection ends the connection. Nothing is parsed but
 two small greetings before the peer has proved that it knows the secret.
 
     dialer                                   acceptor
-      Greeting(nonce, who, to whom, disk, claim) ->
-                                          <- Greeting(nonce, who, to whom, disk, claim)
+      Greeting(key, who, to whom, disk, claim) ->
+                                          <- Greeting(key, who, to whom, disk, claim)
       sealed Proof                        ->
                                           <- sealed Verdict (empty, or why refused)
 
-There is no forward secrecy: where the wire is not private, use a tunnel.
+Who has recorded all that and learns the secret later cannot read it: the private halves of the keys
+are gone once they have agreed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import socket
 import struct
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -39,12 +41,12 @@ from election.pysyncobj_adapter.peer_marks import PeerMark
 from election.pysyncobj_adapter.poller import Poller
 from election.shared_secret import SharedSecret
 
-PROTOCOL = "onecopy-raft-3"
+PROTOCOL = "onecopy-raft-4"
 MAX_GREETING_BYTES = 2048
 MAX_RAFT_FRAME_BYTES = 1024 * 1024
 MAX_UNSENT_BYTES = 4 * 1024 * 1024
 _READ_BYTES = 64 * 1024
-_NONCE_BYTES = 32
+_KEY_BYTES = 32
 _LENGTH = struct.Struct(">I")
 _COUNTER = struct.Struct(">4xQ")  # a 12-byte nonce for AES-GCM
 _WOULD_BLOCK = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
@@ -54,7 +56,7 @@ class Greeting(msgspec.Struct, frozen=True, array_like=True):
     """The only thing said in the clear."""
 
     protocol: str
-    nonce: bytes
+    key: bytes
     sender: str
     target: str
     directory_id: bytes
@@ -127,8 +129,9 @@ class RaftLink:
         self._fd = sock.fileno()
         self._secret = secret
         self._me = me
-        nonce = os.urandom(_NONCE_BYTES)
-        self._greeting = Greeting(PROTOCOL, nonce, me, self.peer, directory_id, claim)
+        self._key: X25519PrivateKey | None = X25519PrivateKey.generate()
+        key = self._key.public_key().public_bytes_raw()
+        self._greeting = Greeting(PROTOCOL, key, me, self.peer, directory_id, claim)
         self._connecting = self.dialed
         self._keys: list[_Keys] = []  # one; at an acceptor before the proof, one a secret
         self._sent_frames = self._read_frames = 0
@@ -261,15 +264,19 @@ class RaftLink:
             theirs.protocol != PROTOCOL
             or theirs.target != self._me
             or theirs.sender != expected_sender
-            or len(theirs.nonce) != _NONCE_BYTES
+            or len(theirs.key) != _KEY_BYTES
             or not theirs.claim.is_usable
         ):
+            self.close()
+            return
+        agreed = self._agree(theirs.key)
+        if agreed is None:
             self.close()
             return
         self.peer_greeting = theirs
         if self.dialed:
             mine = msgspec.msgpack.encode(self._greeting)
-            self._derive_keys((self._secret.current,), mine, data)
+            self._derive_keys(agreed, (self._secret.current,), mine, data)
             self._on_plain = self._on_verdict
             self.send(msgspec.msgpack.encode(_Proof()), self.since)
             return
@@ -277,18 +284,31 @@ class RaftLink:
         self._greeting = msgspec.structs.replace(self._greeting, target=theirs.sender)
         mine = msgspec.msgpack.encode(self._greeting)
         self._write(mine)
-        self._derive_keys(self._secret.accepted, data, mine)
+        self._derive_keys(agreed, self._secret.accepted, data, mine)
         self._on_plain = self._on_proof
 
+    def _agree(self, their_key: bytes) -> bytes | None:
+        """Return what both ends alone know, and forget the own part of it; None: anybody knows."""
+        key, self._key = self._key, None
+        assert key is not None
+        try:
+            return key.exchange(X25519PublicKey.from_public_bytes(their_key))
+        except ValueError:  # the other end's is one of the few that agree with all on the same
+            return None
+
     def _derive_keys(
-        self, secrets: tuple[bytes, ...], dialer_greeting: bytes, acceptor_greeting: bytes
+        self,
+        agreed: bytes,
+        secrets: tuple[bytes, ...],
+        dialer_greeting: bytes,
+        acceptor_greeting: bytes,
     ) -> None:
         transcript = Hash(SHA256())
         for greeting in (dialer_greeting, acceptor_greeting):
             transcript.update(_LENGTH.pack(len(greeting)) + greeting)
         salt = transcript.finalize()
         for secret in secrets:
-            keys = HKDF(SHA256(), 64, salt, PROTOCOL.encode()).derive(secret)
+            keys = HKDF(SHA256(), 64, salt, PROTOCOL.encode()).derive(agreed + secret)
             dialer, acceptor = AESGCM(keys[:32]), AESGCM(keys[32:])
             own = _Keys(dialer, acceptor) if self.dialed else _Keys(acceptor, dialer)
             self._keys.append(own)

@@ -166,8 +166,7 @@ class RaftCore(RaftMembers):
             return False
         if monotonic() - max(self._heard_leader_at, self._started_at) > _LOST_S:
             return True  # whoever led: one without a vote never stands, and so never forgets it
-        leader = self._SyncObj__raftLeader
-        return leader is not None and bool(node_id == leader.id)
+        return bool(Node(node_id) == self._SyncObj__raftLeader)
 
     def _reaches_for(self, node_id: str) -> bool:
         """Whether this member leads, and that one has acknowledged nothing to it."""

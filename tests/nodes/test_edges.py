@@ -12,7 +12,7 @@ import pytest
 
 from tests.nodes.conftest import MakeCluster
 from tests.support.cluster import SLOW_TO_SUSPECT, Cluster, wait_until
-from tests.support.raw_http import connect
+from tests.support.raw_http import connect, fetch
 from tests.support.traffic import Traffic
 
 SMALL_LOG = {"log_segment_size_bytes": 1_200_000, "log_retention_bytes": 2_400_000}
@@ -115,6 +115,45 @@ async def test_names_of_the_configuration_are_served_and_others_are_not(
     ):
         reply = await cluster.fetch("n1", "PUT", "/v1/kv/a", b"x", {"Host": host})
         assert reply.status == status, host
+
+
+@pytest.mark.parametrize("tls", [True, pytest.param(False, marks=pytest.mark.long)])
+async def test_pages_of_named_origins_may_use_the_api_and_no_others(
+    make_cluster: MakeCluster, tls: bool
+) -> None:
+    cluster = make_cluster(replicas=1, tls=tls, access={})
+    await cluster.start()
+    named, other, key = "https://tools.example", "https://evil.example", "/v1/kv/a"
+    asks = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "if-match"}
+    for origin in (named, other, "null"):  # none is named by default
+        assert (await cluster.fetch("n1", "PUT", key, b"x", {"Origin": origin})).status == 403
+        reply = await cluster.fetch("n1", "OPTIONS", key, None, {"Origin": origin, **asks})
+        assert not any(name.startswith("access-control") for name in reply.headers)
+    await cluster.stop("n1")
+    text = cluster.config_path.read_text() + f'\n[api]\norigins = ["{named}"]\n'
+    cluster.config_path.write_text(text)
+    await cluster.start("n1")
+    # A preflight has no token: browsers send none.
+    reply = await fetch(cluster.url("n1"), "OPTIONS", key, None, {"Origin": named, **asks})
+    assert reply.status == 204
+    assert reply.headers["access-control-allow-origin"] == named
+    assert "PUT" in reply.headers["access-control-allow-methods"]
+    assert {"Authorization", "If-Match"} <= set(
+        reply.headers["access-control-allow-headers"].split(", ")
+    )
+    assert "access-control-allow-credentials" not in reply.headers  # a page sends its token itself
+    for method, body, status in (("PUT", b"x", 201), ("GET", None, 200)):
+        reply = await cluster.fetch("n1", method, key, body, {"Origin": named})
+        assert (reply.status, reply.headers["access-control-allow-origin"]) == (status, named)
+        assert "ETag" in reply.headers["access-control-expose-headers"]
+    refused = await fetch(cluster.url("n1"), "GET", key, None, {"Origin": named})
+    assert (refused.status, refused.headers["access-control-allow-origin"]) == (401, named)
+    for origin in (other, "null", named.upper() + ".evil.example"):
+        reply = await cluster.fetch("n1", "GET", key, None, {"Origin": origin})
+        assert "access-control-allow-origin" not in reply.headers
+        assert (await cluster.fetch("n1", "PUT", key, b"y", {"Origin": origin})).status == 403
+        reply = await cluster.fetch("n1", "OPTIONS", key, None, {"Origin": origin, **asks})
+        assert "access-control-allow-origin" not in reply.headers
 
 
 @pytest.mark.parametrize("lane", [{}, {"TE": "x"}], ids=["fast", "full"])

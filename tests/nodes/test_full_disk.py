@@ -213,3 +213,22 @@ async def test_nodes_start_and_serve_what_they_hold_on_full_disks(
         return (await put(cluster, "n1", "afterwards")).status in {200, 201}
 
     await wait_until(accepted, "writes are taken again")
+
+
+@pytest.mark.long  # tests/unit/datapath/node/test_archive_log.py has the rule
+async def test_log_that_waits_for_the_archive_makes_room_for_writes(
+    make_cluster: MakeCluster, small_disk: SmallDisk, tmp_path: Path
+) -> None:
+    """The archive is away, and its bound is above the disk: it gets a gap, and writes go on."""
+    disk = small_disk("disk")
+    archive = {"url": (tmp_path / "away").as_uri(), "max_log_bytes": 1 << 30}
+    cluster: Cluster = make_cluster(
+        replicas=1, limits=LIMITS, data={"n1": disk / "n1"}, archive=archive
+    )
+    await cluster.start()
+    for _ in range(3 * DISK_SIZE_BYTES // (2 * len(VALUE))):
+        reply = await put(cluster, "n1", "same", timeout_ms=20_000)
+        while reply.status == 507:  # until the log is trimmed
+            reply = await put(cluster, "n1", "same", timeout_ms=20_000)
+        assert reply.status in {200, 201}, reply
+    assert await cluster.metric("n1", "log_bytes") < DISK_SIZE_BYTES

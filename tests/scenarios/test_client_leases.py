@@ -55,7 +55,7 @@ def test_a_keep_alive_that_waits_before_the_end_is_not_overtaken() -> None:
         cluster.run(1)
     kept = cluster.ask("a", _keep_alive(lease))
     cluster.run(TTL_MS)
-    assert a.service.pipeline.waiting_operations == 2
+    assert a.service.pipeline.waiting_operations() == 2
     a.disk.resume()
     cluster.until(kept.done)
     assert kept.result is not None

@@ -63,7 +63,7 @@ def _a_first_answer_needs_no_lease() -> list[Patch]:
     def is_no_repeat(answer: PendingAnswer) -> bool:
         return answer.executed.index == 0 and not answer.executed.repeated
 
-    return [patch.object(PendingAnswer, "wrote_nothing", property(is_no_repeat))]
+    return [patch.object(PendingAnswer, "wrote_nothing", is_no_repeat)]
 
 
 def _whoever_leads_no_open_epoch_judges() -> list[Patch]:

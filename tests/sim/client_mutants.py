@@ -109,7 +109,7 @@ def _d4_reads_without_a_lease() -> list[Patch]:
 
 
 def _d4_conditions_without_a_lease() -> list[Patch]:
-    return [patch.object(PendingAnswer, "wrote_nothing", property(lambda _: False))]
+    return [patch.object(PendingAnswer, "wrote_nothing", lambda _: False)]
 
 
 def _d1_answers_before_the_commit() -> list[Patch]:

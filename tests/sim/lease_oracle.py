@@ -302,7 +302,8 @@ class LeaseOracle:
             self._fail(f"{name!r} was read at {answer.index}, and {acknowledged} was acknowledged")
         past = self._past.get(name, [(0, None)])
         at = bisect_right(past, answer.index, key=lambda change: change[0])
-        said = None if answer.value is None else tuple(answer.value)
+        # Behind the holder stands how many wait, and last who the first of them are.
+        said = None if answer.value is None else tuple(answer.value)[:4]
         if said != past[at - 1][1]:
             self._fail(f"{name!r} at {answer.index} is {past[at - 1][1]}, and {said} was told")
 

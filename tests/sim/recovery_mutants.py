@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from unittest.mock import patch
 
+from datapath.errors import BackupDamagedError
 from datapath.node.survivors import Survivor
+from datapath.storage.backup_format import BackupEnd, BackupReader
+from datapath.storage.founding import EPOCH_MARGIN, REVISION_MARGIN
 from tests.sim.mutant import Mutant, Patch
 
 SURVIVORS = "tests/unit/datapath/node/test_survivors.py::"
+BACKUP = "tests/unit/datapath/storage/test_backup.py::"
 FOUNDING = "tests/unit/datapath/storage/test_founding.py::"
 
 
@@ -45,7 +50,56 @@ def _there_is_no_margin() -> list[Patch]:
     return [patch("datapath.storage.founding.continue_after", continue_after)]
 
 
+def _the_margin_is_fixed() -> list[Patch]:
+    def continue_after(index: int, epoch: int, age_s: float = 0.0) -> tuple[int, int]:
+        del age_s
+        return index + REVISION_MARGIN + 1, epoch + EPOCH_MARGIN
+
+    return [patch("datapath.storage.founding.continue_after", continue_after)]
+
+
+def _what_the_disk_holds_is_not_looked_at() -> list[Patch]:
+    return [patch("datapath.storage.backup.check_digest", _accept)]
+
+
+def _accept(*_: object, **__: object) -> None:
+    """Accept any store."""
+
+
+def _a_file_may_end_after_any_block() -> list[Patch]:
+    def chunks(self: BackupReader) -> Iterator[bytes]:
+        found = real_chunks(self)
+        while True:
+            try:
+                yield next(found)
+            except (StopIteration, BackupDamagedError):
+                self.end = self.end or BackupEnd(items=0, digest="")
+                return
+
+    real_chunks = BackupReader.chunks
+    return [patch.object(BackupReader, "chunks", chunks)]
+
+
 RECOVERY_MUTANTS = (
+    Mutant(
+        "B1",
+        "a backup may be cut off after any block",
+        _a_file_may_end_after_any_block,
+        unit=BACKUP + "test_a_backup_that_is_cut_at_any_byte_is_none",
+    ),
+    Mutant(
+        "B1",
+        "what the disk holds after a restore is not compared",
+        _what_the_disk_holds_is_not_looked_at,
+        unit=BACKUP + "test_what_the_disk_holds_is_compared_with_the_backup",
+    ),
+    Mutant(
+        "B2",
+        "a second restore of a backup begins where the first did",
+        _the_margin_is_fixed,
+        unit=BACKUP
+        + "test_a_second_restore_of_a_backup_begins_above_all_that_the_first_has_given_out",
+    ),
     Mutant("R1", "the longest log is taken", _the_longest_log_is_taken),
     Mutant("R1", "any log of the last epoch is taken", _the_last_epoch_is_enough),
     Mutant(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.archive.catalog import Base, Plan
+from cluster.archive.catalog import Base, RestorePlan
 from cluster.archive.reading import Archive, Replay
 from cluster.archive.restoring import load_base, restore_store
 from cluster.services.kv import HEAD_SIZE_BYTES, decode_head
@@ -71,7 +71,7 @@ def check_points(
     store.close()
 
 
-def restored_digest(archive: Archive, plan: Plan, path: Path) -> tuple[int, str]:
+def restored_digest(archive: Archive, plan: RestorePlan, path: Path) -> tuple[int, str]:
     """Restore a point of its own, and return its index and digest."""
     made = restore_store(archive, plan, path, "", map_size_bytes=MAP_SIZE_BYTES)
     return made.revision, made.digest

@@ -77,6 +77,7 @@ class Primary:
     def tick(self) -> int:
         """Do what a tick does; return how many leases have ended."""
         view = ReadView(self.state, self.leases.keyspace)
+        self.leases.on_tick(self.now_ms)
         wanted = self.leases.due(view, self.now_ms)
         if wanted is None:
             return 0

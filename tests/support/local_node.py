@@ -433,7 +433,8 @@ class LocalNode:
         """Execute what the services want executed by themselves."""
         for name, service in self.services.items():
             tx = LocalTransaction(self.store, self.index).keyspace(service.keyspace)
-            if (wanted := service.due(tx, clock_ms())) is not None:
+            service.on_tick(now_ms := clock_ms())
+            if (wanted := service.due(tx, now_ms)) is not None:
                 result = await self._call(Operation(*wanted, service=name), len(NODES))
                 service.on_done(result.value)
 

@@ -75,6 +75,7 @@ export async function stream(path, { onEvent, onState = () => {}, signal }) {
   let last = '';
   let failures = 0;
   while (!signal.aborted) {
+    let why = 'reconnecting';
     try {
       const headers = { Accept: 'text/event-stream', ...(last && { 'Last-Event-ID': last }) };
       const answer = await request(path, { headers, signal, timeout: 0 });
@@ -89,13 +90,15 @@ export async function stream(path, { onEvent, onState = () => {}, signal }) {
       if (signal.aborted) return;
       if (error.status === 410) {
         last = '';
-        onState('some changes were missed: they are no longer kept');
+        why = 'some changes were missed: they are no longer kept';
       } else if (error.status >= 400 && error.status < 500) {
         throw error;
+      } else if (error.status) {
+        why = `trying again: ${error.message}`;
       }
     }
     if (signal.aborted) return;
-    onState('reconnecting');
+    onState(why);
     await pause(RETRY_MS[Math.min(failures++, RETRY_MS.length - 1)], signal);
   }
 }

@@ -5,11 +5,14 @@ import { clock, h, s, show } from './dom.js';
 const WIDTH = 320;
 const HEIGHT = 84;
 
-/** `series`: { name, tone } each, at most four; `write` writes a value; `span`: ms that are shown. */
+const SPAN_MS = 300_000;
+const LOWEST = 0.01;
+
+/** `series`: { name, tone } each, at most five; `write` writes a value; `isLog`: the scale is logarithmic. */
 export class Chart {
   #series;
   #write;
-  #span;
+  #isLog;
   #lines;
   #grid = s('g', { class: 'grid' });
   #cursor = s('line', { class: 'cursor', y1: 0, y2: HEIGHT, visibility: 'hidden' });
@@ -19,10 +22,10 @@ export class Chart {
   #samples = [];
   #picked = null;
 
-  constructor(title, note, series, write, span = 300_000) {
+  constructor(title, note, series, write, isLog = false) {
     this.#series = series;
     this.#write = write;
-    this.#span = span;
+    this.#isLog = isLog;
     this.#lines = series.map(({ tone }) => s('path', { class: `line ${tone}` }));
     for (const y of [0.5, HEIGHT / 2, HEIGHT - 0.5]) this.#grid.append(s('line', { x1: 0, x2: WIDTH, y1: y, y2: y }));
     this.drawing = s('svg', { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: 'none', role: 'img', 'aria-label': title },
@@ -47,11 +50,12 @@ export class Chart {
 
   #draw() {
     const until = this.#samples.at(-1)?.at ?? 0;
-    const seen = this.#samples.filter(({ at }) => at >= until - this.#span);
+    const seen = this.#samples.filter(({ at }) => at >= until - SPAN_MS);
     const highest = Math.max(0, ...seen.flatMap(({ values }) => values.map((value) => value ?? 0)));
-    const top = nice(highest);
-    const x = (at) => WIDTH * (1 - (until - at) / this.#span);
-    const y = (value) => HEIGHT - 1 - (HEIGHT - 2) * (value / top);
+    const top = this.#isLog ? 10 ** Math.ceil(Math.log10(Math.max(highest, 100 * LOWEST))) : nice(highest);
+    const x = (at) => WIDTH * (1 - (until - at) / SPAN_MS);
+    const share = (value) => (this.#isLog ? Math.log(Math.max(1, value / LOWEST)) / Math.log(top / LOWEST) : value / top);
+    const y = (value) => HEIGHT - 1 - (HEIGHT - 2) * share(value);
     this.#lines.forEach((line, index) => {
       let path = '';
       let pen = 'M';
@@ -69,7 +73,7 @@ export class Chart {
     show(this.#top, this.#write(top));
     let shown = seen.at(-1);
     if (this.#picked != null && seen.length) {
-      const wanted = until - this.#span * (1 - this.#picked);
+      const wanted = until - SPAN_MS * (1 - this.#picked);
       shown = seen.reduce((best, item) => (Math.abs(item.at - wanted) < Math.abs(best.at - wanted) ? item : best));
       this.#cursor.setAttribute('x1', x(shown.at));
       this.#cursor.setAttribute('x2', x(shown.at));

@@ -7,6 +7,8 @@ import { Pager } from './pages.js';
 const PAGE_KEYS = 50;
 const MAX_EVENTS = 100;
 const MAX_SHOWN_BYTES = 256 * 1024;
+const MAX_SHOWN_LENGTH = 80;
+const MAX_TOLD_LENGTH = 500;
 const MAX_HEX_BYTES = 1024;
 const RELOAD_MS = 1000;
 const DRAW_MS = 250;
@@ -53,7 +55,10 @@ export function keys(root, { state, params, signal }) {
 
   function choose(key) {
     go(key);
-    if (key) editor.open(key);
+    if (key) {
+      editor.open(key);
+      editor.element.scrollIntoView({ block: 'nearest' });
+    }
     pager.draw();
   }
 
@@ -87,7 +92,8 @@ export function keys(root, { state, params, signal }) {
 
   function take({ changes }) {
     for (const change of changes) {
-      held.push({ at: Date.now(), change });
+      const { key, revision } = change; // no more is kept: values may be long
+      held.push({ at: Date.now(), key, revision, what: whatChanged(change) });
       editor.changed(change);
     }
     missed += Math.max(0, held.length - MAX_EVENTS);
@@ -104,9 +110,9 @@ export function keys(root, { state, params, signal }) {
   function drawEvents() {
     const told = missed ? `live; the last ${MAX_EVENTS} of ${count(missed + held.length)} changes` : 'live';
     if (watching && !watching.signal.aborted) show(liveState, told);
-    events.update(held.map(({ at, change }) => ({
-      key: `${change.revision} ${change.key}`,
-      cells: [{ text: clock(at), class: 'time' }, count(change.revision), { text: change.key, action: action(() => choose(change.key)), class: 'link' }, whatChanged(change)],
+    events.update(held.map(({ at, key, revision, what }) => ({
+      key: `${revision} ${key}`,
+      cells: [{ text: clock(at), class: 'time' }, count(revision), { text: key, action: action(() => choose(key)), class: 'link', title: key }, what],
     })).reverse());
   }
 
@@ -128,7 +134,7 @@ export function keys(root, { state, params, signal }) {
 
 function whatChanged(change) {
   if (change.deleted) return { text: change.reason ?? 'deleted', tone: 'warn' };
-  if (change.text != null) return change.text.length > 80 ? `${change.text.slice(0, 80)}…` : change.text;
+  if (change.text != null) return { text: change.text.slice(0, MAX_SHOWN_LENGTH), title: change.text.slice(0, MAX_TOLD_LENGTH) };
   return { text: `binary, about ${size(Math.floor((change.value.length * 3) / 4))}`, class: 'hint' };
 }
 

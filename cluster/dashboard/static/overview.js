@@ -14,15 +14,15 @@ export function overview(root, { state, refresh }) {
   const warnings = h('div');
   const facts = h('dl', { class: 'facts' });
   const map = h('div', { class: 'map', 'aria-hidden': 'true' });
-  const nodes = new Table('Nodes', ['Node', 'Role', 'State', 'In sync', 'Votes',
+  const nodes = new Table('Nodes and their state', ['Node', 'Role', 'State', 'In sync', 'Votes',
     { title: 'Applied', kind: 'number' }, { title: 'Durable', kind: 'number' }, { title: 'Behind', kind: 'number' }, { title: 'Action' }]);
   const recent = stepTable('Recent changes of the view');
   const lags = new Chart('Replicas behind', 'entries; all nodes', [], number);
   const charts = {
-    commits: new Chart('Commits', 'entries per s; the whole cluster', [{ name: 'entries', tone: 'a' }], (value) => number(value)),
+    commits: new Chart('Commits', 'entries per s; the whole cluster', [{ name: 'entries', tone: 'a' }], number),
     requests: new Chart('Requests', 'per s; this node', [{ name: 'reads', tone: 'a' }, { name: 'changes', tone: 'b' }, { name: 'failed', tone: 'c' }], number),
-    writes: new Chart('Time of changes', 'this node', [{ name: 'median', tone: 'b' }, { name: '99 %', tone: 'c' }], milliseconds),
-    reads: new Chart('Time of reads', 'this node; with those of this page', [{ name: 'median', tone: 'a' }, { name: '99 %', tone: 'c' }], milliseconds),
+    writes: new Chart('Time of changes', 'this node; log scale', [{ name: 'median', tone: 'b' }, { name: '99 %', tone: 'c' }], milliseconds, true),
+    reads: new Chart('Time of reads', 'this node; log scale', [{ name: 'median', tone: 'a' }, { name: '99 %', tone: 'c' }], milliseconds, true),
     clients: new Chart('Clients', 'this node', [{ name: 'connections', tone: 'a' }, { name: 'watchers', tone: 'b' }], number),
   };
   let lagChart = { chart: lags, key: '' };
@@ -31,7 +31,7 @@ export function overview(root, { state, refresh }) {
     h('section', { class: 'split', 'aria-labelledby': 'h-nodes' },
       h('div', {}, h('h2', { id: 'h-nodes', text: 'Nodes' }), facts, nodes.element), map),
     h('section', { 'aria-labelledby': 'h-charts' }, h('h2', { id: 'h-charts', text: 'The last five minutes' }),
-      h('p', { class: 'hint', text: 'What is said to be of this node, the others show on their own dashboards: follow their names above.' }),
+      h('p', { class: 'hint', text: '“This node” is the one that serves this page; each node’s own dashboard, behind its name above, shows its own numbers.' }),
       h('div', { class: 'charts' }, ...Object.values(charts).map((chart) => chart.element), lagPlace)),
     h('section', { 'aria-labelledby': 'h-recent' }, h('h2', { id: 'h-recent' }, 'Recent changes of the view ', h('a', { href: '#/history', text: 'all' })), recent.element));
 
@@ -110,18 +110,18 @@ function topology(cluster) {
   const others = all.filter(([id]) => id !== cluster.primary);
   const width = Math.max(2, others.length) * (BOX.width + 16);
   const middle = width / 2;
+  const isLed = cluster.nodes[cluster.primary]?.state === 'primary';
   const drawing = s('svg', { viewBox: `0 0 ${width} 172`, class: 'topology' });
   others.forEach(([id, node], index) => {
     const x = (width / others.length) * (index + 0.5);
     const isInSync = cluster.in_sync.includes(id);
-    const kind = node.state === 'unreachable' ? 'bad' : node.role === 'witness' ? 'vote' : isInSync ? 'good' : 'warn';
-    if (cluster.primary) drawing.append(s('path', { class: `edge ${kind}`, d: `M${middle} 52 C${middle} 88 ${x} 78 ${x} 112` }));
+    const kind = node.state === 'unreachable' ? 'bad' : node.role === 'witness' ? 'vote' : isInSync && node.state !== 'unknown' ? 'good' : 'warn';
+    if (cluster.primary) drawing.append(s('path', { class: `edge ${isLed ? kind : 'vote'}`, d: `M${middle} 52 C${middle} 88 ${x} 78 ${x} 112` }));
     const label = node.lag ? `${count(node.lag)} behind` : '';
     drawing.append(box(x, 112, id, node.role === 'witness' ? 'witness' : WORDS[node.state] ?? node.state, kind), s('text', { x, y: 166, class: 'label', text: label }));
   });
   if (cluster.primary) {
-    const { state } = cluster.nodes[cluster.primary] ?? {};
-    drawing.append(box(middle, 8, cluster.primary, state === 'primary' ? 'primary' : 'no contact', state === 'primary' ? 'lead' : 'bad'));
+    drawing.append(box(middle, 8, cluster.primary, isLed ? 'primary' : 'no contact', isLed ? 'lead' : 'bad'));
   }
   return drawing;
 }

@@ -143,7 +143,7 @@ class Troubles:
 
     def _cut(self, source: str, target: str, duration_ms: float) -> None:
         self.world.wires.cut(source, target)
-        self.world.clockwork.after(duration_ms, self.world.wires.heal, source, target)
+        self.world.clockwork.after(duration_ms, self._heal_if_troubled, source, target)
 
     def _cut_sides(
         self, left: list[str], right: list[str], duration_ms: float | None = None
@@ -223,7 +223,7 @@ class Troubles:
 
     def swizzle(self) -> None:
         """Some links stop one by one, and are healed one by one in another order."""
-        clockwork, wires = self.world.clockwork, self.world.wires
+        clockwork = self.world.clockwork
         names = list(self.world.nodes)
         links = [(source, target) for source in names for target in names if source != target]
         if not links:
@@ -237,11 +237,16 @@ class Troubles:
         time_ms += self._duration() / 2
         for link in clockwork.random.sample(chosen, len(chosen)):
             time_ms += clockwork.between(0, step_ms)
-            clockwork.after(time_ms, wires.heal, *link)
+            clockwork.after(time_ms, self._heal_if_troubled, *link)
 
     def _cut_if_troubled(self, source: str, target: str) -> None:
         if self.world.is_troubled:
             self.world.wires.cut(source, target)
+
+    def _heal_if_troubled(self, source: str, target: str) -> None:
+        """Undo a cut of these troubles: all are undone at their end, and later cuts are others'."""
+        if self.world.is_troubled:
+            self.world.wires.heal(source, target)
 
     def break_connections(self) -> None:
         clockwork = self.world.clockwork

@@ -11,10 +11,10 @@ WALL = {
 } | {(kind, name) for kind in ("datetime", "date") for name in ("now", "utcnow", "today")}
 ALLOWED = {
     "cluster/api/answer.py": "the Date header",
+    "cluster/archive/archiver.py": "when entries had committed, for who restores to a time",
     "cluster/cli/backup.py": "when a backup was written, which people read",
     "cluster/cli/restore.py": "how old a backup is: it can only raise what revisions go on at (B2)",
     "datapath/node/backups.py": "the date in a backup's header, for the same",
-    "cluster/archive/archiver.py": "when entries had committed, for who restores to a time",
     "cluster/certificates/facts.py": "whether a certificate has expired",
     "cluster/node/logs.py": "the time of a log line",
     "cluster/services/caretaker.py": "when a timer may be due; decided again by its operation",

@@ -13,7 +13,9 @@ import pytest
 
 from cluster.api.certificate_name import certificate_name
 from cluster.api.hosts import Hosts
+from cluster.api.listener import MIN_UNFINISHED_HANDSHAKES
 from cluster.api.routes import HttpApi
+from cluster.api.settings import HttpSettings
 from cluster.certificates.authority import Authority, Validity
 from cluster.certificates.facts import utc_now
 from cluster.certificates.hosts import LOOPBACK_HOSTS
@@ -31,12 +33,19 @@ from tests.support.raw_http import connect, fetch, kv
 
 DAY = dt.timedelta(days=1)
 DEADLINE_S = 60.0
+MAX_LINES = 10
 
 
 class Served:
     """A node's API on loopback, and the authority that has issued its certificate."""
 
-    def __init__(self, directory: Path, *, hosts: tuple[str, ...] = LOOPBACK_HOSTS) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        hosts: tuple[str, ...] = LOOPBACK_HOSTS,
+        settings: HttpSettings = HttpSettings(),  # noqa: B008 -- frozen
+    ) -> None:
         self.authority = Authority(directory / "certs")
         self.authority.create()
         self.authority.issue_node("n1", hosts)
@@ -55,7 +64,7 @@ class Served:
         self.config = directory / "cluster.toml"
         self.config.write_text(render_config("demo", "x" * 32, nodes, tls=section))
         self.tls = NodeTls(load_config(self.config), "n1")
-        self.api = HttpApi(local_node(), hosts=Hosts(["t"]), tls=self.tls)
+        self.api = HttpApi(local_node(), settings, hosts=Hosts(["t"]), tls=self.tls)
 
     @property
     def url(self) -> str:
@@ -258,3 +267,33 @@ def test_only_what_uvloop_says_of_a_cut_connection_is_quiet() -> None:
     assert not is_cut_off(RuntimeError("the outbox is full"))
     assert not is_cut_off(OSError(said))
     assert not is_cut_off(None)
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01\x00"])
+async def test_who_does_not_finish_a_handshake_makes_room_for_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, sent: bytes
+) -> None:
+    most = 3 * MIN_UNFINISHED_HANDSHAKES
+    served = Served(tmp_path, settings=HttpSettings(max_connections=most, reserved_connections=1))
+    server = served.api._server
+    async with serving(served), contextlib.AsyncExitStack() as stack:
+        port = served.api.listener.port
+        unfinished = []
+        for _ in range(most + 10):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            stack.callback(writer.close)
+            writer.write(sent)
+            unfinished.append(reader)
+        for reader in unfinished[:10]:  # the oldest ones have gone
+            assert await reader.read() == b""
+        assert server.open_connections == 0
+        clients = [await stack.enter_async_context(served.client()) for _ in range(most - 1)]
+        for number, client in enumerate(clients):
+            await client.put(f"k{number}", b"v")
+        assert server.open_connections == most - 1
+        for reader in unfinished[:-MIN_UNFINISHED_HANDSHAKES]:  # they had what clients need
+            assert await reader.read() == b""
+        for client in clients:
+            await client.put("k", b"v")
+    assert "had not finished their handshake" in caplog.text
+    assert len(caplog.records) <= MAX_LINES

@@ -14,6 +14,7 @@ from tests.support.raw_http import Reply, connect
 pytestmark = pytest.mark.slow
 
 RIGHTS = RoleRights(read=("app/",), write=("app/",), watch=("app/",), lock=("",))
+MAX_PIPELINED = 2000
 NO_RIGHTS = RoleRights(read=("app/",))
 
 
@@ -101,6 +102,37 @@ async def test_watches_and_waits_end_when_the_right_goes(cluster: Cluster, how: 
             assert "after the right has gone" not in json.dumps(lines)
         for reply in await asyncio.gather(*waits, *changes):
             assert reply.code == code
+
+
+@pytest.mark.parametrize("node", ["n1", "n2"])
+async def test_pipelined_writes_end_when_the_right_goes(cluster: Cluster, node: str) -> None:
+    """What is sent after the revocation is acknowledged changes nothing, at any node."""
+    token, headers = await make_user(cluster)
+    sent = 0
+    async with cluster.client() as admin, connect(cluster.url(node)) as connection:
+
+        async def pipeline(count: int) -> None:
+            nonlocal sent
+            for _ in range(count):
+                connection.send_request("PUT", f"/v1/kv/app%2F{sent}", b"v", headers)
+                sent += 1
+            await connection.writer.drain()
+
+        await pipeline(50)
+        assert (await connection.receive()).status == 201
+        revoked = asyncio.create_task(admin.revoke_token(token))
+        while not revoked.done():
+            if sent < MAX_PIPELINED:
+                await pipeline(10)
+            await asyncio.sleep(0)
+        await revoked
+        before = sent
+        await pipeline(50)
+        statuses = [201] + [(await connection.receive()).status for _ in range(sent - 1)]
+        assert set(statuses) <= {201, 401}
+        assert set(statuses[before:]) == {401}
+        held = {item.key async for item in admin.list("app/")}
+    assert held == {f"app/{number}" for number in range(sent) if statuses[number] == 201}
 
 
 async def test_a_backup_that_cannot_ask_decides_nothing_after_a_second(cluster: Cluster) -> None:

@@ -112,6 +112,42 @@ async def test_up_serves_resumes_and_keeps_the_data(tmp_path: Path) -> None:
     assert load_config(data / "cluster.toml").secret == config.secret
 
 
+async def said(running: Running) -> str:
+    """Return what one that has ended wrote to its standard error."""
+    assert running.process.stderr is not None
+    return (await running.process.stderr.read()).decode()
+
+
+async def test_up_makes_a_cluster_that_answers_over_tls_with_tokens_only(tmp_path: Path) -> None:
+    data, port = tmp_path / "data", free_up_port()
+    url, cacert, file = (
+        f"https://127.0.0.1:{port}",
+        str(data / "certs/ca.crt"),
+        data / "admin.token",
+    )
+    async with up(data, port, "--nodes", "1", "--tls", "--access") as running:
+        await running.until(running.shows(r"ready\. Try: curl"))
+        token = file.read_text().strip()
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert not any(token in path.read_text() for path in (data / "logs").iterdir())
+        assert token not in (data / "cluster.toml").read_text()
+        async with AsyncClient(url, cacert=cacert, token=token) as client:
+            await client.put("hello", "world")
+        refused = await run("get", "hello", "--cacert", cacert, endpoints=[url], ONECOPY_TOKEN="")
+        assert (refused.code, "--token-file or ONECOPY_TOKEN" in refused.err) == (1, True)
+        plain = await run("get", "hello", endpoints=[url.replace("https", "http")])
+        assert plain.code != 0
+        assert "TLS" in plain.err
+        await running.stop()
+        assert token in await said(running)  # it is shown, once
+    async with up(data, port, "--tls", "--access", new=False) as running:  # resumed: the same
+        await running.until(running.shows(r"ready\. Try: curl"))
+        shown = ("--cacert", cacert, "--token-file", file)
+        assert (await run("get", "hello", *shown, endpoints=[url])).out == b"world"
+        await running.stop()
+        assert token not in await said(running)
+
+
 async def test_a_killed_node_comes_back_and_the_service_goes_on(tmp_path: Path) -> None:
     data, port = tmp_path / "data", free_up_port()
     async with up(data, port, "--nodes", "2", "--witness", "1") as running:

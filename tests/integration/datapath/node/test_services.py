@@ -89,7 +89,9 @@ async def test_an_async_operation_may_wait_and_nothing_of_its_service_executes_b
         engine = cluster["n1"].engine
         await until(lambda: any(engine.interpreter.pipeline._concurrency), "it executes")
         fast = asyncio.create_task(cluster["n1"].execute("draw", b"k"))
-        await until(lambda: engine.interpreter.pipeline.waiting_operations == 1, "the other waits")
+        await until(
+            lambda: engine.interpreter.pipeline.waiting_operations() == 1, "the other waits"
+        )
         assert (await cluster["n1"].query("show", b"k")).value is None
         primary_service(cluster).gate.set()
         assert (await slow).index < (await fast).index

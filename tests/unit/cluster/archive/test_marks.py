@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from cluster.archive.marks import MAX_MARKS, Marks
+from cluster.archive.marks import MAX_MARKS, CommitTimes
 from cluster.archive.piece import Mark
 
 
 def test_marks_rise_also_where_the_clock_goes_back() -> None:
-    marks = Marks()
+    marks = CommitTimes()
     for index, time_ms in ((3, 100), (3, 200), (5, 90), (9, 300)):
         marks.note(index, time_ms)
     assert marks.within(1, 9, 400) == (Mark(3, 100), Mark(5, 100), Mark(9, 300))
 
 
 def test_an_entry_between_two_marks_has_the_time_of_the_later_one() -> None:
-    marks = Marks()
+    marks = CommitTimes()
     marks.note(3, 100)
     marks.note(9, 300)
     assert marks.within(1, 5, 400) == (Mark(3, 100), Mark(5, 300))
@@ -23,7 +23,7 @@ def test_an_entry_between_two_marks_has_the_time_of_the_later_one() -> None:
 
 
 def test_what_is_archived_is_forgotten_and_the_lag_counts_from_the_rest() -> None:
-    marks = Marks()
+    marks = CommitTimes()
     marks.note(3, 100)
     marks.note(9, 300)
     assert marks.lag_ms(1000) == 900
@@ -34,7 +34,7 @@ def test_what_is_archived_is_forgotten_and_the_lag_counts_from_the_rest() -> Non
 
 
 def test_marks_get_coarser_where_nothing_can_be_archived() -> None:
-    marks = Marks()
+    marks = CommitTimes()
     for number in range(1, 2 * MAX_MARKS):
         marks.note(number, number)
     found = marks.within(1, 2 * MAX_MARKS, 0)

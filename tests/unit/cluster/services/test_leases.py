@@ -4,7 +4,7 @@ import pytest
 
 from cluster.services import leases as leases_module
 from cluster.services.lease_state import MAX_LEASE_CLAIMS, MAX_LEASE_KEYS
-from cluster.services.leases import LEASES_SERVICE, MAX_ENDED
+from cluster.services.leases import FIRST_CHOSEN_LEASE, LEASES_SERVICE, MAX_ENDED
 from cluster.services.locks import LOCKS_SERVICE
 from datapath.errors import RejectedError
 from datapath.keyspaces import KV, LEASES, LOCKS
@@ -230,3 +230,57 @@ def test_a_primary_that_comes_back_starts_every_ttl_anew() -> None:
     assert is_there(primary, lease)
     primary.sleep(200)
     assert not is_there(primary, lease)
+
+
+CHOSEN = FIRST_CHOSEN_LEASE + 77
+
+
+def test_an_id_may_be_chosen_and_comes_again_only_when_the_lease_has_ended() -> None:
+    primary = Primary()
+    assert primary.call(LEASES_SERVICE, "grant", TTL_MS, CHOSEN) == CHOSEN
+    with pytest.raises(RejectedError) as refused:
+        primary.call(LEASES_SERVICE, "grant", TTL_MS, CHOSEN)
+    assert code_of(refused) == "lease_exists"
+    primary.store("put", b"a", b"1", None, False, CHOSEN)
+    assert primary.call(LEASES_SERVICE, "revoke", CHOSEN) == 1
+    assert primary.call(LEASES_SERVICE, "grant", TTL_MS, CHOSEN) == CHOSEN
+    primary.sleep(TTL_MS + 100)
+    assert left_behind(primary) == 0
+
+
+@pytest.mark.parametrize("chosen", [1, FIRST_CHOSEN_LEASE - 1, 2**64 - 1])
+def test_an_id_that_could_be_a_revision_is_not_chosen(chosen: int) -> None:
+    primary = Primary()
+    with pytest.raises(RejectedError) as refused:
+        primary.call(LEASES_SERVICE, "grant", TTL_MS, chosen)
+    assert code_of(refused) == "lease_exists"
+    assert left_behind(primary) == 0
+
+
+def test_a_lease_that_is_granted_again_before_the_end_of_the_last_is_known_still_ends() -> None:
+    """`on_done` comes after the commit: a grant may have been executed in between."""
+    primary = Primary()
+    primary.call(LEASES_SERVICE, "grant", TTL_MS, CHOSEN)
+    primary.stall(STALL_MS / 2)
+    for _ in range(int(TTL_MS / (STALL_MS / 2)) + 1):
+        primary.stall(STALL_MS / 2)
+        primary.leases.expiry.advance(primary.now_ms)
+    gone = primary.call(LEASES_SERVICE, "end", (CHOSEN,))
+    assert gone == [CHOSEN]
+    primary.call(LEASES_SERVICE, "grant", TTL_MS, CHOSEN)
+    primary.leases.on_done(gone)
+    assert is_there(primary, CHOSEN)
+    primary.sleep(TTL_MS - 100)
+    assert is_there(primary, CHOSEN)
+    primary.sleep(200)
+    assert not is_there(primary, CHOSEN)
+
+
+def test_an_end_asked_for_before_a_new_grant_does_not_end_it() -> None:
+    """L2: it is judged by the deadline of the lease that is there now."""
+    primary = Primary()
+    primary.call(LEASES_SERVICE, "grant", TTL_MS, CHOSEN)
+    primary.call(LEASES_SERVICE, "revoke", CHOSEN)
+    primary.call(LEASES_SERVICE, "grant", TTL_MS, CHOSEN)
+    assert primary.call(LEASES_SERVICE, "end", (CHOSEN,)) == []
+    assert is_there(primary, CHOSEN)

@@ -22,6 +22,7 @@ from cluster.services.txn import (
     GetStep,
     ListStep,
     LockComparison,
+    NestedStep,
     PutStep,
     Txn,
     encode_txn,
@@ -118,3 +119,14 @@ def test_what_is_wrong_with_a_role_is_said() -> None:
     assert check_role("app", Role(read=("ä" * 200,))) == ""
     assert "`read`" in check_role("app", Role(read=("ä" * 300,)))
     assert "a role is called" in check_role("App", Role())
+
+
+def test_a_transaction_within_one_needs_all_that_it_may_do() -> None:
+    inner = Txn(
+        (Comparison(b"r", "version", "gt", 0, b"s"),), (PutStep(b"b", None),), (GetStep(b"c"),)
+    )
+    whole = encode_txn(Txn((), (NestedStep(inner),)))
+    needs = needs_of("", "txn", (whole,))
+    assert Need("read", b"r", b"s") in needs
+    assert Need("write", b"b", b"b\0") in needs
+    assert Need("read", b"c", b"c\0") in needs

@@ -19,8 +19,11 @@ from cluster.services.txn import (
     GetStep,
     ListStep,
     LockComparison,
+    NestedStep,
     PutStep,
+    RefuseStep,
     Txn,
+    TxnOutcome,
     TxnStep,
     WrittenTwiceError,
     check_branch,
@@ -28,6 +31,7 @@ from cluster.services.txn import (
     encode_txn,
     writes,
 )
+from datapath.errors import RejectedError
 from datapath.keyspaces import LOCKS
 from tests.support.local_node import LocalTransaction, Store
 
@@ -161,3 +165,60 @@ def test_a_lock_is_compared_by_its_token() -> None:
         asked = Txn((LockComparison(name, token),), (GetStep(b"a"),))
         succeeded, _ = KEY_VALUE.txn(LocalTransaction(store, 10), encode_txn(asked))
         assert succeeded is held
+
+
+def carried_out(store: Store, asked: Txn) -> TxnOutcome:
+    tx = LocalTransaction(store, 10)
+    outcome: TxnOutcome = KEY_VALUE.txn(tx, encode_txn(asked))
+    tx.commit()
+    return outcome
+
+
+def held_keys(**values: bytes) -> Store:
+    store = Store()
+    for at, (key, value) in enumerate(values.items(), 1):
+        store.put(key.encode(), _HEAD.pack(at, at, 1, 0) + value)
+    return store
+
+
+def test_comparisons_within_are_judged_before_anything_is_written() -> None:
+    store = held_keys(a=b"1")
+    inner = Txn((Comparison(b"a", "value", "eq", b"1"),), (GetStep(b"a"),), (GetStep(b"none"),))
+    outcome = carried_out(store, Txn((), (PutStep(b"a", b"2"), NestedStep(inner))))
+    assert outcome == (True, [False, (True, [(b"2", 10, 1, 2, 0)])])
+
+
+def test_a_comparison_of_a_range_is_one_of_all_its_keys() -> None:
+    store = held_keys(a=b"1", b=b"2", c=b"1")
+    for start, end, holds_for in ((b"a", b"b", True), (b"a", None, False), (b"x", None, False)):
+        comparison = Comparison(start, "value", "eq", b"1", end)
+        assert carried_out(store, Txn((comparison,))).succeeded is holds_for
+    nothing = Comparison(b"x", "version", "eq", 0, None)
+    assert carried_out(store, Txn((nothing,))).succeeded
+
+
+def test_a_put_may_keep_the_value_or_the_lease() -> None:
+    store = held_keys(a=b"1")
+    carried_out(store, Txn((), (PutStep(b"a", None),)))
+    assert store.values[b"a"] == _HEAD.pack(10, 1, 2, 0) + b"1"
+    carried_out(store, Txn((), (PutStep(b"a", b"2", None),)))
+    assert store.values[b"a"] == _HEAD.pack(10, 1, 3, 0) + b"2"
+
+
+@pytest.mark.parametrize(
+    ("step", "code"),
+    [
+        (PutStep(b"none", None), "key_not_found"),
+        (PutStep(b"none", b"", None), "key_not_found"),
+        (PutStep(b"none", None, 5), "lease_not_found"),
+        (RefuseStep("revision_compacted", "no"), "revision_compacted"),
+    ],
+)
+def test_a_step_that_is_refused_refuses_all(step: TxnStep, code: str) -> None:
+    store = held_keys(a=b"1")
+    tx = LocalTransaction(store, 10)
+    with pytest.raises(RejectedError) as refused:
+        KEY_VALUE.txn(tx, encode_txn(Txn((), (PutStep(b"a", b"2"), step))))
+    assert refused.value.code == code
+    untaken = Txn((Comparison(b"a", "version", "gt", 5),), (step,), (GetStep(b"a"),))
+    assert not carried_out(store, untaken).succeeded

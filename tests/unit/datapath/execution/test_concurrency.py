@@ -91,7 +91,7 @@ async def test_other_services_go_on_and_its_own_waits() -> None:
     desk.commit()
     assert (elsewhere.said, stored.said) == ("done", "done")
     assert (slow.said, own.said) == ("", "")
-    assert desk.pipeline.waiting_operations == 2
+    assert desk.pipeline.waiting_operations() == 2
     await end(desk, one)
     assert (slow.said, own.said, also_own.said) == ("done", "done", "done")
     assert one.begun == [b"k", b"k", b"l"]

@@ -10,10 +10,10 @@ SEGMENTS = [(10, 100, 0.0), (20, 100, 0.0), (30, 100, 0.0), (40, 100, 0.0)]
 APPLIED = 40
 
 
-def keeps_from(archived_index: int, archive_log_bytes: int) -> int:
+def keeps_from(archived_index: int, archive_log_bytes: int, *, disk_full: bool = False) -> int:
     retention = LogRetention(0, 0, 0, archive_log_bytes)
     retention.archived_index = archived_index
-    return retention.keep_from(SEGMENTS, APPLIED, oldest_needed=APPLIED + 1)
+    return retention.keep_from(SEGMENTS, APPLIED, oldest_needed=APPLIED + 1, disk_full=disk_full)
 
 
 def test_what_is_not_archived_is_held_up_to_the_bound() -> None:
@@ -28,6 +28,7 @@ def test_above_the_bound_the_oldest_goes_unarchived() -> None:
     assert keeps_from(archived_index=0, archive_log_bytes=300) == 11
     assert keeps_from(archived_index=0, archive_log_bytes=200) == 21
     assert keeps_from(archived_index=0, archive_log_bytes=0) == 31
+    assert keeps_from(archived_index=0, archive_log_bytes=1000, disk_full=True) == 31
 
 
 def test_only_what_has_committed_is_archived() -> None:

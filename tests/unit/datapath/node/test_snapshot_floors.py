@@ -189,10 +189,10 @@ async def test_the_log_is_held_after_a_snapshot_that_arrived_and_not_after_one_t
 def test_what_is_kept_of_the_log() -> None:
     """Ten segments of ten entries and ten bytes each."""
     segments = [(last, 10, last / 10) for last in range(10, 101, 10)]
-    all_of_it = {"durable_index": 100, "oldest_needed": 101}
-    assert LogRetention(0, 0, 1000).keep_from(segments, **all_of_it) == 91, "the last one stays"
+    all_of_it = (100, 101)  # what is durable, and what is needed
+    assert LogRetention(0, 0, 1000).keep_from(segments, *all_of_it) == 91, "the last one stays"
     assert LogRetention(0, 0, 1000).keep_from(segments, 100, 1) == 91, "no room for who lags"
-    assert LogRetention(30, 0, 1000).keep_from(segments, **all_of_it) == 71
+    assert LogRetention(30, 0, 1000).keep_from(segments, *all_of_it) == 71
     assert LogRetention(0, 1000, 1000).keep_from(segments, 100, oldest_needed=45) == 41
     assert LogRetention(0, 40, 1000).keep_from(segments, 100, oldest_needed=5) == 61
     recent = LogRetention(0, 1000, 1000)

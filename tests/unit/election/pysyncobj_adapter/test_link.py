@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import socket
 import struct
 from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from election.pysyncobj_adapter.link import (
     MAX_GREETING_BYTES,
     MAX_RAFT_FRAME_BYTES,
+    PROTOCOL,
     Greeting,
     RaftLink,
 )
@@ -177,6 +185,34 @@ def test_what_is_sent_cannot_be_read(wire: Wire) -> None:
     assert b"view" not in frame
 
 
+def test_who_has_recorded_it_and_learns_the_secret_cannot_read_it(
+    make: Callable[..., Wire],
+) -> None:
+    wire = make()
+    recorded: list[bytes] = []
+    for step in range(4):
+        if step == 3:
+            wire.dialer.send(b"the view of the cluster", 0)
+        forth, back = wire.read(wire.at_dialer), wire.read(wire.at_acceptor)
+        recorded += [frame[4:] for frame in (*forth, *back)]
+        wire.push(wire.at_acceptor, b"".join(forth))
+        wire.push(wire.at_dialer, b"".join(back))
+    assert wire.acceptor_side.frames == [b"the view of the cluster"]
+    dialers, acceptors, *sealed = recorded
+    public = [msgspec.msgpack.decode(data, type=Greeting).key for data in (dialers, acceptors)]
+    assert public[0] != public[1]
+    for link in (wire.dialer, wire.acceptor):
+        assert link._key is None
+    transcript = b"".join(struct.pack(">I", len(data)) + data for data in (dialers, acceptors))
+    salt = hashlib.sha256(transcript).digest()
+    for guess in (SECRET, *(key + SECRET for key in public), bytes(32) + SECRET):
+        keys = HKDF(SHA256(), 64, salt, PROTOCOL.encode()).derive(guess)
+        for key, frame in itertools.product((keys[:32], keys[32:]), sealed):
+            for counter in range(len(sealed)):
+                with pytest.raises(InvalidTag):
+                    AESGCM(key).decrypt(struct.pack(">4xQ", counter), frame, None)
+
+
 class TestEndsTheLink:
     def deliver(self, wire: Wire, *frames: bytes) -> None:
         for frame in frames:
@@ -280,6 +316,31 @@ class TestHandshake:
         wire.carry()
         assert wire.acceptor.closed
         assert not wire.dialer.is_open
+
+    @pytest.mark.parametrize("key", [bytes(32), b"\1" + bytes(31), b"x" * 31, b""])
+    def test_a_key_that_agrees_with_all_on_the_same_fails(
+        self, make: Callable[..., Wire], key: bytes
+    ) -> None:
+        wire = make()
+        greeting = msgspec.msgpack.encode(Greeting(PROTOCOL, key, "n2", "n1", b"disk of n2"))
+        wire.push(wire.at_acceptor, struct.pack(">I", len(greeting)) + greeting)
+        assert wire.acceptor.closed
+        assert wire.read(wire.at_acceptor) == []
+
+    def test_a_key_that_was_put_in_the_place_of_another_fails(
+        self, make: Callable[..., Wire]
+    ) -> None:
+        wire, other = make(), make()
+        (own,), (foreign,) = wire.read(wire.at_dialer), other.read(other.at_dialer)
+        mine, theirs = (
+            msgspec.msgpack.decode(frame[4:], type=Greeting) for frame in (own, foreign)
+        )
+        forged = msgspec.msgpack.encode(msgspec.structs.replace(mine, key=theirs.key))
+        wire.push(wire.at_acceptor, struct.pack(">I", len(forged)) + forged)
+        wire.carry()
+        assert not wire.acceptor.is_open
+        assert not wire.dialer.is_open
+        assert wire.acceptor_side.judged == []
 
     def test_before_it_only_a_small_frame_is_waited_for(self, make: Callable[..., Wire]) -> None:
         wire = make()
