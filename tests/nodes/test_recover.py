@@ -148,6 +148,7 @@ async def test_each_set_of_survivors_gives_back_all_that_it_holds_and_says_so_tr
     assert {node: content(old.data(node)) for node in old.specs} == before
 
 
+@pytest.mark.long
 async def test_lost_nodes_that_return_are_shut_out_until_they_come_empty(
     make_cluster: MakeCluster,
 ) -> None:
