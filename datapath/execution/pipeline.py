@@ -24,7 +24,7 @@ from datapath.execution.access_guard import knows_rights
 from datapath.execution.client_table import SUMMARY_SIZE_BYTES
 from datapath.execution.concurrency import Concurrency, Running
 from datapath.execution.executor import Executor
-from datapath.execution.tail import PendingAnswer, Tail, Waiting, uncommitted
+from datapath.execution.tail import PendingAnswer, Tail, Waiting, uncommitted_repeat
 from datapath.operations import Completion, Operation
 from datapath.protocol.replica import Replica
 from datapath.records import (
@@ -421,7 +421,7 @@ class Pipeline:
                 return
             key = operation.idempotency_key
             if is_secret or key in self._waiting_keys or self._tail.holds_key(key):
-                error = uncommitted(f"{error.detail}. ")
+                error = uncommitted_repeat(f"{error.detail}. ")
         waiting.future.set_exception(error)
 
     # -- when answers cannot be given

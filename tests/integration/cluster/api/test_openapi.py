@@ -534,6 +534,7 @@ INTERNAL = {
     "unknown_call",  # between nodes
     "lost_disk",
     "disk_queue_full",  # between the engine and its disk
+    "lease_exists",  # etcd's gateway alone lets clients choose
 }
 
 

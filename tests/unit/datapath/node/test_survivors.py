@@ -9,7 +9,7 @@ import pytest
 from datapath.node.survivors import (
     DisagreementError,
     KnownView,
-    Memory,
+    NodeMemory,
     Survivor,
     choose,
     goes_further,
@@ -44,8 +44,10 @@ def view(version: int, in_sync: str, *, primary: str = "", nodes: str = "abc") -
     )
 
 
-def memory(node: str, *views: View, voters: str = "abc", **remembered: tuple[int, int]) -> Memory:
-    return Memory(
+def memory(
+    node: str, *views: View, voters: str = "abc", **remembered: tuple[int, int]
+) -> NodeMemory:
+    return NodeMemory(
         name=node,
         node=node,
         views=tuple(KnownView(item, frozenset(voters)) for item in views),
@@ -133,7 +135,7 @@ def test_the_voters_of_every_view_that_may_have_been_agreed_count() -> None:
         KnownView(view(5, "ab"), frozenset("abc")),
         KnownView(view(6, "ab"), frozenset("abcde")),
     )
-    known = [Memory(name=node, node=node, views=states) for node in "ab"]
+    known = [NodeMemory(name=node, node=node, views=states) for node in "ab"]
     assert "lost nodes (c, d, e)" in choose([survivor("a", 100)], known).doubts[0]
 
 
