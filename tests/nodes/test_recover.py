@@ -222,9 +222,9 @@ async def test_bad_input_is_named_and_nothing_is_made(
     assert "holds no identity.json" in refused(two, tmp_path / "nothing")
     DataDirectory.open(tmp_path / "fresh", node_id="n8").close()
     assert "has never been part of a cluster" in refused(tmp_path / "fresh")
-    _overwrite(two / "identity.json", b'"format": 2', b'"format": 9')
+    _overwrite(two / "identity.json", b'"format": 3', b'"format": 9')
     assert "identity.json is damaged" in refused(one, two)
-    _overwrite(two / "identity.json", b'"format": 9', b'"format": 2')
+    _overwrite(two / "identity.json", b'"format": 9', b'"format": 3')
     data = next((two / "store").glob("env-*")) / "data.mdb"
     _overwrite(data, VALUE, VALUE[:-1] + b"y")
     assert "Leave such a directory out of the command" in (text := refused(one, two))

@@ -57,6 +57,7 @@ async def all_vote(cluster: Cluster) -> None:
     await wait_until(do_they, "all nodes have a vote")
 
 
+@pytest.mark.long
 async def test_the_page_about_growing_shrinking_and_moving(cluster: Cluster) -> None:
     every = dict(cluster.specs)
 
