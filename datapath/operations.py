@@ -114,7 +114,7 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     of witnesses, of "unknown" and of "unreachable" nodes. `lag` is how many log entries it is
     behind the primary's commit index.
     `votes`: whether its vote counts in consensus, None if unknown; a node that was just added
-    has none yet, and cannot become primary.
+    has none yet, and cannot become primary. `version`: of its program, "" if unknown.
     """
 
     role: MemberRole
@@ -138,6 +138,7 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
             "vote cannot become primary."
         ),
     ] = None
+    version: Annotated[str, Meta(description="Of onecopy on the node; empty: unknown.")] = ""
 
 
 class ArchiveState(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,6 +176,9 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
             "node at another address than the agreed one."
         ),
     ] = ()
+    level: Annotated[
+        Count, Meta(description="The formats and features that all nodes use; 0: unknown.")
+    ] = 0
     archive: Annotated[
         ArchiveState | None,
         Meta(description="null: nothing is archived, or the primary cannot be asked."),
@@ -303,6 +307,15 @@ class Node(Protocol):
     ) -> View:
         """Change the addresses of a member; "" keeps one.
 
+        `asked_by` names the requester in the log.
+        """
+
+    async def finish_upgrade(
+        self, timeout_ms: int, *, asked_by: str = "", caller: Principal | None = None
+    ) -> View:
+        """Let the cluster use what the primary's release supports, for good (rule U2).
+
+        Raises RejectedError("upgrade_pending") unless every node is known to support it.
         `asked_by` names the requester in the log.
         """
 

@@ -25,6 +25,7 @@ from election.identity import (
     Verdict,
     judge,
 )
+from election.release import FIRST_LEVEL, Release, own_release, unsupported
 from election.view import Member, View
 
 MAX_NOTICES = 16
@@ -73,6 +74,7 @@ class PeerRegistry:
 
     `configured` are the addresses in this node's own configuration; `pins` gives the data ids of
     nodes met before there was a view; `members` are those remembered from the last run.
+    `release` is this program's, `level` that of the cluster as far as it is known.
     """
 
     def __init__(
@@ -85,6 +87,8 @@ class PeerRegistry:
         cluster_id: str = "",
         members: Mapping[str, KnownMember] | None = None,
         pins: Callable[[], Mapping[str, str]] = dict,
+        release: Release = own_release(""),  # noqa: B008 -- frozen
+        level: int = FIRST_LEVEL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.node_id = node_id
@@ -94,6 +98,9 @@ class PeerRegistry:
         )
         self._members: Mapping[str, KnownMember] | None = members or None
         self._pins = pins
+        self.release = release
+        self._level = level
+        self._releases: dict[str, tuple[str, Release]] = {}  # by node: instance, and what it runs
         self._clock = clock
         self._lock = threading.Lock()
         self._tokens = itertools.count(1)
@@ -114,6 +121,10 @@ class PeerRegistry:
         with self._lock:
             self._members = known_members(view)
             self._claim = msgspec.structs.replace(self._claim, cluster_id=view.cluster_id)
+            self._level = max(self._level, view.level)
+            unfit = self._unfit()
+        for evict in unfit:
+            evict()
 
     def known(self, node: str) -> Known:
         """Return what is known of a node."""
@@ -135,11 +146,29 @@ class PeerRegistry:
     # -- links
 
     def judge(
-        self, node: str, claim: Claim, channel: Channel, *, asking: bool, dialled: bool
+        self,
+        node: str,
+        claim: Claim,
+        channel: Channel,
+        *,
+        asking: bool,
+        dialled: bool,
+        release: Release | None = None,
     ) -> Verdict:
-        """Return whether the node with that claim may have a link; note a second holder."""
+        """Return whether the node with that claim may have a link; note a second holder.
+
+        `release`: what it runs, where it has told that; it counts for its other links too.
+        """
         with self._lock:
-            return self._judge(node, claim, channel, asking=asking, dialled=dialled)
+            verdict = self._judge(node, claim, channel, asking=asking, dialled=dialled)
+            if release is None or verdict.code:
+                return verdict
+            self._releases[node] = (claim.instance, release)
+            verdict = self._judge_release(node, claim)
+            unfit = self._unfit()
+        for evict in unfit:
+            evict()
+        return verdict
 
     def open(
         self,
@@ -193,7 +222,38 @@ class PeerRegistry:
         )
         if verdict.code in ("second", "cluster", "data") and claim.cluster_id:
             self._notice(verdict.reason)
-        return verdict
+        return verdict if verdict.code or asking else self._judge_release(node, claim)
+
+    # -- what the nodes run
+
+    def _judge_release(self, node: str, claim: Claim) -> Verdict:
+        """U1: whether what it is known to run supports the cluster's level."""
+        instance, release = self._releases.get(node, ("", Release()))
+        if instance != claim.instance:
+            return ACCEPTED  # it tells that on its consensus link
+        reason = unsupported(node, release, self._level)
+        if not reason:
+            return ACCEPTED
+        self._notice(reason)
+        return Verdict("member", reason)  # a code that the release before knows
+
+    def _unfit(self) -> list[Callable[[], None]]:
+        """Return what closes the links of nodes that may have none any more (U1)."""
+        return [
+            evict
+            for node, claim, evict in self._holders.values()
+            if self._judge_release(node, claim).code
+        ]
+
+    def releases(self) -> dict[str, Release]:
+        """Return what runs on this node, and on those that have a link and have told it."""
+        with self._lock:
+            known = {
+                node: self._releases[node][1]
+                for node, claim, _ in self._holders.values()
+                if node in self._releases and self._releases[node][0] == claim.instance
+            }
+        return {**known, self.node_id: self.release}
 
     # -- what people are told
 

@@ -46,6 +46,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     `handed_over`: this epoch's predecessor gave up serving before it proposed the change, so the
     primary need not wait until promises made to the predecessor have run out (D4).
     `removed`: the ids removed last, oldest first, `MAX_REMEMBERED_REMOVALS` at most.
+    `level`: what all members support (`election.release`); it only rises.
     """
 
     cluster_id: str
@@ -60,6 +61,9 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     removed: Annotated[
         tuple[str, ...], msgspec.Meta(description="The ids removed last, oldest first.")
     ] = ()
+    level: Annotated[
+        int, msgspec.Meta(description="The formats and features that every member supports.", ge=1)
+    ] = 1
 
     def member(self, node_id: str) -> Member | None:
         """Return the member with that id, or None."""
@@ -79,6 +83,7 @@ class Bootstrap(msgspec.Struct, frozen=True, tag="bootstrap"):
     primary: str
     members: tuple[Member, ...]
     epoch: int = 1
+    level: int = 1
 
 
 class TakeOver(msgspec.Struct, frozen=True, tag="take_over"):
@@ -126,7 +131,13 @@ class RemoveMember(msgspec.Struct, frozen=True, tag="remove_member"):
 
 
 class Confirm(msgspec.Struct, frozen=True, tag="confirm"):
-    """Change nothing but the version: settles commands whose outcome is unknown (E3)."""
+    """Change nothing but the version: settles commands whose outcome is unknown (E3).
+
+    `level` raises that of the cluster. A member of an older release takes the rest of it, so that
+    its view stays at the same version as the others' (docs/decisions/0036).
+    """
+
+    level: int = 0
 
 
 ViewChange = (
@@ -201,8 +212,8 @@ def apply_change(
             return _add_member(view, member)
         case RemoveMember(node):
             return _remove_member(view, node)
-        case Confirm():
-            return _next(view)
+        case Confirm(level):
+            return _next(view, level=max(view.level, level))
 
 
 def step_of(
@@ -254,6 +265,7 @@ def _bootstrap(change: Bootstrap) -> View | ViewRefusal:
         primary=change.primary,
         in_sync=(change.primary,),
         members=members,
+        level=change.level,
     )
     member = view.member(change.primary)
     if member is None or member.role != "replica":

@@ -271,6 +271,11 @@ class CallersNode:
         """Hand over for the caller."""
         return await self._node.handover(to, timeout_ms, caller=self._access.current())
 
+    async def finish_upgrade(self, timeout_ms: int, *, asked_by: str = "") -> View:
+        """Raise the cluster's level for the caller."""
+        caller = self._access.current()
+        return await self._node.finish_upgrade(timeout_ms, asked_by=asked_by, caller=caller)
+
     async def remove_member(
         self, node: str, timeout_ms: int, *, force: bool = False, asked_by: str = ""
     ) -> View:

@@ -156,6 +156,10 @@ class HandoverRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     to: Annotated[str, Meta(description="A member of the in-sync set.")]
 
 
+class FinishUpgrade(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/cluster/finish-upgrade: an empty object."""
+
+
 class Move(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of PATCH /v1/cluster/nodes/{id}."""
 

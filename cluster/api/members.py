@@ -1,4 +1,4 @@
-"""`/v1/cluster/handover` and `/v1/cluster/nodes`: what changes the cluster itself."""
+"""`/v1/cluster/handover`, `/finish-upgrade` and `/nodes`: what changes the cluster itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cluster.api.access import ApiAccess
 from cluster.api.admin import check_admin_of
 from cluster.api.answer import JSON, Answer
 from cluster.api.body import read_json
-from cluster.api.documents import HandoverRequest, Move
+from cluster.api.documents import FinishUpgrade, HandoverRequest, Move
 from cluster.api.headers import who_lines
 from cluster.api.leases import MAX_BODY_SIZE_BYTES
 from cluster.api.params import REMOVE_PARAMS, TIMEOUT, decode_percent, parse_query
@@ -47,6 +47,17 @@ class MemberHandlers:
             raise ProblemError("invalid_body", f'{error}; expected: {{"to": "n2"}}') from None
         logger.info("handover to %s, requested by %s", to, asked_by)
         return self._answer(await self._node.handover(to, timeout_ms))
+
+    async def finish_upgrade(self, request: BaseRequest, query: str) -> Answer:
+        """POST /v1/cluster/finish-upgrade."""
+        asked_by = self._check_admin(request)
+        timeout_ms = self._timeout_ms(query)
+        body = await read_json(request, MAX_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
+        try:
+            msgspec.json.decode(body, type=FinishUpgrade)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ProblemError("invalid_body", f"{error}; expected: {{}}") from None
+        return self._answer(await self._node.finish_upgrade(timeout_ms, asked_by=asked_by))
 
     async def move(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
         """PATCH /v1/cluster/nodes/{id}."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import platform
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Info, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -23,6 +22,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
+from cluster.installed import installed_version
 from cluster.services.hosting import Host
 
 PREFIX = "onecopy_"
@@ -162,7 +162,9 @@ class Metrics:
         self._registry.register(ServiceCollector(hosts))
         ProcessCollector(registry=self._registry)
         build = Info(f"{PREFIX}build", "What runs here.", registry=self._registry)
-        build.info({"version": _version(), "python": platform.python_version(), "node": node_id})
+        build.info(
+            {"version": installed_version(), "python": platform.python_version(), "node": node_id}
+        )
 
     def render(self, accept: str) -> tuple[bytes, bytes]:
         """Return (body, content type) in the exposition format that `accept` asks for.
@@ -174,10 +176,3 @@ class Metrics:
             body: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
             return body, openmetrics.CONTENT_TYPE_LATEST.encode("ascii")
         return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4.encode("ascii")
-
-
-def _version() -> str:
-    try:
-        return version("onecopy")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "unknown"

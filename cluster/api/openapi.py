@@ -6,6 +6,7 @@ import functools
 
 from cluster.api.documents import (
     CurrentPrimary,
+    FinishUpgrade,
     HandoverRequest,
     Move,
     Status,
@@ -143,6 +144,7 @@ def own_document() -> Json:
             "/v1/cluster": readable(_cluster()),
             "/v1/cluster/views": readable(_views()),
             "/v1/cluster/handover": {"post": _handover()},
+            "/v1/cluster/finish-upgrade": {"post": _finish_upgrade()},
             "/v1/cluster/nodes/{id}": {"delete": _remove_node(), "patch": _move_node()},
             "/v1/digest": readable(_digest()),
             "/v1/backup": {"get": _backup()},
@@ -253,6 +255,26 @@ def _handover() -> Json:
             "required": True,
             "content": json_content(HandoverRequest(to="n2")),
         },
+    )
+
+
+def _finish_upgrade() -> Json:
+    return api_operation(
+        "finishUpgrade",
+        "Let the cluster use what its upgraded nodes support, for good",
+        {"200": json_answer("The new view.", _VIEW)},
+        (
+            *PARAMETER_CODES,
+            "invalid_body",
+            *BODY_CODES,
+            "unsupported_media_type",
+            "admin_forbidden",
+            "upgrade_pending",
+            *CHANGE_CODES,
+        ),
+        write=True,
+        parameters=query_parameters(TIMEOUT),
+        requestBody={"required": True, "content": json_content(FinishUpgrade())},
     )
 
 

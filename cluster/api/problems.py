@@ -117,9 +117,6 @@ CODES: dict[str, ProblemCode] = {
         409, "Another holds the lock", "Wait with `wait_ms`, or try again later."
     ),
     "lock_queue_full": ProblemCode(409, "Too many wait for the lock", "Try again later."),
-    "lease_exists": ProblemCode(
-        409, "There is a lease of that id already", "Choose another id, or let one be drawn."
-    ),
     "lease_full": ProblemCode(
         409, "The lease has as many keys or locks as one may", "Grant another lease."
     ),
@@ -156,6 +153,11 @@ CODES: dict[str, ProblemCode] = {
     ),
     "handover_failed": ProblemCode(
         409, "The handover did not happen", "`detail` says why; the primary is unchanged."
+    ),
+    "upgrade_pending": ProblemCode(
+        409,
+        "Not every node runs a release that supports this",
+        "`detail` names the nodes: upgrade or start them, and try again.",
     ),
     "is_primary": ProblemCode(
         409, "The primary cannot be removed", "Hand over to another node first."

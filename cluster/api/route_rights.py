@@ -41,6 +41,7 @@ ROUTE_RIGHTS: Mapping[str, Mapping[str, Right | str]] = {
     "/v1/cluster": {"GET": "status"},
     "/v1/cluster/views": {"GET": "status"},
     "/v1/cluster/handover": {"POST": "admin"},
+    "/v1/cluster/finish-upgrade": {"POST": "admin"},
     "/v1/cluster/nodes/{id}": {"DELETE": "admin", "PATCH": "admin"},
     "/v1/digest": {"GET": "admin"},
     "/v1/backup": {"GET": "admin"},

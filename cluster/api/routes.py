@@ -168,6 +168,7 @@ class HttpApi:
             "/v1/cluster": _readable(self._cluster),
             "/v1/cluster/views": _readable(self._views),
             "/v1/cluster/handover": {"POST": members.hand_over},
+            "/v1/cluster/finish-upgrade": {"POST": members.finish_upgrade},
             "/v1/digest": _readable(self._digest),
             BACKUP: {"GET": self._back_up},
             "/v1/tokens": {**_readable(roles.list_tokens), "POST": roles.create_token},

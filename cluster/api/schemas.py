@@ -14,6 +14,7 @@ from cluster.api.documents import (
     CurrentPrimary,
     Deleted,
     EventDocument,
+    FinishUpgrade,
     HandoverRequest,
     Move,
     QueryAnswer,
@@ -53,7 +54,7 @@ ANSWERS = (
     Called, QueryAnswer, ServiceList,
 )  # fmt: skip
 BODIES = (
-    HandoverRequest, Move, TxnRequest, *lease_documents.LEASE_BODIES,
+    FinishUpgrade, HandoverRequest, Move, TxnRequest, *lease_documents.LEASE_BODIES,
     *access_documents.ACCESS_BODIES,
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`onecopy status`, `handover` and `remove`."""
+"""`onecopy status`, `handover`, `finish-upgrade` and `remove`."""
 
 from __future__ import annotations
 
@@ -47,6 +47,19 @@ def handover(node: str, endpoints: str, timeout_ms: int, no_discover: bool, as_j
         endpoints, timeout_ms, no_discover, as_json=as_json, interrupted=CHANGE_INTERRUPTED
     ) as client:
         show_view(client.handover(node), as_json=as_json)
+
+
+@click.command()
+@client_options
+def finish_upgrade(endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool) -> None:
+    """Let the cluster use what the new release supports, once every node runs it.
+
+    From then on no node of an older release can take part: this cannot be undone.
+    """
+    with open_client(
+        endpoints, timeout_ms, no_discover, as_json=as_json, interrupted=CHANGE_INTERRUPTED
+    ) as client:
+        show_view(client.finish_upgrade(), as_json=as_json)
 
 
 @click.command()
@@ -125,17 +138,20 @@ def _archive_line(archive: ArchiveState) -> str:
 
 
 def _table(found: ClusterStatus, scheme: str) -> str:
-    head = ("NODE", "ROLE", "STATE", "IN SYNC", "VOTE", "APPLIED", "LAG", "URL")
+    head = ("NODE", "ROLE", "STATE", "IN SYNC", "VOTE", "APPLIED", "LAG", "VERSION", "URL")
     rows: list[tuple[str, ...]] = [head]
     for node, item in sorted(found.nodes.items()):
         in_sync = "-" if item.role == "witness" else "yes" if node in found.in_sync else "no"
         numbers = ["-" if n is None else str(n) for n in (item.applied_index, item.lag)]
         url = f"{scheme}://{item.client}"
         vote = {None: "?", True: "yes", False: "no"}[item.votes]
-        cells = (node, item.role, item.state, in_sync, vote, *numbers, url)
+        cells = (node, item.role, item.state, in_sync, vote, *numbers, item.version or "?", url)
         rows.append(tuple(map(printable, cells)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    title = f"cluster {found.cluster}: epoch {found.epoch}, version {found.version}, "
+    title = (
+        f"cluster {found.cluster}: epoch {found.epoch}, version {found.version}, "
+        f"level {found.level}, "
+    )
     lines = [printable(title + f"primary {found.primary or 'none'}")]
     for row in rows:
         padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]

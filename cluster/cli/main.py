@@ -28,6 +28,7 @@ COMMANDS = {
     "status": "cluster.cli.cluster:status",
     "handover": "cluster.cli.cluster:handover",
     "remove": "cluster.cli.cluster:remove",
+    "finish-upgrade": "cluster.cli.cluster:finish_upgrade",
     "member": "cluster.cli.member:member",
     "token": "cluster.cli.access:token",
     "role": "cluster.cli.access:role",
@@ -38,6 +39,7 @@ COMMANDS = {
     "restore": "cluster.cli.restore:restore",
     "archive": "cluster.cli.archive:archive",
     "certs": "cluster.cli.certs:certs",
+    "completion": "cluster.cli.completion:completion",
 }
 
 SERVER_COMMANDS = {

@@ -17,7 +17,13 @@ import click
 from cluster.config.file import load_config
 from cluster.config.model import ClusterConfig, ConfigError
 from cluster.exit_codes import EXIT_REFUSED
-from cluster.node.logs import ENVIRONMENT_VARIABLE, LEVELS, configure_logs
+from cluster.node.logs import (
+    ENVIRONMENT_VARIABLE,
+    FORMAT_VARIABLE,
+    LEVELS,
+    LOG_FORMATS,
+    configure_logs,
+)
 from cluster.node.process import EXIT_FAILED, run_node
 from datapath.errors import DataDirectoryError, DataPathError, LogCorruptError, SafetyError
 from election.agreement import AgreementDamagedError, AgreementFailedError
@@ -45,14 +51,24 @@ _log = logging.getLogger(__name__)
     show_default=True,
     help=f"Least severe messages to log [env: {ENVIRONMENT_VARIABLE}].",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(LOG_FORMATS),
+    envvar=FORMAT_VARIABLE,
+    default="text",
+    show_default=True,
+    help=f"Lines of text, or a JSON object per line [env: {FORMAT_VARIABLE}].",
+)
 @click.option("--supervised-by", type=int, hidden=True, help="Die with the process of this id.")
-def serve(path: Path, node: str, log_level: str, supervised_by: int | None) -> None:
+def serve(
+    path: Path, node: str, log_level: str, log_format: str, supervised_by: int | None
+) -> None:
     """Run one node of a cluster until SIGTERM or Ctrl-C.
 
     The exit code is 78 if the configuration or the data directory does not allow a start:
     restarting it unchanged will not help.
     """
-    configure_logs(node, log_level)
+    configure_logs(node, log_level, as_json=log_format == "json")
     if supervised_by is not None:
         _die_with(supervised_by)
     try:

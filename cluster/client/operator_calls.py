@@ -74,6 +74,15 @@ class AsyncOperatorCalls:
                 epoch=view.epoch, version=view.version, primary=to, in_sync=view.in_sync
             )
 
+    async def finish_upgrade(self, *, timeout_ms: int | None = None) -> ViewSummary:
+        """Let the cluster use what its upgraded nodes support: no older release can join any more.
+
+        Refused (`code` "upgrade_pending") unless every node is known to support it.
+        """
+        call = Request("POST", "/v1/cluster/finish-upgrade", JSON_HEADERS, b"{}", writes=True)
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        return decode_reply(call, reply, ViewSummary)
+
     async def move(
         self,
         node: str,

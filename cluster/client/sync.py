@@ -428,6 +428,12 @@ class Client(AccessCalls, ServiceCalls, LeaseCalls):
             lambda client: client.handover(to, timeout_ms=timeout_ms), timeout_ms, write=""
         )
 
+    def finish_upgrade(self, *, timeout_ms: int | None = None) -> ViewSummary:
+        """Let the cluster use what its upgraded nodes support; see `AsyncClient`."""
+        return self._run(
+            lambda client: client.finish_upgrade(timeout_ms=timeout_ms), timeout_ms, write=""
+        )
+
     def move(
         self,
         node: str,

@@ -70,13 +70,13 @@ def _check_service(config: ClusterConfig, section: str, service: ServiceConfig) 
                 raise ConfigError(config.path, f"{section}.{field}", problem)
 
 
-CHANNELS: tuple[ListeningChannel, ...] = ("client", "peer", "raft", "etcd")
+LISTENING_CHANNELS: tuple[ListeningChannel, ...] = ("client", "peer", "raft", "etcd")
 
 
 def _node_addresses(config: ClusterConfig) -> Iterator[tuple[str, str]]:
     """Yield (field, address) of every node's own addresses."""
     for node, item in config.nodes.items():
-        for channel in CHANNELS:
+        for channel in LISTENING_CHANNELS:
             if address := getattr(item, channel):
                 yield f"nodes.{node}.{channel}", address
 
@@ -84,7 +84,7 @@ def _node_addresses(config: ClusterConfig) -> Iterator[tuple[str, str]]:
 def _bound_addresses(config: ClusterConfig) -> Iterator[tuple[str, str]]:
     """Yield (field, address) of every address that a node listens on besides its own."""
     for node, item in config.nodes.items():
-        for channel in CHANNELS:
+        for channel in LISTENING_CHANNELS:
             if address := getattr(item, f"{channel}_bind"):
                 yield f"nodes.{node}.{channel}_bind", address
 
@@ -157,10 +157,10 @@ def _check_bound(config: ClusterConfig, node: str) -> None:
     if item.etcd_bind and not item.etcd:
         problem = "is missing, and etcd_bind is where it is listened on; give both, or neither"
         raise ConfigError(config.path, f"nodes.{node}.etcd", problem)
-    if not any(getattr(item, f"{channel}_bind") for channel in CHANNELS):
+    if not any(getattr(item, f"{channel}_bind") for channel in LISTENING_CHANNELS):
         return
     seen: list[tuple[str, int, str]] = []
-    for channel in CHANNELS:
+    for channel in LISTENING_CHANNELS:
         field = f"nodes.{node}.{channel}" + ("_bind" if getattr(item, f"{channel}_bind") else "")
         address = item.listens_on(channel)
         if not address:

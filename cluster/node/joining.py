@@ -26,6 +26,7 @@ from datapath.transport.calls import (
 )
 from election.agreement import Agreement, AgreementUnavailableError
 from election.registry import addresses_of
+from election.release import Release, first_level
 from election.view import Bootstrap, Member, View
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ WAITING_LOG_INTERVAL_S = 5.0
 
 async def ask_hello(parts: Parts, node: str) -> HelloReturn | None:
     """Ask another node whether this one may take part; None: no answer."""
-    call = HelloCall(parts.node_id, parts.directory.data_id, parts.directory.joined)
+    directory, release = parts.directory, parts.registry.release
+    call = HelloCall(parts.node_id, directory.data_id, directory.joined, release)
     try:
         answer = await parts.gateway.caller.call(node, call, HELLO_TIMEOUT_MS)
     except (NotSentError, NoAnswerError, OperationError):
@@ -64,6 +66,7 @@ class Joining:
         self._hint = hint
         self._view_seen = False
         self._registering = False
+        self._founders: dict[str, Release] = {}  # what they run, as far as they have told
 
     # -- coming in
 
@@ -98,6 +101,7 @@ class Joining:
                     raise kind(f"{problem} (here: {self._parts.directory.path})")
                 if not answer.cluster_id:
                     clear.add(node)
+                    self._founders[node] = answer.release
                 elif answer.view is not None and await self._join(node):
                     return
             if len(clear) < len(others):
@@ -113,7 +117,7 @@ class Joining:
 
     async def _join(self, node: str) -> bool:
         """Have the cluster that `node` belongs to add this node (or register its disk)."""
-        call = JoinCall(self._parts.member(), JOIN_TIMEOUT_MS)
+        call = JoinCall(self._parts.member(), JOIN_TIMEOUT_MS, self._parts.registry.release)
         try:
             answer = await self._parts.gateway.caller.call(node, call, JOIN_TIMEOUT_MS)
         except (NotSentError, NoAnswerError) as problem:
@@ -140,6 +144,7 @@ class Joining:
                 self._parts.node_id,
                 (self._parts.member(),),
                 directory.first_epoch,
+                self._parts.registry.release.level,
             )
             await self._bootstrap(agreement, change)
             return
@@ -148,8 +153,10 @@ class Joining:
             member_of(node, item, pins.get(node, ""))
             for node, item in self._parts.config.nodes.items()
         )
+        founders = {**self._founders, self._parts.node_id: self._parts.registry.release}
+        level = first_level([founders.get(member.id, Release()) for member in members])
         await self._bootstrap(
-            agreement, Bootstrap(secrets.token_hex(16), self._parts.node_id, members)
+            agreement, Bootstrap(secrets.token_hex(16), self._parts.node_id, members, level=level)
         )
 
     async def _bootstrap(self, agreement: Agreement, change: Bootstrap) -> None:
@@ -235,7 +242,7 @@ class Joining:
         problem = ""
         for peer in self._parts.gateway.caller.peers:
             try:
-                call = JoinCall(mine, JOIN_TIMEOUT_MS)
+                call = JoinCall(mine, JOIN_TIMEOUT_MS, self._parts.registry.release)
                 answer = await self._parts.gateway.caller.call(peer, call, JOIN_TIMEOUT_MS)
                 if isinstance(answer, JoinReturn):
                     self._parts.gateway.on_view(answer.view)

@@ -13,7 +13,8 @@ from datapath.node.gateway import Gateway
 from datapath.storage.data_directory import DataDirectory
 from datapath.transport.mesh import REQUEST, Mesh
 from election.registry import PeerRegistry
-from election.view import Member
+from election.release import unsupported
+from election.view import Member, View
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +32,12 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     def member(self) -> Member:
         """Return this node as a member, as configured and with this disk."""
         return member_of(self.node_id, self.config.nodes[self.node_id], self.directory.data_id)
+
+    def check_level(self, view: View) -> None:
+        """Remember the cluster's level, or end this node if its release does not support it."""
+        if problem := unsupported(self.node_id, self.registry.release, view.level):
+            raise DataDirectoryError(problem)
+        self.directory.note_level(view.level)
 
     def why_no_link(self, nodes: list[str]) -> str:
         """Return what is known of why there is no link to `nodes`, to end a sentence with."""

@@ -17,6 +17,7 @@ from cluster.api.routes import HttpApi
 from cluster.certificates.node_tls import NodeTls
 from cluster.config.model import ClusterConfig, ConfigError, split_address
 from cluster.etcd.server import EtcdApi
+from cluster.installed import installed_version
 from cluster.node.client_ports import ClientPorts
 from cluster.node.descriptors import Descriptors, TooFewDescriptorsError, raise_limit, share_out
 from cluster.node.joining import Joining
@@ -63,6 +64,7 @@ from election.agreement import AgreementDamagedError
 from election.identity import Addresses
 from election.pysyncobj_adapter import AgreementSettings, PySyncObjAgreement
 from election.registry import PeerRegistry, known_members
+from election.release import own_release
 from election.view import View
 
 logger = logging.getLogger(__name__)
@@ -163,6 +165,8 @@ class NodeRuntime:
             cluster_id=directory.cluster_id,
             members=directory.members,
             pins=lambda: directory.pins,
+            release=own_release(installed_version()),
+            level=directory.level,
         )
         self._agreement = PySyncObjAgreement(
             self._agreement_settings({node: item.raft for node, item in config.nodes.items()})
@@ -219,7 +223,7 @@ class NodeRuntime:
             etcd.on_refused = self._api.note_refusal
         self._ports = ClientPorts(self._api, etcd, self._own, node_id)
         self._tasks = Tasks(self._end)
-        parts = Parts(
+        self._parts = parts = Parts(
             config=config,
             node_id=node_id,
             directory=directory,
@@ -448,6 +452,7 @@ class NodeRuntime:
         """Follow the members, and see that this node is one, with this very disk."""
         try:
             self._directory.bind_cluster(view.cluster_id)
+            self._parts.check_level(view)
         except StorageError as problem:
             self._end(problem)
             return

@@ -127,6 +127,10 @@ class Watch:
             if any(answer is not None and answer.removed for answer in answers):
                 self._end_removed()
                 return
+            for answer in answers:
+                if answer is not None and answer.unfit:
+                    self._parts.end(DataDirectoryError(answer.problem))
+                    return
             now = asyncio.get_running_loop().time()
             if any(answer is not None and answer.view is not None for answer in answers):
                 last_told = now

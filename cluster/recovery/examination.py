@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from datapath.errors import StorageError
 from datapath.node import survivors
-from datapath.node.survivors import Choice, KnownView, Memory, Survivor
+from datapath.node.survivors import Choice, KnownView, NodeMemory, Survivor
 from datapath.protocol.log_index import LogIndex
 from datapath.storage.inspection import InspectedDirectory
 from election.agreement import AgreementFailedError
@@ -34,7 +34,7 @@ class Examination(NamedTuple):
 
     examined: tuple[Examined, ...]
     choice: Choice
-    memories: tuple[Memory, ...]
+    memories: tuple[NodeMemory, ...]
 
     @property
     def best(self) -> InspectedDirectory:
@@ -105,8 +105,8 @@ def _survivor(directory: InspectedDirectory) -> Survivor | None:
     )
 
 
-def _memory(item: Examined) -> Memory:
-    return Memory(
+def _memory(item: Examined) -> NodeMemory:
+    return NodeMemory(
         name=item.directory.identity.node,
         node=item.directory.identity.node,
         views=tuple(KnownView(state.view, state.voters) for state in item.views.states),

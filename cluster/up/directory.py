@@ -15,7 +15,7 @@ from cluster.certificates.authority import Authority
 from cluster.certificates.hosts import LOOPBACK_HOSTS
 from cluster.certificates.private_files import write_file
 from cluster.config.access_section import AccessSection
-from cluster.config.checks import CHANNELS
+from cluster.config.checks import LISTENING_CHANNELS
 from cluster.config.file import load_config, render_config, render_services
 from cluster.config.model import (
     ClusterConfig,
@@ -164,7 +164,7 @@ def _raise(error: OSError) -> None:
 def check_ports(config: ClusterConfig) -> None:
     """Raise UpError if one of the cluster's addresses is in use."""
     for node, item in config.nodes.items():
-        for channel in CHANNELS:
+        for channel in LISTENING_CHANNELS:
             address: str = getattr(item, channel)
             if not address:
                 continue

@@ -9,13 +9,15 @@ before is gone, wherever the request came in.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
 from datapath.errors import OperationError
 from datapath.operations import ANONYMOUS, Operation, Principal, Query
-from datapath.protocol.primary import Primary
+
+if TYPE_CHECKING:  # clients load this module, and nothing of a replica
+    from datapath.protocol.primary import Primary
 
 MAX_RIGHTS_AGE_MS = 1000
 """How old what a node knows of rights may be where it decides by itself (A1)."""

@@ -24,7 +24,7 @@ from datapath.execution.access_guard import knows_rights
 from datapath.execution.client_table import SUMMARY_SIZE_BYTES
 from datapath.execution.concurrency import Concurrency, Running
 from datapath.execution.executor import Executor
-from datapath.execution.tail import PendingAnswer, Tail, Waiting, uncommitted
+from datapath.execution.tail import PendingAnswer, Tail, Waiting, uncommitted_repeat
 from datapath.operations import Completion, Operation
 from datapath.protocol.replica import Replica
 from datapath.records import (
@@ -118,6 +118,7 @@ class Pipeline:
         self._concurrency = Concurrency()
         self._stopped = False
         self.operations_total = 0
+        self.refused_for_room_total = 0
         self.records_total = 0
 
     # -- operations come in
@@ -330,9 +331,10 @@ class Pipeline:
             )
         needed_bytes = batch.size_bytes + size_bytes + _RECORD_OVERHEAD_BYTES
         if needed_bytes > batch.reserved_bytes and not self._reserve(batch, needed_bytes):
+            self.refused_for_room_total += 1
             return PrimaryFullError(
                 "storage_full",
-                f"the disk of {self._node_id} is full: free some keyspace; reads still work",
+                f"the disk of {self._node_id} is full: free some space; reads still work",
             )
         return None
 
@@ -419,7 +421,7 @@ class Pipeline:
                 return
             key = operation.idempotency_key
             if is_secret or key in self._waiting_keys or self._tail.holds_key(key):
-                error = uncommitted(f"{error.detail}. ")
+                error = uncommitted_repeat(f"{error.detail}. ")
         waiting.future.set_exception(error)
 
     # -- when answers cannot be given

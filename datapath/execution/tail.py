@@ -337,7 +337,7 @@ class Tail:
         """
         executed = self._executor.recall(operation)
         if executed is None:
-            return uncommitted() if self.holds_key(operation.idempotency_key) else None
+            return uncommitted_repeat() if self.holds_key(operation.idempotency_key) else None
         return self._outcome(
             executed, operation.min_copies, self._copies(), self._replica.state.epoch
         )
@@ -393,7 +393,7 @@ class Tail:
                 answer.waiting.future.set_exception(_instead(answer, not_confirmed))
 
 
-def uncommitted(refused: str = "") -> OperationUnknownError:
+def uncommitted_repeat(refused: str = "") -> OperationUnknownError:
     """Return the answer to a repeat of what may commit yet; `refused`: why no other is due."""
     return OperationUnknownError(
         "unknown_outcome",
@@ -404,4 +404,4 @@ def uncommitted(refused: str = "") -> OperationUnknownError:
 
 def _instead(answer: PendingAnswer, problem: OperationError) -> OperationError:
     """Return what is told where an answer cannot be: of a repeat not that it was not applied."""
-    return uncommitted() if answer.executed.repeated else problem
+    return uncommitted_repeat() if answer.executed.repeated else problem

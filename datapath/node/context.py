@@ -29,6 +29,7 @@ from datapath.transport.calls import (
 from datapath.transport.link import Link
 from election.agreement import Agreement
 from election.registry import PeerRegistry
+from election.release import Release
 from election.view import View
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Context:
         self.is_alone = False
         self.archive: ArchiveProgress | None = None
         self.forwarded_total = 0
-        self.caller = Caller(self.note_change, self.take_note, self.tell_view)
+        self.caller = Caller(self.note_change, self.take_note, self.tell_view, self.releases)
         self._changed = asyncio.Event()
         self._shared_version = 0
 
@@ -148,6 +149,10 @@ class Context:
         if self.engine is None:
             raise NotPrimaryError("no_primary", f"{self.node_id} is a witness")
         return self.engine
+
+    def releases(self) -> Mapping[str, Release]:
+        """Return what runs on this node and on those that are linked and have told it."""
+        return self.registry.releases() if self.registry is not None else {}
 
     def has_no_vote(self, node: str) -> bool:
         """Whether consensus is known not to count that node's vote (yet, or any more)."""

@@ -428,6 +428,7 @@ class Engine:
         return {
             **replica_counters(self.replica),
             "operations_total": pipeline.operations_total,
+            "refused_for_room_total": pipeline.refused_for_room_total,
             "records_total": pipeline.records_total,
             "view_changes_total": self._proposer.view_changes_total,
             "digest_scans_total": self._digests.scans_total,

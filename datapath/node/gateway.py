@@ -55,6 +55,7 @@ from datapath.transport.calls import (
 from election.agreement import Agreement
 from election.identity import Addresses
 from election.registry import PeerRegistry
+from election.release import Release
 from election.view import Member, View, ViewStep
 
 logger = logging.getLogger(__name__)
@@ -376,6 +377,12 @@ class Gateway:
         """Have the cluster agree on other addresses for a member; "" leaves one as it is."""
         return await self.members.move(node, addresses, timeout_ms, asked_by=asked_by)
 
+    async def finish_upgrade(
+        self, timeout_ms: int, *, asked_by: str = "", caller: Principal | None = None
+    ) -> View:
+        """Raise the cluster's level, as the primary judges (rules U2, A1)."""
+        return await self.members.finish_upgrade(timeout_ms, asked_by=asked_by, caller=caller)
+
     async def add_member(self, member: Member, timeout_ms: int, *, anew: bool = True) -> View:
         """Make a node a member, or register the disk of one that is (`MemberAdmin.add`)."""
         return await self.members.add(member, timeout_ms, anew=anew)
@@ -389,7 +396,8 @@ class Gateway:
                 answer = await self.caller.call(self.primary, StatusCall(), STATUS_TIMEOUT_MS)
                 if isinstance(answer, StatusReturn):
                     warnings = dict.fromkeys((*answer.status.warnings, *self._warnings()))
-                    return msgspec.structs.replace(answer.status, warnings=tuple(warnings))
+                    status = self._with_releases(answer.status)
+                    return msgspec.structs.replace(status, warnings=tuple(warnings))
             except (OperationError, NotSentError, NoAnswerError):
                 pass  # the primary cannot be asked: tell what is known here
         return self._own_status()
@@ -409,7 +417,7 @@ class Gateway:
         )
 
     def _own_status(self) -> ClusterStatus:
-        status = self._status_without_votes()
+        status = self._with_releases(self._status_without_votes())
         voters = self._context.agreement.voters
         if voters is None:
             return status
@@ -418,6 +426,18 @@ class Gateway:
             for node, state in status.nodes.items()
         }
         return msgspec.structs.replace(status, nodes=nodes)
+
+    def _with_releases(self, status: ClusterStatus) -> ClusterStatus:
+        """Add what this node knows of what the nodes run: an older primary tells nothing."""
+        releases, view = self._context.releases(), self._views.newest
+        nodes = {
+            node: msgspec.structs.replace(
+                state, version=state.version or releases.get(node, Release()).version
+            )
+            for node, state in status.nodes.items()
+        }
+        level = status.level or (view.level if view else 0)
+        return msgspec.structs.replace(status, nodes=nodes, level=level)
 
     def _status_without_votes(self) -> ClusterStatus:
         if self._engine is not None:
@@ -465,6 +485,9 @@ class Gateway:
             "ready": float(self.is_ready),
             "has_vote": float(self.node_id in voters),
             "hears_majority": float(self.hears_majority),
+            "voters": len(voters),
+            "voters_heard": len(voters & self._context.agreement.heard),
+            "level": float(self._views.newest.level if self._views.newest else 0),
         }
         archive = self._context.archive.counters() if self._context.archive else {}
         return {**own, **self._engine.counters(), **archive} if self._engine else own

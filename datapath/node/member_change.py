@@ -7,7 +7,7 @@ judged by `datapath.node.membership`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import msgspec
@@ -16,7 +16,8 @@ from datapath.errors import NotPrimaryError, OperationError, OperationUnknownErr
 from datapath.node.membership import MembershipRefusal, describe, may_join, may_take_addresses
 from election.agreement import Committed, Outcome, Refused, Unknown
 from election.identity import Addresses
-from election.view import AddMember, Member, RemoveMember, View, ViewChange
+from election.release import Release, may_raise, unsupported
+from election.view import AddMember, Confirm, Member, RemoveMember, View, ViewChange
 
 ChangeStep = Literal["wait", "look", "propose", "answer"]
 
@@ -137,14 +138,19 @@ def removal(node: str, deadline_ms: float, *, force: bool = False) -> MemberChan
     return MemberChange(make, deadline_ms, removes=node, force=force)
 
 
-def addition(member: Member, deadline_ms: float, *, anew: bool = True) -> MemberChange:
-    """Want `member` to be one, as it is given; without `anew` only if it is one already."""
+def addition(
+    member: Member, deadline_ms: float, *, anew: bool = True, release: Release | None = None
+) -> MemberChange:
+    """Want `member` to be one, as it is given; without `anew` only if it is one already.
+
+    `release`: what it runs; None: this very program.
+    """
 
     def make(view: View) -> ViewChange | None:
         known = view.member(member.id)
         if known == member or (known is None and not anew):
             return None
-        check_join(view, member)
+        check_join(view, member, release)
         return AddMember(member)
 
     return MemberChange(make, deadline_ms)
@@ -172,8 +178,25 @@ def change_of_addresses(node: str, addresses: Addresses, deadline_ms: float) -> 
     return MemberChange(make, deadline_ms)
 
 
-def check_join(view: View, member: Member) -> None:
+def raised_level(
+    level: int, releases: Callable[[], Mapping[str, Release]], deadline_ms: float
+) -> MemberChange:
+    """Want the cluster to be at `level` (U2); `releases` says what the linked nodes run."""
+
+    def make(view: View) -> ViewChange | None:
+        if view.level >= level:
+            return None
+        if reason := may_raise(view, level, releases()):
+            raise RejectedError("upgrade_pending", reason)
+        return Confirm(level)
+
+    return MemberChange(make, deadline_ms)
+
+
+def check_join(view: View, member: Member, release: Release | None = None) -> None:
     """Raise RejectedError if a node may not become a member by asking to."""
+    if release is not None and (reason := unsupported(member.id, release, view.level)):
+        raise RejectedError("refused", reason)
     if (refusal := may_join(view, member)) is not None:
         raise RejectedError(refusal.code, refusal.reason)
 

@@ -20,11 +20,13 @@ from datapath.node.member_change import (
     addition,
     change_of_addresses,
     check_join,
+    raised_level,
     removal,
 )
 from datapath.node.membership import Facts, MembershipRefusal, refusals, unjudged, without_a_primary
 from datapath.operations import Principal
 from datapath.transport.calls import (
+    FinishUpgradeCall,
     HelloReturn,
     JoinReturn,
     NoAnswerError,
@@ -35,6 +37,7 @@ from datapath.transport.calls import (
 )
 from election.agreement import AgreementUnavailableError, Committed, Outcome, Refused
 from election.identity import Addresses
+from election.release import LEVEL, Release, unsupported
 from election.view import Member, View
 
 logger = logging.getLogger(__name__)
@@ -146,14 +149,45 @@ class MemberAdmin:
         logger.info("move of %s to %s, requested by %s", node, addresses, asked_by or "a node")
         return await self._carry_out(change_of_addresses(node, addresses, clock_ms() + timeout_ms))
 
-    async def add(self, member: Member, timeout_ms: int, *, anew: bool = True) -> View:
+    async def add(
+        self,
+        member: Member,
+        timeout_ms: int,
+        *,
+        anew: bool = True,
+        release: Release | None = None,
+    ) -> View:
         """Make a node a member, or register the disk of one that is.
 
         Without `anew` a node that is no member (any more) does not become one. Raises
         RejectedError if it was removed before: by the view that the change is made for, which may
         be newer than the one that this node knew when it was asked.
         """
-        return await self._carry_out(addition(member, clock_ms() + timeout_ms, anew=anew))
+        change = addition(member, clock_ms() + timeout_ms, anew=anew, release=release)
+        return await self._carry_out(change)
+
+    # -- upgrades
+
+    async def finish_upgrade(
+        self, timeout_ms: int, *, asked_by: str = "", caller: Principal | None = None
+    ) -> View:
+        """Raise the cluster's level to that of the primary's release (rules U2, A1)."""
+        context, primary = self._context, self._context.views.primary
+        if context.views.newest is None or context.views.is_removed:
+            raise context.no_primary("")
+        if primary == context.node_id and context.engine is not None:
+            context.check_admin(caller)
+            return await self.finish_upgrade_here(timeout_ms, asked_by)
+        call = FinishUpgradeCall(timeout_ms, asked_by, caller)
+        return await context.ask_for_view(primary, call, timeout_ms)
+
+    async def finish_upgrade_here(self, timeout_ms: int, asked_by: str) -> View:
+        """Propose this release's level, if everybody is known to support it."""
+        change = raised_level(LEVEL, self._context.releases, clock_ms() + timeout_ms)
+        view = await self._carry_out(change)
+        who = asked_by or "another node"
+        logger.warning("the cluster is at level %d, requested by %s", view.level, who)
+        return view
 
     async def _carry_out(
         self,
@@ -193,21 +227,32 @@ class MemberAdmin:
 
     # -- what nodes ask that come in, or come back
 
-    async def let_join(self, member: Member, timeout_ms: int) -> JoinReturn:
+    async def let_join(self, member: Member, timeout_ms: int, release: Release) -> JoinReturn:
         """Make a node a member that asks for it."""
         context = self._context
         if context.views.newest is not None:
-            check_join(context.views.newest, member)
+            check_join(context.views.newest, member, release)
         if not self._pin(member.id, member.data_id):
             raise RejectedError("lost_disk", _lost_disk(member.id))
-        view = await self.add(member, timeout_ms)
+        view = await self.add(member, timeout_ms, release=release)
         logger.info("%s joined the cluster at its own request", member.id)
         return JoinReturn(view, context.agreement.founders)
 
-    async def hello(self, node: str, data_id: str, *, joined: bool) -> HelloReturn:
-        """May `node`, with that data directory, take part?"""
+    async def hello(
+        self, node: str, data_id: str, *, joined: bool, release: Release
+    ) -> HelloReturn:
+        """May `node`, with that data directory and that release, take part?"""
+        context = self._context
         answer = await self._judge_hello(node, data_id, joined=joined)
-        return msgspec.structs.replace(answer, cluster_id=self._context.views.cluster_id)
+        view = context.views.newest
+        if not answer.problem and view is not None:  # U1
+            problem = unsupported(node, release, view.level)
+            answer = msgspec.structs.replace(answer, problem=problem, unfit=bool(problem))
+        return msgspec.structs.replace(
+            answer,
+            cluster_id=context.views.cluster_id,
+            release=context.releases().get(context.node_id, Release()),
+        )
 
     async def _judge_hello(self, node: str, data_id: str, *, joined: bool) -> HelloReturn:
         view = self._context.views.newest

@@ -18,6 +18,7 @@ from datapath.transport.calls import (
     ErrorReturn,
     ExecuteCall,
     ExecuteReturn,
+    FinishUpgradeCall,
     HandoverCall,
     HelloCall,
     JoinCall,
@@ -146,16 +147,19 @@ class PeerService:
             case HandoverCall(to, timeout_ms, caller):
                 self._context.check_admin(caller or ANONYMOUS)
                 return ViewReturn(await self._hand_over(to, timeout_ms))
-            case JoinCall(member, timeout_ms):
-                return await self._members.let_join(member, timeout_ms)
+            case JoinCall(member, timeout_ms, release):
+                return await self._members.let_join(member, timeout_ms, release)
             case RemoveCall(node, timeout_ms, force, asked_by, caller):
                 self._context.check_admin(caller or ANONYMOUS)
                 view = await self._members.remove_here(
                     node, timeout_ms, force=force, asked_by=asked_by
                 )
                 return ViewReturn(view)
-            case HelloCall(node, data_id, joined):
-                return await self._members.hello(node, data_id, joined=joined)
+            case FinishUpgradeCall(timeout_ms, asked_by, caller):
+                self._context.check_admin(caller or ANONYMOUS)
+                return ViewReturn(await self._members.finish_upgrade_here(timeout_ms, asked_by))
+            case HelloCall(node, data_id, joined, release):
+                return await self._members.hello(node, data_id, joined=joined, release=release)
             case _:
                 raise OperationNotAppliedError(
                     "unknown_call", f"{type(body).__name__} is not a call"

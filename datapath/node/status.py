@@ -43,6 +43,9 @@ def replica_counters(replica: Replica) -> dict[str, float]:
         "view_version": replica.view.version if replica.view else 0,
         "is_primary": float(replica.may_serve(clock_ms())),
         "in_sync_replicas": len(replica.view.in_sync) if replica.view else 0,
+        "replicas": sum(member.role == "replica" for member in replica.view.members)
+        if replica.view
+        else 0,
         "last_index": state.log.last_index,
         "durable_index": state.durable_index,
         "commit_index": state.commit_index,

@@ -54,7 +54,7 @@ class KnownView(msgspec.Struct, frozen=True):
     voters: frozenset[str]
 
 
-class Memory(msgspec.Struct, frozen=True, kw_only=True):
+class NodeMemory(msgspec.Struct, frozen=True, kw_only=True):
     """What a node, witnesses included, knew of the cluster.
 
     The first of `views` was agreed; each later one may have been. `remembered` maps data ids to the
@@ -110,7 +110,7 @@ def holds_committed_of(best: Survivor, other: Survivor) -> bool:
     return best.log.epoch_at(other.commit_index) == epoch
 
 
-def choose(survivors: Sequence[Survivor], memories: Iterable[Memory] = ()) -> Choice:
+def choose(survivors: Sequence[Survivor], memories: Iterable[NodeMemory] = ()) -> Choice:
     """Choose what the new cluster is made of. There is at least one survivor.
 
     Raises DisagreementError: they are not of one history.
@@ -131,7 +131,7 @@ def choose(survivors: Sequence[Survivor], memories: Iterable[Memory] = ()) -> Ch
     return Choice(best=best, losses=tuple(_losses(best, known)), doubts=tuple(_doubts(best, known)))
 
 
-def _losses(best: Survivor, memories: list[Memory]) -> list[str]:
+def _losses(best: Survivor, memories: list[NodeMemory]) -> list[str]:
     """Return what is known to be missing."""
     losses = []
     if best.incomplete:
@@ -153,7 +153,7 @@ def _losses(best: Survivor, memories: list[Memory]) -> list[str]:
     return losses
 
 
-def _doubts(best: Survivor, memories: list[Memory]) -> list[str]:
+def _doubts(best: Survivor, memories: list[NodeMemory]) -> list[str]:
     """R2: return why it cannot be said that nothing is missing; nothing: it can."""
     doubts = []
     if best.tail_cut or best.is_cut:
@@ -194,7 +194,7 @@ def has_majority(here: set[str], voters: frozenset[str]) -> bool:
     return 2 * len(voters & here) > len(voters)
 
 
-def last_views(memories: Iterable[Memory]) -> list[KnownView]:
+def last_views(memories: Iterable[NodeMemory]) -> list[KnownView]:
     """Return the last view that is known to be agreed, and all that may have followed it."""
     known = list(memories)
     agreed = [memory.views[0] for memory in known if memory.views]

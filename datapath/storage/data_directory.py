@@ -36,6 +36,7 @@ import msgspec
 from datapath.errors import DataDirectoryError, DiskFailedError, DiskFullError, StorageError
 from election.identity import Addresses
 from election.registry import KnownMember
+from election.release import FIRST_LEVEL, own_release, unsupported
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
 UNFINISHED = "unfinished"
 """The file that marks a directory in which a restore or a recovery has not come to its end."""
-_FORMAT = 2
+_FIRST_FORMAT, _FORMAT = 2, 3
+"""Of `identity.json`, below level 2 and from there on."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -118,6 +120,7 @@ class Identity(msgspec.Struct, frozen=True):
     version: int = 0
     addresses: Addresses | None = None
     first_epoch: int = 0
+    level: int = FIRST_LEVEL
 
 
 class DataDirectory:
@@ -243,6 +246,18 @@ class DataDirectory:
             )
         if not known:
             self._save(msgspec.structs.replace(self._identity, cluster=cluster_id))
+
+    @property
+    def level(self) -> int:
+        """The level of the cluster (`election.release`), as `note_level` was last told."""
+        return self._identity.level
+
+    def note_level(self, level: int) -> None:
+        """Remember the cluster's level, durably: a release that does not support it won't start."""
+        if level > self._identity.level:
+            self._save(
+                msgspec.structs.replace(self._identity, format=_format_at(level), level=level)
+            )
 
     def note_members(self, version: int, members: dict[str, KnownMember]) -> None:
         """Remember the members of the view of that version, durably, if it is a newer one."""
@@ -413,7 +428,7 @@ def _create(path: Path, node_id: str, create: bool) -> Identity:
         )
     if not create:
         raise DataDirectoryError(f"{path} is not a data directory: identity.json is missing")
-    identity = Identity(_FORMAT, node_id, secrets.token_hex(16))
+    identity = Identity(_FIRST_FORMAT, node_id, secrets.token_hex(16))
     _write(path, identity)
     return identity
 
@@ -441,6 +456,11 @@ def _write(path: Path, identity: Identity) -> None:
         raise storage_error(error, f"writing {path / 'identity.json'}") from error
 
 
+def _format_at(level: int) -> int:
+    """Return the identity's format: below level 2 the release before still reads it."""
+    return _FIRST_FORMAT if level < 2 else _FORMAT
+
+
 def _parse(file: Path, content: bytes) -> Identity:
     body, _, checksum = content.rstrip(b"\n").rpartition(b"\n")
     try:
@@ -453,9 +473,11 @@ def _parse(file: Path, content: bytes) -> Identity:
             f"{file} is damaged (its last line is the checksum of the rest): never replace it by "
             "an older copy; move the data directory away and join as a new node"
         )
-    if identity.format != _FORMAT:
+    if identity.format not in (_FIRST_FORMAT, _FORMAT):
         raise DataDirectoryError(
-            f"{file} has format {identity.format}, this version reads {_FORMAT}: use the "
-            "version of onecopy that wrote it"
+            f"{file} has format {identity.format}, this version reads {_FIRST_FORMAT} and "
+            f"{_FORMAT}: use the version of onecopy that wrote it"
         )
+    if problem := unsupported(identity.node, own_release(""), identity.level):
+        raise DataDirectoryError(f"{file}: {problem}")
     return identity

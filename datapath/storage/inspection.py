@@ -20,7 +20,7 @@ from datapath.storage.environment import (
     Environment,
     current_environment,
 )
-from datapath.storage.log_recovery import ExaminedLog, examine
+from datapath.storage.log_recovery import ExaminedLog, inspect_log
 from datapath.storage.snapshot import SnapshotReader
 
 
@@ -107,7 +107,7 @@ class InspectedDirectory:
             self.items, self.digest = reader.count, reader.checksum
         finally:
             reader.close()
-        self.log = examine(self.path / "log", (self.store_index, self.store_epoch))
+        self.log = inspect_log(self.path / "log", (self.store_index, self.store_epoch))
         if self.log.damage:
             self.damage.append(self.log.damage)
         try:

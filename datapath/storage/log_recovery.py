@@ -64,14 +64,14 @@ class ExaminedLog(HeldLog):
         _close(self._segments)
 
 
-def examine(directory: Path, base: tuple[int, int]) -> ExaminedLog:
+def inspect_log(directory: Path, base: tuple[int, int]) -> ExaminedLog:
     """Read the segments of a log beside a store at `base`, and change nothing.
 
     Raises DiskFailedError.
     """
     recovery = _Recovery(directory, 0, base, Files(), salvage=True, readonly=True)
     try:
-        return recovery.examine()
+        return recovery.inspect_log()
     except OSError as error:
         raise storage_error(error, f"reading the log {directory}") from error
 
@@ -135,7 +135,7 @@ class _Recovery:
             _close(self._obsolete)
         return RecoveredLog(self._chain, self._repairs, cut)
 
-    def examine(self) -> ExaminedLog:
+    def inspect_log(self) -> ExaminedLog:
         try:
             if self._directory.is_dir():
                 self._read()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from datapath.errors import OverloadedError
+from datapath.errors import OperationNotAppliedError, OverloadedError
 from datapath.transport.calls import (
     Call,
     ErrorReturn,
@@ -18,18 +18,23 @@ from datapath.transport.calls import (
     make_error,
 )
 from datapath.transport.link import Link
+from election.release import FIRST_LEVEL, Release, understands
 
 MAX_OPEN_CALLS = 50_000
 
 
 class Caller:
-    """The asking side of the request links: one link per peer, many calls on it at once."""
+    """The asking side of the request links: one link per peer, many calls on it at once.
+
+    `releases` says what the linked nodes run.
+    """
 
     def __init__(
         self,
         on_change: Callable[[], None],
         on_note: Callable[[Call | Return], None],
         greet: Callable[[Link], None],
+        releases: Callable[[], Mapping[str, Release]] = dict,
     ) -> None:
         self._links: dict[str, Link] = {}
         self._open: dict[int, tuple[str, asyncio.Future[Any]]] = {}
@@ -37,6 +42,7 @@ class Caller:
         self._on_change = on_change
         self._on_note = on_note
         self._greet = greet
+        self._releases = releases
 
     # The LinkHandler of outgoing links of the kind "request".
 
@@ -79,10 +85,14 @@ class Caller:
         return sorted(self._links)
 
     def note(self, peer: str, body: Call) -> None:
-        """Send what needs no answer, if there is a link."""
+        """Send what needs no answer, if there is a link, and the node understands it (U3)."""
         link = self._links.get(peer)
-        if link is not None:
+        if link is not None and self._is_understood(peer, body):
             link.send(encode_call(0, body))
+
+    def _is_understood(self, peer: str, body: Call) -> bool:
+        since = body.since
+        return since <= FIRST_LEVEL or understands(self._releases().get(peer), since)
 
     async def call(self, peer: str, body: Call, timeout_ms: float) -> Return:
         """Ask `peer` and return its answer; an ErrorReturn is raised as its error.
@@ -96,6 +106,12 @@ class Caller:
         link = self._links.get(peer)
         if link is None:
             raise NotSentError(f"no link to {peer}")
+        if not self._is_understood(peer, body):
+            raise OperationNotAppliedError(
+                "upgrade_pending",
+                f"{peer} runs a release without this, or has not told which one it runs: "
+                "upgrade it first (`onecopy status`)",
+            )
         if len(self._open) >= MAX_OPEN_CALLS:
             raise OverloadedError(
                 "overloaded", "too many calls to other nodes are pending: try again later"

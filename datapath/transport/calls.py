@@ -7,7 +7,7 @@ A call that got no answer proves nothing about whether it was carried out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -22,11 +22,14 @@ from datapath.errors import (
     RejectedError,
 )
 from datapath.operations import ClusterStatus, Operation, Principal, Query, QueryResult, Result
+from election.release import FIRST_LEVEL, Release
 from election.view import Member, View
 
 
 class _Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    pass
+    """`since`: the level that brought it; no node of an older release is sent it (U3)."""
+
+    since: ClassVar[int] = FIRST_LEVEL
 
 
 class ExecuteCall(_Body, frozen=True, tag=1):
@@ -67,19 +70,21 @@ class HandoverCall(_Body, frozen=True, tag=5):
 class HelloCall(_Body, frozen=True, tag=7):
     """I am `node` with data directory `data_id`: may I take part, and is there a view already?
 
-    `joined`: I have taken part with this directory; am I still a member?
+    `joined`: I have taken part with this directory; am I still a member? `release`: what I run.
     """
 
     node: str
     data_id: str
     joined: bool = False
+    release: Release = Release()
 
 
 class JoinCall(_Body, frozen=True, tag=8):
-    """Make me a member (or register my disk)."""
+    """Make me a member (or register my disk). `release`: what I run."""
 
     member: Member
     timeout_ms: int
+    release: Release = Release()
 
 
 class ViewNote(_Body, frozen=True, tag=9):
@@ -97,6 +102,7 @@ class NoticeNote(_Body, frozen=True, tag=10):
 class ArchivedNote(_Body, frozen=True, tag=11):
     """The archive holds the log up to entry `index`. Needs no answer."""
 
+    since: ClassVar[int] = 2
     index: int
 
 
@@ -114,6 +120,15 @@ class RemoveCall(_Body, frozen=True, tag=21):
     caller: Principal | None = None
 
 
+class FinishUpgradeCall(_Body, frozen=True, tag=22):
+    """Raise the cluster's level to your own release's, as in `Node.finish_upgrade`."""
+
+    since: ClassVar[int] = 2
+    timeout_ms: int
+    asked_by: str
+    caller: Principal | None = None
+
+
 Call = (
     ExecuteCall
     | QueryCall
@@ -127,6 +142,7 @@ Call = (
     | ArchivedNote
     | PingCall
     | RemoveCall
+    | FinishUpgradeCall
 )
 
 
@@ -166,12 +182,15 @@ class HelloReturn(_Body, frozen=True, tag=106):
 
     `removed`: consensus has confirmed just now that the node is no member and has no vote.
     `cluster_id`: the cluster that the answering node belongs to, also while it knows no view.
+    `release`: what the answering node runs. `unfit`: the problem is what the asking node runs.
     """
 
     problem: str
     view: View | None
     removed: bool = False
     cluster_id: str = ""
+    release: Release = Release()
+    unfit: bool = False
 
 
 ErrorKind = Literal["rejected", "not_primary", "full", "overloaded", "not_applied", "unknown"]

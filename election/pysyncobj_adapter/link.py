@@ -14,8 +14,11 @@ two small greetings before the peer has proved that it knows the secret.
       sealed Proof                        ->
                                           <- sealed Verdict (empty, or why refused)
 
+With a member of the release before, the keys are derived from the secret and the greetings alone.
+No third can bring that about: what each end runs stands in its greeting, and so in the keys.
+
 Who has recorded all that and learns the secret later cannot read it: the private halves of the keys
-are gone once they have agreed.
+are gone once they have agreed. (But for links with the release before.)
 """
 
 from __future__ import annotations
@@ -39,9 +42,14 @@ from election.pysyncobj_adapter import poller as events
 from election.pysyncobj_adapter.codec import UNDECODABLE
 from election.pysyncobj_adapter.peer_marks import PeerMark
 from election.pysyncobj_adapter.poller import Poller
+from election.release import Release, own_release, understands
 from election.shared_secret import SharedSecret
 
-PROTOCOL = "onecopy-raft-4"
+PROTOCOL = "onecopy-raft-3"
+"""Of the greetings. What the keys are derived from, the two releases say."""
+KEYS_AGREED_LEVEL = 2
+"""Who is of a release without it takes the other's key for a nonce, as in "onecopy-raft-3"."""
+_PLAIN_KEYS, _AGREED_KEYS = b"onecopy-raft-3", b"onecopy-raft-4"
 MAX_GREETING_BYTES = 2048
 MAX_RAFT_FRAME_BYTES = 1024 * 1024
 MAX_UNSENT_BYTES = 4 * 1024 * 1024
@@ -61,6 +69,7 @@ class Greeting(msgspec.Struct, frozen=True, array_like=True):
     target: str
     directory_id: bytes
     claim: Claim = Claim()
+    release: Release = Release()
 
 
 class _Proof(msgspec.Struct, frozen=True, array_like=True, tag="proof"):
@@ -107,6 +116,7 @@ class RaftLink:
         peer: str | None,
         now: float,
         claim: Claim = Claim(),  # noqa: B008 -- frozen
+        release: Release = own_release(""),  # noqa: B008 -- frozen
     ) -> None:
         """Start the handshake on a non-blocking socket: dial if `peer` is given, else accept.
 
@@ -131,7 +141,7 @@ class RaftLink:
         self._me = me
         self._key: X25519PrivateKey | None = X25519PrivateKey.generate()
         key = self._key.public_key().public_bytes_raw()
-        self._greeting = Greeting(PROTOCOL, key, me, self.peer, directory_id, claim)
+        self._greeting = Greeting(PROTOCOL, key, me, self.peer, directory_id, claim, release)
         self._connecting = self.dialed
         self._keys: list[_Keys] = []  # one; at an acceptor before the proof, one a secret
         self._sent_frames = self._read_frames = 0
@@ -266,10 +276,11 @@ class RaftLink:
             or theirs.sender != expected_sender
             or len(theirs.key) != _KEY_BYTES
             or not theirs.claim.is_usable
+            or not theirs.release.is_usable
         ):
             self.close()
             return
-        agreed = self._agree(theirs.key)
+        agreed = self._agree(theirs)
         if agreed is None:
             self.close()
             return
@@ -287,12 +298,17 @@ class RaftLink:
         self._derive_keys(agreed, self._secret.accepted, data, mine)
         self._on_plain = self._on_proof
 
-    def _agree(self, their_key: bytes) -> bytes | None:
-        """Return what both ends alone know, and forget the own part of it; None: anybody knows."""
+    def _agree(self, theirs: Greeting) -> bytes | None:
+        """Return what both ends alone know, and forget the own part of it; None: anybody knows.
+
+        It is empty where one of the two releases cannot agree on anything (decision 36).
+        """
         key, self._key = self._key, None
         assert key is not None
+        if not all(understands(g.release, KEYS_AGREED_LEVEL) for g in (self._greeting, theirs)):
+            return b""
         try:
-            return key.exchange(X25519PublicKey.from_public_bytes(their_key))
+            return key.exchange(X25519PublicKey.from_public_bytes(theirs.key))
         except ValueError:  # the other end's is one of the few that agree with all on the same
             return None
 
@@ -308,7 +324,8 @@ class RaftLink:
             transcript.update(_LENGTH.pack(len(greeting)) + greeting)
         salt = transcript.finalize()
         for secret in secrets:
-            keys = HKDF(SHA256(), 64, salt, PROTOCOL.encode()).derive(agreed + secret)
+            info = _AGREED_KEYS if agreed else _PLAIN_KEYS
+            keys = HKDF(SHA256(), 64, salt, info).derive(agreed + secret)
             dialer, acceptor = AESGCM(keys[:32]), AESGCM(keys[32:])
             own = _Keys(dialer, acceptor) if self.dialed else _Keys(acceptor, dialer)
             self._keys.append(own)

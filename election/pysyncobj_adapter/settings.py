@@ -8,6 +8,7 @@ import msgspec
 
 from election.identity import Claim
 from election.registry import PeerRegistry
+from election.release import Release, own_release
 from election.shared_secret import SharedSecret
 
 
@@ -55,6 +56,11 @@ class AgreementSettings(msgspec.Struct, frozen=True, kw_only=True):
     def claim(self) -> Claim:
         """What this node says of itself on each new link."""
         return self.registry.claim if self.registry is not None else Claim()
+
+    @property
+    def release(self) -> Release:
+        """What this node says of its program on each new link."""
+        return self.registry.release if self.registry is not None else own_release("")
 
     def __repr__(self) -> str:
         """Return what may stand in a log: not the secret."""

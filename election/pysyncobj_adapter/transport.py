@@ -237,6 +237,7 @@ class RaftTransport(Transport):  # type: ignore[misc]
             peer=peer,
             now=now,
             claim=self._settings.claim,
+            release=self._settings.release,
         )
 
     def _may_link(self, node_id: str) -> bool:
@@ -255,7 +256,12 @@ class RaftTransport(Transport):  # type: ignore[misc]
         if registry is not None:
             # Which side dialled matters only to links that carry questions.
             verdict = registry.judge(
-                greeting.sender, greeting.claim, "raft", asking=False, dialled=False
+                greeting.sender,
+                greeting.claim,
+                "raft",
+                asking=False,
+                dialled=False,
+                release=greeting.release,
             )
             if verdict.code:
                 return verdict.reason

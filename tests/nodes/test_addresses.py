@@ -101,6 +101,7 @@ async def test_one_address_of_a_node_changes_alone(make_cluster: MakeCluster, ch
     await agreed(cluster)
 
 
+@pytest.mark.long
 async def test_all_nodes_move_at_once(make_cluster: MakeCluster) -> None:
     cluster: Cluster = make_cluster()
     await cluster.start()

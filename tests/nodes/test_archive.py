@@ -179,6 +179,7 @@ async def restore(cluster: Cluster, *options: str | Path) -> commands.Ended:
     return await commands.run("restore", *options, *place)
 
 
+@pytest.mark.long
 async def test_a_cluster_goes_on_from_a_point_of_the_archive(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:

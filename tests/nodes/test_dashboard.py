@@ -68,6 +68,7 @@ def assert_own(page: Page, cluster: Cluster, node: str) -> None:
     assert asked == {urlsplit(cluster.url(node))[:2]}
 
 
+@pytest.mark.long
 async def test_it_follows_the_death_of_the_primary_and_a_lock_that_changes_hands(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:

@@ -82,7 +82,10 @@ class Journey:
             self.cluster.check_alive()
             found = [await self.cluster.status(name) for name in self.cluster.specs]
             return all(
-                status is not None and status.nodes[node].client == spec.client for status in found
+                status is not None
+                and node in status.nodes
+                and status.nodes[node].client == spec.client
+                for status in found
             )
 
         await wait_until(is_known, f"all know where {node} is")
@@ -103,9 +106,10 @@ async def test_growing_shrinking_moving_and_new_disks_under_load(
     cluster.write_config()
     await cluster.start("n1")
     every = {**first, **fresh, **{f"{node} moved": spec for node, spec in moved.items()}}
+    # Two clients for each address, dead or alive: at every step some ask where a node is.
     endpoints = {name: f"http://{spec.client}" for name, spec in every.items()}
     async with (
-        RecordedLoad(endpoints, tmp_path, bounds=Bounds(rate_per_s=60.0)) as load,
+        RecordedLoad(endpoints, tmp_path, bounds=Bounds(clients=22, rate_per_s=150.0)) as load,
         Writer(cluster, "n1", tasks=2, pause_s=0.03, timeout_ms=30_000) as writer,
     ):
         journey = Journey(cluster, writer, load)

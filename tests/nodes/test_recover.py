@@ -148,6 +148,7 @@ async def test_each_set_of_survivors_gives_back_all_that_it_holds_and_says_so_tr
     assert {node: content(old.data(node)) for node in old.specs} == before
 
 
+@pytest.mark.long
 async def test_lost_nodes_that_return_are_shut_out_until_they_come_empty(
     make_cluster: MakeCluster,
 ) -> None:
@@ -221,9 +222,9 @@ async def test_bad_input_is_named_and_nothing_is_made(
     assert "holds no identity.json" in refused(two, tmp_path / "nothing")
     DataDirectory.open(tmp_path / "fresh", node_id="n8").close()
     assert "has never been part of a cluster" in refused(tmp_path / "fresh")
-    _overwrite(two / "identity.json", b'"format": 2', b'"format": 9')
+    _overwrite(two / "identity.json", b'"format": 3', b'"format": 9')
     assert "identity.json is damaged" in refused(one, two)
-    _overwrite(two / "identity.json", b'"format": 9', b'"format": 2')
+    _overwrite(two / "identity.json", b'"format": 9', b'"format": 3')
     data = next((two / "store").glob("env-*")) / "data.mdb"
     _overwrite(data, VALUE, VALUE[:-1] + b"y")
     assert "Leave such a directory out of the command" in (text := refused(one, two))

@@ -90,7 +90,7 @@ async def test_a_busy_port_is_named(make_cluster: MakeCluster, which: str) -> No
     assert code == 1  # the next start may find it free
     assert f"{address} (" in said
     assert "in use" in said
-    assert f"stop it, or change `{which}` of" in said
+    assert f"stop it, or change `{which}` (or `{which}_bind`) of" in said
     await cluster.start(victim)
     await cluster.wait_converged()
 

@@ -42,6 +42,7 @@ from tests.sim.mutant import Mutant, broken
 from tests.sim.raft_mutants import RAFT_MUTANTS
 from tests.sim.read_mutants import READ_MUTANTS
 from tests.sim.recovery_mutants import RECOVERY_MUTANTS
+from tests.sim.release_mutants import RELEASE_MUTANTS
 from tests.sim.replica_mutants import REPLICA_MUTANTS
 from tests.sim.service_mutants import SERVICE_MUTANTS
 from tests.sim.watch_mutants import WATCH_MUTANTS
@@ -64,6 +65,7 @@ MODULES = (
     "hosting",
     "access",
     "identity",
+    "release",
     "recovery",
 )
 PRELOADED = [f"tests.sim.{name}_mutants" for name in MODULES]
@@ -79,6 +81,7 @@ RULES = (
     *(f"X{n}" for n in range(1, 5)),
     "A1",
     *(f"I{n}" for n in range(1, 6)),
+    *(f"U{n}" for n in range(1, 4)),
     "B2",
     "R1",
     "R2",
@@ -87,7 +90,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *REPLICA_MUTANTS, *CLIENT_MUTANTS, *SERVICE_MUTANTS, *CONSENSUS_MUTANTS,
     *RAFT_MUTANTS, *MEMBERSHIP_MUTANTS, *READ_MUTANTS, *WATCH_MUTANTS,
     *LEASE_MUTANTS, *FOUND_MUTANTS, *JOINT_MUTANTS, *HOSTING_MUTANTS,
-    *IDENTITY_MUTANTS, *ACCESS_MUTANTS, *RECOVERY_MUTANTS,
+    *IDENTITY_MUTANTS, *ACCESS_MUTANTS, *RECOVERY_MUTANTS, *RELEASE_MUTANTS,
 )  # fmt: skip
 
 

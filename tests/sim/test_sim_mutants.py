@@ -7,7 +7,11 @@ import pytest
 from tests.sim.mutant import Mutant
 from tests.sim.mutants import MUTANTS, catch, rules_without_mutants
 
-QUICK = tuple({m.rule: m for m in reversed(MUTANTS) if not m.unit}.values())
+LATE = ("reads rest on leases although clocks",)
+"""Those that schedules notice after many seeds, where others of their rule are noticed soon."""
+QUICK = tuple(
+    {m.rule: m for m in reversed(MUTANTS) if not m.unit and not m.broken.startswith(LATE)}.values()
+)
 """One of each rule that the simulator notices; `make mutants` tries all."""
 
 

@@ -327,6 +327,7 @@ class Cluster:
             lines += [
                 f"{field} = {json.dumps(str(value))}"
                 for field, value in msgspec.structs.asdict(spec).items()
+                if value  # an empty one is as good as none, and older releases may not know it
             ]
         for (source, target), route in self.routes.items():
             lines.append(f"[routes.{source}.{target}]")

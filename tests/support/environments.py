@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("onecopy", "cluster", "datapath", "election")
+WHEEL_FILES = ("pyproject.toml", "LICENSE", "README.md", "docs/package-index.md")
 PIP_DEADLINE_S = 120.0
 COMMAND_DEADLINE_S = 30.0
 
@@ -72,6 +73,33 @@ class Environment:
         return done.stdout
 
 
+def has_commit(commit: str) -> bool:
+    """Whether the repository holds a commit (a clone may be shallow)."""
+    return _git("cat-file", "-e", f"{commit}^{{commit}}").returncode == 0
+
+
+def build_wheel_of(commit: str, directory: Path) -> Path:
+    """Build the wheel of another commit; `directory` is empty."""
+    source = directory / "source"
+    source.mkdir()
+    archive = _git("archive", commit, *PACKAGES, *WHEEL_FILES)
+    assert archive.returncode == 0, archive.stderr.decode()
+    subprocess.run(
+        ["tar", "-x", "-C", source], input=archive.stdout, check=True, timeout=COMMAND_DEADLINE_S
+    )
+    pip("wheel", "-q", "--no-deps", "--wheel-dir", directory, source)
+    return next(directory.glob("*.whl"))
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        ["git", "-C", str(ROOT), *arguments],
+        capture_output=True,
+        timeout=COMMAND_DEADLINE_S,
+        check=False,
+    )
+
+
 def build_wheel(directory: Path) -> Path:
     """Build the project's wheel; `directory` is empty."""
     source = directory / "source"  # a copy: setuptools leaves its build directory in the source
@@ -79,7 +107,7 @@ def build_wheel(directory: Path) -> Path:
         shutil.copytree(
             ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__")
         )
-    for name in ("pyproject.toml", "LICENSE", "README.md", "docs/package-index.md"):
+    for name in WHEEL_FILES:
         (source / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, source / name)
     pip("wheel", "-q", "--no-deps", "--wheel-dir", directory, source)

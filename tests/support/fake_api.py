@@ -133,6 +133,11 @@ class FakeNode:
             raise OperationUnknownError("outcome_unknown", "switched on by the test")
         return view
 
+    async def finish_upgrade(
+        self, timeout_ms: int, *, asked_by: str = "", caller: Principal | None = None
+    ) -> View:
+        return await self.core.finish_upgrade(timeout_ms, asked_by=asked_by, caller=caller)
+
     async def remove_member(
         self,
         node: str,

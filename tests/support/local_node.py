@@ -52,12 +52,15 @@ from datapath.service import Service
 from datapath.storage.backup_format import BackupEnd, BackupHeader, BackupWriter
 from datapath.storage.environment import ContentHash
 from election.identity import Addresses
+from election.release import LEVEL
 from election.view import (
     AddMember,
+    Confirm,
     Handover,
     Member,
     RemoveMember,
     View,
+    ViewChange,
     ViewRefusal,
     ViewStep,
     apply_change,
@@ -456,6 +459,12 @@ class LocalNode:
         self._check_known(to)
         return self._change(Handover(to), "handover_failed")
 
+    async def finish_upgrade(
+        self, timeout_ms: int, *, asked_by: str = "", caller: Principal | None = None
+    ) -> View:
+        await self._gate()
+        return self._change(Confirm(LEVEL), "upgrade_pending")
+
     async def remove_member(
         self,
         node: str,
@@ -496,7 +505,7 @@ class LocalNode:
             raise self.fail_with
         return tuple(self.steps)
 
-    def _change(self, change: AddMember | Handover | RemoveMember, code: str) -> View:
+    def _change(self, change: ViewChange, code: str) -> View:
         outcome = apply_change(self.view, change, self.view.version)
         if isinstance(outcome, ViewRefusal):
             raise RejectedError(code, outcome.reason)

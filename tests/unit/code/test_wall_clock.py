@@ -16,6 +16,7 @@ ALLOWED = {
     "cluster/cli/restore.py": "how old a backup is: it can only raise what revisions go on at (B2)",
     "datapath/node/backups.py": "the date in a backup's header, for the same",
     "cluster/certificates/facts.py": "whether a certificate has expired",
+    "cluster/recovery/report.py": "when a log was last written, for people; and the margin (B2)",
     "cluster/node/logs.py": "the time of a log line",
     "cluster/services/caretaker.py": "when a timer may be due; decided again by its operation",
     "cluster/services/hosting.py": "timers, which run by the time of day (X3)",

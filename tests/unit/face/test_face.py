@@ -16,7 +16,7 @@ import onecopy
 ROOT = Path(__file__).resolve().parents[3]
 CLIENT_MODULES = {
     *("datapath", "datapath.clock", "datapath.errors", "datapath.operations"),
-    *("datapath.keyspaces", "datapath.service"),
+    *("datapath.keyspaces", "datapath.service", "datapath.tls_records"),
     *("election", "election.identity", "election.view"),
 }
 """What the client shares with a server: the shapes of answers, and of what they name."""

@@ -115,7 +115,12 @@ def good(method: str, path: str) -> Ask:
     if path == "/v1/watch":
         return Ask(method.upper(), f"{path}?start=p", None, {})
     if method == "post":
-        return Ask("POST", target, b'{"to": "n2"}', {"Content-Type": "application/json"})
+        return Ask(
+            "POST",
+            target,
+            b"{}" if path.endswith("upgrade") else b'{"to": "n2"}',
+            {"Content-Type": "application/json"},
+        )
     if method == "patch":
         moved = b'{"peer": "127.0.0.1:8999"}'
         return Ask("PATCH", target, moved, {"Content-Type": "application/json"})
@@ -257,6 +262,7 @@ FAILING: dict[str, Callable[[Local], None]] = {
     "unsafe_removal": fails(RejectedError("unsafe_removal", "n3")),
     "membership_pending": fails(RejectedError("membership_pending", "n2")),
     "no_majority": fails(RejectedError("no_majority", "n1")),
+    "upgrade_pending": fails(RejectedError("upgrade_pending", "n2")),
     "handover_failed": fails(OperationNotAppliedError("handover_failed", "no")),
     "lock_queue_full": fails(RejectedError("lock_queue_full", "1000 wait")),
     "last_admin": fails(RejectedError("last_admin", "nobody else may")),
@@ -528,6 +534,7 @@ INTERNAL = {
     "unknown_call",  # between nodes
     "lost_disk",
     "disk_queue_full",  # between the engine and its disk
+    "lease_exists",  # etcd's gateway alone lets clients choose
 }
 
 

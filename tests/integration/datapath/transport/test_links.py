@@ -307,7 +307,7 @@ async def test_a_busy_port_is_named_with_the_field_to_change() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(
-            LinkError, match=f"127.0.0.1:{port}.*another process.*`peer` of node n2"
+            LinkError, match=f"127.0.0.1:{port}.*another process.*`peer` .*of node n2"
         ):
             await make_listener(Recorder(), port=port).start()
 

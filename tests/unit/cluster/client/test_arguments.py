@@ -98,6 +98,7 @@ WRONG: list[tuple[str, dict[str, Any], str, list[Any]]] = [
     ("mirror", {}, "prefix", TEXTS),
     ("handover", {"to": "n1"}, "to", TEXTS),
     ("handover", {"to": "n1"}, "timeout_ms", NUMBERS),
+    ("finish_upgrade", {}, "timeout_ms", NUMBERS),
     ("remove", {"node": "n1"}, "node", TEXTS),
     ("remove", {"node": "n1"}, "force", FLAGS),
     ("remove", {"node": "n1"}, "timeout_ms", NUMBERS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -53,3 +54,22 @@ def test_the_level_comes_from_the_caller_then_the_environment(
     assert "shown" in out.getvalue()
     with pytest.raises(ValueError, match="use one of"):
         configure_logs("n1", "loud")
+
+
+def test_json_is_an_object_per_line() -> None:
+    out = io.StringIO()
+    configure_logs("n1", stream=out, as_json=True)
+    logging.getLogger("some.module").warning('a "%s"\n', "b\udcff")
+    try:
+        int("because")
+    except ValueError:
+        logging.getLogger("x").exception("failed")
+    first, second = map(json.loads, out.getvalue().splitlines())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first.pop("time"))
+    assert first == {
+        "node": "n1",
+        "level": "WARNING",
+        "logger": "some.module",
+        "message": 'a "b?"\n',
+    }
+    assert "ValueError: invalid literal" in second["traceback"]

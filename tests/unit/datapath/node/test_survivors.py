@@ -9,7 +9,7 @@ import pytest
 from datapath.node.survivors import (
     DisagreementError,
     KnownView,
-    Memory,
+    NodeMemory,
     Survivor,
     choose,
     goes_further,
@@ -44,8 +44,10 @@ def view(version: int, in_sync: str, *, primary: str = "", nodes: str = "abc") -
     )
 
 
-def memory(node: str, *views: View, voters: str = "abc", **remembered: tuple[int, int]) -> Memory:
-    return Memory(
+def memory(
+    node: str, *views: View, voters: str = "abc", **remembered: tuple[int, int]
+) -> NodeMemory:
+    return NodeMemory(
         name=node,
         node=node,
         views=tuple(KnownView(item, frozenset(voters)) for item in views),
@@ -79,6 +81,8 @@ def test_of_equal_logs_the_one_without_marks_is_taken() -> None:
     for order in itertools.permutations([marked, cut, whole]):
         assert choose(order).best is whole
     assert choose([marked, cut]).best is cut
+    torn = survivor("d", 100, is_cut=True)
+    assert choose([torn, whole]).best is whole
 
 
 def test_a_marked_log_that_goes_further_is_taken_and_its_loss_is_told() -> None:
@@ -131,7 +135,7 @@ def test_the_voters_of_every_view_that_may_have_been_agreed_count() -> None:
         KnownView(view(5, "ab"), frozenset("abc")),
         KnownView(view(6, "ab"), frozenset("abcde")),
     )
-    known = [Memory(name=node, node=node, views=states) for node in "ab"]
+    known = [NodeMemory(name=node, node=node, views=states) for node in "ab"]
     assert "lost nodes (c, d, e)" in choose([survivor("a", 100)], known).doubts[0]
 
 
@@ -139,6 +143,23 @@ def test_a_directory_of_another_disk_was_not_in_sync() -> None:
     other = Survivor(name="a", node="a", data_id="new", log=LogIndex(0, 0, 0), commit_index=0)
     choice = choose([other], [memory("a", view(5, "ab")), memory("b", view(5, "ab"))])
     assert not choice.is_complete
+
+
+def test_what_may_have_been_agreed_before_the_last_view_that_was_is_past() -> None:
+    best = survivor("a", 100)
+    behind = memory("b", view(3, "ab"), view(4, "b"))
+    assert choose([best], [memory("a", view(5, "ab")), behind]).is_complete
+
+
+def test_who_has_seen_no_view_proves_nothing() -> None:
+    choice = choose([survivor("a", 100)], [memory("a", view(5, "ab")), memory("b")])
+    assert "lost nodes (b, c)" in choice.doubts[0]
+
+
+def test_who_is_no_member_was_not_in_sync() -> None:
+    odd = view(5, "ab", nodes="bc")
+    choice = choose([survivor("a", 100)], [memory("a", odd), memory("b", odd)])
+    assert "was not in sync" in choice.doubts[0]
 
 
 def test_a_torn_end_may_have_been_acknowledged() -> None:

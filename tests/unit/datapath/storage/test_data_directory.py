@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from datapath.errors import DataDirectoryError
 from datapath.storage.data_directory import DataDirectory
+from election.release import LEVEL
 
 
 def test_what_it_remembers_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -163,3 +166,27 @@ def test_it_remembers_that_its_node_was_removed(tmp_path: Path) -> None:
     again = DataDirectory.open(tmp_path / "n1", node_id="n1")
     assert again.removed
     again.close()
+
+
+def test_the_release_before_reads_it_until_the_level_rises(tmp_path: Path) -> None:
+    with closing(DataDirectory.open(tmp_path, node_id="n1")) as directory:
+        directory.note_level(1)
+        assert _format(tmp_path) == 2
+        directory.note_level(2)
+        directory.note_level(1)  # it never falls
+    assert _format(tmp_path) == 3
+    with closing(DataDirectory.open(tmp_path, node_id="n1")) as directory:
+        assert directory.level == 2
+
+
+def test_one_of_a_level_that_this_release_does_not_support_is_refused(tmp_path: Path) -> None:
+    with closing(DataDirectory.open(tmp_path, node_id="n1")) as directory:
+        directory.note_level(LEVEL + 1)
+    with pytest.raises(DataDirectoryError, match="install the release that the other nodes run"):
+        DataDirectory.open(tmp_path, node_id="n1")
+
+
+def _format(path: Path) -> int:
+    identity = msgspec.json.decode((path / "identity.json").read_bytes().rpartition(b"}")[0] + b"}")
+    found: int = identity["format"]
+    return found

@@ -15,7 +15,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from election.identity import Claim
 from election.pysyncobj_adapter.link import (
+    _AGREED_KEYS,
+    _PLAIN_KEYS,
+    KEYS_AGREED_LEVEL,
     MAX_GREETING_BYTES,
     MAX_RAFT_FRAME_BYTES,
     PROTOCOL,
@@ -23,6 +27,7 @@ from election.pysyncobj_adapter.link import (
     RaftLink,
 )
 from election.pysyncobj_adapter.poller import Poller
+from election.release import Release
 from election.shared_secret import SharedSecret
 
 SECRET = b"the secret of the cluster"
@@ -51,6 +56,9 @@ class Side:
         self.closed += 1
 
 
+OLD, NEW = Release(), Release("2.0", KEYS_AGREED_LEVEL)
+
+
 class Wire:
     """n2 dials n1; the test carries the bytes between them, whole frames at a time."""
 
@@ -62,6 +70,8 @@ class Wire:
         acceptor_takes: tuple[bytes, ...] = (SECRET,),
         dialer_means: str = "n1",
         acceptor_is: str = "n1",
+        dialer_runs: Release = NEW,
+        acceptor_runs: Release = NEW,
     ) -> None:
         self.poller = Poller()
         self.dialer_side, self.acceptor_side = Side(), acceptor or Side()
@@ -78,6 +88,7 @@ class Wire:
             directory_id=b"disk of n2",
             peer=dialer_means,
             now=0,
+            release=dialer_runs,
         )
         self.acceptor = RaftLink(
             self.acceptor_side,
@@ -88,6 +99,7 @@ class Wire:
             directory_id=b"disk of n1",
             peer=None,
             now=0,
+            release=acceptor_runs,
         )
 
     def poll(self) -> None:
@@ -185,6 +197,19 @@ def test_what_is_sent_cannot_be_read(wire: Wire) -> None:
     assert b"view" not in frame
 
 
+@pytest.mark.parametrize(("dialer", "acceptor"), [("old", "new"), ("new", "old"), ("old", "old")])
+def test_members_of_neighbouring_releases_have_links(
+    make: Callable[..., Wire], dialer: str, acceptor: str
+) -> None:
+    """The real one of the release before is run in `tests/nodes/test_upgrade.py`."""
+    runs = {"old": OLD, "new": NEW}
+    wire = make(dialer_runs=runs[dialer], acceptor_runs=runs[acceptor])
+    wire.carry()
+    wire.dialer.send(b"the view", 0)
+    wire.carry()
+    assert wire.acceptor_side.frames == [b"the view"]
+
+
 def test_who_has_recorded_it_and_learns_the_secret_cannot_read_it(
     make: Callable[..., Wire],
 ) -> None:
@@ -205,8 +230,9 @@ def test_who_has_recorded_it_and_learns_the_secret_cannot_read_it(
         assert link._key is None
     transcript = b"".join(struct.pack(">I", len(data)) + data for data in (dialers, acceptors))
     salt = hashlib.sha256(transcript).digest()
-    for guess in (SECRET, *(key + SECRET for key in public), bytes(32) + SECRET):
-        keys = HKDF(SHA256(), 64, salt, PROTOCOL.encode()).derive(guess)
+    guesses = (SECRET, *(key + SECRET for key in public), bytes(32) + SECRET)
+    for guess, info in itertools.product(guesses, (_PLAIN_KEYS, _AGREED_KEYS)):
+        keys = HKDF(SHA256(), 64, salt, info).derive(guess)
         for key, frame in itertools.product((keys[:32], keys[32:]), sealed):
             for counter in range(len(sealed)):
                 with pytest.raises(InvalidTag):
@@ -322,10 +348,34 @@ class TestHandshake:
         self, make: Callable[..., Wire], key: bytes
     ) -> None:
         wire = make()
-        greeting = msgspec.msgpack.encode(Greeting(PROTOCOL, key, "n2", "n1", b"disk of n2"))
+        greeting = msgspec.msgpack.encode(
+            Greeting(PROTOCOL, key, "n2", "n1", b"disk of n2", Claim(), NEW)
+        )
         wire.push(wire.at_acceptor, struct.pack(">I", len(greeting)) + greeting)
         assert wire.acceptor.closed
         assert wire.read(wire.at_acceptor) == []
+
+    @pytest.mark.parametrize("of", ["dialer", "acceptor"])
+    def test_a_release_that_was_taken_out_on_the_way_fails(
+        self, make: Callable[..., Wire], of: str
+    ) -> None:
+        """Else who is between them could bring about keys without forward secrecy."""
+        wire = make()
+        for at, to, forged in (
+            (wire.at_dialer, wire.at_acceptor, of == "dialer"),
+            (wire.at_acceptor, wire.at_dialer, of == "acceptor"),
+        ):
+            (frame,) = wire.read(at)
+            if forged:
+                greeting = msgspec.msgpack.decode(frame[4:], type=Greeting)
+                older = msgspec.structs.replace(greeting, release=OLD)
+                data = msgspec.msgpack.encode(older)
+                frame = struct.pack(">I", len(data)) + data
+            wire.push(to, frame)
+        wire.carry()
+        assert not wire.acceptor.is_open
+        assert not wire.dialer.is_open
+        assert wire.acceptor_side.judged == []
 
     def test_a_key_that_was_put_in_the_place_of_another_fails(
         self, make: Callable[..., Wire]

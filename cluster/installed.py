@@ -1,0 +1,13 @@
+"""Which version of onecopy runs."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def installed_version() -> str:
+    """Return it, or "unknown" in a source tree that is not installed."""
+    try:
+        return version("onecopy")
+    except PackageNotFoundError:
+        return "unknown"
