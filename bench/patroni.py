@@ -43,6 +43,7 @@ POSTGRES = Path("/usr/lib/postgresql")
 HOW_TO_GET = "PostgreSQL is not installed: apt-get install postgresql"
 WRITER = Path(__file__).with_name("patroni_writer.py")
 
+_IS_STANDBY = "select pg_is_in_recovery()"
 _CONFIG = """
 scope: bench
 name: {name}
@@ -120,13 +121,18 @@ class Members:
         return json.loads(done.stdout) if done.returncode == 0 and done.stdout else []
 
     def leader(self) -> str:
-        """Return the member that leads."""
-        name: str = wait_until(
-            lambda: next((m["Member"] for m in self.list() if m["Role"] == "Leader"), None),
-            "Patroni names a leader",
-            HEAL_DEADLINE_S,
-        )
-        return name
+        """Return the member that leads, and whose PostgreSQL takes writes."""
+
+        def found() -> str | None:
+            for member in self.list():
+                name: str = member["Member"]
+                with contextlib.suppress(subprocess.SubprocessError):
+                    if member["Role"] == "Leader" and self.sql(name, _IS_STANDBY) == "f":
+                        return name
+            return None
+
+        leader: str = wait_until(found, "Patroni names a leader", HEAL_DEADLINE_S)
+        return leader
 
     def wait_whole(self, *, only_leader: bool = False) -> None:
         """Wait for a leader that runs and, but at the start, a synchronous standby that streams."""
@@ -155,7 +161,7 @@ class Members:
     def sql(self, name: str, statement: str) -> str:
         """Return what psql prints."""
         where = ["-h", "127.0.0.1", "-p", self.ports[name], "-U", "postgres", "-Atc", statement]
-        return output_of([str(self._binaries / "psql"), *where])
+        return output_of([str(self._binaries / "psql"), *where]).strip()
 
 
 def postgres_binaries() -> Path:
