@@ -23,6 +23,15 @@ def is_behind(held: tuple[int, int], known: tuple[int, int]) -> bool:
     return held[0] < known[0] or held[1] < known[1]
 
 
+def goes_on_at(told: int, known: int) -> int:
+    """Where a leader goes on sending after a refusal that names the entry `told`.
+
+    Never further on than it knows: of several messages on their way, an early one may be refused
+    for an entry that contradicts, and a later one for the end of the same log, which lies behind.
+    """
+    return min(told, known)
+
+
 class _Content(msgspec.Struct, frozen=True, array_like=True):
     directory_id: bytes
     term: int

@@ -28,7 +28,7 @@ from election.pysyncobj_adapter.network import Network
 from election.pysyncobj_adapter.peer_marks import PeerMark
 from election.pysyncobj_adapter.poller import READ, OnEvent
 from election.pysyncobj_adapter.pre_vote import Ballot
-from election.pysyncobj_adapter.progress_mark import is_behind
+from election.pysyncobj_adapter.progress_mark import goes_on_at, is_behind
 from election.pysyncobj_adapter.raft_snapshot import Dump
 from election.pysyncobj_adapter.settings import AgreementSettings
 from election.pysyncobj_adapter.storage import RaftStorage
@@ -402,10 +402,7 @@ class RaftCore(RaftMembers):
         self._SyncObj__onMessageReceived(node, heartbeat)
 
     def _on_ack(self, node: Node, message: wire.FollowerReply) -> None:
-        """Count an acknowledgement of this term only.
-
-        PySyncObj's carries no term, and an old one counts for entries that it never saw.
-        """
+        """Count an acknowledgement of this term only; PySyncObj's carries none."""
         if message.term > self.raftCurrentTerm:
             self._step_down(message.term)
         elif (
@@ -413,7 +410,10 @@ class RaftCore(RaftMembers):
             and node in self._SyncObj__otherNodes
             and 1 < message.next_index <= self._SyncObj__getCurrentLogIndex() + 1
         ):
-            self._pass_on(node, message)
+            known, at = self._SyncObj__raftNextIndex.get(node), message.next_index
+            at = goes_on_at(at, known or at) if message.reset else at
+            told = wire.FollowerReply(message.term, at, message.reset, message.success)
+            self._pass_on(node, told)
 
     def _SyncObj__sendNextNodeIdx(
         self,

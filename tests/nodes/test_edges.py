@@ -208,5 +208,7 @@ async def test_a_second_signal_does_not_wait_for_clients(make_cluster: MakeClust
         cluster.nodes["n1"].signal(signal.SIGTERM)
         await wait_until(lambda: traffic.answered > 50, "requests are served all the same")
         assert cluster.nodes["n1"].running
+        assert traffic.failures == []
         assert await cluster.nodes["n1"].terminate() == 0
-    assert traffic.failures == []
+    # It waits for nobody any more: who asks as the connection closes is reset, and not answered.
+    assert [item for item in traffic.failures if "ConnectionResetError" not in item] == []

@@ -119,6 +119,10 @@ def _e4_no_term_filter() -> list[Patch]:
     return [patch.object(RaftCore, "_on_ack", on_ack)]
 
 
+def _e4_refusals_raise() -> list[Patch]:
+    return [patch.object(core_module, "goes_on_at", lambda told, _known: told)]
+
+
 def _e4_appends_as_they_come() -> list[Patch]:
     def on_append(core: RaftCore, node: Node, message: wire.AppendEntries) -> None:
         core._pass_on(node, message)
@@ -233,6 +237,11 @@ CONSENSUS_MUTANTS = (
     Mutant(
         "E4", "acknowledgements of an old term count", _e4_no_term_filter,
         unit=UNIT + "test_raft_core.py::TestAck::test_a_stale_one_counts_for_nothing",
+    ),
+    Mutant(
+        "E4", "a refusal raises where a leader goes on", _e4_refusals_raise,
+        unit=UNIT
+        + "test_raft_core.py::TestRefusals::test_one_that_lies_behind_another_does_not_raise_it",
     ),
     Mutant(
         "E4", "an old append erases newer entries", _e4_appends_as_they_come,

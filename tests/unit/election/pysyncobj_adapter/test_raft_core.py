@@ -702,6 +702,31 @@ class TestWhoMissedTheChanges:
             assert not bench.core._links._is_to_be_dialed("n1", at)
 
 
+class TestRefusals:
+    """Where a leader goes on after a follower has refused its entries."""
+
+    def next_index(self, bench: Bench, node: str) -> int:
+        found: int = bench.core._SyncObj__raftNextIndex[Node(node)]
+        return found
+
+    def test_one_that_lies_behind_another_does_not_raise_it(self, bench: Bench) -> None:
+        """The first message was refused for an entry that contradicts, the next for the log's end.
+
+        Taken in turn, the leader would send the same two again and again (found by seed 18400).
+        """
+        term = bench.lead()
+        bench.core._SyncObj__raftNextIndex[Node("n2")] = 4
+        for told in (2, 3, 3):
+            bench.receive("n2", wire.FollowerReply(term, told, reset=True, success=False))
+            assert self.next_index(bench, "n2") == 2
+
+    def test_what_was_taken_raises_it(self, bench: Bench) -> None:
+        term = bench.lead()
+        bench.core._SyncObj__raftNextIndex[Node("n2")] = 2
+        bench.receive("n2", wire.FollowerReply(term, 3, reset=False, success=True))
+        assert self.next_index(bench, "n2") == 3
+
+
 class BreaksAtOnce(Tap):
     """A link whose connection is reset when the first frame is sent on it."""
 
