@@ -147,7 +147,7 @@ async def requests_of(cluster: Cluster, token: str) -> list[bytes]:
 @pytest.mark.parametrize(
     ("tls", "count"),
     [
-        (False, 400),
+        (False, 200),
         pytest.param(False, 6000, marks=pytest.mark.long),
         pytest.param(True, 2000, marks=pytest.mark.long),
     ],

@@ -94,6 +94,7 @@ async def test_the_page_about_growing_shrinking_and_moving(cluster: Cluster) -> 
     assert (await cluster.fetch("n1", "PUT", kv("a"), b"1")).status == 201
 
 
+@pytest.mark.long
 async def test_the_page_about_a_recovery(cluster: Cluster) -> None:
     await cluster.start()
     assert (await cluster.fetch("n1", "PUT", kv("a"), b"1")).status == 201

@@ -76,7 +76,7 @@ async def test_everything_is_loaded_and_the_last_of_a_key_wins(
     assert not checkpoint_path(tmp_path / "f.ndjson").exists()
 
 
-@pytest.mark.parametrize("batch", [1, pytest.param(16, marks=pytest.mark.long)])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.long), 16])
 async def test_faults_on_the_way_lose_and_double_nothing(
     nodes: FakeCluster, tmp_path: Path, batch: int
 ) -> None:
