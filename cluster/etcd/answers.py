@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from cluster.etcd.ranges import EtcdKey, FoundRange
-from cluster.services.leases import FIRST_CHOSEN_LEASE
+from cluster.services.leases import FIRST_CHOSEN_LEASE, LAST_CHOSEN_LEASE
 
 encode = msgspec.json.Encoder().encode
 
@@ -29,8 +29,18 @@ def shown_lease(lease: int) -> int:
 
 
 def stored_lease(lease: int) -> int:
-    """Return under which id a lease of etcd's clients is kept; what cannot be one stays itself."""
-    return lease + FIRST_CHOSEN_LEASE if 0 < lease <= MAX_LEASE_ID else lease
+    """Return under which id a lease of etcd's clients is kept; 0 is none.
+
+    What cannot be one of theirs is an id that no lease ever has.
+    """
+    if not lease:
+        return 0
+    return lease + FIRST_CHOSEN_LEASE if 0 < lease <= MAX_LEASE_ID else LAST_CHOSEN_LEASE + 1
+
+
+def compared_lease(lease: int) -> int:
+    """Return what stands for a lease's id in a comparison, in the order of the ids."""
+    return lease + FIRST_CHOSEN_LEASE if lease > 0 else lease
 
 
 def number_of(*parts: str) -> int:

@@ -69,28 +69,8 @@ def empty_key() -> EtcdError:
     return invalid("etcdserver: key is not provided")
 
 
-def key_not_found() -> EtcdError:
-    """Make the refusal of what needs a key that is not there."""
-    return invalid("etcdserver: key not found")
-
-
-def compacted() -> EtcdError:
-    """Make the refusal of a revision that is no longer kept."""
-    return EtcdError(OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted")
-
-
-def future_revision() -> EtcdError:
-    """Make the refusal of a revision that is not there yet."""
-    return EtcdError(OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision")
-
-
-def lease_not_found() -> EtcdError:
-    """Make the refusal of a lease that has gone."""
-    return EtcdError(NOT_FOUND, "etcdserver: requested lease not found")
-
-
 _TOO_LARGE = (INVALID_ARGUMENT, "etcdserver: request is too large")
-_OF_CODES: dict[str, tuple[int, str]] = {
+OF_CODES: dict[str, tuple[int, str]] = {
     "lease_not_found": (NOT_FOUND, "etcdserver: requested lease not found"),
     "lease_exists": (FAILED_PRECONDITION, "etcdserver: lease already exists"),
     "key_not_found": (INVALID_ARGUMENT, "etcdserver: key not found"),
@@ -98,18 +78,35 @@ _OF_CODES: dict[str, tuple[int, str]] = {
     "forbidden": (PERMISSION_DENIED, "etcdserver: permission denied"),
     "overloaded": (RESOURCE_EXHAUSTED, "etcdserver: too many requests"),
     "too_many_connections": (RESOURCE_EXHAUSTED, "etcdserver: too many requests"),
-    "disk_full": (RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded"),
-    "primary_full": (RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded"),
+    "storage_full": (RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded"),
     "value_too_large": _TOO_LARGE,
+    "too_large": _TOO_LARGE,
     "txn_too_large": _TOO_LARGE,
     "revision_compacted": (OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted"),
     "future_revision": (
         OUT_OF_RANGE,
         "etcdserver: mvcc: required revision is a future revision",
     ),
-    "not_found": (NOT_FOUND, "Not FoundRange"),
+    "not_found": (NOT_FOUND, "Not Found"),
     "method_not_allowed": (UNIMPLEMENTED, "Method Not Allowed"),
 }
+
+
+def key_not_found() -> EtcdError:
+    """Make the refusal of what needs a key that is not there."""
+    return EtcdError(*OF_CODES["key_not_found"])
+
+
+def compacted() -> EtcdError:
+    """Make the refusal of a revision that is no longer kept."""
+    return EtcdError(*OF_CODES["revision_compacted"])
+
+
+def future_revision() -> EtcdError:
+    """Make the refusal of a revision that is not there yet."""
+    return EtcdError(*OF_CODES["future_revision"])
+
+
 NO_LEADER = "etcdserver: no leader"
 TIMED_OUT = "etcdserver: request timed out"
 """Of a request that may have been carried out, and may not."""
@@ -117,7 +114,7 @@ TIMED_OUT = "etcdserver: request timed out"
 
 def from_problem(error: OperationError | ProblemError) -> EtcdError:
     """Return what etcd says of the same."""
-    known = _OF_CODES.get(error.code)
+    known = OF_CODES.get(error.code)
     if known is not None:
         return EtcdError(*known)
     if error.code == "no_data":  # clients try another node

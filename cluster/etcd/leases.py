@@ -10,7 +10,6 @@ from cluster.etcd.errors import (
     OUT_OF_RANGE,
     EtcdError,
     invalid,
-    lease_not_found,
 )
 from cluster.etcd.messages import (
     EmptyRequest,
@@ -18,7 +17,7 @@ from cluster.etcd.messages import (
     LeaseIdRequest,
     LeaseTimeToLiveRequest,
 )
-from cluster.services.leases import FIRST_CHOSEN_LEASE, LEASES_SERVICE, MAX_LISTED_LEASES
+from cluster.services.leases import LEASES_SERVICE, MAX_LISTED_LEASES
 from datapath.errors import RejectedError
 from datapath.operations import Operation, Query, Result
 
@@ -59,18 +58,15 @@ class EtcdLeases:
 
     async def revoke(self, request: LeaseIdRequest) -> Document:
         """End a lease, and its keys with it."""
-        if stored_lease(request.ID) == request.ID:
-            raise lease_not_found()
         asked = Operation("revoke", (stored_lease(request.ID),), service=LEASES_SERVICE)
         result = await self._backend.execute(asked)
         return {"header": self._backend.header(result.index, result.epoch)}
 
     async def keep_alive(self, request: LeaseIdRequest) -> Document:
         """Start a lease's time anew; a lease that has gone is answered without a TTL."""
-        lease = stored_lease(request.ID)
-        asked = Operation("keep_alive", ((lease,),), service=LEASES_SERVICE)
+        asked = Operation("keep_alive", ((stored_lease(request.ID),),), service=LEASES_SERVICE)
         result = await self._backend.execute(asked)
-        [ttl_ms] = result.value if lease != request.ID else (0,)
+        [ttl_ms] = result.value
         header = self._backend.header(result.index, result.epoch)
         return {"header": header, **with_numbers([("ID", request.ID), ("TTL", ttl_ms // 1000)])}
 
@@ -90,8 +86,6 @@ class EtcdLeases:
         return {"header": backend.header(result.index, result.epoch), **fields}
 
     async def _look_up(self, lease: int) -> Result | None:
-        if lease < FIRST_CHOSEN_LEASE:
-            return None
         try:
             asked = Operation("look_up", (lease,), service=LEASES_SERVICE)
             return await self._backend.execute(asked)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from cluster.etcd.answers import (
     Document,
+    compared_lease,
     delete_fields,
     put_fields,
     range_fields,
@@ -207,7 +208,7 @@ def _operand(compare: Compare) -> tuple[ComparedField, int | bytes]:
         case "MOD":
             return "revision", compare.mod_revision or 0
         case "LEASE":
-            return "lease", stored_lease(compare.lease or 0)
+            return "lease", compared_lease(compare.lease or 0)
         case "VALUE":
             return "value", compare.value or b""
         case _:

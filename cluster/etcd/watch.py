@@ -16,7 +16,7 @@ from cluster.api.streams import Streams
 from cluster.api.watch import take_over
 from cluster.etcd.answers import Document, encode, key_value
 from cluster.etcd.backend import Backend
-from cluster.etcd.errors import from_problem, invalid
+from cluster.etcd.errors import compacted, from_problem, invalid
 from cluster.etcd.messages import EtcdWatchRequest, WatchCreateRequest
 from cluster.etcd.ranges import EtcdKey, key_bounds
 from cluster.services.kv import EntryChange, changes
@@ -62,7 +62,7 @@ class WatchCalls:
         if span.end is not None and span.start >= span.end:
             return _Ended(chunk(_canceled(header, _NO_WATCH, "mvcc: watcher range is empty")))
         if request.start_revision < 0:
-            reason = "etcdserver: mvcc: required revision has been compacted"
+            reason = compacted().message
             return _Ended(chunk(_canceled(header, _NO_WATCH, reason)))
         caller = self._access.current()
         if caller is not None:
