@@ -62,7 +62,7 @@ def caller_of(headers: Headers, transport: asyncio.BaseTransport | None) -> Prin
     values = headers.getall(hdrs.AUTHORIZATION, ())
     if not values:
         return principal_of_certificate(certificate_name(transport))
-    principal = _principal_in(values[0]) if len(values) == 1 else None
+    principal = principal_in(values[0]) if len(values) == 1 else None
     if principal is None:
         raise ProblemError(
             "unauthenticated",
@@ -73,7 +73,8 @@ def caller_of(headers: Headers, transport: asyncio.BaseTransport | None) -> Prin
 
 
 @functools.lru_cache(maxsize=1024)  # a client sends the same one with each request
-def _principal_in(value: str) -> Principal | None:
+def principal_in(value: str) -> Principal | None:
+    """Return the caller that the value of an Authorization header names; None: no token."""
     scheme, _, text = value.strip(" \t").partition(" ")
     return principal_of(text.strip(" ")) if scheme.lower() == "bearer" else None
 

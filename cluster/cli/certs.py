@@ -20,6 +20,7 @@ from cluster.certificates.facts import (
 )
 from cluster.certificates.hosts import hosts_of
 from cluster.cli.common import fail
+from cluster.cli.config_option import config_option
 from cluster.config.file import load_config
 from cluster.config.model import ConfigError
 from cluster.exit_codes import EXIT_NOT_APPLIED
@@ -58,14 +59,7 @@ def ca(directory: Path, days: int | None) -> None:
 
 @certs.command()
 @click.argument("nodes", nargs=-1)
-@click.option(
-    "--config",
-    "path",
-    type=click.Path(path_type=Path),
-    default="cluster.toml",
-    show_default=True,
-    help="Configuration file that names the nodes and their addresses.",
-)
+@config_option("Configuration file that names the nodes and their addresses.")
 @click.option("--host", "hosts", multiple=True, help="A further host name or address; repeatable.")
 @days_option
 @directory_option

@@ -8,6 +8,7 @@ import click
 
 from cluster.bulk.progress import ProgressView
 from cluster.cli.common import fail
+from cluster.cli.config_option import config_option
 from cluster.config.file import load_config
 from cluster.config.model import ClusterConfig, ConfigError
 from cluster.exit_codes import EXIT_NOT_APPLIED, EXIT_STORAGE_FULL
@@ -29,14 +30,7 @@ _UNCHANGED = "Nothing was changed."
     metavar="DIRECTORY…",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
 )
-@click.option(
-    "--config",
-    "path",
-    type=click.Path(path_type=Path),
-    default="cluster.toml",
-    show_default=True,
-    help="Configuration file of the new cluster; read with --node.",
-)
+@config_option("Configuration file of the new cluster; read with --node.")
 @click.option(
     "--node", help="Replica of that file that begins the new cluster; its `data` must be empty."
 )

@@ -11,9 +11,10 @@ import click
 import msgspec
 
 from cluster.archive.restoring import restore_store
-from cluster.cli.archive import Point, errors_told, is_url, open_point, progress_of
+from cluster.cli.archive import Point, cluster_option, errors_told, is_url, open_point, progress_of
 from cluster.cli.backup import open_backup
 from cluster.cli.common import fail
+from cluster.cli.config_option import config_option
 from cluster.cli.serve import check_configured
 from cluster.config.file import load_config
 from cluster.config.model import ClusterConfig, ConfigError
@@ -44,15 +45,8 @@ class Restored(NamedTuple):
     "--to-time",
     help="The time to go back to, such as 2026-11-28T09:30:00Z; of an archive.",
 )
-@click.option("--cluster-id", default="", help="Which cluster's, if the archive holds several.")
-@click.option(
-    "--config",
-    "path",
-    type=click.Path(path_type=Path),
-    default="cluster.toml",
-    show_default=True,
-    help="Configuration file of the new cluster.",
-)
+@cluster_option
+@config_option("Configuration file of the new cluster.")
 @click.option("--node", required=True, help="Id of the replica whose data directory is made.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def restore(
@@ -100,45 +94,41 @@ def restore(
 
 
 def _from_backup(config: ClusterConfig, node: str, file: Path) -> Restored:
-    with open_backup(file, "restored") as (reader, view):
-        founding = Founding(config.data_dir(node), node)
-        try:
-            end = load_backup(
-                reader,
-                founding.store,
-                founding.cluster_id,
-                map_size_bytes=config.limits.store_map_size_bytes,
-                on_chunk=lambda items: view.update(items, reader.position),
-            )
-            header = reader.header
-            founded = founding.finish(
-                header.revision,
-                header.epoch,
-                config.limits.store_map_size_bytes,
-                age_s=time.time() - header.created_s,
-            )
-        finally:
-            founding.abort()
+    map_size_bytes = config.limits.store_map_size_bytes
+    with (
+        open_backup(file, "restored") as (reader, view),
+        Founding(config.data_dir(node), node) as founding,
+    ):
+        end = load_backup(
+            reader,
+            founding.store,
+            founding.cluster_id,
+            map_size_bytes=map_size_bytes,
+            on_chunk=lambda items: view.update(items, reader.position),
+        )
+        header = reader.header
+        age_s = time.time() - header.created_s
+        founded = founding.finish(header.revision, header.epoch, map_size_bytes, age_s=age_s)
     return Restored(founded, end, header.cluster)
 
 
 def _from_archive(config: ClusterConfig, node: str, point: Point) -> Restored:
     plan, map_size_bytes = point.plan, config.limits.store_map_size_bytes
-    founding = Founding(config.data_dir(node), node)
-    try:
-        with errors_told(), progress_of(plan.base.revision, plan.until) as view:
-            made = restore_store(
-                point.archive,
-                plan,
-                founding.store,
-                founding.cluster_id,
-                map_size_bytes=map_size_bytes,
-                progress=view,
-            )
-            age_s = time.time() - point.time_ms / 1000
-            founded = founding.finish(made.revision, made.epoch, map_size_bytes, age_s=age_s)
-    finally:
-        founding.abort()
+    with (
+        Founding(config.data_dir(node), node) as founding,
+        errors_told(),
+        progress_of(plan.base.revision, plan.until) as view,
+    ):
+        made = restore_store(
+            point.archive,
+            plan,
+            founding.store,
+            founding.cluster_id,
+            map_size_bytes=map_size_bytes,
+            progress=view,
+        )
+        age_s = time.time() - point.time_ms / 1000
+        founded = founding.finish(made.revision, made.epoch, map_size_bytes, age_s=age_s)
     return Restored(founded, BackupEnd(items=made.items, digest=made.digest), made.cluster)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from cluster.cli.config_option import config_option
 from cluster.config.file import load_config
 from cluster.config.model import ClusterConfig, ConfigError
 from cluster.exit_codes import EXIT_REFUSED
@@ -34,14 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 @click.command()
-@click.option(
-    "--config",
-    "path",
-    type=click.Path(path_type=Path),
-    default="cluster.toml",
-    show_default=True,
-    help="Configuration file of the cluster.",
-)
+@config_option("Configuration file of the cluster.")
 @click.option("--node", required=True, help="Id of the node to run, from the configuration file.")
 @click.option(
     "--log-level",

@@ -9,7 +9,7 @@ import asyncio
 
 from aiohttp import hdrs
 
-from cluster.api.access import ApiAccess
+from cluster.api.access import ApiAccess, principal_in
 from cluster.api.certificate_name import certificate_name
 from cluster.api.headers import Headers
 from cluster.etcd.answers import Document
@@ -26,6 +26,8 @@ from cluster.services.rights import Need
 from datapath.errors import OperationError
 from datapath.operations import Principal
 
+_BEARER = "bearer "
+
 
 def etcd_caller(headers: Headers, transport: asyncio.BaseTransport | None) -> Principal:
     """Return whom a request names as its caller: by a token, with `Bearer` before it or without.
@@ -36,10 +38,10 @@ def etcd_caller(headers: Headers, transport: asyncio.BaseTransport | None) -> Pr
     values = headers.getall(hdrs.AUTHORIZATION, ())
     if not values:
         return principal_of_certificate(certificate_name(transport))
-    text = values[0].strip(" \t")
-    if text[:7].lower() == "bearer ":
-        text = text[7:].strip(" ")
-    principal = principal_of(text) if len(values) == 1 else None
+    value = values[0].strip(" \t")
+    if value[: len(_BEARER)].lower() != _BEARER:
+        value = _BEARER + value
+    principal = principal_in(value) if len(values) == 1 else None
     if principal is None:
         raise EtcdError(UNAUTHENTICATED, "etcdserver: invalid auth token")
     return principal

@@ -53,7 +53,7 @@ from cluster.etcd.messages import (
     read_message,
     read_messages,
 )
-from cluster.etcd.watch import LAST_CHUNK, WatchCalls, chunk
+from cluster.etcd.watch import LAST_CHUNK, ChunkedAnswer, WatchCalls, chunk
 from cluster.services.access_guard import TokenGuard
 from cluster.services.rights import Need
 from datapath.complaints import Complaints
@@ -148,13 +148,12 @@ class EtcdApi:
 
     def numbers(self) -> dict[str, float]:
         """Return numbers for metrics."""
-        own = {
+        return {
             "etcd_requests_total": self.requests_total,
             "etcd_errors_total": self.errors_total,
             "etcd_open_connections": self._server.open_connections,
             "etcd_watchers": self._server.streams.count,
         }
-        return dict(own)
 
     def close_refused(self, is_refused: Callable[[bytes], bool]) -> None:
         """Close the connections whose client has shown a certificate (DER) that is refused now."""
@@ -260,8 +259,8 @@ class EtcdApi:
             return await self._stream(name, request)
         body = await read_body(request, self._limit_bytes, self._settings.body_timeout_ms)
         message = read_message(route.kind, body)
-        if route.needs_status and self.access.is_on:
-            await self.access.admit(etcd_caller(request.headers, request.transport), Need("status"))
+        if route.needs_status and (caller := self.access.current()) is not None:
+            await self.access.admit(caller, Need("status"))
         document = await route.call(message)
         return Answer(200, encode(document), JSON)
 
@@ -280,18 +279,6 @@ class EtcdApi:
             return Answer(status, encode(document), JSON)
         text = b"ok\n" if status == 200 or path == "/livez" else b"not ready\n"
         return Answer(200 if path == "/livez" else status, text, b"text/plain; charset=utf-8")
-
-
-class ChunkedAnswer(Answer):
-    """A whole answer whose body is chunks already."""
-
-    def __init__(self, chunks: bytes) -> None:
-        lines = b"Content-Type: %b\r\nTransfer-Encoding: chunked\r\n" % JSON
-        super().__init__(200, None, headers=lines)
-        self._chunks = chunks
-
-    def _head(self, end: bytes, body: bytes = b"") -> bytes:
-        return super()._head(end, body) + self._chunks
 
 
 def _refusal(error: EtcdError, *, closes: bool = False) -> Answer:

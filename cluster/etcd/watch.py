@@ -60,10 +60,10 @@ class WatchCalls:
             for number, _ in enumerate(creates[1:], request.watch_id + 1)
         )
         if span.end is not None and span.start >= span.end:
-            return _Ended(chunk(_canceled(header, _NO_WATCH, "mvcc: watcher range is empty")))
+            return _ended(chunk(_canceled(header, _NO_WATCH, "mvcc: watcher range is empty")))
         if request.start_revision < 0:
             reason = compacted().message
-            return _Ended(chunk(_canceled(header, _NO_WATCH, reason)))
+            return _ended(chunk(_canceled(header, _NO_WATCH, reason)))
         caller = self._access.current()
         if caller is not None:
             await self._access.admit(caller, need_of(span))
@@ -80,7 +80,7 @@ class WatchCalls:
                 "canceled": True,
                 "compact_revision": str(error.oldest + 1),
             }
-            return _Ended(first + chunk(ended))
+            return _ended(first + chunk(ended))
         encoder = EtcdEvents(backend, request)
         return _Watching(streams, span, after, first, caller, encoder)
 
@@ -149,25 +149,24 @@ def _event(change: EntryChange, revision: int) -> Document:
     return {"kv": key_value(EtcdKey(change.key, change.value, *change.head))}
 
 
-class _Stream(Answer):
-    """An answer whose body is chunks, and its connection's last."""
+class ChunkedAnswer(Answer):
+    """An answer whose body is chunks: `chunks` are those that are there already."""
 
-    def __init__(self, first: bytes) -> None:
+    def __init__(self, chunks: bytes, *, closes: bool = False) -> None:
         lines = b"Content-Type: %b\r\nTransfer-Encoding: chunked\r\n" % JSON
-        super().__init__(200, None, headers=lines, closes=True)
-        self._first = first
+        super().__init__(200, None, headers=lines, closes=closes)
+        self._chunks = chunks
+
+    def _head(self, end: bytes, body: bytes = b"") -> bytes:
+        return super()._head(end, body) + self._chunks
 
 
-class _Ended(_Stream):
-    """A stream that is over at once."""
-
-    async def send(self, request: BaseRequest, *, closes: bool) -> None:
-        """Send everything."""
-        del closes
-        transport_of(request).write(self._head_for(request, closes=True) + self._first + LAST_CHUNK)
+def _ended(chunks: bytes) -> ChunkedAnswer:
+    """Return a stream that is over at once."""
+    return ChunkedAnswer(chunks + LAST_CHUNK, closes=True)
 
 
-class _Watching(_Stream):
+class _Watching(ChunkedAnswer):
     """The head of a watch; then the connection is a watcher's."""
 
     def __init__(
@@ -179,7 +178,8 @@ class _Watching(_Stream):
         caller: Principal | None,
         encoder: EtcdEvents,
     ) -> None:
-        super().__init__(first)
+        super().__init__(b"", closes=True)
+        self._first = first
         self._streams = streams
         self._watch = span, after, caller, encoder
 

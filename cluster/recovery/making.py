@@ -43,8 +43,7 @@ def make(
     """
     log = source.log
     assert log is not None
-    founding = Founding(target, node_id)
-    try:
+    with Founding(target, node_id) as founding:
         total = source.items + log.last_index - source.store_index
         _copy_store(source, founding, map_size_bytes, lambda done: on_progress(done, total))
         store = Store.open(
@@ -62,8 +61,6 @@ def make(
         finally:
             store.close()
         founded = founding.finish(log.last_index, log.last_epoch, map_size_bytes, age_s=age_s)
-    finally:
-        founding.abort()
     return Made(founded, digest)
 
 

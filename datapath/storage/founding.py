@@ -16,7 +16,7 @@ import os
 import secrets
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from datapath.errors import DataDirectoryError
 from datapath.storage.accepted import Accepted
@@ -75,7 +75,8 @@ def continue_after(index: int, epoch: int, age_s: float = 0.0) -> tuple[int, int
 class Founding:
     """Makes a data directory; the caller fills the store under `store` for cluster `cluster_id`.
 
-    Then `finish`, or `abort`, which leaves the directory as empty as it was.
+    Then `finish`, or `abort`, which leaves the directory as empty as it was: at the end of a `with`
+    it is either finished or given up.
     """
 
     def __init__(self, path: str | Path, node_id: str) -> None:
@@ -102,6 +103,12 @@ class Founding:
         except BaseException:
             self._directory.close()
             raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abort()
 
     def finish(self, index: int, epoch: int, map_size_bytes: int, *, age_s: float = 0.0) -> Founded:
         """Make the state in the store, which is durable and of (index, epoch), the new cluster's.

@@ -1,0 +1,24 @@
+"""The option that names the configuration file, for the commands that read one.
+
+Apart from `cluster.cli.common`, which loads the client: `serve` needs none of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def config_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return `--config`, given to the command as `path`."""
+    return click.option(
+        "--config",
+        "path",
+        type=click.Path(path_type=Path),
+        default="cluster.toml",
+        show_default=True,
+        help=help_text,
+    )
