@@ -25,11 +25,10 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast
 from cluster.api.access import REFUSED
 from cluster.api.answer import TOO_MUCH_HELD, Answer, Outgoing
 from cluster.api.fast_path_api import FastPathApi
-from cluster.api.headers import Headers
 from cluster.api.hosts import Hosts
 from cluster.api.kv import KeyRead, KeyWrite
 from cluster.api.memory import Memory, Share
-from cluster.api.plain_head import read_block
+from cluster.api.plain_head import HeaderBlock, read_block
 from cluster.services.rights import Need
 from datapath.errors import OperationError, OverloadedError
 from datapath.node.router import may_repeat
@@ -296,6 +295,8 @@ class FastConnection(asyncio.Protocol, ABC):
             if not self._server.hosts.allows(block.host):
                 return 0
             self._host = block.host
+        if block.cluster is not None and block.cluster != self._server.api.node.cluster_id:
+            return 0
         stop = end + 4 + block.body_size_bytes
         if len(data) < stop:
             if not self._partial:
@@ -304,11 +305,11 @@ class FastConnection(asyncio.Protocol, ABC):
         self._partial = False
         self._more = stop < len(data)
         method, target, _ = line[0].decode().split(" ")
-        taken = self._serve(method, target, block.headers, data[end + 4 : stop])
+        taken = self._serve(method, target, block, data[end + 4 : stop])
         return stop - at if taken else 0
 
     @abstractmethod
-    def _serve(self, method: str, target: str, headers: Headers, body: bytes) -> bool:
+    def _serve(self, method: str, target: str, block: HeaderBlock, body: bytes) -> bool:
         """Serve a request, by `_serve_read` or `_serve_write`; or do nothing, and return False."""
 
     def _serve_read(self, method: str, target: str, read: KeyRead) -> None:
