@@ -10,6 +10,8 @@ from cluster.api.params import waits_for_change
 from cluster.api.plain_head import KEYS, PLAIN, HeaderBlock
 from cluster.api.problems import ProblemError
 
+_KEYS_LENGTH = len(KEYS)
+
 
 class FastKeys(FastConnection):
     """A connection whose plain requests are those on keys, and keep-alives."""
@@ -23,7 +25,7 @@ class FastKeys(FastConnection):
         self._leases = leases
 
     def _serve(self, method: str, target: str, block: HeaderBlock, body: bytes) -> bool:
-        key, _, query = target[len(KEYS) :].partition("?")
+        key, _, query = target[_KEYS_LENGTH:].partition("?")
         headers, caller = block.headers, None
         if self._server.api.access.guard.is_on:
             caller = caller_named(block.authorization, self._transport)
