@@ -361,6 +361,33 @@ class Store:
         self._found_roles.clear()
         self._durable = self._environment.state(self._read)
 
+    # Another environment for the same state
+
+    @property
+    def is_flushing(self) -> bool:
+        """Whether a flush has begun and not ended."""
+        return self._frozen is not None or self._writing
+
+    def space(self) -> tuple[int, int]:
+        """Return the size of the store's file, and how much of it is used, in bytes."""
+        return self._environment.space(self._read)
+
+    def switch(self, copy: Environment) -> Environment:
+        """Go over to a copy, which CURRENT names now; return the former one."""
+        if self.is_flushing:
+            raise SafetyError("the store cannot be replaced while a flush is running")
+        with copy.lmdb.begin() as transaction:
+            state = copy.state(transaction)
+        if state != self._durable:
+            raise SafetyError(f"{copy.path} is at {state}, the store at {self._durable}")
+        former, self._environment = self._environment, copy
+        self._renew_read()
+        return former
+
+    def refuse(self, reason: str) -> None:
+        """Flush no more (D9)."""
+        self._broken = reason
+
     # Whole state
 
     def digest(self, stop: threading.Event | None = None) -> tuple[int, str]:
