@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUNS := $(VENV)/.runs
 
-.PHONY: install tools up check test sim mutants faults long soak bench fmt clean
+.PHONY: install tools up check test sim mutants faults long soak bench bench-check fmt clean
 
 install: $(STAMP)
 
@@ -76,6 +76,10 @@ soak: tools
 # .venv/bin/python -m bench --list
 bench: tools
 	$(BIN)/python -m bench tour
+
+# Whether the headline is worse than in bench/results, by ratios to the peers: three minutes.
+bench-check: tools
+	$(BIN)/python -m bench check
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
