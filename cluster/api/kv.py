@@ -26,7 +26,6 @@ from cluster.api.headers import (
     REVISION_LINE,
     Headers,
     accepts_msgpack,
-    check_cluster,
     check_put_headers,
     entity_tags,
     idempotency_after,
@@ -144,8 +143,6 @@ class KvHandlers:
     ) -> KeyWrite | None:
         """Return what a PUT or DELETE asks for; None: the full path has to judge it."""
         try:
-            if headers:
-                check_cluster(headers, self._node.cluster_id)
             if method == "DELETE":
                 return self._delete(raw_key, query, headers, caller)
             key, options, conditions = _read_put(raw_key, query, headers)
@@ -207,8 +204,6 @@ class KvHandlers:
         self, raw_key: str, query: str, headers: Headers, caller: Principal | None = None
     ) -> KeyRead:
         """Return what a GET asks for. Raises Problem: the full path has to refuse it."""
-        if headers:
-            check_cluster(headers, self._node.cluster_id)
         return self._get(raw_key, query, headers, caller)
 
     def _get(
