@@ -104,14 +104,15 @@ def _headline(data: Data) -> list[str]:
                 f"{item['p999_ms']:.2f}",
                 f"{item['cpu_us_per_op']:.0f}",
                 disk_text(item["disk_bytes_per_op"]),
+                disk_text(item.get("disk_flushes_per_op"), 2),
                 f"{item['wire_bytes_per_op']:,.0f}",
                 f"{item['generator_cpu_share']:.0%}",
             )
             for name, item in systems.items()
         ]
-        head = ("", "/s", "p50 ms", "p99", "p99.9", "CPU us/op", "disk B/op", "wire B/op")
+        head = ("", "/s", "p50 ms", "p99", "p99.9", "CPU us/op", "disk B/op", "flushes/op")
         parts.append(f"**{measure.capitalize()}**")
-        parts.append(table((*head, "generator's CPU"), rows))
+        parts.append(table((*head, "wire B/op", "generator's CPU"), rows))
     return [*parts, _systems(data)]
 
 
