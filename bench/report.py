@@ -484,6 +484,7 @@ SECTIONS: dict[str, Callable[[Data], list[str]]] = {
     "leases": _leases,
     "lease-kill": _lease_kill,
     "coordination": _coordination,
+    "gateway": _coordination,
     "detector": _detector,
     "early-ack": _early_ack,
     "backups": _backups,

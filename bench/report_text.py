@@ -48,6 +48,7 @@ TITLES = {
     "leases": "Client leases",
     "lease-kill": "Leases, locks and watchers when the primary is killed",
     "coordination": "Transactions, watches, leases and locks beside etcd",
+    "gateway": "etcd's HTTP/JSON gateway",
     "patroni": "PostgreSQL with Patroni",
     "detector": "Failure detector",
     "early-ack": "Early acknowledgement",
@@ -147,6 +148,12 @@ NOTES = {
         "mutex of its Go client. Watchers have a connection each; the time counts from before the write "
         "is sent, over all watchers of all writes. Clients of onecopy and of the gateway are Python "
         "processes, those of gRPC a Go program."
+    ),
+    "gateway": (
+        "Three nodes each, in turn, medians over the rounds; the leader or primary is asked, both in "
+        "etcd's JSON. Ratios are onecopy's rate by etcd's, or, of watchers, onecopy's median time by "
+        "etcd's: there less than 1 is better. Watchers have a connection each; the time counts from "
+        "before the put is sent, on a connection of its own, over all watchers of all puts."
     ),
     "patroni": (
         "Two PostgreSQLs under Patroni in synchronous mode (ttl 20 s), whose state two data nodes and a "
