@@ -18,6 +18,7 @@ from bench import (
     matrix,
     patroni,
     security,
+    sizes,
     tradeoffs,
     unordered,
     watch,
@@ -77,6 +78,13 @@ ALL = (
         matrix.run,
         Options(seconds=3),
         Options(seconds=1),
+    ),
+    Benchmark(
+        "sizes",
+        "reads at backups by the primary's; 64 KiB writes by cp and fsync; ranges in two forms",
+        sizes.run,
+        Options(seconds=1, rounds=5),
+        Options(seconds=0.7, rounds=3),
     ),
     Benchmark(
         "confirmed",

@@ -338,6 +338,11 @@ def _confirmed(data: Data) -> list[str]:
     return [table((*head, "confirmed p50, ms", "leased CPU us", "confirmed CPU us"), rows)]
 
 
+def _sizes(data: Data) -> list[str]:
+    rows = [(name, f"{value:,.0f}") for name, value in data["medians"].items()]
+    return [table(("what", "median"), rows)]
+
+
 def _watch(data: Data) -> list[str]:
     idle, seen, beside = data["idle"], data["seen"], data["beside"]
     rows = [
@@ -456,6 +461,7 @@ SECTIONS: dict[str, Callable[[Data], list[str]]] = {
     "failover": _failover,
     "handover": _handover,
     "matrix": _matrix,
+    "sizes": _sizes,
     "confirmed": _confirmed,
     "watch": _watch,
     "leases": _leases,

@@ -43,6 +43,7 @@ TITLES = {
     "failover": "Failover",
     "handover": "Handover",
     "matrix": "Workloads",
+    "sizes": "Reads at backups, large values, ranges",
     "confirmed": "Confirmed reads",
     "watch": "Watchers",
     "leases": "Client leases",
@@ -112,6 +113,13 @@ NOTES = {
     "keys": (
         "100 B values. Memory is the primary's: 'resident' contains the part of the store's file that "
         "is mapped and cached, which the kernel takes back when it needs it; 'anonymous' does not."
+    ),
+    "sizes": (
+        "Three replicas, 64 connections, each pair in turn within a round; ratios are taken within a "
+        "round, then the median over rounds. Reads are of 100 B, linearizable; at both backups the "
+        "connections are spread over them. `cp` and fsync write a file of 64 MiB from memory, in units "
+        "of 64 KiB: once, and three at once, because three replicas write three logs to the same disk. "
+        "A range is 10,000 keys of 1 KiB, read by one client in pages and decoded."
     ),
     "confirmed": (
         "100 B values, three replicas. A confirmed read waits until every replica in sync has answered "

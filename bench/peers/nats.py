@@ -76,7 +76,7 @@ class Nats(Peer):
         def made() -> bool:
             self.check()
             answer = self._ask(f"$JS.API.STREAM.CREATE.{nats_text.STREAM}", BUCKET)
-            return isinstance(answer, dict) and "error" not in answer
+            return bool(answer and "error" not in answer)
 
         wait_until(made, "NATS has made the bucket")
         self.wait_all()
@@ -87,7 +87,8 @@ class Nats(Peer):
         def in_step() -> bool:
             self.check()
             followers = self._cluster().get("replicas", [])
-            return sum(follower["current"] for follower in followers) == len(self.nodes) - 1
+            current = [follower for follower in followers if follower["current"]]
+            return len(current) == len(self.nodes) - 1
 
         wait_until(in_step, "both followers of the NATS stream are in step")
 
