@@ -62,7 +62,11 @@ TITLES = {
 }
 
 NOTES = {
-    "headline": "100 B values, 1,000 keys, three nodes each, medians over the rounds.",
+    "headline": (
+        "100 B values, 1,000 keys, three nodes each, medians over the rounds. onecopy and Redis wait for "
+        "three disks, etcd and NATS for the two that are quicker: where other programs use the machine "
+        "too (see the load average below the tables), the slowest of three decides more than it does alone."
+    ),
     "failover": (
         "A client tries a new key every 5 ms, at each node in turn, with a deadline of 1 s a try and "
         "none waiting for another; the gap is the longest time between two acknowledged writes around "
