@@ -39,6 +39,7 @@ TOUR_LIMIT_S = 14 * 60
     "--keys-max", type=click.IntRange(1), help="Most keys in keys, entries behind in catch-up."
 )
 @click.option("--minutes", type=float, help="Length of the memory benchmark.")
+@click.option("--seed", type=click.IntRange(1), help="Seed of the faults that patroni draws.")
 @click.option("--only", default="", help="Peers to measure, separated by commas.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, help="Results directory.")
 @click.option("--work", type=click.Path(path_type=Path), default=DEFAULT_WORK, help="For data.")

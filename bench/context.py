@@ -27,7 +27,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """`seconds` of each measurement, `rounds` of those that are repeated, `kills` of processes.
 
     `size_mb` and `keys_max` (keys, or entries behind) bound the benchmarks that grow; `minutes`
-    those that wait. `only` names the peers to take (empty: all).
+    those that wait. `only` names the peers to take (empty: all). `seed`: of what is drawn (0: a new
+    one).
     """
 
     seconds: float = 3.0
@@ -37,6 +38,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     keys_max: int = 1_000_000
     minutes: float = 10.0
     only: tuple[str, ...] = ()
+    seed: int = 0
 
 
 class Context:

@@ -9,7 +9,7 @@ from typing import Any
 from bench.accounting import disk_text
 from bench.context import Record, read
 from bench.plots import draw_all
-from bench.registry import ALL
+from bench.registry import ALL, BY_NAME
 from bench.report_text import GENERATOR, INTRO, MODEL, NOTES, TITLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,10 +21,10 @@ Data = dict[str, Any]
 def write_report(results: Path, docs: Path = DOCS) -> list[Path]:
     """Write the page and the pictures; return their paths."""
     records: dict[str, Record] = {}
-    for benchmark in ALL:
-        record = read(benchmark.name, results)
+    for name in BY_NAME:
+        record = read(name, results)
         if record is not None:
-            records[benchmark.name] = record
+            records[name] = record
     drawn = draw_all({name: record.data for name, record in records.items()}, docs / IMAGES)
     parts = [INTRO, *_aims(records), GENERATOR]
     for name, record in records.items():
@@ -456,6 +456,29 @@ def _security(data: Data) -> list[str]:
     return [table(head, rows)]
 
 
+def _patroni(data: Data) -> list[str]:
+    stores = data["stores"]
+    faults = sorted({fault for store in stores.values() for fault in store["stopped_s"]})
+    rows: list[list[object]] = []
+    for fault in faults:
+        row: list[object] = [fault]
+        for store in stores.values():
+            found = store["stopped_s"].get(fault)
+            row += [found["median"], found["longest"], found["count"]] if found else ["", "", ""]
+        rows.append(row)
+    head = [
+        "no commit for s",
+        *(f"{name} {of}" for name in stores for of in ("median", "longest", "count")),
+    ]
+    totals = [
+        (name, store["failovers"], f"{store['acknowledged']:,}", store["lost"],
+         store["second_primary"], store["minutes"])
+        for name, store in stores.items()
+    ]  # fmt: skip
+    judged = ("store", "failovers", "commits", "lost", "of a second primary", "minutes")
+    return [table(head, rows), table(judged, totals)]
+
+
 SECTIONS: dict[str, Callable[[Data], list[str]]] = {
     "headline": _headline,
     "failover": _failover,
@@ -476,4 +499,5 @@ SECTIONS: dict[str, Callable[[Data], list[str]]] = {
     "keys": _keys,
     "security": _security,
     "unordered": _unordered,
+    "patroni": _patroni,
 }

@@ -49,6 +49,7 @@ TITLES = {
     "leases": "Client leases",
     "lease-kill": "Leases, locks and watchers when the primary is killed",
     "coordination": "Transactions, watches, leases and locks beside etcd",
+    "patroni": "PostgreSQL with Patroni",
     "detector": "Failure detector",
     "early-ack": "Early acknowledgement",
     "backups": "Number of replicas",
@@ -158,6 +159,15 @@ NOTES = {
         "mutex of its Go client. Watchers have a connection each; the time counts from before the write "
         "is sent, over all watchers of all writes. Clients of onecopy and of the gateway are Python "
         "processes, those of gRPC a Go program."
+    ),
+    "patroni": (
+        "Two PostgreSQLs under Patroni in synchronous mode (ttl 20 s), whose state two data nodes and a "
+        "witness keep, or three nodes of etcd; a writer at each PostgreSQL. Faults in an order drawn from "
+        "a seed; every link between the machines is a proxy of toxiproxy's, and cuts are black holes and "
+        "refused connections in turn. A node of etcd that is cut off is stopped (SIGSTOP) instead. "
+        "The time is the longest between two acknowledged commits of either PostgreSQL; most of the "
+        "longer ones is Patroni's ttl. After each fault, and at the end, every acknowledged commit is "
+        "looked for at the leader."
     ),
     "memory": "Open loop at half of the closed loop's rate, on 10,000 keys.",
     "security": (

@@ -76,7 +76,7 @@ class Nats(Peer):
         def made() -> bool:
             self.check()
             answer = self._ask(f"$JS.API.STREAM.CREATE.{nats_text.STREAM}", BUCKET)
-            return bool(answer and "error" not in answer)
+            return isinstance(answer, dict) and "error" not in answer
 
         wait_until(made, "NATS has made the bucket")
         self.wait_all()
@@ -86,7 +86,7 @@ class Nats(Peer):
 
         def in_step() -> bool:
             self.check()
-            followers = self._cluster().get("replicas", [])
+            followers: list[dict[str, Any]] = self._cluster().get("replicas", [])
             current = [follower for follower in followers if follower["current"]]
             return len(current) == len(self.nodes) - 1
 
