@@ -2,7 +2,8 @@
 
 What a machine gives changes from hour to hour, so rates are not compared but ratios to the peers
 that are measured in the same rounds. A measure has moved if the median over the peers has: a single
-peer that is faster or slower than it was moves only its own line.
+peer that is faster or slower than it was moves only its own line. What is worse is measured once
+more, so that a moment of other load fails nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from bench.peers.process import BenchError
 
 MARGIN = 0.15
 """How much worse than stored the median ratio of a measure may be: rounds of 1 s differ by half of
-that on a machine that does nothing else."""
+that on a machine that does nothing else; beside other load they differ by more."""
 PEERS = ("etcd gateway", "etcd gRPC", "nats", "redis")
 SINGLE = MEASURES[1]
 
@@ -74,13 +75,18 @@ def run(context: Context, stored: Record | None) -> bool:
     if not options.only:
         context.options = msgspec.structs.replace(options, only=("onecopy", *wanted))
     measured = headline.run(context)
-    found = changes(before, measured["results"])
-    if not found:
+    now: Results = measured["results"]
+    if not changes(before, now):
         raise BenchError(f"no peer of the stored results could be measured: {', '.join(wanted)}")
+    if not is_within(changes(before, now)):
+        context.say("something is worse: once more, and then all rounds together")
+        for measure, systems in headline.run(context)["results"].items():
+            for name, rounds in systems.items():
+                now[measure][name] += rounds
+    found = changes(before, now)
     context.say(f"stored: {stored.date}, commit {stored.commit}, {stored.machine.processor}")
     for name in _other_versions(stored.data["systems"], measured["systems"]):
         context.say(name)
-    worst = 1.0
     for measure, better in by_measure(found).items():
         verdict = "within" if abs(better - 1) <= MARGIN else "better" if better > 1 else "WORSE"
         context.say(f"{measure}: {better - 1:+.0%}, {verdict} (margin {MARGIN:.0%})")
@@ -90,8 +96,12 @@ def run(context: Context, stored: Record | None) -> bool:
                     f"  by {change.peer:<14} {change.stored:.2f} stored, {change.now:.2f} now: "
                     f"{change.better - 1:+.0%}"
                 )
-        worst = min(worst, better)
-    return worst >= 1 - MARGIN
+    return is_within(found)
+
+
+def is_within(found: list[Change]) -> bool:
+    """Return whether no measure is worse than stored by more than MARGIN."""
+    return min(by_measure(found).values()) >= 1 - MARGIN
 
 
 def _other_versions(stored: list[dict[str, str]], now: list[dict[str, str]]) -> list[str]:

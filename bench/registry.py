@@ -18,6 +18,7 @@ from bench import (
     leases,
     matrix,
     security,
+    sizes,
     tradeoffs,
     unordered,
     watch,
@@ -78,6 +79,13 @@ ALL = (
         matrix.run,
         Options(seconds=3),
         Options(seconds=1),
+    ),
+    Benchmark(
+        "sizes",
+        "reads at backups by the primary's; 64 KiB writes by cp and fsync; ranges in two forms",
+        sizes.run,
+        Options(seconds=1, rounds=5),
+        Options(seconds=0.7, rounds=3),
     ),
     Benchmark(
         "confirmed",

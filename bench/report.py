@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.accounting import disk_text
 from bench.context import Record, read
+from bench.markdown import table
 from bench.plots import draw_all
 from bench.registry import ALL, BY_NAME
 from bench.report_text import GENERATOR, INTRO, MODEL, NOTES, TITLES
@@ -40,14 +41,6 @@ def write_report(results: Path, docs: Path = DOCS) -> list[Path]:
     page = docs / "benchmarks.md"
     page.write_text("\n\n".join(part.strip() for part in parts) + "\n")
     return [page, *drawn.values()]
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """Return a Markdown table."""
-    columns = list(head)
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    lines += [f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in rows]
-    return "\n".join(lines)
 
 
 def _aims(records: dict[str, Record]) -> list[str]:
@@ -338,6 +331,11 @@ def _confirmed(data: Data) -> list[str]:
     return [table((*head, "confirmed p50, ms", "leased CPU us", "confirmed CPU us"), rows)]
 
 
+def _sizes(data: Data) -> list[str]:
+    rows = [(name, f"{value:,.0f}") for name, value in data["medians"].items()]
+    return [table(("what", "median"), rows)]
+
+
 def _watch(data: Data) -> list[str]:
     idle, seen, beside = data["idle"], data["seen"], data["beside"]
     rows = [
@@ -479,6 +477,7 @@ SECTIONS: dict[str, Callable[[Data], list[str]]] = {
     "failover": _failover,
     "handover": _handover,
     "matrix": _matrix,
+    "sizes": _sizes,
     "confirmed": _confirmed,
     "watch": _watch,
     "leases": _leases,

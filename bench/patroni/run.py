@@ -196,7 +196,7 @@ def _by_fault(outcomes: list[Outcome]) -> dict[str, dict[str, float]]:
     for outcome in outcomes:
         found.setdefault(outcome.fault, []).append(outcome.stopped_s)
     return {
-        fault: {"count": len(values), "median": median(values), "longest": max(values)}
+        fault: {"count": len(values), "median": round(median(values), 2), "longest": max(values)}
         for fault, values in sorted(found.items())
     }
 

@@ -14,7 +14,7 @@ MACHINES = ("m1", "m2", "m3")
 
 
 class OnecopyStore:
-    """Replicas on the first two machines, a witness on the third."""
+    """Replicas on the first two machines, a witness on the third, which Patroni does not ask."""
 
     has_planes = True
 
@@ -23,7 +23,9 @@ class OnecopyStore:
         self._network = network
         self.nodes = dict(zip(MACHINES, self.peer.nodes, strict=True))
         self.gateways = {
-            machine: self.peer.etcd_addresses[node] for machine, node in self.nodes.items()
+            machine: self.peer.etcd_addresses[node]
+            for machine, node in self.nodes.items()
+            if node in self.peer.replicas
         }
         for plane in ("raft", "peer"):  # consensus first, see Network.cut
             for source, target in itertools.permutations(MACHINES, 2):

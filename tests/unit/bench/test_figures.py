@@ -172,6 +172,8 @@ def test_the_check_says_how_much_better_a_measure_is_than_stored() -> None:
     same = check.by_measure(check.changes(stored, stored))
     assert same == dict.fromkeys(MEASURES, 1.0)
     slower = check.by_measure(check.changes(stored, _headline(240, 1.25, ("nats", "redis"))))
+    assert not check.is_within(check.changes(stored, _headline(240, 1.25, ("nats", "redis"))))
+    assert check.is_within(check.changes(stored, _headline(270, 1.1, ("nats", "redis"))))
     assert slower == pytest.approx(dict.fromkeys(MEASURES, 0.8)), "of a latency less is better"
     faster = check.by_measure(check.changes(stored, _headline(330, 1.0, ("nats",))))
     assert list(faster.values()) == pytest.approx([1.1, 1.0, 1.1])
