@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from bench import (
+    backup,
     confirmed,
     coordination,
     failover,
@@ -65,6 +66,13 @@ ALL = (
         growth.snapshot,
         Options(size_mb=1024),
         Options(size_mb=128),
+    ),
+    Benchmark(
+        "backup",
+        "a backup under 64 writers, their rate before, during and after; the restore beside cp",
+        backup.run,
+        Options(size_mb=1024),
+        Options(size_mb=64),
     ),
     Benchmark(
         "memory",

@@ -288,6 +288,20 @@ def _snapshot(data: Data) -> list[str]:
     return [table(("", "bytes", "from the first answer to in sync"), rows), live]
 
 
+def _backup(data: Data) -> list[str]:
+    rates, copies = data["writes_per_s"], data["copies"]
+    rows = [
+        ("backup, under 64 writers", f"{copies['backup']['bytes']:,} B", f"{data['backup_s']} s"),
+        ("restore", f"{copies['store']['bytes']:,} B", f"{data['restore_s']} s"),
+    ]
+    rows += [
+        (f"cp and fsync of the {name}", f"{copy['bytes']:,} B", f"{copy['s']:.2f} s")
+        for name, copy in copies.items()
+    ]
+    said = ", ".join(f"{rate:,} {when}" for when, rate in rates.items())
+    return [table(("", "bytes", "time"), rows), f"Writes/s: {said}."]
+
+
 def _span(item: Data) -> str:
     kind = "" if item["snapshot"] else " (log replay!)"
     return f"{item['in_sync_s'] - item['answers_s']:.2f} s{kind}"
@@ -490,6 +504,7 @@ SECTIONS: dict[str, Callable[[Data], list[str]]] = {
     "blocking": _blocking,
     "catch-up": _catch_up,
     "snapshot": _snapshot,
+    "backup": _backup,
     "keys": _keys,
     "security": _security,
     "unordered": _unordered,

@@ -266,8 +266,8 @@ def fetch_json(
     return json.loads(found[1]) if found and found[0] == 200 else None
 
 
-def output_of(command: Iterable[str]) -> str:
+def output_of(command: Iterable[str], timeout_s: float = 30.0) -> str:
     """Return what a command prints."""
     return subprocess.run(
-        list(command), capture_output=True, text=True, check=True, timeout=30
+        list(command), capture_output=True, text=True, check=True, timeout=timeout_s
     ).stdout

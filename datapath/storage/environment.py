@@ -94,6 +94,8 @@ def lmdb_failure(
         if room_before_bytes is not None:
             room = min(room, room_before_bytes)
         full = room < needed_bytes + (1 << 20)
+    if full and not isinstance(error, lmdb.MapFullError):
+        return DiskFullError(f"store {path}: no space is left on the disk ({error})")
     return (DiskFullError if full else DiskFailedError)(f"store {path}: {error}")
 
 
