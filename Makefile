@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUNS := $(VENV)/.runs
 
-.PHONY: install tools up check test sim mutants faults long soak bench fmt clean
+.PHONY: install tools up check test sim mutants faults long soak health bench bench-check fmt clean
 
 install: $(STAMP)
 
@@ -72,10 +72,19 @@ MINUTES ?= 60
 soak: tools
 	$(BIN)/python -m tests.nodes.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+# Real nodes in health, and a real Prometheus with the alerts of deploy/: none may fire.
+# make health MINUTES=60
+health: tools
+	$(BIN)/python -m tests.nodes.health --minutes $(MINUTES)
+
 # What it costs, beside etcd and Redis where they are installed: 15 minutes. One by name:
 # .venv/bin/python -m bench --list
 bench: tools
 	$(BIN)/python -m bench tour
+
+# Whether the headline is worse than in bench/results, by ratios to the peers: three minutes.
+bench-check: tools
+	$(BIN)/python -m bench check
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

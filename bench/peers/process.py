@@ -21,6 +21,7 @@ import msgspec
 from bench.accounting import Servers
 from bench.render import bearer
 from bench.spec import Caller
+from tests.support.go_tools import ToolError, built
 
 DEADLINE_S = 30.0
 POLL_S = 0.01
@@ -215,6 +216,14 @@ class Peer:
         """Raise BenchError if a process has ended by itself."""
         for process in self.processes.values():
             process.check()
+
+
+def go_program(name: str, module: Path, package: str = ".") -> Path:
+    """Return a program built from a Go module into a cache. Raises MissingPeerError."""
+    try:
+        return built(name, package, module=module)
+    except ToolError as error:
+        raise MissingPeerError(str(error)) from None
 
 
 def fetch(

@@ -27,6 +27,7 @@ from cluster.api.memory import Memory, Share
 from datapath.turns import Turns
 
 JSON = b"application/json"
+MSGPACK = b"application/msgpack"
 PROBLEM = b"application/problem+json"
 BYTES = b"application/octet-stream"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import ssl
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -37,20 +38,23 @@ class Wire:
     """A connection to one endpoint, made when it is needed, and again when it has broken.
 
     `spares` more are held ready and used first when it breaks: a node that was paused finds what
-    was sent on them before it gets to accept new ones.
+    was sent on them before it gets to accept new ones. Over TLS, `cacert` is the authority's file.
     """
 
-    def __init__(self, url: str, spares: int = 0) -> None:
+    def __init__(self, url: str, spares: int = 0, cacert: str = "") -> None:
         parts = urlsplit(url)
         assert parts.hostname is not None, url
         assert parts.port is not None, url
         self._place = (parts.hostname, parts.port)
+        self._context = ssl.create_default_context(cafile=cacert) if cacert else None
         self._n_spares = spares
         self._spares: list[Connection] = []
         self._connection: Connection | None = None
 
     async def _open(self) -> Connection:
-        streams = await asyncio.open_connection(*self._place, limit=_READ_LIMIT_BYTES)
+        streams = await asyncio.open_connection(
+            *self._place, ssl=self._context, limit=_READ_LIMIT_BYTES
+        )
         return Connection(*streams, f"{self._place[0]}:{self._place[1]}")
 
     async def _take(self) -> Connection:

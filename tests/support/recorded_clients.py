@@ -43,7 +43,7 @@ class Client:
         self.rng = rng
         self.number = next(load.numbers)
         self.wires = {
-            name: Wire(url, load.bounds.spare_connections if name == node else 0)
+            name: Wire(url, load.bounds.spare_connections if name == node else 0, load.cacert)
             for name, url in load.endpoints.items()
         }
 

@@ -110,10 +110,12 @@ class RecordedLoad:
         bounds: Bounds | None = None,
         mix: Mix | None = None,
         seed: int | None = None,
+        cacert: str = "",
     ) -> None:
         self.endpoints = dict(endpoints)
         self.directory = directory
         self.name = name
+        self.cacert = cacert
         self.bounds = bounds or Bounds()
         self.mix = mix or Mix()
         self.seed = random.SystemRandom().randrange(10**9) if seed is None else seed
@@ -282,7 +284,7 @@ class RecordedLoad:
 
     async def _read_once_more(self, generation: Generation) -> None:
         """Read each group at some node, so that what was lost shows. Without one, go without."""
-        wires = {name: Wire(url) for name, url in self.endpoints.items()}
+        wires = {name: Wire(url, 0, self.cacert) for name, url in self.endpoints.items()}
         turn = itertools.cycle(self.endpoints)
         end_s = time.monotonic() + self.bounds.give_up_s
         number = next(self.numbers)

@@ -69,8 +69,9 @@ def test_each_alert_has_its_test_and_its_line_in_the_docs() -> None:
 @pytest.mark.slow
 async def test_every_metric_that_alerts_and_dashboard_name_is_there(
     make_cluster: MakeCluster,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
-    cluster = make_cluster(replicas=1, tls=True)
+    cluster = make_cluster(replicas=1, tls=True, archive={"url": f"file://{tmp_path}"})
     await cluster.start()
     async with cluster.client() as client:
         await client.put("k", b"v")
