@@ -40,7 +40,6 @@ from election.view import View
 
 logger = logging.getLogger(__name__)
 
-REFUSED = frozenset({401, 403})
 CHALLENGE = b'WWW-Authenticate: Bearer realm="onecopy"\r\n'
 RIGHTS_LOOK_INTERVAL_S = 0.2
 """How often it is looked whether watchers may go on watching."""
@@ -218,8 +217,7 @@ class ApiAccess:
         finally:
             self._looks = False
             streams.release()
-            if leave is not None:
-                leave()
+            leave()
 
     async def _judge(self, streams: Streams) -> None:
         """Look at all watchers, some in a turn of the event loop."""

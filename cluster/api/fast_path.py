@@ -22,7 +22,6 @@ from collections.abc import Callable, Coroutine
 from time import perf_counter
 from typing import Any, ClassVar, Protocol, cast
 
-from cluster.api.access import REFUSED
 from cluster.api.answer import TOO_MUCH_HELD, Answer, Outgoing
 from cluster.api.fast_path_api import FastPathApi
 from cluster.api.hosts import Hosts
@@ -420,7 +419,7 @@ class FastConnection(asyncio.Protocol, ABC):
         self, answer: Answer, method: str, target: str, started: float, caller: Principal | None
     ) -> None:
         transport = self._transport
-        if answer.status in REFUSED:
+        if answer.refuses_caller:
             self._server.api.note_refusal(answer, method, target, caller, transport)
         if answer.is_large and not self._server.memory.make_room(answer.size_bytes):
             crowded = OverloadedError("overloaded", TOO_MUCH_HELD)

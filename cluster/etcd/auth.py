@@ -68,8 +68,8 @@ class AuthCalls:
         try:
             if principal is None:
                 raise _wrong()
-            await self._access.admit(principal, Need("status"))
             self._access.enter_as(principal)
+            await self._access.admit(principal, Need("status"))
             known = await self._backend.now()
         except OperationError as error:
             if error.code in {"unauthenticated", "forbidden"}:
@@ -92,5 +92,7 @@ class AuthCalls:
 
 def _wrong() -> EtcdError:
     return EtcdError(
-        INVALID_ARGUMENT, "etcdserver: authentication failed, invalid user ID or password"
+        INVALID_ARGUMENT,
+        "etcdserver: authentication failed, invalid user ID or password",
+        refuses_caller=True,
     )
