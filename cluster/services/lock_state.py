@@ -75,12 +75,13 @@ def waiting_for(locks: ReadTransaction, name: bytes, limit: int = MAX_WAITING) -
 
 
 def claim(tx: Transaction, name: bytes, lease: int, note: bytes) -> int:
-    """Take a free lock; return the token (K1). Raises RejectedError as `attach`."""
+    """Take a free lock; return the token. Raises RejectedError as `attach`."""
     attach(tx, CLAIM, lease, name)
-    return _take(tx, name, lease, note)
+    return take(tx, name, lease, note)
 
 
-def _take(tx: Transaction, name: bytes, lease: int, note: bytes) -> int:
+def take(tx: Transaction, name: bytes, lease: int, note: bytes) -> int:
+    """A lease that has a claim on a lock becomes its holder; return the token (K1)."""
     token = tx.index
     tx.keyspace(keyspaces.LOCKS).put(name, _HOLDER.pack(token, lease) + note)
     return token
@@ -109,7 +110,7 @@ def pass_on(tx: Transaction, name: bytes, lease: int) -> None:
         locks.delete(name)
         return
     locks.delete(following[0].key)
-    token = _take(tx, name, following[0].lease, following[0].note)
+    token = take(tx, name, following[0].lease, following[0].note)
     write_claim(tx, following[0].lease, name, token)
 
 
