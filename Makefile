@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUNS := $(VENV)/.runs
 
-.PHONY: install tools up check test sim mutants faults long soak health bench fmt clean
+.PHONY: install tools up check test sim mutants faults long soak health bench bench-check fmt clean
 
 install: $(STAMP)
 
@@ -81,6 +81,10 @@ health: tools
 # .venv/bin/python -m bench --list
 bench: tools
 	$(BIN)/python -m bench tour
+
+# Whether the headline is worse than in bench/results, by ratios to the peers: three minutes.
+bench-check: tools
+	$(BIN)/python -m bench check
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

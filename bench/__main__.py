@@ -1,12 +1,14 @@
-"""`python -m bench NAME [options]`, `… --list`, `… tour`, `… report`."""
+"""`python -m bench NAME [options]`, `… --list`, `… tour`, `… check`, `… report`."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ import click
 import msgspec
 from rich.console import Console
 
-from bench import machine
-from bench.context import RESULTS, Context, save
+from bench import check, machine
+from bench.context import RESULTS, Context, Options, read, save
 from bench.peers.process import BenchError
 from bench.registry import ALL, BY_NAME, Benchmark
 
 DEFAULT_WORK = Path("/var/tmp")
+CHECK = Options(seconds=1, rounds=5)
+"""Of `check`: about three minutes with four peers."""
 TOUR_LIMIT_S = 14 * 60
 """When the tour begins nothing new, so that it ends within 15 minutes."""
 
@@ -35,6 +39,7 @@ TOUR_LIMIT_S = 14 * 60
     "--keys-max", type=click.IntRange(1), help="Most keys in keys, entries behind in catch-up."
 )
 @click.option("--minutes", type=float, help="Length of the memory benchmark.")
+@click.option("--seed", type=click.IntRange(1), help="Seed of the faults that patroni draws.")
 @click.option("--only", default="", help="Peers to measure, separated by commas.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, help="Results directory.")
 @click.option("--work", type=click.Path(path_type=Path), default=DEFAULT_WORK, help="For data.")
@@ -43,8 +48,9 @@ def main(
 ) -> None:
     """Measure what onecopy costs, beside what one would use instead.
 
-    NAME is one of --list, `tour` for all of them within 15 minutes, or `report` to write
-    docs/benchmarks.md from the results that are there.
+    NAME is one of --list, `tour` for all of them within 15 minutes, `check` to compare the
+    headline with the results that are there (exit code 1: it is worse), or `report` to write
+    docs/benchmarks.md from them.
     """
     console = Console()
     if list_all or name is None:
@@ -62,10 +68,12 @@ def main(
     given = {field: value for field, value in changes.items() if value is not None}
     if only:
         given["only"] = tuple(only.split(","))
-    if name != "tour" and name not in BY_NAME:
+    if name not in {"tour", "check"} and name not in BY_NAME:
         raise click.UsageError(f"there is no benchmark {name!r}; see python -m bench --list")
     if machine.filesystem(work.resolve()) in {"tmpfs", "ramfs"}:
         raise click.UsageError(f"{work} is in memory: fsync costs nothing there; choose --work")
+    if name == "check":
+        sys.exit(0 if _check(console, given, out, work) else 1)
     chosen = ALL if name == "tour" else (BY_NAME[name],)
     failed = _run_all(console, chosen, given, out, work, tour=name == "tour")
     if name == "tour":
@@ -74,6 +82,30 @@ def main(
         for path in write_report(out):
             console.print(f"wrote {path}", highlight=False)
     sys.exit(1 if failed else 0)
+
+
+def _check(console: Console, given: dict[str, Any], out: Path, work: Path) -> bool:
+    """Compare with the stored headline; False also where that cannot be done."""
+    options = msgspec.structs.replace(CHECK, **given)
+    try:
+        with _surroundings(console, options, work) as context:
+            return check.run(context, read("headline", out))
+    except (BenchError, OSError) as error:
+        console.print(f"check failed: {error}", highlight=False, markup=False)
+        return False
+
+
+@contextlib.contextmanager
+def _surroundings(console: Console, options: Options, work: Path) -> Iterator[Context]:
+    """Lend a context with an empty directory; servers are ended when the process is."""
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _stop)
+    work.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix="onecopy-bench-", dir=work))
+    try:
+        yield Context(options, directory, console)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _stop(number: int, _frame: object) -> None:
@@ -90,8 +122,6 @@ def _run_all(
     tour: bool,
 ) -> list[str]:
     """Run benchmarks one after the other; return the names of those that failed."""
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, _stop)  # so that the servers are ended
     begin = time.monotonic()
     failed = []
     for number, benchmark in enumerate(chosen):
@@ -102,20 +132,16 @@ def _run_all(
             continue
         place = f"[{number + 1}/{len(chosen)}, {passed / 60:.1f} min] " if tour else ""
         console.rule(f"{place}{benchmark.name}: {benchmark.summary}")
-        work.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix="onecopy-bench-", dir=work))
-        context = Context(options, directory, console)
         try:
-            context.ceiling()
-            data = benchmark.run(context)
-            command = "python -m bench " + " ".join(sys.argv[1:])
-            path = save(context, benchmark.name, data, out, command)
+            with _surroundings(console, options, work) as context:
+                context.ceiling()
+                data = benchmark.run(context)
+                command = "python -m bench " + " ".join(sys.argv[1:])
+                path = save(context, benchmark.name, data, out, command)
             console.print(f"wrote {path}", highlight=False)
         except (BenchError, OSError) as error:
             console.print(f"{benchmark.name} failed: {error}", highlight=False, markup=False)
             failed.append(benchmark.name)
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
     return failed
 
 

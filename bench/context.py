@@ -27,7 +27,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """`seconds` of each measurement, `rounds` of those that are repeated, `kills` of processes.
 
     `size_mb` and `keys_max` (keys, or entries behind) bound the benchmarks that grow; `minutes`
-    those that wait. `only` names the peers to take (empty: all).
+    those that wait. `only` names the peers to take (empty: all). `seed`: of what is drawn (0: a new
+    one).
     """
 
     seconds: float = 3.0
@@ -37,6 +38,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     keys_max: int = 1_000_000
     minutes: float = 10.0
     only: tuple[str, ...] = ()
+    seed: int = 0
 
 
 class Context:
@@ -110,6 +112,7 @@ class Context:
             f"p99 {latency.p99_ms:.2f}  p99.9 {latency.p999_ms:.2f}  "
             f"{result.cpu_us_per_op:.0f} us CPU/op  "
             f"{disk_text(result.disk_bytes_per_op)} B disk/op  "
+            f"{disk_text(result.disk_flushes_per_op, 2)} flushes/op  "
             f"{result.wire_bytes_per_op:,.0f} B wire/op  "
             f"(ceiling {self.ceiling().rate:,.0f}/s){errors}"
         )
@@ -169,6 +172,7 @@ def plain(result: Result) -> dict[str, Any]:
         "errors": outcome.errors,
         "cpu_us_per_op": result.cpu_us_per_op,
         "disk_bytes_per_op": result.disk_bytes_per_op,
+        "disk_flushes_per_op": result.disk_flushes_per_op,
         "wire_bytes_per_op": result.wire_bytes_per_op,
         "generator_cpu_share": round(outcome.cpu_s / outcome.seconds, 3),
         "late_us": outcome.late_us,

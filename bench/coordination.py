@@ -11,7 +11,6 @@ import msgspec
 from bench import contenders, etcd_grpc, loads, watch
 from bench.context import Context, plain
 from bench.headline import medians, ratio
-from bench.histogram import figures, from_counts
 from bench.peers.etcd import Etcd
 from bench.peers.onecopy import Onecopy
 from bench.peers.process import MissingPeerError, Peer
@@ -146,12 +145,7 @@ def _add_http(
         return measure
 
     def seen() -> Figures:
-        delays_ms = watch.seen_delays_ms(address, peer.api)
-        counts: dict[int, int] = {}
-        for delay_ms in delays_ms:
-            at = round(delay_ms * 1000)
-            counts[at] = counts.get(at, 0) + 1
-        return {**msgspec.to_builtins(figures(from_counts(counts))), "per_s": 0.0, "errors": {}}
+        return watch.seen_figures(address, peer.api)
 
     measures[TXN_64][system], measures[TXN_1][system] = load(txn, 64), load(txn, 1)
     measures[KEEP_ALIVES][system] = load(kept, 64)

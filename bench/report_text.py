@@ -43,17 +43,21 @@ TITLES = {
     "failover": "Failover",
     "handover": "Handover",
     "matrix": "Workloads",
+    "sizes": "Reads at backups, large values, ranges",
     "confirmed": "Confirmed reads",
     "watch": "Watchers",
     "leases": "Client leases",
     "lease-kill": "Leases, locks and watchers when the primary is killed",
     "coordination": "Transactions, watches, leases and locks beside etcd",
+    "gateway": "etcd's HTTP/JSON gateway",
+    "patroni": "PostgreSQL with Patroni",
     "detector": "Failure detector",
     "early-ack": "Early acknowledgement",
     "backups": "Number of replicas",
     "blocking": "The cost model of primary-backup",
     "catch-up": "Catch-up",
     "snapshot": "Snapshot to a new backup",
+    "backup": "Backup and restore",
     "keys": "Size of the state",
     "memory": "Memory over time",
     "security": "What TLS and tokens cost",
@@ -61,7 +65,11 @@ TITLES = {
 }
 
 NOTES = {
-    "headline": "100 B values, 1,000 keys, three nodes each, medians over the rounds.",
+    "headline": (
+        "100 B values, 1,000 keys, three nodes each, medians over the rounds. onecopy and Redis wait for "
+        "three disks, etcd and NATS for the two that are quicker: where other programs use the machine "
+        "too (see the load average below the tables), the slowest of three decides more than it does alone."
+    ),
     "failover": (
         "A client tries a new key every 5 ms, at each node in turn, with a deadline of 1 s a try and "
         "none waiting for another; the gap is the longest time between two acknowledged writes around "
@@ -109,9 +117,21 @@ NOTES = {
         "primary's store file copied and fsynced on the same disk. The copy is read from the page "
         "cache, as the snapshot is."
     ),
+    "backup": (
+        "Values of 64 KiB; the load writes 100 B to other keys. Times are of whole commands, the "
+        "start of Python included. The restore reads the store back from the disk and compares its "
+        "digest; the copies read from the page cache, and compare nothing."
+    ),
     "keys": (
         "100 B values. Memory is the primary's: 'resident' contains the part of the store's file that "
         "is mapped and cached, which the kernel takes back when it needs it; 'anonymous' does not."
+    ),
+    "sizes": (
+        "Three replicas, 64 connections, each pair in turn within a round; ratios are taken within a "
+        "round, then the median over rounds. Reads are of 100 B, linearizable; at both backups the "
+        "connections are spread over them. `cp` and fsync write a file of 64 MiB from memory, in units "
+        "of 64 KiB: once, and three at once, because three replicas write three logs to the same disk. "
+        "A range is 10,000 keys of 1 KiB, read by one client in pages and decoded."
     ),
     "confirmed": (
         "100 B values, three replicas. A confirmed read waits until every replica in sync has answered "
@@ -146,6 +166,21 @@ NOTES = {
         "mutex of its Go client. Watchers have a connection each; the time counts from before the write "
         "is sent, over all watchers of all writes. Clients of onecopy and of the gateway are Python "
         "processes, those of gRPC a Go program."
+    ),
+    "gateway": (
+        "Three nodes each, in turn, medians over the rounds; the leader or primary is asked, both in "
+        "etcd's JSON. Ratios are onecopy's rate by etcd's, or, of watchers, onecopy's median time by "
+        "etcd's: there less than 1 is better. Watchers have a connection each; the time counts from "
+        "before the put is sent, on a connection of its own, over all watchers of all puts."
+    ),
+    "patroni": (
+        "Two PostgreSQLs under Patroni in synchronous mode (ttl 20 s), whose state two data nodes and a "
+        "witness keep, or three nodes of etcd; a writer at each PostgreSQL. Faults in an order drawn from "
+        "a seed; every link between the machines is a proxy of toxiproxy's, and cuts are black holes and "
+        "refused connections in turn. A node of etcd that is cut off is stopped (SIGSTOP) instead. "
+        "The time is the longest between two acknowledged commits of either PostgreSQL; most of the "
+        "longer ones is Patroni's ttl. After each fault, and at the end, every acknowledged commit is "
+        "looked for at the leader."
     ),
     "memory": "Open loop at half of the closed loop's rate, on 10,000 keys.",
     "security": (

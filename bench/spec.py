@@ -8,7 +8,7 @@ import msgspec
 
 from bench.histogram import Latency
 
-Api = Literal["onecopy", "etcd", "redis", "pysyncobj", "bare"]
+Api = Literal["onecopy", "etcd", "redis", "nats", "pysyncobj", "bare"]
 Kind = Literal["keys", "txn", "keep_alive"]
 
 

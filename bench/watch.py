@@ -9,13 +9,17 @@ import json
 import resource
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, cast
 
+import msgspec
+
 from bench import loads
 from bench.context import Context
+from bench.histogram import figures, from_counts
 from bench.peers.onecopy import Onecopy
 from bench.peers.process import BenchError, fetch
 from bench.render import http, json_request
@@ -66,16 +70,23 @@ def _idle(context: Context, cluster: Onecopy, node: str, address: str) -> dict[s
     return found
 
 
-def seen_delays_ms(address: str, api: Api = "onecopy") -> list[float]:
-    """Measure from before a write is sent until each of the watchers has its event."""
+def seen_delays_ms(address: str, api: Api = "onecopy", count: int = WATCHERS) -> list[float]:
+    """Measure from before a write is sent until each of `count` watchers has its event."""
     delays_ms: list[float] = []
-    with watching(address, ["seen"] * WATCHERS, api) as watchers:
+    with watching(address, ["seen"] * count, api) as watchers:
         for number in range(WRITES_SEEN):
-            watchers.expect(WATCHERS)
+            watchers.expect(count)
             began = time.monotonic()
             _write_seen(address, api, b"%d" % number)
             delays_ms += [(at - began) * 1000 for at in watchers.seen()]
     return delays_ms
+
+
+def seen_figures(address: str, api: Api, count: int = WATCHERS) -> dict[str, Any]:
+    """Return the figures of `seen_delays_ms`, as those of a load, without a rate."""
+    times_us = Counter(round(delay_ms * 1000) for delay_ms in seen_delays_ms(address, api, count))
+    latency = msgspec.to_builtins(figures(from_counts(times_us)))
+    return {**latency, "per_s": 0.0, "errors": {}}
 
 
 def _write_seen(address: str, api: Api, value: bytes) -> None:

@@ -277,11 +277,11 @@ class Node(Protocol):
 
     def observe(
         self, keyspace: int, key: bytes, observer: Callable[[], None]
-    ) -> Callable[[], None] | None:
+    ) -> Callable[[], None]:
         """Call `observer` after each committed write of a key, as this node applies them.
 
-        It takes note only. Call what is returned to end it. None: this node has no data, and calls
-        nobody.
+        It takes note only. Call what is returned to end it. A node that has no data is told by the
+        primary, and calls `observer` at other times, too.
         """
 
     async def handover(self, to: str, timeout_ms: int, *, caller: Principal | None = None) -> View:

@@ -9,32 +9,31 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers.process import (
+    ROOT,
     BenchError,
     MissingPeerError,
     Peer,
     Process,
     fetch_json,
     free_address,
+    go_program,
     output_of,
     wait_until,
 )
 
-HOW_TO_GET = "etcd is not installed: apt-get install etcd-server (or put `etcd` on the PATH)"
+HOW_TO_GET = "Debian's etcd is not installed: apt-get install etcd-server"
 
 
 class Etcd(Peer):
-    """A cluster of members e1, e2, e3."""
+    """A cluster of members e1, e2, e3, of the etcd that is built from its Go module."""
 
     name = "etcd"
     api = "etcd"
     durability = "WAL fsync on a majority before the answer (etcd's default)"
 
     def __init__(self, directory: Path, members: int = 3) -> None:
-        binary = shutil.which("etcd")
-        if binary is None:
-            raise MissingPeerError(HOW_TO_GET)
+        self._binary = binary = self.program()
         super().__init__(directory)
-        self._binary = binary
         self.nodes = [f"e{number + 1}" for number in range(members)]
         self._clients = {node: free_address() for node in self.nodes}
         peers = {node: free_address() for node in self.nodes}
@@ -47,6 +46,11 @@ class Etcd(Peer):
             command += ["--initial-cluster", initial, "--initial-cluster-state", "new"]
             command += ["--logger", "zap", "--log-level", "error"]
             self.processes[node] = Process(node, command, directory / f"{node}.log")
+
+    @staticmethod
+    def program() -> str:
+        """Return the path of etcd. Raises MissingPeerError."""
+        return str(go_program("etcd", ROOT / "tests" / "etcd"))
 
     def start(self) -> None:
         for process in self.processes.values():
@@ -104,3 +108,14 @@ class Etcd(Peer):
 
     def version(self) -> str:
         return output_of([self._binary, "--version"]).splitlines()[0].removeprefix("etcd Version: ")
+
+
+class DebianEtcd(Etcd):
+    """The etcd that the system has installed."""
+
+    @staticmethod
+    def program() -> str:
+        binary = shutil.which("etcd")
+        if binary is None:
+            raise MissingPeerError(HOW_TO_GET)
+        return binary

@@ -60,6 +60,8 @@ class Onecopy(Peer):
         self._inner = {
             node: {"peer": free_address(), "raft": free_address()} for node in self.nodes
         }
+        self.routes: dict[tuple[str, str], dict[str, str]] = {}
+        """How a node reaches another, by channel, where that is not the other's own address."""
         self.etcd_addresses = {node: free_address() for node in self.nodes} if etcd else {}
         self._first_token = draw_token() if access else None
         self.caller = Caller(
@@ -67,7 +69,7 @@ class Onecopy(Peer):
             self._first_token.text if self._first_token else "",
         )
         self.config = directory / "cluster.toml"
-        self._write_config()
+        self.write_config()
         if tls:
             certs = [sys.executable, "-m", "cluster.cli.main", "certs"]
             output_of([*certs, "ca", "--dir", str(directory / "certs")])
@@ -83,7 +85,8 @@ class Onecopy(Peer):
         """Return what makes a cluster in a directory, with these arguments of the class."""
         return lambda path: cls(path, **options)
 
-    def _write_config(self) -> None:
+    def write_config(self) -> None:
+        """Write the configuration; again, when `routes` has changed."""
         lines = ["[cluster]", 'name = "bench"', f"secret = {json.dumps(SECRET)}"]
         for node in self.nodes:
             role = "replica" if node in self.replicas else "witness"
@@ -92,6 +95,9 @@ class Onecopy(Peer):
             lines += [f'{name} = "{address}"' for name, address in self._inner[node].items()]
             if node in self.etcd_addresses:
                 lines.append(f'etcd = "{self.etcd_addresses[node]}"')
+        for (source, target), addresses in self.routes.items():
+            lines.append(f"[routes.{source}.{target}]")
+            lines += [f'{channel} = "{address}"' for channel, address in addresses.items()]
         for section, values in (("timing", self.timing), ("limits", self.limits)):
             lines.append(f"[{section}]")
             lines += [f"{name} = {number}" for name, number in values.items()]

@@ -21,6 +21,7 @@ import msgspec
 from bench.accounting import Servers
 from bench.render import bearer
 from bench.spec import Caller
+from tests.support.go_tools import ToolError, built
 
 DEADLINE_S = 30.0
 POLL_S = 0.01
@@ -217,6 +218,14 @@ class Peer:
             process.check()
 
 
+def go_program(name: str, module: Path, package: str = ".") -> Path:
+    """Return a program built from a Go module into a cache. Raises MissingPeerError."""
+    try:
+        return built(name, package, module=module)
+    except ToolError as error:
+        raise MissingPeerError(str(error)) from None
+
+
 def fetch(
     address: str,
     method: str,
@@ -257,8 +266,8 @@ def fetch_json(
     return json.loads(found[1]) if found and found[0] == 200 else None
 
 
-def output_of(command: Iterable[str]) -> str:
+def output_of(command: Iterable[str], timeout_s: float = 30.0) -> str:
     """Return what a command prints."""
     return subprocess.run(
-        list(command), capture_output=True, text=True, check=True, timeout=30
+        list(command), capture_output=True, text=True, check=True, timeout=timeout_s
     ).stdout

@@ -40,7 +40,6 @@ from election.view import View
 
 logger = logging.getLogger(__name__)
 
-REFUSED = frozenset({401, 403})
 CHALLENGE = b'WWW-Authenticate: Bearer realm="onecopy"\r\n'
 RIGHTS_LOOK_INTERVAL_S = 0.2
 """How often it is looked whether watchers may go on watching."""
@@ -54,15 +53,12 @@ _caller: ContextVar[Principal] = ContextVar("caller", default=ANONYMOUS)
 
 
 def caller_of(headers: Headers, transport: asyncio.BaseTransport | None) -> Principal:
-    """Return whom a request names as its caller, not whether that is right.
+    """Return whom a request names as its caller (`caller_named`).
 
-    Without a token it is who the connection's certificate names, if the client has shown one.
     Raises Problem "unauthenticated" for what is no token at all.
     """
-    values = headers.getall(hdrs.AUTHORIZATION, ())
-    if not values:
-        return principal_of_certificate(certificate_name(transport))
-    principal = principal_in(values[0]) if len(values) == 1 else None
+    values = headers.getall(hdrs.AUTHORIZATION, (None,))
+    principal = caller_named(values[0], transport) if len(values) == 1 else None
     if principal is None:
         raise ProblemError(
             "unauthenticated",
@@ -70,6 +66,18 @@ def caller_of(headers: Headers, transport: asyncio.BaseTransport | None) -> Prin
             "Authorization: Bearer oct_…",
         )
     return principal
+
+
+def caller_named(
+    authorization: str | None, transport: asyncio.BaseTransport | None
+) -> Principal | None:
+    """Return whom an Authorization header names, not whether that is right; None: no token.
+
+    Without the header it is who the connection's certificate names, if the client has shown one.
+    """
+    if authorization is None:
+        return principal_of_certificate(certificate_name(transport))
+    return principal_in(authorization)
 
 
 @functools.lru_cache(maxsize=1024)  # a client sends the same one with each request
@@ -209,8 +217,7 @@ class ApiAccess:
         finally:
             self._looks = False
             streams.release()
-            if leave is not None:
-                leave()
+            leave()
 
     async def _judge(self, streams: Streams) -> None:
         """Look at all watchers, some in a turn of the event loop."""

@@ -27,6 +27,7 @@ from cluster.api.memory import Memory, Share
 from datapath.turns import Turns
 
 JSON = b"application/json"
+MSGPACK = b"application/msgpack"
 PROBLEM = b"application/problem+json"
 BYTES = b"application/octet-stream"
 
@@ -75,6 +76,10 @@ _ON_10 = b"Connection: keep-alive\r\n\r\n"
 _CLOSE = b"Connection: close\r\n\r\n"
 
 
+REFUSED = frozenset({401, 403})
+"""Statuses of what was refused for who asked. Other APIs have others, and say so."""
+
+
 class Answer:
     """A whole answer. `headers` are header lines, each ending in CR LF.
 
@@ -82,8 +87,8 @@ class Answer:
     """
 
     __slots__ = (
-        "_body", "_content_type", "_headers", "_length", "closes", "is_large", "size_bytes",
-        "status",
+        "_body", "_content_type", "_headers", "_length", "closes", "is_large", "refuses_caller",
+        "size_bytes", "status",
     )  # fmt: skip
 
     def __init__(
@@ -96,6 +101,8 @@ class Answer:
         closes: bool = False,
     ) -> None:
         self.status = status
+        self.refuses_caller = status in REFUSED
+        "Whether it was refused for who asked: it is noted, and is in the audit log."
         self._body = body
         self.size_bytes = 0 if body is None else len(body)
         "Bytes of the answer that are held until the client has read it."

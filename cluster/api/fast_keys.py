@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from cluster.api.access import caller_of
+from cluster.api.access import caller_named
 from cluster.api.fast_path import FastConnection, FastPathServer
-from cluster.api.headers import Headers
 from cluster.api.kv import KvHandlers
 from cluster.api.leases import LeaseHandlers
 from cluster.api.params import waits_for_change
-from cluster.api.plain_head import KEYS, PLAIN
+from cluster.api.plain_head import KEYS, PLAIN, HeaderBlock
 from cluster.api.problems import ProblemError
+
+_KEYS_LENGTH = len(KEYS)
 
 
 class FastKeys(FastConnection):
@@ -23,11 +24,14 @@ class FastKeys(FastConnection):
         self._kv = kv
         self._leases = leases
 
-    def _serve(self, method: str, target: str, headers: Headers, body: bytes) -> bool:
-        key, _, query = target[len(KEYS) :].partition("?")
-        judged = self._server.api.access.guard.is_on
+    def _serve(self, method: str, target: str, block: HeaderBlock, body: bytes) -> bool:
+        key, _, query = target[_KEYS_LENGTH:].partition("?")
+        headers, caller = block.headers, None
+        if self._server.api.access.guard.is_on:
+            caller = caller_named(block.authorization, self._transport)
+            if caller is None:
+                return False
         try:
-            caller = caller_of(headers, self._transport) if judged else None
             if method == "GET":
                 if query and waits_for_change(query):
                     return False  # the full path notices at once that the client has gone
@@ -36,7 +40,7 @@ class FastKeys(FastConnection):
         except ProblemError:
             return False
         if method == "POST":
-            write = self._leases.fast_keep_alive(target, headers, caller)
+            write = self._leases.fast_keep_alive(target, caller)
         else:
             write = self._kv.fast_write(method, key, query, headers, body, caller)
         if write is None or write.operation.caller is not caller:

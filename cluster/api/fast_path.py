@@ -20,16 +20,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from time import perf_counter
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Protocol, cast
 
-from cluster.api.access import REFUSED
 from cluster.api.answer import TOO_MUCH_HELD, Answer, Outgoing
 from cluster.api.fast_path_api import FastPathApi
-from cluster.api.headers import Headers
 from cluster.api.hosts import Hosts
 from cluster.api.kv import KeyRead, KeyWrite
 from cluster.api.memory import Memory, Share
-from cluster.api.plain_head import read_block
+from cluster.api.plain_head import HeaderBlock, read_block
 from cluster.services.rights import Need
 from datapath.errors import OperationError, OverloadedError
 from datapath.node.router import may_repeat
@@ -48,8 +46,6 @@ UNCOUNTED_BACKLOG_BYTES = 4096
 REQUEST_COST_BYTES = 16 * 1024
 """What a request counts beside the bytes of its answer: it takes as long as copying so many."""
 _MAX_HEAD_SIZE_BYTES = 4096
-
-ResultT = TypeVar("ResultT")
 
 
 class FastPathServer(Protocol):
@@ -257,8 +253,9 @@ class FastConnection(asyncio.Protocol, ABC):
     def _advance(self) -> None:
         """Serve what waits, until one is under way, more has to come, or others are due."""
         data, at = self._backlog, 0
+        end = len(data)
         size: int | None = 1
-        while size and at < len(data) and self._may_serve():
+        while size and at < end and self._may_serve():
             size = self._serve_one(data, at)
             at += size or 0
         self._backlog = data[at:] if at else data
@@ -287,15 +284,18 @@ class FastConnection(asyncio.Protocol, ABC):
         """Serve the request at `at`, and return its size; 0: not plain; None: it is not whole."""
         line = self.plain.match(data, at, at + _MAX_HEAD_SIZE_BYTES)
         end = data.find(b"\r\n\r\n", at, at + _MAX_HEAD_SIZE_BYTES)
-        if line is None or end < line.end() - 2 or not self._server.has_fast_path:
+        fields_at = end if line is None else line.end()
+        if line is None or end < fields_at - 2 or not self._server.has_fast_path:
             return 0
-        block = read_block(data[line.end() : end + 2])
+        block = read_block(data[fields_at : end + 2])
         if block is None or block.body_size_bytes > self._server.max_body_bytes:
             return 0
         if block.host != self._host:
             if not self._server.hosts.allows(block.host):
                 return 0
             self._host = block.host
+        if block.cluster is not None and block.cluster != self._server.api.node.cluster_id:
+            return 0
         stop = end + 4 + block.body_size_bytes
         if len(data) < stop:
             if not self._partial:
@@ -304,11 +304,11 @@ class FastConnection(asyncio.Protocol, ABC):
         self._partial = False
         self._more = stop < len(data)
         method, target, _ = line[0].decode().split(" ")
-        taken = self._serve(method, target, block.headers, data[end + 4 : stop])
+        taken = self._serve(method, target, block, data[end + 4 : stop])
         return stop - at if taken else 0
 
     @abstractmethod
-    def _serve(self, method: str, target: str, headers: Headers, body: bytes) -> bool:
+    def _serve(self, method: str, target: str, block: HeaderBlock, body: bytes) -> bool:
         """Serve a request, by `_serve_read` or `_serve_write`; or do nothing, and return False."""
 
     def _serve_read(self, method: str, target: str, read: KeyRead) -> None:
@@ -322,7 +322,10 @@ class FastConnection(asyncio.Protocol, ABC):
             self._pending = pending = Pending(self, method, target, None, caller)
             self._start(self._read(pending, read))
             return
-        answer = self._answer_with(read.answer, result, method, target)
+        try:
+            answer = read.answer(result)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
+            answer = server.api.refuse(error, method, target)
         if answer.is_large:
             self._pending = pending = Pending(self, method, target, None, caller)
             self._start(self._send_in_turn(pending, answer))
@@ -335,14 +338,6 @@ class FastConnection(asyncio.Protocol, ABC):
         if not self._server.api.node.submit(write.operation, write.timeout_ms, pending):
             # It goes to another node, or waits for one.
             self._start(self._go_on(pending, write, None))
-
-    def _answer_with(
-        self, make: Callable[[ResultT], Answer], result: ResultT, method: str, target: str
-    ) -> Answer:
-        try:
-            return make(result)
-        except Exception as error:  # noqa: BLE001 -- the pipeline must go on, whatever it is
-            return self._server.api.refuse(error, method, target)
 
     def _start(self, answering: Coroutine[Any, Any, None]) -> None:
         self._task = asyncio.get_running_loop().create_task(answering)
@@ -391,8 +386,11 @@ class FastConnection(asyncio.Protocol, ABC):
     def succeeded(self, pending: Pending, result: Result) -> None:
         """Answer with what was acknowledged."""
         assert pending.write is not None
-        make = pending.write.answer
-        self.answer(pending, self._answer_with(make, result, pending.method, pending.target))
+        try:
+            answer = pending.write.answer(result)
+        except Exception as error:  # noqa: BLE001 -- the pipeline must go on, whatever it is
+            answer = self._server.api.refuse(error, pending.method, pending.target)
+        self.answer(pending, answer)
 
     def failed(self, pending: Pending, error: BaseException) -> None:
         """Go on elsewhere after what is known not to be applied, or safe to repeat; else say so."""
@@ -421,7 +419,7 @@ class FastConnection(asyncio.Protocol, ABC):
         self, answer: Answer, method: str, target: str, started: float, caller: Principal | None
     ) -> None:
         transport = self._transport
-        if answer.status in REFUSED:
+        if answer.refuses_caller:
             self._server.api.note_refusal(answer, method, target, caller, transport)
         if answer.is_large and not self._server.memory.make_room(answer.size_bytes):
             crowded = OverloadedError("overloaded", TOO_MUCH_HELD)

@@ -35,6 +35,8 @@ _TAGS = re.compile(rf"[ \t]*{_TAG}[ \t]*(?:,|$)")
 _REVISION = re.compile(r"[1-9][0-9]{0,18}")
 _INDEX = re.compile(r"[0-9]{1,18}")
 _QUOTED = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
+_MSGPACK = "application/msgpack"
+_WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 _TOKEN = re.compile(r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]+")
 
 
@@ -268,3 +270,22 @@ def check_put_headers(headers: Headers) -> None:
             "a value is stored exactly as sent: omit Content-Encoding, and send the decoded bytes",
             headers=b"Accept-Encoding: identity\r\n",
         )
+
+
+def accepts_msgpack(headers: Headers) -> bool:
+    """Whether Accept names MessagePack, and does not prefer JSON to it (RFC 9110, 12.5.1)."""
+    accept = ",".join(headers.getall(hdrs.ACCEPT, ())).lower()
+    if _MSGPACK not in accept:
+        return False
+    weight = _weight(accept, _MSGPACK)
+    return weight > 0 and weight >= _weight(accept, "application/json")
+
+
+def _weight(accept: str, media_type: str) -> float:
+    """Return how much a media type is wanted: 0 if it is not named, or with what is no number."""
+    for choice in accept.split(","):
+        name, *parameters = (part.strip() for part in choice.split(";"))
+        if name == media_type:
+            weights = [part[2:] for part in parameters if part.startswith("q=")]
+            return 1.0 if not weights else float(weights[0]) if _WEIGHT.fullmatch(weights[0]) else 0
+    return 0

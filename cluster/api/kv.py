@@ -25,7 +25,7 @@ from cluster.api.documents import Deleted, RangeDeleted, Written
 from cluster.api.headers import (
     REVISION_LINE,
     Headers,
-    check_cluster,
+    accepts_msgpack,
     check_put_headers,
     entity_tags,
     idempotency_after,
@@ -143,8 +143,6 @@ class KvHandlers:
     ) -> KeyWrite | None:
         """Return what a PUT or DELETE asks for; None: the full path has to judge it."""
         try:
-            if headers:
-                check_cluster(headers, self._node.cluster_id)
             if method == "DELETE":
                 return self._delete(raw_key, query, headers, caller)
             key, options, conditions = _read_put(raw_key, query, headers)
@@ -206,8 +204,6 @@ class KvHandlers:
         self, raw_key: str, query: str, headers: Headers, caller: Principal | None = None
     ) -> KeyRead:
         """Return what a GET asks for. Raises Problem: the full path has to refuse it."""
-        if headers:
-            check_cluster(headers, self._node.cluster_id)
         return self._get(raw_key, query, headers, caller)
 
     def _get(
@@ -305,16 +301,17 @@ class KvHandlers:
         items, next_key = result.value
         cursor = None if next_key is None else encode_cursor(next_key, bounds)
         lines = NO_CACHE + state_lines(result, self._node.cluster_id)
-        page = PageBody(items, result.index, cursor)
+        binary = accepts_msgpack(request.headers)
+        page = PageBody(items, result.index, cursor, binary=binary)
         if page.length <= LARGE_ANSWER_SIZE_BYTES:
-            return Answer(200, b"".join(page.pieces()), JSON, lines)
+            return Answer(200, b"".join(page.pieces()), page.content_type, lines)
         transport = request.transport
         if transport is None:
             raise ClientGoneError
         share = server_of(request).memory.take(page.length, transport.abort)
         if share is None:
             raise ProblemError("overloaded", TOO_MUCH_HELD)
-        return PagedAnswer(page.pieces(), page.length, share, JSON, lines)
+        return PagedAnswer(page.pieces(), page.length, share, page.content_type, lines)
 
 
 def _range_of(values: Mapping[str, Any]) -> tuple[bytes, KeyRange]:

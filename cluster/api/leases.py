@@ -12,8 +12,6 @@ from aiohttp.web import BaseRequest
 from cluster.api.answer import JSON, Answer
 from cluster.api.body import read_json
 from cluster.api.headers import (
-    Headers,
-    check_cluster,
     idempotency_after,
     idempotency_key,
     if_lock,
@@ -90,14 +88,10 @@ class LeaseHandlers:
         lease = _in_path(raw_lease)
         return self._kept_alive(lease, await self._ask("keep_alive", ((lease,),), timeout_ms))
 
-    def fast_keep_alive(
-        self, target: str, headers: Headers, caller: Principal | None = None
-    ) -> KeyWrite | None:
+    def fast_keep_alive(self, target: str, caller: Principal | None = None) -> KeyWrite | None:
         """Return what a keep-alive of one lease asks for; None: the full path has to judge it."""
         path, _, query = target.partition("?")
         try:
-            if headers:
-                check_cluster(headers, self._node.cluster_id)
             timeout_ms = self._timeout(query)
             lease = _in_path(path[len(LEASES_PATH) : -len(KEEP_ALIVE)])
         except ProblemError:

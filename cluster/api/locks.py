@@ -1,9 +1,9 @@
 """`/v1/locks` and `/v1/elections`: an election is a lock whose note is the leader's value.
 
-Who waits has a place in the lock's queue, in the replicated state. The request waits here for a
-committed write of the lock, without asking the primary, and then asks again by its lease: so it
-survives a failover, and keeps its place. It also asks now and then, for the case that this node is
-cut off, or is a witness and sees no writes.
+Who waits has a place in the lock's queue, in the replicated state. The request waits here until
+that place is written, as it is when its lease has become the holder, and then asks the primary by
+its lease: so it survives a failover, and keeps its place. It also asks now and then, for the case
+that this node is cut off.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ from cluster.api.params import (
     parse_query,
 )
 from cluster.api.problems import ProblemError
+from cluster.api.server import FullConnection
 from cluster.api.settings import HttpSettings
 from cluster.services.access_guard import VERSION_KEY
+from cluster.services.lease_state import claim_key
 from cluster.services.leases import LEASES_SERVICE
 from cluster.services.lock_state import MAX_NOTE_SIZE_BYTES
 from cluster.services.locks import LOCKS_SERVICE, Acquired
 from datapath.clock import clock_s
 from datapath.errors import OperationError
-from datapath.keyspaces import LOCKS, ROLES
+from datapath.keyspaces import LEASES, LOCKS, ROLES
 from datapath.operations import Node, Operation, Query, QueryResult, Result
 
 ASK_AGAIN_S = 5.0
 """After how long one that waits asks the primary without having seen a write."""
-BLIND_ASK_AGAIN_S = 0.25
-"""The same at a node that has no data."""
 LOOK_S = 0.5
 """How often it is looked at whether the client has gone, or this node stops."""
 
@@ -94,18 +94,16 @@ class LockHandlers:
         key, after = idempotency_key(headers), idempotency_after(headers)
         operation = Operation("acquire", args, key, first_after=after, service=LOCKS_SERVICE)
         wish = _Wish(self._node, name, timeout_ms, asked)
-        watch = _LockWatch(self._node, name)
         self.waiting += 1
         try:
             result = await self._node.execute(operation, timeout_ms)
             acquired = Acquired(*result.value)
             if not acquired.token:
                 wish.acquired = acquired
-                result = await self._wait(request, wish, watch)
+                result = await self._wait(request, wish)
                 acquired = Acquired(*result.value)
         finally:
             self.waiting -= 1
-            watch.end()
         return self._taken(name, acquired, result)
 
     async def _read(self, request: BaseRequest) -> LockRequest:
@@ -132,29 +130,47 @@ class LockHandlers:
         lease = lease_id(wish.lease) if wish.lease is not None else 0
         return name, lease, wish.ttl_ms or 0, note, wish.wait_ms > 0 or wish.keep_place
 
-    async def _wait(self, request: BaseRequest, wish: _Wish, watch: _LockWatch) -> Result:
+    async def _wait(self, request: BaseRequest, wish: _Wish) -> Result:
         """Wait until the lease has become the holder. Raises Problem "lock_held"."""
         until_s = clock_s() + wish.wait_s
+        # What is at its place is written when it has become the holder, and when it has no place.
+        watch = _PlaceWatch(self._node, LEASES, claim_key(wish.acquired.lease, wish.name))
         if wish.owns_lease:
             watch.ask_again_s = min(watch.ask_again_s, wish.ttl_s / 3)
-        while True:
-            interrupted = _is_gone(request) or self._is_stopping()
-            if interrupted or clock_s() >= until_s:
-                # One that was interrupted and has a lease of its own asks again, elsewhere.
-                keeps_place = wish.keeps_place or (interrupted and not wish.owns_lease)
-                result = None if keeps_place else await wish.give_up()
-                if result is not None:
-                    return result
-                if _is_gone(request):
-                    raise ClientGoneError
-                if self._is_stopping():
-                    raise ProblemError("stopping", "this node is stopping: ask another")
-                raise ProblemError("lock_held", _held_still(wish.acquired))
-            if watch.is_due():
-                result = await wish.ask()
-                if result.value[0]:
-                    return result
-            await watch.wait(until_s)
+        try:
+            while True:
+                is_gone = _is_gone(request)
+                if is_gone or self._is_stopping() or clock_s() >= until_s:
+                    result = await self._end_wait(wish, is_gone=is_gone)
+                    if result is not None:
+                        return result
+                    raise ProblemError("lock_held", _held_still(wish.acquired))
+                if watch.is_due():
+                    result = await wish.ask()
+                    if result.value[0]:
+                        return result
+                await watch.wait(until_s)
+        finally:
+            watch.end()
+
+    async def _end_wait(self, wish: _Wish, *, is_gone: bool) -> Result | None:
+        """Its time is up, the client has gone, or this node stops: return as `give_up`.
+
+        A client with a lease of its own that was interrupted asks again, elsewhere: it keeps its
+        place. A client that has gone is not given the lock: nobody would release it.
+        """
+        is_stopping = self._is_stopping()
+        if is_gone:
+            if wish.owns_lease:
+                await wish.abandon()
+            raise ClientGoneError
+        if wish.keeps_place or (is_stopping and not wish.owns_lease):
+            result = None
+        else:
+            result = await wish.give_up()
+        if result is None and is_stopping:
+            raise ProblemError("stopping", "this node is stopping: ask another")
+        return result
 
     async def get(self, _request: BaseRequest, raw_name: str, query: str) -> Answer:
         """GET of a lock or an election; with `after` it waits for a change."""
@@ -166,7 +182,7 @@ class LockHandlers:
         if after is None:
             return self._state(name, await self._node.query(wanted, timeout_ms))
         until_s = clock_s() + values.get("wait_ms", DEFAULT_WAIT_MS) / 1000
-        watch = _LockWatch(self._node, name)
+        watch = _PlaceWatch(self._node, LOCKS, name)
         result: QueryResult | None = None
         try:
             while True:
@@ -252,18 +268,18 @@ class LockHandlers:
         return Answer(200, msgspec.json.encode(document), JSON, lines)
 
 
-class _LockWatch:
-    """Sees the committed writes of a lock on this node, and says when to ask the primary.
+class _PlaceWatch:
+    """Sees the committed writes of a key on this node, and says when to ask the primary.
 
     That is at first, after each write, and every `ask_again_s`; and when a token or a role has
     changed (A1). End it by `end`.
     """
 
-    def __init__(self, node: Node, name: bytes) -> None:
+    def __init__(self, node: Node, keyspace: int, key: bytes) -> None:
         self._written = asyncio.Event()
-        self._leave = node.observe(LOCKS, name, self._written.set)
+        self._leave = node.observe(keyspace, key, self._written.set)
         self._leave_rights = node.observe(ROLES, VERSION_KEY, self._written.set)
-        self.ask_again_s = BLIND_ASK_AGAIN_S if self._leave is None else ASK_AGAIN_S
+        self.ask_again_s = ASK_AGAIN_S
         self._asks_at_s = 0.0
 
     def is_due(self) -> bool:
@@ -284,9 +300,8 @@ class _LockWatch:
 
     def end(self) -> None:
         """See nothing more."""
-        for leave in (self._leave, self._leave_rights):
-            if leave is not None:
-                leave()
+        self._leave()
+        self._leave_rights()
 
 
 class _Wish:
@@ -294,7 +309,7 @@ class _Wish:
 
     def __init__(self, node: Node, name: bytes, timeout_ms: int, asked: LockRequest) -> None:
         self._node = node
-        self._name = name
+        self.name = name
         self._timeout_ms = timeout_ms
         self.owns_lease = asked.ttl_ms is not None
         self.ttl_s = (asked.ttl_ms or 0) / 1000
@@ -307,7 +322,7 @@ class _Wish:
         if self.owns_lease:
             await self._execute(LEASES_SERVICE, "keep_alive", (self.acquired.lease,))
         result = await self._execute(
-            LOCKS_SERVICE, "acquire", self._name, self.acquired.lease, 0, b"", True
+            LOCKS_SERVICE, "acquire", self.name, self.acquired.lease, 0, b"", True
         )
         self.acquired = Acquired(*result.value)
         return result
@@ -316,14 +331,19 @@ class _Wish:
         """Wait no longer. Returns what `ask` does if the lease has become the holder meanwhile."""
         lease = self.acquired.lease
         try:
-            result = await self._execute(LOCKS_SERVICE, "withdraw", self._name, lease)
+            result = await self._execute(LOCKS_SERVICE, "withdraw", self.name, lease)
             if result.value:
                 return await self.ask()
-            if self.owns_lease:
-                await self._execute(LEASES_SERVICE, "revoke", lease)
         except OperationError:
-            pass  # the lease ends, and the place goes with it
+            return None  # the lease ends, and the place goes with it
+        if self.owns_lease:
+            await self.abandon()
         return None
+
+    async def abandon(self) -> None:
+        """Revoke the lease, and with it the place, or the lock if it has that by now."""
+        with contextlib.suppress(OperationError):  # else it ends by itself
+            await self._execute(LEASES_SERVICE, "revoke", self.acquired.lease)
 
     async def _execute(self, service: str, method: str, *args: Any) -> Result:
         operation = Operation(method, args, service=service)
@@ -331,7 +351,10 @@ class _Wish:
 
 
 def _is_gone(request: BaseRequest) -> bool:
-    return request.transport is None or request.transport.is_closing()
+    """Whether nobody would take the lock: who sends no more while it waits has ended."""
+    connection, transport = request.protocol, request.transport
+    assert isinstance(connection, FullConnection)
+    return transport is None or transport.is_closing() or connection.has_ended
 
 
 def _committed(result: Result) -> tuple[int, int, int]:

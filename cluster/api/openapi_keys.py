@@ -26,6 +26,7 @@ from cluster.api.schemas import (
     WRITE_CODES,
     Json,
     api_operation,
+    coded_answer,
     header_parameter,
     headers,
     json_answer,
@@ -52,6 +53,12 @@ def key_parameter() -> Json:
 
 _IF_MATCH = header_parameter(
     "If-Match", "Only if the key is at one of these revisions; `*`: exists.", '"42"'
+)
+_ACCEPT = header_parameter(
+    "Accept",
+    "`application/msgpack`: the answer is MessagePack, in which values are bytes. Anything else: "
+    "JSON. Errors are JSON in any case.",
+    "application/msgpack",
 )
 IDEMPOTENCY_KEY_HEADER = header_parameter(
     "Idempotency-Key",
@@ -193,12 +200,12 @@ def list_range() -> Json:
         "rangeKeys",
         "Read keys in order",
         {
-            "200": json_answer(
+            "200": coded_answer(
                 "A page, in the order of the keys' bytes.", example, "Onecopy-Revision"
             )
         },
         (*PARAMETER_CODES, "invalid_cursor", *READ_CODES),
-        parameters=query_parameters(RANGE_PARAMS),
+        parameters=[*query_parameters(RANGE_PARAMS), _ACCEPT],
     )
 
 
@@ -241,7 +248,7 @@ def transaction() -> Json:
         "txn",
         "Compare, and change several keys at once or none",
         {
-            "200": json_answer(
+            "200": coded_answer(
                 "`then` or `else` was carried out, whole.",
                 TXN_ANSWER,
                 "Idempotent-Replayed",
@@ -266,6 +273,7 @@ def transaction() -> Json:
             IDEMPOTENCY_KEY_HEADER,
             IDEMPOTENCY_AFTER_HEADER,
             IF_LOCK_HEADER,
+            _ACCEPT,
         ],
         requestBody={"required": True, "content": json_content(TXN_REQUEST)},
     )

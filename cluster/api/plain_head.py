@@ -36,25 +36,29 @@ _NOT_PLAIN = frozenset(
 _CONDITIONS = frozenset(
     name.lower().encode()
     for name in (
-        hdrs.AUTHORIZATION,
         hdrs.IF_MATCH,
         hdrs.IF_NONE_MATCH,
         IDEMPOTENCY_KEY,
         IDEMPOTENCY_AFTER,
         IF_LOCK,
-        CLUSTER,
     )
 )
-_REPEATED = frozenset({CLUSTER.lower(), hdrs.AUTHORIZATION.lower()})
+_AUTHORIZATION, _CLUSTER = hdrs.AUTHORIZATION.lower().encode(), CLUSTER.lower().encode()
 _NO_HEADERS: Headers = CIMultiDictProxy(CIMultiDict())
 
 
 class HeaderBlock(msgspec.Struct, frozen=True):
-    """A head's fields: the body's size, the host, and those fields that change what is done."""
+    """A head's fields: the body's size, the host, and those fields that change what is done.
+
+    `headers` are the conditions, what makes a repeat known, and a lock. `authorization` and
+    `cluster` are the values of those fields, None without them: a client says the same in each.
+    """
 
     body_size_bytes: int
     host: str
     headers: Headers
+    authorization: str | None
+    cluster: str | None
 
 
 _blocks: dict[bytes, HeaderBlock] = {}
@@ -69,7 +73,7 @@ def read_block(fields: bytes) -> HeaderBlock | None:
     if block := _blocks.get(fields):
         return block
     block = _parse_block(fields)
-    if block is not None and block.headers.keys() <= _REPEATED:
+    if block is not None and not block.headers:
         if len(_blocks) >= _MAX_BLOCKS:
             _blocks.clear()
         _blocks[fields] = block
@@ -79,6 +83,7 @@ def read_block(fields: bytes) -> HeaderBlock | None:
 def _parse_block(fields: bytes) -> HeaderBlock | None:
     seen: set[bytes] = set()
     size, host = 0, ""
+    authorization = cluster = None
     headers: CIMultiDict[str] | None = None
     lines = fields.split(b"\r\n")[:-1]
     if len(lines) > _MAX_FIELDS:
@@ -100,9 +105,16 @@ def _parse_block(fields: bytes) -> HeaderBlock | None:
             size = int(value)
         elif name == b"host":
             host = value.decode()
+        elif name == _AUTHORIZATION:
+            authorization = value.decode()
+        elif name == _CLUSTER:
+            if not value:
+                return None
+            cluster = value.decode()
         elif name in _CONDITIONS:
             headers = headers if headers is not None else CIMultiDict()
             headers[istr(name.decode())] = value.decode()
     if not host:
         return None
-    return HeaderBlock(size, host, _NO_HEADERS if headers is None else CIMultiDictProxy(headers))
+    kept = _NO_HEADERS if headers is None else CIMultiDictProxy(headers)
+    return HeaderBlock(size, host, kept, authorization, cluster)

@@ -18,7 +18,7 @@ import msgspec
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest, StreamResponse
 
-from cluster.api.access import CHALLENGE, REFUSED, ApiAccess, CallersNode
+from cluster.api.access import CHALLENGE, ApiAccess, CallersNode
 from cluster.api.answer import JSON, PROBLEM, TOO_MUCH_HELD, Answer, NoAnswer, Response
 from cluster.api.audit import Audit
 from cluster.api.backup import BackupHandler
@@ -236,7 +236,8 @@ class HttpApi:
         if connection.is_last:
             answer.closes = True
         let_read(answer, request.headers, self._hosts)
-        if answer.status in REFUSED or method not in _READS or request.raw_path.startswith(BACKUP):
+        path, changes = request.raw_path, method not in _READS
+        if answer.refuses_caller or changes or path.startswith(BACKUP):
             self._note(request, method, answer)
         self.observe(method, request.raw_path, answer, perf_counter() - started)
         return Response(answer)
@@ -257,7 +258,7 @@ class HttpApi:
     def _note(self, request: BaseRequest, method: str, answer: Answer) -> None:
         """Write the audit log: refusals, and changes that need the right `admin`."""
         target, transport = request.raw_path, request.transport
-        if answer.status in REFUSED:
+        if answer.refuses_caller:
             self.note_refusal(answer, method, target, self.access.current(), transport)
         elif self._audit is not None and is_admins(target.partition("?")[0]):
             caller = self.access.current() or ANONYMOUS

@@ -177,6 +177,16 @@ def json_answer(description: str, example: msgspec.Struct, *names: str) -> Json:
     }
 
 
+def coded_answer(description: str, example: msgspec.Struct, *names: str) -> Json:
+    """Return a response of the example's type: JSON, or MessagePack for who accepts that.
+
+    The documents are the same; where JSON has base64, MessagePack has bytes.
+    """
+    answer = json_answer(description, example, *names)
+    answer["content"]["application/msgpack"] = {"schema": schema_of(type(example))}
+    return answer
+
+
 def problem_answers(*codes: str, write: bool) -> Json:
     """Return status -> response for these codes and those of every connection."""
     by_status: defaultdict[int, list[str]] = defaultdict(list)

@@ -272,6 +272,11 @@ class FullConnection(RequestHandler):
             return True
         return (self._ended or self._server.draining) and not (self._messages or self._held)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the client sends no more: one that waits for long is taken for gone then."""
+        return self._ended
+
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
         if not self._upgrades:

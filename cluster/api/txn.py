@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 from aiohttp.web import BaseRequest
 
-from cluster.api.answer import JSON, Answer
+from cluster.api.answer import JSON, MSGPACK, Answer
 from cluster.api.body import read_json
 from cluster.api.headers import (
+    accepts_msgpack,
     idempotency_after,
     idempotency_key,
     if_lock,
@@ -23,7 +24,7 @@ from datapath.operations import Node, Operation
 MIN_BODY_LIMIT_BYTES = 4 * 1024 * 1024
 """How large a transaction may be at least; more where a single value may be larger than half."""
 
-_encode = msgspec.json.Encoder().encode
+_encode = {JSON: msgspec.json.encode, MSGPACK: msgspec.msgpack.encode}
 
 
 class TxnHandlers:
@@ -62,7 +63,8 @@ class TxnHandlers:
             operation, options.timeout_ms or self._settings.request_timeout_ms
         )
         local = options.ack == "local"
-        answer = txn_answer(asked, result, local=local)
+        content_type = MSGPACK if accepts_msgpack(headers) else JSON
+        answer = txn_answer(asked, result, local=local, binary=content_type == MSGPACK)
         self._transactions[answer.succeeded] += 1
         lines = written_lines(result, self._node.cluster_id, local=local)
-        return Answer(200, _encode(answer), JSON, lines)
+        return Answer(200, _encode[content_type](answer), content_type, lines)

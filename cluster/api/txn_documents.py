@@ -141,7 +141,10 @@ class TxnRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TxnKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key that was read: `text` if its value is UTF-8, else `value` (base64)."""
+    """A key that was read: `text` if its value is UTF-8, else `value` (base64).
+
+    In MessagePack it is always `value`, as bytes.
+    """
 
     key: str
     text: str | UnsetType = UNSET
@@ -399,11 +402,14 @@ def _wrong(what: str, at: str) -> ProblemError:
 # --- the answer ---
 
 
-def txn_answer(asked: store.Txn, result: Result, *, local: bool) -> TxnAnswer:
-    """Return the answer to a transaction that was carried out."""
+def txn_answer(asked: store.Txn, result: Result, *, local: bool, binary: bool = False) -> TxnAnswer:
+    """Return the answer to a transaction that was carried out.
+
+    `binary`: it goes out in a form that has bytes, so that all values are those, and none is text.
+    """
     succeeded, values = result.value
     steps = asked.then if succeeded else asked.otherwise
-    results = [_result(step, value) for step, value in zip(steps, values, strict=True)]
+    results = [_result(step, value, binary) for step, value in zip(steps, values, strict=True)]
     return TxnAnswer(
         succeeded,
         result.index,
@@ -414,21 +420,24 @@ def txn_answer(asked: store.Txn, result: Result, *, local: bool) -> TxnAnswer:
     )
 
 
-def _result(step: store.TxnStep, value: Any) -> TxnOperationDone:
+def _result(step: store.TxnStep, value: Any, binary: bool) -> TxnOperationDone:
     match step:
         case store.PutStep():
             return TxnOperationDone(put=TxnPutDone(value))
         case store.GetStep(key):
-            return TxnOperationDone(get=None if value is None else _item(key, *value))
+            return TxnOperationDone(get=None if value is None else _item(binary, key, *value))
         case store.ListStep(start, end):
             items, following = value
             cursor = None if following is None else encode_cursor(following, KeyRange(start, end))
-            return TxnOperationDone(list=TxnListed([_item(*item) for item in items], cursor))
+            return TxnOperationDone(
+                list=TxnListed([_item(binary, *item) for item in items], cursor)
+            )
         case _:
             return TxnOperationDone(delete=TxnDeleteDone(value))
 
 
 def _item(
+    binary: bool,
     key: bytes,
     value: bytes | None,
     revision: int,
@@ -437,7 +446,7 @@ def _item(
     lease: int,
 ) -> TxnKey:
     text: str | UnsetType = UNSET
-    if value is not None:
+    if value is not None and not binary:
         try:
             text = value.decode()
         except UnicodeDecodeError:

@@ -19,9 +19,14 @@ from cluster.archive.reading import Archive, OnRevision, as_text
 from cluster.archive.verifying import verify_span
 from cluster.bulk.progress import ProgressView
 from cluster.cli.common import fail
-from cluster.exit_codes import EXIT_DAMAGED, EXIT_NOT_APPLIED, EXIT_UNAVAILABLE
+from cluster.exit_codes import (
+    EXIT_DAMAGED,
+    EXIT_NOT_APPLIED,
+    EXIT_STORAGE_FULL,
+    EXIT_UNAVAILABLE,
+)
 from cluster.terminal import printable, show, show_json
-from datapath.errors import BackupError, StorageError
+from datapath.errors import BackupError, DiskFullError, StorageError
 from datapath.storage.environment import DEFAULT_MAP_SIZE_BYTES
 
 cluster_option = click.option(
@@ -181,8 +186,12 @@ def errors_told() -> Iterator[None]:
 def _storage_errors_told() -> Iterator[None]:
     try:
         yield
+    except DiskFullError as error:
+        fail(
+            str(error), "Free space there, or name a directory with room: --dir.", EXIT_STORAGE_FULL
+        )
     except (StorageError, OSError) as error:
-        fail(printable(str(error)), "Name a directory with room: --dir.", EXIT_NOT_APPLIED)
+        fail(str(error), "Name another directory: --dir.", EXIT_NOT_APPLIED)
 
 
 def _document(found: Archive, span: RestorableSpan) -> SpanDocument:

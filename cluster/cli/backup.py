@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -102,7 +103,12 @@ def create(
         except BackupError as error:
             fail(str(error), NOT_COMPLETE, EXIT_UNAVAILABLE)
         except OSError as error:
-            fail(f"{file}: {error.strerror or error}", NOT_COMPLETE, EXIT_OUTPUT_FAILED)
+            advice = f"Free space there, or name another FILE. {NOT_COMPLETE}"
+            fail(
+                f"{file}: {error.strerror or error}",
+                advice if error.errno in {errno.ENOSPC, errno.EDQUOT} else NOT_COMPLETE,
+                EXIT_OUTPUT_FAILED,
+            )
     if as_json:
         (say_json if file == STDIN else show_json)(summary.fields())
         return

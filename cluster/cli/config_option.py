@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from cluster.config.model import ClusterConfig, ConfigError
+
 
 def config_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return `--config`, given to the command as `path`."""
@@ -22,3 +24,11 @@ def config_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[...
         show_default=True,
         help=help_text,
     )
+
+
+def check_configured(config: ClusterConfig, node: str) -> None:
+    """Raise ConfigError if the configuration has no such node."""
+    if node in config.nodes:
+        return
+    known = ", ".join(config.nodes)
+    raise ConfigError(config.path, f"nodes.{node}", f"no such node; the nodes: {known}")

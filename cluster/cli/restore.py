@@ -14,8 +14,7 @@ from cluster.archive.restoring import restore_store
 from cluster.cli.archive import Point, cluster_option, errors_told, is_url, open_point, progress_of
 from cluster.cli.backup import open_backup
 from cluster.cli.common import fail
-from cluster.cli.config_option import config_option
-from cluster.cli.serve import check_configured
+from cluster.cli.config_option import check_configured, config_option
 from cluster.config.file import load_config
 from cluster.config.model import ClusterConfig, ConfigError
 from cluster.exit_codes import EXIT_NOT_APPLIED, EXIT_REFUSED, EXIT_STORAGE_FULL

@@ -14,9 +14,9 @@ from typing import Any
 
 import click
 
-from cluster.cli.config_option import config_option
+from cluster.cli.config_option import check_configured, config_option
 from cluster.config.file import load_config
-from cluster.config.model import ClusterConfig, ConfigError
+from cluster.config.model import ConfigError
 from cluster.exit_codes import EXIT_REFUSED
 from cluster.node.logs import (
     ENVIRONMENT_VARIABLE,
@@ -85,14 +85,6 @@ def serve(
         _log.error("%s", error)
         sys.exit(EXIT_FAILED)
     sys.exit(code)
-
-
-def check_configured(config: ClusterConfig, node: str) -> None:
-    """Raise ConfigError if the configuration has no such node."""
-    if node in config.nodes:
-        return
-    known = ", ".join(config.nodes)
-    raise ConfigError(config.path, f"nodes.{node}", f"no such node; the nodes: {known}")
 
 
 def _run(main: Coroutine[Any, Any, int]) -> int:

@@ -40,6 +40,7 @@ from cluster.client.leasing import IfLock, lock_headers
 from cluster.client.mirrors import AsyncMirror
 from cluster.client.operator_calls import AsyncOperatorCalls
 from cluster.client.requests import (
+    ACCEPT_MSGPACK,
     JSON_HEADERS,
     condition_headers,
     decode_reply,
@@ -306,10 +307,10 @@ class AsyncClient(AsyncOperatorCalls, AsyncAccessCalls, AsyncLeaseCalls, AsyncSe
         """
         target = "/v1/txn" + query_string(write_query(ack, min_copies))
         body = check_value(document, "document")
+        headers = JSON_HEADERS | ACCEPT_MSGPACK
         if check_flag("read_only", read_only) and not idempotency_key:
-            call = Request("POST", target, JSON_HEADERS, body)
+            call = Request("POST", target, headers, body)
         else:
-            headers = dict(JSON_HEADERS)
             call = write_call("POST", target, headers, body, idempotency_key, idempotency_after)
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         return decode_txn_reply(call, reply)
@@ -337,7 +338,7 @@ class AsyncClient(AsyncOperatorCalls, AsyncAccessCalls, AsyncLeaseCalls, AsyncSe
             "keys_only": "true" if check_flag("keys_only", keys_only) else None,
         }
         options |= read_query(consistency, max_staleness_ms)
-        call = Request("GET", "/v1/kv" + query_string(options))
+        call = Request("GET", "/v1/kv" + query_string(options), ACCEPT_MSGPACK)
         return decode_reply(call, await self._transport.call(call, check_timeout(timeout_ms)), Page)
 
     def list(

@@ -28,6 +28,9 @@ from cluster.client.exchange import FinalResponse, Request, raise_for
 from datapath.operations import Ack, Consistency
 
 JSON_HEADERS = {"Content-Type": "application/json"}
+_MSGPACK = "application/msgpack"
+ACCEPT_MSGPACK = {"Accept": _MSGPACK}
+"""Of calls whose answers have values in them. A node that knows JSON only answers with that."""
 
 T = TypeVar("T")
 
@@ -93,7 +96,10 @@ def decode_reply(
     """Return the document of a good answer. Raises what any other means."""
     if reply.status not in ok:
         raise_for(call, reply)
+    is_msgpack = reply.headers.get("Content-Type") == _MSGPACK
     try:
+        if is_msgpack:
+            return msgspec.msgpack.decode(reply.body, type=kind)
         return msgspec.json.decode(reply.body, type=kind)
     except msgspec.DecodeError as error:
         # Whatever answered "OK" is no onecopy node: nothing can be concluded from it.

@@ -318,6 +318,15 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         int,
         _count("Bytes of committed changes kept in memory before they are written to the store."),
     ] = 16_777_216
+    store_min_waste_bytes: Annotated[
+        int,
+        _count(
+            "When at least so many bytes of the store's file, and half of it, are unused (keys "
+            "were deleted), it is copied without them, and the space goes back to the disk. 0: "
+            "never.",
+            ge=0,
+        ),
+    ] = 67_108_864
     snapshot_log_bytes: Annotated[
         int,
         _count(

@@ -9,8 +9,7 @@ import asyncio
 
 from aiohttp import hdrs
 
-from cluster.api.access import ApiAccess, principal_in
-from cluster.api.certificate_name import certificate_name
+from cluster.api.access import ApiAccess, caller_named
 from cluster.api.headers import Headers
 from cluster.etcd.answers import Document
 from cluster.etcd.backend import Backend
@@ -21,7 +20,7 @@ from cluster.etcd.errors import (
     EtcdError,
 )
 from cluster.etcd.messages import AuthenticateRequest, EmptyRequest
-from cluster.services.access_guard import principal_of, principal_of_certificate
+from cluster.services.access_guard import principal_of
 from cluster.services.rights import Need
 from datapath.errors import OperationError
 from datapath.operations import Principal
@@ -30,21 +29,26 @@ _BEARER = "bearer "
 
 
 def etcd_caller(headers: Headers, transport: asyncio.BaseTransport | None) -> Principal:
-    """Return whom a request names as its caller: by a token, with `Bearer` before it or without.
+    """Return whom a request names as its caller (`etcd_caller_named`).
 
-    Without a token it is who the connection's certificate names. Raises EtcdError for what is no
-    token at all.
+    Raises EtcdError for what is no token at all.
     """
-    values = headers.getall(hdrs.AUTHORIZATION, ())
-    if not values:
-        return principal_of_certificate(certificate_name(transport))
-    value = values[0].strip(" \t")
-    if value[: len(_BEARER)].lower() != _BEARER:
-        value = _BEARER + value
-    principal = principal_in(value) if len(values) == 1 else None
+    values = headers.getall(hdrs.AUTHORIZATION, (None,))
+    principal = etcd_caller_named(values[0], transport) if len(values) == 1 else None
     if principal is None:
         raise EtcdError(UNAUTHENTICATED, "etcdserver: invalid auth token")
     return principal
+
+
+def etcd_caller_named(
+    authorization: str | None, transport: asyncio.BaseTransport | None
+) -> Principal | None:
+    """Return whom an Authorization header names, as `caller_named`; `Bearer` may be missing."""
+    if authorization is not None:
+        value = authorization.strip(" \t")
+        is_bearer = value[: len(_BEARER)].lower() == _BEARER
+        authorization = value if is_bearer else _BEARER + value
+    return caller_named(authorization, transport)
 
 
 class AuthCalls:
@@ -64,8 +68,8 @@ class AuthCalls:
         try:
             if principal is None:
                 raise _wrong()
-            await self._access.admit(principal, Need("status"))
             self._access.enter_as(principal)
+            await self._access.admit(principal, Need("status"))
             known = await self._backend.now()
         except OperationError as error:
             if error.code in {"unauthenticated", "forbidden"}:
@@ -88,5 +92,7 @@ class AuthCalls:
 
 def _wrong() -> EtcdError:
     return EtcdError(
-        INVALID_ARGUMENT, "etcdserver: authentication failed, invalid user ID or password"
+        INVALID_ARGUMENT,
+        "etcdserver: authentication failed, invalid user ID or password",
+        refuses_caller=True,
     )

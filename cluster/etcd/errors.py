@@ -42,10 +42,14 @@ _encode = msgspec.json.Encoder().encode
 
 
 class EtcdError(Exception):
-    """A refusal: a code of gRPC, and a message."""
+    """A refusal: a code of gRPC, and a message.
 
-    def __init__(self, code: int, message: str) -> None:
+    `refuses_caller`: for who asked, where the code does not say so.
+    """
+
+    def __init__(self, code: int, message: str, *, refuses_caller: bool = False) -> None:
         super().__init__(message)
+        self.refuses_caller = refuses_caller
         self.code = code
         self.message = message
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from cluster.api.answer import JSON, Answer
 from cluster.api.fast_path import FastConnection, FastPathServer
-from cluster.api.headers import Headers
 from cluster.api.kv import KeyRead, KeyWrite
+from cluster.api.plain_head import HeaderBlock
 from cluster.etcd.answers import encode
-from cluster.etcd.auth import etcd_caller
+from cluster.etcd.auth import etcd_caller_named
 from cluster.etcd.errors import EtcdError
 from cluster.etcd.kv import KvCalls
 from cluster.etcd.messages import PutRequest, RangeRequest, read_message
@@ -37,12 +37,13 @@ class EtcdFastKeys(FastConnection):
         self._kv = kv
         self._timeout_ms = timeout_ms
 
-    def _serve(self, method: str, target: str, headers: Headers, body: bytes) -> bool:
-        kv, judged = self._kv, self._server.api.access.is_on
-        try:
-            caller = etcd_caller(headers, self._transport) if judged else None
-            if caller == ANONYMOUS:
+    def _serve(self, method: str, target: str, block: HeaderBlock, body: bytes) -> bool:
+        kv, caller = self._kv, None
+        if self._server.api.access.is_on:
+            caller = etcd_caller_named(block.authorization, self._transport)
+            if caller is None or caller == ANONYMOUS:
                 return False  # refused there in words of its own
+        try:
             if target.endswith("put"):
                 operation = kv.key_put(_put_request(body), caller)
                 if operation is None:

@@ -15,6 +15,7 @@ import functools
 import json
 import re
 from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -190,7 +191,8 @@ ONEOFS: dict[type[EtcdMessage], frozenset[str]] = {
 MessageT = TypeVar("MessageT", bound=EtcdMessage)
 _Reader = Callable[[Any, str, int], Any]
 
-_INT64 = re.compile(r"-?(?:0|[1-9][0-9]{0,18})")
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,18})(?:\.[0-9]{1,20})?(?:[eE][+-]?[0-9]{1,3})?")
+_MAX_INT64_DIGITS = 19
 _MAX_INT64 = 2**63 - 1
 
 
@@ -242,7 +244,16 @@ def _no_constant(word: str) -> Any:
     raise ValueError(f"invalid value {word}")
 
 
-_json = json.JSONDecoder(object_pairs_hook=_Object, parse_constant=_no_constant)
+def _decimal(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation:  # its exponent has more than 18 digits
+        raise ValueError(f"invalid number {text[:40]}") from None
+
+
+_json = json.JSONDecoder(
+    object_pairs_hook=_Object, parse_constant=_no_constant, parse_float=_decimal
+)
 
 
 def from_document(kind: type[MessageT], document: Any, where: str = "", depth: int = 0) -> MessageT:
@@ -308,12 +319,18 @@ def _repeated(read: _Reader) -> _Reader:
 
 
 def _int64(value: Any, place: str, _depth: int) -> int:
-    if (isinstance(value, str) and _INT64.fullmatch(value)) or (
-        isinstance(value, float) and value.is_integer()
-    ):
-        value = int(value)
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = Decimal(value)
+    value = _whole(value)
     if type(value) is not int or not -_MAX_INT64 - 1 <= value <= _MAX_INT64:
         raise _bad("int64", place, value)
+    return value
+
+
+def _whole(value: Any) -> Any:
+    """Return a number that is written with a point or an exponent as an int, if it is whole."""
+    if isinstance(value, Decimal) and value.adjusted() < _MAX_INT64_DIGITS and value % 1 == 0:
+        return int(value)
     return value
 
 
@@ -350,8 +367,7 @@ def _enumeration(names: tuple[str, ...]) -> _Reader:
     def read(value: Any, place: str, _depth: int) -> str | int:
         if isinstance(value, str):
             return value if value in names else names[0]
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
+        value = _whole(value)
         if type(value) is not int or not -(2**31) <= value < 2**31:
             raise _bad("enum", place, value)
         return names[value] if 0 <= value < len(names) else value

@@ -12,7 +12,7 @@ from typing import Any, cast
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest, StreamResponse
 
-from cluster.api.access import REFUSED, ApiAccess, CallersNode
+from cluster.api.access import ApiAccess, CallersNode
 from cluster.api.answer import JSON, TOO_MUCH_HELD, Answer, NoAnswer, Response
 from cluster.api.body import ClientGoneError, read_body
 from cluster.api.hosts import Hosts, split_target
@@ -181,7 +181,7 @@ class EtcdApi:
         except Exception as error:  # noqa: BLE001 -- the client gets an answer, whatever it is
             answer = self._refuse(error, request)
         method, target = request.method, request.raw_path
-        if answer.status in REFUSED:
+        if answer.refuses_caller:
             self.note_refusal(answer, method, target, self.access.current(), request.transport)
         if connection.is_last:
             answer.closes = True
@@ -192,7 +192,9 @@ class EtcdApi:
         if isinstance(error, OperationError | ProblemError) and (
             error.code == "unauthenticated" and hdrs.AUTHORIZATION not in request.headers
         ):
-            error = EtcdError(INVALID_ARGUMENT, "etcdserver: user name is empty")
+            error = EtcdError(
+                INVALID_ARGUMENT, "etcdserver: user name is empty", refuses_caller=True
+            )
         return self.refuse(error, request.method, request.path)
 
     def note_refusal(
@@ -282,4 +284,6 @@ class EtcdApi:
 
 
 def _refusal(error: EtcdError, *, closes: bool = False) -> Answer:
-    return Answer(error.status, error.body(), JSON, closes=closes)
+    answer = Answer(error.status, error.body(), JSON, closes=closes)
+    answer.refuses_caller |= error.refuses_caller
+    return answer

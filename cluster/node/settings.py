@@ -144,6 +144,7 @@ def make_storage(
         segment_size_bytes=limits.log_segment_size_bytes,
         map_size_bytes=limits.store_map_size_bytes,
         flush_bytes=limits.overlay_flush_bytes,
+        min_waste_bytes=limits.store_min_waste_bytes,
         retention_bytes=limits.log_retention_bytes,
         catchup_bytes=LOG_KEPT_FACTOR * limits.log_retention_bytes,
         retention_ms=limits.log_retention_ms,

@@ -25,9 +25,10 @@ def report(found: Examination) -> Iterator[str]:
     assert best.log is not None
     yield ""
     yield f"Chosen: {best.path}, whose log goes furthest"
+    but = ", but for what is named below" if choice.left_out else ""
     yield (
         "  It holds every acknowledged write that any of these directories holds, up to revision "
-        f"{best.log.last_index}."
+        f"{best.log.last_index}{but}."
     )
     if choice.best.commit_index < best.log.last_index:
         yield (
@@ -45,11 +46,11 @@ def _missing(found: Examination) -> Iterator[str]:
     if choice.losses:
         yield "Missing:"
         yield from (f"  - {text}" for text in choice.losses)
-    if choice.doubts:
+    if choice.doubts or choice.left_out:
         written_s = last_written_s(found.best)
         since = "" if written_s is None else f" (its log was last written at {_time(written_s)})"
         yield f"May be missing{since}:"
-        yield from (f"  - {text}" for text in choice.doubts)
+        yield from (f"  - {text}" for text in (*choice.doubts, *choice.left_out))
 
 
 def _majority(found: Examination) -> Iterator[str]:

@@ -3,7 +3,7 @@
     l ID        a lease: its TTL in ms (32 bits), how many keys hang on it, how many claims it has,
                 and the name of the role that it was granted to, empty without access control
     k ID KEY    a key hangs on it
-    c ID NAME   it holds the lock NAME, or waits for it: the revision of its claim
+    c ID NAME   it holds the lock NAME, or waits for it: the revision since which it does
 
 ID is the revision of the grant, 64 bits, big-endian: such ids only rise, and none comes twice.
 Those from 2**63 on were chosen by who asked for the lease: they may come again once it has ended.
@@ -102,8 +102,10 @@ def attach(tx: Transaction, kind: bytes, lease: int, name: bytes) -> None:
     if full:
         raise RejectedError("lease_full", f"{full}: grant another lease")
     write_lease(leases, lease, _counted(state, kind, 1))
-    stored = tx.index.to_bytes(8) if kind == CLAIM else b""
-    leases.put(kind + lease.to_bytes(8) + name, stored)
+    if kind == CLAIM:
+        write_claim(tx, lease, name, tx.index)
+    else:
+        leases.put(KEY + lease.to_bytes(8) + name, b"")
 
 
 def detach(tx: Transaction, kind: bytes, lease: int, name: bytes) -> None:
@@ -121,10 +123,20 @@ def _counted(state: LeaseState, kind: bytes, more: int) -> LeaseState:
     return state._replace(claims=state.claims + more)
 
 
+def claim_key(lease: int, name: bytes) -> bytes:
+    """Return where a lease's claim on a lock stands: what is there changes with its place."""
+    return CLAIM + lease.to_bytes(8) + name
+
+
 def read_claim(tx: ReadTransaction, lease: int, name: bytes) -> int | None:
-    """Return the revision at which a lease claimed a lock; None: it has no claim on it."""
-    stored = tx.keyspace(keyspaces.LEASES).get(CLAIM + lease.to_bytes(8) + name)
+    """Return the revision since which a lease holds a lock or waits for it; None: neither."""
+    stored = tx.keyspace(keyspaces.LEASES).get(claim_key(lease, name))
     return None if stored is None else int.from_bytes(stored)
+
+
+def write_claim(tx: Transaction, lease: int, name: bytes, revision: int) -> None:
+    """A lease holds a lock, or waits for it, since a revision."""
+    tx.keyspace(keyspaces.LEASES).put(claim_key(lease, name), revision.to_bytes(8))
 
 
 def keys_gone_with_leases(entry: Entry) -> frozenset[bytes]:

@@ -6,8 +6,9 @@
 Tokens and tickets are the revisions of the operations that wrote them, 64 bits, big-endian. So
 tokens of a name only rise (K1), also where a lock was free in between, and the first to ask is the
 first served. A name has no zero byte. There is at most one holder (K2), and one whenever any wait:
-it is replaced in the operation in which it goes. A ticket is also the revision of the lease's claim
-(`cluster.services.lease_state`), by which the waiting one is found.
+it is replaced in the operation in which it goes. The ticket, or the token, is also in the lease's
+claim (`cluster.services.lease_state`): by it the waiting one is found, and by its change the
+waiting one alone learns that it holds the lock, or waits no longer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from cluster.services.lease_state import CLAIM, attach, detach, read_claim
+from cluster.services.lease_state import CLAIM, attach, detach, read_claim, write_claim
 from datapath import keyspaces
 from datapath.execution.lock_guard import holds_lock
 from datapath.service import ReadTransaction, Transaction
@@ -73,17 +74,17 @@ def waiting_for(locks: ReadTransaction, name: bytes, limit: int = MAX_WAITING) -
     ]
 
 
+def claim(tx: Transaction, name: bytes, lease: int, note: bytes) -> int:
+    """Take a free lock; return the token. Raises RejectedError as `attach`."""
+    attach(tx, CLAIM, lease, name)
+    return take(tx, name, lease, note)
+
+
 def take(tx: Transaction, name: bytes, lease: int, note: bytes) -> int:
     """A lease that has a claim on a lock becomes its holder; return the token (K1)."""
     token = tx.index
     tx.keyspace(keyspaces.LOCKS).put(name, _HOLDER.pack(token, lease) + note)
     return token
-
-
-def claim(tx: Transaction, name: bytes, lease: int, note: bytes) -> int:
-    """Take a free lock; return the token. Raises RejectedError as `attach`."""
-    attach(tx, CLAIM, lease, name)
-    return take(tx, name, lease, note)
 
 
 def enqueue(tx: Transaction, name: bytes, lease: int, note: bytes) -> None:
@@ -109,7 +110,8 @@ def pass_on(tx: Transaction, name: bytes, lease: int) -> None:
         locks.delete(name)
         return
     locks.delete(following[0].key)
-    take(tx, name, following[0].lease, following[0].note)
+    token = take(tx, name, following[0].lease, following[0].note)
+    write_claim(tx, following[0].lease, name, token)
 
 
 def _ticket_key(name: bytes, ticket: int) -> bytes:

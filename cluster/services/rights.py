@@ -101,10 +101,13 @@ def may(role: Role, need: Need) -> bool:
 
 def covers(prefix: bytes, start: bytes, end: bytes | None) -> bool:
     """Whether all names with start <= name < end begin with `prefix`."""
-    highest = after_prefix(prefix) if prefix else None
+    highest = _after(prefix)
     if highest is None:  # of an empty prefix, or one that has only 0xff: nothing lies above it
         return start >= prefix
     return start >= prefix and end is not None and end <= highest
+
+
+_after = functools.lru_cache(maxsize=1024)(after_prefix)  # asked with each request of a caller
 
 
 def leaves_an_admin(holders: Iterable[str], roles: Mapping[str, Role]) -> bool:

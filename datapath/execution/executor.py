@@ -108,9 +108,11 @@ class WriteView:
         execution, place = self._execution, (self._keyspace, key)
         if place in execution.writes:
             return execution.writes[place]
-        value, index = self._executor._look_up(place)
-        if index:
-            execution.seen_index = max(execution.seen_index, index)
+        held = self._executor._uncommitted.get(place)
+        if held is None:
+            return self._executor._state.get(self._keyspace, key)
+        value, index = held
+        execution.seen_index = max(execution.seen_index, index)
         return value
 
     def put(self, key: bytes, value: bytes) -> None:
@@ -276,10 +278,13 @@ class Executor:
         execution.index, execution.seen_index, execution.writes = next_index, 0, {}
         if execution.order.places:
             execution.order.reset()
-        judged = "" if operation.caller is None else self._judge(operation)
-        if isinstance(judged, OperationError):
-            return Executed(None, judged, 0, 0), None
-        execution.role = judged
+        if operation.caller is None:
+            execution.role = ""
+        else:
+            judged = self._judge(operation)
+            if isinstance(judged, OperationError):
+                return Executed(None, judged, 0, 0), None
+            execution.role = judged
         service = self._services.get(operation.service)
         method = None if service is None else service.operations.get(operation.method)
         if service is None or method is None:

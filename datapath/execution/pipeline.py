@@ -38,7 +38,7 @@ from datapath.records import (
 from datapath.settings import Bounds
 
 _OPERATION_OVERHEAD_BYTES = 200
-_SIZED = (bytes, str)
+_SIZED = frozenset({bytes, str})
 _FIRST_RESERVED_BYTES = 64 * 1024
 """What is asked of the disk at once for a batch, so that small operations ask it once together."""
 _RECORD_OVERHEAD_BYTES = HEADER_SIZE_BYTES + SUMMARY_SIZE_BYTES
@@ -132,12 +132,13 @@ class Pipeline:
             raise self._not_primary()
         size = _OPERATION_OVERHEAD_BYTES
         for arg in operation.args:
-            if isinstance(arg, _SIZED):
+            if type(arg) in _SIZED:
                 size += len(arg)
         deadline_ms = self._clock() + timeout_ms
         waiting = Waiting(operation, completion, deadline_ms, size)
+        count = self.waiting_operations() if self._concurrency.executing else len(self.waiting)
         if (
-            self.waiting_operations() >= self._bounds.max_waiting_operations
+            count >= self._bounds.max_waiting_operations
             or self._waiting_bytes + size > self._bounds.max_waiting_bytes
         ):
             self._refuse_overload(waiting)
@@ -146,7 +147,8 @@ class Pipeline:
         self._waiting_bytes += size
         if operation.idempotency_key:
             self._count(waiting)
-        self._deadlines.next_ms = min(self._deadlines.next_ms, deadline_ms)
+        if deadline_ms < self._deadlines.next_ms:  # noqa: PLR1730 -- `min` is a call
+            self._deadlines.next_ms = deadline_ms
         if not self._batch_due:
             self.schedule()
 
@@ -221,7 +223,10 @@ class Pipeline:
             is_async = operation.method in self._async_operations.get(operation.service, ())
             if is_async and batch.answers:
                 break
-            self._take_waiting()
+            self.waiting.popleft()
+            self._waiting_bytes -= waiting.size_bytes
+            if waiting.counted:
+                self._uncount(waiting)
             if waiting.future.done() or not self._may_start(waiting, batch):
                 continue
             if is_async:
@@ -234,7 +239,8 @@ class Pipeline:
                 batch.answers.append(answer)
                 continue
             size = entry_size_bytes(entry)
-            if self._overflows(batch, size):
+            is_full = batch.size_bytes + size > MAX_ENTRIES_SIZE_BYTES
+            if is_full and self._overflows(batch, size):
                 self._record(batch)
                 batch = self._begin_batch()
                 if not self._may_go_on(batch):
@@ -250,12 +256,6 @@ class Pipeline:
             return Batch(index, 0, 0, index)
         in_sync = primary.in_sync
         return Batch(index, len(in_sync.view.in_sync), len(in_sync.required) + 1, index)
-
-    def _take_waiting(self) -> None:
-        waiting = self.waiting.popleft()
-        self._waiting_bytes -= waiting.size_bytes
-        if waiting.counted:
-            self._uncount(waiting)
 
     def _count(self, waiting: Waiting) -> None:
         """A repeat of it can wait for it."""
@@ -312,10 +312,12 @@ class Pipeline:
 
     def _join(self, batch: Batch, answer: PendingAnswer, entry: Entry, size_bytes: int) -> None:
         """Take an executed operation into the batch, or refuse it alone: nobody has seen it."""
-        problem = self._why_refused(batch, size_bytes)
-        if problem is not None:
-            self._refuse(answer.waiting, problem)
-            return
+        is_reserved = batch.size_bytes + size_bytes + _RECORD_OVERHEAD_BYTES <= batch.reserved_bytes
+        if not is_reserved or size_bytes > MAX_ENTRIES_SIZE_BYTES:
+            problem = self._why_refused(batch, size_bytes)
+            if problem is not None:
+                self._refuse(answer.waiting, problem)
+                return
         self._executor.take(entry)
         batch.entries.append(entry)
         batch.next_index += 1

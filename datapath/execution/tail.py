@@ -273,7 +273,7 @@ class Tail:
             future = answer.waiting.future
             if future.done():
                 continue
-            if answer.wrote_nothing():
+            if not answer.executed.index and answer.wrote_nothing():
                 # What it saw must be true of the one primary there is (D4).
                 if self._confirm is not None:
                     self._await_confirmation(answer)

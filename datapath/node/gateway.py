@@ -27,6 +27,7 @@ from datapath.node.history import History
 from datapath.node.members import MemberAdmin
 from datapath.node.peer_service import PeerService
 from datapath.node.reads import Reads
+from datapath.node.remote_changes import RemoteChanges
 from datapath.node.router import Attempts, AttemptStep
 from datapath.node.status import other_state
 from datapath.operations import (
@@ -88,6 +89,7 @@ class Gateway:
         self._engine: Engine | None = None
         self.reads = Reads(self._context)
         self.read_now, self.query = self.reads.read_now, self.reads.query
+        self._remote_changes = RemoteChanges(self._context)
         self.members = MemberAdmin(self._context, pin, min_in_sync)
         self.peer_service = PeerService(
             self._context,
@@ -123,6 +125,7 @@ class Gateway:
         self._context.stopping = True
         self.note_change()
         await self.reads.stop()
+        await self._remote_changes.stop()
         await self.peer_service.stop()
 
     # -- the links of the kind "request"
@@ -319,10 +322,10 @@ class Gateway:
 
     def observe(
         self, keyspace: int, key: bytes, observer: Callable[[], None]
-    ) -> Callable[[], None] | None:
-        """Call `observer` after each committed write of a key; None: this node has no data."""
+    ) -> Callable[[], None]:
+        """Call `observer` after each committed write of a key, until what is returned is called."""
         if self._engine is None:
-            return None
+            return self._remote_changes.observe(keyspace, key, observer)
         feed = self._engine.interpreter.feed
         return partial(feed.leave, feed.observe(keyspace, key, observer))
 

@@ -396,6 +396,10 @@ class Interpreter:
             self.feed.observe(*place, lambda: access.notice(store.get(*place)))
             access.notice(store.get(*place))
 
+    def stored(self, keyspace: int, key: bytes) -> bytes | None:
+        """Return what is stored under a key, of what is applied here."""
+        return self._store.get(keyspace, key)
+
     def service_counters(self) -> dict[str, float]:
         """Numbers of the services, for metrics."""
         counters: dict[str, float] = {}

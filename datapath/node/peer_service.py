@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Awaitable, Callable
 
 from datapath.errors import OperationError, OperationNotAppliedError
@@ -11,6 +12,7 @@ from datapath.execution.access_guard import of_a_peer
 from datapath.node.context import Context
 from datapath.node.members import MemberAdmin
 from datapath.node.reads import Reads
+from datapath.node.remote_changes import next_mark
 from datapath.operations import ANONYMOUS, ClusterStatus, Result
 from datapath.tasks import Tasks
 from datapath.transport.calls import (
@@ -23,6 +25,8 @@ from datapath.transport.calls import (
     HelloCall,
     JoinCall,
     NoticeNote,
+    ObserveCall,
+    ObserveReturn,
     PingCall,
     PingReturn,
     QueryCall,
@@ -61,6 +65,7 @@ class PeerService:
         self._members = members
         self._status = status
         self._hand_over = hand_over
+        self._mark_secret = secrets.token_bytes()
         self._tasks = Tasks(_on_failed)
 
     async def stop(self) -> None:
@@ -158,6 +163,9 @@ class PeerService:
             case FinishUpgradeCall(timeout_ms, asked_by, caller):
                 self._context.check_admin(caller or ANONYMOUS)
                 return ViewReturn(await self._members.finish_upgrade_here(timeout_ms, asked_by))
+            case ObserveCall():
+                engine = self._context.replica_here()
+                return ObserveReturn(await next_mark(engine, body, self._mark_secret))
             case HelloCall(node, data_id, joined, release):
                 return await self._members.hello(node, data_id, joined=joined, release=release)
             case _:

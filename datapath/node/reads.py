@@ -31,6 +31,9 @@ READ_INDEX_TIMEOUT_MS = 1000
 CATCH_UP_TIMEOUT_MS = 1000
 """How long a read waits for this node to follow the primary, before it is tried anew (a node that
 does not follow leaves the in-sync set, and then the primary answers)."""
+FOLLOW_TIMEOUT_MS = 2 * READ_INDEX_TIMEOUT_MS + CATCH_UP_TIMEOUT_MS
+"""The longest that a read on a backup waits: for the question under way, for its own, to catch up.
+Each has its own limit, so that a read with more time than that needs no timer."""
 
 
 class Reads:
@@ -174,12 +177,11 @@ class Reads:
                     raise
                 # A token or a right that this node does not know may be new: ask before it refuses.
         try:
-            async with asyncio.timeout(min(CATCH_UP_TIMEOUT_MS, left_ms) / 1000):
-                asked_ms, index = await self._ask_for_index(
-                    engine, confirmed=query.consistency == "confirmed"
-                )
-                if not engine.interpreter.has_applied(index):
-                    await engine.wait_applied(index)
+            if left_ms > FOLLOW_TIMEOUT_MS:
+                asked_ms = await self._follow(engine, query.consistency)
+            else:
+                async with asyncio.timeout(left_ms / 1000):
+                    asked_ms = await self._follow(engine, query.consistency)
         except TimeoutError:
             raise NotPrimaryError(
                 "timeout", f"{self._context.node_id} did not catch up with the primary in time"
@@ -196,15 +198,32 @@ class Reads:
             self._turns.spend(read_bytes)
         return result
 
-    async def _ask_for_index(self, engine: Engine, *, confirmed: bool) -> tuple[float, int]:
-        """Return the primary's commit index, and when it was asked for (`read_index`)."""
+    async def _follow(self, engine: Engine, consistency: Consistency) -> float:
+        """Wait until what the primary has committed is applied here; return when it was asked.
+
+        Raises TimeoutError, and as `_ask_for_index`.
+        """
+        confirmed = consistency == "confirmed"
+        asked_ms, index = await self._ask_for_index(engine, confirmed=confirmed)
+        if not engine.interpreter.has_applied(index):
+            async with asyncio.timeout(CATCH_UP_TIMEOUT_MS / 1000):
+                await engine.wait_applied(index)
+        return asked_ms
+
+    def _ask_for_index(
+        self, engine: Engine, *, confirmed: bool
+    ) -> asyncio.Future[tuple[float, int]]:
+        """Ask for the primary's commit index; the answer is when it was asked for, and the index.
+
+        It comes within twice READ_INDEX_TIMEOUT_MS: one question may be under way.
+        """
         future: asyncio.Future[tuple[float, int]] = asyncio.get_running_loop().create_future()
         reads = self._confirmed if confirmed else self._leased
         reads.join(future)
         if not reads.has_task:
             reads.has_task = True
             self._tasks.spawn(self._ask_while_reads_wait(engine, reads))
-        return await future
+        return future
 
     async def _ask_while_reads_wait(self, engine: Engine, reads: _Questions) -> None:
         """Put one question after the other to the primary, as long as reads wait for one."""

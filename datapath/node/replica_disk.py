@@ -17,6 +17,7 @@ from datapath.protocol.state import RecoveredState
 from datapath.records import Record
 from datapath.settings import Bounds
 from datapath.storage.accepted import Accepted
+from datapath.storage.compaction import DEFAULT_MIN_WASTE_BYTES, Compactor
 from datapath.storage.data_directory import DataDirectory
 from datapath.storage.log import Log
 from datapath.storage.log_writer import DEFAULT_MAX_QUEUED_BYTES, LogWriter
@@ -58,10 +59,12 @@ class ReplicaStorage:
         snapshot_log_bytes: int = Bounds().snapshot_log_bytes,
         archive_log_bytes: int = 0,
         max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES,
+        min_waste_bytes: int = DEFAULT_MIN_WASTE_BYTES,
     ) -> None:
         path = directory.path
         self._max_queued_bytes = max_queued_bytes
         self._flush_bytes = flush_bytes
+        self._min_waste_bytes = min_waste_bytes
         self._map_size_bytes = map_size_bytes
         self._retention_ms = retention_ms
         self._archives = archive_log_bytes > 0
@@ -77,6 +80,7 @@ class ReplicaStorage:
         self.log = self._open_log(path / "log", segment_size_bytes)
         self._worker: LogWriter | None = None
         self._flusher: StoreFlusher | None = None
+        self._compactor: Compactor | None = None
         self.wants_flush: Callable[[], None] = lambda: None
         """Say that entries were applied to the store."""
         self.write: Callable[[int, list[Record]], None]
@@ -160,6 +164,9 @@ class ReplicaStorage:
         )
         self.wants_flush = self._flusher.applied
         self.wants_flush()
+        self._compactor = Compactor(
+            self.store, self._flusher, on_error=on_error, min_waste_bytes=self._min_waste_bytes
+        )
 
     async def stop(self) -> None:
         """Write what was submitted, and close everything."""
@@ -167,6 +174,8 @@ class ReplicaStorage:
             await self._worker.close()
         if self._trimming is not None:
             await asyncio.gather(self._trimming, return_exceptions=True)
+        if self._compactor is not None:
+            await self._compactor.close()
         if self._flusher is not None:
             await self._flusher.close()
         self.store.close()
@@ -325,15 +334,20 @@ class ReplicaStorage:
 
             self._disk.submit(next_ticket(), reset)
             await done
-        await asyncio.to_thread(self.store.remove_leftovers)
+            # Within: a copy that the compactor makes would be a leftover, too.
+            await asyncio.to_thread(self.store.remove_leftovers)
 
     def counters(self) -> dict[str, float]:
         """Numbers for metrics."""
+        file_bytes, used_bytes = self.store.space()
         return {
             "log_bytes": self.log.size_bytes,
             "snapshot_held_log_bytes": self.retention.held_bytes(self.log.segment_bounds()),
             "log_queued_bytes": self._worker.queued_bytes if self._worker else 0,
             "store_durable_index": self.store.durable_index,
             "store_overlay_bytes": self.store.overlay_bytes,
+            "store_file_bytes": file_bytes,
+            "store_used_bytes": used_bytes,
+            "store_compactions_total": self._compactor.compacted_total if self._compactor else 0,
             "storage_full": float(not self.writable) if self._worker else 0.0,
         }

@@ -3,10 +3,12 @@
 A majority of the nodes is lost for good; of each that is left there is the data directory.
 
 Rule R1: the new cluster is made of the log that goes furthest by (epoch, index), all of it.
-Whatever was acknowledged and is held by any of the directories is then in it: the primary of an
-epoch begins with all that was acknowledged before, and within an epoch logs only grow. If one of
-the directories holds something committed that the furthest one lacks, they are not of one history,
-and none is chosen.
+Whatever was acknowledged up to its last epoch and is held by any of the directories is then in it:
+the primary of an epoch begins with all that was acknowledged before, and within an epoch logs only
+grow. What a later epoch acknowledged is on all that were in sync then, and these are all lost: it
+may be left out even where a directory has it, as an entry of an earlier epoch that others replaced.
+Such entries are told. If one of the directories holds something committed that the furthest one
+lacks, they are not of one history, and none is chosen.
 
 Rule R2: that nothing acknowledged is missing is only said if it is proved: the chosen replica is in
 sync in the last view, and in every later one that may have been agreed; and the directories are
@@ -71,12 +73,14 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """What is chosen, and what is known of what it lacks.
 
     `is_complete`: nothing that was acknowledged is missing (R2). Else `doubts` says, in sentences,
-    why it cannot be said; `losses`, what is known to be missing.
+    why it cannot be said; `losses`, what is known to be missing; `left_out`, which entries of other
+    directories were replaced in the chosen log (R1).
     """
 
     best: Survivor
     losses: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -128,7 +132,25 @@ def choose(survivors: Sequence[Survivor], memories: Iterable[NodeMemory] = ()) -
                 f"{best.log.last_epoch}): they are not of one history"
             )
     known = list(memories)
-    return Choice(best=best, losses=tuple(_losses(best, known)), doubts=tuple(_doubts(best, known)))
+    losses, doubts = tuple(_losses(best, known)), tuple(_doubts(best, known))
+    choice = Choice(best=best, losses=losses, doubts=doubts)
+    if choice.is_complete:
+        return choice  # it is proved that nothing of what follows was acknowledged
+    left_out = tuple(text for other in survivors if (text := _left_out(best, other)))
+    return msgspec.structs.replace(choice, left_out=left_out)
+
+
+def _left_out(best: Survivor, other: Survivor) -> str:
+    """Return what another log has instead of what the chosen one has there; "": nothing."""
+    log = other.log
+    same = best.log.match(log.last_index, log.runs_from(log.base_index + 1), log.base_index)
+    if same >= log.last_index or best.log.epoch_at(same + 1) is None:
+        return ""
+    return (
+        f"{other.name} holds entries {same + 1} to {log.last_index} that are not in the log of "
+        f"{best.name}, which has others there, of a later epoch: they are missing if a later "
+        "primary, now lost, acknowledged them"
+    )
 
 
 def _losses(best: Survivor, memories: list[NodeMemory]) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
+from threading import Event
 
 import lmdb
 
@@ -21,6 +23,7 @@ from datapath.storage.environment import (
 from datapath.storage.snapshot import SnapshotWriter, snapshot_items
 
 _ITEMS_AT_ONCE = 1000
+_READ_AHEAD_BYTES = 1024 * 1024
 
 
 def _no_progress(_items: int) -> None:
@@ -56,7 +59,7 @@ def load_backup(
         offline=True,
     )
     try:
-        for chunk in read_ahead(reader.chunks()):
+        for chunk in reader.chunks():  # in a thread beside, it would cost more than it saves
             writer.feed(writer.next_chunk, chunk)
             on_chunk(writer.count)
         end = reader.end
@@ -69,15 +72,6 @@ def load_backup(
         writer.abort()
     check_digest(store_path, end.digest, map_size_bytes=map_size_bytes)
     return end
-
-
-def read_ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the chunks; each is read and decompressed while the one before it is used."""
-    with ThreadPoolExecutor(1, "backup-reader") as reader:
-        waiting = reader.submit(next, chunks, None)
-        while (chunk := waiting.result()) is not None:
-            waiting = reader.submit(next, chunks, None)
-            yield chunk
 
 
 def check_digest(
@@ -95,7 +89,10 @@ def check_digest(
     )
     total = ContentHash()
     try:
-        with environment.lmdb.begin(buffers=True) as transaction:
+        with (
+            _file_read_ahead(environment.path / "data.mdb"),
+            environment.lmdb.begin(buffers=True) as transaction,
+        ):
             for keyspace, database in enumerate(environment.keyspaces):
                 items = transaction.cursor(database).iternext()
                 while piece := list(islice(items, _ITEMS_AT_ONCE)):
@@ -109,6 +106,29 @@ def check_digest(
             f"the restored state has the digest {total.hex()}, not {digest}, which was backed up: "
             "restore again, and check the disk if that does not help"
         )
+
+
+@contextmanager
+def _file_read_ahead(path: Path) -> Iterator[None]:
+    """Read a file from the disk in order, beside a scan of its map.
+
+    The scan alone would wait for the disk at every few pages. What the reader cannot read, the scan
+    finds.
+    """
+    given_up = Event()
+
+    def read() -> None:
+        buffer = bytearray(_READ_AHEAD_BYTES)
+        with suppress(OSError), path.open("rb", buffering=0) as file:
+            while not given_up.is_set() and file.readinto(buffer):
+                pass
+
+    with ThreadPoolExecutor(1, "restore-reader") as reader:
+        reader.submit(read)
+        try:
+            yield
+        finally:
+            given_up.set()
 
 
 def verify_backup(

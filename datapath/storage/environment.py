@@ -94,6 +94,8 @@ def lmdb_failure(
         if room_before_bytes is not None:
             room = min(room, room_before_bytes)
         full = room < needed_bytes + (1 << 20)
+    if full and not isinstance(error, lmdb.MapFullError):
+        return DiskFullError(f"store {path}: no space is left on the disk ({error})")
     return (DiskFullError if full else DiskFailedError)(f"store {path}: {error}")
 
 
@@ -187,6 +189,7 @@ class Environment:
         self.path = path
         self.map_size_bytes = map_size_bytes
         self._users = 1
+        self._discarded = False
         self._lock = threading.Lock()
         room_before_bytes = _room_bytes(path)
         try:
@@ -309,6 +312,17 @@ class Environment:
             if end is None or item[0] < end:
                 yield item[0], strip_checksum(*item, self.path)
 
+    def space(self, transaction: lmdb.Transaction) -> tuple[int, int]:
+        """Return the size of the file, and of those of its pages that are in use, in bytes."""
+        main = self.lmdb.stat()
+        databases = (self.meta, *self.keyspaces)
+        stats = (main, *(transaction.stat(database) for database in databases))
+        pages = sum(
+            stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats
+        )
+        page_bytes: int = main["psize"]
+        return (self.lmdb.info()["last_pgno"] + 1) * page_bytes, pages * page_bytes
+
     def acquire(self) -> Environment:
         """Keep the environment open until `release`."""
         with self._lock:
@@ -323,6 +337,13 @@ class Environment:
             self._users -= 1
             if not self._users:
                 self.lmdb.close()
+                if self._discarded:
+                    shutil.rmtree(self.path, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Give it back, and have the last user delete it: CURRENT does not name it any more."""
+        self._discarded = True
+        self.release()
 
 
 class ContentHash:

@@ -29,6 +29,7 @@ from datapath.errors import (
     StoppedError,
     StorageError,
 )
+from datapath.keyspaces import ROLES
 from datapath.records import Entry
 from datapath.storage.data_directory import storage_error, sync_directory
 from datapath.storage.environment import (
@@ -54,6 +55,7 @@ from datapath.storage.overlay import KeyChange, Overlay, merge
 MAX_PAGE_STEPS = 2000
 """How many keys are looked at for a page: about 1 us each, for those that have been deleted too."""
 _OVERHEAD_BYTES = 120  # what a record in the overlay costs beside its key and value
+_MAX_FOUND_ROLES = 4096
 _MISSING = b"\0missing"  # compared by identity
 
 
@@ -67,6 +69,7 @@ class Store:
         self._map_size_bytes = map_size_bytes
         self._environment = environment
         self._read = environment.lmdb.begin()
+        self._found_roles: dict[bytes, bytes | None] = {}  # what `_read`, one state, has of ROLES
         self._durable = environment.state(self._read)
         self.active = Overlay(*self._durable)
         """What the next flush writes."""
@@ -178,15 +181,24 @@ class Store:
                 return value
         if not 0 < len(key) <= MAX_STORED_KEY_SIZE_BYTES:
             return None
+        if keyspace == ROLES:  # the same few with each request of a caller
+            value = self._found_roles.get(key, _MISSING)
+            if value is not _MISSING:
+                return value
         environment = self._environment
         try:
             stored = self._read.get(key, None, environment.keyspaces[keyspace])
-            return None if stored is None else strip_checksum(key, stored, environment.path)
+            value = None if stored is None else strip_checksum(key, stored, environment.path)
         except lmdb.Error as error:
             raise lmdb_failure(error, environment.path) from error
         except DataDirectoryError as error:
             self.on_damage(error)
             raise
+        if keyspace == ROLES:
+            if len(self._found_roles) >= _MAX_FOUND_ROLES:
+                self._found_roles.clear()
+            self._found_roles[key] = value
+        return value
 
     def range(
         self, keyspace: int, start: bytes, end: bytes | None, limit: int, *, reverse: bool = False
@@ -346,7 +358,35 @@ class Store:
     def _renew_read(self) -> None:
         self._read.abort()
         self._read = self._environment.lmdb.begin()
+        self._found_roles.clear()
         self._durable = self._environment.state(self._read)
+
+    # Another environment for the same state
+
+    @property
+    def is_flushing(self) -> bool:
+        """Whether a flush has begun and not ended."""
+        return self._frozen is not None or self._writing
+
+    def space(self) -> tuple[int, int]:
+        """Return the size of the store's file, and how much of it is used, in bytes."""
+        return self._environment.space(self._read)
+
+    def switch(self, copy: Environment) -> Environment:
+        """Go over to a copy, which CURRENT names now; return the former one."""
+        if self.is_flushing:
+            raise SafetyError("the store cannot be replaced while a flush is running")
+        with copy.lmdb.begin() as transaction:
+            state = copy.state(transaction)
+        if state != self._durable:
+            raise SafetyError(f"{copy.path} is at {state}, the store at {self._durable}")
+        former, self._environment = self._environment, copy
+        self._renew_read()
+        return former
+
+    def refuse(self, reason: str) -> None:
+        """Flush no more (D9)."""
+        self._broken = reason
 
     # Whole state
 

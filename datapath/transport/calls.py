@@ -129,6 +129,19 @@ class FinishUpgradeCall(_Body, frozen=True, tag=22):
     caller: Principal | None = None
 
 
+class ObserveCall(_Body, frozen=True, tag=23):
+    """What is the mark of a key, as soon as it is not `seen`? At the latest after `timeout_ms`.
+
+    Any replica answers, from what has committed there. Marks are compared and not read.
+    """
+
+    since: ClassVar[int] = 2
+    keyspace: int
+    key: bytes
+    seen: bytes
+    timeout_ms: int
+
+
 Call = (
     ExecuteCall
     | QueryCall
@@ -143,6 +156,7 @@ Call = (
     | PingCall
     | RemoveCall
     | FinishUpgradeCall
+    | ObserveCall
 )
 
 
@@ -215,6 +229,12 @@ class JoinReturn(_Body, frozen=True, tag=121):
     founders: dict[str, str]
 
 
+class ObserveReturn(_Body, frozen=True, tag=122):
+    """The mark of the key."""
+
+    mark: bytes
+
+
 Return = (
     ExecuteReturn
     | QueryReturn
@@ -224,6 +244,7 @@ Return = (
     | HelloReturn
     | PingReturn
     | JoinReturn
+    | ObserveReturn
     | ErrorReturn
 )
 

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -230,7 +231,8 @@ async def test_a_range_of_megabytes_is_one_state(make_cluster: MakeCluster) -> N
 
 
 async def test_access_and_tls(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(replicas=2, witnesses=1, etcd=True, tls=True, access={})
+    audited = {"audit_file": "audit-{node}.jsonl"}
+    cluster = make_cluster(replicas=2, witnesses=1, etcd=True, tls=True, access=audited)
     await cluster.start()
     etcd = Etcd(cluster)
     mine, others = {"key": b64(b"app/k"), "value": b64(b"v")}, {"key": b64(b"other")}
@@ -263,3 +265,17 @@ async def test_access_and_tls(make_cluster: MakeCluster) -> None:
             last = [message async for message in messages][-1]
             assert last["canceled"]
             assert "permission denied" in last["cancel_reason"]
+    for node in cluster.specs:
+        text = (cluster.directory / f"audit-{node}.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
+        refused = Counter(
+            (line["path"].removeprefix("/v3/"), line["status"], line.get("token", ""))
+            for line in lines
+            if line["event"] == "refused"
+        )
+        assert refused["auth/authenticate", 400, "0" * 16] == 1, "a wrong password"
+        for path in ("kv/put", "kv/range"):
+            assert refused[path, 400, ""] == 1, "no token at all"
+            assert refused[path, 401, "0" * 16] == 1
+            assert refused[path, 403, secret.split("_")[1]] == 1
+        assert "A" * 43 not in text

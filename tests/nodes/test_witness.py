@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+
 import pytest
 
 from tests.nodes.conftest import MakeCluster
@@ -144,3 +147,38 @@ async def test_a_witness_forwards_every_request(make_cluster: MakeCluster) -> No
     assert status is not None
     assert status.primary == primary
     assert status.nodes["w1"].state == "witness"
+
+
+async def test_a_wait_for_a_lock_at_a_witness_ends_with_the_release(
+    make_cluster: MakeCluster,
+) -> None:
+    """The witness has no data: the primary tells it, and it asks nobody again and again."""
+    cluster, primary, _ = await start(make_cluster)
+
+    async def take(node: str, wait_ms: int) -> int:
+        body = b'{"ttl_ms": 60000, "wait_ms": %d}' % wait_ms
+        headers = {"Content-Type": "application/json"}
+        reply = await cluster.fetch(node, "POST", "/v1/locks/jobs", body, headers)
+        assert reply.status == 200, reply
+        token: int = reply.json["token"]
+        return token
+
+    async def forwarded() -> int:
+        status = await cluster.fetch("w1", "GET", "/metrics")
+        (found,) = re.findall(rb"^onecopy_forwarded_total ([0-9.e+]+)$", status.body, re.MULTILINE)
+        return int(float(found))
+
+    async def is_waiting() -> bool:
+        reply = await cluster.fetch(primary, "GET", "/v1/locks/jobs")
+        return bool(reply.json["waiting"])
+
+    token, before = await take(primary, 0), await forwarded()
+    for _ in range(10):
+        waiting = asyncio.create_task(take("w1", 20_000))
+        await wait_until(is_waiting, "the other one waits")
+        await cluster.fetch(primary, "DELETE", f"/v1/locks/jobs?token={token}")
+        following = await waiting
+        assert following > token
+        token = following
+    # Each: the request, twice at its beginning, and the one that has it now; keep-alives with them.
+    assert await forwarded() - before <= 10 * 10

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_right
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from cluster.services.kv import HEAD_SIZE_BYTES
@@ -45,6 +47,7 @@ class Oracle:
         self.committed: list[int] = [0]  # index -> epoch of the committed entry
         self._promised: dict[str, float] = {}  # its own clock when a node last promised
         self.acknowledged = 0  # the highest index that a primary committed
+        self._acknowledged_by: list[tuple[int, int]] = []  # up to which index, in which epoch
         self._records: dict[tuple[int, int], tuple[bytes, int]] = {}  # -> bytes, epoch before
         self._puts: dict[tuple[int, int], bytes] = {}  # (index, epoch) -> what a put wrote there
         self._places: dict[bytes, list[tuple[int, int]]] = {}  # and where it was written
@@ -167,7 +170,9 @@ class Oracle:
     def check_recovery(self) -> None:
         """R1: whatever disks are left now, all that was acknowledged and is on any of them is kept.
 
-        Not where a disk has lost entries that it had promised: then logs may contradict each other.
+        What was acknowledged in epochs of which a disk has an entry, that is: others are as lost as
+        all that were in sync then. Not where a disk has lost entries that it had promised: then
+        logs may contradict each other.
         """
         if any(node.has_lost for node in self.nodes.values()):
             return
@@ -179,12 +184,14 @@ class Oracle:
                 except DisagreementError as error:
                     self.fail(f"R1: nothing is recovered of {[s.name for s in group]}: {error}")
                 for other in group:
-                    top = self._last_acknowledged(other.log)
+                    top = self._last_acknowledged(other.log, best.log.last_epoch)
                     if top > best.log.base_index and best.log.epoch_at(top) != self.committed[top]:
                         self.fail(f"R1: {other.name} holds entry {top}, recovered is {best.name}")
 
-    def _last_acknowledged(self, log: LogIndex) -> int:
-        index = min(self.acknowledged, log.last_index)
+    def _last_acknowledged(self, log: LogIndex, until_epoch: int) -> int:
+        """Return the last entry of a log that was acknowledged, in an epoch up to that one."""
+        by = bisect_right(self._acknowledged_by, until_epoch, key=itemgetter(1))
+        index = min(self._acknowledged_by[by - 1][0] if by else 0, log.last_index)
         while index > log.base_index and log.epoch_at(index) != self.committed[index]:
             index -= 1
         return index
@@ -311,6 +318,7 @@ class Oracle:
         if primary is None or index <= self.acknowledged:
             return
         self.acknowledged = index
+        self._acknowledged_by.append((index, primary.epoch))
         self._check_copies(node, index)
         for other in self.nodes.values():
             if other.is_up and other.replica.primary is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import signal
@@ -40,8 +41,9 @@ class EtcdServer:
         deadline = time.monotonic() + START_DEADLINE_S
         while True:
             try:
-                if Gateway(self.address).ask("/v3/kv/range", {"key": "YQ=="})[0] == 200:
-                    return self
+                with contextlib.closing(Gateway(self.address)) as gateway:
+                    if gateway.ask("/v3/kv/range", {"key": "YQ=="})[0] == 200:
+                        return self
             except OSError:
                 pass
             assert time.monotonic() < deadline, self._log_path.read_text()[-2000:]

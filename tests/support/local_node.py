@@ -425,7 +425,7 @@ class LocalNode:
 
     def observe(
         self, keyspace: int, key: bytes, observer: Callable[[], None]
-    ) -> Callable[[], None] | None:
+    ) -> Callable[[], None]:
         return partial(self.feed.leave, self.feed.observe(keyspace, key, observer))
 
     async def revoke(self, lease: int) -> None:

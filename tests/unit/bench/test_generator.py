@@ -12,8 +12,9 @@ import pytest
 from bench import generator, histogram, loads
 from bench.generator import Generator, Recorder, now_ns
 from bench.histogram import Latency, figures, from_counts, merge
+from bench.nats_text import INBOX, new_inbox, without_control
 from bench.render import Request, fill, pool, resp
-from bench.replies import check_http, check_redis
+from bench.replies import check_http, check_nats, check_redis
 from bench.spec import Bucket, Load, Outcome, Target, Workload
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -274,3 +275,38 @@ def test_requests_are_drawn_from_the_mix_and_filling_covers_every_key() -> None:
     )
     assert len({request.data for request in fill(workload)}) == 50
     assert resp(b"GET", b"k") == b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n"
+
+
+NATS_PUT = Request(b"", write=True, holds=b'"seq":')
+
+
+def test_a_reply_of_nats_is_taken_when_it_is_whole() -> None:
+    content = b'{"stream":"KV_bench", "seq":7}'
+    reply = b"MSG _INBOX.0123456789ab 1 %d\r\n%b\r\n" % (len(content), content)
+    for end in range(len(reply)):
+        assert check_nats(reply[:end], NATS_PUT) is None
+    assert check_nats(reply, NATS_PUT) == ""
+    assert check_nats(reply + b"M", NATS_PUT) == "malformed reply"
+
+
+def test_a_failure_of_nats_is_no_success() -> None:
+    content = b'{"error":{"code":503,"description":"no quorum"}}'
+    reply = b"MSG _INBOX.0123456789ab 1 %d\r\n%b\r\n" % (len(content), content)
+    assert check_nats(reply, NATS_PUT) == 'error no quorum"}}'
+    assert (
+        check_nats(b"MSG _INBOX.0123456789ab 1 2\r\n{}\r\n", NATS_PUT) == "answered, but not done"
+    )
+    assert check_nats(b"-ERR 'Unknown Protocol Operation'\r\n", NATS_PUT) == "malformed reply"
+
+
+def test_lines_of_nats_that_are_no_messages_are_left_out() -> None:
+    assert without_control(b'INFO {"a":1}\r\nPING\r\nMSG ') == (b"MSG ", True)
+    assert without_control(b"INFO {") == (b"INFO {", False)
+    assert without_control(b"+OK\r\n") == (b"", False)
+
+
+def test_each_connection_to_nats_has_an_inbox_of_the_length_that_is_rendered() -> None:
+    (request,) = pool(Workload(api="nats", keys=1))[:1]
+    assert request.data.count(INBOX) == 1
+    assert len(new_inbox()) == len(INBOX)
+    assert new_inbox() != new_inbox()

@@ -8,11 +8,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.support.raw_http import Reply, fetch, kv
+from cluster.api import locks
+from tests.support.raw_http import Reply, connect, fetch, kv
 from tests.support.served import Local
 
 JSON = {"Content-Type": "application/json"}
 TTL_MS = 60_000
+DEADLINE_S = 20.0
 
 
 async def ask(base_url: str, method: str, path: str, document: object = None, **more: str) -> Reply:
@@ -135,6 +137,59 @@ async def test_who_waits_gets_it_when_it_is_free(base_url: str, prefix: str) -> 
     assert tokens == sorted(set(tokens))
     await ask(base_url, "DELETE", f"/v1/locks/{prefix}?token={tokens[-1]}")
     assert (await ask(base_url, "GET", f"/v1/locks/{prefix}")).code == "not_held"
+
+
+async def test_a_release_makes_the_next_one_ask_and_nobody_else(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hand-over costs the same however many wait."""
+    monkeypatch.setattr(locks, "ASK_AGAIN_S", 600.0)
+    held = (await take(local.base_url, "jobs")).json
+    leases = [await grant(local.base_url) for _ in range(8)]
+    waiting = []
+    for count, lease in enumerate(leases, 1):
+        wish = take(local.base_url, "jobs", lease=lease, wait_ms=60_000)
+        waiting.append(asyncio.create_task(wish))
+        await until_waiting(local.base_url, "/v1/locks/jobs", count)
+    for lease, task in zip(leases, waiting, strict=True):
+        before = local.node.executed
+        await ask(local.base_url, "DELETE", f"/v1/locks/jobs?token={held['token']}")
+        held = (await task).json
+        assert held["lease"] == lease
+        assert local.node.executed == before + 2  # the release, and the one that has it now
+
+
+async def test_a_wait_ends_with_its_lease(
+    base_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, and not when it asks again anyway."""
+    monkeypatch.setattr(locks, "ASK_AGAIN_S", 600.0)
+    await take(base_url, prefix)
+    lease = await grant(base_url)
+    waiting = asyncio.create_task(take(base_url, prefix, lease=lease, wait_ms=60_000))
+    await until_waiting(base_url, f"/v1/locks/{prefix}", 1)
+    await ask(base_url, "DELETE", f"/v1/leases/{lease}")
+    async with asyncio.timeout(DEADLINE_S):
+        assert (await waiting).code == "lease_not_found"
+
+
+async def test_a_lock_passes_over_a_waiting_client_that_has_gone(
+    base_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the next one's at once, and not only after the TTL of the one that has gone."""
+    monkeypatch.setattr(locks, "ASK_AGAIN_S", 600.0)
+    monkeypatch.setattr(locks, "LOOK_S", 600.0)  # so that it has gone unnoticed
+    token = (await take(base_url, prefix)).json["token"]
+    path = f"/v1/locks/{prefix}"
+    body = msgspec.json.encode({"ttl_ms": TTL_MS, "wait_ms": 60_000})
+    async with connect(base_url) as gone:
+        gone.send_request("POST", path, body, JSON)
+        await until_waiting(base_url, path, 1)
+        following = asyncio.create_task(take(base_url, prefix, ttl_ms=TTL_MS, wait_ms=60_000))
+        await until_waiting(base_url, path, 2)
+    await ask(base_url, "DELETE", f"{path}?token={token}")
+    async with asyncio.timeout(DEADLINE_S):
+        assert (await following).json["token"] > token
 
 
 async def test_who_waits_too_long_leaves_nothing(base_url: str, prefix: str) -> None:

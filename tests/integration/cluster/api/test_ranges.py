@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 import pytest
 
+from cluster.api.documents import Range
 from tests.support.raw_http import Reply, fetch, kv
 
 KEYS = ["a", "ab", "b", "b/c", "c", "é", "☃"]
@@ -44,6 +45,51 @@ async def test_a_prefix_gives_its_keys_in_the_order_of_their_bytes(
         assert base64.b64decode(item["value"]) == one.body
         assert one.headers["etag"] == f'"{item["revision"]}"'
         assert item["revision"] <= reply.json["revision"]
+
+
+MSGPACK = {"Accept": "application/msgpack"}
+
+
+@pytest.mark.parametrize("more", ["", "&keys_only=true", "&limit=2"])
+async def test_messagepack_says_what_json_says(base_url: str, filled: str, more: str) -> None:
+    await fetch(base_url, "PUT", kv(filled + "bytes"), b"\xff" * 70_000)
+    await fetch(base_url, "PUT", kv(filled + "leased?ttl_ms=60000"), b"")
+    target = f"/v1/kv?prefix={quote(filled)}{more}"
+    text = await fetch(base_url, "GET", target)
+    binary = await fetch(base_url, "GET", target, None, MSGPACK)
+    assert binary.status == 200
+    assert text.headers["content-type"] == "application/json"
+    assert binary.headers["content-type"] == "application/msgpack"
+    assert int(binary.headers["content-length"]) == len(binary.body)
+    assert msgspec.msgpack.decode(binary.body, type=Range) == msgspec.json.decode(
+        text.body, type=Range
+    )
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("Application/MsgPack", "application/msgpack"),
+        ("application/msgpack, application/json", "application/msgpack"),
+        ("application/msgpack;q=0.5, */*;q=0.1", "application/msgpack"),
+        ("application/msgpack;q=0.5, application/json", "application/json"),
+        ("application/msgpack;q=0", "application/json"),
+        ("application/msgpack;q=two", "application/json"),
+        ("application/msgpackage", "application/json"),
+        ("*/*", "application/json"),
+        ("application/cbor", "application/json"),
+    ],
+)
+async def test_the_form_is_what_accept_prefers(
+    base_url: str, filled: str, accept: str, expected: str
+) -> None:
+    reply = await fetch(base_url, "GET", f"/v1/kv?prefix={filled}", None, {"Accept": accept})
+    assert (reply.status, reply.headers["content-type"]) == (200, expected)
+
+
+async def test_errors_are_json_for_those_who_accept_messagepack(base_url: str) -> None:
+    reply = await fetch(base_url, "GET", "/v1/kv?limit=0", None, MSGPACK)
+    assert (reply.status, reply.headers["content-type"]) == (400, "application/problem+json")
 
 
 async def test_keys_only_leaves_the_values_out(base_url: str, filled: str) -> None:

@@ -74,6 +74,17 @@ async def test_all_changes_share_one_revision_and_reads_see_the_writes_before_th
         {"get": shown_a},
         {"list": {"items": [shown_a, shown_c], "cursor": None}},
     ]
+    look = {"then": [{"get": {"key": a}}, {"get": {"key": c}}, {"list": {"prefix": prefix}}]}
+    binary = await ask(base_url, look, Accept="application/msgpack")
+    assert binary.headers["content-type"] == "application/msgpack"
+    bytes_a = {**shown_a, "value": b"new"}
+    del bytes_a["text"]
+    bytes_c = {**shown_c, "value": b"\xff"}
+    assert msgspec.msgpack.decode(binary.body)["results"] == [
+        {"get": bytes_a},
+        {"get": bytes_c},
+        {"list": {"items": [bytes_a, bytes_c], "cursor": None}},
+    ]
     read = await fetch(base_url, "GET", kv(a))
     assert (read.body, read.headers["etag"]) == (b"new", f'"{revision}"')
     assert read.headers["onecopy-create-revision"] == str(before)

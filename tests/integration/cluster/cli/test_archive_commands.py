@@ -18,6 +18,7 @@ from datapath.keyspaces import KV
 from datapath.records import Entry
 from datapath.storage.store import Store
 from tests.support.made_archives import MadeArchive
+from tests.support.small_disk import mount_small_disk, unmount
 
 PER_PIECE = 8
 
@@ -191,3 +192,25 @@ def test_what_is_no_archive_is_told(made: Made, tmp_path: Path) -> None:
         assert (result.exit_code, text in result.output) == (code, True), result.output
     result = made.restore("--to-revision", "9", url=str(made.config))
     assert (result.exit_code, "are for an archive's URL" in result.output) == (2, True)
+
+
+def test_a_disk_that_is_too_small_is_named_and_left_empty(made: Made) -> None:
+    made.archive.add([[(KV, b"large%d" % n, bytes(100_000))] for n in range(PER_PIECE * 4)])
+    made.data.mkdir()
+    try:
+        mount_small_disk(made.data, 1 << 20)
+    except OSError as error:
+        pytest.skip(f"a small disk cannot be mounted: {error}")
+    try:
+        restored = made.restore()
+        verified = run("archive", "verify", made.archive.url, "--dir", str(made.data))
+        for result in (restored, verified):
+            assert result.exit_code == 7, result.output
+            assert f"store {made.data}" in result.output
+            assert "no space is left on the disk" in result.output
+        assert "Free space on the disk" in restored.output
+        assert "--dir" in verified.output
+        assert not list(made.data.iterdir())
+    finally:
+        unmount(made.data)
+    assert output(made.restore())["kept_index"] == 40 + PER_PIECE * 4

@@ -20,7 +20,7 @@ from datapath.storage.snapshot import SnapshotReader
 from datapath.storage.store import Store
 from tests.support.commands import Ended, run
 from tests.support.fake_api import FakeCluster
-from tests.support.small_disk import mount_small_disk, unmount
+from tests.support.small_disk import fill, mount_small_disk, unmount
 
 pytestmark = pytest.mark.slow  # a process for each command
 
@@ -174,3 +174,33 @@ async def test_a_backup_goes_to_a_file_or_to_standard_output(
     ended = await run("backup", tmp_path / "x", endpoints=["http://127.0.0.1:1"])
     assert ended.code == 6, ended.err
     assert not (tmp_path / "x").exists()
+
+
+async def test_a_backup_to_a_full_disk_or_pipe_leaves_the_old_file_and_can_be_repeated(
+    nodes: FakeCluster, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    try:
+        mount_small_disk(disk, 1 << 20)
+    except OSError as error:
+        pytest.skip(f"a small disk cannot be mounted: {error}")
+    try:
+        file = disk / "x.backup"
+        file.write_bytes(b"the one before")
+        ballast = fill(disk)
+        ended = await run("backup", file, endpoints=nodes.endpoints)
+        assert ended.code == 74, ended.err
+        assert f"{file}: No space left on device" in ended.err
+        assert "free space" in ended.err.lower()
+        assert file.read_bytes() == b"the one before"
+        assert set(disk.iterdir()) == {file, ballast}
+        ended = await run("backup", "/dev/full", endpoints=nodes.endpoints)
+        assert ended.code == 74, ended.err
+        assert "No space left on device" in ended.err
+        ballast.unlink()
+        ended = await run("backup", file, endpoints=nodes.endpoints)
+        assert ended.code == 0, ended.err
+        assert (await run("backup", "verify", file)).code == 0
+    finally:
+        unmount(disk)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
@@ -90,9 +91,6 @@ items = st.lists(
 def test_a_page_is_the_document_in_pieces(
     found: list[ScanItem], revision: int, cursor: str | None
 ) -> None:
-    page = PageBody(list(found), revision, cursor)
-    document = b"".join(page.pieces())
-    assert len(document) == page.length
     expected = [
         RangeItem(
             key=key.decode("utf-8", "replace"),
@@ -104,7 +102,24 @@ def test_a_page_is_the_document_in_pieces(
         )
         for key, value, item_revision, create_revision, version, lease in found
     ]
-    assert document == msgspec.json.encode(Range(expected, revision, cursor))
+    whole = Range(expected, revision, cursor)
+    page = PageBody(list(found), revision, cursor)
+    document = b"".join(page.pieces())
+    assert len(document) == page.length
+    assert document == msgspec.json.encode(whole)
+    page = PageBody(list(found), revision, cursor, binary=True)
+    document = b"".join(page.pieces())
+    assert len(document) == page.length
+    assert msgspec.msgpack.decode(document, type=Range) == whole
+
+
+@pytest.mark.parametrize("size_bytes", [0, 255, 256, 65_535, 65_536, PIECE_SIZE_BYTES + 1])
+def test_values_of_each_size_that_messagepack_tells_apart_are_whole(size_bytes: int) -> None:
+    value = bytes(size_bytes)
+    page = PageBody([(b"k", value, 1, 1, 1, 0)] * 2, 3, None, binary=True)
+    document = b"".join(page.pieces())
+    assert len(document) == page.length
+    assert [item["value"] for item in msgspec.msgpack.decode(document)["items"]] == [value] * 2
 
 
 def test_large_values_come_in_bounded_pieces() -> None:
@@ -113,4 +128,6 @@ def test_large_values_come_in_bounded_pieces() -> None:
     pieces = list(page.pieces())
     assert max(map(len, pieces)) <= 2 * PIECE_SIZE_BYTES * 4 // 3 + 1000
     document = msgspec.json.decode(b"".join(pieces))
+    binary = PageBody([(b"k", value, 1, 1, 1, 0)], 3, None, binary=True)
+    assert max(map(len, binary.pieces())) <= 2 * PIECE_SIZE_BYTES + 1000
     assert [base64.b64decode(item["value"]) for item in document["items"]] == [value, value]

@@ -65,8 +65,10 @@ def test_both_lanes_read_the_same_in_fields(fields: bytes) -> None:
     assert block.body_size_bytes == int(headers.get("Content-Length", 0))
     for name, value in block.headers.items():
         assert value == headers[name].strip(" \t")
+    for name, taken in (("Authorization", block.authorization), ("Onecopy-Cluster", block.cluster)):
+        assert taken == (headers[name].strip(" \t") if name in headers else None)
     named = [name for name in headers if name.lower() in {"if-match", "if-none-match",
-             "idempotency-key", "onecopy-cluster"}]  # fmt: skip
+             "idempotency-key"}]  # fmt: skip
     assert len(block.headers) == len(named)
 
 
@@ -103,6 +105,9 @@ def test_plain_fields_are_taken() -> None:
         b"Host: t\r\nExpect: 100-continue\r\n",
         b"Host: t\r\nTransfer-Encoding: chunked\r\n",
         b"Host: t\r\nX: 1\nY: 2\r\n",
+        b"Host: t\r\nOnecopy-Cluster: \r\n",
+        b"Host: t\r\nOnecopy-Cluster: c\r\nonecopy-cluster: c\r\n",
+        b"Host: t\r\nAuthorization: Bearer x\r\nauthorization: Bearer x\r\n",
         b"Host: t\r\n" + b"".join(b"X%d: 1\r\n" % number for number in range(128)),
     ],
 )

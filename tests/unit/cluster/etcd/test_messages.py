@@ -35,9 +35,15 @@ def test_a_key(body: str, key: bytes) -> None:
     assert read_message(RangeRequest, body.encode()).key == key
 
 
-@pytest.mark.parametrize("number", ["7", '"7"', "7.0", "7e0"])
+@pytest.mark.parametrize("number", ["7", '"7"', "7.0", "7e0", '"7.00"', '"0.7E+1"', '"700e-2"'])
 def test_a_number(number: str) -> None:
     assert read_message(RangeRequest, f'{{"limit": {number}}}'.encode()).limit == 7
+
+
+@pytest.mark.parametrize("number", ["1e99999999999999999999", "1e19", '"1e19"', "0.5", '"1e-9"'])
+def test_no_number_of_64_bits(number: str) -> None:
+    with pytest.raises(EtcdError):
+        read_message(RangeRequest, f'{{"limit": {number}}}'.encode())
 
 
 def test_fields_go_by_both_names() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 
 from datapath.node.survivors import (
@@ -66,6 +67,31 @@ def test_a_later_epoch_goes_further_than_a_longer_log() -> None:
     assert not goes_further(longer, later)
     assert choose([longer, later]).best is later
     assert choose([later, longer]).best is later
+
+
+def test_what_a_later_primary_may_have_acknowledged_is_told() -> None:
+    """Found by the simulator (seed 3823).
+
+    Entry 95 of epoch 1 was on a and c when b took over, and c took over from b in epoch 3: it
+    acknowledged entry 95, and is lost. Nothing on the disks of a and b says so.
+    """
+    replaced = survivor("a", 97, (1, 1), commit=90)
+    later = survivor("b", 96, (1, 1), (2, 95), commit=80)
+    left = choose([replaced, later], [memory("a", view(4, "c")), memory("b", view(4, "c"))])
+    assert left.best is later
+    assert "a holds entries 95 to 97" in left.left_out[0]
+    proved = choose([replaced, later], [memory("a", view(3, "b")), memory("b", view(3, "b"))])
+    assert proved.is_complete
+
+
+@pytest.mark.parametrize("kept", [survivor("a", 90), survivor("a", 94, (1, 1), commit=94)])
+def test_a_log_that_the_chosen_one_holds_is_not_told(kept: Survivor) -> None:
+    later = survivor("b", 96, (1, 1), (2, 95), commit=80)
+    for best in (
+        later,
+        msgspec.structs.replace(later, log=LogIndex.from_runs(95, 2, 96, [(2, 96)])),
+    ):
+        assert not any("holds entries" in doubt for doubt in choose([kept, best]).doubts)
 
 
 def test_within_an_epoch_the_longer_log_goes_further() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datapath.errors import DataDirectoryError, DiskFullError, SafetyError
-from datapath.keyspaces import CLIENTS, KV
+from datapath.keyspaces import CLIENTS, KV, ROLES
 from datapath.records import Entry
 from datapath.storage.store import Store
 
@@ -78,6 +78,18 @@ def test_behaves_like_a_sorted_dictionary(
             if key is not None:
                 assert store.get(KV, key) == model.get(key)
         store.close()
+
+
+def test_what_was_read_of_roles_is_read_again_once_it_has_changed(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    seen = []
+    for value in (b"1", None, b"2", b"3"):
+        put(store, b"t", value, keyspace=ROLES)
+        seen.append(store.get(ROLES, b"t"))
+        store.flush()
+        seen += [store.get(ROLES, b"t"), store.get(ROLES, b"t")]
+    assert seen == [b"1"] * 3 + [None] * 3 + [b"2"] * 3 + [b"3"] * 3
+    store.close()
 
 
 def fill(store: Store, count: int) -> None:
