@@ -14,21 +14,24 @@ class RecordReader(ssl.SSLObject):
 
     uvloop asks for 256 KiB at each read, and `ssl` allocates as much first. What is that large
     the allocator mostly maps, shrinks and unmaps again: 9 us, ten times what the record costs. A
-    read returns one record at most.
+    read returns one record at most. And uvloop reads until there is nothing more: where that can
+    be seen, OpenSSL is not asked, whose answer costs as much as a record.
     """
 
     @classmethod
-    def _create(cls, *args: Any, **options: Any) -> Self:
+    def _create(cls, incoming: ssl.MemoryBIO, *args: Any, **options: Any) -> Self:
         """Make one, as a context does; its methods are those of C, without a frame of Python."""
-        made: Any = super()._create(*args, **options)  # type: ignore[misc]
-        read = made._sslobj.read
+        made: Any = super()._create(incoming, *args, **options)  # type: ignore[misc]
+        read, pending = made._sslobj.read, made._sslobj.pending
 
         def read_record(size_bytes: int = MAX_RECORD_BYTES, buffer: Any = None) -> Any:
+            if not incoming.pending and not incoming.eof and not pending():
+                raise ssl.SSLWantReadError
             if buffer is not None:
                 return read(size_bytes, buffer)
             return read(min(size_bytes, MAX_RECORD_BYTES))
 
-        made.read, made.write, made.pending = read_record, made._sslobj.write, made._sslobj.pending
+        made.read, made.write, made.pending = read_record, made._sslobj.write, pending
         return cast("Self", made)
 
 
