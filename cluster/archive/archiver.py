@@ -1,7 +1,8 @@
 """Archives the committed log of a cluster while this node is its primary (decision 33).
 
 Nothing here decides anything for the cluster: a node that wrongly takes itself for the primary
-archives what has committed, and no two archivers are in each other's way.
+archives what has committed, and no two archivers are in each other's way. What is done next is
+decided by `cluster.archive.plan`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Protocol, TypeVar
 
-from cluster.archive.catalog import Base, Catalog, PieceName
+from cluster.archive.catalog import Base, Catalog, PieceName, Position
 from cluster.archive.errors import ArchiveConflictError, ArchiveError
 from cluster.archive.marks import CommitTimes
 from cluster.archive.object_store import ObjectStore
 from cluster.archive.piece import FULL_PIECE_BYTES, encode_piece
+from cluster.archive.plan import ArchivePlan, Gap, Step, is_same_history
 from datapath.errors import OperationError, TransferError
 from datapath.operations import ArchiveState
 from datapath.records import Record
@@ -29,6 +31,7 @@ MARK_INTERVAL_S = 1.0
 """How exact a restore to a time is."""
 PAUSE_FIRST_S = 1.0
 PAUSE_MAX_S = 15.0
+MAX_GAPS_NAMED = 10
 
 _T = TypeVar("_T")
 
@@ -58,7 +61,10 @@ class ArchivedLog(Protocol):
         """The last entry known to have committed."""
 
     def epoch_at(self, index: int, /) -> int | None:
-        """Return an entry's epoch; None if it is not held."""
+        """Return an entry's epoch; None if it is not known any more."""
+
+    def is_held(self, index: int, /) -> bool:
+        """Whether the log goes back to that entry."""
 
     async def read(self, after: int, max_bytes: int, /) -> list[Record] | None:
         """Return committed records after that entry; None: they are not held any more."""
@@ -116,16 +122,12 @@ class Archiver:
         self._store = store
         self._cluster = cluster
         self._piece_interval_s = piece_interval_s
-        self._base_interval_s = base_interval_s
         self._report = report
         self._wall_clock_s = wall_clock_s
         self._marks = CommitTimes()
-        self._epoch = 0  # in which the place in the archive was looked up; 0: it is to be
-        self._archived: tuple[int, int] | None = None  # (index, epoch); None: no base is there
-        self._begins = False  # whether what is archived follows a base that is not complete yet
-        self._told: int | None = None  # up to where the archive can be restored, as is told
-        self._base_due_s = 0.0  # by the machine's date
-        self._base_index = 0  # of the newest base
+        self._plan = ArchivePlan(base_interval_s)
+        self._shared: int | None = None  # up to where replicas were told that the archive is
+        self._named: set[Gap] = set()  # the gaps that were reported
         self._base: asyncio.Task[None] | None = None
         self._problem = ""
         self._pieces_total = self._bases_total = 0
@@ -138,7 +140,7 @@ class Archiver:
         if not self._node.is_primary:
             return None
         return ArchiveState(
-            revision=self._told,
+            revision=self._plan.told,
             lag_ms=self._marks.lag_ms(self._now_ms()),
             problem=self._problem,
         )
@@ -180,13 +182,12 @@ class Archiver:
         pause_s = PAUSE_FIRST_S
         try:
             while True:
-                more = False
                 wait_s = self._piece_interval_s
                 try:
                     if self._node.is_primary:
-                        more = await self._turn()
+                        await self._round()
                     else:
-                        self._epoch = 0
+                        self._plan.retire()
                 except (ArchiveError, TransferError, OperationError) as error:
                     self._failed(error)
                     wait_s, pause_s = pause_s, min(2 * pause_s, PAUSE_MAX_S)
@@ -194,16 +195,12 @@ class Archiver:
                     if self._problem:
                         logger.info("the archive can be written again")
                     self._problem, pause_s = "", PAUSE_FIRST_S
-                if not more:
-                    await asyncio.sleep(wait_s)
+                await asyncio.sleep(wait_s)
         finally:
-            if self._base is not None:
-                self._base.cancel()
-                await asyncio.gather(self._base, return_exceptions=True)
+            await self._cancel_base()
 
     def _failed(self, error: Exception) -> None:
-        if not self._begins:
-            self._epoch = 0  # what of the archive is there now is not known
+        self._plan.failed()
         self._failures_total += 1
         if not self._problem:
             logger.warning(
@@ -213,80 +210,83 @@ class Archiver:
             )
         self._problem = str(error)
 
-    async def _turn(self) -> bool:
-        """Archive some of what has committed; return whether there is more."""
+    async def _round(self) -> None:
+        """Archive what has committed by now."""
         if not self._node.cluster_id:
-            return False
-        if self._base is not None and self._base.done():
-            self._end_base(self._base)
-        if self._epoch != self._node.epoch:
-            await self._find_place()
-        if self._base is None and self._is_base_due():
-            position = await self._start_base()
-            if self._archived is None:
-                self._begins = True
-                self._archived_up_to(position)
-        return await self._archive_piece()
+            return
+        self._plan.begin_round(self._log.commit_index)
+        while self._node.is_primary:
+            if self._base is not None and self._base.done():
+                self._end_base(self._base)
+            match self._plan.next(self._node.epoch, self._wall_clock_s()):
+                case Step.LOOK_UP:
+                    await self._look_up()
+                case Step.BASE:
+                    self._plan.base_begun(await self._start_base())
+                case Step.PIECE:
+                    await self._archive_piece()
+                case Step.REST:
+                    return
 
-    def _end_base(self, base: asyncio.Task[None]) -> None:
-        """Take note of a base that was put. Raises what went wrong."""
-        self._base = None
-        if self._begins and base.exception() is not None:
-            self._archived = None  # nothing can be made of what follows it
-        self._begins = False
-        base.result()
-        if self._archived is None:
-            self._epoch = 0
-        else:
-            self._archived_up_to(self._archived)
-
-    def _is_base_due(self) -> bool:
-        if self._archived is None:
-            return True
-        is_news = self._log.commit_index > self._base_index
-        return is_news and self._wall_clock_s() >= self._base_due_s
-
-    async def _find_place(self) -> None:
+    async def _look_up(self) -> None:
         """Look up how far the archive is."""
         epoch, prefix = self._node.epoch, f"{self._node.cluster_id}/"
         names = await _in_daemon_thread(lambda: list(self._store.names()))
         catalog = Catalog(name.removeprefix(prefix) for name in names if name.startswith(prefix))
-        self._archived, self._begins = catalog.end(), False
-        if catalog.bases:
-            newest = catalog.bases[-1]
-            self._base_index = newest.revision
-            self._base_due_s = newest.time_ms / 1000 + self._base_interval_s
-        self._epoch = epoch
-        if self._archived is not None:
-            self._archived_up_to(self._archived)
+        self._report_gaps(self._plan.looked_up(epoch, catalog, self._log.is_held))
+        self._check_history()
+        self._shared = None  # a node may have missed it
+        self._share()
 
-    def _archived_up_to(self, position: tuple[int, int]) -> None:
-        self._archived = position
-        if not self._begins:
-            self._told = position[0]
-            self._marks.archived(position[0])
-            self._node.share_archived(position[0])
+    def _check_history(self) -> None:
+        position = self._plan.position
+        if position is not None and not is_same_history(
+            position, self._log.commit_index, self._log.epoch_at
+        ):
+            raise ArchiveConflictError(
+                f"{self._store.url} holds entry {position.entry} of epoch {position.epoch}, and "
+                f"the log here ends or differs before that (committed up to "
+                f"{self._log.commit_index}): it is of data that this cluster has lost. Give "
+                "archive.url another place, and keep this one"
+            )
+
+    def _share(self) -> None:
+        """Let every replica drop the log that is archived."""
+        told = self._plan.told
+        if told is not None and told != self._shared:
+            self._shared = told
+            self._marks.archived(told)
+            self._node.share_archived(told)
+
+    def _report_gaps(self, gaps: list[Gap]) -> None:
+        """Tell operators of gaps that they have not been told of by this process."""
+        news = [gap for gap in gaps if gap.first <= gap.last and gap not in self._named]
+        if not news:
+            return
+        self._named.update(news)
+        texts = [f"{gap.first} to {gap.last}" for gap in news[-MAX_GAPS_NAMED:]]
+        if len(news) > MAX_GAPS_NAMED:
+            texts.insert(0, f"of {len(news) - MAX_GAPS_NAMED} older gaps")
+        self._report(
+            f"{self._node.node_id}: the archive lacks revisions {', '.join(texts)}: the log that "
+            "was held up to archive.max_log_bytes does not go back so far. Nothing can be "
+            "restored at them"
+        )
 
     # -- pieces
 
-    async def _archive_piece(self) -> bool:
-        if self._archived is None:
-            return False
-        after, epoch = self._archived
-        if after >= self._log.commit_index:
-            return False
-        if self._log.epoch_at(after) not in (None, epoch):
-            raise ArchiveConflictError(
-                f"{self._store.url} holds entry {after} of epoch {epoch}, which here is of epoch "
-                f"{self._log.epoch_at(after)}: it is of data that this cluster has lost. Give "
-                "archive.url another place, and keep this one"
-            )
-        records = await self._log.read(after, FULL_PIECE_BYTES)
+    async def _archive_piece(self) -> None:
+        position = self._plan.position
+        assert position is not None
+        self._check_history()
+        records = await self._log.read(position.entry, FULL_PIECE_BYTES)
         if records is None:
-            await self._begin_anew(after + 1)
-            return True
+            if self._plan.log_lacks():
+                await self._begin_anew()
+            return
         if not records:
-            return False
+            self._plan.begin_round(position.entry)  # nothing more has committed
+            return
         first, last = records[0].first_index, records[-1]
         marks = self._marks.within(first, last.last_index, self._now_ms())
         name = PieceName(first, last.last_index, last.epoch)
@@ -300,33 +300,36 @@ class Archiver:
 
         self._bytes_total += await _in_daemon_thread(put)
         self._pieces_total += 1
-        self._archived_up_to((last.last_index, last.epoch))
-        return last.last_index < self._log.commit_index
+        self._plan.piece_put(Position(last.last_index, last.epoch))
+        self._share()
 
-    async def _begin_anew(self, missing: int) -> None:
+    async def _begin_anew(self) -> None:
         """The log does not hold the next entry: the archive goes on from the whole state."""
-        if self._base is not None:  # it is of a state before the gap
-            self._base.cancel()
-            await asyncio.gather(self._base, return_exceptions=True)
-            self._base = None
-        position = await self._start_base()
-        self._begins = True
+        await self._cancel_base()  # it is of a state before the gap
+        gap = self._plan.begun_anew(await self._start_base())
         self._gaps_total += 1
-        self._report(
-            f"{self._node.node_id}: the archive lacks revisions {missing} to {position[0] - 1}: "
-            "the log was held up to archive.max_log_bytes, and they are gone. It goes on with the "
-            f"whole state at {position[0]}"
-        )
-        self._archived_up_to(position)
+        self._report_gaps([gap])
 
     # -- bases
 
-    async def _start_base(self) -> tuple[int, int]:
-        """Begin to archive the whole state, beside the pieces; return its position."""
+    async def _start_base(self) -> Base:
+        """Begin to archive the whole state, beside the pieces."""
         state = await self._log.state(self._cluster, self._node.cluster_id)
         base = Base(state.revision, state.epoch, self._now_ms())
         self._base = asyncio.create_task(self._put_base(base, state))
-        return base.revision, base.epoch
+        return base
+
+    def _end_base(self, base: asyncio.Task[None]) -> None:
+        """Take note of a base that was put. Raises what went wrong."""
+        self._base = None
+        self._plan.base_ended(done=base.exception() is None)
+        base.result()
+
+    async def _cancel_base(self) -> None:
+        if self._base is not None:
+            self._base.cancel()
+            await asyncio.gather(self._base, return_exceptions=True)
+            self._base = None
 
     async def _put_base(self, base: Base, state: State) -> None:
         name = f"{self._node.cluster_id}/{base.name}"
@@ -349,8 +352,6 @@ class Archiver:
             await state.close()
         self._bytes_total += size
         self._bases_total += 1
-        self._base_index = base.revision
-        self._base_due_s = base.time_ms / 1000 + self._base_interval_s
         logger.info("archived the whole state at revision %d", base.revision)
 
 

@@ -23,6 +23,13 @@ _BASE = re.compile(r"([0-9]{20})-([0-9]+)-([0-9]+)\.backup")
 _PIECE = re.compile(r"([0-9]{20})-([0-9]{20})-([0-9]+)\.piece")
 
 
+class Position(NamedTuple):
+    """An entry: its place in the log, and its epoch."""
+
+    entry: int
+    epoch: int
+
+
 class Base(NamedTuple):
     """A base state: everything up to (`revision`, `epoch`), written at `time_ms`."""
 
@@ -47,6 +54,23 @@ class PieceName(NamedTuple):
     def name(self) -> str:
         """The object's name, below the cluster id."""
         return f"pieces/{self.first:020}-{self.last:020}-{self.epoch}.piece"
+
+
+class RestorableSpan(NamedTuple):
+    """Revisions that can be restored one by one: from `first` to `last`.
+
+    They begin with the state `bases[0]`; `pieces` follow it without a gap.
+    """
+
+    first: int
+    last: int
+    bases: list[Base]
+    pieces: list[PieceName]
+
+    @property
+    def end(self) -> Position:
+        """The last entry."""
+        return Position(self.last, (self.pieces or self.bases)[-1].epoch)
 
 
 class RestorePlan(NamedTuple):
@@ -89,13 +113,17 @@ class Catalog:
             reached = best.last
         return chain
 
-    def end(self) -> tuple[int, int] | None:
-        """Return (index, epoch) up to where the newest base and what follows it reach."""
-        if not self.bases:
-            return None
-        base = self.bases[-1]
-        chain = self.chain(base.revision)
-        return (chain[-1].last, chain[-1].epoch) if chain else (base.revision, base.epoch)
+    def spans(self) -> list[RestorableSpan]:
+        """Return what can be restored, oldest first; between two spans there is a gap."""
+        found: list[RestorableSpan] = []
+        for base in self.bases:
+            if found and base.revision <= found[-1].last:
+                found[-1].bases.append(base)
+                continue
+            pieces = self.chain(base.revision)
+            last = pieces[-1].last if pieces else base.revision
+            found.append(RestorableSpan(base.revision, last, [base], pieces))
+        return found
 
     def plan(self, revision: int | None) -> RestorePlan:
         """Return how to reach a revision; None: the newest one. Raises MissingPieceError."""

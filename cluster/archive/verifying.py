@@ -3,38 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
-from cluster.archive.catalog import Base, PieceName
+from cluster.archive.catalog import RestorableSpan
 from cluster.archive.errors import ArchiveDamagedError
 from cluster.archive.reading import Archive, OnRevision, Replay, told
 from cluster.archive.restoring import load_base
 from datapath.storage.store import Store
-
-
-class RestorableSpan(NamedTuple):
-    """Revisions that can be restored one by one: from `first` to `last`.
-
-    They begin with the state `bases[0]`; `pieces` follow it without a gap.
-    """
-
-    first: int
-    last: int
-    bases: list[Base]
-    pieces: list[PieceName]
-
-
-def spans(archive: Archive) -> list[RestorableSpan]:
-    """Return what an archive can restore, oldest first; between two spans it has a gap."""
-    found: list[RestorableSpan] = []
-    for base in archive.catalog.bases:
-        if found and base.revision <= found[-1].last:
-            found[-1].bases.append(base)
-            continue
-        pieces = archive.catalog.chain(base.revision)
-        last = pieces[-1].last if pieces else base.revision
-        found.append(RestorableSpan(base.revision, last, [base], pieces))
-    return found
 
 
 def verify_span(

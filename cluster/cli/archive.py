@@ -12,11 +12,11 @@ from typing import NamedTuple
 import click
 import msgspec
 
-from cluster.archive.catalog import RestorePlan
+from cluster.archive.catalog import RestorableSpan, RestorePlan
 from cluster.archive.errors import ArchiveError, ArchiveUnavailableError
 from cluster.archive.object_store import UnusableUrlError, open_store
 from cluster.archive.reading import Archive, OnRevision, as_text
-from cluster.archive.verifying import RestorableSpan, spans, verify_span
+from cluster.archive.verifying import verify_span
 from cluster.bulk.progress import ProgressView
 from cluster.cli.common import fail
 from cluster.exit_codes import (
@@ -70,7 +70,9 @@ def show_archive(url: str, cluster_id: str, as_json: bool) -> None:
     with errors_told():
         found = open_archive(url, cluster_id)
         _tell(
-            ArchiveDocument(found.cluster_id, [_document(found, span) for span in spans(found)]),
+            ArchiveDocument(
+                found.cluster_id, [_document(found, span) for span in found.catalog.spans()]
+            ),
             as_json=as_json,
         )
 
@@ -93,7 +95,7 @@ def verify(url: str, cluster_id: str, directory: Path | None, as_json: bool) -> 
     with errors_told(), _storage_errors_told():
         found = open_archive(url, cluster_id)
         documents = []
-        for span in spans(found):
+        for span in found.catalog.spans():
             with (
                 tempfile.TemporaryDirectory(dir=directory, prefix="onecopy-") as temporary,
                 progress_of(span.first, span.last) as view,

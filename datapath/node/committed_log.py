@@ -32,8 +32,12 @@ class CommittedLog:
         return self._replica.state.commit_index
 
     def epoch_at(self, index: int) -> int | None:
-        """Return an entry's epoch; None if it is not held."""
+        """Return an entry's epoch; None if it is not known any more."""
         return self._storage.log.epoch_at(index)
+
+    def is_held(self, index: int) -> bool:
+        """Whether the log goes back to that entry."""
+        return index >= self._storage.log.first_index
 
     async def read(self, after: int, max_bytes: int) -> list[Record] | None:
         """Return committed records, from the one that holds entry `after` + 1; one, if there is.
@@ -50,8 +54,7 @@ class CommittedLog:
 
     def archived(self, index: int) -> None:
         """Hold the log after that entry: all before is in the archive."""
-        retention = self._storage.retention
-        retention.archived_index = max(retention.archived_index, index)
+        self._storage.retention.archived_up_to(index)
 
     def make_room(self) -> None:
         """Hold nothing for the archive on a disk that is full. To be called now and then."""

@@ -47,6 +47,10 @@ class LogRetention:
         self._under_way: set[str] = set()  # those of whom a snapshot is being sent
         self._installed_ms: dict[str, float] = {}
 
+    def archived_up_to(self, index: int) -> None:
+        """The archive holds the log up to that entry."""
+        self.archived_index = max(self.archived_index, index)
+
     def begin_snapshot(self, peer: str, index: int) -> None:
         """A snapshot at `index` is about to be sent to `peer`."""
         self._floors[peer] = index

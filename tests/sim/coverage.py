@@ -62,6 +62,9 @@ SITUATIONS = (
     "watch: read the log", "watch: resumed after a crash", "watch: events lost on their way",
     "watch: ahead of its node", "watch: history gone here", "watch: history gone everywhere",
     "watch: history gone amid a watch",
+    "archive: a step failed", "archive: its store was away", "archive: gap found",
+    "archive: a put landed late", "archive: a put was not answered", "archive: the log lacks it",
+    "archive: begun anew",
     "caller: a right was revoked", "caller: read by rights of some age",
     *(f"caller: {kind} {said}" for kind in ("write", "read", "stale", "repeat")
       for said in ("done", "forbidden", "unauthenticated")),

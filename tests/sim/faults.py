@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from tests.sim.archives import LOG_BYTES, Archives
 from tests.sim.callers import Callers, make_guard
 from tests.sim.clients import Clients
 from tests.sim.clockwork import ViolationError
@@ -23,6 +24,8 @@ CALLERS = (2, 6, 12)
 """In these of as many rights come and go."""
 MOVES = (1, 5, 9)
 """In these of as many nodes get other addresses."""
+ARCHIVES = (0, 4, 8)
+"""In these of as many the committed log is archived."""
 LASTING_FAULTS_RATE = 0.4
 LASTING_WRITES = 20
 """So many writes, 10 ms apart, must commit although a fault lasts."""
@@ -39,6 +42,7 @@ class Schedule:
     troubles_type: type[Troubles] = Troubles
     operators: Operators | None = None
     movers: Movers | None = None
+    clients: Clients | None = None
 
     def __init__(
         self,
@@ -50,6 +54,7 @@ class Schedule:
         callers: bool | None = None,
         moves: bool | None = None,
         holders: bool | None = None,
+        archives: bool | None = None,
     ) -> None:
         self.seed = seed
         # Half of the schedules have clients, the others a load that costs less.
@@ -58,7 +63,6 @@ class Schedule:
         sizes = (1, 2, 2, 2, 3, 3, 3, 3, 3, 4, 5)
         n_nodes = sizes[seed % len(sizes)]
         min_in_sync = 2 if n_nodes > 1 and seed % 3 == 0 else 1
-        n_members = max(1, n_nodes - 1) if seed % 7 == 0 else n_nodes
         has_operators = _is_one(seed, OPERATORS, operators)
         has_moves = _is_one(seed, MOVES, moves)
         n_witnesses = (1, 1, 0, 1, 2)[seed % 5]
@@ -67,7 +71,7 @@ class Schedule:
             seed,
             n_nodes,
             min_in_sync=min_in_sync,
-            n_members=n_members,
+            n_members=max(1, n_nodes - 1) if seed % 7 == 0 else n_nodes,
             trace=trace,
             # Most begin with all replicas in sync and empty, the others by letting them join.
             all_in_sync=not self.is_long and seed % 4 != 0,
@@ -77,6 +81,9 @@ class Schedule:
             is_registered=not has_moves or seed % 2 == 0,
             # What comes waits for the record before it, so that much waits when leases are due.
             max_inflight_records=1 if has_holders and seed // 8 % 2 else 4,
+            archive_log_bytes=LOG_BYTES[seed % len(LOG_BYTES)]
+            if _is_one(seed, ARCHIVES, archives)
+            else 0,
             guard=make_guard() if _is_one(seed, CALLERS, callers) else None,
         )
         world, clockwork, random = self.world, self.world.clockwork, self.world.clockwork.random
@@ -115,11 +122,12 @@ class Schedule:
             self._let_operators_err(Operators(world, troubles), troubles)
         elif has_moves:
             self._let_nodes_move(Movers(world, troubles), troubles)
-        name, trusting = f"seed {seed}", seed % 6 == 3
-        self.clients = Clients(world, name, trusting=trusting) if has_clients else None
+        if has_clients:
+            self.clients = Clients(world, f"seed {seed}", trusting=seed % 6 == 3)
         self.holders = Holders(self.clients) if self.clients and has_holders else None
         self.watchers = Watchers(world, seed)
         self.callers = Callers(world, seed) if world.guard else None
+        self.archives = Archives(world, seed) if world.archive_log_bytes else None
 
     def _let_operators_err(self, operators: Operators, troubles: Troubles) -> None:
         """Who is a member changes only as production decides, for operators who make mistakes."""
@@ -182,6 +190,8 @@ class Schedule:
         if self.callers is not None:
             self.callers.running = False
         self.watchers.breaks = False
+        if self.archives is not None:
+            self.archives.end_troubles()
         world.heal()
         healed_ms = clockwork.now
         deadline = clockwork.now + HEALING_LIMIT_MS
@@ -192,6 +202,8 @@ class Schedule:
             problem = world.whole_problem() or self.watchers.problem()
             if self.movers is not None:
                 problem = problem or self.movers.problem()
+            if self.archives is not None:
+                problem = problem or self.archives.problem()
             if clockwork.now >= deadline:
                 raise ViolationError(
                     f"not whole {HEALING_LIMIT_MS:.0f} ms after healing: {problem}"

@@ -24,6 +24,7 @@ import pytest
 
 from datapath.errors import SafetyError
 from tests.sim.access_mutants import ACCESS_MUTANTS
+from tests.sim.archive_mutants import ARCHIVE_MUTANTS
 from tests.sim.claims import Claims
 from tests.sim.client_mutants import CLIENT_MUTANTS
 from tests.sim.clockwork import ViolationError
@@ -67,6 +68,7 @@ MODULES = (
     "identity",
     "release",
     "recovery",
+    "archive",
 )
 PRELOADED = [f"tests.sim.{name}_mutants" for name in MODULES]
 RULES = (
@@ -82,7 +84,7 @@ RULES = (
     "A1",
     *(f"I{n}" for n in range(1, 6)),
     *(f"U{n}" for n in range(1, 4)),
-    "B2",
+    *(f"B{n}" for n in range(1, 5)),
     "R1",
     "R2",
 )
@@ -91,6 +93,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *RAFT_MUTANTS, *MEMBERSHIP_MUTANTS, *READ_MUTANTS, *WATCH_MUTANTS,
     *LEASE_MUTANTS, *FOUND_MUTANTS, *JOINT_MUTANTS, *HOSTING_MUTANTS,
     *IDENTITY_MUTANTS, *ACCESS_MUTANTS, *RECOVERY_MUTANTS, *RELEASE_MUTANTS,
+    *ARCHIVE_MUTANTS,
 )  # fmt: skip
 
 

@@ -96,7 +96,9 @@ class Node:
         self._backlog.clear()
         self.takeovers.clear()
         self.begun.clear()
-        self.retention = LogRetention(0, 0, world.bounds.snapshot_log_bytes)
+        self.retention = LogRetention(
+            0, 0, world.bounds.snapshot_log_bytes, world.archive_log_bytes
+        )
         recovered = recover_replica(
             self.disk.durable, self.storage.store, self.disk.marks(tail_cut=self._torn), self.id
         )

@@ -48,10 +48,12 @@ class World:
         guard: TokenGuard | None = None,
         is_registered: bool = True,
         max_inflight_records: int = Bounds().max_inflight_records,
+        archive_log_bytes: int = 0,
     ) -> None:
         self.guard = guard  # who judges callers (tests.sim.callers); None: nobody does
         self.clockwork = Clockwork(seed, trace=trace)
         self.is_registered = is_registered  # whether all know whose disk is whose
+        self.archive_log_bytes = archive_log_bytes  # of the log, held for an archive
         self.has_service = has_service  # whether nodes serve clients (tests.sim.clients)
         self.clocks_stop = clocks_stop  # whether clocks may stand still: no read rests on leases
         self.timing = timing or Timing()

@@ -33,7 +33,7 @@ def test_a_plan_begins_with_the_newest_base_before_the_point() -> None:
     assert found.plan(7) == (found.bases[1], [], 7)
     assert found.plan(11) == (found.bases[1], found.pieces[1:], 11)
     assert found.plan(None).until == 12
-    assert found.end() == (12, 1)
+    assert found.spans()[-1].end == (12, 1)
 
 
 def test_pieces_of_two_archivers_may_overlap() -> None:
