@@ -42,7 +42,7 @@ from datapath.transport.calls import (
     encode_call,
     error_return,
 )
-from datapath.transport.link import Link
+from datapath.transport.link import Link, decode_all
 from election.view import View
 
 logger = logging.getLogger(__name__)
@@ -81,8 +81,7 @@ class PeerService:
 
     def on_frames(self, link: Link, frames: list[bytes]) -> None:
         """Calls and notes from another node."""
-        for frame in frames:
-            envelope = decode_call(frame)
+        for envelope in decode_all(link, frames, decode_call):
             body = envelope.body
             match body:
                 case ReadIndexCall():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from datapath.protocol import messages
-from datapath.transport.link import Link
+from datapath.transport.link import Link, decode_all
 
 
 class _Streams:
@@ -47,8 +47,8 @@ class OutgoingStreams(_Streams):
     def on_frames(self, link: Link, frames: list[bytes]) -> None:
         """Answers."""
         if self._is_newest(link):
-            for frame in frames:
-                self._on_message(link.peer, messages.decode_message(frame))
+            for message in decode_all(link, frames, messages.decode_message):
+                self._on_message(link.peer, message)
 
     def on_close(self, link: Link, reason: str) -> None:
         """A stream is gone."""
@@ -91,8 +91,7 @@ class IncomingStreams(_Streams):
         """What a primary says."""
         if not self._is_newest(link):
             return
-        for frame in frames:
-            message = messages.decode_message(frame)
+        for message in decode_all(link, frames, messages.decode_message):
             if isinstance(message, messages.Probe) and not self._is_ours(message.cluster_id):
                 return
             if isinstance(message, messages.Append) and not self._may_take(message):

@@ -17,7 +17,7 @@ from datapath.transport.calls import (
     encode_call,
     make_error,
 )
-from datapath.transport.link import Link
+from datapath.transport.link import Link, decode_all
 from election.release import FIRST_LEVEL, Release, understands
 
 MAX_OPEN_CALLS = 50_000
@@ -54,9 +54,7 @@ class Caller:
 
     def on_frames(self, link: Link, frames: list[bytes]) -> None:
         """Answers, and notes, which answer nothing."""
-        del link
-        for frame in frames:
-            envelope = decode_call(frame)
+        for envelope in decode_all(link, frames, decode_call):
             if envelope.id == 0:
                 self._on_note(envelope.body)
                 continue

@@ -286,7 +286,7 @@ def encode_call(call_id: int, body: Call | Return) -> bytes:
 
 
 decode_call: Callable[[bytes], Envelope] = _decoder.decode
-"""Decode one; raises msgspec.MsgspecError on anything else."""
+"""Decode one; what is none: see `datapath.transport.link.decode_all`."""
 
 
 class NotSentError(DataPathError):

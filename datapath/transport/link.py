@@ -16,7 +16,7 @@ import asyncio
 import logging
 import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from typing import Any, Protocol, TypeVar
 
 import aiohttp
@@ -45,6 +45,8 @@ IDLE_TIMEOUT_MS = 1500
 CLOSE_TIMEOUT_MS = 250
 """How long a link that closes may take to tell the other side why."""
 _MAX_CLOSE_REASON_BYTES = 120
+_MAX_QUOTED_LENGTH = 200
+_UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, OverflowError, RecursionError)
 
 _T = TypeVar("_T")
 _WebSocket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
@@ -331,6 +333,16 @@ class Link:
                 self._ping_due = True
                 self._work.set()
         self._timer = self._loop.call_at(self._liveness.due_at, self._tick)
+
+
+def decode_all(link: Link, frames: Iterable[bytes], decode: Callable[[bytes], _T]) -> list[_T]:
+    """Decode messages that came on a link; what is no message closes it, and counts as nothing."""
+    try:
+        return [decode(frame) for frame in frames]
+    except _UNDECODABLE as error:
+        text = str(error)[:_MAX_QUOTED_LENGTH]
+        link.close(f"{link.peer} violated the protocol: {text}")
+        return []
 
 
 @types.coroutine

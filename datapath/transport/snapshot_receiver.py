@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import google_crc32c
 
 from datapath.errors import TransferError
-from datapath.transport.link import Link
+from datapath.transport.link import Link, decode_all
 from datapath.transport.snapshot_transfer import (
     RESUME_TIMEOUT_S,
     TRANSFER_WINDOW_BYTES,
@@ -24,7 +24,7 @@ from datapath.transport.snapshot_transfer import (
     Resume,
     SnapshotSink,
     TransferMessage,
-    decode_all,
+    decode_transfer,
     encode_transfer,
     in_thread,
 )
@@ -94,7 +94,7 @@ class SnapshotReceiver:
 
     def on_frames(self, link: Link, frames: list[bytes]) -> None:
         """Queue the sender's messages for the worker, within the window's bound."""
-        for message in decode_all(link, frames):
+        for message in decode_all(link, frames, decode_transfer):
             if isinstance(message, Chunk):
                 self._inbox_chunks += 1
                 self._inbox_bytes += len(message.data)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import google_crc32c
 
 from datapath.errors import TransferError
-from datapath.transport.link import Link, LinkError
+from datapath.transport.link import Link, LinkError, decode_all
 from datapath.transport.snapshot_transfer import (
     INSTALL_TIMEOUT_S,
     MAX_CHUNK_BYTES,
@@ -26,7 +26,7 @@ from datapath.transport.snapshot_transfer import (
     Resume,
     SnapshotSource,
     Throttle,
-    decode_all,
+    decode_transfer,
     encode_transfer,
     in_thread,
 )
@@ -194,7 +194,7 @@ class SnapshotSender:
         """Take the receiver's answers."""
         if link is not self._link:
             return
-        for message in decode_all(link, frames):
+        for message in decode_all(link, frames, decode_transfer):
             match message:
                 case Resume(snapshot_id, next_chunk) if snapshot_id == self.active:
                     self._resume(next_chunk)

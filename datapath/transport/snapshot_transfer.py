@@ -25,8 +25,6 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from datapath.transport.link import Link
-
 KIND = "snapshot"
 WINDOW_CHUNKS = 8
 TRANSFER_WINDOW_BYTES = 8 * 1024 * 1024
@@ -153,7 +151,10 @@ class Failed(_Message, frozen=True, tag=7):
 TransferMessage = Offer | Resume | Chunk | ChunkAck | End | Installed | Failed
 
 encode_transfer = msgspec.msgpack.Encoder().encode
-_decoder: msgspec.msgpack.Decoder[TransferMessage] = msgspec.msgpack.Decoder(TransferMessage)
+decode_transfer: Callable[[bytes], TransferMessage] = msgspec.msgpack.Decoder(
+    TransferMessage
+).decode
+"""What is no message: see `datapath.transport.link.decode_all`."""
 
 
 class Throttle:
@@ -183,15 +184,6 @@ class Throttle:
             self._free_at = now + wait + size_bytes / self.bytes_per_s
         await asyncio.sleep(wait)
         self._rested_at, self._served = loop.time(), self._requests()
-
-
-def decode_all(link: Link, frames: list[bytes]) -> list[TransferMessage]:
-    """Decode what came on a link; what is no message closes it, and counts as nothing."""
-    try:
-        return [_decoder.decode(frame) for frame in frames]
-    except msgspec.MsgspecError as error:
-        link.close(f"{link.peer} sent no snapshot message: {error}")
-        return []
 
 
 async def in_thread(function: Callable[..., _T], *args: object) -> _T:

@@ -2,7 +2,7 @@
 
 What is sent are mutations of what was recorded: requests of every operation of the OpenAPI
 document, by whom they may be, and the handshakes and frames of the nodes. Frames within a link that
-is open are mangled by test_mangled.py.
+is open, also under TLS, are mangled by test_mangled_frames.py.
 """
 
 from __future__ import annotations

@@ -532,7 +532,7 @@ async def test_bytes_that_are_no_snapshot_message_cost_the_link_only() -> None:
         link = pair.listener.links["n1", KIND]
         pair.dialer.link.send(b"\xc1 nonsense")
         await until(lambda: link.closed)
-        assert link.reason.startswith("n1 sent no snapshot message")
+        assert link.reason.startswith("n1 violated the protocol")
         await pair.check_that_it_still_works()
 
 
