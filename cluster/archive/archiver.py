@@ -15,12 +15,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Protocol, TypeVar
 
-from cluster.archive.catalog import Base, Catalog, PieceName, Position
+from cluster.archive.catalog import ArchivePosition, Base, Catalog, PieceName
 from cluster.archive.errors import ArchiveConflictError, ArchiveError
 from cluster.archive.marks import CommitTimes
 from cluster.archive.object_store import ObjectStore
 from cluster.archive.piece import FULL_PIECE_BYTES, encode_piece
-from cluster.archive.plan import ArchivePlan, Gap, Step, is_same_history
+from cluster.archive.plan import ArchivePlan, ArchiveStep, Gap, is_same_history
 from datapath.errors import OperationError, TransferError
 from datapath.operations import ArchiveState
 from datapath.records import Record
@@ -219,13 +219,13 @@ class Archiver:
             if self._base is not None and self._base.done():
                 self._end_base(self._base)
             match self._plan.next(self._node.epoch, self._wall_clock_s()):
-                case Step.LOOK_UP:
+                case ArchiveStep.LOOK_UP:
                     await self._look_up()
-                case Step.BASE:
+                case ArchiveStep.BASE:
                     self._plan.base_begun(await self._start_base())
-                case Step.PIECE:
+                case ArchiveStep.PIECE:
                     await self._archive_piece()
-                case Step.REST:
+                case ArchiveStep.REST:
                     return
 
     async def _look_up(self) -> None:
@@ -300,7 +300,7 @@ class Archiver:
 
         self._bytes_total += await _in_daemon_thread(put)
         self._pieces_total += 1
-        self._plan.piece_put(Position(last.last_index, last.epoch))
+        self._plan.piece_put(ArchivePosition(last.last_index, last.epoch))
         self._share()
 
     async def _begin_anew(self) -> None:

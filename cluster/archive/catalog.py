@@ -23,7 +23,7 @@ _BASE = re.compile(r"([0-9]{20})-([0-9]+)-([0-9]+)\.backup")
 _PIECE = re.compile(r"([0-9]{20})-([0-9]{20})-([0-9]+)\.piece")
 
 
-class Position(NamedTuple):
+class ArchivePosition(NamedTuple):
     """An entry: its place in the log, and its epoch."""
 
     entry: int
@@ -68,9 +68,9 @@ class RestorableSpan(NamedTuple):
     pieces: list[PieceName]
 
     @property
-    def end(self) -> Position:
+    def end(self) -> ArchivePosition:
         """The last entry."""
-        return Position(self.last, (self.pieces or self.bases)[-1].epoch)
+        return ArchivePosition(self.last, (self.pieces or self.bases)[-1].epoch)
 
 
 class RestorePlan(NamedTuple):

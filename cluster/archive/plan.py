@@ -11,10 +11,10 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import NamedTuple
 
-from cluster.archive.catalog import Base, Catalog, Position
+from cluster.archive.catalog import ArchivePosition, Base, Catalog
 
 
-class Step(Enum):
+class ArchiveStep(Enum):
     """What is to be done next; how it ended is told to the plan."""
 
     LOOK_UP = auto()
@@ -43,7 +43,7 @@ class ArchivePlan:
     """
 
     def __init__(self, base_interval_s: float) -> None:
-        self.position: Position | None = None
+        self.position: ArchivePosition | None = None
         self.told: int | None = None
         self._base_interval_s = base_interval_s
         self._epoch = 0  # in which the place in the archive was looked up; 0: it is to be
@@ -61,15 +61,15 @@ class ArchivePlan:
         """Archive what has committed by now."""
         self._target = commit_index
 
-    def next(self, epoch: int, now_s: float) -> Step:
+    def next(self, epoch: int, now_s: float) -> ArchiveStep:
         """Return what the primary of an epoch does next; `now_s` is the machine's date."""
         if self._epoch != epoch:
-            return Step.LOOK_UP
+            return ArchiveStep.LOOK_UP
         if self._base is None and self._is_base_due(now_s):
-            return Step.BASE
+            return ArchiveStep.BASE
         if self.position is None or self.position.entry >= self._target:
-            return Step.REST
-        return Step.PIECE
+            return ArchiveStep.REST
+        return ArchiveStep.PIECE
 
     def _is_base_due(self, now_s: float) -> bool:
         if self.position is None:
@@ -116,7 +116,7 @@ class ArchivePlan:
         self._base = base
         if self.position is None:
             self._begins = True
-            self.position = Position(base.revision, base.epoch)
+            self.position = ArchivePosition(base.revision, base.epoch)
 
     def base_ended(self, *, done: bool) -> None:
         """The base that was begun has been put, or could not be."""
@@ -131,7 +131,7 @@ class ArchivePlan:
         if begins or self.position is None:
             self._epoch = 0
 
-    def piece_put(self, end: Position) -> None:
+    def piece_put(self, end: ArchivePosition) -> None:
         """A piece that follows `position` is in the archive."""
         self.position = end
         if self._fills_to and end.entry >= self._fills_to:
@@ -173,7 +173,7 @@ def may_fill(
 
 
 def is_same_history(
-    position: Position, commit_index: int, epoch_at: Callable[[int], int | None]
+    position: ArchivePosition, commit_index: int, epoch_at: Callable[[int], int | None]
 ) -> bool:
     """B3: whether the archive up to `position` can be of the log here.
 

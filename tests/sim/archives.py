@@ -13,9 +13,9 @@ from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
 from cluster.archive import plan
-from cluster.archive.catalog import Base, Catalog, PieceName, Position
+from cluster.archive.catalog import ArchivePosition, Base, Catalog, PieceName
 from cluster.archive.errors import MissingPieceError
-from cluster.archive.plan import ArchivePlan, Gap, Step
+from cluster.archive.plan import ArchivePlan, ArchiveStep, Gap
 from datapath.node import committed_log
 from datapath.records import Record
 
@@ -120,14 +120,14 @@ class NodeArchiver:
                 self._failed()
                 return
         match self._plan.next(self._epoch(), self._archives.now_s()):
-            case Step.LOOK_UP:
+            case ArchiveStep.LOOK_UP:
                 self._later(LIST_MS, self._listed, self._epoch())
-            case Step.BASE:
+            case ArchiveStep.BASE:
                 self._plan.base_begun(self._start_base())
                 self._later(READ_MS, self._step)
-            case Step.PIECE:
+            case ArchiveStep.PIECE:
                 self._later(READ_MS, self._read)
-            case Step.REST:
+            case ArchiveStep.REST:
                 self._later(ROUND_MS, self._round)
 
     def _failed(self) -> None:
@@ -187,14 +187,14 @@ class NodeArchiver:
         self._archives.on_leaving(self._node, records)
         name = PieceName(first.first_index, last.last_index, last.epoch).name
         content = tuple((item.first_index, item.epoch, item.data) for item in records)
-        end = Position(last.last_index, last.epoch)
+        end = ArchivePosition(last.last_index, last.epoch)
         self._archives.put(_Object(name, content), self._answer_to(self._piece_ended, end))
 
     def _answer_to(self, action: Callable[..., None], *args: object) -> Callable[[bool], None]:
         life = self.life
         return lambda done: self._node.post(life, action, *args, done=done)
 
-    def _piece_ended(self, end: Position, *, done: bool) -> None:
+    def _piece_ended(self, end: ArchivePosition, *, done: bool) -> None:
         if not done:
             self._failed()
             return
