@@ -21,6 +21,7 @@ class Backend:
         self.timeout_ms = timeout_ms
         self._max_value_size_bytes = max_value_size_bytes
         self._numbers: dict[tuple[str, ...], int] = {}
+        self._own: tuple[str | None, bytes] = None, b""  # a cluster's id, and what headers say then
 
     async def execute(self, operation: Operation) -> Result:
         """Execute on the primary. Raises OperationError, EtcdError."""
@@ -45,10 +46,14 @@ class Backend:
 
     def header(self, revision: int, epoch: int) -> msgspec.Raw:
         """Return the header of an answer: from which member, at which revision, in which term."""
-        numbers = b'"cluster_id":"%d","member_id":"%d"' % (
-            self._number("cluster", self.node.cluster_id),
-            self.member_number(self.node.node_id),
-        )
+        cluster_id = self.node.cluster_id
+        if cluster_id != self._own[0]:
+            own = b'"cluster_id":"%d","member_id":"%d"' % (
+                self._number("cluster", cluster_id),
+                self.member_number(self.node.node_id),
+            )
+            self._own = cluster_id, own
+        numbers = self._own[1]
         if revision:
             numbers += b',"revision":"%d"' % revision
         if epoch:

@@ -53,7 +53,7 @@ class EtcdFastKeys(FastConnection):
                 )
                 self._serve_write(method, target, write)
                 return True
-            read = _range_request(body)
+            read, is_plain = _range_request(body)
             query = kv.key_query(read, caller)
             if query is None:
                 return False
@@ -62,7 +62,13 @@ class EtcdFastKeys(FastConnection):
         self._serve_read(
             method,
             target,
-            KeyRead(query, self._timeout_ms, lambda result: _answer(kv.key_document(read, result))),
+            KeyRead(
+                query,
+                self._timeout_ms,
+                (lambda result: Answer(200, kv.plain_answer(read.key, result), JSON))
+                if is_plain
+                else (lambda result: _answer(kv.key_document(read, result))),
+            ),
         )
         return True
 
@@ -82,15 +88,15 @@ def _put_request(body: bytes) -> PutRequest:
     return read_message(PutRequest, body)
 
 
-def _range_request(body: bytes) -> RangeRequest:
-    """Read a range, likewise. Raises EtcdError."""
+def _range_request(body: bytes) -> tuple[RangeRequest, bool]:
+    """Read a range, likewise; and whether it names a key and nothing else. Raises EtcdError."""
     plain = _PLAIN_BODY.fullmatch(body)
     if plain is not None and plain[2] is None:
         try:
-            return RangeRequest(key=_strict(plain[1]))
+            return RangeRequest(key=_strict(plain[1])), True
         except ValueError:
             pass
-    return read_message(RangeRequest, body)
+    return read_message(RangeRequest, body), False
 
 
 _strict = functools.partial(binascii.a2b_base64, strict_mode=True)

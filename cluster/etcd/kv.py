@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from binascii import b2a_base64
+from typing import Any
+
 from cluster.etcd.answers import (
     Document,
     delete_fields,
     range_fields,
+    shown_lease,
     stored_lease,
 )
 from cluster.etcd.backend import Backend
@@ -67,6 +71,25 @@ class KvCalls:
         """Return the answer to a range of one key. Raises EtcdError."""
         found = [] if result.value is None else [EtcdKey(request.key, *result.value)]
         return self._range_document(request, found, len(found), result.index, result.epoch)
+
+    def plain_answer(self, key: bytes, result: QueryResult) -> bytes:
+        """Return the encoded `key_document` of a request that names a key and nothing else."""
+        header: Any = self._backend.header(result.index, result.epoch)
+        if result.value is None:
+            return b'{"header":%b}' % header
+        value, mod_revision, create_revision, version, lease = result.value
+        return (
+            b'{"header":%b,"kvs":[{"key":"%b","create_revision":"%d","mod_revision":"%d",'
+            b'"version":"%d"%b%b}],"count":"1"}'
+        ) % (
+            header,
+            b2a_base64(key, newline=False),
+            create_revision,
+            mod_revision,
+            version,
+            b',"value":"%b"' % b2a_base64(value, newline=False) if value else b"",
+            b',"lease":"%d"' % shown_lease(lease) if lease else b"",
+        )
 
     def _range_document(
         self, request: RangeRequest, found: list[EtcdKey], count: int, revision: int, epoch: int
