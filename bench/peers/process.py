@@ -12,7 +12,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +198,7 @@ class Peer:
         """Return what the report says of it."""
         home = str(self.directory)
         commands = [
-            " ".join(process.command).replace(home, "DIR").replace(sys.executable, "python")
-            for process in self.processes.values()
+            _shown(process.command).replace(home, "DIR") for process in self.processes.values()
         ]
         return Description(
             name=self.name, version=self.version(), commands=commands, durability=self.durability
@@ -271,3 +270,9 @@ def output_of(command: Iterable[str], timeout_s: float = 30.0) -> str:
     return subprocess.run(
         list(command), capture_output=True, text=True, check=True, timeout=timeout_s
     ).stdout
+
+
+def _shown(command: Sequence[str]) -> str:
+    """Return a command as a reader would type it: programs by their names."""
+    program = "python" if command[0] == sys.executable else Path(command[0]).name
+    return " ".join((program, *command[1:]))
