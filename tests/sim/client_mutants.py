@@ -61,6 +61,7 @@ def _d2_refused_deltas_stay() -> list[Patch]:
         executed, entry = execute(executor, operation, next_index)
         if entry is not None:
             executor.take(entry)
+            executor._is_remembered = False  # the table takes an answer once
         return executed, entry
 
     return [patch.object(Executor, "execute", take_at_once)]
