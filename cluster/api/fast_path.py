@@ -283,9 +283,11 @@ class FastConnection(asyncio.Protocol, ABC):
     def _serve_one(self, data: bytes, at: int) -> int | None:
         """Serve the request at `at`, and return its size; 0: not plain; None: it is not whole."""
         line = self.plain.match(data, at, at + _MAX_HEAD_SIZE_BYTES)
+        if line is None or not self._server.has_fast_path:
+            return 0
+        fields_at = line.end()
         end = data.find(b"\r\n\r\n", at, at + _MAX_HEAD_SIZE_BYTES)
-        fields_at = end if line is None else line.end()
-        if line is None or end < fields_at - 2 or not self._server.has_fast_path:
+        if end < fields_at - 2:
             return 0
         block = read_block(data[fields_at : end + 2])
         if block is None or block.body_size_bytes > self._server.max_body_bytes:

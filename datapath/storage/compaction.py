@@ -83,9 +83,9 @@ class Compactor:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._check_interval_s)
-            if not self._is_due():
+            before_bytes, used_bytes = self._store.space()
+            if not is_wasteful(before_bytes, used_bytes, self._min_waste_bytes):
                 continue
-            before_bytes, _ = self._store.space()
             try:
                 await self._compact()
             except (NotCompactedError, StorageError, OSError) as problem:
@@ -106,17 +106,15 @@ class Compactor:
                     after_bytes,
                 )
 
-    def _is_due(self) -> bool:
-        return is_wasteful(*self._store.space(), self._min_waste_bytes)
-
     async def _compact(self) -> None:
         """Move the store to a copy. Raises NotCompactedError, StorageError, OSError."""
         store, directory = self._store, self._store.directory
         async with self._flusher.paused():
-            if store.is_flushing or not self._is_due():
+            file_bytes, used_bytes = store.space()
+            if store.is_flushing or not is_wasteful(file_bytes, used_bytes, self._min_waste_bytes):
                 raise NotCompactedError("the store has just changed")
             room = os.statvfs(directory)
-            needed_bytes = store.space()[1] + self._max_held_bytes
+            needed_bytes = used_bytes + self._max_held_bytes
             if room.f_bavail * room.f_frsize < needed_bytes:
                 raise NotCompactedError(f"it takes {needed_bytes} free bytes on its disk")
             target = next_environment(directory)
