@@ -45,22 +45,38 @@ def run(context: Context) -> dict[str, Any]:
     watch.allow_files(4 * watch.WATCHERS)
     with contextlib.ExitStack() as stack:
         measures, described = _start(context, stack)
-        results: dict[str, dict[str, list[Figures]]] = {
-            name: {system: [] for system in systems} for name, systems in measures.items()
-        }
-        for number in range(context.options.rounds):
-            context.say(f"round {number + 1} of {context.options.rounds}")
-            for name, systems in measures.items():
-                for system, measured in systems.items():
-                    found = measured()
-                    results[name][system].append(found)
-                    _say(context, f"{system}: {name}", found)
+        results = measure_in_turn(context, measures, _say)
     return {
         "systems": described,
         "results": results,
         "medians": medians(results),
         "ratios": ratios(results),
     }
+
+
+def measure_in_turn(
+    context: Context,
+    measures: dict[str, dict[str, Measure]],
+    say: Callable[[Context, str, Figures], None],
+    *,
+    swaps: bool = False,
+) -> dict[str, dict[str, list[Figures]]]:
+    """Measure each thing at each system, round after round; return all figures by both names.
+
+    `swaps`: who has begun a round comes last in the next one.
+    """
+    results: dict[str, dict[str, list[Figures]]] = {
+        name: {system: [] for system in systems} for name, systems in measures.items()
+    }
+    for number in range(context.options.rounds):
+        context.say(f"round {number + 1} of {context.options.rounds}")
+        step = -1 if swaps and number % 2 else 1
+        for name, systems in measures.items():
+            for system, measured in list(systems.items())[::step]:
+                found = measured()
+                results[name][system].append(found)
+                say(context, f"{system}: {name}", found)
+    return results
 
 
 def ratios(results: dict[str, dict[str, list[Figures]]]) -> dict[str, dict[str, float | None]]:

@@ -10,6 +10,7 @@ import msgspec
 
 from bench import loads, watch
 from bench.context import Context, plain
+from bench.coordination import measure_in_turn
 from bench.headline import medians, ratio
 from bench.peers.etcd import Etcd
 from bench.peers.onecopy import Onecopy
@@ -30,20 +31,7 @@ def run(context: Context) -> dict[str, Any]:
     """Measure each thing at both in turn, round after round."""
     with contextlib.ExitStack() as stack:
         measures, described = _start(context, stack)
-        results: dict[str, dict[str, list[Figures]]] = {
-            name: {system: [] for system in systems} for name, systems in measures.items()
-        }
-        for number in range(context.options.rounds):
-            context.say(f"round {number + 1} of {context.options.rounds}")
-            for name, systems in measures.items():
-                # Who has begun a round comes last in the next one.
-                for system, measured in list(systems.items())[:: -1 if number % 2 else 1]:
-                    found = measured()
-                    results[name][system].append(found)
-                    context.say(
-                        f"  {system + ': ' + name:<48} {found['per_s']:>8,.0f}/s  "
-                        f"p50 {found['p50_ms']:.2f} ms  p99 {found['p99_ms']:.2f}"
-                    )
+        results = measure_in_turn(context, measures, _say, swaps=True)
     return {
         "systems": described,
         "results": results,
@@ -53,6 +41,13 @@ def run(context: Context) -> dict[str, Any]:
             for name in results
         },
     }
+
+
+def _say(context: Context, label: str, found: Figures) -> None:
+    context.say(
+        f"  {label:<48} {found['per_s']:>8,.0f}/s  "
+        f"p50 {found['p50_ms']:.2f} ms  p99 {found['p99_ms']:.2f}"
+    )
 
 
 def _compared(results: dict[str, dict[str, list[Figures]]], name: str) -> str:
