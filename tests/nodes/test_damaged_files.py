@@ -98,10 +98,19 @@ async def make_bed(cluster: Cluster) -> Bed:
     await cluster.wait_converged()
     memory = cluster.data(victim) / "raft.peers"
     await wait_until(memory.exists, "what it remembers of the others is written down")
+    oldest = next(iter(writer.acknowledged))
+    await wait_until(
+        lambda: value_of(oldest, 300) in _store_file(cluster.data(victim)).read_bytes(),
+        "what it was given stands in its store, not only in its log",
+    )
     await cluster.kill(victim)
     keep = cluster.directory / "keep"
     shutil.copytree(cluster.data(victim), keep)
     return Bed(cluster, writer, victim, keep)
+
+
+def _store_file(data: Path) -> Path:
+    return min(data.glob("store/env-*/data.mdb"))
 
 
 def flip(path: Path) -> None:
@@ -191,7 +200,7 @@ async def test_a_value_that_rots_in_the_store_is_never_served(bed: Bed) -> None:
         "/v1/kv?prefix=w/&consistency=stale",
         "/v1/digest",
     ):
-        path = min((await fresh_copy(bed)).glob("store/env-*/data.mdb"))
+        path = _store_file(await fresh_copy(bed))
         content = path.read_bytes()
         at = content.find(value)
         assert at > 0

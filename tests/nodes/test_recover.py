@@ -23,7 +23,7 @@ from datapath.storage.data_directory import DataDirectory
 from datapath.storage.log import Log
 from datapath.storage.store import Store
 from tests.nodes.conftest import MakeCluster
-from tests.support.cluster import ROOT, Cluster, Writer, make_spec
+from tests.support.cluster import ROOT, Cluster, Writer, make_spec, wait_until
 from tests.support.raw_http import kv
 
 pytestmark = pytest.mark.slow
@@ -201,8 +201,10 @@ async def test_bad_input_is_named_and_nothing_is_made(
     await cluster.start()
     assert (await cluster.fetch("n1", "PUT", kv("large"), VALUE)).status == 201
     place = make_spec("replica", cluster.directory / "new")
-    await cluster.stop("n2", "w1")
     one, two, witness = (cluster.data(node) for node in ("n1", "n2", "w1"))
+    data = two / "store" / "env-0000000000000001" / "data.mdb"
+    await wait_until(lambda: VALUE in data.read_bytes(), "n2 has flushed the value to its store")
+    await cluster.stop("n2", "w1")
 
     def refused(*paths: Path) -> str:
         before = {path: content(path) for path in paths if path != one}
@@ -225,7 +227,6 @@ async def test_bad_input_is_named_and_nothing_is_made(
     _overwrite(two / "identity.json", b'"format": 3', b'"format": 9')
     assert "identity.json is damaged" in refused(one, two)
     _overwrite(two / "identity.json", b'"format": 9', b'"format": 3')
-    data = next((two / "store").glob("env-*")) / "data.mdb"
     _overwrite(data, VALUE, VALUE[:-1] + b"y")
     assert "Leave such a directory out of the command" in (text := refused(one, two))
     assert "has a wrong checksum" in text
