@@ -99,6 +99,19 @@ def may(role: Role, need: Need) -> bool:
             return False
 
 
+def may_read_key(role: Role, args: tuple[Any, ...]) -> bool:
+    """A1: whether a role may read the one key that a `get` names, as `may` would say, in one step.
+
+    False says nothing: `needs_of` and `may` decide then.
+    """
+    return len(args) == 1 and isinstance(args[0], bytes) and args[0].startswith(_encoded(role.read))
+
+
+@functools.lru_cache(maxsize=1024)
+def _encoded(prefixes: tuple[str, ...]) -> tuple[bytes, ...]:
+    return tuple(prefix.encode() for prefix in prefixes)
+
+
 def covers(prefix: bytes, start: bytes, end: bytes | None) -> bool:
     """Whether all names with start <= name < end begin with `prefix`."""
     highest = _after(prefix)
