@@ -129,6 +129,10 @@ class DataDirectoryError(StorageError):
     """The data directory is locked, belongs to another node or cluster, or is damaged."""
 
 
+class NodeRemovedError(DataDirectoryError):
+    """The node was removed from its cluster: it ends in order, and returns only as a new one."""
+
+
 class NotAdmittedError(DataDirectoryError):
     """The cluster does not admit this node, whose directory has never been a member's."""
 
