@@ -41,7 +41,6 @@ def test_an_empty_archive_begins_with_a_base_and_nothing_is_told_before_that_is_
     plan.begin_round(10)
     assert next_of(plan) is ArchiveStep.LOOK_UP
     assert plan.looked_up(1, catalog(), lambda _: True) == []
-    assert plan.position is None
     assert next_of(plan) is ArchiveStep.BASE
     plan.base_begun(base(10))
     assert next_of(plan) is ArchiveStep.REST
@@ -49,7 +48,7 @@ def test_an_empty_archive_begins_with_a_base_and_nothing_is_told_before_that_is_
     assert next_of(plan) is ArchiveStep.PIECE
     plan.piece_put(at(12))
     plan.failed()  # of a step meanwhile: what the base is put with is known
-    assert plan.told is None
+    assert (plan.position, plan.told) == (at(12), None)
     assert next_of(plan) is ArchiveStep.REST
     plan.base_ended(done=True)
     assert plan.position == at(12)
