@@ -47,7 +47,7 @@ from datapath.operations import ClusterStatus, Digest
 from tests.support.ports import free_address
 from tests.support.raw_http import Reply, fetch
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 POLL_INTERVAL_S = 0.02
 LOG_TAIL_LINES = 40
 UNSUSPECTING = {
