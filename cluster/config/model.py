@@ -316,7 +316,7 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = 68_719_476_736
     overlay_flush_bytes: Annotated[
         int,
-        _count("Bytes of committed changes kept in memory before they are written to the store."),
+        _count("Bytes of changes kept in memory, 5 s at most, before the store is written."),
     ] = 16_777_216
     store_min_waste_bytes: Annotated[
         int,
