@@ -46,6 +46,7 @@ from cluster.services.hosting import Host
 from datapath.errors import (
     DataDirectoryError,
     DiskFullError,
+    NodeRemovedError,
     NotAdmittedError,
     OperationError,
     StorageError,
@@ -312,7 +313,10 @@ class NodeRuntime:
                 starting.result()
             problem = await self._ended
         finally:
-            await self._stop(orderly=self._ended.done() and self._ended.result() is None)
+            ended = self._ended
+            # A node that was removed lets its clients go as one that is stopped does.
+            orderly = ended.done() and isinstance(ended.result(), NodeRemovedError | None)
+            await self._stop(orderly=orderly)
         if isinstance(problem, DataDirectoryError | AgreementDamagedError):
             raise problem  # to start it again as it is cannot help
         if problem is not None:

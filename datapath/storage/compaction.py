@@ -49,8 +49,8 @@ class NotCompactedError(DataPathError):
 class Compactor:
     """Looks at the store's file now and then, and compacts it. Made and used on the event loop.
 
-    `on_error` is told when what CURRENT names is not known: the node must end. `compacted_total`:
-    how many copies have taken over.
+    `on_error` is told when what CURRENT names is not known: the node must end; `on_compacted` when
+    a copy has taken over. `compacted_total`: how many have.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Compactor:
         flusher: StoreFlusher,
         *,
         on_error: Callable[[BaseException], object],
+        on_compacted: Callable[[], object] = lambda: None,
         min_waste_bytes: int = DEFAULT_MIN_WASTE_BYTES,
         check_interval_s: float = _CHECK_INTERVAL_S,
         max_held_bytes: int = MAX_HELD_BYTES,
@@ -66,6 +67,7 @@ class Compactor:
         self._store = store
         self._flusher = flusher
         self._on_error = on_error
+        self._on_compacted = on_compacted
         self._min_waste_bytes = min_waste_bytes
         self._check_interval_s = check_interval_s
         self._max_held_bytes = max_held_bytes
@@ -138,6 +140,7 @@ class Compactor:
             self._store.refuse(f"compacting {self._store.directory} failed: {error}")
             self._on_error(error)
             raise
+        self._on_compacted()
         await asyncio.to_thread(former.discard)
 
     async def _copy(self, target: Path) -> Environment:

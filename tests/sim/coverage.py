@@ -29,6 +29,7 @@ SITUATIONS = (
     "waited for own promise", "promise withheld", "refused as fenced", "cut tail start",
     "cut tail yields", "incomplete start", "damage repaired", "told of its loss", "old copy",
     "put back", "alone with a loss that is noted", "reminded of its loss",
+    "recovery: complete", "recovery: a loss is told or feared",
     "consensus not heard", "not proposed after all",
     "crash", "power cut", "pause",
     "one-way cut", "isolation", "consensus cut", "disk stall", "full disk", "damage", "lost tail",

@@ -14,7 +14,7 @@ import pytest
 
 from datapath.keyspaces import KV, ROLES
 from datapath.storage import compaction
-from datapath.storage.compaction import Compactor, is_wasteful
+from datapath.storage.compaction import MAX_HELD_BYTES, Compactor, is_wasteful
 from datapath.storage.environment import set_current
 from datapath.storage.store import Store
 from datapath.storage.store_flusher import StoreFlusher
@@ -43,14 +43,14 @@ class Replica:
         self.flusher = StoreFlusher(self.store, on_error=self.errors.append, flush_age_ms=10)
         self.compactor: Compactor | None = None
 
-    def compact(self, **bounds: int) -> Compactor:
+    def compact(self, max_held_bytes: int = MAX_HELD_BYTES) -> Compactor:
         self.compactor = Compactor(
             self.store,
             self.flusher,
             on_error=self.errors.append,
             min_waste_bytes=MIN_WASTE_BYTES,
             check_interval_s=0.01,
-            **bounds,
+            max_held_bytes=max_held_bytes,
         )
         return self.compactor
 
