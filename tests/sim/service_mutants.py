@@ -180,111 +180,77 @@ def _d7_a_snapshot_holds_no_log() -> list[Patch]:
 SERVICE_MUTANTS = (
     Mutant("D7", "the log after a snapshot on its way goes", _d7_a_snapshot_holds_no_log),
     Mutant(
-        "D1",
-        "a replica in sync takes a snapshot",
-        _d1_a_snapshot_in_sync,
+        "D1", "a replica in sync takes a snapshot", _d1_a_snapshot_in_sync,
         unit=REPLICA + "test_snapshot_refusals.py::test_a_replica_in_sync_takes_none",
     ),
     Mutant(
-        "D1",
-        "a snapshot of what is committed is taken",
-        _d1_old_snapshots_are_taken,
+        "D1", "a snapshot of what is committed is taken", _d1_old_snapshots_are_taken,
         unit=REPLICA + "test_snapshot_refusals.py"
         "::test_what_is_committed_here_is_not_replaced_by_what_is_older",
     ),
     Mutant(
-        "D2",
-        "recovery takes the whole log for committed",
-        _d2_the_whole_log_is_committed,
+        "D2", "recovery takes the whole log for committed", _d2_the_whole_log_is_committed,
         unit=NODE + "test_replica_disk.py"
         "::test_recovery_applies_what_is_known_to_be_committed_and_nothing_else",
     ),
     Mutant(
-        "D3",
-        "a snapshot of an old primary is taken",
-        _d3_snapshots_of_anybody,
-        unit=REPLICA + "test_snapshot_refusals.py::test_a_primary_of_an_older_epoch_is_refused",
+        "D3", "a snapshot of an old primary is taken", _d3_snapshots_of_anybody,
+        unit=REPLICA + "test_snapshot_refusals.py"
+        "::test_a_primary_of_an_older_epoch_is_refused",
     ),
     Mutant(
-        "D4",
-        "reads join an older question",
-        _d4_reads_join_an_older_question,
-        clients=True,
+        "D4", "reads join an older question", _d4_reads_join_an_older_question, clients=True,
     ),
     Mutant(
-        "D4",
-        "a read index needs no lease",
-        _d4_a_read_index_without_a_lease,
-        clients=True,
+        "D4", "a read index needs no lease", _d4_a_read_index_without_a_lease, clients=True,
     ),
     Mutant(
-        "D4",
-        "an answer to a question given up is taken",
-        _d4_late_answers_are_taken,
+        "D4", "an answer to a question given up is taken", _d4_late_answers_are_taken,
         unit=NODE + "test_read_index.py"
         "::test_an_answer_to_a_question_that_was_given_up_says_nothing_to_the_next",
     ),
     Mutant(
-        "D4",
-        "staleness counts from the answer",
-        _d4_staleness_counts_from_the_answer,
+        "D4", "staleness counts from the answer", _d4_staleness_counts_from_the_answer,
         unit=READS + "test_the_staleness_of_a_backup_counts_from_its_question",
     ),
     Mutant(
-        "D8",
-        "a write without a key is sent again",
-        _d8_no_answer_means_not_sent,
+        "D8", "a write without a key is sent again", _d8_no_answer_means_not_sent,
         unit="tests/integration/datapath/node/test_sent_again.py"
         "::test_a_write_without_a_key_is_sent_once_and_its_outcome_unknown",
     ),
     Mutant(
-        "D9",
-        "the log goes before its store is flushed",
-        _d9_the_log_is_trimmed_before_the_flush,
-        unit=NODE + "test_replica_disk.py::test_what_the_store_has_not_on_disk_stays_in_the_log",
+        "D9", "the log goes before its store is flushed", _d9_the_log_is_trimmed_before_the_flush,
+        unit=NODE + "test_replica_disk.py"
+        "::test_what_the_store_has_not_on_disk_stays_in_the_log",
     ),
     Mutant(
-        "D2",
-        "an early answer tells of others' writes",
-        _d2_early_answers_tell_of_others,
+        "D2", "an early answer tells of others' writes", _d2_early_answers_tell_of_others,
         unit=ENGINE + "test_d2_an_early_answer_waits_for_what_shines_through_it",
     ),
     Mutant(
-        "D8",
-        "another payload gets the first answer",
-        _d8_the_payload_is_not_compared,
+        "D8", "another payload gets the first answer", _d8_the_payload_is_not_compared,
         unit=ENGINE + "test_d8_a_repeat_gets_the_first_answer_also_from_the_next_primary",
     ),
     Mutant(
-        "D9",
-        "reported durable before the sync",
-        _d9_reported_before_the_sync,
+        "D9", "reported durable before the sync", _d9_reported_before_the_sync,
         unit=STORAGE + "test_log_model.py"
         "::test_a_power_cut_loses_nothing_synced_and_makes_nothing_up",
     ),
     Mutant(
-        "D9",
-        "after a failed sync the log is used on",
-        _d9_a_failed_log_is_tried_again,
+        "D9", "after a failed sync the log is used on", _d9_a_failed_log_is_tried_again,
         unit=STORAGE + "test_log_use.py"
         "::test_after_a_failed_write_or_sync_the_log_refuses_all_change",
     ),
     Mutant(
-        "D9",
-        "after a failure the disk goes on",
-        _d9_the_disk_goes_on_after_a_failure,
+        "D9", "after a failure the disk goes on", _d9_the_disk_goes_on_after_a_failure,
         unit=STORAGE + "test_disk.py::test_after_a_failure_nothing_more_is_done_or_acknowledged",
     ),
     Mutant(
-        "E5",
-        "the file takes a second primary",
-        _e5_the_file_takes_a_second_primary,
+        "E5", "the file takes a second primary", _e5_the_file_takes_a_second_primary,
         unit=STORAGE + "test_accepted.py::test_a_second_primary_or_a_lower_epoch_is_refused",
     ),
     Mutant(
-        "E5",
-        "the file is not synced",
-        _e5_the_file_is_not_synced,
+        "E5", "the file is not synced", _e5_the_file_is_not_synced,
         unit=STORAGE + "test_accepted.py::test_both_slots_are_synced_before_the_call_returns",
     ),
-)
+)  # fmt: skip
