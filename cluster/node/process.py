@@ -60,7 +60,6 @@ from datapath.tasks import Tasks
 from datapath.transport.link import LinkHandler
 from datapath.transport.mesh import REPLICATE, REQUEST, SNAPSHOT, Mesh
 from datapath.transport.snapshot_receiver import SnapshotReceiver
-from datapath.transport.tls import is_cut_off
 from election.agreement import AgreementDamagedError
 from election.identity import Addresses
 from election.pysyncobj_adapter import AgreementSettings, PySyncObjAgreement
@@ -334,10 +333,6 @@ class NodeRuntime:
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A callback has raised, and nobody took it."""
-        if is_cut_off(context.get("exception")):
-            text = "a connection was cut off in the middle of TLS"
-            self._api.complaints.log("TLS", text, loop.time(), level=logging.WARNING)
-            return
         loop.default_exception_handler(context)
         if (problem := context.get("exception")) is not None:
             self._on_error(problem)
