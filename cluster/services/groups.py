@@ -68,7 +68,7 @@ class GroupGuard:
             slot = slot_of_range(start, end)
             if slot is None:
                 if not whole_group:
-                    return RejectedError("spans_groups", spans_detail(start), for_good=True)
+                    return OperationNotAppliedError("spans_groups", spans_detail(start))
             elif owns(self.slots, slot):
                 own = start
             else:
@@ -76,7 +76,7 @@ class GroupGuard:
         if foreign is None:
             return None
         if own is not None:
-            return RejectedError("spans_groups", _apart(own, foreign[0]), for_good=True)
+            return OperationNotAppliedError("spans_groups", _apart(own, foreign[0]))
         return WrongGroupError(*foreign, self.group_id)
 
     def check_range(self, start: bytes, end: bytes | None, *, whole_group: bool = False) -> None:

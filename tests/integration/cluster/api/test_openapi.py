@@ -265,7 +265,7 @@ FAILING: dict[str, Callable[[Local], None]] = {
     "not_enough_copies": fails(OperationNotAppliedError("not_enough_copies", "few")),
     "unknown_outcome": fails(OperationUnknownError("unknown_outcome", "lost")),
     "unknown_node": fails(RejectedError("unknown_node", "n99")),
-    "spans_groups": fails(RejectedError("spans_groups", "two keys")),
+    "spans_groups": fails(OperationNotAppliedError("spans_groups", "two keys")),
     "is_primary": fails(RejectedError("is_primary", "n1")),
     "unsafe_removal": fails(RejectedError("unsafe_removal", "n3")),
     "membership_pending": fails(RejectedError("membership_pending", "n2")),

@@ -25,7 +25,7 @@ from cluster.services.txn import (
     TxnStep,
     encode_txn,
 )
-from datapath.errors import RejectedError
+from datapath.errors import OperationNotAppliedError, RejectedError
 from datapath.operations import ANONYMOUS, Operation, Query
 from tests.support.executing import Primary
 from tests.support.local_node import LocalTransaction, Store
@@ -132,7 +132,7 @@ def test_watches_are_judged_alike() -> None:
     GUARD.check_range(OWN, OWN + b"\0")
     with pytest.raises(WrongGroupError):
         GUARD.check_range(OTHER, OTHER + b"\0")
-    with pytest.raises(RejectedError, match="several groups"):
+    with pytest.raises(OperationNotAppliedError, match="several groups"):
         GUARD.check_range(b"", None)
     GUARD.check_range(b"", None, whole_group=True)
 
