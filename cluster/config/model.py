@@ -16,6 +16,7 @@ from msgspec import Meta
 from cluster.config.access_section import AccessSection
 from cluster.config.api_section import ApiSection
 from cluster.config.archive_section import ArchiveSection
+from cluster.config.groups_section import GroupsSection
 from cluster.config.tls_section import TlsSection
 from election.identity import Channel
 from election.view import MemberRole
@@ -410,6 +411,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     api: ApiSection = ApiSection()
     access: AccessSection | None = None
     archive: ArchiveSection | None = None
+    groups: GroupsSection | None = None
     tls: TlsSection = TlsSection()
     services: dict[str, ServiceConfig] = {}
     reads: ReadMode = "leased"
