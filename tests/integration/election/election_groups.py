@@ -18,6 +18,7 @@ from election.pysyncobj_adapter import AgreementSettings, AgreementStatus, PySyn
 from election.shared_secret import SharedSecret
 from election.view import Bootstrap, Member, View, ViewChange
 from tests.support.ports import free_address
+from tests.support.tracking import track
 
 SECRET = SharedSecret(b"a secret for tests, 32 bytes long")
 NODE_PROGRAM = Path(__file__).with_name("election_node.py")
@@ -264,6 +265,7 @@ class Proxy:
         self.accepted = 0
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -274,6 +276,8 @@ class Proxy:
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
+        self._drop()
+        await asyncio.gather(*self._serving, return_exceptions=True)
         self._drop()
         await self._server.wait_closed()
 
@@ -291,6 +295,7 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
+        track(self._serving)
         self._writers.add(writer)
         try:
             if self.mode is Mode.PASS:
