@@ -11,11 +11,11 @@ from cluster.services.rights import (
     Need,
     Role,
     check_role,
-    covers,
     leaves_an_admin,
     may,
     needs_of,
 )
+from datapath.keyspaces import covers
 from cluster.services.txn import (
     Comparison,
     DeleteRangeStep,
