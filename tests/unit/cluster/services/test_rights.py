@@ -15,7 +15,6 @@ from cluster.services.rights import (
     may,
     needs_of,
 )
-from datapath.keyspaces import covers
 from cluster.services.txn import (
     Comparison,
     DeleteRangeStep,
