@@ -228,6 +228,7 @@ class HttpServer(web.Server):
         for connection in list(self._fast):
             connection.abort()
         await self.streams.stop()
+        await self.api.access.stop()
         await super().shutdown(timeout)
 
 

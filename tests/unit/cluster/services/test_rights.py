@@ -11,7 +11,6 @@ from cluster.services.rights import (
     Need,
     Role,
     check_role,
-    covers,
     leaves_an_admin,
     may,
     may_read_key,
@@ -28,6 +27,7 @@ from cluster.services.txn import (
     Txn,
     encode_txn,
 )
+from datapath.keyspaces import covers
 from datapath.operations import STORE
 
 KEYS = st.binary(max_size=4)
