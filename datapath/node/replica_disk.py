@@ -91,6 +91,8 @@ class ReplicaStorage:
         """Say that entries were applied to the store."""
         self.write: Callable[[int, list[Record]], None]
         """Append records."""
+        self.write_here: Callable[[int, list[Record]], None]
+        """The same, on the event loop if the disk has been fast."""
         self.stalled_for_ms: Callable[[], float]
         """For how long the oldest write has been under way; 0: there is none."""
         self._reserve: Callable[[int], bool]
@@ -160,7 +162,8 @@ class ReplicaStorage:
             on_error=on_error,
             max_queued_bytes=self._max_queued_bytes,
         )
-        self.write, self.stalled_for_ms = self._worker.append, self._worker.stalled_for_ms
+        self.write, self.write_here = self._worker.append, self._worker.append_here
+        self.stalled_for_ms = self._worker.stalled_for_ms
         self._reserve = self._worker.reserve
         self._flusher = StoreFlusher(
             self.store,

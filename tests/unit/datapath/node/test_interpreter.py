@@ -82,6 +82,10 @@ class Around:
         self.before_write()
         self._submitted(f"write {records[-1].last_index}", ticket)
 
+    def write_here(self, ticket: int, records: list[Record]) -> None:
+        self.before_write()
+        self._submitted(f"write {records[-1].last_index} here", ticket)
+
     def truncate(self, ticket: int, from_index: int) -> None:
         self._submitted(f"truncate {from_index}", ticket)
 
