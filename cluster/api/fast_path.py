@@ -221,8 +221,6 @@ class FastConnection(asyncio.Protocol, ABC):
         self._ended = True
         if self._pending is None and not self._paused_at:
             self._advance()  # between an answer and the turn in which the next request begins
-        if self._transport is not None and self._transport.get_extra_info("ssl_object"):
-            return False  # a transport of TLS cannot send any more then
         return self._transport is None or self._pending is not None or bool(self._backlog)
 
     @property

@@ -16,6 +16,7 @@ from msgspec import Meta
 from cluster.config.access_section import AccessSection
 from cluster.config.api_section import ApiSection
 from cluster.config.archive_section import ArchiveSection
+from cluster.config.groups_section import GroupsSection
 from cluster.config.tls_section import TlsSection
 from election.identity import Channel
 from election.view import MemberRole
@@ -316,7 +317,7 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = 68_719_476_736
     overlay_flush_bytes: Annotated[
         int,
-        _count("Bytes of committed changes kept in memory before they are written to the store."),
+        _count("Bytes of changes kept in memory, 5 s at most, before the store is written."),
     ] = 16_777_216
     store_min_waste_bytes: Annotated[
         int,
@@ -410,6 +411,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     api: ApiSection = ApiSection()
     access: AccessSection | None = None
     archive: ArchiveSection | None = None
+    groups: GroupsSection | None = None
     tls: TlsSection = TlsSection()
     services: dict[str, ServiceConfig] = {}
     reads: ReadMode = "leased"

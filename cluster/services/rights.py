@@ -28,7 +28,7 @@ from cluster.services.txn import (
     all_steps,
     decode_txn,
 )
-from datapath.keyspaces import after_prefix
+from datapath.keyspaces import covers
 from datapath.operations import STORE
 
 Right = Literal["status", "read", "write", "watch", "lock", "lease", "call", "admin"]
@@ -97,17 +97,6 @@ def may(role: Role, need: Need) -> bool:
             return any(covers(prefix.encode(), need.start, need.end) for prefix in prefixes)
         case _:
             return False
-
-
-def covers(prefix: bytes, start: bytes, end: bytes | None) -> bool:
-    """Whether all names with start <= name < end begin with `prefix`."""
-    highest = _after(prefix)
-    if highest is None:  # of an empty prefix, or one that has only 0xff: nothing lies above it
-        return start >= prefix
-    return start >= prefix and end is not None and end <= highest
-
-
-_after = functools.lru_cache(maxsize=1024)(after_prefix)  # asked with each request of a caller
 
 
 def leaves_an_admin(holders: Iterable[str], roles: Mapping[str, Role]) -> bool:

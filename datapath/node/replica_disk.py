@@ -68,7 +68,8 @@ class ReplicaStorage:
         self._stopping = threading.Event()
         self._reading_ahead: set[asyncio.Task[int]] = set()
         self._max_queued_bytes = max_queued_bytes
-        self._flush_bytes = flush_bytes
+        # After each segment at the latest: only what is flushed goes from the log.
+        self._flush_bytes = min(flush_bytes, segment_size_bytes)
         self._min_waste_bytes = min_waste_bytes
         self._map_size_bytes = map_size_bytes
         self._retention_ms = retention_ms

@@ -17,6 +17,7 @@ from itertools import islice
 
 import msgspec
 
+from cluster.api.groups import KnownGroups
 from cluster.services.access_guard import TokenGuard
 from cluster.services.built_in import built_in_services
 from cluster.services.hosting import START, Host
@@ -227,6 +228,7 @@ class LocalNode:
         self.hosts = hosts or {}
         self.services = {STORE: service, **(others or {}), **self.hosts}
         self.guard = TokenGuard(is_on=False)
+        self.groups: KnownGroups | None = None
         self.store = Store()
         self.index = 0
         self.records: list[Record] = []

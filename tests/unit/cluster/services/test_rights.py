@@ -11,7 +11,6 @@ from cluster.services.rights import (
     Need,
     Role,
     check_role,
-    covers,
     leaves_an_admin,
     may,
     needs_of,
@@ -27,6 +26,7 @@ from cluster.services.txn import (
     Txn,
     encode_txn,
 )
+from datapath.keyspaces import covers
 
 KEYS = st.binary(max_size=4)
 
