@@ -256,11 +256,13 @@ class Reads:
         questions = self._confirmed if confirmed else self._leased
         questions.index.join(waiting, now_ms + timeout_ms)
         self._call_expire(now_ms, now_ms + min(timeout_ms, QUESTION_TIMEOUT_MS))
-        self._ask(questions, now_ms)
+        self._ask(questions)
 
-    def _ask(self, questions: _Questions, now_ms: float) -> None:
+    def _ask(self, questions: _Questions) -> None:
         """Ask for the primary's commit index, if reads wait for that and no question is open."""
-        number = questions.index.ask(now_ms)
+        if not questions.index.waiting:
+            return
+        number = questions.index.ask(clock_ms())
         if not number:
             return
         self.index_calls_total += 1
@@ -271,31 +273,34 @@ class Reads:
             asyncio.get_running_loop().call_soon(asked.set_exception, problem)
 
     def answered(self, questions: _Questions, number: int, answer: Return) -> None:
-        """The primary has answered a question that is under way."""
+        """The primary has answered a question, which may have been given up."""
         if not isinstance(answer, ReadIndexReturn):
             self.unanswered(questions, number, "the primary gave an invalid answer")
             return
+        if not questions.index.answered(number, answer.index):
+            return
         interpreter = self._context.replica_here().interpreter
         interpreter.advance_commit(answer.epoch, answer.index)
-        questions.index.answered(number, answer.index)
-        self._ask(questions, clock_ms())
-        if answer.index <= interpreter.applied_index:
-            self.applied(questions)
+        self._ask(questions)
+        applied_index = interpreter.applied_index
+        if answer.index <= applied_index:
+            self._answer_reads(questions, applied_index)
         else:
             interpreter.wait_applied(answer.index, questions)
 
     def applied(self, questions: _Questions) -> None:
-        """What a question's reads wait for is applied here: they are answered."""
-        for waiting in questions.index.applied(
-            self._context.replica_here().interpreter.applied_index
-        ):
+        """More is applied here, and reads wait for that."""
+        self._answer_reads(questions, self._context.replica_here().interpreter.applied_index)
+
+    def _answer_reads(self, questions: _Questions, applied_index: int) -> None:
+        for waiting in questions.index.applied(applied_index):
             if not waiting.done():
                 waiting.set_result(None)
 
     def unanswered(self, questions: _Questions, number: int, problem: str) -> None:
         """A question has no answer; others may wait for the next one."""
         _refuse(questions.index.unanswered(number), NotPrimaryError("no_primary", problem))
-        self._ask(questions, clock_ms())
+        self._ask(questions)
 
     def _call_expire(self, now_ms: float, due_ms: float) -> None:
         """Call `_expire` at `due_ms`, or before."""
@@ -317,7 +322,7 @@ class Reads:
             _refuse(questions.index.expire(now_ms), NotPrimaryError("timeout", late))
             if not questions.index.is_asking:
                 self._context.caller.forget(questions.call)
-                self._ask(questions, now_ms)
+                self._ask(questions)
             due_ms = min(due_ms, questions.index.due_ms)
         if due_ms < float("inf"):
             self._call_expire(now_ms, due_ms)
@@ -333,7 +338,9 @@ class Reads:
 
     def _serve_ready(self) -> None:
         while self._ready and not self._turns.is_spent:
-            self._ready.popleft().serve(self._read_applied)
+            read = self._ready.popleft()
+            if not read.done():
+                read.serve(self._read_applied)
         if self._ready:
             asyncio.get_running_loop().call_soon(self._serve_ready)
 
@@ -396,8 +403,8 @@ class _Asked:
         self._number = number
 
     def done(self) -> bool:
-        """Whether it was given up."""
-        return not self._questions.index.is_under_way(self._number)
+        """Whether it was given up: then the call is forgotten, and its answer does not count."""
+        return False
 
     def set_result(self, answer: Return, /) -> None:
         """Take the answer."""
@@ -435,8 +442,6 @@ class _BackupRead:
 
     def serve(self, read: Callable[[Engine, Query], QueryResult]) -> None:
         """Answer it."""
-        if self.done():
-            return
         try:
             result = read(self._engine, self._query)
         except Exception as problem:  # noqa: BLE001 -- whatever it is, the client gets an answer

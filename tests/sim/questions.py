@@ -105,11 +105,10 @@ class Questions:
     def _answered(self, number: int, epoch: int, index: int) -> None:
         """Do what `datapath.node.reads` does."""
         seen, service = self._node.clockwork.seen, self._node.service
-        if not self._reads.is_under_way(number):
+        if not self._reads.answered(number, index):
             seen["client: an answer to a question that was given up"] += 1
             return
         service.advance_commit(epoch, index)
-        self._reads.answered(number, index)
         self._ask()
         service.when_applied(index, self._applied)
 
