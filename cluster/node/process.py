@@ -51,6 +51,7 @@ from cluster.services.hosting import Host
 from datapath.errors import (
     DataDirectoryError,
     DiskFullError,
+    NodeRemovedError,
     NotAdmittedError,
     OperationError,
     StorageError,
@@ -64,7 +65,6 @@ from datapath.tasks import Tasks
 from datapath.transport.link import LinkHandler
 from datapath.transport.mesh import REPLICATE, REQUEST, SNAPSHOT, Mesh
 from datapath.transport.snapshot_receiver import SnapshotReceiver
-from datapath.transport.tls import is_cut_off
 from election.agreement import AgreementDamagedError
 from election.identity import Addresses
 from election.pysyncobj_adapter import AgreementSettings, PySyncObjAgreement
@@ -324,7 +324,10 @@ class NodeRuntime:
                 starting.result()
             problem = await self._ended
         finally:
-            await self._stop(orderly=self._ended.done() and self._ended.result() is None)
+            ended = self._ended
+            # A node that was removed lets its clients go as one that is stopped does.
+            orderly = ended.done() and isinstance(ended.result(), NodeRemovedError | None)
+            await self._stop(orderly=orderly)
         if isinstance(problem, DataDirectoryError | AgreementDamagedError):
             raise problem  # to start it again as it is cannot help
         if problem is not None:
@@ -342,10 +345,6 @@ class NodeRuntime:
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A callback has raised, and nobody took it."""
-        if is_cut_off(context.get("exception")):
-            text = "a connection was cut off in the middle of TLS"
-            self._api.complaints.log("TLS", text, loop.time(), level=logging.WARNING)
-            return
         loop.default_exception_handler(context)
         if (problem := context.get("exception")) is not None:
             self._on_error(problem)

@@ -182,6 +182,7 @@ def make_storage(
         map_size_bytes=limits.store_map_size_bytes,
         flush_bytes=limits.overlay_flush_bytes,
         min_waste_bytes=limits.store_min_waste_bytes,
+        read_ahead_bytes=limits.store_read_ahead_bytes,
         retention_bytes=limits.log_retention_bytes,
         catchup_bytes=LOG_KEPT_FACTOR * limits.log_retention_bytes,
         retention_ms=limits.log_retention_ms,

@@ -106,7 +106,8 @@ class PeerListener:
         self._strangers: dict[web.RequestHandler, _Stranger] = {}
         self._socket: socket.socket | None = None
         self._server: web.Server | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._sweeping: asyncio.Task[None] | None = None
+        self._pause: asyncio.TimerHandle | None = None
         self._admitting: set[asyncio.Task[None]] = set()
         self._complaints = Complaints(logger)
 
@@ -134,19 +135,21 @@ class PeerListener:
             max_headers=32,
             read_bufsize=MAX_HANDSHAKE_MESSAGE_BYTES,
         )
-        self._tasks = [
-            asyncio.create_task(self._accept(self._socket, self._server)),
-            asyncio.create_task(self._sweep()),
-        ]
+        self._listen(self._socket, self._server)
+        self._sweeping = asyncio.create_task(self._sweep())
 
     async def stop(self) -> None:
         """Close all links (their on_close is called) and the port."""
-        tasks = [*self._tasks, *self._admitting]
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
+        tasks = [*self._admitting, *([self._sweeping] if self._sweeping is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._socket is not None:
-            self._socket.close()
         links = list(self.links.values())
         for link in links:
             link.close(f"{self.node_id} is stopping")
@@ -158,27 +161,34 @@ class PeerListener:
         if self._server is not None:
             await self._server.shutdown(2 * CLOSE_TIMEOUT_MS / 1000)
 
-    async def _accept(self, listening: socket.socket, server: web.Server) -> None:
+    def _listen(self, listening: socket.socket, server: web.Server) -> None:
+        # By hand, not by `sock_accept`: cancelled, it may lose a connection that it has taken.
+        asyncio.get_running_loop().add_reader(listening, self._accept, listening, server)
+
+    def _accept(self, listening: socket.socket, server: web.Server) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listening)
-            except OSError as error:
-                # Out of descriptors or memory, or the caller has gone: neither lasts for ever.
-                # (asyncio's own server stops for a second then, uvloop's for ever.)
-                self._complain("accept", f"cannot accept peer connections: {error}")
-                await asyncio.sleep(ACCEPT_PAUSE_MS / 1000)
-                continue
-            protocol = server()
-            stranger = _Stranger(connection, loop.time())
-            self._strangers[protocol] = stranger
-            task = asyncio.create_task(self._admit(stranger, protocol))
-            self._admitting.add(task)
-            task.add_done_callback(functools.partial(self._admitted, stranger, protocol))
-            if len(self._strangers) > self._max_unauthenticated:
-                self._forget_gone()
-            while len(self._strangers) > self._max_unauthenticated:
-                self._drop(next(iter(self._strangers)))
+        try:
+            connection, _ = listening.accept()
+        except BlockingIOError:
+            return  # the caller has gone
+        except OSError as error:
+            # Out of descriptors or memory: that does not last for ever.
+            # (asyncio's own server stops for a second then, uvloop's for ever.)
+            self._complain("accept", f"cannot accept peer connections: {error}")
+            loop.remove_reader(listening)
+            self._pause = loop.call_later(ACCEPT_PAUSE_MS / 1000, self._listen, listening, server)
+            return
+        connection.setblocking(False)
+        protocol = server()
+        stranger = _Stranger(connection, loop.time())
+        self._strangers[protocol] = stranger
+        task = asyncio.create_task(self._admit(stranger, protocol))
+        self._admitting.add(task)
+        task.add_done_callback(functools.partial(self._admitted, stranger, protocol))
+        if len(self._strangers) > self._max_unauthenticated:
+            self._forget_gone()
+        while len(self._strangers) > self._max_unauthenticated:
+            self._drop(next(iter(self._strangers)))
 
     def _admitted(
         self, stranger: _Stranger, protocol: web.RequestHandler, task: asyncio.Task[None]
@@ -205,7 +215,7 @@ class PeerListener:
         tune(connection)
         if self._tls is not None:
             advice, context = "set [tls] on every node", self._tls.listening
-            await begin_tls(connection, protocol, context, advice, self._handshake_timeout)
+            await begin_tls(connection, lambda: protocol, context, advice, self._handshake_timeout)
             return
         if begins_tls(await first_bytes(connection, self._handshake_timeout)):
             # It is answered in plain HTTP.

@@ -23,6 +23,7 @@ from tests.support.cluster import UNSUSPECTING, Cluster
 from tests.support.matrix import attempts
 from tests.support.mutator import mutated
 from tests.support.ports import free_address
+from tests.support.tracking import track
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +48,7 @@ class Relay:
 
     async def start(self, listen: str, target: str) -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            track(self._tasks)
             try:
                 there, to_there = await asyncio.open_connection(*target.split(":"))
             except OSError:

@@ -18,6 +18,7 @@ from tests.nodes.conftest import MakeCluster
 from tests.nodes.test_catch_up import SMALL_LOG
 from tests.support.cluster import UNSUSPECTING, Cluster, Writer, wait_until
 from tests.support.ports import free_address
+from tests.support.tracking import track
 
 pytestmark = [pytest.mark.slow]
 
@@ -37,6 +38,7 @@ class Tap:
         self._servers: list[asyncio.Server] = []
         self._writers: set[asyncio.StreamWriter] = set()
         self._copying: set[asyncio.Task[None]] = set()
+        self._opening: set[asyncio.Task[None]] = set()
         self.channels: dict[str, int] = {}
         self.found: set[tuple[str, bytes]] = set()
         self.first: dict[str, set[bytes]] = {}
@@ -47,6 +49,7 @@ class Tap:
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self._writers.add(writer)
+            track(self._opening)
             try:
                 there, to_there = await asyncio.open_connection(*target.split(":"))
             except OSError:
@@ -79,6 +82,7 @@ class Tap:
     async def close(self) -> None:
         for server in self._servers:
             server.close()
+        await asyncio.gather(*self._opening, return_exceptions=True)
         for writer in self._writers:
             writer.transport.abort()
         await asyncio.gather(*self._copying, return_exceptions=True)

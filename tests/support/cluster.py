@@ -47,7 +47,7 @@ from datapath.operations import ClusterStatus, Digest
 from tests.support.ports import free_address
 from tests.support.raw_http import Reply, fetch
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 POLL_INTERVAL_S = 0.02
 LOG_TAIL_LINES = 40
 UNSUSPECTING = {
@@ -394,11 +394,12 @@ class Cluster:
             self.nodes[node].start(self.configs.get(node, self.config_path))
 
     async def start(self, *nodes: str, in_sync: bool = True) -> None:
-        """Start nodes; wait until a primary serves and all running replicas are in sync."""
+        """Start nodes; wait until a primary serves, all running replicas are in sync, and vote."""
         self.launch(*nodes)
         await self.primary()
         if in_sync:
             await self.wait_in_sync()
+            await self._wait_voting()
         for node in nodes or tuple(self.specs):
             await self.wait_started(node)
 
@@ -410,6 +411,19 @@ class Cluster:
             return " started: http" in self.nodes[node].log()
 
         await wait_until(said_so, f"{node} has started")
+
+    async def _wait_voting(self) -> None:
+        """Wait until each running member has its vote: a new one gets it after its data."""
+
+        async def voting() -> bool:
+            self.check_alive()
+            node = await self.serving()
+            status = None if node is None else await self.status(node)
+            return status is not None and all(
+                status.nodes[each].votes for each in self.running if each in status.nodes
+            )
+
+        await wait_until(voting, "every running member votes")
 
     async def kill(self, *nodes: str) -> None:
         """End these nodes as by kill -9, all at once."""

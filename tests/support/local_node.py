@@ -45,6 +45,7 @@ from datapath.operations import (
     Operation,
     Principal,
     Query,
+    QueryCompletion,
     QueryResult,
     Result,
 )
@@ -307,6 +308,9 @@ class LocalNode:
         task.add_done_callback(self.tasks.discard)
         return True
 
+    def submit_query(self, query: Query, timeout_ms: int, completion: QueryCompletion) -> bool:
+        return False
+
     def read_now(self, query: Query) -> QueryResult | None:
         if not self.can_submit or not self.is_primary or self.hold or self.fail_with is not None:
             return None
@@ -399,7 +403,9 @@ class LocalNode:
         self.executed += 1
         return Result(value, self.index, self.epoch, copies, self.primary)
 
-    async def query(self, query: Query, timeout_ms: int) -> QueryResult:
+    async def query(
+        self, query: Query, timeout_ms: int, after: NotPrimaryError | None = None
+    ) -> QueryResult:
         await self._gate()
         return self._query(query)
 
