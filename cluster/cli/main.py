@@ -29,6 +29,7 @@ COMMANDS = {
     "handover": "cluster.cli.cluster:handover",
     "remove": "cluster.cli.cluster:remove",
     "finish-upgrade": "cluster.cli.cluster:finish_upgrade",
+    "groups": "cluster.cli.groups:groups",
     "member": "cluster.cli.member:member",
     "token": "cluster.cli.access:token",
     "role": "cluster.cli.access:role",

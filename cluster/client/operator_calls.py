@@ -141,7 +141,7 @@ class AsyncOperatorCalls:
         Its groups and their slots stay as they are. Raises PreconditionFailedError where another
         version was published meanwhile, RefusedError for other slots.
         """
-        body = encode_map(new_map)
+        body = encode_map(_checked(new_map))
         call = write_call("PUT", "/v1/groups", dict(JSON_HEADERS), body, "")
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         return decode_reply(call, reply, GroupMap)
@@ -165,6 +165,16 @@ class AsyncOperatorCalls:
     def _deadline(self, timeout_ms: int | None) -> float:
         chosen_ms = check_timeout(timeout_ms) or self._transport.timeout_ms
         return time.monotonic() + chosen_ms / 1000
+
+
+def _checked(new_map: object) -> GroupMap:
+    if not isinstance(new_map, GroupMap):
+        raise TypeError(f"new_map must be a GroupMap, not {type(new_map).__name__}")
+    try:
+        check_map(new_map)
+    except GroupMapError as error:
+        raise InvalidRequestError(f"new_map: {error}", code="invalid_argument") from None
+    return new_map
 
 
 def _left_ms(deadline: float) -> int:

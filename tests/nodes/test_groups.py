@@ -11,8 +11,10 @@ import pytest
 
 from cluster.client.aio import AsyncClient
 from cluster.client.errors import InvalidRequestError
+from cluster.client.grouped import AsyncGroupedClient
 from cluster.exit_codes import EXIT_REFUSED
 from cluster.groups.group_map import Group, GroupMap
+from tests.support import commands
 from tests.support.cluster import (
     SLOW_TO_SUSPECT,
     UNSUSPECTING,
@@ -54,7 +56,13 @@ async def test_groups_know_each_other_and_fail_over_apart(
 ) -> None:
     first, second = groups
     async with first.client() as client, second.client() as other:
-        published = await client.publish_groups(map_of(first, second))
+        ended = await commands.run("groups", "publish", second.url("n3"), first.url("n2"))
+        assert ended.code == 0, ended
+        published = (await client.groups()).map
+        assert published is not None
+        assert {group.id: set(group.endpoints) for group in published.groups} == {
+            group.id: set(group.endpoints) for group in map_of(first, second).groups
+        }
         for cluster in groups:
             for node in cluster.specs:
 
@@ -63,6 +71,12 @@ async def test_groups_know_each_other_and_fail_over_apart(
                         return (await asking.groups()).map == published
 
                 await wait_until(knows, f"{node} of {cluster.directory.name} knows the map")
+        async with AsyncGroupedClient(second.url("n2")) as deployment:
+            for key in (OWN, OTHER, "jobs"):
+                await deployment.put(key, key)
+            assert await (await deployment.of("orders/")).get(OWN) is not None
+            assert await other.get(OTHER) == await deployment.get(OTHER)
+            assert (await deployment.delete(OWN)).deleted
         with pytest.raises(InvalidRequestError) as caught:
             await other.put(OWN, b"x")
         assert caught.value.code == "wrong_group"
@@ -74,6 +88,7 @@ async def test_groups_know_each_other_and_fail_over_apart(
             await writer.progress()
         assert (writer.retries, writer.refused, writer.unknown) == (0, {}, {})
         assert (await client.status()).epoch == before
+        await first.wait_converged()
         await writer.verify()
 
 
