@@ -30,6 +30,7 @@ COMMANDS = {
     "remove": "cluster.cli.cluster:remove",
     "finish-upgrade": "cluster.cli.cluster:finish_upgrade",
     "member": "cluster.cli.member:member",
+    "placement": "cluster.cli.placement:placement",
     "token": "cluster.cli.access:token",
     "role": "cluster.cli.access:role",
     "recover": "cluster.cli.recover:recover",

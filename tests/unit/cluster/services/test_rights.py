@@ -15,7 +15,6 @@ from cluster.services.rights import (
     may,
     needs_of,
 )
-from datapath.keyspaces import covers
 from cluster.services.txn import (
     Comparison,
     DeleteRangeStep,
@@ -27,6 +26,7 @@ from cluster.services.txn import (
     Txn,
     encode_txn,
 )
+from datapath.keyspaces import covers
 
 KEYS = st.binary(max_size=4)
 
