@@ -9,6 +9,7 @@ so that a stall of the server shows in all requests that it held up.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from array import array
 from collections import Counter, deque
@@ -16,10 +17,11 @@ from typing import cast
 
 from bench.histogram import figures, from_counts
 from bench.nats_text import INBOX, greeting, new_inbox, without_control
-from bench.render import Request, fill, key, pool, write_request
+from bench.render import Request, fill, key, pool, read_request, value, write_request
 from bench.replies import check_http, check_nats, check_redis, etag_of
 from bench.spec import Bucket, Load, Outcome, Target
 from cluster.client.sessions import make_tls
+from datapath.transport.tls_transport import TlsTransport
 
 TICK_MS = 1
 RETRY_S = 0.02
@@ -30,6 +32,7 @@ so a short measurement does it at its end, and one over FOLD_OFTEN_NS, for memor
 FOLD_OFTEN_NS = 60 * 10**9
 FILL_ERRORS_MAX = 2000
 LOST = "connection lost"
+_ANY_NUMBER = 999_999_999
 now_ns = time.monotonic_ns
 
 
@@ -83,6 +86,20 @@ class Recorder:
         )
 
 
+class _Parts:
+    """A request without the number in its key."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._head, _, self._tail = request.data.partition(b"%09d" % _ANY_NUMBER)
+
+    def request(self, number: int) -> Request:
+        """Return the request for a key's number."""
+        like = self._request
+        data = b"%b%09d%b" % (self._head, number, self._tail)
+        return Request(data, like.write, like.body_bytes, like.holds)
+
+
 class Generator:
     """One process's connections and the requests that they take in turn."""
 
@@ -102,7 +119,8 @@ class Generator:
         self._position = 0
         self._fresh = load.first_key
         self._fresh_max = 1 << 62
-        self._fresh_parts = self._split_fresh()
+        self._draw = random.Random(load.workload.seed).random
+        self._parts = self._split()
         self._connections: list[Connection] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle: deque[Connection] = deque()
@@ -113,13 +131,15 @@ class Generator:
         self._completed = 0
         self._again: list[Request] = []
 
-    def _split_fresh(self) -> tuple[bytes, bytes]:
+    def _split(self) -> tuple[_Parts, _Parts]:
+        """Return what stands before and after the key's number in a write, and in a read."""
         workload = self.load.workload
-        request = self._requests[0]
-        content = request.data[-workload.value_bytes :] if workload.value_bytes else b""
-        data = write_request(workload, key(workload, 999_999_999), content).data
-        head, _, tail = data.partition(b"999999999")
-        return head, tail
+        name = key(workload, _ANY_NUMBER)
+        content = value(workload.value_bytes, workload.seed)
+        return (
+            _Parts(write_request(workload, name, content)),
+            _Parts(read_request(workload, name)),
+        )
 
     # -- connections
 
@@ -133,9 +153,12 @@ class Generator:
 
     async def _open(self, connection: Connection) -> None:
         target = connection.target
-        await self.loop.create_connection(
-            lambda: connection, target.host, target.port, ssl=self._tls
-        )
+        if self._tls is None:
+            await self.loop.create_connection(lambda: connection, target.host, target.port)
+            return
+        secured = TlsTransport(self._tls, lambda: connection, target.host)
+        await self.loop.create_connection(lambda: secured, target.host, target.port)
+        await secured.ready
 
     def reconnect(self, connection: Connection) -> None:
         """Open a lost connection again, trying until it works or the load ends."""
@@ -169,14 +192,16 @@ class Generator:
         if self.load.workload.fresh:
             connection.number = self._fresh
             self._fresh += 1
-            head, tail = self._fresh_parts
-            return Request(b"%b%09d%b" % (head, connection.number, tail), write=True)
+            return self._parts[0].request(connection.number)
         if self.load.workload.conditional:
             return connection.conditional_request()
         if self._to_fill is not None:
             request = self._to_fill[self._filled]
             self._filled += 1
             return request
+        if self.load.workload.drawn:
+            parts = self._parts[self._draw() >= self.load.workload.write_share]
+            return parts.request(int(self._draw() * self.load.workload.keys))
         position = self._position
         self._position = position + 1 if position + 1 < len(self._requests) else 0
         return self._requests[position]

@@ -27,6 +27,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     for each connection; these requests get their revision when they are sent). `copies`: how many
     replicas a Redis write waits for. `query` and `read_query` are added to onecopy's URLs.
     `fresh`: every write makes a new key (numbers are counted up and rendered when sent).
+    `drawn`: each request's key is drawn from all of them when it is sent; else from as many as are
+    rendered beforehand, which is less than there are of a large state. Plain reads and writes only.
     `posts`: (path, JSON document) of the requests that are sent in turn, instead of any on keys.
     `kind`: reads and writes of keys, or (onecopy and etcd) transactions that write two keys if the
     first exists, or keep-alives of `leases`, so many in a request as `batch` says.
@@ -42,6 +44,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     read_query: str = ""
     conditional: bool = False
     fresh: bool = False
+    drawn: bool = False
     serializable: bool = False
     copies: int = 2
     leases: tuple[str, ...] = ()

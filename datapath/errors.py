@@ -11,7 +11,7 @@ DataPathError
 │   └── OperationUnknownError "unknown": it may or may not have been applied
 ├── StorageError              this node's disk cannot be trusted or used
 │   ├── LogCorruptError       a damaged record, named by file and offset
-│   ├── DiskFullError         ENOSPC; nothing was half-written
+│   ├── DiskFullError         no room; nothing was half-written
 │   ├── DiskFailedError       fsync or write failed: restart from disk (D9)
 │   └── DataDirectoryError    wrong cluster, locked, missing, damaged identity, removed
 │       └── NotAdmittedError  the cluster does not let this node in
@@ -25,6 +25,7 @@ DataPathError
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar, Literal
 
 OutcomeWord = Literal["not_applied", "unknown"]
@@ -117,7 +118,7 @@ class LogCorruptError(StorageError):
 
 
 class DiskFullError(StorageError):
-    """ENOSPC or a full map; nothing was half-written."""
+    """`is_out_of_space`, or a full map; nothing was half-written."""
 
 
 class DiskFailedError(StorageError):
@@ -126,6 +127,10 @@ class DiskFailedError(StorageError):
 
 class DataDirectoryError(StorageError):
     """The data directory is locked, belongs to another node or cluster, or is damaged."""
+
+
+class NodeRemovedError(DataDirectoryError):
+    """The node was removed from its cluster: it ends in order, and returns only as a new one."""
 
 
 class NotAdmittedError(DataDirectoryError):
@@ -154,6 +159,11 @@ class BackupRefusedError(BackupError):
 
 class StoppedError(DataPathError):
     """A long scan has been told to stop, and has no result."""
+
+
+def is_out_of_space(error_number: int | None) -> bool:
+    """Whether an error of the operating system means that a disk, or a quota, is full."""
+    return error_number in (errno.ENOSPC, errno.EDQUOT)
 
 
 def ends_node(problem: BaseException) -> bool:

@@ -16,11 +16,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Protocol, TypeVar
 
 from cluster.archive.catalog import ArchivePosition, Base, Catalog, PieceName
-from cluster.archive.errors import ArchiveConflictError, ArchiveError
+from cluster.archive.errors import ArchiveConflictError, ArchiveDamagedError, ArchiveError
 from cluster.archive.marks import CommitTimes
 from cluster.archive.object_store import ObjectStore
-from cluster.archive.piece import FULL_PIECE_BYTES, encode_piece
-from cluster.archive.plan import ArchivePlan, ArchiveStep, Gap, is_same_history
+from cluster.archive.piece import FULL_PIECE_BYTES, decode_piece, encode_piece
+from cluster.archive.plan import ArchivePlan, ArchiveStep, Gap, have_same_entries, is_same_history
 from datapath.errors import OperationError, TransferError
 from datapath.operations import ArchiveState
 from datapath.records import Record
@@ -128,6 +128,7 @@ class Archiver:
         self._plan = ArchivePlan(base_interval_s)
         self._shared: int | None = None  # up to where replicas were told that the archive is
         self._named: set[Gap] = set()  # the gaps that were reported
+        self._unchecked: PieceName | None = None  # the last one of the archive, put by others
         self._base: asyncio.Task[None] | None = None
         self._problem = ""
         self._pieces_total = self._bases_total = 0
@@ -235,6 +236,10 @@ class Archiver:
         catalog = Catalog(name.removeprefix(prefix) for name in names if name.startswith(prefix))
         self._report_gaps(self._plan.looked_up(epoch, catalog, self._log.is_held))
         self._check_history()
+        end = self._plan.position
+        self._unchecked = next(
+            (piece for piece in catalog.pieces if end == (piece.last, piece.epoch)), None
+        )
         self._shared = None  # a node may have missed it
         self._share()
 
@@ -243,12 +248,32 @@ class Archiver:
         if position is not None and not is_same_history(
             position, self._log.commit_index, self._log.epoch_at
         ):
-            raise ArchiveConflictError(
-                f"{self._store.url} holds entry {position.entry} of epoch {position.epoch}, and "
-                f"the log here ends or differs before that (committed up to "
-                f"{self._log.commit_index}): it is of data that this cluster has lost. Give "
-                "archive.url another place, and keep this one"
-            )
+            raise self._other_history(position)
+
+    def _other_history(self, position: ArchivePosition) -> ArchiveConflictError:
+        return ArchiveConflictError(
+            f"{self._store.url} holds entry {position.entry} of epoch {position.epoch}, and the "
+            f"log here ends or differs before that (committed up to {self._log.commit_index}): it "
+            "is of data that this cluster has lost. Give archive.url another place, and keep this "
+            "one"
+        )
+
+    async def _check_entries(self, name: PieceName) -> None:
+        """Compare the piece that the archive ends with, as far as the log here holds it."""
+        place = f"{self._node.cluster_id}/{name.name}"
+
+        def read() -> list[Record]:
+            return decode_piece(b"".join(self._store.read(place)), place).records
+
+        with contextlib.suppress(ArchiveDamagedError):  # proves nothing; `archive verify` tells it
+            archived = await _in_daemon_thread(read)
+            archived = [record for record in archived if self._log.is_held(record.first_index)]
+            if archived:
+                after = archived[0].first_index - 1
+                held = await self._log.read(after, FULL_PIECE_BYTES)
+                if held is not None and not have_same_entries(archived, held):
+                    raise self._other_history(ArchivePosition(name.last, name.epoch))
+        self._unchecked = None
 
     def _share(self) -> None:
         """Let every replica drop the log that is archived."""
@@ -279,6 +304,8 @@ class Archiver:
         position = self._plan.position
         assert position is not None
         self._check_history()
+        if self._unchecked is not None:
+            await self._check_entries(self._unchecked)
         records = await self._log.read(position.entry, FULL_PIECE_BYTES)
         if records is None:
             if self._plan.log_lacks():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from cluster.archive.errors import ArchiveUnavailableError
+from datapath.errors import is_out_of_space
 from datapath.storage.data_directory import open_private, sync_directory
 
 if TYPE_CHECKING:
@@ -235,6 +236,8 @@ def _unavailable(doing: str, errors: tuple[type[BaseException], ...]) -> Iterato
 
 def _first_line(error: BaseException) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, OSError) and is_out_of_space(error.errno):
+        text += ": free space on that disk"
     return text.strip().partition("\n")[0][:500]
 
 

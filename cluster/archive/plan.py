@@ -7,11 +7,12 @@ over in silence.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
 from cluster.archive.catalog import ArchivePosition, Base, Catalog
+from datapath.records import HEADER_SIZE_BYTES, Record
 
 
 class ArchiveStep(Enum):
@@ -184,3 +185,18 @@ def is_same_history(
     if here is None:
         return True
     return here == position.epoch if position.entry <= commit_index else here <= position.epoch
+
+
+def have_same_entries(archived: Sequence[Record], held: Sequence[Record]) -> bool:
+    """B3: whether the log here holds what the archive does; both begin with the same entry.
+
+    Epochs alone do not tell: all disks that are put back at once give the same epochs out again.
+    """
+    return all(
+        _content(ours) == _content(theirs) for ours, theirs in zip(held, archived, strict=False)
+    )
+
+
+def _content(record: Record) -> tuple[int, int, int, memoryview]:
+    entries = memoryview(record.data)[HEADER_SIZE_BYTES:]
+    return record.first_index, record.last_index, record.epoch, entries

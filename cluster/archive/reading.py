@@ -144,7 +144,11 @@ class Replay:
     Records that the store holds already are passed over, also in part.
     """
 
-    def __init__(self, records: Iterator[Record], store: ReplayTarget) -> None:
+    def __init__(
+        self, records: Iterator[Record], store: ReplayTarget, source: str = "the archive"
+    ) -> None:
+        """`source`: what the records are of, for errors."""
+        self._source = source
         self._records = records
         self._store = store
         self._record: Record | None = None  # the one that the next entry may be of
@@ -160,7 +164,7 @@ class Replay:
             if record is None or record.last_index < following:
                 record = self._record = next(self._records, None)
                 if record is None or record.first_index > following:
-                    raise ArchiveDamagedError(f"the archive lacks revision {following}")
+                    raise ArchiveDamagedError(f"{self._source} lacks revision {following}")
             last = min(record.last_index, until)
             entries = record.entries()[
                 max(0, following - record.first_index) : last - record.first_index + 1

@@ -18,15 +18,10 @@ from cluster.archive.object_store import UnusableUrlError, open_store
 from cluster.archive.reading import Archive, OnRevision, as_text
 from cluster.archive.verifying import verify_span
 from cluster.bulk.progress import ProgressView
-from cluster.cli.common import fail
-from cluster.exit_codes import (
-    EXIT_DAMAGED,
-    EXIT_NOT_APPLIED,
-    EXIT_STORAGE_FULL,
-    EXIT_UNAVAILABLE,
-)
+from cluster.cli.common import fail, report_disk_errors
+from cluster.exit_codes import EXIT_DAMAGED, EXIT_UNAVAILABLE
 from cluster.terminal import printable, show, show_json
-from datapath.errors import BackupError, DiskFullError, StorageError
+from datapath.errors import BackupError
 from datapath.storage.environment import DEFAULT_MAP_SIZE_BYTES
 
 cluster_option = click.option(
@@ -92,7 +87,11 @@ def verify(url: str, cluster_id: str, directory: Path | None, as_json: bool) -> 
 
     What is damaged or missing is named, and the exit code is 65.
     """
-    with errors_told(), _storage_errors_told():
+    disk_errors = report_disk_errors(
+        if_full="Free space there, or name a directory with room: --dir.",
+        else_="Name another directory: --dir.",
+    )
+    with errors_told(), disk_errors:
         found = open_archive(url, cluster_id)
         documents = []
         for span in found.catalog.spans():
@@ -180,18 +179,6 @@ def errors_told() -> Iterator[None]:
             "See what can be restored with: onecopy archive show URL",
             EXIT_DAMAGED,
         )
-
-
-@contextlib.contextmanager
-def _storage_errors_told() -> Iterator[None]:
-    try:
-        yield
-    except DiskFullError as error:
-        fail(
-            str(error), "Free space there, or name a directory with room: --dir.", EXIT_STORAGE_FULL
-        )
-    except (StorageError, OSError) as error:
-        fail(str(error), "Name another directory: --dir.", EXIT_NOT_APPLIED)
 
 
 def _document(found: Archive, span: RestorableSpan) -> SpanDocument:

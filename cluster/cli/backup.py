@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,8 +24,8 @@ from cluster.exit_codes import (
     EXIT_OUTPUT_FAILED,
     EXIT_UNAVAILABLE,
 )
-from cluster.terminal import say, say_json, show, show_bytes, show_json
-from datapath.errors import BackupError
+from cluster.terminal import OutputFailedError, say, say_json, show, show_bytes, show_json
+from datapath.errors import BackupError, is_out_of_space
 from datapath.storage.backup import verify_backup
 from datapath.storage.backup_format import BackupReader
 
@@ -89,9 +88,9 @@ def create(
         ):
             return await take_backup(pieces, take, lambda items: view.update(items, written))
 
-    interrupted = "the backup is not complete. An existing file is unchanged"
+    rest = "What was written is no whole backup." if file == STDIN else NOT_COMPLETE
     with (
-        report_errors(as_json=as_json, interrupted=interrupted),
+        report_errors(as_json=as_json, interrupted=rest[0].lower() + rest[1:-1]),
         ProgressView("backed up", None) as view,
     ):
         try:
@@ -101,14 +100,13 @@ def create(
                 with open_output(file) as target:
                     summary = run_fast(main(target.write, view))
         except BackupError as error:
-            fail(str(error), NOT_COMPLETE, EXIT_UNAVAILABLE)
+            fail(str(error), rest, EXIT_UNAVAILABLE)
+        except OutputFailedError as error:
+            problem = f"standard output: {error.message}"
+            fail(problem, f"Write it elsewhere. {rest}", error.exit_code)
         except OSError as error:
-            advice = f"Free space there, or name another FILE. {NOT_COMPLETE}"
-            fail(
-                f"{file}: {error.strerror or error}",
-                advice if error.errno in {errno.ENOSPC, errno.EDQUOT} else NOT_COMPLETE,
-                EXIT_OUTPUT_FAILED,
-            )
+            advice = "Free space there, or name another FILE. " * is_out_of_space(error.errno)
+            fail(f"{file}: {error.strerror or error}", advice + rest, EXIT_OUTPUT_FAILED)
     if as_json:
         (say_json if file == STDIN else show_json)(summary.fields())
         return

@@ -37,6 +37,7 @@ from cluster.exit_codes import (
     EXIT_USAGE,
 )
 from cluster.terminal import printable, say, say_json
+from datapath.errors import DiskFullError, StorageError, is_out_of_space
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 WRITE_INTERRUPTED = "a write may or may not have been applied"
@@ -231,6 +232,23 @@ def error_fields(error: ClientError) -> dict[str, object]:
         if error.idempotency_after is not None:
             fields["idempotency_after"] = error.idempotency_after
     return fields
+
+
+@contextmanager
+def report_disk_errors(*, if_full: str, else_: str) -> Iterator[None]:
+    """End the command for what can go wrong with a disk; the arguments say what to do next."""
+    try:
+        yield
+    except (StorageError, OSError) as error:
+        full = isinstance(error, DiskFullError)
+        text = str(error)
+        if isinstance(error, OSError):
+            full = is_out_of_space(error.errno)
+            text = error.strerror or text
+            if error.filename is not None:
+                text = f"{error.filename}: {text}"
+        code = EXIT_STORAGE_FULL if full else EXIT_NOT_APPLIED
+        fail(text, if_full if full else else_, code)
 
 
 def fail(problem: str, advice: str, code: int) -> NoReturn:

@@ -13,13 +13,13 @@ import msgspec
 from cluster.archive.restoring import restore_store
 from cluster.cli.archive import Point, cluster_option, errors_told, is_url, open_point, progress_of
 from cluster.cli.backup import open_backup
-from cluster.cli.common import fail
+from cluster.cli.common import fail, report_disk_errors
 from cluster.cli.config_option import check_configured, config_option
 from cluster.config.file import load_config
 from cluster.config.model import ClusterConfig, ConfigError
-from cluster.exit_codes import EXIT_NOT_APPLIED, EXIT_REFUSED, EXIT_STORAGE_FULL
+from cluster.exit_codes import EXIT_REFUSED
 from cluster.terminal import say, show, show_json
-from datapath.errors import DataDirectoryError, DiskFullError, StorageError
+from datapath.errors import DataDirectoryError
 from datapath.storage.backup import load_backup
 from datapath.storage.backup_format import BackupEnd
 from datapath.storage.founding import Founded, Founding
@@ -78,17 +78,15 @@ def restore(
         raise click.UsageError("--to-revision, --to-time and --cluster-id are for an archive's URL")
     if to_revision is not None and to_time is not None:
         raise click.UsageError("give --to-revision or --to-time, not both")
-    try:
-        if is_url(source):
-            made = _from_archive(config, node, open_point(source, cluster_id, to_revision, to_time))
-        else:
-            made = _from_backup(config, node, Path(source))
-    except DataDirectoryError as error:
-        fail(str(error), "", EXIT_REFUSED)
-    except DiskFullError as error:
-        fail(str(error), f"Free space on the disk. {EMPTY}", EXIT_STORAGE_FULL)
-    except (StorageError, OSError) as error:
-        fail(str(error), EMPTY, EXIT_NOT_APPLIED)
+    with report_disk_errors(if_full=f"Free space on the disk. {EMPTY}", else_=EMPTY):
+        try:
+            if is_url(source):
+                point = open_point(source, cluster_id, to_revision, to_time)
+                made = _from_archive(config, node, point)
+            else:
+                made = _from_backup(config, node, Path(source))
+        except DataDirectoryError as error:
+            fail(str(error), "", EXIT_REFUSED)
     _report(config, node, made, time.monotonic() - started, as_json=as_json)
 
 

@@ -9,11 +9,23 @@ import msgspec
 
 from cluster.client.arguments import check_flag, check_node, check_text, check_timeout
 from cluster.client.endpoints import normalize_endpoint
-from cluster.client.errors import ClientError, InvalidRequestError, UnknownOutcomeError
+from cluster.client.errors import (
+    ClientError,
+    InvalidRequestError,
+    UnavailableError,
+    UnknownOutcomeError,
+)
 from cluster.client.exchange import Request
-from cluster.client.requests import JSON_HEADERS, decode_reply
+from cluster.client.requests import JSON_HEADERS, decode_reply, write_call
 from cluster.client.results import ViewSummary
 from cluster.client.retries import STATUS, Transport
+from cluster.groups.group_map import (
+    GroupMap,
+    GroupMapError,
+    GroupsDocument,
+    check_map,
+    encode_map,
+)
 from datapath.operations import ClusterStatus, Digest
 
 LEFT_MIN_MS = 50  # what a call's last step gets, however much of its time is gone
@@ -105,6 +117,34 @@ class AsyncOperatorCalls:
         call = Request("PATCH", target, JSON_HEADERS, body, writes=True)  # twice is as good as once
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         return decode_reply(call, reply, ViewSummary)
+
+    async def groups(self, *, timeout_ms: int | None = None) -> GroupsDocument:
+        """Return which group the asked node belongs to, and the newest map that it knows.
+
+        Raises InvalidRequestError ("not_found") where there are no groups.
+        """
+        call = Request("GET", "/v1/groups", waits=False)
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        found = decode_reply(call, reply, GroupsDocument)
+        if found.map is not None:
+            try:
+                check_map(found.map)
+            except GroupMapError as error:
+                raise UnavailableError(
+                    f"not a map of groups: {error}", code="bad_answer"
+                ) from error
+        return found
+
+    async def publish_groups(self, new_map: GroupMap, *, timeout_ms: int | None = None) -> GroupMap:
+        """Make a map the deployment's, at the first group: the next version of what it holds.
+
+        Its groups and their slots stay as they are. Raises PreconditionFailedError where another
+        version was published meanwhile, RefusedError for other slots.
+        """
+        body = encode_map(new_map)
+        call = write_call("PUT", "/v1/groups", dict(JSON_HEADERS), body, "")
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        return decode_reply(call, reply, GroupMap)
 
     async def remove(
         self, node: str, *, force: bool = False, timeout_ms: int | None = None

@@ -16,6 +16,7 @@ from msgspec import Meta
 from cluster.config.access_section import AccessSection
 from cluster.config.api_section import ApiSection
 from cluster.config.archive_section import ArchiveSection
+from cluster.config.groups_section import GroupsSection
 from cluster.config.tls_section import TlsSection
 from election.identity import Channel
 from election.view import MemberRole
@@ -316,17 +317,19 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = 68_719_476_736
     overlay_flush_bytes: Annotated[
         int,
-        _count("Bytes of committed changes kept in memory before they are written to the store."),
+        _count("Bytes of changes kept in memory, 5 s at most, before the store is written."),
     ] = 16_777_216
     store_min_waste_bytes: Annotated[
         int,
         _count(
-            "When at least so many bytes of the store's file, and half of it, are unused (keys "
-            "were deleted), it is copied without them, and the space goes back to the disk. 0: "
-            "never.",
+            "When at least so many bytes of the store's file, and half of it, are unused, it is "
+            "copied without them, and the space goes back to the disk. 0: never.",
             ge=0,
         ),
     ] = 67_108_864
+    store_read_ahead_bytes: Annotated[
+        int, _count("How much of the store is read into memory at the start. 0: nothing.", ge=0)
+    ] = 4_294_967_296
     snapshot_log_bytes: Annotated[
         int,
         _count(
@@ -408,6 +411,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     api: ApiSection = ApiSection()
     access: AccessSection | None = None
     archive: ArchiveSection | None = None
+    groups: GroupsSection | None = None
     tls: TlsSection = TlsSection()
     services: dict[str, ServiceConfig] = {}
     reads: ReadMode = "leased"

@@ -17,7 +17,7 @@ from msgspec import Meta
 from cluster.groups.partition import SLOTS, slot_of_range
 
 MAX_GROUPS = 1024
-MAX_RANGES = 8
+MAX_SLOT_RANGES = 8
 """Of one group."""
 MAX_ENDPOINTS = 16
 """Of one group."""
@@ -92,7 +92,7 @@ def check_map(found: GroupMap) -> None:
         if any(other.id == group.id for other in found.groups[:number]):
             raise GroupMapError(f"{field}.id: {group.id!r} is there twice: give each its own")
         check_slots(f"{field}.slots", group.slots)
-        check_endpoints(f"{field}.endpoints", group.endpoints)
+        check_urls(f"{field}.endpoints", group.endpoints)
         for slot in slots_in(group.slots):
             if slot in owner:
                 raise GroupMapError(
@@ -116,8 +116,8 @@ def check_group_id(field: str, group_id: str) -> None:
 
 def check_slots(field: str, ranges: Sequence[SlotRange]) -> None:
     """Raise GroupMapError unless the ranges are in order, apart, and of slots that there are."""
-    if not 1 <= len(ranges) <= MAX_RANGES:
-        raise GroupMapError(f"{field}: must be 1 to {MAX_RANGES} ranges, not {len(ranges)}")
+    if not 1 <= len(ranges) <= MAX_SLOT_RANGES:
+        raise GroupMapError(f"{field}: must be 1 to {MAX_SLOT_RANGES} ranges, not {len(ranges)}")
     above = -1
     for first, last in ranges:
         if not above < first <= last < SLOTS:
@@ -128,7 +128,7 @@ def check_slots(field: str, ranges: Sequence[SlotRange]) -> None:
         above = last
 
 
-def check_endpoints(field: str, urls: Sequence[str]) -> None:
+def check_urls(field: str, urls: Sequence[str]) -> None:
     """Raise GroupMapError unless they are URLs of nodes."""
     if len(urls) > MAX_ENDPOINTS:
         raise GroupMapError(f"{field}: has {len(urls)} URLs: name at most {MAX_ENDPOINTS}")
@@ -155,7 +155,7 @@ def owns(ranges: Iterable[SlotRange], slot: int) -> bool:
     return any(first <= slot <= last for first, last in ranges)
 
 
-def group_text(group_id: str, ranges: Iterable[SlotRange]) -> str:
+def describe_group(group_id: str, ranges: Iterable[SlotRange]) -> str:
     """Return a group as it is bound to its data and its links: "g1:0-2047"."""
     return f"{group_id}:" + ",".join(f"{first}-{last}" for first, last in ranges)
 
@@ -199,3 +199,12 @@ def spans_detail(start: bytes) -> str:
         f"the range that begins with {name!r} is spread over several groups: choose a prefix that "
         "contains a '/' or has a whole {tag}, or ask each group with the header Onecopy-Group"
     )
+
+
+class GroupsDocument(msgspec.Struct, frozen=True):
+    """What GET /v1/groups answers."""
+
+    own: Annotated[Group, Meta(description="The group of the node that answers.")]
+    map: Annotated[
+        GroupMap | None, Meta(description="The newest map that it knows; null: none yet.")
+    ] = None

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from cluster.config.model import ClusterConfig, NodeConfig
-from datapath.errors import DataDirectoryError
+from datapath.errors import DataDirectoryError, NodeRemovedError
 from datapath.node.gateway import Gateway
 from datapath.storage.data_directory import DataDirectory
 from datapath.transport.mesh import REQUEST, Mesh
@@ -57,9 +57,9 @@ def member_of(node_id: str, item: NodeConfig, data_id: str) -> Member:
     )
 
 
-def removed(cluster: str, node_id: str) -> DataDirectoryError:
+def removed(cluster: str, node_id: str) -> NodeRemovedError:
     """Return the error of a node that was removed."""
-    return DataDirectoryError(
+    return NodeRemovedError(
         f"node {node_id} has been removed from cluster {cluster}: to return it needs a new id in "
         f"the configuration file (rename [nodes.{node_id}]) and an empty data directory"
     )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from cluster.archive.reading import Replay, told
+from datapath.records import Record
 from datapath.storage.founding import Founded, Founding
 from datapath.storage.inspection import InspectedDirectory
+from datapath.storage.log_recovery import ExaminedLog
 from datapath.storage.snapshot import SnapshotWriter
 from datapath.storage.store import Store
 
-FLUSH_BYTES = 64 * 1024 * 1024
-"""How much of the log is applied in memory before it is written to the new store."""
 _READ_BYTES = 4 * 1024 * 1024
 
 
@@ -50,18 +51,24 @@ def make(
             founding.store, cluster_id=founding.cluster_id, map_size_bytes=map_size_bytes
         )
         try:
-            while store.applied_index < log.last_index:
-                for record in log.read(store.applied_index + 1, _READ_BYTES):
-                    store.apply(record.entries(), record.last_index, record.epoch)
-                if store.overlay_bytes >= FLUSH_BYTES:
-                    store.flush()
-                on_progress(source.items + store.applied_index - source.store_index, total)
+            records = told(
+                _records(log, store.applied_index),
+                lambda index: on_progress(source.items + index - source.store_index, total),
+            )
+            Replay(records, store, "the log").to(log.last_index)
             store.flush()
             _, digest = store.digest()
         finally:
             store.close()
         founded = founding.finish(log.last_index, log.last_epoch, map_size_bytes, age_s=age_s)
     return Made(founded, digest)
+
+
+def _records(log: ExaminedLog, after: int) -> Iterator[Record]:
+    while after < log.last_index:
+        for record in log.read(after + 1, _READ_BYTES):
+            yield record
+            after = record.last_index
 
 
 def _copy_store(

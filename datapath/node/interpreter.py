@@ -423,9 +423,10 @@ class Interpreter:
         if index > self.replica.state.commit_index:
             self.run(self.replica.advance_commit, epoch, index)
 
-    def has_applied(self, index: int) -> bool:
-        """Whether everything up to `index` is applied here."""
-        return self._store.applied_index >= index
+    @property
+    def applied_index(self) -> int:
+        """Everything up to there is applied here."""
+        return self._store.applied_index
 
     def wait_applied(self, index: int, waiting: AppliedWaiter) -> None:
         """Tell `waiting` once everything up to `index` is applied here; it is not yet."""
@@ -436,7 +437,7 @@ class Interpreter:
         for index, waiting in self._applied_waiters:
             if waiting.done():
                 continue
-            if self.has_applied(index):
+            if index <= self.applied_index:
                 waiting.set_result(None)
             else:
                 kept.append((index, waiting))

@@ -21,6 +21,7 @@ from datapath.storage.compaction import DEFAULT_MIN_WASTE_BYTES, Compactor
 from datapath.storage.data_directory import DataDirectory
 from datapath.storage.log import Log
 from datapath.storage.log_writer import DEFAULT_MAX_QUEUED_BYTES, LogWriter
+from datapath.storage.read_ahead import DEFAULT_READ_AHEAD_BYTES, read_ahead
 from datapath.storage.snapshot import SnapshotWriter
 from datapath.storage.snapshot_process import SnapshotProcess
 from datapath.storage.store import Store
@@ -60,10 +61,15 @@ class ReplicaStorage:
         archive_log_bytes: int = 0,
         max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES,
         min_waste_bytes: int = DEFAULT_MIN_WASTE_BYTES,
+        read_ahead_bytes: int = DEFAULT_READ_AHEAD_BYTES,
     ) -> None:
         path = directory.path
+        self._read_ahead_bytes = read_ahead_bytes
+        self._stopping = threading.Event()
+        self._reading_ahead: set[asyncio.Task[int]] = set()
         self._max_queued_bytes = max_queued_bytes
-        self._flush_bytes = flush_bytes
+        # After each segment at the latest: only what is flushed goes from the log.
+        self._flush_bytes = min(flush_bytes, segment_size_bytes)
         self._min_waste_bytes = min_waste_bytes
         self._map_size_bytes = map_size_bytes
         self._retention_ms = retention_ms
@@ -165,8 +171,22 @@ class ReplicaStorage:
         self.wants_flush = self._flusher.applied
         self.wants_flush()
         self._compactor = Compactor(
-            self.store, self._flusher, on_error=on_error, min_waste_bytes=self._min_waste_bytes
+            self.store,
+            self._flusher,
+            on_error=on_error,
+            on_compacted=self._read_store_ahead,
+            min_waste_bytes=self._min_waste_bytes,
         )
+        self._read_store_ahead()
+
+    def _read_store_ahead(self) -> None:
+        """The store stands in another file than before, of which no page is in memory."""
+        reading = asyncio.to_thread(
+            read_ahead, self.store.file, self._read_ahead_bytes, self._stopping
+        )
+        task = asyncio.get_running_loop().create_task(reading, name="onecopy-read-ahead")
+        self._reading_ahead.add(task)
+        task.add_done_callback(self._reading_ahead.discard)
 
     async def stop(self) -> None:
         """Write what was submitted, and close everything."""
@@ -178,6 +198,8 @@ class ReplicaStorage:
             await self._compactor.close()
         if self._flusher is not None:
             await self._flusher.close()
+        self._stopping.set()
+        await asyncio.gather(*self._reading_ahead)
         self.store.close()
         self.log.close()
         self.accepted.close()
@@ -336,6 +358,7 @@ class ReplicaStorage:
             await done
             # Within: a copy that the compactor makes would be a leftover, too.
             await asyncio.to_thread(self.store.remove_leftovers)
+        self._read_store_ahead()
 
     def counters(self) -> dict[str, float]:
         """Numbers for metrics."""

@@ -144,13 +144,18 @@ def _left_out(best: Survivor, other: Survivor) -> str:
     """Return what another log has instead of what the chosen one has there; "": nothing."""
     log = other.log
     same = best.log.match(log.last_index, log.runs_from(log.base_index + 1), log.base_index)
-    if same >= log.last_index or best.log.epoch_at(same + 1) is None:
+    if not has_replaced(best, log, same):
         return ""
     return (
         f"{other.name} holds entries {same + 1} to {log.last_index} that are not in the log of "
         f"{best.name}, which has others there, of a later epoch: they are missing if a later "
         "primary, now lost, acknowledged them"
     )
+
+
+def has_replaced(best: Survivor, log: LogIndex, same: int) -> bool:
+    """R1: whether `best` has other entries in place of those of a log that follow entry `same`."""
+    return same < log.last_index and best.log.epoch_at(same + 1) is not None
 
 
 def _losses(best: Survivor, memories: list[NodeMemory]) -> list[str]:
@@ -166,7 +171,7 @@ def _losses(best: Survivor, memories: list[NodeMemory]) -> list[str]:
         key=lambda item: item[0],
         default=None,
     )
-    if furthest is not None and furthest[0] > best.position:
+    if furthest is not None and is_beyond(furthest[0], best):
         (epoch, index), memory = furthest
         losses.append(
             f"{memory.name} remembers that entry {index} of epoch {epoch} was committed: what was "
@@ -175,10 +180,15 @@ def _losses(best: Survivor, memories: list[NodeMemory]) -> list[str]:
     return losses
 
 
+def is_beyond(committed: Position, best: Survivor) -> bool:
+    """R2: whether more was committed than `best` holds."""
+    return committed > best.position
+
+
 def _doubts(best: Survivor, memories: list[NodeMemory]) -> list[str]:
     """R2: return why it cannot be said that nothing is missing; nothing: it can."""
     doubts = []
-    if best.tail_cut or best.is_cut:
+    if not has_whole_end(best):
         doubts.append(
             f"the end of the log of {best.name} is torn or damaged: what stood there may have been "
             "acknowledged"
@@ -205,6 +215,11 @@ def _doubts(best: Survivor, memories: list[NodeMemory]) -> list[str]:
     return doubts
 
 
+def has_whole_end(best: Survivor) -> bool:
+    """R2: whether the log ends where it was written to last, as far as anybody can tell."""
+    return not (best.tail_cut or best.is_cut)
+
+
 def is_in_sync(best: Survivor, view: View) -> bool:
     """R2: whether that very data directory is that of a replica in sync."""
     member = view.member(best.node)
@@ -223,10 +238,10 @@ def last_views(memories: Iterable[NodeMemory]) -> list[KnownView]:
     if not agreed:
         return []
     newest = max(agreed, key=lambda state: state.view.version)
-    later = [
-        state
-        for memory in known
-        for state in memory.views[1:]
-        if state.view.version >= newest.view.version
-    ]
+    later = [state for memory in known for state in memory.views[1:] if may_follow(state, newest)]
     return [newest, *later]
+
+
+def may_follow(state: KnownView, agreed: KnownView) -> bool:
+    """R2: whether it may have been agreed after that one, as a step of its voters too."""
+    return state.view.version >= agreed.view.version

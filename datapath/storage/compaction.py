@@ -18,12 +18,14 @@ from pathlib import Path
 
 from datapath.errors import DataPathError, SafetyError, StorageError
 from datapath.storage.environment import Environment, next_environment, set_current
+from datapath.storage.overlay import MAX_FLUSH_RECORDS
 from datapath.storage.store import Store
 from datapath.storage.store_flusher import StoreFlusher
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MIN_WASTE_BYTES = 64 * 1024 * 1024
+PAGE_BYTES = 4096
 MIN_WASTE_FRACTION = 0.5
 """Of the file: less is not worth copying the rest."""
 MAX_HELD_BYTES = 64 * 1024 * 1024
@@ -37,9 +39,13 @@ _MAX_COMPLAINT_BYTES = 500
 
 
 def is_wasteful(file_bytes: int, used_bytes: int, min_waste_bytes: int) -> bool:
-    """Whether a store's file is worth a copy of what is used of it; `min_waste_bytes` 0: never."""
-    waste_bytes = file_bytes - used_bytes
-    return 0 < min_waste_bytes <= waste_bytes >= MIN_WASTE_FRACTION * file_bytes
+    """Whether a store's file is worth a copy of what is used of it; `min_waste_bytes` 0: never.
+
+    What two flushes leave free is taken again by those that follow: it is no waste.
+    """
+    unused_bytes = file_bytes - used_bytes
+    waste_bytes = unused_bytes - 2 * min(used_bytes, MAX_FLUSH_RECORDS * PAGE_BYTES)
+    return 0 < min_waste_bytes <= waste_bytes and unused_bytes >= MIN_WASTE_FRACTION * file_bytes
 
 
 class NotCompactedError(DataPathError):
@@ -49,8 +55,8 @@ class NotCompactedError(DataPathError):
 class Compactor:
     """Looks at the store's file now and then, and compacts it. Made and used on the event loop.
 
-    `on_error` is told when what CURRENT names is not known: the node must end. `compacted_total`:
-    how many copies have taken over.
+    `on_error` is told when what CURRENT names is not known: the node must end; `on_compacted` when
+    a copy has taken over. `compacted_total`: how many have.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class Compactor:
         flusher: StoreFlusher,
         *,
         on_error: Callable[[BaseException], object],
+        on_compacted: Callable[[], object] = lambda: None,
         min_waste_bytes: int = DEFAULT_MIN_WASTE_BYTES,
         check_interval_s: float = _CHECK_INTERVAL_S,
         max_held_bytes: int = MAX_HELD_BYTES,
@@ -66,6 +73,7 @@ class Compactor:
         self._store = store
         self._flusher = flusher
         self._on_error = on_error
+        self._on_compacted = on_compacted
         self._min_waste_bytes = min_waste_bytes
         self._check_interval_s = check_interval_s
         self._max_held_bytes = max_held_bytes
@@ -138,6 +146,7 @@ class Compactor:
             self._store.refuse(f"compacting {self._store.directory} failed: {error}")
             self._on_error(error)
             raise
+        self._on_compacted()
         await asyncio.to_thread(former.discard)
 
     async def _copy(self, target: Path) -> Environment:

@@ -20,7 +20,6 @@ Here too are the primitives with which the storage half makes a file durable.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
@@ -33,7 +32,13 @@ from pathlib import Path
 import google_crc32c
 import msgspec
 
-from datapath.errors import DataDirectoryError, DiskFailedError, DiskFullError, StorageError
+from datapath.errors import (
+    DataDirectoryError,
+    DiskFailedError,
+    DiskFullError,
+    StorageError,
+    is_out_of_space,
+)
 from election.identity import Addresses
 from election.registry import KnownMember
 from election.release import FIRST_LEVEL, own_release, unsupported
@@ -46,12 +51,11 @@ UNFINISHED = "unfinished"
 """The file that marks a directory in which a restore or a recovery has not come to its end."""
 _FIRST_FORMAT, _FORMAT = 2, 3
 """Of `identity.json`, below level 2 and from there on."""
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def storage_error(error: OSError, doing: str) -> StorageError:
     """Translate what the operating system said: no room, or a disk not to be trusted (D9)."""
-    kind = DiskFullError if error.errno in _NO_ROOM else DiskFailedError
+    kind = DiskFullError if is_out_of_space(error.errno) else DiskFailedError
     return kind(f"{doing}: {error.strerror or error}")
 
 
@@ -121,6 +125,7 @@ class Identity(msgspec.Struct, frozen=True):
     addresses: Addresses | None = None
     first_epoch: int = 0
     level: int = FIRST_LEVEL
+    group: str = ""
 
 
 class DataDirectory:
@@ -247,6 +252,20 @@ class DataDirectory:
         if not known:
             self._save(msgspec.structs.replace(self._identity, cluster=cluster_id))
 
+    def bind_group(self, group: str) -> None:
+        """Tie the data to a group, its id and slots ("": all keys), for good once it votes (G1).
+
+        Raises DataDirectoryError: it was used with another one.
+        """
+        known = self._identity.group
+        if known != group and (self.joined or _may_have_voted(self.path)):
+            raise DataDirectoryError(
+                f"data directory {self.path} belongs to group {known or '(none)'}, and [groups] of "
+                f"the configuration says {group or '(none)'}: a group keeps its id and its slots"
+            )
+        if known != group:
+            self._save(msgspec.structs.replace(self._identity, group=group))
+
     @property
     def level(self) -> int:
         """The level of the cluster (`election.release`), as `note_level` was last told."""
@@ -367,7 +386,7 @@ def _lock(path: Path) -> int:
         ) from error
     except OSError as error:
         # The pid is only for people: a full disk must not keep a node from starting.
-        if error.errno not in _NO_ROOM:
+        if not is_out_of_space(error.errno):
             os.close(lock)
             raise storage_error(error, f"locking data directory {path}") from error
     return lock

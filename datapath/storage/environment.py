@@ -31,6 +31,7 @@ from datapath.errors import (
     DiskFullError,
     SafetyError,
     StorageError,
+    is_out_of_space,
 )
 from datapath.keyspaces import KEYSPACES
 from datapath.storage.data_directory import (
@@ -86,7 +87,7 @@ def lmdb_failure(
 
     `room_before_bytes`: what there was when a write of up to `needed_bytes` began.
     """
-    full = isinstance(error, lmdb.MapFullError) or error.code in (errno.ENOSPC, errno.EDQUOT)
+    full = isinstance(error, lmdb.MapFullError) or is_out_of_space(error.code)
     if error.code == errno.EIO:
         # LMDB reports a short write as EIO, and a short write is how a disk becomes full. Somebody
         # may have made room since.

@@ -95,14 +95,15 @@ class Founding:
         self._directory = DataDirectory.reserve(self.path, node_id)
         try:
             check_empty(self.path)
-            self._clear()
-            replace_file(self.path / UNFINISHED, b"")
-        except OSError as error:
-            self._directory.close()
-            raise storage_error(error, f"making {self.path}") from error
         except BaseException:
             self._directory.close()
             raise
+        try:
+            self._clear()
+            replace_file(self.path / UNFINISHED, b"")
+        except OSError as error:
+            self.abort()
+            raise storage_error(error, f"making {self.path}") from error
 
     def __enter__(self) -> Self:
         return self

@@ -64,7 +64,7 @@ class Store:
 
     def __init__(self, directory: Path, environment: Environment, map_size_bytes: int) -> None:
         self.directory = directory
-        self.on_damage: Callable[[StorageError], object] = _ignore
+        self.on_damage: Callable[[StorageError], object] = lambda _: None
         """Called on the loop thread, before a read raises: the node must not go on with it."""
         self._map_size_bytes = map_size_bytes
         self._environment = environment
@@ -74,7 +74,7 @@ class Store:
         self.active = Overlay(*self._durable)
         """What the next flush writes."""
         self.overlay_bytes = 0
-        """What is not in LMDB yet, a running flush included, estimated with its cost in memory."""
+        """What is not in LMDB yet, a running flush included; estimated with its cost in memory."""
         self.applied_index = self.active.index
         """The last entry that reads see."""
         self._frozen: Overlay | None = None
@@ -134,6 +134,11 @@ class Store:
     def durable_epoch(self) -> int:
         """The epoch of the entry `durable_index`."""
         return self._durable[1]
+
+    @property
+    def file(self) -> Path:
+        """The file of the live environment."""
+        return self._environment.path / "data.mdb"
 
     @property
     def cluster_id(self) -> str:
@@ -296,8 +301,7 @@ class Store:
         """Make the active overlay the frozen one; False if there is one, or nothing to flush."""
         if self._frozen is not None or self.active.index == self._durable[0]:
             return False
-        self._written = False
-        self._frozen = self.active
+        self._frozen, self._written = self.active, False
         self.active = Overlay(self._frozen.index, self._frozen.epoch)
         return True
 
@@ -479,10 +483,6 @@ def _pieces(items: Iterator[StoredItem]) -> Iterator[list[StoredItem]]:
             piece, size_bytes = [], 0
     if piece:
         yield piece
-
-
-def _ignore(error: StorageError) -> None:
-    """Do nothing: who reads is told."""
 
 
 def _write_keyspace(

@@ -9,13 +9,16 @@ import pytest
 
 from tests.nodes.conftest import MakeCluster
 from tests.nodes.test_membership import remove, votes
-from tests.support.cluster import SLOW_TO_SUSPECT, Cluster, NodeSpec, Writer, make_spec, wait_until
+from tests.support.cluster import UNSUSPECTING, Cluster, NodeSpec, Writer, make_spec, wait_until
+from tests.support.failed_attempts import NOT_SENT
 from tests.support.recorded_load import Bounds, RecordedLoad
 
 pytestmark = pytest.mark.slow
 
 WORK = 30
 """How many writes and reads must succeed after each step."""
+PATIENT = Bounds(clients=22, rate_per_s=150.0, timeout_ms=20_000, patience_ms=25_000)
+"""Requests wait for as long as any pause of a handover may last."""
 JSON = {"Content-Type": "application/json"}
 
 
@@ -26,6 +29,18 @@ class Journey:
         self.cluster = cluster
         self.writer = writer
         self.load = load
+
+    def endpoint(self, node: str) -> str:
+        """Return what the load calls the address at which a node is now."""
+        url = self.cluster.url(node)
+        return next(name for name, known in self.load.endpoints.items() if known == url)
+
+    async def start(self, node: str) -> None:
+        """Start a node, from when on no request at it may fail."""
+        self.cluster.launch(node)
+        await self.cluster.wait_started(node)
+        await self.cluster.wait_in_sync()
+        self.load.failures.is_back(self.endpoint(node))
 
     async def goes_on(self) -> None:
         await self.writer.progress(WORK)
@@ -44,7 +59,7 @@ class Journey:
         if node not in self.cluster.nodes:
             self.cluster._add_process(node)
         self.cluster.write_config()
-        self.cluster.launch(node)
+        await self.start(node)
         await self.settled()
 
     async def give_way(self, node: str) -> None:
@@ -64,6 +79,7 @@ class Journey:
     async def take_out(self, node: str) -> None:
         await self.give_way(node)
         asked = await self.cluster.primary()
+        self.load.failures.leaves(self.endpoint(node))
         reply = await remove(self.cluster, asked, node)
         assert reply.status == 200, reply
         assert await self.cluster.nodes[node].wait_exit() in (0, 78)
@@ -73,10 +89,11 @@ class Journey:
 
     async def move(self, node: str, spec: NodeSpec) -> None:
         await self.give_way(node)
+        self.load.failures.leaves(self.endpoint(node))
         await self.cluster.stop(node)
         self.cluster.specs[node] = spec
         self.cluster.write_config()
-        self.cluster.launch(node)
+        await self.start(node)
 
         async def is_known() -> bool:
             self.cluster.check_alive()
@@ -97,7 +114,7 @@ class Journey:
 async def test_growing_shrinking_moving_and_new_disks_under_load(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:
-    cluster: Cluster = make_cluster(replicas=5, timing=SLOW_TO_SUSPECT)
+    cluster: Cluster = make_cluster(replicas=5, timing=UNSUSPECTING)
     first = dict(cluster.specs)
     moved = {node: make_spec("replica", first[node].data) for node in ("n1", "n2", "n3")}
     places = cluster.directory / "data"
@@ -109,9 +126,11 @@ async def test_growing_shrinking_moving_and_new_disks_under_load(
     # Two clients for each address, dead or alive: at every step some ask where a node is.
     endpoints = {name: f"http://{spec.client}" for name, spec in every.items()}
     async with (
-        RecordedLoad(endpoints, tmp_path, bounds=Bounds(clients=22, rate_per_s=150.0)) as load,
+        RecordedLoad(endpoints, tmp_path, bounds=PATIENT) as load,
         Writer(cluster, "n1", tasks=2, pause_s=0.03, timeout_ms=30_000) as writer,
     ):
+        for name in endpoints.keys() - {"n1"}:
+            load.failures.leaves(name)
         journey = Journey(cluster, writer, load)
         await journey.goes_on()
         for node in ("n2", "n3", "n4", "n5"):
@@ -127,3 +146,4 @@ async def test_growing_shrinking_moving_and_new_disks_under_load(
     await writer.verify()
     assert sorted(cluster.specs) == sorted(fresh)
     print(load.require())
+    print(load.failures.require_none_but(NOT_SENT, "no_primary"))

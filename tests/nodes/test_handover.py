@@ -160,7 +160,7 @@ async def test_a_handover_to_a_silent_node_is_given_up_when_that_is_let_go(
         body = b'{"to": "%b"}' % to.encode()
         paused_at = time.monotonic()
         request = asyncio.create_task(
-            cluster.fetch(primary, "POST", f"{TARGET}?timeout_ms=9000", body, JSON)
+            cluster.fetch(primary, "POST", f"{TARGET}?timeout_ms=30000", body, JSON)
         )
         await writer.progress(20)
         gap = writer.longest_gap_s(paused_at)
@@ -170,7 +170,7 @@ async def test_a_handover_to_a_silent_node_is_given_up_when_that_is_let_go(
         cluster.nodes[to].resume()
         await cluster.wait_in_sync(*cluster.replicas)
     print(f"writes waited {gap * 1000:.0f} ms")
-    assert gap < 4.5, "half of what the handover was told to wait, at most"
+    assert gap < 15, "half of what the handover was told to wait, at most"
     assert not list(writer.unserved())
     await cluster.wait_converged()
     await writer.verify()

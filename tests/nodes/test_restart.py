@@ -47,7 +47,7 @@ async def test_sigterm_under_load_ends_a_node_soon_with_code_0_and_all_its_data(
             primary = (await cluster.wait_in_sync(*cluster.replicas)).primary
             await writer.progress(30)
             victim = cluster.others(primary)[0]
-            assert await cluster.nodes[victim].terminate(deadline_s=10) == 0
+            assert await cluster.nodes[victim].terminate() == 0
             await writer.progress(30)
             await cluster.start(victim)
     assert not list(writer.unserved())
@@ -64,7 +64,7 @@ async def test_a_primary_that_is_stopped_hands_over_first(make_cluster: MakeClus
         for _ in range(3):
             old = (await cluster.wait_in_sync(*cluster.replicas)).primary
             await writer.progress(30)
-            assert await cluster.nodes[old].terminate(deadline_s=10) == 0
+            assert await cluster.nodes[old].terminate() == 0
             assert "handed over to" in cluster.nodes[old].log()
             assert await cluster.primary() != old
             await writer.progress(30)
@@ -96,7 +96,7 @@ async def test_plain_requests_through_the_others_survive_the_stop_of_the_primary
     tasks = [asyncio.create_task(load(task)) for task in range(4)]
     try:
         await wait_until(lambda: len(replies) > 50, "the load runs")
-        assert await cluster.nodes[primary].terminate(deadline_s=10) == 0
+        assert await cluster.nodes[primary].terminate() == 0
         seen = len(replies)
         await wait_until(lambda: len(replies) > seen + 50, "the load goes on")
     finally:
@@ -111,7 +111,7 @@ async def test_a_node_stopped_while_it_waits_for_others_ends_at_once(
     cluster: Cluster = make_cluster()
     cluster.launch("n1")
     await wait_until(lambda: "waiting for" in cluster.nodes["n1"].log(), "n1 waits")
-    assert await cluster.nodes["n1"].terminate(deadline_s=10) == 0
+    assert await cluster.nodes["n1"].terminate() == 0
     await cluster.start()
     await cluster.kill("n2", "n3")
-    assert await cluster.nodes["n1"].terminate(deadline_s=10) == 0
+    assert await cluster.nodes["n1"].terminate() == 0

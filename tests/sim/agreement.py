@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from datapath.node.proposal import Proposal
+from datapath.node.survivors import NodeMemory
 from election.agreement import Committed, Outcome, Refused, Unknown
 from election.view import (
     AddMember,
@@ -19,6 +20,7 @@ from election.view import (
     apply_change,
 )
 from tests.sim.clockwork import Clockwork
+from tests.sim.journals import Journals
 from tests.sim.oracle import Oracle
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Agreement:
         self.laggards = 0.0  # share of view notices that come late
         self.counts_votes = False  # whether nothing is decided without a majority of the voters
         self.voters = frozenset(member.id for member in first.members)
+        self.journals = Journals(clockwork.seed, first, self.voters)
         self.voters_at = {first.version: self.voters}  # version: the voters when it was agreed
         self.follow_ms: tuple[float, float] | None = None  # how late voters follow; None: at once
         self.is_lost = False  # whether nothing is decided any more, although all run
@@ -80,11 +83,25 @@ class Agreement:
             return Refused(old, new.reason)
         self.views.append(new)
         self.voters_at[new.version] = self.voters
+        self._note_entry()
         self._note_view(change, old, new, asked)
         for node in self.nodes.values():
             if node.id not in self.cut_off:
                 self.inform(node)
         return Committed(new)
+
+    def _note_entry(self) -> None:
+        """The newest view, or a step of the voters after it, is agreed."""
+        running = frozenset(filter(self.is_voting, self.voters))
+        self.journals.agreed(self.view, self.voters, running)
+
+    def memories(self, replicas: Iterable[str]) -> list[NodeMemory]:
+        """Return what a recovery finds of these nodes, and of some witnesses."""
+        if not self.journals.are_read():
+            return []
+        marks = self.marks if self.remembers else {}
+        witnesses = [name for name in self.voters - self.nodes.keys() if self.journals.is_left()]
+        return [self.journals.memory(name, marks) for name in (*replicas, *sorted(witnesses))]
 
     def _note_view(self, change: ViewChange, old: View, new: View, asked: object) -> None:
         """A change is committed: count it, and let the oracle judge it."""
@@ -123,6 +140,7 @@ class Agreement:
 
     def _tell_view(self, node: Node, view: View) -> None:
         self._remind(node)
+        self.journals.heard(node.id, view)
         node.on_view(view)
 
     def _remind(self, node: Node) -> None:
@@ -190,6 +208,7 @@ class Agreement:
         members = frozenset(member.id for member in self.view.members)
         if self.follow_ms is None:
             self.voters = members
+            self._note_entry()
         elif self.voters != members:
             self._clockwork.after(self._clockwork.between(*self.follow_ms), self._step)
 
@@ -202,6 +221,7 @@ class Agreement:
         # A step is made by those who vote now, and only if those who vote afterwards run, too.
         if self.has_majority() and self.has_majority(after):
             self.voters = after
+            self._note_entry()
             if self._clockwork.tracing:
                 self._clockwork.note(f"VOTERS {' '.join(sorted(after))}")
         self._follow()

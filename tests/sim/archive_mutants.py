@@ -26,6 +26,10 @@ def _another_history() -> list[Patch]:
     return [patch.object(archiver, "is_same_history", lambda *_: True)]
 
 
+def _the_same_epochs_again() -> list[Patch]:
+    return [patch.object(archiver, "have_same_entries", lambda *_: True)]
+
+
 def _told_before_the_base_is_there() -> list[Patch]:
     def tell(self: ArchivePlan) -> None:
         if self.position is not None:
@@ -55,6 +59,8 @@ ARCHIVE_MUTANTS = (
     Mutant("B3", "what has not committed is archived", _what_has_not_committed),
     Mutant("B3", "another history is added to", _another_history,
            unit=UNIT + "test_another_history_of_the_same_cluster_is_not_mixed_in"),
+    Mutant("B3", "another history with the same epochs is added to", _the_same_epochs_again,
+           unit=UNIT + "test_another_history_with_the_same_epochs_is_not_mixed_in"),
     Mutant("B4", "pieces are told before their base is there", _told_before_the_base_is_there),
     Mutant("B4", "the archive goes on from the newest base, whatever it lacks before",
            _on_from_the_newest_base),

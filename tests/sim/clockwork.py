@@ -22,6 +22,7 @@ class Clockwork:
     def __init__(
         self, seed: int, *, trace: bool = False, kept_lines: int = TRANSCRIPT_EVENTS
     ) -> None:
+        self.seed = seed
         self.random = Random(seed)
         self.now = 0.0
         self.seen: Counter[str] = Counter()

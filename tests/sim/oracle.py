@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from cluster.services.kv import HEAD_SIZE_BYTES
 from datapath.errors import NotPrimaryError, OperationError
 from datapath.keyspaces import KV
-from datapath.node.survivors import DisagreementError, Survivor, choose
+from datapath.node.survivors import Choice, DisagreementError, Survivor, choose
 from datapath.operations import Operation
 from datapath.protocol.log_index import LogIndex
 from datapath.protocol.messages import AppendReply, HeartbeatReply, Message, ProbeReply
@@ -179,14 +179,33 @@ class Oracle:
         found = [_survivor(node) for node in self.nodes.values()]
         for size in range(1, len(found) + 1):
             for group in itertools.combinations(found, size):
+                memories = self.agreement.memories(survivor.node for survivor in group)
                 try:
-                    best = choose(group).best
+                    choice = choose(group, memories)
                 except DisagreementError as error:
                     self.fail(f"R1: nothing is recovered of {[s.name for s in group]}: {error}")
+                best = choice.best
+                self._check_told_loss(choice, [memory.name for memory in memories])
                 for other in group:
                     top = self._last_acknowledged(other.log, best.log.last_epoch)
                     if top > best.log.base_index and best.log.epoch_at(top) != self.committed[top]:
                         self.fail(f"R1: {other.name} holds entry {top}, recovered is {best.name}")
+
+    def _check_told_loss(self, choice: Choice, left: list[str]) -> None:
+        """R2: "nothing is missing" is said only where it is so, and a loss only where there is."""
+        best, top = choice.best, len(self.committed) - 1
+        is_whole = top <= best.log.base_index or best.log.epoch_at(top) == self.committed[top]
+        if choice.is_complete:
+            self._clockwork.seen["recovery: complete"] += 1
+        elif left and not is_whole:
+            self._clockwork.seen["recovery: a loss is told or feared"] += 1
+        if choice.is_complete and not is_whole:
+            self.fail(
+                f"R2: of {left} {best.name} is said to be complete, and lacks entry {top} of epoch "
+                f"{self.committed[top]}: its log ends at {best.position}"
+            )
+        if choice.losses and is_whole:
+            self.fail(f"R2: of {left} {best.name} lacks nothing, and is said to: {choice.losses}")
 
     def _last_acknowledged(self, log: LogIndex, until_epoch: int) -> int:
         """Return the last entry of a log that was acknowledged, in an epoch up to that one."""

@@ -42,6 +42,22 @@ def _everybody_was_in_sync() -> list[Patch]:
     return [patch("datapath.node.survivors.is_in_sync", lambda *_: True)]
 
 
+def _nothing_is_replaced() -> list[Patch]:
+    return [patch("datapath.node.survivors.has_replaced", lambda *_: False)]
+
+
+def _nothing_may_follow() -> list[Patch]:
+    return [patch("datapath.node.survivors.may_follow", lambda *_: False)]
+
+
+def _nothing_is_beyond() -> list[Patch]:
+    return [patch("datapath.node.survivors.is_beyond", lambda *_: False)]
+
+
+def _every_end_is_whole() -> list[Patch]:
+    return [patch("datapath.node.survivors.has_whole_end", lambda *_: True)]
+
+
 def _there_is_no_margin() -> list[Patch]:
     def continue_after(index: int, epoch: int, age_s: float = 0.0) -> tuple[int, int]:
         del age_s
@@ -109,16 +125,25 @@ RECOVERY_MUTANTS = (
         unit=SURVIVORS + "test_what_another_has_committed_must_be_there",
     ),
     Mutant(
+        "R1",
+        "nothing is said of entries that others replaced",
+        _nothing_is_replaced,
+        unit=SURVIVORS + "test_what_a_later_primary_may_have_acknowledged_is_told",
+    ),
+    Mutant("R2", "a lost majority cannot have agreed", _any_node_is_a_majority),
+    Mutant("R2", "whoever is left was in sync", _everybody_was_in_sync),
+    Mutant("R2", "what is only in a journal was not agreed", _nothing_may_follow),
+    Mutant(
         "R2",
-        "a lost majority cannot have agreed",
-        _any_node_is_a_majority,
-        unit=SURVIVORS + "test_a_majority_that_is_lost_may_have_agreed_on_more",
+        "what others remember proves no loss",
+        _nothing_is_beyond,
+        unit=SURVIVORS + "test_what_a_witness_remembers_is_known_to_be_missing",
     ),
     Mutant(
         "R2",
-        "whoever is left was in sync",
-        _everybody_was_in_sync,
-        unit=SURVIVORS + "test_complete_is_only_what_was_in_sync_to_the_end",
+        "a torn end was not acknowledged",
+        _every_end_is_whole,
+        unit=SURVIVORS + "test_a_torn_end_may_have_been_acknowledged",
     ),
     Mutant(
         "B2",

@@ -286,7 +286,7 @@ class NodeService(Interpreter):
 
     def when_applied(self, index: int, action: Callable[[], None]) -> None:
         """Do something once everything up to an index is applied here."""
-        if self.has_applied(index):
+        if index <= self.applied_index:
             action()
         else:
             self.wait_applied(index, Reading(self._node, action))

@@ -22,7 +22,11 @@ class Ended(NamedTuple):
 
 
 async def start(
-    *arguments: str | Path, endpoints: Sequence[str] = (), stdin: int = DEVNULL, **env: str
+    *arguments: str | Path,
+    endpoints: Sequence[str] = (),
+    stdin: int = DEVNULL,
+    stdout: int = PIPE,
+    **env: str,
 ) -> Process:
     """Start `onecopy` with arguments; its output is piped."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
@@ -35,7 +39,7 @@ async def start(
         "cluster.cli.main",
         *map(str, arguments),
         stdin=stdin,
-        stdout=PIPE,
+        stdout=stdout,
         stderr=PIPE,
         env=environment,
     )
@@ -54,5 +58,5 @@ async def run(
 ) -> Ended:
     """Run `onecopy` with arguments to its end."""
     source = DEVNULL if stdin is None else PIPE
-    process = await start(*arguments, endpoints=endpoints, stdin=source, **env)
+    process = await start(*arguments, endpoints=endpoints, stdin=source, stdout=PIPE, **env)
     return await finish(process, stdin)

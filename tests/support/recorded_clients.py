@@ -23,6 +23,7 @@ from tests.support.attempts import (
     revision_seen,
 )
 from tests.support.availability import Success
+from tests.support.failed_attempts import CUT, NOT_SENT
 from tests.support.history import Operation
 from tests.support.raw_http import Reply
 
@@ -118,6 +119,7 @@ class Asking:
 
     async def ask(
         self,
+        node: str,
         wire: Wire,
         method: str,
         target: str,
@@ -125,14 +127,22 @@ class Asking:
         headers: dict[str, str] | None = None,
     ) -> Reply:
         timeout_s = self.load.bounds.patience_ms / 1000
+        asked_ns = time.monotonic_ns()
         try:
-            return await wire.ask(method, target, body, headers, timeout_s=timeout_s)
-        except NotSentError:
+            reply = await wire.ask(method, target, body, headers, timeout_s=timeout_s)
+        except NotSentError as error:
             self.load.counts["attempt refused"] += 1
+            self.load.failures.add(node, NOT_SENT, method, asked_ns, str(error))
             raise
-        except CutError:
+        except CutError as error:
             self.load.counts["attempt cut"] += 1
+            self.load.failures.add(node, CUT, method, asked_ns, str(error))
             raise
+        if reply.status >= 500:
+            document = problem(reply)
+            detail = str(document.get("detail"))
+            self.load.failures.add(node, str(document["code"]), method, asked_ns, detail)
+        return reply
 
     def ended(self, operation: Operation, success: Success | None, node: str) -> None:
         """Count an operation that has ended."""
@@ -185,7 +195,7 @@ class Asking:
     async def _read(self, operation: Operation, wire: Wire, target: str) -> Reply | None:
         """Return the answer, None if it is none: the operation has then ended."""
         try:
-            reply = await self.ask(wire, "GET", target)
+            reply = await self.ask(self.node, wire, "GET", target)
             if reply.status == 200:
                 return reply
             code = problem(reply)["code"]
@@ -246,7 +256,7 @@ class Write:
         body = self.load.pad(operation.value) if operation.kind == "put" else None
         try:
             method = operation.kind.upper()
-            reply = await self.asking.ask(wire, method, target, body, self.headers)
+            reply = await self.asking.ask(node, wire, method, target, body, self.headers)
             known = self._conclude(reply)
         except NotSentError:
             known = False

@@ -41,6 +41,7 @@ import msgspec
 from tests.support.attempts import Wire
 from tests.support.availability import Availability
 from tests.support.cluster import DEADLINE_S, wait_until
+from tests.support.failed_attempts import FailedAttempts
 from tests.support.history import History, Verdict
 from tests.support.recorded_clients import RETRY_PAUSE_S, Asking, Client
 
@@ -122,6 +123,7 @@ class RecordedLoad:
         self.availability = Availability(self.endpoints)
         self.counts: Counter[str] = Counter()
         """Ends of operations and of attempts, by what they were ("put ok", "attempt refused")."""
+        self.failures = FailedAttempts()
         self.defects: list[str] = []
         """Answers that the API does not know."""
         self.operations = self.generations = self.unknown = self.largest = 0

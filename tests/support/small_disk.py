@@ -10,10 +10,13 @@ from pathlib import Path
 _MNT_DETACH = 2
 
 
-def mount_small_disk(path: Path, size_bytes: int) -> None:
-    """Mount a tmpfs of that size over a directory. Raises OSError where that is not permitted."""
+def mount_small_disk(path: Path, size_bytes: int, files: int = 0) -> None:
+    """Mount a tmpfs of that size over a directory. Raises OSError where that is not permitted.
+
+    `files`: how many files and directories there may be, its root included; 0: as many as fit.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
-    options = f"size={size_bytes}".encode()
+    options = f"size={size_bytes},nr_inodes={files}".encode()
     if libc.mount(b"tmpfs", os.fsencode(path), b"tmpfs", 0, options) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -20,6 +20,7 @@ from election.view import Bootstrap, Member, View, ViewChange
 from tests.support.ports import free_address
 from tests.support.tracking import track
 
+DEADLINE_S = 30.0
 SECRET = SharedSecret(b"a secret for tests, 32 bytes long")
 NODE_PROGRAM = Path(__file__).with_name("election_node.py")
 
@@ -29,12 +30,12 @@ def free_addresses(count: int) -> list[str]:
     return [free_address() for _ in range(count)]
 
 
-async def until(condition: Callable[[], bool], timeout_s: float, what: str) -> float:
+async def until(condition: Callable[[], bool], what: str) -> float:
     """Poll until the condition holds; return how many seconds it took."""
     start = time.monotonic()
     while not condition():
-        if time.monotonic() - start > timeout_s:
-            raise AssertionError(f"not within {timeout_s} s: {what}")
+        if time.monotonic() - start > DEADLINE_S:
+            raise AssertionError(f"not within {DEADLINE_S:g} s: {what}")
         await asyncio.sleep(0.005)
     return time.monotonic() - start
 
@@ -105,8 +106,8 @@ class Group:
         (only,) = found
         return None if only is None else only[0]
 
-    async def leader(self, *node_ids: str, timeout_s: float = 5) -> str:
-        await until(lambda: self.leader_of(*node_ids) is not None, timeout_s, "a leader")
+    async def leader(self, *node_ids: str) -> str:
+        await until(lambda: self.leader_of(*node_ids) is not None, "a leader")
         leader = self.leader_of(*node_ids)
         assert leader is not None
         return leader
@@ -124,14 +125,13 @@ class Group:
         leader = await self.leader()
         return [node_id for node_id in self.running if node_id != leader]
 
-    async def connected(self, timeout_s: float = 5) -> None:
+    async def connected(self) -> None:
         """Wait until every running member is linked with every other."""
         await until(
             lambda: all(
                 len(self.status(node_id).connected) == len(self.running) - 1
                 for node_id in self.running
             ),
-            timeout_s,
             "all links",
         )
 
@@ -151,11 +151,10 @@ class Group:
         assert isinstance(outcome, Committed), outcome
         return outcome.view
 
-    async def sees(self, version: int, *node_ids: str, timeout_s: float = 5) -> None:
+    async def sees(self, version: int, *node_ids: str) -> None:
         for node_id in node_ids or self.running:
             await until(
                 functools.partial(self._has_seen, node_id, version),
-                timeout_s,
                 f"{node_id} sees version {version}",
             )
 

@@ -76,10 +76,10 @@ async def test_a_cut_link_deposes_nobody_until_the_orphans_patience_is_over(
             orphan = {"n1": "n3", "n3": "n1"}[leader]
             cut_at = time.monotonic()
             proxy.switch(Mode.REFUSE)
-            await until(lambda: made.status("n2").term > term, 10, "n2 stands")
+            await until(lambda: made.status("n2").term > term, "n2 stands")
             assert time.monotonic() - cut_at >= ORPHAN_PATIENCE_S
             # n2 has both links: it takes over once, and then everybody hears the leader.
-            await until(lambda: made.leader_of() == "n2", 5, "n2 leads")
+            await until(lambda: made.leader_of() == "n2", "n2 leads")
             assert made.status("n2").term <= term + 2
             view = await made.commit(orphan, Confirm())
             await made.sees(view.version)
@@ -123,11 +123,11 @@ async def test_a_link_is_back_after_a_black_hole(tmp_path: Path, mode: Mode) -> 
             for proxy in (to_n1, to_n2):
                 proxy.switch(mode)
             dials = to_n1.accepted
-            await until(lambda: to_n1.accepted >= dials + 2, 10, "handshakes into the hole")
+            await until(lambda: to_n1.accepted >= dials + 2, "handshakes into the hole")
             view = await made.commit("n1", Confirm())
             for proxy in (to_n1, to_n2):
                 proxy.switch(Mode.PASS)
-            await until(lambda: len(made.status("n3").connected) == 2, 5, "links")
+            await until(lambda: len(made.status("n3").connected) == 2, "links")
             await made.sees(view.version, "n3")
         finally:
             await made.stop()
@@ -142,8 +142,8 @@ async def test_a_link_whose_bytes_vanish_is_noticed_and_replaced(tmp_path: Path)
             await made.start()
             await made.connected()
             proxy.freeze()
-            await until(lambda: "n1" not in made.status("n2").connected, 5, "n2 notices")
-            await until(lambda: "n2" not in made.status("n1").connected, 5, "n1 notices")
+            await until(lambda: "n1" not in made.status("n2").connected, "n2 notices")
+            await until(lambda: "n2" not in made.status("n1").connected, "n1 notices")
             proxy.switch(Mode.PASS)
             await made.connected()
         finally:
@@ -198,7 +198,7 @@ async def test_a_listener_that_cannot_be_bound_anew_is_reported(tmp_path: Path) 
             thief.listen(1)
 
         made["n1"]._runner._post(take_the_port)
-        await until(lambda: bool(made.failures), 15, "the failure is reported")
+        await until(lambda: bool(made.failures), "the failure is reported")
         assert made.failures[0][0] == "n1"
         assert made.addresses["n1"] in str(made.failures[0][1])
         thief.close()
@@ -207,7 +207,7 @@ async def test_a_listener_that_cannot_be_bound_anew_is_reported(tmp_path: Path) 
 async def test_a_raft_thread_without_progress_is_reported(tmp_path: Path) -> None:
     async with group(tmp_path, stall_limit_ms=1000) as made:
         made["n2"]._runner._post(lambda: time.sleep(2.5))
-        await until(lambda: bool(made.failures), 5, "the failure is reported")
+        await until(lambda: bool(made.failures), "the failure is reported")
         node_id, error = made.failures[0]
         assert node_id == "n2"
         assert isinstance(error, AgreementFailedError)

@@ -81,7 +81,7 @@ async def test_a_request_sent_many_times_is_applied_once(tmp_path: Path) -> None
         before = made.status(follower).applied_index
         for _ in range(20):
             runner._post(lambda: core.submit(command))
-        await until(lambda: made.status(follower).applied_index >= before + 20, 5, "20 entries")
+        await until(lambda: made.status(follower).applied_index >= before + 20, "20 entries")
         view = await made[follower].read_view(5000)
         assert view is not None
         assert view.version == 2

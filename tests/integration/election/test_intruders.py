@@ -18,7 +18,7 @@ from election.pysyncobj_adapter.poller import Poller
 from election.pysyncobj_adapter.transport import MAX_STRANGERS
 from election.shared_secret import SharedSecret
 from election.view import Confirm
-from tests.integration.election.election_groups import SECRET, Group, group, until
+from tests.integration.election.election_groups import DEADLINE_S, SECRET, Group, group, until
 
 pytestmark = pytest.mark.slow
 
@@ -38,10 +38,10 @@ class Stranger:
     def send_frame(self, data: bytes) -> None:
         self.writer.write(struct.pack(">I", len(data)) + data)
 
-    async def is_closed_within(self, timeout_s: float) -> bool:
+    async def is_closed(self) -> bool:
         """Read whatever comes until the member closes."""
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(DEADLINE_S):
                 while await self.reader.read(65536):
                     pass
         except TimeoutError:
@@ -107,7 +107,7 @@ async def test_bytes_from_a_stranger_end_the_connection_and_nothing_else(
         term = made.status("n1").term
         stranger = await Stranger.of(made, "n1")
         stranger.writer.write(BYTES[name])
-        assert await stranger.is_closed_within(2)
+        assert await stranger.is_closed()
         await stranger.close()
         assert (await made.commit("n1", Confirm())).version == view.version + 1
         assert made.status("n1").term == term
@@ -120,10 +120,10 @@ async def test_a_stranger_who_greets_without_the_secret_replaces_no_link(tmp_pat
         await made.bootstrap()
         stranger = await Stranger.of(made, "n1")
         stranger.send_frame(greeting("n1"))
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(DEADLINE_S):
             assert await stranger.reader.readexactly(4)  # The member's own greeting.
         stranger.send_frame(secrets.token_bytes(40))  # Meant for the sealed proof.
-        assert await stranger.is_closed_within(2)
+        assert await stranger.is_closed()
         await stranger.close()
         assert sorted(made.status("n1").connected) == ["n2", "n3"]
 
@@ -139,7 +139,7 @@ async def test_many_idle_strangers_keep_no_member_out(tmp_path: Path) -> None:
         await made.start("n2")
         await made.connected()
         for stranger in strangers:
-            assert await stranger.is_closed_within(2)
+            assert await stranger.is_closed()
             await stranger.close()
 
 
@@ -182,7 +182,7 @@ async def test_a_holder_of_the_secret_who_is_no_member_deposes_nobody(tmp_path: 
         await made.start("n4")
         await asyncio.sleep(1)
         assert made.status("n4").connected == ()
-        await until(lambda: made.leader_of("n1", "n2", "n3") == leader, 1, "the same leader")
+        await until(lambda: made.leader_of("n1", "n2", "n3") == leader, "the same leader")
         assert made.status(leader).term == term
         await made.commit("n1", Confirm())
         assert made.failures == []
@@ -216,8 +216,8 @@ async def test_a_second_link_of_a_member_replaces_the_first_with_all_it_held(
             poller.poll(0)
             return second.is_open
 
-        await until(opens, 5, "the second link opens")
-        await until(lambda: older.closed, 5, "the first one is closed")
+        await until(opens, "the second link opens")
+        await until(lambda: older.closed, "the first one is closed")
         second.close()
         await made.connected()
         assert made.failures == []

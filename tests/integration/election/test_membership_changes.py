@@ -31,7 +31,6 @@ async def raft_members(made: Group, *expected: str, of: tuple[str, ...] = ()) ->
     for node_id in of or expected:
         await until(
             functools.partial(lambda node: made.status(node).members == expected, node_id),
-            5,
             f"{node_id} counts {expected} as Raft members",
         )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from datapath.node.proposal import Proposal
+from datapath.node.survivors import NodeMemory
 from election.agreement import AgreementUnavailableError, Outcome, Unknown
 from election.pysyncobj_adapter.inbox import outcome_of
 from election.pysyncobj_adapter.view_machine import (
@@ -168,6 +169,10 @@ class RealAgreement(Agreement):
             name = min(self.witnesses_down)
             del self.witnesses_down[name]
             self._consensus.nodes[name].start()
+
+    def memories(self, replicas: Iterable[str]) -> list[NodeMemory]:
+        """Return nothing: R2 is judged over the abstract consensus."""
+        return []
 
     # -- requests
 

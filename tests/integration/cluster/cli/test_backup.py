@@ -18,7 +18,7 @@ from datapath.storage.data_directory import DataDirectory
 from datapath.storage.founding import Founding
 from datapath.storage.snapshot import SnapshotReader
 from datapath.storage.store import Store
-from tests.support.commands import Ended, run
+from tests.support.commands import Ended, finish, run, start
 from tests.support.fake_api import FakeCluster
 from tests.support.small_disk import fill, mount_small_disk, unmount
 
@@ -198,6 +198,15 @@ async def test_a_backup_to_a_full_disk_or_pipe_leaves_the_old_file_and_can_be_re
         ended = await run("backup", "/dev/full", endpoints=nodes.endpoints)
         assert ended.code == 74, ended.err
         assert "No space left on device" in ended.err
+        piped = disk / "piped"
+        with piped.open("wb") as target:
+            process = await start("backup", "-", endpoints=nodes.endpoints, stdout=target.fileno())
+            ended = await finish(process)
+        assert ended.code == 74, ended.err
+        assert "standard output: No space left on device" in ended.err
+        assert "is no whole backup" in ended.err
+        assert (await run("backup", "verify", piped)).code == 65
+        piped.unlink()
         ballast.unlink()
         ended = await run("backup", file, endpoints=nodes.endpoints)
         assert ended.code == 0, ended.err

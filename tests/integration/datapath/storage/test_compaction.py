@@ -14,7 +14,7 @@ import pytest
 
 from datapath.keyspaces import KV, ROLES
 from datapath.storage import compaction
-from datapath.storage.compaction import Compactor, is_wasteful
+from datapath.storage.compaction import MAX_HELD_BYTES, Compactor, is_wasteful
 from datapath.storage.environment import set_current
 from datapath.storage.store import Store
 from datapath.storage.store_flusher import StoreFlusher
@@ -43,14 +43,14 @@ class Replica:
         self.flusher = StoreFlusher(self.store, on_error=self.errors.append, flush_age_ms=10)
         self.compactor: Compactor | None = None
 
-    def compact(self, **bounds: int) -> Compactor:
+    def compact(self, max_held_bytes: int = MAX_HELD_BYTES) -> Compactor:
         self.compactor = Compactor(
             self.store,
             self.flusher,
             on_error=self.errors.append,
             min_waste_bytes=MIN_WASTE_BYTES,
             check_interval_s=0.01,
-            **bounds,
+            max_held_bytes=max_held_bytes,
         )
         return self.compactor
 
@@ -102,10 +102,13 @@ def opened_again(replica: Replica) -> tuple[tuple[int, str], list[str]]:
 @pytest.mark.parametrize(
     ("file_bytes", "used_bytes", "min_waste_bytes", "expected"),
     [
-        (200, 100, 100, True),
-        (200, 101, 99, False),  # less than half of it
-        (200, 100, 101, False),  # less than what is worth it
+        (200, 0, 200, True),
+        (200, 0, 201, False),  # less than what is worth it
         (200, 0, 0, False),  # switched off
+        (400, 100, 100, True),  # as much as is used twice: flushes take it in turn
+        (400, 100, 101, False),
+        (8 << 30, 4 << 30, 3 << 30, True),  # two flushes are small beside it
+        (8 << 30, (4 << 30) + 1, 3 << 30, False),  # less than half of it
     ],
 )
 def test_when_a_copy_is_worth_it(

@@ -14,13 +14,14 @@ from datapath.transport.listener import PeerListener
 from election.registry import PeerRegistry
 from election.shared_secret import SharedSecret
 
+DEADLINE_S = 60.0
 SECRET = b"a cluster secret"
 KIND = "replicate"
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
+async def until(condition: Callable[[], object]) -> None:
     """Poll until `condition` holds; AssertionError at the deadline."""
-    deadline = asyncio.get_running_loop().time() + timeout_s
+    deadline = asyncio.get_running_loop().time() + DEADLINE_S
     while not condition():
         assert asyncio.get_running_loop().time() < deadline, "it did not happen in time"
         await asyncio.sleep(0.002)
@@ -107,8 +108,8 @@ class Pair:
     listener: PeerListener
     relay: Relay | None = None
 
-    async def until_up(self, timeout_s: float = 5.0) -> None:
-        await until(lambda: self.near.up == 1 and self.far.up == 1, timeout_s)
+    async def until_up(self) -> None:
+        await until(lambda: self.near.up == 1 and self.far.up == 1)
 
 
 @contextlib.asynccontextmanager

@@ -25,7 +25,6 @@ from tests.integration.datapath.transport.link_helpers import (
     until,
 )
 
-DEADLINE_S = 60.0
 DAY = dt.timedelta(days=1)
 
 
@@ -89,9 +88,9 @@ async def ends(
 
 async def test_a_link_opens_between_nodes_of_the_authority(site: Site) -> None:
     async with ends(site.tls("n1"), site.tls("n2")) as found:
-        await until(lambda: found.near.up == 1 and found.far.up == 1, DEADLINE_S)
+        await until(lambda: found.near.up == 1 and found.far.up == 1)
         found.near.link.send(b"large" * 100_000)
-        await until(lambda: found.far.frames, DEADLINE_S)
+        await until(lambda: found.far.frames)
         assert found.far.frames == [b"large" * 100_000]
         assert found.near.link.certificate
 
@@ -104,7 +103,7 @@ async def test_a_node_shows_a_certificate_of_its_own_id(site: Site, dialled: boo
     near, far = (site.tls("n1"), other) if dialled else (other, site.tls("n2"))
     async with ends(near, far) as found:
         words = ("not valid for 'n2'",) if dialled else ("not for node", "n3")
-        await until(lambda: all(word in found.dialer.problem for word in words), DEADLINE_S)
+        await until(lambda: all(word in found.dialer.problem for word in words))
         assert found.near.opened == found.far.opened == []
 
 
@@ -131,7 +130,7 @@ async def test_other_certificates_open_no_link(site: Site, tmp_path: Path, whose
             near = site.tls("n1")
             site.authority.revoke("n1")
     async with ends(near, site.tls("n2")) as found:
-        await until(lambda: found.dialer.problem, DEADLINE_S)
+        await until(lambda: found.dialer.problem)
         assert found.near.opened == found.far.opened == []
 
 
@@ -139,17 +138,17 @@ async def test_plain_text_and_tls_tell_each_other(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with ends(None, site.tls("n2")) as found:
-        await until(lambda: "speaks TLS only" in found.dialer.problem, DEADLINE_S)
-        await until(lambda: "refused: this port speaks TLS only" in caplog.text, DEADLINE_S)
+        await until(lambda: "speaks TLS only" in found.dialer.problem)
+        await until(lambda: "refused: this port speaks TLS only" in caplog.text)
     async with ends(site.tls("n1"), None) as found:
-        await until(lambda: "it answers without TLS: [tls]" in found.dialer.problem, DEADLINE_S)
-        await until(lambda: "speaks TLS to this port" in caplog.text, DEADLINE_S)
+        await until(lambda: "it answers without TLS: [tls]" in found.dialer.problem)
+        await until(lambda: "speaks TLS to this port" in caplog.text)
 
 
 async def test_a_revoked_certificates_open_link_can_be_closed(site: Site) -> None:
     far_tls = site.tls("n2")
     async with ends(site.tls("n1"), far_tls) as found:
-        await until(lambda: found.far.up == 1, DEADLINE_S)
+        await until(lambda: found.far.up == 1)
         assert not far_tls.is_revoked(found.far.link.certificate)
         site.authority.revoke("n1")
         assert far_tls.take_up(load_config(site.directory / "n2.toml"))
@@ -169,7 +168,7 @@ async def test_an_authority_is_replaced_under_open_ports(site: Site) -> None:
         for node, tls in (("n1", near_tls), ("n2", far_tls)):
             assert tls.take_up(load_config(site.directory / f"{node}.toml")), tls.problem
             async with ends(near_tls, far_tls) as found:
-                await until(lambda: found.near.up == 1, DEADLINE_S)
+                await until(lambda: found.near.up == 1)
 
 
 async def test_bad_files_leave_a_node_what_it_had(site: Site) -> None:
@@ -200,12 +199,12 @@ async def test_two_secrets_are_accepted_while_it_is_changed() -> None:
             dialer = make_dialer(Recorder(), listener.port, secret=mine, dial_timeout_ms=30_000)
             dialer.start()
             opened = len(far.opened)
-            await until(lambda: len(far.opened) > opened, DEADLINE_S)  # noqa: B023
+            await until(lambda: len(far.opened) > opened)  # noqa: B023
             await dialer.stop()
         theirs.replace(new)
         dialer = make_dialer(Recorder(), listener.port, secret=SharedSecret(old))
         dialer.start()
-        await until(lambda: "secret" in dialer.problem, DEADLINE_S)
+        await until(lambda: "secret" in dialer.problem)
         await dialer.stop()
     finally:
         await listener.stop()

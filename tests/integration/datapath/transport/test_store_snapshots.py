@@ -114,7 +114,7 @@ async def test_cut_in_the_middle_a_store_arrives_as_it_was_while_writes_go_on(
         sending = asyncio.create_task(sender.send_snapshot(reader, 5))
         for part in (1, 2):  # Of some 650 KB in all.
             relay.cut_after_bytes = part * 200_000 + rng.randrange(50_000)
-            await until(lambda: relay.cut_after_bytes is None, 10)
+            await until(lambda: relay.cut_after_bytes is None)
             assert not sending.done()
             fill(stores.source, 50, seed=10 + part)
         assert await asyncio.wait_for(sending, 15) == (3000, 2)

@@ -64,7 +64,7 @@ async def check_that_a_good_node_gets_in(listener: PeerListener, far: Recorder) 
     before = len(far.opened)
     dialer = make_dialer(Recorder(), listener.port)
     dialer.start()
-    await until(lambda: len(far.opened) > before, 3.0)
+    await until(lambda: len(far.opened) > before)
     await dialer.stop()
 
 
@@ -230,7 +230,7 @@ async def test_half_a_handshake_and_then_silence_is_cut_off(said: str) -> None:
                 if said == "a proof":
                     assert (await post(session, url, one.receive(challenge)))[0] == 200
                 assert len(listener._strangers) == 1
-                await until(lambda: not listener._strangers, 1.5)
+                await until(lambda: not listener._strangers)
         else:
             reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
             line = (

@@ -220,7 +220,7 @@ async def test_cut_again_and_again_at_random_places_it_still_arrives_equal(seed:
         total = sum(map(len, source.chunks))
         for place in sorted(rng.randrange(total) for _ in range(4)):
             pair.relay.cut_after_bytes = place
-            await until(lambda: pair.relay.cut_after_bytes is None or sending.done(), 10)
+            await until(lambda: pair.relay.cut_after_bytes is None or sending.done())
         assert await asyncio.wait_for(sending, 15) == (41, 3)
         assert len(pair.places) == 1, "it began anew instead of resuming"
         assert pair.places[0].chunks == source.chunks
@@ -291,7 +291,7 @@ async def test_the_throttle_is_kept() -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
         await pair.sender.send_snapshot(Chunks(some_chunks(10)), 5)
-        assert 0.4 < loop.time() - began < 2.0
+        assert loop.time() - began > 0.4
 
 
 async def test_the_throttle_rests_for_requests_as_long_as_it_worked() -> None:
@@ -408,7 +408,7 @@ async def test_a_sender_that_dies_is_forgotten_and_its_part_removed() -> None:
         await until(lambda: pair.places and len(pair.places[0].chunks) > 3)
         pair.relay.swallow_there = True  # Dead without a word.
         pair.relay.cut()
-        await until(lambda: pair.places[0].aborted, 3.0)
+        await until(lambda: pair.places[0].aborted)
         assert pair.receiver.active == ""
         with pytest.raises(TransferError, match="no progress"):
             await sending
@@ -471,7 +471,7 @@ async def test_a_sender_whose_disk_hangs_does_not_hold_the_receiver_for_ever() -
         sending = asyncio.create_task(pair.sender.send_snapshot(source, 5))
         await until(lambda: pair.places and len(pair.places[0].chunks) > 3)
         source.gate.clear()
-        await until(lambda: pair.places[0].aborted, 3)
+        await until(lambda: pair.places[0].aborted)
         source.gate.set()
         with pytest.raises(TransferError, match=r"no chunk for 0\.3 s"):
             await asyncio.wait_for(sending, 3)
@@ -568,9 +568,9 @@ async def test_a_sender_process_that_is_killed_is_forgotten_and_its_part_removed
             *(sys.executable, "-c", SENDER_PROCESS, str(pair.listener.port), SECRET.decode()),
             *("n1", "data of n1", "instance of n1"),
         )
-        await until(lambda: pair.places and len(pair.places[0].chunks) > 3, 20)
+        await until(lambda: pair.places and len(pair.places[0].chunks) > 3)
         process.kill()
         await process.wait()
-        await until(lambda: pair.places[0].aborted, 3)
+        await until(lambda: pair.places[0].aborted)
         assert pair.receiver.active == ""
         await pair.check_that_it_still_works()

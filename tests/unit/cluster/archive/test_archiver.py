@@ -37,13 +37,13 @@ def content(store: Store) -> list[tuple[bytes, bytes]]:
 class History:
     """A log that grows, and the keys at each revision."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, seed: int = 1) -> None:
         self.records: list[Record] = []
         self.store = Store.open(path, map_size_bytes=MAP_SIZE_BYTES)
         self.contents = {0: content(self.store)}
         self.epoch = 1
         self.first_index = 1
-        self._chosen = random.Random(1)
+        self._chosen = random.Random(seed)
 
     def grow(self, records: int) -> None:
         for _ in range(records):
@@ -394,5 +394,32 @@ async def test_another_history_of_the_same_cluster_is_not_mixed_in(
     other.grow(30)
     with pytest.raises(ArchiveConflictError, match="data that this cluster has lost"):
         await turn(make_archiver(Node(other), objects))
+    assert sorted(objects.names()) == held
+    other.store.close()
+
+
+async def test_another_history_with_the_same_epochs_is_not_mixed_in(
+    history: History, objects: Objects, tmp_path: Path
+) -> None:
+    """As of a cluster all of whose disks were put back: its epochs are given out again."""
+    history.grow(10)
+    await turn(make_archiver(Node(history), objects))
+    history.grow(10)
+    await turn(make_archiver(Node(history), objects))
+    held = sorted(objects.names())
+    assert len(held) == 2, "a base and a piece after it"
+    other = History(tmp_path / "other", seed=2)
+    other.records = history.records[:15]
+    for record in other.records:
+        other.store.apply(record.entries(), record.last_index, record.epoch)
+    node = Node(other)
+    archiver = make_archiver(node, objects)
+    await turn(archiver)  # the archive is ahead, as it is of a primary that has just begun
+    other.grow(30)
+    for dropped in (1, other.records[16].first_index):  # some of the piece is enough
+        other.drop_before(dropped)
+        with pytest.raises(ArchiveConflictError, match="data that this cluster has lost"):
+            await turn(archiver)
+        archiver = make_archiver(node, objects)
     assert sorted(objects.names()) == held
     other.store.close()

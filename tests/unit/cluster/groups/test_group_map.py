@@ -14,8 +14,8 @@ from cluster.groups.group_map import (
     SpansGroupsError,
     check_map,
     decode_map,
+    describe_group,
     encode_map,
-    group_text,
     may_replace_map,
     owns,
     route,
@@ -140,4 +140,4 @@ def test_ranges_go_to_one_group_or_are_refused() -> None:
 
 
 def test_a_group_as_it_is_bound() -> None:
-    assert group_text("g1", ((0, 9), (11, 11))) == "g1:0-9,11-11"
+    assert describe_group("g1", ((0, 9), (11, 11))) == "g1:0-9,11-11"
