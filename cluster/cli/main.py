@@ -31,6 +31,7 @@ COMMANDS = {
     "finish-upgrade": "cluster.cli.cluster:finish_upgrade",
     "groups": "cluster.cli.groups:groups",
     "member": "cluster.cli.member:member",
+    "placement": "cluster.cli.placement:placement",
     "token": "cluster.cli.access:token",
     "role": "cluster.cli.access:role",
     "recover": "cluster.cli.recover:recover",

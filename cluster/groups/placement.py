@@ -361,6 +361,11 @@ def _add_on(group: GroupState, machine: FleetMachine, reason: str) -> PlacementS
     return PlacementStep(kind="add", group=group.id, node=node, machine=machine.id, reason=reason)
 
 
+def machine_of(node: str) -> str:
+    """Return the machine for which `_add_on` made a node's id; "": another made it."""
+    return node.rpartition("-v")[0]
+
+
 def _came_at(node: str) -> int:
     """Return the version at which a member came, as its id says; 0: it was there before."""
     version = node.rpartition("-v")[2]
