@@ -475,7 +475,7 @@ def split_address(address: str, *, to_listen: bool = False) -> tuple[str, int]:
             raise ValueError(f"{address!r}: {host!r} is not an IPv6 address; {example}") from None
     elif ":" in host:
         raise ValueError(f"{address!r}: write an IPv6 address in brackets; {example}")
-    elif not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})", host):
+    elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}", host):
         raise ValueError(f"{address!r}: {host!r} is not a host name or address; {example}")
     elif re.fullmatch(r"[0-9.]+", host):
         try:
@@ -493,9 +493,7 @@ def split_address(address: str, *, to_listen: bool = False) -> tuple[str, int]:
 def is_loopback(address: str) -> bool:
     """Whether "host:port" stays on this machine for certain (a name other than localhost: no)."""
     host = split_address(address, to_listen=True)[0]
-    if host == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False

@@ -253,10 +253,7 @@ class DataDirectory:
             self._save(msgspec.structs.replace(self._identity, cluster=cluster_id))
 
     def bind_group(self, group: str) -> None:
-        """Tie the data to a group, its id and slots ("": all keys), for good once it votes (G1).
-
-        Raises DataDirectoryError: it was used with another one.
-        """
+        """Tie the data to a group ("": all keys), or raise DataDirectoryError: it has one (G1)."""
         known = self._identity.group
         if known != group and (self.joined or _may_have_voted(self.path)):
             raise DataDirectoryError(
