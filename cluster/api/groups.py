@@ -24,8 +24,16 @@ from cluster.groups.group_map import (
     may_replace_map,
 )
 from cluster.services.groups import GROUPS_SERVICE, GroupGuard, WrongGroupError
-from datapath.errors import OperationError
-from datapath.operations import Completion, Node, Operation, Query, QueryResult, Result
+from datapath.errors import NotPrimaryError, OperationError
+from datapath.operations import (
+    Completion,
+    Node,
+    Operation,
+    Query,
+    QueryCompletion,
+    QueryResult,
+    Result,
+)
 
 GROUP = istr("Onecopy-Group")
 """Names the group that a request is for."""
@@ -127,6 +135,12 @@ class GroupNode:
         self._check(query)
         return self._node.read_now(query)
 
+    def submit_query(self, query: Query, timeout_ms: int, completion: QueryCompletion) -> bool:
+        """Read here; False where it is another group's: `query` says so."""
+        if self._guard.refusal_of(query) is not None:
+            return False
+        return self._node.submit_query(query, timeout_ms, completion)
+
     def read_here(self, query: Query) -> QueryResult:
         """Read what is applied here, of this group's."""
         self._check(query)
@@ -139,10 +153,12 @@ class GroupNode:
         self._check(operation)
         return await self._node.execute(operation, timeout_ms, after)
 
-    async def query(self, query: Query, timeout_ms: int) -> QueryResult:
+    async def query(
+        self, query: Query, timeout_ms: int, after: NotPrimaryError | None = None
+    ) -> QueryResult:
         """Read what is this group's."""
         self._check(query)
-        return await self._node.query(query, timeout_ms)
+        return await self._node.query(query, timeout_ms, after)
 
 
 def check_watch(guard: GroupGuard, start: bytes, end: bytes | None) -> None:

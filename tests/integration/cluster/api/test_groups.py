@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
 
-from cluster.api.groups import KnownGroups
+from cluster.api.groups import GroupNode, KnownGroups
 from cluster.groups.group_map import Group, GroupMap, encode_map
+from datapath.operations import Node
 from tests.support.local_node import local_node
 from tests.support.raw_http import Reply, fetch
 from tests.support.served import Local, Serve
@@ -42,6 +44,18 @@ async def test_a_key_of_the_group_is_served_and_another_groups_refused(grouped: 
         refused(reply)
         assert reply.json.get("outcome") == (None if method == "GET" else "not_applied")
     assert grouped.node.store.keys == []
+
+
+def test_nothing_that_carries_an_operation_or_a_query_passes_unseen() -> None:
+    """G1: whatever else is asked of it, a node of a group gives away as the node's own."""
+    takers = {
+        name
+        for name, method in vars(Node).items()
+        if inspect.isfunction(method)
+        and {"Operation", "Query"} & set(inspect.get_annotations(method).values())
+    }
+    assert {"submit", "execute", "read_now", "submit_query", "query"} <= takers
+    assert takers <= set(vars(GroupNode))
 
 
 @pytest.mark.parametrize(
