@@ -34,7 +34,7 @@ from datapath.turns import Turns
 FOLLOW_TIMEOUT_MS = 1000
 """How long a read waits for this node to follow the primary, before it is tried anew (a node that
 does not follow leaves the in-sync set, and then the primary answers)."""
-CONFIRM_TIMEOUT_MS = 1000
+CONFIRM_READ_TIMEOUT_MS = 1000
 READ_COST_BYTES = 16 * 1024
 """What a read at a backup counts beside what it reads: it takes as long as copying so many."""
 
@@ -367,7 +367,7 @@ class Reads:
 
     async def read_index(self) -> ReadIndexReturn:
         """Answer a backup's question that may not rest on leases."""
-        point = await self._confirm(self._context.replica_here(), CONFIRM_TIMEOUT_MS)
+        point = await self._confirm(self._context.replica_here(), CONFIRM_READ_TIMEOUT_MS)
         return ReadIndexReturn(point.epoch, point.index)
 
 
