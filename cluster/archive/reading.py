@@ -176,10 +176,13 @@ class Replay:
 
 
 def told(records: Iterator[Record], progress: OnRevision) -> Iterator[Record]:
-    """Yield records, and tell `progress` the revision that each one reaches."""
+    """Yield records, and tell `progress` the revision that each one reaches.
+
+    Before it is applied: nobody asks for another one after the last.
+    """
     for record in records:
-        yield record
         progress(record.last_index)
+        yield record
 
 
 def as_text(time_ms: int) -> str:
