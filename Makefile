@@ -46,13 +46,14 @@ check: tools
 test: check
 	$(BIN)/python -m pytest -n 3 --dist loadfile -m 'slow and not long'
 
-# The replica, consensus, then both together (a tenth of the seeds), under seeded simulators:
+# The replica, consensus, both together and placement (a tenth of the seeds), under seeded simulators:
 # make sim SEEDS=100000 [JOBS=n] [SEED=n] (the replica's)
 SEEDS ?= 200
 sim: install
 	$(BIN)/python -m tests.sim --seeds $(SEEDS) $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED) -v)
 	$(if $(SEED),,$(BIN)/python -m tests.sim.consensus --seeds $(SEEDS) $(if $(JOBS),--jobs $(JOBS)))
 	$(if $(SEED),,$(BIN)/python -m tests.sim.joint --seeds $$(( ($(SEEDS) + 9) / 10 )) $(if $(JOBS),--jobs $(JOBS)))
+	$(if $(SEED),,$(BIN)/python -m tests.sim.groups --seeds $$(( ($(SEEDS) + 9) / 10 )) $(if $(JOBS),--jobs $(JOBS)))
 
 # Each rule's guards taken out one by one: who notices? ALL=1: then each condition of the protocol.
 mutants: install

@@ -21,6 +21,7 @@ from bench.render import Request, fill, key, pool, read_request, value, write_re
 from bench.replies import check_http, check_nats, check_redis, etag_of
 from bench.spec import Bucket, Load, Outcome, Target
 from cluster.client.sessions import make_tls
+from datapath.transport.tls_transport import TlsTransport
 
 TICK_MS = 1
 RETRY_S = 0.02
@@ -152,9 +153,12 @@ class Generator:
 
     async def _open(self, connection: Connection) -> None:
         target = connection.target
-        await self.loop.create_connection(
-            lambda: connection, target.host, target.port, ssl=self._tls
-        )
+        if self._tls is None:
+            await self.loop.create_connection(lambda: connection, target.host, target.port)
+            return
+        secured = TlsTransport(self._tls, lambda: connection, target.host)
+        await self.loop.create_connection(lambda: secured, target.host, target.port)
+        await secured.ready
 
     def reconnect(self, connection: Connection) -> None:
         """Open a lost connection again, trying until it works or the load ends."""

@@ -33,6 +33,7 @@ LIVE_CONNECTIONS = 64
 BASELINE_S = 2.0
 TIMELINE_MS = 100
 GROWTH = (10_000, 100_000, 1_000_000, 10_000_000)
+GROWTH_S = 15.0
 MEMORY_CONNECTIONS = 32
 MEMORY_SHARE = 0.5
 CATCH_UP_DEADLINE_S = 600.0
@@ -269,7 +270,7 @@ def rate_between(timeline: list[Bucket], from_s: float, to_s: float) -> float:
 
 
 def keys(context: Context) -> dict[str, Any]:
-    """Cost of a write, and resident memory, by the number of keys."""
+    """Rates of writes and reads, and resident memory, by the number of keys; drawn from all."""
     rows = []
     with context.peer(Onecopy) as cluster:
         primary = cluster.primary()
@@ -280,15 +281,20 @@ def keys(context: Context) -> dict[str, Any]:
             writes = Workload(api="onecopy", prefix="g", fresh=True, keys=count)
             loads.fill(writes, address, first_key=held)
             filled_s, held_before, held = time.monotonic() - begin, held, count
-            workload = Workload(api="onecopy", prefix="g", keys=count)
-            result = loads.run(
-                workload,
-                [address],
-                connections=64,
-                seconds=context.options.seconds,
-                servers=cluster.servers,
+            workload = Workload(api="onecopy", prefix="g", keys=count, drawn=True)
+            result, read = (
+                loads.run(
+                    msgspec.structs.replace(workload, write_share=share),
+                    [address],
+                    connections=64,
+                    # Several flushes fit, and of each as much as belongs to it.
+                    seconds=max(GROWTH_S, context.options.seconds),
+                    servers=cluster.servers,
+                )
+                for share in (1.0, 0.0)
             )
-            context.line(f"{count:,} keys", result)
+            context.line(f"{count:,} keys, writes", result)
+            context.line(f"{count:,} keys, reads", read)
             memory = {
                 node: {
                     "rss_bytes": rss_bytes(cluster.processes[node].pid),
@@ -302,6 +308,7 @@ def keys(context: Context) -> dict[str, Any]:
                     "fill_per_s": round((count - held_before) / filled_s),
                     "primary": memory[primary],
                     "nodes": memory,
+                    "reads_per_s": round(read.rate),
                     **plain(result),
                 }
             )

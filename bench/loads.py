@@ -55,6 +55,11 @@ class Running:
         for worker in self._workers:
             worker.tell(self.times)
 
+    @property
+    def pids(self) -> list[int]:
+        """The workers' process ids, in the order of their loads."""
+        return [worker.pid for worker in self._workers]
+
     def finish(self) -> Result:
         """Wait for the end, and return the figures. Raises BenchError if a worker failed."""
         measure_ns, end_ns = self.times
@@ -81,6 +86,10 @@ class _Worker:
             start_new_session=True,
         )
         self.tell(load)
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
 
     def tell(self, order: object) -> None:
         assert self._popen.stdin is not None

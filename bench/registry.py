@@ -11,6 +11,7 @@ from bench import (
     backup,
     confirmed,
     coordination,
+    cores,
     failover,
     gateway,
     growth,
@@ -196,6 +197,20 @@ ALL = (
 )
 NOT_IN_TOUR = (
     Benchmark(
+        "cores",
+        "what one node's process serves on a core of its own, by part; an idle group (1 minute)",
+        cores.run,
+        Options(seconds=3, rounds=3),
+        Options(seconds=1, rounds=1),
+    ),
+    Benchmark(
+        "groups",
+        "two groups of three nodes beside one: a core for each, and the same two cores (2 minutes)",
+        cores.groups,
+        Options(seconds=2, rounds=3),
+        Options(seconds=1, rounds=1),
+    ),
+    Benchmark(
         "patroni",
         "PostgreSQL under Patroni: 50 failovers, kills and cuts, beside a three-node etcd (35 min)",
         patroni.run,
@@ -203,5 +218,5 @@ NOT_IN_TOUR = (
         Options(kills=5),
     ),
 )
-"""They need more of the machine than the others: PostgreSQL, and Patroni from PyPI."""
+"""They need more of the machine: cores that they pin; PostgreSQL, and Patroni from PyPI."""
 BY_NAME = {benchmark.name: benchmark for benchmark in (*ALL, *NOT_IN_TOUR)}

@@ -313,6 +313,7 @@ def _keys(data: Data) -> list[str]:
             f"{row['keys']:,}",
             f"{row['fill_per_s']:,}",
             f"{row['per_s']:,.0f}",
+            f"{row['reads_per_s']:,}" if "reads_per_s" in row else "",
             f"{row['cpu_us_per_op']:.0f}",
             disk_text(row["disk_bytes_per_op"]),
             f"{row['primary']['rss_bytes'] / 2**20:.0f}",
@@ -320,7 +321,7 @@ def _keys(data: Data) -> list[str]:
         )
         for row in data["rows"]
     ]
-    head = ("keys", "filled/s", "writes/s", "CPU us/op", "disk B/op")
+    head = ("keys", "filled/s", "writes/s", "reads/s", "CPU us/write", "disk B/write")
     return [table((*head, "resident, MiB", "anonymous, MiB"), rows)]
 
 

@@ -6,6 +6,8 @@ services share SERVICES, each under its name and a zero byte.
 
 from __future__ import annotations
 
+import functools
+
 KEYSPACES = 8
 KV = 0
 CLIENTS, CLIENT_ORDER, CLIENT_SUMS = 1, 2, 3
@@ -23,6 +25,17 @@ def after_prefix(prefix: bytes) -> bytes | None:
     """Return the smallest key above all that begin with `prefix`; None: there is none."""
     stem = prefix.rstrip(b"\xff")
     return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
+
+
+def covers(prefix: bytes, start: bytes, end: bytes | None) -> bool:
+    """Whether all names with start <= name < end begin with `prefix`."""
+    highest = _after(prefix)
+    if highest is None:  # of an empty prefix, or one that has only 0xff: nothing lies above it
+        return start >= prefix
+    return start >= prefix and end is not None and end <= highest
+
+
+_after = functools.lru_cache(maxsize=1024)(after_prefix)  # asked with each request of a caller
 
 
 def check_open(which: int | str) -> int:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Protocol, get_args
 import msgspec
 from msgspec import Meta
 
-from datapath.errors import OperationError
+from datapath.errors import NotPrimaryError, OperationError
 from election.identity import Addresses
 from election.view import MemberRole, View, ViewStep
 
@@ -219,6 +219,19 @@ class Completion(Protocol):
         """Receive the error."""
 
 
+class QueryCompletion(Protocol):
+    """Receives a query's answer, as a `Completion` does an operation's."""
+
+    def done(self) -> bool:
+        """Whether it has been answered, or nobody waits for it any more."""
+
+    def set_result(self, result: QueryResult, /) -> None:
+        """Receive the answer."""
+
+    def set_exception(self, exception: Exception, /) -> None:
+        """Receive the error."""
+
+
 class Node(Protocol):
     """What a running node offers. All methods belong to its event loop.
 
@@ -261,6 +274,13 @@ class Node(Protocol):
     def read_now(self, query: Query) -> QueryResult | None:
         """Read at once, if this node can answer so from here; None: use `query`."""
 
+    def submit_query(self, query: Query, timeout_ms: int, completion: QueryCompletion) -> bool:
+        """Read here once this node has caught up with the primary; False: use `query`.
+
+        `completion` is answered later, never before this returns. After a NotPrimaryError `query`
+        may be tried.
+        """
+
     def read_here(self, query: Query) -> QueryResult:
         """Read what is applied here, however old it is. Raises NotPrimaryError on a witness."""
 
@@ -272,8 +292,13 @@ class Node(Protocol):
         `after`: an attempt by `submit` has ended with that.
         """
 
-    async def query(self, query: Query, timeout_ms: int) -> QueryResult:
-        """Read; linearizable reads are answered here if this node is in touch with the primary."""
+    async def query(
+        self, query: Query, timeout_ms: int, after: NotPrimaryError | None = None
+    ) -> QueryResult:
+        """Read; linearizable reads are answered here if this node is in touch with the primary.
+
+        `after`: an attempt by `submit_query` has ended with that.
+        """
 
     def observe(
         self, keyspace: int, key: bytes, observer: Callable[[], None]

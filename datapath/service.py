@@ -144,7 +144,7 @@ class Service:
         """This node has become the primary: operations are executed here from now on."""
 
     def on_tick(self, now_ms: float) -> None:
-        """Time has passed; called at each tick before `due`, and where that is not asked.
+        """Time has passed; called at each tick at which `due` is not asked.
 
         Only of services that have a `due`.
         """

@@ -1,4 +1,4 @@
-"""TLS read record by record, by nodes and clients alike."""
+"""TLS read record by record, by clients; nodes do by `datapath.transport.tls_transport`."""
 
 from __future__ import annotations
 

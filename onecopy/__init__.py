@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         UnknownOutcomeError,
         WrongClusterError,
     )
+    from cluster.client.grouped import AsyncGroupedClient, GroupedClient
     from cluster.client.leasing import AsyncLease, AsyncLock
     from cluster.client.mirrors import AsyncMirror
     from cluster.client.results import (
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_ENDPOINTS",
     "AsyncClient",
+    "AsyncGroupedClient",
     "AsyncKeyWatch",
     "AsyncLease",
     "AsyncLock",
@@ -85,6 +87,7 @@ __all__ = [
     "DeleteResult",
     "Digest",
     "GetResult",
+    "GroupedClient",
     "InvalidRequestError",
     "Item",
     "KeyWatch",
@@ -178,6 +181,7 @@ _EXPORTS = {
         "ViewSummary",
         "WatchEvent",
     ),
+    "cluster.client.grouped": ("AsyncGroupedClient", "GroupedClient"),
     "cluster.client.txn": ("gt", "lt", "ne"),
     "datapath.errors": ("RejectedError",),
     "datapath.operations": ("ClusterStatus", "Digest", "NodeState"),

@@ -18,6 +18,7 @@ import msgspec
 from aiohttp import hdrs
 
 from cluster.api.certificate_name import certificate_name
+from cluster.api.groups import check_watch
 from cluster.api.headers import Headers
 from cluster.api.problems import ProblemError, from_operation_error
 from cluster.api.route_rights import OPEN, right_for
@@ -29,6 +30,7 @@ from cluster.services.access_guard import (
     principal_of,
     principal_of_certificate,
 )
+from cluster.services.groups import GroupGuard
 from cluster.services.rights import Need, Right
 from datapath.errors import NotPrimaryError, OperationError
 from datapath.execution.access_guard import MAX_RIGHTS_AGE_MS
@@ -88,10 +90,20 @@ def principal_in(value: str) -> Principal | None:
 
 
 class ApiAccess:
-    """The checks of one node's API. `guard` is the node's; None: there is no access control."""
+    """The checks of one node's API. `guard` is the node's; None: there is no access control.
 
-    def __init__(self, node: Node, guard: TokenGuard | None, timeout_ms: int) -> None:
+    `group`: what this node's group owns; None: everything.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        guard: TokenGuard | None,
+        timeout_ms: int,
+        group: GroupGuard | None = None,
+    ) -> None:
         self._node = node
+        self._group = group
         self.guard = TokenGuard(is_on=False) if guard is None else guard
         self._timeout_ms = timeout_ms
         self._tasks = Tasks(_on_failed)
@@ -155,6 +167,18 @@ class ApiAccess:
             else:
                 return
         await self._node.query(query, self._timeout_ms)
+
+    async def enter_watch(self, span: Span) -> Principal | None:
+        """Refuse a watch of another group's keys (G1), and who may not watch these (A1).
+
+        Returns the caller, None: nobody is judged.
+        """
+        if self._group is not None:
+            check_watch(self._group, span.start, span.end)
+        caller = self.current()
+        if caller is not None:
+            await self.admit(caller, need_of(span))
+        return caller
 
     def here(self, caller: Principal, need: Need) -> ProblemError | None:
         """Return what refuses a right by what is applied here, however old that is; or None."""

@@ -2,14 +2,13 @@
 
 A connection starts here. As long as what comes are whole requests with a plain head (`plain`,
 `read_block`), each is recognised, executed and answered in one step, with no task and no request
-object: that is a third of the work. Where the answer has to wait for another node (on a backup,
-say), a task waits for it, and the connection stays here. At the first request that is not so plain
-(another path, a malformed condition, a chunked body, a head in two parts, …) the connection, with
-all that has come on it, is given to aiohttp, and stays there. So nothing is parsed here but what
-has one meaning only, and every refusal is made in one place, the full path: the fast path either
-serves a request just as that would, or has done nothing with it.
-
-Which requests those are is each API's own: `fast_keys`, and `cluster.etcd.fast_keys`.
+object: that is a third of the work. An answer that has to wait comes by a call (`Pending`), or from
+a task where another node gives it. At the first request that is not so plain (another path, a
+malformed condition, a chunked body, a head in two parts, …) the connection, with all that has come
+on it, is given to aiohttp, and stays there. So nothing is parsed here but what has one meaning
+only, and every refusal is made in one place: the fast path either serves a request just as the full
+path would, or has done nothing with it. Each API has its own: `fast_keys`,
+`cluster.etcd.fast_keys`.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from cluster.api.kv import KeyRead, KeyWrite
 from cluster.api.memory import Memory, Share
 from cluster.api.plain_head import HeaderBlock, read_block
 from cluster.services.rights import Need
-from datapath.errors import OperationError, OverloadedError
+from datapath.errors import NotPrimaryError, OperationError, OverloadedError
 from datapath.node.router import may_repeat
-from datapath.operations import Principal, Result
+from datapath.operations import Principal, QueryResult, Result
 from datapath.transport.tls import begins_tls
 from datapath.turns import Turns
 
@@ -74,38 +73,38 @@ class FastPathServer(Protocol):
 
 
 class Pending:
-    """A request under way; a write's answer comes here from the pipeline, as to a future."""
+    """A request under way; its answer comes here, as to a future, where no task waits for it."""
 
-    __slots__ = ("_connection", "_done", "caller", "method", "started", "target", "write")
+    __slots__ = ("_connection", "caller", "is_done", "method", "request", "started", "target")
 
     def __init__(
         self,
         connection: FastConnection,
         method: str,
         target: str,
-        write: KeyWrite | None,
+        request: KeyRead | KeyWrite,
         caller: Principal | None,
     ) -> None:
         self._connection = connection
         self.caller = caller
-        self._done = False
+        self.is_done = False
         self.method = method
         self.target = target
-        self.write = write
+        self.request = request
         self.started = perf_counter()
 
     def done(self) -> bool:
-        """Whether it has been answered."""
-        return self._done
+        """Whether it has been answered, or its client has gone."""
+        return self.is_done
 
-    def set_result(self, result: Result) -> None:
-        """Answer with what was acknowledged."""
-        self._done = True
+    def set_result(self, result: Result | QueryResult) -> None:
+        """Answer with what was acknowledged, or read."""
+        self.is_done = True
         self._connection.succeeded(self, result)
 
     def set_exception(self, error: BaseException) -> None:
         """Answer with a failure, or try on where that is known to be right."""
-        self._done = True
+        self.is_done = True
         self._connection.failed(self, error)
 
 
@@ -162,8 +161,10 @@ class FastConnection(asyncio.Protocol, ABC):
         self._transport = None
         self._backlog = b""
         self._give_back()
-        if self._task is not None and self._pending is not None and self._pending.write is None:
-            self._task.cancel()
+        if self._pending is not None and isinstance(self._pending.request, KeyRead):
+            self._pending.is_done = True
+            if self._task is not None:
+                self._task.cancel()
         self._server.left(self)
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
@@ -220,8 +221,6 @@ class FastConnection(asyncio.Protocol, ABC):
         self._ended = True
         if self._pending is None and not self._paused_at:
             self._advance()  # between an answer and the turn in which the next request begins
-        if self._transport is not None and self._transport.get_extra_info("ssl_object"):
-            return False  # a transport of TLS cannot send any more then
         return self._transport is None or self._pending is not None or bool(self._backlog)
 
     @property
@@ -321,15 +320,16 @@ class FastConnection(asyncio.Protocol, ABC):
         except OperationError:
             result = None
         if result is None:  # it has to wait: for the primary, say
-            self._pending = pending = Pending(self, method, target, None, caller)
-            self._start(self._read(pending, read))
+            self._pending = pending = Pending(self, method, target, read, caller)
+            if not server.api.node.submit_query(read.query, read.timeout_ms, pending):
+                self._start(self._read(pending, read, None))
             return
         try:
             answer = read.answer(result)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
             answer = server.api.refuse(error, method, target)
         if answer.is_large:
-            self._pending = pending = Pending(self, method, target, None, caller)
+            self._pending = pending = Pending(self, method, target, read, caller)
             self._start(self._send_in_turn(pending, answer))
         else:
             self._send(answer, method, target, started, caller)
@@ -344,15 +344,14 @@ class FastConnection(asyncio.Protocol, ABC):
     def _start(self, answering: Coroutine[Any, Any, None]) -> None:
         self._task = asyncio.get_running_loop().create_task(answering)
 
-    async def _read(self, pending: Pending, read: KeyRead) -> None:
-        api = self._server.api
+    async def _read(self, pending: Pending, read: KeyRead, after: NotPrimaryError | None) -> None:
+        left_ms = read.timeout_ms - int((perf_counter() - pending.started) * 1000)
         try:
-            answer = read.answer(await api.node.query(read.query, read.timeout_ms))
+            result = await self._server.api.node.query(read.query, left_ms, after)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
-            answer = api.refuse(error, pending.method, pending.target)
-        if answer.is_large:
-            await self._server.turns.take()
-        self.answer(pending, answer)
+            self._refuse(pending, error)
+        else:
+            self.succeeded(pending, result)
 
     async def _send_in_turn(self, pending: Pending, answer: Answer) -> None:
         """Give an answer whose copying takes a millisecond or so: one of all in a turn."""
@@ -360,7 +359,7 @@ class FastConnection(asyncio.Protocol, ABC):
         self.answer(pending, answer)
 
     def answer(self, pending: Pending, answer: Answer) -> None:
-        """Answer the write under way, and go on with what has come meanwhile."""
+        """Answer the request under way, and go on with what has come meanwhile."""
         try:
             self._send(answer, pending.method, pending.target, pending.started, pending.caller)
         finally:
@@ -385,23 +384,30 @@ class FastConnection(asyncio.Protocol, ABC):
         if self._input is not None:
             self._count_input()
 
-    def succeeded(self, pending: Pending, result: Result) -> None:
-        """Answer with what was acknowledged."""
-        assert pending.write is not None
+    def succeeded(self, pending: Pending, result: Result | QueryResult) -> None:
+        """Answer with what was acknowledged, or read."""
+        make_answer: Callable[[Any], Answer] = pending.request.answer
         try:
-            answer = pending.write.answer(result)
-        except Exception as error:  # noqa: BLE001 -- the pipeline must go on, whatever it is
+            answer = make_answer(result)
+        except Exception as error:  # noqa: BLE001 -- the others must be answered, whatever it is
             answer = self._server.api.refuse(error, pending.method, pending.target)
-        self.answer(pending, answer)
+        if answer.is_large:
+            self._start(self._send_in_turn(pending, answer))
+        else:
+            self.answer(pending, answer)
 
     def failed(self, pending: Pending, error: BaseException) -> None:
         """Go on elsewhere after what is known not to be applied, or safe to repeat; else say so."""
-        write = pending.write
-        assert write is not None
-        if isinstance(error, OperationError) and may_repeat(write.operation, error):
-            self._start(self._go_on(pending, write, error))
-        elif isinstance(error, Exception):
-            self.answer(pending, self._server.api.refuse(error, pending.method, pending.target))
+        match pending.request, error:
+            case KeyRead() as read, NotPrimaryError():
+                self._start(self._read(pending, read, error))
+            case KeyWrite() as write, OperationError() if may_repeat(write.operation, error):
+                self._start(self._go_on(pending, write, error))
+            case _, Exception():
+                self._refuse(pending, error)
+
+    def _refuse(self, pending: Pending, error: Exception) -> None:
+        self.answer(pending, self._server.api.refuse(error, pending.method, pending.target))
 
     async def _go_on(self, pending: Pending, write: KeyWrite, after: OperationError | None) -> None:
         api = self._server.api
@@ -412,10 +418,10 @@ class FastConnection(asyncio.Protocol, ABC):
                 # A1: here too. After an attempt what this node says would be no answer to that.
                 await api.access.admit(caller, Need(write.right))
             result = await api.node.execute(write.operation, max(1, left_ms), after)
-            answer = write.answer(result)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
-            answer = api.refuse(error, pending.method, pending.target)
-        self.answer(pending, answer)
+            self._refuse(pending, error)
+        else:
+            self.succeeded(pending, result)
 
     def _send(
         self, answer: Answer, method: str, target: str, started: float, caller: Principal | None

@@ -42,19 +42,6 @@ MIN_UNFINISHED_HANDSHAKES = 16
 """Where connections are few, because of a low limit of open files say."""
 
 
-class _AfterHandshake(asyncio.Protocol):
-    """A connection under TLS until its handshake is done: it counts as no client's before."""
-
-    def __init__(self, server: HttpServer) -> None:
-        self._server = server
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Serve it."""
-        protocol = self._server()
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
-
-
 class ServerTls(Protocol):
     """What the connections of clients are encrypted with, and its numbers for metrics."""
 
@@ -178,10 +165,10 @@ class HttpListener:
                 raise
 
     async def _shake_hands(self, connection: socket.socket, tls: ServerTls) -> None:
-        protocol, advice = _AfterHandshake(self._server), "use an https:// URL"
+        advice = "use an https:// URL"
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await begin_tls(connection, protocol, tls.serving, advice, TLS_HANDSHAKE_TIMEOUT_S)
+            await begin_tls(connection, self._server, tls.serving, advice, TLS_HANDSHAKE_TIMEOUT_S)
         except BaseException as error:
             connection.close()
             if not isinstance(error, OSError):

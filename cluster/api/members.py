@@ -38,7 +38,7 @@ class MemberHandlers:
 
     async def hand_over(self, request: BaseRequest, query: str) -> Answer:
         """POST /v1/cluster/handover."""
-        asked_by = self._check_admin(request)
+        asked_by = self.check_admin(request)
         timeout_ms = self._timeout_ms(query)
         body = await read_json(request, MAX_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
         try:
@@ -50,7 +50,7 @@ class MemberHandlers:
 
     async def finish_upgrade(self, request: BaseRequest, query: str) -> Answer:
         """POST /v1/cluster/finish-upgrade."""
-        asked_by = self._check_admin(request)
+        asked_by = self.check_admin(request)
         timeout_ms = self._timeout_ms(query)
         body = await read_json(request, MAX_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
         try:
@@ -61,7 +61,7 @@ class MemberHandlers:
 
     async def move(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
         """PATCH /v1/cluster/nodes/{id}."""
-        asked_by = self._check_admin(request)
+        asked_by = self.check_admin(request)
         node = _one_node(raw_node)
         timeout_ms = self._timeout_ms(query)
         body = await read_json(request, MAX_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
@@ -81,7 +81,7 @@ class MemberHandlers:
 
     async def remove(self, request: BaseRequest, raw_node: str, query: str) -> Answer:
         """DELETE /v1/cluster/nodes/{id}."""
-        asked_by = self._check_admin(request)
+        asked_by = self.check_admin(request)
         node = _one_node(raw_node)
         options = parse_query(query, REMOVE_PARAMS)
         force = options.get("force")
@@ -99,12 +99,13 @@ class MemberHandlers:
     def may_change(self, request: BaseRequest) -> bool:
         """Whether who asks may change the cluster, where there is no access control."""
         try:
-            self._check_admin(request)
+            self.check_admin(request)
         except ProblemError:
             return False
         return True
 
-    def _check_admin(self, request: BaseRequest) -> str:
+    def check_admin(self, request: BaseRequest) -> str:
+        """Return who asks to change the cluster, for the log. Raises Problem."""
         return check_admin_of(request, self._node, self._access, self._settings.admin_from)
 
     def _timeout_ms(self, query: str) -> int:

@@ -61,7 +61,9 @@ from cluster.api.schemas import (
     CHANGE_CODES,
     HEADERS,
     PARAMETER_CODES,
+    REPEAT_CODES,
     SCHEMAS,
+    WRITE_CODES,
     Json,
     api_operation,
     headers,
@@ -69,6 +71,7 @@ from cluster.api.schemas import (
     json_content,
     query_parameters,
 )
+from cluster.groups.group_map import Group, GroupMap, GroupsDocument
 from datapath.operations import ClusterStatus, Digest, NodeState
 from election.view import View
 
@@ -146,6 +149,7 @@ def own_document() -> Json:
             "/v1/cluster/handover": {"post": _handover()},
             "/v1/cluster/finish-upgrade": {"post": _finish_upgrade()},
             "/v1/cluster/nodes/{id}": {"delete": _remove_node(), "patch": _move_node()},
+            "/v1/groups": {**readable(_groups()), "put": _publish_groups()},
             "/v1/digest": readable(_digest()),
             "/v1/backup": {"get": _backup()},
             "/livez": readable(_health("livez", "Live", "The process runs.", Status("live"))),
@@ -329,6 +333,50 @@ def _move_node() -> Json:
             "required": True,
             "content": json_content(_MOVE),
         },
+    )
+
+
+_GROUPS = GroupMap(
+    1,
+    (
+        Group("g1", ((0, 2047),), ("http://127.0.0.1:8101",)),
+        Group("g2", ((2048, 4095),), ("http://127.0.0.1:9101",)),
+    ),
+)
+
+
+def _groups() -> Json:
+    example = GroupsDocument(_GROUPS.groups[1], _GROUPS)
+    return api_operation(
+        "getGroups",
+        "The group of this node, and the map of all groups",
+        {"200": json_answer("As far as this node knows.", example)},
+        ("unknown_parameter", "not_found"),
+        access=(),
+    )
+
+
+def _publish_groups() -> Json:
+    return api_operation(
+        "publishGroups",
+        "Take the next version of the map of groups, at the first group: other endpoints",
+        {"200": json_answer("The map.", _GROUPS)},
+        (
+            *PARAMETER_CODES,
+            "invalid_header",
+            "invalid_body",
+            *BODY_CODES,
+            "unsupported_media_type",
+            "admin_forbidden",
+            "not_found",
+            "precondition_failed",
+            "refused",
+            *REPEAT_CODES,
+            *WRITE_CODES,
+        ),
+        write=True,
+        parameters=query_parameters(TIMEOUT),
+        requestBody={"required": True, "content": json_content(_GROUPS)},
     )
 
 

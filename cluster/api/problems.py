@@ -207,6 +207,16 @@ CODES: dict[str, ProblemCode] = {
         "The request is meant for another cluster",
         "Check the address: the node behind it belongs to the cluster named in `detail`.",
     ),
+    "wrong_group": ProblemCode(
+        421,
+        "The key belongs to another group",
+        "Ask one of `endpoints`, or see /v1/groups; nothing was changed here.",
+    ),
+    "spans_groups": ProblemCode(
+        400,
+        "The keys are spread over several groups",
+        "Use keys or a prefix of one group, as `detail` says.",
+    ),
     "cluster_unknown": ProblemCode(
         503,
         "This node does not know its cluster yet",
@@ -337,6 +347,10 @@ class ProblemDocument(msgspec.Struct, frozen=True):
     oldest: Annotated[
         Count | UnsetType, Meta(description="The smallest `after` that this node can serve.")
     ] = UNSET
+    group: Annotated[str | UnsetType, Meta(description="The group that owns the key.")] = UNSET
+    endpoints: Annotated[
+        tuple[str, ...] | UnsetType, Meta(description="URLs of that group's nodes.")
+    ] = UNSET
 
 
 class ProblemError(Exception):
@@ -345,7 +359,8 @@ class ProblemError(Exception):
     `outcome` shows on writes only. `closes`: the connection cannot be used further (an unread
     body, say). `headers` are header lines, each ending in CR LF. `primary` is the primary that is
     known, `instance` a URI that names this occurrence in the log; "": neither is shown. `oldest` is
-    the smallest revision after which this node knows all changes.
+    the smallest revision after which this node knows all changes. `group` and its `endpoints` are
+    those that the request belongs to.
     """
 
     def __init__(
@@ -359,6 +374,8 @@ class ProblemError(Exception):
         primary: str = "",
         instance: str = "",
         oldest: int | UnsetType = UNSET,
+        group: str = "",
+        endpoints: tuple[str, ...] = (),
     ) -> None:
         super().__init__(detail)
         self.code = code
@@ -371,6 +388,8 @@ class ProblemError(Exception):
         self.primary = primary
         self.instance = instance
         self.oldest = oldest
+        self.group = group
+        self.endpoints = endpoints
 
     def body(self, *, write: bool) -> bytes:
         """Return the JSON document; `write`: the request was to change something."""
@@ -385,6 +404,8 @@ class ProblemError(Exception):
             primary=self.primary or UNSET,
             instance=self.instance or UNSET,
             oldest=self.oldest,
+            group=self.group or UNSET,
+            endpoints=self.endpoints or UNSET,
         )
         return msgspec.json.encode(document)
 

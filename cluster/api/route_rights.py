@@ -43,6 +43,7 @@ ROUTE_RIGHTS: Mapping[str, Mapping[str, Right | str]] = {
     "/v1/cluster/handover": {"POST": "admin"},
     "/v1/cluster/finish-upgrade": {"POST": "admin"},
     "/v1/cluster/nodes/{id}": {"DELETE": "admin", "PATCH": "admin"},
+    "/v1/groups": {"GET": OPEN, "PUT": "admin"},
     "/v1/digest": {"GET": "admin"},
     "/v1/backup": {"GET": "admin"},
     "/livez": {"GET": OPEN},
@@ -55,7 +56,7 @@ ROUTE_RIGHTS: Mapping[str, Mapping[str, Right | str]] = {
 
 def is_admins(path: str) -> bool:
     """Whether what is asked for below a path is noted in the audit log: changes, and backups."""
-    return path.startswith(("/v1/tokens", "/v1/roles", "/v1/cluster/", "/v1/backup"))
+    return path.startswith(("/v1/tokens", "/v1/roles", "/v1/cluster/", "/v1/backup", "/v1/groups"))
 
 
 def right_for(template: str, method: str, query: str = "") -> Right | str:

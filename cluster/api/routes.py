@@ -26,6 +26,7 @@ from cluster.api.body import ClientGoneError
 from cluster.api.cors import let_read, preflight
 from cluster.api.documents import CurrentPrimary, Status, ViewHistory
 from cluster.api.fast_keys import FastKeys
+from cluster.api.groups import GroupHandlers, KnownGroups, refuse_group
 from cluster.api.headers import check_cluster, cluster_line, revision_line
 from cluster.api.hosts import Hosts, split_target
 from cluster.api.kv import KvHandlers
@@ -53,6 +54,7 @@ from cluster.api.txn import TxnHandlers
 from cluster.api.view_steps import view_step_item
 from cluster.api.watch import WatchHandlers
 from cluster.services.access_guard import TokenGuard
+from cluster.services.groups import WrongGroupError
 from cluster.services.hosting import Host
 from datapath.complaints import Complaints
 from datapath.errors import OperationError
@@ -91,12 +93,13 @@ class HttpApi:
         guard: TokenGuard | None = None,
         audit: Audit | None = None,
         numbers: Callable[[], dict[str, float]] | None = None,
+        groups: KnownGroups | None = None,
     ) -> None:
         """Serve `node`. `hosts` (default: loopback names and IP addresses) is for whom.
 
         `services`: those whose code this node has, by their names. `tls`: what new connections
         are encrypted with; None: nothing. `guard`: the node's; None: there is no access control.
-        `numbers`: more of them, for metrics.
+        `numbers`: more of them, for metrics. `groups`: what is known of them; None: there are none.
         """
         self.node: Node = node
         self._other_numbers = numbers
@@ -105,7 +108,10 @@ class HttpApi:
         self._settings = settings or HttpSettings()
         self.complaints = Complaints(logger)
         services = services or {}
-        self.access = ApiAccess(node, guard, self._settings.request_timeout_ms)
+        self._groups = groups
+        self.access = ApiAccess(
+            node, guard, self._settings.request_timeout_ms, groups.guard if groups else None
+        )
         if guard is not None:  # what handlers ask for is asked by their request's caller
             node = cast("ServedNode", CallersNode(node, self.access))
         self.kv = kv = KvHandlers(node, self._settings)
@@ -135,6 +141,9 @@ class HttpApi:
         members = MemberHandlers(node, self._settings, self.access)
         self._backup = BackupHandler(node, self._settings, self.access)
         roles = RoleHandlers(node, self._settings, self.access, members.may_change)
+        self._group_map = GroupHandlers(
+            node, self._settings, groups, members.check_admin, self._identity
+        )
         self._pages = PageHandlers(self._identity)
         self._locks, self._elections = (
             LockHandlers(
@@ -169,6 +178,7 @@ class HttpApi:
             "/v1/cluster/views": _readable(self._views),
             "/v1/cluster/handover": {"POST": members.hand_over},
             "/v1/cluster/finish-upgrade": {"POST": members.finish_upgrade},
+            "/v1/groups": {**_readable(self._group_map.get), "PUT": self._group_map.publish},
             "/v1/digest": _readable(self._digest),
             BACKUP: {"GET": self._back_up},
             "/v1/tokens": {**_readable(roles.list_tokens), "POST": roles.create_token},
@@ -207,8 +217,9 @@ class HttpApi:
 
     def _identity(self) -> bytes:
         node = self.node
-        return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n%b" % (
+        return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n%b%b" % (
             node.node_id.encode(), node.epoch, cluster_line(node.cluster_id),
+            b"" if self._groups is None else self._groups.line(),
         )  # fmt: skip
 
     # --- dispatch ---
@@ -244,6 +255,8 @@ class HttpApi:
 
     def refuse(self, error: Exception, method: str, target: str) -> Answer:
         """Return the answer that says why a request has failed."""
+        if isinstance(error, WrongGroupError) and self._groups is not None:
+            error = self._groups.problem(error)
         if isinstance(error, ProblemError):
             return self._refusal(error, method)
         if isinstance(error, OperationError):
@@ -305,6 +318,10 @@ class HttpApi:
         target, authority = split_target(request.raw_path)
         self._hosts.check(method, authority, request.headers, request.version)
         check_cluster(request.headers, self.node.cluster_id)
+        if self._groups is not None:
+            self._groups.enter(request.headers)
+        else:
+            refuse_group(request.headers)
         path, _, query = target.partition("?")
         if cast("FullConnection", request.protocol).reserved and not _is_vital(path):
             raise self._server.full()

@@ -28,6 +28,7 @@ from cluster.api.documents import (
 from cluster.api.params import Param
 from cluster.api.problems import CODES, ProblemDocument, ProblemError
 from cluster.api.txn_documents import TxnAnswer, TxnRequest
+from cluster.groups.group_map import GroupMap, GroupsDocument
 from datapath.operations import ClusterStatus, Digest
 from election.view import View
 
@@ -38,7 +39,7 @@ _UNKNOWN_CODES = {
 }  # fmt: skip
 CONNECTION_CODES = (
     "malformed_request", "head_too_large", "unknown_host", "foreign_origin", "internal_error",
-    "too_many_connections", "wrong_cluster", "cluster_unknown",
+    "too_many_connections", "wrong_cluster", "cluster_unknown", "wrong_group",
 )  # fmt: skip
 """What any request at all can be answered."""
 ANY_ROLE_CODES = ("unauthenticated", "access_starting")
@@ -51,7 +52,7 @@ ANSWERS = (
     Written, Deleted, Range, RangeDeleted, TxnAnswer, Status, CurrentPrimary, ClusterStatus, View,
     ViewHistory, Digest, EventDocument, ProblemDocument, *lease_documents.LEASE_ANSWERS,
     *access_documents.ACCESS_ANSWERS,
-    Called, QueryAnswer, ServiceList,
+    Called, QueryAnswer, ServiceList, GroupsDocument, GroupMap,
 )  # fmt: skip
 BODIES = (
     FinishUpgrade, HandoverRequest, Move, TxnRequest, *lease_documents.LEASE_BODIES,
@@ -72,9 +73,10 @@ WRITE_CODES = (
     "unknown_outcome",
     "timeout",
     "storage_full",
+    "spans_groups",
 )
 CHANGE_CODES = (*NODE_CODES, "unknown_node", "refused", "unknown_outcome", "timeout")
-READ_CODES = (*NODE_CODES, "timeout")
+READ_CODES = (*NODE_CODES, "timeout", "spans_groups")
 BODY_CODES = ("value_too_large", "request_timeout", "expectation_failed")
 """What requests of a kind can be answered, beside CONNECTION_CODES."""
 

@@ -347,8 +347,6 @@ class FullConnection(RequestHandler):
         """The client sends no more; what it has sent whole is answered before the end."""
         self._ended = True
         request = self._current_request
-        if self.transport is not None and self.transport.get_extra_info("ssl_object"):
-            return False  # a transport of TLS cannot send any more then
         if not self.busy or (request is not None and _ends_with_client(request)):
             return False
         if self._body is not None and not self.whole:

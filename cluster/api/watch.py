@@ -13,7 +13,7 @@ from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 from multidict import istr
 
-from cluster.api.access import ApiAccess, need_of
+from cluster.api.access import ApiAccess
 from cluster.api.answer import JSON, Answer, transport_of
 from cluster.api.cursor import make_bounds
 from cluster.api.events import CONTENT_TYPES, Form, leader_event, progress_document
@@ -122,7 +122,7 @@ class WatchHandlers:
         """GET /v1/watch: an answer that does not end."""
         wanted = read_watch(query, request.headers)
         streams = self._streams
-        caller = await self._check_right(wanted.span)
+        caller = await self._access.enter_watch(wanted.span)
         streams.check_open()
         after = streams.history.feed.index if wanted.after is None else wanted.after
         await self._check(after, self._timeout_ms)
@@ -139,7 +139,7 @@ class WatchHandlers:
         after = _after(parse_query(query, OBSERVE_PARAMS), headers)
         form, streams = _form(headers), self._streams
         span, first = Span(name, name + b"\0", LOCKS), None
-        caller = await self._check_right(span)
+        caller = await self._access.enter_watch(span)
         streams.check_open()
         if after is None:
             streams.history  # noqa: B018 -- a witness refuses here
@@ -157,23 +157,16 @@ class WatchHandlers:
         values = parse_query(query, NEXT_CHANGE_PARAMS)
         streams, span = self._streams, Span(key, key + b"\0")
         timeout_ms = values.get("timeout_ms", self._timeout_ms)
-        caller = await self._check_right(span)
+        caller = await self._access.enter_watch(span)
         await self._check(values["after"], timeout_ms)
         found = await streams.next_event(span, values["after"], timeout_ms / 1000, caller)
-        await self._check_right(span)
+        await self._access.enter_watch(span)
         if isinstance(found, Event):
             document, revision = streams.encoder.encode(found, span, None), found.revision
         else:
             document, revision = progress_document(found), found
         lines = _NO_STORE + identity + revision_line(revision)
         return Answer(200, document, JSON, lines)
-
-    async def _check_right(self, span: Span) -> Principal | None:
-        """Refuse who may not watch these keys (A1); return the caller, None: nobody is judged."""
-        caller = self._access.current()
-        if caller is not None:
-            await self._access.admit(caller, need_of(span))
-        return caller
 
     async def _check(self, after: int, timeout_ms: int) -> None:
         """Refuse a watch from before what is kept, and from what nobody has seen yet."""

@@ -32,7 +32,6 @@ from cluster.certificates.facts import (
 from cluster.certificates.hosts import hosts_of
 from cluster.config.model import ClusterConfig, ConfigError
 from cluster.config.tls_section import TlsSection
-from datapath.tls_records import read_by_record
 
 _MAX_HANDSHAKE_FLIGHTS = 8
 
@@ -177,7 +176,7 @@ class _Checks:
 
 
 def _context(protocol: int, tls: TlsSection) -> ssl.SSLContext:
-    context = read_by_record(ssl.SSLContext(protocol))
+    context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     # A key that is encrypted was refused before: nothing may ask for a password here.
     context.load_cert_chain(tls.certificate, tls.key, password="")

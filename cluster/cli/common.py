@@ -115,8 +115,8 @@ def whom() -> Whom:
     return Whom(token=given_token(), cacert=files.cacert, cert=files.cert, key=files.key)
 
 
-def endpoint_options(function: Function) -> Function:
-    """Add --endpoints, --no-discover, --json, --token-file, --cacert, --cert and --key."""
+def caller_options(function: Function) -> Function:
+    """Add --json, --token-file, --cacert, --cert and --key."""
     for name, text in reversed(_TLS_HELP.items()):
         variable = f"ONECOPY_{name.upper()}"
         function = click.option(
@@ -135,14 +135,18 @@ def endpoint_options(function: Function) -> Function:
         callback=_keep_token_file,
         help="File that holds the token of who asks [env: ONECOPY_TOKEN is the token itself].",
     )(function)
-    function = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")(
+    return click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")(
         function
     )
+
+
+def endpoint_options(function: Function) -> Function:
+    """Add --endpoints, --no-discover, and what `caller_options` adds."""
     function = click.option(
         "--no-discover",
         is_flag=True,
         help="Use only the named nodes; do not discover others.",
-    )(function)
+    )(caller_options(function))
     return click.option(
         "--endpoints",
         envvar="ONECOPY_ENDPOINTS",

@@ -9,11 +9,23 @@ import msgspec
 
 from cluster.client.arguments import check_flag, check_node, check_text, check_timeout
 from cluster.client.endpoints import normalize_endpoint
-from cluster.client.errors import ClientError, InvalidRequestError, UnknownOutcomeError
+from cluster.client.errors import (
+    ClientError,
+    InvalidRequestError,
+    UnavailableError,
+    UnknownOutcomeError,
+)
 from cluster.client.exchange import Request
-from cluster.client.requests import JSON_HEADERS, decode_reply
+from cluster.client.requests import JSON_HEADERS, decode_reply, write_call
 from cluster.client.results import ViewSummary
 from cluster.client.retries import STATUS, Transport
+from cluster.groups.group_map import (
+    GroupMap,
+    GroupMapError,
+    GroupsDocument,
+    check_map,
+    encode_map,
+)
 from datapath.operations import ClusterStatus, Digest
 
 LEFT_MIN_MS = 50  # what a call's last step gets, however much of its time is gone
@@ -106,6 +118,34 @@ class AsyncOperatorCalls:
         reply = await self._transport.call(call, check_timeout(timeout_ms))
         return decode_reply(call, reply, ViewSummary)
 
+    async def groups(self, *, timeout_ms: int | None = None) -> GroupsDocument:
+        """Return which group the asked node belongs to, and the newest map that it knows.
+
+        Raises InvalidRequestError ("not_found") where there are no groups.
+        """
+        call = Request("GET", "/v1/groups", waits=False)
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        found = decode_reply(call, reply, GroupsDocument)
+        if found.map is not None:
+            try:
+                check_map(found.map)
+            except GroupMapError as error:
+                raise UnavailableError(
+                    f"not a map of groups: {error}", code="bad_answer"
+                ) from error
+        return found
+
+    async def publish_groups(self, new_map: GroupMap, *, timeout_ms: int | None = None) -> GroupMap:
+        """Make a map the deployment's, at the first group: the next version of what it holds.
+
+        Its groups and their slots stay as they are. Raises PreconditionFailedError where another
+        version was published meanwhile, RefusedError for other slots.
+        """
+        body = encode_map(_checked(new_map))
+        call = write_call("PUT", "/v1/groups", dict(JSON_HEADERS), body, "")
+        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        return decode_reply(call, reply, GroupMap)
+
     async def remove(
         self, node: str, *, force: bool = False, timeout_ms: int | None = None
     ) -> ViewSummary:
@@ -125,6 +165,16 @@ class AsyncOperatorCalls:
     def _deadline(self, timeout_ms: int | None) -> float:
         chosen_ms = check_timeout(timeout_ms) or self._transport.timeout_ms
         return time.monotonic() + chosen_ms / 1000
+
+
+def _checked(new_map: object) -> GroupMap:
+    if not isinstance(new_map, GroupMap):
+        raise TypeError(f"new_map must be a GroupMap, not {type(new_map).__name__}")
+    try:
+        check_map(new_map)
+    except GroupMapError as error:
+        raise InvalidRequestError(f"new_map: {error}", code="invalid_argument") from None
+    return new_map
 
 
 def _left_ms(deadline: float) -> int:

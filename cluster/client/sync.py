@@ -39,6 +39,7 @@ from cluster.client.sync_leasing import LeaseCalls
 from cluster.client.sync_services import ServiceCalls
 from cluster.client.sync_watching import KeyWatch, Mirror
 from cluster.client.txn import SyncTxnBuilder
+from cluster.groups.group_map import GroupMap, GroupsDocument
 from datapath.operations import Ack, ClusterStatus, Consistency, Digest
 
 _T = TypeVar("_T")
@@ -421,6 +422,18 @@ class Client(AccessCalls, ServiceCalls, LeaseCalls):
     def digest(self, node: str, *, timeout_ms: int | None = None) -> Digest:
         """Return the checksum of that node's own store."""
         return self._run(lambda client: client.digest(node, timeout_ms=timeout_ms), timeout_ms)
+
+    def groups(self, *, timeout_ms: int | None = None) -> GroupsDocument:
+        """Return the asked node's group, and the map of groups; see `AsyncClient.groups`."""
+        return self._run(lambda client: client.groups(timeout_ms=timeout_ms), timeout_ms)
+
+    def publish_groups(self, new_map: GroupMap, *, timeout_ms: int | None = None) -> GroupMap:
+        """Make a map the deployment's; see `AsyncClient.publish_groups`."""
+        return self._run(
+            lambda client: client.publish_groups(new_map, timeout_ms=timeout_ms),
+            timeout_ms,
+            write="",
+        )
 
     def handover(self, to: str, *, timeout_ms: int | None = None) -> ViewSummary:
         """Make the in-sync replica `to` the primary."""

@@ -18,6 +18,12 @@ from cluster.config.model import (
     split_address,
 )
 from cluster.config.secret_strength import MIN_SECRET_BITS, estimated_bits
+from cluster.groups.group_map import (
+    GroupMapError,
+    check_group_id,
+    check_slots,
+    check_urls,
+)
 from datapath.service import STORE_NAME
 from datapath.settings import MAX_RANGE_SIZE_BYTES
 
@@ -36,9 +42,23 @@ def check_config(config: ClusterConfig) -> list[str]:
     _check_timing(config.path, config.timing)
     _check_limits(config)
     _check_archive(config)
+    _check_groups(config)
     for name, service in config.services.items():
         _check_service(config, f"services.{name}", service)
     return warnings
+
+
+def _check_groups(config: ClusterConfig) -> None:
+    groups = config.groups
+    if groups is None:
+        return
+    try:
+        check_group_id("id", groups.id)
+        check_slots("slots", groups.slots)
+        check_urls("first", groups.first)
+    except GroupMapError as error:
+        field, _, problem = str(error).partition(": ")
+        raise ConfigError(config.path, f"groups.{field}", problem) from None
 
 
 def _check_archive(config: ClusterConfig) -> None:

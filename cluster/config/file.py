@@ -21,6 +21,7 @@ from cluster.config.access_section import AccessSection
 from cluster.config.api_section import ApiSection
 from cluster.config.archive_section import ArchiveSection
 from cluster.config.checks import check_config
+from cluster.config.groups_section import GroupsSection
 from cluster.config.model import (
     ClusterConfig,
     ClusterSection,
@@ -49,7 +50,7 @@ def load_config(path: Path | str) -> ClusterConfig:
     tree = _read_toml(path)
     sections = (
         "cluster", "nodes", "routes", "timing", "limits", "api", "tls", "access", "archive",
-        "services",
+        "services", "groups",
     )  # fmt: skip
     _refuse_unknown(path, "", tree, sections)
     cluster = _convert(path, "cluster", tree.get("cluster", {}), ClusterSection)
@@ -85,6 +86,9 @@ def load_config(path: Path | str) -> ClusterConfig:
             _convert(path, "archive", tree["archive"], ArchiveSection)
             if "archive" in tree
             else None
+        ),
+        groups=(
+            _convert(path, "groups", tree["groups"], GroupsSection) if "groups" in tree else None
         ),
         tls=_read_tls(path, tree),
         services=_read_services(path, tree),
@@ -146,6 +150,7 @@ def render_config(
     services: Mapping[str, ServiceConfig] | None = None,
     tls: TlsSection | None = None,
     access: AccessSection | None = None,
+    groups: GroupsSection | None = None,
 ) -> str:
     """Return the text of a configuration file, timing and limits at their defaults."""
     lines = ["# Written by onecopy up. Every field: docs/configuration.md.", "[cluster]"]
@@ -158,6 +163,10 @@ def render_config(
     if tls is not None:
         lines += ["", "[tls]"]
         fields = msgspec.structs.asdict(tls).items()
+        lines += [f"{field} = {_literal(value)}" for field, value in fields if value]
+    if groups is not None:
+        lines += ["", "[groups]"]
+        fields = msgspec.structs.asdict(groups).items()
         lines += [f"{field} = {_literal(value)}" for field, value in fields if value]
     if access is not None:
         lines += ["", "[access]", f"admin_token_hash = {_literal(access.admin_token_hash)}"]
@@ -174,7 +183,7 @@ def render_services(services: Mapping[str, ServiceConfig]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _literal(value: str | float) -> str:
+def _literal(value: object) -> str:
     # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
     return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
 
@@ -255,6 +264,8 @@ def _example(field: str) -> str:
         "peer": 'add peer = "127.0.0.1:8201"',
         "raft": 'add raft = "127.0.0.1:8301"',
         "class": 'add class = "myshop.service:Shop"',
+        "id": 'add id = "g1"',
+        "slots": "add slots = [[0, 2047]]",
         "url": 'add url = "file:///var/backups/onecopy"',
         "data": 'add data = "data/n1" (a witness needs one too)',
     }

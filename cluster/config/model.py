@@ -16,6 +16,7 @@ from msgspec import Meta
 from cluster.config.access_section import AccessSection
 from cluster.config.api_section import ApiSection
 from cluster.config.archive_section import ArchiveSection
+from cluster.config.groups_section import GroupsSection
 from cluster.config.tls_section import TlsSection
 from election.identity import Channel
 from election.view import MemberRole
@@ -316,7 +317,7 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = 68_719_476_736
     overlay_flush_bytes: Annotated[
         int,
-        _count("Bytes of committed changes kept in memory before they are written to the store."),
+        _count("Bytes of changes kept in memory, 5 s at most, before the store is written."),
     ] = 16_777_216
     store_min_waste_bytes: Annotated[
         int,
@@ -410,6 +411,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     api: ApiSection = ApiSection()
     access: AccessSection | None = None
     archive: ArchiveSection | None = None
+    groups: GroupsSection | None = None
     tls: TlsSection = TlsSection()
     services: dict[str, ServiceConfig] = {}
     reads: ReadMode = "leased"
@@ -473,7 +475,7 @@ def split_address(address: str, *, to_listen: bool = False) -> tuple[str, int]:
             raise ValueError(f"{address!r}: {host!r} is not an IPv6 address; {example}") from None
     elif ":" in host:
         raise ValueError(f"{address!r}: write an IPv6 address in brackets; {example}")
-    elif not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})", host):
+    elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}", host):
         raise ValueError(f"{address!r}: {host!r} is not a host name or address; {example}")
     elif re.fullmatch(r"[0-9.]+", host):
         try:
@@ -491,9 +493,7 @@ def split_address(address: str, *, to_listen: bool = False) -> tuple[str, int]:
 def is_loopback(address: str) -> bool:
     """Whether "host:port" stays on this machine for certain (a name other than localhost: no)."""
     host = split_address(address, to_listen=True)[0]
-    if host == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False

@@ -123,6 +123,8 @@ def from_problem(error: OperationError | ProblemError) -> EtcdError:
         return EtcdError(*known)
     if error.code == "no_data":  # clients try another node
         return EtcdError(UNAVAILABLE, f"onecopy: {error.detail}: watch at another node")
+    if error.code in {"wrong_group", "spans_groups"}:  # another node of this group says the same
+        return invalid(f"onecopy: {error.detail}")
     if error.outcome == "unknown":
         return EtcdError(UNAVAILABLE, TIMED_OUT)
     status = error.status if isinstance(error, ProblemError) else 503

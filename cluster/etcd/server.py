@@ -55,6 +55,7 @@ from cluster.etcd.messages import (
 )
 from cluster.etcd.watch import LAST_CHUNK, ChunkedAnswer, WatchCalls, chunk
 from cluster.services.access_guard import TokenGuard
+from cluster.services.groups import GroupGuard
 from cluster.services.rights import Need
 from datapath.complaints import Complaints
 from datapath.errors import OperationError
@@ -96,12 +97,13 @@ class EtcdApi:
         urls: Mapping[str, MemberUrls],
         tls: ServerTls | None = None,
         guard: TokenGuard | None = None,
+        group: GroupGuard | None = None,
     ) -> None:
         self.node: Node = node
         self.complaints = Complaints(logger)
         self._hosts = hosts
         self._settings = settings
-        self.access = ApiAccess(node, guard, settings.request_timeout_ms)
+        self.access = ApiAccess(node, guard, settings.request_timeout_ms, group)
         if guard is not None:
             node = cast("ServedNode", CallersNode(node, self.access))
         backend = Backend(node, settings.request_timeout_ms, settings.max_value_size_bytes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp.web import BaseRequest
 
-from cluster.api.access import ApiAccess, need_of
+from cluster.api.access import ApiAccess
 from cluster.api.answer import JSON, Answer, transport_of
 from cluster.api.events import Form
 from cluster.api.problems import ProblemError
@@ -64,9 +64,7 @@ class WatchCalls:
         if request.start_revision < 0:
             reason = compacted().message
             return _ended(chunk(_canceled(header, _NO_WATCH, reason)))
-        caller = self._access.current()
-        if caller is not None:
-            await self._access.admit(caller, need_of(span))
+        caller = await self._access.enter_watch(span)
         streams.check_open()
         after = request.start_revision - 1 if request.start_revision else known.index
         created: Document = {"header": header, **_numbered(request.watch_id), "created": True}

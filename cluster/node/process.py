@@ -10,16 +10,18 @@ import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, cast
 
+from cluster.api.groups import GroupNode
 from cluster.api.hosts import Hosts
-from cluster.api.routes import HttpApi
+from cluster.api.routes import HttpApi, ServedNode
 from cluster.certificates.node_tls import NodeTls
 from cluster.config.model import ClusterConfig, ConfigError, split_address
 from cluster.etcd.server import EtcdApi
 from cluster.installed import installed_version
 from cluster.node.client_ports import ClientPorts
 from cluster.node.descriptors import Descriptors, TooFewDescriptorsError, raise_limit, share_out
+from cluster.node.group_map import MapFollower
 from cluster.node.joining import Joining
 from cluster.node.own_address import check_own_addresses
 from cluster.node.parts import Parts, removed
@@ -31,8 +33,11 @@ from cluster.node.settings import (
     bounds_of,
     etcd_urls,
     first_admin_of,
+    group_text,
     guard_of,
     http_settings,
+    known_groups,
+    link_name,
     load_hosts,
     make_archiver,
     make_storage,
@@ -60,7 +65,6 @@ from datapath.tasks import Tasks
 from datapath.transport.link import LinkHandler
 from datapath.transport.mesh import REPLICATE, REQUEST, SNAPSHOT, Mesh
 from datapath.transport.snapshot_receiver import SnapshotReceiver
-from datapath.transport.tls import is_cut_off
 from election.agreement import AgreementDamagedError
 from election.identity import Addresses
 from election.pysyncobj_adapter import AgreementSettings, PySyncObjAgreement
@@ -119,6 +123,7 @@ async def open_node(
     hint = await check_own_addresses(config, node_id)
     directory = DataDirectory.open(config.data_dir(node_id), node_id=node_id)
     try:
+        directory.bind_group(group_text(config))
         if directory.removed:
             raise removed(config.name, node_id)
         yield NodeRuntime(config, node_id, directory, descriptors, hosts, hint, tls)
@@ -176,7 +181,7 @@ class NodeRuntime:
         self._mesh = Mesh(
             node_id,
             split_address(self._own.listens_on("peer"), to_listen=True),
-            config.name,
+            link_name(config),
             self._secret,
             self._peer_addresses,
             self._registry,
@@ -203,15 +208,20 @@ class NodeRuntime:
             self._gateway.attach(self._engine)
         self._hosts = Hosts(config.api.hosts, config.api.origins)
         self._hosts.learn(split_address(item.client)[0] for item in config.nodes.values())
+        self._groups = groups = known_groups(config)
+        served: ServedNode = self._gateway
+        if groups is not None:
+            served = cast("ServedNode", GroupNode(self._gateway, groups.guard))
         settings = http_settings(config, node_id, descriptors)
         etcd = None
         if self._own.etcd:
             self._hosts.learn([split_address(self._own.etcd)[0]])
             etcd = EtcdApi(
-                self._gateway, settings, self._hosts, etcd_urls(config), tls, self._guard
-            )
+                served, settings, self._hosts, etcd_urls(config), tls, self._guard,
+                groups.guard if groups is not None else None,
+            )  # fmt: skip
         self._api = HttpApi(
-            self._gateway,
+            served,
             settings,
             self._hosts,
             self._hosted,
@@ -219,6 +229,7 @@ class NodeRuntime:
             self._guard,
             audit_of(config, node_id),
             etcd.numbers if etcd is not None else None,
+            groups,
         )
         if etcd is not None:
             etcd.on_refused = self._api.note_refusal
@@ -334,10 +345,6 @@ class NodeRuntime:
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A callback has raised, and nobody took it."""
-        if is_cut_off(context.get("exception")):
-            text = "a connection was cut off in the middle of TLS"
-            self._api.complaints.log("TLS", text, loop.time(), level=logging.WARNING)
-            return
         loop.default_exception_handler(context)
         if (problem := context.get("exception")) is not None:
             self._on_error(problem)
@@ -383,6 +390,11 @@ class NodeRuntime:
         is_first = self._directory.first_epoch or self._config.replicas[0] == self._node_id
         if is_first and self._gateway.view is None:
             self._tasks.spawn(self._entry.bootstrap(self._agreement))
+        if self._groups is not None and self._config.groups is not None:
+            follower = MapFollower(
+                self._config, self._node_id, self._config.groups, self._groups, self._gateway
+            )
+            self._tasks.spawn(follower.run())
         if self._archiver is not None:
             self._tasks.spawn(self._archiver.note_times())
             self._tasks.spawn(self._archiver.run())

@@ -7,10 +7,13 @@ import contextlib
 import logging
 from collections.abc import Callable
 
+import msgspec
+
 from cluster.certificates.node_tls import NodeTls, signature_of
 from cluster.config.file import load_config
 from cluster.config.model import ClusterConfig
 from cluster.node.parts import Parts
+from cluster.node.settings import secrets_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,9 @@ class Renewal:
         if self._parts.node_id not in config.nodes:
             logger.warning("%s: nodes.%s is missing", config.path, self._parts.node_id)
             return
+        if config.groups != self._parts.config.groups:
+            logger.warning("%s: a running node keeps its [groups]", config.path)
+            config = msgspec.structs.replace(config, groups=self._parts.config.groups)
         self._take_up_secret(config)
         if config.tls.is_on != (self._tls is not None):
             logger.warning("%s: [tls] is switched on or off only by a restart", config.path)
@@ -83,7 +89,7 @@ class Renewal:
         secret = self._parts.mesh.secret
         if bool(config.secret) != bool(secret):
             logger.warning("%s: a first or last secret is taken up only by a restart", config.path)
-        elif config.secret and secret.replace(*map(bytes, config.secrets)):
+        elif config.secret and secret.replace(*secrets_of(config)):
             count = len(config.secrets)
             logger.info("took up a changed %s: %d accepted", config.secret_field, count)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cluster.api.audit import Audit
+from cluster.api.groups import KnownGroups
 from cluster.api.settings import HttpSettings
 from cluster.archive.archiver import Archiver
 from cluster.archive.object_store import UnusableUrlError, open_store
 from cluster.config.model import ClusterConfig, ConfigError, Secret, ServiceConfig
 from cluster.etcd.members import MemberUrls
+from cluster.groups.group_map import MAX_ENDPOINTS, Group, describe_group
 from cluster.node.descriptors import Descriptors
 from cluster.services.access_guard import TokenGuard
 from cluster.services.hosting import Host, HostLimits
@@ -96,6 +99,15 @@ def etcd_urls(config: ClusterConfig) -> dict[str, MemberUrls]:
     }
 
 
+def known_groups(config: ClusterConfig) -> KnownGroups | None:
+    """Return what this node knows of the groups to begin with; None: there are none."""
+    groups = config.groups
+    if groups is None:
+        return None
+    urls = tuple(map(config.url, config.nodes))[:MAX_ENDPOINTS]
+    return KnownGroups(Group(groups.id, groups.slots, urls))
+
+
 def guard_of(config: ClusterConfig) -> TokenGuard:
     """Return who judges requests on this node; without [access], nobody is judged."""
     access = config.access
@@ -124,13 +136,38 @@ def audit_of(config: ClusterConfig, node_id: str) -> Audit | None:
 
 def shared_secret(config: ClusterConfig) -> SharedSecret:
     """Return what the node's links are opened with."""
-    return SharedSecret(*map(bytes, config.secrets or (Secret(b""),)))
+    return SharedSecret(*secrets_of(config))
+
+
+def group_text(config: ClusterConfig) -> str:
+    """Return the group with its slots, as data and links are bound to it; "": no groups."""
+    groups = config.groups
+    return "" if groups is None else describe_group(groups.id, groups.slots)
+
+
+def link_name(config: ClusterConfig) -> str:
+    """Return what the nodes call their cluster towards each other."""
+    return f"{config.name}/{group_text(config)}" if config.groups is not None else config.name
+
+
+def secrets_of(config: ClusterConfig) -> tuple[bytes, ...]:
+    """Return the secrets of this node's links, one empty for none.
+
+    Those of a group are its own: a node with another group's slots has no link, and no vote (G1).
+    """
+    secrets = tuple(map(bytes, config.secrets or (Secret(b""),)))
+    if config.groups is None:
+        return secrets
+    text = b"onecopy group " + group_text(config).encode()
+    return tuple(
+        secret and hmac.digest(secret, text, "sha256").hex().encode() for secret in secrets
+    )
 
 
 def _stand_in(config: ClusterConfig) -> SharedSecret:
     # Without a secret every address is loopback (the configuration saw to that), and the
     # consensus group still wants a password.
-    text = f"onecopy loopback only: {config.name}"
+    text = f"onecopy loopback only: {link_name(config)}"
     return SharedSecret(hashlib.sha256(text.encode()).digest())
 
 
@@ -229,7 +266,11 @@ def load_hosts(config: ClusterConfig, node_id: str) -> dict[str, Host]:
     for name, item in config.services.items():
         try:
             service = load_service(item.spec, Path(item.path) if item.path else None)
-            rights = Rights(reads=frozenset(item.reads), writes=frozenset(item.writes))
+            rights = Rights(
+                reads=frozenset(item.reads),
+                writes=frozenset(item.writes),
+                slots=config.groups.slots if config.groups is not None else (),
+            )
             hosts[name] = Host(name, service, host_limits(item), rights=rights)
         except ServiceError as error:
             raise ConfigError(config.path, f"services.{name}.class", str(error)) from error

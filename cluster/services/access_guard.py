@@ -28,13 +28,14 @@ from cluster.services.rights import (
     Role,
     decode_role,
     may,
+    may_read_key,
     needs_of,
     said,
 )
 from datapath.errors import NotPrimaryError, OperationError, OperationNotAppliedError
 from datapath.execution.access_guard import MAX_RIGHTS_AGE_MS, StateReader
 from datapath.keyspaces import ROLES
-from datapath.operations import ANONYMOUS, Operation, Principal, Query
+from datapath.operations import ANONYMOUS, STORE, Operation, Principal, Query
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,12 @@ class TokenGuard:
         name, role = found
         if role.admin:  # whatever it needs
             return name
-        lock = asked.if_lock if isinstance(asked, Operation) else None
+        if isinstance(asked, Query):
+            lock = None
+            if asked.method == "get" and asked.service == STORE and may_read_key(role, asked.args):
+                return name
+        else:
+            lock = asked.if_lock
         for need in needs_of(asked.service, asked.method, asked.args, lock):
             if not may(role, need):
                 return forbidden(name, need)

@@ -1,10 +1,11 @@
-"""The services that every node has: the store, leases, locks, tokens and roles."""
+"""The services that every node has: the store, leases, locks, tokens and roles, the groups."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from cluster.services.access import ACCESS_SERVICE, Access
+from cluster.services.groups import GROUPS_SERVICE, Groups
 from cluster.services.kv import KeyValue
 from cluster.services.leases import LEASES_SERVICE, Leases
 from cluster.services.locks import LOCKS_SERVICE, Locks
@@ -29,4 +30,5 @@ def built_in_services(
         LEASES_SERVICE: leases,
         LOCKS_SERVICE: Locks(leases),
         ACCESS_SERVICE: Access(first_admin),
+        GROUPS_SERVICE: Groups(),
     }

@@ -194,7 +194,7 @@ class Leases(Service):
 
     def due(self, tx: ReadTransaction, now_ms: float) -> tuple[str, tuple[Any, ...]] | None:
         """Return the operation that ends what is due."""
-        del now_ms  # `on_tick` has just looked
+        self.expiry.advance(now_ms)
         if self._load_from is not None:
             pairs, self._load_from = tx.page(
                 self._load_from, bytes([LEASE[0] + 1]), LOAD_PAGE, _PAGE_SIZE_BYTES

@@ -28,7 +28,7 @@ from cluster.services.txn import (
     all_steps,
     decode_txn,
 )
-from datapath.keyspaces import after_prefix
+from datapath.keyspaces import covers
 from datapath.operations import STORE
 
 Right = Literal["status", "read", "write", "watch", "lock", "lease", "call", "admin"]
@@ -99,15 +99,17 @@ def may(role: Role, need: Need) -> bool:
             return False
 
 
-def covers(prefix: bytes, start: bytes, end: bytes | None) -> bool:
-    """Whether all names with start <= name < end begin with `prefix`."""
-    highest = _after(prefix)
-    if highest is None:  # of an empty prefix, or one that has only 0xff: nothing lies above it
-        return start >= prefix
-    return start >= prefix and end is not None and end <= highest
+def may_read_key(role: Role, args: tuple[Any, ...]) -> bool:
+    """A1: whether a role may read the one key that a `get` names, as `may` would say, in one step.
+
+    False says nothing: `needs_of` and `may` decide then.
+    """
+    return len(args) == 1 and isinstance(args[0], bytes) and args[0].startswith(_encoded(role.read))
 
 
-_after = functools.lru_cache(maxsize=1024)(after_prefix)  # asked with each request of a caller
+@functools.lru_cache(maxsize=1024)
+def _encoded(prefixes: tuple[str, ...]) -> tuple[bytes, ...]:
+    return tuple(prefix.encode() for prefix in prefixes)
 
 
 def leaves_an_admin(holders: Iterable[str], roles: Mapping[str, Role]) -> bool:

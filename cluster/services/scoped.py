@@ -10,6 +10,8 @@ from typing import NoReturn
 
 import msgspec
 
+from cluster.groups.group_map import SlotRange, owns
+from cluster.groups.partition import slot_of
 from cluster.services.kv import HEAD_SIZE_BYTES, remove_key, write_value
 from cluster.services.time_limit import TimeLimit
 from datapath.errors import OperationNotAppliedError
@@ -25,10 +27,14 @@ MAX_SCAN_LIMIT = 10_000
 
 
 class Rights(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose keys a service may read and write besides its own: names of services, or STORE_NAME."""
+    """Whose keys a service may read and write besides its own: names of services, or STORE_NAME.
+
+    `slots`: which of the store's keys are this group's; (): all (G1).
+    """
 
     reads: frozenset[str] = frozenset()
     writes: frozenset[str] = frozenset()
+    slots: tuple[SlotRange, ...] = ()
 
 
 OWN_KEYS_ALONE = Rights()
@@ -176,6 +182,9 @@ class ScopedReader:
         longest = MAX_STORE_KEY_SIZE_BYTES if self._head_bytes else MAX_SCOPED_KEY_SIZE_BYTES
         if not 1 <= len(key) <= longest:
             raise ValueError(f"a key has 1 to {longest} bytes, not {len(key)}")
+        slots = self._rights.slots if self._head_bytes else ()
+        if slots and not owns(slots, slot_of(key)):  # G1
+            raise ValueError(f"the store's key {key!r} belongs to another group")
         return self._prefix + key  # X1: what is not below the prefix has no name here
 
     def _bounds(self, start: bytes, end: bytes | None, limit: int) -> tuple[bytes, bytes | None]:

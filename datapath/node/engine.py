@@ -376,12 +376,6 @@ class Engine:
         self.interpreter.confirm(future)
         return await future
 
-    async def wait_applied(self, index: int) -> None:
-        """Wait until everything up to `index` is applied here; it is not yet."""
-        future: asyncio.Future[None] = self._loop.create_future()
-        self.interpreter.wait_applied(index, future)
-        await future
-
     # -- handover, status, digest
 
     async def hand_over(self, to: str, timeout_ms: int) -> View:

@@ -89,6 +89,7 @@ class Gateway:
         self._engine: Engine | None = None
         self.reads = Reads(self._context)
         self.read_now, self.query = self.reads.read_now, self.reads.query
+        self.submit_query = self.reads.submit_query
         self._remote_changes = RemoteChanges(self._context)
         self.members = MemberAdmin(self._context, pin, min_in_sync)
         self.peer_service = PeerService(
@@ -124,7 +125,7 @@ class Gateway:
         """Stop answering other nodes."""
         self._context.stopping = True
         self.note_change()
-        await self.reads.stop()
+        self.reads.stop()
         await self._remote_changes.stop()
         await self.peer_service.stop()
 

@@ -57,6 +57,9 @@ class ReplicaDisk(Protocol):
     def write(self, ticket: int, records: list[Record], /) -> None:
         """Append records to the log."""
 
+    def write_here(self, ticket: int, records: list[Record], /) -> None:
+        """Append records to the log; the event loop may wait for that, after this call."""
+
     def truncate(self, ticket: int, from_index: int) -> None:
         """Remove the log's entries from `from_index` on."""
 
@@ -243,8 +246,8 @@ class Interpreter:
         if self.confirmations.waiting:
             self.confirmations.expire()
         primary = self.replica.primary
-        if primary is not None and primary.is_open:
-            self._own_operations.on_tick(now_ms, may_execute=primary.may_execute())
+        if primary is not None and ((may := primary.may_execute()) or primary.is_open):
+            self._own_operations.on_tick(now_ms, may_execute=may)
 
     def on_message(self, peer: str, message: Message) -> None:
         """A message from `peer`, on either stream between it and this node."""
@@ -275,7 +278,10 @@ class Interpreter:
                 self._surroundings.reply(peer, message)
             case effects.WriteRecords(ticket, records):
                 self.tail.on_written(records)
-                self._disk.write(ticket, records)
+                if self.replica.primary is None:  # nothing can be done here before it is durable
+                    self._disk.write_here(ticket, records)
+                else:
+                    self._disk.write(ticket, records)
             case effects.Commit(index):
                 self._commit(index)
             case effects.Confirmed(number):
@@ -423,9 +429,10 @@ class Interpreter:
         if index > self.replica.state.commit_index:
             self.run(self.replica.advance_commit, epoch, index)
 
-    def has_applied(self, index: int) -> bool:
-        """Whether everything up to `index` is applied here."""
-        return self._store.applied_index >= index
+    @property
+    def applied_index(self) -> int:
+        """Everything up to there is applied here."""
+        return self._store.applied_index
 
     def wait_applied(self, index: int, waiting: AppliedWaiter) -> None:
         """Tell `waiting` once everything up to `index` is applied here; it is not yet."""
@@ -436,7 +443,7 @@ class Interpreter:
         for index, waiting in self._applied_waiters:
             if waiting.done():
                 continue
-            if self.has_applied(index):
+            if index <= self.applied_index:
                 waiting.set_result(None)
             else:
                 kept.append((index, waiting))

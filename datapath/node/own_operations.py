@@ -68,8 +68,8 @@ class OwnOperations:
         What cannot be submitted is asked for at a later tick.
         """
         for own in self._asking:
-            own.service.on_tick(now_ms)
             if own.under_way or not may_execute:
+                own.service.on_tick(now_ms)
                 continue
             wanted = own.service.due(own.view, now_ms)
             if wanted is None:

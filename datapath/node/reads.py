@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from datapath.clock import clock_ms
-from datapath.errors import NotPrimaryError, OperationError, OperationNotAppliedError
+from datapath.errors import (
+    DataPathError,
+    NotPrimaryError,
+    OperationError,
+    OperationNotAppliedError,
+)
 from datapath.execution.access_guard import of_a_peer, with_fresh_rights
 from datapath.node.context import Context
 from datapath.node.engine import Engine
-from datapath.node.read_index import ReadIndex
-from datapath.operations import Consistency, Query, QueryResult
+from datapath.node.read_index import QUESTION_TIMEOUT_MS, ReadIndex
+from datapath.operations import Consistency, Query, QueryCompletion, QueryResult
 from datapath.protocol.confirmations import ReadPoint
-from datapath.tasks import Tasks
 from datapath.transport.calls import (
     NoAnswerError,
     NotSentError,
@@ -25,15 +31,25 @@ from datapath.transport.calls import (
 )
 from datapath.turns import Turns
 
-logger = logging.getLogger(__name__)
-
-READ_INDEX_TIMEOUT_MS = 1000
-CATCH_UP_TIMEOUT_MS = 1000
+FOLLOW_TIMEOUT_MS = 1000
 """How long a read waits for this node to follow the primary, before it is tried anew (a node that
 does not follow leaves the in-sync set, and then the primary answers)."""
-FOLLOW_TIMEOUT_MS = 2 * READ_INDEX_TIMEOUT_MS + CATCH_UP_TIMEOUT_MS
-"""The longest that a read on a backup waits: for the question under way, for its own, to catch up.
-Each has its own limit, so that a read with more time than that needs no timer."""
+CONFIRM_TIMEOUT_MS = 1000
+READ_COST_BYTES = 16 * 1024
+"""What a read at a backup counts beside what it reads: it takes as long as copying so many."""
+
+
+class FollowWaiter(Protocol):
+    """Waits until this node has followed the primary: a future, or an object with its methods."""
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+
+    def set_result(self, result: None, /) -> None:
+        """What the primary had committed when this began is applied here."""
+
+    def set_exception(self, exception: NotPrimaryError, /) -> None:
+        """It did not come to that."""
 
 
 class Reads:
@@ -42,15 +58,20 @@ class Reads:
     def __init__(self, context: Context) -> None:
         self._context = context
         # The reads' questions to the primary: those that its leases may answer, and the others.
-        self._leased = _Questions()
-        self._confirmed = _Questions()
-        self._tasks = Tasks(_on_failed)
+        self._leased = _Questions(self, confirmed=False)
+        self._confirmed = _Questions(self, confirmed=True)
         self._turns = Turns()
+        self._ready: deque[_BackupRead] = deque()  # those that wait for a turn of the loop
+        self._timer: asyncio.TimerHandle | None = None  # for all that wait
+        self._timer_ms = 0.0
         self.index_calls_total = 0
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """Ask nothing more."""
-        await self._tasks.stop()
+        if self._timer is not None:
+            self._timer.cancel()
+        for questions in (self._leased, self._confirmed):
+            _refuse(questions.index.leave(), self._context.no_primary(""))
 
     def read_now(self, query: Query) -> QueryResult | None:
         """Read at once, if this node serves or the query may be stale; else None."""
@@ -71,8 +92,38 @@ class Reads:
         context = self._context
         return query.consistency == "stale" and context.is_alone and context.views.newest is None
 
-    async def query(self, query: Query, timeout_ms: int) -> QueryResult:
-        """Read; linearizable reads are answered here if this node is in touch with the primary."""
+    def submit_query(self, query: Query, timeout_ms: int, completion: QueryCompletion) -> bool:
+        """Read here once this backup has followed the primary; False: use `query`.
+
+        `completion` is answered later, never before this returns.
+        """
+        context, engine = self._context, self._context.engine
+        if (
+            engine is None
+            or query.consistency == "stale"
+            or not self._may_follow()
+            or context.stopping
+            or (query.service, query.method) in engine.interpreter.scans
+        ):
+            return False
+        read = _BackupRead(self, engine, query, completion)
+        self._join(
+            read, min(timeout_ms, FOLLOW_TIMEOUT_MS), confirmed=query.consistency == "confirmed"
+        )
+        return True
+
+    def _may_follow(self) -> bool:
+        """Whether reads may be answered here by what the primary, another node, has committed."""
+        views = self._context.views
+        return views.is_in_sync and views.primary != self._context.node_id
+
+    async def query(
+        self, query: Query, timeout_ms: int, after: NotPrimaryError | None = None
+    ) -> QueryResult:
+        """Read; linearizable reads are answered here if this node is in touch with the primary.
+
+        `after`: an attempt by `submit_query` has ended with that.
+        """
         context, engine = self._context, self._context.engine
         if query.caller is not None:
             query = with_fresh_rights(context.access, query)
@@ -84,6 +135,10 @@ class Reads:
         now_ms = clock_ms()
         deadline_ms = now_ms + timeout_ms
         last = ""
+        if after is not None:
+            last = str(after)
+            await context.wait_for_change(deadline_ms)
+            now_ms = clock_ms()
         while True:
             left_ms = deadline_ms - now_ms
             if left_ms <= 0 or context.stopping or context.views.is_removed:
@@ -94,7 +149,7 @@ class Reads:
                     result = await self._read_as_primary(engine, query, left_ms, is_scan=is_scan)
                     if result is not None:
                         return result
-                elif engine is not None and context.views.is_in_sync:
+                elif engine is not None and self._may_follow():
                     return await self._read_here(engine, query, left_ms, is_scan=is_scan)
                 elif primary:
                     return await self._forward_query(primary, query, left_ms)
@@ -118,18 +173,14 @@ class Reads:
             if left_ms <= 0 or context.stopping:
                 break
             try:
-                async with asyncio.timeout(left_ms / 1000):
-                    if context.views.primary == context.node_id:
-                        index = (await self._confirm(engine, left_ms)).index
-                    else:
-                        _, index = await self._ask_for_index(engine, confirmed=True)
-                    if not engine.interpreter.has_applied(index):
-                        await engine.wait_applied(index)
-                    return
-            except TimeoutError:
-                last = f"{context.node_id} did not catch up with the primary in time"
-            except (NotPrimaryError, NotSentError, NoAnswerError) as problem:
+                if context.views.primary == context.node_id:
+                    await self._confirm(engine, left_ms)
+                else:
+                    await self._follow(left_ms, confirmed=True)
+            except NotPrimaryError as problem:
                 last = str(problem)
+            else:
+                return
             await context.wait_for_change(deadline_ms)
         raise context.no_primary(last)
 
@@ -168,7 +219,7 @@ class Reads:
         if (
             query.consistency == "stale"
             and query.max_staleness_ms is not None
-            and self._leased.age_ms(clock_ms()) <= query.max_staleness_ms
+            and self._leased.index.age_ms(clock_ms()) <= query.max_staleness_ms
         ):
             try:
                 return engine.interpreter.read(query)
@@ -176,86 +227,122 @@ class Reads:
                 if query.caller is None:
                     raise
                 # A token or a right that this node does not know may be new: ask before it refuses.
-        try:
-            if left_ms > FOLLOW_TIMEOUT_MS:
-                asked_ms = await self._follow(engine, query.consistency)
-            else:
-                async with asyncio.timeout(left_ms / 1000):
-                    asked_ms = await self._follow(engine, query.consistency)
-        except TimeoutError:
-            raise NotPrimaryError(
-                "timeout", f"{self._context.node_id} did not catch up with the primary in time"
-            ) from None
-        self._leased.applied(asked_ms)
+        await self._follow(
+            min(left_ms, FOLLOW_TIMEOUT_MS), confirmed=query.consistency == "confirmed"
+        )
         if is_scan:
             await self._turns.take()  # many may have waited for the same index
         if self._turns.is_spent:
             await self._turns.wait_while_spent()
+        return self._read_applied(engine, query)
+
+    def _read_applied(self, engine: Engine, query: Query) -> QueryResult:
         meter = engine.interpreter.meter
         before_bytes = meter.read_bytes
         result = engine.interpreter.read(query)
-        if read_bytes := meter.read_bytes - before_bytes:
-            self._turns.spend(read_bytes)
+        self._turns.spend(meter.read_bytes - before_bytes + READ_COST_BYTES)
         return result
 
-    async def _follow(self, engine: Engine, consistency: Consistency) -> float:
-        """Wait until what the primary has committed is applied here; return when it was asked.
+    # -- following the primary
 
-        Raises TimeoutError, and as `_ask_for_index`.
-        """
-        confirmed = consistency == "confirmed"
-        asked_ms, index = await self._ask_for_index(engine, confirmed=confirmed)
-        if not engine.interpreter.has_applied(index):
-            async with asyncio.timeout(CATCH_UP_TIMEOUT_MS / 1000):
-                await engine.wait_applied(index)
-        return asked_ms
+    async def _follow(self, timeout_ms: float, *, confirmed: bool) -> None:
+        """Wait until what the primary has committed is applied here. Raises NotPrimaryError."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._join(future, timeout_ms, confirmed=confirmed)
+        await future
 
-    def _ask_for_index(
-        self, engine: Engine, *, confirmed: bool
-    ) -> asyncio.Future[tuple[float, int]]:
-        """Ask for the primary's commit index; the answer is when it was asked for, and the index.
+    def _join(self, waiting: FollowWaiter, timeout_ms: float, *, confirmed: bool) -> None:
+        now_ms = clock_ms()
+        questions = self._confirmed if confirmed else self._leased
+        questions.index.join(waiting, now_ms + timeout_ms)
+        self._call_expire(now_ms, now_ms + min(timeout_ms, QUESTION_TIMEOUT_MS))
+        self._ask(questions)
 
-        It comes within twice READ_INDEX_TIMEOUT_MS: one question may be under way.
-        """
-        future: asyncio.Future[tuple[float, int]] = asyncio.get_running_loop().create_future()
-        reads = self._confirmed if confirmed else self._leased
-        reads.join(future)
-        if not reads.has_task:
-            reads.has_task = True
-            self._tasks.spawn(self._ask_while_reads_wait(engine, reads))
-        return future
-
-    async def _ask_while_reads_wait(self, engine: Engine, reads: _Questions) -> None:
-        """Put one question after the other to the primary, as long as reads wait for one."""
-        context = self._context
-        question = ReadIndexCall(confirmed=reads is self._confirmed)
+    def _ask(self, questions: _Questions) -> None:
+        """Ask for the primary's commit index, if reads wait for that and no question is open."""
+        if not questions.index.waiting:
+            return
+        number = questions.index.ask(clock_ms())
+        if not number:
+            return
+        self.index_calls_total += 1
+        context, asked = self._context, _Asked(self, questions, number)
         try:
-            while reads.waiting and reads.ask(clock_ms()):
-                self.index_calls_total += 1
-                index = 0
-                problem: Exception | None = None
-                try:
-                    call = context.caller.call(
-                        context.views.primary, question, READ_INDEX_TIMEOUT_MS
-                    )
-                    index = _read_index_of(engine, await call)
-                except (OperationError, NotSentError, NoAnswerError) as error:
-                    problem = error
-                answered, asked_ms = reads.settle()
-                for future in answered:
-                    if future.done():
-                        continue  # who waited has gone
-                    if problem is None:
-                        future.set_result((asked_ms, index))
-                    else:
-                        future.set_exception(problem)
-                        future.exception()  # seen: who waited may go before it is told
-        except BaseException:
-            for future in reads.leave():
-                future.cancel()
-            raise
-        finally:
-            reads.has_task = False
+            questions.call = context.caller.begin(context.views.primary, questions.body, asked)
+        except (OperationError, NotSentError) as problem:
+            asyncio.get_running_loop().call_soon(asked.set_exception, problem)
+
+    def answered(self, questions: _Questions, number: int, answer: Return) -> None:
+        """The primary has answered a question, which may have been given up."""
+        if not isinstance(answer, ReadIndexReturn):
+            self.unanswered(questions, number, "the primary gave an invalid answer")
+            return
+        if not questions.index.answered(number, answer.index):
+            return
+        interpreter = self._context.replica_here().interpreter
+        interpreter.advance_commit(answer.epoch, answer.index)
+        self._ask(questions)
+        applied_index = interpreter.applied_index
+        if answer.index <= applied_index:
+            self._answer_reads(questions, applied_index)
+        else:
+            interpreter.wait_applied(answer.index, questions)
+
+    def applied(self, questions: _Questions) -> None:
+        """More is applied here, and reads wait for that."""
+        self._answer_reads(questions, self._context.replica_here().interpreter.applied_index)
+
+    def _answer_reads(self, questions: _Questions, applied_index: int) -> None:
+        for waiting in questions.index.applied(applied_index):
+            if not waiting.done():
+                waiting.set_result(None)
+
+    def unanswered(self, questions: _Questions, number: int, problem: str) -> None:
+        """A question has no answer; others may wait for the next one."""
+        _refuse(questions.index.unanswered(number), NotPrimaryError("no_primary", problem))
+        self._ask(questions)
+
+    def _call_expire(self, now_ms: float, due_ms: float) -> None:
+        """Call `_expire` at `due_ms`, or before."""
+        if self._timer is not None:
+            if self._timer_ms <= due_ms:
+                return
+            self._timer.cancel()
+        self._timer_ms = due_ms
+        delay_s = max(0.0, due_ms - now_ms) / 1000
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._expire)
+
+    def _expire(self) -> None:
+        """Give up what has waited for too long: it is tried anew, or its time is up."""
+        self._timer = None
+        now_ms = clock_ms()
+        late = f"{self._context.node_id} did not catch up with the primary in time"
+        due_ms = float("inf")
+        for questions in (self._leased, self._confirmed):
+            _refuse(questions.index.expire(now_ms), NotPrimaryError("timeout", late))
+            if not questions.index.is_asking:
+                self._context.caller.forget(questions.call)
+                self._ask(questions)
+            due_ms = min(due_ms, questions.index.due_ms)
+        if due_ms < float("inf"):
+            self._call_expire(now_ms, due_ms)
+
+    def serve(self, read: _BackupRead) -> None:
+        """Answer a read from what is applied, in this turn of the event loop or one of the next."""
+        if not self._turns.is_spent and not self._ready:
+            read.serve(self._read_applied)
+            return
+        if not self._ready:
+            asyncio.get_running_loop().call_soon(self._serve_ready)
+        self._ready.append(read)
+
+    def _serve_ready(self) -> None:
+        while self._ready and not self._turns.is_spent:
+            read = self._ready.popleft()
+            if not read.done():
+                read.serve(self._read_applied)
+        if self._ready:
+            asyncio.get_running_loop().call_soon(self._serve_ready)
 
     # -- what other nodes ask
 
@@ -280,24 +367,90 @@ class Reads:
 
     async def read_index(self) -> ReadIndexReturn:
         """Answer a backup's question that may not rest on leases."""
-        point = await self._confirm(self._context.replica_here(), READ_INDEX_TIMEOUT_MS)
+        point = await self._confirm(self._context.replica_here(), CONFIRM_TIMEOUT_MS)
         return ReadIndexReturn(point.epoch, point.index)
 
 
-class _Questions(ReadIndex[asyncio.Future[tuple[float, int]]]):
-    """One kind of questions; `has_task`: a task puts them to the primary."""
+class _Questions:
+    """One kind of questions to the primary, and the reads that wait for them.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.has_task = False
+    Itself it waits, as a future would, until what an answer asks for is applied.
+    """
+
+    def __init__(self, reads: Reads, *, confirmed: bool) -> None:
+        self._reads = reads
+        self.body = ReadIndexCall(confirmed=confirmed)
+        self.index: ReadIndex[FollowWaiter] = ReadIndex()
+        self.call = 0  # the number of the last
+
+    def done(self) -> bool:
+        """Whether no read waits for that."""
+        return not self.index.is_behind
+
+    def set_result(self, _: None, /) -> None:
+        """It is applied."""
+        self._reads.applied(self)
 
 
-def _on_failed(problem: BaseException) -> None:
-    logger.error("asking the primary for its commit index failed", exc_info=problem)
+class _Asked:
+    """A question that was put to the primary; its answer comes here, as to a future."""
+
+    __slots__ = ("_number", "_questions", "_reads")
+
+    def __init__(self, reads: Reads, questions: _Questions, number: int) -> None:
+        self._reads = reads
+        self._questions = questions
+        self._number = number
+
+    def done(self) -> bool:
+        """Whether it was given up: then the call is forgotten, and its answer does not count."""
+        return False
+
+    def set_result(self, answer: Return, /) -> None:
+        """Take the answer."""
+        self._reads.answered(self._questions, self._number, answer)
+
+    def set_exception(self, problem: DataPathError, /) -> None:
+        """Take the news that there is none."""
+        self._reads.unanswered(self._questions, self._number, str(problem))
 
 
-def _read_index_of(engine: Engine, answer: Return) -> int:
-    if not isinstance(answer, ReadIndexReturn):
-        raise NoAnswerError("the primary gave an invalid answer")
-    engine.interpreter.advance_commit(answer.epoch, answer.index)
-    return answer.index
+class _BackupRead:
+    """A read at a backup that no task waits for."""
+
+    __slots__ = ("_completion", "_engine", "_query", "_reads")
+
+    def __init__(
+        self, reads: Reads, engine: Engine, query: Query, completion: QueryCompletion
+    ) -> None:
+        self._reads = reads
+        self._engine = engine
+        self._query = query
+        self._completion = completion
+
+    def done(self) -> bool:
+        """Whether its client has gone."""
+        return self._completion.done()
+
+    def set_result(self, _: None, /) -> None:
+        """This node has followed the primary."""
+        self._reads.serve(self)
+
+    def set_exception(self, problem: NotPrimaryError, /) -> None:
+        """It has not."""
+        self._completion.set_exception(problem)
+
+    def serve(self, read: Callable[[Engine, Query], QueryResult]) -> None:
+        """Answer it."""
+        try:
+            result = read(self._engine, self._query)
+        except Exception as problem:  # noqa: BLE001 -- whatever it is, the client gets an answer
+            self._completion.set_exception(problem)
+        else:
+            self._completion.set_result(result)
+
+
+def _refuse(waiting: Iterable[FollowWaiter], problem: NotPrimaryError) -> None:
+    for read in waiting:
+        if not read.done():
+            read.set_exception(problem)

@@ -68,7 +68,8 @@ class ReplicaStorage:
         self._stopping = threading.Event()
         self._reading_ahead: set[asyncio.Task[int]] = set()
         self._max_queued_bytes = max_queued_bytes
-        self._flush_bytes = flush_bytes
+        # After each segment at the latest: only what is flushed goes from the log.
+        self._flush_bytes = min(flush_bytes, segment_size_bytes)
         self._min_waste_bytes = min_waste_bytes
         self._map_size_bytes = map_size_bytes
         self._retention_ms = retention_ms
@@ -90,6 +91,8 @@ class ReplicaStorage:
         """Say that entries were applied to the store."""
         self.write: Callable[[int, list[Record]], None]
         """Append records."""
+        self.write_here: Callable[[int, list[Record]], None]
+        """The same, on the event loop if the disk has been fast."""
         self.stalled_for_ms: Callable[[], float]
         """For how long the oldest write has been under way; 0: there is none."""
         self._reserve: Callable[[int], bool]
@@ -159,7 +162,8 @@ class ReplicaStorage:
             on_error=on_error,
             max_queued_bytes=self._max_queued_bytes,
         )
-        self.write, self.stalled_for_ms = self._worker.append, self._worker.stalled_for_ms
+        self.write, self.write_here = self._worker.append, self._worker.append_here
+        self.stalled_for_ms = self._worker.stalled_for_ms
         self._reserve = self._worker.reserve
         self._flusher = StoreFlusher(
             self.store,

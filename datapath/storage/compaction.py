@@ -18,12 +18,14 @@ from pathlib import Path
 
 from datapath.errors import DataPathError, SafetyError, StorageError
 from datapath.storage.environment import Environment, next_environment, set_current
+from datapath.storage.overlay import MAX_FLUSH_RECORDS
 from datapath.storage.store import Store
 from datapath.storage.store_flusher import StoreFlusher
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MIN_WASTE_BYTES = 64 * 1024 * 1024
+PAGE_BYTES = 4096
 MIN_WASTE_FRACTION = 0.5
 """Of the file: less is not worth copying the rest."""
 MAX_HELD_BYTES = 64 * 1024 * 1024
@@ -37,9 +39,13 @@ _MAX_COMPLAINT_BYTES = 500
 
 
 def is_wasteful(file_bytes: int, used_bytes: int, min_waste_bytes: int) -> bool:
-    """Whether a store's file is worth a copy of what is used of it; `min_waste_bytes` 0: never."""
-    waste_bytes = file_bytes - used_bytes
-    return 0 < min_waste_bytes <= waste_bytes >= MIN_WASTE_FRACTION * file_bytes
+    """Whether a store's file is worth a copy of what is used of it; `min_waste_bytes` 0: never.
+
+    What two flushes leave free is taken again by those that follow: it is no waste.
+    """
+    unused_bytes = file_bytes - used_bytes
+    waste_bytes = unused_bytes - 2 * min(used_bytes, MAX_FLUSH_RECORDS * PAGE_BYTES)
+    return 0 < min_waste_bytes <= waste_bytes and unused_bytes >= MIN_WASTE_FRACTION * file_bytes
 
 
 class NotCompactedError(DataPathError):

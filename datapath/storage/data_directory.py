@@ -125,6 +125,7 @@ class Identity(msgspec.Struct, frozen=True):
     addresses: Addresses | None = None
     first_epoch: int = 0
     level: int = FIRST_LEVEL
+    group: str = ""
 
 
 class DataDirectory:
@@ -250,6 +251,17 @@ class DataDirectory:
             )
         if not known:
             self._save(msgspec.structs.replace(self._identity, cluster=cluster_id))
+
+    def bind_group(self, group: str) -> None:
+        """Tie the data to a group ("": all keys), or raise DataDirectoryError: it has one (G1)."""
+        known = self._identity.group
+        if known != group and (self.joined or _may_have_voted(self.path)):
+            raise DataDirectoryError(
+                f"data directory {self.path} belongs to group {known or '(none)'}, and [groups] of "
+                f"the configuration says {group or '(none)'}: a group keeps its id and its slots"
+            )
+        if known != group:
+            self._save(msgspec.structs.replace(self._identity, group=group))
 
     @property
     def level(self) -> int:

@@ -141,6 +141,15 @@ class Log(HeldLog):
         segments = self._segments
         return not segments or segments[-1].end * 2 > segments[-1].size
 
+    def takes_at_once(self, n_bytes: int) -> bool:
+        """Whether `n_bytes` can be appended to the current segment, and no room is to be taken."""
+        segments = self._segments
+        return (
+            bool(segments)
+            and segments[-1].end + SYNC_MARK_SIZE_BYTES + n_bytes <= segments[-1].size
+            and not self.wants_preparing
+        )
+
     def _make_spare(self, size_bytes: int) -> bool:
         with self._space:
             if self._broken:

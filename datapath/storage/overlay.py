@@ -7,6 +7,8 @@ from itertools import islice
 
 from datapath.keyspaces import KEYSPACES
 
+MAX_FLUSH_RECORDS = 32_768
+"""With so many an overlay is flushed (see `datapath.storage.store_flusher.is_due`)."""
 KeyChange = tuple[bytes, bytes | None]
 
 
@@ -21,6 +23,11 @@ class Overlay:
             number: {} for number in range(KEYSPACES)
         }
         self._sorted: dict[int, list[bytes]] = {number: [] for number in range(KEYSPACES)}
+
+    @property
+    def records(self) -> int:
+        """How many keys it has a change of."""
+        return sum(map(len, self.writes.values()))
 
     def changes(
         self, keyspace: int, start: bytes, end: bytes | None, *, reverse: bool

@@ -8,12 +8,24 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from datapath.errors import DiskFullError
+from datapath.storage.overlay import MAX_FLUSH_RECORDS
 from datapath.storage.store import Store
 
 DEFAULT_FLUSH_BYTES = 8 * 1024 * 1024
-DEFAULT_FLUSH_AGE_MS = 500
+DEFAULT_FLUSH_AGE_MS = 5000
+"""Of the oldest change: a flush of few records costs several times as much for each."""
 _FIRST_RETRY_MS = 100
 _LAST_RETRY_MS = 5000
+
+
+def is_due(size_bytes: int, records: int, flush_bytes: int) -> bool:
+    """Whether an overlay is large enough to be flushed, however young it is.
+
+    In a store that is much larger each record is on a page of its own, which LMDB holds in memory
+    until the flush ends, and whose former place is free only after the one that follows. What reads
+    a range, or counts, goes over the records, too.
+    """
+    return size_bytes >= flush_bytes or records >= MAX_FLUSH_RECORDS
 
 
 class StoreFlusher:
@@ -50,7 +62,8 @@ class StoreFlusher:
 
     def applied(self) -> None:
         """Say that entries were applied: starts a flush when one is due."""
-        if self._store.active.size_bytes >= self._flush_bytes:
+        active = self._store.active
+        if is_due(active.size_bytes, active.records, self._flush_bytes):
             self._wanted.set()
         elif self._alarm is None:
             self._alarm = self._loop.call_later(self._flush_age_ms / 1000, self._ring)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
-from datapath.errors import OperationNotAppliedError, OverloadedError
+from datapath.errors import OperationError, OperationNotAppliedError, OverloadedError
 from datapath.transport.calls import (
     Call,
     ErrorReturn,
@@ -23,6 +23,19 @@ from election.release import FIRST_LEVEL, Release, understands
 MAX_OPEN_CALLS = 50_000
 
 
+class CallCompletion(Protocol):
+    """Receives what has become of a call, once: a future, or an object with its methods."""
+
+    def done(self) -> bool:
+        """Whether nobody waits for it any more."""
+
+    def set_result(self, result: Any, /) -> None:
+        """Receive the answer: a Return, but no ErrorReturn, if the other end keeps the protocol."""
+
+    def set_exception(self, exception: OperationError | NoAnswerError, /) -> None:
+        """Receive the error that was the answer, or that there will be none."""
+
+
 class Caller:
     """The asking side of the request links: one link per peer, many calls on it at once.
 
@@ -37,7 +50,7 @@ class Caller:
         releases: Callable[[], Mapping[str, Release]] = dict,
     ) -> None:
         self._links: dict[str, Link] = {}
-        self._open: dict[int, tuple[str, asyncio.Future[Any]]] = {}
+        self._open: dict[int, tuple[str, CallCompletion]] = {}
         self._next_id = 1
         self._on_change = on_change
         self._on_note = on_note
@@ -58,9 +71,13 @@ class Caller:
             if envelope.id == 0:
                 self._on_note(envelope.body)
                 continue
-            _, future = self._open.pop(envelope.id, ("", None))
-            if future is not None and not future.done():
-                future.set_result(envelope.body)
+            _, completion = self._open.pop(envelope.id, ("", None))
+            if completion is None or completion.done():
+                continue
+            if isinstance(envelope.body, ErrorReturn):
+                completion.set_exception(make_error(envelope.body))
+            else:
+                completion.set_result(envelope.body)
 
     def on_close(self, link: Link, reason: str) -> None:
         """Calls on it that have no answer will get none."""
@@ -68,9 +85,11 @@ class Caller:
             del self._links[link.peer]
         lost = [number for number, (peer, _) in self._open.items() if peer == link.peer]
         for number in lost:
-            future = self._open.pop(number)[1]
-            if not future.done():
-                future.set_exception(NoAnswerError(f"the link to {link.peer} was lost: {reason}"))
+            completion = self._open.pop(number)[1]
+            if not completion.done():
+                completion.set_exception(
+                    NoAnswerError(f"the link to {link.peer} was lost: {reason}")
+                )
         self._on_change()
 
     def reaches(self, peer: str) -> bool:
@@ -101,6 +120,22 @@ class Caller:
             OperationError: the answer was an error.
 
         """
+        future: asyncio.Future[Return] = asyncio.get_running_loop().create_future()
+        number = self.begin(peer, body, future)
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await future
+        except TimeoutError:
+            raise NoAnswerError(f"{peer} did not answer within {timeout_ms:.0f} ms") from None
+        finally:
+            self.forget(number)
+
+    def begin(self, peer: str, body: Call, completion: CallCompletion) -> int:
+        """Ask `peer`, and return the call's number. It has no time-out: `forget` it.
+
+        `completion` is answered later, never before this returns, if its link lives so long.
+        Raises as `call` where nothing was sent.
+        """
         link = self._links.get(peer)
         if link is None:
             raise NotSentError(f"no link to {peer}")
@@ -116,16 +151,10 @@ class Caller:
             )
         number = self._next_id
         self._next_id += 1
-        future: asyncio.Future[Return] = asyncio.get_running_loop().create_future()
-        self._open[number] = (peer, future)
+        self._open[number] = (peer, completion)
         link.send(encode_call(number, body))
-        try:
-            async with asyncio.timeout(timeout_ms / 1000):
-                answer = await future
-        except TimeoutError:
-            raise NoAnswerError(f"{peer} did not answer within {timeout_ms:.0f} ms") from None
-        finally:
-            self._open.pop(number, None)
-        if isinstance(answer, ErrorReturn):
-            raise make_error(answer)
-        return answer
+        return number
+
+    def forget(self, number: int) -> None:
+        """Nobody waits for that call's answer any more."""
+        self._open.pop(number, None)

@@ -11,6 +11,7 @@ import logging
 import random
 import secrets
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,7 @@ from datapath.transport.link import (
 )
 from datapath.transport.tcp import shut_down, tune
 from datapath.transport.tls import LinkTls, without_context
+from datapath.transport.tls_transport import TlsTransport
 from election.identity import Claim, Verdict
 from election.registry import PeerRegistry
 from election.shared_secret import SharedSecret
@@ -170,9 +172,7 @@ class Dialer:
         # A session for each attempt: nothing of a failed one, such as a pooled connection, is
         # ever used again. limit=1 keeps the requests of the handshake on one connection.
         async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=1, use_dns_cache=False, socket_factory=make_socket
-            ),
+            connector=_Connector(limit=1, use_dns_cache=False, socket_factory=make_socket),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None),
             trace_configs=[trace],
@@ -280,7 +280,7 @@ async def find_second_holder(
         claim=registry.claim,
         judge=lambda peer, claim: registry.judge(peer, claim, "peer", asking=True, dialled=True),
     )
-    connector = aiohttp.TCPConnector(limit=1, use_dns_cache=False)
+    connector = _Connector(limit=1, use_dns_cache=False)
     try:
         async with (
             asyncio.timeout(DIAL_TIMEOUT_MS / 1000),
@@ -293,6 +293,29 @@ async def find_second_holder(
     except (TimeoutError, OSError, aiohttp.ClientError, LinkError):
         pass
     return ""
+
+
+class _Connector(aiohttp.TCPConnector):
+    """aiohttp's, with TLS by the transport that the listening end has as well."""
+
+    async def _wrap_create_connection(self, *args: Any, **options: Any) -> tuple[Any, Any]:
+        context = options.pop("ssl")
+        if context is None:
+            return await super()._wrap_create_connection(*args, ssl=None, **options)
+        (make_protocol,) = args
+        key = options["req"].connection_key
+        secured = TlsTransport(context, make_protocol, options.pop("server_hostname"))
+        await super()._wrap_create_connection(
+            lambda: secured, ssl=None, server_hostname=None, **options
+        )
+        try:
+            await secured.ready
+        except BaseException as error:
+            secured.abort()
+            if isinstance(error, ssl.SSLCertVerificationError):
+                raise aiohttp.ClientConnectorCertificateError(key, error) from error
+            raise
+        return secured, secured.get_protocol()
 
 
 class _Target:

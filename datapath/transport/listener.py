@@ -215,7 +215,7 @@ class PeerListener:
         tune(connection)
         if self._tls is not None:
             advice, context = "set [tls] on every node", self._tls.listening
-            await begin_tls(connection, protocol, context, advice, self._handshake_timeout)
+            await begin_tls(connection, lambda: protocol, context, advice, self._handshake_timeout)
             return
         if begins_tls(await first_bytes(connection, self._handshake_timeout)):
             # It is answered in plain HTTP.

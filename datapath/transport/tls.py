@@ -10,12 +10,13 @@ import contextlib
 import re
 import socket
 import ssl
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
+
+from datapath.transport.tls_transport import TlsTransport
 
 TLS_HANDSHAKE_TIMEOUT_S = 5.0
 """How long the other side may take over a handshake of TLS, from its first byte on."""
-MAX_UNTAKEN_BYTES = 64 * 1024
-"""What a transport holds, each way, before it stops who sends."""
 _TLS_RECORD = b"\x16\x03"  # a handshake record: no request of HTTP begins so
 _PLAIN_ANSWER = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n"
@@ -72,42 +73,35 @@ def refuse_plain(connection: socket.socket, advice: str) -> PlainTextError:
 
 async def begin_tls(
     connection: socket.socket,
-    protocol: asyncio.Protocol,
+    make_protocol: Callable[[], asyncio.BaseProtocol],
     context: ssl.SSLContext,
     advice: str,
     timeout_s: float,
 ) -> None:
     """Serve an accepted connection under TLS; what is no TLS is answered with `advice`.
 
-    `timeout_s` bounds the wait for the first byte. Raises PlainTextError; ssl.SSLError where the
-    handshake fails; TimeoutError, ConnectionError where the other side is silent or has gone.
+    `make_protocol` is called when the handshake is done. `timeout_s` bounds the wait for the first
+    byte. Raises PlainTextError; ssl.SSLError where the handshake fails; TimeoutError,
+    ConnectionError where the other side is silent or has gone.
     """
     if not begins_tls(await first_bytes(connection, timeout_s)):
         raise refuse_plain(connection, advice)
-    transport: Any
-    transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
-        lambda: protocol,
-        connection,
-        ssl=context,
-        ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT_S,
-    )
-    # By default a transport of TLS holds eight times as much as one of TCP before it says so.
-    transport.set_write_buffer_limits(high=MAX_UNTAKEN_BYTES)
-    transport.set_read_buffer_limits(high=MAX_UNTAKEN_BYTES)
+    secured = TlsTransport(context, make_protocol)
+    loop = asyncio.get_running_loop()
+    plain, _ = await loop.connect_accepted_socket(lambda: secured, connection)
+    try:
+        async with asyncio.timeout(TLS_HANDSHAKE_TIMEOUT_S):
+            await secured.ready
+    except ssl.SSLError:
+        raise  # it closes when its last word is sent
+    except BaseException:
+        plain.abort()
+        raise
 
 
 def without_context(text: str) -> str:
     """Return an error of aiohttp's without the address of a context in memory."""
     return _CONTEXT.sub("", text)
-
-
-def is_cut_off(error: object) -> bool:
-    """Whether an error that nobody took is uvloop's of a TLS connection that was just cut off.
-
-    Its TLS protocol writes to the transport once more, and reports that with a traceback: a line
-    that every stranger could cause.
-    """
-    return isinstance(error, RuntimeError) and "TCPTransport closed=True" in str(error)
 
 
 def begins_tls(data: bytes) -> bool:

@@ -26,6 +26,7 @@ LIMITS = {
     "max_value_size_bytes": 8192,
     "log_segment_size_bytes": 131_072,
     "log_retention_bytes": 131_072,
+    "overlay_flush_bytes": 4096,
 }
 PAGE_BYTES = 4096
 ADVICE = (

@@ -177,7 +177,7 @@ async def test_damage_that_nobody_can_repair_is_refused_with_an_instruction(
 async def test_damage_in_what_the_store_already_holds_is_named_and_forgiven(
     make_cluster: MakeCluster,
 ) -> None:
-    cluster: Cluster = make_cluster()
+    cluster: Cluster = make_cluster(limits={"overlay_flush_bytes": 1024})
     await cluster.start()
     primary = await cluster.primary()
     async with Writer(cluster) as writer:

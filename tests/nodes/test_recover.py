@@ -32,7 +32,11 @@ REFUSED = 78
 MAP_BYTES = 1 << 30
 VALUE = b"x" * 1000
 SEGMENT_BYTES = 2 * 1024 * 1024
-LIMITS = {"log_segment_size_bytes": SEGMENT_BYTES, "log_retention_bytes": SEGMENT_BYTES}
+LIMITS = {
+    "log_segment_size_bytes": SEGMENT_BYTES,
+    "log_retention_bytes": SEGMENT_BYTES,
+    "overlay_flush_bytes": 1024,
+}
 
 
 def recover(*arguments: object) -> subprocess.CompletedProcess[str]:

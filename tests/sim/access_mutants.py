@@ -78,6 +78,10 @@ def _any_right_is_enough() -> list[Patch]:
     return [patch.object(rights, "covers", lambda _prefix, _start, _end: True)]
 
 
+def _one_key_may_be_read_by_all() -> list[Patch]:
+    return [patch("cluster.services.access_guard.may_read_key", lambda _role, _args: True)]
+
+
 def _unlisted_calls_are_open() -> list[Patch]:
     needs_of = rights.needs_of
 
@@ -135,6 +139,7 @@ ACCESS_MUTANTS = (
            unit=PIPELINE + "test_nobody_is_judged_before_the_epoch_is_open"),
     Mutant("A1", "rights of any age will do", _rights_of_any_age, callers=True),
     Mutant("A1", "any prefix is as good as another", _any_right_is_enough, callers=True),
+    Mutant("A1", "one key may be read by all", _one_key_may_be_read_by_all, callers=True),
     Mutant("A1", "any certificate is as good as another", _any_certificate_is_known, callers=True),
     Mutant("A1", "a certificate's name keeps an administrator",
            _a_certificate_is_an_administrator_for_good,

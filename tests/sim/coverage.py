@@ -42,7 +42,7 @@ SITUATIONS = (
     *(f"lasting: {kind}" for kind in LASTING),
     "cut off", "client: first answer again", "client: unknown outcome",
     "client: timeout", "client: asked twice", "client: read at a backup",
-    "client: reads share a question",
+    "client: reads share a question", "client: an answer to a question that was given up",
     "client: no read without a lease", "client: put failed_condition", "client: put unknown",
     "client: put not_applied", "client: forwarded", "client: a link ended under a call",
     *(f"operator: removal {said}" for said in REMOVALS),

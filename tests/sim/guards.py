@@ -40,6 +40,7 @@ from tests.sim.faults import Schedule
 from tests.sim.histories import Histories
 
 SIMULATED = (
+    "cluster.archive.plan",
     "datapath.protocol.state",
     "datapath.protocol.backup",
     "datapath.protocol.primary",
@@ -82,6 +83,7 @@ MODULES = (*SIMULATED, *CONSENSUS)
 """Whose conditions are taken out."""
 TESTS = (
     "tests/scenarios",
+    "tests/unit/cluster/archive/test_plan.py",
     "tests/unit/datapath/execution",
     "tests/unit/datapath/node/test_interpreter.py",
     "tests/unit/datapath/node/test_member_change.py",

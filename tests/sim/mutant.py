@@ -17,7 +17,7 @@ class Mutant(NamedTuple):
     with `holders`, these use leases and locks, too; with `operators`, in all of them operators err;
     with `moves`, in all of them nodes move; with `callers`, rights come and go in all;
     with `consensus`, those of consensus (`tests.sim.consensus`); with `joint`, those of both
-    together (`tests.sim.joint`).
+    together (`tests.sim.joint`); with `groups`, those of placement (`tests.sim.groups`).
     """
 
     rule: str
@@ -33,6 +33,7 @@ class Mutant(NamedTuple):
     consensus: bool = False
     joint: bool = False
     callers: bool = False
+    groups: bool = False
 
 
 @contextlib.contextmanager

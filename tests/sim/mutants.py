@@ -32,6 +32,8 @@ from tests.sim.consensus.schedule import Schedule as ConsensusSchedule
 from tests.sim.consensus_mutants import CONSENSUS_MUTANTS
 from tests.sim.faults import Schedule
 from tests.sim.found_mutants import FOUND_MUTANTS
+from tests.sim.groups.schedule import Schedule as GroupsSchedule
+from tests.sim.groups_mutants import GROUPS_MUTANTS
 from tests.sim.histories import Histories
 from tests.sim.hosting_mutants import HOSTING_MUTANTS
 from tests.sim.identity_mutants import IDENTITY_MUTANTS
@@ -69,6 +71,7 @@ MODULES = (
     "release",
     "recovery",
     "archive",
+    "groups",
 )
 PRELOADED = [f"tests.sim.{name}_mutants" for name in MODULES]
 RULES = (
@@ -85,6 +88,7 @@ RULES = (
     *(f"I{n}" for n in range(1, 6)),
     *(f"U{n}" for n in range(1, 4)),
     *(f"B{n}" for n in range(1, 5)),
+    *(f"P{n}" for n in range(1, 5)),
     "R1",
     "R2",
 )
@@ -93,7 +97,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *RAFT_MUTANTS, *MEMBERSHIP_MUTANTS, *READ_MUTANTS, *WATCH_MUTANTS,
     *LEASE_MUTANTS, *FOUND_MUTANTS, *JOINT_MUTANTS, *HOSTING_MUTANTS,
     *IDENTITY_MUTANTS, *ACCESS_MUTANTS, *RECOVERY_MUTANTS, *RELEASE_MUTANTS,
-    *ARCHIVE_MUTANTS,
+    *ARCHIVE_MUTANTS, *GROUPS_MUTANTS,
 )  # fmt: skip
 
 
@@ -118,13 +122,17 @@ def _judge(mutant: Mutant) -> Verdict:
             return Verdict("")
         if mutant.consensus:
             return _run_others(mutant, ConsensusSchedule, "simulator of consensus")
+        if mutant.groups:
+            return _run_others(mutant, GroupsSchedule, "simulator of placement")
         if mutant.joint:
             return _run_others(mutant, JointSchedule, "simulator of both")
         return _run_schedules(mutant)
 
 
 def _run_others(
-    mutant: Mutant, schedule_type: type[ConsensusSchedule | JointSchedule], name: str
+    mutant: Mutant,
+    schedule_type: type[ConsensusSchedule | JointSchedule | GroupsSchedule],
+    name: str,
 ) -> Verdict:
     for seeds in range(1, MAX_SEEDS + 1):
         seed = mutant.seed + seeds - 1

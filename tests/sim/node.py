@@ -106,6 +106,8 @@ class Node:
         self.oracle.on_start(self, self._applied_index)
         is_known = recovered.tail_cut or recovered.incomplete
         if self.has_lost and not is_known and not self.loss_is_hidden:
+            if self.loss_is_noted:
+                self.oracle.fail(f"rule e: {self.id} has forgotten the loss that it had noted")
             # It ended before what it had been told was on its disk: it knows nothing, once more.
             self.hide_loss(remembered=self.loss_is_remembered)
             if not self.loss_is_remembered:

@@ -6,17 +6,19 @@ What is between the nodes is simulated: questions and answers that are late or l
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from datapath.errors import NotPrimaryError, OperationError
-from datapath.node.read_index import ReadIndex
+from datapath.node.read_index import QUESTION_TIMEOUT_MS, ReadIndex
 from datapath.protocol.confirmations import ReadPoint
 
 if TYPE_CHECKING:
     from tests.sim.node import Node
 
-TIMEOUT_MS = 500.0
+TIMEOUT_MS = (20.0, 500.0)
+"""How long a read waits: some are given up, and with them the question that was theirs alone."""
+LATER = 1.05
+"""A node's clock may be slow: by then it is late there, too."""
 LATE_RATE = 0.2
 LATE_MS = (5.0, 80.0)
 """So long an answer takes, sometimes: writes are acknowledged and reads begin meanwhile."""
@@ -52,11 +54,13 @@ class Questions:
         self._life = node.life
         self._confirmed = confirmed
         self._reads: ReadIndex[Read] = ReadIndex()
-        self._number = 0
 
     def join(self, read: Read) -> None:
         """Let a read wait; it is called once it may read, or never."""
-        self._reads.join(read)
+        node = self._node
+        timeout_ms = node.clockwork.between(*TIMEOUT_MS)
+        self._reads.join(read, node.clock() + timeout_ms)
+        node.clockwork.after(LATER * timeout_ms, node.post, self._life, self._expire)
         self._ask()
 
     def age_ms(self) -> float:
@@ -65,11 +69,13 @@ class Questions:
 
     def _ask(self) -> None:
         node, view = self._node, self._node.replica.view
-        if view is None or not self._reads.ask(node.clock()):
+        if view is None:
             return
-        self._number += 1
+        number = self._reads.ask(node.clock())
+        if not number:
+            return
         clockwork, network = node.clockwork, node.world.network
-        primary, number = node.world.nodes[view.primary], self._number
+        primary = node.world.nodes[view.primary]
 
         def question() -> None:
             if not network.is_cut(node.id, primary.id):
@@ -91,23 +97,28 @@ class Questions:
 
         def answered(epoch: int, index: int) -> None:
             if not network.is_cut(primary.id, node.id):
-                node.post(self._life, self._settle, number, epoch, index)
+                node.post(self._life, self._answered, number, epoch, index)
 
         clockwork.after(clockwork.between(*network.delay_ms), question)
-        clockwork.after(TIMEOUT_MS, node.post, self._life, self._settle, number, 0, None)
+        clockwork.after(LATER * QUESTION_TIMEOUT_MS, node.post, self._life, self._expire)
 
-    def _settle(self, number: int, epoch: int, index: int | None) -> None:
-        """The question has an answer, or its time is up; then the next one is asked."""
-        if number != self._number:
+    def _answered(self, number: int, epoch: int, index: int) -> None:
+        """Do what `datapath.node.reads` does."""
+        seen, service = self._node.clockwork.seen, self._node.service
+        if not self._reads.answered(number, index):
+            seen["client: an answer to a question that was given up"] += 1
             return
-        self._number += 1
-        reads, asked_ms = self._reads.settle()
-        service = self._node.service
-        if index is not None:
-            if len(reads) > 1:
-                self._node.clockwork.seen["client: reads share a question"] += 1
-            service.advance_commit(epoch, index)
-            service.when_applied(index, partial(self._reads.applied, asked_ms))
-            for read in reads:
-                service.when_applied(index, read)
+        service.advance_commit(epoch, index)
+        self._ask()
+        service.when_applied(index, self._applied)
+
+    def _applied(self) -> None:
+        reads = self._reads.applied(self._node.service.applied_index)
+        if len(reads) > 1:
+            self._node.clockwork.seen["client: reads share a question"] += 1
+        for read in reads:
+            read()
+
+    def _expire(self) -> None:
+        self._reads.expire(self._node.clock())
         self._ask()

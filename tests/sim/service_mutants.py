@@ -128,8 +128,8 @@ def _d3_snapshots_of_anybody() -> list[Patch]:
 
 
 def _d4_reads_join_an_older_question() -> list[Patch]:
-    def join(reads: ReadIndex[Any], read: Any) -> None:
-        (reads._asking or reads.waiting).append(read)
+    def join(reads: ReadIndex[Any], read: Any, deadline_ms: float) -> None:
+        (reads._asking or reads.waiting).append((deadline_ms, read))
 
     return [patch.object(ReadIndex, "join", join)]
 
@@ -144,10 +144,17 @@ def _d4_a_read_index_without_a_lease() -> list[Patch]:
 def _d4_staleness_counts_from_the_answer() -> list[Patch]:
     applied = ReadIndex.applied
 
-    def now(reads: ReadIndex[Any], asked_ms: float) -> None:
-        applied(reads, max(asked_ms, clock_ms()))
+    def now(reads: ReadIndex[Any], index: int) -> list[Any]:
+        ready = applied(reads, index)
+        if ready:
+            reads._fresh_ms = max(reads._fresh_ms, clock_ms())
+        return ready
 
     return [patch.object(ReadIndex, "applied", now)]
+
+
+def _d4_late_answers_are_taken() -> list[Patch]:
+    return [patch.object(ReadIndex, "is_under_way", lambda reads, _number: reads.is_asking)]
 
 
 def _d8_no_answer_means_not_sent() -> list[Patch]:
@@ -196,6 +203,11 @@ SERVICE_MUTANTS = (
     ),
     Mutant(
         "D4", "a read index needs no lease", _d4_a_read_index_without_a_lease, clients=True,
+    ),
+    Mutant(
+        "D4", "an answer to a question given up is taken", _d4_late_answers_are_taken,
+        unit=NODE + "test_read_index.py"
+        "::test_an_answer_to_a_question_that_was_given_up_says_nothing_to_the_next",
     ),
     Mutant(
         "D4", "staleness counts from the answer", _d4_staleness_counts_from_the_answer,

@@ -266,11 +266,13 @@ class Cluster:
         archive: Mapping[str, Scalar] | None = None,
         tls: bool = False,
         etcd: bool = False,
+        groups: Mapping[str, object] | None = None,
     ) -> None:
         """`access`: fields of [access]; the first administrator's token is drawn."""
         self.token = draw_token() if access is not None else None
         self.access = dict(access or {})
         self.archive = dict(archive or {})
+        self.groups = dict(groups or {})
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.name = name
@@ -343,6 +345,9 @@ class Cluster:
         if self.archive:
             lines.append("[archive]")
             lines += [f"{field} = {json.dumps(value)}" for field, value in self.archive.items()]
+        if self.groups:
+            lines.append("[groups]")
+            lines += [f"{field} = {json.dumps(value)}" for field, value in self.groups.items()]
         if self.token is not None:
             lines += ["[access]", f'admin_token_hash = "{hash_line(self.token)}"']
             lines += [f"{field} = {json.dumps(value)}" for field, value in self.access.items()]

@@ -30,6 +30,7 @@ from datapath.operations import (
     Operation,
     Principal,
     Query,
+    QueryCompletion,
     QueryResult,
     Result,
 )
@@ -88,6 +89,9 @@ class FakeNode:
     def submit(self, operation: Operation, timeout_ms: int, completion: Completion) -> bool:
         return False
 
+    def submit_query(self, query: Query, timeout_ms: int, completion: QueryCompletion) -> bool:
+        return False
+
     def read_now(self, query: Query) -> QueryResult | None:
         return None
 
@@ -113,7 +117,9 @@ class FakeNode:
             raise OperationUnknownError("outcome_unknown", "switched on by the test")
         return result
 
-    async def query(self, query: Query, timeout_ms: int) -> QueryResult:
+    async def query(
+        self, query: Query, timeout_ms: int, after: NotPrimaryError | None = None
+    ) -> QueryResult:
         self.requests += 1
         result = await self.core.query(query, timeout_ms)
         return msgspec.structs.replace(result, node=self.node_id)

@@ -17,6 +17,7 @@ from itertools import islice
 
 import msgspec
 
+from cluster.api.groups import KnownGroups
 from cluster.services.access_guard import TokenGuard
 from cluster.services.built_in import built_in_services
 from cluster.services.hosting import START, Host
@@ -44,6 +45,7 @@ from datapath.operations import (
     Operation,
     Principal,
     Query,
+    QueryCompletion,
     QueryResult,
     Result,
 )
@@ -226,6 +228,7 @@ class LocalNode:
         self.hosts = hosts or {}
         self.services = {STORE: service, **(others or {}), **self.hosts}
         self.guard = TokenGuard(is_on=False)
+        self.groups: KnownGroups | None = None
         self.store = Store()
         self.index = 0
         self.records: list[Record] = []
@@ -304,6 +307,9 @@ class LocalNode:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return True
+
+    def submit_query(self, query: Query, timeout_ms: int, completion: QueryCompletion) -> bool:
+        return False
 
     def read_now(self, query: Query) -> QueryResult | None:
         if not self.can_submit or not self.is_primary or self.hold or self.fail_with is not None:
@@ -397,7 +403,9 @@ class LocalNode:
         self.executed += 1
         return Result(value, self.index, self.epoch, copies, self.primary)
 
-    async def query(self, query: Query, timeout_ms: int) -> QueryResult:
+    async def query(
+        self, query: Query, timeout_ms: int, after: NotPrimaryError | None = None
+    ) -> QueryResult:
         await self._gate()
         return self._query(query)
 

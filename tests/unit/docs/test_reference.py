@@ -17,6 +17,7 @@ from cluster.config.access_section import AccessSection
 from cluster.config.api_section import ApiSection
 from cluster.config.archive_section import ArchiveSection
 from cluster.config.file import load_config
+from cluster.config.groups_section import GroupsSection
 from cluster.config.model import (
     ClusterSection,
     LimitsSection,
@@ -43,6 +44,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "[api]": ApiSection,
     "[access]": AccessSection,
     "[archive]": ArchiveSection,
+    "[groups]": GroupsSection,
 }
 
 

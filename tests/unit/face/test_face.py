@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 CLIENT_MODULES = {
     *("datapath", "datapath.clock", "datapath.errors", "datapath.operations"),
     *("datapath.keyspaces", "datapath.service", "datapath.tls_records"),
+    *("cluster.groups", "cluster.groups.group_map", "cluster.groups.partition"),
     *("election", "election.identity", "election.view"),
 }
 """What the client shares with a server: the shapes of answers, and of what they name."""

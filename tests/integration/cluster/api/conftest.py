@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
+from typing import cast
 
 import msgspec
 import pytest
 import uvloop
 
+from cluster.api.groups import GroupNode
 from cluster.api.hosts import Hosts
-from cluster.api.routes import HttpApi
+from cluster.api.routes import HttpApi, ServedNode
 from cluster.api.settings import HttpSettings
 from tests.support.local_node import LocalNode, local_node
 from tests.support.served import Local, Serve
@@ -55,12 +57,16 @@ async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
         settings = msgspec.structs.replace(
             settings or HttpSettings(), fast_path=request.param != "full"
         )
+        served: ServedNode = node
+        if node.groups is not None:
+            served = cast("ServedNode", GroupNode(node, node.groups.guard))
         api = HttpApi(
-            node,
+            served,
             settings,
             Hosts(["t", "test", "a", "x", "any.example"]),
             node.hosts,
             guard=node.guard,
+            groups=node.groups,
         )
         await api.listener.start("127.0.0.1", 0)
         started.append(api)

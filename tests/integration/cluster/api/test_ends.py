@@ -203,3 +203,14 @@ async def test_a_full_backlog_is_served_when_the_node_stops(serve: Serve) -> Non
         client.settimeout(10)
         assert client.recv(65536).startswith(b"HTTP/1.1 404")
         client.close()
+
+
+async def test_a_stopped_listener_looks_after_no_watches_any_more(serve: Serve) -> None:
+    node = local_node(can_submit=True)
+    node.guard.is_on, node.guard.anonymous = True, "admin"
+    local = await serve(node=node)
+    async with connect(local.base_url) as connection:
+        connection.send_request("GET", "/v1/watch?prefix=a", None, {"Accept": "text/event-stream"})
+        await wait_until(lambda: bool(local.api.access._tasks._tasks), "somebody looks")
+        await local.api.listener.stop()
+    assert not local.api.access._tasks._tasks

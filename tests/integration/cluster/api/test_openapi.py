@@ -18,11 +18,13 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
+from cluster.api.groups import KnownGroups
 from cluster.api.openapi_services import openapi_document
 from cluster.api.problems import CODES, ProblemError
 from cluster.api.schemas import ACCESS_CODES
 from cluster.api.settings import HttpSettings
 from cluster.api.txn import MIN_BODY_LIMIT_BYTES
+from cluster.groups.group_map import MAX_MAP_BYTES, Group, GroupMap, encode_map
 from cluster.services.access import ACCESS_SERVICE
 from cluster.services.access_guard import draw_token
 from cluster.services.hosting import Host
@@ -39,6 +41,7 @@ from datapath.errors import (
 )
 from datapath.operations import Operation
 from tests.support.doc_shop import Shop
+from tests.support.local_node import LocalNode, local_node
 from tests.support.raw_http import Reply, connect, fetch
 from tests.support.served import Local, Serve
 
@@ -61,6 +64,7 @@ TXN = b"""{
 ACCESS_PATHS = ("/v1/tokens", "/v1/roles", "/v1/whoami")
 ADMIN, NOBODY = draw_token(), draw_token()
 """An administrator's token, and one of the role "nobody", which may do nothing."""
+EVERYTHING = Group("g1", ((0, 4095),), ("http://127.0.0.1:8101",))
 SETTINGS = HttpSettings(max_value_size_bytes=70_000, body_timeout_ms=100)
 
 
@@ -121,6 +125,9 @@ def good(method: str, path: str) -> Ask:
             b"{}" if path.endswith("upgrade") else b'{"to": "n2"}',
             {"Content-Type": "application/json"},
         )
+    if (method, path) == ("put", "/v1/groups"):
+        body = encode_map(GroupMap(1, (EVERYTHING,)))
+        return Ask("PUT", target, body, {"Content-Type": "application/json"})
     if method == "patch":
         moved = b'{"peer": "127.0.0.1:8999"}'
         return Ask("PATCH", target, moved, {"Content-Type": "application/json"})
@@ -187,6 +194,7 @@ def with_a_bad_name(ask: Ask) -> Ask:
     return ask.header("If-Lock", "%00=1")
 
 
+TOO_LONG = {"/v1/txn": MIN_BODY_LIMIT_BYTES + 1, "/v1/groups": MAX_MAP_BYTES + 1}
 SPOILT: dict[str, Callable[[Ask], Ask]] = {
     "invalid_key": lambda ask: ask.to("/v1/kv/%ff"),
     "key_too_long": lambda ask: ask.to("/v1/kv/" + "k" * 481),
@@ -231,9 +239,7 @@ SPOILT: dict[str, Callable[[Ask], Ask]] = {
     "unknown_host": lambda ask: ask.header("Host", "rebound.example"),
     "foreign_origin": lambda ask: ask.header("Sec-Fetch-Site", "cross-site"),
     "admin_forbidden": lambda ask: ask.header("X-Forwarded-For", "10.0.0.1"),
-    "value_too_large": lambda ask: ask._replace(
-        body=b"x" * (MIN_BODY_LIMIT_BYTES + 1 if ask.target == "/v1/txn" else 70_001)
-    ),
+    "value_too_large": lambda ask: ask._replace(body=b"x" * TOO_LONG.get(ask.target, 70_001)),
     "txn_too_large": lambda ask: ask._replace(body=too_many(ask)),
     "unsupported_content_encoding": lambda ask: ask.header("Content-Encoding", "gzip"),
     "unsupported_media_type": lambda ask: ask.header("Content-Type", "text/plain"),
@@ -244,6 +250,7 @@ SPOILT: dict[str, Callable[[Ask], Ask]] = {
     "invalid_name": with_a_bad_name,
     "lock_held": lambda ask: ask.to(ask.target.replace("/free", "/held")),
     "not_held": lambda ask: ask.to(ask.target.replace("/held", "/free")),
+    "wrong_group": lambda ask: ask.header("Onecopy-Group", "g9"),
     "wrong_cluster": lambda ask: ask.header("Onecopy-Cluster", "another"),
     "cluster_unknown": lambda ask: ask.header("Onecopy-Cluster", "any"),
     "head_too_large": lambda ask: ask.header("X", "x" * 9000),
@@ -258,6 +265,7 @@ FAILING: dict[str, Callable[[Local], None]] = {
     "not_enough_copies": fails(OperationNotAppliedError("not_enough_copies", "few")),
     "unknown_outcome": fails(OperationUnknownError("unknown_outcome", "lost")),
     "unknown_node": fails(RejectedError("unknown_node", "n99")),
+    "spans_groups": fails(OperationNotAppliedError("spans_groups", "two keys")),
     "is_primary": fails(RejectedError("is_primary", "n1")),
     "unsafe_removal": fails(RejectedError("unsafe_removal", "n3")),
     "membership_pending": fails(RejectedError("membership_pending", "n2")),
@@ -334,9 +342,19 @@ WATCH_CODES: dict[str, Callable[[Local, Ask], Ask]] = {
 }
 
 
+def node_for(path: str, code: str = "") -> LocalNode | None:
+    """Return a node with groups where that is what is asked for; None: any."""
+    if path != "/v1/groups":
+        return None
+    node = local_node()
+    if code != "not_found":
+        node.groups = KnownGroups(EVERYTHING)
+    return node
+
+
 async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
     """Make the request of `method` and `path` be answered with `code`."""
-    local = await serve(SETTINGS)
+    local = await serve(SETTINGS, node_for(path, code))
     await prepare(local, {"Idempotency-Key": "used"})
     if code in ACCESS_CODES or (path.startswith(ACCESS_PATHS) and code != "access_off"):
         await control_access(local, seeded=code != "access_starting")
@@ -349,6 +367,8 @@ async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
         local.node.ready = False
     elif code in FAILING:
         FAILING[code](local)
+    elif path == "/v1/groups" and code in {"not_found", "precondition_failed"}:
+        ask = ask._replace(body=ask.body and encode_map(GroupMap(5, (EVERYTHING,))))
     elif code in SPOILT:
         ask = SPOILT[code](ask)
         if code == "cluster_unknown":
@@ -446,7 +466,7 @@ async def test_every_route_is_documented_and_every_documented_route_served(local
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 async def test_success_is_as_documented(serve: Serve, method: str, path: str) -> None:
-    local = await serve()
+    local = await serve(None, node_for(path))
     await prepare(local, {})
     if path.startswith(ACCESS_PATHS):
         await control_access(local)
@@ -497,7 +517,8 @@ async def test_each_method_of_a_service_is_as_documented(serve: Serve) -> None:
     assert not asks
 
 
-HARMLESS = ("/v1/services", "/livez", "/readyz", "/primary", "/openapi.json", "/metrics")
+HARMLESS = ("/v1/services", "/livez", "/readyz", "/primary", "/openapi.json", "/metrics",
+            "/v1/groups")  # fmt: skip
 """Nothing in these calls what could fail."""
 
 

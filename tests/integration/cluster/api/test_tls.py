@@ -26,7 +26,6 @@ from cluster.client.exchange import Request
 from cluster.config.file import load_config, render_config
 from cluster.config.model import NodeConfig
 from cluster.config.tls_section import TlsSection
-from datapath.transport.tls import is_cut_off
 from tests.support.cluster import wait_until
 from tests.support.local_node import local_node
 from tests.support.raw_http import connect, fetch, kv
@@ -259,14 +258,6 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path, missing: str) -> None:
     options = {name: str(path) for name, path in files.items()}
     with pytest.raises(ValueError, match=missing):
         AsyncClient(cacert=options["cacert"], cert=options["cert"], key=options["key"])
-
-
-def test_only_what_uvloop_says_of_a_cut_connection_is_quiet() -> None:
-    said = "unable to perform operation on <TCPTransport closed=True reading=False 0x55>; the ..."
-    assert is_cut_off(RuntimeError(said))
-    assert not is_cut_off(RuntimeError("the outbox is full"))
-    assert not is_cut_off(OSError(said))
-    assert not is_cut_off(None)
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01\x00"])

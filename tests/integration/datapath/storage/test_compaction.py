@@ -102,10 +102,13 @@ def opened_again(replica: Replica) -> tuple[tuple[int, str], list[str]]:
 @pytest.mark.parametrize(
     ("file_bytes", "used_bytes", "min_waste_bytes", "expected"),
     [
-        (200, 100, 100, True),
-        (200, 101, 99, False),  # less than half of it
-        (200, 100, 101, False),  # less than what is worth it
+        (200, 0, 200, True),
+        (200, 0, 201, False),  # less than what is worth it
         (200, 0, 0, False),  # switched off
+        (400, 100, 100, True),  # as much as is used twice: flushes take it in turn
+        (400, 100, 101, False),
+        (8 << 30, 4 << 30, 3 << 30, True),  # two flushes are small beside it
+        (8 << 30, (4 << 30) + 1, 3 << 30, False),  # less than half of it
     ],
 )
 def test_when_a_copy_is_worth_it(

@@ -13,6 +13,7 @@ from cluster.client.aio import AsyncClient
 from cluster.client.errors import InvalidRequestError
 from cluster.client.results import RoleRights
 from cluster.client.sync import Client
+from cluster.groups.group_map import Group, GroupMap
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing is sent there
 
@@ -23,6 +24,7 @@ NUMBERS = ["1", b"1", 1.5, True, [1]]
 SECONDS: list[Any] = ["5", True, b"5"]
 FLAGS = [None, 0, 1, "true", b""]
 
+MAP = GroupMap(1, (Group("g1", ((0, 4095),)),))
 WRONG: list[tuple[str, dict[str, Any], str, list[Any]]] = [
     ("put", {"key": "k", "value": b""}, "key", TEXTS),
     ("put", {"key": "k", "value": b""}, "value", VALUES),
@@ -87,6 +89,9 @@ WRONG: list[tuple[str, dict[str, Any], str, list[Any]]] = [
     ("service", {"service": "shop"}, "ack", TEXTS),
     ("service", {"service": "shop"}, "timeout_ms", NUMBERS),
     ("status", {}, "timeout_ms", NUMBERS),
+    ("groups", {}, "timeout_ms", NUMBERS),
+    ("publish_groups", {}, "new_map", [5, b"{}", None]),
+    ("publish_groups", {"new_map": MAP}, "timeout_ms", NUMBERS),
     ("digest", {"node": "n1"}, "node", TEXTS),
     ("digest", {"node": "n1"}, "timeout_ms", NUMBERS),
     ("watch", {}, "prefix", OPTIONAL_TEXTS),
@@ -187,6 +192,7 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
     ("put", {"key": "k", "value": b"", "if_lock": ("k", 0)}, "if_lock"),
     ("digest", {"node": ""}, "node"),
     ("digest", {"node": "ftp://x"}, "endpoint"),
+    ("publish_groups", {"new_map": GroupMap(1, ())}, "new_map"),
     ("handover", {"to": ""}, "to"),
     ("remove", {"node": ""}, "node"),
     ("move", {"node": "", "peer": "a:1"}, "node"),

@@ -11,9 +11,9 @@ from cluster.services.rights import (
     Need,
     Role,
     check_role,
-    covers,
     leaves_an_admin,
     may,
+    may_read_key,
     needs_of,
 )
 from cluster.services.txn import (
@@ -27,6 +27,8 @@ from cluster.services.txn import (
     Txn,
     encode_txn,
 )
+from datapath.keyspaces import covers
+from datapath.operations import STORE
 
 KEYS = st.binary(max_size=4)
 
@@ -38,6 +40,19 @@ def test_a_prefix_covers_a_range_only_if_it_covers_each_name_of_it(
     is_inside = start <= name and (end is None or name < end)
     if covers(prefix, start, end) and is_inside:
         assert name.startswith(prefix)
+
+
+@given(st.lists(st.text(max_size=3), max_size=3), KEYS, st.booleans())
+def test_one_key_may_be_read_where_a_range_of_it_may(
+    prefixes: list[str], key: bytes, begins_so: bool
+) -> None:
+    role = Role(read=tuple(prefixes))
+    if begins_so and prefixes:
+        key = prefixes[0].encode() + key
+    expected = all(may(role, need) for need in needs_of(STORE, "get", (key,)))
+    assert may_read_key(role, (key,)) == expected
+    assert not may_read_key(role, ("a",))
+    assert not may_read_key(role, (key, key))
 
 
 @given(KEYS, KEYS)

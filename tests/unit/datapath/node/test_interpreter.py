@@ -82,6 +82,10 @@ class Around:
         self.before_write()
         self._submitted(f"write {records[-1].last_index}", ticket)
 
+    def write_here(self, ticket: int, records: list[Record]) -> None:
+        self.before_write()
+        self._submitted(f"write {records[-1].last_index} here", ticket)
+
     def truncate(self, ticket: int, from_index: int) -> None:
         self._submitted(f"truncate {from_index}", ticket)
 
@@ -280,8 +284,7 @@ def test_what_waits_is_executed_when_a_handover_has_failed() -> None:
 def test_who_waits_for_an_entry_is_woken_when_it_is_applied_and_nobody_else() -> None:
     local = _opened()
     waiting = [Waiting() for _ in range(3)]
-    assert local.interpreter.has_applied(1)
-    assert not local.interpreter.has_applied(2)
+    assert local.interpreter.applied_index == 1
     for index, one in zip((2, 2, 3), waiting, strict=True):
         local.interpreter.wait_applied(index, one)
     waiting[1].gone = True

@@ -190,3 +190,24 @@ def _format(path: Path) -> int:
     identity = msgspec.json.decode((path / "identity.json").read_bytes().rpartition(b"}")[0] + b"}")
     found: int = identity["format"]
     return found
+
+
+def test_a_directory_belongs_to_one_group_once_it_has_voted(tmp_path: Path) -> None:
+    with closing(DataDirectory.open(tmp_path / "d", node_id="n1")) as directory:
+        directory.bind_group("g1:0-9")
+        directory.bind_group("g1:0-99")  # a mistake, noticed before anything was done
+        directory.mark_joined()
+    with closing(DataDirectory.open(tmp_path / "d", node_id="n1")) as directory:
+        directory.bind_group("g1:0-99")
+        for other in ("", "g1:0-9", "g2:0-99"):
+            with pytest.raises(DataDirectoryError, match="belongs to group g1:0-99"):
+                directory.bind_group(other)
+
+
+def test_the_data_of_a_cluster_without_groups_is_no_groups(tmp_path: Path) -> None:
+    with closing(DataDirectory.open(tmp_path / "d", node_id="n1")) as directory:
+        directory.bind_group("")
+        (tmp_path / "d" / "raft").mkdir()
+        (tmp_path / "d" / "raft" / "journal").touch()
+        with pytest.raises(DataDirectoryError, match=r"group \(none\)"):
+            directory.bind_group("g1:0-9")

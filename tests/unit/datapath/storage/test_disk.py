@@ -17,8 +17,9 @@ from datapath.records import Record
 from datapath.storage.log import Log
 from datapath.storage.log_files import Files
 from datapath.storage.log_writer import LogWriter
+from datapath.storage.overlay import MAX_FLUSH_RECORDS
 from datapath.storage.store import Store
-from datapath.storage.store_flusher import StoreFlusher
+from datapath.storage.store_flusher import StoreFlusher, is_due
 from tests.unit.datapath.storage.storage_faults import FailingFiles, abandon, record, records
 
 
@@ -325,6 +326,40 @@ async def test_a_pause_waits_for_a_flush_whose_waiter_has_gone(tmp_path: Path) -
     pausing = asyncio.ensure_future(pause())
     await asyncio.to_thread(gate.set)  # several turns of the loop: it could have gone on
     assert await pausing, "the pause began while the flush was running"
+    await flusher.close()
+    assert not errors
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "records", "expected"),
+    [
+        (999, MAX_FLUSH_RECORDS - 1, False),
+        (1000, 1, True),
+        (0, MAX_FLUSH_RECORDS, True),
+    ],
+)
+def test_an_overlay_is_flushed_by_its_bytes_or_its_records(
+    size_bytes: int, records: int, expected: bool
+) -> None:
+    assert is_due(size_bytes, records, 1000) is expected
+
+
+async def test_many_small_records_are_flushed_however_young_they_are(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    errors: list[Exception] = []
+    flusher = StoreFlusher(
+        store, on_error=errors.append, flush_bytes=1 << 40, flush_age_ms=3_600_000
+    )
+    put(store, MAX_FLUSH_RECORDS - 1)
+    flusher.applied()
+    store.apply([[(0, b"0", b"again")]], store.applied_index + 1, 1)
+    assert store.active.records == MAX_FLUSH_RECORDS - 1
+    flusher.applied()
+    assert not flusher._wanted.is_set()
+    store.apply([[(1, b"other", b"v")]], store.applied_index + 1, 1)
+    flusher.applied()
+    await until(lambda: store.durable_index == store.applied_index)
     await flusher.close()
     assert not errors
     store.close()

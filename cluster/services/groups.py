@@ -1,0 +1,147 @@
+"""Replica groups on a node: what its group refuses (G1), and the map, which the first group keeps.
+
+Keys and names of locks that are another group's are neither read nor changed here: that is decided
+by this node's own configuration, never by the map (G2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from cluster.groups.group_map import (
+    GroupMapError,
+    SlotRange,
+    decode_map,
+    may_replace_map,
+    owns,
+    spans_detail,
+)
+from cluster.groups.partition import slot_of_range
+from cluster.services.locks import LOCKS_SERVICE
+from cluster.services.rights import Right, needs_of
+from datapath.errors import OperationNotAppliedError, RejectedError
+from datapath.operations import STORE, Operation, Query
+from datapath.service import ReadTransaction, Service, Transaction, operation, query
+
+GROUPS_SERVICE = ":groups"
+"""The name of the service; no user's service can have it."""
+MAP_KEY = b":groups\0map"
+"""Beside users' services, whose names have no colon."""
+_KEYED: frozenset[Right] = frozenset({"read", "write", "watch", "lock"})
+
+
+class WrongGroupError(OperationNotAppliedError):
+    """The key belongs to another group, which owns `slot`; nothing was applied (G3)."""
+
+    def __init__(self, name: bytes, slot: int, group_id: str) -> None:
+        told = name[:100].decode("utf-8", "backslashreplace")
+        super().__init__(
+            "wrong_group",
+            f"{told!r} has slot {slot}, which group {group_id!r} does not own: ask the group that "
+            "does",
+        )
+        self.slot = slot
+
+
+class GroupGuard:
+    """What one group owns: `slots`, as its own configuration says (G1)."""
+
+    def __init__(self, group_id: str, slots: Sequence[SlotRange]) -> None:
+        self.group_id = group_id
+        self.slots = tuple(slots)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this group keeps the map."""
+        return owns(self.slots, 0)
+
+    def refusal_of(
+        self, asked: Operation | Query, *, whole_group: bool = False
+    ) -> OperationNotAppliedError | None:
+        """G1: return what refuses an operation or a query, by the keys and locks that it names.
+
+        `whole_group`: a range that is spread over groups means this group's part of it.
+        """
+        foreign: tuple[bytes, int] | None = None
+        own: bytes | None = None
+        for start, end in spans_of(asked):
+            slot = slot_of_range(start, end)
+            if slot is None:
+                if not whole_group:
+                    return OperationNotAppliedError("spans_groups", spans_detail(start))
+            elif owns(self.slots, slot):
+                own = start
+            else:
+                foreign = foreign or (start, slot)
+        if foreign is None:
+            return None
+        if own is not None:
+            return OperationNotAppliedError("spans_groups", _apart(own, foreign[0]))
+        return WrongGroupError(*foreign, self.group_id)
+
+    def check_range(self, start: bytes, end: bytes | None, *, whole_group: bool = False) -> None:
+        """G1: raise what refuses a watch of the keys with start <= key < end."""
+        read = Query("range", (start, end))
+        if (refused := self.refusal_of(read, whole_group=whole_group)) is not None:
+            raise refused
+
+
+def spans_of(asked: Operation | Query) -> Iterator[tuple[bytes, bytes | None]]:
+    """Yield the ranges of keys and of locks' names that a call names: those that have slots.
+
+    Users' services have keys of their own, and what is asked of rights touches none.
+    """
+    lock = asked.if_lock if isinstance(asked, Operation) else None
+    if lock is not None:
+        yield lock[0], lock[0] + b"\0"
+    if asked.service not in {STORE, LOCKS_SERVICE} or asked.method == "list":
+        return
+    for need in needs_of(asked.service, asked.method, asked.args):
+        if need.right in _KEYED and need.start is not None:
+            yield need.start, need.end
+        elif need.right == "admin":  # nothing that is listed there: it may name any key
+            yield b"", None
+
+
+def _apart(own: bytes, other: bytes) -> str:
+    first, second = (key[:100].decode("utf-8", "backslashreplace") for key in (own, other))
+    return (
+        f"{first!r} and {second!r} belong to different groups: keys that are used together need "
+        "the same text before their first '/', or the same {tag} there"
+    )
+
+
+class Groups(Service):
+    """The map, in the replicated state of the first group."""
+
+    @operation
+    def publish(self, tx: Transaction, document: bytes) -> int:
+        """Take a map, the next version of what is held; return its version (G2).
+
+        The same map once more is taken as a repeat. Raises RejectedError "invalid_body",
+        "precondition_failed" for another version than the next, "refused" for other slots.
+        """
+        try:
+            offered = decode_map(document)
+        except GroupMapError as error:
+            raise RejectedError("invalid_body", str(error), for_good=True) from None
+        stored = tx.get(MAP_KEY)
+        held = None if stored is None else decode_map(stored)
+        if held == offered:
+            return offered.version
+        following = 1 if held is None else held.version + 1
+        if offered.version != following:
+            raise RejectedError(
+                "precondition_failed",
+                f"version: must be {following}, the next one, not {offered.version}: another map "
+                "may have been published meanwhile; read it, and decide again",
+            )
+        if problem := may_replace_map(held, offered):
+            raise RejectedError("refused", f"groups: {problem}")
+        tx.put(MAP_KEY, document)
+        return offered.version
+
+    @query
+    def map(self, tx: ReadTransaction) -> bytes | None:
+        """Return the newest map as JSON, or None."""
+        return tx.get(MAP_KEY)
