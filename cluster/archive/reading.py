@@ -26,7 +26,10 @@ class Archive:
         names = list(store.names())
         known = cluster_ids(names)
         if not known:
-            raise MissingPieceError(f"{store.url} holds no archive: check the URL", None)
+            text = f"{store.url} holds no archive: check the URL"
+            if (catalog := Catalog(names)).bases or catalog.pieces:
+                text += ". It names one cluster's part of one: leave out its last part"
+            raise MissingPieceError(text, None)
         if cluster_id not in known and (cluster_id or len(known) > 1):
             what = f"nothing of cluster {cluster_id}" if cluster_id else "several clusters"
             raise ArchiveConflictError(

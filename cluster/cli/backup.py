@@ -31,6 +31,11 @@ from datapath.storage.backup_format import BackupReader
 
 NOT_COMPLETE = "The backup is not complete. An existing file is unchanged."
 
+NO_BACKUP_FILE = (
+    "Name a file that onecopy backup has written, or the URL of an archive (file:///…). To make a "
+    "cluster of data directories: onecopy recover"
+)
+
 
 class BackupGroup(click.Group):
     """`onecopy backup FILE` is `onecopy backup create FILE`."""
@@ -151,7 +156,7 @@ def _open(file: Path) -> contextlib.AbstractContextManager[BinaryIO]:
     try:
         return file.open("rb")
     except OSError as error:
-        fail(f"{file}: {error.strerror}", "", EXIT_NOT_APPLIED)
+        fail(f"{file}: {error.strerror}", NO_BACKUP_FILE, EXIT_NOT_APPLIED)
 
 
 def _text(summary: BackupSummary) -> str:

@@ -236,9 +236,15 @@ def error_fields(error: ClientError) -> dict[str, object]:
 
 @contextmanager
 def report_disk_errors(*, if_full: str, else_: str) -> Iterator[None]:
-    """End the command for what can go wrong with a disk; the arguments say what to do next."""
+    """End a command that has made nothing yet, for what can go wrong with a disk, or by Ctrl-C.
+
+    The arguments say what to do next.
+    """
     try:
         yield
+    except KeyboardInterrupt:
+        say("interrupted; nothing was changed")
+        sys.exit(EXIT_INTERRUPTED)
     except (StorageError, OSError) as error:
         full = isinstance(error, DiskFullError)
         text = str(error)

@@ -7,10 +7,31 @@ import click
 from cluster.cli.cluster import show_view
 from cluster.cli.common import CHANGE_INTERRUPTED, client_options, open_client
 
+_ELSEWHERE = {
+    "add": "start the new node with its configuration file, and it joins: onecopy serve",
+    "remove": "onecopy remove NODE",
+    "list": "onecopy status",
+}
 
-@click.group()
+
+class MemberGroup(click.Group):
+    """Says where the commands are that are looked for here."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that is named. Raises UsageError."""
+        if args and args[0] in _ELSEWHERE:
+            ctx.fail(f"No such command {args[0]!r}. Instead: {_ELSEWHERE[args[0]]}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=MemberGroup)
 def member() -> None:
-    """Change a member of the cluster."""
+    """Change a member of the cluster.
+
+    A new node joins when it is started. To remove one: onecopy remove.
+    """
 
 
 @member.command()

@@ -362,16 +362,19 @@ class ContentHash:
     ) -> None:
         """Count in the next items of a keyspace, in key order, each as it is stored."""
         pieces: list[bytes | memoryview] = []
+        pack, count = _ITEM.pack, 0
         for key, stored in items:
-            self.count += 1
-            pieces += (_ITEM.pack(keyspace, len(key), len(stored)), key)
-            if len(stored) < _LARGE_BYTES:
-                pieces.append(stored)
+            count += 1
+            size = len(stored)
+            if size < _LARGE_BYTES:
+                pieces += (pack(keyspace, len(key), size), key, stored)
             else:  # not worth a copy
+                pieces += (pack(keyspace, len(key), size), key)
                 self._hash.update(b"".join(pieces))
                 self._hash.update(stored)
                 pieces.clear()
         self._hash.update(b"".join(pieces))
+        self.count += count
 
     def hex(self) -> str:
         """Return the hash so far."""

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.nodes.conftest import MakeCluster
+from tests.support import commands
+from tests.support.archives import wait_archived
 from tests.support.cluster import Cluster, Writer, problem_of, wait_until
 from tests.support.raw_http import Reply, kv
 from tests.support.small_disk import fill, mount_small_disk, unmount
@@ -232,3 +234,35 @@ async def test_log_that_waits_for_the_archive_makes_room_for_writes(
             reply = await put(cluster, "n1", "same", timeout_ms=20_000)
         assert reply.status in {200, 201}, reply
     assert await cluster.metric("n1", "log_bytes") < DISK_SIZE_BYTES
+
+
+async def test_an_archive_whose_disk_is_full_is_told_and_catches_up_with_room(
+    make_cluster: MakeCluster, small_disk: SmallDisk
+) -> None:
+    disk = small_disk("archive")
+    archive = {"url": disk.as_uri(), "piece_interval_ms": 100}
+    cluster: Cluster = make_cluster(replicas=1, limits=LIMITS, archive=archive)
+    await cluster.start()
+    await wait_archived(cluster, 1)
+    ballast = fill(disk)
+
+    async def told() -> bool:
+        assert (await put(cluster, "n1", "same")).status in {200, 201}, "writes go on"
+        status = await cluster.status("n1")
+        assert status is not None
+        assert status.archive is not None
+        return "free space on that disk" in status.archive.problem and status.archive.lag_ms > 0
+
+    await wait_until(told, "the archive's disk is told to be full")
+    assert "the archive cannot be written: writing" in cluster.nodes["n1"].log()
+    ballast.unlink()
+    written = await cluster.fetch("n1", "PUT", kv("last"), b"1")
+    await wait_archived(cluster, int(written.headers["etag"].strip('"')))
+
+    async def well() -> bool:
+        status = await cluster.status("n1")
+        return status is not None and status.archive is not None and not status.archive.problem
+
+    await wait_until(well, "nothing is told any more")
+    ended = await commands.run("archive", "verify", disk.as_uri())
+    assert ended.code == 0, ended.err

@@ -11,9 +11,11 @@ import msgspec
 import pytest
 
 from cluster.archive.reading import as_text
+from cluster.cli.common import report_disk_errors
 from cluster.cli.main import main
 from cluster.config.file import render_config
 from cluster.config.model import NodeConfig
+from cluster.exit_codes import EXIT_INTERRUPTED
 from datapath.keyspaces import KV
 from datapath.records import Entry
 from datapath.storage.store import Store
@@ -187,11 +189,30 @@ def test_what_is_no_archive_is_told(made: Made, tmp_path: Path) -> None:
         ((tmp_path / "empty").as_uri(), 65, "holds no archive"),
         ((tmp_path / "none").as_uri(), 6, "does not exist"),
         ("ftp://host/path", 2, "must begin with one of file://"),
+        (f"{made.archive.url}/{'c' * 32}", 65, "leave out its last part"),
+        (str(tmp_path), 1, "Name a file that onecopy backup has written"),
+        (str(tmp_path / "none"), 1, "Name a file that onecopy backup has written"),
     ):
         result = made.restore(url=url)
         assert (result.exit_code, text in result.output) == (code, True), result.output
     result = made.restore("--to-revision", "9", url=str(made.config))
     assert (result.exit_code, "are for an archive's URL" in result.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [("add", "onecopy serve"), ("remove", "onecopy remove NODE"), ("list", "onecopy status")],
+)
+def test_what_is_not_a_member_command_is_named(word: str, text: str) -> None:
+    result = run("member", word, "n4")
+    assert (result.exit_code, text in result.output) == (2, True), result.output
+
+
+def test_an_interruption_says_that_nothing_was_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, report_disk_errors(if_full="", else_=""):
+        raise KeyboardInterrupt
+    assert ended.value.code == EXIT_INTERRUPTED
+    assert "interrupted; nothing was changed" in capsys.readouterr().err
 
 
 def test_a_disk_that_is_too_small_is_named_and_left_empty(made: Made) -> None:

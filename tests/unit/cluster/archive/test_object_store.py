@@ -9,6 +9,7 @@ import pytest
 
 from cluster.archive.errors import ArchiveUnavailableError
 from cluster.archive.object_store import UnusableUrlError, open_store
+from tests.support.small_disk import mount_small_disk, unmount
 
 
 def test_an_object_is_whole_and_never_replaced(tmp_path: Path) -> None:
@@ -31,6 +32,22 @@ def test_what_fails_on_the_way_leaves_nothing(tmp_path: Path) -> None:
         store.put("c/bases/1", parts())
     assert list(store.names()) == []
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_full_disk_is_named_and_keeps_nothing_half_written(tmp_path: Path) -> None:
+    try:
+        mount_small_disk(tmp_path, 1 << 20)
+    except OSError as error:
+        pytest.skip(f"a small disk cannot be mounted: {error}")
+    try:
+        store = open_store(tmp_path.as_uri())
+        text = rf"writing {tmp_path}/c/bases/1: No space left on device: free space on that disk"
+        with pytest.raises(ArchiveUnavailableError, match=text):
+            store.put("c/bases/1", (bytes(100_000) for _ in range(20)))
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+        assert store.put("c/bases/1", [b"small"])
+    finally:
+        unmount(tmp_path)
 
 
 def test_a_directory_that_is_not_mounted_is_not_made(tmp_path: Path) -> None:
