@@ -135,10 +135,13 @@ async def test_what_is_large_or_begins_a_segment_is_the_threads(owner: HereOwner
 
 
 async def test_closing_does_what_was_left_for_the_loop(owner: HereOwner) -> None:
-    last = owner.append_here([record(3)])
+    ran: list[bool] = []
+    owner.append_here([record(3)])
+    owner.call(lambda: ran.append(True))
     await owner.worker.close()
-    await until(lambda: owner.done == [last])
+    await owner.until_done(owner.ticket)
     assert owner.worker._log.last_index == 3
+    assert ran
 
 
 async def test_after_a_failure_on_the_loop_nothing_more_is_done(
