@@ -49,7 +49,7 @@ async def test_an_effect_that_cannot_be_carried_out_ends_the_node(
             del records
             raise RuntimeError(f"a bug at ticket {ticket}")
 
-        monkeypatch.setattr(cluster["n2"].storage, "write", fail)
+        monkeypatch.setattr(cluster["n2"].storage, "write_here", fail)
         await cluster["n1"].execute("put", b"k", b"2")  # without n2, in the end
         await until(lambda: bool(cluster.failures), "n2 has given up")
         assert cluster["n2"].engine.failed
