@@ -103,7 +103,10 @@ READ_MUTANTS = (
         _answers_that_wrote_nothing_rest_on_leases,
         scenario=test_confirmed_reads.test_nor_does_it_refuse_a_condition,
     ),
-    Mutant("D10", "an answer to an older heartbeat confirms", _an_older_answer_counts),
+    Mutant(
+        "D10", "an answer to an older heartbeat confirms", _an_older_answer_counts,
+        unit=ROUNDS + "test_the_answer_to_an_older_heartbeat_confirms_nothing",
+    ),
     Mutant(
         "D10", "reads join a round that is open", _reads_join_an_open_round,
         unit=ROUNDS + "test_a_read_waits_for_a_round_that_begins_after_it",
