@@ -7,7 +7,7 @@ import pytest
 from tests.nodes.conftest import MakeCluster
 from tests.support.cluster import Cluster, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]  # test_compaction has its parts
 
 KEYS = 600
 VALUE = b"x" * 16_384

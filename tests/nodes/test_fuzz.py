@@ -149,7 +149,7 @@ async def requests_of(cluster: Cluster, token: str) -> list[bytes]:
 @pytest.mark.parametrize(
     ("tls", "count"),
     [
-        (False, 200),
+        (False, 80),
         pytest.param(False, 6000, marks=pytest.mark.long),
         pytest.param(True, 2000, marks=pytest.mark.long),
     ],

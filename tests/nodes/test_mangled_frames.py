@@ -165,7 +165,7 @@ async def mangle(peer: GenuinePeer, targets: list[str], count: int, random: Rand
 @pytest.mark.parametrize(
     ("tls", "count"),
     [
-        (True, 90),
+        (True, 30),
         pytest.param(True, 3000, marks=pytest.mark.long),
         pytest.param(False, 600, marks=pytest.mark.long),
     ],
