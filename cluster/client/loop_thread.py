@@ -148,6 +148,7 @@ async def _finish(close: Callable[[], Awaitable[None]]) -> None:
             task.cancel()
         if late:
             await asyncio.wait(late, timeout=CLOSE_TIMEOUT_S / 2)
+    await asyncio.sleep(0)  # what was closed last lets go of its socket in the next turn
 
 
 _live: set[LoopThread] = set()
