@@ -18,7 +18,7 @@ from tests.sim.runner import Outcome, run_seeds
 
 FAST_SEEDS = range(10)
 FIXED_SEEDS = range(100, 160)
-RANDOM_SECONDS = 12.0
+RANDOM_SECONDS = 6.0
 MOST_SEEDS = 100_000
 
 

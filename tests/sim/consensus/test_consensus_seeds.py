@@ -17,7 +17,7 @@ from tests.sim.runner import run_seeds
 
 FAST_SEEDS = range(8)
 FIXED_SEEDS = range(100, 160)
-RANDOM_SECONDS = 6.0
+RANDOM_SECONDS = 3.0
 MOST_SEEDS = 100_000
 
 

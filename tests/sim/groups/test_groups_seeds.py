@@ -15,7 +15,7 @@ from tests.sim.runner import run_seeds
 
 FAST_SEEDS = range(1, 21)
 BIG_SEED = 0
-RANDOM_SECONDS = 4.0
+RANDOM_SECONDS = 2.0
 MOST_SEEDS = 100_000
 
 

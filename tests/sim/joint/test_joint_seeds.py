@@ -15,7 +15,7 @@ from tests.sim.runner import run_replicas, run_seeds
 
 FAST_SEEDS = range(4)
 FIXED_SEEDS = range(100, 130)
-RANDOM_SECONDS = 6.0
+RANDOM_SECONDS = 3.0
 MOST_SEEDS = 100_000
 REPLAY = "replay: python -m tests.sim.joint --seed"
 

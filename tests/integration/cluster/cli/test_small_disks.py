@@ -70,12 +70,12 @@ def _archive(directory: Path) -> str:
     return made.url
 
 
-LONG = (restore, verify_archive)
+LONG = (restore, restore_archive, verify_archive)
 
 
 @pytest.mark.parametrize(
     "command",
-    [recover, restore_archive, *(pytest.param(each, marks=pytest.mark.long) for each in LONG)],
+    [recover, *(pytest.param(each, marks=pytest.mark.long) for each in LONG)],
 )
 def test_a_disk_too_small_is_named_and_left_as_it_was(tmp_path: Path, command: Command) -> None:
     """At some sizes until it is enough, and where no more files can be made."""

@@ -104,7 +104,7 @@ async def test_watches_and_waits_end_when_the_right_goes(cluster: Cluster, how: 
             assert reply.code == code
 
 
-@pytest.mark.parametrize("node", ["n1", "n2"])
+@pytest.mark.parametrize("node", [pytest.param("n1", marks=pytest.mark.long), "n2"])
 async def test_pipelined_writes_end_when_the_right_goes(cluster: Cluster, node: str) -> None:
     """What is sent after the revocation is acknowledged changes nothing, at any node."""
     token, headers = await make_user(cluster)
