@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -487,6 +488,15 @@ def _patroni(data: Data) -> list[str]:
     return [table(head, rows), table(judged, totals)]
 
 
+def _groups(data: Data) -> list[str]:
+    kinds = list(data["rates"])
+    rows = [
+        (setting, *(f"{statistics.median(data['rates'][kind][setting]):,.0f}" for kind in kinds))
+        for setting in data["rates"][kinds[0]]
+    ]
+    return [table(("", *(f"{kind}/s" for kind in kinds)), rows)]
+
+
 SECTIONS: dict[str, Callable[[Data], list[str]]] = {
     "headline": _headline,
     "failover": _failover,
@@ -507,6 +517,7 @@ SECTIONS: dict[str, Callable[[Data], list[str]]] = {
     "snapshot": _snapshot,
     "backup": _backup,
     "keys": _keys,
+    "groups": _groups,
     "security": _security,
     "unordered": _unordered,
     "patroni": _patroni,

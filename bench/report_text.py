@@ -60,6 +60,8 @@ TITLES = {
     "backup": "Backup and restore",
     "keys": "Size of the state",
     "memory": "Memory over time",
+    "cores": "What a core carries",
+    "groups": "Replica groups",
     "security": "What TLS and tokens cost",
     "unordered": "Every request to every replica, without an order",
 }
@@ -116,6 +118,15 @@ NOTES = {
         "Values of 64 KiB. The backup's log is of no use, so it gets the whole state; beside it, the "
         "primary's store file copied and fsynced on the same disk. The copy is read from the page "
         "cache, as the snapshot is."
+    ),
+    "cores": (
+        "The primary of three nodes on one core, the backups and the generator on the other. The "
+        "figures, and what follows from them, are in "
+        "[performance](performance.md#what-a-core-carries-and-what-a-second-group-adds)."
+    ),
+    "groups": (
+        "Groups of three nodes, each with a generator of its own, pinned to a core or free: medians "
+        "of requests a second, all groups together."
     ),
     "backup": (
         "Values of 64 KiB; the load writes 100 B to other keys. Times are of whole commands, the "
