@@ -18,7 +18,7 @@ import msgspec
 from bench import loads
 from bench.accounting import Servers, anonymous_bytes, rss_bytes, usage
 from bench.context import Context, plain
-from bench.loads import Result, Running
+from bench.loads import Running
 from bench.peers.onecopy import Onecopy
 from bench.peers.process import BenchError, Process
 from bench.spec import Load, Workload
@@ -123,17 +123,9 @@ def _begin(context: Context, peer: Onecopy, node: str, writes: float) -> Running
     )
 
 
-def _finish(running: Running) -> Result:
-    try:
-        return running.finish()
-    except BaseException:
-        running.abandon()
-        raise
-
-
 def _one(context: Context, peer: Onecopy, primary: Process, name: str, writes: float) -> Figures:
     """Return a load's figures. `core`: how much of its core the primary's process used."""
-    result = _finish(_begin(context, peer, primary.name, writes))
+    result = _begin(context, peer, primary.name, writes).finish()
     figures = plain(result)
     spent_us = result.cpu_us_per_op
     figures |= {
@@ -168,7 +160,7 @@ def _shares(context: Context, peer: Onecopy, primary: Process, writes: float) ->
         check=False,
         timeout=seconds + 60,
     )
-    _finish(running)
+    running.finish()
     if profiler.returncode:
         context.say(f"shares left out: {profiler.stderr.strip()[-300:]}")
         return {}
@@ -297,4 +289,4 @@ def _together(
     for peer, core, generator in zip(loaded, pair, running.pids, strict=False):
         pids = [generator, *peer.servers.pids]
         pin(pids, {core} if shape.apart else set(pair))
-    return _finish(running).rate
+    return running.finish().rate

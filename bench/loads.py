@@ -61,13 +61,20 @@ class Running:
         return [worker.pid for worker in self._workers]
 
     def finish(self) -> Result:
-        """Wait for the end, and return the figures. Raises BenchError if a worker failed."""
+        """Wait for the end, and return the figures.
+
+        Raises BenchError if a worker failed; the others are ended then, as by any interruption.
+        """
         measure_ns, end_ns = self.times
-        _sleep_until(measure_ns)
-        before = usage(self._servers)
-        _sleep_until(end_ns)
-        used = usage(self._servers).since(before)
-        outcomes = [worker.outcome() for worker in self._workers]
+        try:
+            _sleep_until(measure_ns)
+            before = usage(self._servers)
+            _sleep_until(end_ns)
+            used = usage(self._servers).since(before)
+            outcomes = [worker.outcome() for worker in self._workers]
+        except BaseException:
+            self.abandon()
+            raise
         return result(combine(outcomes), used)
 
     def abandon(self) -> None:
@@ -233,7 +240,7 @@ def run(
     bucket_ms: int = 1000,
 ) -> Result:
     """Load servers and return the figures. The connections are spread over `addresses`."""
-    running = start(
+    return start(
         workload,
         addresses,
         connections=connections,
@@ -243,12 +250,7 @@ def run(
         processes=processes,
         servers=servers,
         bucket_ms=bucket_ms,
-    )
-    try:
-        return running.finish()
-    except BaseException:
-        running.abandon()
-        raise
+    ).finish()
 
 
 def fill(workload: Workload, address: str, connections: int = 64, first_key: int = 0) -> None:

@@ -159,14 +159,18 @@ def endpoint_options(function: Function) -> Function:
 
 def client_options(function: Function) -> Function:
     """Add --endpoints, --no-discover, --timeout-ms and --json to a command."""
-    option = click.option(
+    return timeout_option("Total time limit, retries included.")(endpoint_options(function))
+
+
+def timeout_option(text: str) -> Callable[[Function], Function]:
+    """Return what adds --timeout-ms to a command; `text`: what it limits."""
+    return click.option(
         "--timeout-ms",
         type=click.IntRange(1, 3_600_000),
         default=10_000,
         show_default=True,
-        help="Total time limit, retries included.",
+        help=text,
     )
-    return option(endpoint_options(function))
 
 
 def open_endpoints(text: str) -> list[str]:

@@ -19,6 +19,7 @@ from cluster.cli.common import (
     fail,
     open_endpoints,
     report_errors,
+    timeout_option,
     whom,
 )
 from cluster.client.errors import NotAppliedError, UnavailableError, UnknownOutcomeError
@@ -39,16 +40,9 @@ def placement() -> None:
 
 
 def _options(function: _Command) -> _Command:
-    function = click.option(
-        "--timeout-ms",
-        type=click.IntRange(1, 3_600_000),
-        default=10_000,
-        show_default=True,
-        help="Time limit of each request, retries included.",
-    )(caller_options(function))
-    return click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))(
-        function
-    )
+    timeout = timeout_option("Time limit of each request, retries included.")
+    file = click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+    return file(timeout(caller_options(function)))
 
 
 @placement.command()

@@ -20,13 +20,9 @@ SLOTS = 4096
 
 def partition_of(key: bytes) -> bytes:
     """Return the part of a key that decides its slot."""
-    head = key[: key.find(b"/") + 1] or key
-    tag_at = head.find(b"{") + 1
-    if tag_at:
-        tag_end = head.find(b"}", tag_at)
-        if tag_end > tag_at:
-            return head[tag_at:tag_end]
-    return head
+    head = _head_of(key)
+    begin, end = _tag_in(head)
+    return head[begin:end] or head
 
 
 def slot_of(key: bytes) -> int:
@@ -44,9 +40,19 @@ def slot_of_range(start: bytes, end: bytes | None) -> int | None:
 
 def _fixing_prefix(start: bytes) -> bytes:
     """Return the shortest prefix of `start` below which all keys have one partition, or b""."""
-    head, slash, _ = start.partition(b"/")
-    tag_at = head.find(b"{") + 1
-    tag_end = head.find(b"}", tag_at) if tag_at else -1
-    if tag_end > tag_at:
-        return head[: tag_end + 1]
-    return head + slash if slash else b""
+    head = _head_of(start)
+    begin, end = _tag_in(head)
+    if begin < end:
+        return head[: end + 1]
+    return head if head.endswith(b"/") else b""
+
+
+def _head_of(key: bytes) -> bytes:
+    return key[: key.find(b"/") + 1] or key
+
+
+def _tag_in(head: bytes) -> tuple[int, int]:
+    """Return where the text of a head's tag begins, and where it ends; (0, 0) without one."""
+    begin = head.find(b"{") + 1
+    end = head.find(b"}", begin) if begin else 0
+    return (begin, end) if begin < end else (0, 0)

@@ -106,7 +106,7 @@ class PeerListener:
         self._strangers: dict[web.RequestHandler, _Stranger] = {}
         self._socket: socket.socket | None = None
         self._server: web.Server | None = None
-        self._sweeping: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._pause: asyncio.TimerHandle | None = None
         self._admitting: set[asyncio.Task[None]] = set()
         self._complaints = Complaints(logger)
@@ -136,7 +136,7 @@ class PeerListener:
             read_bufsize=MAX_HANDSHAKE_MESSAGE_BYTES,
         )
         self._listen(self._socket, self._server)
-        self._sweeping = asyncio.create_task(self._sweep())
+        self._tasks = [asyncio.create_task(self._sweep())]
 
     async def stop(self) -> None:
         """Close all links (their on_close is called) and the port."""
@@ -146,7 +146,7 @@ class PeerListener:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
             self._socket = None
-        tasks = [*self._admitting, *([self._sweeping] if self._sweeping is not None else [])]
+        tasks = [*self._tasks, *self._admitting]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from tests.sim.clockwork import ViolationError
 from tests.sim.coverage import SITUATIONS, missing, table
@@ -19,17 +19,29 @@ PROGRAM = "tests.sim"
 def replay(seed: int, *, verbose: bool, schedule_type: type[Schedule] = Schedule) -> str:
     """Run a seed again with its transcript; return the violation, or ""."""
     schedule = schedule_type(seed, trace=True)
-    problem = ""
-    try:
-        schedule.run()
-    except ViolationError as error:
-        problem = str(error)
+    problem = violation_of(schedule)
     histories = Histories(every=0 if problem else 1)
     histories.add(schedule)
     problem = problem or histories.check().get(seed, "")
     if verbose or problem:
         print("\n".join(schedule.world.clockwork.transcript))
     return problem
+
+
+class Runnable(Protocol):
+    """A schedule, of whichever simulator."""
+
+    def run(self) -> object:
+        """Run it. Raises ViolationError."""
+
+
+def violation_of(schedule: Runnable) -> str:
+    """Run a schedule; return the violation, or ""."""
+    try:
+        schedule.run()
+    except ViolationError as error:
+        return str(error)
+    return ""
 
 
 def report(

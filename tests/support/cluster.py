@@ -416,9 +416,7 @@ class Cluster:
         """Wait until each running member has its vote: a new one gets it after its data."""
 
         async def voting() -> bool:
-            self.check_alive()
-            node = await self.serving()
-            status = None if node is None else await self.status(node)
+            status = await self._status_of_primary()
             return status is not None and all(
                 status.nodes[each].votes for each in self.running if each in status.nodes
             )
@@ -567,14 +565,18 @@ class Cluster:
                 last = (process.log().splitlines() or ["nothing"])[-1]
                 raise AssertionError(f"{node} ended with exit code {code}, and said: {last}")
 
+    async def _status_of_primary(self) -> ClusterStatus | None:
+        """Return what the node that serves says of the cluster; None: none does now."""
+        self.check_alive()
+        node = await self.serving()
+        return None if node is None else await self.status(node)
+
     async def wait_in_sync(self, *nodes: str, deadline_s: float = DEADLINE_S) -> ClusterStatus:
         """Wait until the in-sync set is just these replicas (default: those that run)."""
         wanted = set(nodes or (node for node in self.running if node in self.replicas))
 
         async def agreed() -> ClusterStatus | None:
-            self.check_alive()
-            node = await self.serving()
-            status = None if node is None else await self.status(node)
+            status = await self._status_of_primary()
             return status if status is not None and set(status.in_sync) == wanted else None
 
         return await wait_until(agreed, f"in sync are {sorted(wanted)}", deadline_s)

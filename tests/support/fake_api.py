@@ -38,6 +38,7 @@ from datapath.records import Record
 from election.identity import Addresses
 from election.view import Member, View, ViewStep
 from tests.support.local_node import LocalNode, local_node
+from tests.support.tracking import track
 
 Fault = Literal["not_applied", "unknown_before", "unknown_after", "full", "slow"]
 Cut = Literal["before", "after"]
@@ -228,15 +229,12 @@ class FakeServer:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+        track(self._tasks)
         try:
             await self._serve(reader, writer)
         except (ConnectionError, asyncio.CancelledError):
             pass
         finally:
-            self._tasks.discard(task)
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

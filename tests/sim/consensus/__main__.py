@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.sim.__main__ import carry_out, make_parser
-from tests.sim.clockwork import ViolationError
+from tests.sim.__main__ import carry_out, make_parser, violation_of
 from tests.sim.consensus.chunks import run_chunk
 from tests.sim.consensus.coverage import SITUATIONS
 from tests.sim.consensus.schedule import Schedule
@@ -16,11 +15,7 @@ PROGRAM = "tests.sim.consensus"
 def replay(seed: int, *, verbose: bool) -> str:
     """Run a seed again with its transcript; return the violation, or ""."""
     schedule = Schedule(seed, trace=True)
-    problem = ""
-    try:
-        schedule.run()
-    except ViolationError as error:
-        problem = str(error)
+    problem = violation_of(schedule)
     if verbose or problem:
         print("\n".join(schedule.world.clockwork.transcript))
     return problem

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.sim.__main__ import carry_out, make_parser
-from tests.sim.clockwork import ViolationError
+from tests.sim.__main__ import carry_out, make_parser, violation_of
 from tests.sim.groups.chunks import SITUATIONS, run_chunk
 from tests.sim.groups.schedule import Schedule
 
@@ -15,11 +14,7 @@ PROGRAM = "tests.sim.groups"
 def replay(seed: int, *, verbose: bool) -> str:
     """Run a seed again with its transcript; return the violation, or ""."""
     schedule = Schedule(seed, trace=True)
-    problem = ""
-    try:
-        schedule.run()
-    except ViolationError as error:
-        problem = str(error)
+    problem = violation_of(schedule)
     if verbose or problem:
         print("\n".join(schedule.transcript))
     return problem
