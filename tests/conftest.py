@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import signal
 import socket
+import sys
 from typing import Any
 
 
 def pytest_configure() -> None:
     """Prepare this process for the tests."""
+    _let_bytecode_be_kept()
     _let_programs_be_interrupted()
     _close_what_comes_while_a_server_closes()
+
+
+def _let_bytecode_be_kept() -> None:
+    """Have modules compiled once, also where the environment (of a container, say) forbids it.
+
+    Else each node that a test starts compiles all of onecopy, and each worker all of the tests.
+    """
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def _let_programs_be_interrupted() -> None:
