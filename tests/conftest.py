@@ -8,7 +8,13 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+SLOW = "slow and not long"
+"""What `make test` asks for. A test file that has any names the mark itself."""
 
 
 def pytest_configure() -> None:
@@ -16,6 +22,13 @@ def pytest_configure() -> None:
     _let_bytecode_be_kept()
     _let_programs_be_interrupted()
     _close_what_comes_while_a_server_closes()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Pass over the files of tests in which none is slow, where only those are asked for."""
+    if config.option.markexpr != SLOW or not collection_path.match("test_*.py"):
+        return None
+    return True if "mark.slow" not in collection_path.read_text() else None
 
 
 def _let_bytecode_be_kept() -> None:
