@@ -218,7 +218,7 @@ class HttpApi:
     def _identity(self) -> bytes:
         node = self.node
         return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n%b%b" % (
-            node.node_id.encode(), node.epoch, cluster_line(node.cluster_id),
+            node.node_id.encode(), node.epoch, cluster_line(node.views.cluster_id),
             b"" if self._groups is None else self._groups.line(),
         )  # fmt: skip
 
@@ -317,7 +317,7 @@ class HttpApi:
         """Return the handler's answer, if the caller may have it (A1). Raises Problem."""
         target, authority = split_target(request.raw_path)
         self._hosts.check(method, authority, request.headers, request.version)
-        check_cluster(request.headers, self.node.cluster_id)
+        check_cluster(request.headers, self.node.views.cluster_id)
         if self._groups is not None:
             self._groups.enter(request.headers)
         else:
