@@ -20,7 +20,7 @@ from aiohttp import hdrs
 
 from cluster.api.certificate_name import certificate_name
 from cluster.api.groups import check_watch
-from cluster.api.headers import Headers
+from cluster.api.headers import RELAYED, Headers
 from cluster.api.problems import ProblemError, from_operation_error
 from cluster.api.route_rights import OPEN, right_for
 from cluster.api.streams import Streams
@@ -64,6 +64,8 @@ def caller_of(headers: Headers, transport: asyncio.BaseTransport | None) -> Prin
     Raises Problem "unauthenticated" for what is no token at all.
     """
     values = headers.getall(hdrs.AUTHORIZATION, (None,))
+    if RELAYED in headers:  # G5: whose certificate it is, only the node that relayed it knows
+        transport = None
     principal = caller_named(values[0], transport) if len(values) == 1 else None
     if principal is None:
         raise ProblemError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster.api.access import caller_named
 from cluster.api.fast_path import FastConnection, FastPathServer
+from cluster.api.groups import KnownGroups
 from cluster.api.kv import KvHandlers
 from cluster.api.leases import LeaseHandlers
 from cluster.api.params import waits_for_change
@@ -16,11 +17,18 @@ _KEYS_LENGTH = len(KEYS)
 class FastKeys(FastConnection):
     """A connection whose plain requests are those on keys, and keep-alives."""
 
-    __slots__ = ("_kv", "_leases")
+    __slots__ = ("_groups", "_kv", "_leases")
     plain = PLAIN
 
-    def __init__(self, server: FastPathServer, kv: KvHandlers, leases: LeaseHandlers) -> None:
+    def __init__(
+        self,
+        server: FastPathServer,
+        kv: KvHandlers,
+        leases: LeaseHandlers,
+        groups: KnownGroups | None,
+    ) -> None:
         super().__init__(server)
+        self._groups = groups
         self._kv = kv
         self._leases = leases
 
@@ -35,7 +43,10 @@ class FastKeys(FastConnection):
             if method == "GET":
                 if query and waits_for_change(query):
                     return False  # the full path notices at once that the client has gone
-                self._serve_read(method, target, self._kv.fast_read(key, query, headers, caller))
+                read = self._kv.fast_read(key, query, headers, caller)
+                if self._groups is not None and self._groups.is_passed_on(read.query):
+                    return False
+                self._serve_read(method, target, read)
                 return True
         except ProblemError:
             return False
@@ -44,6 +55,8 @@ class FastKeys(FastConnection):
         else:
             write = self._kv.fast_write(method, key, query, headers, body, caller)
         if write is None or write.operation.caller is not caller:
+            return False
+        if self._groups is not None and self._groups.is_passed_on(write.operation):
             return False
         self._serve_write(method, target, write)
         return True

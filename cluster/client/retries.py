@@ -66,6 +66,7 @@ SENT_AFTER_MAX_KEYS = 10_000  # keys whose first try is remembered; the oldest g
 CLUSTER_HEADER = "Onecopy-Cluster"
 REVISION_HEADER = "Onecopy-Revision"
 AFTER_HEADER = "Idempotency-After"
+GROUP_HEADER = "Onecopy-Group"
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 FINAL_CODES = frozenset({"service_failed", "service_timeout"})
 """Codes of those statuses that are the answer all the same: it was carried out, and failed."""
@@ -108,7 +109,8 @@ class Transport:
         self.retries = 0  # tries beyond the first, over all calls
         self.revision: int | None = None  # the highest that an answer has named
         self._revision_at = -math.inf  # when an answer last named it, or none could be had
-        self._sent_after: dict[str, int | None] = {}  # by idempotency key
+        # By the idempotency key, with the group whose revision it is.
+        self._sent_after: dict[str, tuple[str, int | None]] = {}
         self._max_connections = max_connections
         self._loop: asyncio.AbstractEventLoop | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -145,7 +147,7 @@ class Transport:
         failure: ClientError
         answered: ClientError | None = None  # the last failure that a node has told
         backoff_s = BACKOFF_FIRST_S
-        prepared = not call.writes
+        prepared, is_given = not call.writes, call.after is not None
         while True:
             url = self.endpoints.pick(loop.time())
             try:
@@ -165,12 +167,10 @@ class Transport:
             except UnavailableError as error:
                 failure = error
             else:
-                self.endpoints.worked(url)
-                if call.writes:
-                    self.endpoints.prefer_node(reply.headers.get("Onecopy-Node", ""))
-                if call is STATUS and reply.status == 200:
-                    self._learn(reply.body, url)
-                self.refresh_soon()
+                if (moved := self._elsewhere(call, reply, is_given=is_given)) is not None:
+                    call = moved
+                    continue
+                self._note(url, call, reply)
                 hold_doubt(call, reply, doubtful)
                 if call.drawn and reply.status < 400:
                     self._sent_after.pop(call.key, None)
@@ -189,6 +189,15 @@ class Transport:
             if self._closed:
                 raise_failure(call, failure, doubtful)
 
+    def _note(self, url: str, call: Request, reply: FinalResponse) -> None:
+        """Learn what an answer says of the nodes."""
+        self.endpoints.worked(url)
+        if call.writes and GROUP_HEADER not in reply.headers:
+            self.endpoints.prefer_node(reply.headers.get("Onecopy-Node", ""))
+        if call is STATUS and reply.status == 200:
+            self._learn(reply.body, url)
+        self.refresh_soon()
+
     async def _prepare(self, url: str, call: Request, deadline: float) -> Request:
         """Meet the cluster before a first write; settle what this one was first sent after.
 
@@ -201,10 +210,27 @@ class Transport:
             self._revision_at = now
         if not call.key or call.after is not None:
             return call
-        after = self._sent_after.setdefault(call.key, self.revision)
+        group, after = self._sent_after.setdefault(call.key, ("", self.revision))
         if len(self._sent_after) > SENT_AFTER_MAX_KEYS:
             del self._sent_after[next(iter(self._sent_after))]
-        return call._replace(after=after)
+        return call._replace(after=after, group=group)
+
+    def _elsewhere(self, call: Request, reply: FinalResponse, *, is_given: bool) -> Request | None:
+        """Return the call as another group takes it, where a node would pass it on to that group.
+
+        It was not sent there yet (G7): the revision that the node names was known before.
+        `is_given`: who calls has said after which revision of its group it was first sent.
+        """
+        if reply.status != 421 or call.group or call.after is None or call.stays:
+            return None
+        problem = reply.problem()
+        if not problem.group or problem.revision is None:
+            return None
+        group, after = self._sent_after.get(call.key, ("", None))
+        if group != problem.group:  # else this key was sent there before
+            group, after = problem.group, call.after if is_given else problem.revision
+            self._sent_after[call.key] = group, after
+        return call._replace(group=group, after=after)
 
     def saw(self, revision: int) -> None:
         """Take note of a revision that has committed in this client's cluster."""
@@ -304,6 +330,8 @@ class Transport:
             headers["Authorization"] = self._authorization
         if self.cluster_id:
             headers[CLUSTER_HEADER] = self.cluster_id
+        if call.group:
+            headers[GROUP_HEADER] = call.group
         if call.after is not None:
             headers[AFTER_HEADER] = str(call.after)
         return headers
@@ -319,6 +347,8 @@ class Transport:
             self.cluster_id = named
         if named == self.cluster_id:
             revision = reply.headers.get(REVISION_HEADER, "")
+            if GROUP_HEADER in reply.headers:  # it is another group's revision
+                return
             if named and revision.isascii() and revision.isdecimal() and len(revision) <= 18:
                 self.saw(int(revision))
             return
