@@ -119,7 +119,7 @@ class MemberHandlers:
 
     def _answer(self, view: View) -> Answer:
         node = self._node
-        who = who_lines(node.node_id, node.epoch, node.cluster_id)
+        who = who_lines(node.node_id, node.epoch, node.views.cluster_id)
         return Answer(200, msgspec.json.encode(view), JSON, who)
 
 
