@@ -42,6 +42,7 @@ from datapath.transport.calls import (
     encode_call,
     error_return,
 )
+from datapath.transport.framing import Payload
 from datapath.transport.link import Link, decode_all
 from election.view import View
 
@@ -79,7 +80,7 @@ class PeerService:
     def on_close(self, link: Link, reason: str) -> None:
         """A node asks no more. What it has asked goes on: its answer has nowhere to go."""
 
-    def on_frames(self, link: Link, frames: list[bytes]) -> None:
+    def on_frames(self, link: Link, frames: list[Payload]) -> None:
         """Calls and notes from another node."""
         for envelope in decode_all(link, frames, decode_call):
             body = envelope.body

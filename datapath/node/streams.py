@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from datapath.protocol import messages
+from datapath.transport.framing import Payload
 from datapath.transport.link import Link, decode_all
 
 
@@ -18,7 +19,7 @@ class _Streams:
         """Send on the stream with `peer`; dropped where there is none."""
         link = self._links.get(peer)
         if link is not None:
-            link.send(messages.encode_message(message))
+            link.send(*messages.encode_message(message))
 
     def _is_newest(self, link: Link) -> bool:
         return self._links.get(link.peer) is link
@@ -44,7 +45,7 @@ class OutgoingStreams(_Streams):
         self._links[link.peer] = link
         self._on_link(link.peer)
 
-    def on_frames(self, link: Link, frames: list[bytes]) -> None:
+    def on_frames(self, link: Link, frames: list[Payload]) -> None:
         """Answers."""
         if self._is_newest(link):
             for message in decode_all(link, frames, messages.decode_message):
@@ -87,7 +88,7 @@ class IncomingStreams(_Streams):
         else:
             link.close(f"{self._node_id} has not been admitted to the cluster yet")
 
-    def on_frames(self, link: Link, frames: list[bytes]) -> None:
+    def on_frames(self, link: Link, frames: list[Payload]) -> None:
         """What a primary says."""
         if not self._is_newest(link):
             return

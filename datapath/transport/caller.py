@@ -17,6 +17,7 @@ from datapath.transport.calls import (
     encode_call,
     make_error,
 )
+from datapath.transport.framing import Payload
 from datapath.transport.link import Link, decode_all
 from election.release import FIRST_LEVEL, Release, understands
 
@@ -65,7 +66,7 @@ class Caller:
         self._greet(link)
         self._on_change()
 
-    def on_frames(self, link: Link, frames: list[bytes]) -> None:
+    def on_frames(self, link: Link, frames: list[Payload]) -> None:
         """Answers, and notes, which answer nothing."""
         for envelope in decode_all(link, frames, decode_call):
             if envelope.id == 0:

@@ -285,7 +285,7 @@ def encode_call(call_id: int, body: Call | Return) -> bytes:
     return _encoder.encode(Envelope(call_id, body))
 
 
-decode_call: Callable[[bytes], Envelope] = _decoder.decode
+decode_call: Callable[[bytes | memoryview], Envelope] = _decoder.decode
 """Decode one; what is none: see `datapath.transport.link.decode_all`."""
 
 

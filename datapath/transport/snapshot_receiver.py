@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 import google_crc32c
 
 from datapath.errors import TransferError
+from datapath.transport.framing import Payload
 from datapath.transport.link import Link, decode_all
 from datapath.transport.snapshot_transfer import (
     RESUME_TIMEOUT_S,
@@ -92,7 +93,7 @@ class SnapshotReceiver:
         del reason
         self._put(link, None)
 
-    def on_frames(self, link: Link, frames: list[bytes]) -> None:
+    def on_frames(self, link: Link, frames: list[Payload]) -> None:
         """Queue the sender's messages for the worker, within the window's bound."""
         for message in decode_all(link, frames, decode_transfer):
             if isinstance(message, Chunk):

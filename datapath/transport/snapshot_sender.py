@@ -9,6 +9,8 @@ from collections.abc import Callable
 import google_crc32c
 
 from datapath.errors import TransferError
+from datapath.parts import struct_in_parts
+from datapath.transport.framing import Payload
 from datapath.transport.link import Link, LinkError, decode_all
 from datapath.transport.snapshot_transfer import (
     INSTALL_TIMEOUT_S,
@@ -119,7 +121,7 @@ class SnapshotSender:
             self._retained[n] = data
             await self._throttle.take(len(data))
             await self._wait(link, self._window_is_open, self._step_timeout_s)
-            link.send(encode_transfer(Chunk(n, google_crc32c.value(data), data)))
+            link.send(*struct_in_parts(Chunk(n, google_crc32c.value(data), data)))
             self._next = n + 1
         if self._installed is None:
             link.send(encode_transfer(End(self._next, source.checksum, source.count)))
@@ -190,7 +192,7 @@ class SnapshotSender:
             self._link = None
             self._changed.set()
 
-    def on_frames(self, link: Link, frames: list[bytes]) -> None:
+    def on_frames(self, link: Link, frames: list[Payload]) -> None:
         """Take the receiver's answers."""
         if link is not self._link:
             return

@@ -151,7 +151,7 @@ class Failed(_Message, frozen=True, tag=7):
 TransferMessage = Offer | Resume | Chunk | ChunkAck | End | Installed | Failed
 
 encode_transfer = msgspec.msgpack.Encoder().encode
-decode_transfer: Callable[[bytes], TransferMessage] = msgspec.msgpack.Decoder(
+decode_transfer: Callable[[bytes | memoryview], TransferMessage] = msgspec.msgpack.Decoder(
     TransferMessage
 ).decode
 """What is no message: see `datapath.transport.link.decode_all`."""

@@ -51,7 +51,7 @@ ASKED: tuple[calls.Call, ...] = (
 SAMPLES = {
     "request": [calls.encode_call(number, body) for number, body in enumerate(ASKED, 1)],
     "replicate": [
-        messages.encode_message(message)
+        b"".join(messages.encode_message(message))
         for message in (
             messages.Probe(7, 3, "n3", 9),
             messages.Append(7, 3, 9, 3, 9, [b"record" * 20]),

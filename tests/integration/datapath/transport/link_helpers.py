@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from datapath.transport.dialer import Dialer
+from datapath.transport.framing import Payload
 from datapath.transport.link import Link, LinkHandler
 from datapath.transport.listener import PeerListener
 from election.registry import PeerRegistry
@@ -33,14 +34,14 @@ class Recorder:
     def __init__(self) -> None:
         self.opened: list[Link] = []
         self.closed: list[tuple[Link, str]] = []
-        self.frames: list[bytes] = []
+        self.frames: list[Payload] = []
         self.log: list[str] = []
 
     def on_open(self, link: Link) -> None:
         self.opened.append(link)
         self.log.append("open")
 
-    def on_frames(self, link: Link, frames: list[bytes]) -> None:
+    def on_frames(self, link: Link, frames: list[Payload]) -> None:
         self.frames += frames
         assert not link.closed
 
