@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUNS := $(VENV)/.runs
 
+# Containers often forbid it: each process that starts would compile all of onecopy anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install tools up check test sim mutants faults long soak health bench bench-check fmt clean
 
 install: $(STAMP)

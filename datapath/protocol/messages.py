@@ -109,12 +109,12 @@ Message = Probe | ProbeReply | Append | AppendReply | Heartbeat | HeartbeatReply
 _encode: Callable[[Message], bytes] = msgspec.msgpack.Encoder().encode
 
 
-def encode_message(message: Message) -> list[bytes]:
-    """Encode a message, in parts that follow each other."""
+def encode_message(message: Message) -> bytes | list[bytes]:
+    """Encode a message, a large one in parts that follow each other."""
     if isinstance(message, Append) and sum(map(len, message.records)) >= LARGE_PART_BYTES:
         return struct_in_parts(message)
-    return [_encode(message)]
+    return _encode(message)
 
 
 decode_message: Callable[[bytes | memoryview], Message] = msgspec.msgpack.Decoder(Message).decode
-"""What is no message: see `datapath.transport.link.decode_all`."""
+"""What is no message closes its link."""

@@ -12,7 +12,7 @@ they are: masks protect caches of HTTP from what scripts in browsers send, and t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -38,8 +38,8 @@ _MIN_HEAD_BYTES, _MASK_BYTES, _CLOSE_CODE_BYTES, _MAX_CONTROL_BYTES = 2, 4, 2, 1
 _MAX_HEAD_BYTES = 14
 _SCRATCH_BYTES = 32 * 1024
 """For small frames; what of a large message comes with its announcement is copied from there."""
-_parcel_encoder = msgspec.msgpack.Encoder()
-_parcel_decoder = msgspec.msgpack.Decoder(list[bytes])
+encode_parcel: Callable[[Sequence[bytes]], bytes] = msgspec.msgpack.Encoder().encode
+_decode_parcel: Callable[[memoryview], list[bytes]] = msgspec.msgpack.Decoder(list[bytes]).decode
 
 
 Payload = bytes | memoryview
@@ -162,7 +162,7 @@ class FrameReader:
     def _end_binary(self, body: memoryview) -> None:
         self._unmasked(body)
         if not self._large:
-            self._messages += _parcel_decoder.decode(body)
+            self._messages += _decode_parcel(body)
             return
         self._large_at += len(body)
         if self._large_at == len(self._large):
@@ -233,7 +233,7 @@ def take_parcel(outbox: deque[bytes | Sequence[bytes]]) -> tuple[bytes, int]:
         parcel.append(message)
         outbox.popleft()
         size += len(message) + MESSAGE_OVERHEAD_BYTES
-    return _parcel_encoder.encode(parcel), size
+    return encode_parcel(parcel), size
 
 
 class Liveness:

@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
@@ -29,6 +29,7 @@ from datapath.transport.framing import (
     PONG,
     Liveness,
     Payload,
+    encode_parcel,
     frame,
     pieces,
     take_parcel,
@@ -49,8 +50,6 @@ _MAX_CONTROL_FRAMES = 4
 _MAX_QUOTED_LENGTH = 200
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, OverflowError, RecursionError)
 
-_T = TypeVar("_T")
-
 
 class LinkError(DataPathError):
     """A link or the peer port cannot be used; the message says why."""
@@ -62,10 +61,18 @@ class LinkHandler(Protocol):
     An exception closes the link, is logged, and goes to `on_error`.
     """
 
-    def on_open(self, link: Link) -> None:
-        """Take a new link; before any of its frames."""
+    @property
+    def encode(self) -> Callable[[Any], bytes | list[bytes]]:
+        """Encodes a message to be sent, whole or in parts that follow each other."""
 
-    def on_frames(self, link: Link, frames: list[Payload]) -> None:
+    @property
+    def decode(self) -> Callable[[Payload], Any]:
+        """Decodes a message; what it cannot decode closes the link."""
+
+    def on_open(self, link: Link) -> None:
+        """Take a new link; before any of its messages."""
+
+    def on_messages(self, link: Link, messages: list[Any]) -> None:
         """Take messages, in the order they were sent; never after `link.close`."""
 
     def on_close(self, link: Link, reason: str) -> None:
@@ -102,6 +109,8 @@ class Link:
         self._websocket = websocket
         self._abort = abort
         self._handler = handler
+        self._encode = handler.encode
+        self._decode = handler.decode
         self._on_error = on_error
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -135,14 +144,15 @@ class Link:
         connection = self._websocket.get_extra_info("ssl_object")
         return (connection.getpeercert(binary_form=True) or b"") if connection is not None else b""
 
-    def send(self, *parts: bytes) -> None:
-        """Queue a message, its parts in order; never blocks. On a closed link it is dropped.
+    def send(self, message: Any) -> None:
+        """Queue a message; never blocks. On a closed link it is dropped, as `on_close` tells.
 
         An outbox over its bound closes the link. Raises ValueError beyond `MAX_MESSAGE_BYTES`.
         """
         if self.closed:
             return
-        size = sum(map(len, parts))
+        data = self._encode(message)
+        size = len(data) if isinstance(data, bytes) else sum(map(len, data))
         if size > MAX_MESSAGE_BYTES:
             raise ValueError(f"a message has {size} bytes; the limit is {MAX_MESSAGE_BYTES}")
         self._queued_bytes += size + MESSAGE_OVERHEAD_BYTES
@@ -153,7 +163,10 @@ class Link:
             )
             return
         is_small = size < LARGE_MESSAGE_BYTES
-        self._outbox.append(b"".join(parts) if is_small else parts)
+        if isinstance(data, bytes):
+            self._outbox.append(data if is_small else [data])
+        else:
+            self._outbox.append(b"".join(data) if is_small else data)
         if self._turn_is_due or self._websocket.is_full:
             return
         self._wake()
@@ -211,18 +224,23 @@ class Link:
     def on_received(self) -> None:
         """Deliver what is complete, and answer pings."""
         self._liveness.heard_at = self._loop.time()
-        messages, pings = self._websocket.reader.take()
+        payloads, pings = self._websocket.reader.take()
         for payload in pings:
             self._send_control(PONG, payload)
-        if messages and not self.closed:
-            self._guard(self._handler.on_frames, self, messages)
+        if payloads and not self.closed:
+            try:
+                messages = [self._decode(payload) for payload in payloads]
+            except _UNDECODABLE as error:
+                self.on_violation(error)
+            else:
+                self._guard(self._handler.on_messages, self, messages)
         reason = self._websocket.reader.close_reason
         if reason is not None:
             self.close(f"{self.peer} closed the link: {reason.decode(errors='replace')!a}")
 
     def on_violation(self, error: Exception) -> None:
         """Close."""
-        self.close(f"{self.peer} violated the protocol: {error}")
+        self.close(f"{self.peer} violated the protocol: {str(error)[:_MAX_QUOTED_LENGTH]}")
 
     def on_lost(self, error: Exception | None) -> None:
         """Close."""
@@ -259,7 +277,11 @@ class Link:
         """Write one parcel of the messages that wait, or begin with a large one."""
         is_masked, first = self._websocket.is_client, self._outbox[0]
         if isinstance(first, bytes):
-            parcel, taken_bytes = take_parcel(self._outbox)
+            if len(self._outbox) == 1:
+                self._outbox.popleft()
+                parcel, taken_bytes = encode_parcel((first,)), len(first) + MESSAGE_OVERHEAD_BYTES
+            else:
+                parcel, taken_bytes = take_parcel(self._outbox)
             self._queued_bytes -= taken_bytes
             self._write([frame(BINARY, parcel, is_masked=is_masked)])
         else:
@@ -296,13 +318,3 @@ class Link:
             case "ping":
                 self._send_control(PING, b"")
         self._timer = self._loop.call_at(self._liveness.due_at, self._tick)
-
-
-def decode_all(link: Link, frames: Iterable[Payload], decode: Callable[[Payload], _T]) -> list[_T]:
-    """Decode messages that came on a link; what is no message closes it, and counts as nothing."""
-    try:
-        return [decode(frame) for frame in frames]
-    except _UNDECODABLE as error:
-        text = str(error)[:_MAX_QUOTED_LENGTH]
-        link.close(f"{link.peer} violated the protocol: {text}")
-        return []

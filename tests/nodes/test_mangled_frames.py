@@ -48,10 +48,12 @@ ASKED: tuple[calls.Call, ...] = (
     calls.QueryCall(Query("get", (b"k",), caller=ANONYMOUS), 1000),
     calls.ExecuteCall(Operation("put", (b"k", b"v" * 40), caller=ANONYMOUS), 1000),
 )
-SAMPLES = {
-    "request": [calls.encode_call(number, body) for number, body in enumerate(ASKED, 1)],
+SAMPLES: dict[str, list[bytes]] = {
+    "request": [
+        calls.encode_call(calls.Envelope(number, body)) for number, body in enumerate(ASKED, 1)
+    ],
     "replicate": [
-        b"".join(messages.encode_message(message))
+        msgspec.msgpack.encode(message)
         for message in (
             messages.Probe(7, 3, "n3", 9),
             messages.Append(7, 3, 9, 3, 9, [b"record" * 20]),

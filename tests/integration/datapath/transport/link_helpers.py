@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from datapath.transport.dialer import Dialer
-from datapath.transport.framing import Payload
 from datapath.transport.link import Link, LinkHandler
 from datapath.transport.listener import PeerListener
 from election.registry import PeerRegistry
@@ -31,18 +30,20 @@ async def until(condition: Callable[[], object]) -> None:
 class Recorder:
     """A LinkHandler that keeps all it is told."""
 
+    encode = decode = staticmethod(bytes)
+
     def __init__(self) -> None:
         self.opened: list[Link] = []
         self.closed: list[tuple[Link, str]] = []
-        self.frames: list[Payload] = []
+        self.frames: list[bytes] = []
         self.log: list[str] = []
 
     def on_open(self, link: Link) -> None:
         self.opened.append(link)
         self.log.append("open")
 
-    def on_frames(self, link: Link, frames: list[Payload]) -> None:
-        self.frames += frames
+    def on_messages(self, link: Link, messages: list[bytes]) -> None:
+        self.frames += messages
         assert not link.closed
 
     def on_close(self, link: Link, reason: str) -> None:
