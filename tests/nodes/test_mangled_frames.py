@@ -19,7 +19,7 @@ import pytest
 from datapath.operations import ANONYMOUS, Operation, Query
 from datapath.protocol import messages
 from datapath.transport import calls
-from datapath.transport.snapshot_transfer import Chunk, End, Offer, TransferMessage, encode_transfer
+from datapath.transport.snapshot_transfer import Chunk, End, Offer, TransferMessage
 from tests.nodes.conftest import MakeCluster
 from tests.nodes.control import open_files
 from tests.nodes.test_fuzz import SAID_OF_A_FAULT
@@ -61,7 +61,7 @@ SAMPLES: dict[str, list[bytes]] = {
         )
     ],
     "snapshot": [
-        encode_transfer(message)
+        msgspec.msgpack.encode(message)
         for message in (Offer("id", 9, 3, 3), Chunk(0, 5, b"c" * 90), End(1, "sum", 3))
     ],
 }
