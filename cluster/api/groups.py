@@ -154,12 +154,8 @@ class GroupNode:
 
     def __init__(self, node: Node, guard: GroupGuard) -> None:
         self._node = node
+        self.views = node.views  # each answer names the cluster: `__getattr__` takes its time
         self._guard = guard
-
-    @property
-    def cluster_id(self) -> str:
-        """As of the node."""
-        return self._node.cluster_id  # each answer says it: `__getattr__` takes its time
 
     def __getattr__(self, name: str) -> Any:
         """Return what the node has by this name."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from time import perf_counter
 from typing import Protocol, TypeVar, cast
 
@@ -119,7 +119,7 @@ class HttpApi:
         self._call_methods: dict[str, Keyed] = {
             "POST": called.post, "GET": called.get, "HEAD": called.get,
         }  # fmt: skip
-        self._openapi_document = openapi_json(services)
+        self._openapi_document = cache(lambda: openapi_json(services))  # some ms
         self._txn = TxnHandlers(node, self._settings)
         leases = LeaseHandlers(node, self._settings)
         self._server = HttpServer(
@@ -218,7 +218,7 @@ class HttpApi:
     def _identity(self) -> bytes:
         node = self.node
         return b"Onecopy-Node: %b\r\nOnecopy-Epoch: %d\r\n%b%b" % (
-            node.node_id.encode(), node.epoch, cluster_line(node.cluster_id),
+            node.node_id.encode(), node.epoch, cluster_line(node.views.cluster_id),
             b"" if self._groups is None else self._groups.line(),
         )  # fmt: skip
 
@@ -318,7 +318,7 @@ class HttpApi:
         """Return the handler's answer, if the caller may have it (A1). Raises Problem."""
         target, authority = split_target(request.raw_path)
         self._hosts.check(method, authority, request.headers, request.version)
-        check_cluster(request.headers, self.node.cluster_id)
+        check_cluster(request.headers, self.node.views.cluster_id)
         path, _, query = target.partition("?")
         if cast("FullConnection", request.protocol).reserved and not _is_vital(path):
             raise self._server.full()
@@ -340,7 +340,7 @@ class HttpApi:
         # Its client's end is the end for the group, too.
         cast("FullConnection", request.protocol).reading = asyncio.current_task()
         return await self._groups.pass_on(
-            request, template, query, refused, self.node.cluster_id, body=body,
+            request, template, query, refused, self.node.views.cluster_id, body=body,
             access_on=self.access.is_on,
         )  # fmt: skip
 
@@ -453,7 +453,7 @@ class HttpApi:
         return Answer(200, body, content_type, self._identity())
 
     async def _openapi(self, _request: BaseRequest, _query: str) -> Answer:
-        return Answer(200, self._openapi_document, JSON, self._identity())
+        return Answer(200, self._openapi_document(), JSON, self._identity())
 
 
 def _remote(transport: asyncio.BaseTransport | None) -> str:

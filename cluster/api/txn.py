@@ -70,5 +70,5 @@ class TxnHandlers:
         content_type = MSGPACK if accepts_msgpack(headers) else JSON
         answer = txn_answer(asked, result, local=local, binary=content_type == MSGPACK)
         self._transactions[answer.succeeded] += 1
-        lines = written_lines(result, self._node.cluster_id, local=local)
+        lines = written_lines(result, self._node.views.cluster_id, local=local)
         return Answer(200, _encode[content_type](answer), content_type, lines)

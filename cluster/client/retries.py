@@ -50,6 +50,7 @@ from datapath.operations import ClusterStatus
 CONNECT_TIMEOUT_S = 1.0
 TRY_TIMEOUT_S = 2.0  # a node that accepts and never answers (paused, say) costs this much
 ANSWER_MARGIN_S = 0.25  # the server is told to give up so much before the client does
+TRY_MIN_S = 2 * ANSWER_MARGIN_S  # with less than this left, a try would only bring doubt
 BACKOFF_FIRST_S = 0.02
 BACKOFF_MAX_S = 0.4
 REFRESH_INTERVAL_S = 0.2  # the cluster's status is asked for no more often than this
@@ -140,18 +141,18 @@ class Transport:
 
         Raises UnavailableError or, for a write, UnknownOutcomeError.
         """
-        loop = self._check_loop()
-        deadline = loop.time() + (self.timeout_ms if timeout_ms is None else timeout_ms) / 1000
+        loop, limit_s = self._check_loop(), (timeout_ms or self.timeout_ms) / 1000
+        deadline, spare_s = loop.time() + limit_s, min(TRY_MIN_S, limit_s / 10)
         doubtful: ClientError | None = None  # the last try that may have been applied
         failure: ClientError
+        answered: ClientError | None = None  # the last failure that a node has told
         backoff_s = BACKOFF_FIRST_S
         prepared, is_given = not call.writes, call.after is not None
         while True:
             url = self.endpoints.pick(loop.time())
             try:
                 if not prepared:
-                    call = await self._prepare(url, call, deadline)
-                    prepared = True
+                    call, prepared = await self._prepare(url, call, deadline), True
                 longest_s = TRY_TIMEOUT_S if call.retry_unknown else math.inf
                 reply = await self._try(url, call, deadline - loop.time(), longest_s)
             except UnknownOutcomeError as error:
@@ -174,15 +175,15 @@ class Transport:
                 if call.drawn and reply.status < 400:
                     self._sent_after.pop(call.key, None)
                 return reply if call.after is None else reply._replace(after=call.after)
+            answered = failure if failure.status else answered
             self.endpoints.failed(url, loop.time(), no_tls=failure.code == NO_TLS)
             self.refresh_soon(after_failure=True)
-            pause_s = 0.0
-            if failure.status or not self.endpoints.has_fresh(loop.time()):
-                pause_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 -- jitter
-                backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+            rests = bool(failure.status) or not self.endpoints.has_fresh(loop.time())
+            pause_s = backoff_s * random.uniform(0.5, 1.0) if rests else 0.0  # noqa: S311 -- jitter
+            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S) if rests else backoff_s
             is_last = (doubtful is not None and not call.retry_unknown) or self.endpoints.no_tls
-            if is_last or self._closed or loop.time() + pause_s >= deadline:
-                raise_failure(call, failure, doubtful)
+            if is_last or self._closed or loop.time() + pause_s >= deadline - spare_s:
+                raise_failure(call, answered or failure, doubtful)
             self.retries += 1
             await asyncio.sleep(pause_s)
             if self._closed:

@@ -56,6 +56,11 @@ def prepare_groups(data: Path, groups: int, wanted: Wanted) -> tuple[list[Cluste
             f"the deployment in {data} has --groups {kept}, not {groups}; groups cannot be added "
             "or removed: omit the option to resume it, or choose another --data"
         )
+    if not kept and (left := [node for node in data.glob("g*/n*") if any(node.glob("*"))]):
+        raise UpError(
+            f"{left[0]} holds data, and there is no {data}/g1/{CONFIG_NAME}: put that file back, "
+            "or choose another --data"
+        )
     nodes, port = wanted["nodes"] or 3, wanted["port"]
     size = nodes + (wanted["witnesses"] or 0)
     if not kept and groups * size > PEER_PORT_OFFSET:

@@ -68,6 +68,16 @@ def test_groups_stay_as_many_as_they_were(tmp_path: Path) -> None:
         prepare_config(data, **WANTED)
 
 
+def test_groups_whose_first_file_is_gone_are_not_made_anew(tmp_path: Path) -> None:
+    configs, _ = prepare_groups(tmp_path, 2, wanted())
+    (tmp_path / "g2" / "n1").mkdir()
+    (tmp_path / "g2" / "n1" / "identity.json").touch()
+    configs[0].path.unlink()
+    with pytest.raises(UpError, match="put that file back"):
+        prepare_groups(tmp_path, 2, wanted())
+    assert configs[1].path.exists(), "with the secret"
+
+
 def test_what_could_not_start_leaves_nothing_that_the_next_try_finds(tmp_path: Path) -> None:
     port = 65535 - 200 - 1  # the second group's would be too high
     with pytest.raises(UpError, match="lower --port"):
