@@ -232,6 +232,14 @@ class QueryCompletion(Protocol):
         """Receive the error."""
 
 
+class KnownViews(Protocol):
+    """What a node knows of its cluster; see `datapath.node.views`."""
+
+    @property
+    def cluster_id(self) -> str:
+        """The id of the cluster, "" until this node knows it."""
+
+
 class Node(Protocol):
     """What a running node offers. All methods belong to its event loop.
 
@@ -241,8 +249,8 @@ class Node(Protocol):
     node_id: str
 
     @property
-    def cluster_id(self) -> str:
-        """The id of the cluster, "" until this node knows it."""
+    def views(self) -> KnownViews:
+        """What this node knows of its cluster; the same object as long as it runs."""
 
     @property
     def epoch(self) -> int:

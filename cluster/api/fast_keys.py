@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from cluster.api.access import caller_named
 from cluster.api.fast_path import FastConnection, FastPathServer
-from cluster.api.kv import KvHandlers
+from cluster.api.groups import KnownGroups
+from cluster.api.kv import KeyRead, KeyWrite, KvHandlers
 from cluster.api.leases import LeaseHandlers
 from cluster.api.params import waits_for_change
 from cluster.api.plain_head import KEYS, PLAIN, HeaderBlock
@@ -16,34 +17,46 @@ _KEYS_LENGTH = len(KEYS)
 class FastKeys(FastConnection):
     """A connection whose plain requests are those on keys, and keep-alives."""
 
-    __slots__ = ("_kv", "_leases")
+    __slots__ = ("_groups", "_kv", "_leases")
     plain = PLAIN
 
-    def __init__(self, server: FastPathServer, kv: KvHandlers, leases: LeaseHandlers) -> None:
+    def __init__(
+        self,
+        server: FastPathServer,
+        kv: KvHandlers,
+        leases: LeaseHandlers,
+        groups: KnownGroups | None,
+    ) -> None:
         super().__init__(server)
+        self._groups = groups
         self._kv = kv
         self._leases = leases
 
-    def _serve(self, method: str, target: str, block: HeaderBlock, body: bytes) -> bool:
+    def _read_request(
+        self, method: str, target: str, block: HeaderBlock, body: bytes
+    ) -> KeyRead | KeyWrite | None:
         key, _, query = target[_KEYS_LENGTH:].partition("?")
         headers, caller = block.headers, None
         if self._server.api.access.guard.is_on:
             caller = caller_named(block.authorization, self._transport)
             if caller is None:
-                return False
+                return None
         try:
             if method == "GET":
                 if query and waits_for_change(query):
-                    return False  # the full path notices at once that the client has gone
-                self._serve_read(method, target, self._kv.fast_read(key, query, headers, caller))
-                return True
+                    return None  # the full path notices at once that the client has gone
+                read = self._kv.fast_read(key, query, headers, caller)
+                if self._groups is not None and self._groups.is_passed_on(read.query):
+                    return None
+                return read
         except ProblemError:
-            return False
+            return None
         if method == "POST":
             write = self._leases.fast_keep_alive(target, caller)
         else:
             write = self._kv.fast_write(method, key, query, headers, body, caller)
         if write is None or write.operation.caller is not caller:
-            return False
-        self._serve_write(method, target, write)
-        return True
+            return None
+        if self._groups is not None and self._groups.is_passed_on(write.operation):
+            return None
+        return write

@@ -295,7 +295,7 @@ class FastConnection(asyncio.Protocol, ABC):
             if not self._server.hosts.allows(block.host):
                 return 0
             self._host = block.host
-        if block.cluster is not None and block.cluster != self._server.api.node.cluster_id:
+        if block.cluster is not None and block.cluster != self._server.api.node.views.cluster_id:
             return 0
         stop = end + 4 + block.body_size_bytes
         if len(data) < stop:
@@ -305,12 +305,20 @@ class FastConnection(asyncio.Protocol, ABC):
         self._partial = False
         self._more = stop < len(data)
         method, target, _ = line[0].decode().split(" ")
-        taken = self._serve(method, target, block, data[end + 4 : stop])
-        return stop - at if taken else 0
+        match self._read_request(method, target, block, data[end + 4 : stop]):
+            case KeyRead() as read:
+                self._serve_read(method, target, read)
+            case KeyWrite() as write:
+                self._serve_write(method, target, write)
+            case None:
+                return 0
+        return stop - at
 
     @abstractmethod
-    def _serve(self, method: str, target: str, block: HeaderBlock, body: bytes) -> bool:
-        """Serve a request, by `_serve_read` or `_serve_write`; or do nothing, and return False."""
+    def _read_request(
+        self, method: str, target: str, block: HeaderBlock, body: bytes
+    ) -> KeyRead | KeyWrite | None:
+        """Return what a request asks for; None: the full path has to judge it."""
 
     def _serve_read(self, method: str, target: str, read: KeyRead) -> None:
         server, started = self._server, perf_counter()

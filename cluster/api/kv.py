@@ -189,7 +189,7 @@ class KvHandlers:
                 caller,
             ),
             options.timeout_ms or self._timeout_ms,
-            lambda result: answer(result, local, self._node.cluster_id),
+            lambda result: answer(result, local, self._node.views.cluster_id),
         )  # fmt: skip
 
     async def _execute(self, write: KeyWrite) -> Answer:
@@ -220,11 +220,11 @@ class KvHandlers:
     def _get_answer(self, result: QueryResult, headers: Headers) -> Answer:
         """Make a GET's answer of what was read. Raises Problem."""
         if result.value is None:
-            who = state_lines(result, self._node.cluster_id)
+            who = state_lines(result, self._node.views.cluster_id)
             raise ProblemError("key_not_found", "no such key", headers=who)
         value, revision, create_revision, version, lease = result.value
         lease_line = _LEASE_LINE % lease if lease else b""
-        who = who_lines(result.node, result.epoch, self._node.cluster_id)
+        who = who_lines(result.node, result.epoch, self._node.views.cluster_id)
         lines = _KEY_LINES % (revision, create_revision, version, lease_line, who, result.index)
         if headers and self._is_unmodified(headers, revision, who + REVISION_LINE % result.index):
             return Answer(304, None, headers=lines)
@@ -279,7 +279,7 @@ class KvHandlers:
             None if next_key is None else encode_cursor(next_key, bounds),
             "local" if local else UNSET,
         )
-        lines = written_lines(result, self._node.cluster_id, local=local)
+        lines = written_lines(result, self._node.views.cluster_id, local=local)
         return Answer(200, _encode(document), JSON, lines)
 
     async def range(self, request: BaseRequest, query: str) -> Answer:
@@ -300,7 +300,7 @@ class KvHandlers:
         )
         items, next_key = result.value
         cursor = None if next_key is None else encode_cursor(next_key, bounds)
-        lines = NO_CACHE + state_lines(result, self._node.cluster_id)
+        lines = NO_CACHE + state_lines(result, self._node.views.cluster_id)
         binary = accepts_msgpack(request.headers)
         page = PageBody(items, result.index, cursor, binary=binary)
         if page.length <= LARGE_ANSWER_SIZE_BYTES:

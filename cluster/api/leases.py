@@ -142,7 +142,7 @@ class LeaseHandlers:
         leases = [LeaseItem(str(lease), ttl_ms, keys) for lease, ttl_ms, keys in items]
         after = None if following is None else str(following)
         body = msgspec.json.encode(LeaseList(leases, result.index, after))
-        return Answer(200, body, JSON, state_lines(result, self._node.cluster_id))
+        return Answer(200, body, JSON, state_lines(result, self._node.views.cluster_id))
 
     async def revoke(self, request: BaseRequest, raw_lease: str, query: str) -> Answer:
         """DELETE /v1/leases/{id}."""
@@ -174,7 +174,7 @@ class LeaseHandlers:
         return await self._node.execute(Operation(method, args, service=LEASES_SERVICE), timeout_ms)
 
     def _answer(self, document: msgspec.Struct, result: Result, status: int = 200) -> Answer:
-        lines = written_lines(result, self._node.cluster_id)
+        lines = written_lines(result, self._node.views.cluster_id)
         return Answer(status, msgspec.json.encode(document), JSON, lines)
 
 

@@ -243,7 +243,7 @@ class LockHandlers:
             raise ProblemError(
                 "not_held",
                 "there is no leader" if self._is_election else "nobody holds this lock",
-                headers=state_lines(result, self._node.cluster_id),
+                headers=state_lines(result, self._node.views.cluster_id),
             )
         token, lease, note, waiting, first = result.value
         held = _text(name), token, str(lease), _text(note), waiting
@@ -260,11 +260,11 @@ class LockHandlers:
         return self._written(document, result)
 
     def _written(self, document: msgspec.Struct, result: Result) -> Answer:
-        lines = written_lines(result, self._node.cluster_id)
+        lines = written_lines(result, self._node.views.cluster_id)
         return Answer(200, msgspec.json.encode(document), JSON, lines)
 
     def _read_answer(self, document: msgspec.Struct, result: QueryResult) -> Answer:
-        lines = state_lines(result, self._node.cluster_id)
+        lines = state_lines(result, self._node.views.cluster_id)
         return Answer(200, msgspec.json.encode(document), JSON, lines)
 
 

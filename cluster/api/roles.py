@@ -68,7 +68,7 @@ class RoleHandlers:
             rights = ADMIN if self._may_change_cluster(request) else ALL_BUT_ADMIN
             document = CallerDocument(access_control=False, token="", role="", rights=rights)
             node = self._node
-            who = who_lines(node.node_id, node.epoch, node.cluster_id)
+            who = who_lines(node.node_id, node.epoch, node.views.cluster_id)
             return Answer(200, msgspec.json.encode(document), JSON, _NO_STORE + who)
         asked = Query("role_of", (caller.token, self._access.anonymous), service=ACCESS_SERVICE)
         result = await self._node.query(asked, timeout_ms)
@@ -151,11 +151,11 @@ class RoleHandlers:
         return await self._node.query(Query(method, service=ACCESS_SERVICE), timeout_ms)
 
     def _written(self, document: msgspec.Struct, result: Result, status: int = 200) -> Answer:
-        lines = _NO_STORE + written_lines(result, self._node.cluster_id)
+        lines = _NO_STORE + written_lines(result, self._node.views.cluster_id)
         return Answer(status, msgspec.json.encode(document), JSON, lines)
 
     def _read_answer(self, document: msgspec.Struct, result: QueryResult) -> Answer:
-        lines = _NO_STORE + state_lines(result, self._node.cluster_id)
+        lines = _NO_STORE + state_lines(result, self._node.views.cluster_id)
         return Answer(200, msgspec.json.encode(document), JSON, lines)
 
 

@@ -89,7 +89,7 @@ class ServiceHandlers:
                 for host in self._hosts.values()
             ]
         )
-        who = who_lines(node.node_id, node.epoch, node.cluster_id)
+        who = who_lines(node.node_id, node.epoch, node.views.cluster_id)
         return Answer(200, _encode(document), JSON, who)
 
     async def post(self, request: BaseRequest, path: str, query: str) -> Answer:
@@ -163,7 +163,7 @@ class ServiceHandlers:
             msgspec.Raw(result.value), result.index, result.epoch, result.copies,
             "local" if local else UNSET,
         )  # fmt: skip
-        lines = written_lines(result, node.cluster_id, local=local)
+        lines = written_lines(result, node.views.cluster_id, local=local)
         return Answer(200, _encode(document), JSON, lines)
 
     async def _query(self, target: _Target, args: tuple[Any, ...], options: ReadOptions) -> Answer:
@@ -177,7 +177,7 @@ class ServiceHandlers:
             result: QueryResult = await node.query(wanted, timeout_ms)
         except RejectedError as error:
             _refuse(error)
-        lines = state_lines(result, node.cluster_id) + _NO_CACHE
+        lines = state_lines(result, node.views.cluster_id) + _NO_CACHE
         return Answer(
             200, _encode(QueryAnswer(msgspec.Raw(result.value), result.index)), JSON, lines
         )

@@ -22,7 +22,7 @@ from cluster.archive.object_store import ObjectStore
 from cluster.archive.piece import FULL_PIECE_BYTES, decode_piece, encode_piece
 from cluster.archive.plan import ArchivePlan, ArchiveStep, Gap, have_same_entries, is_same_history
 from datapath.errors import OperationError, TransferError
-from datapath.operations import ArchiveState
+from datapath.operations import ArchiveState, KnownViews
 from datapath.records import Record
 
 logger = logging.getLogger(__name__)
@@ -90,8 +90,8 @@ class ArchivingNode(Protocol):
         """The newest epoch that it knows."""
 
     @property
-    def cluster_id(self) -> str:
-        """The cluster's id; "" before there is one."""
+    def views(self) -> KnownViews:
+        """What it knows of its cluster."""
 
     def share_archived(self, index: int, /) -> None:
         """Let every replica drop the log up to there."""
@@ -213,7 +213,7 @@ class Archiver:
 
     async def _round(self) -> None:
         """Archive what has committed by now."""
-        if not self._node.cluster_id:
+        if not self._node.views.cluster_id:
             return
         self._plan.begin_round(self._log.commit_index)
         while self._node.is_primary:
@@ -231,7 +231,7 @@ class Archiver:
 
     async def _look_up(self) -> None:
         """Look up how far the archive is."""
-        epoch, prefix = self._node.epoch, f"{self._node.cluster_id}/"
+        epoch, prefix = self._node.epoch, f"{self._node.views.cluster_id}/"
         names = await _in_daemon_thread(lambda: list(self._store.names()))
         catalog = Catalog(name.removeprefix(prefix) for name in names if name.startswith(prefix))
         self._report_gaps(self._plan.looked_up(epoch, catalog, self._log.is_held))
@@ -260,7 +260,7 @@ class Archiver:
 
     async def _check_entries(self, name: PieceName) -> None:
         """Compare the piece that the archive ends with, as far as the log here holds it."""
-        place = f"{self._node.cluster_id}/{name.name}"
+        place = f"{self._node.views.cluster_id}/{name.name}"
 
         def read() -> list[Record]:
             return decode_piece(b"".join(self._store.read(place)), place).records
@@ -317,7 +317,7 @@ class Archiver:
         first, last = records[0].first_index, records[-1]
         marks = self._marks.within(first, last.last_index, self._now_ms())
         name = PieceName(first, last.last_index, last.epoch)
-        cluster_id = self._node.cluster_id
+        cluster_id = self._node.views.cluster_id
 
         def put() -> int:
             data = encode_piece(cluster_id, records, marks)
@@ -341,7 +341,7 @@ class Archiver:
 
     async def _start_base(self) -> Base:
         """Begin to archive the whole state, beside the pieces."""
-        state = await self._log.state(self._cluster, self._node.cluster_id)
+        state = await self._log.state(self._cluster, self._node.views.cluster_id)
         base = Base(state.revision, state.epoch, self._now_ms())
         self._base = asyncio.create_task(self._put_base(base, state))
         return base
@@ -359,7 +359,7 @@ class Archiver:
             self._base = None
 
     async def _put_base(self, base: Base, state: State) -> None:
-        name = f"{self._node.cluster_id}/{base.name}"
+        name = f"{self._node.views.cluster_id}/{base.name}"
         pieces = state.pieces()
         loop = asyncio.get_running_loop()
         size = 0

@@ -305,14 +305,22 @@ def _meaning(error: ClientError) -> tuple[int, str, str]:
             advice = "Nothing was applied. Correct --endpoints (or ONECOPY_ENDPOINTS)."
             return EXIT_NOT_APPLIED, "not_applied", advice
         case UnavailableError():
+            context = click.get_current_context(silent=True)
+            is_status = context is not None and context.info_name == "status"
+            look = "Read the nodes' logs" if is_status else "Check the cluster with: onecopy status"
             advice = (
-                "Nothing was applied. Check the cluster with: onecopy status. Name other "
-                "nodes with "
-                "--endpoints, wait longer with --timeout-ms, or start a cluster with: onecopy up"
+                f"Nothing was applied. {look}. Name other nodes with --endpoints, wait longer with "
+                "--timeout-ms, or start a cluster with: onecopy up"
             )
             return EXIT_UNAVAILABLE, "not_applied", advice
         case NotAppliedError(status=401):
             advice = "Nothing was applied. Give a token by --token-file or ONECOPY_TOKEN."
+            return EXIT_NOT_APPLIED, "not_applied", advice
+        case NotAppliedError(code="forbidden"):
+            advice = (
+                "Nothing was applied. Use a token whose role has that right; an administrator "
+                "gives it to a role with: onecopy role set"
+            )
             return EXIT_NOT_APPLIED, "not_applied", advice
         case NotAppliedError():
             code = EXIT_USAGE if error.status == 0 else EXIT_NOT_APPLIED

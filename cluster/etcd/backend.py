@@ -42,11 +42,11 @@ class Backend:
 
     def member_number(self, node_id: str) -> int:
         """Return a member's number."""
-        return self._number("member", self.node.cluster_id, node_id)
+        return self._number("member", self.node.views.cluster_id, node_id)
 
     def header(self, revision: int, epoch: int) -> msgspec.Raw:
         """Return the header of an answer: from which member, at which revision, in which term."""
-        cluster_id = self.node.cluster_id
+        cluster_id = self.node.views.cluster_id
         if cluster_id != self._own[0]:
             own = b'"cluster_id":"%d","member_id":"%d"' % (
                 self._number("cluster", cluster_id),

@@ -37,40 +37,40 @@ class EtcdFastKeys(FastConnection):
         self._kv = kv
         self._timeout_ms = timeout_ms
 
-    def _serve(self, method: str, target: str, block: HeaderBlock, body: bytes) -> bool:
+    def _read_request(
+        self,
+        method: str,
+        target: str,
+        block: HeaderBlock,
+        body: bytes,
+    ) -> KeyRead | KeyWrite | None:
+        del method
         kv, caller = self._kv, None
         if self._server.api.access.is_on:
             caller = etcd_caller_named(block.authorization, self._transport)
             if caller is None or caller == ANONYMOUS:
-                return False  # refused there in words of its own
+                return None  # refused there in words of its own
         try:
             if target.endswith("put"):
                 operation = kv.key_put(_put_request(body), caller)
                 if operation is None:
-                    return False
-                write = KeyWrite(
+                    return None
+                return KeyWrite(
                     operation, self._timeout_ms, lambda result: _answer(kv.put_document(result))
                 )
-                self._serve_write(method, target, write)
-                return True
             read, is_plain = _range_request(body)
             query = kv.key_query(read, caller)
             if query is None:
-                return False
+                return None
         except EtcdError:
-            return False
-        self._serve_read(
-            method,
-            target,
-            KeyRead(
-                query,
-                self._timeout_ms,
-                (lambda result: Answer(200, kv.plain_answer(read.key, result), JSON))
-                if is_plain
-                else (lambda result: _answer(kv.key_document(read, result))),
-            ),
+            return None
+        return KeyRead(
+            query,
+            self._timeout_ms,
+            (lambda result: Answer(200, kv.plain_answer(read.key, result), JSON))
+            if is_plain
+            else (lambda result: _answer(kv.key_document(read, result))),
         )
-        return True
 
 
 def _answer(document: dict[str, Any]) -> Answer:

@@ -208,11 +208,11 @@ class NodeRuntime:
             self._gateway.attach(self._engine)
         self._hosts = Hosts(config.api.hosts, config.api.origins)
         self._hosts.learn(split_address(item.client)[0] for item in config.nodes.values())
-        self._groups = groups = known_groups(config)
+        settings = http_settings(config, node_id, descriptors)
+        self._groups = groups = known_groups(config, node_id, settings)
         served: ServedNode = self._gateway
         if groups is not None:
             served = cast("ServedNode", GroupNode(self._gateway, groups.guard))
-        settings = http_settings(config, node_id, descriptors)
         etcd = None
         if self._own.etcd:
             self._hosts.learn([split_address(self._own.etcd)[0]])
@@ -421,6 +421,8 @@ class NodeRuntime:
             await draining
         await self._tasks.stop()
         await self._ports.stop()
+        if self._groups is not None:
+            await self._groups.close()
         await self._gateway.stop()
         if self._receiver is not None:
             await self._receiver.stop()

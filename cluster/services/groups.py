@@ -31,7 +31,12 @@ _KEYED: frozenset[Right] = frozenset({"read", "write", "watch", "lock"})
 
 
 class WrongGroupError(OperationNotAppliedError):
-    """The key belongs to another group, which owns `slot`; nothing was applied (G3)."""
+    """The key belongs to another group, which owns `slot`; nothing was applied (G3).
+
+    `body`: the request's, if it had to be read to see that.
+    """
+
+    body: bytes | None = None
 
     def __init__(self, name: bytes, slot: int, group_id: str) -> None:
         told = name[:100].decode("utf-8", "backslashreplace")

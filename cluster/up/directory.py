@@ -89,6 +89,11 @@ def prepare_config(
             )
         return _add_services(config, services or {}), False
     sections = _new_nodes(nodes or 3, witnesses or 0, port or DEFAULT_PORT, with_etcd=with_etcd)
+    if taken := [node for node in sections if any((data / node).glob("*"))]:
+        raise UpError(
+            f"{data} holds {', '.join(taken)} and no {CONFIG_NAME}: this is the data of another "
+            "cluster. Put that file back, or choose another --data"
+        )
     token = draw_token() if with_access else None
     access = None if token is None else AccessSection(admin_token_hash=hash_line(token))
     secret = secrets.token_hex(32)

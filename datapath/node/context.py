@@ -18,13 +18,13 @@ from datapath.transport.caller import Caller
 from datapath.transport.calls import (
     ArchivedNote,
     Call,
+    Envelope,
     NoAnswerError,
     NoticeNote,
     NotSentError,
     Return,
     ViewNote,
     ViewReturn,
-    encode_call,
 )
 from datapath.transport.link import Link
 from election.agreement import Agreement
@@ -106,7 +106,7 @@ class Context:
         """
         view = self.views.newest
         if view is not None and view.member(link.peer) is not None:
-            link.send(encode_call(0, ViewNote(view)))
+            link.send(Envelope(0, ViewNote(view)))
 
     # -- who waits
 

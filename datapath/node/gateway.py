@@ -85,7 +85,7 @@ class Gateway:
         self._cluster = cluster
         self._context = Context(node_id, agreement, cluster_id)
         self._context.access = access
-        self._views = self._context.views
+        self.views = self._context.views
         self._engine: Engine | None = None
         self.reads = Reads(self._context)
         self.read_now, self.query = self.reads.read_now, self.reads.query
@@ -118,8 +118,8 @@ class Gateway:
         if access is not None and engine is not None:
             engine.interpreter.tell_guard()
         if self._engine is not None:
-            self._views.listen(self._engine.on_view)
-        self._views.listen(lambda _: self.note_change())
+            self.views.listen(self._engine.on_view)
+        self.views.listen(lambda _: self.note_change())
 
     async def stop(self) -> None:
         """Stop answering other nodes."""
@@ -141,12 +141,7 @@ class Gateway:
     @property
     def view(self) -> View | None:
         """The newest committed view that this node has heard of."""
-        return self._views.newest
-
-    @property
-    def cluster_id(self) -> str:
-        """The cluster of the newest view, before there is one that of the data, or ""."""
-        return self._views.cluster_id
+        return self.views.newest
 
     def on_view(self, view: View) -> None:
         """Take a committed view, from consensus or from a peer that has it from there."""
@@ -158,7 +153,7 @@ class Gateway:
 
     def listen(self, listener: Callable[[View], None]) -> None:
         """Call `listener` with each newer view."""
-        self._views.listen(listener)
+        self.views.listen(listener)
 
     def note_change(self) -> None:
         """A view, a role or a link has changed: who waits may try again."""
@@ -214,13 +209,13 @@ class Gateway:
     def epoch(self) -> int:
         """The newest epoch that this node knows of (0: none)."""
         known = self._engine.replica.state.epoch if self._engine else 0
-        newest = self._views.newest
+        newest = self.views.newest
         return max(known, newest.epoch if newest else 0)
 
     @property
     def primary(self) -> str:
         """The primary of the newest view this node knows, or ""."""
-        return self._views.primary
+        return self.views.primary
 
     @property
     def is_primary(self) -> bool:
@@ -230,7 +225,7 @@ class Gateway:
     @property
     def belongs(self) -> bool:
         """Whether this node is known to be a member (`datapath.node.views`)."""
-        return self._views.belongs
+        return self.views.belongs
 
     @property
     def hears_majority(self) -> bool:
@@ -246,7 +241,7 @@ class Gateway:
     @property
     def is_ready(self) -> bool:
         """Whether this node could answer a linearizable read now (itself or by the primary)."""
-        if not self._views.belongs:
+        if not self.views.belongs:
             return False
         if self.primary == self.node_id:
             return self.is_primary
@@ -255,7 +250,7 @@ class Gateway:
     def submit(self, operation: Operation, timeout_ms: int, completion: Completion) -> bool:
         """Execute here, if this node is the primary; False: nothing was done."""
         engine = self._engine
-        if engine is None or self._views.primary != self.node_id or self._context.stopping:
+        if engine is None or self.views.primary != self.node_id or self._context.stopping:
             return False
         try:
             engine.interpreter.pipeline.submit(operation, timeout_ms, completion)
@@ -277,7 +272,7 @@ class Gateway:
         while True:
             now_ms, primary = clock_ms(), self.primary
             is_here = primary == self.node_id and self._engine is not None
-            stopping = self._context.stopping or self._views.is_removed
+            stopping = self._context.stopping or self.views.is_removed
             match attempts.next(now_ms, primary=primary, is_here=is_here, stopping=stopping):
                 case "answer":
                     return self._answer(operation, attempts)
@@ -332,7 +327,7 @@ class Gateway:
 
     async def handover(self, to: str, timeout_ms: int, *, caller: Principal | None = None) -> View:
         """Make `to` (a member of the in-sync set) the primary; no waiting request fails."""
-        primary, view = self.primary, self._views.newest
+        primary, view = self.primary, self.views.newest
         if to == primary and primary:
             raise RejectedError("handover_failed", f"{to} is already the primary")
         if view is not None and view.member(to) is None:
@@ -413,7 +408,7 @@ class Gateway:
     def _warnings(self) -> tuple[str, ...]:
         context = self._context
         noticed = context.registry.warnings() if context.registry is not None else ()
-        if self._views.newest is None and context.waits_for:
+        if self.views.newest is None and context.waits_for:
             noticed = (f"{self.node_id}: {context.waits_for}", *noticed)
         return (
             *noticed,
@@ -433,7 +428,7 @@ class Gateway:
 
     def _with_releases(self, status: ClusterStatus) -> ClusterStatus:
         """Add what this node knows of what the nodes run: an older primary tells nothing."""
-        releases, view = self._context.releases(), self._views.newest
+        releases, view = self._context.releases(), self.views.newest
         nodes = {
             node: msgspec.structs.replace(
                 state, version=state.version or releases.get(node, Release()).version
@@ -448,7 +443,7 @@ class Gateway:
             status = self._engine.status(self._cluster, self.caller.reaches)
             archive = self._context.archive.state() if self._context.archive else None
             return msgspec.structs.replace(status, warnings=self._warnings(), archive=archive)
-        view = self._views.newest
+        view = self.views.newest
         nodes = {}
         for member in view.members if view else ():
             is_here = member.id == self.node_id
@@ -471,7 +466,7 @@ class Gateway:
         if self._engine is None:
             raise RejectedError("no_data", f"{self.node_id} is a witness: it holds no data")
         await self.reads.catch_up(consistency, timeout_ms)
-        return await self._engine.backups.open(self._cluster, self.cluster_id)
+        return await self._engine.backups.open(self._cluster, self.views.cluster_id)
 
     async def digest(self) -> Digest:
         """Scan this node's own store. Raises RejectedError("no_data") on a witness."""
@@ -491,7 +486,7 @@ class Gateway:
             "hears_majority": float(self.hears_majority),
             "voters": len(voters),
             "voters_heard": len(voters & self._context.agreement.heard),
-            "level": float(self._views.newest.level if self._views.newest else 0),
+            "level": float(self.views.newest.level if self.views.newest else 0),
         }
         archive = self._context.archive.counters() if self._context.archive else {}
         return {**own, **self._engine.counters(), **archive} if self._engine else own

@@ -17,6 +17,7 @@ from datapath.operations import ANONYMOUS, ClusterStatus, Result
 from datapath.tasks import Tasks
 from datapath.transport.calls import (
     Call,
+    Envelope,
     ErrorReturn,
     ExecuteCall,
     ExecuteReturn,
@@ -42,7 +43,7 @@ from datapath.transport.calls import (
     encode_call,
     error_return,
 )
-from datapath.transport.link import Link, decode_all
+from datapath.transport.link import Link
 from election.view import View
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 class PeerService:
     """The `LinkHandler` of incoming links of the kind "request"."""
+
+    encode, decode = staticmethod(encode_call), staticmethod(decode_call)
 
     def __init__(
         self,
@@ -79,9 +82,9 @@ class PeerService:
     def on_close(self, link: Link, reason: str) -> None:
         """A node asks no more. What it has asked goes on: its answer has nowhere to go."""
 
-    def on_frames(self, link: Link, frames: list[bytes]) -> None:
+    def on_messages(self, link: Link, messages: list[Envelope]) -> None:
         """Calls and notes from another node."""
-        for envelope in decode_all(link, frames, decode_call):
+        for envelope in messages:
             body = envelope.body
             match body:
                 case ReadIndexCall():
@@ -89,11 +92,11 @@ class PeerService:
                 case ViewNote() | NoticeNote():
                     self._context.take_note(body)
                 case PingCall():
-                    link.send(encode_call(envelope.id, PingReturn()))
+                    link.send(Envelope(envelope.id, PingReturn()))
                 case ExecuteCall():
                     self._execute(link, envelope.id, body)
                 case StatusCall():
-                    link.send(encode_call(envelope.id, StatusReturn(self._status())))
+                    link.send(Envelope(envelope.id, StatusReturn(self._status())))
                 case _:
                     self._tasks.spawn(self._serve(link, envelope.id, body))
 
@@ -105,9 +108,9 @@ class PeerService:
                 return
             problem = future.exception()
             if problem is None:
-                link.send(encode_call(number, ExecuteReturn(future.result())))
+                link.send(Envelope(number, ExecuteReturn(future.result())))
             elif isinstance(problem, OperationError):
-                link.send(encode_call(number, error_return(problem)))
+                link.send(Envelope(number, error_return(problem)))
             else:
                 raise problem
 
@@ -116,7 +119,7 @@ class PeerService:
             operation = of_a_peer(self._context.access, call.operation)
             engine.submit(operation, call.timeout_ms).add_done_callback(answer)
         except OperationError as error:
-            link.send(encode_call(number, error_return(error)))
+            link.send(Envelope(number, error_return(error)))
 
     def _answer_read_index(self, link: Link, number: int, call: ReadIndexCall) -> None:
         """Answer from the leases, without a task; what has to be confirmed takes one."""
@@ -128,7 +131,7 @@ class PeerService:
         if answer is None:
             self._tasks.spawn(self._serve(link, number, call))
         else:
-            link.send(encode_call(number, answer))
+            link.send(Envelope(number, answer))
 
     async def _serve(self, link: Link, number: int, body: Call | Return) -> None:
         answer: Return
@@ -140,7 +143,7 @@ class PeerService:
             logger.exception("a call from %s failed", link.peer)
             detail = f"{self._context.node_id}: {problem!r}"
             answer = ErrorReturn("unknown", "internal_error", detail)
-        link.send(encode_call(number, answer))
+        link.send(Envelope(number, answer))
 
     async def _carry_out(self, body: Call | Return) -> Return:
         match body:

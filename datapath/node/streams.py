@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from datapath.protocol import messages
-from datapath.transport.link import Link, decode_all
+from datapath.transport.link import Link
 
 
 class _Streams:
     """The newest link to each peer, in one direction."""
+
+    encode = staticmethod(messages.encode_message)
+    decode = staticmethod(messages.decode_message)
 
     def __init__(self) -> None:
         self._links: dict[str, Link] = {}
@@ -18,7 +21,7 @@ class _Streams:
         """Send on the stream with `peer`; dropped where there is none."""
         link = self._links.get(peer)
         if link is not None:
-            link.send(messages.encode_message(message))
+            link.send(message)
 
     def _is_newest(self, link: Link) -> bool:
         return self._links.get(link.peer) is link
@@ -44,10 +47,10 @@ class OutgoingStreams(_Streams):
         self._links[link.peer] = link
         self._on_link(link.peer)
 
-    def on_frames(self, link: Link, frames: list[bytes]) -> None:
+    def on_messages(self, link: Link, answers: list[messages.Message]) -> None:
         """Answers."""
         if self._is_newest(link):
-            for message in decode_all(link, frames, messages.decode_message):
+            for message in answers:
                 self._on_message(link.peer, message)
 
     def on_close(self, link: Link, reason: str) -> None:
@@ -87,11 +90,11 @@ class IncomingStreams(_Streams):
         else:
             link.close(f"{self._node_id} has not been admitted to the cluster yet")
 
-    def on_frames(self, link: Link, frames: list[bytes]) -> None:
+    def on_messages(self, link: Link, said: list[messages.Message]) -> None:
         """What a primary says."""
         if not self._is_newest(link):
             return
-        for message in decode_all(link, frames, messages.decode_message):
+        for message in said:
             if isinstance(message, messages.Probe) and not self._is_ours(message.cluster_id):
                 return
             if isinstance(message, messages.Append) and not self._may_take(message):

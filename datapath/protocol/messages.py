@@ -106,4 +106,4 @@ Message = Probe | ProbeReply | Append | AppendReply | Heartbeat | HeartbeatReply
 
 encode_message: Callable[[Message], bytes] = msgspec.msgpack.Encoder().encode
 decode_message: Callable[[bytes], Message] = msgspec.msgpack.Decoder(Message).decode
-"""What is no message: see `datapath.transport.link.decode_all`."""
+"""What is no message closes its link."""

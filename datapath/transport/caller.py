@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from datapath.errors import OperationError, OperationNotAppliedError, OverloadedError
 from datapath.transport.calls import (
     Call,
+    Envelope,
     ErrorReturn,
     NoAnswerError,
     NotSentError,
@@ -17,7 +18,7 @@ from datapath.transport.calls import (
     encode_call,
     make_error,
 )
-from datapath.transport.link import Link, decode_all
+from datapath.transport.link import Link
 from election.release import FIRST_LEVEL, Release, understands
 
 MAX_OPEN_CALLS = 50_000
@@ -59,15 +60,18 @@ class Caller:
 
     # The LinkHandler of outgoing links of the kind "request".
 
+    encode, decode = staticmethod(encode_call), staticmethod(decode_call)
+
     def on_open(self, link: Link) -> None:
         """A link is up: who waits for one may try."""
         self._links[link.peer] = link
         self._greet(link)
         self._on_change()
 
-    def on_frames(self, link: Link, frames: list[bytes]) -> None:
+    def on_messages(self, link: Link, messages: list[Envelope]) -> None:
         """Answers, and notes, which answer nothing."""
-        for envelope in decode_all(link, frames, decode_call):
+        del link
+        for envelope in messages:
             if envelope.id == 0:
                 self._on_note(envelope.body)
                 continue
@@ -105,7 +109,7 @@ class Caller:
         """Send what needs no answer, if there is a link, and the node understands it (U3)."""
         link = self._links.get(peer)
         if link is not None and self._is_understood(peer, body):
-            link.send(encode_call(0, body))
+            link.send(Envelope(0, body))
 
     def _is_understood(self, peer: str, body: Call) -> bool:
         since = body.since
@@ -152,7 +156,7 @@ class Caller:
         number = self._next_id
         self._next_id += 1
         self._open[number] = (peer, completion)
-        link.send(encode_call(number, body))
+        link.send(Envelope(number, body))
         return number
 
     def forget(self, number: int) -> None:

@@ -276,17 +276,9 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
     body: Call | Return
 
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Envelope)
-
-
-def encode_call(call_id: int, body: Call | Return) -> bytes:
-    """Encode a call or an answer."""
-    return _encoder.encode(Envelope(call_id, body))
-
-
-decode_call: Callable[[bytes], Envelope] = _decoder.decode
-"""Decode one; what is none: see `datapath.transport.link.decode_all`."""
+encode_call: Callable[[Envelope], bytes] = msgspec.msgpack.Encoder().encode
+decode_call: Callable[[bytes], Envelope] = msgspec.msgpack.Decoder(Envelope).decode
+"""Decode one; what is none closes its link."""
 
 
 class NotSentError(DataPathError):

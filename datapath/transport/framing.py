@@ -8,6 +8,7 @@ unframed. See `docs/peer-protocol.md`.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -25,8 +26,8 @@ PARCEL_BYTES = 64 * 1024
 PINGS_PER_IDLE_TIMEOUT = 3
 
 _MAX_DIGITS = len(str(MAX_MESSAGE_BYTES))
-_parcel_encoder = msgspec.msgpack.Encoder()
-_parcel_decoder = msgspec.msgpack.Decoder(list[bytes])
+encode_parcel: Callable[[Sequence[bytes]], bytes] = msgspec.msgpack.Encoder().encode
+_decode_parcel: Callable[[bytes], list[bytes]] = msgspec.msgpack.Decoder(list[bytes]).decode
 
 
 class FramingError(DataPathError):
@@ -39,14 +40,13 @@ class Unframer:
     def __init__(self) -> None:
         self._pieces: list[bytes] = []  # of the large message under way
         self._missing_bytes = 0  # of it; 0: none is under way
-
-    def binary(self, data: bytes) -> list[bytes]:
+        self.binary = _decode_parcel
         """Take a parcel, or a piece, and return the messages that are complete with it.
 
         Raises FramingError or msgspec.MsgspecError.
         """
-        if not self._missing_bytes:
-            return _parcel_decoder.decode(data)
+
+    def _take_piece(self, data: bytes) -> list[bytes]:
         self._pieces.append(data)
         self._missing_bytes -= len(data)
         if self._missing_bytes < 0 or not data:
@@ -55,6 +55,7 @@ class Unframer:
             return []
         message = b"".join(self._pieces)
         self._pieces.clear()
+        self.binary = _decode_parcel
         return [message]
 
     def text(self, text: str) -> None:
@@ -64,6 +65,7 @@ class Unframer:
         if not 0 < size <= MAX_MESSAGE_BYTES or self._missing_bytes:
             raise FramingError(f"a large message cannot be announced as {text[:20]!r}")
         self._missing_bytes = size
+        self.binary = self._take_piece
 
 
 def take_parcel(outbox: deque[bytes]) -> tuple[bytes, int]:
@@ -76,7 +78,7 @@ def take_parcel(outbox: deque[bytes]) -> tuple[bytes, int]:
     while outbox and size < PARCEL_BYTES and len(outbox[0]) < LARGE_MESSAGE_BYTES:
         parcel.append(outbox.popleft())
         size += len(parcel[-1]) + MESSAGE_OVERHEAD_BYTES
-    return _parcel_encoder.encode(parcel), size
+    return encode_parcel(parcel), size
 
 
 class Liveness:

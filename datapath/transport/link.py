@@ -16,7 +16,7 @@ import asyncio
 import logging
 import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Protocol, TypeVar
 
 import aiohttp
@@ -32,6 +32,7 @@ from datapath.transport.framing import (
     FramingError,
     Liveness,
     Unframer,
+    encode_parcel,
     take_parcel,
 )
 
@@ -62,10 +63,18 @@ class LinkHandler(Protocol):
     An exception closes the link, is logged, and goes to `on_error`.
     """
 
-    def on_open(self, link: Link) -> None:
-        """Take a new link; before any of its frames."""
+    @property
+    def encode(self) -> Callable[[Any], bytes]:
+        """Encodes a message to be sent."""
 
-    def on_frames(self, link: Link, frames: list[bytes]) -> None:
+    @property
+    def decode(self) -> Callable[[bytes], Any]:
+        """Decodes a message; what it cannot decode closes the link."""
+
+    def on_open(self, link: Link) -> None:
+        """Take a new link; before any of its messages."""
+
+    def on_messages(self, link: Link, messages: list[Any]) -> None:
         """Take messages, in the order they were sent; never after `link.close`."""
 
     def on_close(self, link: Link, reason: str) -> None:
@@ -102,6 +111,8 @@ class Link:
         self._websocket = websocket
         self._abort = abort
         self._handler = handler
+        self._encode = handler.encode
+        self._decode = handler.decode
         self._on_error = on_error
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -139,13 +150,14 @@ class Link:
         connection = self._websocket.get_extra_info("ssl_object")
         return (connection.getpeercert(binary_form=True) or b"") if connection is not None else b""
 
-    def send(self, data: bytes) -> None:
+    def send(self, message: Any) -> None:
         """Queue a message; never blocks. On a closed link it is dropped, as `on_close` tells.
 
         An outbox over its bound closes the link. Raises ValueError beyond `MAX_MESSAGE_BYTES`.
         """
         if self.closed:
             return
+        data = self._encode(message)
         size = len(data)
         if size > MAX_MESSAGE_BYTES:
             raise ValueError(f"a message has {size} bytes; the limit is {MAX_MESSAGE_BYTES}")
@@ -248,7 +260,13 @@ class Link:
         self._liveness.heard_at = self._loop.time()
         if self._inbox and not self.closed:
             frames, self._inbox = self._inbox, []
-            self._guard(self._handler.on_frames, self, frames)
+            try:
+                messages = [self._decode(frame) for frame in frames]
+            except _UNDECODABLE as error:
+                text = str(error)[:_MAX_QUOTED_LENGTH]
+                self.close(f"{self.peer} violated the protocol: {text}")
+            else:
+                self._guard(self._handler.on_messages, self, messages)
 
     # Sending
 
@@ -297,10 +315,14 @@ class Link:
     async def _write_some(self) -> None:
         """Write one large message, or one parcel of those that wait."""
         outbox = self._outbox
-        if len(outbox[0]) >= LARGE_MESSAGE_BYTES:
+        is_large = len(outbox[0]) >= LARGE_MESSAGE_BYTES
+        if is_large or len(outbox) == 1:
             data = outbox.popleft()
             written = len(data) + MESSAGE_OVERHEAD_BYTES
-            await self._write_large(data)
+            if is_large:
+                await self._write_large(data)
+            else:
+                await self._websocket.send_bytes(encode_parcel((data,)))
         else:
             frame, written = take_parcel(outbox)
             await self._websocket.send_bytes(frame)
@@ -333,16 +355,6 @@ class Link:
                 self._ping_due = True
                 self._work.set()
         self._timer = self._loop.call_at(self._liveness.due_at, self._tick)
-
-
-def decode_all(link: Link, frames: Iterable[bytes], decode: Callable[[bytes], _T]) -> list[_T]:
-    """Decode messages that came on a link; what is no message closes it, and counts as nothing."""
-    try:
-        return [decode(frame) for frame in frames]
-    except _UNDECODABLE as error:
-        text = str(error)[:_MAX_QUOTED_LENGTH]
-        link.close(f"{link.peer} violated the protocol: {text}")
-        return []
 
 
 @types.coroutine

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import google_crc32c
 
 from datapath.errors import TransferError
-from datapath.transport.link import Link, decode_all
+from datapath.transport.link import Link
 from datapath.transport.snapshot_transfer import (
     RESUME_TIMEOUT_S,
     TRANSFER_WINDOW_BYTES,
@@ -43,6 +43,8 @@ class SnapshotReceiver:
     `on_error(error)` gets all that ends a transfer here: what is more than the transfer's own
     failure (`datapath.errors.ends_node`) must end the node (D9).
     """
+
+    encode, decode = staticmethod(encode_transfer), staticmethod(decode_transfer)
 
     def __init__(
         self,
@@ -92,9 +94,9 @@ class SnapshotReceiver:
         del reason
         self._put(link, None)
 
-    def on_frames(self, link: Link, frames: list[bytes]) -> None:
+    def on_messages(self, link: Link, messages: list[TransferMessage]) -> None:
         """Queue the sender's messages for the worker, within the window's bound."""
-        for message in decode_all(link, frames, decode_transfer):
+        for message in messages:
             if isinstance(message, Chunk):
                 self._inbox_chunks += 1
                 self._inbox_bytes += len(message.data)
@@ -148,25 +150,23 @@ class SnapshotReceiver:
 
     async def _take_offer(self, link: Link, offer: Offer) -> None:
         if self._installed == offer:  # Only the answer was lost.
-            link.send(encode_transfer(Installed(offer.index, offer.epoch)))
+            link.send(Installed(offer.index, offer.epoch))
             return
         if self._offer is not None and offer.sender_epoch < self._offer.sender_epoch:
             link.send(
-                encode_transfer(
-                    Failed(f"a primary of epoch {self._offer.sender_epoch} is already sending one")
-                )
+                Failed(f"a primary of epoch {self._offer.sender_epoch} is already sending one")
             )
             return
         if self._sink is None or offer != self._offer:
             await self._abort("another snapshot is offered")
             made = self._make_sink(link.peer, offer)
             if isinstance(made, str):
-                link.send(encode_transfer(Failed(made)))
+                link.send(Failed(made))
                 return
             self._sink, self._offer, self._installed = made, offer, None
             self.bytes_done = self.chunks_done = 0
         self._link = link
-        link.send(encode_transfer(Resume(offer.snapshot_id, self._sink.next_chunk)))
+        link.send(Resume(offer.snapshot_id, self._sink.next_chunk))
 
     async def _take_chunk(self, link: Link, sink: SnapshotSink, chunk: Chunk) -> None:
         if google_crc32c.value(chunk.data) != chunk.crc:
@@ -176,7 +176,7 @@ class SnapshotReceiver:
         await in_thread(sink.feed, chunk.n, chunk.data)
         self.bytes_done += len(chunk.data)
         self.chunks_done += 1
-        link.send(encode_transfer(ChunkAck(chunk.n)))
+        link.send(ChunkAck(chunk.n))
 
     async def _take_end(self, link: Link, offer: Offer, sink: SnapshotSink, end: End) -> None:
         if end.chunks != sink.next_chunk:
@@ -187,14 +187,14 @@ class SnapshotReceiver:
         await self._on_received(offer, sink)
         self._installed = offer
         self._offer = self._link = None
-        link.send(encode_transfer(Installed(offer.index, offer.epoch)))
+        link.send(Installed(offer.index, offer.epoch))
 
     async def _abort(self, reason: str) -> None:
         """Forget the running transfer, if any; tell its sender why."""
         sink, link = self._sink, self._link
         self._sink = self._offer = self._link = None
         if link is not None:
-            link.send(encode_transfer(Failed(reason)))
+            link.send(Failed(reason))
         if sink is not None:
             try:
                 await in_thread(sink.abort)

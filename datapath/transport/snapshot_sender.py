@@ -9,7 +9,7 @@ from collections.abc import Callable
 import google_crc32c
 
 from datapath.errors import TransferError
-from datapath.transport.link import Link, LinkError, decode_all
+from datapath.transport.link import Link, LinkError
 from datapath.transport.snapshot_transfer import (
     INSTALL_TIMEOUT_S,
     MAX_CHUNK_BYTES,
@@ -26,6 +26,7 @@ from datapath.transport.snapshot_transfer import (
     Resume,
     SnapshotSource,
     Throttle,
+    TransferMessage,
     decode_transfer,
     encode_transfer,
     in_thread,
@@ -42,6 +43,8 @@ class SnapshotSender:
     `bytes_done` and `chunks_done` count what the receiver has acknowledged of the running or last
     transfer; `active` is its snapshot id, "" when none runs. Times in seconds.
     """
+
+    encode, decode = staticmethod(encode_transfer), staticmethod(decode_transfer)
 
     def __init__(
         self,
@@ -97,7 +100,7 @@ class SnapshotSender:
             raise
         finally:
             if why and self._link is not None and not self._failure:
-                self._link.send(encode_transfer(Failed(why)))
+                self._link.send(Failed(why))
             self.active = ""
             self._retained.clear()
             await in_thread(source.close)
@@ -105,7 +108,7 @@ class SnapshotSender:
     async def _attempt(self, link: Link, source: SnapshotSource, offer: Offer) -> Installed:
         """Carry the transfer as far as this link lives."""
         self._forget_answers()
-        link.send(encode_transfer(offer))
+        link.send(offer)
         await self._wait(link, lambda: self._next >= 0, self._step_timeout_s)
         while self._installed is None:
             n = self._next
@@ -119,10 +122,10 @@ class SnapshotSender:
             self._retained[n] = data
             await self._throttle.take(len(data))
             await self._wait(link, self._window_is_open, self._step_timeout_s)
-            link.send(encode_transfer(Chunk(n, google_crc32c.value(data), data)))
+            link.send(Chunk(n, google_crc32c.value(data), data))
             self._next = n + 1
         if self._installed is None:
-            link.send(encode_transfer(End(self._next, source.checksum, source.count)))
+            link.send(End(self._next, source.checksum, source.count))
         await self._wait(link, self._is_all_acked, self._step_timeout_s)
         await self._wait(link, lambda: self._installed is not None, self._install_timeout_s)
         assert self._installed is not None
@@ -190,11 +193,11 @@ class SnapshotSender:
             self._link = None
             self._changed.set()
 
-    def on_frames(self, link: Link, frames: list[bytes]) -> None:
+    def on_messages(self, link: Link, messages: list[TransferMessage]) -> None:
         """Take the receiver's answers."""
         if link is not self._link:
             return
-        for message in decode_all(link, frames, decode_transfer):
+        for message in messages:
             match message:
                 case Resume(snapshot_id, next_chunk) if snapshot_id == self.active:
                     self._resume(next_chunk)

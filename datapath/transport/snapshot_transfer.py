@@ -154,7 +154,7 @@ encode_transfer = msgspec.msgpack.Encoder().encode
 decode_transfer: Callable[[bytes], TransferMessage] = msgspec.msgpack.Decoder(
     TransferMessage
 ).decode
-"""What is no message: see `datapath.transport.link.decode_all`."""
+"""What is no message closes its link."""
 
 
 class Throttle:

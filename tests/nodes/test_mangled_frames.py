@@ -49,7 +49,9 @@ ASKED: tuple[calls.Call, ...] = (
     calls.ExecuteCall(Operation("put", (b"k", b"v" * 40), caller=ANONYMOUS), 1000),
 )
 SAMPLES = {
-    "request": [calls.encode_call(number, body) for number, body in enumerate(ASKED, 1)],
+    "request": [
+        calls.encode_call(calls.Envelope(number, body)) for number, body in enumerate(ASKED, 1)
+    ],
     "replicate": [
         messages.encode_message(message)
         for message in (

@@ -64,8 +64,8 @@ class FakeNode:
         return await self.core.read_log(from_index, max_bytes)
 
     @property
-    def cluster_id(self) -> str:
-        return self.core.view.cluster_id
+    def views(self) -> View:
+        return self.core.view
 
     @property
     def epoch(self) -> int:

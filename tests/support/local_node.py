@@ -196,7 +196,7 @@ class EmptyBackup:
             revision=node.index,
             epoch=node.epoch,
             cluster="local",
-            cluster_id=node.cluster_id,
+            cluster_id=node.views.cluster_id,
             node=node.node_id,
             created_s=0,
         )
@@ -267,8 +267,8 @@ class LocalNode:
             tx.commit()
 
     @property
-    def cluster_id(self) -> str:
-        return self.view.cluster_id
+    def views(self) -> View:
+        return self.view
 
     @property
     def epoch(self) -> int:

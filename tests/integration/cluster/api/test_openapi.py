@@ -593,7 +593,7 @@ async def test_every_documented_parameter_is_taken(serve: Serve, method: str, pa
                 ask = ask.to(ask.target.partition("?")[0])
             ask = ask.query(**{parameter["name"]: value}, **extra)
         elif parameter["in"] == "header":
-            value = local.node.cluster_id if parameter["name"] == "Onecopy-Cluster" else value
+            value = local.node.views.cluster_id if parameter["name"] == "Onecopy-Cluster" else value
             ask = ask.header(parameter["name"], value)
         reply = await send(local, ask)
         assert reply.status in {200, 201, 304, 404, 409, 412}, (parameter, reply)

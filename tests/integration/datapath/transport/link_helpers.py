@@ -30,6 +30,8 @@ async def until(condition: Callable[[], object]) -> None:
 class Recorder:
     """A LinkHandler that keeps all it is told."""
 
+    encode = decode = staticmethod(bytes)
+
     def __init__(self) -> None:
         self.opened: list[Link] = []
         self.closed: list[tuple[Link, str]] = []
@@ -40,8 +42,8 @@ class Recorder:
         self.opened.append(link)
         self.log.append("open")
 
-    def on_frames(self, link: Link, frames: list[bytes]) -> None:
-        self.frames += frames
+    def on_messages(self, link: Link, messages: list[bytes]) -> None:
+        self.frames += messages
         assert not link.closed
 
     def on_close(self, link: Link, reason: str) -> None:

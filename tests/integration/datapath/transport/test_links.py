@@ -44,13 +44,13 @@ async def test_messages_of_all_sizes_arrive_once_and_in_order_both_ways() -> Non
 async def test_a_burst_is_delivered_in_few_batches() -> None:
     async with connected() as pair:
         batches: list[int] = []
-        take = pair.far.on_frames
+        take = pair.far.on_messages
 
-        def count(link: Link, frames: list[bytes]) -> None:
-            batches.append(len(frames))
-            take(link, frames)
+        def count(link: Link, messages: list[bytes]) -> None:
+            batches.append(len(messages))
+            take(link, messages)
 
-        pair.far.on_frames = count  # type: ignore[method-assign]
+        pair.far.on_messages = count  # type: ignore[method-assign]
         for n in range(10_000):
             pair.near.link.send(b"%d" % n)
         await until(lambda: len(pair.far.frames) == 10_000)
@@ -125,13 +125,13 @@ async def test_each_side_learns_why_the_other_closed() -> None:
 
 async def test_no_frame_is_delivered_after_close() -> None:
     async with connected() as pair:
-        take = pair.far.on_frames
+        take = pair.far.on_messages
 
-        def close_at_first(link: Link, frames: list[bytes]) -> None:
-            take(link, frames)
+        def close_at_first(link: Link, messages: list[bytes]) -> None:
+            take(link, messages)
             link.close("enough")
 
-        pair.far.on_frames = close_at_first  # type: ignore[method-assign]
+        pair.far.on_messages = close_at_first  # type: ignore[method-assign]
         link = pair.far.link
         pair.near.link.send(b"first")
         await until(lambda: link.closed)
@@ -175,7 +175,7 @@ async def test_a_message_beyond_the_bound_is_the_callers_mistake() -> None:
         await until(lambda: pair.far.frames == [b"still up"])
 
 
-@pytest.mark.parametrize("where", ["on_open", "on_frames", "on_close"])
+@pytest.mark.parametrize("where", ["on_open", "on_messages", "on_close"])
 async def test_a_handlers_exception_closes_its_link_and_is_passed_on(
     where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -190,8 +190,8 @@ async def test_a_handlers_exception_closes_its_link_and_is_passed_on(
             super().on_open(link)
             self.break_at("on_open")
 
-        def on_frames(self, link: Link, frames: list[bytes]) -> None:
-            self.break_at("on_frames")
+        def on_messages(self, link: Link, messages: list[bytes]) -> None:
+            self.break_at("on_messages")
 
         def on_close(self, link: Link, reason: str) -> None:
             super().on_close(link, reason)

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,7 +70,7 @@ class Node:
         self.history = history
         self.node_id = name
         self.is_primary = True
-        self.cluster_id = CLUSTER_ID
+        self.views = SimpleNamespace(cluster_id=CLUSTER_ID)
         self.archived = 0
         self.lags_by = 0  # records that it has not heard to have committed
         self.takes = 100

@@ -22,10 +22,10 @@ STORED = st.tuples(
 
 @given(st.binary(min_size=1, max_size=20), st.one_of(st.none(), STORED), st.integers(0, 2**63 - 1))
 def test_a_plain_read_is_answered_as_any_other(key: bytes, stored: Any, revision: int) -> None:
-    node = SimpleNamespace(cluster_id="", node_id="n1")
+    node = SimpleNamespace(views=SimpleNamespace(cluster_id=""), node_id="n1")
     calls = KvCalls(Backend(cast("Any", node), 1000, 1 << 20))
     for cluster_id in ("", "c1", "c1"):  # it becomes known some time
-        node.cluster_id = cluster_id
+        node.views.cluster_id = cluster_id
         result = QueryResult(stored, revision, revision % 3, "n1")
         document = calls.key_document(RangeRequest(key=key), result)
         assert calls.plain_answer(key, result) == encode(document)
