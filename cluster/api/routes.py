@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from time import perf_counter
 from typing import Protocol, TypeVar, cast
 
@@ -119,7 +119,7 @@ class HttpApi:
         self._call_methods: dict[str, Keyed] = {
             "POST": called.post, "GET": called.get, "HEAD": called.get,
         }  # fmt: skip
-        self._openapi_document = openapi_json(services)
+        self._openapi_document = cache(lambda: openapi_json(services))  # some ms
         self._txn = TxnHandlers(node, self._settings)
         leases = LeaseHandlers(node, self._settings)
         self._server = HttpServer(
@@ -453,7 +453,7 @@ class HttpApi:
         return Answer(200, body, content_type, self._identity())
 
     async def _openapi(self, _request: BaseRequest, _query: str) -> Answer:
-        return Answer(200, self._openapi_document, JSON, self._identity())
+        return Answer(200, self._openapi_document(), JSON, self._identity())
 
 
 def _remote(transport: asyncio.BaseTransport | None) -> str:
