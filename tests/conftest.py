@@ -4,15 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import signal
 import socket
+import sys
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+SLOW = "slow and not long"
+"""What `make test` asks for. A test file that has any names the mark itself."""
 
 
 def pytest_configure() -> None:
     """Prepare this process for the tests."""
+    _let_bytecode_be_kept()
     _let_programs_be_interrupted()
     _close_what_comes_while_a_server_closes()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Pass over the files of tests in which none is slow, where only those are asked for."""
+    if config.option.markexpr != SLOW or not collection_path.match("test_*.py"):
+        return None
+    return True if "mark.slow" not in collection_path.read_text() else None
+
+
+def _let_bytecode_be_kept() -> None:
+    """Have modules compiled once, also where the environment (of a container, say) forbids it.
+
+    Else each node that a test starts compiles all of onecopy, and each worker all of the tests.
+    """
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def _let_programs_be_interrupted() -> None:

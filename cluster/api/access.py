@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import re
 from contextvars import ContextVar
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from aiohttp import hdrs
 
 from cluster.api.certificate_name import certificate_name
 from cluster.api.groups import check_watch
-from cluster.api.headers import Headers
+from cluster.api.headers import RELAYED, Headers
 from cluster.api.problems import ProblemError, from_operation_error
 from cluster.api.route_rights import OPEN, right_for
 from cluster.api.streams import Streams
@@ -50,6 +51,9 @@ WATCH_RIGHTS_AGE_MS = 200
 RIGHTS_OUT_OF_TOUCH_S = 0.8
 """A node that could not ask for so long ends all watches: it might send what it may not."""
 LOOKED_AT_PER_TURN = 200
+STATUS_WAIT_MS = 1000
+"""How long it is asked who may see the status, where that is not known: clients wait for 2 s."""
+_TIMEOUT = re.compile(r"(?:^|&)timeout_ms=([0-9]{1,9})(?:&|$)")
 
 _caller: ContextVar[Principal] = ContextVar("caller", default=ANONYMOUS)
 
@@ -60,6 +64,8 @@ def caller_of(headers: Headers, transport: asyncio.BaseTransport | None) -> Prin
     Raises Problem "unauthenticated" for what is no token at all.
     """
     values = headers.getall(hdrs.AUTHORIZATION, (None,))
+    if RELAYED in headers:  # G5: whose certificate it is, only the node that relayed it knows
+        transport = None
     principal = caller_named(values[0], transport) if len(values) == 1 else None
     if principal is None:
         raise ProblemError(
@@ -143,30 +149,41 @@ class ApiAccess:
             return
         caller = caller_of(headers, transport)
         _caller.set(caller)
-        await self.admit(caller, Need(cast("Right", right)))
+        asked = _TIMEOUT.search(query)
+        timeout_ms = min(max(1, int(asked[1])), self._timeout_ms) if asked else None
+        try:
+            await self.admit(caller, Need(cast("Right", right)), timeout_ms=timeout_ms)
+        except NotPrimaryError as error:
+            detail = f"it cannot be checked now who may do this: {error.detail}"
+            raise NotPrimaryError(error.code, detail, error.primary) from error
 
     def enter_as(self, caller: Principal) -> None:
         """Do what is done from here on for this caller: for APIs that have headers of their own."""
         _caller.set(caller if self.is_on else ANONYMOUS)
 
     async def admit(
-        self, caller: Principal, need: Need, max_age_ms: int = MAX_RIGHTS_AGE_MS
+        self,
+        caller: Principal,
+        need: Need,
+        max_age_ms: int = MAX_RIGHTS_AGE_MS,
+        timeout_ms: int | None = None,
     ) -> None:
         """Raise OperationError unless a caller has a right.
 
         This node decides by what it knows, if that is no older than `max_age_ms`; else it asks. It
         asks before it refuses, too. `status` may be told by rights of any age: it is what operators
-        need when nobody can be asked.
+        need when nobody can be asked. It asks for `timeout_ms`, or as long as a request may take.
         """
+        timeout_ms = self._timeout_ms if timeout_ms is None else timeout_ms
         query = Query("permits", tuple(need), "stale", max_age_ms, ACCESS_SERVICE, caller)
         if need.right == "status":
             try:
                 self._node.read_here(query)
             except OperationError:
-                pass  # what it does not know may be new
+                timeout_ms = min(timeout_ms, STATUS_WAIT_MS)  # what it does not know may be new
             else:
                 return
-        await self._node.query(query, self._timeout_ms)
+        await self._node.query(query, timeout_ms)
 
     async def enter_watch(self, span: Span) -> Principal | None:
         """Refuse a watch of another group's keys (G1), and who may not watch these (A1).

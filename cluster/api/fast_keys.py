@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster.api.access import caller_named
 from cluster.api.fast_path import FastConnection, FastPathServer
+from cluster.api.groups import KnownGroups
 from cluster.api.kv import KvHandlers, Request
 from cluster.api.leases import LeaseHandlers
 from cluster.api.params import waits_for_change
@@ -16,11 +17,18 @@ _KEYS_LENGTH = len(KEYS)
 class FastKeys(FastConnection):
     """A connection whose plain requests are those on keys, and keep-alives."""
 
-    __slots__ = ("_kv", "_leases")
+    __slots__ = ("_groups", "_kv", "_leases")
     plain = PLAIN
 
-    def __init__(self, server: FastPathServer, kv: KvHandlers, leases: LeaseHandlers) -> None:
+    def __init__(
+        self,
+        server: FastPathServer,
+        kv: KvHandlers,
+        leases: LeaseHandlers,
+        groups: KnownGroups | None,
+    ) -> None:
         super().__init__(server)
+        self._groups = groups
         self._kv = kv
         self._leases = leases
 
@@ -35,11 +43,18 @@ class FastKeys(FastConnection):
             if method == "GET":
                 if query and waits_for_change(query):
                     return None  # the full path notices at once that the client has gone
-                return self._kv.fast_read(key, query, headers, caller)
+                read = self._kv.fast_read(key, query, headers, caller)
+                if self._groups is not None and self._groups.is_passed_on(read.query):
+                    return None
+                return read
         except ProblemError:
             return None
         if method == "POST":
             write = self._leases.fast_keep_alive(target, caller)
         else:
             write = self._kv.fast_write(method, key, query, headers, body, caller)
-        return None if write is None or write.operation.caller is not caller else write
+        if write is None or write.operation.caller is not caller:
+            return None
+        if self._groups is not None and self._groups.is_passed_on(write.operation):
+            return None
+        return write

@@ -8,13 +8,20 @@ from typing import Any
 
 import msgspec
 from aiohttp.web import BaseRequest
-from multidict import istr
 
 from cluster.api.answer import JSON, Answer
 from cluster.api.body import read_json
-from cluster.api.headers import Headers, idempotency_after, idempotency_key
+from cluster.api.headers import (
+    GROUP,
+    RELAYED,
+    Headers,
+    cluster_line,
+    idempotency_after,
+    idempotency_key,
+)
 from cluster.api.params import TIMEOUT, parse_query
 from cluster.api.problems import ProblemError
+from cluster.api.relay import GroupRelay, asked_in_head, refuse_elsewhere
 from cluster.api.settings import HttpSettings
 from cluster.groups.group_map import (
     MAX_MAP_BYTES,
@@ -35,16 +42,17 @@ from datapath.operations import (
     Result,
 )
 
-GROUP = istr("Onecopy-Group")
-"""Names the group that a request is for."""
-
 _whole_group: ContextVar[bool] = ContextVar("whole_group", default=False)
 
 
 class KnownGroups:
-    """What a node knows of the groups: its own, by its configuration, and the newest map."""
+    """What a node knows of the groups: its own, by its configuration, and the newest map.
 
-    def __init__(self, own: Group) -> None:
+    `relay`: by what it passes on what is another group's; None: it tells its client where to ask.
+    """
+
+    def __init__(self, own: Group, relay: GroupRelay | None = None) -> None:
+        self.relay = relay
         self.guard = GroupGuard(own.id, own.slots)
         self.own = own
         self.map: GroupMap | None = None
@@ -56,16 +64,54 @@ class KnownGroups:
         self.map = offered
         return True
 
-    def enter(self, headers: Headers) -> None:
-        """Begin a request: for this group by name, or for whatever its keys say. Raises Problem."""
+    def enter(self, headers: Headers, template: str, name: str, query: str) -> ProblemError | None:
+        """Begin a request: for this group by name, or for whatever its keys say. Raises Problem.
+
+        Returns what refuses it here if its head shows that it is another group's (G1).
+        """
+        refuse_elsewhere(headers, self.own.id)
         named = headers.getall(GROUP, ())
         _whole_group.set(bool(named))
         if named and named != [self.own.id]:
-            raise self._elsewhere(
+            return self._elsewhere(
                 f"the request is for group {', '.join(named)[:100]!r}, and this is group "
                 f"{self.own.id!r}",
-                self.map.group(named[0]) if self.map is not None else None,
+                self.map.group(named[0]) if self.map is not None and len(named) == 1 else None,
             )
+        asked = asked_in_head(template, name, query) if self.relay is not None else None
+        if asked is not None:
+            error = self.guard.refusal_of(asked, whole_group=bool(named))
+            if isinstance(error, WrongGroupError):
+                return self.problem(error)
+        return None
+
+    async def pass_on(
+        self,
+        request: BaseRequest,
+        template: str,
+        query: str,
+        refused: ProblemError,
+        cluster_id: str,
+        *,
+        body: bytes | None,
+        access_on: bool,
+    ) -> Answer:
+        """Return the answer of the group that `refused` names. Raises Problem."""
+        if self.relay is None:
+            raise refused
+        return await self.relay.relay(
+            request, template, query, refused, cluster_line(cluster_id) + self.line(),
+            body=body, access_on=access_on,
+        )  # fmt: skip
+
+    def is_passed_on(self, asked: Operation | Query) -> bool:
+        """Whether another group is asked in this one's place."""
+        return self.relay is not None and self.guard.refusal_of(asked) is not None
+
+    async def close(self) -> None:
+        """Pass on nothing any more."""
+        if self.relay is not None:
+            await self.relay.close()
 
     def problem(self, error: WrongGroupError) -> ProblemError:
         """Return what a client is told: which group it is, and where, as far as it is known."""
@@ -96,7 +142,7 @@ class KnownGroups:
 
 def refuse_group(headers: Headers) -> None:
     """Raise Problem for a request that is for a group by name, where there are no groups."""
-    if GROUP in headers:
+    if GROUP in headers or RELAYED in headers:
         raise ProblemError("wrong_group", "this cluster has no groups: leave out Onecopy-Group")
 
 

@@ -24,6 +24,11 @@ IDEMPOTENCY_KEY = istr("Idempotency-Key")
 IDEMPOTENCY_AFTER = istr("Idempotency-After")
 CLUSTER = istr("Onecopy-Cluster")
 IF_LOCK = istr("If-Lock")
+GROUP = istr("Onecopy-Group")
+"""Names the group that a request is for; on an answer: which other group has given it."""
+RELAYED = istr("Onecopy-Relayed")
+"""On a request that a node of another group passes on: the id of the group that it is for."""
+REVISION = istr("Onecopy-Revision")
 MAX_IDEMPOTENCY_KEY_LENGTH = 255
 REVISION_LINE = b"Onecopy-Revision: %d\r\n"
 """As `revision_line`."""

@@ -67,12 +67,15 @@ class MemberHandlers:
         body = await read_json(request, MAX_BODY_SIZE_BYTES, self._settings.body_timeout_ms)
         try:
             move = _move_decoder.decode(body)
-            given = [address for address in (move.client, move.peer, move.raft) if address]
-            for address in given:
-                split_address(address)
         except (msgspec.MsgspecError, ValueError) as error:
             example = '{"peer": "10.0.0.2:8201"}'
             raise ProblemError("invalid_body", f"{error}; expected: {example}") from None
+        given = {name: value for name, value in msgspec.structs.asdict(move).items() if value}
+        for name, address in given.items():
+            try:
+                split_address(address)
+            except ValueError as error:
+                raise ProblemError("invalid_body", f"{name}: {error}") from None
         if not given:
             raise ProblemError("invalid_body", "name at least one of client, peer and raft")
         addresses = Addresses(move.client, move.peer, move.raft)

@@ -28,11 +28,12 @@ PLAIN = re.compile(
 _FIELD = re.compile(rb"([-A-Za-z0-9_]+):([\t\x20-\x7e]*)")
 _LENGTH = re.compile(rb"[0-9]{1,6}")
 
-# Framing, hop-by-hop, content codings, what browsers say of pages, a group by its name: the full
+# Framing, hop-by-hop, content codings, what browsers say of pages, groups by their names: the full
 # path's business.
 _NOT_PLAIN = frozenset(
     b"content-encoding content-range expect keep-alive origin proxy-connection sec-fetch-mode "
-    b"sec-fetch-site te trailer transfer-encoding upgrade http2-settings onecopy-group".split()
+    b"sec-fetch-site te trailer transfer-encoding upgrade http2-settings onecopy-group "
+    b"onecopy-relayed".split()
 )
 _CONDITIONS = frozenset(
     name.lower().encode()

@@ -351,6 +351,9 @@ class ProblemDocument(msgspec.Struct, frozen=True):
     endpoints: Annotated[
         tuple[str, ...] | UnsetType, Meta(description="URLs of that group's nodes.")
     ] = UNSET
+    revision: Annotated[
+        Count | UnsetType, Meta(description="A revision of that group, for Idempotency-After.")
+    ] = UNSET
 
 
 class ProblemError(Exception):
@@ -390,6 +393,8 @@ class ProblemError(Exception):
         self.oldest = oldest
         self.group = group
         self.endpoints = endpoints
+        self.revision: int | UnsetType = UNSET
+        "A revision that `group` had committed before this was said."
 
     def body(self, *, write: bool) -> bytes:
         """Return the JSON document; `write`: the request was to change something."""
@@ -406,6 +411,7 @@ class ProblemError(Exception):
             oldest=self.oldest,
             group=self.group or UNSET,
             endpoints=self.endpoints or UNSET,
+            revision=self.revision,
         )
         return msgspec.json.encode(document)
 

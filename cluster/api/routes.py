@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from time import perf_counter
 from typing import Protocol, TypeVar, cast
 
@@ -119,12 +119,12 @@ class HttpApi:
         self._call_methods: dict[str, Keyed] = {
             "POST": called.post, "GET": called.get, "HEAD": called.get,
         }  # fmt: skip
-        self._openapi_document = openapi_json(services)
+        self._openapi_document = cache(lambda: openapi_json(services))  # some ms
         self._txn = TxnHandlers(node, self._settings)
         leases = LeaseHandlers(node, self._settings)
         self._server = HttpServer(
             self._handle, self._settings, self._identity, self, self._hosts, node,
-            lambda server: FastKeys(server, kv, leases),
+            lambda server: FastKeys(server, kv, leases, groups),
         )  # fmt: skip
         self.listener = HttpListener(self._server, tls)
         self._tls = tls
@@ -237,7 +237,8 @@ class HttpApi:
             answer = await self._dispatch(request, method)
             server.turns.spend(answer.size_bytes)
             if answer.is_large and not server.memory.make_room(answer.size_bytes):
-                answer = self._refusal(ProblemError("overloaded", TOO_MUCH_HELD), method)
+                held = ProblemError("overloaded", TOO_MUCH_HELD, outcome="unknown")
+                answer = self._refusal(held, method)  # a transaction may have been carried out
         except ClientGoneError:
             return NoAnswer()  # nothing was begun
         except Exception as error:  # noqa: BLE001 -- the client gets an answer, whatever it is
@@ -318,41 +319,53 @@ class HttpApi:
         target, authority = split_target(request.raw_path)
         self._hosts.check(method, authority, request.headers, request.version)
         check_cluster(request.headers, self.node.views.cluster_id)
-        if self._groups is not None:
-            self._groups.enter(request.headers)
-        else:
-            refuse_group(request.headers)
         path, _, query = target.partition("?")
         if cast("FullConnection", request.protocol).reserved and not _is_vital(path):
             raise self._server.full()
         if (answer := preflight(method, request.headers, self._hosts)) is not None:
             return answer
-        template, handle = self._find(request, path, query, method)
-        await self.access.enter(template, method, query, request.headers, request.transport)
-        return await handle()
+        template, name, handle = self._find(request, path, query, method)
+        if self._groups is None:
+            refuse_group(request.headers)
+            await self.access.enter(template, method, query, request.headers, request.transport)
+            return await handle()
+        refused, body = self._groups.enter(request.headers, template, name, query), None
+        try:
+            if refused is None:
+                await self.access.enter(template, method, query, request.headers, request.transport)
+                return await handle()
+        except WrongGroupError as error:  # by its body
+            refused, body = self._groups.problem(error), error.body
+        self.access.enter_as(ANONYMOUS)  # the group judges the caller
+        # Its client's end is the end for the group, too.
+        cast("FullConnection", request.protocol).reading = asyncio.current_task()
+        return await self._groups.pass_on(
+            request, template, query, refused, self.node.views.cluster_id, body=body,
+            access_on=self.access.is_on,
+        )  # fmt: skip
 
     def _find(
         self, request: BaseRequest, path: str, query: str, method: str
-    ) -> tuple[str, Callable[[], Awaitable[Answer]]]:
-        """Return a request's path template, and its handler, to be called. Raises Problem."""
+    ) -> tuple[str, str, Callable[[], Awaitable[Answer]]]:
+        """Return a request's path template, the name in it, and its handler. Raises Problem."""
         if path.startswith(KEYS):
-            keyed = _method(self._key_methods, method)
-            return f"{KEYS}{{key}}", partial(keyed, request, path[len(KEYS) :], query)
+            keyed, name = _method(self._key_methods, method), path[len(KEYS) :]
+            return f"{KEYS}{{key}}", name, partial(keyed, request, name, query)
         route = self._routes.get(path)
         if route is not None:
-            return path, partial(_method(route, method), request, query)
+            return path, "", partial(_method(route, method), request, query)
         for template, methods in self._named.items():
             before, _, rest = template.partition("{")
             after = rest.partition("}")[2]
             if path.startswith(before) and path.endswith(after):
                 name = path[len(before) : len(path) - len(after)]
-                return template, partial(_method(methods, method), request, name, query)
+                return template, name, partial(_method(methods, method), request, name, query)
         if path.startswith(SERVICES_PATH):
-            keyed = _method(self._call_methods, method)
+            keyed, name = _method(self._call_methods, method), path[len(SERVICES_PATH) :]
             template = f"{SERVICES_PATH}{{service}}/{{method}}"
-            return template, partial(keyed, request, path[len(SERVICES_PATH) :], query)
+            return template, name, partial(keyed, request, name, query)
         if path == PAGES[:-1] or path.startswith(PAGES):
-            return PAGES, partial(_method(self._pages.methods, method), request, path)
+            return PAGES, "", partial(_method(self._pages.methods, method), request, path)
         raise ProblemError("not_found", f"no resource at {path[:200]!r}")
 
     def _refusal(self, problem: ProblemError, method: str) -> Answer:
@@ -440,7 +453,7 @@ class HttpApi:
         return Answer(200, body, content_type, self._identity())
 
     async def _openapi(self, _request: BaseRequest, _query: str) -> Answer:
-        return Answer(200, self._openapi_document, JSON, self._identity())
+        return Answer(200, self._openapi_document(), JSON, self._identity())
 
 
 def _remote(transport: asyncio.BaseTransport | None) -> str:

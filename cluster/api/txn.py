@@ -18,6 +18,7 @@ from cluster.api.headers import (
 from cluster.api.params import write_options
 from cluster.api.settings import HttpSettings
 from cluster.api.txn_documents import parse_txn, txn_answer
+from cluster.services.groups import WrongGroupError
 from cluster.services.txn import encode_txn
 from datapath.operations import Node, Operation
 
@@ -59,9 +60,12 @@ class TxnHandlers:
             first_after,
             if_lock=lock,
         )
-        result = await self._node.execute(
-            operation, options.timeout_ms or self._settings.request_timeout_ms
-        )
+        timeout_ms = options.timeout_ms or self._settings.request_timeout_ms
+        try:
+            result = await self._node.execute(operation, timeout_ms)
+        except WrongGroupError as error:
+            error.body = body
+            raise
         local = options.ack == "local"
         content_type = MSGPACK if accepts_msgpack(headers) else JSON
         answer = txn_answer(asked, result, local=local, binary=content_type == MSGPACK)

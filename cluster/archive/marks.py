@@ -39,5 +39,6 @@ class CommitTimes:
         return tuple(found)
 
     def archived(self, revision: int) -> None:
-        """Forget what is archived."""
+        """Forget what is archived, also what has not been noted yet."""
         self._marks = [mark for mark in self._marks if mark.revision > revision]
+        self._last = Mark(max(revision, self._last.revision), self._last.time_ms)

@@ -36,6 +36,14 @@ class _Incoming:
         self._pieces = pieces
         self._write = write
         self._held = memoryview(b"")
+        self._coming: asyncio.Task[Any] | None = None
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Let nothing more be read: CancelledError there."""
+        self._is_stopped = True
+        if self._coming is not None:
+            self._coming.cancel()
 
     def read(self, size: int, /) -> bytes:
         """Return up to `size` bytes; none at the end."""
@@ -47,6 +55,9 @@ class _Incoming:
         return bytes(taken)
 
     async def _next(self) -> bytes:
+        self._coming = asyncio.current_task()
+        if self._is_stopped:
+            raise asyncio.CancelledError
         return await anext(self._pieces, b"")
 
 
@@ -71,4 +82,10 @@ async def take_backup(
         end = verify_backup(reader, on_progress)
         return BackupSummary(reader.header, end, reader.position)
 
-    return await asyncio.to_thread(check)
+    checking = asyncio.ensure_future(asyncio.to_thread(check))
+    try:
+        return await asyncio.shield(checking)
+    except asyncio.CancelledError:  # who has called closes `pieces`: nobody may read them then
+        source.stop()
+        await asyncio.gather(checking, return_exceptions=True)
+        raise

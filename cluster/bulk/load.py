@@ -231,7 +231,9 @@ class Loader:
             puts = [{"put": {"key": key, "value": value}} for key, value in batch.values.items()]
             method, target, body = "POST", "/v1/txn", msgspec.json.encode({"then": puts})
             headers |= JSON_HEADERS
-        return Request(method, target, headers, body, name, writes=True, after=batch.after)
+        return Request(
+            method, target, headers, body, name, writes=True, after=batch.after, stays=True
+        )
 
     def _sent_after(self, line: int) -> int:
         """Return a revision that was known before the record of this line was first sent.

@@ -35,6 +35,7 @@ from cluster.bulk.load import Loader, LoadError, Totals, check_records
 from cluster.bulk.progress import ProgressView
 from cluster.bulk.wire import WireTransport
 from cluster.cli.common import (
+    STDIN,
     client_options,
     endpoint_options,
     error_fields,
@@ -60,7 +61,6 @@ from cluster.terminal import (
     show_json,
 )
 
-STDIN = Path("-")
 _T = TypeVar("_T")
 
 
@@ -125,7 +125,8 @@ def load(
         raise click.UsageError("--check needs a file: standard input can be read only once")
     if file == STDIN and kind is None:
         raise click.UsageError("standard input needs --format ndjson or --format tsv")
-    with report_errors(as_json=as_json):
+    again = "run the same command again to continue"
+    with report_errors(as_json=as_json, interrupted="" if file == STDIN else again):
         if file == STDIN and kind is not None:
             say("standard input: no checkpoint is kept, so an interrupted load cannot be resumed")
             state = _state_of_stdin(kind, batch_records, run_fast(_meet(urls)))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from cluster.exit_codes import EXIT_NOT_APPLIED, EXIT_REFUSED
+from cluster.exit_codes import EXIT_INTERRUPTED, EXIT_NOT_APPLIED, EXIT_REFUSED
 
 COMMANDS = {
     "up": "cluster.cli.up:up",
@@ -54,6 +56,8 @@ SERVER_COMMANDS = {
     "recover": EXIT_NOT_APPLIED,
 }
 """Commands that need the extra `server`, and how they end without it."""
+ELSEWHERE = {"add": "serve", "join": "serve", "export": "dump", "import": "load"}
+"""What is looked for under other names."""
 OWN_PACKAGES = ("cluster", "datapath", "election")
 
 
@@ -77,6 +81,16 @@ class LazyGroup(click.Group):
             return _not_installed(cmd_name, error.name or "")
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that is named. Raises UsageError, which names one that is alike."""
+        name = args[0] if args else ""
+        near = ELSEWHERE.get(name) or next(iter(difflib.get_close_matches(name, COMMANDS)), "")
+        if name not in COMMANDS and near:
+            ctx.fail(f"No such command {name!r}. Did you mean: onecopy {near}")
+        return super().resolve_command(ctx, args)
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         """Read the command line, and print what `--help` and `--version` ask for."""
@@ -111,9 +125,17 @@ def _not_installed(name: str, missing: str) -> click.Command:
 
 @contextlib.contextmanager
 def _output_checked() -> Iterator[None]:
-    """Raise OutputFailedError for what click itself could not print: help, the version."""
+    """Raise OutputFailedError for what click itself could not print: help, the version.
+
+    Ctrl-C that comes before or after what a command does has the exit code for it, too.
+    """
     try:
         yield
+    except KeyboardInterrupt:
+        from cluster.terminal import say  # noqa: PLC0415 -- rarely needed
+
+        say("interrupted")
+        sys.exit(EXIT_INTERRUPTED)
     except OSError as error:
         from cluster.terminal import LOST_ERRNOS, output_failed  # noqa: PLC0415 -- rarely needed
 

@@ -11,6 +11,9 @@ _ELSEWHERE = {
     "add": "start the new node with its configuration file, and it joins: onecopy serve",
     "remove": "onecopy remove NODE",
     "list": "onecopy status",
+    "promote": "a new node gets its vote by itself; to make one the primary: onecopy handover NODE",
+    "replace": "start a node with a new id and an empty directory: onecopy serve; when it is in "
+    "sync: onecopy remove NODE",
 }
 
 

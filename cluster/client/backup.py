@@ -64,7 +64,8 @@ async def _begin(transport: Transport, consistency: str, timeout_ms: int) -> aio
                     return response
                 raise_for(call, reply)
             except UnavailableError as error:
-                failure = error
+                if error.status or failure is None:  # what a node says tells more
+                    failure = error
             except InvalidRequestError as error:
                 if error.code != "no_data":
                     raise

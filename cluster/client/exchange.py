@@ -53,7 +53,9 @@ class Request(NamedTuple):
     `retry_unknown`: may be sent again though an earlier try may have been applied (reads, and
     writes under a key). `waits`: the server may wait for a primary, as long as it is told. `after`:
     a revision that was known before the first try; None: the transport takes the highest it knows.
-    `drawn`: the idempotency key is of this call alone.
+    `drawn`: the idempotency key is of this call alone. `group`: the group that it is for, ""
+    for that of its keys; `after` is one of that group's revisions. `stays`: it is for this cluster
+    alone, whose revision `after` is.
     """
 
     method: str
@@ -66,6 +68,8 @@ class Request(NamedTuple):
     waits: bool = True
     after: int | None = None
     drawn: bool = False
+    group: str = ""
+    stays: bool = False
 
 
 def decode_problem(status: int, body: bytes) -> Problem:

@@ -202,6 +202,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """An error's body, application/problem+json (RFC 9457); `outcome` is there for writes.
 
     `oldest`, of "revision_compacted": the smallest revision after which all changes are kept.
+    `group`, of "wrong_group": the group that owns the keys; `revision`: one that it had committed.
     """
 
     status: int = 0
@@ -210,6 +211,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
     outcome: str = ""
     oldest: int = 0
+    group: str = ""
+    revision: int | None = None
 
 
 class TokenInfo(msgspec.Struct, frozen=True):

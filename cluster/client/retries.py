@@ -50,6 +50,7 @@ from datapath.operations import ClusterStatus
 CONNECT_TIMEOUT_S = 1.0
 TRY_TIMEOUT_S = 2.0  # a node that accepts and never answers (paused, say) costs this much
 ANSWER_MARGIN_S = 0.25  # the server is told to give up so much before the client does
+TRY_MIN_S = 2 * ANSWER_MARGIN_S  # with less than this left, a try would only bring doubt
 BACKOFF_FIRST_S = 0.02
 BACKOFF_MAX_S = 0.4
 REFRESH_INTERVAL_S = 0.2  # the cluster's status is asked for no more often than this
@@ -65,6 +66,7 @@ SENT_AFTER_MAX_KEYS = 10_000  # keys whose first try is remembered; the oldest g
 CLUSTER_HEADER = "Onecopy-Cluster"
 REVISION_HEADER = "Onecopy-Revision"
 AFTER_HEADER = "Idempotency-After"
+GROUP_HEADER = "Onecopy-Group"
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 FINAL_CODES = frozenset({"service_failed", "service_timeout"})
 """Codes of those statuses that are the answer all the same: it was carried out, and failed."""
@@ -107,7 +109,8 @@ class Transport:
         self.retries = 0  # tries beyond the first, over all calls
         self.revision: int | None = None  # the highest that an answer has named
         self._revision_at = -math.inf  # when an answer last named it, or none could be had
-        self._sent_after: dict[str, int | None] = {}  # by idempotency key
+        # By the idempotency key, with the group whose revision it is.
+        self._sent_after: dict[str, tuple[str, int | None]] = {}
         self._max_connections = max_connections
         self._loop: asyncio.AbstractEventLoop | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -138,18 +141,18 @@ class Transport:
 
         Raises UnavailableError or, for a write, UnknownOutcomeError.
         """
-        loop = self._check_loop()
-        deadline = loop.time() + (self.timeout_ms if timeout_ms is None else timeout_ms) / 1000
+        loop, limit_s = self._check_loop(), (timeout_ms or self.timeout_ms) / 1000
+        deadline, spare_s = loop.time() + limit_s, min(TRY_MIN_S, limit_s / 10)
         doubtful: ClientError | None = None  # the last try that may have been applied
         failure: ClientError
+        answered: ClientError | None = None  # the last failure that a node has told
         backoff_s = BACKOFF_FIRST_S
-        prepared = not call.writes
+        prepared, is_given = not call.writes, call.after is not None
         while True:
             url = self.endpoints.pick(loop.time())
             try:
                 if not prepared:
-                    call = await self._prepare(url, call, deadline)
-                    prepared = True
+                    call, prepared = await self._prepare(url, call, deadline), True
                 longest_s = TRY_TIMEOUT_S if call.retry_unknown else math.inf
                 reply = await self._try(url, call, deadline - loop.time(), longest_s)
             except UnknownOutcomeError as error:
@@ -164,29 +167,36 @@ class Transport:
             except UnavailableError as error:
                 failure = error
             else:
-                self.endpoints.worked(url)
-                if call.writes:
-                    self.endpoints.prefer_node(reply.headers.get("Onecopy-Node", ""))
-                if call is STATUS and reply.status == 200:
-                    self._learn(reply.body, url)
-                self.refresh_soon()
+                if (moved := self._elsewhere(call, reply, is_given=is_given)) is not None:
+                    call = moved
+                    continue
+                self._note(url, call, reply)
                 hold_doubt(call, reply, doubtful)
                 if call.drawn and reply.status < 400:
                     self._sent_after.pop(call.key, None)
                 return reply if call.after is None else reply._replace(after=call.after)
+            answered = failure if failure.status else answered
             self.endpoints.failed(url, loop.time(), no_tls=failure.code == NO_TLS)
             self.refresh_soon(after_failure=True)
-            pause_s = 0.0
-            if failure.status or not self.endpoints.has_fresh(loop.time()):
-                pause_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 -- jitter
-                backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+            rests = bool(failure.status) or not self.endpoints.has_fresh(loop.time())
+            pause_s = backoff_s * random.uniform(0.5, 1.0) if rests else 0.0  # noqa: S311 -- jitter
+            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S) if rests else backoff_s
             is_last = (doubtful is not None and not call.retry_unknown) or self.endpoints.no_tls
-            if is_last or self._closed or loop.time() + pause_s >= deadline:
-                raise_failure(call, failure, doubtful)
+            if is_last or self._closed or loop.time() + pause_s >= deadline - spare_s:
+                raise_failure(call, answered or failure, doubtful)
             self.retries += 1
             await asyncio.sleep(pause_s)
             if self._closed:
                 raise_failure(call, failure, doubtful)
+
+    def _note(self, url: str, call: Request, reply: FinalResponse) -> None:
+        """Learn what an answer says of the nodes."""
+        self.endpoints.worked(url)
+        if call.writes and GROUP_HEADER not in reply.headers:
+            self.endpoints.prefer_node(reply.headers.get("Onecopy-Node", ""))
+        if call is STATUS and reply.status == 200:
+            self._learn(reply.body, url)
+        self.refresh_soon()
 
     async def _prepare(self, url: str, call: Request, deadline: float) -> Request:
         """Meet the cluster before a first write; settle what this one was first sent after.
@@ -200,10 +210,27 @@ class Transport:
             self._revision_at = now
         if not call.key or call.after is not None:
             return call
-        after = self._sent_after.setdefault(call.key, self.revision)
+        group, after = self._sent_after.setdefault(call.key, ("", self.revision))
         if len(self._sent_after) > SENT_AFTER_MAX_KEYS:
             del self._sent_after[next(iter(self._sent_after))]
-        return call._replace(after=after)
+        return call._replace(after=after, group=group)
+
+    def _elsewhere(self, call: Request, reply: FinalResponse, *, is_given: bool) -> Request | None:
+        """Return the call as another group takes it, where a node would pass it on to that group.
+
+        It was not sent there yet (G7): the revision that the node names was known before.
+        `is_given`: who calls has said after which revision of its group it was first sent.
+        """
+        if reply.status != 421 or call.group or call.after is None or call.stays:
+            return None
+        problem = reply.problem()
+        if not problem.group or problem.revision is None:
+            return None
+        group, after = self._sent_after.get(call.key, ("", None))
+        if group != problem.group:  # else this key was sent there before
+            group, after = problem.group, call.after if is_given else problem.revision
+            self._sent_after[call.key] = group, after
+        return call._replace(group=group, after=after)
 
     def saw(self, revision: int) -> None:
         """Take note of a revision that has committed in this client's cluster."""
@@ -303,6 +330,8 @@ class Transport:
             headers["Authorization"] = self._authorization
         if self.cluster_id:
             headers[CLUSTER_HEADER] = self.cluster_id
+        if call.group:
+            headers[GROUP_HEADER] = call.group
         if call.after is not None:
             headers[AFTER_HEADER] = str(call.after)
         return headers
@@ -318,6 +347,8 @@ class Transport:
             self.cluster_id = named
         if named == self.cluster_id:
             revision = reply.headers.get(REVISION_HEADER, "")
+            if GROUP_HEADER in reply.headers:  # it is another group's revision
+                return
             if named and revision.isascii() and revision.isdecimal() and len(revision) <= 18:
                 self.saw(int(revision))
             return

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import re
 import ssl
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 
 from datapath.tls_records import read_by_record
 
@@ -62,12 +65,22 @@ def explain_tls(error: Exception) -> str:
     return text
 
 
+class _ClosedAtOnce(ResponseHandler):
+    """A connection that waits for no farewell of TLS: nobody would, and the loop may end first."""
+
+    def close(self) -> None:
+        self.abort()
+
+
 def make_session(max_connections: int, tls: ssl.SSLContext | None = None) -> aiohttp.ClientSession:
     """Return a session of that many connections; 0: without a bound."""
+    connector = aiohttp.TCPConnector(
+        limit=max_connections, keepalive_timeout=30, ssl=True if tls is None else tls
+    )
+    handler: type[ResponseHandler] = _ClosedAtOnce
+    connector._factory = functools.partial(handler, loop=asyncio.get_running_loop())
     session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
-            limit=max_connections, keepalive_timeout=30, ssl=True if tls is None else tls
-        ),
+        connector=connector,
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),

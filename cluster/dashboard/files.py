@@ -5,6 +5,7 @@ They are drawn from the HTTP API alone, and load nothing from elsewhere.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from importlib import resources
 from typing import NamedTuple
@@ -27,6 +28,7 @@ class StaticFile(NamedTuple):
     etag: bytes
 
 
+@functools.cache
 def load_files() -> dict[str, StaticFile]:
     """Return all files by their names."""
     found = {}

@@ -201,6 +201,8 @@ class NodeRuntime:
         )
         self._gateway.listen(self._on_view)
         self._gateway.share_notices(self._registry)
+        settings = http_settings(config, node_id, descriptors)
+        self._groups = groups = known_groups(config, node_id, settings)
         self._engine: Engine | None = None
         self._receiver: SnapshotReceiver | None = None
         if self._own.role == "replica":
@@ -208,11 +210,9 @@ class NodeRuntime:
             self._gateway.attach(self._engine)
         self._hosts = Hosts(config.api.hosts, config.api.origins)
         self._hosts.learn(split_address(item.client)[0] for item in config.nodes.values())
-        self._groups = groups = known_groups(config)
         served: ServedNode = self._gateway
         if groups is not None:
             served = cast("ServedNode", GroupNode(self._gateway, groups.guard))
-        settings = http_settings(config, node_id, descriptors)
         etcd = None
         if self._own.etcd:
             self._hosts.learn([split_address(self._own.etcd)[0]])
@@ -273,6 +273,7 @@ class NodeRuntime:
                 **built_in_services(
                     timing_of(self._config).stall_threshold_ms,
                     first_admin=first_admin_of(self._config),
+                    slot=self._groups.own.slots[0][0] if self._groups is not None else None,
                 ),
                 **self._hosted,
             },
@@ -421,6 +422,8 @@ class NodeRuntime:
             await draining
         await self._tasks.stop()
         await self._ports.stop()
+        if self._groups is not None:
+            await self._groups.close()
         await self._gateway.stop()
         if self._receiver is not None:
             await self._receiver.stop()

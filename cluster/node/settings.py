@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cluster.api.audit import Audit
 from cluster.api.groups import KnownGroups
+from cluster.api.relay import GroupRelay
 from cluster.api.settings import HttpSettings
 from cluster.archive.archiver import Archiver
 from cluster.archive.object_store import UnusableUrlError, open_store
@@ -99,13 +100,14 @@ def etcd_urls(config: ClusterConfig) -> dict[str, MemberUrls]:
     }
 
 
-def known_groups(config: ClusterConfig) -> KnownGroups | None:
+def known_groups(config: ClusterConfig, node: str, settings: HttpSettings) -> KnownGroups | None:
     """Return what this node knows of the groups to begin with; None: there are none."""
     groups = config.groups
     if groups is None:
         return None
     urls = tuple(map(config.url, config.nodes))[:MAX_ENDPOINTS]
-    return KnownGroups(Group(groups.id, groups.slots, urls))
+    relay = GroupRelay(settings, config.tls.for_node(node).ca)
+    return KnownGroups(Group(groups.id, groups.slots, urls), relay)
 
 
 def guard_of(config: ClusterConfig) -> TokenGuard:

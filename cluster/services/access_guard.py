@@ -129,7 +129,7 @@ def unauthenticated(detail: str) -> OperationNotAppliedError:
 
 def forbidden(role: str, need: Need) -> OperationNotAppliedError:
     """Make the refusal of a caller whose role does not allow it."""
-    return OperationNotAppliedError("forbidden", f"role {role!r} has not {said(need)}")
+    return OperationNotAppliedError("forbidden", f"role {role!r} does not have {said(need)}")
 
 
 class TokenGuard:

@@ -400,11 +400,11 @@ class Pipeline:
         if not batch.entries:
             self._tail.add_answers(batch.answers)
             return
-        replica, entries = self._replica, batch.entries
+        state, entries = self._replica.state, batch.entries
         if self._executor.table.has_changed:
             self._executor.complete(entries)
         record = make_record(
-            batch.first_index, replica.state.epoch, replica.state.commit_index, entries
+            batch.first_index, state.epoch, state.commit_index, entries, batch.size_bytes
         )
         self._tail.add_executed(record, entries, batch.answers)
         self.records_total += 1

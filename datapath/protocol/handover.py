@@ -41,8 +41,8 @@ class Handovers:
         if not is_open:
             return "this epoch is not open yet: try again in a moment"
         if not self.may_take(to):
-            in_sync = sorted(self._in_sync.required)
-            return f"{to!r} is not an in-sync backup (those are {in_sync})"
+            in_sync = ", ".join(sorted(self._in_sync.required))
+            return f"{to!r} is not an in-sync backup; those are: {in_sync or 'none'}"
         self.phase, self.to = "draining", to
         self._deadline_ms = self._state.now_ms + timeout_ms
         return ""

@@ -10,10 +10,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from bench.watch import Watchers, allow_files
 from cluster.client.aio import AsyncClient
 from tests.nodes.conftest import MakeCluster
+from tests.support import commands
 from tests.support.browser import Page, find_browser, open_page
-from tests.support.cluster import SLOW_TO_SUSPECT, Cluster
+from tests.support.cluster import SLOW_TO_SUSPECT, UNSUSPECTING, Cluster
 
 BROWSER = find_browser()
 pytestmark = [
@@ -24,6 +26,8 @@ pytestmark = [
 ]
 
 DEADLINE_S = 60.0
+KEYS = 1_000_000
+WATCHERS = 10_000
 HELPERS = """
 window.text = (selector) => document.querySelector(selector)?.textContent ?? '';
 window.button = (name) => [...document.querySelectorAll('button')]
@@ -162,6 +166,58 @@ async def test_it_browses_and_changes_keys_as_far_as_the_token_allows(
         assert_own(page, cluster, node)
         kept = await page.run("location.href + JSON.stringify(localStorage)")
         assert cluster.token.text not in kept
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+async def test_it_is_of_use_with_a_million_keys_and_ten_thousand_watchers(
+    make_cluster: MakeCluster, tmp_path: Path
+) -> None:
+    assert BROWSER is not None
+    allow_files(3 * WATCHERS // 2)
+    cluster = make_cluster(
+        replicas=1,
+        limits={"max_watchers": WATCHERS + 1},  # the one more is the page's
+        timing=UNSUSPECTING,
+    )
+    await cluster.start()
+    file = tmp_path / "keys.tsv"
+    file.write_text("".join(f"k/{number:06}\tvalue {number}\n" for number in range(KEYS)))
+    loading = await commands.start("load", file, endpoints=[cluster.url("n1")])
+    loaded = await commands.finish(loading, seconds=600)
+    assert loaded.code == 0, loaded.err
+    address = urlsplit(cluster.url("n1")).netloc
+    watched = [f"k/{number:06}" for number in range(WATCHERS)]
+    watchers = await asyncio.to_thread(Watchers, address, watched, "onecopy")
+    try:
+        await asyncio.to_thread(watchers.open)
+        async with open_page(BROWSER, tmp_path) as page, cluster.client() as client:
+            await open_dashboard(page, cluster, "n1")
+            await wait_for(page, "text('#health') === 'all nodes are in order'")
+            await wait_for(page, f"document.body.innerText.includes('{WATCHERS:,}')")
+            await page.run("location.hash = '#/keys'")
+            await wait_for(page, "row('k/000000') !== ''")
+            await click(page, "Next")
+            await wait_for(page, "row('k/000050') !== ''")
+            await page.run("location.hash = '#/keys?prefix=k/9999&key=k/999950'")
+            await wait_for(page, "row('k/999949') !== ''")
+            await wait_for(page, "document.querySelector('#value')?.value === 'value 999950'")
+            await page.run("location.hash = '#/keys?prefix=k/0000&key=k/000007'")
+            await wait_for(page, "document.querySelector('#value')?.value === 'value 7'")
+            await page.run("document.querySelector('#live').click()")
+            await wait_for(page, "text('form .hint') === 'live'")
+            watchers.expect(1)
+            await page.run("fill('#value', 'mine')")
+            await click(page, "Save")
+            await wait_for(page, "text('.panel').includes('Saved at revision')")
+            assert len(await asyncio.to_thread(watchers.seen)) == 1
+            assert await value_of(client, "k/000007") == b"mine"
+            await client.put("k/000007", "theirs")
+            await wait_for(page, "document.querySelector('#value').value === 'theirs'")
+            assert page.complaints == []
+            assert_own(page, cluster, "n1")
+    finally:
+        await asyncio.to_thread(watchers.close)
 
 
 async def browse(page: Page) -> None:

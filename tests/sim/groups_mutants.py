@@ -1,4 +1,7 @@
-"""The guards of placement (P1 to P4), each taken out: schedules with machines and groups notice."""
+"""The guards of groups (G1 to G7) and of placement (P1 to P4), each taken out.
+
+Schedules with machines and groups notice what placement does wrong, tests the rest.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,11 @@ from collections.abc import Callable
 from functools import partial
 from unittest.mock import patch
 
-from cluster.groups import placement
+from cluster.api import access
+from cluster.api.groups import GroupNode
+from cluster.groups import placement, relay
 from cluster.groups.placement import GroupState
+from cluster.services import groups, scoped
 from datapath.node import membership
 from datapath.node.membership import refusals
 from tests.sim.mutant import Mutant, Patch
@@ -46,7 +52,63 @@ def _nobody_judges() -> list[Patch]:
     return [patch.object(membership, "GUARDS", ())]
 
 
-GROUPS_MUTANTS = tuple(
+RELAY = "tests/unit/cluster/groups/test_relay.py::"
+UNIT = "tests/unit/cluster/services/test_groups.py::"
+
+
+def _always(guard: str) -> list[Patch]:
+    return [patch.object(relay, guard, lambda *_: True)]
+
+
+def _allows(guard: str) -> Callable[[], list[Patch]]:
+    return partial(_always, guard)
+
+
+def _everything_is_its_own() -> list[Patch]:
+    return [patch.object(groups, "owns", lambda *_: True)]
+
+
+def _services_see_everything() -> list[Patch]:
+    return [patch.object(scoped, "owns", lambda *_: True)]
+
+
+def _not_asked_on_the_way() -> list[Patch]:
+    return [patch.object(GroupNode, "_check", lambda *_: None)]
+
+
+def _any_map() -> list[Patch]:
+    return [patch.object(groups, "may_replace_map", lambda *_: "")]
+
+
+def _certificate_counts() -> list[Patch]:
+    return [patch.object(access, "RELAYED", "x-none")]
+
+
+RULES_MUTANTS = (
+    Mutant("G1", "a group takes keys of others", _everything_is_its_own,
+           unit=UNIT + "test_a_key_of_another_group_is_refused_with_its_slot"),
+    Mutant("G1", "a user's service sees keys of other groups", _services_see_everything,
+           unit=UNIT + "test_a_users_service_sees_of_the_store_its_groups_keys_alone"),
+    Mutant("G1", "a node does not ask whose a key is", _not_asked_on_the_way,
+           unit="tests/integration/cluster/api/test_groups.py::"
+           "test_a_key_of_the_group_is_served_and_another_groups_refused"),
+    Mutant("G2", "a map moves slots", _any_map, unit=UNIT + "test_slots_stay_where_they_are"),
+    Mutant("G4", "what was relayed is relayed again", _allows("is_first_hop"),
+           unit=RELAY + "test_a_request_goes_over_one_hop_whatever_the_maps_say"),
+    Mutant("G4", "a group is administered through another's nodes", _allows("is_for_keys"),
+           unit=RELAY + "test_a_group_is_administered_at_its_own_nodes"),
+    Mutant("G5", "what a certificate names is relayed for nobody", _allows("shows_caller"),
+           unit=RELAY + "test_a_caller_that_only_a_certificate_names_is_told_where_to_ask"),
+    Mutant("G5", "whoever relays lends the right of its certificate", _certificate_counts,
+           unit="tests/integration/cluster/api/test_relay.py::"
+           "test_whoever_relays_lends_no_right_by_its_certificate"),
+    Mutant("G6", "another endpoint is asked after any failure", _allows("may_ask_next"),
+           unit=RELAY + "test_whatever_endpoints_do_a_client_is_told_the_truth"),
+    Mutant("G7", "a revision goes to a group that it is not of", _allows("knows_after"),
+           unit=RELAY + "test_a_revision_goes_to_its_own_group_alone"),
+)  # fmt: skip
+
+GROUPS_MUTANTS = RULES_MUTANTS + tuple(
     mutant._replace(groups=True, seed=1)  # seed 0 is a big one
     for mutant in (
         Mutant("P1", "a second member of a group on a machine", _no("is_apart")),

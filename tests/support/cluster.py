@@ -10,8 +10,9 @@
     finally:
         cluster.end()
 
-Each node is `python -m cluster.cli.main serve` in a session of its own; what it prints goes to a
-file. Nothing here waits for a fixed time: conditions are polled until a generous deadline.
+Each node is `python -m cluster.cli.main serve` in a session of its own (see `forking`); what it
+prints goes to a file. Nothing here waits for a fixed time: conditions are polled until a generous
+deadline.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from cluster.client.errors import (
 )
 from cluster.services.access_guard import draw_token, hash_line
 from datapath.operations import ClusterStatus, Digest
+from tests.support.forking import Forked, fork
 from tests.support.ports import free_address
 from tests.support.raw_http import Reply, fetch
 
@@ -66,6 +68,7 @@ SLOW_TO_SUSPECT = {
 """Timing for tests in which somebody is to be let go, and nobody else, also on a busy machine."""
 SECRET = "a secret for tests, 32 bytes long"
 ROOT = Path(__file__).resolve().parents[2]
+ONECOPY: Sequence[str] = (sys.executable, "-m", "cluster.cli.main")
 
 T = TypeVar("T")
 Scalar = int | str
@@ -140,8 +143,8 @@ class NodeProcess:
     def __init__(self, node: str, log_path: Path) -> None:
         self.node = node
         self.log_path = log_path
-        self.command: Sequence[str] = (sys.executable, "-m", "cluster.cli.main")
-        self._popen: subprocess.Popen[bytes] | None = None
+        self.command: Sequence[str] = ONECOPY
+        self._popen: subprocess.Popen[bytes] | Forked | None = None
         self._log_start = 0
         self.paused = False
 
@@ -163,20 +166,21 @@ class NodeProcess:
         assert not self.running, f"{self.node} is running"
         self._reap()
         self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
-        log: IO[bytes]
-        with self.log_path.open("ab") as log:
-            self._popen = subprocess.Popen(
-                [
-                    *(*self.command, "serve", "--config", str(config), "--node", self.node),
-                    # A test run that is killed leaves no nodes behind, which would slow the next.
-                    *("--supervised-by", str(os.getpid()), *extra),
-                ],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        arguments = ["serve", "--config", str(config), "--node", self.node, *extra]
+        # A test run that is killed leaves no nodes behind, which would slow the next.
+        if self.command is ONECOPY and sys.platform == "linux":
+            self._popen = fork(self.node, arguments, self.log_path)
+        else:
+            log: IO[bytes]
+            with self.log_path.open("ab") as log:
+                self._popen = subprocess.Popen(
+                    [*self.command, *arguments, "--supervised-by", str(os.getpid())],
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
         self.paused = False
 
     def signal(self, number: int) -> None:

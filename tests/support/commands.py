@@ -21,6 +21,19 @@ class Ended(NamedTuple):
     err: str
 
 
+def environment(endpoints: Sequence[str] = (), **env: str) -> dict[str, str]:
+    """Return the environment of a command: this one, and which nodes it asks.
+
+    Without the machine's authorities: aiohttp reads all of them when it is imported, which is a
+    fifth of what a command takes.
+    """
+    found = {**os.environ, "PYTHONPATH": str(ROOT), "SSL_CERT_FILE": os.devnull, **env}
+    found.pop("ONECOPY_ENDPOINTS", None)
+    if endpoints:
+        found["ONECOPY_ENDPOINTS"] = ",".join(endpoints)
+    return found
+
+
 async def start(
     *arguments: str | Path,
     endpoints: Sequence[str] = (),
@@ -29,10 +42,6 @@ async def start(
     **env: str,
 ) -> Process:
     """Start `onecopy` with arguments; its output is piped."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
-    environment.pop("ONECOPY_ENDPOINTS", None)
-    if endpoints:
-        environment["ONECOPY_ENDPOINTS"] = ",".join(endpoints)
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -41,7 +50,7 @@ async def start(
         stdin=stdin,
         stdout=stdout,
         stderr=PIPE,
-        env=environment,
+        env=environment(endpoints, **env),
     )
 
 

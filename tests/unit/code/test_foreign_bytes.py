@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import importlib
 import pkgutil
 import re
@@ -37,14 +38,25 @@ def modules() -> Iterator[ModuleType]:
             yield importlib.import_module(found.name)
 
 
+@functools.cache
+def parsed() -> dict[ModuleType, list[ast.AST]]:
+    """Return the syntax, node by node, of the modules that have to do with patterns."""
+    found = {}
+    for module in modules():
+        text = Path(str(module.__file__)).read_text()
+        kept = any(isinstance(value, re.Pattern) for value in vars(module).values())
+        if kept or re.search(r"\bre\.", text):
+            found[module] = list(ast.walk(ast.parse(text)))
+    return found
+
+
 def compiled() -> Iterator[tuple[str, re.Pattern[Any]]]:
     """Yield every pattern: those that modules keep, and those given to `re` where they are used."""
-    for module in modules():
+    for module, nodes in parsed().items():
         for name, value in vars(module).items():
             if isinstance(value, re.Pattern):
                 yield f"{module.__name__}.{name}", value
-        tree = ast.parse(Path(str(module.__file__)).read_text())
-        for node in ast.walk(tree):
+        for node in nodes:
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
@@ -57,20 +69,19 @@ def compiled() -> Iterator[tuple[str, re.Pattern[Any]]]:
 
 def searched() -> set[str]:
     """Return the names of patterns that are searched for, not matched at a place."""
-    found = set()
-    for module in modules():
-        for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
-            if (
-                isinstance(node, ast.Attribute)
-                and node.attr in SEARCHING
-                and isinstance(node.value, ast.Name)
-            ):
-                found.add(f"{module.__name__}.{node.value.id}")
-    return found
+    return {
+        f"{module.__name__}.{node.value.id}"
+        for module, nodes in parsed().items()
+        for node in nodes
+        if isinstance(node, ast.Attribute)
+        and node.attr in SEARCHING
+        and isinstance(node.value, ast.Name)
+    }
 
 
 PATTERNS = dict(compiled())
 SEARCHED = searched()
+parsed.cache_clear()
 
 
 def letters(tree: Any) -> set[int]:

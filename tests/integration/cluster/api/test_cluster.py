@@ -88,6 +88,13 @@ async def test_a_node_is_taken_out(local: Local) -> None:
     assert (never.status, never.code) == (404, "unknown_node")
 
 
+async def test_a_move_to_what_is_no_address_names_the_field(local: Local) -> None:
+    body, headers = b'{"raft": "10.0.0.2"}', {"Content-Type": "application/json"}
+    reply = await fetch(local.base_url, "PATCH", "/v1/cluster/nodes/n3", body, headers)
+    assert (reply.status, reply.code) == (400, "invalid_body")
+    assert reply.json["detail"].startswith("raft: '10.0.0.2' is not host:port")
+
+
 async def test_force_repeats_the_id(local: Local) -> None:
     target = "/v1/cluster/nodes/n3"
     for force in ("", "n2", "true", "1"):

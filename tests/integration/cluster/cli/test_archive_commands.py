@@ -201,10 +201,19 @@ def test_what_is_no_archive_is_told(made: Made, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("word", "text"),
-    [("add", "onecopy serve"), ("remove", "onecopy remove NODE"), ("list", "onecopy status")],
+    [
+        ("member add", "onecopy serve"),
+        ("member remove", "onecopy remove NODE"),
+        ("member list", "onecopy status"),
+        ("member replace", "onecopy remove NODE"),
+        ("member promote", "onecopy handover NODE"),
+        ("stauts", "Did you mean: onecopy status"),
+        ("export", "Did you mean: onecopy dump"),
+        ("qqqqqq", "No such command 'qqqqqq'"),
+    ],
 )
-def test_what_is_not_a_member_command_is_named(word: str, text: str) -> None:
-    result = run("member", word, "n4")
+def test_what_is_not_a_command_is_named(word: str, text: str) -> None:
+    result = run(*word.split(), "n4")
     assert (result.exit_code, text in result.output) == (2, True), result.output
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -292,6 +293,25 @@ async def test_an_interrupted_command_speaks_of_what_it_was_to_do(
     assert ended.code == 130
     assert says in ended.err
     assert "write" not in ended.err
+
+
+async def test_ctrl_c_before_anything_was_asked(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    process = await start("txn", fifo)
+    with await asyncio.to_thread(fifo.open, "wb"):  # once it is open, the command reads it
+        process.send_signal(signal.SIGINT)
+        ended = await finish(process)
+    assert (ended.code, ended.err) == (130, "interrupted\n")
+
+
+async def test_a_status_that_nobody_has_is_not_answered_by_asking_for_it(
+    nodes: FakeCluster,
+) -> None:
+    for server in nodes.servers.values():
+        await server.kill()
+    gone = await run("status", "--timeout-ms", "300", endpoints=nodes.endpoints)
+    assert (gone.code, "onecopy status" in gone.err, "logs" in gone.err) == (6, False, True)
 
 
 async def test_version_and_help() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.cli.completion import SHELLS
-from tests.support.commands import ROOT
+from tests.support.commands import environment
 
 pytestmark = pytest.mark.slow  # a process for each completion
 
@@ -55,12 +55,7 @@ def ask(shell: str, directory: Path, words: str) -> str:
         timeout=60,
         check=True,
         cwd=directory,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "PATH": f"{directory}:{os.environ['PATH']}",
-            "HOME": str(directory),
-        },
+        env=environment(PATH=f"{directory}:{os.environ['PATH']}", HOME=str(directory)),
     )
     assert not done.stderr, done.stderr
     return done.stdout

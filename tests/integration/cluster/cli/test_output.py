@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster.exit_codes import EXIT_OUTPUT_FAILED
-from tests.support.commands import ROOT, run
+from tests.support.commands import environment, run
 from tests.support.fake_api import FakeCluster
 
 pytestmark = pytest.mark.slow  # a process for each command
@@ -33,11 +33,7 @@ async def shell(nodes: FakeCluster, script: str, *arguments: str | Path) -> tupl
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "ONECOPY_ENDPOINTS": ",".join(nodes.endpoints),
-        },
+        env=environment(nodes.endpoints),
     )
     async with asyncio.timeout(60):
         out, err = await process.communicate()
@@ -53,11 +49,7 @@ async def on_a_terminal(nodes: FakeCluster, *arguments: str) -> str:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=terminal,
         stderr=terminal,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "ONECOPY_ENDPOINTS": ",".join(nodes.endpoints),
-        },
+        env=environment(nodes.endpoints),
     )
     os.close(terminal)
 

@@ -9,6 +9,7 @@ import pytest
 
 from cluster.client.results import RoleRights
 from tests.support.cluster import Cluster, wait_until
+from tests.support.commands import run
 from tests.support.raw_http import Reply, connect
 
 pytestmark = pytest.mark.slow
@@ -170,6 +171,18 @@ async def test_a_backup_that_cannot_ask_decides_nothing_after_a_second(cluster: 
     assert status.status == 200  # operators need it now
     wrong = {"Authorization": "Bearer oct_0000000000000000_" + 43 * "A"}
     assert (await cluster.fetch(backup, "GET", "/v1/cluster", None, wrong)).status in {503, 504}
+    assert cluster.token is not None
+    unknown = wrong["Authorization"].removeprefix("Bearer ")
+    for words, token in (
+        (["put", "app/k", "w"], cluster.token.text),
+        (["remove", primary, "--yes"], cluster.token.text),
+        (["status"], unknown),
+    ):
+        refused = await run(  # in time, and what the node says, not that the other is dead
+            *words, "--timeout-ms", "4000", "--no-discover",
+            endpoints=[cluster.url(backup), "http://127.0.0.1:1"], ONECOPY_TOKEN=token,
+        )  # fmt: skip
+        assert (refused.code, "it cannot be checked now" in refused.err) == (6, True), refused
     cluster.nodes[primary].resume()
     cluster.nodes["w1"].resume()
 

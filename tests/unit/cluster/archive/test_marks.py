@@ -33,6 +33,15 @@ def test_what_is_archived_is_forgotten_and_the_lag_counts_from_the_rest() -> Non
     assert marks.lag_ms(1000) == 0
 
 
+def test_what_was_archived_before_it_was_noted_does_not_lag() -> None:
+    marks = CommitTimes()
+    marks.archived(7)
+    marks.note(7, 100)
+    assert marks.lag_ms(1000) == 0
+    marks.note(8, 300)
+    assert marks.lag_ms(1000) == 700
+
+
 def test_marks_get_coarser_where_nothing_can_be_archived() -> None:
     marks = CommitTimes()
     for number in range(1, 2 * MAX_MARKS):

@@ -293,6 +293,11 @@ def test_what_is_no_address(text: str) -> None:
         split_address(text)
 
 
+def test_an_address_with_a_scheme_is_not_taken_for_ipv6() -> None:
+    with pytest.raises(ValueError, match="is not host:port"):
+        split_address("https://host:80")
+
+
 def test_what_is_loopback() -> None:
     assert all(map(is_loopback, ("127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1")))
     assert not any(map(is_loopback, ("10.0.0.1:1", "[fd00::1]:1", "localhost.example:1")))

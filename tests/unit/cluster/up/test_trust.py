@@ -94,3 +94,11 @@ def test_a_link_that_comes_later_is_not_written_through(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic links"):
         open(data / "logs" / "n1.log", "ab", opener=own_file)  # noqa: SIM115
     assert not (tmp_path / "victim").exists()
+
+
+def test_directories_without_their_file_are_not_taken_for_a_new_cluster(tmp_path: Path) -> None:
+    (tmp_path / "n2").mkdir()
+    (tmp_path / "n2" / "identity.json").write_text("{}")
+    with pytest.raises(UpError, match=r"holds n2 and no cluster\.toml"):
+        prepare_config(tmp_path, nodes=None, witnesses=None, port=free_up_port())
+    assert [item.name for item in tmp_path.iterdir()] == ["n2"]
