@@ -25,6 +25,7 @@ import google_crc32c
 import msgspec
 
 from datapath.errors import LogCorruptError
+from datapath.parts import LARGE_PART_BYTES, encode_in_parts
 
 Write = tuple[int, bytes, bytes | None]
 """(keyspace, key, value): `value` None deletes. For the numbers see `datapath.keyspaces`."""
@@ -42,6 +43,8 @@ MAX_ENTRIES_SIZE_BYTES = MAX_RECORD_SIZE_BYTES - 4096
 _ENTRY_OVERHEAD_BYTES = 8
 _WRITE_OVERHEAD_BYTES = 16
 
+_CHECKED_BYTES = 64 * 1024
+"""What a checksum takes at once of a record, which has to be copied for that."""
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[list[tuple[int, bytes, bytes | None]]])
 
@@ -71,15 +74,24 @@ def entry_size_bytes(entry: Entry) -> int:
 
 
 def make_record(
-    first_index: int, epoch: int, commit_index: int, entries: Sequence[Entry]
+    first_index: int, epoch: int, commit_index: int, entries: Sequence[Entry], size_bytes: int = 0
 ) -> Record:
-    """Encode a batch of entries. Raises ValueError if it is empty or too large."""
+    """Encode a batch of entries. Raises ValueError if it is empty or too large.
+
+    `size_bytes`: their sizes together, where known, so that large ones are copied once only.
+    """
     if not entries:
         raise ValueError("a record holds at least one entry")
-    body = _BODY.pack(first_index, epoch, commit_index, len(entries)) + _encoder.encode(entries)
-    if len(body) > MAX_RECORD_SIZE_BYTES:
-        raise ValueError(f"a record of {len(body)} bytes is over {MAX_RECORD_SIZE_BYTES}")
-    data = _FRAME.pack(len(body), google_crc32c.value(body)) + body
+    head = _BODY.pack(first_index, epoch, commit_index, len(entries))
+    is_large = size_bytes >= LARGE_PART_BYTES * len(entries)
+    body = encode_in_parts(entries) if is_large else [_encoder.encode(entries)]
+    body.insert(0, head)
+    length, checksum = sum(map(len, body)), 0
+    if length > MAX_RECORD_SIZE_BYTES:
+        raise ValueError(f"a record of {length} bytes is over {MAX_RECORD_SIZE_BYTES}")
+    for part in body:
+        checksum = google_crc32c.extend(checksum, part)
+    data = b"".join((_FRAME.pack(length, checksum), *body))
     return Record(first_index, first_index + len(entries) - 1, epoch, commit_index, data)
 
 
@@ -103,7 +115,7 @@ def parse_record(data: bytes, *, path: str = "", offset: int = 0) -> Record:
         length, checksum = _FRAME.unpack_from(data)
         if length + _FRAME.size != len(data):
             problem = f"says {length + _FRAME.size} bytes, but there are {len(data)}"
-        elif google_crc32c.value(data[_FRAME.size :]) != checksum:
+        elif _checksum(data) != checksum:
             problem = "has a wrong checksum"
     if problem:
         raise LogCorruptError(
@@ -114,3 +126,11 @@ def parse_record(data: bytes, *, path: str = "", offset: int = 0) -> Record:
         )
     first_index, epoch, commit_index, count = _BODY.unpack_from(data, _FRAME.size)
     return Record(first_index, first_index + count - 1, epoch, commit_index, data)
+
+
+def _checksum(data: bytes) -> int:
+    """Return the CRC-32C of a record behind its frame."""
+    checksum = 0
+    for at in range(_FRAME.size, len(data), _CHECKED_BYTES):
+        checksum = google_crc32c.extend(checksum, data[at : at + _CHECKED_BYTES])
+    return checksum

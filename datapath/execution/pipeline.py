@@ -397,7 +397,11 @@ class Pipeline:
         replica, entries = self._replica, batch.entries
         self._executor.complete(entries)
         record = make_record(
-            batch.first_index, replica.state.epoch, replica.state.commit_index, entries
+            batch.first_index,
+            replica.state.epoch,
+            replica.state.commit_index,
+            entries,
+            batch.size_bytes,
         )
         self._tail.add_executed(record, entries, batch.answers)
         self.records_total += 1

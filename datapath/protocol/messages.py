@@ -2,7 +2,7 @@
 
 `session` numbers a stream: every new stream of a primary has a higher one, so that a late message
 of an old stream is told apart. `epoch` fences (D3). All indices are log indices; all are of the
-sender. Big record bytes travel as they are, without a copy.
+sender. Large records travel as they are, without a copy.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
+
+from datapath.parts import LARGE_PART_BYTES, struct_in_parts
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -104,6 +106,15 @@ class StaleEpoch(_Message, frozen=True, tag=7):
 
 Message = Probe | ProbeReply | Append | AppendReply | Heartbeat | HeartbeatReply | StaleEpoch
 
-encode_message: Callable[[Message], bytes] = msgspec.msgpack.Encoder().encode
-decode_message: Callable[[bytes], Message] = msgspec.msgpack.Decoder(Message).decode
+_encode: Callable[[Message], bytes] = msgspec.msgpack.Encoder().encode
+
+
+def encode_message(message: Message) -> bytes | list[bytes]:
+    """Encode a message, a large one in parts that follow each other."""
+    if isinstance(message, Append) and sum(map(len, message.records)) >= LARGE_PART_BYTES:
+        return struct_in_parts(message)
+    return _encode(message)
+
+
+decode_message: Callable[[bytes | memoryview], Message] = msgspec.msgpack.Decoder(Message).decode
 """What is no message closes its link."""

@@ -277,7 +277,7 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 encode_call: Callable[[Envelope], bytes] = msgspec.msgpack.Encoder().encode
-decode_call: Callable[[bytes], Envelope] = msgspec.msgpack.Decoder(Envelope).decode
+decode_call: Callable[[bytes | memoryview], Envelope] = msgspec.msgpack.Decoder(Envelope).decode
 """Decode one; what is none closes its link."""
 
 

@@ -7,12 +7,15 @@ upgraded to a websocket. See `docs/peer-protocol.md`.
 from __future__ import annotations
 
 import asyncio
+import base64
+import functools
 import logging
 import random
 import secrets
 import socket
 import ssl
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -26,9 +29,7 @@ from datapath.transport.handshake import (
     HandshakeError,
 )
 from datapath.transport.link import (
-    CLOSE_TIMEOUT_MS,
     IDLE_TIMEOUT_MS,
-    MAX_FRAME_BYTES,
     MAX_OUTBOX_BYTES,
     ROUTE,
     ErrorCallback,
@@ -39,6 +40,7 @@ from datapath.transport.link import (
 from datapath.transport.tcp import shut_down, tune
 from datapath.transport.tls import LinkTls, without_context
 from datapath.transport.tls_transport import TlsTransport
+from datapath.transport.websocket import EarlyBytes, WebSocket, accept_key
 from election.identity import Claim, Verdict
 from election.registry import PeerRegistry
 from election.shared_secret import SharedSecret
@@ -54,6 +56,7 @@ IDENTITY = "identity"
 """No stream: a handshake under this kind only tells both ends who the other is."""
 MIN_HEALTHY_LINK_MS = 1000
 """A link that lived shorter is redialled with the delay of a failed attempt, not at once."""
+_KEY_BYTES = 16  # of a websocket's key (RFC 6455, 4.1)
 
 
 class Dialer:
@@ -163,7 +166,6 @@ class Dialer:
         def abort() -> None:
             for each in sockets:
                 shut_down(each)
-            # The websocket of a client forgets to release a connection that was lost.
             for response in responses:
                 response.close()
 
@@ -205,9 +207,7 @@ class Dialer:
             raise HandshakeError(opened.reason, code=opened.code)
         return opened
 
-    def _make_link(
-        self, websocket: aiohttp.ClientWebSocketResponse, abort: Callable[[], None]
-    ) -> Link:
+    def _make_link(self, websocket: WebSocket, abort: Callable[[], None]) -> Link:
         return Link(
             websocket,
             abort,
@@ -220,9 +220,7 @@ class Dialer:
             on_error=self._on_error,
         )
 
-    async def _connect(
-        self, session: aiohttp.ClientSession
-    ) -> tuple[aiohttp.ClientWebSocketResponse, Claim]:
+    async def _connect(self, session: aiohttp.ClientSession) -> tuple[WebSocket, Claim]:
         try:
             address = self._address()
         except Exception as error:
@@ -244,15 +242,7 @@ class Dialer:
             ),
         )
         await _shake_hands(session, target, handshake)
-        websocket = await session.ws_connect(
-            target.url,
-            ssl=target.ssl,
-            server_hostname=target.server_name,
-            timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT_MS / 1000),
-            autoping=False,
-            compress=0,
-            max_msg_size=MAX_FRAME_BYTES,
-        )
+        websocket = await _upgrade(session, target)
         return websocket, handshake.peer_claim
 
 
@@ -344,6 +334,37 @@ async def _shake_hands(
                 text = ascii((await _read_bounded(response))[:200])
                 raise LinkError(f"{target.url} answers {response.status} {text}")
             message = handshake.receive(await _read_bounded(response))
+
+
+async def _upgrade(session: aiohttp.ClientSession, target: _Target) -> WebSocket:
+    """Make a websocket of the connection, and take it from aiohttp."""
+    key = base64.b64encode(secrets.token_bytes(_KEY_BYTES)).decode()
+    response = await session.get(
+        target.url,
+        headers={
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": key,
+        },
+        allow_redirects=False,
+        ssl=target.ssl,
+        server_hostname=target.server_name,
+    )
+    accepted = response.headers.get("Sec-WebSocket-Accept") == accept_key(key)
+    if response.status != HTTPStatus.SWITCHING_PROTOCOLS or not accepted:
+        text = ascii((await _read_bounded(response))[:200])
+        raise LinkError(f"{target.url} answers {response.status} {text}, and opens no link")
+    connection, early = response.connection, EarlyBytes()
+    if connection is None or connection.transport is None or connection.protocol is None:
+        raise ConnectionResetError("the other side has gone")
+    connection.protocol.set_parser(early, None)
+    return WebSocket(
+        connection.transport,
+        is_client=True,
+        early=early.data,
+        on_gone=functools.partial(connection.protocol.connection_lost, None),
+    )
 
 
 def _explain(error: Exception) -> str:

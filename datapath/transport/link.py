@@ -5,52 +5,50 @@ both; see `docs/peer-protocol.md`.
 
 The first message of a turn of the event loop leaves at once, where nothing waits before it: what
 comes alone is not kept until the next turn. The others wait, and leave together in one parcel: a
-frame of aiohttp's costs about 7 us at each end, a message in a parcel 0.2 us. Large messages go in
-pieces: no copies of 64 MiB that stop the event loop, and on a slow network each piece shows that
-the link lives.
+frame costs some us at each end, a message in a parcel 0.2 us. Large messages go in pieces, from
+where they stand, and only as fast as the other end takes them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
-import aiohttp
 import msgspec
-from aiohttp import web
 
 from datapath.errors import DataPathError
 from datapath.transport.framing import (
+    BINARY,
     LARGE_MESSAGE_BYTES,
     MAX_MESSAGE_BYTES,
     MESSAGE_OVERHEAD_BYTES,
-    PIECE_BYTES,
-    FramingError,
+    PING,
+    PONG,
     Liveness,
-    Unframer,
+    Payload,
     encode_parcel,
+    frame,
+    pieces,
     take_parcel,
 )
+from datapath.transport.websocket import WebSocket
 
 logger = logging.getLogger(__name__)
 
 ROUTE = "/peer/v1/"
 """The path of the links of a kind on the peer port, before the kind."""
 MAX_OUTBOX_BYTES = 160 * 1024 * 1024
-MAX_FRAME_BYTES = 256 * 1024
 IDLE_TIMEOUT_MS = 1500
 CLOSE_TIMEOUT_MS = 250
 """How long a link that closes may take to tell the other side why."""
 _MAX_CLOSE_REASON_BYTES = 120
+_MAX_CONTROL_FRAMES = 4
+"""Pings and pongs that wait: one that came later says as much as one that is left out."""
 _MAX_QUOTED_LENGTH = 200
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, OverflowError, RecursionError)
-
-_T = TypeVar("_T")
-_WebSocket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
 
 class LinkError(DataPathError):
@@ -64,11 +62,11 @@ class LinkHandler(Protocol):
     """
 
     @property
-    def encode(self) -> Callable[[Any], bytes]:
-        """Encodes a message to be sent."""
+    def encode(self) -> Callable[[Any], bytes | list[bytes]]:
+        """Encodes a message to be sent, whole or in parts that follow each other."""
 
     @property
-    def decode(self) -> Callable[[bytes], Any]:
+    def decode(self) -> Callable[[Payload], Any]:
         """Decodes a message; what it cannot decode closes the link."""
 
     def on_open(self, link: Link) -> None:
@@ -92,7 +90,7 @@ class Link:
 
     def __init__(
         self,
-        websocket: _WebSocket,
+        websocket: WebSocket,
         abort: Callable[[], None],
         handler: LinkHandler,
         *,
@@ -117,19 +115,15 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._handler_done = asyncio.Event()
-        self._outbox: deque[bytes] = deque()
+        self._outbox: deque[bytes | Sequence[bytes]] = deque()
         self._max_outbox_bytes = max_outbox_bytes
         self._queued_bytes = 0
-        self._work = asyncio.Event()
-        self._writer_idle = False  # the writing task waits for work, and has nothing begun
-        self._written_at_once = False  # in this turn of the event loop
-        self._begun: tuple[Coroutine[Any, Any, None], Any] | None = None  # a write that waits
-        self._unframer = Unframer()
-        self._inbox: list[bytes] = []  # complete messages, not delivered yet
+        self._turn_is_due = False  # `_turn` is to be called
+        self._pieces: Iterator[list[bytes | memoryview]] | None = None  # a large message under way
+        self._pieces_bytes = 0  # what that counts in the queue
+        self._control = deque[bytes](maxlen=_MAX_CONTROL_FRAMES)
         self._idle_timeout = idle_timeout_ms / 1000
         self._liveness = Liveness(self._idle_timeout, self._loop.time())
-        self._ping_due = False
-        self._pong_due = False
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -158,7 +152,7 @@ class Link:
         if self.closed:
             return
         data = self._encode(message)
-        size = len(data)
+        size = len(data) if isinstance(data, bytes) else sum(map(len, data))
         if size > MAX_MESSAGE_BYTES:
             raise ValueError(f"a message has {size} bytes; the limit is {MAX_MESSAGE_BYTES}")
         self._queued_bytes += size + MESSAGE_OVERHEAD_BYTES
@@ -168,12 +162,16 @@ class Link:
                 f"{self._max_outbox_bytes}"
             )
             return
-        self._outbox.append(data)
-        if self._writer_idle and not self._written_at_once and size < LARGE_MESSAGE_BYTES:
-            self._write_at_once()
+        is_small = size < LARGE_MESSAGE_BYTES
+        if isinstance(data, bytes):
+            self._outbox.append(data if is_small else [data])
         else:
-            self._writer_idle = False
-            self._work.set()
+            self._outbox.append(b"".join(data) if is_small else data)
+        if self._turn_is_due or self._websocket.is_full:
+            return
+        self._wake()
+        if is_small:
+            self._write_next()
 
     def close(self, reason: str) -> None:
         """Close, keeping the first reason. No frame is delivered after this; on_close is soon."""
@@ -183,38 +181,30 @@ class Link:
         self.reason = reason
         self._outbox.clear()
         self._queued_bytes = 0
+        self._pieces = None
         if not self._ended.done():
             self._ended.set_result(None)
 
     async def _run(self) -> None:
         """Carry the link from on_open to on_close. Cancelling it closes the link."""
-        tasks: list[asyncio.Task[None]] = []
         try:
             self._guard(self._handler.on_open, self)
-            tasks += [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
+            self._websocket.begin(self)
             self._tick()
             await self._ended
         finally:
             self.close("this node is stopping")
             if self._timer is not None:
                 self._timer.cancel()
-            for task in tasks:
-                task.cancel()
             logger.info("%s: %s", self, self.reason)
             self._guard(self._handler.on_close, self, self.reason)
             self._handler_done.set()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await self._say_goodbye()
-
-    async def _say_goodbye(self) -> None:
-        reason = self.reason.encode()[:_MAX_CLOSE_REASON_BYTES].decode(errors="ignore").encode()
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_MS / 1000):
-                await self._websocket.close(code=aiohttp.WSCloseCode.GOING_AWAY, message=reason)
-        except (TimeoutError, OSError, aiohttp.ClientError, RuntimeError):
-            pass  # The other side does not listen any more: that may be why we close.
-        finally:
-            self._abort()
+            reason = self.reason.encode()[:_MAX_CLOSE_REASON_BYTES].decode(errors="ignore")
+            try:
+                await self._websocket.close(reason.encode(), CLOSE_TIMEOUT_MS / 1000)
+            finally:
+                self._abort()
+                self._websocket.abort()
 
     def _guard(self, callback: Callable[..., None], *args: object) -> None:
         """Call the handler; its exception closes the link and is passed on."""
@@ -229,116 +219,90 @@ class Link:
                 except Exception:
                     logger.exception("on_error of %s failed", self)
 
-    # Receiving
+    # Receiving: what the websocket tells
 
-    async def _read(self) -> None:
-        try:
-            while not self.closed:
-                frame = await _before_waiting(self._websocket.receive(), self._deliver)
-                match frame.type:
-                    case aiohttp.WSMsgType.BINARY:
-                        self._inbox += self._unframer.binary(frame.data)
-                    case aiohttp.WSMsgType.TEXT:
-                        self._unframer.text(frame.data)
-                    case aiohttp.WSMsgType.PING:
-                        self._pong_due = True
-                        self._work.set()
-                    case aiohttp.WSMsgType.PONG:
-                        pass
-                    case aiohttp.WSMsgType.CLOSE:
-                        self._deliver()
-                        self.close(f"{self.peer} closed the link: {frame.extra or frame.data!a}")
-                    case _:
-                        self._deliver()
-                        self.close(f"connection lost: {frame.data or frame.type.name}")
-        except (FramingError, msgspec.MsgspecError) as error:
-            self.close(f"{self.peer} violated the protocol: {error}")
-        except (OSError, RuntimeError, aiohttp.ClientError) as error:
-            self.close(f"connection lost: {error!r}")
-
-    def _deliver(self) -> None:
+    def on_received(self) -> None:
+        """Deliver what is complete, and answer pings."""
         self._liveness.heard_at = self._loop.time()
-        if self._inbox and not self.closed:
-            frames, self._inbox = self._inbox, []
+        payloads, pings = self._websocket.reader.take()
+        for payload in pings:
+            self._send_control(PONG, payload)
+        if payloads and not self.closed:
             try:
-                messages = [self._decode(frame) for frame in frames]
+                messages = [self._decode(payload) for payload in payloads]
             except _UNDECODABLE as error:
-                text = str(error)[:_MAX_QUOTED_LENGTH]
-                self.close(f"{self.peer} violated the protocol: {text}")
+                self.on_violation(error)
             else:
                 self._guard(self._handler.on_messages, self, messages)
+        reason = self._websocket.reader.close_reason
+        if reason is not None:
+            self.close(f"{self.peer} closed the link: {reason.decode(errors='replace')!a}")
+
+    def on_violation(self, error: Exception) -> None:
+        """Close."""
+        self.close(f"{self.peer} violated the protocol: {str(error)[:_MAX_QUOTED_LENGTH]}")
+
+    def on_lost(self, error: Exception | None) -> None:
+        """Close."""
+        self.close(f"connection lost: {error or 'the other end has closed it'}")
 
     # Sending
 
-    async def _write(self) -> None:
-        outbox = self._outbox
-        try:
-            while True:
-                if self._ping_due:
-                    self._ping_due = False
-                    await self._websocket.ping()
-                if self._pong_due:
-                    self._pong_due = False
-                    await self._websocket.pong()
-                if outbox:
-                    await self._write_some()
+    def on_writable(self) -> None:
+        """Go on with what waits."""
+        self._write_all()
+
+    def _turn(self) -> None:
+        self._turn_is_due = False
+        self._write_all()
+
+    def _write_all(self) -> None:
+        """Write all that waits, as long as the other end takes it."""
+        while not self._websocket.is_full and not self.closed:
+            if self._control:
+                self._write([self._control.popleft()])
+            elif self._pieces is not None:
+                piece = next(self._pieces, None)
+                if piece is None:
+                    self._pieces = None
+                    self._queued_bytes -= self._pieces_bytes
                 else:
-                    self._work.clear()
-                    self._writer_idle = True
-                    await self._work.wait()
-                    self._writer_idle = False
-                    if self._begun is not None:
-                        begun, self._begun = self._begun, None
-                        await _resume(*begun)
-        except (OSError, RuntimeError, aiohttp.ClientError) as error:
-            self.close(f"connection lost: {error!r}")
-
-    def _write_at_once(self) -> None:
-        """Write what is in the outbox from here; if that has to wait, the writing task ends it."""
-        self._written_at_once = True
-        self._loop.call_soon(self._end_turn)
-        writing = self._write_some()
-        try:
-            waited_for = writing.send(None)
-        except StopIteration:
-            return
-        except (OSError, RuntimeError, aiohttp.ClientError) as error:
-            self.close(f"connection lost: {error!r}")
-            return
-        self._begun = (writing, waited_for)
-        self._writer_idle = False
-        self._work.set()
-
-    def _end_turn(self) -> None:
-        self._written_at_once = False
-
-    async def _write_some(self) -> None:
-        """Write one large message, or one parcel of those that wait."""
-        outbox = self._outbox
-        is_large = len(outbox[0]) >= LARGE_MESSAGE_BYTES
-        if is_large or len(outbox) == 1:
-            data = outbox.popleft()
-            written = len(data) + MESSAGE_OVERHEAD_BYTES
-            if is_large:
-                await self._write_large(data)
+                    self._write(piece)
+            elif self._outbox:
+                self._write_next()
             else:
-                await self._websocket.send_bytes(encode_parcel((data,)))
-        else:
-            frame, written = take_parcel(outbox)
-            await self._websocket.send_bytes(frame)
-        if not self.closed:
-            self._queued_bytes -= written
+                return
 
-    async def _write_large(self, data: bytes) -> None:
-        await self._websocket.send_str(str(len(data)))
-        if len(data) <= PIECE_BYTES:
-            await self._websocket.send_bytes(data)
-            return
-        for start in range(0, len(data), PIECE_BYTES):
-            await self._websocket.send_bytes(data[start : start + PIECE_BYTES])
-            if self._pong_due:
-                self._pong_due = False
-                await self._websocket.pong()
+    def _write_next(self) -> None:
+        """Write one parcel of the messages that wait, or begin with a large one."""
+        is_masked, first = self._websocket.is_client, self._outbox[0]
+        if isinstance(first, bytes):
+            if len(self._outbox) == 1:
+                self._outbox.popleft()
+                parcel, taken_bytes = encode_parcel((first,)), len(first) + MESSAGE_OVERHEAD_BYTES
+            else:
+                parcel, taken_bytes = take_parcel(self._outbox)
+            self._queued_bytes -= taken_bytes
+            self._write([frame(BINARY, parcel, is_masked=is_masked)])
+        else:
+            self._outbox.popleft()
+            self._pieces = pieces(first, is_masked=is_masked)
+            self._pieces_bytes = sum(map(len, first)) + MESSAGE_OVERHEAD_BYTES
+
+    def _write(self, frames: Sequence[bytes | memoryview]) -> None:
+        try:
+            self._websocket.write(frames)
+        except (OSError, RuntimeError) as error:
+            self.close(f"connection lost: {error!r}")
+
+    def _send_control(self, opcode: int, payload: bytes) -> None:
+        self._control.append(frame(opcode, payload, is_masked=self._websocket.is_client))
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._turn_is_due:
+            self._turn_is_due = True
+            self._loop.call_soon(self._turn)
 
     # Liveness
 
@@ -352,39 +316,5 @@ class Link:
                 self.close(f"nothing heard from {self.peer} for {timeout_ms:.0f} ms")
                 return
             case "ping":
-                self._ping_due = True
-                self._work.set()
+                self._send_control(PING, b"")
         self._timer = self._loop.call_at(self._liveness.due_at, self._tick)
-
-
-@types.coroutine
-def _before_waiting(
-    coroutine: Coroutine[Any, Any, _T], callback: Callable[[], None]
-) -> Generator[Any, Any, _T]:
-    """Await `coroutine`, but call `callback` first if it has to wait.
-
-    aiohttp has no call for "all that is here already"; its receive() returns without waiting while
-    something is. So a batch is complete exactly when receive() is about to wait: no extra turn of
-    the event loop, no private face.
-    """
-    try:
-        waited_for = coroutine.send(None)
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
-    callback()
-    return (yield from _resume(coroutine, waited_for))
-
-
-@types.coroutine
-def _resume(coroutine: Coroutine[Any, Any, _T], waited_for: Any) -> Generator[Any, Any, _T]:
-    """Await the rest of a coroutine that was begun by hand, and waits for `waited_for` first."""
-    while True:
-        try:
-            try:
-                result = yield waited_for
-            except BaseException as error:  # noqa: BLE001 - it belongs to the coroutine
-                waited_for = coroutine.throw(error)
-            else:
-                waited_for = coroutine.send(result)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]

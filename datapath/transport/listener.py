@@ -30,7 +30,6 @@ from datapath.transport.handshake import (
 from datapath.transport.link import (
     CLOSE_TIMEOUT_MS,
     IDLE_TIMEOUT_MS,
-    MAX_FRAME_BYTES,
     MAX_OUTBOX_BYTES,
     ROUTE,
     ErrorCallback,
@@ -47,6 +46,7 @@ from datapath.transport.tls import (
     certified_names,
     first_bytes,
 )
+from datapath.transport.websocket import EarlyBytes, WebSocket, accept_key
 from election.identity import Verdict
 from election.registry import PeerRegistry
 from election.shared_secret import SharedSecret
@@ -334,13 +334,7 @@ class PeerListener:
     async def _serve(
         self, request: web.BaseRequest, connection: socket.socket, handshake: ListenerHandshake
     ) -> web.StreamResponse:
-        websocket = web.WebSocketResponse(
-            timeout=CLOSE_TIMEOUT_MS / 1000,
-            autoping=False,  # The link answers: a pong must not wait inside the reader.
-            compress=False,
-            max_msg_size=MAX_FRAME_BYTES,
-        )
-        await websocket.prepare(request)
+        response, websocket = await _upgrade(request)
         loop = asyncio.get_running_loop()
 
         def evict() -> None:
@@ -371,7 +365,7 @@ class PeerListener:
         if isinstance(token, Verdict):
             self._complain("handshake", f"closed a link from {request.remote}: {token.reason}")
             shut_down(connection)
-            return websocket
+            return response
         try:
             while (old := self.links.get(key)) is not None:
                 old.close(f"{handshake.peer} opened a new link")
@@ -384,7 +378,28 @@ class PeerListener:
             self._registry.close(token)
             if self.links.get(key) is link:
                 del self.links[key]
-        return websocket
+        return response
+
+
+async def _upgrade(request: web.BaseRequest) -> tuple[web.StreamResponse, WebSocket]:
+    """Accept the upgrade of a connection, and take it from aiohttp."""
+    accept = accept_key(request.headers.get("Sec-WebSocket-Key", ""))
+    headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Accept": accept}
+    response = web.StreamResponse(status=101, headers=headers)
+    response.force_close()
+    await response.prepare(request)
+    early = EarlyBytes()
+    request.protocol.set_parser(early)  # type: ignore[arg-type]  # it asks for no more
+    if request.transport is None:
+        raise ConnectionResetError("the other side has gone")
+    gone = functools.partial(request.protocol.connection_lost, None)
+    websocket = WebSocket(
+        request.transport,
+        is_client=False,
+        early=early.data,
+        on_gone=gone,
+    )
+    return response, websocket
 
 
 class _Stranger:

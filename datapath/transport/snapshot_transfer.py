@@ -25,6 +25,8 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from datapath.parts import struct_in_parts
+
 KIND = "snapshot"
 WINDOW_CHUNKS = 8
 TRANSFER_WINDOW_BYTES = 8 * 1024 * 1024
@@ -150,8 +152,15 @@ class Failed(_Message, frozen=True, tag=7):
 
 TransferMessage = Offer | Resume | Chunk | ChunkAck | End | Installed | Failed
 
-encode_transfer = msgspec.msgpack.Encoder().encode
-decode_transfer: Callable[[bytes], TransferMessage] = msgspec.msgpack.Decoder(
+_encode: Callable[[TransferMessage], bytes] = msgspec.msgpack.Encoder().encode
+
+
+def encode_transfer(message: TransferMessage) -> bytes | list[bytes]:
+    """Encode a message, a chunk in parts that follow each other."""
+    return struct_in_parts(message) if isinstance(message, Chunk) else _encode(message)
+
+
+decode_transfer: Callable[[bytes | memoryview], TransferMessage] = msgspec.msgpack.Decoder(
     TransferMessage
 ).decode
 """What is no message closes its link."""

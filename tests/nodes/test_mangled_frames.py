@@ -19,7 +19,7 @@ import pytest
 from datapath.operations import ANONYMOUS, Operation, Query
 from datapath.protocol import messages
 from datapath.transport import calls
-from datapath.transport.snapshot_transfer import Chunk, End, Offer, TransferMessage, encode_transfer
+from datapath.transport.snapshot_transfer import Chunk, End, Offer, TransferMessage
 from tests.nodes.conftest import MakeCluster
 from tests.nodes.control import open_files
 from tests.nodes.test_fuzz import SAID_OF_A_FAULT
@@ -48,12 +48,12 @@ ASKED: tuple[calls.Call, ...] = (
     calls.QueryCall(Query("get", (b"k",), caller=ANONYMOUS), 1000),
     calls.ExecuteCall(Operation("put", (b"k", b"v" * 40), caller=ANONYMOUS), 1000),
 )
-SAMPLES = {
+SAMPLES: dict[str, list[bytes]] = {
     "request": [
         calls.encode_call(calls.Envelope(number, body)) for number, body in enumerate(ASKED, 1)
     ],
     "replicate": [
-        messages.encode_message(message)
+        msgspec.msgpack.encode(message)
         for message in (
             messages.Probe(7, 3, "n3", 9),
             messages.Append(7, 3, 9, 3, 9, [b"record" * 20]),
@@ -61,7 +61,7 @@ SAMPLES = {
         )
     ],
     "snapshot": [
-        encode_transfer(message)
+        msgspec.msgpack.encode(message)
         for message in (Offer("id", 9, 3, 3), Chunk(0, 5, b"c" * 90), End(1, "sum", 3))
     ],
 }

@@ -14,7 +14,13 @@ import aiohttp
 import msgspec
 import pytest
 
-from datapath.transport.framing import LARGE_MESSAGE_BYTES, MAX_MESSAGE_BYTES, PIECE_BYTES
+from datapath.transport.framing import (
+    BINARY,
+    LARGE_MESSAGE_BYTES,
+    MAX_MESSAGE_BYTES,
+    PIECE_BYTES,
+    frame,
+)
 from datapath.transport.handshake import HandshakeError
 from datapath.transport.link import Link, LinkError
 from election.shared_secret import SharedSecret
@@ -80,11 +86,11 @@ async def test_a_write_that_has_to_wait_keeps_its_place(
         pair.relay.stuck = True
         link = pair.near.link
         messages: list[bytes] = []
-        while link._begun is None:  # the network is full, and a write of `send` itself waits
+        while not link._websocket.is_full:  # the network takes no more
             messages.append(b"%6d" % len(messages) + bytes(30_000))
             link.send(messages[-1])
             assert len(messages) < 20_000
-            if link._begun is None:
+            if not link._websocket.is_full:
                 await asyncio.sleep(0)
         for _ in range(3):
             messages.append(b"%6d" % len(messages))
@@ -136,8 +142,8 @@ async def test_no_frame_is_delivered_after_close() -> None:
         pair.near.link.send(b"first")
         await until(lambda: link.closed)
         # The reader may already hold more when someone closes: the step that would deliver it.
-        link._inbox += link._unframer.binary(msgspec.msgpack.encode([b"late"]))
-        link._deliver()
+        late = frame(BINARY, msgspec.msgpack.encode([b"late"]), is_masked=True)
+        link._websocket.data_received(late)
         assert pair.far.frames == [b"first"]
 
 
