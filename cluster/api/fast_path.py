@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Protocol, cast
 from cluster.api.answer import TOO_MUCH_HELD, Answer, Outgoing
 from cluster.api.fast_path_api import FastPathApi
 from cluster.api.hosts import Hosts
-from cluster.api.kv import KeyRead, KeyWrite, Request
+from cluster.api.kv import KeyCall, KeyRead, KeyWrite
 from cluster.api.memory import Memory, Share
 from cluster.api.plain_head import HeaderBlock, read_block
 from cluster.services.rights import Need
@@ -313,7 +313,7 @@ class FastConnection(asyncio.Protocol, ABC):
         return 0 if request is None else stop - at
 
     @abstractmethod
-    def _parse(self, method: str, target: str, block: HeaderBlock, body: bytes) -> Request | None:
+    def _parse(self, method: str, target: str, block: HeaderBlock, body: bytes) -> KeyCall | None:
         """Return what a request asks for; None: the full path has to judge it."""
 
     def _serve_read(self, method: str, target: str, read: KeyRead) -> None:

@@ -94,7 +94,7 @@ class KeyRead(msgspec.Struct, frozen=True):
     answer: Callable[[QueryResult], Answer]
 
 
-Request = KeyRead | KeyWrite
+KeyCall = KeyRead | KeyWrite
 
 
 class Conditions(NamedTuple):

@@ -20,7 +20,7 @@ from datapath.node.engine import Engine
 from datapath.node.read_index import QUESTION_TIMEOUT_MS, ReadIndex
 from datapath.operations import Consistency, Query, QueryCompletion, QueryResult
 from datapath.protocol.confirmations import ReadPoint
-from datapath.transport.caller import Outcome
+from datapath.transport.caller import CallOutcome
 from datapath.transport.calls import (
     NoAnswerError,
     NotSentError,
@@ -270,7 +270,9 @@ class Reads:
         except (OperationError, NotSentError) as problem:
             asyncio.get_running_loop().call_soon(on_outcome, problem)
 
-    def _answered(self, questions: _Questions, number: int, answer: Outcome | NotSentError) -> None:
+    def _answered(
+        self, questions: _Questions, number: int, answer: CallOutcome | NotSentError
+    ) -> None:
         """The primary has answered a question, which may have been given up; or it has not."""
         engine = self._context.engine
         if engine is None or not isinstance(answer, ReadIndexReturn):

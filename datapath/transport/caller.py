@@ -24,7 +24,7 @@ from election.release import FIRST_LEVEL, Release, understands
 MAX_OPEN_CALLS = 50_000
 
 
-Outcome = Call | Return | OperationError | NoAnswerError
+CallOutcome = Call | Return | OperationError | NoAnswerError
 """What has become of a call: its answer (a Return, but no ErrorReturn, if the other end keeps the
 protocol), the error that was the answer, or that there will be none."""
 
@@ -43,7 +43,7 @@ class Caller:
         releases: Callable[[], Mapping[str, Release]] = dict,
     ) -> None:
         self._links: dict[str, Link] = {}
-        self._open: dict[int, tuple[str, Callable[[Outcome], None]]] = {}
+        self._open: dict[int, tuple[str, Callable[[CallOutcome], None]]] = {}
         self._next_id = 1
         self._on_change = on_change
         self._on_note = on_note
@@ -112,7 +112,7 @@ class Caller:
         """
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-        def settle(outcome: Outcome) -> None:
+        def settle(outcome: CallOutcome) -> None:
             if future.done():
                 return  # its time is up
             if isinstance(outcome, Exception):
@@ -129,7 +129,7 @@ class Caller:
         finally:
             self.forget(number)
 
-    def begin(self, peer: str, body: Call, on_outcome: Callable[[Outcome], None]) -> int:
+    def begin(self, peer: str, body: Call, on_outcome: Callable[[CallOutcome], None]) -> int:
         """Ask `peer`, and return the call's number. It has no time-out: `forget` it.
 
         `on_outcome` is called later, never before this returns, unless it is forgotten.

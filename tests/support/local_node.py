@@ -41,6 +41,7 @@ from datapath.operations import (
     Completion,
     Consistency,
     Digest,
+    KnownViews,
     NodeState,
     Operation,
     Principal,
@@ -267,8 +268,12 @@ class LocalNode:
             tx.commit()
 
     @property
-    def views(self) -> View:
-        return self.view
+    def views(self) -> KnownViews:
+        return self
+
+    @property
+    def cluster_id(self) -> str:
+        return self.view.cluster_id
 
     @property
     def epoch(self) -> int:
