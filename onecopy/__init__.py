@@ -17,7 +17,8 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cluster.client.aio import DEFAULT_ENDPOINTS, AsyncClient
+    from cluster.client.aio import AsyncClient
+    from cluster.client.endpoints import DEFAULT_ENDPOINTS
     from cluster.client.errors import (
         ClientError,
         InvalidRequestError,
@@ -137,7 +138,8 @@ __all__ = [
 
 # What the imports above say to type checkers, for the run time: the modules and their names.
 _EXPORTS = {
-    "cluster.client.aio": ("DEFAULT_ENDPOINTS", "AsyncClient"),
+    "cluster.client.aio": ("AsyncClient",),
+    "cluster.client.endpoints": ("DEFAULT_ENDPOINTS",),
     "cluster.client.errors": (
         "ClientError",
         "InvalidRequestError",

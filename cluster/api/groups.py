@@ -21,7 +21,7 @@ from cluster.api.headers import (
 )
 from cluster.api.params import TIMEOUT, parse_query
 from cluster.api.problems import ProblemError
-from cluster.api.relay import GroupRelay, refuse_elsewhere, span_in_head
+from cluster.api.relay import GroupRelay, asked_in_head, refuse_elsewhere
 from cluster.api.settings import HttpSettings
 from cluster.groups.group_map import (
     MAX_MAP_BYTES,
@@ -78,9 +78,9 @@ class KnownGroups:
                 f"{self.own.id!r}",
                 self.map.group(named[0]) if self.map is not None and len(named) == 1 else None,
             )
-        span = span_in_head(template, name, query) if self.relay is not None else None
-        if span is not None:
-            error = self.guard.refusal_of(Query("range", span), whole_group=bool(named))
+        asked = asked_in_head(template, name, query) if self.relay is not None else None
+        if asked is not None:
+            error = self.guard.refusal_of(asked, whole_group=bool(named))
             if isinstance(error, WrongGroupError):
                 return self.problem(error)
         return None

@@ -47,6 +47,8 @@ from cluster.api.problems import ProblemError
 from cluster.api.settings import HttpSettings
 from cluster.client.sessions import explain_tls, make_session, make_tls
 from cluster.groups.relay import Asking, Came, conclude, in_order, refusal_to_relay
+from cluster.services.leases import LEASES_SERVICE
+from datapath.operations import Operation, Query
 
 MAX_RELAYED = 512
 """Requests that a node passes on at once."""
@@ -96,10 +98,10 @@ class _Request(msgspec.Struct, frozen=True):
     until_s: float
 
 
-def span_in_head(template: str, name: str, query: str) -> tuple[bytes, bytes | None] | None:
-    """Return the keys, or the lock's name, that a request's head names; None: none. Raises Problem.
+def asked_in_head(template: str, name: str, query: str) -> Operation | Query | None:
+    """Return what names the keys, the lock or the lease that a request's head does; None: none.
 
-    A transaction's stand in its body.
+    A transaction's stand in its body. Raises Problem.
     """
     match template:
         case "/v1/kv/{key}":
@@ -112,10 +114,12 @@ def span_in_head(template: str, name: str, query: str) -> tuple[bytes, bytes | N
             bounds = make_bounds(*given) if any(given) else EVERYTHING
             if "cursor" in values and not any(given):
                 bounds = decode_cursor(values["cursor"], None)[1]
-            return bounds.start, bounds.end
+            return Query("range", (bounds.start, bounds.end))
+        case "/v1/leases/{id}" | "/v1/leases/{id}/keepalive" if name.isdecimal():
+            return Operation("look_up", (int(name),), service=LEASES_SERVICE)
         case _:
             return None
-    return key, key + b"\0"
+    return Query("range", (key, key + b"\0"))
 
 
 class GroupRelay:

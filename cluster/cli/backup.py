@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import click
 
 from cluster.bulk.backup import BackupSummary, take_backup
 from cluster.bulk.dump import open_output
 from cluster.bulk.progress import ProgressView
-from cluster.cli.bulk import STDIN, run_fast
-from cluster.cli.common import client_options, fail, open_endpoints, report_errors, whom
+from cluster.cli.backup_file import open_backup
+from cluster.cli.bulk import run_fast
+from cluster.cli.common import STDIN, client_options, fail, open_endpoints, report_errors, whom
 from cluster.client.aio import AsyncClient
 from cluster.client.backup import backup_pieces
 from cluster.exit_codes import (
-    EXIT_DAMAGED,
-    EXIT_NOT_APPLIED,
     EXIT_OUTPUT_FAILED,
     EXIT_UNAVAILABLE,
 )
 from cluster.terminal import OutputFailedError, say, say_json, show, show_bytes, show_json
 from datapath.errors import BackupError, is_out_of_space
 from datapath.storage.backup import verify_backup
-from datapath.storage.backup_format import BackupReader
 
 NOT_COMPLETE = "The backup is not complete. An existing file is unchanged."
-
-NO_BACKUP_FILE = (
-    "Name a file that onecopy backup has written, or the URL of an archive (file:///…). To make a "
-    "cluster of data directories: onecopy recover"
-)
 
 
 class BackupGroup(click.Group):
@@ -132,31 +123,6 @@ def verify(file: Path, as_json: bool) -> None:
         show_json(summary.fields())
     else:
         show(f"{file} is whole: {_text(summary)}")
-
-
-@contextlib.contextmanager
-def open_backup(file: Path, verb: str = "checked") -> Iterator[tuple[BackupReader, ProgressView]]:
-    """Open a backup, and show progress; end the process if it cannot be used as it is."""
-    try:
-        with _open(file) as source:
-            size_bytes = None if file == STDIN else file.stat().st_size
-            reader = BackupReader(source, str(file))
-            with ProgressView(verb, size_bytes) as view:
-                yield reader, view
-    except BackupError as error:
-        fail(str(error), "Use another backup. Nothing was changed.", EXIT_DAMAGED)
-    except KeyboardInterrupt:
-        with report_errors(as_json=False, interrupted="nothing was changed"):
-            raise
-
-
-def _open(file: Path) -> contextlib.AbstractContextManager[BinaryIO]:
-    if file == STDIN:
-        return contextlib.nullcontext(sys.stdin.buffer)
-    try:
-        return file.open("rb")
-    except OSError as error:
-        fail(f"{file}: {error.strerror}", NO_BACKUP_FILE, EXIT_NOT_APPLIED)
 
 
 def _text(summary: BackupSummary) -> str:

@@ -35,6 +35,7 @@ from cluster.bulk.load import Loader, LoadError, Totals, check_records
 from cluster.bulk.progress import ProgressView
 from cluster.bulk.wire import WireTransport
 from cluster.cli.common import (
+    STDIN,
     client_options,
     endpoint_options,
     error_fields,
@@ -60,7 +61,6 @@ from cluster.terminal import (
     show_json,
 )
 
-STDIN = Path("-")
 _T = TypeVar("_T")
 
 

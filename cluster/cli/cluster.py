@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from cluster.cli.common import CHANGE_INTERRUPTED, READ_INTERRUPTED, client_options, open_client
@@ -137,6 +139,18 @@ def _archive_line(archive: ArchiveState) -> str:
     return line
 
 
+def columns(rows: Sequence[Sequence[str]], coloured: int | None = None) -> list[str]:
+    """Return rows, the first of them a head, as lines; one column is coloured as states are."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        if row is not rows[0] and coloured is not None:
+            padded[coloured] = click.style(padded[coloured], fg=STATE_COLOURS.get(row[coloured]))
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
 def _table(found: ClusterStatus, scheme: str) -> str:
     head = ("NODE", "ROLE", "STATE", "IN SYNC", "VOTE", "APPLIED", "LAG", "VERSION", "URL")
     rows: list[tuple[str, ...]] = [head]
@@ -147,17 +161,12 @@ def _table(found: ClusterStatus, scheme: str) -> str:
         vote = {None: "?", True: "yes", False: "no"}[item.votes]
         cells = (node, item.role, item.state, in_sync, vote, *numbers, item.version or "?", url)
         rows.append(tuple(map(printable, cells)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     title = (
         f"cluster {found.cluster}: epoch {found.epoch}, version {found.version}, "
         f"level {found.level}, "
     )
     lines = [printable(title + f"primary {found.primary or 'none'}")]
-    for row in rows:
-        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        if row is not head:
-            padded[2] = click.style(padded[2], fg=STATE_COLOURS.get(row[2]))
-        lines.append("  ".join(padded).rstrip())
+    lines += columns(rows, coloured=2)
     if found.archive is not None:
         lines.append(_archive_line(found.archive))
     lines += [click.style(printable(f"warning: {text}"), fg="yellow") for text in found.warnings]

@@ -8,13 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TypedDict, TypeVar
 
 import click
 
-from cluster.client.aio import DEFAULT_ENDPOINTS
 from cluster.client.arguments import AFTER_MAX, check_token
-from cluster.client.endpoints import Scheme, normalize_endpoint
+from cluster.client.endpoints import DEFAULT_ENDPOINTS, Scheme, normalize_endpoint
 from cluster.client.errors import (
     ClientError,
     NotAppliedError,
@@ -25,8 +24,6 @@ from cluster.client.errors import (
     WrongClusterError,
 )
 from cluster.client.results import GetResult, Item
-from cluster.client.sessions import make_tls
-from cluster.client.sync import Client
 from cluster.exit_codes import (
     EXIT_INTERRUPTED,
     EXIT_NOT_APPLIED,
@@ -39,7 +36,12 @@ from cluster.exit_codes import (
 from cluster.terminal import printable, say, say_json
 from datapath.errors import DiskFullError, StorageError, is_out_of_space
 
+if TYPE_CHECKING:
+    from cluster.client.sync import Client
+
 Function = TypeVar("Function", bound=Callable[..., Any])
+STDIN = Path("-")
+UNCHANGED = "Nothing was changed."
 WRITE_INTERRUPTED = "a write may or may not have been applied"
 CHANGE_INTERRUPTED = "the change may or may not have been made; see: onecopy status"
 READ_INTERRUPTED = ""
@@ -179,7 +181,10 @@ def open_endpoints(text: str) -> list[str]:
         files = tls_files()
         if any(files) and text == ",".join(DEFAULT_ENDPOINTS):
             text = text.replace("http:", "https:")
-        make_tls(*files)
+        if any(files):
+            from cluster.client.sessions import make_tls  # noqa: PLC0415 -- with aiohttp, 0.2 s
+
+            make_tls(*files)
         scheme: Scheme = "https" if any(files) else "http"
         urls = [normalize_endpoint(part, scheme) for part in text.replace(",", " ").split()]
     except ValueError as error:
@@ -199,6 +204,8 @@ def open_client(
     interrupted: str = WRITE_INTERRUPTED,
 ) -> Iterator[Client]:
     """Yield a client; end the process with the right exit code when a call fails."""
+    from cluster.client.sync import Client  # noqa: PLC0415 -- not for commands that are offline
+
     urls = open_endpoints(endpoints)
     with (
         report_errors(as_json=as_json, interrupted=interrupted),
@@ -239,16 +246,25 @@ def error_fields(error: ClientError) -> dict[str, object]:
 
 
 @contextmanager
-def report_disk_errors(*, if_full: str, else_: str) -> Iterator[None]:
+def report_disk_errors(
+    *,
+    if_full: str,
+    else_: str,
+    refusals: tuple[type[Exception], ...] = (),
+    refused_code: int = EXIT_NOT_APPLIED,
+) -> Iterator[None]:
     """End a command that has made nothing yet, for what can go wrong with a disk, or by Ctrl-C.
 
-    The arguments say what to do next.
+    `if_full` and `else_` say what to do next. `refusals` say so themselves; they end with
+    `refused_code`.
     """
     try:
         yield
     except KeyboardInterrupt:
         say("interrupted; nothing was changed")
         sys.exit(EXIT_INTERRUPTED)
+    except refusals as error:
+        fail(str(error), UNCHANGED, refused_code)
     except (StorageError, OSError) as error:
         full = isinstance(error, DiskFullError)
         text = str(error)

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
-import click
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
-from cluster.cli.common import CHANGE_INTERRUPTED, READ_INTERRUPTED, client_options, open_client
+import click
+import msgspec
+
+from cluster.cli.cluster import columns
+from cluster.cli.common import (
+    CHANGE_INTERRUPTED,
+    READ_INTERRUPTED,
+    Whom,
+    client_options,
+    open_client,
+    whom,
+)
+from cluster.client.errors import ClientError
+from cluster.client.sync import Client
+from cluster.exit_codes import EXIT_UNAVAILABLE
 from cluster.groups.group_map import Group, GroupMap, GroupMapError, GroupsDocument, check_map
 from cluster.terminal import printable, show, show_json
+
+MAX_ASKED_AT_ONCE = 16
+"""Groups that are asked for their status at once."""
+
+
+class GroupSummary(msgspec.Struct, frozen=True):
+    """A group as `onecopy groups status` shows it; without `nodes` none of them has answered."""
+
+    id: str
+    primary: str = ""
+    epoch: int = 0
+    nodes_up: int = 0
+    nodes: int = 0
+    revision: int = 0
+    note: str = ""
 
 
 @click.group()
@@ -63,6 +94,58 @@ def publish(
         show_json(published)
     else:
         show(f"published version {published.version} of the map: {len(owned)} groups")
+
+
+@groups.command("status")
+@client_options
+def groups_status(endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool) -> None:
+    """Show each group's primary, epoch, nodes and revision; exits with 6 if one has no primary."""
+    with (
+        open_client(
+            endpoints, timeout_ms, no_discover, as_json=as_json, interrupted=READ_INTERRUPTED
+        ) as client,
+        ThreadPoolExecutor(MAX_ASKED_AT_ONCE) as pool,
+    ):
+        found = client.groups()
+        known = (found.own,) if found.map is None else found.map.groups
+        ask = partial(_ask, timeout_ms=timeout_ms, caller=whom())
+        states = list(pool.map(ask, known))
+    if as_json:
+        show_json({"groups": states})
+    else:
+        rows: list[tuple[str, ...]] = [
+            ("GROUP", "PRIMARY", "EPOCH", "NODES UP", "REVISION", "NOTE")
+        ]
+        rows += [tuple(map(printable, _cells(state))) for state in states]
+        show("\n".join(columns(rows)))
+    if any(not state.primary for state in states):
+        sys.exit(EXIT_UNAVAILABLE)
+
+
+def _ask(group: Group, *, timeout_ms: int, caller: Whom) -> GroupSummary:
+    """Ask a group how it is."""
+    try:
+        with Client(group.endpoints, timeout_ms=timeout_ms, **caller) as client:
+            found = client.status()
+    except (ClientError, ValueError) as error:
+        return GroupSummary(group.id, note=str(error))
+    nodes = found.nodes.values()
+    applied = [item.applied_index for item in nodes if item.applied_index is not None]
+    return GroupSummary(
+        group.id,
+        found.primary,
+        found.epoch,
+        sum(item.state not in {"unreachable", "removed"} for item in nodes),
+        len(nodes),
+        max(applied, default=0),
+        "; ".join(found.warnings),
+    )
+
+
+def _cells(state: GroupSummary) -> tuple[str, ...]:
+    up = f"{state.nodes_up} of {state.nodes}" if state.nodes else "?"
+    revision = str(state.revision) if state.nodes else "?"
+    return state.id, state.primary or "none", str(state.epoch), up, revision, state.note
 
 
 def _table(found: GroupsDocument) -> str:

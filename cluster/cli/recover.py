@@ -7,18 +7,15 @@ from pathlib import Path
 import click
 
 from cluster.bulk.progress import ProgressView
-from cluster.cli.common import fail, report_disk_errors
+from cluster.cli.common import UNCHANGED, report_disk_errors
 from cluster.cli.config_option import config_option
 from cluster.config.file import load_config
 from cluster.config.model import ClusterConfig, ConfigError
-from cluster.exit_codes import EXIT_NOT_APPLIED
 from cluster.recovery.examination import Examination, RecoveryError, examine
 from cluster.recovery.making import Made, make
 from cluster.recovery.report import age_s, plan, report
 from cluster.terminal import printable, show
 from datapath.storage.founding import check_empty
-
-_UNCHANGED = "Nothing was changed."
 
 
 @click.command()
@@ -43,26 +40,24 @@ def recover(directories: tuple[Path, ...], path: Path, node: str | None, yes: bo
     """
     if yes and node is None:
         raise click.UsageError("--yes needs --node, the replica that begins the new cluster")
-    disk_errors = report_disk_errors(
-        if_full=f"Free space there, and run it again. {_UNCHANGED}", else_=_UNCHANGED
-    )
-    with disk_errors:
-        try:
-            target = None if node is None else _target(path, node, directories)
-            with examine(directories) as found:
-                for line in report(found):
-                    show(printable(line))
-                age = age_s(found.best)
-                show(plan(found, age))
-                if target is None or node is None or not yes:
-                    show(
-                        "\nDry run: nothing was changed. To make the new cluster, run this again "
-                        "with --config FILE --node ID --yes"
-                    )
-                    return
-                made = _make(found, target, node, age)
-        except (RecoveryError, ConfigError) as error:
-            fail(str(error), _UNCHANGED, EXIT_NOT_APPLIED)
+    with report_disk_errors(
+        if_full=f"Free space there, and run it again. {UNCHANGED}",
+        else_=UNCHANGED,
+        refusals=(RecoveryError, ConfigError),
+    ):
+        target = None if node is None else _target(path, node, directories)
+        with examine(directories) as found:
+            for line in report(found):
+                show(printable(line))
+            age = age_s(found.best)
+            show(plan(found, age))
+            if target is None or node is None or not yes:
+                show(
+                    "\nDry run: nothing was changed. To make the new cluster, run this again "
+                    "with --config FILE --node ID --yes"
+                )
+                return
+            made = _make(found, target, node, age)
     _tell(made, path, node)
 
 

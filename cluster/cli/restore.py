@@ -12,8 +12,8 @@ import msgspec
 
 from cluster.archive.restoring import restore_store
 from cluster.cli.archive import Point, cluster_option, errors_told, is_url, open_point, progress_of
-from cluster.cli.backup import open_backup
-from cluster.cli.common import fail, report_disk_errors
+from cluster.cli.backup_file import open_backup
+from cluster.cli.common import report_disk_errors
 from cluster.cli.config_option import check_configured, config_option
 from cluster.config.file import load_config
 from cluster.config.model import ClusterConfig, ConfigError
@@ -68,25 +68,24 @@ def restore(
     """
     os.umask(0o077)  # what is stored is for its user alone
     started = time.monotonic()
-    try:
-        config = load_config(path)
-        check_configured(config, node)
-        _check_replica(config, node)
-    except ConfigError as error:
-        fail(str(error), "Nothing was changed.", EXIT_REFUSED)
     if (to_revision, to_time, cluster_id) != (None, None, "") and not is_url(source):
         raise click.UsageError("--to-revision, --to-time and --cluster-id are for an archive's URL")
     if to_revision is not None and to_time is not None:
         raise click.UsageError("give --to-revision or --to-time, not both")
-    with report_disk_errors(if_full=f"Free space on the disk. {EMPTY}", else_=EMPTY):
-        try:
-            if is_url(source):
-                point = open_point(source, cluster_id, to_revision, to_time)
-                made = _from_archive(config, node, point)
-            else:
-                made = _from_backup(config, node, Path(source))
-        except DataDirectoryError as error:
-            fail(str(error), "", EXIT_REFUSED)
+    with report_disk_errors(
+        if_full=f"Free space on the disk. {EMPTY}",
+        else_=EMPTY,
+        refusals=(ConfigError, DataDirectoryError),
+        refused_code=EXIT_REFUSED,
+    ):
+        config = load_config(path)
+        check_configured(config, node)
+        _check_replica(config, node)
+        if is_url(source):
+            point = open_point(source, cluster_id, to_revision, to_time)
+            made = _from_archive(config, node, point)
+        else:
+            made = _from_backup(config, node, Path(source))
     _report(config, node, made, time.monotonic() - started, as_json=as_json)
 
 

@@ -12,8 +12,17 @@ from cluster.cli.common import fail
 from cluster.config.model import ConfigError
 from cluster.exit_codes import EXIT_NOT_APPLIED
 from cluster.terminal import say
-from cluster.up.directory import REPLICAS_MAX, TOKEN_NAME, UpError, check_ports, prepare_config
+from cluster.up.directory import (
+    REPLICAS_MAX,
+    TOKEN_NAME,
+    UpError,
+    Wanted,
+    check_ports,
+    kept_groups,
+    prepare_config,
+)
 from cluster.up.display import open_view
+from cluster.up.groups import GROUPS_MAX, prepare_groups
 from cluster.up.services import read_services
 from cluster.up.supervisor import run_up, sole_runner
 
@@ -67,6 +76,12 @@ from cluster.up.supervisor import run_up, sole_runner
     metavar="NAME=MODULE:CLASS",
     help="Run this class as the service NAME; the module is here or installed. May be repeated.",
 )
+@click.option(
+    "--groups",
+    type=click.IntRange(1, GROUPS_MAX),
+    help="Number of groups, which divide the keys; each has --nodes and --witness of its own "
+    "[default: 1, no groups].",
+)
 @click.option("--no-restart", is_flag=True, help="Do not restart a node that exits.")
 def up(
     nodes: int | None,
@@ -77,16 +92,16 @@ def up(
     tls: bool,
     with_etcd: bool,
     services: tuple[str, ...],
+    groups: int | None,
     no_restart: bool,
 ) -> None:
     """Run a cluster of real processes on this machine until Ctrl-C. The data is kept.
 
     A node that is killed is restarted after a second. The logs are in DATA/logs, the configuration
-    is DATA/cluster.toml.
+    is DATA/cluster.toml. With --groups these are in DATA/g1, DATA/g2, …
     """
     try:
-        config, is_new = prepare_config(
-            data,
+        wanted = Wanted(
             nodes=nodes,
             witnesses=witnesses,
             port=port,
@@ -95,18 +110,25 @@ def up(
             with_access=with_access,
             with_etcd=with_etcd,
         )
-        with sole_runner(config.path.parent):
-            check_ports(config)
-            for warning in config.warnings:
+        n_groups = kept_groups(data) if groups is None else groups
+        if n_groups > 1:
+            configs, is_new = prepare_groups(data, n_groups, wanted)
+        else:
+            config, is_new = prepare_config(data, **wanted)
+            configs = [config]
+        with sole_runner(data):
+            for config in configs:
+                check_ports(config)
+            for warning in configs[0].warnings:
                 say(f"{click.style('warning:', fg='yellow')} {warning}")
-            word = "new cluster" if is_new else "resuming the cluster"
-            say(f"{word} in {config.path.parent}")
-            if is_new and config.access is not None:
-                file = config.path.parent / TOKEN_NAME
+            what = "cluster" if len(configs) == 1 else f"{len(configs)} groups"
+            say(f"new {what} in {data}" if is_new else f"resuming the {what} in {data}")
+            if is_new and configs[0].access is not None:
+                file = data / TOKEN_NAME
                 say(f"the first administrator's token, kept in {file}: {file.read_text().strip()}")
             view = open_view()
             try:
-                code = run_up(config, view, restart=not no_restart)
+                code = run_up(configs, data, view, restart=not no_restart)
             finally:
                 view.close()
     except (CertificateError, ConfigError, UpError) as error:

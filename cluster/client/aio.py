@@ -31,6 +31,7 @@ from cluster.client.arguments import (
     check_token,
     check_value,
 )
+from cluster.client.endpoints import DEFAULT_ENDPOINTS
 from cluster.client.errors import (
     InvalidRequestError,
 )
@@ -65,8 +66,6 @@ from cluster.client.sessions import make_tls
 from cluster.client.txn import AsyncTxnBuilder, decode_txn_reply
 from cluster.client.watching import AsyncKeyWatch, watch_target
 from datapath.operations import Ack, Consistency
-
-DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
 
 
 class AsyncClient(AsyncOperatorCalls, AsyncAccessCalls, AsyncLeaseCalls, AsyncServiceCalls):

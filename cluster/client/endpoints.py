@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
 Scheme = Literal["http", "https"]
+DEFAULT_ENDPOINTS = ("http://127.0.0.1:8101", "http://127.0.0.1:8102", "http://127.0.0.1:8103")
 _ENDPOINT = re.compile(
     r"([Hh][Tt][Tt][Pp][Ss]?)(://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?)/?"
 )

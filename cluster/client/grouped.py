@@ -15,8 +15,9 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from cluster.client.aio import DEFAULT_ENDPOINTS, AsyncClient
+from cluster.client.aio import AsyncClient
 from cluster.client.arguments import check_endpoints
+from cluster.client.endpoints import DEFAULT_ENDPOINTS
 from cluster.client.errors import (
     ClientError,
     InvalidRequestError,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
-from cluster.client.aio import DEFAULT_ENDPOINTS, AsyncClient
+from cluster.client.aio import AsyncClient
 from cluster.client.arguments import (
     DEFAULT_PAGE_SIZE,
     PAGE_LIMIT_MAX,
@@ -21,6 +21,7 @@ from cluster.client.arguments import (
     check_timeout,
     draw_key,
 )
+from cluster.client.endpoints import DEFAULT_ENDPOINTS
 from cluster.client.errors import UnknownOutcomeError
 from cluster.client.leasing import IfLock
 from cluster.client.loop_thread import CLOSED, LoopThread, StuckError

@@ -462,10 +462,8 @@ def split_address(address: str, *, to_listen: bool = False) -> tuple[str, int]:
     Raises ValueError with a sentence that says what is wrong and how to write it.
     """
     example = 'write it like "10.0.0.1:8101", "node1.example:8101" or "[fd00::1]:8101"'
-    if "://" in address:
-        raise ValueError(f"{address!r}: write the address without {address.partition('//')[0]}//")
     host, colon, port_text = address.rpartition(":")
-    if not colon or not host:
+    if not colon or not host or "://" in host:
         raise ValueError(f"{address!r} is not host:port; {example}")
     if not re.fullmatch("[0-9]{1,5}", port_text) or not 1 <= int(port_text) <= 65535:
         raise ValueError(f"{address!r}: the port must be a number from 1 to 65535; {example}")

@@ -273,6 +273,7 @@ class NodeRuntime:
                 **built_in_services(
                     timing_of(self._config).stall_threshold_ms,
                     first_admin=first_admin_of(self._config),
+                    slot=self._groups.own.slots[0][0] if self._groups is not None else None,
                 ),
                 **self._hosted,
             },

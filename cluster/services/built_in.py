@@ -19,12 +19,14 @@ def built_in_services(
     stall_threshold_ms: float = Timing().stall_threshold_ms,
     clock: Callable[[], float] = clock_ms,
     first_admin: Principal | None = None,
+    slot: int | None = None,
 ) -> dict[str, Service]:
     """Make the services of one node, by their names. `clock` (ms) is its replica's.
 
-    `first_admin`: whose token is an administrator's from the start.
+    `first_admin`: whose token is an administrator's from the start. `slot`: the group's first one;
+    None: there are no groups.
     """
-    leases = Leases(clock, stall_threshold_ms)
+    leases = Leases(clock, stall_threshold_ms, slot)
     return {
         STORE: KeyValue(leases),
         LEASES_SERVICE: leases,

@@ -16,7 +16,8 @@ from cluster.groups.group_map import (
     owns,
     spans_detail,
 )
-from cluster.groups.partition import slot_of_range
+from cluster.groups.partition import SLOTS, slot_of_range
+from cluster.services.leases import FIRST_CHOSEN_LEASE, LEASES_SERVICE
 from cluster.services.locks import LOCKS_SERVICE
 from cluster.services.rights import Right, needs_of
 from datapath.errors import OperationNotAppliedError, RejectedError
@@ -79,16 +80,47 @@ class GroupGuard:
             else:
                 foreign = foreign or (start, slot)
         if foreign is None:
-            return None
+            return self._refusal_of_leases(asked)
         if own is not None:
             return OperationNotAppliedError("spans_groups", _apart(own, foreign[0]))
         return WrongGroupError(*foreign, self.group_id)
+
+    def _refusal_of_leases(self, asked: Operation | Query) -> OperationNotAppliedError | None:
+        """Return what refuses a lease that another group has granted, or None.
+
+        What clients have called leases themselves has no slot. Those of a transaction are not
+        looked at: as no two groups grant the same one, it finds none.
+        """
+        for lease in leases_of(asked):
+            if SLOTS <= lease < FIRST_CHOSEN_LEASE and not owns(self.slots, lease % SLOTS):
+                if asked.service == LEASES_SERVICE:
+                    return WrongGroupError(b"lease %d" % lease, lease % SLOTS, self.group_id)
+                return OperationNotAppliedError(
+                    "spans_groups",
+                    f"lease {lease} is another group's: a key or a lock needs one that its own "
+                    f"group, {self.group_id!r}, has granted (Onecopy-Group: {self.group_id})",
+                )
+        return None
 
     def check_range(self, start: bytes, end: bytes | None, *, whole_group: bool = False) -> None:
         """G1: raise what refuses a watch of the keys with start <= key < end."""
         read = Query("range", (start, end))
         if (refused := self.refusal_of(read, whole_group=whole_group)) is not None:
             raise refused
+
+
+def leases_of(asked: Operation | Query) -> tuple[int, ...]:
+    """Return the leases that a call names, but for a transaction's."""
+    match asked.service, asked.method, asked.args:
+        case "", "put", (_, _, _, _, int(lease), *_):
+            return (lease,)
+        case service, "acquire" | "withdraw", (_, int(lease), *_) if service == LOCKS_SERVICE:
+            return (lease,)
+        case service, "keep_alive", (leases, *_) if service == LEASES_SERVICE:
+            return tuple(leases)
+        case service, "look_up" | "revoke", (int(lease), *_) if service == LEASES_SERVICE:
+            return (lease,)
+    return ()
 
 
 def spans_of(asked: Operation | Query) -> Iterator[tuple[bytes, bytes | None]]:

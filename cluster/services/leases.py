@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from cluster.groups.partition import SLOTS
 from cluster.services.expiry import Expiry
 from cluster.services.lease_state import (
     CLAIM,
@@ -70,9 +71,12 @@ class Leases(Service):
         self,
         clock: Callable[[], float] = clock_ms,
         stall_threshold_ms: float = Timing().stall_threshold_ms,
+        slot: int | None = None,
     ) -> None:
+        """Keep the leases of a group; `slot` is its first one. None: there are no groups."""
         super().__init__()
         self._clock = clock
+        self._slot = slot
         self.expiry = Expiry(stall_threshold_ms)
         self._load_from: bytes | None = None
         self._left: tuple[int, ...] = ()  # due, and beyond the bounds of the last operation
@@ -84,7 +88,8 @@ class Leases(Service):
     def grant(self, tx: Transaction, ttl_ms: int, chosen: int = 0) -> int:
         """Begin a lease; return its id: the revision, or `chosen`, from FIRST_CHOSEN_LEASE on.
 
-        Raises RejectedError "too_many_leases", "lease_exists".
+        Where there are groups, it is the revision times SLOTS, plus a slot of the group: no two
+        groups grant the same one. Raises RejectedError "too_many_leases", "lease_exists".
         """
         return self.begin(tx, ttl_ms, chosen)
 
@@ -99,7 +104,7 @@ class Leases(Service):
             raise RejectedError(
                 "too_many_leases", f"there are {MAX_LEASES} leases: revoke those of no use"
             )
-        lease = chosen or tx.index
+        lease = chosen or (tx.index if self._slot is None else tx.index * SLOTS + self._slot)
         write_lease(_leases_of(tx), lease, LeaseState(ttl_ms, 0, 0, tx.role))
         self.expiry.renew(lease, ttl_ms)
         self.granted_total += 1

@@ -10,6 +10,9 @@ import stat
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypedDict
+
+import msgspec
 
 from cluster.certificates.authority import Authority
 from cluster.certificates.hosts import LOOPBACK_HOSTS
@@ -17,6 +20,7 @@ from cluster.certificates.private_files import write_file
 from cluster.config.access_section import AccessSection
 from cluster.config.checks import LISTENING_CHANNELS
 from cluster.config.file import load_config, render_config, render_services
+from cluster.config.groups_section import GroupsSection
 from cluster.config.model import (
     ClusterConfig,
     NodeConfig,
@@ -34,13 +38,38 @@ RAFT_PORT_OFFSET = 200
 ETCD_PORT = 2379
 """The first port for clients of etcd, as etcd has it."""
 REPLICAS_MAX = 9
-_TLS = TlsSection(
-    ca="certs/ca.crt",
-    certificate="certs/{node}.crt",
-    key="certs/{node}.key",
-    client_ca="certs/ca.crt",
-    crl="certs/ca.crl",
-)
+
+
+def tls_of(folder: str) -> TlsSection:
+    """Return the section that names the files of an authority, in a folder."""
+    return TlsSection(
+        ca=f"{folder}/ca.crt",
+        certificate=f"{folder}/{{node}}.crt",
+        key=f"{folder}/{{node}}.key",
+        client_ca=f"{folder}/ca.crt",
+        crl=f"{folder}/ca.crl",
+    )
+
+
+class Wanted(TypedDict):
+    """What `prepare_config` is asked for."""
+
+    nodes: int | None
+    witnesses: int | None
+    port: int | None
+    services: Mapping[str, ServiceConfig]
+    with_access: bool
+    tls: bool
+    with_etcd: bool
+
+
+class GroupShare(msgspec.Struct, frozen=True):
+    """What a new group's file says beside its nodes; paths are relative to its directory."""
+
+    section: GroupsSection
+    secret: str
+    tls: TlsSection | None = None
+    access: AccessSection | None = None
 
 
 class UpError(Exception):
@@ -57,6 +86,8 @@ def prepare_config(
     with_access: bool = False,
     tls: bool = False,
     with_etcd: bool = False,
+    share: GroupShare | None = None,
+    etcd_port: int = ETCD_PORT,
 ) -> tuple[ClusterConfig, bool]:
     """Load the cluster kept in `data`, or write a new one; return it, and whether it is new.
 
@@ -65,10 +96,13 @@ def prepare_config(
     another shape, or a service by another class; ConfigError where its file is broken. `tls`: a
     new one gets an authority and certificates, in `data`/certs. `with_access`: a new one has access
     control, and the first administrator's token in TOKEN_NAME. `with_etcd`: it serves etcd's
-    clients, from ETCD_PORT on.
+    clients, from `etcd_port` on. `share`: it is one of several groups, whose certificates and token
+    are made elsewhere.
     """
     path = data / CONFIG_NAME
     check_ours(data)
+    if n_groups := kept_groups(data):
+        raise UpError(f"{data} holds {n_groups} groups: omit --groups to resume them")
     if path.exists():
         config = load_config(path)
         _check_shape(config, nodes=nodes, witnesses=witnesses, port=port)
@@ -88,20 +122,27 @@ def prepare_config(
                 f"add the lines that it prints to {path}; or choose another --data"
             )
         return _add_services(config, services or {}), False
-    sections = _new_nodes(nodes or 3, witnesses or 0, port or DEFAULT_PORT, with_etcd=with_etcd)
+    first_etcd = etcd_port if with_etcd else 0
+    sections = _new_nodes(nodes or 3, witnesses or 0, port or DEFAULT_PORT, first_etcd)
     if taken := [node for node in sections if any((data / node).glob("*"))]:
         raise UpError(
             f"{data} holds {', '.join(taken)} and no {CONFIG_NAME}: this is the data of another "
             "cluster. Put that file back, or choose another --data"
         )
-    token = draw_token() if with_access else None
+    token = draw_token() if with_access and share is None else None
     access = None if token is None else AccessSection(admin_token_hash=hash_line(token))
-    secret = secrets.token_hex(32)
-    text = render_config("local", secret, sections, services, _TLS if tls else None, access)
+    if share is None:
+        text = render_config(
+            "local", draw_secret(), sections, services, tls_of("certs") if tls else None, access
+        )
+    else:
+        text = render_config(
+            "local", share.secret, sections, services, share.tls, share.access, share.section
+        )
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if tls:
-            _make_certificates(data / "certs", sections)
+        if tls and share is None:
+            make_certificates(data / "certs", sections)
         if token is not None:
             write_file(data / TOKEN_NAME, f"{token.text}\n".encode())
         write_file(path, text.encode())
@@ -111,10 +152,18 @@ def prepare_config(
     try:
         check_ports(config)
     except UpError:
-        (data / TOKEN_NAME).unlink(missing_ok=True)
+        if share is None:
+            (data / TOKEN_NAME).unlink(missing_ok=True)
         path.unlink()  # nothing has run yet: another --port must find no trace of this one
         raise
     return config, True
+
+
+def kept_groups(data: Path) -> int:
+    """Return how many groups a directory has; 0: it is no deployment of several."""
+    if not (data / "g1" / CONFIG_NAME).exists():
+        return 0
+    return sum(1 for _ in data.glob(f"g*/{CONFIG_NAME}"))
 
 
 def check_ours(data: Path) -> None:
@@ -196,7 +245,7 @@ def _bind(address: str) -> None:
         probe.listen()
 
 
-def _make_certificates(directory: Path, nodes: Iterable[str]) -> None:
+def make_certificates(directory: Path, nodes: Iterable[str]) -> None:
     """Make what is missing: an earlier run may have been interrupted in the middle."""
     authority = Authority(directory)
     if not (directory / "ca.key").exists():
@@ -232,9 +281,12 @@ def _add_services(config: ClusterConfig, services: Mapping[str, ServiceConfig]) 
     return load_config(path)
 
 
-def _new_nodes(
-    nodes: int, witnesses: int, port: int, *, with_etcd: bool = False
-) -> dict[str, NodeConfig]:
+def draw_secret() -> str:
+    """Return a new cluster's secret."""
+    return secrets.token_hex(32)
+
+
+def _new_nodes(nodes: int, witnesses: int, port: int, etcd_port: int = 0) -> dict[str, NodeConfig]:
     last = port + nodes + witnesses - 1
     if nodes + witnesses > PEER_PORT_OFFSET or last + RAFT_PORT_OFFSET > 65535:
         raise UpError(
@@ -248,7 +300,7 @@ def _new_nodes(
             client=f"127.0.0.1:{port + number}",
             peer=f"127.0.0.1:{port + number + PEER_PORT_OFFSET}",
             raft=f"127.0.0.1:{port + number + RAFT_PORT_OFFSET}",
-            etcd=f"127.0.0.1:{ETCD_PORT + number}" if with_etcd else "",
+            etcd=f"127.0.0.1:{etcd_port + number}" if etcd_port else "",
             data=node,
         )
     return sections

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
-from threading import Event
-
-import lmdb
 
 from datapath.errors import BackupDamagedError
 from datapath.storage.backup_format import BackupEnd, BackupReader
-from datapath.storage.environment import (
-    DEFAULT_MAP_SIZE_BYTES,
-    ContentHash,
-    Environment,
-    current_environment,
-    lmdb_failure,
-)
+from datapath.storage.environment import DEFAULT_MAP_SIZE_BYTES, ContentHash
+from datapath.storage.read_back import ReadBackProcess
 from datapath.storage.snapshot import SnapshotWriter, snapshot_items
-
-_ITEMS_AT_ONCE = 1000
-_READ_AHEAD_BYTES = 1024 * 1024
 
 
 def _no_progress(_items: int) -> None:
@@ -56,79 +42,33 @@ def load_backup(
         header.epoch,
         cluster_id=cluster_id,
         map_size_bytes=map_size_bytes,
-        offline=True,
     )
     try:
-        for chunk in reader.chunks():  # in a thread beside, it would cost more than it saves
-            writer.feed(writer.next_chunk, chunk)
-            on_chunk(writer.count)
-        end = reader.end
-        assert end is not None
-        writer.finish(end.digest, end.items)
+        with ReadBackProcess(writer.path, map_size_bytes) as back:
+            writer.on_durable = back.tell
+            for chunk in reader.chunks():  # in a thread beside, it would cost more than it saves
+                writer.feed(writer.next_chunk, chunk)
+                on_chunk(writer.count)
+            end = reader.end
+            assert end is not None
+            writer.finish(end.digest, end.items)
+            check_read_back(*back.result(), end)
         writer.install()
     except ValueError as error:
         raise _damaged(reader, str(error)) from error
     finally:
         writer.abort()
-    check_digest(store_path, end.digest, map_size_bytes=map_size_bytes)
     return end
 
 
-def check_digest(
-    store_path: Path, digest: str, *, map_size_bytes: int = DEFAULT_MAP_SIZE_BYTES
-) -> None:
-    """Read a whole store from the disk, and compare it.
-
-    Raises:
-        BackupDamagedError: it has another digest.
-        StorageError: it cannot be read.
-
-    """
-    environment = Environment(
-        store_path / current_environment(store_path), map_size_bytes, scans=True
-    )
-    total = ContentHash()
-    try:
-        with (
-            _file_read_ahead(environment.path / "data.mdb"),
-            environment.lmdb.begin(buffers=True) as transaction,
-        ):
-            for keyspace, database in enumerate(environment.keyspaces):
-                items = transaction.cursor(database).iternext()
-                while piece := list(islice(items, _ITEMS_AT_ONCE)):
-                    total.update(keyspace, piece)
-    except lmdb.Error as error:
-        raise lmdb_failure(error, environment.path) from error
-    finally:
-        environment.release()
-    if total.hex() != digest:
+def check_read_back(items: int, digest: str, end: BackupEnd) -> None:
+    """Compare what the disk holds with how the backup ends. Raises BackupDamagedError."""
+    if (items, digest) != (end.items, end.digest):
         raise BackupDamagedError(
-            f"the restored state has the digest {total.hex()}, not {digest}, which was backed up: "
-            "restore again, and check the disk if that does not help"
+            f"the restored state has {items} items and the digest {digest}, not {end.items} and "
+            f"{end.digest}, which were backed up: restore again, and check the disk if that does "
+            "not help"
         )
-
-
-@contextmanager
-def _file_read_ahead(path: Path) -> Iterator[None]:
-    """Read a file from the disk in order, beside a scan of its map.
-
-    The scan alone would wait for the disk at every few pages. What the reader cannot read, the scan
-    finds.
-    """
-    given_up = Event()
-
-    def read() -> None:
-        buffer = bytearray(_READ_AHEAD_BYTES)
-        with suppress(OSError), path.open("rb", buffering=0) as file:
-            while not given_up.is_set() and file.readinto(buffer):
-                pass
-
-    with ThreadPoolExecutor(1, "restore-reader") as reader:
-        reader.submit(read)
-        try:
-            yield
-        finally:
-            given_up.set()
 
 
 def verify_backup(

@@ -173,5 +173,5 @@ def check_empty(path: Path) -> None:
     if names and (UNFINISHED not in names or "identity.json" in names):
         raise DataDirectoryError(
             f"data directory {path} is not empty (it holds {', '.join(sorted(names)[:5])}): name "
-            "an empty one, or move it away. Nothing was changed"
+            "an empty one, or move it away"
         )

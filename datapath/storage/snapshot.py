@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -161,9 +162,7 @@ class SnapshotWriter:
         *,
         cluster_id: str = "",
         map_size_bytes: int = DEFAULT_MAP_SIZE_BYTES,
-        offline: bool = False,
     ) -> None:
-        """`offline`: it is not fed beside a live node, and whoever feeds it checks the digest."""
         self.index = index
         self.epoch = epoch
         self.next_chunk = 0
@@ -171,25 +170,30 @@ class SnapshotWriter:
         self.count = 0
         """How many items were taken."""
         self._cluster_id = cluster_id
-        self._offline = offline
+        self.on_durable: Callable[[int], object] | None = None
+        """Is told now and then how many of the items are durable.
+
+        With it, this is not fed beside a live node, and whoever feeds it checks the digest.
+        """
         self._hash = ContentHash()
         self._syncer = ThreadPoolExecutor(1, "snapshot-sync")
         self._sync: Future[None] | None = None
+        self._syncing_count = 0
         self._unsynced_bytes = 0
         self._finished = False
         self._installed = False
-        self._path = next_environment(self._directory)
+        self.path = next_environment(self._directory)
         try:
-            self._path.mkdir(mode=0o700)
+            self.path.mkdir(mode=0o700)
         except OSError as error:
-            raise storage_error(error, f"making {self._path}") from error
+            raise storage_error(error, f"making {self.path}") from error
         # Nothing counts before `finish` has synced it.
         try:
             self._environment: Environment | None = Environment(
-                self._path, map_size_bytes, fresh=True, sync=False
+                self.path, map_size_bytes, fresh=True, sync=False
             )
         except BaseException:
-            shutil.rmtree(self._path, ignore_errors=True)
+            shutil.rmtree(self.path, ignore_errors=True)
             raise
 
     def feed(self, number: int, chunk: bytes) -> None:
@@ -209,17 +213,18 @@ class SnapshotWriter:
         groups = snapshot_items(chunk)
         if not all(0 <= keyspace < KEYSPACES for keyspace, _ in groups):
             raise ValueError(f"chunk {number} names a keyspace that does not exist")
-        with writing(self._path, len(chunk) * 2):
+        with writing(self.path, len(chunk) * 2):
             self._write(environment, number, groups)
         for keyspace, items in groups:
             self.count += len(items)
-            if not self._offline:
+            if self.on_durable is None:
                 self._hash.update(keyspace, items)
         self.next_chunk += 1
         self._unsynced_bytes += len(chunk)
         if self._unsynced_bytes >= WRITE_BACK_BYTES and (self._sync is None or self._sync.done()):
             self._await_sync()
-            self._sync = self._syncer.submit(sync_file, self._path / "data.mdb")
+            self._sync = self._syncer.submit(sync_file, self.path / "data.mdb")
+            self._syncing_count = self.count
             self._unsynced_bytes = 0
 
     def _await_sync(self) -> None:
@@ -228,7 +233,9 @@ class SnapshotWriter:
             try:
                 self._sync.result()
             except OSError as error:
-                raise storage_error(error, f"writing {self._path}") from error
+                raise storage_error(error, f"writing {self.path}") from error
+            if self.on_durable is not None:
+                self.on_durable(self._syncing_count)
 
     def _write(
         self, environment: Environment, number: int, groups: list[_Group[memoryview]]
@@ -241,7 +248,7 @@ class SnapshotWriter:
                         piece = items[at : at + SLICE]
                         if cursor.putmulti(piece, append=True)[1] != len(piece):
                             raise ValueError(f"chunk {number} is not in key order")
-                        if not self._offline:
+                        if self.on_durable is None:
                             time.sleep(NAP_S)
         except lmdb.BadValsizeError as error:
             raise ValueError(f"chunk {number} holds an impossible key") from error
@@ -255,7 +262,7 @@ class SnapshotWriter:
 
         """
         environment = self._open_environment()
-        digest = expected_checksum if self._offline else self._hash.hex()
+        digest = self._hash.hex() if self.on_durable is None else expected_checksum
         if (digest, self.count) != (expected_checksum, count):
             raise ValueError(
                 f"the snapshot's {self.count} items are not the {count} that were sent, or "
@@ -263,7 +270,7 @@ class SnapshotWriter:
             )
         self._await_sync()
         self._syncer.shutdown()
-        with writing(self._path, 1 << 20):
+        with writing(self.path, 1 << 20):
             with environment.lmdb.begin(write=True) as transaction:
                 environment.write_meta(transaction, self.index, self.epoch, self._cluster_id)
             environment.lmdb.sync(force=True)
@@ -281,9 +288,9 @@ class SnapshotWriter:
         # Set first: CURRENT may name it even when this fails.
         self._installed = True
         try:
-            set_current(self._directory, self._path.name)
+            set_current(self._directory, self.path.name)
         except OSError as error:
-            raise storage_error(error, f"installing {self._path}") from error
+            raise storage_error(error, f"installing {self.path}") from error
 
     def abort(self) -> None:
         """Give up, and delete what was written. After `install` it does nothing: that is live."""
@@ -293,7 +300,7 @@ class SnapshotWriter:
         if self._environment is not None:
             self._environment.release()
             self._environment = None
-        shutil.rmtree(self._path, ignore_errors=True)
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def _open_environment(self) -> Environment:
         if self._environment is None:
@@ -312,5 +319,5 @@ def snapshot_items(chunk: bytes) -> list[_Group[memoryview]]:
 def _by_keyspace(items: Iterable[tuple[int, bytes, _Stored]]) -> list[_Group[_Stored]]:
     return [
         (keyspace, [(key, stored) for _, key, stored in group])
-        for keyspace, group in groupby(items, key=lambda item: item[0])
+        for keyspace, group in groupby(items, key=itemgetter(0))
     ]

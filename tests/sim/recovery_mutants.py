@@ -75,7 +75,7 @@ def _the_margin_is_fixed() -> list[Patch]:
 
 
 def _what_the_disk_holds_is_not_looked_at() -> list[Patch]:
-    return [patch("datapath.storage.backup.check_digest", _accept)]
+    return [patch("datapath.storage.backup.check_read_back", _accept)]
 
 
 def _accept(*_: object, **__: object) -> None:

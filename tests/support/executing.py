@@ -26,10 +26,11 @@ class Primary:
         state: MemoryStore | None = None,
         now_ms: float = 0.0,
         guard: TokenGuard | None = None,
+        slot: int | None = None,
     ) -> None:
         self.now_ms = now_ms
         self.state = state or MemoryStore()
-        self.services = built_in_services(STALL_MS, lambda: self.now_ms)
+        self.services = built_in_services(STALL_MS, lambda: self.now_ms, slot=slot)
         self.executor = Executor(self.services, self.state, ClientTableBounds(), access=guard)
         leases = self.services[LEASES_SERVICE]
         assert isinstance(leases, Leases)

@@ -172,11 +172,10 @@ async def test_a_backup_that_cannot_ask_decides_nothing_after_a_second(cluster: 
     wrong = {"Authorization": "Bearer oct_0000000000000000_" + 43 * "A"}
     assert (await cluster.fetch(backup, "GET", "/v1/cluster", None, wrong)).status in {503, 504}
     assert cluster.token is not None
-    admin = cluster.token.text
     unknown = wrong["Authorization"].removeprefix("Bearer ")
     for words, token in (
-        (["put", "app/k", "w"], admin),
-        (["remove", primary, "--yes"], admin),
+        (["put", "app/k", "w"], cluster.token.text),
+        (["remove", primary, "--yes"], cluster.token.text),
         (["status"], unknown),
     ):
         refused = await run(  # in time, and what the node says, not that the other is dead

@@ -300,3 +300,32 @@ async def test_serve_refuses_what_a_restart_cannot_help(tmp_path: Path) -> None:
     assert unknown.code == 78
     assert "the nodes: n1" in unknown.err
     assert unknown.err.count("\n") == 1
+
+
+async def test_groups_start_end_and_resume_as_one(tmp_path: Path) -> None:
+    data, port = tmp_path / "data", free_up_port()
+    async with up(data, port, "--groups", "2", "--nodes", "1") as running:
+        await running.until(running.shows(r"ready\. Try: curl"))
+        pids = [running.pid_of(f"g{group}/n1") for group in (1, 2)]
+        other = f"127.0.0.1:{port + 1}"
+        async with AsyncClient(f"127.0.0.1:{port}") as client, AsyncClient(other) as second:
+            await client.put("cart{7}/x", "of g2")  # slot 2690
+
+            async def reads() -> bool:
+                return (await second.get("cart{7}/x")) is not None
+
+            await wait_until(reads, "the second group has it")
+            published = (await client.groups()).map
+            assert published is not None
+            assert [len(group.endpoints) for group in published.groups] == [1, 1]
+        shown = await run("groups", "status", endpoints=[other])
+        assert re.search(r"^g1 +n1 ", shown.out.decode(), re.MULTILINE), shown
+        assert re.search(r"^g2 +n1 ", shown.out.decode(), re.MULTILINE), shown
+        assert (await running.stop()).code == 0
+    assert not any(map(is_alive, pids))
+    async with up(data, port, new=False) as running:
+        await running.until(running.shows(r"ready\. Try: curl"))
+        async with AsyncClient(f"127.0.0.1:{port}") as client:
+            entry = await client.get("cart{7}/x")
+            assert entry is not None
+            assert (await client.groups()).map == published

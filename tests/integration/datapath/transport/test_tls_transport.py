@@ -9,6 +9,7 @@ import ctypes
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,8 @@ from cluster.certificates.authority import Authority
 from cluster.certificates.hosts import LOOPBACK_HOSTS
 from cluster.client.sessions import make_tls
 from datapath.tls_records import MAX_RECORD_BYTES
-from datapath.transport.tls_transport import TlsTransport
+from datapath.transport import tls_transport
+from datapath.transport.tls_transport import BATCH_MAX, TlsTransport
 from tests.support.cluster import wait_until
 
 _T = TypeVar("_T")
@@ -35,6 +37,10 @@ class Echo(asyncio.Protocol):
         self.events: list[str] = []
         self.lost: Exception | None = None
         self.answers_after_end = b""
+        self.received = b""
+        self.pieces = 1  # in which it answers
+        self.does: Exception | Callable[[], object] | None = None  # when something has come
+        self.closes = False  # then, too
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, TlsTransport)
@@ -42,7 +48,16 @@ class Echo(asyncio.Protocol):
         self.events.append("made")
 
     def data_received(self, data: bytes) -> None:
-        self.transport.write(data)
+        self.received += data
+        size = -(-len(data) // self.pieces)
+        for start in range(0, len(data), size):
+            self.transport.write(data[start : start + size])
+        if isinstance(self.does, Exception):
+            raise self.does
+        if self.does is not None:
+            self.does()
+        if self.closes:
+            self.transport.close()
 
     def eof_received(self) -> bool:
         self.events.append("eof")
@@ -59,6 +74,9 @@ class Echo(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.events.append("resume")
+
+    def is_lost(self) -> bool:
+        return "lost" in self.events
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = exc
@@ -104,9 +122,13 @@ class Wire:
     """A client that has the bytes on the wire in its hands."""
 
     def __init__(
-        self, port: Port, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        port: Port,
+        connection: socket.socket,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
-        self.reader, self.writer = reader, writer
+        self.connection, self.reader, self.writer = connection, reader, writer
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.end = port.calling.wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
 
@@ -156,10 +178,11 @@ async def wire(port: Port, piece_bytes: int = 1 << 30, **options: int) -> AsyncI
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port.number))
     reader, writer = await asyncio.open_connection(sock=connection)
-    found = Wire(port, reader, writer)
+    made = len(port.protocols)
+    found = Wire(port, connection, reader, writer)
     try:
         await found.until(found.end.do_handshake, piece_bytes)
-        await wait_until(lambda: bool(port.protocols), "the other end is ready")
+        await wait_until(lambda: len(port.protocols) > made, "the other end is ready")
         yield found
     finally:
         writer.close()
@@ -273,3 +296,110 @@ async def test_a_handshake_that_is_given_up_is_not_gone_on_with(port: Port) -> N
         await caller.ready
     await wait_until(plain.is_closing, "its connection is closed")
     assert port.protocols == []
+
+
+@contextlib.asynccontextmanager
+async def wires(port: Port, count: int) -> AsyncIterator[list[Wire]]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(wire(port)) for _ in range(count)]
+
+
+def send_in_one_turn(clients: list[Wire]) -> None:
+    for number, client in enumerate(clients):
+        client.end.write(b"request %03d" % number)
+        client.connection.send(client.outgoing.read())  # now: a loop may send later, in any order
+
+
+@pytest.mark.parametrize("batch_max", [1, 3, BATCH_MAX])
+async def test_what_many_send_in_one_turn_is_answered(
+    port: Port, batch_max: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_transport, "BATCH_MAX", batch_max)
+    async with wires(port, 8) as clients:
+        for server in port.protocols[::2]:
+            server.pieces = 3
+        for _ in range(3):
+            send_in_one_turn(clients)
+            for number, client in enumerate(clients):
+                assert await client.read(11) == b"request %03d" % number
+
+
+async def test_a_protocol_that_fails_takes_no_other_connection_with_it(port: Port) -> None:
+    failures: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: failures.append(context["exception"])
+    )
+    async with wires(port, 5) as clients:
+        error = RuntimeError("broken")
+        for server in (port.protocols[0], port.protocols[3]):
+            server.does = error
+        send_in_one_turn(clients)
+        for number in (1, 2, 4):
+            assert await clients[number].read(11) == b"request %03d" % number
+        for server in (port.protocols[0], port.protocols[3]):
+            await wait_until(server.is_lost, "it is closed")
+            assert server.lost is error
+    assert failures == [error, error]
+
+
+@pytest.mark.parametrize("how", ["close", "abort"])
+async def test_connections_closed_by_another_in_the_same_turn_get_nothing_more(
+    port: Port, how: str
+) -> None:
+    async with wires(port, 5) as clients:
+        servers = port.protocols
+
+        def close_the_others() -> None:
+            silent = [server for server in servers if not server.received]
+            if len(silent) == 3:  # else it is the first, which does not wait
+                for server in silent:
+                    getattr(server.transport, how)()
+
+        for server in servers:
+            server.does = close_the_others
+        send_in_one_turn(clients)
+        await wait_until(lambda: sum(server.is_lost() for server in servers) == 3, "all are closed")
+        lost = [server for server in servers if server.is_lost()]
+        assert [server.received for server in lost] == [b""] * 3
+        for client, server in zip(clients, servers, strict=True):
+            if server not in lost:
+                assert await client.read(11) == server.received
+
+
+async def test_an_answer_goes_out_before_its_connection_closes(port: Port) -> None:
+    async with wires(port, 3) as clients:
+        for server in port.protocols:
+            server.closes = True
+        send_in_one_turn(clients)
+        for number, client in enumerate(clients):
+            assert await client.read(11) == b"request %03d" % number
+            assert await client.until(partial(client.end.read, 1)) == b""  # said, not cut
+
+
+@pytest.mark.parametrize("end", ["eof_received", "connection_lost"])
+async def test_what_came_before_the_end_is_passed_on_before_it(port: Port, end: str) -> None:
+    async with wires(port, 2) as clients:
+        for client, server in zip(clients, port.protocols, strict=True):
+            client.end.write(b"last words")
+            server.transport.data_received(client.outgoing.read())
+        assert [server.received for server in port.protocols] == [b"last words", b""]
+        transport = port.protocols[1].transport
+        if end == "eof_received":
+            transport.eof_received()
+        else:
+            transport.connection_lost(None)
+        assert port.protocols[1].received == b"last words"
+
+
+async def test_what_waits_to_be_sent_is_counted(port: Port) -> None:
+    sizes: list[int] = []
+
+    def note_size(transport: TlsTransport) -> None:
+        sizes.append(transport.get_write_buffer_size())
+
+    async with wires(port, 3) as clients:
+        for server in port.protocols:
+            server.does = partial(note_size, server.transport)
+        send_in_one_turn(clients)
+        await wait_until(lambda: len(sizes) == len(clients), "all have come")
+    assert sizes == [0, 11, 11]  # the first one's has been sent

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from cluster.groups.group_map import Group, GroupMap, encode_map
-from cluster.groups.partition import slot_of
+from cluster.groups.partition import SLOTS, slot_of
 from cluster.services.access_guard import TokenGuard
 from cluster.services.groups import GROUPS_SERVICE, GroupGuard, WrongGroupError, spans_of
 from cluster.services.locks import LOCKS_SERVICE
@@ -61,6 +61,21 @@ def test_a_key_of_another_group_is_refused_with_its_slot() -> None:
         assert code(Operation(method, args)) == "wrong_group"
     assert code(Query("get", (OTHER,))) == "wrong_group"
     assert code(Query("range", (b"cart{7}", b"cart{7~", 9, False))) == "wrong_group"
+
+
+def test_a_lease_of_another_group_is_told_apart() -> None:
+    """No two groups grant the same one, so none is taken for another."""
+    own, other = (Primary(slot=slot).call(":leases", "grant", 60_000) for slot in (0, 2048))
+    assert (own % SLOTS, other % SLOTS) == (0, 2048)
+    assert own // SLOTS == other // SLOTS
+    for method in ("look_up", "revoke"):
+        assert code(Operation(method, (own,), service=":leases")) == ""
+        assert code(Operation(method, (other,), service=":leases")) == "wrong_group"
+    assert code(Operation("keep_alive", ((own, other),), service=":leases")) == "wrong_group"
+    for lease, told in ((own, ""), (2**63, ""), (other, "spans_groups")):
+        assert code(Operation("put", (OWN, b"v", None, False, lease, 0))) == told
+        assert code(Operation("acquire", (OWN, lease, 0, b"", False), service=":locks")) == told
+    assert code(Operation("put", (OTHER, b"v", None, False, other, 0))) == "wrong_group"
 
 
 @pytest.mark.parametrize("method", ["acquire", "release", "get"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -15,9 +16,10 @@ from datapath.errors import (
     BackupError,
     BackupRefusedError,
     DataDirectoryError,
+    DiskFailedError,
 )
 from datapath.keyspaces import KEYSPACES, KV
-from datapath.storage.backup import check_digest, load_backup, verify_backup
+from datapath.storage.backup import check_read_back, load_backup, verify_backup
 from datapath.storage.backup_format import (
     BACKUP_MAGIC,
     BackupEnd,
@@ -34,12 +36,14 @@ from datapath.storage.founding import (
     Founding,
     continue_after,
 )
-from datapath.storage.snapshot import SnapshotReader
+from datapath.storage.read_back import ReadBack, ReadBackProcess
+from datapath.storage.snapshot import SnapshotReader, SnapshotWriter
 from datapath.storage.store import Store
 
 CHUNK_BYTES = 2000
 POSITION = (400, 3)
 MAP_BYTES = 1 << 30
+MOST_OF_A_LEAF = 4096 // 16  # items: LMDB's page by the smallest one
 
 
 def make_store(path: Path) -> Store:
@@ -201,6 +205,63 @@ def test_a_restore_that_fails_leaves_an_empty_directory(store: Store, tmp_path: 
 def test_what_the_disk_holds_is_compared_with_the_backup(store: Store) -> None:
     _, digest = store.digest()
     store.close()
-    check_digest(store.directory, digest)
-    with pytest.raises(BackupDamagedError, match="restored state has the digest"):
-        check_digest(store.directory, "0" * 32)
+    with ReadBackProcess(store.file.parent, MAP_BYTES) as back:
+        items, found = back.result()
+    check_read_back(items, found, BackupEnd(items=POSITION[0], digest=digest))
+    for other in (BackupEnd(items=items, digest="0" * 32), BackupEnd(items=1, digest=digest)):
+        with pytest.raises(BackupDamagedError, match="restored state has 400 items and the digest"):
+            check_read_back(items, found, other)
+
+
+def test_a_bit_that_the_disk_has_flipped_gives_another_digest(store: Store) -> None:
+    _, digest = store.digest()
+    (_, value), *_ = store.range(KV, b"", None, 1)
+    store.close()
+    content = bytearray(store.file.read_bytes())
+    content[content.index(value)] ^= 1
+    store.file.write_bytes(content)
+    with ReadBackProcess(store.file.parent, MAP_BYTES) as back:
+        assert back.result() not in {(POSITION[0], digest), (0, "")}
+
+
+def test_a_store_is_read_back_while_it_is_loaded(store: Store, tmp_path: Path) -> None:
+    """Whatever is durable when: each item is read once, of no page that is written again."""
+    _, digest = store.digest()
+    chunks = list(open_backup(back_up(store)).chunks())
+    target = tmp_path / "target"
+    target.mkdir()
+    ends: list[int] = []
+    for seed in range(20):
+        chance = random.Random(seed)
+        writer = SnapshotWriter(target, *POSITION)
+        writer.on_durable = ends.append
+        reader = ReadBack(writer._open_environment())  # no process can open one twice
+
+        def durable(
+            writer: SnapshotWriter = writer,
+            reader: ReadBack = reader,
+            chance: random.Random = chance,
+        ) -> Iterator[int]:
+            for number, chunk in enumerate(chunks):
+                writer.feed(number, chunk)
+                if chance.random() < 0.5:
+                    yield writer.count
+                    assert reader.total.count <= max(0, writer.count - MOST_OF_A_LEAF)
+
+        reader.follow(durable())
+        assert (reader.total.count, reader.total.hex()) == (POSITION[0], digest)
+        writer.abort()
+
+
+def test_a_process_that_reads_back_and_ends_is_a_disk_that_failed(store: Store) -> None:
+    store.close()
+    with ReadBackProcess(store.file.parent, MAP_BYTES) as back:
+        back.close()
+        with pytest.raises(DiskFailedError, match="cannot be read back: it ended"):
+            back.result()
+    store.file.write_bytes(b"x" * 100_000)
+    with (
+        ReadBackProcess(store.file.parent, MAP_BYTES) as back,
+        pytest.raises(DiskFailedError, match=r"cannot be read back: store .* cannot be opened"),
+    ):
+        back.result()
