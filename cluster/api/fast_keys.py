@@ -5,7 +5,7 @@ from __future__ import annotations
 from cluster.api.access import caller_named
 from cluster.api.fast_path import FastConnection, FastPathServer
 from cluster.api.groups import KnownGroups
-from cluster.api.kv import KeyRead, KeyWrite, KvHandlers
+from cluster.api.kv import KvHandlers, Request
 from cluster.api.leases import LeaseHandlers
 from cluster.api.params import waits_for_change
 from cluster.api.plain_head import KEYS, PLAIN, HeaderBlock
@@ -32,9 +32,7 @@ class FastKeys(FastConnection):
         self._kv = kv
         self._leases = leases
 
-    def _read_request(
-        self, method: str, target: str, block: HeaderBlock, body: bytes
-    ) -> KeyRead | KeyWrite | None:
+    def _parse(self, method: str, target: str, block: HeaderBlock, body: bytes) -> Request | None:
         key, _, query = target[_KEYS_LENGTH:].partition("?")
         headers, caller = block.headers, None
         if self._server.api.access.guard.is_on:

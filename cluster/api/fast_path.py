@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Protocol, cast
 from cluster.api.answer import TOO_MUCH_HELD, Answer, Outgoing
 from cluster.api.fast_path_api import FastPathApi
 from cluster.api.hosts import Hosts
-from cluster.api.kv import KeyRead, KeyWrite
+from cluster.api.kv import KeyRead, KeyWrite, Request
 from cluster.api.memory import Memory, Share
 from cluster.api.plain_head import HeaderBlock, read_block
 from cluster.services.rights import Need
@@ -305,19 +305,15 @@ class FastConnection(asyncio.Protocol, ABC):
         self._partial = False
         self._more = stop < len(data)
         method, target, _ = line[0].decode().split(" ")
-        match self._read_request(method, target, block, data[end + 4 : stop]):
-            case KeyRead() as read:
-                self._serve_read(method, target, read)
-            case KeyWrite() as write:
-                self._serve_write(method, target, write)
-            case None:
-                return 0
-        return stop - at
+        request = self._parse(method, target, block, data[end + 4 : stop])
+        if isinstance(request, KeyRead):
+            self._serve_read(method, target, request)
+        elif request is not None:
+            self._serve_write(method, target, request)
+        return 0 if request is None else stop - at
 
     @abstractmethod
-    def _read_request(
-        self, method: str, target: str, block: HeaderBlock, body: bytes
-    ) -> KeyRead | KeyWrite | None:
+    def _parse(self, method: str, target: str, block: HeaderBlock, body: bytes) -> Request | None:
         """Return what a request asks for; None: the full path has to judge it."""
 
     def _serve_read(self, method: str, target: str, read: KeyRead) -> None:
@@ -346,8 +342,7 @@ class FastConnection(asyncio.Protocol, ABC):
     def _serve_write(self, method: str, target: str, write: KeyWrite) -> None:
         self._pending = pending = Pending(self, method, target, write, write.operation.caller)
         if not self._server.api.node.submit(write.operation, write.timeout_ms, pending):
-            # It goes to another node, or waits for one.
-            self._start(self._go_on(pending, write, None))
+            self._start(self._go_on(pending, write, None))  # it goes elsewhere, or waits
 
     def _start(self, answering: Coroutine[Any, Any, None]) -> None:
         self._task = asyncio.get_running_loop().create_task(answering)

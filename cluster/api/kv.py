@@ -94,6 +94,9 @@ class KeyRead(msgspec.Struct, frozen=True):
     answer: Callable[[QueryResult], Answer]
 
 
+Request = KeyRead | KeyWrite
+
+
 class Conditions(NamedTuple):
     """What a write's headers ask for: conditions on its key, and what makes a repeat known.
 

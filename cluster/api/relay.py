@@ -52,10 +52,10 @@ from datapath.operations import Operation, Query
 
 MAX_RELAYED = 512
 """Requests that a node passes on at once."""
-CONNECT_TIMEOUT_S = 1.0
+RELAY_CONNECT_TIMEOUT_S = 1.0
 READ_TRY_TIMEOUT_S = 2.0
 """A node that takes a read and does not answer costs so much; a change is asked of no other."""
-ANSWER_MARGIN_S = 0.2
+RELAY_MARGIN_S = 0.2
 """So much later than the group would say so, a request that has no answer is given up."""
 
 _READS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD})
@@ -205,7 +205,7 @@ class GroupRelay:
             body,
             changes,
             changes or waits,
-            _now() + timeout_ms / 1000 + ANSWER_MARGIN_S,
+            _now() + timeout_ms / 1000 + RELAY_MARGIN_S,
         )
 
     async def _ask(
@@ -242,7 +242,7 @@ class GroupRelay:
         left_s = max(0.0, asked.until_s - _now())
         timeout = aiohttp.ClientTimeout(
             total=left_s if asked.is_asked_once else min(left_s, READ_TRY_TIMEOUT_S),
-            sock_connect=min(CONNECT_TIMEOUT_S, left_s),
+            sock_connect=min(RELAY_CONNECT_TIMEOUT_S, left_s),
         )
         async with self._open().request(
             asked.method,
@@ -276,7 +276,9 @@ class GroupRelay:
 
     async def _revision_of(self, refused: ProblemError) -> int:
         """Return a revision that a group has committed by now. Raises Problem."""
-        timeout = aiohttp.ClientTimeout(total=READ_TRY_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(
+            total=READ_TRY_TIMEOUT_S, sock_connect=RELAY_CONNECT_TIMEOUT_S
+        )
         for url in in_order(refused.endpoints, self._worked.get(refused.group)):
             headers = {RELAYED: refused.group}
             try:

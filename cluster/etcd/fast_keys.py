@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.api.answer import JSON, Answer
 from cluster.api.fast_path import FastConnection, FastPathServer
-from cluster.api.kv import KeyRead, KeyWrite
+from cluster.api.kv import KeyRead, KeyWrite, Request
 from cluster.api.plain_head import HeaderBlock
 from cluster.etcd.answers import encode
 from cluster.etcd.auth import etcd_caller_named
@@ -37,13 +37,7 @@ class EtcdFastKeys(FastConnection):
         self._kv = kv
         self._timeout_ms = timeout_ms
 
-    def _read_request(
-        self,
-        method: str,
-        target: str,
-        block: HeaderBlock,
-        body: bytes,
-    ) -> KeyRead | KeyWrite | None:
+    def _parse(self, method: str, target: str, block: HeaderBlock, body: bytes) -> Request | None:
         del method
         kv, caller = self._kv, None
         if self._server.api.access.is_on:

@@ -201,6 +201,8 @@ class NodeRuntime:
         )
         self._gateway.listen(self._on_view)
         self._gateway.share_notices(self._registry)
+        settings = http_settings(config, node_id, descriptors)
+        self._groups = groups = known_groups(config, node_id, settings)
         self._engine: Engine | None = None
         self._receiver: SnapshotReceiver | None = None
         if self._own.role == "replica":
@@ -208,8 +210,6 @@ class NodeRuntime:
             self._gateway.attach(self._engine)
         self._hosts = Hosts(config.api.hosts, config.api.origins)
         self._hosts.learn(split_address(item.client)[0] for item in config.nodes.values())
-        settings = http_settings(config, node_id, descriptors)
-        self._groups = groups = known_groups(config, node_id, settings)
         served: ServedNode = self._gateway
         if groups is not None:
             served = cast("ServedNode", GroupNode(self._gateway, groups.guard))
@@ -273,7 +273,7 @@ class NodeRuntime:
                 **built_in_services(
                     timing_of(self._config).stall_threshold_ms,
                     first_admin=first_admin_of(self._config),
-                    slot=self._groups.own.slots[0][0] if self._groups is not None else None,
+                    slot=groups.slots[0][0] if (groups := self._config.groups) else None,
                 ),
                 **self._hosted,
             },

@@ -82,17 +82,14 @@ class Execution:
 class WriteView:
     """The `Transaction` that an operation gets, on one keyspace."""
 
-    __slots__ = ("_execution", "_executor", "_keyspace")
+    __slots__ = ("_execution", "_executor", "_keyspace", "index")
 
     def __init__(self, executor: Executor, execution: Execution, keyspace: int) -> None:
+        self.index = 0
+        """The log index that this operation's delta will have; 0 while it is not settled."""
         self._executor = executor
         self._execution = execution
         self._keyspace = keyspace
-
-    @property
-    def index(self) -> int:
-        """The log index that this operation's delta will have; 0 while it is not settled."""
-        return self._execution.index
 
     @property
     def role(self) -> str:
@@ -101,7 +98,9 @@ class WriteView:
 
     def keyspace(self, which: int | str) -> WriteView:
         """Return a view of the same transaction on another keyspace."""
-        return self._execution.views[check_open(which)]
+        view = self._execution.views[check_open(which)]
+        view.index = self.index
+        return view
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value under `key` as this operation sees it, or None."""
@@ -292,7 +291,9 @@ class Executor:
         try:
             if operation.if_lock is not None:
                 self._check_lock(operation, execution)
-            value, error = method(execution.views[service.keyspace], *operation.args), None
+            view = execution.views[service.keyspace]
+            view.index = next_index
+            value, error = method(view, *operation.args), None
         except Exception as problem:  # noqa: BLE001 - the service's own code may raise anything
             value, error = None, self._problem(operation, problem)
         return self._finish(operation, execution, value, error)
@@ -416,8 +417,7 @@ class Executor:
 
     def complete(self, entries: list[Entry]) -> None:
         """These deltas become a record: complete the last one, which has the table's sums."""
-        if self.table.has_changed:
-            entries[-1] += self.table.summary()
+        entries[-1] += self.table.summary()
 
     def committed(self, first_index: int, entries: list[Entry]) -> None:
         """These entries are in the store now: they need not be held longer."""

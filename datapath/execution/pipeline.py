@@ -24,7 +24,7 @@ from datapath.execution.access_guard import knows_rights
 from datapath.execution.client_table import SUMMARY_SIZE_BYTES
 from datapath.execution.concurrency import Concurrency, Running
 from datapath.execution.executor import Executor
-from datapath.execution.tail import PendingAnswer, Tail, Waiting, uncommitted_repeat
+from datapath.execution.tail import CallSoon, PendingAnswer, Tail, Waiting, uncommitted_repeat
 from datapath.operations import Completion, Operation
 from datapath.protocol.replica import Replica
 from datapath.records import (
@@ -76,7 +76,7 @@ class Pipeline:
     `append` gives a record to the replica and carries out what follows. `not_primary` makes the
     error for who asks a node that does not serve, and `why_not_serving` a sentence for people.
     `async_operations` are told by the names of their services.
-    `call_soon` makes a turn of the event loop. `clock` (ms) is the replica's.
+    What fails in a turn goes to `on_error`. `clock` (ms) is the replica's.
     """
 
     def __init__(
@@ -93,7 +93,8 @@ class Pipeline:
         not_primary: Callable[[], NotPrimaryError],
         why_not_serving: Callable[[], str],
         spawn: Callable[[Coroutine[Any, Any, None]], Running],
-        call_soon: Callable[[Callable[[], None]], object],
+        call_soon: CallSoon,
+        on_error: Callable[[Exception], None],
         clock: Callable[[], float],
     ) -> None:
         self._node_id = node_id
@@ -109,7 +110,8 @@ class Pipeline:
         self._why_not_serving = why_not_serving
         self._spawn = spawn
         self._clock = clock
-        self._call_soon = call_soon
+        self.call_soon = call_soon
+        self._on_error = on_error
         self.waiting: deque[Waiting] = deque()  # to be executed
         self._waiting_bytes = 0
         self._waiting_keys: dict[str, int] = {}
@@ -160,8 +162,9 @@ class Pipeline:
         if not self._is_known(waiting.operation):
             raise error
         self._overload_repeats.append((waiting, error))
-        if len(self._overload_repeats) == 1:
-            self._call_soon(self._answer_overload_repeats)
+        if not self._batch_due:
+            self._batch_due = True
+            self.call_soon(self._take_turn)
 
     def _answer_overload_repeats(self) -> None:
         repeats, self._overload_repeats = self._overload_repeats, []
@@ -188,23 +191,26 @@ class Pipeline:
         """Execute what waits, soon, if it can be executed then."""
         if self.waiting and not self._batch_due:
             self._batch_due = True
-            self._call_soon(self._run_batch)
+            self.call_soon(self._take_turn)
 
-    def _may_run(self) -> bool:
-        primary = self._replica.primary
-        return (
-            primary is not None
-            and not self._stopped
-            and self._tail.inflight_records < self._bounds.max_inflight_records
-            and self._tail.inflight_bytes < self._bounds.max_inflight_bytes
-            and primary.may_execute()
-        )
+    def _take_turn(self) -> None:
+        self._batch_due = False
+        primary, tail, bounds = self._replica.primary, self._tail, self._bounds
+        try:
+            if (
+                primary is not None
+                and not self._stopped
+                and tail.inflight_records < bounds.max_inflight_records
+                and tail.inflight_bytes < bounds.max_inflight_bytes
+                and primary.may_execute()
+            ):
+                self._run_batch()
+            self._answer_overload_repeats()  # after: the first may be executed now
+        except Exception as problem:  # noqa: BLE001  whatever it was, as in `Interpreter.run`
+            self._on_error(problem)
 
     def _run_batch(self) -> None:
         """Execute what waits, as one record (two, where the last one is as large as a record)."""
-        self._batch_due = False
-        if not self._may_run():
-            return
         bounds = self._bounds
         max_bytes = min(
             bounds.max_record_bytes, bounds.max_inflight_bytes - self._tail.inflight_bytes
@@ -394,14 +400,11 @@ class Pipeline:
         if not batch.entries:
             self._tail.add_answers(batch.answers)
             return
-        replica, entries = self._replica, batch.entries
-        self._executor.complete(entries)
+        state, entries = self._replica.state, batch.entries
+        if self._executor.table.has_changed:
+            self._executor.complete(entries)
         record = make_record(
-            batch.first_index,
-            replica.state.epoch,
-            replica.state.commit_index,
-            entries,
-            batch.size_bytes,
+            batch.first_index, state.epoch, state.commit_index, entries, batch.size_bytes
         )
         self._tail.add_executed(record, entries, batch.answers)
         self.records_total += 1

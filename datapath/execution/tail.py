@@ -22,6 +22,9 @@ from datapath.protocol.confirmations import Confirmation, ReadPoint
 from datapath.protocol.replica import Replica
 from datapath.records import Entry, Record
 
+CallSoon = Callable[[Callable[[], None]], object]
+"""Makes a turn of the event loop, with a callback that lets nothing fail."""
+
 
 class Waiting(msgspec.Struct, gc=False):
     """An operation that waits to be executed; `counted`: among those that wait under a key."""
@@ -136,7 +139,7 @@ class Tail:
         records: list[Record],
         *,
         not_primary: Callable[[], NotPrimaryError],
-        call_soon: Callable[[Callable[[], None]], object],
+        call_soon: CallSoon,
         confirm: Callable[[Confirmation], None] | None,
         clock: Callable[[], float],
     ) -> None:
@@ -185,10 +188,9 @@ class Tail:
             self.answer_all(answers)
 
     def on_written(self, records: list[Record]) -> None:
-        """The replica writes records; those executed here are in the tail already."""
-        if not self._items or self._items[-1].record is not records[-1]:
-            self._items.extend(TailItem(record, None, []) for record in records)
-            self._foreign_keys = None
+        """The replica writes records that were not executed here."""
+        self._items.extend(TailItem(record, None, []) for record in records)
+        self._foreign_keys = None
 
     def on_truncated(self, from_index: int) -> None:
         """The log was cut: what went was never committed."""

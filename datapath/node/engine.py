@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from datapath.clock import clock_ms
@@ -22,6 +23,7 @@ from datapath.errors import (
     ends_node,
 )
 from datapath.execution.access_guard import AccessGuard
+from datapath.execution.tail import CallSoon
 from datapath.node.backups import Backups
 from datapath.node.catch_up import Snapshots
 from datapath.node.committed_log import CommittedLog
@@ -88,8 +90,9 @@ class Engine:
         self._on_change = on_change
         self._on_fatal = on_fatal
         self._bind_cluster = bind_cluster
-        self._slowed = False
         self._loop = asyncio.get_running_loop()
+        self.call_soon: CallSoon = self._loop.call_soon  # for the interpreter
+        self._call_slowly: CallSoon = partial(self._loop.call_later, SLOWED_TURN_S)
         recovered = storage.recover()
         self.replica = Replica(
             node_id, incarnation, recovered, timing, bounds, clock_ms(), dict(takeover_order)
@@ -207,27 +210,18 @@ class Engine:
         if ends_node(problem):
             self.fail(problem)
 
-    def _guard(self, callback: Callable[[], None]) -> None:
-        """Call it; whatever goes wrong ends the node, as in `Interpreter.run`."""
-        if self.interpreter.stopped:
-            return
-        try:
-            callback()
-        except Exception as problem:  # noqa: BLE001  whatever it was
-            self.fail(problem)
-
     def _tick(self) -> None:
         if self.interpreter.stopped:
             return
         self._tick_handle = self._loop.call_later(TICK_INTERVAL_S, self._tick)
-        self._guard(self._tick_now)
-
-    def _tick_now(self) -> None:
         state = self.replica.state
-        if state.commit_index != self._noted_index:
-            self._noted_index = state.commit_index
-            self._proposer.agreement.note_committed(*state.committed_position)
-        self.interpreter.on_tick()
+        try:
+            if state.commit_index != self._noted_index:
+                self._noted_index = state.commit_index
+                self._proposer.agreement.note_committed(*state.committed_position)
+            self.interpreter.on_tick()
+        except Exception as problem:  # noqa: BLE001  whatever it was, as in `Interpreter.run`
+            self.fail(problem)
 
     # -- what the interpreter asks for (`datapath.node.interpreter.Surroundings`)
 
@@ -246,12 +240,6 @@ class Engine:
     def send_snapshot(self, effect: effects.SendSnapshot) -> None:
         """Bring a peer up by a snapshot."""
         self.spawn(self.snapshots.send(effect.peer, effect.session))
-
-    def call_soon(self, callback: Callable[[], None]) -> object:
-        """The pipeline's next turn: at once, but for what is held for a snapshot under way."""
-        if self._slowed:
-            return self._loop.call_later(SLOWED_TURN_S, self._guard, callback)
-        return self._loop.call_soon(self._guard, callback)
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a task; if it fails the node ends."""
@@ -345,8 +333,9 @@ class Engine:
     def _on_flushed(self) -> None:
         """The store has caught up with its overlay: the log may be trimmed."""
         self.snapshots.settle()
-        self._slowed = self.snapshots.slows_writes
-        self._storage.trim(self.interpreter.oldest_needed(), self._on_trimmed)
+        slowed = self.snapshots.slows_writes
+        self.interpreter.pipeline.call_soon = self._call_slowly if slowed else self.call_soon
+        self._storage.trim(self.replica.oldest_needed(), self._on_trimmed)
 
     def _on_trimmed(self, first_index: int) -> None:
         self.interpreter.run(self.replica.on_log_trimmed, first_index)
@@ -429,7 +418,7 @@ class Engine:
             "backups_written_total": self.backups.written_total,
             "snapshots_sent_total": self.snapshots.sent_total,
             "snapshots_received_total": self.snapshots.received_total,
-            "writes_slowed": float(self._slowed),
+            "writes_slowed": float(self.snapshots.slows_writes),
             "seconds_since_commit": round((clock_ms() - self.replica.state.committed_ms) / 1000, 3),
             "history_oldest_revision": self.history.oldest,
             "history_log_reads_total": self.history.log_reads_total,

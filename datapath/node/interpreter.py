@@ -172,6 +172,7 @@ class Interpreter:
             name: ReadView(disk.store, service.keyspace, self.meter)
             for name, service in services.items()
         }
+        self._executed: Record | None = None  # here just now: the tail has it already
         self._room_due_ms = float("-inf")  # when the disk is next asked for room
         self._ready_index = 0  # the epoch is open when this has committed; 0: nothing to wait for
         self._applied_waiters: list[tuple[int, AppliedWaiter]] = []
@@ -202,6 +203,7 @@ class Interpreter:
             why_not_serving=self.why_not_serving,
             spawn=surroundings.spawn,
             call_soon=surroundings.call_soon,
+            on_error=surroundings.fail,
             clock=clock,
         )
         self._own_operations = OwnOperations(services, self._read_views, self.pipeline)
@@ -229,7 +231,9 @@ class Interpreter:
             self._surroundings.fail(problem)
 
     def _append(self, record: Record) -> None:
+        self._executed = record
         self.run(self.replica.append, record)
+        self._executed = None
 
     def on_tick(self) -> None:
         """Time has passed."""
@@ -277,7 +281,8 @@ class Interpreter:
             case effects.Reply(peer, message):
                 self._surroundings.reply(peer, message)
             case effects.WriteRecords(ticket, records):
-                self.tail.on_written(records)
+                if records[-1] is not self._executed:
+                    self.tail.on_written(records)
                 if self.replica.primary is None:  # nothing can be done here before it is durable
                     self._disk.write_here(ticket, records)
                 else:
@@ -327,15 +332,6 @@ class Interpreter:
             self._surroundings.on_epoch_open(self.replica.state.epoch)
         if self._applied_waiters:
             self._wake_applied()
-
-    def oldest_needed(self) -> int:
-        """Return the first entry that some replica may need by log replay."""
-        needed = self.replica.next_index
-        if self.replica.primary is not None:
-            for peer in self.replica.primary.peers.values():
-                if peer.match_index:
-                    needed = min(needed, peer.match_index + 1)
-        return needed
 
     # -- reads
 
@@ -424,10 +420,11 @@ class Interpreter:
             raise self.not_primary()
         return epoch, index
 
-    def advance_commit(self, epoch: int, index: int) -> None:
-        """The primary of `epoch` has said that `index` is committed."""
+    def advance_commit(self, epoch: int, index: int) -> int:
+        """The primary of `epoch` has said that `index` is committed. Return what is applied."""
         if index > self.replica.state.commit_index:
             self.run(self.replica.advance_commit, epoch, index)
+        return self._store.applied_index
 
     @property
     def applied_index(self) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 from datapath.clock import clock_ms
 from datapath.errors import (
-    DataPathError,
     NotPrimaryError,
     OperationError,
     OperationNotAppliedError,
@@ -20,6 +20,7 @@ from datapath.node.engine import Engine
 from datapath.node.read_index import QUESTION_TIMEOUT_MS, ReadIndex
 from datapath.operations import Consistency, Query, QueryCompletion, QueryResult
 from datapath.protocol.confirmations import ReadPoint
+from datapath.transport.caller import Outcome
 from datapath.transport.calls import (
     NoAnswerError,
     NotSentError,
@@ -27,7 +28,6 @@ from datapath.transport.calls import (
     QueryReturn,
     ReadIndexCall,
     ReadIndexReturn,
-    Return,
 )
 from datapath.turns import Turns
 
@@ -256,33 +256,35 @@ class Reads:
         questions = self._confirmed if confirmed else self._leased
         questions.index.join(waiting, now_ms + timeout_ms)
         self._call_expire(now_ms, now_ms + min(timeout_ms, QUESTION_TIMEOUT_MS))
-        self._ask(questions)
+        self._ask(questions, now_ms)
 
-    def _ask(self, questions: _Questions) -> None:
+    def _ask(self, questions: _Questions, now_ms: float) -> None:
         """Ask for the primary's commit index, if reads wait for that and no question is open."""
-        if not questions.index.waiting:
-            return
-        number = questions.index.ask(clock_ms())
+        number = questions.index.ask(now_ms)
         if not number:
             return
         self.index_calls_total += 1
-        context, asked = self._context, _Asked(self, questions, number)
+        context, on_outcome = self._context, partial(self._answered, questions, number)
         try:
-            questions.call = context.caller.begin(context.views.primary, questions.body, asked)
+            questions.call = context.caller.begin(context.views.primary, questions.body, on_outcome)
         except (OperationError, NotSentError) as problem:
-            asyncio.get_running_loop().call_soon(asked.set_exception, problem)
+            asyncio.get_running_loop().call_soon(on_outcome, problem)
 
-    def answered(self, questions: _Questions, number: int, answer: Return) -> None:
-        """The primary has answered a question, which may have been given up."""
-        if not isinstance(answer, ReadIndexReturn):
-            self.unanswered(questions, number, "the primary gave an invalid answer")
+    def _answered(self, questions: _Questions, number: int, answer: Outcome | NotSentError) -> None:
+        """The primary has answered a question, which may have been given up; or it has not."""
+        engine = self._context.engine
+        if engine is None or not isinstance(answer, ReadIndexReturn):
+            is_problem = isinstance(answer, Exception)
+            problem = str(answer) if is_problem else "the primary gave an invalid answer"
+            _refuse(questions.index.unanswered(number), NotPrimaryError("no_primary", problem))
+            self._ask(questions, clock_ms())
             return
         if not questions.index.answered(number, answer.index):
             return
-        interpreter = self._context.replica_here().interpreter
-        interpreter.advance_commit(answer.epoch, answer.index)
-        self._ask(questions)
-        applied_index = interpreter.applied_index
+        interpreter = engine.interpreter
+        applied_index = interpreter.advance_commit(answer.epoch, answer.index)
+        if questions.index.waiting:
+            self._ask(questions, clock_ms())
         if answer.index <= applied_index:
             self._answer_reads(questions, applied_index)
         else:
@@ -296,11 +298,6 @@ class Reads:
         for waiting in questions.index.applied(applied_index):
             if not waiting.done():
                 waiting.set_result(None)
-
-    def unanswered(self, questions: _Questions, number: int, problem: str) -> None:
-        """A question has no answer; others may wait for the next one."""
-        _refuse(questions.index.unanswered(number), NotPrimaryError("no_primary", problem))
-        self._ask(questions)
 
     def _call_expire(self, now_ms: float, due_ms: float) -> None:
         """Call `_expire` at `due_ms`, or before."""
@@ -322,7 +319,7 @@ class Reads:
             _refuse(questions.index.expire(now_ms), NotPrimaryError("timeout", late))
             if not questions.index.is_asking:
                 self._context.caller.forget(questions.call)
-                self._ask(questions)
+                self._ask(questions, now_ms)
             due_ms = min(due_ms, questions.index.due_ms)
         if due_ms < float("inf"):
             self._call_expire(now_ms, due_ms)
@@ -390,29 +387,6 @@ class _Questions:
     def set_result(self, _: None, /) -> None:
         """It is applied."""
         self._reads.applied(self)
-
-
-class _Asked:
-    """A question that was put to the primary; its answer comes here, as to a future."""
-
-    __slots__ = ("_number", "_questions", "_reads")
-
-    def __init__(self, reads: Reads, questions: _Questions, number: int) -> None:
-        self._reads = reads
-        self._questions = questions
-        self._number = number
-
-    def done(self) -> bool:
-        """Whether it was given up: then the call is forgotten, and its answer does not count."""
-        return False
-
-    def set_result(self, answer: Return, /) -> None:
-        """Take the answer."""
-        self._reads.answered(self._questions, self._number, answer)
-
-    def set_exception(self, problem: DataPathError, /) -> None:
-        """Take the news that there is none."""
-        self._reads.unanswered(self._questions, self._number, str(problem))
 
 
 class _BackupRead:

@@ -68,6 +68,12 @@ class Replica:
         """The index that the next appended entry will have."""
         return self.state.log.last_index + 1
 
+    def oldest_needed(self) -> int:
+        """Return the first entry that some replica may need by log replay."""
+        peers = self.primary.peers.values() if self.primary is not None else ()
+        held = [peer.match_index + 1 for peer in peers if peer.match_index]
+        return min([self.next_index, *held])
+
     def may_serve(self, now_ms: float) -> bool:
         """Whether this replica may answer a linearizable read at `now_ms` (D4, D6)."""
         return self.primary is not None and self.primary.may_serve(now_ms)

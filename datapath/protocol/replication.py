@@ -27,11 +27,13 @@ class Replication:
         self._peers = in_sync.peers
         self.recent: deque[Record] = deque()
         self._recent_bytes = 0  # of `recent`
+        self._first_index = 0  # of the epoch; 0: it has no entry yet
 
     def append(self, record: Record) -> None:
         """Write a record here, and send it to all who follow. It is the log's next."""
         state = self._state
         state.write([record])
+        self._first_index = self._first_index or record.first_index
         self.recent.append(record)
         self._recent_bytes += len(record.data)
         while self._recent_bytes > state.bounds.recent_records_bytes and len(self.recent) > 1:
@@ -95,7 +97,8 @@ class Replication:
         """Send these, which follow what has been sent; none: to learn whether that matches."""
         state = self._state
         prev_index = peer.next_index - 1
-        prev_epoch = state.log.epoch_at(prev_index)
+        is_own = 0 < self._first_index <= prev_index
+        prev_epoch = self._epoch if is_own else state.log.epoch_at(prev_index)
         if prev_epoch is None:
             self.need_snapshot(peer)
             return

@@ -193,7 +193,9 @@ class Log(HeldLog):
 
         """
         self._check_usable()
-        before, last_epoch = self.last_entry
+        before, last_epoch = self._base_index, self._base_epoch
+        if self._segments:
+            before, last_epoch = self._segments[-1].last_index, self._segments[-1].last_epoch
         last_index = before
         for record in records:
             problem = follows(record, last_index, last_epoch)

@@ -53,14 +53,6 @@ class HeldLog:
         return segments[-1].last_epoch if segments else self._base_epoch
 
     @property
-    def last_entry(self) -> tuple[int, int]:
-        """The last entry held: its index and its epoch."""
-        segments = self._segments
-        if not segments:
-            return self._base_index, self._base_epoch
-        return segments[-1].last_index, segments[-1].last_epoch
-
-    @property
     def commit_hint(self) -> int:
         """The highest commit index that a record held carries."""
         return max((segment.commit_hint for segment in self._segments), default=0)

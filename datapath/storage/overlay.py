@@ -24,11 +24,6 @@ class Overlay:
         }
         self._sorted: dict[int, list[bytes]] = {number: [] for number in range(KEYSPACES)}
 
-    @property
-    def records(self) -> int:
-        """How many keys it has a change of."""
-        return sum(map(len, self.writes.values()))
-
     def changes(
         self, keyspace: int, start: bytes, end: bytes | None, *, reverse: bool
     ) -> Iterator[KeyChange]:

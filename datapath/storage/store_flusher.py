@@ -63,7 +63,7 @@ class StoreFlusher:
     def applied(self) -> None:
         """Say that entries were applied: starts a flush when one is due."""
         active = self._store.active
-        if is_due(active.size_bytes, active.records, self._flush_bytes):
+        if is_due(active.size_bytes, sum(map(len, active.writes.values())), self._flush_bytes):
             self._wanted.set()
         elif self._alarm is None:
             self._alarm = self._loop.call_later(self._flush_age_ms / 1000, self._ring)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from datapath.errors import OperationError, OperationNotAppliedError, OverloadedError
 from datapath.transport.calls import (
@@ -24,17 +24,9 @@ from election.release import FIRST_LEVEL, Release, understands
 MAX_OPEN_CALLS = 50_000
 
 
-class CallCompletion(Protocol):
-    """Receives what has become of a call, once: a future, or an object with its methods."""
-
-    def done(self) -> bool:
-        """Whether nobody waits for it any more."""
-
-    def set_result(self, result: Any, /) -> None:
-        """Receive the answer: a Return, but no ErrorReturn, if the other end keeps the protocol."""
-
-    def set_exception(self, exception: OperationError | NoAnswerError, /) -> None:
-        """Receive the error that was the answer, or that there will be none."""
+Outcome = Call | Return | OperationError | NoAnswerError
+"""What has become of a call: its answer (a Return, but no ErrorReturn, if the other end keeps the
+protocol), the error that was the answer, or that there will be none."""
 
 
 class Caller:
@@ -51,7 +43,7 @@ class Caller:
         releases: Callable[[], Mapping[str, Release]] = dict,
     ) -> None:
         self._links: dict[str, Link] = {}
-        self._open: dict[int, tuple[str, CallCompletion]] = {}
+        self._open: dict[int, tuple[str, Callable[[Outcome], None]]] = {}
         self._next_id = 1
         self._on_change = on_change
         self._on_note = on_note
@@ -75,13 +67,10 @@ class Caller:
             if envelope.id == 0:
                 self._on_note(envelope.body)
                 continue
-            _, completion = self._open.pop(envelope.id, ("", None))
-            if completion is None or completion.done():
-                continue
-            if isinstance(envelope.body, ErrorReturn):
-                completion.set_exception(make_error(envelope.body))
-            else:
-                completion.set_result(envelope.body)
+            _, on_outcome = self._open.pop(envelope.id, ("", None))
+            if on_outcome is not None:
+                body = envelope.body
+                on_outcome(make_error(body) if isinstance(body, ErrorReturn) else body)
 
     def on_close(self, link: Link, reason: str) -> None:
         """Calls on it that have no answer will get none."""
@@ -89,11 +78,8 @@ class Caller:
             del self._links[link.peer]
         lost = [number for number, (peer, _) in self._open.items() if peer == link.peer]
         for number in lost:
-            completion = self._open.pop(number)[1]
-            if not completion.done():
-                completion.set_exception(
-                    NoAnswerError(f"the link to {link.peer} was lost: {reason}")
-                )
+            on_outcome = self._open.pop(number)[1]
+            on_outcome(NoAnswerError(f"the link to {link.peer} was lost: {reason}"))
         self._on_change()
 
     def reaches(self, peer: str) -> bool:
@@ -124,20 +110,29 @@ class Caller:
             OperationError: the answer was an error.
 
         """
-        future: asyncio.Future[Return] = asyncio.get_running_loop().create_future()
-        number = self.begin(peer, body, future)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def settle(outcome: Outcome) -> None:
+            if future.done():
+                return  # its time is up
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+        number = self.begin(peer, body, settle)
         try:
             async with asyncio.timeout(timeout_ms / 1000):
-                return await future
+                return await future  # type: ignore[no-any-return]
         except TimeoutError:
             raise NoAnswerError(f"{peer} did not answer within {timeout_ms:.0f} ms") from None
         finally:
             self.forget(number)
 
-    def begin(self, peer: str, body: Call, completion: CallCompletion) -> int:
+    def begin(self, peer: str, body: Call, on_outcome: Callable[[Outcome], None]) -> int:
         """Ask `peer`, and return the call's number. It has no time-out: `forget` it.
 
-        `completion` is answered later, never before this returns, if its link lives so long.
+        `on_outcome` is called later, never before this returns, unless it is forgotten.
         Raises as `call` where nothing was sent.
         """
         link = self._links.get(peer)
@@ -155,7 +150,7 @@ class Caller:
             )
         number = self._next_id
         self._next_id += 1
-        self._open[number] = (peer, completion)
+        self._open[number] = (peer, on_outcome)
         link.send(Envelope(number, body))
         return number
 

@@ -81,6 +81,7 @@ async def test_groups_know_each_other_and_fail_over_apart(
             assert (await deployment.get(OWN)) == (await other.get(OWN))
             ended = await commands.run("get", OWN, endpoints=[second.url("n1")])
             assert (ended.code, ended.out) == (0, b"relayed"), ended
+            assert (await other.delete(OWN)).deleted
         before, other_before = (await client.status()).epoch, (await other.status()).epoch
         async with Writer(first, name="orders") as writer:
             await writer.progress()

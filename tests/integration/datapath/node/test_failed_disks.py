@@ -40,7 +40,7 @@ def _fail_the_reopening(_: LocalReplica, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def _fail_the_sync(_: LocalReplica, monkeypatch: pytest.MonkeyPatch) -> None:
     def finish(writer: SnapshotWriter, checksum: str, count: int) -> None:
-        raise DiskFailedError(f"syncing {writer._path} ({checksum}, {count}): it failed")
+        raise DiskFailedError(f"syncing {writer.path} ({checksum}, {count}): it failed")
 
     monkeypatch.setattr(SnapshotWriter, "finish", finish)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,9 +14,8 @@ from datapath.errors import NotPrimaryError, RejectedError
 from datapath.node.reads import FOLLOW_TIMEOUT_MS
 from datapath.operations import Query, QueryResult
 from datapath.settings import Bounds
-from datapath.transport.calls import ReadIndexReturn, decode_call
+from datapath.transport.calls import Envelope, ReadIndexReturn
 from datapath.transport.link import Link
-from datapath.transport.mesh import REQUEST
 from election.static import Fault
 from tests.support.replicas import QUICK, LocalCluster, running, until
 
@@ -32,21 +32,16 @@ class HeldAnswers:
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._held: list[tuple[Link, bytes]] = []
+        self._held: list[tuple[Link, Envelope]] = []
         self._is_holding = True
         self._send = Link.send
 
-        def send(link: Link, data: bytes) -> None:
-            # Links of other kinds carry other messages.
-            is_answer = not link.outgoing and link.kind == REQUEST
-            if (
-                self._is_holding
-                and is_answer
-                and isinstance(decode_call(data).body, ReadIndexReturn)
-            ):
-                self._held.append((link, data))
+        def send(link: Link, message: Any) -> None:
+            is_answer = isinstance(message, Envelope) and isinstance(message.body, ReadIndexReturn)
+            if self._is_holding and is_answer:
+                self._held.append((link, message))
             else:
-                self._send(link, data)
+                self._send(link, message)
 
         monkeypatch.setattr(Link, "send", send)
 

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.services.kv import KeyValue
 from datapath.errors import OperationUnknownError
-from datapath.transport.calls import ExecuteReturn, decode_call
+from datapath.transport.calls import Envelope, ExecuteReturn
 from datapath.transport.link import Link
-from datapath.transport.mesh import REQUEST
 from tests.support.replicas import LocalReplica, running
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def lost(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+def lost(monkeypatch: pytest.MonkeyPatch) -> list[Envelope]:
     """The first answer to a forwarded operation, which got lost: its link breaks instead."""
-    answers: list[bytes] = []
+    answers: list[Envelope] = []
     send = Link.send
 
-    def lose_the_first(link: Link, data: bytes) -> None:
-        is_answer = not link.outgoing and link.kind == REQUEST
-        if is_answer and not answers and isinstance(decode_call(data).body, ExecuteReturn):
-            answers.append(data)
+    def lose_the_first(link: Link, message: Any) -> None:
+        is_answer = isinstance(message, Envelope) and isinstance(message.body, ExecuteReturn)
+        if is_answer and not answers:
+            answers.append(message)
             link.close("the answer gets lost")
         else:
-            send(link, data)
+            send(link, message)
 
     monkeypatch.setattr(Link, "send", lose_the_first)
     return answers
@@ -39,7 +39,7 @@ def executed(primary: LocalReplica) -> float:
 
 
 async def test_a_write_without_a_key_is_sent_once_and_its_outcome_unknown(
-    tmp_path: Path, lost: list[bytes]
+    tmp_path: Path, lost: list[Envelope]
 ) -> None:
     async with running(tmp_path, KeyValue) as cluster:
         before = executed(cluster["n1"])
@@ -50,7 +50,7 @@ async def test_a_write_without_a_key_is_sent_once_and_its_outcome_unknown(
 
 
 async def test_a_write_under_a_key_is_sent_again_and_applied_once(
-    tmp_path: Path, lost: list[bytes]
+    tmp_path: Path, lost: list[Envelope]
 ) -> None:
     """D8."""
     async with running(tmp_path, KeyValue) as cluster:

@@ -98,6 +98,7 @@ class Desk:
             confirm=confirm,
             clock=lambda: self.lead.now_ms,
         )
+        self.executed: Record | None = None
         self.pipeline = Pipeline(
             "b",
             self.lead.replica,
@@ -111,6 +112,7 @@ class Desk:
             why_not_serving=lambda: "it does not serve",
             spawn=self._spawn,
             call_soon=self.turns.append,
+            on_error=self._fail,
             clock=lambda: self.lead.now_ms,
         )
         self.lead.probed("a")
@@ -122,6 +124,10 @@ class Desk:
         view = self.lead.replica.view
         return NotPrimaryError("no_primary", "it does not serve", view.primary if view else "")
 
+    @staticmethod
+    def _fail(problem: Exception) -> None:
+        raise problem
+
     def reserve(self, size_bytes: int, /) -> bool:
         return self.has_room(size_bytes)
 
@@ -130,12 +136,14 @@ class Desk:
         return self.tasks[-1]
 
     def _append(self, record: Record) -> None:
+        self.executed = record
         self._carry_out(self.lead.replica.append(record))
 
     def _carry_out(self, emitted: list[effects.Effect]) -> None:
         for effect in emitted:
             if isinstance(effect, effects.WriteRecords):
-                self.tail.on_written(effect.records)
+                if effect.records[-1] is not self.executed:
+                    self.tail.on_written(effect.records)
                 self.unwritten.append(effect)
             elif isinstance(effect, effects.Commit):
                 self.tail.commit(effect.index)
@@ -618,7 +626,7 @@ def test_who_waits_for_a_confirmation_is_told_when_the_role_ends() -> None:
     told = desk.ask("delete", b"none")
     desk.turn()
     later = desk.ask("delete", b"none")
-    desk.pipeline._run_batch()
+    desk.pipeline._take_turn()
     desk.depose()
     assert (told.said, later.said) == ("not_applied no_primary",) * 2
     desk.turn()

@@ -354,11 +354,11 @@ def test_what_goes_wrong_ends_the_node_and_nothing_is_carried_out_any_more() -> 
 def test_the_log_is_needed_from_where_the_last_known_replica_is() -> None:
     local = _opened()
     local.put()
-    assert local.interpreter.oldest_needed() == 2
+    assert local.interpreter.replica.oldest_needed() == 2
     local.acknowledge()
-    assert local.interpreter.oldest_needed() == 3, "c has not been heard"
+    assert local.interpreter.replica.oldest_needed() == 3, "c has not been heard"
     local.depose()
-    assert local.interpreter.oldest_needed() == 3
+    assert local.interpreter.replica.oldest_needed() == 3
 
 
 # when a read is answered

@@ -354,7 +354,7 @@ async def test_many_small_records_are_flushed_however_young_they_are(tmp_path: P
     put(store, MAX_FLUSH_RECORDS - 1)
     flusher.applied()
     store.apply([[(0, b"0", b"again")]], store.applied_index + 1, 1)
-    assert store.active.records == MAX_FLUSH_RECORDS - 1
+    assert len(store.active.writes[0]) == MAX_FLUSH_RECORDS - 1
     flusher.applied()
     assert not flusher._wanted.is_set()
     store.apply([[(1, b"other", b"v")]], store.applied_index + 1, 1)
