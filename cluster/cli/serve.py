@@ -32,7 +32,7 @@ from election.agreement import AgreementDamagedError, AgreementFailedError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-HEAP_KEPT_BYTES = 64 * 1024 * 1024
+HEAP_KEPT_BYTES = 32 * 1024 * 1024
 """What the allocator keeps of freed memory at most, instead of asking the kernel for it again."""
 MAPPED_FROM_BYTES = 8 * 1024 * 1024
 """From here on memory is the kernel's again as soon as it is freed."""
