@@ -11,6 +11,7 @@ they are: masks protect caches of HTTP from what scripts in browsers send, and t
 
 from __future__ import annotations
 
+import mmap
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -25,6 +26,8 @@ MESSAGE_OVERHEAD_BYTES = 64
 """What a queued message counts beside its own bytes, so that empty ones are bounded too."""
 LARGE_MESSAGE_BYTES = 32 * 1024
 """From here on a message is announced and sent in pieces; copying it into a parcel costs more."""
+MAPPED_MESSAGE_BYTES = 4 * 1024 * 1024
+"""From here on its memory is the kernel's, page by page as it comes; before, a copy costs less."""
 PIECE_BYTES = 128 * 1024
 PARCEL_BYTES = 64 * 1024
 MAX_FRAME_BYTES = 256 * 1024
@@ -183,7 +186,14 @@ class FrameReader:
         size = int(text) if text.isdigit() and len(text) <= _MAX_DIGITS else 0
         if not 0 < size <= MAX_MESSAGE_BYTES or self._large:
             raise FramingError(f"a large message cannot be announced as {text[:20]!r}")
-        self._large, self._large_at = memoryview(bytearray(size)), 0
+        self._large, self._large_at = memoryview(_room(size)), 0
+
+
+def _room(size: int) -> bytearray | mmap.mmap:
+    """Return where a large message is to stand: a very large one takes memory as it comes."""
+    if size < MAPPED_MESSAGE_BYTES:
+        return bytearray(size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def frame_head(opcode: int, size: int, *, is_masked: bool) -> bytes:

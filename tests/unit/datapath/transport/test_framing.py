@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -110,6 +113,25 @@ def test_masked_frames_of_others_are_unmasked(size: int) -> None:
     text = frame(TEXT, str(size).encode(), is_masked=True)
     for step in (1 << 20, 7 if size < 1000 else 1000):
         assert read(FrameReader(is_masked=True), text + head + masked, step) == [plain]
+
+
+def resident_bytes() -> int:
+    with Path("/proc/self/statm").open() as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_a_message_that_is_announced_and_does_not_come_takes_no_memory() -> None:
+    reader, before = FrameReader(is_masked=False), resident_bytes()
+    assert read(reader, announced(MAX_MESSAGE_BYTES)) == []
+    assert resident_bytes() - before < MAX_MESSAGE_BYTES // 4
+
+
+def test_the_largest_message_arrives_whole() -> None:
+    message = b"a" + bytes(MAX_MESSAGE_BYTES - 2) + b"z"
+    sent = b"".join(b"".join(each) for each in pieces([message], is_masked=False))
+    (found,) = read(FrameReader(is_masked=False), sent)
+    assert found == message
 
 
 def test_pings_pongs_and_a_close_are_read_between_pieces() -> None:
