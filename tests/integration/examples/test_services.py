@@ -78,7 +78,7 @@ def test_the_shop_sells_each_order_once_and_no_more_than_it_has(
     cluster: LocalCluster, payments: type[Payments]
 ) -> None:
     """Kills and retries in the middle of outside calls."""
-    orders, stock = 120, 100
+    halves, stock = (range(60), range(60, 120)), 100
     client = cluster.client(timeout_ms=30_000)
     client.service(Shop).restock(item="apple", count=stock)
     sold: dict[str, Order] = {}
@@ -92,9 +92,10 @@ def test_the_shop_sells_each_order_once_and_no_more_than_it_has(
         return True
 
     with ThreadPoolExecutor(8) as pool:
-        results = [pool.submit(buy, number) for number in range(orders)]
-        for _ in range(2):
+        results = []
+        for orders in halves:
             before = sum(payments.charges.values())
+            results += [pool.submit(buy, number) for number in orders]
             wait_for(lambda before=before: sum(payments.charges.values()) >= before + 20)
             killed = cluster.primary()
             cluster.kill(killed)
