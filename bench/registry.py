@@ -70,7 +70,7 @@ ALL = (
     ),
     Benchmark(
         "backup",
-        "a backup under 64 writers, their rate before, during and after; the restore beside cp",
+        "writes while a backup is made, and with the archive on by off; the restore beside cp",
         backup.run,
         Options(size_mb=1024),
         Options(size_mb=64),

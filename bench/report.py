@@ -290,17 +290,29 @@ def _snapshot(data: Data) -> list[str]:
 
 
 def _backup(data: Data) -> list[str]:
-    rates, copies = data["writes_per_s"], data["copies"]
+    said = ", ".join(f"{rate:,} {when}" for when, rate in data["writes_per_s"].items())
+    live = (
+        f"{data['state_bytes']:,} B in values of 64 KiB: backup under 64 writers "
+        f"{data['backup_s']} s, restore {data['restore_s']} s. Writes/s: {said}."
+    )
     rows = [
-        ("backup, under 64 writers", f"{copies['backup']['bytes']:,} B", f"{data['backup_s']} s"),
-        ("restore", f"{copies['store']['bytes']:,} B", f"{data['restore_s']} s"),
+        (
+            f"{row['value_bytes']:,}",
+            row["source"],
+            f"{row['backup_bytes']:,}",
+            f"{row['restore_s']} s",
+            f"{row['copy_s']} s",
+            f"{row['ratio']}",
+        )
+        for row in data["restores"]
     ]
-    rows += [
-        (f"cp and fsync of the {name}", f"{copy['bytes']:,} B", f"{copy['s']:.2f} s")
-        for name, copy in copies.items()
-    ]
-    said = ", ".join(f"{rate:,} {when}" for when, rate in rates.items())
-    return [table(("", "bytes", "time"), rows), f"Writes/s: {said}."]
+    head = ("value B", "backup", "its B", "restore", "cp and fsync of the backup", "speed by cp")
+    archive = data["archiving"]
+    kept = (
+        f"100 B writes/s: {archive['per_s']['off']:,} with the archive off, "
+        f"{archive['per_s']['on']:,} with it on (median share {archive['share']})."
+    )
+    return [live, table(head, rows), kept]
 
 
 def _span(item: Data) -> str:

@@ -129,9 +129,10 @@ NOTES = {
         "of requests a second, all groups together."
     ),
     "backup": (
-        "Values of 64 KiB; the load writes 100 B to other keys. Times are of whole commands, the "
-        "start of Python included. The restore reads the store back from the disk and compares its "
-        "digest; the copies read from the page cache, and compare nothing."
+        "The load writes 100 B to other keys than those of the state. The table: a backup of random "
+        "values, restored and copied in turn, medians. Times are of whole commands, the start of "
+        "Python included. The restore reads the store back from the disk and compares its digest, "
+        "`cp` compares nothing."
     ),
     "keys": (
         "100 B values. Memory is the primary's: 'resident' contains the part of the store's file that "

@@ -50,8 +50,12 @@ class Onecopy(Peer):
         tls: bool = False,
         access: bool = False,
         etcd: bool = False,
+        archive: bool = False,
     ) -> None:
         super().__init__(directory)
+        self.archive = directory / "archive" if archive else None
+        if self.archive is not None:
+            self.archive.mkdir(parents=True)
         self.timing = dict(timing or {})
         self.limits = dict(limits or {})
         self.replicas = [f"n{number + 1}" for number in range(replicas)]
@@ -101,6 +105,8 @@ class Onecopy(Peer):
         for section, values in (("timing", self.timing), ("limits", self.limits)):
             lines.append(f"[{section}]")
             lines += [f"{name} = {number}" for name, number in values.items()]
+        if self.archive is not None:
+            lines += ["[archive]", f'url = "file://{self.archive}"']
         if self.caller.cacert:
             lines += ["[tls]", *(f'{name} = "certs/{file}"' for name, file in _TLS_FILES.items())]
         if self._first_token is not None:
