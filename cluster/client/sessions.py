@@ -12,7 +12,7 @@ from aiohttp.client_proto import ResponseHandler
 
 from datapath.tls_records import read_by_record
 
-_CONTEXT = re.compile(r" ssl:<[^>]*>")
+_CONTEXT = re.compile(r" ssl:(?:<[^>]*>|default)")
 NO_TLS = "tls_failed"
 ADVISED_CA = "name the cluster's authority (cacert, --cacert or ONECOPY_CACERT)"
 

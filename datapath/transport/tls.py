@@ -22,7 +22,7 @@ _PLAIN_ANSWER = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n"
     b"Content-Length: %d\r\nConnection: close\r\n\r\n%b"
 )
-_CONTEXT = re.compile(r" ssl:<[^>]*>")
+_CONTEXT = re.compile(r" ssl:(?:<[^>]*>|default)")
 SPEAKS_TLS = "this port speaks TLS only"
 
 

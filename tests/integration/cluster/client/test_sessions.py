@@ -6,9 +6,13 @@ import asyncio
 import ssl
 from pathlib import Path
 
+import aiohttp
+import pytest
+
 from cluster.certificates.authority import Authority
 from cluster.certificates.hosts import LOOPBACK_HOSTS
-from cluster.client.sessions import make_session, make_tls
+from cluster.client.sessions import explain_tls, make_session, make_tls
+from tests.support.ports import free_address
 
 PART = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"
 
@@ -42,3 +46,12 @@ async def test_a_dropped_stream_is_closed_without_the_nodes_farewell(tmp_path: P
             assert connection.fileno() == -1
         for writer in held:
             writer.transport.abort()
+
+
+@pytest.mark.parametrize("tls", [None, ssl.create_default_context()])
+async def test_an_error_names_no_context(tls: ssl.SSLContext | None) -> None:
+    address = free_address()
+    async with make_session(1, tls) as session:
+        with pytest.raises(aiohttp.ClientConnectorError) as caught:
+            await session.get(f"http://{address}/")
+    assert f"Cannot connect to host {address} [" in explain_tls(caught.value)
