@@ -1,12 +1,14 @@
-"""TLS read record by record, by clients; nodes do by `datapath.transport.tls_transport`."""
+"""What nodes and clients share of TLS. Clients read record by record, as `tls_transport` does."""
 
 from __future__ import annotations
 
+import re
 import ssl
 from typing import Any, Self, cast
 
 MAX_RECORD_BYTES = 16 * 1024
 """What a record of TLS holds at most (RFC 8446, 5.1)."""
+_CONTEXT = re.compile(r" ssl:(?:<[^>]*>|default)")
 
 
 class RecordReader(ssl.SSLObject):
@@ -39,3 +41,8 @@ def read_by_record(context: ssl.SSLContext) -> ssl.SSLContext:
     """Let the connections of a context be read so; return it."""
     context.sslobject_class = RecordReader
     return context
+
+
+def without_context(text: str) -> str:
+    """Return an error of aiohttp's without what it says of a context, such as its address."""
+    return _CONTEXT.sub("", text)

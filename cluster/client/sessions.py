@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import re
 import ssl
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
-from datapath.tls_records import read_by_record
+from datapath.tls_records import read_by_record, without_context
 
-_CONTEXT = re.compile(r" ssl:(?:<[^>]*>|default)")
 NO_TLS = "tls_failed"
 ADVISED_CA = "name the cluster's authority (cacert, --cacert or ONECOPY_CACERT)"
 
@@ -52,7 +50,7 @@ def is_tls_failure(error: BaseException | None) -> bool:
 
 def explain_tls(error: Exception) -> str:
     """Return an error of a connection as a text that says what to do where TLS is the matter."""
-    text = _CONTEXT.sub("", str(error))
+    text = without_context(str(error))
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         reason = getattr(error.certificate_error, "verify_message", "") or text
         return f"its certificate is refused: {reason}; {ADVISED_CA}"

@@ -64,9 +64,12 @@ class Wanted(TypedDict):
 
 
 class GroupShare(msgspec.Struct, frozen=True):
-    """What a new group's file says beside its nodes; paths are relative to its directory."""
+    """What a new cluster's file says beside its nodes; paths are relative to its directory.
 
-    section: GroupsSection
+    `section`: its group's, if there are several.
+    """
+
+    section: GroupsSection | None
     secret: str
     tls: TlsSection | None = None
     access: AccessSection | None = None
@@ -131,14 +134,10 @@ def prepare_config(
         )
     token = draw_token() if with_access and share is None else None
     access = None if token is None else AccessSection(admin_token_hash=hash_line(token))
-    if share is None:
-        text = render_config(
-            "local", draw_secret(), sections, services, tls_of("certs") if tls else None, access
-        )
-    else:
-        text = render_config(
-            "local", share.secret, sections, services, share.tls, share.access, share.section
-        )
+    said = share or GroupShare(None, draw_secret(), tls_of("certs") if tls else None, access)
+    text = render_config(
+        "local", said.secret, sections, services, said.tls, said.access, said.section
+    )
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         if tls and share is None:

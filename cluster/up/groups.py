@@ -90,11 +90,10 @@ def prepare_groups(data: Path, groups: int, wanted: Wanted) -> tuple[list[Cluste
             first=tuple(keepers) if number else (),
         )
         folder = data / section.id
-        if not kept:
-            (folder / CONFIG_NAME).unlink(missing_ok=True)  # of a try that was interrupted
         own = wanted.copy()
         own["services"] = services
         if not kept:
+            (folder / CONFIG_NAME).unlink(missing_ok=True)  # of a try that was interrupted
             own["port"] = (port or DEFAULT_PORT) + number * size
         elif number:
             own["port"] = None

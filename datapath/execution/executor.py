@@ -417,7 +417,8 @@ class Executor:
 
     def complete(self, entries: list[Entry]) -> None:
         """These deltas become a record: complete the last one, which has the table's sums."""
-        entries[-1] += self.table.summary()
+        if self.table.has_changed:
+            entries[-1] += self.table.summary()
 
     def committed(self, first_index: int, entries: list[Entry]) -> None:
         """These entries are in the store now: they need not be held longer."""

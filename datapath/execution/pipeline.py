@@ -401,8 +401,7 @@ class Pipeline:
             self._tail.add_answers(batch.answers)
             return
         state, entries = self._replica.state, batch.entries
-        if self._executor.table.has_changed:
-            self._executor.complete(entries)
+        self._executor.complete(entries)
         record = make_record(
             batch.first_index, state.epoch, state.commit_index, entries, batch.size_bytes
         )

@@ -188,9 +188,10 @@ class Tail:
             self.answer_all(answers)
 
     def on_written(self, records: list[Record]) -> None:
-        """The replica writes records that were not executed here."""
-        self._items.extend(TailItem(record, None, []) for record in records)
-        self._foreign_keys = None
+        """The replica writes records; those executed here are in the tail already."""
+        if not self._items or self._items[-1].record is not records[-1]:
+            self._items.extend(TailItem(record, None, []) for record in records)
+            self._foreign_keys = None
 
     def on_truncated(self, from_index: int) -> None:
         """The log was cut: what went was never committed."""

@@ -172,7 +172,6 @@ class Interpreter:
             name: ReadView(disk.store, service.keyspace, self.meter)
             for name, service in services.items()
         }
-        self._executed: Record | None = None  # here just now: the tail has it already
         self._room_due_ms = float("-inf")  # when the disk is next asked for room
         self._ready_index = 0  # the epoch is open when this has committed; 0: nothing to wait for
         self._applied_waiters: list[tuple[int, AppliedWaiter]] = []
@@ -231,9 +230,7 @@ class Interpreter:
             self._surroundings.fail(problem)
 
     def _append(self, record: Record) -> None:
-        self._executed = record
         self.run(self.replica.append, record)
-        self._executed = None
 
     def on_tick(self) -> None:
         """Time has passed."""
@@ -281,8 +278,7 @@ class Interpreter:
             case effects.Reply(peer, message):
                 self._surroundings.reply(peer, message)
             case effects.WriteRecords(ticket, records):
-                if records[-1] is not self._executed:
-                    self.tail.on_written(records)
+                self.tail.on_written(records)
                 if self.replica.primary is None:  # nothing can be done here before it is durable
                     self._disk.write_here(ticket, records)
                 else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from datapath.errors import BackupDamagedError
@@ -44,7 +45,7 @@ def load_backup(
         map_size_bytes=map_size_bytes,
     )
     try:
-        with ReadBackProcess(writer.path, map_size_bytes) as back:
+        with closing(ReadBackProcess(writer.path, map_size_bytes)) as back:
             writer.on_durable = back.tell
             for chunk in reader.chunks():  # in a thread beside, it would cost more than it saves
                 writer.feed(writer.next_chunk, chunk)

@@ -193,9 +193,7 @@ class Log(HeldLog):
 
         """
         self._check_usable()
-        before, last_epoch = self._base_index, self._base_epoch
-        if self._segments:
-            before, last_epoch = self._segments[-1].last_index, self._segments[-1].last_epoch
+        before, last_epoch = self.last_index, self.last_epoch
         last_index = before
         for record in records:
             problem = follows(record, last_index, last_epoch)

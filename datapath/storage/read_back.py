@@ -21,8 +21,6 @@ import sys
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import lmdb
 
@@ -62,17 +60,6 @@ class ReadBackProcess:
             raise DiskFailedError(
                 f"no process to read {path} back could be started: {error}"
             ) from None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def tell(self, count: int) -> None:
         """Tell it how many items are durable. Raises DiskFailedError if it has ended."""

@@ -22,6 +22,7 @@ import aiohttp
 import yarl
 
 from datapath.complaints import Complaints
+from datapath.tls_records import without_context
 from datapath.transport.handshake import (
     MAX_HANDSHAKE_MESSAGE_BYTES,
     NONCE_SIZE_BYTES,
@@ -38,7 +39,7 @@ from datapath.transport.link import (
     LinkHandler,
 )
 from datapath.transport.tcp import shut_down, tune
-from datapath.transport.tls import LinkTls, without_context
+from datapath.transport.tls import LinkTls
 from datapath.transport.tls_transport import TlsTransport
 from datapath.transport.websocket import EarlyBytes, WebSocket, accept_key
 from election.identity import Claim, Verdict

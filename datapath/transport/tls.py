@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
 import ssl
 from collections.abc import Callable
@@ -22,7 +21,6 @@ _PLAIN_ANSWER = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n"
     b"Content-Length: %d\r\nConnection: close\r\n\r\n%b"
 )
-_CONTEXT = re.compile(r" ssl:(?:<[^>]*>|default)")
 SPEAKS_TLS = "this port speaks TLS only"
 
 
@@ -97,11 +95,6 @@ async def begin_tls(
     except BaseException:
         plain.abort()
         raise
-
-
-def without_context(text: str) -> str:
-    """Return an error of aiohttp's without the address of a context in memory."""
-    return _CONTEXT.sub("", text)
 
 
 def begins_tls(data: bytes) -> bool:

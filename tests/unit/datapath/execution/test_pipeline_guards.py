@@ -98,7 +98,6 @@ class Desk:
             confirm=confirm,
             clock=lambda: self.lead.now_ms,
         )
-        self.executed: Record | None = None
         self.pipeline = Pipeline(
             "b",
             self.lead.replica,
@@ -136,14 +135,12 @@ class Desk:
         return self.tasks[-1]
 
     def _append(self, record: Record) -> None:
-        self.executed = record
         self._carry_out(self.lead.replica.append(record))
 
     def _carry_out(self, emitted: list[effects.Effect]) -> None:
         for effect in emitted:
             if isinstance(effect, effects.WriteRecords):
-                if effect.records[-1] is not self.executed:
-                    self.tail.on_written(effect.records)
+                self.tail.on_written(effect.records)
                 self.unwritten.append(effect)
             elif isinstance(effect, effects.Commit):
                 self.tail.commit(effect.index)

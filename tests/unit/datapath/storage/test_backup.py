@@ -6,6 +6,7 @@ import io
 import itertools
 import random
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -205,7 +206,7 @@ def test_a_restore_that_fails_leaves_an_empty_directory(store: Store, tmp_path: 
 def test_what_the_disk_holds_is_compared_with_the_backup(store: Store) -> None:
     _, digest = store.digest()
     store.close()
-    with ReadBackProcess(store.file.parent, MAP_BYTES) as back:
+    with closing(ReadBackProcess(store.file.parent, MAP_BYTES)) as back:
         items, found = back.result()
     check_read_back(items, found, BackupEnd(items=POSITION[0], digest=digest))
     for other in (BackupEnd(items=items, digest="0" * 32), BackupEnd(items=1, digest=digest)):
@@ -220,7 +221,7 @@ def test_a_bit_that_the_disk_has_flipped_gives_another_digest(store: Store) -> N
     content = bytearray(store.file.read_bytes())
     content[content.index(value)] ^= 1
     store.file.write_bytes(content)
-    with ReadBackProcess(store.file.parent, MAP_BYTES) as back:
+    with closing(ReadBackProcess(store.file.parent, MAP_BYTES)) as back:
         assert back.result() not in {(POSITION[0], digest), (0, "")}
 
 
@@ -255,13 +256,13 @@ def test_a_store_is_read_back_while_it_is_loaded(store: Store, tmp_path: Path) -
 
 def test_a_process_that_reads_back_and_ends_is_a_disk_that_failed(store: Store) -> None:
     store.close()
-    with ReadBackProcess(store.file.parent, MAP_BYTES) as back:
+    with closing(ReadBackProcess(store.file.parent, MAP_BYTES)) as back:
         back.close()
         with pytest.raises(DiskFailedError, match="cannot be read back: it ended"):
             back.result()
     store.file.write_bytes(b"x" * 100_000)
     with (
-        ReadBackProcess(store.file.parent, MAP_BYTES) as back,
+        closing(ReadBackProcess(store.file.parent, MAP_BYTES)) as back,
         pytest.raises(DiskFailedError, match=r"cannot be read back: store .* cannot be opened"),
     ):
         back.result()
