@@ -113,7 +113,11 @@ def known_groups(config: ClusterConfig, node: str, settings: HttpSettings) -> Kn
 def guard_of(config: ClusterConfig) -> TokenGuard:
     """Return who judges requests on this node; without [access], nobody is judged."""
     access = config.access
-    return TokenGuard(is_on=access is not None, anonymous=access.anonymous if access else "")
+    return TokenGuard(
+        is_on=access is not None,
+        anonymous=access.anonymous if access else "",
+        first=first_admin_of(config),
+    )
 
 
 def first_admin_of(config: ClusterConfig) -> Principal | None:
