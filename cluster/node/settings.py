@@ -106,8 +106,8 @@ def known_groups(config: ClusterConfig, node: str, settings: HttpSettings) -> Kn
     if groups is None:
         return None
     urls = tuple(map(config.url, config.nodes))[:MAX_ENDPOINTS]
-    relay = GroupRelay(settings, config.tls.for_node(node).ca)
-    return KnownGroups(Group(groups.id, groups.slots, urls), relay)
+    tls = config.tls.for_node(node)
+    return KnownGroups(Group(groups.id, groups.slots, urls), GroupRelay(settings, tls.ca), tls)
 
 
 def guard_of(config: ClusterConfig) -> TokenGuard:
