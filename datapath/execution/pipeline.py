@@ -42,7 +42,7 @@ _FIRST_RESERVED_BYTES = 64 * 1024
 """What is asked of the disk at once for a batch, so that small operations ask it once together."""
 GATHER_MS = 4
 """How long operations wait for others, at most, while each turn of the event loop brings some."""
-ENOUGH_OPERATIONS = 64
+ENOUGH_OPERATIONS = 256
 """So many wait for no others: a record of theirs costs each of them little."""
 _RECORD_OVERHEAD_BYTES = HEADER_SIZE_BYTES + SUMMARY_SIZE_BYTES
 
