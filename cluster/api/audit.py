@@ -16,6 +16,8 @@ from typing import Literal
 
 import msgspec
 
+from cluster.services.access_guard import without_tokens
+
 MAX_LINES_PER_S = 100
 MAX_FILE_SIZE_BYTES = 16 * 1024 * 1024
 KEPT_FILES = 5
@@ -95,7 +97,7 @@ class Audit:
         path: str,
         status: int,
     ) -> AuditLine:
-        shown = path.partition("?")[0][:MAX_PATH_LENGTH]
+        shown = without_tokens(path.partition("?")[0])[:MAX_PATH_LENGTH]
         return AuditLine(self._time(), self._node_id, event, token, remote, method, shown, status)
 
     def _time(self) -> str:
