@@ -53,8 +53,13 @@ RIGHTS_OUT_OF_TOUCH_S = 0.8
 LOOKED_AT_PER_TURN = 200
 STATUS_WAIT_MS = 1000
 """How long it is asked who may see the status, where that is not known: clients wait for 2 s."""
+_ALONE = (
+    ". Without a primary it may be done under the token whose hash is admin_token_hash in the "
+    "configuration file of the node that is asked"
+)
 
 _caller: ContextVar[Principal] = ContextVar("caller", default=ANONYMOUS)
+_granted: ContextVar[Right | str] = ContextVar("granted", default="")
 
 
 def caller_of(headers: Headers, transport: asyncio.BaseTransport | None) -> Principal:
@@ -141,7 +146,7 @@ class ApiAccess:
         What is done from here on is done for the request's caller. What is for a cluster without a
         primary is let in where none can be asked, for the administrator of this node's file.
         """
-        _caller.set(ANONYMOUS)
+        self.enter_as(ANONYMOUS)
         if not self.is_on:
             return
         right = right_for(template, method, query)
@@ -157,23 +162,24 @@ class ApiAccess:
         try:
             await self.admit(caller, Need(cast("Right", right)), timeout_ms=timeout_ms)
         except NotPrimaryError as error:
-            detail = f"it cannot be checked now who may do this: {error.detail}"
-            if needs_no_primary:
-                if self._node.is_configured_admin(caller):
-                    logger.warning(
-                        "%s %s by the administrator of this node's configuration file: no primary "
-                        "can be asked", method, template,
-                    )  # fmt: skip
-                    return
-                detail += (
-                    ". Without a primary it may be done under the token whose hash is "
-                    "admin_token_hash in the configuration file of the node that is asked"
-                )
-            raise NotPrimaryError(error.code, detail, error.primary) from error
+            if not needs_no_primary or not self._node.is_configured_admin(caller):
+                detail = f"it cannot be checked now who may do this: {error.detail}"
+                detail += _ALONE * needs_no_primary
+                raise NotPrimaryError(error.code, detail, error.primary) from error
+            logger.warning(
+                "%s %s by the administrator of this node's configuration file: no primary can be "
+                "asked", method, template,
+            )  # fmt: skip
+        _granted.set(right)
 
     def enter_as(self, caller: Principal) -> None:
         """Do what is done from here on for this caller: for APIs that have headers of their own."""
         _caller.set(caller if self.is_on else ANONYMOUS)
+        _granted.set("")
+
+    def is_granted(self, right: Right) -> bool:
+        """Whether the request that is being served was found to have this right, by `enter`."""
+        return _granted.get() == right
 
     async def admit(
         self,

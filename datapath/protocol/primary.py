@@ -21,12 +21,12 @@ Stage = Literal["recording", "matching", "open"]
 
 
 def is_first_epoch(view: View) -> bool:
-    """Whether no primary of the cluster came before this view's: only the bootstrap makes that.
+    """Whether no primary came before this view's: only a bootstrap makes epoch 1.
 
-    Epochs rise from it on. Its own is 1, or higher where the cluster was made of kept data (B2):
-    there its version, the first, tells, if nothing has changed yet.
+    A cluster that is made of kept data begins at a higher one (B2), and waits: the primary of the
+    cluster before it may still run, under a promise of this replica.
     """
-    return view.epoch == 1 or view.version == 1
+    return view.epoch == 1
 
 
 class Primary:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def forged(token: str) -> str:
 async def test_a_stale_backup_under_the_token_of_the_nodes_file(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:
-    cluster = make_cluster(replicas=2, witnesses=1, access={})
+    cluster = make_cluster(replicas=2, witnesses=1, access={"audit_file": "audit-{node}.jsonl"})
     await cluster.start()
     assert cluster.token is not None
     own, other = cluster.token.text, await second_admin(cluster)
@@ -81,6 +82,11 @@ async def test_a_stale_backup_under_the_token_of_the_nodes_file(
     log = cluster.nodes[backup].log()
     assert "GET /v1/backup by the administrator of this node's configuration file" in log
     assert own not in log
+    lines = (cluster.directory / f"audit-{backup}.jsonl").read_text().splitlines()
+    noted = [line for line in map(json.loads, lines) if line["event"] == "admin"]
+    assert [(line["path"], line["token"]) for line in noted if line["status"] == 200] == [
+        ("/v1/backup", own.split("_")[1])
+    ]
 
     await cluster.start(primary, "w1")
     async with cluster.client(token=other) as admin:
