@@ -56,6 +56,7 @@ STATUS_WAIT_MS = 1000
 _TIMEOUT = re.compile(r"(?:^|&)timeout_ms=([0-9]{1,9})(?:&|$)")
 
 _caller: ContextVar[Principal] = ContextVar("caller", default=ANONYMOUS)
+_granted: ContextVar[Right | str] = ContextVar("granted", default="")
 
 
 def caller_of(headers: Headers, transport: asyncio.BaseTransport | None) -> Principal:
@@ -141,7 +142,7 @@ class ApiAccess:
 
         What is done from here on is done for the request's caller.
         """
-        _caller.set(ANONYMOUS)
+        self.enter_as(ANONYMOUS)
         if not self.is_on:
             return
         right = right_for(template, method, query)
@@ -156,10 +157,16 @@ class ApiAccess:
         except NotPrimaryError as error:
             detail = f"it cannot be checked now who may do this: {error.detail}"
             raise NotPrimaryError(error.code, detail, error.primary) from error
+        _granted.set(right)
 
     def enter_as(self, caller: Principal) -> None:
         """Do what is done from here on for this caller: for APIs that have headers of their own."""
         _caller.set(caller if self.is_on else ANONYMOUS)
+        _granted.set("")
+
+    def is_granted(self, right: Right) -> bool:
+        """Whether the request that is being served was found to have this right, by `enter`."""
+        return _granted.get() == right
 
     async def admit(
         self,

@@ -46,7 +46,14 @@ from cluster.api.params import (
 from cluster.api.problems import ProblemError
 from cluster.api.settings import HttpSettings
 from cluster.client.sessions import explain_tls, make_session, make_tls
-from cluster.groups.relay import Asking, Came, conclude, in_order, refusal_to_relay
+from cluster.groups.relay import (
+    Asking,
+    Came,
+    as_reached,
+    conclude,
+    in_order,
+    refusal_to_relay,
+)
 from cluster.services.leases import LEASES_SERVICE
 from datapath.operations import Operation, Query
 
@@ -123,7 +130,7 @@ def asked_in_head(template: str, name: str, query: str) -> Operation | Query | N
 
 
 class GroupRelay:
-    """One node's. `cacert`: the file of the authority of all groups' nodes; "": the system's."""
+    """One node's. `cacert`: the file of the authority of all groups' nodes; "": it has no TLS."""
 
     def __init__(self, settings: HttpSettings, cacert: str = "") -> None:
         self._settings = settings
@@ -213,7 +220,7 @@ class GroupRelay:
     ) -> Answer:
         """Ask one endpoint after the other. Raises Problem."""
         group, problem = refused.group, "no time was left"
-        urls = in_order(refused.endpoints, self._worked.get(group))
+        urls = self._urls(refused)
         for url in urls:
             is_last = url == urls[-1] or _now() >= asked.until_s
             try:
@@ -279,7 +286,7 @@ class GroupRelay:
         timeout = aiohttp.ClientTimeout(
             total=READ_TRY_TIMEOUT_S, sock_connect=RELAY_CONNECT_TIMEOUT_S
         )
-        for url in in_order(refused.endpoints, self._worked.get(refused.group)):
+        for url in self._urls(refused):
             headers = {RELAYED: refused.group}
             try:
                 async with self._open().get(
@@ -293,6 +300,10 @@ class GroupRelay:
                 return int(revision)
         detail = f"no node of group {refused.group!r} says which revision it has"
         raise ProblemError("no_primary", detail)
+
+    def _urls(self, refused: ProblemError) -> list[str]:
+        reached = as_reached(refused.endpoints, by_tls=bool(self._cacert))
+        return in_order(reached, self._worked.get(refused.group))
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:

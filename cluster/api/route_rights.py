@@ -54,11 +54,6 @@ ROUTE_RIGHTS: Mapping[str, Mapping[str, Right | str]] = {
 }
 
 
-def is_admins(path: str) -> bool:
-    """Whether what is asked for below a path is noted in the audit log: changes, and backups."""
-    return path.startswith(("/v1/tokens", "/v1/roles", "/v1/cluster/", "/v1/backup", "/v1/groups"))
-
-
 def right_for(template: str, method: str, query: str = "") -> Right | str:
     """Return what a request needs. What is not in the table needs the right `admin`."""
     if template == PAGES:

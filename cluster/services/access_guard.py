@@ -45,6 +45,7 @@ CERTIFICATE = "cn="
 """Begins the id of a certificate's name among those of tokens, which have hexadecimal digits."""
 
 _TOKEN = re.compile(r"oct_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
+_SHOWN = re.compile(r"(oct_[0-9a-f]{16}_)[A-Za-z0-9_-]+")
 
 
 class StoredToken(msgspec.Struct, frozen=True, array_like=True):
@@ -106,6 +107,14 @@ def principal_of(text: str) -> Principal | None:
     if found is None:
         return None
     return Principal(found[1], hashlib.sha256(text.encode()).digest())
+
+
+def without_tokens(text: str) -> str:
+    """Return a text that says of each token, or beginning of one, whose it is and no more (A2).
+
+    For what is written down, or told to others, and has come from a caller: a path, say.
+    """
+    return _SHOWN.sub(r"\1…", text) if "oct_" in text else text
 
 
 def principal_of_certificate(name: str) -> Principal:

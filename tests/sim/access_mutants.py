@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
+from cluster.api import audit
 from cluster.services import rights
 from cluster.services.access_guard import TokenGuard, is_certificate
 from datapath.execution.executor import Executor
@@ -13,6 +14,7 @@ from tests.sim import callers
 from tests.sim.mutant import Mutant, Patch
 
 ACCESS = "tests/unit/cluster/services/test_access.py::"
+AUDIT = "tests/integration/cluster/api/test_audit.py::"
 PIPELINE = "tests/unit/datapath/execution/test_pipeline_guards.py::"
 RIGHTS = "tests/unit/cluster/services/test_rights.py::"
 
@@ -125,6 +127,10 @@ def _who_is_anonymous_is_not_judged() -> list[Patch]:
     return [patch.object(TokenGuard, "judge", known_only)]
 
 
+def _tokens_are_written_down() -> list[Patch]:
+    return [patch.object(audit, "without_tokens", lambda text: text)]
+
+
 ACCESS_MUTANTS = (
     Mutant("A1", "operations are not judged", _operations_are_not_judged, callers=True),
     Mutant("A1", "queries are not judged", _queries_are_not_judged, callers=True),
@@ -151,4 +157,6 @@ ACCESS_MUTANTS = (
            unit=ACCESS + "test_a_lease_is_for_the_role_that_it_was_granted_to"),
     Mutant("A1", "the last administrator may go", _the_last_administrator_may_go,
            unit=ACCESS + "test_what_would_lock_every_administrator_out_is_refused"),
+    Mutant("A2", "what callers send is written down as it is", _tokens_are_written_down,
+           unit=AUDIT + "test_a_token_where_its_id_belongs_is_told_to_nobody"),
 )  # fmt: skip

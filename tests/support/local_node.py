@@ -17,6 +17,7 @@ from itertools import islice
 
 import msgspec
 
+from cluster.api.audit import Audit
 from cluster.api.groups import KnownGroups
 from cluster.services.access_guard import TokenGuard
 from cluster.services.built_in import built_in_services
@@ -229,6 +230,7 @@ class LocalNode:
         self.hosts = hosts or {}
         self.services = {STORE: service, **(others or {}), **self.hosts}
         self.guard = TokenGuard(is_on=False)
+        self.audit: Audit | None = None
         self.groups: KnownGroups | None = None
         self.store = Store()
         self.index = 0

@@ -88,6 +88,25 @@ def test_the_audit_log_is_bounded_private_and_has_no_query(tmp_path: Path) -> No
     assert "secret" not in path.read_text()
 
 
+def test_an_audit_log_that_cannot_be_written_is_told_now_and_then(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a full disk each refusal would be a traceback, in no form that a log has."""
+    now = [0.0]
+    audit = Audit(Path("/dev/full"), "n1", lambda: now[0], lambda: 0.0)
+    for second in range(40):
+        now[0] = float(second)
+        audit.tick()
+        audit.refused("id", "127.0.0.1", "GET", "/v1/kv/k", 401)
+        audit.admin("id", "127.0.0.1", "DELETE", "/v1/tokens/x", 200)
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0] == "the audit log /dev/full cannot be written: No space left on device"
+    assert any("were suppressed" in line for line in told)
+    assert len(told) <= 4
+    audit.close()
+    assert capsys.readouterr().err == ""
+
+
 def test_pages_of_named_origins_may_read_and_no_others() -> None:
     hosts = Hosts(origins=["https://tools.example"])
     ours = headers(("Origin", "https://tools.example"), ("Access-Control-Request-Method", "PUT"))
