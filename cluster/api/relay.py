@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
@@ -135,10 +136,15 @@ class GroupRelay:
     def __init__(self, settings: HttpSettings, cacert: str = "") -> None:
         self._settings = settings
         self._cacert = cacert
+        self._trusted: ssl.SSLContext | bool | None = None  # of `_cacert`; None: not read yet
         self._session: aiohttp.ClientSession | None = None
         self._worked: dict[str, str] = {}  # by the group
         self.under_way = 0
         self.relayed_total = 0
+
+    def renew(self, cacert: str) -> None:
+        """Trust what the file of the authority holds now, on new connections."""
+        self._cacert, self._trusted = cacert, None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -254,6 +260,7 @@ class GroupRelay:
         async with self._open().request(
             asked.method,
             URL(url + asked.target, encoded=True),
+            ssl=self._trust(),
             data=asked.body or None,
             headers=asked.headers,
             timeout=timeout,
@@ -290,7 +297,7 @@ class GroupRelay:
             headers = {RELAYED: refused.group}
             try:
                 async with self._open().get(
-                    f"{url}/livez", headers=headers, timeout=timeout
+                    f"{url}/livez", headers=headers, timeout=timeout, ssl=self._trust()
                 ) as response:
                     revision = response.headers.get(REVISION, "")
             except (aiohttp.ClientError, TimeoutError, OSError):
@@ -307,9 +314,15 @@ class GroupRelay:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            # Without a certificate: whoever calls would have this node's rights (G5).
-            self._session = make_session(MAX_RELAYED, make_tls(self._cacert, "", ""))
+            self._session = make_session(MAX_RELAYED)
         return self._session
+
+    def _trust(self) -> ssl.SSLContext | bool:
+        """Return whom a connection is opened to; those under another one are used no more."""
+        if self._trusted is None:
+            # Without a certificate: whoever calls would have this node's rights (G5).
+            self._trusted = make_tls(self._cacert, "", "") or True
+        return self._trusted
 
 
 def _told(headers: Mapping[str, str]) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from cluster.api.params import waits_for_change
+from cluster.api.params import BACKUP_PARAMS, REMOVE_PARAMS, known_params, waits_for_change
 from cluster.services.rights import Right
 
 OPEN: Final = "open"
@@ -63,6 +63,19 @@ def right_for(template: str, method: str, query: str = "") -> Right | str:
     if right == "read" and template == "/v1/kv/{key}" and waits_for_change(query):
         return "watch"
     return right
+
+
+def is_for_no_primary(template: str, method: str, query: str) -> bool:
+    """Whether a request is for a cluster that has no primary, and waits for none.
+
+    `onecopy backup --stale` and `onecopy remove --force`.
+    """
+    match template, method:
+        case "/v1/backup", "GET":
+            return known_params(query, BACKUP_PARAMS).get("consistency") == "stale"
+        case "/v1/cluster/nodes/{id}", "DELETE":
+            return "force" in known_params(query, REMOVE_PARAMS)
+    return False
 
 
 def with_rights(paths: Mapping[str, Any], general: str) -> dict[str, Any]:

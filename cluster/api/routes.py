@@ -331,21 +331,24 @@ class HttpApi:
         if (answer := preflight(method, request.headers, self._hosts)) is not None:
             return answer
         template, name, handle = self._find(request, path, query, method)
-        if self._groups is None:
+        groups, refused, body = self._groups, None, None
+        if groups is None:
             refuse_group(request.headers)
+        else:
+            refused = groups.enter(request.headers, template, name, query)
+        if refused is None:
             await self.access.enter(template, method, query, request.headers, request.transport)
-            return await handle()
-        refused, body = self._groups.enter(request.headers, template, name, query), None
-        try:
-            if refused is None:
-                await self.access.enter(template, method, query, request.headers, request.transport)
+            try:
                 return await handle()
-        except WrongGroupError as error:  # by its body
-            refused, body = self._groups.problem(error), error.body
+            except WrongGroupError as error:  # by its body
+                if groups is None:
+                    raise
+                refused, body = groups.problem(error), error.body
+        assert groups is not None  # else nothing has refused it
         self.access.enter_as(ANONYMOUS)  # the group judges the caller
         # Its client's end is the end for the group, too.
         cast("FullConnection", request.protocol).reading = asyncio.current_task()
-        return await self._groups.pass_on(
+        return await groups.pass_on(
             request, template, query, refused, self.node.views.cluster_id, body=body,
             access_on=self.access.is_on,
         )  # fmt: skip

@@ -17,7 +17,7 @@ from cluster.api.headers import Headers
 from cluster.api.hosts import Hosts
 from cluster.api.openapi_services import openapi_document
 from cluster.api.problems import ProblemError
-from cluster.api.route_rights import OPEN, ROUTE_RIGHTS, right_for
+from cluster.api.route_rights import OPEN, ROUTE_RIGHTS, is_for_no_primary, right_for
 from cluster.services.access_guard import draw_token
 from cluster.services.rights import RIGHTS
 from datapath.operations import ANONYMOUS, Principal
@@ -49,6 +49,21 @@ def test_what_is_not_in_the_table_needs_the_right_admin() -> None:
     assert right_for("/v1/kv/{key}", "PATCH") == "admin"
     assert right_for("/v1/kv/{key}", "HEAD") == "read"
     assert right_for("/v1/kv/{key}", "GET", "after=3") == "watch"
+
+
+def test_two_requests_are_for_a_cluster_without_a_primary() -> None:
+    node = "/v1/cluster/nodes/{id}"
+    assert is_for_no_primary("/v1/backup", "GET", "timeout_ms=5&consistency=stale")
+    assert is_for_no_primary(node, "DELETE", "force=n2")
+    for template, method, query in (
+        ("/v1/backup", "GET", ""),
+        ("/v1/backup", "GET", "consistency=linearizable"),
+        ("/v1/backup", "GET", "consistency=stale&consistency=stale"),
+        ("/v1/digest", "GET", "consistency=stale"),
+        (node, "DELETE", "timeout_ms=9"),
+        (node, "PATCH", "force=n2"),
+    ):
+        assert not is_for_no_primary(template, method, query), (template, method, query)
 
 
 def test_the_caller_is_who_the_header_names() -> None:
