@@ -50,7 +50,11 @@ class BackupHandler:
         access, caller = self._access, self._access.current()
 
         def may_go_on() -> bool:
-            return caller is None or access.here(caller, Need("admin")) is None
+            return (
+                caller is None
+                or access.here(caller, Need("admin")) is None
+                or self._node.is_configured_admin(caller)
+            )
 
         return StreamedAnswer(source, identity + revision_line(source.revision), may_go_on)
 
