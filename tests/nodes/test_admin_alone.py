@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.services.access_guard import draw_token
+from cluster.services.access_guard import draw_token, hash_line
 from tests.nodes.conftest import MakeCluster
 from tests.support.cluster import Cluster, wait_until
 from tests.support.commands import Ended, run
@@ -43,6 +43,13 @@ async def decides_no_longer(cluster: Cluster, node: str, token: str) -> None:
         return (await cluster.fetch(node, "GET", target, None, headers)).status == 503
 
     await wait_until(is_refused, "its knowledge of rights is too old")
+
+
+def audited(cluster: Cluster, node: str) -> list[tuple[str, str]]:
+    """Return what was done for administrators at a node, and under which token."""
+    lines = (cluster.directory / f"audit-{node}.jsonl").read_text().splitlines()
+    done = [line for line in map(json.loads, lines) if line["event"] == "admin"]
+    return [(line["path"], line["token"]) for line in done if line["status"] == 200]
 
 
 def forged(token: str) -> str:
@@ -82,11 +89,21 @@ async def test_a_stale_backup_under_the_token_of_the_nodes_file(
     log = cluster.nodes[backup].log()
     assert "GET /v1/backup by the administrator of this node's configuration file" in log
     assert own not in log
-    lines = (cluster.directory / f"audit-{backup}.jsonl").read_text().splitlines()
-    noted = [line for line in map(json.loads, lines) if line["event"] == "admin"]
-    assert [(line["path"], line["token"]) for line in noted if line["status"] == 200] == [
-        ("/v1/backup", own.split("_")[1])
-    ]
+    assert audited(cluster, backup) == [("/v1/backup", own.split("_")[1])]
+
+    new, held = draw_token(), cluster.config_path.read_text()
+    await cluster.kill(backup)
+    cluster.config_path.write_text(held.replace(hash_line(cluster.token), hash_line(new)))
+    cluster.launch(backup)
+    await cluster.wait_started(backup)
+    await decides_no_longer(cluster, backup, other)
+    anew = await ask(cluster, backup, new.text, "backup", tmp_path / "anew.backup", "--stale")
+    assert anew.code == 0, anew
+    assert (await run("backup", "verify", tmp_path / "anew.backup")).code == 0
+    await cluster.kill(backup)
+    cluster.config_path.write_text(held)
+    cluster.launch(backup)
+    await cluster.wait_started(backup)
 
     await cluster.start(primary, "w1")
     async with cluster.client(token=other) as admin:
