@@ -58,6 +58,24 @@ def forged(token: str) -> str:
     return token[:known] + draw_token().text[known:]
 
 
+async def a_new_hash_will_do(cluster: Cluster, backup: str, file: Path, other: str) -> None:
+    """Put the hash of a new token into the file, take a backup under that, and put it back."""
+    assert cluster.token is not None
+    new, held = draw_token(), cluster.config_path.read_text()
+    await cluster.kill(backup)
+    cluster.config_path.write_text(held.replace(hash_line(cluster.token), hash_line(new)))
+    cluster.launch(backup)
+    await cluster.wait_started(backup)
+    await decides_no_longer(cluster, backup, other)
+    anew = await ask(cluster, backup, new.text, "backup", file, "--stale")
+    assert anew.code == 0, anew
+    assert (await run("backup", "verify", file)).code == 0
+    await cluster.kill(backup)
+    cluster.config_path.write_text(held)
+    cluster.launch(backup)
+    await cluster.wait_started(backup)
+
+
 async def test_a_stale_backup_under_the_token_of_the_nodes_file(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:
@@ -91,19 +109,7 @@ async def test_a_stale_backup_under_the_token_of_the_nodes_file(
     assert own not in log
     assert audited(cluster, backup) == [("/v1/backup", own.split("_")[1])]
 
-    new, held = draw_token(), cluster.config_path.read_text()
-    await cluster.kill(backup)
-    cluster.config_path.write_text(held.replace(hash_line(cluster.token), hash_line(new)))
-    cluster.launch(backup)
-    await cluster.wait_started(backup)
-    await decides_no_longer(cluster, backup, other)
-    anew = await ask(cluster, backup, new.text, "backup", tmp_path / "anew.backup", "--stale")
-    assert anew.code == 0, anew
-    assert (await run("backup", "verify", tmp_path / "anew.backup")).code == 0
-    await cluster.kill(backup)
-    cluster.config_path.write_text(held)
-    cluster.launch(backup)
-    await cluster.wait_started(backup)
+    await a_new_hash_will_do(cluster, backup, tmp_path / "anew.backup", other)
 
     await cluster.start(primary, "w1")
     async with cluster.client(token=other) as admin:
