@@ -165,6 +165,7 @@ class ApiAccess:
                         "%s %s by the administrator of this node's configuration file: no primary "
                         "can be asked", method, template,
                     )  # fmt: skip
+                    _granted.set(right)
                     return
                 detail += (
                     ". Without a primary it may be done under the token whose hash is "
