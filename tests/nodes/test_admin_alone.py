@@ -134,7 +134,7 @@ async def test_a_removal_by_force_under_the_token_of_the_nodes_file(
     make_cluster: MakeCluster,
 ) -> None:
     """A majority lives, and nobody can become the primary: the only replica in sync is gone."""
-    cluster = make_cluster(replicas=2, witnesses=2, access={})
+    cluster = make_cluster(replicas=2, witnesses=2, access={"audit_file": "audit-{node}.jsonl"})
     await cluster.start()
     assert cluster.token is not None
     own, other = cluster.token.text, await second_admin(cluster)
@@ -157,3 +157,6 @@ async def test_a_removal_by_force_under_the_token_of_the_nodes_file(
     assert removed.code == 0, removed
     text = (await ask(cluster, backup, own, "status", "--json")).out.decode()
     assert '"w2"' not in text
+    audited = (cluster.directory / f"audit-{backup}.jsonl").read_text().splitlines()
+    [line] = [json.loads(line) for line in audited if '"event":"admin"' in line]
+    assert (line["token"], line["method"], line["status"]) == (own.split("_")[1], "DELETE", 200)
