@@ -94,6 +94,32 @@ async def test_groups_know_each_other_and_fail_over_apart(
         await writer.verify()
 
 
+async def test_a_backup_of_a_group_makes_that_group_alone(tmp_path: Path) -> None:
+    second = Cluster(tmp_path / "g2", replicas=1, groups={"id": "g2", "slots": HIGH})
+    low = Cluster(tmp_path / "low", replicas=1, groups={"id": "g1", "slots": LOW})
+    high = Cluster(tmp_path / "high", replicas=1, groups={"id": "g2", "slots": HIGH})
+    file = tmp_path / "g2.backup"
+    try:
+        await second.start()
+        async with second.client() as client:
+            await client.put(OTHER, b"kept")
+        ended = await commands.run("backup", file, endpoints=[second.url("n1")])
+        assert (ended.code, "cluster test, group g2:2048-4095" in ended.err) == (0, True), ended
+        restore = ("restore", file, "--node", "n1", "--config")
+        ended = await commands.run(*restore, low.config_path)
+        assert ended.code == EXIT_REFUSED
+        assert "g2.backup is of group g2:2048-4095, and this file is of group g1" in ended.err
+        assert (await commands.run(*restore, high.config_path)).code == 0
+        await high.start()
+        async with high.client() as client:
+            found = await client.get(OTHER)
+            assert found is not None
+            assert found.value == b"kept"
+    finally:
+        for cluster in (second, low, high):
+            cluster.end()
+
+
 async def test_a_node_with_other_slots_gets_no_link_and_does_not_start_on_a_groups_data(
     tmp_path: Path,
 ) -> None:

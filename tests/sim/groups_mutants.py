@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 from cluster.api import access
 from cluster.api.groups import GroupNode
+from cluster.cli import config_option
 from cluster.groups import placement, relay
 from cluster.groups.placement import GroupState
 from cluster.services import groups, scoped
@@ -80,6 +81,10 @@ def _any_map() -> list[Patch]:
     return [patch.object(groups, "may_replace_map", lambda *_: "")]
 
 
+def _any_groups_data() -> list[Patch]:
+    return [patch.object(config_option, "refusal_of_data", lambda *_: "")]
+
+
 def _certificate_counts() -> list[Patch]:
     return [patch.object(access, "RELAYED", "x-none")]
 
@@ -92,6 +97,9 @@ RULES_MUTANTS = (
     Mutant("G1", "a node does not ask whose a key is", _not_asked_on_the_way,
            unit="tests/integration/cluster/api/test_groups.py::"
            "test_a_key_of_the_group_is_served_and_another_groups_refused"),
+    Mutant("G1", "a group is restored from another's state", _any_groups_data,
+           unit="tests/integration/cluster/cli/test_archive_commands.py::"
+           "test_the_state_of_another_group_is_refused_by_both_names"),
     Mutant("G2", "a map moves slots", _any_map, unit=UNIT + "test_slots_stay_where_they_are"),
     Mutant("G4", "what was relayed is relayed again", _allows("is_first_hop"),
            unit=RELAY + "test_a_request_goes_over_one_hop_whatever_the_maps_say"),

@@ -186,13 +186,15 @@ def refused(primary: Primary, offered: GroupMap | bytes, **options: Any) -> str:
     return caught.value.code
 
 
-def test_versions_follow_each_other() -> None:
+def test_versions_rise() -> None:
     primary = Primary()
     assert publish(primary, ONE) == 1
     assert publish(primary, ONE) == 1, "a repeat"
     assert refused(primary, msgspec.structs.replace(MOVED, version=1)) == "precondition_failed"
-    assert refused(primary, msgspec.structs.replace(MOVED, version=3)) == "precondition_failed"
-    assert publish(primary, MOVED) == 2
+    later = msgspec.structs.replace(MOVED, version=7)  # others know 6: this state was restored
+    assert publish(primary, later) == 7
+    with pytest.raises(RejectedError, match="must be above 7"):
+        publish(primary, MOVED)
 
 
 def test_slots_stay_where_they_are() -> None:
