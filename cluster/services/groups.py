@@ -43,8 +43,7 @@ class WrongGroupError(OperationNotAppliedError):
         told = name[:100].decode("utf-8", "backslashreplace")
         super().__init__(
             "wrong_group",
-            f"{told!r} has slot {slot}, which group {group_id!r} does not own: ask the group that "
-            "does",
+            f"{told!r} has slot {slot}, which group {group_id!r} does not own",
         )
         self.slot = slot
 
@@ -98,7 +97,8 @@ class GroupGuard:
                 return OperationNotAppliedError(
                     "spans_groups",
                     f"lease {lease} is another group's: a key or a lock needs one that its own "
-                    f"group, {self.group_id!r}, has granted (Onecopy-Group: {self.group_id})",
+                    f"group, {self.group_id!r}, has granted: name the key when it is granted "
+                    f"(lease grant --key; Onecopy-Group: {self.group_id})",
                 )
         return None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.client.aio import AsyncClient
-from cluster.client.grouped import AsyncGroupedClient
+from cluster.client.errors import InvalidRequestError
 from cluster.exit_codes import EXIT_REFUSED
 from cluster.groups.group_map import Group, GroupMap
 from tests.support import commands
@@ -70,10 +70,21 @@ async def test_groups_know_each_other_and_fail_over_apart(
                         return (await asking.groups()).map == published
 
                 await wait_until(knows, f"{node} of {cluster.directory.name} knows the map")
-        async with AsyncGroupedClient(second.url("n2")) as deployment:
+        async with AsyncClient(second.url("n2")) as deployment:
             for key in (OWN, OTHER, "jobs"):
                 await deployment.put(key, key)
-            assert await (await deployment.of("orders/")).get(OWN) is not None
+            own = await deployment.of("orders/")
+            assert set(own.endpoints) == set(map(first.url, first.specs))
+            assert await own.get(OWN) is not None
+            async with deployment.watch(key=OWN) as watch, deployment.lock(OWN, ttl=5.0) as lock:
+                written = await deployment.put(OWN, b"held", if_lock=lock.condition)
+                assert (await anext(watch)).revision == written.revision
+            async with deployment.lease(5.0, key=OWN) as lease:
+                await deployment.put("orders/2", b"", lease=lease.id)
+            with pytest.raises(InvalidRequestError, match="another group's"):
+                await deployment.put(OWN, b"", lease=await deployment.grant_lease(5.0))
+            ended = await commands.run("lock", OWN, "--", "true", endpoints=[second.url("n3")])
+            assert ended.code == 0, ended
             assert await other.get(OTHER) == await deployment.get(OTHER)
             assert (await deployment.delete(OWN)).deleted
             # Any node of any group passes on what is another's, for a client of one cluster too.

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 from cluster.api import access
 from cluster.api.groups import GroupNode
 from cluster.cli import config_option
+from cluster.client import aio
+from cluster.client.retries import Transport
 from cluster.groups import placement, relay
 from cluster.groups.placement import GroupState
 from cluster.services import groups, scoped
@@ -85,6 +88,16 @@ def _any_groups_data() -> list[Patch]:
     return [patch.object(config_option, "refusal_of_data", lambda *_: "")]
 
 
+class _WithOwnMemory(Transport):
+    def __init__(self, *args: Any, sent_after: object = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        del sent_after
+
+
+def _each_way_remembers_for_itself() -> list[Patch]:
+    return [patch.object(aio, "Transport", _WithOwnMemory)]
+
+
 def _certificate_counts() -> list[Patch]:
     return [patch.object(access, "RELAYED", "x-none")]
 
@@ -114,6 +127,10 @@ RULES_MUTANTS = (
            unit=RELAY + "test_whatever_endpoints_do_a_client_is_told_the_truth"),
     Mutant("G7", "a revision goes to a group that it is not of", _allows("knows_after"),
            unit=RELAY + "test_a_revision_goes_to_its_own_group_alone"),
+    Mutant("G7", "a repeat on another way is said to be a later first try",
+           _each_way_remembers_for_itself,
+           unit="tests/integration/cluster/api/test_group_clients.py::"
+           "test_a_key_keeps_what_it_was_first_sent_after_on_whichever_way"),
 )  # fmt: skip
 
 GROUPS_MUTANTS = RULES_MUTANTS + tuple(

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cluster.etcd.errors import INVALID_ARGUMENT, from_problem
 from cluster.groups.group_map import Group, GroupMap, encode_map
 from cluster.groups.partition import SLOTS, slot_of
 from cluster.services.access_guard import TokenGuard
@@ -165,6 +166,12 @@ def test_a_users_service_sees_of_the_store_its_groups_keys_alone() -> None:
         store.put(OTHER, b"")
     with pytest.raises(ValueError, match="another group"):
         store.delete(OTHER)
+
+
+def test_etcds_clients_are_not_sent_to_other_nodes_of_the_same_group() -> None:
+    said = from_problem(WrongGroupError(b"{7}", 2690, "g1"))
+    assert said.code == INVALID_ARGUMENT
+    assert "slot 2690" in said.message
 
 
 # -- the map
