@@ -84,7 +84,11 @@ def publish(
     try:
         check_map(offered)
     except GroupMapError as error:
-        raise click.UsageError(f"these groups make no map: {error}") from None
+        asked = zip(urls, owned, strict=True)
+        named = ", ".join(f"{url} is of {group.id!r}" for url, group in asked)
+        raise click.UsageError(
+            f"these groups make no map: {error}. Name one node of each group ({named})"
+        ) from None
     first = offered.first.endpoints[0]
     with open_client(
         first, timeout_ms, False, as_json=as_json, interrupted=CHANGE_INTERRUPTED

@@ -25,7 +25,9 @@ def lease() -> None:
 
 @lease.command()
 @click.argument("ttl", type=click.FloatRange(1, 86_400))
-@click.option("--key", default="", help="Where there are groups: a key that is to hang on it.")
+@click.option(
+    "--for", "key", default="", help="Where there are groups: a key that is to hang on it."
+)
 @client_options
 def grant(
     ttl: float, key: str, endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool

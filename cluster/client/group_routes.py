@@ -182,8 +182,8 @@ class GroupRoutes:
         except UnavailableError as error:
             raise UnavailableError(
                 f"this belongs to group {group.id!r} at {', '.join(group.endpoints)}, which cannot "
-                f"be reached from here ({error.detail}): name a node of that group, or publish "
-                "where it is with: onecopy groups publish",
+                f"be reached from here ({error.detail}): start its nodes, name one that can be "
+                "reached, or publish where they are with: onecopy groups publish",
                 code=error.code,
             ) from None
 

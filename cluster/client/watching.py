@@ -99,6 +99,8 @@ class AsyncStream(Generic[EventT]):
         self._timeout_ms = check_timeout(timeout_ms)
         self._decode = decode
         self._response: aiohttp.ClientResponse | None = None
+        self.problem = ""
+        """Why no node has taken it, as far as is known; "" once one has."""
         self._url = ""
         self._parts: list[bytes] = []  # of a line that is not whole
         self._held_bytes = 0
@@ -220,6 +222,7 @@ class AsyncStream(Generic[EventT]):
                     raise
                 transport.endpoints.disown(self._url)
             except UnavailableError as error:
+                self.problem = error.detail
                 transport.endpoints.failed(self._url, loop.time())
                 transport.refresh_soon(after_failure=True)
                 timeout_ms = self._timeout_ms
@@ -229,6 +232,7 @@ class AsyncStream(Generic[EventT]):
                     await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter
                     backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
             else:
+                self.problem = ""
                 transport.refresh_soon()
 
     async def _pick(self) -> str:

@@ -98,7 +98,7 @@ class GroupGuard:
                     "spans_groups",
                     f"lease {lease} is another group's: a key or a lock needs one that its own "
                     f"group, {self.group_id!r}, has granted: name the key when it is granted "
-                    f"(lease grant --key; Onecopy-Group: {self.group_id})",
+                    f"(lease grant --for; Onecopy-Group: {self.group_id})",
                 )
         return None
 

@@ -52,6 +52,19 @@ def _bound_not_asked() -> list[Patch]:
     return [patch.object(placement._Plan, "_bounded", unbounded)]
 
 
+def _witnesses_forgotten() -> list[Patch]:
+    return [patch.object(placement, "PLACED_ROLES", ("replica",))]
+
+
+def _witnesses_stay() -> list[Patch]:
+    stays = placement._Plan._stays
+
+    def or_is_a_witness(self: placement._Plan, group: GroupState, node: str) -> bool:
+        return group.role_of(node) == "witness" or stays(self, group, node)
+
+    return [patch.object(placement._Plan, "_stays", or_is_a_witness)]
+
+
 def _nobody_judges() -> list[Patch]:
     return [patch.object(membership, "GUARDS", ())]
 
@@ -140,6 +153,8 @@ GROUPS_MUTANTS = RULES_MUTANTS + tuple(
         Mutant("P1", "members on full and emptied machines", _no("has_room")),
         Mutant("P2", "a live member leaves before others are in sync", _only_m1),
         Mutant("P2", "a removal that the group refuses is asked for", _no("may_remove")),
+        Mutant("P2", "witnesses that are missing are forgotten", _witnesses_forgotten),
+        Mutant("P2", "witnesses stay on machines that are emptied", _witnesses_stay),
         Mutant("P3", "a handover to whoever is a member", _no("may_hand_over")),
         Mutant("P4", "a member comes while another does not answer", _no("may_add")),
         Mutant("P4", "steps without a primary or a majority", _no("may_step")),

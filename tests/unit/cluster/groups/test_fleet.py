@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from cluster.groups.fleet import FleetFileError, decode_fleet
@@ -41,6 +42,28 @@ def _status(third: str = "10.0.0.3:8101") -> ClusterStatus:
             for node, client in clients.items()
         },
     )
+
+
+def test_a_witness_is_moved_and_one_that_is_missing_comes_where_the_file_says_how_many() -> None:
+    status = _status()
+    status.nodes["n3"] = msgspec.structs.replace(status.nodes["n3"], role="witness")
+    status = msgspec.structs.replace(status, in_sync=("n1", "n2"))
+    with pytest.raises(FleetFileError, match=r"groups.g1.witnesses: the group has n3: say how"):
+        decode_fleet(FILE).observed("g1", status)
+    shape = 'endpoints = ["http://10.0.0.1:8101"]\nreplicas = 2\nwitnesses = 1\n'
+    file = FILE.replace('endpoints = ["http://10.0.0.1:8101"]\n', shape)
+    drained = file.replace('state = "draining"\n', "").replace(
+        "[machines.m3]", '[machines.m3]\nstate = "draining"'
+    )
+    fleet = decode_fleet(drained)
+    (step,) = plan_placement(fleet.described(), [fleet.observed("g1", status)])
+    assert (step.kind, step.node, step.role) == ("add", "m4-v7", "witness")
+    del status.nodes["n3"]
+    (step,) = plan_placement(fleet.described(), [fleet.observed("g1", status)])
+    assert (step.kind, step.machine, step.role) == ("add", "m4", "witness")
+    assert step.reason == "a witness is missing"
+    with pytest.raises(FleetFileError, match="witnesses: at least 0"):
+        decode_fleet(file.replace("witnesses = 1", "witnesses = -1"))
 
 
 def test_a_node_is_on_the_machine_that_the_file_its_id_or_its_address_names() -> None:
