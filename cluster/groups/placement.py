@@ -64,8 +64,7 @@ class GroupState(msgspec.Struct, frozen=True, kw_only=True):
 
     def is_settled(self, node: str) -> bool:
         """Whether a member is live, has its vote, and is in sync if it holds data."""
-        member = self.view.member(node)
-        holds = node in self.view.in_sync or (member is not None and member.role == "witness")
+        holds = node in self.view.in_sync or self.role_of(node) == "witness"
         return holds and node in self.facts.live and node in self.facts.voters
 
     def members_in(self, role: MemberRole) -> list[str]:

@@ -92,6 +92,7 @@ def test_an_unknown_machine_is_an_error_that_says_what_to_add() -> None:
         ("[machines.m4]", "[machines.m4]\ncapacity = 0", "machines.m4.capacity: at least 1"),
         ("[groups.g1]", "[groups.g1]\nreplicas = 0", "groups.g1.replicas: at least 1"),
         ("[machines.m4]", '[machines."10.0.0.4"]', "machines.10.0.0.4: an id is 1 to 20 of"),
+        ('["http://10.0.0.1:8101"]', "[]", "groups.g1.endpoints: name a node of the group"),
         ("draining", "drained", "Invalid enum value"),
         ("nodes =", "node =", "unknown field"),
         ("[groups.g1]", "[groups.g1", "line"),
@@ -111,3 +112,33 @@ def test_no_more_groups_are_changed_at_once_than_the_bound_says() -> None:
     kinds = [step.kind for step in plan_placement(fleet.described(), states)]
     assert kinds.count("add") == MAX_MOVING
     assert kinds.count("wait") == 20 - MAX_MOVING
+
+
+@pytest.mark.parametrize("state", ["unreachable", "unknown"])
+def test_whoever_is_out_of_reach_counts_as_dead(state: str) -> None:
+    status = _status()
+    status.nodes["n3"] = msgspec.structs.replace(status.nodes["n3"], state=state)
+    fleet = decode_fleet(FILE.replace('"draining"', '"up"'))
+    assert plan_placement(fleet.described(), [fleet.observed("g1", status)]) == []
+    lost = FILE.replace('"draining"', '"up"').replace(
+        "[machines.m3]", '[machines.m3]\nstate = "lost"'
+    )
+    fleet = decode_fleet(lost)
+    (step,) = plan_placement(fleet.described(), [fleet.observed("g1", status)])
+    assert (step.kind, step.node) == ("remove", "n3")
+
+
+def test_a_newcomer_without_a_vote_replaces_nobody() -> None:
+    status, fleet = _status(), decode_fleet(FILE)
+    status = msgspec.structs.replace(status, in_sync=(*status.in_sync, "m4-v7"))
+    for votes, kind in ((False, "wait"), (True, "remove")):
+        status.nodes["m4-v7"] = NodeState(
+            role="replica", client="10.0.0.4:1", state="backup", votes=votes
+        )
+        (step,) = plan_placement(fleet.described(), [fleet.observed("g1", status)])
+        assert step.kind == kind
+
+
+def test_a_machine_without_a_host_is_found_by_its_id() -> None:
+    fleet = decode_fleet(FILE + "\n[machines.db3]\n")
+    assert fleet.observed("g1", _status("db3:8101")).machines["n3"] == "db3"

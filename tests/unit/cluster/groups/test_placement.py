@@ -70,7 +70,8 @@ def moving(count: int, primary: str = "m1") -> list[GroupState]:
 
 
 def test_what_waits_takes_nobodys_place() -> None:
-    stuck = [group(f"a{n}", ("m1", "m2"), dead=("m2",)) for n in range(MAX_MOVING + 1)]
+    places = ("m1", "m2", "m3")
+    stuck = [group(f"a{n}", places, dead=("m3",), replicas=4) for n in range(MAX_MOVING + 1)]
     steps = planned(machines(4), *stuck, group("z", ("m1", "m2")))
     assert {steps[item.id].kind for item in stuck} == {"wait"}
     assert steps["z"].kind == "add"
@@ -140,3 +141,16 @@ def test_a_witness_is_placed_as_a_replica_is_and_never_leads() -> None:
     left = group("g", ("m1", "m2"), replicas=2, witnesses=1)
     step = planned(machines(4), left)["g"]
     assert (step.kind, step.role) == ("add", "witness")
+
+
+def test_a_machine_without_a_zone_is_one_of_its_own() -> None:
+    fleet = [*machines(2), FleetMachine(id="m3", capacity=50, zone="a")]
+    assert planned(fleet, group("g", ("m1", "m2"), replicas=2)) == {}
+    zoned = [FleetMachine(id=f"m{n}", capacity=50, zone=zone) for n, zone in enumerate("aab", 1)]
+    step = planned(zoned, group("g", ("m1", "m2"), replicas=2))["g"]
+    assert (step.kind, step.machine) == ("add", "m3")
+
+
+def test_members_go_to_a_machine_that_holds_less() -> None:
+    steps = planned(machines(4), *(group(f"g{n}", ("m1", "m2", "m3")) for n in range(4)))
+    assert [(step.kind, step.machine) for step in steps.values()][:2] == [("add", "m4")] * 2
