@@ -118,7 +118,8 @@ class AsyncClient(AsyncOperatorCalls, AsyncAccessCalls, AsyncLeaseCalls, AsyncSe
             return Transport(group.endpoints, group=group.id, sent_after=sent, **options)
 
         self._transport = home
-        self._routes = GroupRoutes(home, make, follows=discover)
+        by_tls = tls is not None or all(url.startswith("https:") for url in home.endpoints.urls)
+        self._routes = GroupRoutes(home, make, follows=discover, by_tls=by_tls)
         self._options = {
             "timeout_ms": timeout_ms, "max_connections": max_connections, "discover": discover,
             "token": token, "cacert": cacert, "cert": cert, "key": key,

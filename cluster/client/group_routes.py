@@ -14,6 +14,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+import msgspec
+
 from cluster.client.errors import ClientError, InvalidRequestError, UnavailableError
 from cluster.client.exchange import Request
 from cluster.client.requests import decode_reply
@@ -28,6 +30,7 @@ from cluster.groups.group_map import (
     may_replace_map,
     route,
 )
+from cluster.groups.relay import as_reached
 from datapath.keyspaces import after_prefix
 
 MAP_ASK_TIMEOUT_MS = 2000
@@ -42,12 +45,19 @@ _ASK_MAP = Request("GET", "/v1/groups", waits=False)
 class GroupRoutes:
     """One client's. `home` has the named nodes, of one group; `make` makes another one's transport.
 
-    `follows`: False: only the named nodes are to be used.
+    `follows`: False: only the named nodes are to be used. `by_tls`: the client uses TLS, so that no
+    token of it goes out in plain text, whatever the map says (G5).
     """
 
     def __init__(
-        self, home: Transport, make: Callable[[Group], Transport], *, follows: bool
+        self,
+        home: Transport,
+        make: Callable[[Group], Transport],
+        *,
+        follows: bool,
+        by_tls: bool = False,
     ) -> None:
+        self._by_tls = by_tls
         self.home = home
         self._make = make
         self._follows = follows
@@ -153,7 +163,13 @@ class GroupRoutes:
             check_map(found.map)
         except GroupMapError as error:
             raise UnavailableError(f"not a map of groups: {error}", code="bad_answer") from None
-        self._map = found.map
+        self._map = msgspec.structs.replace(
+            found.map, groups=tuple(map(self._reached, found.map.groups))
+        )
+
+    def _reached(self, group: Group) -> Group:
+        urls = as_reached(group.endpoints, by_tls=self._by_tls)
+        return msgspec.structs.replace(group, endpoints=urls)
 
     async def _learn_quietly(self) -> None:
         with contextlib.suppress(ClientError):

@@ -7,6 +7,7 @@ from typing import cast
 import msgspec
 import pytest
 
+from cluster.client.aio import AsyncClient
 from cluster.client.errors import UnavailableError
 from cluster.client.exchange import FinalResponse, Request
 from cluster.client.group_routes import GroupRoutes, name_span
@@ -40,10 +41,12 @@ class Stub:
 class Routes:
     """Routes whose home knows these groups."""
 
-    def __init__(self, *groups: Group, follows: bool = True) -> None:
+    def __init__(self, *groups: Group, follows: bool = True, by_tls: bool = False) -> None:
         self.home = Stub(LOW)
         home = cast("Transport", self.home)
-        self.routes = GroupRoutes(home, lambda g: cast("Transport", Stub(g)), follows=follows)
+        self.routes = GroupRoutes(
+            home, lambda g: cast("Transport", Stub(g)), follows=follows, by_tls=by_tls
+        )
         self.tell(1, *groups)
 
     def tell(self, version: int, *groups: Group) -> None:
@@ -76,6 +79,29 @@ async def test_a_newer_map_moves_a_group_and_an_older_one_does_not_move_it_back(
     made.tell(2, LOW, HIGH)
     made.home.groups_version = 9
     assert await made.of("{7}") == MOVED
+
+
+@pytest.mark.parametrize(
+    ("given", "by_tls"),
+    [
+        (["https://seed:1"], True),
+        (["https://a:1", "http://b:1"], False),
+        (["http://seed:1"], False),
+    ],
+)
+async def test_what_was_given_by_https_is_reached_so_whatever_the_map_says(
+    given: list[str], by_tls: bool
+) -> None:
+    """G5: a map from before the nodes had TLS would send the token in plain text."""
+    scheme = "https" if by_tls else "http"
+    made = Routes(LOW, HIGH, by_tls=by_tls)
+    assert (await made.of("{7}")).endpoints == (f"{scheme}://b:1",)
+    found = await made.routes.group_of("{7}")
+    assert found is not None
+    assert found.endpoints == (f"{scheme}://b:1",)
+    client = AsyncClient(given)
+    assert client._routes._by_tls is by_tls
+    await client.close()
 
 
 async def test_the_named_nodes_are_asked_where_nothing_else_is_known() -> None:
