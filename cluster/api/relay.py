@@ -47,10 +47,10 @@ from cluster.api.params import (
 from cluster.api.problems import ProblemError
 from cluster.api.settings import HttpSettings
 from cluster.client.sessions import explain_tls, make_session, make_tls
+from cluster.groups.group_map import as_reached
 from cluster.groups.relay import (
     Asking,
     Came,
-    as_reached,
     conclude,
     in_order,
     refusal_to_relay,

@@ -22,8 +22,14 @@ from cluster.cli.common import (
 from cluster.client.errors import ClientError
 from cluster.client.sync import Client
 from cluster.exit_codes import EXIT_UNAVAILABLE
-from cluster.groups.group_map import Group, GroupMap, GroupMapError, GroupsDocument, check_map
-from cluster.groups.relay import as_reached
+from cluster.groups.group_map import (
+    Group,
+    GroupMap,
+    GroupMapError,
+    GroupsDocument,
+    as_reached,
+    check_map,
+)
 from cluster.terminal import printable, show, show_json
 
 MAX_ASKED_AT_ONCE = 16

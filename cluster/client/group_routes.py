@@ -26,11 +26,11 @@ from cluster.groups.group_map import (
     GroupMapError,
     GroupsDocument,
     SpansGroupsError,
+    as_reached,
     check_map,
     may_replace_map,
     route,
 )
-from cluster.groups.relay import as_reached
 from datapath.keyspaces import after_prefix
 
 MAP_ASK_TIMEOUT_MS = 2000
