@@ -152,13 +152,15 @@ class SimGroup:
         """Whether a member is to leave once another one has come, or is on its way in."""
         roles = Counter(member.role for member in self.view.members)
         comes = (
-            self.is_live(node) and not (node in self.voters and self._holds(node))
-            for node in (member.id for member in self.view.members)
+            self.is_live(member.id) and not self.is_settled(member.id)
+            for member in self.view.members
         )
         return any(comes) or any(roles[role] > count for role, count in self.wanted.items())
 
-    def _holds(self, node: str) -> bool:
-        return node in self.view.in_sync or self.roles[node] == "witness"
+    def is_settled(self, node: str) -> bool:
+        """Whether a member is live, has its vote, and is in sync if it holds data."""
+        holds = node in self.view.in_sync or self.roles[node] == "witness"
+        return holds and node in self.voters and self.is_live(node)
 
     # -- what happens by itself
 

@@ -238,7 +238,7 @@ class Schedule:
             raise ViolationError(f"P4: {step} begins while too many groups are changed")
         if step.kind == "add" and knew and not all(map(group.is_live, group.voters)):
             raise ViolationError(f"P4: {step}: a voter comes while another one does not answer")
-        if step.kind == "hand_over" and knew and not state.is_settled(step.node):
+        if step.kind == "hand_over" and knew and not group.is_settled(step.node):
             raise ViolationError(f"P3: {step}: it is not in sync or has no vote")
         if step.kind == "remove":
             self._judge_removal(step, group, state, knew=knew)
@@ -251,7 +251,7 @@ class Schedule:
         role = group.roles[step.node]
         others = [n for n in group.roles if n != step.node and state.view.member(n) is not None]
         if knew and group.is_live(step.node):
-            settled = sum(state.is_settled(n) for n in others if group.roles[n] == role)
+            settled = sum(group.is_settled(n) for n in others if group.roles[n] == role)
             if settled < group.wanted[role]:
                 raise ViolationError(f"P2: {step} leaves {settled} that are settled")
         held = 1 + sum(group.roles[node] == role for node in others)
@@ -301,7 +301,7 @@ class Schedule:
         roles = Counter(member.role for member in state.view.members)
         if roles != +Counter(group.wanted) or set(nodes) != group.voters:
             return f"{dict(roles)}, {len(group.voters)} votes"
-        if not all(map(state.is_settled, nodes)):
+        if not all(map(group.is_settled, nodes)):
             return "not all are in sync"
         if bad := [machine.id for machine in machines if machine.state != "up"]:
             return f"a member is on {bad[0]}"
