@@ -33,7 +33,6 @@ if TYPE_CHECKING:
         UnknownOutcomeError,
         WrongClusterError,
     )
-    from cluster.client.grouped import AsyncGroupedClient, GroupedClient
     from cluster.client.leasing import AsyncLease, AsyncLock
     from cluster.client.mirrors import AsyncMirror
     from cluster.client.results import (
@@ -75,7 +74,6 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_ENDPOINTS",
     "AsyncClient",
-    "AsyncGroupedClient",
     "AsyncKeyWatch",
     "AsyncLease",
     "AsyncLock",
@@ -88,7 +86,6 @@ __all__ = [
     "DeleteResult",
     "Digest",
     "GetResult",
-    "GroupedClient",
     "InvalidRequestError",
     "Item",
     "KeyWatch",
@@ -183,7 +180,6 @@ _EXPORTS = {
         "ViewSummary",
         "WatchEvent",
     ),
-    "cluster.client.grouped": ("AsyncGroupedClient", "GroupedClient"),
     "cluster.client.txn": ("gt", "lt", "ne"),
     "datapath.errors": ("RejectedError",),
     "datapath.operations": ("ClusterStatus", "Digest", "NodeState"),

@@ -143,9 +143,15 @@ class KnownGroups:
 
     def _elsewhere(self, detail: str, owner: Group | None) -> ProblemError:
         known = () if owner is None or owner.id == self.own.id else owner.endpoints
+        if known and owner is not None:
+            where = f"it belongs to group {owner.id!r}: ask a node of that, {', '.join(known)}"
+        elif self.map is None:
+            where = "no map says here where other groups are: onecopy groups publish URL..."
+        else:
+            where = "see which groups there are: onecopy groups show"
         return ProblemError(
             "wrong_group",
-            detail,
+            f"{detail}; {where}",
             group="" if owner is None else owner.id,
             endpoints=known,
         )

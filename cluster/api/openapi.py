@@ -359,7 +359,7 @@ def _groups() -> Json:
 def _publish_groups() -> Json:
     return api_operation(
         "publishGroups",
-        "Take the next version of the map of groups, at the first group: other endpoints",
+        "Take a map of groups of a higher version, at the first group: other endpoints",
         {"200": json_answer("The map.", _GROUPS)},
         (
             *PARAMETER_CODES,

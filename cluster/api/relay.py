@@ -47,10 +47,10 @@ from cluster.api.params import (
 from cluster.api.problems import ProblemError
 from cluster.api.settings import HttpSettings
 from cluster.client.sessions import explain_tls, make_session, make_tls
+from cluster.groups.group_map import as_reached
 from cluster.groups.relay import (
     Asking,
     Came,
-    as_reached,
     conclude,
     in_order,
     refusal_to_relay,
@@ -63,7 +63,7 @@ MAX_RELAYED = 512
 RELAY_CONNECT_TIMEOUT_S = 1.0
 READ_TRY_TIMEOUT_S = 2.0
 """A node that takes a read and does not answer costs so much; a change is asked of no other."""
-RELAY_MARGIN_S = 0.2
+RELAY_MARGIN_S = 0.1
 """So much later than the group would say so, a request that has no answer is given up."""
 
 _READS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,25 +11,29 @@ from cluster.archive.catalog import Base, RestorePlan
 from cluster.archive.reading import Archive, OnRevision, Replay, told
 from datapath.keyspaces import KEYSPACES
 from datapath.storage.backup import load_backup
-from datapath.storage.backup_format import BackupReader
+from datapath.storage.backup_format import BackupHeader, BackupReader
 from datapath.storage.store import Store
 
 
 class LoadedBase(NamedTuple):
-    """A base state that was loaded: of which cluster, by name, and its digest."""
+    """A base state that was loaded: what it is of, and its digest."""
 
-    cluster: str
+    header: BackupHeader
     digest: str
 
 
+def _take_any(_header: BackupHeader) -> None:
+    """Refuse none."""
+
+
 class RestoredState(NamedTuple):
-    """The state that was made: its place in the log, its items, and the former cluster's name."""
+    """The state that was made: its place in the log, its items, and what it was of."""
 
     revision: int
     epoch: int
     items: int
     digest: str
-    cluster: str
+    source: str
 
 
 def restore_store(
@@ -39,11 +43,13 @@ def restore_store(
     cluster_id: str,
     *,
     map_size_bytes: int,
+    check: Callable[[BackupHeader], object] = _take_any,
     progress: OnRevision = lambda _: None,
 ) -> RestoredState:
     """Make the store of `plan`'s revision in `path`, durably.
 
-    What is on the disk then is read once more. `path` must hold no store.
+    What is on the disk then is read once more. `path` must hold no store. `check` raises for a base
+    state that is not to be loaded.
 
     Raises:
         ArchiveError: an object is missing or damaged: the store is not complete.
@@ -51,7 +57,9 @@ def restore_store(
         StorageError: it could not be written.
 
     """
-    base = load_base(archive, plan.base, path, cluster_id, map_size_bytes=map_size_bytes)
+    base = load_base(
+        archive, plan.base, path, cluster_id, map_size_bytes=map_size_bytes, check=check
+    )
     store = Store.open(path, map_size_bytes=map_size_bytes)
     try:
         progress(store.applied_index)
@@ -59,19 +67,26 @@ def restore_store(
         store.flush()
         index, digest = store.digest()
         items = sum(store.count(keyspace) for keyspace in range(KEYSPACES))
-        return RestoredState(index, store.durable_epoch, items, digest, base.cluster)
+        return RestoredState(index, store.durable_epoch, items, digest, base.header.source)
     finally:
         store.close()
 
 
 def load_base(
-    archive: Archive, base: Base, path: Path, cluster_id: str, *, map_size_bytes: int
+    archive: Archive,
+    base: Base,
+    path: Path,
+    cluster_id: str,
+    *,
+    map_size_bytes: int,
+    check: Callable[[BackupHeader], object] = _take_any,
 ) -> LoadedBase:
     """Make the store of a base state. Raises as `restore_store`."""
     with io.BufferedReader(_Parts(archive.base(base))) as file:
         reader = BackupReader(file, archive.place(base))
+        check(reader.header)
         end = load_backup(reader, path, cluster_id, map_size_bytes=map_size_bytes)
-        return LoadedBase(reader.header.cluster, end.digest)
+        return LoadedBase(reader.header, end.digest)
 
 
 class _Parts(io.RawIOBase):

@@ -129,7 +129,7 @@ def _text(summary: BackupSummary) -> str:
     header = summary.header
     made = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(header.created_s))
     return (
-        f"revision {header.revision} of cluster {header.cluster}, written by {header.node} at "
+        f"revision {header.revision} of {header.source}, written by {header.node} at "
         f"{made}; {summary.end.items:,} items, {summary.size_bytes:,} bytes, digest "
         f"{summary.end.digest}"
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from cluster.config.groups_section import refusal_of_data
 from cluster.config.model import ClusterConfig, ConfigError
 
 
@@ -32,3 +33,9 @@ def check_configured(config: ClusterConfig, node: str) -> None:
         return
     known = ", ".join(config.nodes)
     raise ConfigError(config.path, f"nodes.{node}", f"no such node; the nodes: {known}")
+
+
+def check_same_group(config: ClusterConfig, what: str, held: str) -> None:
+    """G1: raise ConfigError unless `what`, which is of the group `held`, is of this one's."""
+    if refused := refusal_of_data(config.groups, what, held):
+        raise ConfigError(config.path, "groups", refused)

@@ -22,8 +22,14 @@ from cluster.cli.common import (
 from cluster.client.errors import ClientError
 from cluster.client.sync import Client
 from cluster.exit_codes import EXIT_UNAVAILABLE
-from cluster.groups.group_map import Group, GroupMap, GroupMapError, GroupsDocument, check_map
-from cluster.groups.relay import as_reached
+from cluster.groups.group_map import (
+    Group,
+    GroupMap,
+    GroupMapError,
+    GroupsDocument,
+    as_reached,
+    check_map,
+)
 from cluster.terminal import printable, show, show_json
 
 MAX_ASKED_AT_ONCE = 16
@@ -86,7 +92,11 @@ def publish(
     try:
         check_map(offered)
     except GroupMapError as error:
-        raise click.UsageError(f"these groups make no map: {error}") from None
+        asked = zip(urls, owned, strict=True)
+        named = ", ".join(f"{url} is of {group.id!r}" for url, group in asked)
+        raise click.UsageError(
+            f"these groups make no map: {error}. Name one node of each group ({named})"
+        ) from None
     first = as_reached(offered.first.endpoints, by_tls=_by_tls(",".join(urls)))[0]
     with open_client(
         first, timeout_ms, False, as_json=as_json, interrupted=CHANGE_INTERRUPTED

@@ -25,11 +25,16 @@ def lease() -> None:
 
 @lease.command()
 @click.argument("ttl", type=click.FloatRange(1, 86_400))
+@click.option(
+    "--for", "key", default="", help="Where there are groups: a key that is to hang on it."
+)
 @client_options
-def grant(ttl: float, endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool) -> None:
+def grant(
+    ttl: float, key: str, endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool
+) -> None:
     """Begin a lease of TTL seconds and print its id. Keep it alive, or it ends."""
     with open_client(endpoints, timeout_ms, no_discover, as_json=as_json) as client:
-        granted = client.grant_lease(ttl)
+        granted = client.grant_lease(ttl, key=key)
     if as_json:
         show_json({"lease": granted, "ttl_ms": int(ttl * 1000)})
     else:

@@ -64,7 +64,8 @@ def plan(file: Path, timeout_ms: int, as_json: bool) -> None:
     "--start",
     metavar="COMMAND",
     default="",
-    help="Run `COMMAND GROUP NODE MACHINE` to start a new node. Default: say which one, and wait.",
+    help="Run `COMMAND GROUP NODE MACHINE ROLE` to start a new node. Default: say which one, and "
+    "wait.",
 )
 @click.option(
     "--wait-s",
@@ -157,7 +158,7 @@ class _Fleet:
 
     def _add(self, step: PlacementStep, start: str) -> None:
         if start:
-            command = [*shlex.split(start), step.group, step.node, step.machine]
+            command = [*shlex.split(start), step.group, step.node, step.machine, step.role]
             try:
                 done = subprocess.run(command, check=False, timeout=START_TIMEOUT_S)  # noqa: S603
                 problem = f"ended with {done.returncode}" if done.returncode else ""
@@ -169,9 +170,9 @@ class _Fleet:
         else:
             say(
                 printable(
-                    f"start node {step.node} of group {step.group} on {step.machine}: add "
-                    f"[nodes.{step.node}] to the group's configuration file, and run `onecopy "
-                    f"serve --node {step.node}` with an empty data directory"
+                    f"start {step.role} {step.node} of group {step.group} on {step.machine}: add "
+                    f'[nodes.{step.node}] with role = "{step.role}" to the group\'s configuration '
+                    f"file, and run `onecopy serve --node {step.node}` with an empty data directory"
                 )
             )
         self._coming[step.group] = step.node
@@ -200,5 +201,6 @@ def _fleet(file: Path, timeout_ms: int, *, as_json: bool, interrupted: str) -> I
 
 def _line(step: PlacementStep) -> str:
     where = f" on {step.machine}" if step.kind == "add" else ""
+    where += " as a witness" if step.role == "witness" else ""
     node = f" {step.node}{where}" if step.node else ""
     return printable(f"{step.group}: {step.kind.replace('_', ' ')}{node} ({step.reason})")

@@ -8,7 +8,7 @@ import click
 
 from cluster.bulk.progress import ProgressView
 from cluster.cli.common import UNCHANGED, report_disk_errors
-from cluster.cli.config_option import config_option
+from cluster.cli.config_option import check_same_group, config_option
 from cluster.config.file import load_config
 from cluster.config.model import ClusterConfig, ConfigError
 from cluster.recovery.examination import Examination, RecoveryError, examine
@@ -47,6 +47,9 @@ def recover(directories: tuple[Path, ...], path: Path, node: str | None, yes: bo
     ):
         target = None if node is None else _target(path, node, directories)
         with examine(directories) as found:
+            if target is not None:
+                best = found.best
+                check_same_group(target[0], str(best.path), best.identity.group)
             for line in report(found):
                 show(printable(line))
             age = age_s(found.best)

@@ -14,8 +14,9 @@ from cluster.archive.restoring import restore_store
 from cluster.cli.archive import Point, cluster_option, errors_told, is_url, open_point, progress_of
 from cluster.cli.backup_file import open_backup
 from cluster.cli.common import report_disk_errors
-from cluster.cli.config_option import check_configured, config_option
+from cluster.cli.config_option import check_configured, check_same_group, config_option
 from cluster.config.file import load_config
+from cluster.config.groups_section import group_text
 from cluster.config.model import ClusterConfig, ConfigError
 from cluster.exit_codes import EXIT_REFUSED
 from cluster.terminal import say, show, show_json
@@ -28,11 +29,11 @@ EMPTY = "The data directory is as empty as it was."
 
 
 class Restored(NamedTuple):
-    """What was made: the new cluster, its items and digest, and the former cluster's name."""
+    """What was made: the new cluster, its items and digest, and what it was made of."""
 
     founded: Founded
     end: BackupEnd
-    cluster: str
+    source: str
 
 
 @click.command()
@@ -91,10 +92,8 @@ def restore(
 
 def _from_backup(config: ClusterConfig, node: str, file: Path) -> Restored:
     map_size_bytes = config.limits.store_map_size_bytes
-    with (
-        open_backup(file, "restored") as (reader, view),
-        Founding(config.data_dir(node), node) as founding,
-    ):
+    with open_backup(file, "restored") as (reader, view), _founding(config, node) as founding:
+        check_same_group(config, reader.name, reader.header.group)
         end = load_backup(
             reader,
             founding.store,
@@ -105,13 +104,13 @@ def _from_backup(config: ClusterConfig, node: str, file: Path) -> Restored:
         header = reader.header
         age_s = time.time() - header.created_s
         founded = founding.finish(header.revision, header.epoch, map_size_bytes, age_s=age_s)
-    return Restored(founded, end, header.cluster)
+    return Restored(founded, end, header.source)
 
 
 def _from_archive(config: ClusterConfig, node: str, point: Point) -> Restored:
     plan, map_size_bytes = point.plan, config.limits.store_map_size_bytes
     with (
-        Founding(config.data_dir(node), node) as founding,
+        _founding(config, node) as founding,
         errors_told(),
         progress_of(plan.base.revision, plan.until) as view,
     ):
@@ -121,11 +120,16 @@ def _from_archive(config: ClusterConfig, node: str, point: Point) -> Restored:
             founding.store,
             founding.cluster_id,
             map_size_bytes=map_size_bytes,
+            check=lambda header: check_same_group(config, "the archive", header.group),
             progress=view,
         )
         age_s = time.time() - point.time_ms / 1000
         founded = founding.finish(made.revision, made.epoch, map_size_bytes, age_s=age_s)
-    return Restored(founded, BackupEnd(items=made.items, digest=made.digest), made.cluster)
+    return Restored(founded, BackupEnd(items=made.items, digest=made.digest), made.source)
+
+
+def _founding(config: ClusterConfig, node: str) -> Founding:
+    return Founding(config.data_dir(node), node, group_text(config.groups))
 
 
 def _check_replica(config: ClusterConfig, node: str) -> None:
@@ -144,7 +148,7 @@ def _report(
         show_json(fields | {"directory": directory, "seconds": round(seconds, 3)})
         return
     show(
-        f"restored revision {founded.kept_index} of cluster {made.cluster} "
+        f"restored revision {founded.kept_index} of {made.source} "
         f"({end.items:,} items, digest {end.digest}) to {directory} in {seconds:.1f} s"
     )
     say(

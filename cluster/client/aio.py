@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
@@ -36,6 +36,7 @@ from cluster.client.errors import (
     InvalidRequestError,
 )
 from cluster.client.exchange import Request, decode_problem, raise_for
+from cluster.client.group_routes import GroupRoutes
 from cluster.client.lease_calls import AsyncLeaseCalls
 from cluster.client.leasing import IfLock, lock_headers
 from cluster.client.mirrors import AsyncMirror
@@ -64,7 +65,8 @@ from cluster.client.retries import Transport
 from cluster.client.services import AsyncServiceCalls
 from cluster.client.sessions import make_tls
 from cluster.client.txn import AsyncTxnBuilder, decode_txn_reply
-from cluster.client.watching import AsyncKeyWatch, watch_target
+from cluster.client.watching import AsyncKeyWatch, watched
+from cluster.groups.group_map import Group
 from datapath.operations import Ack, Consistency
 
 
@@ -100,17 +102,29 @@ class AsyncClient(AsyncOperatorCalls, AsyncAccessCalls, AsyncLeaseCalls, AsyncSe
         if tls is not None and given == DEFAULT_ENDPOINTS:
             given = tuple(url.replace("http:", "https:") for url in given)
         try:
-            self._transport = Transport(
-                given,
-                timeout_ms=check_number("timeout_ms", timeout_ms, 1, MILLISECONDS_MAX),
-                max_connections=check_number("max_connections", max_connections, 1, 65_536),
-                discover=check_flag("discover", discover),
-                cluster_id=check_text("cluster_id", cluster_id),
-                token=check_token(token),
-                tls=tls,
-            )
+            options: dict[str, Any] = {
+                "timeout_ms": check_number("timeout_ms", timeout_ms, 1, MILLISECONDS_MAX),
+                "max_connections": check_number("max_connections", max_connections, 1, 65_536),
+                "discover": check_flag("discover", discover),
+                "token": check_token(token),
+                "tls": tls,
+            }
+            home = Transport(given, cluster_id=check_text("cluster_id", cluster_id), **options)
         except InvalidRequestError as error:  # no request: here a ValueError is what Python has
             raise ValueError(error.detail) from None
+
+        def make(group: Group) -> Transport:
+            sent = home.sent_after
+            return Transport(group.endpoints, group=group.id, sent_after=sent, **options)
+
+        self._transport = home
+        by_tls = tls is not None or all(url.startswith("https:") for url in home.endpoints.urls)
+        self._routes = GroupRoutes(home, make, follows=discover, by_tls=by_tls)
+        self._options = {
+            "timeout_ms": timeout_ms, "max_connections": max_connections, "discover": discover,
+            "token": token, "cacert": cacert, "cert": cert, "key": key,
+        }  # fmt: skip
+        self._others: dict[Group, AsyncClient] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -128,7 +142,22 @@ class AsyncClient(AsyncOperatorCalls, AsyncAccessCalls, AsyncLeaseCalls, AsyncSe
 
         Raises RuntimeError on another event loop than the one that the client belongs to.
         """
-        await self._transport.close()
+        for client in self._others.values():
+            await client.close()
+        await self._routes.close()
+
+    async def of(self, name: str) -> AsyncClient:
+        """Return the client of a key's group (of a prefix's, if it ends with "/"): of its nodes.
+
+        For what names no key: services of users, tokens, the status. It is closed with this one;
+        where there are no groups it is this one. Raises InvalidRequestError "spans_groups".
+        """
+        group = await self._routes.group_of(check_text("name", name))
+        if group is None:
+            return self
+        if group not in self._others:
+            self._others[group] = AsyncClient(group.endpoints, **self._options)  # type: ignore[arg-type]
+        return self._others[group]
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -179,7 +208,7 @@ class AsyncClient(AsyncOperatorCalls, AsyncAccessCalls, AsyncLeaseCalls, AsyncSe
         target = kv_target(key, query)
         body = check_value(value)
         call = write_call("PUT", target, headers, body, idempotency_key, idempotency_after)
-        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        reply = await self._routes.near(key).call(call, check_timeout(timeout_ms))
         result = decode_reply(call, reply, PutResult, ok=(200, 201))
         return msgspec.structs.replace(
             result, created=reply.status == 201, idempotency_key=call.key
@@ -199,7 +228,7 @@ class AsyncClient(AsyncOperatorCalls, AsyncAccessCalls, AsyncLeaseCalls, AsyncSe
         """
         target = kv_target(key, read_query(consistency, max_staleness_ms))
         call = Request("GET", target)
-        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        reply = await self._routes.near(key).call(call, check_timeout(timeout_ms))
         if reply.status == 404 and decode_problem(404, reply.body).code == "key_not_found":
             return None
         if reply.status != 200:
@@ -231,7 +260,7 @@ class AsyncClient(AsyncOperatorCalls, AsyncAccessCalls, AsyncLeaseCalls, AsyncSe
         headers = condition_headers(if_revision) | lock_headers(if_lock)
         target = kv_target(key, write_query(ack, min_copies))
         call = write_call("DELETE", target, headers, None, idempotency_key, idempotency_after)
-        reply = await self._transport.call(call, check_timeout(timeout_ms))
+        reply = await self._routes.near(key).call(call, check_timeout(timeout_ms))
         result = decode_reply(call, reply, DeleteResult)
         return msgspec.structs.replace(result, idempotency_key=call.key)
 
@@ -398,8 +427,7 @@ class AsyncClient(AsyncOperatorCalls, AsyncAccessCalls, AsyncLeaseCalls, AsyncSe
         be reached for `timeout_ms`: UnavailableError. RevisionCompactedError: no node goes back so
         far.
         """
-        target = watch_target(prefix, key, start, end)
-        return AsyncKeyWatch(self._transport, target, after, timeout_ms)
+        return AsyncKeyWatch(self._routes, watched(prefix, key, start, end), after, timeout_ms)
 
     def mirror(self, prefix: str) -> AsyncMirror:
         """Return a live copy of the keys with `prefix`, as a mapping: `async with` it."""

@@ -15,6 +15,7 @@ from cluster.client.arguments import (
 )
 from cluster.client.errors import LockLostError
 from cluster.client.exchange import Request
+from cluster.client.group_routes import GroupRoutes, name_span
 from cluster.client.leasing import AsyncElection, AsyncLease, AsyncLock, check_ttl, grant
 from cluster.client.observing import AsyncElectionWatch, election_target
 from cluster.client.requests import decode_reply, query_string, write_call
@@ -41,13 +42,17 @@ class AsyncLeaseCalls:
     """What `AsyncClient` offers of leases, locks and elections."""
 
     _transport: Transport
+    _routes: GroupRoutes
 
-    def lease(self, ttl: float, *, on_lost: Callable[[], object] | None = None) -> AsyncLease:
+    def lease(
+        self, ttl: float, *, key: str = "", on_lost: Callable[[], object] | None = None
+    ) -> AsyncLease:
         """Return a lease of `ttl` seconds; enter it to have it granted and kept alive.
 
-        `on_lost` is called when it may no longer be relied on.
+        `on_lost` is called when it may no longer be relied on. `key`, where there are groups: a key
+        that is to hang on it, whose group it is then of; without, that of the named nodes.
         """
-        return AsyncLease(self._transport, ttl, on_lost)
+        return AsyncLease(self._routes, ttl, on_lost, key=key)
 
     def lock(
         self,
@@ -62,7 +67,7 @@ class AsyncLeaseCalls:
 
         If its holder is gone for `ttl` seconds the next one has it. `note` is what others are told.
         """
-        return AsyncLock(self._transport, name, ttl=ttl, note=note, wait=wait, on_lost=on_lost)
+        return AsyncLock(self._routes, name, ttl=ttl, note=note, wait=wait, on_lost=on_lost)
 
     def elect(
         self,
@@ -74,7 +79,7 @@ class AsyncLeaseCalls:
         on_lost: Callable[[], object] | None = None,
     ) -> AsyncElection:
         """Return a candidacy; enter it to wait until it leads. See `lock`."""
-        return AsyncElection(self._transport, name, ttl=ttl, note=value, wait=wait, on_lost=on_lost)
+        return AsyncElection(self._routes, name, ttl=ttl, note=value, wait=wait, on_lost=on_lost)
 
     async def release_lock(self, name: str, token: int) -> bool:
         """Take a lock (or the lead) from its holder; return whether it was held under `token`.
@@ -107,13 +112,19 @@ class AsyncLeaseCalls:
         `after`: only changes after that revision. It goes from node to node as `watch` does, and
         raises UnavailableError if none answers for `timeout_ms` (None: it goes on trying).
         """
-        return AsyncElectionWatch(self._transport, name, after, timeout_ms)
+        return AsyncElectionWatch(self._routes, name, after, timeout_ms)
 
     # -- leases by their ids: for those that another process keeps alive
 
-    async def grant_lease(self, ttl: float) -> str:
-        """Begin a lease of `ttl` seconds and return its id. Nothing here keeps it alive."""
-        return await grant(self._transport, check_ttl(ttl))
+    async def grant_lease(self, ttl: float, *, key: str = "") -> str:
+        """Begin a lease of `ttl` seconds and return its id. Nothing here keeps it alive.
+
+        `key`: as for `lease`.
+        """
+        ttl_ms, transport = check_ttl(ttl), self._transport
+        if check_text("key", key):
+            transport = await self._routes.of(*name_span(key))
+        return await grant(transport, ttl_ms)
 
     async def keep_lease_alive(self, lease: str) -> float:
         """Start a lease's TTL anew; return it, in seconds.

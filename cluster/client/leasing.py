@@ -26,6 +26,7 @@ from cluster.client.errors import (
     LockLostError,
 )
 from cluster.client.exchange import Request
+from cluster.client.group_routes import GroupRoutes, name_span
 from cluster.client.requests import JSON_HEADERS, decode_reply, write_call
 from cluster.client.retries import Transport
 from datapath.clock import clock_s
@@ -76,13 +77,22 @@ async def grant(transport: Transport, ttl_ms: int) -> str:
 class AsyncLease:
     """A client lease; enter it to have it granted and kept alive.
 
-    `id` is for `put(…, lease=lease.id)`. `lost` is set when it may no longer be relied on.
+    `id` is for `put(…, lease=lease.id)`. `lost` is set when it may no longer be relied on. `key`:
+    where there are groups, it is granted by the group of that key.
     """
 
     def __init__(
-        self, transport: Transport, ttl: float, on_lost: Callable[[], object] | None = None
+        self,
+        routes: GroupRoutes,
+        ttl: float,
+        on_lost: Callable[[], object] | None = None,
+        *,
+        key: str = "",
     ) -> None:
-        self._transport = transport
+        self.transport = routes.home
+        """Where it is granted, and kept alive."""
+        self._routes = routes
+        self._key = check_text("key", key)
         self._ttl_ms = check_ttl(ttl)
         self._on_lost = check_callback("on_lost", on_lost)
         self._relied_until_s = 0.0
@@ -130,7 +140,10 @@ class AsyncLease:
         self.lost.clear()
         sent_s = clock_s()
         try:
-            self.id = await grant(self._transport, self._ttl_ms)
+            if self._key:
+                self.transport = await self._routes.of(*name_span(self._key))
+                sent_s = clock_s()
+            self.id = await grant(self.transport, self._ttl_ms)
         except BaseException:
             self.has_begun = False
             raise
@@ -148,7 +161,7 @@ class AsyncLease:
         self.lost.set()
         call = write_call("DELETE", f"/v1/leases/{self.id}", {}, None, "")
         with contextlib.suppress(ClientError):
-            await self._transport.call(call, min(self._ttl_ms, self._transport.timeout_ms))
+            await self.transport.call(call, min(self._ttl_ms, self.transport.timeout_ms))
 
     def _acknowledged(self, sent_s: float) -> None:
         self._relied_until_s = sent_s + self.ttl * (1 - SAFETY_SHARE)
@@ -164,7 +177,7 @@ class AsyncLease:
                 break
             call = Request("POST", f"/v1/leases/{self.id}/keepalive")
             try:
-                reply = await self._transport.call(call, max(100, left_ms))
+                reply = await self.transport.call(call, max(100, left_ms))
             except ClientError:
                 pause_s = RETRY_S
                 continue
@@ -197,7 +210,7 @@ class AsyncLock:
 
     def __init__(
         self,
-        transport: Transport,
+        routes: GroupRoutes,
         name: str,
         *,
         ttl: float,
@@ -205,13 +218,12 @@ class AsyncLock:
         wait: float | None = None,
         on_lost: Callable[[], object] | None = None,
     ) -> None:
-        self._transport = transport
         self.name = check_text("name", name)
         if not name:
             raise InvalidRequestError("name must not be empty", code="invalid_argument")
         self._note = check_text(self._says, note)
         self._wait_s = None if wait is None else check_seconds("wait", wait, 0.0, MAX_WAIT_S)
-        self.lease = AsyncLease(transport, ttl, on_lost)
+        self.lease = AsyncLease(routes, ttl, on_lost, key=name)
         self.token = 0
         self._acquiring: asyncio.Future[int] | None = None
 
@@ -282,7 +294,7 @@ class AsyncLock:
         if self.lease.is_lost:
             raise LockLostError("the lease of the one that waits has ended", code="lock_lost")
         try:
-            reply = await self._transport.call(call, wait_ms + WAIT_MARGIN_MS)
+            reply = await self.lease.transport.call(call, wait_ms + WAIT_MARGIN_MS)
             return decode_reply(call, reply, _LockReply).token
         except LockHeldError:
             if is_last:

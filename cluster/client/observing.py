@@ -9,8 +9,8 @@ from msgspec import UNSET, UnsetType
 
 from cluster.client.arguments import check_text
 from cluster.client.errors import InvalidRequestError, RevisionCompactedError
+from cluster.client.group_routes import GroupRoutes, name_span
 from cluster.client.results import Leader, LeaderEvent, Problem
-from cluster.client.retries import Transport
 from cluster.client.watching import AsyncStream
 
 
@@ -38,9 +38,10 @@ class AsyncElectionWatch(AsyncStream[LeaderEvent]):
     """
 
     def __init__(
-        self, transport: Transport, name: str, after: int | None, timeout_ms: int | None
+        self, routes: GroupRoutes, name: str, after: int | None, timeout_ms: int | None
     ) -> None:
-        super().__init__(transport, election_target(name) + "/observe", after, timeout_ms, _decode)
+        target = election_target(name) + "/observe"
+        super().__init__(routes, name_span(name), target, after, timeout_ms, _decode)
         self._given: LeaderEvent | None = None
 
     async def __anext__(self) -> LeaderEvent:

@@ -136,10 +136,10 @@ class AsyncOperatorCalls:
         return found
 
     async def publish_groups(self, new_map: GroupMap, *, timeout_ms: int | None = None) -> GroupMap:
-        """Make a map the deployment's, at the first group: the next version of what it holds.
+        """Make a map the deployment's, at the first group: of a higher version than it holds.
 
-        Its groups and their slots stay as they are. Raises PreconditionFailedError where another
-        version was published meanwhile, RefusedError for other slots.
+        Its groups and their slots stay as they are. Raises PreconditionFailedError where that
+        version, or a later one, was published meanwhile, RefusedError for other slots.
         """
         body = encode_map(_checked(new_map))
         call = write_call("PUT", "/v1/groups", dict(JSON_HEADERS), body, "")

@@ -67,6 +67,7 @@ CLUSTER_HEADER = "Onecopy-Cluster"
 REVISION_HEADER = "Onecopy-Revision"
 AFTER_HEADER = "Idempotency-After"
 GROUP_HEADER = "Onecopy-Group"
+GROUPS_HEADER = "Onecopy-Groups"
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 FINAL_CODES = frozenset({"service_failed", "service_timeout"})
 """Codes of those statuses that are the answer all the same: it was carried out, and failed."""
@@ -95,10 +96,13 @@ class Transport:
         cluster_id: str = "",
         token: str = "",
         tls: ssl.SSLContext | None = None,
+        group: str = "",
+        sent_after: dict[str, tuple[str, int | None]] | None = None,
     ) -> None:
         """`cluster_id`: the cluster to talk to, "" for the first that answers.
 
         `tls`: what https connections are made with; None: as the system does. `token`: "" for none.
+        `group`: of several, it talks to this one; `sent_after` is then what all of them have sent.
         """
         self._authorization = f"Bearer {token}" if token else ""
         scheme: Scheme = "http" if tls is None else "https"
@@ -109,8 +113,11 @@ class Transport:
         self.retries = 0  # tries beyond the first, over all calls
         self.revision: int | None = None  # the highest that an answer has named
         self._revision_at = -math.inf  # when an answer last named it, or none could be had
+        self.groups_version = 0
+        """The newest version of a map of groups that an answer has named; 0: none."""
+        self.group = group
         # By the idempotency key, with the group whose revision it is.
-        self._sent_after: dict[str, tuple[str, int | None]] = {}
+        self.sent_after = {} if sent_after is None else sent_after
         self._max_connections = max_connections
         self._loop: asyncio.AbstractEventLoop | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -173,7 +180,7 @@ class Transport:
                 self._note(url, call, reply)
                 hold_doubt(call, reply, doubtful)
                 if call.drawn and reply.status < 400:
-                    self._sent_after.pop(call.key, None)
+                    self.sent_after.pop(call.key, None)
                 return reply if call.after is None else reply._replace(after=call.after)
             answered = failure if failure.status else answered
             self.endpoints.failed(url, loop.time(), no_tls=failure.code == NO_TLS)
@@ -204,16 +211,19 @@ class Transport:
         A key that this client has sent before keeps what it was first sent after. Raises as `_try`.
         """
         now = asyncio.get_running_loop().time()
-        settled = not call.key or call.after is not None or call.key in self._sent_after
+        sent = self.sent_after.get(call.key)
+        if sent is not None and self.group not in ("", sent[0]) and sent[1] is not None:
+            sent = None  # with a revision of another group it was not passed on to this one (G7)
+        settled = not call.key or call.after is not None or sent is not None
         if not self.cluster_id or (not settled and now > self._revision_at + REVISION_AGE_MAX_S):
             await self._try(url, MEET, deadline - now)
             self._revision_at = now
         if not call.key or call.after is not None:
             return call
-        group, after = self._sent_after.setdefault(call.key, ("", self.revision))
-        if len(self._sent_after) > SENT_AFTER_MAX_KEYS:
-            del self._sent_after[next(iter(self._sent_after))]
-        return call._replace(after=after, group=group)
+        group, after = self.sent_after[call.key] = sent or (self.group, self.revision)
+        if len(self.sent_after) > SENT_AFTER_MAX_KEYS:
+            del self.sent_after[next(iter(self.sent_after))]
+        return call._replace(after=after, group="" if group == self.group else group)
 
     def _elsewhere(self, call: Request, reply: FinalResponse, *, is_given: bool) -> Request | None:
         """Return the call as another group takes it, where a node would pass it on to that group.
@@ -226,10 +236,10 @@ class Transport:
         problem = reply.problem()
         if not problem.group or problem.revision is None:
             return None
-        group, after = self._sent_after.get(call.key, ("", None))
+        group, after = self.sent_after.get(call.key, ("", None))
         if group != problem.group:  # else this key was sent there before
             group, after = problem.group, call.after if is_given else problem.revision
-            self._sent_after[call.key] = group, after
+            self.sent_after[call.key] = group, after
         return call._replace(group=group, after=after)
 
     def saw(self, revision: int) -> None:
@@ -346,6 +356,7 @@ class Transport:
         if not self.cluster_id:
             self.cluster_id = named
         if named == self.cluster_id:
+            self._note_groups(reply)
             revision = reply.headers.get(REVISION_HEADER, "")
             if GROUP_HEADER in reply.headers:  # it is another group's revision
                 return
@@ -365,6 +376,11 @@ class Transport:
         if call.writes and not refused:
             raise in_doubt(call, error.detail, code=error.code, status=reply.status)
         raise error
+
+    def _note_groups(self, reply: FinalResponse) -> None:
+        if version := reply.headers.get(GROUPS_HEADER):
+            known = int(version) if version.isascii() and version.isdecimal() else 0
+            self.groups_version = max(self.groups_version, known)
 
     def _check_loop(self) -> asyncio.AbstractEventLoop:
         """Return the running event loop. Raises RuntimeError if the client belongs to another."""

@@ -77,20 +77,16 @@ class Client(AccessCalls, ServiceCalls, LeaseCalls):
         # A tuple of them: a forked child wants them again.
         given = DEFAULT_ENDPOINTS if endpoints is None else check_endpoints(endpoints)
 
+        self._options: dict[str, Any] = {
+            "timeout_ms": timeout_ms, "max_connections": max_connections, "discover": discover,
+            "token": token, "cacert": cacert, "cert": cert, "key": key,
+        }  # fmt: skip
+
         def make(cluster_id: str) -> _Parts:
-            client = AsyncClient(
-                given,
-                timeout_ms=timeout_ms,
-                max_connections=max_connections,
-                discover=discover,
-                cluster_id=cluster_id,
-                token=token,
-                cacert=cacert,
-                cert=cert,
-                key=key,
-            )
+            client = AsyncClient(given, cluster_id=cluster_id, **self._options)
             return _Parts(client, LoopThread(client.close))
 
+        self._others: dict[tuple[str, ...], Client] = {}
         self._timeout_ms = timeout_ms
         self._make = make
         self._process = os.getpid()
@@ -120,6 +116,8 @@ class Client(AccessCalls, ServiceCalls, LeaseCalls):
     def close(self) -> None:
         """Close the connections and end the thread. May be called twice."""
         self._closed = True
+        for client in self._others.values():
+            client.close()
         if parts := self._by_process.get(os.getpid()):
             parts.runner.end(wait=True)
 
@@ -153,6 +151,18 @@ class Client(AccessCalls, ServiceCalls, LeaseCalls):
         except StuckError as error:
             detail = f"{error}; this may or may not have been applied"
             raise UnknownOutcomeError(detail, code="stuck", idempotency_key=str(write)) from None
+
+    def of(self, name: str) -> Client:
+        """Return the client of a key's or a prefix's group; see `AsyncClient.of`."""
+
+        async def endpoints(client: AsyncClient) -> tuple[str, ...]:
+            found = await client.of(name)
+            return () if found is client else found.endpoints
+
+        urls = self._run(endpoints, None)
+        if urls and urls not in self._others:
+            self._others[urls] = Client(urls, **self._options)
+        return self._others[urls] if urls else self
 
     @property
     def endpoints(self) -> tuple[str, ...]:

@@ -138,10 +138,15 @@ class LeaseCalls:
     _run: Callable[..., Any]
     _here: Callable[[], _Parts]
 
-    def lease(self, ttl: float, *, on_lost: Callable[[], object] | None = None) -> Lease:
-        """Return a lease of `ttl` seconds; enter it. `on_lost` runs on the client's thread."""
+    def lease(
+        self, ttl: float, *, key: str = "", on_lost: Callable[[], object] | None = None
+    ) -> Lease:
+        """Return a lease of `ttl` seconds; enter it. `on_lost` runs on the client's thread.
+
+        `key`: as for `AsyncClient.lease`.
+        """
         parts = self._here()
-        return Lease(lambda: parts.client.lease(ttl, on_lost=on_lost), parts.runner)
+        return Lease(lambda: parts.client.lease(ttl, key=key, on_lost=on_lost), parts.runner)
 
     def lock(
         self,
@@ -196,9 +201,9 @@ class LeaseCalls:
         watch = parts.client.observe(name, after=after, timeout_ms=timeout_ms)
         return ElectionWatch(watch, parts.runner, self._timeout_ms)
 
-    def grant_lease(self, ttl: float) -> str:
+    def grant_lease(self, ttl: float, *, key: str = "") -> str:
         """Begin a lease of `ttl` seconds and return its id. Nothing here keeps it alive."""
-        lease: str = self._run(lambda client: client.grant_lease(ttl), None, write="")
+        lease: str = self._run(lambda client: client.grant_lease(ttl, key=key), None, write="")
         return lease
 
     def keep_lease_alive(self, lease: str) -> float:

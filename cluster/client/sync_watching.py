@@ -27,7 +27,11 @@ class Stream(Generic[EventT]):
         self._runner = runner
         self._step: asyncio.Task[EventT] | None = None
         self._closed = False
-        _run(runner, watch.begin(), begin_timeout_ms)
+        try:
+            _run(runner, watch.begin(), begin_timeout_ms)
+        except UnavailableError as error:
+            error.detail += f": {watch.problem}" * bool(watch.problem and error.code == "timeout")
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -12,7 +12,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 from urllib.parse import quote, urlencode
 
 import aiohttp
@@ -31,8 +31,9 @@ from cluster.client.errors import (
     WrongClusterError,
 )
 from cluster.client.exchange import Request, raise_for
+from cluster.client.group_routes import GroupRoutes, NameSpan, name_span, utf8
 from cluster.client.results import Change, Problem, WatchEvent
-from cluster.client.retries import BACKOFF_FIRST_S, BACKOFF_MAX_S, Transport
+from cluster.client.retries import BACKOFF_FIRST_S, BACKOFF_MAX_S
 
 SILENCE_S = 25.0
 """A stream on which nothing comes for so long is given up: nodes say every 10 s how far it is."""
@@ -83,18 +84,23 @@ class AsyncStream(Generic[EventT]):
 
     def __init__(
         self,
-        transport: Transport,
+        routes: GroupRoutes,
+        span: NameSpan,
         target: str,
         after: int | None,
         timeout_ms: int | None,
         decode: Callable[[bytes], StreamLine[EventT]],
     ) -> None:
         self.revision = check_optional_number("after", after, 0, REVISION_MAX)
-        self._transport = transport
+        self._routes = routes
+        self._span = span
+        self._transport = routes.home
         self._target = target
         self._timeout_ms = check_timeout(timeout_ms)
         self._decode = decode
         self._response: aiohttp.ClientResponse | None = None
+        self.problem = ""
+        """Why no node has taken it, as far as is known; "" once one has."""
         self._url = ""
         self._parts: list[bytes] = []  # of a line that is not whole
         self._held_bytes = 0
@@ -203,17 +209,20 @@ class AsyncStream(Generic[EventT]):
 
     async def _connect(self) -> None:
         """Find a node that takes the watch; for ever, unless there is a time-out."""
-        loop, transport = asyncio.get_running_loop(), self._transport
+        loop = asyncio.get_running_loop()
         began, backoff_s = loop.time(), BACKOFF_FIRST_S
         while self._response is None and not self._closed:
-            self._url = await self._pick()
+            transport = self._transport
             try:
+                transport = self._transport = await self._routes.of(*self._span, meets=False)
+                self._url = await self._pick()
                 await self._ask(self._url)
             except WrongClusterError:
                 if transport.endpoints.is_given(self._url):
                     raise
                 transport.endpoints.disown(self._url)
             except UnavailableError as error:
+                self.problem = error.detail
                 transport.endpoints.failed(self._url, loop.time())
                 transport.refresh_soon(after_failure=True)
                 timeout_ms = self._timeout_ms
@@ -223,6 +232,7 @@ class AsyncStream(Generic[EventT]):
                     await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter
                     backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
             else:
+                self.problem = ""
                 transport.refresh_soon()
 
     async def _pick(self) -> str:
@@ -267,6 +277,8 @@ class AsyncStream(Generic[EventT]):
             self._compacted[url] = problem.oldest
         elif problem.code == "no_data":
             self._without_data.add(url)
+        elif problem.code == "wrong_group" and self._routes.may_lead_on(self._transport):
+            raise UnavailableError(problem.detail, code=problem.code, status=reply.status)
         else:
             raise_for(call, reply)
 
@@ -275,9 +287,13 @@ class AsyncKeyWatch(AsyncStream[WatchEvent]):
     """The events of one watch; see `AsyncStream`."""
 
     def __init__(
-        self, transport: Transport, target: str, after: int | None, timeout_ms: int | None
+        self,
+        routes: GroupRoutes,
+        watched: WatchedNames,
+        after: int | None,
+        timeout_ms: int | None,
     ) -> None:
-        super().__init__(transport, target, after, timeout_ms, _decode)
+        super().__init__(routes, watched.span, watched.target, after, timeout_ms, _decode)
 
     async def __anext__(self) -> WatchEvent:
         """Return the next event: all that one revision has changed of what is watched."""
@@ -293,8 +309,17 @@ class AsyncKeyWatch(AsyncStream[WatchEvent]):
         return await super().__anext__()
 
 
-def watch_target(prefix: str | None, key: str | None, start: str | None, end: str | None) -> str:
-    """Return the path and query of a watch. Raises InvalidRequestError."""
+class WatchedNames(NamedTuple):
+    """What a watch asks for, and which keys these are."""
+
+    target: str
+    span: NameSpan
+
+
+def watched(
+    prefix: str | None, key: str | None, start: str | None, end: str | None
+) -> WatchedNames:
+    """Return what a watch is of. Raises InvalidRequestError."""
     options = {"prefix": prefix, "key": key, "start": start, "end": end}
     given = {name: check_text(name, value) for name, value in options.items() if value is not None}
     if not given:
@@ -302,4 +327,9 @@ def watch_target(prefix: str | None, key: str | None, start: str | None, end: st
             'say what to watch: a prefix ("" for all keys), key=, or start= and end=',
             code="invalid_argument",
         )
-    return f"/v1/watch?{urlencode(given, quote_via=quote)}"
+    target = f"/v1/watch?{urlencode(given, quote_via=quote)}"
+    if key is not None:
+        return WatchedNames(target, name_span(key))
+    if prefix is not None:
+        return WatchedNames(target, name_span(prefix, below=True))
+    return WatchedNames(target, (utf8(start or ""), utf8(end) if end else None))

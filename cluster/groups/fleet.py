@@ -7,7 +7,8 @@ state = "draining"
 
 [groups.g1]
 endpoints = ["http://10.0.0.1:8101"]
-replicas = 3
+replicas = 2
+witnesses = 1
 nodes = { n1 = "m1", n2 = "m2" }
 """
 
@@ -42,10 +43,14 @@ class MachineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GroupSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[groups.ID]`. `nodes`: the machine of a node, where neither its id nor its host says it."""
+    """`[groups.ID]`. `nodes`: the machine of a node, where neither its id nor its host says it.
+
+    `witnesses` has to be there if the group has some: what is not asked for is removed.
+    """
 
     endpoints: tuple[str, ...]
     replicas: int = 3
+    witnesses: int | None = None
     nodes: dict[str, str] = {}
 
 
@@ -63,9 +68,15 @@ class FleetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ]
 
     def observed(self, group: str, status: ClusterStatus) -> GroupState:
-        """Return what a group's status says. Raises FleetFileError if a machine is not known."""
+        """Return what a group's status says. Raises FleetFileError if the file does not fit."""
         section = self.groups[group]
         nodes = status.nodes
+        held = sorted(node for node, item in nodes.items() if item.role == "witness")
+        if held and section.witnesses is None:
+            raise FleetFileError(
+                f"groups.{group}.witnesses: the group has {', '.join(held)}: say how many "
+                f"witnesses it is to have, such as witnesses = {len(held)}"
+            )
         members = tuple(
             Member(id=node, role=item.role, client=item.client, peer="", raft="")
             for node, item in sorted(nodes.items())
@@ -84,7 +95,12 @@ class FleetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
         machines = {member.id: self._machine(group, member) for member in members}
         return GroupState(
-            id=group, view=view, facts=facts, machines=machines, replicas=section.replicas
+            id=group,
+            view=view,
+            facts=facts,
+            machines=machines,
+            replicas=section.replicas,
+            witnesses=section.witnesses or 0,
         )
 
     def _machine(self, group: str, member: Member) -> str:
@@ -118,6 +134,8 @@ def decode_fleet(text: str) -> FleetFile:
     for name, group in found.groups.items():
         if group.replicas < 1:
             raise FleetFileError(f"groups.{name}.replicas: at least 1, not {group.replicas}")
+        if (group.witnesses or 0) < 0:
+            raise FleetFileError(f"groups.{name}.witnesses: at least 0, not {group.witnesses}")
         if not group.endpoints:
             raise FleetFileError(f"groups.{name}.endpoints: name a node of the group")
     return found

@@ -175,6 +175,16 @@ def _ownership(found: GroupMap) -> dict[str, tuple[SlotRange, ...]]:
     return {group.id: group.slots for group in found.groups}
 
 
+def as_reached(endpoints: Sequence[str], *, by_tls: bool) -> tuple[str, ...]:
+    """G5: return a map's endpoints as they are reached: by TLS from where TLS is used.
+
+    What was sent under TLS, a token too, goes on under TLS. A map may be older than certificates.
+    """
+    if not by_tls:
+        return tuple(endpoints)
+    return tuple(url.replace("http://", "https://", 1) for url in endpoints)
+
+
 class SpansGroupsError(GroupMapError):
     """The keys of one request do not all belong to one slot's group."""
 

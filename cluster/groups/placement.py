@@ -8,7 +8,7 @@ middle is no special case, and two that run at once want the same.
 The rules, each a guard of its own, for a step by what is known:
 
 P1  A machine holds at most one member of a group.
-P2  A live member leaves only when as many others as are wanted are in sync and have a vote.
+P2  A live member leaves only when as many others of its role as are wanted have a vote, and data.
 P3  A primary hands over only to a member that is live, in sync and has a vote.
 P4  One step a group at a time, and none begins while `MAX_MOVING` groups are being changed.
 
@@ -26,12 +26,13 @@ from typing import Literal
 import msgspec
 
 from datapath.node.membership import Facts, majority_agrees_now, refusals
-from election.view import View
+from election.view import MemberRole, View
 
 MAX_MOVING = 8
 """How many groups are changed at a time: each copies its data to a new member."""
 
 FleetMachineState = Literal["up", "draining", "lost"]
+PLACED_ROLES: tuple[MemberRole, ...] = ("replica", "witness")
 PlacementKind = Literal["add", "hand_over", "remove", "wait"]
 
 
@@ -49,32 +50,47 @@ class FleetMachine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GroupState(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a group. `machines`: where each of its members is; `replicas`: as wanted."""
+    """What is known of a group. `machines`: where each of its members is.
+
+    `replicas`, `witnesses`: how many are wanted.
+    """
 
     id: str
     view: View
     facts: Facts
     machines: Mapping[str, str]
     replicas: int = 3
+    witnesses: int = 0
 
     def is_settled(self, node: str) -> bool:
         """Whether a member is live, has its vote, and is in sync if it holds data."""
-        member = self.view.member(node)
-        holds = node in self.view.in_sync or (member is not None and member.role == "witness")
+        holds = node in self.view.in_sync or self.role_of(node) == "witness"
         return holds and node in self.facts.live and node in self.facts.voters
 
-    def replica_ids(self) -> list[str]:
-        """Return the members that hold data."""
-        return [member.id for member in self.view.members if member.role == "replica"]
+    def members_in(self, role: MemberRole) -> list[str]:
+        """Return the members of a role."""
+        return [member.id for member in self.view.members if member.role == role]
+
+    def wanted(self, role: MemberRole) -> int:
+        """Return how many of a role there are to be."""
+        return self.replicas if role == "replica" else self.witnesses
+
+    def role_of(self, node: str) -> MemberRole:
+        """Return a member's role."""
+        return "witness" if node in self.members_in("witness") else "replica"
 
 
 class PlacementStep(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do next with a group; `wait`: nothing can be done yet, `reason` says why."""
+    """What to do next with a group; `wait`: nothing can be done yet, `reason` says why.
+
+    `role`: that of the node which is added.
+    """
 
     kind: PlacementKind
     group: str
     node: str = ""
     machine: str = ""
+    role: MemberRole = "replica"
     reason: str
 
 
@@ -115,8 +131,9 @@ def may_remove(group: GroupState, node: str) -> str:
     """M1 as the group will judge, and P2: others have the place of a live member."""
     if found := refusals(group.view, group.facts, node):
         return found[0].reason
-    others = [item for item in group.replica_ids() if item != node]
-    if node in group.facts.live and sum(map(group.is_settled, others)) < group.replicas:
+    role = group.role_of(node)
+    others = [item for item in group.members_in(role) if item != node]
+    if node in group.facts.live and sum(map(group.is_settled, others)) < group.wanted(role):
         return _waits_for(item for item in others if not group.is_settled(item))
     return ""
 
@@ -128,7 +145,7 @@ def may_hand_over(group: GroupState, node: str) -> str:
 
 def _waits_for(nodes: Iterable[str]) -> str:
     names = ", ".join(sorted(nodes))
-    return f"{names or 'another replica'} must be live, in sync and have a vote first"
+    return f"{names or 'another member'} must be live, in sync and have a vote first"
 
 
 # -- the plan
@@ -163,7 +180,8 @@ class _Plan:
         self._leaving: dict[str, list[str]] = {}
         for group in self._groups:
             self._moving += is_moving(group)
-            self._leaving[group.id] = leaving = self._surplus(group)
+            leaving = [node for role in PLACED_ROLES for node in self._surplus(group, role)]
+            self._leaving[group.id] = leaving
             for node in leaving:
                 self._expected[group.machines[node]] -= 1
         self._least = self._least_load()
@@ -187,7 +205,7 @@ class _Plan:
             return _wait(group, f"{MAX_MOVING} groups are being changed already")
         self._moving += begins
         if step.kind == "add":
-            for node in self._surplus(group, step.machine):
+            for node in self._surplus(group, step.role, step.machine):
                 self._expected[group.machines[node]] -= 1
             self._held[step.machine] += 1
             self._expected[step.machine] += 1
@@ -200,13 +218,14 @@ class _Plan:
     # -- one pass each, the most urgent first
 
     def _repair(self, group: GroupState) -> PlacementStep | None:
-        """Take out what is lost, and have as many replicas as are wanted."""
+        """Take out what is lost, and have as many members as are wanted."""
         for member in group.view.members:
             is_lost = self._state(group, member.id) == "lost"
             if is_lost and member.id not in group.facts.live:
                 return _remove(group, member.id, "its machine is lost")
-        if len(group.replica_ids()) < group.replicas:
-            return self._add(group, "", "a replica is missing")
+        for role in PLACED_ROLES:
+            if len(group.members_in(role)) < group.wanted(role):
+                return self._add(group, role, "", f"a {role} is missing")
         return None
 
     def _go_on(self, group: GroupState) -> PlacementStep | None:
@@ -222,37 +241,39 @@ class _Plan:
 
     def _drain(self, group: GroupState) -> PlacementStep | None:
         """Replace what is on a machine that is to be emptied, is too full, or not described."""
-        for node in group.replica_ids():
-            if not self._stays(group, node):
-                return self._add(group, node, f"{node} is to leave {group.machines[node]}")
+        for member in group.view.members:
+            if not self._stays(group, member.id):
+                reason = f"{member.id} is to leave {group.machines[member.id]}"
+                return self._add(group, member.role, member.id, reason)
         return None
 
     def _spread(self, group: GroupState) -> PlacementStep | None:
         """Move a member to a zone that has none, or to a machine that holds less."""
         if self._moving >= MAX_MOVING or may_add(group):
             return None
-        for node in self._by_worth(group):
-            best = self._best_machine(group, node) if self._may_gain(group, node) else None
-            if best is not None and self._is_better(group, node, best):
-                return _add_on(group, best, f"in the place of {node}")
+        for role in PLACED_ROLES:
+            for node in self._by_worth(group, role):
+                best = self._best_machine(group, node) if self._may_gain(group, node) else None
+                if best is not None and self._is_better(group, node, best):
+                    return _add_on(group, role, best, f"in the place of {node}")
         return None
 
     def _balance(self, group: GroupState) -> PlacementStep | None:
         """Have each machine hold about as many primaries as the others."""
         to = self._best_primary(group, group.view.primary)
-        if to is None or may_add(group) or not self._stays(group, to):
+        if to is None or may_add(group):
             return None
         here = self._primaries[group.machines[group.view.primary]]
         if here - self._primaries[group.machines[to]] < 2:
             return None
         return _hand_over(group, to, "its machine holds fewer primaries")
 
-    def _add(self, group: GroupState, leaver: str, reason: str) -> PlacementStep:
+    def _add(self, group: GroupState, role: MemberRole, leaver: str, reason: str) -> PlacementStep:
         if why := may_add(group):
             return _wait(group, why)
         if (machine := self._best_machine(group, leaver)) is None:
             return _wait(group, "no machine has room: add one, or raise a machine's capacity")
-        return _add_on(group, machine, reason)
+        return _add_on(group, role, machine, reason)
 
     # -- who and where
 
@@ -279,20 +300,20 @@ class _Plan:
         # A machine that names no zone is one of its own.
         return f"machine {machine}" if known is None or not known.zone else known.zone
 
-    def _surplus(self, group: GroupState, coming: str = "") -> list[str]:
+    def _surplus(self, group: GroupState, role: MemberRole, coming: str = "") -> list[str]:
         """Return who is one too many, once a member on the machine `coming` has joined."""
-        count = len(group.replica_ids()) + bool(coming) - group.replicas
-        return self._by_worth(group, coming)[:count] if count > 0 else []
+        count = len(group.members_in(role)) + bool(coming) - group.wanted(role)
+        return self._by_worth(group, role, coming)[:count] if count > 0 else []
 
-    def _by_worth(self, group: GroupState, coming: str = "") -> list[str]:
-        """Return the replicas, who can best be missed first.
+    def _by_worth(self, group: GroupState, role: MemberRole, coming: str = "") -> list[str]:
+        """Return the members of a role, who can best be missed first.
 
         Whoever came last stays, if it is as well placed as another: else the next plan, by other
         loads, would take out whom this one brings in.
         """
-        nodes = group.replica_ids()
-        newest = max(nodes, key=_came_at)
-        zones = Counter(self._zone(group.machines[node]) for node in nodes)
+        nodes = group.members_in(role)
+        newest = max(nodes, key=_came_at, default="")
+        zones = Counter(map(self._zone, group.machines.values()))
         zones[self._zone(coming)] += bool(coming)
 
         def worth(node: str) -> tuple[bool, int, bool, float, bool, str]:
@@ -344,21 +365,26 @@ class _Plan:
         def rank(node: str) -> tuple[bool, int, str]:
             return not self._stays(group, node), self._primaries[group.machines[node]], node
 
-        able = [n for n in group.replica_ids() if n != besides and not may_hand_over(group, n)]
+        replicas = group.members_in("replica")
+        able = [n for n in replicas if n != besides and not may_hand_over(group, n)]
         return min(able, key=rank, default=None)
 
 
 def is_moving(group: GroupState) -> bool:
     """Whether a new member of the group gets its data, or has it and the old one is still there."""
-    nodes = group.replica_ids()
-    comes = any(node in group.facts.live and not group.is_settled(node) for node in nodes)
-    return comes or len(nodes) > group.replicas
+    ids = [member.id for member in group.view.members]
+    comes = any(node in group.facts.live and not group.is_settled(node) for node in ids)
+    return comes or any(len(group.members_in(role)) > group.wanted(role) for role in PLACED_ROLES)
 
 
-def _add_on(group: GroupState, machine: FleetMachine, reason: str) -> PlacementStep:
+def _add_on(
+    group: GroupState, role: MemberRole, machine: FleetMachine, reason: str
+) -> PlacementStep:
     # The version only rises, so that an id that was removed is not used again.
     node = f"{machine.id}-v{group.view.version}"
-    return PlacementStep(kind="add", group=group.id, node=node, machine=machine.id, reason=reason)
+    return PlacementStep(
+        kind="add", group=group.id, node=node, machine=machine.id, role=role, reason=reason
+    )
 
 
 def machine_of(node: str) -> str:

@@ -16,6 +16,7 @@ from cluster.api.groups import GroupNode
 from cluster.api.hosts import Hosts
 from cluster.api.routes import HttpApi, ServedNode
 from cluster.certificates.node_tls import NodeTls
+from cluster.config.groups_section import group_text
 from cluster.config.model import ClusterConfig, ConfigError, split_address
 from cluster.etcd.server import EtcdApi
 from cluster.installed import installed_version
@@ -33,7 +34,6 @@ from cluster.node.settings import (
     bounds_of,
     etcd_urls,
     first_admin_of,
-    group_text,
     guard_of,
     http_settings,
     known_groups,
@@ -123,7 +123,7 @@ async def open_node(
     hint = await check_own_addresses(config, node_id)
     directory = DataDirectory.open(config.data_dir(node_id), node_id=node_id)
     try:
-        directory.bind_group(group_text(config))
+        directory.bind_group(group_text(config.groups))
         if directory.removed:
             raise removed(config.name, node_id)
         yield NodeRuntime(config, node_id, directory, descriptors, hosts, hint, tls)

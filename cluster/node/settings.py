@@ -13,9 +13,10 @@ from cluster.api.relay import GroupRelay
 from cluster.api.settings import HttpSettings
 from cluster.archive.archiver import Archiver
 from cluster.archive.object_store import UnusableUrlError, open_store
+from cluster.config.groups_section import group_text
 from cluster.config.model import ClusterConfig, ConfigError, Secret, ServiceConfig
 from cluster.etcd.members import MemberUrls
-from cluster.groups.group_map import MAX_ENDPOINTS, Group, describe_group
+from cluster.groups.group_map import MAX_ENDPOINTS, Group
 from cluster.node.descriptors import Descriptors
 from cluster.services.access_guard import TokenGuard
 from cluster.services.hosting import Host, HostLimits
@@ -145,15 +146,10 @@ def shared_secret(config: ClusterConfig) -> SharedSecret:
     return SharedSecret(*secrets_of(config))
 
 
-def group_text(config: ClusterConfig) -> str:
-    """Return the group with its slots, as data and links are bound to it; "": no groups."""
-    groups = config.groups
-    return "" if groups is None else describe_group(groups.id, groups.slots)
-
-
 def link_name(config: ClusterConfig) -> str:
     """Return what the nodes call their cluster towards each other."""
-    return f"{config.name}/{group_text(config)}" if config.groups is not None else config.name
+    group = group_text(config.groups)
+    return f"{config.name}/{group}" if group else config.name
 
 
 def secrets_of(config: ClusterConfig) -> tuple[bytes, ...]:
@@ -164,7 +160,7 @@ def secrets_of(config: ClusterConfig) -> tuple[bytes, ...]:
     secrets = tuple(map(bytes, config.secrets or (Secret(b""),)))
     if config.groups is None:
         return secrets
-    text = b"onecopy group " + group_text(config).encode()
+    text = b"onecopy group " + group_text(config.groups).encode()
     return tuple(
         secret and hmac.digest(secret, text, "sha256").hex().encode() for secret in secrets
     )
@@ -189,6 +185,7 @@ def make_storage(
         flush_bytes=limits.overlay_flush_bytes,
         min_waste_bytes=limits.store_min_waste_bytes,
         read_ahead_bytes=limits.store_read_ahead_bytes,
+        group=group_text(config.groups),
         retention_bytes=limits.log_retention_bytes,
         catchup_bytes=LOG_KEPT_FACTOR * limits.log_retention_bytes,
         retention_ms=limits.log_retention_ms,

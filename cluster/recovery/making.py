@@ -40,7 +40,7 @@ def make(
     """
     log = source.log
     assert log is not None
-    with Founding(target, node_id) as founding:
+    with Founding(target, node_id, source.identity.group) as founding:
         total = source.items + log.last_index - source.store_index
         _copy_store(source, founding, map_size_bytes, lambda done: on_progress(done, total))
         store = Store.open(

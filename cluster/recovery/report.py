@@ -83,7 +83,8 @@ def plan(found: Examination, age: float) -> str:
 def _directory(item: Examined) -> Iterator[str]:
     directory, identity = item.directory, item.directory.identity
     role = "witness" if directory.is_witness else "replica"
-    yield f"{directory.path}: {role} {identity.node} of cluster {identity.cluster}"
+    group = f", group {identity.group}" * bool(identity.group)
+    yield f"{directory.path}: {role} {identity.node} of cluster {identity.cluster}{group}"
     log = directory.log
     if log is None:
         yield "  no data: a witness only votes"

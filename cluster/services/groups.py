@@ -43,8 +43,7 @@ class WrongGroupError(OperationNotAppliedError):
         told = name[:100].decode("utf-8", "backslashreplace")
         super().__init__(
             "wrong_group",
-            f"{told!r} has slot {slot}, which group {group_id!r} does not own: ask the group that "
-            "does",
+            f"{told!r} has slot {slot}, which group {group_id!r} does not own",
         )
         self.slot = slot
 
@@ -98,7 +97,8 @@ class GroupGuard:
                 return OperationNotAppliedError(
                     "spans_groups",
                     f"lease {lease} is another group's: a key or a lock needs one that its own "
-                    f"group, {self.group_id!r}, has granted (Onecopy-Group: {self.group_id})",
+                    f"group, {self.group_id!r}, has granted: name the key when it is granted "
+                    f"(lease grant --for; Onecopy-Group: {self.group_id})",
                 )
         return None
 
@@ -153,10 +153,12 @@ class Groups(Service):
 
     @operation
     def publish(self, tx: Transaction, document: bytes) -> int:
-        """Take a map, the next version of what is held; return its version (G2).
+        """Take a map of a higher version than what is held; return its version (G2).
 
-        The same map once more is taken as a repeat. Raises RejectedError "invalid_body",
-        "precondition_failed" for another version than the next, "refused" for other slots.
+        Whoever publishes raises the highest version that any group knows: after a restore of the
+        first group's state others may know later ones than that has. The same map once more is
+        taken as a repeat. Raises RejectedError "invalid_body", "precondition_failed" for a version
+        that is not above, "refused" for other slots.
         """
         try:
             offered = decode_map(document)
@@ -166,12 +168,11 @@ class Groups(Service):
         held = None if stored is None else decode_map(stored)
         if held == offered:
             return offered.version
-        following = 1 if held is None else held.version + 1
-        if offered.version != following:
+        if held is not None and offered.version <= held.version:
             raise RejectedError(
                 "precondition_failed",
-                f"version: must be {following}, the next one, not {offered.version}: another map "
-                "may have been published meanwhile; read it, and decide again",
+                f"version: must be above {held.version}, which is held, not {offered.version}: "
+                "another map may have been published meanwhile; read it, and decide again",
             )
         if problem := may_replace_map(held, offered):
             raise RejectedError("refused", f"groups: {problem}")

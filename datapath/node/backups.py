@@ -86,6 +86,7 @@ class Backups:
             created_s=int(time.time()),
             store_bytes=source.store_file.stat().st_size,
             written_by=_own_version(),
+            group=self._storage.group,
         )
         logger.info("writing a backup of revision %d", source.index)
         return RunningBackup(self, source, header)

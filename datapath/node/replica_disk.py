@@ -41,6 +41,7 @@ class ReplicaStorage:
     `retention_ms`, by the machine's date, or a replica lacks.
 
     `max_queued_bytes` bounds what waits for the log: a primary bounds that itself, and tighter.
+    `group`: whose keys these are, as backups name it; "": there are no groups.
 
     Raises StorageError from the constructor, with what to do.
     """
@@ -60,8 +61,10 @@ class ReplicaStorage:
         max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES,
         min_waste_bytes: int = DEFAULT_MIN_WASTE_BYTES,
         read_ahead_bytes: int = DEFAULT_READ_AHEAD_BYTES,
+        group: str = "",
     ) -> None:
         path = directory.path
+        self.group = group
         self._read_ahead_bytes = read_ahead_bytes
         self._stopping = threading.Event()
         self._reading_ahead: set[asyncio.Task[int]] = set()

@@ -53,7 +53,7 @@ class BackupHeader(msgspec.Struct, frozen=True, kw_only=True):
 
     `cluster` is its name, `node` the replica that wrote it, `created_s` when, in seconds since 1970
     by that node's clock. `store_bytes`: how large the store was, about. The store's format is that
-    of the items.
+    of the items. `group`: whose keys they are, with its slots; "": the cluster had no groups.
     """
 
     format: int = BACKUP_FORMAT
@@ -66,6 +66,12 @@ class BackupHeader(msgspec.Struct, frozen=True, kw_only=True):
     created_s: int
     store_bytes: int = 0
     written_by: str = ""
+    group: str = ""
+
+    @property
+    def source(self) -> str:
+        """The cluster by name, with its group, for people."""
+        return f"cluster {self.cluster}" + f", group {self.group}" * bool(self.group)
 
 
 class BackupEnd(msgspec.Struct, frozen=True, kw_only=True):

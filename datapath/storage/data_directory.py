@@ -165,12 +165,13 @@ class DataDirectory:
         _make(path, create=True)
         return cls(path, Identity(_FORMAT, node_id, secrets.token_hex(16)), _lock(path))
 
-    def found(self, cluster_id: str, epoch: int) -> None:
+    def found(self, cluster_id: str, epoch: int, group: str = "") -> None:
         """Write the identity: this node begins the cluster, with `epoch`, on the data that is here.
 
         Durable when it returns. Raises DiskFullError or DiskFailedError.
         """
-        self._save(msgspec.structs.replace(self._identity, cluster=cluster_id, first_epoch=epoch))
+        begun = {"cluster": cluster_id, "first_epoch": epoch, "group": group}
+        self._save(msgspec.structs.replace(self._identity, **begun))
 
     def close(self) -> None:
         """Release the lock. Closing twice is harmless."""
@@ -255,7 +256,7 @@ class DataDirectory:
     def bind_group(self, group: str) -> None:
         """Tie the data to a group ("": all keys), or raise DataDirectoryError: it has one (G1)."""
         known = self._identity.group
-        if known != group and (self.joined or _may_have_voted(self.path)):
+        if known != group and (self.joined or self.first_epoch or _may_have_voted(self.path)):
             raise DataDirectoryError(
                 f"data directory {self.path} belongs to group {known or '(none)'}, and [groups] of "
                 f"the configuration says {group or '(none)'}: a group keeps its id and its slots"

@@ -79,8 +79,10 @@ class Founding:
     it is either finished or given up.
     """
 
-    def __init__(self, path: str | Path, node_id: str) -> None:
+    def __init__(self, path: str | Path, node_id: str, group: str = "") -> None:
         """Take an empty directory, or what an interrupted founding has left; make it if missing.
+
+        `group`: the group whose state it is to hold, with its slots; "": there are no groups.
 
         Raises:
             DataDirectoryError: it is not empty, in use, or cannot be written.
@@ -89,6 +91,7 @@ class Founding:
         """
         self.path = Path(path).absolute()
         self.node_id = node_id
+        self.group = group
         self.cluster_id = secrets.token_hex(16)
         self.store = self.path / "store"
         check_empty(self.path)
@@ -134,7 +137,7 @@ class Founding:
             accepted.record(next_epoch - 1, self.node_id)
         finally:
             accepted.close()
-        self._directory.found(self.cluster_id, next_epoch)
+        self._directory.found(self.cluster_id, next_epoch, self.group)
         try:
             (self.path / UNFINISHED).unlink()
             sync_directory(self.path)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.client.aio import AsyncClient
-from cluster.client.grouped import AsyncGroupedClient
+from cluster.client.errors import InvalidRequestError
 from cluster.exit_codes import EXIT_REFUSED
 from cluster.groups.group_map import Group, GroupMap
 from tests.support import commands
@@ -71,10 +71,21 @@ async def test_groups_know_each_other_and_fail_over_apart(
                         return (await asking.groups()).map == published
 
                 await wait_until(knows, f"{node} of {cluster.directory.name} knows the map")
-        async with AsyncGroupedClient(second.url("n2")) as deployment:
+        async with AsyncClient(second.url("n2")) as deployment:
             for key in (OWN, OTHER, "jobs"):
                 await deployment.put(key, key)
-            assert await (await deployment.of("orders/")).get(OWN) is not None
+            own = await deployment.of("orders/")
+            assert set(own.endpoints) == set(map(first.url, first.specs))
+            assert await own.get(OWN) is not None
+            async with deployment.watch(key=OWN) as watch, deployment.lock(OWN, ttl=5.0) as lock:
+                written = await deployment.put(OWN, b"held", if_lock=lock.condition)
+                assert (await anext(watch)).revision == written.revision
+            async with deployment.lease(5.0, key=OWN) as lease:
+                await deployment.put("orders/2", b"", lease=lease.id)
+            with pytest.raises(InvalidRequestError, match="another group's"):
+                await deployment.put(OWN, b"", lease=await deployment.grant_lease(5.0))
+            ended = await commands.run("lock", OWN, "--", "true", endpoints=[second.url("n3")])
+            assert ended.code == 0, ended
             assert await other.get(OTHER) == await deployment.get(OTHER)
             assert (await deployment.delete(OWN)).deleted
             # Any node of any group passes on what is another's, for a client of one cluster too.
@@ -93,6 +104,32 @@ async def test_groups_know_each_other_and_fail_over_apart(
         assert (await client.status()).epoch == before
         await first.wait_converged()
         await writer.verify()
+
+
+async def test_a_backup_of_a_group_makes_that_group_alone(tmp_path: Path) -> None:
+    second = Cluster(tmp_path / "g2", replicas=1, groups={"id": "g2", "slots": HIGH})
+    low = Cluster(tmp_path / "low", replicas=1, groups={"id": "g1", "slots": LOW})
+    high = Cluster(tmp_path / "high", replicas=1, groups={"id": "g2", "slots": HIGH})
+    file = tmp_path / "g2.backup"
+    try:
+        await second.start()
+        async with second.client() as client:
+            await client.put(OTHER, b"kept")
+        ended = await commands.run("backup", file, endpoints=[second.url("n1")])
+        assert (ended.code, "cluster test, group g2:2048-4095" in ended.err) == (0, True), ended
+        restore = ("restore", file, "--node", "n1", "--config")
+        ended = await commands.run(*restore, low.config_path)
+        assert ended.code == EXIT_REFUSED
+        assert "g2.backup is of group g2:2048-4095, and this file is of group g1" in ended.err
+        assert (await commands.run(*restore, high.config_path)).code == 0
+        await high.start()
+        async with high.client() as client:
+            found = await client.get(OTHER)
+            assert found is not None
+            assert found.value == b"kept"
+    finally:
+        for cluster in (second, low, high):
+            cluster.end()
 
 
 async def test_a_node_with_other_slots_gets_no_link_and_does_not_start_on_a_groups_data(

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 from cluster.api import access
 from cluster.api import relay as passing_on
 from cluster.api.groups import GroupNode
+from cluster.cli import config_option
+from cluster.client import aio, group_routes
+from cluster.client.retries import Transport
 from cluster.groups import placement, relay
 from cluster.groups.placement import GroupState
 from cluster.services import groups, scoped
@@ -49,6 +53,19 @@ def _bound_not_asked() -> list[Patch]:
     return [patch.object(placement._Plan, "_bounded", unbounded)]
 
 
+def _witnesses_forgotten() -> list[Patch]:
+    return [patch.object(placement, "PLACED_ROLES", ("replica",))]
+
+
+def _witnesses_stay() -> list[Patch]:
+    stays = placement._Plan._stays
+
+    def or_is_a_witness(self: placement._Plan, group: GroupState, node: str) -> bool:
+        return group.role_of(node) == "witness" or stays(self, group, node)
+
+    return [patch.object(placement._Plan, "_stays", or_is_a_witness)]
+
+
 def _nobody_judges() -> list[Patch]:
     return [patch.object(membership, "GUARDS", ())]
 
@@ -81,12 +98,30 @@ def _any_map() -> list[Patch]:
     return [patch.object(groups, "may_replace_map", lambda *_: "")]
 
 
+def _any_groups_data() -> list[Patch]:
+    return [patch.object(config_option, "refusal_of_data", lambda *_: "")]
+
+
+class _WithOwnMemory(Transport):
+    def __init__(self, *args: Any, sent_after: object = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        del sent_after
+
+
+def _each_way_remembers_for_itself() -> list[Patch]:
+    return [patch.object(aio, "Transport", _WithOwnMemory)]
+
+
 def _certificate_counts() -> list[Patch]:
     return [patch.object(access, "RELAYED", "x-none")]
 
 
 def _as_the_map_says() -> list[Patch]:
     return [patch.object(passing_on, "as_reached", lambda endpoints, **_: tuple(endpoints))]
+
+
+def _clients_go_as_the_map_says() -> list[Patch]:
+    return [patch.object(group_routes, "as_reached", lambda endpoints, **_: tuple(endpoints))]
 
 
 RULES_MUTANTS = (
@@ -97,6 +132,9 @@ RULES_MUTANTS = (
     Mutant("G1", "a node does not ask whose a key is", _not_asked_on_the_way,
            unit="tests/integration/cluster/api/test_groups.py::"
            "test_a_key_of_the_group_is_served_and_another_groups_refused"),
+    Mutant("G1", "a group is restored from another's state", _any_groups_data,
+           unit="tests/integration/cluster/cli/test_archive_commands.py::"
+           "test_the_state_of_another_group_is_refused_by_both_names"),
     Mutant("G2", "a map moves slots", _any_map, unit=UNIT + "test_slots_stay_where_they_are"),
     Mutant("G4", "what was relayed is relayed again", _allows("is_first_hop"),
            unit=RELAY + "test_a_request_goes_over_one_hop_whatever_the_maps_say"),
@@ -110,10 +148,17 @@ RULES_MUTANTS = (
     Mutant("G5", "what came under TLS is passed on in plain text", _as_the_map_says,
            unit="tests/integration/cluster/api/test_relay.py::"
            "test_a_node_with_tls_passes_no_token_on_in_plain_text"),
+    Mutant("G5", "a client with TLS follows a map in plain text", _clients_go_as_the_map_says,
+           unit="tests/unit/cluster/client/test_group_routes.py::"
+           "test_what_was_given_by_https_is_reached_so_whatever_the_map_says"),
     Mutant("G6", "another endpoint is asked after any failure", _allows("may_ask_next"),
            unit=RELAY + "test_whatever_endpoints_do_a_client_is_told_the_truth"),
     Mutant("G7", "a revision goes to a group that it is not of", _allows("knows_after"),
            unit=RELAY + "test_a_revision_goes_to_its_own_group_alone"),
+    Mutant("G7", "a repeat on another way is said to be a later first try",
+           _each_way_remembers_for_itself,
+           unit="tests/integration/cluster/api/test_group_clients.py::"
+           "test_a_key_keeps_what_it_was_first_sent_after_on_whichever_way"),
 )  # fmt: skip
 
 GROUPS_MUTANTS = RULES_MUTANTS + tuple(
@@ -123,6 +168,8 @@ GROUPS_MUTANTS = RULES_MUTANTS + tuple(
         Mutant("P1", "members on full and emptied machines", _no("has_room")),
         Mutant("P2", "a live member leaves before others are in sync", _only_m1),
         Mutant("P2", "a removal that the group refuses is asked for", _no("may_remove")),
+        Mutant("P2", "witnesses that are missing are forgotten", _witnesses_forgotten),
+        Mutant("P2", "witnesses stay on machines that are emptied", _witnesses_stay),
         Mutant("P3", "a handover to whoever is a member", _no("may_hand_over")),
         Mutant("P4", "a member comes while another does not answer", _no("may_add")),
         Mutant("P4", "steps without a primary or a majority", _no("may_step")),

@@ -37,6 +37,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.sim.faults import Schedule
+from tests.sim.groups.schedule import BIG_EVERY
+from tests.sim.groups.schedule import Schedule as GroupsSchedule
 from tests.sim.histories import Histories
 
 SIMULATED = (
@@ -79,7 +81,9 @@ CONSENSUS = (
     "election.pysyncobj_adapter.progress_mark",
 )
 """The simulator's consensus is right by construction: only tests can notice these."""
-MODULES = (*SIMULATED, *CONSENSUS)
+PLACED = ("cluster.groups.placement", "cluster.groups.fleet")
+"""For these, machines and groups are simulated (`tests.sim.groups`)."""
+MODULES = (*SIMULATED, *CONSENSUS, *PLACED)
 """Whose conditions are taken out."""
 TESTS = (
     "tests/scenarios",
@@ -108,6 +112,12 @@ CONSENSUS_TESTS = (
     "tests/unit/election/pysyncobj_adapter/test_progress_mark.py",
 )
 """What is run for `CONSENSUS`: the real core and journal, message by message."""
+PLACED_TESTS = (
+    "tests/unit/cluster/groups/test_fleet.py",
+    "tests/unit/cluster/groups/test_placement.py",
+)
+"""What is run for `PLACED`, after its schedules."""
+PLACED_SEEDS = 300
 FIRST_SEEDS = 40
 """So many schedules come before the tests: they notice most breaks in a moment."""
 MAX_SEEDS = 1500
@@ -311,6 +321,10 @@ def judge(broken: Break, max_seeds: int) -> Verdict:
             apply(broken)
         if broken.module in CONSENSUS:
             return _by_tests(CONSENSUS_TESTS) or Verdict("")
+        if broken.module in PLACED:
+            signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
+            placed = _by_placements(min(PLACED_SEEDS, max_seeds))
+            return placed or _by_tests(PLACED_TESTS) or Verdict("")
         verdict = _by_schedules(0, min(FIRST_SEEDS, max_seeds)) or _by_tests(TESTS)
         signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
         return verdict or _by_schedules(FIRST_SEEDS, max_seeds) or Verdict("")
@@ -339,6 +353,18 @@ def _by_schedules(first: int, end: int) -> Verdict | None:
                 break
         for seed, problem in sorted(histories.check().items()):
             return Verdict(f"Porcupine, seed {seed}", " ".join(problem.split()))
+    return None
+
+
+def _by_placements(end: int) -> Verdict | None:
+    for seed in range(1, end):
+        if seed % BIG_EVERY:
+            try:
+                GroupsSchedule(seed).run()
+            except Exception as error:  # noqa: BLE001 -- whatever the break has led to
+                reason = (str(error).splitlines() or [""])[0]
+                said = f"{type(error).__name__}: {reason}"
+                return Verdict(f"simulator of placement, seed {seed}", said)
     return None
 
 

@@ -24,9 +24,15 @@ SECOND_MS = 1000
 
 
 class MadeArchive:
-    """Entry n committed n seconds after `begin_ms`. `store` holds all entries that were added."""
+    """Entry n committed n seconds after `begin_ms`. `store` holds all entries that were added.
 
-    def __init__(self, root: Path, scratch: Path, *, cluster_id: str = CLUSTER_ID) -> None:
+    `group`: the replica group that its base states name.
+    """
+
+    def __init__(
+        self, root: Path, scratch: Path, *, cluster_id: str = CLUSTER_ID, group: str = ""
+    ) -> None:
+        self._group = group
         root.mkdir(exist_ok=True)
         self.url = root.as_uri()
         self.begin_ms = 1_800_000_000_000
@@ -70,6 +76,7 @@ class MadeArchive:
                     cluster_id=self._cluster_id,
                     node="n1",
                     created_s=self.time_ms(reader.index) // SECOND_MS,
+                    group=self._group,
                 )
             )
             number = 0

@@ -9,6 +9,7 @@ SITUATIONS = (
     *(f"machine: {kind}" for kind in (
         "down", "gone", "declared lost", "drain", "drain ended", "new")),
     *(f"{kind}: {how}" for kind in ("add", "hand_over", "remove") for how in ("done", "refused")),
+    *(f"{kind}: witness" for kind in ("add", "remove")),
     "failed over", "a planner ended between two steps", "planners: 1", "planners: 2",
 )  # fmt: skip
 

@@ -8,10 +8,11 @@ and has a vote may take over.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
 
-from cluster.groups.placement import FleetMachine, FleetMachineState, GroupState, is_moving
+from cluster.groups.placement import FleetMachine, FleetMachineState, GroupState
 from datapath.errors import NotPrimaryError, OperationError, RejectedError
 from datapath.node.member_change import addition, removal
 from datapath.node.membership import Facts, refusals
@@ -20,6 +21,7 @@ from election.view import (
     Bootstrap,
     Handover,
     Member,
+    MemberRole,
     RemoveFromInSync,
     TakeOver,
     View,
@@ -52,31 +54,43 @@ class SimMachine:
         return FleetMachine(id=self.id, capacity=self.capacity, zone=self.zone, state=self.state)
 
 
-def _member(group: str, node: str) -> Member:
+def _member(group: str, node: str, role: MemberRole) -> Member:
     client, peer, raft = (f"{channel}.{node}.{group}" for channel in ("client", "peer", "raft"))
-    return Member(id=node, role="replica", client=client, peer=peer, raft=raft, data_id="d")
+    return Member(id=node, role=role, client=client, peer=peer, raft=raft, data_id="d")
 
 
 class SimGroup:
-    """One group. `machine_of`: where each node is that ever was a member or is about to be."""
+    """One group. `machine_of`, `roles`: of each node that ever was a member or is about to be.
+
+    `wanted`: how many members of each role. The machines are those of its first replicas, then
+    witnesses.
+    """
 
     def __init__(
-        self, fleet: Fleet, name: str, machines: list[SimMachine], wanted: int, min_in_sync: int
+        self,
+        fleet: Fleet,
+        name: str,
+        machines: list[SimMachine],
+        wanted: Mapping[MemberRole, int],
+        min_in_sync: int,
     ) -> None:
         self.fleet = fleet
         self.id = name
         self.wanted = wanted
         self.min_in_sync = min_in_sync
         self.machine_of = {f"{machine.id}-v0": machine for machine in machines}
-        for node, machine in self.machine_of.items():
+        self.roles: dict[str, MemberRole] = {}
+        for number, (node, machine) in enumerate(self.machine_of.items()):
             machine.directories[name] = node
-        members = tuple(_member(name, node) for node in self.machine_of)
+            self.roles[node] = "replica" if number < wanted["replica"] else "witness"
+        members = tuple(_member(name, node, self.roles[node]) for node in self.machine_of)
         founded = Bootstrap(cluster_id=name, primary=members[0].id, members=members)
         view = apply_change(None, founded, 0)
         assert isinstance(view, View)
         self.view = view
         for member in members[1:]:
-            self.apply(AddToInSync(member.id))
+            if member.role == "replica":
+                self.apply(AddToInSync(member.id))
         self.voters = {member.id for member in members}
         self._lacks: dict[str, int] = {}
         self._known: GroupState | None = None
@@ -125,9 +139,28 @@ class SimGroup:
         if known is None or known.view is not self.view or known.facts != facts:
             machines = {m.id: self.machine_of[m.id].id for m in self.view.members}
             self._known = known = GroupState(
-                id=self.id, view=self.view, facts=facts, machines=machines, replicas=self.wanted
+                id=self.id,
+                view=self.view,
+                facts=facts,
+                machines=machines,
+                replicas=self.wanted["replica"],
+                witnesses=self.wanted["witness"],
             )
         return known
+
+    def is_moving(self) -> bool:
+        """Whether a member is to leave once another one has come, or is on its way in."""
+        roles = Counter(member.role for member in self.view.members)
+        comes = (
+            self.is_live(member.id) and not self.is_settled(member.id)
+            for member in self.view.members
+        )
+        return any(comes) or any(roles[role] > count for role, count in self.wanted.items())
+
+    def is_settled(self, node: str) -> bool:
+        """Whether a member is live, has its vote, and is in sync if it holds data."""
+        holds = node in self.view.in_sync or self.roles[node] == "witness"
+        return holds and node in self.voters and self.is_live(node)
 
     # -- what happens by itself
 
@@ -156,7 +189,7 @@ class SimGroup:
             if node in self.view.in_sync:
                 if not self.is_live(node) and random.random() < 0.5:
                     self.apply(RemoveFromInSync((node,)))
-            elif self.is_live(node):
+            elif self.is_live(node) and member.role == "replica":
                 self._lacks.setdefault(node, random.randint(*COPY_TICKS))
                 self._lacks[node] -= 1
                 if self._lacks[node] <= 0:
@@ -170,7 +203,8 @@ class SimGroup:
         if leaving:
             self.voters.remove(leaving[0])
             return
-        for node in self.view.in_sync:
+        holders = [m.id for m in self.view.members if m.role == "witness"]
+        for node in (*self.view.in_sync, *holders):
             if node not in self.voters and self.is_live(node):
                 self.voters.add(node)
                 return
@@ -182,7 +216,7 @@ class SimGroup:
         for node, machine in self.machine_of.items():
             if self.view.member(node) is not None or not self.is_live(node):
                 continue
-            change = addition(_member(self.id, node), 1)
+            change = addition(_member(self.id, node, self.roles[node]), 1)
             try:
                 if change.next(0, self.view) == "propose" and change.change is not None:
                     self.apply(change.change)
@@ -194,7 +228,7 @@ class SimGroup:
 
     # -- what planners ask for: return why it was refused, or ""
 
-    def start(self, node: str, machine: SimMachine) -> str:
+    def start(self, node: str, machine: SimMachine, role: MemberRole) -> str:
         """Start a process on a machine, on a new data directory."""
         if not machine.answers(self.fleet.now):
             return "the machine does not answer"
@@ -203,6 +237,7 @@ class SimGroup:
             return "" if there == node else f"{machine.id} has a data directory of {there}"
         machine.directories[self.id] = node
         self.machine_of[node] = machine
+        self.roles[node] = role
         return ""
 
     def hand_over(self, node: str) -> str:
@@ -243,7 +278,7 @@ class Fleet:
         return machines, [group.state() for group in self.groups.values()]
 
     def moving(self) -> int:
-        return sum(is_moving(group.state()) for group in self.groups.values())
+        return sum(group.is_moving() for group in self.groups.values())
 
     def tick(self) -> None:
         """Let time go on. Nothing that happens to one group changes another's epoch."""

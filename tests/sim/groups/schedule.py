@@ -11,6 +11,7 @@ from random import Random
 
 from cluster.groups import placement
 from cluster.groups.placement import FleetMachine, GroupState, PlacementStep
+from election.view import MemberRole
 from tests.sim.clockwork import ViolationError
 from tests.sim.groups.fleet import Fleet, SimGroup, SimMachine
 
@@ -24,6 +25,11 @@ STEPS_PER_GROUP = 12
 """In the end, of which three are one move."""
 ROOM = 0.8
 """The share of the capacity that is needed at most: what is lost and emptied beyond that is not."""
+SHAPES: tuple[dict[MemberRole, int], ...] = tuple(
+    {"replica": replicas, "witness": witnesses}
+    for replicas, witnesses in ((1, 0), (2, 1), (2, 1), (3, 0), (3, 0), (3, 2), (5, 0))
+)
+"""How many members a group is to have."""
 DOWN_TICKS = (1, 10)
 
 
@@ -76,18 +82,15 @@ class Planner:
         before = group.state()
         machine = schedule.fleet.machines.get(step.machine)
         # A machine may have died since, or its description have changed.
-        knew = self._known[step.group] == before and (
-            step.kind != "add"
-            or (
-                machine is not None
-                and self._machines[step.machine] == machine.described()
-                and machine.answers(schedule.fleet.now)
-            )
-        )
+        is_as_told = machine is not None and self._machines[step.machine] == machine.described()
+        answers = machine is not None and machine.answers(schedule.fleet.now)
+        knew = is_as_told and self._known[step.group] == before and (step.kind != "add" or answers)
         schedule.before(step, group, knew=knew, exact=exact)
         refused = _ask(step, group, machine)
         schedule.note(f"{self.name}: {step}: {refused or 'done'}")
         schedule.seen[f"{step.kind}: {'refused' if refused else 'done'}"] += 1
+        if not refused and step.kind in {"add", "remove"}:
+            schedule.seen[f"{step.kind}: {group.roles.get(step.node, 'unknown')}"] += 1
         if refused and knew:
             raise ViolationError(f"{step} was planned by what is so, and is refused: {refused}")
         if exact:
@@ -96,7 +99,7 @@ class Planner:
 
 def _ask(step: PlacementStep, group: SimGroup, machine: SimMachine | None) -> str:
     if step.kind == "add":
-        return "no such machine" if machine is None else group.start(step.node, machine)
+        return "no such machine" if machine is None else group.start(step.node, machine, step.role)
     return group.remove(step.node) if step.kind == "remove" else group.hand_over(step.node)
 
 
@@ -113,8 +116,9 @@ class Schedule:
         is_big = seed % BIG_EVERY == 0 if big is None else big
         self._zones = random.choice((0, 2, 3, 5))
         groups = 300 if is_big else random.randint(2, 20)
-        self._wanted = random.choice((1, 3, 3, 3, 5))
-        for _ in range(100 if is_big else random.randint(self._wanted + 2, 12)):
+        self._wanted = random.choice(SHAPES)
+        self._size = sum(self._wanted.values())
+        for _ in range(100 if is_big else random.randint(self._size + 2, 12)):
             self._new_machine(groups)
         self._found(groups)
         self.planners = [Planner(self, f"planner {n + 1}") for n in range(random.randint(1, 2))]
@@ -153,12 +157,12 @@ class Schedule:
         """Half of the groups begin whole, half with one member that is to grow."""
         for number in range(groups):
             free = [m for m in self.fleet.machines.values() if len(m.directories) < m.capacity]
-            count = self._wanted if self.random.random() < 0.5 else 1
-            if len(free) < count or not self._has_room(self._wanted):
+            count = self._size if self.random.random() < 0.5 else 1
+            if len(free) < count or not self._has_room(self._size):
                 break
             name = f"g{number + 1}"
             chosen = self.random.sample(free, count)
-            min_in_sync = self.random.choice((1, min(2, count)))
+            min_in_sync = self.random.choice((1, min(2, count, self._wanted["replica"])))
             group = SimGroup(self.fleet, name, chosen, self._wanted, min_in_sync)
             self.fleet.groups[name] = group
         self.history.append(self.fleet.told())
@@ -170,10 +174,10 @@ class Schedule:
             and m is not without
         ]  # fmt: skip
         groups = len(self.fleet.groups)
-        needed = groups * self._wanted + more
+        needed = groups * self._size + more
         # A machine holds one member of a group.
         room = sum(min(machine.capacity, max(groups, 1)) for machine in staying)
-        return len(staying) > self._wanted + 1 and needed <= ROOM * room
+        return len(staying) > self._size + 1 and needed <= ROOM * room
 
     # -- troubles
 
@@ -229,12 +233,12 @@ class Schedule:
     def before(self, step: PlacementStep, group: SimGroup, *, knew: bool, exact: bool) -> None:
         """Judge a step by what is so, just before it is made."""
         state = group.state()
-        begins = step.kind == "add" and not placement.is_moving(state)
+        begins = step.kind == "add" and not group.is_moving()
         if begins and exact and self.fleet.moving() >= placement.MAX_MOVING:
             raise ViolationError(f"P4: {step} begins while too many groups are changed")
         if step.kind == "add" and knew and not all(map(group.is_live, group.voters)):
             raise ViolationError(f"P4: {step}: a voter comes while another one does not answer")
-        if step.kind == "hand_over" and knew and not state.is_settled(step.node):
+        if step.kind == "hand_over" and knew and not group.is_settled(step.node):
             raise ViolationError(f"P3: {step}: it is not in sync or has no vote")
         if step.kind == "remove":
             self._judge_removal(step, group, state, knew=knew)
@@ -244,11 +248,18 @@ class Schedule:
     ) -> None:
         if state.view.member(step.node) is None:
             return
-        others = [node for node in state.replica_ids() if node != step.node]
+        role = group.roles[step.node]
+        others = [n for n in group.roles if n != step.node and state.view.member(n) is not None]
         if knew and group.is_live(step.node):
-            settled = sum(map(state.is_settled, others))
-            if settled < group.wanted:
+            settled = sum(group.is_settled(n) for n in others if group.roles[n] == role)
+            if settled < group.wanted[role]:
                 raise ViolationError(f"P2: {step} leaves {settled} that are settled")
+        held = 1 + sum(group.roles[node] == role for node in others)
+        is_lost = group.machine_of[step.node].state == "lost"
+        if knew and not group.is_live(step.node) and not is_lost and held <= group.wanted[role]:
+            raise ViolationError(
+                f"P2: {step}: its machine may come back, and no other has its place"
+            )
         if not group.is_available() or group.is_available(without=step.node):
             return
         if not group.remove(step.node):
@@ -285,16 +296,18 @@ class Schedule:
 
     def _group_problem(self, group: SimGroup, primaries: Counter[str]) -> str:
         state = group.state()
-        nodes = state.replica_ids()
+        nodes = [member.id for member in state.view.members]
         machines = [group.machine_of[node] for node in nodes]
-        if len(nodes) != group.wanted or set(nodes) != group.voters:
-            return f"{len(nodes)} replicas, {len(group.voters)} votes"
-        if not all(map(state.is_settled, nodes)):
+        roles = Counter(member.role for member in state.view.members)
+        if roles != +Counter(group.wanted) or set(nodes) != group.voters:
+            return f"{dict(roles)}, {len(group.voters)} votes"
+        if not all(map(group.is_settled, nodes)):
             return "not all are in sync"
         if bad := [machine.id for machine in machines if machine.state != "up"]:
             return f"a member is on {bad[0]}"
         now = primaries[group.machine_of[group.view.primary].id]
-        if now - min(primaries[machine.id] for machine in machines) > 1:
+        others = [group.machine_of[n].id for n in nodes if group.roles[n] == "replica"]
+        if now - min(map(primaries.__getitem__, others)) > 1:
             return "another member's machine has fewer primaries"
         return self._zone_problem(machines)
 

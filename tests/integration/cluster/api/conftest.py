@@ -19,6 +19,8 @@ from cluster.api.groups import GroupNode
 from cluster.api.hosts import Hosts
 from cluster.api.routes import HttpApi, ServedNode
 from cluster.api.settings import HttpSettings
+from cluster.groups.group_map import Group
+from tests.support.group_pair import HIGH, LOW, Pair, know, node_of
 from tests.support.local_node import LocalNode, local_node
 from tests.support.served import Local, Serve
 
@@ -76,6 +78,20 @@ async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
     yield start
     for api in started:
         await api.listener.stop()
+
+
+@pytest.fixture
+async def pair(serve: Serve) -> AsyncIterator[Pair]:
+    low = await serve(None, node_of("g1", "1" * 32))
+    high = await serve(None, node_of("g2", "2" * 32))
+    for _ in range(100):  # revisions that cannot be mistaken for the other group's
+        high.node.index += 1
+    for node in (low.node, high.node):
+        know(node, Group("g1", LOW, (low.base_url,)), Group("g2", HIGH, (high.base_url,)))
+    yield Pair(low, high)
+    for node in (low.node, high.node):
+        assert node.groups is not None
+        await node.groups.close()
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ async def test_the_map_is_served_and_published_in_the_first_group(grouped: Local
     assert reply.json["own"]["id"] == "g1"
     assert reply.json["map"]["version"] == 1
     assert (await fetch(url, "PUT", "/v1/groups", encode_map(MAP), JSON)).status == 200
-    stale = await fetch(url, "PUT", "/v1/groups", encode_map(GroupMap(3, MAP.groups)), JSON)
+    stale = await fetch(url, "PUT", "/v1/groups", encode_map(GroupMap(1, MAP.groups[::-1])), JSON)
     assert stale.code == "precondition_failed"
     assert (await fetch(url, "PUT", "/v1/groups", b"{", JSON)).code == "invalid_body"
 

@@ -367,8 +367,12 @@ async def provoke(serve: Serve, method: str, path: str, code: str) -> Reply:
         local.node.ready = False
     elif code in FAILING:
         FAILING[code](local)
-    elif path == "/v1/groups" and code in {"not_found", "precondition_failed"}:
-        ask = ask._replace(body=ask.body and encode_map(GroupMap(5, (EVERYTHING,))))
+    elif path == "/v1/groups" and code == "precondition_failed":
+        assert (await send(local, ask)).status == 200
+        elsewhere = msgspec.structs.replace(EVERYTHING, endpoints=("http://127.0.0.1:9101",))
+        ask = ask._replace(body=encode_map(GroupMap(1, (elsewhere,))))
+    elif path == "/v1/groups" and code == "not_found":
+        pass  # the node has none
     elif code in SPOILT:
         ask = SPOILT[code](ask)
         if code == "cluster_unknown":

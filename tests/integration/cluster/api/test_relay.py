@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import NamedTuple
 
-import msgspec
 import pytest
 from aiohttp import hdrs
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -22,59 +19,17 @@ from cluster.api.settings import HttpSettings
 from cluster.certificates.authority import Authority
 from cluster.client.aio import AsyncClient
 from cluster.client.errors import UnknownOutcomeError
-from cluster.groups.group_map import Group, GroupMap
+from cluster.groups.group_map import Group
 from cluster.services.access import ACCESS_SERVICE
 from cluster.services.access_guard import TokenGuard, draw_token
 from datapath.operations import ANONYMOUS, Operation
-from tests.support.local_node import LocalNode, local_node
+from tests.support.group_pair import HIGH, LOW, Pair, know, node_of
 from tests.support.ports import free_port
 from tests.support.raw_http import Reply, fetch
-from tests.support.served import Local, Serve
+from tests.support.served import Serve
 
-LOW, HIGH = ((0, 2047),), ((2048, 4095),)
 OWN, OTHER = "orders%2F1", "cart%7B7%7D%2Fx"  # slots 598 and 2690
 JSON = {"Content-Type": "application/json"}
-
-
-class Pair(NamedTuple):
-    """A node of each of two groups, which know each other."""
-
-    low: Local
-    high: Local
-
-    @property
-    def url(self) -> str:
-        return self.low.base_url
-
-
-def node_of(group: str, cluster_id: str, access: TokenGuard | None = None) -> LocalNode:
-    node = local_node()
-    node.groups = KnownGroups(
-        Group(group, LOW if group == "g1" else HIGH), GroupRelay(HttpSettings())
-    )
-    node.view = msgspec.structs.replace(node.view, cluster_id=cluster_id)
-    if access is not None:
-        node.guard = access
-    return node
-
-
-def know(node: LocalNode, *groups: Group, version: int = 1) -> None:
-    assert node.groups is not None
-    assert node.groups.learn(GroupMap(version, groups))
-
-
-@pytest.fixture
-async def pair(serve: Serve) -> AsyncIterator[Pair]:
-    low = await serve(None, node_of("g1", "1" * 32))
-    high = await serve(None, node_of("g2", "2" * 32))
-    for _ in range(100):  # revisions that cannot be mistaken for the other group's
-        high.node.index += 1
-    for node in (low.node, high.node):
-        know(node, Group("g1", LOW, (low.base_url,)), Group("g2", HIGH, (high.base_url,)))
-    yield Pair(low, high)
-    for node in (low.node, high.node):
-        assert node.groups is not None
-        await node.groups.close()
 
 
 def told_by_the_other(reply: Reply) -> Reply:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ from cluster.archive.reading import as_text
 from cluster.cli.common import report_disk_errors
 from cluster.cli.main import main
 from cluster.config.file import render_config
+from cluster.config.groups_section import GroupsSection, group_text
 from cluster.config.model import NodeConfig
 from cluster.exit_codes import EXIT_INTERRUPTED
+from datapath.errors import DataDirectoryError
 from datapath.keyspaces import KV
 from datapath.records import Entry
+from datapath.storage.data_directory import DataDirectory
 from datapath.storage.store import Store
 from tests.support.made_archives import MadeArchive
 from tests.support.small_disk import mount_small_disk, unmount
@@ -28,24 +33,26 @@ PER_PIECE = 8
 class Made:
     """An archive of a base at 8, pieces up to 40, another base at 24; and a cluster to be made."""
 
-    def __init__(self, directory: Path) -> None:
-        self.archive = MadeArchive(directory / "archive", directory / "scratch")
+    def __init__(self, directory: Path, group: str = "") -> None:
+        self.archive = MadeArchive(directory / "archive", directory / "scratch", group=group)
         self.files = [self.archive.add(entries(0))]
         self.bases = [self.archive.add_base()]
         self.files += [self.archive.add(entries(number)) for number in (1, 2)]
         self.bases.append(self.archive.add_base())
         self.files += [self.archive.add(entries(number)) for number in (3, 4)]
         self.data = directory / "data"
+        self.config = directory / "cluster.toml"
+        self.configure(None)
+
+    def configure(self, groups: GroupsSection | None) -> None:
         node = NodeConfig(
             client="127.0.0.1:8101",
             peer="127.0.0.1:8201",
             raft="127.0.0.1:8301",
             data=str(self.data),
         )
-        self.config = directory / "cluster.toml"
-        self.config.write_text(
-            render_config("new", "a secret for tests, 32 bytes long", {"n1": node})
-        )
+        secret = "a secret for tests, 32 bytes long"
+        self.config.write_text(render_config("new", secret, {"n1": node}, groups=groups))
         self.config.chmod(0o600)
 
     def restore(self, *options: str, url: str = "") -> click.testing.Result:
@@ -120,6 +127,41 @@ def test_what_cannot_be_restored_is_refused(
     result = made.restore(*options)
     assert (result.exit_code, text in result.output) == (code, True), result.output
     assert not made.data.exists() or not list(made.data.iterdir())
+
+
+LOW = GroupsSection(id="g1", slots=((0, 2047),))
+HIGH = GroupsSection(id="g2", slots=((2048, 4095),), first=("http://127.0.0.1:8101",))
+
+
+@pytest.mark.parametrize(
+    ("held", "own", "text"),
+    [
+        (HIGH, LOW, "of group g2:2048-4095, and this file is of group g1:0-2047"),
+        (HIGH, GroupsSection(id="g2", slots=((2048, 4000),)), "this file is of group g2:2048-4000"),
+        (HIGH, None, "of group g2:2048-4095, and this file has no [groups]"),
+        (None, LOW, "of a cluster without groups, and this file is of group g1:0-2047"),
+    ],
+)
+def test_the_state_of_another_group_is_refused_by_both_names(
+    tmp_path: Path, held: GroupsSection | None, own: GroupsSection | None, text: str
+) -> None:
+    made = Made(tmp_path, group_text(held))
+    made.archive.store.close()
+    made.configure(own)
+    for source in (made.archive.url, str(made.bases[-1])):
+        refused = made.restore(url=source)
+        assert refused.exit_code == 78
+        assert text in refused.output
+        assert "groups: " in refused.output
+        assert not list(made.data.iterdir())
+        made.configure(held)
+        output(made.restore(url=source))
+        with closing(DataDirectory.open(made.data, node_id="n1")) as directory:
+            with pytest.raises(DataDirectoryError, match="belongs to group"):
+                directory.bind_group(group_text(own))
+            directory.bind_group(group_text(held))
+        shutil.rmtree(made.data)
+        made.configure(own)
 
 
 def test_a_missing_piece_says_up_to_which_revision_it_can_go(made: Made) -> None:

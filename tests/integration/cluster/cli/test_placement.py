@@ -22,10 +22,10 @@ START = """
 import subprocess, sys
 from pathlib import Path
 
-config, pids, client, peer, raft, group, node, machine = sys.argv[1:]
+config, pids, client, peer, raft, group, node, machine, role = sys.argv[1:]
 assert (group, machine) == ("g1", "m4")
 with open(config, "a") as file:
-    file.write(f'[nodes.{node}]\\ndata = "data/{node}"\\n')
+    file.write(f'[nodes.{node}]\\nrole = "{role}"\\ndata = "data/{node}"\\n')
     file.write(f'client = "{client}"\\npeer = "{peer}"\\nraft = "{raft}"\\n')
 with Path(config).with_name(f"{node}.log").open("ab") as log:
     command = [sys.executable, "-m", "onecopy", "serve", "--config", config, "--node", node]
@@ -34,29 +34,34 @@ Path(pids).write_text(str(found.pid))
 """
 
 
-def _fleet(cluster: LocalCluster, leaving: str) -> str:
-    lines = []
-    for node in (1, 2, 3, 4):
-        state = "draining" if f"n{node}" == leaving else "up"
-        lines += [f"[machines.m{node}]", f'state = "{state}"']
-    nodes = ", ".join(f'n{node} = "m{node}"' for node in (1, 2, 3))
+def _fleet(cluster: LocalCluster, leaving: str, witnesses: int) -> str:
+    lines, nodes = [], []
+    for number, node in enumerate((*cluster.nodes, ""), 1):
+        state = "draining" if node == leaving else "up"
+        lines += [f"[machines.m{number}]", f'state = "{state}"']
+        nodes += [f'{node} = "m{number}"'] if node else []
     urls = json.dumps([cluster.url(node) for node in cluster.nodes])
-    return "\n".join([*lines, "[groups.g1]", f"endpoints = {urls}", f"nodes = {{ {nodes} }}"])
+    shape = [f"replicas = {3 - witnesses}", f"witnesses = {witnesses}"]
+    placed = f"nodes = {{ {', '.join(nodes)} }}"
+    return "\n".join([*lines, "[groups.g1]", f"endpoints = {urls}", *shape, placed])
 
 
-async def test_a_machine_is_emptied_step_by_step(tmp_path: Path) -> None:
-    pids = tmp_path / "pid"
+@pytest.mark.parametrize("role", ["replica", "witness"])
+async def test_a_machine_is_emptied_step_by_step(tmp_path: Path, role: str) -> None:
+    pids, witnesses = tmp_path / "pid", int(role == "witness")
     with contextlib.ExitStack() as stack:
-        cluster = stack.enter_context(LocalCluster(tmp_path / "cluster"))
+        cluster = stack.enter_context(
+            LocalCluster(tmp_path / "cluster", replicas=3 - witnesses, witnesses=witnesses)
+        )
         client = cluster.client()
         client.put("kept", b"1")
-        leaving = cluster.primary()
+        leaving = cluster.primary() if role == "replica" else "w1"
         file, script = tmp_path / "fleet.toml", tmp_path / "start.py"
-        file.write_text(_fleet(cluster, leaving))
+        file.write_text(_fleet(cluster, leaving, witnesses))
         script.write_text(START)
         planned = await run("placement", "plan", file, "--json")
         (step,) = json.loads(planned.out)
-        assert (step["kind"], step["group"], step["machine"]) == ("add", "g1", "m4")
+        assert (step["kind"], step["machine"], step["role"]) == ("add", "m4", role)
 
         addresses = [free_address() for _ in range(3)]
         command = [sys.executable, str(script), str(cluster.config), str(pids), *addresses]
@@ -68,12 +73,14 @@ async def test_a_machine_is_emptied_step_by_step(tmp_path: Path) -> None:
 
         assert ended.code == 0, ended.err
         said = ended.out.decode().splitlines()
-        assert [line.split("(")[0].split()[1] for line in said[:-1]] == ["add", "hand", "remove"]
+        steps = ["add", "hand", "remove"] if role == "replica" else ["add", "remove"]
+        assert [line.split("(")[0].split()[1] for line in said[:-1]] == steps
         assert said[-1] == "every node is in its place"
         status = client.status()
         newcomer = step["node"]
         assert set(status.nodes) == {*cluster.nodes, newcomer} - {leaving}
-        assert newcomer in status.in_sync
+        assert status.nodes[newcomer].role == role
+        assert status.nodes[newcomer].votes
         found = client.get("kept")
         assert found is not None
         assert found.value == b"1"

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 
+import click.testing
 import pytest
 
+from cluster.cli.recover import recover
+from cluster.config.file import render_config
+from cluster.config.groups_section import GroupsSection, group_text
+from cluster.config.model import NodeConfig
+from cluster.exit_codes import EXIT_NOT_APPLIED
 from cluster.recovery.examination import Examination, RecoveryError, examine
 from cluster.recovery.making import make
 from cluster.recovery.report import report
@@ -23,13 +30,16 @@ MAP_BYTES = 1 << 24
 SEGMENT_BYTES = 1 << 16
 
 
-def replica(path: Path, node: str, *batches: tuple[int, int], flushed: int = 0) -> Path:
+def replica(
+    path: Path, node: str, *batches: tuple[int, int], flushed: int = 0, group: str = ""
+) -> Path:
     """Make a data directory whose log has batches of (epoch, number of entries).
 
     Entry i writes key "i"; the first `flushed` batches are in the store, too.
     """
     directory = DataDirectory.open(path, node_id=node)
     directory.bind_cluster("c1")
+    directory.bind_group(group)
     accepted = Accepted(path / "accepted")
     accepted.record(max(epoch for epoch, _ in batches), "n1")
     store = Store.open(path / "store", cluster_id="c1", map_size_bytes=MAP_BYTES)
@@ -191,3 +201,35 @@ def test_a_full_disk_leaves_an_empty_target(
         with pytest.raises(DataDirectoryError, match="is not empty"):
             make(found.best, tmp_path / "new", "n1", MAP_BYTES)
     assert keys(tmp_path / "new") == [1, 2, 3]
+
+
+def test_what_is_left_of_another_group_is_not_recovered(tmp_path: Path) -> None:
+    low = GroupsSection(id="g1", slots=((0, 2047),))
+    high = GroupsSection(id="g2", slots=((2048, 4095),))
+    one = replica(tmp_path / "n1", "n1", (1, 3), flushed=1, group=group_text(high))
+    config, new = tmp_path / "cluster.toml", tmp_path / "new"
+
+    def run(groups: GroupsSection | None, *options: str) -> click.testing.Result:
+        node = NodeConfig(
+            client="127.0.0.1:8101", peer="127.0.0.1:8201", raft="127.0.0.1:8301", data=str(new)
+        )
+        secret = "a secret for tests, 32 bytes long"
+        config.write_text(render_config("new", secret, {"n1": node}, groups=groups))
+        config.chmod(0o600)
+        arguments = [str(one), "--config", str(config), "--node", "n1", *options]
+        return click.testing.CliRunner().invoke(recover, arguments)
+
+    for groups, text in ((low, "this file is of group g1:0-2047"), (None, "has no [groups]")):
+        for options in ((), ("--yes",)):
+            refused = run(groups, *options)
+            assert refused.exit_code == EXIT_NOT_APPLIED, refused.output
+            assert f"{one} is of group g2:2048-4095, and " in refused.output
+            assert text in refused.output
+            assert not new.exists()
+    made = run(high, "--yes")
+    assert made.exit_code == 0, made.output
+    assert "of cluster c1, group g2:2048-4095" in made.output
+    with closing(DataDirectory.open(new, node_id="n1")) as directory:
+        with pytest.raises(DataDirectoryError, match="belongs to group g2:2048-4095"):
+            directory.bind_group(group_text(low))
+        directory.bind_group(group_text(high))

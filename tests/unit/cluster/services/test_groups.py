@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cluster.etcd.errors import INVALID_ARGUMENT, from_problem
 from cluster.groups.group_map import Group, GroupMap, encode_map
 from cluster.groups.partition import SLOTS, slot_of
 from cluster.services.access_guard import TokenGuard
@@ -167,6 +168,12 @@ def test_a_users_service_sees_of_the_store_its_groups_keys_alone() -> None:
         store.delete(OTHER)
 
 
+def test_etcds_clients_are_not_sent_to_other_nodes_of_the_same_group() -> None:
+    said = from_problem(WrongGroupError(b"{7}", 2690, "g1"))
+    assert said.code == INVALID_ARGUMENT
+    assert "slot 2690" in said.message
+
+
 # -- the map
 
 ONE = GroupMap(1, (Group("g1", ((0, 2047),)), Group("g2", ((2048, 4095),))))
@@ -186,13 +193,15 @@ def refused(primary: Primary, offered: GroupMap | bytes, **options: Any) -> str:
     return caught.value.code
 
 
-def test_versions_follow_each_other() -> None:
+def test_versions_rise() -> None:
     primary = Primary()
     assert publish(primary, ONE) == 1
     assert publish(primary, ONE) == 1, "a repeat"
     assert refused(primary, msgspec.structs.replace(MOVED, version=1)) == "precondition_failed"
-    assert refused(primary, msgspec.structs.replace(MOVED, version=3)) == "precondition_failed"
-    assert publish(primary, MOVED) == 2
+    later = msgspec.structs.replace(MOVED, version=7)  # others know 6: this state was restored
+    assert publish(primary, later) == 7
+    with pytest.raises(RejectedError, match="must be above 7"):
+        publish(primary, MOVED)
 
 
 def test_slots_stay_where_they_are() -> None:
